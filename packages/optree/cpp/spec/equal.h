@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whether two trees have the same shape, payloads aside.
+#pragma once
+
+#include <cstring>
+
+#include "spec/tree.h"
+
+namespace optree {
+
+// Slots stand in node order everywhere, so trees of one shape have bytewise equal node tables.
+inline bool same_shape(const Tree& a, const Tree& b) noexcept {
+    return a.leaves == b.leaves && a.nodes.size() == b.nodes.size() &&
+           (a.nodes.empty() ||
+            std::memcmp(a.nodes.data(), b.nodes.data(), a.nodes.size() * sizeof(Node)) == 0);
+}
+
+}  // namespace optree

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// Mixing of 64-bit words into one hash.
+#pragma once
+
+#include <cstdint>
+
+#include "spec/tree.h"
+
+namespace optree {
+
+// The finaliser of MurmurHash3 (Appleby, public domain constants): every input bit reaches every
+// output bit.
+constexpr std::uint64_t mix(std::uint64_t x) noexcept {
+    x ^= x >> 33;
+    x *= 0xff51afd7ed558ccdULL;
+    x ^= x >> 33;
+    x *= 0xc4ceb9fe1a85ec53ULL;
+    x ^= x >> 33;
+    return x;
+}
+
+constexpr std::uint64_t combine(std::uint64_t seed, std::uint64_t value) noexcept {
+    return mix(seed * 0x9e3779b97f4a7c15ULL + value + 0x7f4a7c15ULL);
+}
+
+// Hash of the shape alone: kinds, arities and counts, not the payloads.
+inline std::uint64_t hash_node(std::uint64_t seed, const Node& node) noexcept {
+    seed = combine(seed, (std::uint64_t{static_cast<std::uint8_t>(node.kind)} << 32) | node.arity);
+    return combine(seed, (std::uint64_t{node.leaves} << 32) | node.leaf_end);
+}
+
+}  // namespace optree

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// One internal node of a tree, and the table that holds them. The only file that names abseil.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "absl/container/inlined_vector.h"
+#include "spec/kind.h"
+
+namespace optree {
+
+// Leaves have no node. The internal nodes of a tree stand in post-order, and each says how many
+// leaves precede it in the whole table, so the position of every leaf is known:
+//
+//     {'a': *, 'b': (*, *), 'c': *}      post-order tokens:  *  *  *  tuple  *  dict
+//
+//     nodes[0] = {tuple, arity 2, leaves 2, span 1, leaf_end 3}
+//     nodes[1] = {dict,  arity 3, leaves 4, span 2, leaf_end 4}
+//
+// The leaf tokens between nodes[i-1] and nodes[i] number leaf_end[i] - leaf_end[i-1]. A tree that
+// is one leaf has an empty table.
+struct Node {
+    Kind kind;               // never Kind::leaf
+    std::uint8_t zero[3];    // padding, always zero, so that tables compare bytewise
+    std::uint32_t payload;   // index of the first payload slot; see slot_count()
+    std::uint32_t arity;     // number of children
+    std::uint32_t leaves;    // number of leaves below this node
+    std::uint32_t span;      // number of internal nodes of the subtree, this one included
+    std::uint32_t leaf_end;  // number of leaf tokens before this node in the table
+};
+
+static_assert(std::is_trivially_copyable_v<Node> && sizeof(Node) == 24);
+
+// Inline capacities: most trees that are built per call have a handful of internal nodes.
+using NodeTable = absl::InlinedVector<Node, 3>;
+
+// An opaque payload; `spec/` never looks inside. Owned by whoever owns the table.
+using Slot = void*;
+using SlotTable = absl::InlinedVector<Slot, 3>;
+
+// Position stacks of the walks over a table.
+template <class T, std::size_t N = 32>
+using Stack = absl::InlinedVector<T, N>;
+
+}  // namespace optree

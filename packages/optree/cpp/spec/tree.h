@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+// The structure of a tree: nodes, payload slots and the number of leaves. Knows nothing of Python.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+
+#include "spec/node.h"
+
+namespace optree {
+
+struct Tree {
+    NodeTable nodes;           // post-order
+    SlotTable slots;           // in node order: node i owns slots[payload, payload + slot_count)
+    std::uint32_t leaves = 0;  // number of leaf tokens
+
+    std::size_t num_nodes() const noexcept { return nodes.size() + leaves; }
+    bool is_leaf() const noexcept { return nodes.empty() && leaves == 1; }
+    const Node& root() const noexcept { return nodes.back(); }
+    std::size_t num_children() const noexcept { return nodes.empty() ? 0 : root().arity; }
+};
+
+// A tree holds at most this many leaves, and as many internal nodes.
+inline constexpr std::size_t kMaxLeaves = std::numeric_limits<std::uint32_t>::max() - 1;
+
+inline std::uint32_t checked_count(std::size_t count) {
+    if (count > kMaxLeaves) {
+        throw std::length_error("a tree holds at most 4294967294 leaves and as many nodes");
+    }
+    return static_cast<std::uint32_t>(count);
+}
+
+// A position in the reversed token sequence. Reversed post-order is pre-order from right to left:
+// the root first, then its last child.
+//
+//     for (Cursor c = Cursor::end_of(tree); !c.done();) {
+//         if (const Node* node = c.node()) { ...; c.enter(); } else { ...; c.leaf(); }
+//     }
+struct Cursor {
+    const Node* table;
+    std::uint32_t node_end;  // the next internal token is table[node_end - 1]
+    std::uint32_t leaf_end;  // the next leaf token is leaf_end - 1
+
+    static Cursor end_of(const Tree& tree) noexcept {
+        return {tree.nodes.data(), static_cast<std::uint32_t>(tree.nodes.size()), tree.leaves};
+    }
+    // The internal node at this position, or null for a leaf.
+    const Node* node() const noexcept {
+        if (node_end != 0 && table[node_end - 1].leaf_end == leaf_end) return table + node_end - 1;
+        return nullptr;
+    }
+    void enter() noexcept { --node_end; }
+    void leaf() noexcept { --leaf_end; }
+    // Steps over the whole subtree at this position.
+    void skip() noexcept {
+        if (const Node* top = node()) {
+            node_end -= top->span;
+            leaf_end -= top->leaves;
+        } else {
+            --leaf_end;
+        }
+    }
+    std::uint32_t subtree_leaves() const noexcept {
+        const Node* top = node();
+        return top != nullptr ? top->leaves : 1;
+    }
+};
+
+// One subtree as ranges of a table: internal nodes [first, last), leaf tokens [leaf, leaf + leaves).
+struct Subtree {
+    std::uint32_t first_node, last_node;
+    std::uint32_t first_leaf, leaves;
+
+    bool is_leaf() const noexcept { return first_node == last_node; }
+    const Node& root(const Tree& tree) const noexcept { return tree.nodes[last_node - 1]; }
+};
+
+inline Subtree whole(const Tree& tree) noexcept {
+    return {0, static_cast<std::uint32_t>(tree.nodes.size()), 0, tree.leaves};
+}
+
+inline Subtree subtree_at(const Cursor& cursor) noexcept {
+    Cursor after = cursor;
+    after.skip();
+    return {after.node_end, cursor.node_end, after.leaf_end, cursor.leaf_end - after.leaf_end};
+}
+
+// The subtrees of the children of `parent` (an internal subtree), from the first to the last.
+template <std::size_t N>
+void children_of(const Tree& tree, const Subtree& parent, Stack<Subtree, N>& out) {
+    const std::uint32_t arity = parent.root(tree).arity;
+    Cursor cursor{tree.nodes.data(), parent.last_node, parent.first_leaf + parent.leaves};
+    cursor.enter();
+    out.resize(arity);
+    for (std::uint32_t i = arity; i-- > 0; cursor.skip()) out[i] = subtree_at(cursor);
+}
+
+// Appends tokens in post-order and keeps the counts of every node right.
+//
+//     Builder build(tree); build.leaf(); build.leaf(); build.close(Kind::tuple, 2);  // (*, *)
+//
+// Slots are pushed by the caller, in node order, before `close`.
+class Builder {
+  public:
+    explicit Builder(Tree& tree) : tree_(tree) {}
+
+    void leaf() {
+        starts_.push_back({tree_.leaves, nodes()});
+        tree_.leaves = checked_count(std::size_t{tree_.leaves} + 1);
+    }
+
+    void close(Kind kind, std::uint32_t arity) {
+        if (arity > starts_.size()) throw std::logic_error("post-order closes more than it opened");
+        Start start = arity != 0 ? starts_[starts_.size() - arity] : Start{tree_.leaves, nodes()};
+        starts_.resize(starts_.size() - arity);
+        const auto payload = static_cast<std::uint32_t>(tree_.slots.size() - slot_count(kind));
+        const std::uint32_t span = checked_count(std::size_t{nodes()} - start.node + 1);
+        tree_.nodes.push_back(
+            {kind, {}, payload, arity, tree_.leaves - start.leaf, span, tree_.leaves});
+        starts_.push_back(start);
+    }
+
+    // Appends a copy of `part` of `from`. The caller appends the slots through `copy_slot`, which
+    // is called once per slot and returns the slot to store (a new reference, say).
+    template <class CopySlot>
+    void append(const Tree& from, const Subtree& part, CopySlot&& copy_slot) {
+        const Start start{tree_.leaves, nodes()};
+        const std::uint32_t leaf_base = tree_.leaves - part.first_leaf;  // wraps, and wraps back
+        checked_count(std::size_t{tree_.leaves} + part.leaves);
+        for (std::uint32_t i = part.first_node; i < part.last_node; ++i) {
+            Node node = from.nodes[i];
+            const std::size_t count = slot_count(node.kind);
+            const Slot* slots = from.slots.data() + node.payload;
+            node.payload = static_cast<std::uint32_t>(tree_.slots.size());
+            for (std::size_t s = 0; s < count; ++s) tree_.slots.push_back(copy_slot(slots[s]));
+            node.leaf_end += leaf_base;
+            tree_.nodes.push_back(node);
+        }
+        tree_.leaves += part.leaves;
+        starts_.push_back(start);
+    }
+
+    // Number of complete subtrees so far that no node has closed over; 1 when the tree is whole.
+    std::size_t open() const noexcept { return starts_.size(); }
+
+    // Leaves below the last subtree appended, and internal nodes in it.
+    std::uint32_t last_leaves() const { return tree_.leaves - starts_.back().leaf; }
+    std::uint32_t last_span() const { return nodes() - starts_.back().node; }
+
+  private:
+    struct Start {
+        std::uint32_t leaf, node;
+    };
+    std::uint32_t nodes() const noexcept { return static_cast<std::uint32_t>(tree_.nodes.size()); }
+
+    Tree& tree_;
+    Stack<Start> starts_;
+};
+
+}  // namespace optree
