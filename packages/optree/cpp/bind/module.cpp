@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// The extension module optree._C.
+#include <pybind11/pybind11.h>
+
+#include "bind/functions.h"
+#include "bind/interpreters.h"
+#include "bind/spec_type.h"
+#include "nodes/state.h"
+#include "support/errors.h"
+#include "walk/iterate.h"
+
+namespace py = pybind11;
+
+namespace optree {
+namespace {
+
+const char* const kKindNames[kNumKinds] = {"CUSTOM",      "LEAF",  "NONE",           "TUPLE",
+                                           "LIST",        "DICT",  "NAMEDTUPLE",     "ORDEREDDICT",
+                                           "DEFAULTDICT", "DEQUE", "STRUCTSEQUENCE", "FROZENDICT"};
+
+py::object borrow(const Ref& ref) { return py::reinterpret_borrow<py::object>(ref.get()); }
+
+// ---- build-time facts
+
+PyObject* hex_repr(PyObject* self) {
+    const unsigned long value = PyLong_AsUnsignedLong(self);
+    if (value == static_cast<unsigned long>(-1) && PyErr_Occurred()) return nullptr;
+    char text[24];
+    PyOS_snprintf(text, sizeof(text), "0x%08lX", value);
+    return PyUnicode_FromString(text);
+}
+
+PyType_Slot hex_slots[] = {
+    {Py_tp_repr, reinterpret_cast<void*>(hex_repr)},
+    {Py_tp_str, reinterpret_cast<void*>(hex_repr)},
+    {0, nullptr},
+};
+PyType_Spec hex_spec = {"optree._C.HexInt", 0, 0, static_cast<unsigned int>(Py_TPFLAGS_DEFAULT),
+                        hex_slots};
+
+#define OPTREE_TEXT_OF(x) #x
+#define OPTREE_TEXT(x) OPTREE_TEXT_OF(x)
+
+py::dict buildtime_metadata() {
+    const py::tuple bases = py::make_tuple(
+        py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(&PyLong_Type)));
+    const auto hex = py::reinterpret_steal<py::object>(
+        checked(PyType_FromSpecWithBases(&hex_spec, bases.ptr())).release());
+    py::dict facts;
+    facts["PY_VERSION"] = PY_VERSION;
+    facts["PY_VERSION_HEX"] = hex(PY_VERSION_HEX);
+#if defined(PYPY_VERSION)
+    facts["PYPY_VERSION"] = PYPY_VERSION;
+    facts["PYPY_VERSION_NUM"] = hex(PYPY_VERSION_NUM);
+#endif
+#if defined(Py_DEBUG)
+    facts["Py_DEBUG"] = true;
+#else
+    facts["Py_DEBUG"] = false;
+#endif
+#if defined(Py_GIL_DISABLED)
+    facts["Py_GIL_DISABLED"] = true;
+#else
+    facts["Py_GIL_DISABLED"] = false;
+#endif
+    facts["PYBIND11_VERSION_HEX"] = hex(PYBIND11_VERSION_HEX);
+    facts["PYBIND11_INTERNALS_VERSION"] = PYBIND11_INTERNALS_VERSION;
+    facts["PYBIND11_INTERNALS_ID"] = PYBIND11_INTERNALS_ID;
+    facts["PYBIND11_MODULE_LOCAL_ID"] = PYBIND11_MODULE_LOCAL_ID;
+    facts["PYBIND11_HAS_NATIVE_ENUM"] = true;
+    facts["PYBIND11_HAS_INTERNALS_WITH_SMART_HOLDER_SUPPORT"] = true;
+#if defined(PYBIND11_HAS_SUBINTERPRETER_SUPPORT)
+    facts["PYBIND11_HAS_SUBINTERPRETER_SUPPORT"] = true;
+    facts["OPTREE_HAS_SUBINTERPRETER_SUPPORT"] = true;
+#else
+    facts["PYBIND11_HAS_SUBINTERPRETER_SUPPORT"] = false;
+    facts["OPTREE_HAS_SUBINTERPRETER_SUPPORT"] = false;
+#endif
+#if defined(_GLIBCXX_USE_CXX11_ABI)
+    facts["GLIBCXX_USE_CXX11_ABI"] = _GLIBCXX_USE_CXX11_ABI != 0;
+#else
+    facts["GLIBCXX_USE_CXX11_ABI"] = false;
+#endif
+    facts["MSVC_DISABLE_CONSTEXPR_MUTEX_CONSTRUCTOR"] = false;
+    facts["OPTREE_HAS_READ_WRITE_LOCK"] = false;
+    facts["OPTREE_HAS_FROZENDICT"] = false;
+    return facts;
+}
+
+// ---- classes
+
+void add_kind_enum(py::module_& module, State& state) {
+    py::list members;
+    for (int i = 0; i < kNumKinds; ++i) members.append(py::make_tuple(kKindNames[i], i));
+    const py::object enum_class = py::module_::import("enum").attr("IntEnum");
+    py::object kinds = enum_class("PyTreeKind", members, py::arg("module") = "optree",
+                                  py::arg("qualname") = "PyTreeKind");
+    for (int i = 0; i < kNumKinds; ++i)
+        state.kinds[i] = py::object(kinds.attr(kKindNames[i])).ptr();
+    // Not a member, so set past the metaclass.
+    auto* type = reinterpret_cast<PyTypeObject*>(kinds.ptr());
+    const py::int_ count(kNumKinds);
+    check_status(PyDict_SetItemString(type->tp_dict, "NUM_KINDS", count.ptr()));
+    kinds.attr("__doc__") = "The kind of a node of a tree.";
+    PyType_Modified(type);
+#if PY_VERSION_HEX >= 0x030A0000
+    type->tp_flags |= Py_TPFLAGS_IMMUTABLETYPE;
+#endif
+    state.kind_enum = Ref::borrow(kinds.ptr());
+    module.attr("PyTreeKind") = kinds;
+}
+
+void add_functions(py::module_& module, State& state, PyMethodDef* table) {
+    const py::object name = module.attr("__name__");
+    for (PyMethodDef* entry = table; entry->ml_name != nullptr; ++entry) {
+        const Ref function =
+            checked(PyCFunction_NewEx(entry, reinterpret_cast<PyObject*>(&state), name.ptr()));
+        module.attr(entry->ml_name) = borrow(function);
+    }
+}
+
+// ---- the end of an interpreter
+
+PyObject* at_exit(PyObject* self, PyObject*) {
+    // The registry stays: trees are still trees for what runs after this. It goes with the module.
+    as_state(self).layouts.clear();
+    interpreter_leaves(current_interpreter());
+    Py_RETURN_NONE;
+}
+
+PyMethodDef at_exit_def = {"at_exit", at_exit, METH_NOARGS, nullptr};
+
+void fill_module(py::module_& module) {
+    const Ref owner = make_state();
+    State& state = as_state(owner.get());
+
+    state.internal_error = checked(PyErr_NewExceptionWithDoc("optree._C.InternalError",
+                                                             "A bug in optree: please report it.",
+                                                             PyExc_SystemError, nullptr));
+    module.attr("InternalError") = borrow(state.internal_error);
+    state.spec_type = make_spec_type();
+    state.iter_type = make_iter_type();
+    bind_type_to_state(state.spec(), state);
+    bind_type_to_state(reinterpret_cast<PyTypeObject*>(state.iter_type.get()), state);
+    module.attr("PyTreeSpec") = borrow(state.spec_type);
+    module.attr("PyTreeIter") = borrow(state.iter_type);
+    add_kind_enum(module, state);
+    add_functions(module, state, tree_functions);
+    add_functions(module, state, registry_functions);
+
+    module.attr("MAX_RECURSION_DEPTH") = compat::kMaxDepth;
+    module.attr("Py_TPFLAGS_BASETYPE") = Py_TPFLAGS_BASETYPE;
+    module.attr("PyStructSequence_UnnamedField") = "unnamed field";
+    const py::dict facts = buildtime_metadata();
+    for (const auto& [name, value] : facts) module.attr(name) = value;
+    module.attr("BUILDTIME_METADATA") =
+        py::reinterpret_steal<py::object>(checked(PyDictProxy_New(facts.ptr())).release());
+
+    const Ref callback = checked(PyCFunction_New(&at_exit_def, owner.get()));
+    py::module_::import("atexit").attr("register")(borrow(callback));
+    interpreter_enters(current_interpreter());
+}
+
+}  // namespace
+}  // namespace optree
+
+#if defined(PYBIND11_HAS_SUBINTERPRETER_SUPPORT)
+PYBIND11_MODULE(_C, module, py::multiple_interpreters::per_interpreter_gil()) {
+#else
+PYBIND11_MODULE(_C, module) {
+#endif
+    module.doc() = "Optimized PyTree Utilities. (C extension module built from src/optree.cpp)";
+    try {
+        optree::fill_module(module);
+    } catch (const optree::PythonError&) {
+        throw py::error_already_set();
+    }
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bind/functions.h"
+#include "support/arguments.h"
+#include "walk/flatten.h"
+#include "walk/from_collection.h"
+#include "walk/map.h"
+#include "walk/paths.h"
+
+namespace optree {
+namespace {
+
+using Args = PyObject* const*;
+
+// (is_leaf, none_is_leaf, namespace) as they come, from args[0] on; null where not given.
+class CallContext {
+  public:
+    CallContext(State& state, Args options, const char* predicate_name)
+        : name_(namespace_of(state, options[2])),
+          context(state, as_predicate(options[0], predicate_name),
+                  as_bool(options[1], "none_is_leaf"), name_.get()) {}
+
+  private:
+    static Ref namespace_of(State& state, PyObject* value) {
+        return exact_str(value, state.empty_str.get(), "namespace");
+    }
+    Ref name_;
+
+  public:
+    Context context;
+};
+
+void require_count(const char* function, Py_ssize_t nargs, Py_ssize_t expected) {
+    if (OPTREE_UNLIKELY(nargs != expected)) {
+        raise(PyExc_TypeError, "%s() takes exactly %zd arguments (%zd given)", function, expected,
+              nargs);
+    }
+}
+
+// Parses (tree, /, leaf_predicate=None, none_is_leaf=False, namespace='').
+void parse_tree_call(const char* function, Args args, Py_ssize_t nargs, PyObject* kwnames,
+                     PyObject** out) {
+    parse_arguments({function, 1, 4, 1, {"tree", "leaf_predicate", "none_is_leaf", "namespace"}},
+                    args, nargs, kwnames, out);
+}
+
+PyObject* flatten(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] {
+        PyObject* out[4];
+        parse_tree_call("flatten", args, nargs, kwnames, out);
+        CallContext call(state, out + 1, "leaf_predicate");
+        Flattening flat(call.context);
+        flat.run(out[0]);
+        Ref spec = flat.take_spec();
+        Ref leaves = flat.leaves.into_list();
+        Ref pair = checked(PyTuple_New(2));
+        PyTuple_SET_ITEM(pair.get(), 0, leaves.release());
+        PyTuple_SET_ITEM(pair.get(), 1, spec.release());
+        return pair.release();
+    });
+}
+
+PyObject* flatten_with_path(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] {
+        PyObject* out[4];
+        parse_tree_call("flatten_with_path", args, nargs, kwnames, out);
+        CallContext call(state, out + 1, "leaf_predicate");
+        Flattening flat(call.context);
+        flat.run(out[0]);
+        const Ref spec = flat.take_spec();
+        const Ref leaves = flat.leaves.into_list();
+        const Ref paths = spec_paths(as_spec(spec.get()));
+        return checked(PyTuple_Pack(3, paths.get(), leaves.get(), spec.get())).release();
+    });
+}
+
+PyObject* leaves(PyObject* self, Args args, Py_ssize_t nargs) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] {
+        require_count("leaves", nargs, 4);
+        CallContext call(state, args + 1, "is_leaf");
+        Flattening flat(call.context);
+        flat.run(args[0]);
+        return flat.leaves.into_list().release();
+    });
+}
+
+PyObject* structure(PyObject* self, Args args, Py_ssize_t nargs) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] {
+        require_count("structure", nargs, 4);
+        CallContext call(state, args + 1, "is_leaf");
+        Flattening flat(call.context);
+        flat.run(args[0], false);
+        return flat.take_spec().release();
+    });
+}
+
+void require_map_arguments(const char* function, Args args, Py_ssize_t nargs) {
+    require_count(function, nargs, 6);
+    if (!PyTuple_CheckExact(args[2]))
+        raise(PyExc_TypeError, "expected a tuple of trees, got %R", args[2]);
+}
+
+// (func, tree, rests, is_leaf, none_is_leaf, namespace)
+PyObject* map(PyObject* self, Args args, Py_ssize_t nargs) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] {
+        require_map_arguments("map", args, nargs);
+        CallContext call(state, args + 3, "is_leaf");
+        return tree_map(call.context, args[0], args[1], args[2]).release();
+    });
+}
+
+PyObject* map_inplace(PyObject* self, Args args, Py_ssize_t nargs) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] {
+        require_map_arguments("map_", args, nargs);
+        CallContext call(state, args + 3, "is_leaf");
+        tree_map_inplace(call.context, args[0], args[1], args[2]);
+        return compat::new_ref(args[1]);
+    });
+}
+
+bool object_is_leaf(Context& context, PyObject* object) {
+    if (context.predicate != nullptr && context.is_leaf_by_predicate(object)) return true;
+    Registration* registration = nullptr;
+    return context.classify(object, registration) == Kind::leaf;
+}
+
+PyObject* is_leaf(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] {
+        PyObject* out[4];
+        parse_arguments(
+            {"is_leaf", 1, 4, 1, {"obj", "leaf_predicate", "none_is_leaf", "namespace"}}, args,
+            nargs, kwnames, out);
+        CallContext call(state, out + 1, "leaf_predicate");
+        return compat::new_ref(object_is_leaf(call.context, out[0]) ? Py_True : Py_False);
+    });
+}
+
+PyObject* all_leaves(PyObject* self, Args args, Py_ssize_t nargs) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] {
+        require_count("all_leaves", nargs, 4);
+        CallContext call(state, args + 1, "is_leaf");
+        const Ref iterator = checked(PyObject_GetIter(args[0]));
+        while (PyObject* item = PyIter_Next(iterator.get())) {
+            const Ref object = Ref::steal(item);
+            if (!object_is_leaf(call.context, item)) return compat::new_ref(Py_False);
+        }
+        if (PyErr_Occurred()) throw PythonError{};
+        return compat::new_ref(Py_True);
+    });
+}
+
+PyObject* make_leaf(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] {
+        PyObject* out[2];
+        parse_arguments({"make_leaf", 0, 2, 0, {"none_is_leaf", "namespace"}}, args, nargs, kwnames,
+                        out);
+        exact_str(out[1], state.empty_str.get(), "namespace");
+        return new_leaf_spec(state, as_bool(out[0], "none_is_leaf"), state.empty_str.get())
+            .release();
+    });
+}
+
+PyObject* make_none(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] {
+        PyObject* out[2];
+        parse_arguments({"make_none", 0, 2, 0, {"none_is_leaf", "namespace"}}, args, nargs, kwnames,
+                        out);
+        exact_str(out[1], state.empty_str.get(), "namespace");
+        const bool none_is_leaf = as_bool(out[0], "none_is_leaf");
+        if (none_is_leaf) return new_leaf_spec(state, true, state.empty_str.get()).release();
+        TreeOwner owner;
+        Builder(owner.tree).close(Kind::none, 0);
+        return new_spec(state, false, state.empty_str.get(), owner).release();
+    });
+}
+
+PyObject* make_from_collection(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] {
+        PyObject* out[3];
+        parse_arguments(
+            {"make_from_collection", 1, 3, 1, {"collection", "none_is_leaf", "namespace"}}, args,
+            nargs, kwnames, out);
+        PyObject* const options[] = {nullptr, out[1], out[2]};
+        CallContext call(state, options, "");
+        return spec_from_collection(call.context, out[0]).release();
+    });
+}
+
+template <class Function>
+PyCFunction as_cfunction(Function* function) {
+    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+constexpr int kKeywords = METH_FASTCALL | METH_KEYWORDS;
+
+}  // namespace
+
+PyMethodDef tree_functions[] = {
+    {"flatten", as_cfunction(flatten), kKeywords, "Leaves and structure of a tree."},
+    {"flatten_with_path", as_cfunction(flatten_with_path), kKeywords,
+     "Paths, leaves and structure of a tree."},
+    {"leaves", as_cfunction(leaves), METH_FASTCALL, "Leaves of a tree."},
+    {"structure", as_cfunction(structure), METH_FASTCALL, "Structure of a tree."},
+    {"map", as_cfunction(map), METH_FASTCALL, "Map a function over one or several trees."},
+    {"map_", as_cfunction(map_inplace), METH_FASTCALL,
+     "Call a function on the leaves; return the first tree."},
+    {"is_leaf", as_cfunction(is_leaf), kKeywords, "Whether an object is a leaf."},
+    {"all_leaves", as_cfunction(all_leaves), METH_FASTCALL, "Whether all objects are leaves."},
+    {"make_leaf", as_cfunction(make_leaf), kKeywords, "The structure of a leaf."},
+    {"make_none", as_cfunction(make_none), kKeywords, "The structure of None."},
+    {"make_from_collection", as_cfunction(make_from_collection), kKeywords,
+     "A structure from a container of structures."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace optree

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// What one call of the library decides nodes by, and the decision itself.
+#pragma once
+
+#include "nodes/state.h"
+#include "spec/kind.h"
+
+namespace optree {
+
+// Up to three payload slots of one node, owned until they are moved into a slot table.
+struct Payload {
+    Ref slot[3];
+};
+
+// Made once per call: the namespace is resolved and the dict mode is read once.
+class Context {
+  public:
+    // `predicate` may be null; `name` is an exact str.
+    Context(State& state_, PyObject* predicate_, bool none_is_leaf_, PyObject* name)
+        : state(state_), predicate(predicate_), none_is_leaf(none_is_leaf_), name_(name) {
+        named_ = state.registry.find(name);
+        own_insertion_ordered = named_ != nullptr && named_->insertion_ordered;
+        sorted = !own_insertion_ordered && !state.registry.global().insertion_ordered;
+        none_type_ = none_is_leaf ? nullptr : Py_TYPE(Py_None);
+    }
+    Context(const Context&) = delete;
+    Context& operator=(const Context&) = delete;
+
+    State& state;
+    PyObject* predicate;
+    bool none_is_leaf;
+    bool sorted;  // dicts are traversed in the order of their sorted keys
+    bool
+        own_insertion_ordered;  // the namespace itself (not the global one) asks for insertion order
+
+    // The kind of `object` by its exact class. Sets `registration` (borrowed) for Kind::custom.
+    OPTREE_INLINE Kind classify(PyObject* object, Registration*& registration) {
+        PyTypeObject* type = Py_TYPE(object);
+        if (OPTREE_LIKELY(type == last_leaf_)) return Kind::leaf;
+        if (type == &PyTuple_Type) return Kind::tuple;
+        if (type == &PyDict_Type) return Kind::dict;
+        if (type == &PyList_Type) return Kind::list;
+        if (type == last_namedtuple_) return Kind::namedtuple;
+        if (type == none_type_) return Kind::none;
+        if (type == &PyODict_Type) return Kind::ordereddict;
+        return classify_rest(type, registration);
+    }
+
+    bool is_leaf_by_predicate(PyObject* object) const {
+        const Ref answer = checked(PyObject_CallOneArg(predicate, object));
+        if (answer.get() == Py_True) return true;
+        if (answer.get() == Py_False) return false;
+        return check_truth(PyObject_IsTrue(answer.get()));
+    }
+
+    Registration* lookup(PyTypeObject* type) const noexcept {
+        return state.registry.lookup(named_, type);
+    }
+
+    // The namespace that a spec made by this call stores.
+    PyObject* spec_namespace(bool found_custom) const noexcept {
+        return found_custom || own_insertion_ordered ? name_ : state.empty_str.get();
+    }
+    PyObject* name() const noexcept { return name_; }
+
+  private:
+    OPTREE_NOINLINE Kind classify_rest(PyTypeObject* type, Registration*& registration) {
+        if (reinterpret_cast<PyObject*>(type) == state.defaultdict_type.get())
+            return Kind::defaultdict;
+        if (reinterpret_cast<PyObject*>(type) == state.deque_type.get()) return Kind::deque;
+        if (Registration* found = lookup(type)) {
+            registration = found;
+            return Kind::custom;
+        }
+        if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) {
+            if (state.structseqs.contains(type)) return Kind::structseq;
+            if (state.namedtuples.contains(type)) {
+                last_namedtuple_ = type;
+                return Kind::namedtuple;
+            }
+        }
+        last_leaf_ = type;
+        return Kind::leaf;
+    }
+
+    PyObject* name_;
+    Namespace* named_;
+    PyTypeObject* none_type_;
+    PyTypeObject* last_leaf_ = nullptr;
+    PyTypeObject* last_namedtuple_ = nullptr;
+};
+
+inline PyObject* type_object(PyTypeObject* type) noexcept {
+    return reinterpret_cast<PyObject*>(type);
+}
+
+}  // namespace optree

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nodes/custom.h"
+
+namespace optree {
+
+std::uint32_t Custom::expand(Context&, PyObject* object, ObjectStack& children, Payload& payload) {
+    auto* registration = as_registration(payload.slot[0].get());
+    const Ref result = checked(PyObject_CallOneArg(registration->flatten_func, object));
+    const Ref parts = checked(PySequence_Tuple(result.get()));
+    const Py_ssize_t count = PyTuple_GET_SIZE(parts.get());
+    if (count != 2 && count != 3) {
+        raise(PyExc_RuntimeError,
+              "PyTree custom flatten function for type %R should return a 2- or 3-tuple, got %zd.",
+              registration->type, count);
+    }
+    payload.slot[1] = Ref::borrow(PyTuple_GET_ITEM(parts.get(), 1));
+    if (count == 3 && PyTuple_GET_ITEM(parts.get(), 2) != Py_None) {
+        payload.slot[2] = checked(PySequence_Tuple(PyTuple_GET_ITEM(parts.get(), 2)));
+    }
+    const std::size_t base = children.size();
+    const Ref iterator = checked(PyObject_GetIter(PyTuple_GET_ITEM(parts.get(), 0)));
+    while (PyObject* child = PyIter_Next(iterator.get())) children.push_owned(child);
+    if (PyErr_Occurred()) throw PythonError{};
+    const std::uint32_t arity = checked_count(children.size() - base);
+    if (payload.slot[2] && PyTuple_GET_SIZE(payload.slot[2].get()) != arity) {
+        raise(PyExc_RuntimeError,
+              "PyTree custom flatten function for type %R returned inconsistent number of children "
+              "(%zd) and number of entries (%zd).",
+              registration->type, static_cast<Py_ssize_t>(arity),
+              PyTuple_GET_SIZE(payload.slot[2].get()));
+    }
+    return arity;
+}
+
+void Custom::match(Context& context, const Slot* slots, std::uint32_t arity, PyObject* object,
+                   ObjectStack& children) {
+    auto* expected = as_registration(slots[0]);
+    Registration* found = context.lookup(Py_TYPE(object));
+    if (found != expected) {
+        raise(PyExc_ValueError,
+              "Custom node type mismatch; expected type: %R, got type: %R; value: %R.",
+              expected->type, Py_TYPE(object), object);
+    }
+    Payload payload;
+    payload.slot[0] = Ref::borrow(reinterpret_cast<PyObject*>(found));
+    const std::uint32_t got = expand(context, object, children, payload);
+    if (!equal(as_object(slots[1]), payload.slot[1].get())) {
+        raise(PyExc_ValueError, "Mismatch custom node data; expected: %R, got: %R; value: %R.",
+              as_object(slots[1]), payload.slot[1].get(), object);
+    }
+    if (got != arity) {
+        raise(PyExc_ValueError, "Custom type arity mismatch; expected: %zd, got: %zd; value: %R.",
+              static_cast<Py_ssize_t>(arity), static_cast<Py_ssize_t>(got), object);
+    }
+}
+
+}  // namespace optree

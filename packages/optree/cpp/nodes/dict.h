@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plain dicts: traversed in sorted key order (or as inserted), rebuilt as inserted.
+#pragma once
+
+#include "nodes/mapping.h"
+
+namespace optree {
+
+struct Dict {
+    static constexpr const char* kName = "dict";
+    static std::uint32_t expand(Context& context, PyObject* object, ObjectStack& children,
+                                Payload& payload) {
+        payload.slot[0] = scan_mapping(context.state.layouts, context.state.layout(), object,
+                                       context.sorted, children);
+        return as_layout(payload.slot[0].get())->size;
+    }
+    static PyObject* rebuild(State&, const Slot* slots, PyObject** children,
+                             std::size_t count) noexcept {
+        return fill_mapping<PyDict_SetItem>(compat::new_dict(static_cast<Py_ssize_t>(count)),
+                                            as_layout(slots[0]), children);
+    }
+    static void match(Context& context, const Slot* slots, std::uint32_t, PyObject* object,
+                      ObjectStack& children) {
+        match_mapping(context, as_layout(slots[0]), kName, object, children);
+    }
+    static Ref entry(const Slot* slots, std::uint32_t index) {
+        return Ref::borrow(as_layout(slots[0])->keys[index]);
+    }
+    static PyObject* type(State&, const Slot*) noexcept { return type_object(&PyDict_Type); }
+    static Ref data(const Slot* slots) { return layout_keys(as_layout(slots[0])); }
+};
+
+}  // namespace optree

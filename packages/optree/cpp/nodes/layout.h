@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// Key layouts: the keys of a mapping in both orders, shared by all mappings that have them.
+#pragma once
+
+#include <array>
+
+#include "spec/tree.h"
+#include "support/object_stack.h"
+
+namespace optree {
+
+// An immutable Python object (never handed out). With keys inserted as b, a and traversed sorted:
+//
+//     inserted = [b, a]   keys = [a, b]   position = [1, 0]    inserted[i] is child position[i]
+//
+// `position` is null and `keys == inserted` when the two orders agree.
+struct KeyLayout {
+    PyObject_HEAD
+    std::uint32_t size;
+    bool atomic;         // every key is an exact str or int: hash fixed, never in a cycle
+    bool sorted;         // traversal order is the sorted one (else the insertion order)
+    bool has_hash;       // `hash` is valid; only ever set when `atomic`
+    std::uint64_t hash;  // of the keys in traversal order
+    std::uint32_t* position;
+    PyObject** inserted;  // owned
+    PyObject** keys;      // borrowed from `inserted`
+
+    std::uint32_t child_of(std::uint32_t inserted_index) const noexcept {
+        return position != nullptr ? position[inserted_index] : inserted_index;
+    }
+};
+
+inline KeyLayout* as_layout(Slot slot) noexcept { return static_cast<KeyLayout*>(slot); }
+inline PyObject* as_object(Slot slot) noexcept { return static_cast<PyObject*>(slot); }
+
+// Layouts of the mappings seen lately, found by the identity of the keys. Pays for 2x to 20x of
+// flatten on mapping trees (benchmarks/optree, nested dicts). Holds atomic keys only, so it never
+// keeps a user's object alive, and at most kMaxKeys of them.
+class LayoutCache {
+  public:
+    LayoutCache() = default;
+    LayoutCache(const LayoutCache&) = delete;
+    LayoutCache& operator=(const LayoutCache&) = delete;
+    ~LayoutCache() { clear(); }
+
+    static constexpr std::size_t kWays = 4;
+    using Set = std::array<KeyLayout*, kWays>;
+
+    Set& set(PyObject* first_key, std::size_t size, bool sorted) noexcept {
+        auto bits = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(first_key)) >> 4;
+        bits = (bits + size * 0x2545f4914f6cdd1dULL + (sorted ? 1 : 0)) * 0x9e3779b97f4a7c15ULL;
+        return sets_[bits >> (64 - kSetBits)];
+    }
+    // Adds an atomic layout to the front of its set.
+    void insert(Set& set, KeyLayout* layout) noexcept;
+    void clear() noexcept;
+
+    Ref empty;  // the layout of mappings without keys
+
+  private:
+    static constexpr std::size_t kSetBits = 9;
+    static constexpr std::size_t kMaxKeys = std::size_t{1} << 20;
+    std::array<Set, std::size_t{1} << kSetBits> sets_{};
+    std::size_t keys_ = 0;
+};
+
+// Makes a layout of `size` keys given in insertion order. Sorts them (which may run Python code)
+// unless `sorted` is false.
+Ref make_layout(PyTypeObject* layout_type, PyObject* const* inserted, std::size_t size,
+                bool sorted);
+
+// A layout whose two orders are both given: `keys` and `inserted` hold equal keys.
+Ref make_layout_with_order(PyTypeObject* layout_type, PyObject* keys, PyObject* inserted);
+
+// The cached layout of `mapping` (a dict or a subclass), borrowed, with the values pushed onto
+// `values` in traversal order; null, with nothing pushed, if the cache has none. Runs no Python code.
+KeyLayout* scan_known(LayoutCache& cache, PyObject* mapping, bool sorted, ObjectStack& values);
+
+// Makes (and caches) the layout of `mapping` in the order of the dict and pushes the values.
+Ref scan_unknown(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mapping, bool sorted,
+                 ObjectStack& values);
+
+// One or the other.
+OPTREE_INLINE Ref scan_mapping(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mapping,
+                               bool sorted, ObjectStack& values) {
+    if (KeyLayout* known = scan_known(cache, mapping, sorted, values)) {
+        return Ref::borrow(reinterpret_cast<PyObject*>(known));
+    }
+    return scan_unknown(cache, layout_type, mapping, sorted, values);
+}
+
+// The keys as a new list, in traversal or in insertion order.
+Ref layout_keys(const KeyLayout* layout);
+Ref layout_inserted(const KeyLayout* layout);
+
+// Whether two layouts have equal keys in the same traversal order. May run Python code.
+bool same_keys(const KeyLayout* a, const KeyLayout* b);
+
+// Creates the (heap) type of layouts.
+Ref make_layout_type();
+
+}  // namespace optree

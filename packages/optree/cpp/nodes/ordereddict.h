@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// collections.OrderedDict: traversed and rebuilt in its own order.
+#pragma once
+
+#include "nodes/mapping.h"
+
+namespace optree {
+
+struct OrderedDict {
+    static constexpr const char* kName = "OrderedDict";
+    static std::uint32_t expand(Context& context, PyObject* object, ObjectStack& children,
+                                Payload& payload);
+    static PyObject* rebuild(State&, const Slot* slots, PyObject** children, std::size_t) noexcept {
+        return fill_mapping<PyODict_SetItem>(PyODict_New(), as_layout(slots[0]), children);
+    }
+    static void match(Context& context, const Slot* slots, std::uint32_t, PyObject* object,
+                      ObjectStack& children) {
+        match_mapping(context, as_layout(slots[0]), kName, object, children);
+    }
+    static Ref entry(const Slot* slots, std::uint32_t index) {
+        return Ref::borrow(as_layout(slots[0])->keys[index]);
+    }
+    static PyObject* type(State&, const Slot*) noexcept { return type_object(&PyODict_Type); }
+    static Ref data(const Slot* slots) { return layout_keys(as_layout(slots[0])); }
+};
+
+// Whether this CPython keeps the order of an OrderedDict the way `ordereddict.cpp` reads it.
+// Decided once per interpreter, by trying.
+bool ordereddict_list_is_readable();
+
+}  // namespace optree

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nodes/state.h"
+
+#include <new>
+
+#include "nodes/ordereddict.h"
+#include "support/errors.h"
+
+namespace optree {
+namespace {
+
+int state_traverse(PyObject* self, visitproc visit, void* arg) {
+    const State& state = as_state(self);
+    OPTREE_VISIT_TYPE(self);
+    for (const Ref* ref : {&state.layout_type, &state.registration_type, &state.spec_type,
+                           &state.iter_type, &state.internal_error, &state.kind_enum,
+                           &state.defaultdict_type, &state.deque_type, &state.evict_namedtuple,
+                           &state.evict_structseq, &state.copyreg_newobj, &state.accessors}) {
+        Py_VISIT(ref->get());
+    }
+    return state.registry.traverse(visit, arg);
+}
+
+int state_clear(PyObject* self) {
+    // Cut what can form cycles; what specs still need (types, names) goes with the last reference.
+    State& state = as_state(self);
+    state.registry.clear();
+    state.layouts.clear();
+    state.namedtuples.clear();
+    state.structseqs.clear();
+    state.accessors = nullptr;
+    state.evict_namedtuple = nullptr;
+    state.evict_structseq = nullptr;
+    return 0;
+}
+
+void state_dealloc(PyObject* self) {
+    PyTypeObject* type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    state_clear(self);
+    State& state = as_state(self);
+    state.registry.~Registry();
+    state.layouts.~LayoutCache();
+    state.namedtuples.~TupleFamily();
+    state.structseqs.~TupleFamily();
+    for (Ref* ref :
+         {&state.layout_type, &state.registration_type, &state.spec_type, &state.iter_type,
+          &state.internal_error, &state.kind_enum, &state.defaultdict_type, &state.deque_type,
+          &state.empty_str, &state.str_default_factory, &state.str_maxlen, &state.str_fields,
+          &state.copyreg_newobj}) {
+        *ref = nullptr;
+    }
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+PyType_Slot state_slots[] = {
+    {Py_tp_dealloc, reinterpret_cast<void*>(state_dealloc)},
+    {Py_tp_traverse, reinterpret_cast<void*>(state_traverse)},
+    {Py_tp_clear, reinterpret_cast<void*>(state_clear)},
+    {0, nullptr},
+};
+
+PyType_Spec state_spec = {
+    "optree._C.State",
+    sizeof(State),
+    0,
+    static_cast<unsigned int>(Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | compat::kNoInstantiation),
+    state_slots,
+};
+
+PyObject* evict_namedtuple(PyObject* self, PyObject* weakref) {
+    as_state(self).namedtuples.evict(weakref);
+    Py_RETURN_NONE;
+}
+
+PyObject* evict_structseq(PyObject* self, PyObject* weakref) {
+    as_state(self).structseqs.evict(weakref);
+    Py_RETURN_NONE;
+}
+
+PyMethodDef evict_namedtuple_def = {"evict_namedtuple", evict_namedtuple, METH_O, nullptr};
+PyMethodDef evict_structseq_def = {"evict_structseq", evict_structseq, METH_O, nullptr};
+
+Ref attribute_of(const char* module_name, const char* name) {
+    const Ref module = checked(PyImport_ImportModule(module_name));
+    return checked(PyObject_GetAttrString(module.get(), name));
+}
+
+Ref interned(const char* text) { return checked(PyUnicode_InternFromString(text)); }
+
+}  // namespace
+
+Ref State::accessor_class(const char* name) {
+    if (!accessors) accessors = checked(PyImport_ImportModule("optree.accessors"));
+    return checked(PyObject_GetAttrString(accessors.get(), name));
+}
+
+State& state_of_type(PyTypeObject* type) {
+    const Ref state = checked(PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "_state"));
+    return as_state(state.get());  // the class keeps it alive
+}
+
+void bind_type_to_state(PyTypeObject* type, State& state) {
+    // The class is immutable from Python, so its dict is written directly, before anybody sees it.
+    check_status(
+        PyDict_SetItemString(type->tp_dict, "_state", reinterpret_cast<PyObject*>(&state)));
+    PyType_Modified(type);
+}
+
+Ref make_state() {
+    const Ref type = checked(PyType_FromSpec(&state_spec));
+    auto* state_type = reinterpret_cast<PyTypeObject*>(type.get());
+    Ref self = checked(state_type->tp_alloc(state_type, 0));
+    State& state = as_state(self.get());
+    // tp_alloc zeroed the memory; the members with a constructor get one.
+    new (&state.registry) Registry;
+    new (&state.layouts) LayoutCache;
+    new (&state.namedtuples) TupleFamily;
+    new (&state.structseqs) TupleFamily;
+    state.layout_type = make_layout_type();
+    state.registration_type = make_registration_type();
+    state.layouts.empty = make_layout(state.layout(), nullptr, 0, true);
+    state.defaultdict_type = attribute_of("collections", "defaultdict");
+    state.deque_type = attribute_of("collections", "deque");
+    state.copyreg_newobj = attribute_of("copyreg", "__newobj__");
+    state.empty_str = interned("");
+    state.str_default_factory = interned("default_factory");
+    state.str_maxlen = interned("maxlen");
+    state.str_fields = interned("_fields");
+    state.evict_namedtuple = checked(PyCFunction_New(&evict_namedtuple_def, self.get()));
+    state.evict_structseq = checked(PyCFunction_New(&evict_structseq_def, self.get()));
+    state.namedtuples.init(is_namedtuple_class, state.evict_namedtuple.get());
+    state.structseqs.init(is_structseq_class, state.evict_structseq.get());
+    state.odict_fast = ordereddict_list_is_readable();
+    return self;
+}
+
+}  // namespace optree

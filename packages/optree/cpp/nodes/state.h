@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// Everything the library keeps per interpreter. There are no static Python objects.
+#pragma once
+
+#include "nodes/layout.h"
+#include "nodes/registry.h"
+#include "nodes/tuple_classes.h"
+
+namespace optree {
+
+// A Python object, passed to every builtin as its `self`; specs and iterators hold a reference.
+struct State {
+    PyObject_HEAD
+    Registry registry;
+    LayoutCache layouts;
+    TupleFamily namedtuples;
+    TupleFamily structseqs;
+    bool odict_fast = false;  // nodes/ordereddict.h may read the linked list directly
+
+    // Classes of ours.
+    Ref layout_type;
+    Ref registration_type;
+    Ref spec_type;
+    Ref iter_type;
+    Ref internal_error;
+    Ref kind_enum;                    // the Python enum PyTreeKind
+    PyObject* kinds[kNumKinds] = {};  // its members, borrowed from the enum
+
+    // Classes and names of Python's.
+    Ref defaultdict_type;
+    Ref deque_type;
+    Ref evict_namedtuple;  // weak reference callbacks
+    Ref evict_structseq;
+    Ref empty_str;
+    Ref str_default_factory;
+    Ref str_maxlen;
+    Ref str_fields;
+    Ref copyreg_newobj;
+    Ref accessors;  // the module optree.accessors, imported at first use
+
+    PyTypeObject* layout() const noexcept {
+        return reinterpret_cast<PyTypeObject*>(layout_type.get());
+    }
+    PyTypeObject* spec() const noexcept { return reinterpret_cast<PyTypeObject*>(spec_type.get()); }
+    PyObject* error() const noexcept { return internal_error.get(); }
+
+    // An attribute of optree.accessors.
+    Ref accessor_class(const char* name);
+};
+
+inline State& as_state(PyObject* object) noexcept { return *reinterpret_cast<State*>(object); }
+
+// The state that a class of ours belongs to; kept as an attribute of the class.
+State& state_of_type(PyTypeObject* type);
+void bind_type_to_state(PyTypeObject* type, State& state);
+
+// A new state. Its classes of walk/ and bind/ are set by bind/.
+Ref make_state();
+
+}  // namespace optree

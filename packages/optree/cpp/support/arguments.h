@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// Arguments of METH_FASTCALL | METH_KEYWORDS functions.
+#pragma once
+
+#include <initializer_list>
+
+#include "support/errors.h"
+
+namespace optree {
+
+// The parameters of a function, in order: positional only, then positional or keyword, then keyword
+// only.
+struct Signature {
+    const char* function;
+    int positional_only;
+    int positional;  // positional-only ones included
+    int required;    // how many of the first must be given
+    std::initializer_list<const char*> names;
+};
+
+// Puts the arguments into `out` (one per name; null where not given) or raises TypeError.
+void parse_arguments(const Signature& signature, PyObject* const* args, Py_ssize_t nargs,
+                     PyObject* kwnames, PyObject** out);
+
+// A callable or None (null).
+PyObject* as_predicate(PyObject* value, const char* name);
+// A truth value; a str is refused, None is false.
+bool as_bool(PyObject* value, const char* name);
+// An exact str with the value of a str; `missing` (an exact str) stands for null.
+Ref exact_str(PyObject* value, PyObject* missing, const char* name);
+
+}  // namespace optree

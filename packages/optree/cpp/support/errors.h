@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// Raising Python exceptions from C++, and turning C++ exceptions into Python ones at the boundary.
+#pragma once
+
+#include <exception>
+
+#include "support/ref.h"
+
+namespace optree {
+
+// Sets `type` with a message formatted like PyUnicode_FromFormat and throws PythonError.
+[[noreturn]] OPTREE_COLD void raise(PyObject* type, const char* format, ...);
+
+// Sets the Python exception for the C++ exception in flight; `internal_error` names our own bugs.
+OPTREE_COLD void set_from_current_exception(PyObject* internal_error) noexcept;
+
+// Runs `body`, which returns a new reference, and turns what it throws into a Python exception.
+template <class Body>
+OPTREE_INLINE PyObject* guarded(PyObject* internal_error, Body&& body) noexcept {
+    try {
+        return body();
+    } catch (...) {
+        set_from_current_exception(internal_error);
+        return nullptr;
+    }
+}
+
+template <class Body>
+OPTREE_INLINE int guarded_int(PyObject* internal_error, Body&& body) noexcept {
+    try {
+        return body();
+    } catch (...) {
+        set_from_current_exception(internal_error);
+        return -1;
+    }
+}
+
+}  // namespace optree

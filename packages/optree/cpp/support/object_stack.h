@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// A growing array of owned references that starts on the C stack.
+#pragma once
+
+#include "support/ref.h"
+#include "support/scratch.h"
+
+namespace optree {
+
+// Slots may be null (already handed on). Dropping the stack drops what it still owns, which may run
+// Python code.
+class ObjectStack {
+  public:
+    ObjectStack() noexcept = default;
+    ~ObjectStack() { clear(); }
+
+    std::size_t size() const noexcept { return items_.size(); }
+    PyObject** data() noexcept { return items_.data(); }
+    PyObject*& operator[](std::size_t index) noexcept { return items_[index]; }
+
+    void reserve(std::size_t extra) { items_.reserve(extra); }
+    OPTREE_INLINE void push_owned(PyObject* object) {
+        try {
+            items_.push(object);
+        } catch (...) {
+            Py_DECREF(object);
+            throw;
+        }
+    }
+    OPTREE_INLINE void push(PyObject* object) {
+        Py_INCREF(object);
+        push_owned(object);
+    }
+    // Room must have been reserved.
+    OPTREE_INLINE void push_unchecked(PyObject* object) noexcept {
+        Py_INCREF(object);
+        items_.push_unchecked(object);
+    }
+    // Makes room for `count` null slots and returns the index of the first.
+    std::size_t extend(std::size_t count) {
+        reserve(count);
+        const std::size_t base = size();
+        std::memset(static_cast<void*>(data() + base), 0, count * sizeof(PyObject*));
+        items_.resize_within_capacity(base + count);
+        return base;
+    }
+    // Owns the `count` references that were written behind the end; room must have been reserved.
+    void adopt(std::size_t count) noexcept { items_.resize_within_capacity(size() + count); }
+    PyObject* pop() noexcept { return items_.pop(); }
+    // Forgets the slots from `size` on; the references were handed on.
+    void forget_from(std::size_t size) noexcept { items_.resize_down(size); }
+    // Drops the references from `size` on.
+    void drop_from(std::size_t size) noexcept {
+        while (items_.size() > size) Py_XDECREF(items_.pop());
+    }
+    void clear() noexcept { drop_from(0); }
+
+    // Hands all references to a new list.
+    Ref into_list() {
+        Ref list = checked(PyList_New(static_cast<Py_ssize_t>(size())));
+        if (size() != 0) {
+            std::memcpy(static_cast<void*>(reinterpret_cast<PyListObject*>(list.get())->ob_item),
+                        data(), size() * sizeof(PyObject*));
+        }
+        forget_from(0);
+        return list;
+    }
+
+  private:
+    Scratch<PyObject*, 64> items_;
+};
+
+}  // namespace optree

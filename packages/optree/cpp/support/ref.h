@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ownership of Python objects. `PyObject*` is always borrowed; `Ref` owns one reference.
+#pragma once
+
+#include <utility>
+
+#include "support/compat.h"
+
+namespace optree {
+
+// Thrown when a Python exception is set. Caught at the boundary, which then returns NULL.
+struct PythonError {};
+
+class Ref {
+  public:
+    Ref() noexcept = default;
+    Ref(std::nullptr_t) noexcept {}
+    Ref(const Ref&) = delete;
+    Ref& operator=(const Ref&) = delete;
+    Ref(Ref&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
+    Ref& operator=(Ref&& other) noexcept {
+        PyObject* old = std::exchange(object_, std::exchange(other.object_, nullptr));
+        Py_XDECREF(old);
+        return *this;
+    }
+    ~Ref() { Py_XDECREF(object_); }
+
+    // Takes over a reference; null stays null.
+    static Ref steal(PyObject* object) noexcept { return Ref(object); }
+    // Adds a reference.
+    static Ref borrow(PyObject* object) noexcept {
+        Py_XINCREF(object);
+        return Ref(object);
+    }
+
+    PyObject* get() const noexcept { return object_; }
+    explicit operator bool() const noexcept { return object_ != nullptr; }
+    // Hands the reference to a stealing call.
+    [[nodiscard]] PyObject* release() noexcept { return std::exchange(object_, nullptr); }
+
+  private:
+    explicit Ref(PyObject* object) noexcept : object_(object) {}
+    PyObject* object_ = nullptr;
+};
+
+// Owns the new reference that a C API call returned, or throws what it raised.
+inline Ref checked(PyObject* result) {
+    if (OPTREE_UNLIKELY(result == nullptr)) throw PythonError{};
+    return Ref::steal(result);
+}
+
+inline void check_status(int status) {
+    if (OPTREE_UNLIKELY(status < 0)) throw PythonError{};
+}
+
+inline bool check_truth(int truth) {
+    if (OPTREE_UNLIKELY(truth < 0)) throw PythonError{};
+    return truth != 0;
+}
+
+inline Py_ssize_t check_size(Py_ssize_t size) {
+    if (OPTREE_UNLIKELY(size < 0)) throw PythonError{};
+    return size;
+}
+
+// Truth of `a == b` by identity first, then by rich comparison. May run Python code.
+inline bool equal(PyObject* a, PyObject* b) {
+    return a == b || check_truth(PyObject_RichCompareBool(a, b, Py_EQ));
+}
+
+}  // namespace optree

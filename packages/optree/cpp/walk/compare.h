@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// Equality and the prefix order of structures.
+#pragma once
+
+#include "walk/spec_object.h"
+
+namespace optree {
+
+bool spec_equal(const SpecObject& a, const SpecObject& b);
+// Whether `a` is a prefix of `b`; with `strict`, also that a leaf of `a` faces an internal node.
+bool spec_is_prefix(const SpecObject& a, const SpecObject& b, bool strict);
+
+// For two layouts with equal key sets: index_in_b[i] is the child of `b` under key i of `a`.
+// Returns false where the sets differ. May run Python code.
+bool align_keys(const KeyLayout* a, const KeyLayout* b, Stack<std::uint32_t>& index_in_b);
+
+inline bool is_mapping_pair(Kind a, Kind b) noexcept { return is_mapping(a) && is_mapping(b); }
+
+}  // namespace optree

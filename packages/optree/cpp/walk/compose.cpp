@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "walk/compose.h"
+
+#include <vector>
+
+#include "walk/compare.h"
+
+namespace optree {
+namespace {
+
+void require_same_none(const SpecObject& a, const SpecObject& b) {
+    if (a.none_is_leaf != b.none_is_leaf) {
+        raise(PyExc_ValueError, "PyTreeSpecs must have the same none_is_leaf value.");
+    }
+}
+
+// How a node is called in a message: its kind, or its class where the kind does not say it.
+Ref label(State& state, Kind kind, const Slot* slots) {
+    switch (kind) {
+        case Kind::namedtuple:
+        case Kind::structseq:
+        case Kind::custom: return checked(PyObject_Repr(node_type(state, kind, slots)));
+        default: return checked(PyUnicode_FromString(kind_name(kind)));
+    }
+}
+
+class Broadcaster {
+  public:
+    Broadcaster(const SpecObject& a, const SpecObject& b, Tree& out)
+        : state_(state_of(a)), a_(a.tree), b_(b.tree), out_(out), build_(out) {}
+
+    // On an agenda of its own: structures may be deeper than the C stack allows.
+    void merge() {
+        agenda_.push_back({whole(a_), whole(b_), 0, nullptr});
+        while (!agenda_.empty()) {
+            const Task task = agenda_.back();
+            agenda_.pop_back();
+            if (task.close != nullptr) {
+                share_payload(out_, task.close->kind, slots_of(a_, *task.close));
+                build_.close(task.close->kind, task.close->arity);
+            } else {
+                visit(task);
+            }
+        }
+    }
+
+  private:
+    // Merge two subtrees, or close a node of `a` over what was built.
+    struct Task {
+        Subtree a, b;
+        int depth;
+        const Node* close;
+    };
+
+    void visit(const Task& task) {
+        if (task.a.is_leaf()) return build_.append(b_, task.b, share_slot);
+        if (task.b.is_leaf()) return build_.append(a_, task.a, share_slot);
+        if (task.depth > compat::kMaxDepth) {
+            raise(PyExc_RecursionError,
+                  "Maximum recursion depth exceeded during broadcasting the treespecs.");
+        }
+        const Node& node = task.a.root(a_);
+        Stack<std::uint32_t> order;
+        const bool reordered = require_compatible(node, task.b.root(b_), order);
+        Stack<Subtree, 8> children_a;
+        Stack<Subtree, 8> children_b;
+        children_of(a_, task.a, children_a);
+        children_of(b_, task.b, children_b);
+        agenda_.push_back({task.a, task.b, task.depth, &node});
+        for (std::uint32_t i = node.arity; i-- > 0;) {
+            const Subtree& other = children_b[reordered ? order[i] : i];
+            agenda_.push_back({children_a[i], other, task.depth + 1, nullptr});
+        }
+    }
+
+    // Raises where the nodes can't be merged; true if the children of `b` stand in `order`.
+    bool require_compatible(const Node& a, const Node& b, Stack<std::uint32_t>& order) {
+        const Slot* slots_a = slots_of(a_, a);
+        const Slot* slots_b = slots_of(b_, b);
+        if (is_mapping_pair(a.kind, b.kind)) {
+            if (align_keys(as_layout(slots_a[0]), as_layout(slots_b[0]), order)) return true;
+            const Ref expected = layout_keys(as_layout(slots_a[0]));
+            const Ref got = layout_keys(as_layout(slots_b[0]));
+            raise_key_mismatch(expected.get(), got.get(), checked(PyUnicode_FromString(".")).get());
+        }
+        if (a.kind != b.kind) {
+            const Ref expected = label(state_, a.kind, slots_a);
+            const Ref got = label(state_, b.kind, slots_b);
+            raise(PyExc_ValueError,
+                  "PyTreeSpecs have incompatible node types; expected type: %U, got: %U.",
+                  expected.get(), got.get());
+        }
+        if (a.kind == Kind::custom) {
+            if (slots_a[0] != slots_b[0]) {
+                raise(PyExc_ValueError,
+                      "Custom node type mismatch; expected type: %R, got type: %R.",
+                      as_registration(slots_a[0])->type, as_registration(slots_b[0])->type);
+            }
+            if (!equal(as_object(slots_a[1]), as_object(slots_b[1]))) {
+                raise(PyExc_ValueError, "Mismatch custom node data; expected: %R, got: %R.",
+                      as_object(slots_a[1]), as_object(slots_b[1]));
+            }
+        }
+        if (a.arity != b.arity) {
+            raise(PyExc_ValueError, "%s arity mismatch; expected: %zd, got: %zd.",
+                  a.kind == Kind::custom ? "Custom type" : kind_name(a.kind),
+                  static_cast<Py_ssize_t>(a.arity), static_cast<Py_ssize_t>(b.arity));
+        }
+        if ((a.kind == Kind::namedtuple || a.kind == Kind::structseq) && slots_a[0] != slots_b[0]) {
+            raise(PyExc_ValueError, "%s type mismatch; expected type: %R, got type: %R.",
+                  kind_name(a.kind), as_object(slots_a[0]), as_object(slots_b[0]));
+        }
+        return false;
+    }
+
+    State& state_;
+    const Tree& a_;
+    const Tree& b_;
+    Tree& out_;
+    Builder build_;
+    std::vector<Task> agenda_;
+};
+
+}  // namespace
+
+PyObject* merged_namespace(const SpecObject& a, const SpecObject& b) {
+    if (!namespaces_agree(a.name, b.name)) {
+        raise(PyExc_ValueError, "PyTreeSpecs must have the same namespace, got %R vs. %R.", a.name,
+              b.name);
+    }
+    if (is_empty_str(a.name) == is_empty_str(b.name)) return a.name;
+    const SpecObject& unspecified = is_empty_str(a.name) ? a : b;
+    PyObject* name = is_empty_str(a.name) ? b.name : a.name;
+    require_same_registrations(unspecified, name, "PyTreeSpecs cannot be merged");
+    return name;
+}
+
+Ref spec_compose(const SpecObject& outer, const SpecObject& inner) {
+    require_same_none(outer, inner);
+    PyObject* name = merged_namespace(outer, inner);
+    checked_count(std::size_t{outer.tree.leaves} * inner.tree.leaves);
+    TreeOwner owner;
+    Builder build(owner.tree);
+    std::uint32_t taken = 0;
+    const Subtree all = whole(inner.tree);
+    for (const Node& node : outer.tree.nodes) {
+        for (; taken < node.leaf_end; ++taken) build.append(inner.tree, all, share_slot);
+        share_payload(owner.tree, node.kind, slots_of(outer.tree, node));
+        build.close(node.kind, node.arity);
+    }
+    if (outer.tree.nodes.empty()) build.append(inner.tree, all, share_slot);
+    return new_spec(state_of(outer), outer.none_is_leaf, name, owner);
+}
+
+Ref spec_broadcast(const SpecObject& a, const SpecObject& b) {
+    require_same_none(a, b);
+    PyObject* name = merged_namespace(a, b);
+    TreeOwner owner;
+    Broadcaster(a, b, owner.tree).merge();
+    return new_spec(state_of(a), a.none_is_leaf, name, owner);
+}
+
+Ref spec_children(const SpecObject& spec) {
+    ObjectStack children;
+    if (spec.tree.nodes.empty()) return children.into_list();
+    Stack<Subtree, 8> parts;
+    children_of(spec.tree, whole(spec.tree), parts);
+    for (const Subtree& part : parts) children.push_owned(spec_of_subtree(spec, part).release());
+    return children.into_list();
+}
+
+Ref spec_child(const SpecObject& spec, Py_ssize_t index) {
+    const auto arity = static_cast<Py_ssize_t>(spec.tree.num_children());
+    if (index < -arity || index >= arity) {
+        raise(PyExc_IndexError, "PyTreeSpec::Child() index out of range.");
+    }
+    Stack<Subtree, 8> parts;
+    children_of(spec.tree, whole(spec.tree), parts);
+    return spec_of_subtree(spec,
+                           parts[static_cast<std::size_t>(index < 0 ? index + arity : index)]);
+}
+
+Ref spec_one_level(const SpecObject& spec) {
+    if (spec.tree.is_leaf()) return Ref::borrow(Py_None);
+    const Node& root = spec.tree.root();
+    TreeOwner owner;
+    Builder build(owner.tree);
+    for (std::uint32_t i = 0; i < root.arity; ++i) build.leaf();
+    share_payload(owner.tree, root.kind, slots_of(spec.tree, root));
+    build.close(root.kind, root.arity);
+    return new_spec(state_of(spec), spec.none_is_leaf, spec.name, owner);
+}
+
+}  // namespace optree

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "walk/flatten.h"
+
+namespace optree {
+namespace {
+
+[[noreturn]] OPTREE_COLD void raise_too_deep() {
+    raise(PyExc_RecursionError, "Maximum recursion depth exceeded during flattening the tree.");
+}
+
+OPTREE_INLINE void check_depth(int depth, std::size_t arity) {
+    if (OPTREE_UNLIKELY(depth >= compat::kMaxDepth && arity != 0)) raise_too_deep();
+}
+
+}  // namespace
+
+OPTREE_INLINE void Flattening::close(Kind kind, std::uint32_t arity, std::size_t first_leaf,
+                                     std::size_t first_node, Payload& payload) {
+    const auto payload_index = static_cast<std::uint32_t>(slots_.size());
+    const std::size_t count = slot_count(kind);
+    for (std::size_t i = 0; i < count; ++i) {
+        slots_.push(payload.slot[i].get());
+        (void)payload.slot[i].release();
+    }
+    nodes_.push({kind,
+                 {},
+                 payload_index,
+                 arity,
+                 static_cast<std::uint32_t>(count_ - first_leaf),
+                 static_cast<std::uint32_t>(nodes_.size() - first_node + 1),
+                 static_cast<std::uint32_t>(count_)});
+}
+
+template <bool kPredicate, bool kKeep>
+OPTREE_INLINE void Flattening::visit(PyObject* object, int depth) {
+    if constexpr (kPredicate) {
+        if (context_.is_leaf_by_predicate(object)) return add_leaf<kKeep>(object);
+    }
+    Registration* registration = nullptr;
+    const Kind kind = context_.classify(object, registration);
+    if (OPTREE_LIKELY(kind == Kind::leaf)) return add_leaf<kKeep>(object);
+    descend<kPredicate, kKeep>(kind, registration, object, depth);
+}
+
+template <bool kPredicate, bool kKeep>
+void Flattening::visit_owned_children(std::size_t base, std::uint32_t arity, int depth) {
+    // The references in pending_[base, base + arity) are handed on to the leaves one by one.
+    for (std::size_t i = base; i < base + arity; ++i) {
+        PyObject* child = pending_[i];
+        Registration* registration = nullptr;
+        const bool stop = kPredicate && context_.is_leaf_by_predicate(child);
+        const Kind kind = stop ? Kind::leaf : context_.classify(child, registration);
+        if (OPTREE_LIKELY(kind == Kind::leaf)) {
+            if constexpr (kKeep) {
+                pending_[i] = nullptr;
+                leaves.push_owned(child);
+            }
+            ++count_;
+        } else {
+            descend<kPredicate, kKeep>(kind, registration, child, depth);
+        }
+    }
+    pending_.drop_from(base);
+}
+
+// Not inlined into itself: one C frame a level of the tree.
+template <bool kPredicate, bool kKeep>
+OPTREE_NOINLINE void Flattening::descend(Kind kind, Registration* registration, PyObject* object,
+                                         int depth) {
+    const std::size_t first_leaf = count_;
+    const std::size_t first_node = nodes_.size();
+    Payload payload;
+    std::uint32_t arity = 0;
+    switch (kind) {
+        case Kind::none: break;
+        case Kind::list: {
+            const Py_ssize_t size = PyList_GET_SIZE(object);
+            arity = checked_count(static_cast<std::size_t>(size));
+            check_depth(depth, arity);
+            if constexpr (kKeep) leaves.reserve(arity);
+            for (Py_ssize_t i = 0; i < size; ++i) {
+                // User code may have shrunk the list.
+                if (OPTREE_UNLIKELY(i >= PyList_GET_SIZE(object))) {
+                    raise(PyExc_IndexError, "list index out of range");
+                }
+                PyObject* child = PyList_GET_ITEM(object, i);
+                if constexpr (kPredicate) {
+                    const Ref alive = Ref::borrow(child);
+                    visit<kPredicate, kKeep>(child, depth + 1);
+                } else {
+                    Registration* found = nullptr;
+                    const Kind child_kind = context_.classify(child, found);
+                    if (OPTREE_LIKELY(child_kind == Kind::leaf)) {
+                        add_leaf<kKeep>(child);
+                    } else {
+                        const Ref alive = Ref::borrow(child);
+                        descend<kPredicate, kKeep>(child_kind, found, child, depth + 1);
+                    }
+                }
+            }
+            break;
+        }
+        case Kind::namedtuple:
+        case Kind::structseq:
+            payload.slot[0] = Ref::borrow(type_object(Py_TYPE(object)));
+            [[fallthrough]];
+        case Kind::tuple: {
+            arity = checked_count(static_cast<std::size_t>(PyTuple_GET_SIZE(object)));
+            check_depth(depth, arity);
+            // The caller keeps the tuple alive, and the tuple its items.
+            for (std::uint32_t i = 0; i < arity; ++i) {
+                visit<kPredicate, kKeep>(tuple_items(object)[i], depth + 1);
+            }
+            break;
+        }
+        default: {
+            const std::size_t base = pending_.size();
+            arity = expand(context_, kind, registration, object, pending_, payload);
+            check_depth(depth, arity);
+            found_custom_ = found_custom_ || kind == Kind::custom;
+            visit_owned_children<kPredicate, kKeep>(base, arity, depth + 1);
+            break;
+        }
+    }
+    close(kind, arity, first_leaf, first_node, payload);
+}
+
+void Flattening::run(PyObject* tree, bool keep_leaves) {
+    const Ref alive = Ref::borrow(tree);
+    if (context_.predicate != nullptr) {
+        keep_leaves ? visit<true, true>(tree, 0) : visit<true, false>(tree, 0);
+    } else {
+        keep_leaves ? visit<false, true>(tree, 0) : visit<false, false>(tree, 0);
+    }
+    checked_count(count_);
+    checked_count(nodes_.size());
+}
+
+Ref Flattening::take_spec() {
+    Ref self =
+        new_spec(context_.state, context_.none_is_leaf, context_.spec_namespace(found_custom_));
+    Tree& tree = as_spec(self.get()).tree;
+    tree.nodes.assign(nodes_.begin(), nodes_.end());
+    tree.slots.assign(slots_.begin(), slots_.end());
+    tree.leaves = static_cast<std::uint32_t>(count_);
+    slots_.resize_down(0);  // the spec owns them now
+    return self;
+}
+
+}  // namespace optree

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// tree -> leaves + structure, in one pass.
+#pragma once
+
+#include "walk/spec_object.h"
+
+namespace optree {
+
+// The structure of a tree as borrowed ranges, so that a scratch and a spec read alike.
+struct TreeView {
+    const Node* nodes;
+    std::size_t num_nodes;
+    const Slot* slots;
+    std::uint32_t leaves;
+};
+
+inline TreeView view_of(const Tree& tree) noexcept {
+    return {tree.nodes.data(), tree.nodes.size(), tree.slots.data(), tree.leaves};
+}
+
+// Collects leaves and structure in buffers that start on the C stack; nothing is allocated per node
+// or leaf for small trees. What is collected is owned until it is taken out.
+class Flattening {
+  public:
+    explicit Flattening(Context& context) : context_(context) {}
+    Flattening(const Flattening&) = delete;
+    Flattening& operator=(const Flattening&) = delete;
+    ~Flattening() {
+        for (Slot slot : slots_) Py_XDECREF(as_object(slot));
+    }
+
+    // `keep_leaves` false: the leaves are counted, not kept.
+    void run(PyObject* tree, bool keep_leaves = true);
+
+    ObjectStack leaves;
+    TreeView view() const noexcept {
+        return {nodes_.data(), nodes_.size(), slots_.data(), static_cast<std::uint32_t>(count_)};
+    }
+    // Moves the structure into a new spec.
+    Ref take_spec();
+
+  private:
+    template <bool kPredicate, bool kKeep>
+    void visit(PyObject* object, int depth);
+    template <bool kPredicate, bool kKeep>
+    void descend(Kind kind, Registration* registration, PyObject* object, int depth);
+    template <bool kPredicate, bool kKeep>
+    void visit_owned_children(std::size_t base, std::uint32_t arity, int depth);
+    template <bool kKeep>
+    void add_leaf(PyObject* object) {
+        if constexpr (kKeep) leaves.push(object);
+        ++count_;
+    }
+    void close(Kind kind, std::uint32_t arity, std::size_t first_leaf, std::size_t first_node,
+               Payload& payload);
+
+    Context& context_;
+    std::size_t count_ = 0;  // leaves so far
+    bool found_custom_ = false;
+    Scratch<Node, 48> nodes_;
+    Scratch<Slot, 48> slots_;
+    ObjectStack pending_;  // children of mappings and custom nodes on the way to the root
+};
+
+}  // namespace optree

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "walk/from_collection.h"
+
+namespace optree {
+namespace {
+
+[[noreturn]] OPTREE_COLD void raise_not_specs(State& state, Kind kind, const Slot* slots,
+                                              PyObject* got) {
+    if (kind == Kind::custom || kind == Kind::namedtuple || kind == Kind::structseq) {
+        raise(PyExc_ValueError, "Expected a(n) %R of PyTreeSpec(s), got %R.",
+              node_type(state, kind, slots), got);
+    }
+    raise(PyExc_ValueError, "Expected a(n) %s of PyTreeSpec(s), got %R.", kind_name(kind), got);
+}
+
+}  // namespace
+
+Ref spec_from_collection(Context& context, PyObject* collection) {
+    State& state = context.state;
+    PyObject* empty = state.empty_str.get();
+    Registration* registration = nullptr;
+    const Kind kind = context.classify(collection, registration);
+    if (kind == Kind::leaf) {
+        check_status(PyErr_WarnEx(PyExc_UserWarning,
+                                  "PyTreeSpec::MakeFromCollection() is called on a leaf.", 2));
+        return new_leaf_spec(state, context.none_is_leaf, empty);
+    }
+    ObjectStack children;
+    Payload payload;
+    const std::uint32_t arity = expand(context, kind, registration, collection, children, payload);
+
+    Ref name = Ref::borrow(empty);
+    for (std::size_t i = 0; i < arity; ++i) {
+        if (!is_spec(state, children[i])) {
+            const Slot slots[] = {payload.slot[0].get(), payload.slot[1].get(),
+                                  payload.slot[2].get()};
+            raise_not_specs(state, kind, slots, collection);
+        }
+        const SpecObject& child = as_spec(children[i]);
+        require_initialised(child);
+        if (child.none_is_leaf != context.none_is_leaf) {
+            raise(PyExc_ValueError, "Expected treespec(s) with `none_is_leaf=%s`.",
+                  context.none_is_leaf ? "True" : "False");
+        }
+        if (is_empty_str(child.name)) continue;
+        if (is_empty_str(name.get())) {
+            name = Ref::borrow(child.name);
+        } else if (!same_text(name.get(), child.name)) {
+            raise(PyExc_ValueError, "Expected treespecs with the same namespace, got %R vs. %R.",
+                  name.get(), child.name);
+        }
+    }
+    if (!is_empty_str(name.get())) {
+        if (!is_empty_str(context.name()) && !same_text(context.name(), name.get())) {
+            raise(PyExc_ValueError, "Expected treespec(s) with namespace %R, got %R.",
+                  context.name(), name.get());
+        }
+        for (std::size_t i = 0; i < arity; ++i) {
+            if (is_empty_str(as_spec(children[i]).name)) {
+                require_same_registrations(as_spec(children[i]), name.get(),
+                                           "PyTreeSpecs cannot be composed into a collection");
+            }
+        }
+    } else if (kind == Kind::custom ||
+               (context.own_insertion_ordered && is_mapping(kind) && kind != Kind::ordereddict)) {
+        name = Ref::borrow(context.name());
+        for (std::size_t i = 0; i < arity; ++i) {
+            require_same_registrations(as_spec(children[i]), name.get(),
+                                       "PyTreeSpecs cannot be composed into a collection");
+        }
+    }
+    if (kind == Kind::custom && !is_empty_str(name.get())) {
+        // The root was resolved in the argument's namespace; it must mean the same in the result's.
+        Namespace* named = state.registry.find(name.get());
+        if (state.registry.lookup(named, reinterpret_cast<PyTypeObject*>(registration->type)) !=
+            registration) {
+            raise(
+                PyExc_ValueError,
+                "PyTreeSpecs cannot be composed into a collection: custom PyTree type %R no longer "
+                "resolves to its original registration in namespace %R.",
+                registration->type, name.get());
+        }
+    }
+    TreeOwner owner;
+    Builder build(owner.tree);
+    for (std::size_t i = 0; i < arity; ++i) {
+        const Tree& child = as_spec(children[i]).tree;
+        build.append(child, whole(child), share_slot);
+    }
+    push_payload(owner.tree, kind, payload);
+    build.close(kind, arity);
+    return new_spec(state, context.none_is_leaf, name.get(), owner);
+}
+
+}  // namespace optree

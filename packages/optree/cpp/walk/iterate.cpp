@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "walk/iterate.h"
+
+#include "support/arguments.h"
+
+#include <new>
+#include <vector>
+
+namespace optree {
+namespace {
+
+struct Pending {
+    PyObject* object;  // owned
+    int depth;
+};
+
+struct IterObject {
+    PyObject_HEAD
+    PyObject* weakrefs;
+    PyObject* state;      // owned, like the members below
+    PyObject* predicate;  // null for none
+    PyObject* name;
+    bool none_is_leaf;
+    bool sorted;  // the dict mode at construction
+    bool running;
+    std::vector<Pending> agenda;  // what is still to visit, the next one last
+};
+
+IterObject& as_iter(PyObject* object) noexcept { return *reinterpret_cast<IterObject*>(object); }
+
+int iter_traverse(PyObject* self, visitproc visit, void* arg) {
+    const IterObject& iter = as_iter(self);
+    OPTREE_VISIT_TYPE(self);
+    Py_VISIT(iter.state);
+    Py_VISIT(iter.predicate);
+    for (const Pending& pending : iter.agenda) Py_VISIT(pending.object);
+    return 0;
+}
+
+int iter_clear(PyObject* self) {
+    IterObject& iter = as_iter(self);
+    std::vector<Pending> dropped;
+    dropped.swap(iter.agenda);
+    PyObject* predicate = iter.predicate;
+    iter.predicate = nullptr;
+    Py_XDECREF(predicate);
+    for (const Pending& pending : dropped) Py_DECREF(pending.object);
+    return 0;
+}
+
+void iter_dealloc(PyObject* self) {
+    PyTypeObject* type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    IterObject& iter = as_iter(self);
+    if (iter.weakrefs != nullptr) PyObject_ClearWeakRefs(self);
+    iter_clear(self);
+    iter.agenda.~vector();
+    Py_XDECREF(iter.name);
+    Py_XDECREF(iter.state);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+// The next leaf, or null at the end.
+Ref advance(IterObject& iter, Context& context) {
+    ObjectStack children;
+    while (!iter.agenda.empty()) {
+        const Pending next = iter.agenda.back();
+        iter.agenda.pop_back();
+        Ref object = Ref::steal(next.object);
+        if (next.depth > compat::kMaxDepth) {
+            raise(PyExc_RecursionError,
+                  "Maximum recursion depth exceeded during flattening the tree.");
+        }
+        if (context.predicate != nullptr && context.is_leaf_by_predicate(object.get()))
+            return object;
+        Registration* registration = nullptr;
+        const Kind kind = context.classify(object.get(), registration);
+        if (kind == Kind::leaf) return object;
+        Payload payload;
+        const std::uint32_t arity =
+            expand(context, kind, registration, object.get(), children, payload);
+        iter.agenda.reserve(iter.agenda.size() + arity);
+        while (children.size() != 0) iter.agenda.push_back({children.pop(), next.depth + 1});
+    }
+    return nullptr;
+}
+
+PyObject* iter_next(PyObject* self) {
+    IterObject& iter = as_iter(self);
+    State& state = as_state(iter.state);
+    return guarded(state.error(), [&]() -> PyObject* {
+        if (iter.running) raise(PyExc_RuntimeError, "PyTreeIter is already iterating.");
+        struct Running {
+            explicit Running(bool& flag) : flag_(flag) { flag_ = true; }
+            ~Running() { flag_ = false; }
+            bool& flag_;
+        } running(iter.running);
+        const Ref alive = Ref::borrow(self);
+        const Ref predicate = Ref::borrow(iter.predicate);
+        Context context(state, predicate.get(), iter.none_is_leaf, iter.name);
+        context.sorted = iter.sorted;
+        return advance(iter, context).release();
+    });
+}
+
+PyMemberDef iter_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(IterObject, weakrefs), READONLY, nullptr},
+    {nullptr, 0, 0, 0, nullptr},
+};
+
+PyObject* iter_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
+    State* state = nullptr;
+    try {
+        state = &state_of_type(type);
+    } catch (const PythonError&) {
+        return nullptr;
+    }
+    return guarded(state->error(), [&] {
+        static const char* const names[] = {"", "leaf_predicate", "none_is_leaf", "namespace",
+                                            nullptr};
+        PyObject* tree = nullptr;
+        PyObject* predicate = nullptr;
+        PyObject* none_is_leaf = nullptr;
+        PyObject* name = nullptr;
+        if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOO:PyTreeIter",
+                                         const_cast<char**>(names), &tree, &predicate,
+                                         &none_is_leaf, &name)) {
+            throw PythonError{};
+        }
+        const Ref space = exact_str(name, state->empty_str.get(), "namespace");
+        return new_iter(*state, tree, as_predicate(predicate, "leaf_predicate"),
+                        as_bool(none_is_leaf, "none_is_leaf"), space.get())
+            .release();
+    });
+}
+
+PyObject* iter_reduce(PyObject* self, PyObject*) {
+    return PyErr_Format(PyExc_TypeError, "cannot pickle '%s' object", Py_TYPE(self)->tp_name);
+}
+
+PyMethodDef iter_methods[] = {
+    {"__reduce__", iter_reduce, METH_NOARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+const char kIterDoc[] = "Iterator over the leaves of a tree, depth first.";
+
+PyType_Slot iter_slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(iter_new)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(iter_dealloc)},
+    {Py_tp_traverse, reinterpret_cast<void*>(iter_traverse)},
+    {Py_tp_clear, reinterpret_cast<void*>(iter_clear)},
+    {Py_tp_iter, reinterpret_cast<void*>(PyObject_SelfIter)},
+    {Py_tp_iternext, reinterpret_cast<void*>(iter_next)},
+    {Py_tp_members, iter_members},
+    {Py_tp_methods, iter_methods},
+    {Py_tp_doc, const_cast<char*>(kIterDoc)},
+    {0, nullptr},
+};
+
+PyType_Spec iter_spec = {
+    "optree.PyTreeIter",
+    sizeof(IterObject),
+    0,
+    static_cast<unsigned int>(Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | compat::kImmutableType),
+    iter_slots,
+};
+
+}  // namespace
+
+Ref new_iter(State& state, PyObject* tree, PyObject* predicate, bool none_is_leaf, PyObject* name) {
+    auto* type = reinterpret_cast<PyTypeObject*>(state.iter_type.get());
+    Ref self = checked(type->tp_alloc(type, 0));
+    IterObject& iter = as_iter(self.get());
+    new (&iter.agenda) std::vector<Pending>;
+    iter.state = compat::new_ref(reinterpret_cast<PyObject*>(&state));
+    iter.predicate = compat::xnew_ref(predicate);
+    iter.name = compat::new_ref(name);
+    iter.none_is_leaf = none_is_leaf;
+    iter.sorted = Context(state, nullptr, none_is_leaf, name).sorted;
+    iter.agenda.push_back({compat::new_ref(tree), 0});
+    return self;
+}
+
+Ref make_iter_type() { return checked(PyType_FromSpec(&iter_spec)); }
+
+}  // namespace optree

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "walk/map.h"
+
+#include "walk/flatten_up_to.h"
+#include "walk/unflatten.h"
+
+namespace optree {
+namespace {
+
+// Leaf by leaf, func(leaf of the first tree, its counterparts in the others).
+class CallSource {
+  public:
+    CallSource(PyObject* func, ObjectStack& columns, std::uint32_t leaves, std::size_t trees)
+        : func_(func),
+          call_(PyVectorcall_Function(func)),
+          columns_(columns),
+          leaves_(leaves),
+          trees_(trees) {
+        if (trees + 1 > kInline) args_heap_.resize(trees + 1);
+        args_ = trees + 1 > kInline ? args_heap_.data() : args_inline_;
+        args_[0] = nullptr;
+    }
+
+    OPTREE_INLINE PyObject* call(std::uint32_t leaf) {
+        PyObject** args = args_ + 1;
+        for (std::size_t t = 0; t < trees_; ++t) args[t] = columns_[t * leaves_ + leaf];
+        const std::size_t flags = trees_ | PY_VECTORCALL_ARGUMENTS_OFFSET;
+        // The vectorcall slot is looked up once; PyObject_Vectorcall checks what a C function
+        // returns (NULL without an error set, and the like), so do that here.
+        PyObject* result = OPTREE_LIKELY(call_ != nullptr)
+                               ? call_(func_, args, flags, nullptr)
+                               : PyObject_Vectorcall(func_, args, flags, nullptr);
+        if (OPTREE_UNLIKELY(result == nullptr)) {
+            if (!PyErr_Occurred()) {
+                PyErr_Format(PyExc_SystemError, "%R returned NULL without setting an exception",
+                             func_);
+            }
+            throw PythonError{};
+        }
+        return result;
+    }
+
+    OPTREE_INLINE void take(std::uint32_t count, ObjectStack& stack) {
+        stack.reserve(count);
+        for (std::uint32_t i = 0; i < count; ++i) stack.push_owned(call(next_++));
+    }
+
+  private:
+    static constexpr std::size_t kInline = 8;
+    PyObject* func_;
+    vectorcallfunc call_;
+    ObjectStack& columns_;
+    std::uint32_t leaves_;
+    std::size_t trees_;
+    std::uint32_t next_ = 0;
+    PyObject** args_;
+    PyObject* args_inline_[kInline];
+    Stack<PyObject*> args_heap_;
+};
+
+std::size_t read_all(Context& context, Flattening& flat, PyObject* tree, PyObject* rests) {
+    flat.run(tree);
+    const Py_ssize_t count = PyTuple_GET_SIZE(rests);
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        flatten_up_to(context, flat.view(), PyTuple_GET_ITEM(rests, i), flat.leaves);
+    }
+    return static_cast<std::size_t>(count) + 1;
+}
+
+}  // namespace
+
+Ref tree_map(Context& context, PyObject* func, PyObject* tree, PyObject* rests) {
+    Flattening flat(context);
+    const std::size_t trees = read_all(context, flat, tree, rests);
+    const TreeView view = flat.view();
+    return unflatten(context.state, view, CallSource(func, flat.leaves, view.leaves, trees));
+}
+
+void tree_map_inplace(Context& context, PyObject* func, PyObject* tree, PyObject* rests) {
+    Flattening flat(context);
+    const std::size_t trees = read_all(context, flat, tree, rests);
+    const TreeView view = flat.view();
+    CallSource source(func, flat.leaves, view.leaves, trees);
+    for (std::uint32_t i = 0; i < view.leaves; ++i) Py_DECREF(source.call(i));
+}
+
+}  // namespace optree

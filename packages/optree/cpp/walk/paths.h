@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where the leaves are: paths (tuples of entries), accessors, and the entries of the root.
+#pragma once
+
+#include "walk/spec_object.h"
+
+namespace optree {
+
+Ref spec_paths(const SpecObject& spec);      // list of tuples
+Ref spec_accessors(const SpecObject& spec);  // list of PyTreeAccessor
+Ref spec_entries(const SpecObject& spec);    // list
+Ref spec_entry(const SpecObject& spec, Py_ssize_t index);
+
+}  // namespace optree

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// The state of a spec as plain Python objects, and back, with everything checked.
+#pragma once
+
+#include "walk/spec_object.h"
+
+namespace optree {
+
+// (node states in post-order, none_is_leaf, namespace). A node state is (kind, arity, node_data,
+// node_entries, custom_type, num_leaves, num_nodes, original_keys).
+Ref spec_getstate(const SpecObject& spec);
+// (copyreg.__newobj__, (PyTreeSpec,), state), for every protocol.
+Ref spec_reduce(PyObject* self);
+// Fills a spec made by __new__. Accepts node states without original_keys, as older releases wrote.
+void spec_setstate(SpecObject& spec, PyObject* state);
+
+}  // namespace optree

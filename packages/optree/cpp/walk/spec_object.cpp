@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "walk/spec_object.h"
+
+#include <new>
+
+namespace optree {
+
+Ref new_spec(State& state, bool none_is_leaf, PyObject* name) {
+    PyTypeObject* type = state.spec();
+    PyObject* self = type->tp_alloc(type, 0);
+    if (OPTREE_UNLIKELY(self == nullptr)) throw PythonError{};
+    SpecObject& spec = as_spec(self);
+    new (&spec.tree) Tree;
+    spec.state = compat::new_ref(reinterpret_cast<PyObject*>(&state));
+    spec.name = compat::new_ref(name);
+    spec.none_is_leaf = none_is_leaf;
+    return Ref::steal(self);
+}
+
+Ref new_spec(State& state, bool none_is_leaf, PyObject* name, TreeOwner& owner) {
+    Ref self = new_spec(state, none_is_leaf, name);
+    Tree& tree = as_spec(self.get()).tree;
+    tree.nodes = std::move(owner.tree.nodes);
+    tree.slots = std::move(owner.tree.slots);
+    tree.leaves = owner.tree.leaves;
+    owner.tree.slots.clear();
+    return self;
+}
+
+Ref new_leaf_spec(State& state, bool none_is_leaf, PyObject* name) {
+    Ref self = new_spec(state, none_is_leaf, name);
+    as_spec(self.get()).tree.leaves = 1;
+    return self;
+}
+
+Ref spec_of_subtree(const SpecObject& spec, const Subtree& part) {
+    TreeOwner owner;
+    Builder(owner.tree).append(spec.tree, part, share_slot);
+    return new_spec(state_of(spec), spec.none_is_leaf, spec.name, owner);
+}
+
+void raise_uninitialised(const SpecObject& spec) {
+    raise(state_of(spec).error(),
+          "the PyTreeSpec was made by PyTreeSpec.__new__() and never given a state "
+          "(src/treespec/serialization.cpp)");
+}
+
+SpecObject& checked_spec(State& state, PyObject* object) {
+    if (!is_spec(state, object)) {
+        raise(PyExc_TypeError, "expected an optree.PyTreeSpec, got %R of type %R", object,
+              Py_TYPE(object));
+    }
+    SpecObject& spec = as_spec(object);
+    require_initialised(spec);
+    return spec;
+}
+
+bool same_text(PyObject* a, PyObject* b) {
+    if (a == b) return true;
+    const int order = PyUnicode_Compare(a, b);
+    if (order == -1 && PyErr_Occurred()) throw PythonError{};
+    return order == 0;
+}
+
+bool namespaces_agree(PyObject* a, PyObject* b) {
+    return a == b || is_empty_str(a) || is_empty_str(b) || same_text(a, b);
+}
+
+void require_same_registrations(const SpecObject& spec, PyObject* name, const char* what) {
+    State& state = state_of(spec);
+    for (const Node& node : spec.tree.nodes) {
+        if (node.kind != Kind::custom) continue;
+        auto* registration = as_registration(slots_of(spec.tree, node)[0]);
+        const Namespace* named = state.registry.find(name);
+        if (state.registry.lookup(named, reinterpret_cast<PyTypeObject*>(registration->type)) !=
+            registration) {
+            raise(PyExc_ValueError,
+                  "%s: custom PyTree type %R no longer resolves to its original registration in "
+                  "namespace %R.",
+                  what, registration->type, name);
+        }
+    }
+}
+
+}  // namespace optree

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "walk/transform.h"
+
+#include "nodes/sequence.h"
+#include "walk/compose.h"
+#include "walk/unflatten.h"
+
+namespace optree {
+namespace {
+
+// Calls the functions of a transform and checks what they return.
+class Transformer {
+  public:
+    Transformer(const SpecObject& spec, PyObject* f_node, PyObject* f_leaf)
+        : spec_(spec),
+          state_(state_of(spec)),
+          f_node_(f_node),
+          f_leaf_(f_leaf),
+          name_(Ref::borrow(spec.name)) {}
+
+    Ref run() {
+        TreeOwner owner;
+        Builder build(owner.tree);
+        std::uint32_t taken = 0;
+        for (const Node& node : spec_.tree.nodes) {
+            for (; taken < node.leaf_end; ++taken) leaf(build);
+            if (f_node_ == nullptr) {
+                share_payload(owner.tree, node.kind, slots_of(spec_.tree, node));
+                build.close(node.kind, node.arity);
+            } else {
+                close(owner.tree, build, node);
+            }
+        }
+        if (spec_.tree.nodes.empty()) leaf(build);
+        return new_spec(state_, spec_.none_is_leaf, name_.get(), owner);
+    }
+
+  private:
+    void leaf(Builder& build) {
+        if (f_leaf_ == nullptr) return build.leaf();
+        const Ref input = new_leaf_spec(state_, spec_.none_is_leaf, spec_.name);
+        const Ref result = call(f_leaf_, input.get());
+        const SpecObject& made = as_spec(result.get());
+        build.append(made.tree, whole(made.tree), share_slot);
+    }
+
+    void close(Tree& out, Builder& build, const Node& node) {
+        TreeOwner one;
+        Builder one_build(one.tree);
+        for (std::uint32_t i = 0; i < node.arity; ++i) one_build.leaf();
+        share_payload(one.tree, node.kind, slots_of(spec_.tree, node));
+        one_build.close(node.kind, node.arity);
+        const Ref input = new_spec(state_, spec_.none_is_leaf, spec_.name, one);
+        const Ref result = call(f_node_, input.get());
+        const Tree& made = as_spec(result.get()).tree;
+        if (made.leaves != node.arity || made.num_children() != node.arity) {
+            raise(PyExc_ValueError,
+                  "Expected the PyTreeSpec transform function returns a PyTreeSpec with the same "
+                  "number of arity as the input (%zd), got %R (input: %R).",
+                  static_cast<Py_ssize_t>(node.arity), result.get(), input.get());
+        }
+        if (made.num_nodes() != std::size_t{node.arity} + 1) {
+            raise(
+                PyExc_ValueError,
+                "Expected the PyTreeSpec transform function returns a one-level PyTreeSpec as the "
+                "input, got %R (input: %R).",
+                result.get(), input.get());
+        }
+        share_payload(out, made.root().kind, slots_of(made, made.root()));
+        build.close(made.root().kind, node.arity);
+    }
+
+    Ref call(PyObject* function, PyObject* input) {
+        Ref result = checked(PyObject_CallOneArg(function, input));
+        if (!is_spec(state_, result.get())) {
+            raise(PyExc_TypeError,
+                  "Expected the PyTreeSpec transform function returns a PyTreeSpec, got %R (input: "
+                  "%R).",
+                  result.get(), input);
+        }
+        const SpecObject& made = as_spec(result.get());
+        require_initialised(made);
+        if (made.none_is_leaf != spec_.none_is_leaf) {
+            raise(PyExc_ValueError,
+                  "Expected the PyTreeSpec transform function returns a PyTreeSpec with the same "
+                  "value "
+                  "of `none_is_leaf=%s` as the input, got %R (input: %R).",
+                  spec_.none_is_leaf ? "True" : "False", result.get(), input);
+        }
+        if (!is_empty_str(made.name)) {
+            if (is_empty_str(name_.get())) {
+                require_same_registrations(spec_, made.name, "PyTreeSpecs cannot be transformed");
+                name_ = Ref::borrow(made.name);
+            } else if (!same_text(name_.get(), made.name)) {
+                raise(PyExc_ValueError,
+                      "Expected the PyTreeSpec transform function returns a PyTreeSpec with "
+                      "namespace "
+                      "%R, got %R.",
+                      name_.get(), made.name);
+            }
+        } else if (!is_empty_str(name_.get())) {
+            require_same_registrations(made, name_.get(), "PyTreeSpecs cannot be transformed");
+        }
+        return result;
+    }
+
+    const SpecObject& spec_;
+    State& state_;
+    PyObject* f_node_;
+    PyObject* f_leaf_;
+    Ref name_;
+};
+
+template <class Close>
+Ref rebuild_with(const SpecObject& spec, PyObject* leaves, PyObject* f_leaf, Close&& close) {
+    const Ref iterator = checked(PyObject_GetIter(leaves));
+    IteratorSource source(iterator.get(), spec.tree.leaves, false);
+    ObjectStack stack;
+    const auto leaf = [&] {
+        Ref value = source.next();
+        if (f_leaf != nullptr) value = checked(PyObject_CallOneArg(f_leaf, value.get()));
+        stack.push_owned(value.release());
+    };
+    std::uint32_t taken = 0;
+    for (const Node& node : spec.tree.nodes) {
+        for (; taken < node.leaf_end; ++taken) leaf();
+        const std::size_t base = stack.size() - node.arity;
+        Ref made = close(node, stack, base);
+        stack.push_owned(made.release());
+    }
+    if (spec.tree.nodes.empty()) leaf();
+    source.finish();
+    return Ref::steal(stack.pop());
+}
+
+}  // namespace
+
+Ref spec_transform(const SpecObject& spec, PyObject* f_node, PyObject* f_leaf) {
+    return Transformer(spec, f_node, f_leaf).run();
+}
+
+Ref spec_traverse_leaves(const SpecObject& spec, PyObject* leaves, PyObject* f_node,
+                         PyObject* f_leaf) {
+    State& state = state_of(spec);
+    return rebuild_with(
+        spec, leaves, f_leaf, [&](const Node& node, ObjectStack& stack, std::size_t base) {
+            PyObject* made = rebuild(state, node.kind, slots_of(spec.tree, node),
+                                     stack.data() + base, node.arity);
+            stack.forget_from(base);
+            Ref container = checked(made);
+            return f_node != nullptr ? checked(PyObject_CallOneArg(f_node, container.get()))
+                                     : std::move(container);
+        });
+}
+
+Ref spec_walk(const SpecObject& spec, PyObject* leaves, PyObject* f_node, PyObject* f_leaf) {
+    if (f_node == nullptr) return spec_traverse_leaves(spec, leaves, nullptr, f_leaf);
+    State& state = state_of(spec);
+    return rebuild_with(
+        spec, leaves, f_leaf, [&](const Node& node, ObjectStack& stack, std::size_t base) {
+            PyObject* tuple = steal_into_tuple(stack.data() + base, node.arity);
+            stack.forget_from(base);
+            const Ref children = checked(tuple);
+            const Slot* slots = slots_of(spec.tree, node);
+            const Ref data = node_data(node.kind, slots);
+            return checked(PyObject_CallFunctionObjArgs(f_node, node_type(state, node.kind, slots),
+                                                        data ? data.get() : Py_None, children.get(),
+                                                        nullptr));
+        });
+}
+
+}  // namespace optree

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "walk/unflatten.h"
+
+namespace optree {
+namespace {
+
+[[noreturn]] OPTREE_COLD void raise_too_few(std::uint32_t expected, Py_ssize_t got) {
+    raise(PyExc_ValueError, "Too few leaves for PyTreeSpec; expected: %zd, got: %zd.",
+          static_cast<Py_ssize_t>(expected), got);
+}
+
+[[noreturn]] OPTREE_COLD void raise_too_many(std::uint32_t expected) {
+    raise(PyExc_ValueError, "Too many leaves for PyTreeSpec; expected: %zd.",
+          static_cast<Py_ssize_t>(expected));
+}
+
+// The items of a list or tuple that has as many as are needed. User code that runs while containers
+// are made may shrink the list, so its size is read again each time.
+class ArraySource {
+  public:
+    explicit ArraySource(PyObject* array) : array_(array), is_list_(PyList_CheckExact(array)) {}
+    OPTREE_INLINE void take(std::uint32_t count, ObjectStack& stack) {
+        const std::size_t size = static_cast<std::size_t>(Py_SIZE(array_));
+        if (OPTREE_UNLIKELY(size - position_ < count || size < position_)) {
+            raise_too_few(checked_count(position_ + count), static_cast<Py_ssize_t>(size));
+        }
+        stack.reserve(count);
+        PyObject** items =
+            is_list_ ? reinterpret_cast<PyListObject*>(array_)->ob_item : tuple_items(array_);
+        for (std::uint32_t i = 0; i < count; ++i) stack.push_unchecked(items[position_ + i]);
+        position_ += count;
+    }
+
+  private:
+    PyObject* array_;
+    bool is_list_;
+    std::size_t position_ = 0;
+};
+
+}  // namespace
+
+Ref IteratorSource::next() {
+    Ref leaf = Ref::steal(PyIter_Next(iterator_));
+    if (!leaf) {
+        if (PyErr_Occurred()) throw PythonError{};
+        if (!counts_) raise(PyExc_ValueError, "Too few leaves for PyTreeSpec.");
+        raise_too_few(expected_, got_);
+    }
+    ++got_;
+    return leaf;
+}
+
+void IteratorSource::take(std::uint32_t count, ObjectStack& stack) {
+    for (std::uint32_t i = 0; i < count; ++i) stack.push_owned(next().release());
+}
+
+void IteratorSource::finish() {
+    const Ref extra = Ref::steal(PyIter_Next(iterator_));
+    if (extra) {
+        if (!counts_) raise(PyExc_ValueError, "Too many leaves for PyTreeSpec.");
+        raise_too_many(expected_);
+    }
+    if (PyErr_Occurred()) throw PythonError{};
+}
+
+Ref unflatten_iterable(State& state, const TreeView& tree, PyObject* leaves) {
+    if (PyList_CheckExact(leaves) || PyTuple_CheckExact(leaves)) {
+        const Py_ssize_t size = Py_SIZE(leaves);
+        if (size < static_cast<Py_ssize_t>(tree.leaves)) raise_too_few(tree.leaves, size);
+        if (size > static_cast<Py_ssize_t>(tree.leaves)) raise_too_many(tree.leaves);
+        const Ref alive = Ref::borrow(leaves);
+        return unflatten(state, tree, ArraySource(leaves));
+    }
+    const Ref iterator = checked(PyObject_GetIter(leaves));
+    IteratorSource source(iterator.get(), tree.leaves, true);
+    Ref made = unflatten(state, tree, source);
+    source.finish();
+    return made;
+}
+
+}  // namespace optree

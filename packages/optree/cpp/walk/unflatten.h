@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// leaves + structure -> tree.
+#pragma once
+
+#include "walk/flatten.h"
+
+namespace optree {
+
+// Rebuilds a tree from a source of leaves: `source.take(count, stack)` pushes the next leaves (new
+// references) in order. Containers are made in post-order, each as soon as its children are there.
+template <class Source>
+Ref unflatten(State& state, const TreeView& tree, Source&& source) {
+    ObjectStack stack;
+    std::uint32_t taken = 0;
+    for (std::size_t i = 0; i < tree.num_nodes; ++i) {
+        const Node& node = tree.nodes[i];
+        if (node.leaf_end != taken) {
+            source.take(node.leaf_end - taken, stack);
+            taken = node.leaf_end;
+        }
+        const std::size_t base = stack.size() - node.arity;
+        PyObject* made =
+            rebuild(state, node.kind, tree.slots + node.payload, stack.data() + base, node.arity);
+        stack.forget_from(base);
+        if (OPTREE_UNLIKELY(made == nullptr)) throw PythonError{};
+        stack.push_owned(made);
+    }
+    if (tree.num_nodes == 0) source.take(tree.leaves, stack);
+    return Ref::steal(stack.pop());
+}
+
+// Rebuilds a tree from any iterable of exactly as many leaves, or raises ValueError.
+Ref unflatten_iterable(State& state, const TreeView& tree, PyObject* leaves);
+
+// Leaves pulled one at a time from an iterator; counts them for the error messages.
+class IteratorSource {
+  public:
+    IteratorSource(PyObject* iterator, std::uint32_t expected, bool counts_in_message)
+        : iterator_(iterator), expected_(expected), counts_(counts_in_message) {}
+    void take(std::uint32_t count, ObjectStack& stack);
+    Ref next();
+    // Raises if the iterator has more.
+    void finish();
+
+  private:
+    PyObject* iterator_;
+    std::uint32_t expected_;
+    std::uint32_t got_ = 0;
+    bool counts_;
+};
+
+}  // namespace optree
