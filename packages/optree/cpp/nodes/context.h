@@ -40,9 +40,8 @@ class Context {
         if (type == &PyTuple_Type) return Kind::tuple;
         if (type == &PyDict_Type) return Kind::dict;
         if (type == &PyList_Type) return Kind::list;
-        if (type == last_namedtuple_) return Kind::namedtuple;
-        if (type == none_type_) return Kind::none;
-        if (type == &PyODict_Type) return Kind::ordereddict;
+        const Seen& seen = seen_[seen_index(type)];
+        if (seen.type == type) return seen.kind;
         return classify_rest(type, registration);
     }
 
@@ -64,30 +63,49 @@ class Context {
     PyObject* name() const noexcept { return name_; }
 
   private:
+    // Classes met during this call, by address: they stay alive as long as what was collected of them.
+    // Pays for a quarter of flatten on module trees, whose leaves alternate with two namedtuples.
+    struct Seen {
+        PyTypeObject* type = nullptr;
+        Kind kind = Kind::leaf;
+    };
+    static std::size_t seen_index(const PyTypeObject* type) noexcept {
+        const auto bits = reinterpret_cast<std::uintptr_t>(type);
+        return ((bits >> 4) ^ (bits >> 8) ^ (bits >> 12)) % kSeen;
+    }
+
     OPTREE_NOINLINE Kind classify_rest(PyTypeObject* type, Registration*& registration) {
-        if (reinterpret_cast<PyObject*>(type) == state.defaultdict_type.get())
-            return Kind::defaultdict;
-        if (reinterpret_cast<PyObject*>(type) == state.deque_type.get()) return Kind::deque;
-        if (Registration* found = lookup(type)) {
+        PyObject* cls = reinterpret_cast<PyObject*>(type);
+        Kind kind = Kind::leaf;
+        if (type == none_type_) {
+            kind = Kind::none;
+        } else if (type == &PyODict_Type) {
+            kind = Kind::ordereddict;
+        } else if (cls == state.defaultdict_type.get()) {
+            kind = Kind::defaultdict;
+        } else if (cls == state.deque_type.get()) {
+            kind = Kind::deque;
+        } else if (Registration* found = lookup(type)) {
             registration = found;
-            return Kind::custom;
-        }
-        if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) {
-            if (state.structseqs.contains(type)) return Kind::structseq;
-            if (state.namedtuples.contains(type)) {
-                last_namedtuple_ = type;
-                return Kind::namedtuple;
+            return Kind::custom;  // not remembered: the registration may change
+        } else if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) {
+            if (state.structseqs.contains(type)) {
+                kind = Kind::structseq;
+            } else if (state.namedtuples.contains(type)) {
+                kind = Kind::namedtuple;
             }
         }
-        last_leaf_ = type;
-        return Kind::leaf;
+        if (kind == Kind::leaf) last_leaf_ = type;
+        seen_[seen_index(type)] = {type, kind};
+        return kind;
     }
 
     PyObject* name_;
     Namespace* named_;
     PyTypeObject* none_type_;
     PyTypeObject* last_leaf_ = nullptr;
-    PyTypeObject* last_namedtuple_ = nullptr;
+    static constexpr std::size_t kSeen = 8;
+    Seen seen_[kSeen];
 };
 
 inline PyObject* type_object(PyTypeObject* type) noexcept {

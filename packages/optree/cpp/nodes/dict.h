@@ -8,10 +8,14 @@ namespace optree {
 
 struct Dict {
     static constexpr const char* kName = "dict";
+    // Pushes the values and returns the key layout.
+    static Ref scan(Context& context, PyObject* object, ObjectStack& children) {
+        return scan_mapping(context.state.layouts, context.state.layout(), object, context.sorted,
+                            children);
+    }
     static std::uint32_t expand(Context& context, PyObject* object, ObjectStack& children,
                                 Payload& payload) {
-        payload.slot[0] = scan_mapping(context.state.layouts, context.state.layout(), object,
-                                       context.sorted, children);
+        payload.slot[0] = scan(context, object, children);
         return as_layout(payload.slot[0].get())->size;
     }
     static PyObject* rebuild(State&, const Slot* slots, PyObject** children,

@@ -97,14 +97,12 @@ void cache_if_dict_order(State& state, PyObject* object, KeyLayout* layout) {
 
 }  // namespace
 
-std::uint32_t OrderedDict::expand(Context& context, PyObject* object, ObjectStack& children,
-                                  Payload& payload) {
+Ref OrderedDict::scan(Context& context, PyObject* object, ObjectStack& children) {
     // A layout found by the order of the dict underneath is right if the list agrees with it.
     const std::size_t base = children.size();
     if (KeyLayout* known = scan_known(context.state.layouts, object, false, children)) {
         if (OPTREE_LIKELY(iterates_as(context.state, object, known->inserted, known->size))) {
-            payload.slot[0] = Ref::borrow(reinterpret_cast<PyObject*>(known));
-            return known->size;
+            return Ref::borrow(reinterpret_cast<PyObject*>(known));
         }
         children.drop_from(base);
     }
@@ -121,11 +119,11 @@ std::uint32_t OrderedDict::expand(Context& context, PyObject* object, ObjectStac
         values.push(value);
     }
     if (PyErr_Occurred()) throw PythonError{};
-    payload.slot[0] = make_layout(context.state.layout(), keys.data(), keys.size(), false);
-    cache_if_dict_order(context.state, object, as_layout(payload.slot[0].get()));
+    Ref layout = make_layout(context.state.layout(), keys.data(), keys.size(), false);
+    cache_if_dict_order(context.state, object, as_layout(layout.get()));
     children.reserve(values.size());
     for (std::size_t i = 0; i < values.size(); ++i) children.push_unchecked(values[i]);
-    return as_layout(payload.slot[0].get())->size;
+    return layout;
 }
 
 }  // namespace optree

@@ -8,8 +8,13 @@ namespace optree {
 
 struct OrderedDict {
     static constexpr const char* kName = "OrderedDict";
+    // Pushes the values and returns the key layout.
+    static Ref scan(Context& context, PyObject* object, ObjectStack& children);
     static std::uint32_t expand(Context& context, PyObject* object, ObjectStack& children,
-                                Payload& payload);
+                                Payload& payload) {
+        payload.slot[0] = scan(context, object, children);
+        return as_layout(payload.slot[0].get())->size;
+    }
     static PyObject* rebuild(State&, const Slot* slots, PyObject** children, std::size_t) noexcept {
         return fill_mapping<PyODict_SetItem>(PyODict_New(), as_layout(slots[0]), children);
     }

@@ -14,20 +14,14 @@ OPTREE_INLINE void check_depth(int depth, std::size_t arity) {
 
 }  // namespace
 
-OPTREE_INLINE void Flattening::close(Kind kind, std::uint32_t arity, std::size_t first_leaf,
-                                     std::size_t first_node, Payload& payload) {
-    const auto payload_index = static_cast<std::uint32_t>(slots_.size());
-    const std::size_t count = slot_count(kind);
-    for (std::size_t i = 0; i < count; ++i) {
-        slots_.push(payload.slot[i].get());
-        (void)payload.slot[i].release();
-    }
+// The slots of the node must have been pushed.
+OPTREE_INLINE void Flattening::close(Kind kind, std::uint32_t arity, Start start) {
     nodes_.push({kind,
                  {},
-                 payload_index,
+                 static_cast<std::uint32_t>(slots_.size() - slot_count(kind)),
                  arity,
-                 static_cast<std::uint32_t>(count_ - first_leaf),
-                 static_cast<std::uint32_t>(nodes_.size() - first_node + 1),
+                 static_cast<std::uint32_t>(count_ - start.leaf),
+                 static_cast<std::uint32_t>(nodes_.size() - start.node + 1),
                  static_cast<std::uint32_t>(count_)});
 }
 
@@ -63,66 +57,89 @@ void Flattening::visit_owned_children(std::size_t base, std::uint32_t arity, int
     pending_.drop_from(base);
 }
 
-// Not inlined into itself: one C frame a level of the tree.
 template <bool kPredicate, bool kKeep>
-OPTREE_NOINLINE void Flattening::descend(Kind kind, Registration* registration, PyObject* object,
-                                         int depth) {
-    const std::size_t first_leaf = count_;
-    const std::size_t first_node = nodes_.size();
-    Payload payload;
-    std::uint32_t arity = 0;
-    switch (kind) {
-        case Kind::none: break;
-        case Kind::list: {
-            const Py_ssize_t size = PyList_GET_SIZE(object);
-            arity = checked_count(static_cast<std::size_t>(size));
-            check_depth(depth, arity);
-            if constexpr (kKeep) leaves.reserve(arity);
-            for (Py_ssize_t i = 0; i < size; ++i) {
-                // User code may have shrunk the list.
-                if (OPTREE_UNLIKELY(i >= PyList_GET_SIZE(object))) {
-                    raise(PyExc_IndexError, "list index out of range");
-                }
-                PyObject* child = PyList_GET_ITEM(object, i);
-                if constexpr (kPredicate) {
-                    const Ref alive = Ref::borrow(child);
-                    visit<kPredicate, kKeep>(child, depth + 1);
-                } else {
-                    Registration* found = nullptr;
-                    const Kind child_kind = context_.classify(child, found);
-                    if (OPTREE_LIKELY(child_kind == Kind::leaf)) {
-                        add_leaf<kKeep>(child);
-                    } else {
-                        const Ref alive = Ref::borrow(child);
-                        descend<kPredicate, kKeep>(child_kind, found, child, depth + 1);
-                    }
-                }
-            }
-            break;
+OPTREE_NOINLINE void Flattening::descend_list(PyObject* list, int depth) {
+    const Start begin = start();
+    const Py_ssize_t size = PyList_GET_SIZE(list);
+    const std::uint32_t arity = checked_count(static_cast<std::size_t>(size));
+    check_depth(depth, arity);
+    if constexpr (kKeep) leaves.reserve(arity);
+    for (Py_ssize_t i = 0; i < size; ++i) {
+        // User code may have shrunk the list.
+        if (OPTREE_UNLIKELY(i >= PyList_GET_SIZE(list))) {
+            raise(PyExc_IndexError, "list index out of range");
         }
-        case Kind::namedtuple:
-        case Kind::structseq:
-            payload.slot[0] = Ref::borrow(type_object(Py_TYPE(object)));
-            [[fallthrough]];
-        case Kind::tuple: {
-            arity = checked_count(static_cast<std::size_t>(PyTuple_GET_SIZE(object)));
-            check_depth(depth, arity);
-            // The caller keeps the tuple alive, and the tuple its items.
-            for (std::uint32_t i = 0; i < arity; ++i) {
-                visit<kPredicate, kKeep>(tuple_items(object)[i], depth + 1);
+        PyObject* child = PyList_GET_ITEM(list, i);
+        if constexpr (kPredicate) {
+            const Ref alive = Ref::borrow(child);
+            visit<kPredicate, kKeep>(child, depth + 1);
+        } else {
+            Registration* found = nullptr;
+            const Kind kind = context_.classify(child, found);
+            if (OPTREE_LIKELY(kind == Kind::leaf)) {
+                add_leaf<kKeep>(child);
+            } else {
+                const Ref alive = Ref::borrow(child);
+                descend<kPredicate, kKeep>(kind, found, child, depth + 1);
             }
-            break;
-        }
-        default: {
-            const std::size_t base = pending_.size();
-            arity = expand(context_, kind, registration, object, pending_, payload);
-            check_depth(depth, arity);
-            found_custom_ = found_custom_ || kind == Kind::custom;
-            visit_owned_children<kPredicate, kKeep>(base, arity, depth + 1);
-            break;
         }
     }
-    close(kind, arity, first_leaf, first_node, payload);
+    close(Kind::list, arity, begin);
+}
+
+template <bool kPredicate, bool kKeep>
+OPTREE_NOINLINE void Flattening::descend_tuple(Kind kind, PyObject* tuple, int depth) {
+    const Start begin = start();
+    const std::uint32_t arity = checked_count(static_cast<std::size_t>(PyTuple_GET_SIZE(tuple)));
+    check_depth(depth, arity);
+    // The caller keeps the tuple alive, and the tuple its class and items.
+    for (std::uint32_t i = 0; i < arity; ++i) {
+        visit<kPredicate, kKeep>(tuple_items(tuple)[i], depth + 1);
+    }
+    if (kind != Kind::tuple) push_slot(Ref::borrow(type_object(Py_TYPE(tuple))));
+    close(kind, arity, begin);
+}
+
+template <bool kPredicate, bool kKeep, class Mapping>
+OPTREE_NOINLINE void Flattening::descend_mapping(Kind kind, PyObject* mapping, int depth) {
+    const Start begin = start();
+    const std::size_t base = pending_.size();
+    Ref layout = Mapping::scan(context_, mapping, pending_);
+    const std::uint32_t arity = as_layout(layout.get())->size;
+    check_depth(depth, arity);
+    if (arity != 0) visit_owned_children<kPredicate, kKeep>(base, arity, depth + 1);
+    push_slot(std::move(layout));
+    close(kind, arity, begin);
+}
+
+template <bool kPredicate, bool kKeep>
+OPTREE_NOINLINE void Flattening::descend_any(Kind kind, Registration* registration,
+                                             PyObject* object, int depth) {
+    const Start begin = start();
+    const std::size_t base = pending_.size();
+    Payload payload;
+    const std::uint32_t arity = expand(context_, kind, registration, object, pending_, payload);
+    check_depth(depth, arity);
+    found_custom_ = found_custom_ || kind == Kind::custom;
+    visit_owned_children<kPredicate, kKeep>(base, arity, depth + 1);
+    for (std::size_t i = 0; i < slot_count(kind); ++i) push_slot(std::move(payload.slot[i]));
+    close(kind, arity, begin);
+}
+
+template <bool kPredicate, bool kKeep>
+OPTREE_INLINE void Flattening::descend(Kind kind, Registration* registration, PyObject* object,
+                                       int depth) {
+    switch (kind) {
+        case Kind::none: return close(kind, 0, start());
+        case Kind::list: return descend_list<kPredicate, kKeep>(object, depth);
+        case Kind::tuple:
+        case Kind::namedtuple:
+        case Kind::structseq: return descend_tuple<kPredicate, kKeep>(kind, object, depth);
+        case Kind::dict: return descend_mapping<kPredicate, kKeep, Dict>(kind, object, depth);
+        case Kind::ordereddict:
+            return descend_mapping<kPredicate, kKeep, OrderedDict>(kind, object, depth);
+        default: return descend_any<kPredicate, kKeep>(kind, registration, object, depth);
+    }
 }
 
 void Flattening::run(PyObject* tree, bool keep_leaves) {
