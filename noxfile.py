@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every developer action; ``python3 tools/dev.py TASK`` makes ``.venv`` and runs one in it.
+
+The sessions share that environment instead of making their own, so each costs only its own work.
+Arguments after ``--`` go to the tool: ``nox -s tests -- packages/optree/tests -k paths``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4"
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "layers", "cpp_tests", "tests"]
+
+
+def _leaves_the_last_word_to_pytest(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return record.levelno >= logging.WARNING and not (
+        text.startswith("Session tests") or "-m pytest" in text
+    )
+
+
+# Whether the tests pass or fail, pytest's summary is the last line printed.
+logging.getLogger("nox").addFilter(_leaves_the_last_word_to_pytest)
+
+ROOT = Path(__file__).resolve().parent
+BIN = ROOT / ".venv" / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = str(BIN / "python")
+OPTREE = ROOT / "packages" / "optree"
+TORCHOPT = ROOT / "packages" / "torchopt"
+BUILD = ROOT / "build"
+
+# One pool of OpenMP threads that sleeps between regions: a spinning one stalls a shared machine.
+QUIET = {"OMP_WAIT_POLICY": "passive", "MPLBACKEND": "Agg", "PYTHONHASHSEED": "0"}
+
+
+def run(session: nox.Session, *command: str | Path, **environment: str) -> None:
+    """Run a command with ``.venv`` first on PATH, from the repository root."""
+    if not Path(PYTHON).exists():
+        session.error("expected .venv, found none; run `python3 tools/dev.py setup` first")
+    path = os.pathsep.join([str(BIN), os.environ.get("PATH", "")])
+    program = shutil.which(str(command[0]), path=path) or str(command[0])
+    session.chdir(ROOT)
+    arguments = map(str, command[1:])
+    session.run(program, *arguments, external=True, env={"PATH": path, **environment})
+
+
+def cpp_files() -> list[str]:
+    """Return our C++ and CUDA files, relative to the root."""
+    folders = (OPTREE / "cpp", TORCHOPT / "csrc")
+    kinds = {".h", ".hpp", ".cpp", ".cc", ".cu", ".cuh"}
+    found = (path for folder in folders for path in folder.rglob("*") if path.suffix in kinds)
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the Python tests and doctests of both packages and of the tools."""
+    run(session, PYTHON, "-m", "pytest", *session.posargs, **QUIET)
+
+
+# What a build of the C++ tests alone is configured with: no interpreter, warnings are errors.
+CPP_TESTS = {
+    OPTREE: ["-DOPTREE_BUILD_EXTENSION=OFF", "-DOPTREE_BUILD_TESTS=ON", "-DOPTREE_WERROR=ON"],
+    TORCHOPT: [
+        *("-DTORCHOPT_PYTHON=OFF", "-DTORCHOPT_TESTS=ON", "-DTORCHOPT_WERROR=ON"),
+        "-DTORCHOPT_CUDA=OFF",
+    ],
+}
+
+
+@nox.session
+def cpp_tests(session: nox.Session) -> None:
+    """Build and run the C++ tests, which need no interpreter; warnings are errors."""
+    for package, options in CPP_TESTS.items():
+        build = BUILD / "cpp-tests" / package.name
+        run(session, "cmake", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Debug", "--log-level=WARNING",
+            *options, "-S", package, "-B", build)  # fmt: skip
+        run(session, "cmake", "--build", build, "--parallel", "2", "--", "--quiet")
+        run(session, "ctest", "--test-dir", build, "--output-on-failure", "--no-tests=error")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check lint and layout of Python and C++ without changing a file."""
+    run(session, "ruff", "check", ".")
+    run(session, "ruff", "format", "--check", ".")
+    run(session, "clang-format", "--dry-run", "-Werror", *cpp_files())
+
+
+@nox.session(name="format")
+def format_(session: nox.Session) -> None:
+    """Rewrite Python and C++ files in the repository's layout, and fix what can be fixed."""
+    run(session, "ruff", "check", "--fix", ".")
+    run(session, "ruff", "format", ".")
+    run(session, "clang-format", "-i", *cpp_files())
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of both packages and of the tools."""
+    run(session, "mypy", *session.posargs)
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Check the direction of includes and imports, and that the versions agree."""
+    run(session, PYTHON, "tools/check_layers.py")
+    source = os.pathsep.join([str(OPTREE / "src"), str(TORCHOPT / "src")])
+    run(session, "lint-imports", "--no-cache", PYTHONPATH=source)
+    run(session, PYTHON, "tools/check_versions.py")
+
+
+@nox.session
+def stubs(session: nox.Session) -> None:
+    """Check the hand-written stub of optree's extension module against the module itself."""
+    run(session, PYTHON, "-m", "mypy.stubtest", "optree._C", *session.posargs)
+
+
+@nox.session
+def tidy(session: nox.Session) -> None:
+    """Run clang-tidy over optree's C++ sources (minutes)."""
+    build = BUILD / "tidy"
+    run(session, "cmake", "--preset", "debug", "-S", OPTREE, "-B", build, "-DOPTREE_INPLACE=OFF",
+        f"-DPython_EXECUTABLE={PYTHON}", "--log-level=WARNING")  # fmt: skip
+    sources = [name for name in cpp_files() if name.endswith(".cpp") and "optree/cpp/" in name]
+    run(session, "clang-tidy", "--quiet", "-p", build, *sources)
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    """Run optree's C++ and Python tests under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    build = BUILD / "sanitize"
+    site = build / "site"
+    run(session, "cmake", "--preset", "sanitize", "-S", OPTREE, "-B", build, "--log-level=WARNING",
+        f"-DPython_EXECUTABLE={PYTHON}")  # fmt: skip
+    run(session, "cmake", "--build", build, "--parallel", "2", "--", "--quiet")
+    run(session, "ctest", "--test-dir", build, "--output-on-failure", "--no-tests=error")
+    shutil.rmtree(site, ignore_errors=True)
+    ignore = shutil.ignore_patterns("_C*.so", "__pycache__")
+    shutil.copytree(OPTREE / "src" / "optree", site / "optree", ignore=ignore)
+    run(session, "cmake", "--install", build, "--prefix", site)
+    libraries = [
+        subprocess.check_output(["gcc", f"-print-file-name={name}"], text=True).strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
+    # -S: without .pth files the editable install cannot shadow the instrumented extension.
+    purelib = sysconfig.get_path("purelib", vars={"base": str(ROOT / ".venv")})
+    arguments = session.posargs or ["packages/optree/tests"]
+    run(session, PYTHON, "-S", "-m", "pytest", "-p", "no:cacheprovider", *arguments, **QUIET,
+        PYTHONPATH=os.pathsep.join([str(site), purelib]), PYTHONMALLOC="malloc",
+        LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0")  # fmt: skip
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Learn to learn digits with MAML, then time tree operations against other libraries."""
+    run(session, PYTHON, "packages/torchopt/examples/maml_digits.py", *session.posargs, **QUIET)
+    run(session, PYTHON, "benchmarks/optree/demo_table.py", *session.posargs, **QUIET)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks and refresh the tables in the README from their results."""
+    run(session, PYTHON, "benchmarks/optree/run.py", *session.posargs, **QUIET)
+    run(session, PYTHON, "tools/bench_report.py")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation of both packages; warnings are errors."""
+    tools = ("sphinx", "furo", "myst-parser")
+    run(session, PYTHON, "-m", "pip", "install", "--quiet", "-c", "tools/constraints.txt", *tools)
+    configured = [p for p in (OPTREE, TORCHOPT) if (p / "docs" / "conf.py").is_file()]
+    if not configured:
+        session.error("expected packages/*/docs/conf.py, found none")
+    for package in configured:
+        output = BUILD / "docs" / package.name
+        run(
+            session,
+            PYTHON,
+            "-m",
+            "sphinx",
+            "-W",
+            "--keep-going",
+            "-b",
+            "html",
+            package / "docs",
+            output,
+        )
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build the sdist and the wheel of both packages into ``wheelhouse/`` and print their sizes."""
+    for package in (OPTREE, TORCHOPT):
+        run(session, PYTHON, "-m", "build", "--no-isolation", "--outdir", "wheelhouse", package)
+    for path in sorted((ROOT / "wheelhouse").iterdir()):
+        print(f"{path.stat().st_size / 1000:10.1f} kB  {path.name}")

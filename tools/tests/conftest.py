@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Let the tests import the tools by name, as dev.py does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
