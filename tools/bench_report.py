@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fill the benchmark tables of Markdown files from the stored results.
+
+A table is asked for by a pair of comments, and everything between them is generated::
+
+    <!-- bench:begin optree published -->
+    <!-- bench:end -->
+
+The two words are a suite and a table: the result is ``benchmarks/results/<suite>.json``, and
+``<table>_table`` of ``benchmarks/<suite>/report.py`` makes the text from it, preceded by the
+machine and versions on which it was measured. No number is ever written by hand.
+
+``python tools/bench_report.py`` rewrites the files; with ``--check`` it only says which are stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ("README.md", "packages/optree/README.md", "packages/torchopt/README.md")
+BLOCK = re.compile(r"(<!-- bench:begin (\w+) (\w+) -->\n)(.*?)(<!-- bench:end -->)", re.DOTALL)
+
+Render = Callable[[str, str], str]
+
+
+class ReportError(ValueError):
+    """A marker names a suite, a table or a result that does not exist."""
+
+
+def render(suite: str, table: str, root: Path = ROOT) -> str:
+    """Return the Markdown of one table, with the machine on which it was measured.
+
+    Raises:
+        ReportError: there is no such suite or table, or its stored result cannot be read.
+    """
+    stored = root / "benchmarks" / "results" / f"{suite}.json"
+    if not stored.is_file():
+        return "No result is stored; `python3 tools/dev.py bench` measures and stores one.\n"
+    try:
+        result = json.loads(stored.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReportError(f"expected JSON in {stored.relative_to(root)}, got {error}") from error
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    try:
+        report = importlib.import_module(f"benchmarks.{suite}.report")
+    except ModuleNotFoundError as error:
+        raise ReportError(f"expected benchmarks/{suite}/report.py, found none ({error})") from error
+    make = getattr(report, f"{table}_table", None)
+    if make is None:
+        known = ", ".join(n.removesuffix("_table") for n in dir(report) if n.endswith("_table"))
+        raise ReportError(f"expected a table of {suite} ({known}), got {table!r}")
+    return f"{report.machine_lines(result).strip()}\n\n{make(result).strip()}\n"
+
+
+def fill(text: str, render_table: Render) -> str:
+    """Return ``text`` with what stands between each pair of markers replaced.
+
+    Raises:
+        ReportError: a marker has no partner.
+    """
+    blocks = len(BLOCK.findall(text))
+    begins, ends = text.count("<!-- bench:begin"), text.count("<!-- bench:end -->")
+    if not blocks == begins == ends:
+        raise ReportError(
+            f"expected pairs of `bench:begin SUITE TABLE` and `bench:end`, got {begins} begins and "
+            f"{ends} ends, of which {blocks} pair up"
+        )
+    return BLOCK.sub(lambda m: f"{m[1]}\n{render_table(m[2], m[3])}\n{m[5]}", text)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Rewrite the files or check them, and return the exit status."""
+    parser = argparse.ArgumentParser(description="Fill benchmark tables from stored results.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail on a stale file")
+    check = parser.parse_args(arguments).check
+    stale = 0
+    for name in FILES:
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8")
+        try:
+            filled = fill(text, render)
+        except ReportError as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+            return 1
+        if filled == text:
+            continue
+        if check:
+            print(f"{name}: a benchmark table is stale; run tools/bench_report.py", file=sys.stderr)
+            stale += 1
+        else:
+            path.write_text(filled, encoding="utf-8")
+            print(f"{name}: tables rewritten")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Markers are filled, filled again to the same text, and refused when they do not pair up."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bench_report
+
+TEXT = "before\n<!-- bench:begin optree map -->\nold\n<!-- bench:end -->\nafter\n"
+
+
+def test_only_what_stands_between_the_markers_changes() -> None:
+    filled = bench_report.fill(TEXT, lambda suite, table: f"{suite}/{table}\n")
+    assert filled == (
+        "before\n<!-- bench:begin optree map -->\n\noptree/map\n\n<!-- bench:end -->\nafter\n"
+    )
+    assert bench_report.fill(filled, lambda suite, table: f"{suite}/{table}\n") == filled
+
+
+@pytest.mark.parametrize(
+    "text", [TEXT.replace("<!-- bench:end -->", ""), TEXT.replace(" map -->", " -->")]
+)
+def test_a_marker_without_a_partner_is_refused(text: str) -> None:
+    with pytest.raises(bench_report.ReportError, match="expected pairs of"):
+        bench_report.fill(text, lambda suite, table: "")
+
+
+def test_a_missing_result_says_how_to_make_one(tmp_path: Path) -> None:
+    assert "tools/dev.py bench" in bench_report.render("optree", "map", tmp_path)
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    (results / "speed.json").write_text(json.dumps({"machine": "M", "ms": 3}))
+    suite = tmp_path / "benchmarks" / "speed"
+    suite.mkdir()
+    (suite / "__init__.py").touch()
+    (suite.parent / "__init__.py").touch()
+    (suite / "report.py").write_text(
+        "def machine_lines(result):\n    return result['machine']\n"
+        "def map_table(result):\n    return f\"| {result['ms']} |\"\n"
+    )
+    # The suite of this test must not be looked for in the repository's own `benchmarks`.
+    ours = [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]
+    for name in ours:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:
+        del sys.modules[name]
+
+
+def test_a_table_comes_with_the_machine_it_was_measured_on(stored: Path) -> None:
+    assert bench_report.render("speed", "map", stored) == "M\n\n| 3 |\n"
+
+
+def test_an_unknown_table_names_those_there_are(stored: Path) -> None:
+    with pytest.raises(bench_report.ReportError, match=r"\(map\), got 'flatten'"):
+        bench_report.render("speed", "flatten", stored)
+
+
+def test_a_damaged_result_is_refused(stored: Path) -> None:
+    (stored / "benchmarks" / "results" / "speed.json").write_text("{")
+    with pytest.raises(bench_report.ReportError, match="expected JSON in benchmarks"):
+        bench_report.render("speed", "map", stored)
