@@ -18,10 +18,9 @@ struct Dict {
         payload.slot[0] = scan(context, object, children);
         return as_layout(payload.slot[0].get())->size;
     }
-    static PyObject* rebuild(State&, const Slot* slots, PyObject** children,
-                             std::size_t count) noexcept {
-        return fill_mapping<PyDict_SetItem>(compat::new_dict(static_cast<Py_ssize_t>(count)),
-                                            as_layout(slots[0]), children);
+    static PyObject* rebuild(State& state, const Slot* slots, PyObject** children,
+                             std::size_t) noexcept {
+        return new_dict_of(as_layout(slots[0]), state.layouts.entries_readable, children);
     }
     static void match(Context& context, const Slot* slots, std::uint32_t, PyObject* object,
                       ObjectStack& children) {

@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "nodes/dict_entries.h"
 #include "nodes/sort_keys.h"
 #include "support/errors.h"
 
@@ -13,6 +14,7 @@ void layout_dealloc(PyObject* self) {
     auto* layout = reinterpret_cast<KeyLayout*>(self);
     for (std::uint32_t i = 0; i < layout->size; ++i) Py_XDECREF(layout->inserted[i]);
     PyMem_Free(layout->inserted);
+    Py_XDECREF(layout->prototype);
     PyTypeObject* type = Py_TYPE(self);
     type->tp_free(self);
     Py_DECREF(type);
@@ -157,15 +159,40 @@ OPTREE_INLINE bool match_layout(const KeyLayout* layout, PyObject* mapping, Py_s
     return true;
 }
 
+// The same through the entries of the dict.
+OPTREE_INLINE bool match_entries(const KeyLayout* layout, const DictEntries& entries,
+                                 PyObject** out) noexcept {
+    PyObject* const* expected = layout->inserted;
+    const std::uint32_t* position = layout->position;
+    const std::uint32_t size = layout->size;
+    if (position == nullptr) {
+        for (std::uint32_t i = 0; i < size; ++i) {
+            if (OPTREE_UNLIKELY(entries.key_at(i) != expected[i])) return false;
+            out[i] = entries.value_at(i);
+        }
+    } else {
+        for (std::uint32_t i = 0; i < size; ++i) {
+            if (OPTREE_UNLIKELY(entries.key_at(i) != expected[i])) return false;
+            out[position[i]] = entries.value_at(i);
+        }
+    }
+    return true;
+}
+
 }  // namespace
 
 KeyLayout* scan_known(LayoutCache& cache, PyObject* mapping, bool sorted, ObjectStack& values) {
     const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
     if (size == 0) return reinterpret_cast<KeyLayout*>(cache.empty.get());
+    const DictEntries entries = cache.entries_readable ? dict_entries(mapping) : DictEntries();
     Py_ssize_t pos = 0;
     PyObject* first = nullptr;
     PyObject* value = nullptr;
-    PyDict_Next(mapping, &pos, &first, &value);
+    if (OPTREE_LIKELY(static_cast<bool>(entries))) {
+        first = entries.key_at(0);
+    } else {
+        PyDict_Next(mapping, &pos, &first, &value);
+    }
     values.reserve(size);
     PyObject** out = values.data() + values.size();
     for (KeyLayout* layout : cache.set(first, size, sorted)) {
@@ -173,7 +200,11 @@ KeyLayout* scan_known(LayoutCache& cache, PyObject* mapping, bool sorted, Object
         if (layout->inserted[0] != first || layout->size != size || layout->sorted != sorted) {
             continue;
         }
-        if (!match_layout(layout, mapping, pos, value, out)) continue;
+        if (OPTREE_LIKELY(static_cast<bool>(entries))
+                ? !match_entries(layout, entries, out)
+                : !match_layout(layout, mapping, pos, value, out)) {
+            continue;
+        }
         for (std::size_t i = 0; i < size; ++i) Py_INCREF(out[i]);
         values.adopt(size);
         return layout;
@@ -204,6 +235,56 @@ Ref scan_unknown(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mappin
     unordered.forget_from(0);
     if (layout->atomic) cache.insert(cache.set(layout->inserted[0], layout->size, sorted), layout);
     return owner;
+}
+
+namespace {
+
+// A dict of the keys, all None, made once a layout.
+PyObject* prototype_of(KeyLayout* layout) noexcept {
+    if (OPTREE_LIKELY(layout->prototype != nullptr)) return layout->prototype;
+    PyObject* prototype = PyDict_New();
+    if (prototype == nullptr) return nullptr;
+    for (std::uint32_t i = 0; i < layout->size; ++i) {
+        if (PyDict_SetItem(prototype, layout->inserted[i], Py_None) < 0) {
+            Py_DECREF(prototype);
+            return nullptr;
+        }
+    }
+    return layout->prototype = prototype;
+}
+
+PyObject* filled_dict(const KeyLayout* layout, PyObject* dict, PyObject** children) noexcept {
+    int status = dict != nullptr ? 0 : -1;
+    for (std::uint32_t i = 0; i < layout->size && status == 0; ++i) {
+        status = PyDict_SetItem(dict, layout->inserted[i], children[layout->child_of(i)]);
+    }
+    for (std::uint32_t i = 0; i < layout->size; ++i) Py_DECREF(children[i]);
+    if (OPTREE_UNLIKELY(status != 0)) Py_CLEAR(dict);
+    return dict;
+}
+
+}  // namespace
+
+PyObject* new_dict_of(KeyLayout* layout, bool entries_readable, PyObject** children) noexcept {
+    if (!entries_readable || !layout->atomic || layout->size == 0) {
+        return filled_dict(layout, compat::new_dict(layout->size), children);
+    }
+    // The copy of a dict is one memcpy; nobody has seen it yet, so its values may be put in place.
+    PyObject* prototype = prototype_of(layout);
+    PyObject* dict = prototype != nullptr ? PyDict_Copy(prototype) : nullptr;
+    if (OPTREE_UNLIKELY(dict == nullptr)) return filled_dict(layout, nullptr, children);
+    const DictEntries entries = dict_entries(dict);
+    if (OPTREE_UNLIKELY(!entries)) return filled_dict(layout, dict, children);
+    const std::uint32_t size = layout->size;
+    bool tracked = false;
+    for (std::uint32_t i = 0; i < size; ++i) {
+        PyObject* child = children[layout->child_of(i)];
+        entries.value_at(i) = child;
+        tracked = tracked || PyType_IS_GC(Py_TYPE(child));
+        Py_DECREF(Py_None);
+    }
+    if (tracked && PyObject_GC_IsTracked(dict) == 0) PyObject_GC_Track(dict);
+    return dict;
 }
 
 namespace {

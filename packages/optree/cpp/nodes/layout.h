@@ -17,10 +17,11 @@ namespace optree {
 struct KeyLayout {
     PyObject_HEAD
     std::uint32_t size;
-    bool atomic;         // every key is an exact str or int: hash fixed, never in a cycle
-    bool sorted;         // traversal order is the sorted one (else the insertion order)
-    bool has_hash;       // `hash` is valid; only ever set when `atomic`
-    std::uint64_t hash;  // of the keys in traversal order
+    bool atomic;          // every key is an exact str or int: hash fixed, never in a cycle
+    bool sorted;          // traversal order is the sorted one (else the insertion order)
+    bool has_hash;        // `hash` is valid; only ever set when `atomic`
+    std::uint64_t hash;   // of the keys in traversal order
+    PyObject* prototype;  // owned: a dict of the keys in insertion order, to copy; or null
     std::uint32_t* position;
     PyObject** inserted;  // owned
     PyObject** keys;      // borrowed from `inserted`
@@ -55,7 +56,8 @@ class LayoutCache {
     void insert(Set& set, KeyLayout* layout) noexcept;
     void clear() noexcept;
 
-    Ref empty;  // the layout of mappings without keys
+    Ref empty;                      // the layout of mappings without keys
+    bool entries_readable = false;  // dict_entries() may be used
 
   private:
     static constexpr std::size_t kSetBits = 9;
@@ -88,6 +90,10 @@ OPTREE_INLINE Ref scan_mapping(LayoutCache& cache, PyTypeObject* layout_type, Py
     }
     return scan_unknown(cache, layout_type, mapping, sorted, values);
 }
+
+// A new dict with the keys in insertion order and the children as values. Takes over the children;
+// null on error.
+PyObject* new_dict_of(KeyLayout* layout, bool entries_readable, PyObject** children) noexcept;
 
 // The keys as a new list, in traversal or in insertion order.
 Ref layout_keys(const KeyLayout* layout);

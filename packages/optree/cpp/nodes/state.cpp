@@ -3,6 +3,7 @@
 
 #include <new>
 
+#include "nodes/dict_entries.h"
 #include "nodes/ordereddict.h"
 #include "support/errors.h"
 
@@ -132,6 +133,7 @@ Ref make_state() {
     state.evict_structseq = checked(PyCFunction_New(&evict_structseq_def, self.get()));
     state.namedtuples.init(is_namedtuple_class, state.evict_namedtuple.get());
     state.structseqs.init(is_structseq_class, state.evict_structseq.get());
+    state.layouts.entries_readable = dict_entries_are_readable();
     state.odict_fast = ordereddict_list_is_readable();
     return self;
 }
