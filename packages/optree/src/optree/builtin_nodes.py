@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How nodes of built-in types are taken apart and rebuilt by Python code."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+from collections import OrderedDict, defaultdict, deque, namedtuple
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Generic
+
+import optree._C as _C
+from optree._C import PyTreeKind
+from optree.accessors import (
+    AutoEntry,
+    MappingEntry,
+    NamedTupleEntry,
+    PyTreeEntry,
+    SequenceEntry,
+    StructSequenceEntry,
+)
+from optree.typing import KT, VT, FlattenFunc, StructSequence, T, UnflattenFunc
+from optree.utils import safe_zip, total_order_sorted, unzip2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclasses.dataclass(init=False, repr=True, eq=True, frozen=True)
+class PyTreeNodeRegistryEntry(Generic[T]):
+    """What the registry knows about a class.
+
+    Examples:
+        >>> import optree
+        >>> entry = optree.register_pytree_node.get(list)
+        >>> entry.kind, entry.path_entry_type
+        (<PyTreeKind.LIST: 4>, <class 'optree.SequenceEntry'>)
+    """
+
+    __slots__: ClassVar[tuple[str, ...]] = (  # noqa: RUF023
+        "type",
+        "flatten_func",
+        "unflatten_func",
+        "path_entry_type",
+        "kind",
+        "namespace",
+    )
+
+    type: builtins.type[Any]
+    flatten_func: FlattenFunc[T]
+    unflatten_func: UnflattenFunc[T]
+    path_entry_type: builtins.type[PyTreeEntry]
+    kind: PyTreeKind
+    namespace: str
+
+    def __init__(
+        self,
+        /,
+        type: builtins.type[Any],  # noqa: A002
+        flatten_func: FlattenFunc[T],
+        unflatten_func: UnflattenFunc[T],
+        *,
+        path_entry_type: builtins.type[PyTreeEntry] = AutoEntry,
+        kind: PyTreeKind = PyTreeKind.CUSTOM,
+        namespace: str = "",
+    ) -> None:
+        """Set the fields."""
+        object.__setattr__(self, "type", type)
+        object.__setattr__(self, "flatten_func", flatten_func)
+        object.__setattr__(self, "unflatten_func", unflatten_func)
+        object.__setattr__(self, "path_entry_type", path_entry_type)
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "namespace", namespace)
+
+
+# The flatten and unflatten functions of the built-in node types. The extension module does not use
+# them: they serve `tree_flatten_one_level()` and compilers that look for Python code.
+
+
+def _none_flatten(_: None, /) -> tuple[tuple[()], None]:
+    return (), None
+
+
+def _none_unflatten(_: None, children: Iterable[Any], /) -> None:
+    sentinel = object()
+    if next(iter(children), sentinel) is not sentinel:
+        raise ValueError("Expected no children.")
+
+
+def _tuple_flatten(tup: tuple[T, ...], /) -> tuple[tuple[T, ...], None]:
+    return tup, None
+
+
+def _tuple_unflatten(_: None, children: Iterable[T], /) -> tuple[T, ...]:
+    return tuple(children)
+
+
+def _list_flatten(lst: list[T], /) -> tuple[list[T], None]:
+    return lst, None
+
+
+def _list_unflatten(_: None, children: Iterable[T], /) -> list[T]:
+    return list(children)
+
+
+class DictMetaData(list[KT]):
+    """The metadata of a dict: the keys in traversal order, and in the order of the dict.
+
+    It compares like the list of the keys in traversal order.
+
+    Args:
+        keys: The keys in traversal order.
+        original_keys: The keys in the order of the dict, by default the same.
+        check_keys_consistency: Whether to check that both orders have the same keys.
+
+    Raises:
+        ValueError: If the numbers of keys differ, or if the keys differ and the check is not off.
+
+    Examples:
+        >>> from optree.registry import DictMetaData
+        >>> metadata = DictMetaData(['a', 'b'], original_keys=['b', 'a'])
+        >>> metadata, list(metadata.original_keys)
+        (['a', 'b'], ['b', 'a'])
+    """
+
+    __slots__: ClassVar[tuple[str, ...]] = ("original_keys",)
+
+    original_keys: dict[KT, None]
+
+    def __init__(
+        self,
+        keys: Iterable[KT] = (),
+        /,
+        *,
+        original_keys: Iterable[KT] | None = None,
+        check_keys_consistency: bool = True,
+    ) -> None:
+        """Set the keys in both orders."""
+        super().__init__(keys)
+        if original_keys is None:
+            self.original_keys = dict.fromkeys(self)
+            return
+        self.original_keys = dict.fromkeys(original_keys)
+        if check_keys_consistency:
+            if len(self.original_keys) != len(self):
+                raise ValueError(
+                    f"`original_keys` must have the same length as `keys`, "
+                    f"got {len(self.original_keys)} != {len(self)}.",
+                )
+            if set(self.original_keys) != set(self):
+                raise ValueError(
+                    f"`original_keys` must have the same keys as `keys`, "
+                    f"got {set(self.original_keys)} != {set(self)}.",
+                )
+
+    # Copies and pickles are made of the items alone by default: add the original order.
+    def __reduce_ex__(self, protocol: Any, /) -> tuple[Any, ...]:
+        return _restore_dict_metadata, (type(self), list(self), list(self.original_keys))
+
+
+def _restore_dict_metadata(
+    cls: type[DictMetaData[KT]],
+    keys: list[KT],
+    original_keys: list[KT],
+    /,
+) -> DictMetaData[KT]:
+    return cls(keys, original_keys=original_keys, check_keys_consistency=False)
+
+
+def _dict_flatten(
+    dct: dict[KT, VT],
+    /,
+) -> tuple[tuple[VT, ...], list[KT], tuple[KT, ...]]:
+    keys = total_order_sorted(dct)
+    metadata = DictMetaData(keys, original_keys=dct, check_keys_consistency=False)
+    return tuple([dct[key] for key in keys]), metadata, tuple(keys)
+
+
+def _dict_unflatten(metadata: list[KT], values: Iterable[VT], /) -> dict[KT, VT]:
+    items = safe_zip(metadata, values)
+    dct: dict[KT, Any] = {}
+    if isinstance(metadata, DictMetaData):
+        dct.update(metadata.original_keys)
+    dct.update(items)
+    return dct
+
+
+def _dict_insertion_ordered_flatten(
+    dct: dict[KT, VT],
+    /,
+) -> tuple[tuple[VT, ...], list[KT], tuple[KT, ...]]:
+    keys, values = unzip2(dct.items())
+    return values, DictMetaData(keys), keys
+
+
+def _dict_insertion_ordered_unflatten(
+    metadata: list[KT],
+    values: Iterable[VT],
+    /,
+) -> dict[KT, VT]:
+    return dict(safe_zip(metadata, values))
+
+
+def _ordereddict_flatten(
+    dct: OrderedDict[KT, VT],
+    /,
+) -> tuple[tuple[VT, ...], list[KT], tuple[KT, ...]]:
+    keys, values = unzip2(dct.items())
+    return values, list(keys), keys
+
+
+def _ordereddict_unflatten(keys: list[KT], values: Iterable[VT], /) -> OrderedDict[KT, VT]:
+    return OrderedDict(safe_zip(keys, values))
+
+
+def _defaultdict_flatten(
+    dct: defaultdict[KT, VT],
+    /,
+) -> tuple[tuple[VT, ...], tuple[Callable[[], VT] | None, list[KT]], tuple[KT, ...]]:
+    values, metadata, entries = _dict_flatten(dct)
+    return values, (dct.default_factory, metadata), entries
+
+
+def _defaultdict_unflatten(
+    metadata: tuple[Callable[[], VT] | None, list[KT]],
+    values: Iterable[VT],
+    /,
+) -> defaultdict[KT, VT]:
+    default_factory, dict_metadata = metadata
+    return defaultdict(default_factory, _dict_unflatten(dict_metadata, values))
+
+
+def _defaultdict_insertion_ordered_flatten(
+    dct: defaultdict[KT, VT],
+    /,
+) -> tuple[tuple[VT, ...], tuple[Callable[[], VT] | None, list[KT]], tuple[KT, ...]]:
+    values, metadata, entries = _dict_insertion_ordered_flatten(dct)
+    return values, (dct.default_factory, metadata), entries
+
+
+def _defaultdict_insertion_ordered_unflatten(
+    metadata: tuple[Callable[[], VT] | None, list[KT]],
+    values: Iterable[VT],
+    /,
+) -> defaultdict[KT, VT]:
+    default_factory, dict_metadata = metadata
+    return defaultdict(default_factory, _dict_insertion_ordered_unflatten(dict_metadata, values))
+
+
+def _deque_flatten(deq: deque[T], /) -> tuple[deque[T], int | None]:
+    return deq, deq.maxlen
+
+
+def _deque_unflatten(maxlen: int | None, children: Iterable[T], /) -> deque[T]:
+    return deque(children, maxlen=maxlen)
+
+
+def _namedtuple_flatten(tup: tuple[T, ...], /) -> tuple[tuple[T, ...], type[tuple[T, ...]]]:
+    return tup, type(tup)
+
+
+def _namedtuple_unflatten(cls: Any, children: Iterable[T], /) -> Any:
+    return cls(*children)
+
+
+def _structseq_flatten(
+    seq: StructSequence[T],
+    /,
+) -> tuple[tuple[T, ...], type[StructSequence[T]]]:
+    return seq, type(seq)
+
+
+def _structseq_unflatten(
+    cls: type[StructSequence[T]],
+    children: Iterable[T],
+    /,
+) -> StructSequence[T]:
+    return cls(children)
+
+
+def _entry_of_builtin(
+    cls: Any,
+    flatten_func: Callable[..., Any],
+    unflatten_func: Callable[..., Any],
+    path_entry_type: type[PyTreeEntry],
+    kind: PyTreeKind,
+    /,
+) -> PyTreeNodeRegistryEntry[Any]:
+    return PyTreeNodeRegistryEntry(
+        cls,
+        flatten_func,
+        unflatten_func,
+        path_entry_type=path_entry_type,
+        kind=kind,
+    )
+
+
+# Keys are `cls` for the global namespace and `(namespace, cls)` for the others. The function
+# `namedtuple` and the class `StructSequence` stand for all namedtuple and struct sequence classes.
+# TorchDynamo and its polyfills read this dictionary.
+_NODETYPE_REGISTRY: dict[Any, PyTreeNodeRegistryEntry[Any]] = {
+    entry.type: entry
+    for entry in (
+        _entry_of_builtin(
+            type(None),
+            _none_flatten,
+            _none_unflatten,
+            PyTreeEntry,
+            PyTreeKind.NONE,
+        ),
+        _entry_of_builtin(
+            tuple,
+            _tuple_flatten,
+            _tuple_unflatten,
+            SequenceEntry,
+            PyTreeKind.TUPLE,
+        ),
+        _entry_of_builtin(
+            list,
+            _list_flatten,
+            _list_unflatten,
+            SequenceEntry,
+            PyTreeKind.LIST,
+        ),
+        _entry_of_builtin(
+            dict,
+            _dict_flatten,
+            _dict_unflatten,
+            MappingEntry,
+            PyTreeKind.DICT,
+        ),
+        _entry_of_builtin(
+            namedtuple,
+            _namedtuple_flatten,
+            _namedtuple_unflatten,
+            NamedTupleEntry,
+            PyTreeKind.NAMEDTUPLE,
+        ),
+        _entry_of_builtin(
+            OrderedDict,
+            _ordereddict_flatten,
+            _ordereddict_unflatten,
+            MappingEntry,
+            PyTreeKind.ORDEREDDICT,
+        ),
+        _entry_of_builtin(
+            defaultdict,
+            _defaultdict_flatten,
+            _defaultdict_unflatten,
+            MappingEntry,
+            PyTreeKind.DEFAULTDICT,
+        ),
+        _entry_of_builtin(
+            deque,
+            _deque_flatten,
+            _deque_unflatten,
+            SequenceEntry,
+            PyTreeKind.DEQUE,
+        ),
+        _entry_of_builtin(
+            StructSequence,
+            _structseq_flatten,
+            _structseq_unflatten,
+            StructSequenceEntry,
+            PyTreeKind.STRUCTSEQUENCE,
+        ),
+    )
+}
+
+# What replaces an entry of `_NODETYPE_REGISTRY` while dictionaries keep their insertion order.
+_INSERTION_ORDERED_REGISTRY: dict[Any, PyTreeNodeRegistryEntry[Any]] = {
+    entry.type: entry
+    for entry in (
+        _entry_of_builtin(
+            dict,
+            _dict_insertion_ordered_flatten,
+            _dict_insertion_ordered_unflatten,
+            MappingEntry,
+            PyTreeKind.DICT,
+        ),
+        _entry_of_builtin(
+            defaultdict,
+            _defaultdict_insertion_ordered_flatten,
+            _defaultdict_insertion_ordered_unflatten,
+            MappingEntry,
+            PyTreeKind.DEFAULTDICT,
+        ),
+    )
+}
+
+if _C.OPTREE_HAS_FROZENDICT:
+    from optree.typing import FrozenDict  # type: ignore[attr-defined,unused-ignore]
+
+    def _frozendict_flatten(dct: Any, /) -> tuple[tuple[Any, ...], list[Any], tuple[Any, ...]]:
+        return _dict_flatten(dct)
+
+    def _frozendict_unflatten(metadata: list[Any], values: Iterable[Any], /) -> Any:
+        return FrozenDict(_dict_unflatten(metadata, values))
+
+    def _frozendict_insertion_ordered_flatten(
+        dct: Any,
+        /,
+    ) -> tuple[tuple[Any, ...], list[Any], tuple[Any, ...]]:
+        return _dict_insertion_ordered_flatten(dct)
+
+    def _frozendict_insertion_ordered_unflatten(
+        metadata: list[Any],
+        values: Iterable[Any],
+        /,
+    ) -> Any:
+        return FrozenDict(_dict_insertion_ordered_unflatten(metadata, values))
+
+    _NODETYPE_REGISTRY[FrozenDict] = _entry_of_builtin(
+        FrozenDict,
+        _frozendict_flatten,
+        _frozendict_unflatten,
+        MappingEntry,
+        PyTreeKind.FROZENDICT,
+    )
+    _INSERTION_ORDERED_REGISTRY[FrozenDict] = _entry_of_builtin(
+        FrozenDict,
+        _frozendict_insertion_ordered_flatten,
+        _frozendict_insertion_ordered_unflatten,
+        MappingEntry,
+        PyTreeKind.FROZENDICT,
+    )
+
+# The public home of these classes.
+PyTreeNodeRegistryEntry.__module__ = "optree.registry"
+DictMetaData.__module__ = "optree.registry"

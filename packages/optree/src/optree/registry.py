@@ -1,0 +1,550 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which classes are nodes, and how they are taken apart and rebuilt."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import sys
+import warnings
+from collections import namedtuple
+from threading import RLock
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    ClassVar,
+    Final,
+    TypeVar,
+    overload,
+)
+
+import optree._C as _C
+from optree._C import PyTreeKind
+from optree.accessors import (
+    AutoEntry,
+    PyTreeEntry,
+)
+from optree.builtin_nodes import (
+    _INSERTION_ORDERED_REGISTRY,
+    _NODETYPE_REGISTRY,
+    PyTreeNodeRegistryEntry,
+)
+from optree.builtin_nodes import DictMetaData as DictMetaData
+from optree.typing import (
+    FlattenFunc,
+    StructSequence,
+    UnflattenFunc,
+    is_namedtuple_class,
+    is_structseq_class,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from typing_extensions import Self
+
+
+__all__ = [  # noqa: RUF022 # grouped
+    "register_pytree_node",
+    "register_pytree_node_class",
+    "unregister_pytree_node",
+    "dict_insertion_ordered",
+]
+
+
+_ClassT = TypeVar("_ClassT", bound=type)
+
+
+class GlobalNamespace:
+    """The type of :data:`optree.registry.GLOBAL_NAMESPACE`; there is one instance."""
+
+    __slots__: ClassVar[tuple[()]] = ()
+
+    def __new__(cls, /) -> Self:
+        """Return the one instance."""
+        return globals().get("GLOBAL_NAMESPACE") or super().__new__(cls)
+
+    def __reduce__(self, /) -> str:
+        """Pickle as a reference to the one instance."""
+        return "GLOBAL_NAMESPACE"
+
+    def __repr__(self, /) -> str:
+        """Name the object."""
+        return "<GLOBAL NAMESPACE>"
+
+
+GLOBAL_NAMESPACE: Final[GlobalNamespace] = GlobalNamespace()
+"""Pass it as ``namespace`` to register a class for all namespaces at once."""
+
+# The name under which clients imported the object before it was public.
+__GLOBAL_NAMESPACE = GLOBAL_NAMESPACE
+
+
+def _namespace_name(namespace: str | GlobalNamespace, /) -> str:
+    """Check a ``namespace`` argument and return the name that the extension module uses."""
+    if isinstance(namespace, GlobalNamespace):
+        return ""
+    if not isinstance(namespace, str):
+        raise TypeError(f"The namespace must be a string, got {namespace!r}.")
+    if namespace == "":
+        raise ValueError("The namespace cannot be an empty string.")
+    return namespace
+
+
+# Keeps `_NODETYPE_REGISTRY` in step with the registry of the extension module. Messages of errors
+# run user code (`repr` of classes), so they are made outside of it.
+_REGISTRY_LOCK: Final = RLock()
+
+_PACKAGE_DIRECTORY: Final[str] = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def _warn_caller(message: str, /) -> None:
+    """Emit a :class:`UserWarning` that points at the code that called into this package."""
+    stacklevel = 1
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE_DIRECTORY):
+        frame = frame.f_back
+        stacklevel += 1
+    del frame
+    warnings.warn(message, UserWarning, stacklevel=stacklevel)
+
+
+def _registry_key(cls: type, namespace: str, /) -> Any:
+    return (namespace, cls) if namespace else cls
+
+
+def _override_warning(cls: type, namespace: str, /) -> str | None:
+    """Return what to tell a user who registers a class that is a node already, or ``None``."""
+    if is_structseq_class(cls):
+        relation = "a class of `PyStructSequence`"
+    elif is_namedtuple_class(cls):
+        relation = "a subclass of `collections.namedtuple`"
+    else:
+        return None
+    where = f" in namespace {namespace!r}" if namespace else ""
+    return (
+        f"PyTree type {cls!r} is {relation}, which is already registered in the global namespace. "
+        f"Override it with custom flatten/unflatten functions{where}."
+    )
+
+
+def register_pytree_node(
+    cls: _ClassT,
+    /,
+    flatten_func: FlattenFunc[Any],
+    unflatten_func: UnflattenFunc[Any],
+    *,
+    path_entry_type: type[PyTreeEntry] = AutoEntry,
+    namespace: str | GlobalNamespace,
+) -> _ClassT:
+    """Make instances of a class nodes of trees.
+
+    Objects of exactly this class are nodes afterwards (objects of subclasses are not), in calls
+    with this ``namespace`` only. Namespaces keep libraries apart that disagree about a class.
+
+    Args:
+        cls: The class. Built-in node types cannot be registered.
+        flatten_func: Takes an instance apart: ``flatten_func(obj)`` returns
+            ``(children, metadata)`` or ``(children, metadata, entries)``. ``children`` is an
+            iterable; ``metadata`` is anything that has ``==``, and says what is needed to rebuild
+            the object besides its children; ``entries`` has one path entry per child, by default
+            ``range(number of children)``.
+        unflatten_func: Rebuilds an object: called with the metadata and a tuple of children.
+        path_entry_type: The class of the steps from an instance to its children.
+        namespace: A non-empty string, or :data:`optree.registry.GLOBAL_NAMESPACE` to register the
+            class in all namespaces.
+
+    Returns:
+        The class.
+
+    Raises:
+        TypeError: If ``cls`` is not a class, ``path_entry_type`` not a subclass of
+            :class:`optree.PyTreeEntry`, ``namespace`` not a string, or a function not callable.
+        ValueError: If ``namespace`` is empty, or ``cls`` is a built-in node type or registered in
+            the namespace already.
+
+    Warns:
+        UserWarning: If the class is a namedtuple or struct sequence class, which is a node already.
+
+    Examples:
+        >>> import optree
+        >>> _ = register_pytree_node(
+        ...     set,
+        ...     lambda s: (sorted(s), None),
+        ...     lambda _, children: set(children),
+        ...     namespace='sets',
+        ... )
+        >>> optree.tree_leaves([{2, 1}])
+        [{1, 2}]
+        >>> optree.tree_leaves([{2, 1}], namespace='sets')
+        [1, 2]
+        >>> _ = unregister_pytree_node(set, namespace='sets')
+    """
+    if not inspect.isclass(cls):
+        raise TypeError(f"Expected a class, got {cls!r}.")
+    if not (inspect.isclass(path_entry_type) and issubclass(path_entry_type, PyTreeEntry)):
+        raise TypeError(f"Expected a subclass of PyTreeEntry, got {path_entry_type!r}.")
+    name = _namespace_name(namespace)
+    for parameter, func in (("flatten_func", flatten_func), ("unflatten_func", unflatten_func)):
+        if not callable(func):
+            raise TypeError(f"Expected a callable for `{parameter}`, got {func!r}.")
+
+    entry: PyTreeNodeRegistryEntry[Any] = PyTreeNodeRegistryEntry(
+        cls,
+        flatten_func,
+        unflatten_func,
+        path_entry_type=path_entry_type,
+        namespace=name,
+    )
+    key = _registry_key(cls, name)
+    while True:
+        with _REGISTRY_LOCK:
+            if key not in _NODETYPE_REGISTRY and cls is not StructSequence:
+                _C.register_node(cls, flatten_func, unflatten_func, path_entry_type, name)
+                _NODETYPE_REGISTRY[key] = entry
+                break
+        if cls is StructSequence:
+            raise ValueError(f"PyTree type {cls!r} is a built-in type and cannot be re-registered.")
+        _C.register_node(cls, flatten_func, unflatten_func, path_entry_type, name)
+        # Another thread unregistered the class before this thread could report it.
+        _C.unregister_node(cls, name)
+
+    message = _override_warning(cls, name)
+    if message is not None:
+        try:
+            _warn_caller(message)
+        except BaseException:  # the warning is an error: as if nothing had happened
+            with _REGISTRY_LOCK:
+                if _NODETYPE_REGISTRY.get(key) is entry:
+                    _C.unregister_node(cls, name)
+                    del _NODETYPE_REGISTRY[key]
+            raise
+    return cls
+
+
+@overload
+def register_pytree_node_class(
+    cls: str | None = None,
+    /,
+    *,
+    path_entry_type: type[PyTreeEntry] | None = None,
+    namespace: str | GlobalNamespace | None = None,
+) -> Callable[[_ClassT], _ClassT]: ...
+
+
+@overload
+def register_pytree_node_class(
+    cls: _ClassT,
+    /,
+    *,
+    path_entry_type: type[PyTreeEntry] | None = None,
+    namespace: str | GlobalNamespace | None = None,
+) -> _ClassT: ...
+
+
+def register_pytree_node_class(
+    cls: _ClassT | str | None = None,
+    /,
+    *,
+    path_entry_type: type[PyTreeEntry] | None = None,
+    namespace: str | GlobalNamespace | None = None,
+) -> _ClassT | Callable[[_ClassT], _ClassT]:
+    """Make instances of a class nodes of trees, with the methods of the class itself.
+
+    The class needs a method ``__tree_flatten__(self)`` and a class method
+    ``__tree_unflatten__(cls, metadata, children)``, see :class:`optree.CustomTreeNode`. A class
+    with ``tree_flatten`` and ``tree_unflatten`` instead gets the other two.
+
+    Args:
+        cls: The class. Without it, or with a namespace in its place, a decorator is returned.
+        path_entry_type: The class of the steps from an instance to its children, by default the
+            attribute ``TREE_PATH_ENTRY_TYPE`` of the class, or :class:`optree.AutoEntry`.
+        namespace: See :func:`register_pytree_node`.
+
+    Returns:
+        The class, or a decorator.
+
+    Raises:
+        TypeError: If ``cls`` is not a class or lacks the methods, ``path_entry_type`` is not a
+            subclass of :class:`optree.PyTreeEntry`, or ``namespace`` is not a string.
+        ValueError: If ``namespace`` is missing, empty, or given twice, or if the class is
+            registered in the namespace already.
+
+    Examples:
+        >>> import optree
+        >>> @register_pytree_node_class('shapes')
+        ... class Circle:
+        ...     TREE_PATH_ENTRY_TYPE = optree.GetAttrEntry
+        ...     def __init__(self, center, radius):
+        ...         self.center, self.radius = center, radius
+        ...     def __tree_flatten__(self):
+        ...         return (self.center, self.radius), None, ('center', 'radius')
+        ...     @classmethod
+        ...     def __tree_unflatten__(cls, metadata, children):
+        ...         return cls(*children)
+        >>> circle = optree.tree_map(lambda x: 2 * x, Circle((1, 2), 3), namespace='shapes')
+        >>> circle.center, circle.radius
+        ((2, 4), 6)
+        >>> [a.codify('c') for a in optree.tree_accessors(circle, namespace='shapes')]
+        ['c.center[0]', 'c.center[1]', 'c.radius']
+    """
+    if isinstance(cls, str):
+        if namespace is not None:
+            raise ValueError("Cannot specify `namespace` when the first argument is a string.")
+        namespace, cls = cls, None
+    if namespace is None:
+        raise ValueError("Must specify `namespace` when the first argument is a class.")
+    _namespace_name(namespace)
+    if cls is None:
+        namespace_given = namespace
+
+        def decorator(cls: _ClassT, /) -> _ClassT:
+            return _register_class(cls, path_entry_type, namespace_given)
+
+        return decorator
+    return _register_class(cls, path_entry_type, namespace)
+
+
+# A Python function rather than `operator.methodcaller()`, so that `torch.compile()` can trace it.
+def _flatten_by_method(obj: Any, /) -> Any:
+    return obj.__tree_flatten__()
+
+
+def _register_class(
+    cls: _ClassT,
+    path_entry_type: type[PyTreeEntry] | None,
+    namespace: str | GlobalNamespace,
+    /,
+) -> _ClassT:
+    if not inspect.isclass(cls):
+        raise TypeError(f"Expected a class, got {cls!r}.")
+    if path_entry_type is None:
+        path_entry_type = getattr(cls, "TREE_PATH_ENTRY_TYPE", AutoEntry)
+    if not (inspect.isclass(path_entry_type) and issubclass(path_entry_type, PyTreeEntry)):
+        raise TypeError(f"Expected a subclass of PyTreeEntry, got {path_entry_type!r}.")
+
+    def has_methods(flatten: str, unflatten: str, /) -> bool:
+        return callable(getattr(cls, flatten, None)) and callable(getattr(cls, unflatten, None))
+
+    if not has_methods("__tree_flatten__", "__tree_unflatten__"):
+        if not has_methods("tree_flatten", "tree_unflatten"):
+            raise TypeError(
+                f"{cls!r} must define both `__tree_flatten__` and `__tree_unflatten__` methods "
+                f"for registration as a pytree node.",
+            )
+        for name in ("tree_flatten", "tree_unflatten"):
+            setattr(cls, f"__{name}__", inspect.getattr_static(cls, name))
+
+    register_pytree_node(
+        cls,
+        _flatten_by_method,
+        cls.__tree_unflatten__,  # type: ignore[attr-defined]
+        path_entry_type=path_entry_type,
+        namespace=namespace,
+    )
+    return cls
+
+
+def unregister_pytree_node(
+    cls: type, /, *, namespace: str | GlobalNamespace
+) -> PyTreeNodeRegistryEntry[Any]:
+    """Undo :func:`register_pytree_node`: instances of the class are leaves again.
+
+    Specs that were made before keep working for unflattening.
+
+    Args:
+        cls: The class.
+        namespace: The namespace of the registration.
+
+    Returns:
+        The removed entry, with the functions that were registered.
+
+    Raises:
+        TypeError: If ``cls`` is not a class or ``namespace`` not a string.
+        ValueError: If ``namespace`` is empty, or ``cls`` is a built-in node type or not registered
+            in the namespace.
+
+    Examples:
+        >>> import optree
+        >>> _ = register_pytree_node(
+        ...     set,
+        ...     lambda s: (sorted(s), None),
+        ...     lambda _, children: set(children),
+        ...     namespace='temporary',
+        ... )
+        >>> unregister_pytree_node(set, namespace='temporary').type
+        <class 'set'>
+        >>> optree.tree_leaves({2, 1}, namespace='temporary')
+        [{1, 2}]
+    """
+    if not inspect.isclass(cls):
+        raise TypeError(f"Expected a class, got {cls!r}.")
+    name = _namespace_name(namespace)
+    key = _registry_key(cls, name)
+    while True:
+        with _REGISTRY_LOCK:
+            entry = _NODETYPE_REGISTRY.get(key)
+            if entry is not None and entry.kind == PyTreeKind.CUSTOM:
+                _C.unregister_node(cls, name)
+                del _NODETYPE_REGISTRY[key]
+                return entry
+        if cls is StructSequence:
+            raise ValueError(f"PyTree type {cls!r} is a built-in type and cannot be unregistered.")
+        # Not registered here: raises. If it does not, the class was registered behind our back.
+        _C.unregister_node(cls, name)
+
+
+# True until the fused builtins are known to TorchDynamo. A global, so that a compiled function that
+# looks up an entry sees a constant.
+_torch_dynamo_is_unaware: bool = True
+
+
+def _introduce_to_torch_dynamo() -> None:
+    """Tell TorchDynamo the Python form of fused builtins, once it has been imported."""
+    global _torch_dynamo_is_unaware  # pylint: disable=global-statement
+    if "torch._dynamo.polyfills.pytree" not in sys.modules:
+        return
+    _torch_dynamo_is_unaware = False  # first: registering polyfills looks up entries
+    try:
+        from optree import _torch_dynamo  # pylint: disable=import-outside-toplevel
+
+        _torch_dynamo.register()
+    except Exception as ex:  # pylint: disable=broad-exception-caught
+        warnings.warn(
+            f"`torch.compile()` will not see through tree functions of optree: "
+            f"registering them with TorchDynamo failed with {ex!r}.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+@overload
+def pytree_node_registry_get(
+    cls: None = None,
+    /,
+    *,
+    namespace: str | GlobalNamespace = "",
+) -> dict[type, PyTreeNodeRegistryEntry[Any]]: ...
+
+
+@overload
+def pytree_node_registry_get(
+    cls: Any,
+    /,
+    *,
+    namespace: str | GlobalNamespace = "",
+) -> PyTreeNodeRegistryEntry[Any] | None: ...
+
+
+def pytree_node_registry_get(
+    cls: Any = None,
+    /,
+    *,
+    namespace: str | GlobalNamespace = "",
+) -> dict[type, PyTreeNodeRegistryEntry[Any]] | PyTreeNodeRegistryEntry[Any] | None:
+    """Return what the registry knows about a class, or about all classes.
+
+    This function is available as ``register_pytree_node.get``.
+
+    Args:
+        cls: A class, or the function :func:`collections.namedtuple` for all namedtuple classes.
+        namespace: The namespace to look in; classes registered globally are found in each.
+
+    Returns:
+        The entry of the class, ``None`` if instances of the class are leaves, or without a class a
+        new dictionary of all entries.
+
+    Raises:
+        TypeError: If ``cls`` is not a class or ``namespace`` not a string.
+
+    Examples:
+        >>> register_pytree_node.get(dict).path_entry_type
+        <class 'optree.MappingEntry'>
+        >>> register_pytree_node.get(int) is None
+        True
+        >>> list in register_pytree_node.get()
+        True
+    """
+    if _torch_dynamo_is_unaware:
+        _introduce_to_torch_dynamo()
+
+    if cls is not None and cls is not namedtuple and not inspect.isclass(cls):
+        raise TypeError(f"Expected a class or None, got {cls!r}.")
+    if isinstance(namespace, GlobalNamespace):
+        namespace = ""
+    elif not isinstance(namespace, str):
+        raise TypeError(f"The namespace must be a string, got {namespace!r}.")
+
+    if cls is None:
+        return _entries_visible_in(namespace)
+
+    if namespace != "":
+        entry = _NODETYPE_REGISTRY.get((namespace, cls))
+        if entry is not None:
+            return entry
+    if cls in _INSERTION_ORDERED_REGISTRY and _C.is_dict_insertion_ordered(namespace):
+        return _INSERTION_ORDERED_REGISTRY[cls]
+    entry = _NODETYPE_REGISTRY.get(cls)
+    if entry is not None:
+        return entry
+    if is_structseq_class(cls):
+        return _NODETYPE_REGISTRY[StructSequence]
+    if is_namedtuple_class(cls):
+        return _NODETYPE_REGISTRY[namedtuple]
+    return None
+
+
+def _entries_visible_in(namespace: str, /) -> dict[type, PyTreeNodeRegistryEntry[Any]]:
+    with _REGISTRY_LOCK:
+        entries = list(_NODETYPE_REGISTRY.items())
+    visible = {key: entry for key, entry in entries if not isinstance(key, tuple)}
+    if _C.is_dict_insertion_ordered(namespace):
+        visible.update(_INSERTION_ORDERED_REGISTRY)
+    for key, entry in entries:
+        if isinstance(key, tuple) and key[0] == namespace:
+            visible[key[1]] = entry
+    return visible
+
+
+register_pytree_node.get = pytree_node_registry_get  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def dict_insertion_ordered(
+    mode: bool,
+    /,
+    *,
+    namespace: str | GlobalNamespace,
+) -> Generator[None]:
+    """Within the context, visit dictionaries in insertion order instead of sorted order.
+
+    It applies to ``dict``, ``defaultdict`` and ``frozendict`` nodes in calls with this
+    ``namespace``. The setting is global to the interpreter: other threads see it too.
+
+    Args:
+        mode: Whether to keep the insertion order. ``False`` cannot override a ``True`` for
+            :data:`optree.registry.GLOBAL_NAMESPACE`.
+        namespace: A non-empty string, or :data:`optree.registry.GLOBAL_NAMESPACE` for all.
+
+    Raises:
+        TypeError: If ``namespace`` is not a string, on entry.
+        ValueError: If ``namespace`` is empty, on entry.
+
+    Examples:
+        >>> import optree
+        >>> tree = {'b': 1, 'a': 2}
+        >>> optree.tree_leaves(tree)
+        [2, 1]
+        >>> with dict_insertion_ordered(True, namespace='ordered'):
+        ...     optree.tree_leaves(tree, namespace='ordered')
+        [1, 2]
+    """
+    name = _namespace_name(namespace)
+    previous = _C.is_dict_insertion_ordered(name, inherit_global_namespace=False)
+    _C.set_dict_insertion_ordered(bool(mode), name)
+    try:
+        yield
+    finally:
+        _C.set_dict_insertion_ordered(previous, name)
