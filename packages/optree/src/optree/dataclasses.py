@@ -1,0 +1,591 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dataclasses that are nodes. What is not defined here is that of :mod:`dataclasses`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from dataclasses import MISSING as MISSING
+from dataclasses import Field as Field
+from dataclasses import FrozenInstanceError as FrozenInstanceError
+from dataclasses import InitVar as InitVar
+from dataclasses import asdict as asdict
+from dataclasses import astuple as astuple
+from dataclasses import fields as fields
+from dataclasses import is_dataclass as is_dataclass
+from dataclasses import replace as replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Callable, Literal, Protocol, TypeVar, overload
+
+from typing_extensions import dataclass_transform
+
+from optree.accessors import DataclassEntry
+from optree.registry import (
+    GLOBAL_NAMESPACE,
+    GlobalNamespace,
+    _warn_caller,
+    register_pytree_node,
+    unregister_pytree_node,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+if sys.version_info >= (3, 10):
+    from dataclasses import KW_ONLY as KW_ONLY
+
+
+__all__ = ["DataclassEntry", "register_node", *dataclasses.__all__]  # noqa: PLE0604
+
+# Names that a newer standard library has.
+for _name in dataclasses.__all__:
+    globals().setdefault(_name, getattr(dataclasses, _name))
+del _name
+
+
+_FIELDS = "__optree_dataclass_fields__"
+_PYTREE_NODE_DEFAULT: bool = True
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+_TypeT = TypeVar("_TypeT", bound=type)
+
+
+def _reject_unsupported(function: str, options: dict[str, tuple[Any, bool]], /) -> dict[str, Any]:
+    """Return the options to pass to the standard library of the running Python.
+
+    Args:
+        function: The name of the function, for the message.
+        options: The value of each option and whether this Python has the option. The value
+            :data:`dataclasses.MISSING` means that the option was not given.
+    """
+    supported: dict[str, Any] = {}
+    for name, (value, is_supported) in options.items():
+        if value is dataclasses.MISSING:
+            continue
+        if not is_supported:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+        supported[name] = value
+    return supported
+
+
+def _given(value: Any, default: Any, /) -> Any:
+    return dataclasses.MISSING if value is default else value
+
+
+@overload
+def field(
+    *,
+    default: _T,
+    init: bool = True,
+    repr: bool = True,
+    hash: bool | None = None,
+    compare: bool = True,
+    metadata: dict[Any, Any] | None = None,
+    kw_only: bool | Literal[dataclasses.MISSING] = dataclasses.MISSING,  # type: ignore[valid-type]
+    doc: str | None = None,
+    pytree_node: bool | None = None,
+) -> _T: ...
+
+
+@overload
+def field(
+    *,
+    default_factory: Callable[[], _T],
+    init: bool = True,
+    repr: bool = True,
+    hash: bool | None = None,
+    compare: bool = True,
+    metadata: dict[Any, Any] | None = None,
+    kw_only: bool | Literal[dataclasses.MISSING] = dataclasses.MISSING,  # type: ignore[valid-type]
+    doc: str | None = None,
+    pytree_node: bool | None = None,
+) -> _T: ...
+
+
+@overload
+def field(
+    *,
+    init: bool = True,
+    repr: bool = True,
+    hash: bool | None = None,
+    compare: bool = True,
+    metadata: dict[Any, Any] | None = None,
+    kw_only: bool | Literal[dataclasses.MISSING] = dataclasses.MISSING,  # type: ignore[valid-type]
+    doc: str | None = None,
+    pytree_node: bool | None = None,
+) -> Any: ...
+
+
+def field(
+    *,
+    default: Any = dataclasses.MISSING,
+    default_factory: Any = dataclasses.MISSING,
+    init: bool = True,
+    repr: bool = True,  # noqa: A002
+    hash: bool | None = None,  # noqa: A002
+    compare: bool = True,
+    metadata: dict[Any, Any] | None = None,
+    kw_only: bool | Literal[dataclasses.MISSING] = dataclasses.MISSING,  # type: ignore[valid-type]
+    doc: str | None = None,
+    pytree_node: bool | None = None,
+) -> Any:
+    """Return a description of a field of a dataclass, see :func:`dataclasses.field`.
+
+    Args:
+        default: See :func:`dataclasses.field`, as for the other parameters.
+        default_factory: See above.
+        init: See above.
+        repr: See above.
+        hash: See above.
+        compare: See above.
+        metadata: See above. The item ``'pytree_node'`` is the same as the parameter.
+        kw_only: See above.
+        doc: See above.
+        pytree_node: Whether the field is a child of the node. Otherwise it is part of the metadata.
+            By default fields are children.
+
+    Returns:
+        A :class:`dataclasses.Field`.
+
+    Raises:
+        TypeError: If a field is a child but not a parameter of ``__init__``, so that the node
+            cannot be rebuilt.
+
+    Examples:
+        >>> import optree
+        >>> @optree.dataclasses.dataclass(namespace='fields')
+        ... class Layer:
+        ...     weight: float
+        ...     activation: str = optree.dataclasses.field(default='relu', pytree_node=False)
+        >>> optree.tree_leaves(Layer(3.0), namespace='fields')
+        [3.0]
+    """
+    metadata = {} if metadata is None else dict(metadata)
+    if pytree_node is None:
+        pytree_node = metadata.get("pytree_node", _PYTREE_NODE_DEFAULT)
+    metadata["pytree_node"] = pytree_node
+    if not init and pytree_node:
+        raise TypeError(
+            "`pytree_node=True` is not allowed for non-init fields. "
+            f"Please explicitly set `{__name__}.field(init=False, pytree_node=False)`.",
+        )
+    options = _reject_unsupported(
+        "field",
+        {
+            "kw_only": (kw_only, sys.version_info >= (3, 10)),
+            "doc": (_given(doc, None), sys.version_info >= (3, 14)),
+        },
+    )
+    return dataclasses.field(
+        default=default,
+        default_factory=default_factory,
+        init=init,
+        repr=repr,
+        hash=hash,
+        compare=compare,
+        metadata=metadata,
+        **options,
+    )
+
+
+@overload
+@dataclass_transform(field_specifiers=(field,))
+def dataclass(
+    cls: None = None,
+    /,
+    *,
+    init: bool = True,
+    repr: bool = True,
+    eq: bool = True,
+    order: bool = False,
+    unsafe_hash: bool = False,
+    frozen: bool = False,
+    match_args: bool = True,
+    kw_only: bool = False,
+    slots: bool = False,
+    weakref_slot: bool = False,
+    namespace: str | GlobalNamespace,
+) -> Callable[[_TypeT], _TypeT]: ...
+
+
+@overload
+@dataclass_transform(field_specifiers=(field,))
+def dataclass(
+    cls: _TypeT,
+    /,
+    *,
+    init: bool = True,
+    repr: bool = True,
+    eq: bool = True,
+    order: bool = False,
+    unsafe_hash: bool = False,
+    frozen: bool = False,
+    match_args: bool = True,
+    kw_only: bool = False,
+    slots: bool = False,
+    weakref_slot: bool = False,
+    namespace: str | GlobalNamespace,
+) -> _TypeT: ...
+
+
+@dataclass_transform(field_specifiers=(field,))
+def dataclass(
+    cls: _TypeT | None = None,
+    /,
+    *,
+    init: bool = True,
+    repr: bool = True,  # noqa: A002
+    eq: bool = True,
+    order: bool = False,
+    unsafe_hash: bool = False,
+    frozen: bool = False,
+    match_args: bool = True,
+    kw_only: bool = False,
+    slots: bool = False,
+    weakref_slot: bool = False,
+    namespace: str | GlobalNamespace,
+) -> _TypeT | Callable[[_TypeT], _TypeT]:
+    """Make a class a dataclass, see :func:`dataclasses.dataclass`, and its instances nodes.
+
+    Fields are children by default, see :func:`field`. Other fields that ``__init__`` has are
+    metadata. A node is rebuilt with ``cls(**children, **metadata)``.
+
+    Args:
+        cls: The class. Without it a decorator is returned.
+        init: See :func:`dataclasses.dataclass`, as for the other parameters.
+        repr: See above.
+        eq: See above.
+        order: See above.
+        unsafe_hash: See above.
+        frozen: See above.
+        match_args: See above.
+        kw_only: See above.
+        slots: See above.
+        weakref_slot: See above.
+        namespace: The namespace to register the class in; ``''`` is the global one.
+
+    Returns:
+        The dataclass, or a decorator.
+
+    Raises:
+        TypeError: If the argument is not a class or was decorated before, ``namespace`` is not a
+            string, a child is not a parameter of ``__init__``, or there are ``InitVar`` fields.
+        ValueError: If the class is registered in the namespace already.
+
+    Examples:
+        >>> import optree
+        >>> @dataclass(namespace='points')
+        ... class Point:
+        ...     x: float
+        ...     y: float
+        ...     name: str = field(default='origin', pytree_node=False)
+        >>> point = Point(1.0, 2.0, name='P')
+        >>> optree.tree_map(lambda x: -x, point, namespace='points')
+        Point(x=-1.0, y=-2.0, name='P')
+        >>> optree.tree_structure(point, namespace='points')
+        PyTreeSpec(CustomTreeNode(Point[(('name', 'P'),)], [*, *]), namespace='points')
+    """
+    options = _reject_unsupported(
+        "dataclass",
+        {
+            "match_args": (_given(match_args, True), sys.version_info >= (3, 10)),
+            "kw_only": (_given(kw_only, False), sys.version_info >= (3, 10)),
+            "slots": (_given(slots, False), sys.version_info >= (3, 10)),
+            "weakref_slot": (_given(weakref_slot, False), sys.version_info >= (3, 11)),
+        },
+    )
+
+    def decorator(cls: _TypeT, /) -> _TypeT:
+        if not inspect.isclass(cls):
+            raise TypeError(
+                f"@{__name__}.dataclass() can only be used with classes, not {cls!r}.",
+            )
+        if _FIELDS in cls.__dict__:
+            raise TypeError(
+                f"@{__name__}.dataclass() cannot be applied to {cls.__name__} more than once.",
+            )
+        _check_namespace(namespace)
+        new_cls: Any = dataclasses.dataclass(
+            cls,
+            init=init,
+            repr=repr,
+            eq=eq,
+            order=order,
+            unsafe_hash=unsafe_hash,
+            frozen=frozen,
+            **options,
+        )
+        registered: _TypeT = _register_dataclass(new_cls, namespace)
+        return registered
+
+    return decorator if cls is None else decorator(cls)
+
+
+class _DataclassDecorator(Protocol[_TypeT]):
+    """The type of functions such as :func:`dataclasses.dataclass`."""
+
+    def __call__(self, cls: _TypeT, /, **kwargs: Any) -> _TypeT:
+        """Return the dataclass."""
+
+
+def make_dataclass(
+    cls_name: str,
+    fields: Iterable[str | tuple[str, Any] | tuple[str, Any, Any]],
+    *,
+    bases: tuple[type, ...] = (),
+    ns: dict[str, Any] | None = None,
+    init: bool = True,
+    repr: bool = True,  # noqa: A002
+    eq: bool = True,
+    order: bool = False,
+    unsafe_hash: bool = False,
+    frozen: bool = False,
+    match_args: bool = True,
+    kw_only: bool = False,
+    slots: bool = False,
+    weakref_slot: bool = False,
+    module: str | None = None,
+    decorator: _DataclassDecorator[_TypeT] = dataclasses.dataclass,  # type: ignore[assignment]
+    namespace: str | GlobalNamespace,
+) -> Any:
+    """Make a dataclass from a list of fields, and register it as a node type.
+
+    Args:
+        cls_name: See :func:`dataclasses.make_dataclass`, as for the other parameters.
+        fields: See above. Make fields with :func:`field` if they are not children.
+        bases: See above.
+        ns: The members of the class, the parameter ``namespace`` of
+            :func:`dataclasses.make_dataclass`.
+        init: See above.
+        repr: See above.
+        eq: See above.
+        order: See above.
+        unsafe_hash: See above.
+        frozen: See above.
+        match_args: See above.
+        kw_only: See above.
+        slots: See above.
+        weakref_slot: See above.
+        module: See above.
+        decorator: See above.
+        namespace: The namespace to register the class in; ``''`` is the global one.
+
+    Returns:
+        The dataclass.
+
+    Raises:
+        TypeError: See :func:`dataclass`.
+
+    Examples:
+        >>> import optree
+        >>> Point = make_dataclass('Point', ['x', ('y', int)], namespace='made')
+        >>> optree.tree_leaves(Point(1, 2), namespace='made')
+        [1, 2]
+    """
+    if isinstance(namespace, dict) or namespace is None:
+        # The standard library has the members of the class as `namespace`.
+        if ns is None:
+            raise TypeError("make_dataclass() missing 1 required keyword-only argument: 'ns'")
+        ns, namespace = namespace, ns
+    _check_namespace(namespace)
+
+    if module is None and sys.version_info >= (3, 12):
+        module = sys._getframe(1).f_globals.get("__name__")
+    options = _reject_unsupported(
+        "make_dataclass",
+        {
+            "match_args": (_given(match_args, True), sys.version_info >= (3, 10)),
+            "kw_only": (_given(kw_only, False), sys.version_info >= (3, 10)),
+            "slots": (_given(slots, False), sys.version_info >= (3, 10)),
+            "weakref_slot": (_given(weakref_slot, False), sys.version_info >= (3, 11)),
+            "module": (_given(module, None), sys.version_info >= (3, 12)),
+            "decorator": (
+                _given(decorator, dataclasses.dataclass),
+                sys.version_info >= (3, 14),
+            ),
+        },
+    )
+    cls = dataclasses.make_dataclass(
+        cls_name,
+        fields,
+        bases=bases,
+        namespace=ns,
+        init=init,
+        repr=repr,
+        eq=eq,
+        order=order,
+        unsafe_hash=unsafe_hash,
+        frozen=frozen,
+        **options,
+    )
+    return _register_dataclass(cls, namespace)
+
+
+@overload
+def register_node(
+    cls: str | None = None,
+    /,
+    *,
+    namespace: str | GlobalNamespace | None = None,
+) -> Callable[[_TypeT], _TypeT]: ...
+
+
+@overload
+def register_node(
+    cls: _TypeT,
+    /,
+    *,
+    namespace: str | GlobalNamespace | None = None,
+) -> _TypeT: ...
+
+
+def register_node(
+    cls: _TypeT | str | None = None,
+    /,
+    *,
+    namespace: str | GlobalNamespace | None = None,
+) -> _TypeT | Callable[[_TypeT], _TypeT]:
+    """Make instances of an existing dataclass nodes.
+
+    Args:
+        cls: A dataclass. Without it, or with a namespace in its place, a decorator is returned.
+        namespace: The namespace to register the class in; ``''`` is the global one.
+
+    Returns:
+        The dataclass, or a decorator.
+
+    Raises:
+        TypeError: If the argument is not a dataclass or was registered before, ``namespace`` is not
+            a string, a child is not a parameter of ``__init__``, or there are ``InitVar`` fields.
+        ValueError: If ``namespace`` is missing or given twice, or if the class is registered in the
+            namespace already.
+
+    Warns:
+        UserWarning: If the class has no ``__init__`` made from its fields.
+
+    Examples:
+        >>> import dataclasses
+        >>> import optree
+        >>> @register_node('existing')
+        ... @dataclasses.dataclass
+        ... class Point:
+        ...     x: float
+        ...     y: float
+        >>> optree.tree_map(lambda x: 2 * x, Point(1, 2), namespace='existing')
+        Point(x=2, y=4)
+    """
+    if isinstance(cls, str):
+        if namespace is not None:
+            raise ValueError("Cannot specify `namespace` when the first argument is a string.")
+        if cls == "":
+            raise ValueError("The namespace cannot be an empty string.")
+        namespace, cls = cls, None
+    if namespace is None:
+        raise ValueError("Must specify `namespace` when the first argument is a class.")
+    if cls is None:
+        namespace_given = namespace
+
+        def decorator(cls: _TypeT, /) -> _TypeT:
+            return _register_dataclass(cls, namespace_given)
+
+        return decorator
+    return _register_dataclass(cls, namespace)
+
+
+def _check_namespace(namespace: object, /) -> None:
+    if not isinstance(namespace, (str, GlobalNamespace)):
+        raise TypeError(f"The namespace must be a string, got {namespace!r}.")
+
+
+def _register_dataclass(cls: _TypeT, namespace: str | GlobalNamespace, /) -> _TypeT:
+    if not inspect.isclass(cls):
+        raise TypeError(f"Expected a class, got {cls!r}.")
+    if not dataclasses.is_dataclass(cls):
+        raise TypeError(f"{cls!r} is not a dataclass.")
+    if _FIELDS in cls.__dict__:
+        raise TypeError(
+            f"Cannot register {cls.__name__} as a pytree node more than once "
+            f"with `{__name__}.register_node()`. "
+            f"Use `optree.register_pytree_node()` or `optree.register_pytree_node_class()` "
+            f"with explicit flatten/unflatten functions to register it in a different namespace.",
+        )
+    _check_namespace(namespace)
+    children_fields, metadata_fields = _classify_fields(cls)
+    if not cls.__dataclass_params__.init:  # type: ignore[attr-defined]
+        _warn_caller(
+            f"Dataclass {cls.__name__!r} was defined with `init=False`. "
+            f"`tree_unflatten()` may fail because `{__name__}.register_node()` "
+            f"reconstructs instances with `cls(**kwargs)`.",
+        )
+
+    children_names, metadata_names = tuple(children_fields), tuple(metadata_fields)
+
+    def flatten_func(
+        obj: Any,
+        /,
+    ) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...], tuple[str, ...]]:
+        children = tuple([getattr(obj, name) for name in children_names])
+        metadata = tuple([(name, getattr(obj, name)) for name in metadata_names])
+        return children, metadata, children_names
+
+    def unflatten_func(metadata: tuple[tuple[str, Any], ...], children: tuple[Any, ...], /) -> Any:
+        kwargs = dict(zip(children_names, children))
+        kwargs.update(metadata)
+        return cls(**kwargs)
+
+    registered_namespace: Any = GLOBAL_NAMESPACE if namespace == "" else namespace
+    register_pytree_node(
+        cls,
+        flatten_func,
+        unflatten_func,
+        path_entry_type=DataclassEntry,
+        namespace=registered_namespace,
+    )
+    try:
+        setattr(
+            cls,
+            _FIELDS,
+            (MappingProxyType(children_fields), MappingProxyType(metadata_fields)),
+        )
+    except BaseException:
+        unregister_pytree_node(cls, namespace=registered_namespace)
+        raise
+    return cls
+
+
+def _classify_fields(
+    cls: Any,
+    /,
+) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, dataclasses.Field[Any]]]:
+    """Return the fields of a dataclass that are children, and those that are metadata."""
+    init_vars = [
+        name
+        for name, f in cls.__dataclass_fields__.items()
+        if f._field_type is dataclasses._FIELD_INITVAR  # type: ignore[attr-defined]
+    ]
+    if init_vars:
+        raise TypeError(
+            f"Dataclass {cls.__name__!r} has `InitVar` field(s) {init_vars}, "
+            f"which the auto-generated flatten/unflatten functions cannot round-trip "
+            f"(`{__name__}.register_node()` reconstructs instances with `cls(**kwargs)` "
+            f"and cannot restore `InitVar` values). "
+            f"Use `optree.register_pytree_node()` or `optree.register_pytree_node_class()` "
+            f"with explicit flatten/unflatten functions instead.",
+        )
+    children: dict[str, dataclasses.Field[Any]] = {}
+    metadata: dict[str, dataclasses.Field[Any]] = {}
+    for f in dataclasses.fields(cls):
+        if f.metadata.get("pytree_node", _PYTREE_NODE_DEFAULT):
+            if not f.init:
+                raise TypeError(
+                    f"PyTree node field {f.name!r} must be included in `__init__()`. "
+                    f"Or you can explicitly set "
+                    f"`{__name__}.field(init=False, pytree_node=False)`.",
+                )
+            children[f.name] = f
+        elif f.init:
+            metadata[f.name] = f
+    return children, metadata
