@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pickles of tree structures: layout, validation, and files of the published package."""
+
+from __future__ import annotations
+
+import copy
+import copyreg
+import pickle
+import re
+import subprocess
+import sys
+import textwrap
+from collections import OrderedDict, defaultdict, deque, namedtuple
+from pathlib import Path
+from typing import Any
+
+import optree
+import pytest
+from make_pickles import SKIPPED
+from trees import NAMESPACE, TREES, Box, Pair, Point, Ring
+
+PICKLES = Path(__file__).resolve().parent / 'pickles'
+FILES = sorted(PICKLES.glob('*.pickle'))
+ROWS = {row.name: row for row in TREES}
+
+structure = optree.tree_structure
+LEAF_STATE = (1, 0, None, None, None, 1, 1, None)
+
+
+def restore(state: Any) -> optree.PyTreeSpec:
+    treespec = optree.PyTreeSpec.__new__(optree.PyTreeSpec)
+    treespec.__setstate__(state)
+    return treespec
+
+
+def test_there_are_pickle_files_for_the_table() -> None:
+    names = {path.name.rsplit('-', 1)[0] for path in FILES}
+    assert names == set(ROWS) - SKIPPED
+
+
+@pytest.mark.parametrize('path', FILES, ids=[path.stem for path in FILES])
+def test_pickle_files_of_the_published_package_load(path: Path) -> None:
+    row = ROWS[path.name.rsplit('-', 1)[0]]
+    expected = structure(
+        row.make(), none_is_leaf=len(row.name) % 2 == 0, namespace=row.namespace
+    )
+    loaded = pickle.loads(path.read_bytes())  # noqa: S301
+    assert type(loaded) is optree.PyTreeSpec
+    assert loaded == expected
+    assert hash(loaded) == hash(expected)
+    assert repr(loaded) == repr(expected)
+    assert loaded.paths() == expected.paths()
+    assert loaded.accessors() == expected.accessors()
+    assert loaded.none_is_leaf is expected.none_is_leaf
+    assert loaded.namespace == expected.namespace
+    if not path.stem.endswith('-old'):
+        assert loaded.__getstate__() == expected.__getstate__()
+        protocol = int(path.stem[-1])
+        again = pickle.loads(pickle.dumps(loaded, protocol))  # noqa: S301
+        assert again == expected
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+def test_reduce(protocol: int) -> None:
+    treespec = structure({'b': 1, 'a': [2, None]})
+    function, arguments, state = treespec.__reduce_ex__(protocol)[:3]
+    assert function is copyreg.__newobj__  # type: ignore[attr-defined]
+    assert arguments == (optree.PyTreeSpec,)
+    assert state == treespec.__getstate__()
+    assert treespec.__reduce__()[:2] == (function, arguments)
+
+
+def test_state_layout() -> None:
+    tree = [
+        (1,), {'b': 1, 'a': 2}, OrderedDict(b=1), defaultdict(int, {'b': 1}), deque([1], maxlen=4),
+        Point(1, None), Pair(1, 2), Box('p', p=1),
+    ]  # fmt: skip
+    nodes, none_is_leaf, namespace = structure(tree, namespace=NAMESPACE).__getstate__()
+    assert (none_is_leaf, namespace) == (False, NAMESPACE)
+    assert type(nodes) is tuple
+    assert nodes == (
+        LEAF_STATE,
+        (3, 1, None, None, None, 1, 2, None),
+        LEAF_STATE,
+        LEAF_STATE,
+        (5, 2, ['a', 'b'], None, None, 2, 3, {'b': None, 'a': None}),
+        LEAF_STATE,
+        (7, 1, ['b'], None, None, 1, 2, None),
+        LEAF_STATE,
+        (8, 1, (int, ['b']), None, None, 1, 2, {'b': None}),
+        LEAF_STATE,
+        (9, 1, 4, None, None, 1, 2, None),
+        LEAF_STATE,
+        (2, 0, None, None, None, 0, 1, None),
+        (6, 2, Point, None, None, 1, 3, None),
+        LEAF_STATE,
+        LEAF_STATE,
+        (0, 2, None, None, Pair, 2, 3, None),
+        LEAF_STATE,
+        (0, 1, 'p', ('p',), Box, 1, 2, None),
+        (4, 8, None, None, None, 10, 20, None),
+    )
+    assert list(nodes[4][7]) == ['b', 'a']
+    assert [type(value) for value in nodes[4]][:2] == [int, int]
+
+
+def test_the_state_is_a_snapshot() -> None:
+    treespec = structure({'b': 1, 'a': defaultdict(int, c=2), 'd': OrderedDict(e=3)})
+    before = repr(treespec), copy.deepcopy(treespec.__getstate__())
+    for node in treespec.__getstate__()[0]:
+        for part in (node[2], node[7], node[2][1] if isinstance(node[2], tuple) else None):
+            if isinstance(part, (list, dict)):
+                part.clear()
+    assert (repr(treespec), treespec.__getstate__()) == before
+    state = treespec.__getstate__()
+    loaded = restore(state)
+    state[0][-1][2].append('x')
+    state[0][-1][7].clear()
+    assert (repr(loaded), loaded.__getstate__()) == before
+
+
+def test_custom_metadata_is_shared() -> None:
+    metadata: list[int] = [1]
+
+    class Node:
+        pass
+
+    optree.register_pytree_node(
+        Node, lambda n: ((1,), metadata), lambda m, c: Node(), namespace='shared'
+    )
+    try:
+        treespec = structure(Node(), namespace='shared')
+        assert treespec.__getstate__()[0][-1][2] is metadata
+        assert restore(treespec.__getstate__()).__getstate__()[0][-1][2] is metadata
+    finally:
+        optree.unregister_pytree_node(Node, namespace='shared')
+
+
+def test_a_handmade_payload_loads() -> None:
+    import io
+
+    class Pickler(pickle.Pickler):
+        pass
+
+    expected = structure({'a': (1, 2)})
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        buffer = io.BytesIO()
+        buffer.write(pickle.PROTO + bytes([protocol]))
+        buffer.write(b'coptree\nPyTreeSpec\n)' + pickle.NEWOBJ)
+        state = pickle.dumps(expected.__getstate__(), 2)
+        buffer.write(state[2:-1])
+        buffer.write(pickle.BUILD + pickle.STOP)
+        assert pickle.loads(buffer.getvalue()) == expected  # noqa: S301
+
+
+def test_old_layout_without_original_keys() -> None:
+    nodes, none_is_leaf, namespace = structure({'b': 1, 'a': defaultdict(int, d=1, c=2)}).__getstate__()
+    loaded = restore((tuple(node[:7] for node in nodes), none_is_leaf, namespace))
+    assert loaded == structure({'a': defaultdict(int, c=1, d=2), 'b': 3})
+    assert loaded.unflatten([1, 2, 3]) == {'a': {'c': 1, 'd': 2}, 'b': 3}
+
+
+def test_original_order_survives() -> None:
+    treespec = structure({'b': 1, 'a': 2})
+    loaded = pickle.loads(pickle.dumps(treespec))  # noqa: S301
+    assert list(loaded.unflatten([1, 2])) == ['b', 'a']
+    assert list(copy.deepcopy(treespec).unflatten([1, 2])) == ['b', 'a']
+
+
+def node(kind: int, arity: int, data: Any = None, entries: Any = None, cls: Any = None,
+         leaves: int = 1, nodes: int = 2, keys: Any = None) -> tuple[Any, ...]:  # fmt: skip
+    return kind, arity, data, entries, cls, leaves, nodes, keys
+
+
+LEAVES = (LEAF_STATE, LEAF_STATE)
+MALFORMED: list[tuple[str, Any, str | None]] = [
+    ('not_a_tuple', 3, None),
+    ('empty', (), None),
+    ('two_items', ((LEAF_STATE,), False), None),
+    ('four_items', ((LEAF_STATE,), False, '', 1), None),
+    ('no_nodes', ((), False, ''), None),
+    ('two_roots', (LEAVES, False, ''), None),
+    ('nodes_not_tuples', ((3,), False, ''), None),
+    ('short_node', ((LEAF_STATE[:6],), False, ''), None),
+    ('long_node', (((*LEAF_STATE, None),), False, ''), None),
+    ('namespace_int', ((LEAF_STATE,), False, 3), None),
+    ('kind_negative', (((-1, *LEAF_STATE[1:]),), False, ''), None),
+    ('kind_too_big', (((12, *LEAF_STATE[1:]),), False, ''), None),
+    ('kind_text', ((('1', *LEAF_STATE[1:]),), False, ''), None),
+    ('arity_negative', ((node(4, -1, leaves=0, nodes=1),), False, ''), None),
+    ('arity_too_big', ((LEAF_STATE, node(4, 2)), False, ''), None),
+    ('arity_huge', ((LEAF_STATE, node(4, 2**62)), False, ''), None),
+    ('arity_overflow', ((LEAF_STATE, node(4, 2**80)), False, ''), None),
+    ('leaf_with_arity', ((LEAF_STATE, node(1, 1)), False, ''), None),
+    ('leaf_with_data', (((1, 0, 'x', None, None, 1, 1, None),), False, ''), None),
+    ('leaf_counts_two', (((1, 0, None, None, None, 2, 1, None),), False, ''), None),
+    ('leaf_counts_zero_nodes', (((1, 0, None, None, None, 1, 0, None),), False, ''), None),
+    ('leaf_negative_count', (((1, 0, None, None, None, -1, 1, None),), False, ''), None),
+    ('none_when_none_is_leaf', (((2, 0, None, None, None, 0, 1, None),), True, ''), None),
+    ('none_with_arity', ((LEAF_STATE, node(2, 1)), False, ''), None),
+    ('list_with_data', ((LEAF_STATE, node(4, 1, 'x')), False, ''), None),
+    ('tuple_with_data', ((LEAF_STATE, node(3, 1, ())), False, ''), None),
+    ('list_with_entries', ((LEAF_STATE, node(4, 1, None, (0,))), False, ''), None),
+    ('list_with_class', ((LEAF_STATE, node(4, 1, None, None, list)), False, ''), None),
+    ('list_with_keys', ((LEAF_STATE, node(4, 1, keys={})), False, ''), None),
+    ('wrong_leaf_count', ((LEAF_STATE, node(4, 1, leaves=2)), False, ''), None),
+    ('wrong_node_count', ((LEAF_STATE, node(4, 1, nodes=3)), False, ''), None),
+    ('dict_without_original', ((LEAF_STATE, node(5, 1, ['a'])), False, ''), None),
+    ('dict_keys_missing', ((LEAF_STATE, node(5, 1, None, keys={'a': None})), False, ''), None),
+    ('dict_too_few_keys', ((LEAF_STATE, node(5, 1, [], keys={})), False, ''), None),
+    ('dict_duplicate_keys', ((*LEAVES, node(5, 2, ['a', 'a'], None, None, 2, 3, {'a': None})),
+                             False, ''), None),
+    ('dict_other_original', ((LEAF_STATE, node(5, 1, ['a'], keys={'b': None})), False, ''), None),
+    ('dict_unhashable_key', ((LEAF_STATE, node(5, 1, [[]], keys={'b': None})), False, ''), None),
+    ('ordereddict_with_original', ((LEAF_STATE, node(7, 1, ['a'], keys={'a': None})), False, ''), None),
+    ('ordereddict_duplicate', ((*LEAVES, node(7, 2, ['a', 'a'], None, None, 2, 3)), False, ''), None),
+    ('defaultdict_data', ((LEAF_STATE, node(8, 1, ['a'], keys={'a': None})), False, ''), None),
+    ('defaultdict_factory', ((LEAF_STATE, node(8, 1, (3, ['a']), keys={'a': None})), False, ''), None),
+    ('namedtuple_arity', ((LEAF_STATE, node(6, 1, Point)), False, ''), 'does not match the arity'),
+    ('namedtuple_class', ((LEAF_STATE, node(6, 1, list)), False, ''), None),
+    ('namedtuple_instance', ((*LEAVES, node(6, 2, Point(1, 2), None, None, 2, 3)), False, ''), None),
+    ('structseq_arity', ((LEAF_STATE, node(10, 1, __import__('time').struct_time)), False, ''),
+     'does not match the arity'),
+    ('structseq_class', ((LEAF_STATE, node(10, 1, tuple)), False, ''), None),
+    ('deque_maxlen_small', ((*LEAVES, node(9, 2, 1, None, None, 2, 3)), False, ''), None),
+    ('deque_maxlen_text', ((LEAF_STATE, node(9, 1, 'x')), False, ''), None),
+    ('deque_maxlen_negative', ((node(9, 0, -1, None, None, 0, 1),), False, ''), None),
+    ('custom_without_class', ((LEAF_STATE, node(0, 1)), False, ''), None),
+    ('custom_builtin', ((LEAF_STATE, node(0, 1, None, None, list)), False, ''),
+     'the custom type is a built-in type'),
+    ('custom_entries_count', ((*LEAVES, node(0, 2, None, (0,), Pair, 2, 3)), False, ''), None),
+    ('custom_entries_kind', ((*LEAVES, node(0, 2, None, 3, Pair, 2, 3)), False, ''), None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('state', 'message'), [row[1:] for row in MALFORMED], ids=[row[0] for row in MALFORMED]
+)
+def test_malformed_states_are_rejected(state: Any, message: str | None) -> None:
+    with pytest.raises((RuntimeError, ValueError, TypeError, OverflowError)) as info:
+        restore(state)
+    assert not isinstance(info.value, RecursionError)
+    if message is not None:
+        assert type(info.value) is RuntimeError
+        assert re.search(f'^Malformed pickled PyTreeSpec: .*{message}', str(info.value))
+
+
+def test_unknown_custom_types() -> None:
+    class Node:
+        pass
+
+    for namespace, where in (('foo', "in namespace 'foo'."), ('', 'in the global namespace.')):
+        message = f'Unknown custom type in pickled PyTreeSpec: {Node!r} {where}'
+        with pytest.raises(RuntimeError, match='^' + re.escape(message) + '$'):
+            restore(((LEAF_STATE, node(0, 1, None, None, Node)), False, namespace))
+
+
+def test_custom_types_fall_back_to_the_global_namespace() -> None:
+    state = ((*LEAVES, node(0, 2, None, None, Pair, 2, 3)), False, 'nowhere')
+    assert restore(state) == structure(Pair(1, 2), namespace='nowhere')
+    assert restore((state[0], False, 'pairs')) == structure(Pair(1, 2), namespace='pairs')
+
+
+@pytest.mark.skipif(optree._C.OPTREE_HAS_FROZENDICT, reason='this Python has frozendict')
+def test_frozendict_nodes_need_their_python() -> None:
+    message = (
+        'Cannot restore a PyTreeSpec containing a `frozendict` node: this build of optree was '
+        'compiled without `frozendict` support (requires Python 3.15+).'
+    )
+    state = ((LEAF_STATE, node(11, 1, ['a'], keys={'a': None})), False, '')
+    with pytest.raises(ValueError, match='^' + re.escape(message) + '$'):
+        restore(state)
+
+
+def test_defaultdict_state_may_be_a_list() -> None:
+    state = ((LEAF_STATE, node(8, 1, [int, ['a']], keys={'a': None})), False, '')
+    assert restore(state) == structure(defaultdict(int, a=1))
+
+
+def test_local_classes_do_not_pickle() -> None:
+    local = namedtuple('local', ['x'])  # noqa: PYI024
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(pickle.PicklingError, match=r"Can't pickle .*:"):
+            pickle.dumps(structure(local(1)), protocol)
+
+
+def test_setstate_replaces_everything() -> None:
+    treespec = structure([1])
+    other = pickle.loads(pickle.dumps(structure({'a': 1})))  # noqa: S301
+    assert other == structure({'a': 1})
+    assert treespec == structure([1])
+
+
+def test_a_failed_setstate_leaves_a_usable_object() -> None:
+    treespec = optree.PyTreeSpec.__new__(optree.PyTreeSpec)
+    with pytest.raises(RuntimeError):
+        treespec.__setstate__(())
+    treespec.__setstate__(structure([1]).__getstate__())
+    assert treespec == structure([1])
+
+
+BARE = """
+    import copy, gc, pickle, sys
+    import optree
+
+    bare = optree.PyTreeSpec.__new__(optree.PyTreeSpec)
+    action = {action}
+    try:
+        print(type(action(bare)).__name__)
+    except Exception as error:
+        print(type(error).__name__)
+    gc.collect()
+"""
+
+
+@pytest.mark.differs_from_published
+@pytest.mark.parametrize(
+    'action',
+    [
+        'repr', 'hash', 'len', 'lambda s: s == s', 'lambda s: s == optree.tree_structure(1)',
+        'lambda s: s <= s', 'lambda s: s.unflatten([])', 'lambda s: s.flatten_up_to(1)',
+        'lambda s: s.paths()', 'lambda s: s.accessors()', 'lambda s: s.entries()',
+        'lambda s: s.children()', 'lambda s: s.entry(0)', 'lambda s: s.child(0)',
+        'lambda s: s.one_level()', 'lambda s: s.is_leaf()', 'lambda s: s.is_one_level()',
+        'lambda s: s.type', 'lambda s: s.kind', 'lambda s: s.num_nodes', 'lambda s: s.num_children',
+        'lambda s: s.namespace', 'lambda s: s.none_is_leaf', 'lambda s: s.compose(s)',
+        'lambda s: s.transform(lambda n: n, lambda n: n)', 'lambda s: s.walk([])',
+        'lambda s: s.traverse([])', 'lambda s: s.broadcast_to_common_suffix(s)',
+        'lambda s: s.__getstate__()', 'pickle.dumps', 'copy.copy', 'copy.deepcopy',
+        'lambda s: optree.treespec_list([s])', 'lambda s: optree.tree_structure(1).compose(s)',
+        'lambda s: optree.tree_structure([1]).broadcast_to_common_suffix(s)',
+        'lambda s: optree.tree_structure([1]).transform(lambda n: s)',
+    ],
+)  # fmt: skip
+def test_a_bare_structure_never_crashes(action: str) -> None:
+    code = textwrap.dedent(BARE.format(action=action))
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, '-X', 'faulthandler', '-c', code], capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ''
+    if action == 'repr':
+        assert done.stdout.strip() in {'str', 'InternalError'}
+
+
+def test_ring_of_custom_nodes_pickles() -> None:
+    treespec = structure([Ring(1, Ring(2)), Box('p', p=1)], namespace=NAMESPACE)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        loaded = pickle.loads(pickle.dumps(treespec, protocol))  # noqa: S301
+        assert loaded == treespec
+        assert loaded.unflatten([1, 2, 3]) == [Ring(1, Ring(2)), Box('p', p=3)]
