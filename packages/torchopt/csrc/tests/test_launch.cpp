@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// The launcher against a plain loop over the rule: sizes around the chunk, threads, in place, several tensors.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <initializer_list>
+#include <vector>
+
+#include "check.h"
+#include "launch/openmp.h"
+
+namespace {
+
+using namespace torchopt;
+
+template <class T>
+std::uintptr_t address(std::vector<T>& v) {
+    return reinterpret_cast<std::uintptr_t>(v.data());
+}
+
+template <class T>
+void check_adam(const std::vector<std::int64_t>& sizes, int num_threads, bool in_place, Dtype dtype,
+                double tolerance) {
+    const AdamHyper hyper{0.9, 0.999, 1e-8, 1e-4};
+    const std::size_t n = sizes.size();
+    std::vector<std::vector<T>> g(n), mu(n), nu(n), u(n), new_mu(n), new_nu(n);
+    std::vector<std::vector<double>> expected(n);
+    std::vector<std::int64_t> steps(n);
+    Tensors tensors;
+    tensors.dtype = dtype;
+    tensors.sizes = sizes;
+    tensors.inputs.resize(3);
+    tensors.outputs.resize(3);
+    for (std::size_t i = 0; i < n; ++i) {
+        steps[i] = static_cast<std::int64_t>(i) + 1;
+        const auto size = static_cast<std::size_t>(sizes[i]);
+        for (std::size_t k = 0; k < size; ++k) {
+            const double phase = 0.37 * static_cast<double>(k) + static_cast<double>(i);
+            g[i].push_back(static_cast<T>(std::sin(phase)));
+            mu[i].push_back(static_cast<T>(0.1 * std::cos(phase)));
+            nu[i].push_back(static_cast<T>(0.01 * (1.5 + std::sin(3 * phase))));
+            const auto c = Adam::coefficients<T>(hyper, steps[i]);
+            const T in[3] = {g[i][k], mu[i][k], nu[i][k]};
+            T out[3];
+            Adam::apply(c, in, out);
+            for (const T x : out) expected[i].push_back(static_cast<double>(x));
+        }
+        u[i].assign(size, T(-7));
+        new_mu[i].assign(size, T(-7));
+        new_nu[i].assign(size, T(-7));
+        tensors.inputs[0].push_back(address(g[i]));
+        tensors.inputs[1].push_back(address(mu[i]));
+        tensors.inputs[2].push_back(address(nu[i]));
+        tensors.outputs[0].push_back(address(in_place ? g[i] : u[i]));
+        tensors.outputs[1].push_back(address(in_place ? mu[i] : new_mu[i]));
+        tensors.outputs[2].push_back(address(in_place ? nu[i] : new_nu[i]));
+        tensors.steps.push_back(reinterpret_cast<std::uintptr_t>(&steps[i]));
+    }
+    run_on_cpu<Adam>(tensors, hyper, num_threads);
+    for (std::size_t i = 0; i < n; ++i) {
+        for (std::size_t k = 0; k < static_cast<std::size_t>(sizes[i]); ++k) {
+            CHECK_NEAR(static_cast<double>((in_place ? g : u)[i][k]), expected[i][3 * k],
+                       tolerance);
+            CHECK_NEAR(static_cast<double>((in_place ? mu : new_mu)[i][k]), expected[i][3 * k + 1],
+                       tolerance);
+            CHECK_NEAR(static_cast<double>((in_place ? nu : new_nu)[i][k]), expected[i][3 * k + 2],
+                       tolerance);
+        }
+    }
+}
+
+}  // namespace
+
+int main() {
+    const std::vector<std::int64_t> sizes{0, 1, 7, kChunk - 1, kChunk, kChunk + 1, 3 * kChunk + 5,
+                                          2};
+    for (const int threads : {1, 2, 3})
+        for (const bool in_place : {false, true}) {
+            check_adam<float>(sizes, threads, in_place, torchopt::Dtype::kFloat32, 0.0);
+            check_adam<double>(sizes, threads, in_place, torchopt::Dtype::kFloat64, 0.0);
+        }
+    check_adam<double>({}, 2, false, torchopt::Dtype::kFloat64, 0.0);
+    if (torchopt::test::failures == 0) std::puts("ok");
+    return torchopt::test::failures == 0 ? 0 : 1;
+}
