@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fused operations: whether they can run, and Adam as a callable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from torchopt.accelerated_op.adam_op import AdamOp
+from torchopt.kernels.registry import explain_unavailable
+from torchopt.typing import Device
+
+__all__ = ["AdamOp", "is_available"]
+
+
+def is_available(devices: Device | Iterable[Device] | None = None) -> bool:
+    """Return whether the fused operations run on all of `devices` (cuda and cpu for None).
+
+    Example:
+        >>> is_available("cpu")
+        True
+    """
+    if devices is None:
+        devices = ("cuda", "cpu")
+    elif isinstance(devices, (str, int, torch.device)):
+        devices = (devices,)
+    try:
+        wanted = [torch.device(device) for device in devices]
+    except RuntimeError:
+        return False
+    return all(
+        explain_unavailable(device, torch.float32) is None
+        and (device.type != "cuda" or (device.index or 0) < torch.cuda.device_count())
+        for device in wanted
+    )

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages that all optimizers share: sign and weight decay first, the step size last."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.combine import chain
+from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.scale import Scale
+from torchopt.transform.scale_by_schedule import ScaleBySchedule
+from torchopt.transform.validate import check_at_least_zero
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["flip_sign_and_add_weight_decay", "scale_by_neg_lr"]
+
+_chain_flat = True
+_chain_flat_lock = threading.Lock()
+
+
+def _set_use_chain_flat(use_chain_flat: bool) -> None:
+    """Choose whether the optimizers made from now on work on lists of leaves or on trees."""
+    global _chain_flat
+    with _chain_flat_lock:
+        _chain_flat = use_chain_flat
+
+
+def _get_use_chain_flat() -> bool:
+    """Return whether the optimizers made now work on lists of leaves."""
+    with _chain_flat_lock:
+        return _chain_flat
+
+
+def compose(
+    *stages: tuple[Any, tuple[Any, ...]] | GradientTransformation,
+) -> GradientTransformation:
+    """Chain stages given as (factory, arguments), for lists or for trees as the switch says."""
+    flat = _get_use_chain_flat()
+    members = [
+        stage
+        if isinstance(stage, GradientTransformation)
+        else stage[0].impl(*stage[1], already_flattened=flat)
+        for stage in stages
+    ]
+    combine: Callable[..., GradientTransformation] = chain.flat if flat else chain
+    return combine(*members)
+
+
+@dataclass(frozen=True)
+class FlipSignAndAddWeightDecay(LeafRule):
+    """u = -g or g, plus weight_decay * p."""
+
+    weight_decay: float | Tensor
+    maximize: bool
+    reads_params: ClassVar[bool] = True
+    params_message: ClassVar[str] = (
+        "Parameters are required for weight decay. "
+        "Call `update(updates, state, params=params)` instead."
+    )
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the gradients of the objective with its penalty."""
+        decay = self.weight_decay
+        signed = [g.neg() for g in grads] if self.maximize else grads
+        if isinstance(decay, torch.Tensor):
+            return [g + p * decay.to(g) for g, p in zip(signed, params)], state
+        return [g.add(p, alpha=decay) for g, p in zip(signed, params)], state
+
+
+@transformation
+def flip_sign_and_add_weight_decay(
+    weight_decay: float | Tensor = 0.0, maximize: bool = False
+) -> LeafRule | None:
+    """Return the first stage of the optimizers: u = g + weight_decay * p, with -g to maximize.
+
+    Args:
+        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2, >= 0.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A negative `weight_decay`.
+    """
+    check_at_least_zero(weight_decay, "weight_decay value")
+    if not isinstance(weight_decay, torch.Tensor) and weight_decay == 0.0:
+        return Scale(-1.0) if maximize else None
+    return FlipSignAndAddWeightDecay(weight_decay, maximize)
+
+
+@transformation
+def scale_by_neg_lr(lr: ScalarOrSchedule) -> LeafRule:
+    """Return the last stage of the optimizers: u = -lr * g.
+
+    Args:
+        lr: A number >= 0, a 0-dim tensor, or a schedule; see `scale_by_schedule`.
+
+    Raises:
+        ValueError: A negative number.
+    """
+    if callable(lr) and not isinstance(lr, torch.Tensor):
+        return ScaleBySchedule(lr, -1.0)
+    check_at_least_zero(lr, "learning rate")
+    return Scale(-lr)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradient transformations as values: the pair (init, update), chains of pairs, and the
+identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+__all__ = [
+    "ChainedGradientTransformation",
+    "EmptyState",
+    "GradientTransformation",
+    "IdentityGradientTransformation",
+    "UninitializedState",
+    "identity",
+]
+
+
+class EmptyState(NamedTuple):
+    """The state of a transformation that remembers nothing."""
+
+
+class UninitializedState(NamedTuple):
+    """What an optimizer holds before its first step."""
+
+
+class TransformInitFn(Protocol):
+    """The signature of `init`."""
+
+    def __call__(self, params: Any) -> Any:
+        """Return the state for `params`."""
+
+
+class TransformUpdateFn(Protocol):
+    """The signature of `update`."""
+
+    def __call__(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        """Return the transformed updates and the next state."""
+
+
+class GradientTransformation(NamedTuple):
+    """A pair of pure functions that turns gradients into updates.
+
+    The state is a value, so a transformation can be used for any number of parameter trees at once.
+
+    Attributes:
+        init: ``init(params) -> state``.
+        update: ``update(updates, state, *, params=None, inplace=True) -> (updates, state)``. With
+            ``inplace=True`` the tensors of ``state`` are overwritten; with ``inplace=False`` every
+            input is left untouched. Updates already carry the minus sign: they are applied as
+            ``params + updates``.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.sgd(lr=0.5)
+        >>> params = {'w': torch.tensor([1.0, 2.0])}
+        >>> grads = {"w": torch.tensor([1.0, 1.0])}
+        >>> updates, state = optimizer.update(grads, optimizer.init(params), inplace=False)
+        >>> torchopt.apply_updates(params, updates, inplace=False)["w"]
+        tensor([0.5000, 1.5000])
+    """
+
+    init: TransformInitFn
+    update: TransformUpdateFn
+
+    def chain(self, next: GradientTransformation) -> ChainedGradientTransformation:  # noqa: A002 - published name
+        """Return the transformation that applies this one and then ``next``."""
+        return ChainedGradientTransformation(self, next)
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The two functions of a chain. A value, so that chains can be pickled."""
+
+    transformations: tuple[GradientTransformation, ...]
+
+    def init(self, params: Any) -> tuple[Any, ...]:
+        return tuple(transformation.init(params) for transformation in self.transformations)
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, tuple[Any, ...]]:
+        if len(state) != len(self.transformations):
+            raise ValueError(
+                "The number of updates and states has to be the same in chain! Make sure you have "
+                "called init first! "
+                f"Expected {len(self.transformations)} states, got {len(state)}.",
+            )
+        states = []
+        for transformation, member_state in zip(self.transformations, state):
+            updates, member_state = transformation.update(
+                updates, member_state, params=params, inplace=inplace
+            )
+            states.append(member_state)
+        return updates, tuple(states)
+
+
+class ChainedGradientTransformation(GradientTransformation):
+    """Transformations applied one after the other.
+
+    Nested chains are flattened and identities are dropped; a chain of nothing is the identity.
+
+    Attributes:
+        transformations: The members, in the order in which they are applied.
+    """
+
+    transformations: tuple[GradientTransformation, ...]
+
+    def __new__(cls, *transformations: GradientTransformation) -> ChainedGradientTransformation:
+        """Chain ``transformations``."""
+        members: list[GradientTransformation] = []
+        for transformation in transformations:
+            if isinstance(transformation, ChainedGradientTransformation):
+                members.extend(transformation.transformations)
+            else:
+                members.append(transformation)
+        kept = tuple(m for m in members if not isinstance(m, IdentityGradientTransformation))
+        kept = kept or (identity(),)
+        chain = _Chain(kept)
+        self = super().__new__(cls, chain.init, chain.update)
+        self.transformations = kept
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, ChainedGradientTransformation):
+            return self.transformations == other.transformations
+        if isinstance(other, GradientTransformation):
+            return self.transformations == (other,)
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.transformations)
+
+    def __repr__(self) -> str:
+        members = ",\n    ".join(repr(transformation) for transformation in self.transformations)
+        return f"{type(self).__name__}(\n    {members}\n)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.transformations
+
+
+def _identity_init(params: Any) -> EmptyState:
+    return EmptyState()
+
+
+def _identity_update(
+    updates: Any,
+    state: Any,
+    *,
+    params: Any | None = None,
+    inplace: bool = True,
+) -> tuple[Any, Any]:
+    return updates, state
+
+
+class IdentityGradientTransformation(GradientTransformation):
+    """The transformation that returns its updates."""
+
+    def __new__(cls) -> IdentityGradientTransformation:
+        """Return an identity; all identities are equal."""
+        return super().__new__(cls, _identity_init, _identity_update)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+
+def identity() -> IdentityGradientTransformation:
+    """Return the transformation that returns its updates.
+
+    Example:
+        >>> identity() == identity()
+        True
+    """
+    return IdentityGradientTransformation()

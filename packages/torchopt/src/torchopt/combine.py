@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Combine gradient transformations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from torchopt.base import ChainedGradientTransformation, GradientTransformation, identity
+from torchopt.transform.base import needs_tree
+from torchopt.tree import flatten_up_to, tree_flatten, tree_leaves, tree_unflatten
+
+__all__ = ["chain", "chain_flat"]
+
+
+class _ChainFunction(Protocol):
+    flat: Any
+
+    def __call__(self, *transformations: GradientTransformation) -> GradientTransformation: ...
+
+
+def _chain(*transformations: GradientTransformation) -> GradientTransformation:
+    """Return the transformation that applies ``transformations`` from left to right.
+
+    Args:
+        transformations: None gives the identity, one is returned unchanged.
+
+    Example:
+        >>> import torchopt
+        >>> clipped = chain(torchopt.clip_grad_norm(1.0), torchopt.sgd(lr=0.1))
+        >>> len(clipped.transformations)
+        2
+    """
+    if not transformations:
+        return identity()
+    if len(transformations) == 1:
+        return transformations[0]
+    return ChainedGradientTransformation(*transformations)
+
+
+@dataclass(frozen=True)
+class _FlatChain:
+    """A chain whose members see lists of leaves: the tree is taken apart once for all of them.
+
+    The state stays in list form. Members that must see the tree (see `needs_tree`) get it.
+    """
+
+    inner: tuple[GradientTransformation, ...]
+
+    def init(self, params: Any) -> tuple[Any, ...]:
+        leaves = tree_leaves(params, none_is_leaf=True)
+        return tuple(t.init(params if needs_tree(t) else leaves) for t in self.inner)
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, tuple[Any, ...]]:
+        if len(state) != len(self.inner):
+            raise ValueError(
+                "The number of updates and states has to be the same in chain! Make sure you have "
+                "called init first! "
+                f"Expected {len(self.inner)} states, got {len(state)}.",
+            )
+        leaves, spec = tree_flatten(updates, none_is_leaf=True)
+        param_leaves = (
+            None
+            if params is None
+            else flatten_up_to(spec, params, "update(updates, state, params=params)")
+        )
+        states = []
+        for transformation, member_state in zip(self.inner, state):
+            if needs_tree(transformation):
+                tree, member_state = transformation.update(
+                    tree_unflatten(spec, leaves), member_state, params=params, inplace=inplace
+                )
+                leaves = flatten_up_to(spec, tree, "updates")
+            else:
+                leaves, member_state = transformation.update(
+                    leaves, member_state, params=param_leaves, inplace=inplace
+                )
+            states.append(member_state)
+        return tree_unflatten(spec, leaves), tuple(states)
+
+
+@dataclass(frozen=True)
+class _FlatSingle:
+    """A flat chain of one transformation, whose state is not wrapped in a tuple."""
+
+    chain: _FlatChain
+
+    def init(self, params: Any) -> Any:
+        return self.chain.init(params)[0]
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        updates, (state,) = self.chain.update(updates, (state,), params=params, inplace=inplace)
+        return updates, state
+
+
+def chain_flat(*transformations: GradientTransformation) -> GradientTransformation:
+    """Return the chain of ``transformations``, which see lists of leaves instead of trees.
+
+    Same result as `chain` for transformations that treat every leaf alike, with one walk over the
+    tree in each update. The state is that of the members for a list.
+    """
+    chained = _chain(*transformations)
+    if isinstance(chained, ChainedGradientTransformation):
+        flat: _FlatChain | _FlatSingle = _FlatChain(chained.transformations)
+    elif chained == identity():
+        return chained
+    else:
+        flat = _FlatSingle(_FlatChain((chained,)))
+    return GradientTransformation(flat.init, flat.update)
+
+
+chain = cast("_ChainFunction", _chain)
+chain.flat = chain_flat
+_chain.__name__ = _chain.__qualname__ = "chain"

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hooks on the gradients that flow through a gradient transformation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.transform.base import LeafRule, as_transformation
+
+__all__ = ["nan_to_num_hook", "register_hook", "zero_nan_hook"]
+
+
+def zero_nan_hook(g: Tensor) -> Tensor:
+    """Return `g` with zeros for NaN (and the largest numbers for infinities).
+
+    Example:
+        >>> zero_nan_hook(torch.tensor([float("nan"), 1.0]))
+        tensor([0., 1.])
+    """
+    return torch.nan_to_num(g, nan=0.0)
+
+
+def nan_to_num_hook(
+    nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Return a hook that replaces NaN and infinities; arguments as in `torch.nan_to_num`."""
+
+    def hook(g: Tensor) -> Tensor:
+        return torch.nan_to_num(g, nan=nan, posinf=posinf, neginf=neginf)
+
+    return hook
+
+
+@dataclass(frozen=True)
+class RegisterHook(LeafRule):
+    """u = g, with a backward hook on g."""
+
+    hook: Callable[[Tensor], Tensor | None]
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Register the hook on every gradient."""
+        for g in grads:
+            g.register_hook(self.hook)
+        return grads, state
+
+
+def register_hook(hook: Callable[[Tensor], Tensor | None]) -> GradientTransformation:
+    """Return the transformation that registers `hook` on the gradients and passes them through.
+
+    The hook sees the second-order gradients of a meta-step. The gradients must be part of a graph
+    (`create_graph=True`).
+
+    Args:
+        hook: Takes the gradient of the gradient, returns its replacement or None.
+    """
+    return as_transformation(RegisterHook(hook), already_flattened=False)

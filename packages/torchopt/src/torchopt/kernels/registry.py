@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tensors the fused kernels can serve, and how they are handed over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from torchopt import _C
+from torchopt.errors import KernelUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+
+__all__ = ["DTYPE_CODES", "check_fused", "explain_unavailable", "placement"]
+
+DTYPE_CODES = {torch.float32: _C.FLOAT32, torch.float64: _C.FLOAT64}
+
+
+def explain_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why there is no fused kernel for `dtype` on `device`, or None where there is one."""
+    if dtype not in DTYPE_CODES:
+        return f"the fused kernels compute in float32 and float64, got {dtype}"
+    if device.type == "cpu":
+        return None
+    if device.type == "cuda":
+        if not _C.WITH_CUDA:
+            return "this build of torchopt has no CUDA kernels (build it with TORCHOPT_CUDA=ON)"
+        return None if torch.cuda.is_available() else "torch finds no CUDA device"
+    return f"there are fused kernels for cpu and cuda, got a tensor on {device}"
+
+
+def check_fused(tensors: Sequence[Tensor]) -> None:
+    """Raise unless one fused call can serve all `tensors`.
+
+    Raises:
+        KernelUnavailableError: No kernel for this dtype or device.
+    """
+    for x in tensors:
+        reason = explain_unavailable(x.device, x.dtype)
+        if reason is not None:
+            raise KernelUnavailableError(
+                f"the fused kernel was asked for (use_accelerated_op=True), but {reason}; "
+                "use use_accelerated_op=False for these parameters."
+            )
+
+
+def placement(x: Tensor) -> tuple[int, int]:
+    """Return the device index and the current stream of `x` as the kernels expect them."""
+    if x.device.type == "cpu":
+        return -1, 0
+    index = torch.cuda.current_device() if x.device.index is None else x.device.index
+    return index, torch.cuda.current_stream(x.device).cuda_stream

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The optimizer with the interface of torch.optim, driven by a gradient transformation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation, UninitializedState
+from torchopt.tree import PyTreeSpec, tree_flatten, tree_unflatten
+from torchopt.update import apply_updates
+
+__all__ = ["Optimizer", "check_transformation"]
+
+
+def check_transformation(impl: Any) -> None:
+    """Raise TypeError unless `impl` is a gradient transformation."""
+    if not isinstance(impl, GradientTransformation):
+        raise TypeError(f"{impl} (type: {type(impl)}) is not a GradientTransformation")
+
+
+class Optimizer:
+    """Steps parameters in place, from the gradients in their `grad`.
+
+    Args:
+        params: Tensors, or a tree of them.
+        impl: The gradient transformation.
+
+    Attributes:
+        impl: The gradient transformation.
+        param_groups: A tuple of tensors for each group.
+        param_treespecs: The tree of each group.
+        state_groups: The state of each group; `UninitializedState()` before the first step.
+
+    Raises:
+        TypeError: `impl` is no gradient transformation, or a parameter is no tensor.
+    """
+
+    def __init__(self, params: Iterable[Tensor], impl: GradientTransformation) -> None:
+        check_transformation(impl)
+        self.impl = impl
+        self.param_groups: list[tuple[Tensor, ...]] = []
+        self.param_treespecs: list[PyTreeSpec] = []
+        self.state_groups: list[Any] = []
+        if not isinstance(params, (list, tuple, dict)):
+            params = tuple(params)
+        self.add_param_group(params)
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Zero the gradients of all parameters, or drop them.
+
+        Args:
+            set_to_none: Drop them; otherwise they are cut from their graph and zeroed in place.
+        """
+        for group in self.param_groups:
+            for p in group:
+                if p.grad is None:
+                    continue
+                if set_to_none:
+                    p.grad = None
+                    continue
+                if p.grad.grad_fn is not None:
+                    p.grad.detach_()
+                else:
+                    p.grad.requires_grad_(False)
+                p.grad.zero_()
+
+    def state_dict(self) -> tuple[Any, ...]:
+        """Return the state of each group. The tensors are shared with the optimizer."""
+        return tuple(self.state_groups)
+
+    def load_state_dict(self, state_dict: Sequence[Any]) -> None:
+        """Take over the state of each group. The tensors are shared with `state_dict`.
+
+        Raises:
+            ValueError: The number of groups differs.
+        """
+        if len(state_dict) != len(self.param_groups):
+            raise ValueError(
+                f"load_state_dict: expected a state for each of {len(self.param_groups)} parameter "
+                "groups, "
+                f"got {len(state_dict)}"
+            )
+        self.state_groups[:] = list(state_dict)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Step all parameters that have a gradient.
+
+        Args:
+            closure: Computes the loss and the gradients; called with gradients enabled.
+
+        Returns:
+            What the closure returns.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for index, (params, spec) in enumerate(zip(self.param_groups, self.param_treespecs)):
+            tree = tree_unflatten(spec, params)
+            if isinstance(self.state_groups[index], UninitializedState):
+                self.state_groups[index] = self.impl.init(tree)
+            grads = tree_unflatten(spec, [p.grad for p in params])
+            updates, self.state_groups[index] = self.impl.update(
+                grads, self.state_groups[index], params=tree, inplace=True
+            )
+            apply_updates(tree, updates, inplace=True)
+        return loss
+
+    def add_param_group(self, params: Any) -> None:
+        """Add a tree of tensors to optimize, with a state of its own.
+
+        Raises:
+            TypeError: A leaf is no tensor.
+            ValueError: There is no leaf.
+        """
+        leaves, spec = tree_flatten(params)
+        if not leaves:
+            raise ValueError("expected at least one tensor to optimize, got none")
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"expected tensors to optimize, got a leaf of type {type(leaf).__name__}: "
+                    f"{leaf!r}"
+                )
+        self.param_groups.append(tuple(leaves))
+        self.param_treespecs.append(spec)
+        self.state_groups.append(UninitializedState())

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients of a loss with respect to a list of tensors, with clear refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.errors import NotDifferentiableError
+
+__all__ = ["gradients"]
+
+
+def gradients(
+    loss: Tensor, params: Sequence[Tensor], names: Sequence[str], *, create_graph: bool = True
+) -> list[Tensor | None]:
+    """Return d loss / d params; None for parameters that are frozen or that the loss does not use.
+
+    Args:
+        loss: 0-dim tensor with a graph.
+        params: Tensors; those without `requires_grad` are left out.
+        names: What to call each parameter in messages.
+        create_graph: Make the gradients differentiable.
+
+    Raises:
+        TypeError: `loss` is no tensor.
+        ValueError: `loss` is no scalar.
+        NotDifferentiableError: `loss` has no graph, no parameter requires a gradient, or `loss`
+            depends on none of the parameters.
+    """
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"step(loss): expected a 0-dim tensor, got {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise ValueError(
+            f"step(loss): expected a scalar loss, got a tensor of shape {tuple(loss.shape)}; "
+            "reduce it with mean() or sum()."
+        )
+    if not loss.requires_grad:
+        raise NotDifferentiableError(
+            "step(loss): the loss has no graph, so it has no gradient with respect to the "
+            "parameters; "
+            "compute it from them with gradients enabled (not under torch.no_grad(), not detached)."
+        )
+    trainable = [i for i, p in enumerate(params) if p.requires_grad]
+    if not trainable:
+        raise NotDifferentiableError(
+            f"step(loss): none of the {len(params)} parameters requires a gradient; "
+            "unfreeze one with requires_grad_()."
+        )
+    found: Sequence[Any] = torch.autograd.grad(
+        loss, [params[i] for i in trainable], create_graph=create_graph, allow_unused=True
+    )
+    if all(g is None for g in found):
+        shown = ", ".join(names[i] for i in trainable[:4])
+        raise NotDifferentiableError(
+            f"step(loss): the loss does not depend on any of the parameters ({shown}"
+            f"{', ...' if len(trainable) > 4 else ''}); was it computed before the last step, or "
+            "from a copy?"
+        )
+    out: list[Tensor | None] = [None] * len(params)
+    for index, g in zip(trainable, found):
+        out[index] = g
+    return out

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdaDelta as part of the graph; see `MetaOptimizer`."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from torchopt.alias.adadelta import adadelta
+from torchopt.optim.meta.base import MetaOptimizer
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["MetaAdaDelta", "MetaAdadelta"]
+
+
+class MetaAdaDelta(MetaOptimizer):
+    """AdaDelta as part of the graph; see `MetaOptimizer`.
+
+    Args:
+        module: The module to step.
+
+    The hyper-parameters are those of `torchopt.adadelta`; mind the defaults and the positional
+    order, which are those of this class.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        *,
+        moment_requires_grad: bool = True,
+    ) -> None:
+        super().__init__(
+            module,
+            adadelta(
+                lr=lr,
+                rho=rho,
+                eps=eps,
+                weight_decay=weight_decay,
+                moment_requires_grad=moment_requires_grad,
+            ),
+        )
+
+
+MetaAdadelta = MetaAdaDelta

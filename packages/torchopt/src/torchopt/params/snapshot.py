@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Take, restore and detach snapshots of modules and optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from torchopt.params.containers import extract_module_containers, parameter_slots
+from torchopt.tree import tree_leaves
+from torchopt.typing import Device, ModuleTensorContainers
+
+__all__ = [
+    "ModuleState",
+    "copy_tensor",
+    "detach_buffers_",
+    "detach_tree_",
+    "extract_module_state",
+    "recover_module_state",
+]
+
+MODES = ("reference", "ref", "copy", "clone", "deepcopy", "deepclone")
+
+
+class ModuleState(NamedTuple):
+    """A snapshot of a module.
+
+    Attributes:
+        params: Parameters by name, for each sub-module that has any.
+        buffers: Buffers by name, for each sub-module that has any.
+        visual_contents: Names for `torchopt.visual.make_dot`, or None.
+        detach_buffers: Whether recovering copies the buffers.
+    """
+
+    params: tuple[dict[str, Tensor], ...]
+    buffers: tuple[dict[str, Tensor], ...]
+    visual_contents: dict[Any, Any] | None = None
+    detach_buffers: bool = False
+
+
+def copy_tensor(x: Tensor, by: str, device: Device | None) -> Tensor:
+    """Return `x`, a copy inside the graph, or a copy outside of it; see `extract_state_dict`."""
+    if by not in MODES:
+        raise AssertionError(f"`by` must be one of {', '.join(map(repr, MODES))}; got {by!r}")
+    if by in ("reference", "ref"):
+        out = x
+    elif by in ("copy", "clone"):
+        out = x.clone()
+    else:
+        out = x.clone().detach_().requires_grad_(x.requires_grad)
+    if device is not None:
+        moved = out.to(device)
+        if by in ("deepcopy", "deepclone"):
+            moved = moved.detach().requires_grad_(x.requires_grad)
+        out = moved
+    if by in ("deepcopy", "deepclone") and isinstance(x, nn.Parameter):
+        return nn.Parameter(out, requires_grad=x.requires_grad)
+    return out
+
+
+def _copies(
+    containers: ModuleTensorContainers, by: str, device: Device | None, memo: dict[int, Tensor]
+) -> tuple[dict[str, Tensor], ...]:
+    """Copy tensors, each of them once: what is shared stays shared."""
+
+    def copied(x: Tensor) -> Tensor:
+        if id(x) not in memo:
+            memo[id(x)] = copy_tensor(x, by, device)
+        return memo[id(x)]
+
+    present = (
+        {name: copied(x) for name, x in container.items() if isinstance(x, Tensor)}
+        for container in containers
+    )
+    return tuple(container for container in present if container)
+
+
+def _present(containers: ModuleTensorContainers) -> list[dict[str, Tensor | None]]:
+    return [c for c in containers if any(isinstance(x, Tensor) for x in c.values())]
+
+
+def extract_module_state(
+    module: nn.Module,
+    *,
+    by: str,
+    device: Device | None,
+    with_buffers: bool,
+    detach_buffers: bool,
+    enable_visual: bool,
+    visual_prefix: str,
+) -> ModuleState:
+    """Return a snapshot of `module`; see `extract_state_dict`."""
+    visual_contents: dict[Any, Any] | None = None
+    if enable_visual:
+        visual_contents = {}
+        for slot in parameter_slots(module):
+            x = slot.get()
+            name = visual_prefix + slot.names[0]
+            if x.grad_fn is not None:
+                visual_contents[x.grad_fn] = (name, x)
+            else:
+                visual_contents[x] = name
+    params, buffers = extract_module_containers(module, with_buffers)
+    memo: dict[int, Tensor] = {}
+    return ModuleState(
+        params=_copies(params, by, device, memo),
+        buffers=_copies(buffers, "deepcopy" if detach_buffers else by, device, memo),
+        visual_contents=visual_contents,
+        detach_buffers=detach_buffers,
+    )
+
+
+def _check_fits(
+    kind: str, containers: list[dict[str, Tensor | None]], state: tuple[dict[str, Tensor], ...]
+) -> None:
+    if len(containers) != len(state):
+        raise ValueError(
+            f"recover_state_dict: expected a snapshot with {len(containers)} sub-modules that have "
+            f"{kind}, "
+            f"got {len(state)}; it was taken from another module."
+        )
+    for index, (container, saved) in enumerate(zip(containers, state)):
+        names = {name for name, x in container.items() if isinstance(x, Tensor)}
+        if names != set(saved):
+            raise ValueError(
+                f"recover_state_dict: expected {kind} {sorted(names)} in sub-module {index} of the "
+                "snapshot, "
+                f"got {sorted(saved)}; it was taken from another module."
+            )
+
+
+def recover_module_state(module: nn.Module, state: ModuleState) -> None:
+    """Put the tensors of a snapshot back into `module`; see `recover_state_dict`."""
+    params, buffers = extract_module_containers(module)
+    live_params, live_buffers = _present(params), _present(buffers)
+    _check_fits("parameters", live_params, state.params)
+    if state.buffers:
+        _check_fits("buffers", live_buffers, state.buffers)
+    for container, saved in zip(live_params, state.params):
+        container.update(saved)
+    for container, saved in zip(live_buffers, state.buffers):
+        if state.detach_buffers:
+            container.update({n: copy_tensor(x, "deepcopy", None) for n, x in saved.items()})
+        else:
+            container.update(saved)
+
+
+def detach_tree_(tree: Any) -> None:
+    """Cut every tensor of a tree from its graph, in place; `requires_grad` is kept."""
+    for x in {id(x): x for x in tree_leaves(tree) if isinstance(x, Tensor)}.values():
+        requires_grad = x.requires_grad
+        x.detach_().requires_grad_(requires_grad)
+
+
+def detach_buffers_(containers: Iterable[Mapping[str, Tensor | None]]) -> None:
+    """Cut buffers that were computed from their graph, in place; they require no gradient then.
+
+    A running statistic as a leaf that requires a gradient would be refused by its own layer.
+    """
+    for container in containers:
+        for x in container.values():
+            if x is not None and x.grad_fn is not None:
+                x.detach_().requires_grad_(False)

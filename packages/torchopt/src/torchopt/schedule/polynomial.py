@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Polynomial and linear transitions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from torchopt.typing import Numeric, Scalar, Schedule
+
+__all__ = ["linear_schedule", "polynomial_schedule"]
+
+
+@dataclass(frozen=True)
+class PolynomialSchedule:
+    """A schedule; see `polynomial_schedule`."""
+
+    init_value: Scalar
+    end_value: Scalar
+    power: Scalar
+    transition_steps: int
+    transition_begin: int
+
+    def __call__(self, count: Numeric) -> Numeric:
+        """Return the value after `count` updates."""
+        if self.transition_steps <= 0:
+            return self.init_value
+        elapsed = count - self.transition_begin
+        if isinstance(elapsed, torch.Tensor):
+            elapsed = elapsed.to(torch.float64).clamp(0, self.transition_steps)
+        else:
+            elapsed = min(max(elapsed, 0), self.transition_steps)
+        left = 1 - elapsed / self.transition_steps
+        return (self.init_value - self.end_value) * left**self.power + self.end_value
+
+
+def polynomial_schedule(
+    init_value: Scalar,
+    end_value: Scalar,
+    power: Scalar,
+    transition_steps: int,
+    transition_begin: int = 0,
+) -> Schedule:
+    """Return the schedule (init_value - end_value) * (1 - c / transition_steps) ** power +
+    end_value.
+
+    Here c is count - transition_begin, kept between 0 and `transition_steps`.
+
+    Args:
+        init_value: The value up to `transition_begin`.
+        end_value: The value after the transition.
+        power: Exponent; 1 is linear.
+        transition_steps: Updates of the transition; <= 0 gives the constant `init_value`.
+        transition_begin: Updates before the transition; a negative one counts as 0.
+
+    Example:
+        >>> schedule = polynomial_schedule(1.0, 0.1, 2, 4, 1)
+        >>> [round(schedule(count), 5) for count in range(7)]
+        [1.0, 1.0, 0.60625, 0.325, 0.15625, 0.1, 0.1]
+    """
+    return PolynomialSchedule(
+        init_value, end_value, power, transition_steps, max(transition_begin, 0)
+    )
+
+
+def linear_schedule(
+    init_value: Scalar, end_value: Scalar, transition_steps: int, transition_begin: int = 0
+) -> Schedule:
+    """Return the straight line from `init_value` to `end_value` over `transition_steps` updates.
+
+    Example:
+        >>> linear_schedule(1.0, 0.0, 4)(1)
+        0.75
+    """
+    return polynomial_schedule(init_value, end_value, 1, transition_steps, transition_begin)

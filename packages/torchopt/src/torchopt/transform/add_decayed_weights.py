@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoupled weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.masked import masked
+from torchopt.transform.validate import check_at_least_zero
+
+__all__ = ["add_decayed_weights"]
+
+
+@dataclass(frozen=True)
+class AddDecayedWeights(LeafRule):
+    """u = g + weight_decay * p."""
+
+    weight_decay: float | Tensor
+    reads_params: ClassVar[bool] = True
+    params_message: ClassVar[str] = (
+        "Parameters are required for weight decay. "
+        "Call `update(updates, state, params=params)` instead."
+    )
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the updates with the decay added."""
+        decay = self.weight_decay
+        if isinstance(decay, torch.Tensor):
+            return [g + p * decay.to(g) for g, p in zip(grads, params)], state
+        return [g.add(p, alpha=decay) for g, p in zip(grads, params)], state
+
+
+@transformation
+def add_decayed_weights(
+    weight_decay: float | Tensor = 0.0,
+    mask: Any | Callable[[Any], Any] | None = None,
+) -> LeafRule | GradientTransformation | None:
+    """Return the transformation u = g + weight_decay * p.
+
+    Args:
+        weight_decay: >= 0; 0 without a mask gives the identity.
+        mask: Where to decay; see `masked`.
+
+    Raises:
+        ValueError: A negative `weight_decay`.
+        AssertionError: From `update`, when it is called without `params`.
+    """
+    check_at_least_zero(weight_decay, "weight_decay value")
+    if mask is not None:
+        return masked(add_decayed_weights(weight_decay), mask)
+    if not isinstance(weight_decay, torch.Tensor) and weight_decay == 0.0:
+        return None
+    return AddDecayedWeights(weight_decay)

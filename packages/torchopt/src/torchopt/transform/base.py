@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a rule on lists of tensors to a gradient transformation on trees.
+
+A rule never sees a tree, a missing gradient or the in-place switch: the driver here flattens once,
+leaves out the leaves without a gradient, runs the rule, and puts everything back.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, ParamSpec, Protocol, cast
+
+from torch import Tensor
+
+from torchopt.base import EmptyState, GradientTransformation, identity
+from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
+
+__all__ = ["LeafRule", "as_transformation", "needs_tree", "transformation"]
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class LeafRule(ABC):
+    """One transformation rule, written for lists of tensors.
+
+    Attributes:
+        leaf_fields: Fields of the state that hold one tensor for each leaf. Other fields are shared
+            by all leaves.
+        reads_params: Whether `update_leaves` reads `params`.
+    """
+
+    leaf_fields: ClassVar[tuple[str, ...]] = ()
+    overwritten_fields: ClassVar[tuple[str, ...]] = ()
+    reads_params: ClassVar[bool] = False
+    params_message: ClassVar[str] = (
+        "Parameters are required for this transformation. "
+        "Call `update(updates, state, params=params)` instead."
+    )
+
+    def init_leaves(self, params: list[Tensor]) -> Any:
+        """Return the state for a list of parameters."""
+        return EmptyState()
+
+    @abstractmethod
+    def update_leaves(
+        self,
+        grads: list[Tensor],
+        state: Any,
+        params: list[Tensor],
+        *,
+        inplace: bool,
+    ) -> tuple[list[Tensor], Any]:
+        """Return the updates and the next state.
+
+        Args:
+            grads: One gradient for each leaf. Must not be written to.
+            state: The state, with a list in each of `leaf_fields`.
+            params: The parameters when `reads_params`, else an empty list.
+            inplace: The caller overwrites the old state with the new one, so a rule may write into
+                it.
+        """
+
+
+def _scatter(
+    total: int, where: Sequence[int], values: Sequence[Any], otherwise: Sequence[Any]
+) -> list[Any]:
+    out = list(otherwise)
+    assert len(out) == total
+    for index, value in zip(where, values):
+        out[index] = value
+    return out
+
+
+def _overwrite(old: Tensor, new: Tensor) -> Tensor:
+    """Write `new` into `old` where that is possible: not into a leaf that requires a gradient."""
+    if new is old or (old.is_leaf and old.requires_grad):
+        return new
+    return old.copy_(new)
+
+
+def _init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
+    present = [i for i, p in enumerate(leaves) if p is not None]
+    state = rule.init_leaves([leaves[i] for i in present])
+    if len(present) == len(leaves):
+        return state
+    absent = [None] * len(leaves)
+    return state._replace(
+        **{f: _scatter(len(leaves), present, getattr(state, f), absent) for f in rule.leaf_fields}
+    )
+
+
+def _update_leaves(
+    rule: LeafRule,
+    grads: list[Any],
+    state: Any,
+    params: list[Any] | None,
+    *,
+    inplace: bool,
+) -> tuple[list[Any], Any]:
+    if rule.reads_params and params is None:
+        raise AssertionError(rule.params_message)
+    old = {f: getattr(state, f) for f in rule.leaf_fields}
+    for name, values in old.items():
+        if len(values) != len(grads):
+            raise ValueError(
+                f"{type(rule).__name__}: expected a state for {len(grads)} leaves, its field "
+                f"`{name}` has "
+                f"{len(values)}; call init(params) with the parameters that the updates belong to."
+            )
+    present = [
+        i
+        for i, g in enumerate(grads)
+        if g is not None and all(values[i] is not None for values in old.values())
+    ]
+    everything = len(present) == len(grads)
+    if not present and grads:
+        return grads, state
+    packed = grads if everything else [grads[i] for i in present]
+    packed_state = (
+        state
+        if everything
+        else state._replace(**{f: [v[i] for i in present] for f, v in old.items()})
+    )
+    packed_params: list[Any] = []
+    if rule.reads_params and params is not None:
+        packed_params = params if everything else [params[i] for i in present]
+
+    updates, new_state = rule.update_leaves(packed, packed_state, packed_params, inplace=inplace)
+
+    if rule.leaf_fields:
+        fields = {f: getattr(new_state, f) for f in rule.leaf_fields}
+        if inplace:
+            for f in rule.overwritten_fields:
+                fields[f] = [_overwrite(o, n) for o, n in zip(getattr(packed_state, f), fields[f])]
+        if not everything:
+            fields = {f: _scatter(len(grads), present, v, old[f]) for f, v in fields.items()}
+        new_state = new_state._replace(**fields)
+    if not everything:
+        updates = _scatter(len(grads), present, updates, [None] * len(grads))
+    return updates, new_state
+
+
+@dataclass(frozen=True)
+class _ListDriver:
+    """Runs a rule on lists: what `chain.flat` hands over."""
+
+    rule: LeafRule
+
+    def init(self, params: Any) -> Any:
+        return _init_leaves(self.rule, list(params))
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        return _update_leaves(self.rule, updates, state, params, inplace=inplace)
+
+
+@dataclass(frozen=True)
+class _TreeDriver:
+    """Runs a rule on trees."""
+
+    rule: LeafRule
+
+    def init(self, params: Any) -> Any:
+        leaves, spec = tree_flatten(params, none_is_leaf=True)
+        state = _init_leaves(self.rule, leaves)
+        if not self.rule.leaf_fields:
+            return state
+        return state._replace(
+            **{f: tree_unflatten(spec, getattr(state, f)) for f in self.rule.leaf_fields}
+        )
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        leaves, spec = tree_flatten(updates, none_is_leaf=True)
+        fields = self.rule.leaf_fields
+        if fields:
+            state = state._replace(
+                **{f: flatten_up_to(spec, getattr(state, f), f"state.{f}") for f in fields}
+            )
+        param_leaves = None if params is None else flatten_up_to(spec, params, "params")
+        leaves, state = _update_leaves(self.rule, leaves, state, param_leaves, inplace=inplace)
+        if fields:
+            state = state._replace(**{f: tree_unflatten(spec, getattr(state, f)) for f in fields})
+        return tree_unflatten(spec, leaves), state
+
+
+def as_transformation(rule: LeafRule, *, already_flattened: bool) -> GradientTransformation:
+    """Return the gradient transformation of `rule`, for lists or for trees."""
+    driver: _ListDriver | _TreeDriver = (
+        _ListDriver(rule) if already_flattened else _TreeDriver(rule)
+    )
+    return GradientTransformation(driver.init, driver.update)
+
+
+def needs_tree(candidate: GradientTransformation) -> bool:
+    """Return whether a transformation has to see trees even in a flat chain, as masks do."""
+    return bool(getattr(getattr(candidate.update, "__self__", None), "needs_tree", False))
+
+
+class TransformationFactory(Protocol[P]):
+    """A function that makes transformations for trees, with variants for lists."""
+
+    flat: Callable[P, GradientTransformation]
+    impl: Callable[..., GradientTransformation]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
+        """Return a transformation for trees."""
+
+
+def transformation(
+    make: Callable[P, LeafRule | GradientTransformation | None],
+) -> TransformationFactory[P]:
+    """Turn a function that returns a rule into a factory of transformations.
+
+    The result has the signature and documentation of `make`, and two attributes:
+    `flat`, the same for lists of leaves, and `impl`, which takes `already_flattened` as a keyword.
+    A rule of None stands for the identity; a transformation is passed through.
+    """
+
+    def impl(*args: Any, already_flattened: bool = False, **kwargs: Any) -> GradientTransformation:
+        rule = make(*args, **kwargs)
+        if rule is None:
+            return identity()
+        if isinstance(rule, GradientTransformation):
+            return rule
+        return as_transformation(rule, already_flattened=already_flattened)
+
+    @functools.wraps(make)
+    def for_trees(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
+        return impl(*args, already_flattened=False, **kwargs)
+
+    @functools.wraps(make)
+    def for_lists(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
+        return impl(*args, already_flattened=True, **kwargs)
+
+    factory = cast("TransformationFactory[P]", for_trees)
+    factory.flat = for_lists
+    factory.impl = impl
+    return factory

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step counts: one 0-dim int64 tensor for each leaf, shared as long as the leaves step together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["increment", "zero_counts"]
+
+
+def zero_counts(params: list[Tensor]) -> list[Tensor]:
+    """Return a zero count for each leaf, one tensor object for each device."""
+    shared: dict[torch.device, Tensor] = {}
+    return [
+        shared.setdefault(p.device, torch.zeros((), dtype=torch.int64, device=p.device))
+        for p in params
+    ]
+
+
+def increment(counts: list[Tensor]) -> list[Tensor]:
+    """Return each count plus one, with one addition for each distinct tensor.
+
+    Leaves that missed a gradient hold an older tensor and stay behind.
+    """
+    following: dict[int, Tensor] = {}
+    out = []
+    for count in counts:
+        following_count = following.get(id(count))
+        if following_count is None:
+            following_count = following[id(count)] = count + 1
+        out.append(following_count)
+    return out

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Apply a transformation to some leaves only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torchopt.base import GradientTransformation
+from torchopt.transform.base import transformation
+from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_unflatten
+
+__all__ = ["MaskedNode", "MaskedState", "masked"]
+
+
+class MaskedState(NamedTuple):
+    """`inner_state`: the state of the inner transformation, for the leaves it is applied to."""
+
+    inner_state: Any
+
+
+class MaskedNode(NamedTuple):
+    """Stands for a leaf that is left out: a tree node without children."""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Applies `inner` where the mask is true. Needs the tree, which masks refer to."""
+
+    inner: GradientTransformation
+    mask: Any
+    needs_tree: ClassVar[bool] = True
+
+    def _kept(self, tree: Any, leaves: list[Any]) -> list[bool]:
+        mask = self.mask(tree) if callable(self.mask) else self.mask
+        kept = prefix_leaves(mask, tree, "masked(inner, mask)")
+        for value in kept:
+            if not isinstance(value, bool):
+                raise TypeError(
+                    "masked(inner, mask): expected a tree of bools, or a function that returns one "
+                    "for the "
+                    f"parameters; got a leaf of type {type(value).__name__}"
+                )
+        assert len(kept) == len(leaves)
+        return kept
+
+    def _hide(self, tree: Any) -> tuple[Any, list[Any], list[bool], Any]:
+        leaves, spec = tree_flatten(tree, none_is_leaf=True)
+        kept = self._kept(tree, leaves)
+        visible = [leaf if keep else MaskedNode() for leaf, keep in zip(leaves, kept)]
+        return tree_unflatten(spec, visible), leaves, kept, spec
+
+    def init(self, params: Any) -> MaskedState:
+        """Return the state for the parameters that the mask keeps."""
+        return MaskedState(inner_state=self.inner.init(self._hide(params)[0]))
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        """Transform the updates that the mask keeps and pass the others through."""
+        visible, leaves, kept, spec = self._hide(updates if params is None else params)
+        visible_params = None if params is None else visible
+        leaves = flatten_up_to(spec, updates, "updates")
+        visible_updates = tree_unflatten(
+            spec, [leaf if keep else MaskedNode() for leaf, keep in zip(leaves, kept)]
+        )
+        new_updates, inner_state = self.inner.update(
+            visible_updates, state.inner_state, params=visible_params, inplace=inplace
+        )
+        new_leaves = flatten_up_to(spec, new_updates, "updates")
+        merged = [new if keep else old for new, old, keep in zip(new_leaves, leaves, kept)]
+        return tree_unflatten(spec, merged), MaskedState(inner_state=inner_state)
+
+
+@transformation
+def masked(
+    inner: GradientTransformation,
+    mask: Any | Callable[[Any], Any] | None = None,
+) -> GradientTransformation:
+    """Return the transformation that applies `inner` to the leaves where `mask` is true.
+
+    The other leaves pass through unchanged and have no state.
+
+    Args:
+        inner: A transformation for trees.
+        mask: A tree of bools that is a prefix of the tree of parameters (one bool decides for
+            everything below it), or a function that returns such a tree for the parameters (for the
+            updates where `update` is called without `params`). None applies `inner` everywhere.
+
+    Raises:
+        ValueError: From `init` and `update`, when the mask is no prefix of the parameters.
+        TypeError: From `init` and `update`, when the mask has a leaf that is not a bool.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.transform import scale
+        >>> freeze_b = masked(scale(0.0), {"w": False, "b": True})
+        >>> grads = {"w": torch.ones(1), "b": torch.ones(1)}
+        >>> freeze_b.update(grads, freeze_b.init(grads))[0]
+        {'w': tensor([1.]), 'b': tensor([0.])}
+    """
+    masking = Masked(inner, True if mask is None else mask)
+    return GradientTransformation(masking.init, masking.update)

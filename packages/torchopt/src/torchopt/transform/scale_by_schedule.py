@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multiply updates by a function of the step count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.counts import increment, zero_counts
+from torchopt.typing import Schedule
+
+__all__ = ["ScaleByScheduleState", "scale_by_schedule"]
+
+
+class ScaleByScheduleState(NamedTuple):
+    """`count`: how many updates each leaf has had, 0-dim int64 tensors."""
+
+    count: Any
+
+
+@dataclass(frozen=True)
+class ScaleBySchedule(LeafRule):
+    """u = sign * step_size_fn(count) * g, count from 0."""
+
+    step_size_fn: Schedule
+    sign: float = 1.0
+    leaf_fields: ClassVar[tuple[str, ...]] = ("count",)
+
+    def init_leaves(self, params: list[Tensor]) -> ScaleByScheduleState:
+        """Return counts of zero."""
+        return ScaleByScheduleState(count=zero_counts(params))
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Evaluate the schedule once for each distinct count and scale."""
+        values: dict[int, Any] = {}
+        updates = []
+        for g, count in zip(grads, state.count):
+            if id(count) not in values:
+                values[id(count)] = self.sign * self.step_size_fn(count)
+            value = values[id(count)]
+            updates.append(g * (value.to(g) if isinstance(value, torch.Tensor) else value))
+        return updates, ScaleByScheduleState(count=increment(state.count))
+
+
+@transformation
+def scale_by_schedule(step_size_fn: Schedule) -> LeafRule:
+    """Return the transformation u = step_size_fn(count) * g.
+
+    Args:
+        step_size_fn: Maps the number of previous updates (a 0-dim int64 tensor, from 0) to a number
+            or a 0-dim tensor; a tensor that requires a gradient is differentiated through.
+    """
+    return ScaleBySchedule(step_size_fn)

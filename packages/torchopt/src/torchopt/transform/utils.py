@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Building blocks for transformations written outside of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.tree import tree_map
+
+__all__ = ["inc_count", "tree_map_flat", "tree_map_flat_", "update_moment"]
+
+INT64_MAX = torch.iinfo(torch.int64).max
+
+
+def tree_map_flat(
+    func: Callable[..., Any],
+    flat_arg: Sequence[Any],
+    *flat_args: Any,
+    none_is_leaf: bool = False,
+) -> Sequence[Any]:
+    """Map `func` over lists of leaves; None in the first list stays None unless `none_is_leaf`."""
+    rows = zip(flat_arg, *flat_args)
+    mapped = [func(*row) if none_is_leaf or row[0] is not None else None for row in rows]
+    return mapped if isinstance(flat_arg, list) else tuple(mapped)
+
+
+def tree_map_flat_(
+    func: Callable[..., Any],
+    flat_arg: Sequence[Any],
+    *flat_args: Any,
+    none_is_leaf: bool = False,
+) -> Sequence[Any]:
+    """Call `func` on lists of leaves for its effect and return the first list."""
+    tree_map_flat(func, flat_arg, *flat_args, none_is_leaf=none_is_leaf)
+    return flat_arg
+
+
+def inc_count(updates: Any, count: Any) -> Any:
+    """Return the tree of counts plus one, where there is an update; saturates at the largest
+    int64.
+    """
+
+    def increment(c: Tensor, g: Tensor | None) -> Tensor:
+        return c if g is None else c + (c != INT64_MAX).to(torch.int64)
+
+    return tree_map(lambda g, c: increment(c, g), updates, count, none_is_leaf=True)
+
+
+def update_moment(
+    updates: Any, moments: Any, decay: float, *, order: int, inplace: bool = True
+) -> Any:
+    """Return decay * moment + (1 - decay) * update ** order, where there is an update.
+
+    Args:
+        updates: Tree of tensors or None.
+        moments: Tree like `updates`.
+        decay: In [0, 1).
+        order: 1 or 2.
+        inplace: Write into `moments`.
+    """
+    if order not in (1, 2):
+        raise ValueError(f"expected order 1 or 2, got {order}")
+
+    def moved(g: Tensor | None, t: Tensor | None) -> Tensor | None:
+        if g is None or t is None:
+            return t
+        new = t * decay + (g if order == 1 else g * g) * (1 - decay)
+        return t.copy_(new) if inplace else new
+
+    return tree_map(moved, updates, moments, none_is_leaf=True)

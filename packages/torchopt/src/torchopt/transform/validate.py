@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of hyper-parameters, made once where a transformation is built.
+
+A tensor as a hyper-parameter is not looked at: it may be batched, on a device, or part of a graph.
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["check_at_least_zero", "check_fraction"]
+
+Hyper = float | torch.Tensor
+
+
+def check_at_least_zero(value: Hyper, what: str) -> None:
+    """Raise `ValueError("Invalid {what}: {value}")` unless value >= 0."""
+    if not isinstance(value, torch.Tensor) and not value >= 0.0:
+        raise ValueError(f"Invalid {what}: {value}")
+
+
+def check_fraction(value: Hyper, what: str, *, closed: bool = False) -> None:
+    """Raise `ValueError("Invalid {what}: {value}")` unless 0 <= value < 1 (<= 1 when `closed`)."""
+    if isinstance(value, torch.Tensor):
+        return
+    if not (0.0 <= value < 1.0 or (closed and value == 1.0)):
+        raise ValueError(f"Invalid {what}: {value}")

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees of tensors. The one module that imports optree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optree
+from optree import (
+    PyTreeSpec,
+    tree_flatten,
+    tree_leaves,
+    tree_map,
+    tree_map_,
+    tree_paths,
+    tree_structure,
+    tree_unflatten,
+)
+
+__all__ = [
+    "PyTreeSpec",
+    "flatten_up_to",
+    "optree",
+    "prefix_leaves",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_map_",
+    "tree_paths",
+    "tree_structure",
+    "tree_unflatten",
+]
+
+
+def flatten_up_to(spec: PyTreeSpec, tree: Any, what: str) -> list[Any]:
+    """Return what ``tree`` holds at the leaves of ``spec``.
+
+    Raises:
+        ValueError: ``tree`` does not begin like ``spec``; the message starts with ``what``.
+    """
+    try:
+        return spec.flatten_up_to(tree)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{what}: expected a tree like {spec}, got one that differs from it: {error}. "
+            "Pass trees that were mapped from one another.",
+        ) from error
+
+
+def prefix_leaves(prefix: Any, tree: Any, what: str) -> list[Any]:
+    """Return one value for each leaf of ``tree``: that of ``prefix`` above it.
+
+    Raises:
+        ValueError: ``prefix`` is not a prefix of ``tree``; the message starts with ``what``.
+    """
+    broadcast: Callable[..., Any] = optree.tree_broadcast_prefix
+    try:
+        return tree_leaves(broadcast(prefix, tree, none_is_leaf=True), none_is_leaf=True)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{what}: expected a prefix of the tree of parameters: {error}") from error

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of the types that appear in torchopt's signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Optional, Protocol, Union, runtime_checkable
+
+import torch
+import torch.distributed.rpc as _rpc
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.futures import Future
+
+from torchopt.base import (
+    ChainedGradientTransformation,
+    EmptyState,
+    GradientTransformation,
+    UninitializedState,
+)
+
+__all__ = [
+    "ChainedGradientTransformation",
+    "Device",
+    "Distribution",
+    "EmptyState",
+    "Future",
+    "GradientTransformation",
+    "LinearSolver",
+    "ListOfOptionalTensors",
+    "ListOfTensors",
+    "ModuleTensorContainers",
+    "Numeric",
+    "OptState",
+    "OptionalTensor",
+    "OptionalTensorOrOptionalTensors",
+    "OptionalTensorTree",
+    "Params",
+    "PyTree",
+    "RRef",
+    "Samplable",
+    "SampleFunc",
+    "Scalar",
+    "ScalarOrSchedule",
+    "Schedule",
+    "SequenceOfOptionalTensors",
+    "SequenceOfTensors",
+    "Size",
+    "Tensor",
+    "TensorContainer",
+    "TensorOrTensors",
+    "TensorTree",
+    "TupleOfOptionalTensors",
+    "TupleOfTensors",
+    "UninitializedState",
+    "Updates",
+]
+
+Size = torch.Size
+Device = Union[torch.device, str, int]
+Scalar = Union[float, int, bool]
+Numeric = Union[Tensor, Scalar]
+Schedule = Callable[[Numeric], Numeric]
+ScalarOrSchedule = Union[float, Tensor, Schedule]
+
+#: A tree as optree understands it. Trees cannot be typed any closer in Python's type system.
+PyTree = Any
+TensorTree = Any
+OptionalTensorTree = Any
+Params = Any
+Updates = Any
+OptState = Any
+
+OptionalTensor = Optional[Tensor]
+ListOfTensors = list[Tensor]
+TupleOfTensors = tuple[Tensor, ...]
+SequenceOfTensors = Sequence[Tensor]
+TensorOrTensors = Union[Tensor, SequenceOfTensors]
+ListOfOptionalTensors = list[Optional[Tensor]]
+TupleOfOptionalTensors = tuple[Optional[Tensor], ...]
+SequenceOfOptionalTensors = Sequence[Optional[Tensor]]
+OptionalTensorOrOptionalTensors = Union[Optional[Tensor], SequenceOfOptionalTensors]
+
+TensorContainer = dict[str, Optional[Tensor]]
+ModuleTensorContainers = tuple[TensorContainer, ...]
+
+LinearSolver = Callable[[Callable[[TensorTree], TensorTree], TensorTree], TensorTree]
+SampleFunc = Callable[[Size], Any]
+
+RRef: Any = getattr(_rpc, "RRef", None)
+
+
+@runtime_checkable
+class Samplable(Protocol):
+    """Anything with a ``sample`` method, such as a torch distribution."""
+
+    def sample(self, sample_shape: Size = Size()) -> Any:  # noqa: B008 - immutable
+        """Return a sample of the given shape."""

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots of modules and optimizers, and cutting them from their graph."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast, overload
+
+import torch
+from torch import Tensor, nn
+
+from torchopt.optim.meta.base import MetaOptimizer
+from torchopt.params.containers import extract_module_containers
+from torchopt.params.snapshot import (
+    ModuleState,
+    copy_tensor,
+    detach_buffers_,
+    detach_tree_,
+    extract_module_state,
+    recover_module_state,
+)
+from torchopt.tree import tree_leaves, tree_map
+from torchopt.typing import Device, TensorTree
+
+__all__ = [
+    "ModuleState",
+    "extract_module_containers",
+    "extract_state_dict",
+    "module_clone",
+    "module_detach_",
+    "recover_state_dict",
+    "stop_gradient",
+]
+
+
+@overload
+def extract_state_dict(
+    target: nn.Module,
+    *,
+    by: str = ...,
+    device: Device | None = ...,
+    with_buffers: bool = ...,
+    detach_buffers: bool = ...,
+    enable_visual: bool = ...,
+    visual_prefix: str = ...,
+) -> ModuleState: ...
+@overload
+def extract_state_dict(
+    target: MetaOptimizer,
+    *,
+    by: str = ...,
+    device: Device | None = ...,
+    with_buffers: bool = ...,
+    detach_buffers: bool = ...,
+    enable_visual: bool = ...,
+    visual_prefix: str = ...,
+) -> tuple[Any, ...]: ...
+def extract_state_dict(
+    target: nn.Module | MetaOptimizer,
+    *,
+    by: str = "reference",
+    device: Device | None = None,
+    with_buffers: bool = True,
+    detach_buffers: bool = False,
+    enable_visual: bool = False,
+    visual_prefix: str = "",
+) -> ModuleState | tuple[Any, ...]:
+    """Return a snapshot of a module or of a meta-optimizer.
+
+    Args:
+        target: A module or a meta-optimizer.
+        by: `"reference"` (`"ref"`): the same tensors. `"copy"` (`"clone"`): copies inside the
+            graph, through which gradients reach the originals. `"deepcopy"` (`"deepclone"`): copies
+            outside of the graph; parameters stay parameters. Tensors that are shared stay shared.
+        device: Where to put the tensors.
+        with_buffers: Include the module's buffers.
+        detach_buffers: Copy the buffers outside of the graph, here and at each recovery: for
+            running statistics.
+        enable_visual: Record names for `torchopt.visual.make_dot`.
+        visual_prefix: Put before those names.
+
+    Returns:
+        A `ModuleState` for a module; the tuple of states for a meta-optimizer.
+
+    Raises:
+        TypeError: `target` is something else.
+        AssertionError: An unknown `by`.
+
+    Example:
+        >>> net = nn.Linear(1, 1)
+        >>> start = extract_state_dict(net, by="reference")
+        >>> optimizer = MetaOptimizer(net, __import__("torchopt").sgd(0.1))
+        >>> optimizer.step(net(torch.ones(1, 1)).sum())
+        >>> recover_state_dict(net, start)
+        >>> net.weight is start.params[0]["weight"]
+        True
+    """
+    if isinstance(target, nn.Module):
+        return extract_module_state(
+            target,
+            by=by,
+            device=device,
+            with_buffers=with_buffers,
+            detach_buffers=detach_buffers,
+            enable_visual=enable_visual,
+            visual_prefix=visual_prefix,
+        )
+    if isinstance(target, MetaOptimizer):
+        memo: dict[int, Tensor] = {}
+
+        def copied(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            if id(x) not in memo:
+                memo[id(x)] = copy_tensor(x, by, device)
+            return memo[id(x)]
+
+        return cast("tuple[Any, ...]", tree_map(copied, target.state_dict()))
+    raise TypeError(
+        f"Unexpected class of {target}: expected an nn.Module or a MetaOptimizer, got "
+        f"{type(target).__name__}"
+    )
+
+
+def recover_state_dict(
+    target: nn.Module | MetaOptimizer, state: ModuleState | tuple[Any, ...]
+) -> None:
+    """Put a snapshot back.
+
+    The tensors themselves go back into the module (or optimizer), nothing is copied, except for
+    buffers that were taken with `detach_buffers`.
+
+    Args:
+        target: The module or meta-optimizer the snapshot was taken from, or one with the same
+            structure.
+        state: What `extract_state_dict` returned.
+
+    Raises:
+        TypeError: `target` is something else, or `state` is no snapshot of a module.
+        ValueError: The snapshot has other names or another number of sub-modules.
+    """
+    if isinstance(target, nn.Module):
+        if not isinstance(state, ModuleState):
+            raise TypeError(
+                "recover_state_dict: expected a ModuleState for a module, got "
+                f"{type(state).__name__}"
+            )
+        recover_module_state(target, state)
+    elif isinstance(target, MetaOptimizer):
+        target.load_state_dict(state)
+    else:
+        raise TypeError(
+            f"Unexpected class of {target}: expected an nn.Module or a MetaOptimizer, got "
+            f"{type(target).__name__}"
+        )
+
+
+def stop_gradient(target: ModuleState | nn.Module | MetaOptimizer | TensorTree) -> None:
+    """Cut tensors from the graph that computed them, in place.
+
+    They become leaves that require a gradient where they did before; buffers that were computed do
+    not require one. Values, and names that share
+    the tensors, stay as they are.
+
+    Args:
+        target: A module (its parameters and buffers), a meta-optimizer (its state), a
+            `ModuleState`, or a tree of tensors. Other leaves are ignored.
+
+    Example:
+        >>> x = torch.ones(1, requires_grad=True)
+        >>> y = x * 2
+        >>> stop_gradient(y)
+        >>> y.grad_fn is None, y.requires_grad
+        (True, True)
+    """
+    if isinstance(target, nn.Module):
+        params, buffers = extract_module_containers(target)
+        detach_tree_([list(c.values()) for c in params])
+        detach_buffers_(buffers)
+    elif isinstance(target, MetaOptimizer):
+        detach_tree_(target.state_dict())
+    elif isinstance(target, ModuleState):
+        detach_tree_(target.params)
+        detach_buffers_(target.buffers)
+    else:
+        detach_tree_(target)
+
+
+def module_detach_(
+    target: ModuleState | nn.Module | MetaOptimizer | TensorTree,
+) -> ModuleState | nn.Module | MetaOptimizer | TensorTree:
+    """Cut `target` from its graph, as `stop_gradient`, and return it."""
+    stop_gradient(target)
+    return target
+
+
+def module_clone(
+    target: nn.Module | MetaOptimizer | TensorTree,
+    *,
+    by: str = "reference",
+    detach_buffers: bool = False,
+    device: Device | None = None,
+) -> nn.Module | MetaOptimizer | TensorTree:
+    """Return a clone of a module, a meta-optimizer or a tree of tensors.
+
+    Args:
+        target: What to clone. A cloned meta-optimizer steps the same module with a state of its
+            own.
+        by: How tensors are copied; see `extract_state_dict`.
+        detach_buffers: Copy buffers outside of the graph.
+        device: Where to put the tensors.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> clone = module_clone(net, by="deepcopy")
+        >>> clone.weight is net.weight, torch.equal(clone.weight, net.weight)
+        (False, True)
+    """
+    if isinstance(target, nn.Module):
+        params, buffers = extract_module_containers(target)
+        # The structure is copied; the tensors, fast weights among them, are shared until recovered.
+        memo: dict[int, Any] = {
+            id(x): x
+            for container in (*params, *buffers)
+            for x in container.values()
+            if x is not None
+        }
+        clone = copy.deepcopy(target, memo)
+        state = extract_state_dict(target, by=by, detach_buffers=detach_buffers, device=device)
+        recover_module_state(clone, state)
+        return clone
+    if isinstance(target, MetaOptimizer):
+        twin = copy.copy(target)
+        twin.param_containers_groups = list(target.param_containers_groups)
+        twin._modules = list(target._modules)
+        twin.state_groups = list(extract_state_dict(target, by=by, device=device))
+        return twin
+    if not all(isinstance(x, torch.Tensor) for x in tree_leaves(target)):
+        raise TypeError("module_clone: expected a module, a meta-optimizer or a tree of tensors")
+    return tree_map(lambda x: copy_tensor(x, by, device), target)

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots: what is shared, what is copied, what is cut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import torchopt
+
+
+def stepped_net() -> tuple[nn.Module, torchopt.MetaOptimizer, torch.Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    x = torch.randn(5, 2)
+    optimizer = torchopt.MetaAdam(net, lr=0.1)
+    optimizer.step(net(x).pow(3).sum())
+    return net, optimizer, x
+
+
+@pytest.mark.parametrize("by", ["reference", "ref", "copy", "clone", "deepcopy", "deepclone"])
+def test_extract_shares_or_copies(by: str) -> None:
+    net, _, _ = stepped_net()
+    state = torchopt.extract_state_dict(net, by=by)
+    taken, live = state.params[0]["weight"], net[0].weight
+    assert torch.equal(taken, live)
+    if by in ("reference", "ref"):
+        assert taken is live
+    elif by in ("copy", "clone"):
+        assert taken is not live
+        assert torch.equal(torch.autograd.grad(taken.sum(), live)[0], torch.ones_like(live))
+    else:
+        assert taken.grad_fn is None
+        assert taken.requires_grad
+
+
+def test_deepcopy_keeps_parameters_parameters() -> None:
+    net = nn.Linear(2, 2)
+    state = torchopt.extract_state_dict(net, by="deepcopy")
+    assert isinstance(state.params[0]["weight"], nn.Parameter)
+
+
+def test_unknown_mode_is_refused() -> None:
+    with pytest.raises(AssertionError, match="`by` must be one of"):
+        torchopt.extract_state_dict(nn.Linear(1, 1), by="value")
+
+
+def test_recover_restores_module_and_optimizer() -> None:
+    net, optimizer, x = stepped_net()
+    state = torchopt.extract_state_dict(net, by="reference")
+    optimizer_state = torchopt.extract_state_dict(optimizer, by="reference")
+    weight, count = net[0].weight, optimizer.state_dict()[0][0].count[0]
+    optimizer.step(net(x).pow(3).sum())
+    assert net[0].weight is not weight
+    torchopt.recover_state_dict(net, state)
+    torchopt.recover_state_dict(optimizer, optimizer_state)
+    assert net[0].weight is weight
+    assert optimizer.state_dict()[0][0].count[0] is count
+
+
+def test_detached_buffers_survive_later_updates() -> None:
+    net, _, x = stepped_net()
+    state = torchopt.extract_state_dict(net, by="reference", detach_buffers=True)
+    mean = net[1].running_mean.clone()
+    net(x + 5)
+    assert not torch.equal(net[1].running_mean, mean)
+    for _ in range(2):
+        torchopt.recover_state_dict(net, state)
+        assert torch.equal(net[1].running_mean, mean)
+        net(x + 5)
+
+
+def test_without_buffers() -> None:
+    net, _, _ = stepped_net()
+    assert torchopt.extract_state_dict(net, with_buffers=False).buffers == ()
+
+
+def test_recover_refuses_another_module() -> None:
+    state = torchopt.extract_state_dict(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"expected parameters \['weight'\] in sub-module 0"):
+        torchopt.recover_state_dict(nn.Linear(2, 2, bias=False), state)
+    with pytest.raises(ValueError, match="2 sub-modules that have parameters, got 1"):
+        torchopt.recover_state_dict(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), state)
+
+
+def test_extract_and_recover_refuse_other_classes() -> None:
+    with pytest.raises(TypeError, match="Unexpected class of"):
+        torchopt.extract_state_dict({"a": 1})  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="Unexpected class of"):
+        torchopt.recover_state_dict({"a": 1}, ())  # type: ignore[arg-type]
+
+
+def test_stop_gradient_cuts_module_buffers_and_optimizer() -> None:
+    net, optimizer, x = stepped_net()
+    net[1].running_mean = net[1].running_mean * net[0].weight.sum()
+    weight = net[0].weight
+    torchopt.stop_gradient(net)
+    torchopt.stop_gradient(optimizer)
+    assert net[0].weight is weight
+    assert weight.grad_fn is None
+    assert weight.requires_grad
+    assert net[1].running_mean.grad_fn is None
+    mu = optimizer.state_dict()[0][0].mu
+    assert all(m.grad_fn is None for m in mu)
+    optimizer.step(net(x).pow(3).sum())
+    assert torch.autograd.grad(net[0].weight.sum(), weight)[0].shape == weight.shape
+
+
+def test_stop_gradient_on_snapshots_and_trees() -> None:
+    net, _, _ = stepped_net()
+    state = torchopt.extract_state_dict(net, by="copy")
+    torchopt.stop_gradient(state)
+    assert all(p.grad_fn is None for c in state.params for p in c.values())
+    y = torch.ones(1, requires_grad=True) * 2
+    assert torchopt.module_detach_({"y": y, "n": 3})["y"] is y
+    assert y.grad_fn is None
+
+
+@pytest.mark.parametrize("by", ["reference", "copy", "deepcopy"])
+def test_clone_of_a_stepped_module(by: str) -> None:
+    net, _, x = stepped_net()
+    clone = torchopt.module_clone(net, by=by)
+    assert clone is not net
+    assert clone[0] is not net[0]
+    assert (clone[0].weight is net[0].weight) == (by == "reference")
+    net.eval()
+    clone.eval()
+    assert torch.equal(clone(x), net(x))
+
+
+def test_clone_of_a_meta_optimizer_steps_the_same_module() -> None:
+    net, optimizer, x = stepped_net()
+    clone = torchopt.module_clone(optimizer, by="reference")
+    weight = net[0].weight
+    clone.step(net(x).pow(3).sum())
+    assert net[0].weight is not weight
+    assert optimizer.state_dict()[0][0].count[0].item() == 1
+    assert clone.state_dict()[0][0].count[0].item() == 2

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chains, masks, clipping, hooks, validation: everything about transformations but their
+formulas."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+import torch
+from optimizers import ROWS
+
+import torchopt
+from torchopt.base import EmptyState, identity
+from torchopt.transform import MaskedState, add_decayed_weights, masked, scale, trace
+
+
+def ones(*names: str) -> dict[str, torch.Tensor]:
+    return {name: torch.ones(2, dtype=torch.float64) for name in names}
+
+
+def test_chain_flattens_drops_identities_and_threads_updates() -> None:
+    inner = torchopt.chain(scale(2.0), identity())
+    chained = torchopt.chain(inner, scale(3.0))
+    assert len(chained.transformations) == 2
+    assert torchopt.chain() == identity()
+    single = scale(2.0)
+    assert torchopt.chain(single) is single
+    updates, state = chained.update(ones("a"), chained.init(ones("a")), inplace=False)
+    assert updates["a"].tolist() == [6.0, 6.0]
+    assert state == (EmptyState(), EmptyState())
+    assert single.chain(scale(3.0)).transformations[0] == single
+
+
+def test_chain_refuses_a_state_of_another_length() -> None:
+    for combine in (torchopt.chain, torchopt.chain.flat):
+        chained = combine(scale(2.0), scale(3.0))
+        with pytest.raises(ValueError, match="number of updates and states has to be the same"):
+            chained.update(ones("a"), (EmptyState(),))
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_flat_and_tree_chains_agree(name: str) -> None:
+    row = ROWS[name]
+    params = {"x": [torch.ones(2), torch.full((1,), 2.0)], "y": torch.ones(())}
+    grads = {"x": [torch.full((2,), 0.3), None], "y": torch.tensor(-0.2)}
+    results = []
+    for flat in (True, False):
+        torchopt.alias.utils._set_use_chain_flat(flat)
+        try:
+            optimizer = row.functional(**row.settings[-1])
+        finally:
+            torchopt.alias.utils._set_use_chain_flat(True)
+        state = optimizer.init(params)
+        for _ in range(3):
+            updates, state = optimizer.update(grads, state, params=params, inplace=False)
+        results.append(updates)
+    assert torch.equal(results[0]["x"][0], results[1]["x"][0])
+    assert results[0]["x"][1] is None
+    assert results[1]["x"][1] is None
+    assert torch.equal(results[0]["y"], results[1]["y"])
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_optimizers_can_be_pickled(name: str) -> None:
+    row = ROWS[name]
+    optimizer = row.functional(**row.settings[-1])
+    again = pickle.loads(pickle.dumps(optimizer))
+    params = ones("a", "b")
+    for _ in range(2):
+        expected, _ = optimizer.update(params, optimizer.init(params), params=params, inplace=False)
+        got, _ = again.update(params, again.init(params), params=params, inplace=False)
+        assert torch.equal(got["a"], expected["a"])
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"w": True, "b": False},
+        lambda params: {name: p.ndim > 1 for name, p in params.items()},
+    ],
+)
+def test_adamw_decays_where_the_mask_says(mask: object) -> None:
+    params = {"w": torch.ones(2, 2, dtype=torch.float64), "b": torch.ones(2, dtype=torch.float64)}
+    grads = {"w": torch.zeros(2, 2, dtype=torch.float64), "b": torch.zeros(2, dtype=torch.float64)}
+    optimizer = torchopt.adamw(0.1, weight_decay=0.5, mask=mask)
+    state = optimizer.init(params)
+    assert isinstance(state[1], MaskedState)
+    updates, _ = optimizer.update(grads, state, params=params, inplace=False)
+    assert updates["b"].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(updates["w"], torch.full_like(params["w"], -0.05))
+
+
+def test_mask_may_be_a_prefix() -> None:
+    params = {"head": ones("w", "b"), "body": ones("w", "b")}
+    transformation = masked(trace(0.9), {"head": True, "body": False})
+    state = transformation.init(params)
+    for _ in range(2):
+        updates, state = transformation.update(params, state, inplace=False)
+    assert updates["body"]["w"].tolist() == [1.0, 1.0]
+    assert updates["head"]["w"].tolist() == [1.9, 1.9]
+
+
+def test_bad_masks_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected a prefix of the tree of parameters"):
+        masked(scale(0.0), {"a": True, "c": False}).init(ones("a", "b"))
+    with pytest.raises(TypeError, match="expected a tree of bools"):
+        masked(scale(0.0), {"a": 1.0, "b": True}).init(ones("a", "b"))
+
+
+def test_clipping_scales_to_the_norm() -> None:
+    grads = {"a": torch.tensor([3.0]), "b": None, "c": torch.tensor([[-4.0]])}
+    for norm_type, norm in ((2.0, 5.0), (1.0, 7.0), (math.inf, 4.0), ("inf", 4.0)):
+        clip = torchopt.clip_grad_norm(1.0, norm_type)
+        updates, _ = clip.update(grads, clip.init(grads))
+        torch.testing.assert_close(updates["a"], torch.tensor([3.0 / (norm + 1e-6)]))
+        assert updates["b"] is None
+    clip = torchopt.clip_grad_norm(100.0)
+    assert torch.equal(clip.update(grads, clip.init(grads))[0]["a"], grads["a"])
+    assert clip.update((), clip.init(()))[0] == ()
+    strict = torchopt.clip_grad_norm(1.0, error_if_nonfinite=True)
+    with pytest.raises(RuntimeError, match="The total norm of order 2.0 for gradients"):
+        strict.update([torch.tensor(float("nan"))], EmptyState())
+
+
+def test_clipping_works_under_vmap() -> None:
+    clip = torchopt.clip_grad_norm(1.0)
+    batch = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+    got = torch.func.vmap(lambda g: clip.update(g, EmptyState(), inplace=False)[0])(batch)
+    torch.testing.assert_close(got, torch.tensor([[0.6, 0.8], [0.3, 0.4]]), rtol=1e-5, atol=0)
+
+
+def test_hooks_are_on_the_gradients() -> None:
+    hook = torchopt.hook.zero_nan_hook
+    transformation = torchopt.register_hook(hook)
+    g = torch.ones(1, requires_grad=True) * 2
+    (same,), _ = transformation.update((g,), transformation.init((g,)))
+    assert same is g
+    assert next(iter(g._backward_hooks.values())) is hook
+    assert torch.equal(
+        torchopt.hook.nan_to_num_hook(1.0, 2.0, 3.0)(torch.tensor([math.nan, math.inf, -math.inf])),
+        torch.tensor([1.0, 2.0, 3.0]),
+    )
+
+
+def test_nan_to_num() -> None:
+    clean = torchopt.nan_to_num(0.5, 1.0, -1.0)
+    g = {"a": torch.tensor([math.nan, math.inf, -math.inf, 2.0]), "b": None}
+    updates, _ = clean.update(g, clean.init(g))
+    assert updates["a"].tolist() == [0.5, 1.0, -1.0, 2.0]
+    assert updates["b"] is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torchopt.sgd(-1.0), "Invalid learning rate: -1.0"),
+        (lambda: torchopt.sgd(0.1, momentum=-0.1), "Invalid momentum value: -0.1"),
+        (
+            lambda: torchopt.sgd(0.1, nesterov=True),
+            "Nesterov momentum requires a momentum and zero",
+        ),
+        (lambda: torchopt.sgd(0.1, 0.9, 0.5, nesterov=True), "Nesterov momentum requires"),
+        (lambda: torchopt.sgd(0.1, weight_decay=-1.0), "Invalid weight_decay value: -1.0"),
+        (lambda: torchopt.adam(eps=-1.0), "Invalid epsilon value: -1.0"),
+        (lambda: torchopt.adam(betas=(1.0, 0.9)), "Invalid beta parameter at index 0: 1.0"),
+        (lambda: torchopt.adamw(betas=(0.9, -0.1)), "Invalid beta parameter at index 1: -0.1"),
+        (
+            lambda: torchopt.adam(betas=(2, 0), use_accelerated_op=True),
+            "Invalid beta parameter at index 0",
+        ),
+        (lambda: torchopt.rmsprop(alpha=-1.0), "Invalid alpha value: -1.0"),
+        (lambda: torchopt.adadelta(rho=1.5), "Invalid rho parameter at index 0: 1.5"),
+        (lambda: torchopt.adamax(betas=(0.9, 1.5)), "Invalid b1 parameter at index 0: 1.5"),
+        (lambda: torchopt.radam(betas=(-0.1, 0.9)), "Invalid b1 parameter at index 0: -0.1"),
+        (lambda: torchopt.adagrad(lr_decay=-1.0), "Invalid lr_decay value: -1.0"),
+        (
+            lambda: torchopt.adagrad(initial_accumulator_value=-1.0),
+            "Invalid initial_accumulator_value value: -1.0",
+        ),
+    ],
+)
+def test_hyper_parameters_are_validated(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_weight_decay_needs_parameters() -> None:
+    for optimizer in (
+        torchopt.sgd(0.1, weight_decay=0.1),
+        add_decayed_weights(0.1),
+        torchopt.adamw(),
+    ):
+        with pytest.raises(AssertionError, match="Parameters are required for weight decay"):
+            optimizer.update(ones("a"), optimizer.init(ones("a")))
+
+
+def test_mismatched_trees_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"apply_updates\(params, updates\): expected a tree like"):
+        torchopt.apply_updates([torch.ones(1)], (torch.ones(1),))
+    optimizer = torchopt.adam()
+    state = optimizer.init(ones("a", "b"))
+    with pytest.raises(ValueError, match="expected a state for 1 leaves, its field `mu` has 2"):
+        optimizer.update(ones("a"), state)
+    decayed = torchopt.sgd(0.1, weight_decay=0.1)
+    with pytest.raises(ValueError, match="params=params"):
+        decayed.update(ones("a"), decayed.init(ones("a")), params=ones("b"))
+
+
+def test_in_place_updates_are_seen_by_autograd() -> None:
+    p = torch.ones(2, requires_grad=True)
+    loss = (p * p).sum()
+    torchopt.apply_updates([p], [torch.ones(2)], inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_learning_rate_tensors_and_schedules_are_differentiable() -> None:
+    lr = torch.tensor(0.1, requires_grad=True)
+    for optimizer in (torchopt.sgd(lr), torchopt.sgd(lambda count: lr / (1 + count))):
+        updates, _ = optimizer.update(
+            torch.tensor(3.0), optimizer.init(torch.tensor(0.0)), inplace=False
+        )
+        assert torch.autograd.grad(updates, lr)[0].item() == pytest.approx(-3.0)
+
+
+def test_requiring_gradients_of_moments_does_not_break_in_place_steps() -> None:
+    optimizer = torchopt.adam(0.1, moment_requires_grad=True)
+    params = ones("a")
+    state = optimizer.init(params)
+    assert state[0].mu[0].requires_grad
+    updates, state = optimizer.update(ones("a"), state, params=params, inplace=True)
+    assert updates["a"].detach().tolist() == pytest.approx([-0.1, -0.1])
