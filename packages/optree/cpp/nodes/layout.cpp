@@ -212,6 +212,28 @@ KeyLayout* scan_known(LayoutCache& cache, PyObject* mapping, bool sorted, Object
     return nullptr;
 }
 
+bool push_known_values(const KeyLayout* layout, bool entries_readable, PyObject* mapping,
+                       ObjectStack& values) {
+    const std::size_t size = layout->size;
+    if (size == 0) return true;
+    values.reserve(size);
+    PyObject** out = values.data() + values.size();
+    const DictEntries entries = entries_readable ? dict_entries(mapping) : DictEntries();
+    if (OPTREE_LIKELY(static_cast<bool>(entries))) {
+        if (!match_entries(layout, entries, out)) return false;
+    } else {
+        Py_ssize_t pos = 0;
+        PyObject* first = nullptr;
+        PyObject* value = nullptr;
+        PyDict_Next(mapping, &pos, &first, &value);
+        if (first != layout->inserted[0] || !match_layout(layout, mapping, pos, value, out))
+            return false;
+    }
+    for (std::size_t i = 0; i < size; ++i) Py_INCREF(out[i]);
+    values.adopt(size);
+    return true;
+}
+
 Ref scan_unknown(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mapping, bool sorted,
                  ObjectStack& values) {
     const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));

@@ -78,6 +78,11 @@ Ref make_layout_with_order(PyTypeObject* layout_type, PyObject* keys, PyObject* 
 // `values` in traversal order; null, with nothing pushed, if the cache has none. Runs no Python code.
 KeyLayout* scan_known(LayoutCache& cache, PyObject* mapping, bool sorted, ObjectStack& values);
 
+// Pushes the values of a mapping of as many keys as `layout` in traversal order if its keys are the
+// very objects of the layout in the same insertion order; else pushes nothing and returns false.
+bool push_known_values(const KeyLayout* layout, bool entries_readable, PyObject* mapping,
+                       ObjectStack& values);
+
 // Makes (and caches) the layout of `mapping` in the order of the dict and pushes the values.
 Ref scan_unknown(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mapping, bool sorted,
                  ObjectStack& values);

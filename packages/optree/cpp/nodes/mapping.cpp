@@ -71,21 +71,10 @@ void match_mapping(Context& context, const KeyLayout* layout, const char* label,
     const std::size_t base = children.size();
     if (PyDict_GET_SIZE(object) == static_cast<Py_ssize_t>(layout->size)) {
         // The same keys inserted in the same order are recognised in one scan.
-        children.reserve(layout->size);
-        PyObject** out = children.data() + base;
-        Py_ssize_t pos = 0;
-        PyObject* key = nullptr;
-        PyObject* value = nullptr;
-        std::uint32_t i = 0;
-        while (i < layout->size && PyDict_Next(object, &pos, &key, &value)) {
-            if (key != layout->inserted[i]) break;
-            out[layout->child_of(i++)] = value;
-        }
-        if (i == layout->size) {
-            for (i = 0; i < layout->size; ++i) Py_INCREF(out[i]);
-            children.adopt(layout->size);
+        if (push_known_values(layout, context.state.layouts.entries_readable, object, children))
             return;
-        }
+        std::uint32_t i = 0;
+        PyObject* value = nullptr;
         for (i = 0; i < layout->size; ++i) {
             value = PyDict_GetItemWithError(object, layout->keys[i]);
             if (value == nullptr) {
