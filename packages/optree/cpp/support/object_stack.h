@@ -36,6 +36,9 @@ class ObjectStack {
         Py_INCREF(object);
         items_.push_unchecked(object);
     }
+    OPTREE_INLINE void push_owned_unchecked(PyObject* object) noexcept {
+        items_.push_unchecked(object);
+    }
     // Makes room for `count` null slots and returns the index of the first.
     std::size_t extend(std::size_t count) {
         reserve(count);

@@ -139,6 +139,7 @@ Ref spec_compose(const SpecObject& outer, const SpecObject& inner) {
     require_same_none(outer, inner);
     PyObject* name = merged_namespace(outer, inner);
     checked_count(std::size_t{outer.tree.leaves} * inner.tree.leaves);
+    checked_count(outer.tree.nodes.size() + outer.tree.leaves * inner.tree.nodes.size());
     TreeOwner owner;
     Builder build(owner.tree);
     std::uint32_t taken = 0;

@@ -93,6 +93,8 @@ int spec_clear(PyObject* self) {
 void spec_dealloc(PyObject* self) {
     PyTypeObject* type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
+    // Metadata and keys may hold specs in turn, deeper than the C stack is.
+    Py_TRASHCAN_BEGIN(self, spec_dealloc);
     SpecObject& spec = as_spec(self);
     if (spec.weakrefs != nullptr) PyObject_ClearWeakRefs(self);
     spec_clear(self);
@@ -101,6 +103,7 @@ void spec_dealloc(PyObject* self) {
     Py_XDECREF(spec.state);
     type->tp_free(self);
     Py_DECREF(type);
+    Py_TRASHCAN_END;
 }
 
 }  // namespace optree

@@ -51,6 +51,8 @@ int iter_clear(PyObject* self) {
 void iter_dealloc(PyObject* self) {
     PyTypeObject* type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
+    // The tree may hold iterators in turn, deeper than the C stack is.
+    Py_TRASHCAN_BEGIN(self, iter_dealloc);
     IterObject& iter = as_iter(self);
     if (iter.weakrefs != nullptr) PyObject_ClearWeakRefs(self);
     iter_clear(self);
@@ -59,6 +61,7 @@ void iter_dealloc(PyObject* self) {
     Py_XDECREF(iter.state);
     type->tp_free(self);
     Py_DECREF(type);
+    Py_TRASHCAN_END;
 }
 
 // The next leaf, or null at the end.
@@ -95,8 +98,9 @@ PyObject* iter_next(PyObject* self) {
             explicit Running(bool& flag) : flag_(flag) { flag_ = true; }
             ~Running() { flag_ = false; }
             bool& flag_;
-        } running(iter.running);
-        const Ref alive = Ref::borrow(self);
+        };
+        const Ref alive = Ref::borrow(self);  // outlives `running`, which writes to it
+        const Running running(iter.running);
         const Ref predicate = Ref::borrow(iter.predicate);
         Context context(state, predicate.get(), iter.none_is_leaf, iter.name);
         context.sorted = iter.sorted;

@@ -23,29 +23,33 @@ class CallSource {
 
     OPTREE_INLINE PyObject* call(std::uint32_t leaf) {
         PyObject** args = args_ + 1;
-        for (std::size_t t = 0; t < trees_; ++t) args[t] = columns_[t * leaves_ + leaf];
+        args[0] = columns_[leaf];
+        for (std::size_t t = 1; t < trees_; ++t) args[t] = columns_[t * leaves_ + leaf];
         const std::size_t flags = trees_ | PY_VECTORCALL_ARGUMENTS_OFFSET;
         // The vectorcall slot is looked up once; PyObject_Vectorcall checks what a C function
         // returns (NULL without an error set, and the like), so do that here.
         PyObject* result = OPTREE_LIKELY(call_ != nullptr)
                                ? call_(func_, args, flags, nullptr)
                                : PyObject_Vectorcall(func_, args, flags, nullptr);
-        if (OPTREE_UNLIKELY(result == nullptr)) {
-            if (!PyErr_Occurred()) {
-                PyErr_Format(PyExc_SystemError, "%R returned NULL without setting an exception",
-                             func_);
-            }
-            throw PythonError{};
-        }
+        if (OPTREE_UNLIKELY(result == nullptr)) raise_from_call();
         return result;
     }
 
     OPTREE_INLINE void take(std::uint32_t count, ObjectStack& stack) {
         stack.reserve(count);
-        for (std::uint32_t i = 0; i < count; ++i) stack.push_owned(call(next_++));
+        std::uint32_t leaf = next_;
+        next_ += count;
+        for (; leaf != next_; ++leaf) stack.push_owned_unchecked(call(leaf));
     }
 
   private:
+    [[noreturn]] OPTREE_COLD void raise_from_call() const {
+        if (!PyErr_Occurred()) {
+            PyErr_Format(PyExc_SystemError, "%R returned NULL without setting an exception", func_);
+        }
+        throw PythonError{};
+    }
+
     static constexpr std::size_t kInline = 8;
     PyObject* func_;
     vectorcallfunc call_;

@@ -87,6 +87,10 @@ Ref checked_layout(State& state, Kind kind, PyObject* keys_object, PyObject* ori
         malformed("the number of original keys does not match the number of keys");
     }
     const Ref inserted = checked(PySequence_List(original));
+    // A subclass may iterate over other keys than it holds.
+    if (PyList_GET_SIZE(inserted.get()) != arity) {
+        malformed("the number of original keys does not match the number of keys");
+    }
     try {
         return make_layout_with_order(state.layout(), keys.get(), inserted.get());
     } catch (const PythonError&) {
@@ -270,19 +274,23 @@ class Reader {
 }  // namespace
 
 Ref spec_getstate(const SpecObject& spec) {
-    Ref nodes = checked(PyTuple_New(static_cast<Py_ssize_t>(spec.tree.num_nodes())));
-    Py_ssize_t next = 0;
+    // Collected aside: hashing keys may run Python code, which must not find a half-filled tuple.
+    ObjectStack states;
+    states.reserve(spec.tree.num_nodes());
     std::uint32_t taken = 0;
     const auto leaf = [&] {
-        PyTuple_SET_ITEM(nodes.get(), next++, node_state(Kind::leaf, 0, nullptr, 1, 1).release());
+        states.push_owned(node_state(Kind::leaf, 0, nullptr, 1, 1).release());
     };
     for (const Node& node : spec.tree.nodes) {
         for (; taken < node.leaf_end; ++taken) leaf();
-        Ref state = node_state(node.kind, node.arity, slots_of(spec.tree, node), node.leaves,
-                               std::size_t{node.span} + node.leaves);
-        PyTuple_SET_ITEM(nodes.get(), next++, state.release());
+        states.push_owned(node_state(node.kind, node.arity, slots_of(spec.tree, node), node.leaves,
+                                     std::size_t{node.span} + node.leaves)
+                              .release());
     }
     if (spec.tree.nodes.empty()) leaf();
+    PyObject* tuple = steal_into_tuple(states.data(), states.size());
+    states.forget_from(0);
+    const Ref nodes = checked(tuple);
     return checked(
         Py_BuildValue("(OOO)", nodes.get(), spec.none_is_leaf ? Py_True : Py_False, spec.name));
 }
