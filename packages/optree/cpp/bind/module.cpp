@@ -96,7 +96,7 @@ void add_kind_enum(py::module_& module, State& state) {
     py::object kinds = enum_class("PyTreeKind", members, py::arg("module") = "optree",
                                   py::arg("qualname") = "PyTreeKind");
     for (int i = 0; i < kNumKinds; ++i)
-        state.kinds[i] = py::object(kinds.attr(kKindNames[i])).ptr();
+        state.kinds[i] = Ref::borrow(py::object(kinds.attr(kKindNames[i])).ptr());
     // Not a member, so set past the metaclass.
     auto* type = reinterpret_cast<PyTypeObject*>(kinds.ptr());
     const py::int_ count(kNumKinds);

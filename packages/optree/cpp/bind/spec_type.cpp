@@ -20,7 +20,7 @@ namespace {
 
 // Runs `body(spec)`, which returns a Ref, on an initialised spec.
 template <class Body>
-OPTREE_INLINE PyObject* method(PyObject* self, Body&& body) noexcept {
+OPTREE_INLINE PyObject* method(PyObject* self, Body&& body) {
     SpecObject& spec = as_spec(self);
     return guarded(state_of(spec).error(), [&]() -> PyObject* {
         require_initialised(spec);
@@ -58,7 +58,7 @@ PyObject* get_type(PyObject* self, void*) {
 PyObject* get_kind(PyObject* self, void*) {
     return method(self, [](SpecObject& spec) {
         const Kind kind = spec.tree.nodes.empty() ? Kind::leaf : spec.tree.root().kind;
-        return Ref::borrow(state_of(spec).kinds[static_cast<int>(kind)]);
+        return Ref::borrow(state_of(spec).kinds[static_cast<int>(kind)].get());
     });
 }
 
@@ -315,7 +315,8 @@ Py_hash_t spec_hash_slot(PyObject* self) {
     try {
         require_initialised(spec);
         return spec_hash(spec);
-    } catch (...) {
+    }
+    OPTREE_RETHROW_THREAD_EXIT catch (...) {
         set_from_current_exception(state_of(spec).error());
         return -1;
     }

@@ -149,6 +149,7 @@ PyObject* all_leaves(PyObject* self, Args args, Py_ssize_t nargs) {
         const Ref iterator = checked(PyObject_GetIter(args[0]));
         while (PyObject* item = PyIter_Next(iterator.get())) {
             const Ref object = Ref::steal(item);
+            call.context.forget();
             if (!object_is_leaf(call.context, item)) return compat::new_ref(Py_False);
         }
         if (PyErr_Occurred()) throw PythonError{};

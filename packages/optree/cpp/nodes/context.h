@@ -33,6 +33,11 @@ class Context {
     bool
         own_insertion_ordered;  // the namespace itself (not the global one) asks for insertion order
 
+    // Whether `object` is of the class of the last leaf. Runs no Python code.
+    OPTREE_INLINE bool is_like_last_leaf(PyObject* object) const noexcept {
+        return Py_TYPE(object) == last_leaf_;
+    }
+
     // The kind of `object` by its exact class. Sets `registration` (borrowed) for Kind::custom.
     OPTREE_INLINE Kind classify(PyObject* object, Registration*& registration) {
         PyTypeObject* type = Py_TYPE(object);
@@ -41,8 +46,16 @@ class Context {
         if (type == &PyDict_Type) return Kind::dict;
         if (type == &PyList_Type) return Kind::list;
         const Seen& seen = seen_[seen_index(type)];
-        if (seen.type == type) return seen.kind;
+        if (seen.type == type && (seen.kind != Kind::namedtuple || PyTuple_Check(object))) {
+            return seen.kind;
+        }
         return classify_rest(type, registration);
+    }
+
+    // Forgets the classes met, for calls that do not keep what they were asked about alive.
+    void forget() noexcept {
+        last_leaf_ = nullptr;
+        for (Seen& seen : seen_) seen = {};
     }
 
     bool is_leaf_by_predicate(PyObject* object) const {
@@ -89,6 +102,7 @@ class Context {
             registration = found;
             return Kind::custom;  // not remembered: the registration may change
         } else if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) {
+            const Ref alive = Ref::borrow(cls);
             if (state.structseqs.contains(type)) {
                 kind = Kind::structseq;
             } else if (state.namedtuples.contains(type)) {

@@ -11,8 +11,7 @@ struct Custom {
     // slot[0] must hold the registration already.
     static std::uint32_t expand(Context& context, PyObject* object, ObjectStack& children,
                                 Payload& payload);
-    static PyObject* rebuild(State&, const Slot* slots, PyObject** children,
-                             std::size_t count) noexcept {
+    static PyObject* rebuild(State&, const Slot* slots, PyObject** children, std::size_t count) {
         PyObject* items = steal_into_tuple(children, count);
         if (items == nullptr) return nullptr;
         PyObject* args[] = {nullptr, as_object(slots[1]), items};

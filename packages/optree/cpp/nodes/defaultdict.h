@@ -14,8 +14,7 @@ struct DefaultDict {
             checked(PyObject_GetAttr(object, context.state.str_default_factory.get()));
         return Dict::expand(context, object, children, payload);
     }
-    static PyObject* rebuild(State& state, const Slot* slots, PyObject** children,
-                             std::size_t) noexcept {
+    static PyObject* rebuild(State& state, const Slot* slots, PyObject** children, std::size_t) {
         PyObject* made = PyObject_CallOneArg(state.defaultdict_type.get(), as_object(slots[1]));
         return fill_mapping<PyDict_SetItem>(made, as_layout(slots[0]), children);
     }

@@ -17,7 +17,7 @@ struct Deque {
         return List::expand(context, items.get(), children, none);
     }
     static PyObject* rebuild(State& state, const Slot* slots, PyObject** children,
-                             std::size_t count) noexcept {
+                             std::size_t count) {
         PyObject* items = steal_into_list(children, count);
         if (items == nullptr) return nullptr;
         PyObject* args[] = {nullptr, items, as_object(slots[0])};

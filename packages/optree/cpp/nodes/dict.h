@@ -18,8 +18,7 @@ struct Dict {
         payload.slot[0] = scan(context, object, children);
         return as_layout(payload.slot[0].get())->size;
     }
-    static PyObject* rebuild(State& state, const Slot* slots, PyObject** children,
-                             std::size_t) noexcept {
+    static PyObject* rebuild(State& state, const Slot* slots, PyObject** children, std::size_t) {
         return new_dict_of(as_layout(slots[0]), state.layouts.entries_readable, children);
     }
     static void match(Context& context, const Slot* slots, std::uint32_t, PyObject* object,

@@ -108,6 +108,9 @@ Ref make_layout(PyTypeObject* layout_type, PyObject* const* inserted, std::size_
 
 Ref make_layout_with_order(PyTypeObject* layout_type, PyObject* keys, PyObject* inserted) {
     const auto size = static_cast<std::size_t>(PyList_GET_SIZE(keys));
+    if (PyList_GET_SIZE(inserted) != PyList_GET_SIZE(keys)) {
+        raise(PyExc_KeyError, "the two key orders hold different keys");
+    }
     Ref index = checked(PyDict_New());
     for (std::size_t i = 0; i < size; ++i) {
         Ref number = checked(PyLong_FromSize_t(i));
@@ -115,6 +118,7 @@ Ref make_layout_with_order(PyTypeObject* layout_type, PyObject* keys, PyObject* 
         check_status(PyDict_SetItem(index.get(), key, number.get()));
     }
     std::vector<std::uint32_t> order(size);
+    std::vector<bool> taken(size, false);  // keys whose __eq__ lies must not make holes
     bool permuted = false;
     for (std::size_t child = 0; child < size; ++child) {
         PyObject* key = PyList_GET_ITEM(keys, static_cast<Py_ssize_t>(child));
@@ -124,6 +128,10 @@ Ref make_layout_with_order(PyTypeObject* layout_type, PyObject* keys, PyObject* 
             raise(PyExc_KeyError, "the two key orders hold different keys");
         }
         order[child] = static_cast<std::uint32_t>(PyLong_AsUnsignedLong(number));
+        if (taken[order[child]]) {
+            raise(PyExc_KeyError, "the two key orders hold different keys");
+        }
+        taken[order[child]] = true;
         permuted = permuted || order[child] != child;
     }
     PyObject** items = reinterpret_cast<PyListObject*>(inserted)->ob_item;
@@ -272,6 +280,10 @@ PyObject* prototype_of(KeyLayout* layout) noexcept {
             return nullptr;
         }
     }
+    if (OPTREE_UNLIKELY(layout->prototype != nullptr)) {
+        Py_DECREF(prototype);  // a collection's finalizer was here in between
+        return layout->prototype;
+    }
     return layout->prototype = prototype;
 }
 
@@ -330,6 +342,6 @@ bool same_keys(const KeyLayout* a, const KeyLayout* b) {
     return true;
 }
 
-Ref make_layout_type() { return checked(PyType_FromSpec(&layout_spec)); }
+Ref make_layout_type() { return internal_class(checked(PyType_FromSpec(&layout_spec))); }
 
 }  // namespace optree

@@ -16,7 +16,7 @@ struct List {
         }
         return checked_count(count);
     }
-    static PyObject* rebuild(State&, const Slot*, PyObject** children, std::size_t count) noexcept {
+    static PyObject* rebuild(State&, const Slot*, PyObject** children, std::size_t count) {
         return steal_into_list(children, count);
     }
     static void match(Context& context, const Slot*, std::uint32_t arity, PyObject* object,

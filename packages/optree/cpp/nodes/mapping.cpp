@@ -41,11 +41,10 @@ void raise_arity(const char* kind, const char* label, std::uint32_t expected, Py
 void raise_key_mismatch(PyObject* expected, PyObject* got, PyObject* suffix) {
     const Ref missing = without(expected, as_set(got).get());
     const Ref extra = without(got, as_set(expected).get());
-    const Ref expected_sorted = sorted_list(expected);
     const Ref got_sorted = sorted_list(got);
     Ref message =
         checked(PyUnicode_FromFormat("dictionary key mismatch; expected key(s): %R, got key(s): %R",
-                                     expected_sorted.get(), got_sorted.get()));
+                                     expected, got_sorted.get()));
     if (PyList_GET_SIZE(missing.get()) != 0) {
         const Ref keys = sorted_list(missing.get());
         message =
@@ -93,32 +92,39 @@ void match_mapping(Context& context, const KeyLayout* layout, const char* label,
 }
 
 PyObject* NamedTuple::rebuild(State& state, const Slot* slots, PyObject** children,
-                              std::size_t count) noexcept {
+                              std::size_t count) {
     auto* type = static_cast<PyTypeObject*>(slots[0]);
-    PyObject* made = nullptr;
+    // Instances are made directly where the class would do the same (3x to 8x of unflatten on
+    // namedtuple trees, benchmarks/optree); decided anew whenever the class changes.
+    bool direct = false;
     try {
-        // Instances are made directly where the class would do the same (3x to 8x of unflatten on
-        // namedtuple trees, benchmarks/optree); decided anew whenever the class changes.
         TupleClass& entry = state.namedtuples.entry(type);
         const unsigned int version = compat::type_version(type);
-        if (OPTREE_UNLIKELY(entry.version != version || entry.arity != count || version == 0)) {
-            entry.direct = makes_plain_tuple(type, count);
-            entry.version = version;
-            entry.arity = count;
-        }
-        if (entry.direct && version != 0) {
-            made = type->tp_alloc(type, static_cast<Py_ssize_t>(count));
-            if (made != nullptr) {
-                std::memcpy(static_cast<void*>(tuple_items(made)), children,
-                            count * sizeof(PyObject*));
-                return made;
-            }
+        if (OPTREE_LIKELY(entry.version == version && entry.arity == count && version != 0)) {
+            direct = entry.direct && Py_TYPE(type)->tp_call == PyType_Type.tp_call;
         } else {
-            made = PyObject_Vectorcall(as_object(slots[0]), children, count, nullptr);
+            direct = makes_plain_tuple(type, count);  // may run Python code, which may drop `entry`
+            TupleClass& now = state.namedtuples.entry(type);
+            now.direct = direct;
+            now.version = version;
+            now.arity = count;
         }
-    } catch (...) {
-        set_from_current_exception(state.error());
+    } catch (const PythonError&) {
+        drop_children(children, count);
+        return nullptr;
     }
+    if (direct) {
+        PyObject* made = new_plain_tuple(type, static_cast<Py_ssize_t>(count));
+        if (made == nullptr) {
+            drop_children(children, count);
+            return nullptr;
+        }
+        if (count != 0) {
+            std::memcpy(static_cast<void*>(tuple_items(made)), children, count * sizeof(PyObject*));
+        }
+        return made;
+    }
+    PyObject* made = PyObject_Vectorcall(as_object(slots[0]), children, count, nullptr);
     drop_children(children, count);
     return made;
 }

@@ -16,7 +16,7 @@ inline bool is_mapping_object(const State& state, PyObject* object) noexcept {
 // Puts the children under the keys in insertion order. Takes over the children; drops `mapping` and
 // returns null on error.
 template <int (*SetItem)(PyObject*, PyObject*, PyObject*)>
-PyObject* fill_mapping(PyObject* mapping, const KeyLayout* layout, PyObject** children) noexcept {
+PyObject* fill_mapping(PyObject* mapping, const KeyLayout* layout, PyObject** children) {
     if (OPTREE_UNLIKELY(mapping == nullptr)) {
         drop_children(children, layout->size);
         return nullptr;

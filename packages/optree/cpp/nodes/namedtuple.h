@@ -14,7 +14,7 @@ struct NamedTuple {
         return push_tuple_items(object, children);
     }
     static PyObject* rebuild(State& state, const Slot* slots, PyObject** children,
-                             std::size_t count) noexcept;
+                             std::size_t count);
     static void match(Context& context, const Slot* slots, std::uint32_t arity, PyObject* object,
                       ObjectStack& children) {
         PyTypeObject* type = Py_TYPE(object);

@@ -9,7 +9,7 @@ namespace optree {
 struct None {
     static constexpr const char* kName = "NoneType";
     static std::uint32_t expand(Context&, PyObject*, ObjectStack&, Payload&) { return 0; }
-    static PyObject* rebuild(State&, const Slot*, PyObject**, std::size_t) noexcept {
+    static PyObject* rebuild(State&, const Slot*, PyObject**, std::size_t) {
         return compat::new_ref(Py_None);
     }
     static void match(Context&, const Slot*, std::uint32_t, PyObject* object, ObjectStack&) {

@@ -101,8 +101,9 @@ Ref OrderedDict::scan(Context& context, PyObject* object, ObjectStack& children)
     // A layout found by the order of the dict underneath is right if the list agrees with it.
     const std::size_t base = children.size();
     if (KeyLayout* known = scan_known(context.state.layouts, object, false, children)) {
+        Ref owner = Ref::borrow(reinterpret_cast<PyObject*>(known));
         if (OPTREE_LIKELY(iterates_as(context.state, object, known->inserted, known->size))) {
-            return Ref::borrow(reinterpret_cast<PyObject*>(known));
+            return owner;
         }
         children.drop_from(base);
     }

@@ -43,7 +43,9 @@ std::string name_of(PyObject* name) {
 
 }  // namespace
 
-Ref make_registration_type() { return checked(PyType_FromSpec(&registration_spec)); }
+Ref make_registration_type() {
+    return internal_class(checked(PyType_FromSpec(&registration_spec)));
+}
 
 Ref make_registration(PyTypeObject* registration_type, PyObject* type, PyObject* flatten_func,
                       PyObject* unflatten_func, PyObject* path_entry_type) {

@@ -17,6 +17,15 @@ inline PyObject** tuple_items(PyObject* tuple) noexcept {
     return reinterpret_cast<PyTupleObject*>(tuple)->ob_item;
 }
 
+// A new instance of a tuple subclass with null items; null on error.
+inline PyObject* new_plain_tuple(PyTypeObject* type, Py_ssize_t count) noexcept {
+    PyObject* made = type->tp_alloc(type, count);
+#if PY_VERSION_HEX >= 0x030E0000 && !defined(PYPY_VERSION)
+    if (made != nullptr) reinterpret_cast<PyTupleObject*>(made)->ob_hash = -1;  // not computed yet
+#endif
+    return made;
+}
+
 // A tuple that takes over the references to `children`; null with the references dropped on error.
 inline PyObject* steal_into_tuple(PyObject** children, std::size_t count) noexcept {
     PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(count));

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "support/object_stack.h"
+
 namespace optree {
 namespace {
 
@@ -98,12 +100,13 @@ Ref sorted_list(PyObject* list) {
     Ref plain = copy_list(list);
     if (try_sort(plain.get())) return plain;
     const Py_ssize_t size = PyList_GET_SIZE(list);
-    Ref pairs = checked(PyList_New(size));
+    ObjectStack collected;  // no list with holes is visible while class_name() runs Python code
     for (Py_ssize_t i = 0; i < size; ++i) {
         PyObject* key = PyList_GET_ITEM(list, i);
         Ref name = class_name(key);
-        PyList_SET_ITEM(pairs.get(), i, checked(PyTuple_Pack(2, name.get(), key)).release());
+        collected.push_owned(checked(PyTuple_Pack(2, name.get(), key)).release());
     }
+    const Ref pairs = collected.into_list();
     if (!try_sort(pairs.get())) return copy_list(list);
     Ref named = checked(PyList_New(size));
     for (Py_ssize_t i = 0; i < size; ++i) {

@@ -19,6 +19,9 @@ int state_traverse(PyObject* self, visitproc visit, void* arg) {
                            &state.evict_structseq, &state.copyreg_newobj, &state.accessors}) {
         Py_VISIT(ref->get());
     }
+    for (const Ref& kind : state.kinds) Py_VISIT(kind.get());
+    if (const int status = state.namedtuples.traverse(visit, arg)) return status;
+    if (const int status = state.structseqs.traverse(visit, arg)) return status;
     return state.registry.traverse(visit, arg);
 }
 
@@ -27,8 +30,8 @@ int state_clear(PyObject* self) {
     State& state = as_state(self);
     state.registry.clear();
     state.layouts.clear();
-    state.namedtuples.clear();
-    state.structseqs.clear();
+    state.namedtuples.close();
+    state.structseqs.close();
     state.accessors = nullptr;
     state.evict_namedtuple = nullptr;
     state.evict_structseq = nullptr;
@@ -51,6 +54,7 @@ void state_dealloc(PyObject* self) {
           &state.copyreg_newobj}) {
         *ref = nullptr;
     }
+    for (Ref& kind : state.kinds) kind = nullptr;
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -99,7 +103,11 @@ Ref State::accessor_class(const char* name) {
 
 State& state_of_type(PyTypeObject* type) {
     const Ref state = checked(PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "_state"));
-    return as_state(state.get());  // the class keeps it alive
+    if (Py_TYPE(state.get())->tp_dealloc != state_dealloc) {
+        raise(PyExc_TypeError, "expected the attribute _state of optree's own class, got %R",
+              state.get());
+    }
+    return as_state(state.get());  // our class keeps it alive
 }
 
 void bind_type_to_state(PyTypeObject* type, State& state) {
@@ -110,7 +118,7 @@ void bind_type_to_state(PyTypeObject* type, State& state) {
 }
 
 Ref make_state() {
-    const Ref type = checked(PyType_FromSpec(&state_spec));
+    const Ref type = internal_class(checked(PyType_FromSpec(&state_spec)));
     auto* state_type = reinterpret_cast<PyTypeObject*>(type.get());
     Ref self = checked(state_type->tp_alloc(state_type, 0));
     State& state = as_state(self.get());

@@ -23,8 +23,8 @@ struct State {
     Ref spec_type;
     Ref iter_type;
     Ref internal_error;
-    Ref kind_enum;                    // the Python enum PyTreeKind
-    PyObject* kinds[kNumKinds] = {};  // its members, borrowed from the enum
+    Ref kind_enum;         // the Python enum PyTreeKind
+    Ref kinds[kNumKinds];  // its members
 
     // Classes and names of Python's.
     Ref defaultdict_type;

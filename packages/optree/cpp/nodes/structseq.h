@@ -13,8 +13,7 @@ struct StructSeq {
         payload.slot[0] = Ref::borrow(type_object(Py_TYPE(object)));
         return push_tuple_items(object, children);
     }
-    static PyObject* rebuild(State&, const Slot* slots, PyObject** children,
-                             std::size_t count) noexcept {
+    static PyObject* rebuild(State&, const Slot* slots, PyObject** children, std::size_t count) {
         PyObject* items = steal_into_tuple(children, count);
         if (items == nullptr) return nullptr;
         PyObject* made = PyObject_CallOneArg(as_object(slots[0]), items);

@@ -11,7 +11,7 @@ struct Tuple {
     static std::uint32_t expand(Context&, PyObject* object, ObjectStack& children, Payload&) {
         return push_tuple_items(object, children);
     }
-    static PyObject* rebuild(State&, const Slot*, PyObject** children, std::size_t count) noexcept {
+    static PyObject* rebuild(State&, const Slot*, PyObject** children, std::size_t count) {
         return steal_into_tuple(children, count);
     }
     static void match(Context&, const Slot*, std::uint32_t arity, PyObject* object,

@@ -119,16 +119,24 @@ Ref structseq_fields(PyTypeObject* type) {
 TupleClass& TupleFamily::entry(PyTypeObject* type) {
     auto found = classes_.find(type);
     if (OPTREE_LIKELY(found != classes_.end())) return found->second;
-    const bool member = test_(type);  // may run Python code, which may ask about the same class
+    // What follows may run Python code, which may drop the class or ask about it again.
+    const Ref alive = Ref::borrow(reinterpret_cast<PyObject*>(type));
+    TupleClass made;
+    made.member = test_(type);
+    if (evict_ == nullptr) return unremembered_ = made;
+    Ref weakref;
+    if (PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE) && classes_.find(type) == classes_.end()) {
+        weakref = checked(PyWeakref_NewRef(alive.get(), evict_));
+    }
     found = classes_.find(type);
     if (found != classes_.end()) return found->second;
-    TupleClass made;
-    made.member = member;
-    if (PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE)) {
-        made.weakref =
-            checked(PyWeakref_NewRef(reinterpret_cast<PyObject*>(type), evict_)).release();
-    }
+    made.weakref = weakref.release();
     return classes_.emplace(type, made).first->second;
+}
+
+int TupleFamily::traverse(visitproc visit, void* arg) const {
+    for (const auto& [type, entry] : classes_) Py_VISIT(entry.weakref);
+    return 0;
 }
 
 void TupleFamily::evict(PyObject* weakref) noexcept {

@@ -37,11 +37,18 @@ class TupleFamily {
     // Called by the weak reference's callback.
     void evict(PyObject* weakref) noexcept;
     void clear() noexcept;
+    // Forgets everything and remembers nothing from now on: the callback is going away.
+    void close() noexcept {
+        evict_ = nullptr;
+        clear();
+    }
+    int traverse(visitproc visit, void* arg) const;
 
   private:
     Test test_ = nullptr;
     PyObject* evict_ = nullptr;  // borrowed: the callback, kept by the state
     std::unordered_map<PyTypeObject*, TupleClass> classes_;
+    TupleClass unremembered_;  // the answer where nothing may be remembered
 };
 
 // A tuple subclass with `_fields`, an exact tuple of exact str, and callable `_make` and `_asdict`.

@@ -15,7 +15,7 @@ void raise(PyObject* type, const char* format, ...) {
     throw PythonError{};
 }
 
-void set_from_current_exception(PyObject* internal_error) noexcept {
+void set_from_current_exception(PyObject* internal_error) {
     try {
         throw;
     } catch (const PythonError&) {

@@ -3,6 +3,17 @@
 #pragma once
 
 #include <exception>
+#if defined(__GLIBCXX__)
+#include <cxxabi.h>
+// A thread that is ended while it runs Python code (a daemon thread at exit) unwinds through our
+// frames; that unwinding must be let through.
+#define OPTREE_RETHROW_THREAD_EXIT  \
+    catch (abi::__forced_unwind&) { \
+        throw;                      \
+    }
+#else
+#define OPTREE_RETHROW_THREAD_EXIT
+#endif
 
 #include "support/ref.h"
 
@@ -12,24 +23,26 @@ namespace optree {
 [[noreturn]] OPTREE_COLD void raise(PyObject* type, const char* format, ...);
 
 // Sets the Python exception for the C++ exception in flight; `internal_error` names our own bugs.
-OPTREE_COLD void set_from_current_exception(PyObject* internal_error) noexcept;
+OPTREE_COLD void set_from_current_exception(PyObject* internal_error);
 
 // Runs `body`, which returns a new reference, and turns what it throws into a Python exception.
 template <class Body>
-OPTREE_INLINE PyObject* guarded(PyObject* internal_error, Body&& body) noexcept {
+OPTREE_INLINE PyObject* guarded(PyObject* internal_error, Body&& body) {
     try {
         return body();
-    } catch (...) {
+    }
+    OPTREE_RETHROW_THREAD_EXIT catch (...) {
         set_from_current_exception(internal_error);
         return nullptr;
     }
 }
 
 template <class Body>
-OPTREE_INLINE int guarded_int(PyObject* internal_error, Body&& body) noexcept {
+OPTREE_INLINE int guarded_int(PyObject* internal_error, Body&& body) {
     try {
         return body();
-    } catch (...) {
+    }
+    OPTREE_RETHROW_THREAD_EXIT catch (...) {
         set_from_current_exception(internal_error);
         return -1;
     }

@@ -49,6 +49,14 @@ inline Ref checked(PyObject* result) {
     return Ref::steal(result);
 }
 
+// A class that only we make instances of, also where Python has no flag to say so.
+inline Ref internal_class(Ref cls) noexcept {
+#if PY_VERSION_HEX < 0x030A0000
+    reinterpret_cast<PyTypeObject*>(cls.get())->tp_new = nullptr;
+#endif
+    return cls;
+}
+
 inline void check_status(int status) {
     if (OPTREE_UNLIKELY(status < 0)) throw PythonError{};
 }

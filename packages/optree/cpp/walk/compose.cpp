@@ -29,47 +29,56 @@ class Broadcaster {
     Broadcaster(const SpecObject& a, const SpecObject& b, Tree& out)
         : state_(state_of(a)), a_(a.tree), b_(b.tree), out_(out), build_(out) {}
 
+    // Visits the pairs of subtrees from the right, so that the rightmost mismatch is the one reported,
+    // then builds what it found from the left: the reverse of pre-order from the right is post-order.
     // On an agenda of its own: structures may be deeper than the C stack allows.
     void merge() {
-        agenda_.push_back({whole(a_), whole(b_), 0, nullptr});
+        agenda_.push_back({whole(a_), whole(b_), 0});
         while (!agenda_.empty()) {
-            const Task task = agenda_.back();
+            const Pair pair = agenda_.back();
             agenda_.pop_back();
-            if (task.close != nullptr) {
-                share_payload(out_, task.close->kind, slots_of(a_, *task.close));
-                build_.close(task.close->kind, task.close->arity);
+            visit(pair);
+        }
+        for (auto step = steps_.rbegin(); step != steps_.rend(); ++step) {
+            if (step->close == nullptr) {
+                build_.append(*step->from, step->part, share_slot);
             } else {
-                visit(task);
+                share_payload(out_, step->close->kind, slots_of(a_, *step->close));
+                build_.close(step->close->kind, step->close->arity);
             }
         }
     }
 
   private:
-    // Merge two subtrees, or close a node of `a` over what was built.
-    struct Task {
+    struct Pair {
         Subtree a, b;
         int depth;
+    };
+    // Copy a subtree, or close a node of `a` over what was built.
+    struct Step {
+        const Tree* from;
+        Subtree part;
         const Node* close;
     };
 
-    void visit(const Task& task) {
-        if (task.a.is_leaf()) return build_.append(b_, task.b, share_slot);
-        if (task.b.is_leaf()) return build_.append(a_, task.a, share_slot);
-        if (task.depth > compat::kMaxDepth) {
+    void visit(const Pair& pair) {
+        if (pair.a.is_leaf()) return steps_.push_back({&b_, pair.b, nullptr});
+        if (pair.b.is_leaf()) return steps_.push_back({&a_, pair.a, nullptr});
+        if (pair.depth > compat::kMaxDepth) {
             raise(PyExc_RecursionError,
                   "Maximum recursion depth exceeded during broadcasting the treespecs.");
         }
-        const Node& node = task.a.root(a_);
+        const Node& node = pair.a.root(a_);
         Stack<std::uint32_t> order;
-        const bool reordered = require_compatible(node, task.b.root(b_), order);
+        const bool reordered = require_compatible(node, pair.b.root(b_), order);
         Stack<Subtree, 8> children_a;
         Stack<Subtree, 8> children_b;
-        children_of(a_, task.a, children_a);
-        children_of(b_, task.b, children_b);
-        agenda_.push_back({task.a, task.b, task.depth, &node});
-        for (std::uint32_t i = node.arity; i-- > 0;) {
-            const Subtree& other = children_b[reordered ? order[i] : i];
-            agenda_.push_back({children_a[i], other, task.depth + 1, nullptr});
+        children_of(a_, pair.a, children_a);
+        children_of(b_, pair.b, children_b);
+        steps_.push_back({nullptr, {}, &node});
+        for (std::uint32_t i = 0; i < node.arity; ++i) {
+            agenda_.push_back(
+                {children_a[i], children_b[reordered ? order[i] : i], pair.depth + 1});
         }
     }
 
@@ -90,21 +99,18 @@ class Broadcaster {
                   "PyTreeSpecs have incompatible node types; expected type: %U, got: %U.",
                   expected.get(), got.get());
         }
-        if (a.kind == Kind::custom) {
-            if (slots_a[0] != slots_b[0]) {
-                raise(PyExc_ValueError,
-                      "Custom node type mismatch; expected type: %R, got type: %R.",
-                      as_registration(slots_a[0])->type, as_registration(slots_b[0])->type);
-            }
-            if (!equal(as_object(slots_a[1]), as_object(slots_b[1]))) {
-                raise(PyExc_ValueError, "Mismatch custom node data; expected: %R, got: %R.",
-                      as_object(slots_a[1]), as_object(slots_b[1]));
-            }
+        if (a.kind == Kind::custom && slots_a[0] != slots_b[0]) {
+            raise(PyExc_ValueError, "Custom node type mismatch; expected type: %R, got type: %R.",
+                  as_registration(slots_a[0])->type, as_registration(slots_b[0])->type);
         }
         if (a.arity != b.arity) {
             raise(PyExc_ValueError, "%s arity mismatch; expected: %zd, got: %zd.",
                   a.kind == Kind::custom ? "Custom type" : kind_name(a.kind),
                   static_cast<Py_ssize_t>(a.arity), static_cast<Py_ssize_t>(b.arity));
+        }
+        if (a.kind == Kind::custom && !equal(as_object(slots_a[1]), as_object(slots_b[1]))) {
+            raise(PyExc_ValueError, "Mismatch custom node data; expected: %R, got: %R.",
+                  as_object(slots_a[1]), as_object(slots_b[1]));
         }
         if ((a.kind == Kind::namedtuple || a.kind == Kind::structseq) && slots_a[0] != slots_b[0]) {
             raise(PyExc_ValueError, "%s type mismatch; expected type: %R, got type: %R.",
@@ -118,7 +124,8 @@ class Broadcaster {
     const Tree& b_;
     Tree& out_;
     Builder build_;
-    std::vector<Task> agenda_;
+    std::vector<Pair> agenda_;
+    std::vector<Step> steps_;
 };
 
 }  // namespace

@@ -69,18 +69,25 @@ OPTREE_NOINLINE void Flattening::descend_list(PyObject* list, int depth) {
         if (OPTREE_UNLIKELY(i >= PyList_GET_SIZE(list))) {
             raise(PyExc_IndexError, "list index out of range");
         }
-        PyObject* child = PyList_GET_ITEM(list, i);
+        if constexpr (!kPredicate) {
+            PyObject* item = PyList_GET_ITEM(list, i);
+            if (OPTREE_LIKELY(context_.is_like_last_leaf(item))) {
+                add_leaf<kKeep>(item);
+                continue;
+            }
+        }
+        // Telling the kind may run Python code too (a metaclass): the reference is taken first.
+        Ref child = Ref::borrow(PyList_GET_ITEM(list, i));
         if constexpr (kPredicate) {
-            const Ref alive = Ref::borrow(child);
-            visit<kPredicate, kKeep>(child, depth + 1);
+            visit<kPredicate, kKeep>(child.get(), depth + 1);
         } else {
             Registration* found = nullptr;
-            const Kind kind = context_.classify(child, found);
+            const Kind kind = context_.classify(child.get(), found);
             if (OPTREE_LIKELY(kind == Kind::leaf)) {
-                add_leaf<kKeep>(child);
+                if constexpr (kKeep) leaves.push_owned(child.release());
+                ++count_;
             } else {
-                const Ref alive = Ref::borrow(child);
-                descend<kPredicate, kKeep>(kind, found, child, depth + 1);
+                descend<kPredicate, kKeep>(kind, found, child.get(), depth + 1);
             }
         }
     }

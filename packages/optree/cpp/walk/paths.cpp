@@ -78,7 +78,7 @@ class EntryMaker {
     Ref entry(Kind kind, const Slot* slots, std::uint32_t index) {
         const Ref key = node_entry(kind, slots, index);
         PyObject* type = node_type(state_, kind, slots);
-        PyObject* kind_object = state_.kinds[static_cast<int>(kind)];
+        PyObject* kind_object = state_.kinds[static_cast<int>(kind)].get();
         if (kind != Kind::custom) return stock(kind).make(key.get(), type, kind_object);
         plain_tuple_ = false;  // a user's class may return anything: let the accessor check it
         PyObject* args[] = {nullptr, key.get(), type, kind_object};
@@ -92,7 +92,7 @@ class EntryMaker {
             return checked(PyObject_CallOneArg(accessor_.get(), path.get()));
         }
         auto* type = reinterpret_cast<PyTypeObject*>(accessor_.get());
-        Ref made = checked(type->tp_alloc(type, static_cast<Py_ssize_t>(edges.size())));
+        Ref made = checked(new_plain_tuple(type, static_cast<Py_ssize_t>(edges.size())));
         for (std::size_t i = 0; i < edges.size(); ++i) {
             tuple_items(made.get())[i] = compat::new_ref(edges[i]);
         }

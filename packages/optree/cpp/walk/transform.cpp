@@ -53,18 +53,19 @@ class Transformer {
         const Ref input = new_spec(state_, spec_.none_is_leaf, spec_.name, one);
         const Ref result = call(f_node_, input.get());
         const Tree& made = as_spec(result.get()).tree;
-        if (made.leaves != node.arity || made.num_children() != node.arity) {
-            raise(PyExc_ValueError,
-                  "Expected the PyTreeSpec transform function returns a PyTreeSpec with the same "
-                  "number of arity as the input (%zd), got %R (input: %R).",
-                  static_cast<Py_ssize_t>(node.arity), result.get(), input.get());
-        }
-        if (made.num_nodes() != std::size_t{node.arity} + 1) {
+        if (made.nodes.empty() || made.leaves != made.num_children() ||
+            made.num_nodes() != made.num_children() + 1) {
             raise(
                 PyExc_ValueError,
                 "Expected the PyTreeSpec transform function returns a one-level PyTreeSpec as the "
                 "input, got %R (input: %R).",
                 result.get(), input.get());
+        }
+        if (made.num_children() != node.arity) {
+            raise(PyExc_ValueError,
+                  "Expected the PyTreeSpec transform function returns a PyTreeSpec with the same "
+                  "number of arity as the input (%zd), got %R (input: %R).",
+                  static_cast<Py_ssize_t>(node.arity), result.get(), input.get());
         }
         share_payload(out, made.root().kind, slots_of(made, made.root()));
         build.close(made.root().kind, node.arity);
