@@ -21,36 +21,37 @@ if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
 MARKERS = (
-    'differs_from_published: behaviour that is right here and wrong in the published optree 0.20.0',
-    'keras: runs the Keras tree functions; opt in with --keras',
-    'torch: needs PyTorch',
+    "differs_from_published: behaviour that is right here and wrong in the published optree 0.20.0",
+    "keras: runs the Keras tree functions; opt in with --keras",
+    "torch: needs PyTorch",
 )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        '--keras', action='store_true', default=False, help='run the tests that import Keras'
+        "--keras", action="store_true", default=False, help="run the tests that import Keras"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
-        config.addinivalue_line('markers', marker)
-    config.addinivalue_line('filterwarnings', 'error')
+        config.addinivalue_line("markers", marker)
+    config.addinivalue_line("filterwarnings", "error")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption('--keras'):
+    if config.getoption("--keras"):
         return
-    skip = pytest.mark.skip(reason='opt-in: pass --keras')
+    skip = pytest.mark.skip(reason="opt-in: pass --keras")
     for item in items:
-        if item.get_closest_marker('keras') is not None:
+        if item.get_closest_marker("keras") is not None:
             item.add_marker(skip)
 
 
-@pytest.fixture
-def collected() -> Iterator[None]:
-    """Collect garbage before and after, for tests that count objects."""
+@pytest.fixture(autouse=True, scope="module")
+def only_new_objects() -> Iterator[None]:
+    """Keep the collector off everything older than the module: collections become cheap."""
     gc.collect()
+    gc.freeze()
     yield
-    gc.collect()
+    gc.unfreeze()

@@ -18,12 +18,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import optree
 from trees import TREES
+
+import optree
 
 PROTOCOLS = (0, 2, 4, 5)
 # Long or machine-dependent rows add bytes and no coverage.
-SKIPPED = frozenset({'wide', 'wide_dict', 'deep', 'comb'})
+SKIPPED = frozenset({"wide", "wide_dict", "deep", "comb"})
 
 
 def reduce_as_older_releases(treespec: optree.PyTreeSpec) -> tuple[Any, ...]:
@@ -50,12 +51,12 @@ def main(folder: Path) -> None:
             row.make(), none_is_leaf=len(row.name) % 2 == 0, namespace=row.namespace
         )
         protocol = PROTOCOLS[len(row.name) % len(PROTOCOLS)]
-        (folder / f'{row.name}-p{protocol}.pickle').write_bytes(pickle.dumps(treespec, protocol))
+        (folder / f"{row.name}-p{protocol}.pickle").write_bytes(pickle.dumps(treespec, protocol))
         if protocol == 2:
             old = dump_as_older_releases(treespec, protocol)
-            (folder / f'{row.name}-old.pickle').write_bytes(old)
-    print(f'wrote {len(list(folder.iterdir()))} files with optree {optree.__version__}')
+            (folder / f"{row.name}-old.pickle").write_bytes(old)
+    print(f"wrote {len(list(folder.iterdir()))} files with optree {optree.__version__}")  # noqa: T201
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     main(Path(sys.argv[1]))

@@ -25,7 +25,7 @@ def sorted_keys(keys: list[Any]) -> list[Any]:
 
     def class_then_key(key: Any) -> tuple[str, Any]:
         cls = type(key)
-        return f'{cls.__module__}.{cls.__qualname__}', key
+        return f"{cls.__module__}.{cls.__qualname__}", key
 
     try:
         return sorted(keys, key=class_then_key)
@@ -34,13 +34,13 @@ def sorted_keys(keys: list[Any]) -> list[Any]:
 
 
 def is_namedtuple_type(cls: type) -> bool:
-    fields = getattr(cls, '_fields', None)
+    fields = getattr(cls, "_fields", None)
     return (
         issubclass(cls, tuple)
         and type(fields) is tuple
         and all(type(field) is str for field in fields)
-        and callable(getattr(cls, '_make', None))
-        and callable(getattr(cls, '_asdict', None))
+        and callable(getattr(cls, "_make", None))
+        and callable(getattr(cls, "_asdict", None))
     )
 
 
@@ -49,7 +49,7 @@ def is_structseq_type(cls: type) -> bool:
         cls.__bases__ == (tuple,)
         and all(
             type(getattr(cls, name, None)) is int
-            for name in ('n_fields', 'n_sequence_fields', 'n_unnamed_fields')
+            for name in ("n_fields", "n_sequence_fields", "n_unnamed_fields")
         )
         and not cls.__flags__ & (1 << 10)
     )
@@ -63,7 +63,7 @@ class Outcome:
     paths: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
     num_nodes: int = 0
     has_custom: bool = False
-    text: str = ''
+    text: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Rules:
 
     is_leaf: Callable[[Any], bool] | None = None
     none_is_leaf: bool = False
-    namespace: str = ''
+    namespace: str = ""
     insertion_ordered: bool = False
 
 
@@ -86,7 +86,7 @@ def _dict_node(tree: Any, rules: Rules) -> tuple[list[Any], list[Any]]:
 def _structseq_labels(cls: type) -> list[str]:
     fields = optree.structseq_fields(cls)
     return [
-        f'<unnamed@{i}>' if field == 'unnamed field' else field for i, field in enumerate(fields)
+        f"<unnamed@{i}>" if field == "unnamed field" else field for i, field in enumerate(fields)
     ]
 
 
@@ -96,35 +96,35 @@ def _one_level(
     """Return ``(entries, children, render, is_custom)`` or None for a leaf."""
     cls = type(tree)
     if tree is None:
-        return None if rules.none_is_leaf else ([], [], lambda texts: 'None', False)
+        return None if rules.none_is_leaf else ([], [], lambda texts: "None", False)
     if cls is tuple:
         return (
             list(range(len(tree))),
             list(tree),
-            lambda texts: f'({texts[0]},)' if len(texts) == 1 else f'({", ".join(texts)})',
+            lambda texts: f"({texts[0]},)" if len(texts) == 1 else f"({', '.join(texts)})",
             False,
         )
     if cls is list:
-        return list(range(len(tree))), tree, lambda texts: f'[{", ".join(texts)}]', False
+        return list(range(len(tree))), tree, lambda texts: f"[{', '.join(texts)}]", False
     if cls in (dict, OrderedDict, defaultdict):
         keys, values = _dict_node(tree, rules)
 
         def render_dict(texts: list[str]) -> str:
-            body = ', '.join(f'{key!r}: {text}' for key, text in zip(keys, texts))
+            body = ", ".join(f"{key!r}: {text}" for key, text in zip(keys, texts))
             if cls is dict:
-                return f'{{{body}}}'
+                return f"{{{body}}}"
             if cls is OrderedDict:
-                return f'OrderedDict({{{body}}})' if body else 'OrderedDict()'
-            return f'defaultdict({tree.default_factory!r}, {{{body}}})'
+                return f"OrderedDict({{{body}}})" if body else "OrderedDict()"
+            return f"defaultdict({tree.default_factory!r}, {{{body}}})"
 
         return keys, values, render_dict, False
     if cls is deque:
 
         def render_deque(texts: list[str]) -> str:
-            parts = [f'[{", ".join(texts)}]'] if texts else []
+            parts = [f"[{', '.join(texts)}]"] if texts else []
             if tree.maxlen is not None:
-                parts.append(f'maxlen={tree.maxlen}')
-            return f'deque({", ".join(parts)})'
+                parts.append(f"maxlen={tree.maxlen}")
+            return f"deque({', '.join(parts)})"
 
         return list(range(len(tree))), list(tree), render_deque, False
     entry = optree.register_pytree_node.get(cls, namespace=rules.namespace)
@@ -135,16 +135,16 @@ def _one_level(
         return (
             entries,
             children,
-            lambda texts: f'CustomTreeNode({cls.__name__}[{metadata!r}], [{", ".join(texts)}])',
+            lambda texts: f"CustomTreeNode({cls.__name__}[{metadata!r}], [{', '.join(texts)}])",
             True,
         )
     if is_structseq_type(cls):
         labels = _structseq_labels(cls)
-        name = f'{cls.__module__}.{cls.__qualname__}'
+        name = f"{cls.__module__}.{cls.__qualname__}"
         return (
             list(range(len(tree))),
             list(tree),
-            lambda texts: f'{name}({", ".join(f"{a}={b}" for a, b in zip(labels, texts))})',
+            lambda texts: f"{name}({', '.join(f'{a}={b}' for a, b in zip(labels, texts))})",
             False,
         )
     if is_namedtuple_type(cls):
@@ -152,7 +152,7 @@ def _one_level(
             list(range(len(tree))),
             list(tree),
             lambda texts: (
-                f'{cls.__name__}({", ".join(f"{a}={b}" for a, b in zip(cls._fields, texts))})'
+                f"{cls.__name__}({', '.join(f'{a}={b}' for a, b in zip(cls._fields, texts))})"
             ),
             False,
         )
@@ -167,7 +167,7 @@ def _visit(tree: Any, rules: Rules, path: tuple[Any, ...], outcome: Outcome) -> 
     if level is None:
         outcome.leaves.append(tree)
         outcome.paths.append(path)
-        return '*'
+        return "*"
     entries, children, render, is_custom = level
     outcome.has_custom |= is_custom
     texts = [
@@ -181,10 +181,10 @@ def flatten(tree: Any, **rules: Any) -> Outcome:
     settings = Rules(**rules)
     outcome = Outcome()
     body = _visit(tree, settings, (), outcome)
-    suffix = ', NoneIsLeaf' if settings.none_is_leaf else ''
-    kept = settings.namespace if outcome.has_custom else ''
-    suffix += f', namespace={kept!r}' if kept else ''
-    outcome.text = f'PyTreeSpec({body}{suffix})'
+    suffix = ", NoneIsLeaf" if settings.none_is_leaf else ""
+    kept = settings.namespace if outcome.has_custom else ""
+    suffix += f", namespace={kept!r}" if kept else ""
+    outcome.text = f"PyTreeSpec({body}{suffix})"
     return outcome
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from trees import Layer, Mapping2, Pair, Point, Point3, Ring, Unsortable
 
 # Derandomised: every run draws the same examples, so a failure is never a matter of luck.
-settings.register_profile('optree', deadline=None, derandomize=True, max_examples=120)
-settings.load_profile('optree')
+settings.register_profile("optree", deadline=None, derandomize=True, max_examples=120)
+settings.load_profile("optree")
 
 leaves = st.one_of(
     st.integers(-5, 5),
@@ -23,15 +23,15 @@ leaves = st.one_of(
 )
 keys = st.one_of(
     st.integers(-3, 3),
-    st.text('abcé', max_size=2),
+    st.text("abcé", max_size=2),
     st.none(),
-    st.tuples(st.integers(0, 2), st.text('ab', max_size=1)),
+    st.tuples(st.integers(0, 2), st.text("ab", max_size=1)),
     st.floats(0.25, 0.75),
-    st.sampled_from([Unsortable('p'), Unsortable('q')]),
+    st.sampled_from([Unsortable("p"), Unsortable("q")]),
 )
 # Mostly one kind of key, as in real trees; sometimes mixed.
 key_kinds = st.one_of(
-    st.just(st.text('abcdé', max_size=2)), st.just(st.integers(-9, 9)), st.just(keys)
+    st.just(st.text("abcdé", max_size=2)), st.just(st.integers(-9, 9)), st.just(keys)
 )
 
 

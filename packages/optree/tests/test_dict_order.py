@@ -8,50 +8,51 @@ import re
 from collections import OrderedDict, defaultdict
 from typing import Any
 
-import optree
 import pytest
-from optree.registry import __GLOBAL_NAMESPACE as GLOBAL
 from trees import Unsortable
 
-TREE = {'b': {'d': 1, 'c': 2}, 'a': 3}
+import optree
+from optree.registry import __GLOBAL_NAMESPACE as GLOBAL
+
+TREE = {"b": {"d": 1, "c": 2}, "a": 3}
 
 
 def test_keys_are_sorted_and_rebuilt_as_inserted() -> None:
     leaves, treespec = optree.tree_flatten(TREE)
     assert leaves == [3, 2, 1]
     rebuilt = treespec.unflatten(leaves)
-    assert list(rebuilt) == ['b', 'a']
-    assert list(rebuilt['b']) == ['d', 'c']
+    assert list(rebuilt) == ["b", "a"]
+    assert list(rebuilt["b"]) == ["d", "c"]
 
 
 def test_order_of_insertion_does_not_affect_equality() -> None:
-    a, b = optree.tree_structure({'a': 1, 'b': 2}), optree.tree_structure({'b': 1, 'a': 2})
+    a, b = optree.tree_structure({"a": 1, "b": 2}), optree.tree_structure({"b": 1, "a": 2})
     assert a == b
     assert hash(a) == hash(b)
-    assert list(a.unflatten([1, 2])) == ['a', 'b']
-    assert list(b.unflatten([1, 2])) == ['b', 'a']
+    assert list(a.unflatten([1, 2])) == ["a", "b"]
+    assert list(b.unflatten([1, 2])) == ["b", "a"]
 
 
 def test_ordered_dict_is_never_sorted() -> None:
-    tree = OrderedDict([('b', 1), ('a', 2)])
+    tree = OrderedDict([("b", 1), ("a", 2)])
     assert optree.tree_leaves(tree) == [1, 2]
-    assert list(optree.tree_map(str, tree)) == ['b', 'a']
+    assert list(optree.tree_map(str, tree)) == ["b", "a"]
 
 
 @pytest.mark.differs_from_published
 def test_ordered_dict_follows_its_own_order_after_moves() -> None:
-    tree = OrderedDict([('a', 1), ('b', 2), ('c', 3)])
-    tree.move_to_end('a')
-    tree.move_to_end('c', last=False)
-    assert list(tree) == ['c', 'b', 'a']
+    tree = OrderedDict([("a", 1), ("b", 2), ("c", 3)])
+    tree.move_to_end("a")
+    tree.move_to_end("c", last=False)
+    assert list(tree) == ["c", "b", "a"]
     leaves, treespec = optree.tree_flatten(tree)
     assert leaves == [3, 2, 1]
     assert repr(treespec) == "PyTreeSpec(OrderedDict({'c': *, 'b': *, 'a': *}))"
     assert list(treespec.unflatten(leaves).items()) == list(tree.items())
     assert list(optree.tree_iter(tree)) == [3, 2, 1]
-    assert optree.tree_paths(tree) == [('c',), ('b',), ('a',)]
+    assert optree.tree_paths(tree) == [("c",), ("b",), ("a",)]
     assert optree.tree_flatten_one_level(tree).children == [3, 2, 1]
-    assert list(optree.tree_map(str, tree).items()) == [('c', '3'), ('b', '2'), ('a', '1')]
+    assert list(optree.tree_map(str, tree).items()) == [("c", "3"), ("b", "2"), ("a", "1")]
 
 
 class Quarrelsome:
@@ -61,7 +62,7 @@ class Quarrelsome:
         self.name = name
 
     def __lt__(self, other: object) -> bool:
-        raise ZeroDivisionError('compare')
+        raise ZeroDivisionError("compare")
 
 
 class Stepwise:
@@ -73,17 +74,17 @@ class Stepwise:
         self.rank = rank
 
     def __repr__(self) -> str:
-        return f'Stepwise({self.rank})'
+        return f"Stepwise({self.rank})"
 
     def __lt__(self, other: Stepwise) -> bool:
         Stepwise.count += 1
         if Stepwise.count % 4 == 0:
-            raise TypeError('tired')
+            raise TypeError("tired")
         return self.rank < other.rank
 
 
 def test_other_exceptions_of_comparisons_propagate() -> None:
-    tree = {Quarrelsome('a'): 1, Quarrelsome('b'): 2}
+    tree = {Quarrelsome("a"): 1, Quarrelsome("b"): 2}
     for function in (
         optree.tree_flatten,
         optree.tree_leaves,
@@ -93,10 +94,10 @@ def test_other_exceptions_of_comparisons_propagate() -> None:
         lambda t: optree.tree_map(str, t),
         optree.tree_flatten_with_path,
     ):
-        with pytest.raises(ZeroDivisionError, match='^compare$'):
+        with pytest.raises(ZeroDivisionError, match="^compare$"):
             function(tree)
-    with optree.dict_insertion_ordered(True, namespace='quarrel'):
-        assert optree.tree_leaves(tree, namespace='quarrel') == [1, 2]
+    with optree.dict_insertion_ordered(True, namespace="quarrel"):
+        assert optree.tree_leaves(tree, namespace="quarrel") == [1, 2]
     assert optree.tree_leaves(OrderedDict(tree)) == [1, 2]
 
 
@@ -112,13 +113,13 @@ def test_a_failed_sort_leaves_the_insertion_order() -> None:
 
 
 def test_second_attempt_sorts_by_class_name() -> None:
-    assert optree.tree_paths({'a': 1, 2: 2, 3.0: 3}) == [(3.0,), (2,), ('a',)]
-    assert optree.tree_paths({None: 1, 'a': 2, 1: 3}) == [(None,), (1,), ('a',)]
+    assert optree.tree_paths({"a": 1, 2: 2, 3.0: 3}) == [(3.0,), (2,), ("a",)]
+    assert optree.tree_paths({None: 1, "a": 2, 1: 3}) == [(None,), (1,), ("a",)]
     assert optree.tree_paths({2: 1, 3.0: 2}) == [(2,), (3.0,)]
-    u = Unsortable('u')
-    tree = {u: 1, 'b': 2, 3: 3, 'a': 4}
+    u = Unsortable("u")
+    tree = {u: 1, "b": 2, 3: 3, "a": 4}
     assert optree.tree_leaves(tree) == [3, 4, 2, 1]
-    assert optree.tree_leaves({Unsortable('v'): 0, u: 1, 'b': 2, 'a': 4}) == [0, 1, 2, 4]
+    assert optree.tree_leaves({Unsortable("v"): 0, u: 1, "b": 2, "a": 4}) == [0, 1, 2, 4]
 
 
 def test_sort_is_stable_for_equal_keys() -> None:
@@ -129,22 +130,22 @@ def test_sort_is_stable_for_equal_keys() -> None:
         def __lt__(self, other: Equal) -> bool:
             return False
 
-    keys = [Equal('c'), Equal('a'), Equal('b')]
+    keys = [Equal("c"), Equal("a"), Equal("b")]
     assert optree.tree_structure(dict.fromkeys(keys)).entries() == keys
 
 
 @pytest.mark.parametrize(
-    'keys',
+    "keys",
     [
         [3, 1, 2],
-        ['b', 'a'],
-        [3, 'a', 1.0, None, (1, 2)],
-        [float('nan'), 1.0, 0.5],
+        ["b", "a"],
+        [3, "a", 1.0, None, (1, 2)],
+        [float("nan"), 1.0, 0.5],
         [True, 2, 0],
         [10**30, -(10**30), 5],
-        ['\ud800', 'a', '\U0010ffff', 'é'],
-        [(1, 'a'), (1, 2), (0,)],
-        [b'b', 'a', b'a'],
+        ["\ud800", "a", "\U0010ffff", "é"],
+        [(1, "a"), (1, 2), (0,)],
+        [b"b", "a", b"a"],
         [frozenset({1}), frozenset({1, 2}), frozenset()],
         [int, str],
     ],
@@ -162,43 +163,45 @@ def test_flatten_sorts_as_the_utility_does(keys: list[Any]) -> None:
 # the switch ---------------------------------------------------------------------------------------
 
 
-def is_insertion_ordered(namespace: str = '') -> bool:
+def is_insertion_ordered(namespace: str = "") -> bool:
     return optree.tree_leaves(TREE, namespace=namespace) == [1, 2, 3]
 
 
 def test_insertion_mode_is_per_namespace() -> None:
-    with optree.dict_insertion_ordered(True, namespace='one'):
-        assert is_insertion_ordered('one')
-        assert not is_insertion_ordered('two')
+    with optree.dict_insertion_ordered(True, namespace="one"):
+        assert is_insertion_ordered("one")
+        assert not is_insertion_ordered("two")
         assert not is_insertion_ordered()
-    assert not is_insertion_ordered('one')
+    assert not is_insertion_ordered("one")
 
 
 def test_global_insertion_mode_applies_everywhere() -> None:
     with optree.dict_insertion_ordered(True, namespace=GLOBAL):
         assert is_insertion_ordered()
-        assert is_insertion_ordered('any')
-        with optree.dict_insertion_ordered(False, namespace='any'):
-            assert is_insertion_ordered('any')
+        assert is_insertion_ordered("any")
+        with optree.dict_insertion_ordered(False, namespace="any"):
+            assert is_insertion_ordered("any")
     assert not is_insertion_ordered()
 
 
 @pytest.mark.parametrize(
-    'modes', list(itertools.product([True, False], repeat=4)), ids=lambda m: ''.join('ft'[x] for x in m)
+    "modes",
+    list(itertools.product([True, False], repeat=4)),
+    ids=lambda m: "".join("ft"[x] for x in m),
 )
 def test_nested_contexts(modes: tuple[bool, ...]) -> None:
     outer_global, outer, inner_global, inner = modes
 
     def check(global_mode: bool, mode: bool) -> None:
         assert is_insertion_ordered() is global_mode
-        assert is_insertion_ordered('n') is (global_mode or mode)
-        assert is_insertion_ordered('other') is global_mode
+        assert is_insertion_ordered("n") is (global_mode or mode)
+        assert is_insertion_ordered("other") is global_mode
 
     with optree.dict_insertion_ordered(outer_global, namespace=GLOBAL):
-        with optree.dict_insertion_ordered(outer, namespace='n'):
+        with optree.dict_insertion_ordered(outer, namespace="n"):
             check(outer_global, outer)
             with optree.dict_insertion_ordered(inner_global, namespace=GLOBAL):
-                with optree.dict_insertion_ordered(inner, namespace='n'):
+                with optree.dict_insertion_ordered(inner, namespace="n"):
                     check(inner_global, inner)
                 check(inner_global, outer)
             check(outer_global, outer)
@@ -207,20 +210,19 @@ def test_nested_contexts(modes: tuple[bool, ...]) -> None:
 
 
 def test_mode_is_restored_after_an_exception() -> None:
-    with pytest.raises(LookupError):
-        with optree.dict_insertion_ordered(True, namespace='raise'):
-            raise LookupError
-    assert not is_insertion_ordered('raise')
+    with pytest.raises(LookupError), optree.dict_insertion_ordered(True, namespace="raise"):
+        raise LookupError
+    assert not is_insertion_ordered("raise")
 
 
 def test_arguments_of_the_switch() -> None:
-    for namespace in (None, 3, b'x'):
-        with pytest.raises(TypeError, match=r'^The namespace must be a string, got '):
+    for namespace in (None, 3, b"x"):
+        with pytest.raises(TypeError, match=r"^The namespace must be a string, got "):  # noqa: SIM117
             with optree.dict_insertion_ordered(True, namespace=namespace):
-                raise AssertionError('unreachable')
-    with pytest.raises(ValueError, match=r'^The namespace cannot be an empty string\.$'):
-        with optree.dict_insertion_ordered(True, namespace=''):
-            raise AssertionError('unreachable')
+                raise AssertionError("unreachable")
+    with pytest.raises(ValueError, match=r"^The namespace cannot be an empty string\.$"):  # noqa: SIM117
+        with optree.dict_insertion_ordered(True, namespace=""):
+            raise AssertionError("unreachable")
     with pytest.raises(TypeError):
         optree.dict_insertion_ordered(True)
 
@@ -229,57 +231,55 @@ def test_private_switch_functions() -> None:
     is_ordered = optree._C.is_dict_insertion_ordered
     set_ordered = optree._C.set_dict_insertion_ordered
     assert is_ordered() is False
-    set_ordered(True, 'private')
+    set_ordered(True, "private")
     try:
-        assert is_ordered('private') is True
-        assert is_ordered(namespace='private', inherit_global_namespace=False) is True
-        assert is_ordered('other') is False
+        assert is_ordered("private") is True
+        assert is_ordered(namespace="private", inherit_global_namespace=False) is True
+        assert is_ordered("other") is False
     finally:
-        set_ordered(False, namespace='private')
-    assert is_ordered('private') is False
+        set_ordered(False, namespace="private")
+    assert is_ordered("private") is False
     set_ordered(True)
     try:
         assert is_ordered() is True
-        assert is_ordered('other') is True
-        assert is_ordered('other', False) is False
-        assert is_ordered('other', inherit_global_namespace=False) is False
+        assert is_ordered("other") is True
+        assert is_ordered("other", False) is False
+        assert is_ordered("other", inherit_global_namespace=False) is False
     finally:
-        set_ordered(False, '')
+        set_ordered(False, "")
     assert is_ordered() is False
 
 
 def test_mode_is_read_once_per_call() -> None:
     def predicate(x: Any) -> bool:
-        optree._C.set_dict_insertion_ordered(not isinstance(x, int), 'flip')
+        optree._C.set_dict_insertion_ordered(not isinstance(x, int), "flip")
         return False
 
     try:
-        leaves = optree.tree_leaves(TREE, is_leaf=predicate, namespace='flip')
+        leaves = optree.tree_leaves(TREE, is_leaf=predicate, namespace="flip")
     finally:
-        optree._C.set_dict_insertion_ordered(False, 'flip')
+        optree._C.set_dict_insertion_ordered(False, "flip")
     assert leaves == [3, 2, 1]
 
 
 def test_structures_of_both_modes() -> None:
-    with optree.dict_insertion_ordered(True, namespace='modes'):
-        inserted = optree.tree_structure(TREE, namespace='modes')
-    ordered = optree.tree_structure(TREE, namespace='modes')
-    assert repr(inserted) == (
-        "PyTreeSpec({'b': {'d': *, 'c': *}, 'a': *}, namespace='modes')"
-    )
+    with optree.dict_insertion_ordered(True, namespace="modes"):
+        inserted = optree.tree_structure(TREE, namespace="modes")
+    ordered = optree.tree_structure(TREE, namespace="modes")
+    assert repr(inserted) == ("PyTreeSpec({'b': {'d': *, 'c': *}, 'a': *}, namespace='modes')")
     assert repr(ordered) == "PyTreeSpec({'a': *, 'b': {'c': *, 'd': *}})"
     assert inserted != ordered
     assert inserted.unflatten([1, 2, 3]) == TREE
     assert inserted <= ordered <= inserted
-    assert inserted.flatten_up_to({'a': 7, 'b': {'c': 8, 'd': 9}}) == [9, 8, 7]
+    assert inserted.flatten_up_to({"a": 7, "b": {"c": 8, "d": 9}}) == [9, 8, 7]
 
 
 def test_one_level_flatten_follows_the_mode() -> None:
-    tree = {'b': 1, 'a': 2}
+    tree = {"b": 1, "a": 2}
     for make in (dict, lambda t: defaultdict(int, t)):
-        with optree.dict_insertion_ordered(True, namespace='level'):
-            assert optree.tree_flatten_one_level(make(tree), namespace='level').children == [1, 2]
-        assert optree.tree_flatten_one_level(make(tree), namespace='level').children == [2, 1]
+        with optree.dict_insertion_ordered(True, namespace="level"):
+            assert optree.tree_flatten_one_level(make(tree), namespace="level").children == [1, 2]
+        assert optree.tree_flatten_one_level(make(tree), namespace="level").children == [2, 1]
 
 
 # utilities ----------------------------------------------------------------------------------------
@@ -288,19 +288,22 @@ def test_one_level_flatten_follows_the_mode() -> None:
 def test_total_order_sorted() -> None:
     total_order_sorted = optree.utils.total_order_sorted
     assert total_order_sorted([3, 1, 2]) == [1, 2, 3]
-    assert total_order_sorted(['a', 1, 'b', 0]) == [0, 1, 'a', 'b']
+    assert total_order_sorted(["a", 1, "b", 0]) == [0, 1, "a", "b"]
     assert total_order_sorted([3, 1, 2], reverse=True) == [3, 2, 1]
-    assert total_order_sorted([('b', 1), ('a', 2)], key=lambda item: item[0]) == [('a', 2), ('b', 1)]
+    assert total_order_sorted([("b", 1), ("a", 2)], key=lambda item: item[0]) == [
+        ("a", 2),
+        ("b", 1),
+    ]
     assert total_order_sorted([]) == []
-    u, v = Unsortable('u'), Unsortable('v')
+    u, v = Unsortable("u"), Unsortable("v")
     assert total_order_sorted([v, u]) == [v, u]
     with pytest.raises(ZeroDivisionError):
-        total_order_sorted([Quarrelsome('a'), Quarrelsome('b')])
+        total_order_sorted([Quarrelsome("a"), Quarrelsome("b")])
 
 
 def test_safe_zip_and_unzip2() -> None:
-    assert list(optree.utils.safe_zip([1, 2], 'ab')) == [(1, 'a'), (2, 'b')]
-    with pytest.raises(ValueError, match=re.escape('length mismatch')):
-        list(optree.utils.safe_zip([1, 2], 'a'))
-    first, second = optree.utils.unzip2([(1, 'a'), (2, 'b')])
-    assert (list(first), list(second)) == ([1, 2], ['a', 'b'])
+    assert list(optree.utils.safe_zip([1, 2], "ab")) == [(1, "a"), (2, "b")]
+    with pytest.raises(ValueError, match=re.escape("length mismatch")):
+        list(optree.utils.safe_zip([1, 2], "a"))
+    first, second = optree.utils.unzip2([(1, "a"), (2, "b")])
+    assert (list(first), list(second)) == ([1, 2], ["a", "b"])

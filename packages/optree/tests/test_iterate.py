@@ -9,17 +9,18 @@ import pickle
 import weakref
 from typing import Any
 
-import optree
 import pytest
 from trees import Opaque, Pair, nested_lists
 
+import optree
+
 
 def test_iterates_leaves_in_order() -> None:
-    iterator = optree.tree_iter({'b': (2, [3]), 'a': 1, 'c': None})
+    iterator = optree.tree_iter({"b": (2, [3]), "a": 1, "c": None})
     assert iter(iterator) is iterator
     assert [*iterator] == [1, 2, 3]
-    assert next(iterator, 'end') == 'end'
-    assert next(iterator, 'end') == 'end'
+    assert next(iterator, "end") == "end"
+    assert next(iterator, "end") == "end"
     with pytest.raises(StopIteration):
         next(iterator)
 
@@ -27,10 +28,10 @@ def test_iterates_leaves_in_order() -> None:
 def test_type_of_the_iterator() -> None:
     iterator = optree.tree_iter([1])
     assert type(iterator) is optree._C.PyTreeIter
-    assert type(iterator).__module__ == 'optree'
-    assert type(iterator).__name__ == 'PyTreeIter'
-    assert not hasattr(iterator, '__length_hint__')
-    assert not hasattr(iterator, '__dict__')
+    assert type(iterator).__module__ == "optree"
+    assert type(iterator).__name__ == "PyTreeIter"
+    assert not hasattr(iterator, "__length_hint__")
+    assert not hasattr(iterator, "__dict__")
     assert gc.is_tracked(iterator)
     assert weakref.ref(iterator)() is iterator
     with pytest.raises(TypeError):
@@ -41,9 +42,12 @@ def test_type_of_the_iterator() -> None:
 
 def test_constructor() -> None:
     assert list(optree._C.PyTreeIter([1, None])) == [1]
-    assert list(optree._C.PyTreeIter([1, None], None, True, '')) == [1, None]
-    assert list(optree._C.PyTreeIter([1, None], leaf_predicate=None, none_is_leaf=True)) == [1, None]
-    assert list(optree._C.PyTreeIter([[1]], lambda x: x == [1], namespace='x')) == [[1]]
+    assert list(optree._C.PyTreeIter([1, None], None, True, "")) == [1, None]
+    assert list(optree._C.PyTreeIter([1, None], leaf_predicate=None, none_is_leaf=True)) == [
+        1,
+        None,
+    ]
+    assert list(optree._C.PyTreeIter([[1]], lambda x: x == [1], namespace="x")) == [[1]]
     for arguments in ((), ([1], 3), ([1], None, False, 3)):
         with pytest.raises(TypeError):
             optree._C.PyTreeIter(*arguments)
@@ -60,12 +64,12 @@ def test_is_lazy() -> None:
 
 
 def test_children_are_read_when_their_container_is_reached() -> None:
-    inner = {'x': 1}
-    tree = {'a': 0, 'b': inner}
+    inner = {"x": 1}
+    tree = {"a": 0, "b": inner}
     iterator = optree.tree_iter(tree)
     assert next(iterator) == 0
-    tree['c'] = 99
-    inner['y'] = 2
+    tree["c"] = 99
+    inner["y"] = 2
     assert list(iterator) == [1, 2]
     items: list[Any] = [1, 2, 3]
     iterator = optree.tree_iter(items)
@@ -75,11 +79,11 @@ def test_children_are_read_when_their_container_is_reached() -> None:
 
 
 def test_dict_order_mode_is_read_at_construction() -> None:
-    tree = {'b': 1, 'a': 2}
-    with optree.dict_insertion_ordered(True, namespace='lazy'):
-        inserted = optree.tree_iter(tree, namespace='lazy')
-    ordered = optree.tree_iter(tree, namespace='lazy')
-    with optree.dict_insertion_ordered(True, namespace='lazy'):
+    tree = {"b": 1, "a": 2}
+    with optree.dict_insertion_ordered(True, namespace="lazy"):
+        inserted = optree.tree_iter(tree, namespace="lazy")
+    ordered = optree.tree_iter(tree, namespace="lazy")
+    with optree.dict_insertion_ordered(True, namespace="lazy"):
         assert list(ordered) == [2, 1]
     assert list(inserted) == [1, 2]
 
@@ -87,12 +91,12 @@ def test_dict_order_mode_is_read_at_construction() -> None:
 def test_exceptions_propagate_and_end_nothing_else() -> None:
     def predicate(x: Any) -> bool:
         if x == 2:
-            raise LookupError('predicate')
+            raise LookupError("predicate")
         return False
 
     iterator = optree.tree_iter([1, 2, 3], is_leaf=predicate)
     assert next(iterator) == 1
-    with pytest.raises(LookupError, match='^predicate$'):
+    with pytest.raises(LookupError, match="^predicate$"):
         next(iterator)
 
 
@@ -109,7 +113,7 @@ def test_reentering_from_the_predicate_is_an_error() -> None:
 
     iterator = optree.tree_iter([1], is_leaf=predicate)
     assert list(iterator) == [1]
-    assert errors == ['PyTreeIter is already iterating.'] * 2
+    assert errors == ["PyTreeIter is already iterating."] * 2
 
 
 def test_reentering_from_a_flatten_function_is_an_error() -> None:
@@ -120,30 +124,30 @@ def test_reentering_from_a_flatten_function_is_an_error() -> None:
         next(iterator)
         return (), None
 
-    optree.register_pytree_node(Node, flatten, lambda m, c: Node(), namespace='reenter')
+    optree.register_pytree_node(Node, flatten, lambda m, c: Node(), namespace="reenter")
     try:
-        iterator = optree.tree_iter([Node()], namespace='reenter')
-        with pytest.raises(RuntimeError, match=r'^PyTreeIter is already iterating\.$'):
+        iterator = optree.tree_iter([Node()], namespace="reenter")
+        with pytest.raises(RuntimeError, match=r"^PyTreeIter is already iterating\.$"):
             next(iterator)
     finally:
-        optree.unregister_pytree_node(Node, namespace='reenter')
+        optree.unregister_pytree_node(Node, namespace="reenter")
 
 
 def test_depth_limit() -> None:
     limit = optree.MAX_RECURSION_DEPTH
     assert list(optree.tree_iter(nested_lists(limit, 5))) == [5]
     with pytest.raises(
-        RecursionError, match=r'^Maximum recursion depth exceeded during flattening the tree\.$'
+        RecursionError, match=r"^Maximum recursion depth exceeded during flattening the tree\.$"
     ):
         list(optree.tree_iter(nested_lists(limit + 1)))
 
 
-@pytest.mark.parametrize('place', ['root', 'pending', 'predicate'])
+@pytest.mark.parametrize("place", ["root", "pending", "predicate"])
 def test_cycles_through_the_iterator_are_collected(place: str) -> None:
     witness = Opaque()
     watched = weakref.ref(witness)
     box: list[Any] = [1, [witness], [2]]
-    if place == 'predicate':
+    if place == "predicate":
 
         def predicate(x: Any, kept: Any = box) -> bool:
             return False
@@ -151,11 +155,11 @@ def test_cycles_through_the_iterator_are_collected(place: str) -> None:
         iterator = optree.tree_iter([1, 2], is_leaf=predicate)
     else:
         iterator = optree.tree_iter(box)
-    if place == 'pending':
+    if place == "pending":
         assert next(iterator) == 1
     box.append(iterator)
     del iterator, box, witness
-    if place == 'predicate':
+    if place == "predicate":
         del predicate
     gc.collect()
     assert watched() is None

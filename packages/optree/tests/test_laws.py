@@ -7,13 +7,14 @@ import copy
 import pickle
 from typing import Any
 
-import optree
 import pytest
 import reference
 import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 from trees import NAMESPACE, TREES, TreeRow, every_none_mode, every_tree, is_same
+
+import optree
 
 none_modes = st.booleans()
 
@@ -27,8 +28,8 @@ def check_flatten_agrees_with_the_reference(tree: Any, **options: Any) -> None:
     assert repr(treespec) == str(treespec) == expected.text
     assert treespec.num_leaves == len(treespec) == len(expected.leaves)
     assert treespec.num_nodes == expected.num_nodes
-    assert treespec.none_is_leaf is options['none_is_leaf']
-    assert treespec.namespace == (options['namespace'] if expected.has_custom else '')
+    assert treespec.none_is_leaf is options["none_is_leaf"]
+    assert treespec.namespace == (options["namespace"] if expected.has_custom else "")
     assert treespec.paths() == expected.paths
     assert optree.tree_paths(tree, **options) == expected.paths
     paths, path_leaves, path_treespec = optree.tree_flatten_with_path(tree, **options)
@@ -74,10 +75,10 @@ def check_round_trip(tree: Any, reversible: bool = True, **options: Any) -> None
 def check_leaf_count_is_enforced(tree: Any, **options: Any) -> None:
     leaves, treespec = optree.tree_flatten(tree, **options)
     count = len(leaves)
-    with pytest.raises(ValueError, match=rf'^Too many leaves for PyTreeSpec; expected: {count}\.$'):
+    with pytest.raises(ValueError, match=rf"^Too many leaves for PyTreeSpec; expected: {count}\.$"):
         treespec.unflatten([*leaves, 0])
     if leaves:
-        message = rf'^Too few leaves for PyTreeSpec; expected: {count}, got: {count - 1}\.$'
+        message = rf"^Too few leaves for PyTreeSpec; expected: {count}, got: {count - 1}\.$"
         with pytest.raises(ValueError, match=message):
             treespec.unflatten(leaves[:-1])
 
@@ -134,10 +135,10 @@ def check_accessors_reach_the_leaves(tree: Any, **options: Any) -> None:
         reached = [accessor(tree), reference.follow(tree, accessor)]
         assert all(x is leaf for x in reached)
         if all(type(entry) is not optree.FlattenedEntry for entry in accessor):
-            names = {'tree': tree}
-            code = accessor.codify('tree')
-            if 'Unsortable' not in code:
-                assert eval(code, names) is leaf  # noqa: S307
+            names = {"tree": tree}
+            code = accessor.codify("tree")
+            if "Unsortable" not in code:
+                assert eval(code, names) is leaf
 
 
 def check_specs_navigate(tree: Any, **options: Any) -> None:
@@ -146,9 +147,7 @@ def check_specs_navigate(tree: Any, **options: Any) -> None:
     assert len(entries) == len(children) == treespec.num_children
     assert sum(child.num_leaves for child in children) == treespec.num_leaves - treespec.is_leaf()
     assert sum(child.num_nodes for child in children) == treespec.num_nodes - 1
-    paths = [
-        (entry, *path) for entry, child in zip(entries, children) for path in child.paths()
-    ]
+    paths = [(entry, *path) for entry, child in zip(entries, children) for path in child.paths()]
     assert paths == ([] if treespec.is_leaf() else treespec.paths())
     for index in range(-len(entries), len(entries)):
         assert treespec.entry(index) is entries[index] or treespec.entry(index) == entries[index]
@@ -168,7 +167,7 @@ def check_specs_navigate(tree: Any, **options: Any) -> None:
 
 def check_prefix_laws(tree: Any, **options: Any) -> None:
     treespec = optree.tree_structure(tree, **options)
-    leaf = optree.treespec_leaf(none_is_leaf=options['none_is_leaf'])
+    leaf = optree.treespec_leaf(none_is_leaf=options["none_is_leaf"])
     for smaller in (treespec, leaf, treespec.one_level() or leaf):
         assert smaller.is_prefix(treespec)
         assert smaller <= treespec
@@ -199,7 +198,7 @@ def check_flatten_up_to_itself(tree: Any, **options: Any) -> None:
 
 def check_compose_counts(tree: Any, **options: Any) -> None:
     outer = optree.tree_structure(tree, **options)
-    inner = optree.tree_structure([1, {'k': 2, 'j': (3,)}], none_is_leaf=options['none_is_leaf'])
+    inner = optree.tree_structure([1, {"k": 2, "j": (3,)}], none_is_leaf=options["none_is_leaf"])
     composed = outer.compose(inner)
     assert composed.num_leaves == outer.num_leaves * inner.num_leaves
     assert composed.num_nodes == (
@@ -210,7 +209,7 @@ def check_compose_counts(tree: Any, **options: Any) -> None:
     grown = outer.transform(None, lambda leaf: inner)
     assert grown == composed
     assert hash(grown) == hash(composed)
-    assert outer.compose(optree.treespec_leaf(none_is_leaf=options['none_is_leaf'])) == outer
+    assert outer.compose(optree.treespec_leaf(none_is_leaf=options["none_is_leaf"])) == outer
     copied = outer.transform()
     assert copied == outer
     assert copied.transform(lambda node: node, lambda leaf: leaf) == outer
@@ -220,7 +219,7 @@ def check_transpose_twice(tree: Any, **options: Any) -> None:
     outer = optree.tree_structure(tree, **options)
     if outer.num_leaves == 0:
         return
-    inner = optree.tree_structure({'p': 0, 'q': [0, 0]}, none_is_leaf=options['none_is_leaf'])
+    inner = optree.tree_structure({"p": 0, "q": [0, 0]}, none_is_leaf=options["none_is_leaf"])
     numbers = list(range(outer.num_leaves * inner.num_leaves))
     nested = outer.compose(inner).unflatten(numbers)
     swapped = optree.tree_transpose(outer, inner, nested)
@@ -282,7 +281,7 @@ def check_reductions(tree: Any, **options: Any) -> None:
 def check_copies_are_equal(tree: Any, **options: Any) -> None:
     treespec = optree.tree_structure(tree, **options)
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        loaded = pickle.loads(pickle.dumps(treespec, protocol))  # noqa: S301
+        loaded = pickle.loads(pickle.dumps(treespec, protocol))
         assert loaded == treespec
         assert hash(loaded) == hash(treespec)
         assert repr(loaded) == repr(treespec)
@@ -297,20 +296,20 @@ def check_copies_are_equal(tree: Any, **options: Any) -> None:
 
 
 CHECKS = {
-    name[len('check_'):]: check
+    name[len("check_") :]: check
     for name, check in sorted(globals().items())
-    if name.startswith('check_')
+    if name.startswith("check_")
 }
-every_law = pytest.mark.parametrize('law', CHECKS.values(), ids=list(CHECKS))
+every_law = pytest.mark.parametrize("law", CHECKS.values(), ids=list(CHECKS))
 
 
 @every_law
 @every_none_mode
 @every_tree
 def test_law_on_the_table(law: Any, row: TreeRow, none_is_leaf: bool) -> None:
-    options: dict[str, Any] = {'none_is_leaf': none_is_leaf, 'namespace': row.namespace}
+    options: dict[str, Any] = {"none_is_leaf": none_is_leaf, "namespace": row.namespace}
     if law is check_round_trip:
-        options['reversible'] = row.reversible
+        options["reversible"] = row.reversible
     law(row.make(), **options)
 
 
@@ -326,17 +325,17 @@ def test_law_on_generated_trees(law: Any) -> None:
 @every_tree
 def test_leaves_are_the_ones_written_in_the_table(row: TreeRow) -> None:
     if row.leaves is None:
-        pytest.skip('no leaves written by hand in this row')
+        pytest.skip("no leaves written by hand in this row")
     assert optree.tree_leaves(row.make(), namespace=row.namespace) == row.leaves
 
 
 @every_tree
 def test_structure_is_the_one_written_in_the_table(row: TreeRow) -> None:
     if row.structure is None:
-        pytest.skip('no structure written by hand in this row')
+        pytest.skip("no structure written by hand in this row")
     treespec = optree.tree_structure(row.make(), namespace=row.namespace)
-    kept = f", namespace='{treespec.namespace}'" if treespec.namespace else ''
-    assert repr(treespec) == f'PyTreeSpec({row.structure}{kept})'
+    kept = f", namespace='{treespec.namespace}'" if treespec.namespace else ""
+    assert repr(treespec) == f"PyTreeSpec({row.structure}{kept})"
 
 
 @given(strategies.trees, none_modes)
@@ -345,9 +344,7 @@ def test_insertion_order_mode_agrees_with_the_reference(tree: Any, none_is_leaf:
         tree, none_is_leaf=none_is_leaf, namespace=NAMESPACE, insertion_ordered=True
     )
     with optree.dict_insertion_ordered(True, namespace=NAMESPACE):
-        leaves, treespec = optree.tree_flatten(
-            tree, none_is_leaf=none_is_leaf, namespace=NAMESPACE
-        )
+        leaves, treespec = optree.tree_flatten(tree, none_is_leaf=none_is_leaf, namespace=NAMESPACE)
         iterated = list(optree.tree_iter(tree, none_is_leaf=none_is_leaf, namespace=NAMESPACE))
         rebuilt = treespec.unflatten(leaves)
     assert len(leaves) == len(expected.leaves)
@@ -369,7 +366,7 @@ def test_a_predicate_stops_where_the_reference_stops(
         namespace=NAMESPACE,
     )
     stop = data.draw(st.sampled_from(visited))
-    options = {'none_is_leaf': none_is_leaf, 'namespace': NAMESPACE}
+    options = {"none_is_leaf": none_is_leaf, "namespace": NAMESPACE}
     expected_visits: list[Any] = []
     visits: list[Any] = []
 
@@ -392,7 +389,7 @@ def test_a_predicate_stops_where_the_reference_stops(
 def test_equality_prefix_and_hash_agree_across_trees(
     left: Any, right: Any, none_is_leaf: bool
 ) -> None:
-    options = {'none_is_leaf': none_is_leaf, 'namespace': NAMESPACE}
+    options = {"none_is_leaf": none_is_leaf, "namespace": NAMESPACE}
     a = optree.tree_structure(left, **options)
     b = optree.tree_structure(right, **options)
     assert (a == b) is (b == a) is not (a != b)
@@ -426,7 +423,7 @@ def test_common_suffix_is_above_both_and_symmetric_in_shape(left: Any, right: An
     try:
         common = a.broadcast_to_common_suffix(b)
     except ValueError:
-        with pytest.raises(ValueError, match=r'.'):
+        with pytest.raises(ValueError, match=r"."):
             b.broadcast_to_common_suffix(a)
         return
     assert a <= common
@@ -440,10 +437,10 @@ def test_common_suffix_is_above_both_and_symmetric_in_shape(left: Any, right: An
 
 @given(strategies.trees, none_modes)
 def test_one_level_flatten_agrees_with_the_treespec(tree: Any, none_is_leaf: bool) -> None:
-    options = {'none_is_leaf': none_is_leaf, 'namespace': NAMESPACE}
+    options = {"none_is_leaf": none_is_leaf, "namespace": NAMESPACE}
     treespec = optree.tree_structure(tree, **options)
     if treespec.is_leaf():
-        with pytest.raises(ValueError, match=r'^Cannot flatten leaf-type: '):
+        with pytest.raises(ValueError, match=r"^Cannot flatten leaf-type: "):
             optree.tree_flatten_one_level(tree, **options)
         return
     level = optree.tree_flatten_one_level(tree, **options)
@@ -457,7 +454,7 @@ def test_one_level_flatten_agrees_with_the_treespec(tree: Any, none_is_leaf: boo
 
 @given(strategies.trees, none_modes)
 def test_partition_puts_each_leaf_on_exactly_one_side(tree: Any, none_is_leaf: bool) -> None:
-    options: dict[str, Any] = {'none_is_leaf': none_is_leaf, 'namespace': NAMESPACE}
+    options: dict[str, Any] = {"none_is_leaf": none_is_leaf, "namespace": NAMESPACE}
     fill = Wrapped(None)
     leaves = optree.tree_leaves(tree, **options)
     yes, no = optree.tree_partition(

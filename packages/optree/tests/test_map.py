@@ -7,25 +7,26 @@ import re
 from collections import OrderedDict, defaultdict, deque
 from typing import Any
 
-import optree
 import pytest
 from trees import NAMESPACE, Pair, Point, Ring, every_tree, is_same
 
-TREE = {'b': (2, [3, 4]), 'a': 1, 'c': None}
+import optree
+
+TREE = {"b": (2, [3, 4]), "a": 1, "c": None}
 
 
 def test_map_over_one_tree() -> None:
-    assert optree.tree_map(lambda x: x * 10, TREE) == {'b': (20, [30, 40]), 'a': 10, 'c': None}
-    assert list(optree.tree_map(lambda x: x, TREE)) == ['b', 'a', 'c']
-    assert optree.tree_map(lambda x: x is None, TREE, none_is_leaf=True)['c'] is True
-    assert optree.tree_map(str, 5) == '5'
+    assert optree.tree_map(lambda x: x * 10, TREE) == {"b": (20, [30, 40]), "a": 10, "c": None}
+    assert list(optree.tree_map(lambda x: x, TREE)) == ["b", "a", "c"]
+    assert optree.tree_map(lambda x: x is None, TREE, none_is_leaf=True)["c"] is True
+    assert optree.tree_map(str, 5) == "5"
     assert optree.tree_map(str, None) is None
     assert optree.tree_map(len, [[1, 2], [3]], is_leaf=lambda x: x != [[1, 2], [3]]) == [2, 1]
 
 
 def test_map_over_several_trees_takes_subtrees_of_the_rest() -> None:
-    result = optree.tree_map(lambda *xs: xs, TREE, {'c': None, 'a': [5], 'b': ({}, [None, 'z'])})
-    assert result == {'b': ((2, {}), [(3, None), (4, 'z')]), 'a': (1, [5]), 'c': None}
+    result = optree.tree_map(lambda *xs: xs, TREE, {"c": None, "a": [5], "b": ({}, [None, "z"])})
+    assert result == {"b": ((2, {}), [(3, None), (4, "z")]), "a": (1, [5]), "c": None}
 
 
 def test_calls_come_in_leaf_order() -> None:
@@ -47,11 +48,11 @@ def test_map_keeps_the_tree_untouched(row: Any) -> None:
 
 def test_every_mismatch_is_reported_before_the_first_call() -> None:
     calls: list[Any] = []
-    with pytest.raises(ValueError, match='arity mismatch'):
+    with pytest.raises(ValueError, match="arity mismatch"):
         optree.tree_map(lambda *xs: calls.append(xs), [1, [2]], [1, [2]], [1, [2, 3]])
-    with pytest.raises(ValueError, match='arity mismatch'):
+    with pytest.raises(ValueError, match="arity mismatch"):
         optree.tree_map_(lambda *xs: calls.append(xs), [1, [2]], [1, [2, 3]])
-    with pytest.raises(ValueError, match='arity mismatch'):
+    with pytest.raises(ValueError, match="arity mismatch"):
         optree.tree_map_with_path(lambda *xs: calls.append(xs), [1, [2]], [1, [2, 3]])
     assert calls == []
 
@@ -64,33 +65,33 @@ def test_containers_are_rebuilt_after_their_children_and_while_mapping() -> None
             self.items = items
 
     def flatten(node: Node) -> Any:
-        log.append('flatten')
+        log.append("flatten")
         return node.items, None
 
     def unflatten(metadata: None, children: tuple[Any, ...]) -> Node:
-        log.append(('unflatten', len(children)))
+        log.append(("unflatten", len(children)))
         return Node(*children)
 
-    optree.register_pytree_node(Node, flatten, unflatten, namespace='order')
+    optree.register_pytree_node(Node, flatten, unflatten, namespace="order")
     try:
-        optree.tree_map(log.append, Node(1, Node(2, 3), 4), namespace='order')
+        optree.tree_map(log.append, Node(1, Node(2, 3), 4), namespace="order")
     finally:
-        optree.unregister_pytree_node(Node, namespace='order')
+        optree.unregister_pytree_node(Node, namespace="order")
     # The inner container is rebuilt after its last child: right away, or one leaf later.
-    assert log[:5] == ['flatten', 'flatten', 1, 2, 3]
-    assert log[5:7] in ([('unflatten', 2), 4], [4, ('unflatten', 2)])
-    assert log[7:] == [('unflatten', 3)]
+    assert log[:5] == ["flatten", "flatten", 1, 2, 3]
+    assert log[5:7] in ([("unflatten", 2), 4], [4, ("unflatten", 2)])
+    assert log[7:] == [("unflatten", 3)]
 
 
 def test_the_mapped_function_may_change_the_tree() -> None:
-    tree: dict[str, Any] = {'a': [1, 2], 'b': [3, 4]}
+    tree: dict[str, Any] = {"a": [1, 2], "b": [3, 4]}
 
     def spoil(x: int) -> int:
         tree.clear()
-        tree['new'] = x
+        tree["new"] = x
         return -x
 
-    assert optree.tree_map(spoil, tree) == {'a': [-1, -2], 'b': [-3, -4]}
+    assert optree.tree_map(spoil, tree) == {"a": [-1, -2], "b": [-3, -4]}
     items = [1, [2, 3], 4]
 
     def drain(x: int) -> int:
@@ -123,17 +124,17 @@ def test_the_mapped_function_may_change_the_tree() -> None:
     ],
 )  # fmt: skip
 class TestExceptionsOfTheFunction:
-    @pytest.mark.parametrize('error', [LookupError, KeyboardInterrupt, GeneratorExit])
+    @pytest.mark.parametrize("error", [LookupError, KeyboardInterrupt, GeneratorExit])
     def test_propagate(self, function: Any, error: type[BaseException]) -> None:
         calls: list[int] = []
 
         def raising(x: int) -> int:
             calls.append(x)
             if x == 2:
-                raise error('mine')
+                raise error("mine")
             return x
 
-        with pytest.raises(error, match='^mine$'):
+        with pytest.raises(error, match="^mine$"):
             function(raising, [1, [2, 3]])
         assert calls == [1, 2]
 
@@ -144,10 +145,10 @@ class TestExceptionsOfTheFunction:
         def stopping(x: int) -> int:
             calls.append(x)
             if x == 2:
-                raise StopIteration('mine')
+                raise StopIteration("mine")
             return x
 
-        with pytest.raises(StopIteration, match='^mine$'):
+        with pytest.raises(StopIteration, match="^mine$"):
             function(stopping, [1, [2, 3]])
         assert calls == [1, 2]
 
@@ -155,29 +156,29 @@ class TestExceptionsOfTheFunction:
 def test_map_in_place_returns_the_tree_itself() -> None:
     for function in (optree.tree_map_, optree.tree_map_with_path_, optree.tree_map_with_accessor_):
         seen: list[Any] = []
-        assert function(lambda *xs: seen.append(xs[-1]), TREE) is TREE
+        assert function(lambda *xs: seen.append(xs[-1]), TREE) is TREE  # noqa: B023
         assert seen == [1, 2, 3, 4]
 
 
 def test_map_with_path() -> None:
     result = optree.tree_map_with_path(lambda path, x, y: (path, x, y), TREE, TREE)
     assert result == {
-        'b': ((('b', 0), 2, 2), [(('b', 1, 0), 3, 3), (('b', 1, 1), 4, 4)]),
-        'a': (('a',), 1, 1),
-        'c': None,
+        "b": ((("b", 0), 2, 2), [(("b", 1, 0), 3, 3), (("b", 1, 1), 4, 4)]),
+        "a": (("a",), 1, 1),
+        "c": None,
     }
 
 
 def test_map_with_accessor() -> None:
-    codes = optree.tree_map_with_accessor(lambda a, x: (a.codify('t'), a(TREE) == x), TREE)
+    codes = optree.tree_map_with_accessor(lambda a, x: (a.codify("t"), a(TREE) == x), TREE)
     assert codes == {
-        'b': (("t['b'][0]", True), [("t['b'][1][0]", True), ("t['b'][1][1]", True)]),
-        'a': ("t['a']", True),
-        'c': None,
+        "b": (("t['b'][0]", True), [("t['b'][1][0]", True), ("t['b'][1][1]", True)]),
+        "a": ("t['a']", True),
+        "c": None,
     }
 
 
-@pytest.mark.parametrize('function', [None, 3, 'f'])
+@pytest.mark.parametrize("function", [None, 3, "f"])
 def test_function_must_be_callable(function: Any) -> None:
     with pytest.raises(TypeError):
         optree.tree_map(function, [1])
@@ -191,10 +192,13 @@ def test_map_needs_a_tree() -> None:
 
 
 def test_partition() -> None:
-    assert optree.tree_partition(lambda x: x > 1, [1, 2, None]) == ([None, 2, None], [1, None, None])
-    big, small = optree.tree_partition(lambda x: x > 2, TREE, fillvalue='-')
-    assert big == {'b': ('-', [3, 4]), 'a': '-', 'c': None}
-    assert small == {'b': (2, ['-', '-']), 'a': 1, 'c': None}
+    assert optree.tree_partition(lambda x: x > 1, [1, 2, None]) == (
+        [None, 2, None],
+        [1, None, None],
+    )
+    big, small = optree.tree_partition(lambda x: x > 2, TREE, fillvalue="-")
+    assert big == {"b": ("-", [3, 4]), "a": "-", "c": None}
+    assert small == {"b": (2, ["-", "-"]), "a": 1, "c": None}
     assert optree.tree_partition(bool, []) == ([], [])
     assert optree.tree_partition(bool, None) == (None, None)
     assert optree.tree_partition(lambda x: x is None, [None], none_is_leaf=True) == ([None], [None])
@@ -204,7 +208,7 @@ def test_partition() -> None:
 
 
 def test_replace_nones() -> None:
-    assert optree.tree_replace_nones(0, {'a': None, 'b': [None, 1]}) == {'a': 0, 'b': [0, 1]}
+    assert optree.tree_replace_nones(0, {"a": None, "b": [None, 1]}) == {"a": 0, "b": [0, 1]}
     assert optree.tree_replace_nones(0, None) == 0
     assert optree.tree_replace_nones([], [None]) == [[]]
     assert optree.tree_replace_nones(0, Ring(None), NAMESPACE) == Ring(0)
@@ -216,65 +220,72 @@ def test_replace_nones() -> None:
 
 
 def test_transpose() -> None:
-    outer, inner = optree.tree_structure([0, 0]), optree.tree_structure({'p': 0, 'q': (0,)})
-    tree = [{'p': 1, 'q': (2,)}, {'p': 3, 'q': (4,)}]
-    assert optree.tree_transpose(outer, inner, tree) == {'p': [1, 3], 'q': ([2, 4],)}
+    outer, inner = optree.tree_structure([0, 0]), optree.tree_structure({"p": 0, "q": (0,)})
+    tree = [{"p": 1, "q": (2,)}, {"p": 3, "q": (4,)}]
+    assert optree.tree_transpose(outer, inner, tree) == {"p": [1, 3], "q": ([2, 4],)}
 
 
 def test_transpose_checks() -> None:
     structure = optree.tree_structure
     two, pair = structure([0, 0]), structure((0, 0))
-    message = 'Tree structure mismatch; expected: PyTreeSpec([(*, *), (*, *)]), got: PyTreeSpec([*]).'
-    with pytest.raises(TypeError, match='^' + re.escape(message) + '$'):
+    message = (
+        "Tree structure mismatch; expected: PyTreeSpec([(*, *), (*, *)]), got: PyTreeSpec([*])."
+    )
+    with pytest.raises(TypeError, match="^" + re.escape(message) + "$"):
         optree.tree_transpose(two, pair, [1])
-    with pytest.raises(ValueError, match=r'^Tree structures must have at least one leaf\.$'):
+    with pytest.raises(ValueError, match=r"^Tree structures must have at least one leaf\.$"):
         optree.tree_transpose(structure([]), pair, [1])
-    with pytest.raises(ValueError, match=r'^Tree structures must have at least one leaf\.$'):
+    with pytest.raises(ValueError, match=r"^Tree structures must have at least one leaf\.$"):
         optree.tree_transpose(two, structure(None), [1])
     none_leaf = optree.tree_structure([0], none_is_leaf=True)
-    message = 'Tree structures must have the same none_is_leaf value.'
-    with pytest.raises(ValueError, match='^' + re.escape(message) + '$'):
+    message = "Tree structures must have the same none_is_leaf value."
+    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
         optree.tree_transpose(two, none_leaf, [1])
-    in_a = structure(Pair(0, 0), namespace='a')
-    in_b = structure(Pair(0, 0), namespace='b')
-    with pytest.raises(ValueError, match='^Tree structures must have the same namespace, got '):
+    in_a = structure(Pair(0, 0), namespace="a")
+    in_b = structure(Pair(0, 0), namespace="b")
+    with pytest.raises(ValueError, match="^Tree structures must have the same namespace, got "):
         optree.tree_transpose(in_a, in_b, [1])
     # Only the number of leaves is compared.
     assert optree.tree_transpose(two, pair, [1, 2, 3, 4]) == ([1, 3], [2, 4])
 
 
 def test_transpose_map() -> None:
-    tree = {'b': (2, [3, 4]), 'a': 1}
+    tree = {"b": (2, [3, 4]), "a": 1}
     double, square = optree.tree_transpose_map(lambda x: (2 * x, x * x), tree)
-    assert double == {'b': (4, [6, 8]), 'a': 2}
-    assert square == {'b': (4, [9, 16]), 'a': 1}
-    result = optree.tree_transpose_map(lambda x, y: {'s': x + y, 'd': [x - y]}, tree, tree)
-    assert result == {'s': {'b': (4, [6, 8]), 'a': 2}, 'd': [{'b': (0, [0, 0]), 'a': 0}]}
+    assert double == {"b": (4, [6, 8]), "a": 2}
+    assert square == {"b": (4, [9, 16]), "a": 1}
+    result = optree.tree_transpose_map(lambda x, y: {"s": x + y, "d": [x - y]}, tree, tree)
+    assert result == {"s": {"b": (4, [6, 8]), "a": 2}, "d": [{"b": (0, [0, 0]), "a": 0}]}
     inner = optree.tree_structure([0, 0])
-    assert optree.tree_transpose_map(
-        lambda x: [x, (x, x)], [1, 2], inner_treespec=inner
-    ) == [[1, 2], [(1, 1), (2, 2)]]
+    assert optree.tree_transpose_map(lambda x: [x, (x, x)], [1, 2], inner_treespec=inner) == [
+        [1, 2],
+        [(1, 1), (2, 2)],
+    ]
     paths = optree.tree_transpose_map_with_path(lambda path, x: (str(path), x), tree)
     assert paths[1] == tree
-    assert paths[0] == {'b': ("('b', 0)", ["('b', 1, 0)", "('b', 1, 1)"]), 'a': "('a',)"}
-    codes = optree.tree_transpose_map_with_accessor(lambda a, x: {'c': a.codify('t'), 'x': x}, tree)
-    assert codes['c'] == {'b': ("t['b'][0]", ["t['b'][1][0]", "t['b'][1][1]"]), 'a': "t['a']"}
+    assert paths[0] == {"b": ("('b', 0)", ["('b', 1, 0)", "('b', 1, 1)"]), "a": "('a',)"}
+    codes = optree.tree_transpose_map_with_accessor(lambda a, x: {"c": a.codify("t"), "x": x}, tree)
+    assert codes["c"] == {"b": ("t['b'][0]", ["t['b'][1][0]", "t['b'][1][1]"]), "a": "t['a']"}
 
 
 def test_transpose_map_checks() -> None:
-    with pytest.raises(ValueError, match=r'^The outer structure must have at least one leaf\. Got: '):
+    with pytest.raises(
+        ValueError, match=r"^The outer structure must have at least one leaf\. Got: "
+    ):
         optree.tree_transpose_map(lambda x: [x], [])
-    with pytest.raises(ValueError, match=r'^The inner structure must have at least one leaf\. Got: '):
+    with pytest.raises(
+        ValueError, match=r"^The inner structure must have at least one leaf\. Got: "
+    ):
         optree.tree_transpose_map(lambda x: [], [1])
     inner = optree.tree_structure((0,))
     assert optree.tree_transpose_map(lambda x: [x], [], inner_treespec=inner) == ([],)
-    with pytest.raises(ValueError, match=r'^Expected an instance of list, got \(1,\)'):
+    with pytest.raises(ValueError, match=r"^Expected an instance of list, got \(1,\)"):
         optree.tree_transpose_map(lambda x: [x] if x == 0 else (x,), [0, 1])
 
 
 def test_transpose_map_calls_everything_before_matching() -> None:
     calls: list[int] = []
-    with pytest.raises(ValueError, match='arity mismatch'):
+    with pytest.raises(ValueError, match="arity mismatch"):
         optree.tree_transpose_map(lambda x: calls.append(x) or [x] * x, [1, 2, 3])
     assert calls == [1, 2, 3]
 
@@ -288,7 +299,7 @@ def test_reduce() -> None:
     assert optree.tree_reduce(lambda a, b: a, [], None) is None
     assert optree.tree_reduce(max, 5) == 5
     assert optree.functools.reduce is optree.tree_reduce
-    message = r'^reduce\(\) of empty iterable with no initial value$'
+    message = r"^reduce\(\) of empty iterable with no initial value$"
     with pytest.raises(TypeError, match=message):
         optree.tree_reduce(max, [])
     with pytest.raises(TypeError, match=message):
@@ -299,13 +310,13 @@ def test_sum() -> None:
     assert optree.tree_sum(TREE) == 10
     assert optree.tree_sum(TREE, 5) == 15
     assert optree.tree_sum([], 5) == 5
-    assert optree.tree_sum(['a', ('b', {'c': 'd'})], '') == 'abd'
-    assert optree.tree_sum([b'a', (b'b',)], b'') == b'ab'
-    assert optree.tree_sum([b'a', (b'b',)], bytearray(b'-')) == bytearray(b'-ab')
-    assert optree.tree_sum(['b'], start='a') == 'ab'
+    assert optree.tree_sum(["a", ("b", {"c": "d"})], "") == "abd"
+    assert optree.tree_sum([b"a", (b"b",)], b"") == b"ab"
+    assert optree.tree_sum([b"a", (b"b",)], bytearray(b"-")) == bytearray(b"-ab")
+    assert optree.tree_sum(["b"], start="a") == "ab"
     assert optree.tree_sum([[1], [2]], [], is_leaf=lambda x: x in ([1], [2])) == [1, 2]
     with pytest.raises(TypeError):
-        optree.tree_sum([1, 'a'])
+        optree.tree_sum([1, "a"])
 
 
 def test_max_and_min() -> None:
@@ -314,9 +325,9 @@ def test_max_and_min() -> None:
     assert optree.tree_max(TREE, key=lambda x: -x) == 1
     assert optree.tree_max([], default=None) is None
     assert optree.tree_min(None, default=7) == 7
-    assert optree.tree_min({'a': [3, 1], 'b': 2}, default=7) == 1
+    assert optree.tree_min({"a": [3, 1], "b": 2}, default=7) == 1
     for function in (optree.tree_max, optree.tree_min):
-        with pytest.raises(ValueError, match='empty'):
+        with pytest.raises(ValueError, match="empty"):
             function([])
         with pytest.raises(TypeError):
             function([1], 3)
@@ -326,7 +337,7 @@ def test_all_and_any() -> None:
     assert optree.tree_all([]) is True
     assert optree.tree_any([]) is False
     assert optree.tree_all([1, (0, 2)]) is False
-    assert optree.tree_any([0, ('', {'a': 1})]) is True
+    assert optree.tree_any([0, ("", {"a": 1})]) is True
     assert optree.tree_all([None]) is True
     assert optree.tree_all([None], none_is_leaf=True) is False
 
@@ -334,7 +345,7 @@ def test_all_and_any() -> None:
 def test_all_and_any_stop_early() -> None:
     class Loud:
         def __bool__(self) -> bool:
-            raise AssertionError('asked')
+            raise AssertionError("asked")
 
     assert optree.tree_all([0, Loud()]) is False
     assert optree.tree_any([1, Loud()]) is True
@@ -346,9 +357,9 @@ def test_all_and_any_stop_early() -> None:
 def test_missing_default_has_a_readable_repr() -> None:
     import inspect
 
-    parameter = inspect.signature(optree.tree_reduce).parameters['initial']
-    assert repr(parameter.default) == '<MISSING>'
-    assert repr(inspect.signature(optree.tree_max).parameters['default'].default) == '<MISSING>'
+    parameter = inspect.signature(optree.tree_reduce).parameters["initial"]
+    assert repr(parameter.default) == "<MISSING>"
+    assert repr(inspect.signature(optree.tree_max).parameters["default"].default) == "<MISSING>"
 
 
 def test_map_over_every_container_kind() -> None:

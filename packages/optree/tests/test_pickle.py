@@ -14,13 +14,14 @@ from collections import OrderedDict, defaultdict, deque, namedtuple
 from pathlib import Path
 from typing import Any
 
-import optree
 import pytest
 from make_pickles import SKIPPED
 from trees import NAMESPACE, TREES, Box, Pair, Point, Ring
 
-PICKLES = Path(__file__).resolve().parent / 'pickles'
-FILES = sorted(PICKLES.glob('*.pickle'))
+import optree
+
+PICKLES = Path(__file__).resolve().parent / "pickles"
+FILES = sorted(PICKLES.glob("*.pickle"))
 ROWS = {row.name: row for row in TREES}
 
 structure = optree.tree_structure
@@ -34,17 +35,15 @@ def restore(state: Any) -> optree.PyTreeSpec:
 
 
 def test_there_are_pickle_files_for_the_table() -> None:
-    names = {path.name.rsplit('-', 1)[0] for path in FILES}
+    names = {path.name.rsplit("-", 1)[0] for path in FILES}
     assert names == set(ROWS) - SKIPPED
 
 
-@pytest.mark.parametrize('path', FILES, ids=[path.stem for path in FILES])
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_pickle_files_of_the_published_package_load(path: Path) -> None:
-    row = ROWS[path.name.rsplit('-', 1)[0]]
-    expected = structure(
-        row.make(), none_is_leaf=len(row.name) % 2 == 0, namespace=row.namespace
-    )
-    loaded = pickle.loads(path.read_bytes())  # noqa: S301
+    row = ROWS[path.name.rsplit("-", 1)[0]]
+    expected = structure(row.make(), none_is_leaf=len(row.name) % 2 == 0, namespace=row.namespace)
+    loaded = pickle.loads(path.read_bytes())
     assert type(loaded) is optree.PyTreeSpec
     assert loaded == expected
     assert hash(loaded) == hash(expected)
@@ -53,16 +52,16 @@ def test_pickle_files_of_the_published_package_load(path: Path) -> None:
     assert loaded.accessors() == expected.accessors()
     assert loaded.none_is_leaf is expected.none_is_leaf
     assert loaded.namespace == expected.namespace
-    if not path.stem.endswith('-old'):
+    if not path.stem.endswith("-old"):
         assert loaded.__getstate__() == expected.__getstate__()
         protocol = int(path.stem[-1])
-        again = pickle.loads(pickle.dumps(loaded, protocol))  # noqa: S301
+        again = pickle.loads(pickle.dumps(loaded, protocol))
         assert again == expected
 
 
-@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_reduce(protocol: int) -> None:
-    treespec = structure({'b': 1, 'a': [2, None]})
+    treespec = structure({"b": 1, "a": [2, None]})
     function, arguments, state = treespec.__reduce_ex__(protocol)[:3]
     assert function is copyreg.__newobj__  # type: ignore[attr-defined]
     assert arguments == (optree.PyTreeSpec,)
@@ -83,11 +82,11 @@ def test_state_layout() -> None:
         (3, 1, None, None, None, 1, 2, None),
         LEAF_STATE,
         LEAF_STATE,
-        (5, 2, ['a', 'b'], None, None, 2, 3, {'b': None, 'a': None}),
+        (5, 2, ["a", "b"], None, None, 2, 3, {"b": None, "a": None}),
         LEAF_STATE,
-        (7, 1, ['b'], None, None, 1, 2, None),
+        (7, 1, ["b"], None, None, 1, 2, None),
         LEAF_STATE,
-        (8, 1, (int, ['b']), None, None, 1, 2, {'b': None}),
+        (8, 1, (int, ["b"]), None, None, 1, 2, {"b": None}),
         LEAF_STATE,
         (9, 1, 4, None, None, 1, 2, None),
         LEAF_STATE,
@@ -97,15 +96,15 @@ def test_state_layout() -> None:
         LEAF_STATE,
         (0, 2, None, None, Pair, 2, 3, None),
         LEAF_STATE,
-        (0, 1, 'p', ('p',), Box, 1, 2, None),
+        (0, 1, "p", ("p",), Box, 1, 2, None),
         (4, 8, None, None, None, 10, 20, None),
     )
-    assert list(nodes[4][7]) == ['b', 'a']
+    assert list(nodes[4][7]) == ["b", "a"]
     assert [type(value) for value in nodes[4]][:2] == [int, int]
 
 
 def test_the_state_is_a_snapshot() -> None:
-    treespec = structure({'b': 1, 'a': defaultdict(int, c=2), 'd': OrderedDict(e=3)})
+    treespec = structure({"b": 1, "a": defaultdict(int, c=2), "d": OrderedDict(e=3)})
     before = repr(treespec), copy.deepcopy(treespec.__getstate__())
     for node in treespec.__getstate__()[0]:
         for part in (node[2], node[7], node[2][1] if isinstance(node[2], tuple) else None):
@@ -114,7 +113,7 @@ def test_the_state_is_a_snapshot() -> None:
     assert (repr(treespec), treespec.__getstate__()) == before
     state = treespec.__getstate__()
     loaded = restore(state)
-    state[0][-1][2].append('x')
+    state[0][-1][2].append("x")
     state[0][-1][7].clear()
     assert (repr(loaded), loaded.__getstate__()) == before
 
@@ -126,14 +125,14 @@ def test_custom_metadata_is_shared() -> None:
         pass
 
     optree.register_pytree_node(
-        Node, lambda n: ((1,), metadata), lambda m, c: Node(), namespace='shared'
+        Node, lambda n: ((1,), metadata), lambda m, c: Node(), namespace="shared"
     )
     try:
-        treespec = structure(Node(), namespace='shared')
+        treespec = structure(Node(), namespace="shared")
         assert treespec.__getstate__()[0][-1][2] is metadata
         assert restore(treespec.__getstate__()).__getstate__()[0][-1][2] is metadata
     finally:
-        optree.unregister_pytree_node(Node, namespace='shared')
+        optree.unregister_pytree_node(Node, namespace="shared")
 
 
 def test_a_handmade_payload_loads() -> None:
@@ -142,29 +141,31 @@ def test_a_handmade_payload_loads() -> None:
     class Pickler(pickle.Pickler):
         pass
 
-    expected = structure({'a': (1, 2)})
+    expected = structure({"a": (1, 2)})
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         buffer = io.BytesIO()
         buffer.write(pickle.PROTO + bytes([protocol]))
-        buffer.write(b'coptree\nPyTreeSpec\n)' + pickle.NEWOBJ)
+        buffer.write(b"coptree\nPyTreeSpec\n)" + pickle.NEWOBJ)
         state = pickle.dumps(expected.__getstate__(), 2)
         buffer.write(state[2:-1])
         buffer.write(pickle.BUILD + pickle.STOP)
-        assert pickle.loads(buffer.getvalue()) == expected  # noqa: S301
+        assert pickle.loads(buffer.getvalue()) == expected
 
 
 def test_old_layout_without_original_keys() -> None:
-    nodes, none_is_leaf, namespace = structure({'b': 1, 'a': defaultdict(int, d=1, c=2)}).__getstate__()
+    nodes, none_is_leaf, namespace = structure(
+        {"b": 1, "a": defaultdict(int, d=1, c=2)}
+    ).__getstate__()
     loaded = restore((tuple(node[:7] for node in nodes), none_is_leaf, namespace))
-    assert loaded == structure({'a': defaultdict(int, c=1, d=2), 'b': 3})
-    assert loaded.unflatten([1, 2, 3]) == {'a': {'c': 1, 'd': 2}, 'b': 3}
+    assert loaded == structure({"a": defaultdict(int, c=1, d=2), "b": 3})
+    assert loaded.unflatten([1, 2, 3]) == {"a": {"c": 1, "d": 2}, "b": 3}
 
 
 def test_original_order_survives() -> None:
-    treespec = structure({'b': 1, 'a': 2})
-    loaded = pickle.loads(pickle.dumps(treespec))  # noqa: S301
-    assert list(loaded.unflatten([1, 2])) == ['b', 'a']
-    assert list(copy.deepcopy(treespec).unflatten([1, 2])) == ['b', 'a']
+    treespec = structure({"b": 1, "a": 2})
+    loaded = pickle.loads(pickle.dumps(treespec))
+    assert list(loaded.unflatten([1, 2])) == ["b", "a"]
+    assert list(copy.deepcopy(treespec).unflatten([1, 2])) == ["b", "a"]
 
 
 def node(kind: int, arity: int, data: Any = None, entries: Any = None, cls: Any = None,
@@ -212,13 +213,13 @@ MALFORMED: list[tuple[str, Any, str | None]] = [
                              False, ''), None),
     ('dict_other_original', ((LEAF_STATE, node(5, 1, ['a'], keys={'b': None})), False, ''), None),
     ('dict_unhashable_key', ((LEAF_STATE, node(5, 1, [[]], keys={'b': None})), False, ''), None),
-    ('ordereddict_with_original', ((LEAF_STATE, node(7, 1, ['a'], keys={'a': None})), False, ''), None),
-    ('ordereddict_duplicate', ((*LEAVES, node(7, 2, ['a', 'a'], None, None, 2, 3)), False, ''), None),
+    ('ordereddict_with_original', ((LEAF_STATE, node(7, 1, ['a'], keys={'a': None})), False, ''), None),  # noqa: E501
+    ('ordereddict_duplicate', ((*LEAVES, node(7, 2, ['a', 'a'], None, None, 2, 3)), False, ''), None),  # noqa: E501
     ('defaultdict_data', ((LEAF_STATE, node(8, 1, ['a'], keys={'a': None})), False, ''), None),
-    ('defaultdict_factory', ((LEAF_STATE, node(8, 1, (3, ['a']), keys={'a': None})), False, ''), None),
+    ('defaultdict_factory', ((LEAF_STATE, node(8, 1, (3, ['a']), keys={'a': None})), False, ''), None),  # noqa: E501
     ('namedtuple_arity', ((LEAF_STATE, node(6, 1, Point)), False, ''), 'does not match the arity'),
     ('namedtuple_class', ((LEAF_STATE, node(6, 1, list)), False, ''), None),
-    ('namedtuple_instance', ((*LEAVES, node(6, 2, Point(1, 2), None, None, 2, 3)), False, ''), None),
+    ('namedtuple_instance', ((*LEAVES, node(6, 2, Point(1, 2), None, None, 2, 3)), False, ''), None),  # noqa: E501
     ('structseq_arity', ((LEAF_STATE, node(10, 1, __import__('time').struct_time)), False, ''),
      'does not match the arity'),
     ('structseq_class', ((LEAF_STATE, node(10, 1, tuple)), False, ''), None),
@@ -234,7 +235,7 @@ MALFORMED: list[tuple[str, Any, str | None]] = [
 
 
 @pytest.mark.parametrize(
-    ('state', 'message'), [row[1:] for row in MALFORMED], ids=[row[0] for row in MALFORMED]
+    ("state", "message"), [row[1:] for row in MALFORMED], ids=[row[0] for row in MALFORMED]
 )
 def test_malformed_states_are_rejected(state: Any, message: str | None) -> None:
     with pytest.raises((RuntimeError, ValueError, TypeError, OverflowError)) as info:
@@ -242,43 +243,43 @@ def test_malformed_states_are_rejected(state: Any, message: str | None) -> None:
     assert not isinstance(info.value, RecursionError)
     if message is not None:
         assert type(info.value) is RuntimeError
-        assert re.search(f'^Malformed pickled PyTreeSpec: .*{message}', str(info.value))
+        assert re.search(f"^Malformed pickled PyTreeSpec: .*{message}", str(info.value))
 
 
 def test_unknown_custom_types() -> None:
     class Node:
         pass
 
-    for namespace, where in (('foo', "in namespace 'foo'."), ('', 'in the global namespace.')):
-        message = f'Unknown custom type in pickled PyTreeSpec: {Node!r} {where}'
-        with pytest.raises(RuntimeError, match='^' + re.escape(message) + '$'):
+    for namespace, where in (("foo", "in namespace 'foo'."), ("", "in the global namespace.")):
+        message = f"Unknown custom type in pickled PyTreeSpec: {Node!r} {where}"
+        with pytest.raises(RuntimeError, match="^" + re.escape(message) + "$"):
             restore(((LEAF_STATE, node(0, 1, None, None, Node)), False, namespace))
 
 
 def test_custom_types_fall_back_to_the_global_namespace() -> None:
-    state = ((*LEAVES, node(0, 2, None, None, Pair, 2, 3)), False, 'nowhere')
-    assert restore(state) == structure(Pair(1, 2), namespace='nowhere')
-    assert restore((state[0], False, 'pairs')) == structure(Pair(1, 2), namespace='pairs')
+    state = ((*LEAVES, node(0, 2, None, None, Pair, 2, 3)), False, "nowhere")
+    assert restore(state) == structure(Pair(1, 2), namespace="nowhere")
+    assert restore((state[0], False, "pairs")) == structure(Pair(1, 2), namespace="pairs")
 
 
-@pytest.mark.skipif(optree._C.OPTREE_HAS_FROZENDICT, reason='this Python has frozendict')
+@pytest.mark.skipif(optree._C.OPTREE_HAS_FROZENDICT, reason="this Python has frozendict")
 def test_frozendict_nodes_need_their_python() -> None:
     message = (
-        'Cannot restore a PyTreeSpec containing a `frozendict` node: this build of optree was '
-        'compiled without `frozendict` support (requires Python 3.15+).'
+        "Cannot restore a PyTreeSpec containing a `frozendict` node: this build of optree was "
+        "compiled without `frozendict` support (requires Python 3.15+)."
     )
-    state = ((LEAF_STATE, node(11, 1, ['a'], keys={'a': None})), False, '')
-    with pytest.raises(ValueError, match='^' + re.escape(message) + '$'):
+    state = ((LEAF_STATE, node(11, 1, ["a"], keys={"a": None})), False, "")
+    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
         restore(state)
 
 
 def test_defaultdict_state_may_be_a_list() -> None:
-    state = ((LEAF_STATE, node(8, 1, [int, ['a']], keys={'a': None})), False, '')
+    state = ((LEAF_STATE, node(8, 1, [int, ["a"]], keys={"a": None})), False, "")
     assert restore(state) == structure(defaultdict(int, a=1))
 
 
 def test_local_classes_do_not_pickle() -> None:
-    local = namedtuple('local', ['x'])  # noqa: PYI024
+    local = namedtuple("local", ["x"])
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         with pytest.raises(pickle.PicklingError, match=r"Can't pickle .*:"):
             pickle.dumps(structure(local(1)), protocol)
@@ -286,8 +287,8 @@ def test_local_classes_do_not_pickle() -> None:
 
 def test_setstate_replaces_everything() -> None:
     treespec = structure([1])
-    other = pickle.loads(pickle.dumps(structure({'a': 1})))  # noqa: S301
-    assert other == structure({'a': 1})
+    other = pickle.loads(pickle.dumps(structure({"a": 1})))
+    assert other == structure({"a": 1})
     assert treespec == structure([1])
 
 
@@ -334,19 +335,19 @@ BARE = """
 )  # fmt: skip
 def test_a_bare_structure_never_crashes(action: str) -> None:
     code = textwrap.dedent(BARE.format(action=action))
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, '-X', 'faulthandler', '-c', code], capture_output=True, text=True,
         timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ''
-    if action == 'repr':
-        assert done.stdout.strip() in {'str', 'InternalError'}
+    assert done.stderr == ""
+    if action == "repr":
+        assert done.stdout.strip() in {"str", "InternalError"}
 
 
 def test_ring_of_custom_nodes_pickles() -> None:
-    treespec = structure([Ring(1, Ring(2)), Box('p', p=1)], namespace=NAMESPACE)
+    treespec = structure([Ring(1, Ring(2)), Box("p", p=1)], namespace=NAMESPACE)
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        loaded = pickle.loads(pickle.dumps(treespec, protocol))  # noqa: S301
+        loaded = pickle.loads(pickle.dumps(treespec, protocol))
         assert loaded == treespec
-        assert loaded.unflatten([1, 2, 3]) == [Ring(1, Ring(2)), Box('p', p=3)]
+        assert loaded.unflatten([1, 2, 3]) == [Ring(1, Ring(2)), Box("p", p=3)]

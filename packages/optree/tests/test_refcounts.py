@@ -11,15 +11,16 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
-import optree
 import pytest
 from trees import NAMESPACE, TREES, Box, Mapping2, Pair, Point, Ring
 
+import optree
+
 pytestmark = [
-    pytest.mark.skipif(not hasattr(sys, 'getrefcount'), reason='needs reference counts'),
+    pytest.mark.skipif(not hasattr(sys, "getrefcount"), reason="needs reference counts"),
     pytest.mark.skipif(
-        not getattr(sys, '_is_gil_enabled', lambda: True)(),
-        reason='free-threaded builds defer reference counts',
+        not getattr(sys, "_is_gil_enabled", lambda: True)(),
+        reason="free-threaded builds defer reference counts",
     ),
 ]
 
@@ -37,13 +38,13 @@ class Witness:
         return self.rank < other.rank
 
     def __call__(self) -> Any:
-        raise AssertionError('a factory was called')
+        raise AssertionError("a factory was called")
 
 
 class Node:
     """A custom node whose functions misbehave on demand."""
 
-    mode = ''
+    mode = ""
 
     def __init__(self, items: Any, metadata: Any) -> None:
         self.items = items
@@ -61,32 +62,32 @@ def _failing_children(items: Any) -> Any:
 
 def flatten_node(node: Node) -> Any:
     mode = node.mode
-    if mode == 'raise':
+    if mode == "raise":
         raise Failure
-    if mode == 'children':
+    if mode == "children":
         return _failing_children(node.items), node.metadata
-    if mode == 'entries':
+    if mode == "entries":
         return list(node.items), node.metadata, _failing_children(node.items)
-    if mode == 'one':
+    if mode == "one":
         return (node.items,)
-    if mode == 'four':
+    if mode == "four":
         return node.items, node.metadata, None, node.items
-    if mode == 'int':
+    if mode == "int":
         return 3
-    if mode == 'children_int':
+    if mode == "children_int":
         return 3, node.metadata
-    if mode == 'short_entries':
+    if mode == "short_entries":
         return node.items, node.metadata, (node.metadata,)
-    if node.metadata.mode == 'eq':
+    if node.metadata.mode == "eq":
         # Equal objects are not compared when they are identical.
         metadata = Metadata()
-        metadata.mode = 'eq'
+        metadata.mode = "eq"
         return node.items, metadata
     return node.items, node.metadata, [(node.metadata, i) for i in range(len(node.items))]
 
 
 def unflatten_node(metadata: Any, children: Any) -> Any:
-    if metadata.mode == 'unflatten':
+    if metadata.mode == "unflatten":
         raise Failure
     return Node(list(children), metadata)
 
@@ -94,26 +95,26 @@ def unflatten_node(metadata: Any, children: Any) -> Any:
 class Metadata:
     """Metadata with failing comparison on demand."""
 
-    mode = ''
+    mode = ""
 
     def __eq__(self, other: object) -> bool:
-        if self.mode == 'eq':
+        if self.mode == "eq":
             raise Failure
         return isinstance(other, Metadata)
 
     def __repr__(self) -> str:
-        if self.mode == 'repr':
+        if self.mode == "repr":
             raise Failure
-        return 'Metadata()'
+        return "Metadata()"
 
     __hash__ = None  # type: ignore[assignment]
 
 
 @pytest.fixture(autouse=True)
 def registered() -> Any:
-    optree.register_pytree_node(Node, flatten_node, unflatten_node, namespace='counted')
+    optree.register_pytree_node(Node, flatten_node, unflatten_node, namespace="counted")
     yield
-    optree.unregister_pytree_node(Node, namespace='counted')
+    optree.unregister_pytree_node(Node, namespace="counted")
 
 
 class Case:
@@ -162,7 +163,7 @@ def check_balance(action: Callable[[Case], Any], error: Any = None, setup: Any =
         except error as caught:
             caught.__traceback__ = None
         else:
-            raise AssertionError('expected an error')
+            raise AssertionError("expected an error")
 
     once()
     once()
@@ -174,12 +175,12 @@ def check_balance(action: Callable[[Case], Any], error: Any = None, setup: Any =
     after = case.counts()
     names = [type(thing).__name__ for thing in case.counted]
     drift = {
-        f'{name} #{i}': b - a for i, (name, a, b) in enumerate(zip(names, before, after)) if a != b
+        f"{name} #{i}": b - a for i, (name, a, b) in enumerate(zip(names, before, after)) if a != b
     }
     assert drift == {}
 
 
-OPTIONS: dict[str, Any] = {'namespace': 'counted'}
+OPTIONS: dict[str, Any] = {"namespace": "counted"}
 
 
 def structure(case: Case) -> Any:
@@ -199,69 +200,69 @@ def abandon_iterator(case: Case) -> Any:
 
 
 SUCCESS: dict[str, Callable[[Case], Any]] = {
-    'flatten': lambda c: optree.tree_flatten(c.tree, **OPTIONS),
-    'flatten_none_is_leaf': lambda c: optree.tree_flatten(c.tree, none_is_leaf=True, **OPTIONS),
-    'flatten_is_leaf': lambda c: optree.tree_flatten(c.tree, is_leaf=lambda x: False, **OPTIONS),
-    'flatten_with_path': lambda c: optree.tree_flatten_with_path(c.tree, **OPTIONS),
-    'flatten_with_accessor': lambda c: optree.tree_flatten_with_accessor(c.tree, **OPTIONS),
-    'leaves': lambda c: optree.tree_leaves(c.tree, **OPTIONS),
-    'structure': structure,
-    'iter': lambda c: list(optree.tree_iter(c.tree, **OPTIONS)),
-    'iter_abandoned': abandon_iterator,
-    'iter_unused': lambda c: optree.tree_iter(c.tree, **OPTIONS),
-    'unflatten': lambda c: structure(c).unflatten(range(structure(c).num_leaves)),
-    'unflatten_iterator': lambda c: structure(c).unflatten(iter([c.leaf] * len(structure(c)))),
-    'traverse': lambda c: structure(c).traverse(
+    "flatten": lambda c: optree.tree_flatten(c.tree, **OPTIONS),
+    "flatten_none_is_leaf": lambda c: optree.tree_flatten(c.tree, none_is_leaf=True, **OPTIONS),
+    "flatten_is_leaf": lambda c: optree.tree_flatten(c.tree, is_leaf=lambda x: False, **OPTIONS),
+    "flatten_with_path": lambda c: optree.tree_flatten_with_path(c.tree, **OPTIONS),
+    "flatten_with_accessor": lambda c: optree.tree_flatten_with_accessor(c.tree, **OPTIONS),
+    "leaves": lambda c: optree.tree_leaves(c.tree, **OPTIONS),
+    "structure": structure,
+    "iter": lambda c: list(optree.tree_iter(c.tree, **OPTIONS)),
+    "iter_abandoned": abandon_iterator,
+    "iter_unused": lambda c: optree.tree_iter(c.tree, **OPTIONS),
+    "unflatten": lambda c: structure(c).unflatten(range(structure(c).num_leaves)),
+    "unflatten_iterator": lambda c: structure(c).unflatten(iter([c.leaf] * len(structure(c)))),
+    "traverse": lambda c: structure(c).traverse(
         [c.leaf] * len(structure(c)), lambda n: n, lambda x: x
     ),
-    'walk': lambda c: structure(c).walk([c.leaf] * len(structure(c)), lambda *a: a),
-    'flatten_up_to': lambda c: structure(c).flatten_up_to(c.tree),
-    'map': lambda c: optree.tree_map(lambda x: c.leaf, c.tree, **OPTIONS),
-    'map_two': lambda c: optree.tree_map(lambda x, y: y, c.tree, c.tree, **OPTIONS),
-    'map_': lambda c: optree.tree_map_(lambda x: x, c.tree, **OPTIONS),
-    'map_with_path': lambda c: optree.tree_map_with_path(lambda p, x: p, c.tree, **OPTIONS),
-    'map_with_accessor': lambda c: optree.tree_map_with_accessor(lambda p, x: p, c.tree, **OPTIONS),
-    'paths': lambda c: structure(c).paths(),
-    'accessors': lambda c: structure(c).accessors(),
-    'entries': lambda c: [child.entries() for child in structure(c).children()],
-    'child': lambda c: [structure(c).child(i) for i in range(-9, 9)],
-    'one_level': lambda c: [child.one_level() for child in structure(c).children()],
-    'type': lambda c: [child.type for child in structure(c).children()],
-    'repr': lambda c: repr(structure(c)),
-    'hash': lambda c: hash(structure(c)),
-    'eq': lambda c: structure(c) == structure(c),
-    'prefix': lambda c: (structure(c) <= structure(c), structure(c) < structure(c)),
-    'compose': lambda c: structure(c).compose(structure(c)),
-    'transform': lambda c: structure(c).transform(lambda n: n, lambda n: structure(c)),
-    'transform_copy': lambda c: structure(c).transform(),
-    'broadcast': lambda c: structure(c).broadcast_to_common_suffix(structure(c)),
-    'broadcast_leaf': lambda c: optree.treespec_leaf().broadcast_to_common_suffix(structure(c)),
-    'getstate': lambda c: structure(c).__getstate__(),
-    'setstate': set_state,
-    'copy': lambda c: [__import__('copy').copy(structure(c))],
-    'from_collection': lambda c: optree.treespec_from_collection(
+    "walk": lambda c: structure(c).walk([c.leaf] * len(structure(c)), lambda *a: a),
+    "flatten_up_to": lambda c: structure(c).flatten_up_to(c.tree),
+    "map": lambda c: optree.tree_map(lambda x: c.leaf, c.tree, **OPTIONS),
+    "map_two": lambda c: optree.tree_map(lambda x, y: y, c.tree, c.tree, **OPTIONS),
+    "map_": lambda c: optree.tree_map_(lambda x: x, c.tree, **OPTIONS),
+    "map_with_path": lambda c: optree.tree_map_with_path(lambda p, x: p, c.tree, **OPTIONS),
+    "map_with_accessor": lambda c: optree.tree_map_with_accessor(lambda p, x: p, c.tree, **OPTIONS),
+    "paths": lambda c: structure(c).paths(),
+    "accessors": lambda c: structure(c).accessors(),
+    "entries": lambda c: [child.entries() for child in structure(c).children()],
+    "child": lambda c: [structure(c).child(i) for i in range(-9, 9)],
+    "one_level": lambda c: [child.one_level() for child in structure(c).children()],
+    "type": lambda c: [child.type for child in structure(c).children()],
+    "repr": lambda c: repr(structure(c)),
+    "hash": lambda c: hash(structure(c)),
+    "eq": lambda c: structure(c) == structure(c),
+    "prefix": lambda c: (structure(c) <= structure(c), structure(c) < structure(c)),
+    "compose": lambda c: structure(c).compose(structure(c)),
+    "transform": lambda c: structure(c).transform(lambda n: n, lambda n: structure(c)),
+    "transform_copy": lambda c: structure(c).transform(),
+    "broadcast": lambda c: structure(c).broadcast_to_common_suffix(structure(c)),
+    "broadcast_leaf": lambda c: optree.treespec_leaf().broadcast_to_common_suffix(structure(c)),
+    "getstate": lambda c: structure(c).__getstate__(),
+    "setstate": set_state,
+    "copy": lambda c: [__import__("copy").copy(structure(c))],
+    "from_collection": lambda c: optree.treespec_from_collection(
         {c.keys[0]: structure(c), c.keys[1]: structure(c)}, **OPTIONS
     ),
-    'flatten_one_level': lambda c: [
+    "flatten_one_level": lambda c: [
         optree.tree_flatten_one_level(x, **OPTIONS) for x in c.tree[1:]
     ],
-    'broadcast_prefix': lambda c: optree.broadcast_prefix(c.leaf, c.tree, **OPTIONS),
-    'broadcast_common': lambda c: optree.tree_broadcast_common(c.tree, c.leaf, **OPTIONS),
-    'prefix_errors': lambda c: optree.prefix_errors(c.tree, c.tree, **OPTIONS),
-    'reduce': lambda c: optree.tree_reduce(lambda a, b: b, c.tree, **OPTIONS),
-    'partition': lambda c: optree.tree_partition(lambda x: True, c.tree, **OPTIONS),
-    'transpose_map': lambda c: optree.tree_transpose_map(lambda x: (x, [x]), c.tree, **OPTIONS),
-    'is_leaf': lambda c: [optree.tree_is_leaf(x, **OPTIONS) for x in c.tree],
-    'insertion_ordered': lambda c: flatten_inserted(c),
+    "broadcast_prefix": lambda c: optree.broadcast_prefix(c.leaf, c.tree, **OPTIONS),
+    "broadcast_common": lambda c: optree.tree_broadcast_common(c.tree, c.leaf, **OPTIONS),
+    "prefix_errors": lambda c: optree.prefix_errors(c.tree, c.tree, **OPTIONS),
+    "reduce": lambda c: optree.tree_reduce(lambda a, b: b, c.tree, **OPTIONS),
+    "partition": lambda c: optree.tree_partition(lambda x: True, c.tree, **OPTIONS),
+    "transpose_map": lambda c: optree.tree_transpose_map(lambda x: (x, [x]), c.tree, **OPTIONS),
+    "is_leaf": lambda c: [optree.tree_is_leaf(x, **OPTIONS) for x in c.tree],
+    "insertion_ordered": lambda c: flatten_inserted(c),
 }
 
 
 def flatten_inserted(case: Case) -> Any:
-    with optree.dict_insertion_ordered(True, namespace='counted'):
+    with optree.dict_insertion_ordered(True, namespace="counted"):
         return optree.tree_flatten(case.tree, **OPTIONS)
 
 
-@pytest.mark.parametrize('action', SUCCESS.values(), ids=list(SUCCESS))
+@pytest.mark.parametrize("action", SUCCESS.values(), ids=list(SUCCESS))
 def test_successful_calls_balance(action: Callable[[Case], Any]) -> None:
     check_balance(action)
 
@@ -281,45 +282,43 @@ class Countdown:
         self.calls -= 1
         if self.calls == 0:
             raise Failure
-        return args[-1] if self.result == 'last' else self.result
+        return args[-1] if self.result == "last" else self.result
 
 
 FLATTENS: dict[str, Callable[..., Any]] = {
-    'flatten': optree.tree_flatten,
-    'flatten_with_path': optree.tree_flatten_with_path,
-    'leaves': optree.tree_leaves,
-    'structure': optree.tree_structure,
-    'iter': lambda tree, **kw: list(optree.tree_iter(tree, **kw)),
-    'map': lambda tree, **kw: optree.tree_map(lambda x: x, tree, **kw),
-    'map_two': lambda tree, **kw: optree.tree_map(lambda x, y: x, tree, tree, **kw),
-    'one_level': lambda tree, **kw: [optree.tree_flatten_one_level(x, **kw) for x in tree[1:]],
+    "flatten": optree.tree_flatten,
+    "flatten_with_path": optree.tree_flatten_with_path,
+    "leaves": optree.tree_leaves,
+    "structure": optree.tree_structure,
+    "iter": lambda tree, **kw: list(optree.tree_iter(tree, **kw)),
+    "map": lambda tree, **kw: optree.tree_map(lambda x: x, tree, **kw),
+    "map_two": lambda tree, **kw: optree.tree_map(lambda x, y: x, tree, tree, **kw),
+    "one_level": lambda tree, **kw: [optree.tree_flatten_one_level(x, **kw) for x in tree[1:]],
 }
-every_flatten = pytest.mark.parametrize('flatten', FLATTENS.values(), ids=list(FLATTENS))
+every_flatten = pytest.mark.parametrize("flatten", FLATTENS.values(), ids=list(FLATTENS))
 
 
 @pytest.mark.parametrize(
-    'mode',
-    ['raise', 'children', 'entries', 'one', 'four', 'int', 'children_int', 'short_entries'],
+    "mode",
+    ["raise", "children", "entries", "one", "four", "int", "children_int", "short_entries"],
 )
 @every_flatten
 def test_failing_flatten_functions_balance(flatten: Any, mode: str) -> None:
     def setup(case: Case) -> None:
         case.node.mode = mode
 
-    check_balance(
-        lambda c: flatten(c.tree, **OPTIONS), (Failure, RuntimeError, TypeError), setup
-    )
+    check_balance(lambda c: flatten(c.tree, **OPTIONS), (Failure, RuntimeError, TypeError), setup)
 
 
-@pytest.mark.parametrize('call', [1, 2, 7, 20, 30])
+@pytest.mark.parametrize("call", [1, 2, 7, 20, 30])
 @every_flatten
 def test_failing_predicates_balance(flatten: Any, call: int) -> None:
-    if flatten is FLATTENS['one_level']:
-        pytest.skip('asks the predicate once')
+    if flatten is FLATTENS["one_level"]:
+        pytest.skip("asks the predicate once")
     check_balance(lambda c: flatten(c.tree, is_leaf=Countdown(call), **OPTIONS), Failure)
 
 
-@pytest.mark.parametrize('call', [1, 2, 7, 15])
+@pytest.mark.parametrize("call", [1, 2, 7, 15])
 @pytest.mark.parametrize(
     'apply',
     [
@@ -338,7 +337,7 @@ def test_failing_predicates_balance(flatten: Any, call: int) -> None:
          'transform_leaf', 'transform_node', 'reduce'],
 )  # fmt: skip
 def test_failing_functions_balance(apply: Any, call: int) -> None:
-    check_balance(lambda c: apply(Countdown(call, 'last'), c), Failure)
+    check_balance(lambda c: apply(Countdown(call, "last"), c), Failure)
 
 
 def set_metadata_mode(mode: str) -> Callable[[Case], None]:
@@ -349,7 +348,7 @@ def set_metadata_mode(mode: str) -> Callable[[Case], None]:
 
 
 def test_failing_unflatten_functions_balance() -> None:
-    setup = set_metadata_mode('unflatten')
+    setup = set_metadata_mode("unflatten")
     count = len(structure(Case()))
     for action in (
         lambda c: structure(c).unflatten([c.leaf] * count),
@@ -361,7 +360,7 @@ def test_failing_unflatten_functions_balance() -> None:
 
 
 def test_failing_comparisons_balance() -> None:
-    setup = set_metadata_mode('eq')
+    setup = set_metadata_mode("eq")
     for action in (
         lambda c: structure(c) == structure(c),
         lambda c: structure(c) <= structure(c),
@@ -373,7 +372,7 @@ def test_failing_comparisons_balance() -> None:
 
 
 def test_failing_repr_balances() -> None:
-    check_balance(lambda c: repr(structure(c)), Failure, set_metadata_mode('repr'))
+    check_balance(lambda c: repr(structure(c)), Failure, set_metadata_mode("repr"))
 
 
 def _generator(case: Case, count: int) -> Any:
@@ -382,8 +381,8 @@ def _generator(case: Case, count: int) -> Any:
     raise Failure
 
 
-@pytest.mark.parametrize('method', ['unflatten', 'traverse', 'walk'])
-@pytest.mark.parametrize('count', [0, 1, 5, 12])
+@pytest.mark.parametrize("method", ["unflatten", "traverse", "walk"])
+@pytest.mark.parametrize("count", [0, 1, 5, 12])
 def test_wrong_leaf_counts_balance(method: str, count: int) -> None:
     def rebuild(case: Case, leaves: Any) -> Any:
         return getattr(structure(case), method)(leaves)
@@ -397,7 +396,7 @@ def test_wrong_leaf_counts_balance(method: str, count: int) -> None:
     check_balance(lambda c: rebuild(c, 5), TypeError)
 
 
-@pytest.mark.parametrize('position', range(9))
+@pytest.mark.parametrize("position", range(9))
 def test_mismatched_trees_balance(position: int) -> None:
     def other(case: Case) -> list[Any]:
         tree = list(case.tree)
@@ -406,7 +405,9 @@ def test_mismatched_trees_balance(position: int) -> None:
 
     if position:
         check_balance(lambda c: structure(c).flatten_up_to(other(c)), ValueError)
-        check_balance(lambda c: optree.tree_map(lambda *x: x, c.tree, other(c), **OPTIONS), ValueError)
+        check_balance(
+            lambda c: optree.tree_map(lambda *x: x, c.tree, other(c), **OPTIONS), ValueError
+        )
     check_balance(lambda c: structure(c).flatten_up_to(c.tree[:position]), ValueError)
     check_balance(lambda c: structure(c) == optree.tree_structure(other(c), **OPTIONS))
     check_balance(lambda c: structure(c) <= optree.tree_structure(other(c), **OPTIONS))
@@ -418,7 +419,7 @@ def test_mismatched_trees_balance(position: int) -> None:
         return optree.tree_structure(tree, namespace=NAMESPACE)
 
     check_balance(
-        lambda c: optree.tree_structure(c.tree[:8] + [[1]]).broadcast_to_common_suffix(
+        lambda c: optree.tree_structure(c.tree[:8] + [[1]]).broadcast_to_common_suffix(  # noqa: RUF005
             optree.tree_structure([*c.tree[:7], {c.keys[0]: c.leaf}, (2,)])
         ),
         ValueError,
@@ -473,12 +474,12 @@ def test_depth_errors_balance() -> None:
     [
         lambda c: (),
         lambda c: (((1, 0, c.leaf, None, None, 1, 1, None),), False, ''),
-        lambda c: (((1, 0, None, None, None, 1, 1, None), (5, 1, [c.keys[0]], None, None, 1, 2, {})),
+        lambda c: (((1, 0, None, None, None, 1, 1, None), (5, 1, [c.keys[0]], None, None, 1, 2, {})),  # noqa: E501
                    False, ''),
         lambda c: (((1, 0, None, None, None, 1, 1, None),
                     (5, 1, [c.keys[0]], None, None, 1, 2, {c.keys[1]: None})), False, ''),
         lambda c: (((1, 0, None, None, None, 1, 1, None),
-                    (8, 1, (c.factory, [c.keys[0]]), None, None, 9, 2, {c.keys[0]: None})), False, ''),
+                    (8, 1, (c.factory, [c.keys[0]]), None, None, 9, 2, {c.keys[0]: None})), False, ''),  # noqa: E501
         lambda c: (((1, 0, None, None, None, 1, 1, None),
                     (0, 1, c.metadata, (c.leaf, c.leaf), Pair, 1, 2, None)), False, ''),
         lambda c: (((0, 0, c.metadata, None, Witness, 0, 1, None),), False, 'counted'),
@@ -512,17 +513,17 @@ def test_registration_balances() -> None:
     def unflatten(metadata: Any, children: Any) -> Any:
         return Cls()
 
-    namespace = ''.join(['reg', 'istration'])
+    namespace = "".join(["reg", "istration"])
     counted = [Cls, flatten, unflatten, namespace, optree.SequenceEntry]
 
     def once() -> None:
         optree.register_pytree_node(
             Cls, flatten, unflatten, path_entry_type=optree.SequenceEntry, namespace=namespace
         )
-        with pytest.raises(ValueError, match='is already registered'):
+        with pytest.raises(ValueError, match="is already registered"):
             optree.register_pytree_node(Cls, flatten, unflatten, namespace=namespace)
-        with pytest.raises(ValueError, match='is not registered'):
-            optree.unregister_pytree_node(Cls, namespace='elsewhere')
+        with pytest.raises(ValueError, match="is not registered"):
+            optree.unregister_pytree_node(Cls, namespace="elsewhere")
         optree.tree_structure(Cls(), namespace=namespace)
         optree.unregister_pytree_node(Cls, namespace=namespace)
 
@@ -543,10 +544,13 @@ def test_unregistered_classes_are_collected() -> None:
         pass
 
     optree.register_pytree_node(
-        Cls, lambda n: ((), None), lambda m, c: Cls(), namespace='temporary'
+        Cls,
+        lambda n: ((), None),
+        lambda m, c: Cls(),  # noqa: F821
+        namespace="temporary",
     )
-    treespec = optree.tree_structure([Cls()], namespace='temporary')
-    optree.unregister_pytree_node(Cls, namespace='temporary')
+    treespec = optree.tree_structure([Cls()], namespace="temporary")
+    optree.unregister_pytree_node(Cls, namespace="temporary")
     watched = weakref.ref(Cls)
     del Cls
     gc.collect()
@@ -560,7 +564,7 @@ def test_leaf_and_namedtuple_classes_are_collected() -> None:
     from collections import namedtuple
 
     def use() -> list[weakref.ref[Any]]:
-        local = namedtuple('local', ['x'])  # noqa: PYI024
+        local = namedtuple("local", ["x"])
 
         class Plain:
             pass
@@ -588,10 +592,10 @@ def test_a_reused_class_address_is_not_confused() -> None:
 
     for i in range(200):
         if i % 2:
-            cls: Any = namedtuple('cls', ['x', 'y'])  # noqa: PYI024
+            cls: Any = namedtuple("cls", ["x", "y"])
             assert optree.tree_leaves(cls(1, 2)) == [1, 2]
         else:
-            cls = type('cls', (tuple,), {})
+            cls = type("cls", (tuple,), {})
             tree = cls((1, 2))
             assert optree.tree_leaves(tree)[0] is tree
         del cls
@@ -621,16 +625,16 @@ def test_structures_do_not_hold_leaves_or_containers() -> None:
     assert treespec.num_leaves > 10
 
 
-@pytest.mark.parametrize('through', ['key', 'factory', 'metadata', 'entry'])
+@pytest.mark.parametrize("through", ["key", "factory", "metadata", "entry"])
 def test_cycles_through_structures_are_collected(through: str) -> None:
     witness = Witness()
     metadata: Any = Metadata()
     entry_box: list[Any] = []
-    if through == 'key':
+    if through == "key":
         treespec = optree.tree_structure({witness: 1})
-    elif through == 'factory':
+    elif through == "factory":
         treespec = optree.tree_structure(defaultdict(witness, a=1))
-    elif through == 'metadata':
+    elif through == "metadata":
         treespec = optree.tree_structure(Node([1], metadata), **OPTIONS)
         metadata.witness = witness
     else:
@@ -639,14 +643,17 @@ def test_cycles_through_structures_are_collected(through: str) -> None:
             pass
 
         optree.register_pytree_node(
-            Entries, lambda n: ((1,), None, (witness,)), lambda m, c: None, namespace='entries'
+            Entries,
+            lambda n: ((1,), None, (witness,)),  # noqa: F821
+            lambda m, c: None,
+            namespace="entries",
         )
-        treespec = optree.tree_structure(Entries(), namespace='entries')
-        optree.unregister_pytree_node(Entries, namespace='entries')
+        treespec = optree.tree_structure(Entries(), namespace="entries")
+        optree.unregister_pytree_node(Entries, namespace="entries")
     witness.treespec = treespec  # type: ignore[attr-defined]
     watched = weakref.ref(witness)
     del witness, treespec, metadata, entry_box
-    if through == 'entry':
+    if through == "entry":
         del Entries
     gc.collect()
     gc.collect()
@@ -658,11 +665,11 @@ def tracked() -> int:
     return len(gc.get_objects())
 
 
-@pytest.mark.parametrize('row', TREES, ids=[row.name for row in TREES])
+@pytest.mark.parametrize("row", TREES, ids=[row.name for row in TREES])
 def test_tracked_objects_stay_flat(row: Any) -> None:
     tree = row.make()
-    options = {'namespace': row.namespace}
-    repeat = 3 if row.name in {'deep', 'wide', 'wide_dict', 'comb'} else 30
+    options = {"namespace": row.namespace}
+    repeat = 3 if row.name in {"deep", "wide", "wide_dict", "comb"} else 30
 
     def cycle() -> None:
         for _ in range(repeat):
@@ -671,13 +678,13 @@ def test_tracked_objects_stay_flat(row: Any) -> None:
             treespec.flatten_up_to(tree)
             treespec.accessors()
             treespec.paths()
-            pickle.loads(pickle.dumps(treespec))  # noqa: S301
+            pickle.loads(pickle.dumps(treespec))
             list(optree.tree_iter(tree, **options))
             optree.tree_map(lambda x: x, tree, **options)
             repr(treespec)
             hash(treespec)
             treespec.transform(lambda n: n, lambda n: n)
-            try:
+            try:  # noqa: SIM105
                 treespec.unflatten([*leaves, 0])
             except ValueError:
                 pass
@@ -690,7 +697,7 @@ def test_tracked_objects_stay_flat(row: Any) -> None:
 
 def test_tracked_objects_stay_flat_over_a_thousand_rounds() -> None:
     case = Case()
-    mapping = Mapping2(a=Box('p', p=1))
+    mapping = Mapping2(a=Box("p", p=1))
 
     def cycle(count: int) -> None:
         for _ in range(count):
@@ -698,18 +705,18 @@ def test_tracked_objects_stay_flat_over_a_thousand_rounds() -> None:
             treespec.unflatten(leaves)
             optree.tree_map(lambda a, b: a, case.tree, case.tree, **OPTIONS)
             optree.tree_leaves(mapping, namespace=NAMESPACE)
-            try:
+            try:  # noqa: SIM105
                 optree.tree_map(fail, case.tree, **OPTIONS)
             except Failure:
                 pass
-            try:
+            try:  # noqa: SIM105
                 treespec.flatten_up_to([])
             except ValueError:
                 pass
 
     cycle(50)
     before = tracked()
-    total = getattr(sys, 'gettotalrefcount', None)
+    total = getattr(sys, "gettotalrefcount", None)
     references = total() if total is not None else 0
     cycle(1000)
     assert tracked() - before <= 2

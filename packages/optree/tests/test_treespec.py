@@ -12,9 +12,10 @@ import weakref
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from typing import Any
 
-import optree
 import pytest
 from trees import NAMESPACE, Box, Empty, Mapping2, Pair, Point, Point3, Ring
+
+import optree
 
 structure = optree.tree_structure
 LEAF = optree.treespec_leaf()
@@ -41,14 +42,14 @@ class WithInt:
 
 def test_the_class() -> None:
     cls = optree.PyTreeSpec
-    assert cls.__module__ == 'optree'
-    assert cls.__qualname__ == cls.__name__ == 'PyTreeSpec'
+    assert cls.__module__ == "optree"
+    assert cls.__qualname__ == cls.__name__ == "PyTreeSpec"
     assert cls is optree._C.PyTreeSpec is optree.typing.PyTreeSpec
     assert optree.PyTreeDef is cls
-    assert not hasattr(cls, '__iter__')
+    assert not hasattr(cls, "__iter__")
     assert cls.__hash__ is not None
     treespec = structure([1])
-    assert not hasattr(treespec, '__dict__')
+    assert not hasattr(treespec, "__dict__")
     with pytest.raises(TypeError):
         iter(treespec)  # type: ignore[call-overload]
     with pytest.raises(AttributeError):
@@ -56,7 +57,7 @@ def test_the_class() -> None:
 
 
 @pytest.mark.skipif(
-    not hasattr(type, '__flags__') or os.sys.version_info < (3, 10), reason='since Python 3.10'
+    not hasattr(type, "__flags__") or os.sys.version_info < (3, 10), reason="since Python 3.10"
 )
 def test_the_class_is_immutable() -> None:
     for cls in (optree.PyTreeSpec, optree._C.PyTreeIter):
@@ -67,9 +68,9 @@ def test_the_class_is_immutable() -> None:
 
 
 def test_no_constructor() -> None:
-    with pytest.raises(TypeError, match='No constructor defined!'):
+    with pytest.raises(TypeError, match="No constructor defined!"):
         optree.PyTreeSpec()
-    with pytest.raises(TypeError, match='No constructor defined!'):
+    with pytest.raises(TypeError, match="No constructor defined!"):
         structure([1]).__init__()  # type: ignore[misc]
     assert type(optree.PyTreeSpec.__new__(optree.PyTreeSpec)) is optree.PyTreeSpec
 
@@ -84,8 +85,8 @@ def test_weak_references_and_tracking() -> None:
 
 
 @pytest.mark.parametrize(
-    'name',
-    ['num_leaves', 'num_nodes', 'num_children', 'none_is_leaf', 'namespace', 'type', 'kind'],
+    "name",
+    ["num_leaves", "num_nodes", "num_children", "none_is_leaf", "namespace", "type", "kind"],
 )
 def test_properties_are_read_only(name: str) -> None:
     treespec = structure([1])
@@ -96,16 +97,16 @@ def test_properties_are_read_only(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ('tree', 'leaves', 'nodes', 'children', 'cls', 'kind'),
+    ("tree", "leaves", "nodes", "children", "cls", "kind"),
     [
-        (1, 1, 1, 0, None, 'LEAF'),
-        (None, 0, 1, 0, type(None), 'NONE'),
-        ([], 0, 1, 0, list, 'LIST'),
-        ({}, 0, 1, 0, dict, 'DICT'),
-        ([1, (2, None)], 2, 5, 2, list, 'LIST'),
-        (Point3(1, {'a': [2]}), 2, 5, 2, Point3, 'NAMEDTUPLE'),
-        (time.gmtime(0), 9, 10, 9, time.struct_time, 'STRUCTSEQUENCE'),
-        (Pair(1, Pair(2, 3)), 3, 5, 2, Pair, 'CUSTOM'),
+        (1, 1, 1, 0, None, "LEAF"),
+        (None, 0, 1, 0, type(None), "NONE"),
+        ([], 0, 1, 0, list, "LIST"),
+        ({}, 0, 1, 0, dict, "DICT"),
+        ([1, (2, None)], 2, 5, 2, list, "LIST"),
+        (Point3(1, {"a": [2]}), 2, 5, 2, Point3, "NAMEDTUPLE"),
+        (time.gmtime(0), 9, 10, 9, time.struct_time, "STRUCTSEQUENCE"),
+        (Pair(1, Pair(2, 3)), 3, 5, 2, Pair, "CUSTOM"),
     ],
 )
 def test_counts(tree: Any, leaves: int, nodes: int, children: int, cls: Any, kind: str) -> None:
@@ -131,16 +132,16 @@ def test_kinds() -> None:
         'DEFAULTDICT', 'DEQUE', 'STRUCTSEQUENCE', 'FROZENDICT',
     ]  # fmt: skip
     assert issubclass(cls, enum.IntEnum)
-    assert cls.__module__ == 'optree'
+    assert cls.__module__ == "optree"
     assert [(kind.name, kind.value) for kind in cls] == [(n, i) for i, n in enumerate(names)]
     assert cls.NUM_KINDS == len(list(cls)) == 12
     assert not isinstance(cls.NUM_KINDS, cls)
     assert type(structure([1]).kind) is cls
     assert structure([1]).kind == 4
-    with pytest.raises(ValueError, match=r'^12 is not a valid .*PyTreeKind$'):
+    with pytest.raises(ValueError, match=r"^12 is not a valid .*PyTreeKind$"):
         cls(12)
     for kind in cls:
-        assert pickle.loads(pickle.dumps(kind)) is kind  # noqa: S301
+        assert pickle.loads(pickle.dumps(kind)) is kind
     with pytest.raises((TypeError, AttributeError)):
         cls.LIST = 5  # type: ignore[misc]
 
@@ -149,29 +150,29 @@ def test_kinds() -> None:
 
 
 def test_entry_and_child_accept_indices() -> None:
-    treespec = structure({'b': [1], 'a': (2,)})
+    treespec = structure({"b": [1], "a": (2,)})
     for index in (1, -1, True, WithIndex(1), WithInt(1), WithIndex(-1)):
-        assert treespec.entry(index) == 'b'
+        assert treespec.entry(index) == "b"
         assert treespec.child(index) == structure([0])
-    assert optree.treespec_entry(treespec, 0) == 'a'
+    assert optree.treespec_entry(treespec, 0) == "a"
     assert optree.treespec_child(treespec, -2) == structure((0,))
 
 
-@pytest.mark.parametrize('index', [2, -3, 10**6, True + 2])
+@pytest.mark.parametrize("index", [2, -3, 10**6, True + 2])
 def test_indices_out_of_range(index: int) -> None:
-    treespec = structure({'b': [1], 'a': (2,)})
-    with pytest.raises(IndexError, match=r'^PyTreeSpec::Entry\(\) index out of range\.$'):
+    treespec = structure({"b": [1], "a": (2,)})
+    with pytest.raises(IndexError, match=r"^PyTreeSpec::Entry\(\) index out of range\.$"):
         treespec.entry(index)
-    with pytest.raises(IndexError, match=r'^PyTreeSpec::Child\(\) index out of range\.$'):
+    with pytest.raises(IndexError, match=r"^PyTreeSpec::Child\(\) index out of range\.$"):
         treespec.child(index)
     for empty in (LEAF, structure(None), structure([])):
-        with pytest.raises(IndexError, match=r'^PyTreeSpec::Entry\(\) index out of range\.$'):
+        with pytest.raises(IndexError, match=r"^PyTreeSpec::Entry\(\) index out of range\.$"):
             empty.entry(0)
-        with pytest.raises(IndexError, match=r'^PyTreeSpec::Child\(\) index out of range\.$'):
+        with pytest.raises(IndexError, match=r"^PyTreeSpec::Child\(\) index out of range\.$"):
             empty.child(-1)
 
 
-@pytest.mark.parametrize('index', [1.0, '0', None, [0], object(), 1j])
+@pytest.mark.parametrize("index", [1.0, "0", None, [0], object(), 1j])
 def test_indices_of_the_wrong_type(index: Any) -> None:
     treespec = structure([1, 2])
     with pytest.raises(TypeError):
@@ -183,23 +184,23 @@ def test_indices_of_the_wrong_type(index: Any) -> None:
 def test_exception_of_an_index_propagates() -> None:
     class Bad:
         def __index__(self) -> int:
-            raise LookupError('index')
+            raise LookupError("index")
 
     with pytest.raises((LookupError, TypeError)):
         structure([1, 2]).entry(Bad())
 
 
 def test_entries_are_fresh_lists() -> None:
-    for tree in ({'a': 1}, OrderedDict(a=1), defaultdict(int, a=1), [1], Point(1, 2)):
+    for tree in ({"a": 1}, OrderedDict(a=1), defaultdict(int, a=1), [1], Point(1, 2)):
         treespec = structure(tree)
         before = treespec.entries()
-        treespec.entries().append('x')
+        treespec.entries().append("x")
         treespec.children().append(LEAF)
         assert treespec.entries() == before
         assert len(treespec.children()) == len(before)
-    box = structure(Box('p', p=1), namespace=NAMESPACE)
-    box.entries().append('x')
-    assert box.entries() == ['p']
+    box = structure(Box("p", p=1), namespace=NAMESPACE)
+    box.entries().append("x")
+    assert box.entries() == ["p"]
 
 
 def test_children_keep_the_namespace_and_none_mode() -> None:
@@ -214,9 +215,9 @@ def test_one_level() -> None:
     assert structure(None).one_level() == structure(None)
     assert structure([1, (2, [3])]).one_level() == structure([0, 0])
     assert structure([]).one_level() == structure([])
-    assert optree.treespec_one_level(structure({'a': [1]})) == structure({'a': 1})
-    one_level = structure({'b': [1], 'a': 2}).one_level()
-    assert list(one_level.unflatten([1, 2])) == ['b', 'a']
+    assert optree.treespec_one_level(structure({"a": [1]})) == structure({"a": 1})
+    one_level = structure({"b": [1], "a": 2}).one_level()
+    assert list(one_level.unflatten([1, 2])) == ["b", "a"]
 
 
 def test_leaf_predicates() -> None:
@@ -262,9 +263,9 @@ UNEQUAL: list[tuple[Any, Any]] = [
     ([1], [1, 2]),
     ([1], [[1]]),
     (1, None),
-    ({'a': 1}, {'b': 1}),
-    ({'a': 1}, OrderedDict(a=1)),
-    ({'a': 1}, defaultdict(None, a=1)),
+    ({"a": 1}, {"b": 1}),
+    ({"a": 1}, OrderedDict(a=1)),
+    ({"a": 1}, defaultdict(None, a=1)),
     (defaultdict(int, a=1), defaultdict(list, a=1)),
     (OrderedDict(a=1, b=2), OrderedDict(b=1, a=2)),
     (deque([1]), deque([1], maxlen=1)),
@@ -281,7 +282,7 @@ UNEQUAL: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(('left', 'right'), UNEQUAL)
+@pytest.mark.parametrize(("left", "right"), UNEQUAL)
 def test_unequal(left: Any, right: Any) -> None:
     a, b = structure(left, namespace=NAMESPACE), structure(right, namespace=NAMESPACE)
     assert a != b
@@ -290,17 +291,17 @@ def test_unequal(left: Any, right: Any) -> None:
 
 
 def test_equal_ignores_insertion_order_and_entries() -> None:
-    assert structure({'a': 1, 'b': 2}) == structure({'b': 1, 'a': 2})
-    first = structure(Box('same', p=1), namespace=NAMESPACE)
-    second = structure(Box('same', q=1), namespace=NAMESPACE)
+    assert structure({"a": 1, "b": 2}) == structure({"b": 1, "a": 2})
+    first = structure(Box("same", p=1), namespace=NAMESPACE)
+    second = structure(Box("same", q=1), namespace=NAMESPACE)
     assert first.entries() != second.entries()
     assert first == second
     assert hash(first) == hash(second)
 
 
 def test_empty_namespace_equals_any() -> None:
-    a = structure(Pair(1, 2), namespace='a')
-    b = structure(Pair(1, 2), namespace='b')
+    a = structure(Pair(1, 2), namespace="a")
+    b = structure(Pair(1, 2), namespace="b")
     none = structure(Pair(1, 2))
     assert a == none == b
     assert a != b
@@ -310,21 +311,21 @@ def test_empty_namespace_equals_any() -> None:
 
 
 def test_registrations_are_compared_by_identity() -> None:
-    assert structure(Pair(1, 2)) != structure(Pair(1, 2), namespace='pairs')
+    assert structure(Pair(1, 2)) != structure(Pair(1, 2), namespace="pairs")
 
     class Node:
         pass
 
     def register() -> Any:
         optree.register_pytree_node(
-            Node, lambda n: ((), None), lambda m, c: Node(), namespace='again'
+            Node, lambda n: ((), None), lambda m, c: Node(), namespace="again"
         )
-        return structure(Node(), namespace='again')
+        return structure(Node(), namespace="again")
 
     first = register()
-    optree.unregister_pytree_node(Node, namespace='again')
+    optree.unregister_pytree_node(Node, namespace="again")
     second = register()
-    optree.unregister_pytree_node(Node, namespace='again')
+    optree.unregister_pytree_node(Node, namespace="again")
     assert first != second
 
 
@@ -334,15 +335,15 @@ def test_comparison_with_other_objects() -> None:
     assert (treespec != 3) is True
     assert treespec.__eq__(3) is NotImplemented
     assert treespec.__lt__(3) is NotImplemented
-    for compare in ('__lt__', '__le__', '__gt__', '__ge__'):
-        with pytest.raises(TypeError, match='not supported between instances of'):
-            getattr(__import__('operator'), compare)(treespec, 3)
+    for compare in ("__lt__", "__le__", "__gt__", "__ge__"):
+        with pytest.raises(TypeError, match="not supported between instances of"):
+            getattr(__import__("operator"), compare)(treespec, 3)
 
 
 def test_exceptions_of_metadata_comparison_propagate() -> None:
     class Meta:
         def __eq__(self, other: object) -> bool:
-            raise LookupError('meta')
+            raise LookupError("meta")
 
         __hash__ = None  # type: ignore[assignment]
 
@@ -350,10 +351,10 @@ def test_exceptions_of_metadata_comparison_propagate() -> None:
         pass
 
     optree.register_pytree_node(
-        Node, lambda n: ((1,), Meta()), lambda m, c: Node(), namespace='meta'
+        Node, lambda n: ((1,), Meta()), lambda m, c: Node(), namespace="meta"
     )
     try:
-        a, b = structure(Node(), namespace='meta'), structure(Node(), namespace='meta')
+        a, b = structure(Node(), namespace="meta"), structure(Node(), namespace="meta")
         for compare in (
             lambda: a == b,
             lambda: a != b,
@@ -362,11 +363,11 @@ def test_exceptions_of_metadata_comparison_propagate() -> None:
             lambda: a.flatten_up_to(Node()),
             lambda: a.broadcast_to_common_suffix(b),
         ):
-            with pytest.raises(LookupError, match='^meta$'):
+            with pytest.raises(LookupError, match="^meta$"):
                 compare()
         assert isinstance(hash(a), int)
     finally:
-        optree.unregister_pytree_node(Node, namespace='meta')
+        optree.unregister_pytree_node(Node, namespace="meta")
 
 
 class MutableKey:
@@ -377,41 +378,41 @@ class MutableKey:
         return isinstance(other, MutableKey) and self.name == other.name
 
     def __hash__(self) -> int:
-        if self.name == 'raise':
-            raise LookupError('hash')
-        return hash(('MutableKey', self.name))
+        if self.name == "raise":
+            raise LookupError("hash")
+        return hash(("MutableKey", self.name))
 
     def __repr__(self) -> str:
-        if self.name == 'raise':
-            raise LookupError('repr')
-        return f'<{self.name}>'
+        if self.name == "raise":
+            raise LookupError("repr")
+        return f"<{self.name}>"
 
 
 def test_hash_follows_the_keys() -> None:
-    key = MutableKey('a')
+    key = MutableKey("a")
     treespec = structure({key: 1})
     before = hash(treespec)
     assert hash(treespec) == before
-    key.name = 'b'
+    key.name = "b"
     assert hash(treespec) != before
-    assert repr(treespec) == 'PyTreeSpec({<b>: *})'
-    key.name = 'a'
+    assert repr(treespec) == "PyTreeSpec({<b>: *})"
+    key.name = "a"
     assert hash(treespec) == before
 
 
 def test_exceptions_of_keys_propagate() -> None:
-    key = MutableKey('a')
+    key = MutableKey("a")
     treespec = structure([1, {key: 1}])
-    key.name = 'raise'
-    with pytest.raises(LookupError, match='^hash$'):
+    key.name = "raise"
+    with pytest.raises(LookupError, match="^hash$"):
         hash(treespec)
-    with pytest.raises(LookupError, match='^repr$'):
+    with pytest.raises(LookupError, match="^repr$"):
         repr(treespec)
-    with pytest.raises(LookupError, match='^hash$'):
+    with pytest.raises(LookupError, match="^hash$"):
         treespec.unflatten([1, 2])
-    key.name = 'a'
+    key.name = "a"
     assert treespec.unflatten([1, 2]) == [1, {key: 2}]
-    assert repr(treespec) == 'PyTreeSpec([*, {<a>: *}])'
+    assert repr(treespec) == "PyTreeSpec([*, {<a>: *}])"
 
 
 class SpecKey:
@@ -434,18 +435,18 @@ def test_a_structure_inside_its_own_key() -> None:
     treespec = structure({key: 1})
     key.treespec = treespec
     assert hash(treespec) == hash(treespec)
-    assert repr(treespec) == 'PyTreeSpec({...: *})'
+    assert repr(treespec) == "PyTreeSpec({...: *})"
     inner, outer = SpecKey(), SpecKey()
     a, b = structure({inner: 1}), structure({outer: 1})
     inner.treespec, outer.treespec = b, a
     assert hash(a) == hash(b)
-    assert repr(a) == 'PyTreeSpec({PyTreeSpec({...: *}): *})'
+    assert repr(a) == "PyTreeSpec({PyTreeSpec({...: *}): *})"
 
 
 def test_hash_of_unhashable_metadata() -> None:
-    treespec = structure(Mapping2({'b': 1}), namespace=NAMESPACE)
+    treespec = structure(Mapping2({"b": 1}), namespace=NAMESPACE)
     assert isinstance(hash(treespec), int)
-    assert hash(treespec) == hash(structure(Mapping2({'b': 5}), namespace=NAMESPACE))
+    assert hash(treespec) == hash(structure(Mapping2({"b": 5}), namespace=NAMESPACE))
 
 
 # prefixes -----------------------------------------------------------------------------------------
@@ -481,7 +482,9 @@ def test_hash_of_unhashable_metadata() -> None:
 def test_prefix(left: Any, right: Any, prefix: bool, strict: bool) -> None:
     a, b = structure(left, namespace=NAMESPACE), structure(right, namespace=NAMESPACE)
     assert a.is_prefix(b) is (a <= b) is b.is_suffix(a) is (b >= a) is prefix
-    assert a.is_prefix(b, strict=True) is (a < b) is b.is_suffix(a, strict=True) is (b > a) is strict
+    assert (
+        a.is_prefix(b, strict=True) is (a < b) is b.is_suffix(a, strict=True) is (b > a) is strict
+    )
     assert optree.treespec_is_prefix(a, b) is prefix
     assert optree.treespec_is_prefix(a, b, strict=True) is strict
     assert optree.treespec_is_suffix(b, a) is prefix
@@ -523,35 +526,37 @@ BROADCAST_ERRORS: list[tuple[Any, Any, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(('left', 'right', 'message'), BROADCAST_ERRORS)
+@pytest.mark.parametrize(("left", "right", "message"), BROADCAST_ERRORS)
 def test_broadcast_errors(left: Any, right: Any, message: str) -> None:
     a, b = structure(left), structure(right)
     before = repr(a), repr(b)
-    with pytest.raises(ValueError, match='^' + re.escape(message)):
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
         a.broadcast_to_common_suffix(b)
-    with pytest.raises(ValueError, match='^' + re.escape(message)):
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
         structure([left, 0]).broadcast_to_common_suffix(structure([right, [1]]))
     assert (repr(a), repr(b)) == before
 
 
 def test_broadcast_to_common_suffix() -> None:
-    a = structure([0, {'b': 0, 'a': (0, 0)}])
-    b = structure([[0, 0], OrderedDict([('b', [0]), ('a', 0)])])
+    a = structure([0, {"b": 0, "a": (0, 0)}])
+    b = structure([[0, 0], OrderedDict([("b", [0]), ("a", 0)])])
     common = a.broadcast_to_common_suffix(b)
     assert repr(common) == "PyTreeSpec([[*, *], {'a': (*, *), 'b': [*]}])"
-    assert list(common.unflatten(range(5))[1]) == ['b', 'a']
+    assert list(common.unflatten(range(5))[1]) == ["b", "a"]
     other = b.broadcast_to_common_suffix(a)
     assert repr(other) == "PyTreeSpec([[*, *], OrderedDict({'b': [*], 'a': (*, *)})])"
     assert LEAF.broadcast_to_common_suffix(a) == a
-    assert structure([0, None]).broadcast_to_common_suffix(structure([0, None])) == structure([0, None])
+    assert structure([0, None]).broadcast_to_common_suffix(structure([0, None])) == structure(
+        [0, None]
+    )
 
 
 def test_merging_checks_modes_and_namespaces() -> None:
     a, b = structure([1]), structure([1], none_is_leaf=True)
-    pair_a, pair_b = structure(Pair(1, 2), namespace='a'), structure(Pair(1, 2), namespace='b')
-    for merge in ('broadcast_to_common_suffix', 'compose'):
+    pair_a, pair_b = structure(Pair(1, 2), namespace="a"), structure(Pair(1, 2), namespace="b")
+    for merge in ("broadcast_to_common_suffix", "compose"):
         with pytest.raises(
-            ValueError, match=r'^PyTreeSpecs must have the same none_is_leaf value\.$'
+            ValueError, match=r"^PyTreeSpecs must have the same none_is_leaf value\.$"
         ):
             getattr(a, merge)(b)
         with pytest.raises(
@@ -560,22 +565,22 @@ def test_merging_checks_modes_and_namespaces() -> None:
             getattr(pair_a, merge)(pair_b)
         with pytest.raises(TypeError):
             getattr(a, merge)([1])
-    assert structure([1]).compose(pair_a).namespace == 'a'
-    assert pair_a.compose(structure([1])).namespace == 'a'
+    assert structure([1]).compose(pair_a).namespace == "a"
+    assert pair_a.compose(structure([1])).namespace == "a"
 
 
 def test_merging_refuses_to_rebind_custom_types() -> None:
     # ``Pair`` means another registration in the namespace 'pairs' than in the global one.
     wide = structure([Pair(1, 2), 0])
-    narrow = structure([0, Pair(1, 2)], namespace='pairs')
-    assert narrow.namespace == 'pairs'
+    narrow = structure([0, Pair(1, 2)], namespace="pairs")
+    assert narrow.namespace == "pairs"
     for action in (
         lambda: wide.broadcast_to_common_suffix(narrow),
         lambda: narrow.broadcast_to_common_suffix(wide),
         lambda: wide.compose(narrow),
         lambda: narrow.compose(wide),
         lambda: optree.treespec_list([wide, narrow]),
-        lambda: wide.transform(None, lambda leaf: structure(Pair(1, 2), namespace='pairs')),
+        lambda: wide.transform(None, lambda leaf: structure(Pair(1, 2), namespace="pairs")),
     ):
         with pytest.raises(
             ValueError,
@@ -584,11 +589,11 @@ def test_merging_refuses_to_rebind_custom_types() -> None:
             r"namespace 'pairs'\.$",
         ):
             action()
-    assert optree.treespec_list([wide], namespace='pairs').namespace == ''
+    assert optree.treespec_list([wide], namespace="pairs").namespace == ""
 
 
 def test_compose() -> None:
-    outer, inner = structure({'b': 0, 'a': None}), structure([0, (0,)])
+    outer, inner = structure({"b": 0, "a": None}), structure([0, (0,)])
     assert repr(outer.compose(inner)) == "PyTreeSpec({'a': None, 'b': [*, (*,)]})"
     assert outer.compose(LEAF) == outer
     assert LEAF.compose(inner) == inner
@@ -597,7 +602,7 @@ def test_compose() -> None:
 
 
 def test_transform() -> None:
-    treespec = structure({'b': [1, None], 'a': (2,)})
+    treespec = structure({"b": [1, None], "a": (2,)})
     copied = treespec.transform()
     assert copied == treespec
     assert copied is not treespec
@@ -611,7 +616,7 @@ def test_transform() -> None:
 
     def f_leaf(leaf: Any) -> Any:
         visited.append(str(leaf))
-        return structure({'z': 0})
+        return structure({"z": 0})
 
     result = optree.treespec_transform(treespec, f_node, f_leaf)
     assert repr(result) == "PyTreeSpec({'a': ({'z': *},), 'b': ({'z': *}, None)})"
@@ -619,12 +624,12 @@ def test_transform() -> None:
         'PyTreeSpec(*)', 'PyTreeSpec((*,))', 'PyTreeSpec(*)', 'PyTreeSpec(None)',
         'PyTreeSpec([*, *])', "PyTreeSpec({'a': *, 'b': *})",
     ]  # fmt: skip
-    assert list(result.unflatten([1, 2])) == ['b', 'a']
+    assert list(result.unflatten([1, 2])) == ["b", "a"]
 
 
 def test_transform_errors() -> None:
     treespec = structure([1])
-    start = 'Expected the PyTreeSpec transform function returns a'
+    start = "Expected the PyTreeSpec transform function returns a"
     cases: list[tuple[Any, Any, type[Exception], str]] = [
         (lambda n: 3, None, TypeError,
          f'{start} PyTreeSpec, got 3 (input: PyTreeSpec([*])).'),
@@ -644,25 +649,26 @@ def test_transform_errors() -> None:
         with pytest.raises(error) as info:
             treespec.transform(f_node, f_leaf)
         assert str(info.value).startswith(message)
-    in_a = structure(Pair(1, 2), namespace='a')
+    in_a = structure(Pair(1, 2), namespace="a")
     with pytest.raises(ValueError, match=re.escape(
         f"{start} PyTreeSpec with namespace 'a', got 'b'."
     )):  # fmt: skip
-        in_a.transform(None, lambda leaf: structure(Pair(1, 2), namespace='b'))
+        in_a.transform(None, lambda leaf: structure(Pair(1, 2), namespace="b"))
     for error in (LookupError, StopIteration):
-        def raising(node: Any, error: Any = error) -> Any:
-            raise error('mine')
 
-        with pytest.raises(error, match='^mine$'):
+        def raising(node: Any, error: Any = error) -> Any:
+            raise error("mine")
+
+        with pytest.raises(error, match="^mine$"):
             treespec.transform(raising)
-        with pytest.raises(error, match='^mine$'):
+        with pytest.raises(error, match="^mine$"):
             treespec.transform(None, raising)
     with pytest.raises(TypeError):
         treespec.transform(3)
 
 
 def test_custom_entries_survive() -> None:
-    treespec = structure(Box('p+q', p=1, q=2), namespace=NAMESPACE)
+    treespec = structure(Box("p+q", p=1, q=2), namespace=NAMESPACE)
     for derived in (
         treespec.transform(),
         treespec.transform(lambda n: n, lambda n: n),
@@ -674,11 +680,11 @@ def test_custom_entries_survive() -> None:
         optree.treespec_list([treespec]).child(0),
         copy.copy(treespec),
         copy.deepcopy(treespec),
-        optree.treespec_from_collection(Box('p+q', p=LEAF, q=LEAF), namespace=NAMESPACE),
+        optree.treespec_from_collection(Box("p+q", p=LEAF, q=LEAF), namespace=NAMESPACE),
     ):
-        assert derived.entries() == ['p', 'q']
-        assert derived.paths() == [('p',), ('q',)]
-        assert derived.unflatten([1, 2]) == Box('p+q', p=1, q=2)
+        assert derived.entries() == ["p", "q"]
+        assert derived.paths() == [("p",), ("q",)]
+        assert derived.unflatten([1, 2]) == Box("p+q", p=1, q=2)
 
 
 # repr ---------------------------------------------------------------------------------------------
@@ -700,39 +706,39 @@ def test_repr_of_structures() -> None:
     ]  # fmt: skip
     for tree, body in cases:
         treespec = structure(tree)
-        assert repr(treespec) == str(treespec) == f'PyTreeSpec({body})'
+        assert repr(treespec) == str(treespec) == f"PyTreeSpec({body})"
     assert repr(structure([Ring()], none_is_leaf=True, namespace=NAMESPACE)) == (
         "PyTreeSpec([CustomTreeNode(Ring[0], [])], NoneIsLeaf, namespace='trees')"
     )
 
 
 def test_repr_reads_the_fields_of_a_namedtuple_when_asked() -> None:
-    cls = namedtuple('cls', ['x', 'y'])  # noqa: PYI024
+    cls = namedtuple("cls", ["x", "y"])
     treespec = structure(cls(1, 2))
-    cls._fields = ('p', 'q')  # type: ignore[assignment]
-    assert repr(treespec) == 'PyTreeSpec(cls(p=*, q=*))'
-    cls._fields = ('p',)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match='does not match the arity'):
+    cls._fields = ("p", "q")  # type: ignore[assignment]
+    assert repr(treespec) == "PyTreeSpec(cls(p=*, q=*))"
+    cls._fields = ("p",)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="does not match the arity"):
         repr(treespec)
 
 
 def test_exception_of_the_metadata_repr_propagates() -> None:
     class Meta:
         def __repr__(self) -> str:
-            raise LookupError('meta repr')
+            raise LookupError("meta repr")
 
     class Node:
         pass
 
     optree.register_pytree_node(
-        Node, lambda n: ((), Meta()), lambda m, c: Node(), namespace='meta repr'
+        Node, lambda n: ((), Meta()), lambda m, c: Node(), namespace="meta repr"
     )
     try:
-        treespec = structure([Node()], namespace='meta repr')
+        treespec = structure([Node()], namespace="meta repr")
     finally:
-        optree.unregister_pytree_node(Node, namespace='meta repr')
+        optree.unregister_pytree_node(Node, namespace="meta repr")
     for _ in range(2):
-        with pytest.raises(LookupError, match='^meta repr$'):
+        with pytest.raises(LookupError, match="^meta repr$"):
             repr(treespec)
 
 
@@ -747,12 +753,12 @@ def test_constructors() -> None:
         (optree.treespec_tuple([one, two]), ([0], (0, 0))),
         (optree.treespec_tuple(), ()),
         (optree.treespec_list(iter([one])), [[0]]),
-        (optree.treespec_dict({'b': one, 'a': two}), {'b': [0], 'a': (0, 0)}),
-        (optree.treespec_dict([('b', one)], a=two), {'b': [0], 'a': (0, 0)}),
+        (optree.treespec_dict({"b": one, "a": two}), {"b": [0], "a": (0, 0)}),
+        (optree.treespec_dict([("b", one)], a=two), {"b": [0], "a": (0, 0)}),
         (optree.treespec_dict(), {}),
-        (optree.treespec_ordereddict({'b': one, 'a': two}), OrderedDict(b=[0], a=(0, 0))),
+        (optree.treespec_ordereddict({"b": one, "a": two}), OrderedDict(b=[0], a=(0, 0))),
         (optree.treespec_ordereddict(b=one), OrderedDict(b=[0])),
-        (optree.treespec_defaultdict(int, {'b': one}, a=two), defaultdict(int, b=[0], a=(0, 0))),
+        (optree.treespec_defaultdict(int, {"b": one}, a=two), defaultdict(int, b=[0], a=(0, 0))),
         (optree.treespec_defaultdict(), defaultdict(None)),
         (optree.treespec_deque([one], maxlen=3), deque([[0]], maxlen=3)),
         (optree.treespec_deque([one], 2), deque([[0]], maxlen=2)),
@@ -760,7 +766,7 @@ def test_constructors() -> None:
         (optree.treespec_namedtuple(Point(one, two)), Point([0], (0, 0))),
         (optree.treespec_structseq(time.struct_time([one] * 9)), time.struct_time([[0]] * 9)),
         (optree.treespec_from_collection([one, two]), [[0], (0, 0)]),
-        (optree.treespec_from_collection({'a': one}), {'a': [0]}),
+        (optree.treespec_from_collection({"a": one}), {"a": [0]}),
         (optree.treespec_from_collection(None), None),
         (optree.treespec_from_collection(Pair(one, two)), Pair([0], (0, 0))),
     ]
@@ -768,9 +774,9 @@ def test_constructors() -> None:
         assert treespec == structure(tree)
         assert hash(treespec) == hash(structure(tree))
     assert optree.treespec_none(none_is_leaf=True) == optree.treespec_leaf(none_is_leaf=True)
-    assert optree.treespec_leaf(namespace='x').namespace == ''
-    assert optree.treespec_none(namespace='x').namespace == ''
-    assert list(optree.treespec_dict({'b': one, 'a': two}).unflatten('xyz')) == ['b', 'a']
+    assert optree.treespec_leaf(namespace="x").namespace == ""
+    assert optree.treespec_none(namespace="x").namespace == ""
+    assert list(optree.treespec_dict({"b": one, "a": two}).unflatten("xyz")) == ["b", "a"]
 
 
 def test_constructors_reject_other_objects() -> None:
@@ -778,10 +784,10 @@ def test_constructors_reject_other_objects() -> None:
         (lambda: optree.treespec_list([1]), 'Expected a(n) list of PyTreeSpec(s), got [1].'),
         (lambda: optree.treespec_tuple([1]), 'Expected a(n) tuple of PyTreeSpec(s), got (1,).'),
         (lambda: optree.treespec_dict(a=1), "Expected a(n) dict of PyTreeSpec(s), got {'a': 1}."),
-        (lambda: optree.treespec_deque([1]), 'Expected a(n) deque of PyTreeSpec(s), got deque([1]).'),
+        (lambda: optree.treespec_deque([1]), 'Expected a(n) deque of PyTreeSpec(s), got deque([1]).'),  # noqa: E501
         (lambda: optree.treespec_defaultdict(int, a=1),
          "Expected a(n) defaultdict of PyTreeSpec(s), got defaultdict(<class 'int'>, {'a': 1})."),
-        (lambda: optree.treespec_ordereddict(a=1), 'Expected a(n) OrderedDict of PyTreeSpec(s), got '
+        (lambda: optree.treespec_ordereddict(a=1), 'Expected a(n) OrderedDict of PyTreeSpec(s), got '  # noqa: E501
          f'{OrderedDict(a=1)!r}.'),
         (lambda: optree.treespec_namedtuple([LEAF]),
          'Expected a namedtuple of PyTreeSpec(s), got [PyTreeSpec(*)].'),
@@ -804,45 +810,45 @@ def test_constructors_reject_other_objects() -> None:
          "Expected treespec(s) with namespace 'x', got 'y'."),
     ]  # fmt: skip
     for make, message in cases:
-        with pytest.raises(ValueError, match='^' + re.escape(message) + '$'):
+        with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
             make()
 
 
 def test_from_collection_on_a_leaf_warns() -> None:
-    message = r'^PyTreeSpec::MakeFromCollection\(\) is called on a leaf\.$'
+    message = r"^PyTreeSpec::MakeFromCollection\(\) is called on a leaf\.$"
     with pytest.warns(UserWarning, match=message):
-        assert optree.treespec_from_collection(1, namespace='x') == LEAF
+        assert optree.treespec_from_collection(1, namespace="x") == LEAF
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter('error')
+        warnings.simplefilter("error")
         with pytest.raises(UserWarning, match=message):
             optree.treespec_from_collection(1)
 
 
 def test_namespace_of_collections() -> None:
-    inner = structure(Pair(1, 2), namespace='inner')
-    assert optree.treespec_list([inner, LEAF]).namespace == 'inner'
-    assert optree.treespec_list([LEAF], namespace='any').namespace == ''
+    inner = structure(Pair(1, 2), namespace="inner")
+    assert optree.treespec_list([inner, LEAF]).namespace == "inner"
+    assert optree.treespec_list([LEAF], namespace="any").namespace == ""
     assert optree.treespec_from_collection(Ring(LEAF), namespace=NAMESPACE).namespace == NAMESPACE
-    with optree.dict_insertion_ordered(True, namespace='ordered'):
-        assert optree.treespec_dict(b=LEAF, a=LEAF, namespace='ordered').namespace == 'ordered'
-        assert optree.treespec_dict(b=LEAF, a=LEAF, namespace='ordered').entries() == ['b', 'a']
-        assert optree.treespec_list([LEAF], namespace='ordered').namespace == ''
-        assert optree.treespec_none(namespace='ordered').namespace == ''
-    assert optree.treespec_dict(b=LEAF, a=LEAF).entries() == ['a', 'b']
+    with optree.dict_insertion_ordered(True, namespace="ordered"):
+        assert optree.treespec_dict(b=LEAF, a=LEAF, namespace="ordered").namespace == "ordered"
+        assert optree.treespec_dict(b=LEAF, a=LEAF, namespace="ordered").entries() == ["b", "a"]
+        assert optree.treespec_list([LEAF], namespace="ordered").namespace == ""
+        assert optree.treespec_none(namespace="ordered").namespace == ""
+    assert optree.treespec_dict(b=LEAF, a=LEAF).entries() == ["a", "b"]
 
 
-@pytest.mark.skipif(optree._C.OPTREE_HAS_FROZENDICT, reason='this Python has frozendict')
+@pytest.mark.skipif(optree._C.OPTREE_HAS_FROZENDICT, reason="this Python has frozendict")
 def test_frozendict_needs_its_python() -> None:
-    message = '`optree.treespec_frozendict` requires Python 3.15+ with `frozendict` support.'
+    message = "`optree.treespec_frozendict` requires Python 3.15+ with `frozendict` support."
     for make in (
         lambda: optree.treespec_frozendict(),
-        lambda: optree.treespec_frozendict({'a': LEAF}),
+        lambda: optree.treespec_frozendict({"a": LEAF}),
         lambda: optree.treespec_frozendict(a=LEAF),
         lambda: optree.treespec_frozendict(1),
     ):
-        with pytest.raises(RuntimeError, match='^' + re.escape(message) + '$'):
+        with pytest.raises(RuntimeError, match="^" + re.escape(message) + "$"):
             make()
 
 
@@ -853,8 +859,8 @@ def test_short_names() -> None:
     ]  # fmt: skip
     assert list(optree.treespec.__all__) == names
     for name in names:
-        assert getattr(optree.treespec, name) is getattr(optree, f'treespec_{name}')
-    rest = [n[len('treespec_'):] for n in optree.__all__ if n.startswith('treespec_')]
+        assert getattr(optree.treespec, name) is getattr(optree, f"treespec_{name}")
+    rest = [n[len("treespec_") :] for n in optree.__all__ if n.startswith("treespec_")]
     assert [n for n in rest if n in names] == names
 
 
@@ -866,15 +872,84 @@ def test_self_reference_through_metadata_is_collected() -> None:
         meta = Meta()
 
     optree.register_pytree_node(
-        Node, lambda n: ((1,), n.meta), lambda m, c: Node(), namespace='cycle'
+        Node, lambda n: ((1,), n.meta), lambda m, c: Node(), namespace="cycle"
     )
     try:
         node = Node()
         node.meta = meta = Meta()
-        meta.treespec = structure(node, namespace='cycle')
+        meta.treespec = structure(node, namespace="cycle")
     finally:
-        optree.unregister_pytree_node(Node, namespace='cycle')
+        optree.unregister_pytree_node(Node, namespace="cycle")
     watched = weakref.ref(meta)
     del meta, node
     gc.collect()
     assert watched() is None
+
+
+# which error is reported --------------------------------------------------------------------------
+
+
+def test_transform_compares_leaf_counts_before_it_asks_for_one_level() -> None:
+    start = "^Expected the PyTreeSpec transform function returns a "
+    one_level = start + r"one-level PyTreeSpec as the input, got "
+    for treespec, result in [
+        (structure([1]), LEAF),
+        (structure([1]), structure([[1]])),
+        (structure([]), structure([[]])),
+        (structure([]), structure([(), {}])),
+    ]:
+        with pytest.raises(ValueError, match=one_level):
+            treespec.transform(lambda node, result=result: result)
+    for treespec, result in [
+        (structure([]), LEAF),
+        (structure([]), structure([[], 1])),
+        (structure([1, 2]), structure([[1]])),
+    ]:
+        arity = (
+            start + rf"PyTreeSpec with the same number of arity as the input \({len(treespec)}\), "
+        )
+        with pytest.raises(ValueError, match=arity):
+            treespec.transform(lambda node, result=result: result)
+
+
+def test_expected_keys_are_named_in_the_order_of_the_structure() -> None:
+    start = "^dictionary key mismatch; expected key\\(s\\): \\['b', 'a'\\], got key\\(s\\): \\['a', 'c'\\]"  # noqa: E501
+    ordered = structure(OrderedDict(b=1, a=2))
+    with optree.dict_insertion_ordered(True, namespace="named"):
+        inserted = structure({"b": 1, "a": 2}, namespace="named")
+    for treespec in (ordered, inserted):
+        with pytest.raises(ValueError, match=start):
+            treespec.flatten_up_to({"c": 1, "a": 2})
+        with pytest.raises(ValueError, match=start):
+            treespec.broadcast_to_common_suffix(structure({"c": 1, "a": 2}))
+
+
+def test_broadcast_asks_for_arity_before_metadata_and_flatten_up_to_after() -> None:
+    class Node:
+        def __init__(self, count: int, metadata: str) -> None:
+            self.count, self.metadata = count, metadata
+
+    optree.register_pytree_node(
+        Node, lambda n: (range(n.count), n.metadata), lambda m, c: None, namespace="both"
+    )
+    try:
+        treespec = structure(Node(1, "m"), namespace="both")
+        with pytest.raises(ValueError, match=r"^Custom type arity mismatch; expected: 1, got: 0\."):
+            treespec.broadcast_to_common_suffix(structure(Node(0, "n"), namespace="both"))
+        with pytest.raises(
+            ValueError, match=r"^Mismatch custom node data; expected: 'm', got: 'n'\."
+        ):
+            treespec.broadcast_to_common_suffix(structure(Node(1, "n"), namespace="both"))
+        with pytest.raises(ValueError, match='^Mismatch custom node data; expected: m, got: n; value: '  # noqa: E501
+                           "|^Mismatch custom node data; expected: 'm', got: 'n'; value: "):  # fmt: skip  # noqa: E501
+            treespec.flatten_up_to(Node(0, "n"))
+    finally:
+        optree.unregister_pytree_node(Node, namespace="both")
+
+
+def test_broadcast_reports_the_rightmost_mismatch() -> None:
+    a, b = structure([[1], (2,)]), structure([(1,), [2]])
+    with pytest.raises(ValueError, match=r"expected type: tuple, got: list\."):
+        a.broadcast_to_common_suffix(b)
+    with pytest.raises(ValueError, match=r"expected type: list, got: tuple\."):
+        b.broadcast_to_common_suffix(a)

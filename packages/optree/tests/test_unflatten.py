@@ -9,29 +9,30 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from typing import Any
 
-import optree
 import pytest
 from trees import NAMESPACE, Box, Empty, Layer, Pair, Point, Ring
 
-TREE = {'b': (2, [3, 4]), 'a': 1, 'c': None}
+import optree
+
+TREE = {"b": (2, [3, 4]), "a": 1, "c": None}
 
 
 @pytest.mark.parametrize(
-    'make',
+    "make",
     [list, tuple, iter, deque, lambda x: dict.fromkeys(x), lambda x: (i for i in x), range],
-    ids=['list', 'tuple', 'iterator', 'deque', 'dict', 'generator', 'range'],
+    ids=["list", "tuple", "iterator", "deque", "dict", "generator", "range"],
 )
 def test_leaves_may_come_from_any_iterable(make: Any) -> None:
-    treespec = optree.tree_structure([0, (0, {'k': 0})])
+    treespec = optree.tree_structure([0, (0, {"k": 0})])
     leaves = make(3) if make is range else make([0, 1, 2])
-    assert treespec.unflatten(leaves) == [0, (1, {'k': 2})]
+    assert treespec.unflatten(leaves) == [0, (1, {"k": 2})]
 
 
 def test_a_string_is_an_iterable_of_leaves() -> None:
-    assert optree.tree_structure((0, [0])).unflatten('xy') == ('x', ['y'])
+    assert optree.tree_structure((0, [0])).unflatten("xy") == ("x", ["y"])
 
 
-@pytest.mark.parametrize('leaves', [5, None, object()])
+@pytest.mark.parametrize("leaves", [5, None, object()])
 def test_leaves_must_be_iterable(leaves: Any) -> None:
     treespec = optree.tree_structure([0])
     for rebuild in (treespec.unflatten, treespec.traverse, treespec.walk):
@@ -41,7 +42,7 @@ def test_leaves_must_be_iterable(leaves: Any) -> None:
 
 def test_one_extra_item_is_pulled_from_an_iterator() -> None:
     source = iter(range(10))
-    with pytest.raises(ValueError, match=r'^Too many leaves for PyTreeSpec; expected: 2\.$'):
+    with pytest.raises(ValueError, match=r"^Too many leaves for PyTreeSpec; expected: 2\.$"):
         optree.tree_structure([0, 0]).unflatten(source)
     assert next(source) == 3
 
@@ -51,25 +52,25 @@ def test_too_many_leaves_of_an_infinite_iterator() -> None:
         while True:
             yield 1
 
-    with pytest.raises(ValueError, match='^Too many leaves'):
+    with pytest.raises(ValueError, match="^Too many leaves"):
         optree.tree_structure([0, 0]).unflatten(forever())
 
 
-@pytest.mark.parametrize('make', [list, iter, tuple], ids=['list', 'iterator', 'tuple'])
-@pytest.mark.parametrize('count', [0, 1, 2])
+@pytest.mark.parametrize("make", [list, iter, tuple], ids=["list", "iterator", "tuple"])
+@pytest.mark.parametrize("count", [0, 1, 2])
 def test_too_few_leaves(make: Any, count: int) -> None:
-    message = rf'^Too few leaves for PyTreeSpec; expected: 3, got: {count}\.$'
+    message = rf"^Too few leaves for PyTreeSpec; expected: 3, got: {count}\.$"
     with pytest.raises(ValueError, match=message):
-        optree.tree_structure(TREE).compose(
-            optree.tree_structure(1)
-        ).one_level().unflatten(make(range(count)))
+        optree.tree_structure(TREE).compose(optree.tree_structure(1)).one_level().unflatten(
+            make(range(count))
+        )
 
 
 def test_leafless_trees() -> None:
     for tree in ((), [], {}, None, [(), {}], Empty(), OrderedDict(), deque(maxlen=2)):
         treespec = optree.tree_structure(tree)
         assert treespec.unflatten([]) == tree
-        with pytest.raises(ValueError, match=r'^Too many leaves for PyTreeSpec; expected: 0\.$'):
+        with pytest.raises(ValueError, match=r"^Too many leaves for PyTreeSpec; expected: 0\.$"):
             treespec.unflatten([1])
 
 
@@ -77,7 +78,7 @@ def test_single_leaf() -> None:
     treespec = optree.tree_structure(0)
     leaf = object()
     assert treespec.unflatten([leaf]) is leaf
-    with pytest.raises(ValueError, match=r'^Too few leaves for PyTreeSpec; expected: 1, got: 0\.$'):
+    with pytest.raises(ValueError, match=r"^Too few leaves for PyTreeSpec; expected: 1, got: 0\.$"):
         treespec.unflatten([])
 
 
@@ -88,7 +89,7 @@ def test_every_rebuilt_container_is_new() -> None:
     assert first is not second
     for a, b in zip(first, second):
         assert a is not b
-    first[1]['new'] = 1
+    first[1]["new"] = 1
     assert second[1] == {}
     assert treespec.unflatten([1, 2]) == second
 
@@ -96,9 +97,9 @@ def test_every_rebuilt_container_is_new() -> None:
 def test_metadata_is_restored() -> None:
     tree = (
         deque([1, 2], maxlen=5),
-        defaultdict(list, {'b': 1, 'a': 2}),
-        OrderedDict([('b', 1), ('a', 2)]),
-        {'z': 1, 'y': 2},
+        defaultdict(list, {"b": 1, "a": 2}),
+        OrderedDict([("b", 1), ("a", 2)]),
+        {"z": 1, "y": 2},
         Point(1, 2),
         time.gmtime(0),
     )
@@ -107,9 +108,9 @@ def test_metadata_is_restored() -> None:
     assert rebuilt[0] == deque([2, 3])
     assert rebuilt[0].maxlen == 5
     assert rebuilt[1].default_factory is list
-    assert list(rebuilt[1].items()) == [('b', 2), ('a', 3)]
-    assert list(rebuilt[2].items()) == [('b', 2), ('a', 3)]
-    assert list(rebuilt[3].items()) == [('z', 2), ('y', 3)]
+    assert list(rebuilt[1].items()) == [("b", 2), ("a", 3)]
+    assert list(rebuilt[2].items()) == [("b", 2), ("a", 3)]
+    assert list(rebuilt[3].items()) == [("z", 2), ("y", 3)]
     assert rebuilt[4] == Point(2, 3)
     assert type(rebuilt[5]) is time.struct_time
     assert rebuilt[5].tm_year == 1971
@@ -123,18 +124,18 @@ def test_children_reach_the_unflatten_function_as_a_tuple() -> None:
 
     def unflatten(metadata: Any, children: Any) -> str:
         received.append((metadata, children))
-        return 'rebuilt'
+        return "rebuilt"
 
-    optree.register_pytree_node(Node, lambda n: ([1, [2]], 'm'), unflatten, namespace='tuple')
+    optree.register_pytree_node(Node, lambda n: ([1, [2]], "m"), unflatten, namespace="tuple")
     try:
-        treespec = optree.tree_structure([Node()], namespace='tuple')
-        assert treespec.unflatten([10, 20]) == ['rebuilt']
+        treespec = optree.tree_structure([Node()], namespace="tuple")
+        assert treespec.unflatten([10, 20]) == ["rebuilt"]
     finally:
-        optree.unregister_pytree_node(Node, namespace='tuple')
-    assert received == [('m', (10, [20]))]
+        optree.unregister_pytree_node(Node, namespace="tuple")
+    assert received == [("m", (10, [20]))]
     assert type(received[0][1]) is tuple
     # A structure outlives the registration it was made with.
-    assert treespec.unflatten([10, 20]) == ['rebuilt']
+    assert treespec.unflatten([10, 20]) == ["rebuilt"]
     assert treespec.children()[0].type is Node
 
 
@@ -143,23 +144,23 @@ def test_exceptions_of_user_code_propagate() -> None:
         pass
 
     def unflatten(metadata: Any, children: Any) -> Any:
-        raise LookupError('unflatten')
+        raise LookupError("unflatten")
 
-    optree.register_pytree_node(Node, lambda n: ([1], None), unflatten, namespace='raises')
+    optree.register_pytree_node(Node, lambda n: ([1], None), unflatten, namespace="raises")
     try:
-        treespec = optree.tree_structure([0, Node(), 0], namespace='raises')
+        treespec = optree.tree_structure([0, Node(), 0], namespace="raises")
     finally:
-        optree.unregister_pytree_node(Node, namespace='raises')
+        optree.unregister_pytree_node(Node, namespace="raises")
     for rebuild in (treespec.unflatten, treespec.traverse):
-        with pytest.raises(LookupError, match='^unflatten$'):
+        with pytest.raises(LookupError, match="^unflatten$"):
             rebuild([1, 2, 3])
 
     def leaves() -> Iterator[int]:
         yield 1
-        raise LookupError('leaves')
+        raise LookupError("leaves")
 
     for rebuild in (treespec.unflatten, treespec.traverse, treespec.walk):
-        with pytest.raises(LookupError, match='leaves'):
+        with pytest.raises(LookupError, match="leaves"):
             rebuild(leaves())
 
 
@@ -168,15 +169,15 @@ def test_a_namedtuple_class_with_its_own_new_is_called() -> None:
         __slots__ = ()
 
         def __new__(cls, x: Any, y: Any) -> Checked:
-            if x == 'bad':
-                raise LookupError('new')
-            return super().__new__(cls, x, (y, 'seen'))
+            if x == "bad":
+                raise LookupError("new")
+            return super().__new__(cls, x, (y, "seen"))
 
     treespec = optree.tree_structure(Checked(1, 2), is_leaf=lambda x: type(x) is tuple)
-    assert treespec.unflatten([1, 2]) == (1, (2, 'seen'))
+    assert treespec.unflatten([1, 2]) == (1, (2, "seen"))
     assert type(treespec.unflatten([1, 2])) is Checked
-    with pytest.raises(LookupError, match='^new$'):
-        treespec.unflatten(['bad', 2])
+    with pytest.raises(LookupError, match="^new$"):
+        treespec.unflatten(["bad", 2])
 
 
 def test_a_namedtuple_class_with_its_own_init_is_initialised() -> None:
@@ -205,10 +206,10 @@ def test_a_namedtuple_class_patched_later_is_called_as_patched() -> None:
 def test_tree_unflatten_calls_the_method_of_any_object() -> None:
     class Spec:
         def unflatten(self, leaves: Any) -> Any:
-            return 'mine', leaves
+            return "mine", leaves
 
-    assert optree.tree_unflatten(Spec(), [1]) == ('mine', [1])
-    assert optree.tree_unflatten(leaves=[1], treespec=Spec()) == ('mine', [1])
+    assert optree.tree_unflatten(Spec(), [1]) == ("mine", [1])
+    assert optree.tree_unflatten(leaves=[1], treespec=Spec()) == ("mine", [1])
     with pytest.raises(AttributeError):
         optree.tree_unflatten([1], [1])
 
@@ -221,26 +222,26 @@ def test_traverse_maps_leaves_then_nodes_in_postorder() -> None:
     treespec = optree.tree_structure(TREE)
 
     def f_node(node: Any) -> Any:
-        log.append(('node', node))
+        log.append(("node", node))
         return node
 
     def f_leaf(leaf: Any) -> Any:
-        log.append(('leaf', leaf))
+        log.append(("leaf", leaf))
         return leaf * 10
 
     result = treespec.traverse([1, 2, 3, 4], f_node, f_leaf)
-    assert result == {'b': (20, [30, 40]), 'a': 10, 'c': None}
+    assert result == {"b": (20, [30, 40]), "a": 10, "c": None}
     assert log == [
         ('leaf', 1), ('leaf', 2), ('leaf', 3), ('leaf', 4), ('node', [30, 40]),
         ('node', (20, [30, 40])), ('node', None), ('node', result),
     ]  # fmt: skip
-    assert list(result) == ['b', 'a', 'c']
+    assert list(result) == ["b", "a", "c"]
 
 
 def test_traverse_uses_the_results_as_children() -> None:
-    treespec = optree.tree_structure([(1, 2), {'a': 3}])
+    treespec = optree.tree_structure([(1, 2), {"a": 3}])
     assert treespec.traverse([1, 2, 3], lambda node: str(node)) == "['(1, 2)', \"{'a': 3}\"]"
-    assert treespec.traverse([1, 2, 3], f_leaf=str) == [('1', '2'), {'a': '3'}]
+    assert treespec.traverse([1, 2, 3], f_leaf=str) == [("1", "2"), {"a": "3"}]
     assert treespec.traverse([1, 2, 3], f_node=sum_values) == 6
 
 
@@ -248,17 +249,17 @@ def sum_values(node: Any) -> int:
     return sum(node.values() if isinstance(node, dict) else node)
 
 
-@pytest.mark.parametrize('method', ['traverse', 'walk'])
+@pytest.mark.parametrize("method", ["traverse", "walk"])
 def test_leaf_count_of_traverse_and_walk(method: str) -> None:
     rebuild = getattr(optree.tree_structure([1, (2, 3)]), method)
     for function in (None, lambda *args: args):
-        with pytest.raises(ValueError, match=r'^Too few leaves for PyTreeSpec\.$'):
+        with pytest.raises(ValueError, match=r"^Too few leaves for PyTreeSpec\.$"):
             rebuild([1, 2], function)
-        with pytest.raises(ValueError, match=r'^Too many leaves for PyTreeSpec\.$'):
+        with pytest.raises(ValueError, match=r"^Too many leaves for PyTreeSpec\.$"):
             rebuild([1, 2, 3, 4], function)
 
 
-@pytest.mark.parametrize('method', ['traverse', 'walk'])
+@pytest.mark.parametrize("method", ["traverse", "walk"])
 def test_functions_of_traverse_and_walk_must_be_callable(method: str) -> None:
     rebuild = getattr(optree.tree_structure([1]), method)
     with pytest.raises(TypeError):
@@ -266,20 +267,20 @@ def test_functions_of_traverse_and_walk_must_be_callable(method: str) -> None:
     with pytest.raises(TypeError):
         rebuild([1], None, 3)
     with pytest.raises(TypeError):
-        rebuild([1], f_leaf='x')
+        rebuild([1], f_leaf="x")
 
 
-@pytest.mark.parametrize('method', ['traverse', 'walk'])
-@pytest.mark.parametrize('which', ['f_node', 'f_leaf'])
-@pytest.mark.parametrize('error', [LookupError, StopIteration, KeyboardInterrupt])
+@pytest.mark.parametrize("method", ["traverse", "walk"])
+@pytest.mark.parametrize("which", ["f_node", "f_leaf"])
+@pytest.mark.parametrize("error", [LookupError, StopIteration, KeyboardInterrupt])
 def test_exceptions_of_the_functions_propagate(
     method: str, which: str, error: type[BaseException]
 ) -> None:
     def function(*args: Any) -> Any:
-        raise error('mine')
+        raise error("mine")
 
     treespec = optree.tree_structure([1, (2,)])
-    with pytest.raises(error, match='^mine$'):
+    with pytest.raises(error, match="^mine$"):
         getattr(treespec, method)([1, 2], **{which: function})
 
 
@@ -296,17 +297,17 @@ def test_walk_hands_out_types_metadata_and_children() -> None:
 
     tree = [
         (1,),
-        {'b': 2, 'a': 3},
+        {"b": 2, "a": 3},
         OrderedDict(b=4),
         defaultdict(int, b=5),
         deque([6], maxlen=3),
         deque([7]),
         Point(8, None),
         Pair(9, 10),
-        Box('p', p=11),
+        Box("p", p=11),
     ]
     leaves, treespec = optree.tree_flatten(tree, namespace=NAMESPACE)
-    assert treespec.walk(leaves, f_node, str) == 'list'
+    assert treespec.walk(leaves, f_node, str) == "list"
     assert nodes == [
         (tuple, None, ('1',)),
         (dict, ['a', 'b'], ('3', '2')),
@@ -326,7 +327,7 @@ def test_walk_hands_out_types_metadata_and_children() -> None:
 def test_walk_without_a_node_function_rebuilds() -> None:
     treespec = optree.tree_structure(TREE)
     assert treespec.walk([1, 2, 3, 4]) == TREE
-    assert treespec.walk([1, 2, 3, 4], None, float) == {'b': (2.0, [3.0, 4.0]), 'a': 1.0, 'c': None}
+    assert treespec.walk([1, 2, 3, 4], None, float) == {"b": (2.0, [3.0, 4.0]), "a": 1.0, "c": None}
 
 
 def test_walk_without_a_leaf_function_keeps_leaves() -> None:
@@ -336,19 +337,19 @@ def test_walk_without_a_leaf_function_keeps_leaves() -> None:
 
 @pytest.mark.differs_from_published
 def test_walk_hands_out_copies_of_its_keys() -> None:
-    treespec = optree.tree_structure([{'b': 1, 'a': 2}, defaultdict(int, a=1), OrderedDict(z=1)])
+    treespec = optree.tree_structure([{"b": 1, "a": 2}, defaultdict(int, a=1), OrderedDict(z=1)])
     before = repr(treespec)
 
     def vandalise(cls: type, metadata: Any, children: Any) -> Any:
         if cls is defaultdict:
-            metadata[1].append('x')
+            metadata[1].append("x")
         elif metadata is not None:
-            metadata.append('x')
+            metadata.append("x")
         return cls
 
     assert treespec.walk([1, 2, 3, 4], vandalise) is list
     assert repr(treespec) == before
-    assert treespec.unflatten([1, 2, 3, 4]) == [{'b': 2, 'a': 1}, {'a': 3}, {'z': 4}]
+    assert treespec.unflatten([1, 2, 3, 4]) == [{"b": 2, "a": 1}, {"a": 3}, {"z": 4}]
 
 
 # flatten_up_to ------------------------------------------------------------------------------------
@@ -371,7 +372,7 @@ UP_TO_ERRORS: list[tuple[Any, Any, str]] = [
      "key(s): ['a'], missing key(s): ['b']; dict: {'a': 1}."),
     ({'a': 1}, {'b': 1, 'a': 2}, "dictionary key mismatch; expected key(s): ['a'], got key(s): "
      "['a', 'b'], extra key(s): ['b']; dict: {'b': 1, 'a': 2}."),
-    ({'a': 1, 'b': 2}, {'c': 1, 'a': 2}, "dictionary key mismatch; expected key(s): ['a', 'b'], got "
+    ({'a': 1, 'b': 2}, {'c': 1, 'a': 2}, "dictionary key mismatch; expected key(s): ['a', 'b'], got "  # noqa: E501
      "key(s): ['a', 'c'], missing key(s): ['b'], extra key(s): ['c']; dict: {'c': 1, 'a': 2}."),
     (OrderedDict(a=1), {'b': 1}, "dictionary key mismatch; expected key(s): ['a'], got key(s): "
      "['b'], missing key(s): ['a'], extra key(s): ['b']; OrderedDict: {'b': 1}."),
@@ -384,44 +385,44 @@ UP_TO_ERRORS: list[tuple[Any, Any, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(('spec_of', 'tree', 'message'), UP_TO_ERRORS)
+@pytest.mark.parametrize(("spec_of", "tree", "message"), UP_TO_ERRORS)
 def test_flatten_up_to_errors(spec_of: Any, tree: Any, message: str) -> None:
     treespec = optree.tree_structure(spec_of)
-    with pytest.raises(ValueError, match='^' + re.escape(message)) as info:
+    with pytest.raises(ValueError, match="^" + re.escape(message)) as info:
         treespec.flatten_up_to(tree)
     # Further lines may say where; the documented text stands first.
     assert str(info.value).splitlines()[0].startswith(message[:40])
-    with pytest.raises(ValueError, match='^' + re.escape(message)):
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
         optree.tree_map(lambda *xs: xs, spec_of, tree)
 
 
 def test_flatten_up_to_a_non_dictionary() -> None:
-    for spec_of in ({'a': 1}, OrderedDict(a=1), defaultdict(int, a=1)):
+    for spec_of in ({"a": 1}, OrderedDict(a=1), defaultdict(int, a=1)):
         with pytest.raises(
             ValueError,
-            match=r'^Expected an instance of dict, (frozendict, )?collections\.OrderedDict, or '
-            r'collections\.defaultdict, got \[1\]\.',
+            match=r"^Expected an instance of dict, (frozendict, )?collections\.OrderedDict, or "
+            r"collections\.defaultdict, got \[1\]\.",
         ):
             optree.tree_structure(spec_of).flatten_up_to([1])
 
 
 def test_dictionary_kinds_are_interchangeable_and_read_by_the_keys_of_the_structure() -> None:
-    treespec = optree.tree_structure({'b': 0, 'a': 0})
+    treespec = optree.tree_structure({"b": 0, "a": 0})
     for other in (
-        {'a': 1, 'b': 2},
-        OrderedDict([('b', 2), ('a', 1)]),
+        {"a": 1, "b": 2},
+        OrderedDict([("b", 2), ("a", 1)]),
         defaultdict(list, b=2, a=1),
     ):
         assert treespec.flatten_up_to(other) == [1, 2]
-    ordered = optree.tree_structure(OrderedDict([('b', 0), ('a', 0)]))
-    assert ordered.flatten_up_to({'a': 1, 'b': 2}) == [2, 1]
+    ordered = optree.tree_structure(OrderedDict([("b", 0), ("a", 0)]))
+    assert ordered.flatten_up_to({"a": 1, "b": 2}) == [2, 1]
 
 
 def test_a_defaultdict_gains_no_keys() -> None:
     other: defaultdict[str, int] = defaultdict(int, a=1)
-    with pytest.raises(ValueError, match='^dictionary key mismatch'):
-        optree.tree_structure({'a': 0, 'b': 0}).flatten_up_to(other)
-    assert other == {'a': 1}
+    with pytest.raises(ValueError, match="^dictionary key mismatch"):
+        optree.tree_structure({"a": 0, "b": 0}).flatten_up_to(other)
+    assert other == {"a": 1}
 
 
 def test_deque_length_limit_is_ignored() -> None:
@@ -432,33 +433,35 @@ def test_deque_length_limit_is_ignored() -> None:
 
 def test_custom_mismatches() -> None:
     treespec = optree.tree_structure(Ring(1, 2), namespace=NAMESPACE)
-    with pytest.raises(ValueError, match='^Custom node type mismatch; expected type: .*; value: '):
+    with pytest.raises(ValueError, match="^Custom node type mismatch; expected type: .*; value: "):
         treespec.flatten_up_to(Pair(1, 2))
-    with pytest.raises(ValueError, match='^Mismatch custom node data; expected: 2, got: 3; value: '):
+    with pytest.raises(
+        ValueError, match="^Mismatch custom node data; expected: 2, got: 3; value: "
+    ):
         treespec.flatten_up_to(Ring(1, 2, 3))
 
     class Node:
         count = 2
 
     optree.register_pytree_node(
-        Node, lambda n: (range(n.count), None), lambda m, c: Node(), namespace='arity'
+        Node, lambda n: (range(n.count), None), lambda m, c: Node(), namespace="arity"
     )
     try:
-        treespec = optree.tree_structure(Node(), namespace='arity')
+        treespec = optree.tree_structure(Node(), namespace="arity")
         longer = Node()
         longer.count = 3
         with pytest.raises(
-            ValueError, match='^Custom type arity mismatch; expected: 2, got: 3; value: '
+            ValueError, match="^Custom type arity mismatch; expected: 2, got: 3; value: "
         ):
             treespec.flatten_up_to(longer)
     finally:
-        optree.unregister_pytree_node(Node, namespace='arity')
-    with pytest.raises(ValueError, match='^Custom node type mismatch'):
+        optree.unregister_pytree_node(Node, namespace="arity")
+    with pytest.raises(ValueError, match="^Custom node type mismatch"):
         treespec.flatten_up_to(Node())
 
 
 def test_leaves_of_the_structure_take_whole_subtrees() -> None:
-    subtrees = [[1], {'a': None}, None, Pair(1, 2)]
+    subtrees = [[1], {"a": None}, None, Pair(1, 2)]
     found = optree.tree_structure([0, 0, 0, 0]).flatten_up_to(subtrees)
     assert found == subtrees
     assert all(a is b for a, b in zip(found, subtrees))

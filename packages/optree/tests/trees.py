@@ -15,13 +15,14 @@ from collections import Counter, OrderedDict, UserDict, defaultdict, deque, name
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import optree
 import pytest
 
-NAMESPACE = 'trees'
+import optree
 
-Point = namedtuple('Point', ['x', 'y'])  # noqa: PYI024
-Empty = namedtuple('Empty', [])  # noqa: PYI024
+NAMESPACE = "trees"
+
+Point = namedtuple("Point", ["x", "y"])
+Empty = namedtuple("Empty", [])
 
 
 class Point3(Point):
@@ -52,7 +53,7 @@ class TupleSubclass(tuple):  # type: ignore[type-arg]
 class Opaque:
     """A leaf compared by identity."""
 
-    __slots__ = ('__weakref__',)
+    __slots__ = ("__weakref__",)
 
 
 class Unsortable:
@@ -62,13 +63,13 @@ class Unsortable:
         self.name = name
 
     def __repr__(self) -> str:
-        return f'Unsortable({self.name!r})'
+        return f"Unsortable({self.name!r})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Unsortable) and self.name == other.name
 
     def __hash__(self) -> int:
-        return hash(('Unsortable', self.name))
+        return hash(("Unsortable", self.name))
 
 
 class Pair:
@@ -82,7 +83,7 @@ class Pair:
         return (self.left, self.right)[index]
 
     def __repr__(self) -> str:
-        return f'Pair({self.left!r}, {self.right!r})'
+        return f"Pair({self.left!r}, {self.right!r})"
 
     def __eq__(self, other: object) -> bool:
         return type(other) is Pair and (self.left, self.right) == (other.left, other.right)
@@ -99,12 +100,12 @@ class Box:
 
     def __getattr__(self, name: str) -> Any:
         try:
-            return self.__dict__['items'][name]
+            return self.__dict__["items"][name]
         except KeyError:
             raise AttributeError(name) from None
 
     def __repr__(self) -> str:
-        return f'Box({self.label!r}, {self.items!r})'
+        return f"Box({self.label!r}, {self.items!r})"
 
     def __eq__(self, other: object) -> bool:
         return type(other) is Box and (self.label, self.items) == (other.label, other.items)
@@ -134,7 +135,7 @@ class Ring:
         return cls(*children)
 
     def __repr__(self) -> str:
-        return f'Ring{self.items!r}'
+        return f"Ring{self.items!r}"
 
     def __eq__(self, other: object) -> bool:
         return type(other) is Ring and self.items == other.items
@@ -148,7 +149,7 @@ class Module:
 
     weight: Any
     bias: Any
-    name: str = optree.dataclasses.field(default='fc', pytree_node=False)
+    name: str = optree.dataclasses.field(default="fc", pytree_node=False)
 
 
 def _flatten_box(box: Box) -> tuple[Iterator[Any], str, tuple[str, ...]]:
@@ -157,7 +158,7 @@ def _flatten_box(box: Box) -> tuple[Iterator[Any], str, tuple[str, ...]]:
 
 def _unflatten_box(label: str, children: tuple[Any, ...]) -> Box:
     box = Box(label)
-    names = label.split('+')
+    names = label.split("+")
     assert type(children) is tuple
     box.items = dict(zip(names, children))
     return box
@@ -182,7 +183,7 @@ def _unflatten_mapping(keys: list[Any], children: tuple[Any, ...]) -> Mapping2:
     return Mapping2(zip(keys, children))
 
 
-optree.register_pytree_node(Pair, _flatten_pair, _unflatten_pair, namespace='pairs')
+optree.register_pytree_node(Pair, _flatten_pair, _unflatten_pair, namespace="pairs")
 optree.register_pytree_node(
     Pair, _flatten_pair, _unflatten_pair, namespace=optree.registry.__GLOBAL_NAMESPACE
 )
@@ -190,9 +191,7 @@ optree.register_pytree_node(
     Box, _flatten_box, _unflatten_box, path_entry_type=optree.GetAttrEntry, namespace=NAMESPACE
 )
 optree.register_pytree_node(Mapping2, _flatten_mapping, _unflatten_mapping, namespace=NAMESPACE)
-optree.register_pytree_node_class(
-    Ring, path_entry_type=optree.SequenceEntry, namespace=NAMESPACE
-)
+optree.register_pytree_node_class(Ring, path_entry_type=optree.SequenceEntry, namespace=NAMESPACE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,12 +211,12 @@ class TreeRow:
     make: Callable[[], Any]
     leaves: list[Any] | None = None
     structure: str | None = None
-    namespace: str = ''
+    namespace: str = ""
     reversible: bool = True
 
 
 SHARED_LEAF = Opaque()
-UNSORTABLE = (Unsortable('u'), Unsortable('a'))
+UNSORTABLE = (Unsortable("u"), Unsortable("a"))
 STRUCT_TIME = time.struct_time(range(10, 19))
 STAT = os.stat_result(range(20, 30))
 
@@ -231,22 +230,22 @@ def nested_lists(depth: int, leaf: Any = 0) -> Any:
 
 
 def _moved() -> OrderedDict[str, int]:
-    ordered = OrderedDict([('a', 1), ('b', 2), ('c', 3)])
-    ordered.move_to_end('c')
+    ordered = OrderedDict([("a", 1), ("b", 2), ("c", 3)])
+    ordered.move_to_end("c")
     return ordered
 
 
 def _reinserted() -> dict[str, int]:
-    mapping = {'b': 1, 'a': 2, 'c': 3}
-    mapping['b'] = mapping.pop('b')
+    mapping = {"b": 1, "a": 2, "c": 3}
+    mapping["b"] = mapping.pop("b")
     return mapping
 
 
 def _transformer() -> dict[str, Any]:
     return {
-        'embed': {'w': 0, 'b': 1},
-        'blocks': [{'w': 2 + 2 * i, 'b': 3 + 2 * i} for i in range(4)],
-        'head': Layer({'w': 100, 'b': 101}, None),
+        "embed": {"w": 0, "b": 1},
+        "blocks": [{"w": 2 + 2 * i, "b": 3 + 2 * i} for i in range(4)],
+        "head": Layer({"w": 100, "b": 101}, None),
     }
 
 
@@ -271,8 +270,8 @@ TREES: tuple[TreeRow, ...] = (
             [1], "[None, (None,), {'a': None, 'b': *}]"),
     # empty containers
     TreeRow('empty_tuple', lambda: (), [], '()'),
-    TreeRow('empty_list', lambda: [], [], '[]'),
-    TreeRow('empty_dict', lambda: {}, [], '{}'),
+    TreeRow('empty_list', list, [], '[]'),
+    TreeRow('empty_dict', dict, [], '{}'),
     TreeRow('empty_ordereddict', lambda: OrderedDict(), [], 'OrderedDict()'),
     TreeRow('empty_defaultdict', lambda: defaultdict(None), [], 'defaultdict(None, {})'),
     TreeRow('empty_deque', lambda: deque(), [], 'deque()'),
@@ -327,7 +326,7 @@ TREES: tuple[TreeRow, ...] = (
     # nests
     TreeRow('mixed', lambda: {'b': (2, [3, 4]), 'a': 1, 'c': None, 'd': deque([5], maxlen=2)},
             [1, 2, 3, 4, 5], "{'a': *, 'b': (*, [*, *]), 'c': None, 'd': deque([*], maxlen=2)}"),
-    TreeRow('shared_children', lambda: (lambda shared: [shared, shared, (shared,)])([1, SHARED_LEAF]),
+    TreeRow('shared_children', lambda: (lambda shared: [shared, shared, (shared,)])([1, SHARED_LEAF]),  # noqa: E501
             [1, SHARED_LEAF] * 3, '[[*, *], [*, *], ([*, *],)]'),
     TreeRow('all_dict_kinds',
             lambda: [{'b': 1, 'a': 2}, OrderedDict(b=3, a=4), defaultdict(list, b=5, a=6)],
@@ -363,8 +362,8 @@ TREES: tuple[TreeRow, ...] = (
     TreeRow('partial', lambda: optree.functools.partial(max, [1, 2], key=3), [1, 2, 3], None),
 )  # fmt: skip
 
-every_tree = pytest.mark.parametrize('row', TREES, ids=[row.name for row in TREES])
-every_none_mode = pytest.mark.parametrize('none_is_leaf', [False, True], ids=['node', 'leaf'])
+every_tree = pytest.mark.parametrize("row", TREES, ids=[row.name for row in TREES])
+every_none_mode = pytest.mark.parametrize("none_is_leaf", [False, True], ids=["node", "leaf"])
 
 KINDS = optree.PyTreeKind
 

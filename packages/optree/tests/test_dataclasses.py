@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dataclasses as tree nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from typing import Any
+
+import pytest
+
+import optree
+from optree.registry import __GLOBAL_NAMESPACE as GLOBAL
+
+SPACE = "dataclass tests"
+
+
+def make(**options: Any) -> Any:
+    @optree.dataclasses.dataclass(namespace=SPACE, **options)
+    class Local:
+        a: Any
+        b: Any = optree.dataclasses.field(default=2, pytree_node=False)
+        c: Any = 3
+        d: Any = optree.dataclasses.field(default=4, init=False, pytree_node=False)
+
+    return Local
+
+
+def test_children_metadata_and_round_trip() -> None:
+    cls = make()
+    tree = cls([1], "meta", {"k": 5})
+    leaves, treespec = optree.tree_flatten(tree, namespace=SPACE)
+    assert leaves == [1, 5]
+    assert treespec.entries() == ["a", "c"]
+    assert treespec.paths() == [("a", 0), ("c", "k")]
+    assert [a.codify("t") for a in treespec.accessors()] == ["t.a[0]", "t.c['k']"]
+    assert type(treespec.accessors()[0][0]) is optree.DataclassEntry
+    assert "(('b', 'meta'),)" in repr(treespec)
+    assert treespec.unflatten(leaves) == tree
+    assert optree.tree_leaves(tree)[0] is tree
+    assert treespec != optree.tree_structure(cls([1], "other", {"k": 5}), namespace=SPACE)
+
+
+def test_marker_attribute() -> None:
+    children, metadata = make().__optree_dataclass_fields__
+    assert list(children) == ["a", "c"]
+    assert list(metadata) == ["b"]
+    with pytest.raises(TypeError):
+        children["x"] = 1
+
+
+def test_subclasses_are_not_registered() -> None:
+    class Sub(make()):  # type: ignore[misc]
+        pass
+
+    sub = Sub(1)
+    assert optree.tree_leaves(sub, namespace=SPACE)[0] is sub
+
+
+def test_everything_else_is_the_standard_library() -> None:
+    own = {"dataclass", "field", "make_dataclass"}
+    for name in dataclasses.__all__:
+        assert name in optree.dataclasses.__all__
+        same = getattr(optree.dataclasses, name) is getattr(dataclasses, name)
+        assert same is (name not in own)
+    assert "register_node" in optree.dataclasses.__all__
+    assert "DataclassEntry" in optree.dataclasses.__all__
+
+
+def test_parameters_extend_those_of_the_standard_library() -> None:
+    for name, extra, renamed in [
+        ("field", ["pytree_node"], {}),
+        ("dataclass", ["namespace"], {}),
+        ("make_dataclass", ["namespace"], {"namespace": "ns"}),
+    ]:
+        ours = list(inspect.signature(getattr(optree.dataclasses, name)).parameters)
+        theirs = list(inspect.signature(getattr(dataclasses, name)).parameters)
+        expected = [renamed.get(parameter, parameter) for parameter in theirs]
+        assert ours[-len(extra) :] == extra
+        assert [p for p in ours[: -len(extra)] if p in expected] == expected
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="`doc` is supported")
+def test_unsupported_flags() -> None:
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'doc'"):
+        optree.dataclasses.field(doc="text")
+
+
+def test_field_errors() -> None:
+    with pytest.raises(TypeError, match="^`pytree_node=True` is not allowed for non-init fields"):
+        optree.dataclasses.field(init=False, pytree_node=True)
+    with pytest.raises(
+        TypeError, match=r"^PyTree node field 'x' must be included in `__init__\(\)`"
+    ):
+
+        @optree.dataclasses.dataclass(namespace=SPACE)
+        class Local:
+            x: Any = dataclasses.field(default=1, init=False, metadata={"pytree_node": True})
+
+    with pytest.raises(ValueError, match="cannot specify both default and default_factory"):
+        optree.dataclasses.field(default=1, default_factory=list)
+
+
+def test_namespace_argument() -> None:
+    class Plain:
+        a: int = 1
+
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'namespace'"):
+        optree.dataclasses.dataclass(Plain)
+    for namespace in (1, None, b"x"):
+        with pytest.raises(TypeError, match="^The namespace must be a string, got "):
+            optree.dataclasses.dataclass(Plain, namespace=namespace)
+
+
+@pytest.mark.parametrize("namespace", ["", GLOBAL], ids=["empty", "sentinel"])
+def test_the_empty_namespace_is_the_global_one(namespace: Any) -> None:
+    @optree.dataclasses.dataclass(namespace=namespace)
+    class Everywhere:
+        a: Any
+
+    try:
+        assert optree.tree_leaves(Everywhere(1)) == [1]
+        assert optree.tree_leaves(Everywhere(1), namespace="any") == [1]
+    finally:
+        optree.unregister_pytree_node(Everywhere, namespace=GLOBAL)
+
+
+def test_class_errors() -> None:
+    with pytest.raises(
+        TypeError,
+        match=r"^@optree\.dataclasses\.dataclass\(\) can only be used with classes, not ",
+    ):
+        optree.dataclasses.dataclass(1, namespace=SPACE)
+    cls = make()
+    with pytest.raises(
+        TypeError,
+        match=r"^@optree\.dataclasses\.dataclass\(\) cannot be applied to .*Local more than once\.$",  # noqa: E501
+    ):
+        optree.dataclasses.dataclass(cls, namespace=SPACE)
+    with pytest.raises(TypeError, match="more than once with `optree.dataclasses.register_node"):
+        optree.dataclasses.register_node(cls, namespace=SPACE)
+    with pytest.raises(TypeError, match=r"is not a dataclass\.$"):
+        optree.dataclasses.register_node(int, namespace=SPACE)
+
+
+def test_register_node_forms() -> None:
+    for use in (
+        lambda cls: optree.dataclasses.register_node(cls, namespace=SPACE),
+        lambda cls: optree.dataclasses.register_node(namespace=SPACE)(cls),
+        lambda cls: optree.dataclasses.register_node(SPACE)(cls),
+    ):
+
+        @dataclasses.dataclass
+        class Local:
+            a: Any
+            b: Any = dataclasses.field(default=1, metadata={"pytree_node": False})
+
+        assert use(Local) is Local
+        assert optree.tree_leaves(Local(5, 6), namespace=SPACE) == [5]
+
+
+def test_init_variables_cannot_round_trip() -> None:
+    with pytest.raises(
+        TypeError, match=r"^Dataclass '.*' has `InitVar` field\(s\) \['x'\], which "
+    ):
+
+        @optree.dataclasses.dataclass(namespace=SPACE)
+        class Local:
+            x: dataclasses.InitVar[int]
+
+
+def test_classes_without_init_warn() -> None:
+    with pytest.warns(UserWarning, match=r"^Dataclass '.*' was defined with `init=False`\. "):
+
+        @optree.dataclasses.dataclass(init=False, namespace=SPACE)
+        class Local:
+            x: int = 1
+
+
+@pytest.mark.parametrize("options", [{"frozen": True}, {"eq": False}, {"order": True}])
+def test_flags_reach_the_standard_library(options: dict[str, bool]) -> None:
+    cls = make(**options)
+    params = cls.__dataclass_params__
+    for name, value in options.items():
+        assert getattr(params, name) is value
+    assert optree.tree_leaves(cls(1), namespace=SPACE) == [1, 3]
+    doubled = optree.tree_map(lambda x: 2 * x, cls(1), namespace=SPACE)
+    assert (doubled.a, doubled.b, doubled.c) == (2, 2, 6)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="since Python 3.10")
+def test_slots_and_keyword_only_fields() -> None:
+    @optree.dataclasses.dataclass(slots=True, kw_only=True, namespace=SPACE)
+    class Local:
+        a: Any
+        b: Any = optree.dataclasses.field(default=1, pytree_node=False)
+
+    assert optree.tree_map(str, Local(a=5), namespace=SPACE) == Local(a="5")
+    assert not hasattr(Local(a=1), "__dict__")
+
+
+def test_make_dataclass() -> None:
+    cls = optree.dataclasses.make_dataclass(
+        'Made', ['x', ('y', int, 5), ('z', int, optree.dataclasses.field(default=1, pytree_node=False))],  # noqa: E501
+        ns={'total': lambda self: self.x + self.y}, namespace=SPACE,
+    )  # fmt: skip
+    assert cls(1).total() == 6
+    assert optree.tree_leaves(cls(1, 2), namespace=SPACE) == [1, 2]
+    assert cls.__name__ == "Made"
+    with pytest.raises(TypeError, match="'ns'"):
+        optree.dataclasses.make_dataclass("Made", ["x"], namespace={"a": 1})
+
+
+def test_a_failing_registration_leaves_nothing() -> None:
+    class Meta(type):
+        def __setattr__(cls, name: str, value: Any) -> None:
+            if name == "__optree_dataclass_fields__":
+                raise LookupError(name)
+            super().__setattr__(name, value)
+
+    @dataclasses.dataclass
+    class Stubborn(metaclass=Meta):
+        a: int = 1
+
+    size = optree._C.get_registry_size()
+    with pytest.raises(LookupError):
+        optree.dataclasses.register_node(Stubborn, namespace=SPACE)
+    assert optree._C.get_registry_size() == size
+    tree = Stubborn()
+    assert optree.tree_leaves(tree, namespace=SPACE)[0] is tree

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interpreter exit: nothing is printed, nothing crashes, containers stay containers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+
+def run(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, '-X', 'dev', '-W', 'error', *flags, '-c', textwrap.dedent(code)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def check(code: str, *output: str) -> None:
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == list(output)
+
+
+def test_exit_with_live_objects() -> None:
+    check("""
+        import optree
+        class Node: pass
+        optree.register_pytree_node(Node, lambda n: ((1,), n), lambda m, c: Node(), namespace='x')
+        kept = [optree.tree_structure([Node(), {'b': 1, Node: 2}], namespace='x')]
+        iterator = optree.tree_iter([1, [2, Node()]], is_leaf=lambda x: False)
+        next(iterator)
+        kept.append(iterator)
+        kept.append(kept)
+        print('fine')
+    """, 'fine')  # fmt: skip
+
+
+def test_objects_kept_by_builtins() -> None:
+    check("""
+        import builtins, optree, sys
+        builtins.kept = optree.tree_structure({'a': [1, optree.functools.partial(max, 1)]})
+        sys.kept = (optree.tree_iter([1]), optree.tree_accessors([1]))
+    """)
+
+
+def test_finalizers_that_use_the_package() -> None:
+    check("""
+        import optree
+        class Late:
+            def __del__(self, leaves=optree.tree_leaves, spec=optree.tree_structure([0, {'a': 0}])):
+                result = spec.unflatten([1, 2])
+                assert result == [1, {'a': 2}], result
+                repr(spec), hash(spec), spec == spec
+        late = Late()
+        import sys
+        sys.late = Late()
+    """)
+
+
+@pytest.mark.differs_from_published
+def test_containers_stay_containers_until_the_end() -> None:
+    check("""
+        import atexit
+        def late():
+            import optree
+            assert optree.tree_leaves([1, {'a': (2,)}]) == [1, 2]
+            assert optree.tree_map(str, [1]) == ['1']
+            assert optree._C.get_registry_size() >= 8
+            print('late', flush=True)
+        atexit.register(late)
+        import optree
+    """, 'late')  # fmt: skip
+
+
+@pytest.mark.differs_from_published
+def test_exit_while_another_thread_flattens() -> None:
+    for _ in range(3):
+        done = run("""
+            import threading, time, optree
+            def work():
+                while True:
+                    optree.tree_map(lambda x: x, [1, {'a': (2, [3])}] * 10)
+            threading.Thread(target=work, daemon=True).start()
+            time.sleep(0.05)
+            print('leaving', flush=True)
+        """)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "leaving\n"
+        assert "Traceback" not in done.stderr
+
+
+def test_exit_through_an_exception() -> None:
+    done = run("""
+        import optree
+        optree.tree_map(lambda x: 1 // 0, [1])
+    """)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("ZeroDivisionError: integer division or modulo by zero")
+
+
+def test_reimport_after_removal() -> None:
+    check("""
+        import sys, optree
+        spec = optree.tree_structure([1, {'a': 2}])
+        for name in [n for n in sys.modules if n == 'optree' or n.startswith('optree.')]:
+            if name != 'optree._C':
+                del sys.modules[name]
+        assert spec.unflatten([3, 4]) == [3, {'a': 4}]
+        print(repr(spec))
+    """, "PyTreeSpec([*, {'a': *}])")  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+def test_fork() -> None:
+    check("""
+        import os, optree, sys
+        class Node: pass
+        optree.register_pytree_node(Node, lambda n: ((1,), None), lambda m, c: Node(), namespace='x')
+        pid = os.fork()
+        if pid == 0:
+            assert optree.tree_leaves([Node(), 2], namespace='x') == [1, 2]
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        assert optree.tree_leaves([Node(), 2], namespace='x') == [1, 2]
+    """)  # noqa: E501
