@@ -126,6 +126,14 @@ def stubs(session: nox.Session) -> None:
 
 
 @nox.session
+def pyright(session: nox.Session) -> None:
+    """Check with pyright what optree's typing tests check with mypy (downloads pyright)."""
+    run(session, PYTHON, "-m", "pip", "install", "--quiet", "pyright")
+    run(session, PYTHON, "-m", "pyright", "--pythonpath", PYTHON, *session.posargs,
+        "packages/optree/tests/typing/cases")  # fmt: skip
+
+
+@nox.session
 def tidy(session: nox.Session) -> None:
     """Run clang-tidy over optree's C++ sources (minutes)."""
     build = BUILD / "tidy"
@@ -176,7 +184,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation of both packages; warnings are errors."""
+    """Build the documentation of both packages and run its examples; warnings are errors."""
     tools = ("sphinx", "furo", "myst-parser")
     run(session, PYTHON, "-m", "pip", "install", "--quiet", "-c", "tools/constraints.txt", *tools)
     configured = [p for p in (OPTREE, TORCHOPT) if (p / "docs" / "conf.py").is_file()]
@@ -184,18 +192,9 @@ def docs(session: nox.Session) -> None:
         session.error("expected packages/*/docs/conf.py, found none")
     for package in configured:
         output = BUILD / "docs" / package.name
-        run(
-            session,
-            PYTHON,
-            "-m",
-            "sphinx",
-            "-W",
-            "--keep-going",
-            "-b",
-            "html",
-            package / "docs",
-            output,
-        )
+        run(session, PYTHON, "-m", "sphinx", "--quiet", "-W", "--keep-going", "-b", "html",
+            package / "docs", output)  # fmt: skip
+    run(session, PYTHON, "-m", "pytest", "-q", "packages/optree/tests/test_documentation.py")
 
 
 @nox.session
@@ -205,3 +204,60 @@ def wheels(session: nox.Session) -> None:
         run(session, PYTHON, "-m", "build", "--no-isolation", "--outdir", "wheelhouse", package)
     for path in sorted((ROOT / "wheelhouse").iterdir()):
         print(f"{path.stat().st_size / 1000:10.1f} kB  {path.name}")
+
+
+@nox.session(venv_backend="venv")
+def clients(session: nox.Session) -> None:
+    """Run Keras' tree tests and the published torchopt on optree (downloads both; opt-in)."""
+    tests = "packages/optree/tests"
+    session.chdir(ROOT)
+    session.install("--quiet", "keras==3.15.1", "jax", "pytest", "hypothesis", str(OPTREE))
+    session.run("pytest", "-q", "--keras", f"{tests}/test_keras_client.py", env=QUIET)
+    session.install("--quiet", "torch==2.13.0", "numpy", "graphviz")
+    session.install("--quiet", "--no-deps", "torchopt==0.7.3")
+    session.run("pytest", "-q", f"{tests}/test_published_torchopt_client.py", env=QUIET)
+
+
+OPTREE_PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
+
+
+def find_python(version: str) -> str | None:
+    """Return the path of a Python of this version, or None if PATH has none that runs."""
+    question = "import sys; print('{}.{}'.format(*sys.version_info))"
+    for folder in os.environ.get("PATH", "").split(os.pathsep):
+        python = shutil.which(f"python{version}", path=folder)
+        if python is None:
+            continue
+        # Shims of version managers exist for versions that are not active; they fail.
+        answer = subprocess.run([python, "-c", question], capture_output=True, text=True)
+        if answer.returncode == 0 and answer.stdout.strip() == version:
+            return python
+    return None
+
+
+@nox.session
+def optree_pythons(session: nox.Session) -> None:
+    """Build and test optree on every supported Python on PATH; ``-- 3.9 3.12`` asks for those."""
+    results: dict[str, str] = {}
+    session.chdir(ROOT)
+    for version in session.posargs or OPTREE_PYTHONS:
+        python = find_python(version)
+        if python is None:
+            results[version] = "not found on PATH"
+            continue
+        place = BUILD / "pythons" / version
+        inside = str(place / ("Scripts" if os.name == "nt" else "bin") / "python")
+        try:
+            session.run(python, "-m", "venv", "--clear", place, external=True)
+            session.run(inside, "-m", "pip", "install", "--quiet", f"{OPTREE}[test]", external=True)
+            session.run(
+                inside, "-m", "pytest", "-q", "packages/optree/tests", external=True, env=QUIET
+            )
+            results[version] = "passed"
+        except nox.command.CommandFailed:
+            results[version] = "FAILED"
+    for version, result in results.items():
+        print(f"Python {version:5} {result}")
+    required = session.posargs or [v for v in OPTREE_PYTHONS if results[v] != "not found on PATH"]
+    if any(results[version] != "passed" for version in required) or not required:
+        session.error("not every Python passed")
