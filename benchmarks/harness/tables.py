@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables as Markdown text, which reads well on a terminal too."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table with aligned columns; all but the first are right-aligned."""
+    lines = [list(head), *(list(row) for row in rows)]
+    widths = [max(_width(line[column]) for line in lines) for column in range(len(head))]
+
+    def draw(line: list[str]) -> str:
+        cells = [
+            text + " " * (width - _width(text))
+            if column == 0
+            else " " * (width - _width(text)) + text
+            for column, (text, width) in enumerate(zip(line, widths))
+        ]
+        return "| " + " | ".join(cells) + " |"
+
+    rule = "|".join(
+        "-" * (width + 2) if column == 0 else "-" * (width + 1) + ":"
+        for column, width in enumerate(widths)
+    )
+    return "\n".join([draw(lines[0]), f"|{rule}|", *(draw(line) for line in lines[1:])])
+
+
+def _width(text: str) -> int:
+    return sum(1 + (unicodedata.east_asian_width(letter) in "FW") for letter in text)
+
+
+# What stands where there is no figure.
+NOTHING = "\u2013"
+
+
+def seconds_text(seconds: float | None) -> str:
+    """Return a time in a unit that needs no exponent.
+
+    >>> seconds_text(1.234e-5), seconds_text(2.5e-9), seconds_text(None)
+    ('12.3 µs', '2.5 ns', '–')
+    """
+    if seconds is None:
+        return NOTHING
+    for factor, unit in ((1e9, "ns"), (1e6, "µs"), (1e3, "ms"), (1.0, "s")):
+        scaled = seconds * factor
+        if scaled < 1000 or unit == "s":
+            return f"{_three_digits(scaled)} {unit}"
+    raise AssertionError("unreachable")
+
+
+def ratio_text(ratio: float | None) -> str:
+    """Return how many times longer, with two or three digits.
+
+    >>> ratio_text(0.8123), ratio_text(12.34), ratio_text(431.2), ratio_text(None)
+    ('0.81x', '12.3x', '431x', '–')
+    """
+    return NOTHING if ratio is None else _three_digits(ratio) + "x"
+
+
+def bytes_text(size: float | None) -> str:
+    """Return a number of bytes in a readable unit.
+
+    >>> bytes_text(27.25), bytes_text(2048), bytes_text(3 * 2**20)
+    ('27.2 B', '2 KiB', '3 MiB')
+    """
+    if size is None:
+        return NOTHING
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024 or unit == "GiB":
+            return f"{_three_digits(size)} {unit}"
+        size /= 1024
+    raise AssertionError("unreachable")
+
+
+def _three_digits(number: float) -> str:
+    if abs(number) >= 100:
+        return f"{number:.0f}"
+    if abs(number) >= 10:
+        return f"{number:.1f}"
+    text = f"{number:.2f}"
+    return text[:-1].removesuffix(".0") if text.endswith("0") else text

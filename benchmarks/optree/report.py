@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of optree's results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.harness.results import Figures
+from benchmarks.harness.tables import NOTHING, bytes_text, ratio_text, seconds_text, table
+from benchmarks.optree.operations import COLD, CUSTOM, LABELS, MATRIX
+from benchmarks.optree.rivals import OURS
+from benchmarks.optree.targets import BASELINE, COLD_FLOORS, FLOORS
+from benchmarks.optree.trees import COLD_TREES, RESNETS, tree_label
+
+Result = dict[str, Any]
+
+
+def labels(result: Result) -> dict[str, str]:
+    """Return the labels of the rivals, ours first."""
+    return {name: str(entry["label"]) for name, entry in result["rivals"].items()}
+
+
+def machine_lines(result: Result) -> str:
+    """Return on what the result was measured, one line for the machine and one for versions."""
+    machine, settings = result["machine"], result["settings"]
+    facts = [f"{machine['processor']}, {machine['cores']} cores, {machine['system']}"]
+    versions = []
+    for entry in result["rivals"].values():
+        if not entry["available"]:
+            versions.append(f"{entry['label']} not available ({entry['reason']})")
+            continue
+        found = ", ".join(f"{name} {version}" for name, version in entry["versions"].items())
+        versions.append(f"{entry['label']} ({found})")
+    pythons = {entry["python"] for entry in result["rivals"].values() if entry["available"]}
+    facts.append(f"Python {', '.join(sorted(pythons))}")
+    how = (
+        f"one process a rival, {settings['rounds']} interleaved rounds, minimum of all samples, "
+        f"{result['created'][:10]}"
+    )
+    return f"{'; '.join(facts)}.\n{'; '.join(versions)}.\nMeasured with {how}."
+
+
+def _pairs(result: Result, operations: set[str]) -> list[tuple[str, str]]:
+    seen: dict[tuple[str, str], None] = {}
+    for cell in result["cells"]:
+        if cell["operation"] in operations:
+            seen.setdefault((cell["tree"], cell["operation"]))
+    return list(seen)
+
+
+def ratio_table(result: Result, operations: set[str], *, collect: bool = False) -> str:
+    """Return our time and every rival's time as a multiple of it, a row a tree and operation."""
+    figures = Figures(result, collect=collect)
+    names = labels(result)
+    others = [name for name in names if name != OURS]
+    rows = []
+    for tree, operation in _pairs(result, operations):
+        row = [tree_label(tree), LABELS[operation]]
+        row.append(_own_text(figures, tree, operation))
+        row += [_ratio_or_status(figures, tree, operation, other) for other in others]
+        rows.append(row)
+    return table(["tree", "operation", names[OURS], *(names[other] for other in others)], rows)
+
+
+def _own_text(figures: Figures, tree: str, operation: str) -> str:
+    own = figures.seconds(tree, operation, OURS)
+    return seconds_text(own) if own is not None else figures.status(tree, operation, OURS)
+
+
+def _ratio_or_status(figures: Figures, tree: str, operation: str, rival: str) -> str:
+    ratio = figures.ratio(tree, operation, rival, OURS)
+    if ratio is not None:
+        return ratio_text(ratio)
+    theirs = figures.seconds(tree, operation, rival)
+    if theirs is not None:
+        return seconds_text(theirs)
+    status = figures.status(tree, operation, rival)
+    return {"unsupported": NOTHING, "missing": NOTHING}.get(status, status)
+
+
+def matrix_table(result: Result) -> str:
+    """Return the four core operations on every tree, collector off."""
+    return ratio_table(result, set(MATRIX))
+
+
+def matrix_gc_table(result: Result) -> str:
+    """Return the four core operations on every tree, collector on."""
+    return ratio_table(result, set(MATRIX), collect=True)
+
+
+def published_table(result: Result) -> str:
+    """Return how much faster than the published optree, a row a tree, off and on collector."""
+    off, on = Figures(result), Figures(result, collect=True)
+    names = labels(result)
+    versions = [name for name in names if name.startswith("optree-")]
+    head = ["tree"]
+    head += [f"{LABELS[op]}, vs {names[name][7:]}" for name in versions for op in MATRIX]
+    rows = []
+    for tree in dict.fromkeys(tree for tree, _ in _pairs(result, set(MATRIX))):
+        row = [tree_label(tree)]
+        for name in versions:
+            for operation in MATRIX:
+                with_gc = on.ratio(tree, operation, name, OURS)
+                text = ratio_text(off.ratio(tree, operation, name, OURS))
+                row.append(f"{text} ({ratio_text(with_gc)})" if with_gc is not None else text)
+        rows.append(row)
+    return table(head, rows)
+
+
+def cold_table(result: Result) -> str:
+    """Return flatten on trees that are visited once."""
+    return ratio_table(result, set(COLD))
+
+
+def operations_table(result: Result) -> str:
+    """Return every other operation."""
+    return ratio_table(result, set(LABELS) - set(MATRIX) - set(COLD) - set(CUSTOM))
+
+
+def custom_table(result: Result) -> str:
+    """Return the core operations on registered custom types."""
+    return ratio_table(result, set(CUSTOM))
+
+
+def speedup_table(result: Result) -> str:
+    """Return the speed-ups on the ResNet module trees, in the form of the TorchOpt paper.
+
+    J/O, P/O and D/O are the times of jax, PyTorch and dm-tree divided by optree's.
+    """
+    figures = Figures(result)
+    columns = [
+        ("J/O", "jax"),
+        ("P/O", "torch"),
+        ("D/O", "dm-tree"),
+        ("0.20.0/O", "optree-0.20.0"),
+    ]
+    rows = []
+    for tree in RESNETS:
+        for operation, label in (
+            ("flatten", "flatten"),
+            ("unflatten", "unflatten"),
+            ("map_c", "map"),
+        ):
+            row = [tree_label(tree), label, _own_text(figures, tree, operation)]
+            for _, rival in columns:
+                row.append(seconds_text(figures.seconds(tree, operation, rival)))
+            row += [_ratio_or_status(figures, tree, operation, rival) for _, rival in columns]
+            rows.append(row)
+    names = labels(result)
+    times = [names.get(rival, rival) for _, rival in columns]
+    return table(["tree", "operation", "optree", *times, *(text for text, _ in columns)], rows)
+
+
+def memory_table(result: Result) -> str:
+    """Return the bytes of a spec a leaf and the peak of a large flatten."""
+    names = labels(result)
+    rows = []
+    cells = {(cell["tree"], cell["rival"]): cell for cell in result["cells"]
+             if cell["operation"] == "memory"}  # fmt: skip
+    for tree in dict.fromkeys(tree for tree, _ in cells):
+        for rival, label in names.items():
+            cell = cells.get((tree, rival))
+            if cell is None or cell["status"] == "unsupported":
+                continue
+            if cell["status"] != "ok":
+                rows.append([tree_label(tree), label, cell["status"], NOTHING, NOTHING, NOTHING])
+                continue
+            leaves = cell["leaves"]
+            further = cell["further_bytes"]
+            rows.append(
+                [
+                    *(tree_label(tree), label),
+                    bytes_text(cell["first_bytes"] / leaves),
+                    bytes_text(None if further is None else further / leaves),
+                    bytes_text(cell["first_bytes"]),
+                    bytes_text(cell.get("peak_bytes")),
+                ]
+            )
+    head = ["tree", "library", "first spec, a leaf", "a further spec, a leaf", "first spec"]
+    return table([*head, "peak of flatten"], rows)
+
+
+def misses(result: Result) -> list[str]:
+    """Return a line for every cell below its floor or behind a rival."""
+    figures = Figures(result)
+    lines = []
+    for tree, floors in FLOORS.items():
+        for operation, floor in floors.items():
+            ratio = figures.ratio(tree, operation, BASELINE, OURS)
+            if ratio is not None and ratio < floor:
+                lines.append(
+                    f"{tree_label(tree)}, {LABELS[operation]}: {ratio_text(ratio)} the speed of "
+                    f"optree 0.20.0, floor {ratio_text(floor)}"
+                )
+    for name, cold in COLD_TREES.items():
+        ratio = figures.ratio(name, "cold_flatten", BASELINE, OURS)
+        floor = COLD_FLOORS[cold.keys]
+        if ratio is not None and ratio < floor:
+            lines.append(
+                f"{cold.label}: {ratio_text(ratio)} the speed of optree 0.20.0, "
+                f"floor {ratio_text(floor)}"
+            )
+    return lines + _behind(result, figures)
+
+
+def _behind(result: Result, figures: Figures) -> list[str]:
+    lines = []
+    names = labels(result)
+    for tree, operation in _pairs(result, set(LABELS)):
+        own = figures.status(tree, operation, OURS)
+        if own not in ("ok", "missing"):
+            lines.append(f"{tree_label(tree)}, {LABELS[operation]}: {own}")
+        for rival, label in names.items():
+            ratio = figures.ratio(tree, operation, rival, OURS)
+            if rival != OURS and ratio is not None and ratio < 1.0:
+                lines.append(
+                    f"{tree_label(tree)}, {LABELS[operation]}: {label} takes "
+                    f"{ratio_text(ratio)} our time"
+                )
+    return lines
+
+
+TABLES = {
+    "machine": machine_lines,
+    "speedup": speedup_table,
+    "published": published_table,
+    "matrix": matrix_table,
+    "matrix_gc": matrix_gc_table,
+    "cold": cold_table,
+    "operations": operations_table,
+    "custom": custom_table,
+    "memory": memory_table,
+}

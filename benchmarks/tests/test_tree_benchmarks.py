@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trees are what they claim to be, and a wrong or slow library is noticed."""
+
+from __future__ import annotations
+
+import types
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+from benchmarks.harness import results
+from benchmarks.harness.case import Prepared
+from benchmarks.harness.rival import Rival, RivalError, prepare
+from benchmarks.harness.worker import measure
+from benchmarks.optree import answers, report, trees
+from benchmarks.optree.rivals import OURS
+from benchmarks.optree.targets import BASELINE, FLOORS
+
+LEAVES = {
+    "resnet18": 244,
+    "resnet50": 640,
+    "resnet101": 1252,
+    "resnet152": 1864,
+    "resnet50_dicts": 640,
+    "dict3": 3,
+    "tuple3": 3,
+    "state_flat": 1000,
+    "state_nested": 1000,
+    "dict10k": 10_000,
+    "list10k": 10_000,
+    "million": 1_000_000,
+    "namedtuples": 5000,
+    "deep500": 501,
+    "leaf": 1,
+    "custom1000": 2000,
+    "dataclass1000": 2000,
+}
+
+WALK = types.SimpleNamespace(NONE_IS_LEAF=False, SORTS_DICT=True, SORTS_ORDERED_DICT=False)
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_tree_has_its_leaves_each_numbered_once(name: str) -> None:
+    leaves = answers.expected_leaves(trees.make_tree(name, trees.numbered_leaf()), WALK)
+    assert len(leaves) == LEAVES[name]
+    distinct = {leaf.number for leaf in leaves}
+    module = name.startswith("resnet")  # a tensor of a module appears in two places
+    assert len(distinct) == (len(leaves) // 2 if module else len(leaves))
+
+
+def test_every_tree_of_the_matrix_has_floors_and_a_known_size() -> None:
+    assert set(FLOORS) == set(trees.TREES)
+    assert set(LEAVES) == {*trees.TREES, *trees.SPECIAL_TREES}
+
+
+def test_the_wide_dict_is_not_inserted_in_sorted_order() -> None:
+    keys = list(trees.make_tree("dict10k", trees.numbered_leaf()))
+    assert keys != sorted(keys)
+
+
+@pytest.mark.parametrize(("kind", "shared"), [("same", True), ("equal", False)])
+def test_keys_of_a_first_visit_are_known(kind: str, shared: bool) -> None:
+    one, other = (trees.cold_batch(f"state_flat_{kind}", salt)[0] for salt in ("a", "b"))
+    assert list(one) == list(other)
+    assert all((a is b) is shared for a, b in zip(one, other))
+
+
+def test_new_keys_are_new_in_every_tree() -> None:
+    batches = [trees.cold_batch("state_flat_new", salt) for salt in ("a", "b")]
+    keys = [key for batch in batches for tree in batch for key in tree]
+    assert len(set(keys)) == len(keys)
+
+
+class Library:
+    """A small pytree library for dicts and tuples, right unless told otherwise."""
+
+    NONE_IS_LEAF = False
+    SORTS_DICT = True
+    SORTS_ORDERED_DICT = False
+
+    def __init__(self, fault: str = "") -> None:
+        self._fault = fault
+
+    def parts(self, tree: Any) -> tuple[list[Any], Any]:
+        leaves = answers.expected_leaves(tree, WALK)
+        return (leaves[::-1] if self._fault == "order" else leaves), tree
+
+    def rebuild(self, spec: Any, leaves: list[Any]) -> Any:
+        return self._rebuild(spec, iter(leaves))
+
+    def _rebuild(self, spec: Any, leaves: Any) -> Any:
+        if isinstance(spec, dict):
+            made = {key: self._rebuild(spec[key], leaves) for key in sorted(spec)}
+            return OrderedDict(made) if self._fault == "type" else made
+        if isinstance(spec, tuple):
+            return tuple(self._rebuild(child, leaves) for child in spec)
+        return next(leaves)
+
+    def map_(self, function: Any, tree: Any) -> Any:
+        leaves = [function(leaf) for leaf in answers.expected_leaves(tree, WALK)]
+        if self._fault == "map" and len(leaves) > 1:
+            leaves[0] = leaves[1]
+        return self._rebuild(tree, iter(leaves))
+
+
+def test_a_right_answer_passes() -> None:
+    leaf = trees.numbered_leaf()
+    answers.check_core(Library(), ({"b": leaf(), "a": leaf()}, leaf()))
+
+
+@pytest.mark.parametrize(
+    ("fault", "operation"), [("order", "flatten"), ("type", "unflatten"), ("map", "map")]
+)
+def test_a_wrong_answer_is_named(fault: str, operation: str) -> None:
+    leaf = trees.numbered_leaf()
+    with pytest.raises(answers.WrongAnswerError, match=rf"^{operation}: "):
+        answers.check_core(Library(fault), ({"b": leaf(), "a": leaf()}, leaf()))
+
+
+def test_answers_differ_when_types_order_or_leaves_differ() -> None:
+    leaf = trees.Leaf
+    trees_that_differ = [
+        [leaf(0), leaf(1)],
+        [leaf(1), leaf(0)],
+        (leaf(0), leaf(1)),
+        {"a": leaf(0), "b": leaf(1)},
+        {"b": leaf(1), "a": leaf(0)},
+        OrderedDict(a=leaf(0), b=leaf(1)),
+        [[leaf(0)], leaf(1)],
+    ]
+    assert len({answers.digest(tree) for tree in trees_that_differ}) == len(trees_that_differ)
+    assert answers.digest([leaf(0)]) == answers.digest([leaf(0)])
+
+
+def test_a_cold_case_never_times_the_same_input_twice() -> None:
+    made: list[list[int]] = []
+    seen: list[list[int]] = []
+    names: dict[str, Any] = {"seen": seen}
+
+    def renew() -> None:
+        made.append([len(made)])
+        names["trees"] = made[-1]
+
+    prepared = Prepared("seen.append(trees)", names, renew=renew)
+    samples = measure(prepared, seconds=0.002, sample_seconds=1.0, collect=False)
+    assert seen == made
+    assert len(samples) == len(made)
+
+
+def test_a_folder_that_is_not_there_is_reported(tmp_path: Any) -> None:
+    rival = Rival("x", "X", "x", site=tmp_path / "nowhere")
+    with pytest.raises(RivalError, match="there is no folder"):
+        prepare(rival)
+
+
+def _result(ours: float, baseline: float, jax: float) -> dict[str, Any]:
+    figures = {OURS: ours, BASELINE: baseline, "jax": jax}
+    cells = [
+        {"tree": "dict3", "operation": "flatten", "rival": name, "gc": False}
+        | {"status": "ok", "min": seconds}
+        for name, seconds in figures.items()
+    ]
+    rivals = {name: {"label": name, "available": True} for name in figures}
+    return {"rivals": rivals, "cells": cells}
+
+
+def test_misses_name_floors_and_faster_rivals() -> None:
+    assert report.misses(_result(1e-6, 10e-6, 2e-6)) == []
+    below, behind = report.misses(_result(1e-6, 2e-6, 0.5e-6))
+    assert below == "dict of 3, flatten: 2x the speed of optree 0.20.0, floor 6x"
+    assert behind == "dict of 3, flatten: jax takes 0.5x our time"
+
+
+def test_a_result_is_read_back_as_it_was_written(tmp_path: Any) -> None:
+    result = _result(1e-6, 2.5e-6, 0.5e-6)
+    results.write_result(result, tmp_path / "speed.json")
+    assert results.read_result("speed", tmp_path) == result
+    with pytest.raises(FileNotFoundError, match="measure them first"):
+        results.read_result("other", tmp_path)
