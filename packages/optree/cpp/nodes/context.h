@@ -59,7 +59,8 @@ class Context {
     }
 
     bool is_leaf_by_predicate(PyObject* object) const {
-        const Ref answer = checked(PyObject_CallOneArg(predicate, object));
+        const Ref answer =
+            checked(calling_python([&] { return PyObject_CallOneArg(predicate, object); }));
         if (answer.get() == Py_True) return true;
         if (answer.get() == Py_False) return false;
         return check_truth(PyObject_IsTrue(answer.get()));

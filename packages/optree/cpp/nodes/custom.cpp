@@ -5,7 +5,8 @@ namespace optree {
 
 std::uint32_t Custom::expand(Context&, PyObject* object, ObjectStack& children, Payload& payload) {
     auto* registration = as_registration(payload.slot[0].get());
-    const Ref result = checked(PyObject_CallOneArg(registration->flatten_func, object));
+    const Ref result = checked(
+        calling_python([&] { return PyObject_CallOneArg(registration->flatten_func, object); }));
     const Ref parts = checked(PySequence_Tuple(result.get()));
     const Py_ssize_t count = PyTuple_GET_SIZE(parts.get());
     if (count != 2 && count != 3) {
@@ -19,7 +20,9 @@ std::uint32_t Custom::expand(Context&, PyObject* object, ObjectStack& children, 
     }
     const std::size_t base = children.size();
     const Ref iterator = checked(PyObject_GetIter(PyTuple_GET_ITEM(parts.get(), 0)));
-    while (PyObject* child = PyIter_Next(iterator.get())) children.push_owned(child);
+    while (PyObject* child = calling_python([&] { return PyIter_Next(iterator.get()); })) {
+        children.push_owned(child);
+    }
     if (PyErr_Occurred()) throw PythonError{};
     const std::uint32_t arity = checked_count(children.size() - base);
     if (payload.slot[2] && PyTuple_GET_SIZE(payload.slot[2].get()) != arity) {

@@ -15,8 +15,10 @@ struct Custom {
         PyObject* items = steal_into_tuple(children, count);
         if (items == nullptr) return nullptr;
         PyObject* args[] = {nullptr, as_object(slots[1]), items};
-        PyObject* made = PyObject_Vectorcall(as_registration(slots[0])->unflatten_func, args + 1,
-                                             2 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
+        PyObject* made = calling_python([&] {
+            return PyObject_Vectorcall(as_registration(slots[0])->unflatten_func, args + 1,
+                                       2 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
+        });
         Py_DECREF(items);
         return made;
     }

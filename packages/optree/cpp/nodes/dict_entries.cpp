@@ -2,6 +2,7 @@
 #include "nodes/dict_entries.h"
 
 namespace optree {
+#if OPTREE_DICT_ENTRIES
 namespace {
 
 // Whether the entries of a dict are what PyDict_Next says they are.
@@ -19,6 +20,7 @@ bool agrees(PyObject* dict, std::size_t size) {
 }
 
 }  // namespace
+#endif
 
 bool dict_entries_are_readable() {
 #if OPTREE_DICT_ENTRIES

@@ -124,7 +124,8 @@ PyObject* NamedTuple::rebuild(State& state, const Slot* slots, PyObject** childr
         }
         return made;
     }
-    PyObject* made = PyObject_Vectorcall(as_object(slots[0]), children, count, nullptr);
+    PyObject* made = calling_python(
+        [&] { return PyObject_Vectorcall(as_object(slots[0]), children, count, nullptr); });
     drop_children(children, count);
     return made;
 }

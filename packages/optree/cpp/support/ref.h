@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "support/calling.h"
 #include "support/compat.h"
 
 namespace optree {
@@ -73,7 +74,8 @@ inline Py_ssize_t check_size(Py_ssize_t size) {
 
 // Truth of `a == b` by identity first, then by rich comparison. May run Python code.
 inline bool equal(PyObject* a, PyObject* b) {
-    return a == b || check_truth(PyObject_RichCompareBool(a, b, Py_EQ));
+    return a == b ||
+           check_truth(calling_python([&] { return PyObject_RichCompareBool(a, b, Py_EQ); }));
 }
 
 }  // namespace optree

@@ -28,9 +28,11 @@ class CallSource {
         const std::size_t flags = trees_ | PY_VECTORCALL_ARGUMENTS_OFFSET;
         // The vectorcall slot is looked up once; PyObject_Vectorcall checks what a C function
         // returns (NULL without an error set, and the like), so do that here.
-        PyObject* result = OPTREE_LIKELY(call_ != nullptr)
-                               ? call_(func_, args, flags, nullptr)
-                               : PyObject_Vectorcall(func_, args, flags, nullptr);
+        PyObject* result = calling_python([&] {
+            return OPTREE_LIKELY(call_ != nullptr)
+                       ? call_(func_, args, flags, nullptr)
+                       : PyObject_Vectorcall(func_, args, flags, nullptr);
+        });
         if (OPTREE_UNLIKELY(result == nullptr)) raise_from_call();
         return result;
     }

@@ -56,10 +56,12 @@ void require_none(PyObject* value, const char* what) {
     if (value != Py_None) malformed("%s", what);
 }
 
+bool is_sequence(PyObject* value) noexcept { return PyList_Check(value) || PyTuple_Check(value); }
+
 // The keys as a new list; hashable and distinct.
 Ref checked_keys(PyObject* keys, Py_ssize_t arity) {
-    if (!PyList_Check(keys)) malformed("the keys of a dictionary node are not a list");
-    Ref copy = checked(PyList_GetSlice(keys, 0, PyList_GET_SIZE(keys)));
+    if (!is_sequence(keys)) malformed("the keys of a dictionary node are not a list");
+    Ref copy = checked(PySequence_List(keys));
     if (PyList_GET_SIZE(copy.get()) != arity)
         malformed("the number of keys does not match the arity");
     const Ref set = checked(PyDict_New());
@@ -82,9 +84,8 @@ Ref checked_layout(State& state, Kind kind, PyObject* keys_object, PyObject* ori
         PyObject** items = reinterpret_cast<PyListObject*>(keys.get())->ob_item;
         return make_layout(state.layout(), items, static_cast<std::size_t>(arity), false);
     }
-    if (!PyDict_Check(original)) malformed("the original keys of a dictionary node are not a dict");
-    if (PyDict_GET_SIZE(original) != arity) {
-        malformed("the number of original keys does not match the number of keys");
+    if (!PyDict_Check(original) && !is_sequence(original)) {
+        malformed("the original keys of a dictionary node are not a dict");
     }
     const Ref inserted = checked(PySequence_List(original));
     // A subclass may iterate over other keys than it holds.
@@ -256,7 +257,7 @@ class Reader {
         payload.slot[0] = Ref::borrow(reinterpret_cast<PyObject*>(found));
         payload.slot[1] = Ref::borrow(data);
         if (entries != Py_None) {
-            if (!PyTuple_Check(entries)) malformed("the entries of a custom node are not a tuple");
+            if (!is_sequence(entries)) malformed("the entries of a custom node are not a tuple");
             payload.slot[2] = checked(PySequence_Tuple(entries));
             if (PyTuple_GET_SIZE(payload.slot[2].get()) != arity) {
                 malformed("the number of entries does not match the arity");

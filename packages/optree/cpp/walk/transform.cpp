@@ -53,26 +53,26 @@ class Transformer {
         const Ref input = new_spec(state_, spec_.none_is_leaf, spec_.name, one);
         const Ref result = call(f_node_, input.get());
         const Tree& made = as_spec(result.get()).tree;
-        if (made.nodes.empty() || made.leaves != made.num_children() ||
-            made.num_nodes() != made.num_children() + 1) {
+        if (made.leaves != node.arity) {
+            raise(PyExc_ValueError,
+                  "Expected the PyTreeSpec transform function returns a PyTreeSpec with the same "
+                  "number of arity as the input (%zd), got %R (input: %R).",
+                  static_cast<Py_ssize_t>(node.arity), result.get(), input.get());
+        }
+        if (made.nodes.empty() || made.num_children() != node.arity ||
+            made.num_nodes() != std::size_t{node.arity} + 1) {
             raise(
                 PyExc_ValueError,
                 "Expected the PyTreeSpec transform function returns a one-level PyTreeSpec as the "
                 "input, got %R (input: %R).",
                 result.get(), input.get());
         }
-        if (made.num_children() != node.arity) {
-            raise(PyExc_ValueError,
-                  "Expected the PyTreeSpec transform function returns a PyTreeSpec with the same "
-                  "number of arity as the input (%zd), got %R (input: %R).",
-                  static_cast<Py_ssize_t>(node.arity), result.get(), input.get());
-        }
         share_payload(out, made.root().kind, slots_of(made, made.root()));
         build.close(made.root().kind, node.arity);
     }
 
     Ref call(PyObject* function, PyObject* input) {
-        Ref result = checked(PyObject_CallOneArg(function, input));
+        Ref result = checked(calling_python([&] { return PyObject_CallOneArg(function, input); }));
         if (!is_spec(state_, result.get())) {
             raise(PyExc_TypeError,
                   "Expected the PyTreeSpec transform function returns a PyTreeSpec, got %R (input: "
@@ -119,7 +119,9 @@ Ref rebuild_with(const SpecObject& spec, PyObject* leaves, PyObject* f_leaf, Clo
     ObjectStack stack;
     const auto leaf = [&] {
         Ref value = source.next();
-        if (f_leaf != nullptr) value = checked(PyObject_CallOneArg(f_leaf, value.get()));
+        if (f_leaf != nullptr)
+            value =
+                checked(calling_python([&] { return PyObject_CallOneArg(f_leaf, value.get()); }));
         stack.push_owned(value.release());
     };
     std::uint32_t taken = 0;

@@ -40,7 +40,7 @@ class ArraySource {
 }  // namespace
 
 Ref IteratorSource::next() {
-    Ref leaf = Ref::steal(PyIter_Next(iterator_));
+    Ref leaf = Ref::steal(calling_python([&] { return PyIter_Next(iterator_); }));
     if (!leaf) {
         if (PyErr_Occurred()) throw PythonError{};
         if (!counts_) raise(PyExc_ValueError, "Too few leaves for PyTreeSpec.");

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// Calls into Python code that may never come back.
+#pragma once
+
+#include "support/compat.h"
+
+#if defined(__GLIBCXX__) && PY_VERSION_HEX < 0x030E0000
+#include <cxxabi.h>
+#include <unistd.h>
+#define OPTREE_THREADS_UNWIND 1
+#else
+#define OPTREE_THREADS_UNWIND 0
+#endif
+
+namespace optree {
+
+// Runs `call`. Before 3.14, CPython ends a daemon thread that wants the interpreter lock back after
+// finalization by unwinding its stack; our destructors would then drop references without the lock.
+// Such a thread is stopped here instead, as later versions do by themselves.
+template <class Call>
+OPTREE_INLINE auto calling_python(Call&& call) {
+#if OPTREE_THREADS_UNWIND
+    try {
+        return call();
+    } catch (abi::__forced_unwind&) {
+        for (;;) pause();
+    }
+#else
+    return call();
+#endif
+}
+
+}  // namespace optree
