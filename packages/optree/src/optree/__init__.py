@@ -19,7 +19,13 @@ Examples:
 
 from __future__ import annotations
 
-from optree import accessors, dataclasses, functools, integrations, pytree, treespec, typing
+from optree import accessors as accessors
+from optree import dataclasses as dataclasses
+from optree import functools as functools
+from optree import integrations as integrations
+from optree import pytree as pytree
+from optree import treespec as treespec
+from optree import typing as typing
 from optree.accessors import (
     AutoEntry,
     DataclassEntry,

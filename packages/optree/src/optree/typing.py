@@ -230,15 +230,36 @@ if TYPE_CHECKING:
         @property
         def index(self) -> object: ...
 
+    # mypy follows a protocol only once on its way to a leaf, so that sequences directly within
+    # sequences need a protocol per level. All have the same instances.
+    class _SequenceNode2(_SequenceNode[_T_co], Protocol[_T_co]): ...
+
+    class _SequenceNode3(_SequenceNode[_T_co], Protocol[_T_co]): ...
+
     # The abstract types are covariant, unlike `list` and `dict`: a `list[int]` is a `PyTree[int]`.
     # Functions are overloaded with `PyTreeNode[T]` before `PyTree[T]`, because the leaf type of
     # `[1, 2]` is found only if the argument itself cannot be a leaf.
     PyTreeNode: TypeAlias = Union[
-        "_SequenceNode[PyTree[T]]",
+        "tuple[PyTree[T], ...]",
+        "_SequenceNode[_PyTree2[T]]",
         "Mapping[Any, PyTree[T]]",
         "CustomTreeNode[PyTree[T]]",
     ]
     PyTree: TypeAlias = Union[T, PyTreeNode[T]]
+    _PyTree2: TypeAlias = Union[
+        T,
+        "tuple[_PyTree2[T], ...]",
+        "_SequenceNode2[_PyTree3[T]]",
+        "Mapping[Any, _PyTree2[T]]",
+        "CustomTreeNode[_PyTree2[T]]",
+    ]
+    _PyTree3: TypeAlias = Union[
+        T,
+        "tuple[_PyTree3[T], ...]",
+        "_SequenceNode3[_PyTree3[T]]",
+        "Mapping[Any, _PyTree3[T]]",
+        "CustomTreeNode[_PyTree3[T]]",
+    ]
 
     def PyTreeTypeVar(name: str, param: Any) -> Any: ...  # noqa: D103, N802
 else:

@@ -70,6 +70,20 @@ def leaves_of_nested_containers(
     )
 
 
+def leaves_of_sequences_in_sequences(
+    rows: list[list[float]],
+    pairs: list[tuple[float, float]],
+    batches: dict[str, list[tuple[float, ...]]],
+    blocks: list[list[list[float]]],
+    models: list[dict[str, list[float]]],
+) -> None:
+    assert_type(optree.tree_leaves(rows), list[float])
+    assert_type(optree.tree_leaves(pairs), list[float])
+    assert_type(optree.tree_leaves(batches), list[float])
+    assert_type(optree.tree_leaves(blocks), list[float])
+    assert_type(optree.tree_leaves(models), list[float])
+
+
 def flatten_and_unflatten(params: dict[str, list[float]]) -> None:
     assert_type(optree.tree_flatten(params), tuple[list[float], PyTreeSpec])
     assert_type(
