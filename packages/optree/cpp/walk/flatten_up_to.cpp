@@ -2,6 +2,70 @@
 #include "walk/flatten_up_to.h"
 
 namespace optree {
+namespace {
+
+// One step of a path as Python code: ['key'], [0] or .field.
+Ref step_text(Kind kind, const Slot* slots, std::uint32_t child) {
+    const Ref entry = node_entry(kind, slots, child);
+    if (kind == Kind::namedtuple || kind == Kind::structseq) {
+        auto* type = static_cast<PyTypeObject*>(slots[0]);
+        const Ref fields =
+            kind == Kind::namedtuple ? namedtuple_fields(type) : structseq_fields(type);
+        if (child < static_cast<std::size_t>(PyTuple_GET_SIZE(fields.get()))) {
+            return checked(PyUnicode_FromFormat(".%U", PyTuple_GET_ITEM(fields.get(), child)));
+        }
+    }
+    const bool attribute = kind == Kind::custom && PyUnicode_CheckExact(entry.get()) &&
+                           PyUnicode_IsIdentifier(entry.get()) == 1;
+    return checked(PyUnicode_FromFormat(attribute ? ".%U" : "[%R]", entry.get()));
+}
+
+// Where the node with this index stands: $['layers'][2].weight.
+Ref place_of(const TreeView& tree, std::size_t wanted) {
+    Ref place = checked(PyUnicode_FromString("$"));
+    std::size_t at = tree.num_nodes - 1;
+    while (at != wanted) {
+        const Node& node = tree.nodes[at];
+        Cursor cursor{tree.nodes, static_cast<std::uint32_t>(at), node.leaf_end};
+        for (std::uint32_t child = node.arity; child-- > 0; cursor.skip()) {
+            const Node* below = cursor.node();
+            if (below == nullptr) continue;
+            const auto last = static_cast<std::size_t>(below - tree.nodes);
+            if (wanted > last || wanted + below->span <= last) continue;
+            const Ref step = step_text(node.kind, tree.slots + node.payload, child);
+            place = checked(PyUnicode_Concat(place.get(), step.get()));
+            at = last;
+            break;
+        }
+    }
+    return place;
+}
+
+// Adds the place of a mismatch to the ValueError that is set, as a note: the text of the message is
+// what the published package says.
+OPTREE_COLD void note_place(const TreeView& tree, std::size_t node) {
+#if PY_VERSION_HEX >= 0x030B0000
+    if (!PyErr_ExceptionMatches(PyExc_ValueError)) return;
+    PyObject* type = nullptr;
+    PyObject* value = nullptr;
+    PyObject* traceback = nullptr;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    try {
+        const Ref place = place_of(tree, node);
+        const Ref note = checked(PyUnicode_FromFormat("The trees differ at %U.", place.get()));
+        checked(PyObject_CallMethod(value, "add_note", "O", note.get()));
+    } catch (const PythonError&) {
+        PyErr_Clear();  // the mismatch itself is what matters
+    }
+    PyErr_Restore(type, value, traceback);
+#else
+    (void)tree;
+    (void)node;
+#endif
+}
+
+}  // namespace
 
 void flatten_up_to(Context& context, const TreeView& tree, PyObject* object, ObjectStack& out) {
     const std::size_t base = out.extend(tree.leaves);
@@ -16,7 +80,13 @@ void flatten_up_to(Context& context, const TreeView& tree, PyObject* object, Obj
         const Node& node = tree.nodes[i];
         {
             const Ref current = Ref::steal(agenda.pop());
-            match(context, node.kind, tree.slots + node.payload, node.arity, current.get(), agenda);
+            try {
+                match(context, node.kind, tree.slots + node.payload, node.arity, current.get(),
+                      agenda);
+            } catch (const PythonError&) {
+                note_place(tree, i);
+                throw;
+            }
         }
         const std::uint32_t before = i != 0 ? tree.nodes[i - 1].leaf_end : 0;
         for (std::uint32_t leaf = node.leaf_end; leaf > before; --leaf) out[--next] = agenda.pop();

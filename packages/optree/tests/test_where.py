@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mismatches name the place in the tree, as a note beside the published message."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict, namedtuple
+from typing import Any
+
+import optree
+import pytest
+
+Layer = namedtuple("Layer", ["weight", "bias"])  # noqa: PYI024
+
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+
+
+def model() -> Any:
+    layers = [Layer(1, (2, 3)), Layer(4, (5, 6)), Layer([7, {"x": 8}], None)]
+    return {"layers": layers, 5: OrderedDict(head=(9,)), "end": 10}
+
+
+def replaced(path: tuple[Any, ...], value: Any) -> Any:
+    """Return the model with the node at ``path`` replaced."""
+
+    def rebuild(node: Any, rest: tuple[Any, ...]) -> Any:
+        if not rest:
+            return value
+        key = rest[0]
+        if isinstance(node, Layer):
+            items = list(node)
+            items[key] = rebuild(items[key], rest[1:])
+            return Layer(*items)
+        copy = list(node) if isinstance(node, tuple) else node.copy()
+        copy[key] = rebuild(copy[key], rest[1:])
+        return tuple(copy) if isinstance(node, tuple) else copy
+
+    return rebuild(model(), path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "place"),
+    [
+        ((), [1], "$"),
+        (("layers",), (1,), "$['layers']"),
+        (("layers", 1), 3, "$['layers'][1]"),
+        (("layers", 1, 1), [5, 6], "$['layers'][1].bias"),
+        (("layers", 2, 1), 0, "$['layers'][2].bias"),
+        (("layers", 2, 0, 1), {"y": 8}, "$['layers'][2].weight[1]"),
+        ((5,), {"tail": (9,)}, "$[5]"),
+        ((5, "head"), (9, 9), "$[5]['head']"),
+    ],
+)
+def test_a_mismatch_names_its_place(path: tuple[Any, ...], value: Any, place: str) -> None:
+    other = replaced(path, value)
+    spec = optree.tree_structure(model())
+    calls = (
+        lambda: spec.flatten_up_to(other),
+        lambda: optree.tree_map(lambda x, y: (x, y), model(), other),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"xpected|mismatch") as caught:
+            call()
+        assert caught.value.__notes__ == [f"The trees differ at {place}."]
+
+
+def test_errors_of_user_code_get_no_note() -> None:
+    class Key:
+        def __init__(self, broken: bool) -> None:
+            self.broken = broken
+
+        def __hash__(self) -> int:
+            return 1
+
+        def __eq__(self, other: object) -> bool:
+            if self.broken:
+                raise KeyError("broken")
+            return True
+
+    spec = optree.tree_structure({Key(broken=False): 1})
+    with pytest.raises(KeyError, match="broken") as caught:
+        spec.flatten_up_to({Key(broken=True): 1})
+    assert not hasattr(caught.value, "__notes__")
