@@ -7,10 +7,11 @@ import sys
 from collections import OrderedDict, namedtuple
 from typing import Any
 
-import optree
 import pytest
 
-Layer = namedtuple("Layer", ["weight", "bias"])  # noqa: PYI024
+import optree
+
+Layer = namedtuple("Layer", ["weight", "bias"])
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
 
