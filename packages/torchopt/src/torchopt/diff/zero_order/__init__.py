@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients estimated from function values. The module itself is callable: it is `zero_order`.
+
+perturb (`directions`) ──▶ evaluate (`evaluate`) ──▶ estimate (`estimators`)
+
+| module | contents |
+|---|---|
+| `decorator` | `zero_order`, and the engine as a value, `ZeroOrder` |
+| `nn` | `ZeroOrderGradientModule` |
+| `directions` | sources of random directions, regenerated from a seed |
+| `estimators` | from losses and directions to a gradient |
+| `evaluate` | vectorised evaluation in chunks; `GradientEstimate` with error bars |
+| `seed_replay` | in-place perturbation of large models |
+| `low_rank` | low-rank perturbations of the weights of any module |
+| `unrolled` | full, truncated, persistent and noise-reuse evolution strategies for inner loops |
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+from torchopt.diff.zero_order import (
+    decorator,
+    directions,
+    estimators,
+    evaluate,
+    low_rank,
+    nn,
+    seed_replay,
+    unrolled,
+)
+from torchopt.diff.zero_order.decorator import ZeroOrder, zero_order
+from torchopt.diff.zero_order.directions import (
+    Directions,
+    FromDistribution,
+    Gaussian,
+    Guided,
+    Orthogonal,
+    Rademacher,
+    Sobol,
+    Sphere,
+)
+from torchopt.diff.zero_order.estimators import Estimator
+from torchopt.diff.zero_order.evaluate import GradientEstimate
+from torchopt.diff.zero_order.nn import ZeroOrderGradientModule
+
+__all__ = [
+    "Directions",
+    "Estimator",
+    "FromDistribution",
+    "Gaussian",
+    "GradientEstimate",
+    "Guided",
+    "Orthogonal",
+    "Rademacher",
+    "Sobol",
+    "Sphere",
+    "ZeroOrder",
+    "ZeroOrderGradientModule",
+    "zero_order",
+]
+
+
+class _CallableModule(ModuleType):
+    """Makes calling `torchopt.diff.zero_order` the same as calling its `zero_order`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return zero_order(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,0 +1,428 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions whose gradient is estimated from their values."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.zero_order.directions import Directions, as_directions, draw_seed
+from torchopt.diff.zero_order.estimators import Estimator, as_estimator
+from torchopt.diff.zero_order.evaluate import Evaluator, GradientEstimate, estimate_leaves
+from torchopt.errors import NotDifferentiableError
+from torchopt.tree import PyTreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torchopt.tree_function import Operation, apply_operation
+from torchopt.typing import Samplable, SampleFunc
+
+__all__ = ["ZeroOrder", "zero_order"]
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroOrder:
+    """The zero-order engine: estimates gradients from function values alone.
+
+    Calling it on a function returns a function with the same values whose reverse-mode derivative
+    is the estimate. See `zero_order` for the fields.
+
+    Example:
+        >>> from torchopt.diff.zero_order.directions import Gaussian
+        >>> _ = torch.manual_seed(0)
+        >>> engine = ZeroOrder(Gaussian(), "antithetic", num_samples=2000, sigma=0.1)
+        >>> result = engine.estimate(lambda x: (x ** 2).sum(), torch.tensor([1.0, -3.0]))
+        >>> bool(((result.gradient - torch.tensor([2.0, -6.0])).abs()
+        ...       < 4 * result.standard_error).all())
+        True
+        >>> result.evaluations
+        4000
+    """
+
+    distribution: SampleFunc | Samplable | Directions
+    method: str | Estimator = "naive"
+    argnums: int | tuple[int, ...] = (0,)
+    num_samples: int = 1
+    sigma: float = 1.0
+    has_aux: bool = False
+    vector_output: bool = False
+    generator: torch.Generator | None = None
+    chunk_size: int | None = None
+    vectorized: bool | None = None
+    directions: Directions = field(init=False)
+    estimator: Estimator = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directions", as_directions(self.distribution))
+        object.__setattr__(self, "estimator", as_estimator(self.method))
+        for name in ("num_samples", "chunk_size"):
+            value = getattr(self, name)
+            if value is None and name == "chunk_size":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}`: expected an integer of at least 1, got {value!r}.")
+        if not self.sigma > 0.0:
+            raise ValueError(f"`sigma`: expected a positive number, got {self.sigma!r}.")
+        argnums = (self.argnums,) if isinstance(self.argnums, int) else tuple(self.argnums)
+        if not argnums or len(set(argnums)) != len(argnums):
+            raise ValueError(
+                f"`argnums`: expected one or more different positions, got {self.argnums!r}."
+            )
+        object.__setattr__(self, "argnums", argnums)
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `fn` with an estimated derivative."""
+        evaluator = Evaluator(self.vectorized)
+
+        @functools.wraps(fn)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return self.run(fn, evaluator, args, kwargs)
+
+        return wrapper
+
+    def run(
+        self,
+        fn: Callable[..., Any],
+        evaluator: Evaluator,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        perturbed: Callable[..., Any] | None = None,
+        scratch: tuple[Tensor, ...] = (),
+    ) -> Any:
+        """Return `fn(*args, **kwargs)` with an estimated derivative.
+
+        Args:
+            fn: The function.
+            evaluator: Evaluates it at perturbed points; remembers whether vmap takes it.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+            perturbed: Stands in for `fn` at perturbed points; takes a tuple of copies of `scratch`
+                in front of the arguments. None: `fn` itself.
+            scratch: Tensors that `perturbed` may overwrite.
+        """
+        if torch.compiler.is_compiling():
+            # The estimate is a loop over chunks around vmap with generators of its own: the
+            # compiler leaves it out of its graph. (Decorating with `disable` at definition would
+            # import the whole compiler with this module.)
+            apply: Callable[..., Any] = torch.compiler.disable(self._run)
+        else:
+            apply = self._run
+        return apply(fn, evaluator, args, kwargs, perturbed, scratch)
+
+    def _run(self, fn: Callable[..., Any], evaluator: Evaluator, *rest: Any) -> Any:
+        return _Call(self, fn, evaluator, *rest).apply()
+
+    @torch.no_grad()
+    def estimate(
+        self,
+        fn: Callable[..., Any],
+        *args: Any,
+        seed: int | None = None,
+        surrogate: Any = None,
+        **kwargs: Any,
+    ) -> GradientEstimate:
+        """Return the estimated gradient of `fn(*args, **kwargs)` with its error bars.
+
+        Args:
+            fn: Returns a 0-dim loss (with `has_aux`, a pair of it and anything).
+            *args: Positional arguments; those at `argnums` are differentiated.
+            seed: Names the directions; None: drawn from `generator`.
+            surrogate: A cheap, possibly wrong gradient, a tree like `gradient`, used as a control
+                variate: it changes the variance of the estimate and not its mean.
+            **kwargs: Not differentiated.
+
+        Returns:
+            Trees like the differentiated argument, or a tuple of such trees if there are several
+            `argnums`.
+        """
+        evaluator = Evaluator(self.vectorized)
+        call = _Call(self, fn, evaluator, args, kwargs)
+        leaves, constants = [x.detach() for x in call.leaves], call.constants
+        hints = None
+        if surrogate is not None:
+            parts = (surrogate,) if len(call.specs) == 1 else tuple(surrogate)
+            hints = [x for part in parts for x in tree_leaves(part)]
+            if [x.shape for x in hints] != [x.shape for x in leaves]:
+                raise ValueError(
+                    f"`surrogate`: expected leaves of shapes {[list(x.shape) for x in leaves]}, "
+                    f"got {[list(x.shape) for x in hints]}."
+                )
+        result = estimate_leaves(
+            lambda *point: _scalar(call.evaluate(point, constants)[0]),
+            leaves,
+            directions=self.directions,
+            estimator=self.estimator,
+            num_samples=self.num_samples,
+            sigma=self.sigma,
+            seed=draw_seed(self.generator) if seed is None else seed,
+            chunk_size=self.chunk_size,
+            evaluator=evaluator,
+            surrogate=hints,
+            with_error=True,
+        )
+        return GradientEstimate(
+            call.tree(result.gradient),
+            None if result.standard_error is None else call.tree(result.standard_error),
+            result.effective_sample_size,
+            result.evaluations,
+        )
+
+
+def _tensor(output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise TypeError("`output` must be a tensor.")
+    return output
+
+
+def _scalar(output: Any) -> Tensor:
+    tensor = _tensor(output)
+    if tensor.ndim != 0:
+        raise RuntimeError("`output` must be a scalar tensor.")
+    return tensor
+
+
+class _Call:
+    """One call of a decorated function: arguments taken apart, and the operation made of them."""
+
+    def __init__(
+        self,
+        engine: ZeroOrder,
+        fn: Callable[..., Any],
+        evaluator: Evaluator,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        perturbed: Callable[..., Any] | None = None,
+        scratch: tuple[Tensor, ...] = (),
+    ) -> None:
+        self.engine = engine
+        self.fn = fn
+        self.evaluator = evaluator
+        self.perturbed = perturbed
+        self.scratch = scratch
+        self.seed: int | None = None
+        self.aux_spec: PyTreeSpec | None = None
+        self.aux_leaves: list[Any] = []
+        assert isinstance(engine.argnums, tuple)
+        count = len(args)
+        for i in engine.argnums:
+            if not -count <= i < count:
+                raise ValueError(
+                    f"`argnums`: expected positions of the {count} positional arguments, got {i}. "
+                    "Pass differentiated arguments by position."
+                )
+        argnums = [i % count for i in engine.argnums]
+        self.flat, self.spec = tree_flatten((args, kwargs))
+        self.leaves: list[Tensor] = []
+        self.constants: list[Tensor] = []
+        self.slots: list[tuple[int, int]] = []  # (position in flat, index into leaves/constants)
+        self.constant_slots: list[tuple[int, int]] = []
+        parts = [tree_flatten(arg) for arg in args]
+        ends = [0]
+        for leaves, _ in parts:
+            ends.append(ends[-1] + len(leaves))
+        wanted = {k for i in argnums for k in range(ends[i], ends[i + 1])}
+        self.specs = [(parts[i][1], range(ends[i], ends[i + 1])) for i in argnums]
+        for k, leaf in enumerate(self.flat):
+            if not isinstance(leaf, Tensor):
+                continue
+            if k in wanted and leaf.dtype.is_floating_point:
+                self.slots.append((k, len(self.leaves)))
+                self.leaves.append(leaf)
+            else:
+                self.constant_slots.append((k, len(self.constants)))
+                self.constants.append(leaf)
+        if not self.leaves:
+            raise ValueError(
+                f"`argnums`: expected floating-point tensors in the arguments at {engine.argnums}, "
+                "found none."
+            )
+
+    def evaluate(
+        self,
+        leaves: Sequence[Tensor],
+        constants: Sequence[Tensor],
+        scratch: tuple[Tensor, ...] | None = None,
+    ) -> tuple[Any, Any]:
+        """Return output and aux of the function at other tensors; with `scratch`, at perturbed
+        ones.
+        """
+        flat = list(self.flat)
+        for k, i in self.slots:
+            flat[k] = leaves[i]
+        for k, i in self.constant_slots:
+            flat[k] = constants[i]
+        arguments: Any = tree_unflatten(self.spec, flat)
+        args, kwargs = arguments
+        if self.perturbed is not None and scratch is not None:
+            result = self.perturbed(scratch, *args, **kwargs)
+        else:
+            result = self.fn(*args, **kwargs)
+        if not self.engine.has_aux:
+            return result, None
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(
+                "has_aux=True: expected the function to return a pair (output, aux), got "
+                f"{type(result).__name__}."
+            )
+        return result
+
+    def tree(self, leaves: Sequence[Tensor]) -> Any:
+        """Return leaves as the tree of the differentiated arguments."""
+        flat: list[Any] = list(self.flat)
+        for k, i in self.slots:
+            flat[k] = leaves[i]
+        for k, _ in self.constant_slots:
+            flat[k] = None
+        trees = tuple(tree_unflatten(spec, [flat[k] for k in part]) for spec, part in self.specs)
+        return trees[0] if len(trees) == 1 else trees
+
+    def apply(self) -> Any:
+        """Return what the function returns, with the estimate as its derivative."""
+        operation = Operation(self.forward, self.backward, _no_derivative, len(self.leaves))
+        output, *aux = apply_operation(operation, *self.leaves, *self.constants)
+        if not self.engine.has_aux:
+            return output
+        assert self.aux_spec is not None
+        tensors = iter(aux)
+        leaves = [
+            next(tensors).detach() if isinstance(leaf, Tensor) else leaf for leaf in self.aux_leaves
+        ]
+        return output, tree_unflatten(self.aux_spec, leaves)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Evaluate at the point itself, and settle which directions the backward pass uses."""
+        if self.seed is None:
+            # Once for each call: the entries of a vmapped call share their directions.
+            self.seed = draw_seed(self.engine.generator)
+        n = len(self.leaves)
+        output, aux = self.evaluate(tensors[:n], tensors[n:])
+        output = _tensor(output) if self.engine.vector_output else _scalar(output)
+        self.aux_leaves, self.aux_spec = tree_flatten(aux)
+        extra = (leaf for leaf in self.aux_leaves if isinstance(leaf, Tensor))
+        # Copies: an output must not be an input, or a view of one.
+        return tuple(x.detach().clone() for x in (output, *extra))
+
+    def backward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return cotangent' J, estimated: the gradient of the scalar <cotangent, output>."""
+        n, m = len(self.leaves), len(self.constants)
+        leaves, cotangent = tensors[:n], tensors[n]
+        constants = tensors[len(tensors) - m :] if m else ()
+        assert self.seed is not None
+        engine = self.engine
+
+        def loss(*point: Tensor) -> Tensor:
+            output = _tensor(self.evaluate(point[:n], constants, point[n:])[0])
+            return (output * cotangent).sum()
+
+        return tuple(
+            estimate_leaves(
+                loss,
+                leaves,
+                directions=engine.directions,
+                estimator=engine.estimator,
+                num_samples=engine.num_samples,
+                sigma=engine.sigma,
+                seed=self.seed,
+                chunk_size=engine.chunk_size,
+                evaluator=self.evaluator,
+                scratch=self.scratch,
+            ).gradient
+        )
+
+
+def _no_derivative(*tensors: Tensor) -> tuple[Tensor, ...]:
+    raise NotDifferentiableError(
+        "zero-order estimation: expected one reverse-mode derivative, got a request for a second "
+        "or a forward-mode one. The estimate is made of function values and has no derivative. "
+        "Estimate the derivative of the outer function instead, or drop create_graph=True."
+    )
+
+
+def zero_order(
+    distribution: SampleFunc | Samplable | Directions,
+    method: str | Estimator = "naive",
+    argnums: int | tuple[int, ...] = (0,),
+    num_samples: int = 1,
+    sigma: float = 1.0,
+    *,
+    has_aux: bool = False,
+    vector_output: bool = False,
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
+    vectorized: bool | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that gives a function a gradient estimated from its values.
+
+    With directions z_i from `distribution`, of mean 0 and covariance I, the gradient is
+
+        naive       1 / (sigma N)   sum_i f(theta + sigma z_i) z_i
+        forward     1 / (sigma N)   sum_i (f(theta + sigma z_i) - f(theta)) z_i
+        antithetic  1 / (2 sigma N) sum_i (f(theta + sigma z_i) - f(theta - sigma z_i)) z_i
+
+    or that of any other estimator of `torchopt.diff.zero_order.estimators`. For linear f with
+    gradient a and Gaussian z, an antithetic pair has mean a and covariance norm(a)^2 I + a a'.
+
+    The function runs once in the forward pass, where the seed of the directions is drawn: the
+    backward pass gives the same gradient however often it runs. It evaluates the function in chunks
+    by `torch.func.vmap` and regenerates directions instead of storing them.
+
+    Args:
+        distribution: An object with a method `sample(shape)` or a callable `f(shape)`, called with
+            the shape of each tensor and drawing from torch's generators; or a source of
+            `torchopt.diff.zero_order.directions`, such as `Gaussian()`. Spherically symmetric with
+            unit variance.
+        method: `"naive"`, `"forward"`, `"antithetic"`, another name of
+            `torchopt.diff.zero_order.estimators.ESTIMATORS`, or an `Estimator`.
+        argnums: Positions of the differentiated arguments, trees of floating-point tensors. No
+            other argument gets a gradient.
+        num_samples: N >= 1, number of directions.
+        sigma: > 0, size of the perturbation, in the units of the parameters.
+        has_aux: The function returns `(output, aux)`; aux comes back detached.
+        vector_output: The output is a tensor of any shape. The estimate is then the
+            vector-Jacobian product: the gradient of the inner product of cotangent and output.
+        generator: Where the seed is drawn, in the forward pass; default: torch's CPU generator.
+        chunk_size: Directions evaluated at once; None: as many as fit 2**22 entries. Results depend
+            on it by rounding alone.
+        vectorized: True: by vmap, or raise. False: in a loop. None: by vmap, or, with one warning,
+            in a loop.
+
+    Returns:
+        A decorator. The decorated function takes any arguments, keywords too; its value is that of
+        the function. It can be used in `torch.autograd`, `torch.func.grad`, `vjp` and `vmap` (one
+        call for each entry, with common directions).
+
+    Raises:
+        TypeError: `distribution` is neither callable nor has `sample`; the output is no tensor.
+        RuntimeError: The output is not 0-dim and `vector_output` is False.
+        ValueError: Another option is out of its range.
+        NotDifferentiableError: A second or a forward-mode derivative was asked for.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> @zero_order(torch.distributions.Normal(0.0, 1.0), "forward", num_samples=10_000)
+        ... def f(x):
+        ...     return (3.0 * x + 10.0).sum()
+        >>> x = torch.zeros(2, requires_grad=True)
+        >>> f(x).backward()
+        >>> bool((x.grad - 3.0).abs().max() < 0.25)
+        True
+
+    References:
+        Y. Nesterov, V. Spokoiny, Random Gradient-Free Minimization of Convex Functions, Foundations
+        of Computational Mathematics 17, 2017.
+    """
+    return ZeroOrder(
+        distribution,
+        method,
+        argnums,
+        num_samples,
+        sigma,
+        has_aux=has_aux,
+        vector_output=vector_output,
+        generator=generator,
+        chunk_size=chunk_size,
+        vectorized=vectorized,
+    )

@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Perturb: random directions, regenerated from a seed and never stored.
+
+A source of directions is a value. Direction `i` is a function of `(seed, i)` alone, so it is the
+same whatever the chunk size, in whichever worker, and as often as it is asked for.
+
+| source | mean | covariance | coupled directions |
+|---|---|---|---|
+| `Gaussian` | 0 | I | none |
+| `Rademacher` | 0 | I | none |
+| `Sphere` | 0 | I | none |
+| `Orthogonal` | 0 | I | blocks of `min(size, D)` orthogonal ones |
+| `Sobol` | 0 | I | blocks of `size` scrambled Sobol points |
+| `Guided` | 0 | alpha I + (1 - alpha) (D / k) U U' | none |
+| `FromDistribution` | yours | yours; should be I | none |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.typing import Samplable
+
+__all__ = [
+    "Directions",
+    "FromDistribution",
+    "Gaussian",
+    "Guided",
+    "Orthogonal",
+    "Rademacher",
+    "Sobol",
+    "Sphere",
+    "as_directions",
+    "draw_seed",
+    "member_seed",
+    "seeded",
+]
+
+_MASK32 = 0xFFFFFFFF
+_MASK64 = 0xFFFFFFFFFFFFFFFF
+
+
+def member_seed(seed: int, member: int) -> int:
+    """Return the 32-bit seed of one member of the family of streams named by `seed`.
+
+    Torch's CPU generator uses 32 bits of a seed. For a given `seed` the map is a bijection of
+    `member` modulo 2**32 (the finaliser of MurmurHash3), so no two members share a stream.
+
+    Example:
+        >>> len({member_seed(7, i) for i in range(100_000)})
+        100000
+    """
+    z = (seed + 0x9E3779B97F4A7C15) & _MASK64  # splitmix64: spread the bits of the family's seed
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
+    z ^= z >> 31
+    h = (z + member) & _MASK32
+    h = ((h ^ (h >> 16)) * 0x85EBCA6B) & _MASK32
+    h = ((h ^ (h >> 13)) * 0xC2B2AE35) & _MASK32
+    return h ^ (h >> 16)
+
+
+def draw_seed(generator: torch.Generator | None = None) -> int:
+    """Return a seed drawn from `generator`, by default torch's own CPU generator."""
+    device = torch.device("cpu") if generator is None else generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device).item())
+
+
+@contextlib.contextmanager
+def seeded(seed: int, like: Sequence[Tensor]) -> Iterator[None]:
+    """Seed torch's generators of the CPU and of the devices of `like`; put them back on exit."""
+    devices = {leaf.device for leaf in like if leaf.device.type != "cpu"}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            index = 0 if device.index is None else device.index
+            stack.enter_context(torch.random.fork_rng([index], device_type=device.type))
+            with device:
+                torch.get_device_module(device).manual_seed(seed)
+        yield
+
+
+class Directions(ABC):
+    """A source of random directions in a space of trees."""
+
+    def coupled(self, dimension: int) -> int:
+        """Return how many consecutive directions are drawn together; such blocks are
+        independent of one another, directions within one are not.
+        """
+        del dimension
+        return 1
+
+    @abstractmethod
+    def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
+        """Return directions `start` to `stop - 1` of the family named by `seed`.
+
+        Args:
+            like: The leaves of a point of the space.
+            seed: Names the family.
+            start: First direction, a multiple of `coupled(D)`.
+            stop: One past the last direction.
+
+        Returns:
+            For each leaf of shape `[*shape]` a new tensor `[stop - start, *shape]` of its dtype and
+            on its device.
+        """
+
+
+class _Independent(Directions):
+    """Directions that are drawn leaf by leaf, so that no more than one leaf need be held."""
+
+    def fill(self, out: Tensor, generator: torch.Generator) -> None:
+        """Write one leaf of one direction into `out`."""
+        raise NotImplementedError
+
+    def leaves(self, like: Sequence[Tensor], seed: int, member: int) -> Iterator[Tensor]:
+        """Yield direction `member` leaf by leaf."""
+        generators: dict[torch.device, torch.Generator] = {}
+        for leaf in like:
+            out = torch.empty_like(leaf, memory_format=torch.contiguous_format)
+            self.fill(out, _generator(generators, leaf.device, seed, member))
+            yield out
+
+    def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
+        """Return directions `start` to `stop - 1`, as `Directions.draw` says."""
+        outs = [leaf.new_empty((stop - start, *leaf.shape)) for leaf in like]
+        kept = {leaf.device: torch.Generator(leaf.device) for leaf in like}
+        for row, member in enumerate(range(start, stop)):
+            for generator in kept.values():
+                generator.manual_seed(member_seed(seed, member))
+            for out in outs:
+                self.fill(out[row], kept[out.device])
+        return outs
+
+
+def _generator(
+    made: dict[torch.device, torch.Generator], device: torch.device, seed: int, member: int
+) -> torch.Generator:
+    if device not in made:
+        made[device] = torch.Generator(device)
+        made[device].manual_seed(member_seed(seed, member))
+    return made[device]
+
+
+@dataclass(frozen=True)
+class Gaussian(_Independent):
+    """Standard normal directions: E[z] = 0, E[z z'] = I.
+
+    Example:
+        >>> z = Gaussian().draw([torch.zeros(2, 3)], seed=0, start=4, stop=9)[0]
+        >>> z.shape
+        torch.Size([5, 2, 3])
+        >>> torch.equal(z[2:3], Gaussian().draw([torch.zeros(2, 3)], seed=0, start=6, stop=7)[0])
+        True
+    """
+
+    def fill(self, out: Tensor, generator: torch.Generator) -> None:
+        """Write one leaf of one direction into `out`."""
+        out.normal_(generator=generator)
+
+
+@dataclass(frozen=True)
+class Rademacher(_Independent):
+    """Directions of independent signs +1 and -1: the least variance of any independent entries,
+    and those of SPSA.
+    """
+
+    def fill(self, out: Tensor, generator: torch.Generator) -> None:
+        """Write one leaf of one direction into `out`."""
+        out.random_(0, 2, generator=generator).mul_(2).sub_(1)
+
+
+class _Flat(Directions):
+    """Directions that are drawn as vectors of the flattened tree."""
+
+    def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
+        raise NotImplementedError
+
+    def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
+        """Return directions `start` to `stop - 1`, as `Directions.draw` says."""
+        sizes = [leaf.numel() for leaf in like]
+        dtype = torch.float32
+        for leaf in like:
+            dtype = torch.promote_types(dtype, leaf.dtype)
+        matrix = self.rows(sum(sizes), seed, start, stop, dtype)
+        return [
+            part.reshape(stop - start, *leaf.shape).to(device=leaf.device, dtype=leaf.dtype)
+            for part, leaf in zip(matrix.split(sizes, dim=1), like)
+        ]
+
+
+def _normal(
+    seed: int, member: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float64
+) -> Tensor:
+    generator = torch.Generator().manual_seed(member_seed(seed, member))
+    return torch.randn(shape, generator=generator, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Sphere(_Flat):
+    """Directions uniform on the sphere of radius sqrt(D), D the number of entries of the tree."""
+
+    def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
+        z = torch.stack([_normal(seed, i, (dimension,), dtype) for i in range(start, stop)])
+        scale: Tensor = math.sqrt(dimension) / torch.linalg.vector_norm(z, dim=1, keepdim=True)
+        return z * scale
+
+
+@dataclass(frozen=True)
+class Orthogonal(_Flat):
+    """Gaussian directions of which every block of `min(size, D)` is orthogonal.
+
+    Each direction alone is standard normal: a block is a uniformly random orthonormal frame, its
+    vectors scaled by independent lengths of Gaussian vectors. `D` orthogonal directions in which a
+    linear function is measured do not measure the same thing twice.
+
+    Attributes:
+        size: Directions in a block; each costs memory D and a block of m time D m^2.
+
+    References:
+        K. Choromanski, M. Rowland, V. Sindhwani, R. Turner, A. Weller, Structured Evolution with
+        Compact Architectures for Scalable Policy Optimization, ICML 2018,
+        https://arxiv.org/abs/1804.02395
+    """
+
+    size: int = 256
+
+    def coupled(self, dimension: int) -> int:
+        """Return the number of directions in a block."""
+        return max(1, min(self.size, dimension))
+
+    def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
+        size = self.coupled(dimension)
+        blocks = []
+        for block in range(start // size, -(-stop // size)):
+            drawn = _normal(seed, block, (2, dimension, size))
+            q, r = torch.linalg.qr(drawn[0])
+            # The signs make the frame uniformly distributed (Mezzadri 2007).
+            frame = q * torch.sign(torch.diagonal(r))
+            blocks.append((frame * torch.linalg.vector_norm(drawn[1], dim=0)).T)
+        first = start - start // size * size
+        return torch.cat(blocks)[first : first + stop - start].to(dtype)
+
+
+@dataclass(frozen=True)
+class Sobol(_Flat):
+    """Gaussian directions from scrambled Sobol points through the inverse normal distribution.
+
+    Blocks of `size` points are scrambled independently, so that the estimate has a standard error.
+    For smooth functions of few variables the error falls faster than 1/sqrt(N).
+
+    Attributes:
+        size: Points in a block, a power of two.
+
+    References:
+        A. Owen, Scrambled net variance for integrals of smooth functions, Annals of Statistics 25,
+        1997.
+    """
+
+    size: int = 64
+
+    def coupled(self, dimension: int) -> int:
+        """Return the number of directions in a block."""
+        limit = torch.quasirandom.SobolEngine.MAXDIM
+        if dimension > limit:
+            raise ValueError(
+                f"Sobol: expected a tree of at most {limit} entries, got {dimension}. "
+                "Use Orthogonal or Gaussian directions."
+            )
+        return self.size
+
+    def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
+        size = self.coupled(dimension)
+        blocks = []
+        for block in range(start // size, -(-stop // size)):
+            engine = torch.quasirandom.SobolEngine(
+                dimension, scramble=True, seed=member_seed(seed, block)
+            )
+            u = engine.draw(size, dtype=torch.float64)
+            # The engine's points have 30 bits: the middle of the cell keeps them inside (0, 1).
+            blocks.append(torch.special.ndtri(u + 2.0**-31))
+        first = start - start // size * size
+        return torch.cat(blocks)[first : first + stop - start].to(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Guided(_Flat):
+    """Gaussian directions stretched along a subspace that is thought to hold the gradient.
+
+        z = sqrt(alpha) x + sqrt((1 - alpha) D / k) U y,   x ~ N(0, I_D), y ~ N(0, I_k),
+
+    with U an orthonormal basis of the subspace. The covariance C = alpha I + (1 - alpha) (D/k) U U'
+    has the trace of I, and the estimate has mean C g: a descent direction, but not g.
+
+    Attributes:
+        subspace: `[D, k]`, spanning columns, such as flattened surrogate gradients.
+        alpha: Share of the variance that is isotropic, in (0, 1].
+
+    References:
+        N. Maheswaranathan, L. Metz, G. Tucker, D. Choi, J. Sohl-Dickstein, Guided evolutionary
+        strategies, ICML 2019, https://arxiv.org/abs/1806.10230 (eq. 3, here scaled by D).
+    """
+
+    subspace: Tensor
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.subspace.ndim != 2:
+            raise ValueError(
+                f"Guided: expected a subspace of shape [D, k], got {list(self.subspace.shape)}."
+            )
+        if not 0.0 < self.alpha <= 1.0:
+            raise ValueError(f"Guided: expected alpha in (0, 1], got {self.alpha}.")
+
+    def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
+        if self.subspace.shape[0] != dimension:
+            raise ValueError(
+                f"Guided: expected a subspace of shape [{dimension}, k] for a tree of {dimension} "
+                f"entries, got {list(self.subspace.shape)}."
+            )
+        basis, _ = torch.linalg.qr(self.subspace.detach().to("cpu", dtype))
+        k = basis.shape[1]
+        z = torch.stack([_normal(seed, i, (dimension + k,), dtype) for i in range(start, stop)])
+        stretch = math.sqrt((1.0 - self.alpha) * dimension / k)
+        along: Tensor = stretch * (z[:, dimension:] @ basis.T)
+        return along.add(z[:, :dimension], alpha=math.sqrt(self.alpha))
+
+
+@dataclass(frozen=True, eq=False)
+class FromDistribution(Directions):
+    """Directions drawn by `sample(shape)`, one call for each leaf.
+
+    The samples must come from torch's random generators (global state), which are seeded around
+    each direction and put back: that is how a direction is regenerated.
+
+    Attributes:
+        sample: Takes the shape of a leaf and returns a tensor of that shape.
+    """
+
+    sample: Any
+
+    def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
+        """Return directions `start` to `stop - 1`, as `Directions.draw` says."""
+        outs = [leaf.new_empty((stop - start, *leaf.shape)) for leaf in like]
+        for row, member in enumerate(range(start, stop)):
+            with seeded(member_seed(seed, member), like):
+                for out, leaf in zip(outs, like):
+                    drawn = self.sample(leaf.shape)
+                    if not isinstance(drawn, Tensor) or drawn.shape != leaf.shape:
+                        got = list(drawn.shape) if isinstance(drawn, Tensor) else type(drawn)
+                        raise ValueError(
+                            f"`distribution`: expected a tensor of shape {list(leaf.shape)}, "
+                            f"the shape that was asked for, got {got}."
+                        )
+                    out[row] = drawn
+        return outs
+
+
+def as_directions(distribution: Any) -> Directions:
+    """Return `distribution` as a source of directions.
+
+    Args:
+        distribution: A `Directions` value, an object with a method `sample(shape)`, or a callable
+            `f(shape)`.
+
+    Raises:
+        TypeError: It is none of the three.
+    """
+    if isinstance(distribution, Directions):
+        return distribution
+    if isinstance(distribution, Samplable):
+        return FromDistribution(distribution.sample)
+    if callable(distribution):
+        return FromDistribution(distribution)
+    raise TypeError("`distribution` must be a callable or an instance of `Samplable`.")

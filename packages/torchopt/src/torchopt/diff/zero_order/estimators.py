@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Estimate: pure functions from losses and noise to a gradient, chosen by value.
+
+With directions z_i of mean 0 and covariance I, losses f(theta + s sigma z_i) at the offsets s of
+the estimator, every estimator here is linear in the directions:
+
+    g = 1/N sum_i c_i d(z_i),      d(z) = z  (SPSA: d(z) = 1/z elementwise),
+
+so that the coefficients c can be computed first and the noise regenerated afterwards.
+All of them but those with a shaped loss are unbiased for the gradient of a linear function.
+`f_i` is f(theta + sigma z_i), `f_-i` is f(theta - sigma z_i), `f_0` is f(theta):
+
+| estimator | c_i | bias for the gradient of f |
+|---|---|---|
+| `naive` | f_i / sigma | O(sigma^2) |
+| `forward` | (f_i - f_0) / sigma | O(sigma^2) if odd moments vanish; one difference: O(sigma) |
+| `antithetic`, `central` | (f_i - f_-i) / (2 sigma) | O(sigma^2) |
+| `spsa` | as antithetic, d(z) = 1/z | O(sigma^2) |
+| `multi_point(m)` | central stencil of 2m points | O(sigma^2m) |
+| `leave_one_out` | (f_i - mean of the other f_j) / sigma | as naive |
+| `optimal_baseline` | (f_i - mean of the other f_j weighted by norm(z_j)^2) / sigma | as naive |
+| `shaped(e, u)` | those of e on the utilities u(losses) | another objective |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "ESTIMATORS",
+    "Estimator",
+    "antithetic",
+    "as_estimator",
+    "centered_ranks",
+    "central",
+    "control_variate",
+    "forward",
+    "leave_one_out",
+    "multi_point",
+    "naive",
+    "nes_utilities",
+    "optimal_baseline",
+    "shaped",
+    "spsa",
+    "z_scores",
+]
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """What the coefficients may depend on.
+
+    Attributes:
+        losses: `[N, K]`, row i the losses at theta + s sigma z_i for the K offsets s.
+        center: f(theta), 0-dim; None unless the estimator uses it.
+        square_norms: `[N]`, norm(z_i)^2.
+        sigma: Size of the perturbation.
+    """
+
+    losses: Tensor
+    center: Tensor | None
+    square_norms: Tensor
+    sigma: float
+
+
+def _identity(z: Tensor) -> Tensor:
+    return z
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A zero-order gradient estimator.
+
+    Attributes:
+        name: As in the table of this module.
+        offsets: The s of the evaluations at theta + s sigma z.
+        coefficients: From the evaluations to c, `[N]`.
+        uses_center: Whether f(theta) is needed: one evaluation more.
+        dual: d, from directions to directions.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> f = lambda x: 3 * x[..., 0] - 2 * x[..., 1] + 10
+        >>> losses = torch.stack([f(0.1 * z), f(-0.1 * z)], dim=1)
+        >>> (2 * antithetic(losses, z, 0.1)).round(decimals=3)
+        tensor([ 3., -2.])
+    """
+
+    name: str
+    offsets: tuple[float, ...]
+    coefficients: Callable[[Evaluations], Tensor]
+    uses_center: bool = False
+    dual: Callable[[Tensor], Tensor] = _identity
+
+    def __call__(
+        self, losses: Tensor, noise: Tensor, sigma: float, center: Tensor | None = None
+    ) -> Tensor:
+        """Return the gradient.
+
+        Args:
+            losses: `[N, K]`, or `[N]` if there is one offset.
+            noise: `[N, *shape]`, the directions z.
+            sigma: > 0, size of the perturbation.
+            center: f(theta), 0-dim; for the estimators that use it.
+
+        Returns:
+            `[*shape]`, a new tensor.
+
+        Raises:
+            ValueError: The shapes do not fit, or `center` is missing.
+        """
+        losses = losses.reshape(len(losses), -1)
+        if losses.shape != (len(noise), len(self.offsets)):
+            raise ValueError(
+                f"{self.name}: expected losses of shape [{len(noise)}, {len(self.offsets)}] "
+                f"(directions, offsets {self.offsets}), got {list(losses.shape)}."
+            )
+        if self.uses_center and center is None:
+            raise ValueError(f"{self.name}: expected center, the loss at theta, got None.")
+        square_norms = noise.reshape(len(noise), noise[0].numel()).square().sum(1)
+        c = self.coefficients(Evaluations(losses, center, square_norms, sigma))
+        total: Tensor = torch.tensordot(c.to(noise.dtype), self.dual(noise), dims=1)
+        return total / len(noise)
+
+
+def _naive(e: Evaluations) -> Tensor:
+    return e.losses[:, 0] / e.sigma
+
+
+def _forward(e: Evaluations) -> Tensor:
+    assert e.center is not None
+    return (e.losses[:, 0] - e.center) / e.sigma
+
+
+def _central(e: Evaluations) -> Tensor:
+    return (e.losses[:, 0] - e.losses[:, 1]) / (2.0 * e.sigma)
+
+
+def _leave_one_out(e: Evaluations) -> Tensor:
+    return _against_others(e, torch.ones_like(e.square_norms))
+
+
+def _optimal_baseline(e: Evaluations) -> Tensor:
+    return _against_others(e, e.square_norms)
+
+
+def _against_others(e: Evaluations, weights: Tensor) -> Tensor:
+    f = e.losses[:, 0]
+    if len(f) < 2:
+        raise ValueError(
+            "a leave-one-out baseline: expected num_samples of at least 2, got 1: "
+            "there is no other sample to average."
+        )
+    # f_i less the weighted mean of the others; taken of the deviations, which lose no digits to
+    # a large common offset.
+    weights = weights.to(f.dtype)
+    deviation = f - f.mean()
+    others = (weights @ deviation - weights * deviation) / (weights.sum() - weights)
+    return (deviation - others) / e.sigma
+
+
+naive = Estimator("naive", (1.0,), _naive)
+forward = Estimator("forward", (1.0,), _forward, uses_center=True)
+antithetic = Estimator("antithetic", (1.0, -1.0), _central)
+central = Estimator("central", (1.0, -1.0), _central)
+# J. Spall, Multivariate stochastic approximation using a simultaneous perturbation gradient
+# approximation, IEEE Trans. Automatic Control 37, 1992. Meant for Rademacher directions, for which
+# it equals `antithetic`; directions whose inverse has no variance, such as Gaussian ones, give an
+# estimate without variance.
+spsa = Estimator("spsa", (1.0, -1.0), _central, dual=torch.reciprocal)
+# W. Kool, H. van Hoof, M. Welling, Buy 4 REINFORCE samples, get a baseline for free!, 2019.
+leave_one_out = Estimator("leave_one_out", (1.0,), _leave_one_out)
+# E. Greensmith, P. Bartlett, J. Baxter, Variance reduction techniques for gradient estimates in
+# reinforcement learning, JMLR 5, 2004: the constant b that minimises E norm((f - b) z)^2 is
+# E[f norm(z)^2] / E[norm(z)^2].
+optimal_baseline = Estimator("optimal_baseline", (1.0,), _optimal_baseline)
+
+ESTIMATORS = {
+    e.name: e for e in (naive, forward, antithetic, central, spsa, leave_one_out, optimal_baseline)
+}
+
+
+@dataclass(frozen=True)
+class _Stencil:
+    weights: tuple[float, ...]
+
+    def __call__(self, e: Evaluations) -> Tensor:
+        return (
+            e.losses
+            @ torch.tensor(self.weights, dtype=e.losses.dtype, device=e.losses.device)
+            / e.sigma
+        )
+
+
+def multi_point(pairs: int) -> Estimator:
+    """Return the central difference of `2 * pairs` points along each direction.
+
+    The offsets are s = 1, -1, 2, -2, ..., m, -m and the weights those of the symmetric stencil,
+
+        w_s = (-1)^(s+1) (m!)^2 / (s (m - s)! (m + s)!),   w_-s = -w_s,
+
+    exact for polynomials of degree 2m along a line: the bias is O(sigma^2m).
+
+    Args:
+        pairs: m >= 1; 1 is `central`.
+
+    Example:
+        >>> [round(12 * w) for w in multi_point(2).coefficients.weights]
+        [8, -8, -1, 1]
+    """
+    if pairs < 1:
+        raise ValueError(f"multi_point: expected pairs of at least 1, got {pairs}.")
+    offsets: list[float] = []
+    weights: list[float] = []
+    for s in range(1, pairs + 1):
+        # w_s = 1/(2s) * product over j != s of j^2 / (j^2 - s^2)
+        w = Fraction(1, 2 * s) * prod(
+            (Fraction(j * j, j * j - s * s) for j in range(1, pairs + 1) if j != s),
+            start=Fraction(1),
+        )
+        offsets += [float(s), -float(s)]
+        weights += [float(w), -float(w)]
+    return Estimator(f"multi_point({pairs})", tuple(offsets), _Stencil(tuple(weights)))
+
+
+def as_estimator(method: str | Estimator) -> Estimator:
+    """Return the estimator named `method`, or `method` itself if it is one."""
+    if isinstance(method, Estimator):
+        return method
+    if method not in ESTIMATORS:
+        raise ValueError(
+            f"`method`: expected one of {', '.join(map(repr, ESTIMATORS))} or an `Estimator`, "
+            f"got {method!r}."
+        )
+    return ESTIMATORS[method]
+
+
+# --- shaping --------------------------------------------------------------------------------------
+
+
+def centered_ranks(losses: Tensor) -> Tensor:
+    """Return the ranks of all entries, scaled to [-1/2, 1/2]; equal losses get equal ranks.
+
+    References:
+        T. Salimans, J. Ho, X. Chen, S. Sidor, I. Sutskever, Evolution Strategies as a Scalable
+        Alternative to Reinforcement Learning, 2017, https://arxiv.org/abs/1703.03864
+
+    Example:
+        >>> centered_ranks(torch.tensor([[30.0], [-1.0], [2.0]])).flatten()
+        tensor([ 0.5000, -0.5000,  0.0000])
+    """
+    return _ranks(losses) / max(losses.numel() - 1, 1) - 0.5
+
+
+def nes_utilities(losses: Tensor) -> Tensor:
+    """Return the utilities of natural evolution strategies: only the better half counts.
+
+    With rank k = 1 for the smallest loss: u = max(0, log(n/2 + 1) - log k) normalised to sum 1,
+    minus 1/n; the sign is that of a loss (small is negative).
+
+    References:
+        D. Wierstra, T. Schaul, T. Glasmachers, Y. Sun, J. Peters, J. Schmidhuber, Natural Evolution
+        Strategies, JMLR 15, 2014, section 3.1.
+    """
+    n = losses.numel()
+    k = _ranks(losses) + 1.0
+    u = torch.log(torch.tensor(n / 2 + 1).to(k) / k).clamp(min=0.0)
+    utilities: Tensor = 1.0 / n - u / u.sum()
+    return utilities
+
+
+def z_scores(losses: Tensor) -> Tensor:
+    """Return the losses less their mean, divided by their standard deviation (0 if they agree)."""
+    deviation = losses - losses.mean()
+    scale = deviation.square().mean().sqrt()
+    return deviation / torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def _ranks(losses: Tensor) -> Tensor:
+    _, inverse, counts = losses.flatten().unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).to(losses.dtype)
+    middle = last - (counts.to(losses.dtype) + 1.0) / 2.0
+    ranks: Tensor = middle[inverse]
+    return ranks.reshape(losses.shape)
+
+
+@dataclass(frozen=True)
+class _Shaped:
+    inner: Estimator
+    utility: Callable[[Tensor], Tensor]
+
+    def __call__(self, e: Evaluations) -> Tensor:
+        utilities = self.utility(e.losses)
+        return self.inner.coefficients(Evaluations(utilities, None, e.square_norms, e.sigma))
+
+
+def shaped(estimator: Estimator, utility: Callable[[Tensor], Tensor] = centered_ranks) -> Estimator:
+    """Return `estimator` working on the utilities of all losses instead of the losses.
+
+    With ranks, the direction depends on the order of the losses alone: outliers and monotone
+    changes of the loss have no effect. The result is not a gradient of the loss.
+
+    Args:
+        estimator: One that does not use f(theta).
+        utility: From losses `[N, K]` to utilities of the same shape, small where the loss is small.
+    """
+    if estimator.uses_center:
+        raise ValueError(
+            f"shaped: expected an estimator that does not use the loss at theta, got "
+            f"{estimator.name}. Use naive or antithetic."
+        )
+    name = f"shaped({estimator.name}, {getattr(utility, '__name__', repr(utility))})"
+    return Estimator(name, estimator.offsets, _Shaped(estimator, utility), dual=estimator.dual)
+
+
+# --- control variate ------------------------------------------------------------------------------
+
+
+def control_variate(
+    estimator: Estimator,
+    losses: Tensor,
+    noise: Sequence[Tensor],
+    sigma: float,
+    surrogate: Sequence[Tensor],
+) -> Tensor:
+    """Return the losses less the linear function h'(x - theta), whose gradient is `surrogate`.
+
+    The estimate from these losses plus h has the same mean, as the estimator is exact in the mean
+    for linear functions, and the variance of the estimate of f - h'x: that of antithetic pairs
+    falls from norm(g)^2 I + g g' to the same with g - h.
+
+    Args:
+        estimator: Says where the losses were taken.
+        losses: `[N, K]`.
+        noise: Directions, for each leaf `[N, *shape]`.
+        sigma: Size of the perturbation.
+        surrogate: h, for each leaf `[*shape]`.
+
+    Returns:
+        `[N, K]`, new.
+    """
+    slope = sum(
+        (z.reshape(len(z), h.numel()) @ h.flatten()).to(losses.dtype)
+        for z, h in zip(noise, surrogate, strict=True)
+    )
+    assert isinstance(slope, Tensor)
+    offsets = torch.tensor(estimator.offsets, dtype=losses.dtype, device=losses.device)
+    return losses - sigma * slope[:, None] * offsets

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Low-rank perturbations of the weights of any module.
+
+A weight of shape `[m, ...]`, seen as a matrix `[m, n]`, is perturbed by
+
+    E = A B' / sqrt(r),   A [m, r], B [n, r] standard normal:   E[vec E] = 0, Cov(vec E) = I,
+
+so that the estimators hold, with r (m + n) random numbers for m n, and the perturbed layer is the
+unperturbed one plus two thin products:
+
+    linear     x (W + s E)' = x W' + s/sqrt(r) (x B) A'
+    conv       the kernel B (r filters), then a 1 x 1 convolution with A
+    embedding  row i of (W + s E) = W[i] + s/sqrt(r) A[i] B'
+
+All members share the product with W. Weights used in any other way are materialised, which is
+slower and gives the same result. Parameters of fewer than two dimensions get dense noise.
+
+References:
+    B. Sarkar et al., Evolution Strategies at the Hyperscale, 2025, https://arxiv.org/abs/2511.16652
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from torchopt.diff.zero_order.directions import Gaussian, draw_seed
+from torchopt.diff.zero_order.estimators import Estimator, Evaluations, as_estimator
+
+__all__ = ["Factors", "LowRank", "LowRankNoise"]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One or many perturbations of a weight.
+
+    Attributes:
+        A: `[*members, m, r]`.
+        B: `[*members, n, r]`.
+    """
+
+    A: Tensor
+    B: Tensor
+
+    def materialize(self, weight: Tensor) -> Tensor:
+        """Return E = A B' / sqrt(r), of the shape of the weight, for each member."""
+        E = self.A @ self.B.mT / math.sqrt(self.A.shape[-1])
+        return E.reshape(*self.A.shape[:-2], *weight.shape)
+
+
+@dataclass(frozen=True)
+class LowRankNoise:
+    """Perturbations of all parameters of a module, for a chunk of members.
+
+    Attributes:
+        factors: By parameter name, for weights of two and more dimensions.
+        dense: By parameter name `[members, *shape]`, for the others.
+    """
+
+    factors: dict[str, Factors]
+    dense: dict[str, Tensor]
+
+    def materialize(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the full perturbations `[members, *shape]`."""
+        full = {name: f.materialize(params[name]) for name, f in self.factors.items()}
+        return {**full, **self.dense}
+
+
+_CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
+_CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+# Reading these of a weight does not depend on its values.
+_ATTRIBUTES = {
+    getattr(Tensor, name).__get__
+    for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda")
+} | {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex}
+
+
+class _Perturb(TorchFunctionMode):
+    """Replaces every use of a weight by that of the weight plus its perturbation."""
+
+    def __init__(self, factors: dict[int, Factors], scale: float) -> None:
+        super().__init__()
+        self.factors = factors
+        self.scale = scale
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _ATTRIBUTES:
+            return func(*args, **kwargs)
+        names: tuple[str, ...] = ()
+        if func is functional.linear:
+            names = ("input", "weight", "bias")
+        elif func is functional.embedding:
+            names = ("input", "weight", "padding_idx", "max_norm")
+        elif func in _CONVOLUTIONS:
+            names = _CONVOLUTION_ARGUMENTS
+        given = {**dict(zip(names, args)), **kwargs}
+        weight = given.get("weight")
+        if names and id(weight) in self.factors and id(given.get("input")) not in self.factors:
+            bound = {k: self._full(v) if k != "weight" else v for k, v in given.items()}
+            rest = args[len(names) :]
+            if func is functional.linear:
+                return self._linear(bound)
+            if func is functional.embedding and bound.get("max_norm") is None and not rest:
+                return self._embedding(func, given)
+            if func in _CONVOLUTIONS:
+                return self._convolution(func, bound)
+        return func(*(self._full(x) for x in args), **{k: self._full(v) for k, v in kwargs.items()})
+
+    def _full(self, x: Any) -> Any:
+        if isinstance(x, (tuple, list)) and any(id(y) in self.factors for y in x):
+            return type(x)(self._full(y) for y in x)
+        if id(x) not in self.factors:
+            return x
+        return x + self.scale * self.factors[id(x)].materialize(x)
+
+    def _scaled(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        f = self.factors[id(weight)]
+        return f.A * (self.scale / math.sqrt(f.A.shape[-1])), f.B
+
+    def _linear(self, given: dict[str, Any]) -> Tensor:
+        x, weight = given["input"], given["weight"]
+        A, B = self._scaled(weight)
+        y: Tensor = functional.linear(x, weight) + (x @ B) @ A.mT
+        bias = given.get("bias")
+        return y if bias is None else y + bias
+
+    def _embedding(self, func: Any, given: dict[str, Any]) -> Tensor:
+        A, B = self._scaled(given["weight"])
+        base: Tensor = func(**given)
+        return base + functional.embedding(given["input"], A) @ B.mT
+
+    def _convolution(self, func: Any, given: dict[str, Any]) -> Tensor:
+        weight = given["weight"]
+        groups = given.get("groups", 1)
+        A, B = self._scaled(weight)
+        rank = A.shape[-1]
+        filters = B.mT.reshape(rank, *weight.shape[1:])
+        # Every group of input channels meets the r filters; an output channel takes those of its
+        # own group.
+        filters = filters.repeat(groups, *(1,) * (weight.ndim - 1))
+        thin = func(**{**given, "weight": filters, "bias": None})
+        ones = (1,) * (weight.ndim - 2)
+        along: Tensor = func(thin, A.reshape(A.shape[0], rank, *ones), groups=groups)
+        base: Tensor = func(**given)
+        return base + along
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Zero-order gradients of a module from low-rank perturbations.
+
+    Attributes:
+        rank: r >= 1.
+        method: An estimator of losses; antithetic by default.
+        num_samples: N, number of members (pairs, for antithetic).
+        sigma: Size of the perturbation.
+        chunk_size: Members evaluated at once by vmap; None: all.
+
+    Example:
+        >>> net = nn.Linear(3, 1, bias=False).double()
+        >>> x = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+        >>> g = LowRank(rank=2, num_samples=4000).estimate(net, lambda net: net(x).sum(), seed=0)
+        >>> bool((g["weight"] - x).abs().max() < 0.3)
+        True
+    """
+
+    rank: int = 1
+    method: str | Estimator = "antithetic"
+    num_samples: int = 1
+    sigma: float = 0.01
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "num_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}`: expected at least 1, got {getattr(self, name)}.")
+        if as_estimator(self.method).dual(torch.tensor(2.0)) != 2.0:
+            raise ValueError("LowRank: expected an estimator linear in the directions, not spsa.")
+
+    def noise(self, params: Mapping[str, Tensor], seed: int, start: int, stop: int) -> LowRankNoise:
+        """Return members `start` to `stop - 1` of the family named by `seed`."""
+        like, slots = [], []
+        for name, p in params.items():
+            if p.ndim < 2:
+                slots.append((name, 1))
+                like.append(p)
+            else:
+                slots.append((name, 2))
+                like.append(p.new_empty(p.shape[0], self.rank))
+                like.append(p.new_empty(p[0].numel(), self.rank))
+        drawn = iter(Gaussian().draw(like, seed, start, stop))
+        factors, dense = {}, {}
+        for name, count in slots:
+            if count == 1:
+                dense[name] = next(drawn)
+            else:
+                factors[name] = Factors(next(drawn), next(drawn))
+        return LowRankNoise(factors, dense)
+
+    @torch.no_grad()
+    def losses(
+        self, module: nn.Module, loss: Callable[[nn.Module], Tensor], noise: LowRankNoise, s: float
+    ) -> Tensor:
+        """Return `loss(module)` with the parameters at theta + s sigma z, `[members]`."""
+        params = _trainable(module)
+        scale = s * self.sigma
+        shell = _Loss(module, loss)
+
+        def member(A: dict[str, Tensor], B: dict[str, Tensor], dense: dict[str, Tensor]) -> Tensor:
+            factors = {id(params[name]): Factors(A[name], B[name]) for name in A}
+            swapped = {f"module.{name}": params[name] + scale * z for name, z in dense.items()}
+            with _Perturb(factors, scale):
+                result: Tensor = torch.func.functional_call(shell, swapped, ())
+            return result
+
+        result: Tensor = torch.func.vmap(member, randomness="same")(
+            {name: f.A for name, f in noise.factors.items()},
+            {name: f.B for name, f in noise.factors.items()},
+            noise.dense,
+        )
+        return result
+
+    @torch.no_grad()
+    def estimate(
+        self, module: nn.Module, loss: Callable[[nn.Module], Tensor], *, seed: int | None = None
+    ) -> dict[str, Tensor]:
+        """Return the estimated gradient by parameter name, for those that require gradients.
+
+        For a weight it is 1/N sum_i c_i A_i B_i' / sqrt(r): one product of inner size N r.
+
+        Args:
+            module: Its parameters are not changed; it must run under vmap.
+            loss: From the module to a 0-dim loss.
+            seed: Names the members; None: drawn from torch's generator.
+        """
+        params = _trainable(module)
+        estimator = as_estimator(self.method)
+        seed = draw_seed() if seed is None else seed
+        n = self.num_samples
+        rows = n if self.chunk_size is None else self.chunk_size
+        chunks = [(i, min(i + rows, n)) for i in range(0, n, rows)]
+        center = loss(module) if estimator.uses_center else None
+        all_losses, norms = [], []
+        for start, stop in chunks:
+            noise = self.noise(params, seed, start, stop)
+            columns = [self.losses(module, loss, noise, s) for s in estimator.offsets]
+            all_losses.append(torch.stack(columns, dim=1))
+            norms.append(_square_norms(noise))
+        evaluations = Evaluations(torch.cat(all_losses), center, torch.cat(norms), self.sigma)
+        c = estimator.coefficients(evaluations) / n
+        totals = {name: torch.zeros_like(p, requires_grad=False) for name, p in params.items()}
+        for start, stop in chunks:
+            noise = self.noise(params, seed, start, stop)
+            for name, f in noise.factors.items():
+                weighted = f.A * (c[start:stop, None, None] / math.sqrt(self.rank)).to(f.A)
+                product = torch.einsum("imr,inr->mn", weighted, f.B)
+                totals[name] += product.reshape(totals[name].shape)
+            for name, z in noise.dense.items():
+                totals[name] += torch.tensordot(c[start:stop].to(z), z, dims=1)
+        return totals
+
+
+class _Loss(nn.Module):
+    def __init__(self, module: nn.Module, loss: Callable[[nn.Module], Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self.loss = loss
+
+    def forward(self) -> Tensor:
+        return self.loss(self.module)
+
+
+def _trainable(module: nn.Module) -> dict[str, Tensor]:
+    params: dict[str, Tensor] = {k: p for k, p in module.named_parameters() if p.requires_grad}
+    if not params:
+        raise RuntimeError("The module has no parameters that require gradients.")
+    return params
+
+
+def _square_norms(noise: LowRankNoise) -> Tensor:
+    parts = [z.reshape(len(z), -1).square().sum(1) for z in noise.dense.values()]
+    for f in noise.factors.values():
+        # |A B'|^2 = trace of (A'A)(B'B)
+        parts.append(((f.A.mT @ f.A) * (f.B.mT @ f.B)).sum((1, 2)) / f.A.shape[-1])
+    return torch.stack(parts).sum(0)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Low-rank perturbations equal the materialised ones, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchopt.diff.zero_order.low_rank import LowRank
+
+F64 = torch.float64
+
+
+class Tied(nn.Module):
+    """A weight used by an embedding, a linear layer and a plain product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(6, 4)
+        self.scale = nn.Parameter(torch.randn(4))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.embedding(tokens) * self.scale
+        logits = nn.functional.linear(h, self.embedding.weight)
+        return logits + h @ self.embedding.weight.T + self.embedding.weight.sum()
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "linear": (
+        lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3, bias=False)),
+        lambda: torch.randn(4, 5, dtype=F64),
+    ),
+    "conv1d": (
+        lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2, groups=2),
+        lambda: torch.randn(2, 4, 9, dtype=F64),
+    ),
+    "conv2d": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding="same"),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 2, groups=4),
+            nn.Conv2d(4, 2, 3, padding=1, padding_mode="circular"),
+        ),
+        lambda: torch.randn(3, 2, 6, 6, dtype=F64),
+    ),
+    "conv3d": (lambda: nn.Conv3d(1, 2, 2), lambda: torch.randn(1, 1, 3, 3, 3, dtype=F64)),
+    "embedding": (
+        lambda: nn.Sequential(nn.Embedding(6, 4, padding_idx=1), nn.LayerNorm(4), nn.Linear(4, 2)),
+        lambda: torch.tensor([[0, 5, 1], [2, 2, 3]]),
+    ),
+    "tied": (Tied, lambda: torch.tensor([[0, 5, 1], [2, 2, 3]])),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("rank", [1, 3])
+def test_equals_the_materialised_perturbation(name: str, rank: int) -> None:
+    make, draw = NETS[name]
+    net, x = make().double(), draw()
+    engine = LowRank(rank, num_samples=4, sigma=0.3)
+    params = dict(net.named_parameters())
+
+    def loss(module: nn.Module) -> Tensor:
+        return (module(x) ** 3).sum()
+
+    noise = engine.noise(params, 0, 0, 4)
+    full = noise.materialize({k: p.detach() for k, p in params.items()})
+    assert all(full[k].shape == (4, *p.shape) for k, p in params.items())
+    for s in (1.0, -1.0):
+        got = engine.losses(net, loss, noise, s)
+        for i in range(4):
+            moved = {k: p.detach() + s * 0.3 * full[k][i] for k, p in params.items()}
+            expected = (torch.func.functional_call(net, moved, (x,)) ** 3).sum()
+            torch.testing.assert_close(got[i], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_gradient_equals_that_of_the_materialised_noise() -> None:
+    make, draw = NETS["conv2d"]
+    net, x = make().double(), draw()
+
+    def loss(module: nn.Module) -> Tensor:
+        return module(x).square().mean()
+
+    whole = LowRank(2, num_samples=6, sigma=0.1)
+    params = {k: p.detach() for k, p in net.named_parameters()}
+    noise = whole.noise(params, 9, 0, 6)
+    losses = [whole.losses(net, loss, noise, s) for s in (1.0, -1.0)]
+    c = (losses[0] - losses[1]) / (2 * 0.1)
+    expected = {k: torch.tensordot(c, z, 1) / 6 for k, z in noise.materialize(params).items()}
+    for chunk_size in (None, 1, 4):
+        engine = LowRank(2, num_samples=6, sigma=0.1, chunk_size=chunk_size)
+        torch.testing.assert_close(engine.estimate(net, loss, seed=9), expected)
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_covariance_is_the_identity(rank: int) -> None:
+    n = 40_000
+    weight = torch.zeros(2, 3, dtype=F64)
+    E = LowRank(rank).noise({"w": weight}, 1, 0, n).materialize({"w": weight})["w"].flatten(1)
+    products = E[:, :, None] * E[:, None, :]
+    error = products.std(0) / n**0.5
+    assert ((products.mean(0) - torch.eye(6, dtype=F64)).abs() < 4 * error + 1e-12).all()
+    assert (E.mean(0).abs() < 4 / n**0.5).all()
+
+
+def test_unbiased_on_a_linear_loss() -> None:
+    net = nn.Linear(3, 2).double()
+    x = torch.tensor([[1.0, -2.0, 0.5]], dtype=F64)
+    weights = torch.tensor([2.0, -1.0], dtype=F64)
+    n = 40_000
+    got = LowRank(1, num_samples=n).estimate(net, lambda m: (m(x) @ weights).sum(), seed=0)
+    truth = torch.outer(weights, x[0])
+    total = truth.square().sum() + weights.square().sum()
+    # entries of E have fourth moment 9 for rank 1: at most 9 |g|^2 for each entry
+    bound = 4 * (9 * total / n).sqrt()
+    assert ((got["weight"] - truth).abs() < bound).all()
+    assert ((got["bias"] - weights).abs() < bound).all()
+
+
+def test_wrong_options_are_reported() -> None:
+    with pytest.raises(ValueError, match="`rank`: expected at least 1"):
+        LowRank(0)
+    with pytest.raises(ValueError, match="not spsa"):
+        LowRank(1, "spsa")
+    with pytest.raises(RuntimeError, match="no parameters that require gradients"):
+        LowRank().estimate(nn.Tanh(), lambda m: torch.zeros(()))
