@@ -171,8 +171,9 @@ def sanitize(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Learn to learn digits with MAML, then time tree operations against other libraries."""
-    run(session, PYTHON, "packages/torchopt/examples/maml_digits.py", *session.posargs, **QUIET)
-    run(session, PYTHON, "benchmarks/optree/demo_table.py", *session.posargs, **QUIET)
+    out = () if "--out" in session.posargs else ("--out", "demo_out")
+    for part in ("packages/torchopt/examples/maml_digits.py", "benchmarks/optree/demo_table.py"):
+        run(session, PYTHON, part, *out, *session.posargs, **QUIET)
 
 
 @nox.session
