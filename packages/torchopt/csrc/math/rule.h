@@ -1,12 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a rule is, and the vector-Jacobian product that every rule gets for free.
+// What a rule is, and what every rule gets from its one text: the update of a whole optimizer, the step in place, and
+// the exact derivatives of the update.
 //
-// A rule R is a type with
-//   kInputs, kOutputs           how many tensors it reads and writes, element by element
-//   R::Hyper                    the hyper-parameters, as doubles
-//   R::Coefficients<T>          what one tensor needs in one step, in the compute type
-//   R::coefficients<T>(h, k)    from the hyper-parameters and the step k (counted from 1)
-//   R::apply(c, in, out)        the rule on one element, for T or Dual<T, kInputs>
+// A rule R turns a gradient into a direction. It is a type with
+//   kStates               how many tensors it remembers, like the gradient
+//   kHypers               how many hyper-parameters it has
+//   kCoefficients         how many numbers one tensor needs in one step
+//   R::Coefficients<S>    those numbers, a struct of nothing but S
+//   R::coefficients(h, k) from the hyper-parameters and the step k (counted from 1), for S = double or Dual<double, n>
+//   R::apply(c, g, state, u, next)
+//                         the rule on one element: direction u and next state from gradient g and state; for elements
+//                         of type T or Dual<T, n>, and coefficients of type T or of the elements' type
+//
+// An optimizer is a rule between stages that all optimizers share. With g the gradient, p the parameter:
+//   g' = sign g + weight_decay p          sign is -1 to maximize
+//   u, state' = R(g', state)
+//   update = -lr (u + decoupled_weight_decay p)
 #pragma once
 
 #include <cstdint>
@@ -16,37 +25,202 @@
 
 namespace torchopt {
 
-/// The vector-Jacobian product of a rule, itself a rule.
-/// Reads the inputs of `Rule` followed by one cotangent for each output, writes one cotangent for each input:
+/// The hyper-parameters of an optimizer start with these; those of its rule follow.
+enum ChainHyper { kLr, kWeightDecay, kDecoupledWeightDecay, kChainHypers };
+
+/// kUpdate reads no parameter (both decays are 0), kDecayedUpdate reads it. kStep adds the update to the parameter, for
+/// decays of 0, and kDecayedStep for others. A decay of 0 in a decayed form adds 0 p.
+enum class Form { kUpdate, kDecayedUpdate, kStep, kDecayedStep };
+
+TORCHOPT_HOST_DEVICE constexpr bool is_decayed(Form form) {
+    return form == Form::kDecayedUpdate || form == Form::kDecayedStep;
+}
+TORCHOPT_HOST_DEVICE constexpr bool is_step(Form form) {
+    return form == Form::kStep || form == Form::kDecayedStep;
+}
+
+template <class S, class Rule>
+struct ChainCoefficients {
+    S lr, weight_decay, decoupled_weight_decay;
+    typename Rule::template Coefficients<S> rule;
+};
+
+/// The sizes of an optimizer made from `Rule`.
+template <class Rule>
+struct Chain {
+    static constexpr int kStates = Rule::kStates;
+    static constexpr int kHypers = kChainHypers + Rule::kHypers;
+    static constexpr int kCoefficients = kChainHypers + Rule::kCoefficients;
+    static_assert(Rule::kCoefficients == 0 ||
+                      sizeof(ChainCoefficients<double, Rule>) == kCoefficients * sizeof(double),
+                  "the coefficients are a struct of nothing but numbers");
+};
+
+/// The coefficients as the array they are laid out as.
+template <class S, class Rule>
+TORCHOPT_HOST_DEVICE S* as_array(ChainCoefficients<S, Rule>& c) {
+    return reinterpret_cast<S*>(&c);
+}
+
+template <class Rule, class S>
+TORCHOPT_HOST_DEVICE ChainCoefficients<S, Rule> chain_coefficients(
+    const S (&h)[Chain<Rule>::kHypers], std::int64_t step) {
+    return {h[kLr], h[kWeightDecay], h[kDecoupledWeightDecay],
+            Rule::template coefficients<S>(h + kChainHypers, static_cast<double>(step))};
+}
+
+/// What a kernel needs besides tensors, in its compute type.
+template <class T, class Rule>
+struct Settings {
+    T sign;
+    ChainCoefficients<T, Rule> c;
+};
+
+/// In double for every T: 1 - 0.999^k loses four digits in float.
+template <class T, class Rule>
+TORCHOPT_HOST_DEVICE Settings<T, Rule> settings(const double (&h)[Chain<Rule>::kHypers],
+                                                bool maximize, std::int64_t step) {
+    ChainCoefficients<double, Rule> exact = chain_coefficients<Rule, double>(h, step);
+    Settings<T, Rule> out;
+    out.sign = maximize ? T(-1) : T(1);
+    for (int k = 0; k < Chain<Rule>::kCoefficients; ++k)
+        as_array(out.c)[k] = static_cast<T>(as_array(exact)[k]);
+    return out;
+}
+
+/// hyper_cotangent[h] += sum_k coefficient_cotangent[k] * d coefficient_k / d hyper_h, exact by dual numbers.
+template <class Rule>
+TORCHOPT_HOST_DEVICE void pull_back_coefficients(const double (&h)[Chain<Rule>::kHypers],
+                                                 std::int64_t step,
+                                                 const double* coefficient_cotangent,
+                                                 double* hyper_cotangent) {
+    constexpr int kHypers = Chain<Rule>::kHypers;
+    using S = Dual<double, kHypers>;
+    S seeded[kHypers];
+    for (int j = 0; j < kHypers; ++j) seeded[j] = S::seed(h[j], j);
+    ChainCoefficients<S, Rule> c = chain_coefficients<Rule, S>(seeded, step);
+    for (int k = 0; k < Chain<Rule>::kCoefficients; ++k)
+        for (int j = 0; j < kHypers; ++j)
+            hyper_cotangent[j] += coefficient_cotangent[k] * as_array(c)[k].partial[j];
+}
+
+/// One element of an optimizer. In: g, state..., and p unless kUpdate. Out: the update (or p + update), state'...
+template <class Rule, Form kForm, class T, class C, class S>
+TORCHOPT_HOST_DEVICE void apply_chain(T sign, const ChainCoefficients<C, Rule>& c, const S* in,
+                                      S* out) {
+    constexpr int kStates = Rule::kStates;
+    S g = in[0] * sign;
+    if constexpr (is_decayed(kForm)) g = g + in[1 + kStates] * c.weight_decay;
+    S u;
+    Rule::apply(c.rule, g, in + 1, u, out + 1);
+    if constexpr (is_decayed(kForm)) u = u + in[1 + kStates] * c.decoupled_weight_decay;
+    const S update = u * (-c.lr);
+    if constexpr (is_step(kForm)) {
+        out[0] = in[1 + kStates] + update;
+    } else {
+        out[0] = update;
+    }
+}
+
+// A kernel reads kInputs tensors and writes kOutputs, element by element, and adds up kSums numbers over all elements.
+
+/// The optimizer itself.
+template <class R, Form kForm>
+struct Forward {
+    using Rule = R;
+    static constexpr int kInputs = 1 + Rule::kStates + (kForm == Form::kUpdate ? 0 : 1);
+    static constexpr int kOutputs = 1 + Rule::kStates;
+    static constexpr int kSums = 0;
+
+    template <class T>
+    TORCHOPT_HOST_DEVICE static void apply(const Settings<T, Rule>& s, const T* in, T* out) {
+        apply_chain<Rule, kForm>(s.sign, s.c, in, out);
+    }
+};
+
+/// The vector-Jacobian product of an update: reads the inputs of `Forward` followed by one cotangent for each output,
+/// writes one cotangent for each input:
 ///   out[j] = sum_i cotangent[i] * d output_i / d input_j.
 /// Exact: the Jacobian comes from dual numbers run through the same text as the value.
-template <class Rule>
+template <class R, Form kForm>
 struct Vjp {
-    static constexpr int kInputs = Rule::kInputs + Rule::kOutputs;
-    static constexpr int kOutputs = Rule::kInputs;
-    using Hyper = typename Rule::Hyper;
-    template <class T>
-    using Coefficients = typename Rule::template Coefficients<T>;
+    using Rule = R;
+    using Primal = Forward<R, kForm>;
+    static constexpr int kInputs = Primal::kInputs + Primal::kOutputs;
+    static constexpr int kOutputs = Primal::kInputs;
+    static constexpr int kSums = 0;
 
     template <class T>
-    TORCHOPT_HOST_DEVICE static Coefficients<T> coefficients(const Hyper& hyper,
-                                                             std::int64_t step) {
-        return Rule::template coefficients<T>(hyper, step);
-    }
-
-    template <class T>
-    TORCHOPT_HOST_DEVICE static void apply(const Coefficients<T>& c, const T (&in)[kInputs],
-                                           T (&out)[kOutputs]) {
-        Dual<T, Rule::kInputs> x[Rule::kInputs];
-        Dual<T, Rule::kInputs> y[Rule::kOutputs];
-        for (int j = 0; j < Rule::kInputs; ++j) x[j] = Dual<T, Rule::kInputs>::seed(in[j], j);
-        Rule::apply(c, x, y);
-        for (int j = 0; j < Rule::kInputs; ++j) {
+    TORCHOPT_HOST_DEVICE static void apply(const Settings<T, Rule>& s, const T* in, T* out) {
+        using S = Dual<T, Primal::kInputs>;
+        S x[Primal::kInputs];
+        S y[Primal::kOutputs];
+        for (int j = 0; j < Primal::kInputs; ++j) x[j] = S::seed(in[j], j);
+        apply_chain<Rule, kForm>(s.sign, s.c, x, y);
+        for (int j = 0; j < Primal::kInputs; ++j) {
             T sum = T(0);
-            for (int i = 0; i < Rule::kOutputs; ++i)
-                sum = sum + in[Rule::kInputs + i] * y[i].partial[j];
+            for (int i = 0; i < Primal::kOutputs; ++i)
+                sum = sum + in[Primal::kInputs + i] * y[i].partial[j];
             out[j] = sum;
         }
+    }
+};
+
+/// `Vjp` of the decayed update with respect to the coefficients as well: they are the sums, in the order of
+/// `ChainCoefficients`.
+template <class R>
+struct HyperVjp {
+    using Rule = R;
+    using Primal = Forward<R, Form::kDecayedUpdate>;
+    static constexpr int kInputs = Primal::kInputs + Primal::kOutputs;
+    static constexpr int kOutputs = Primal::kInputs;
+    static constexpr int kSums = Chain<R>::kCoefficients;
+
+    template <class T>
+    TORCHOPT_HOST_DEVICE static void apply(const Settings<T, Rule>& s, const T* in, T* out) {
+        constexpr int kVariables = Primal::kInputs + kSums;
+        using S = Dual<T, kVariables>;
+        S x[Primal::kInputs];
+        S y[Primal::kOutputs];
+        for (int j = 0; j < Primal::kInputs; ++j) x[j] = S::seed(in[j], j);
+        Settings<T, Rule> plain = s;
+        ChainCoefficients<S, Rule> c;
+        for (int k = 0; k < kSums; ++k)
+            as_array(c)[k] = S::seed(as_array(plain.c)[k], Primal::kInputs + k);
+        apply_chain<Rule, Form::kDecayedUpdate>(s.sign, c, x, y);
+        for (int j = 0; j < kVariables; ++j) {
+            T sum = T(0);
+            for (int i = 0; i < Primal::kOutputs; ++i)
+                sum = sum + in[Primal::kInputs + i] * y[i].partial[j];
+            out[j] = sum;
+        }
+    }
+};
+
+/// `Second` after `First`: the direction of the one is the gradient of the other.
+template <class First, class Second>
+struct Then {
+    static constexpr int kStates = First::kStates + Second::kStates;
+    static constexpr int kHypers = First::kHypers + Second::kHypers;
+    static constexpr int kCoefficients = First::kCoefficients + Second::kCoefficients;
+    template <class S>
+    struct Coefficients {
+        typename First::template Coefficients<S> first;
+        typename Second::template Coefficients<S> second;
+    };
+
+    template <class S>
+    TORCHOPT_HOST_DEVICE static Coefficients<S> coefficients(const S* h, double k) {
+        return {First::template coefficients<S>(h, k),
+                Second::template coefficients<S>(h + First::kHypers, k)};
+    }
+
+    template <class C, class S>
+    TORCHOPT_HOST_DEVICE static void apply(const Coefficients<C>& c, const S& g, const S* state,
+                                           S& u, S* next) {
+        S between;
+        First::apply(c.first, g, state, between, next);
+        Second::apply(c.second, between, state + First::kStates, u, next + First::kStates);
     }
 };
 

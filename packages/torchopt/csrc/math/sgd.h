@@ -9,49 +9,57 @@
 //   u  = g + momentum t'   (nesterov),   u = t'   otherwise
 #pragma once
 
-#include <cstdint>
-
 #include "math/dual.h"
 #include "math/host_device.h"
 
 namespace torchopt {
 
-struct MomentumHyper {
-    double momentum, dampening;
+/// u = g.
+struct Sgd {
+    static constexpr int kStates = 0;
+    static constexpr int kHypers = 0;
+    static constexpr int kCoefficients = 0;
+    template <class S>
+    struct Coefficients {};
+
+    template <class S>
+    TORCHOPT_HOST_DEVICE static Coefficients<S> coefficients(const S*, double) {
+        return {};
+    }
+
+    template <class C, class S>
+    TORCHOPT_HOST_DEVICE static void apply(const Coefficients<C>&, const S& g, const S*, S& u, S*) {
+        u = g;
+    }
 };
 
-template <class T>
-struct MomentumCoefficients {
-    T momentum, gradient_weight;  // gradient_weight = 1 in the first step, 1 - dampening later
-};
-
-/// In: g, t. Out: u, t'.
+/// State: t. Hyper-parameters: momentum, dampening.
 /// Example: momentum 0.9, dampening 0.5, t = 2, g = 1, k = 2 gives t' = 0.9 * 2 + 0.5 = 2.3 and u = 2.3
 /// (u = 1 + 0.9 * 2.3 = 3.07 with Nesterov's correction).
 template <bool kNesterov>
 struct Momentum {
-    static constexpr int kInputs = 2;
-    static constexpr int kOutputs = 2;
-    using Hyper = MomentumHyper;
-    template <class T>
-    using Coefficients = MomentumCoefficients<T>;
+    static constexpr int kStates = 1;
+    static constexpr int kHypers = 2;
+    static constexpr int kCoefficients = 2;
+    template <class S>
+    struct Coefficients {
+        S momentum, gradient_weight;  // gradient_weight = 1 in the first step, 1 - dampening later
+    };
 
-    template <class T>
-    TORCHOPT_HOST_DEVICE static MomentumCoefficients<T> coefficients(const MomentumHyper& h,
-                                                                     std::int64_t step) {
-        return {static_cast<T>(h.momentum), static_cast<T>(step <= 1 ? 1.0 : 1.0 - h.dampening)};
+    template <class S>
+    TORCHOPT_HOST_DEVICE static Coefficients<S> coefficients(const S* h, double k) {
+        return {h[0], 1.0 - h[1] * (k <= 1.0 ? 0.0 : 1.0)};
     }
 
-    template <class T, class S>
-    TORCHOPT_HOST_DEVICE static void apply(const MomentumCoefficients<T>& c, const S (&in)[2],
-                                           S (&out)[2]) {
-        const S& g = in[0];
-        const S trace = in[1] * c.momentum + g * c.gradient_weight;
-        out[1] = trace;
+    template <class C, class S>
+    TORCHOPT_HOST_DEVICE static void apply(const Coefficients<C>& c, const S& g, const S* state,
+                                           S& u, S* next) {
+        const S trace = state[0] * c.momentum + g * c.gradient_weight;
+        next[0] = trace;
         if constexpr (kNesterov) {
-            out[0] = g + trace * c.momentum;
+            u = g + trace * c.momentum;
         } else {
-            out[0] = trace;
+            u = trace;
         }
     }
 };

@@ -8,6 +8,12 @@
 
 #include "check.h"
 #include "launch/openmp.h"
+#include "math/rules.h"
+
+namespace torchopt {
+template <>
+void run_on_cpu<Adam>(const CpuLaunch&);
+}  // namespace torchopt
 
 namespace {
 
@@ -21,7 +27,7 @@ std::uintptr_t address(std::vector<T>& v) {
 template <class T>
 void check_adam(const std::vector<std::int64_t>& sizes, int num_threads, bool in_place, Dtype dtype,
                 double tolerance) {
-    const AdamHyper hyper{0.9, 0.999, 1e-8, 1e-4};
+    const double hypers[7] = {-1.0, 0.0, 0.0, 0.9, 0.999, 1e-8, 1e-4};
     const std::size_t n = sizes.size();
     std::vector<std::vector<T>> g(n), mu(n), nu(n), u(n), new_mu(n), new_nu(n);
     std::vector<std::vector<double>> expected(n);
@@ -39,10 +45,10 @@ void check_adam(const std::vector<std::int64_t>& sizes, int num_threads, bool in
             g[i].push_back(static_cast<T>(std::sin(phase)));
             mu[i].push_back(static_cast<T>(0.1 * std::cos(phase)));
             nu[i].push_back(static_cast<T>(0.01 * (1.5 + std::sin(3 * phase))));
-            const auto c = Adam::coefficients<T>(hyper, steps[i]);
+            const auto s = settings<T, Adam>(hypers, false, steps[i]);
             const T in[3] = {g[i][k], mu[i][k], nu[i][k]};
             T out[3];
-            Adam::apply(c, in, out);
+            Forward<Adam, Form::kUpdate>::apply(s, in, out);
             for (const T x : out) expected[i].push_back(static_cast<double>(x));
         }
         u[i].assign(size, T(-7));
@@ -56,7 +62,8 @@ void check_adam(const std::vector<std::int64_t>& sizes, int num_threads, bool in
         tensors.outputs[2].push_back(address(in_place ? nu[i] : new_nu[i]));
         tensors.steps.push_back(reinterpret_cast<std::uintptr_t>(&steps[i]));
     }
-    run_on_cpu<Adam>(tensors, hyper, num_threads);
+    const std::vector<double> values(hypers, hypers + 7);
+    run_on_cpu<Adam>({Kind::kUpdate, tensors, values, false, num_threads, nullptr});
     for (std::size_t i = 0; i < n; ++i) {
         for (std::size_t k = 0; k < static_cast<std::size_t>(sizes[i]); ++k) {
             CHECK_NEAR(static_cast<double>((in_place ? g : u)[i][k]), expected[i][3 * k],

@@ -5,17 +5,21 @@ autograd.Function.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from torchopt.errors import NotDifferentiableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-__all__ = ["Operation", "apply_operation"]
+__all__ = ["Operation", "Rule", "apply_operation", "apply_rule", "max_over_batch"]
 
 Tensors = tuple[Tensor, ...]
 
@@ -78,6 +82,30 @@ class Operation:
         return tuple(transpose(dense)[0])
 
 
+# torch runs the jvp of a Function with forward mode switched off, for all levels, so that a jvp
+# inside a jvp would silently be zero. It is switched on again for the outer ones; the tangents of
+# the present one are taken off first.
+
+
+def _outer_forward_modes() -> Any:
+    return forward_ad._set_fwd_grad_enabled(True)
+
+
+def _require_one_forward_mode(rule: Rule) -> None:
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
+        raise NotDifferentiableError(
+            f"{type(rule).__name__}: a forward mode inside a forward mode cannot see the tensors "
+            "of a closure. Pass them as arguments (LinearOperator.from_function), or use reverse "
+            "mode for one of the two."
+        )
+
+
+def _values(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the tensors without the tangents of the present forward mode; None stays."""
+    return tuple(None if x is None else forward_ad.unpack_dual(x, level=0).primal for x in tensors)
+
+
 class _OperationFunction(torch.autograd.Function):
     """The bridge from `Operation` to autograd: reverse, forward and batched."""
 
@@ -105,8 +133,10 @@ class _OperationFunction(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
         operation: Operation = ctx.operation
-        inputs, constants = _split(operation, ctx.saved_tensors)
-        return operation.push_forward(inputs, tangents[1 : 1 + len(inputs)], constants)
+        with _outer_forward_modes():
+            inputs, constants = _split(operation, _values(ctx.saved_tensors))
+            used = _values(tangents[1 : 1 + len(inputs)])
+            return operation.push_forward(inputs, used, constants)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, operation: Operation, *tensors: Tensor) -> Any:
@@ -134,3 +164,178 @@ def apply_operation(operation: Operation, *tensors: Tensor) -> Tensors:
         return operation.reference(*tensors)
     outputs: Tensors = _OperationFunction.apply(operation, *tensors)  # type: ignore[no-untyped-call]
     return outputs
+
+
+class Rule(Protocol):
+    """A function of tensors whose derivatives are stated by hand, in terms of its results too.
+
+    Where `Operation` derives everything from a differentiable reference, a rule says how a
+    derivative follows from the inputs *and the outputs*: the solution of an equation, whatever
+    way it was found. `pull_back` and `push_forward` are made of differentiable operations
+    (`apply_rule` among them), so every further derivative follows from them.
+
+    Attributes:
+        num_differentiable_inputs: The first so many inputs are differentiated, the others are
+            constants.
+        num_differentiable_outputs: The first so many outputs have derivatives.
+        needs_its_closure: Its derivatives use tensors that are no inputs. Inside a vmap those are
+            gone when a transform around the vmap asks for derivatives, which is refused.
+    """
+
+    @property
+    def needs_its_closure(self) -> bool: ...  # noqa: D102 - above
+
+    @property
+    def num_differentiable_inputs(self) -> int: ...  # noqa: D102 - above
+
+    @property
+    def num_differentiable_outputs(self) -> int: ...  # noqa: D102 - above
+
+    def evaluate(self, *inputs: Tensor) -> Tensors:
+        """Return the outputs. Runs outside of any graph; sees batched tensors under vmap."""
+
+    def pull_back(self, inputs: Tensors, outputs: Tensors, cotangents: Tensors) -> Tensors:
+        """Return the cotangent of each differentiable input."""
+
+    def push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
+        """Return the tangent of each differentiable output."""
+
+
+@dataclass(frozen=True)
+class _BatchedRule:
+    """`rule` on a batch: each of its three methods under `torch.func.vmap`."""
+
+    rule: Rule
+    in_dims: tuple[int | None, ...]
+    randomness: str
+
+    @property
+    def needs_its_closure(self) -> bool:
+        return self.rule.needs_its_closure
+
+    @property
+    def num_differentiable_inputs(self) -> int:
+        return self.rule.num_differentiable_inputs
+
+    @property
+    def num_differentiable_outputs(self) -> int:
+        return self.rule.num_differentiable_outputs
+
+    def evaluate(self, *inputs: Tensor) -> Tensors:
+        batched = torch.func.vmap(self.rule.evaluate, self.in_dims, randomness=self.randomness)
+        return tuple(batched(*inputs))
+
+    def pull_back(self, inputs: Tensors, outputs: Tensors, cotangents: Tensors) -> Tensors:
+        self._require_no_closure()
+        batched = torch.func.vmap(
+            self.rule.pull_back, (self.in_dims, 0, 0), randomness=self.randomness
+        )
+        slices = batched(tuple(inputs), tuple(outputs), tuple(cotangents))
+        # An input that all entries share receives the cotangents of all of them.
+        return tuple(
+            x.sum(0) if dim is None else x.movedim(0, dim) for x, dim in zip(slices, self.in_dims)
+        )
+
+    def push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
+        self._require_no_closure()
+        n = self.num_differentiable_inputs
+        batched = torch.func.vmap(
+            self.rule.push_forward, (self.in_dims, 0, self.in_dims[:n]), randomness=self.randomness
+        )
+        return tuple(batched(tuple(inputs), tuple(outputs), tuple(tangents)))
+
+    def _require_no_closure(self) -> None:
+        if self.needs_its_closure:
+            raise NotDifferentiableError(
+                f"{type(self.rule).__name__}: cannot be differentiated from outside of the vmap "
+                "that it ran in, because it uses tensors of a closure and not only arguments. "
+                "Pass them as arguments: linear_solve(LinearOperator.from_function(function, "
+                "params, like), b, solver) for a linear solve."
+            )
+
+
+class _RuleFunction(torch.autograd.Function):
+    """The bridge from `Rule` to autograd: reverse, forward and batched."""
+
+    @staticmethod
+    def forward(rule: Rule, *inputs: Tensor) -> Tensors:
+        return rule.evaluate(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        rule, *tensors = inputs
+        ctx.rule = rule
+        ctx.num_inputs = len(tensors)
+        ctx.mark_non_differentiable(*output[rule.num_differentiable_outputs :])
+        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_forward(*tensors, *output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        rule: Rule = ctx.rule
+        saved = ctx.saved_tensors
+        inputs, outputs = saved[: ctx.num_inputs], saved[ctx.num_inputs :]
+        used = cotangents[: rule.num_differentiable_outputs]
+        pulled = rule.pull_back(inputs, outputs, used)
+        constants = ctx.num_inputs - rule.num_differentiable_inputs
+        return (None, *pulled, *(None for _ in range(constants)))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        rule: Rule = ctx.rule
+        # The tangents of this level in a closure cannot be taken off: forward mode stays off then.
+        with contextlib.nullcontext() if rule.needs_its_closure else _outer_forward_modes():
+            if rule.needs_its_closure:
+                _require_one_forward_mode(rule)
+            saved = _values(ctx.saved_tensors)
+            inputs, outputs = saved[: ctx.num_inputs], saved[ctx.num_inputs :]
+            dense = tuple(
+                torch.zeros_like(x) if tangent is None else tangent
+                for x, tangent in zip(inputs, _values(tangents[1:]))
+            )
+            pushed = rule.push_forward(inputs, outputs, dense[: rule.num_differentiable_inputs])
+        return (*pushed, *(None for _ in range(len(outputs) - len(pushed))))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, rule: Rule, *inputs: Tensor) -> Any:
+        outputs = apply_rule(_BatchedRule(rule, tuple(in_dims[1:]), info.randomness), *inputs)
+        return outputs, (0,) * len(outputs)
+
+
+def apply_rule(rule: Rule, *inputs: Tensor) -> Tensors:
+    """Return the outputs of `rule`, differentiable to any order, batched and in forward mode."""
+    outputs: Tensors = _RuleFunction.apply(rule, *inputs)  # type: ignore[no-untyped-call]
+    return outputs
+
+
+class _MaxOverBatch(torch.autograd.Function):
+    """The identity; under vmap, the maximum over the entries of the batch."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        return None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor) -> Any:
+        return max_over_batch(x.amax(in_dims[0])), None
+
+
+def max_over_batch(x: Tensor) -> Tensor:
+    """Return a 0-dim integer `x`, or the largest of the batch under vmap, as an unbatched tensor.
+
+    A loop under vmap may ask it whether any entry of the batch still has work to do.
+    """
+    largest: Tensor = _MaxOverBatch.apply(x)  # type: ignore[no-untyped-call]
+    return largest

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPE_CODES", "check_fused", "explain_unavailable", "placement"]
 
-DTYPE_CODES = {torch.float32: _C.FLOAT32, torch.float64: _C.FLOAT64}
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+"""The codes of `Dtype` in csrc/launch/tensors.h."""
 
 
 def explain_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why there is no fused kernel for `dtype` on `device`, or None where there is one."""
     if dtype not in DTYPE_CODES:
-        return f"the fused kernels compute in float32 and float64, got {dtype}"
+        return f"the fused kernels serve float64, float32, float16 and bfloat16, got {dtype}"
     if device.type == "cpu":
         return None
     if device.type == "cuda":
@@ -38,14 +39,16 @@ def check_fused(tensors: Sequence[Tensor]) -> None:
     """Raise unless one fused call can serve all `tensors`.
 
     Raises:
-        KernelUnavailableError: No kernel for this dtype or device.
+        KernelUnavailableError: No kernel for this dtype, device or layout.
     """
     for x in tensors:
         reason = explain_unavailable(x.device, x.dtype)
+        if reason is None and x.layout is not torch.strided:
+            reason = f"the fused kernels serve dense tensors, got {x.layout}"
         if reason is not None:
             raise KernelUnavailableError(
-                f"the fused kernel was asked for (use_accelerated_op=True), but {reason}; "
-                "use use_accelerated_op=False for these parameters."
+                f"the fused kernel was asked for, but {reason}; "
+                "use use_accelerated_op=False or backend='reference' for these parameters."
             )
 
 

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of rules: one row makes a rule known to the launchers, to Python and to the tests.
+#pragma once
+
+#include "math/adadelta.h"
+#include "math/adagrad.h"
+#include "math/adam.h"
+#include "math/adamax.h"
+#include "math/amsgrad.h"
+#include "math/lion.h"
+#include "math/nadam.h"
+#include "math/radam.h"
+#include "math/rmsprop.h"
+#include "math/rule.h"
+#include "math/sgd.h"
+
+namespace torchopt::rules {
+
+// The name that Python uses = the type. CMakeLists.txt compiles one file for each.
+using adadelta = Adadelta;
+using adagrad = Adagrad;
+using adam = Adam;
+using adamax = Adamax;
+using amsgrad = AmsGrad;
+using lion = Lion;
+using momentum = Momentum<false>;
+using nadam = NAdam;
+using nesterov = Momentum<true>;
+using radam = RAdam;
+using rmsprop = RmsProp<false>;
+using rmsprop_centered = RmsProp<true>;
+using rmsprop_centered_momentum = Then<RmsProp<true>, Momentum<false>>;
+using rmsprop_momentum = Then<RmsProp<false>, Momentum<false>>;
+using sgd = Sgd;
+
+}  // namespace torchopt::rules
+
+#define TORCHOPT_FOR_EACH_RULE(DO)                                                                \
+    DO(adadelta) DO(adagrad) DO(adam) DO(adamax) DO(amsgrad) DO(lion) DO(momentum) DO(nadam)       \
+    DO(nesterov) DO(radam) DO(rmsprop) DO(rmsprop_centered) DO(rmsprop_centered_momentum)          \
+    DO(rmsprop_momentum) DO(sgd)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole optimizer step in place, in one native call: nothing is allocated, nothing recorded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torchopt import _C
+from torchopt.kernels.fused_update import bump_versions, is_watched
+from torchopt.kernels.registry import DTYPE_CODES, explain_unavailable, placement
+from torchopt.kernels.rules import RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+__all__ = ["StepCache", "fused_step_"]
+
+
+class StepCache:
+    """What `fused_step_` found out about parameters and states, for the next step.
+
+    Each step compares it with the tensors, so it is never wrong, only sometimes of no use. It is
+    not part of the state of an optimizer: a copy of it is empty.
+    """
+
+    def __init__(self) -> None:
+        self.rule: str | None = None
+        self.params: Sequence[Tensor] = ()
+        self.states: tuple[list[Tensor], ...] = ()
+        self.written: list[Tensor] = []
+        self.plan: _C.StepPlan | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StepCache:
+        return StepCache()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StepCache, ()
+
+    def fits(self, rule: str, params: Sequence[Tensor], states: Sequence[list[Tensor]]) -> bool:
+        """Return whether this was made for the same objects."""
+        return (
+            self.plan is not None
+            and self.rule == rule
+            and self.params is params
+            and len(self.states) == len(states)
+            and all(a is b for a, b in zip(self.states, states))
+        )
+
+    def renew(self, rule: str, params: Sequence[Tensor], states: Sequence[list[Tensor]]) -> bool:
+        """Check all tensors and remember them; return False where they cannot be stepped so."""
+        self.plan = None
+        if not params or not _steppable(params, states):
+            return False
+        dtype = params[0].dtype
+        states = tuple(states)
+        self.plan = _C.StepPlan(rule, list(params), list(states), dtype, DTYPE_CODES[dtype])
+        self.rule, self.params, self.states = rule, params, states
+        self.written = [*params, *(x for role in states for x in role)]
+        return True
+
+
+def _steppable(params: Sequence[Tensor], states: Sequence[Sequence[Tensor]]) -> bool:
+    first = params[0]
+    if explain_unavailable(first.device, first.dtype) is not None:
+        return False
+    for role in (params, *states):
+        if len(role) != len(params):
+            return False
+        for p, x in zip(params, role):
+            if (
+                type(x) not in (Tensor, torch.nn.Parameter)
+                or x.shape != p.shape
+                or x.dtype != first.dtype
+                or x.device != first.device
+                or x.layout is not torch.strided
+                or not x.is_contiguous()
+                or x.is_neg()
+                or x.is_inference()
+                or is_watched(x)
+                or (x is not p and x.requires_grad)
+            ):
+                return False
+    addresses = [x.data_ptr() for role in (params, *states) for x in role if x.numel()]
+    return len(set(addresses)) == len(addresses)  # a tensor that occurs twice is stepped twice
+
+
+def fused_step_(
+    cache: StepCache,
+    rule: str,
+    params: Sequence[Tensor],
+    grads: list[Any],
+    states: Sequence[list[Tensor]],
+    steps: int | list[Tensor],
+    hypers: Mapping[str, float],
+    *,
+    maximize: bool = False,
+) -> bool:
+    """Step `params` and `states` in place and return True, or do nothing and return False.
+
+    The result is that of `fused_update_` followed by adding the updates to the parameters. False
+    is returned where one plain native pass over all tensors is not possible: a gradient is missing
+    or not contiguous, tensors differ in dtype or device or share memory, or something watches
+    them. Call it without gradients enabled.
+
+    Args:
+        cache: Kept by the caller from step to step.
+        rule: A rule of `rules.RULES`.
+        params: Parameters. The cache is of use while this is the same object.
+        grads: A gradient or None for each parameter.
+        states: For each of the rule's states, one tensor for each parameter.
+        steps: The number of this step, from 1: one for all, or a 0-dim int64 tensor for each.
+        hypers: A number for each of `rules.RULES[rule].all_hypers`.
+        maximize: Go up instead of down.
+    """
+    if not cache.fits(rule, params, states) and not cache.renew(rule, params, states):
+        return False
+    numbers = [hypers[name] for name in RULES[rule].all_hypers]
+    for _ in range(2):
+        device, stream = placement(params[0])
+        if cache.plan is not None and cache.plan.run(
+            grads, steps, numbers, maximize, torch.get_num_threads(), device, stream
+        ):
+            bump_versions(cache.written)
+            return True
+        # A gradient that does not fit, or a tensor that moved: the latter may fit when asked anew.
+        if any(g is None for g in grads) or not cache.renew(rule, params, states):
+            return False
+    return False

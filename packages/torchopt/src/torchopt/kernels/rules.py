@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of fused rules: one row for each row of `csrc/math/rules.h`.
+
+An optimizer is a rule between stages that all optimizers share. With gradient g and parameter p:
+
+    g' = g (-g to maximize) + weight_decay p
+    u, state' = rule(g', state)
+    update = -lr (u + decoupled_weight_decay p)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchopt.kernels.reference import directions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+
+__all__ = ["CHAIN_HYPERS", "RULES", "FusedRule", "reference_update"]
+
+CHAIN_HYPERS = ("lr", "weight_decay", "decoupled_weight_decay")
+"""The hyper-parameters of the shared stages; those of the rule follow."""
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class FusedRule:
+    """A rule that has kernels.
+
+    Attributes:
+        name: Its name in `torchopt._C.RULES`.
+        states: What it remembers, in the order of the kernels.
+        hypers: Its hyper-parameters, in the order of the kernels.
+        direction: The same rule in plain torch; see `reference.directions`.
+    """
+
+    name: str
+    states: tuple[str, ...]
+    hypers: tuple[str, ...]
+    direction: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+
+    @property
+    def all_hypers(self) -> tuple[str, ...]:
+        """All hyper-parameters of an optimizer with this rule, in the order of the kernels."""
+        return CHAIN_HYPERS + self.hypers
+
+
+_ADAM = ("b1", "b2", "eps", "eps_root")
+_MOMENTUM = ("momentum", "dampening")
+
+RULES = {
+    rule.name: rule
+    for rule in (
+        FusedRule("adadelta", ("mu", "nu"), ("rho", "eps"), directions.adadelta),
+        FusedRule("adagrad", ("sum_of_squares",), ("eps",), directions.adagrad),
+        FusedRule("adam", ("mu", "nu"), _ADAM, directions.adam),
+        FusedRule("adamax", ("mu", "nu"), ("b1", "b2", "eps"), directions.adamax),
+        FusedRule("amsgrad", ("mu", "nu", "nu_max"), _ADAM, directions.amsgrad),
+        FusedRule("lion", ("mu",), ("b1", "b2"), directions.lion),
+        FusedRule("momentum", ("trace",), _MOMENTUM, directions.momentum),
+        FusedRule(
+            "nadam", ("mu", "nu"), (*_ADAM, "momentum_decay", "mu_product"), directions.nadam
+        ),
+        FusedRule("nesterov", ("trace",), _MOMENTUM, directions.nesterov),
+        FusedRule("radam", ("mu", "nu"), ("b1", "b2", "eps"), directions.radam),
+        FusedRule("rmsprop", ("nu",), ("alpha", "eps"), directions.rmsprop),
+        FusedRule("rmsprop_centered", ("mu", "nu"), ("alpha", "eps"), directions.rmsprop_centered),
+        FusedRule(
+            "rmsprop_centered_momentum",
+            ("mu", "nu", "trace"),
+            ("alpha", "eps", *_MOMENTUM),
+            directions.rmsprop_centered_momentum,
+        ),
+        FusedRule(
+            "rmsprop_momentum",
+            ("nu", "trace"),
+            ("alpha", "eps", *_MOMENTUM),
+            directions.rmsprop_momentum,
+        ),
+        FusedRule("sgd", (), (), directions.sgd),
+    )
+}
+
+
+def _is_zero(value: Any) -> bool:
+    return not isinstance(value, torch.Tensor) and value == 0.0
+
+
+def reference_update(
+    rule: FusedRule,
+    g: Tensor,
+    state: Sequence[Tensor],
+    p: Tensor | None,
+    step: Tensor,
+    hypers: Mapping[str, Any],
+    *,
+    maximize: bool,
+) -> tuple[Tensor, ...]:
+    """Return (update, *state') of one tensor in differentiable torch operations.
+
+    Half types are computed in float32, as the kernels do.
+
+    Args:
+        rule: The rule.
+        g: Gradient.
+        state: One tensor for each of `rule.states`.
+        p: Parameter; read only where a weight decay is not the number 0.
+        step: 0-dim int64 tensor, counted from 1.
+        hypers: One number or 0-dim tensor for each of `rule.all_hypers`.
+        maximize: Go up instead of down.
+    """
+    dtype = g.dtype
+    if dtype in _HALF:
+        g, state = g.float(), [x.float() for x in state]
+        p = None if p is None else p.float()
+    if maximize:
+        g = -g
+    if p is not None and not _is_zero(hypers["weight_decay"]):
+        g = g + p * hypers["weight_decay"]
+    u, new_state = rule.direction(g, state, step, {name: hypers[name] for name in rule.hypers})
+    if p is not None and not _is_zero(hypers["decoupled_weight_decay"]):
+        u = u + p * hypers["decoupled_weight_decay"]
+    return tuple(x.to(dtype) for x in (u * -hypers["lr"], *new_state))

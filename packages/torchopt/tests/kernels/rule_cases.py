@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One row of hyper-parameters and inputs for each fused rule; every test of the grid runs on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.kernels.rules import RULES
+
+CHAIN = {"lr": 0.1, "weight_decay": 0.0, "decoupled_weight_decay": 0.0}
+DECAYED = {"lr": 0.1, "weight_decay": 0.05, "decoupled_weight_decay": 0.02}
+
+_VALUES: dict[str, float] = {
+    "b1": 0.9,
+    "b2": 0.99,
+    "eps": 1e-3,
+    "eps_root": 1e-4,
+    "rho": 0.9,
+    "alpha": 0.95,
+    "momentum": 0.9,
+    "dampening": 0.3,
+    "momentum_decay": 0.004,
+    "mu_product": 0.4,
+}
+
+HYPERS = {name: {key: _VALUES[key] for key in rule.hypers} for name, rule in RULES.items()}
+HYPERS["nesterov"]["dampening"] = 0.0
+
+SHAPES: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (7,), (3, 5), (257,), (16385,), (2, 20000))
+
+POSITIVE = ("nu", "nu_max", "sum_of_squares")
+
+
+def make_inputs(
+    name: str,
+    dtype: torch.dtype,
+    shapes: tuple[tuple[int, ...], ...] = SHAPES,
+    *,
+    zeros: bool = True,
+) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor]]:
+    """Return gradients, states and parameters; with `zeros`, some elements of each are zero."""
+    generator = torch.Generator().manual_seed(11)
+
+    def role(kind: str) -> list[Tensor]:
+        out = []
+        for shape in shapes:
+            x = torch.randn(shape, generator=generator, dtype=torch.float64)
+            if kind in POSITIVE or (kind == "mu" and name == "adadelta"):
+                # Above the square of the first moment, as a variance needs it.
+                x = x.square() + (1.5 if "centered" in name else 0.1)
+            elif kind == "mu" and "centered" in name:
+                x = x.clamp(-1, 1)
+            if zeros and kind != "p":
+                x.view(-1)[:: 5 if kind == "g" else 10] = 0.0
+            out.append(x.to(dtype))
+        return out
+
+    return role("g"), [role(kind) for kind in RULES[name].states], role("p")
+
+
+def all_hypers(name: str, chain: dict[str, float], **changes: Any) -> dict[str, Any]:
+    """Return all hyper-parameters of an optimizer with the rule `name`."""
+    return {**chain, **HYPERS[name], **changes}
