@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +31,7 @@ def nan_to_num_hook(
     nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
 ) -> Callable[[Tensor], Tensor]:
     """Return a hook that replaces NaN and infinities; arguments as in `torch.nan_to_num`."""
-
-    def hook(g: Tensor) -> Tensor:
-        return torch.nan_to_num(g, nan=nan, posinf=posinf, neginf=neginf)
-
-    return hook
+    return functools.partial(torch.nan_to_num, nan=nan, posinf=posinf, neginf=neginf)
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,7 @@ def module_clone(
         twin = copy.copy(target)
         twin.param_containers_groups = list(target.param_containers_groups)
         twin._modules = list(target._modules)
+        twin.impls = list(target.impls)
         twin.state_groups = list(extract_state_dict(target, by=by, device=device))
         return twin
     if not all(isinstance(x, torch.Tensor) for x in tree_leaves(target)):

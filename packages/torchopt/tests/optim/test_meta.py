@@ -23,9 +23,7 @@ def net_and_batch() -> tuple[nn.Module, Tensor, Tensor]:
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_meta_gradient_equals_the_functional_one(name: str) -> None:
     row = ROWS[name]
-    settings: dict[str, Any] = (
-        {"lr": 0.1, "eps": 1e-2} if name != "sgd" else {"lr": 0.1, "momentum": 0.9}
-    )
+    settings: dict[str, Any] = row.settings[-1]
     net, x, y = net_and_batch()
     start = dict(net.named_parameters())
 

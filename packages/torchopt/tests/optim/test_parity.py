@@ -165,6 +165,9 @@ def test_in_place_steps_write_into_parameters_and_moments(name: str) -> None:
     g = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
     kept = g.clone()
     updates, new_state = optimizer.update({"w": g}, state, params=params, inplace=True)
+    torchopt.apply_updates(params, updates, inplace=True)
+    # ADOPT's first gradient only sets its second moment.
+    updates, new_state = optimizer.update({"w": g}, new_state, params=params, inplace=True)
     stepped = torchopt.apply_updates(params, updates, inplace=True)
     assert stepped["w"] is params["w"]
     assert not torch.equal(stepped["w"], torch.ones(3, dtype=torch.float64))

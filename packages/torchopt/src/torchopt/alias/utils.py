@@ -4,22 +4,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from torchopt.alias.fused import Backend, fuse
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.scale import Scale
+from torchopt.transform.scale_by_adam import scale_by_accelerated_adam
 from torchopt.transform.scale_by_schedule import ScaleBySchedule
 from torchopt.transform.validate import check_at_least_zero
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["flip_sign_and_add_weight_decay", "scale_by_neg_lr"]
+
+DEFAULT_BACKEND: Backend = "auto"
+"""How the optimizers made without `use_accelerated_op` compute their steps; see `with_backend`."""
 
 _chain_flat = True
 _chain_flat_lock = threading.Lock()
@@ -49,8 +53,15 @@ def compose(
         else stage[0].impl(*stage[1], already_flattened=flat)
         for stage in stages
     ]
-    combine: Callable[..., GradientTransformation] = chain.flat if flat else chain
-    return combine(*members)
+    if not flat:
+        return chain(*members)
+    accelerated = any(stage[0] is scale_by_accelerated_adam for stage in stages if stage)
+    return fuse(
+        chain.flat(*members),
+        members,
+        FlipSignAndAddWeightDecay,
+        "native" if accelerated else DEFAULT_BACKEND,
+    )
 
 
 @dataclass(frozen=True)

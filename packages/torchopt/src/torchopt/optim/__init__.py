@@ -13,6 +13,7 @@ from torchopt.optim.func import FuncOptimizer
 from torchopt.optim.radam import RAdam
 from torchopt.optim.rmsprop import RMSProp, RMSprop
 from torchopt.optim.sgd import SGD
+from torchopt.optim.torch_optimizer import TorchOptimizer
 
 __all__ = [
     "SGD",
@@ -29,4 +30,5 @@ __all__ = [
     "RAdam",
     "RMSProp",
     "RMSprop",
+    "TorchOptimizer",
 ]

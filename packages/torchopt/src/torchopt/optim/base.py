@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt.alias.fused import step_inplace
 from torchopt.base import GradientTransformation, UninitializedState
+from torchopt.kernels.fused_step import StepCache
+from torchopt.optim.named_state import leaf_names, load_named_state, named_state
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_unflatten
 from torchopt.update import apply_updates
 
@@ -30,7 +33,8 @@ class Optimizer:
         impl: The gradient transformation.
 
     Attributes:
-        impl: The gradient transformation.
+        impl: The gradient transformation of the first group.
+        impls: The gradient transformation of each group.
         param_groups: A tuple of tensors for each group.
         param_treespecs: The tree of each group.
         state_groups: The state of each group; `UninitializedState()` before the first step.
@@ -42,9 +46,11 @@ class Optimizer:
     def __init__(self, params: Iterable[Tensor], impl: GradientTransformation) -> None:
         check_transformation(impl)
         self.impl = impl
+        self.impls: list[GradientTransformation] = []
         self.param_groups: list[tuple[Tensor, ...]] = []
         self.param_treespecs: list[PyTreeSpec] = []
         self.state_groups: list[Any] = []
+        self._step_caches: list[StepCache] = []
         if not isinstance(params, (list, tuple, dict)):
             params = tuple(params)
         self.add_param_group(params)
@@ -101,23 +107,37 @@ class Optimizer:
             with torch.enable_grad():
                 loss = closure()
         for index, (params, spec) in enumerate(zip(self.param_groups, self.param_treespecs)):
-            tree = tree_unflatten(spec, params)
+            impl = self.impls[index]
             if isinstance(self.state_groups[index], UninitializedState):
-                self.state_groups[index] = self.impl.init(tree)
-            grads = tree_unflatten(spec, [p.grad for p in params])
-            updates, self.state_groups[index] = self.impl.update(
+                self.state_groups[index] = impl.init(tree_unflatten(spec, params))
+            leaves = [p.grad for p in params]
+            done, self.state_groups[index] = step_inplace(
+                impl, self._step_caches[index], params, leaves, self.state_groups[index]
+            )
+            if done:
+                continue
+            tree = tree_unflatten(spec, params)
+            grads = tree_unflatten(spec, leaves)
+            updates, self.state_groups[index] = impl.update(
                 grads, self.state_groups[index], params=tree, inplace=True
             )
             apply_updates(tree, updates, inplace=True)
         return loss
 
-    def add_param_group(self, params: Any) -> None:
+    def add_param_group(self, params: Any, *, impl: GradientTransformation | None = None) -> None:
         """Add a tree of tensors to optimize, with a state of its own.
 
+        Args:
+            params: The tree.
+            impl: Its gradient transformation, for other hyper-parameters; None for that of the
+                optimizer.
+
         Raises:
-            TypeError: A leaf is no tensor.
+            TypeError: A leaf is no tensor, or `impl` is no gradient transformation.
             ValueError: There is no leaf.
         """
+        if impl is not None:
+            check_transformation(impl)
         leaves, spec = tree_flatten(params)
         if not leaves:
             raise ValueError("expected at least one tensor to optimize, got none")
@@ -129,4 +149,29 @@ class Optimizer:
                 )
         self.param_groups.append(tuple(leaves))
         self.param_treespecs.append(spec)
+        self.impls.append(self.impl if impl is None else impl)
         self.state_groups.append(UninitializedState())
+        self._step_caches.append(StepCache())
+
+    def named_state_dict(self) -> dict[str, Any]:
+        """Return the states with a name for each tensor; see `MetaOptimizer.named_state_dict`.
+
+        The names of parameters are their paths in the trees that were given: keys of a dict, or
+        numbers.
+        """
+        return named_state(self._groups())
+
+    def load_named_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `named_state_dict` returned; see `MetaOptimizer.load_named_state_dict`.
+
+        Raises:
+            ValueError: Another format, or names that are missing or left over.
+        """
+        self.state_groups[:] = load_named_state(state_dict, self._groups())
+
+    def _groups(self) -> list[tuple[GradientTransformation, Any, list[str], Any]]:
+        trees = [tree_unflatten(s, p) for s, p in zip(self.param_treespecs, self.param_groups)]
+        return [
+            (impl, state, leaf_names(tree), tree)
+            for impl, state, tree in zip(self.impls, self.state_groups, trees)
+        ]

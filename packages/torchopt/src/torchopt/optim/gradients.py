@@ -15,7 +15,12 @@ __all__ = ["gradients"]
 
 
 def gradients(
-    loss: Tensor, params: Sequence[Tensor], names: Sequence[str], *, create_graph: bool = True
+    loss: Tensor,
+    params: Sequence[Tensor],
+    names: Sequence[str],
+    *,
+    create_graph: bool = True,
+    retain_graph: bool | None = None,
 ) -> list[Tensor | None]:
     """Return d loss / d params; None for parameters that are frozen or that the loss does not use.
 
@@ -24,6 +29,7 @@ def gradients(
         params: Tensors; those without `requires_grad` are left out.
         names: What to call each parameter in messages.
         create_graph: Make the gradients differentiable.
+        retain_graph: Keep the graph of `loss`; None for as `create_graph`.
 
     Raises:
         TypeError: `loss` is no tensor.
@@ -51,7 +57,11 @@ def gradients(
             "unfreeze one with requires_grad_()."
         )
     found: Sequence[Any] = torch.autograd.grad(
-        loss, [params[i] for i in trainable], create_graph=create_graph, allow_unused=True
+        loss,
+        [params[i] for i in trainable],
+        create_graph=create_graph,
+        retain_graph=retain_graph,
+        allow_unused=True,
     )
     if all(g is None for g in found):
         shown = ", ".join(names[i] for i in trainable[:4])

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.base import check_transformation
 from torchopt.optim.gradients import gradients
-from torchopt.tree import tree_flatten, tree_paths, tree_unflatten
+from torchopt.optim.named_state import leaf_names, load_named_state, named_state
+from torchopt.tree import tree_flatten, tree_leaves, tree_paths, tree_unflatten
 from torchopt.typing import OptState, Params
 from torchopt.update import apply_updates
 
@@ -17,6 +21,9 @@ __all__ = ["FuncOptimizer"]
 
 class FuncOptimizer:
     """Steps a tree of parameters from a loss, differentiably.
+
+    A step under `torch.no_grad()` leaves no graph behind: the new parameters are leaves that
+    require a gradient where the old ones did.
 
     Args:
         impl: The gradient transformation.
@@ -65,11 +72,17 @@ class FuncOptimizer:
             self.optim_state = self.impl.init(params)
         leaves, spec = tree_flatten(params)
         names = [str(path) for path in tree_paths(params)]
-        grads = tree_unflatten(spec, gradients(loss, leaves, names, create_graph=not inplace))
+        keep_graph = not inplace and torch.is_grad_enabled()
+        grads = tree_unflatten(spec, gradients(loss, leaves, names, create_graph=keep_graph))
         updates, self.optim_state = self.impl.update(
             grads, self.optim_state, params=params, inplace=inplace
         )
-        return apply_updates(params, updates, inplace=inplace)
+        stepped = apply_updates(params, updates, inplace=inplace)
+        if not inplace and not keep_graph:
+            for old, new in zip(leaves, tree_leaves(stepped)):
+                if new is not old:
+                    new.requires_grad_(old.requires_grad)
+        return stepped
 
     def state_dict(self) -> OptState:
         """Return the state. The tensors are shared with the optimizer."""
@@ -78,3 +91,20 @@ class FuncOptimizer:
     def load_state_dict(self, state_dict: OptState) -> None:
         """Take over a state. The tensors are shared with `state_dict`."""
         self.optim_state = state_dict
+
+    def named_state_dict(self, params: Params) -> dict[str, Any]:
+        """Return the state with a name for each tensor; see `MetaOptimizer.named_state_dict`.
+
+        Args:
+            params: The tree that is stepped; its paths are the names.
+        """
+        return named_state([(self.impl, self.optim_state, leaf_names(params), params)])
+
+    def load_named_state_dict(self, state_dict: dict[str, Any], params: Params) -> None:
+        """Take over what `named_state_dict` returned; see `MetaOptimizer.load_named_state_dict`.
+
+        Raises:
+            ValueError: Another format, or names that are missing or left over.
+        """
+        group = (self.impl, self.optim_state, leaf_names(params), params)
+        (self.optim_state,) = load_named_state(state_dict, [group])

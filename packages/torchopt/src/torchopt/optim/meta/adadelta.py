@@ -34,6 +34,8 @@ class MetaAdaDelta(MetaOptimizer):
         weight_decay: float = 0.0,
         *,
         moment_requires_grad: bool = True,
+        first_order: bool = False,
+        detach_every: int | None = None,
     ) -> None:
         super().__init__(
             module,
@@ -44,6 +46,8 @@ class MetaAdaDelta(MetaOptimizer):
                 weight_decay=weight_decay,
                 moment_requires_grad=moment_requires_grad,
             ),
+            first_order=first_order,
+            detach_every=detach_every,
         )
 
 

@@ -35,6 +35,8 @@ class MetaAdaGrad(MetaOptimizer):
         eps: float = 1e-10,
         *,
         maximize: bool = False,
+        first_order: bool = False,
+        detach_every: int | None = None,
     ) -> None:
         super().__init__(
             module,
@@ -46,6 +48,8 @@ class MetaAdaGrad(MetaOptimizer):
                 eps=eps,
                 maximize=maximize,
             ),
+            first_order=first_order,
+            detach_every=detach_every,
         )
 
 

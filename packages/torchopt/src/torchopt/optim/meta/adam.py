@@ -37,6 +37,8 @@ class MetaAdam(MetaOptimizer):
         moment_requires_grad: bool = True,
         maximize: bool = False,
         use_accelerated_op: bool = False,
+        first_order: bool = False,
+        detach_every: int | None = None,
     ) -> None:
         super().__init__(
             module,
@@ -50,4 +52,6 @@ class MetaAdam(MetaOptimizer):
                 maximize=maximize,
                 use_accelerated_op=use_accelerated_op,
             ),
+            first_order=first_order,
+            detach_every=detach_every,
         )

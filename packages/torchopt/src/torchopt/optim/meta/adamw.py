@@ -41,6 +41,8 @@ class MetaAdamW(MetaOptimizer):
         moment_requires_grad: bool = False,
         maximize: bool = False,
         use_accelerated_op: bool = False,
+        first_order: bool = False,
+        detach_every: int | None = None,
     ) -> None:
         super().__init__(
             module,
@@ -55,4 +57,6 @@ class MetaAdamW(MetaOptimizer):
                 maximize=maximize,
                 use_accelerated_op=use_accelerated_op,
             ),
+            first_order=first_order,
+            detach_every=detach_every,
         )

@@ -6,16 +6,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.base import check_transformation
 from torchopt.optim.gradients import gradients
+from torchopt.optim.named_state import load_named_state, named_state
 from torchopt.params.containers import (
     Slot,
     extract_module_containers,
     parameter_slots,
 )
+from torchopt.tree import tree_map
 from torchopt.typing import ModuleTensorContainers
 from torchopt.update import apply_updates
 
@@ -31,19 +34,32 @@ class MetaOptimizer:
     `extract_state_dict` and `recover_state_dict` bring them back.
 
     Frozen parameters stay as they are. A parameter that several sub-modules share is stepped once
-    and stays shared.
+    and stays shared. Buffers are left to the module.
+
+    A step under `torch.no_grad()` leaves no graph behind: the new parameters are leaves. That is
+    for evaluation, where any number of steps takes the memory of one.
 
     Args:
         module: The module to step.
         impl: The gradient transformation.
+        first_order: Treat the gradients of the inner losses as constants. The second derivatives of
+            the inner losses are neither computed nor stored; the graph still leads through the
+            steps to the parameters before them, the states and the hyper-parameters.
+        detach_every: Cut parameters and states from their graph after every `detach_every` steps,
+            so that a meta-gradient reaches back over that many steps at most, and memory stays
+            bounded. The tensors that were there before keep their graph. None: never.
 
     Attributes:
-        impl: The gradient transformation.
+        impl: The gradient transformation of the first module.
+        impls: The gradient transformation of each module.
+        first_order: As given; may be changed between steps.
+        detach_every: As given; may be changed between steps.
         param_containers_groups: The parameter dictionaries of each module.
         state_groups: The state of each module; `UninitializedState()` before the first step.
 
     Raises:
         TypeError: `impl` is no gradient transformation.
+        ValueError: `detach_every` is no positive integer.
 
     Example:
         >>> import torch, torchopt
@@ -55,12 +71,27 @@ class MetaOptimizer:
         (tensor([[0.8000]]),)
     """
 
-    def __init__(self, module: nn.Module, impl: GradientTransformation) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        impl: GradientTransformation,
+        *,
+        first_order: bool = False,
+        detach_every: int | None = None,
+    ) -> None:
         check_transformation(impl)
+        if detach_every is not None and not (isinstance(detach_every, int) and detach_every > 0):
+            raise ValueError(
+                f"detach_every: expected a positive integer or None, got {detach_every!r}"
+            )
         self.impl = impl
+        self.impls: list[GradientTransformation] = []
+        self.first_order = first_order
+        self.detach_every = detach_every
         self.param_containers_groups: list[ModuleTensorContainers] = []
         self.state_groups: list[Any] = []
         self._modules: list[nn.Module] = []
+        self._steps_since_cut = 0
         self.add_param_group(module)
 
     def step(self, loss: Tensor) -> None:
@@ -76,28 +107,78 @@ class MetaOptimizer:
         """
         slot_groups = [parameter_slots(module) for module in self._modules]
         slots: list[Slot] = [slot for group in slot_groups for slot in group]
-        found = gradients(loss, [slot.get() for slot in slots], [slot.names[0] for slot in slots])
+        keep_graph = torch.is_grad_enabled()
+        found = gradients(
+            loss,
+            [slot.get() for slot in slots],
+            [slot.names[0] for slot in slots],
+            create_graph=keep_graph and not self.first_order,
+            retain_graph=keep_graph,
+        )
         start = 0
         for index, group in enumerate(slot_groups):
             params = tuple(slot.get() for slot in group)
             grads = tuple(found[start : start + len(group)])
             start += len(group)
-            if isinstance(self.state_groups[index], UninitializedState):
-                self.state_groups[index] = self.impl.init(params)
-            updates, self.state_groups[index] = self.impl.update(
-                grads, self.state_groups[index], params=params, inplace=False
-            )
-            new_params = apply_updates(params, updates, inplace=False)
-            for slot, p, new in zip(group, params, new_params):
-                if new is not p:
-                    slot.set(new)
+            self._step_group(index, group, params, grads)
+        self._steps_since_cut += 1
+        if not keep_graph or self._steps_since_cut == self.detach_every:
+            self._cut(slots)
 
-    def add_param_group(self, module: nn.Module) -> None:
-        """Add a module to step, with a state of its own."""
+    def _step_group(
+        self,
+        index: int,
+        group: Sequence[Slot],
+        params: tuple[Tensor, ...],
+        grads: tuple[Tensor | None, ...],
+    ) -> None:
+        impl = self.impls[index]
+        if isinstance(self.state_groups[index], UninitializedState):
+            self.state_groups[index] = impl.init(params)
+        updates, self.state_groups[index] = impl.update(
+            grads, self.state_groups[index], params=params, inplace=False
+        )
+        new_params = apply_updates(params, updates, inplace=False)
+        for slot, p, new in zip(group, params, new_params):
+            if new is not p:
+                slot.set(new if torch.is_grad_enabled() else new.requires_grad_(p.requires_grad))
+
+    def _cut(self, slots: Sequence[Slot]) -> None:
+        """Put leaves in the place of the present parameters and states."""
+        self._steps_since_cut = 0
+        for slot in slots:
+            p = slot.get()
+            if p.grad_fn is not None:
+                slot.set(p.detach().requires_grad_())
+        memo: dict[int, Any] = {}
+
+        def cut(x: Any) -> Any:
+            if not isinstance(x, Tensor) or x.grad_fn is None:
+                return x
+            return memo.setdefault(id(x), x.detach())
+
+        self.state_groups[:] = [tree_map(cut, state) for state in self.state_groups]
+
+    def add_param_group(
+        self, module: nn.Module, *, impl: GradientTransformation | None = None
+    ) -> None:
+        """Add a module to step, with a state of its own.
+
+        Args:
+            module: The module.
+            impl: Its gradient transformation, for other hyper-parameters; None for that of the
+                optimizer.
+
+        Raises:
+            TypeError: `impl` is no gradient transformation.
+        """
+        if impl is not None:
+            check_transformation(impl)
         self.param_containers_groups.append(
             extract_module_containers(module, with_buffers=False)[0]
         )
         self._modules.append(module)
+        self.impls.append(self.impl if impl is None else impl)
         self.state_groups.append(UninitializedState())
 
     def state_dict(self) -> tuple[Any, ...]:
@@ -116,3 +197,40 @@ class MetaOptimizer:
                 f"got {len(state_dict)}"
             )
         self.state_groups[:] = list(state_dict)
+        self._steps_since_cut = 0
+
+    def named_state_dict(self) -> dict[str, Any]:
+        """Return the states with a name for each tensor, as plain containers.
+
+        What `torch.save` writes of it, `torch.load(..., weights_only=True)` reads. The tensors are
+        shared with the optimizer.
+        """
+        return named_state(
+            [
+                (self.impls[i], state, *self._names_and_params(i))
+                for i, state in enumerate(self.state_groups)
+            ]
+        )
+
+    def load_named_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `named_state_dict` returned.
+
+        Tensors are matched by the names of parameters and of the transformations they belong to, so
+        that transformations without a state, such as weight decay, may come and go.
+
+        Raises:
+            ValueError: Another format, or names that are missing or left over; the message lists
+                them.
+        """
+        self.state_groups[:] = load_named_state(
+            state_dict,
+            [
+                (self.impls[i], state, *self._names_and_params(i))
+                for i, state in enumerate(self.state_groups)
+            ],
+        )
+        self._steps_since_cut = 0
+
+    def _names_and_params(self, index: int) -> tuple[list[str], tuple[Tensor, ...]]:
+        slots = parameter_slots(self._modules[index])
+        return [slot.names[0] for slot in slots], tuple(slot.get() for slot in slots)

@@ -38,6 +38,8 @@ class MetaRMSProp(MetaOptimizer):
         initial_scale: float = 0.0,
         nesterov: bool = False,
         maximize: bool = False,
+        first_order: bool = False,
+        detach_every: int | None = None,
     ) -> None:
         super().__init__(
             module,
@@ -52,6 +54,8 @@ class MetaRMSProp(MetaOptimizer):
                 nesterov=nesterov,
                 maximize=maximize,
             ),
+            first_order=first_order,
+            detach_every=detach_every,
         )
 
 

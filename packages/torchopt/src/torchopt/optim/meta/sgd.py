@@ -35,6 +35,9 @@ class MetaSGD(MetaOptimizer):
         nesterov: bool = False,
         moment_requires_grad: bool = True,
         maximize: bool = False,
+        *,
+        first_order: bool = False,
+        detach_every: int | None = None,
     ) -> None:
         super().__init__(
             module,
@@ -47,4 +50,6 @@ class MetaSGD(MetaOptimizer):
                 moment_requires_grad=moment_requires_grad,
                 maximize=maximize,
             ),
+            first_order=first_order,
+            detach_every=detach_every,
         )

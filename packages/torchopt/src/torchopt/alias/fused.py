@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chains of an optimizer's stages as one native call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from torchopt.base import GradientTransformation, identity
+from torchopt.errors import KernelUnavailableError
+from torchopt.kernels.fused_step import StepCache, fused_step_
+from torchopt.kernels.fused_update import fused_update, fused_update_, is_watched
+from torchopt.kernels.registry import explain_unavailable
+from torchopt.kernels.rules import RULES
+from torchopt.transform.add_decayed_weights import AddDecayedWeights
+from torchopt.transform.base import LeafRule
+from torchopt.transform.counts import increment
+from torchopt.transform.scale import Scale
+from torchopt.transform.scale_by_adadelta import ScaleByAdadelta
+from torchopt.transform.scale_by_adam import ScaleByAdam, ScaleByFusedAdam
+from torchopt.transform.scale_by_adamax import ScaleByAdamax
+from torchopt.transform.scale_by_radam import ScaleByRAdam
+from torchopt.transform.scale_by_rms import ScaleByRms
+from torchopt.transform.scale_by_rss import ScaleByRss
+from torchopt.transform.scale_by_schedule import ScaleBySchedule
+from torchopt.transform.scale_by_stddev import ScaleByStdDev
+from torchopt.transform.trace import DampenedTrace, Trace
+from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
+
+__all__ = ["Backend", "FusedChain", "fuse", "step_inplace", "with_backend"]
+
+Backend = Literal["auto", "native", "reference"]
+BACKENDS = ("auto", "native", "reference")
+
+_ADAM = ("b1", "b2", "eps", "eps_root")
+_WITHOUT_EFFECT = {"moment_requires_grad", "initial_scale", "initial_accumulator_value"}
+
+# Rule class: (name of the fused rule, hyper-parameters, fields of the state, field of the step).
+_DIRECTIONS: dict[type, tuple[str, tuple[str, ...], tuple[str, ...], str | None]] = {
+    ScaleByAdam: ("adam", _ADAM, ("mu", "nu"), "count"),
+    ScaleByFusedAdam: ("adam", _ADAM, ("mu", "nu"), "count"),
+    ScaleByAdamax: ("adamax", ("b1", "b2", "eps"), ("mu", "nu"), "t"),
+    ScaleByRAdam: ("radam", ("b1", "b2", "eps"), ("mu", "nu"), "t"),
+    ScaleByAdadelta: ("adadelta", ("rho", "eps"), ("mu", "nu"), None),
+    ScaleByRms: ("rmsprop", ("alpha", "eps"), ("nu",), None),
+    ScaleByStdDev: ("rmsprop_centered", ("alpha", "eps"), ("mu", "nu"), None),
+    ScaleByRss: ("adagrad", ("eps",), ("sum_of_squares",), None),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a chain of stages is one fused rule.
+
+    Attributes:
+        rule: Name of the fused rule.
+        hypers: Its hyper-parameters, but for the step size.
+        lr: The step size; multiplied by the value of each of `schedules`.
+        schedules: Pairs (member, function of the count).
+        maximize: Go up instead of down.
+        states: Pairs (member, field) for each of the rule's states.
+        step: (member, field) that counts the steps; None where the rule does not depend on it.
+        size: The number of members.
+    """
+
+    rule: str
+    hypers: dict[str, Any]
+    lr: Any
+    schedules: tuple[tuple[int, Any], ...]
+    maximize: bool
+    states: tuple[tuple[int, str], ...]
+    step: tuple[int, str] | None
+    size: int
+
+
+def _rule_of(member: GradientTransformation) -> LeafRule | None:
+    rule = getattr(getattr(member.update, "__self__", None), "rule", None)
+    return rule if isinstance(rule, LeafRule) else None
+
+
+def _knows_all_fields(rule: LeafRule, hypers: Sequence[str]) -> bool:
+    """Return whether `rule` has no setting that the kernels would not see."""
+    names = {field.name for field in dataclasses.fields(rule)}
+    return names - _WITHOUT_EFFECT == set(hypers)
+
+
+def _recipe(members: Sequence[GradientTransformation], penalty: type[LeafRule]) -> Recipe | None:
+    """Return how `members` are one fused rule, None where they are not."""
+    rules = [_rule_of(member) for member in members]
+    if not rules or any(rule is None for rule in rules):
+        return None
+    hypers: dict[str, Any] = {"weight_decay": 0.0, "decoupled_weight_decay": 0.0}
+    maximize = False
+    name, step = "sgd", None
+    states: tuple[tuple[int, str], ...] = ()
+    schedules: list[tuple[int, Any]] = []
+    i = 0
+    first: Any = rules[0]
+    starts_with_penalty: bool = type(first) is penalty
+    if starts_with_penalty:
+        hypers["weight_decay"], maximize, i = first.weight_decay, first.maximize, 1
+    elif type(first) is Scale and len(rules) > 1 and not isinstance(first.step_size, Tensor):
+        if first.step_size != -1.0:
+            return None
+        maximize, i = True, 1
+
+    def current() -> Any:
+        return rules[i] if i < len(rules) else None
+
+    if type(current()) in _DIRECTIONS:
+        name, keys, fields, counter = _DIRECTIONS[type(current())]
+        if not _knows_all_fields(current(), keys):
+            return None
+        hypers.update({key: getattr(current(), key) for key in keys})
+        states = tuple((i, field) for field in fields)
+        step = None if counter is None else (i, counter)
+        i += 1
+    if type(current()) in (Trace, DampenedTrace):
+        trace = current()
+        dampened = type(trace) is DampenedTrace
+        keys = ("momentum", "nesterov", "dampening") if dampened else ("momentum", "nesterov")
+        names = {"sgd": "nesterov" if trace.nesterov else "momentum"}
+        if not trace.nesterov and not dampened:
+            names |= {key: f"{key}_momentum" for key in ("rmsprop", "rmsprop_centered")}
+        if name not in names or not _knows_all_fields(trace, keys):
+            return None
+        name = names[name]
+        hypers.update(momentum=trace.momentum, dampening=trace.dampening if dampened else 0.0)
+        states = (*states, (i, "trace"))
+        step = (i, "count") if dampened else step
+        i += 1
+    if type(current()) is ScaleBySchedule and current().sign == 1.0 and i + 1 < len(rules):
+        schedules.append((i, current().step_size_fn))
+        i += 1
+    if type(current()) is AddDecayedWeights:
+        hypers["decoupled_weight_decay"] = current().weight_decay
+        i += 1
+    last = current()
+    if i != len(rules) - 1:
+        return None
+    if type(last) is ScaleBySchedule and last.sign == -1.0:
+        schedules.append((i, last.step_size_fn))
+        lr: Any = 1.0
+    elif type(last) is Scale:
+        lr = -last.step_size
+    else:
+        return None
+    return Recipe(name, hypers, lr, tuple(schedules), maximize, states, step, len(rules))
+
+
+@dataclass(frozen=True)
+class FusedChain:
+    """A chain of stages that is one native call where that is possible.
+
+    Attributes:
+        chain: The same stages one by one.
+        single: Whether the state of `chain` is that of its one member.
+        recipe: How the stages are one rule.
+        backend: "reference": never native. "native": always, or an error. "auto": native for plain
+            tensors that have kernels.
+    """
+
+    chain: GradientTransformation
+    single: bool
+    recipe: Recipe
+    backend: Backend
+
+    def init(self, params: Any) -> Any:
+        """Return the state of the stages."""
+        return self.chain.init(params)
+
+    def update(
+        self, updates: Any, state: Any, *, params: Any | None = None, inplace: bool = True
+    ) -> tuple[Any, Any]:
+        """Return the updates and the next state; see `GradientTransformation`."""
+        if self.backend == "reference" or torch.compiler.is_compiling():
+            return self.chain.update(updates, state, params=params, inplace=inplace)
+        leaves, spec = tree_flatten(updates, none_is_leaf=True)
+        members = (state,) if self.single else tuple(state)
+        present = (
+            [
+                i
+                for i, g in enumerate(leaves)
+                if g is not None and all(role[i] is not None for role in self._roles(members))
+            ]
+            if self._complete(members, len(leaves))
+            else []
+        )
+        if not present or (self.backend == "auto" and not self._suits(leaves, members, present)):
+            return self.chain.update(updates, state, params=params, inplace=inplace)
+        param_leaves = (
+            None
+            if params is None
+            else flatten_up_to(spec, params, "update(updates, state, params=params)")
+        )
+        out: list[Any] = [None] * len(leaves)
+        roles = [list(role) for role in self._roles(members)]
+        for group in self._groups(members, present):
+            values, new_roles = self._run(leaves, members, param_leaves, group, inplace=inplace)
+            for k, i in enumerate(group):
+                out[i] = values[k]
+                for role, new in zip(roles, new_roles):
+                    role[i] = new[k]
+        members = self._advance(members, roles, present)
+        return tree_unflatten(spec, out), members[0] if self.single else members
+
+    def step_(
+        self, cache: StepCache, params: Sequence[Tensor], grads: list[Any], state: Any
+    ) -> tuple[bool, Any]:
+        """Step `params` and the state in place; return whether that was done, and the next state.
+
+        Call it without gradients enabled.
+        """
+        members = (state,) if self.single else tuple(state)
+        if (
+            self.backend == "reference"
+            or torch.compiler.is_compiling()
+            or not self._complete(members, len(params))
+        ):
+            return False, state
+        for counts in self._count_lists(members):
+            # `count` compares objects first, so it is fast where all are the same one.
+            if counts.count(counts[0]) != len(counts):
+                return False, state
+        hypers = {**self.recipe.hypers, "lr": self._lr(members, 0)}
+        numbers = {key: float(value) for key, value in hypers.items()}
+        present = range(len(params))
+        advanced = self._advance(members, self._roles(members), present)
+        steps = self._steps(advanced, present)
+        done = fused_step_(
+            cache,
+            self.recipe.rule,
+            params,
+            grads,
+            self._roles(members),
+            steps,
+            numbers,
+            maximize=self.recipe.maximize,
+        )
+        if not done:
+            return False, state
+        return True, advanced[0] if self.single else advanced
+
+    def _complete(self, members: tuple[Any, ...], size: int) -> bool:
+        """Return whether the state has the form the recipe was made for."""
+        return len(members) == self.recipe.size and all(
+            isinstance(role, list) and len(role) == size
+            for role in (*self._roles(members), *self._count_lists(members))
+        )
+
+    def _roles(self, members: tuple[Any, ...]) -> list[list[Any]]:
+        return [getattr(members[i], field) for i, field in self.recipe.states]
+
+    def _count_lists(self, members: tuple[Any, ...]) -> list[list[Any]]:
+        where = [i for i, _ in self.recipe.schedules]
+        if self.recipe.step is not None and self.recipe.step[1] == "count":
+            where.append(self.recipe.step[0])
+        return [members[i].count for i in where]
+
+    def _groups(self, members: tuple[Any, ...], present: list[int]) -> list[list[int]]:
+        """Return the leaves that took the same number of steps."""
+        lists = self._count_lists(members)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i in present:
+            groups.setdefault(tuple(id(counts[i]) for counts in lists), []).append(i)
+        return list(groups.values())
+
+    def _lr(self, members: tuple[Any, ...], leaf: int) -> Any:
+        lr = self.recipe.lr
+        for i, schedule in self.recipe.schedules:
+            lr = lr * schedule(members[i].count[leaf])
+        return lr
+
+    def _steps(self, advanced: tuple[Any, ...], group: Sequence[int]) -> int | list[Tensor]:
+        if self.recipe.step is None:
+            return 1
+        member, field = self.recipe.step
+        value = getattr(advanced[member], field)
+        return value - 1 if field == "t" else [value[i] for i in group]
+
+    def _advance(
+        self, members: tuple[Any, ...], roles: Sequence[list[Any]], present: Sequence[int]
+    ) -> tuple[Any, ...]:
+        """Return the members with new roles and with one step more for the leaves in `present`."""
+        changes: dict[int, dict[str, Any]] = {}
+        for (i, field), role in zip(self.recipe.states, roles):
+            changes.setdefault(i, {})[field] = role
+        counted = {i for i, _ in self.recipe.schedules}
+        if self.recipe.step is not None:
+            i, field = self.recipe.step
+            if field == "t":
+                changes[i]["t"] = members[i].t + 1
+            else:
+                counted.add(i)
+        for i in counted:
+            counts = members[i].count
+            if len(present) == len(counts) and counts.count(counts[0]) == len(counts):
+                new: list[Any] = [counts[0] + 1] * len(counts)
+            else:
+                new = list(counts)
+                for k, value in zip(present, increment([counts[k] for k in present])):
+                    new[k] = value
+            changes.setdefault(i, {})["count"] = new
+        return tuple(
+            member._replace(**changes[i]) if i in changes else member
+            for i, member in enumerate(members)
+        )
+
+    def _suits(self, leaves: list[Any], members: tuple[Any, ...], present: list[int]) -> bool:
+        """Return whether native calls serve these leaves: plain tensors that have kernels."""
+        roles = self._roles(members)
+        for i in present:
+            g = leaves[i]
+            if g.layout is not torch.strided or explain_unavailable(g.device, g.dtype) is not None:
+                return False
+            for x in (g, *(role[i] for role in roles)):
+                if (
+                    x.dtype != g.dtype
+                    or x.device != g.device
+                    or x.shape != g.shape
+                    or torch._C._functorch.is_functorch_wrapped_tensor(x)
+                    or forward_ad.unpack_dual(x).tangent is not None
+                ):
+                    return False
+        return True
+
+    def _run(
+        self,
+        leaves: list[Any],
+        members: tuple[Any, ...],
+        params: list[Any] | None,
+        group: list[int],
+        *,
+        inplace: bool,
+    ) -> tuple[list[Tensor], list[list[Tensor]]]:
+        recipe = self.recipe
+        grads = [leaves[i] for i in group]
+        states = [[role[i] for i in group] for role in self._roles(members)]
+        steps = self._steps(self._advance(members, self._roles(members), group), group)
+        arguments = (
+            recipe.rule,
+            grads,
+            states,
+            None if params is None else [params[i] for i in group],
+            steps,
+            {**recipe.hypers, "lr": self._lr(members, group[0])},
+        )
+        tensors = [x for role in (grads, *states) for x in role]
+        hypers = [h for h in arguments[-1].values() if isinstance(h, Tensor)]
+        if params is not None:
+            hypers.extend(params[i] for i in group)
+        free = not any(is_watched(x) for x in (*tensors, *hypers))
+        if inplace and free and all(x.is_contiguous() for x in tensors):
+            return fused_update_(*arguments, maximize=recipe.maximize), states
+        updates, new = fused_update(*arguments, maximize=recipe.maximize)
+        if inplace:
+            new = [
+                [n if o.is_leaf and o.requires_grad else o.copy_(n) for o, n in zip(*pair)]
+                for pair in zip(states, new)
+            ]
+        return updates, new
+
+
+def fuse(
+    chain: GradientTransformation,
+    members: Sequence[GradientTransformation],
+    penalty: type[LeafRule],
+    backend: Backend,
+) -> GradientTransformation:
+    """Return the flat `chain` of `members` as one native call where there is a fused rule for it.
+
+    Args:
+        chain: What `chain.flat(*members)` returned.
+        members: The stages.
+        penalty: The class of the stage that flips the sign and adds weight decay.
+        backend: See `FusedChain`.
+    """
+    kept = [m for m in members if m != identity()]
+    recipe = _recipe(kept, penalty)
+    if recipe is None:
+        return chain
+    fused = FusedChain(chain, len(kept) == 1, recipe, backend)
+    return GradientTransformation(fused.init, fused.update)
+
+
+def with_backend(
+    transformation: GradientTransformation, backend: Backend
+) -> GradientTransformation:
+    """Return an optimizer that computes its steps as `backend` says.
+
+    Args:
+        transformation: What an optimizer of `torchopt` returned, such as `torchopt.adam(1e-3)`.
+        backend: "native": one native call for all tensors, or an error where there is none.
+            "reference": plain torch operations. "auto": native for plain tensors that have
+            kernels, else plain torch operations.
+
+    Raises:
+        ValueError: No such backend.
+        KernelUnavailableError: "native" for a transformation that is no fused rule.
+
+    Example:
+        >>> import torchopt
+        >>> optimizer = with_backend(torchopt.adam(0.1, eps=0.0), "native")
+        >>> params = (torch.tensor([1.0]),)
+        >>> optimizer.update((torch.tensor([2.0]),), optimizer.init(params), inplace=False)[0]
+        (tensor([-0.1000]),)
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"with_backend: expected one of {BACKENDS}, got {backend!r}.")
+    fused = getattr(transformation.update, "__self__", None)
+    if isinstance(fused, FusedChain):
+        fused = dataclasses.replace(fused, backend=backend)
+        return GradientTransformation(fused.init, fused.update)
+    if backend == "native":
+        raise KernelUnavailableError(
+            "with_backend(..., 'native'): expected an optimizer of torchopt that is one fused rule "
+            f"({', '.join(sorted(RULES))}), got {transformation!r}; "
+            "use 'auto' or 'reference' for it."
+        )
+    return transformation
+
+
+def step_inplace(
+    transformation: GradientTransformation,
+    cache: StepCache,
+    params: Sequence[Tensor],
+    grads: list[Any],
+    state: Any,
+) -> tuple[bool, Any]:
+    """Step in place where `transformation` is a `FusedChain` that can; see `FusedChain.step_`."""
+    fused = getattr(transformation.update, "__self__", None)
+    if isinstance(fused, FusedChain):
+        return fused.step_(cache, params, grads, state)
+    return False, state

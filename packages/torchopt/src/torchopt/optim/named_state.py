@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""States of optimizers as plain dictionaries with a name for each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torchopt.base import GradientTransformation, UninitializedState
+from torchopt.tree import tree_flatten, tree_paths, tree_unflatten
+
+__all__ = ["FORMAT", "VERSION", "leaf_names", "load_named_state", "named_state"]
+
+FORMAT = "torchopt.optimizer_state"
+VERSION = 1
+
+# Transformation, its state, the names of the parameters, the parameters.
+Group = tuple[GradientTransformation, Any, Sequence[str], Any]
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """Return the dotted path of each leaf.
+
+    Example:
+        >>> leaf_names({"a": [1, 2], "b": 3})
+        ['a.0', 'a.1', 'b']
+    """
+    return [".".join(map(str, path)) for path in tree_paths(tree, none_is_leaf=True)]
+
+
+def _is_state(node: Any) -> bool:
+    return isinstance(node, tuple) and hasattr(node, "_fields")
+
+
+def _holds_states(node: Any) -> bool:
+    if _is_state(node):
+        return True
+    children = node.values() if isinstance(node, dict) else node
+    return isinstance(node, (tuple, list, dict)) and any(_holds_states(c) for c in children)
+
+
+def _walk(state: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yield (name, value) for everything in a state, in the order of its leaves."""
+    seen: dict[str, int] = {}
+
+    def inside(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if _is_state(node):
+            kind = type(node).__name__
+            for field in node._fields:
+                value = getattr(node, field)
+                where = f"{prefix}{kind}.{field}"
+                number = seen[where] = seen.get(where, 0) + 1
+                where = where if number == 1 else f"{where}#{number}"
+                yield from field_of(value, where)
+        elif isinstance(node, dict):
+            for key, child in node.items():
+                yield from inside(child, f"{prefix}{key}.")
+        else:
+            for child in node:
+                yield from inside(child, prefix)
+
+    def field_of(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, (tuple, list, dict)) and _holds_states(value):
+            yield from inside(value, f"{where}.")
+            return
+        leaves, spec = tree_flatten(value, none_is_leaf=True)
+        if spec.num_nodes == 1 and len(leaves) == 1:
+            # One value for all parameters, or the only parameter.
+            yield where, value
+            return
+        labels = names if len(leaves) == len(names) else leaf_names(value)
+        for label, leaf in zip(labels, leaves):
+            yield f"{where}.{label}", leaf
+
+    if _is_state(state) or isinstance(state, (tuple, list, dict)):
+        yield from inside(state, "")
+
+
+def named_state(groups: Sequence[Group]) -> dict[str, Any]:
+    """Return the states of groups as dictionaries, lists, strings, numbers and tensors only."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "groups": [
+            {
+                "params": list(names),
+                "initialized": not isinstance(state, UninitializedState),
+                "state": dict(_walk(state, names)),
+            }
+            for _, state, names, _ in groups
+        ],
+    }
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def load_named_state(saved: dict[str, Any], groups: Sequence[Group]) -> list[Any]:
+    """Return the state of each group from what `named_state` returned.
+
+    Raises:
+        ValueError: Another format or version, another number of groups, other names of parameters,
+            or entries that are missing or left over.
+    """
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        raise ValueError(
+            f"load_named_state_dict: expected what named_state_dict() returns (format {FORMAT!r}), "
+            f"got {type(saved).__name__}"
+            + (f" with format {saved.get('format')!r}" if isinstance(saved, dict) else "")
+            + "; states in tuples are for load_state_dict()."
+        )
+    if saved["version"] != VERSION:
+        raise ValueError(
+            f"load_named_state_dict: expected version {VERSION}, got {saved['version']}; it was "
+            "saved by another release of torchopt."
+        )
+    if len(saved["groups"]) != len(groups):
+        raise ValueError(
+            f"load_named_state_dict: expected {len(groups)} groups of parameters, got "
+            f"{len(saved['groups'])}."
+        )
+    return [
+        _load_group(i, entry, group)
+        for i, (entry, group) in enumerate(zip(saved["groups"], groups))
+    ]
+
+
+def _load_group(index: int, entry: dict[str, Any], group: Group) -> Any:
+    impl, _, names, params = group
+    if not entry["initialized"]:
+        return UninitializedState()
+    missing = [n for n in names if n not in set(entry["params"])]
+    extra = [n for n in entry["params"] if n not in set(names)]
+    if missing or extra:
+        raise ValueError(
+            f"load_named_state_dict: group {index} is for other parameters: missing "
+            f"[{_shown(missing)}], left over [{_shown(extra)}]."
+        )
+    template = impl.init(params)
+    expected = [name for name, _ in _walk(template, names)]
+    values = entry["state"]
+    missing = [name for name in expected if name not in values]
+    extra = [name for name in values if name not in set(expected)]
+    if missing or extra:
+        raise ValueError(
+            f"load_named_state_dict: the state of group {index} is that of another optimizer: "
+            f"missing [{_shown(missing)}], left over [{_shown(extra)}]. Build the optimizer with "
+            "the transformations it was saved with."
+        )
+    leaves, spec = tree_flatten(template, none_is_leaf=True)
+    assert len(leaves) == len(expected)
+    for name, old in zip(expected, leaves):
+        new = values[name]
+        if getattr(old, "shape", None) != getattr(new, "shape", None):
+            raise ValueError(
+                f"load_named_state_dict: {name} in group {index}: expected shape "
+                f"{getattr(old, 'shape', None)}, got {getattr(new, 'shape', None)}."
+            )
+    return tree_unflatten(spec, [values[name] for name in expected])
