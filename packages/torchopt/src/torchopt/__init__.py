@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
+
 from torchopt import (
     accelerated_op,
     alias,
@@ -12,6 +15,7 @@ from torchopt import (
     errors,
     hook,
     optim,
+    params,
     pytree,
     schedule,
     transform,
@@ -115,3 +119,16 @@ __all__ = [
     "sgd",
     "stop_gradient",
 ]
+
+# Imported when they are first asked for: each of them takes a while, and most programs need none.
+_LAZY = ("diff", "distributed", "linalg", "linear_solve", "nn", "visual")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LAZY:
+        return importlib.import_module(f"torchopt.{name}")
+    raise AttributeError(f"module 'torchopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

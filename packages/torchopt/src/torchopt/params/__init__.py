@@ -1,2 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters of modules: where they live, snapshots of them."""
+"""The parameters of modules: where they live, snapshots of them, calls with others."""
+
+from __future__ import annotations
+
+from torchopt.params.functional import functional_call
+from torchopt.params.second_order import check_second_order
+
+__all__ = ["check_second_order", "functional_call"]

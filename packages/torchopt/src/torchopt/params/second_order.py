@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find out whether a loss can be differentiated twice, and what to do where it cannot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.errors import NotDifferentiableError
+from torchopt.tree import tree_flatten, tree_unflatten
+
+__all__ = ["check_second_order"]
+
+# (what the message of torch contains, the remedy)
+REMEDIES: tuple[tuple[str, str], ...] = (
+    (
+        r"scaled_dot_product|_flash_attention|_efficient_attention",
+        "run the model under torch.nn.attention.sdpa_kernel("
+        "torch.nn.attention.SDPBackend.MATH), whose kernel is made of differentiable operations",
+    ),
+    (
+        r"mkldnn_rnn|mkldnn_rnn_layer",
+        "run the model under torch.backends.mkldnn.flags(enabled=False)",
+    ),
+    (
+        r"_cudnn_rnn|cudnn",
+        "run the model under torch.backends.cudnn.flags(enabled=False)",
+    ),
+    (
+        r"_thnn_fused|_fused_",
+        "use the operation's unfused form",
+    ),
+    (
+        r"once_differentiable|differentiate twice",
+        "write the backward of the autograd.Function in differentiable operations and drop "
+        "@once_differentiable",
+    ),
+    (
+        r"saved tensor hooks|checkpoint",
+        "call the model without activation checkpointing inside torch.func transforms, or "
+        "differentiate with torch.autograd.grad",
+    ),
+    (r"_foreach_", "use the operation on one tensor at a time"),
+    (
+        r"setup_context|generate_vmap_rule|jvp",
+        "give the autograd.Function setup_context and jvp static methods",
+    ),
+)
+
+_OPERATION = re.compile(
+    r"derivative for (?:'|`)?([\w:.]+)|Trying to use forward AD with ([\w:.]+)|"
+    r"([A-Za-z_]\w*Backward\d*)"
+)
+
+
+def _explain(mode: str, error: Exception) -> NotDifferentiableError:
+    text = str(error)
+    found = _OPERATION.search(text)
+    operation = next((g for g in found.groups() if g), None) if found else None
+    remedy = next((r for pattern, r in REMEDIES if re.search(pattern, text)), None)
+    return NotDifferentiableError(
+        f"check_second_order: the loss cannot be differentiated twice ({mode}): "
+        f"{operation or 'an operation'} has no second derivative. "
+        + (f"Remedy: {remedy}. " if remedy else "")
+        + f"torch says: {text.splitlines()[0] if text else type(error).__name__}"
+    )
+
+
+def _nodes(tensors: Sequence[Tensor]) -> Iterator[Any]:
+    """Yield every node of the graph behind `tensors`."""
+    pending: list[Any] = [x.grad_fn for x in tensors]
+    seen = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        pending.extend(following for following, _ in node.next_functions)
+
+
+def _is_error(node: Any) -> bool:
+    # What @once_differentiable leaves in the graph. It has no edge to the inputs, so that
+    # torch.autograd.grad never runs it and the second derivative is silently zero.
+    return str(node.name()).rpartition("::")[2] in ("Error", "DelayedError")
+
+
+def _reverse_over_reverse(loss: Tensor, leaves: Sequence[Tensor]) -> None:
+    # The cotangent requires a gradient: without that, a function whose backward leaves the graph
+    # (@once_differentiable) would look like a linear one.
+    cotangent = torch.ones_like(loss, requires_grad=True)
+    grads = torch.autograd.grad(loss, leaves, cotangent, create_graph=True, allow_unused=True)
+    used = [g for g in grads if g is not None]
+    if not used:
+        raise NotDifferentiableError(
+            "check_second_order: the loss does not depend on any of the parameters"
+        )
+    curved = [g for g in used if g.requires_grad]
+    if any(_is_error(node) for node in _nodes(curved)):
+        raise RuntimeError(
+            "trying to differentiate twice a function that was marked with @once_differentiable"
+        )
+    if curved:
+        torch.autograd.grad(
+            curved,
+            leaves,
+            grad_outputs=[torch.ones_like(g) for g in curved],
+            allow_unused=True,
+            retain_graph=True,
+        )
+
+
+def check_second_order(
+    loss: Tensor | Callable[[Any], Tensor], params: Any, *, forward: bool = True
+) -> None:
+    """Raise unless the loss has second derivatives with respect to the parameters.
+
+    A meta-gradient differentiates the gradient of the inner loss once more. Some fast kernels,
+    attention and recurrent layers among them, have no second derivative; this says which, and
+    what to use instead, before an inner loop is written.
+
+    Args:
+        loss: A 0-dim tensor with a graph, or a function from the parameters to one. Of a tensor,
+            reverse over reverse mode is tried; of a function, also forward over reverse mode.
+        params: Tree of tensors that require a gradient.
+        forward: Try forward over reverse mode for a function.
+
+    Raises:
+        NotDifferentiableError: There is no second derivative: the message names the operation, the
+            mode, and the remedy. Or the loss depends on none of the parameters.
+        TypeError: `loss` is neither a tensor nor a function.
+
+    Example:
+        >>> w = torch.ones(2, requires_grad=True)
+        >>> check_second_order(lambda p: (p["w"] ** 3).sum(), {"w": w})
+    """
+    leaves, spec = tree_flatten(params)
+    if isinstance(loss, Tensor):
+        value = loss
+    elif callable(loss):
+        value = loss(params)
+    else:
+        raise TypeError(
+            "check_second_order: expected a 0-dim tensor or a function that returns one, got "
+            f"{type(loss).__name__}"
+        )
+    if not value.requires_grad:
+        raise NotDifferentiableError("check_second_order: the loss has no graph")
+    try:
+        _reverse_over_reverse(value, leaves)
+    except NotDifferentiableError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        raise _explain("reverse over reverse mode", error) from error
+    if isinstance(loss, Tensor) or not forward:
+        return
+    function = loss
+
+    def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
+        def of_tuple(inputs: tuple[Tensor, ...]) -> Tensor:
+            return function(tree_unflatten(spec, inputs))
+
+        return tuple(torch.func.grad(of_tuple)(tensors))
+
+    detached = tuple(x.detach() for x in leaves)
+    try:
+        torch.func.jvp(gradient, detached, tuple(torch.ones_like(x) for x in detached))
+    except (RuntimeError, NotImplementedError) as error:
+        raise _explain("forward over reverse mode", error) from error
