@@ -31,6 +31,21 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "adadelta": ("adadelta", {"lr": 1.0, "eps": 1e-2}),
     "adamax": ("adamax", {"eps": 1e-2}),
     "radam": ("radam", {"betas": (0.9, 0.99), "eps": 1e-2}),
+    "amsgrad": ("amsgrad", {"eps": 1e-2, "weight_decay": 0.1}),
+    "amsgradw": ("amsgradw", {"eps": 1e-2}),
+    "nadam": ("nadam", {"eps": 1e-2, "momentum_decay": 0.1}),
+    "nadamw": ("nadamw", {"eps": 1e-2, "weight_decay": 0.1}),
+    "asgd": ("asgd", {"lr": 0.1, "lambd": 0.1, "t0": 1}),
+    "rprop": ("rprop", {"lr": 0.1}),
+    "lion": ("lion", {"lr": 0.1, "weight_decay": 0.1}),
+    "yogi": ("yogi", {"eps": 1e-2}),
+    "adabelief": ("adabelief", {"eps": 1e-2, "weight_decay": 0.1}),
+    "adan": ("adan", {"eps": 1e-2, "weight_decay": 0.1}),
+    "adopt": ("adopt", {"lr": 0.1, "betas": (0.9, 0.99)}),
+    "lamb": ("lamb", {"eps": 1e-2, "weight_decay": 0.1}),
+    "lars": ("lars", {"trust_coefficient": 0.1, "weight_decay": 0.1}),
+    "schedule_free_sgd": ("schedule_free_sgd", {"lr": 0.1, "weight_decay": 0.1}),
+    "schedule_free_adamw": ("schedule_free_adamw", {"lr": 0.1, "eps": 1e-2}),
 }
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, Protocol, cast
 
+import torch
 from torch import Tensor
 
 from torchopt.base import EmptyState, GradientTransformation, identity
@@ -82,6 +83,21 @@ def _overwrite(old: Tensor, new: Tensor) -> Tensor:
     return old.copy_(new)
 
 
+def _as_real(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
+
+
+def _as_complex(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
+    return [
+        torch.view_as_complex(x.contiguous()) if is_complex else x
+        for x, is_complex in zip(tensors, wanted)
+    ]
+
+
+def _as_complex_like(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    return _as_complex(tensors, [x.is_complex() for x in like])
+
+
 def _init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
     present = [i for i, p in enumerate(leaves) if p is not None]
     state = rule.init_leaves([leaves[i] for i in present])
@@ -129,7 +145,23 @@ def _update_leaves(
     if rule.reads_params and params is not None:
         packed_params = params if everything else [params[i] for i in present]
 
-    updates, new_state = rule.update_leaves(packed, packed_state, packed_params, inplace=inplace)
+    are_complex = [g.is_complex() for g in packed]
+    if any(are_complex):
+        # As in torch.optim: a complex number is a pair of real ones.
+        updates, new_state = rule.update_leaves(
+            _as_real(packed),
+            packed_state._replace(**{f: _as_real(getattr(packed_state, f)) for f in old}),
+            _as_real(packed_params),
+            inplace=inplace,
+        )
+        updates = _as_complex(updates, are_complex)
+        new_state = new_state._replace(
+            **{f: _as_complex_like(getattr(new_state, f), getattr(packed_state, f)) for f in old}
+        )
+    else:
+        updates, new_state = rule.update_leaves(
+            packed, packed_state, packed_params, inplace=inplace
+        )
 
     if rule.leaf_fields:
         fields = {f: getattr(new_state, f) for f in rule.leaf_fields}

@@ -24,6 +24,23 @@ class MaskedNode(NamedTuple):
     """Stands for a leaf that is left out: a tree node without children."""
 
 
+def mask_leaves(mask: Any, tree: Any, what: str) -> list[bool]:
+    """Return what a mask, or a function that makes one, says for each leaf of `tree`.
+
+    Raises:
+        ValueError: The mask is no prefix of the tree; the message starts with `what`.
+        TypeError: A leaf of the mask is no bool.
+    """
+    kept = prefix_leaves(mask(tree) if callable(mask) else mask, tree, what)
+    for value in kept:
+        if not isinstance(value, bool):
+            raise TypeError(
+                f"{what}: expected a tree of bools, or a function that returns one for the "
+                f"parameters; got a leaf of type {type(value).__name__}"
+            )
+    return kept
+
+
 @dataclass(frozen=True)
 class Masked:
     """Applies `inner` where the mask is true. Needs the tree, which masks refer to."""
@@ -32,22 +49,10 @@ class Masked:
     mask: Any
     needs_tree: ClassVar[bool] = True
 
-    def _kept(self, tree: Any, leaves: list[Any]) -> list[bool]:
-        mask = self.mask(tree) if callable(self.mask) else self.mask
-        kept = prefix_leaves(mask, tree, "masked(inner, mask)")
-        for value in kept:
-            if not isinstance(value, bool):
-                raise TypeError(
-                    "masked(inner, mask): expected a tree of bools, or a function that returns one "
-                    "for the "
-                    f"parameters; got a leaf of type {type(value).__name__}"
-                )
-        assert len(kept) == len(leaves)
-        return kept
-
     def _hide(self, tree: Any) -> tuple[Any, list[Any], list[bool], Any]:
         leaves, spec = tree_flatten(tree, none_is_leaf=True)
-        kept = self._kept(tree, leaves)
+        kept = mask_leaves(self.mask, tree, "masked(inner, mask)")
+        assert len(kept) == len(leaves)
         visible = [leaf if keep else MaskedNode() for leaf, keep in zip(leaves, kept)]
         return tree_unflatten(spec, visible), leaves, kept, spec
 

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Collect the gradients of several calls into one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torchopt.base import GradientTransformation
+from torchopt.tree import tree_map
+
+__all__ = ["AccumulateState", "accumulate"]
+
+
+class AccumulateState(NamedTuple):
+    """`collected`: calls since the last step; `mean`: mean gradient of them; `inner_state`."""
+
+    collected: int
+    mean: Any
+    inner_state: Any
+
+
+@dataclass(frozen=True)
+class Accumulate:
+    """Steps `inner` with the mean gradient of `every` calls."""
+
+    inner: GradientTransformation
+    every: int
+
+    def init(self, params: Any) -> AccumulateState:
+        """Return the state before the first gradient."""
+        empty = tree_map(lambda p: None, params, none_is_leaf=True)
+        return AccumulateState(collected=0, mean=empty, inner_state=self.inner.init(params))
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        """Collect a gradient; step with each `every`-th one."""
+
+        def added(g: Any, mean: Any) -> Any:
+            if g is None:
+                return mean
+            share = g / self.every
+            return share if mean is None else mean + share
+
+        mean = tree_map(added, updates, state.mean, none_is_leaf=True)
+        empty = tree_map(lambda g: None, updates, none_is_leaf=True)
+        collected = state.collected + 1
+        if collected < self.every:
+            return empty, AccumulateState(collected, mean, state.inner_state)
+        stepped, inner_state = self.inner.update(
+            mean, state.inner_state, params=params, inplace=inplace
+        )
+        return stepped, AccumulateState(0, empty, inner_state)
+
+
+def accumulate(inner: GradientTransformation, every: int) -> GradientTransformation:
+    """Return the transformation that steps once with the mean of `every` gradients.
+
+    The calls in between give updates of None, which leave parameters as they are. A gradient of
+    None counts as zero, unless it is None in all calls.
+
+    Args:
+        inner: The transformation that steps.
+        every: Number of gradients in a step, >= 1.
+
+    Raises:
+        ValueError: `every` is smaller than 1.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = accumulate(torchopt.sgd(1.0), every=2)
+        >>> state = optimizer.init((torch.zeros(1),))
+        >>> first, state = optimizer.update((torch.tensor([1.0]),), state)
+        >>> second, state = optimizer.update((torch.tensor([3.0]),), state)
+        >>> first, second
+        ((None,), (tensor([-2.]),))
+    """
+    if every < 1:
+        raise ValueError(f"accumulate: expected every >= 1, got {every}")
+    accumulating = Accumulate(inner, every)
+    return GradientTransformation(accumulating.init, accumulating.update)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradient centralization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from torchopt.transform.base import LeafRule, transformation
+
+__all__ = ["centralize"]
+
+
+@dataclass(frozen=True)
+class Centralize(LeafRule):
+    """u = g - mean of g over all dimensions but the first."""
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the centred gradients."""
+        return [
+            g - g.mean(dim=tuple(range(1, g.ndim)), keepdim=True) if g.ndim > 1 else g
+            for g in grads
+        ], state
+
+
+@transformation
+def centralize() -> LeafRule:
+    """Return the transformation that takes the mean of each output's weights from its gradient.
+
+    Tensors with one dimension or none pass through.
+
+    References:
+        H. Yong, J. Huang, X. Hua, L. Zhang, Gradient Centralization, 2020,
+        https://arxiv.org/abs/2004.01461, equation 1.
+
+    Example:
+        >>> import torch
+        >>> centralize().update(torch.tensor([[1.0, 3.0]]), ())[0]
+        tensor([[-1.,  1.]])
+    """
+    return Centralize()

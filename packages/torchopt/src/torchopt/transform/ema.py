@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exponential moving average of the updates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from torchopt.kernels.reference.moments import bias_correction, moving_average
+from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.counts import increment, zero_counts
+from torchopt.transform.trace import zeros_like
+from torchopt.transform.validate import check_fraction
+
+__all__ = ["EmaState", "ema"]
+
+
+class EmaState(NamedTuple):
+    """`ema`: the average; `count`: updates of each leaf."""
+
+    ema: Any
+    count: Any
+
+
+@dataclass(frozen=True)
+class Ema(LeafRule):
+    """u = ema' / (1 - decay^k)."""
+
+    decay: float | Tensor
+    debias: bool
+    leaf_fields: ClassVar[tuple[str, ...]] = ("ema", "count")
+    overwritten_fields: ClassVar[tuple[str, ...]] = ("ema",)
+
+    def init_leaves(self, params: list[Tensor]) -> EmaState:
+        """Return averages and counts of zero."""
+        return EmaState(ema=zeros_like(params, False), count=zero_counts(params))
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the averages."""
+        counts = increment(state.count)
+        averages = [moving_average(e, g, self.decay) for g, e in zip(grads, state.ema)]
+        updates = [
+            e / bias_correction(self.decay, k, e.dtype) if self.debias else e.clone()
+            for e, k in zip(averages, counts)
+        ]
+        return updates, EmaState(ema=averages, count=counts)
+
+
+@transformation
+def ema(decay: float | Tensor, debias: bool = True) -> LeafRule:
+    r"""Return the transformation to the exponential moving average of the updates.
+
+    .. math::
+        e' = d e + (1 - d) g, \qquad u = e' / (1 - d^k)
+
+    Args:
+        decay: d, in [0, 1).
+        debias: Divide by 1 - d^k, k the number of updates.
+
+    Raises:
+        ValueError: A decay out of range.
+    """
+    check_fraction(decay, "decay value")
+    return Ema(decay, debias)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leave some parameters as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torchopt.base import EmptyState, GradientTransformation
+from torchopt.transform.masked import mask_leaves
+from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
+
+__all__ = ["freeze"]
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Takes the updates away where the mask is true."""
+
+    mask: Any
+    needs_tree: ClassVar[bool] = True
+
+    def init(self, params: Any) -> EmptyState:
+        """Return the empty state, after a look at the mask."""
+        mask_leaves(self.mask, params, "freeze(mask)")
+        return EmptyState()
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        """Put None in the place of the updates of frozen parameters."""
+        leaves, spec = tree_flatten(updates if params is None else params, none_is_leaf=True)
+        frozen = mask_leaves(self.mask, tree_unflatten(spec, leaves), "freeze(mask)")
+        values = flatten_up_to(spec, updates, "updates")
+        kept = [None if is_frozen else u for u, is_frozen in zip(values, frozen)]
+        return tree_unflatten(spec, kept), state
+
+
+def freeze(mask: Any | Callable[[Any], Any] = True) -> GradientTransformation:
+    """Return the transformation that takes updates away where `mask` is true.
+
+    First in a chain, it keeps the state of frozen parameters untouched too.
+
+    Args:
+        mask: A prefix tree of bools, or a function that returns one for the parameters; see
+            `masked`.
+
+    Raises:
+        ValueError: From `init` and `update`, when the mask is no prefix of the parameters.
+        TypeError: From `init` and `update`, when the mask has a leaf that is not a bool.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.chain(freeze({"body": True, "head": False}), torchopt.sgd(0.5))
+        >>> params = {"body": torch.ones(1), "head": torch.ones(1)}
+        >>> optimizer.update(params, optimizer.init(params), params=params)[0]
+        {'body': None, 'head': tensor([-0.5000])}
+    """
+    freezing = Freeze(mask)
+    return GradientTransformation(freezing.init, freezing.update)

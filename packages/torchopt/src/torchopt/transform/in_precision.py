@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compute and keep states in another dtype than the parameters'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.tree import tree_map
+
+__all__ = ["in_precision"]
+
+
+@dataclass(frozen=True)
+class InPrecision:
+    """Hands `inner` gradients and parameters in `dtype`."""
+
+    inner: GradientTransformation
+    dtype: torch.dtype
+
+    def _cast(self, tree: Any) -> Any:
+        def cast(x: Tensor | None) -> Tensor | None:
+            return x if x is None or not x.is_floating_point() else x.to(self.dtype)
+
+        return tree_map(cast, tree, none_is_leaf=True)
+
+    def init(self, params: Any) -> Any:
+        """Return the state of `inner` for the parameters in `dtype`."""
+        return self.inner.init(self._cast(params))
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        """Step in `dtype`; return updates in the dtype of the gradients."""
+        stepped, state = self.inner.update(
+            self._cast(updates),
+            state,
+            params=None if params is None else self._cast(params),
+            inplace=inplace,
+        )
+
+        def back(u: Tensor | None, g: Tensor | None) -> Tensor | None:
+            return u if u is None or g is None else u.to(g.dtype)
+
+        return tree_map(back, stepped, updates, none_is_leaf=True), state
+
+
+def in_precision(
+    inner: GradientTransformation, dtype: torch.dtype = torch.float32
+) -> GradientTransformation:
+    """Return `inner` with its arithmetic and its states in `dtype`.
+
+    For bfloat16 parameters with float32 moments. Updates come in the dtype of the gradients.
+
+    Args:
+        inner: The transformation.
+        dtype: A floating-point dtype.
+
+    Raises:
+        TypeError: `dtype` is no floating-point dtype.
+
+    Example:
+        >>> import torchopt
+        >>> optimizer = in_precision(torchopt.adam())
+        >>> optimizer.init((torch.zeros(1, dtype=torch.bfloat16),))[0].mu[0].dtype
+        torch.float32
+    """
+    if not dtype.is_floating_point:
+        raise TypeError(f"in_precision: expected a floating-point dtype, got {dtype}")
+    casting = InPrecision(inner, dtype)
+    return GradientTransformation(casting.init, casting.update)

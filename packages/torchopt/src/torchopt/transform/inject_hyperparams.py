@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hyper-parameters as tensors in the state."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+
+__all__ = ["InjectHyperparamsState", "inject_hyperparams"]
+
+
+class InjectHyperparamsState(NamedTuple):
+    """`hyperparams`: tensors by name; `steps`: steps so far; `inner_state`."""
+
+    hyperparams: Any
+    steps: int
+    inner_state: Any
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_injected(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return bool(value) and all(_is_injected(v) for v in value)
+    return _is_number(value) or isinstance(value, Tensor)
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_tensors(v) for v in value)
+    return value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class InjectHyperparams:
+    """Makes the transformation anew in each step, from the hyper-parameters in the state."""
+
+    make: Callable[..., GradientTransformation]
+    injected: dict[str, Any]
+    schedules: dict[str, Callable[[Any], Any]]
+    static: dict[str, Any]
+
+    def _hyperparams(self, state_values: dict[str, Any], count: int) -> dict[str, Any]:
+        return state_values | {
+            name: _tensors(schedule(count)) for name, schedule in self.schedules.items()
+        }
+
+    def init(self, params: Any) -> InjectHyperparamsState:
+        """Return the hyper-parameters and the state of the transformation."""
+        injected = {name: _tensors(value) for name, value in self.injected.items()}
+        hyperparams = self._hyperparams(injected, 0)
+        inner = self.make(**self.static, **hyperparams)
+        return InjectHyperparamsState(hyperparams, 0, inner.init(params))
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        """Step with the hyper-parameters in the state."""
+        hyperparams = self._hyperparams(dict(state.hyperparams), state.steps)
+        inner = self.make(**self.static, **hyperparams)
+        stepped, inner_state = inner.update(
+            updates, state.inner_state, params=params, inplace=inplace
+        )
+        return stepped, InjectHyperparamsState(hyperparams, state.steps + 1, inner_state)
+
+
+def inject_hyperparams(
+    make: Callable[..., GradientTransformation], *, static: Iterable[str] = ()
+) -> Callable[..., GradientTransformation]:
+    """Return `make` with its numbers moved into the state, as tensors.
+
+    There they can be looked at, replaced between steps, saved, batched by vmap, and learned: put a
+    tensor that requires a gradient in their place, and meta-gradients reach it.
+
+    Args:
+        make: Makes a transformation, such as `torchopt.adam`.
+        static: Names of arguments that stay as they are.
+
+    Returns:
+        A function with the arguments of `make`. Of those that are given, numbers, tensors and
+        tuples of them go into `state.hyperparams` (numbers as 0-dim float64 tensors); functions of
+        one argument are taken for schedules and evaluated at the number of previous steps; bools,
+        strings, None and what is named in `static` stay arguments.
+
+    Raises:
+        TypeError: From the function returned: an unknown argument.
+
+    Example:
+        >>> import torchopt
+        >>> optimizer = inject_hyperparams(torchopt.sgd)(lr=0.1)
+        >>> params = torch.tensor([1.0])
+        >>> state = optimizer.init(params)
+        >>> lr = torch.tensor(0.5, requires_grad=True)
+        >>> state = state._replace(hyperparams=state.hyperparams | {"lr": lr})
+        >>> updates, state = optimizer.update(torch.tensor([2.0]), state, inplace=False)
+        >>> updates.detach(), torch.autograd.grad(updates.sum(), lr)
+        (tensor([-1.]), (tensor(-2.),))
+    """
+    kept = frozenset(static)
+
+    def injected(*args: Any, **kwargs: Any) -> GradientTransformation:
+        bound = inspect.signature(make).bind(*args, **kwargs)
+        values = bound.arguments
+        numbers = {n: v for n, v in values.items() if n not in kept and _is_injected(v)}
+        schedules = {
+            n: v
+            for n, v in values.items()
+            if n not in kept and callable(v) and not isinstance(v, Tensor)
+        }
+        rest = {n: v for n, v in values.items() if n not in numbers and n not in schedules}
+        injecting = InjectHyperparams(make, numbers, schedules, rest)
+        make(**values)  # reports hyper-parameters out of range, which tensors are not checked for
+        return GradientTransformation(injecting.init, injecting.update)
+
+    return injected

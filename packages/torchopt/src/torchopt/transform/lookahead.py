@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slow weights that follow fast ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.transform.validate import check_fraction
+from torchopt.tree import tree_map
+
+__all__ = ["LookaheadState", "lookahead"]
+
+
+class LookaheadState(NamedTuple):
+    """`steps`: fast steps since the last synchronization; `slow`: slow weights; `inner_state`."""
+
+    steps: int
+    slow: Any
+    inner_state: Any
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """Moves to the slow weights after every `every` steps of `inner`."""
+
+    inner: GradientTransformation
+    every: int
+    alpha: float | Tensor
+
+    def init(self, params: Any) -> LookaheadState:
+        """Return slow weights equal to the parameters."""
+        slow = tree_map(lambda p: p.clone(), params)
+        return LookaheadState(steps=0, slow=slow, inner_state=self.inner.init(params))
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        """Step `inner`; after every `every` steps go back towards the slow weights."""
+        if params is None:
+            raise AssertionError(
+                "Parameters are required for lookahead. "
+                "Call `update(updates, state, params=params)` instead."
+            )
+        fast, inner_state = self.inner.update(
+            updates, state.inner_state, params=params, inplace=inplace
+        )
+        steps = state.steps + 1
+        if steps < self.every:
+            return fast, LookaheadState(steps, state.slow, inner_state)
+
+        def moved(slow: Any, p: Any, u: Any) -> Any:
+            return slow if p is None else slow + self.alpha * (p + (0 if u is None else u) - slow)
+
+        slow = tree_map(moved, state.slow, params, fast, none_is_leaf=True)
+        # The new parameters share no memory with the slow weights: they may be written to.
+        synced = tree_map(
+            lambda s, p: None if p is None else s - p, slow, params, none_is_leaf=True
+        )
+        return synced, LookaheadState(0, slow, inner_state)
+
+
+def lookahead(
+    inner: GradientTransformation, every: int = 5, alpha: float | Tensor = 0.5
+) -> GradientTransformation:
+    r"""Return the transformation of lookahead: k steps forward, one step back.
+
+    After every k-th step :math:`\phi' = \phi + \alpha (\theta - \phi)` and
+    :math:`\theta' = \phi'`, with the slow weights phi and the fast weights theta.
+
+    Args:
+        inner: The transformation that makes the fast steps.
+        every: k, >= 1.
+        alpha: In [0, 1]; a tensor is differentiated.
+
+    Raises:
+        ValueError: `every` or `alpha` out of range.
+        AssertionError: From `update`, when it is called without `params`.
+
+    References:
+        M. R. Zhang, J. Lucas, G. Hinton, J. Ba, Lookahead Optimizer: k steps forward, 1 step back,
+        2019, https://arxiv.org/abs/1907.08610, Algorithm 1.
+    """
+    if every < 1:
+        raise ValueError(f"lookahead: expected every >= 1, got {every}")
+    check_fraction(alpha, "alpha value", closed=True)
+    looking = Lookahead(inner, every, alpha)
+    return GradientTransformation(looking.init, looking.update)

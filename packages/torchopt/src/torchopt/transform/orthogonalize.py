@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replace matrices by nearly orthogonal ones with the same singular vectors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from torchopt.kernels.reference.root import root
+from torchopt.transform.base import LeafRule, transformation
+
+__all__ = ["orthogonalize"]
+
+
+@dataclass(frozen=True)
+class Orthogonalize(LeafRule):
+    """u = scale * NewtonSchulz(g)."""
+
+    steps: int
+    coefficients: tuple[float, float, float]
+    eps: float
+    match_rms: bool
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the orthogonalized updates."""
+        return [self._orthogonalized(g) for g in grads], state
+
+    def _orthogonalized(self, g: Tensor) -> Tensor:
+        if g.ndim != 2:
+            raise ValueError(f"orthogonalize: expected matrices, got shape {tuple(g.shape)}")
+        a, b, c = self.coefficients
+        wide = g.shape[0] <= g.shape[1]
+        x = g if wide else g.mT
+        x = x / root((x * x).sum()).clamp(min=self.eps)
+        for _ in range(self.steps):
+            gram = x @ x.mT
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        rows, columns = g.shape
+        if self.match_rms:
+            scale = 0.2 * math.sqrt(max(rows, columns))
+        else:
+            scale = math.sqrt(max(1.0, rows / columns))
+        return (x if wide else x.mT) * scale
+
+
+@transformation
+def orthogonalize(
+    steps: int = 5,
+    coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+    eps: float = 1e-7,
+    match_rms: bool = False,
+) -> LeafRule:
+    r"""Return the transformation that brings the singular values of matrices close to one.
+
+    .. math::
+        X_0 = g / \max(|g|, \epsilon), \quad
+        X_{i+1} = a X_i + b (X_i X_i^T) X_i + c (X_i X_i^T)^2 X_i
+
+    With g = U S V^T the result is U p(...p(S / |g|)) V^T, p(s) = a s + b s^3 + c s^5, times
+    sqrt(max(1, rows / columns)), or 0.2 sqrt(max(rows, columns)) with `match_rms`, which gives it
+    the size of Adam's steps. Computed in the dtype of the gradient.
+
+    Args:
+        steps: Number of iterations.
+        coefficients: a, b, c.
+        eps: Smallest divisor.
+        match_rms: Which of the two scales.
+
+    Raises:
+        ValueError: From `update`, for a tensor that is no matrix.
+
+    References:
+        K. Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024,
+        https://kellerjordan.github.io/posts/muon
+        J. Liu et al., Muon is Scalable for LLM Training, 2025, https://arxiv.org/abs/2502.16982
+    """
+    return Orthogonalize(steps, coefficients, eps, match_rms)

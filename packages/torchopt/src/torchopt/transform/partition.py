@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Apply another transformation to each labelled part of the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torchopt.base import GradientTransformation
+from torchopt.transform.masked import MaskedNode
+from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_unflatten
+
+__all__ = ["PartitionState", "partition"]
+
+
+class PartitionState(NamedTuple):
+    """`inner_states`: the state of each transformation, by label."""
+
+    inner_states: Any
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Applies `transformations[label]` to the leaves with that label."""
+
+    transformations: Mapping[Hashable, GradientTransformation]
+    labels: Any
+    needs_tree: ClassVar[bool] = True
+
+    def _leaf_labels(self, tree: Any) -> list[Any]:
+        labels = self.labels(tree) if callable(self.labels) else self.labels
+        found = prefix_leaves(labels, tree, "partition(transformations, labels)")
+        for label in found:
+            if label not in self.transformations:
+                raise ValueError(
+                    "partition(transformations, labels): expected one of the labels "
+                    f"{list(self.transformations)}, got {label!r}"
+                )
+        return found
+
+    def init(self, params: Any) -> PartitionState:
+        """Return the state of each transformation for its part."""
+        leaves, spec = tree_flatten(params, none_is_leaf=True)
+        labels = self._leaf_labels(params)
+        return PartitionState(
+            inner_states={
+                label: inner.init(tree_unflatten(spec, _part(leaves, labels, label)))
+                for label, inner in self.transformations.items()
+            }
+        )
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        """Transform each part and put the parts together."""
+        leaves, spec = tree_flatten(updates if params is None else params, none_is_leaf=True)
+        labels = self._leaf_labels(tree_unflatten(spec, leaves))
+        values = flatten_up_to(spec, updates, "updates")
+        merged = list(values)
+        states = {}
+        for label, inner in self.transformations.items():
+            part = tree_unflatten(spec, _part(values, labels, label))
+            own = None if params is None else tree_unflatten(spec, _part(leaves, labels, label))
+            part, states[label] = inner.update(
+                part, state.inner_states[label], params=own, inplace=inplace
+            )
+            for i, value in enumerate(flatten_up_to(spec, part, "updates")):
+                if labels[i] == label:
+                    merged[i] = value
+        return tree_unflatten(spec, merged), PartitionState(inner_states=states)
+
+
+def _part(leaves: list[Any], labels: list[Any], label: Any) -> list[Any]:
+    return [leaf if own == label else MaskedNode() for leaf, own in zip(leaves, labels)]
+
+
+def partition(
+    transformations: Mapping[Hashable, GradientTransformation],
+    labels: Any | Callable[[Any], Any],
+) -> GradientTransformation:
+    """Return the transformation that treats each labelled part of the tree in its own way.
+
+    Args:
+        transformations: A transformation for each label.
+        labels: A tree of labels that is a prefix of the tree of parameters (one label counts for
+            everything below it), or a function that returns such a tree for the parameters (for
+            the updates where `update` is called without `params`).
+
+    Raises:
+        ValueError: From `init` and `update`: an unknown label, or labels that are no prefix of the
+            parameters.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = partition(
+        ...     {"slow": torchopt.sgd(0.1), "fast": torchopt.sgd(1.0)},
+        ...     {"body": "slow", "head": "fast"},
+        ... )
+        >>> params = {"body": [torch.ones(1), torch.ones(1)], "head": torch.ones(1)}
+        >>> optimizer.update(params, optimizer.init(params))[0]
+        {'body': [tensor([-0.1000]), tensor([-0.1000])], 'head': tensor([-1.])}
+    """
+    partitioned = Partition(dict(transformations), labels)
+    return GradientTransformation(partitioned.init, partitioned.update)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rprop's step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.trace import zeros_like
+from torchopt.transform.validate import check_at_least_zero
+
+__all__ = ["ScaleByRpropState", "scale_by_rprop"]
+
+
+class ScaleByRpropState(NamedTuple):
+    """`previous`: the last gradient, zero where it changed its sign; `step_size`."""
+
+    previous: Any
+    step_size: Any
+
+
+@dataclass(frozen=True)
+class ScaleByRprop(LeafRule):
+    """The sign of the gradient times a step size of its own."""
+
+    lr: float | Tensor
+    eta_minus: float
+    eta_plus: float
+    min_step: float
+    max_step: float
+    leaf_fields: ClassVar[tuple[str, ...]] = (
+        "previous",
+        "step_size",
+    )
+    overwritten_fields: ClassVar[tuple[str, ...]] = (
+        "previous",
+        "step_size",
+    )
+
+    def init_leaves(self, params: list[Tensor]) -> ScaleByRpropState:
+        """Return gradients of zero and step sizes of `lr`."""
+        return ScaleByRpropState(
+            previous=zeros_like(params, False),
+            step_size=[torch.full_like(p, 1.0, requires_grad=False) * self.lr for p in params],
+        )
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the directions and the new state."""
+        updates, previous, sizes = [], [], []
+        for g, old, size in zip(grads, state.previous, state.step_size):
+            agreement = torch.sign(g * old)
+            grown = torch.where(agreement > 0, size * self.eta_plus, size)
+            size = torch.where(agreement < 0, size * self.eta_minus, grown)
+            size = size.clamp(self.min_step, self.max_step)
+            g = torch.where(agreement < 0, 0.0, g)
+            updates.append(torch.sign(g) * size)
+            previous.append(g.clone())
+            sizes.append(size)
+        return updates, ScaleByRpropState(previous=previous, step_size=sizes)
+
+
+@transformation
+def scale_by_rprop(
+    lr: float | Tensor = 1e-2,
+    eta_minus: float = 0.5,
+    eta_plus: float = 1.2,
+    min_step: float = 1e-6,
+    max_step: float = 50.0,
+) -> LeafRule:
+    r"""Return the transformation to Rprop's step: the sign of g times a step size for each number.
+
+    A step size grows by `eta_plus` while its gradient keeps its sign and shrinks by `eta_minus`
+    when it changes, in which case there is no step.
+
+    Args:
+        lr: The first step size; steps are differentiable with respect to it.
+        eta_minus: In (0, 1).
+        eta_plus: > 1.
+        min_step: The smallest step size.
+        max_step: The largest step size.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        M. Riedmiller, H. Braun, A Direct Adaptive Method for Faster Backpropagation Learning: The
+        RPROP Algorithm, 1993. The variant without a step back is that of torch.optim.Rprop.
+    """
+    check_at_least_zero(lr, "learning rate")
+    if not 0.0 < eta_minus < 1.0 < eta_plus:
+        raise ValueError(f"Invalid eta values: {eta_minus}, {eta_plus}")
+    return ScaleByRprop(lr, eta_minus, eta_plus, min_step, max_step)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layer-wise trust ratios."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from torchopt.kernels.reference.root import root
+from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.validate import check_at_least_zero
+
+__all__ = ["scale_by_trust_ratio"]
+
+
+@dataclass(frozen=True)
+class ScaleByTrustRatio(LeafRule):
+    """u = coefficient |p| / (|g| + eps) g, tensor by tensor."""
+
+    coefficient: float | Tensor
+    eps: float | Tensor
+    reads_params: ClassVar[bool] = True
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the scaled updates."""
+        updates = []
+        for g, p in zip(grads, params):
+            p_norm, g_norm = root((p * p).sum()), root((g * g).sum())
+            usable = (p_norm > 0) & (g_norm > 0)
+            divisor = torch.where(usable, g_norm + self.eps, 1.0)
+            ratio = torch.where(usable, self.coefficient * p_norm / divisor, 1.0)
+            updates.append(g * ratio)
+        return updates, state
+
+
+@transformation
+def scale_by_trust_ratio(coefficient: float | Tensor = 1.0, eps: float | Tensor = 0.0) -> LeafRule:
+    """Return the transformation u = coefficient |p| / (|g| + eps) g, tensor by tensor.
+
+    Where one of the norms is zero, u = g.
+
+    Args:
+        coefficient: >= 0.
+        eps: Added to the norm of the update, >= 0.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+        AssertionError: From `update`, when it is called without `params`.
+
+    References:
+        Y. You, I. Gitman, B. Ginsburg, Large Batch Training of Convolutional Networks, 2017,
+        https://arxiv.org/abs/1708.03888, equation 6.
+    """
+    check_at_least_zero(coefficient, "coefficient value")
+    check_at_least_zero(eps, "epsilon value")
+    return ScaleByTrustRatio(coefficient, eps)

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wrappers around transformations, and clipping."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import torchopt
+from torchopt.base import EmptyState
+from torchopt.clip import adaptive_clip, clip_by_value, clip_each_norm, clip_grad_norm
+from torchopt.transform import (
+    accumulate,
+    apply_if_finite,
+    centralize,
+    ema,
+    freeze,
+    in_precision,
+    inject_hyperparams,
+    lookahead,
+    partition,
+)
+
+DOUBLE = torch.float64
+
+
+def tree() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(2)
+    return {
+        "body": [
+            torch.randn(2, 3, generator=generator, dtype=DOUBLE),
+            torch.randn(2, generator=generator, dtype=DOUBLE),
+        ],
+        "head": torch.randn(3, generator=generator, dtype=DOUBLE),
+    }
+
+
+def run(optimizer: Any, params: Any, grads: Any, steps: int, inplace: bool = False) -> Any:
+    state = optimizer.init(params)
+    for _ in range(steps):
+        updates, state = optimizer.update(grads, state, params=params, inplace=inplace)
+        params = torchopt.apply_updates(params, updates, inplace=False)
+    return params
+
+
+def test_partition_is_each_transformation_on_its_part() -> None:
+    params, grads = tree(), tree()
+    for wrap in (lambda x: x, lambda x: torchopt.chain.flat(torchopt.clip_grad_norm(1e9), x)):
+        optimizer = wrap(
+            partition(
+                {
+                    "a": torchopt.adam(0.1, weight_decay=0.1),
+                    "s": torchopt.sgd(0.2, 0.9),
+                    "no": freeze(),
+                },
+                {"body": ["a", "no"], "head": "s"},
+            )
+        )
+        got = run(optimizer, params, grads, 3)
+        part, grad = {"x": params["body"][0]}, {"x": grads["body"][0]}
+        expected = run(torchopt.adam(0.1, weight_decay=0.1), part, grad, 3)["x"]
+        assert torch.equal(got["body"][0], expected)
+        assert torch.equal(
+            got["head"], run(torchopt.sgd(0.2, 0.9), params["head"], grads["head"], 3)
+        )
+        assert got["body"][1] is params["body"][1]
+    by_function = partition(
+        {"a": torchopt.sgd(0.1), "b": torchopt.sgd(1.0)},
+        lambda p: torchopt.pytree.tree_map(lambda x: "a" if x.ndim > 1 else "b", p),
+    )
+    got = run(pickled_labels(), params, grads, 1)
+    assert torch.equal(got["head"], run(by_function, params, grads, 1)["head"])
+    with pytest.raises(ValueError, match=r"expected one of the labels \['a'\], got 'z'"):
+        partition({"a": torchopt.sgd(0.1)}, {"body": "z", "head": "a"}).init(params)
+
+
+def pickled_labels() -> Any:
+    labels = {"body": ["a", "b"], "head": "b"}
+    optimizer = partition({"a": torchopt.sgd(0.1), "b": torchopt.sgd(1.0)}, labels)
+    return pickle.loads(pickle.dumps(optimizer))
+
+
+def test_frozen_parameters_and_their_state_stay() -> None:
+    params, grads = tree(), tree()
+    optimizer = torchopt.chain(freeze({"body": [True, False], "head": False}), torchopt.adam(0.1))
+    state = optimizer.init(params)
+    updates, state = optimizer.update(grads, state, params=params, inplace=False)
+    assert updates["body"][0] is None
+    alone = run(torchopt.adam(0.1), params["head"], grads["head"], 1)
+    assert torch.equal(params["head"] + updates["head"], alone)
+    assert [c.item() for c in state[1][0].count] == [0, 1, 1]
+    with pytest.raises(TypeError, match=r"freeze\(mask\): expected a tree of bools"):
+        freeze({"body": 1, "head": False}).init(params)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_accumulating_equals_one_step_with_the_mean(inplace: bool) -> None:
+    params = tree()
+    parts = [torchopt.pytree.tree_map(lambda x, i=i: x * i, tree()) for i in (1.0, 2.0, 6.0)]
+    optimizer = accumulate(torchopt.adam(0.1), 3)
+    state = optimizer.init(params)
+    stepped = params
+    for _ in range(2):
+        for grads in parts:
+            updates, state = optimizer.update(grads, state, params=stepped, inplace=inplace)
+            stepped = torchopt.apply_updates(stepped, updates, inplace=False)
+    mean = torchopt.pytree.tree_map(lambda x: x * 3.0, tree())
+    expected = run(torchopt.adam(0.1), params, mean, 2)
+    torch.testing.assert_close(stepped["head"], expected["head"], rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(stepped["body"], expected["body"], rtol=1e-13, atol=1e-14)
+    optimizer = accumulate(torchopt.sgd(1.0), 2)
+    state = optimizer.init((params["head"], params["head"]))
+    one = torch.ones(3, dtype=DOUBLE)
+    for grads in ((one, None), (None, None)):
+        updates, state = optimizer.update(grads, state, inplace=False)
+    assert updates[0].tolist() == [-0.5] * 3
+    assert updates[1] is None
+    with pytest.raises(ValueError, match="expected every >= 1, got 0"):
+        accumulate(torchopt.sgd(0.1), 0)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_lookahead_by_hand(inplace: bool) -> None:
+    # Constant gradient 1, fast steps of 0.1: after k = 2 steps fast = p - 0.2, slow = p - 0.1.
+    optimizer = lookahead(torchopt.sgd(0.1), every=2, alpha=0.5)
+    params = torch.tensor([1.0, 2.0], dtype=DOUBLE)
+    values = []
+    state = optimizer.init(params)
+    for _ in range(4):
+        grad = torch.ones(2, dtype=DOUBLE)
+        updates, state = optimizer.update(grad, state, params=params, inplace=inplace)
+        params = torchopt.apply_updates(params, updates, inplace=inplace)
+        values.append(params[0].item())
+    assert values == pytest.approx([0.9, 0.9, 0.8, 0.8], rel=1e-14)
+    alpha = torch.tensor(0.5, dtype=DOUBLE, requires_grad=True)
+    end = run(lookahead(torchopt.sgd(0.1), 2, alpha), params, torch.ones(2, dtype=DOUBLE), 2)
+    assert torch.autograd.grad(end.sum(), alpha)[0].item() == pytest.approx(-0.4, rel=1e-13)
+    with pytest.raises(AssertionError, match="Parameters are required for lookahead"):
+        optimizer.update(params, optimizer.init(params))
+
+
+def test_ema_equals_the_weighted_sum() -> None:
+    grads = [torch.tensor(float(i), dtype=DOUBLE) for i in (1, 5, -2)]
+    optimizer = ema(0.9)
+    state = optimizer.init(grads[0])
+    for g in grads:
+        updates, state = optimizer.update(g, state, inplace=False)
+    weights = [0.1 * 0.9**2, 0.1 * 0.9, 0.1]
+    expected = sum(w * g.item() for w, g in zip(weights, grads)) / sum(weights)
+    assert updates.item() == pytest.approx(expected, rel=1e-14)
+
+
+def test_centralized_gradients_have_mean_zero() -> None:
+    grads = tree()
+    updates, _ = centralize().update(grads, EmptyState(), inplace=False)
+    weight = grads["body"][0]
+    torch.testing.assert_close(updates["body"][0], weight - weight.mean(1, keepdim=True))
+    assert updates["body"][0].mean(1).abs().max() < 1e-15
+    assert torch.equal(updates["head"], grads["head"])
+
+
+def test_steps_that_are_not_finite_are_skipped() -> None:
+    params, grads = tree(), tree()
+    bad = torchopt.pytree.tree_map(torch.clone, grads)
+    bad["head"][1] = math.nan
+    optimizer = apply_if_finite(torchopt.adam(0.1), max_failures=2)
+    state = optimizer.init(params)
+    stepped = params
+    for g in (grads, bad, bad, grads):
+        updates, state = optimizer.update(g, state, params=stepped, inplace=False)
+        stepped = torchopt.apply_updates(stepped, updates, inplace=False)
+    assert (state.failures, state.total) == (0, 2)
+    assert torch.equal(stepped["head"], run(torchopt.adam(0.1), params, grads, 2)["head"])
+    for _ in range(2):
+        _, state = optimizer.update(bad, state, params=params, inplace=False)
+    with pytest.raises(FloatingPointError, match="gradients of 3 steps in a row"):
+        optimizer.update(bad, state, params=params, inplace=False)
+
+
+def test_injected_hyper_parameters_are_learnable() -> None:
+    make = inject_hyperparams(torchopt.adam)
+    params, grads = tree()["head"], tree()["head"]
+    optimizer = make(lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1)
+    plain = torchopt.adam(lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1)
+    assert set(optimizer.init(params).hyperparams) == {"lr", "betas", "eps", "weight_decay"}
+    torch.testing.assert_close(
+        run(optimizer, params, grads, 3), run(plain, params, grads, 3), rtol=1e-13, atol=1e-14
+    )
+
+    def end(lr: Tensor, b1: Tensor, b2: Tensor, eps: Tensor, wd: Tensor) -> Tensor:
+        state = optimizer.init(params)
+        hyper = {"lr": lr, "betas": (b1, b2), "eps": eps, "weight_decay": wd}
+        state = state._replace(hyperparams=hyper)
+        p = params
+        for _ in range(3):
+            updates, state = optimizer.update(grads * p, state, params=p, inplace=False)
+            p = p + updates
+        return p
+
+    values = [torch.tensor(v, dtype=DOUBLE, requires_grad=True) for v in (0.1, 0.8, 0.9, 1e-3, 0.1)]
+    assert torch.autograd.gradcheck(end, values)
+    again = pickle.loads(pickle.dumps(optimizer))
+    assert torch.equal(run(again, params, grads, 2), run(optimizer, params, grads, 2))
+    with pytest.raises(ValueError, match="Invalid learning rate: -1.0"):
+        make(lr=-1.0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rate'"):
+        make(learning_rate=0.1)
+
+
+def test_injected_schedules_are_seen_in_the_state() -> None:
+    optimizer = inject_hyperparams(torchopt.sgd)(torchopt.schedule.linear_schedule(1.0, 0.0, 4))
+    p = torch.zeros((), dtype=DOUBLE)
+    state = optimizer.init(p)
+    seen = []
+    for _ in range(3):
+        updates, state = optimizer.update(torch.ones((), dtype=DOUBLE), state, inplace=False)
+        seen.append((state.hyperparams["lr"].item(), updates.item()))
+    assert seen == [(1.0, -1.0), (0.75, -0.75), (0.5, -0.5)]
+
+
+def test_learning_rates_for_each_parameter_are_learned() -> None:
+    # Meta-SGD: a learning rate for each number, trained by the loss after one inner step.
+    target = torch.tensor([1.0, -2.0, 3.0], dtype=DOUBLE)
+    curvature = torch.tensor([1.0, 4.0, 0.5], dtype=DOUBLE)
+    rates = torch.full((3,), 0.1, dtype=DOUBLE, requires_grad=True)
+    outer = torchopt.Adam([rates], lr=0.05)
+    for _ in range(400):
+        w = torch.zeros(3, dtype=DOUBLE, requires_grad=True)
+        (g,) = torch.autograd.grad((curvature * (w - target) ** 2).sum() / 2, w, create_graph=True)
+        sgd = torchopt.sgd(1.0)
+        (step,), _ = sgd.update((rates * g,), sgd.init((w,)), inplace=False)
+        loss = ((w + step - target) ** 2).sum()
+        outer.zero_grad()
+        loss.backward()
+        outer.step()
+    # The best rate for each number is one over its curvature: the step lands on the target.
+    torch.testing.assert_close(rates.detach(), 1 / curvature, rtol=1e-3, atol=1e-3)
+
+
+def test_bfloat16_parameters_with_float32_moments() -> None:
+    params, grads = (torch.ones(4, dtype=torch.bfloat16),), (torch.full((4,), 0.3),)
+    low = (grads[0].bfloat16(),)
+    optimizer = in_precision(torchopt.adam(0.1, weight_decay=0.1))
+    state = optimizer.init(params)
+    plain = torchopt.adam(0.1, weight_decay=0.1)
+    plain_params = (torch.ones(4),)
+    plain_state = plain.init(plain_params)
+    updates, state = optimizer.update(low, state, params=params)
+    expected, plain_state = plain.update((low[0].float(),), plain_state, params=plain_params)
+    assert updates[0].dtype is torch.bfloat16
+    assert torch.equal(updates[0], expected[0].bfloat16())
+    assert state[1].nu[0].dtype is torch.float32
+    assert torch.equal(state[1].nu[0], plain_state[1].nu[0])
+    with pytest.raises(TypeError, match="expected a floating-point dtype, got torch.int64"):
+        in_precision(plain, torch.int64)
+
+
+def test_clip_by_value_and_by_the_norm_of_each_tensor() -> None:
+    grads = {"a": torch.tensor([3.0, -4.0]), "b": None, "z": torch.zeros(2)}
+    updates, _ = clip_by_value(3.5).update(grads, EmptyState(), inplace=False)
+    assert updates["a"].tolist() == [3.0, -3.5]
+    updates, _ = clip_each_norm(2.5).update(grads, EmptyState(), inplace=False)
+    assert updates["a"].tolist() == pytest.approx([1.5, -2.0])
+    assert updates["b"] is None
+    assert updates["z"].tolist() == [0.0, 0.0]
+    for make in (clip_by_value, clip_each_norm, adaptive_clip):
+        with pytest.raises(ValueError, match=">= 0"):
+            make(-1.0)
+
+
+def test_adaptive_clip_is_unit_wise() -> None:
+    p = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=DOUBLE)
+    g = torch.tensor([[6.0, 8.0], [0.3, 0.4]], dtype=DOUBLE)
+    u, _ = adaptive_clip(0.1, eps=1e-2).update(g, (), params=p, inplace=False)
+    # Row norms of p: 5 and (at least) 0.01, so that the rows of u have norms 0.5 and 0.001.
+    torch.testing.assert_close(u, torch.tensor([[0.3, 0.4], [6e-4, 8e-4]], dtype=DOUBLE))
+    with pytest.raises(AssertionError, match="Parameters are required"):
+        adaptive_clip().update(g, ())
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.0, math.inf])
+def test_global_clipping_is_differentiated_on_request(norm_type: float) -> None:
+    a = torch.tensor([1.0, -2.0], dtype=DOUBLE, requires_grad=True)
+    b = torch.tensor(0.7, dtype=DOUBLE, requires_grad=True)
+
+    def clipped(differentiable: bool) -> Any:
+        clip = clip_grad_norm(1.0, norm_type, differentiable=differentiable)
+        return lambda a, b: clip.update((a, b), (), inplace=False)[0]
+
+    assert torch.autograd.gradcheck(clipped(True), (a, b))
+    assert torch.autograd.gradgradcheck(clipped(True), (a, b))
+    u, _ = clipped(False)(a, b)
+    # A constant coefficient: the derivative of u_0 with respect to g_0 is the coefficient.
+    coefficient = (u[0] / a[0]).item()
+    assert torch.autograd.grad(u[0], a)[0].tolist() == pytest.approx([coefficient, 0.0])
+
+
+def test_clipping_each_tensor_is_differentiable_also_at_zero() -> None:
+    g = torch.tensor([[3.0, 4.0], [0.1, -0.2]], dtype=DOUBLE, requires_grad=True)
+    p = torch.tensor([[1.0, 2.0], [0.5, 0.5]], dtype=DOUBLE, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda g: clip_each_norm(1.0).update(g, ())[0], g)
+    assert torch.autograd.gradgradcheck(lambda g: clip_each_norm(1.0).update(g, ())[0], g)
+    assert torch.autograd.gradcheck(
+        lambda g, p: adaptive_clip(0.5).update(g, (), params=p)[0], (g, p)
+    )
+    zero = torch.zeros(2, dtype=DOUBLE, requires_grad=True)
+    (grad,) = torch.autograd.grad(
+        clip_each_norm(1.0).update(zero, ())[0].sum(), zero, create_graph=True
+    )
+    assert grad.tolist() == [1.0, 1.0]
