@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cosine decay, with and without restarts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from torchopt.typing import Numeric, Scalar, Schedule
+
+__all__ = ["cosine_decay", "cosine_restarts"]
+
+
+def _cosine(part: Numeric) -> Numeric:
+    """Return (1 + cos(pi part)) / 2."""
+    if isinstance(part, torch.Tensor):
+        return (1 + torch.cos(math.pi * part)) / 2
+    return (1 + math.cos(math.pi * part)) / 2
+
+
+@dataclass(frozen=True)
+class CosineDecay:
+    """A schedule; see `cosine_decay`."""
+
+    init_value: Scalar
+    end_value: Scalar
+    decay_steps: int
+
+    def __call__(self, count: Numeric) -> Numeric:
+        """Return the value after `count` updates."""
+        if isinstance(count, torch.Tensor):
+            count = count.to(torch.float64).clamp(0, self.decay_steps)
+        else:
+            count = min(max(count, 0), self.decay_steps)
+        fall = self.init_value - self.end_value
+        return self.end_value + fall * _cosine(count / self.decay_steps)
+
+
+def cosine_decay(init_value: Scalar, decay_steps: int, end_value: Scalar = 0.0) -> Schedule:
+    """Return the schedule end + (init - end) (1 + cos(pi count / decay_steps)) / 2.
+
+    It stays at `end_value` after `decay_steps`.
+
+    Args:
+        init_value: The first value.
+        decay_steps: Updates of the decay, >= 1.
+        end_value: The last value.
+
+    Raises:
+        ValueError: `decay_steps` is smaller than 1.
+
+    References:
+        I. Loshchilov, F. Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, 2017,
+        https://arxiv.org/abs/1608.03983, equation 5.
+
+    Example:
+        >>> [round(cosine_decay(1.0, 4)(count), 4) for count in (0, 2, 4, 9)]
+        [1.0, 0.5, 0.0, 0.0]
+    """
+    if decay_steps < 1:
+        raise ValueError(f"cosine_decay: expected decay_steps >= 1, got {decay_steps}")
+    return CosineDecay(init_value, end_value, decay_steps)
+
+
+@dataclass(frozen=True)
+class CosineRestarts:
+    """A schedule; see `cosine_restarts`."""
+
+    init_value: Scalar
+    end_value: Scalar
+    period: int
+    factor: int
+
+    def __call__(self, count: Numeric) -> Numeric:
+        """Return the value after `count` updates."""
+        fall = self.init_value - self.end_value
+        if isinstance(count, torch.Tensor):
+            return self.end_value + fall * _cosine(self._part_of_tensor(count))
+        if self.factor == 1:
+            return self.end_value + fall * _cosine((count % self.period) / self.period)
+        start, length = 0, self.period
+        while count >= start + length:
+            start, length = start + length, length * self.factor
+        return self.end_value + fall * _cosine((count - start) / length)
+
+    def _part_of_tensor(self, count: torch.Tensor) -> torch.Tensor:
+        steps = count.to(torch.float64)
+        if self.factor == 1:
+            return torch.remainder(steps, self.period) / self.period
+        # Period n starts at T (f^n - 1) / (f - 1); a guess from the logarithm, corrected by one.
+        f = float(self.factor)
+        n = torch.floor(torch.log(steps * (f - 1) / self.period + 1) / math.log(f))
+        n = n + (steps >= self._start(n + 1)).to(torch.float64)
+        n = n - (steps < self._start(n)).to(torch.float64)
+        return (steps - self._start(n)) / (self.period * f**n)
+
+    def _start(self, n: torch.Tensor) -> torch.Tensor:
+        f = float(self.factor)
+        return torch.round(self.period * (f**n - 1) / (f - 1))
+
+
+def cosine_restarts(
+    init_value: Scalar, period: int, factor: int = 1, end_value: Scalar = 0.0
+) -> Schedule:
+    """Return cosine decays one after the other, each `factor` times as long as the one before.
+
+    Args:
+        init_value: The value at each restart.
+        period: Updates of the first decay, >= 1.
+        factor: >= 1.
+        end_value: The value each decay approaches.
+
+    Raises:
+        ValueError: `period` or `factor` is smaller than 1.
+
+    References:
+        I. Loshchilov, F. Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, 2017,
+        https://arxiv.org/abs/1608.03983
+
+    Example:
+        >>> [round(cosine_restarts(1.0, 2)(count), 4) for count in range(4)]
+        [1.0, 0.5, 1.0, 0.5]
+    """
+    if period < 1 or factor < 1:
+        raise ValueError(
+            f"cosine_restarts: expected period >= 1 and factor >= 1, got {period} and {factor}"
+        )
+    return CosineRestarts(init_value, end_value, period, factor)
