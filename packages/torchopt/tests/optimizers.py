@@ -7,14 +7,17 @@ A new optimizer is a new row; every test that runs over `ROWS` or `CASES` then h
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import references
 import torch
 
 import torchopt
+from torchopt import alias
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,131 @@ ADAM_GRID = grid(
     betas=((0.9, 0.999), (0.5, 0.8)),
     eps=(1e-8, 1e-2),
     weight_decay=(0.0, 0.1),
+)
+
+
+def classic(make: Callable[..., Any], params: Any, **settings: Any) -> Any:
+    """Return the classic optimizer of a functional one that has no class of its own."""
+    return torchopt.Optimizer(params, make(**settings))
+
+
+def meta(make: Callable[..., Any], module: Any, **settings: Any) -> Any:
+    """Return the meta-optimizer of a functional one that has no class of its own."""
+    return torchopt.MetaOptimizer(module, make(**settings))
+
+
+def functional_row(
+    name: str, twin: Callable[..., Any], settings: tuple[dict[str, Any], ...]
+) -> Row:
+    """Return the row of an optimizer in `torchopt.alias`."""
+    make = getattr(alias, name)
+    return Row(
+        name, make, functools.partial(classic, make), functools.partial(meta, make), twin, settings
+    )
+
+
+def like_adam(lr: float, eps: tuple[float, ...], betas: Any = (0.9, 0.99)) -> tuple[Any, ...]:
+    """Return settings of an optimizer with Adam's hyper-parameters."""
+    plain = grid(lr=(lr,), betas=(betas,), eps=eps, weight_decay=(0.0, 0.1))
+    return (*plain, {**plain[-1], "maximize": True})
+
+
+def of_torch(make: Callable[..., Any], **fixed: Any) -> Callable[..., Any]:
+    """Return an optimizer of torch with fixed settings."""
+    return lambda params, **settings: make(params, **settings, **fixed)
+
+
+class InDouble:
+    """An optimizer of torch that keeps its scalars (products, step sizes) in float64."""
+
+    def __init__(self, make: Callable[..., Any], params: Any, **settings: Any) -> None:
+        self.optimizer = make(params, **settings)
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+    def step(self) -> None:
+        torch.set_default_dtype(torch.float64)
+        try:
+            self.optimizer.step()
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def in_double(make: Callable[..., Any], **fixed: Any) -> Callable[..., Any]:
+    """Return an optimizer of torch with float64 scalars and fixed settings."""
+    return lambda params, **settings: InDouble(make, params, **settings, **fixed)
+
+
+MORE = (
+    functional_row("amsgrad", of_torch(torch.optim.Adam, amsgrad=True), ADAM_GRID),
+    functional_row("amsgradw", of_torch(torch.optim.AdamW, amsgrad=True), ADAM_GRID),
+    functional_row(
+        "nadam",
+        in_double(torch.optim.NAdam),
+        (*ADAM_GRID, {"lr": 0.05, "momentum_decay": 0.1, "maximize": True, "weight_decay": 0.1}),
+    ),
+    functional_row("nadamw", in_double(torch.optim.NAdam, decoupled_weight_decay=True), ADAM_GRID),
+    functional_row(
+        "asgd",
+        in_double(torch.optim.ASGD),
+        (
+            *grid(
+                lr=(0.1,), lambd=(1e-4, 0.1), alpha=(0.75,), t0=(1e6, 3), weight_decay=(0.0, 0.1)
+            ),
+            {"lr": 0.1, "maximize": True},
+        ),
+    ),
+    functional_row(
+        "rprop",
+        torch.optim.Rprop,
+        (
+            *grid(
+                lr=(0.05,), etas=((0.5, 1.2), (0.3, 2.0)), step_sizes=((1e-6, 50.0), (0.01, 0.1))
+            ),
+            {"lr": 0.05, "maximize": True},
+        ),
+    ),
+    functional_row(
+        "lion",
+        references.twin(references.lion),
+        (
+            *grid(lr=(0.02,), betas=((0.9, 0.99), (0.5, 0.8)), weight_decay=(0.0, 0.1)),
+            {"lr": 0.02, "betas": (0.9, 0.99), "weight_decay": 0.1, "maximize": True},
+        ),
+    ),
+    functional_row("yogi", references.twin(references.yogi), like_adam(0.05, (1e-3, 1e-2))),
+    functional_row(
+        "adabelief", references.twin(references.adabelief), like_adam(0.05, (1e-8, 1e-2))
+    ),
+    functional_row(
+        "adan",
+        references.twin(references.adan),
+        like_adam(0.05, (1e-8, 1e-2), (0.98, 0.92, 0.99)),
+    ),
+    functional_row("adopt", references.twin(references.adopt), like_adam(0.05, (1e-6, 1e-2))),
+    functional_row("lamb", references.twin(references.lamb), like_adam(0.05, (1e-6, 1e-2))),
+    functional_row(
+        "lars",
+        references.twin(references.lars),
+        grid(lr=(1.0,), momentum=(0.0, 0.9), weight_decay=(0.0, 0.1), trust_coefficient=(0.02,)),
+    ),
+    functional_row(
+        "schedule_free_sgd",
+        references.twin(references.schedule_free_sgd),
+        grid(lr=(0.2,), beta=(0.9, 0.5), weight_decay=(0.0, 0.1), warmup_steps=(0, 4)),
+    ),
+    functional_row(
+        "schedule_free_adamw",
+        references.twin(references.schedule_free_adamw),
+        grid(
+            lr=(0.05,),
+            betas=((0.9, 0.99),),
+            eps=(1e-8, 1e-2),
+            weight_decay=(0.0, 0.1),
+            warmup_steps=(0, 4),
+        ),
+    ),
 )
 
 ROWS = {
@@ -145,6 +273,7 @@ ROWS = {
             torch.optim.RAdam,
             ADAM_GRID,
         ),
+        *MORE,
     )
 }
 

@@ -3,13 +3,56 @@
 
 from __future__ import annotations
 
+from torchopt.alias.adabelief import adabelief
 from torchopt.alias.adadelta import adadelta
+from torchopt.alias.adafactor import adafactor
 from torchopt.alias.adagrad import adagrad
 from torchopt.alias.adam import adam
 from torchopt.alias.adamax import adamax
 from torchopt.alias.adamw import adamw
+from torchopt.alias.adan import adan
+from torchopt.alias.adopt import adopt
+from torchopt.alias.amsgrad import amsgrad
+from torchopt.alias.amsgradw import amsgradw
+from torchopt.alias.asgd import asgd
+from torchopt.alias.lamb import lamb
+from torchopt.alias.lars import lars
+from torchopt.alias.lion import lion
+from torchopt.alias.muon import muon
+from torchopt.alias.nadam import nadam
+from torchopt.alias.nadamw import nadamw
 from torchopt.alias.radam import radam
 from torchopt.alias.rmsprop import rmsprop
+from torchopt.alias.rprop import rprop
+from torchopt.alias.schedule_free_adamw import schedule_free_adamw
+from torchopt.alias.schedule_free_sgd import schedule_free_sgd
 from torchopt.alias.sgd import sgd
+from torchopt.alias.yogi import yogi
 
-__all__ = ["adadelta", "adagrad", "adam", "adamax", "adamw", "radam", "rmsprop", "sgd"]
+__all__ = [
+    "adabelief",
+    "adadelta",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamw",
+    "adan",
+    "adopt",
+    "amsgrad",
+    "amsgradw",
+    "asgd",
+    "lamb",
+    "lars",
+    "lion",
+    "muon",
+    "nadam",
+    "nadamw",
+    "radam",
+    "rmsprop",
+    "rprop",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
+    "sgd",
+    "yogi",
+]

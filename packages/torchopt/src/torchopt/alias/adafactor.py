@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adafactor."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from torchopt.alias.utils import (
+    compose,
+    flip_sign_and_add_weight_decay,
+)
+from torchopt.base import GradientTransformation
+from torchopt.transform import add_decayed_weights, scale, scale_by_factored_rms
+
+__all__ = ["adafactor"]
+
+
+def adafactor(
+    lr: float | Tensor = 1e-2,
+    beta2_decay: float = -0.8,
+    eps: tuple[float | None, float] = (None, 1e-3),
+    d: float = 1.0,
+    weight_decay: float = 0.0,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return Adafactor.
+
+    The update is minus the step of `torchopt.transform.scale_by_factored_rms`, minus
+    lr weight_decay p.
+
+    Args:
+        lr: The largest relative step size, >= 0.
+        beta2_decay: Exponent of the weight of a new square, <= 0.
+        eps: Smallest root of the second moment (None for the spacing of the dtype at one), and
+            smallest root mean square that a parameter counts for.
+        d: Largest root mean square of a direction, > 0.
+        weight_decay: Coefficient of the decoupled decay, >= 0.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        N. Shazeer, M. Stern, Adafactor, 2018, https://arxiv.org/abs/1804.04235
+    """
+    return compose(
+        (flip_sign_and_add_weight_decay, (0.0, maximize)),
+        (scale_by_factored_rms, (lr, beta2_decay, *eps, d)),
+        (add_decayed_weights, (lr * weight_decay,)),
+        (scale, (-1.0,)),
+    )

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""schedule-free SGD."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from torchopt.alias.utils import (
+    compose,
+    flip_sign_and_add_weight_decay,
+)
+from torchopt.base import GradientTransformation
+from torchopt.transform import schedule_free
+
+__all__ = ["schedule_free_sgd"]
+
+
+def schedule_free_sgd(
+    lr: float | Tensor = 1.0,
+    beta: float = 0.9,
+    weight_decay: float = 0.0,
+    warmup_steps: int = 0,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return schedule-free SGD.
+
+    See `torchopt.transform.schedule_free`; `torchopt.transform.averaged_params` gives the model.
+
+    Args:
+        lr: Step size, >= 0.
+        beta: Weight of the average in the point where gradients are taken, in [0, 1).
+        weight_decay: Coefficient of the decay, >= 0.
+        warmup_steps: Steps over which the step size grows; 0 for none.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682
+    """
+    return compose(
+        (flip_sign_and_add_weight_decay, (0.0, maximize)),
+        (schedule_free, (lr, beta, weight_decay, warmup_steps)),
+    )

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizers that torch.optim does not have, written from their papers, one parameter at a time.
+
+Plain loops without a graph, in the notation of the papers: oracles for the tests, and twins of
+`torch.optim.Optimizer` in how they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Rule = Callable[..., None]
+
+
+class Reference:
+    """Calls `rule(p, g, memory, t, **settings)` for each parameter, t counted from 1."""
+
+    def __init__(self, rule: Rule, params: Iterable[Tensor], **settings: Any) -> None:
+        self.rule = rule
+        self.params = list(params)
+        self.settings = settings
+        self.memory: list[dict[str, Any]] = [{} for _ in self.params]
+        self.t = 0
+
+    def zero_grad(self) -> None:
+        for p in self.params:
+            p.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.t += 1
+        for p, memory in zip(self.params, self.memory):
+            if p.grad is not None:
+                g = -p.grad if self.settings.get("maximize") else p.grad.clone()
+                rest = {k: v for k, v in self.settings.items() if k != "maximize"}
+                self.rule(p, g, memory, self.t, **rest)
+
+
+def twin(rule: Rule) -> Callable[..., Reference]:
+    return lambda params, **settings: Reference(rule, params, **settings)
+
+
+def start(memory: dict[str, Any], p: Tensor, *names: str) -> list[Tensor]:
+    return [memory.setdefault(name, torch.zeros_like(p)) for name in names]
+
+
+def lion(
+    p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr: float, betas: Any, weight_decay: float
+) -> None:
+    (m,) = start(s, p, "m")
+    c = betas[0] * m + (1 - betas[0]) * g
+    p.sub_(lr * (c.sign() + weight_decay * p))
+    s["m"] = betas[1] * m + (1 - betas[1]) * g
+
+
+def yogi(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    betas: Any,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    g = g + weight_decay * p
+    (m,) = start(s, p, "m")
+    v = s.setdefault("v", torch.full_like(p, 1e-6))
+    s["m"] = m = betas[0] * m + (1 - betas[0]) * g
+    v = torch.where(v > g**2, v - (1 - betas[1]) * g**2, v + (1 - betas[1]) * g**2)
+    s["v"] = v
+    p.sub_(lr * m / (v.sqrt() + eps))
+
+
+def adabelief(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    betas: Any,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    m, v = start(s, p, "m", "v")
+    s["m"] = m = m + (1 - betas[0]) * (g - m)
+    s["v"] = v = betas[1] * v + (1 - betas[1]) * (g - m) ** 2 + eps
+    direction = m / (1 - betas[0] ** t) / ((v / (1 - betas[1] ** t)) ** 0.5 + eps)
+    p.copy_(p * (1 - lr * weight_decay) - lr * direction)
+
+
+def adan(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    betas: Any,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    m, v, n = start(s, p, "m", "v", "n")
+    before = s.get("g", g)
+    b1, b2, b3 = betas
+    s["m"] = m = b1 * m + (1 - b1) * g
+    s["v"] = v = b2 * v + (1 - b2) * (g - before)
+    s["n"] = n = b3 * n + (1 - b3) * (g + b2 * (g - before)) ** 2
+    s["g"] = g
+    direction = (m / (1 - b1**t) + b2 * v / (1 - b2**t)) / ((n / (1 - b3**t)).sqrt() + eps)
+    p.copy_(p * (1 - lr * weight_decay) - lr * direction)
+
+
+def adopt(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    betas: Any,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    g = g + weight_decay * p
+    if t == 1:
+        s["v"], s["m"] = g * g, torch.zeros_like(p)
+        return
+    bound = (t - 1) ** 0.25
+    scaled = (g / torch.clamp(s["v"].sqrt(), min=eps)).clamp(-bound, bound)
+    s["m"] = betas[0] * s["m"] + (1 - betas[0]) * scaled
+    p.sub_(lr * s["m"])
+    s["v"] = betas[1] * s["v"] + (1 - betas[1]) * g * g
+
+
+def lamb(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    betas: Any,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    m, v = start(s, p, "m", "v")
+    s["m"] = m = betas[0] * m + (1 - betas[0]) * g
+    s["v"] = v = betas[1] * v + (1 - betas[1]) * g * g
+    r = m / (1 - betas[0] ** t) / ((v / (1 - betas[1] ** t)).sqrt() + eps) + weight_decay * p
+    w, u = p.norm().item(), r.norm().item()
+    p.sub_(lr * (w / u if w > 0 and u > 0 else 1.0) * r)
+
+
+def lars(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    trust_coefficient: float,
+) -> None:
+    (v,) = start(s, p, "v")
+    u = g + weight_decay * p
+    w, n = p.norm().item(), u.norm().item()
+    local = trust_coefficient * w / n if w > 0 and n > 0 else 1.0
+    s["v"] = v = momentum * v + lr * local * u
+    p.sub_(v)
+
+
+def schedule_free_sgd(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    beta: float,
+    weight_decay: float,
+    warmup_steps: int,
+) -> None:
+    z, x = s.setdefault("z", p.clone()), s.setdefault("x", p.clone())
+    gamma = lr * (min(1.0, t / warmup_steps) if warmup_steps else 1.0)
+    s["sum"] = s.get("sum", 0.0) + gamma**2
+    c = gamma**2 / s["sum"]
+    s["z"] = z = z - gamma * g - gamma * weight_decay * p
+    s["x"] = x = (1 - c) * x + c * z
+    p.copy_((1 - beta) * z + beta * x)
+
+
+def schedule_free_adamw(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    betas: Any,
+    eps: float,
+    weight_decay: float,
+    warmup_steps: int,
+) -> None:
+    (v,) = start(s, p, "v")
+    s["v"] = v = betas[1] * v + (1 - betas[1]) * g * g
+    gamma = (1 - betas[1] ** t) ** 0.5
+    schedule_free_sgd(
+        p, g / (v.sqrt() + eps), s, t, lr * gamma, betas[0], weight_decay, warmup_steps
+    )
