@@ -242,8 +242,8 @@ def deep(leaf: MakeLeaf, depth: int = 500) -> Tree:
 
 
 def million(leaf: MakeLeaf) -> Tree:
-    """Return a list of 1000 transformer states, 1,000,000 leaves under shared keys."""
-    return [nested_state(leaf) for _ in range(1000)]
+    """Return a list of 1000 flat transformer states, 1,000,000 leaves under shared keys."""
+    return [flat_state(leaf) for _ in range(1000)]
 
 
 def _resnet(name: str, mapping: type[dict[str, Any]]) -> Callable[[MakeLeaf], Tree]:
