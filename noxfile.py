@@ -184,6 +184,12 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def instructions(session: nox.Session) -> None:
+    """Compare the instruction counts of tree operations with the stored ones (needs valgrind)."""
+    run(session, PYTHON, "benchmarks/optree/instructions.py", *(session.posargs or ["--check"]))
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation of both packages and run its examples; warnings are errors."""
     tools = ("sphinx", "furo", "myst-parser")

@@ -299,7 +299,8 @@ def test_reduce() -> None:
     assert optree.tree_reduce(lambda a, b: a, [], None) is None
     assert optree.tree_reduce(max, 5) == 5
     assert optree.functools.reduce is optree.tree_reduce
-    message = r"^reduce\(\) of empty (iterable|sequence) with no initial value$"  # "sequence" before 3.10
+    # "sequence" before Python 3.10
+    message = r"^reduce\(\) of empty (iterable|sequence) with no initial value$"
     with pytest.raises(TypeError, match=message):
         optree.tree_reduce(max, [])
     with pytest.raises(TypeError, match=message):

@@ -37,21 +37,24 @@ struct RuleEntry {
 };
 
 #if defined(TORCHOPT_WITH_CUDA)
-#define TORCHOPT_ENTRY(NAME)                                                           \
-    RuleEntry{#NAME, rules::NAME::kStates, Chain<rules::NAME>::kHypers,                \
-              &run_on_cpu<rules::NAME>, &run_on_cuda<rules::NAME>},
+#define TORCHOPT_ENTRY(NAME)                                                                      \
+    RuleEntry{#NAME, rules::NAME::kStates, Chain<rules::NAME>::kHypers, &run_on_cpu<rules::NAME>, \
+              &run_on_cuda<rules::NAME>},
 #else
-#define TORCHOPT_ENTRY(NAME)                                            \
-    RuleEntry{#NAME, rules::NAME::kStates, Chain<rules::NAME>::kHypers, \
-              &run_on_cpu<rules::NAME>},
+#define TORCHOPT_ENTRY(NAME) \
+    RuleEntry{#NAME, rules::NAME::kStates, Chain<rules::NAME>::kHypers, &run_on_cpu<rules::NAME>},
 #endif
 
 }  // namespace
 
-#define TORCHOPT_DECLARE(NAME) template <> void run_on_cpu<rules::NAME>(const CpuLaunch&);
+#define TORCHOPT_DECLARE(NAME) \
+    template <>                \
+    void run_on_cpu<rules::NAME>(const CpuLaunch&);
 TORCHOPT_FOR_EACH_RULE(TORCHOPT_DECLARE)
 #if defined(TORCHOPT_WITH_CUDA)
-#define TORCHOPT_DECLARE_CUDA(NAME) template <> void run_on_cuda<rules::NAME>(const CudaLaunch&);
+#define TORCHOPT_DECLARE_CUDA(NAME) \
+    template <>                     \
+    void run_on_cuda<rules::NAME>(const CudaLaunch&);
 TORCHOPT_FOR_EACH_RULE(TORCHOPT_DECLARE_CUDA)
 #endif
 
@@ -126,7 +129,8 @@ std::int64_t size_of(PyObject* tensor) {
 using TensorLists = std::vector<py::list>;
 
 /// The addresses of one role. A tensor whose address is 0 but which has elements has no memory of its own.
-std::vector<std::uintptr_t> addresses(const py::list& role, const std::vector<std::int64_t>& sizes) {
+std::vector<std::uintptr_t> addresses(const py::list& role,
+                                      const std::vector<std::int64_t>& sizes) {
     if (role.size() != sizes.size()) refuse("a role has the wrong number of tensors");
     std::vector<std::uintptr_t> out;
     out.reserve(sizes.size());
@@ -271,7 +275,8 @@ class StepPlan {
             PyObject* const g = PyList_GET_ITEM(grads.ptr(), static_cast<Py_ssize_t>(i));
             if (g == Py_None || size_of(g) != tensors.sizes[i]) return false;
             if (call(g, names().is_contiguous).ptr() != Py_True) return false;
-            const auto dtype = py::reinterpret_steal<py::object>(PyObject_GetAttr(g, names().dtype));
+            const auto dtype =
+                py::reinterpret_steal<py::object>(PyObject_GetAttr(g, names().dtype));
             if (!dtype) throw py::error_already_set();
             if (!dtype.is(dtype_)) return false;
             tensors.inputs[0][i] = address_of(g);

@@ -33,7 +33,6 @@ struct Tensors {
     Dtype dtype = Dtype::kFloat32;
 };
 
-
 /// A launch on the CPU. `hypers` in the order of math/rule.h. A kind that differentiates the hyper-parameters adds
 /// their cotangents to `hyper_cotangents`.
 struct CpuLaunch {

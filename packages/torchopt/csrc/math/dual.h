@@ -155,8 +155,7 @@ TORCHOPT_HOST_DEVICE Dual<T, N> choose(bool condition, const Dual<T, N>& first,
                                        const Dual<T, N>& second) {
     Dual<T, N> out;
     out.value = condition ? first.value : second.value;
-    for (int j = 0; j < N; ++j)
-        out.partial[j] = condition ? first.partial[j] : second.partial[j];
+    for (int j = 0; j < N; ++j) out.partial[j] = condition ? first.partial[j] : second.partial[j];
     return out;
 }
 

@@ -40,13 +40,12 @@ struct RAdam {
         const bool rectified = value_of(rho) > 5.0;
         S scale = 1.0 / (1.0 - power(h[0], k));
         if (rectified) {
-            const S r2 = ((rho - 4.0) * (rho - 2.0) * rho_inf) /
-                         ((rho_inf - 4.0) * (rho_inf - 2.0) * rho);
+            const S r2 =
+                ((rho - 4.0) * (rho - 2.0) * rho_inf) / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho);
             scale = scale * square_root(r2) * square_root(nu_correction);
         }
         const S one = h[0] * 0.0 + 1.0;
-        return {h[0],  h[1], 1.0 - h[0], 1.0 - h[1], scale, one * (rectified ? 1.0 : 0.0),
-                h[2]};
+        return {h[0], h[1], 1.0 - h[0], 1.0 - h[1], scale, one * (rectified ? 1.0 : 0.0), h[2]};
     }
 
     template <class C, class S>
