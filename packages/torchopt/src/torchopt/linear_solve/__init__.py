@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Solve A x = b for trees of tensors, by a method that fits A; differentiable to any order."""
+
+from __future__ import annotations
+
+from torchopt.linear_solve.auto import Auto
+from torchopt.linear_solve.bicgstab import BiCGSTAB
+from torchopt.linear_solve.cg import CG, NormalCG
+from torchopt.linear_solve.dense import LU, QR, Cholesky, Diagonal
+from torchopt.linear_solve.gmres import GMRES
+from torchopt.linear_solve.minres import MINRES
+from torchopt.linear_solve.neumann import Neumann
+from torchopt.linear_solve.operator import LinearOperator, Tag
+from torchopt.linear_solve.preconditioners import Jacobi
+from torchopt.linear_solve.published import solve_cg, solve_inv, solve_normal_cg
+from torchopt.linear_solve.result import (
+    LinearSolveError,
+    LinearSolveWarning,
+    Solution,
+    Stats,
+    Status,
+)
+from torchopt.linear_solve.solver import Solver, linear_solve
+
+__all__ = [
+    "CG",
+    "GMRES",
+    "LU",
+    "MINRES",
+    "QR",
+    "Auto",
+    "BiCGSTAB",
+    "Cholesky",
+    "Diagonal",
+    "Jacobi",
+    "LinearOperator",
+    "LinearSolveError",
+    "LinearSolveWarning",
+    "Neumann",
+    "NormalCG",
+    "Solution",
+    "Solver",
+    "Stats",
+    "Status",
+    "Tag",
+    "linear_solve",
+    "solve_cg",
+    "solve_inv",
+    "solve_normal_cg",
+]

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The choice of a solver by what is known of the operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from torchopt.linear_solve.cg import CG, NormalCG
+from torchopt.linear_solve.dense import LU, Cholesky, Diagonal
+from torchopt.linear_solve.minres import MINRES
+from torchopt.linear_solve.operator import BoundOperator, Tag
+from torchopt.linear_solve.result import OnFail
+from torchopt.linear_solve.solver import Computed, Solver
+
+__all__ = ["Auto"]
+
+
+@dataclass(frozen=True)
+class Auto(Solver):
+    """The solver that fits the tags and the size of the operator.
+
+    | operator | n ≤ `dense_limit` | larger |
+    |---|---|---|
+    | diagonal | `Diagonal` | `Diagonal` |
+    | positive definite | `Cholesky` | `CG` |
+    | symmetric | `LU` | `MINRES` |
+    | any other | `LU` | `NormalCG` |
+
+    Attributes:
+        rtol: Relative tolerance of the iterative solvers.
+        maxiter: The most iterations of the iterative solvers; None: ten times the unknowns.
+        dense_limit: The largest number of unknowns for which the matrix is formed, one product
+            after the other.
+        on_fail: What to do with an unconverged answer: "raise", "warn" or "ignore".
+    """
+
+    rtol: float = 1e-5
+    maxiter: int | None = None
+    dense_limit: int = 64
+    on_fail: OnFail = "raise"
+
+    def choose(self, operator: BoundOperator) -> Solver:
+        """Return the solver for this operator."""
+        tags = operator.tags
+        small = operator.size <= self.dense_limit
+        if Tag.DIAGONAL in tags:
+            return Diagonal()
+        if Tag.POSITIVE_DEFINITE in tags:
+            return Cholesky(vectorize=False) if small else CG(self.rtol, maxiter=self.maxiter)
+        if small:
+            return LU(vectorize=False)
+        if Tag.SYMMETRIC in tags:
+            return MINRES(self.rtol, maxiter=self.maxiter)
+        return NormalCG(self.rtol, maxiter=self.maxiter)
+
+    def init(self, operator: BoundOperator, like: Tensor) -> tuple[Solver, Any]:
+        """Return the chosen solver and its state."""
+        solver = self.choose(operator)
+        return solver, solver.init(operator, like)
+
+    def compute(self, state: Any, b: Tensor, x0: Tensor | None = None) -> Computed:
+        """Return the solution for one vector b."""
+        solver, inner = state
+        computed: Computed = solver.compute(inner, b, x0)
+        return computed
+
+    def transpose(self, state: Any) -> Any:
+        """Return the state of Aᴴ."""
+        solver, inner = state
+        return solver, solver.transpose(inner)
+
+    @property
+    def failure(self) -> OnFail:
+        """What `solver(matvec, b)` does with an unconverged answer."""
+        return self.on_fail

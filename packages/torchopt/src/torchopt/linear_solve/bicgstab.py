@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stabilised bi-conjugate gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from torchopt.linear_solve.iterate import IterativeSolver, Problem, State, dot, norm, quotient
+
+__all__ = ["BiCGSTAB"]
+
+
+@dataclass(frozen=True)
+class BiCGSTAB(IterativeSolver):
+    """Stabilised bi-conjugate gradients, for any non-singular A.
+
+    Two products with A in a step and seven vectors of memory, whatever the number of steps; no
+    product with Aᴴ. Its residual may rise and its recurrence may break down; then use GMRES.
+
+    References:
+        van der Vorst, Bi-CGSTAB: a fast and smoothly converging variant of Bi-CG for the solution
+        of nonsymmetric linear systems, 1992.
+    """
+
+    def run(self, problem: Problem, b: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the last iterate and the number of iterations."""
+        A, P = problem.operator.mv, problem.precondition.apply
+        shadow = b - A(x0)
+
+        def step(state: State) -> State:
+            x, r, p, rho = state
+            p_hat = P(p)
+            v = A(p_hat)
+            alpha = quotient(rho, dot(shadow, v))
+            s = r - alpha * v
+            s_hat = P(s)
+            t = A(s_hat)
+            omega = quotient(dot(t, s), dot(t, t))
+            r = s - omega * t
+            new_rho = dot(shadow, r)
+            beta = quotient(new_rho, rho) * quotient(alpha, omega)
+            return x + alpha * p_hat + omega * s_hat, r, r + beta * (p - omega * v), new_rho
+
+        start = (x0, shadow, shadow, dot(shadow, shadow))
+        state, count = problem.iterate(step, lambda s: norm(s[1]), start)
+        return state[0], count

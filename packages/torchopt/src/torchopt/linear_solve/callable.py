@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any function of (matvec, b) as a solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from torchopt.linear_solve.dense import direct_result
+from torchopt.linear_solve.iterate import norm
+from torchopt.linear_solve.operator import BoundOperator
+from torchopt.linear_solve.solver import Computed, Solver
+
+__all__ = ["CallableSolver", "as_solver"]
+
+
+@dataclass(frozen=True)
+class CallableSolver(Solver):
+    """A function `solve(matvec, b) -> x` on trees. What it returns is taken as the solution.
+
+    Attributes:
+        function: The function. It decides by itself what accuracy is enough; only NaN and infinity
+            are reported.
+    """
+
+    function: Callable[[Callable[[Any], Any], Any], Any]
+
+    def init(self, operator: BoundOperator, like: Tensor) -> BoundOperator:
+        """Return the operator."""
+        return operator
+
+    def compute(self, state: Any, b: Tensor, x0: Tensor | None = None) -> Computed:
+        """Return what the function returns."""
+        layout = state.layout
+
+        def matvec(tree: Any) -> Any:
+            return layout.unravel(state.mv(layout.ravel(tree, "matvec: argument")))
+
+        x = layout.ravel(self.function(matvec, layout.unravel(b)), "solve(matvec, b): result")
+        residual = norm(b - state.mv(x))
+        return direct_result(x, residual, residual.isnan())
+
+    def transpose(self, state: Any) -> BoundOperator:
+        """Return Aᴴ."""
+        transposed: BoundOperator = state.T
+        return transposed
+
+
+def as_solver(solve: Callable[[Callable[[Any], Any], Any], Any]) -> Solver:
+    """Return `solve` if it is a `Solver`, else a solver that calls it.
+
+    Raises:
+        TypeError: `solve` is not callable.
+    """
+    if isinstance(solve, Solver):
+        return solve
+    if not callable(solve):
+        raise TypeError(f"solve: expected a solver or a function of (matvec, b), got {solve!r}")
+    return CallableSolver(solve)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Restarted GMRES."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchopt.linear_solve.iterate import IterativeSolver, Problem, State, norm, quotient
+
+__all__ = ["GMRES"]
+
+
+@dataclass(frozen=True)
+class GMRES(IterativeSolver):
+    """Generalised minimal residuals with restarts, for any non-singular A.
+
+    Preconditioned from the right, so the residual that it minimises is the true one. Each of at
+    most `maxiter` cycles makes `restart` products and keeps `restart` vectors; a restart larger
+    than n makes the first cycle exact. Arnoldi's basis is orthogonalised twice.
+
+    Attributes:
+        restart: Products in a cycle.
+
+    References:
+        Saad, Schultz, GMRES: a generalized minimal residual algorithm for solving nonsymmetric
+        linear systems, 1986.
+    """
+
+    restart: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.restart < 1:
+            raise ValueError(f"restart: expected at least 1, got {self.restart}")
+
+    def run(self, problem: Problem, b: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the last iterate and the number of cycles."""
+        A, P = problem.operator.mv, problem.precondition.apply
+        steps = min(self.restart, problem.operator.size)
+
+        def cycle(state: State) -> State:
+            x, r = state
+            beta = norm(r)
+            basis, hessenberg = arnoldi(lambda v: A(P(v)), quotient(r, beta.to(r.dtype)), steps)
+            first = torch.zeros_like(hessenberg[:, 0])
+            first = torch.cat([beta.to(r.dtype).reshape(1), first[1:]])
+            # After a breakdown the last columns are zero; the smallest solution ignores them.
+            y = torch.linalg.pinv(hessenberg) @ first
+            x = x + P(basis[:-1].T @ y)
+            return x, b - A(x)
+
+        state, count = problem.iterate(cycle, lambda s: norm(s[1]), (x0, b - A(x0)))
+        return state[0], count
+
+
+def arnoldi(A: object, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Return V of shape [steps + 1, n] and H of shape [steps + 1, steps] with A V_kᵀ = Vᵀ H."""
+    assert callable(A)
+    basis = start[None]
+    columns = []
+    for k in range(steps):
+        w = A(basis[k])
+        size = norm(w)
+        h = basis.conj() @ w
+        w = w - h @ basis
+        again = basis.conj() @ w
+        w = w - again @ basis
+        length = norm(w)
+        # What is left after a breakdown is rounding error, and no direction.
+        negligible = length <= 10 * torch.finfo(length.dtype).eps * size
+        length = torch.where(negligible, torch.zeros_like(length), length).to(w.dtype)
+        basis = torch.cat([basis, quotient(w, length)[None]])
+        padding = torch.zeros_like(h[:1]).expand(steps - k - 1)
+        columns.append(torch.cat([h + again, length.reshape(1), padding]))
+    return basis, torch.stack(columns, dim=1)

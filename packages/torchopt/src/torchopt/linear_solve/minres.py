@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Minimal residuals for symmetric operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchopt.linear_solve.iterate import IterativeSolver, Problem, State, dot, norm, quotient
+
+__all__ = ["MINRES"]
+
+
+@dataclass(frozen=True)
+class MINRES(IterativeSolver):
+    """Minimal residuals, for Hermitian A that may be indefinite. M must be positive definite.
+
+    One product with A in a step. The Lanczos vectors are reduced to triangular form by Givens
+    rotations, as in section 6.2 of the reference; the residual is carried along as a vector, so
+    that the stop is that of ‖b - A x‖ with a preconditioner too.
+
+    References:
+        Paige, Saunders, Solution of sparse indefinite systems of linear equations, 1975.
+    """
+
+    def run(self, problem: Problem, b: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the last iterate and the number of iterations."""
+        A, P = problem.operator.mv, problem.precondition.apply
+        r = b - A(x0)
+        z = P(r)
+        beta = torch.sqrt(dot(r, z).real) if r.is_complex() else torch.sqrt(dot(r, z))
+        beta = beta.to(r.dtype)
+        zero, none = torch.zeros_like(beta), torch.zeros_like(r)
+        one = torch.ones_like(beta)
+        # (x, residual | Lanczos: previous u, u, z = M u scaled, beta | rotations: c, s, of the last
+        # two | directions w of the last two and A w of both | phi: the part of the right-hand side
+        # still to be reduced)
+        v = quotient(r, beta)
+        start: State = (x0, r, none, v, quotient(z, beta), zero, one, zero, one, zero)
+        start = (*start, none, none, none, none, beta)
+
+        def step(state: State) -> State:
+            x, r, v_old, v, z, beta, c_old, s_old, c, s, w_old, w, Aw_old, Aw, phi = state
+            Az = A(z)
+            alpha = dot(z, Az)
+            v_new = Az - alpha * v - beta * v_old
+            z_new = P(v_new)
+            squared = dot(v_new, z_new)
+            length = torch.sqrt(torch.clamp(squared.real if r.is_complex() else squared, min=0))
+            length = length.to(r.dtype)
+            # Column (beta, alpha, length) of the tridiagonal matrix, the old rotations applied.
+            epsilon = s_old * beta
+            delta = c * (c_old * beta) + s * alpha
+            gamma = c * alpha - s * (c_old * beta)
+            rho = torch.sqrt(gamma * gamma + length * length)
+            c_new, s_new = quotient(gamma, rho), quotient(length, rho)
+            w_new = quotient(z - delta * w - epsilon * w_old, rho)
+            Aw_new = quotient(Az - delta * Aw - epsilon * Aw_old, rho)
+            tau = c_new * phi
+            return (
+                x + tau * w_new,
+                r - tau * Aw_new,
+                v,
+                quotient(v_new, length),
+                quotient(z_new, length),
+                length,
+                c,
+                s,
+                c_new,
+                s_new,
+                w,
+                w_new,
+                Aw,
+                Aw_new,
+                -s_new * phi,
+            )
+
+        state, count = problem.iterate(step, lambda s: norm(s[1]), start)
+        return state[0], count

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear operators: square linear maps on trees of tensors, with explicit parameters."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.tree import PyTreeSpec, tree_flatten, tree_unflatten
+
+__all__ = ["BoundOperator", "Layout", "LinearOperator", "Tag", "transpose_linear"]
+
+Tensors = tuple[Tensor, ...]
+FlatMap = Callable[[Tensor], Tensor]
+
+
+class Tag(enum.Enum):
+    """What is known of an operator. A tag is a promise that is not checked.
+
+    SYMMETRIC means Hermitian for complex operators, and so does POSITIVE_DEFINITE.
+    """
+
+    SYMMETRIC = "symmetric"
+    POSITIVE_DEFINITE = "positive_definite"
+    DIAGONAL = "diagonal"
+
+
+def _closure_of_tags(tags: Iterable[Tag | str]) -> frozenset[Tag]:
+    found = {Tag(tag) for tag in tags}
+    if Tag.POSITIVE_DEFINITE in found:
+        found.add(Tag.SYMMETRIC)
+    return frozenset(found)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tree of tensors lies in one vector: its leaves raveled, one after the other.
+
+    Attributes:
+        spec: The structure of the tree.
+        shapes: The shape of each leaf.
+        dtypes: The dtype of each leaf; the vector has their common one.
+    """
+
+    spec: PyTreeSpec
+    shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
+
+    @staticmethod
+    def of(tree: Any, what: str) -> Layout:
+        """Return the layout of a tree of floating-point or complex tensors.
+
+        Raises:
+            TypeError: A leaf is no such tensor, or there is no leaf; the message starts with
+                `what`.
+            ValueError: The leaves are on several devices.
+        """
+        leaves, spec = tree_flatten(tree)
+        if not leaves:
+            raise TypeError(f"{what}: expected a tree with at least one tensor, got {tree!r}")
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"{what}: expected tensors, got {type(leaf).__name__} {leaf!r}")
+            if not (leaf.is_floating_point() or leaf.is_complex()):
+                raise TypeError(
+                    f"{what}: expected floating-point or complex tensors, got {leaf.dtype}"
+                )
+        devices = {leaf.device for leaf in leaves}
+        if len(devices) > 1:
+            raise ValueError(
+                f"{what}: expected tensors on one device, got {sorted(map(str, devices))}"
+            )
+        return Layout(spec, tuple(x.shape for x in leaves), tuple(x.dtype for x in leaves))
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The number of elements of each leaf."""
+        return [shape.numel() for shape in self.shapes]
+
+    @property
+    def size(self) -> int:
+        """The length of the vector."""
+        return sum(self.sizes)
+
+    def ravel(self, tree: Any, what: str = "tree") -> Tensor:
+        """Return the vector of a tree with this layout.
+
+        Raises:
+            ValueError: The tree has another structure or other shapes; the message starts with
+                `what`.
+        """
+        leaves, spec = tree_flatten(tree)
+        if len(leaves) != len(self.shapes) or spec != self.spec:
+            raise ValueError(f"{what}: expected a tree like {self.spec}, got {spec}")
+        for i, (leaf, shape) in enumerate(zip(leaves, self.shapes)):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"{what}: expected a tensor as leaf {i}, got {leaf!r}")
+            if leaf.shape != shape:
+                raise ValueError(
+                    f"{what}: expected shape {tuple(shape)} for leaf {i}, got {tuple(leaf.shape)}"
+                )
+        return self.join(leaves)
+
+    def join(self, leaves: Iterable[Tensor]) -> Tensor:
+        """Return the vector of the leaves."""
+        return torch.cat([x.reshape(x.numel()) for x in leaves])
+
+    def split(self, vector: Tensor) -> Tensors:
+        """Return the leaves of a vector."""
+        return tuple(
+            x.reshape(shape).to(dtype)
+            for x, shape, dtype in zip(vector.split(self.sizes), self.shapes, self.dtypes)
+        )
+
+    def unravel(self, vector: Tensor) -> Any:
+        """Return the tree of a vector."""
+        return tree_unflatten(self.spec, self.split(vector))
+
+
+def transpose_linear(function: FlatMap, example: Tensor) -> FlatMap:
+    """Return v -> Aᴴ v for a linear function v -> A v, linearised once.
+
+    Args:
+        function: A linear function of vectors.
+        example: A vector of the size, dtype and device that it takes. Its value is not used.
+    """
+    _, pull, *_ = torch.func.vjp(function, torch.zeros_like(example))
+    return lambda v: pull(v)[0]
+
+
+@dataclass(frozen=True)
+class BoundOperator:
+    """A linear operator on vectors of length n, its parameters filled in. Solvers work on this.
+
+    Attributes:
+        mv: v -> A v.
+        rmv: v -> Aᴴ v.
+        layout: The trees that the vectors stand for.
+        tags: What is known of A.
+    """
+
+    mv: FlatMap
+    rmv: FlatMap
+    layout: Layout
+    tags: frozenset[Tag] = frozenset()
+
+    @property
+    def T(self) -> BoundOperator:  # noqa: N802 - as in torch
+        """Aᴴ."""
+        return replace(self, mv=self.rmv, rmv=self.mv)
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return self.layout.size
+
+    def matrix(self, like: Tensor, *, vectorize: bool) -> Tensor:
+        """Return A as an n x n matrix, by n products.
+
+        Args:
+            like: A vector of the dtype and device of the matrix.
+            vectorize: Take the products under one `torch.func.vmap` instead of one by one.
+        """
+        eye = torch.eye(self.size, dtype=like.dtype, device=like.device)
+        if self.size == 0:
+            return eye
+        if vectorize:
+            columns: Tensor = torch.func.vmap(self.mv)(eye)
+            return columns.T
+        return torch.stack([self.mv(e) for e in eye.unbind()], dim=1)
+
+    def shifted(self, ridge: float | Tensor | None) -> BoundOperator:
+        """Return A + ridge I."""
+        if ridge is None:
+            return self
+        mv, rmv = self.mv, self.rmv
+        return replace(self, mv=lambda v: mv(v) + ridge * v, rmv=lambda v: rmv(v) + ridge * v)
+
+
+def _bind_function(
+    function: Callable[[Any, Any], Any],
+    params_spec: PyTreeSpec,
+    layout: Layout,
+    hermitian: bool,
+    like: tuple[torch.dtype, torch.device],
+) -> Callable[..., tuple[FlatMap, FlatMap]]:
+    """Return tensors -> (mv, rmv) for a function of (params, tree)."""
+
+    def bind(*tensors: Tensor) -> tuple[FlatMap, FlatMap]:
+        params = tree_unflatten(params_spec, tensors)
+
+        def mv(v: Tensor) -> Tensor:
+            return layout.ravel(function(params, layout.unravel(v)), "output of the operator")
+
+        if hermitian:
+            return mv, mv
+        dtype, device = like
+        pulls: list[FlatMap] = []
+
+        def rmv(v: Tensor) -> Tensor:
+            if not pulls:
+                pulls.append(
+                    transpose_linear(mv, torch.zeros(layout.size, dtype=dtype, device=device))
+                )
+            return pulls[0](v)
+
+        return mv, rmv
+
+    return bind
+
+
+@dataclass(frozen=True)
+class LinearOperator:
+    """A square linear map A(p) on trees of tensors, with its parameters p in the open.
+
+    Solves with it are differentiable with respect to p, in every mode and to any order, because
+    p is an argument and not hidden in a closure. Make one with `from_function`, `from_matrix` or
+    `jacobian`.
+
+    Attributes:
+        bind: Takes the parameters, returns v -> A v and v -> Aᴴ v on vectors.
+        params: The tensors that A depends on.
+        layout: The trees that A maps.
+        tags: What is known of A.
+    """
+
+    bind: Callable[..., tuple[FlatMap, FlatMap]]
+    params: Tensors
+    layout: Layout
+    tags: frozenset[Tag] = field(default_factory=frozenset)
+
+    @staticmethod
+    def from_function(
+        function: Callable[[Any, Any], Any], params: Any, like: Any, tags: Iterable[Tag | str] = ()
+    ) -> LinearOperator:
+        """Return the operator v -> function(params, v).
+
+        Args:
+            function: Takes params and a tree like `like`, returns another one; linear in it.
+            params: A tree of tensors; solves are differentiable with respect to them.
+            like: A tree of tensors with the structure, shapes and dtypes of v.
+            tags: What is known of the operator.
+        """
+        layout = Layout.of(like, "LinearOperator: like")
+        tensors, spec = tree_flatten(params)
+        known = _closure_of_tags(tags)
+        vector = layout.ravel(like)
+        bind = _bind_function(
+            function, spec, layout, Tag.SYMMETRIC in known, (vector.dtype, vector.device)
+        )
+        return LinearOperator(bind, tuple(tensors), layout, known)
+
+    @staticmethod
+    def from_matrix(matrix: Tensor, tags: Iterable[Tag | str] = ()) -> LinearOperator:
+        """Return the operator of an [n, n] matrix on vectors [n].
+
+        Raises:
+            TypeError: The matrix is not square.
+        """
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise TypeError(
+                f"Linear operator must be a square matrix, but has shape: {tuple(matrix.shape)}"
+            )
+
+        def bind(m: Tensor) -> tuple[FlatMap, FlatMap]:
+            return lambda v: m @ v, lambda v: m.mH @ v
+
+        layout = Layout.of(matrix[0], "LinearOperator: matrix")
+        return LinearOperator(bind, (matrix,), layout, _closure_of_tags(tags))
+
+    @property
+    def T(self) -> LinearOperator:  # noqa: N802 - as in torch
+        """Aᴴ."""
+        if Tag.SYMMETRIC in self.tags:
+            return self
+        bind = self.bind
+
+        def swapped(*params: Tensor) -> tuple[FlatMap, FlatMap]:
+            mv, rmv = bind(*params)
+            return rmv, mv
+
+        return replace(self, bind=swapped)
+
+    def shifted(self, ridge: float | Tensor | None) -> LinearOperator:
+        """Return A + ridge I."""
+        if ridge is None:
+            return self
+        bind = self.bind
+
+        def shifted(*params: Tensor) -> tuple[FlatMap, FlatMap]:
+            mv, rmv = bind(*params)
+            return lambda v: mv(v) + ridge * v, lambda v: rmv(v) + ridge * v
+
+        return replace(self, bind=shifted)
+
+    def bound(self, params: Tensors | None = None) -> BoundOperator:
+        """Return the operator on vectors for these parameters, by default its own."""
+        mv, rmv = self.bind(*(self.params if params is None else params))
+        return BoundOperator(mv, rmv, self.layout, self.tags)
+
+    def mv(self, tree: Any) -> Any:
+        """Return A v for a tree v."""
+        vector = self.layout.ravel(tree, "LinearOperator.mv")
+        return self.layout.unravel(self.bound().mv(vector))
+
+    def as_matrix(self) -> Tensor:
+        """Return A as an [n, n] matrix, by n products."""
+        like = torch.zeros(self.layout.size, dtype=_common(self.layout), device=self._device())
+        return self.bound().matrix(like, vectorize=True)
+
+    def _device(self) -> torch.device:
+        return self.params[0].device if self.params else torch.get_default_device()
+
+
+def _common(layout: Layout) -> torch.dtype:
+    dtype = layout.dtypes[0]
+    for other in layout.dtypes[1:]:
+        dtype = torch.promote_types(dtype, other)
+    return dtype

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of a linear solver, and the differentiable solve on top of it.
+
+A solve x = A(p)⁻¹ b is differentiated by the solve itself, whatever the solver does inside:
+
+    ẋ = A⁻¹ (ḃ - Ȧ x)            forward
+    b̄ = A⁻ᴴ x̄,  p̄ = -(∂/∂p A(p) x)ᴴ b̄    reverse
+
+Both are linear solves again, so they are differentiable to any order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.linear_solve.operator import (
+    BoundOperator,
+    Layout,
+    LinearOperator,
+    Tag,
+    transpose_linear,
+)
+from torchopt.linear_solve.result import OnFail, Solution, Stats, report_failure
+from torchopt.tree import tree_map
+from torchopt.tree_function import apply_rule
+
+__all__ = ["Computed", "Solver", "linear_solve", "push_forward", "solve_vector"]
+
+Tensors = tuple[Tensor, ...]
+
+
+class Computed(NamedTuple):
+    """What a solver returns for one right-hand side: vectors and 0-dim tensors."""
+
+    value: Tensor
+    iterations: Tensor
+    residual_norm: Tensor
+    status: Tensor
+
+
+@dataclass(frozen=True)
+class Solver(ABC):
+    """A method to solve A x = b, as a value: its options are its fields.
+
+    A solver is used in one of three ways:
+
+    * `linear_solve(operator, b, solver)`, differentiable in b and the parameters of the operator.
+    * `solver(matvec, b)` with any callable, as `solve=` of `custom_root`: differentiable too, to
+      second order in what matvec is closed over; more, nested forward modes, and reverse mode
+      through an enclosing vmap need the explicit parameters of `linear_solve`.
+    * `state = solver.init(A)`; `solver.compute(state, b)`; `solver.transpose(state)`: on vectors,
+      without derivatives, for several right-hand sides of one operator.
+    """
+
+    @abstractmethod
+    def init(self, operator: BoundOperator, like: Tensor) -> Any:
+        """Return what does not depend on b: a factorisation, a preconditioner.
+
+        Args:
+            operator: A.
+            like: A vector of the dtype and device of the right-hand sides.
+        """
+
+    @abstractmethod
+    def compute(self, state: Any, b: Tensor, x0: Tensor | None = None) -> Computed:
+        """Return the solution for one vector b.
+
+        Args:
+            state: From `init` or `transpose`.
+            b: The right-hand side, [n].
+            x0: Where an iterative solver starts; by default at zero.
+        """
+
+    @abstractmethod
+    def transpose(self, state: Any) -> Any:
+        """Return the state of Aᴴ for that of A."""
+
+    @property
+    def failure(self) -> OnFail:
+        """What `solver(matvec, b)` does with an unconverged answer."""
+        return "warn"
+
+    @property
+    def shift(self) -> float | Tensor | None:
+        """The solver solves (A + shift I) x = b."""
+        return None
+
+    def start(self, layout: Layout) -> Tensor | None:
+        """Return the default x0 as a vector, or None."""
+        return None
+
+    def __call__(self, matvec: Callable[[Any], Any], b: Any) -> Any:
+        """Return x with matvec(x) = b, a tree like b."""
+        return _solve_closure(self, matvec, b)
+
+
+def linear_solve(
+    operator: LinearOperator | Tensor,
+    b: Any,
+    solver: Solver,
+    *,
+    x0: Any = None,
+    on_fail: OnFail = "raise",
+) -> Solution:
+    """Solve A x = b.
+
+    Args:
+        operator: A, a `LinearOperator` or an [n, n] matrix. Differentiated: its parameters.
+        b: A tree of tensors that A maps. Differentiated.
+        solver: The method.
+        x0: Where an iterative solver starts, a tree like b; not differentiated. Direct solvers
+            ignore it.
+        on_fail: What to do when the solver did not converge. With "ignore" the status says so, and
+            nothing is read from the device.
+
+    Returns:
+        The solution, differentiable to any order, in forward and reverse mode, under vmap.
+
+    Raises:
+        LinearSolveError: The solve failed and `on_fail` is "raise".
+        ValueError: b or x0 do not fit the operator.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import CG, linear_solve
+        >>> A = torch.tensor([[4.0, 1.0], [1.0, 3.0]])
+        >>> linear_solve(A, torch.tensor([1.0, 2.0]), CG()).value
+        tensor([0.0909, 0.6364])
+    """
+    if isinstance(operator, Tensor):
+        operator = LinearOperator.from_matrix(operator)
+    operator = operator.shifted(solver.shift)
+    layout = operator.layout
+    rhs = layout.ravel(b, "linear_solve: b")
+    start: Tensors
+    if x0 is not None:
+        start = (layout.ravel(tree_map(torch.detach, x0), "linear_solve: x0"),)
+    else:
+        known = solver.start(layout)
+        start = () if known is None else (known.detach(),)
+    value, stats, status = solve_vector(solver, operator, rhs, start, on_fail)
+    return Solution(layout.unravel(value), status, stats)
+
+
+def solve_vector(
+    solver: Solver, operator: LinearOperator, b: Tensor, start: Tensors, on_fail: OnFail
+) -> tuple[Tensor, Stats, Tensor]:
+    """Solve for one vector b: `linear_solve` below the level of trees.
+
+    Args:
+        solver: The method; its shift is not applied.
+        operator: A.
+        b: The right-hand side, [n].
+        start: Empty, or the vector to start from.
+        on_fail: See `linear_solve`.
+
+    Returns:
+        (x, statistics, status).
+    """
+    differentiable = tuple(
+        i for i, p in enumerate(operator.params) if p.is_floating_point() or p.is_complex()
+    )
+    constant = tuple(i for i in range(len(operator.params)) if i not in differentiable)
+    order = differentiable + constant
+    rule = _LinearSolve(
+        solver, replace(operator, params=()), order, len(differentiable), len(start), on_fail
+    )
+    outputs = apply_rule(rule, b, *(operator.params[i] for i in order), *start)
+    value, iterations, residual_norm, status = outputs
+    report_failure(status, on_fail, solver)
+    rhs_norm = torch.linalg.vector_norm(b.detach())
+    return value, Stats(iterations, residual_norm, rhs_norm), status
+
+
+@dataclass(frozen=True)
+class _LinearSolve:
+    """The rule (b, params..., x0) -> (x, iterations, residual norm, status)."""
+
+    solver: Solver
+    operator: LinearOperator  # its params are the inputs of the rule
+    order: tuple[int, ...]  # the place in operator.params of each parameter among the inputs
+    num_params: int
+    num_starts: int
+    on_fail: OnFail
+
+    needs_its_closure = False
+
+    @property
+    def num_differentiable_inputs(self) -> int:
+        return 1 + self.num_params
+
+    @property
+    def num_differentiable_outputs(self) -> int:
+        return 1
+
+    def _params(self, tensors: Tensors) -> Tensors:
+        placed = dict(zip(self.order, tensors))
+        return tuple(placed[i] for i in range(len(self.order)))
+
+    def evaluate(self, *inputs: Tensor) -> Tensors:
+        b, *rest = inputs
+        params = self._params(tuple(rest[: len(self.order)]))
+        x0 = rest[-1] if self.num_starts else None
+        state = self.solver.init(self.operator.bound(params), b)
+        value, *stats = self.solver.compute(state, b, x0)
+        return (value if x0 is None else value.clone(), *stats)
+
+    def _solve(self, operator: LinearOperator, b: Tensor) -> Tensor:
+        return solve_vector(self.solver, operator, b, (), self.on_fail)[0]
+
+    def _apply(self, inputs: Tensors, x: Tensor) -> Callable[..., Tensor]:
+        """Return p -> A(p) x."""
+        constants = inputs[1 + self.num_params : 1 + len(self.order)]
+
+        def apply(*params: Tensor) -> Tensor:
+            return self.operator.bind(*self._params((*params, *constants)))[0](x)
+
+        return apply
+
+    def pull_back(self, inputs: Tensors, outputs: Tensors, cotangents: Tensors) -> Tensors:
+        params = inputs[1 : 1 + self.num_params]
+        operator = replace(self.operator, params=self._params(inputs[1 : 1 + len(self.order)]))
+        rhs = self._solve(operator.T, cotangents[0])
+        if not params:
+            return (rhs,)
+        _, pull, *_ = torch.func.vjp(self._apply(inputs, outputs[0]), *params)
+        return (rhs, *pull(-rhs))
+
+    def push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
+        params = inputs[1 : 1 + self.num_params]
+        operator = replace(self.operator, params=self._params(inputs[1 : 1 + len(self.order)]))
+        rhs = tangents[0]
+        if params:
+            rhs = rhs - push_forward(self._apply(inputs, outputs[0]), params, tangents[1:])
+        return (self._solve(operator, rhs),)
+
+
+def push_forward(function: Callable[..., Tensor], primals: Tensors, tangents: Tensors) -> Tensor:
+    """Return the Jacobian-vector product of a function with one tensor as its value.
+
+    The vector-Jacobian product c -> Jᴴ c is linear, so its own vector-Jacobian product with v is
+    J v. Unlike a nested forward mode this works inside every transform, and for operations that
+    have no forward mode.
+    """
+    output, pull, *_ = torch.func.vjp(function, *primals)
+    _, transpose, *_ = torch.func.vjp(pull, torch.zeros_like(output))
+    pushed: Tensor = transpose(tangents)[0]
+    return pushed
+
+
+# --- operators hidden in a closure ----------------------------------------------------------------
+#
+# matvec may depend on tensors that nobody lists. With a constant x̂ close to the solution,
+#
+#     x = x̂ + A⁻¹ (b - A x̂)
+#
+# is the solution. A x̂ is evaluated where autograd can see it; the outer A⁻¹ has a rule, whose
+# derivative is a solve with Aᴴ, or with A, by this same function. The rule does not know what A⁻¹
+# itself depends on. That is multiplied by b - A x̂, which vanishes together with one derivative more
+# for each time that the correction is repeated: k corrections are exact to the k-th derivative in
+# what A depends on, and to any derivative in b.
+CLOSURE_ORDER = 2
+
+
+@dataclass(frozen=True)
+class _Closure:
+    """The operator v -> A v, or v -> Aᴴ v, given by a callable on vectors."""
+
+    mv: Callable[[Tensor], Tensor]
+    layout: Layout
+    tags: frozenset[Tag]
+    ridge: float | Tensor | None
+    transposed: bool = False
+
+    def bound(self, like: Tensor) -> BoundOperator:
+        """Return the operator, linearised in the grad mode and the transforms of the caller."""
+        pulls: list[Callable[[Tensor], Tensor]] = []
+
+        def rmv(v: Tensor) -> Tensor:
+            if not pulls:
+                pulls.append(transpose_linear(self.mv, like.detach()))
+            return pulls[0](v)
+
+        operator = BoundOperator(self.mv, rmv, self.layout, self.tags).shifted(self.ridge)
+        return operator.T if self.transposed else operator
+
+
+@dataclass(frozen=True)
+class _Correction:
+    """The rule r -> A⁻¹ r, where r = b - A x̂ is so small that the value is taken as zero."""
+
+    solver: Solver
+    operator: _Closure
+
+    needs_its_closure = True
+
+    @property
+    def num_differentiable_inputs(self) -> int:
+        return 1
+
+    @property
+    def num_differentiable_outputs(self) -> int:
+        return 1
+
+    def evaluate(self, *inputs: Tensor) -> Tensors:
+        return (torch.zeros_like(inputs[0]),)
+
+    def pull_back(self, inputs: Tensors, outputs: Tensors, cotangents: Tensors) -> Tensors:
+        adjoint = replace(self.operator, transposed=not self.operator.transposed)
+        return (_solve_closed(self.solver, adjoint, cotangents[0]),)
+
+    def push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
+        return (_solve_closed(self.solver, self.operator, tangents[0]),)
+
+
+def _solve_closure(solver: Solver, matvec: Callable[[Any], Any], b: Any) -> Any:
+    layout = Layout.of(b, "linear solver: b")
+
+    def mv(v: Tensor) -> Tensor:
+        return layout.ravel(matvec(layout.unravel(v)), "linear solver: output of matvec")
+
+    closure = _Closure(mv, layout, frozenset(), solver.shift)
+    return layout.unravel(_solve_closed(solver, closure, layout.ravel(b)))
+
+
+def _solve_closed(solver: Solver, operator: _Closure, b: Tensor) -> Tensor:
+    with torch.no_grad():
+        constant = b.detach()
+        state = solver.init(operator.bound(constant), constant)
+        found = solver.compute(state, constant, solver.start(operator.layout))
+    report_failure(found.status.detach(), solver.failure, solver)
+    x = found.value.detach()
+    mv = operator.bound(b).mv
+    for _ in range(CLOSURE_ORDER):
+        x = x + apply_rule(_Correction(solver, operator), b - mv(x))[0]
+    return x
