@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""custom_root and custom_fixed_point: implicit differentiation as decorators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+
+from torchopt.diff.implicit.root import ImplicitEngine
+from torchopt.linear_solve.auto import Auto
+from torchopt.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+__all__ = ["custom_fixed_point", "custom_root", "root_jvp", "root_vjp"]
+
+OnFail = Literal["raise", "warn", "unroll"]
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def custom_root(
+    optimality_fn: Callable[..., Any],
+    argnums: int | tuple[int, ...],
+    has_aux: bool = False,
+    solve: Callable[..., Any] | None = None,
+    *,
+    symmetric: bool = False,
+    positive_definite: bool = False,
+    polish: int = 0,
+    tol: float | None = None,
+    on_fail: OnFail = "warn",
+) -> Decorator:
+    """Return a decorator that differentiates a solver by the equation that its result solves.
+
+    The derivatives are those of the root x(θ) of F(x, θ) = 0 and not of the steps of the solver, so
+    memory does not grow with the number of steps. They exist to any order, in forward and reverse
+    mode, under autograd and under `torch.func` (grad, vjp, jvp, jacrev, jacfwd, hessian, vmap).
+
+    The solver runs outside of any graph: use `torch.enable_grad()` in it around what needs
+    gradients, or `torch.func.grad`, which works inside `torch.func` transforms too.
+
+    Args:
+        optimality_fn: F(solution, *args), zero at the solution, a tree like it; takes what
+            solver_fn takes, with the solution in the place of the start. Often
+            `torch.func.grad(objective)`.
+        argnums: The arguments of solver_fn that are differentiated, counted from 0, trees of
+            tensors; not 0. Others have no gradient.
+        has_aux: solver_fn returns (solution, aux); aux is passed on, without gradients.
+        solve: Solves A u = v for the Jacobian: a solver of `torchopt.linear_solve`, or a function
+            of (matvec, b). By default by size: LU up to 64 unknowns, then conjugate gradients on
+            the normal equations.
+        symmetric: The Jacobian ∂F/∂x is symmetric, as it is when F is a gradient.
+        positive_definite: It is positive definite too.
+        polish: So many Newton corrections of the solution before it is differentiated; each squares
+            its error.
+        tol: The largest ‖F(x)‖₂ that counts as solved; None: it is not computed.
+        on_fail: What to do above `tol`: "raise", "warn", or "unroll": differentiate through the
+            steps of the solver instead.
+
+    Returns:
+        The decorator. The solver takes (start, *args, **kwargs) and returns a tree of tensors.
+
+    Raises:
+        AssertionError: argnums is empty or holds 0.
+
+    Example:
+        >>> import torch
+        >>> @custom_root(lambda x, a: x**3 - a, argnums=1)
+        ... def cube_root(start, a):
+        ...     return a ** (1 / 3)
+        >>> a = torch.tensor(8.0, dtype=torch.float64)
+        >>> torch.func.grad(cube_root, argnums=1)(None, a)  # 1 / (3 x^2)
+        tensor(0.0833, dtype=torch.float64)
+
+    References:
+        Blondel et al., Efficient and modular implicit differentiation, 2022, equation 2.
+    """
+    return ImplicitEngine(
+        optimality_fn,
+        (argnums,) if isinstance(argnums, int) else tuple(argnums),
+        has_aux,
+        Auto(on_fail="warn") if solve is None else solve,
+        symmetric,
+        positive_definite,
+        polish,
+        tol,
+        on_fail,
+    )
+
+
+def custom_fixed_point(
+    fixed_point_fn: Callable[..., Any],
+    argnums: int | tuple[int, ...],
+    has_aux: bool = False,
+    solve: Callable[..., Any] | None = None,
+    **options: Any,
+) -> Decorator:
+    """Return a decorator that differentiates a solver of x = T(x, θ): F = T(x, θ) - x.
+
+    Args:
+        fixed_point_fn: T(solution, *args), a tree like the solution.
+        argnums: See `custom_root`.
+        has_aux: See `custom_root`.
+        solve: See `custom_root`.
+        **options: The keyword-only options of `custom_root`.
+
+    Example:
+        >>> import torch
+        >>> T = lambda x, a: 0.5 * (x + a / x)
+        >>> @custom_fixed_point(T, argnums=1)
+        ... def square_root(x, a):
+        ...     for _ in range(20):
+        ...         x = T(x, a)
+        ...     return x
+        >>> a = torch.tensor(4.0, requires_grad=True)
+        >>> square_root(torch.tensor(1.0), a).backward()
+        >>> a.grad
+        tensor(0.2500)
+    """
+
+    def optimality_fn(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return tree_map(torch.sub, fixed_point_fn(x, *args, **kwargs), x)
+
+    return custom_root(optimality_fn, argnums, has_aux, solve, **options)
+
+
+def _as_function(
+    optimality_fn: Callable[..., Any], solution: Any, args: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[Callable[..., Any], list[Any]]:
+    """Return the root as a function of the differentiable leaves of args, and those leaves."""
+    leaves, spec = tree_flatten(args)
+    places = [
+        i
+        for i, x in enumerate(leaves)
+        if isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
+    ]
+    if not places:
+        raise TypeError("args: expected at least one floating-point tensor, got none")
+
+    def solver_fn(start: Any, chosen: list[Any]) -> Any:
+        return start
+
+    def optimality(x: Any, chosen: list[Any]) -> Any:
+        filled = list(leaves)
+        for i, value in zip(places, chosen):
+            filled[i] = value
+        rebuilt: Any = tree_unflatten(spec, filled)
+        return optimality_fn(x, *rebuilt)
+
+    solved = custom_root(optimality, 1, **options)(solver_fn)
+    return lambda *chosen: solved(solution, list(chosen)), [leaves[i] for i in places]
+
+
+def root_vjp(
+    optimality_fn: Callable[..., Any],
+    solution: Any,
+    args: tuple[Any, ...],
+    cotangent: Any,
+    **options: Any,
+) -> Any:
+    """Return the cotangents of args for a root found elsewhere: Bᴴ u, where Aᴴ u = -cotangent.
+
+    Args:
+        optimality_fn: F(solution, *args).
+        solution: The root, a tree of tensors.
+        args: The other arguments of F.
+        cotangent: A tree like the solution.
+        **options: `solve`, `symmetric`, `positive_definite`, `polish` of `custom_root`.
+
+    Returns:
+        A tuple like args; zeros for integer tensors, and what is no tensor unchanged.
+
+    Example:
+        >>> import torch
+        >>> x, a, one = torch.tensor(2.0), torch.tensor(4.0), torch.tensor(1.0)
+        >>> root_vjp(lambda x, a: x**2 - a, x, (a,), one)
+        (tensor(0.2500),)
+    """
+    solved, chosen = _as_function(optimality_fn, solution, args, options)
+    _, pull, *_ = torch.func.vjp(solved, *chosen)
+    cotangents = iter(pull(cotangent))
+    leaves, spec = tree_flatten(args)
+    out = [
+        (
+            next(cotangents)
+            if leaf.is_floating_point() or leaf.is_complex()
+            else torch.zeros_like(leaf)
+        )
+        if isinstance(leaf, torch.Tensor)
+        else leaf
+        for leaf in leaves
+    ]
+    return tree_unflatten(spec, out)
+
+
+def root_jvp(
+    optimality_fn: Callable[..., Any],
+    solution: Any,
+    args: tuple[Any, ...],
+    tangents: tuple[Any, ...],
+    **options: Any,
+) -> Any:
+    """Return the tangent of a root found elsewhere: -A⁻¹ B tangents.
+
+    Args:
+        optimality_fn: F(solution, *args).
+        solution: The root, a tree of tensors.
+        args: The other arguments of F.
+        tangents: A tuple like args.
+        **options: `solve`, `symmetric`, `positive_definite`, `polish` of `custom_root`.
+
+    Returns:
+        A tree like the solution.
+
+    Raises:
+        ValueError: tangents has not as many leaves as args.
+
+    Example:
+        >>> import torch
+        >>> x, a, one = torch.tensor(2.0), torch.tensor(4.0), torch.tensor(1.0)
+        >>> root_jvp(lambda x, a: x**2 - a, x, (a,), (one,))
+        tensor(0.2500)
+    """
+    solved, chosen = _as_function(optimality_fn, solution, args, options)
+    leaves, directions = tree_leaves(args), tree_leaves(tangents)
+    if len(leaves) != len(directions):
+        raise ValueError(
+            f"tangents: expected {len(leaves)} leaves, as args has, got {len(directions)}"
+        )
+    used = tuple(
+        t
+        for x, t in zip(leaves, directions)
+        if isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
+    )
+    return torch.func.jvp(solved, tuple(chosen), used)[1]

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules whose parameters are the solution of an inner problem."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from torchopt.diff.implicit.nn.meta_module import MetaGradientModule
+from torchopt.diff.implicit.nn.stateless import reparametrize, swap_state
+from torchopt.diff.implicit.root import ImplicitEngine
+from torchopt.linear_solve.auto import Auto
+from torchopt.typing import LinearSolver
+
+__all__ = [
+    "ImplicitMetaGradientModule",
+    "enable_implicit_gradients",
+    "make_optimality_from_objective",
+]
+
+WRAPPED = "_torchopt_implicit_gradients"
+
+
+class ImplicitMetaGradientModule(MetaGradientModule, metaclass=abc.ABCMeta):
+    """A module whose parameters solve an inner problem that depends on its meta-parameters.
+
+    A subclass implements `solve`, which changes the parameters until they solve the problem, and
+    one of `objective`, whose minimum they are, or `optimality`, whose root they are. After
+    `module.solve(...)` the parameters are tensors whose gradient with respect to the
+    meta-parameters is the implicit one; the loss of the outer problem is computed from them.
+
+    `solve` runs outside of any graph, with parameters that are leaves: any optimizer of torch.optim
+    or torchopt may work on them, inside `torch.enable_grad()`. It may be called any number of
+    times; each call starts from the values that the last one left. Buffers are those of the module
+    in `solve`, and stay as they are when derivatives are computed.
+
+    Subclass keywords:
+        linear_solve: Solves the linear system of the gradient: a solver of
+            `torchopt.linear_solve`, or a function of (matvec, b). By default as for `custom_root`.
+
+    Example:
+        >>> import torch
+        >>> class Proximal(ImplicitMetaGradientModule):
+        ...     def __init__(self, center):
+        ...         super().__init__()
+        ...         self.center = center  # a meta-parameter: it was given, and requires a gradient
+        ...         self.w = torch.nn.Parameter(torch.zeros(()))
+        ...     def objective(self, target):
+        ...         return (self.w - target) ** 2 + 0.5 * (self.w - self.center) ** 2
+        ...     def solve(self, target):
+        ...         with torch.no_grad():
+        ...             self.w.copy_((2 * target + self.center) / 3)
+        ...         return self
+        >>> center = torch.tensor(1.0, requires_grad=True)
+        >>> Proximal(center).solve(torch.tensor(4.0)).w.backward()
+        >>> center.grad
+        tensor(0.3333)
+    """
+
+    _custom_optimality: ClassVar[bool] = False
+    _custom_objective: ClassVar[bool] = False
+    linear_solve: ClassVar[LinearSolver | None] = None
+
+    def __init_subclass__(cls, linear_solve: LinearSolver | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if linear_solve is not None:
+            # A function in the class would be taken for a method.
+            cls.linear_solve = staticmethod(linear_solve)
+        for name in ("optimality", "objective"):
+            _check_method(cls, name)
+        # The nearest definition counts: an objective below an inherited optimality replaces it.
+        for base in cls.__mro__:
+            if base is ImplicitMetaGradientModule:
+                raise TypeError(
+                    "ImplicitMetaGradientModule requires either an optimality() method or an "
+                    "objective() method"
+                )
+            written = vars(base).get("optimality")
+            has_optimality = written is not None and not hasattr(written, WRAPPED)
+            has_objective = "objective" in vars(base)
+            if has_optimality or has_objective:
+                break
+        cls._custom_optimality = has_optimality
+        cls._custom_objective = has_objective
+        if not has_optimality and "optimality" not in vars(cls):
+            make_optimality_from_objective(cls)
+        if "solve" in vars(cls) and not getattr(cls.solve, "__isabstractmethod__", False):
+            enable_implicit_gradients(cls)
+
+    @abc.abstractmethod
+    def solve(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Change the parameters until they solve the inner problem; usually return self."""
+        raise NotImplementedError
+
+    def optimality(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Return what is zero at the solution: one tensor for each of `self.parameters()`."""
+        raise NotImplementedError
+
+    def objective(self, *inputs: Any, **kwargs: Any) -> Tensor:
+        """Return what is least at the solution, a 0-dim tensor."""
+        raise NotImplementedError
+
+
+def _check_method(cls: type, name: str) -> None:
+    method = inspect.getattr_static(cls, name)
+    if isinstance(method, staticmethod):
+        raise TypeError(f"method {name}() must not be a staticmethod.")
+    if isinstance(method, classmethod):
+        raise TypeError(f"method {name}() must not be a classmethod.")
+    if not callable(method):
+        raise TypeError(f"method {name}() must be callable.")
+
+
+def make_optimality_from_objective(
+    cls: type[ImplicitMetaGradientModule],
+) -> type[ImplicitMetaGradientModule]:
+    """Give a class the optimality function ∇ objective, by its parameters.
+
+    Raises:
+        TypeError: The class has no objective.
+    """
+    if getattr(cls, "objective", None) in (None, ImplicitMetaGradientModule.objective):
+        raise TypeError("The objective function is not defined.")
+
+    def optimality(self: ImplicitMetaGradientModule, *inputs: Any, **kwargs: Any) -> Any:
+        names, params = zip(*self.named_parameters())
+
+        def objective(tensors: tuple[Tensor, ...]) -> Tensor:
+            # Copies made here belong to the transform, which may then change them in place.
+            state = {name: b.clone() for name, b in self.named_buffers()}
+            state.update(zip(_all_names(self, names), _repeat(self, names, tensors)))
+            with reparametrize(self, state):
+                return self.objective(*inputs, **kwargs)
+
+        return torch.func.grad(objective)(params)
+
+    setattr(optimality, WRAPPED, True)
+    cls.optimality = optimality  # type: ignore[method-assign]
+    return cls
+
+
+def _ties(module: nn.Module) -> dict[str, list[str]]:
+    """Return for each parameter, by its first name, all of its names."""
+    first: dict[int, str] = {}
+    ties: dict[str, list[str]] = {}
+    for name, param in module.named_parameters(remove_duplicate=False):
+        ties.setdefault(first.setdefault(id(param), name), []).append(name)
+    return ties
+
+
+def _all_names(module: nn.Module, names: tuple[str, ...]) -> list[str]:
+    ties = _ties(module)
+    return [alias for name in names for alias in ties[name]]
+
+
+def _repeat(module: nn.Module, names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    ties = _ties(module)
+    return [x for name, x in zip(names, tensors) for _ in ties[name]]
+
+
+def _leaf(module: ImplicitMetaGradientModule, name: str, param: Tensor) -> Tensor:
+    """Return a leaf with the value of a parameter: itself, or that which it was before."""
+    if param.is_leaf:
+        return param
+    leaves: dict[str, Tensor] = module.__dict__.get("_solver_leaves", {})
+    leaf = leaves.get(name)
+    if leaf is None or leaf.shape != param.shape or leaf.dtype != param.dtype:
+        return nn.Parameter(param.detach().clone())
+    with torch.no_grad():
+        leaf.copy_(param)
+    return leaf
+
+
+def _solve(
+    module: ImplicitMetaGradientModule,
+    user_solve: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    named = dict(module.named_parameters())
+    if not named:
+        raise RuntimeError("The module has no parameters.")
+    named_meta = dict(module.named_meta_parameters())
+    if not named_meta:
+        raise RuntimeError(
+            "The module has no meta-parameters. Pass tensors that require a gradient, or modules "
+            "in training mode, to the constructor, and assign them to attributes."
+        )
+    ties = _ties(module)
+    names, meta_names = tuple(named), tuple(named_meta)
+    leaves = {name: _leaf(module, name, param) for name, param in named.items()}
+
+    def everywhere(tensors: Any) -> dict[str, Any]:
+        return {alias: x for name, x in zip(names, tensors) for alias in ties[name]}
+
+    def solver_fn(start: Any, meta: Any, inputs: Any, kwargs: Any) -> Any:
+        swap_state(module, everywhere(leaves.values()))
+        with reparametrize(module, zip(meta_names, meta)):
+            value = user_solve(module, *inputs, **kwargs)
+        current = dict(module.named_parameters(remove_duplicate=False))
+        return tuple(current[name] for name in names), value
+
+    def optimality_fn(x: Any, meta: Any, inputs: Any, kwargs: Any) -> Any:
+        state = {name: b.clone() for name, b in module.named_buffers()}
+        state.update(everywhere(x))
+        state.update(zip(meta_names, meta))
+        with reparametrize(module, state):
+            value = module.optimality(*inputs, **kwargs)
+        return (value,) if isinstance(value, Tensor) else tuple(value)
+
+    engine = ImplicitEngine(
+        optimality_fn,
+        (1,),
+        has_aux=True,
+        solve=Auto(on_fail="warn") if module.linear_solve is None else module.linear_solve,
+        symmetric=not module._custom_optimality,
+    )
+    start = tuple(leaves.values())
+    solution, value = engine(solver_fn)(start, tuple(named_meta.values()), inputs, dict(kwargs))
+    object.__setattr__(module, "_solver_leaves", leaves)
+    swap_state(module, everywhere(solution))
+    return value
+
+
+def enable_implicit_gradients(
+    cls: type[ImplicitMetaGradientModule],
+) -> type[ImplicitMetaGradientModule]:
+    """Make the `solve` of a class differentiable; done for every subclass that defines one.
+
+    Raises:
+        TypeError: It is already.
+    """
+    user_solve = cls.solve
+    if hasattr(user_solve, WRAPPED):
+        raise TypeError("Implicit gradients are already enabled for the `solve` method.")
+
+    @functools.wraps(user_solve)
+    def solve(self: ImplicitMetaGradientModule, *inputs: Any, **kwargs: Any) -> Any:
+        if self.__dict__.get("_solving", False):
+            return user_solve(self, *inputs, **kwargs)  # super().solve() of a subclass
+        object.__setattr__(self, "_solving", True)
+        try:
+            return _solve(self, user_solve, inputs, kwargs)
+        finally:
+            object.__setattr__(self, "_solving", False)
+
+    setattr(solve, WRAPPED, True)
+    cls.solve = solve  # type: ignore[method-assign]
+    return cls

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules whose gradients do not come from back-propagation through what they compute."""
+
+from __future__ import annotations
+
+from torchopt.diff.implicit.nn import (
+    ImplicitMetaGradientModule,
+    MetaGradientModule,
+    reparameterize,
+    reparametrize,
+    swap_state,
+)
+from torchopt.diff.zero_order.nn import ZeroOrderGradientModule
+
+__all__ = [
+    "ImplicitMetaGradientModule",
+    "MetaGradientModule",
+    "ZeroOrderGradientModule",
+    "reparameterize",
+    "reparametrize",
+    "swap_state",
+]
