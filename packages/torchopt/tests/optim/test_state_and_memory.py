@@ -83,7 +83,8 @@ def test_memory_is_flat_over_a_thousand_steps(mode: str, name: str) -> None:
         del loss
         if step in (3, 499, 999):
             counts.append(live_tensors())
-    assert counts[0] == counts[1] == counts[2]
+    # Never more; fewer where leftovers of other tests went in the meantime.
+    assert counts[0] >= counts[1] >= counts[2]
     # Step 1000 ends a window: no graph is left that could hold tensors Python does not see.
     assert all(p.requires_grad and p.is_leaf for p in net.parameters())
     state = torchopt.pytree.tree_leaves(optimizer.state_dict())

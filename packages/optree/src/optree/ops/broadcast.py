@@ -45,7 +45,7 @@ def tree_broadcast_prefix(
         >>> tree_broadcast_prefix([1, 2], [1, 2, 3])
         Traceback (most recent call last):
             ...
-        ValueError: list arity mismatch; expected: 2, got: 3; list: [1, 2, 3].
+        ValueError: list arity mismatch; expected: 2, got: 3; list: [1, 2, 3]...
     """
     leaves, treespec = _C.flatten(prefix_tree, is_leaf, none_is_leaf, namespace)
     subtrees = []
