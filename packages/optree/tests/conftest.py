@@ -2,9 +2,10 @@
 """Shared pytest configuration of the optree test suite.
 
 Every warning is an error (set in the root pyproject.toml).  Tests of behaviour in which this
-package deliberately improves on the published optree 0.20.0 carry the marker ``differs_from_published``; everything else also passes
-on that wheel (``pytest -m "not differs_from_published"``), which is how the expectations of this
-suite are themselves checked.
+package deliberately improves on the published optree 0.20.0 carry the marker
+``differs_from_published``; everything else also passes on that wheel
+(``pytest -m "not differs_from_published"``), which is how the expectations of this suite are
+themselves checked.
 """
 
 from __future__ import annotations
