@@ -35,8 +35,21 @@ using sgd = Sgd;
 
 }  // namespace torchopt::rules
 
-#define TORCHOPT_FOR_EACH_RULE(DO)                                                           \
-    DO(adadelta)                                                                             \
-    DO(adagrad) DO(adam) DO(adamax) DO(amsgrad) DO(lion) DO(momentum) DO(nadam) DO(nesterov) \
-        DO(radam) DO(rmsprop) DO(rmsprop_centered) DO(rmsprop_centered_momentum)             \
-            DO(rmsprop_momentum) DO(sgd)
+// clang-format off
+#define TORCHOPT_FOR_EACH_RULE(DO) \
+    DO(adadelta) \
+    DO(adagrad) \
+    DO(adam) \
+    DO(adamax) \
+    DO(amsgrad) \
+    DO(lion) \
+    DO(momentum) \
+    DO(nadam) \
+    DO(nesterov) \
+    DO(radam) \
+    DO(rmsprop) \
+    DO(rmsprop_centered) \
+    DO(rmsprop_centered_momentum) \
+    DO(rmsprop_momentum) \
+    DO(sgd)
+// clang-format on
