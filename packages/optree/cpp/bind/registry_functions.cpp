@@ -15,13 +15,6 @@ constexpr std::size_t kNumBuiltins = 7;
 
 bool is_empty(PyObject* name) noexcept { return PyUnicode_GET_LENGTH(name) == 0; }
 
-bool is_builtin_node(const State& state, PyObject* cls) {
-    return cls == type_object(Py_TYPE(Py_None)) || cls == type_object(&PyTuple_Type) ||
-           cls == type_object(&PyList_Type) || cls == type_object(&PyDict_Type) ||
-           cls == type_object(&PyODict_Type) || cls == state.defaultdict_type.get() ||
-           cls == state.deque_type.get();
-}
-
 // "in namespace 'x'" or "in the global namespace".
 Ref where(PyObject* name) {
     return is_empty(name) ? checked(PyUnicode_FromString("in the global namespace"))
@@ -242,12 +235,6 @@ PyObject* get_main_interpreter_id(PyObject*, PyObject*) {
 PyObject* is_current_interpreter_main(PyObject*, PyObject*) {
     return truth(current_interpreter() == main_interpreter());
 }
-
-template <class Function>
-PyCFunction as_cfunction(Function* function) {
-    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
-}
-constexpr int kKeywords = METH_FASTCALL | METH_KEYWORDS;
 
 }  // namespace
 

@@ -240,12 +240,6 @@ PyObject* spec_walk_method(PyObject* self, Args args, Py_ssize_t nargs, PyObject
     });
 }
 
-template <class Function>
-PyCFunction as_cfunction(Function* function) {
-    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
-}
-constexpr int kKeywords = METH_FASTCALL | METH_KEYWORDS;
-
 PyMethodDef methods[] = {
     {"unflatten", spec_unflatten, METH_O, "Rebuild a tree from its leaves."},
     {"flatten_up_to", spec_flatten_up_to, METH_O, "The subtrees of a tree at the leaf positions."},

@@ -197,12 +197,6 @@ PyObject* make_from_collection(PyObject* self, Args args, Py_ssize_t nargs, PyOb
     });
 }
 
-template <class Function>
-PyCFunction as_cfunction(Function* function) {
-    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
-}
-constexpr int kKeywords = METH_FASTCALL | METH_KEYWORDS;
-
 }  // namespace
 
 PyMethodDef tree_functions[] = {

@@ -127,4 +127,13 @@ inline PyObject* type_object(PyTypeObject* type) noexcept {
     return reinterpret_cast<PyObject*>(type);
 }
 
+// Whether the class is a node in every namespace: NoneType, tuple, list, dict, OrderedDict,
+// defaultdict or deque. Such a class can't be registered.
+inline bool is_builtin_node(const State& state, PyObject* cls) noexcept {
+    return cls == type_object(Py_TYPE(Py_None)) || cls == type_object(&PyTuple_Type) ||
+           cls == type_object(&PyList_Type) || cls == type_object(&PyDict_Type) ||
+           cls == type_object(&PyODict_Type) || cls == state.defaultdict_type.get() ||
+           cls == state.deque_type.get();
+}
+
 }  // namespace optree

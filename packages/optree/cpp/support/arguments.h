@@ -8,6 +8,13 @@
 
 namespace optree {
 
+// A METH_FASTCALL function as PyMethodDef wants it.
+template <class Function>
+PyCFunction as_cfunction(Function* function) {
+    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+inline constexpr int kKeywords = METH_FASTCALL | METH_KEYWORDS;
+
 // The parameters of a function, in order: positional only, then positional or keyword, then keyword
 // only.
 struct Signature {

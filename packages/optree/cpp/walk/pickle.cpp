@@ -111,13 +111,6 @@ void check_field_count(PyObject* fields, Py_ssize_t arity) {
         malformed("the number of fields does not match the arity");
 }
 
-bool is_builtin_node_type(const State& state, PyObject* type) {
-    return type == type_object(Py_TYPE(Py_None)) || type == type_object(&PyTuple_Type) ||
-           type == type_object(&PyList_Type) || type == type_object(&PyDict_Type) ||
-           type == type_object(&PyODict_Type) || type == state.defaultdict_type.get() ||
-           type == state.deque_type.get();
-}
-
 // Reads the node states into a tree.
 class Reader {
   public:
@@ -242,7 +235,7 @@ class Reader {
     void custom(Py_ssize_t arity, PyObject* data, PyObject* entries, PyObject* type,
                 Payload& payload) {
         PyTypeObject* cls = checked_class(type, "the custom type of a custom node is not a class");
-        if (is_builtin_node_type(state_, type))
+        if (is_builtin_node(state_, type))
             malformed("the custom type is a built-in type: %R", type);
         Registration* found = state_.registry.lookup(state_.registry.find(name_), cls);
         if (found == nullptr) {
