@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bind/functions.h"
 #include "bind/interpreters.h"
-#include "nodes/dispatch.h"
 #include "support/arguments.h"
+#include "walk/spec_object.h"
 
 namespace optree {
 namespace {
@@ -13,12 +13,10 @@ using Args = PyObject* const*;
 // and deque.
 constexpr std::size_t kNumBuiltins = 7;
 
-bool is_empty(PyObject* name) noexcept { return PyUnicode_GET_LENGTH(name) == 0; }
-
 // "in namespace 'x'" or "in the global namespace".
 Ref where(PyObject* name) {
-    return is_empty(name) ? checked(PyUnicode_FromString("in the global namespace"))
-                          : checked(PyUnicode_FromFormat("in namespace %R", name));
+    return is_empty_str(name) ? checked(PyUnicode_FromString("in the global namespace"))
+                              : checked(PyUnicode_FromFormat("in namespace %R", name));
 }
 
 void require_class(PyObject* cls) {
@@ -128,7 +126,7 @@ PyObject* is_dict_insertion_ordered(PyObject* self, Args args, Py_ssize_t nargs,
         const Ref name = exact_str(out[0], state.empty_str.get(), "namespace");
         const bool inherit = out[1] == nullptr || as_bool(out[1], "inherit_global_namespace");
         const Namespace* named =
-            is_empty(name.get()) ? &state.registry.global() : state.registry.find(name.get());
+            is_empty_str(name.get()) ? &state.registry.global() : state.registry.find(name.get());
         const bool ordered = (named != nullptr && named->insertion_ordered) ||
                              (inherit && state.registry.global().insertion_ordered);
         return compat::new_ref(ordered ? Py_True : Py_False);

@@ -287,28 +287,19 @@ PyObject* prototype_of(KeyLayout* layout) noexcept {
     return layout->prototype = prototype;
 }
 
-PyObject* filled_dict(const KeyLayout* layout, PyObject* dict, PyObject** children) noexcept {
-    int status = dict != nullptr ? 0 : -1;
-    for (std::uint32_t i = 0; i < layout->size && status == 0; ++i) {
-        status = PyDict_SetItem(dict, layout->inserted[i], children[layout->child_of(i)]);
-    }
-    for (std::uint32_t i = 0; i < layout->size; ++i) Py_DECREF(children[i]);
-    if (OPTREE_UNLIKELY(status != 0)) Py_CLEAR(dict);
-    return dict;
-}
-
 }  // namespace
 
-PyObject* new_dict_of(KeyLayout* layout, bool entries_readable, PyObject** children) noexcept {
+PyObject* new_dict_of(KeyLayout* layout, bool entries_readable, PyObject** children) {
     if (!entries_readable || !layout->atomic || layout->size == 0) {
-        return filled_dict(layout, compat::new_dict(layout->size), children);
+        return fill_mapping<PyDict_SetItem>(compat::new_dict(layout->size), layout, children);
     }
     // The copy of a dict is one memcpy; nobody has seen it yet, so its values may be put in place.
     PyObject* prototype = prototype_of(layout);
     PyObject* dict = prototype != nullptr ? PyDict_Copy(prototype) : nullptr;
-    if (OPTREE_UNLIKELY(dict == nullptr)) return filled_dict(layout, nullptr, children);
+    if (OPTREE_UNLIKELY(dict == nullptr))
+        return fill_mapping<PyDict_SetItem>(nullptr, layout, children);
     const DictEntries entries = dict_entries(dict);
-    if (OPTREE_UNLIKELY(!entries)) return filled_dict(layout, dict, children);
+    if (OPTREE_UNLIKELY(!entries)) return fill_mapping<PyDict_SetItem>(dict, layout, children);
     const std::uint32_t size = layout->size;
     bool tracked = false;
     for (std::uint32_t i = 0; i < size; ++i) {
@@ -321,17 +312,13 @@ PyObject* new_dict_of(KeyLayout* layout, bool entries_readable, PyObject** child
     return dict;
 }
 
-namespace {
-Ref list_of(PyObject* const* items, std::uint32_t size) {
-    Ref list = checked(PyList_New(size));
-    for (std::uint32_t i = 0; i < size; ++i)
-        PyList_SET_ITEM(list.get(), i, compat::new_ref(items[i]));
+Ref layout_keys(const KeyLayout* layout) {
+    Ref list = checked(PyList_New(layout->size));
+    for (std::uint32_t i = 0; i < layout->size; ++i) {
+        PyList_SET_ITEM(list.get(), i, compat::new_ref(layout->keys[i]));
+    }
     return list;
 }
-}  // namespace
-
-Ref layout_keys(const KeyLayout* layout) { return list_of(layout->keys, layout->size); }
-Ref layout_inserted(const KeyLayout* layout) { return list_of(layout->inserted, layout->size); }
 
 bool same_keys(const KeyLayout* a, const KeyLayout* b) {
     if (a == b) return true;

@@ -98,11 +98,30 @@ OPTREE_INLINE Ref scan_mapping(LayoutCache& cache, PyTypeObject* layout_type, Py
 
 // A new dict with the keys in insertion order and the children as values. Takes over the children;
 // null on error.
-PyObject* new_dict_of(KeyLayout* layout, bool entries_readable, PyObject** children) noexcept;
+PyObject* new_dict_of(KeyLayout* layout, bool entries_readable, PyObject** children);
 
-// The keys as a new list, in traversal or in insertion order.
+// Puts the children under the keys in insertion order. Takes over the children; drops `mapping` and
+// returns null on error.
+template <int (*SetItem)(PyObject*, PyObject*, PyObject*)>
+PyObject* fill_mapping(PyObject* mapping, const KeyLayout* layout, PyObject** children) {
+    if (OPTREE_UNLIKELY(mapping == nullptr)) {
+        for (std::uint32_t i = 0; i < layout->size; ++i) Py_DECREF(children[i]);
+        return nullptr;
+    }
+    int status = 0;
+    for (std::uint32_t i = 0; i < layout->size && status == 0; ++i) {
+        status = SetItem(mapping, layout->inserted[i], children[layout->child_of(i)]);
+    }
+    for (std::uint32_t i = 0; i < layout->size; ++i) Py_DECREF(children[i]);
+    if (OPTREE_UNLIKELY(status != 0)) {
+        Py_DECREF(mapping);
+        return nullptr;
+    }
+    return mapping;
+}
+
+// The keys as a new list, in traversal order.
 Ref layout_keys(const KeyLayout* layout);
-Ref layout_inserted(const KeyLayout* layout);
 
 // Whether two layouts have equal keys in the same traversal order. May run Python code.
 bool same_keys(const KeyLayout* a, const KeyLayout* b);

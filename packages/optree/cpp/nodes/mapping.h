@@ -13,26 +13,6 @@ inline bool is_mapping_object(const State& state, PyObject* object) noexcept {
            type_object(Py_TYPE(object)) == state.defaultdict_type.get();
 }
 
-// Puts the children under the keys in insertion order. Takes over the children; drops `mapping` and
-// returns null on error.
-template <int (*SetItem)(PyObject*, PyObject*, PyObject*)>
-PyObject* fill_mapping(PyObject* mapping, const KeyLayout* layout, PyObject** children) {
-    if (OPTREE_UNLIKELY(mapping == nullptr)) {
-        drop_children(children, layout->size);
-        return nullptr;
-    }
-    int status = 0;
-    for (std::uint32_t i = 0; i < layout->size && status == 0; ++i) {
-        status = SetItem(mapping, layout->inserted[i], children[layout->child_of(i)]);
-    }
-    drop_children(children, layout->size);
-    if (OPTREE_UNLIKELY(status != 0)) {
-        Py_DECREF(mapping);
-        return nullptr;
-    }
-    return mapping;
-}
-
 // Pushes the values of `object` by the keys of `layout`, or raises what does not match.
 // `label` names the kind of the spec's node in the message.
 void match_mapping(Context& context, const KeyLayout* layout, const char* label, PyObject* object,

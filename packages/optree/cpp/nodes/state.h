@@ -34,7 +34,6 @@ struct State {
     Ref empty_str;
     Ref str_default_factory;
     Ref str_maxlen;
-    Ref str_fields;
     Ref copyreg_newobj;
     Ref accessors;  // the module optree.accessors, imported at first use
 

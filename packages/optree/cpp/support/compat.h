@@ -75,11 +75,7 @@ inline unsigned int type_version(PyTypeObject* type) noexcept {
 #endif
 }
 
-#if PY_VERSION_HEX >= 0x030B0000
 #define OPTREE_VISIT_TYPE(self) Py_VISIT(Py_TYPE(self))
-#else
-#define OPTREE_VISIT_TYPE(self) Py_VISIT(Py_TYPE(self))
-#endif
 
 // Max depth of a tree: half of it where C frames are large or the stack is small.
 #if defined(PYPY_VERSION) || defined(Py_DEBUG) || defined(_WIN32) || defined(__wasm__)

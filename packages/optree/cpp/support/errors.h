@@ -37,15 +37,4 @@ OPTREE_INLINE PyObject* guarded(PyObject* internal_error, Body&& body) {
     }
 }
 
-template <class Body>
-OPTREE_INLINE int guarded_int(PyObject* internal_error, Body&& body) {
-    try {
-        return body();
-    }
-    OPTREE_RETHROW_THREAD_EXIT catch (...) {
-        set_from_current_exception(internal_error);
-        return -1;
-    }
-}
-
 }  // namespace optree

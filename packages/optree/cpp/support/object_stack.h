@@ -44,14 +44,14 @@ class ObjectStack {
         reserve(count);
         const std::size_t base = size();
         std::memset(static_cast<void*>(data() + base), 0, count * sizeof(PyObject*));
-        items_.resize_within_capacity(base + count);
+        items_.set_size(base + count);
         return base;
     }
     // Owns the `count` references that were written behind the end; room must have been reserved.
-    void adopt(std::size_t count) noexcept { items_.resize_within_capacity(size() + count); }
+    void adopt(std::size_t count) noexcept { items_.set_size(size() + count); }
     PyObject* pop() noexcept { return items_.pop(); }
     // Forgets the slots from `size` on; the references were handed on.
-    void forget_from(std::size_t size) noexcept { items_.resize_down(size); }
+    void forget_from(std::size_t size) noexcept { items_.set_size(size); }
     // Drops the references from `size` on.
     void drop_from(std::size_t size) noexcept {
         while (items_.size() > size) Py_XDECREF(items_.pop());

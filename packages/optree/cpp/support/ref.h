@@ -67,11 +67,6 @@ inline bool check_truth(int truth) {
     return truth != 0;
 }
 
-inline Py_ssize_t check_size(Py_ssize_t size) {
-    if (OPTREE_UNLIKELY(size < 0)) throw PythonError{};
-    return size;
-}
-
 // Truth of `a == b` by identity first, then by rich comparison. May run Python code.
 inline bool equal(PyObject* a, PyObject* b) {
     return a == b ||

@@ -42,9 +42,8 @@ class Scratch {
     // Room must have been reserved.
     OPTREE_INLINE void push_unchecked(const T& value) noexcept { data_[size_++] = value; }
     T pop() noexcept { return data_[--size_]; }
-    void resize_down(std::size_t size) noexcept { size_ = size; }
-    // Counts `size` values as there that were written behind the end.
-    void resize_within_capacity(std::size_t size) noexcept { size_ = size; }
+    // Forgets values from `size` on, or counts those as there that were written behind the end.
+    void set_size(std::size_t size) noexcept { size_ = size; }
 
   private:
     T* inline_data() noexcept { return reinterpret_cast<T*>(inline_); }

@@ -167,7 +167,7 @@ Ref Flattening::take_spec() {
     tree.nodes.assign(nodes_.begin(), nodes_.end());
     tree.slots.assign(slots_.begin(), slots_.end());
     tree.leaves = static_cast<std::uint32_t>(count_);
-    slots_.resize_down(0);  // the spec owns them now
+    slots_.set_size(0);  // the spec owns them now
     return self;
 }
 
