@@ -18,7 +18,7 @@ class Context {
     // `predicate` may be null; `name` is an exact str.
     Context(State& state_, PyObject* predicate_, bool none_is_leaf_, PyObject* name)
         : state(state_), predicate(predicate_), none_is_leaf(none_is_leaf_), name_(name) {
-        named_ = state.registry.find(name);
+        named_ = name == state.empty_str.get() ? nullptr : state.registry.find(name);
         own_insertion_ordered = named_ != nullptr && named_->insertion_ordered;
         sorted = !own_insertion_ordered && !state.registry.global().insertion_ordered;
         none_type_ = none_is_leaf ? nullptr : Py_TYPE(Py_None);
@@ -38,6 +38,14 @@ class Context {
         return Py_TYPE(object) == last_leaf_;
     }
 
+    OPTREE_INLINE bool are_like_last_leaf(PyObject* const* objects,
+                                          std::size_t count) const noexcept {
+        for (std::size_t i = 0; i < count; ++i) {
+            if (!is_like_last_leaf(objects[i])) return false;
+        }
+        return true;
+    }
+
     // The kind of `object` by its exact class. Sets `registration` (borrowed) for Kind::custom.
     OPTREE_INLINE Kind classify(PyObject* object, Registration*& registration) {
         PyTypeObject* type = Py_TYPE(object);
@@ -45,6 +53,7 @@ class Context {
         if (type == &PyTuple_Type) return Kind::tuple;
         if (type == &PyDict_Type) return Kind::dict;
         if (type == &PyList_Type) return Kind::list;
+        if (type == none_type_) return Kind::none;
         const Seen& seen = seen_[seen_index(type)];
         if (seen.type == type && (seen.kind != Kind::namedtuple || PyTuple_Check(object))) {
             return seen.kind;
@@ -91,9 +100,7 @@ class Context {
     OPTREE_NOINLINE Kind classify_rest(PyTypeObject* type, Registration*& registration) {
         PyObject* cls = reinterpret_cast<PyObject*>(type);
         Kind kind = Kind::leaf;
-        if (type == none_type_) {
-            kind = Kind::none;
-        } else if (type == &PyODict_Type) {
+        if (type == &PyODict_Type) {
             kind = Kind::ordereddict;
         } else if (cls == state.defaultdict_type.get()) {
             kind = Kind::defaultdict;

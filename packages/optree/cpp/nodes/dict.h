@@ -8,14 +8,16 @@ namespace optree {
 
 struct Dict {
     static constexpr const char* kName = "dict";
-    // Pushes the values and returns the key layout.
-    static Ref scan(Context& context, PyObject* object, ObjectStack& children) {
-        return scan_mapping(context.state.layouts, context.state.layout(), object, context.sorted,
-                            children);
+    static KeyLayout* gather_known(Context& context, PyObject* object, PyObject** out) noexcept {
+        return optree::gather_known(context.state.layouts, object, context.sorted, out);
+    }
+    static Ref scan_unknown(Context& context, PyObject* object, ObjectStack& children) {
+        return optree::scan_unknown(context.state.layouts, context.state.layout(), object,
+                                    context.sorted, children);
     }
     static std::uint32_t expand(Context& context, PyObject* object, ObjectStack& children,
                                 Payload& payload) {
-        payload.slot[0] = scan(context, object, children);
+        payload.slot[0] = scan_mapping<Dict>(context, object, children);
         return as_layout(payload.slot[0].get())->size;
     }
     static PyObject* rebuild(State& state, const Slot* slots, PyObject** children, std::size_t) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nodes/layout.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "nodes/dict_entries.h"
@@ -74,8 +75,21 @@ Ref fill_layout(PyTypeObject* type, PyObject* const* inserted, std::size_t size,
 
 }  // namespace
 
-void LayoutCache::insert(Set& set, KeyLayout* layout) noexcept {
-    if (layout->size > kMaxKeys / 4) return;
+KeyLayout* LayoutCache::find(PyObject* const* keys, std::size_t size) noexcept {
+    if (size == 0) return reinterpret_cast<KeyLayout*>(empty.get());
+    for (KeyLayout* layout : set(keys[0], size, false)) {
+        if (layout == nullptr) return nullptr;
+        if (layout->size == size && !layout->sorted &&
+            std::equal(keys, keys + size, layout->inserted)) {
+            return layout;
+        }
+    }
+    return nullptr;
+}
+
+void LayoutCache::insert_if_atomic(KeyLayout* layout) noexcept {
+    if (!layout->atomic || layout->size == 0 || layout->size > kMaxKeys / 4) return;
+    Set& set = this->set(layout->inserted[0], layout->size, layout->sorted);
     if (keys_ + layout->size > kMaxKeys) clear();
     KeyLayout* oldest = set[kWays - 1];
     for (std::size_t way = kWays - 1; way > 0; --way) set[way] = set[way - 1];
@@ -189,9 +203,9 @@ OPTREE_INLINE bool match_entries(const KeyLayout* layout, const DictEntries& ent
 
 }  // namespace
 
-KeyLayout* scan_known(LayoutCache& cache, PyObject* mapping, bool sorted, ObjectStack& values) {
+KeyLayout* gather_known(LayoutCache& cache, PyObject* mapping, bool sorted,
+                        PyObject** out) noexcept {
     const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
-    if (size == 0) return reinterpret_cast<KeyLayout*>(cache.empty.get());
     const DictEntries entries = cache.entries_readable ? dict_entries(mapping) : DictEntries();
     Py_ssize_t pos = 0;
     PyObject* first = nullptr;
@@ -201,21 +215,16 @@ KeyLayout* scan_known(LayoutCache& cache, PyObject* mapping, bool sorted, Object
     } else {
         PyDict_Next(mapping, &pos, &first, &value);
     }
-    values.reserve(size);
-    PyObject** out = values.data() + values.size();
     for (KeyLayout* layout : cache.set(first, size, sorted)) {
         if (layout == nullptr) return nullptr;
         if (layout->inserted[0] != first || layout->size != size || layout->sorted != sorted) {
             continue;
         }
         if (OPTREE_LIKELY(static_cast<bool>(entries))
-                ? !match_entries(layout, entries, out)
-                : !match_layout(layout, mapping, pos, value, out)) {
-            continue;
+                ? match_entries(layout, entries, out)
+                : match_layout(layout, mapping, pos, value, out)) {
+            return layout;
         }
-        for (std::size_t i = 0; i < size; ++i) Py_INCREF(out[i]);
-        values.adopt(size);
-        return layout;
     }
     return nullptr;
 }
@@ -263,7 +272,7 @@ Ref scan_unknown(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mappin
         values[base + layout->child_of(i)] = unordered[i];
     }
     unordered.forget_from(0);
-    if (layout->atomic) cache.insert(cache.set(layout->inserted[0], layout->size, sorted), layout);
+    cache.insert_if_atomic(layout);
     return owner;
 }
 

@@ -52,8 +52,10 @@ class LayoutCache {
         bits = (bits + size * 0x2545f4914f6cdd1dULL + (sorted ? 1 : 0)) * 0x9e3779b97f4a7c15ULL;
         return sets_[bits >> (64 - kSetBits)];
     }
-    // Adds an atomic layout to the front of its set.
-    void insert(Set& set, KeyLayout* layout) noexcept;
+    // The layout, borrowed, of these keys in insertion order, the very objects; null if there is none.
+    KeyLayout* find(PyObject* const* keys, std::size_t size) noexcept;
+    // Adds a layout that is not there to the front of its set, if its keys are atomic.
+    void insert_if_atomic(KeyLayout* layout) noexcept;
     void clear() noexcept;
 
     Ref empty;                      // the layout of mappings without keys
@@ -74,9 +76,9 @@ Ref make_layout(PyTypeObject* layout_type, PyObject* const* inserted, std::size_
 // A layout whose two orders are both given: `keys` and `inserted` hold equal keys.
 Ref make_layout_with_order(PyTypeObject* layout_type, PyObject* keys, PyObject* inserted);
 
-// The cached layout of `mapping` (a dict or a subclass), borrowed, with the values pushed onto
-// `values` in traversal order; null, with nothing pushed, if the cache has none. Runs no Python code.
-KeyLayout* scan_known(LayoutCache& cache, PyObject* mapping, bool sorted, ObjectStack& values);
+// The cached layout of `mapping` (a dict or a subclass, not empty), borrowed, with its values at `out`
+// in traversal order, borrowed too; null if the cache has none. Runs no Python code.
+KeyLayout* gather_known(LayoutCache& cache, PyObject* mapping, bool sorted, PyObject** out) noexcept;
 
 // Pushes the values of a mapping of as many keys as `layout` in traversal order if its keys are the
 // very objects of the layout in the same insertion order; else pushes nothing and returns false.
@@ -86,15 +88,6 @@ bool push_known_values(const KeyLayout* layout, bool entries_readable, PyObject*
 // Makes (and caches) the layout of `mapping` in the order of the dict and pushes the values.
 Ref scan_unknown(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mapping, bool sorted,
                  ObjectStack& values);
-
-// One or the other.
-OPTREE_INLINE Ref scan_mapping(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mapping,
-                               bool sorted, ObjectStack& values) {
-    if (KeyLayout* known = scan_known(cache, mapping, sorted, values)) {
-        return Ref::borrow(reinterpret_cast<PyObject*>(known));
-    }
-    return scan_unknown(cache, layout_type, mapping, sorted, values);
-}
 
 // A new dict with the keys in insertion order and the children as values. Takes over the children;
 // null on error.

@@ -13,6 +13,23 @@ inline bool is_mapping_object(const State& state, PyObject* object) noexcept {
            type_object(Py_TYPE(object)) == state.defaultdict_type.get();
 }
 
+// The key layout of a Dict or an OrderedDict, with the values pushed in traversal order. A mapping
+// kind has two ways to it: `gather_known` finds the layout of keys met before and runs no Python code,
+// `scan_unknown` makes one.
+template <class Mapping>
+Ref scan_mapping(Context& context, PyObject* object, ObjectStack& values) {
+    const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(object));
+    if (size == 0) return Ref::borrow(context.state.layouts.empty.get());
+    values.reserve(size);
+    PyObject** out = values.data() + values.size();
+    if (KeyLayout* known = Mapping::gather_known(context, object, out)) {
+        for (std::size_t i = 0; i < size; ++i) Py_INCREF(out[i]);
+        values.adopt(size);
+        return Ref::borrow(reinterpret_cast<PyObject*>(known));
+    }
+    return Mapping::scan_unknown(context, object, values);
+}
+
 // Pushes the values of `object` by the keys of `layout`, or raises what does not match.
 // `label` names the kind of the spec's node in the message.
 void match_mapping(Context& context, const KeyLayout* layout, const char* label, PyObject* object,

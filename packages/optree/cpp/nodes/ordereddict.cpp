@@ -34,29 +34,27 @@ struct ListHead {
 #define OPTREE_ODICT_LIST 0
 #endif
 
-// Whether the iteration order of an OrderedDict is that of `keys`, by identity.
-bool iterates_as([[maybe_unused]] const State& state, PyObject* object, PyObject* const* keys,
-                 std::size_t size) {
-#if OPTREE_ODICT_LIST
-    if (OPTREE_LIKELY(state.odict_fast)) {
-        const ListNode* node = reinterpret_cast<ListHead*>(object)->first;
-        for (std::size_t i = 0; i < size; ++i) {
-            if (node == nullptr || node->key != keys[i]) return false;
-            node = node->next;
-        }
-        return node == nullptr;
-    }
-#endif
-    const Ref iterator = checked(PyObject_GetIter(object));
-    for (std::size_t i = 0; i < size; ++i) {
-        const Ref next = Ref::steal(PyIter_Next(iterator.get()));
-        if (!next && PyErr_Occurred()) throw PythonError{};
-        if (next.get() != keys[i]) return false;
-    }
-    return true;
-}
-
 }  // namespace
+
+// A layout found by the order of the dict underneath is right if the list agrees with it.
+KeyLayout* OrderedDict::gather_known([[maybe_unused]] Context& context,
+                                     [[maybe_unused]] PyObject* object,
+                                     [[maybe_unused]] PyObject** out) noexcept {
+#if OPTREE_ODICT_LIST
+    if (OPTREE_UNLIKELY(!context.state.odict_fast)) return nullptr;
+    KeyLayout* known = optree::gather_known(context.state.layouts, object, false, out);
+    if (OPTREE_UNLIKELY(known == nullptr)) return nullptr;
+    const ListNode* node = reinterpret_cast<ListHead*>(object)->first;
+    for (PyObject* const *key = known->inserted, *const *end = key + known->size; key != end;
+         ++key) {
+        if (OPTREE_UNLIKELY(node == nullptr || node->key != *key)) return nullptr;
+        node = node->next;
+    }
+    return node == nullptr ? known : nullptr;
+#else
+    return nullptr;
+#endif
+}
 
 bool ordereddict_list_is_readable() {
 #if OPTREE_ODICT_LIST
@@ -81,32 +79,7 @@ bool ordereddict_list_is_readable() {
 #endif
 }
 
-namespace {
-
-// Remembers the layout if the dict underneath has the same order, by which it will be found.
-void cache_if_dict_order(State& state, PyObject* object, KeyLayout* layout) {
-    if (!layout->atomic || layout->size == 0) return;
-    Py_ssize_t pos = 0;
-    PyObject* key = nullptr;
-    for (std::uint32_t i = 0; i < layout->size; ++i) {
-        if (!PyDict_Next(object, &pos, &key, nullptr) || key != layout->inserted[i]) return;
-    }
-    LayoutCache& cache = state.layouts;
-    cache.insert(cache.set(layout->inserted[0], layout->size, false), layout);
-}
-
-}  // namespace
-
-Ref OrderedDict::scan(Context& context, PyObject* object, ObjectStack& children) {
-    // A layout found by the order of the dict underneath is right if the list agrees with it.
-    const std::size_t base = children.size();
-    if (KeyLayout* known = scan_known(context.state.layouts, object, false, children)) {
-        Ref owner = Ref::borrow(reinterpret_cast<PyObject*>(known));
-        if (OPTREE_LIKELY(iterates_as(context.state, object, known->inserted, known->size))) {
-            return owner;
-        }
-        children.drop_from(base);
-    }
+Ref OrderedDict::scan_unknown(Context& context, PyObject* object, ObjectStack& children) {
     ObjectStack keys;
     ObjectStack values;
     const Ref iterator = checked(PyObject_GetIter(object));
@@ -120,8 +93,12 @@ Ref OrderedDict::scan(Context& context, PyObject* object, ObjectStack& children)
         values.push(value);
     }
     if (PyErr_Occurred()) throw PythonError{};
-    Ref layout = make_layout(context.state.layout(), keys.data(), keys.size(), false);
-    cache_if_dict_order(context.state, object, as_layout(layout.get()));
+    LayoutCache& cache = context.state.layouts;
+    Ref layout = Ref::borrow(reinterpret_cast<PyObject*>(cache.find(keys.data(), keys.size())));
+    if (!layout) {
+        layout = make_layout(context.state.layout(), keys.data(), keys.size(), false);
+        cache.insert_if_atomic(as_layout(layout.get()));
+    }
     children.reserve(values.size());
     for (std::size_t i = 0; i < values.size(); ++i) children.push_unchecked(values[i]);
     return layout;

@@ -8,11 +8,11 @@ namespace optree {
 
 struct OrderedDict {
     static constexpr const char* kName = "OrderedDict";
-    // Pushes the values and returns the key layout.
-    static Ref scan(Context& context, PyObject* object, ObjectStack& children);
+    static KeyLayout* gather_known(Context& context, PyObject* object, PyObject** out) noexcept;
+    static Ref scan_unknown(Context& context, PyObject* object, ObjectStack& children);
     static std::uint32_t expand(Context& context, PyObject* object, ObjectStack& children,
                                 Payload& payload) {
-        payload.slot[0] = scan(context, object, children);
+        payload.slot[0] = scan_mapping<OrderedDict>(context, object, children);
         return as_layout(payload.slot[0].get())->size;
     }
     static PyObject* rebuild(State&, const Slot* slots, PyObject** children, std::size_t) {

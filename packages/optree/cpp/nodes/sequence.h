@@ -39,10 +39,23 @@ inline PyObject* steal_into_tuple(PyObject** children, std::size_t count) noexce
 }
 
 inline PyObject* steal_into_list(PyObject** children, std::size_t count) noexcept {
-    PyObject* list = PyList_New(static_cast<Py_ssize_t>(count));
+    const bool give = compat::kListTakesItems && count != 0;
+    PyObject* list = PyList_New(give ? 0 : static_cast<Py_ssize_t>(count));
     if (OPTREE_UNLIKELY(list == nullptr)) {
         drop_children(children, count);
         return nullptr;
+    }
+    if (give) {
+        void* items = PyMem_Malloc(count * sizeof(PyObject*));
+        if (OPTREE_UNLIKELY(items == nullptr)) {
+            Py_DECREF(list);
+            drop_children(children, count);
+            PyErr_NoMemory();
+            return nullptr;
+        }
+        std::memcpy(items, children, count * sizeof(PyObject*));
+        compat::give_items(list, static_cast<PyObject**>(items), static_cast<Py_ssize_t>(count));
+        return list;
     }
     if (count != 0) {
         std::memcpy(static_cast<void*>(reinterpret_cast<PyListObject*>(list)->ob_item), children,

@@ -30,6 +30,8 @@ int state_clear(PyObject* self) {
     State& state = as_state(self);
     state.registry.clear();
     state.layouts.clear();
+    state.blocks.clear();
+    state.specs.clear();
     state.namedtuples.close();
     state.structseqs.close();
     state.accessors = nullptr;
@@ -45,6 +47,8 @@ void state_dealloc(PyObject* self) {
     State& state = as_state(self);
     state.registry.~Registry();
     state.layouts.~LayoutCache();
+    state.blocks.~BlockPool();
+    state.specs.~ObjectPool();
     state.namedtuples.~TupleFamily();
     state.structseqs.~TupleFamily();
     for (Ref* ref :
@@ -124,6 +128,8 @@ Ref make_state() {
     // tp_alloc zeroed the memory; the members with a constructor get one.
     new (&state.registry) Registry;
     new (&state.layouts) LayoutCache;
+    new (&state.blocks) BlockPool;
+    new (&state.specs) ObjectPool;
     new (&state.namedtuples) TupleFamily;
     new (&state.structseqs) TupleFamily;
     state.layout_type = make_layout_type();

@@ -5,6 +5,7 @@
 #include "nodes/layout.h"
 #include "nodes/registry.h"
 #include "nodes/tuple_classes.h"
+#include "support/object_pool.h"
 
 namespace optree {
 
@@ -15,6 +16,8 @@ struct State {
     LayoutCache layouts;
     TupleFamily namedtuples;
     TupleFamily structseqs;
+    BlockPool blocks;
+    ObjectPool specs;
     bool odict_fast = false;  // nodes/ordereddict.h may read the linked list directly
 
     // Classes of ours.

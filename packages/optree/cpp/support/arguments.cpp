@@ -8,6 +8,10 @@ namespace optree {
 void parse_arguments(const Signature& signature, PyObject* const* args, Py_ssize_t nargs,
                      PyObject* kwnames, PyObject** out) {
     const auto total = static_cast<int>(signature.names.size());
+    if (OPTREE_LIKELY(kwnames == nullptr && nargs == total && nargs <= signature.positional)) {
+        std::copy(args, args + nargs, out);
+        return;
+    }
     if (nargs > signature.positional) {
         raise(PyExc_TypeError, "%s() takes at most %d positional argument%s but %zd were given",
               signature.function, signature.positional, signature.positional == 1 ? "" : "s",
@@ -61,7 +65,7 @@ bool as_bool(PyObject* value, const char* name) {
 }
 
 Ref exact_str(PyObject* value, PyObject* missing, const char* name) {
-    if (value == nullptr) return Ref::borrow(missing);
+    if (value == nullptr || value == missing) return Ref::borrow(missing);
     if (!PyUnicode_Check(value)) {
         raise(PyExc_TypeError, "expected a str for '%s', got %R", name, value);
     }

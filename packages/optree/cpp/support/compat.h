@@ -60,6 +60,25 @@ inline PyObject* new_dict(Py_ssize_t size) noexcept {
 #endif
 }
 
+// Whether a list keeps its items in a plain block of PyMem_Malloc that it can be given. Saves the
+// zeroing of a block that is overwritten at once and, for a large one, its copy.
+#if !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED) && PY_VERSION_HEX < 0x030F0000
+inline constexpr bool kListTakesItems = true;
+#else
+inline constexpr bool kListTakesItems = false;
+#endif
+
+// Gives an empty list that nobody has seen its items.
+inline void give_items([[maybe_unused]] PyObject* list, [[maybe_unused]] PyObject** items,
+                       [[maybe_unused]] Py_ssize_t count) noexcept {
+#if !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)
+    auto* made = reinterpret_cast<PyListObject*>(list);
+    made->ob_item = items;
+    made->allocated = count;
+    Py_SET_SIZE(made, count);
+#endif
+}
+
 // The type's version tag: changes whenever the type or a base is modified; 0 means unknown.
 inline unsigned int type_version(PyTypeObject* type) noexcept {
 #if defined(PYPY_VERSION) || defined(Py_GIL_DISABLED)

@@ -12,6 +12,7 @@ namespace optree {
 class ObjectStack {
   public:
     ObjectStack() noexcept = default;
+    ObjectStack(BlockPool& pool, BlockPool::Use use) noexcept : items_(pool, use) {}
     ~ObjectStack() { clear(); }
 
     std::size_t size() const noexcept { return items_.size(); }
@@ -60,8 +61,16 @@ class ObjectStack {
 
     // Hands all references to a new list.
     Ref into_list() {
-        Ref list = checked(PyList_New(static_cast<Py_ssize_t>(size())));
-        if (size() != 0) {
+        const auto count = static_cast<Py_ssize_t>(size());
+        if (compat::kListTakesItems && count != 0) {
+            Ref list = checked(PyList_New(0));
+            PyObject** items = items_.detach();
+            if (OPTREE_UNLIKELY(items == nullptr)) throw std::bad_alloc();
+            compat::give_items(list.get(), items, count);
+            return list;
+        }
+        Ref list = checked(PyList_New(count));
+        if (count != 0) {
             std::memcpy(static_cast<void*>(reinterpret_cast<PyListObject*>(list.get())->ob_item),
                         data(), size() * sizeof(PyObject*));
         }

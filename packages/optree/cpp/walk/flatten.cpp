@@ -15,10 +15,11 @@ OPTREE_INLINE void check_depth(int depth, std::size_t arity) {
 }  // namespace
 
 // The slots of the node must have been pushed.
-OPTREE_INLINE void Flattening::close(Kind kind, std::uint32_t arity, Start start) {
+OPTREE_INLINE void Flattening::close(Kind kind, std::uint32_t arity, Start start,
+                                     std::size_t slots) {
     nodes_.push({kind,
                  {},
-                 static_cast<std::uint32_t>(slots_.size() - slot_count(kind)),
+                 static_cast<std::uint32_t>(slots_.size() - slots),
                  arity,
                  static_cast<std::uint32_t>(count_ - start.leaf),
                  static_cast<std::uint32_t>(nodes_.size() - start.node + 1),
@@ -91,7 +92,7 @@ OPTREE_NOINLINE void Flattening::descend_list(PyObject* list, int depth) {
             }
         }
     }
-    close(Kind::list, arity, begin);
+    close(Kind::list, arity, begin, 0);
 }
 
 template <bool kPredicate, bool kKeep>
@@ -100,23 +101,46 @@ OPTREE_NOINLINE void Flattening::descend_tuple(Kind kind, PyObject* tuple, int d
     const std::uint32_t arity = checked_count(static_cast<std::size_t>(PyTuple_GET_SIZE(tuple)));
     check_depth(depth, arity);
     // The caller keeps the tuple alive, and the tuple its class and items.
-    for (std::uint32_t i = 0; i < arity; ++i) {
-        visit<kPredicate, kKeep>(tuple_items(tuple)[i], depth + 1);
-    }
-    if (kind != Kind::tuple) push_slot(Ref::borrow(type_object(Py_TYPE(tuple))));
-    close(kind, arity, begin);
+    PyObject* const* items = tuple_items(tuple);
+    if constexpr (kKeep) leaves.reserve(arity);
+    for (std::uint32_t i = 0; i < arity; ++i) visit<kPredicate, kKeep>(items[i], depth + 1);
+    const bool has_class = kind != Kind::tuple;
+    if (has_class) slots_.push(compat::new_ref(type_object(Py_TYPE(tuple))));
+    close(kind, arity, begin, has_class ? 1 : 0);
 }
 
 template <bool kPredicate, bool kKeep, class Mapping>
 OPTREE_NOINLINE void Flattening::descend_mapping(Kind kind, PyObject* mapping, int depth) {
     const Start begin = start();
-    const std::size_t base = pending_.size();
-    Ref layout = Mapping::scan(context_, mapping, pending_);
-    const std::uint32_t arity = as_layout(layout.get())->size;
+    const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
+    if (size == 0) {
+        slots_.push(compat::new_ref(context_.state.layouts.empty.get()));
+        return close(kind, 0, begin, 1);
+    }
+    std::uint32_t arity = checked_count(size);
     check_depth(depth, arity);
-    if (arity != 0) visit_owned_children<kPredicate, kKeep>(base, arity, depth + 1);
+    Ref layout;
+    const std::size_t base = pending_.size();
+    pending_.reserve(size);
+    PyObject** values = pending_.data() + base;
+    if (KeyLayout* known = Mapping::gather_known(context_, mapping, values)) {
+        if constexpr (!kPredicate) {
+            if (context_.are_like_last_leaf(values, size)) {
+                add_leaves<kKeep>(values, size);
+                slots_.push(compat::new_ref(reinterpret_cast<PyObject*>(known)));
+                return close(kind, arity, begin, 1);
+            }
+        }
+        for (std::size_t i = 0; i < size; ++i) Py_INCREF(values[i]);
+        pending_.adopt(size);
+        layout = Ref::borrow(reinterpret_cast<PyObject*>(known));
+    } else {
+        layout = Mapping::scan_unknown(context_, mapping, pending_);
+        arity = as_layout(layout.get())->size;
+    }
+    visit_owned_children<kPredicate, kKeep>(base, arity, depth + 1);
     push_slot(std::move(layout));
-    close(kind, arity, begin);
+    close(kind, arity, begin, 1);
 }
 
 template <bool kPredicate, bool kKeep>
@@ -129,15 +153,16 @@ OPTREE_NOINLINE void Flattening::descend_any(Kind kind, Registration* registrati
     check_depth(depth, arity);
     found_custom_ = found_custom_ || kind == Kind::custom;
     visit_owned_children<kPredicate, kKeep>(base, arity, depth + 1);
-    for (std::size_t i = 0; i < slot_count(kind); ++i) push_slot(std::move(payload.slot[i]));
-    close(kind, arity, begin);
+    const std::size_t slots = slot_count(kind);
+    for (std::size_t i = 0; i < slots; ++i) push_slot(std::move(payload.slot[i]));
+    close(kind, arity, begin, slots);
 }
 
 template <bool kPredicate, bool kKeep>
 OPTREE_INLINE void Flattening::descend(Kind kind, Registration* registration, PyObject* object,
                                        int depth) {
     switch (kind) {
-        case Kind::none: return close(kind, 0, start());
+        case Kind::none: return close(kind, 0, start(), 0);
         case Kind::list: return descend_list<kPredicate, kKeep>(object, depth);
         case Kind::tuple:
         case Kind::namedtuple:

@@ -22,7 +22,12 @@ inline TreeView view_of(const Tree& tree) noexcept {
 // or leaf for small trees. What is collected is owned until it is taken out.
 class Flattening {
   public:
-    explicit Flattening(Context& context) : context_(context) {}
+    explicit Flattening(Context& context)
+        : leaves(context.state.blocks, BlockPool::leaves),
+          context_(context),
+          nodes_(context.state.blocks, BlockPool::nodes),
+          slots_(context.state.blocks, BlockPool::slots),
+          pending_(context.state.blocks, BlockPool::pending) {}
     Flattening(const Flattening&) = delete;
     Flattening& operator=(const Flattening&) = delete;
     ~Flattening() {
@@ -60,12 +65,20 @@ class Flattening {
         if constexpr (kKeep) leaves.push(object);
         ++count_;
     }
+    template <bool kKeep>
+    OPTREE_INLINE void add_leaves(PyObject* const* objects, std::size_t count) {
+        if constexpr (kKeep) {
+            leaves.reserve(count);
+            for (std::size_t i = 0; i < count; ++i) leaves.push_unchecked(objects[i]);
+        }
+        count_ += count;
+    }
     // Where a node began.
     struct Start {
         std::size_t leaf, node;
     };
     Start start() const noexcept { return {count_, nodes_.size()}; }
-    void close(Kind kind, std::uint32_t arity, Start start);
+    void close(Kind kind, std::uint32_t arity, Start start, std::size_t slots);
     void push_slot(Ref slot) {
         slots_.push(slot.get());
         (void)slot.release();

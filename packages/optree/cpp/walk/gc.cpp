@@ -97,11 +97,13 @@ void spec_dealloc(PyObject* self) {
     Py_TRASHCAN_BEGIN(self, spec_dealloc);
     SpecObject& spec = as_spec(self);
     if (spec.weakrefs != nullptr) PyObject_ClearWeakRefs(self);
-    spec_clear(self);
+    for (Slot slot : spec.tree.slots) Py_XDECREF(as_object(slot));
     spec.tree.~Tree();
     Py_XDECREF(spec.name);
-    Py_XDECREF(spec.state);
-    type->tp_free(self);
+    PyObject* state = spec.state;
+    const bool exact = state != nullptr && type == as_state(state).spec();
+    if (!exact || !as_state(state).specs.give(self)) type->tp_free(self);
+    Py_XDECREF(state);  // the last one frees the pool
     Py_DECREF(type);
     Py_TRASHCAN_END;
 }

@@ -7,13 +7,16 @@ namespace optree {
 
 Ref new_spec(State& state, bool none_is_leaf, PyObject* name) {
     PyTypeObject* type = state.spec();
-    PyObject* self = type->tp_alloc(type, 0);
-    if (OPTREE_UNLIKELY(self == nullptr)) throw PythonError{};
+    PyObject* self = state.specs.take(type);
+    const bool reused = self != nullptr;
+    if (OPTREE_UNLIKELY(!reused)) self = checked(type->tp_alloc(type, 0)).release();
     SpecObject& spec = as_spec(self);
     new (&spec.tree) Tree;
+    spec.weakrefs = nullptr;
     spec.state = compat::new_ref(reinterpret_cast<PyObject*>(&state));
     spec.name = compat::new_ref(name);
     spec.none_is_leaf = none_is_leaf;
+    if (reused) PyObject_GC_Track(self);
     return Ref::steal(self);
 }
 

@@ -10,7 +10,7 @@ namespace optree {
 // references) in order. Containers are made in post-order, each as soon as its children are there.
 template <class Source>
 Ref unflatten(State& state, const TreeView& tree, Source&& source) {
-    ObjectStack stack;
+    ObjectStack stack(state.blocks, BlockPool::stack);
     std::uint32_t taken = 0;
     for (std::size_t i = 0; i < tree.num_nodes; ++i) {
         const Node& node = tree.nodes[i];
