@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "bind/call_context.h"
+#include "bind/compiled.h"
 #include "bind/functions.h"
-#include "support/arguments.h"
 #include "walk/flatten.h"
 #include "walk/from_collection.h"
 #include "walk/map.h"
@@ -10,24 +11,6 @@ namespace optree {
 namespace {
 
 using Args = PyObject* const*;
-
-// (is_leaf, none_is_leaf, namespace) as they come, from args[0] on; null where not given.
-class CallContext {
-  public:
-    CallContext(State& state, Args options, const char* predicate_name)
-        : name_(namespace_of(state, options[2])),
-          context(state, as_predicate(options[0], predicate_name),
-                  as_bool(options[1], "none_is_leaf"), name_.get()) {}
-
-  private:
-    static Ref namespace_of(State& state, PyObject* value) {
-        return exact_str(value, state.empty_str.get(), "namespace");
-    }
-    Ref name_;
-
-  public:
-    Context context;
-};
 
 void require_count(const char* function, Py_ssize_t nargs, Py_ssize_t expected) {
     if (OPTREE_UNLIKELY(nargs != expected)) {
@@ -49,14 +32,7 @@ PyObject* flatten(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames
         PyObject* out[4];
         parse_tree_call("flatten", args, nargs, kwnames, out);
         CallContext call(state, out + 1, "leaf_predicate");
-        Flattening flat(call.context);
-        flat.run(out[0]);
-        Ref spec = flat.take_spec();
-        Ref leaves = flat.leaves.into_list();
-        Ref pair = checked(PyTuple_New(2));
-        PyTuple_SET_ITEM(pair.get(), 0, leaves.release());
-        PyTuple_SET_ITEM(pair.get(), 1, spec.release());
-        return pair.release();
+        return flatten_to_pair(call.context, out[0]).release();
     });
 }
 
@@ -80,9 +56,7 @@ PyObject* leaves(PyObject* self, Args args, Py_ssize_t nargs) {
     return guarded(state.error(), [&] {
         require_count("leaves", nargs, 4);
         CallContext call(state, args + 1, "is_leaf");
-        Flattening flat(call.context);
-        flat.run(args[0]);
-        return flat.leaves.into_list().release();
+        return flatten_to_leaves(call.context, args[0]).release();
     });
 }
 
@@ -91,9 +65,7 @@ PyObject* structure(PyObject* self, Args args, Py_ssize_t nargs) {
     return guarded(state.error(), [&] {
         require_count("structure", nargs, 4);
         CallContext call(state, args + 1, "is_leaf");
-        Flattening flat(call.context);
-        flat.run(args[0], false);
-        return flat.take_spec().release();
+        return flatten_to_spec(call.context, args[0]).release();
     });
 }
 
@@ -197,6 +169,11 @@ PyObject* make_from_collection(PyObject* self, Args args, Py_ssize_t nargs, PyOb
     });
 }
 
+PyObject* compiled(PyObject* self, PyObject* prototype) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] { return make_compiled(state, prototype).release(); });
+}
+
 }  // namespace
 
 PyMethodDef tree_functions[] = {
@@ -214,6 +191,7 @@ PyMethodDef tree_functions[] = {
     {"make_none", as_cfunction(make_none), kKeywords, "The structure of None."},
     {"make_from_collection", as_cfunction(make_from_collection), kKeywords,
      "A structure from a container of structures."},
+    {"compiled", compiled, METH_O, "The builtin that does what a public function does."},
     {nullptr, nullptr, 0, nullptr},
 };
 

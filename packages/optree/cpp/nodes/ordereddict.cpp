@@ -45,7 +45,7 @@ KeyLayout* OrderedDict::gather_known([[maybe_unused]] Context& context,
     KeyLayout* known = optree::gather_known(context.state.layouts, object, false, out);
     if (OPTREE_UNLIKELY(known == nullptr)) return nullptr;
     const ListNode* node = reinterpret_cast<ListHead*>(object)->first;
-    for (PyObject* const *key = known->inserted, *const *end = key + known->size; key != end;
+    for (PyObject *const *key = known->inserted, *const *end = key + known->size; key != end;
          ++key) {
         if (OPTREE_UNLIKELY(node == nullptr || node->key != *key)) return nullptr;
         node = node->next;

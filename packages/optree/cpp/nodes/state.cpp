@@ -54,7 +54,8 @@ void state_dealloc(PyObject* self) {
     for (Ref* ref :
          {&state.layout_type, &state.registration_type, &state.spec_type, &state.iter_type,
           &state.internal_error, &state.kind_enum, &state.defaultdict_type, &state.deque_type,
-          &state.empty_str, &state.str_default_factory, &state.str_maxlen, &state.copyreg_newobj}) {
+          &state.empty_str, &state.str_default_factory, &state.str_maxlen, &state.str_is_leaf,
+          &state.str_none_is_leaf, &state.str_namespace, &state.copyreg_newobj}) {
         *ref = nullptr;
     }
     for (Ref& kind : state.kinds) kind = nullptr;
@@ -141,6 +142,9 @@ Ref make_state() {
     state.empty_str = interned("");
     state.str_default_factory = interned("default_factory");
     state.str_maxlen = interned("maxlen");
+    state.str_is_leaf = interned("is_leaf");
+    state.str_none_is_leaf = interned("none_is_leaf");
+    state.str_namespace = interned("namespace");
     state.evict_namedtuple = checked(PyCFunction_New(&evict_namedtuple_def, self.get()));
     state.evict_structseq = checked(PyCFunction_New(&evict_structseq_def, self.get()));
     state.namedtuples.init(is_namedtuple_class, state.evict_namedtuple.get());

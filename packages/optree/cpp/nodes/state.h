@@ -37,6 +37,9 @@ struct State {
     Ref empty_str;
     Ref str_default_factory;
     Ref str_maxlen;
+    Ref str_is_leaf;
+    Ref str_none_is_leaf;
+    Ref str_namespace;
     Ref copyreg_newobj;
     Ref accessors;  // the module optree.accessors, imported at first use
 

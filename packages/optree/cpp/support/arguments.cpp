@@ -46,17 +46,15 @@ void parse_arguments(const Signature& signature, PyObject* const* args, Py_ssize
     }
 }
 
-PyObject* as_predicate(PyObject* value, const char* name) {
-    if (value == nullptr || value == Py_None) return nullptr;
+PyObject* checked_predicate(PyObject* value, const char* name) {
     if (PyCallable_Check(value) == 0) {
         raise(PyExc_TypeError, "expected a callable or None for '%s', got %R", name, value);
     }
     return value;
 }
 
-bool as_bool(PyObject* value, const char* name) {
-    if (value == Py_True) return true;
-    if (value == nullptr || value == Py_False || value == Py_None) return false;
+bool checked_bool(PyObject* value, const char* name) {
+    if (value == Py_None) return false;
     const PyNumberMethods* number = Py_TYPE(value)->tp_as_number;
     if (number == nullptr || number->nb_bool == nullptr) {
         raise(PyExc_TypeError, "expected a bool for '%s', got %R", name, value);
@@ -64,8 +62,7 @@ bool as_bool(PyObject* value, const char* name) {
     return check_truth(PyObject_IsTrue(value));
 }
 
-Ref exact_str(PyObject* value, PyObject* missing, const char* name) {
-    if (value == nullptr || value == missing) return Ref::borrow(missing);
+Ref checked_exact_str(PyObject* value, const char* name) {
     if (!PyUnicode_Check(value)) {
         raise(PyExc_TypeError, "expected a str for '%s', got %R", name, value);
     }

@@ -30,10 +30,21 @@ void parse_arguments(const Signature& signature, PyObject* const* args, Py_ssize
                      PyObject* kwnames, PyObject** out);
 
 // A callable or None (null).
-PyObject* as_predicate(PyObject* value, const char* name);
+PyObject* checked_predicate(PyObject* value, const char* name);
+OPTREE_INLINE PyObject* as_predicate(PyObject* value, const char* name) {
+    return value == nullptr || value == Py_None ? nullptr : checked_predicate(value, name);
+}
 // A truth value; a str is refused, None is false.
-bool as_bool(PyObject* value, const char* name);
+bool checked_bool(PyObject* value, const char* name);
+OPTREE_INLINE bool as_bool(PyObject* value, const char* name) {
+    if (value == nullptr || value == Py_False) return false;
+    return value == Py_True || checked_bool(value, name);
+}
 // An exact str with the value of a str; `missing` (an exact str) stands for null.
-Ref exact_str(PyObject* value, PyObject* missing, const char* name);
+Ref checked_exact_str(PyObject* value, const char* name);
+OPTREE_INLINE Ref exact_str(PyObject* value, PyObject* missing, const char* name) {
+    if (value == nullptr || value == missing) return Ref::borrow(missing);
+    return checked_exact_str(value, name);
+}
 
 }  // namespace optree

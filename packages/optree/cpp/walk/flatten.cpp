@@ -189,11 +189,42 @@ Ref Flattening::take_spec() {
     Ref self =
         new_spec(context_.state, context_.none_is_leaf, context_.spec_namespace(found_custom_));
     Tree& tree = as_spec(self.get()).tree;
-    tree.nodes.assign(nodes_.begin(), nodes_.end());
-    tree.slots.assign(slots_.begin(), slots_.end());
+    if (nodes_.size() == 1) {
+        tree.nodes.push_back(nodes_[0]);
+    } else {
+        tree.nodes.assign(nodes_.begin(), nodes_.end());
+    }
+    if (slots_.size() == 1) {
+        tree.slots.push_back(slots_[0]);
+    } else if (slots_.size() != 0) {
+        tree.slots.assign(slots_.begin(), slots_.end());
+    }
     tree.leaves = static_cast<std::uint32_t>(count_);
     slots_.set_size(0);  // the spec owns them now
     return self;
+}
+
+Ref flatten_to_pair(Context& context, PyObject* tree) {
+    Flattening flat(context);
+    flat.run(tree);
+    Ref spec = flat.take_spec();
+    Ref leaves = flat.leaves.into_list();
+    Ref pair = checked(PyTuple_New(2));
+    PyTuple_SET_ITEM(pair.get(), 0, leaves.release());
+    PyTuple_SET_ITEM(pair.get(), 1, spec.release());
+    return pair;
+}
+
+Ref flatten_to_leaves(Context& context, PyObject* tree) {
+    Flattening flat(context);
+    flat.run(tree);
+    return flat.leaves.into_list();
+}
+
+Ref flatten_to_spec(Context& context, PyObject* tree) {
+    Flattening flat(context);
+    flat.run(tree, false);
+    return flat.take_spec();
 }
 
 }  // namespace optree

@@ -92,4 +92,9 @@ class Flattening {
     ObjectStack pending_;  // children of mappings and custom nodes on the way to the root
 };
 
+// Leaves and structure of a tree as (list, spec), or one of them.
+Ref flatten_to_pair(Context& context, PyObject* tree);
+Ref flatten_to_leaves(Context& context, PyObject* tree);
+Ref flatten_to_spec(Context& context, PyObject* tree);
+
 }  // namespace optree

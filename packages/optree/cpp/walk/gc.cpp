@@ -90,11 +90,24 @@ int spec_clear(PyObject* self) {
     return 0;
 }
 
-void spec_dealloc(PyObject* self) {
+namespace {
+
+// Whether what the spec owns may own specs in turn. Answers for small trees only.
+bool may_nest(const Tree& tree) noexcept {
+    if (tree.nodes.size() > 1) return true;
+    if (tree.nodes.empty()) return false;
+    switch (tree.nodes[0].kind) {
+        case Kind::none:
+        case Kind::tuple:
+        case Kind::list: return false;
+        case Kind::dict:
+        case Kind::ordereddict: return !as_layout(tree.slots[0])->atomic;
+        default: return true;
+    }
+}
+
+void destroy(PyObject* self) {
     PyTypeObject* type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    // Metadata and keys may hold specs in turn, deeper than the C stack is.
-    Py_TRASHCAN_BEGIN(self, spec_dealloc);
     SpecObject& spec = as_spec(self);
     if (spec.weakrefs != nullptr) PyObject_ClearWeakRefs(self);
     for (Slot slot : spec.tree.slots) Py_XDECREF(as_object(slot));
@@ -105,6 +118,16 @@ void spec_dealloc(PyObject* self) {
     if (!exact || !as_state(state).specs.give(self)) type->tp_free(self);
     Py_XDECREF(state);  // the last one frees the pool
     Py_DECREF(type);
+}
+
+}  // namespace
+
+void spec_dealloc(PyObject* self) {
+    PyObject_GC_UnTrack(self);
+    if (!may_nest(as_spec(self).tree)) return destroy(self);
+    // Metadata and keys may hold specs, deeper than the C stack is.
+    Py_TRASHCAN_BEGIN(self, spec_dealloc);
+    destroy(self);
     Py_TRASHCAN_END;
 }
 

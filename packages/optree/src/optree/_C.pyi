@@ -13,6 +13,7 @@ from optree.typing import FlattenFunc, MetaData, PyTree, UnflattenFunc
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 # Facts about the build
 
@@ -137,6 +138,7 @@ class PyTreeIter(Iterator[_T], Generic[_T]):
 
 # Trees
 
+def compiled(prototype: _F, /) -> _F: ...
 def flatten(
     tree: PyTree[_T],
     /,

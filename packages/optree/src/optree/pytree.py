@@ -16,6 +16,7 @@ import functools as _functools
 import inspect as _inspect
 import sys as _sys
 from builtins import all as _all
+from types import BuiltinFunctionType as _BuiltinFunctionType
 from types import FunctionType as _FunctionType
 from types import ModuleType as _ModuleType
 from typing import Any as _Any
@@ -196,7 +197,7 @@ class ReexportedModule(_ModuleType):
         if name.startswith("_ReexportedModule__") or name not in self.__all:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         member = getattr(self.__original, name)
-        if isinstance(member, _FunctionType):
+        if isinstance(member, (_FunctionType, _BuiltinFunctionType)):
             member = _bind_namespace(member, self.__namespace)
         # Of several threads that get here, all return the member that was stored first.
         return self.__dict__.setdefault(name, member)

@@ -37,6 +37,7 @@ def tree_flatten(
 ) -> tuple[list[T], PyTreeSpec]: ...
 
 
+@_C.compiled
 def tree_flatten(
     tree: PyTree[T],
     /,
@@ -187,6 +188,7 @@ def tree_flatten_with_accessor(
     return treespec.accessors(), leaves, treespec
 
 
+@_C.compiled
 def tree_unflatten(treespec: PyTreeSpec, leaves: Iterable[T]) -> PyTree[T]:
     """Return the tree with the structure of a spec and the given leaves.
 
@@ -281,6 +283,7 @@ def tree_leaves(
 ) -> list[T]: ...
 
 
+@_C.compiled
 def tree_leaves(
     tree: PyTree[T],
     /,
@@ -311,6 +314,7 @@ def tree_leaves(
     return _C.leaves(tree, is_leaf, none_is_leaf, namespace)
 
 
+@_C.compiled
 def tree_structure(
     tree: PyTree[T],
     /,

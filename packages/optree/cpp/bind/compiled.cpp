@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bind/compiled.h"
+
+#include <cstring>
+
+#include "bind/call_context.h"
+#include "walk/flatten.h"
+#include "walk/unflatten.h"
+
+namespace optree {
+namespace {
+
+// The state of the module object that is a builtin's `self`. A module, so that the qualified name is
+// the name and pickle finds the function by it.
+struct Compiled {
+    PyObject* state;      // owned
+    PyObject* prototype;  // owned
+    char* doc;            // owned
+    PyMethodDef method;
+};
+
+int traverse(PyObject* self, visitproc visit, void* arg) {
+    if (const auto* compiled = static_cast<Compiled*>(PyModule_GetState(self))) {
+        Py_VISIT(compiled->state);
+        Py_VISIT(compiled->prototype);
+    }
+    return 0;
+}
+
+int clear(PyObject* self) {
+    if (auto* compiled = static_cast<Compiled*>(PyModule_GetState(self))) {
+        Py_CLEAR(compiled->prototype);  // calls still need the state
+    }
+    return 0;
+}
+
+void free_self(void* self) {
+    auto* compiled = static_cast<Compiled*>(PyModule_GetState(static_cast<PyObject*>(self)));
+    if (compiled == nullptr) return;
+    Py_CLEAR(compiled->prototype);
+    Py_CLEAR(compiled->state);
+    PyMem_Free(compiled->doc);
+    compiled->doc = nullptr;
+}
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                          "optree.ops",
+                          nullptr,
+                          sizeof(Compiled),
+                          nullptr,
+                          nullptr,
+                          traverse,
+                          clear,
+                          free_self};
+
+Compiled& compiled_of(PyObject* self) noexcept {
+    return *static_cast<Compiled*>(PyModule_GetState(self));
+}
+
+PyObject* call_prototype(const Compiled& compiled, PyObject* const* args, Py_ssize_t nargs,
+                         PyObject* kwnames) {
+    if (compiled.prototype == nullptr) {
+        PyErr_SetString(PyExc_RuntimeError, "optree has been unloaded");
+        return nullptr;
+    }
+    return PyObject_Vectorcall(compiled.prototype, args, static_cast<std::size_t>(nargs), kwnames);
+}
+
+// The arguments of (tree, /, is_leaf=None, *, none_is_leaf=False, namespace=''); null where not given.
+struct TreeArguments {
+    PyObject* tree = nullptr;
+    PyObject* options[3] = {nullptr, nullptr, nullptr};
+
+    bool parse(const State& state, PyObject* const* args, Py_ssize_t nargs,
+               PyObject* kwnames) noexcept {
+        if (nargs != 1 && nargs != 2) return false;
+        tree = args[0];
+        if (nargs == 2) options[0] = args[1];
+        const Py_ssize_t keywords = kwnames != nullptr ? PyTuple_GET_SIZE(kwnames) : 0;
+        for (Py_ssize_t i = 0; i < keywords; ++i) {
+            PyObject* name = PyTuple_GET_ITEM(kwnames, i);
+            const int which = name == state.str_none_is_leaf.get() ? 1
+                              : name == state.str_namespace.get()  ? 2
+                              : name == state.str_is_leaf.get()    ? 0
+                                                                   : 3;
+            if (which == 3 || options[which] != nullptr) return false;
+            options[which] = args[nargs + i];
+        }
+        return true;
+    }
+};
+
+template <class Body>
+OPTREE_INLINE PyObject* with_tree(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
+                                  PyObject* kwnames, const char* predicate_name, Body&& body) {
+    const Compiled& compiled = compiled_of(self);
+    State& state = as_state(compiled.state);
+    TreeArguments arguments;
+    if (OPTREE_UNLIKELY(!arguments.parse(state, args, nargs, kwnames))) {
+        return call_prototype(compiled, args, nargs, kwnames);
+    }
+    return guarded(state.error(), [&] {
+        CallContext call(state, arguments.options, predicate_name);
+        return body(call.context, arguments.tree).release();
+    });
+}
+
+PyObject* tree_flatten(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
+    return with_tree(self, args, nargs, kwnames, "leaf_predicate", flatten_to_pair);
+}
+
+PyObject* tree_leaves(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
+    return with_tree(self, args, nargs, kwnames, "is_leaf", flatten_to_leaves);
+}
+
+PyObject* tree_structure(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
+                         PyObject* kwnames) {
+    return with_tree(self, args, nargs, kwnames, "is_leaf", flatten_to_spec);
+}
+
+PyObject* tree_unflatten(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
+                         PyObject* kwnames) {
+    const Compiled& compiled = compiled_of(self);
+    State& state = as_state(compiled.state);
+    if (OPTREE_UNLIKELY(nargs != 2 || kwnames != nullptr || Py_TYPE(args[0]) != state.spec() ||
+                        !is_initialised(as_spec(args[0])))) {
+        return call_prototype(compiled, args, nargs, kwnames);
+    }
+    return guarded(state.error(), [&] {
+        return unflatten_iterable(state, view_of(as_spec(args[0]).tree), args[1]).release();
+    });
+}
+
+#define OPTREE_TREE_SIGNATURE "(tree, /, is_leaf=None, *, none_is_leaf=False, namespace='')"
+
+struct Entry {
+    const char* name;
+    const char* signature;
+    PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t, PyObject*);
+};
+
+const Entry entries[] = {
+    {"tree_flatten", OPTREE_TREE_SIGNATURE, tree_flatten},
+    {"tree_leaves", OPTREE_TREE_SIGNATURE, tree_leaves},
+    {"tree_structure", OPTREE_TREE_SIGNATURE, tree_structure},
+    {"tree_unflatten", "(treespec, leaves)", tree_unflatten},
+};
+
+const Entry& entry_of(PyObject* prototype) {
+    const Ref name = checked(PyObject_GetAttrString(prototype, "__name__"));
+    for (const Entry& entry : entries) {
+        if (PyUnicode_Check(name.get()) &&
+            PyUnicode_CompareWithASCIIString(name.get(), entry.name) == 0) {
+            return entry;
+        }
+    }
+    raise(PyExc_ValueError,
+          "expected the prototype of tree_flatten, tree_leaves, tree_structure or tree_unflatten, "
+          "got %R",
+          prototype);
+}
+
+}  // namespace
+
+Ref make_compiled(State& state, PyObject* prototype) {
+    const Entry& entry = entry_of(prototype);
+    const Ref text = checked(PyObject_GetAttrString(prototype, "__doc__"));
+    const Ref doc =
+        checked(PyUnicode_FromFormat("%s%s\n--\n\n%S", entry.name, entry.signature, text.get()));
+    Py_ssize_t length = 0;
+    const char* utf8 = PyUnicode_AsUTF8AndSize(doc.get(), &length);
+    if (utf8 == nullptr) throw PythonError{};
+
+    const Ref self = checked(PyModule_Create(&definition));
+    Compiled& compiled = compiled_of(self.get());
+    compiled.state = compat::new_ref(reinterpret_cast<PyObject*>(&state));
+    compiled.prototype = compat::new_ref(prototype);
+    compiled.doc = static_cast<char*>(PyMem_Malloc(static_cast<std::size_t>(length) + 1));
+    if (compiled.doc == nullptr) throw std::bad_alloc();
+    std::memcpy(compiled.doc, utf8, static_cast<std::size_t>(length) + 1);
+    compiled.method = {entry.name, as_cfunction(entry.function), kKeywords, compiled.doc};
+    const Ref module_name = checked(PyUnicode_InternFromString(definition.m_name));
+    return checked(PyCFunction_NewEx(&compiled.method, self.get(), module_name.get()));
+}
+
+}  // namespace optree
