@@ -12,11 +12,12 @@ bool agrees(PyObject* dict, std::size_t size) {
     Py_ssize_t pos = 0;
     PyObject* key = nullptr;
     PyObject* value = nullptr;
-    std::size_t i = 0;
-    for (; PyDict_Next(dict, &pos, &key, &value); ++i) {
-        if (i == size || entries.key_at(i) != key || entries.value_at(i) != value) return false;
-    }
-    return i == size;
+    const bool same = entries.for_each(static_cast<std::uint32_t>(size),
+                                       [&](std::uint32_t, PyObject* its_key, PyObject* its_value) {
+                                           return PyDict_Next(dict, &pos, &key, &value) &&
+                                                  its_key == key && its_value == value;
+                                       });
+    return same && !PyDict_Next(dict, &pos, &key, &value);
 }
 
 }  // namespace

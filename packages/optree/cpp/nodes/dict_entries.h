@@ -25,11 +25,24 @@ struct DictEntries {
     std::size_t key = 0;     // offset of the key in an entry; the value follows it
 
     explicit operator bool() const noexcept { return first != nullptr; }
-    PyObject* key_at(std::size_t i) const noexcept {
-        return *reinterpret_cast<PyObject**>(first + i * stride + key);
+    PyObject* first_key() const noexcept { return *reinterpret_cast<PyObject**>(first + key); }
+
+    // Calls visit(i, key, value) for the first `size` entries as long as it returns true; `value` may
+    // be assigned. Returns whether all were visited.
+    template <class Visit>
+    OPTREE_INLINE bool for_each(std::uint32_t size, Visit&& visit) const {
+        // The stride is a constant in either loop.
+        return stride == 2 * sizeof(PyObject*) ? run<2>(size, visit) : run<3>(size, visit);
     }
-    PyObject*& value_at(std::size_t i) const noexcept {
-        return *reinterpret_cast<PyObject**>(first + i * stride + key + sizeof(PyObject*));
+
+  private:
+    template <std::size_t kWords, class Visit>
+    OPTREE_INLINE bool run(std::uint32_t size, Visit&& visit) const {
+        auto* entry = reinterpret_cast<PyObject**>(first + key);
+        for (std::uint32_t i = 0; i < size; ++i, entry += kWords) {
+            if (OPTREE_UNLIKELY(!visit(i, entry[0], entry[1]))) return false;
+        }
+        return true;
     }
 };
 

@@ -50,10 +50,6 @@ KeyLayout* new_layout(PyTypeObject* type, std::size_t size, bool permuted) {
     return reinterpret_cast<KeyLayout*>(self.release());
 }
 
-bool is_atomic(PyObject* key) noexcept {
-    return PyUnicode_CheckExact(key) || PyLong_CheckExact(key);
-}
-
 Ref fill_layout(PyTypeObject* type, PyObject* const* inserted, std::size_t size,
                 const std::uint32_t* order, bool sorted) {
     KeyLayout* layout = new_layout(type, size, order != nullptr);
@@ -188,17 +184,15 @@ OPTREE_INLINE bool match_entries(const KeyLayout* layout, const DictEntries& ent
     const std::uint32_t* position = layout->position;
     const std::uint32_t size = layout->size;
     if (position == nullptr) {
-        for (std::uint32_t i = 0; i < size; ++i) {
-            if (OPTREE_UNLIKELY(entries.key_at(i) != expected[i])) return false;
-            out[i] = entries.value_at(i);
-        }
-    } else {
-        for (std::uint32_t i = 0; i < size; ++i) {
-            if (OPTREE_UNLIKELY(entries.key_at(i) != expected[i])) return false;
-            out[position[i]] = entries.value_at(i);
-        }
+        return entries.for_each(size, [&](std::uint32_t i, PyObject* key, PyObject* value) {
+            out[i] = value;
+            return key == expected[i];
+        });
     }
-    return true;
+    return entries.for_each(size, [&](std::uint32_t i, PyObject* key, PyObject* value) {
+        out[position[i]] = value;
+        return key == expected[i];
+    });
 }
 
 }  // namespace
@@ -211,7 +205,7 @@ KeyLayout* gather_known(LayoutCache& cache, PyObject* mapping, bool sorted,
     PyObject* first = nullptr;
     PyObject* value = nullptr;
     if (OPTREE_LIKELY(static_cast<bool>(entries))) {
-        first = entries.key_at(0);
+        first = entries.first_key();
     } else {
         PyDict_Next(mapping, &pos, &first, &value);
     }
@@ -311,13 +305,29 @@ PyObject* new_dict_of(KeyLayout* layout, bool entries_readable, PyObject** child
     if (OPTREE_UNLIKELY(!entries)) return fill_mapping<PyDict_SetItem>(dict, layout, children);
     const std::uint32_t size = layout->size;
     bool tracked = false;
-    for (std::uint32_t i = 0; i < size; ++i) {
-        PyObject* child = children[layout->child_of(i)];
-        entries.value_at(i) = child;
-        tracked = tracked || PyType_IS_GC(Py_TYPE(child));
-        Py_DECREF(Py_None);
+    const std::uint32_t* position = layout->position;
+    entries.for_each(size, [&](std::uint32_t i, PyObject*, PyObject*& value) {
+        value = children[position != nullptr ? position[i] : i];
+        return true;
+    });
+    for (std::uint32_t i = 0; i < size && !tracked; ++i) {
+        tracked = PyType_IS_GC(Py_TYPE(children[i]));
     }
+    compat::drop_none(size);
     if (tracked && PyObject_GC_IsTracked(dict) == 0) PyObject_GC_Track(dict);
+    return dict;
+}
+
+Ref dict_of_keys(KeyLayout* layout) {
+    if (layout->atomic) {
+        PyObject* prototype = prototype_of(layout);
+        if (OPTREE_UNLIKELY(prototype == nullptr)) throw PythonError{};
+        return checked(PyDict_Copy(prototype));
+    }
+    Ref dict = checked(PyDict_New());
+    for (std::uint32_t i = 0; i < layout->size; ++i) {
+        check_status(PyDict_SetItem(dict.get(), layout->inserted[i], Py_None));
+    }
     return dict;
 }
 

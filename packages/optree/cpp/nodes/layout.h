@@ -68,6 +68,11 @@ class LayoutCache {
     std::size_t keys_ = 0;
 };
 
+// Whether a key is an exact str or int.
+inline bool is_atomic(PyObject* key) noexcept {
+    return PyUnicode_CheckExact(key) || PyLong_CheckExact(key);
+}
+
 // Makes a layout of `size` keys given in insertion order. Sorts them (which may run Python code)
 // unless `sorted` is false.
 Ref make_layout(PyTypeObject* layout_type, PyObject* const* inserted, std::size_t size,
@@ -116,6 +121,9 @@ PyObject* fill_mapping(PyObject* mapping, const KeyLayout* layout, PyObject** ch
 
 // The keys as a new list, in traversal order.
 Ref layout_keys(const KeyLayout* layout);
+
+// A new dict of the keys in insertion order, all with the value None.
+Ref dict_of_keys(KeyLayout* layout);
 
 // Whether two layouts have equal keys in the same traversal order. May run Python code.
 bool same_keys(const KeyLayout* a, const KeyLayout* b);
