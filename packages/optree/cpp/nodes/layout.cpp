@@ -14,7 +14,6 @@ namespace {
 void layout_dealloc(PyObject* self) {
     auto* layout = reinterpret_cast<KeyLayout*>(self);
     for (std::uint32_t i = 0; i < layout->size; ++i) Py_XDECREF(layout->inserted[i]);
-    PyMem_Free(layout->inserted);
     Py_XDECREF(layout->prototype);
     PyTypeObject* type = Py_TYPE(self);
     type->tp_free(self);
@@ -34,39 +33,37 @@ PyType_Spec layout_spec = {
     layout_slots,
 };
 
-// One block holds inserted[size], then keys[size] and position[size] when the orders differ.
-KeyLayout* new_layout(PyTypeObject* type, std::size_t size, bool permuted) {
-    const std::uint32_t count = checked_count(size);
-    Ref self = checked(type->tp_alloc(type, 0));
-    auto* layout = reinterpret_cast<KeyLayout*>(self.get());
-    const std::size_t bytes =
-        size * (permuted ? 2 * sizeof(PyObject*) + sizeof(std::uint32_t) : sizeof(PyObject*));
-    layout->inserted = static_cast<PyObject**>(PyMem_Malloc(bytes != 0 ? bytes : 1));
-    if (layout->inserted == nullptr) throw std::bad_alloc();
-    layout->keys = permuted ? layout->inserted + size : layout->inserted;
-    layout->position = permuted ? reinterpret_cast<std::uint32_t*>(layout->keys + size) : nullptr;
-    std::memset(static_cast<void*>(layout->inserted), 0, bytes);
-    layout->size = count;
-    return reinterpret_cast<KeyLayout*>(self.release());
-}
-
+// The arrays follow the object: inserted[size], then keys[size] and position[size] when the orders
+// differ. Takes a reference to each key.
 Ref fill_layout(PyTypeObject* type, PyObject* const* inserted, std::size_t size,
                 const std::uint32_t* order, bool sorted) {
-    KeyLayout* layout = new_layout(type, size, order != nullptr);
-    Ref owner = Ref::steal(reinterpret_cast<PyObject*>(layout));
+    const std::uint32_t count = checked_count(size);
+    const std::size_t bytes =
+        size *
+        (order != nullptr ? 2 * sizeof(PyObject*) + sizeof(std::uint32_t) : sizeof(PyObject*));
+    void* block = PyObject_Malloc(offsetof(KeyLayout, inserted) + bytes);
+    if (block == nullptr) throw std::bad_alloc();
+    auto* layout = reinterpret_cast<KeyLayout*>(PyObject_Init(static_cast<PyObject*>(block), type));
+    layout->size = count;
     layout->atomic = true;
     layout->sorted = sorted;
-    for (std::size_t i = 0; i < size; ++i) {
-        layout->inserted[i] = compat::new_ref(inserted[i]);
+    layout->has_hash = false;
+    layout->prototype = nullptr;
+    PyObject** own = layout->inserted;
+    layout->keys = order != nullptr ? own + size : own;
+    layout->position =
+        order != nullptr ? reinterpret_cast<std::uint32_t*>(layout->keys + size) : nullptr;
+    for (std::uint32_t i = 0; i < count; ++i) {
+        own[i] = compat::new_ref(inserted[i]);
         layout->atomic = layout->atomic && is_atomic(inserted[i]);
     }
     if (order != nullptr) {
-        for (std::uint32_t child = 0; child < layout->size; ++child) {
+        for (std::uint32_t child = 0; child < count; ++child) {
             layout->keys[child] = inserted[order[child]];
             layout->position[order[child]] = child;
         }
     }
-    return owner;
+    return Ref::steal(reinterpret_cast<PyObject*>(layout));
 }
 
 }  // namespace
@@ -83,9 +80,28 @@ KeyLayout* LayoutCache::find(PyObject* const* keys, std::size_t size) noexcept {
     return nullptr;
 }
 
-void LayoutCache::insert_if_atomic(KeyLayout* layout) noexcept {
+bool LayoutCache::comes_again(const KeyLayout* layout, PyObject* first) noexcept {
+    const auto hash = static_cast<std::uint64_t>(PyObject_Hash(first));
+    const auto address = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(first));
+    return seen(seen_keys_, mix(address ^ hash, layout->size, layout->sorted));
+}
+
+void LayoutCache::keep(KeyLayout* layout) noexcept {
+    insert(set(layout->inserted[0], layout->size, layout->sorted), layout);
+}
+
+void LayoutCache::offer(KeyLayout* layout) noexcept {
     if (!layout->atomic || layout->size == 0 || layout->size > kMaxKeys / 4) return;
-    Set& set = this->set(layout->inserted[0], layout->size, layout->sorted);
+    PyObject* first = layout->inserted[0];
+    if (comes_again(layout, first)) keep(layout);
+    if (!PyUnicode_CheckExact(first)) return;
+    const Py_hash_t hash = PyObject_Hash(first);
+    if (seen(seen_twins_, mix(static_cast<std::uint64_t>(hash), layout->size, layout->sorted))) {
+        insert(twin_set(hash, layout->size, layout->sorted), layout);
+    }
+}
+
+void LayoutCache::insert(Set& set, KeyLayout* layout) noexcept {
     if (keys_ + layout->size > kMaxKeys) clear();
     KeyLayout* oldest = set[kWays - 1];
     for (std::size_t way = kWays - 1; way > 0; --way) set[way] = set[way - 1];
@@ -99,19 +115,37 @@ void LayoutCache::insert_if_atomic(KeyLayout* layout) noexcept {
 }
 
 void LayoutCache::clear() noexcept {
-    for (Set& set : sets_) {
-        for (KeyLayout*& layout : set) {
-            PyObject* old = reinterpret_cast<PyObject*>(layout);
-            layout = nullptr;
-            Py_XDECREF(old);
+    for (auto* table : {&sets_, &twins_}) {
+        for (Set& set : *table) {
+            for (KeyLayout*& layout : set) {
+                PyObject* old = reinterpret_cast<PyObject*>(layout);
+                layout = nullptr;
+                Py_XDECREF(old);
+            }
         }
     }
     keys_ = 0;
 }
 
+namespace {
+
+// A layout of equal keys that are other objects.
+Ref copy_layout(PyTypeObject* layout_type, const KeyLayout* layout, PyObject* const* inserted) {
+    KeyOrder order;
+    if (layout->position != nullptr) {
+        order.reserve(layout->size);
+        order.set_size(layout->size);
+        for (std::uint32_t i = 0; i < layout->size; ++i) order[layout->position[i]] = i;
+    }
+    return fill_layout(layout_type, inserted, layout->size,
+                       layout->position != nullptr ? order.data() : nullptr, layout->sorted);
+}
+
+}  // namespace
+
 Ref make_layout(PyTypeObject* layout_type, PyObject* const* inserted, std::size_t size,
                 bool sorted) {
-    std::vector<std::uint32_t> order;
+    KeyOrder order;
     const bool permuted = sorted && size > 1 && sort_keys(inserted, size, order);
     return fill_layout(layout_type, inserted, size, permuted ? order.data() : nullptr, sorted);
 }
@@ -150,49 +184,65 @@ Ref make_layout_with_order(PyTypeObject* layout_type, PyObject* keys, PyObject* 
 
 namespace {
 
-// Whether the keys of `mapping` are those of `layout` in the same insertion order, the very same
-// objects. If so stores the values (borrowed) at `out` in traversal order. `pos` and `value` are
-// what PyDict_Next gave for the first item, whose key is known to agree.
-OPTREE_INLINE bool match_layout(const KeyLayout* layout, PyObject* mapping, Py_ssize_t pos,
-                                PyObject* value, PyObject** out) noexcept {
+// Calls visit(i, key, value) for the `size` items of a mapping in insertion order as long as it
+// returns true. Returns whether all were visited.
+template <class Visit>
+OPTREE_INLINE bool visit_items(const DictEntries& entries, PyObject* mapping, std::uint32_t size,
+                               Visit&& visit) noexcept {
+    if (OPTREE_LIKELY(static_cast<bool>(entries))) return entries.for_each(size, visit);
+    Py_ssize_t pos = 0;
     PyObject* key = nullptr;
-    PyObject* const* expected = layout->inserted;
-    const std::uint32_t* position = layout->position;
-    const std::uint32_t size = layout->size;
-    if (position == nullptr) {
-        out[0] = value;
-        for (std::uint32_t i = 1; i < size; ++i) {
-            PyDict_Next(mapping, &pos, &key, &value);
-            if (OPTREE_UNLIKELY(key != expected[i])) return false;
-            out[i] = value;
-        }
-    } else {
-        out[position[0]] = value;
-        for (std::uint32_t i = 1; i < size; ++i) {
-            PyDict_Next(mapping, &pos, &key, &value);
-            if (OPTREE_UNLIKELY(key != expected[i])) return false;
-            out[position[i]] = value;
-        }
+    PyObject* value = nullptr;
+    for (std::uint32_t i = 0; i < size; ++i) {
+        if (!PyDict_Next(mapping, &pos, &key, &value) || !visit(i, key, value)) return false;
     }
     return true;
 }
 
-// The same through the entries of the dict.
-OPTREE_INLINE bool match_entries(const KeyLayout* layout, const DictEntries& entries,
-                                 PyObject** out) noexcept {
+OPTREE_INLINE DictEntries entries_of(bool readable, PyObject* mapping) noexcept {
+    return readable ? dict_entries(mapping) : DictEntries();
+}
+
+PyObject* first_key(const DictEntries& entries, PyObject* mapping) noexcept {
+    if (OPTREE_LIKELY(static_cast<bool>(entries))) return entries.first_key();
+    Py_ssize_t pos = 0;
+    PyObject* key = nullptr;
+    PyDict_Next(mapping, &pos, &key, nullptr);
+    return key;
+}
+
+// Whether the keys of `mapping` are those of `layout` in the same insertion order, by `same`. If so
+// stores the values (borrowed) at `out` in traversal order.
+template <class Same>
+OPTREE_INLINE bool match(const KeyLayout* layout, const DictEntries& entries, PyObject* mapping,
+                         PyObject** out, Same&& same) noexcept {
     PyObject* const* expected = layout->inserted;
     const std::uint32_t* position = layout->position;
-    const std::uint32_t size = layout->size;
     if (position == nullptr) {
-        return entries.for_each(size, [&](std::uint32_t i, PyObject* key, PyObject* value) {
-            out[i] = value;
-            return key == expected[i];
-        });
+        return visit_items(entries, mapping, layout->size,
+                           [&](std::uint32_t i, PyObject* key, PyObject* value) {
+                               out[i] = value;
+                               return same(key, expected[i]);
+                           });
     }
-    return entries.for_each(size, [&](std::uint32_t i, PyObject* key, PyObject* value) {
-        out[position[i]] = value;
-        return key == expected[i];
-    });
+    return visit_items(entries, mapping, layout->size,
+                       [&](std::uint32_t i, PyObject* key, PyObject* value) {
+                           out[position[i]] = value;
+                           return same(key, expected[i]);
+                       });
+}
+
+bool identical(PyObject* a, PyObject* b) noexcept { return a == b; }
+
+// Equality of atomic keys that runs no Python code; of ints by identity only.
+bool same_text_or_object(PyObject* a, PyObject* b) noexcept {
+    if (a == b) return true;
+    if (!PyUnicode_CheckExact(a) || !PyUnicode_CheckExact(b)) return false;
+    const auto kind = PyUnicode_KIND(a);
+    const Py_ssize_t length = PyUnicode_GET_LENGTH(a);
+    return PyUnicode_KIND(b) == kind && PyUnicode_GET_LENGTH(b) == length &&
+           std::memcmp(PyUnicode_DATA(a), PyUnicode_DATA(b),
+                       static_cast<std::size_t>(length) * static_cast<std::size_t>(kind)) == 0;
 }
 
 }  // namespace
@@ -200,25 +250,14 @@ OPTREE_INLINE bool match_entries(const KeyLayout* layout, const DictEntries& ent
 KeyLayout* gather_known(LayoutCache& cache, PyObject* mapping, bool sorted,
                         PyObject** out) noexcept {
     const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
-    const DictEntries entries = cache.entries_readable ? dict_entries(mapping) : DictEntries();
-    Py_ssize_t pos = 0;
-    PyObject* first = nullptr;
-    PyObject* value = nullptr;
-    if (OPTREE_LIKELY(static_cast<bool>(entries))) {
-        first = entries.first_key();
-    } else {
-        PyDict_Next(mapping, &pos, &first, &value);
-    }
+    const DictEntries entries = entries_of(cache.entries_readable, mapping);
+    PyObject* first = first_key(entries, mapping);
     for (KeyLayout* layout : cache.set(first, size, sorted)) {
         if (layout == nullptr) return nullptr;
         if (layout->inserted[0] != first || layout->size != size || layout->sorted != sorted) {
             continue;
         }
-        if (OPTREE_LIKELY(static_cast<bool>(entries))
-                ? match_entries(layout, entries, out)
-                : match_layout(layout, mapping, pos, value, out)) {
-            return layout;
-        }
+        if (OPTREE_LIKELY(match(layout, entries, mapping, out, identical))) return layout;
     }
     return nullptr;
 }
@@ -229,44 +268,94 @@ bool push_known_values(const KeyLayout* layout, bool entries_readable, PyObject*
     if (size == 0) return true;
     values.reserve(size);
     PyObject** out = values.data() + values.size();
-    const DictEntries entries = entries_readable ? dict_entries(mapping) : DictEntries();
-    if (OPTREE_LIKELY(static_cast<bool>(entries))) {
-        if (!match_entries(layout, entries, out)) return false;
-    } else {
-        Py_ssize_t pos = 0;
-        PyObject* first = nullptr;
-        PyObject* value = nullptr;
-        PyDict_Next(mapping, &pos, &first, &value);
-        if (first != layout->inserted[0] || !match_layout(layout, mapping, pos, value, out))
-            return false;
-    }
+    if (!match(layout, entries_of(entries_readable, mapping), mapping, out, identical))
+        return false;
     for (std::size_t i = 0; i < size; ++i) Py_INCREF(out[i]);
     values.adopt(size);
     return true;
 }
 
+namespace {
+
+using Borrowed = Scratch<PyObject*, 64>;
+
+// Keys that only Python code can compare, which may change the mapping meanwhile.
+Ref scan_by_python(PyTypeObject* layout_type, const Borrowed& keys, const Borrowed& unordered,
+                   ObjectStack& values) {
+    ObjectStack own_keys;
+    ObjectStack own_values;
+    own_keys.reserve(keys.size());
+    own_values.reserve(keys.size());
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+        own_keys.push_unchecked(keys.data()[i]);
+        own_values.push_unchecked(unordered.data()[i]);
+    }
+    Ref owner = make_layout(layout_type, own_keys.data(), own_keys.size(), true);
+    const auto* layout = reinterpret_cast<KeyLayout*>(owner.get());
+    const std::size_t base = values.extend(own_keys.size());
+    for (std::uint32_t i = 0; i < layout->size; ++i) {
+        values[base + layout->child_of(i)] = own_values[i];
+    }
+    own_values.forget_from(0);
+    return owner;
+}
+
+}  // namespace
+
 Ref scan_unknown(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mapping, bool sorted,
                  ObjectStack& values) {
     const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
-    ObjectStack keys;
-    ObjectStack unordered;
-    keys.reserve(size);
-    unordered.reserve(size);
-    Py_ssize_t pos = 0;
-    PyObject* key = nullptr;
-    PyObject* value = nullptr;
-    while (PyDict_Next(mapping, &pos, &key, &value)) {
-        keys.push(key);
-        unordered.push(value);
+    const DictEntries entries = entries_of(cache.entries_readable, mapping);
+    values.reserve(size);
+    PyObject** out = values.data() + values.size();
+    Ref owner;
+    PyObject* first = first_key(entries, mapping);
+    if (PyUnicode_CheckExact(first)) {
+        for (KeyLayout* twin : cache.twin_set(PyObject_Hash(first), size, sorted)) {
+            if (twin == nullptr) break;
+            if (twin->size == size && twin->sorted == sorted &&
+                match(twin, entries, mapping, out, same_text_or_object)) {
+                owner = Ref::borrow(reinterpret_cast<PyObject*>(twin));
+                break;
+            }
+        }
     }
-    Ref owner = make_layout(layout_type, keys.data(), keys.size(), sorted);
-    auto* layout = reinterpret_cast<KeyLayout*>(owner.get());
-    const std::size_t base = values.extend(keys.size());
-    for (std::uint32_t i = 0; i < layout->size; ++i) {
-        values[base + layout->child_of(i)] = unordered[i];
+    Borrowed keys;
+    Borrowed unordered;
+    const auto gather = [&] {
+        keys.reserve(size);
+        unordered.reserve(size);
+        visit_items(entries, mapping, checked_count(size),
+                    [&](std::uint32_t, PyObject* key, PyObject* value) {
+                        keys.push_unchecked(key);
+                        unordered.push_unchecked(value);
+                        return true;
+                    });
+    };
+    if (owner) {
+        // Trees that come again are to find their own keys; those that do not share the twin's.
+        if (cache.comes_again(as_layout(owner.get()), first)) {
+            gather();
+            owner = copy_layout(layout_type, as_layout(owner.get()), keys.data());
+            cache.keep(as_layout(owner.get()));
+        }
+    } else {
+        gather();
+        KeyOrder order;
+        const Plain plain = sorted ? sort_plain_keys(keys.data(), size, order) : Plain::in_order;
+        if (plain == Plain::not_plain) {
+            return scan_by_python(layout_type, keys, unordered, values);
+        }
+        owner = fill_layout(layout_type, keys.data(), size,
+                            plain == Plain::permuted ? order.data() : nullptr, sorted);
+        const auto* layout = reinterpret_cast<KeyLayout*>(owner.get());
+        for (std::uint32_t i = 0; i < layout->size; ++i) {
+            out[layout->child_of(i)] = unordered[i];
+        }
+        cache.offer(as_layout(owner.get()));
     }
-    unordered.forget_from(0);
-    cache.insert_if_atomic(layout);
+    for (std::size_t i = 0; i < size; ++i) Py_INCREF(out[i]);
+    values.adopt(size);
     return owner;
 }
 

@@ -97,7 +97,7 @@ Ref OrderedDict::scan_unknown(Context& context, PyObject* object, ObjectStack& c
     Ref layout = Ref::borrow(reinterpret_cast<PyObject*>(cache.find(keys.data(), keys.size())));
     if (!layout) {
         layout = make_layout(context.state.layout(), keys.data(), keys.size(), false);
-        cache.insert_if_atomic(as_layout(layout.get()));
+        cache.offer(as_layout(layout.get()));
     }
     children.reserve(values.size());
     for (std::size_t i = 0; i < values.size(); ++i) children.push_unchecked(values[i]);

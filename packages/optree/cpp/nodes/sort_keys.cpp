@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "support/object_stack.h"
 
@@ -10,70 +11,101 @@ namespace optree {
 namespace {
 
 struct Keyed {
-    std::uint64_t prefix;  // orders most pairs without touching the string
+    std::uint64_t prefix;  // orders most pairs without touching the key
     std::uint32_t index;
 };
+using KeyedKeys = Scratch<Keyed, 64>;
 
-// The first eight bytes as a big-endian number, zero filled: orders like the bytes do.
-std::uint64_t byte_prefix(PyObject* text) noexcept {
-    const auto* bytes = static_cast<const unsigned char*>(PyUnicode_DATA(text));
-    const Py_ssize_t length = std::min<Py_ssize_t>(PyUnicode_GET_LENGTH(text), 8);
+const unsigned char* bytes_of(PyObject* text) noexcept {
+    return static_cast<const unsigned char*>(PyUnicode_DATA(text));
+}
+std::size_t length_of(PyObject* text) noexcept {
+    return static_cast<std::size_t>(PyUnicode_GET_LENGTH(text));
+}
+
+// Eight bytes from `skip` on as a big-endian number, zero filled: orders like the bytes do.
+std::uint64_t byte_prefix(PyObject* text, std::size_t skip) noexcept {
+    const unsigned char* bytes = bytes_of(text) + skip;
+    const std::size_t length = length_of(text) - skip;
     std::uint64_t prefix = 0;
-    for (Py_ssize_t i = 0; i < length; ++i) prefix |= std::uint64_t{bytes[i]} << (56 - 8 * i);
+    for (std::size_t i = 0; i < 8 && i < length; ++i)
+        prefix |= std::uint64_t{bytes[i]} << (56 - 8 * i);
     return prefix;
 }
 
 bool bytes_less(PyObject* a, PyObject* b) noexcept {
-    const Py_ssize_t length_a = PyUnicode_GET_LENGTH(a);
-    const Py_ssize_t length_b = PyUnicode_GET_LENGTH(b);
-    const int order = std::memcmp(PyUnicode_DATA(a), PyUnicode_DATA(b),
-                                  static_cast<std::size_t>(std::min(length_a, length_b)));
+    const std::size_t length_a = length_of(a);
+    const std::size_t length_b = length_of(b);
+    const int order = std::memcmp(bytes_of(a), bytes_of(b), std::min(length_a, length_b));
     return order != 0 ? order < 0 : length_a < length_b;
 }
 
-bool finish(const std::vector<Keyed>& keyed, std::vector<std::uint32_t>& order) {
-    order.resize(keyed.size());
-    bool permuted = false;
-    for (std::uint32_t child = 0; child < keyed.size(); ++child) {
-        order[child] = keyed[child].index;
-        permuted = permuted || keyed[child].index != child;
+// How many bytes all the keys begin with alike.
+std::size_t common_prefix(PyObject* const* keys, std::size_t size) noexcept {
+    const unsigned char* first = bytes_of(keys[0]);
+    std::size_t common = length_of(keys[0]);
+    for (std::size_t i = 1; i < size && common != 0; ++i) {
+        common = std::min(common, length_of(keys[i]));
+        const unsigned char* other = bytes_of(keys[i]);
+        if (std::memcmp(first, other, common) == 0) continue;
+        common =
+            static_cast<std::size_t>(std::mismatch(first, first + common, other).first - first);
     }
-    return permuted;
+    return common;
 }
 
-// Strings of one byte a character; bytes order like code points. Returns -1 where it can't be used.
-int sort_byte_strings(PyObject* const* keys, std::size_t size, std::vector<std::uint32_t>& order) {
-    bool ordered = true;
+// Fewer are sorted by insertion.
+constexpr std::size_t kFew = 24;
+
+template <class Less>
+Plain sort_by(KeyedKeys& keyed, KeyOrder& order, Less&& less) {
+    const std::size_t size = keyed.size();
+    if (std::is_sorted(keyed.begin(), keyed.end(), less)) return Plain::in_order;
+    if (size <= kFew) {
+        for (Keyed* at = keyed.begin() + 1; at != keyed.end(); ++at) {
+            const Keyed moved = *at;
+            Keyed* hole = at;
+            for (; hole != keyed.begin() && less(moved, hole[-1]); --hole) *hole = hole[-1];
+            *hole = moved;
+        }
+    } else {
+        std::sort(keyed.begin(), keyed.end(), less);
+    }
+    order.set_size(0);
+    order.reserve(size);
+    for (const Keyed& key : keyed) order.push_unchecked(key.index);
+    return Plain::permuted;
+}
+
+// Bytes order like code points.
+Plain sort_byte_strings(PyObject* const* keys, std::size_t size, KeyOrder& order) {
     for (std::size_t i = 0; i < size; ++i) {
         if (!PyUnicode_CheckExact(keys[i]) || PyUnicode_KIND(keys[i]) != PyUnicode_1BYTE_KIND) {
-            return -1;
+            return Plain::not_plain;
         }
     }
-    for (std::size_t i = 1; i < size && ordered; ++i) ordered = bytes_less(keys[i - 1], keys[i]);
-    if (ordered) return 0;
-    std::vector<Keyed> keyed(size);
-    for (std::uint32_t i = 0; i < size; ++i) keyed[i] = {byte_prefix(keys[i]), i};
-    std::sort(keyed.begin(), keyed.end(), [keys](const Keyed& a, const Keyed& b) {
+    const std::size_t skip = size > kFew ? common_prefix(keys, size) : 0;
+    KeyedKeys keyed;
+    keyed.reserve(size);
+    for (std::uint32_t i = 0; i < size; ++i) keyed.push_unchecked({byte_prefix(keys[i], skip), i});
+    return sort_by(keyed, order, [keys](const Keyed& a, const Keyed& b) {
         return a.prefix != b.prefix ? a.prefix < b.prefix
                                     : bytes_less(keys[a.index], keys[b.index]);
     });
-    return finish(keyed, order) ? 1 : 0;
 }
 
-// Exact ints that fit 64 bits. Returns -1 where it can't be used.
-int sort_small_ints(PyObject* const* keys, std::size_t size, std::vector<std::uint32_t>& order) {
-    if (!PyLong_CheckExact(keys[0])) return -1;
-    std::vector<Keyed> keyed(size);
+Plain sort_small_ints(PyObject* const* keys, std::size_t size, KeyOrder& order) {
+    KeyedKeys keyed;
+    keyed.reserve(size);
     for (std::uint32_t i = 0; i < size; ++i) {
-        if (!PyLong_CheckExact(keys[i])) return -1;
+        if (!PyLong_CheckExact(keys[i])) return Plain::not_plain;
         int overflow = 0;
         const long long value = PyLong_AsLongLongAndOverflow(keys[i], &overflow);
-        if (overflow != 0) return -1;
-        keyed[i] = {static_cast<std::uint64_t>(value) ^ (std::uint64_t{1} << 63), i};
+        if (overflow != 0) return Plain::not_plain;
+        keyed.push_unchecked({static_cast<std::uint64_t>(value) ^ (std::uint64_t{1} << 63), i});
     }
-    std::sort(keyed.begin(), keyed.end(),
-              [](const Keyed& a, const Keyed& b) { return a.prefix < b.prefix; });
-    return finish(keyed, order) ? 1 : 0;
+    return sort_by(keyed, order,
+                   [](const Keyed& a, const Keyed& b) { return a.prefix < b.prefix; });
 }
 
 Ref copy_list(PyObject* list) { return checked(PyList_GetSlice(list, 0, PyList_GET_SIZE(list))); }
@@ -116,10 +148,15 @@ Ref sorted_list(PyObject* list) {
     return named;
 }
 
-bool sort_keys(PyObject* const* keys, std::size_t size, std::vector<std::uint32_t>& order) {
-    int fast = sort_byte_strings(keys, size, order);
-    if (fast < 0) fast = sort_small_ints(keys, size, order);
-    if (fast >= 0) return fast == 1;
+Plain sort_plain_keys(PyObject* const* keys, std::size_t size, KeyOrder& order) {
+    if (size < 2) return size == 0 || is_atomic(keys[0]) ? Plain::in_order : Plain::not_plain;
+    const Plain strings = sort_byte_strings(keys, size, order);
+    return strings != Plain::not_plain ? strings : sort_small_ints(keys, size, order);
+}
+
+bool sort_keys(PyObject* const* keys, std::size_t size, KeyOrder& order) {
+    const Plain plain = sort_plain_keys(keys, size, order);
+    if (plain != Plain::not_plain) return plain == Plain::permuted;
 
     Ref list = checked(PyList_New(static_cast<Py_ssize_t>(size)));
     for (std::size_t i = 0; i < size; ++i) {
@@ -131,15 +168,16 @@ bool sort_keys(PyObject* const* keys, std::size_t size, std::vector<std::uint32_
     for (std::uint32_t i = 0; i < size; ++i) where[i] = {keys[i], i};
     std::sort(where.begin(), where.end());
     std::vector<bool> taken(size, false);
-    order.resize(size);
+    order.set_size(0);
+    order.reserve(size);
     bool permuted = false;
     for (std::uint32_t child = 0; child < size; ++child) {
         PyObject* key = PyList_GET_ITEM(sorted.get(), static_cast<Py_ssize_t>(child));
         auto at = std::lower_bound(where.begin(), where.end(), std::pair{key, std::uint32_t{0}});
         while (taken[at->second]) ++at;
         taken[at->second] = true;
-        order[child] = at->second;
-        permuted = permuted || order[child] != child;
+        order.push_unchecked(at->second);
+        permuted = permuted || at->second != child;
     }
     return permuted;
 }

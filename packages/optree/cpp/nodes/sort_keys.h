@@ -3,17 +3,31 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "support/ref.h"
+#include "support/scratch.h"
 
 namespace optree {
+
+// Whether a key is an exact str or int.
+inline bool is_atomic(PyObject* key) noexcept {
+    return PyUnicode_CheckExact(key) || PyLong_CheckExact(key);
+}
+
+// order[child] is the index of the child's key.
+using KeyOrder = Scratch<std::uint32_t, 64>;
+
+// How keys that need no Python code to be compared stand: exact str of one byte a character, or exact
+// int of 64 bits.
+enum class Plain : unsigned char { in_order, permuted, not_plain };
+// Finds their order; fills `order` where it is Plain::permuted.
+Plain sort_plain_keys(PyObject* const* keys, std::size_t size, KeyOrder& order);
 
 // Finds the traversal order of `size` keys: Python's `<` where it is defined for all of them, else
 // the class name and then `<`, else the order given. Each attempt works on a copy. Errors other
 // than TypeError propagate. Returns false, with `order` unspecified, when the keys already stand in
-// that order; else order[child] is the index of the child's key.
-bool sort_keys(PyObject* const* keys, std::size_t size, std::vector<std::uint32_t>& order);
+// that order.
+bool sort_keys(PyObject* const* keys, std::size_t size, KeyOrder& order);
 
 // A sorted copy of a list by the same rules.
 Ref sorted_list(PyObject* list);
