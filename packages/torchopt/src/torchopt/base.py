@@ -156,26 +156,28 @@ class ChainedGradientTransformation(GradientTransformation):
         return type(self), self.transformations
 
 
-def _identity_init(params: Any) -> EmptyState:
-    return EmptyState()
-
-
-def _identity_update(
-    updates: Any,
-    state: Any,
-    *,
-    params: Any | None = None,
-    inplace: bool = True,
-) -> tuple[Any, Any]:
-    return updates, state
-
-
 class IdentityGradientTransformation(GradientTransformation):
     """The transformation that returns its updates."""
 
     def __new__(cls) -> IdentityGradientTransformation:
         """Return an identity; all identities are equal."""
-        return super().__new__(cls, _identity_init, _identity_update)
+        return super().__new__(cls, cls.init_fn, cls.update_fn)
+
+    @staticmethod
+    def init_fn(params: Any) -> EmptyState:
+        """Return the empty state."""
+        return EmptyState()
+
+    @staticmethod
+    def update_fn(
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        """Return `updates` and `state`."""
+        return updates, state
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()

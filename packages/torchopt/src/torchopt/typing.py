@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.futures import Future
 
+from optree.typing import PyTree
 from torchopt.base import (
     ChainedGradientTransformation,
     EmptyState,
@@ -63,8 +64,7 @@ Numeric = Union[Tensor, Scalar]
 Schedule = Callable[[Numeric], Numeric]
 ScalarOrSchedule = Union[float, Tensor, Schedule]
 
-#: A tree as optree understands it. Trees cannot be typed any closer in Python's type system.
-PyTree = Any
+#: Trees of tensors cannot be typed any closer in Python's type system.
 TensorTree = Any
 OptionalTensorTree = Any
 Params = Any

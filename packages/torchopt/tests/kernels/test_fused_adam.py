@@ -146,7 +146,8 @@ def test_availability() -> None:
     assert is_available(torch.device("cpu"))
     assert is_available(["cpu", "cpu"])
     assert not is_available("meta")
-    assert not is_available("no such device")
+    with pytest.raises(RuntimeError, match="no such device"):
+        is_available("no such device")
     assert is_available() == (_C.WITH_CUDA and torch.cuda.is_available())
 
 

@@ -21,6 +21,8 @@ CASES: list[tuple[Any, list[float]]] = [
     (exponential_decay(0.7, 0.0), [0.7, 0.7]),
     (exponential_decay(0.7, 0.5, transition_steps=0), [0.7, 0.7]),
     (exponential_decay(1.0, 0.5, -3), [1, 0.5, 0.25]),
+    (exponential_decay(1.0, 0.5, 2, end_value=0.3), [1, 1, 1, 0.5, 0.3]),
+    (exponential_decay(1.0, 0.5, end_value=5.0), [5, 5]),
     (polynomial_schedule(1.0, 0.1, 2, 4, 1), [1, 1, 0.60625, 0.325, 0.15625, 0.1, 0.1]),
     (polynomial_schedule(0.3, 0.1, 2, 0), [0.3, 0.3]),
     (linear_schedule(1.0, 0.0, 4, 1), [1, 1, 0.75, 0.5, 0.25, 0, 0]),
@@ -43,3 +45,11 @@ def test_optimizer_counts_from_zero() -> None:
         updates, state = optimizer.update(torch.ones((), dtype=torch.float64), state)
         steps.append(-updates.item())
     assert steps == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0], abs=1e-15)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_exponential_decay_is_differentiable_in_its_initial_value(count: int) -> None:
+    init_value = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    value = exponential_decay(init_value, 0.5, 2)(torch.tensor(count))
+    (slope,) = torch.autograd.grad(value, init_value)
+    assert slope.item() == 0.5 ** max(count - 2, 0)

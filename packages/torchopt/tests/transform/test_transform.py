@@ -171,7 +171,11 @@ def test_nan_to_num() -> None:
             "Invalid beta parameter at index 0",
         ),
         (lambda: torchopt.rmsprop(alpha=-1.0), "Invalid alpha value: -1.0"),
-        (lambda: torchopt.adadelta(rho=1.5), "Invalid rho parameter at index 0: 1.5"),
+        (lambda: torchopt.adadelta(rho=1.5), "Invalid rho value: 1.5"),
+        (
+            lambda: torchopt.transform.scale_by_adadelta(rho=1.5),
+            "Invalid rho parameter at index 0: 1.5",
+        ),
         (lambda: torchopt.adamax(betas=(0.9, 1.5)), "Invalid b1 parameter at index 0: 1.5"),
         (lambda: torchopt.radam(betas=(-0.1, 0.9)), "Invalid b1 parameter at index 0: -0.1"),
         (lambda: torchopt.adagrad(lr_decay=-1.0), "Invalid lr_decay value: -1.0"),

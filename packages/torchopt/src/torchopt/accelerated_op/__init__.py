@@ -17,6 +17,9 @@ __all__ = ["AdamOp", "is_available"]
 def is_available(devices: Device | Iterable[Device] | None = None) -> bool:
     """Return whether the fused operations run on all of `devices` (cuda and cpu for None).
 
+    Raises:
+        RuntimeError: A name that is no device.
+
     Example:
         >>> is_available("cpu")
         True
@@ -25,10 +28,7 @@ def is_available(devices: Device | Iterable[Device] | None = None) -> bool:
         devices = ("cuda", "cpu")
     elif isinstance(devices, (str, int, torch.device)):
         devices = (devices,)
-    try:
-        wanted = [torch.device(device) for device in devices]
-    except RuntimeError:
-        return False
+    wanted = [torch.device(device) for device in devices]
     return all(
         explain_unavailable(device, torch.float32) is None
         and (device.type != "cuda" or (device.index or 0) < torch.cuda.device_count())

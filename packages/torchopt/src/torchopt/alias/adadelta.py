@@ -10,6 +10,7 @@ from torchopt.alias.utils import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.transform import scale_by_adadelta
+from torchopt.transform.validate import check_fraction
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["adadelta"]
@@ -42,6 +43,7 @@ def adadelta(
         M. D. Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012,
         https://arxiv.org/abs/1212.5701
     """
+    check_fraction(rho, "rho value", closed=True)
     return compose(
         (flip_sign_and_add_weight_decay, (weight_decay, False)),
         (scale_by_adadelta, (rho, eps, moment_requires_grad)),

@@ -22,7 +22,7 @@ __all__ = ["Optimizer", "check_transformation"]
 def check_transformation(impl: Any) -> None:
     """Raise TypeError unless `impl` is a gradient transformation."""
     if not isinstance(impl, GradientTransformation):
-        raise TypeError(f"{impl} (type: {type(impl)}) is not a GradientTransformation")
+        raise TypeError(f"{impl} (type: {type(impl).__name__}) is not a GradientTransformation")
 
 
 class Optimizer:

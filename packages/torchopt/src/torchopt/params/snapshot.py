@@ -40,6 +40,10 @@ class ModuleState(NamedTuple):
     detach_buffers: bool = False
 
 
+# Where the public finds it, and where pickles look for it.
+ModuleState.__module__ = "torchopt.utils"
+
+
 def copy_tensor(x: Tensor, by: str, device: Device | None) -> Tensor:
     """Return `x`, a copy inside the graph, or a copy outside of it; see `extract_state_dict`."""
     if by not in MODES:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from torchopt.schedule.cosine import cosine_decay, cosine_restarts
-from torchopt.schedule.exponential import exponential_decay
+from torchopt.schedule.exponential_decay import exponential_decay
 from torchopt.schedule.inverse_sqrt import inverse_sqrt
 from torchopt.schedule.join import (
     constant_schedule,

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.masked import masked
+from torchopt.transform.masked import MaskedNode, MaskedState, masked
 from torchopt.transform.validate import check_at_least_zero
 
-__all__ = ["add_decayed_weights"]
+__all__ = ["MaskedNode", "MaskedState", "add_decayed_weights", "masked"]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ leaves out the leaves without a gradient, runs the rule, and puts everything bac
 from __future__ import annotations
 
 import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -281,6 +282,13 @@ def transformation(
     def for_lists(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
         return impl(*args, already_flattened=True, **kwargs)
 
+    signature = inspect.signature(make)
+    flattened = inspect.Parameter(
+        "already_flattened", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool"
+    )
+    vars(impl)["__signature__"] = signature.replace(
+        parameters=[*signature.parameters.values(), flattened]
+    )
     factory = cast("TransformationFactory[P]", for_trees)
     factory.flat = for_lists
     factory.impl = impl

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,3 +74,24 @@ def update_moment(
         return t.copy_(new) if inplace else new
 
     return tree_map(moved, updates, moments, none_is_leaf=True)
+
+
+def _for_trees_and_lists(function: Callable[..., Any]) -> None:
+    """Give `function` the attributes of transformations; lists of leaves are trees too."""
+
+    @functools.wraps(function)
+    def impl(*args: Any, already_flattened: bool = False, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    signature = inspect.signature(function)
+    flattened = inspect.Parameter(
+        "already_flattened", inspect.Parameter.KEYWORD_ONLY, default=False
+    )
+    vars(impl)["__signature__"] = signature.replace(
+        parameters=[*signature.parameters.values(), flattened]
+    )
+    vars(function).update(flat=function, impl=impl)
+
+
+_for_trees_and_lists(inc_count)
+_for_trees_and_lists(update_moment)

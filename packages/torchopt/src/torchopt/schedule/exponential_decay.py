@@ -34,12 +34,10 @@ class ExponentialDecay:
             exponent = exponent.floor() if self.staircase else exponent
             rate = torch.as_tensor(self.decay_rate, dtype=torch.float64, device=elapsed.device)
             value = self.init_value * rate**exponent
-            if self.end_value is not None:
-                value = self._bounded(value)
-            return torch.where(elapsed <= 0, float(self.init_value), value)
-        if elapsed <= 0:
-            return self.init_value
-        quotient = elapsed / self.transition_steps
+            start = torch.as_tensor(self.init_value, dtype=torch.float64, device=elapsed.device)
+            value = torch.where(elapsed <= 0, start, value)
+            return value if self.end_value is None else self._bounded(value)
+        quotient = max(elapsed, 0) / self.transition_steps
         number = self.init_value * self.decay_rate ** (
             math.floor(quotient) if self.staircase else quotient
         )
@@ -70,7 +68,7 @@ def exponential_decay(
         transition_begin: Updates before the decay starts; a negative one counts as 0.
         transition_steps: Updates for each factor; <= 0 gives a constant.
         staircase: Decay at whole multiples of `transition_steps` only.
-        end_value: A bound that the value does not pass.
+        end_value: A bound that the value does not pass, from the start on.
 
     Example:
         >>> schedule = exponential_decay(1.0, 0.5, 2, 2, staircase=True, end_value=0.2)
