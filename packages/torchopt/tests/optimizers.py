@@ -7,7 +7,6 @@ A new optimizer is a new row; every test that runs over `ROWS` or `CASES` then h
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -69,23 +68,39 @@ ADAM_GRID = grid(
 )
 
 
-def classic(make: Callable[..., Any], params: Any, **settings: Any) -> Any:
-    """Return the classic optimizer of a functional one that has no class of its own."""
-    return torchopt.Optimizer(params, make(**settings))
+CLASS_NAMES = {
+    "adabelief": "AdaBelief",
+    "adafactor": "Adafactor",
+    "adan": "Adan",
+    "adopt": "ADOPT",
+    "amsgrad": "AMSGrad",
+    "amsgradw": "AMSGradW",
+    "asgd": "ASGD",
+    "lamb": "LAMB",
+    "lars": "LARS",
+    "lion": "Lion",
+    "muon": "Muon",
+    "nadam": "NAdam",
+    "nadamw": "NAdamW",
+    "rprop": "Rprop",
+    "schedule_free_adamw": "ScheduleFreeAdamW",
+    "schedule_free_sgd": "ScheduleFreeSGD",
+    "shampoo": "Shampoo",
+    "sophia": "Sophia",
+    "yogi": "Yogi",
+}
+"""The optimizers that the published package does not have, and what their classes are called."""
 
 
-def meta(make: Callable[..., Any], module: Any, **settings: Any) -> Any:
-    """Return the meta-optimizer of a functional one that has no class of its own."""
-    return torchopt.MetaOptimizer(module, make(**settings))
-
-
-def functional_row(
-    name: str, twin: Callable[..., Any], settings: tuple[dict[str, Any], ...]
-) -> Row:
-    """Return the row of an optimizer in `torchopt.alias`."""
-    make = getattr(alias, name)
+def new_row(name: str, twin: Callable[..., Any], settings: tuple[dict[str, Any], ...]) -> Row:
+    """Return the row of an optimizer of `CLASS_NAMES`."""
     return Row(
-        name, make, functools.partial(classic, make), functools.partial(meta, make), twin, settings
+        name,
+        getattr(alias, name),
+        getattr(torchopt.optim, CLASS_NAMES[name]),
+        getattr(torchopt.optim.meta, f"Meta{CLASS_NAMES[name]}"),
+        twin,
+        settings,
     )
 
 
@@ -123,15 +138,15 @@ def in_double(make: Callable[..., Any], **fixed: Any) -> Callable[..., Any]:
 
 
 MORE = (
-    functional_row("amsgrad", of_torch(torch.optim.Adam, amsgrad=True), ADAM_GRID),
-    functional_row("amsgradw", of_torch(torch.optim.AdamW, amsgrad=True), ADAM_GRID),
-    functional_row(
+    new_row("amsgrad", of_torch(torch.optim.Adam, amsgrad=True), ADAM_GRID),
+    new_row("amsgradw", of_torch(torch.optim.AdamW, amsgrad=True), ADAM_GRID),
+    new_row(
         "nadam",
         in_double(torch.optim.NAdam),
         (*ADAM_GRID, {"lr": 0.05, "momentum_decay": 0.1, "maximize": True, "weight_decay": 0.1}),
     ),
-    functional_row("nadamw", in_double(torch.optim.NAdam, decoupled_weight_decay=True), ADAM_GRID),
-    functional_row(
+    new_row("nadamw", in_double(torch.optim.NAdam, decoupled_weight_decay=True), ADAM_GRID),
+    new_row(
         "asgd",
         in_double(torch.optim.ASGD),
         (
@@ -141,7 +156,7 @@ MORE = (
             {"lr": 0.1, "maximize": True},
         ),
     ),
-    functional_row(
+    new_row(
         "rprop",
         torch.optim.Rprop,
         (
@@ -151,7 +166,7 @@ MORE = (
             {"lr": 0.05, "maximize": True},
         ),
     ),
-    functional_row(
+    new_row(
         "lion",
         references.twin(references.lion),
         (
@@ -159,28 +174,59 @@ MORE = (
             {"lr": 0.02, "betas": (0.9, 0.99), "weight_decay": 0.1, "maximize": True},
         ),
     ),
-    functional_row("yogi", references.twin(references.yogi), like_adam(0.05, (1e-3, 1e-2))),
-    functional_row(
-        "adabelief", references.twin(references.adabelief), like_adam(0.05, (1e-8, 1e-2))
-    ),
-    functional_row(
+    new_row("yogi", references.twin(references.yogi), like_adam(0.05, (1e-3, 1e-2))),
+    new_row("adabelief", references.twin(references.adabelief), like_adam(0.05, (1e-8, 1e-2))),
+    new_row(
         "adan",
         references.twin(references.adan),
         like_adam(0.05, (1e-8, 1e-2), (0.98, 0.92, 0.99)),
     ),
-    functional_row("adopt", references.twin(references.adopt), like_adam(0.05, (1e-6, 1e-2))),
-    functional_row("lamb", references.twin(references.lamb), like_adam(0.05, (1e-6, 1e-2))),
-    functional_row(
+    new_row("adopt", references.twin(references.adopt), like_adam(0.05, (1e-6, 1e-2))),
+    new_row("lamb", references.twin(references.lamb), like_adam(0.05, (1e-6, 1e-2))),
+    new_row(
         "lars",
         references.twin(references.lars),
         grid(lr=(1.0,), momentum=(0.0, 0.9), weight_decay=(0.0, 0.1), trust_coefficient=(0.02,)),
     ),
-    functional_row(
+    new_row(
+        "shampoo",
+        references.twin(references.shampoo),
+        (
+            *grid(
+                lr=(0.1,),
+                momentum=(0.0, 0.9),
+                weight_decay=(0.0, 0.1),
+                eps=(0.1,),
+                update_every=(1, 3),
+            ),
+            {
+                "lr": 0.1,
+                "momentum": 0.9,
+                "weight_decay": 0.1,
+                "eps": 0.01,
+                "update_every": 1,
+                "maximize": True,
+            },
+        ),
+    ),
+    new_row(
+        "sophia",
+        references.twin(references.sophia),
+        grid(
+            lr=(0.02,),
+            betas=((0.9, 0.99), (0.5, 0.8)),
+            rho=(0.04, 100.0),
+            weight_decay=(0.0, 0.1),
+            batch_size=(4.0,),
+            update_every=(1, 4),
+        ),
+    ),
+    new_row(
         "schedule_free_sgd",
         references.twin(references.schedule_free_sgd),
         grid(lr=(0.2,), beta=(0.9, 0.5), weight_decay=(0.0, 0.1), warmup_steps=(0, 4)),
     ),
-    functional_row(
+    new_row(
         "schedule_free_adamw",
         references.twin(references.schedule_free_adamw),
         grid(

@@ -207,3 +207,52 @@ def schedule_free_adamw(
     schedule_free_sgd(
         p, g / (v.sqrt() + eps), s, t, lr * gamma, betas[0], weight_decay, warmup_steps
     )
+
+
+def shampoo(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    eps: float,
+    update_every: int,
+) -> None:
+    g = g + weight_decay * p
+    x = g.reshape(g.shape or (1,))
+    order = x.ndim
+    for i, n in enumerate(x.shape):
+        rows = x.movedim(i, 0).reshape(n, -1) if x.numel() else x.new_zeros(n, 1)
+        s[f"L{i}"] = s.get(f"L{i}", eps * torch.eye(n, dtype=p.dtype)) + rows @ rows.mT
+        if (t - 1) % update_every == 0:
+            values, vectors = torch.linalg.eigh(s[f"L{i}"])
+            s[f"root{i}"] = (vectors * values ** (-1 / (2 * order))) @ vectors.mT
+    u = x
+    for i in range(order):
+        u = torch.tensordot(u, s[f"root{i}"], dims=([0], [0]))  # each puts its dimension last
+    (v,) = start(s, p, "v")
+    s["v"] = v = momentum * v + u.reshape(g.shape)
+    p.sub_(lr * v)
+
+
+def sophia(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    betas: Any,
+    rho: float,
+    weight_decay: float,
+    batch_size: float,
+    update_every: int,
+) -> None:
+    m, h = start(s, p, "m", "h")
+    s["m"] = m = betas[0] * m + (1 - betas[0]) * g
+    if t % update_every == 1 or update_every == 1:
+        s["h"] = h = betas[1] * h + (1 - betas[1]) * batch_size * g * g
+    p.mul_(1 - lr * weight_decay)
+    ratio = torch.clamp(m.abs() / torch.clamp(rho * h, min=1e-15), max=1.0)
+    p.sub_(lr * m.sign() * ratio)

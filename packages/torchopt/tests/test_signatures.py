@@ -7,6 +7,7 @@ import functools
 import inspect
 
 import pytest
+from optimizers import CLASS_NAMES
 
 import torchopt
 
@@ -271,3 +272,17 @@ def test_signature(name: str) -> None:
 def test_exported_names() -> None:
     assert sorted(torchopt.__all__) == sorted(NAMES)
     assert all(hasattr(torchopt, name) for name in NAMES)
+
+
+@pytest.mark.parametrize("name", sorted(CLASS_NAMES))
+def test_new_classes_take_what_their_functions_take(name: str) -> None:
+    assert set(CLASS_NAMES) == set(torchopt.alias.__all__) - set(torchopt.__all__)
+    function = list(inspect.signature(getattr(torchopt.alias, name)).parameters.values())
+    first = function[0].replace(default=inspect.Parameter.empty)
+    for cls, leading in (
+        (getattr(torchopt.optim, CLASS_NAMES[name]), "params"),
+        (getattr(torchopt.optim.meta, f"Meta{CLASS_NAMES[name]}"), "module"),
+    ):
+        parameters = list(inspect.signature(cls).parameters.values())
+        kept = [p for p in parameters if p.name not in ADDED]
+        assert rendered(kept) == rendered([first.replace(name=leading), *function]), cls

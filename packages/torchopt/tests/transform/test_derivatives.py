@@ -44,6 +44,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "adopt": ("adopt", {"lr": 0.1, "betas": (0.9, 0.99)}),
     "lamb": ("lamb", {"eps": 1e-2, "weight_decay": 0.1}),
     "lars": ("lars", {"trust_coefficient": 0.1, "weight_decay": 0.1}),
+    "shampoo": ("shampoo", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "eps": 0.1}),
+    "sophia": ("sophia", {"lr": 0.1, "rho": 1.0, "batch_size": 4.0, "update_every": 2}),
     "schedule_free_sgd": ("schedule_free_sgd", {"lr": 0.1, "weight_decay": 0.1}),
     "schedule_free_adamw": ("schedule_free_adamw", {"lr": 0.1, "eps": 1e-2}),
 }
@@ -77,7 +79,8 @@ def inputs(steps: int) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("case", sorted(SETTINGS))
 def test_gradcheck(case: str) -> None:
-    steps = 7 if case == "radam" else 3  # RAdam changes its formula at the sixth step
+    # RAdam changes its formula at the sixth step; Shampoo's roots take a while.
+    steps = {"radam": 7, "shampoo": 2}.get(case, 3)
     function = unrolled(*SETTINGS[case], steps)
     assert torch.autograd.gradcheck(function, inputs(steps), check_forward_ad=True)
 

@@ -27,6 +27,8 @@ from torchopt.alias.rprop import rprop
 from torchopt.alias.schedule_free_adamw import schedule_free_adamw
 from torchopt.alias.schedule_free_sgd import schedule_free_sgd
 from torchopt.alias.sgd import sgd
+from torchopt.alias.shampoo import shampoo
+from torchopt.alias.sophia import sophia
 from torchopt.alias.yogi import yogi
 
 __all__ = [
@@ -54,5 +56,7 @@ __all__ = [
     "schedule_free_adamw",
     "schedule_free_sgd",
     "sgd",
+    "shampoo",
+    "sophia",
     "yogi",
 ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from torchopt.transform import utils
 from torchopt.transform.accumulate import AccumulateState, accumulate
 from torchopt.transform.add_decayed_weights import add_decayed_weights
+from torchopt.transform.add_noise import AddNoiseState, add_noise
 from torchopt.transform.apply_if_finite import ApplyIfFiniteState, apply_if_finite
 from torchopt.transform.centralize import centralize
 from torchopt.transform.ema import EmaState, ema
@@ -38,6 +39,12 @@ from torchopt.transform.scale_by_rms import ScaleByRmsState, scale_by_rms
 from torchopt.transform.scale_by_rprop import ScaleByRpropState, scale_by_rprop
 from torchopt.transform.scale_by_rss import ScaleByRssState, scale_by_rss
 from torchopt.transform.scale_by_schedule import ScaleByScheduleState, scale_by_schedule
+from torchopt.transform.scale_by_shampoo import ScaleByShampooState, scale_by_shampoo
+from torchopt.transform.scale_by_sophia import (
+    ScaleBySophiaState,
+    observe_curvature,
+    scale_by_sophia,
+)
 from torchopt.transform.scale_by_stddev import ScaleByRStdDevState, scale_by_stddev
 from torchopt.transform.scale_by_trust_ratio import scale_by_trust_ratio
 from torchopt.transform.scale_by_yogi import ScaleByYogiState, scale_by_yogi
@@ -47,6 +54,7 @@ from torchopt.transform.trace import DampenedTraceState, TraceState, trace
 __all__ = [
     "accumulate",
     "add_decayed_weights",
+    "add_noise",
     "apply_if_finite",
     "averaged_params",
     "centralize",
@@ -57,6 +65,7 @@ __all__ = [
     "lookahead",
     "masked",
     "nan_to_num",
+    "observe_curvature",
     "orthogonalize",
     "partition",
     "scale",
@@ -77,6 +86,8 @@ __all__ = [
     "scale_by_rprop",
     "scale_by_rss",
     "scale_by_schedule",
+    "scale_by_shampoo",
+    "scale_by_sophia",
     "scale_by_stddev",
     "scale_by_trust_ratio",
     "scale_by_yogi",

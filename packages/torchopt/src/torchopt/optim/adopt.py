@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ADOPT with the interface of torch.optim; see `Optimizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from torchopt.alias.adopt import adopt
+from torchopt.optim.base import Optimizer
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ADOPT"]
+
+
+class ADOPT(Optimizer):
+    """ADOPT with the interface of torch.optim; see `Optimizer`.
+
+    Args:
+        params: Tensors, or a tree of them.
+
+    The hyper-parameters are those of `torchopt.alias.adopt`.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: ScalarOrSchedule = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            adopt(
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=weight_decay,
+                maximize=maximize,
+            ),
+        )

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NAdamW as part of the graph; see `MetaOptimizer`."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from torchopt.alias.nadamw import nadamw
+from torchopt.optim.meta.base import MetaOptimizer
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["MetaNAdamW"]
+
+
+class MetaNAdamW(MetaOptimizer):
+    """NAdamW as part of the graph; see `MetaOptimizer`.
+
+    Args:
+        module: The module to step.
+
+    The hyper-parameters are those of `torchopt.alias.nadamw`.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: ScalarOrSchedule = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        momentum_decay: float = 0.004,
+        *,
+        maximize: bool = False,
+        first_order: bool = False,
+        detach_every: int | None = None,
+    ) -> None:
+        super().__init__(
+            module,
+            nadamw(
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=weight_decay,
+                momentum_decay=momentum_decay,
+                maximize=maximize,
+            ),
+            first_order=first_order,
+            detach_every=detach_every,
+        )

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradient noise that fades away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.counts import increment, zero_counts
+from torchopt.transform.validate import check_at_least_zero
+
+__all__ = ["AddNoiseState", "add_noise"]
+
+
+class AddNoiseState(NamedTuple):
+    """`count`: steps of each leaf, 0-dim int64 tensors."""
+
+    count: Any
+
+
+@dataclass(frozen=True)
+class AddNoise(LeafRule):
+    """u = g + noise."""
+
+    eta: float | Tensor
+    gamma: float | Tensor
+    generator: torch.Generator | None
+    leaf_fields: ClassVar[tuple[str, ...]] = ("count",)
+
+    def init_leaves(self, params: list[Tensor]) -> AddNoiseState:
+        """Return counts of zero."""
+        return AddNoiseState(count=zero_counts(params))
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the noisy gradients and the next counts."""
+        counts = increment(state.count)
+        updates = []
+        for g, count in zip(grads, counts):
+            eta = torch.as_tensor(self.eta, dtype=torch.float64, device=g.device)
+            deviation = (eta * torch.pow(count.to(torch.float64), -self.gamma)).sqrt()
+            updates.append(g + deviation.to(g.dtype) * self._normal(g))
+        return updates, AddNoiseState(count=counts)
+
+    def _normal(self, g: Tensor) -> Tensor:
+        if self.generator is None:
+            return torch.randn_like(g, requires_grad=False)
+        return torch.randn(g.shape, generator=self.generator, dtype=g.dtype, device=g.device)
+
+
+@transformation
+def add_noise(
+    eta: float | Tensor = 0.01,
+    gamma: float | Tensor = 0.55,
+    generator: torch.Generator | None = None,
+) -> LeafRule:
+    r"""Return the transformation that adds normal noise to gradients, less in every step.
+
+    .. math::
+        u = g + \sqrt{\eta / k^\gamma}\, \xi, \qquad \xi \sim N(0, I)
+
+    with k counted from 1. Derivatives hold the sample fixed: with respect to g they are the
+    identity. Under `torch.func.vmap` give its `randomness`.
+
+    Args:
+        eta: Variance in the first step, >= 0.
+        gamma: How fast the variance falls, >= 0.
+        generator: Where the noise comes from, on the device of the gradients; None for torch's
+            own. It is advanced by every update and is no part of the state.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        A. Neelakantan et al., Adding Gradient Noise Improves Learning for Very Deep Networks, 2015,
+        https://arxiv.org/abs/1511.06807, equation 1.
+
+    Example:
+        >>> noise = add_noise(eta=0.0)
+        >>> g = torch.tensor([1.0])
+        >>> noise.update(g, noise.init(g))[0]
+        tensor([1.])
+    """
+    check_at_least_zero(eta, "eta value")
+    check_at_least_zero(gamma, "gamma value")
+    return AddNoise(eta, gamma, generator)

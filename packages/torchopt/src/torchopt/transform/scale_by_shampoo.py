@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shampoo's direction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.kernels.reference.inverse_root import inverse_root
+from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.validate import check_fraction
+
+__all__ = ["ScaleByShampooState", "scale_by_shampoo"]
+
+
+class ScaleByShampooState(NamedTuple):
+    """`statistics`, `roots`: for each leaf, one vector that holds what belongs to each of its
+    dimensions, one after the other: a matrix row by row, or a diagonal. `t`: number of the next
+    step.
+    """
+
+    statistics: Any
+    roots: Any
+    t: int
+
+
+@dataclass(frozen=True)
+class ScaleByShampoo(LeafRule):
+    """u = g times the inverse root of its second moment along each dimension."""
+
+    eps: float
+    decay: float | Tensor
+    update_every: int
+    max_size: int
+    root_steps: int
+    leaf_fields: ClassVar[tuple[str, ...]] = ("statistics", "roots")
+    overwritten_fields: ClassVar[tuple[str, ...]] = ("statistics", "roots")
+
+    def _diagonal(self, size: int) -> bool:
+        return size > self.max_size
+
+    def _unpacked(self, packed: Tensor, shape: Sequence[int]) -> list[Tensor]:
+        sizes = [n if self._diagonal(n) else n * n for n in shape]
+        return [
+            part if self._diagonal(n) else part.view(n, n)
+            for n, part in zip(shape, packed.split(sizes))
+        ]
+
+    def _scaled_identities(self, p: Tensor, value: float) -> Tensor:
+        parts = []
+        for n in _shape(p):
+            one = torch.full((n,), value, dtype=p.dtype, device=p.device)
+            parts.append(one if self._diagonal(n) else torch.diag(one).reshape(-1))
+        return torch.cat(parts)
+
+    def init_leaves(self, params: list[Tensor]) -> ScaleByShampooState:
+        """Return statistics of eps times the identity."""
+        params = [p.detach() for p in params]
+        return ScaleByShampooState(
+            statistics=[self._scaled_identities(p, self.eps) for p in params],
+            roots=[
+                self._scaled_identities(p, self.eps ** (-1 / (2 * len(_shape(p))))) for p in params
+            ],
+            t=1,
+        )
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the directions and the new state."""
+        refresh = (state.t - 1) % self.update_every == 0
+        updates, statistics, all_roots = [], [], []
+        for g, old, roots in zip(grads, state.statistics, state.roots):
+            shape = _shape(g)
+            x = g.reshape(shape)
+            new = self._moved(x, self._unpacked(old, shape)) if g.numel() else old
+            if refresh and g.numel():
+                roots = torch.cat(
+                    [self._root(s, len(shape)).reshape(-1) for s in self._unpacked(new, shape)]
+                )
+            for dimension, r in enumerate(self._unpacked(roots, shape)):
+                x = _along(x, r, dimension)
+            updates.append(x.reshape(g.shape))
+            statistics.append(new)
+            all_roots.append(roots)
+        return updates, ScaleByShampooState(statistics, all_roots, state.t + 1)
+
+    def _moved(self, g: Tensor, old: Sequence[Tensor]) -> Tensor:
+        parts = []
+        for dimension, s in enumerate(old):
+            rows = g.movedim(dimension, 0).reshape(g.shape[dimension], -1)
+            square = (rows * rows).sum(dim=1) if s.ndim == 1 else rows @ rows.mT
+            if isinstance(self.decay, Tensor) or self.decay != 1.0:
+                s, square = s * self.decay, square * (1 - self.decay)
+            parts.append((s + square).reshape(-1))
+        return torch.cat(parts)
+
+    def _root(self, s: Tensor, order: int) -> Tensor:
+        if s.ndim == 1:
+            return s ** (-1 / (2 * order))
+        return inverse_root(s, 2 * order, self.root_steps)
+
+
+def _shape(p: Tensor) -> tuple[int, ...]:
+    """Return the shape, a number being a vector of one."""
+    return tuple(p.shape) or (1,)
+
+
+def _along(x: Tensor, r: Tensor, dimension: int) -> Tensor:
+    """Return `x` with `r`, a matrix or a diagonal, applied along one dimension."""
+    moved = x.movedim(dimension, -1)
+    return (moved * r if r.ndim == 1 else moved @ r).movedim(-1, dimension)
+
+
+@transformation
+def scale_by_shampoo(
+    eps: float = 1e-4,
+    decay: float | Tensor = 1.0,
+    update_every: int = 1,
+    max_size: int = 1024,
+    root_steps: int = 40,
+) -> LeafRule:
+    r"""Return the transformation to Shampoo's direction.
+
+    For a matrix,
+
+    .. math::
+        L' = L + G G^\top, \qquad R' = R + G^\top G, \qquad U = L'^{-1/4} G R'^{-1/4}
+
+    from :math:`L = R = \epsilon I`. A tensor with k dimensions has one such matrix for each of
+    them, and roots of order 2 k; a vector is preconditioned by the full matrix of AdaGrad.
+
+    The roots come from a polynomial iteration (`torchopt.kernels.reference.inverse_root`), so that
+    the direction is differentiable to any order even where eigenvalues coincide.
+
+    Args:
+        eps: Start of the diagonals, > 0.
+        decay: 1 for sums; below one for moving averages, s' = decay s + (1 - decay) G G'.
+        update_every: Steps from one computation of the roots to the next, >= 1.
+        max_size: Dimensions longer than this have a diagonal in the place of a matrix.
+        root_steps: Iterations for a root; forty do for condition numbers up to 1e10.
+
+    Memory and time of a dimension of size n are n^2 and 5 n^3 `root_steps`.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        V. Gupta, T. Koren, Y. Singer, Shampoo: Preconditioned Stochastic Tensor Optimization, 2018,
+        https://arxiv.org/abs/1802.09568, Algorithms 1 and 2.
+
+    Example:
+        >>> direction = scale_by_shampoo(eps=1e-12)
+        >>> g = torch.tensor([[3.0, 0.0], [0.0, -5.0]], dtype=torch.float64)
+        >>> direction.update(g, direction.init(g))[0]
+        tensor([[ 1.0000, 0.0000],
+                [ 0.0000, -1.0000]], dtype=torch.float64)
+    """
+    if not eps > 0:
+        raise ValueError(f"Invalid epsilon value: {eps}")
+    check_fraction(decay, "decay value", closed=True)
+    for name, value in (("update_every", update_every), ("root_steps", root_steps)):
+        if not value >= 1:
+            raise ValueError(f"Invalid {name} value: {value}")
+    return ScaleByShampoo(eps, decay, update_every, max_size, root_steps)
