@@ -222,6 +222,46 @@ MORE = (
         ),
     ),
     new_row(
+        "adafactor",
+        # torch divides by the size of a parameter, zero or not.
+        lambda params, **settings: InDouble(
+            torch.optim.Adafactor, [p for p in params if p.numel()], foreach=False, **settings
+        ),
+        (
+            *grid(
+                lr=(0.1,),
+                beta2_decay=(-0.8, -0.5),
+                eps=((None, 1e-3), (1e-5, 0.1)),
+                d=(1.0, 2.0),
+                weight_decay=(0.0, 0.1),
+            ),
+            {"lr": 0.1, "weight_decay": 0.1, "maximize": True},
+        ),
+    ),
+    new_row(
+        "muon",
+        references.twin(references.muon),
+        (
+            *grid(
+                lr=(0.05,),
+                momentum=(0.9,),
+                weight_decay=(0.0, 0.1),
+                nesterov=(True, False),
+                match_rms=(False, True),
+                ns_steps=(5,),
+            ),
+            {
+                "lr": 0.05,
+                "momentum": 0.9,
+                "weight_decay": 0.1,
+                "nesterov": True,
+                "match_rms": False,
+                "ns_steps": 3,
+                "maximize": True,
+            },
+        ),
+    ),
+    new_row(
         "schedule_free_sgd",
         references.twin(references.schedule_free_sgd),
         grid(lr=(0.2,), beta=(0.9, 0.5), weight_decay=(0.0, 0.1), warmup_steps=(0, 4)),
@@ -327,3 +367,40 @@ CASES = [(row, settings) for row in ROWS.values() for settings in row.settings]
 CASE_IDS = [
     f"{row.name}-{'-'.join(f'{k}={v}' for k, v in settings.items())}" for row, settings in CASES
 ]
+
+SMOOTH: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("sgd", {"lr": 0.1}),
+    "sgd-momentum": ("sgd", {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}),
+    "sgd-nesterov": ("sgd", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True}),
+    "adam": ("adam", {"eps": 1e-2, "weight_decay": 0.1}),
+    "adam-eps_root": ("adam", {"eps": 1e-8, "eps_root": 1e-3}),
+    "adam-fused": ("adam", {"eps": 1e-2, "use_accelerated_op": True}),
+    "adam-fused-eps_root": ("adam", {"eps": 0.1, "eps_root": 1e-3, "use_accelerated_op": True}),
+    "adamw": ("adamw", {"eps": 1e-2, "weight_decay": 0.1}),
+    "rmsprop": ("rmsprop", {"eps": 1e-2}),
+    "rmsprop-centered": ("rmsprop", {"eps": 1e-2, "centered": True, "momentum": 0.9}),
+    "adagrad": ("adagrad", {"lr_decay": 0.1, "eps": 1e-2}),
+    "adadelta": ("adadelta", {"lr": 1.0, "eps": 1e-2}),
+    "adamax": ("adamax", {"eps": 1e-2}),
+    "radam": ("radam", {"betas": (0.9, 0.99), "eps": 1e-2}),
+    "amsgrad": ("amsgrad", {"eps": 1e-2, "weight_decay": 0.1}),
+    "amsgradw": ("amsgradw", {"eps": 1e-2}),
+    "nadam": ("nadam", {"eps": 1e-2, "momentum_decay": 0.1}),
+    "nadamw": ("nadamw", {"eps": 1e-2, "weight_decay": 0.1}),
+    "asgd": ("asgd", {"lr": 0.1, "lambd": 0.1, "t0": 1}),
+    "rprop": ("rprop", {"lr": 0.1}),
+    "lion": ("lion", {"lr": 0.1, "weight_decay": 0.1}),
+    "yogi": ("yogi", {"eps": 1e-2}),
+    "adabelief": ("adabelief", {"eps": 1e-2, "weight_decay": 0.1}),
+    "adan": ("adan", {"eps": 1e-2, "weight_decay": 0.1}),
+    "adopt": ("adopt", {"lr": 0.1, "betas": (0.9, 0.99)}),
+    "lamb": ("lamb", {"eps": 1e-2, "weight_decay": 0.1}),
+    "lars": ("lars", {"trust_coefficient": 0.1, "weight_decay": 0.1}),
+    "adafactor": ("adafactor", {"lr": 0.5, "eps": (1e-3, 1e-3), "weight_decay": 0.1}),
+    "muon": ("muon", {"lr": 0.1, "momentum": 0.9, "adamw_eps": 1e-2}),
+    "shampoo": ("shampoo", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "eps": 0.1}),
+    "sophia": ("sophia", {"lr": 0.1, "rho": 1.0, "batch_size": 4.0, "update_every": 2}),
+    "schedule_free_sgd": ("schedule_free_sgd", {"lr": 0.1, "weight_decay": 0.1}),
+    "schedule_free_adamw": ("schedule_free_adamw", {"lr": 0.1, "eps": 1e-2}),
+}
+"""One setting for each branch of a rule, away from kinks: name -> (optimizer, settings)."""

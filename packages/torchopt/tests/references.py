@@ -17,14 +17,14 @@ Rule = Callable[..., None]
 
 
 class Reference:
-    """Calls `rule(p, g, memory, t, **settings)` for each parameter, t counted from 1."""
+    """Calls `rule(p, g, memory, t, **settings)` for each parameter, t counted from 1 for each."""
 
     def __init__(self, rule: Rule, params: Iterable[Tensor], **settings: Any) -> None:
         self.rule = rule
         self.params = list(params)
         self.settings = settings
         self.memory: list[dict[str, Any]] = [{} for _ in self.params]
-        self.t = 0
+        self.steps = [0] * len(self.params)
 
     def zero_grad(self) -> None:
         for p in self.params:
@@ -32,12 +32,12 @@ class Reference:
 
     @torch.no_grad()
     def step(self) -> None:
-        self.t += 1
-        for p, memory in zip(self.params, self.memory):
+        for i, (p, memory) in enumerate(zip(self.params, self.memory)):
             if p.grad is not None:
+                self.steps[i] += 1
                 g = -p.grad if self.settings.get("maximize") else p.grad.clone()
                 rest = {k: v for k, v in self.settings.items() if k != "maximize"}
-                self.rule(p, g, memory, self.t, **rest)
+                self.rule(p, g, memory, self.steps[i], **rest)
 
 
 def twin(rule: Rule) -> Callable[..., Reference]:
@@ -256,3 +256,35 @@ def sophia(
     p.mul_(1 - lr * weight_decay)
     ratio = torch.clamp(m.abs() / torch.clamp(rho * h, min=1e-15), max=1.0)
     p.sub_(lr * m.sign() * ratio)
+
+
+def muon(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    match_rms: bool,
+    ns_steps: int,
+) -> None:
+    if p.ndim != 2:  # AdamW
+        m, v = start(s, p, "m", "v")
+        s["m"] = m = 0.9 * m + 0.1 * g
+        s["v"] = v = 0.999 * v + 0.001 * g * g
+        p.mul_(1 - lr * weight_decay)
+        p.sub_(lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8))
+        return
+    (m,) = start(s, p, "m")
+    s["m"] = m = momentum * m + (1 - momentum) * g
+    x = (1 - momentum) * g + momentum * m if nesterov else m
+    u, values, v = torch.linalg.svd(x, full_matrices=False)
+    values = values / x.norm().clamp(min=1e-7)
+    for _ in range(ns_steps):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    rows, columns = p.shape
+    scale = 0.2 * max(rows, columns) ** 0.5 if match_rms else max(1.0, rows / columns) ** 0.5
+    p.mul_(1 - lr * weight_decay)
+    p.sub_(lr * scale * (u * values) @ v)

@@ -54,6 +54,11 @@ def prefix_leaves(prefix: Any, tree: Any, what: str) -> list[Any]:
     Raises:
         ValueError: ``prefix`` is not a prefix of ``tree``; the message starts with ``what``.
     """
+    try:
+        # A value for each leaf: torch.compile follows this, and not optree.tree_broadcast_prefix.
+        return tree_structure(tree, none_is_leaf=True).flatten_up_to(prefix)
+    except (ValueError, TypeError):
+        pass
     broadcast: Callable[..., Any] = optree.tree_broadcast_prefix
     try:
         return tree_leaves(broadcast(prefix, tree, none_is_leaf=True), none_is_leaf=True)

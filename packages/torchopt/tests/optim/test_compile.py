@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training steps are traced by torch.compile in one piece."""
+"""Training steps and meta-steps are traced by torch.compile in one piece."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,34 +13,77 @@ from torch import Tensor
 
 import torchopt
 
+DOUBLE = torch.float64
+Params = dict[str, Tensor]
 
-@pytest.mark.parametrize("name", sorted(ROWS))
-def test_a_training_step_is_one_graph(name: str) -> None:
+
+def problem(name: str) -> tuple[Callable[..., Any], Callable[..., Any], Params, Tensor]:
+    """Return a training step, a meta-step, parameters and data for the optimizer `name`.
+
+    The meta-step is the gradient, with respect to the data too, of the loss after two steps.
+    """
     row = ROWS[name]
     optimizer = row.functional(**row.settings[0])
-    x = torch.randn(5, 3, dtype=torch.float64)
 
-    def loss(params: dict[str, Tensor]) -> Tensor:
+    def loss(params: Params, x: Tensor) -> Tensor:
         return torch.tanh(x @ params["w"] + params["b"]).pow(2).mean()
 
-    def step(params: dict[str, Tensor], state: Any) -> tuple[dict[str, Tensor], Any]:
-        grads = torch.func.grad(loss)(params)
+    def step(params: Params, state: Any, x: Tensor) -> tuple[Params, Any]:
+        grads = torch.func.grad(loss)(params, x)
         updates, state = optimizer.update(grads, state, params=params, inplace=False)
         return torchopt.apply_updates(params, updates, inplace=False), state
 
-    torch._dynamo.reset()
-    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    def after_two_steps(start: Params, x: Tensor) -> Tensor:
+        params, state = start, optimizer.init(start)
+        for _ in range(2):
+            params, state = step(params, state, x)
+        return loss(params, x)
+
     generator = torch.Generator().manual_seed(0)
     start = {
-        "b": torch.randn(2, generator=generator, dtype=torch.float64),
-        "w": torch.randn(3, 2, generator=generator, dtype=torch.float64),
+        "b": torch.randn(2, generator=generator, dtype=DOUBLE),
+        "w": torch.randn(3, 2, generator=generator, dtype=DOUBLE),
     }
+    x = torch.randn(5, 3, generator=generator, dtype=DOUBLE)
+
+    def train(params: Params, state: Any, x: Tensor) -> tuple[Params, Any]:
+        return step(params, optimizer.init(params) if state is None else state, x)
+
+    return train, torch.func.grad(after_two_steps, argnums=(0, 1)), start, x
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_training_step_is_one_graph(name: str) -> None:
+    train, _, start, x = problem(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(train, fullgraph=True, backend="eager")
     results = []
-    for function in (step, compiled):
-        params, state = dict(start), optimizer.init(start)
-        for _ in range(3):
-            params, state = function(params, state)
+    for function in (train, compiled):
+        params, state = train(dict(start), None, x)  # init is no part of a training step
+        for _ in range(2):
+            params, state = function(params, state, x)
         results.append(params)
     for key in start:
         torch.testing.assert_close(results[1][key], results[0][key], rtol=1e-11, atol=1e-12)
     assert not torch.equal(results[0]["w"], start["w"])
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_meta_step_is_one_graph(name: str) -> None:
+    _, meta_step, start, x = problem(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(meta_step, fullgraph=True, backend="eager")
+    (params_grad, data_grad), (wanted, data_wanted) = compiled(start, x), meta_step(start, x)
+    for key in start:
+        torch.testing.assert_close(params_grad[key], wanted[key], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(data_grad, data_wanted, rtol=1e-10, atol=1e-12)
+    assert data_wanted.abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(("name", "backend"), [("sgd", "inductor"), ("adamw", "aot_eager")])
+def test_backends_agree(name: str, backend: str) -> None:
+    _, meta_step, start, x = problem(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(meta_step, fullgraph=True, backend=backend)
+    got, wanted = compiled(start, x), meta_step(start, x)
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)

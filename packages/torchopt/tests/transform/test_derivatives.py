@@ -8,47 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from optimizers import ROWS
+from optimizers import ROWS, SMOOTH
 from torch import Tensor
 
 import torchopt
 
 DOUBLE = torch.float64
-
-# One setting for each branch of a rule.
-SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sgd": ("sgd", {"lr": 0.1}),
-    "sgd-momentum": ("sgd", {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}),
-    "sgd-nesterov": ("sgd", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True}),
-    "adam": ("adam", {"eps": 1e-2, "weight_decay": 0.1}),
-    "adam-eps_root": ("adam", {"eps": 1e-8, "eps_root": 1e-3}),
-    "adam-fused": ("adam", {"eps": 1e-2, "use_accelerated_op": True}),
-    "adam-fused-eps_root": ("adam", {"eps": 0.1, "eps_root": 1e-3, "use_accelerated_op": True}),
-    "adamw": ("adamw", {"eps": 1e-2, "weight_decay": 0.1}),
-    "rmsprop": ("rmsprop", {"eps": 1e-2}),
-    "rmsprop-centered": ("rmsprop", {"eps": 1e-2, "centered": True, "momentum": 0.9}),
-    "adagrad": ("adagrad", {"lr_decay": 0.1, "eps": 1e-2}),
-    "adadelta": ("adadelta", {"lr": 1.0, "eps": 1e-2}),
-    "adamax": ("adamax", {"eps": 1e-2}),
-    "radam": ("radam", {"betas": (0.9, 0.99), "eps": 1e-2}),
-    "amsgrad": ("amsgrad", {"eps": 1e-2, "weight_decay": 0.1}),
-    "amsgradw": ("amsgradw", {"eps": 1e-2}),
-    "nadam": ("nadam", {"eps": 1e-2, "momentum_decay": 0.1}),
-    "nadamw": ("nadamw", {"eps": 1e-2, "weight_decay": 0.1}),
-    "asgd": ("asgd", {"lr": 0.1, "lambd": 0.1, "t0": 1}),
-    "rprop": ("rprop", {"lr": 0.1}),
-    "lion": ("lion", {"lr": 0.1, "weight_decay": 0.1}),
-    "yogi": ("yogi", {"eps": 1e-2}),
-    "adabelief": ("adabelief", {"eps": 1e-2, "weight_decay": 0.1}),
-    "adan": ("adan", {"eps": 1e-2, "weight_decay": 0.1}),
-    "adopt": ("adopt", {"lr": 0.1, "betas": (0.9, 0.99)}),
-    "lamb": ("lamb", {"eps": 1e-2, "weight_decay": 0.1}),
-    "lars": ("lars", {"trust_coefficient": 0.1, "weight_decay": 0.1}),
-    "shampoo": ("shampoo", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "eps": 0.1}),
-    "sophia": ("sophia", {"lr": 0.1, "rho": 1.0, "batch_size": 4.0, "update_every": 2}),
-    "schedule_free_sgd": ("schedule_free_sgd", {"lr": 0.1, "weight_decay": 0.1}),
-    "schedule_free_adamw": ("schedule_free_adamw", {"lr": 0.1, "eps": 1e-2}),
-}
 
 
 def unrolled(name: str, settings: dict[str, Any], steps: int) -> Callable[..., Tensor]:
@@ -77,18 +42,18 @@ def inputs(steps: int) -> tuple[Tensor, ...]:
     return (randn(3), randn(2), *(randn(3) for _ in range(steps)))
 
 
-@pytest.mark.parametrize("case", sorted(SETTINGS))
+@pytest.mark.parametrize("case", sorted(SMOOTH))
 def test_gradcheck(case: str) -> None:
     # RAdam changes its formula at the sixth step; Shampoo's roots take a while.
     steps = {"radam": 7, "shampoo": 2}.get(case, 3)
-    function = unrolled(*SETTINGS[case], steps)
+    function = unrolled(*SMOOTH[case], steps)
     assert torch.autograd.gradcheck(function, inputs(steps), check_forward_ad=True)
 
 
-@pytest.mark.parametrize("case", sorted(SETTINGS))
+@pytest.mark.parametrize("case", sorted(SMOOTH))
 def test_gradgradcheck(case: str) -> None:
     steps = 7 if case == "radam" else 2
-    function = unrolled(*SETTINGS[case], steps)
+    function = unrolled(*SMOOTH[case], steps)
     assert torch.autograd.gradgradcheck(function, inputs(steps))
 
 
@@ -152,9 +117,9 @@ def test_zero_gradients_have_the_true_slope_with_eps_root() -> None:
         assert torch.autograd.grad(updates.sum(), g)[0].item() == pytest.approx(-100.0, rel=1e-12)
 
 
-@pytest.mark.parametrize("case", sorted(SETTINGS))
+@pytest.mark.parametrize("case", sorted(SMOOTH))
 def test_vmap_jvp_and_jacrev_through_an_inner_loop(case: str) -> None:
-    function = unrolled(*SETTINGS[case], 2)
+    function = unrolled(*SMOOTH[case], 2)
     w, b, *gs = (x.detach() for x in inputs(2))
     batch = torch.stack([w, 2 * w, -w])
     got = torch.func.vmap(lambda x: function(x, b, *gs)[0] + function(w, b, x, *gs[1:])[0])(batch)

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torchopt.base import GradientTransformation, UninitializedState
-from torchopt.tree import tree_flatten, tree_paths, tree_unflatten
+from torchopt.transform.masked import MaskedNode
+from torchopt.tree import tree_flatten, tree_paths, tree_structure, tree_unflatten
 
 __all__ = ["FORMAT", "VERSION", "leaf_names", "load_named_state", "named_state"]
 
@@ -29,7 +30,8 @@ def leaf_names(tree: Any) -> list[str]:
 
 
 def _is_state(node: Any) -> bool:
-    return isinstance(node, tuple) and hasattr(node, "_fields")
+    """Return whether `node` is a state; a mask's empty node stands for a leaf."""
+    return isinstance(node, tuple) and hasattr(node, "_fields") and type(node) is not MaskedNode
 
 
 def _holds_states(node: Any) -> bool:
@@ -53,8 +55,9 @@ def _walk(state: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
                 where = where if number == 1 else f"{where}#{number}"
                 yield from field_of(value, where)
         elif isinstance(node, dict):
-            for key, child in node.items():
-                yield from inside(child, f"{prefix}{key}.")
+            # In the order of its leaves, which is not that of insertion.
+            for key in tree_structure(node, is_leaf=lambda x: x is not node).entries():
+                yield from inside(node[key], f"{prefix}{key}.")
         else:
             for child in node:
                 yield from inside(child, prefix)
