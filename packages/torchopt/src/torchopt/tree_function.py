@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-__all__ = ["Operation", "Rule", "apply_operation", "apply_rule", "max_over_batch"]
+__all__ = ["Operation", "Rule", "apply_operation", "apply_rule", "is_tracked", "max_over_batch"]
 
 Tensors = tuple[Tensor, ...]
 
@@ -306,6 +306,19 @@ def apply_rule(rule: Rule, *inputs: Tensor) -> Tensors:
     """Return the outputs of `rule`, differentiable to any order, batched and in forward mode."""
     outputs: Tensors = _RuleFunction.apply(rule, *inputs)  # type: ignore[no-untyped-call]
     return outputs
+
+
+def is_tracked(x: Tensor) -> bool:
+    """Return whether a derivative of x may be asked for at some level, or x belongs to a vmap."""
+    functorch = torch._C._functorch
+    while True:
+        if functorch.is_batchedtensor(x) or x.requires_grad:
+            return True
+        if forward_ad.unpack_dual(x, level=0).tangent is not None:
+            return True
+        if not functorch.is_gradtrackingtensor(x):
+            return False
+        x = functorch.get_unwrapped(x)
 
 
 class _MaxOverBatch(torch.autograd.Function):

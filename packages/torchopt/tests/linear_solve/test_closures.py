@@ -10,7 +10,14 @@ from torch.autograd import gradcheck, gradgradcheck
 from torchopt.errors import NotDifferentiableError
 from torchopt.linalg import cg, ns, ns_inv
 from torchopt.linalg.utils import cat_shapes, normalize_matvec
-from torchopt.linear_solve import LU, solve_cg, solve_inv, solve_normal_cg
+from torchopt.linear_solve import (
+    LU,
+    LinearOperator,
+    linear_solve,
+    solve_cg,
+    solve_inv,
+    solve_normal_cg,
+)
 from torchopt.linear_solve.utils import (
     make_normal_matvec,
     make_ridge_matvec,
@@ -24,7 +31,7 @@ SOLVERS = {
     "cg": solve_cg(rtol=1e-13),
     "normal_cg": solve_normal_cg(rtol=1e-13),
     "inv": solve_inv(),
-    "neumann": solve_inv(ns=True, maxiter=200, alpha=0.3),
+    "neumann": solve_inv(ns=True, maxiter=40, alpha=0.28),
 }
 
 
@@ -66,8 +73,46 @@ def test_gradient_from_outside_of_a_vmap_over_a_closure_is_refused():
 
 def test_nested_transforms_through_a_closure_are_refused():
     solve = lambda M: solve_cg()(lambda v: M @ v, B)  # noqa: E731
-    with pytest.raises(RuntimeError):  # torch: a tensor of the inner transform escaped
-        torch.func.jacfwd(torch.func.jacfwd(solve))(A)
+    for inner in (torch.func.jacfwd, torch.func.jacrev):
+        for outer in (torch.func.jacfwd, torch.func.jacrev):
+            with pytest.raises((NotDifferentiableError, RuntimeError), match="from_function|escap"):
+                outer(inner(solve))(A)
+
+
+def test_third_derivative_in_the_closure_is_refused_and_the_explicit_solve_has_it():
+    def third(f):
+        a = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+        (first,) = torch.autograd.grad(f(a), a, create_graph=True)
+        (second,) = torch.autograd.grad(first, a, create_graph=True)
+        torch.testing.assert_close(second.detach(), torch.tensor(0.25, dtype=torch.float64))
+        return torch.autograd.grad(second, a)[0]
+
+    one = torch.ones((), dtype=torch.float64)
+    for solver in SOLVERS.values():
+        with pytest.raises(NotDifferentiableError, match="derivative 3.*from_function"):
+            third(lambda a, solver=solver: solver(lambda v: a * v, one))
+
+    def explicit(a):
+        operator = LinearOperator.from_function(lambda a, v: a * v, a, one)
+        return linear_solve(operator, one, LU()).value
+
+    torch.testing.assert_close(third(explicit), torch.tensor(-6 / 16, dtype=torch.float64))
+
+
+def test_any_derivative_in_b_of_a_constant_closure():
+    def f(b):
+        return solve_cg(rtol=1e-14)(lambda v: 4 * v, b) ** 4
+
+    b = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    y = f(b)
+    for _ in range(4):
+        (y,) = torch.autograd.grad(y, b, create_graph=True)
+    torch.testing.assert_close(y.detach(), torch.tensor(24 / 256, dtype=torch.float64))
+    nested = torch.func.grad(torch.func.jacfwd(torch.func.jacrev(torch.func.grad(f))))
+    torch.testing.assert_close(nested(b.detach()), torch.tensor(24 / 256, dtype=torch.float64))
+    batch = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    around = torch.func.grad(lambda b: torch.func.vmap(f)(b).sum())(batch)
+    torch.testing.assert_close(around, 4 * batch**3 / 256)
 
 
 def test_gradient_inside_of_a_vmap_over_a_closure():

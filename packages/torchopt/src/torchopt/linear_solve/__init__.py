@@ -6,12 +6,13 @@ from __future__ import annotations
 from torchopt.linear_solve.auto import Auto
 from torchopt.linear_solve.bicgstab import BiCGSTAB
 from torchopt.linear_solve.cg import CG, NormalCG
-from torchopt.linear_solve.dense import LU, QR, Cholesky, Diagonal
+from torchopt.linear_solve.dense import LU, QR, Cholesky, Diagonal, Triangular
 from torchopt.linear_solve.gmres import GMRES
+from torchopt.linear_solve.lsmr import LSMR
 from torchopt.linear_solve.minres import MINRES
 from torchopt.linear_solve.neumann import Neumann
 from torchopt.linear_solve.operator import LinearOperator, Tag
-from torchopt.linear_solve.preconditioners import Jacobi
+from torchopt.linear_solve.preconditioners import Jacobi, Nystrom
 from torchopt.linear_solve.published import solve_cg, solve_inv, solve_normal_cg
 from torchopt.linear_solve.result import (
     LinearSolveError,
@@ -21,10 +22,12 @@ from torchopt.linear_solve.result import (
     Status,
 )
 from torchopt.linear_solve.solver import Solver, linear_solve
+from torchopt.linear_solve.warm_start import WarmStart
 
 __all__ = [
     "CG",
     "GMRES",
+    "LSMR",
     "LU",
     "MINRES",
     "QR",
@@ -38,11 +41,14 @@ __all__ = [
     "LinearSolveWarning",
     "Neumann",
     "NormalCG",
+    "Nystrom",
     "Solution",
     "Solver",
     "Stats",
     "Status",
     "Tag",
+    "Triangular",
+    "WarmStart",
     "linear_solve",
     "solve_cg",
     "solve_inv",

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from torchopt.linear_solve.cg import CG, NormalCG
-from torchopt.linear_solve.dense import LU, Cholesky, Diagonal
+from torchopt.linear_solve.cg import CG
+from torchopt.linear_solve.dense import LU, Cholesky, DenseSolver, Diagonal, Triangular
+from torchopt.linear_solve.iterate import IterativeSolver
+from torchopt.linear_solve.lsmr import LSMR
 from torchopt.linear_solve.minres import MINRES
 from torchopt.linear_solve.operator import BoundOperator, Tag
 from torchopt.linear_solve.result import OnFail
@@ -25,9 +27,10 @@ class Auto(Solver):
     | operator | n ≤ `dense_limit` | larger |
     |---|---|---|
     | diagonal | `Diagonal` | `Diagonal` |
+    | triangular | `Triangular` | `LSMR` |
     | positive definite | `Cholesky` | `CG` |
     | symmetric | `LU` | `MINRES` |
-    | any other | `LU` | `NormalCG` |
+    | any other | `LU` | `LSMR` |
 
     Attributes:
         rtol: Relative tolerance of the iterative solvers.
@@ -35,26 +38,34 @@ class Auto(Solver):
         dense_limit: The largest number of unknowns for which the matrix is formed, one product
             after the other.
         on_fail: What to do with an unconverged answer: "raise", "warn" or "ignore".
+        estimate_condition: Compute `Stats.condition`.
     """
 
     rtol: float = 1e-5
     maxiter: int | None = None
     dense_limit: int = 64
     on_fail: OnFail = "raise"
+    estimate_condition: bool = False
 
     def choose(self, operator: BoundOperator) -> Solver:
         """Return the solver for this operator."""
         tags = operator.tags
-        small = operator.size <= self.dense_limit
+        report = self.estimate_condition
         if Tag.DIAGONAL in tags:
-            return Diagonal()
+            return Diagonal(estimate_condition=report)
+        if operator.size <= self.dense_limit:
+            dense: type[DenseSolver] = LU
+            if Tag.POSITIVE_DEFINITE in tags:
+                dense = Cholesky
+            elif tags & {Tag.LOWER_TRIANGULAR, Tag.UPPER_TRIANGULAR}:
+                dense = Triangular
+            return dense(vectorize=False, estimate_condition=report)
+        iterative: type[IterativeSolver] = LSMR
         if Tag.POSITIVE_DEFINITE in tags:
-            return Cholesky(vectorize=False) if small else CG(self.rtol, maxiter=self.maxiter)
-        if small:
-            return LU(vectorize=False)
-        if Tag.SYMMETRIC in tags:
-            return MINRES(self.rtol, maxiter=self.maxiter)
-        return NormalCG(self.rtol, maxiter=self.maxiter)
+            iterative = CG
+        elif Tag.SYMMETRIC in tags:
+            iterative = MINRES
+        return iterative(self.rtol, maxiter=self.maxiter, estimate_condition=report)
 
     def init(self, operator: BoundOperator, like: Tensor) -> tuple[Solver, Any]:
         """Return the chosen solver and its state."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from torchopt.linear_solve.iterate import IterativeSolver, Problem, State, dot, norm, quotient
+from torchopt.linear_solve.iterate import IterativeSolver, Problem, Run, State, dot, norm, quotient
 
 __all__ = ["BiCGSTAB"]
 
@@ -24,10 +24,10 @@ class BiCGSTAB(IterativeSolver):
         of nonsymmetric linear systems, 1992.
     """
 
-    def run(self, problem: Problem, b: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last iterate and the number of iterations."""
+    def run(self, problem: Problem, b: Tensor, x0: Tensor | None) -> Run:
+        """Return the last iterate, the number of iterations, and no condition number."""
         A, P = problem.operator.mv, problem.precondition.apply
-        shadow = b - A(x0)
+        x0, shadow = problem.residual(b, x0)
 
         def step(state: State) -> State:
             x, r, p, rho = state
@@ -45,4 +45,4 @@ class BiCGSTAB(IterativeSolver):
 
         start = (x0, shadow, shadow, dot(shadow, shadow))
         state, count = problem.iterate(step, lambda s: norm(s[1]), start)
-        return state[0], count
+        return state[0], count, None

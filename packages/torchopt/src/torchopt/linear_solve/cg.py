@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchopt.linear_solve.iterate import (
     IterativeSolver,
     Problem,
+    Recorder,
+    Run,
     State,
+    condition_of_tridiagonal,
     dot,
     norm,
     quotient,
 )
-from torchopt.linear_solve.operator import BoundOperator
-from torchopt.linear_solve.solver import Computed
+from torchopt.linear_solve.operator import BoundOperator, LinearOperator
+from torchopt.linear_solve.solver import Computed, Solver
 
 __all__ = ["CG", "NormalCG"]
 
@@ -27,29 +31,53 @@ class CG(IterativeSolver):
     """Preconditioned conjugate gradients, for Hermitian positive definite A.
 
     After k steps the error in the A-norm is at most 2 ((√κ - 1) / (√κ + 1))ᵏ times the first one,
-    κ the condition number of M A. One product with A in a step.
+    κ the condition number of M A. k steps take k + 1 products with A, the last one for the residual
+    that is reported.
 
     References:
         Hestenes, Stiefel, Methods of conjugate gradients for solving linear systems, 1952.
     """
 
-    def run(self, problem: Problem, b: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last iterate and the number of iterations."""
+    def run(self, problem: Problem, b: Tensor, x0: Tensor | None) -> Run:
+        """Return the last iterate, the number of iterations and the condition number or None."""
         A, P = problem.operator.mv, problem.precondition.apply
-        r = b - A(x0)
+        x0, r = problem.residual(b, x0)
         z = P(r)
 
         def step(state: State) -> State:
-            x, r, p, gamma = state
+            x, r, p, gamma, _, _ = state
             Ap = A(p)
             alpha = quotient(gamma, dot(p, Ap))
             r = r - alpha * Ap
             z = P(r)
             new_gamma = dot(r, z)
-            return x + alpha * p, r, z + quotient(new_gamma, gamma) * p, new_gamma
+            beta = quotient(new_gamma, gamma)
+            return x + alpha * p, r, z + beta * p, new_gamma, alpha, beta
 
-        state, count = problem.iterate(step, lambda s: norm(s[1]), (x0, r, z, dot(r, z)))
-        return state[0], count
+        gamma = dot(r, z)
+        zero = torch.zeros_like(gamma)
+        recorder = problem.recorder(lambda s: s[4:])
+        start = (x0, r, z, gamma, zero, zero)
+        state, count = problem.iterate(step, lambda s: norm(s[1]), start, recorder)
+        return state[0], count, _condition(recorder)
+
+
+def _condition(recorder: Recorder | None) -> Tensor | None:
+    """Return κ of the matrix that the coefficients of conjugate gradients stand for.
+
+    With α and β of each step, Lanczos's tridiagonal matrix has 1/αₖ + βₖ₋₁/αₖ₋₁ on the diagonal
+    and √βₖ/αₖ beside it (Saad, Iterative methods for sparse linear systems, 2003, section 6.7.3).
+    """
+    if recorder is None or not recorder.rows:
+        return None
+    live, alpha, beta = recorder.columns()
+    live = live & (alpha != 0)
+    before = torch.cat([torch.zeros_like(beta[:1]), quotient(beta, alpha)[:-1]])
+    return condition_of_tridiagonal(
+        live,
+        quotient(torch.ones_like(alpha), alpha) + before,
+        quotient(torch.sqrt(torch.clamp(beta, min=0)), alpha),
+    )
 
 
 @dataclass(frozen=True)
@@ -66,6 +94,17 @@ class NormalCG(CG):
         """None: the ridge belongs to AᴴA, not to A."""
         return None
 
+    def reformulate(
+        self, operator: LinearOperator, b: Tensor
+    ) -> tuple[Solver, LinearOperator, Tensor]:
+        """Return the normal equations if there is a ridge: A x = b is not what is solved then."""
+        if self.ridge is None:
+            return self, operator, b
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = CG(**{**options, "ridge": None})
+        rhs = operator.bound().rmv(b)
+        return plain, operator.normal().shifted(self.ridge), rhs
+
     def init(self, operator: BoundOperator, like: Tensor) -> Any:
         """Return A together with the normal operator."""
         return operator, super().init(_normal(operator).shifted(self.ridge), like)
@@ -76,8 +115,9 @@ class NormalCG(CG):
         found = super().compute(problem, operator.rmv(b), x0)
         if self.ridge is not None:
             return found
+        condition = None if found.condition is None else torch.sqrt(found.condition)
         residual = norm(b - operator.mv(found.value))
-        return found._replace(residual_norm=residual)
+        return found._replace(residual_norm=residual, condition=condition)
 
     def transpose(self, state: Any) -> Any:
         """Return the state of Aᴴ.

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.iterate import norm
-from torchopt.linear_solve.operator import BoundOperator
+from torchopt.linear_solve.iterate import finite_or_zero, norm
+from torchopt.linear_solve.operator import BoundOperator, Tag
 from torchopt.linear_solve.result import OnFail, Status
 from torchopt.linear_solve.solver import Computed, Solver
 
-__all__ = ["LU", "QR", "Cholesky", "DenseSolver", "Diagonal"]
+__all__ = ["LU", "QR", "Cholesky", "DenseSolver", "Diagonal", "Triangular"]
 
 
 class Factors(NamedTuple):
@@ -45,11 +45,13 @@ class DenseSolver(Solver):
         vectorize: Take the n products under one `torch.func.vmap`; False: one by one, for
             operators that vmap cannot run.
         on_fail: What to do with a singular operator: "raise", "warn" or "ignore".
+        estimate_condition: Compute `Stats.condition`, by the singular values of the matrix.
     """
 
     ridge: float | Tensor | None = None
     vectorize: bool = True
     on_fail: OnFail = "raise"
+    estimate_condition: bool = False
 
     @abstractmethod
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -70,7 +72,11 @@ class DenseSolver(Solver):
         x = self.substitute(state.factors, b[:, None], state.adjoint)[:, 0]
         matrix = state.matrix.mH if state.adjoint else state.matrix
         residual = norm(b - matrix @ x)
-        return direct_result(x, residual, state.failed)
+        result = direct_result(x, residual, state.failed)
+        if self.estimate_condition and matrix.numel():
+            values = torch.linalg.svdvals(finite_or_zero(matrix)[0])
+            result = result._replace(condition=values[0] / values[-1])
+        return result
 
     def transpose(self, state: Factors) -> Factors:
         """Return the same factors, for Aᴴ."""
@@ -94,13 +100,22 @@ def direct_result(x: Tensor, residual: Tensor, failed: Tensor) -> Computed:
     return Computed(x, torch.zeros_like(status), residual, status)
 
 
+def _negligible_pivot(diagonal: Tensor) -> Tensor:
+    """Return whether an entry of the diagonal of a triangular factor is zero up to rounding."""
+    if diagonal.numel() == 0:
+        return torch.zeros((), dtype=torch.bool, device=diagonal.device)
+    size = diagonal.abs()
+    eps = torch.finfo(size.dtype).eps * len(size)
+    return (size <= eps * size.amax()).any()
+
+
 class LU(DenseSolver):
     """Gaussian elimination with partial pivoting, for any non-singular A."""
 
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return LU and pivots, and whether a pivot is zero."""
+        """Return LU and pivots, and whether a pivot is zero up to rounding."""
         lu, pivots, info = torch.linalg.lu_factor_ex(matrix)
-        return (lu, pivots), info != 0
+        return (lu, pivots), (info != 0) | _negligible_pivot(lu.diagonal())
 
     def substitute(self, factors: tuple[Tensor, ...], b: Tensor, adjoint: bool) -> Tensor:
         """Return A⁻¹ b, or A⁻ᴴ b."""
@@ -127,11 +142,7 @@ class QR(DenseSolver):
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return Q and R, and whether the diagonal of R has a zero up to rounding."""
         q, r = torch.linalg.qr(matrix)
-        diagonal = r.diagonal().abs()
-        if diagonal.numel() == 0:
-            return (q, r), torch.zeros((), dtype=torch.bool, device=matrix.device)
-        eps = torch.finfo(matrix.dtype).eps * len(diagonal)
-        return (q, r), diagonal.amin() <= eps * diagonal.amax()
+        return (q, r), _negligible_pivot(r.diagonal())
 
     def substitute(self, factors: tuple[Tensor, ...], b: Tensor, adjoint: bool) -> Tensor:
         """Return R⁻¹ Qᴴ b, or Q R⁻ᴴ b."""
@@ -145,16 +156,56 @@ class QR(DenseSolver):
 
 
 @dataclass(frozen=True)
+class Triangular(DenseSolver):
+    """Substitution, for A that is triangular in the order of its leaves: no factorisation.
+
+    The other triangle is not looked at. The adjoint of a lower triangular operator is upper
+    triangular, which the tags of the operator keep count of.
+
+    Needs the tag of the operator, LOWER_TRIANGULAR or UPPER_TRIANGULAR.
+    """
+
+    def init(self, operator: BoundOperator, like: Tensor) -> Factors:
+        """Return the lower triangle of A, or of Aᴴ.
+
+        Raises:
+            ValueError: The operator has no tag that says which triangle.
+        """
+        upper = Tag.UPPER_TRIANGULAR in operator.tags
+        if not upper and Tag.LOWER_TRIANGULAR not in operator.tags:
+            raise ValueError(
+                "Triangular: expected an operator with the tag 'lower_triangular' or "
+                f"'upper_triangular', got {sorted(tag.value for tag in operator.tags)}"
+            )
+        matrix = operator.matrix(like, vectorize=self.vectorize)
+        lower = matrix.triu().mH if upper else matrix.tril()
+        factors, failed = self.factor(lower)
+        return Factors(factors, lower, failed, adjoint=upper)
+
+    def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the lower triangle, and whether its diagonal has a zero up to rounding."""
+        return (matrix,), (matrix.diagonal() == 0).any()
+
+    def substitute(self, factors: tuple[Tensor, ...], b: Tensor, adjoint: bool) -> Tensor:
+        """Return A⁻¹ b, or A⁻ᴴ b."""
+        (lower,) = factors
+        x: Tensor = torch.linalg.solve_triangular(lower.mH if adjoint else lower, b, upper=adjoint)
+        return x
+
+
+@dataclass(frozen=True)
 class Diagonal(Solver):
     """Division by the diagonal, for diagonal A: one product with a vector of ones.
 
     Attributes:
         ridge: Solve with A + ridge I.
         on_fail: What to do with a zero on the diagonal: "raise", "warn" or "ignore".
+        estimate_condition: Compute `Stats.condition`.
     """
 
     ridge: float | Tensor | None = None
     on_fail: OnFail = "raise"
+    estimate_condition: bool = False
 
     def init(self, operator: BoundOperator, like: Tensor) -> Tensor:
         """Return the diagonal."""
@@ -163,7 +214,11 @@ class Diagonal(Solver):
     def compute(self, state: Tensor, b: Tensor, x0: Tensor | None = None) -> Computed:
         """Return the quotient; `x0` is not used."""
         x = b / state
-        return direct_result(x, norm(b - state * x), (state == 0).any())
+        result = direct_result(x, norm(b - state * x), (state == 0).any())
+        if self.estimate_condition and state.numel():
+            size = state.abs()
+            result = result._replace(condition=size.amax() / size.amin())
+        return result
 
     def transpose(self, state: Tensor) -> Tensor:
         """Return the conjugate diagonal."""

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.iterate import IterativeSolver, Problem, State, norm, quotient
+from torchopt.linear_solve.iterate import (
+    IterativeSolver,
+    Problem,
+    Run,
+    State,
+    condition_of_singular_values,
+    finite_or_zero,
+    norm,
+    quotient,
+)
 
 __all__ = ["GMRES"]
 
@@ -36,24 +45,29 @@ class GMRES(IterativeSolver):
         if self.restart < 1:
             raise ValueError(f"restart: expected at least 1, got {self.restart}")
 
-    def run(self, problem: Problem, b: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last iterate and the number of cycles."""
+    def run(self, problem: Problem, b: Tensor, x0: Tensor | None) -> Run:
+        """Return the last iterate, the number of cycles and the condition number or None."""
         A, P = problem.operator.mv, problem.precondition.apply
         steps = min(self.restart, problem.operator.size)
 
         def cycle(state: State) -> State:
-            x, r = state
+            x, r, condition = state
             beta = norm(r)
             basis, hessenberg = arnoldi(lambda v: A(P(v)), quotient(r, beta.to(r.dtype)), steps)
             first = torch.zeros_like(hessenberg[:, 0])
             first = torch.cat([beta.to(r.dtype).reshape(1), first[1:]])
             # After a breakdown the last columns are zero; the smallest solution ignores them.
-            y = torch.linalg.pinv(hessenberg) @ first
+            clean, finite = finite_or_zero(hessenberg)
+            y = torch.linalg.pinv(clean) @ torch.where(finite, first, torch.nan)
             x = x + P(basis[:-1].T @ y)
-            return x, b - A(x)
+            if problem.estimate_condition:
+                condition = torch.fmax(condition, condition_of_singular_values(hessenberg))
+            return x, b - A(x), condition
 
-        state, count = problem.iterate(cycle, lambda s: norm(s[1]), (x0, b - A(x0)))
-        return state[0], count
+        x0, r = problem.residual(b, x0)
+        unknown = torch.full_like(norm(r), float("nan"))
+        state, count = problem.iterate(cycle, lambda s: norm(s[1]), (x0, r, unknown))
+        return state[0], count, state[2]
 
 
 def arnoldi(A: object, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Union
 
 import torch
 from torch import Tensor
@@ -22,9 +22,25 @@ from torchopt.linear_solve.solver import Computed, Solver
 from torchopt.tree import tree_map
 from torchopt.tree_function import max_over_batch
 
-__all__ = ["IterativeSolver", "Problem", "dot", "finish", "iterate", "norm", "quotient"]
+__all__ = [
+    "IterativeSolver",
+    "Problem",
+    "Run",
+    "State",
+    "condition_of_bidiagonal",
+    "condition_of_singular_values",
+    "condition_of_tridiagonal",
+    "dot",
+    "finish",
+    "finite_or_zero",
+    "iterate",
+    "norm",
+    "quotient",
+]
 
 State = tuple[Tensor, ...]
+#: The last iterate, the number of iterations, and the condition number if it was asked for.
+Run = tuple[Tensor, Tensor, Union[Tensor, None]]
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
@@ -50,8 +66,11 @@ def iterate(
     state: State,
     maxiter: int,
     check_every: int,
+    observe: Callable[[Tensor, State], None] | None = None,
 ) -> tuple[State, Tensor]:
     """Repeat `step` while `active`, at most `maxiter` times; return the state and the count.
+
+    `observe` is called after each step with the mask of the entries that took it and the state.
 
     Under vmap each entry of the batch stops by itself: what is done keeps its state, by a mask.
     The host asks only every `check_every` iterations whether all is done, never for 0. The result
@@ -64,12 +83,90 @@ def iterate(
             break
         count = count + live
         state = tuple(torch.where(live, new, old) for new, old in zip(step(state), state))
+        if observe is not None:
+            observe(live, state)
         live = live & active(state)
     return state, count
 
 
+@dataclass
+class Recorder:
+    """Collects the coefficients of a Krylov process, for `condition_of_bidiagonal` and others.
+
+    Attributes:
+        pick: Takes the state, returns the coefficients of the last step, 0-dim tensors.
+    """
+
+    pick: Callable[[State], State]
+    masks: list[Tensor] = field(default_factory=list)
+    rows: list[State] = field(default_factory=list)
+
+    def __call__(self, live: Tensor, state: State) -> None:
+        """Write down one step."""
+        self.masks.append(live)
+        self.rows.append(tuple(x.real if x.is_complex() else x for x in self.pick(state)))
+
+    def columns(self) -> State:
+        """Return the mask and each coefficient, [steps]; no step: empty."""
+        return (torch.stack(self.masks), *(torch.stack(column) for column in zip(*self.rows)))
+
+
+def finite_or_zero(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the matrix, or zeros if it has NaN or infinity, which LAPACK refuses; and which."""
+    finite = matrix.isfinite().all()
+    return torch.where(finite, matrix, torch.zeros_like(matrix)), finite
+
+
+def condition_of_singular_values(matrix: Tensor) -> Tensor:
+    """Return the largest singular value divided by the smallest that is more than rounding.
+
+    NaN if all are zero, or if the matrix is not finite.
+    """
+    clean, _ = finite_or_zero(matrix)
+    values = torch.linalg.svdvals(clean)
+    negligible = values <= values[0] * len(values) * torch.finfo(values.dtype).eps
+    condition: Tensor = values[0] / torch.where(negligible, values[0], values).amin()
+    return condition
+
+
+def condition_of_tridiagonal(live: Tensor, diagonal: Tensor, below: Tensor) -> Tensor:
+    """Return κ of a Lanczos process: A V = V̲ T̲, T̲ the tridiagonal matrix with one row more.
+
+    Args:
+        live: Whether each step was taken, [k]; steps that were not are left out.
+        diagonal: The diagonal, [k].
+        below: The entries below it, and by symmetry those above, [k].
+    """
+    zero = torch.zeros_like(diagonal)
+    diagonal, below = torch.where(live, diagonal, zero), torch.where(live, below, zero)
+    square = torch.diag(diagonal) + torch.diag(below[:-1], -1) + torch.diag(below[:-1], 1)
+    # What is above a step that was not taken belongs to nobody.
+    square = torch.where(live[None, :] & live[:, None], square, torch.zeros_like(square))
+    last = torch.where(live & ~torch.cat([live[1:], ~live[:1]]), below, zero)
+    return condition_of_singular_values(torch.cat([square, torch.diag(last)]))
+
+
+def condition_of_bidiagonal(live: Tensor, diagonal: Tensor, below: Tensor) -> Tensor:
+    """Return κ of a Golub-Kahan process: A V = U̲ B̲, B̲ lower bidiagonal with one row more.
+
+    Args:
+        live: Whether each step was taken, [k]; steps that were not are left out.
+        diagonal: The diagonal, [k].
+        below: The entries below it, [k].
+    """
+    zero = torch.zeros_like(diagonal)
+    diagonal, below = torch.where(live, diagonal, zero), torch.where(live, below, zero)
+    padded = torch.cat([torch.diag(diagonal), zero[None]])
+    return condition_of_singular_values(padded + torch.cat([zero[None], torch.diag(below)]))
+
+
 def finish(
-    operator: BoundOperator, x: Tensor, b: Tensor, target: Tensor, count: Tensor
+    operator: BoundOperator,
+    x: Tensor,
+    b: Tensor,
+    target: Tensor,
+    count: Tensor,
+    condition: Tensor | None,
 ) -> Computed:
     """Return the result with the true residual, and the status that follows from it."""
     residual = norm(b - operator.mv(x))
@@ -78,7 +175,7 @@ def finish(
     status = torch.where(met, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
     status = torch.where(~met & (residual > 10 * norm(b)), int(Status.DIVERGED), status)
     status = torch.where(residual.isfinite(), status, int(Status.NON_FINITE))
-    return Computed(x, count, residual, status)
+    return Computed(x, count, residual, status, condition)
 
 
 @dataclass(frozen=True)
@@ -91,6 +188,7 @@ class Problem:
         target: The residual norm to reach.
         maxiter: The most iterations.
         check_every: See `IterativeSolver`.
+        estimate_condition: See `IterativeSolver`.
     """
 
     operator: BoundOperator
@@ -98,9 +196,22 @@ class Problem:
     target: Tensor
     maxiter: int
     check_every: int
+    estimate_condition: bool
+
+    def residual(self, b: Tensor, x0: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return where to start, and b - A x there; zero costs no product."""
+        return (torch.zeros_like(b), b) if x0 is None else (x0, b - self.operator.mv(x0))
+
+    def recorder(self, pick: Callable[[State], State]) -> Recorder | None:
+        """Return a recorder if the condition number is wanted."""
+        return Recorder(pick) if self.estimate_condition else None
 
     def iterate(
-        self, step: Callable[[State], State], residual: Callable[[State], Tensor], state: State
+        self,
+        step: Callable[[State], State],
+        residual: Callable[[State], Tensor],
+        state: State,
+        observe: Recorder | None = None,
     ) -> tuple[State, Tensor]:
         """Repeat `step` until ‖residual‖ reaches the target; return the state and the count."""
 
@@ -108,7 +219,7 @@ class Problem:
             size = residual(current)
             return (size > self.target) & size.isfinite()
 
-        return iterate(step, active, state, self.maxiter, self.check_every)
+        return iterate(step, active, state, self.maxiter, self.check_every, observe)
 
 
 @dataclass(frozen=True)
@@ -120,8 +231,8 @@ class IterativeSolver(Solver):
         atol: Absolute tolerance, in the unit of ‖b‖.
         maxiter: The most iterations; None: ten times the number of unknowns.
         M: A preconditioner, an approximation of A⁻¹: a callable on trees, a matrix
-            (for one vector), or a `Jacobi`. It changes the path, not the answer, and is not
-            differentiated.
+            (for one vector), a `Jacobi` or a `Nystrom`. It changes the path, not the answer, and is
+            not differentiated.
         ridge: Solve with A + ridge I instead of A.
         x0: The start, a tree like b; by default zero.
         check_every: After how many iterations the host asks whether to stop. None: after each one
@@ -129,6 +240,8 @@ class IterativeSolver(Solver):
             all `maxiter` iterations run (entries that are done no longer change).
         on_fail: What to do with an unconverged answer: "raise", "warn" or "ignore". `linear_solve`
             has its own.
+        estimate_condition: Compute `Stats.condition` from the coefficients of the iteration: no
+            further product, O(k³) operations for k iterations.
     """
 
     rtol: float = 1e-5
@@ -139,6 +252,7 @@ class IterativeSolver(Solver):
     x0: Any = None
     check_every: int | None = None
     on_fail: OnFail = "warn"
+    estimate_condition: bool = False
 
     def __post_init__(self) -> None:
         if self.maxiter is not None and self.maxiter < 0:
@@ -147,8 +261,8 @@ class IterativeSolver(Solver):
             raise ValueError(f"expected tolerances >= 0, got rtol={self.rtol}, atol={self.atol}")
 
     @abstractmethod
-    def run(self, problem: Problem, b: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last iterate and the number of iterations."""
+    def run(self, problem: Problem, b: Tensor, x0: Tensor | None) -> Run:
+        """Return the last iterate, the number of iterations and the condition number or None."""
 
     def init(self, operator: BoundOperator, like: Tensor) -> Problem:
         """Return the operator with the preconditioner made ready for it."""
@@ -161,6 +275,7 @@ class IterativeSolver(Solver):
             check_every=(1 if like.device.type == "cpu" else 16)
             if self.check_every is None
             else self.check_every,
+            estimate_condition=self.estimate_condition,
         )
 
     def compute(self, state: Problem, b: Tensor, x0: Tensor | None = None) -> Computed:
@@ -168,8 +283,8 @@ class IterativeSolver(Solver):
         size = norm(b)
         target = torch.clamp(self.rtol * size, min=self.atol)
         problem = replace(state, target=target)
-        x, count = self.run(problem, b, torch.zeros_like(b) if x0 is None else x0.to(b.dtype))
-        return finish(state.operator, x, b, target, count)
+        x, count, condition = self.run(problem, b, None if x0 is None else x0.to(b.dtype))
+        return finish(state.operator, x, b, target, count, condition)
 
     def transpose(self, state: Problem) -> Problem:
         """Return the state of Aᴴ."""

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.iterate import IterativeSolver, Problem, State, dot, norm, quotient
+from torchopt.linear_solve.iterate import (
+    IterativeSolver,
+    Problem,
+    Run,
+    State,
+    condition_of_tridiagonal,
+    dot,
+    norm,
+    quotient,
+)
 
 __all__ = ["MINRES"]
 
@@ -25,10 +34,10 @@ class MINRES(IterativeSolver):
         Paige, Saunders, Solution of sparse indefinite systems of linear equations, 1975.
     """
 
-    def run(self, problem: Problem, b: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last iterate and the number of iterations."""
+    def run(self, problem: Problem, b: Tensor, x0: Tensor | None) -> Run:
+        """Return the last iterate, the number of iterations and the condition number or None."""
         A, P = problem.operator.mv, problem.precondition.apply
-        r = b - A(x0)
+        x0, r = problem.residual(b, x0)
         z = P(r)
         beta = torch.sqrt(dot(r, z).real) if r.is_complex() else torch.sqrt(dot(r, z))
         beta = beta.to(r.dtype)
@@ -36,13 +45,13 @@ class MINRES(IterativeSolver):
         one = torch.ones_like(beta)
         # (x, residual | Lanczos: previous u, u, z = M u scaled, beta | rotations: c, s, of the last
         # two | directions w of the last two and A w of both | phi: the part of the right-hand side
-        # still to be reduced)
+        # still to be reduced, the diagonal entry of Lanczos's matrix)
         v = quotient(r, beta)
         start: State = (x0, r, none, v, quotient(z, beta), zero, one, zero, one, zero)
-        start = (*start, none, none, none, none, beta)
+        start = (*start, none, none, none, none, beta, zero)
 
         def step(state: State) -> State:
-            x, r, v_old, v, z, beta, c_old, s_old, c, s, w_old, w, Aw_old, Aw, phi = state
+            x, r, v_old, v, z, beta, c_old, s_old, c, s, w_old, w, Aw_old, Aw, phi, _ = state
             Az = A(z)
             alpha = dot(z, Az)
             v_new = Az - alpha * v - beta * v_old
@@ -75,7 +84,11 @@ class MINRES(IterativeSolver):
                 Aw,
                 Aw_new,
                 -s_new * phi,
+                alpha,
             )
 
-        state, count = problem.iterate(step, lambda s: norm(s[1]), start)
-        return state[0], count
+        recorder = problem.recorder(lambda s: (s[15], s[5]))
+        state, count = problem.iterate(step, lambda s: norm(s[1]), start, recorder)
+        if recorder is None or not recorder.rows:
+            return state[0], count, None
+        return state[0], count, condition_of_tridiagonal(*recorder.columns())

@@ -29,6 +29,8 @@ class Tag(enum.Enum):
     SYMMETRIC = "symmetric"
     POSITIVE_DEFINITE = "positive_definite"
     DIAGONAL = "diagonal"
+    LOWER_TRIANGULAR = "lower_triangular"
+    UPPER_TRIANGULAR = "upper_triangular"
 
 
 def _closure_of_tags(tags: Iterable[Tag | str]) -> frozenset[Tag]:
@@ -36,6 +38,16 @@ def _closure_of_tags(tags: Iterable[Tag | str]) -> frozenset[Tag]:
     if Tag.POSITIVE_DEFINITE in found:
         found.add(Tag.SYMMETRIC)
     return frozenset(found)
+
+
+_TRANSPOSED = {
+    Tag.LOWER_TRIANGULAR: Tag.UPPER_TRIANGULAR,
+    Tag.UPPER_TRIANGULAR: Tag.LOWER_TRIANGULAR,
+}
+
+
+def _transposed_tags(tags: frozenset[Tag]) -> frozenset[Tag]:
+    return frozenset(_TRANSPOSED.get(tag, tag) for tag in tags)
 
 
 @dataclass(frozen=True)
@@ -143,17 +155,20 @@ class BoundOperator:
         rmv: v -> Aᴴ v.
         layout: The trees that the vectors stand for.
         tags: What is known of A.
+        adjoint: A is the adjoint of the operator that was made first.
     """
 
     mv: FlatMap
     rmv: FlatMap
     layout: Layout
     tags: frozenset[Tag] = frozenset()
+    adjoint: bool = False
 
     @property
     def T(self) -> BoundOperator:  # noqa: N802 - as in torch
         """Aᴴ."""
-        return replace(self, mv=self.rmv, rmv=self.mv)
+        tags = _transposed_tags(self.tags)
+        return replace(self, mv=self.rmv, rmv=self.mv, tags=tags, adjoint=not self.adjoint)
 
     @property
     def size(self) -> int:
@@ -228,12 +243,14 @@ class LinearOperator:
         params: The tensors that A depends on.
         layout: The trees that A maps.
         tags: What is known of A.
+        adjoint: A is the adjoint of the operator that was made first.
     """
 
     bind: Callable[..., tuple[FlatMap, FlatMap]]
     params: Tensors
     layout: Layout
     tags: frozenset[Tag] = field(default_factory=frozenset)
+    adjoint: bool = False
 
     @staticmethod
     def from_function(
@@ -285,7 +302,8 @@ class LinearOperator:
             mv, rmv = bind(*params)
             return rmv, mv
 
-        return replace(self, bind=swapped)
+        tags = _transposed_tags(self.tags)
+        return replace(self, bind=swapped, tags=tags, adjoint=not self.adjoint)
 
     def shifted(self, ridge: float | Tensor | None) -> LinearOperator:
         """Return A + ridge I."""
@@ -299,10 +317,24 @@ class LinearOperator:
 
         return replace(self, bind=shifted)
 
+    def normal(self) -> LinearOperator:
+        """Return AᴴA."""
+        bind = self.bind
+
+        def product(*params: Tensor) -> tuple[FlatMap, FlatMap]:
+            mv, rmv = bind(*params)
+
+            def normal(v: Tensor) -> Tensor:
+                return rmv(mv(v))
+
+            return normal, normal
+
+        return replace(self, bind=product, tags=frozenset({Tag.SYMMETRIC}))
+
     def bound(self, params: Tensors | None = None) -> BoundOperator:
         """Return the operator on vectors for these parameters, by default its own."""
         mv, rmv = self.bind(*(self.params if params is None else params))
-        return BoundOperator(mv, rmv, self.layout, self.tags)
+        return BoundOperator(mv, rmv, self.layout, self.tags, self.adjoint)
 
     def mv(self, tree: Any) -> Any:
         """Return A v for a tree v."""

@@ -78,11 +78,15 @@ class Stats(NamedTuple):
         iterations: Iterations taken; 0 for a direct solver.
         residual_norm: ‖b - A x‖₂ of the returned x as the solver knows it.
         rhs_norm: ‖b‖₂.
+        condition: The condition number κ₂ of A, of M A with a preconditioner: exact for direct
+            solvers, from below for Krylov solvers. NaN for BiCGSTAB and Neumann, and unless the
+            solver was made with `estimate_condition=True`.
     """
 
     iterations: Tensor
     residual_norm: Tensor
     rhs_norm: Tensor
+    condition: Tensor
 
 
 class Solution(NamedTuple):

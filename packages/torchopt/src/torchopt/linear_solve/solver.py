@@ -14,21 +14,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from torchopt.errors import NotDifferentiableError
 from torchopt.linear_solve.operator import (
     BoundOperator,
+    FlatMap,
     Layout,
     LinearOperator,
-    Tag,
     transpose_linear,
 )
 from torchopt.linear_solve.result import OnFail, Solution, Stats, report_failure
 from torchopt.tree import tree_map
-from torchopt.tree_function import apply_rule
+from torchopt.tree_function import apply_rule, is_tracked
 
 __all__ = ["Computed", "Solver", "linear_solve", "push_forward", "solve_vector"]
 
@@ -42,6 +44,7 @@ class Computed(NamedTuple):
     iterations: Tensor
     residual_norm: Tensor
     status: Tensor
+    condition: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,12 @@ class Solver(ABC):
 
     * `linear_solve(operator, b, solver)`, differentiable in b and the parameters of the operator.
     * `solver(matvec, b)` with any callable, as `solve=` of `custom_root`: differentiable too, to
-      second order in what matvec is closed over; more, nested forward modes, and reverse mode
-      through an enclosing vmap need the explicit parameters of `linear_solve`.
+      second order in what matvec is closed over. A third derivative, nested forward modes, and
+      reverse mode through an enclosing vmap raise: they need the explicit parameters of
+      `linear_solve`.
     * `state = solver.init(A)`; `solver.compute(state, b)`; `solver.transpose(state)`: on vectors,
-      without derivatives, for several right-hand sides of one operator.
+      without derivatives, for several right-hand sides of one operator; `torch.func.vmap` over b
+      solves for them all at once.
     """
 
     @abstractmethod
@@ -90,6 +95,16 @@ class Solver(ABC):
     def shift(self) -> float | Tensor | None:
         """The solver solves (A + shift I) x = b."""
         return None
+
+    def reformulate(
+        self, operator: LinearOperator, b: Tensor
+    ) -> tuple[Solver, LinearOperator, Tensor]:
+        """Return a solver, an operator and a right-hand side whose solution is the one wanted.
+
+        The system as given with the shift, unless a solver answers another one: what is returned
+        is what derivatives are taken of.
+        """
+        return self, operator.shifted(self.shift), b
 
     def start(self, layout: Layout) -> Tensor | None:
         """Return the default x0 as a vector, or None."""
@@ -135,7 +150,6 @@ def linear_solve(
     """
     if isinstance(operator, Tensor):
         operator = LinearOperator.from_matrix(operator)
-    operator = operator.shifted(solver.shift)
     layout = operator.layout
     rhs = layout.ravel(b, "linear_solve: b")
     start: Tensors
@@ -144,6 +158,7 @@ def linear_solve(
     else:
         known = solver.start(layout)
         start = () if known is None else (known.detach(),)
+    solver, operator, rhs = solver.reformulate(operator, rhs)
     value, stats, status = solve_vector(solver, operator, rhs, start, on_fail)
     return Solution(layout.unravel(value), status, stats)
 
@@ -172,15 +187,15 @@ def solve_vector(
         solver, replace(operator, params=()), order, len(differentiable), len(start), on_fail
     )
     outputs = apply_rule(rule, b, *(operator.params[i] for i in order), *start)
-    value, iterations, residual_norm, status = outputs
+    value, iterations, residual_norm, status, condition = outputs
     report_failure(status, on_fail, solver)
     rhs_norm = torch.linalg.vector_norm(b.detach())
-    return value, Stats(iterations, residual_norm, rhs_norm), status
+    return value, Stats(iterations, residual_norm, rhs_norm, condition), status
 
 
 @dataclass(frozen=True)
 class _LinearSolve:
-    """The rule (b, params..., x0) -> (x, iterations, residual norm, status)."""
+    """The rule (b, params..., x0) -> (x, iterations, residual norm, status, condition)."""
 
     solver: Solver
     operator: LinearOperator  # its params are the inputs of the rule
@@ -208,8 +223,10 @@ class _LinearSolve:
         params = self._params(tuple(rest[: len(self.order)]))
         x0 = rest[-1] if self.num_starts else None
         state = self.solver.init(self.operator.bound(params), b)
-        value, *stats = self.solver.compute(state, b, x0)
-        return (value if x0 is None else value.clone(), *stats)
+        value, *stats, condition = self.solver.compute(state, b, x0)
+        if condition is None:
+            condition = torch.full_like(stats[1], float("nan"))
+        return (value if x0 is None else value.clone(), *stats, condition)
 
     def _solve(self, operator: LinearOperator, b: Tensor) -> Tensor:
         return solve_vector(self.solver, operator, b, (), self.on_fail)[0]
@@ -264,31 +281,14 @@ def push_forward(function: Callable[..., Tensor], primals: Tensors, tangents: Te
 # derivative is a solve with Aᴴ, or with A, by this same function. The rule does not know what A⁻¹
 # itself depends on. That is multiplied by b - A x̂, which vanishes together with one derivative more
 # for each time that the correction is repeated: k corrections are exact to the k-th derivative in
-# what A depends on, and to any derivative in b.
+# what A depends on. A derivative of a solve is a solve of the next generation; the one that would
+# begin derivative k + 1 is refused. Where A depends on nothing that is differentiated, one
+# correction is exact to any derivative in b.
 CLOSURE_ORDER = 2
-
-
-@dataclass(frozen=True)
-class _Closure:
-    """The operator v -> A v, or v -> Aᴴ v, given by a callable on vectors."""
-
-    mv: Callable[[Tensor], Tensor]
-    layout: Layout
-    tags: frozenset[Tag]
-    ridge: float | Tensor | None
-    transposed: bool = False
-
-    def bound(self, like: Tensor) -> BoundOperator:
-        """Return the operator, linearised in the grad mode and the transforms of the caller."""
-        pulls: list[Callable[[Tensor], Tensor]] = []
-
-        def rmv(v: Tensor) -> Tensor:
-            if not pulls:
-                pulls.append(transpose_linear(self.mv, like.detach()))
-            return pulls[0](v)
-
-        operator = BoundOperator(self.mv, rmv, self.layout, self.tags).shifted(self.ridge)
-        return operator.T if self.transposed else operator
+EXPLICIT = (
+    "Pass the tensors as arguments: linear_solve(LinearOperator.from_function(function, params, "
+    "like), b, solver) is differentiable to any order, in every mode."
+)
 
 
 @dataclass(frozen=True)
@@ -296,9 +296,9 @@ class _Correction:
     """The rule r -> A⁻¹ r, where r = b - A x̂ is so small that the value is taken as zero."""
 
     solver: Solver
-    operator: _Closure
-
-    needs_its_closure = True
+    operator: LinearOperator  # without parameters: they are in its closure
+    generation: int
+    needs_its_closure: bool
 
     @property
     def num_differentiable_inputs(self) -> int:
@@ -312,31 +312,72 @@ class _Correction:
         return (torch.zeros_like(inputs[0]),)
 
     def pull_back(self, inputs: Tensors, outputs: Tensors, cotangents: Tensors) -> Tensors:
-        adjoint = replace(self.operator, transposed=not self.operator.transposed)
-        return (_solve_closed(self.solver, adjoint, cotangents[0]),)
+        return (self._solve(self.operator.T, cotangents[0]),)
 
     def push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
-        return (_solve_closed(self.solver, self.operator, tangents[0]),)
+        return (self._solve(self.operator, tangents[0]),)
+
+    def _solve(self, operator: LinearOperator, b: Tensor) -> Tensor:
+        generation = self.generation + 1 if self.needs_its_closure else 0
+        try:
+            return _solve_closed(self.solver, operator, b, generation)
+        except RuntimeError as error:
+            if "escaped?" not in str(error):  # torch: a tensor of a transform that has ended
+                raise
+            raise NotDifferentiableError(
+                "linear solver: the operator is a closure over tensors of a torch.func transform "
+                f"that has ended. {EXPLICIT}"
+            ) from error
 
 
 def _solve_closure(solver: Solver, matvec: Callable[[Any], Any], b: Any) -> Any:
     layout = Layout.of(b, "linear solver: b")
+    rhs = layout.ravel(b)
 
     def mv(v: Tensor) -> Tensor:
         return layout.ravel(matvec(layout.unravel(v)), "linear solver: output of matvec")
 
-    closure = _Closure(mv, layout, frozenset(), solver.shift)
-    return layout.unravel(_solve_closed(solver, closure, layout.ravel(b)))
+    # Not b itself: a derivative may be taken after the transform that b belonged to.
+    example = partial(torch.zeros, rhs.shape, dtype=rhs.dtype, device=rhs.device)
+
+    def bind() -> tuple[FlatMap, FlatMap]:
+        """Return the products, linearised in the grad mode and the transforms of the caller."""
+        pulls: list[FlatMap] = []
+
+        def rmv(v: Tensor) -> Tensor:
+            if not pulls:
+                pulls.append(transpose_linear(mv, example()))
+            return pulls[0](v)
+
+        return mv, rmv
+
+    start = solver.start(layout)
+    solver, operator, rhs = solver.reformulate(LinearOperator(bind, (), layout), rhs)
+    return layout.unravel(_solve_closed(solver, operator, rhs, 0, start))
 
 
-def _solve_closed(solver: Solver, operator: _Closure, b: Tensor) -> Tensor:
+def _solve_closed(
+    solver: Solver,
+    operator: LinearOperator,
+    b: Tensor,
+    generation: int,
+    start: Tensor | None = None,
+) -> Tensor:
+    if generation > CLOSURE_ORDER:
+        raise NotDifferentiableError(
+            f"linear solver: derivative {generation} of a solve with an operator that is a closure "
+            f"over differentiated tensors; expected at most {CLOSURE_ORDER}. {EXPLICIT}"
+        )
     with torch.no_grad():
         constant = b.detach()
-        state = solver.init(operator.bound(constant), constant)
-        found = solver.compute(state, constant, solver.start(operator.layout))
+        state = solver.init(operator.bound(), constant)
+        found = solver.compute(state, constant, start)
     report_failure(found.status.detach(), solver.failure, solver)
     x = found.value.detach()
-    mv = operator.bound(b).mv
+    mv = operator.bound().mv
+    if not is_tracked(mv(torch.zeros(b.shape, dtype=b.dtype, device=b.device))):
+        return x + apply_rule(_Correction(solver, operator, 0, False), b)[0]
+    correction = _Correction(solver, operator, generation, True)
     for _ in range(CLOSURE_ORDER):
-        x = x + apply_rule(_Correction(solver, operator), b - mv(x))[0]
+        x = x + apply_rule(correction, b - mv(x))[0]
     return x

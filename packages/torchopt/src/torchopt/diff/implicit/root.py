@@ -268,9 +268,9 @@ class ImplicitEngine:
         """Return A⁻¹ b."""
         solver = self.solver
         start = solver.start(operator.layout)
-        shifted = operator.shifted(solver.shift)
         starts = () if start is None else (start,)
-        return solve_vector(solver, shifted, b, starts, solver.failure)[0]
+        solver, operator, b = solver.reformulate(operator, b)
+        return solve_vector(solver, operator, b, starts, solver.failure)[0]
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return solver_fn with implicit derivatives."""
