@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-__all__ = ["Operation", "Rule", "apply_operation", "apply_rule", "is_tracked", "max_over_batch"]
+__all__ = [
+    "Operation",
+    "Rule",
+    "apply_operation",
+    "apply_rule",
+    "is_tracked",
+    "is_transforming",
+    "max_over_batch",
+]
 
 Tensors = tuple[Tensor, ...]
 
@@ -306,6 +314,12 @@ def apply_rule(rule: Rule, *inputs: Tensor) -> Tensors:
     """Return the outputs of `rule`, differentiable to any order, batched and in forward mode."""
     outputs: Tensors = _RuleFunction.apply(rule, *inputs)  # type: ignore[no-untyped-call]
     return outputs
+
+
+def is_transforming() -> bool:
+    """Return whether the caller runs inside of a torch.func transform."""
+    active: bool = torch._C._are_functorch_transforms_active()
+    return active
 
 
 def is_tracked(x: Tensor) -> bool:

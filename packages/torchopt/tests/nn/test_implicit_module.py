@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import torchopt
+from torchopt.diff.implicit import OptimalityError, OptimalityWarning
 from torchopt.linear_solve import solve_cg, solve_normal_cg
 from torchopt.nn import ImplicitMetaGradientModule, MetaGradientModule, reparametrize, swap_state
 
@@ -112,6 +113,43 @@ def test_subclasses_of_a_concrete_class(cls):
     c = center()
     cls(c).solve(TARGET).w.sum().backward()
     torch.testing.assert_close(c.grad, torch.full_like(TARGET, 0.2))
+
+
+REPORTS = []
+
+
+class Rough(Proximal, polish=1, report=REPORTS.append):
+    """Its solve is far off, and one Newton correction is exact: the objective is quadratic."""
+
+    def solve(self, target):
+        with torch.no_grad():
+            self.w.copy_(target)
+        return self
+
+
+class Checked(Rough, polish=0, tol=1e-8):
+    pass
+
+
+class Strict(Checked, on_fail="raise"):
+    pass
+
+
+def test_polish_report_and_tolerance_of_a_class():
+    REPORTS.clear()
+    c = center()
+    module = Rough(c).solve(TARGET)
+    torch.testing.assert_close(module.w.detach(), (2 * TARGET + 0.5 * c.detach()) / 2.5)
+    module.w.sum().backward()
+    torch.testing.assert_close(c.grad, torch.full_like(TARGET, 0.2))
+    assert len(REPORTS) == 1
+    assert REPORTS[0].gradient_error < 1e-12
+    with pytest.warns(OptimalityWarning, match="1e-08"):
+        Checked(c).solve(TARGET)
+    with pytest.raises(OptimalityError, match="1e-08"):
+        Strict(c).solve(TARGET)
+    with pytest.raises(ValueError, match="on_fail"):
+        type("Unrolled", (Rough,), {}, on_fail="unroll")
 
 
 class Net(nn.Module):

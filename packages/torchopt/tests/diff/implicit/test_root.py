@@ -17,9 +17,12 @@ from torchopt.diff.implicit import (
     root_jvp,
     root_vjp,
 )
+from torchopt.errors import NotDifferentiableError
 from torchopt.linear_solve import (
     CG,
     GMRES,
+    LSMR,
+    LU,
     MINRES,
     BiCGSTAB,
     LinearSolveError,
@@ -333,6 +336,92 @@ def test_an_unsolved_problem_warns_raises_or_is_unrolled():
     torch.testing.assert_close(unrolled, grad(solver_fn, 1)(tensor(1.0), a))
 
 
+def test_unrolling_a_solver_without_a_graph_is_refused():
+    @custom_root(lambda x, a: x**2 - a, argnums=1, tol=1e-6, on_fail="unroll")
+    def solver_fn(x, a):
+        with torch.no_grad():
+            return 0.5 * (x + a / x)
+
+    a = tensor(4.0)
+    with pytest.raises(OptimalityError, match="unroll.*no_grad"):
+        solver_fn(tensor(1.0), a.clone().requires_grad_())
+    with pytest.raises(OptimalityError, match="unroll.*no_grad"):
+        grad(solver_fn, 1)(tensor(1.0), a)
+    torch.testing.assert_close(solver_fn(tensor(1.0), a), tensor(2.5))
+
+
+def test_nan_of_the_solver_is_told_without_a_tolerance():
+    def solved(on_fail):
+        return custom_root(lambda x, a: x**2 - a, argnums=1, on_fail=on_fail)(
+            lambda x, a: (a - 5).sqrt()
+        )
+
+    with pytest.raises(OptimalityError, match="finite.*NaN.*smaller steps"):
+        solved("raise")(tensor(1.0), tensor(4.0))
+    for on_fail in ("warn", "unroll"):
+        with pytest.warns(OptimalityWarning, match="finite.*NaN.*smaller steps"):
+            solved(on_fail)(tensor(1.0), tensor(4.0))
+    with pytest.raises(OptimalityError, match="NaN"):
+        vmap(solved("raise"))(tensor([1.0, 1.0]), tensor([4.0, 9.0]))
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_optimality_that_ignores_an_argument(wanted):
+    @custom_root(lambda x, a, b: x**2 - (a, b.detach())[0], argnums=(1, 2))
+    def square_root(x, a, b):
+        return a.sqrt()
+
+    a, b = tensor(4.0).requires_grad_(wanted == 0), tensor(1.0).requires_grad_(wanted == 1)
+    if wanted == 0:  # nobody asks for the gradient of b
+        square_root(None, a, b).backward()
+        torch.testing.assert_close(a.grad, tensor(0.25))
+        return
+    message = "does not depend on argument 2 of solver_fn.*argnums.*detach"
+    with pytest.raises(NotDifferentiableError, match=message):
+        square_root(None, a, b).backward()
+    for transform in (grad, jacrev, jacfwd):
+        with pytest.raises(NotDifferentiableError, match=message):
+            transform(square_root, 2)(None, tensor(4.0), tensor(1.0))
+    with pytest.raises(NotDifferentiableError, match=message):
+        vmap(grad(square_root, 2), (None, 0, 0))(None, tensor([4.0, 1.0]), tensor([1.0, 1.0]))
+
+
+def test_zero_gradient_of_an_argument_that_is_used_is_no_error():
+    solve = custom_root(lambda x, a: x - a**2, argnums=1)(lambda x, a: a**2)
+    assert grad(lambda a: 0 * solve(None, a))(tensor(3.0)) == 0
+    assert grad(solve, 1)(None, tensor(0.0)) == 0
+    assert jacfwd(solve, 1)(None, tensor(0.0)) == 0
+
+
+def test_singular_system_is_told_with_a_remedy():
+    @custom_root(lambda x, a: torch.stack([x.sum() - a, 2 * (x.sum() - a)]), argnums=1)
+    def solve(x, a):
+        return torch.stack([a, torch.zeros_like(a)])
+
+    with pytest.warns(LinearSolveWarning, match="SINGULAR.*ridge"):
+        grad(lambda a: solve(None, a)[0])(tensor(1.0))
+    strict = custom_root(lambda x, a: 0 * x + a, argnums=1, solve=LU())(lambda x, a: a)
+    with pytest.raises(LinearSolveError, match="SINGULAR.*ridge"):
+        grad(strict, 1)(None, tensor(0.0))
+
+
+def test_complex_root():
+    a = torch.tensor([1.0 + 2.0j, -3.0 + 0.5j], dtype=torch.complex128, requires_grad=True)
+    for solve in (None, GMRES(1e-13), LSMR(1e-13)):
+
+        @custom_root(lambda x, a: x**3 + x - a, argnums=1, solve=solve, polish=3)
+        def root(x, a):
+            x = torch.ones_like(a)
+            for _ in range(30):
+                x = x - (x**3 + x - a) / (3 * x**2 + 1)
+            return x
+
+        assert gradcheck(lambda a, root=root: root(None, a), (a,))
+        slope = 1 / (3 * root(None, a).detach() ** 2 + 1)
+        (found,) = torch.autograd.grad(root(None, a), a, torch.ones_like(a))
+        torch.testing.assert_close(found, slope.conj())
+
+
 def test_engine_is_a_value():
     engine = ImplicitEngine(lambda x, a: x**3 - a, (1,))
     assert engine == ImplicitEngine(engine.optimality_fn, (1,), solve=engine.solve)
@@ -370,6 +459,12 @@ def test_bad_use_is_refused_with_a_sentence():
         custom_root(F, argnums=1)(lambda x, a: tensor(1.0))(None, 2.0)
     with pytest.raises(TypeError, match="could not be resolved to positional arguments"):
         custom_root(F, argnums=1)(lambda x, a, *, k: a)(None, a, k=1)
+    with pytest.raises(ValueError, match="polish"):
+        custom_root(F, argnums=1, polish=-1)
+    with pytest.raises(ValueError, match="on_fail"):
+        custom_root(F, argnums=1, on_fail="ignore")
+    with pytest.raises(ValueError, match="structure and shapes of the solution"):
+        custom_root(lambda x, a: (x - a,), argnums=1)(lambda x, a: a.clone())(None, a).backward()
     with pytest.raises(ValueError, match="structure and shapes of the solution"):
         custom_root(lambda x, a: (x - a).expand(2), argnums=1)(lambda x, a: a.clone())(
             None, a

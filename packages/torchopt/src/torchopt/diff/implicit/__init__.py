@@ -3,15 +3,24 @@
 
 from __future__ import annotations
 
-from torchopt.diff.implicit.decorator import custom_fixed_point, custom_root, root_jvp, root_vjp
+from torchopt.diff.implicit.certificate import GradientReport
+from torchopt.diff.implicit.decorator import (
+    certified_grad,
+    custom_fixed_point,
+    custom_root,
+    root_jvp,
+    root_vjp,
+)
 from torchopt.diff.implicit.nn import ImplicitMetaGradientModule
 from torchopt.diff.implicit.root import ImplicitEngine, OptimalityError, OptimalityWarning
 
 __all__ = [
+    "GradientReport",
     "ImplicitEngine",
     "ImplicitMetaGradientModule",
     "OptimalityError",
     "OptimalityWarning",
+    "certified_grad",
     "custom_fixed_point",
     "custom_root",
     "root_jvp",

@@ -14,21 +14,25 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from torchopt.errors import TorchOptError
+from torchopt.diff.implicit.certificate import Adjoint, GradientReport
+from torchopt.errors import NotDifferentiableError, TorchOptError
 from torchopt.linear_solve.auto import Auto
 from torchopt.linear_solve.callable import as_solver
 from torchopt.linear_solve.operator import Layout, LinearOperator, Tag, transpose_linear
+from torchopt.linear_solve.result import Stats
 from torchopt.linear_solve.solver import Solver, push_forward, solve_vector
+from torchopt.linear_solve.warm_start import WarmStart
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_leaves, tree_unflatten
-from torchopt.tree_function import apply_rule, max_over_batch
+from torchopt.tree_function import apply_rule, is_tracked, is_transforming, max_over_batch
 
 __all__ = ["ImplicitEngine", "OptimalityError", "OptimalityWarning"]
 
@@ -114,6 +118,8 @@ class _Root:
     solver_fn: Callable[..., Any]
     equation: Equation
     requires_grad: tuple[bool, ...]
+    # For each of argnums in ascending order, the places of its leaves among the inputs.
+    groups: tuple[tuple[int, tuple[int, ...]], ...]
     num_differentiable_inputs: int
     # What `evaluate` learns: the layout of x and the structure of aux.
     found: dict[str, Any] = field(default_factory=dict)
@@ -128,7 +134,7 @@ class _Root:
         # Outside of any graph, but tensors that required a gradient still do: a solver may ask for
         # gradients with respect to them inside `torch.enable_grad()`.
         detached = [x.detach() for x in inputs]
-        if not torch._C._are_functorch_transforms_active():
+        if not is_transforming():
             for x, flag in zip(detached, self.requires_grad):
                 x.requires_grad_(flag)
         args, kwargs = self.equation.arguments(detached)
@@ -164,14 +170,18 @@ class _Root:
         return Layout.of(solution, f"{WHERE}: output of function solver_fn")
 
     def _polish(self, layout: Layout, x: Tensor, inputs: Tensors) -> tuple[Tensor, Tensor]:
-        """Return x after Newton's corrections x - A⁻¹ F(x), and ‖F(x)‖."""
+        """Return x after Newton's corrections x - A⁻¹ F(x), and ‖F(x)‖.
+
+        Without a tolerance nobody wants the norm: it is 0 then, or NaN if x is not finite.
+        """
         engine = self.engine
         for _ in range(engine.polish):
             residual = self.equation.residual(layout, x, inputs)
             operator = self.equation.jacobian(layout, x, inputs, engine.known_tags)
             x = x - engine.linear(operator, residual)
         if engine.tol is None:
-            return x, x.new_zeros(())
+            size = torch.linalg.vector_norm(x.new_zeros(()))
+            return x, torch.where(x.isfinite().all(), size, torch.nan)
         residual = self.equation.residual(layout, x, inputs)
         return x, torch.linalg.vector_norm(residual)
 
@@ -191,11 +201,16 @@ class _Root:
             return ()
         layout = self.found["layout"]
         x = layout.join(outputs[: len(layout.shapes)])
+        cotangent = layout.join(cotangents)
         operator = self.equation.jacobian(layout, x, inputs, self.engine.known_tags)
-        u = self.engine.linear(operator.T, -layout.join(cotangents))
+        u = self.engine.linear(operator.T, -cotangent)
         residual, theta = self._partial(x, inputs)
         _, pull, *_ = torch.func.vjp(residual, *theta)
-        return tuple(pull(u))
+        pulled = tuple(pull(u))
+        self._require_dependence(x, inputs, pulled, pulled)
+        if self.engine.report is not None:
+            self._report(x, inputs, cotangent)
+        return pulled
 
     def push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
         layout = self.found["layout"]
@@ -205,7 +220,141 @@ class _Root:
         operator = self.equation.jacobian(layout, x, inputs, self.engine.known_tags)
         residual, theta = self._partial(x, inputs)
         rhs = -push_forward(residual, theta, tangents)
+        self._require_dependence(x, inputs, (rhs,) * len(theta), tangents)
         return tuple(layout.split(self.engine.linear(operator, rhs)))
+
+    def _require_dependence(
+        self, x: Tensor, inputs: Tensors, derivatives: Tensors, asked: Tensors
+    ) -> None:
+        """Raise if F ignores an argument whose derivative was asked for.
+
+        The derivative of an ignored argument is zero, so only a zero one is looked at closely.
+
+        Args:
+            x: The solution.
+            inputs: The inputs.
+            derivatives: For each differentiable input, what came out for it.
+            asked: For each of them, what is zero where nothing was asked: a tangent, or the same.
+        """
+        forward = asked is not derivatives
+        for argnum, group in self.groups:
+            if not any(inputs[i].numel() for i in group):
+                continue
+            if _any_nonzero(derivatives[i] for i in group):
+                continue
+            if forward and not _any_nonzero(asked[i] for i in group):
+                continue
+            wanted = is_transforming() or any(self.requires_grad[i] for i in group)
+            if wanted and not self._depends(x, inputs, group):
+                raise NotDifferentiableError(
+                    f"{WHERE}: optimality_fn does not depend on argument {argnum} of solver_fn, "
+                    "which is in argnums; expected F(solution, *args) that does. Its gradient "
+                    "would be zero. Use the argument in optimality_fn (without .detach(), .data or "
+                    ".item()), or take it out of argnums."
+                )
+
+    def _depends(self, x: Tensor, inputs: Tensors, group: tuple[int, ...]) -> bool:
+        found: list[bool] = []
+
+        def residual(*leaves: Tensor) -> Tensor:
+            filled = list(inputs)
+            for i, leaf in zip(group, leaves):
+                filled[i] = leaf
+            value = self.equation.residual(self.found["layout"], x, tuple(filled))
+            found.append(value.requires_grad)
+            return value
+
+        torch.func.vjp(residual, *(inputs[i].detach() for i in group))
+        return found[0]
+
+    def adjoint(
+        self,
+        inputs: Tensors,
+        cotangent: Callable[[Tensor], Tensor],
+        direct: Callable[[Tensor], Tensor],
+    ) -> Adjoint:
+        """Return the gradient as a function of the solution; see `Adjoint`."""
+        layout, engine = self.found["layout"], self.engine
+        solver = with_condition(engine.solver)
+
+        def mixed(x: Tensor, u: Tensor) -> Tensor:
+            residual, theta = self._partial(x, inputs)
+            _, pull, *_ = torch.func.vjp(residual, *theta)
+            return ravel_all(pull(u))
+
+        return Adjoint(
+            residual=lambda x: self.equation.residual(layout, x, inputs),
+            jacobian=lambda x: self.equation.jacobian(layout, x, inputs, engine.known_tags),
+            mixed=mixed,
+            cotangent=cotangent,
+            direct=direct,
+            # What fails is told in the report.
+            solve=lambda operator, b: _solve_system(solver, operator, b, "ignore"),
+        )
+
+    def unravel(self, inputs: Tensors, vector: Tensor) -> Tensors:
+        """Return a vector over all differentiable inputs as tensors like them."""
+        chosen = inputs[: self.num_differentiable_inputs]
+        parts = vector.split([x.numel() for x in chosen])
+        return tuple(v.reshape(x.shape).to(x.dtype) for v, x in zip(parts, chosen))
+
+    def _report(self, x: Tensor, inputs: Tensors, cotangent: Tensor) -> None:
+        """Give the report to the caller of the engine."""
+        assert self.engine.report is not None
+        x, cotangent = _plain(x), _plain(cotangent)
+        inputs = tuple(map(_plain, inputs))
+        adjoint = self.adjoint(inputs, lambda _: cotangent, lambda _: torch.zeros(()).to(x))
+        with torch.no_grad():
+            _, report = adjoint.certified(x, lambda vector: self.unravel(inputs, vector))
+        self.engine.report(report)
+
+
+def _any_nonzero(tensors: Iterable[Tensor]) -> bool:
+    """Return whether there is a number other than zero, in any entry of a batch."""
+    flags = [(x != 0).any() for x in tensors]
+    return bool(int(max_over_batch(torch.stack(flags).any().long())))
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Return the tensor below the wrappers of torch.func.
+
+    Raises:
+        NotDifferentiableError: It belongs to a vmap.
+    """
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            raise NotDifferentiableError(
+                f"{WHERE}: report: expected no torch.func.vmap around the gradient, because the "
+                "numbers of a batch cannot leave it by a callback. Use certified_grad inside of "
+                "the vmap: it returns them."
+            )
+        x = functorch.get_unwrapped(x)
+    return x.detach()
+
+
+def ravel_all(tensors: Iterable[Tensor]) -> Tensor:
+    """Return one vector of several tensors."""
+    return torch.cat([x.reshape(x.numel()) for x in tensors])
+
+
+def with_condition(solver: Solver) -> Solver:
+    """Return the solver, asked for the condition number if it knows one."""
+    if isinstance(solver, WarmStart):
+        return replace(solver, solver=with_condition(solver.solver))
+    if any(f.name == "estimate_condition" for f in fields(solver)):
+        return replace(solver, estimate_condition=True)  # type: ignore[call-arg]  # just looked
+    return solver
+
+
+def _solve_system(
+    solver: Solver, operator: LinearOperator, b: Tensor, on_fail: Literal["raise", "warn", "ignore"]
+) -> tuple[Tensor, Stats, Tensor]:
+    """Return A⁻¹ b, statistics and status."""
+    start = solver.start(operator.layout)
+    starts = () if start is None else (start,)
+    solver, operator, b = solver.reformulate(operator, b)
+    return solve_vector(solver, operator, b, starts, on_fail)
 
 
 @dataclass(frozen=True)
@@ -224,8 +373,10 @@ class ImplicitEngine:
         polish: So many Newton corrections x - A⁻¹ F(x) of what the solver returns. An error e of
             the solution makes an error O(e) of the gradient; each correction squares it.
         tol: The largest ‖F(x)‖₂ that counts as solved; None: it is not looked at.
-        on_fail: What to do above `tol`: "raise", "warn", or "unroll": return what `solver_fn`
-            computes with its own derivatives, through all of its steps.
+        on_fail: What to do above `tol`, or with NaN: "raise", "warn", or "unroll": return what
+            `solver_fn` computes with its own derivatives, through all of its steps.
+        report: Called with a `GradientReport` for every gradient that is pulled back. Its estimate
+            is for the cotangent that came; `certified_grad` knows the outer loss too.
     """
 
     optimality_fn: Callable[..., Any]
@@ -237,6 +388,7 @@ class ImplicitEngine:
     polish: int = 0
     tol: float | None = None
     on_fail: Literal["raise", "warn", "unroll"] = "warn"
+    report: Callable[[GradientReport], Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.argnums or any(i == 0 for i in self.argnums):
@@ -246,6 +398,8 @@ class ImplicitEngine:
             )
         if any(i < 0 for i in self.argnums):
             raise ValueError(f"argnums: expected positions counted from 0, got {self.argnums}")
+        if self.polish < 0:
+            raise ValueError(f"polish: expected a count >= 0, got {self.polish}")
         if self.on_fail not in ("raise", "warn", "unroll"):
             raise ValueError(f"on_fail: expected 'raise', 'warn' or 'unroll', got {self.on_fail!r}")
 
@@ -267,10 +421,7 @@ class ImplicitEngine:
     def linear(self, operator: LinearOperator, b: Tensor) -> Tensor:
         """Return A⁻¹ b."""
         solver = self.solver
-        start = solver.start(operator.layout)
-        starts = () if start is None else (start,)
-        solver, operator, b = solver.reformulate(operator, b)
-        return solve_vector(solver, operator, b, starts, solver.failure)[0]
+        return _solve_system(solver, operator, b, solver.failure)[0]
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return solver_fn with implicit derivatives."""
@@ -282,28 +433,43 @@ class ImplicitEngine:
             bound.apply_defaults()
             return self._solve(function, bound.args, bound.kwargs)
 
+        solved.engine = self  # type: ignore[attr-defined]  # for certified_grad
         return solved
 
-    def _solve(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+    def prepare(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    ) -> tuple[_Root, Tensors]:
+        """Return the rule for one call of solver_fn, and its inputs."""
         self._check_arguments(args)
         _check_keywords(self.optimality_fn, kwargs)
         leaves, spec = tree_flatten((args, kwargs))
-        chosen = self._chosen(args, len(leaves))
+        owners = self._owners(args, len(leaves))
         order = sorted(
-            (i for i, x in enumerate(leaves) if isinstance(x, Tensor)), key=lambda i: not chosen[i]
+            (i for i, x in enumerate(leaves) if isinstance(x, Tensor)),
+            key=lambda i: owners[i] is None,
         )
         static = {i: x for i, x in enumerate(leaves) if not isinstance(x, Tensor)}
-        inputs = [leaves[i] for i in order]
+        inputs = tuple(leaves[i] for i in order)
+        place = {leaf: i for i, leaf in enumerate(order)}
+        groups = tuple(
+            (argnum, tuple(place[i] for i, owner in enumerate(owners) if owner == argnum))
+            for argnum in sorted(set(self.argnums))
+        )
         rule = _Root(
             self,
             function,
             Equation(self.optimality_fn, spec, static, tuple(order)),
             tuple(x.requires_grad for x in inputs),
-            sum(chosen),
+            groups,
+            sum(owner is not None for owner in owners),
         )
+        return rule, inputs
+
+    def _solve(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        rule, inputs = self.prepare(function, args, kwargs)
         outputs = apply_rule(rule, *inputs)
         if not self._accept(outputs[-1]):
-            return function(*args, **kwargs)
+            return self._unroll(function, args, kwargs, inputs[: rule.num_differentiable_inputs])
         layout: Layout = rule.found["layout"]
         n = len(layout.shapes)
         solution = tree_unflatten(layout.spec, outputs[:n])
@@ -315,6 +481,26 @@ class ImplicitEngine:
             for is_tensor, x in zip(rule.found["is_tensor"], rule.found["static"])
         ]
         return solution, tree_unflatten(rule.found["aux_spec"], aux)
+
+    def _unroll(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any, chosen: Tensors
+    ) -> Any:
+        """Return what solver_fn returns, with the derivatives of its steps.
+
+        Raises:
+            OptimalityError: It has none.
+        """
+        found = function(*args, **kwargs)
+        solution = found[0] if self.has_aux else found
+        wanted = torch.is_grad_enabled() and any(is_tracked(x) for x in chosen)
+        if wanted and not any(is_tracked(x) for x in tree_leaves(solution)):
+            raise OptimalityError(
+                f"{WHERE}: on_fail='unroll': expected steps of solver_fn that can be "
+                "differentiated, got a result without a graph; its gradient would be zero. Do not "
+                "use torch.no_grad(), .detach(), .data or in-place updates of leaves in solver_fn, "
+                "or pass polish=1, or on_fail='raise'."
+            )
+        return found
 
     def _check_arguments(self, args: tuple[Any, ...]) -> None:
         for i in self.argnums:
@@ -331,31 +517,36 @@ class ImplicitEngine:
                     f"Got {args[i]!r} at position {i}"
                 )
 
-    def _chosen(self, args: tuple[Any, ...], count: int) -> list[bool]:
-        """Return for each leaf whether it is differentiated."""
-        chosen: list[bool] = []
+    def _owners(self, args: tuple[Any, ...], count: int) -> list[int | None]:
+        """Return for each leaf the position of its argument, None if it is not differentiated."""
+        owners: list[int | None] = []
         for i, arg in enumerate(args):
             for leaf in tree_leaves(arg):
                 smooth = isinstance(leaf, Tensor) and (
                     leaf.is_floating_point() or leaf.is_complex()
                 )
-                chosen.append(i in self.argnums and smooth)
-        return chosen + [False] * (count - len(chosen))
+                owners.append(i if i in self.argnums and smooth else None)
+        return owners + [None] * (count - len(owners))
 
     def _accept(self, size: Tensor) -> bool:
-        """Return whether ‖F(x)‖ is small enough, or may be too large."""
-        if self.tol is None:
-            return True
-        bad = ~(size <= self.tol)
+        """Return whether ‖F(x)‖ is small enough, or may be too large. Reads one number."""
+        bad = ~(size <= (math.inf if self.tol is None else self.tol))
         if not int(max_over_batch(bad.long())):
             return True
-        if self.on_fail == "unroll":
-            return False
-        message = (
-            f"{WHERE}: expected ‖optimality_fn(solution)‖ ≤ {self.tol}, got more. The implicit "
-            "gradient is that of another point. Run the solver longer, pass polish=1, or "
-            "on_fail='unroll'."
-        )
+        if int(max_over_batch(size.isnan().long())):
+            message = (
+                f"{WHERE}: expected a finite solution and residual, got NaN or infinity. Check the "
+                "arguments and the start, take smaller steps in solver_fn, or bound them "
+                "(torchopt.clip_grad_norm); in half precision, solve in float32."
+            )
+        else:
+            message = (
+                f"{WHERE}: expected ‖optimality_fn(solution)‖ ≤ {self.tol}, got more. The implicit "
+                "gradient is that of another point. Run the solver longer, pass polish=1, or "
+                "on_fail='unroll'."
+            )
+            if self.on_fail == "unroll":
+                return False
         if self.on_fail == "raise":
             raise OptimalityError(message)
         warnings.warn(message, OptimalityWarning, stacklevel=4)

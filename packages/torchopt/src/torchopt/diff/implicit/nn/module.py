@@ -7,11 +7,12 @@ import abc
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from torchopt.diff.implicit.certificate import GradientReport
 from torchopt.diff.implicit.nn.meta_module import MetaGradientModule
 from torchopt.diff.implicit.nn.stateless import reparametrize, swap_state
 from torchopt.diff.implicit.root import ImplicitEngine
@@ -43,6 +44,11 @@ class ImplicitMetaGradientModule(MetaGradientModule, metaclass=abc.ABCMeta):
     Subclass keywords:
         linear_solve: Solves the linear system of the gradient: a solver of
             `torchopt.linear_solve`, or a function of (matvec, b). By default as for `custom_root`.
+        polish: Newton corrections of the parameters after `solve`, see `custom_root`.
+        tol: The largest ‖optimality‖₂ after `solve`; None: it is not computed.
+        on_fail: What to do above `tol` or with NaN: "raise" or "warn" (default). There is nothing
+            to unroll: `solve` changes the parameters in place.
+        report: Called with a `GradientReport` for every gradient.
 
     Example:
         >>> import torch
@@ -66,9 +72,24 @@ class ImplicitMetaGradientModule(MetaGradientModule, metaclass=abc.ABCMeta):
     _custom_optimality: ClassVar[bool] = False
     _custom_objective: ClassVar[bool] = False
     linear_solve: ClassVar[LinearSolver | None] = None
+    _engine_options: ClassVar[dict[str, Any]] = {}
 
-    def __init_subclass__(cls, linear_solve: LinearSolver | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(
+        cls,
+        linear_solve: LinearSolver | None = None,
+        *,
+        polish: int | None = None,
+        tol: float | None = None,
+        on_fail: Literal["raise", "warn"] | None = None,
+        report: Callable[[GradientReport], Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init_subclass__(**kwargs)
+        if on_fail not in (None, "raise", "warn"):
+            raise ValueError(f"on_fail: expected 'raise' or 'warn', got {on_fail!r}")
+        given = {"polish": polish, "tol": tol, "on_fail": on_fail, "report": report}
+        options = {name: value for name, value in given.items() if value is not None}
+        cls._engine_options = {**cls._engine_options, **options}
         if linear_solve is not None:
             # A function in the class would be taken for a method.
             cls.linear_solve = staticmethod(linear_solve)
@@ -220,6 +241,7 @@ def _solve(
         has_aux=True,
         solve=Auto(on_fail="warn") if module.linear_solve is None else module.linear_solve,
         symmetric=not module._custom_optimality,
+        **module._engine_options,
     )
     start = tuple(leaves.values())
     solution, value = engine(solver_fn)(start, tuple(named_meta.values()), inputs, dict(kwargs))

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How wrong an implicit gradient may be, found from the gradient itself.
+
+A solver returns x̂ and not the root x, and the linear system is solved up to a residual. With
+A = ∂F/∂x and B = ∂F/∂θ at x̂, the gradient that is returned is
+
+    ĝ = direct + Bᴴ û   where   Aᴴ û = -x̄ - r .
+
+To first order x̂ - x = e = A⁻¹ F(x̂), and so
+
+    ĝ - g  ≈  D ĝ(x̂)[e]  -  Bᴴ A⁻ᴴ r :
+
+the derivative of the gradient along the error of the solution, and what the residual r left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.linear_solve.operator import LinearOperator
+from torchopt.linear_solve.result import Stats
+
+__all__ = ["Adjoint", "GradientReport"]
+
+
+class GradientReport(NamedTuple):
+    """What is known of the error of an implicit gradient; 0-dim tensors (batched under vmap).
+
+    Attributes:
+        optimality_residual: ‖F(x̂)‖₂ at the solution that the solver returned.
+        solution_error: An estimate of ‖x̂ - x‖₂, ‖A⁻¹ F(x̂)‖₂.
+        linear_residual: ‖Aᴴ û + x̄‖₂ / ‖x̄‖₂ of the linear system of the gradient.
+        iterations: Iterations of its solver; 0 for a direct one.
+        status: Its `torchopt.linear_solve.Status`.
+        condition: The condition number of A, from the coefficients of the solver; NaN for solvers
+            that have none.
+        gradient_norm: ‖ĝ‖₂, over all arguments together.
+        gradient_error: An estimate of ‖ĝ - g‖₂, g the gradient of the exact root.
+        error: The estimate of ĝ - g itself, a tuple of trees like the gradients: ĝ - error is
+            accurate to second order in ‖x̂ - x‖.
+    """
+
+    optimality_residual: Tensor
+    solution_error: Tensor
+    linear_residual: Tensor
+    iterations: Tensor
+    status: Tensor
+    condition: Tensor
+    gradient_norm: Tensor
+    gradient_error: Tensor
+    error: Any
+
+    @property
+    def relative_error(self) -> Tensor:
+        """The estimated error divided by the norm of the gradient."""
+        return self.gradient_error / self.gradient_norm
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """The gradient through a root as a function of the root, on vectors.
+
+    Attributes:
+        residual: x -> F(x).
+        jacobian: x -> ∂F/∂x.
+        mixed: (x, u) -> Bᴴ u, the arguments one after the other.
+        cotangent: x -> x̄, the gradient of the outer loss with respect to x.
+        direct: x -> the gradient of the outer loss with respect to the arguments at a fixed x.
+        solve: (A, b) -> (A⁻¹ b, statistics, status); differentiable.
+    """
+
+    residual: Callable[[Tensor], Tensor]
+    jacobian: Callable[[Tensor], LinearOperator]
+    mixed: Callable[[Tensor, Tensor], Tensor]
+    cotangent: Callable[[Tensor], Tensor]
+    direct: Callable[[Tensor], Tensor]
+    solve: Callable[[LinearOperator, Tensor], tuple[Tensor, Stats, Tensor]]
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return ĝ."""
+        u = self.solve(self.jacobian(x).T, -self.cotangent(x))[0]
+        return self.direct(x) + self.mixed(x, u)
+
+    def certified(
+        self, x: Tensor, unravel: Callable[[Tensor], Any]
+    ) -> tuple[Tensor, GradientReport]:
+        """Return ĝ and its report.
+
+        Args:
+            x: What the solver returned.
+            unravel: Turns a vector like ĝ into the trees that the report shows.
+        """
+        operator = self.jacobian(x)
+        adjoint = operator.T
+        cotangent = self.cotangent(x)
+        u, stats, status = self.solve(adjoint, -cotangent)
+        gradient = self.direct(x) + self.mixed(x, u)
+        residual = self.residual(x)
+        e = self.solve(operator, residual)[0]
+        left = -cotangent - adjoint.bound().mv(u)
+        _, error, *_ = torch.func.jvp(self.gradient, (x,), (e,))
+        error = error - self.mixed(x, self.solve(adjoint, left)[0])
+        norm = torch.linalg.vector_norm
+        size = norm(cotangent)
+        linear = torch.where(size > 0, norm(left) / torch.where(size > 0, size, 1), norm(left))
+        report = GradientReport(
+            optimality_residual=norm(residual),
+            solution_error=norm(e),
+            linear_residual=linear,
+            iterations=stats.iterations,
+            status=status,
+            condition=stats.condition,
+            gradient_norm=norm(gradient),
+            gradient_error=norm(error),
+            error=unravel(error),
+        )
+        return gradient, report
