@@ -47,17 +47,22 @@ class Operation:
             None: there is no such kernel, the derivative is that of `reference`.
         reference: The same function as `kernel`, made of differentiable torch operations.
         num_inputs: n.
+        derivative: For functions without a differentiable reference: from m to the operation that
+            stands for the vector-Jacobian product, n + m inputs to n cotangents.
     """
 
     kernel: Callable[..., Tensors]
     vjp_kernel: Callable[..., Tensors] | None
     reference: Callable[..., Tensors]
     num_inputs: int
+    derivative: Callable[[int], Operation] | None = None
 
     def pull_back(self, inputs: Tensors, cotangents: Tensors, constants: Tensors) -> Tensors:
         """Return the input cotangents, as a differentiable function of inputs and cotangents."""
         n = self.num_inputs
         m = len(cotangents)
+        if self.derivative is not None:
+            return apply_operation(self.derivative(m), *inputs, *cotangents, *constants)
 
         def vjp_reference(*tensors: Tensor) -> Tensors:
             def bound(*variables: Tensor) -> Tensors:

@@ -9,7 +9,8 @@ perturb (`directions`) ──▶ evaluate (`evaluate`) ──▶ estimate (`esti
 | `nn` | `ZeroOrderGradientModule` |
 | `directions` | sources of random directions, regenerated from a seed |
 | `estimators` | from losses and directions to a gradient |
-| `evaluate` | vectorised evaluation in chunks; `GradientEstimate` with error bars |
+| `evaluate` | vectorised evaluation in chunks |
+| `error_bars` | `GradientEstimate`: a gradient with its standard error |
 | `seed_replay` | in-place perturbation of large models |
 | `low_rank` | low-rank perturbations of the weights of any module |
 | `unrolled` | full, truncated, persistent and noise-reuse evolution strategies for inner loops |
@@ -24,6 +25,7 @@ from typing import Any
 from torchopt.diff.zero_order import (
     decorator,
     directions,
+    error_bars,
     estimators,
     evaluate,
     low_rank,
@@ -42,8 +44,8 @@ from torchopt.diff.zero_order.directions import (
     Sobol,
     Sphere,
 )
+from torchopt.diff.zero_order.error_bars import GradientEstimate
 from torchopt.diff.zero_order.estimators import Estimator
-from torchopt.diff.zero_order.evaluate import GradientEstimate
 from torchopt.diff.zero_order.nn import ZeroOrderGradientModule
 
 __all__ = [

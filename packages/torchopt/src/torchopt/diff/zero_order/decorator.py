@@ -12,8 +12,17 @@ import torch
 from torch import Tensor
 
 from torchopt.diff.zero_order.directions import Directions, as_directions, draw_seed
-from torchopt.diff.zero_order.estimators import Estimator, as_estimator
-from torchopt.diff.zero_order.evaluate import Evaluator, GradientEstimate, estimate_leaves
+from torchopt.diff.zero_order.error_bars import GradientEstimate
+from torchopt.diff.zero_order.estimators import ESTIMATORS, Estimator, as_estimator
+from torchopt.diff.zero_order.evaluate import (
+    Evaluator,
+    LeafEstimate,
+    Sampling,
+    combine_losses,
+    estimate_leaves,
+    evaluate_range,
+    second_derivative,
+)
 from torchopt.errors import NotDifferentiableError
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torchopt.tree_function import Operation, apply_operation
@@ -115,6 +124,21 @@ class ZeroOrder:
     def _run(self, fn: Callable[..., Any], evaluator: Evaluator, *rest: Any) -> Any:
         return _Call(self, fn, evaluator, *rest).apply()
 
+    def _sampling(
+        self, evaluator: Evaluator, seed: int, call: _Call, scratch: tuple[Tensor, ...] = ()
+    ) -> Sampling:
+        return Sampling(
+            self.directions,
+            self.estimator,
+            self.num_samples,
+            self.sigma,
+            seed,
+            evaluator,
+            self.chunk_size,
+            scratch,
+            sum(x.numel() for x in (*call.constants, *scratch)),
+        )
+
     @torch.no_grad()
     def estimate(
         self,
@@ -122,6 +146,7 @@ class ZeroOrder:
         *args: Any,
         seed: int | None = None,
         surrogate: Any = None,
+        with_error: bool = True,
         **kwargs: Any,
     ) -> GradientEstimate:
         """Return the estimated gradient of `fn(*args, **kwargs)` with its error bars.
@@ -132,15 +157,15 @@ class ZeroOrder:
             seed: Names the directions; None: drawn from `generator`.
             surrogate: A cheap, possibly wrong gradient, a tree like `gradient`, used as a control
                 variate: it changes the variance of the estimate and not its mean.
+            with_error: Whether to estimate the standard error: a second sum over the directions.
             **kwargs: Not differentiated.
 
         Returns:
             Trees like the differentiated argument, or a tuple of such trees if there are several
             `argnums`.
         """
-        evaluator = Evaluator(self.vectorized)
-        call = _Call(self, fn, evaluator, args, kwargs)
-        leaves, constants = [x.detach() for x in call.leaves], call.constants
+        seed = draw_seed(self.generator) if seed is None else seed
+        call, loss, leaves, sampling = self._prepare(fn, seed, args, kwargs)
         hints = None
         if surrogate is not None:
             parts = (surrogate,) if len(call.specs) == 1 else tuple(surrogate)
@@ -150,25 +175,113 @@ class ZeroOrder:
                     f"`surrogate`: expected leaves of shapes {[list(x.shape) for x in leaves]}, "
                     f"got {[list(x.shape) for x in hints]}."
                 )
-        result = estimate_leaves(
-            lambda *point: _scalar(call.evaluate(point, constants)[0]),
-            leaves,
-            directions=self.directions,
-            estimator=self.estimator,
-            num_samples=self.num_samples,
-            sigma=self.sigma,
-            seed=draw_seed(self.generator) if seed is None else seed,
-            chunk_size=self.chunk_size,
-            evaluator=evaluator,
-            surrogate=hints,
-            with_error=True,
-        )
-        return GradientEstimate(
-            call.tree(result.gradient),
-            None if result.standard_error is None else call.tree(result.standard_error),
-            result.effective_sample_size,
-            result.evaluations,
-        )
+        result = estimate_leaves(loss, leaves, sampling, surrogate=hints, with_error=with_error)
+        return call.named(result)
+
+    @torch.no_grad()
+    def losses(
+        self,
+        fn: Callable[..., Any],
+        *args: Any,
+        seed: int,
+        start: int = 0,
+        stop: int | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the losses of some of the directions: one worker's share of `estimate`.
+
+        Workers exchange the seed and these numbers only; each regenerates the directions in
+        `combine`.
+
+        Args:
+            fn: As in `estimate`.
+            *args: As in `estimate`.
+            seed: Names the directions.
+            start: First direction; a multiple of the size of a block of coupled directions.
+            stop: One past the last direction; None: `num_samples`.
+            **kwargs: As in `estimate`.
+
+        Returns:
+            `[stop - start, K]`, a column for each offset of the estimator.
+
+        Raises:
+            ValueError: The range is not one of blocks within `num_samples`.
+        """
+        _, loss, leaves, sampling = self._prepare(fn, seed, args, kwargs)
+        stop = self.num_samples if stop is None else stop
+        coupled = sampling.coupled(leaves)
+        if not 0 <= start < stop <= self.num_samples or start % coupled:
+            raise ValueError(
+                f"`start`, `stop`: expected 0 <= start < stop <= num_samples={self.num_samples} "
+                f"and start a multiple of {coupled}, got {start} and {stop}."
+            )
+        return evaluate_range(loss, leaves, sampling, start, stop)
+
+    @torch.no_grad()
+    def center(self, fn: Callable[..., Any], *args: Any, seed: int, **kwargs: Any) -> Tensor:
+        """Return the loss at the point itself, which `combine` needs for `forward`."""
+        _, loss, leaves, sampling = self._prepare(fn, seed, args, kwargs)
+        return sampling.center(loss, leaves)
+
+    @torch.no_grad()
+    def combine(
+        self,
+        losses: Tensor,
+        *args: Any,
+        seed: int,
+        center: Tensor | None = None,
+        with_error: bool = True,
+    ) -> GradientEstimate:
+        """Return the estimate from the losses of all directions; see `losses`.
+
+        Args:
+            losses: `[N, K]`, the workers' shares in order.
+            *args: The positional arguments of the function, for the shapes of its parameters.
+            seed: That of `losses`.
+            center: That of `center`, if the estimator uses it.
+            with_error: Whether to estimate the standard error.
+
+        Raises:
+            ValueError: `losses` is not `[N, K]`, or `center` is missing.
+
+        Example:
+            >>> from torchopt.diff.zero_order.directions import Gaussian
+            >>> engine = ZeroOrder(Gaussian(), "antithetic", num_samples=10, sigma=0.1)
+            >>> f, x = lambda x: (x ** 2).sum(), torch.tensor([1.0, -3.0])
+            >>> shares = [engine.losses(f, x, seed=7, start=i, stop=i + 5) for i in (0, 5)]
+            >>> together = engine.combine(torch.cat(shares), x, seed=7)
+            >>> torch.allclose(together.gradient, engine.estimate(f, x, seed=7).gradient)
+            True
+        """
+        expected = (self.num_samples, len(self.estimator.offsets))
+        if losses.shape != expected:
+            raise ValueError(
+                f"`losses`: expected shape {list(expected)} (directions, offsets), "
+                f"got {list(losses.shape)}."
+            )
+        if self.estimator.uses_center and center is None:
+            raise ValueError(
+                f"`center`: {self.estimator.name} expected the loss at the point, got None; "
+                "pass engine.center(...)."
+            )
+        call, _, leaves, sampling = self._prepare(_nothing, seed, args, {})
+        return call.named(combine_losses(losses, center, leaves, sampling, with_error=with_error))
+
+    def _prepare(
+        self, fn: Callable[..., Any], seed: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[_Call, Callable[..., Tensor], list[Tensor], Sampling]:
+        evaluator = Evaluator(self.vectorized)
+        call = _Call(self, fn, evaluator, args, kwargs)
+
+        def loss(*point: Tensor) -> Tensor:
+            return _scalar(call.evaluate(point, call.constants)[0])
+
+        leaves = [x.detach() for x in call.leaves]
+        return call, loss, leaves, self._sampling(evaluator, seed, call)
+
+
+def _nothing(*args: Any) -> None:
+    raise AssertionError("combine() evaluates nothing")
 
 
 def _tensor(output: Any) -> Tensor:
@@ -279,9 +392,21 @@ class _Call:
         trees = tuple(tree_unflatten(spec, [flat[k] for k in part]) for spec, part in self.specs)
         return trees[0] if len(trees) == 1 else trees
 
+    def named(self, result: LeafEstimate) -> GradientEstimate:
+        """Return an estimate as trees of the differentiated arguments."""
+        error = result.standard_error
+        return GradientEstimate(
+            self.tree(result.gradient),
+            None if error is None else self.tree(error),
+            result.effective_sample_size,
+            result.evaluations,
+        )
+
     def apply(self) -> Any:
         """Return what the function returns, with the estimate as its derivative."""
-        operation = Operation(self.forward, self.backward, _no_derivative, len(self.leaves))
+        operation = Operation(
+            self.forward, None, _no_forward_mode, len(self.leaves), self.gradient_operation
+        )
         output, *aux = apply_operation(operation, *self.leaves, *self.constants)
         if not self.engine.has_aux:
             return output
@@ -305,39 +430,73 @@ class _Call:
         # Copies: an output must not be an input, or a view of one.
         return tuple(x.detach().clone() for x in (output, *extra))
 
+    def gradient_operation(self, outputs: int) -> Operation:
+        """Return the operation from leaves and cotangents of the outputs to the gradient."""
+        n = len(self.leaves)
+
+        def second(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return self.second(n, outputs, *tensors)
+
+        def derivative(cotangents: int) -> Operation:
+            return Operation(second, None, _no_third_derivative, n + outputs + cotangents)
+
+        return Operation(self.backward, None, _no_forward_mode, n + outputs, derivative)
+
     def backward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return cotangent' J, estimated: the gradient of the scalar <cotangent, output>."""
         n, m = len(self.leaves), len(self.constants)
         leaves, cotangent = tensors[:n], tensors[n]
         constants = tensors[len(tensors) - m :] if m else ()
-        assert self.seed is not None
-        engine = self.engine
 
         def loss(*point: Tensor) -> Tensor:
             output = _tensor(self.evaluate(point[:n], constants, point[n:])[0])
             return (output * cotangent).sum()
 
-        return tuple(
-            estimate_leaves(
-                loss,
-                leaves,
-                directions=engine.directions,
-                estimator=engine.estimator,
-                num_samples=engine.num_samples,
-                sigma=engine.sigma,
-                seed=self.seed,
-                chunk_size=engine.chunk_size,
-                evaluator=self.evaluator,
-                scratch=self.scratch,
-            ).gradient
+        return tuple(estimate_leaves(loss, leaves, self.sampling()).gradient)
+
+    def second(self, n: int, outputs: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the derivative of `backward` for leaves and cotangents, in a direction."""
+        engine, m = self.engine, len(self.constants)
+        _require_second_derivative(engine)
+        leaves, cotangent, rest = tensors[:n], tensors[n], tensors[n + 1 : n + outputs]
+        tangents = tensors[n + outputs : 2 * n + outputs]
+        constants = tensors[len(tensors) - m :] if m else ()
+
+        def output(*point: Tensor) -> Tensor:
+            return _tensor(self.evaluate(point[:n], constants, point[n:])[0])
+
+        product, along = second_derivative(output, leaves, cotangent, tangents, self.sampling())
+        return (*product, along, *(torch.zeros_like(x) for x in rest))
+
+    def sampling(self) -> Sampling:
+        """Return where this call is evaluated."""
+        assert self.seed is not None
+        return self.engine._sampling(self.evaluator, self.seed, self, self.scratch)
+
+
+def _require_second_derivative(engine: ZeroOrder) -> None:
+    if engine.estimator.curvature is None or not engine.directions.standard_normal:
+        known = ", ".join(name for name, e in ESTIMATORS.items() if e.curvature is not None)
+        raise NotDifferentiableError(
+            f"zero-order estimation: a second derivative is defined for one of the methods {known} "
+            "and standard normal directions (torch.distributions.Normal(0.0, 1.0), torch.randn, "
+            f"Gaussian(), Orthogonal(), Sobol()), got {engine.estimator.name} and "
+            f"{engine.directions!r}. Choose among these, or drop create_graph=True."
         )
 
 
-def _no_derivative(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _no_forward_mode(*tensors: Tensor) -> tuple[Tensor, ...]:
     raise NotDifferentiableError(
-        "zero-order estimation: expected one reverse-mode derivative, got a request for a second "
-        "or a forward-mode one. The estimate is made of function values and has no derivative. "
-        "Estimate the derivative of the outer function instead, or drop create_graph=True."
+        "zero-order estimation: expected a reverse-mode derivative, got a request for a "
+        "forward-mode one. Use reverse mode: torch.func.vjp for torch.func.jvp, "
+        "torch.func.jacrev(torch.func.jacrev(f)) for torch.func.hessian(f)."
+    )
+
+
+def _no_third_derivative(*tensors: Tensor) -> tuple[Tensor, ...]:
+    raise NotDifferentiableError(
+        "zero-order estimation: expected a first or second derivative, got a request for a third "
+        "one. Estimate a derivative of the outer function instead."
     )
 
 
@@ -367,7 +526,18 @@ def zero_order(
 
     The function runs once in the forward pass, where the seed of the directions is drawn: the
     backward pass gives the same gradient however often it runs. It evaluates the function in chunks
-    by `torch.func.vmap` and regenerates directions instead of storing them.
+    by `torch.func.vmap` and regenerates directions instead of storing them. Random draws inside the
+    function (dropout) are common to all evaluations of a backward pass.
+
+    Second derivatives (`create_graph=True`) are those of the smoothed function
+    E f(theta + sigma z), estimated by Stein's identity from as many evaluations again, along with
+    the derivative in the cotangent. They need standard normal directions and one of the methods
+    naive, forward, antithetic, central and leave_one_out; their variance is larger by about
+    D / sigma^2.
+
+    Under `torch.compile` the estimate is left out of the graph: the compiler breaks the graph
+    before and after the call, so `fullgraph=True` raises. The estimators as pure functions of
+    losses and noise, and an optimizer step on an estimate, compile as one graph.
 
     Args:
         distribution: An object with a method `sample(shape)` or a callable `f(shape)`, called with
@@ -384,8 +554,9 @@ def zero_order(
         vector_output: The output is a tensor of any shape. The estimate is then the
             vector-Jacobian product: the gradient of the inner product of cotangent and output.
         generator: Where the seed is drawn, in the forward pass; default: torch's CPU generator.
-        chunk_size: Directions evaluated at once; None: as many as fit 2**22 entries. Results depend
-            on it by rounding alone.
+        chunk_size: Directions evaluated at once; None: as many as keep the perturbed points and
+            tensor arguments within 2**21 entries. Results depend on it by rounding alone. Smaller
+            chunks for functions with large intermediate results.
         vectorized: True: by vmap, or raise. False: in a loop. None: by vmap, or, with one warning,
             in a loop.
 
@@ -398,7 +569,8 @@ def zero_order(
         TypeError: `distribution` is neither callable nor has `sample`; the output is no tensor.
         RuntimeError: The output is not 0-dim and `vector_output` is False.
         ValueError: Another option is out of its range.
-        NotDifferentiableError: A second or a forward-mode derivative was asked for.
+        NotDifferentiableError: A forward-mode derivative was asked for, a third one, or a second
+            one where it is not defined.
 
     Example:
         >>> _ = torch.manual_seed(0)

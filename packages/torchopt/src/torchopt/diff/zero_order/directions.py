@@ -20,9 +20,9 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -75,22 +75,38 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
 
 
 @contextlib.contextmanager
-def seeded(seed: int, like: Sequence[Tensor]) -> Iterator[None]:
-    """Seed torch's generators of the CPU and of the devices of `like`; put them back on exit."""
+def seeded(seed: int, like: Sequence[Tensor]) -> Iterator[Callable[[int], None]]:
+    """Seed torch's generators of the CPU and of the devices of `like`; put them back on exit.
+
+    Yields:
+        A function that seeds them again.
+    """
     devices = {leaf.device for leaf in like if leaf.device.type != "cpu"}
+
+    def seed_all(seed: int) -> None:
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            with device:
+                torch.get_device_module(device).manual_seed(seed)
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        torch.default_generator.manual_seed(seed)
         for device in devices:
             index = 0 if device.index is None else device.index
             stack.enter_context(torch.random.fork_rng([index], device_type=device.type))
-            with device:
-                torch.get_device_module(device).manual_seed(seed)
-        yield
+        seed_all(seed)
+        yield seed_all
 
 
 class Directions(ABC):
-    """A source of random directions in a space of trees."""
+    """A source of random directions in a space of trees.
+
+    Attributes:
+        standard_normal: Whether each direction alone is standard normal. Second derivatives need
+            that.
+    """
+
+    standard_normal: ClassVar[bool] = False
 
     def coupled(self, dimension: int) -> int:
         """Return how many consecutive directions are drawn together; such blocks are
@@ -115,23 +131,53 @@ class Directions(ABC):
         """
 
 
+# Small directions are drawn several at a time, about as many entries as cost what a call costs, and
+# those of moderate size with all leaves in one call; beyond, no more than one leaf need be held.
+_ENTRIES_PER_BLOCK = 2**13
+_LARGEST_FLAT = 2**16
+
+
+def _block(dimension: int) -> int:
+    """Return how many consecutive directions of independent entries share one seed."""
+    return max(1, _ENTRIES_PER_BLOCK // max(dimension, 1))
+
+
+def _rows_of_blocks(start: int, stop: int, size: int, draw: Callable[[int], Tensor]) -> Tensor:
+    """Return rows `start` to `stop - 1` of the concatenation of blocks of `size` rows."""
+    blocks = range(start // size, -(-stop // size))
+    first = start - blocks.start * size
+    return torch.cat([draw(block) for block in blocks])[first : first + stop - start]
+
+
 class _Independent(Directions):
-    """Directions that are drawn leaf by leaf, so that no more than one leaf need be held."""
+    """Directions of independent entries.
+
+    Of trees of one dtype and device with at most 2**16 entries, a block of directions is drawn
+    flat, as one vector. Those of larger trees are drawn leaf by leaf.
+    """
 
     def fill(self, out: Tensor, generator: torch.Generator) -> None:
-        """Write one leaf of one direction into `out`."""
+        """Write random entries into the contiguous tensor `out`."""
         raise NotImplementedError
 
     def leaves(self, like: Sequence[Tensor], seed: int, member: int) -> Iterator[Tensor]:
-        """Yield direction `member` leaf by leaf."""
+        """Yield direction `member` leaf by leaf, holding one leaf or 2**16 entries at a time."""
+        if _is_flat(like):
+            yield from (z[0] for z in self.draw(like, seed, member, member + 1))
+            return
         generators: dict[torch.device, torch.Generator] = {}
         for leaf in like:
             out = torch.empty_like(leaf, memory_format=torch.contiguous_format)
-            self.fill(out, _generator(generators, leaf.device, seed, member))
+            if leaf.device not in generators:
+                generators[leaf.device] = torch.Generator(leaf.device)
+                generators[leaf.device].manual_seed(member_seed(seed, member))
+            self.fill(out, generators[leaf.device])
             yield out
 
     def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
         """Return directions `start` to `stop - 1`, as `Directions.draw` says."""
+        if _is_flat(like):
+            return _split(self._draw_flat(like, seed, start, stop), like)
         outs = [leaf.new_empty((stop - start, *leaf.shape)) for leaf in like]
         kept = {leaf.device: torch.Generator(leaf.device) for leaf in like}
         for row, member in enumerate(range(start, stop)):
@@ -141,14 +187,39 @@ class _Independent(Directions):
                 self.fill(out[row], kept[out.device])
         return outs
 
+    def _draw_flat(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> Tensor:
+        dimension = sum(leaf.numel() for leaf in like)
+        size = _block(dimension)
+        generator = torch.Generator(like[0].device)
 
-def _generator(
-    made: dict[torch.device, torch.Generator], device: torch.device, seed: int, member: int
-) -> torch.Generator:
-    if device not in made:
-        made[device] = torch.Generator(device)
-        made[device].manual_seed(member_seed(seed, member))
-    return made[device]
+        out = like[0].new_empty((stop - start, dimension))
+        for number in range(start // size, -(-stop // size)):
+            generator.manual_seed(member_seed(seed, number))
+            first = number * size - start
+            if first >= 0 and first + size <= len(out):
+                self.fill(out[first : first + size], generator)
+                continue
+            block = like[0].new_empty((size, dimension))  # an end of the range lies within it
+            self.fill(block, generator)
+            inside = slice(max(first, 0), min(first + size, len(out)))
+            out[inside] = block[inside.start - first : inside.stop - first]
+        return out
+
+
+def _is_flat(like: Sequence[Tensor]) -> bool:
+    return (
+        sum(leaf.numel() for leaf in like) <= _LARGEST_FLAT
+        and len({(leaf.dtype, leaf.device) for leaf in like}) == 1
+    )
+
+
+def _split(matrix: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return the columns of `[n, D]` as one tensor `[n, *shape]` for each leaf."""
+    parts = matrix.split([leaf.numel() for leaf in like], dim=1)
+    return [
+        part.reshape(len(matrix), *leaf.shape).to(device=leaf.device, dtype=leaf.dtype)
+        for part, leaf in zip(parts, like)
+    ]
 
 
 @dataclass(frozen=True)
@@ -163,8 +234,10 @@ class Gaussian(_Independent):
         True
     """
 
+    standard_normal: ClassVar[bool] = True
+
     def fill(self, out: Tensor, generator: torch.Generator) -> None:
-        """Write one leaf of one direction into `out`."""
+        """Write random entries into the contiguous tensor `out`."""
         out.normal_(generator=generator)
 
 
@@ -175,7 +248,7 @@ class Rademacher(_Independent):
     """
 
     def fill(self, out: Tensor, generator: torch.Generator) -> None:
-        """Write one leaf of one direction into `out`."""
+        """Write random entries into the contiguous tensor `out`."""
         out.random_(0, 2, generator=generator).mul_(2).sub_(1)
 
 
@@ -188,22 +261,16 @@ class _Flat(Directions):
 
     def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
         """Return directions `start` to `stop - 1`, as `Directions.draw` says."""
-        sizes = [leaf.numel() for leaf in like]
         dtype = torch.float32
         for leaf in like:
             dtype = torch.promote_types(dtype, leaf.dtype)
-        matrix = self.rows(sum(sizes), seed, start, stop, dtype)
-        return [
-            part.reshape(stop - start, *leaf.shape).to(device=leaf.device, dtype=leaf.dtype)
-            for part, leaf in zip(matrix.split(sizes, dim=1), like)
-        ]
+        dimension = sum(leaf.numel() for leaf in like)
+        return _split(self.rows(dimension, seed, start, stop, dtype), like)
 
 
-def _normal(
-    seed: int, member: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float64
-) -> Tensor:
-    generator = torch.Generator().manual_seed(member_seed(seed, member))
-    return torch.randn(shape, generator=generator, dtype=dtype)
+def _normal_rows(dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Return Gaussian directions as a matrix `[stop - start, dimension]` on the CPU."""
+    return Gaussian().draw([torch.empty(dimension, dtype=dtype)], seed, start, stop)[0]
 
 
 @dataclass(frozen=True)
@@ -212,7 +279,7 @@ class Sphere(_Flat):
 
     def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
-        z = torch.stack([_normal(seed, i, (dimension,), dtype) for i in range(start, stop)])
+        z = _normal_rows(dimension, seed, start, stop, dtype)
         scale: Tensor = math.sqrt(dimension) / torch.linalg.vector_norm(z, dim=1, keepdim=True)
         return z * scale
 
@@ -234,6 +301,8 @@ class Orthogonal(_Flat):
         https://arxiv.org/abs/1804.02395
     """
 
+    standard_normal: ClassVar[bool] = True
+
     size: int = 256
 
     def coupled(self, dimension: int) -> int:
@@ -243,15 +312,17 @@ class Orthogonal(_Flat):
     def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
         size = self.coupled(dimension)
-        blocks = []
-        for block in range(start // size, -(-stop // size)):
-            drawn = _normal(seed, block, (2, dimension, size))
+
+        def frame_of(number: int) -> Tensor:
+            generator = torch.Generator().manual_seed(member_seed(seed, number))
+            drawn = torch.randn(2, dimension, size, generator=generator, dtype=torch.float64)
             q, r = torch.linalg.qr(drawn[0])
             # The signs make the frame uniformly distributed (Mezzadri 2007).
             frame = q * torch.sign(torch.diagonal(r))
-            blocks.append((frame * torch.linalg.vector_norm(drawn[1], dim=0)).T)
-        first = start - start // size * size
-        return torch.cat(blocks)[first : first + stop - start].to(dtype)
+            scaled: Tensor = frame * torch.linalg.vector_norm(drawn[1], dim=0)
+            return scaled.T
+
+        return _rows_of_blocks(start, stop, size, frame_of).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -269,6 +340,8 @@ class Sobol(_Flat):
         1997.
     """
 
+    standard_normal: ClassVar[bool] = True
+
     size: int = 64
 
     def coupled(self, dimension: int) -> int:
@@ -284,16 +357,17 @@ class Sobol(_Flat):
     def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
         size = self.coupled(dimension)
-        blocks = []
-        for block in range(start // size, -(-stop // size)):
+
+        def points_of(number: int) -> Tensor:
             engine = torch.quasirandom.SobolEngine(
-                dimension, scramble=True, seed=member_seed(seed, block)
+                dimension, scramble=True, seed=member_seed(seed, number)
             )
             u = engine.draw(size, dtype=torch.float64)
             # The engine's points have 30 bits: the middle of the cell keeps them inside (0, 1).
-            blocks.append(torch.special.ndtri(u + 2.0**-31))
-        first = start - start // size * size
-        return torch.cat(blocks)[first : first + stop - start].to(dtype)
+            normal: Tensor = torch.special.ndtri(u + 2.0**-31)
+            return normal
+
+        return _rows_of_blocks(start, stop, size, points_of).to(dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,7 +408,7 @@ class Guided(_Flat):
             )
         basis, _ = torch.linalg.qr(self.subspace.detach().to("cpu", dtype))
         k = basis.shape[1]
-        z = torch.stack([_normal(seed, i, (dimension + k,), dtype) for i in range(start, stop)])
+        z = _normal_rows(dimension + k, seed, start, stop, dtype)
         stretch = math.sqrt((1.0 - self.alpha) * dimension / k)
         along: Tensor = stretch * (z[:, dimension:] @ basis.T)
         return along.add(z[:, :dimension], alpha=math.sqrt(self.alpha))
@@ -342,32 +416,63 @@ class Guided(_Flat):
 
 @dataclass(frozen=True, eq=False)
 class FromDistribution(Directions):
-    """Directions drawn by `sample(shape)`, one call for each leaf.
+    """Directions drawn by `sample(shape)`, one call for each leaf of each direction.
 
     The samples must come from torch's random generators (global state), which are seeded around
     each direction and put back: that is how a direction is regenerated.
 
     Attributes:
         sample: Takes the shape of a leaf and returns a tensor of that shape.
+        independent: Whether the entries of a sample are independent and alike, whatever its shape.
+            Then one call draws all leaves, of many small directions.
     """
 
-    sample: Any
+    sample: Callable[..., Any]
+    independent: bool = False
 
     def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
         """Return directions `start` to `stop - 1`, as `Directions.draw` says."""
+        if self.independent:
+            return self._draw_flat(like, seed, start, stop)
         outs = [leaf.new_empty((stop - start, *leaf.shape)) for leaf in like]
-        for row, member in enumerate(range(start, stop)):
-            with seeded(member_seed(seed, member), like):
+        with seeded(0, like) as seed_all:
+            for row, member in enumerate(range(start, stop)):
+                seed_all(member_seed(seed, member))
                 for out, leaf in zip(outs, like):
-                    drawn = self.sample(leaf.shape)
-                    if not isinstance(drawn, Tensor) or drawn.shape != leaf.shape:
-                        got = list(drawn.shape) if isinstance(drawn, Tensor) else type(drawn)
-                        raise ValueError(
-                            f"`distribution`: expected a tensor of shape {list(leaf.shape)}, "
-                            f"the shape that was asked for, got {got}."
-                        )
-                    out[row] = drawn
+                    out[row] = self._checked(leaf.shape)
         return outs
+
+    def _draw_flat(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
+        dimension = sum(leaf.numel() for leaf in like)
+        size = _block(dimension)
+        with seeded(0, like) as seed_all:
+
+            def block_of(number: int) -> Tensor:
+                seed_all(member_seed(seed, number))
+                return self._checked(torch.Size((size, dimension)))
+
+            return _split(_rows_of_blocks(start, stop, size, block_of), like)
+
+    def _checked(self, shape: torch.Size) -> Tensor:
+        drawn = self.sample(shape)
+        if not isinstance(drawn, Tensor) or drawn.shape != shape:
+            got = list(drawn.shape) if isinstance(drawn, Tensor) else type(drawn)
+            raise ValueError(
+                f"`distribution`: expected a tensor of shape {list(shape)}, "
+                f"the shape that was asked for, got {got}."
+            )
+        return drawn
+
+
+def _is_standard_normal(distribution: Any) -> bool:
+    if distribution is torch.randn:
+        return True
+    return (
+        type(distribution) is torch.distributions.Normal
+        and distribution.batch_shape == ()
+        and bool(distribution.loc == 0.0)
+        and bool(distribution.scale == 1.0)
+    )
 
 
 def as_directions(distribution: Any) -> Directions:
@@ -375,13 +480,19 @@ def as_directions(distribution: Any) -> Directions:
 
     Args:
         distribution: A `Directions` value, an object with a method `sample(shape)`, or a callable
-            `f(shape)`.
+            `f(shape)`. `torch.randn` and a scalar standard `torch.distributions.Normal` are
+            `Gaussian()`; any other scalar torch distribution has independent entries.
 
     Raises:
         TypeError: It is none of the three.
     """
     if isinstance(distribution, Directions):
         return distribution
+    if _is_standard_normal(distribution):
+        return Gaussian()
+    if isinstance(distribution, torch.distributions.Distribution):
+        scalar = distribution.batch_shape == () and distribution.event_shape == ()
+        return FromDistribution(distribution.sample, independent=scalar)
     if isinstance(distribution, Samplable):
         return FromDistribution(distribution.sample)
     if callable(distribution):

@@ -25,12 +25,14 @@ All of them but those with a shaped loss are unbiased for the gradient of a line
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 
 import torch
 from torch import Tensor
+
+from torchopt.diff.zero_order.error_bars import GradientEstimate, Spread, effective_sample_size
 
 __all__ = [
     "ESTIMATORS",
@@ -61,12 +63,14 @@ class Evaluations:
         center: f(theta), 0-dim; None unless the estimator uses it.
         square_norms: `[N]`, norm(z_i)^2.
         sigma: Size of the perturbation.
+        coupled: Consecutive directions that depend on one another.
     """
 
     losses: Tensor
     center: Tensor | None
     square_norms: Tensor
     sigma: float
+    coupled: int = 1
 
 
 def _identity(z: Tensor) -> Tensor:
@@ -83,6 +87,12 @@ class Estimator:
         coefficients: From the evaluations to c, `[N]`.
         uses_center: Whether f(theta) is needed: one evaluation more.
         dual: d, from directions to directions.
+        local: Whether c_i depends on row i of the losses alone (and on f(theta)): then one pass
+            over the directions is enough.
+        uses_norms: Whether c depends on the norms of the directions, which cost a pass over them.
+        curvature: Like `coefficients`, from evaluations that include f(theta) to h, `[N]`: the mean
+            of h_i (z_i z_i' - I) estimates the Hessian if z is standard normal. None: the estimator
+            has no second derivative.
 
     Example:
         >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -97,6 +107,9 @@ class Estimator:
     coefficients: Callable[[Evaluations], Tensor]
     uses_center: bool = False
     dual: Callable[[Tensor], Tensor] = _identity
+    local: bool = False
+    uses_norms: bool = True
+    curvature: Callable[[Evaluations], Tensor] | None = None
 
     def __call__(
         self, losses: Tensor, noise: Tensor, sigma: float, center: Tensor | None = None
@@ -115,6 +128,44 @@ class Estimator:
         Raises:
             ValueError: The shapes do not fit, or `center` is missing.
         """
+        c = self._weights(losses, noise, sigma, center, 1)
+        total: Tensor = torch.tensordot(c, self.dual(noise), dims=1)
+        return total / len(noise)
+
+    def estimate(
+        self,
+        losses: Tensor,
+        noise: Tensor,
+        sigma: float,
+        center: Tensor | None = None,
+        *,
+        coupled: int = 1,
+    ) -> GradientEstimate:
+        """Return the gradient with its error bars; arguments as in `__call__`.
+
+        Args:
+            losses: `[N, K]`, or `[N]` if there is one offset.
+            noise: `[N, *shape]`.
+            sigma: > 0.
+            center: f(theta), 0-dim.
+            coupled: How many consecutive directions depend on one another.
+        """
+        c = self._weights(losses, noise, sigma, center, coupled)
+        n, directions = len(noise), self.dual(noise)
+        total = torch.tensordot(c, directions, dims=1)
+        spread = Spread([total], coupled, n)
+        spread.add(0, c, directions, total)
+        error = spread.standard_error([total / n])
+        return GradientEstimate(
+            total / n,
+            None if error is None else error[0],
+            effective_sample_size(c),
+            n * len(self.offsets) + int(self.uses_center),
+        )
+
+    def _weights(
+        self, losses: Tensor, noise: Tensor, sigma: float, center: Tensor | None, coupled: int
+    ) -> Tensor:
         losses = losses.reshape(len(losses), -1)
         if losses.shape != (len(noise), len(self.offsets)):
             raise ValueError(
@@ -124,9 +175,8 @@ class Estimator:
         if self.uses_center and center is None:
             raise ValueError(f"{self.name}: expected center, the loss at theta, got None.")
         square_norms = noise.reshape(len(noise), noise[0].numel()).square().sum(1)
-        c = self.coefficients(Evaluations(losses, center, square_norms, sigma))
-        total: Tensor = torch.tensordot(c.to(noise.dtype), self.dual(noise), dims=1)
-        return total / len(noise)
+        evaluations = Evaluations(losses, center, square_norms, sigma, coupled)
+        return self.coefficients(evaluations).to(noise.dtype)
 
 
 def _naive(e: Evaluations) -> Tensor:
@@ -143,7 +193,7 @@ def _central(e: Evaluations) -> Tensor:
 
 
 def _leave_one_out(e: Evaluations) -> Tensor:
-    return _against_others(e, torch.ones_like(e.square_norms))
+    return _against_others(e, torch.ones_like(e.losses[:, 0]))
 
 
 def _optimal_baseline(e: Evaluations) -> Tensor:
@@ -152,30 +202,75 @@ def _optimal_baseline(e: Evaluations) -> Tensor:
 
 def _against_others(e: Evaluations, weights: Tensor) -> Tensor:
     f = e.losses[:, 0]
-    if len(f) < 2:
+    n, size = len(f), e.coupled
+    if n <= size:
         raise ValueError(
-            "a leave-one-out baseline: expected num_samples of at least 2, got 1: "
-            "there is no other sample to average."
+            f"a leave-one-out baseline: expected num_samples of at least {size + 1}, got {n}: "
+            "there is no independent sample to average."
         )
-    # f_i less the weighted mean of the others; taken of the deviations, which lose no digits to
-    # a large common offset.
+    # f_i less the weighted mean of those f_j whose direction is independent of z_i, the ones of
+    # other blocks: a dependent one would make the baseline, and so the estimate, biased. Taken of
+    # the deviations, which lose no digits to a large common offset.
     weights = weights.to(f.dtype)
     deviation = f - f.mean()
-    others = (weights @ deviation - weights * deviation) / (weights.sum() - weights)
+    own_weight, own = weights, weights * deviation
+    if size > 1:
+        blocks = torch.arange(n, device=f.device) // size
+        own_weight, own = (
+            torch.zeros_like(f).index_add(0, blocks, x)[blocks] for x in (own_weight, own)
+        )
+    others = (weights @ deviation - own) / (weights.sum() - own_weight)
     return (deviation - others) / e.sigma
 
 
-naive = Estimator("naive", (1.0,), _naive)
-forward = Estimator("forward", (1.0,), _forward, uses_center=True)
-antithetic = Estimator("antithetic", (1.0, -1.0), _central)
-central = Estimator("central", (1.0, -1.0), _central)
+def _second_one_sided(e: Evaluations) -> Tensor:
+    assert e.center is not None
+    return (e.losses[:, 0] - e.center) / e.sigma**2
+
+
+def _second_naive(e: Evaluations) -> Tensor:
+    return e.losses[:, 0] / e.sigma**2
+
+
+def _second_baseline(e: Evaluations) -> Tensor:
+    return _leave_one_out(e) / e.sigma
+
+
+def _second_central(e: Evaluations) -> Tensor:
+    assert e.center is not None
+    return (e.losses.sum(1) - 2.0 * e.center) / (2.0 * e.sigma**2)
+
+
+# The second coefficients follow from Stein's identity for F(theta) = E f(theta + sigma z),
+# sigma^2 Hessian F = E f(theta + sigma z) (z z' - I), z standard normal, and from E (z z' - I) = 0.
+naive = Estimator("naive", (1.0,), _naive, local=True, uses_norms=False, curvature=_second_naive)
+forward = Estimator(
+    "forward",
+    (1.0,),
+    _forward,
+    uses_center=True,
+    local=True,
+    uses_norms=False,
+    curvature=_second_one_sided,
+)
+antithetic = Estimator(
+    "antithetic",
+    (1.0, -1.0),
+    _central,
+    local=True,
+    uses_norms=False,
+    curvature=_second_central,
+)
+central = replace(antithetic, name="central")
 # J. Spall, Multivariate stochastic approximation using a simultaneous perturbation gradient
 # approximation, IEEE Trans. Automatic Control 37, 1992. Meant for Rademacher directions, for which
 # it equals `antithetic`; directions whose inverse has no variance, such as Gaussian ones, give an
 # estimate without variance.
-spsa = Estimator("spsa", (1.0, -1.0), _central, dual=torch.reciprocal)
+spsa = Estimator("spsa", (1.0, -1.0), _central, dual=torch.reciprocal, local=True, uses_norms=False)
 # W. Kool, H. van Hoof, M. Welling, Buy 4 REINFORCE samples, get a baseline for free!, 2019.
-leave_one_out = Estimator("leave_one_out", (1.0,), _leave_one_out)
+leave_one_out = Estimator(
+    "leave_one_out", (1.0,), _leave_one_out, uses_norms=False, curvature=_second_baseline
+)
 # E. Greensmith, P. Bartlett, J. Baxter, Variance reduction techniques for gradient estimates in
 # reinforcement learning, JMLR 5, 2004: the constant b that minimises E norm((f - b) z)^2 is
 # E[f norm(z)^2] / E[norm(z)^2].
@@ -226,7 +321,13 @@ def multi_point(pairs: int) -> Estimator:
         )
         offsets += [float(s), -float(s)]
         weights += [float(w), -float(w)]
-    return Estimator(f"multi_point({pairs})", tuple(offsets), _Stencil(tuple(weights)))
+    return Estimator(
+        f"multi_point({pairs})",
+        tuple(offsets),
+        _Stencil(tuple(weights)),
+        local=True,
+        uses_norms=False,
+    )
 
 
 def as_estimator(method: str | Estimator) -> Estimator:
@@ -297,7 +398,7 @@ class _Shaped:
 
     def __call__(self, e: Evaluations) -> Tensor:
         utilities = self.utility(e.losses)
-        return self.inner.coefficients(Evaluations(utilities, None, e.square_norms, e.sigma))
+        return self.inner.coefficients(replace(e, losses=utilities, center=None))
 
 
 def shaped(estimator: Estimator, utility: Callable[[Tensor], Tensor] = centered_ranks) -> Estimator:
@@ -316,7 +417,13 @@ def shaped(estimator: Estimator, utility: Callable[[Tensor], Tensor] = centered_
             f"{estimator.name}. Use naive or antithetic."
         )
     name = f"shaped({estimator.name}, {getattr(utility, '__name__', repr(utility))})"
-    return Estimator(name, estimator.offsets, _Shaped(estimator, utility), dual=estimator.dual)
+    return Estimator(
+        name,
+        estimator.offsets,
+        _Shaped(estimator, utility),
+        dual=estimator.dual,
+        uses_norms=estimator.uses_norms,
+    )
 
 
 # --- control variate ------------------------------------------------------------------------------

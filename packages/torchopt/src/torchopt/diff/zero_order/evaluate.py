@@ -1,42 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate: losses at perturbed points, batched, and the gradient estimate that follows."""
+"""Evaluate: losses at perturbed points, batched, and the estimates that follow."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchopt.diff.zero_order.directions import Directions, seeded
+from torchopt.diff.zero_order.error_bars import Spread, effective_sample_size
 from torchopt.diff.zero_order.estimators import Estimator, Evaluations, control_variate
 
-__all__ = ["Evaluator", "GradientEstimate", "estimate_leaves", "rows_per_chunk"]
+__all__ = [
+    "Evaluator",
+    "Sampling",
+    "combine_losses",
+    "estimate_leaves",
+    "evaluate_range",
+    "second_derivative",
+    "square_norms",
+]
 
-# Entries of noise held at once when no chunk size is given: 32 MiB in float64.
-_ENTRIES_PER_CHUNK = 2**22
-
-
-class GradientEstimate(NamedTuple):
-    """A zero-order gradient and how far to trust it.
-
-    Attributes:
-        gradient: Tree like the parameters.
-        standard_error: Tree like the parameters: the estimated standard deviation of each entry of
-            `gradient`, from the spread of independent blocks of directions. None with fewer than
-            two blocks. It measures noise, not the smoothing bias of the estimator.
-        effective_sample_size: (sum |c_i|)^2 / sum c_i^2, in [1, N]: how many of the N directions
-            carry the estimate (L. Kish, Survey Sampling, 1965, on the sizes of the coefficients).
-        evaluations: Of the function.
-    """
-
-    gradient: Any
-    standard_error: Any
-    effective_sample_size: float
-    evaluations: int
+# Entries of perturbed points held at once when no chunk size is given: 8 MiB in float32, which a
+# cache holds (benchmarks/torchopt/zero_order).
+_ENTRIES_PER_CHUNK = 2**21
 
 
 @dataclass
@@ -106,17 +97,11 @@ class Evaluator:
         fn: Callable[..., Tensor], points: Sequence[Tensor], scratch: Sequence[Tensor], seed: int
     ) -> Tensor:
         losses = []
-        for row in zip(*points):
-            with seeded(seed, points):
+        with seeded(seed, points) as seed_all:
+            for row in zip(*points):
+                seed_all(seed)
                 losses.append(fn(*row, *(x.clone() for x in scratch)))
         return torch.stack(losses)
-
-
-def rows_per_chunk(chunk_size: int | None, dimension: int, coupled: int, num_samples: int) -> int:
-    """Return how many directions are held at once: a multiple of `coupled`."""
-    rows = max(1, _ENTRIES_PER_CHUNK // max(dimension, 1)) if chunk_size is None else chunk_size
-    rows = min(rows, num_samples)
-    return max(1, -(-rows // coupled) if chunk_size is None else rows // coupled) * coupled
 
 
 class LeafEstimate(NamedTuple):
@@ -128,144 +113,270 @@ class LeafEstimate(NamedTuple):
     evaluations: int
 
 
-def estimate_leaves(
-    fn: Callable[..., Tensor],
-    leaves: Sequence[Tensor],
-    *,
-    directions: Directions,
-    estimator: Estimator,
-    num_samples: int,
-    sigma: float,
-    seed: int,
-    chunk_size: int | None,
-    evaluator: Evaluator,
-    scratch: Sequence[Tensor] = (),
-    surrogate: Sequence[Tensor] | None = None,
-    with_error: bool = False,
-) -> LeafEstimate:
-    """Return the estimated gradient of `fn` at `leaves`.
+@dataclass(frozen=True)
+class Sampling:
+    """Where a function is evaluated, and what is made of its values.
 
-    Two passes over the directions: losses, then the sum of coefficients times directions. With more
-    than one chunk the directions of the second pass are regenerated from the seed, so that memory
-    is O(chunk D + N), never O(N D).
-
-    Args:
-        fn: From leaves (and scratch) to a 0-dim loss.
-        leaves: The point, plain tensors.
+    Attributes:
         directions: Source of the directions.
         estimator: From losses to coefficients.
         num_samples: N, number of directions.
         sigma: Size of the perturbation.
         seed: Names the directions.
-        chunk_size: Directions evaluated at once; None: as many as fit 2**22 entries.
-        evaluator: Evaluates the chunk.
-        scratch: Tensors that `fn` may overwrite.
+        evaluator: Evaluates a chunk.
+        chunk_size: Directions evaluated at once; None: as many as fit.
+        scratch: Tensors that the function may overwrite.
+        other_entries: Entries of other tensors that an evaluation works on; for the choice of a
+            chunk size.
+    """
+
+    directions: Directions
+    estimator: Estimator
+    num_samples: int
+    sigma: float
+    seed: int
+    evaluator: Evaluator
+    chunk_size: int | None = None
+    scratch: tuple[Tensor, ...] = ()
+    other_entries: int = 0
+
+    @property
+    def inner_seed(self) -> int:
+        """Return the seed of draws inside the function: not the stream of any direction."""
+        return self.seed ^ 0x5DEECE66D
+
+    def chunks(
+        self, leaves: Sequence[Tensor], start: int = 0, stop: int | None = None
+    ) -> list[tuple[int, int]]:
+        """Return ranges of directions that are held at once, each beginning at a block."""
+        stop = self.num_samples if stop is None else stop
+        dimension = sum(leaf.numel() for leaf in leaves)
+        coupled = self.directions.coupled(dimension)
+        if self.chunk_size is None:
+            entries = max(1, (dimension + self.other_entries) * len(self.estimator.offsets))
+            rows = -(-max(1, _ENTRIES_PER_CHUNK // entries) // coupled) * coupled
+        else:
+            rows = max(1, self.chunk_size // coupled) * coupled
+        return [(i, min(i + rows, stop)) for i in range(start, stop, rows)]
+
+    def coupled(self, leaves: Sequence[Tensor]) -> int:
+        """Return how many consecutive directions depend on one another."""
+        return self.directions.coupled(sum(leaf.numel() for leaf in leaves))
+
+    def draw(self, leaves: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
+        """Return directions `start` to `stop - 1`."""
+        return self.directions.draw(leaves, self.seed, start, stop)
+
+    def evaluate(
+        self, fn: Callable[..., Tensor], leaves: Sequence[Tensor], noise: Sequence[Tensor]
+    ) -> Tensor:
+        """Return `fn` at theta + s sigma z for each direction and offset, `[n, K, *shape]`."""
+        n, offsets = len(noise[0]), self.estimator.offsets
+        points = [leaf.new_empty((len(offsets) * n, *leaf.shape)) for leaf in leaves]
+        for leaf, z, out in zip(leaves, noise, points):
+            for row, s in enumerate(offsets):
+                torch.add(leaf, z, alpha=s * self.sigma, out=out[row * n : (row + 1) * n])
+        values = self.evaluator(fn, points, self.scratch, self.inner_seed)
+        return values.reshape(len(offsets), n, *values.shape[1:]).movedim(0, 1)
+
+    def center(self, fn: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Tensor:
+        """Return `fn` at theta, with the random draws of the perturbed evaluations."""
+        return self.evaluator(fn, [x[None] for x in leaves], self.scratch, self.inner_seed)[0]
+
+
+class _Sum:
+    """Accumulates sum_i c_i d(z_i), and what its error bars need."""
+
+    def __init__(self, sampling: Sampling, leaves: Sequence[Tensor], with_error: bool) -> None:
+        self.sampling = sampling
+        self.totals = [torch.zeros_like(x) for x in leaves]
+        self.coefficients: list[Tensor] = []
+        n = sampling.num_samples
+        self.spread = Spread(leaves, sampling.coupled(leaves), n) if with_error else None
+
+    def add(self, c: Tensor, noise: Sequence[Tensor]) -> None:
+        """Add a chunk."""
+        self.coefficients.append(c)
+        for k, (total, z) in enumerate(zip(self.totals, noise)):
+            d = self.sampling.estimator.dual(z)
+            weights = c.to(device=z.device, dtype=z.dtype)
+            part = torch.tensordot(weights, d, dims=1)
+            total.add_(part)
+            if self.spread is not None:
+                self.spread.add(k, weights, d, part)
+
+    def result(self, surrogate: Sequence[Tensor] | None = None) -> LeafEstimate:
+        """Return the mean over all directions."""
+        s = self.sampling
+        means = [total.div_(s.num_samples) for total in self.totals]
+        error = None if self.spread is None else self.spread.standard_error(means)
+        if surrogate is not None:
+            means = [mean + h for mean, h in zip(means, surrogate)]
+        count = s.num_samples * len(s.estimator.offsets) + int(s.estimator.uses_center)
+        effective = effective_sample_size(torch.cat(self.coefficients))
+        return LeafEstimate(means, error, effective, count)
+
+
+def estimate_leaves(
+    fn: Callable[..., Tensor],
+    leaves: Sequence[Tensor],
+    sampling: Sampling,
+    *,
+    surrogate: Sequence[Tensor] | None = None,
+    with_error: bool = False,
+) -> LeafEstimate:
+    """Return the estimated gradient of `fn` at `leaves`.
+
+    One pass over the directions if each coefficient depends on its own losses alone. Otherwise two,
+    losses and then the sum of coefficients times directions, for which the directions are
+    regenerated from the seed: memory is O(chunk D + N), never O(N D).
+
+    Args:
+        fn: From leaves (and scratch) to a 0-dim loss.
+        leaves: The point, plain tensors.
+        sampling: Where to evaluate and what to make of it.
         surrogate: A gradient used as a control variate, for each leaf.
         with_error: Whether to accumulate the standard error.
 
     Returns:
         New tensors.
     """
-    dimension = sum(leaf.numel() for leaf in leaves)
-    coupled = directions.coupled(dimension)
-    rows = rows_per_chunk(chunk_size, dimension, coupled, num_samples)
-    chunks = [(i, min(i + rows, num_samples)) for i in range(0, num_samples, rows)]
-    inner_seed = seed ^ 0x5DEECE66D  # of draws inside fn: not the stream of any direction
-
-    center = None
-    if estimator.uses_center:
-        center = evaluator(fn, [x[None] for x in leaves], scratch, inner_seed)[0]
-    all_losses, all_norms = [], []
+    estimator, sigma = sampling.estimator, sampling.sigma
+    center = sampling.center(fn, leaves) if estimator.uses_center else None
+    coupled = sampling.coupled(leaves)
+    chunks = sampling.chunks(leaves)
+    total = _Sum(sampling, leaves, with_error)
+    all_losses, all_norms, marks = [], [], []
     noise: list[Tensor] = []
     for start, stop in chunks:
-        noise = directions.draw(leaves, seed, start, stop)
-        columns = [
-            evaluator(
-                fn,
-                [torch.add(x, z, alpha=s * sigma) for x, z in zip(leaves, noise)],
-                scratch,
-                inner_seed,
-            )
-            for s in estimator.offsets
-        ]
-        losses = torch.stack(columns, dim=1)
+        noise = sampling.draw(leaves, start, stop)
+        losses = sampling.evaluate(fn, leaves, noise)
         if surrogate is not None:
             losses = control_variate(estimator, losses, noise, sigma, surrogate)
+        norms = square_norms(noise, losses) if estimator.uses_norms else losses.new_empty(0)
+        if estimator.local:
+            e = Evaluations(losses, center, norms, sigma, coupled)
+            total.add(estimator.coefficients(e), noise)
+            continue
         all_losses.append(losses)
-        all_norms.append(_square_norms(noise, losses))
-    evaluations = Evaluations(torch.cat(all_losses), center, torch.cat(all_norms), sigma)
-    c = estimator.coefficients(evaluations)
-
-    totals = [torch.zeros_like(x) for x in leaves]
-    spread = _Spread(leaves, coupled, num_samples) if with_error else None
-    for number, (start, stop) in enumerate(chunks):
-        if len(chunks) > 1:
-            noise = directions.draw(leaves, seed, start, stop)
-            if not torch.equal(_square_norms(noise, all_norms[number]), all_norms[number]):
-                raise RuntimeError(
-                    "`distribution`: expected the same directions when they are drawn again from "
-                    "the same seed, got others. Draw from torch's random generators, or pass a "
-                    f"chunk_size of at least num_samples={num_samples}."
-                )
-        for k, (total, z) in enumerate(zip(totals, noise)):
-            d = estimator.dual(z)
-            weights = c[start:stop].to(device=z.device, dtype=z.dtype)
-            total.add_(torch.tensordot(weights, d, dims=1), alpha=1.0 / num_samples)
-            if spread is not None:
-                spread.add(k, weights, d)
-    error = None if spread is None else spread.standard_error(totals)
-    if surrogate is not None:
-        totals = [total + h for total, h in zip(totals, surrogate)]
-    squares = c.square().sum()
-    effective = float(c.abs().sum().square() / squares) if squares > 0 else float(num_samples)
-    count = num_samples * len(estimator.offsets) + int(estimator.uses_center)
-    return LeafEstimate(totals, error, effective, count)
+        all_norms.append(norms)
+        marks.append(_mark(noise))
+    if not estimator.local:
+        e = Evaluations(torch.cat(all_losses), center, torch.cat(all_norms), sigma, coupled)
+        c = estimator.coefficients(e)
+        for mark, (start, stop) in zip(marks, chunks):
+            if len(chunks) > 1:
+                noise = sampling.draw(leaves, start, stop)
+                if not all(torch.equal(x, y) for x, y in zip(_mark(noise), mark)):
+                    raise RuntimeError(
+                        "`distribution`: expected the same directions when they are drawn again "
+                        "from the same seed, got others. Draw from torch's random generators, or "
+                        f"pass a chunk_size of at least num_samples={sampling.num_samples}."
+                    )
+            total.add(c[start:stop], noise)
+    return total.result(surrogate)
 
 
-def _square_norms(noise: Sequence[Tensor], like: Tensor) -> Tensor:
+def _mark(noise: Sequence[Tensor]) -> list[Tensor]:
+    """Return the first entries of directions, by which they are recognised."""
+    return [z.reshape(len(z), -1)[:, :1].clone() for z in noise if z.numel()]
+
+
+def evaluate_range(
+    fn: Callable[..., Tensor], leaves: Sequence[Tensor], sampling: Sampling, start: int, stop: int
+) -> Tensor:
+    """Return the losses of directions `start` to `stop - 1`, `[stop - start, K]`."""
+    parts = [
+        sampling.evaluate(fn, leaves, sampling.draw(leaves, i, j))
+        for i, j in sampling.chunks(leaves, start, stop)
+    ]
+    return torch.cat(parts)
+
+
+def combine_losses(
+    losses: Tensor,
+    center: Tensor | None,
+    leaves: Sequence[Tensor],
+    sampling: Sampling,
+    *,
+    with_error: bool,
+) -> LeafEstimate:
+    """Return the estimate from the losses of all directions, `[N, K]`, regenerating those."""
+    estimator, chunks = sampling.estimator, sampling.chunks(leaves)
+    norms = [losses.new_empty(0)]
+    if estimator.uses_norms:
+        norms = [square_norms(sampling.draw(leaves, i, j), losses) for i, j in chunks]
+    coupled = sampling.coupled(leaves)
+    e = Evaluations(losses, center, torch.cat(norms), sampling.sigma, coupled)
+    c = estimator.coefficients(e)
+    total = _Sum(sampling, leaves, with_error)
+    for start, stop in chunks:
+        total.add(c[start:stop], sampling.draw(leaves, start, stop))
+    return total.result()
+
+
+def second_derivative(
+    fn: Callable[..., Tensor],
+    leaves: Sequence[Tensor],
+    cotangent: Tensor,
+    tangents: Sequence[Tensor],
+    sampling: Sampling,
+) -> tuple[list[Tensor], Tensor]:
+    """Return estimates of H v and J v, the derivatives of the gradient J' c in direction v.
+
+    With h the estimator's curvature coefficients of the losses <c, fn>,
+
+        H v = 1/N sum_i h_i ((z_i'v) z_i - v),      J v = 1/N sum_i c_i (z_i'v),
+
+    the coefficients c_i taken of each entry of the output. The estimate of H is symmetric.
+
+    Args:
+        fn: From leaves (and scratch) to a tensor, the output.
+        leaves: The point.
+        cotangent: c, like the output.
+        tangents: v, like the leaves.
+        sampling: With standard normal directions and an estimator that has a curvature.
+    """
+    estimator, chunks = sampling.estimator, sampling.chunks(leaves)
+    assert estimator.curvature is not None
+    center = sampling.center(fn, leaves)
+    outputs, slopes = [], []
+    for start, stop in chunks:
+        noise = sampling.draw(leaves, start, stop)
+        outputs.append(sampling.evaluate(fn, leaves, noise))
+        slopes.append(_inner(noise, tangents, center))
+    values, slope = torch.cat(outputs), torch.cat(slopes)
+    n, k = values.shape[:2]
+    empty, coupled = values.new_empty(0), sampling.coupled(leaves)
+    weights = cotangent.flatten().to(values)
+    losses = values.reshape(n, k, -1) @ weights
+    at_center = center.flatten() @ weights
+    h = estimator.curvature(Evaluations(losses, at_center, empty, sampling.sigma, coupled))
+
+    def coefficients(column: Tensor, middle: Tensor) -> Tensor:
+        return estimator.coefficients(Evaluations(column, middle, empty, sampling.sigma, coupled))
+
+    columns = torch.func.vmap(coefficients, (2, 0), 1)(values.reshape(n, k, -1), center.flatten())
+    along = (slope @ columns / n).reshape(cotangent.shape).to(cotangent)
+    products = [-h.mean().to(v) * v for v in tangents]
+    for start, stop in chunks:
+        for product, z in zip(products, sampling.draw(leaves, start, stop)):
+            c = (h[start:stop] * slope[start:stop] / n).to(device=z.device, dtype=z.dtype)
+            product.add_(torch.tensordot(c, z, dims=1))
+    return products, along
+
+
+def square_norms(noise: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return norm(z_i)^2 over all leaves, `[n]`."""
     norms = torch.zeros(len(noise[0]), dtype=like.dtype, device=like.device)
     for z in noise:
         norms += z.reshape(len(z), z[0].numel()).square().sum(1).to(norms)
     return norms
 
 
-class _Spread:
-    """Accumulates the variance of the mean of independent blocks of directions.
-
-    With block sums S_b over n_b directions and mean g = sum_b S_b / N, the variance of g is
-    estimated by B / (B - 1) sum_b (S_b - n_b g)^2 / N^2.
-    """
-
-    def __init__(self, leaves: Sequence[Tensor], coupled: int, num_samples: int) -> None:
-        self.coupled = coupled
-        self.num_samples = num_samples
-        sizes = [min(coupled, num_samples - i) for i in range(0, num_samples, coupled)]
-        self.blocks = len(sizes)
-        self.sum_size_squares = float(sum(n * n for n in sizes))
-        self.squares = [torch.zeros_like(x) for x in leaves]
-        self.sized = [torch.zeros_like(x) for x in leaves]
-
-    def add(self, leaf: int, weights: Tensor, directions: Tensor) -> None:
-        """Add a chunk, which begins at a block."""
-        if self.coupled == 1:
-            self.squares[leaf] += torch.tensordot(weights.square(), directions.square(), dims=1)
-            self.sized[leaf] += torch.tensordot(weights, directions, dims=1)
-            return
-        for i in range(0, len(weights), self.coupled):
-            part = weights[i : i + self.coupled]
-            block = torch.tensordot(part, directions[i : i + self.coupled], dims=1)
-            self.squares[leaf] += block.square()
-            self.sized[leaf] += len(part) * block
-
-    def standard_error(self, means: Sequence[Tensor]) -> list[Tensor] | None:
-        """Return the standard error of each entry, or None with fewer than two blocks."""
-        if self.blocks < 2:
-            return None
-        factor = self.blocks / (self.blocks - 1) / self.num_samples**2
-        return [
-            (s2 - 2.0 * g * s1 + g.square() * self.sum_size_squares)
-            .clamp(min=0.0)
-            .mul(factor)
-            .sqrt()
-            for g, s2, s1 in zip(means, self.squares, self.sized)
-        ]
+def _inner(noise: Sequence[Tensor], tangents: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return z_i'v over all leaves, `[n]`."""
+    total = torch.zeros(len(noise[0]), dtype=like.dtype, device=like.device)
+    for z, v in zip(noise, tangents):
+        total += (z.reshape(len(z), v.numel()) @ v.flatten()).to(total)
+    return total

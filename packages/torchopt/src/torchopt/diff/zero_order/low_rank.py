@@ -32,7 +32,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from torchopt.diff.zero_order.directions import Gaussian, draw_seed
+from torchopt.diff.zero_order.error_bars import GradientEstimate, effective_sample_size
 from torchopt.diff.zero_order.estimators import Estimator, Evaluations, as_estimator
+from torchopt.diff.zero_order.evaluate import Evaluator
 
 __all__ = ["Factors", "LowRank", "LowRankNoise"]
 
@@ -159,18 +161,27 @@ class _Perturb(TorchFunctionMode):
 class LowRank:
     """Zero-order gradients of a module from low-rank perturbations.
 
+    For a linear loss with gradient G of a weight, an antithetic pair of rank r has mean G and
+
+        Cov_ij,kl = G_ij G_kl + |G|^2 d_ik d_jl + 2/r ((GG')_ik d_jl + d_ik (G'G)_jl + G_il G_kj),
+
+    with d the identity: the first two terms are those of dense Gaussian directions.
+
     Attributes:
         rank: r >= 1.
         method: An estimator of losses; antithetic by default.
         num_samples: N, number of members (pairs, for antithetic).
         sigma: Size of the perturbation.
         chunk_size: Members evaluated at once by vmap; None: all.
+        vectorized: True: by vmap, or raise. False: in a loop. None: by vmap, or, with one warning,
+            in a loop.
 
     Example:
         >>> net = nn.Linear(3, 1, bias=False).double()
         >>> x = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
-        >>> g = LowRank(rank=2, num_samples=4000).estimate(net, lambda net: net(x).sum(), seed=0)
-        >>> bool((g["weight"] - x).abs().max() < 0.3)
+        >>> engine = LowRank(rank=2, num_samples=4000)
+        >>> result = engine.estimate(net, lambda net: net(x).sum(), seed=0)
+        >>> bool((result.gradient["weight"] - x).abs().max() < 0.3)
         True
     """
 
@@ -179,11 +190,17 @@ class LowRank:
     num_samples: int = 1
     sigma: float = 0.01
     chunk_size: int | None = None
+    vectorized: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rank", "num_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}`: expected at least 1, got {getattr(self, name)}.")
+        for name in ("rank", "num_samples", "chunk_size"):
+            value = getattr(self, name)
+            if value is None and name == "chunk_size":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}`: expected an integer of at least 1, got {value!r}.")
+        if not self.sigma > 0.0:
+            raise ValueError(f"`sigma`: expected a positive number, got {self.sigma!r}.")
         if as_estimator(self.method).dual(torch.tensor(2.0)) != 2.0:
             raise ValueError("LowRank: expected an estimator linear in the directions, not spsa.")
 
@@ -209,65 +226,136 @@ class LowRank:
 
     @torch.no_grad()
     def losses(
-        self, module: nn.Module, loss: Callable[[nn.Module], Tensor], noise: LowRankNoise, s: float
+        self,
+        module: nn.Module,
+        loss: Callable[[nn.Module], Tensor],
+        noise: LowRankNoise,
+        s: float,
+        *,
+        seed: int = 0,
     ) -> Tensor:
-        """Return `loss(module)` with the parameters at theta + s sigma z, `[members]`."""
+        """Return `loss(module)` with the parameters at theta + s sigma z, `[members]`.
+
+        Args:
+            module: Not changed, its buffers neither.
+            loss: From the module to a 0-dim loss.
+            noise: The members.
+            s: Offset, in units of sigma.
+            seed: Of random draws inside `loss` (dropout), common to all members.
+        """
+        return self._losses(module, loss, noise, s, seed, Evaluator(self.vectorized))
+
+    def _losses(
+        self,
+        module: nn.Module,
+        loss: Callable[[nn.Module], Tensor],
+        noise: LowRankNoise,
+        s: float,
+        seed: int,
+        evaluator: Evaluator,
+    ) -> Tensor:
         params = _trainable(module)
+        buffers = dict(module.named_buffers())
         scale = s * self.sigma
         shell = _Loss(module, loss)
+        names = list(noise.factors)
+        dense = list(noise.dense)
 
-        def member(A: dict[str, Tensor], B: dict[str, Tensor], dense: dict[str, Tensor]) -> Tensor:
-            factors = {id(params[name]): Factors(A[name], B[name]) for name in A}
-            swapped = {f"module.{name}": params[name] + scale * z for name, z in dense.items()}
+        def member(*tensors: Tensor) -> Tensor:
+            parts = iter(tensors)
+            factors = {id(params[name]): Factors(next(parts), next(parts)) for name in names}
+            swapped = {f"module.{name}": params[name] + scale * next(parts) for name in dense}
+            swapped.update({f"module.{name}": next(parts) for name in buffers})
             with _Perturb(factors, scale):
-                result: Tensor = torch.func.functional_call(shell, swapped, ())
+                result = torch.func.functional_call(shell, swapped, ())
+            if not isinstance(result, Tensor) or result.ndim != 0:
+                got = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+                raise TypeError(f"`loss`: expected a 0-dim tensor, got {got}.")
             return result
 
-        result: Tensor = torch.func.vmap(member, randomness="same")(
-            {name: f.A for name, f in noise.factors.items()},
-            {name: f.B for name, f in noise.factors.items()},
-            noise.dense,
-        )
-        return result
+        pairs = [t for name in names for t in (noise.factors[name].A, noise.factors[name].B)]
+        points = [*pairs, *(noise.dense[name] for name in dense)]
+        return evaluator(member, points, list(buffers.values()), seed ^ 0x5DEECE66D)
 
     @torch.no_grad()
     def estimate(
-        self, module: nn.Module, loss: Callable[[nn.Module], Tensor], *, seed: int | None = None
-    ) -> dict[str, Tensor]:
+        self,
+        module: nn.Module,
+        loss: Callable[[nn.Module], Tensor],
+        *,
+        seed: int | None = None,
+        with_error: bool = True,
+    ) -> GradientEstimate:
         """Return the estimated gradient by parameter name, for those that require gradients.
 
         For a weight it is 1/N sum_i c_i A_i B_i' / sqrt(r): one product of inner size N r.
 
         Args:
-            module: Its parameters are not changed; it must run under vmap.
-            loss: From the module to a 0-dim loss.
+            module: Its parameters and buffers are not changed.
+            loss: From the module to a 0-dim loss. Its random draws are common to all members.
             seed: Names the members; None: drawn from torch's generator.
+            with_error: Whether to estimate the standard error: a product of inner size N r^2.
         """
         params = _trainable(module)
         estimator = as_estimator(self.method)
+        evaluator = Evaluator(self.vectorized)
         seed = draw_seed() if seed is None else seed
         n = self.num_samples
         rows = n if self.chunk_size is None else self.chunk_size
         chunks = [(i, min(i + rows, n)) for i in range(0, n, rows)]
-        center = loss(module) if estimator.uses_center else None
+        center = None
+        if estimator.uses_center:
+            still = self.noise(params, seed, 0, 1)
+            center = self._losses(module, loss, still, 0.0, seed, evaluator)[0]
         all_losses, norms = [], []
+        noise = LowRankNoise({}, {})
         for start, stop in chunks:
             noise = self.noise(params, seed, start, stop)
-            columns = [self.losses(module, loss, noise, s) for s in estimator.offsets]
+            columns = [
+                self._losses(module, loss, noise, s, seed, evaluator) for s in estimator.offsets
+            ]
             all_losses.append(torch.stack(columns, dim=1))
             norms.append(_square_norms(noise))
         evaluations = Evaluations(torch.cat(all_losses), center, torch.cat(norms), self.sigma)
-        c = estimator.coefficients(evaluations) / n
+        c = estimator.coefficients(evaluations)
         totals = {name: torch.zeros_like(p, requires_grad=False) for name, p in params.items()}
+        squares = {name: torch.zeros_like(x) for name, x in totals.items()}
         for start, stop in chunks:
-            noise = self.noise(params, seed, start, stop)
+            if len(chunks) > 1:
+                noise = self.noise(params, seed, start, stop)
             for name, f in noise.factors.items():
-                weighted = f.A * (c[start:stop, None, None] / math.sqrt(self.rank)).to(f.A)
-                product = torch.einsum("imr,inr->mn", weighted, f.B)
-                totals[name] += product.reshape(totals[name].shape)
+                weights = c[start:stop].to(f.A)
+                totals[name] += _weighted_sum(f, weights).reshape(totals[name].shape)
+                if with_error:
+                    squared = _weighted_sum(_squared(f), weights.square())
+                    squares[name] += squared.reshape(totals[name].shape)
             for name, z in noise.dense.items():
-                totals[name] += torch.tensordot(c[start:stop].to(z), z, dims=1)
-        return totals
+                weights = c[start:stop].to(z)
+                totals[name] += torch.tensordot(weights, z, dims=1)
+                if with_error:
+                    squares[name] += torch.tensordot(weights.square(), z.square(), dims=1)
+        means = {name: total / n for name, total in totals.items()}
+        error = None
+        if with_error and n > 1:
+            error = {
+                name: ((squares[name] / n - g.square()).clamp(min=0.0) / (n - 1)).sqrt()
+                for name, g in means.items()
+            }
+        count = n * len(estimator.offsets) + int(estimator.uses_center)
+        return GradientEstimate(means, error, effective_sample_size(c), count)
+
+
+def _weighted_sum(f: Factors, weights: Tensor) -> Tensor:
+    """Return sum_i w_i A_i B_i' / sqrt(r), one product of inner size N r, `[m, n]`."""
+    r = f.A.shape[-1]
+    A = f.A * (weights[:, None, None] / math.sqrt(r))
+    product: Tensor = A.transpose(1, 2).flatten(0, 1).mT @ f.B.transpose(1, 2).flatten(0, 1)
+    return product
+
+
+def _squared(f: Factors) -> Factors:
+    """Return factors of rank r^2 of the elementwise square of each perturbation."""
+    return Factors(*((x[..., :, None] * x[..., None, :]).flatten(-2) for x in (f.A, f.B)))
 
 
 class _Loss(nn.Module):

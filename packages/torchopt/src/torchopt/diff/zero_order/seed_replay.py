@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchopt.diff.zero_order.directions import Gaussian, Rademacher, draw_seed
+from torchopt.diff.zero_order.directions import Gaussian, Rademacher, draw_seed, seeded
+from torchopt.diff.zero_order.error_bars import GradientEstimate, effective_sample_size
 from torchopt.diff.zero_order.estimators import Estimator, Evaluations, as_estimator
 
-__all__ = ["SeedGradient", "estimate", "perturbed"]
+__all__ = ["SeedGradient", "combine", "estimate", "losses", "perturbed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,18 +31,25 @@ class SeedGradient:
         coefficients: `[N]`, c.
         directions: Their source.
         estimator: Its `dual` is applied to the directions.
+        evaluations: Of the loss.
     """
 
     seed: int
     coefficients: Tensor
     directions: Gaussian | Rademacher
     estimator: Estimator
+    evaluations: int
+
+    @property
+    def effective_sample_size(self) -> float:
+        """Return how many of the N directions carry the gradient; see `GradientEstimate`."""
+        return effective_sample_size(self.coefficients)
 
     @torch.no_grad()
     def add_to_(self, params: Sequence[Tensor], scale: float) -> None:
         """Add `scale * gradient` to `params` in place: a step of SGD is `scale = -lr`.
 
-        Holds one leaf of one direction at a time.
+        Holds one leaf of one direction at a time (of small models, one direction).
         """
         n = len(self.coefficients)
         for i, c in enumerate(self.coefficients.tolist()):
@@ -52,6 +61,22 @@ class SeedGradient:
         totals = [torch.zeros_like(p, requires_grad=False) for p in params]
         self.add_to_(totals, 1.0)
         return totals
+
+    @torch.no_grad()
+    def with_error_bars(self, params: Sequence[Tensor]) -> GradientEstimate:
+        """Return the gradient and its standard error as tensors like `params`."""
+        n = len(self.coefficients)
+        means = self.materialize(params)
+        squares = [torch.zeros_like(g) for g in means]
+        for i, c in enumerate(self.coefficients.tolist()):
+            for square, z in zip(squares, self.directions.leaves(params, self.seed, i)):
+                square.add_(self.estimator.dual(z).square(), alpha=c * c / n)
+        error = None
+        if n > 1:
+            error = [
+                ((s - g.square()).clamp(min=0.0) / (n - 1)).sqrt() for s, g in zip(squares, means)
+            ]
+        return GradientEstimate(means, error, self.effective_sample_size, self.evaluations)
 
 
 @contextmanager
@@ -78,23 +103,29 @@ def perturbed(
         backup: Tensors like `params`, overwritten with the backup; None: made here.
     """
     source = Gaussian() if directions is None else directions
-    if backup is None:
-        backup = [torch.empty_like(p, requires_grad=False) for p in params]
-    with torch.no_grad():
-        for p, b in zip(params, backup, strict=True):
-            b.copy_(p)
-    try:
+    with _kept(params, backup):
         with torch.no_grad():
             for p, z in zip(params, source.leaves(params, seed, member)):
                 p.add_(z, alpha=scale)
         yield
+
+
+@contextmanager
+def _kept(tensors: Sequence[Tensor], backup: Sequence[Tensor] | None = None) -> Iterator[None]:
+    """Put back every bit of `tensors` on exit."""
+    if backup is None:
+        backup = [torch.empty_like(x, requires_grad=False) for x in tensors]
+    with torch.no_grad():
+        for x, b in zip(tensors, backup, strict=True):
+            b.copy_(x)
+    try:
+        yield
     finally:
         with torch.no_grad():
-            for p, b in zip(params, backup):
-                p.copy_(b)
+            for x, b in zip(tensors, backup):
+                x.copy_(b)
 
 
-@torch.no_grad()
 def estimate(
     closure: Callable[[], Tensor],
     params: Sequence[Tensor],
@@ -104,21 +135,32 @@ def estimate(
     sigma: float = 1e-3,
     seed: int | None = None,
     directions: Gaussian | Rademacher | None = None,
+    scratch: Sequence[Tensor] = (),
 ) -> SeedGradient:
     """Return the estimated gradient of `closure()` with respect to `params`.
 
     The parameters are perturbed in place and restored bit for bit. The directions are those of
     `ZeroOrder(directions, ...)` on the same leaves and seed. Memory beyond the model: one copy of
-    the parameters and one leaf of noise.
+    the parameters and one leaf of noise. Random draws inside the closure (dropout) are common to
+    all evaluations.
+
+    In half precision a perturbation below the spacing of the numbers is lost: keep sigma times z
+    above 2**-8 (bfloat16) or 2**-11 (float16) of the weights, or the weights in float32.
 
     Args:
         closure: Evaluates the loss, 0-dim, with the parameters as they are.
-        params: Different tensors, such as `list(model.parameters())`.
+        params: Different tensors that share no memory, such as `list(model.parameters())`.
         method: As in `torchopt.diff.zero_order.zero_order`.
         num_samples: N >= 1.
         sigma: > 0.
         seed: Names the directions; None: drawn from torch's generator.
         directions: Independent ones; default: Gaussian.
+        scratch: Other tensors that the closure overwrites, such as `list(model.buffers())` with
+            BatchNorm: put back after each evaluation.
+
+    Raises:
+        ValueError: An option is out of its range, or two of `params` share memory.
+        TypeError: The closure does not return a 0-dim tensor.
 
     References:
         S. Malladi, T. Gao, E. Nichani, A. Damian, J. Lee, D. Chen, S. Arora, Fine-Tuning Language
@@ -132,23 +174,113 @@ def estimate(
         >>> bool(w.norm() < 0.2)
         True
     """
-    if len({id(p) for p in params}) != len(params):
-        raise ValueError("`params`: expected different tensors, got one of them twice.")
+    if num_samples < 1:
+        raise ValueError(f"`num_samples`: expected at least 1, got {num_samples}.")
     estimator = as_estimator(method)
-    source = Gaussian() if directions is None else directions
     seed = draw_seed() if seed is None else seed
+    options: dict[str, Any] = {
+        "method": estimator,
+        "sigma": sigma,
+        "seed": seed,
+        "directions": directions,
+    }
+    center = _evaluate(closure, params, seed, scratch) if estimator.uses_center else None
+    rows = losses(closure, params, stop=num_samples, scratch=scratch, **options)
+    return combine(rows, params, center=center, **options)
+
+
+@torch.no_grad()
+def losses(
+    closure: Callable[[], Tensor],
+    params: Sequence[Tensor],
+    *,
+    seed: int,
+    stop: int,
+    start: int = 0,
+    method: str | Estimator = "antithetic",
+    sigma: float = 1e-3,
+    directions: Gaussian | Rademacher | None = None,
+    scratch: Sequence[Tensor] = (),
+) -> Tensor:
+    """Return the losses of directions `start` to `stop - 1`: one worker's share of `estimate`.
+
+    Workers that hold the same parameters exchange the seed and these numbers only; `combine` makes
+    the same gradient of them everywhere. Arguments as in `estimate`.
+
+    Returns:
+        `[stop - start, K]`, a column for each offset of the estimator.
+    """
+    if not sigma > 0.0:
+        raise ValueError(f"`sigma`: expected a positive number, got {sigma!r}.")
+    if not 0 <= start < stop:
+        raise ValueError(f"`start`, `stop`: expected 0 <= start < stop, got {start} and {stop}.")
+    _require_disjoint(params)
+    estimator = as_estimator(method)
     backup = [torch.empty_like(p, requires_grad=False) for p in params]
-    center = closure().detach().clone() if estimator.uses_center else None
-    rows, norms = [], []
-    for i in range(num_samples):
+    rows = []
+    for i in range(start, stop):
         row = []
         for s in estimator.offsets:
-            with perturbed(params, seed, i, s * sigma, source, backup):
-                row.append(closure().detach().clone())
+            with perturbed(params, seed, i, s * sigma, directions, backup):
+                row.append(_evaluate(closure, params, seed, scratch))
         rows.append(torch.stack(row))
-        norm = torch.zeros_like(rows[-1][0])
+    return torch.stack(rows)
+
+
+def combine(
+    losses: Tensor,
+    params: Sequence[Tensor],
+    *,
+    seed: int,
+    method: str | Estimator = "antithetic",
+    sigma: float = 1e-3,
+    directions: Gaussian | Rademacher | None = None,
+    center: Tensor | None = None,
+) -> SeedGradient:
+    """Return the gradient from the losses of all directions, `[N, K]`; see `losses`."""
+    estimator = as_estimator(method)
+    source = Gaussian() if directions is None else directions
+    if losses.ndim != 2 or losses.shape[1] != len(estimator.offsets):
+        raise ValueError(
+            f"`losses`: expected shape [N, {len(estimator.offsets)}] (directions, offsets "
+            f"{estimator.offsets}), got {list(losses.shape)}."
+        )
+    if estimator.uses_center and center is None:
+        raise ValueError(f"{estimator.name}: expected center, the loss at theta, got None.")
+    norms = losses.new_zeros(len(losses) if estimator.uses_norms else 0)
+    for i in range(len(norms)):
         for z in source.leaves(params, seed, i):
-            norm += z.square().sum().to(norm)
-        norms.append(norm)
-    evaluations = Evaluations(torch.stack(rows), center, torch.stack(norms), sigma)
-    return SeedGradient(seed, estimator.coefficients(evaluations), source, estimator)
+            norms[i] += z.square().sum().to(norms)
+    c = estimator.coefficients(Evaluations(losses, center, norms, sigma))
+    count = losses.numel() + int(estimator.uses_center)
+    return SeedGradient(seed, c, source, estimator, count)
+
+
+@torch.no_grad()
+def _evaluate(
+    closure: Callable[[], Tensor], params: Sequence[Tensor], seed: int, scratch: Sequence[Tensor]
+) -> Tensor:
+    with _kept(scratch), seeded(seed ^ 0x5DEECE66D, params):
+        loss = closure()
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(f"`closure`: expected a 0-dim tensor, got {got}.")
+    return loss.detach().clone()
+
+
+def _require_disjoint(params: Sequence[Tensor]) -> None:
+    if len({id(p) for p in params}) != len(params):
+        raise ValueError("`params`: expected different tensors, got one of them twice.")
+    spans = []
+    for k, p in enumerate(params):
+        if p.numel():
+            last = sum((n - 1) * step for n, step in zip(p.shape, p.stride()))
+            begin = p.data_ptr()
+            spans.append((str(p.device), begin, begin + (last + 1) * p.element_size(), k))
+    spans.sort()
+    for (device, _, end, k), (other, begin, _, j) in zip(spans, spans[1:]):
+        if device == other and begin < end:
+            raise ValueError(
+                f"`params`: expected tensors that share no memory, but numbers {min(j, k)} and "
+                f"{max(j, k)} do. Pass one of them."
+            )

@@ -45,7 +45,7 @@ from torchopt.diff.zero_order.directions import (
     member_seed,
     seeded,
 )
-from torchopt.diff.zero_order.evaluate import GradientEstimate
+from torchopt.diff.zero_order.error_bars import GradientEstimate, effective_sample_size
 from torchopt.tree import tree_flatten, tree_map, tree_unflatten
 
 __all__ = [
@@ -259,6 +259,5 @@ def _gradient(losses: Tensor, xi: Sequence[Tensor], sigma: float, steps: int) ->
         gradient.append(each.mean(0))
         if n > 1:
             error.append(each.std(0) / n**0.5)
-    squares = c.square().sum()
-    effective = float(c.abs().sum().square() / squares) if squares > 0 else float(n)
+    effective = effective_sample_size(c)
     return GradientEstimate(gradient, error if n > 1 else None, effective, steps)
