@@ -313,16 +313,18 @@ class Orthogonal(_Flat):
         """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
         size = self.coupled(dimension)
 
-        def frame_of(number: int) -> Tensor:
-            generator = torch.Generator().manual_seed(member_seed(seed, number))
-            drawn = torch.randn(2, dimension, size, generator=generator, dtype=torch.float64)
-            q, r = torch.linalg.qr(drawn[0])
-            # The signs make the frame uniformly distributed (Mezzadri 2007).
-            frame = q * torch.sign(torch.diagonal(r))
-            scaled: Tensor = frame * torch.linalg.vector_norm(drawn[1], dim=0)
-            return scaled.T
-
-        return _rows_of_blocks(start, stop, size, frame_of).to(dtype)
+        blocks = range(start // size, -(-stop // size))
+        drawn = torch.empty(len(blocks), 2, dimension, size, dtype=torch.float64)
+        generator = torch.Generator()
+        for out, block in zip(drawn, blocks):
+            out.normal_(generator=generator.manual_seed(member_seed(seed, block)))
+        q, r = torch.linalg.qr(drawn[:, 0])
+        # The signs make the frames uniformly distributed (Mezzadri 2007).
+        signs = torch.sign(torch.diagonal(r, dim1=1, dim2=2))
+        scale = signs * torch.linalg.vector_norm(drawn[:, 1], dim=1)
+        rows: Tensor = (q * scale[:, None]).mT.reshape(-1, dimension)
+        first = start - blocks.start * size
+        return rows[first : first + stop - start].to(dtype)
 
 
 @dataclass(frozen=True)

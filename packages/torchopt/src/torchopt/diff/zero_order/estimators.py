@@ -384,10 +384,11 @@ def z_scores(losses: Tensor) -> Tensor:
 
 
 def _ranks(losses: Tensor) -> Tensor:
-    _, inverse, counts = losses.flatten().unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).to(losses.dtype)
-    middle = last - (counts.to(losses.dtype) + 1.0) / 2.0
-    ranks: Tensor = middle[inverse]
+    flat = losses.flatten()
+    in_order = flat.sort().values
+    smaller = torch.searchsorted(in_order, flat, right=False)
+    not_larger = torch.searchsorted(in_order, flat, right=True)
+    ranks = (smaller + not_larger - 1).to(losses.dtype) / 2.0
     return ranks.reshape(losses.shape)
 
 
