@@ -22,6 +22,8 @@ class Prepared:
         repetitions: operations in one run of the statement.
         renew: run, untimed, before every run of the statement, for cases that must not see
             the same input twice; None where the statement may be run in a loop.
+        clock: the clock to time with, for statements that work in threads of their own; by default
+            the worker's, which is that of its thread.
     """
 
     statement: str
@@ -29,3 +31,4 @@ class Prepared:
     digest: str | None = None
     repetitions: int = 1
     renew: Callable[[], None] | None = None
+    clock: Callable[[], float] | None = None

@@ -34,6 +34,8 @@ class Rival:
             a rival that is taken from the running interpreter's packages.
         borrowed: large requirements that are taken from the running interpreter's packages
             when they are there in exactly this version, and installed otherwise.
+        dependencies: whether pip installs what the requirements require; no for one that would
+            bring a library again that is borrowed.
         site: a prepared folder of packages to use instead of installing any.
         python: the interpreter, the running one by default.
     """
@@ -43,6 +45,7 @@ class Rival:
     module: str
     requirements: tuple[str, ...] = ()
     borrowed: tuple[str, ...] = ()
+    dependencies: bool = True
     site: Path | None = None
     python: str = field(default=sys.executable)
 
@@ -119,7 +122,8 @@ def _install(rival: Rival, requirements: list[str], folder: Path, report: Report
     if report is not None:
         report(f"installing {' '.join(requirements)} for the benchmark of {rival.label}")
     command = [rival.python, "-m", "pip", "install", "--quiet", "--upgrade", "--target"]
-    command += [str(folder), "--disable-pip-version-check", "--no-warn-conflicts", *requirements]
+    command += [str(folder), "--disable-pip-version-check", "--no-warn-conflicts"]
+    command += [*([] if rival.dependencies else ["--no-deps"]), *requirements]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -56,7 +56,8 @@ def measure(
         sample_seconds: how long a sample of a repeatable statement should last, > 0.
         collect: whether the garbage collector is on while the statement runs.
     """
-    timer = timeit.Timer(prepared.statement, timer=TIMER, globals=prepared.names)
+    clock = prepared.clock or TIMER
+    timer = timeit.Timer(prepared.statement, timer=clock, globals=prepared.names)
     loops = 1 if prepared.renew else _loops(timer, sample_seconds)
     samples: list[float] = []
     deadline = time.perf_counter() + seconds

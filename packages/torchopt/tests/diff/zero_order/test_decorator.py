@@ -115,6 +115,14 @@ def test_error_texts() -> None:
         zero_order(torch.randn, num_samples=0)
     with pytest.raises(ValueError, match="`sigma`: expected a positive number"):
         zero_order(torch.randn, sigma=-1.0)
+    for argnums in ((), (0, 0), True, 1.0, "x"):
+        with pytest.raises(ValueError, match="`argnums`: expected one or more different positions"):
+            zero_order(torch.randn, argnums=argnums)
+    with pytest.raises(ValueError, match="`argnums`: expected different positions of the 1"):
+        zero_order(torch.randn, argnums=(0, -1))(linear)(x)
+    for sigma in (float("inf"), float("nan"), 0.0):
+        with pytest.raises(ValueError, match="`sigma`: expected a positive number"):
+            zero_order(torch.randn, sigma=sigma)
     with pytest.raises(ValueError, match="`argnums`: expected positions of the 1 positional"):
         zero_order(torch.randn, argnums=1)(linear)(x)
     with pytest.raises(ValueError, match="found none"):
@@ -349,3 +357,101 @@ def test_compiled_caller_gets_the_eager_result() -> None:
     x = torch.tensor(3.0, dtype=F64, requires_grad=True)
     (g,) = torch.autograd.grad(loss(x), x)
     torch.testing.assert_close(g, torch.tensor(24.0, dtype=F64))
+
+
+@pytest.mark.parametrize("name", [*zero_order.estimators.ESTIMATORS, "shaped"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_estimators_compile_as_one_graph(name: str) -> None:
+    pair = zero_order.estimators.shaped(zero_order.estimators.antithetic)
+    estimator = zero_order.estimators.ESTIMATORS.get(name, pair)
+
+    def generation(x: Tensor, z: Tensor) -> Tensor:
+        batched = torch.func.vmap(lambda p: torch.sin(p).prod())
+        losses = torch.stack([batched(x + s * 0.1 * z) for s in estimator.offsets], dim=1)
+        return x - 0.1 * estimator(losses, z, 0.1, center=torch.sin(x).prod())
+
+    compiled = torch.compile(generation, backend="eager", fullgraph=True)
+    x, z = torch.ones(3, dtype=F64), torch.randn(6, 3, dtype=F64)
+    torch.testing.assert_close(compiled(x, z), generation(x, z))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_one_graph_around_an_estimate_is_refused_by_the_compiler() -> None:
+    f = zero_order(Gaussian(), "antithetic")(lambda x: x * x)
+    compiled = torch.compile(lambda x: f(x), backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="disable"):
+        compiled(torch.tensor(3.0, dtype=F64))
+
+
+def test_a_function_that_overwrites_its_argument_leaves_the_point_alone() -> None:
+    for method in METHODS:
+        for vectorized in (True, False):
+            x = torch.ones(3, dtype=F64)
+            engine = ZeroOrder(Gaussian(), method, num_samples=4, vectorized=vectorized)
+            got = engine.estimate(lambda p: p.mul_(2.0) @ A, x, seed=0)
+            assert torch.equal(x, torch.ones(3, dtype=F64))
+            torch.testing.assert_close(got, engine.estimate(lambda p: 2.0 * p @ A, x, seed=0))
+
+
+def test_a_loss_that_is_not_a_number_is_seen_in_the_estimate() -> None:
+    got = ZeroOrder(Gaussian(), num_samples=4).estimate(
+        lambda p: p.sum() * float("nan"), torch.ones(3)
+    )
+    assert got.gradient.isnan().all()
+    assert got.standard_error.isnan().all()
+    assert got.effective_sample_size != got.effective_sample_size
+
+
+def test_torch_distributions_are_recognised() -> None:
+    like = [torch.zeros(2, 3, dtype=F64), torch.zeros(5000)]
+    as_directions = zero_order.directions.as_directions
+    for normal in (torch.distributions.Normal(0.0, 1.0), torch.randn, Gaussian()):
+        assert as_directions(normal) == Gaussian()
+    other = as_directions(torch.distributions.Laplace(0.0, 0.5**0.5))
+    assert other.independent
+    whole, part = other.draw(like, 3, 0, 9), other.draw(like, 3, 4, 6)
+    assert [x.dtype for x in whole] == [F64, torch.float32]
+    for x, y in zip(whole, part):
+        assert torch.equal(x[4:6], y)
+    (z,) = other.draw(like[:1], 1, 0, 20_000)
+    assert (
+        (z.flatten(1).T @ z.flatten(1) / 20_000 - torch.eye(6)).abs() < 4 * (5 / 20_000) ** 0.5
+    ).all()
+    shifted = as_directions(torch.distributions.Normal(torch.zeros(3), torch.ones(3)))
+    with pytest.raises(ValueError, match=r"a tensor of shape \[3\].* got \[3, 3\]"):
+        shifted.draw([torch.zeros(3)], 0, 0, 1)
+
+
+# --- shares of workers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [*zero_order.estimators.ESTIMATORS])
+@pytest.mark.parametrize("directions", [Gaussian(), zero_order.Orthogonal(2)], ids=repr)
+def test_workers_exchange_a_seed_and_losses_alone(method: str, directions: Any) -> None:
+    engine = ZeroOrder(directions, method, argnums=(1, 0), num_samples=10, sigma=0.2, chunk_size=4)
+    args = ({"a": torch.ones(3, dtype=F64)}, torch.tensor(2.0, dtype=F64))
+
+    def f(p: Any, q: Tensor, *, shift: float) -> Tensor:
+        return torch.sin(q * p["a"] + shift).prod() + 0.1 * torch.randn((), dtype=F64)
+
+    whole = engine.estimate(f, *args, seed=4, shift=0.3)
+    shares = [
+        engine.losses(f, *args, seed=4, start=i, stop=j, shift=0.3)
+        for i, j in ((0, 2), (2, 8), (8, 10))
+    ]
+    assert [s.shape for s in shares] == [(k, len(engine.estimator.offsets)) for k in (2, 6, 2)]
+    center = engine.center(f, *args, seed=4, shift=0.3) if engine.estimator.uses_center else None
+    together = engine.combine(torch.cat(shares), *args, seed=4, center=center)
+    torch.testing.assert_close(together, whole)
+
+
+def test_wrong_shares_are_reported() -> None:
+    engine = ZeroOrder(zero_order.Orthogonal(2), "forward", num_samples=10)
+    x = torch.ones(3, dtype=F64)
+    for start, stop in ((1, 4), (4, 4), (0, 11), (-2, 2)):
+        with pytest.raises(ValueError, match="`start`, `stop`: expected 0 <= start < stop"):
+            engine.losses(linear, x, seed=0, start=start, stop=stop)
+    with pytest.raises(ValueError, match=r"`losses`: expected shape \[10, 1\].* got \[9, 1\]"):
+        engine.combine(torch.ones(9, 1), x, seed=0)
+    with pytest.raises(ValueError, match="`center`: forward expected the loss at the point"):
+        engine.combine(torch.ones(10, 1), x, seed=0)

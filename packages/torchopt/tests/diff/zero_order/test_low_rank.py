@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -135,3 +136,82 @@ def test_wrong_options_are_reported() -> None:
         LowRank(1, "spsa")
     with pytest.raises(RuntimeError, match="no parameters that require gradients"):
         LowRank().estimate(nn.Tanh(), lambda m: torch.zeros(()))
+
+
+class Loop(nn.Module):
+    """Decides by a value, which vmap cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return y if y.sum().item() > 0 else -y
+
+
+def test_what_vmap_cannot_take_runs_in_a_loop_after_one_warning() -> None:
+    net, x = Loop().double(), torch.ones(4, 3, dtype=F64)
+    engine = LowRank(1, num_samples=6, sigma=0.1, chunk_size=2)
+    with pytest.warns(UserWarning, match="vmap cannot take this function") as caught:
+        got = engine.estimate(net, lambda m: m(x).sum(), seed=0)
+    assert len(caught) == 1
+    loop = LowRank(1, num_samples=6, sigma=0.1, vectorized=False)
+    torch.testing.assert_close(got, loop.estimate(net, lambda m: m(x).sum(), seed=0))
+    with pytest.raises(RuntimeError, match="vmap"):
+        LowRank(1, vectorized=True).estimate(net, lambda m: m(x).sum(), seed=0)
+
+
+@pytest.mark.parametrize("method", ["antithetic", "forward"])
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_buffers_are_left_alone_and_masks_are_common(method: str, vectorized: bool) -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 1))
+    net, x = net.double(), torch.randn(16, 4, dtype=F64)
+    buffers = {k: b.clone() for k, b in net.named_buffers()}
+    params = {k: p.detach().clone() for k, p in net.named_parameters()}
+    engine = LowRank(1, method, num_samples=50, sigma=1e-5, vectorized=vectorized)
+    got = engine.estimate(net, lambda m: m(x).square().mean(), seed=1)
+    torch.testing.assert_close(dict(net.named_buffers()), buffers, rtol=0, atol=0)
+    torch.testing.assert_close(dict(net.named_parameters()), params, rtol=0, atol=0)
+    # another mask for each evaluation would make differences of order 1 / sigma
+    assert all(g.abs().max() < 100 for g in got.gradient.values())
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True),
+        lambda: nn.ConvTranspose1d(4, 3, 2),
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 2)),
+        lambda: nn.Bilinear(6, 6, 2),
+    ],
+)
+def test_layers_without_a_thin_product_are_materialised(make: Callable[[], nn.Module]) -> None:
+    net, x = make().double(), torch.randn(2, 4, 6, dtype=F64)
+
+    def loss(m: nn.Module) -> Tensor:
+        return (m(x, x) if isinstance(m, nn.Bilinear) else m(x)).square().mean()
+
+    engine = LowRank(2, num_samples=3, sigma=0.3)
+    params = {k: p.detach() for k, p in net.named_parameters()}
+    noise = engine.noise(params, 0, 0, 3)
+    full = noise.materialize(params)
+    got = engine.losses(net, loss, noise, 1.0)
+    for i in range(3):
+        moved = {k: p + 0.3 * full[k][i] for k, p in params.items()}
+        with torch.no_grad():
+            expected = copy.deepcopy(net)
+            for k, p in expected.named_parameters():
+                p.copy_(moved[k])
+            torch.testing.assert_close(got[i], loss(expected), rtol=1e-10, atol=1e-10)
+
+
+def test_a_loss_that_is_no_scalar_is_reported() -> None:
+    net = nn.Linear(3, 2)
+    with pytest.raises(TypeError, match=r"`loss`: expected a 0-dim tensor, got \[4, 2\]"):
+        LowRank().estimate(net, lambda m: m(torch.ones(4, 3)))
+    with pytest.raises(ValueError, match="`sigma`"):
+        LowRank(sigma=0.0)
+    with pytest.raises(ValueError, match="`chunk_size`"):
+        LowRank(chunk_size=0)

@@ -72,13 +72,16 @@ class ZeroOrder:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}`: expected an integer of at least 1, got {value!r}.")
-        if not self.sigma > 0.0:
+        if not 0.0 < self.sigma < float("inf"):
             raise ValueError(f"`sigma`: expected a positive number, got {self.sigma!r}.")
-        argnums = (self.argnums,) if isinstance(self.argnums, int) else tuple(self.argnums)
-        if not argnums or len(set(argnums)) != len(argnums):
+        argnums = self.argnums if isinstance(self.argnums, (tuple, list)) else (self.argnums,)
+        integers = all(isinstance(i, int) and not isinstance(i, bool) for i in argnums)
+        if not argnums or not integers or len(set(argnums)) != len(argnums):
             raise ValueError(
-                f"`argnums`: expected one or more different positions, got {self.argnums!r}."
+                "`argnums`: expected one or more different positions, an integer or a tuple of "
+                f"integers, got {self.argnums!r}."
             )
+        argnums = tuple(argnums)
         object.__setattr__(self, "argnums", argnums)
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -327,6 +330,11 @@ class _Call:
                     "Pass differentiated arguments by position."
                 )
         argnums = [i % count for i in engine.argnums]
+        if len(set(argnums)) != len(argnums):
+            raise ValueError(
+                f"`argnums`: expected different positions of the {count} positional arguments, got "
+                f"{engine.argnums}."
+            )
         self.flat, self.spec = tree_flatten((args, kwargs))
         self.leaves: list[Tensor] = []
         self.constants: list[Tensor] = []

@@ -35,7 +35,7 @@ class GradientEstimate(NamedTuple):
 def effective_sample_size(coefficients: Tensor) -> float:
     """Return (sum |c_i|)^2 / sum c_i^2; N if all are zero."""
     squares = coefficients.square().sum()
-    if not squares > 0:
+    if squares == 0:
         return float(len(coefficients))
     return float(coefficients.abs().sum().square() / squares)
 

@@ -181,7 +181,8 @@ class Sampling:
 
     def center(self, fn: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Tensor:
         """Return `fn` at theta, with the random draws of the perturbed evaluations."""
-        return self.evaluator(fn, [x[None] for x in leaves], self.scratch, self.inner_seed)[0]
+        points = [x[None].clone() for x in leaves]  # the function may overwrite them
+        return self.evaluator(fn, points, self.scratch, self.inner_seed)[0]
 
 
 class _Sum:

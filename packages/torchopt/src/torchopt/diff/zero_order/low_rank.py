@@ -199,7 +199,7 @@ class LowRank:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}`: expected an integer of at least 1, got {value!r}.")
-        if not self.sigma > 0.0:
+        if not 0.0 < self.sigma < float("inf"):
             raise ValueError(f"`sigma`: expected a positive number, got {self.sigma!r}.")
         if as_estimator(self.method).dual(torch.tensor(2.0)) != 2.0:
             raise ValueError("LowRank: expected an estimator linear in the directions, not spsa.")

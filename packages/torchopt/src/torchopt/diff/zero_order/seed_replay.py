@@ -210,7 +210,7 @@ def losses(
     Returns:
         `[stop - start, K]`, a column for each offset of the estimator.
     """
-    if not sigma > 0.0:
+    if not 0.0 < sigma < float("inf"):
         raise ValueError(f"`sigma`: expected a positive number, got {sigma!r}.")
     if not 0 <= start < stop:
         raise ValueError(f"`start`, `stop`: expected 0 <= start < stop, got {start} and {stop}.")

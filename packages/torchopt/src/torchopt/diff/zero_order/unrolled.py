@@ -172,7 +172,7 @@ def _pair(
         )
     if num_pairs < 1:
         raise ValueError(f"`num_pairs`: expected at least 1, got {num_pairs}.")
-    if not sigma > 0.0:
+    if not 0.0 < sigma < float("inf"):
         raise ValueError(f"`sigma`: expected a positive number, got {sigma!r}.")
     source = Gaussian() if directions is None else directions
     per_episode = loop.horizon // window
