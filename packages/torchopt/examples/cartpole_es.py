@@ -237,6 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=None, help="how many runs")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # the tensors are small: threads would wait for one another
     config = PRESETS["smoke" if options.smoke else "full"]
     if options.seeds is not None:
         config = replace(config, seeds=options.seeds)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import torchopt
 from torchopt.diff import zero_order
 from torchopt.diff.zero_order import Gaussian, ZeroOrder
 from torchopt.errors import NotDifferentiableError
@@ -99,6 +102,37 @@ def test_the_module_is_the_function() -> None:
     assert zero_order.nn.ZeroOrderGradientModule is zero_order.ZeroOrderGradientModule
     decorated = zero_order(lambda shape: torch.randn(shape))(linear)
     assert decorated(torch.zeros(3, dtype=F64)).item() == 10.0
+
+
+# What inspect.signature says of the published torchopt 0.7.3, without annotations.
+SIGNATURES = {
+    "zero_order": "(distribution, method='naive', argnums=(0,), num_samples=1, sigma=1.0)",
+    "ZeroOrderGradientModule": "(*args, **kwargs)",
+    "ZeroOrderGradientModule.forward": "(self, *args, **kwargs)",
+    "ZeroOrderGradientModule.sample": "(self, sample_shape=torch.Size([]))",
+    "nn.module.enable_zero_order_gradients": "(cls, method='naive', num_samples=1, sigma=1.0)",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_positions_and_defaults_are_those_of_the_published_package(name: str) -> None:
+    found = inspect.signature(functools.reduce(getattr, name.split("."), zero_order))
+    ours = [p.replace(annotation=p.empty) for p in found.parameters.values()]
+    published = SIGNATURES[name]
+    count = published.count(",") + 1 - (name == "zero_order")  # the comma within (0,)
+    first = inspect.Signature(ours[:count])
+    assert str(first) == published
+    # what we add is optional
+    assert all(p.kind is p.KEYWORD_ONLY or p.default is not p.empty for p in ours[count:])
+
+
+def test_names_of_the_published_package() -> None:
+    assert torchopt.nn.ZeroOrderGradientModule is zero_order.ZeroOrderGradientModule
+    assert torchopt.diff.ZeroOrderGradientModule is zero_order.ZeroOrderGradientModule
+    assert torchopt.diff.zero_order is zero_order
+    assert issubclass(zero_order.ZeroOrderGradientModule, torchopt.typing.Samplable)
+    assert issubclass(zero_order.ZeroOrderGradientModule, torch.nn.Module)
+    assert {"Samplable", "SampleFunc", "Distribution"} <= set(dir(torchopt.typing))
 
 
 def test_error_texts() -> None:

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory of an estimate does not grow with the number of samples times the size of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchopt.diff.zero_order import Gaussian, ZeroOrder, seed_replay, zero_order
+from torchopt.diff.zero_order.low_rank import LowRank
+
+D = 20_000
+
+
+class Watch(TorchDispatchMode):
+    """Records the bytes of the storages that are alive after each operation, at their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, tuple[Any, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(x, Tensor):
+                storage = x.untyped_storage()
+                reference = torch.multiprocessing.reductions.StorageWeakRef(storage)
+                self.alive[storage._cdata] = (reference, storage.nbytes())
+        self.alive = {k: v for k, v in self.alive.items() if not v[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return out
+
+
+def decorated(n: int, method: str) -> None:
+    x = torch.zeros(D, requires_grad=True)
+    zero_order(torch.randn, method, 0, n, 0.1, chunk_size=8)(lambda p: p.sum())(x).backward()
+
+
+def estimated(n: int, method: str) -> None:
+    engine = ZeroOrder(Gaussian(), method, num_samples=n, sigma=0.1, chunk_size=8)
+    engine.estimate(lambda p: p.sum(), torch.zeros(D), seed=0)
+
+
+def combined(n: int, method: str) -> None:
+    engine = ZeroOrder(Gaussian(), method, num_samples=n, sigma=0.1, chunk_size=8)
+    losses = engine.losses(lambda p: p.sum(), torch.zeros(D), seed=0)
+    engine.combine(losses, torch.zeros(D), seed=0)
+
+
+def replayed(n: int, method: str) -> None:
+    p = torch.zeros(D)
+    gradient = seed_replay.estimate(lambda: p.sum(), [p], method=method, num_samples=n, seed=0)
+    gradient.add_to_([p], -0.1)
+
+
+def low_rank(n: int, method: str) -> None:
+    net = nn.Linear(D // 100, 100)
+    LowRank(1, method, num_samples=n, chunk_size=8).estimate(
+        net, lambda m: m(torch.ones(1, D // 100)).sum(), seed=0
+    )
+
+
+@pytest.mark.parametrize("run", [decorated, estimated, combined, replayed, low_rank])
+@pytest.mark.parametrize("method", ["antithetic", "leave_one_out"])
+def test_peak_does_not_grow_with_samples(run: Any, method: str) -> None:
+    peaks = []
+    for n in (16, 128):
+        with Watch() as watch:
+            run(n, method)
+        peaks.append(watch.peak)
+    # 112 samples more would be 112 D floats; their losses and coefficients are a few numbers each
+    assert peaks[0] > 4 * D
+    assert peaks[1] - peaks[0] < 112 * 100
+    if run is replayed:  # the copy, one direction and what arithmetic needs
+        assert peaks[1] < 6 * 4 * D
