@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
-__all__ = ["KernelUnavailableError", "NotDifferentiableError", "TorchOptError"]
+__all__ = [
+    "KernelUnavailableError",
+    "NotDifferentiableError",
+    "TorchOptError",
+    "WorkerError",
+]
 
 
 class TorchOptError(Exception):
@@ -16,3 +21,40 @@ class KernelUnavailableError(TorchOptError, RuntimeError):
 
 class NotDifferentiableError(TorchOptError, RuntimeError):
     """A gradient was asked for with respect to something the loss does not depend on."""
+
+
+class WorkerError(TorchOptError, RuntimeError):
+    """A process of a distributed run raised, did not answer in time, or is gone.
+
+    Where the worker raised, the error is also an instance of the exception it raised, so that
+    `except ValueError` catches a `ValueError` of a remote call.
+
+    Attributes:
+        rank: Rank of the worker; None if it cannot be told.
+        task: What it was doing, such as `"task 3 of 8"`; None outside of tasks.
+        kind: `"raised"`, `"timed out"` or `"lost"`.
+        remote_traceback: Where it was; empty if there is none to be had.
+    """
+
+    def __init__(
+        self, rank: int | None, task: str | None, kind: str, remote_traceback: str
+    ) -> None:
+        self.rank = rank
+        self.task = task
+        self.kind = kind
+        self.remote_traceback = remote_traceback
+        where = "a worker" if rank is None else f"rank {rank}"
+        doing = "" if task is None else f" in {task}"
+        trace = f"\n\nOn {where}:\n{remote_traceback.rstrip()}" if remote_traceback else ""
+        super().__init__(f"{where} {_WORKER_FAILURES[kind]}{doing}.{trace}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return WorkerError, (self.rank, self.task, self.kind, self.remote_traceback)
+
+
+_WORKER_FAILURES = {
+    "raised": "raised",
+    "timed out": "did not finish in time",
+    "lost": "is lost: its process was killed or its machine cannot be reached;"
+    " the connection ended",
+}

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Meta-learning on many processes: remote calls, and collective gradients over tasks.
+
+| module | contents |
+|---|---|
+| `world` | who am I, how many are there, `auto_init_rpc` |
+| `api` | `parallelize`, remote calls; with `partition`, `reduce` and `wire` |
+| `autograd` | gradients through remote calls |
+| `task_parallel` | `TaskParallel`: the gradient of a mean over tasks, by all ranks together |
+| `sharded` | zero-order estimates that exchange seeds and losses alone |
+| `checkpoint`, `watch` | runs that continue; failures that are told |
+| `launch` | `spawn`: the processes of a world, from Python |
+
+Remote calls run what peers send: a world must stay inside a trusted network. On one machine all
+addresses are those of the loopback interface.
+"""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+import torch.distributed.rpc as rpc
+
+from torchopt.distributed import api, autograd, world
+from torchopt.distributed.api import (
+    TensorDimensionPartitioner,
+    batch_partitioner,
+    dim_partitioner,
+    mean_reducer,
+    parallelize,
+    parallelize_async,
+    parallelize_sync,
+    remote_async_call,
+    remote_sync_call,
+    sum_reducer,
+)
+from torchopt.distributed.checkpoint import Checkpoint
+from torchopt.distributed.launch import spawn
+from torchopt.distributed.reduce import WeightedReducer, weighted_mean_reducer
+from torchopt.distributed.sharded import zero_order
+from torchopt.distributed.task_parallel import MetaStep, TaskParallel
+from torchopt.distributed.wire import Shared, WireStats, share, wire_stats
+from torchopt.distributed.world import (
+    WorldInfo,
+    auto_init_rpc,
+    barrier,
+    driver,
+    get_backend,
+    get_local_rank,
+    get_local_world_size,
+    get_rank,
+    get_worker_id,
+    get_world_info,
+    get_world_rank,
+    get_world_size,
+    not_on_rank,
+    on_rank,
+    rank_non_zero_only,
+    rank_zero_only,
+    shutdown,
+)
+
+__all__ = [
+    "Checkpoint",
+    "MetaStep",
+    "Shared",
+    "TaskParallel",
+    "TensorDimensionPartitioner",
+    "WeightedReducer",
+    "WireStats",
+    "WorldInfo",
+    "auto_init_rpc",
+    "barrier",
+    "batch_partitioner",
+    "dim_partitioner",
+    "driver",
+    "get_backend",
+    "get_local_rank",
+    "get_local_world_size",
+    "get_rank",
+    "get_worker_id",
+    "get_world_info",
+    "get_world_rank",
+    "get_world_size",
+    "is_available",
+    "mean_reducer",
+    "not_on_rank",
+    "on_rank",
+    "parallelize",
+    "parallelize_async",
+    "parallelize_sync",
+    "rank_non_zero_only",
+    "rank_zero_only",
+    "remote_async_call",
+    "remote_sync_call",
+    "share",
+    "shutdown",
+    "spawn",
+    "sum_reducer",
+    "weighted_mean_reducer",
+    "wire_stats",
+    "zero_order",
+]
+
+
+def is_available() -> bool:
+    """Return whether torch has process groups, remote calls and distributed autograd."""
+    return dist.is_available() and rpc.is_available() and autograd.is_available()

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start the processes of a world on this machine, from Python."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torchopt.distributed.raised import Raised
+from torchopt.distributed.session import serve_store
+from torchopt.errors import WorkerError
+
+__all__ = ["spawn"]
+
+_LAST_WORDS = 10.0  # seconds that the others have to end by themselves after one failed
+
+
+def spawn(
+    main: Callable[..., Any],
+    nprocs: int,
+    args: tuple[Any, ...] = (),
+    *,
+    env: Mapping[str, str] | None = None,
+    start_method: str = "spawn",
+    timeout: float | None = None,
+) -> list[Any]:
+    """Run `main(*args)` in `nprocs` processes on this machine and return what each returned.
+
+    The processes get the environment that torchrun would give them. They meet at a store that this
+    process holds, at the loopback address and a free port, so nothing is reachable from outside and
+    no port has to be chosen. All of them are ended when one fails.
+
+    Args:
+        main: A function at the top level of a module; usually decorated with `auto_init_rpc`.
+        nprocs: Number of processes, >= 1.
+        args: For `main`; pickled.
+        env: More environment variables for the processes.
+        start_method: Of multiprocessing: `"spawn"` or `"forkserver"`.
+        timeout: Seconds until all processes must be done; None: no limit.
+
+    Returns:
+        The results, by rank; they are pickled.
+
+    Raises:
+        WorkerError: A process raised, was killed, or did not end in time: that of the lowest rank
+            that raised, else of the first that failed.
+
+    Example:
+        >>> import torchopt.distributed as todist
+        >>> todist.spawn(todist.get_world_rank, 2, start_method="forkserver")
+        [0, 1]
+    """
+    if nprocs < 1:
+        raise ValueError(f"`nprocs`: expected at least 1, got {nprocs}.")
+    store, port = serve_store("127.0.0.1")
+    context = multiprocessing.get_context(start_method)
+    workers: list[_Worker] = []
+    try:
+        for rank in range(nprocs):
+            variables = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(nprocs),
+                "LOCAL_WORLD_SIZE": str(nprocs),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+                "TORCHELASTIC_RESTART_COUNT": "0",
+                **(env or {}),
+            }
+            # As torchrun does: processes that share the cores must not fight over them.
+            if nprocs > 1 and "OMP_NUM_THREADS" not in os.environ:
+                variables.setdefault("OMP_NUM_THREADS", "1")
+            workers.append(_Worker(context, rank, main, args, variables))
+        _wait(workers, timeout)
+    finally:
+        for worker in workers:
+            worker.end()
+        del store
+    return [worker.result for worker in workers]
+
+
+class _Worker:
+    """A process, and the pipe through which its result comes."""
+
+    def __init__(
+        self,
+        context: Any,
+        rank: int,
+        main: Callable[..., Any],
+        args: tuple[Any, ...],
+        variables: dict[str, str],
+    ) -> None:
+        self.rank = rank
+        self.result: Any = None
+        self.error: WorkerError | None = None
+        self.done = False
+        self.pipe, theirs = context.Pipe(duplex=False)
+        # The environment must be there before the modules of `main` are imported.
+        payload = pickle.dumps((main, args))
+        self.process = context.Process(
+            target=_child, args=(variables, payload, theirs), name=f"rank {rank}"
+        )
+        self.process.start()
+        theirs.close()
+
+    def hear(self) -> None:
+        """Take what came through the pipe."""
+        try:
+            outcome, value = pickle.loads(self.pipe.recv_bytes())
+        except EOFError:
+            self.done = True
+            self.process.join(_LAST_WORDS)
+            code = self.process.exitcode
+            if self.result is None and self.error is None and code != 0:
+                how = (
+                    f"killed by signal {-code}" if code is not None and code < 0 else f"code {code}"
+                )
+                self.error = WorkerError(self.rank, None, "lost", f"the process ended: {how}")
+            return
+        if outcome == "raised":
+            self.error = value.as_error(self.rank)
+        else:
+            self.result = value
+
+    def end(self) -> None:
+        """End the process if it still runs."""
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join(2.0)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.pipe.close()
+        self.process.close()
+
+
+def _child(variables: dict[str, str], payload: bytes, pipe: Any) -> None:
+    os.environ.update(variables)
+    if "OMP_NUM_THREADS" in variables:
+        import torch
+
+        torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
+    from torchopt.distributed import session
+
+    try:
+        main, args = pickle.loads(payload)
+        result = main(*args)
+        # Plain bytes: multiprocessing would hand tensors over as memory of this process.
+        pipe.send_bytes(pickle.dumps(("returned", result)))
+        session.close()
+    except Exception as error:
+        pipe.send_bytes(pickle.dumps(("raised", Raised(error))))
+        session.close()
+        raise SystemExit(1) from None
+
+
+def _wait(workers: list[_Worker], timeout: float | None) -> None:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    failed_at: float | None = None
+    while not all(worker.done for worker in workers):
+        now = time.monotonic()
+        if failed_at is None and any(w.error is not None for w in workers):
+            failed_at = now
+        if failed_at is not None and now > failed_at + _LAST_WORDS:
+            break
+        if deadline is not None and now > deadline:
+            if failed_at is None:
+                late = [w.rank for w in workers if not w.done]
+                raise WorkerError(late[0], None, "timed out", f"ranks {late} still run")
+            break
+        pipes = {w.pipe: w for w in workers if not w.done}
+        for pipe in multiprocessing.connection.wait(list(pipes), timeout=0.5):
+            pipes[pipe].hear()
+    errors = [w.error for w in workers if w.error is not None]
+    if errors:
+        # The process that raised knows more than those that lost it.
+        raise next((e for e in errors if e.kind == "raised"), errors[0])

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sum whose rounding does not depend on who adds what.
+
+The terms 0 ... n - 1 are the leaves of a binary tree, always the same one, and the value of a node
+is the sum of its two children. Whoever holds both children can add them; whoever holds a part of
+the leaves is left with the few nodes whose siblings are elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+__all__ = ["Node", "OrderedSum", "nodes_of"]
+
+T = TypeVar("T")
+
+#: (level, index): the terms from index * 2**level to (index + 1) * 2**level - 1.
+Node = tuple[int, int]
+
+
+class OrderedSum(Generic[T]):
+    """A part of the sum.
+
+    Args:
+        terms: n, how many terms the whole sum has.
+        add: Adds the right one to the left one of two neighbours and returns the sum.
+
+    Attributes:
+        nodes: The values of the nodes that are known and whose siblings are not.
+
+    Example:
+        >>> parts = OrderedSum(3, lambda a, b: f"({a}+{b})")
+        >>> for i in (2, 1, 0):
+        ...     parts.put((0, i), str(i))
+        >>> parts.total()
+        '((0+1)+2)'
+    """
+
+    def __init__(self, terms: int, add: Callable[[T, T], T]) -> None:
+        self.terms = terms
+        self.add = add
+        self.nodes: dict[Node, T] = {}
+        self.top = max(terms - 1, 0).bit_length()
+
+    def put(self, node: Node, value: T) -> None:
+        """Give the value of a node, in any order."""
+        level, index = node
+        while level < self.top:
+            sibling = (level, index ^ 1)
+            if sibling in self.nodes:
+                other = self.nodes.pop(sibling)
+                value = self.add(value, other) if index % 2 == 0 else self.add(other, value)
+            elif (sibling[1] << level) < self.terms:
+                break  # there is a sibling, and it is not known
+            level, index = level + 1, index // 2
+        self.nodes[level, index] = value
+
+    def total(self) -> T:
+        """Return the whole sum."""
+        return self.nodes[self.top, 0]
+
+
+def nodes_of(leaves: Iterable[int], terms: int) -> list[Node]:
+    """Return the nodes that are left when the terms `leaves` are added up, sorted.
+
+    Example:
+        >>> nodes_of([0, 1, 2, 3, 4], 8)
+        [(0, 4), (2, 0)]
+    """
+    parts: OrderedSum[int] = OrderedSum(terms, lambda a, b: 0)
+    for leaf in leaves:
+        parts.put((0, leaf), 0)
+    return sorted(parts.nodes)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exceptions of one process that are raised in another."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pickle
+import traceback
+from typing import Any
+
+from torchopt.errors import WorkerError
+
+__all__ = ["Raised"]
+
+
+class Raised:
+    """An exception on its way to another process: its traceback as text, and its class.
+
+    Args:
+        error: The exception.
+        rank: Where it was raised; None: the receiver knows.
+        task: In what; None: the receiver knows.
+    """
+
+    def __init__(
+        self, error: BaseException, rank: int | None = None, task: str | None = None
+    ) -> None:
+        self.rank = rank
+        self.task = task
+        self.trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        self.kind: bytes | None = None
+        with contextlib.suppress(pickle.PicklingError, AttributeError):  # a class without a name
+            self.kind = pickle.dumps(type(error))
+
+    def as_error(self, rank: int | None = None, task: str | None = None) -> WorkerError:
+        """Return an error that is also an instance of what was raised."""
+        arguments = (
+            self.rank if rank is None else rank,
+            self.task if task is None else task,
+            "raised",
+            self.trace,
+        )
+        kind: Any = None
+        if self.kind is not None:
+            with contextlib.suppress(Exception):  # a class that only the other process has
+                kind = pickle.loads(self.kind)
+        if kind is not None and issubclass(kind, Exception) and not issubclass(WorkerError, kind):
+            with contextlib.suppress(TypeError):  # classes that cannot be combined
+                return _combined(kind)(*arguments)
+        return WorkerError(*arguments)
+
+
+@functools.cache
+def _combined(kind: type[Exception]) -> type[WorkerError]:
+    def text(self: WorkerError) -> str:
+        return str(self.args[0])
+
+    def new(cls: type[Any], *args: Any) -> Any:
+        del args
+        return Exception.__new__(cls)
+
+    names: dict[str, Any] = {
+        "__str__": text,
+        "__init__": WorkerError.__init__,
+        "__new__": new,
+        "__module__": kind.__module__,
+        "__doc__": f"A `{kind.__name__}` that was raised on a worker.",
+    }
+    return type(kind.__name__, (WorkerError, kind), names)

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calls of `parallelize` where every rank runs the same program.
+
+Each rank has the same list of calls and runs those that are its own. All get all results. A result
+depends on the differentiable arguments through the rank that computed it: in the backward pass each
+rank pulls the cotangents of its own results back, and the sums over the ranks are the gradients, on
+every rank. All ranks have to take part in the backward pass.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchopt.distributed.group import Group
+from torchopt.distributed.partition import Call
+from torchopt.distributed.raised import Raised
+from torchopt.distributed.session import DEFAULT_TIMEOUT, current
+from torchopt.distributed.wire import Shared, unshared
+from torchopt.errors import NotDifferentiableError
+from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
+from torchopt.tree_function import apply_rule
+
+__all__ = ["run_replicated"]
+
+
+def run_replicated(func: Callable[..., Any], calls: Sequence[Call], timeout: float = 0.0) -> Any:
+    """Return the results of the calls, the same on every rank, with their derivatives.
+
+    Args:
+        func: The function.
+        calls: The same on every rank.
+        timeout: Seconds for each call; not positive: that of the world.
+
+    Raises:
+        WorkerError: A call raised, on any rank; raised on every rank.
+    """
+    group = Group()
+    func = getattr(func, "__parallelize_unwrapped__", func)
+    name = getattr(func, "__name__", "function").partition("__parallelize")[0]
+    inputs = _differentiable(calls)
+    session = current()
+    default = DEFAULT_TIMEOUT if session is None else session.timeout
+    seconds = timeout if timeout > 0 else default
+    own: dict[int, Any] = {}
+    for i, (rank, args, kwargs) in enumerate(calls):
+        if not 0 <= rank < group.size:
+            raise ValueError(
+                f"partitioner: expected ranks below {group.size}, the number of processes, got "
+                f"{rank} in call {i + 1} of {len(calls)}"
+            )
+        if rank != group.rank:
+            continue
+        task = f"task {i + 1} of {len(calls)} ({name})"
+        try:
+            with group.task(task, seconds):
+                own[i] = func(*unshared(tuple(args or ())), **unshared(dict(kwargs or {})))
+                pickle.dumps(_plain(own[i]))
+        except Exception as error:
+            own[i] = Raised(error, group.rank, task)
+            break
+    outcomes: dict[int, Any] = {}
+    for part in group.gather_objects({i: _plain(x) for i, x in own.items()}):
+        outcomes.update(part)
+    for outcome in outcomes.values():
+        if isinstance(outcome, Raised):
+            raise outcome.as_error()
+    results = [outcomes[i] for i in range(len(calls))]
+    if not inputs or not torch.is_grad_enabled():
+        return results
+    return _joined(group, inputs, own, results)
+
+
+def _plain(result: Any) -> Any:
+    """Return a result without its graph, on the CPU, ready to be sent."""
+    if isinstance(result, Raised):
+        return result
+    leaves, spec = tree_flatten(result, none_is_leaf=True)
+    return tree_unflatten(spec, [x.detach().cpu() if isinstance(x, Tensor) else x for x in leaves])
+
+
+def _differentiable(calls: Sequence[Call]) -> list[Tensor]:
+    """Return the tensors that require a gradient in the arguments of all calls, each once."""
+    found: dict[int, Tensor] = {}
+    for _, args, kwargs in calls:
+        for leaf in tree_leaves(unshared((args, kwargs))):
+            tensors: Any = ()
+            if isinstance(leaf, Tensor):
+                tensors = (leaf,)
+            elif isinstance(leaf, nn.Module):
+                tensors = (
+                    x for m in leaf.modules() for x in m._parameters.values() if x is not None
+                )
+            elif isinstance(leaf, Shared):
+                tensors = (x for x in tree_leaves(leaf.value) if isinstance(x, Tensor))
+            found.update({id(x): x for x in tensors if x.requires_grad})
+    return list(found.values())
+
+
+class _Join:
+    """The results of all ranks, as a rule for derivatives."""
+
+    needs_its_closure = True
+
+    def __init__(
+        self, group: Group, inputs: list[Tensor], values: list[Tensor], own: dict[int, Tensor]
+    ) -> None:
+        self.group = group
+        self.inputs = inputs
+        self.values = values
+        self.own = own  # position among the values -> the result with its graph
+        self.num_differentiable_inputs = len(inputs)
+        self.num_differentiable_outputs = len(values)
+
+    def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        del inputs
+        return tuple(x.clone() for x in self.values)
+
+    def pull_back(
+        self,
+        inputs: tuple[Tensor, ...],
+        outputs: tuple[Tensor, ...],
+        cotangents: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        del inputs, outputs
+        if torch.is_grad_enabled():
+            raise NotDifferentiableError(
+                "parallelize: the derivative of results from several processes is of first order; "
+                "expected a backward pass without create_graph. Take higher derivatives inside of "
+                "the parallelized function."
+            )
+        roots = {k: x for k, x in self.own.items() if x.requires_grad}
+        grads: Sequence[Tensor | None] = [None] * len(self.inputs)
+        if roots:
+            with torch.enable_grad():
+                grads = torch.autograd.grad(
+                    list(roots.values()),
+                    self.inputs,
+                    [cotangents[k].to(x) for k, x in roots.items()],
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+        dense = [torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, grads)]
+        return tuple(_summed(self.group, dense))
+
+    def push_forward(
+        self, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        raise NotDifferentiableError(
+            "parallelize: results from several processes have no forward-mode derivative; use "
+            "reverse mode"
+        )
+
+
+def _summed(group: Group, tensors: list[Tensor]) -> list[Tensor]:
+    """Return the sums over the ranks, with one operation for each dtype and device."""
+    kinds: dict[Any, list[int]] = {}
+    for k, x in enumerate(tensors):
+        kinds.setdefault((x.dtype, x.device), []).append(k)
+    result = list(tensors)
+    for members in kinds.values():
+        total = group.sum_(torch.cat([tensors[k].reshape(-1) for k in members]))
+        for k, part in zip(members, total.split([tensors[k].numel() for k in members])):
+            result[k] = part.view_as(tensors[k])
+    return result
+
+
+def _joined(group: Group, inputs: list[Tensor], own: dict[int, Any], results: list[Any]) -> Any:
+    leaves, spec = tree_flatten(results, none_is_leaf=True)
+    graphs: dict[int, Tensor] = {}  # position among all leaves -> own tensor
+    position = 0
+    for i, result in enumerate(results):
+        count = len(tree_leaves(result, none_is_leaf=True))
+        if i in own:
+            for k, x in enumerate(tree_leaves(own[i], none_is_leaf=True)):
+                if isinstance(x, Tensor):
+                    graphs[position + k] = x
+        position += count
+    slots = [
+        k
+        for k, x in enumerate(leaves)
+        if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+    ]
+    if not slots:
+        return results
+    device = inputs[0].device
+    values = [leaves[k].to(device) for k in slots]
+    mine = {n: graphs[k] for n, k in enumerate(slots) if k in graphs}
+    for k, x in zip(slots, apply_rule(_Join(group, inputs, values, mine), *inputs)):
+        leaves[k] = x
+    joined: Any = tree_unflatten(spec, leaves)
+    return joined

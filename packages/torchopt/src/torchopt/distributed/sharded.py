@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Zero-order estimates by many processes that exchange seeds and losses, never tensors.
+
+A direction is a seed, so every rank can make every direction. The losses along them are shared out:
+each rank evaluates its part, and the numbers go round, 8 bytes an evaluation. Every rank then has
+all coefficients and adds up the same gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.zero_order.decorator import ZeroOrder
+from torchopt.diff.zero_order.directions import draw_seed
+from torchopt.diff.zero_order.evaluate import Evaluator
+from torchopt.distributed.group import Group, share_of
+from torchopt.distributed.session import DEFAULT_TIMEOUT
+
+__all__ = ["ShardedEvaluator", "zero_order"]
+
+
+@dataclass
+class ShardedEvaluator(Evaluator):
+    """Evaluates this rank's share of the points and gets the losses at the others.
+
+    Attributes:
+        vectorized: As in `Evaluator`.
+        group: The ranks.
+        timeout: Seconds that the evaluation of a share may take.
+    """
+
+    group: Group = field(default_factory=Group)
+    timeout: float = DEFAULT_TIMEOUT
+
+    def __call__(
+        self,
+        fn: Callable[..., Tensor],
+        points: Sequence[Tensor],
+        scratch: Sequence[Tensor],
+        seed: int,
+    ) -> Tensor:
+        """Return `fn` at each point, `[n]`, the same on every rank."""
+        n = len(points[0])
+        if n < self.group.size:  # a share would be empty: everyone evaluates everything
+            return super().__call__(fn, points, scratch, seed)
+        own = share_of(n, self.group.rank, self.group.size)
+        with self.group.task(f"evaluations {own.start + 1} to {own.stop} of {n}", self.timeout):
+            part = super().__call__(fn, [x[own.start : own.stop] for x in points], scratch, seed)
+        row = torch.zeros(n, dtype=torch.float64, device=self.group.device)
+        row[own.start : own.stop] = part.double()
+        return self.group.sum_(row).to(part)
+
+
+def zero_order(
+    engine: ZeroOrder, *, group: Any = None, timeout: float = DEFAULT_TIMEOUT
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return `engine` for functions that every rank calls with the same arguments.
+
+    The estimate is that of the engine in one process: same directions, same coefficients. On the
+    wire are the seed, once, and the losses.
+
+    Args:
+        engine: A value of `torchopt.diff.zero_order.ZeroOrder`.
+        group: A process group of torch.distributed; None: the world.
+        timeout: Seconds that a rank's share of the evaluations may take.
+
+    Raises:
+        RuntimeError: The world was opened for remote calls.
+
+    Example:
+        >>> from torchopt.diff.zero_order import Gaussian, ZeroOrder
+        >>> engine = ZeroOrder(Gaussian(), "antithetic", num_samples=500, sigma=0.1)
+        >>> x = torch.tensor([1.0, -3.0], requires_grad=True)
+        >>> zero_order(engine)(lambda x: (x ** 2).sum())(x).backward()
+        >>> bool((x.grad - 2 * x).norm() < 1.0)
+        True
+    """
+    ranks = Group(group)
+
+    def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
+        evaluator = ShardedEvaluator(engine.vectorized, ranks, timeout)
+
+        @functools.wraps(fn)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            seed = torch.tensor(draw_seed(engine.generator), device=ranks.device)
+            generator = torch.Generator().manual_seed(int(ranks.broadcast_(seed)))
+            return replace(engine, generator=generator).run(fn, evaluator, args, kwargs)
+
+        return wrapped
+
+    return decorate

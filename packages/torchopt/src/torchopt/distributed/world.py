@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which process is this, how many are there, and how they start.
+
+The launcher says it in the environment (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`,
+`MASTER_ADDR`, `MASTER_PORT`), as torchrun does; without any of them the world is this process.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+import torch.distributed.rpc as rpc
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from torchopt.distributed import session as _session
+from torchopt.errors import WorkerError
+
+__all__ = [
+    "WorldInfo",
+    "auto_init_rpc",
+    "barrier",
+    "driver",
+    "get_backend",
+    "get_local_rank",
+    "get_local_world_size",
+    "get_rank",
+    "get_worker_id",
+    "get_world_info",
+    "get_world_rank",
+    "get_world_size",
+    "not_on_rank",
+    "on_rank",
+    "rank_all",
+    "rank_non_zero_only",
+    "rank_zero_only",
+    "shutdown",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def default_worker_name_format(
+    world_rank: int, world_size: int, local_rank: int, local_world_size: int
+) -> str:
+    """Return `worker` and the rank, zero-padded to the width of the world size.
+
+    Example:
+        >>> default_worker_name_format(1, 12, local_rank=1, local_world_size=4)
+        'worker01'
+    """
+    del local_rank, local_world_size
+    return f"worker{world_rank:0{len(str(world_size))}d}"
+
+
+_worker_name_format: Callable[..., str] = default_worker_name_format
+
+
+class WorldInfo(NamedTuple):
+    """Where this process stands.
+
+    Attributes:
+        world_rank: Of this process, from 0.
+        world_size: Number of processes.
+        local_rank: Of this process among those of its machine.
+        local_world_size: Number of processes on this machine.
+    """
+
+    world_rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+    @property
+    def rank(self) -> int:
+        """The same as `world_rank`."""
+        return self.world_rank
+
+    @property
+    def worker_name(self) -> str:
+        """The name of this process in remote calls."""
+        return _worker_name_format(**self._asdict())
+
+
+def get_world_info() -> WorldInfo:
+    """Return where this process stands, as the environment says now."""
+    return WorldInfo(
+        int(os.environ.get("RANK", "0")),
+        int(os.environ.get("WORLD_SIZE", "1")),
+        int(os.environ.get("LOCAL_RANK", "0")),
+        int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+    )
+
+
+def get_world_rank() -> int:
+    """Return the rank of this process in the world."""
+    return get_world_info().world_rank
+
+
+get_rank = get_world_rank
+
+
+def get_world_size() -> int:
+    """Return the number of processes."""
+    return get_world_info().world_size
+
+
+def get_local_rank() -> int:
+    """Return the rank of this process among those of its machine."""
+    return get_world_info().local_rank
+
+
+def get_local_world_size() -> int:
+    """Return the number of processes on this machine."""
+    return get_world_info().local_world_size
+
+
+def get_backend() -> str | None:
+    """Return `"local"`, `"rpc"` or `"collective"`, or None outside of a world."""
+    session = _session.current()
+    if session is not None:
+        return session.backend
+    return "rpc" if _session._agent_is_set() else None
+
+
+def get_worker_id(id: str | int | None = None) -> int:  # noqa: A002 - the published name
+    """Return the rank of a worker given by name or rank; None: this process.
+
+    Raises:
+        RuntimeError: A name is given and RPC is not initialised, or knows no such name.
+    """
+    if isinstance(id, int):
+        return id
+    if id is None and _session.current() is not None:
+        return get_world_rank()
+    return int(rpc.get_worker_info(worker_name=id).id)
+
+
+def barrier(worker_names: Iterable[str] | None = None) -> None:
+    """Wait until all workers, or those named, have come here.
+
+    Args:
+        worker_names: Names of the workers that take part; None: all of them.
+
+    Raises:
+        WorkerError: One of them failed before it came here.
+        TimeoutError: One did not come in time.
+    """
+    names = tuple(sorted(set(worker_names))) if worker_names is not None else ()
+    session = _session.current()
+    if session is not None:
+        size = len(names) if worker_names is not None else session.world_size
+        session.barrier(names, size)
+    else:
+        agent: Any = rpc.api
+        everyone = {info.name for info in agent._get_current_rpc_agent().get_worker_infos()}
+        agent._barrier(set(names) or everyone)
+
+
+_RPC_BACKENDS = (None, "rpc")
+
+
+def auto_init_rpc(
+    worker_init_fn: Callable[[], None] | None = None,
+    worker_name_format: Callable[..., str] = default_worker_name_format,
+    *,
+    backend: Any = None,
+    rpc_backend_options: Any = None,
+    timeout: float = _session.DEFAULT_TIMEOUT,
+) -> Callable[[F], F]:
+    """Return a decorator for the main function that opens the world before it runs.
+
+    Every process calls the main function, with the same arguments; inside, `rank_zero_only` and
+    `driver` say what one of them does alone. The processes are started by torchrun, by
+    `torchopt.distributed.spawn`, by multiprocessing or by a job scheduler, with the environment of
+    torchrun. Without that environment the world is one process, in which remote calls are plain
+    calls: breakpoints, prints and tracebacks work.
+
+    The world is left at exit, in order if all processes got there.
+
+    Args:
+        worker_init_fn: Called on every process first, for seeds or devices.
+        worker_name_format: From `world_rank`, `world_size`, `local_rank` and `local_world_size`,
+            passed by keyword, to the name of a worker.
+        backend: None or a `torch.distributed.rpc.BackendType`: remote calls. `"collective"`:
+            process groups, nccl where there is CUDA and gloo elsewhere; a backend of
+            torch.distributed, such as `"gloo"`, chooses one.
+        rpc_backend_options: For `torch.distributed.rpc.init_rpc`.
+        timeout: Seconds to wait for other processes where they are needed, > 0.
+
+    Raises:
+        RuntimeError: The environment describes a world of several processes and no address.
+
+    Example:
+        >>> @auto_init_rpc(backend="collective")
+        ... def main():
+        ...     return get_world_size(), get_backend()
+        >>> main()
+        (1, 'collective')
+        >>> shutdown()
+    """
+    global _worker_name_format
+    _worker_name_format = worker_name_format
+
+    def decorate(main: F) -> F:
+        @record
+        @functools.wraps(main)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            opened = _session.current() or _open(backend, rpc_backend_options, timeout)
+            try:
+                if worker_init_fn is not None:
+                    barrier()
+                    worker_init_fn()
+                barrier()
+                return main(*args, **kwargs)
+            except Exception as error:
+                if opened.watch is not None and not isinstance(error, WorkerError):
+                    opened.watch.report(error, None)
+                raise
+
+        return wrapped  # type: ignore[return-value]
+
+    return decorate
+
+
+def _open(backend: Any, options: Any, timeout: float) -> _session.Session:
+    world = get_world_info()
+    is_rpc = backend in _RPC_BACKENDS or not isinstance(backend, str)
+    if not is_rpc:
+        return _session.open_collective(backend, world.rank, world.world_size, timeout)
+    if world.world_size == 1 and backend in _RPC_BACKENDS and options is None:
+        return _session.open_local(world.worker_name)
+    rpc_backend = None if backend == "rpc" else backend
+    return _session.open_rpc(
+        world.worker_name, world.rank, world.world_size, rpc_backend, options, timeout
+    )
+
+
+def shutdown() -> None:
+    """Leave the world now; otherwise it is left at exit. Outside of a world: does nothing."""
+    _session.close()
+
+
+def _where(condition: Callable[[int], bool]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs) if condition(get_world_rank()) else None
+
+        return wrapped  # type: ignore[return-value]
+
+    return decorate
+
+
+def on_rank(*ranks: int) -> Callable[[F], F]:
+    """Return a decorator: the function runs on these ranks; on others it returns None.
+
+    Example:
+        >>> on_rank(0)(lambda: "here")(), on_rank(1, 2)(lambda: "there")()
+        ('here', None)
+    """
+    return _where(frozenset(ranks).__contains__)
+
+
+def not_on_rank(*ranks: int) -> Callable[[F], F]:
+    """Return a decorator: the function runs on all ranks but these, where it returns None."""
+    excluded = frozenset(ranks)
+    return _where(lambda rank: rank not in excluded)
+
+
+def rank_all(func: F) -> F:
+    """Return `func`: it runs on all ranks."""
+    return func
+
+
+def rank_zero_only(func: F) -> F:
+    """Return `func` for rank 0; on other ranks it returns None."""
+    return on_rank(0)(func)
+
+
+def rank_non_zero_only(func: F) -> F:
+    """Return `func` for all ranks but 0, where it returns None."""
+    return not_on_rank(0)(func)
+
+
+def driver(func: F) -> F:
+    """Return `func` for the ranks that drive the computation, so that one script serves every
+    backend: rank 0 where it calls the others, every rank where all run the same program.
+
+    On ranks that only serve it returns None.
+    """
+
+    @functools.wraps(func)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        drives = get_backend() == "collective" or get_world_rank() == 0
+        return func(*args, **kwargs) if drives else None
+
+    return wrapped  # type: ignore[return-value]
