@@ -2,3 +2,558 @@
 """What the processes of the tests run: functions that other processes import by name."""
 
 from __future__ import annotations
+
+import functools
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import torchopt
+import torchopt.distributed as todist
+from torchopt.diff.implicit import custom_root
+from torchopt.diff.zero_order import Gaussian, ZeroOrder
+from torchopt.errors import WorkerError
+
+F64 = torch.float64
+
+
+# --- tasks ----------------------------------------------------------------------------------------
+
+
+def make_net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2), nn.Tanh(), nn.Linear(2, 1))
+    return net.double()
+
+
+def make_tasks(count: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Return regression tasks: support and query inputs and outputs."""
+    generator = torch.Generator().manual_seed(1)
+    tasks = []
+    for _ in range(count):
+        a = torch.randn(3, 1, generator=generator, dtype=F64)
+        x, z = torch.randn(2, 5, 3, generator=generator, dtype=F64)
+        tasks.append((x, (x @ a).sin(), z, (z @ a).sin()))
+    return tasks
+
+
+def explicit_loss(net: nn.Module, task: Any) -> Tensor:
+    """Return the query loss after two differentiable Adam steps."""
+    x, y, z, t = task
+    start = torchopt.extract_state_dict(net, by="reference")
+    inner = torchopt.MetaAdam(net, lr=0.05)
+    for _ in range(2):
+        inner.step(((net(x) - y) ** 2).mean())
+    loss = ((net(z) - t) ** 2).mean()
+    torchopt.recover_state_dict(net, start)
+    return loss
+
+
+def implicit_loss(theta: Tensor, task: Any) -> Tensor:
+    """Return the query loss of ridge regression towards theta, differentiated at its optimum."""
+    x, y, z, t = task
+
+    def objective(w: Tensor, theta: Tensor) -> Tensor:
+        return ((x @ w - y) ** 2).mean() + 0.1 * ((w - theta) ** 2).sum()
+
+    @custom_root(torch.func.grad(objective, argnums=0), argnums=1)
+    def solve(init: Tensor, theta: Tensor) -> Tensor:
+        n = len(x)
+        a = x.T @ x / n + 0.1 * torch.eye(3, dtype=F64)
+        return torch.linalg.solve(a, (x.T @ y) / n + 0.1 * theta)
+
+    w = solve(torch.zeros(3, 1, dtype=F64), theta)
+    return ((z @ w - t) ** 2).mean()
+
+
+def zero_order_loss(theta: Tensor, task: Any) -> Tensor:
+    """Return a loss whose derivative is estimated from values at random points."""
+    _, _, z, t = task
+    engine = ZeroOrder(Gaussian(), "antithetic", num_samples=6, sigma=0.1)
+    return engine(lambda w: ((z @ w - t) ** 2).mean())(theta)
+
+
+ENGINES = ("explicit", "implicit", "zero-order")
+
+
+def problem(engine: str) -> tuple[list[Tensor], Any, Callable[[Any], Tensor]]:
+    """Return leaves, what `TaskParallel` is given, and the loss of a task."""
+    if engine == "explicit":
+        net = make_net()
+        leaves = list(net.parameters())
+        return leaves, net, functools.partial(explicit_loss, net)
+    theta = torch.tensor([[0.3], [-0.2], [0.5]], dtype=F64, requires_grad=True)
+    loss = implicit_loss if engine == "implicit" else zero_order_loss
+    return [theta], {"theta": theta}, functools.partial(loss, theta)
+
+
+@todist.auto_init_rpc(backend="gloo")
+def task_gradients_with(count: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Return, for each engine, gradients after two steps and what the steps report."""
+    results = {}
+    for engine in ENGINES:
+        leaves, params, loss = problem(engine)
+        parallel = todist.TaskParallel(params, bucket_bytes=128, **options)
+        for _ in range(2):  # gradients add up, as those of `backward`
+            step = parallel.backward(loss, make_tasks(count))
+        results[engine] = (
+            [p.grad for p in leaves],
+            step.loss,
+            step.losses,
+            step.owners,
+            step.early_bytes,
+            step.bytes_sent,
+        )
+    return results
+
+
+@todist.auto_init_rpc(backend="gloo")
+def weights_and_unused() -> Any:
+    """Return gradients with weights, with a parameter no task uses and one that one task uses."""
+    a, b, c = (torch.full((3,), 2.0, dtype=F64, requires_grad=True) for _ in range(3))
+    c.grad = torch.ones(3, dtype=F64)
+    parallel = todist.TaskParallel([a, b, c], bucket_bytes=8)
+
+    def loss(task: float) -> Tensor:
+        value = (a * task).sum()
+        return value + (b**2).sum() if task == 3.0 else value
+
+    parallel.backward(loss, [1.0, 2.0, 3.0], weights=[1.0, 1.0, 2.0])
+    return a.grad, b.grad, c.grad
+
+
+@todist.auto_init_rpc(backend="gloo")
+def diverged() -> str:
+    """Take an optimizer step on one rank only."""
+    p = torch.ones(3, dtype=F64, requires_grad=True)
+    parallel = todist.TaskParallel([p])
+    parallel.backward(lambda t: (p * t).sum(), [1.0, 2.0])
+    if todist.get_rank() == 1:
+        with torch.no_grad():
+            p += 1.0
+    try:
+        parallel.backward(lambda t: (p * t).sum(), [1.0, 2.0])
+    except RuntimeError as error:
+        return str(error)
+    return "nothing was noticed"
+
+
+@todist.auto_init_rpc(backend="gloo")
+def wrapped_parameters() -> dict[str, Any]:
+    """Return gradients of parameters in DDP, as a DTensor and under FSDP."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    tasks = make_tasks(5)
+    results: dict[str, Any] = {}
+
+    net = nn.parallel.DistributedDataParallel(make_net())
+    parallel = todist.TaskParallel(net)
+    parallel.backward(lambda t: ((net(t[0]) - t[1]) ** 2).mean(), tasks)
+    results["ddp"] = [p.grad for p in net.parameters()]
+
+    # Two ways of dividing four ranks: tasks over the first dimension, parameters over the second.
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("tasks", "shards"))
+    full = torch.tensor([[0.3], [-0.2], [0.5]], dtype=F64)
+    theta = nn.Parameter(distribute_tensor(full, mesh["shards"], [Shard(0)]))
+    for deterministic in (False, True):
+        theta.grad = None
+        parallel = todist.TaskParallel(
+            [theta], group=mesh.get_group("tasks"), deterministic=deterministic
+        )
+        parallel.backward(lambda t: implicit_loss(theta.full_tensor(), t), tasks)
+        results[f"dtensor {deterministic}"] = [theta.grad.full_tensor()]
+
+    net = make_net()
+    fully_shard(net, mesh=mesh["shards"])
+    parallel = todist.TaskParallel(net, group=mesh.get_group("tasks"))
+    parallel.backward(lambda t: ((net(t[0]) - t[1]) ** 2).mean(), tasks)
+    results["fsdp"] = [p.grad.full_tensor() for p in net.parameters()]
+    return results
+
+
+@todist.auto_init_rpc(backend="gloo")
+def shared_evaluations(vectorized: bool) -> Any:
+    """Return a zero-order gradient, the number of evaluations made here, and bytes sent."""
+    made = 0
+
+    def f(x: Tensor, scale: float) -> Tensor:
+        nonlocal made
+        made += 1
+        return scale * (x**2).sum() + x.prod()
+
+    engine = ZeroOrder(
+        Gaussian(),
+        "antithetic",
+        num_samples=10,
+        sigma=0.1,
+        vectorized=vectorized,
+        generator=torch.Generator().manual_seed(5 + todist.get_rank()),
+    )
+    x = torch.linspace(-1.0, 1.0, 4000, dtype=F64, requires_grad=True)
+    sharded = todist.zero_order(engine)
+    before = sharded.group.bytes_sent  # type: ignore[attr-defined]
+    sharded(f)(x, 2.0).backward()
+    return x.grad, made, sharded.group.bytes_sent - before  # type: ignore[attr-defined]
+
+
+# --- parallelize on both backends -----------------------------------------------------------------
+
+
+@todist.parallelize(todist.batch_partitioner, todist.weighted_mean_reducer)
+def mean_square(net: nn.Module, x: Tensor) -> Tensor:
+    return (net(x) ** 2).mean()
+
+
+@todist.parallelize(todist.dim_partitioner(0, exclusive=True, keepdim=False), sum)
+def adapted_loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """A task of MAML: differentiates through an inner step on the worker."""
+    inner = torchopt.MetaSGD(net, lr=0.1)
+    inner.step(((net(x) - y) ** 2).mean())
+    return ((net(x) - y) ** 2).mean()
+
+
+@todist.parallelize(todist.batch_partitioner)
+def facts(x: Tensor, label: str) -> tuple[int, int, str]:
+    return todist.get_rank(), len(x), label
+
+
+def adapted_reference(net: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
+    start = torchopt.extract_state_dict(net, by="reference")
+    total = torch.zeros((), dtype=F64)
+    for xi, yi in zip(x, y):
+        inner = torchopt.MetaSGD(net, lr=0.1)
+        inner.step(((net(xi) - yi) ** 2).mean())
+        total = total + ((net(xi) - yi) ** 2).mean()
+        torchopt.recover_state_dict(net, start)
+    return list(torch.autograd.grad(total, list(net.parameters())))
+
+
+@todist.driver
+def drive() -> dict[str, Any]:
+    net = make_net()
+    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(2), dtype=F64)
+    results: dict[str, Any] = {"facts": facts(x, "seven")}
+    with todist.autograd.context() as context_id:
+        loss = mean_square(todist.share(net), x)
+        todist.autograd.backward(context_id, loss)
+    results["loss"] = loss.detach()
+    results["grads"] = [p.grad for p in net.parameters()]
+
+    xs = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(3), dtype=F64)
+    ys = xs.sum(-1, keepdim=True).sin()
+    net.zero_grad()
+    with todist.autograd.context() as context_id:
+        # As published: a copy inside the graph; every call gets the same one.
+        copy = torchopt.module_clone(net, by="copy")
+        total = adapted_loss(copy, xs, ys)
+        got = todist.autograd.grad(context_id, total, list(net.parameters()))
+    results["meta"] = got
+    results["untouched"] = [p.grad for p in net.parameters()]
+    results["reference"] = adapted_reference(net, xs, ys)
+    return results
+
+
+@todist.auto_init_rpc()
+def drive_rpc() -> Any:
+    return drive()
+
+
+@todist.auto_init_rpc(backend="gloo")
+def drive_collective() -> Any:
+    return drive()
+
+
+# --- remote calls ---------------------------------------------------------------------------------
+
+
+def scaled(net: nn.Module, x: Tensor) -> Tensor:
+    return net(x).sum()
+
+
+def tree_value(tree: dict[str, Tensor], x: Tensor) -> Tensor:
+    return (tree["w"] * x).sum() + tree["b"]
+
+
+def overwrite(net: nn.Module) -> float:
+    with torch.no_grad():
+        net.weight.fill_(7.0)
+    return float(net.weight.sum())
+
+
+def kind_of_parameters(net: nn.Module) -> Any:
+    return [(type(p).__name__, p.is_leaf, p.requires_grad) for p in net.parameters()]
+
+
+def tied(net: nn.Module) -> bool:
+    return net[0].weight is net[1].weight
+
+
+def fail(message: str) -> None:
+    raise LookupError(message)
+
+
+class OwnError(Exception):
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+
+
+def fail_with_own_error() -> None:
+    raise OwnError(3, "worse")
+
+
+def leave() -> None:
+    raise SystemExit(4)
+
+
+def wait_here(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def outcome(call: Callable[[], Any]) -> Any:
+    """Return what a call raises."""
+    try:
+        return call()
+    except WorkerError as error:
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        return error.rank, error.task, error.kind, error.remote_traceback, kinds
+
+
+def on(rank: int, func: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    return todist.remote_sync_call(func, args=args, partitioner=rank, **options)
+
+
+@todist.auto_init_rpc()
+@todist.rank_zero_only
+def parameters_travel_once() -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    net = nn.Linear(100, 50).double()
+    shared = todist.share(net)
+    sizes = []
+
+    def sent() -> int:
+        sizes.append(todist.wire_stats(reset=True).parameter_bytes)
+        return sizes[-1]
+
+    x = torch.ones(2, 100, dtype=F64)
+    todist.wire_stats(reset=True)
+    first = [on(rank, scaled, shared, x)[0] for rank in (1, 1, 1, 2)]
+    results["first version"] = sent()
+    on(1, scaled, shared, x)
+    results["unchanged"] = sent()
+    with torch.no_grad():
+        net.weight += 1.0
+    second = on(1, scaled, shared, x)[0]
+    results["weight changed"] = sent()
+    net.weight.data.mul_(2.0)  # no version counter sees this
+    third = on(1, scaled, shared, x)[0]
+    results["behind the counter"] = sent()
+    results["values"] = [float(v) for v in (*first, second, third)]
+    with torch.no_grad():
+        results["expected third"] = float(net(x).sum())
+    on(1, scaled, net, x)  # the same contents in a plain module: known already
+    results["plain module"] = sent()
+    on(1, overwrite, net)
+    again = on(1, scaled, shared, x)[0]
+    results["after a worker wrote"] = float(again)
+
+    tree = {"w": torch.arange(100.0, requires_grad=True), "b": torch.tensor(1.0)}
+    with todist.autograd.context() as context_id:
+        value = on(2, tree_value, todist.share(tree), torch.full((100,), 3.0))[0]
+        todist.autograd.backward(context_id, value, inputs=[tree["w"]])
+    results["tree"] = (float(value), tree["w"].grad)
+    pair = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
+    pair[1].weight = pair[0].weight
+    results["tied"] = on(1, tied, todist.share(pair)) + on(1, tied, pair)
+    results["plain parameters"] = on(1, kind_of_parameters, nn.Linear(9, 9))[0]
+    results["shared parameters"] = on(1, kind_of_parameters, todist.share(nn.Linear(9, 9)))[0]
+    zero = torch.tensor([-0.0, 0.0, float("nan")] * 10, requires_grad=True)
+    back = on(1, identity, todist.share(zero))[0]
+    results["bits"] = torch.equal(back.view(torch.int32), zero.detach().view(torch.int32))
+    return results
+
+
+def identity(x: Tensor) -> Tensor:
+    return x.detach()
+
+
+@todist.auto_init_rpc()
+@todist.rank_zero_only
+def remote_errors() -> dict[str, Any]:
+    results = {
+        "raised": outcome(lambda: on(1, fail, "no such thing")),
+        "own class": outcome(lambda: on(1, fail_with_own_error)),
+        "exit": outcome(lambda: on(1, leave)),
+        "late": outcome(lambda: on(1, wait_here, 3.0, timeout=0.5)),
+        "second task": outcome(
+            lambda: todist.remote_sync_call(
+                int, args=(), partitioner=lambda: [(1, ("3",), {}), (2, ("three",), {})]
+            )
+        ),
+    }
+    try:
+        on(1, lambda: 1)
+    except Exception as error:
+        results["lambda"] = (type(error).__name__, str(error))
+    futures = [
+        todist.remote_async_call(abs, args=(torch.tensor(-float(k)),), partitioner=1 + k % 2)
+        for k in range(4)
+    ]
+    results["async"] = [float(f.wait()[0]) for f in futures]
+    results["by name"] = todist.remote_sync_call(
+        todist.get_rank, partitioner=f"worker{todist.get_world_size() - 1}"
+    )
+    on(1, wait_here, 3.0)  # so that the late call has ended
+    return results
+
+
+@todist.auto_init_rpc(timeout=30.0)
+@todist.rank_zero_only
+def remote_death() -> Any:
+    started = time.monotonic()
+    found = outcome(lambda: on(1, die, timeout=60))
+    still = on(2, abs, -3)
+    return found, still, time.monotonic() - started
+
+
+# --- faults of the collective backend -------------------------------------------------------------
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=30.0)
+def collective_fault(kind: str, victim: int) -> Any:
+    p = torch.ones(300, requires_grad=True)
+    parallel = todist.TaskParallel([p], timeout=1.0)
+
+    def loss(task: float) -> Tensor:
+        if parallel.steps == 1 and todist.get_rank() == victim:
+            if kind == "raise":
+                fail("bad task")
+            elif kind == "kill":
+                die()
+            elif kind == "hang":
+                wait_here(1000.0)
+            elif kind == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+        return (p * task).sum()
+
+    parallel.backward(loss, [1.0, 2.0, 3.0, 4.0])
+    p.grad = torch.full_like(p, 5.0)
+    found = outcome(lambda: parallel.backward(loss, [1.0, 2.0, 3.0, 4.0]))
+    result = (found, p.grad[0].item())
+    if kind == "raise":  # the world is whole: the next step works
+        parallel.steps = 2
+        p.grad = None
+        parallel.backward(loss, [1.0, 2.0, 3.0, 4.0])
+        return (*result, p.grad[0].item())
+    if kind == "stop" and todist.get_rank() == 0:
+        raise RuntimeError(repr(result))  # so that the launcher ends the stopped process
+    # What the ranks know, for the parent: results are lost with the world.
+    Path(os.environ["FAULT_REPORT"]).with_suffix(f".{todist.get_rank()}").write_text(repr(found))
+    return result
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def checkpointed(folder: str, steps: int, every: int) -> Any:
+    """Train from where the checkpoint is; say when a step begins, so that the test can kill."""
+    net = make_net()
+    optimizer = torchopt.Adam(net.parameters(), lr=1e-2)
+    parallel = todist.TaskParallel(net, deterministic=True)
+    generator = torch.Generator().manual_seed(11)
+    checkpoint = todist.Checkpoint(Path(folder) / "state.pt", every=every)
+    done = 0
+    found = checkpoint.load()
+    if found is not None:
+        done, state = found
+        net.load_state_dict(state["net"])
+        optimizer.load_named_state_dict(state["optimizer"])
+        parallel.load_state_dict(state["parallel"])
+        generator.set_state(state["generator"])
+    tasks = make_tasks(8)
+    for step in range(done + 1, steps + 1):
+        chosen = torch.randperm(8, generator=generator)[:5].tolist()
+        optimizer.zero_grad()
+        parallel.backward(
+            lambda t: explicit_loss(net, t) + 0.01 * torch.rand((), dtype=F64) * _size(net),
+            [tasks[i] for i in chosen],
+        )
+        optimizer.step()
+        checkpoint.save(
+            step,
+            {
+                "net": net.state_dict(),
+                "optimizer": optimizer.named_state_dict(),
+                "parallel": parallel.state_dict(),
+                "generator": generator.get_state(),
+            },
+        )
+        if "PROGRESS" in os.environ:
+            os.write(int(os.environ["PROGRESS"]), b".")
+    return [p.detach() for p in net.parameters()]
+
+
+def _size(net: nn.Module) -> Tensor:
+    return sum(((p**2).sum() for p in net.parameters()), torch.zeros((), dtype=F64))
+
+
+# --- where a world listens ------------------------------------------------------------------------
+
+
+def listening() -> list[str]:
+    """Return the addresses at which this process listens (Linux)."""
+    inodes = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            target = os.readlink(entry)
+        except OSError:
+            continue
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    found = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.append(fields[1].partition(":")[0])
+    return found
+
+
+@todist.auto_init_rpc()
+def listening_rpc() -> list[str]:
+    todist.barrier()
+    return listening()
+
+
+@todist.auto_init_rpc(backend="gloo")
+def listening_collective() -> list[str]:
+    todist.barrier()
+    return listening()
+
+
+@todist.auto_init_rpc()
+def world_facts() -> Any:
+    info = todist.get_world_info()
+    todist.barrier()
+    if todist.get_rank() > 0:
+        todist.barrier([f"worker{r}" for r in range(1, info.world_size)])
+    return (
+        tuple(info),
+        info.worker_name,
+        todist.rank_zero_only(lambda: "zero")(),
+        todist.rank_non_zero_only(lambda: "other")(),
+        todist.on_rank(1, 2)(lambda: "one or two")(),
+        todist.not_on_rank(1)(lambda: "not one")(),
+        todist.get_worker_id("worker1"),
+        todist.get_worker_id(),
+        todist.driver(lambda: "drives")(),
+    )

@@ -169,7 +169,8 @@ def _backend() -> str:
 def _run_here(func: Callable[..., Any], call: Call) -> Any:
     _, args, kwargs = call
     func = getattr(func, "__parallelize_unwrapped__", func)
-    return func(*wire.unshared(tuple(args or ())), **wire.unshared(dict(kwargs or {})))
+    args, kwargs = wire.received((tuple(args or ()), dict(kwargs or {})), connected=False)
+    return func(*args, **kwargs)
 
 
 # --- the caller's side ----------------------------------------------------------------------------

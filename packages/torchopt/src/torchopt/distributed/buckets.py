@@ -137,6 +137,7 @@ class BucketedSum:
             self._send(bucket)
         for k in self._sharded:
             p = self.params[k]
+            self.used[k] = self.used[k] or p.grad is not None
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
             elif p.grad.placements != p.placements:  # type: ignore[attr-defined]

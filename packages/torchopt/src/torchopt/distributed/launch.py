@@ -179,5 +179,5 @@ def _wait(workers: list[_Worker], timeout: float | None) -> None:
             pipes[pipe].hear()
     errors = [w.error for w in workers if w.error is not None]
     if errors:
-        # The process that raised knows more than those that lost it.
-        raise next((e for e in errors if e.kind == "raised"), errors[0])
+        # The process that raised knows more than those that lost it, and those more than this one.
+        raise min(errors, key=lambda e: (e.kind != "raised", e.task is None))

@@ -29,12 +29,17 @@ class Raised:
         self.rank = rank
         self.task = task
         self.trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        self.passed_on: tuple[Any, ...] | None = None
+        if isinstance(error, WorkerError):  # what a third process did
+            self.passed_on = (error.rank, error.task, error.kind, error.remote_traceback)
         self.kind: bytes | None = None
         with contextlib.suppress(pickle.PicklingError, AttributeError):  # a class without a name
             self.kind = pickle.dumps(type(error))
 
     def as_error(self, rank: int | None = None, task: str | None = None) -> WorkerError:
         """Return an error that is also an instance of what was raised."""
+        if self.passed_on is not None:
+            return WorkerError(*self.passed_on)
         arguments = (
             self.rank if rank is None else rank,
             self.task if task is None else task,

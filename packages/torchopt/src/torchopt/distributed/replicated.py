@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchopt.distributed.group import Group
 from torchopt.distributed.partition import Call
 from torchopt.distributed.raised import Raised
 from torchopt.distributed.session import DEFAULT_TIMEOUT, current
-from torchopt.distributed.wire import Shared, unshared
+from torchopt.distributed.wire import Shared, received, tensors_of
 from torchopt.errors import NotDifferentiableError
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
 from torchopt.tree_function import apply_rule
@@ -58,7 +58,8 @@ def run_replicated(func: Callable[..., Any], calls: Sequence[Call], timeout: flo
         task = f"task {i + 1} of {len(calls)} ({name})"
         try:
             with group.task(task, seconds):
-                own[i] = func(*unshared(tuple(args or ())), **unshared(dict(kwargs or {})))
+                args, kwargs = received((tuple(args or ()), dict(kwargs or {})), connected=True)
+                own[i] = func(*args, **kwargs)
                 pickle.dumps(_plain(own[i]))
         except Exception as error:
             own[i] = Raised(error, group.rank, task)
@@ -87,17 +88,9 @@ def _differentiable(calls: Sequence[Call]) -> list[Tensor]:
     """Return the tensors that require a gradient in the arguments of all calls, each once."""
     found: dict[int, Tensor] = {}
     for _, args, kwargs in calls:
-        for leaf in tree_leaves(unshared((args, kwargs))):
-            tensors: Any = ()
-            if isinstance(leaf, Tensor):
-                tensors = (leaf,)
-            elif isinstance(leaf, nn.Module):
-                tensors = (
-                    x for m in leaf.modules() for x in m._parameters.values() if x is not None
-                )
-            elif isinstance(leaf, Shared):
-                tensors = (x for x in tree_leaves(leaf.value) if isinstance(x, Tensor))
-            found.update({id(x): x for x in tensors if x.requires_grad})
+        for leaf in tree_leaves((args, kwargs)):
+            value = leaf.value if isinstance(leaf, Shared) else leaf
+            found.update({id(x): x for x in tensors_of(value) if x.requires_grad})
     return list(found.values())
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import ipaddress
 import os
 import socket
@@ -290,15 +291,16 @@ def close() -> None:
     watch = session.watch
     orderly = True
     if watch is not None:
+        excused = set(session.suspects)
+        if watch.failure is not None and watch.failure.rank is not None:
+            excused.add(watch.failure.rank)
         for rank in session.suspects:
             watch.abort(rank)
-        if watch.failure is None and not session.suspects:
-            # Other ranks serve rank 0 for as long as it takes.
-            patience = _FAREWELL if session.rank == 0 else threading.TIMEOUT_MAX
-            orderly = watch.say_goodbye(patience)
-        else:
-            orderly = False
-            watch.say_goodbye(0.0)
+        # Ranks that only serve do so for as long as rank 0 takes.
+        patience = _FAREWELL if session.rank == 0 else threading.TIMEOUT_MAX
+        if session.rank != 0 and session.backend == "collective" and watch.failed.is_set():
+            patience = 0.0
+        orderly = watch.say_goodbye(patience, frozenset(excused))
     if session.backend == "collective":
         if session.owns_group and dist.is_initialized():
             if not orderly:
@@ -311,7 +313,13 @@ def close() -> None:
 
 
 def _abort_group() -> None:
-    group = dist.group.WORLD
-    for device in ("cpu", "cuda"):
-        with contextlib.suppress(RuntimeError, ValueError, AttributeError):
-            group._get_backend(torch.device(device)).abort()  # type: ignore[union-attr]
+    """Let go of a group whose operations will not end.
+
+    gloo cannot cancel an operation that waits for a process that is stopped, and the group's
+    destructor waits for the operation: the group is never destroyed.
+    """
+    group: Any = dist.group.WORLD
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+    if torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError, ValueError):  # there is no NCCL in the group
+            group._get_backend(torch.device("cuda")).abort()

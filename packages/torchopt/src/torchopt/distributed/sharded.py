@@ -94,4 +94,5 @@ def zero_order(
 
         return wrapped
 
+    decorate.group = ranks  # type: ignore[attr-defined]
     return decorate

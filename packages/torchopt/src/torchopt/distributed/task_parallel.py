@@ -13,6 +13,7 @@ theorem, or from function values.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,9 @@ class TaskParallel:
         params: A module, or a tree of leaf tensors that require gradients. Of a module in
             `DistributedDataParallel` the parameters are taken, and its own reduction is switched
             off during a step. Parameters that are DTensors (`distribute_tensor`, `fully_shard`)
-            are summed shard by shard over `group`, which must not be the group that shards them.
+            are summed shard by shard over `group`, which must not be the group that shards them;
+            under `fully_shard` torch gives first derivatives only, so that an inner loop cannot be
+            differentiated through such a module.
         schedule: `"static"`: each rank takes neighbouring tasks, as many as the others or one more.
             `"dynamic"`: each rank takes the next task from a counter that all share, for tasks of
             different cost.
@@ -142,6 +145,12 @@ class TaskParallel:
         self.steps = 0
         self._modules = [x for x in tree_leaves(params) if isinstance(x, nn.Module)]
         self.params = _leaves(params)
+        self._fsdp = any(_is_fsdp(part) for module in self._modules for part in module.modules())
+        if self._fsdp and deterministic:
+            raise ValueError(
+                "`deterministic`: expected parameters that are not under `fully_shard`, which gives "
+                "gradients only added up; use DTensors (`distribute_tensor`) or deterministic=False."
+            )
         self._name = f"tasks/{TaskParallel._made}"
         TaskParallel._made += 1
         if sync:
@@ -208,6 +217,11 @@ class TaskParallel:
                 "differ from rank 0; every rank has to start from the same values and to take the "
                 "same optimizer steps"
             )
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # a large import; without it there is none
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def _leaves(params: Any) -> list[Tensor]:
@@ -378,7 +392,9 @@ class _Bucketed:
     def add(self, i: int, loss: Tensor, is_last: Callable[[], bool]) -> None:
         if is_last() and self.step.group.size > 1:
             self.sum.arm()
-        loss.backward(inputs=self.step.engine.params)
+        engine = self.step.engine
+        # Under `fully_shard` the graph ends in the gathered parameters, not in the shards.
+        loss.backward(inputs=None if engine._fsdp else engine.params)
 
     def before_summary(self) -> None:
         self.sum.finish()

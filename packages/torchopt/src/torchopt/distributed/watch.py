@@ -147,25 +147,26 @@ class Watch:
         self.failed.wait(timeout)
         return self.failure
 
-    def say_goodbye(self, timeout: float) -> bool:
-        """Return whether all processes said good-bye: then the world may be taken down in order.
+    def say_goodbye(self, patience: float, excused: frozenset[int] = frozenset()) -> bool:
+        """Tell that this process is done, and wait for the others: rank 0 for all of them, the
+        others for rank 0, which may need them until it is done itself.
 
-        On other ranks than 0: wait until rank 0 says so, or is gone.
+        Args:
+            patience: Seconds to wait; rank 0 then ends those that are not done.
+            excused: Ranks that are not waited for.
+
+        Returns:
+            Whether all processes came to their end: then the world may be taken down in order.
         """
         self._tell({"bye": True})
-        if self.rank != 0:
-            peer = self._peers[0]
-            with self._changed:
-                self._changed.wait_for(lambda: peer.left or self.failed.is_set(), timeout)
-            return peer.left and not self.failed.is_set()
-        others = [p for p in self._peers.values() if p.rank > 0]
+        peers = [self._peers[0]] if self.rank != 0 else list(self._peers.values())
+        awaited = [p for p in peers if p.rank not in excused]
         with self._changed:
-            everyone = self._changed.wait_for(
-                lambda: self.failed.is_set() or all(p.left for p in others), timeout
-            )
-        orderly = everyone and not self.failed.is_set()
-        for peer in others:
-            peer.send({"bye": True} if orderly or peer.left else {"abort": True})
+            everyone = self._changed.wait_for(lambda: all(p.left for p in awaited), patience)
+        orderly = everyone and not excused and not self.failed.is_set()
+        if self.rank == 0:
+            for peer in peers:
+                peer.send({"bye": True} if peer.left else {"abort": True})
         return orderly
 
     def abort(self, rank: int) -> None:

@@ -11,6 +11,7 @@ returns for the carrier is the gradient of the tensor.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import pickle
@@ -25,7 +26,7 @@ import torch
 import torch.distributed.rpc as rpc
 from torch import Tensor, nn
 
-from torchopt.tree import tree_leaves, tree_map
+from torchopt.tree import tree_leaves, tree_map, tree_structure
 from torchopt.tree_function import apply_rule
 
 __all__ = ["Message", "Packer", "Shared", "WireStats", "share", "unpack", "wire_stats"]
@@ -142,9 +143,41 @@ def share(value: T) -> Shared[T]:
     return Shared(value)
 
 
-def unshared(tree: Any) -> Any:
-    """Return a tree of arguments with the values of `share` in the place of the references."""
-    return tree_map(lambda x: x.value if isinstance(x, Shared) else x, tree, none_is_leaf=True)
+def received(tree: Any, *, connected: bool) -> Any:
+    """Return arguments as a function gets them that runs in this process instead of another one.
+
+    Modules are copies, so that what the function does to them stays with it. Their tensors are
+    those of the caller where gradients flow back, and copies elsewhere.
+
+    Args:
+        tree: The arguments.
+        connected: Whether gradients reach the parameters of modules that are not shared. With
+            remote calls they do not.
+    """
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, Shared):
+            return received_value(leaf.value, connected=True)
+        return received_value(leaf, connected=connected)
+
+    return tree_map(one, tree, none_is_leaf=True)
+
+
+def received_value(value: Any, *, connected: bool) -> Any:
+    """Return a module, or a tree of tensors and modules, as `received` says."""
+    if not isinstance(value, nn.Module):
+        if tree_structure(value, none_is_leaf=True).is_leaf():
+            return value
+        return tree_map(lambda x: received_value(x, connected=connected), value, none_is_leaf=True)
+    memo: dict[int, Any] = {}
+    for x in tensors_of(value):
+        if isinstance(x, nn.Parameter) and not connected:
+            memo[id(x)] = nn.Parameter(x.detach().clone(), x.requires_grad)
+        elif isinstance(x, nn.Parameter) or x.requires_grad:
+            memo[id(x)] = x
+        else:
+            memo[id(x)] = x.detach().clone()
+    return copy.deepcopy(value, memo)
 
 
 # --- sending --------------------------------------------------------------------------------------
@@ -263,7 +296,7 @@ class Packer:
             value, how = (leaf.value, "shared") if isinstance(leaf, Shared) else (leaf, "module")
             if how == "module" and not isinstance(leaf, nn.Module):
                 continue
-            for x in _tensors(value):
+            for x in tensors_of(value):
                 self._alive.append(x)
                 if self.shared.get(id(x)) != "shared":
                     self.shared[id(x)] = how
@@ -291,7 +324,8 @@ class Packer:
         return message
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a tree, and those of the modules in it."""
     for leaf in tree_leaves(value):
         if isinstance(leaf, nn.Module):
             for module in leaf.modules():

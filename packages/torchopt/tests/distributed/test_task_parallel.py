@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients over tasks do not depend on the number of ranks; sums, buckets, wrapped parameters."""
+
+from __future__ import annotations
+
+import distributed_programs as programs
+import pytest
+import torch
+
+import torchopt.distributed as todist
+from torchopt.distributed.ordered_sum import OrderedSum, nodes_of
+
+SIZES = (1, 2, 3, 4)
+COUNT = 7  # divides by none of the sizes
+
+
+def sequential_gradients(engine: str) -> list[torch.Tensor]:
+    """Return twice the gradient of the mean loss, by one process without torchopt.distributed."""
+    leaves, _, loss = programs.problem(engine)
+    tasks = programs.make_tasks(COUNT)
+    mean = sum(loss(task) for task in tasks) / COUNT
+    return [2.0 * g for g in torch.autograd.grad(mean, leaves)]
+
+
+def assert_close(got, want):
+    assert len(got) == len(want)
+    for a, b in zip(got, want):
+        scale = b.abs().max().item()
+        assert scale > 1e-3  # nothing to compare otherwise
+        assert (a - b).abs().max().item() <= 1e-12 * scale
+
+
+@pytest.mark.parametrize("schedule", ["static", "dynamic"])
+def test_every_engine_at_every_world_size(world, schedule):
+    results = {
+        n: world(programs.task_gradients_with, n, COUNT, {"schedule": schedule}) for n in SIZES
+    }
+    one = results[1][0]
+    for engine in programs.ENGINES:
+        if engine != "zero-order":  # its reference has other random numbers
+            assert_close(one[engine][0], sequential_gradients(engine))
+        for n in SIZES:
+            for rank in range(n):
+                grads, loss, losses, owners, _, _ = results[n][rank][engine]
+                assert_close(grads, one[engine][0])
+                torch.testing.assert_close(losses, one[engine][2], rtol=1e-13, atol=0)
+                torch.testing.assert_close(loss, losses.mean(), rtol=1e-13, atol=0)
+                assert all(torch.equal(g, h) for g, h in zip(grads, results[n][0][engine][0]))
+                assert len(owners) == COUNT
+                assert set(owners) <= set(range(n))
+                if schedule == "static":
+                    assert len(set(owners)) == n
+                    assert list(owners) == sorted(owners)
+
+
+@pytest.mark.parametrize("schedule", ["static", "dynamic"])
+def test_deterministic_gradients_have_the_same_bits_at_every_world_size(world, schedule):
+    options = {"schedule": schedule, "deterministic": True}
+    results = [world(programs.task_gradients_with, n, COUNT, options) for n in SIZES]
+    for engine in programs.ENGINES:
+        want = results[0][0][engine][0]
+        for ranks in results:
+            for result in ranks:
+                assert all(torch.equal(g, w) for g, w in zip(result[engine][0], want))
+    assert_close(results[0][0]["explicit"][0], sequential_gradients("explicit"))
+
+
+def test_buckets_leave_before_the_last_backward_pass_ends(world):
+    for result in world(programs.task_gradients_with, 2, COUNT, {}):
+        _, _, _, _, early_bytes, bytes_sent = result["explicit"]
+        parameters = 8 * sum(p.numel() for p in programs.make_net().parameters())
+        assert early_bytes == parameters  # even the first layer's, which completes the pass
+        summary = 8 * (2 * COUNT + 6 + 1)
+        assert bytes_sent == parameters + summary  # a ring of two sends everything once
+
+
+def test_weights_unused_parameters_and_gradients_that_were_there(world):
+    for n in (1, 3):
+        for a, b, c in world(programs.weights_and_unused, n):
+            torch.testing.assert_close(a, torch.full((3,), 9 / 4, dtype=torch.float64))
+            torch.testing.assert_close(b, torch.full((3,), 2.0, dtype=torch.float64))
+            assert torch.equal(c, torch.ones(3, dtype=torch.float64))  # no task depends on it
+
+
+def test_parameters_that_differ_between_ranks_are_noticed(world):
+    for text in world(programs.diverged, 2):
+        assert "those of ranks [1] differ from rank 0" in text
+
+
+def test_ddp_dtensor_and_fsdp_parameters(world):
+    tasks = programs.make_tasks(5)
+    net = programs.make_net()
+    sum(((net(t[0]) - t[1]) ** 2).mean() for t in tasks).div(5).backward()
+    want = [p.grad for p in net.parameters()]
+    theta = torch.tensor([[0.3], [-0.2], [0.5]], dtype=torch.float64, requires_grad=True)
+    sum(programs.implicit_loss(theta, t) for t in tasks).div(5).backward()
+    for result in world(programs.wrapped_parameters, 4):
+        assert_close(result["ddp"], want)
+        assert_close(result["fsdp"], want)
+        assert_close(result["dtensor False"], [theta.grad])
+        assert_close(result["dtensor True"], [theta.grad])
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_zero_order_evaluations_are_shared_out_and_only_numbers_travel(world, vectorized):
+    one, made_by_one, _ = world(programs.shared_evaluations, 1, vectorized)[0]
+    for n in (2, 3):
+        results = world(programs.shared_evaluations, n, vectorized)
+        for grad, made, sent in results:
+            scale = one.abs().max()
+            assert (grad - one).abs().max() <= 1e-12 * scale
+            assert torch.equal(grad, results[0][0])
+            # 20 losses in two rows, and a seed: nothing of the size of 4000 parameters.
+            assert sent <= 2 * 80 * 2 + 8 * n
+            if not vectorized:
+                assert made <= -(-2 * (made_by_one - 1) // (2 * n)) + 2
+    assert one.norm() > 1.0
+
+
+def test_task_parallel_says_what_it_expects():
+    p = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match="found none"):
+        todist.TaskParallel([torch.ones(2)])
+    with pytest.raises(ValueError, match="leaf tensors"):
+        todist.TaskParallel([p * 2])
+    with pytest.raises(ValueError, match="'static' or 'dynamic'"):
+        todist.TaskParallel([p], schedule="random")
+    parallel = todist.TaskParallel([p])
+    with pytest.raises(ValueError, match="at least one task"):
+        parallel.backward(lambda t: p.sum(), [])
+    with pytest.raises(ValueError, match="2 tasks and 1 weights"):
+        parallel.backward(lambda t: p.sum(), [1, 2], weights=[1.0])
+    with pytest.raises(TypeError, match=r"0-dim tensor, got shape \[2\]"):
+        parallel.backward(lambda t: p, [1])
+    with pytest.raises(todist.task_parallel.NotDifferentiableError, match="task 1 depends on no"):
+        parallel.backward(lambda t: torch.ones(()), [1])
+    assert p.grad is None
+
+
+def test_random_numbers_of_a_task_are_its_own():
+    p = torch.ones(3, requires_grad=True)
+    parallel = todist.TaskParallel([p], seed=4)
+    drawn = []
+
+    def loss(task):
+        drawn.append(torch.rand(()).item())
+        return p.sum()
+
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    parallel.backward(loss, [0, 1])
+    parallel.backward(loss, [0, 1])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(set(drawn)) == 4
+    again = todist.TaskParallel([p], seed=4)
+    again.load_state_dict({"steps": 1})
+    again.backward(loss, [0, 1])
+    assert drawn[4:] == drawn[2:4]
+
+
+@pytest.mark.parametrize("terms", [1, 2, 3, 5, 8, 13])
+def test_ordered_sum_does_not_depend_on_who_adds(terms):
+    values = torch.randn(terms, generator=torch.Generator().manual_seed(terms)).tolist()
+    order = torch.randperm(terms, generator=torch.Generator().manual_seed(0)).tolist()
+
+    def parts(owners):
+        whole = OrderedSum(terms, lambda a, b: f"({a}{b})")
+        for rank in set(owners):
+            own = OrderedSum(terms, lambda a, b: f"({a}{b})")
+            mine = [i for i in order if owners[i] == rank]
+            for i in mine:
+                own.put((0, i), f"{values[i]:+}")
+            assert sorted(own.nodes) == nodes_of(mine, terms)
+            for node, value in own.nodes.items():
+                whole.put(node, value)
+        return whole.total()
+
+    alone = parts([0] * terms)
+    assert alone.count("+") + alone.count("-") == terms
+    for size in (2, 3, 4):
+        assert parts([i * size // terms for i in range(terms)]) == alone
+        assert parts([i % size for i in range(terms)]) == alone
