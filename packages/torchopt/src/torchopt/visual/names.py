@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of tensors in a picture, and which of them an inner step ended with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from torchopt.params.snapshot import ModuleState
+from torchopt.tree import tree_leaves
+
+__all__ = ["Names", "collect_names"]
+
+
+@dataclass
+class Names:
+    """What the caller said about the graph.
+
+    Attributes:
+        leaves: Name of a leaf tensor, by its identity.
+        results: Name and tensor of a tensor that was computed, by the function that computed it.
+        steps: Label and the functions that computed the result, for each inner step, in order.
+        kept: The tensors, so that identities stay theirs.
+    """
+
+    leaves: dict[int, str] = field(default_factory=dict)
+    results: dict[Any, tuple[str, Tensor]] = field(default_factory=dict)
+    steps: list[tuple[str, list[Any]]] = field(default_factory=list)
+    kept: list[Tensor] = field(default_factory=list)
+
+    def add(self, name: str, x: Tensor) -> None:
+        """Name one tensor."""
+        self.kept.append(x)
+        if x.grad_fn is None:
+            self.leaves[id(x)] = name
+        else:
+            self.results[x.grad_fn] = (name, x)
+
+    def add_step(self, label: str | None, tensors: Iterable[Tensor]) -> None:
+        """Say that an inner step ended with these tensors; leaves end none."""
+        functions = [x.grad_fn for x in tensors if x.grad_fn is not None]
+        if functions:
+            self.steps.append((label or f"inner step {len(self.steps) + 1}", functions))
+
+
+def _is_pair(item: Any) -> bool:
+    return (
+        isinstance(item, tuple)
+        and not isinstance(item, ModuleState)
+        and len(item) == 2
+        and isinstance(item[0], str)
+    )
+
+
+def _add_params(names: Names, params: Any) -> None:
+    if isinstance(params, ModuleState):
+        contents = params.visual_contents
+        if contents is None:
+            raise ValueError(
+                "make_dot: expected a ModuleState with names, got one without; take it with "
+                "extract_state_dict(module, enable_visual=True)"
+            )
+        for key, value in contents.items():
+            name, x = (value, key) if isinstance(key, Tensor) else value
+            names.add(name, x)
+        names.add_step(None, [x for c in params.params for x in c.values()])
+    elif isinstance(params, Mapping):
+        for name, x in params.items():
+            _add_pair(names, name, x)
+    elif _is_pair(params):
+        _add_pair(names, *params)
+    elif isinstance(params, Iterable) and not isinstance(params, (str, Tensor)):
+        for item in params:
+            _add_params(names, item)
+    else:
+        raise TypeError(
+            "make_dot: expected params to be a mapping from names to tensors, a ModuleState, pairs "
+            f"of name and tensor, or an iterable of these; got {type(params).__name__}"
+        )
+
+
+def _add_pair(names: Names, name: Any, x: Any) -> None:
+    if not isinstance(name, str) or not (x is None or isinstance(x, Tensor)):
+        hint = "; swap the two" if isinstance(name, Tensor) and isinstance(x, str) else ""
+        raise TypeError(
+            f"make_dot: expected a name and its tensor in params, got {type(name).__name__} and "
+            f"{type(x).__name__}{hint}"
+        )
+    if x is not None:
+        names.add(name, x)
+
+
+def collect_names(params: Any, steps: Any) -> Names:
+    """Return the names that `make_graph` was given.
+
+    Args:
+        params: See `make_graph`.
+        steps: See `make_graph`.
+
+    Raises:
+        TypeError: Something that is neither names nor tensors.
+        ValueError: A snapshot that was taken without names.
+    """
+    names = Names()
+    if params is not None:
+        _add_params(names, params)
+    if isinstance(steps, Mapping):
+        labelled: Iterable[tuple[str | None, Any]] = steps.items()
+    else:
+        labelled = ((None, tree) for tree in steps or ())
+    for label, tree in labelled:
+        tensors = [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
+        if not tensors:
+            raise TypeError(
+                f"make_dot: expected a tree of tensors for step {label!r}, got a "
+                f"{type(tree).__name__} without any"
+            )
+        names.add_step(label, tensors)
+    return names
