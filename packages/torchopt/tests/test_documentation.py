@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every example of the READMEs, of the manual and of the tutorials runs and prints what it says.
+
+A Markdown file is one program: its blocks of ```` ```python ```` run in order and share names.
+A block of ```` ```text ```` right after one is what it prints; `...` in it stands for anything.
+The comment ``<!-- needs: graphviz -->`` before a block leaves it out where that is not installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import importlib
+import importlib.util
+import io
+import pkgutil
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+PACKAGE = Path(__file__).resolve().parent.parent
+ROOT = PACKAGE.parent.parent
+DOCS = PACKAGE / "docs"
+PAGES = sorted(path for path in [PACKAGE / "README.md", *DOCS.rglob("*.md")] if path.is_file())
+BLOCK = re.compile(
+    r"(?:<!-- needs: (?P<needs>\w+) -->\s*)?^```python\n(?P<code>.*?)^```$"
+    r"(?:\n\n^```text\n(?P<printed>.*?)^```$)?",
+    re.DOTALL | re.MULTILINE,
+)
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+if not DOCS.is_dir():
+    pytest.skip("the manual is not beside these tests", allow_module_level=True)
+
+if (ROOT / "packages").is_dir():
+    PAGES.append(ROOT / "README.md")
+
+
+def run_page(page: Path, text: str) -> list[str]:
+    """Run the blocks of a page and return where it printed something else, as texts."""
+    names: dict[str, Any] = {"__name__": "page"}
+    wrong = []
+    for block in BLOCK.finditer(text):
+        if block["needs"] and importlib.util.find_spec(block["needs"]) is None:
+            continue
+        line = text.count("\n", 0, block.start("code"))
+        printed = io.StringIO()
+        code = compile("\n" * line + block["code"], str(page), "exec", dont_inherit=True)
+        with contextlib.redirect_stdout(printed):
+            exec(code, names)
+        if block["printed"] is not None:
+            found, expected = printed.getvalue(), block["printed"]
+            if not doctest.OutputChecker().check_output(expected, found, FLAGS):
+                wrong.append(f"{page.name}:{line + 1}: expected\n{expected}printed\n{found}")
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_examples_of_a_page(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    blocks = text.count("```python\n")
+    assert len(BLOCK.findall(text)) == blocks, "a block of Python is not closed"
+    torch.manual_seed(0)
+    assert run_page(page, text) == []
+
+
+def test_a_wrong_example_is_found() -> None:
+    text = "text\n\n```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n"
+    assert run_page(Path("page.md"), text) == ["page.md:4: expected\n3\nprinted\n2\n"]
+
+
+def documented_modules() -> set[str]:
+    text = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
+    return set(re.findall(r"^\.\. automodule:: ([\w.]+)", text, re.MULTILINE))
+
+
+def test_the_reference_has_every_public_module() -> None:
+    """A module right below torchopt, or a family of `torchopt.diff`, is public."""
+    import torchopt.diff
+
+    parents = [(torchopt.__path__, "torchopt."), (torchopt.diff.__path__, "torchopt.diff.")]
+    public = {
+        found.name
+        for path, prefix in parents
+        for found in pkgutil.iter_modules(path, prefix)
+        if not found.name.rpartition(".")[2].startswith("_")
+    }
+    # Pieces that the documented modules are made of, and names that only repeat others.
+    internal = {"tree", "tree_function", "version", "diff", "kernels"}
+    internal = {f"torchopt.{name}" for name in internal}
+    assert public - internal - documented_modules() == set()
+
+
+@pytest.mark.parametrize("name", sorted(documented_modules()))
+def test_a_documented_module_says_what_is_public(name: str) -> None:
+    module = importlib.import_module(name)
+    for public in module.__all__:
+        assert hasattr(module, public)
