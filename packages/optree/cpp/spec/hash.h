@@ -19,8 +19,17 @@ constexpr std::uint64_t mix(std::uint64_t x) noexcept {
     return x;
 }
 
+// Order matters. Where the machine has it, one product of 128 bits whose halves are added without
+// carry: a third of the latency of `mix`, which the chain over all nodes waits for (spec_hash in
+// benchmarks/optree).
 constexpr std::uint64_t combine(std::uint64_t seed, std::uint64_t value) noexcept {
+#if defined(__SIZEOF_INT128__)
+    __extension__ using Wide = unsigned __int128;
+    const Wide product = Wide{seed ^ 0x9e3779b97f4a7c15ULL} * (value ^ 0xd6e8feb86659fd93ULL);
+    return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
+#else
     return mix(seed * 0x9e3779b97f4a7c15ULL + value + 0x7f4a7c15ULL);
+#endif
 }
 
 // Hash of the shape alone: kinds, arities and counts, not the payloads.

@@ -46,6 +46,8 @@ struct Cursor {
     static Cursor end_of(const Tree& tree) noexcept {
         return {tree.nodes.data(), static_cast<std::uint32_t>(tree.nodes.size()), tree.leaves};
     }
+    // Whether the position is before the first token.
+    bool done() const noexcept { return node_end == 0 && leaf_end == 0; }
     // The internal node at this position, or null for a leaf.
     const Node* node() const noexcept {
         if (node_end != 0 && table[node_end - 1].leaf_end == leaf_end) return table + node_end - 1;

@@ -16,6 +16,7 @@ class ObjectStack {
     ~ObjectStack() { clear(); }
 
     std::size_t size() const noexcept { return items_.size(); }
+    bool empty() const noexcept { return items_.size() == 0; }
     PyObject** data() noexcept { return items_.data(); }
     PyObject*& operator[](std::size_t index) noexcept { return items_[index]; }
 

@@ -64,7 +64,7 @@ Py_hash_t spec_hash(SpecObject& spec) {
             default: break;
         }
     }
-    const auto result = static_cast<Py_hash_t>(hash);
+    const auto result = static_cast<Py_hash_t>(mix(hash));
     return result == -1 ? -2 : result;
 }
 

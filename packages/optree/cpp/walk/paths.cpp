@@ -14,6 +14,17 @@ Ref tuple_of(ObjectStack& edges) {
     return path;
 }
 
+// The same; takes over the reference to the last edge.
+Ref tuple_with_last(ObjectStack& edges) {
+    const std::size_t size = edges.size();
+    Ref path = checked(PyTuple_New(static_cast<Py_ssize_t>(size)));
+    if (size == 0) return path;
+    PyObject** items = tuple_items(path.get());
+    items[size - 1] = edges.pop();
+    for (std::size_t i = 0; i + 1 < size; ++i) items[i] = compat::new_ref(edges[i]);
+    return path;
+}
+
 // A path entry class of the library's own. Its instances are made without running the dataclass
 // constructor, whose checks hold by construction (10x of accessors, benchmarks/optree), as long as
 // nobody replaced that constructor.
@@ -170,13 +181,50 @@ void walk_edges(const Tree& tree, Make&& make, Leaf&& leaf) {
 
 }  // namespace
 
+// From the last leaf to the first, which takes one look at each node and no table of children.
 Ref spec_paths(const SpecObject& spec) {
+    struct Level {
+        const Node* node;
+        std::uint32_t children;  // those left, the current one included
+    };
+    const Tree& tree = spec.tree;
     ObjectStack paths;
-    paths.reserve(spec.tree.leaves);
-    walk_edges(
-        spec.tree,
-        [](Kind kind, const Slot* slots, std::uint32_t i) { return node_entry(kind, slots, i); },
-        [&](ObjectStack& edges) { paths.push_owned(tuple_of(edges).release()); });
+    ObjectStack edges;
+    Stack<Level> levels;
+    paths.extend(tree.leaves);
+    Cursor cursor = Cursor::end_of(tree);
+    const auto leave_finished_levels = [&] {
+        while (!levels.empty() && levels.back().children == 0) {
+            levels.pop_back();
+            if (!edges.empty()) edges.drop_from(edges.size() - 1);
+        }
+    };
+    while (!cursor.done()) {
+        const Node* node = cursor.node();
+        if (!levels.empty()) {
+            Level& level = levels.back();
+            const std::uint32_t index = --level.children;
+            if (node != nullptr && node->leaves == 0) {
+                cursor.skip();  // leads to no leaf
+                leave_finished_levels();
+                continue;
+            }
+            edges.push_owned(
+                node_entry(level.node->kind, slots_of(tree, *level.node), index).release());
+        }
+        if (levels.size() > static_cast<std::size_t>(compat::kMaxDepth)) {
+            raise(PyExc_RecursionError,
+                  "Maximum recursion depth exceeded during walking the tree.");
+        }
+        if (node != nullptr) {
+            levels.push_back({node, node->arity});
+            cursor.enter();
+        } else {
+            cursor.leaf();
+            paths[cursor.leaf_end] = tuple_with_last(edges).release();
+        }
+        leave_finished_levels();
+    }
     return paths.into_list();
 }
 
