@@ -209,8 +209,12 @@ Ref spec_paths(const SpecObject& spec) {
                 leave_finished_levels();
                 continue;
             }
-            edges.push_owned(
-                node_entry(level.node->kind, slots_of(tree, *level.node), index).release());
+            const Slot* slots = slots_of(tree, *level.node);
+            if (is_mapping(level.node->kind)) {
+                edges.push(as_layout(slots[0])->keys[index]);
+            } else {
+                edges.push_owned(node_entry(level.node->kind, slots, index).release());
+            }
         }
         if (levels.size() > static_cast<std::size_t>(compat::kMaxDepth)) {
             raise(PyExc_RecursionError,
