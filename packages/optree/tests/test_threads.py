@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,13 +22,13 @@ FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
 THREADS, ROUNDS = (32, 128) if FREE_THREADED else (4, 16)
 
 
-def together(function: Callable[[], Any]) -> list[Any]:
-    """Call ``function`` at once from several threads, several times each."""
+def together(function: Callable[[], Any], rounds: int = ROUNDS) -> list[Any]:
+    """Call ``function`` at once from several threads, ``rounds`` times each."""
     barrier = threading.Barrier(THREADS)
 
     def run() -> list[Any]:
         barrier.wait(timeout=60)
-        return [function() for _ in range(ROUNDS)]
+        return [function() for _ in range(rounds)]
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -64,12 +65,7 @@ def test_shared_structures() -> None:
             assert len(treespec.flatten_up_to(tree)) == len(leaves)
             assert pickle.loads(pickle.dumps(treespec)) == treespec
 
-    rounds = globals()["ROUNDS"]
-    globals()["ROUNDS"] = max(1, rounds // 4)
-    try:
-        together(work)
-    finally:
-        globals()["ROUNDS"] = rounds
+    together(work, max(1, ROUNDS // 4))
 
 
 def test_one_iterator_for_many_threads() -> None:
@@ -88,6 +84,35 @@ def test_one_iterator_for_many_threads() -> None:
         positions = [order[leaf] for leaf in part]
         assert positions == sorted(positions)
     assert sorted(leaf for part in parts for leaf in part) == list(range(2 * count))
+
+
+def test_an_iterator_that_runs_python_code_lets_threads_wait_for_their_turn() -> None:
+    inside: list[int] = []
+
+    def slow(_: Any) -> bool:
+        inside.append(1)
+        time.sleep(0.0005)  # lets the others run, who must not get in
+        assert len(inside) == 1
+        inside.pop()
+        return False
+
+    iterator = optree.tree_iter(list(range(100)), is_leaf=slow)
+    parts = together(lambda: next(iterator, None), rounds=100)
+    assert sorted(leaf for leaf in parts if leaf is not None) == list(range(100))
+
+
+def test_an_iterator_refuses_to_be_entered_again_by_its_own_thread() -> None:
+    failures: list[str] = []
+
+    def nested(_: Any) -> bool:
+        with pytest.raises(RuntimeError, match="already iterating") as info:
+            next(iterator)
+        failures.append(str(info.value))
+        return False
+
+    iterator = optree.tree_iter([1, 2], is_leaf=nested)
+    assert list(iterator) == [1, 2]
+    assert len(failures) == 3
 
 
 def test_registering_while_flattening() -> None:
@@ -202,7 +227,7 @@ DEADLOCK = """
             optree._C.get_registry_size('busy')
 
     def churn():
-        for i in range(300):
+        for i in range({rounds}):
             class Cls(metaclass=Meta):
                 pass
             weakref.finalize(Cls, optree.tree_leaves, [1])
@@ -240,7 +265,8 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=list(FAILURES))
 def test_no_deadlock(failure: str) -> None:
-    code = textwrap.dedent(DEADLOCK.format(failure=failure))
+    # Making a class stops all threads where there is no interpreter lock.
+    code = textwrap.dedent(DEADLOCK.format(failure=failure, rounds=40 if FREE_THREADED else 300))
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False
     )

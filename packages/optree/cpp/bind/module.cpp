@@ -123,7 +123,7 @@ void add_functions(py::module_& module, State& state, PyMethodDef* table) {
 
 PyObject* at_exit(PyObject* self, PyObject*) {
     // The registry stays: trees are still trees for what runs after this. It goes with the module.
-    as_state(self).layouts.clear();
+    as_state(self).forget_layouts();
     interpreter_leaves(current_interpreter());
     Py_RETURN_NONE;
 }
@@ -165,9 +165,10 @@ void fill_module(py::module_& module) {
 }  // namespace optree
 
 #if defined(PYBIND11_HAS_SUBINTERPRETER_SUPPORT)
-PYBIND11_MODULE(_C, module, py::multiple_interpreters::per_interpreter_gil()) {
+PYBIND11_MODULE(_C, module, py::mod_gil_not_used(),
+                py::multiple_interpreters::per_interpreter_gil()) {
 #else
-PYBIND11_MODULE(_C, module) {
+PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
 #endif
     module.doc() = "Optimized PyTree Utilities. (C extension module built from src/optree.cpp)";
     try {

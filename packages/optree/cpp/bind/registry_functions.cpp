@@ -44,17 +44,14 @@ PyObject* register_node(PyObject* self, Args args, Py_ssize_t nargs, PyObject* k
             raise(PyExc_ValueError,
                   "PyTree type %R is a built-in type and cannot be re-registered.", cls);
         }
-        Ref registration =
+        const Ref registration =
             make_registration(reinterpret_cast<PyTypeObject*>(state.registration_type.get()), cls,
                               out[1], out[2], out[3]);
         auto* type = reinterpret_cast<PyTypeObject*>(cls);
-        PointerMap<PyTypeObject, Registration>& types = state.registry.get(name.get()).types;
-        if (types.find(type) != nullptr) {
+        if (!state.registry.add(state.registry.get(name.get()), type, registration)) {
             raise(PyExc_ValueError, "PyTree type %R is already registered %U.", cls,
                   where(name.get()).get());
         }
-        types.insert(type, as_registration(registration.get()));
-        (void)registration.release();  // the map owns it
         return compat::new_ref(Py_None);
     });
 }
@@ -73,9 +70,11 @@ PyObject* unregister_node(PyObject* self, Args args, Py_ssize_t nargs, PyObject*
                   cls);
         }
         auto* type = reinterpret_cast<PyTypeObject*>(cls);
-        PointerMap<PyTypeObject, Registration>& types = state.registry.get(name.get()).types;
-        Registration* found = types.find(type);
-        if (found == nullptr) {
+        Namespace* space =
+            is_empty_str(name.get()) ? &state.registry.global() : state.registry.find(name.get());
+        Ref removed;
+        if (space != nullptr) removed = state.registry.remove(*space, type);
+        if (!removed) {
             const Ref place = where(name.get());
             if (state.structseqs.contains(type)) {
                 raise(PyExc_ValueError,
@@ -92,8 +91,6 @@ PyObject* unregister_node(PyObject* self, Args args, Py_ssize_t nargs, PyObject*
             }
             raise(PyExc_ValueError, "PyTree type %R is not registered %U.", cls, place.get());
         }
-        types.erase(type);
-        Py_DECREF(reinterpret_cast<PyObject*>(found));
         return compat::new_ref(Py_None);
     });
 }
@@ -103,13 +100,12 @@ PyObject* get_registry_size(PyObject* self, Args args, Py_ssize_t nargs, PyObjec
     return guarded(state.error(), [&] {
         PyObject* out[1];
         parse_arguments({"get_registry_size", 0, 1, 0, {"namespace"}}, args, nargs, kwnames, out);
-        std::size_t size = kNumBuiltins + state.registry.global().types.size();
+        std::size_t size = kNumBuiltins + state.registry.global().size();
         if (out[0] == nullptr || out[0] == Py_None) {
             size += state.registry.named_size();
         } else {
             const Ref name = exact_str(out[0], nullptr, "namespace");
-            if (const Namespace* named = state.registry.find(name.get()))
-                size += named->types.size();
+            if (const Namespace* named = state.registry.find(name.get())) size += named->size();
         }
         return checked(PyLong_FromSize_t(size)).release();
     });
@@ -142,7 +138,7 @@ PyObject* set_dict_insertion_ordered(PyObject* self, Args args, Py_ssize_t nargs
                         kwnames, out);
         const bool mode = as_bool(out[0], "mode");
         const Ref name = exact_str(out[1], state.empty_str.get(), "namespace");
-        state.registry.get(name.get()).insertion_ordered = mode;
+        state.registry.get(name.get()).insertion_ordered.store(mode, std::memory_order_relaxed);
         return compat::new_ref(Py_None);
     });
 }

@@ -19,8 +19,8 @@ class Context {
     Context(State& state_, PyObject* predicate_, bool none_is_leaf_, PyObject* name)
         : state(state_), predicate(predicate_), none_is_leaf(none_is_leaf_), name_(name) {
         named_ = name == state.empty_str.get() ? nullptr : state.registry.find(name);
-        own_insertion_ordered = named_ != nullptr && named_->insertion_ordered;
-        sorted = !own_insertion_ordered && !state.registry.global().insertion_ordered;
+        own_insertion_ordered = named_ != nullptr && keeps_insertion_order(*named_);
+        sorted = !own_insertion_ordered && !keeps_insertion_order(state.registry.global());
         none_type_ = none_is_leaf ? nullptr : Py_TYPE(Py_None);
     }
     Context(const Context&) = delete;
@@ -46,7 +46,8 @@ class Context {
         return true;
     }
 
-    // The kind of `object` by its exact class. Sets `registration` (borrowed) for Kind::custom.
+    // The kind of `object` by its exact class. Sets `registration` for Kind::custom: borrowed until
+    // the next call.
     OPTREE_INLINE Kind classify(PyObject* object, Registration*& registration) {
         PyTypeObject* type = Py_TYPE(object);
         if (OPTREE_LIKELY(type == last_leaf_)) return Kind::leaf;
@@ -75,9 +76,7 @@ class Context {
         return check_truth(PyObject_IsTrue(answer.get()));
     }
 
-    Registration* lookup(PyTypeObject* type) const noexcept {
-        return state.registry.lookup(named_, type);
-    }
+    Ref lookup(PyTypeObject* type) const noexcept { return state.registry.lookup(named_, type); }
 
     // The namespace that a spec made by this call stores.
     PyObject* spec_namespace(bool found_custom) const noexcept {
@@ -86,11 +85,15 @@ class Context {
     PyObject* name() const noexcept { return name_; }
 
   private:
+    static bool keeps_insertion_order(const Namespace& space) noexcept {
+        return space.insertion_ordered.load(std::memory_order_relaxed);
+    }
+
     // Classes met during this call, by address: they stay alive as long as what was collected of them.
     // Pays for a quarter of flatten on module trees, whose leaves alternate with two namedtuples.
     struct Seen {
         PyTypeObject* type = nullptr;
-        Kind kind = Kind::leaf;
+        Kind kind{};
     };
     static std::size_t seen_index(const PyTypeObject* type) noexcept {
         const auto bits = reinterpret_cast<std::uintptr_t>(type);
@@ -106,8 +109,9 @@ class Context {
             kind = Kind::defaultdict;
         } else if (cls == state.deque_type.get()) {
             kind = Kind::deque;
-        } else if (Registration* found = lookup(type)) {
-            registration = found;
+        } else if (Ref found = lookup(type)) {
+            registration = as_registration(found.get());
+            custom_.hold(std::move(found));
             return Kind::custom;  // not remembered: the registration may change
         } else if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) {
             const Ref alive = Ref::borrow(cls);
@@ -128,6 +132,7 @@ class Context {
     PyTypeObject* last_leaf_ = nullptr;
     static constexpr std::size_t kSeen = 8;
     Seen seen_[kSeen];
+    Held custom_;  // the registration that `classify` gave last: another thread may take it back
 };
 
 inline PyObject* type_object(PyTypeObject* type) noexcept {

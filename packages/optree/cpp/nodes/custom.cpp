@@ -38,14 +38,14 @@ std::uint32_t Custom::expand(Context&, PyObject* object, ObjectStack& children, 
 void Custom::match(Context& context, const Slot* slots, std::uint32_t arity, PyObject* object,
                    ObjectStack& children) {
     auto* expected = as_registration(slots[0]);
-    Registration* found = context.lookup(Py_TYPE(object));
-    if (found != expected) {
+    Ref found = context.lookup(Py_TYPE(object));
+    if (found.get() != as_object(slots[0])) {
         raise(PyExc_ValueError,
               "Custom node type mismatch; expected type: %R, got type: %R; value: %R.",
               expected->type, Py_TYPE(object), object);
     }
     Payload payload;
-    payload.slot[0] = Ref::borrow(reinterpret_cast<PyObject*>(found));
+    payload.slot[0] = std::move(found);
     const std::uint32_t got = expand(context, object, children, payload);
     if (!equal(as_object(slots[1]), payload.slot[1].get())) {
         raise(PyExc_ValueError, "Mismatch custom node data; expected: %R, got: %R; value: %R.",

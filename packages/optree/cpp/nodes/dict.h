@@ -9,10 +9,10 @@ namespace optree {
 struct Dict {
     static constexpr const char* kName = "dict";
     static KeyLayout* gather_known(Context& context, PyObject* object, PyObject** out) noexcept {
-        return optree::gather_known(context.state.layouts, object, context.sorted, out);
+        return optree::gather_known(context.state.layouts(), object, context.sorted, out);
     }
     static Ref scan_unknown(Context& context, PyObject* object, ObjectStack& children) {
-        return optree::scan_unknown(context.state.layouts, context.state.layout(), object,
+        return optree::scan_unknown(context.state.layouts(), context.state.layout(), object,
                                     context.sorted, children);
     }
     static std::uint32_t expand(Context& context, PyObject* object, ObjectStack& children,
@@ -21,7 +21,7 @@ struct Dict {
         return as_layout(payload.slot[0].get())->size;
     }
     static PyObject* rebuild(State& state, const Slot* slots, PyObject** children, std::size_t) {
-        return new_dict_of(as_layout(slots[0]), state.layouts.entries_readable, children);
+        return new_dict_of(as_layout(slots[0]), state.entries_readable, children);
     }
     static void match(Context& context, const Slot* slots, std::uint32_t, PyObject* object,
                       ObjectStack& children) {

@@ -47,7 +47,7 @@ Ref fill_layout(PyTypeObject* type, PyObject* const* inserted, std::size_t size,
     layout->size = count;
     layout->atomic = true;
     layout->sorted = sorted;
-    layout->has_hash = false;
+    new (&layout->hash) std::atomic<std::uint64_t>(0);
     layout->prototype = nullptr;
     PyObject** own = layout->inserted;
     layout->keys = order != nullptr ? own + size : own;
@@ -264,7 +264,9 @@ KeyLayout* gather_known(LayoutCache& cache, PyObject* mapping, bool sorted,
 
 bool push_known_values(const KeyLayout* layout, bool entries_readable, PyObject* mapping,
                        ObjectStack& values) {
+    const CriticalSection reading(mapping);
     const std::size_t size = layout->size;
+    if (PyDict_GET_SIZE(mapping) != static_cast<Py_ssize_t>(size)) return false;
     if (size == 0) return true;
     values.reserve(size);
     PyObject** out = values.data() + values.size();
@@ -277,86 +279,96 @@ bool push_known_values(const KeyLayout* layout, bool entries_readable, PyObject*
 
 namespace {
 
-using Borrowed = Scratch<PyObject*, 64>;
-
-// Keys that only Python code can compare, which may change the mapping meanwhile.
-Ref scan_by_python(PyTypeObject* layout_type, const Borrowed& keys, const Borrowed& unordered,
+// Keys that only Python code can compare, and the values under them in the same order.
+Ref scan_by_python(PyTypeObject* layout_type, ObjectStack& keys, ObjectStack& unordered,
                    ObjectStack& values) {
-    ObjectStack own_keys;
-    ObjectStack own_values;
-    own_keys.reserve(keys.size());
-    own_values.reserve(keys.size());
-    for (std::size_t i = 0; i < keys.size(); ++i) {
-        own_keys.push_unchecked(keys.data()[i]);
-        own_values.push_unchecked(unordered.data()[i]);
-    }
-    Ref owner = make_layout(layout_type, own_keys.data(), own_keys.size(), true);
+    Ref owner = make_layout(layout_type, keys.data(), keys.size(), true);
     const auto* layout = reinterpret_cast<KeyLayout*>(owner.get());
-    const std::size_t base = values.extend(own_keys.size());
+    const std::size_t base = values.extend(keys.size());
     for (std::uint32_t i = 0; i < layout->size; ++i) {
-        values[base + layout->child_of(i)] = own_values[i];
+        values[base + layout->child_of(i)] = unordered[i];
     }
-    own_values.forget_from(0);
+    unordered.forget_from(0);
     return owner;
+}
+
+// A kept layout of equal keys that are other objects, borrowed, with the values (borrowed) at `out`;
+// null if there is none.
+KeyLayout* gather_by_twin(LayoutCache& cache, const DictEntries& entries, PyObject* mapping,
+                          PyObject* first, bool sorted, PyObject** out) noexcept {
+    if (!PyUnicode_CheckExact(first)) return nullptr;
+    const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
+    for (KeyLayout* twin : cache.twin_set(PyObject_Hash(first), size, sorted)) {
+        if (twin == nullptr) return nullptr;
+        if (twin->size == size && twin->sorted == sorted &&
+            match(twin, entries, mapping, out, same_text_or_object)) {
+            return twin;
+        }
+    }
+    return nullptr;
 }
 
 }  // namespace
 
 Ref scan_unknown(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mapping, bool sorted,
                  ObjectStack& values) {
-    const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
-    const DictEntries entries = entries_of(cache.entries_readable, mapping);
-    values.reserve(size);
-    PyObject** out = values.data() + values.size();
-    Ref owner;
-    PyObject* first = first_key(entries, mapping);
-    if (PyUnicode_CheckExact(first)) {
-        for (KeyLayout* twin : cache.twin_set(PyObject_Hash(first), size, sorted)) {
-            if (twin == nullptr) break;
-            if (twin->size == size && twin->sorted == sorted &&
-                match(twin, entries, mapping, out, same_text_or_object)) {
-                owner = Ref::borrow(reinterpret_cast<PyObject*>(twin));
-                break;
+    ObjectStack own_keys;
+    ObjectStack own_values;
+    {
+        const CriticalSection reading(mapping);  // while keys and values are borrowed
+        const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
+        if (size == 0) return Ref::borrow(cache.empty.get());
+        const DictEntries entries = entries_of(cache.entries_readable, mapping);
+        PyObject* first = first_key(entries, mapping);
+        values.reserve(size);
+        PyObject** out = values.data() + values.size();
+        KeyLayout* twin = gather_by_twin(cache, entries, mapping, first, sorted, out);
+        // Trees that come again are to find their own keys; those that do not share the twin's.
+        Ref owner;
+        if (twin != nullptr && !cache.comes_again(twin, first)) {
+            owner = Ref::borrow(reinterpret_cast<PyObject*>(twin));
+        } else {
+            Scratch<PyObject*, 64> keys;
+            Scratch<PyObject*, 64> unordered;
+            keys.reserve(size);
+            unordered.reserve(size);
+            visit_items(entries, mapping, checked_count(size),
+                        [&](std::uint32_t, PyObject* key, PyObject* value) {
+                            keys.push_unchecked(key);
+                            unordered.push_unchecked(value);
+                            return true;
+                        });
+            KeyOrder order;
+            Plain plain = Plain::in_order;
+            if (twin != nullptr) {
+                owner = copy_layout(layout_type, twin, keys.data());
+                cache.keep(as_layout(owner.get()));
+            } else {
+                if (sorted) plain = sort_plain_keys(keys.data(), size, order);
+                if (plain != Plain::not_plain) {
+                    owner = fill_layout(layout_type, keys.data(), size,
+                                        plain == Plain::permuted ? order.data() : nullptr, sorted);
+                    const auto* layout = reinterpret_cast<KeyLayout*>(owner.get());
+                    for (std::uint32_t i = 0; i < layout->size; ++i) {
+                        out[layout->child_of(i)] = unordered[i];
+                    }
+                    cache.offer(as_layout(owner.get()));
+                }
+            }
+            if (plain == Plain::not_plain) {
+                for (std::size_t i = 0; i < size; ++i) {
+                    own_keys.push(keys[i]);
+                    own_values.push(unordered[i]);
+                }
             }
         }
+        if (owner) {
+            for (std::size_t i = 0; i < size; ++i) Py_INCREF(out[i]);
+            values.adopt(size);
+            return owner;
+        }
     }
-    Borrowed keys;
-    Borrowed unordered;
-    const auto gather = [&] {
-        keys.reserve(size);
-        unordered.reserve(size);
-        visit_items(entries, mapping, checked_count(size),
-                    [&](std::uint32_t, PyObject* key, PyObject* value) {
-                        keys.push_unchecked(key);
-                        unordered.push_unchecked(value);
-                        return true;
-                    });
-    };
-    if (owner) {
-        // Trees that come again are to find their own keys; those that do not share the twin's.
-        if (cache.comes_again(as_layout(owner.get()), first)) {
-            gather();
-            owner = copy_layout(layout_type, as_layout(owner.get()), keys.data());
-            cache.keep(as_layout(owner.get()));
-        }
-    } else {
-        gather();
-        KeyOrder order;
-        const Plain plain = sorted ? sort_plain_keys(keys.data(), size, order) : Plain::in_order;
-        if (plain == Plain::not_plain) {
-            return scan_by_python(layout_type, keys, unordered, values);
-        }
-        owner = fill_layout(layout_type, keys.data(), size,
-                            plain == Plain::permuted ? order.data() : nullptr, sorted);
-        const auto* layout = reinterpret_cast<KeyLayout*>(owner.get());
-        for (std::uint32_t i = 0; i < layout->size; ++i) {
-            out[layout->child_of(i)] = unordered[i];
-        }
-        cache.offer(as_layout(owner.get()));
-    }
-    for (std::size_t i = 0; i < size; ++i) Py_INCREF(out[i]);
-    values.adopt(size);
-    return owner;
+    return scan_by_python(layout_type, own_keys, own_values, values);
 }
 
 namespace {

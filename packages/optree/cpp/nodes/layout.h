@@ -7,6 +7,7 @@
 #include "nodes/sort_keys.h"
 #include "spec/tree.h"
 #include "support/object_stack.h"
+#include "support/sharing.h"
 
 namespace optree {
 
@@ -18,10 +19,10 @@ namespace optree {
 struct KeyLayout {
     PyObject_HEAD
     std::uint32_t size;
-    bool atomic;          // every key is an exact str or int: hash fixed, never in a cycle
-    bool sorted;          // traversal order is the sorted one (else the insertion order)
-    bool has_hash;        // `hash` is valid; only ever set when `atomic`
-    std::uint64_t hash;   // of the keys in traversal order
+    bool atomic;  // every key is an exact str or int: hash fixed, never in a cycle
+    bool sorted;  // traversal order is the sorted one (else the insertion order)
+    std::atomic<std::uint64_t>
+        hash;             // of the keys in traversal order, if `atomic`; 0: not computed
     PyObject* prototype;  // owned: a dict of the keys in insertion order, to copy; or null
     std::uint32_t* position;
     PyObject** keys;        // borrowed from `inserted`
@@ -40,6 +41,7 @@ inline PyObject* as_object(Slot slot) noexcept { return static_cast<PyObject*>(s
 // keys that are other objects: 2x to 4x of flatten on trees visited once (first visit, equal keys).
 // Holds atomic keys only, so it never keeps a user's object alive, and at most kMaxKeys of them. A
 // layout is kept when it is met for the second time, so that keys that never come back cost little.
+// Without the interpreter lock each thread has its own (State::layouts).
 class LayoutCache {
   public:
     LayoutCache() = default;
@@ -68,7 +70,7 @@ class LayoutCache {
     void clear() noexcept;
 
     Ref empty;                      // the layout of mappings without keys
-    bool entries_readable = false;  // dict_entries() may be used
+    bool entries_readable = false;  // as in State
 
   private:
     static constexpr std::size_t kSetBits = 9;

@@ -9,6 +9,7 @@ namespace optree {
 struct List {
     static constexpr const char* kName = "list";
     static std::uint32_t expand(Context&, PyObject* object, ObjectStack& children, Payload&) {
+        const CriticalSection reading(object);
         const auto count = static_cast<std::size_t>(PyList_GET_SIZE(object));
         children.reserve(count);
         for (std::size_t i = 0; i < count; ++i) {
@@ -22,11 +23,9 @@ struct List {
     static void match(Context& context, const Slot*, std::uint32_t arity, PyObject* object,
                       ObjectStack& children) {
         if (!PyList_CheckExact(object)) raise_expected("list", object);
-        if (PyList_GET_SIZE(object) != arity) {
-            raise_arity("list", "list", arity, PyList_GET_SIZE(object), object);
-        }
         Payload none;
-        expand(context, object, children, none);
+        const std::uint32_t count = expand(context, object, children, none);
+        if (count != arity) raise_arity("list", "list", arity, count, object);
     }
     static Ref entry(const Slot*, std::uint32_t index) { return index_entry(index); }
     static PyObject* type(State&, const Slot*) noexcept { return type_object(&PyList_Type); }

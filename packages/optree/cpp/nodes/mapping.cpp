@@ -70,17 +70,15 @@ void match_mapping(Context& context, const KeyLayout* layout, const char* label,
     const std::size_t base = children.size();
     if (PyDict_GET_SIZE(object) == static_cast<Py_ssize_t>(layout->size)) {
         // The same keys inserted in the same order are recognised in one scan.
-        if (push_known_values(layout, context.state.layouts.entries_readable, object, children))
-            return;
+        if (push_known_values(layout, context.state.entries_readable, object, children)) return;
         std::uint32_t i = 0;
-        PyObject* value = nullptr;
-        for (i = 0; i < layout->size; ++i) {
-            value = PyDict_GetItemWithError(object, layout->keys[i]);
+        for (; i < layout->size; ++i) {
+            PyObject* value = compat::dict_item(object, layout->keys[i]);
             if (value == nullptr) {
                 if (PyErr_Occurred()) throw PythonError{};
                 break;
             }
-            children.push(value);
+            children.push_owned(value);
         }
         if (i == layout->size) return;
         children.drop_from(base);
@@ -95,20 +93,11 @@ PyObject* NamedTuple::rebuild(State& state, const Slot* slots, PyObject** childr
                               std::size_t count) {
     auto* type = static_cast<PyTypeObject*>(slots[0]);
     // Instances are made directly where the class would do the same (3x to 8x of unflatten on
-    // namedtuple trees, benchmarks/optree); decided anew whenever the class changes.
+    // namedtuple trees, benchmarks/optree).
     bool direct = false;
     try {
-        TupleClass& entry = state.namedtuples.entry(type);
-        const unsigned int version = compat::type_version(type);
-        if (OPTREE_LIKELY(entry.version == version && entry.arity == count && version != 0)) {
-            direct = entry.direct && Py_TYPE(type)->tp_call == PyType_Type.tp_call;
-        } else {
-            direct = makes_plain_tuple(type, count);  // may run Python code, which may drop `entry`
-            TupleClass& now = state.namedtuples.entry(type);
-            now.direct = direct;
-            now.version = version;
-            now.arity = count;
-        }
+        direct = state.namedtuples.makes_directly(type, count) &&
+                 Py_TYPE(type)->tp_call == PyType_Type.tp_call;
     } catch (const PythonError&) {
         drop_children(children, count);
         return nullptr;

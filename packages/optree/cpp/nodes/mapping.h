@@ -18,14 +18,17 @@ inline bool is_mapping_object(const State& state, PyObject* object) noexcept {
 // `scan_unknown` makes one.
 template <class Mapping>
 Ref scan_mapping(Context& context, PyObject* object, ObjectStack& values) {
-    const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(object));
-    if (size == 0) return Ref::borrow(context.state.layouts.empty.get());
-    values.reserve(size);
-    PyObject** out = values.data() + values.size();
-    if (KeyLayout* known = Mapping::gather_known(context, object, out)) {
-        for (std::size_t i = 0; i < size; ++i) Py_INCREF(out[i]);
-        values.adopt(size);
-        return Ref::borrow(reinterpret_cast<PyObject*>(known));
+    {
+        const CriticalSection reading(object);  // while values are borrowed
+        const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(object));
+        if (size == 0) return Ref::borrow(context.state.layouts().empty.get());
+        values.reserve(size);
+        PyObject** out = values.data() + values.size();
+        if (KeyLayout* known = Mapping::gather_known(context, object, out)) {
+            for (std::size_t i = 0; i < size; ++i) Py_INCREF(out[i]);
+            values.adopt(size);
+            return Ref::borrow(reinterpret_cast<PyObject*>(known));
+        }
     }
     return Mapping::scan_unknown(context, object, values);
 }

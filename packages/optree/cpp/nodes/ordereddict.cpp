@@ -42,7 +42,7 @@ KeyLayout* OrderedDict::gather_known([[maybe_unused]] Context& context,
                                      [[maybe_unused]] PyObject** out) noexcept {
 #if OPTREE_ODICT_LIST
     if (OPTREE_UNLIKELY(!context.state.odict_fast)) return nullptr;
-    KeyLayout* known = optree::gather_known(context.state.layouts, object, false, out);
+    KeyLayout* known = optree::gather_known(context.state.layouts(), object, false, out);
     if (OPTREE_UNLIKELY(known == nullptr)) return nullptr;
     const ListNode* node = reinterpret_cast<ListHead*>(object)->first;
     for (PyObject *const *key = known->inserted, *const *end = key + known->size; key != end;
@@ -80,20 +80,21 @@ bool ordereddict_list_is_readable() {
 }
 
 Ref OrderedDict::scan_unknown(Context& context, PyObject* object, ObjectStack& children) {
+    const CriticalSection reading(object);
     ObjectStack keys;
     ObjectStack values;
     const Ref iterator = checked(PyObject_GetIter(object));
     while (PyObject* key = PyIter_Next(iterator.get())) {
         keys.push_owned(key);
-        PyObject* value = PyDict_GetItemWithError(object, key);
+        PyObject* value = compat::dict_item(object, key);
         if (value == nullptr) {
             if (!PyErr_Occurred()) PyErr_SetObject(PyExc_KeyError, key);
             throw PythonError{};
         }
-        values.push(value);
+        values.push_owned(value);
     }
     if (PyErr_Occurred()) throw PythonError{};
-    LayoutCache& cache = context.state.layouts;
+    LayoutCache& cache = context.state.layouts();
     Ref layout = Ref::borrow(reinterpret_cast<PyObject*>(cache.find(keys.data(), keys.size())));
     if (!layout) {
         layout = make_layout(context.state.layout(), keys.data(), keys.size(), false);

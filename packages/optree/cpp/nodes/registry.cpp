@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nodes/registry.h"
 
-#include <vector>
+#include "support/errors.h"
 
 namespace optree {
 namespace {
@@ -30,15 +30,11 @@ PyType_Spec registration_spec = {
     registration_slots,
 };
 
-std::string name_of(PyObject* name) {
-    Py_ssize_t size = 0;
-    const char* text = PyUnicode_AsUTF8AndSize(name, &size);
-    if (text != nullptr) return {text, static_cast<std::size_t>(size)};
-    // Lone surrogates have no UTF-8 form; take the same bytes for every equal string.
-    PyErr_Clear();
-    Ref bytes = checked(PyUnicode_AsEncodedString(name, "utf-8", "surrogatepass"));
-    return {PyBytes_AS_STRING(bytes.get()),
-            static_cast<std::size_t>(PyBytes_GET_SIZE(bytes.get()))};
+// The hash of an exact str, which is kept in the str.
+Py_hash_t hash_of(PyObject* name) {
+    const Py_hash_t hash = PyObject_Hash(name);
+    if (hash == -1) throw PythonError{};
+    return hash;
 }
 
 }  // namespace
@@ -58,53 +54,126 @@ Ref make_registration(PyTypeObject* registration_type, PyObject* type, PyObject*
     return self;
 }
 
+Namespace* NamespaceTable::find(PyObject* name, Py_hash_t hash) const noexcept {
+    if (entries_.empty()) return nullptr;
+    const std::size_t mask = entries_.size() - 1;
+    for (std::size_t i = static_cast<std::size_t>(hash) & mask;; i = (i + 1) & mask) {
+        const Entry& entry = entries_[i];
+        if (entry.space == nullptr) return nullptr;
+        PyObject* found = entry.space->name.get();
+        if (found == name || (entry.hash == hash && PyUnicode_Compare(found, name) == 0)) {
+            return entry.space;
+        }
+    }
+}
+
+void NamespaceTable::place(std::vector<Entry>& entries, Entry entry) noexcept {
+    const std::size_t mask = entries.size() - 1;
+    std::size_t i = static_cast<std::size_t>(entry.hash) & mask;
+    while (entries[i].space != nullptr) i = (i + 1) & mask;
+    entries[i] = entry;
+}
+
+void NamespaceTable::insert(Namespace* space, Py_hash_t hash) {
+    if ((size_ + 1) * 2 > entries_.size()) {
+        std::vector<Entry> grown(entries_.empty() ? 8 : entries_.size() * 2);
+        for (const Entry& entry : entries_) {
+            if (entry.space != nullptr) place(grown, entry);
+        }
+        entries_.swap(grown);
+    }
+    place(entries_, {space, hash});
+    ++size_;
+}
+
+Registry::~Registry() {
+    clear();
+    named_.peek().for_each([](Namespace& space) { delete &space; });
+}
+
 Namespace* Registry::find(PyObject* name) {
-    if (name == last_name_) return last_;
+    if (!compat::kFreeThreaded && name == last_name_) return last_;
     if (PyUnicode_GET_LENGTH(name) == 0) return nullptr;
-    auto found = named_.find(name_of(name));
-    Namespace* result = found == named_.end() ? nullptr : found->second.get();
-    PyObject* old = last_name_;
-    last_name_ = compat::new_ref(name);
-    last_ = result;
-    Py_XDECREF(old);
-    return result;
+    const Py_hash_t hash = hash_of(name);
+    Namespace* found = nullptr;
+    {
+        const ReaderSection section;
+        found = named_.peek().find(name, hash);
+    }
+    if (!compat::kFreeThreaded) {
+        PyObject* old = last_name_;
+        last_name_ = compat::new_ref(name);
+        last_ = found;
+        Py_XDECREF(old);
+    }
+    return found;
 }
 
 Namespace& Registry::get(PyObject* name) {
     if (PyUnicode_GET_LENGTH(name) == 0) return global_;
-    auto& slot = named_[name_of(name)];
-    if (slot == nullptr) {
-        slot = std::make_unique<Namespace>();
-        PyObject* old = last_name_;
-        last_name_ = nullptr;
-        last_ = nullptr;
-        Py_XDECREF(old);
-    }
-    return *slot;
+    if (Namespace* found = find(name)) return *found;
+    const Py_hash_t hash = hash_of(name);
+    auto made = std::make_unique<Namespace>();
+    // Callers mostly pass a literal: found by identity.
+    PyObject* interned = compat::new_ref(name);
+    PyUnicode_InternInPlace(&interned);
+    made->name = Ref::steal(interned);
+    forget_last_name();
+    const WriterLock writing(lock_);
+    if (Namespace* found = named_.peek().find(name, hash)) return *found;
+    named_.update([&](NamespaceTable& table) { table.insert(made.get(), hash); });
+    return *made.release();
+}
+
+bool Registry::add(Namespace& space, PyTypeObject* type, const Ref& registration) {
+    const WriterLock writing(lock_);
+    if (space.types.peek().find(type) != nullptr) return false;
+    space.types.update(
+        [&](Namespace::Types& types) { types.insert(type, as_registration(registration.get())); });
+    Py_INCREF(registration.get());
+    return true;
+}
+
+Ref Registry::remove(Namespace& space, PyTypeObject* type) {
+    const WriterLock writing(lock_);
+    Registration* found = space.types.peek().find(type);
+    if (found == nullptr) return nullptr;
+    space.types.update([&](Namespace::Types& types) { types.erase(type); });
+    return Ref::steal(reinterpret_cast<PyObject*>(found));
 }
 
 std::size_t Registry::named_size() const noexcept {
+    const ReaderSection section;
     std::size_t size = 0;
-    for (const auto& [name, space] : named_) size += space->types.size();
+    named_.peek().for_each([&](Namespace& space) { size += space.types.peek().size(); });
     return size;
 }
 
-void Registry::clear() noexcept {
-    // Namespace objects stay (others hold pointers to them); what they own goes.
-    std::vector<Registration*> dropped;
-    const auto empty = [&dropped](Namespace& space) {
-        space.types.for_each([&](PyTypeObject*, Registration* value) { dropped.push_back(value); });
-        PointerMap<PyTypeObject, Registration> none;
-        space.types.swap(none);
-        space.insertion_ordered = false;
-    };
-    empty(global_);
-    for (auto& [name, space] : named_) empty(*space);
+void Registry::forget_last_name() noexcept {
     PyObject* old = last_name_;
     last_name_ = nullptr;
     last_ = nullptr;
     Py_XDECREF(old);
-    for (Registration* registration : dropped) Py_DECREF(reinterpret_cast<PyObject*>(registration));
+}
+
+void Registry::clear() noexcept {
+    // Namespaces stay (others hold pointers to them); what they own goes.
+    std::vector<std::unique_ptr<const Namespace::Types>> dropped;
+    const auto empty = [&dropped](Namespace& space) {
+        dropped.push_back(space.types.publish(std::make_unique<Namespace::Types>()));
+        space.insertion_ordered.store(false, std::memory_order_relaxed);
+    };
+    {
+        const WriterLock writing(lock_);
+        empty(global_);
+        named_.peek().for_each(empty);
+    }
+    forget_last_name();
+    for (const auto& types : dropped) {
+        types->for_each([](PyTypeObject*, Registration* registration) {
+            Py_DECREF(reinterpret_cast<PyObject*>(registration));
+        });
+    }
 }
 
 int Registry::traverse(visitproc visit, void* arg) const {
@@ -112,7 +181,7 @@ int Registry::traverse(visitproc visit, void* arg) const {
     // their only owner, a spec reports them while it is (see walk/gc.cpp).
     int status = 0;
     const auto report = [&](const Namespace& space) {
-        space.types.for_each([&](PyTypeObject*, Registration* r) {
+        space.types.peek().for_each([&](PyTypeObject*, Registration* r) {
             if (Py_REFCNT(reinterpret_cast<PyObject*>(r)) != 1) return;
             for (PyObject* member :
                  {r->type, r->flatten_func, r->unflatten_func, r->path_entry_type}) {
@@ -121,7 +190,7 @@ int Registry::traverse(visitproc visit, void* arg) const {
         });
     };
     report(global_);
-    for (const auto& [name, space] : named_) report(*space);
+    named_.peek().for_each(report);
     return status;
 }
 

@@ -2,12 +2,11 @@
 // Which custom classes are nodes, in which namespace, and where dicts keep their insertion order.
 #pragma once
 
-#include <memory>
-#include <string>
-#include <unordered_map>
+#include <vector>
 
 #include "support/pointer_map.h"
 #include "support/ref.h"
+#include "support/sharing.h"
 
 namespace optree {
 
@@ -30,32 +29,68 @@ Ref make_registration(PyTypeObject* registration_type, PyObject* type, PyObject*
                       PyObject* unflatten_func, PyObject* path_entry_type);
 
 struct Namespace {
-    PointerMap<PyTypeObject, Registration> types;  // owns a reference to each registration
-    bool insertion_ordered = false;
+    using Types = PointerMap<PyTypeObject, Registration>;
+
+    Ref name;                // an exact str, null for the global namespace
+    Published<Types> types;  // owns a reference to each registration
+    std::atomic<bool> insertion_ordered = false;
+
+    std::size_t size() const noexcept {
+        const ReaderSection section;
+        return types.peek().size();
+    }
 };
 
-// Guarded by the interpreter lock. No Python code runs while a map is being changed: what is
-// dropped is handed to the caller to drop.
+// Namespaces by name: open addressing by the hash of the name.
+class NamespaceTable {
+  public:
+    Namespace* find(PyObject* name, Py_hash_t hash) const noexcept;
+    void insert(Namespace* space, Py_hash_t hash);
+    template <class Visit>
+    void for_each(Visit&& visit) const {
+        for (const Entry& entry : entries_) {
+            if (entry.space != nullptr) visit(*entry.space);
+        }
+    }
+
+  private:
+    struct Entry {
+        Namespace* space = nullptr;
+        Py_hash_t hash = 0;
+    };
+    static void place(std::vector<Entry>& entries, Entry entry) noexcept;
+    std::vector<Entry> entries_;
+    std::size_t size_ = 0;
+};
+
+// Read without a lock. What a change drops is handed to the caller to drop, since that may run
+// Python code.
 class Registry {
   public:
     Registry() = default;
     Registry(const Registry&) = delete;
     Registry& operator=(const Registry&) = delete;
-    ~Registry() { clear(); }
+    ~Registry();
 
     Namespace& global() noexcept { return global_; }
     // The namespace called `name` (exact str), or null if nothing was ever put there. '' is null.
+    // A namespace lives as long as the registry.
     Namespace* find(PyObject* name);
     // The same, made if missing; '' is the global one.
     Namespace& get(PyObject* name);
 
     // The registration of `type` in `named` (may be null) or globally, or null.
-    Registration* lookup(const Namespace* named, const PyTypeObject* type) const noexcept {
-        if (named != nullptr) {
-            if (Registration* found = named->types.find(type)) return found;
-        }
-        return global_.types.find(type);
+    Ref lookup(const Namespace* named, const PyTypeObject* type) const noexcept {
+        const ReaderSection section;
+        Registration* found = named != nullptr ? named->types.peek().find(type) : nullptr;
+        if (found == nullptr) found = global_.types.peek().find(type);
+        return Ref::borrow(reinterpret_cast<PyObject*>(found));
     }
+
+    // Adds a registration of `type`; false if there is one already.
+    bool add(Namespace& space, PyTypeObject* type, const Ref& registration);
+    // Takes the registration of `type` out; null if there is none.
+    Ref remove(Namespace& space, PyTypeObject* type);
 
     // Number of classes registered in namespaces other than the global one.
     std::size_t named_size() const noexcept;
@@ -64,11 +99,15 @@ class Registry {
     int traverse(visitproc visit, void* arg) const;
 
   private:
+    Lock lock_;  // held by who changes any of what follows
     Namespace global_;
-    std::unordered_map<std::string, std::unique_ptr<Namespace>> named_;
-    // The last name looked up, by identity. Owned.
+    Published<NamespaceTable> named_;
+    // The last name looked up, by identity (owned). Pays for 30 instructions of each call with a
+    // namespace; not used where threads would have to share it.
     PyObject* last_name_ = nullptr;
     Namespace* last_ = nullptr;
+
+    void forget_last_name() noexcept;
 };
 
 }  // namespace optree

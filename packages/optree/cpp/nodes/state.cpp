@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nodes/state.h"
 
+#include <memory>
 #include <new>
 
 #include "nodes/dict_entries.h"
@@ -10,15 +11,21 @@
 namespace optree {
 namespace {
 
+void prepare_layouts(const State& state, LayoutCache& layouts) {
+    layouts.empty = make_layout(state.layout(), nullptr, 0, true);
+    layouts.entries_readable = state.entries_readable;
+}
+
 int state_traverse(PyObject* self, visitproc visit, void* arg) {
     const State& state = as_state(self);
     OPTREE_VISIT_TYPE(self);
-    for (const Ref* ref : {&state.layout_type, &state.registration_type, &state.spec_type,
-                           &state.iter_type, &state.internal_error, &state.kind_enum,
-                           &state.defaultdict_type, &state.deque_type, &state.evict_namedtuple,
-                           &state.evict_structseq, &state.copyreg_newobj, &state.accessors}) {
+    for (const Ref* ref :
+         {&state.layout_type, &state.registration_type, &state.spec_type, &state.iter_type,
+          &state.internal_error, &state.kind_enum, &state.defaultdict_type, &state.deque_type,
+          &state.evict_namedtuple, &state.evict_structseq, &state.copyreg_newobj}) {
         Py_VISIT(ref->get());
     }
+    Py_VISIT(state.accessors.load(std::memory_order_relaxed));
     for (const Ref& kind : state.kinds) Py_VISIT(kind.get());
     if (const int status = state.namedtuples.traverse(visit, arg)) return status;
     if (const int status = state.structseqs.traverse(visit, arg)) return status;
@@ -29,12 +36,12 @@ int state_clear(PyObject* self) {
     // Cut what can form cycles; what specs still need (types, names) goes with the last reference.
     State& state = as_state(self);
     state.registry.clear();
-    state.layouts.clear();
+    state.forget_layouts();
     state.blocks.clear();
     state.specs.clear();
     state.namedtuples.close();
     state.structseqs.close();
-    state.accessors = nullptr;
+    Py_XDECREF(state.accessors.exchange(nullptr));
     state.evict_namedtuple = nullptr;
     state.evict_structseq = nullptr;
     return 0;
@@ -46,7 +53,9 @@ void state_dealloc(PyObject* self) {
     state_clear(self);
     State& state = as_state(self);
     state.registry.~Registry();
-    state.layouts.~LayoutCache();
+#if !defined(Py_GIL_DISABLED)
+    state.own_layouts.~LayoutCache();
+#endif
     state.blocks.~BlockPool();
     state.specs.~ObjectPool();
     state.namedtuples.~TupleFamily();
@@ -100,9 +109,60 @@ Ref interned(const char* text) { return checked(PyUnicode_InternFromString(text)
 
 }  // namespace
 
+#if defined(Py_GIL_DISABLED)
+namespace {
+
+const char kLayoutsName[] = "optree._C.layouts";
+
+// What this thread used last. A state's id is never given to another state, and the capsule that
+// owns the cache goes with the thread's Python state, so a match is alive.
+thread_local struct {
+    std::uint64_t id = 0;
+    LayoutCache* cache = nullptr;
+} last_used;
+
+void drop_layouts(PyObject* capsule) {
+    auto* cache = static_cast<LayoutCache*>(PyCapsule_GetPointer(capsule, kLayoutsName));
+    if (last_used.cache == cache) last_used = {};
+    delete cache;
+}
+
+OPTREE_NOINLINE LayoutCache& find_layouts(State& state) {
+    PyObject* dict = PyThreadState_GetDict();  // borrowed
+    if (dict == nullptr) throw std::bad_alloc();
+    const Ref key = checked(
+        PyUnicode_FromFormat("%s.%llu", kLayoutsName, static_cast<unsigned long long>(state.id)));
+    Ref capsule = Ref::steal(compat::dict_item(dict, key.get()));
+    if (!capsule) {
+        if (PyErr_Occurred()) throw PythonError{};
+        auto made = std::make_unique<LayoutCache>();
+        prepare_layouts(state, *made);
+        capsule = checked(PyCapsule_New(made.get(), kLayoutsName, drop_layouts));
+        (void)made.release();
+        check_status(PyDict_SetItem(dict, key.get(), capsule.get()));
+    }
+    auto* cache = static_cast<LayoutCache*>(PyCapsule_GetPointer(capsule.get(), kLayoutsName));
+    if (cache == nullptr) throw PythonError{};
+    last_used = {state.id, cache};
+    return *cache;
+}
+
+}  // namespace
+
+LayoutCache& layouts_of_thread(State& state) {
+    if (OPTREE_LIKELY(last_used.id == state.id)) return *last_used.cache;
+    return find_layouts(state);
+}
+#endif
+
 Ref State::accessor_class(const char* name) {
-    if (!accessors) accessors = checked(PyImport_ImportModule("optree.accessors"));
-    return checked(PyObject_GetAttrString(accessors.get(), name));
+    PyObject* module = accessors.load();
+    if (module == nullptr) {
+        Ref imported = checked(PyImport_ImportModule("optree.accessors"));
+        // Another thread may have been faster.
+        if (accessors.compare_exchange_strong(module, imported.get())) module = imported.release();
+    }
+    return checked(PyObject_GetAttrString(module, name));
 }
 
 State& state_of_type(PyTypeObject* type) {
@@ -128,14 +188,14 @@ Ref make_state() {
     State& state = as_state(self.get());
     // tp_alloc zeroed the memory; the members with a constructor get one.
     new (&state.registry) Registry;
-    new (&state.layouts) LayoutCache;
     new (&state.blocks) BlockPool;
     new (&state.specs) ObjectPool;
+    static std::atomic<std::uint64_t> last_id{0};
+    state.id = ++last_id;
     new (&state.namedtuples) TupleFamily;
     new (&state.structseqs) TupleFamily;
     state.layout_type = make_layout_type();
     state.registration_type = make_registration_type();
-    state.layouts.empty = make_layout(state.layout(), nullptr, 0, true);
     state.defaultdict_type = attribute_of("collections", "defaultdict");
     state.deque_type = attribute_of("collections", "deque");
     state.copyreg_newobj = attribute_of("copyreg", "__newobj__");
@@ -149,8 +209,12 @@ Ref make_state() {
     state.evict_structseq = checked(PyCFunction_New(&evict_structseq_def, self.get()));
     state.namedtuples.init(is_namedtuple_class, state.evict_namedtuple.get());
     state.structseqs.init(is_structseq_class, state.evict_structseq.get());
-    state.layouts.entries_readable = dict_entries_are_readable();
+    state.entries_readable = dict_entries_are_readable();
     state.odict_fast = ordereddict_list_is_readable();
+#if !defined(Py_GIL_DISABLED)
+    new (&state.own_layouts) LayoutCache;
+    prepare_layouts(state, state.own_layouts);
+#endif
     return self;
 }
 

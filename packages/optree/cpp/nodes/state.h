@@ -9,16 +9,23 @@
 
 namespace optree {
 
+struct State;
+LayoutCache& layouts_of_thread(State& state);
+
 // A Python object, passed to every builtin as its `self`; specs and iterators hold a reference.
 struct State {
     PyObject_HEAD
     Registry registry;
-    LayoutCache layouts;
+#if !defined(Py_GIL_DISABLED)
+    LayoutCache own_layouts;
+#endif
     TupleFamily namedtuples;
     TupleFamily structseqs;
     BlockPool blocks;
     ObjectPool specs;
-    bool odict_fast = false;  // nodes/ordereddict.h may read the linked list directly
+    std::uint64_t id = 0;           // unlike that of any other state of the process
+    bool entries_readable = false;  // nodes/dict_entries.h may read dicts directly
+    bool odict_fast = false;        // nodes/ordereddict.h may read the linked list directly
 
     // Classes of ours.
     Ref layout_type;
@@ -41,13 +48,28 @@ struct State {
     Ref str_none_is_leaf;
     Ref str_namespace;
     Ref copyreg_newobj;
-    Ref accessors;  // the module optree.accessors, imported at first use
+    std::atomic<PyObject*> accessors;  // owned: the module optree.accessors, imported at first use
 
     PyTypeObject* layout() const noexcept {
         return reinterpret_cast<PyTypeObject*>(layout_type.get());
     }
     PyTypeObject* spec() const noexcept { return reinterpret_cast<PyTypeObject*>(spec_type.get()); }
     PyObject* error() const noexcept { return internal_error.get(); }
+
+    // The layouts that this thread has met.
+    LayoutCache& layouts() {
+#if defined(Py_GIL_DISABLED)
+        return layouts_of_thread(*this);
+#else
+        return own_layouts;
+#endif
+    }
+    // Drops them, where threads share them: keys need not outlive the program's own objects.
+    void forget_layouts() noexcept {
+#if !defined(Py_GIL_DISABLED)
+        own_layouts.clear();
+#endif
+    }
 
     // An attribute of optree.accessors.
     Ref accessor_class(const char* name);

@@ -18,6 +18,13 @@ Ref attribute(PyObject* object, const char* name) {
     return value;
 }
 
+Ref global_of(PyObject* globals, const char* name) {
+    const Ref key = checked(PyUnicode_InternFromString(name));
+    Ref value = Ref::steal(compat::dict_item(globals, key.get()));
+    if (!value && PyErr_Occurred()) throw PythonError{};
+    return value;
+}
+
 bool has_callable(PyTypeObject* type, const char* name) {
     const Ref value = attribute(reinterpret_cast<PyObject*>(type), name);
     return value && PyCallable_Check(value.get()) != 0;
@@ -62,17 +69,17 @@ bool makes_plain_tuple(PyTypeObject* type, std::size_t arity) {
     // The generated `lambda _cls, x, y: _tuple_new(_cls, (x, y))` lives in a namespace of its own
     // whose `_tuple_new` is tuple.__new__ and whose name is "namedtuple_<typename>".
     PyObject* globals = PyFunction_GET_GLOBALS(constructor.get());
-    PyObject* name = PyDict_GetItemString(globals, "__name__");
-    PyObject* tuple_new = PyDict_GetItemString(globals, "_tuple_new");
-    if (name == nullptr || tuple_new == nullptr || !PyUnicode_CheckExact(name)) return false;
-    const char* text = PyUnicode_AsUTF8(name);
+    const Ref name = global_of(globals, "__name__");
+    const Ref tuple_new = global_of(globals, "_tuple_new");
+    if (!name || !tuple_new || !PyUnicode_CheckExact(name.get())) return false;
+    const char* text = PyUnicode_AsUTF8(name.get());
     if (text == nullptr) {
         PyErr_Clear();
         return false;
     }
     if (std::strncmp(text, "namedtuple_", 11) != 0) return false;
     const Ref expected = attribute(reinterpret_cast<PyObject*>(&PyTuple_Type), "__new__");
-    if (!expected || !equal(expected.get(), tuple_new)) return false;
+    if (!expected || !equal(expected.get(), tuple_new.get())) return false;
     auto* code = reinterpret_cast<PyCodeObject*>(PyFunction_GET_CODE(constructor.get()));
     if (code->co_argcount != static_cast<int>(arity) + 1 || code->co_kwonlyargcount != 0 ||
         (code->co_flags & (CO_VARARGS | CO_VARKEYWORDS | CO_GENERATOR | CO_COROUTINE)) != 0) {
@@ -116,43 +123,74 @@ Ref structseq_fields(PyTypeObject* type) {
     return fields;
 }
 
-TupleClass& TupleFamily::entry(PyTypeObject* type) {
-    auto found = classes_.find(type);
-    if (OPTREE_LIKELY(found != classes_.end())) return found->second;
+bool TupleFamily::learn(PyTypeObject* type) {
     // What follows may run Python code, which may drop the class or ask about it again.
     const Ref alive = Ref::borrow(reinterpret_cast<PyObject*>(type));
-    TupleClass made;
-    made.member = test_(type);
-    if (evict_ == nullptr) return unremembered_ = made;
+    const bool member = test_(type);
+    if (evict_ == nullptr) return member;
+    const auto is_known = [&] {
+        const ReaderSection section;
+        return classes_.peek().find(type) != nullptr;
+    };
     Ref weakref;
-    if (PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE) && classes_.find(type) == classes_.end()) {
+    if (PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE)) {
+        if (is_known()) return member;
         weakref = checked(PyWeakref_NewRef(alive.get(), evict_));
     }
-    found = classes_.find(type);
-    if (found != classes_.end()) return found->second;
-    made.weakref = weakref.release();
-    return classes_.emplace(type, made).first->second;
+    auto made = std::make_unique<TupleClass>(member, weakref.get());
+    const WriterLock writing(lock_);
+    if (is_known()) return member;
+    classes_.update([&](Classes& classes) { classes.insert(type, made.get()); });
+    (void)made.release();  // the table owns it
+    (void)weakref.release();
+    return member;
+}
+
+bool TupleFamily::decide(PyTypeObject* type, std::size_t count, std::uint64_t question) {
+    if (count >> 31 != 0) return false;
+    (void)contains(type);
+    const bool direct = makes_plain_tuple(type, count);
+    const ReaderSection section;
+    if (TupleClass* known = classes_.peek().find(type)) {
+        known->making.store(question | (direct ? 1 : 0), std::memory_order_relaxed);
+    }
+    return direct;
 }
 
 int TupleFamily::traverse(visitproc visit, void* arg) const {
-    for (const auto& [type, entry] : classes_) Py_VISIT(entry.weakref);
-    return 0;
+    int status = 0;
+    classes_.peek().for_each([&](PyTypeObject*, const TupleClass* entry) {
+        if (status == 0 && entry->weakref != nullptr) status = visit(entry->weakref, arg);
+    });
+    return status;
 }
 
 void TupleFamily::evict(PyObject* weakref) noexcept {
-    for (auto it = classes_.begin(); it != classes_.end(); ++it) {
-        if (it->second.weakref == weakref) {
-            classes_.erase(it);
-            Py_DECREF(weakref);
-            return;
-        }
+    std::unique_ptr<TupleClass> evicted;
+    {
+        const WriterLock writing(lock_);
+        PyTypeObject* type = nullptr;
+        classes_.peek().for_each([&](PyTypeObject* cls, TupleClass* entry) {
+            if (entry->weakref != weakref) return;
+            type = cls;
+            evicted.reset(entry);
+        });
+        if (type == nullptr) return;
+        classes_.update([&](Classes& classes) { classes.erase(type); });
     }
+    Py_DECREF(weakref);
 }
 
 void TupleFamily::clear() noexcept {
-    std::unordered_map<PyTypeObject*, TupleClass> dropped;
-    dropped.swap(classes_);
-    for (auto& [type, entry] : dropped) Py_XDECREF(entry.weakref);
+    std::unique_ptr<const Classes> dropped;
+    {
+        const WriterLock writing(lock_);
+        dropped = classes_.publish(std::make_unique<Classes>());
+    }
+    dropped->for_each([](PyTypeObject*, TupleClass* entry) {
+        const std::unique_ptr<TupleClass> owner(entry);
+        Py_XDECREF(entry->weakref);
+    });
 }
 
 }  // namespace optree

@@ -39,6 +39,13 @@ inline constexpr unsigned long kImmutableType = 0;
 inline constexpr unsigned long kNoInstantiation = 0;
 #endif
 
+// Whether threads run Python code at the same time (support/sharing.h).
+#if defined(Py_GIL_DISABLED)
+inline constexpr bool kFreeThreaded = true;
+#else
+inline constexpr bool kFreeThreaded = false;
+#endif
+
 inline PyObject* new_ref(PyObject* object) noexcept {
     Py_INCREF(object);
     return object;
@@ -90,18 +97,43 @@ inline void give_items([[maybe_unused]] PyObject* list, [[maybe_unused]] PyObjec
 #endif
 }
 
+// The item of a list as a new reference; null with IndexError set if there is none (any more).
+inline PyObject* list_item(PyObject* list, Py_ssize_t index) noexcept {
+#if PY_VERSION_HEX >= 0x030D0000
+    return PyList_GetItemRef(list, index);
+#else
+    return xnew_ref(PyList_GetItem(list, index));
+#endif
+}
+
+// The value under a key of a dict as a new reference; null if there is none, or on error.
+inline PyObject* dict_item(PyObject* dict, PyObject* key) noexcept {
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject* value = nullptr;
+    PyDict_GetItemRef(dict, key, &value);
+    return value;
+#else
+    return xnew_ref(PyDict_GetItemWithError(dict, key));
+#endif
+}
+
 // The type's version tag: changes whenever the type or a base is modified; 0 means unknown.
 inline unsigned int type_version(PyTypeObject* type) noexcept {
-#if defined(PYPY_VERSION) || defined(Py_GIL_DISABLED)
+#if defined(PYPY_VERSION)
     (void)type;
     return 0;
 #else
-#if PY_VERSION_HEX >= 0x030C0000
+#if defined(Py_GIL_DISABLED)
+    const unsigned int tag = _Py_atomic_load_uint_relaxed(&type->tp_version_tag);
+    if (tag != 0) return tag;
+    PyUnstable_Type_AssignVersionTag(type);
+    return _Py_atomic_load_uint_relaxed(&type->tp_version_tag);
+#elif PY_VERSION_HEX >= 0x030C0000
     if (type->tp_version_tag == 0) PyUnstable_Type_AssignVersionTag(type);
-#elif defined(Py_TPFLAGS_VALID_VERSION_TAG)
-    if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) return 0;
-#endif
     return type->tp_version_tag;
+#else
+    return PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG) ? type->tp_version_tag : 0;
+#endif
 #endif
 }
 

@@ -29,7 +29,7 @@ class BlockPool {
     BlockPool& operator=(const BlockPool&) = delete;
     ~BlockPool() { clear(); }
 
-    Block take(Use use) noexcept { return std::exchange(blocks_[use], Block()); }
+    Block take(Use use) noexcept { return kKeeps ? std::exchange(blocks_[use], Block()) : Block(); }
     void give(Use use, Block block) noexcept {
         if (kKeeps && block.bytes <= kMaxBytes && block.bytes > blocks_[use].bytes) {
             std::swap(block, blocks_[use]);

@@ -66,11 +66,11 @@ OPTREE_NOINLINE void Flattening::descend_list(PyObject* list, int depth) {
     check_depth(depth, arity);
     if constexpr (kKeep) leaves.reserve(arity);
     for (Py_ssize_t i = 0; i < size; ++i) {
-        // User code may have shrunk the list.
-        if (OPTREE_UNLIKELY(i >= PyList_GET_SIZE(list))) {
+        // User code, or another thread, may have shrunk the list.
+        if (!compat::kFreeThreaded && OPTREE_UNLIKELY(i >= PyList_GET_SIZE(list))) {
             raise(PyExc_IndexError, "list index out of range");
         }
-        if constexpr (!kPredicate) {
+        if constexpr (!kPredicate && !compat::kFreeThreaded) {
             PyObject* item = PyList_GET_ITEM(list, i);
             if (OPTREE_LIKELY(context_.is_like_last_leaf(item))) {
                 add_leaf<kKeep>(item);
@@ -78,7 +78,8 @@ OPTREE_NOINLINE void Flattening::descend_list(PyObject* list, int depth) {
             }
         }
         // Telling the kind may run Python code too (a metaclass): the reference is taken first.
-        Ref child = Ref::borrow(PyList_GET_ITEM(list, i));
+        Ref child = compat::kFreeThreaded ? checked(compat::list_item(list, i))
+                                          : Ref::borrow(PyList_GET_ITEM(list, i));
         if constexpr (kPredicate) {
             visit<kPredicate, kKeep>(child.get(), depth + 1);
         } else {
@@ -112,29 +113,34 @@ OPTREE_NOINLINE void Flattening::descend_tuple(Kind kind, PyObject* tuple, int d
 template <bool kPredicate, bool kKeep, class Mapping>
 OPTREE_NOINLINE void Flattening::descend_mapping(Kind kind, PyObject* mapping, int depth) {
     const Start begin = start();
-    const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
-    if (size == 0) {
-        slots_.push(compat::new_ref(context_.state.layouts.empty.get()));
-        return close(kind, 0, begin, 1);
-    }
-    std::uint32_t arity = checked_count(size);
-    check_depth(depth, arity);
-    Ref layout;
     const std::size_t base = pending_.size();
-    pending_.reserve(size);
-    PyObject** values = pending_.data() + base;
-    if (KeyLayout* known = Mapping::gather_known(context_, mapping, values)) {
-        if constexpr (!kPredicate) {
-            if (context_.are_like_last_leaf(values, size)) {
-                add_leaves<kKeep>(values, size);
-                slots_.push(compat::new_ref(reinterpret_cast<PyObject*>(known)));
-                return close(kind, arity, begin, 1);
-            }
+    std::uint32_t arity = 0;
+    Ref layout;
+    {
+        const CriticalSection reading(mapping);  // while values are borrowed
+        const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
+        if (size == 0) {
+            slots_.push(compat::new_ref(context_.state.layouts().empty.get()));
+            return close(kind, 0, begin, 1);
         }
-        for (std::size_t i = 0; i < size; ++i) Py_INCREF(values[i]);
-        pending_.adopt(size);
-        layout = Ref::borrow(reinterpret_cast<PyObject*>(known));
-    } else {
+        arity = checked_count(size);
+        check_depth(depth, arity);
+        pending_.reserve(size);
+        PyObject** values = pending_.data() + base;
+        if (KeyLayout* known = Mapping::gather_known(context_, mapping, values)) {
+            if constexpr (!kPredicate) {
+                if (context_.are_like_last_leaf(values, size)) {
+                    add_leaves<kKeep>(values, size);
+                    slots_.push(compat::new_ref(reinterpret_cast<PyObject*>(known)));
+                    return close(kind, arity, begin, 1);
+                }
+            }
+            for (std::size_t i = 0; i < size; ++i) Py_INCREF(values[i]);
+            pending_.adopt(size);
+            layout = Ref::borrow(reinterpret_cast<PyObject*>(known));
+        }
+    }
+    if (!layout) {
         layout = Mapping::scan_unknown(context_, mapping, pending_);
         arity = as_layout(layout.get())->size;
     }

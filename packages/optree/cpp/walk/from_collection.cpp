@@ -72,8 +72,9 @@ Ref spec_from_collection(Context& context, PyObject* collection) {
     if (kind == Kind::custom && !is_empty_str(name.get())) {
         // The root was resolved in the argument's namespace; it must mean the same in the result's.
         Namespace* named = state.registry.find(name.get());
-        if (state.registry.lookup(named, reinterpret_cast<PyTypeObject*>(registration->type)) !=
-            registration) {
+        const Ref found =
+            state.registry.lookup(named, reinterpret_cast<PyTypeObject*>(registration->type));
+        if (found.get() != payload.slot[0].get()) {
             raise(
                 PyExc_ValueError,
                 "PyTreeSpecs cannot be composed into a collection: custom PyTree type %R no longer "

@@ -16,13 +16,10 @@ std::uint64_t hash_of(PyObject* object) {
 
 // Keys that are not atomic may change their hash, so theirs is computed each time.
 std::uint64_t hash_keys(KeyLayout* layout) {
-    if (layout->has_hash) return layout->hash;
+    if (const std::uint64_t known = layout->hash.load(std::memory_order_relaxed)) return known;
     std::uint64_t hash = layout->size;
     for (std::uint32_t i = 0; i < layout->size; ++i) hash = combine(hash, hash_of(layout->keys[i]));
-    if (layout->atomic) {
-        layout->hash = hash;
-        layout->has_hash = true;
-    }
+    if (layout->atomic) layout->hash.store(hash, std::memory_order_relaxed);
     return hash;
 }
 

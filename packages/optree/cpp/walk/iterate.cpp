@@ -21,8 +21,8 @@ struct IterObject {
     PyObject* predicate;  // null for none
     PyObject* name;
     bool none_is_leaf;
-    bool sorted;  // the dict mode at construction
-    bool running;
+    bool sorted;                  // the dict mode at construction
+    Turn turn;                    // held while the next leaf is looked for
     std::vector<Pending> agenda;  // what is still to visit, the next one last
 };
 
@@ -57,6 +57,7 @@ void iter_dealloc(PyObject* self) {
     if (iter.weakrefs != nullptr) PyObject_ClearWeakRefs(self);
     iter_clear(self);
     iter.agenda.~vector();
+    iter.turn.~Turn();
     Py_XDECREF(iter.name);
     Py_XDECREF(iter.state);
     type->tp_free(self);
@@ -93,14 +94,15 @@ PyObject* iter_next(PyObject* self) {
     IterObject& iter = as_iter(self);
     State& state = as_state(iter.state);
     return guarded(state.error(), [&]() -> PyObject* {
-        if (iter.running) raise(PyExc_RuntimeError, "PyTreeIter is already iterating.");
-        struct Running {
-            explicit Running(bool& flag) : flag_(flag) { flag_ = true; }
-            ~Running() { flag_ = false; }
-            bool& flag_;
+        struct Inside {
+            explicit Inside(Turn& turn) : turn_(turn) {
+                if (!turn.enter()) raise(PyExc_RuntimeError, "PyTreeIter is already iterating.");
+            }
+            ~Inside() { turn_.leave(); }
+            Turn& turn_;
         };
-        const Ref alive = Ref::borrow(self);  // outlives `running`, which writes to it
-        const Running running(iter.running);
+        const Ref alive = Ref::borrow(self);  // outlives `inside`, which writes to it
+        const Inside inside(iter.turn);
         const Ref predicate = Ref::borrow(iter.predicate);
         Context context(state, predicate.get(), iter.none_is_leaf, iter.name);
         context.sorted = iter.sorted;
@@ -178,6 +180,7 @@ Ref new_iter(State& state, PyObject* tree, PyObject* predicate, bool none_is_lea
     Ref self = checked(type->tp_alloc(type, 0));
     IterObject& iter = as_iter(self.get());
     new (&iter.agenda) std::vector<Pending>;
+    new (&iter.turn) Turn;
     iter.state = compat::new_ref(reinterpret_cast<PyObject*>(&state));
     iter.predicate = compat::xnew_ref(predicate);
     iter.name = compat::new_ref(name);

@@ -299,8 +299,8 @@ class Reader {
         PyTypeObject* cls = checked_class(type, "the custom type of a custom node is not a class");
         if (is_builtin_node(state_, type))
             malformed("the custom type is a built-in type: %R", type);
-        Registration* found = state_.registry.lookup(state_.registry.find(name_), cls);
-        if (found == nullptr) {
+        payload.slot[0] = state_.registry.lookup(state_.registry.find(name_), cls);
+        if (!payload.slot[0]) {
             if (is_empty_str(name_)) {
                 raise(PyExc_RuntimeError,
                       "Unknown custom type in pickled PyTreeSpec: %R in the global namespace.",
@@ -309,7 +309,6 @@ class Reader {
             raise(PyExc_RuntimeError,
                   "Unknown custom type in pickled PyTreeSpec: %R in namespace %R.", type, name_);
         }
-        payload.slot[0] = Ref::borrow(reinterpret_cast<PyObject*>(found));
         payload.slot[1] = Ref::borrow(data);
         if (entries != Py_None) {
             if (!is_sequence(entries)) malformed("the entries of a custom node are not a tuple");
@@ -387,6 +386,11 @@ void spec_setstate(SpecObject& spec, PyObject* state) {
         // Specs are immutable once they have a state: others may be walking over this one.
         const Ref other = new_spec(state_of(spec), none_is_leaf == Py_True, name, owner);
         if (spec_equal(spec, as_spec(other.get()))) return;
+        raise(PyExc_RuntimeError,
+              "Malformed pickled PyTreeSpec: the PyTreeSpec already has another state.");
+    }
+    const CriticalSection writing(reinterpret_cast<PyObject*>(&spec));
+    if (is_initialised(spec)) {
         raise(PyExc_RuntimeError,
               "Malformed pickled PyTreeSpec: the PyTreeSpec already has another state.");
     }

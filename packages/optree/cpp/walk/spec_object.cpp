@@ -75,8 +75,9 @@ void require_same_registrations(const SpecObject& spec, PyObject* name, const ch
         if (node.kind != Kind::custom) continue;
         auto* registration = as_registration(slots_of(spec.tree, node)[0]);
         const Namespace* named = state.registry.find(name);
-        if (state.registry.lookup(named, reinterpret_cast<PyTypeObject*>(registration->type)) !=
-            registration) {
+        const Ref found =
+            state.registry.lookup(named, reinterpret_cast<PyTypeObject*>(registration->type));
+        if (found.get() != reinterpret_cast<PyObject*>(registration)) {
             raise(PyExc_ValueError,
                   "%s: custom PyTree type %R no longer resolves to its original registration in "
                   "namespace %R.",

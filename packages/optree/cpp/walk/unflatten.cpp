@@ -20,7 +20,9 @@ class ArraySource {
   public:
     explicit ArraySource(PyObject* array) : array_(array), is_list_(PyList_CheckExact(array)) {}
     OPTREE_INLINE void take(std::uint32_t count, ObjectStack& stack) {
-        const std::size_t size = static_cast<std::size_t>(Py_SIZE(array_));
+        const CriticalSection reading(array_);
+        const auto size =
+            static_cast<std::size_t>(is_list_ ? PyList_GET_SIZE(array_) : PyTuple_GET_SIZE(array_));
         if (OPTREE_UNLIKELY(size - position_ < count || size < position_)) {
             raise_too_few(checked_count(position_ + count), static_cast<Py_ssize_t>(size));
         }
@@ -65,7 +67,8 @@ void IteratorSource::finish() {
 
 Ref unflatten_iterable(State& state, const TreeView& tree, PyObject* leaves) {
     if (PyList_CheckExact(leaves) || PyTuple_CheckExact(leaves)) {
-        const Py_ssize_t size = Py_SIZE(leaves);
+        const Py_ssize_t size =
+            PyList_CheckExact(leaves) ? PyList_GET_SIZE(leaves) : PyTuple_GET_SIZE(leaves);
         if (size < static_cast<Py_ssize_t>(tree.leaves)) raise_too_few(tree.leaves, size);
         if (size > static_cast<Py_ssize_t>(tree.leaves)) raise_too_many(tree.leaves);
         const Ref alive = Ref::borrow(leaves);

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/sharing.h"
+
+#include <new>
+#include <thread>
+
+#include "support/calling.h"
+
+namespace optree {
+
+#if defined(Py_GIL_DISABLED)
+namespace {
+
+// Threads count themselves in and out on a line of their own as long as there are lines enough.
+constexpr unsigned kLines = 128;
+struct alignas(64) Line {
+    std::atomic<std::uint32_t> readers{0};
+};
+Line lines[kLines];
+
+std::atomic<std::uint32_t>& own_line() noexcept {
+    static std::atomic<unsigned> next{0};
+    thread_local const unsigned line = next.fetch_add(1, std::memory_order_relaxed) % kLines;
+    return lines[line].readers;
+}
+
+}  // namespace
+
+// Either the reader's increment comes first and the writer sees it, or the writer's exchange comes
+// first and the reader sees the new value: both are sequentially consistent.
+ReaderSection::ReaderSection() noexcept { own_line().fetch_add(1); }
+ReaderSection::~ReaderSection() { own_line().fetch_sub(1, std::memory_order_release); }
+
+void wait_for_readers() noexcept {
+    for (const Line& line : lines) {
+        while (line.readers.load() != 0) std::this_thread::yield();
+    }
+}
+#else
+
+// Everything but the waiting itself happens under the interpreter lock.
+void Turn::wait() {
+    while (owner_ != nullptr) {
+        if (wake_ == nullptr) {
+            wake_ = PyThread_allocate_lock();
+            if (wake_ == nullptr) throw std::bad_alloc();
+            PyThread_acquire_lock(wake_, WAIT_LOCK);
+        }
+        ++waiting_;
+        calling_python([&] {
+            Py_BEGIN_ALLOW_THREADS;
+            PyThread_acquire_lock(wake_, WAIT_LOCK);
+            Py_END_ALLOW_THREADS;
+        });
+        --waiting_;
+        waking_ = false;
+    }
+}
+
+void Turn::wake_one() noexcept {
+    if (waking_) return;
+    waking_ = true;
+    PyThread_release_lock(wake_);
+}
+
+void Turn::drop_lock() noexcept {
+    PyThread_release_lock(wake_);
+    PyThread_free_lock(wake_);
+}
+
+#endif
+
+}  // namespace optree

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+// What threads need to share memory where there is no interpreter lock. With the lock, all of it but
+// the pointer of `Published` compiles to nothing.
+//
+//   CriticalSection   CPython's own lock of one object, while its items are copied
+//   Published<T>      read without a lock inside a ReaderSection; replaced as a whole under a
+//                     WriterLock, which waits until nobody reads the old value before it goes
+//   Turn              one thread at a time, across calls of Python code (walk/iterate.cpp)
+//
+// No Python code runs in a ReaderSection or under a WriterLock.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <utility>
+
+#include "support/ref.h"
+
+namespace optree {
+
+#if defined(Py_GIL_DISABLED)
+
+class CriticalSection {
+  public:
+    explicit CriticalSection(PyObject* object) noexcept {
+        PyCriticalSection_Begin(&section_, object);
+    }
+    CriticalSection(const CriticalSection&) = delete;
+    CriticalSection& operator=(const CriticalSection&) = delete;
+    ~CriticalSection() { PyCriticalSection_End(&section_); }
+
+  private:
+    PyCriticalSection section_;
+};
+
+// What is inside is a few loads: it does not block, allocate or call Python.
+class ReaderSection {
+  public:
+    ReaderSection() noexcept;
+    ReaderSection(const ReaderSection&) = delete;
+    ReaderSection& operator=(const ReaderSection&) = delete;
+    ~ReaderSection();
+};
+
+// Returns when every reader section that was open at the call has been left.
+void wait_for_readers() noexcept;
+
+// Keeps alive what another thread might drop.
+class Held {
+  public:
+    void hold(Ref object) noexcept { object_ = std::move(object); }
+
+  private:
+    Ref object_;
+};
+
+class Lock {
+  public:
+    void lock() noexcept { PyMutex_Lock(&mutex_); }
+    void unlock() noexcept { PyMutex_Unlock(&mutex_); }
+
+  private:
+    PyMutex mutex_ = {};
+};
+
+#else
+
+class CriticalSection {
+  public:
+    explicit CriticalSection(PyObject*) noexcept {}
+};
+
+class ReaderSection {
+  public:
+    ReaderSection() noexcept {}
+};
+
+inline void wait_for_readers() noexcept {}
+
+// Nothing is dropped before Python code runs.
+class Held {
+  public:
+    void hold(const Ref&) noexcept {}
+};
+
+class Lock {
+  public:
+    void lock() noexcept {}
+    void unlock() noexcept {}
+};
+
+#endif
+
+class WriterLock {
+  public:
+    explicit WriterLock(Lock& lock) noexcept : lock_(lock) { lock_.lock(); }
+    WriterLock(const WriterLock&) = delete;
+    WriterLock& operator=(const WriterLock&) = delete;
+    ~WriterLock() { lock_.unlock(); }
+
+  private:
+    Lock& lock_;
+};
+
+template <class T>
+class Published {
+  public:
+    Published() : value_(new T) {}
+    Published(const Published&) = delete;
+    Published& operator=(const Published&) = delete;
+    ~Published() { delete value_.load(std::memory_order_relaxed); }
+
+    // The value: until the end of the reader section, or of the writer lock, that the caller is in.
+    const T& peek() const noexcept {
+        return *value_.load(compat::kFreeThreaded ? std::memory_order_seq_cst
+                                                  : std::memory_order_relaxed);
+    }
+    // Puts `next` in its place and returns the old value when nobody reads it any more. Under the
+    // writer lock.
+    std::unique_ptr<const T> publish(std::unique_ptr<const T> next) noexcept {
+        std::unique_ptr<const T> old(value_.exchange(next.release()));
+        wait_for_readers();
+        return old;
+    }
+    // Publishes a copy of the value after `change(copy)`.
+    template <class Change>
+    void update(Change&& change) {
+        auto next = std::make_unique<T>(peek());
+        change(*next);
+        publish(std::move(next));
+    }
+
+  private:
+    std::atomic<const T*> value_;
+};
+
+// One thread at a time. A thread that enters while another is inside waits without the interpreter
+// lock; `enter` returns false to the thread that is inside already.
+class Turn {
+  public:
+    Turn() = default;
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+
+#if defined(Py_GIL_DISABLED)
+    bool enter() noexcept {
+        PyThreadState* self = PyThreadState_Get();
+        // Only this thread itself can have put itself there.
+        if (owner_.load(std::memory_order_relaxed) == self) return false;
+        PyMutex_Lock(&mutex_);
+        owner_.store(self, std::memory_order_relaxed);
+        return true;
+    }
+    void leave() noexcept {
+        owner_.store(nullptr, std::memory_order_relaxed);
+        PyMutex_Unlock(&mutex_);
+    }
+
+  private:
+    std::atomic<PyThreadState*> owner_{nullptr};
+    PyMutex mutex_ = {};
+#else
+    ~Turn() {
+        if (OPTREE_UNLIKELY(wake_ != nullptr)) drop_lock();
+    }
+    bool enter() {
+        PyThreadState* self = PyThreadState_Get();
+        if (OPTREE_UNLIKELY(owner_ != nullptr)) {
+            if (owner_ == self) return false;
+            wait();
+        }
+        owner_ = self;
+        return true;
+    }
+    void leave() noexcept {
+        owner_ = nullptr;
+        if (OPTREE_UNLIKELY(waiting_ != 0)) wake_one();
+    }
+
+  private:
+    OPTREE_COLD void wait();
+    OPTREE_COLD void wake_one() noexcept;
+    OPTREE_COLD void drop_lock() noexcept;
+
+    PyThreadState* owner_ = nullptr;
+    int waiting_ = 0;
+    bool waking_ = false;
+    PyThread_type_lock wake_ = nullptr;  // made by the first who waits; free only while one wakes
+#endif
+};
+
+}  // namespace optree
