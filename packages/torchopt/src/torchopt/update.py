@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
 from torchopt.typing import Params, Tensor, Updates
 
 __all__ = ["apply_updates"]
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> Params:
@@ -35,12 +38,31 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
     leaves, spec = tree_flatten(params, none_is_leaf=True)
     update_leaves = flatten_up_to(spec, updates, "apply_updates(params, updates)")
 
-    def apply(p: Tensor | None, u: Tensor | None) -> Tensor | None:
-        if p is None or u is None:
-            return p
-        if not inplace:
-            return p.add(u)
-        with torch.no_grad():
-            return p.add_(u)
+    moved = [
+        i for i, (p, u) in enumerate(zip(leaves, update_leaves)) if p is not None and u is not None
+    ]
+    ps, us = [leaves[i] for i in moved], [update_leaves[i] for i in moved]
+    # One call for all tensors, which torch.func transforms have no rules for.
+    together = bool(moved) and _are_plain(ps) and _are_plain(us)
+    if not inplace:
+        summed = torch._foreach_add(ps, us) if together else [p.add(u) for p, u in zip(ps, us)]
+        for i, p in zip(moved, summed):
+            leaves[i] = p
+        return tree_unflatten(spec, leaves)
+    with torch.no_grad():
+        if together:
+            torch._foreach_add_(ps, us)
+        else:
+            for p, u in zip(ps, us):
+                p.add_(u)
+    return tree_unflatten(spec, leaves)
 
-    return tree_unflatten(spec, [apply(p, u) for p, u in zip(leaves, update_leaves)])
+
+def _are_plain(tensors: list[Tensor]) -> bool:
+    """Return whether no transform follows the tensors, and no subclass has a say."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return (
+        forward_ad._current_level < 0
+        and not torch.compiler.is_compiling()
+        and all(type(x) in _PLAIN and not wrapped(x) for x in tensors)
+    )

@@ -315,18 +315,20 @@ class FusedChain:
     def _suits(self, leaves: list[Any], members: tuple[Any, ...], present: list[int]) -> bool:
         """Return whether native calls serve these leaves: plain tensors that have kernels."""
         roles = self._roles(members)
-        for i in present:
-            g = leaves[i]
-            if g.layout is not torch.strided or explain_unavailable(g.device, g.dtype) is not None:
+        grads = [leaves[i] for i in present]
+        if any(g.layout is not torch.strided for g in grads) or any(
+            explain_unavailable(*kind) is not None for kind in {(g.device, g.dtype) for g in grads}
+        ):
+            return False
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+        if any(map(wrapped, grads)) or _any_dual(grads):
+            return False
+        for role in roles:
+            states = [role[i] for i in present]
+            if any(map(wrapped, states)) or _any_dual(states):
                 return False
-            for x in (g, *(role[i] for role in roles)):
-                if (
-                    x.dtype != g.dtype
-                    or x.device != g.device
-                    or x.shape != g.shape
-                    or torch._C._functorch.is_functorch_wrapped_tensor(x)
-                    or forward_ad.unpack_dual(x).tangent is not None
-                ):
+            for g, x in zip(grads, states):
+                if x.dtype != g.dtype or x.device != g.device or x.shape != g.shape:
                     return False
         return True
 
@@ -365,6 +367,13 @@ class FusedChain:
                 for pair in zip(states, new)
             ]
         return updates, new
+
+
+def _any_dual(tensors: Sequence[Tensor]) -> bool:
+    """Return whether forward mode follows one of the tensors."""
+    return forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(x).tangent is not None for x in tensors
+    )
 
 
 def fuse(

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.optim in one of its implementations."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness.case import UnsupportedError
+
+DISTRIBUTIONS = ("torch",)
+library: Any = torch
+
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("SGD", {}),
+    "momentum": ("SGD", {"momentum": 0.9}),
+    "adam": ("Adam", {}),
+    "adamw": ("AdamW", {}),
+    "adamax": ("Adamax", {}),
+    "radam": ("RAdam", {}),
+    "rmsprop": ("RMSprop", {"momentum": 0.9, "centered": True}),
+    "adagrad": ("Adagrad", {}),
+    "adadelta": ("Adadelta", {}),
+    "amsgrad": ("Adam", {"amsgrad": True}),
+    "nadam": ("NAdam", {}),
+    "asgd": ("ASGD", {}),
+    "rprop": ("Rprop", {}),
+    "adafactor": ("Adafactor", {}),
+}
+
+
+def in_place(params: list[Tensor], name: str, **implementation: bool) -> Callable[[], Any]:
+    """Return the step of an optimizer of torch."""
+    cls, settings = SETTINGS[name]
+    try:
+        optimizer = getattr(torch.optim, cls)(params, lr=1e-3, **settings, **implementation)
+    except TypeError as error:
+        raise UnsupportedError(f"{cls} has no such implementation") from error
+    step: Callable[[], Any] = optimizer.step
+    return step
+
+
+def functional(params: list[Tensor], grads: list[Tensor]) -> Callable[[], Any]:
+    """Say that there is none."""
+    raise UnsupportedError("torch.optim steps in place only")
+
+
+def differentiable(params: list[Tensor], grads: list[Tensor]) -> Callable[[], Any]:
+    """Say that there is none."""
+    raise UnsupportedError("torch.optim steps in place only")
+
+
+def meta(model: str, steps: int) -> Callable[[], list[Tensor]]:
+    """Say that there is none."""
+    raise UnsupportedError("torch.optim steps in place only")
