@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from torchopt.base import ChainedGradientTransformation, GradientTransformation, identity
+from torchopt.errors import MismatchError
 from torchopt.transform.base import needs_tree
-from torchopt.tree import flatten_up_to, tree_flatten, tree_leaves, tree_unflatten
+from torchopt.tree import flatten_up_to, located, tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = ["chain", "chain_flat"]
 
@@ -78,10 +79,14 @@ class _FlatChain:
                     tree_unflatten(spec, leaves), member_state, params=params, inplace=inplace
                 )
                 leaves = flatten_up_to(spec, tree, "updates")
-            else:
+                states.append(member_state)
+                continue
+            try:
                 leaves, member_state = transformation.update(
                     leaves, member_state, params=param_leaves, inplace=inplace
                 )
+            except MismatchError as error:
+                raise located(error, spec) from error.__cause__
             states.append(member_state)
         return tree_unflatten(spec, leaves), tuple(states)
 

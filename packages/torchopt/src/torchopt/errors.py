@@ -5,6 +5,7 @@ from __future__ import annotations
 
 __all__ = [
     "KernelUnavailableError",
+    "MismatchError",
     "NotDifferentiableError",
     "TorchOptError",
     "WorkerError",
@@ -21,6 +22,25 @@ class KernelUnavailableError(TorchOptError, RuntimeError):
 
 class NotDifferentiableError(TorchOptError, RuntimeError):
     """A gradient was asked for with respect to something the loss does not depend on."""
+
+
+class MismatchError(TorchOptError, ValueError):
+    """Tensors that should belong together differ in shape or device.
+
+    Attributes:
+        leaf: Which leaf of the tree it is about, from 0.
+        reason: What was expected there, and what came.
+        where: The path of the leaf, such as `$['fc1'].bias`; None where it is not known.
+    """
+
+    def __init__(self, leaf: int, reason: str, where: str | None = None) -> None:
+        super().__init__(f"at {where or f'leaf {leaf}'}: {reason}")
+        self.leaf = leaf
+        self.reason = reason
+        self.where = where
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.leaf, self.reason, self.where)
 
 
 class WorkerError(TorchOptError, RuntimeError):

@@ -17,10 +17,13 @@ from optree import (
     tree_structure,
     tree_unflatten,
 )
+from torchopt.errors import MismatchError
 
 __all__ = [
     "PyTreeSpec",
+    "describe_mismatch",
     "flatten_up_to",
+    "located",
     "optree",
     "prefix_leaves",
     "tree_flatten",
@@ -46,6 +49,21 @@ def flatten_up_to(spec: PyTreeSpec, tree: Any, what: str) -> list[Any]:
             f"{what}: expected a tree like {spec}, got one that differs from it: {error}. "
             "Pass trees that were mapped from one another.",
         ) from error
+
+
+def located(error: MismatchError, spec: PyTreeSpec) -> MismatchError:
+    """Return `error` with the place of its leaf in the tree, such as ``$['fc1'].bias``."""
+    where = spec.accessors()[error.leaf].codify("$")
+    return MismatchError(error.leaf, error.reason, where)
+
+
+def describe_mismatch(expected: Any, got: Any) -> str | None:
+    """Return how two tensors differ in shape or device, or None where they do not."""
+    if expected.shape != got.shape:
+        return f"expected shape {tuple(expected.shape)}, got {tuple(got.shape)}"
+    if expected.device != got.device:
+        return f"expected a tensor on {expected.device}, got one on {got.device}"
+    return None
 
 
 def prefix_leaves(prefix: Any, tree: Any, what: str) -> list[Any]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
+from torchopt.errors import MismatchError
+from torchopt.tree import describe_mismatch, flatten_up_to, located, tree_flatten, tree_unflatten
 from torchopt.typing import Params, Tensor, Updates
 
 __all__ = ["apply_updates"]
@@ -29,6 +30,7 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
 
     Raises:
         ValueError: The trees differ.
+        MismatchError: An update has another shape than its parameter, or is on another device.
 
     Example:
         >>> params = {"w": torch.ones(2), "b": torch.zeros(1)}
@@ -44,18 +46,30 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
     ps, us = [leaves[i] for i in moved], [update_leaves[i] for i in moved]
     # One call for all tensors, which torch.func transforms have no rules for.
     together = bool(moved) and _are_plain(ps) and _are_plain(us)
-    if not inplace:
-        summed = torch._foreach_add(ps, us) if together else [p.add(u) for p, u in zip(ps, us)]
-        for i, p in zip(moved, summed):
-            leaves[i] = p
-        return tree_unflatten(spec, leaves)
-    with torch.no_grad():
-        if together:
-            torch._foreach_add_(ps, us)
+    try:
+        if inplace:
+            _add_(ps, us, together)
         else:
-            for p, u in zip(ps, us):
-                p.add_(u)
+            summed = torch._foreach_add(ps, us) if together else [p.add(u) for p, u in zip(ps, us)]
+            for i, p in zip(moved, summed):
+                leaves[i] = p
+    except RuntimeError as error:
+        for i, p, u in zip(moved, ps, us):
+            reason = describe_mismatch(p, u)
+            if reason is not None:
+                reason = f"apply_updates(params, updates): an update like the parameter: {reason}"
+                raise located(MismatchError(i, reason), spec) from error
+        raise
     return tree_unflatten(spec, leaves)
+
+
+@torch.no_grad()
+def _add_(params: list[Tensor], updates: list[Tensor], together: bool) -> None:
+    if together:
+        torch._foreach_add_(params, updates)
+        return
+    for p, u in zip(params, updates):
+        p.add_(u)
 
 
 def _are_plain(tensors: list[Tensor]) -> bool:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from torchopt.base import EmptyState, GradientTransformation, identity
-from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
+from torchopt.errors import MismatchError
+from torchopt.tree import describe_mismatch, flatten_up_to, located, tree_flatten, tree_unflatten
 
 __all__ = ["LeafRule", "as_transformation", "needs_tree", "transformation"]
 
@@ -110,6 +111,36 @@ def _init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
     )
 
 
+def _apply(
+    rule: LeafRule,
+    grads: list[Tensor],
+    state: Any,
+    params: list[Tensor],
+    present: Sequence[int],
+    *,
+    inplace: bool,
+) -> tuple[list[Tensor], Any]:
+    """Return `rule.update_leaves(...)`; where torch refuses, say which tensors do not fit."""
+    try:
+        return rule.update_leaves(grads, state, params, inplace=inplace)
+    except RuntimeError as error:
+        for i, g, p in zip(present, grads, params):
+            reason = describe_mismatch(p, g)
+            if reason is not None:
+                raise MismatchError(i, f"a gradient like the parameter: {reason}") from error
+        fresh = rule.init_leaves([g.detach() for g in grads])
+        for name in rule.leaf_fields:
+            for i, new, old in zip(present, getattr(fresh, name), getattr(state, name)):
+                reason = describe_mismatch(new, old)
+                if reason is not None:
+                    raise MismatchError(
+                        i,
+                        f"{type(rule).__name__}: the state `{name}` was made for another tensor "
+                        f"than this gradient: {reason}; call init(params) again",
+                    ) from error
+        raise
+
+
 def _update_leaves(
     rule: LeafRule,
     grads: list[Any],
@@ -149,10 +180,12 @@ def _update_leaves(
     are_complex = [g.is_complex() for g in packed]
     if any(are_complex):
         # As in torch.optim: a complex number is a pair of real ones.
-        updates, new_state = rule.update_leaves(
+        updates, new_state = _apply(
+            rule,
             _as_real(packed),
             packed_state._replace(**{f: _as_real(getattr(packed_state, f)) for f in old}),
             _as_real(packed_params),
+            present,
             inplace=inplace,
         )
         updates = _as_complex(updates, are_complex)
@@ -160,8 +193,8 @@ def _update_leaves(
             **{f: _as_complex_like(getattr(new_state, f), getattr(packed_state, f)) for f in old}
         )
     else:
-        updates, new_state = rule.update_leaves(
-            packed, packed_state, packed_params, inplace=inplace
+        updates, new_state = _apply(
+            rule, packed, packed_state, packed_params, present, inplace=inplace
         )
 
     if rule.leaf_fields:
@@ -227,7 +260,10 @@ class _TreeDriver:
                 **{f: flatten_up_to(spec, getattr(state, f), f"state.{f}") for f in fields}
             )
         param_leaves = None if params is None else flatten_up_to(spec, params, "params")
-        leaves, state = _update_leaves(self.rule, leaves, state, param_leaves, inplace=inplace)
+        try:
+            leaves, state = _update_leaves(self.rule, leaves, state, param_leaves, inplace=inplace)
+        except MismatchError as error:
+            raise located(error, spec) from error.__cause__
         if fields:
             state = state._replace(**{f: tree_unflatten(spec, getattr(state, f)) for f in fields})
         return tree_unflatten(spec, leaves), state

@@ -6,12 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.trace import filled_like
 from torchopt.transform.validate import check_at_least_zero
 
 __all__ = ["ScaleByRmsState", "scale_by_rms"]
@@ -29,15 +29,13 @@ class ScaleByRms(LeafRule):
 
     alpha: float | Tensor
     eps: float | Tensor
-    initial_scale: float
+    initial_scale: float | Tensor
     leaf_fields: ClassVar[tuple[str, ...]] = ("nu",)
     overwritten_fields: ClassVar[tuple[str, ...]] = ("nu",)
 
     def init_leaves(self, params: list[Tensor]) -> ScaleByRmsState:
         """Return averages of `initial_scale`."""
-        return ScaleByRmsState(
-            nu=[torch.full_like(p, self.initial_scale, requires_grad=False) for p in params]
-        )
+        return ScaleByRmsState(nu=filled_like(params, self.initial_scale))
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
@@ -50,7 +48,7 @@ class ScaleByRms(LeafRule):
 
 @transformation
 def scale_by_rms(
-    alpha: float | Tensor = 0.9, eps: float | Tensor = 1e-8, initial_scale: float = 0.0
+    alpha: float | Tensor = 0.9, eps: float | Tensor = 1e-8, initial_scale: float | Tensor = 0.0
 ) -> LeafRule:
     r"""Return the transformation to RMSProp's direction.
 

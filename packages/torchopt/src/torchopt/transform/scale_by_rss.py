@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.trace import filled_like
 from torchopt.transform.validate import check_at_least_zero
 
 __all__ = ["ScaleByRssState", "scale_by_rss"]
@@ -26,7 +27,7 @@ class ScaleByRssState(NamedTuple):
 class ScaleByRss(LeafRule):
     """u = g / (sqrt(s') + eps)."""
 
-    initial_accumulator_value: float
+    initial_accumulator_value: float | Tensor
     eps: float | Tensor
     leaf_fields: ClassVar[tuple[str, ...]] = ("sum_of_squares",)
     overwritten_fields: ClassVar[tuple[str, ...]] = ("sum_of_squares",)
@@ -34,9 +35,7 @@ class ScaleByRss(LeafRule):
     def init_leaves(self, params: list[Tensor]) -> ScaleByRssState:
         """Return sums of `initial_accumulator_value`."""
         start = self.initial_accumulator_value
-        return ScaleByRssState(
-            sum_of_squares=[torch.full_like(p, start, requires_grad=False) for p in params]
-        )
+        return ScaleByRssState(sum_of_squares=filled_like(params, start))
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
@@ -50,7 +49,9 @@ class ScaleByRss(LeafRule):
 
 
 @transformation
-def scale_by_rss(initial_accumulator_value: float = 0.0, eps: float | Tensor = 1e-10) -> LeafRule:
+def scale_by_rss(
+    initial_accumulator_value: float | Tensor = 0.0, eps: float | Tensor = 1e-10
+) -> LeafRule:
     r"""Return the transformation to AdaGrad's direction.
 
     .. math::

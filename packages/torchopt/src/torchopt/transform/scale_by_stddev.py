@@ -6,13 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.trace import zeros_like
+from torchopt.transform.trace import filled_like, zeros_like
 from torchopt.transform.validate import check_at_least_zero
 
 __all__ = ["ScaleByRStdDevState", "scale_by_stddev"]
@@ -31,7 +30,7 @@ class ScaleByStdDev(LeafRule):
 
     alpha: float | Tensor
     eps: float | Tensor
-    initial_scale: float
+    initial_scale: float | Tensor
     leaf_fields: ClassVar[tuple[str, ...]] = ("mu", "nu")
     overwritten_fields: ClassVar[tuple[str, ...]] = ("mu", "nu")
 
@@ -39,7 +38,7 @@ class ScaleByStdDev(LeafRule):
         """Return averages of zero and of `initial_scale`."""
         return ScaleByRStdDevState(
             mu=zeros_like(params, False),
-            nu=[torch.full_like(p, self.initial_scale, requires_grad=False) for p in params],
+            nu=filled_like(params, self.initial_scale),
         )
 
     def update_leaves(
@@ -54,7 +53,7 @@ class ScaleByStdDev(LeafRule):
 
 @transformation
 def scale_by_stddev(
-    alpha: float | Tensor = 0.9, eps: float | Tensor = 1e-8, initial_scale: float = 0.0
+    alpha: float | Tensor = 0.9, eps: float | Tensor = 1e-8, initial_scale: float | Tensor = 0.0
 ) -> LeafRule:
     r"""Return the transformation to the direction of centered RMSProp.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.trace import zeros_like
+from torchopt.transform.trace import filled_like, zeros_like
 from torchopt.transform.validate import check_at_least_zero, check_fraction
 
 __all__ = ["ScaleByYogiState", "scale_by_yogi"]
@@ -32,7 +32,7 @@ class ScaleByYogi(LeafRule):
     b1: float | Tensor
     b2: float | Tensor
     eps: float | Tensor
-    initial_accumulator: float
+    initial_accumulator: float | Tensor
     leaf_fields: ClassVar[tuple[str, ...]] = (
         "mu",
         "nu",
@@ -46,7 +46,7 @@ class ScaleByYogi(LeafRule):
         """Return first moments of zero and second ones of `initial_accumulator`."""
         return ScaleByYogiState(
             mu=zeros_like(params, False),
-            nu=[torch.full_like(p, self.initial_accumulator, requires_grad=False) for p in params],
+            nu=filled_like(params, self.initial_accumulator),
         )
 
     def update_leaves(
@@ -64,7 +64,7 @@ def scale_by_yogi(
     b1: float | Tensor = 0.9,
     b2: float | Tensor = 0.999,
     eps: float | Tensor = 1e-3,
-    initial_accumulator: float = 1e-6,
+    initial_accumulator: float | Tensor = 1e-6,
 ) -> LeafRule:
     r"""Return the transformation to Yogi's direction.
 

@@ -103,6 +103,13 @@ def zeros_like(params: list[Tensor], requires_grad: bool) -> list[Tensor]:
     ]
 
 
+def filled_like(params: list[Tensor], value: float | Tensor) -> list[Tensor]:
+    """Return tensors like the parameters that hold `value`, differentiable in it."""
+    if isinstance(value, torch.Tensor):
+        return [zeros + value.to(zeros) for zeros in zeros_like(params, False)]
+    return [torch.full_like(p, value, requires_grad=False) for p in params]
+
+
 @transformation
 def trace(
     momentum: float | Tensor = 0.9,

@@ -91,6 +91,8 @@ class MetaOptimizer:
         self.param_containers_groups: list[ModuleTensorContainers] = []
         self.state_groups: list[Any] = []
         self._modules: list[nn.Module] = []
+        # Names and shapes of the parameters that each state is for, where that is known.
+        self._stepped: list[list[tuple[str, torch.Size]] | None] = []
         self._steps_since_cut = 0
         self.add_param_group(module)
 
@@ -103,6 +105,7 @@ class MetaOptimizer:
         Raises:
             TypeError: `loss` is no tensor.
             ValueError: `loss` is no scalar.
+            ValueError: Parameters were added to a module, removed or reshaped since the last step.
             NotDifferentiableError: `loss` depends on none of the parameters.
         """
         slot_groups = [parameter_slots(module) for module in self._modules]
@@ -133,8 +136,12 @@ class MetaOptimizer:
         grads: tuple[Tensor | None, ...],
     ) -> None:
         impl = self.impls[index]
+        present = [(slot.names[0], p.shape) for slot, p in zip(group, params)]
         if isinstance(self.state_groups[index], UninitializedState):
             self.state_groups[index] = impl.init(params)
+        elif self._stepped[index] not in (None, present):
+            raise ValueError(_describe_change(self._stepped[index] or [], present))
+        self._stepped[index] = present
         updates, self.state_groups[index] = impl.update(
             grads, self.state_groups[index], params=params, inplace=False
         )
@@ -180,6 +187,7 @@ class MetaOptimizer:
         self._modules.append(module)
         self.impls.append(self.impl if impl is None else impl)
         self.state_groups.append(UninitializedState())
+        self._stepped.append(None)
 
     def state_dict(self) -> tuple[Any, ...]:
         """Return the state of each module. The tensors are shared with the optimizer."""
@@ -197,6 +205,7 @@ class MetaOptimizer:
                 f"got {len(state_dict)}"
             )
         self.state_groups[:] = list(state_dict)
+        self._stepped = [None] * len(self._stepped)
         self._steps_since_cut = 0
 
     def named_state_dict(self) -> dict[str, Any]:
@@ -229,8 +238,27 @@ class MetaOptimizer:
                 for i, state in enumerate(self.state_groups)
             ],
         )
+        self._stepped = [None] * len(self._stepped)
         self._steps_since_cut = 0
 
     def _names_and_params(self, index: int) -> tuple[list[str], tuple[Tensor, ...]]:
         slots = parameter_slots(self._modules[index])
         return [slot.names[0] for slot in slots], tuple(slot.get() for slot in slots)
+
+
+def _describe_change(
+    before: Sequence[tuple[str, torch.Size]], now: Sequence[tuple[str, torch.Size]]
+) -> str:
+    old, new = dict(before), dict(now)
+    found = [f"{name} is gone" for name in old if name not in new]
+    found += [f"{name} is new" for name in new if name not in old]
+    found += [
+        f"{name} had shape {tuple(old[name])}, now {tuple(new[name])}"
+        for name in old
+        if name in new and old[name] != new[name]
+    ]
+    return (
+        "step(loss): the module changed since the last step, and the state is that of the "
+        f"parameters before: {'; '.join(found[:4]) or 'their order'}. Make a new optimizer, or "
+        "load a state for the module as it is."
+    )

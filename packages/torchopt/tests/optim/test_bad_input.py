@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors that do not belong together raise a sentence that says what and where."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from optimizers import ROWS
+from torch import nn
+
+import torchopt
+from torchopt.errors import MismatchError, NotDifferentiableError
+
+OPTIMIZERS = {
+    "sgd": torchopt.sgd(0.1),
+    "momentum": torchopt.sgd(0.1, momentum=0.9),
+    "adam": torchopt.adam(),
+    "adam with decay": torchopt.adam(weight_decay=0.1),
+    "chain": torchopt.chain(torchopt.transform.trace(0.9), torchopt.sgd(0.1)),
+    "lion": torchopt.alias.lion(),
+}
+
+
+def stepped(optimizer: Any, params: Any, grads: Any, state: Any = None) -> Any:
+    state = optimizer.init(params) if state is None else state
+    updates, _ = optimizer.update(grads, state, params=params, inplace=False)
+    return torchopt.apply_updates(params, updates, inplace=False)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_a_gradient_of_another_shape_or_device(name: str) -> None:
+    optimizer = OPTIMIZERS[name]
+    params = {"fc": [torch.ones(1), torch.ones(2)]}
+    for wrong, reason in (
+        (torch.ones(3), r"expected shape \((2|3),\), got \((2|3),\)"),
+        (torch.ones(2, device="meta"), "expected a tensor on (cpu|meta), got one on (cpu|meta)"),
+    ):
+        with pytest.raises(MismatchError, match=rf"at \$\['fc'\]\[1\]: .*{reason}") as caught:
+            stepped(optimizer, params, {"fc": [torch.ones(1), wrong]})
+        assert caught.value.leaf == 1
+        assert isinstance(caught.value, ValueError)
+        again = pickle.loads(pickle.dumps(caught.value))
+        assert (again.leaf, again.reason) == (1, caught.value.reason)
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"sgd"}))
+def test_the_state_of_other_parameters(name: str) -> None:
+    optimizer = OPTIMIZERS[name]
+    params = {"w": torch.ones(2)}
+    with pytest.raises(MismatchError, match=r"the state `(mu|trace)` was made for another tensor"):
+        stepped(optimizer, params, params, optimizer.init({"w": torch.ones(3)}))
+    more = {"w": torch.ones(2), "x": torch.ones(1)}
+    with pytest.raises(ValueError, match=r"expected a state for 1 leaves|expected a tree like"):
+        stepped(optimizer, params, params, optimizer.init(more))
+
+
+def test_trees_that_differ_name_the_keys() -> None:
+    one, two = {"w": torch.ones(2)}, {"w": torch.ones(2), "b": torch.ones(1)}
+    for params, grads in ((one, two), (two, one)):
+        with pytest.raises(ValueError, match=r"expected a tree like .*'b'"):
+            stepped(torchopt.adam(), params, grads)
+        with pytest.raises(ValueError, match=r"apply_updates\(params, updates\): expected a tree"):
+            torchopt.apply_updates(params, grads)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_parameters_on_two_devices_are_stepped_where_they_are(inplace: bool) -> None:
+    for row in ROWS.values():
+        if row.name == "muon":  # its labels are those of the shapes; nothing new
+            continue
+        params = {"w": torch.ones(2), "m": torch.ones(2, device="meta")}
+        optimizer = row.functional(**row.settings[0])
+        updates, _ = optimizer.update(params, optimizer.init(params), params=params, inplace=False)
+        new = torchopt.apply_updates(params, updates, inplace=inplace)
+        assert new["m"].device.type == "meta"
+        assert new["w"].device.type == "cpu"
+
+
+def test_a_classic_parameter_that_was_resized() -> None:
+    p = nn.Parameter(torch.ones(2))
+    optimizer = torchopt.Adam([p])
+    p.grad = torch.ones(2)
+    optimizer.step()
+    p.data, p.grad = torch.ones(3), None
+    p.grad = torch.ones(3)
+    with pytest.raises(MismatchError, match=r"expected shape \(3,\), got \(2,\)"):
+        optimizer.step()
+
+
+def two_layers() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+
+
+def test_a_module_that_changed_between_steps() -> None:
+    x = torch.ones(1, 2)
+
+    def removed(net: nn.Sequential) -> None:
+        del net[1]
+
+    def added(net: nn.Sequential) -> None:
+        net.append(nn.Linear(2, 1))
+
+    def reshaped(net: nn.Sequential) -> None:
+        net[1] = nn.Linear(2, 3)
+
+    for change, message in (
+        (removed, "1.bias is gone; 1.weight is gone"),
+        (added, "2.bias is new; 2.weight is new"),
+        (reshaped, r"1.bias had shape \(2,\), now \(3,\); 1.weight had shape \(2, 2\), now"),
+    ):
+        net = two_layers()
+        optimizer = torchopt.MetaAdam(net)
+        optimizer.step(net(x).sum())
+        before = copy.copy(optimizer.state_groups)
+        change(net)
+        with pytest.raises(ValueError, match=f"the module changed since the last step.*{message}"):
+            optimizer.step(net(x).sum())
+        assert optimizer.state_groups == before
+        optimizer.load_state_dict((torchopt.base.UninitializedState(),))
+        optimizer.step(net(x).sum())
+
+
+def test_freezing_a_parameter_is_no_change() -> None:
+    net = two_layers()
+    optimizer = torchopt.MetaSGD(net, 0.1, momentum=0.9)
+    optimizer.step(net(torch.ones(1, 2)).sum())
+    net[0].weight = nn.Parameter(net[0].weight.detach(), requires_grad=False)
+    kept = net[0].weight
+    optimizer.step(net(torch.ones(1, 2)).sum())
+    assert net[0].weight is kept
+
+
+def test_losses_without_the_parameters() -> None:
+    net = two_layers()
+    func = torchopt.FuncOptimizer(torchopt.sgd(0.1))
+    optimizer = torchopt.MetaSGD(net, 0.1)
+    loss = net(torch.ones(1, 2)).sum()
+    optimizer.step(loss)
+    for step in (optimizer.step, lambda loss: func.step(loss, dict(net.named_parameters()))):
+        for other in (loss, torch.ones((), requires_grad=True) * 2):
+            with pytest.raises(NotDifferentiableError, match="does not depend on any of the param"):
+                step(other)
+        with pytest.raises(NotDifferentiableError, match="the loss has no graph"):
+            step(torch.ones(()))
+        with pytest.raises(ValueError, match=r"expected a scalar loss, got .* shape \(1, 2\)"):
+            step(net(torch.ones(1, 2)))
+        with pytest.raises(TypeError, match="expected a 0-dim tensor, got float"):
+            step(1.0)
