@@ -189,6 +189,27 @@ def test_transposed_state_solves_the_adjoint_system(name):
     torch.testing.assert_close(found, torch.linalg.solve(A.mH, b), rtol=1e-9, atol=1e-9)
 
 
+def test_many_right_hand_sides_of_each_system_of_a_batch(case):
+    """Batches of matrices outside, of right-hand sides inside: what vmap(jacrev(...)) asks for."""
+    solver, tags = case
+    A = torch.stack([matrix(tags), 1.3 * matrix(tags), matrix(tags).mT])
+    if tags in (LOWER, UPPER):
+        A[2] = A[0]
+    B = torch.randn(3, 4, N, dtype=torch.float64)
+
+    def one(A, b):
+        return linear_solve(LinearOperator.from_matrix(A, tags), b, solver).value
+
+    found = torch.func.vmap(torch.func.vmap(one, (None, 0)))(A, B)
+    torch.testing.assert_close(found, torch.linalg.solve(A, B.mT).mT, rtol=1e-8, atol=1e-8)
+    state_twice = torch.func.vmap(
+        lambda A, B: (lambda state: torch.func.vmap(lambda b: solver.compute(state, b).value)(B))(
+            solver.init(LinearOperator.from_matrix(A, tags).T.bound(), B[0])
+        )
+    )(A, B)
+    torch.testing.assert_close(state_twice, torch.linalg.solve(A.mT, B.mT).mT, rtol=1e-8, atol=1e-8)
+
+
 def test_cg_is_exact_after_n_steps_and_bounded_before():
     A, b = matrix(SPD, n=12), vector(n=12)
     exact = torch.linalg.solve(A, b)

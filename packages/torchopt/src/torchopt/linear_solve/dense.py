@@ -113,13 +113,23 @@ class LU(DenseSolver):
     """Gaussian elimination with partial pivoting, for any non-singular A."""
 
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return LU and pivots, and whether a pivot is zero up to rounding."""
+        """Return P, L and U, and whether a pivot is zero up to rounding."""
         lu, pivots, info = torch.linalg.lu_factor_ex(matrix)
-        return (lu, pivots), (info != 0) | _negligible_pivot(lu.diagonal())
+        factors: tuple[Tensor, ...] = torch.lu_unpack(lu, pivots)
+        return factors, (info != 0) | _negligible_pivot(lu.diagonal())
 
     def substitute(self, factors: tuple[Tensor, ...], b: Tensor, adjoint: bool) -> Tensor:
         """Return A⁻¹ b, or A⁻ᴴ b."""
-        x: Tensor = torch.linalg.lu_solve(*factors, b, adjoint=adjoint)
+        # Not torch.linalg.lu_solve: with a batch of matrices outside and one of right-hand sides
+        # inside, under two vmaps, torch 2.13 answers with wrong numbers.
+        p, lower, upper = factors
+        solve = torch.linalg.solve_triangular
+        x: Tensor
+        if adjoint:
+            y = solve(lower.mH, solve(upper.mH, b, upper=False), upper=True, unitriangular=True)
+            x = p @ y
+        else:
+            x = solve(upper, solve(lower, p.mH @ b, upper=False, unitriangular=True), upper=True)
         return x
 
 
