@@ -133,7 +133,7 @@ PYTHON = (
             ("tree", "tree_function"),
             ("params", "linear_solve", "schedule", "kernels", "update"),
             ("diff", "transform"),
-            ("clip", "combine", "hook"),
+            ("clip", "combine", "hook", "solvers"),
             ("alias",),
             ("optim",),
             ("nn", "distributed", "visual"),

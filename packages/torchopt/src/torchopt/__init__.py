@@ -121,7 +121,7 @@ __all__ = [
 ]
 
 # Imported when they are first asked for: each of them takes a while, and most programs need none.
-_LAZY = ("diff", "distributed", "linalg", "linear_solve", "nn", "visual")
+_LAZY = ("diff", "distributed", "linalg", "linear_solve", "nn", "solvers", "visual")
 
 
 def __getattr__(name: str) -> ModuleType:

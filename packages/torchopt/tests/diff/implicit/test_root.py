@@ -151,6 +151,9 @@ def test_ridge_with_every_solver(solve):
             found = transform(inner(weights))(lam)
             torch.testing.assert_close(found, second, rtol=1e-8, atol=1e-10)
     batch = tensor([0.1, 0.3])
+    each = torch.stack([jacrev(weights)(lam) for lam in batch])
+    for transform in (jacrev, jacfwd):
+        torch.testing.assert_close(vmap(transform(weights))(batch), each, rtol=1e-8, atol=1e-10)
     around = jacrev(vmap(weights))(batch)
     torch.testing.assert_close(around[1, :, 1], first, rtol=1e-8, atol=1e-10)
     assert around[1, :, 0].abs().max() == 0
@@ -358,6 +361,7 @@ def test_nan_of_the_solver_is_told_without_a_tolerance():
 
     with pytest.raises(OptimalityError, match="finite.*NaN.*smaller steps"):
         solved("raise")(tensor(1.0), tensor(4.0))
+    assert solved("ignore")(tensor(1.0), tensor(4.0)).isnan()
     for on_fail in ("warn", "unroll"):
         with pytest.warns(OptimalityWarning, match="finite.*NaN.*smaller steps"):
             solved(on_fail)(tensor(1.0), tensor(4.0))
@@ -462,7 +466,11 @@ def test_bad_use_is_refused_with_a_sentence():
     with pytest.raises(ValueError, match="polish"):
         custom_root(F, argnums=1, polish=-1)
     with pytest.raises(ValueError, match="on_fail"):
-        custom_root(F, argnums=1, on_fail="ignore")
+        custom_root(F, argnums=1, on_fail="never")
+    with pytest.raises(ValueError, match="value of T must have the structure and shapes"):
+        custom_fixed_point(lambda x, a: a.expand(2), argnums=1)(lambda x, a: a.clone())(
+            None, a
+        ).backward()
     with pytest.raises(ValueError, match="structure and shapes of the solution"):
         custom_root(lambda x, a: (x - a,), argnums=1)(lambda x, a: a.clone())(None, a).backward()
     with pytest.raises(ValueError, match="structure and shapes of the solution"):

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from torchopt.diff.implicit.certificate import GradientReport
-from torchopt.diff.implicit.root import ImplicitEngine, ravel_all
+from torchopt.diff.implicit.root import ImplicitEngine, displacement, ravel_all
 from torchopt.linear_solve.auto import Auto
-from torchopt.tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = ["certified_grad", "custom_fixed_point", "custom_root", "root_jvp", "root_vjp"]
 
-OnFail = Literal["raise", "warn", "unroll"]
+OnFail = Literal["raise", "warn", "unroll", "ignore"]
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -30,6 +30,7 @@ def custom_root(
     *,
     symmetric: bool = False,
     positive_definite: bool = False,
+    diagonal: bool = False,
     polish: int = 0,
     tol: float | None = None,
     on_fail: OnFail = "warn",
@@ -56,11 +57,13 @@ def custom_root(
             LSMR, or MINRES or CG where the tags below allow it; see `torchopt.linear_solve.Auto`.
         symmetric: The Jacobian ∂F/∂x is symmetric, as it is when F is a gradient.
         positive_definite: It is positive definite too.
+        diagonal: It is diagonal: F acts element by element. One product is the whole system.
         polish: So many Newton corrections of the solution before it is differentiated; each squares
             its error.
         tol: The largest ‖F(x)‖₂ that counts as solved; None: it is not computed.
         on_fail: What to do above `tol`: "raise", "warn", or "unroll": differentiate through the
-            steps of the solver instead. A solution with NaN raises with "raise" and warns else.
+            steps of the solver instead. A solution with NaN raises with "raise" and warns with the
+            other two. With "ignore" nothing is checked.
         report: Called with a `GradientReport` for every gradient, `.append` of a list for example.
             It costs about three more linear solves.
 
@@ -90,6 +93,7 @@ def custom_root(
         Auto(on_fail="warn") if solve is None else solve,
         symmetric,
         positive_definite,
+        diagonal,
         polish,
         tol,
         on_fail,
@@ -128,7 +132,7 @@ def custom_fixed_point(
     """
 
     def optimality_fn(x: Any, *args: Any, **kwargs: Any) -> Any:
-        return tree_map(torch.sub, fixed_point_fn(x, *args, **kwargs), x)
+        return displacement(fixed_point_fn(x, *args, **kwargs), x)
 
     return custom_root(optimality_fn, argnums, has_aux, solve, **options)
 

@@ -309,6 +309,17 @@ class _Root:
         self.engine.report(report)
 
 
+def displacement(moved: Any, x: Any) -> Any:
+    """Return T(x) - x.
+
+    Raises:
+        ValueError: T(x) is no tree like x.
+    """
+    what = "fixed point: the value of T must have the structure and shapes of the solution"
+    layout = Layout.of(x, "fixed point: solution")
+    return layout.unravel(layout.ravel(moved, what) - layout.ravel(x))
+
+
 def _any_nonzero(tensors: Iterable[Tensor]) -> bool:
     """Return whether there is a number other than zero, in any entry of a batch."""
     flags = [(x != 0).any() for x in tensors]
@@ -370,11 +381,13 @@ class ImplicitEngine:
         symmetric: ∂F/∂x is Hermitian, as it is when F is a gradient. Saves half of the work of
             forward mode and of normal equations, and lets `Auto` choose a better solver.
         positive_definite: It is positive definite too.
+        diagonal: It is diagonal: F acts element by element.
         polish: So many Newton corrections x - A⁻¹ F(x) of what the solver returns. An error e of
             the solution makes an error O(e) of the gradient; each correction squares it.
         tol: The largest ‖F(x)‖₂ that counts as solved; None: it is not looked at.
         on_fail: What to do above `tol`, or with NaN: "raise", "warn", or "unroll": return what
-            `solver_fn` computes with its own derivatives, through all of its steps.
+            `solver_fn` computes with its own derivatives, through all of its steps. "ignore":
+            nothing is checked.
         report: Called with a `GradientReport` for every gradient that is pulled back. Its estimate
             is for the cotangent that came; `certified_grad` knows the outer loss too.
     """
@@ -385,9 +398,10 @@ class ImplicitEngine:
     solve: Callable[..., Any] = field(default_factory=lambda: Auto(on_fail="warn"))
     symmetric: bool = False
     positive_definite: bool = False
+    diagonal: bool = False
     polish: int = 0
     tol: float | None = None
-    on_fail: Literal["raise", "warn", "unroll"] = "warn"
+    on_fail: Literal["raise", "warn", "unroll", "ignore"] = "warn"
     report: Callable[[GradientReport], Any] | None = None
 
     def __post_init__(self) -> None:
@@ -400,8 +414,10 @@ class ImplicitEngine:
             raise ValueError(f"argnums: expected positions counted from 0, got {self.argnums}")
         if self.polish < 0:
             raise ValueError(f"polish: expected a count >= 0, got {self.polish}")
-        if self.on_fail not in ("raise", "warn", "unroll"):
-            raise ValueError(f"on_fail: expected 'raise', 'warn' or 'unroll', got {self.on_fail!r}")
+        if self.on_fail not in ("raise", "warn", "unroll", "ignore"):
+            raise ValueError(
+                f"on_fail: expected 'raise', 'warn', 'unroll' or 'ignore', got {self.on_fail!r}"
+            )
 
     @functools.cached_property
     def solver(self) -> Solver:
@@ -416,6 +432,8 @@ class ImplicitEngine:
             tags.add(Tag.SYMMETRIC)
         if self.positive_definite:
             tags.add(Tag.POSITIVE_DEFINITE)
+        if self.diagonal:
+            tags.add(Tag.DIAGONAL)
         return frozenset(tags)
 
     def linear(self, operator: LinearOperator, b: Tensor) -> Tensor:
@@ -530,6 +548,8 @@ class ImplicitEngine:
 
     def _accept(self, size: Tensor) -> bool:
         """Return whether ‖F(x)‖ is small enough, or may be too large. Reads one number."""
+        if self.on_fail == "ignore":
+            return True
         bad = ~(size <= (math.inf if self.tol is None else self.tol))
         if not int(max_over_batch(bad.long())):
             return True

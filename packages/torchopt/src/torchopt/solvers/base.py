@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a forward solver is: a value that solves a problem, with the derivatives of the solution."""
+
+from __future__ import annotations
+
+import enum
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.implicit.root import ImplicitEngine, displacement
+from torchopt.errors import NotDifferentiableError, TorchOptError
+from torchopt.linear_solve.auto import Auto
+from torchopt.linear_solve.iterate import iterate, norm
+from torchopt.linear_solve.operator import Layout
+from torchopt.tree import tree_flatten, tree_map, tree_unflatten
+from torchopt.tree_function import is_tracked, is_transforming, max_over_batch
+
+__all__ = [
+    "FixedPointSolver",
+    "Minimizer",
+    "Outcome",
+    "RootSolver",
+    "SolveResult",
+    "SolveStatus",
+    "Solver",
+    "SolverError",
+    "SolverWarning",
+    "report_outcome",
+]
+
+OnFail = Literal["raise", "warn", "ignore"]
+Function = Callable[..., Any]
+FlatMap = Callable[[Tensor], Tensor]
+
+
+class SolverError(TorchOptError, RuntimeError):
+    """A problem was not solved to the accuracy that was asked for."""
+
+
+class SolverWarning(UserWarning):
+    """A problem was not solved to the accuracy that was asked for."""
+
+
+class SolveStatus(enum.IntEnum):
+    """How a solve ended; the worst has the largest number."""
+
+    CONVERGED = 0
+    MAX_ITERATIONS = 1
+    STALLED = 2
+    NO_BRACKET = 3
+    INFEASIBLE = 4
+    NON_FINITE = 5
+
+    @property
+    def sentence(self) -> str:
+        """What happened and what to try."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    SolveStatus.CONVERGED: "The residual met `tol`.",
+    SolveStatus.MAX_ITERATIONS: (
+        "`maxiter` iterations did not bring the residual to `tol`; derivatives are those of "
+        "another point. Allow more iterations, loosen `tol`, start closer, or scale the problem."
+    ),
+    SolveStatus.STALLED: (
+        "The line search found no better point before the residual met `tol`. Check that the "
+        "objective is smooth and is the one whose gradient is taken; in half precision or float32, "
+        "loosen `tol` or solve in float64."
+    ),
+    SolveStatus.NO_BRACKET: (
+        "The function has the same sign at `lower` and `upper`. Choose bounds around the root."
+    ),
+    SolveStatus.INFEASIBLE: (
+        "No point satisfies the conditions of Karush, Kuhn and Tucker: the constraints contradict "
+        "each other, the objective is unbounded below, or Q is not positive semi-definite. "
+        "Check G x <= h and A x = b, or add a small multiple of the identity to Q."
+    ),
+    SolveStatus.NON_FINITE: (
+        "The iteration produced NaN or infinity. Check the arguments and the start; for a fixed "
+        "step take a smaller one, for a fixed point a damping."
+    ),
+}
+
+
+class SolveResult(NamedTuple):
+    """What `run` returns, without derivatives.
+
+    Attributes:
+        value: The solution, a tree like the start.
+        status: A `SolveStatus` as a 0-dim integer tensor (batched under vmap).
+        iterations: Iterations taken, 0-dim.
+        residual_norm: ‖F(x)‖₂ of the optimality function of the solver, 0-dim.
+    """
+
+    value: Any
+    status: Tensor
+    iterations: Tensor
+    residual_norm: Tensor
+
+
+class Outcome(NamedTuple):
+    """What the loop of a solver returns: vectors and 0-dim tensors.
+
+    Attributes:
+        value: x.
+        iterations: Iterations taken.
+        residual_norm: ‖F(x)‖₂, or the width of a bracket.
+        stalled: Whether the loop gave up.
+    """
+
+    value: Tensor
+    iterations: Tensor
+    residual_norm: Tensor
+    stalled: Tensor
+
+
+def report_outcome(status: Tensor, on_fail: OnFail, solver: object) -> None:
+    """Raise or warn unless every entry of the batch converged. Reads one number from the device.
+
+    Raises:
+        SolverError: `on_fail` is "raise" and the solve failed.
+    """
+    if on_fail == "ignore":
+        return
+    worst = SolveStatus(int(max_over_batch(status)))
+    if worst is SolveStatus.CONVERGED:
+        return
+    message = f"{solver}: {worst.name}. {worst.sentence}"
+    if on_fail == "raise":
+        raise SolverError(message)
+    warnings.warn(message, SolverWarning, stacklevel=3)
+
+
+@dataclass(frozen=True)
+class Solver(ABC):
+    """A method to solve a problem that depends on arguments, as a value: its options are fields.
+
+    * `solver(function, start, *args)` is the solution, differentiable with respect to every tensor
+      in args, by the equation that it solves and not through the steps: to any order, in forward
+      and reverse mode, under autograd and `torch.func`. Under `torch.func.vmap` each problem of the
+      batch stops by itself.
+    * `solver.run(function, start, *args)` is a `SolveResult`, without derivatives.
+
+    Attributes:
+        tol: The largest ‖F(x)‖₂ that counts as solved, in the unit of F; None: √eps of the dtype,
+            1.5e-8 in float64 and 3.5e-4 in float32.
+        maxiter: The most iterations.
+        check_every: After how many iterations the host asks whether to stop. None: after each one
+            on the CPU, after 16 elsewhere. 0: never.
+        on_fail: What to do with an unconverged answer: "raise", "warn" or "ignore".
+        linear_solve: Solves the linear system of the derivatives, as `solve=` of `custom_root`.
+    """
+
+    tol: float | None = None
+    maxiter: int = 500
+    check_every: int | None = None
+    on_fail: OnFail = "warn"
+    linear_solve: Callable[..., Any] | None = None
+
+    #: What is known of ∂F/∂x, as keywords of `ImplicitEngine`.
+    structure: ClassVar[dict[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        if (self.tol is not None and self.tol < 0) or self.maxiter < 0:
+            raise ValueError(
+                f"expected tol >= 0 and maxiter >= 0, got tol={self.tol}, maxiter={self.maxiter}"
+            )
+        if self.on_fail not in ("raise", "warn", "ignore"):
+            raise ValueError(f"on_fail: expected 'raise', 'warn' or 'ignore', got {self.on_fail!r}")
+
+    @abstractmethod
+    def optimality(self, function: Function) -> Function:
+        """Return F(x, *args), zero at the solution, a tree like it."""
+
+    @abstractmethod
+    def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
+        """Return the solution for one vector.
+
+        Args:
+            function: What the caller gave, as a function of the tree x alone.
+            layout: Between trees and vectors.
+            x: The start.
+        """
+
+    def run(self, function: Function, start: Any, *args: Any) -> SolveResult:
+        """Return the solution with its status, without derivatives.
+
+        Raises:
+            SolverError: It failed and `on_fail` is "raise".
+            TypeError: The start is no tree of floating-point tensors.
+        """
+        layout = Layout.of(start, f"{type(self).__name__}: start")
+        with torch.no_grad():
+            x = layout.ravel(tree_map(torch.detach, start))
+            found = self.solve_vector(lambda x: function(x, *args), layout, x)
+            status = self._status(found)
+        report_outcome(status, self.on_fail, self)
+        value = layout.unravel(found.value)
+        return SolveResult(value, status, found.iterations, found.residual_norm)
+
+    def _status(self, found: Outcome) -> Tensor:
+        size = found.residual_norm
+        failed = torch.where(
+            found.stalled, int(SolveStatus.STALLED), int(SolveStatus.MAX_ITERATIONS)
+        )
+        status = torch.where(size <= self.tolerance(size), int(SolveStatus.CONVERGED), failed)
+        finite = size.isfinite() & found.value.isfinite().all()
+        return torch.where(finite, status, int(SolveStatus.NON_FINITE))
+
+    def __call__(self, function: Function, start: Any, *args: Any) -> Any:
+        """Return the solution, differentiable with respect to the tensors in args.
+
+        Raises:
+            NotDifferentiableError: The function depends on a tensor that requires a gradient and is
+                no argument.
+            TypeError: The start is no tree of floating-point tensors.
+        """
+        Layout.of(start, f"{type(self).__name__}: start")
+        leaves, spec = tree_flatten(args)
+        smooth = [isinstance(x, Tensor) and _is_smooth(x) for x in leaves]
+        chosen = [x for x, flag in zip(leaves, smooth) if flag]
+
+        def filled(chosen: list[Tensor]) -> Any:
+            given = iter(chosen)
+            return tree_unflatten(spec, [next(given) if s else x for x, s in zip(leaves, smooth)])
+
+        optimality = self.optimality(function)
+        if torch.is_grad_enabled() and not is_transforming():
+            self._require_no_closure(optimality, start, filled([x.detach() for x in chosen]))
+        if not chosen:
+            return self.run(function, start, *args).value
+        engine = ImplicitEngine(
+            lambda x, chosen: optimality(x, *filled(chosen)),
+            (1,),
+            solve=Auto(on_fail="warn") if self.linear_solve is None else self.linear_solve,
+            on_fail="ignore",  # `run` has told
+            **self.structure,
+        )
+        solved = engine(lambda start, chosen: self.run(function, start, *filled(chosen)).value)
+        return solved(start, chosen)
+
+    def _require_no_closure(self, optimality: Function, start: Any, args: Any) -> None:
+        """Raise if F depends on tensors that nobody can see: their gradient would be zero."""
+        value = optimality(tree_map(torch.detach, start), *args)
+        if any(is_tracked(x) for x in tree_flatten(value)[0]):
+            raise NotDifferentiableError(
+                f"{type(self).__name__}: the function depends on a tensor that requires a gradient "
+                "and is not among the arguments, so its gradient would be zero. Pass it as an "
+                "argument after the start, or detach it."
+            )
+
+    def repeat(
+        self,
+        step: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]],
+        residual: Callable[[tuple[Tensor, ...]], Tensor],
+        state: tuple[Tensor, ...],
+        stalled: Callable[[tuple[Tensor, ...]], Tensor] | None = None,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Repeat `step` until ‖residual‖ reaches the tolerance; return the state and the count."""
+
+        def active(state: tuple[Tensor, ...]) -> Tensor:
+            size = norm(residual(state))
+            live = (size > self.tolerance(size)) & size.isfinite()
+            return live if stalled is None else live & ~stalled(state)
+
+        return iterate(step, active, state, self.maxiter, self.asks(state[0]))
+
+    def tolerance(self, x: Tensor) -> float:
+        """Return `tol`, or its default for the dtype of x."""
+        return float(torch.finfo(x.dtype).eps) ** 0.5 if self.tol is None else self.tol
+
+    def asks(self, x: Tensor) -> int:
+        """Return how often the host asks whether to stop."""
+        if self.check_every is not None:
+            return self.check_every
+        return 1 if x.device.type == "cpu" else 16
+
+
+def _is_smooth(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
+
+
+def false_like(x: Tensor) -> Tensor:
+    """Return a 0-dim False beside x, batched like it."""
+    return torch.zeros_like(x.sum(), dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Minimizer(Solver):
+    """A solver of min f(x, *args), f smooth with a 0-dim value: F = ∇f, whose Jacobian is
+    symmetric.
+    """
+
+    structure: ClassVar[dict[str, Any]] = {"symmetric": True}
+
+    def optimality(self, function: Function) -> Function:
+        """Return ∇f."""
+        return torch.func.grad(function)
+
+    @abstractmethod
+    def minimize(self, value_and_grad: ValueAndGrad, x: Tensor) -> Outcome:
+        """Return the minimum of a function of one vector."""
+
+    def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
+        """Return the minimum for one vector."""
+        differentiate = torch.func.grad_and_value(lambda x: function(layout.unravel(x)))
+
+        def value_and_grad(x: Tensor) -> tuple[Tensor, Tensor]:
+            gradient, value = differentiate(x)
+            return value, gradient
+
+        return self.minimize(value_and_grad, x)
+
+
+ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class FixedPointSolver(Solver):
+    """A solver of x = T(x, *args), T(x) a tree like x: F = T(x) - x."""
+
+    def optimality(self, function: Function) -> Function:
+        """Return T - x."""
+        return lambda x, *args: displacement(function(x, *args), x)
+
+    @abstractmethod
+    def iterate(self, step: FlatMap, x: Tensor) -> Outcome:
+        """Return the fixed point of a function of one vector."""
+
+    def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
+        """Return the fixed point for one vector."""
+        what = f"{type(self).__name__}: value of the function"
+        return self.iterate(lambda x: layout.ravel(function(layout.unravel(x)), what), x)
+
+
+@dataclass(frozen=True)
+class RootSolver(Solver):
+    """A solver of F(x, *args) = 0, F(x) a tree like x."""
+
+    def optimality(self, function: Function) -> Function:
+        """Return F."""
+        return function
+
+    @abstractmethod
+    def find(self, residual: FlatMap, layout: Layout, x: Tensor) -> Outcome:
+        """Return the root of a function of one vector."""
+
+    def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
+        """Return the root for one vector."""
+        what = f"{type(self).__name__}: value of the function"
+        return self.find(lambda x: layout.ravel(function(layout.unravel(x)), what), layout, x)

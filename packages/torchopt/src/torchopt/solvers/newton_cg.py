@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Newton's method with conjugate gradients, for minima; and with a linear solver, for roots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+
+import torch
+from torch import Tensor
+
+from torchopt.linear_solve.auto import Auto
+from torchopt.linear_solve.iterate import dot, iterate, norm, quotient
+from torchopt.linear_solve.operator import BoundOperator, Layout, transpose_linear
+from torchopt.linear_solve.solver import Solver as LinearSolver
+from torchopt.solvers.base import FlatMap, Minimizer, Outcome, RootSolver, ValueAndGrad, false_like
+from torchopt.solvers.line_search import Point, line_search
+
+__all__ = ["Newton", "NewtonCG"]
+
+
+@dataclass(frozen=True)
+class NewtonCG(Minimizer):
+    """Newton's method: directions by conjugate gradients on Hessian-vector products, line search.
+
+    The inner iteration stops at ‖H d + g‖ ≤ min(1/2, √‖g‖) ‖g‖, which makes the convergence
+    superlinear, and where the Hessian is found not to be positive definite.
+
+    Attributes:
+        max_products: The most Hessian-vector products for a direction; None: the number of
+            unknowns, and at least 10.
+
+    References:
+        Nocedal, Wright, Numerical optimization, 2006, algorithm 7.1.
+    """
+
+    max_products: int | None = None
+
+    def minimize(self, value_and_grad: ValueAndGrad, x: Tensor) -> Outcome:
+        """Return the minimum of a function of one vector."""
+        start = Point(x, *value_and_grad(x))
+        most = max(10, x.numel()) if self.max_products is None else self.max_products
+        one = torch.ones_like(start.value)
+
+        def step(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            here = Point(*state[:3])
+            _, pull, *_ = torch.func.vjp(lambda x: value_and_grad(x)[1], here.x)
+            direction = self._direction(lambda v: pull(v)[0], here.gradient, most)
+            found, _, stalled = line_search(
+                value_and_grad, here, direction, one, check_every=self.asks(x)
+            )
+            return *found, stalled
+
+        state, count = self.repeat(step, lambda s: s[2], (*start, false_like(x)), lambda s: s[3])
+        return Outcome(state[0], count, norm(state[2]), state[3])
+
+    def _direction(self, product: FlatMap, g: Tensor, most: int) -> Tensor:
+        """Return d with H d ≈ -g and gᵀ d < 0."""
+        size = norm(g)
+        target = torch.clamp(torch.sqrt(size), max=0.5) * size
+
+        def step(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            d, r, p, gamma, _ = state
+            Hp = product(p)
+            curvature = dot(p, Hp)
+            concave = curvature <= 0
+            alpha = torch.where(concave, torch.zeros_like(gamma), quotient(gamma, curvature))
+            d, r = d + alpha * p, r - alpha * Hp
+            new_gamma = dot(r, r)
+            return d, r, r + quotient(new_gamma, gamma) * p, new_gamma, concave
+
+        start = (torch.zeros_like(g), -g, -g, dot(g, g), false_like(g))
+        state, _ = iterate(step, lambda s: (norm(s[1]) > target) & ~s[4], start, most, self.asks(g))
+        d = state[0]
+        # Nothing but zero if the very first curvature is negative: take the gradient then.
+        return torch.where(dot(d, g) < 0, d, -g)
+
+
+@dataclass(frozen=True)
+class Newton(RootSolver):
+    """Newton's method for roots: x - (∂F/∂x)⁻¹ F(x), quadratic close to a regular root.
+
+    There is no globalisation: from far away it may diverge, which is reported.
+
+    Attributes:
+        step_solver: Solves the linear systems of the steps.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.solvers import Newton
+        >>> a = torch.tensor([8.0, 27.0], dtype=torch.float64)
+        >>> cube_root = lambda a: Newton(tol=1e-12)(lambda x, a: x**3 - a, torch.ones_like(a), a)
+        >>> torch.func.jacrev(lambda a: cube_root(a).sum())(a)  # 1 / (3 x^2)
+        tensor([0.0833, 0.0370], dtype=torch.float64)
+    """
+
+    step_solver: LinearSolver = dataclass_field(default_factory=lambda: Auto(1e-10))
+
+    def find(self, residual: FlatMap, layout: Layout, x: Tensor) -> Outcome:
+        """Return the root of a function of one vector."""
+
+        def step(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            x, value = state
+            _, pull, *_ = torch.func.vjp(residual, x)
+
+            def rmv(v: Tensor) -> Tensor:
+                return pull(v)[0]  # type: ignore[no-any-return]
+
+            operator = BoundOperator(transpose_linear(rmv, x), rmv, layout)
+            solver = self.step_solver
+            change = solver.compute(solver.init(operator, x), value).value
+            return x - change, residual(x - change)
+
+        state, count = self.repeat(step, lambda s: s[1], (x, residual(x)))
+        return Outcome(state[0], count, norm(state[1]), false_like(x))

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Projections onto convex sets: the nearest point, with its exact Jacobian.
+
+All act on the last dimension, `[*batch, n]`, or element by element, and are made of differentiable
+torch operations: they work in every mode, to any order, under `torch.func.vmap`. On the border
+between two pieces, where a projection has no derivative, that of one of the pieces is taken. Bounds
+and radii are differentiated too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "project_box",
+    "project_l1_ball",
+    "project_l2_ball",
+    "project_non_negative",
+    "project_simplex",
+]
+
+
+def project_box(
+    x: Tensor, lower: float | Tensor | None = None, upper: float | Tensor | None = None
+) -> Tensor:
+    """Return the nearest point with lower ≤ x ≤ upper, element by element.
+
+    Args:
+        x: Any shape.
+        lower: The lower bound, broadcast; None: there is none.
+        upper: The upper bound, broadcast; None: there is none.
+
+    Example:
+        >>> project_box(torch.tensor([-1.0, 0.5, 2.0]), 0.0, 1.0)
+        tensor([0.0000, 0.5000, 1.0000])
+    """
+    if lower is not None:
+        x = torch.where(x > lower, x, torch.as_tensor(lower, dtype=x.dtype, device=x.device))
+    if upper is not None:
+        x = torch.where(x < upper, x, torch.as_tensor(upper, dtype=x.dtype, device=x.device))
+    return x
+
+
+def project_non_negative(x: Tensor) -> Tensor:
+    """Return the nearest point without negative elements.
+
+    Example:
+        >>> project_non_negative(torch.tensor([-1.0, 0.5]))
+        tensor([0.0000, 0.5000])
+    """
+    return project_box(x, lower=0.0)
+
+
+def project_simplex(x: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    """Return the nearest point with x ≥ 0 and Σ x = scale, over the last dimension.
+
+    It is max(x - τ, 0), where the sum over the support S fixes τ = (Σ_S x - scale) / |S|; the
+    Jacobian is I - 1 1ᵀ / |S| on the support.
+
+    Args:
+        x: `[*batch, n]`, n ≥ 1.
+        scale: > 0, a number or `[*batch]`.
+
+    References:
+        Held, Wolfe, Crowder, Validation of subgradient optimization, 1974.
+
+    Example:
+        >>> project_simplex(torch.tensor([0.5, 1.0, -1.0]))
+        tensor([0.2500, 0.7500, 0.0000])
+    """
+    scale = torch.as_tensor(scale, dtype=x.dtype, device=x.device)[..., None]
+    ordered = x.detach().sort(dim=-1, descending=True).values
+    sums = ordered.cumsum(-1) - scale.detach()
+    count = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
+    size = (ordered * count > sums).sum(-1, keepdim=True)
+    # A scale of 0 or NaN leaves nothing: the first element stands for the support then.
+    threshold = sums.gather(-1, size.clamp(min=1) - 1) / size.clamp(min=1)
+    support = x.detach() > threshold
+    inside = torch.where(support, x, torch.zeros_like(x)).sum(-1, keepdim=True)
+    tau = (inside - scale) / support.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(support, x - tau, torch.zeros_like(x))
+
+
+def project_l1_ball(x: Tensor, radius: float | Tensor = 1.0) -> Tensor:
+    """Return the nearest point with Σ |x| ≤ radius, over the last dimension.
+
+    Args:
+        x: `[*batch, n]`.
+        radius: > 0, a number or `[*batch]`.
+
+    References:
+        Duchi, Shalev-Shwartz, Singer, Chandra, Efficient projections onto the l1-ball, 2008.
+
+    Example:
+        >>> project_l1_ball(torch.tensor([1.0, -0.5]))
+        tensor([ 0.7500, -0.2500])
+    """
+    size = x.abs().sum(-1, keepdim=True)
+    limit = torch.as_tensor(radius, dtype=x.dtype, device=x.device)[..., None]
+    outside = x.sign() * project_simplex(x.abs(), radius)
+    return torch.where(size <= limit, x, outside)
+
+
+def project_l2_ball(x: Tensor, radius: float | Tensor = 1.0) -> Tensor:
+    """Return the nearest point with ‖x‖₂ ≤ radius, over the last dimension.
+
+    Args:
+        x: `[*batch, n]`.
+        radius: > 0, a number or `[*batch]`.
+
+    Example:
+        >>> project_l2_ball(torch.tensor([3.0, 4.0]))
+        tensor([0.6000, 0.8000])
+    """
+    limit = torch.as_tensor(radius, dtype=x.dtype, device=x.device)[..., None]
+    squared = (x * x).sum(-1, keepdim=True)
+    inside = squared <= limit * limit
+    # The square root of the other branch must not see zero: its derivative would be NaN.
+    length = torch.sqrt(torch.where(inside, torch.ones_like(squared), squared))
+    return torch.where(inside, x, x * (limit / length))

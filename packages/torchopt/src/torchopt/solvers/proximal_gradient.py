@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proximal and projected gradient descent, accelerated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.implicit.root import displacement
+from torchopt.linear_solve.iterate import dot, iterate, norm
+from torchopt.linear_solve.operator import Layout
+from torchopt.solvers.base import Function, Outcome, Solver, false_like
+from torchopt.tree import tree_map
+
+__all__ = ["ProjectedGradient", "ProximalGradient"]
+
+
+@dataclass(frozen=True)
+class _CompositeSolver(Solver):
+    """A solver of min f(x, *args) + penalty(x, *args) by the prox of the penalty.
+
+    The solution is the fixed point of T(x) = prox(x - s ∇f(x), s), whatever the step s > 0 is; that
+    is the equation that is differentiated.
+    """
+
+    lr: float | None = None
+
+    def proximal(self, x: Any, step: Any, args: tuple[Any, ...]) -> Any:
+        """Return the prox of step times the penalty."""
+        raise NotImplementedError
+
+    def optimality(self, function: Function) -> Function:
+        """Return T(x) - x."""
+        step = 1.0 if self.lr is None else self.lr
+
+        def residual(x: Any, *args: Any) -> Any:
+            gradient = torch.func.grad(function)(x, *args)
+            moved = tree_map(lambda x, g: x - step * g, x, gradient)
+            return displacement(self.proximal(moved, step, args), x)
+
+        return residual
+
+    def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
+        """Unused: `run` needs the arguments for the prox."""
+        raise NotImplementedError
+
+    def run(self, function: Function, start: Any, *args: Any) -> Any:
+        """Return the solution with its status, without derivatives; see `Solver.run`."""
+        bound = _Bound(
+            **{name: getattr(self, name) for name in ("tol", "maxiter", "check_every", "on_fail")},
+            solver=self,
+            args=args,
+        )
+        return bound.run(lambda x: function(x, *args), start)
+
+
+@dataclass(frozen=True)
+class _Bound(Solver):
+    """A composite solver with its arguments filled in: FISTA with backtracking and restarts."""
+
+    solver: _CompositeSolver | None = None
+    args: tuple[Any, ...] = ()
+
+    def optimality(self, function: Function) -> Function:
+        """Unused: derivatives are taken by the composite solver."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return repr(self.solver)
+
+    def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
+        """Return the solution for one vector."""
+        solver = self.solver
+        assert solver is not None
+        differentiate = torch.func.grad_and_value(lambda x: function(layout.unravel(x)))
+        eps = torch.finfo(x.dtype).eps
+
+        def prox(v: Tensor, s: Tensor) -> Tensor:
+            return layout.ravel(
+                solver.proximal(layout.unravel(v), s, self.args),
+                f"{type(solver).__name__}: value of the prox",
+            )
+
+        def shorter(y: Tensor, value: Tensor, g: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+            """Return z = prox(y - s g, s) with f(z) below its quadratic model, and s."""
+            if solver.lr is not None:
+                return prox(y - s * g, s), s
+
+            def attempt(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                _, s, _ = state
+                z = prox(y - s * g, s)
+                d = z - y
+                slope, found = differentiate(z)
+                model = value + dot(g, d) + dot(d, d) / (2 * s)
+                # Where rounding of the values hides the quadratic term, the slopes tell it.
+                close = dot(d, d) / s <= 1e4 * eps * value.abs()
+                noise = 10 * eps * norm(g) * norm(d)
+                flat = dot(slope - g, d) <= dot(d, d) / s + noise
+                done = (found <= model) | (close & flat)
+                return z, torch.where(done, s, s / 2), done
+
+            state = (y, s, false_like(y))
+            (z, s, _), _ = iterate(attempt, lambda s: ~s[2], state, 60, self.asks(y))
+            return z, s
+
+        def step(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            x, _, y, t, s = state
+            g, value = differentiate(y)
+            z, s = shorter(y, value, g, s)
+            mapping = (y - z) / s
+            t_new = (1 + torch.sqrt(1 + 4 * t * t)) / 2
+            # Momentum that points uphill starts anew (O'Donoghue, Candès, Adaptive restart for
+            # accelerated gradient schemes, 2015, section 3.2).
+            uphill = dot(y - z, z - x) > 0
+            momentum = torch.where(uphill, torch.zeros_like(t), (t - 1) / t_new)
+            t_new = torch.where(uphill, torch.ones_like(t), t_new)
+            return z, mapping, z + momentum * (z - x), t_new, s
+
+        one = torch.ones_like(x.sum())
+        first = one if solver.lr is None else solver.lr * one
+        start = (x, torch.full_like(x, torch.finfo(x.dtype).max ** 0.25), x, one, first)
+        state, count = self.repeat(step, lambda s: s[1], start)
+        return Outcome(state[0], count, norm(state[1]), false_like(x))
+
+
+@dataclass(frozen=True)
+class ProximalGradient(_CompositeSolver):
+    """Accelerated proximal gradient descent for f(x, *args) + penalty(x, *args), f smooth.
+
+    Called with f: `ProximalGradient(prox)(f, start, *args)`. The step is found by backtracking.
+
+    Attributes:
+        lr: A fixed step, below 2 / L for the Lipschitz constant L of ∇f; None: backtracking.
+        prox: (v, step, *args) -> the prox of step times the penalty, a tree like v. It takes all
+            arguments of the problem, so that each of them may be differentiated.
+
+    References:
+        Beck, Teboulle, A fast iterative shrinkage-thresholding algorithm, 2009.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.solvers import ProximalGradient, prox_l1
+        >>> lasso = ProximalGradient(prox=lambda v, step, lam: prox_l1(v, step * lam))
+        >>> def fit(w, lam):
+        ...     return 0.5 * ((w - torch.tensor([3.0, 0.5])) ** 2).sum()
+        >>> lam = torch.tensor(1.0)
+        >>> torch.func.jacrev(lambda lam: lasso(fit, torch.zeros(2), lam))(lam)
+        tensor([-1.,  0.])
+    """
+
+    prox: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.prox):
+            raise TypeError(f"prox: expected a function of (v, step, *args), got {self.prox!r}")
+
+    def proximal(self, x: Any, step: Any, args: tuple[Any, ...]) -> Any:
+        """Return the prox of step times the penalty."""
+        assert self.prox is not None
+        return self.prox(x, step, *args)
+
+
+@dataclass(frozen=True)
+class ProjectedGradient(_CompositeSolver):
+    """Accelerated projected gradient descent for f(x, *args) on a convex set.
+
+    Attributes:
+        lr: A fixed step, below 2 / L for the Lipschitz constant L of ∇f; None: backtracking.
+        projection: (v, *args) -> the nearest point of the set, a tree like v. It takes all
+            arguments of the problem, so that each of them may be differentiated.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.solvers import ProjectedGradient, project_simplex
+        >>> solver = ProjectedGradient(projection=lambda v, a: project_simplex(v))
+        >>> a = torch.tensor([0.5, 1.0, -1.0])
+        >>> solver(lambda x, a: ((x - a) ** 2).sum(), torch.zeros(3), a)
+        tensor([0.2500, 0.7500, 0.0000])
+    """
+
+    projection: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.projection):
+            raise TypeError(
+                f"projection: expected a function of (v, *args), got {self.projection!r}"
+            )
+
+    def proximal(self, x: Any, step: Any, args: tuple[Any, ...]) -> Any:
+        """Return the projection, which knows no step."""
+        assert self.projection is not None
+        return self.projection(x, *args)
