@@ -24,6 +24,7 @@ __all__ = [
     "Rule",
     "apply_operation",
     "apply_rule",
+    "is_batched",
     "is_tracked",
     "is_transforming",
     "max_over_batch",
@@ -340,6 +341,16 @@ def is_tracked(x: Tensor) -> bool:
         x = functorch.get_unwrapped(x)
 
 
+def is_batched(x: Tensor) -> bool:
+    """Return whether x belongs to a vmap, at some level."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
+
+
 class _MaxOverBatch(torch.autograd.Function):
     """The identity; under vmap, the maximum over the entries of the batch."""
 
@@ -369,5 +380,7 @@ def max_over_batch(x: Tensor) -> Tensor:
 
     A loop under vmap may ask it whether any entry of the batch still has work to do.
     """
+    if not is_transforming():
+        return x
     largest: Tensor = _MaxOverBatch.apply(x)  # type: ignore[no-untyped-call]
     return largest

@@ -20,7 +20,7 @@ from torchopt.linear_solve.preconditioners import (
 from torchopt.linear_solve.result import OnFail, Status
 from torchopt.linear_solve.solver import Computed, Solver
 from torchopt.tree import tree_map
-from torchopt.tree_function import max_over_batch
+from torchopt.tree_function import is_batched, max_over_batch
 
 __all__ = [
     "IterativeSolver",
@@ -57,7 +57,7 @@ def norm(x: Tensor) -> Tensor:
 def quotient(a: Tensor, b: Tensor) -> Tensor:
     """Return a / b, or 0 where b is 0: a breakdown stops the update instead of spreading NaN."""
     zero = b == 0
-    return torch.where(zero, torch.zeros_like(a), a / torch.where(zero, torch.ones_like(b), b))
+    return torch.where(zero, 0.0, a / torch.where(zero, 1.0, b))
 
 
 def iterate(
@@ -79,10 +79,15 @@ def iterate(
     live = active(state)
     count = torch.zeros_like(live, dtype=torch.int64)
     for k in range(maxiter):
-        if check_every and k % check_every == 0 and not int(max_over_batch(live.long())):
+        asked = bool(check_every) and k % check_every == 0
+        if asked and not int(max_over_batch(live.long())):
             break
         count = count + live
-        state = tuple(torch.where(live, new, old) for new, old in zip(step(state), state))
+        following = step(state)
+        # One problem that was just found to be live needs no mask.
+        if not asked or is_batched(live):
+            following = tuple(torch.where(live, new, old) for new, old in zip(following, state))
+        state = following
         if observe is not None:
             observe(live, state)
         live = live & active(state)

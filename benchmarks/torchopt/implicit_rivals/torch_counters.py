@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counters of bytes and products for rivals on torch; and the inner problem of the memory table."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(x, Tensor):
+                self._watch(x.untyped_storage())
+        return out
+
+    def _watch(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+def inner_problem() -> tuple[Any, Tensor, Tensor]:
+    """Return (loss(w, theta), start, theta): a network of 64 x 32 x 1 on 128 rows, float64."""
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    X, y = randn(128, 64), randn(128)
+
+    def loss(w: Tensor, theta: Tensor) -> Tensor:
+        first, second = w[: 64 * 32].view(64, 32), w[64 * 32 :]
+        fit = ((torch.tanh(X @ first / 8) @ second - y) ** 2).mean()
+        return fit + (theta.exp() * w * w).sum()
+
+    size = 64 * 32 + 32
+    return loss, 0.1 * randn(size), torch.full((size,), -3.0, dtype=torch.float64)
+
+
+def measure(meta_gradient: Callable[[], Tensor]) -> dict[str, Any]:
+    """Return peak bytes and seconds of a meta-gradient."""
+    start = time.perf_counter()
+    meta_gradient()
+    taken = time.perf_counter() - start
+    with LiveBytes() as counter:
+        gradient = meta_gradient()
+    assert bool(gradient.isfinite().all())
+    return {"peak_bytes": counter.peak, "seconds": taken}
+
+
+COUNT = {"evaluations": 0, "products": 0}
+
+
+class Counted(torch.autograd.Function):
+    """A x, which counts products in the forward and in the backward direction."""
+
+    @staticmethod
+    def forward(A: Tensor, x: Tensor) -> Tensor:
+        COUNT["evaluations"] += 1
+        return A @ x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
+        COUNT["products"] += 1
+        (A,) = ctx.saved_tensors
+        return None, A.T @ cotangent
+
+
+def count_products(
+    custom_root: Callable[..., Any], solve: Callable[..., Any], size: int = 60
+) -> dict[str, Any]:
+    """Return how often a backward pass multiplies with a Hessian, and its error."""
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    A = root @ root.T / size + torch.eye(size, dtype=torch.float64)
+    b = torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_()
+    solution = torch.linalg.solve(A, b.detach())
+
+    def optimality(x: Tensor, b: Tensor) -> Tensor:
+        return Counted.apply(A, x) - b
+
+    solver = custom_root(optimality, argnums=1, solve=solve)(lambda x, b: solution.clone())
+    x = solver(torch.zeros_like(solution), b)
+    COUNT.update(evaluations=0, products=0)
+    x.sum().backward()
+    truth = torch.linalg.solve(A, torch.ones_like(solution))
+    error = float((b.grad - truth).norm() / truth.norm())
+    return {**COUNT, "error": error}
