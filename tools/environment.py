@@ -37,7 +37,7 @@ TOOLS = (
     *("pytest", "pytest-cov", "hypothesis", "attrs"),
     *("ruff", "mypy", "import-linter", "clang-format", "clang-tidy"),
     *("nox", "build"),
-    *("numpy", "scipy", "scikit-learn", "matplotlib", "graphviz", "tqdm"),
+    *("numpy", "scipy", "scikit-learn", "matplotlib", "graphviz", "tqdm", "gymnasium"),
 )
 
 TASKS = {

@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _errors(tournament: Tournament, options: argparse.Namespace) -> list[Cell]:
     cells: list[Cell] = []
-    names = [name for name in ("linear, offset 10", "ellipsoid", "Rosenbrock")]
+    names = ("linear, offset 10", "ellipsoid", "Rosenbrock")
     for process in tournament.processes:
         say(f"error: {process.rival.label}")
         for name in (name for name in names if options.filter in name):

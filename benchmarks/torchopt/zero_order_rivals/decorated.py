@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 import torchopt
 from benchmarks.torchopt.zero_order_rivals.torch_mlp import flat, loss, tensors
 from torchopt.diff import zero_order

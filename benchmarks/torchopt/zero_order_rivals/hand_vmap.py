@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from benchmarks.torchopt.zero_order_rivals.torch_mlp import flat, loss, tensors
 
 DISTRIBUTIONS = ("torch",)

@@ -82,7 +82,7 @@ class Config:
 
 PRESETS = {
     "full": Config(),
-    "smoke": Config(horizon=60, meta_steps=90, num_pairs=8, meta_lr=0.08, test_runs=16, grid=7),
+    "smoke": Config(horizon=40, meta_steps=60, num_pairs=8, meta_lr=0.12, test_runs=8, grid=5),
 }
 
 
