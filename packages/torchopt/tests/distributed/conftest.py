@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Worlds of real processes on the loopback interface, started from a process that has torch.
 
-No test waits longer than `PATIENCE` seconds and none chooses a port.
+No test waits longer than `distributed_programs.PATIENCE` seconds and none chooses a port.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import torchopt.distributed as todist
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-PATIENCE = 120.0  # far more than any of them takes, on a busy machine too
-
 # Processes are forked from one that has done the imports, those torch does at first use as well:
 # a start takes 20 ms instead of 3 s.
 multiprocessing.set_forkserver_preload(
@@ -30,6 +28,8 @@ multiprocessing.set_forkserver_preload(
 @pytest.fixture
 def world() -> Callable[..., list[Any]]:
     """Run a program in a world of some processes and return their results by rank."""
+
+    from distributed_programs import PATIENCE
 
     def run(
         program: Callable[..., Any], size: int, *args: Any, env: dict[str, str] | None = None

@@ -22,6 +22,8 @@ from torchopt.errors import WorkerError
 
 F64 = torch.float64
 
+PATIENCE = 120.0  # seconds; far more than any world takes, on a busy machine too
+
 
 # --- tasks ----------------------------------------------------------------------------------------
 
@@ -285,7 +287,7 @@ def tree_value(tree: dict[str, Tensor], x: Tensor) -> Tensor:
 def overwrite(net: nn.Module) -> float:
     with torch.no_grad():
         net.weight.fill_(7.0)
-    return float(net.weight.sum())
+    return float(net.weight.detach().sum())
 
 
 def kind_of_parameters(net: nn.Module) -> Any:
@@ -359,20 +361,20 @@ def parameters_travel_once() -> dict[str, Any]:
     net.weight.data.mul_(2.0)  # no version counter sees this
     third = on(1, scaled, shared, x)[0]
     results["behind the counter"] = sent()
-    results["values"] = [float(v) for v in (*first, second, third)]
+    results["values"] = [v.item() for v in (*first, second, third)]
     with torch.no_grad():
         results["expected third"] = float(net(x).sum())
     on(1, scaled, net, x)  # the same contents in a plain module: known already
     results["plain module"] = sent()
     on(1, overwrite, net)
     again = on(1, scaled, shared, x)[0]
-    results["after a worker wrote"] = float(again)
+    results["after a worker wrote"] = again.item()
 
     tree = {"w": torch.arange(100.0, requires_grad=True), "b": torch.tensor(1.0)}
     with todist.autograd.context() as context_id:
         value = on(2, tree_value, todist.share(tree), torch.full((100,), 3.0))[0]
         todist.autograd.backward(context_id, value, inputs=[tree["w"]])
-    results["tree"] = (float(value), tree["w"].grad)
+    results["tree"] = (value.item(), tree["w"].grad)
     pair = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
     pair[1].weight = pair[0].weight
     results["tied"] = on(1, tied, todist.share(pair)) + on(1, tied, pair)
@@ -424,7 +426,15 @@ def remote_death() -> Any:
     started = time.monotonic()
     found = outcome(lambda: on(1, die, timeout=60))
     still = on(2, abs, -3)
-    return found, still, time.monotonic() - started
+    _report((found, still, time.monotonic() - started))
+
+
+def _report(result: Any) -> None:
+    """Leave a result where the test finds it: those of a world that broke are lost with it."""
+    path = Path(os.environ["FAULT_REPORT"])
+    part = path.with_suffix(f".{todist.get_rank()}.part")
+    part.write_text(repr(result))
+    part.rename(path.with_suffix(f".{todist.get_rank()}"))
 
 
 # --- faults of the collective backend -------------------------------------------------------------
@@ -450,22 +460,29 @@ def collective_fault(kind: str, victim: int) -> Any:
     parallel.backward(loss, [1.0, 2.0, 3.0, 4.0])
     p.grad = torch.full_like(p, 5.0)
     found = outcome(lambda: parallel.backward(loss, [1.0, 2.0, 3.0, 4.0]))
-    result = (found, p.grad[0].item())
+    kept = p.grad[0].item()
+    again = None
     if kind == "raise":  # the world is whole: the next step works
         parallel.steps = 2
         p.grad = None
         parallel.backward(loss, [1.0, 2.0, 3.0, 4.0])
-        return (*result, p.grad[0].item())
-    if kind == "stop" and todist.get_rank() == 0:
-        raise RuntimeError(repr(result))  # so that the launcher ends the stopped process
-    # What the ranks know, for the parent: results are lost with the world.
-    Path(os.environ["FAULT_REPORT"]).with_suffix(f".{todist.get_rank()}").write_text(repr(found))
-    return result
+        again = p.grad[0].item()
+    _report((found, kept, again))
+    if kind == "stop":
+        raise RuntimeError("this run is over")  # so that the launcher ends the stopped process
 
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def checkpointed(folder: str, steps: int, every: int) -> Any:
-    """Train from where the checkpoint is; say when a step begins, so that the test can kill."""
+    """Train from where the checkpoint is; tell who one is and each step, so that one can be killed.
+
+    The result depends on everything a checkpoint must hold: the moments of Adam, the tasks drawn,
+    and the random numbers drawn inside the tasks.
+    """
+    told = Path(os.environ["PROGRESS"]) if "PROGRESS" in os.environ else None
+    if told is not None:
+        attempt = os.environ["ATTEMPT"]
+        (told / f"pid.{attempt}.{todist.get_rank()}").write_text(str(os.getpid()))
     net = make_net()
     optimizer = torchopt.Adam(net.parameters(), lr=1e-2)
     parallel = todist.TaskParallel(net, deterministic=True)
@@ -497,8 +514,9 @@ def checkpointed(folder: str, steps: int, every: int) -> Any:
                 "generator": generator.get_state(),
             },
         )
-        if "PROGRESS" in os.environ:
-            os.write(int(os.environ["PROGRESS"]), b".")
+        if told is not None and todist.get_rank() == 0:
+            with (told / f"progress.{attempt}").open("ab") as file:
+                file.write(b".")
     return [p.detach() for p in net.parameters()]
 
 

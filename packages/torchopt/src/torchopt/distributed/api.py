@@ -241,6 +241,9 @@ class _Batch:
             if isinstance(outcome, Raised):
                 self._fail(outcome.as_error(rank, task))
             else:
+                session = _session.current()
+                if session is not None:
+                    session.suspects.discard(rank)  # late before, and back
                 self._add(i, outcome[0])
 
         sent.add_done_callback(arrived)

@@ -16,8 +16,11 @@ import atexit
 import contextlib
 import ctypes
 import ipaddress
+import multiprocessing
+import multiprocessing.util
 import os
 import socket
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -219,8 +222,11 @@ def _open_watch(store: Any, rank: int, world_size: int, timeout: float) -> Watch
 
 def _keep(session: Session) -> Session:
     global _current
-    if _current is None:
-        atexit.register(close)
+    atexit.unregister(close)
+    atexit.register(close)
+    if multiprocessing.parent_process() is not None:
+        # Forked children of multiprocessing leave without what `atexit` has registered.
+        multiprocessing.util.Finalize(None, close, exitpriority=100)
     _current = session
     return session
 
@@ -229,8 +235,11 @@ def open_local(name: str) -> Session:
     """Open the world of this process alone; RPC to itself works in it, where torch has RPC."""
     if dist.is_available() and hasattr(rpc, "TensorPipeRpcBackendOptions") and not _agent_is_set():
         os.environ.setdefault("TP_SOCKET_IFNAME", loopback_interface())
-        options = rpc.TensorPipeRpcBackendOptions(init_method="tcp://127.0.0.1:0")
-        rpc.init_rpc(name, rank=0, world_size=1, rpc_backend_options=options)
+        # A file, and no address: launchers change what torch makes of those.
+        with tempfile.TemporaryDirectory() as folder:
+            url = f"file://{folder}/store"
+            options = rpc.TensorPipeRpcBackendOptions(init_method=url)
+            rpc.init_rpc(name, rank=0, world_size=1, rpc_backend_options=options)
     return _keep(Session("local", 0, 1))
 
 

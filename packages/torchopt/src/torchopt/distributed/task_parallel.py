@@ -112,7 +112,7 @@ class TaskParallel:
         >>> theta.grad  # 2 (theta - mean of the targets)
         tensor([ 0., -4.], dtype=torch.float64)
         >>> step.losses
-        tensor([2., 4., 10.], dtype=torch.float64)
+        tensor([ 2.,  4., 10.], dtype=torch.float64)
     """
 
     _made = 0  # every rank makes its engines in the same order
@@ -148,8 +148,8 @@ class TaskParallel:
         self._fsdp = any(_is_fsdp(part) for module in self._modules for part in module.modules())
         if self._fsdp and deterministic:
             raise ValueError(
-                "`deterministic`: expected parameters that are not under `fully_shard`, which gives "
-                "gradients only added up; use DTensors (`distribute_tensor`) or deterministic=False."
+                "`deterministic`: expected parameters that are not under `fully_shard`, which only "
+                "gives sums of gradients; use DTensors (`distribute_tensor`), or not `deterministic`"
             )
         self._name = f"tasks/{TaskParallel._made}"
         TaskParallel._made += 1

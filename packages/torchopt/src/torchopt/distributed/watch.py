@@ -7,7 +7,8 @@ process that hangs is told apart by its own watching thread, which still runs an
 main thread stands; one that cannot even do that falls silent in the middle of a task.
 
     rank r ──▶ rank 0    {"rank"}, {"task", "since"}, {"failure"}, {"bye"}
-    rank 0 ──▶ rank r    {"failure"}: someone failed;  {"abort"}: end the process
+    rank 0 ──▶ rank r    {"failure"}: someone failed;  {"bye", "orderly"}: the run is over;
+                         {"abort"}: end the process
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class Watch:
         self._changed = threading.Condition()
         self._own: tuple[str, float, int] | None = None  # task, deadline, thread
         self._closing = False
+        self._orderly = False  # rank 0 says that everyone came to the end
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
@@ -164,9 +166,10 @@ class Watch:
         with self._changed:
             everyone = self._changed.wait_for(lambda: all(p.left for p in awaited), patience)
         orderly = everyone and not excused and not self.failed.is_set()
-        if self.rank == 0:
-            for peer in peers:
-                peer.send({"bye": True} if peer.left else {"abort": True})
+        if self.rank != 0:
+            return orderly and self._orderly
+        for peer in peers:
+            peer.send({"bye": True, "orderly": orderly} if peer.left else {"abort": True})
         return orderly
 
     def abort(self, rank: int) -> None:
@@ -246,6 +249,7 @@ class Watch:
         if "failure" in message:
             self._fail(WorkerError(**message["failure"]), tell=self.rank == 0)
         if "bye" in message:
+            self._orderly = message.get("orderly", False)
             peer.left = True
             self._notify()
         if "abort" in message:

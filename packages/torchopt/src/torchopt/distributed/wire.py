@@ -263,9 +263,10 @@ class _Pickler(pickle.Pickler):
             or obj.layout != torch.strided
             or obj.numel() * obj.element_size() < _SMALLEST
         ):
-            # A parameter is a leaf on the other side too, as published.
-            number = self._native(obj.detach() if parameter else obj)
-            return ("parameter", number, obj.requires_grad) if parameter else ("native", number)
+            if parameter:  # a leaf on the other side too, as published
+                return "parameter", self._native(obj.detach()), obj.requires_grad
+            # Of a Parameter torch would send the value alone; of a view of it, the graph too.
+            return "native", self._native(obj.view_as(obj) if connected else obj)
         name = self._packer.name(obj)
         self.contents[name] = obj
         if connected:

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes that raise, hang, are killed or stopped: who is told what, and how runs continue."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import pickle
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import distributed_programs as programs
+import pytest
+import torch
+
+import torchopt.distributed as todist
+from torchopt.distributed import launch
+from torchopt.errors import WorkerError
+
+# How often the checkpoint test kills; TORCHOPT_KILLS=20 for the full measure.
+KILLS = int(os.environ.get("TORCHOPT_KILLS", "3"))
+
+
+def reports(folder: Path) -> dict[int, tuple]:
+    """Return what the ranks that survived have to say, by rank."""
+    found = folder.glob("report.*")
+    return {int(path.suffix[1:]): ast.literal_eval(path.read_text()) for path in found}
+
+
+@pytest.fixture
+def report(tmp_path):
+    return {"FAULT_REPORT": str(tmp_path / "report")}
+
+
+def test_a_task_that_raises_is_told_on_every_rank_and_the_world_goes_on(world, report, tmp_path):
+    world(programs.collective_fault, 3, "raise", 1, env=report)
+    told = reports(tmp_path)
+    assert sorted(told) == [0, 1, 2]
+    for (rank, task, kind, trace, kinds), kept, again in told.values():
+        assert (rank, task, kind) == (1, "task 2 of 4", "raised")
+        assert "LookupError: bad task" in trace
+        assert "in loss" in trace
+        assert "LookupError" in kinds
+        assert kept == 5.0  # a failed step leaves no gradient behind
+        assert again == 2.5
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_killed_process_is_named_by_the_others(world, report, tmp_path, victim):
+    with pytest.raises(WorkerError) as ended:
+        world(programs.collective_fault, 3, "kill", victim, env=report)
+    assert ended.value.rank == victim
+    told = reports(tmp_path)
+    assert sorted(told) == sorted({0, 1, 2} - {victim})
+    for (rank, task, kind, _, _), kept, _ in told.values():
+        assert (rank, kind) == (victim, "lost")
+        if victim != 0:  # rank 0 is the one that knows what the others do
+            assert task == "task 2 of 4"
+        assert kept == 5.0
+
+
+def test_a_process_that_hangs_says_where(world, report, tmp_path):
+    with pytest.raises(WorkerError):
+        world(programs.collective_fault, 3, "hang", 1, env=report)
+    told = reports(tmp_path)
+    assert sorted(told) == [0, 2]
+    for (rank, task, kind, trace, _), _, _ in told.values():
+        assert (rank, task, kind) == (1, "task 2 of 4", "timed out")
+        assert "in wait_here" in trace
+
+
+def test_a_process_that_does_not_even_answer_is_named(world, report, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "_LAST_WORDS", 1.0)  # the stopped process has none
+    with pytest.raises(WorkerError, match="this run is over"):
+        world(programs.collective_fault, 3, "stop", 1, env=report)
+    told = reports(tmp_path)
+    assert sorted(told) == [0, 2]
+    for (rank, task, kind, trace, _), _, _ in told.values():
+        assert (rank, task, kind, trace) == (1, "task 2 of 4", "timed out", "")
+
+
+def test_a_killed_worker_of_remote_calls_is_named_and_the_others_go_on(world, report, tmp_path):
+    with pytest.raises(WorkerError) as ended:
+        world(programs.remote_death, 3, env=report)
+    assert ended.value.rank == 1
+    (rank, task, kind, _, _), still, seconds = reports(tmp_path)[0]
+    assert (rank, task, kind) == (1, "task 1 of 1 (die)", "lost")
+    assert still == [3]
+    assert seconds < 60.0  # not the time limit of the call
+
+
+def kill_at_random(
+    folder: Path, chance: random.Random, attempt: int, over: threading.Event
+) -> None:
+    """Kill one of the two processes of an attempt, some steps and some milliseconds into it."""
+    victim = chance.randrange(2)
+    after = chance.randrange(4)
+    pid, progress = folder / f"pid.{attempt}.{victim}", folder / f"progress.{attempt}"
+    while not over.is_set():
+        steps = progress.stat().st_size if progress.exists() else 0
+        if pid.exists() and steps >= after:
+            time.sleep(chance.uniform(0.0, 0.03))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid.read_text()), signal.SIGKILL)
+            return
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(world, tmp_path, every):
+    steps = 3 * KILLS + 6
+    undisturbed = world(programs.checkpointed, 1, str(tmp_path / "whole"), steps, every)[0]
+    chance = random.Random(every)
+    broken = tmp_path / "broken"
+    for attempt in range(KILLS):
+        environment = {"ATTEMPT": str(attempt), "PROGRESS": str(tmp_path)}
+        over = threading.Event()
+        killer = threading.Thread(target=kill_at_random, args=(tmp_path, chance, attempt, over))
+        killer.start()
+        try:
+            with pytest.raises(WorkerError):
+                world(programs.checkpointed, 2, str(broken), 10**6, every, env=environment)
+        finally:
+            over.set()
+            killer.join()
+    # However far the kills have let it come: to the end, in the number of processes it began with.
+    done = todist.Checkpoint(broken / "state.pt").load()
+    reached = 0 if done is None else done[0]
+    if reached > steps:
+        more = tmp_path / "more"
+        undisturbed = world(programs.checkpointed, 1, str(more), reached + 2, every)[0]
+        steps = reached + 2
+    resumed = world(programs.checkpointed, 2, str(broken), steps, every)
+    start = [p.detach() for p in programs.make_net().parameters()]
+    for rank in range(2):
+        for got, want, first in zip(resumed[rank], undisturbed, start):
+            assert torch.equal(got, want)
+            assert not torch.equal(got, first)
+
+
+def test_worker_errors_travel_between_processes():
+    error = WorkerError(3, "task 1 of 2", "raised", "Traceback: here")
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.rank, again.task, again.kind) == (3, "task 1 of 2", "raised")
+    assert str(again) == str(error)
+    assert "rank 3 raised in task 1 of 2" in str(error)
+
+
+def test_spawn_names_the_process_that_failed():
+    with pytest.raises(LookupError, match="rank 0 raised"):
+        todist.spawn(programs.fail, 2, ("nowhere",), start_method="forkserver", timeout=60)
+    with pytest.raises(WorkerError, match="killed by signal 9"):
+        todist.spawn(programs.die, 2, start_method="forkserver", timeout=60)
+    with pytest.raises(WorkerError, match=r"ranks \[0\] still run"):
+        todist.spawn(programs.wait_here, 1, (1000.0,), start_method="forkserver", timeout=0.5)
+    with pytest.raises(ValueError, match="at least 1"):
+        todist.spawn(programs.die, 0)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What travels with remote calls, and what comes back when they fail."""
+
+from __future__ import annotations
+
+import distributed_programs as programs
+import torch
+
+WEIGHT, BIAS = 100 * 50 * 8, 50 * 8
+
+
+def test_parameters_travel_once_for_each_version_and_worker(world):
+    result = world(programs.parameters_travel_once, 3)[0]
+    assert result["first version"] == 2 * (WEIGHT + BIAS)  # to ranks 1 and 2
+    assert result["unchanged"] == 0
+    assert result["weight changed"] == WEIGHT
+    assert result["behind the counter"] == WEIGHT
+    assert result["plain module"] == 0
+    *first, second, third = result["values"]
+    assert len(set(first)) == 1
+    assert second != first[0]
+    assert abs(third - result["expected third"]) < 1e-9
+    assert result["after a worker wrote"] == third
+    value, grad = result["tree"]
+    assert value == 3.0 * 4950 + 1.0
+    assert torch.equal(grad, torch.full((100,), 3.0))
+    assert result["tied"] == [True, True]
+    assert result["plain parameters"] == [("Parameter", True, True)] * 2
+    assert result["shared parameters"] == [("Tensor", False, True), ("Tensor", True, True)]
+    assert result["bits"]
+
+
+def test_errors_name_rank_task_and_traceback(world):
+    result = world(programs.remote_errors, 3)[0]
+    rank, task, kind, trace, kinds = result["raised"]
+    assert (rank, task, kind) == (1, "task 1 of 1 (fail)", "raised")
+    assert "LookupError: no such thing" in trace
+    assert "in fail" in trace
+    assert {"LookupError", "WorkerError", "TorchOptError"} <= set(kinds)
+    assert "OwnError" in result["own class"][4]
+    assert result["exit"][2] == "raised"
+    assert "SystemExit: 4" in result["exit"][3]
+    rank, task, kind, trace, _ = result["late"]
+    assert (rank, task, kind) == (1, "task 1 of 1 (wait_here)", "timed out")
+    assert "in wait_here" in trace  # where the worker stood
+    rank, task, kind, trace, kinds = result["second task"]
+    assert (rank, task, kind) == (2, "task 2 of 2 (int)", "raised")
+    assert "ValueError" in kinds
+    name, text = result["lambda"]
+    assert name == "PicklingError"
+    assert "top level of a module" in text
+    assert result["async"] == [0.0, 1.0, 2.0, 3.0]
+    assert result["by name"] == [2]
