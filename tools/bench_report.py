@@ -24,7 +24,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("README.md", "packages/optree/README.md", "packages/torchopt/README.md")
+FILES = (
+    "README.md",
+    "packages/optree/README.md",
+    "packages/optree/docs/benchmarks.md",
+    "packages/torchopt/README.md",
+    "packages/torchopt/docs/engines.md",
+    "packages/torchopt/docs/benchmarks.md",
+)
 BLOCK = re.compile(r"(<!-- bench:begin (\w+) (\w+) -->\n)(.*?)(<!-- bench:end -->)", re.DOTALL)
 
 Render = Callable[[str, str], str]

@@ -31,6 +31,7 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_param = True
 napoleon_use_ivar = True
+napoleon_custom_sections = [("Subclass keywords", "params_style")]
 
 
 def plain_text(

@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 import torch
 
+import torchopt
+
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOT = PACKAGE.parent.parent
 DOCS = PACKAGE / "docs"
@@ -92,6 +94,25 @@ def test_the_reference_has_every_public_module() -> None:
     internal = {"tree", "tree_function", "version", "diff", "kernels"}
     internal = {f"torchopt.{name}" for name in internal}
     assert public - internal - documented_modules() == set()
+
+
+def resolve(dotted: str) -> Any:
+    """Return what a dotted name of torchopt stands for: a module, or what is in one."""
+    parts = dotted.split(".")
+    found: Any = torchopt
+    for i, part in enumerate(parts[1:], start=2):
+        if not hasattr(found, part):
+            importlib.import_module(".".join(parts[:i]))
+        found = getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_names_in_the_text_exist(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    names = set(re.findall(r"`[^`\n]*?\b(torchopt(?:\.[A-Za-z]\w*)+)", text))
+    for name in sorted(names):
+        assert resolve(name) is not None, name
 
 
 @pytest.mark.parametrize("name", sorted(documented_modules()))
