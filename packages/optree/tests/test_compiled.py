@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public functions that are builtins cannot be told from the Python functions they stand for."""
+"""Builtins among the public functions cannot be told from the Python functions they stand for."""
 
 from __future__ import annotations
 
