@@ -162,3 +162,59 @@ def test_a_compiled_function_dies_with_its_prototype() -> None:
     del names, marker
     gc.collect()
     assert witness() is None
+
+
+ONE_LEVEL_TREES: list[Any] = [
+    (),
+    (1, [2]),
+    [],
+    [None, {"a": 1}],
+    {},
+    {"b": 1, "a": [2]},
+    {3: 1, "a": 2, (1, 2): 3},
+    {"ä": 1, "z": 2, "日本": 3},
+]
+
+
+@pytest.mark.parametrize("tree", ONE_LEVEL_TREES, ids=repr)
+def test_one_level_is_the_same_with_and_without_python(tree: Any) -> None:
+    quick = optree.tree_flatten_one_level(tree)
+    # A predicate, even one that never applies, is left to the Python function.
+    slow = optree.tree_flatten_one_level(tree, lambda _: False)
+    assert type(quick) is type(slow)
+    assert quick == slow
+    assert vars(quick) == vars(slow)
+    assert [type(part) for part in quick] == [type(part) for part in slow]
+    if isinstance(tree, dict):
+        ours, theirs = quick.metadata, slow.metadata
+        assert list(ours.original_keys) == list(theirs.original_keys) == list(tree)
+        assert type(ours.original_keys) is type(theirs.original_keys) is dict
+        assert pickle.loads(pickle.dumps(ours)).original_keys == ours.original_keys
+    rebuilt = quick.unflatten_func(quick.metadata, quick.children)
+    assert rebuilt == tree and type(rebuilt) is type(tree)
+    assert list(rebuilt) == list(tree)
+
+
+def test_one_level_outputs_do_not_share_their_parts() -> None:
+    first, second = (optree.tree_flatten_one_level({"a": 1}) for _ in range(2))
+    first.children.append(2)
+    first.metadata.append("b")
+    first.metadata.original_keys["b"] = None
+    first.type = list
+    assert second == ([1], ["a"], ("a",), second.unflatten_func)
+    assert (second.metadata.original_keys, second.type) == ({"a": None}, dict)
+
+
+def test_one_level_of_a_dict_that_keeps_its_insertion_order() -> None:
+    with optree.dict_insertion_ordered(True, namespace="compiled"):
+        node = optree.tree_flatten_one_level({"b": 1, "a": 2}, namespace="compiled")
+    assert node.children == [1, 2]
+    assert node.entries == ("b", "a")
+
+
+def test_one_level_classes_are_checked() -> None:
+    pair = (list, {})
+    with pytest.raises(TypeError, match="expected subclasses of tuple and list"):
+        _C.set_one_level(list, list, pair, pair, pair)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"expected \(unflatten_func, attributes\)"):
+        _C.set_one_level(tuple, list, pair, 3, pair)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 #include "bind/call_context.h"
 #include "bind/compiled.h"
 #include "bind/functions.h"
+#include "bind/one_level.h"
 #include "walk/flatten.h"
 #include "walk/from_collection.h"
 #include "walk/map.h"
@@ -169,6 +170,26 @@ PyObject* make_from_collection(PyObject* self, Args args, Py_ssize_t nargs, PyOb
     });
 }
 
+PyObject* set_one_level_classes(PyObject* self, Args args, Py_ssize_t nargs) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] {
+        require_count("set_one_level", nargs, 5);
+        set_one_level(state, args[0], args[1], args + 2);
+        return compat::new_ref(Py_None);
+    });
+}
+
+PyObject* one_level(PyObject* self, Args args, Py_ssize_t nargs) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] {
+        require_count("flatten_one_level", nargs, 3);
+        // What is unusual is the Python function's, errors included.
+        if (args[1] != Py_None || !PyUnicode_CheckExact(args[2])) return compat::new_ref(Py_None);
+        Context context(state, nullptr, false, args[2]);
+        return flatten_one_level(context, args[0]).release();
+    });
+}
+
 PyObject* compiled(PyObject* self, PyObject* prototype) {
     State& state = as_state(self);
     return guarded(state.error(), [&] { return make_compiled(state, prototype).release(); });
@@ -191,6 +212,10 @@ PyMethodDef tree_functions[] = {
     {"make_none", as_cfunction(make_none), kKeywords, "The structure of None."},
     {"make_from_collection", as_cfunction(make_from_collection), kKeywords,
      "A structure from a container of structures."},
+    {"set_one_level", as_cfunction(set_one_level_classes), METH_FASTCALL,
+     "What flatten_one_level makes its answers of."},
+    {"flatten_one_level", as_cfunction(one_level), METH_FASTCALL,
+     "One tuple, list or dict taken apart; None for anything else."},
     {"compiled", compiled, METH_O, "The builtin that does what a public function does."},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -17,7 +17,7 @@ void prepare_layouts(const State& state, LayoutCache& layouts) {
 }
 
 int state_traverse(PyObject* self, visitproc visit, void* arg) {
-    const State& state = as_state(self);
+    State& state = as_state(self);
     OPTREE_VISIT_TYPE(self);
     for (const Ref* ref :
          {&state.layout_type, &state.registration_type, &state.spec_type, &state.iter_type,
@@ -27,6 +27,11 @@ int state_traverse(PyObject* self, visitproc visit, void* arg) {
     }
     Py_VISIT(state.accessors.load(std::memory_order_relaxed));
     for (const Ref& kind : state.kinds) Py_VISIT(kind.get());
+    const auto visit_ref = [&](const Ref& ref) {
+        Py_VISIT(ref.get());
+        return 0;
+    };
+    if (const int status = state.one_level.for_each(visit_ref)) return status;
     if (const int status = state.namedtuples.traverse(visit, arg)) return status;
     if (const int status = state.structseqs.traverse(visit, arg)) return status;
     return state.registry.traverse(visit, arg);
@@ -37,6 +42,7 @@ int state_clear(PyObject* self) {
     State& state = as_state(self);
     state.registry.clear();
     state.forget_layouts();
+    state.one_level.clear();
     state.blocks.clear();
     state.specs.clear();
     state.namedtuples.close();

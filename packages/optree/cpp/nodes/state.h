@@ -9,6 +9,37 @@
 
 namespace optree {
 
+// Classes and functions of the Python part that tree_flatten_one_level() puts together.
+struct OneLevel {
+    struct Kind {
+        Ref unflatten_func;
+        Ref attributes;  // a dict
+    };
+    Ref output_class;  // null until set
+    Ref metadata_class;
+    Ref str_original_keys;
+    Kind kinds[3];  // tuple, list, dict
+
+    // Calls visit(ref) for each until it returns other than 0.
+    template <class Visit>
+    int for_each(Visit&& visit) {
+        for (Ref* ref : {&output_class, &metadata_class, &str_original_keys}) {
+            if (const int status = visit(*ref)) return status;
+        }
+        for (Kind& kind : kinds) {
+            if (const int status = visit(kind.unflatten_func)) return status;
+            if (const int status = visit(kind.attributes)) return status;
+        }
+        return 0;
+    }
+    void clear() {
+        for_each([](Ref& ref) {
+            ref = nullptr;
+            return 0;
+        });
+    }
+};
+
 struct State;
 LayoutCache& layouts_of_thread(State& state);
 
@@ -21,6 +52,7 @@ struct State {
 #endif
     TupleFamily namedtuples;
     TupleFamily structseqs;
+    OneLevel one_level;
     BlockPool blocks;
     ObjectPool specs;
     std::uint64_t id = 0;           // unlike that of any other state of the process

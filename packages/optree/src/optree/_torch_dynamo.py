@@ -109,6 +109,15 @@ def map_(
     return tree
 
 
+def flatten_one_level(
+    tree: Any,
+    is_leaf: Callable[[Any], bool] | None,
+    namespace: str,
+    /,
+) -> None:
+    """Leave all kinds of nodes to the Python code of ``tree_flatten_one_level()``."""
+
+
 def register() -> None:
     """Make TorchDynamo trace the functions of this module in the place of their namesakes."""
     import torch
@@ -120,5 +129,6 @@ def register() -> None:
         (_C.all_leaves, all_leaves),
         (_C.map, map),
         (_C.map_, map_),
+        (_C.flatten_one_level, flatten_one_level),
     ):
         torch.compiler.substitute_in_graph(original, skip_signature_check=True)(polyfill)

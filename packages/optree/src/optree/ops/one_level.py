@@ -6,6 +6,8 @@ from __future__ import annotations
 import builtins
 from typing import TYPE_CHECKING, Any, Callable, Generic
 
+import optree._C as _C
+from optree.builtin_nodes import DictMetaData
 from optree.registry import register_pytree_node
 from optree.typing import NamedTuple, T
 
@@ -38,6 +40,25 @@ class FlattenOneLevelOutputEx(FlattenOneLevelOutput[T]):
     """The class of the steps from the node to its children."""
     kind: PyTreeKind
     """The kind of the node."""
+
+
+def _plain_kind(cls: builtins.type[Any], /) -> tuple[Any, dict[str, Any]]:
+    handler = register_pytree_node.get(cls)  # type: ignore[attr-defined]
+    attributes = {
+        "type": cls,
+        "path_entry_type": handler.path_entry_type,
+        "kind": handler.kind,
+    }
+    return handler.unflatten_func, attributes
+
+
+_C.set_one_level(
+    FlattenOneLevelOutputEx,
+    DictMetaData,
+    _plain_kind(tuple),
+    _plain_kind(list),
+    _plain_kind(dict),
+)
 
 
 def tree_flatten_one_level(
@@ -74,6 +95,11 @@ def tree_flatten_one_level(
         >>> node.unflatten_func(node.metadata, ['A', 'B'])
         {'b': 'B', 'a': 'A'}
     """
+    plain: FlattenOneLevelOutputEx[T] | None
+    plain = _C.flatten_one_level(tree, is_leaf, namespace)
+    if plain is not None:
+        return plain
+
     node_type: Any = type(tree)
     if (tree is None and none_is_leaf) or (is_leaf is not None and is_leaf(tree)):
         handler = None
