@@ -191,7 +191,8 @@ def test_one_level_is_the_same_with_and_without_python(tree: Any) -> None:
         assert type(ours.original_keys) is type(theirs.original_keys) is dict
         assert pickle.loads(pickle.dumps(ours)).original_keys == ours.original_keys
     rebuilt = quick.unflatten_func(quick.metadata, quick.children)
-    assert rebuilt == tree and type(rebuilt) is type(tree)
+    assert type(rebuilt) is type(tree)
+    assert rebuilt == tree
     assert list(rebuilt) == list(tree)
 
 
