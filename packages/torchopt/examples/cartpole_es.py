@@ -22,21 +22,19 @@ References:
     control problems, IEEE Transactions on Systems, Man, and Cybernetics 13, 1983 (the task).
 
 Run `python cartpole_es.py` (about a minute for five seeds; needs `gymnasium`, which is in
-`pip install torchopt[examples]`), or with
-`--smoke` (seconds). `--seeds` repeats it from other initial weights.
+`pip install torchopt[examples]`), or with `--smoke` (seconds).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from example_tools import flat_table, plot_curves, progress, run_example
 from torch import Tensor
 
 import torchopt
@@ -61,7 +59,8 @@ class Config:
         test_every: Generations between such tests.
         target: Mean return to reach.
         stay: Tests in a row at the target after which to stop.
-        seeds: Runs, each from weights and worlds of its own.
+        runs: How often to learn, each time from weights and worlds of its own.
+        seed: Of the first run; the others follow.
     """
 
     generations: int = 150
@@ -73,12 +72,13 @@ class Config:
     test_every: int = 1
     target: float = SOLVED
     stay: int = 5
-    seeds: int = 5
+    runs: int = 5
+    seed: int = 0
 
 
 PRESETS = {
     "full": Config(),
-    "smoke": Config(generations=60, test_every=5, target=150.0, stay=1, seeds=1),
+    "smoke": Config(generations=60, test_every=5, target=150.0, stay=1, runs=1),
 }
 
 
@@ -188,70 +188,36 @@ def learn(config: Config, seed: int, bar: Any) -> dict[str, Any]:
     }
 
 
-def plot(runs: list[dict[str, Any]], config: Config, path: Path) -> None:
-    """Write the learning curves."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4))
-    for run in runs:
-        label = f"seed {run['seed']}: {run['seconds']:.0f} s"
-        axes.plot(*zip(*run["curve"]), marker="o", markersize=3, label=label)
-    axes.axhline(config.target, color="grey", linestyle="--", label=f"target, {config.target:.0f}")
-    axes.set(
+def run(config: Config, out: Path) -> dict[str, Any]:
+    """Learn from each seed, draw the curves, and return the results."""
+    runs = []
+    with progress(config.generations * config.runs, "cart-pole") as bar:
+        for seed in range(config.seed, config.seed + config.runs):
+            runs.append(learn(config, seed, bar))
+    plot_curves(
+        {f"seed {one['seed']}: {one['seconds']:.0f} s": one["curve"] for one in runs},
+        out / "cartpole_es.png",
         xlabel="episodes played",
         ylabel=f"mean return of {config.test_episodes} new episodes",
-        title="CartPole-v1 by evolution strategies",
+        title=f"CartPole-v1 by evolution strategies, target {config.target:.0f}",
         ylim=(0, 1.05 * LONGEST),
     )
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    return {"runs": runs}
 
 
-def run(config: Config, first_seed: int, out: Path) -> dict[str, Any]:
-    """Learn from each seed, write curves and figures, and return the results."""
-    from tqdm import tqdm
-
-    runs = []
-    total = config.generations * config.seeds
-    with tqdm(total=total, desc="cart-pole", unit="generation", mininterval=0.5) as bar:
-        for seed in range(first_seed, first_seed + config.seeds):
-            runs.append(learn(config, seed, bar))
-    results = {"config": asdict(config), "runs": runs, "threads": torch.get_num_threads()}
-    out.mkdir(parents=True, exist_ok=True)
-    plot(runs, config, out / "cartpole_es.png")
-    (out / "cartpole_es.json").write_text(json.dumps(results, indent=2) + "\n")
-    return results
+def report(results: dict[str, Any]) -> bool:
+    """Print a row for each seed, and return whether all reached the target."""
+    rows = [["seed", "episodes", "seconds", "return"]]
+    for one in results["runs"]:
+        numbers = (f"{one['episodes']}", f"{one['seconds']:.1f}", f"{one['curve'][-1][1]:.1f}")
+        rows.append([str(one["seed"]), *numbers])
+    print(flat_table(rows))
+    return all(one["solved"] for one in results["runs"])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the example; return 1 when a seed did not reach the target."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--smoke", action="store_true", help="a few seconds, an easier target")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="where to write")
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--seeds", type=int, default=None, help="how many runs")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # the tensors are small: threads would wait for one another
-    config = PRESETS["smoke" if options.smoke else "full"]
-    if options.seeds is not None:
-        config = replace(config, seeds=options.seeds)
-    results = run(config, options.seed, options.out)
-    print(f"{'seed':>6} {'episodes':>10} {'seconds':>9} {'return':>8}")
-    for one in results["runs"]:
-        print(
-            f"{one['seed']:>6} {one['episodes']:>10} {one['seconds']:>9.1f} "
-            f"{one['curve'][-1][1]:>8.1f}"
-        )
-    all_solved = all(one["solved"] for one in results["runs"])
-    print("solved" if all_solved else f"NOT SOLVED: expected a return of {config.target:.0f}")
-    print(f"wrote {options.out / 'cartpole_es.png'}")
-    return 0 if all_solved else 1
+    return run_example(__doc__, "cartpole_es", PRESETS, run, report, arguments)
 
 
 if __name__ == "__main__":

@@ -27,15 +27,15 @@ Run `python lr_schedule_pes.py` (about two minutes) or with `--smoke` (seconds).
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from example_tools import digits as load_digits
+from example_tools import flat_table, progress, run_example
 from torch import Tensor
 
 import torchopt
@@ -97,16 +97,9 @@ class Digits:
 
 
 def load() -> Digits:
-    """Return the digits, standardised."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).flatten(1) / 16
-    images = (images - 0.305) / 0.376  # mean and deviation of all pixels
-    labels = torch.tensor(digits.target)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    train, rest = order[:1400], order[1400:]
-    return Digits(images[train], labels[train], images[rest], labels[rest])
+    """Return the digits, 1400 of them for training."""
+    images, labels = load_digits()
+    return Digits(images[:1400], labels[:1400], images[1400:], labels[1400:])
 
 
 def rate(log_rates: Tensor, t: int, horizon: int) -> Tensor:
@@ -181,8 +174,6 @@ def meta_learn(
     make: Any, label: str, config: Config, digits: Digits
 ) -> tuple[Tensor, list[list[float]], float]:
     """Return the learned log learning rates, their history and the seconds it took."""
-    from tqdm import tqdm
-
     es = make(
         training(config, digits),
         window=config.window,
@@ -195,11 +186,15 @@ def meta_learn(
     state = es.init(log_rates, config.seed)
     history = [log_rates.tolist()]
     started = time.perf_counter()
-    for _ in tqdm(range(config.meta_steps), desc=label, unit="update", mininterval=0.5):
-        result, state = es.estimate(log_rates, state)
-        updates, optimizer_state = optimizer.update(result.gradient, optimizer_state, inplace=False)
-        log_rates = torchopt.apply_updates(log_rates, updates, inplace=False)
-        history.append(log_rates.tolist())
+    with progress(config.meta_steps, label) as bar:
+        for _ in range(config.meta_steps):
+            result, state = es.estimate(log_rates, state)
+            updates, optimizer_state = optimizer.update(
+                result.gradient, optimizer_state, inplace=False
+            )
+            log_rates = torchopt.apply_updates(log_rates, updates, inplace=False)
+            history.append(log_rates.tolist())
+            bar.update()
     return log_rates, history, time.perf_counter() - started
 
 
@@ -251,7 +246,6 @@ def run(config: Config, out: Path) -> dict[str, Any]:
     schedules = torch.stack([*(one[0] for one in learned.values()), best, first])
     losses = judge(schedules, config, digits)
     results: dict[str, Any] = {
-        "config": asdict(config),
         "schedules": {
             name: {
                 "log_rates": schedule.tolist(),
@@ -263,38 +257,30 @@ def run(config: Config, out: Path) -> dict[str, Any]:
         },
         "grid": list(zip(constants.exp().tolist(), grid.tolist())),
         "history": {label: one[1] for label, one in learned.items()},
-        "seconds": {label: one[2] for label, one in learned.items()},
+        "meta_seconds": {label: one[2] for label, one in learned.items()},
         "inner_steps": config.meta_steps * config.window * 2 * config.num_pairs,
     }
-    out.mkdir(parents=True, exist_ok=True)
     plot(results, config, out / "lr_schedule_pes.png")
-    (out / "lr_schedule_pes.json").write_text(json.dumps(results, indent=2) + "\n")
     return results
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the example; return 1 when PES did not learn a good schedule."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--smoke", action="store_true", help="a few seconds; judged leniently")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="where to write")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # the tensors are small: threads would wait for one another
-    config = replace(PRESETS["smoke" if options.smoke else "full"], seed=options.seed)
-    results = run(config, options.out)
+def report(results: dict[str, Any]) -> bool:
+    """Print a row for each schedule, and return whether PES was better than the others."""
     found = results["schedules"]
-    print(f"{'schedule':<14} {'mean loss':>10} {'final loss':>11}   learning rates at the knots")
+    rows = [["schedule", "mean loss", "final loss", "learning rates at the knots"]]
     for label, one in found.items():
         rates = " ".join(f"{rate:.3f}" for rate in torch.tensor(one["log_rates"]).exp().tolist())
-        print(f"{label:<14} {one['mean_loss']:>10.4f} {one['final_loss']:>11.4f}   {rates}")
-    seconds = ", ".join(f"{label} {s:.0f} s" for label, s in results["seconds"].items())
+        rows.append([label, f"{one['mean_loss']:.4f}", f"{one['final_loss']:.4f}", rates])
+    print(flat_table(rows))
+    seconds = ", ".join(f"{label} {s:.0f} s" for label, s in results["meta_seconds"].items())
     print(f"{results['inner_steps']} inner steps each: {seconds}")
-    pes = found["PES"]["mean_loss"]
-    rivals = ["start", "truncated ES"] if options.smoke else ["best constant", "truncated ES"]
-    learned = all(pes < found[name]["mean_loss"] for name in rivals)
-    print("learned" if learned else f"FAILED: expected PES below {' and '.join(rivals)}")
-    print(f"wrote {options.out / 'lr_schedule_pes.png'}")
-    return 0 if learned else 1
+    rivals = ("best constant", "truncated ES")
+    return all(found["PES"]["mean_loss"] < found[name]["mean_loss"] for name in rivals)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the example; return 1 when PES did not learn the best schedule."""
+    return run_example(__doc__, "lr_schedule_pes", PRESETS, run, report, arguments)
 
 
 if __name__ == "__main__":
