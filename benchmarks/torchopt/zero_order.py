@@ -170,10 +170,10 @@ def toys() -> dict[str, Any]:
 
 def error(rival: Any, case: dict[str, Any]) -> dict[str, Any]:
     """Return the relative error of estimates, root mean square over repetitions."""
-    import torch
-
     if not hasattr(rival, "toy"):
         raise UnsupportedError("no such operation")
+    import torch
+
     fn, point = toys()[case["tree"]]
     x = point.clone().requires_grad_()
     (exact,) = torch.autograd.grad(fn(x), x)
