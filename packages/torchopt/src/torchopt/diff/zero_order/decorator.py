@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions whose gradient is estimated from their values."""
+"""Functions whose gradient is estimated from their values.
+
+One long file: the engine as a value, the one call of it that autograd sees, and the decorator.
+"""
 
 from __future__ import annotations
 

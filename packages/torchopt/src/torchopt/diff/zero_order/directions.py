@@ -13,6 +13,8 @@ same whatever the chunk size, in whichever worker, and as often as it is asked f
 | `Sobol` | 0 | I | blocks of `size` scrambled Sobol points |
 | `Guided` | 0 | alpha I + (1 - alpha) (D / k) U U' | none |
 | `FromDistribution` | yours | yours; should be I | none |
+
+One long file: the sources share how a stream follows from a seed.
 """
 
 from __future__ import annotations

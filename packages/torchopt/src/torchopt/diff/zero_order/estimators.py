@@ -20,6 +20,8 @@ All of them but those with a shaped loss are unbiased for the gradient of a line
 | `leave_one_out` | (f_i - mean of the other f_j) / sigma | as naive |
 | `optimal_baseline` | (f_i - mean of the other f_j weighted by norm(z_j)^2) / sigma | as naive |
 | `shaped(e, u)` | those of e on the utilities u(losses) | another objective |
+
+One long file: the rows of this table.
 """
 
 from __future__ import annotations
