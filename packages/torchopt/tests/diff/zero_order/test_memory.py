@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchopt.diff.zero_order import Gaussian, ZeroOrder, seed_replay, zero_order
+from torchopt.diff.zero_order import evaluate as zo_evaluate
+from torchopt.diff.zero_order import low_rank as zo_low_rank
 from torchopt.diff.zero_order.low_rank import LowRank
 
 D = 20_000
@@ -80,3 +82,22 @@ def test_peak_does_not_grow_with_samples(run: Any, method: str) -> None:
     assert peaks[1] - peaks[0] < 112 * 100
     if run is replayed:  # the copy, one direction and what arithmetic needs
         assert peaks[1] < 6 * 4 * D
+
+
+@pytest.mark.parametrize("module", [zo_evaluate, zo_low_rank])
+def test_the_default_chunk_is_bounded(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ENTRIES_PER_CHUNK", 8 * D)
+    peaks = []
+    for n in (64, 256):
+        with Watch() as watch:
+            if module is zo_evaluate:
+                ZeroOrder(Gaussian(), "antithetic", num_samples=n).estimate(
+                    lambda p: p.sum(), torch.zeros(D), seed=0
+                )
+            else:
+                LowRank(1, num_samples=256 * n).estimate(
+                    nn.Linear(9, 1), lambda m: m(torch.ones(1, 9)).sum(), seed=0
+                )
+        peaks.append(watch.peak)
+    limit = 192 * D if module is zo_evaluate else 192 * 256 * 40
+    assert peaks[1] - peaks[0] < 0.8 * limit

@@ -16,6 +16,7 @@ from torchopt.diff.zero_order.error_bars import Spread, effective_sample_size
 from torchopt.diff.zero_order.estimators import Estimator, Evaluations, control_variate
 
 __all__ = [
+    "ENTRIES_PER_CHUNK",
     "Evaluator",
     "Sampling",
     "combine_losses",
@@ -27,7 +28,7 @@ __all__ = [
 
 # Entries of perturbed points held at once when no chunk size is given: 8 MiB in float32, which a
 # cache holds (benchmarks/torchopt/zero_order).
-_ENTRIES_PER_CHUNK = 2**21
+ENTRIES_PER_CHUNK = 2**21
 
 
 @dataclass
@@ -154,7 +155,7 @@ class Sampling:
         coupled = self.directions.coupled(dimension)
         if self.chunk_size is None:
             entries = max(1, (dimension + self.other_entries) * len(self.estimator.offsets))
-            rows = -(-max(1, _ENTRIES_PER_CHUNK // entries) // coupled) * coupled
+            rows = -(-max(1, ENTRIES_PER_CHUNK // entries) // coupled) * coupled
         else:
             rows = max(1, self.chunk_size // coupled) * coupled
         return [(i, min(i + rows, stop)) for i in range(start, stop, rows)]

@@ -34,7 +34,7 @@ from torch.overrides import TorchFunctionMode
 from torchopt.diff.zero_order.directions import Gaussian, draw_seed
 from torchopt.diff.zero_order.error_bars import GradientEstimate, effective_sample_size
 from torchopt.diff.zero_order.estimators import Estimator, Evaluations, as_estimator
-from torchopt.diff.zero_order.evaluate import Evaluator
+from torchopt.diff.zero_order.evaluate import ENTRIES_PER_CHUNK, Evaluator
 
 __all__ = ["Factors", "LowRank", "LowRankNoise"]
 
@@ -172,7 +172,8 @@ class LowRank:
         method: An estimator of losses; antithetic by default.
         num_samples: N, number of members (pairs, for antithetic).
         sigma: Size of the perturbation.
-        chunk_size: Members evaluated at once by vmap; None: all.
+        chunk_size: Members evaluated at once by vmap; None: as many as keep their random numbers
+            within 2**21. Fewer for functions with large intermediate results.
         vectorized: True: by vmap, or raise. False: in a loop. None: by vmap, or, with one warning,
             in a loop.
 
@@ -223,6 +224,13 @@ class LowRank:
             else:
                 factors[name] = Factors(next(drawn), next(drawn))
         return LowRankNoise(factors, dense)
+
+    def _default_rows(self, params: Mapping[str, Tensor]) -> int:
+        entries = sum(
+            p.numel() if p.ndim < 2 else self.rank * (p.shape[0] + p[0].numel())
+            for p in params.values()
+        )
+        return max(1, ENTRIES_PER_CHUNK // max(entries, 1))
 
     @torch.no_grad()
     def losses(
@@ -301,7 +309,7 @@ class LowRank:
         evaluator = Evaluator(self.vectorized)
         seed = draw_seed() if seed is None else seed
         n = self.num_samples
-        rows = n if self.chunk_size is None else self.chunk_size
+        rows = self._default_rows(params) if self.chunk_size is None else self.chunk_size
         chunks = [(i, min(i + rows, n)) for i in range(0, n, rows)]
         center = None
         if estimator.uses_center:
