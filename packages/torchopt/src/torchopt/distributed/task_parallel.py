@@ -149,7 +149,7 @@ class TaskParallel:
         if self._fsdp and deterministic:
             raise ValueError(
                 "`deterministic`: expected parameters that are not under `fully_shard`, which only "
-                "gives sums of gradients; use DTensors (`distribute_tensor`), or not `deterministic`"
+                "gives sums of gradients; use DTensors (`distribute_tensor`) or the default"
             )
         self._name = f"tasks/{TaskParallel._made}"
         TaskParallel._made += 1

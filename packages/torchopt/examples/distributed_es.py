@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evolution strategies by several processes that tell each other losses, and nothing else.
+
+A network learns from its error rate, which has no derivative. The directions in which its
+parameters are perturbed are seeds that every process knows; each process evaluates the error rate
+along its share of them, the numbers go round, 8 bytes an evaluation, and all of them add up the
+same gradient. What would be sent with gradients instead is printed beside it.
+
+References:
+    T. Salimans, J. Ho, X. Chen, S. Sidor, I. Sutskever, Evolution Strategies as a Scalable
+    Alternative to Reinforcement Learning, 2017, https://arxiv.org/abs/1703.03864
+
+Run `python distributed_es.py --nproc 2` (below a minute) or start it with torchrun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import torchopt
+import torchopt.distributed as todist
+from torchopt.diff.zero_order import Gaussian, ZeroOrder, estimators
+
+# The processes import this file, and its neighbours, by name.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from evolution_strategies import error_rate, fresh_params, load
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run.
+
+    Attributes:
+        steps: Of Adam.
+        num_pairs: Antithetic pairs in each step, over all processes.
+        sigma: Size of the perturbation.
+        lr: Step size of Adam.
+        batch: Images on which the particles of a step are compared.
+        width: Hidden units.
+        seed: Of everything random.
+    """
+
+    steps: int = 160
+    num_pairs: int = 100
+    sigma: float = 0.05
+    lr: float = 0.02
+    batch: int = 256
+    width: int = 32
+    seed: int = 0
+
+
+PRESETS = {"full": Config(), "smoke": Config(steps=30, num_pairs=30)}
+
+
+@todist.auto_init_rpc(backend="collective")
+def train(config: Config) -> dict[str, Any]:
+    """Train in every process; all hold the same parameters after every step."""
+    images, labels, test_images, test_labels = load()
+    generator = torch.Generator().manual_seed(config.seed)
+    params = {name: p.requires_grad_() for name, p in fresh_params(config.width, generator).items()}
+    engine = ZeroOrder(
+        Gaussian(),
+        estimators.shaped(estimators.antithetic),
+        num_samples=config.num_pairs,
+        sigma=config.sigma,
+        generator=generator,
+        vectorized=True,
+    )
+    sharded = todist.zero_order(engine)
+    estimated = sharded(error_rate)
+    optimizer = torchopt.Adam(params.values(), lr=config.lr)
+    started = time.perf_counter()
+    for _ in range(config.steps):
+        batch = torch.randint(len(labels), (config.batch,), generator=generator)
+        optimizer.zero_grad()
+        estimated(params, images[batch], labels[batch]).backward()
+        optimizer.step()
+    return {
+        "world_size": todist.get_world_size(),
+        "seconds": time.perf_counter() - started,
+        "bytes_per_step": sharded.group.bytes_sent / config.steps,  # type: ignore[attr-defined]
+        "gradient_bytes": sum(p.numel() * p.element_size() for p in params.values()),
+        "test_error": error_rate(params, test_images, test_labels).item(),
+        "checksum": sum(p.detach().double().sum().item() for p in params.values()),
+    }
+
+
+def report(results: dict[str, Any], limit: float) -> bool:
+    """Print the results and return whether the network learned."""
+    print(
+        f"{results['world_size']} processes: test error {100 * results['test_error']:.1f} % "
+        f"(chance 90 %) after {results['seconds']:.1f} s; {results['bytes_per_step']:.0f} bytes "
+        f"sent a step and process, a gradient has {results['gradient_bytes']}"
+    )
+    if "alone" in results:
+        print(f"one process: test error {100 * results['alone']['test_error']:.1f} %")
+    return bool(results["test_error"] < limit)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the example; return 1 when it did not learn."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--nproc", type=int, default=2, help="processes, without torchrun (2)")
+    parser.add_argument("--smoke", action="store_true", help="seconds; judged leniently")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="where to write (out)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    config = Config(
+        **{**asdict(PRESETS["smoke" if options.smoke else "full"]), "seed": options.seed}
+    )
+    torch.set_num_threads(1)
+    # Processes are forked from one that has done the imports, those of first use as well.
+    multiprocessing.set_forkserver_preload(["torch", "torch._dynamo", "torchopt.distributed"])
+    if "RANK" in os.environ:  # torchrun has started the processes
+        results = train(config)
+    else:
+        results = todist.spawn(train, options.nproc, (config,), start_method="forkserver")[0]
+        results["alone"] = todist.spawn(train, 1, (config,), start_method="forkserver")[0]
+    if todist.get_rank() != 0:
+        return 0
+    learned = report(results, 0.7 if options.smoke else 0.35)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "distributed_es.json"
+    path.write_text(json.dumps({"config": asdict(config), **results}, indent=2) + "\n")
+    print(f"wrote {path}")
+    print("reached" if learned else "NOT REACHED: the network did not learn")
+    return 0 if learned else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
