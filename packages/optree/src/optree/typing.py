@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import platform
 import sys
 import types
 from builtins import dict as Dict  # noqa: N812
@@ -493,7 +492,7 @@ class StructSequence(tuple[_T_co, ...], metaclass=StructSequenceMeta):
 
 structseq = StructSequence
 StructSequenceFieldType: type[Any] = type(vars(type(sys.version_info))["major"])
-if platform.python_implementation() == "PyPy":
+if sys.implementation.name == "pypy":
     from _structseq import structseqfield as StructSequenceFieldType  # type: ignore[import-not-found,no-redef,unused-ignore] # noqa: N812
 
 
@@ -542,7 +541,7 @@ def is_structseq_class(cls: object, /) -> bool:
         and type(getattr(cls, "n_unnamed_fields", None)) is int
     ):
         return False
-    if platform.python_implementation() == "PyPy":
+    if sys.implementation.name == "pypy":
         try:
             types.new_class("subclass", bases=(cls,))
         except (AssertionError, TypeError):

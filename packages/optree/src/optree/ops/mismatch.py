@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
-import textwrap
 from typing import TYPE_CHECKING, Any, Callable
 
 import optree._C as _C
@@ -174,6 +172,9 @@ def _different_metadata(
     full_node: FlattenOneLevelOutputEx[Any],
     /,
 ) -> Callable[[str], ValueError]:
+    import difflib  # here: importing optree shall be quick
+    import textwrap
+
     metadata, full_metadata = repr(node.metadata), repr(full_node.metadata)
     diff = "\n".join(difflib.ndiff(metadata.splitlines(), full_metadata.splitlines()))
     return lambda name: ValueError(

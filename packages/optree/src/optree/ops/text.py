@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 import optree._C as _C
@@ -80,6 +79,8 @@ def treespec_dumps(treespec: PyTreeSpec, /) -> str:
         >>> json.loads(treespec_dumps(optree.tree_structure((1, [2]))))['nodes']
         ['*', '*', ['list', 1], ['tuple', 2]]
     """
+    import json  # here: importing optree shall be quick
+
     node_states, none_is_leaf, namespace = treespec.__getstate__()
     nodes = [_node_to_json(*state) for state in node_states]
     return json.dumps(
@@ -150,6 +151,8 @@ def treespec_loads(text: str, /) -> PyTreeSpec:
         ... )
         PyTreeSpec((*, [*]))
     """
+    import json  # here: importing optree shall be quick
+
     try:
         document = json.loads(text)
         if document["version"] != _JSON_VERSION:
