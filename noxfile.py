@@ -201,16 +201,75 @@ def docs(session: nox.Session) -> None:
         output = BUILD / "docs" / package.name
         run(session, PYTHON, "-m", "sphinx", "--quiet", "-W", "--keep-going", "-b", "html",
             package / "docs", output)  # fmt: skip
-    run(session, PYTHON, "-m", "pytest", "-q", "packages/optree/tests/test_documentation.py")
+    for package in (OPTREE, TORCHOPT):
+        tests = package / "tests" / "test_documentation.py"
+        run(session, PYTHON, "-m", "pytest", "-q", tests, **QUIET)
+
+
+@nox.session
+def links(session: nox.Session) -> None:
+    """Check the links of the documentation to the outside (needs a network)."""
+    for package in (OPTREE, TORCHOPT):
+        output = BUILD / "links" / package.name
+        run(session, PYTHON, "-m", "sphinx", "--quiet", "-b", "linkcheck", package / "docs", output)
+
+
+WHEELHOUSE = ROOT / "wheelhouse"
 
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """Build the sdist and the wheel of both packages into ``wheelhouse/`` and print their sizes."""
+    """Build sdists, and wheels from them, into ``wheelhouse/``; check them, print sizes."""
+    shutil.rmtree(WHEELHOUSE, ignore_errors=True)
+    run(session, PYTHON, "-m", "pip", "install", "--quiet", "twine", "auditwheel")
     for package in (OPTREE, TORCHOPT):
-        run(session, PYTHON, "-m", "build", "--no-isolation", "--outdir", "wheelhouse", package)
-    for path in sorted((ROOT / "wheelhouse").iterdir()):
+        run(session, PYTHON, "-m", "build", "--no-isolation", "--outdir", WHEELHOUSE, package)
+    built = sorted(WHEELHOUSE.iterdir())
+    run(session, PYTHON, "-m", "twine", "check", "--strict", *built)
+    for wheel in WHEELHOUSE.glob("*.whl"):
+        if wheel.name.endswith("-none-any.whl"):
+            session.error(f"expected a wheel with compiled code, got {wheel.name}")
+        if "linux" in wheel.name:
+            run(session, PYTHON, "-m", "auditwheel", "show", wheel)
+    for path in built:
         print(f"{path.stat().st_size / 1000:10.1f} kB  {path.name}")
+
+
+@nox.session(venv_backend="venv")
+def wheel_tests(session: nox.Session) -> None:
+    """Install the wheels of ``wheelhouse/`` into an empty environment and run the tests there."""
+    wheels = sorted(str(path) for path in WHEELHOUSE.glob("*.whl"))
+    if len(wheels) != 2:
+        session.error(f"expected two wheels in {WHEELHOUSE}, found {len(wheels)}; run `wheels`")
+    tools = ("pytest", "hypothesis", "scikit-learn", "matplotlib", "tqdm", "attrs", "graphviz")
+    session.chdir(ROOT)
+    session.install("--quiet", "-c", "tools/constraints.txt", "torch", *wheels, *tools)
+    session.run("python", "-m", "pip", "check")
+    where = "import optree, torchopt; print(optree.__file__, torchopt.__file__)"
+    printed = session.run("python", "-I", "-c", where, silent=True)
+    if str(ROOT / "packages") in str(printed):
+        session.error(f"expected the installed packages, got {printed}")
+    tests = session.posargs or ["packages/optree/tests", "packages/torchopt/tests"]
+    session.run("python", "-I", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, env=QUIET)
+
+
+@nox.session(venv_backend="venv")
+def pure_wheel(session: nox.Session) -> None:
+    """Build torchopt without its kernels, install it in an empty environment, and take a step."""
+    place = BUILD / "pure"
+    shutil.rmtree(place, ignore_errors=True)
+    run(session, PYTHON, "-m", "build", "--no-isolation", "--wheel", "--outdir", place, TORCHOPT,
+        TORCHOPT_NO_EXTENSIONS="1")  # fmt: skip
+    (wheel,) = place.glob("*-none-any.whl")
+    session.chdir(ROOT)
+    session.install("--quiet", "-c", "tools/constraints.txt", "torch", str(OPTREE), str(wheel))
+    program = (
+        "import torch, torchopt; w = torch.ones(2, requires_grad=True); "
+        "o = torchopt.Adam([w], lr=0.5); (w ** 2).sum().backward(); o.step(); "
+        "assert abs(w[0].item() - 0.5) < 1e-6 and not torchopt.accelerated_op_available('cpu')"
+    )
+    session.run("python", "-I", "-W", "ignore", "-c", program)
+    session.run("python", "-I", "-W", "error", "-c", program, success_codes=[1], silent=True)
 
 
 @nox.session(venv_backend="venv")

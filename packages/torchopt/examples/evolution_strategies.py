@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from example_tools import digits, progress
 from torch import Tensor
 
 import torchopt
@@ -66,15 +67,8 @@ PRESETS = {"full": Config(), "smoke": Config(steps=40, num_pairs=30)}
 
 def load() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return images and labels for training, and others for testing."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).flatten(1) / 16
-    images = (images - 0.305) / 0.376  # mean and deviation of all pixels
-    labels = torch.tensor(digits.target)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    train, test = order[:1200], order[1200:]
-    return images[train], labels[train], images[test], labels[test]
+    images, labels = digits()
+    return images[:1200], labels[:1200], images[1200:], labels[1200:]
 
 
 def fresh_params(width: int, generator: torch.Generator) -> Params:
@@ -96,8 +90,6 @@ def error_rate(params: Params, images: Tensor, labels: Tensor) -> Tensor:
 
 def train(config: Config) -> dict[str, object]:
     """Train, and return the results."""
-    from tqdm import tqdm
-
     images, labels, test_images, test_labels = load()
     generator = torch.Generator().manual_seed(config.seed)
     params = fresh_params(config.width, generator)
@@ -115,7 +107,7 @@ def train(config: Config) -> dict[str, object]:
     evaluations = 0
     started = time.perf_counter()
     every = max(1, config.steps // 20)
-    with tqdm(total=config.steps, desc="ES", unit="step", mininterval=0.5) as bar:
+    with progress(config.steps, "ES") as bar:
         for step in range(1, config.steps + 1):
             batch = torch.randint(len(labels), (config.batch,), generator=generator)
             result = engine.estimate(error_rate, params, images[batch], labels[batch])

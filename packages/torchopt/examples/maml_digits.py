@@ -32,7 +32,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -41,6 +40,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from example_tools import mean_and_half_width, progress
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -302,14 +302,6 @@ class MetaTrainer:
         return self.learner.evaluate(params, tasks, self.inner, steps)
 
 
-def mean_and_half_width(accuracies: Tensor) -> tuple[float, float]:
-    """Return the mean over tasks and the half-width of its 95 % confidence interval."""
-    return (
-        accuracies.mean().item(),
-        1.96 * accuracies.std().item() / math.sqrt(len(accuracies)),
-    )
-
-
 @contextlib.contextmanager
 def tree_clock() -> Iterator[list[float]]:
     """Measure the seconds spent in torchopt's tree functions (outermost calls only)."""
@@ -349,13 +341,6 @@ def tree_clock() -> Iterator[list[float]]:
     finally:
         for module, name, value in patched:
             setattr(module, name, value)
-
-
-def progress(total: int, label: str) -> Any:
-    """Return a progress bar."""
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=label, unit="step", dynamic_ncols=True, mininterval=0.5)
 
 
 def tune_control(learner: Learner, config: Config) -> tuple[str, float, int]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from torchopt.version import __version__
@@ -161,7 +162,28 @@ _HOMES = {
 }
 
 
+def _extension() -> Any:
+    """Return the extension, or what stands for it where it cannot be imported."""
+    try:
+        return importlib.import_module("torchopt._C")
+    except ImportError as error:
+        from torchopt.errors import MissingExtensionWarning
+        from torchopt.kernels.missing import MissingExtension
+
+        missing = MissingExtension(error)
+        warnings.warn(
+            f"torchopt: {missing.import_error}. Everything works on plain torch operations, more "
+            "slowly; where the platform has a C++20 compiler, reinstalling from source builds it.",
+            MissingExtensionWarning,
+            stacklevel=3,
+        )
+        return missing
+
+
 def __getattr__(name: str) -> Any:
+    if name == "_C":
+        globals()[name] = _extension()
+        return globals()[name]
     if name in _LATER:
         return importlib.import_module(f"torchopt.{name}")
     if name not in _HOMES and name not in _CORE:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exceptions torchopt raises beyond Python's own."""
+"""The exceptions and warnings of torchopt beyond Python's own."""
 
 from __future__ import annotations
 
 __all__ = [
     "KernelUnavailableError",
     "MismatchError",
+    "MissingExtensionWarning",
     "NotDifferentiableError",
     "TorchOptError",
     "WorkerError",
@@ -18,6 +19,10 @@ class TorchOptError(Exception):
 
 class KernelUnavailableError(TorchOptError, RuntimeError):
     """A fused kernel was asked for explicitly and cannot run on these tensors."""
+
+
+class MissingExtensionWarning(UserWarning):
+    """This installation of torchopt has no compiled kernels; everything works, more slowly."""
 
 
 class NotDifferentiableError(TorchOptError, RuntimeError):

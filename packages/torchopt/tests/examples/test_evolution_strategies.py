@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,17 +13,8 @@ import torch
 
 
 @pytest.fixture(scope="module")
-def example() -> ModuleType:
-    pytest.importorskip("sklearn")
-    pytest.importorskip("tqdm")
-    path = Path(__file__).parents[2] / "examples" / "evolution_strategies.py"
-    spec = importlib.util.spec_from_file_location("evolution_strategies", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["evolution_strategies"] = module
-    spec.loader.exec_module(module)
-    return module
+def example(load_example: Callable[[str], ModuleType]) -> ModuleType:
+    return load_example("evolution_strategies")
 
 
 def test_smoke_run_learns(example: ModuleType, tmp_path: Path) -> None:

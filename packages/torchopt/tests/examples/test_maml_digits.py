@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,19 +13,8 @@ import torch
 
 
 @pytest.fixture(scope="module")
-def example() -> ModuleType:
-    pytest.importorskip("sklearn")
-    pytest.importorskip("matplotlib")
-    import sys
-
-    path = Path(__file__).parents[2] / "examples" / "maml_digits.py"
-    spec = importlib.util.spec_from_file_location("maml_digits", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["maml_digits"] = module
-    spec.loader.exec_module(module)
-    return module
+def example(load_example: Callable[[str], ModuleType]) -> ModuleType:
+    return load_example("maml_digits")
 
 
 def test_smoke_run_writes_results(example: ModuleType, tmp_path: Path) -> None:

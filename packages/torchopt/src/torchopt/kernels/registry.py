@@ -9,6 +9,7 @@ import torch
 
 from torchopt import _C
 from torchopt.errors import KernelUnavailableError
+from torchopt.kernels.missing import why_missing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,9 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloa
 
 def explain_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why there is no fused kernel for `dtype` on `device`, or None where there is one."""
+    missing = why_missing(_C)
+    if missing is not None:
+        return missing
     if dtype not in DTYPE_CODES:
         return f"the fused kernels serve float64, float32, float16 and bfloat16, got {dtype}"
     if device.type == "cpu":
