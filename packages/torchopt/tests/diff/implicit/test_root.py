@@ -305,6 +305,41 @@ def test_solver_may_use_autograd_on_its_start():
     torch.testing.assert_close(a.grad, 2 * a.detach())
 
 
+class Product(torch.autograd.Function):
+    """A x; counts products in the reverse direction."""
+
+    count = 0
+
+    @staticmethod
+    def forward(A, x):
+        return A @ x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        Product.count += 1
+        return None, ctx.saved_tensors[0].T @ cotangent
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_backward_takes_at_most_one_hessian_product_more_than_steps(k):
+    A = X.T @ X
+    solve = solve_cg(rtol=0.0, maxiter=k, on_fail="ignore")
+
+    @custom_root(lambda x, a: Product.apply(A, x) - a, argnums=1, solve=solve, symmetric=True)
+    def solver_fn(x, a):
+        return torch.linalg.solve(A, a)
+
+    a = torch.ones(5, dtype=torch.float64, requires_grad=True)
+    x = solver_fn(torch.zeros(5, dtype=torch.float64), a)
+    Product.count = 0
+    x.sum().backward()
+    assert Product.count == k + 1
+
+
 def test_polish_squares_the_error():
     def rough(error, polish):
         @custom_root(lambda x, a: x**3 - a, argnums=1, polish=polish)
