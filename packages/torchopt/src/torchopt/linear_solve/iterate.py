@@ -55,9 +55,11 @@ def norm(x: Tensor) -> Tensor:
 
 
 def quotient(a: Tensor, b: Tensor) -> Tensor:
-    """Return a / b, or 0 where b is 0: a breakdown stops the update instead of spreading NaN."""
-    zero = b == 0
-    return torch.where(zero, 0.0, a / torch.where(zero, 1.0, b))
+    """Return a / b, or 0 where b is 0: a breakdown stops the update instead of spreading NaN.
+
+    For loops that are not differentiated: the derivative where b is 0 is NaN.
+    """
+    return torch.where(b == 0, 0.0, a / b)
 
 
 def iterate(

@@ -74,6 +74,22 @@ def test_converged_gradient_is_that_of_dense_newton():
     torch.testing.assert_close(lam.grad, dense_gradient(LAM), rtol=1e-12, atol=1e-12)
 
 
+def test_implicit_and_unrolled_gradients_converge_to_one_another():
+    truth = dense_gradient(LAM)
+    errors = []
+    for steps in (20, 40, 80, 160):
+        solve = descent(steps)
+        unrolled = grad(lambda lam, f=solve.__wrapped__: outer(f(START, lam), lam))(LAM)
+        implicit = grad(lambda lam, f=solve: outer(f(START, lam), lam))(LAM)
+        errors.append((float((implicit - truth).norm()), float((unrolled - truth).norm())))
+    assert errors[0][0] > 1e-6  # neither has converged yet
+    assert errors[0][1] > 1e-6
+    for before, after in zip(errors[:2], errors[1:3]):
+        assert after[0] < 0.1 * before[0]
+        assert after[1] < 0.3 * before[1]
+    assert max(errors[-1]) < 1e-12
+
+
 @pytest.mark.parametrize("steps", [2, 5, 10, 20, 40])
 def test_estimate_is_within_a_factor_of_two_of_the_error(steps):
     solve = descent(steps)

@@ -69,6 +69,24 @@ def test_second_derivative_by_every_pair_of_transforms(outer, inner):
     torch.testing.assert_close(outer(inner(root_of))(tensor(8.0)), tensor(-1 / 144))
 
 
+FIRST = {
+    "grad": grad(root_of),
+    "vjp": lambda a: torch.func.vjp(root_of, a)[1](torch.ones_like(a))[0],
+    "jvp": lambda a: jvp(root_of, (a,), (torch.ones_like(a),))[1],
+    "jacrev": jacrev(root_of),
+    "jacfwd": jacfwd(root_of),
+    "vmap": lambda a: vmap(grad(root_of))(a[None])[0],
+}
+
+
+@pytest.mark.parametrize("name", sorted(FIRST))
+def test_cube_root_of_eight_by_every_transform(name):
+    first = FIRST[name]
+    torch.testing.assert_close(first(tensor(8.0)), tensor(1 / 12), rtol=0, atol=1e-14)
+    for second in (grad(first), hessian(root_of), lambda a: vmap(hessian(root_of))(a[None])[0]):
+        torch.testing.assert_close(second(tensor(8.0)), tensor(-1 / 144), rtol=0, atol=1e-14)
+
+
 def test_transforms_with_vmap():
     a = tensor([1.0, 8.0, 27.0])
     torch.testing.assert_close(vmap(root_of)(a), tensor([1.0, 2.0, 3.0]))
