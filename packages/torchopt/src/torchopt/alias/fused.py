@@ -25,6 +25,8 @@ from torchopt.transform.scale import Scale
 from torchopt.transform.scale_by_adadelta import ScaleByAdadelta
 from torchopt.transform.scale_by_adam import ScaleByAdam, ScaleByFusedAdam
 from torchopt.transform.scale_by_adamax import ScaleByAdamax
+from torchopt.transform.scale_by_amsgrad import ScaleByAmsgrad
+from torchopt.transform.scale_by_lion import ScaleByLion
 from torchopt.transform.scale_by_radam import ScaleByRAdam
 from torchopt.transform.scale_by_rms import ScaleByRms
 from torchopt.transform.scale_by_rss import ScaleByRss
@@ -51,7 +53,12 @@ _DIRECTIONS: dict[type, tuple[str, tuple[str, ...], tuple[str, ...], str | None]
     ScaleByRms: ("rmsprop", ("alpha", "eps"), ("nu",), None),
     ScaleByStdDev: ("rmsprop_centered", ("alpha", "eps"), ("mu", "nu"), None),
     ScaleByRss: ("adagrad", ("eps",), ("sum_of_squares",), None),
+    ScaleByAmsgrad: ("amsgrad", ("b1", "b2", "eps"), ("mu", "nu", "nu_max"), "count"),
+    ScaleByLion: ("lion", ("b1", "b2"), ("mu",), None),
 }
+
+# Hyper-parameters of kernels that the rules above do not have.
+_CONSTANTS = {"amsgrad": {"eps_root": 0.0}}
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ def _recipe(members: Sequence[GradientTransformation], penalty: type[LeafRule]) 
         name, keys, fields, counter = _DIRECTIONS[type(current())]
         if not _knows_all_fields(current(), keys):
             return None
-        hypers.update({key: getattr(current(), key) for key in keys})
+        hypers.update({key: getattr(current(), key) for key in keys}, **_CONSTANTS.get(name, {}))
         states = tuple((i, field) for field in fields)
         step = None if counter is None else (i, counter)
         i += 1
