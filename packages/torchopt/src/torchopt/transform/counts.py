@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 
-__all__ = ["increment", "zero_counts"]
+__all__ = ["for_each_distinct", "increment", "zero_counts"]
+
+T = TypeVar("T")
 
 
 def zero_counts(params: list[Tensor]) -> list[Tensor]:
@@ -30,4 +35,20 @@ def increment(counts: list[Tensor]) -> list[Tensor]:
         if following_count is None:
             following_count = following[id(count)] = count + 1
         out.append(following_count)
+    return out
+
+
+def for_each_distinct(function: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
+    """Return `function(*row)` for each row of the columns, computed once for the same objects.
+
+    Leaves that step together share their count, so what depends on it alone is computed once for
+    all of them and not once for each.
+    """
+    known: dict[tuple[int, ...], T] = {}
+    out = []
+    for row in zip(*columns):
+        key = tuple(map(id, row))
+        if key not in known:
+            known[key] = function(*row)
+        out.append(known[key])
     return out

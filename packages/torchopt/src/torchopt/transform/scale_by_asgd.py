@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.counts import increment, zero_counts
+from torchopt.transform.counts import for_each_distinct, increment, zero_counts
 from torchopt.transform.trace import zeros_like
 from torchopt.transform.validate import check_at_least_zero
 
@@ -45,14 +45,18 @@ class ScaleByAsgd(LeafRule):
     ) -> tuple[list[Tensor], Any]:
         """Return the steps, with a minus still to come, and the averages after them."""
         updates, averages = [], []
-        for g, p, average, count in zip(grads, params, state.average, state.count):
-            k = count.to(torch.float64)
-            eta = (self.lr / (1 + self.lambd * self.lr * k) ** self.alpha).to(g.dtype)
-            weight = (1 / (k - self.t0).clamp(min=1)).to(g.dtype)
+        scalars = for_each_distinct(self._scalars, state.count, [g.dtype for g in grads])
+        for g, p, average, (eta, weight) in zip(grads, params, state.average, scalars):
             step = eta * (g + p * self.lambd)
             updates.append(step)
             averages.append(average + weight * (p - step - average))
         return updates, ScaleByAsgdState(average=averages, count=increment(state.count))
+
+    def _scalars(self, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the step size and the weight of the next iterate in the average."""
+        k = count.to(torch.float64)
+        eta = self.lr / (1 + self.lambd * self.lr * k) ** self.alpha
+        return eta.to(dtype), (1 / (k - self.t0).clamp(min=1)).to(dtype)
 
 
 @transformation

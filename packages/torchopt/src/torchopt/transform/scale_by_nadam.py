@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.counts import increment, zero_counts
+from torchopt.transform.counts import for_each_distinct, increment, zero_counts
 from torchopt.transform.trace import zeros_like
 from torchopt.transform.validate import check_at_least_zero, check_fraction
 
@@ -42,11 +42,7 @@ class ScaleByNadam(LeafRule):
         "mu_product",
         "count",
     )
-    overwritten_fields: ClassVar[tuple[str, ...]] = (
-        "mu",
-        "nu",
-        "mu_product",
-    )
+    overwritten_fields: ClassVar[tuple[str, ...]] = ("mu", "nu")  # leaves share their product
 
     def _momentum(self, count: Tensor) -> Tensor:
         exponent = count.to(torch.float64) * self.momentum_decay
@@ -68,21 +64,31 @@ class ScaleByNadam(LeafRule):
         counts = increment(state.count)
         mu = [moving_average(m, g, self.b1) for g, m in zip(grads, state.mu)]
         nu = [moving_average(n, g * g, self.b2) for g, n in zip(grads, state.nu)]
-        products = []
-        updates = []
-        for g, m, n, k, old in zip(grads, mu, nu, counts, state.mu_product):
-            now, following = self._momentum(k), self._momentum(k + 1)
-            product = old * now
-            products.append(product)
-            weight_g = ((1 - now) / (1 - product)).to(g.dtype)
-            weight_m = (following / (1 - product * following)).to(g.dtype)
-            radicand = n / bias_correction(self.b2, k, n.dtype)
-            updates.append(divide_by_root(weight_g * g + weight_m * m, radicand, self.eps))
+        scalars = for_each_distinct(
+            self._scalars, counts, state.mu_product, [g.dtype for g in grads]
+        )
+        updates = [
+            divide_by_root(weight_g * g + weight_m * m, n / correction, self.eps)
+            for g, m, n, (_, weight_g, weight_m, correction) in zip(grads, mu, nu, scalars)
+        ]
+        products = [product for product, *_ in scalars]
         return updates, ScaleByNadamState(mu=mu, nu=nu, mu_product=products, count=counts)
+
+    def _scalars(self, k: Tensor, product: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Return the next product, the weights of g and mu, and the correction of nu."""
+        now, following = self._momentum(k), self._momentum(k + 1)
+        product = product * now
+        weight_g = ((1 - now) / (1 - product)).to(dtype)
+        weight_m = (following / (1 - product * following)).to(dtype)
+        return product, weight_g, weight_m, bias_correction(self.b2, k, dtype)
 
 
 def _ones(params: list[Tensor]) -> list[Tensor]:
-    return [torch.ones((), dtype=torch.float64, device=p.device) for p in params]
+    shared: dict[torch.device, Tensor] = {}
+    return [
+        shared.setdefault(p.device, torch.ones((), dtype=torch.float64, device=p.device))
+        for p in params
+    ]
 
 
 @transformation
