@@ -95,9 +95,10 @@ def test_the_default_chunk_is_bounded(module: Any, monkeypatch: pytest.MonkeyPat
                     lambda p: p.sum(), torch.zeros(D), seed=0
                 )
             else:
-                LowRank(1, num_samples=256 * n).estimate(
-                    nn.Linear(9, 1), lambda m: m(torch.ones(1, 9)).sum(), seed=0
+                LowRank(1, num_samples=16 * n).estimate(
+                    nn.Linear(99, 100), lambda m: m(torch.ones(1, 99)).sum(), seed=0
                 )
         peaks.append(watch.peak)
-    limit = 192 * D if module is zo_evaluate else 192 * 256 * 40
-    assert peaks[1] - peaks[0] < 0.8 * limit
+    # 192 directions of D floats more, or 16 times as many of 299 each
+    more = 4 * (192 * D if module is zo_evaluate else 192 * 16 * 299)
+    assert peaks[1] - peaks[0] < 0.3 * more
