@@ -68,6 +68,7 @@ class Config:
         inner_lr: Step size of the adaptation.
         lam: How much the adapted parameters are pulled to the initial ones.
         cg_steps: Steps of conjugate gradients in an implicit gradient.
+        memory_steps: Inner steps of a second measurement of memory.
         outer_lr: Step size of Adam on the initial parameters.
         width: Units of the two hidden layers.
         test_tasks: Meta-test tasks.
@@ -82,6 +83,7 @@ class Config:
     inner_lr: float = 0.4
     lam: float = 0.02
     cg_steps: int = 5
+    memory_steps: int = 100
     outer_lr: float = 2e-3
     width: int = 64
     test_tasks: int = 200
@@ -90,7 +92,9 @@ class Config:
 
 PRESETS = {
     "full": Config(),
-    "smoke": Config(meta_steps=3, tasks_per_step=4, queries=2, inner_steps=8, test_tasks=8),
+    "smoke": Config(
+        meta_steps=3, tasks_per_step=4, queries=2, inner_steps=8, memory_steps=16, test_tasks=8
+    ),
 }
 
 
@@ -132,8 +136,8 @@ def explicit(learner: Learner, lr: float, steps: int) -> Adapt:
     return adapt
 
 
-def implicit(learner: Learner, config: Config) -> Adapt:
-    """Return the proximal adaptation, differentiated by the equation that it solves."""
+def implicit(learner: Learner, config: Config, steps: int) -> Adapt:
+    """Return the proximal adaptation by `steps` gradient steps, differentiated by its equation."""
 
     def objective(phi: Params, theta: Params, images: Tensor, labels: Tensor) -> Tensor:
         distance = sum(((phi[name] - theta[name]) ** 2).sum() for name in theta)
@@ -143,7 +147,7 @@ def implicit(learner: Learner, config: Config) -> Adapt:
 
     @custom_root(grad(objective), argnums=1, solve=solver, symmetric=True)
     def descend(phi: Params, theta: Params, images: Tensor, labels: Tensor) -> Params:
-        for _ in range(config.inner_steps):
+        for _ in range(steps):
             gradient = grad(objective)(phi, theta, images, labels)
             phi = {name: x - config.inner_lr * gradient[name] for name, x in phi.items()}
         return phi
@@ -195,7 +199,7 @@ def peak_mib(trainer: MetaTrainer, tasks: Tasks) -> float:
 
 
 def train(trainer: MetaTrainer, label: str, config: Config, test_tasks: Tasks) -> dict[str, Any]:
-    """Meta-train and return accuracy, time, memory and the learning curve."""
+    """Meta-train and return accuracy, time and the learning curve."""
     sampler = TaskSampler("train", config.seed + 1)
     few = Tasks(*(x[: min(50, config.test_tasks)] for x in test_tasks.tensors()))
     every = max(1, config.meta_steps // 10)
@@ -215,7 +219,6 @@ def train(trainer: MetaTrainer, label: str, config: Config, test_tasks: Tasks) -
     return {
         "accuracy": accuracy,
         "meta_step_ms": 1e3 * sorted(seconds)[len(seconds) // 2],
-        "peak_mib": peak_mib(trainer, sampler.draw(config.tasks_per_step, config.queries)),
         "curve": curve,
     }
 
@@ -224,15 +227,26 @@ def run(config: Config, out: Path) -> dict[str, Any]:
     """Run the comparison and return the results."""
     learner = Learner(config.width)
     test_tasks = TaskSampler("test", config.seed + 5).draw(config.test_tasks, config.queries)
-    methods = {
-        f"MAML, {config.short_steps} steps": explicit(learner, config.inner_lr, config.short_steps),
-        f"MAML, {config.inner_steps} steps": explicit(learner, config.inner_lr, config.inner_steps),
-        f"iMAML, {config.inner_steps} steps": implicit(learner, config),
-    }
-    rows = {
-        label: train(MetaTrainer(learner, adapt, config), label, config, test_tasks)
-        for label, adapt in methods.items()
-    }
+    tasks = TaskSampler("train", config.seed + 6).draw(config.tasks_per_step, config.queries)
+
+    def maml(steps: int) -> Adapt:
+        return explicit(learner, config.inner_lr, steps)
+
+    def imaml(steps: int) -> Adapt:
+        return implicit(learner, config, steps)
+
+    methods = (
+        ("MAML", maml, config.short_steps),
+        ("MAML", maml, config.inner_steps),
+        ("iMAML", imaml, config.inner_steps),
+    )
+    rows = {}
+    for name, adapt, steps in methods:
+        label = f"{name}, {steps} steps"
+        trainer = MetaTrainer(learner, adapt(steps), config)
+        rows[label] = train(trainer, label, config, test_tasks)
+        for column, count in (("peak_mib", steps), ("peak_mib_long", config.memory_steps)):
+            rows[label][column] = peak_mib(MetaTrainer(learner, adapt(count), config), tasks)
     plot_curves(
         {label: row["curve"] for label, row in rows.items()},
         out / "imaml_digits.png",
@@ -247,9 +261,10 @@ def report(results: dict[str, Any]) -> bool:
     """Print the table and return whether iMAML learns as well as MAML in less memory.
 
     It does when its accuracy is no more than five points below that of MAML through as many inner
-    steps, and its memory smaller.
+    steps, and its memory with many steps less than a third.
     """
-    table = [["", "accuracy", "ms/meta-step", "peak MiB"]]
+    long_steps = results["config"]["memory_steps"]
+    table = [["", "accuracy", "ms/meta-step", "peak MiB", f"with {long_steps} steps"]]
     for label, row in results["methods"].items():
         mean, half = row["accuracy"]
         table.append(
@@ -258,12 +273,13 @@ def report(results: dict[str, Any]) -> bool:
                 f"{100 * mean:.1f} ± {100 * half:.1f} %",
                 f"{row['meta_step_ms']:.0f}",
                 f"{row['peak_mib']:.1f}",
+                f"{row['peak_mib_long']:.1f}",
             ]
         )
     print(flat_table(table))
-    _, long, ours = results["methods"].values()
-    as_good = ours["accuracy"][0] > long["accuracy"][0] - 0.05
-    return as_good and ours["peak_mib"] < long["peak_mib"]
+    _, through, ours = results["methods"].values()
+    as_good = ours["accuracy"][0] > through["accuracy"][0] - 0.05
+    return as_good and 3 * ours["peak_mib_long"] < through["peak_mib_long"]
 
 
 def main(arguments: list[str] | None = None) -> int:
