@@ -9,10 +9,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.kernels.reference.moments import bias_correction, moving_average
+from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.counts import increment, zero_counts
+from torchopt.transform.counts import bias_corrections, increment, zero_counts
 from torchopt.transform.trace import zeros_like
 from torchopt.transform.validate import check_at_least_zero, check_fraction
 
@@ -74,13 +74,10 @@ class ScaleByAdan(LeafRule):
         ahead = [g + self.b2 * d for g, d in zip(grads, differences)]
         nu = [moving_average(n, a * a, self.b3) for a, n in zip(ahead, state.nu)]
         updates = [
-            divide_by_root(
-                m / bias_correction(self.b1, k, m.dtype)
-                + self.b2 * v / bias_correction(self.b2, k, v.dtype),
-                n / bias_correction(self.b3, k, n.dtype),
-                self.eps,
+            divide_by_root(m / c1 + self.b2 * v / c2, n / c3, self.eps)
+            for m, v, n, (c1, c2, c3) in zip(
+                mu, delta, nu, bias_corrections(counts, mu, self.b1, self.b2, self.b3)
             )
-            for m, v, n, k in zip(mu, delta, nu, counts)
         ]
         previous = [g.clone() for g in grads]
         return updates, ScaleByAdanState(mu, delta, nu, previous, counts)

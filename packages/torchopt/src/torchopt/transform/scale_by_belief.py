@@ -8,10 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from torchopt.kernels.reference.moments import bias_correction, moving_average
+from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.counts import increment, zero_counts
+from torchopt.transform.counts import bias_corrections, increment, zero_counts
 from torchopt.transform.trace import zeros_like
 from torchopt.transform.validate import check_at_least_zero, check_fraction
 
@@ -62,12 +62,8 @@ class ScaleByBelief(LeafRule):
             for g, m, n in zip(grads, mu, state.nu)
         ]
         updates = [
-            divide_by_root(
-                m / bias_correction(self.b1, k, m.dtype),
-                n / bias_correction(self.b2, k, n.dtype),
-                self.eps,
-            )
-            for m, n, k in zip(mu, nu, counts)
+            divide_by_root(m / c1, n / c2, self.eps)
+            for m, n, (c1, c2) in zip(mu, nu, bias_corrections(counts, mu, self.b1, self.b2))
         ]
         return updates, ScaleByBeliefState(mu=mu, nu=nu, count=counts)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt.kernels.reference.root import root
 from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.counts import increment, zero_counts
+from torchopt.transform.counts import for_each_distinct, increment, zero_counts
 from torchopt.transform.validate import check_at_least_zero
 
 __all__ = ["ScaleByFactoredRmsState", "scale_by_factored_rms"]
@@ -56,10 +56,11 @@ class ScaleByFactoredRms(LeafRule):
         columns: list[Tensor] = []
         rows: list[Tensor] = []
         updates = []
-        for g, p, row, column, k in zip(grads, params, state.rows, state.columns, counts):
+        scalars = for_each_distinct(self._scalars, counts, [g.dtype for g in grads])
+        for g, p, row, column, (weight, rho) in zip(
+            grads, params, state.rows, state.columns, scalars
+        ):
             eps1 = torch.finfo(g.dtype).eps if self.eps1 is None else self.eps1
-            step = k.to(torch.float64)
-            weight = torch.pow(step, self.beta2_decay).to(g.dtype)
             square = g * g
             if g.ndim > 1:
                 row = row + weight * (square.mean(dim=-1, keepdim=True) - row)
@@ -72,10 +73,16 @@ class ScaleByFactoredRms(LeafRule):
             columns.append(column)
             u = g * variance.clamp(min=eps1 * eps1).rsqrt()
             size = max(g.numel(), 1) ** 0.5
-            rho = torch.minimum(torch.as_tensor(self.lr, dtype=torch.float64), 1 / step.sqrt())
-            alpha = (root((p * p).sum()) / size).clamp(min=self.eps2) * rho.to(g.dtype)
+            alpha = (root((p * p).sum()) / size).clamp(min=self.eps2) * rho
             updates.append(u * (alpha / (root((u * u).sum()) / (size * self.d)).clamp(min=1.0)))
         return updates, ScaleByFactoredRmsState(rows=rows, columns=columns, count=counts)
+
+    def _scalars(self, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the weight of a new square, and the relative step size."""
+        k = count.to(torch.float64)
+        lr = torch.as_tensor(self.lr, dtype=torch.float64, device=k.device)
+        weight = torch.pow(k, self.beta2_decay)
+        return weight.to(dtype), torch.minimum(lr, 1 / k.sqrt()).to(dtype)
 
 
 @transformation
