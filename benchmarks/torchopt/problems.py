@@ -94,16 +94,20 @@ def plain_second_step(params: list[Tensor], grads: list[Tensor]) -> Callable[[],
 
 
 class Conv4(nn.Module):
-    """Four blocks of convolution, normalisation over the batch and pooling, as in MAML."""
+    """Four blocks of convolution, normalisation over the batch and pooling, as in MAML.
+
+    With GELU and without the biases that the normalisation takes out again: a gradient that is
+    exactly zero makes the meta-gradients of a plain Adam, and of the published package, NaN.
+    """
 
     def __init__(self, channels: int = 16) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for inputs in (1, channels, channels, channels):
             layers += [
-                nn.Conv2d(inputs, channels, 3, padding=1),
+                nn.Conv2d(inputs, channels, 3, padding=1, bias=False),
                 nn.BatchNorm2d(channels, track_running_stats=False),
-                nn.ReLU(),
+                nn.GELU(),
                 nn.MaxPool2d(2),
             ]
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, 5))

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The optimizer benchmarks measure what they say, and notice a wrong answer."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import types
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.harness.case import UnsupportedError
+from benchmarks.torchopt import problems, report, run, suite
+from benchmarks.torchopt.rivals import OURS, PUBLISHED, rivals
+
+MODULES = ("torchopt_api", "torch_foreach", "torch_fused", "torch_for_loop", "hand_written")
+
+
+def rival(name: str) -> Any:
+    return importlib.import_module(f"benchmarks.torchopt.rivals.{name}")
+
+
+def test_sets_have_the_sizes_of_their_models() -> None:
+    shapes = problems.resnet50_shapes()
+    assert len(shapes) == 161
+    assert sum(math.prod(s) for s in shapes) == 25_557_032
+    assert len(problems.transformer_shapes()) == 2 + 12 * 12 + 2
+    assert set(run.SETS) == set(problems.SETS)
+    assert set(run.MODELS) == set(problems.MODELS)
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("operation", ["adam", "sgd", "functional", "differentiable"])
+def test_every_library_passes_the_check_or_says_that_it_cannot(name: str, operation: str) -> None:
+    case = {"operation": operation, "tree": "6 x 1k"}
+    try:
+        prepared = suite.prepare(rival(name), case)
+    except UnsupportedError:
+        assert name != "torchopt_api"
+        return
+    prepared.names["run"]()
+    counted = suite.count(rival(name), case)
+    native = name == "torchopt_api" and operation in ("adam", "sgd")
+    assert counted["aten"] <= 1 if native else counted["aten"] >= 1
+
+
+@pytest.mark.parametrize("model", problems.MODELS)
+def test_meta_gradients_agree(model: str) -> None:
+    case = {"operation": "meta", "tree": model, "steps": 2}
+    suite.prepare(rival("torchopt_api"), case)
+    # Two steps are held at once, the parameters of each among them.
+    size = sum(4 * p.numel() for p in problems.make_model(model)[0].parameters())
+    assert suite.count(rival("torchopt_api"), case)["peak_bytes"] > 2 * size
+
+
+def test_a_wrong_answer_is_noticed() -> None:
+    def step_twice(params: list[torch.Tensor], name: str) -> Any:
+        step = rival("torch_foreach").in_place(params, name)
+        return lambda: (step(), step())
+
+    wrong = types.SimpleNamespace(in_place=step_twice)
+    with pytest.raises(AssertionError):
+        suite.prepare(wrong, {"operation": "adam", "tree": "6 x 1k"})
+
+
+def test_tables_show_ratios_and_counts() -> None:
+    cells = [
+        {"operation": "adam", "tree": "6 x 1k", "rival": OURS, "status": "ok", "min": 1e-6,
+         "aten": 1, "peak_bytes": 0},
+        {"operation": "adam", "tree": "6 x 1k", "rival": PUBLISHED, "status": "ok", "min": 4e-6,
+         "aten": 120, "peak_bytes": 0},
+    ]  # fmt: skip
+    entries = {r.name: {"label": r.label, "available": True} for r in rivals()}
+    text = report.all_tables({"cells": cells, "rivals": entries})
+    assert "Adam in place, 6 x 1k" in text
+    assert "1 µs" in text
+    assert "4x" in text
+    assert "120" in text
