@@ -102,7 +102,8 @@ def extract_module_state(
         for slot in parameter_slots(module):
             x = slot.get()
             name = visual_prefix + slot.names[0]
-            if x.grad_fn is not None:
+            # One function may have computed several of them; it can stand for one only.
+            if x.grad_fn is not None and x.grad_fn not in visual_contents:
                 visual_contents[x.grad_fn] = (name, x)
             else:
                 visual_contents[x] = name

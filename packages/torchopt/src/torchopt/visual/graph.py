@@ -125,11 +125,7 @@ class _Builder:
     ) -> None:
         self.names = names
         self.outputs = outputs
-        named = [(x.grad_fn, names.results.get(x.grad_fn)) for x in outputs]
-        # An output is named in its own node.
-        self.output_functions = {
-            function for (function, found), x in zip(named, outputs) if found and found[1] is x
-        }
+        self.output_ids = {id(x) for x in outputs}  # an output is named in its own node
         self.show_attrs = show_attrs
         self.show_saved = show_saved
         self.max_attr_chars = max_attr_chars
@@ -165,15 +161,23 @@ class _Builder:
             rows.append(f"{name.removeprefix('_saved_')}: {text}")
         return "\n".join([title, *rows])
 
+    def named_results(self, function: Any) -> list[tuple[str, Tensor]]:
+        """Return the named tensors that a function computed, outputs of the picture apart."""
+        pairs = self.names.results.get(function, [])
+        return sorted(
+            ((name, x) for name, x in pairs if id(x) not in self.output_ids),
+            key=lambda pair: pair[1].output_nr,
+        )
+
     def add_function(self, function: Any) -> int:
         """Number a function; the leaf itself stands for its accumulator."""
         variable = getattr(function, "variable", None)
         if isinstance(variable, Tensor):
             number = self.add_tensor(variable, "leaf", self.names.leaves.get(id(variable), ""))
-        elif function in self.names.results and function not in self.output_functions:
-            name, x = self.names.results[function]
+        elif named := self.named_results(function):
             title = function.name().rpartition("::")[2]
-            number = self.add_node("named", f"{title}\n{_titled(name, x)}")
+            rows = [_titled(name, x) for name, x in named]
+            number = self.add_node("named", "\n".join([title, *rows]))
         else:
             kind = "function" if fused_rule(function) is None else "fused"
             number = self.add_node(kind, self.function_label(function))
@@ -229,8 +233,9 @@ class _Builder:
         if x.grad_fn is None:
             self.add_tensor(x, "leaf", self.names.leaves.get(id(x), ""))
             return
-        name, named = self.names.results.get(x.grad_fn, ("", x))
-        number = self.add_tensor(x, "output", name if named is x else "")
+        named = self.names.results.get(x.grad_fn, [])
+        name = next((name for name, tensor in named if tensor is x), "")
+        number = self.add_tensor(x, "output", name)
         self.graph.edges.append(Edge(self.function_nodes[x.grad_fn], number))
         if x._is_view() and x._base is not None:
             self.walk([x._base.grad_fn])
@@ -276,6 +281,12 @@ def _step_members(names: Names, present: Mapping[Any, int]) -> list[tuple[str, s
     return members
 
 
+def _applies_updates(function: Any) -> bool:
+    """Return whether a function adds updates to parameters: one tensor, or all of them at once."""
+    name = function.name().rpartition("::")[2]
+    return bool(name == "AddBackward0" or name.startswith("ForeachAddBackward"))
+
+
 def _clusters(builder: _Builder) -> list[Cluster]:
     numbers = builder.function_nodes
     steps = _step_members(builder.names, numbers)
@@ -301,7 +312,7 @@ def _clusters(builder: _Builder) -> list[Cluster]:
         group = {function} | {
             f
             for f in consumers.get(function, ())
-            if f.name() == "AddBackward0" and home.get(f) == place and f not in claimed
+            if home.get(f) == place and f not in claimed and _applies_updates(f)
         }
         claimed |= group
         label = f"{rule.partition(',')[0]} step"

@@ -21,13 +21,14 @@ class Names:
 
     Attributes:
         leaves: Name of a leaf tensor, by its identity.
-        results: Name and tensor of a tensor that was computed, by the function that computed it.
+        results: Names and tensors that were computed, by the function that computed them: one
+            function may compute several.
         steps: Label and the functions that computed the result, for each inner step, in order.
         kept: The tensors, so that identities stay theirs.
     """
 
     leaves: dict[int, str] = field(default_factory=dict)
-    results: dict[Any, tuple[str, Tensor]] = field(default_factory=dict)
+    results: dict[Any, list[tuple[str, Tensor]]] = field(default_factory=dict)
     steps: list[tuple[str, list[Any]]] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)
 
@@ -37,11 +38,13 @@ class Names:
         if x.grad_fn is None:
             self.leaves[id(x)] = name
         else:
-            self.results[x.grad_fn] = (name, x)
+            known = self.results.setdefault(x.grad_fn, [])
+            known[:] = [pair for pair in known if pair[1] is not x]  # the last name counts
+            known.append((name, x))
 
     def add_step(self, label: str | None, tensors: Iterable[Tensor]) -> None:
         """Say that an inner step ended with these tensors; leaves end none."""
-        functions = [x.grad_fn for x in tensors if x.grad_fn is not None]
+        functions = list(dict.fromkeys(x.grad_fn for x in tensors if x.grad_fn is not None))
         if functions:
             self.steps.append((label or f"inner step {len(self.steps) + 1}", functions))
 
