@@ -85,9 +85,7 @@ def _group() -> Group:
     """Return the ranks that hold the state: with remote calls, the one that calls."""
     session = _session.current()
     if session is not None and session.backend == "rpc":
-        alone = Group.__new__(Group)
-        alone.rank, alone.size, alone.session = session.rank, 1, None
-        return alone
+        return Group.alone(session.rank)
     return Group()
 
 

@@ -69,6 +69,14 @@ class Group:
         self.session = session if self.size > 1 else None
         self.name = "all" if group is None else "-".join(map(str, self._ranks()))
 
+    @classmethod
+    def alone(cls, rank: int = 0) -> Group:
+        """Return a group of this process, whatever the world."""
+        group = cls.__new__(cls)
+        group._group, group.session, group.name = None, None, "alone"
+        group.rank, group.size, group.bytes_sent = rank, 1, 0
+        return group
+
     def _ranks(self) -> list[int]:
         return list(dist.get_process_group_ranks(self._group)) if self.size > 1 else [0]
 

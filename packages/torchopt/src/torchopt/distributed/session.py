@@ -33,6 +33,7 @@ import torch.distributed.rpc as rpc
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
+from torchopt.distributed import wire
 from torchopt.distributed.watch import Watch
 
 __all__ = [
@@ -319,6 +320,8 @@ def close() -> None:
         rpc.shutdown(graceful=orderly and session.world_size > 1)
     if watch is not None:
         watch.close()
+    wire.outbox.forget()
+    wire.inbox.clear()
 
 
 def _abort_group() -> None:

@@ -232,12 +232,19 @@ class Watch:
             self._notify()
             return
         *lines, peer.pending = (peer.pending + received).split(b"\n")
-        for line in lines:
-            self._hear(peer, json.loads(line))
+        try:
+            for line in lines:
+                self._hear(peer, json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            # Not one of us. A rank would be missed and named; a stranger is shown the door.
+            self._selector.unregister(peer.connection)
+            peer.connection.close()
 
     def _hear(self, peer: _Peer, message: dict[str, Any]) -> None:
         if "rank" in message:
-            peer.rank = message["rank"]
+            if not 0 < int(message["rank"]) < self.world_size or message["rank"] in self._peers:
+                raise ValueError(f"unexpected rank {message['rank']}")
+            peer.rank = int(message["rank"])
             self._peers[peer.rank] = peer
             if len(self._peers) == self.world_size - 1:
                 self._everyone.set()
