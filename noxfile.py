@@ -169,6 +169,12 @@ def sanitize(session: nox.Session) -> None:
 
 
 @nox.session
+def free_threaded(session: nox.Session) -> None:
+    """Test optree without the interpreter lock, on a CPython built for it (opt-in, minutes)."""
+    run(session, PYTHON, "tools/free_threaded.py", *session.posargs, **QUIET)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Learn to learn digits with MAML, then time tree operations against other libraries."""
     out = () if "--out" in session.posargs else ("--out", "demo_out")

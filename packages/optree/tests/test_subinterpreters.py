@@ -22,26 +22,28 @@ pytestmark = [
     ),
 ]
 
+# The kinds of interpreters that this Python makes: with a lock of their own, and sharing the lock.
+KINDS = ["own lock", "shared lock"] if sys.version_info >= (3, 12) else ["shared lock"]
+
 PRELUDE = """
 import sys, textwrap
-if sys.version_info >= (3, 14):
-    from concurrent import interpreters
-    class Interpreter:
-        def __init__(self): self.own = interpreters.create()
-        def run(self, code): self.own.exec(textwrap.dedent(code))
-        def close(self): self.own.close()
-else:
-    try:
-        import _interpreters as low
-    except ImportError:
-        import _xxsubinterpreters as low
-    class Interpreter:
-        def __init__(self): self.own = low.create()
-        def run(self, code):
-            failure = low.run_string(self.own, textwrap.dedent(code))
-            if failure is not None:
-                raise RuntimeError(failure)
-        def close(self): low.destroy(self.own)
+try:
+    import _interpreters as low
+except ImportError:
+    import _xxsubinterpreters as low
+def create():
+    if sys.version_info >= (3, 13):
+        return low.create('isolated' if KIND == 'own lock' else 'legacy')
+    if sys.version_info >= (3, 12):
+        return low.create(isolated=KIND == 'own lock')
+    return low.create(isolated=False) if sys.version_info >= (3, 10) else low.create()
+class Interpreter:
+    def __init__(self): self.own = create()
+    def run(self, code):
+        failure = low.run_string(self.own, textwrap.dedent(code))
+        if failure is not None:
+            raise RuntimeError(failure)
+    def close(self): low.destroy(self.own)
 PATH = repr(sys.path)
 SETUP = f'import sys; sys.path[:] = {PATH}\\n'
 WORK = SETUP + textwrap.dedent('''
@@ -63,8 +65,13 @@ WORK = SETUP + textwrap.dedent('''
 """
 
 
-def check(code: str) -> None:
-    full = PRELUDE + textwrap.dedent(code) + "\nprint('fine')\n"
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def check(kind: str, code: str) -> None:
+    full = f"KIND = {kind!r}\n" + PRELUDE + textwrap.dedent(code) + "\nprint('fine')\n"
     done = subprocess.run(
         [sys.executable, '-X', 'faulthandler', '-W', 'ignore::DeprecationWarning', '-c', full],
         capture_output=True, text=True, timeout=120, check=False,
@@ -72,8 +79,10 @@ def check(code: str) -> None:
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "fine", "")
 
 
-def test_main_first() -> None:
-    check("""
+def test_main_first(kind: str) -> None:
+    check(
+        kind,
+        """
         import optree
         class Node: pass
         optree.register_pytree_node(Node, lambda n: ((1,), None), lambda m, c: 0, namespace='main')
@@ -83,11 +92,14 @@ def test_main_first() -> None:
             other.close()
         assert optree.tree_leaves([Node()], namespace='main') == [1]
         assert optree._C.get_registry_size('x') == 8
-    """)
+    """,
+    )
 
 
-def test_other_first() -> None:
-    check("""
+def test_other_first(kind: str) -> None:
+    check(
+        kind,
+        """
         other = Interpreter()
         other.run(WORK)
         import optree
@@ -96,20 +108,26 @@ def test_other_first() -> None:
         other.run("assert optree.tree_leaves([Node()], namespace='x') == [1]")
         other.close()
         assert optree.tree_leaves([1, {'a': 2}]) == [1, 2]
-    """)
+    """,
+    )
 
 
-def test_only_in_others() -> None:
-    check("""
+def test_only_in_others(kind: str) -> None:
+    check(
+        kind,
+        """
         for _ in range(5):
             other = Interpreter()
             other.run(WORK)
             other.close()
-    """)
+    """,
+    )
 
 
-def test_several_at_once() -> None:
-    check("""
+def test_several_at_once(kind: str) -> None:
+    check(
+        kind,
+        """
         others = [Interpreter() for _ in range(4)]
         for other in others:
             other.run(WORK)
@@ -117,11 +135,14 @@ def test_several_at_once() -> None:
             other.run("assert optree.tree_leaves([Node(), 2], namespace='x') == [1, 2]")
         for other in reversed(others):
             other.close()
-    """)
+    """,
+    )
 
 
-def test_in_threads() -> None:
-    check("""
+def test_in_threads(kind: str) -> None:
+    check(
+        kind,
+        """
         import threading
         failures = []
         def work():
@@ -136,4 +157,109 @@ def test_in_threads() -> None:
             for thread in threads: thread.start()
             for thread in threads: thread.join()
         assert not failures, failures
-    """)
+    """,
+    )
+
+
+def test_ended_with_live_objects(kind: str) -> None:
+    check(
+        kind,
+        """
+        import optree
+        for _ in range(3):
+            other = Interpreter()
+            other.run(WORK + textwrap.dedent('''
+                import atexit, builtins
+                class Late:
+                    def __del__(self, leaves=optree.tree_leaves, spec=spec):
+                        assert leaves([1, {'a': 2}]) == [1, 2]
+                        assert repr(spec)
+                builtins.kept = [spec, optree.tree_iter([1, Node()], namespace='x'), Late()]
+                builtins.kept.append(builtins.kept)
+                next(builtins.kept[1])
+                atexit.register(lambda: optree.tree_map(str, {'b': 1}))
+            '''))
+            other.close()
+        assert optree.tree_leaves([1, {'a': 2}]) == [1, 2]
+    """,
+    )
+
+
+def test_left_alive_at_exit(kind: str) -> None:
+    check(
+        kind,
+        """
+        import optree
+        other = Interpreter()
+        other.run(WORK)
+        kept = optree.tree_structure([1])
+    """,
+    )
+
+
+def test_interpreters_are_counted(kind: str) -> None:
+    check(
+        kind,
+        """
+        import optree
+        C = optree._C
+        main = C.get_main_interpreter_id()
+        assert C.is_current_interpreter_main()
+        assert C.get_current_interpreter_id() == main
+        assert C.get_alive_interpreter_ids() == {main}
+        other = Interpreter()
+        other.run(WORK + textwrap.dedent('''
+            C = optree._C
+            assert not C.is_current_interpreter_main()
+            me = C.get_current_interpreter_id()
+            assert me != C.get_main_interpreter_id()
+            assert C.get_alive_interpreter_ids() == {me, C.get_main_interpreter_id()}
+        '''))
+        assert C.get_num_interpreters_alive() == C.get_num_interpreters_seen() == 2
+        other.close()
+        assert C.get_alive_interpreter_ids() == {main}
+        assert C.get_num_interpreters_seen() == 2
+    """,
+    )
+
+
+def test_a_failed_import_leaves_nothing(kind: str) -> None:
+    check(
+        kind,
+        """
+        import optree
+        other = Interpreter()
+        other.run(SETUP + textwrap.dedent('''
+            import atexit
+            register = atexit.register
+            def refuse(*args): raise LookupError('refused')
+            atexit.register = refuse
+            try:
+                import optree
+            except ImportError as error:
+                assert isinstance(error.__cause__, LookupError)
+            else:
+                raise AssertionError('imported')
+            atexit.register = register
+        '''))
+        assert optree._C.get_num_interpreters_alive() == optree._C.get_num_interpreters_seen() == 1
+        other.close()
+    """,
+    )
+
+
+def test_a_namedtuple_class_belongs_to_its_interpreter(kind: str) -> None:
+    check(
+        kind,
+        """
+        import optree
+        from collections import namedtuple
+        for i in range(5):
+            other = Interpreter()
+            other.run(WORK + "assert not optree.is_namedtuple_class(tuple)")
+            P = namedtuple('P', 'x y')
+            assert optree.tree_structure(P(1, 2)).unflatten([3, 4]) == P(3, 4)
+            other.close()
+            assert optree.tree_map(str, P(1, 2)) == P('1', '2')
+    """,
+    )

@@ -20,6 +20,7 @@ from trees import Empty, Layer, Point, Point3, TupleSubclass
 import optree
 
 T = typing.TypeVar("T")
+FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
 PREDICATES = [
     'is_namedtuple', 'is_namedtuple_class', 'is_namedtuple_instance', 'namedtuple_fields',
     'is_structseq', 'is_structseq_class', 'is_structseq_instance', 'structseq_fields',
@@ -135,7 +136,8 @@ def test_queries_keep_no_strong_reference() -> None:
     watched = weakref.ref(cls)
     del cls
     gc.collect()
-    assert watched() is None
+    # Free-threaded builds before 3.14 never free a class once there are threads.
+    assert watched() is None or (FREE_THREADED and sys.version_info < (3, 14))
 
 
 def test_pytree_annotation() -> None:

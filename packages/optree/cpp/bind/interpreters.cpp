@@ -2,15 +2,28 @@
 #include "bind/interpreters.h"
 
 #include <atomic>
-#include <mutex>
+#include <thread>
 
 #include "support/compat.h"
 
 namespace optree {
 namespace {
 
-// Guards the two below. No Python code runs while it is held.
-std::mutex mutex;
+// Shared by interpreters with locks of their own, so it needs one too. Held for a few instructions,
+// without Python code. Not a std::mutex, which crashes where an older C++ runtime of Windows was
+// loaded first.
+std::atomic_flag busy = ATOMIC_FLAG_INIT;
+class Guard {
+  public:
+    Guard() noexcept {
+        while (busy.test_and_set(std::memory_order_acquire)) std::this_thread::yield();
+    }
+    Guard(const Guard&) = delete;
+    Guard& operator=(const Guard&) = delete;
+    ~Guard() { busy.clear(std::memory_order_release); }
+};
+
+// What it guards.
 std::set<std::int64_t> alive;
 std::size_t seen = 0;
 
@@ -20,23 +33,23 @@ std::int64_t current_interpreter() { return PyInterpreterState_GetID(PyInterpret
 std::int64_t main_interpreter() { return PyInterpreterState_GetID(PyInterpreterState_Main()); }
 
 void interpreter_enters(std::int64_t id) {
-    const std::lock_guard<std::mutex> lock(mutex);
+    const Guard guard;
     alive.insert(id);
     ++seen;
 }
 
 void interpreter_leaves(std::int64_t id) {
-    const std::lock_guard<std::mutex> lock(mutex);
+    const Guard guard;
     alive.erase(id);
 }
 
 std::size_t interpreters_seen() {
-    const std::lock_guard<std::mutex> lock(mutex);
+    const Guard guard;
     return seen;
 }
 
 std::set<std::int64_t> alive_interpreters() {
-    const std::lock_guard<std::mutex> lock(mutex);
+    const Guard guard;
     return alive;
 }
 

@@ -71,10 +71,13 @@ py::dict buildtime_metadata() {
     facts["PYBIND11_HAS_INTERNALS_WITH_SMART_HOLDER_SUPPORT"] = true;
 #if defined(PYBIND11_HAS_SUBINTERPRETER_SUPPORT)
     facts["PYBIND11_HAS_SUBINTERPRETER_SUPPORT"] = true;
-    facts["OPTREE_HAS_SUBINTERPRETER_SUPPORT"] = true;
 #else
     facts["PYBIND11_HAS_SUBINTERPRETER_SUPPORT"] = false;
+#endif
+#if defined(PYPY_VERSION)
     facts["OPTREE_HAS_SUBINTERPRETER_SUPPORT"] = false;
+#else
+    facts["OPTREE_HAS_SUBINTERPRETER_SUPPORT"] = true;
 #endif
 #if defined(_GLIBCXX_USE_CXX11_ABI)
     facts["GLIBCXX_USE_CXX11_ABI"] = _GLIBCXX_USE_CXX11_ABI != 0;
@@ -157,23 +160,55 @@ void fill_module(py::module_& module) {
         py::reinterpret_steal<py::object>(checked(PyDictProxy_New(facts.ptr())).release());
 
     const Ref callback = checked(PyCFunction_New(&at_exit_def, owner.get()));
-    py::module_::import("atexit").attr("register")(borrow(callback));
+    const Ref atexit = checked(PyImport_ImportModule("atexit"));
+    checked(PyObject_CallMethod(atexit.get(), "register", "O", callback.get()));
     interpreter_enters(current_interpreter());
 }
+
+// ---- the module
+
+int execute(PyObject* object) {
+    try {
+        auto module = py::reinterpret_borrow<py::module_>(object);
+        fill_module(module);
+        return 0;
+    } catch (const PythonError&) {
+    } catch (py::error_already_set& error) {
+        error.restore();
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_ImportError, error.what());
+    }
+    if (!PyErr_ExceptionMatches(PyExc_ImportError)) {
+        py::raise_from(PyExc_ImportError, "initialization failed");
+    }
+    return -1;
+}
+
+// Each interpreter gets a module with a state of its own. Not made by pybind11, whose modules take
+// the lock of the main interpreter, which deadlocks in others before CPython 3.12.
+PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, reinterpret_cast<void*>(execute)},
+#if defined(Py_mod_multiple_interpreters)
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+#if defined(Py_mod_gil)
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, nullptr},
+};
+
+PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT,
+    "_C",
+    "Optimized PyTree Utilities. (C extension module built from src/optree.cpp)",
+    0,
+    nullptr,
+    module_slots,
+    nullptr,
+    nullptr,
+    nullptr};
 
 }  // namespace
 }  // namespace optree
 
-#if defined(PYBIND11_HAS_SUBINTERPRETER_SUPPORT)
-PYBIND11_MODULE(_C, module, py::mod_gil_not_used(),
-                py::multiple_interpreters::per_interpreter_gil()) {
-#else
-PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
-#endif
-    module.doc() = "Optimized PyTree Utilities. (C extension module built from src/optree.cpp)";
-    try {
-        optree::fill_module(module);
-    } catch (const optree::PythonError&) {
-        throw py::error_already_set();
-    }
-}
+PyMODINIT_FUNC PyInit__C() { return PyModuleDef_Init(&optree::module_definition); }

@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Test optree on a CPython without the global interpreter lock; opt-in, minutes.
+
+    python3 tools/dev.py free_threaded                           # find or build an interpreter
+    python3 tools/dev.py free_threaded -- python3.14t            # use this one
+    python3 tools/dev.py free_threaded -- Python-3.14.2.tar.xz   # build this source archive
+    python3 tools/dev.py free_threaded -- ... -k threads         # the rest goes to pytest
+
+Few machines have such an interpreter, and package indexes have none. What is on PATH or was built
+before is used; otherwise the source is Debian's source package (through apt, in a private folder,
+so that the machine's own package lists stay as they are), or the archive that is named.
+Interpreter, environment and build live in ``build/free-threaded``.
+
+Only tests that need nothing but Python, pytest and hypothesis run: numerical packages without
+wheels for such interpreters would be compiled for many minutes. Afterwards the throughput of two
+threads is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+OPTREE = ROOT / "packages" / "optree"
+PLACE = ROOT / "build" / "free-threaded"
+NAMES = ("python3.15t", "python3.14t", "python3.13t")
+# A Debian release whose Python has the option --disable-gil (3.13 or newer), and that Python.
+DEBIAN = ("trixie", "python3.13")
+QUESTION = "import sysconfig, sys; sys.exit(not sysconfig.get_config_var('Py_GIL_DISABLED'))"
+
+
+class MissingError(Exception):
+    """What the task needs is not there; the text says what to do."""
+
+
+def run(*command: str | Path, cwd: Path = ROOT, log: Path | None = None) -> None:
+    """Run a command; its output goes to the terminal or to a file."""
+    print("$", *command, flush=True)
+    if log is None:
+        subprocess.run(list(map(str, command)), cwd=cwd, check=True)
+        return
+    with log.open("w") as output:
+        subprocess.run(list(map(str, command)), cwd=cwd, stdout=output, stderr=output, check=True)
+
+
+def is_free_threaded(python: str | Path) -> bool:
+    """Return whether a program is a Python built without the lock."""
+    try:
+        return subprocess.run([str(python), "-c", QUESTION], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def find_python() -> Path | None:
+    """Return an interpreter on PATH, or one that this task built before."""
+    candidates = [shutil.which(name) for name in NAMES]
+    candidates += [str(PLACE / "python" / "bin" / name) for name in NAMES]
+    found = (python for python in candidates if python is not None and is_free_threaded(python))
+    return next(map(Path, found), None)
+
+
+def debian_source() -> Path:
+    """Return the source archive of Debian's Python, downloaded through apt."""
+    if shutil.which("apt-get") is None:
+        raise MissingError(
+            "expected python3.13t or newer on PATH, found none, and no apt-get to fetch the source "
+            "with; name an interpreter or a source archive of CPython 3.13 or newer after --"
+        )
+    release, package = DEBIAN
+    sites = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    site = next((site for site in sites if site.rstrip("/").endswith("/debian")), None)
+    keys = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+    if site is None or not keys.exists():
+        raise MissingError("expected a Debian with its archive configured; name a source archive")
+    apt = PLACE / "apt"
+    for folder in ("etc/apt.conf.d", "etc/preferences.d", "lib/lists/partial", "cache/archives"):
+        (apt / folder).mkdir(parents=True, exist_ok=True)
+    (apt / "etc/sources.list").write_text(f"deb-src [signed-by={keys}] {site} {release} main\n")
+    (apt / "status").touch()
+    options = [f"-oDir::Etc={apt}/etc", f"-oDir::State={apt}/lib", f"-oDir::Cache={apt}/cache",
+               f"-oDir::State::status={apt}/status"]  # fmt: skip
+    run("apt-get", *options, "-qq", "update")
+    run("apt-get", *options, "-qq", "source", "--download-only", package, cwd=apt)
+    archives = sorted(apt.glob(f"{package}_*.orig.tar.*z*"))
+    return next(path for path in archives if path.suffix != ".asc")
+
+
+def build_python(archive: Path) -> Path:
+    """Build and install the interpreter of a source archive; 5 to 10 minutes."""
+    source = PLACE / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    source.mkdir(parents=True)
+    with tarfile.open(archive) as tar:
+        if sys.version_info >= (3, 12):
+            tar.extractall(source, filter="data")
+        else:
+            tar.extractall(source)
+    tree = next(path.parent for path in source.glob("*/configure"))
+    jobs = os.cpu_count() or 1
+    run("./configure", "--disable-gil", f"--prefix={PLACE / 'python'}", cwd=tree,
+        log=PLACE / "configure.log")  # fmt: skip
+    run("make", f"-j{jobs}", cwd=tree, log=PLACE / "make.log")
+    run("make", "altinstall", cwd=tree, log=PLACE / "install.log")
+    python = find_python()
+    if python is None:
+        raise MissingError(f"the build made no interpreter without the lock; see {PLACE}/*.log")
+    shutil.rmtree(source)
+    return python
+
+
+def choose_python(arguments: list[str]) -> tuple[Path, list[str]]:
+    """Return the interpreter to use and the arguments that are left for pytest."""
+    if arguments and not arguments[0].startswith("-"):
+        first, *rest = arguments
+        if ".tar." in first:
+            return build_python(Path(first).resolve()), rest
+        python = shutil.which(first)
+        if python is None or not is_free_threaded(python):
+            raise MissingError(
+                f"expected a Python without the lock or a source archive, got {first}"
+            )
+        return Path(python), rest
+    return find_python() or build_python(debian_source()), arguments
+
+
+def main(arguments: list[str]) -> int:
+    """Run the task and return the exit status."""
+    PLACE.mkdir(parents=True, exist_ok=True)
+    try:
+        python, rest = choose_python(arguments)
+        environment = PLACE / "venv"
+        run(python, "-m", "venv", "--clear", environment)
+        inside = environment / "bin" / "python"
+        pip = (inside, "-m", "pip", "install", "--quiet")
+        run(*pip, "--only-binary", ":all:", "pytest", "hypothesis", "typing-extensions", "attrs")
+        run(*pip, "--no-deps", OPTREE)
+        run(inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", OPTREE / "tests", *rest)
+        run(inside, ROOT / "benchmarks" / "optree" / "threads.py")
+    except MissingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
