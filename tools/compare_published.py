@@ -318,6 +318,21 @@ DELIBERATE: tuple[Deliberate, ...] = (
         "structures that were never given a state raise instead of crashing",
         lambda code, ours, theirs: "__new__(PyTreeSpec)" in code and "worker died" in theirs,
     ),
+    Deliberate(
+        "a structure read from an old pickle writes the key order that it has",
+        lambda code, ours, theirs: (
+            "__setstate__(" in code
+            and re.sub(r"dict\{'a': None\}\]\], ", "None]], ", ours) == theirs
+        ),
+    ),
+    Deliberate(
+        "missing and extra keys that cannot be sorted are listed as they stand, not as a set has them",
+        lambda code, ours, theirs: (
+            "U(" in code
+            and "dictionary key mismatch" in ours
+            and sorted(re.findall(r"[\w.]+", ours)) == sorted(re.findall(r"[\w.]+", theirs))
+        ),
+    ),
 )
 
 
@@ -483,7 +498,7 @@ TABLE: tuple[str, ...] = (
     'optree.MAX_RECURSION_DEPTH, optree.NONE_IS_LEAF, optree.NONE_IS_NODE',
     'optree._C.get_registry_size("ns"), optree._C.get_registry_size("other")',
     'len(optree.registry._NODETYPE_REGISTRY)',
-    *(f'[plain_signature(optree.{n})] if isinstance(optree.{n}, types.FunctionType) else []'
+    *(f'[plain_signature(optree.{n})] if isinstance(optree.{n}, (types.FunctionType, types.BuiltinFunctionType)) else []'
       for n in PUBLIC_FUNCTIONS),
     '[(n, getattr(optree, n).__module__) for n in optree.__all__ '
     'if hasattr(getattr(optree, n), "__module__") and n != "PyTreeDef"]',

@@ -528,3 +528,17 @@ def test_table_classes_are_where_they_should_be() -> None:
     assert optree.register_pytree_node.get(Ring, namespace=NAMESPACE).namespace == NAMESPACE
     assert optree.register_pytree_node.get(Module, namespace=NAMESPACE) is not None
     assert repr(GLOBAL) == "<GLOBAL NAMESPACE>"
+
+
+@pytest.mark.parametrize("namespace", ["", NAMESPACE])
+def test_entries_can_be_copied_and_pickled(namespace: str) -> None:
+    for cls in (list, dict, type(None)):
+        entry = optree.register_pytree_node.get(cls, namespace=namespace)
+        for other in (copy.copy(entry), copy.deepcopy(entry), pickle.loads(pickle.dumps(entry))):
+            assert other == entry
+            assert (other.kind, other.namespace) == (entry.kind, entry.namespace)
+
+
+def test_entries_match_by_their_constructor_arguments() -> None:
+    entry = optree.register_pytree_node.get(list)
+    assert type(entry).__match_args__ == ("type", "flatten_func", "unflatten_func")

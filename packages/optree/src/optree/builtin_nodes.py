@@ -45,6 +45,8 @@ class PyTreeNodeRegistryEntry(Generic[T]):
         "namespace",
     )
 
+    __match_args__: ClassVar[tuple[str, ...]] = ("type", "flatten_func", "unflatten_func")
+
     type: builtins.type[Any]
     flatten_func: FlattenFunc[T]
     unflatten_func: UnflattenFunc[T]
@@ -70,6 +72,15 @@ class PyTreeNodeRegistryEntry(Generic[T]):
         object.__setattr__(self, "path_entry_type", path_entry_type)
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "namespace", namespace)
+
+    def __getstate__(self, /) -> list[Any]:
+        """Return the values of the fields, for copies and pickles."""
+        return [getattr(self, name) for name in self.__slots__]
+
+    def __setstate__(self, state: list[Any], /) -> None:
+        """Set the fields, which are frozen otherwise."""
+        for name, value in zip(self.__slots__, state):
+            object.__setattr__(self, name, value)
 
 
 # The flatten and unflatten functions of the built-in node types. The extension module does not use
