@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.diff.implicit.root import ImplicitEngine, displacement
+from torchopt.diff.implicit.root import ImplicitEngine
+from torchopt.diff.implicit.rule import displacement
 from torchopt.errors import NotDifferentiableError, TorchOptError
 from torchopt.linear_solve.auto import Auto
 from torchopt.linear_solve.iterate import iterate, norm

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.diff.implicit.root import displacement
+from torchopt.diff.implicit.rule import displacement
 from torchopt.linear_solve.iterate import dot, iterate, norm
 from torchopt.linear_solve.operator import Layout
 from torchopt.solvers.base import Function, Outcome, Solver, false_like

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from torchopt.diff.implicit.certificate import GradientReport
-from torchopt.diff.implicit.root import ImplicitEngine, displacement, ravel_all
+from torchopt.diff.implicit.root import ImplicitEngine
+from torchopt.diff.implicit.rule import displacement, ravel_all
 from torchopt.linear_solve.auto import Auto
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
 

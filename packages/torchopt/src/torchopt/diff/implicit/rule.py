@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The derivatives of one solution of an equation: the rule behind `ImplicitEngine`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.implicit.certificate import Adjoint
+from torchopt.errors import NotDifferentiableError
+from torchopt.linear_solve.operator import Layout, LinearOperator, Tag, transpose_linear
+from torchopt.linear_solve.result import Stats
+from torchopt.linear_solve.solver import Solver, push_forward, solve_vector
+from torchopt.linear_solve.warm_start import WarmStart
+from torchopt.tree import PyTreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torchopt.tree_function import is_transforming, max_over_batch
+
+if TYPE_CHECKING:
+    from torchopt.diff.implicit.root import ImplicitEngine
+
+__all__ = ["Equation", "RootRule", "displacement", "ravel_all", "solve_system", "with_condition"]
+
+Tensors = tuple[Tensor, ...]
+FlatMap = Callable[[Tensor], Tensor]
+
+WHERE = "custom_root(optimality_fn)(solver_fn)(*args)"
+
+
+@dataclass(frozen=True)
+class Equation:
+    """F(x, inputs) = 0 on lists of tensors.
+
+    Attributes:
+        optimality: F(x, *args, **kwargs) on trees.
+        spec: The structure of ((x0, *args), kwargs).
+        static: The leaves that are no tensors, by position.
+        places: The position among the leaves of each input.
+    """
+
+    optimality: Callable[..., Any]
+    spec: PyTreeSpec
+    static: dict[int, Any]
+    places: tuple[int, ...]
+
+    def arguments(self, inputs: Iterable[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return ((x0, *args), kwargs)."""
+        leaves = {**self.static, **dict(zip(self.places, inputs))}
+        both: Any = tree_unflatten(self.spec, [leaves[i] for i in range(len(leaves))])
+        args, kwargs = both
+        return args, kwargs
+
+    def residual(self, layout: Layout, x: Tensor, inputs: Tensors) -> Tensor:
+        """Return F as a vector.
+
+        Raises:
+            ValueError: F is no tree like x.
+        """
+        args, kwargs = self.arguments(inputs)
+        value = self.optimality(layout.unravel(x), *args[1:], **kwargs)
+        return layout.ravel(
+            value, "optimality_fn: its value must have the structure and shapes of the solution"
+        )
+
+    def jacobian(
+        self, layout: Layout, x: Tensor, inputs: Tensors, tags: frozenset[Tag]
+    ) -> LinearOperator:
+        """Return ∂F/∂x at x, with x and the inputs as its parameters."""
+
+        def bind(x: Tensor, *inputs: Tensor) -> tuple[FlatMap, FlatMap]:
+            _, pull, *_ = torch.func.vjp(lambda v: self.residual(layout, v, inputs), x)
+
+            def rmv(v: Tensor) -> Tensor:
+                return pull(v)[0]  # type: ignore[no-any-return]
+
+            if Tag.SYMMETRIC in tags:
+                return rmv, rmv
+            pushes: list[FlatMap] = []
+
+            def mv(v: Tensor) -> Tensor:
+                if not pushes:
+                    pushes.append(transpose_linear(rmv, x))
+                return pushes[0](v)
+
+            return mv, rmv
+
+        return LinearOperator(bind, (x, *inputs), layout, tags)
+
+
+@dataclass(frozen=True)
+class RootRule:
+    """The rule (inputs) -> (leaves of x, tensors of aux, ‖F(x)‖)."""
+
+    engine: ImplicitEngine
+    solver_fn: Callable[..., Any]
+    equation: Equation
+    requires_grad: tuple[bool, ...]
+    # For each of argnums in ascending order, the places of its leaves among the inputs.
+    groups: tuple[tuple[int, tuple[int, ...]], ...]
+    num_differentiable_inputs: int
+    # What `evaluate` learns: the layout of x and the structure of aux.
+    found: dict[str, Any] = field(default_factory=dict)
+
+    needs_its_closure = False
+
+    @property
+    def num_differentiable_outputs(self) -> int:
+        """The number of leaves of x."""
+        return len(self.found["layout"].shapes)
+
+    def evaluate(self, *inputs: Tensor) -> Tensors:
+        """Return what the solver finds."""
+        # Outside of any graph, but tensors that required a gradient still do: a solver may ask for
+        # gradients with respect to them inside `torch.enable_grad()`.
+        detached = [x.detach() for x in inputs]
+        if not is_transforming():
+            for x, flag in zip(detached, self.requires_grad):
+                x.requires_grad_(flag)
+        args, kwargs = self.equation.arguments(detached)
+        found = self.solver_fn(*args, **kwargs)
+        solution, aux = self._split_aux(found)
+        layout = self._layout(solution)
+        aux_leaves, aux_spec = tree_flatten(aux)
+        tensors = [x for x in aux_leaves if isinstance(x, Tensor)]
+        static = [None if isinstance(x, Tensor) else x for x in aux_leaves]
+        is_tensor = [isinstance(x, Tensor) for x in aux_leaves]
+        self.found.update(layout=layout, aux_spec=aux_spec, static=static, is_tensor=is_tensor)
+        x = layout.join([leaf.detach() for leaf in tree_leaves(solution)])
+        x, size = self._polish(layout, x, inputs)
+        return (*(y.clone() for y in layout.split(x)), *(t.detach().clone() for t in tensors), size)
+
+    def _split_aux(self, found: Any) -> tuple[Any, Any]:
+        if not self.engine.has_aux:
+            return found, None
+        if not (isinstance(found, tuple) and len(found) == 2):
+            raise RuntimeError(
+                f"{WHERE}: output of function solver_fn should be a tuple: (output, aux) if "
+                f"has_aux is True. Got {found!r}"
+            )
+        return found
+
+    def _layout(self, solution: Any) -> Layout:
+        leaves = tree_leaves(solution)
+        if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+            raise RuntimeError(
+                f"{WHERE}: output of function solver_fn should be a torch.Tensor or a tuple of "
+                f"torch.Tensor (or another tree of tensors). Got {solution!r}"
+            )
+        return Layout.of(solution, f"{WHERE}: output of function solver_fn")
+
+    def _polish(self, layout: Layout, x: Tensor, inputs: Tensors) -> tuple[Tensor, Tensor]:
+        """Return x after Newton's corrections x - A⁻¹ F(x), and ‖F(x)‖.
+
+        Without a tolerance nobody wants the norm: it is 0 then, or NaN if x is not finite.
+        """
+        engine = self.engine
+        for _ in range(engine.polish):
+            residual = self.equation.residual(layout, x, inputs)
+            operator = self.equation.jacobian(layout, x, inputs, engine.known_tags)
+            x = x - engine.linear(operator, residual)
+        if engine.tol is None:
+            size = torch.linalg.vector_norm(x.new_zeros(()))
+            return x, torch.where(x.isfinite().all(), size, torch.nan)
+        residual = self.equation.residual(layout, x, inputs)
+        return x, torch.linalg.vector_norm(residual)
+
+    def _partial(self, x: Tensor, inputs: Tensors) -> tuple[Callable[..., Tensor], Tensors]:
+        """Return θ -> F(x, θ), and θ."""
+        n = self.num_differentiable_inputs
+        constants = inputs[n:]
+        layout = self.found["layout"]
+
+        def residual(*theta: Tensor) -> Tensor:
+            return self.equation.residual(layout, x, (*theta, *constants))
+
+        return residual, inputs[:n]
+
+    def pull_back(self, inputs: Tensors, outputs: Tensors, cotangents: Tensors) -> Tensors:
+        """Return Bᴴ u where Aᴴ u = -x̄."""
+        if self.num_differentiable_inputs == 0:
+            return ()
+        layout = self.found["layout"]
+        x = layout.join(outputs[: len(layout.shapes)])
+        cotangent = layout.join(cotangents)
+        operator = self.equation.jacobian(layout, x, inputs, self.engine.known_tags)
+        u = self.engine.linear(operator.T, -cotangent)
+        residual, theta = self._partial(x, inputs)
+        _, pull, *_ = torch.func.vjp(residual, *theta)
+        pulled = tuple(pull(u))
+        self._require_dependence(x, inputs, pulled, pulled)
+        if self.engine.report is not None:
+            self._report(x, inputs, cotangent)
+        return pulled
+
+    def push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
+        """Return -A⁻¹ B θ̇."""
+        layout = self.found["layout"]
+        x = layout.join(outputs[: len(layout.shapes)])
+        if self.num_differentiable_inputs == 0:
+            return tuple(layout.split(torch.zeros_like(x)))
+        operator = self.equation.jacobian(layout, x, inputs, self.engine.known_tags)
+        residual, theta = self._partial(x, inputs)
+        rhs = -push_forward(residual, theta, tangents)
+        self._require_dependence(x, inputs, (rhs,) * len(theta), tangents)
+        return tuple(layout.split(self.engine.linear(operator, rhs)))
+
+    def _require_dependence(
+        self, x: Tensor, inputs: Tensors, derivatives: Tensors, asked: Tensors
+    ) -> None:
+        """Raise if F ignores an argument whose derivative was asked for.
+
+        The derivative of an ignored argument is zero, so only a zero one is looked at closely.
+
+        Args:
+            x: The solution.
+            inputs: The inputs.
+            derivatives: For each differentiable input, what came out for it.
+            asked: For each of them, what is zero where nothing was asked: a tangent, or the same.
+        """
+        forward = asked is not derivatives
+        for argnum, group in self.groups:
+            if not any(inputs[i].numel() for i in group):
+                continue
+            if _any_nonzero(derivatives[i] for i in group):
+                continue
+            if forward and not _any_nonzero(asked[i] for i in group):
+                continue
+            wanted = is_transforming() or any(self.requires_grad[i] for i in group)
+            if wanted and not self._depends(x, inputs, group):
+                raise NotDifferentiableError(
+                    f"{WHERE}: optimality_fn does not depend on argument {argnum} of solver_fn, "
+                    "which is in argnums; expected F(solution, *args) that does. Its gradient "
+                    "would be zero. Use the argument in optimality_fn (without .detach(), .data or "
+                    ".item()), or take it out of argnums."
+                )
+
+    def _depends(self, x: Tensor, inputs: Tensors, group: tuple[int, ...]) -> bool:
+        found: list[bool] = []
+
+        def residual(*leaves: Tensor) -> Tensor:
+            filled = list(inputs)
+            for i, leaf in zip(group, leaves):
+                filled[i] = leaf
+            value = self.equation.residual(self.found["layout"], x, tuple(filled))
+            found.append(value.requires_grad)
+            return value
+
+        torch.func.vjp(residual, *(inputs[i].detach() for i in group))
+        return found[0]
+
+    def adjoint(
+        self,
+        inputs: Tensors,
+        cotangent: Callable[[Tensor], Tensor],
+        direct: Callable[[Tensor], Tensor],
+    ) -> Adjoint:
+        """Return the gradient as a function of the solution; see `Adjoint`."""
+        layout, engine = self.found["layout"], self.engine
+        solver = with_condition(engine.solver)
+
+        def mixed(x: Tensor, u: Tensor) -> Tensor:
+            residual, theta = self._partial(x, inputs)
+            _, pull, *_ = torch.func.vjp(residual, *theta)
+            return ravel_all(pull(u))
+
+        return Adjoint(
+            residual=lambda x: self.equation.residual(layout, x, inputs),
+            jacobian=lambda x: self.equation.jacobian(layout, x, inputs, engine.known_tags),
+            mixed=mixed,
+            cotangent=cotangent,
+            direct=direct,
+            # What fails is told in the report.
+            solve=lambda operator, b: solve_system(solver, operator, b, "ignore"),
+        )
+
+    def unravel(self, inputs: Tensors, vector: Tensor) -> Tensors:
+        """Return a vector over all differentiable inputs as tensors like them."""
+        chosen = inputs[: self.num_differentiable_inputs]
+        parts = vector.split([x.numel() for x in chosen])
+        return tuple(v.reshape(x.shape).to(x.dtype) for v, x in zip(parts, chosen))
+
+    def _report(self, x: Tensor, inputs: Tensors, cotangent: Tensor) -> None:
+        """Give the report to the caller of the engine."""
+        assert self.engine.report is not None
+        x, cotangent = _plain(x), _plain(cotangent)
+        inputs = tuple(map(_plain, inputs))
+        adjoint = self.adjoint(inputs, lambda _: cotangent, lambda _: torch.zeros(()).to(x))
+        with torch.no_grad():
+            _, report = adjoint.certified(x, lambda vector: self.unravel(inputs, vector))
+        self.engine.report(report)
+
+
+def displacement(moved: Any, x: Any) -> Any:
+    """Return T(x) - x.
+
+    Raises:
+        ValueError: T(x) is no tree like x.
+    """
+    what = "fixed point: the value of T must have the structure and shapes of the solution"
+    layout = Layout.of(x, "fixed point: solution")
+    return layout.unravel(layout.ravel(moved, what) - layout.ravel(x))
+
+
+def _any_nonzero(tensors: Iterable[Tensor]) -> bool:
+    """Return whether there is a number other than zero, in any entry of a batch."""
+    flags = [(x != 0).any() for x in tensors]
+    return bool(int(max_over_batch(torch.stack(flags).any().long())))
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Return the tensor below the wrappers of torch.func.
+
+    Raises:
+        NotDifferentiableError: It belongs to a vmap.
+    """
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            raise NotDifferentiableError(
+                f"{WHERE}: report: expected no torch.func.vmap around the gradient, because the "
+                "numbers of a batch cannot leave it by a callback. Use certified_grad inside of "
+                "the vmap: it returns them."
+            )
+        x = functorch.get_unwrapped(x)
+    return x.detach()
+
+
+def ravel_all(tensors: Iterable[Tensor]) -> Tensor:
+    """Return one vector of several tensors."""
+    return torch.cat([x.reshape(x.numel()) for x in tensors])
+
+
+def with_condition(solver: Solver) -> Solver:
+    """Return the solver, asked for the condition number if it knows one."""
+    if isinstance(solver, WarmStart):
+        return replace(solver, solver=with_condition(solver.solver))
+    if any(f.name == "estimate_condition" for f in fields(solver)):
+        return replace(solver, estimate_condition=True)  # type: ignore[call-arg]  # just looked
+    return solver
+
+
+def solve_system(
+    solver: Solver, operator: LinearOperator, b: Tensor, on_fail: Literal["raise", "warn", "ignore"]
+) -> tuple[Tensor, Stats, Tensor]:
+    """Return A⁻¹ b, statistics and status."""
+    start = solver.start(operator.layout)
+    starts = () if start is None else (start,)
+    solver, operator, b = solver.reformulate(operator, b)
+    return solve_vector(solver, operator, b, starts, on_fail)
