@@ -54,13 +54,14 @@ class ScaleByRprop(LeafRule):
         """Return the directions and the new state."""
         updates, previous, sizes = [], [], []
         for g, old, size in zip(grads, state.previous, state.step_size):
-            agreement = torch.sign(g * old)
+            agreement = g * old
+            turned = agreement < 0
             grown = torch.where(agreement > 0, size * self.eta_plus, size)
-            size = torch.where(agreement < 0, size * self.eta_minus, grown)
+            size = torch.where(turned, size * self.eta_minus, grown)
             size = size.clamp(self.min_step, self.max_step)
-            g = torch.where(agreement < 0, 0.0, g)
+            g = torch.where(turned, 0.0, g)
             updates.append(torch.sign(g) * size)
-            previous.append(g.clone())
+            previous.append(g)
             sizes.append(size)
         return updates, ScaleByRpropState(previous=previous, step_size=sizes)
 
