@@ -375,6 +375,14 @@ def parameters_travel_once() -> dict[str, Any]:
         value = on(2, tree_value, todist.share(tree), torch.full((100,), 3.0))[0]
         todist.autograd.backward(context_id, value, inputs=[tree["w"]])
     results["tree"] = (value.item(), tree["w"].grad)
+    todist.wire_stats(reset=True)
+    with todist.autograd.context() as context_id:
+        losses = todist.remote_sync_call(
+            scaled, partitioner=lambda: [(rank, (shared, x), {}) for rank in (1, 1, 2)]
+        )
+        todist.autograd.backward(context_id, sum(losses))
+    results["gradients"] = todist.wire_stats(reset=True).gradient_bytes
+    results["gradient"] = net.bias.grad
     pair = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
     pair[1].weight = pair[0].weight
     results["tied"] = on(1, tied, todist.share(pair)) + on(1, tied, pair)

@@ -24,6 +24,8 @@ def test_parameters_travel_once_for_each_version_and_worker(world):
     value, grad = result["tree"]
     assert value == 3.0 * 4950 + 1.0
     assert torch.equal(grad, torch.full((100,), 3.0))
+    assert result["gradients"] == 3 * (WEIGHT + BIAS)  # one for each call comes back
+    assert torch.equal(result["gradient"], torch.full((50,), 6.0, dtype=torch.float64))
     assert result["tied"] == [True, True]
     assert result["plain parameters"] == [("Parameter", True, True)] * 2
     assert result["shared parameters"] == [("Tensor", False, True), ("Tensor", True, True)]

@@ -270,7 +270,7 @@ class _Pickler(pickle.Pickler):
         name = self._packer.name(obj)
         self.contents[name] = obj
         if connected:
-            return "content", name, self._native(self._packer.carrier(obj))
+            return "content", name, self._native(apply_rule(_Carriers(1), obj)[0])
         return "copy", name, parameter, obj.requires_grad
 
     def _native(self, obj: Any) -> int:
@@ -291,7 +291,6 @@ class Packer:
     def __init__(self, trees: Iterable[Any]) -> None:
         self.shared: dict[int, str] = {}  # id of a tensor -> "shared" or "module"
         self._names: dict[int, bytes] = {}
-        self._carriers: dict[int, Tensor] = {}
         self._alive: list[Any] = []  # ids must stay those of these objects
         for leaf in tree_leaves(list(trees)):
             value, how = (leaf.value, "shared") if isinstance(leaf, Shared) else (leaf, "module")
@@ -307,12 +306,6 @@ class Packer:
         if id(x) not in self._names:
             self._names[id(x)] = digest(x)
         return self._names[id(x)]
-
-    def carrier(self, x: Tensor) -> Tensor:
-        """Return the carrier of a tensor."""
-        if id(x) not in self._carriers:
-            self._carriers[id(x)] = apply_rule(_Carriers(1), x)[0]
-        return self._carriers[id(x)]
 
     def pack(self, call: Any) -> Message:
         """Return a call as a message."""
