@@ -6,13 +6,16 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.harness.tables import NOTHING, bytes_text, ratio_text, seconds_text, table
+from benchmarks.optree.report import machine_lines
 from benchmarks.torchopt.rivals import OURS
 
+__all__ = ["all_tables", "key", "machine_lines", "meta_table", "optimizers_table", "step_table"]
+
 TITLES = {
-    "adam": "Adam in place",
-    "functional": "Adam functional, no graph",
-    "differentiable": "Adam functional with its backward pass",
-    "meta": "meta-step with Adam",
+    "adam": "in place",
+    "functional": "functional, no graph",
+    "differentiable": "functional with its backward pass",
+    "meta": "meta-step",
 }
 
 
@@ -21,55 +24,66 @@ def key(cell: dict[str, Any]) -> tuple[Any, ...]:
     return cell["operation"], cell["tree"], cell.get("steps"), cell["rival"]
 
 
-def _label(case: tuple[Any, ...]) -> str:
-    operation, tree, steps = case
-    name = TITLES.get(operation, f"{operation} in place")
-    return f"{name}, {tree}" + (f", {steps} steps" if steps else "")
+class _Cells:
+    def __init__(self, result: dict[str, Any]) -> None:
+        self.cells = {key(cell): cell for cell in result["cells"]}
+        self.cases = list(dict.fromkeys(k[:3] for k in self.cells))
+        entries = result["rivals"]
+        self.rivals = [n for n, entry in entries.items() if entry["available"] and n != OURS]
+        self.labels = [entries[n]["label"] for n in self.rivals]
 
-
-def all_tables(result: dict[str, Any]) -> str:
-    """Return times, ATen operations and peak bytes; other libraries as multiples of our time."""
-    cells = {key(cell): cell for cell in result["cells"]}
-    cases = list(dict.fromkeys(k[:3] for k in cells))
-    names = [n for n, entry in result["rivals"].items() if entry["available"] and n != OURS]
-    labels = [result["rivals"][n]["label"] for n in names]
-
-    def value(case: tuple[Any, ...], rival: str, field: str) -> Any:
-        cell = cells.get((*case, rival), {})
+    def value(self, case: tuple[Any, ...], rival: str, field: str) -> Any:
+        cell = self.cells.get((*case, rival), {})
         return cell.get(field) if cell.get("status") == "ok" else None
 
-    def ratio(case: tuple[Any, ...], rival: str, field: str) -> str:
-        theirs, ours = value(case, rival, field), value(case, OURS, field)
-        return ratio_text(theirs / ours) if theirs is not None and ours else NOTHING
+    def times(self, cases: list[tuple[Any, ...]]) -> str:
+        rows = []
+        for case in cases:
+            ours = self.value(case, OURS, "min")
+            theirs = [self.value(case, rival, "min") for rival in self.rivals]
+            ratios = [ratio_text(t / ours) if t is not None and ours else NOTHING for t in theirs]
+            rows.append([_label(case), seconds_text(ours), *ratios])
+        return table(["time", "torchopt", *self.labels], rows)
 
-    times = table(
-        ["case", "torchopt", *labels],
-        [
-            [
-                _label(case),
-                seconds_text(value(case, OURS, "min")),
-                *(ratio(case, n, "min") for n in names),
-            ]
+    def counts(self, cases: list[tuple[Any, ...]], field: str, title: str) -> str:
+        show = bytes_text if field == "peak_bytes" else _number
+        rows = [
+            [_label(case), *(show(self.value(case, n, field)) for n in (OURS, *self.rivals))]
             for case in cases
-        ],
-    )
-    aten = table(
-        ["ATen operations", "torchopt", *labels],
-        [
-            [_label(case), *(_number(value(case, n, "aten")) for n in (OURS, *names))]
-            for case in cases
-        ],
-    )
-    memory = table(
-        ["peak bytes", "torchopt", *labels],
-        [
-            [_label(case), *(bytes_text(value(case, n, "peak_bytes")) for n in (OURS, *names))]
-            for case in cases
-            if case[0] == "meta"
-        ],
-    )
-    return f"{times}\n\n{aten}\n\n{memory}"
+        ]
+        return table([title, "torchopt", *self.labels], rows)
+
+
+def _label(case: tuple[Any, ...]) -> str:
+    operation, tree, steps = case
+    name = TITLES.get(operation, operation)
+    return f"{name}, {tree}" + (f", {steps} steps" if steps else "")
 
 
 def _number(value: int | None) -> str:
     return NOTHING if value is None else str(value)
+
+
+def step_table(result: dict[str, Any]) -> str:
+    """Return the times and operations of one step of Adam."""
+    cells = _Cells(result)
+    cases = [c for c in cells.cases if c[0] in ("adam", "functional", "differentiable")]
+    return f"{cells.times(cases)}\n\n{cells.counts(cases, 'aten', 'ATen operations')}"
+
+
+def optimizers_table(result: dict[str, Any]) -> str:
+    """Return the times of one step in place of other optimizers."""
+    cells = _Cells(result)
+    return cells.times([c for c in cells.cases if c[0] not in TITLES])
+
+
+def meta_table(result: dict[str, Any]) -> str:
+    """Return the times and the memory of meta-steps with Adam."""
+    cells = _Cells(result)
+    cases = [c for c in cells.cases if c[0] == "meta"]
+    return f"{cells.times(cases)}\n\n{cells.counts(cases, 'peak_bytes', 'peak bytes')}"
+
+
+def all_tables(result: dict[str, Any]) -> str:
+    """Return all tables."""
+    return "\n\n".join(make(result) for make in (step_table, optimizers_table, meta_table))
