@@ -412,7 +412,7 @@ REASONS: tuple[tuple[str, str], ...] = (
         "parts of the published implementation; the three results are one operation here",
     ),
     (
-        r"MaskedOptimalityFn missing|WrappedSamplable missing",
+        r"MaskedOptimalityFn missing|WrappedSamplable missing|visual\.get_fn_name missing",
         "a part of the published implementation, in none of its documents",
     ),
     (
@@ -424,12 +424,16 @@ REASONS: tuple[tuple[str, str], ...] = (
         "the keyword arguments that are understood are named, instead of **kwargs",
     ),
     (
-        r"(solve_(cg|inv|normal_cg)|masked|MaskedNode|MaskedState|extract_module_containers|MetaGradientModule|repara\w+|swap_state) module: ",
+        r"(solve_(cg|inv|normal_cg)|masked|MaskedNode|MaskedState|extract_module_containers|MetaGradientModule|repara\w+|swap_state|TensorDimensionPartitioner|dim_partitioner|mean_reducer|sum_reducer|make_dot|resize_graph) module: ",
         "defined in another module, importable from the same places",
     ),
     (
         r"^torchopt\.typing\.\w+ kind: ",
         "trees of tensors are Any to a type checker: Python cannot type them closer",
+    ),
+    (
+        r"distributed\.autograd\.(context|get_gradients) ",
+        "a function of our own around that of torch, with a name and a signature",
     ),
     (r"make_rmatvec signature: ", "the example is the positional argument x"),
 )
