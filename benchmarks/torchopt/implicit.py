@@ -144,6 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
             report(f"{problem} {size}")
             case = {"problem": problem, "size": size}
             result["cells"] += time_case(tournament, case, rounds)
+            write_result(result, options.out)  # an interrupted run keeps what it has
         report("memory")
         result["cells"] += memory_cells(tournament, options.quick)
         result["cells"] += product_cells(tournament)
