@@ -412,7 +412,7 @@ REASONS: tuple[tuple[str, str], ...] = (
         "parts of the published implementation; the three results are one operation here",
     ),
     (
-        r"MaskedOptimalityFn missing|WrappedSamplable missing|visual\.get_fn_name missing",
+        r"MaskedOptimalityFn missing|MetaInputsContainer missing|WrappedSamplable missing|visual\.get_fn_name missing",
         "a part of the published implementation, in none of its documents",
     ),
     (
@@ -420,7 +420,7 @@ REASONS: tuple[tuple[str, str], ...] = (
         "arguments with defaults were added at the end",
     ),
     (
-        r"linear_solve\.solve_(cg|normal_cg) signature: \(\*\*kwargs\)",
+        r"linear_solve\.(\w+\.)?solve_(cg|normal_cg) signature: \(\*\*kwargs\)",
         "the keyword arguments that are understood are named, instead of **kwargs",
     ),
     (

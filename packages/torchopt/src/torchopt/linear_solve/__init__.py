@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from torchopt.linear_solve.auto import Auto
 from torchopt.linear_solve.bicgstab import BiCGSTAB
-from torchopt.linear_solve.cg import CG, NormalCG
+from torchopt.linear_solve.cg import CG, NormalCG, solve_cg
 from torchopt.linear_solve.dense import LU, QR, Cholesky, Diagonal, Triangular
 from torchopt.linear_solve.gmres import GMRES
+from torchopt.linear_solve.inv import solve_inv
 from torchopt.linear_solve.lsmr import LSMR
 from torchopt.linear_solve.minres import MINRES
 from torchopt.linear_solve.neumann import Neumann
+from torchopt.linear_solve.normal_cg import solve_normal_cg
 from torchopt.linear_solve.operator import LinearOperator, Tag
 from torchopt.linear_solve.preconditioners import Jacobi, Nystrom
-from torchopt.linear_solve.published import solve_cg, solve_inv, solve_normal_cg
 from torchopt.linear_solve.result import (
     LinearSolveError,
     LinearSolveWarning,

@@ -21,9 +21,11 @@ from torchopt.linear_solve.iterate import (
     quotient,
 )
 from torchopt.linear_solve.operator import BoundOperator, LinearOperator
+from torchopt.linear_solve.preconditioners import Preconditioner
+from torchopt.linear_solve.result import OnFail
 from torchopt.linear_solve.solver import Computed, Solver
 
-__all__ = ["CG", "NormalCG"]
+__all__ = ["CG", "NormalCG", "solve_cg"]
 
 
 @dataclass(frozen=True)
@@ -137,3 +139,35 @@ def _normal(operator: BoundOperator) -> BoundOperator:
         return operator.rmv(operator.mv(v))
 
     return replace(operator, mv=mv, rmv=mv)
+
+
+def solve_cg(
+    *,
+    ridge: float | Tensor | None = None,
+    init: Any = None,
+    rtol: float = 1e-5,
+    atol: float = 0.0,
+    maxiter: int | None = None,
+    M: Preconditioner | None = None,
+    on_fail: OnFail = "warn",
+) -> CG:
+    """Return a conjugate gradient solver, for Hermitian positive definite systems.
+
+    Args:
+        ridge: Solve with A + ridge I.
+        init: The start, a tree like b; by default zero.
+        rtol: Stop when ‖r‖ ≤ max(rtol ‖b‖, atol).
+        atol: See `rtol`.
+        maxiter: The most iterations; None: ten times the number of unknowns.
+        M: A preconditioner, see `CG`.
+        on_fail: What to do with an unconverged answer: "raise", "warn" or "ignore".
+
+    Returns:
+        A solver: `solver(matvec, b)` is the solution, differentiable.
+
+    Example:
+        >>> import torch
+        >>> solve_cg(rtol=1e-6)(lambda v: 4.0 * v, torch.tensor([2.0, 6.0]))
+        tensor([0.5000, 1.5000])
+    """
+    return CG(rtol=rtol, atol=atol, maxiter=maxiter, M=M, ridge=ridge, x0=init, on_fail=on_fail)
