@@ -121,8 +121,9 @@ def layers(session: nox.Session) -> None:
 
 @nox.session
 def stubs(session: nox.Session) -> None:
-    """Check the hand-written stub of optree's extension module against the module itself."""
-    run(session, PYTHON, "-m", "mypy.stubtest", "optree._C", *session.posargs)
+    """Check the hand-written stubs of the extension modules against the modules themselves."""
+    run(session, PYTHON, "-m", "mypy.stubtest", "optree._C", "torchopt._C", "--allowlist",
+        "tools/stubtest_allowlist.txt", *session.posargs)  # fmt: skip
 
 
 @nox.session
