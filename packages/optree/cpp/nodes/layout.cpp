@@ -14,7 +14,7 @@ namespace {
 void layout_dealloc(PyObject* self) {
     auto* layout = reinterpret_cast<KeyLayout*>(self);
     for (std::uint32_t i = 0; i < layout->size; ++i) Py_XDECREF(layout->inserted[i]);
-    Py_XDECREF(layout->prototype);
+    Py_XDECREF(layout->prototype.load());
     PyTypeObject* type = Py_TYPE(self);
     type->tp_free(self);
     Py_DECREF(type);
@@ -48,7 +48,7 @@ Ref fill_layout(PyTypeObject* type, PyObject* const* inserted, std::size_t size,
     layout->atomic = true;
     layout->sorted = sorted;
     new (&layout->hash) std::atomic<std::uint64_t>(0);
-    layout->prototype = nullptr;
+    new (&layout->prototype) std::atomic<PyObject*>(nullptr);
     PyObject** own = layout->inserted;
     layout->keys = order != nullptr ? own + size : own;
     layout->position =
@@ -375,7 +375,8 @@ namespace {
 
 // A dict of the keys, all None, made once a layout.
 PyObject* prototype_of(KeyLayout* layout) noexcept {
-    if (OPTREE_LIKELY(layout->prototype != nullptr)) return layout->prototype;
+    PyObject* known = layout->prototype.load(std::memory_order_acquire);
+    if (OPTREE_LIKELY(known != nullptr)) return known;
     PyObject* prototype = PyDict_New();
     if (prototype == nullptr) return nullptr;
     for (std::uint32_t i = 0; i < layout->size; ++i) {
@@ -384,11 +385,11 @@ PyObject* prototype_of(KeyLayout* layout) noexcept {
             return nullptr;
         }
     }
-    if (OPTREE_UNLIKELY(layout->prototype != nullptr)) {
-        Py_DECREF(prototype);  // a collection's finalizer was here in between
-        return layout->prototype;
+    if (OPTREE_UNLIKELY(!layout->prototype.compare_exchange_strong(known, prototype))) {
+        Py_DECREF(prototype);  // a collection's finalizer, or another thread, was faster
+        return known;
     }
-    return layout->prototype = prototype;
+    return prototype;
 }
 
 }  // namespace

@@ -22,8 +22,9 @@ struct KeyLayout {
     bool atomic;  // every key is an exact str or int: hash fixed, never in a cycle
     bool sorted;  // traversal order is the sorted one (else the insertion order)
     std::atomic<std::uint64_t>
-        hash;             // of the keys in traversal order, if `atomic`; 0: not computed
-    PyObject* prototype;  // owned: a dict of the keys in insertion order, to copy; or null
+        hash;  // of the keys in traversal order, if `atomic`; 0: not computed
+    std::atomic<PyObject*>
+        prototype;  // owned: a dict of the keys in insertion order, to copy; or null
     std::uint32_t* position;
     PyObject** keys;        // borrowed from `inserted`
     PyObject* inserted[1];  // owned; more follow
