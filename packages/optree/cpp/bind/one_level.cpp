@@ -72,6 +72,10 @@ void set_one_level(State& state, PyObject* output_class, PyObject* metadata_clas
             !PyDict_CheckExact(PyTuple_GET_ITEM(pair, 1))) {
             raise(PyExc_TypeError, "expected (unflatten_func, attributes), got %R", pair);
         }
+    }
+    // All are right: nothing was changed before.
+    for (int i = 0; i < 3; ++i) {
+        PyObject* pair = pairs[i];
         known.kinds[i].unflatten_func = Ref::borrow(PyTuple_GET_ITEM(pair, 0));
         known.kinds[i].attributes = Ref::borrow(PyTuple_GET_ITEM(pair, 1));
     }
