@@ -6,6 +6,7 @@
 #include "math/adagrad.h"
 #include "math/adam.h"
 #include "math/adamax.h"
+#include "math/adan.h"
 #include "math/amsgrad.h"
 #include "math/lion.h"
 #include "math/nadam.h"
@@ -21,6 +22,7 @@ using adadelta = Adadelta;
 using adagrad = Adagrad;
 using adam = Adam;
 using adamax = Adamax;
+using adan = Adan;
 using amsgrad = AmsGrad;
 using lion = Lion;
 using momentum = Momentum<false>;
@@ -41,6 +43,7 @@ using sgd = Sgd;
     DO(adagrad) \
     DO(adam) \
     DO(adamax) \
+    DO(adan) \
     DO(amsgrad) \
     DO(lion) \
     DO(momentum) \

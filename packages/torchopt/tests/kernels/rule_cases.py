@@ -16,6 +16,7 @@ DECAYED = {"lr": 0.1, "weight_decay": 0.05, "decoupled_weight_decay": 0.02}
 _VALUES: dict[str, float] = {
     "b1": 0.9,
     "b2": 0.99,
+    "b3": 0.95,
     "eps": 1e-3,
     "eps_root": 1e-4,
     "rho": 0.9,

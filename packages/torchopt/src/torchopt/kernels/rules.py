@@ -63,6 +63,9 @@ RULES = {
         FusedRule("adagrad", ("sum_of_squares",), ("eps",), directions.adagrad),
         FusedRule("adam", ("mu", "nu"), _ADAM, directions.adam),
         FusedRule("adamax", ("mu", "nu"), ("b1", "b2", "eps"), directions.adamax),
+        FusedRule(
+            "adan", ("mu", "delta", "nu", "previous"), ("b1", "b2", "b3", "eps"), directions.adan
+        ),
         FusedRule("amsgrad", ("mu", "nu", "nu_max"), _ADAM, directions.amsgrad),
         FusedRule("lion", ("mu",), ("b1", "b2"), directions.lion),
         FusedRule("momentum", ("trace",), _MOMENTUM, directions.momentum),

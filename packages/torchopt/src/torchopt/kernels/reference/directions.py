@@ -27,6 +27,7 @@ __all__ = [
     "adagrad",
     "adam",
     "adamax",
+    "adan",
     "amsgrad",
     "lion",
     "momentum",
@@ -146,6 +147,26 @@ def adamax(g: Tensor, state: Sequence[Tensor], step: Tensor, h: Mapping[str, Any
     mu = moving_average(state[0], g, h["b1"])
     nu = torch.maximum(state[1] * h["b2"], g.abs() + h["eps"])
     return mu / nu / bias_correction(h["b1"], step, mu.dtype), (mu, nu)
+
+
+def adan(g: Tensor, state: Sequence[Tensor], step: Tensor, h: Mapping[str, Any]) -> Direction:
+    """Return Adan's direction; the formula is at `torchopt.transform.scale_by_adan`.
+
+    References:
+        X. Xie, P. Zhou, H. Li, Z. Lin, S. Yan, Adan: Adaptive Nesterov Momentum Algorithm for
+        Faster Optimizing Deep Models, 2022, https://arxiv.org/abs/2208.06677, Algorithm 1.
+    """
+    change = torch.where(step > 1, g - state[3], 0.0)
+    mu = moving_average(state[0], g, h["b1"])
+    delta = moving_average(state[1], change, h["b2"])
+    nu = moving_average(state[2], (g + h["b2"] * change).square(), h["b3"])
+    ahead = h["b2"] * delta / bias_correction(h["b2"], step, delta.dtype)
+    u = divide_by_root(
+        mu / bias_correction(h["b1"], step, mu.dtype) + ahead,
+        nu / bias_correction(h["b3"], step, nu.dtype),
+        h["eps"],
+    )
+    return u, (mu, delta, nu, g.clone())
 
 
 def rmsprop(g: Tensor, state: Sequence[Tensor], step: Tensor, h: Mapping[str, Any]) -> Direction:
