@@ -25,13 +25,16 @@ from torchopt.transform.scale import Scale
 from torchopt.transform.scale_by_adadelta import ScaleByAdadelta
 from torchopt.transform.scale_by_adam import ScaleByAdam, ScaleByFusedAdam
 from torchopt.transform.scale_by_adamax import ScaleByAdamax
+from torchopt.transform.scale_by_adan import ScaleByAdan
 from torchopt.transform.scale_by_amsgrad import ScaleByAmsgrad
 from torchopt.transform.scale_by_lion import ScaleByLion
+from torchopt.transform.scale_by_nadam import ScaleByNadam
 from torchopt.transform.scale_by_radam import ScaleByRAdam
 from torchopt.transform.scale_by_rms import ScaleByRms
 from torchopt.transform.scale_by_rss import ScaleByRss
 from torchopt.transform.scale_by_schedule import ScaleBySchedule
 from torchopt.transform.scale_by_stddev import ScaleByStdDev
+from torchopt.transform.scale_by_trust_ratio import ScaleByTrustRatio
 from torchopt.transform.trace import DampenedTrace, Trace
 from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
 
@@ -44,21 +47,26 @@ _ADAM = ("b1", "b2", "eps", "eps_root")
 _WITHOUT_EFFECT = {"moment_requires_grad", "initial_scale", "initial_accumulator_value"}
 
 # Rule class: (name of the fused rule, hyper-parameters, fields of the state, field of the step).
+# A hyper-parameter of the fused rule that the class does not have is 0.
 _DIRECTIONS: dict[type, tuple[str, tuple[str, ...], tuple[str, ...], str | None]] = {
     ScaleByAdam: ("adam", _ADAM, ("mu", "nu"), "count"),
     ScaleByFusedAdam: ("adam", _ADAM, ("mu", "nu"), "count"),
     ScaleByAdamax: ("adamax", ("b1", "b2", "eps"), ("mu", "nu"), "t"),
+    ScaleByAdan: (
+        "adan",
+        ("b1", "b2", "b3", "eps"),
+        ("mu", "delta", "nu", "previous"),
+        "count",
+    ),
+    ScaleByAmsgrad: ("amsgrad", ("b1", "b2", "eps"), ("mu", "nu", "nu_max"), "count"),
+    ScaleByLion: ("lion", ("b1", "b2"), ("mu",), None),
+    ScaleByNadam: ("nadam", ("b1", "b2", "eps", "momentum_decay"), ("mu", "nu"), "count"),
     ScaleByRAdam: ("radam", ("b1", "b2", "eps"), ("mu", "nu"), "t"),
     ScaleByAdadelta: ("adadelta", ("rho", "eps"), ("mu", "nu"), None),
     ScaleByRms: ("rmsprop", ("alpha", "eps"), ("nu",), None),
     ScaleByStdDev: ("rmsprop_centered", ("alpha", "eps"), ("mu", "nu"), None),
     ScaleByRss: ("adagrad", ("eps",), ("sum_of_squares",), None),
-    ScaleByAmsgrad: ("amsgrad", ("b1", "b2", "eps"), ("mu", "nu", "nu_max"), "count"),
-    ScaleByLion: ("lion", ("b1", "b2"), ("mu",), None),
 }
-
-# Hyper-parameters of kernels that the rules above do not have.
-_CONSTANTS = {"amsgrad": {"eps_root": 0.0}}
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,8 @@ class Recipe:
         maximize: Go up instead of down.
         states: Pairs (member, field) for each of the rule's states.
         step: (member, field) that counts the steps; None where the rule does not depend on it.
-        size: The number of members.
+        nadam: (member, stage) where the rule reads NAdam's product of momenta.
+        size: The number of members that the rule stands for, from the first on.
     """
 
     rule: str
@@ -83,6 +92,7 @@ class Recipe:
     maximize: bool
     states: tuple[tuple[int, str], ...]
     step: tuple[int, str] | None
+    nadam: tuple[int, ScaleByNadam] | None
     size: int
 
 
@@ -104,7 +114,7 @@ def _recipe(members: Sequence[GradientTransformation], penalty: type[LeafRule]) 
         return None
     hypers: dict[str, Any] = {"weight_decay": 0.0, "decoupled_weight_decay": 0.0}
     maximize = False
-    name, step = "sgd", None
+    name, step, nadam = "sgd", None, None
     states: tuple[tuple[int, str], ...] = ()
     schedules: list[tuple[int, Any]] = []
     i = 0
@@ -124,7 +134,9 @@ def _recipe(members: Sequence[GradientTransformation], penalty: type[LeafRule]) 
         name, keys, fields, counter = _DIRECTIONS[type(current())]
         if not _knows_all_fields(current(), keys):
             return None
-        hypers.update({key: getattr(current(), key) for key in keys}, **_CONSTANTS.get(name, {}))
+        hypers.update(dict.fromkeys(RULES[name].hypers, 0.0))
+        hypers.update({key: getattr(current(), key) for key in keys})
+        nadam = (i, current()) if name == "nadam" else None
         states = tuple((i, field) for field in fields)
         step = None if counter is None else (i, counter)
         i += 1
@@ -149,6 +161,9 @@ def _recipe(members: Sequence[GradientTransformation], penalty: type[LeafRule]) 
         hypers["decoupled_weight_decay"] = current().weight_decay
         i += 1
     last = current()
+    if type(last) is ScaleByTrustRatio and name != "sgd":
+        # The ratio needs the norms of whole tensors: what stands before it is the fused part.
+        return Recipe(name, hypers, -1.0, (), maximize, states, step, nadam, i)
     if i != len(rules) - 1:
         return None
     if type(last) is ScaleBySchedule and last.sign == -1.0:
@@ -158,7 +173,7 @@ def _recipe(members: Sequence[GradientTransformation], penalty: type[LeafRule]) 
         lr = -last.step_size
     else:
         return None
-    return Recipe(name, hypers, lr, tuple(schedules), maximize, states, step, len(rules))
+    return Recipe(name, hypers, lr, tuple(schedules), maximize, states, step, nadam, i + 1)
 
 
 @dataclass(frozen=True)
@@ -168,7 +183,8 @@ class FusedChain:
     Attributes:
         chain: The same stages one by one.
         single: Whether the state of `chain` is that of its one member.
-        recipe: How the stages are one rule.
+        recipe: How the first stages are one rule.
+        tail: The stages after those.
         backend: "reference": never native. "native": always, or an error. "auto": native for plain
             tensors that have kernels.
     """
@@ -176,6 +192,7 @@ class FusedChain:
     chain: GradientTransformation
     single: bool
     recipe: Recipe
+    tail: tuple[GradientTransformation, ...]
     backend: Backend
 
     def init(self, params: Any) -> Any:
@@ -207,15 +224,21 @@ class FusedChain:
             else flatten_up_to(spec, params, "update(updates, state, params=params)")
         )
         out: list[Any] = [None] * len(leaves)
-        roles = [list(role) for role in self._roles(members)]
+        roles = [list(role) for role in self._roles(members)]  # filled in below
+        advanced = self._advance(members, roles, present)
         for group in self._groups(members, present):
-            values, new_roles = self._run(leaves, members, param_leaves, group, inplace=inplace)
+            steps = self._steps(advanced, group)
+            values, new_roles = self._run(
+                leaves, members, param_leaves, group, steps, inplace=inplace
+            )
             for k, i in enumerate(group):
                 out[i] = values[k]
                 for role, new in zip(roles, new_roles):
                     role[i] = new[k]
-        members = self._advance(members, roles, present)
-        return tree_unflatten(spec, out), members[0] if self.single else members
+        for i, stage in enumerate(self.tail, self.recipe.size):
+            out, rest = stage.update(out, members[i], params=param_leaves, inplace=inplace)
+            advanced = (*advanced[:i], rest, *advanced[i + 1 :])
+        return tree_unflatten(spec, out), advanced[0] if self.single else advanced
 
     def step_(
         self, cache: StepCache, params: Sequence[Tensor], grads: list[Any], state: Any
@@ -227,6 +250,7 @@ class FusedChain:
         members = (state,) if self.single else tuple(state)
         if (
             self.backend == "reference"
+            or self.tail
             or torch.compiler.is_compiling()
             or not self._complete(members, len(params))
         ):
@@ -235,8 +259,7 @@ class FusedChain:
             # `count` compares objects first, so it is fast where all are the same one.
             if counts.count(counts[0]) != len(counts):
                 return False, state
-        hypers = {**self.recipe.hypers, "lr": self._lr(members, 0)}
-        numbers = {key: float(value) for key, value in hypers.items()}
+        numbers = {key: float(value) for key, value in self._hypers(members, 0).items()}
         present = range(len(params))
         advanced = self._advance(members, self._roles(members), present)
         steps = self._steps(advanced, present)
@@ -256,7 +279,7 @@ class FusedChain:
 
     def _complete(self, members: tuple[Any, ...], size: int) -> bool:
         """Return whether the state has the form the recipe was made for."""
-        return len(members) == self.recipe.size and all(
+        return len(members) == self.recipe.size + len(self.tail) and all(
             isinstance(role, list) and len(role) == size
             for role in (*self._roles(members), *self._count_lists(members))
         )
@@ -265,10 +288,14 @@ class FusedChain:
         return [getattr(members[i], field) for i, field in self.recipe.states]
 
     def _count_lists(self, members: tuple[Any, ...]) -> list[list[Any]]:
+        """Return what has to be the same for leaves that are served by one call."""
         where = [i for i, _ in self.recipe.schedules]
         if self.recipe.step is not None and self.recipe.step[1] == "count":
             where.append(self.recipe.step[0])
-        return [members[i].count for i in where]
+        lists = [members[i].count for i in where]
+        if self.recipe.nadam is not None:
+            lists.append(members[self.recipe.nadam[0]].mu_product)
+        return lists
 
     def _groups(self, members: tuple[Any, ...], present: list[int]) -> list[list[int]]:
         """Return the leaves that took the same number of steps."""
@@ -278,11 +305,14 @@ class FusedChain:
             groups.setdefault(tuple(id(counts[i]) for counts in lists), []).append(i)
         return list(groups.values())
 
-    def _lr(self, members: tuple[Any, ...], leaf: int) -> Any:
+    def _hypers(self, members: tuple[Any, ...], leaf: int) -> dict[str, Any]:
         lr = self.recipe.lr
         for i, schedule in self.recipe.schedules:
             lr = lr * schedule(members[i].count[leaf])
-        return lr
+        hypers = {**self.recipe.hypers, "lr": lr}
+        if self.recipe.nadam is not None:
+            hypers["mu_product"] = members[self.recipe.nadam[0]].mu_product[leaf]
+        return hypers
 
     def _steps(self, advanced: tuple[Any, ...], group: Sequence[int]) -> int | list[Tensor]:
         if self.recipe.step is None:
@@ -314,6 +344,15 @@ class FusedChain:
                 for k, value in zip(present, increment([counts[k] for k in present])):
                     new[k] = value
             changes.setdefault(i, {})["count"] = new
+        if self.recipe.nadam is not None:
+            i, stage = self.recipe.nadam
+            products = list(members[i].mu_product)
+            following = stage.multiply(
+                [products[k] for k in present], [changes[i]["count"][k] for k in present]
+            )
+            for k, value in zip(present, following):
+                products[k] = value
+            changes[i]["mu_product"] = products
         return tuple(
             member._replace(**changes[i]) if i in changes else member
             for i, member in enumerate(members)
@@ -345,20 +384,20 @@ class FusedChain:
         members: tuple[Any, ...],
         params: list[Any] | None,
         group: list[int],
+        steps: int | list[Tensor],
         *,
         inplace: bool,
     ) -> tuple[list[Tensor], list[list[Tensor]]]:
         recipe = self.recipe
         grads = [leaves[i] for i in group]
         states = [[role[i] for i in group] for role in self._roles(members)]
-        steps = self._steps(self._advance(members, self._roles(members), group), group)
         arguments = (
             recipe.rule,
             grads,
             states,
             None if params is None else [params[i] for i in group],
             steps,
-            {**recipe.hypers, "lr": self._lr(members, group[0])},
+            self._hypers(members, group[0]),
         )
         tensors = [x for role in (grads, *states) for x in role]
         hypers = [h for h in arguments[-1].values() if isinstance(h, Tensor)]
@@ -389,7 +428,9 @@ def fuse(
     penalty: type[LeafRule],
     backend: Backend,
 ) -> GradientTransformation:
-    """Return the flat `chain` of `members` as one native call where there is a fused rule for it.
+    """Return the flat `chain` of `members` with one native call where there is a fused rule for it.
+
+    Whatever follows the stages that are a rule, such as LAMB's trust ratio, runs stage by stage.
 
     Args:
         chain: What `chain.flat(*members)` returned.
@@ -401,7 +442,7 @@ def fuse(
     recipe = _recipe(kept, penalty)
     if recipe is None:
         return chain
-    fused = FusedChain(chain, len(kept) == 1, recipe, backend)
+    fused = FusedChain(chain, len(kept) == 1, recipe, tuple(kept[recipe.size :]), backend)
     return GradientTransformation(fused.init, fused.update)
 
 

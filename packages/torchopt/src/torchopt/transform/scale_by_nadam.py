@@ -48,6 +48,12 @@ class ScaleByNadam(LeafRule):
         exponent = count.to(torch.float64) * self.momentum_decay
         return self.b1 * (1 - 0.5 * torch.pow(torch.full_like(exponent, 0.96), exponent))
 
+    def multiply(self, products: list[Tensor], counts: list[Tensor]) -> list[Tensor]:
+        """Return each product times the momentum of its step, once for each distinct pair."""
+        return for_each_distinct(
+            lambda product, count: product * self._momentum(count), products, counts
+        )
+
     def init_leaves(self, params: list[Tensor]) -> ScaleByNadamState:
         """Return moments and counts of zero and products of one."""
         return ScaleByNadamState(
