@@ -6,132 +6,116 @@ Run it from the root of the repository: python -m benchmarks.torchopt.cpu_kernel
 All rivals run in one process, in turns, with the same malloc settings: freed memory is kept, so
 that nobody is timed by page faults. OpenMP threads sleep instead of spinning. Both are read when a
 process starts, so this program starts itself anew with them. Answers are checked before anything is
-timed. Reported: the median of the repetitions.
+timed. Printed: the least time of each rival; the median is in the JSON beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.machine import describe_machine
 from benchmarks.harness.process import KEEP_MEMORY
+from benchmarks.harness.results import RESULTS, new_result, write_result
 
-SIZES = {
+LAYOUTS: dict[str, list[tuple[int, ...]]] = {
     "10 x 1M": [(1000, 1000)] * 10,
     "1000 x 1k": [(1000,)] * 1000,
     "MLP, 6 tensors": [(64, 32), (64,), (64, 64), (64,), (10, 64), (10,)],
 }
+TINY: dict[str, list[tuple[int, ...]]] = {"3 x 10": [(10,)] * 3}
 ENVIRONMENT = {**KEEP_MEMORY, "OMP_WAIT_POLICY": "passive"}
 
 
-def median_ms(rivals: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Return the median time of each rival in milliseconds, the rivals taking turns."""
-    for run in rivals.values():
-        run()
-        run()
-    times: dict[str, list[float]] = {name: [] for name in rivals}
-    stop = time.perf_counter() + seconds
-    while time.perf_counter() < stop or len(next(iter(times.values()))) < 7:
-        for name, run in rivals.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(values) for name, values in times.items()}
-
-
-def print_table(title: str, times: dict[str, float], base: str) -> None:
-    """Print times, and how often each of them holds the time of `base`."""
-    print(f"\n{title}")
-    for name, value in times.items():
-        print(f"  {name:34s} {value:10.4f} ms   {value / times[base]:7.2f} x {base}")
-
-
-def main() -> None:
-    """Check, time and print."""
+def arguments_of(argv: list[str] | None) -> argparse.Namespace:
+    """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each table")
-    arguments = parser.parse_args()
-    if any(os.environ.get(key) != value for key, value in ENVIRONMENT.items()):
+    parser.add_argument("--out", type=Path, default=RESULTS / "cpu_kernels.json")
+    parser.add_argument("--dry-run", action="store_true", help="tiny tensors, nothing stored")
+    return parser.parse_args(argv)
+
+
+def measure(layouts: dict[str, list[tuple[int, ...]]], seconds: float) -> list[dict[str, Any]]:
+    """Check, time and print; return one cell for each layout, case and rival."""
+    import torch
+
+    from benchmarks.torchopt import kernel_rivals as rivals
+
+    cells: list[dict[str, Any]] = []
+
+    def table(layout: str, case: str, runs: dict[str, Any], floor: int | None, size: int) -> None:
+        times = rivals.take_turns(runs, seconds)
+        base = next(iter(times))
+        print(f"\n{case}, {layout}")
+        for name, time in times.items():
+            cell = {
+                "layout": layout,
+                "case": case,
+                "rival": name,
+                "seconds": time.least,
+                "median": time.median,
+                "times_native": time.least / times[base].least,
+            }
+            if floor is not None:
+                cell["gigabytes_per_second"] = 1e-9 * floor * size / time.least
+                triad = times.get("triad")
+                if triad is not None:
+                    cell["fraction_of_triad"] = floor * triad.least / (12 * time.least)
+            if name != "triad":
+                cells.append(cell)
+            print(
+                f"  {name:20s} {1e3 * time.least:10.4f} ms {cell['times_native']:8.2f} x {base}"
+                + (
+                    f"  {cell['fraction_of_triad']:6.2f} of triad"
+                    if "fraction_of_triad" in cell and name != "triad"
+                    else ""
+                )
+            )
+
+    for layout, shapes in layouts.items():
+        size = sum(torch.Size(s).numel() for s in shapes)
+        a, b, c = (torch.zeros(size) for _ in range(3))
+        triad = {"triad": lambda a=a, b=b, c=c: torch.add(a, b, alpha=2.0, out=c)}
+        steps = rivals.in_place_rivals(shapes, "cpu")
+        table(layout, "Adam in place", steps | triad, rivals.IN_PLACE_BYTES, size)
+        params = rivals.make_parameters(shapes, "cpu")
+        runs = {str(b): rivals.functional(params, b) for b in rivals.BACKENDS}
+        table(layout, "Adam functional", runs | triad, rivals.FUNCTIONAL_BYTES, size)
+        rivals.check_differentiated(params)
+        runs = {str(b): rivals.differentiated(params, b) for b in rivals.BACKENDS}
+        both = rivals.FUNCTIONAL_BYTES + rivals.BACKWARD_BYTES
+        table(layout, "Adam forward and backward", runs | triad, both, size)
+        counts = {str(b): rivals.count_operations(run) for b, run in runs.items()}
+        saved = 1 - counts["native"] / counts["reference"]
+        print(f"  operations: {counts}, {saved:.0%} fewer")
+        cells.append({"layout": layout, "case": "operations", **counts, "fewer": saved})
+    return cells
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Check, time, print and store."""
+    arguments = arguments_of(argv)
+    if argv is None and any(os.environ.get(key) != value for key, value in ENVIRONMENT.items()):
         command = [sys.executable, "-m", "benchmarks.torchopt.cpu_kernels", *sys.argv[1:]]
         os.execve(sys.executable, command, {**os.environ, **ENVIRONMENT})
 
     import torch
 
-    import torchopt
-    from torchopt.alias.fused import with_backend
-
     torch.set_num_threads(arguments.threads)
-    print("machine:", describe_machine())
-    print(f"torch {torch.__version__}, {arguments.threads} threads, {ENVIRONMENT}")
-
-    def make(shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        params = [torch.randn(s, generator=generator).requires_grad_() for s in shapes]
-        for p in params:
-            p.grad = torch.randn(p.shape, generator=generator)
-        return params
-
-    for label, shapes in SIZES.items():
-        twins = {
-            "torchopt native": lambda p: torchopt.Adam(p, lr=1e-3),
-            "torch fused": lambda p: torch.optim.Adam(p, lr=1e-3, fused=True),
-            "torch foreach": lambda p: torch.optim.Adam(p, lr=1e-3, foreach=True),
-            "torch for-loop": lambda p: torch.optim.Adam(p, lr=1e-3, foreach=False),
-        }
-        sets = {name: make(shapes) for name in twins}
-        steps = {name: twins[name](params).step for name, params in sets.items()}
-        for step in steps.values():
-            step()
-        for params in sets.values():
-            torch.testing.assert_close(params, sets["torch fused"], rtol=1e-5, atol=1e-6)
-        times = median_ms(steps, arguments.seconds)
-        print_table(f"Adam in place, {label}", times, "torchopt native")
-
-        elements = sum(p.numel() for p in sets["torch fused"])
-        a, b, c = (torch.zeros(elements) for _ in range(3))
-        triad = median_ms({"triad": partial(torch.add, a, b, alpha=2.0, out=c)}, 0.5)["triad"]
-        print(
-            f"  {28e-6 * elements / times['torchopt native']:.1f} GB/s of 28 B an element; "
-            f"triad of as many elements, 12 B each: {12e-6 * elements / triad:.1f} GB/s"
-        )
-
-        params = [p.detach() for p in sets["torch fused"]]
-        base = torchopt.adam(1e-3)
-
-        def functional(backend: Any, params: Any = params, base: Any = base) -> Callable[[], Any]:
-            t = with_backend(base, backend)
-            state = t.init(params)
-            grads = [p.sin() for p in params]
-            return lambda: t.update(grads, state, inplace=False)
-
-        times = median_ms({b: functional(b) for b in ("native", "reference")}, arguments.seconds)
-        print_table(f"Adam functional, not differentiated, {label}", times, "native")
-
-        def differentiated(
-            backend: Any, params: Any = params, base: Any = base
-        ) -> Callable[[], Any]:
-            t = with_backend(base, backend)
-            state = t.init(params)
-            grads = [p.sin().requires_grad_() for p in params]
-            ones = [torch.ones_like(p) for p in params]
-
-            def run() -> Any:
-                return torch.autograd.grad(t.update(grads, state, inplace=False)[0], grads, ones)
-
-            return run
-
-        runs = {b: differentiated(b) for b in ("native", "reference")}
-        torch.testing.assert_close(runs["native"](), runs["reference"](), rtol=1e-3, atol=1e-4)
-        times = median_ms(runs, arguments.seconds)
-        print_table(f"Adam forward and backward, {label}", times, "native")
+    settings = {"threads": arguments.threads, "environment": ENVIRONMENT}
+    versions = {"torch": torch.__version__, "torchopt": version("torchopt")}
+    result = new_result("cpu_kernels", {"versions": versions}, settings)
+    print("machine:", result["machine"])
+    print(versions, settings)
+    tiny = arguments.dry_run
+    result["cells"] = measure(TINY if tiny else LAYOUTS, 0.0 if tiny else arguments.seconds)
+    if not tiny:
+        write_result(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def test_gradcheck(device: str, name: str) -> None:
 def test_sanitizer_addresses_that_are_not_aligned(
     device: str, dtype: torch.dtype, offset: int
 ) -> None:
-    grads, states, params = make_inputs("adam", dtype, ((4097,),))
+    grads, states, _ = make_inputs("adam", dtype, ((4097,),))
     wide = [torch.zeros(4097 + offset, dtype=dtype, device=device) for _ in range(3)]
     for space, (x,) in zip(wide, (grads, *states)):
         space[offset:] = x.to(device)
