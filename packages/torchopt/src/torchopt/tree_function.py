@@ -6,6 +6,7 @@ autograd.Function.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,17 +17,19 @@ from torch.autograd import forward_ad
 from torchopt.errors import NotDifferentiableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 __all__ = [
     "Operation",
     "Rule",
+    "any_watched",
     "apply_operation",
     "apply_rule",
     "is_batched",
     "is_tracked",
     "is_transforming",
+    "is_watched",
     "max_over_batch",
 ]
 
@@ -74,6 +77,9 @@ class Operation:
 
         if self.vjp_kernel is None:
             return vjp_reference(*inputs, *cotangents, *constants)
+        if not any_watched((*inputs, *cotangents, *constants)):
+            with torch.no_grad():
+                return self.vjp_kernel(*inputs, *cotangents, *constants)
         derivative = Operation(self.vjp_kernel, None, vjp_reference, n + m)
         return apply_operation(derivative, *inputs, *cotangents, *constants)
 
@@ -178,6 +184,11 @@ def apply_operation(operation: Operation, *tensors: Tensor) -> Tensors:
         return operation.reference(*tensors)
     outputs: Tensors = _OperationFunction.apply(operation, *tensors)  # type: ignore[no-untyped-call]
     return outputs
+
+
+# torch asks for the signature of `forward` in every call, and works it out anew where it is not
+# stated: a third of the time of a call on small tensors.
+vars(_OperationFunction.forward)["__signature__"] = inspect.signature(_OperationFunction.forward)
 
 
 class Rule(Protocol):
@@ -320,6 +331,26 @@ def apply_rule(rule: Rule, *inputs: Tensor) -> Tensors:
     """Return the outputs of `rule`, differentiable to any order, batched and in forward mode."""
     outputs: Tensors = _RuleFunction.apply(rule, *inputs)  # type: ignore[no-untyped-call]
     return outputs
+
+
+def any_watched(tensors: Iterable[Tensor]) -> bool:
+    """Return whether a graph, a transform or a forward mode follows what happens to one of them."""
+    with_graph = torch.is_grad_enabled()
+    with_tangents = forward_ad._current_level >= 0
+    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    for x in tensors:
+        if (
+            (with_graph and x.requires_grad)
+            or is_wrapped(x)
+            or (with_tangents and forward_ad.unpack_dual(x).tangent is not None)
+        ):
+            return True
+    return False
+
+
+def is_watched(x: Tensor) -> bool:
+    """Return whether a graph, a transform or a forward mode follows what happens to `x`."""
+    return any_watched((x,))
 
 
 def is_transforming() -> bool:

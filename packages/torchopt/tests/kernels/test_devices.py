@@ -168,7 +168,7 @@ def test_sanitizer_step_in_place(device: str, name: str) -> None:
     hypers = all_hypers(name, DECAYED)
     updates, new = fused_update(name, grads, states, params, 2, hypers)
     want = [p + u for p, u in zip(params, updates)]
-    assert fused_step_(StepCache(), name, params, list(grads), states, 2, hypers)
+    assert fused_step_(StepCache(), name, params, list(grads), states, 2, list(hypers.values()))
     torch.testing.assert_close(params, want, rtol=1e-14, atol=1e-14)
     for role, expected in zip(states, new):
         assert all(torch.equal(a, b) for a, b in zip(role, expected))

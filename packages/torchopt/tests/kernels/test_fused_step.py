@@ -184,7 +184,7 @@ def test_layouts_that_cannot_be_stepped_in_one_pass_are_still_stepped() -> None:
 def test_shared_memory_is_not_stepped_in_parallel() -> None:
     p = torch.ones(4)
     cache = StepCache()
-    hypers = {"lr": 1.0, "weight_decay": 0.0, "decoupled_weight_decay": 0.0}
+    hypers = (1.0, 0.0, 0.0)  # lr and both decays
     assert not fused_step_(cache, "sgd", [p, p], [torch.ones(4)] * 2, [], 1, hypers)
     assert p.tolist() == [1.0] * 4
     assert fused_step_(cache, "sgd", [p], [torch.ones(4)], [], 1, hypers)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from torch.autograd import forward_ad
 from torchopt.base import GradientTransformation, identity
 from torchopt.errors import KernelUnavailableError
 from torchopt.kernels.fused_step import StepCache, fused_step_
-from torchopt.kernels.fused_update import fused_update, fused_update_, is_watched
+from torchopt.kernels.fused_update import fused_update, fused_update_
 from torchopt.kernels.registry import explain_unavailable
 from torchopt.kernels.rules import RULES
 from torchopt.transform.add_decayed_weights import AddDecayedWeights
@@ -37,6 +38,7 @@ from torchopt.transform.scale_by_stddev import ScaleByStdDev
 from torchopt.transform.scale_by_trust_ratio import ScaleByTrustRatio
 from torchopt.transform.trace import DampenedTrace, Trace
 from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
+from torchopt.tree_function import any_watched
 
 __all__ = ["Backend", "FusedChain", "fuse", "step_inplace", "with_backend"]
 
@@ -94,6 +96,22 @@ class Recipe:
     step: tuple[int, str] | None
     nadam: tuple[int, ScaleByNadam] | None
     size: int
+
+    @functools.cached_property
+    def counted(self) -> tuple[int, ...]:
+        """The members that count the steps of each leaf."""
+        counted = [i for i, _ in self.schedules]
+        if self.step is not None and self.step[1] == "count":
+            counted.append(self.step[0])
+        return tuple(dict.fromkeys(counted))
+
+    @functools.cached_property
+    def numbers(self) -> tuple[float, ...] | None:
+        """All hyper-parameters in the order of the kernels, None where one of them may change."""
+        hypers = {**self.hypers, "lr": self.lr}
+        if self.schedules or self.nadam or any(isinstance(h, Tensor) for h in hypers.values()):
+            return None
+        return tuple(float(hypers[name]) for name in RULES[self.rule].all_hypers)
 
 
 def _rule_of(member: GradientTransformation) -> LeafRule | None:
@@ -247,35 +265,39 @@ class FusedChain:
 
         Call it without gradients enabled.
         """
+        if self.backend == "reference" or self.tail or torch.compiler.is_compiling():
+            return False, state
         members = (state,) if self.single else tuple(state)
-        if (
-            self.backend == "reference"
-            or self.tail
-            or torch.compiler.is_compiling()
-            or not self._complete(members, len(params))
-        ):
+        # A state that the last step returned has the form it was made in.
+        if state is not cache.state and not self._complete(members, len(params)):
             return False, state
         for counts in self._count_lists(members):
             # `count` compares objects first, so it is fast where all are the same one.
             if counts.count(counts[0]) != len(counts):
                 return False, state
-        numbers = {key: float(value) for key, value in self._hypers(members, 0).items()}
-        present = range(len(params))
-        advanced = self._advance(members, self._roles(members), present)
-        steps = self._steps(advanced, present)
+        advanced = self._advance(members, None, range(len(params)), together=True)
         done = fused_step_(
             cache,
             self.recipe.rule,
             params,
             grads,
             self._roles(members),
-            steps,
-            numbers,
+            self._steps(advanced, range(len(params))),
+            self._numbers(members),
             maximize=self.recipe.maximize,
         )
         if not done:
             return False, state
-        return True, advanced[0] if self.single else advanced
+        cache.state = advanced[0] if self.single else advanced
+        return True, cache.state
+
+    def _numbers(self, members: tuple[Any, ...]) -> Sequence[float]:
+        """Return the hyper-parameters in the order of the kernels."""
+        constant = self.recipe.numbers
+        if constant is not None:
+            return constant
+        hypers = self._hypers(members, 0)
+        return [float(hypers[name]) for name in RULES[self.recipe.rule].all_hypers]
 
     def _complete(self, members: tuple[Any, ...], size: int) -> bool:
         """Return whether the state has the form the recipe was made for."""
@@ -289,10 +311,7 @@ class FusedChain:
 
     def _count_lists(self, members: tuple[Any, ...]) -> list[list[Any]]:
         """Return what has to be the same for leaves that are served by one call."""
-        where = [i for i, _ in self.recipe.schedules]
-        if self.recipe.step is not None and self.recipe.step[1] == "count":
-            where.append(self.recipe.step[0])
-        lists = [members[i].count for i in where]
+        lists = [members[i].count for i in self.recipe.counted]
         if self.recipe.nadam is not None:
             lists.append(members[self.recipe.nadam[0]].mu_product)
         return lists
@@ -322,22 +341,30 @@ class FusedChain:
         return value - 1 if field == "t" else [value[i] for i in group]
 
     def _advance(
-        self, members: tuple[Any, ...], roles: Sequence[list[Any]], present: Sequence[int]
+        self,
+        members: tuple[Any, ...],
+        roles: Sequence[list[Any]] | None,
+        present: Sequence[int],
+        *,
+        together: bool = False,
     ) -> tuple[Any, ...]:
-        """Return the members with new roles and with one step more for the leaves in `present`."""
+        """Return the members with one step more for the leaves in `present`.
+
+        Args:
+            members: State of each member.
+            roles: What replaces the rule's states; None: they stay.
+            present: Indices of leaves.
+            together: Whether these are all leaves, and all counts of a member are one tensor.
+        """
         changes: dict[int, dict[str, Any]] = {}
-        for (i, field), role in zip(self.recipe.states, roles):
+        for (i, field), role in zip(self.recipe.states, roles or ()):
             changes.setdefault(i, {})[field] = role
-        counted = {i for i, _ in self.recipe.schedules}
-        if self.recipe.step is not None:
-            i, field = self.recipe.step
-            if field == "t":
-                changes[i]["t"] = members[i].t + 1
-            else:
-                counted.add(i)
-        for i in counted:
+        if self.recipe.step is not None and self.recipe.step[1] == "t":
+            i = self.recipe.step[0]
+            changes.setdefault(i, {})["t"] = members[i].t + 1
+        for i in self.recipe.counted:
             counts = members[i].count
-            if len(present) == len(counts) and counts.count(counts[0]) == len(counts):
+            if together or (len(present) == len(counts) and counts.count(counts[0]) == len(counts)):
                 new: list[Any] = [counts[0] + 1] * len(counts)
             else:
                 new = list(counts)
@@ -353,10 +380,10 @@ class FusedChain:
             for k, value in zip(present, following):
                 products[k] = value
             changes[i]["mu_product"] = products
-        return tuple(
-            member._replace(**changes[i]) if i in changes else member
-            for i, member in enumerate(members)
-        )
+        advanced = list(members)
+        for i, change in changes.items():
+            advanced[i] = members[i]._replace(**change)
+        return tuple(advanced)
 
     def _suits(self, leaves: list[Any], members: tuple[Any, ...], present: list[int]) -> bool:
         """Return whether native calls serve these leaves: plain tensors that have kernels."""
@@ -399,13 +426,14 @@ class FusedChain:
             steps,
             self._hypers(members, group[0]),
         )
-        tensors = [x for role in (grads, *states) for x in role]
-        hypers = [h for h in arguments[-1].values() if isinstance(h, Tensor)]
-        if params is not None:
-            hypers.extend(params[i] for i in group)
-        free = not any(is_watched(x) for x in (*tensors, *hypers))
-        if inplace and free and all(x.is_contiguous() for x in tensors):
-            return fused_update_(*arguments, maximize=recipe.maximize), states
+        if inplace:
+            tensors = [x for role in (grads, *states) for x in role]
+            others = [h for h in arguments[-1].values() if isinstance(h, Tensor)]
+            if params is not None:
+                others.extend(params[i] for i in group)
+            free = not any_watched((*tensors, *others))
+            if free and all(x.is_contiguous() for x in tensors):
+                return fused_update_(*arguments, maximize=recipe.maximize), states
         updates, new = fused_update(*arguments, maximize=recipe.maximize)
         if inplace:
             new = [

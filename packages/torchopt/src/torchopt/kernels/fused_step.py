@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from torchopt import _C
-from torchopt.kernels.fused_update import bump_versions, is_watched
+from torchopt.kernels.fused_update import bump_versions
 from torchopt.kernels.registry import DTYPE_CODES, explain_unavailable, placement
-from torchopt.kernels.rules import RULES
+from torchopt.tree_function import is_watched
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 
 __all__ = ["StepCache", "fused_step_"]
@@ -25,6 +25,9 @@ class StepCache:
 
     Each step compares it with the tensors, so it is never wrong, only sometimes of no use. It is
     not part of the state of an optimizer: a copy of it is empty.
+
+    Attributes:
+        state: What the caller's last step returned, for the caller.
     """
 
     def __init__(self) -> None:
@@ -33,6 +36,7 @@ class StepCache:
         self.states: tuple[list[Tensor], ...] = ()
         self.written: list[Tensor] = []
         self.plan: _C.StepPlan | None = None
+        self.state: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StepCache:
         return StepCache()
@@ -95,7 +99,7 @@ def fused_step_(
     grads: list[Any],
     states: Sequence[list[Tensor]],
     steps: int | list[Tensor],
-    hypers: Mapping[str, float],
+    hypers: Sequence[float],
     *,
     maximize: bool = False,
 ) -> bool:
@@ -113,16 +117,15 @@ def fused_step_(
         grads: A gradient or None for each parameter.
         states: For each of the rule's states, one tensor for each parameter.
         steps: The number of this step, from 1: one for all, or a 0-dim int64 tensor for each.
-        hypers: A number for each of `rules.RULES[rule].all_hypers`.
+        hypers: A number for each of `rules.RULES[rule].all_hypers`, in their order.
         maximize: Go up instead of down.
     """
     if not cache.fits(rule, params, states) and not cache.renew(rule, params, states):
         return False
-    numbers = [hypers[name] for name in RULES[rule].all_hypers]
     for _ in range(2):
         device, stream = placement(params[0])
         if cache.plan is not None and cache.plan.run(
-            grads, steps, numbers, maximize, torch.get_num_threads(), device, stream
+            grads, steps, hypers, maximize, torch.get_num_threads(), device, stream
         ):
             bump_versions(cache.written)
             return True

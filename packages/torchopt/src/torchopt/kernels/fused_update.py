@@ -8,32 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from torchopt import _C
 from torchopt.kernels.registry import DTYPE_CODES, check_fused, placement
 from torchopt.kernels.rules import RULES, FusedRule, reference_update
-from torchopt.tree_function import Operation, apply_operation
+from torchopt.tree_function import Operation, any_watched, apply_operation, is_watched
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-__all__ = ["bump_versions", "fused_update", "fused_update_", "is_watched"]
-
-
-def is_watched(x: Tensor) -> bool:
-    """Return whether a graph, a transform or a forward mode follows what happens to `x`."""
-    return (
-        (x.requires_grad and torch.is_grad_enabled())
-        or torch._C._functorch.is_functorch_wrapped_tensor(x)
-        or forward_ad.unpack_dual(x).tangent is not None
-    )
+__all__ = ["bump_versions", "fused_update", "fused_update_"]
 
 
 def _dense(x: Tensor) -> Tensor:
     """Return `x` as the kernels read it: contiguous, with no pending negation."""
-    return x.resolve_neg().contiguous()
+    return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
 
 
 @dataclass(frozen=True)
@@ -334,7 +324,7 @@ def fused_update(
     flat = [*grads, *(x for role in states for x in role), *read, *tensor_hypers, *constants]
     if torch.compiler.is_compiling():
         outputs = call.reference(*flat)  # the compiler fuses the plain statement itself
-    elif any(is_watched(x) for x in flat):
+    elif any_watched(flat):
         operation = Operation(call.value, call.vjp, call.reference, call.num_inputs)
         outputs = apply_operation(operation, *flat)
     else:
