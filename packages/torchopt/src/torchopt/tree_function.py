@@ -27,6 +27,7 @@ __all__ = [
     "apply_operation",
     "apply_rule",
     "is_batched",
+    "is_traced",
     "is_tracked",
     "is_transforming",
     "is_watched",
@@ -351,6 +352,15 @@ def any_watched(tensors: Iterable[Tensor]) -> bool:
 def is_watched(x: Tensor) -> bool:
     """Return whether a graph, a transform or a forward mode follows what happens to `x`."""
     return any_watched((x,))
+
+
+def is_traced() -> bool:
+    """Return whether operations are recorded to be run later: a kernel call would not be."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or torch.jit.is_tracing()
+    )
 
 
 def is_transforming() -> bool:

@@ -17,7 +17,7 @@ from torchopt.base import GradientTransformation, identity
 from torchopt.errors import KernelUnavailableError
 from torchopt.kernels.fused_step import StepCache, fused_step_
 from torchopt.kernels.fused_update import fused_update, fused_update_
-from torchopt.kernels.registry import explain_unavailable
+from torchopt.kernels.registry import PLAIN, explain_unavailable
 from torchopt.kernels.rules import RULES
 from torchopt.transform.add_decayed_weights import AddDecayedWeights
 from torchopt.transform.base import LeafRule
@@ -38,7 +38,7 @@ from torchopt.transform.scale_by_stddev import ScaleByStdDev
 from torchopt.transform.scale_by_trust_ratio import ScaleByTrustRatio
 from torchopt.transform.trace import DampenedTrace, Trace
 from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
-from torchopt.tree_function import any_watched
+from torchopt.tree_function import any_watched, is_traced
 
 __all__ = ["Backend", "FusedChain", "fuse", "step_inplace", "with_backend"]
 
@@ -221,7 +221,7 @@ class FusedChain:
         self, updates: Any, state: Any, *, params: Any | None = None, inplace: bool = True
     ) -> tuple[Any, Any]:
         """Return the updates and the next state; see `GradientTransformation`."""
-        if self.backend == "reference" or torch.compiler.is_compiling():
+        if self.backend == "reference" or is_traced():
             return self.chain.update(updates, state, params=params, inplace=inplace)
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
         members = (state,) if self.single else tuple(state)
@@ -265,7 +265,7 @@ class FusedChain:
 
         Call it without gradients enabled.
         """
-        if self.backend == "reference" or self.tail or torch.compiler.is_compiling():
+        if self.backend == "reference" or self.tail or is_traced():
             return False, state
         members = (state,) if self.single else tuple(state)
         # A state that the last step returned has the form it was made in.
@@ -394,6 +394,8 @@ class FusedChain:
         ):
             return False
         wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+        if any(type(x) not in PLAIN for role in (grads, *roles) for x in role if x is not None):
+            return False
         if any(map(wrapped, grads)) or _any_dual(grads):
             return False
         for role in roles:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from torchopt import _C
 from torchopt.kernels.registry import DTYPE_CODES, check_fused, placement
 from torchopt.kernels.rules import RULES, FusedRule, reference_update
-from torchopt.tree_function import Operation, any_watched, apply_operation, is_watched
+from torchopt.tree_function import Operation, any_watched, apply_operation, is_traced, is_watched
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -322,8 +323,8 @@ def fused_update(
     if not grads:
         return [], [[] for _ in states]
     flat = [*grads, *(x for role in states for x in role), *read, *tensor_hypers, *constants]
-    if torch.compiler.is_compiling():
-        outputs = call.reference(*flat)  # the compiler fuses the plain statement itself
+    if is_traced() or any(isinstance(x, FakeTensor) for x in flat):
+        outputs = call.reference(*flat)  # a compiler fuses the plain statement itself
     elif any_watched(flat):
         operation = Operation(call.value, call.vjp, call.reference, call.num_inputs)
         outputs = apply_operation(operation, *flat)
@@ -364,6 +365,15 @@ def fused_update_(
                     f"fused {name}: expected states that are contiguous and outside of any graph "
                     "to write to; use fused_update."
                 )
+    if is_traced() or any(isinstance(g, FakeTensor) for g in grads):
+        with torch.no_grad():
+            updates, new = fused_update(
+                name, grads, states, params, steps, numbers, maximize=maximize
+            )
+            for old, value in zip(states, new):
+                for x, y in zip(old, value):
+                    x.copy_(y)
+        return updates
     roles = [[_dense(g.detach()) for g in grads], *map(list, states)]
     if read:
         roles.append([_dense(p.detach()) for p in read])

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from torchopt import _C
 from torchopt.errors import KernelUnavailableError
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-__all__ = ["DTYPE_CODES", "check_fused", "explain_unavailable", "placement"]
+__all__ = ["DTYPE_CODES", "PLAIN", "check_fused", "explain_unavailable", "placement"]
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 """The codes of `Dtype` in csrc/launch/tensors.h."""
+
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""The types whose memory holds their elements; that of a subclass may hold anything."""
 
 
 def explain_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -49,6 +54,8 @@ def check_fused(tensors: Sequence[Tensor]) -> None:
         reason = explain_unavailable(x.device, x.dtype)
         if reason is None and x.layout is not torch.strided:
             reason = f"the fused kernels serve dense tensors, got {x.layout}"
+        if reason is None and not (type(x) in PLAIN or isinstance(x, FakeTensor)):
+            reason = f"the fused kernels serve plain tensors, got a {type(x).__name__}"
         if reason is not None:
             raise KernelUnavailableError(
                 f"the fused kernel was asked for, but {reason}; "

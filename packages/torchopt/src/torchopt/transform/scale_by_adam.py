@@ -16,6 +16,7 @@ from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import increment, zero_counts
 from torchopt.transform.trace import zeros_like
 from torchopt.transform.validate import check_at_least_zero, check_fraction
+from torchopt.tree_function import is_traced
 
 __all__ = ["ScaleByAdamState", "scale_by_accelerated_adam", "scale_by_adam"]
 
@@ -89,7 +90,7 @@ class ScaleByFusedAdam(ScaleByAdam):
 
 def _plain(*roles: list[Tensor]) -> bool:
     """Return whether the native call may write to these tensors: nothing watches them."""
-    if torch.compiler.is_compiling():
+    if is_traced():
         return False
     return all(
         x.is_contiguous()
