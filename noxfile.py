@@ -157,16 +157,51 @@ def sanitize(session: nox.Session) -> None:
     ignore = shutil.ignore_patterns("_C*.so", "__pycache__")
     shutil.copytree(OPTREE / "src" / "optree", site / "optree", ignore=ignore)
     run(session, "cmake", "--install", build, "--prefix", site)
+    _run_instrumented(session, site, session.posargs or ["packages/optree/tests"])
+
+
+def _run_instrumented(session: nox.Session, site: Path, arguments: list[str]) -> None:
+    """Run tests with the packages in `site`, which sanitizers instrument."""
     libraries = [
         subprocess.check_output(["gcc", f"-print-file-name={name}"], text=True).strip()
         for name in ("libasan.so", "libstdc++.so.6")
     ]
     # -S: without .pth files the editable install cannot shadow the instrumented extension.
     purelib = sysconfig.get_path("purelib", vars={"base": str(ROOT / ".venv")})
-    arguments = session.posargs or ["packages/optree/tests"]
     run(session, PYTHON, "-S", "-m", "pytest", "-p", "no:cacheprovider", *arguments, **QUIET,
         PYTHONPATH=os.pathsep.join([str(site), purelib]), PYTHONMALLOC="malloc",
         LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0")  # fmt: skip
+
+
+KERNEL_TESTS = ("test_fuzz.py", "test_devices.py", "test_fused_update.py", "test_fused_step.py")
+
+
+@nox.session
+def sanitize_kernels(session: nox.Session) -> None:
+    """Run torchopt's kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    build = BUILD / "sanitize-kernels"
+    site = build / "site"
+    pybind11 = subprocess.check_output([PYTHON, "-m", "pybind11", "--cmakedir"], text=True).strip()
+    # -O0: checks of every operation keep the optimizer busy for minutes a rule.
+    flags = "-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
+    run(session, "cmake", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Debug", "--log-level=WARNING",
+        f"-DCMAKE_CXX_FLAGS_DEBUG={flags}", "-DTORCHOPT_CUDA=OFF", "-DTORCHOPT_TESTS=ON",
+        f"-DPython_EXECUTABLE={PYTHON}", f"-Dpybind11_DIR={pybind11}", "-S", TORCHOPT,
+        "-B", build)  # fmt: skip
+    run(session, "cmake", "--build", build, "--parallel", "2", "--", "--quiet")
+    run(session, "ctest", "--test-dir", build, "--output-on-failure", "--no-tests=error",
+        ASAN_OPTIONS="detect_leaks=0")  # fmt: skip
+    shutil.rmtree(site, ignore_errors=True)
+    purelib = Path(sysconfig.get_path("purelib", vars={"base": str(ROOT / ".venv")}))
+    ignore = shutil.ignore_patterns("_C*.so", "__pycache__")
+    for package in (OPTREE, TORCHOPT):
+        shutil.copytree(package / "src" / package.name, site / package.name, ignore=ignore)
+    for extension in (purelib / "optree").glob("_C*.so"):
+        shutil.copy2(extension, site / "optree")
+    run(session, "cmake", "--install", build, "--prefix", site)
+    # A compiler is started by some tests: it is no part of what is looked at.
+    tests = [f"packages/torchopt/tests/kernels/{name}" for name in KERNEL_TESTS]
+    _run_instrumented(session, site, session.posargs or [*tests, "-k", "not compiles"])
 
 
 @nox.session

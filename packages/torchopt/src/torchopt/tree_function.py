@@ -359,7 +359,7 @@ def is_traced() -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
     )
 
 
