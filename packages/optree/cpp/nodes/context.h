@@ -55,7 +55,9 @@ class Context {
         if (type == &PyDict_Type) return Kind::dict;
         if (type == &PyList_Type) return Kind::list;
         if (type == none_type_) return Kind::none;
-        const Seen& seen = seen_[seen_index(type)];
+        if (type == &PyODict_Type) return Kind::ordereddict;
+        const Seen* set = seen_ + seen_index(type);
+        const Seen& seen = set[0].type == type ? set[0] : set[1];
         if (seen.type == type && (seen.kind != Kind::namedtuple || PyTuple_Check(object))) {
             return seen.kind;
         }
@@ -95,17 +97,16 @@ class Context {
         PyTypeObject* type = nullptr;
         Kind kind{};
     };
+    // The first of the two places for a class.
     static std::size_t seen_index(const PyTypeObject* type) noexcept {
         const auto bits = reinterpret_cast<std::uintptr_t>(type);
-        return ((bits >> 4) ^ (bits >> 8) ^ (bits >> 12)) % kSeen;
+        return ((bits >> 4) ^ (bits >> 8) ^ (bits >> 12)) % kSeen & ~std::size_t{1};
     }
 
     OPTREE_NOINLINE Kind classify_rest(PyTypeObject* type, Registration*& registration) {
         PyObject* cls = reinterpret_cast<PyObject*>(type);
         Kind kind = Kind::leaf;
-        if (type == &PyODict_Type) {
-            kind = Kind::ordereddict;
-        } else if (cls == state.defaultdict_type.get()) {
+        if (cls == state.defaultdict_type.get()) {
             kind = Kind::defaultdict;
         } else if (cls == state.deque_type.get()) {
             kind = Kind::deque;
@@ -122,7 +123,9 @@ class Context {
             }
         }
         if (kind == Kind::leaf) last_leaf_ = type;
-        seen_[seen_index(type)] = {type, kind};
+        Seen* set = seen_ + seen_index(type);
+        set[1] = set[0];
+        set[0] = {type, kind};
         return kind;
     }
 
