@@ -953,3 +953,27 @@ def test_broadcast_reports_the_rightmost_mismatch() -> None:
         a.broadcast_to_common_suffix(b)
     with pytest.raises(ValueError, match=r"expected type: list, got: tuple\."):
         b.broadcast_to_common_suffix(a)
+
+
+def test_structures_made_apart_are_compared_by_their_keys() -> None:
+    keys = [f"key{i}" for i in range(50)]
+
+    def structure(names: list[str]) -> Any:
+        # New string objects, so that nothing is known of the keys.
+        return optree.tree_structure({"".join(list(name)): 0 for name in names})
+
+    alike = [structure(keys), structure(keys), structure(keys[::-1]), structure(keys)]
+    other = structure([*keys[:-1], "other"])
+    # The first comparison is remembered; no later one may differ from it.
+    for _ in range(3):
+        for one in alike:
+            assert all(one == two and hash(one) == hash(two) for two in alike)
+            assert one != other
+            assert other != one
+    with optree.dict_insertion_ordered(True, namespace="apart"):
+        forward, backward = (
+            optree.tree_structure(dict.fromkeys(order, 0), namespace="apart")
+            for order in (keys, keys[::-1])
+        )
+    for _ in range(2):
+        assert forward != backward

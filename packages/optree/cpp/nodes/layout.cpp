@@ -48,6 +48,7 @@ Ref fill_layout(PyTypeObject* type, PyObject* const* inserted, std::size_t size,
     layout->atomic = true;
     layout->sorted = sorted;
     new (&layout->hash) std::atomic<std::uint64_t>(0);
+    new (&layout->group) std::atomic<std::uint64_t>(0);
     new (&layout->prototype) std::atomic<PyObject*>(nullptr);
     PyObject** own = layout->inserted;
     layout->keys = order != nullptr ? own + size : own;
@@ -441,12 +442,31 @@ Ref layout_keys(const KeyLayout* layout) {
     return list;
 }
 
+namespace {
+
+// Remembers that two layouts have equal keys, which stay so. Whoever is ever given a group's number
+// equals all that were given it, whatever the order in which threads get here.
+void join_group(const KeyLayout* a, const KeyLayout* b, std::uint64_t group) noexcept {
+    static std::atomic<std::uint64_t> last{0};
+    if (group == 0) {
+        group = a->group.load(std::memory_order_relaxed);
+        if (group == 0) group = ++last;
+        b->group.store(group, std::memory_order_relaxed);
+    }
+    a->group.store(group, std::memory_order_relaxed);
+}
+
+}  // namespace
+
 bool same_keys(const KeyLayout* a, const KeyLayout* b) {
     if (a == b) return true;
     if (a->size != b->size) return false;
+    const std::uint64_t group = b->group.load(std::memory_order_relaxed);
+    if (group != 0 && a->group.load(std::memory_order_relaxed) == group) return true;
     for (std::uint32_t i = 0; i < a->size; ++i) {
         if (!equal(a->keys[i], b->keys[i])) return false;
     }
+    if (a->atomic && b->atomic) join_group(a, b, group);
     return true;
 }
 

@@ -25,6 +25,8 @@ struct KeyLayout {
         hash;  // of the keys in traversal order, if `atomic`; 0: not computed
     std::atomic<PyObject*>
         prototype;  // owned: a dict of the keys in insertion order, to copy; or null
+    mutable std::atomic<std::uint64_t>
+        group;  // layouts of one group have equal keys in the same order; 0: none known
     std::uint32_t* position;
     PyObject** keys;        // borrowed from `inserted`
     PyObject* inserted[1];  // owned; more follow
