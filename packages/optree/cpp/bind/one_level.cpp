@@ -3,19 +3,11 @@
 // these too where TorchDynamo traces it. Pays for 4x of one-level flatten (benchmarks/optree).
 #include "bind/one_level.h"
 
-#include <cstring>
-
 #include "nodes/context.h"
 #include "nodes/dict.h"
 
 namespace optree {
 namespace {
-
-Ref tuple_of(PyObject* const* items, std::size_t size) {
-    Ref tuple = checked(PyTuple_New(static_cast<Py_ssize_t>(size)));
-    for (std::size_t i = 0; i < size; ++i) tuple_items(tuple.get())[i] = compat::new_ref(items[i]);
-    return tuple;
-}
 
 Ref indices(Py_ssize_t size) {
     Ref tuple = checked(PyTuple_New(size));

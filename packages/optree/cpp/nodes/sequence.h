@@ -26,6 +26,13 @@ inline PyObject* new_plain_tuple(PyTypeObject* type, Py_ssize_t count) noexcept 
     return made;
 }
 
+// A tuple of more references to `items`.
+inline Ref tuple_of(PyObject* const* items, std::size_t count) {
+    Ref tuple = checked(PyTuple_New(static_cast<Py_ssize_t>(count)));
+    for (std::size_t i = 0; i < count; ++i) tuple_items(tuple.get())[i] = compat::new_ref(items[i]);
+    return tuple;
+}
+
 // A tuple that takes over the references to `children`; null with the references dropped on error.
 inline PyObject* steal_into_tuple(PyObject** children, std::size_t count) noexcept {
     PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(count));

@@ -6,15 +6,7 @@
 namespace optree {
 namespace {
 
-Ref tuple_of(ObjectStack& edges) {
-    Ref path = checked(PyTuple_New(static_cast<Py_ssize_t>(edges.size())));
-    for (std::size_t i = 0; i < edges.size(); ++i) {
-        PyTuple_SET_ITEM(path.get(), static_cast<Py_ssize_t>(i), compat::new_ref(edges[i]));
-    }
-    return path;
-}
-
-// The same; takes over the reference to the last edge.
+// The edges as a tuple; takes over the reference to the last one.
 Ref tuple_with_last(ObjectStack& edges) {
     const std::size_t size = edges.size();
     Ref path = checked(PyTuple_New(static_cast<Py_ssize_t>(size)));
@@ -99,7 +91,7 @@ class EntryMaker {
 
     Ref accessor(ObjectStack& edges) const {
         if (!plain_tuple_) {
-            const Ref path = tuple_of(edges);
+            const Ref path = tuple_of(edges.data(), edges.size());
             return checked(PyObject_CallOneArg(accessor_.get(), path.get()));
         }
         auto* type = reinterpret_cast<PyTypeObject*>(accessor_.get());
