@@ -30,7 +30,7 @@ class NotDifferentiableError(TorchOptError, RuntimeError):
 
 
 class MismatchError(TorchOptError, ValueError):
-    """Tensors that should belong together differ in shape or device.
+    """Tensors that should belong together differ in shape or device, or do not hold fractions.
 
     Attributes:
         leaf: Which leaf of the tree it is about, from 0.

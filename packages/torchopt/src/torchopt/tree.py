@@ -45,10 +45,16 @@ def flatten_up_to(spec: PyTreeSpec, tree: Any, what: str) -> list[Any]:
     try:
         return spec.flatten_up_to(tree)
     except (ValueError, TypeError) as error:
+        # optree says the place in a note, where Python has notes (3.11).
+        parts = [str(error).removesuffix(".") + ".", *getattr(error, "__notes__", [])]
         raise ValueError(
-            f"{what}: expected a tree like {spec}, got one that differs from it: {error}. "
-            "Pass trees that were mapped from one another.",
+            f"{what}: expected a tree like {_shortened(str(spec))}, got one that differs from it: "
+            f"{' '.join(parts)} Pass trees that were mapped from one another.",
         ) from error
+
+
+def _shortened(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
 
 
 def located(error: MismatchError, spec: PyTreeSpec) -> MismatchError:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from optimizers import ROWS
@@ -65,6 +67,36 @@ def test_trees_that_differ_name_the_keys() -> None:
             stepped(torchopt.adam(), params, grads)
         with pytest.raises(ValueError, match=r"apply_updates\(params, updates\): expected a tree"):
             torchopt.apply_updates(params, grads)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+def test_trees_that_differ_name_the_place() -> None:
+    params = {"layers": [{"w": torch.ones(2)} for _ in range(100)]}
+    grads = {"layers": [{"w": torch.ones(2)} for _ in range(99)] + [{"v": torch.ones(2)}]}
+    with pytest.raises(ValueError, match=r"The trees differ at \$\['layers'\]\[99\]\.") as caught:
+        torchopt.apply_updates(params, grads)
+    assert len(str(caught.value)) < 700  # not the whole structure
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"sgd"}))
+def test_integer_gradients_are_refused(name: str) -> None:
+    optimizer = OPTIMIZERS[name]
+    params = {"w": torch.ones(2), "counts": [torch.ones(2, dtype=torch.int64)]}
+    state = optimizer.init(params)
+    with pytest.raises(MismatchError, match=r"at \$\['counts'\]\[0\]: .* got torch\.int64"):
+        stepped(optimizer, params, params, state)
+    grads = {"w": torch.ones(2), "counts": [None]}
+    updates, _ = optimizer.update(grads, state, params=params, inplace=False)
+    assert updates["counts"] == [None]
+
+
+def test_hyper_parameters_that_are_no_numbers() -> None:
+    for make in (torchopt.adam, torchopt.sgd, torchopt.rmsprop):
+        with pytest.raises(TypeError, match=r"learning rate: expected a number .* '0\.1' \(str\)"):
+            make(lr="0.1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="beta parameter at index 0: expected a number .* None"):
+        torchopt.adam(betas=(None, 0.9))  # type: ignore[arg-type]
+    assert torchopt.adam(lr=np.float32(0.1)).init({}) is not None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("inplace", [False, True])

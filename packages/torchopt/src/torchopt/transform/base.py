@@ -85,6 +85,10 @@ def _overwrite(old: Tensor, new: Tensor) -> Tensor:
     return old.copy_(new)
 
 
+def _has_fractions(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
+
+
 def _as_real(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
 
@@ -177,6 +181,14 @@ def _update_leaves(
     if rule.reads_params and params is not None:
         packed_params = params if everything else [params[i] for i in present]
 
+    if (old or rule.reads_params) and not all(map(_has_fractions, packed)):
+        leaf = next(i for i, g in zip(present, packed) if not _has_fractions(g))
+        raise MismatchError(
+            leaf,
+            f"{type(rule).__name__}: expected a floating-point or complex gradient, got "
+            f"{grads[leaf].dtype}, which would be rounded; give None for leaves that are "
+            "not trained",
+        )
     are_complex = [g.is_complex() for g in packed]
     if any(are_complex):
         # As in torch.optim: a complex number is a pair of real ones.

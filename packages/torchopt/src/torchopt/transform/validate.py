@@ -15,13 +15,22 @@ Hyper = float | torch.Tensor
 
 def check_at_least_zero(value: Hyper, what: str) -> None:
     """Raise `ValueError("Invalid {what}: {value}")` unless value >= 0."""
-    if not isinstance(value, torch.Tensor) and not value >= 0.0:
+    if _is_number(value, what) and not value >= 0.0:
         raise ValueError(f"Invalid {what}: {value}")
 
 
 def check_fraction(value: Hyper, what: str, *, closed: bool = False) -> None:
     """Raise `ValueError("Invalid {what}: {value}")` unless 0 <= value < 1 (<= 1 when `closed`)."""
-    if isinstance(value, torch.Tensor):
-        return
-    if not (0.0 <= value < 1.0 or (closed and value == 1.0)):
+    if _is_number(value, what) and not (0.0 <= value < 1.0 or (closed and value == 1.0)):
         raise ValueError(f"Invalid {what}: {value}")
+
+
+def _is_number(value: Hyper, what: str) -> bool:
+    """Return False for a tensor; raise `TypeError` for what is neither a number nor a tensor."""
+    if isinstance(value, torch.Tensor):
+        return False
+    if isinstance(value, (int, float)) or hasattr(value, "__float__"):
+        return True
+    raise TypeError(
+        f"Invalid {what}: expected a number or a tensor, got {value!r} ({type(value).__name__})"
+    )
