@@ -20,7 +20,6 @@ DOUBLE = torch.float64
 NUMBERS = {
     "adam-fused": {"betas", "eps", "eps_root"},
     "adam-fused-eps_root": {"betas", "eps", "eps_root"},
-    "shampoo": {"eps"},
 }
 # Where the default is a kink, or has no effect.
 VALUES = {

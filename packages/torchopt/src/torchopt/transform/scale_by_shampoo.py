@@ -32,7 +32,7 @@ class ScaleByShampooState(NamedTuple):
 class ScaleByShampoo(LeafRule):
     """u = g times the inverse root of its second moment along each dimension."""
 
-    eps: float
+    eps: float | Tensor
     decay: float | Tensor
     update_every: int
     max_size: int
@@ -50,11 +50,12 @@ class ScaleByShampoo(LeafRule):
             for n, part in zip(shape, packed.split(sizes))
         ]
 
-    def _scaled_identities(self, p: Tensor, value: float) -> Tensor:
+    def _scaled_identities(self, p: Tensor, value: float | Tensor) -> Tensor:
         parts = []
         for n in _shape(p):
-            one = torch.full((n,), value, dtype=p.dtype, device=p.device)
-            parts.append(one if self._diagonal(n) else torch.diag(one).reshape(-1))
+            one = torch.ones(n, dtype=p.dtype, device=p.device)
+            scaled = one * (value.to(one) if isinstance(value, Tensor) else value)
+            parts.append(scaled if self._diagonal(n) else torch.diag(scaled).reshape(-1))
         return torch.cat(parts)
 
     def init_leaves(self, params: list[Tensor]) -> ScaleByShampooState:
@@ -118,7 +119,7 @@ def _along(x: Tensor, r: Tensor, dimension: int) -> Tensor:
 
 @transformation
 def scale_by_shampoo(
-    eps: float = 1e-4,
+    eps: float | Tensor = 1e-4,
     decay: float | Tensor = 1.0,
     update_every: int = 1,
     max_size: int = 1024,
@@ -160,7 +161,7 @@ def scale_by_shampoo(
         tensor([[ 1.0000, 0.0000],
                 [ 0.0000, -1.0000]], dtype=torch.float64)
     """
-    if not eps > 0:
+    if not isinstance(eps, Tensor) and not eps > 0:
         raise ValueError(f"Invalid epsilon value: {eps}")
     check_fraction(decay, "decay value", closed=True)
     for name, value in (("update_every", update_every), ("root_steps", root_steps)):
