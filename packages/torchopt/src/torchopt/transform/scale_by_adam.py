@@ -80,8 +80,9 @@ class ScaleByFusedAdam(ScaleByAdam):
     ) -> tuple[list[Tensor], Any]:
         """Return the directions and the new moments."""
         counts = increment(state.count)
-        hyper = AdamHyper(float(self.b1), float(self.b2), float(self.eps), float(self.eps_root))
-        if inplace and _plain(grads, state.mu, state.nu):
+        hyper = AdamHyper(self.b1, self.b2, self.eps, self.eps_root)
+        tensors = [x for x in hyper.as_dict().values() if isinstance(x, Tensor)]
+        if inplace and not tensors and _plain(grads, state.mu, state.nu):
             updates = fused_adam_(grads, state.mu, state.nu, counts, hyper)
             return updates, ScaleByAdamState(mu=state.mu, nu=state.nu, count=counts)
         updates, mu, nu = fused_adam(grads, state.mu, state.nu, counts, hyper)
@@ -154,28 +155,21 @@ def scale_by_adam(
 
 @transformation
 def scale_by_accelerated_adam(
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    eps_root: float = 0.0,
+    b1: float | Tensor = 0.9,
+    b2: float | Tensor = 0.999,
+    eps: float | Tensor = 1e-8,
+    eps_root: float | Tensor = 0.0,
     moment_requires_grad: bool = False,
 ) -> LeafRule:
     """Return the transformation to Adam's direction, in one native call for all leaves.
 
     The same function and state as `scale_by_adam`, differentiable to any order with respect to
-    gradients and moments; hyper-parameters are plain numbers. For float32 and float64 on the CPU,
-    and on CUDA where torchopt was built for it.
+    gradients, moments and hyper-parameters. For the floating-point dtypes on the CPU, and on CUDA
+    where torchopt was built for it.
 
     Raises:
         ValueError: A hyper-parameter out of range.
-        TypeError: A tensor as a hyper-parameter.
         KernelUnavailableError: From `update`, for another dtype or device.
     """
     _check(b1, b2, eps, eps_root)
-    for name, value in (("b1", b1), ("b2", b2), ("eps", eps), ("eps_root", eps_root)):
-        if isinstance(value, torch.Tensor):
-            raise TypeError(
-                f"the accelerated Adam takes hyper-parameters as numbers, got a tensor for {name}; "
-                "use scale_by_adam to differentiate with respect to it."
-            )
     return ScaleByFusedAdam(b1, b2, eps, eps_root, moment_requires_grad)
