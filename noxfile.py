@@ -90,10 +90,11 @@ def cpp_tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check lint and layout of Python and C++ without changing a file."""
+    """Check lint and layout of Python and C++, and links, without changing a file."""
     run(session, "ruff", "check", ".")
     run(session, "ruff", "format", "--check", ".")
     run(session, "clang-format", "--dry-run", "-Werror", *cpp_files())
+    run(session, PYTHON, "tools/check_links.py")
 
 
 @nox.session(name="format")
@@ -266,52 +267,76 @@ def wheels(session: nox.Session) -> None:
     run(session, PYTHON, "-m", "pip", "install", "--quiet", "twine", "auditwheel")
     for package in (OPTREE, TORCHOPT):
         run(session, PYTHON, "-m", "build", "--no-isolation", "--outdir", WHEELHOUSE, package)
-    built = sorted(WHEELHOUSE.iterdir())
-    run(session, PYTHON, "-m", "twine", "check", "--strict", *built)
+    files = sorted(WHEELHOUSE.iterdir())
+    run(session, PYTHON, "-m", "twine", "check", "--strict", *files)
     for wheel in WHEELHOUSE.glob("*.whl"):
         if wheel.name.endswith("-none-any.whl"):
             session.error(f"expected a wheel with compiled code, got {wheel.name}")
         if "linux" in wheel.name:
             run(session, PYTHON, "-m", "auditwheel", "show", wheel)
-    for path in built:
+    for path in files:
         print(f"{path.stat().st_size / 1000:10.1f} kB  {path.name}")
 
 
-@nox.session(venv_backend="venv")
-def wheel_tests(session: nox.Session) -> None:
-    """Install the wheels of ``wheelhouse/`` into an empty environment and run the tests there."""
-    wheels = sorted(str(path) for path in WHEELHOUSE.glob("*.whl"))
-    if len(wheels) != 2:
-        session.error(f"expected two wheels in {WHEELHOUSE}, found {len(wheels)}; run `wheels`")
-    tools = ("pytest", "hypothesis", "scikit-learn", "matplotlib", "tqdm", "attrs", "graphviz")
+def install_alone(session: nox.Session, *packages: str) -> None:
+    """Install wheels into this session's empty environment, and see that they fit together."""
     session.chdir(ROOT)
-    session.install("--quiet", "-c", "tools/constraints.txt", "torch", *wheels, *tools)
+    session.install("--quiet", "-c", "tools/constraints.txt", "torch", *packages)
     session.run("python", "-m", "pip", "check")
     where = "import optree, torchopt; print(optree.__file__, torchopt.__file__)"
     printed = session.run("python", "-I", "-c", where, silent=True)
     if str(ROOT / "packages") in str(printed):
         session.error(f"expected the installed packages, got {printed}")
+
+
+def built(pattern: str) -> str:
+    """Return the one wheel of this name in ``wheelhouse/``."""
+    found = sorted(WHEELHOUSE.glob(pattern))
+    if len(found) != 1:
+        raise FileNotFoundError(
+            f"expected one {pattern} in {WHEELHOUSE}, found {len(found)}; run `wheels` first"
+        )
+    return str(found[0])
+
+
+INSTALLED = ("python", "-I", "-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+
+@nox.session(venv_backend="venv")
+def wheel_tests(session: nox.Session) -> None:
+    """Install the wheels of ``wheelhouse/`` into an empty environment and run the tests there.
+
+    What the tests need comes from the extra ``test`` of each wheel, and from nowhere else.
+    """
+    wheels = [built(f"{name}-*.whl") + "[test]" for name in ("optree", "torchopt")]
+    install_alone(session, *wheels)
     tests = session.posargs or ["packages/optree/tests", "packages/torchopt/tests"]
-    session.run("python", "-I", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, env=QUIET)
+    session.run(*INSTALLED, *tests, env=QUIET)
+
+
+PURE_TESTS = ("optim", "transform", "linear_solve", "diff/implicit", "test_closed_forms.py")
 
 
 @nox.session(venv_backend="venv")
 def pure_wheel(session: nox.Session) -> None:
-    """Build torchopt without its kernels, install it in an empty environment, and take a step."""
+    """Build torchopt without its kernels and run tests of what it computes on plain torch."""
     place = BUILD / "pure"
     shutil.rmtree(place, ignore_errors=True)
     run(session, PYTHON, "-m", "build", "--no-isolation", "--wheel", "--outdir", place, TORCHOPT,
         TORCHOPT_NO_EXTENSIONS="1")  # fmt: skip
     (wheel,) = place.glob("*-none-any.whl")
-    session.chdir(ROOT)
-    session.install("--quiet", "-c", "tools/constraints.txt", "torch", str(OPTREE), str(wheel))
+    install_alone(session, built("optree-*.whl"), f"{wheel}[test]")
     program = (
         "import torch, torchopt; w = torch.ones(2, requires_grad=True); "
         "o = torchopt.Adam([w], lr=0.5); (w ** 2).sum().backward(); o.step(); "
         "assert abs(w[0].item() - 0.5) < 1e-6 and not torchopt.accelerated_op_available('cpu')"
     )
-    session.run("python", "-I", "-W", "ignore", "-c", program)
+    session.run("python", "-I", "-c", program)
+    # It says so: where warnings are errors, the same program ends with one.
     session.run("python", "-I", "-W", "error", "-c", program, success_codes=[1], silent=True)
+    said = "ignore::torchopt.errors.MissingExtensionWarning"
+    tests = session.posargs or [f"packages/torchopt/tests/{name}" for name in PURE_TESTS]
+    session.run(*INSTALLED, "-W", said, *tests, env=QUIET)
 
 
 @nox.session(venv_backend="venv")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torchopt
@@ -65,11 +66,11 @@ def plain_text(
 
 
 def escaped(line: str) -> str:
-    """Return a line whose bars and stars outside of backquotes are escaped."""
+    """Return a line whose bars, stars and final underscores outside of backquotes are escaped."""
     text = line.lstrip()
     bullet = line[: len(line) - len(text) + 2] if text.startswith("* ") else ""
     parts = line[len(bullet) :].split("`")
-    parts[::2] = [part.replace("|", "\\|").replace("*", "\\*") for part in parts[::2]]
+    parts[::2] = [re.sub(r"[|*]|(?<=\w)_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
     return bullet + "`".join(parts)
 
 
