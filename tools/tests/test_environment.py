@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import environment as env
+from check_links import pages
 
 TOOLS = Path(env.__file__).resolve().parent
 
@@ -50,6 +52,22 @@ def test_an_unknown_task_is_one_sentence_that_names_the_tasks() -> None:
     assert done.stderr.startswith("error: expected a task (setup, demo, test, ")
     assert "got 'tset'" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_every_session_is_a_task() -> None:
+    source = (TOOLS.parent / "noxfile.py").read_text(encoding="utf-8")
+    found = re.findall(r"^@nox.session(?:\(.*?\))?\ndef (\w+)", source, re.MULTILINE)
+    sessions = {name.rstrip("_") for name in found} - {"cpp_tests", "tests"}
+    assert len(sessions) > 10
+    assert set(env.TASKS) == sessions | {"setup", "test"}
+
+
+def test_every_task_that_is_written_of_exists() -> None:
+    root = TOOLS.parent
+    texts = [*pages(root), *(root / ".github").rglob("*.yml"), root / ".ci" / "run"]
+    for text in texts:
+        for task in re.findall(r"tools/dev\.py ([a-z]\w*)", text.read_text(encoding="utf-8")):
+            assert task in env.TASKS, f"{text.relative_to(root)}: {task}"
 
 
 def test_no_task_is_one_sentence() -> None:
