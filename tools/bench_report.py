@@ -10,6 +10,8 @@ The two words are a suite and a table: the result is ``benchmarks/results/<suite
 ``<table>_table`` of ``benchmarks/<suite>/report.py`` makes the text from it, preceded by the
 machine and versions on which it was measured. No number is ever written by hand.
 
+The pictures in ``PICTURES`` are drawn from the same results.
+
 ``python tools/bench_report.py`` rewrites the files; with ``--check`` it only says which are stale.
 """
 
@@ -22,6 +24,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = (
@@ -32,6 +35,11 @@ FILES = (
     "packages/torchopt/docs/engines.md",
     "packages/torchopt/docs/benchmarks.md",
 )
+# Drawn by `speed_plot` of a suite's report; a picture holds the time stamp of its result.
+PICTURES = {
+    "packages/optree/docs/speed.png": "optree",
+    "packages/torchopt/docs/speed.png": "torchopt",
+}
 BLOCK = re.compile(r"(<!-- bench:begin (\w+) (\w+) -->\n)(.*?)(<!-- bench:end -->)", re.DOTALL)
 
 Render = Callable[[str, str], str]
@@ -41,25 +49,43 @@ class ReportError(ValueError):
     """A marker names a suite, a table or a result that does not exist."""
 
 
+def _stored(suite: str, root: Path) -> Path:
+    return root / "benchmarks" / "results" / f"{suite}.json"
+
+
+def _result(suite: str, root: Path) -> Any:
+    stored = _stored(suite, root)
+    try:
+        return json.loads(stored.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReportError(f"expected JSON in {stored.relative_to(root)}, got {error}") from error
+
+
+def _report(suite: str, root: Path) -> Any:
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    try:
+        return importlib.import_module(f"benchmarks.{suite}.report")
+    except ModuleNotFoundError as error:
+        raise ReportError(f"expected benchmarks/{suite}/report.py, found none ({error})") from error
+
+
+def picture_is_stale(picture: str, suite: str, root: Path = ROOT) -> bool:
+    """Return whether a picture is missing or was drawn from another result."""
+    path = root / picture
+    stamp: str = _result(suite, root)["created"]
+    return not path.is_file() or stamp.encode() not in path.read_bytes()
+
+
 def render(suite: str, table: str, root: Path = ROOT) -> str:
     """Return the Markdown of one table, with the machine on which it was measured.
 
     Raises:
         ReportError: there is no such suite or table, or its stored result cannot be read.
     """
-    stored = root / "benchmarks" / "results" / f"{suite}.json"
-    if not stored.is_file():
+    if not _stored(suite, root).is_file():
         return "No result is stored; `python3 tools/dev.py bench` measures and stores one.\n"
-    try:
-        result = json.loads(stored.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ReportError(f"expected JSON in {stored.relative_to(root)}, got {error}") from error
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    try:
-        report = importlib.import_module(f"benchmarks.{suite}.report")
-    except ModuleNotFoundError as error:
-        raise ReportError(f"expected benchmarks/{suite}/report.py, found none ({error})") from error
+    result, report = _result(suite, root), _report(suite, root)
     make = getattr(report, f"{table}_table", None)
     if make is None:
         known = ", ".join(n.removesuffix("_table") for n in dir(report) if n.endswith("_table"))
@@ -105,6 +131,15 @@ def main(arguments: Sequence[str]) -> int:
         else:
             path.write_text(filled, encoding="utf-8")
             print(f"{name}: tables rewritten")
+    for name, suite in PICTURES.items():
+        if not picture_is_stale(name, suite):
+            continue
+        if check:
+            print(f"{name}: this picture is stale; run tools/bench_report.py", file=sys.stderr)
+            stale += 1
+        else:
+            _report(suite, ROOT).speed_plot(_result(suite, ROOT), ROOT / name)
+            print(f"{name}: drawn")
     return 1 if stale else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 class PlottingError(Exception):
@@ -16,6 +17,9 @@ def draw_bars(
     title: str,
     panels: Sequence[tuple[str, Sequence[str], Sequence[tuple[str, Sequence[float | None]]]]],
     ylabel: str,
+    *,
+    note: str = "",
+    description: str = "",
 ) -> None:
     """Draw groups of bars on a logarithmic axis, a panel beside a panel, into a PNG file.
 
@@ -25,6 +29,8 @@ def draw_bars(
         panels: for each panel its title, the names of the groups, and the series: a label and
             one height a group, None where there is none.
         ylabel: text beside the axis.
+        note: text under the title: the machine and the date.
+        description: stored in the file, for programs.
 
     Raises:
         PlottingError: matplotlib is not installed.
@@ -46,13 +52,19 @@ def draw_bars(
         squeeze=False,
         layout="constrained",
     )
+    handles: dict[str, Any] = {}
     for axis, (name, groups, series) in zip(axes[0], panels):
-        width = 0.8 / len(series)
-        for index, (label, heights) in enumerate(series):
+        shown = [(n, *one) for n, one in enumerate(series) if any(h is not None for h in one[1])]
+        width = 0.8 / len(shown)
+        for index, (number, label, heights) in enumerate(shown):
             places = [
-                group + (index - (len(series) - 1) / 2) * width for group in range(len(groups))
+                group + (index - (len(shown) - 1) / 2) * width for group in range(len(groups))
             ]
-            drawn = axis.bar(places, [height or 0.0 for height in heights], width, label=label)
+            # A series has its colour and its place in the legend where other panels lack it too.
+            drawn = axis.bar(
+                places, [h or 0.0 for h in heights], width, label=label, color=f"C{number}"
+            )
+            handles.setdefault(label, drawn)
             texts = ["" if height is None else f"{height:.3g}" for height in heights]
             axis.bar_label(drawn, texts, fontsize=6, rotation=90, padding=2)
         axis.axhline(1.0, color="black", linewidth=0.8)
@@ -61,8 +73,8 @@ def draw_bars(
         axis.set_yscale("log")
         axis.margins(y=0.15)
     axes[0][0].set_ylabel(ylabel)
-    figure.suptitle(title)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
+    figure.suptitle(f"{title}\n{note}".strip(), fontsize=10)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=7)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, metadata={"Description": description})
     pyplot.close(figure)

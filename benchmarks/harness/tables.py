@@ -4,28 +4,40 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table with aligned columns; all but the first are right-aligned."""
+    """Return a Markdown table with aligned columns: words to the left, figures to the right.
+
+    >>> print(table(["tree", "operation", "time"], [["list", "map", "3 s"]]))
+    | tree | operation | time |
+    |------|-----------|-----:|
+    | list | map       |  3 s |
+    """
     lines = [list(head), *(list(row) for row in rows)]
+    words = [column == 0 or _words(row[column] for row in rows) for column in range(len(head))]
     widths = [max(_width(line[column]) for line in lines) for column in range(len(head))]
 
     def draw(line: list[str]) -> str:
         cells = [
             text + " " * (width - _width(text))
-            if column == 0
+            if words[column]
             else " " * (width - _width(text)) + text
             for column, (text, width) in enumerate(zip(line, widths))
         ]
         return "| " + " | ".join(cells) + " |"
 
     rule = "|".join(
-        "-" * (width + 2) if column == 0 else "-" * (width + 1) + ":"
+        "-" * (width + 2) if words[column] else "-" * (width + 1) + ":"
         for column, width in enumerate(widths)
     )
     return "\n".join([draw(lines[0]), f"|{rule}|", *(draw(line) for line in lines[1:])])
+
+
+def _words(cells: Iterable[str]) -> bool:
+    """Return whether no cell begins with a figure, or stands for one that is not there."""
+    return not any(cell[:1].isdigit() or cell[:1] in ("-", NOTHING) for cell in cells)
 
 
 def _width(text: str) -> int:

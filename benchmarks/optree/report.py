@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.plot import draw_bars
 from benchmarks.harness.results import Figures
 from benchmarks.harness.tables import NOTHING, bytes_text, ratio_text, seconds_text, table
 from benchmarks.optree.operations import COLD, CUSTOM, LABELS, MATRIX
@@ -60,6 +62,46 @@ def ratio_table(result: Result, operations: set[str], *, collect: bool = False) 
         row += [_ratio_or_status(figures, tree, operation, other) for other in others]
         rows.append(row)
     return table(["tree", "operation", names[OURS], *(names[other] for other in others)], rows)
+
+
+# What the picture shows of the matrix: enough to see the range.
+DRAWN_RIVALS = ("optree-0.20.0", "jax", "torch", "dm-tree")
+DRAWN_OPERATIONS = ("flatten", "unflatten", "map_c")
+DRAWN_TREES = {
+    "resnet50": "ResNet50\nmodules",
+    "resnet50_dicts": "ResNet50\ndicts",
+    "state_flat": "flat\nstate",
+    "namedtuples": "named-\ntuples",
+    "dict3": "dict\nof 3",
+}
+
+
+def speed_plot(result: Result, path: Path) -> None:
+    """Draw every library's time as a multiple of ours, a panel an operation."""
+    figures, names = Figures(result), labels(result)
+    drawn = [name for name in DRAWN_RIVALS if result["rivals"][name]["available"]]
+    groups = list(DRAWN_TREES.values())
+    panels = []
+    for operation in DRAWN_OPERATIONS:
+        series = [
+            (names[name], [figures.ratio(tree, operation, name, OURS) for tree in DRAWN_TREES])
+            for name in drawn
+        ]
+        panels.append((LABELS[operation], groups, series))
+    draw_bars(
+        path,
+        "Time of each library ÷ time of optree",
+        panels,
+        "times slower",
+        note=machine_note(result),
+        description=result["created"],
+    )
+
+
+def machine_note(result: Result) -> str:
+    """Return the machine and the date in one line."""
+    machine = result["machine"]
+    return f"{machine['processor']}, {machine['cores']} cores, {result['created'][:10]}"
 
 
 def _own_text(figures: Figures, tree: str, operation: str) -> str:

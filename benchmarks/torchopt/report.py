@@ -3,13 +3,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.plot import draw_bars
 from benchmarks.harness.tables import NOTHING, bytes_text, ratio_text, seconds_text, table
-from benchmarks.optree.report import machine_lines
+from benchmarks.optree.report import machine_lines, machine_note
 from benchmarks.torchopt.rivals import OURS
 
-__all__ = ["all_tables", "key", "machine_lines", "meta_table", "optimizers_table", "step_table"]
+__all__ = [
+    "all_tables",
+    "key",
+    "machine_lines",
+    "meta_table",
+    "optimizers_table",
+    "speed_plot",
+    "step_table",
+]
 
 TITLES = {
     "adam": "in place",
@@ -52,6 +62,43 @@ class _Cells:
             for case in cases
         ]
         return table([title, "torchopt", *self.labels], rows)
+
+    def ratios(self, operation: str, trees: list[str], rival: str) -> list[float | None]:
+        found: list[float | None] = []
+        for tree in trees:
+            case = (operation, tree, None)
+            ours, theirs = self.value(case, OURS, "min"), self.value(case, rival, "min")
+            found.append(theirs / ours if ours and theirs is not None else None)
+        return found
+
+
+DRAWN = ("adam", "functional", "differentiable")
+
+
+def speed_plot(result: dict[str, Any], path: Path) -> None:
+    """Draw every implementation's time of a step of Adam as a multiple of ours."""
+    cells = _Cells(result)
+    trees = list(dict.fromkeys(tree for operation, tree, _ in cells.cases if operation in DRAWN))
+    groups = [tree.partition(",")[0].replace("-", "-\n").replace(" x ", "\nx ") for tree in trees]
+    panels = [
+        (
+            TITLES[operation],
+            groups,
+            [
+                (label, cells.ratios(operation, trees, rival))
+                for rival, label in zip(cells.rivals, cells.labels)
+            ],
+        )
+        for operation in DRAWN
+    ]
+    draw_bars(
+        path,
+        "A step of Adam: time of each implementation ÷ time of torchopt",
+        panels,
+        "times slower",
+        note=machine_note(result),
+        description=result["created"],
+    )
 
 
 def _label(case: tuple[Any, ...]) -> str:

@@ -71,3 +71,18 @@ def test_a_damaged_result_is_refused(stored: Path) -> None:
     (stored / "benchmarks" / "results" / "speed.json").write_text("{")
     with pytest.raises(bench_report.ReportError, match="expected JSON in benchmarks"):
         bench_report.render("speed", "map", stored)
+
+
+def test_a_picture_of_another_result_is_stale(stored: Path) -> None:
+    result = stored / "benchmarks" / "results" / "speed.json"
+    result.write_text(json.dumps({"created": "2026-01-01T00:00:00+00:00"}))
+    assert bench_report.picture_is_stale("plot.png", "speed", stored)
+    (stored / "plot.png").write_bytes(b"...2026-01-01T00:00:00+00:00...")
+    assert not bench_report.picture_is_stale("plot.png", "speed", stored)
+    result.write_text(json.dumps({"created": "2026-01-02T00:00:00+00:00"}))
+    assert bench_report.picture_is_stale("plot.png", "speed", stored)
+
+
+def test_the_pictures_of_this_repository_show_the_stored_results() -> None:
+    for name, suite in bench_report.PICTURES.items():
+        assert not bench_report.picture_is_stale(name, suite), f"{name}: run tools/bench_report.py"
