@@ -20,6 +20,8 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"optree {release}"
 
 autodoc_member_order = "bysource"

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import torchopt
 
@@ -16,11 +17,14 @@ release = version = torchopt.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
+default_role = "py:obj"  # `name` in a docstring: code, and a link where there is one
 nitpicky = False
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"torchopt {release}"
 
 autodoc_member_order = "bysource"
@@ -40,29 +44,56 @@ def plain_text(
 ) -> None:
     """Let docstrings be plain text: bars and stars are mathematics, not markup.
 
-    Tables, rows that begin with a bar, stay as they are, in a literal block; so do examples.
+    Markdown's tables become tables; literal blocks and examples stay as they are.
     """
     out: list[str] = []
-    example = literal = table = False
+    example = literal = False
     indent = 0
-    for line in lines:
+    rows = iter(range(len(lines)))
+    for number in rows:
+        line = lines[number]
         blank = not line.strip()
         depth = len(line) - len(line.lstrip())
         example = (example and not blank) or line.lstrip().startswith(">>>")
         literal = literal and (blank or depth > indent)
-        if line.lstrip().startswith("|") and not (example or literal):
-            if not table:
-                out += ["", " " * depth + "::", ""]
-            table = True
-            out.append("    " + line)
-            continue
-        if table:
-            out.append("")
-            table = False
-        out.append(line if example or literal else escaped(line))
+        if example or literal:
+            out.append(line)
+        elif RULE.match("".join(lines[number + 1 : number + 2])):
+            table = list(itertools.takewhile(lambda row: row.lstrip()[:1] == "|", lines[number:]))
+            out += ["", *list_table(table, " " * depth), ""]
+            for _ in table[1:]:
+                next(rows)
+        else:
+            out.append(escaped(line))
         if line.rstrip().endswith("::"):
             literal, indent = True, depth
     lines[:] = out
+
+
+RULE = re.compile(r"\s*\|(?:-+\|)+$")
+
+
+def list_table(rows: list[str], pad: str) -> list[str]:
+    """Return the rows of a table of Markdown as a directive."""
+    out = [f"{pad}.. list-table::", f"{pad}   :header-rows: 1", ""]
+    for row in (rows[0], *rows[2:]):
+        cells = [escaped(cell.strip()) for cell in row.strip().strip("|").split("|")]
+        bullets = ("* -", *["  -"] * (len(cells) - 1))
+        out += [f"{pad}   {bullet} {cell}" for bullet, cell in zip(bullets, cells)]
+    return out
+
+
+def is_field_of_a_tuple(
+    app: Any, what: str, name: str, member: object, skip: bool, options: object
+) -> bool | None:
+    """Leave the fields of named tuples to the description of the class."""
+    return True if isinstance(member, type(Point.x)) else None
+
+
+class Point(NamedTuple):
+    """Any named tuple: all fields are of one class."""
+
+    x: int
 
 
 def escaped(line: str) -> str:
@@ -77,3 +108,4 @@ def escaped(line: str) -> str:
 def setup(app: Any) -> None:
     """Run before napoleon reads the sections."""
     app.connect("autodoc-process-docstring", plain_text, priority=100)
+    app.connect("autodoc-skip-member", is_field_of_a_tuple)
