@@ -98,7 +98,8 @@ COMPILE = """
         got, expected = flat(got), flat(expected)
         assert len(got) == len(expected), name
         for x, y in zip(got, expected):
-            assert torch.equal(torch.as_tensor(x), torch.as_tensor(y)), (name, x, y)
+            same = x == y if isinstance(x, str) else torch.equal(*map(torch.as_tensor, (x, y)))
+            assert same, (name, x, y)
     functions = {functions}
     failures = []
     for label, function in functions.items():
@@ -117,6 +118,11 @@ FUNCTIONS = {
     'flatten_unflatten': "lambda t: (lambda leaves, spec: optree.tree_unflatten(spec, "
                          "[x + 1 for x in leaves]))(*optree.tree_flatten(t, namespace='compiled'))",
     'leaves': "lambda t: [x + 1 for x in optree.tree_leaves(t, namespace='compiled')]",
+    'one_level': "lambda t: (lambda node: node.unflatten_func(node.metadata, list(node.children)))"
+                 "(optree.tree_flatten_one_level(t, namespace='compiled'))",
+    'one_level_parts': "lambda t: (lambda node: [a + len(node.entries), str(node.kind), "
+                       "node.type.__name__])("
+                       "optree.tree_flatten_one_level(t, namespace='compiled'))",
     'reduce': "lambda t: optree.tree_reduce(lambda x, y: x + y, t, namespace='compiled')",
 }  # fmt: skip
 

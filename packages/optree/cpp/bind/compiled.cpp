@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "bind/call_context.h"
+#include "bind/one_level.h"
 #include "walk/flatten.h"
 #include "walk/unflatten.h"
 
@@ -131,6 +132,28 @@ PyObject* tree_unflatten(PyObject* self, PyObject* const* args, Py_ssize_t nargs
     });
 }
 
+// Truth values and strings of other classes, and errors, are left to the prototype.
+bool are_plain(PyObject* const* options) noexcept {
+    return (options[0] == nullptr || options[0] == Py_None || PyCallable_Check(options[0]) != 0) &&
+           (options[1] == nullptr || PyBool_Check(options[1])) &&
+           (options[2] == nullptr || PyUnicode_CheckExact(options[2]));
+}
+
+PyObject* tree_flatten_one_level(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
+                                 PyObject* kwnames) {
+    const Compiled& compiled = compiled_of(self);
+    State& state = as_state(compiled.state);
+    TreeArguments arguments;
+    if (OPTREE_UNLIKELY(!arguments.parse(state, args, nargs, kwnames) ||
+                        !are_plain(arguments.options) || !knows_one_level(state))) {
+        return call_prototype(compiled, args, nargs, kwnames);
+    }
+    return guarded(state.error(), [&] {
+        CallContext call(state, arguments.options, "is_leaf");
+        return flatten_one_level(call.context, arguments.tree).release();
+    });
+}
+
 #define OPTREE_TREE_SIGNATURE "(tree, /, is_leaf=None, *, none_is_leaf=False, namespace='')"
 
 struct Entry {
@@ -144,6 +167,7 @@ const Entry entries[] = {
     {"tree_leaves", OPTREE_TREE_SIGNATURE, tree_leaves},
     {"tree_structure", OPTREE_TREE_SIGNATURE, tree_structure},
     {"tree_unflatten", "(treespec, leaves)", tree_unflatten},
+    {"tree_flatten_one_level", OPTREE_TREE_SIGNATURE, tree_flatten_one_level},
 };
 
 const Entry& entry_of(PyObject* prototype) {
@@ -155,8 +179,8 @@ const Entry& entry_of(PyObject* prototype) {
         }
     }
     raise(PyExc_ValueError,
-          "expected the prototype of tree_flatten, tree_leaves, tree_structure or tree_unflatten, "
-          "got %R",
+          "expected the prototype of tree_flatten, tree_leaves, tree_structure, tree_unflatten or "
+          "tree_flatten_one_level, got %R",
           prototype);
 }
 
@@ -178,6 +202,8 @@ Ref make_compiled(State& state, PyObject* prototype) {
     compiled.doc = static_cast<char*>(PyMem_Malloc(static_cast<std::size_t>(length) + 1));
     if (compiled.doc == nullptr) throw std::bad_alloc();
     std::memcpy(compiled.doc, utf8, static_cast<std::size_t>(length) + 1);
+    // For programs that read Python code, such as TorchDynamo.
+    check_status(PyObject_SetAttrString(self.get(), "prototype", prototype));
     compiled.method = {entry.name, as_cfunction(entry.function), kKeywords, compiled.doc};
     const Ref module_name = checked(PyUnicode_InternFromString(definition.m_name));
     return checked(PyCFunction_NewEx(&compiled.method, self.get(), module_name.get()));

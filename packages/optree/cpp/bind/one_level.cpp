@@ -1,51 +1,166 @@
 // SPDX-License-Identifier: Apache-2.0
-// tree_flatten_one_level of tuples, lists and dicts; the Python function does the other kinds, and
-// these too where TorchDynamo traces it. Pays for 4x of one-level flatten (benchmarks/optree).
+// tree_flatten_one_level(), which Keras calls for every node. Pays for 4x to 20x of one-level flatten
+// (benchmarks/optree).
 #include "bind/one_level.h"
 
-#include "nodes/context.h"
-#include "nodes/dict.h"
+#include "nodes/dispatch.h"
 
 namespace optree {
 namespace {
 
-Ref indices(Py_ssize_t size) {
-    Ref tuple = checked(PyTuple_New(size));
-    for (Py_ssize_t i = 0; i < size; ++i) {
-        PyTuple_SET_ITEM(tuple.get(), i, index_entry(static_cast<std::uint32_t>(i)).release());
-    }
-    return tuple;
+// ---- the metadata of dicts
+
+// The one slot of a metadata object lies behind the list. It holds the keys as inserted: a dict, or
+// the layout that the dict is made of when it is asked for, which it seldom is (a fifth of one-level
+// flatten of small dicts, benchmarks/optree).
+PyObject*& original_keys_slot(PyObject* metadata) noexcept {
+    return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(metadata) + sizeof(PyListObject));
 }
 
-// A list subclass that holds the keys in traversal order, and the dict of the keys as inserted.
-Ref metadata_of(const OneLevel& known, KeyLayout* layout) {
+PyObject* get_original_keys(PyObject* self, void*) {
+    const CriticalSection section(self);
+    PyObject*& slot = original_keys_slot(self);
+    if (slot == nullptr) {
+        PyErr_SetString(PyExc_AttributeError, "original_keys");
+        return nullptr;
+    }
+    if (is_layout(slot)) {
+        try {
+            Ref keys = dict_of_keys(as_layout(slot));
+            PyObject* layout = std::exchange(slot, keys.release());
+            Py_DECREF(layout);  // of atomic keys: runs no Python code
+        } catch (const PythonError&) {
+            return nullptr;
+        }
+    }
+    return compat::new_ref(slot);
+}
+
+int set_original_keys(PyObject* self, PyObject* value, void*) {
+    Ref old;  // dropped when the section is left
+    const CriticalSection section(self);
+    PyObject*& slot = original_keys_slot(self);
+    if (slot == nullptr && value == nullptr) {
+        PyErr_SetString(PyExc_AttributeError, "original_keys");
+        return -1;
+    }
+    old = Ref::steal(std::exchange(slot, compat::xnew_ref(value)));
+    return 0;
+}
+
+PyGetSetDef original_keys_def = {"original_keys", get_original_keys, set_original_keys,
+                                 "The keys in the order of the dict.", nullptr};
+
+// Puts the attribute above in the place of the slot's own; false if the slot is not where it is
+// expected, so that the dict must be made at once.
+bool make_original_keys_lazy(PyObject* metadata_class, PyObject* name) {
+    const Ref found = checked(PyObject_GetAttr(metadata_class, name));
+    if (Py_TYPE(found.get()) == &PyGetSetDescr_Type) {
+        return reinterpret_cast<PyGetSetDescrObject*>(found.get())->d_getset == &original_keys_def;
+    }
+    if (Py_TYPE(found.get()) != &PyMemberDescr_Type) return false;
+    const PyMemberDef* member = reinterpret_cast<PyMemberDescrObject*>(found.get())->d_member;
+    if (member->type != T_OBJECT_EX || member->offset != sizeof(PyListObject)) return false;
+    auto* type = reinterpret_cast<PyTypeObject*>(metadata_class);
+    const Ref lazy = checked(PyDescr_NewGetSet(type, &original_keys_def));
+    check_status(PyObject_SetAttr(metadata_class, name, lazy.get()));
+    return true;
+}
+
+// Gives a new list, or an instance of a subclass, the keys in traversal order.
+void append_keys(PyObject* list, const KeyLayout* layout) {
+    const std::size_t size = layout->size;
+    if (size == 0) return;
+    if (!compat::kListTakesItems) {
+        const Ref keys = layout_keys(layout);
+        return check_status(PyList_SetSlice(list, 0, 0, keys.get()));
+    }
+    auto* items = static_cast<PyObject**>(PyMem_Malloc(size * sizeof(PyObject*)));
+    if (items == nullptr) throw std::bad_alloc();
+    for (std::size_t i = 0; i < size; ++i) items[i] = compat::new_ref(layout->keys[i]);
+    compat::give_items(list, items, static_cast<Py_ssize_t>(size));
+}
+
+// A DictMetaData: a list of the keys in traversal order, and the keys as inserted.
+Ref dict_metadata(const OneLevel& known, KeyLayout* layout) {
     auto* type = reinterpret_cast<PyTypeObject*>(known.metadata_class.get());
     Ref metadata = checked(type->tp_alloc(type, 0));
-    const Ref keys = layout_keys(layout);
-    check_status(PyList_SetSlice(metadata.get(), 0, 0, keys.get()));
+    append_keys(metadata.get(), layout);
+    if (known.lazy_metadata && layout->atomic) {
+        original_keys_slot(metadata.get()) = compat::new_ref(reinterpret_cast<PyObject*>(layout));
+        return metadata;
+    }
     const Ref inserted = dict_of_keys(layout);
     check_status(PyObject_SetAttr(metadata.get(), known.str_original_keys.get(), inserted.get()));
     return metadata;
 }
 
-Ref output_of(const OneLevel& known, const OneLevel::Kind& kind, Ref children, Ref metadata,
-              Ref entries) {
-    auto* type = reinterpret_cast<PyTypeObject*>(known.output_class.get());
-    Ref output = checked(new_plain_tuple(type, 4));
-    PyObject** items = tuple_items(output.get());
-    items[0] = children.release();
-    items[1] = metadata.release();
-    items[2] = entries.release();
-    items[3] = compat::new_ref(kind.unflatten_func.get());
-    const Ref attributes = checked(PyDict_Copy(kind.attributes.get()));
-    check_status(PyObject_GenericSetDict(output.get(), attributes.get(), nullptr));
-    return output;
+// ---- the parts of an answer
+
+Ref metadata_of(const OneLevel& known, Kind kind, const Slot* slots) {
+    switch (kind) {
+        case Kind::dict: return dict_metadata(known, as_layout(slots[0]));
+        case Kind::defaultdict: {
+            const Ref keys = dict_metadata(known, as_layout(slots[0]));
+            return checked(PyTuple_Pack(2, as_object(slots[1]), keys.get()));
+        }
+        default: {
+            Ref metadata = node_data(kind, slots);
+            return metadata ? std::move(metadata) : Ref::borrow(Py_None);
+        }
+    }
+}
+
+Ref new_indices(std::size_t size) {
+    Ref tuple = checked(PyTuple_New(static_cast<Py_ssize_t>(size)));
+    for (std::size_t i = 0; i < size; ++i) {
+        tuple_items(tuple.get())[i] = index_entry(static_cast<std::uint32_t>(i)).release();
+    }
+    return tuple;
+}
+
+Ref entries_of(const OneLevel& known, Kind kind, const Slot* slots, std::uint32_t arity) {
+    if (is_mapping(kind)) return layout_entries(as_layout(slots[0]));
+    if (kind == Kind::custom && slots[2] != nullptr) return Ref::borrow(as_object(slots[2]));
+    if (arity < OneLevel::kNumIndices) return Ref::borrow(known.indices[arity].get());
+    return new_indices(arity);
+}
+
+// What the class of the node adds to the attributes of its kind.
+Ref attributes_of(const OneLevel& known, const OneLevel::Handler& handler, Kind kind,
+                  const Slot* slots) {
+    Ref attributes = checked(PyDict_Copy(handler.attributes.get()));
+    const auto set = [&](const Ref& name, PyObject* value) {
+        check_status(PyDict_SetItem(attributes.get(), name.get(), value));
+    };
+    if (kind == Kind::namedtuple || kind == Kind::structseq) {
+        set(known.str_type, as_object(slots[0]));
+    } else if (kind == Kind::custom) {
+        const Registration* registration = as_registration(slots[0]);
+        set(known.str_type, registration->type);
+        set(known.str_path_entry_type, registration->path_entry_type);
+    }
+    return attributes;
+}
+
+void check_handlers(PyObject* handlers) {
+    if (!PyTuple_CheckExact(handlers) || PyTuple_GET_SIZE(handlers) != kNumKinds) {
+        raise(PyExc_TypeError, "expected a tuple of %d handlers, got %R", kNumKinds, handlers);
+    }
+    for (Py_ssize_t i = 0; i < kNumKinds; ++i) {
+        PyObject* pair = PyTuple_GET_ITEM(handlers, i);
+        if (pair == Py_None) continue;
+        if (!PyTuple_CheckExact(pair) || PyTuple_GET_SIZE(pair) != 2 ||
+            !PyDict_CheckExact(PyTuple_GET_ITEM(pair, 1))) {
+            raise(PyExc_TypeError, "expected (unflatten_func, attributes) or None, got %R", pair);
+        }
+    }
 }
 
 }  // namespace
 
 void set_one_level(State& state, PyObject* output_class, PyObject* metadata_class,
-                   PyObject* const* pairs) {
+                   PyObject* const* handlers) {
     const auto is_subclass = [](PyObject* object, unsigned long flag, std::size_t size) {
         if (!PyType_Check(object)) return false;
         auto* type = reinterpret_cast<PyTypeObject*>(object);
@@ -57,45 +172,61 @@ void set_one_level(State& state, PyObject* output_class, PyObject* metadata_clas
         raise(PyExc_TypeError, "expected subclasses of tuple and list, got %R and %R", output_class,
               metadata_class);
     }
+    check_handlers(handlers[0]);
+    check_handlers(handlers[1]);
     OneLevel& known = state.one_level;
-    for (int i = 0; i < 3; ++i) {
-        PyObject* pair = pairs[i];
-        if (!PyTuple_CheckExact(pair) || PyTuple_GET_SIZE(pair) != 2 ||
-            !PyDict_CheckExact(PyTuple_GET_ITEM(pair, 1))) {
-            raise(PyExc_TypeError, "expected (unflatten_func, attributes), got %R", pair);
+    const Ref original_keys = checked(PyUnicode_InternFromString("original_keys"));
+    const bool lazy = make_original_keys_lazy(metadata_class, original_keys.get());
+    // All are right: nothing was changed before.
+    for (int sorted = 0; sorted < 2; ++sorted) {
+        for (int kind = 0; kind < kNumKinds; ++kind) {
+            PyObject* pair = PyTuple_GET_ITEM(handlers[sorted != 0 ? 0 : 1], kind);
+            if (pair == Py_None) continue;
+            OneLevel::Handler& handler = known.handlers[sorted][kind];
+            handler.unflatten_func = Ref::borrow(PyTuple_GET_ITEM(pair, 0));
+            handler.attributes = Ref::borrow(PyTuple_GET_ITEM(pair, 1));
         }
     }
-    // All are right: nothing was changed before.
-    for (int i = 0; i < 3; ++i) {
-        PyObject* pair = pairs[i];
-        known.kinds[i].unflatten_func = Ref::borrow(PyTuple_GET_ITEM(pair, 0));
-        known.kinds[i].attributes = Ref::borrow(PyTuple_GET_ITEM(pair, 1));
+    for (std::size_t size = 0; size < OneLevel::kNumIndices; ++size) {
+        known.indices[size] = new_indices(size);
     }
-    known.str_original_keys = checked(PyUnicode_InternFromString("original_keys"));
+    known.str_original_keys = Ref::borrow(original_keys.get());
+    known.str_type = checked(PyUnicode_InternFromString("type"));
+    known.str_path_entry_type = checked(PyUnicode_InternFromString("path_entry_type"));
+    known.lazy_metadata = lazy;
     known.metadata_class = Ref::borrow(metadata_class);
     known.output_class = Ref::borrow(output_class);
 }
 
 Ref flatten_one_level(Context& context, PyObject* tree) {
+    const Ref alive = Ref::borrow(tree);
+    Registration* registration = nullptr;
+    const bool stop = context.predicate != nullptr && !(tree == Py_None && context.none_is_leaf) &&
+                      context.is_leaf_by_predicate(tree);
+    const Kind kind = stop ? Kind::leaf : context.classify(tree, registration);
+    if (kind == Kind::leaf) {
+        raise(PyExc_ValueError, "Cannot flatten leaf-type: %S (node: %R).", Py_TYPE(tree), tree);
+    }
+    ObjectStack children;
+    Payload payload;
+    const std::uint32_t arity = expand(context, kind, registration, tree, children, payload);
+    const Slot slots[3] = {payload.slot[0].get(), payload.slot[1].get(), payload.slot[2].get()};
+
     const OneLevel& known = context.state.one_level;
-    if (!known.output_class) return Ref::borrow(Py_None);
-    if (PyTuple_CheckExact(tree) || PyList_CheckExact(tree)) {
-        Ref children = checked(PySequence_List(tree));
-        Ref entries = indices(PyList_GET_SIZE(children.get()));
-        return output_of(known, known.kinds[PyTuple_CheckExact(tree) ? 0 : 1], std::move(children),
-                         Ref::borrow(Py_None), std::move(entries));
-    }
-    if (PyDict_CheckExact(tree) && context.sorted) {
-        ObjectStack values;
-        const Ref alive = Ref::borrow(tree);
-        const Ref owner = scan_mapping<Dict>(context, tree, values);
-        KeyLayout* layout = as_layout(owner.get());
-        Ref metadata = metadata_of(known, layout);
-        Ref entries = tuple_of(layout->keys, layout->size);
-        return output_of(known, known.kinds[2], values.into_list(), std::move(metadata),
-                         std::move(entries));
-    }
-    return Ref::borrow(Py_None);
+    const OneLevel::Handler& handler = known.handlers[context.sorted][static_cast<int>(kind)];
+    Ref metadata = metadata_of(known, kind, slots);
+    Ref entries = entries_of(known, kind, slots, arity);
+    const Ref attributes = attributes_of(known, handler, kind, slots);
+    auto* type = reinterpret_cast<PyTypeObject*>(known.output_class.get());
+    Ref output = checked(new_plain_tuple(type, 4));
+    PyObject** items = tuple_items(output.get());
+    items[0] = children.into_list().release();
+    items[1] = metadata.release();
+    items[2] = entries.release();
+    items[3] = compat::new_ref(kind == Kind::custom ? as_registration(slots[0])->unflatten_func
+                                                    : handler.unflatten_func.get());
+    check_status(PyObject_GenericSetDict(output.get(), attributes.get(), nullptr));
+    return output;
 }
 
 }  // namespace optree

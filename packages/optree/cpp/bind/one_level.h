@@ -6,12 +6,18 @@
 
 namespace optree {
 
-// What Python's part of the library says of its classes: `pairs` are the (unflatten function, dict of
-// further attributes) of tuple, list and dict nodes.
+// What Python's part of the library says of its classes and of each kind of nodes: `handlers` are two
+// tuples with an item a kind, None or (unflatten function, dict of further attributes); the first for
+// dicts in the order of their sorted keys, the second for dicts in insertion order.
 void set_one_level(State& state, PyObject* output_class, PyObject* metadata_class,
-                   PyObject* const* pairs);
+                   PyObject* const* handlers);
 
-// The FlattenOneLevelOutputEx of a tuple, a list, or a dict in sorted order; None for anything else.
+// Whether `set_one_level` was called and the interpreter still has what it said.
+inline bool knows_one_level(const State& state) noexcept {
+    return static_cast<bool>(state.one_level.output_class);
+}
+
+// The FlattenOneLevelOutputEx of a node; a ValueError for a leaf.
 Ref flatten_one_level(Context& context, PyObject* tree);
 
 }  // namespace optree

@@ -173,20 +173,9 @@ PyObject* make_from_collection(PyObject* self, Args args, Py_ssize_t nargs, PyOb
 PyObject* set_one_level_classes(PyObject* self, Args args, Py_ssize_t nargs) {
     State& state = as_state(self);
     return guarded(state.error(), [&] {
-        require_count("set_one_level", nargs, 5);
+        require_count("set_one_level", nargs, 4);
         set_one_level(state, args[0], args[1], args + 2);
         return compat::new_ref(Py_None);
-    });
-}
-
-PyObject* one_level(PyObject* self, Args args, Py_ssize_t nargs) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
-        require_count("flatten_one_level", nargs, 3);
-        // What is unusual is the Python function's, errors included.
-        if (args[1] != Py_None || !PyUnicode_CheckExact(args[2])) return compat::new_ref(Py_None);
-        Context context(state, nullptr, false, args[2]);
-        return flatten_one_level(context, args[0]).release();
     });
 }
 
@@ -213,9 +202,7 @@ PyMethodDef tree_functions[] = {
     {"make_from_collection", as_cfunction(make_from_collection), kKeywords,
      "A structure from a container of structures."},
     {"set_one_level", as_cfunction(set_one_level_classes), METH_FASTCALL,
-     "What flatten_one_level makes its answers of."},
-    {"flatten_one_level", as_cfunction(one_level), METH_FASTCALL,
-     "One tuple, list or dict taken apart; None for anything else."},
+     "What tree_flatten_one_level makes its answers of."},
     {"compiled", compiled, METH_O, "The builtin that does what a public function does."},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -15,6 +15,7 @@ void layout_dealloc(PyObject* self) {
     auto* layout = reinterpret_cast<KeyLayout*>(self);
     for (std::uint32_t i = 0; i < layout->size; ++i) Py_XDECREF(layout->inserted[i]);
     Py_XDECREF(layout->prototype.load());
+    Py_XDECREF(layout->entries.load());
     PyTypeObject* type = Py_TYPE(self);
     type->tp_free(self);
     Py_DECREF(type);
@@ -50,6 +51,7 @@ Ref fill_layout(PyTypeObject* type, PyObject* const* inserted, std::size_t size,
     new (&layout->hash) std::atomic<std::uint64_t>(0);
     new (&layout->group) std::atomic<std::uint64_t>(0);
     new (&layout->prototype) std::atomic<PyObject*>(nullptr);
+    new (&layout->entries) std::atomic<PyObject*>(nullptr);
     PyObject** own = layout->inserted;
     layout->keys = order != nullptr ? own + size : own;
     layout->position =
@@ -374,6 +376,14 @@ Ref scan_unknown(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mappin
 
 namespace {
 
+// Keeps what was made of a layout (taking over the reference) for the next time. Borrowed.
+PyObject* keep(std::atomic<PyObject*>& place, PyObject* made) noexcept {
+    PyObject* known = nullptr;
+    if (OPTREE_LIKELY(place.compare_exchange_strong(known, made))) return made;
+    Py_DECREF(made);  // a collection's finalizer, or another thread, was faster
+    return known;
+}
+
 // A dict of the keys, all None, made once a layout.
 PyObject* prototype_of(KeyLayout* layout) noexcept {
     PyObject* known = layout->prototype.load(std::memory_order_acquire);
@@ -386,11 +396,7 @@ PyObject* prototype_of(KeyLayout* layout) noexcept {
             return nullptr;
         }
     }
-    if (OPTREE_UNLIKELY(!layout->prototype.compare_exchange_strong(known, prototype))) {
-        Py_DECREF(prototype);  // a collection's finalizer, or another thread, was faster
-        return known;
-    }
-    return prototype;
+    return keep(layout->prototype, prototype);
 }
 
 }  // namespace
@@ -441,6 +447,22 @@ Ref layout_keys(const KeyLayout* layout) {
     }
     return list;
 }
+
+Ref layout_entries(KeyLayout* layout) {
+    PyObject* entries = layout->entries.load(std::memory_order_acquire);
+    if (OPTREE_UNLIKELY(entries == nullptr)) {
+        Ref made = checked(PyTuple_New(layout->size));
+        for (std::uint32_t i = 0; i < layout->size; ++i) {
+            PyTuple_SET_ITEM(made.get(), i, compat::new_ref(layout->keys[i]));
+        }
+        // The garbage collector does not look into layouts: what they keep must not form cycles.
+        if (!layout->atomic) return made;
+        entries = keep(layout->entries, made.release());
+    }
+    return Ref::borrow(entries);
+}
+
+bool is_layout(PyObject* object) noexcept { return Py_TYPE(object)->tp_dealloc == layout_dealloc; }
 
 namespace {
 

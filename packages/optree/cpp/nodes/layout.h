@@ -25,6 +25,7 @@ struct KeyLayout {
         hash;  // of the keys in traversal order, if `atomic`; 0: not computed
     std::atomic<PyObject*>
         prototype;  // owned: a dict of the keys in insertion order, to copy; or null
+    std::atomic<PyObject*> entries;  // owned: a tuple of the keys in traversal order; or null
     mutable std::atomic<std::uint64_t>
         group;  // layouts of one group have equal keys in the same order; 0: none known
     std::uint32_t* position;
@@ -146,6 +147,12 @@ PyObject* fill_mapping(PyObject* mapping, const KeyLayout* layout, PyObject** ch
 
 // The keys as a new list, in traversal order.
 Ref layout_keys(const KeyLayout* layout);
+
+// The keys as a tuple, in traversal order; kept for the next time where they are atomic.
+Ref layout_entries(KeyLayout* layout);
+
+// Whether an object is a key layout.
+bool is_layout(PyObject* object) noexcept;
 
 // A new dict of the keys in insertion order, all with the value None.
 Ref dict_of_keys(KeyLayout* layout);

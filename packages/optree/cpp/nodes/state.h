@@ -5,30 +5,44 @@
 #include "nodes/layout.h"
 #include "nodes/registry.h"
 #include "nodes/tuple_classes.h"
+#include "spec/kind.h"
 #include "support/object_pool.h"
 
 namespace optree {
 
-// Classes and functions of the Python part that tree_flatten_one_level() puts together.
+// What tree_flatten_one_level() puts its answers together of: classes and functions of the Python part.
 struct OneLevel {
-    struct Kind {
-        Ref unflatten_func;
-        Ref attributes;  // a dict
+    // What the registry says of a kind of nodes.
+    struct Handler {
+        Ref unflatten_func;  // null for custom nodes
+        Ref attributes;      // a dict, to copy
     };
+    static constexpr std::size_t kNumIndices = 17;
+
     Ref output_class;  // null until set
     Ref metadata_class;
+    bool lazy_metadata = false;  // bind/one_level.cpp, "original_keys"
     Ref str_original_keys;
-    Kind kinds[3];  // tuple, list, dict
+    Ref str_type;
+    Ref str_path_entry_type;
+    Ref indices[kNumIndices];        // (), (0,), (0, 1), ...
+    Handler handlers[2][kNumKinds];  // [whether dicts are sorted][kind]; null where there is none
 
     // Calls visit(ref) for each until it returns other than 0.
     template <class Visit>
     int for_each(Visit&& visit) {
-        for (Ref* ref : {&output_class, &metadata_class, &str_original_keys}) {
+        for (Ref* ref : {&output_class, &metadata_class, &str_original_keys, &str_type,
+                         &str_path_entry_type}) {
             if (const int status = visit(*ref)) return status;
         }
-        for (Kind& kind : kinds) {
-            if (const int status = visit(kind.unflatten_func)) return status;
-            if (const int status = visit(kind.attributes)) return status;
+        for (Ref& ref : indices) {
+            if (const int status = visit(ref)) return status;
+        }
+        for (auto& of_mode : handlers) {
+            for (Handler& handler : of_mode) {
+                if (const int status = visit(handler.unflatten_func)) return status;
+                if (const int status = visit(handler.attributes)) return status;
+            }
         }
         return 0;
     }

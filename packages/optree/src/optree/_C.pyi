@@ -142,17 +142,10 @@ def compiled(prototype: _F, /) -> _F: ...
 def set_one_level(
     output_class: type[tuple[Any, ...]],
     metadata_class: type[list[Any]],
-    of_tuple: tuple[Any, dict[str, Any]],
-    of_list: tuple[Any, dict[str, Any]],
-    of_dict: tuple[Any, dict[str, Any]],
+    sorted_handlers: tuple[tuple[Any, dict[str, Any]] | None, ...],
+    insertion_ordered_handlers: tuple[tuple[Any, dict[str, Any]] | None, ...],
     /,
 ) -> None: ...
-def flatten_one_level(
-    tree: Any,
-    is_leaf: Callable[[Any], bool] | None,
-    namespace: str,
-    /,
-) -> Any: ...
 def flatten(
     tree: PyTree[_T],
     /,

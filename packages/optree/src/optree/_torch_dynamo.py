@@ -109,13 +109,9 @@ def map_(
     return tree
 
 
-def flatten_one_level(
-    tree: Any,
-    is_leaf: Callable[[Any], bool] | None,
-    namespace: str,
-    /,
-) -> None:
-    """Leave all kinds of nodes to the Python code of ``tree_flatten_one_level()``."""
+def prototype_of(function: Any, /) -> Any:
+    """Return the Python function that a builtin of :mod:`optree.ops` stands for."""
+    return function.__self__.prototype
 
 
 def register() -> None:
@@ -129,6 +125,6 @@ def register() -> None:
         (_C.all_leaves, all_leaves),
         (_C.map, map),
         (_C.map_, map_),
-        (_C.flatten_one_level, flatten_one_level),
+        (optree.tree_flatten_one_level, prototype_of(optree.tree_flatten_one_level)),
     ):
         torch.compiler.substitute_in_graph(original, skip_signature_check=True)(polyfill)

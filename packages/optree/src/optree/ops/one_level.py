@@ -7,7 +7,13 @@ import builtins
 from typing import TYPE_CHECKING, Any, Callable, Generic
 
 import optree._C as _C
-from optree.builtin_nodes import DictMetaData
+from optree._C import PyTreeKind
+from optree.builtin_nodes import (
+    _INSERTION_ORDERED_REGISTRY,
+    _NODETYPE_REGISTRY,
+    DictMetaData,
+    PyTreeNodeRegistryEntry,
+)
 from optree.registry import register_pytree_node
 from optree.typing import NamedTuple, T
 
@@ -15,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from optree.accessors import PyTreeEntry
-    from optree.typing import MetaData, PyTree, PyTreeKind, UnflattenFunc
+    from optree.typing import MetaData, PyTree, UnflattenFunc
 
 
 class FlattenOneLevelOutput(NamedTuple, Generic[T]):
@@ -42,25 +48,31 @@ class FlattenOneLevelOutputEx(FlattenOneLevelOutput[T]):
     """The kind of the node."""
 
 
-def _plain_kind(cls: builtins.type[Any], /) -> tuple[Any, dict[str, Any]]:
-    handler = register_pytree_node.get(cls)  # type: ignore[attr-defined]
-    attributes = {
-        "type": cls,
-        "path_entry_type": handler.path_entry_type,
-        "kind": handler.kind,
+def _handlers(registry: dict[Any, PyTreeNodeRegistryEntry[Any]], /) -> tuple[Any, ...]:
+    """Return for each kind what ``_C.set_one_level()`` wants to know; custom nodes bring theirs."""
+    handlers: dict[PyTreeKind, tuple[Any, dict[str, Any]]] = {
+        entry.kind: (
+            entry.unflatten_func,
+            {"type": entry.type, "path_entry_type": entry.path_entry_type, "kind": entry.kind},
+        )
+        for entry in registry.values()
     }
-    return handler.unflatten_func, attributes
+    handlers[PyTreeKind.CUSTOM] = (
+        None,
+        {"type": None, "path_entry_type": None, "kind": PyTreeKind.CUSTOM},
+    )
+    return tuple(map(handlers.get, PyTreeKind))
 
 
 _C.set_one_level(
     FlattenOneLevelOutputEx,
     DictMetaData,
-    _plain_kind(tuple),
-    _plain_kind(list),
-    _plain_kind(dict),
+    _handlers(_NODETYPE_REGISTRY),
+    _handlers({**_NODETYPE_REGISTRY, **_INSERTION_ORDERED_REGISTRY}),
 )
 
 
+@_C.compiled
 def tree_flatten_one_level(
     tree: PyTree[T],
     /,
@@ -95,11 +107,7 @@ def tree_flatten_one_level(
         >>> node.unflatten_func(node.metadata, ['A', 'B'])
         {'b': 'B', 'a': 'A'}
     """
-    plain: FlattenOneLevelOutputEx[T] | None
-    plain = _C.flatten_one_level(tree, is_leaf, namespace)
-    if plain is not None:
-        return plain
-
+    # The builtin does the same. This is for arguments of unusual classes, and for TorchDynamo.
     node_type: Any = type(tree)
     if (tree is None and none_is_leaf) or (is_leaf is not None and is_leaf(tree)):
         handler = None
