@@ -6,14 +6,15 @@
 namespace optree {
 namespace {
 
-// The edges as a tuple; takes over the reference to the last one.
-Ref tuple_with_last(ObjectStack& edges) {
+// The edges and one more as a tuple.
+PyObject* new_path(ObjectStack& edges, Ref last) {
     const std::size_t size = edges.size();
-    Ref path = checked(PyTuple_New(static_cast<Py_ssize_t>(size)));
-    if (size == 0) return path;
-    PyObject** items = tuple_items(path.get());
-    items[size - 1] = edges.pop();
-    for (std::size_t i = 0; i + 1 < size; ++i) items[i] = compat::new_ref(edges[i]);
+    PyObject* path = PyTuple_New(static_cast<Py_ssize_t>(size + 1));
+    if (OPTREE_UNLIKELY(path == nullptr)) throw PythonError{};
+    PyObject** items = tuple_items(path);
+    PyObject* const* from = edges.data();
+    for (std::size_t i = 0; i < size; ++i) items[i] = compat::new_ref(from[i]);
+    items[size] = last.release();
     return path;
 }
 
@@ -175,51 +176,61 @@ void walk_edges(const Tree& tree, Make&& make, Leaf&& leaf) {
 
 // From the last leaf to the first, which takes one look at each node and no table of children.
 Ref spec_paths(const SpecObject& spec) {
+    // A node that is being visited.
     struct Level {
-        const Node* node;
-        std::uint32_t children;  // those left, the current one included
+        Kind kind;
+        std::uint32_t children;  // those left
+        const Slot* slots;
+        PyObject* const* keys;  // of a mapping
     };
     const Tree& tree = spec.tree;
     ObjectStack paths;
     ObjectStack edges;
-    Stack<Level> levels;
+    Scratch<Level, 32> levels;
     paths.extend(tree.leaves);
     Cursor cursor = Cursor::end_of(tree);
-    const auto leave_finished_levels = [&] {
-        while (!levels.empty() && levels.back().children == 0) {
-            levels.pop_back();
-            if (!edges.empty()) edges.drop_from(edges.size() - 1);
-        }
-    };
-    while (!cursor.done()) {
-        const Node* node = cursor.node();
-        if (!levels.empty()) {
-            Level& level = levels.back();
-            const std::uint32_t index = --level.children;
-            if (node != nullptr && node->leaves == 0) {
-                cursor.skip();  // leads to no leaf
-                leave_finished_levels();
-                continue;
-            }
-            const Slot* slots = slots_of(tree, *level.node);
-            if (is_mapping(level.node->kind)) {
-                edges.push(as_layout(slots[0])->keys[index]);
-            } else {
-                edges.push_owned(node_entry(level.node->kind, slots, index).release());
-            }
-        }
-        if (levels.size() > static_cast<std::size_t>(compat::kMaxDepth)) {
+    const auto check_depth = [&] {
+        if (OPTREE_UNLIKELY(levels.size() > static_cast<std::size_t>(compat::kMaxDepth))) {
             raise(PyExc_RecursionError,
                   "Maximum recursion depth exceeded during walking the tree.");
         }
-        if (node != nullptr) {
-            levels.push_back({node, node->arity});
-            cursor.enter();
-        } else {
-            cursor.leaf();
-            paths[cursor.leaf_end] = tuple_with_last(edges).release();
+    };
+    const auto enter = [&](const Node& node) {
+        check_depth();
+        const Slot* slots = slots_of(tree, node);
+        levels.push({node.kind, node.arity, slots,
+                     is_mapping(node.kind) ? as_layout(slots[0])->keys : nullptr});
+        cursor.enter();
+    };
+    if (tree.nodes.empty()) {
+        if (tree.leaves != 0) paths[0] = checked(PyTuple_New(0)).release();
+        return paths.into_list();
+    }
+    enter(tree.root());
+    while (true) {
+        Level& level = levels[levels.size() - 1];
+        if (level.children == 0) {
+            levels.pop();
+            if (levels.size() == 0) break;
+            edges.drop_from(edges.size() - 1);
+            continue;
         }
-        leave_finished_levels();
+        const std::uint32_t index = --level.children;
+        const Node* node = cursor.node();
+        if (node != nullptr && node->leaves == 0) {
+            cursor.skip();  // leads to no leaf
+            continue;
+        }
+        Ref edge = level.keys != nullptr ? Ref::borrow(level.keys[index])
+                                         : node_entry(level.kind, level.slots, index);
+        if (node != nullptr) {
+            edges.push_owned(edge.release());
+            enter(*node);
+        } else {
+            check_depth();
+            cursor.leaf();
+            paths[cursor.leaf_end] = new_path(edges, std::move(edge));
+        }
     }
     return paths.into_list();
 }
