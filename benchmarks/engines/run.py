@@ -19,6 +19,7 @@ exactly; the error of an engine is its distance from that, relative to its norm.
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import json
 import sys
@@ -30,11 +31,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import torchopt
-from torchopt.diff.implicit import custom_root
-from torchopt.diff.zero_order import Gaussian, ZeroOrder, estimators
-from torchopt.linear_solve import CG, Cholesky
+from torchopt.alias.fused import Backend, with_backend
+from torchopt.diff.implicit import certified_grad, custom_root
+from torchopt.diff.zero_order import Gaussian, Orthogonal, Rademacher, ZeroOrder, estimators
+from torchopt.linear_solve import CG, LSMR, MINRES, Cholesky, Neumann
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
@@ -69,10 +72,16 @@ class Problem:
         return ((self.c @ x - self.d) ** 2).sum() / (2 * ROWS)
 
     def descend(
-        self, x: Tensor, theta: Tensor, *, create_graph: bool, window: int | None = None
+        self,
+        x: Tensor,
+        theta: Tensor,
+        *,
+        create_graph: bool,
+        window: int | None = None,
+        backend: Backend = "auto",
     ) -> Tensor:
         """Return x after all steps; with a window, gradients see only the last so many."""
-        optimizer = torchopt.sgd(RATE)
+        optimizer = with_backend(torchopt.sgd(RATE), backend)
         state = optimizer.init(x)
         for step in range(self.steps):
             if not create_graph or (window is not None and step == self.steps - window):
@@ -90,11 +99,30 @@ class Problem:
         return PENALTY * torch.linalg.solve(hessian, pulled)
 
 
-def explicit(problem: Problem, window: int | None = None) -> Callable[[Tensor], Tensor]:
+def explicit(
+    problem: Problem, window: int | None = None, backend: Backend = "auto"
+) -> Callable[[Tensor], Tensor]:
     """Return the loss through the steps, or the last `window` of them."""
     return lambda theta: problem.outer(
-        problem.descend(theta + 0, theta, create_graph=True, window=window)
+        problem.descend(theta + 0, theta, create_graph=True, window=window, backend=backend)
     )
+
+
+def recomputed(problem: Problem, segment: int) -> Callable[[Tensor], Tensor]:
+    """Return the loss through all steps, each `segment` of them computed again going backward."""
+    part = copy.copy(problem)
+    part.steps = segment
+
+    def steps(x: Tensor, theta: Tensor) -> Tensor:
+        return part.descend(x, theta, create_graph=True)
+
+    def loss(theta: Tensor) -> Tensor:
+        x = theta + 0
+        for _ in range(problem.steps // segment):
+            x = checkpoint(steps, x, theta, use_reentrant=False)
+        return problem.outer(x)
+
+    return loss
 
 
 def first_order(problem: Problem) -> Callable[[Tensor], Tensor]:
@@ -107,25 +135,44 @@ def first_order(problem: Problem) -> Callable[[Tensor], Tensor]:
     return loss
 
 
-def implicit(problem: Problem, solver: Any) -> Callable[[Tensor], Tensor]:
-    """Return the loss of the solution as a root of the inner gradient."""
-    root = custom_root(
+def solver_of(problem: Problem, linear: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the inner loop as a root of the inner gradient, in terms of (start, theta)."""
+
+    @custom_root(
         torch.func.grad(problem.inner),
         argnums=1,
-        solve=solver,
+        solve=linear,
         symmetric=True,
         positive_definite=True,
     )
-
-    @root
     def solve(start: Tensor, theta: Tensor) -> Tensor:
         with torch.enable_grad():
             return problem.descend(start, theta.detach(), create_graph=False).detach()
 
+    return solve
+
+
+def implicit(problem: Problem, linear: Any) -> Callable[[Tensor], Tensor]:
+    """Return the loss of the solution, whose derivative is that of the root."""
+    solve = solver_of(problem, linear)
     return lambda theta: problem.outer(solve(theta.detach(), theta))
 
 
-def zero_order(problem: Problem, num_samples: int) -> Callable[[Tensor], Tensor]:
+def certified(problem: Problem) -> Callable[[Tensor], Tensor]:
+    """Return the implicit meta-gradient, which comes with an estimate of its own error."""
+    solve = solver_of(problem, CG(rtol=1e-8))
+    both = certified_grad(lambda x, theta: problem.outer(x), solve)
+
+    def gradient(theta: Tensor) -> Tensor:
+        _, (found,), _ = both(theta.detach(), theta.detach())
+        return found
+
+    return gradient
+
+
+def zero_order(
+    problem: Problem, num_samples: int, estimator: Any, directions: Any
+) -> Callable[[Tensor], Tensor]:
     """Return the meta-gradient from values of the whole inner loop at random points."""
     hessian = problem.a.mT @ problem.a / ROWS + PENALTY * torch.eye(SIZE, dtype=torch.float64)
     constant = problem.a.mT @ problem.b / ROWS
@@ -137,8 +184,8 @@ def zero_order(problem: Problem, num_samples: int) -> Callable[[Tensor], Tensor]
         return problem.outer(x)
 
     engine = ZeroOrder(
-        Gaussian(),
-        estimators.antithetic,
+        directions,
+        estimator,
         num_samples=num_samples,
         sigma=0.01,
         generator=torch.Generator().manual_seed(0),
@@ -180,22 +227,52 @@ def kept_bytes(loss: Callable[[Tensor], Tensor], theta: Tensor, data: tuple[Tens
     return sum(storages.values())
 
 
+Engine = Callable[[Tensor], Tensor]
+
+
+def differentiated(problem: Problem) -> dict[str, Engine]:
+    """Return the outer losses whose derivative autograd takes."""
+    segment = problem.steps // 10
+    inexact = {"rtol": 0.0, "on_fail": "ignore"}
+    return {
+        "explicit: all steps": explicit(problem),
+        "explicit: all steps, without the fused kernel": explicit(problem, backend="reference"),
+        f"explicit: all steps, {segment} at a time recomputed": recomputed(problem, segment),
+        f"explicit: last {segment} steps": explicit(problem, segment),
+        "explicit: first order": first_order(problem),
+        "implicit: conjugate gradients": implicit(problem, CG(rtol=1e-8)),
+        "implicit: 5 steps of conjugate gradients": implicit(problem, CG(maxiter=5, **inexact)),
+        "implicit: MINRES": implicit(problem, MINRES(rtol=1e-8)),
+        "implicit: LSMR, which needs no symmetry": implicit(problem, LSMR(rtol=1e-8)),
+        "implicit: 5 terms of the Neumann series": implicit(problem, Neumann(5, alpha=RATE)),
+        "implicit: 20 terms of the Neumann series": implicit(problem, Neumann(20, alpha=RATE)),
+        "implicit: Cholesky": implicit(problem, Cholesky()),
+    }
+
+
+def estimated(problem: Problem) -> dict[str, Engine]:
+    """Return the engines that give the gradient themselves; nothing is kept for them."""
+    normal, two = Gaussian(), estimators.antithetic
+    return {
+        "implicit: with a certificate of its error": certified(problem),
+        "zero-order: 200 forward differences": zero_order(problem, 200, estimators.forward, normal),
+        "zero-order: 200, leave one out": zero_order(
+            problem, 200, estimators.leave_one_out, normal
+        ),
+        "zero-order: 100 antithetic pairs": zero_order(problem, 100, two, normal),
+        "zero-order: 100 pairs of SPSA": zero_order(problem, 100, estimators.spsa, Rademacher()),
+        "zero-order: 100 orthogonal pairs": zero_order(problem, 100, two, Orthogonal()),
+        "zero-order: 400 orthogonal pairs": zero_order(problem, 400, two, Orthogonal()),
+        "zero-order: 1000 antithetic pairs": zero_order(problem, 1000, two, normal),
+    }
+
+
 def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
     """Return a row for each engine: seconds, bytes kept beyond the data, relative error."""
     exact = problem.exact()
     data = (problem.a, problem.b, problem.c, problem.d)
-    through = {
-        "explicit: all steps": explicit(problem),
-        f"explicit: last {problem.steps // 10} steps": explicit(problem, problem.steps // 10),
-        "explicit: first order": first_order(problem),
-        "implicit: conjugate gradients": implicit(problem, CG(rtol=1e-8)),
-        "implicit: 5 steps of conjugate gradients": implicit(
-            problem, CG(maxiter=5, rtol=0.0, on_fail="ignore")
-        ),
-        "implicit: Cholesky": implicit(problem, Cholesky()),
-    }
     rows = []
-    for name, loss in through.items():
+    for name, loss in differentiated(problem).items():
         times = []
         for _ in range(repeats):
             theta = problem.theta.clone().requires_grad_()
@@ -203,16 +280,13 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
             (found,) = torch.autograd.grad(loss(theta), theta)
             times.append(time.process_time() - started)
         theta = problem.theta.clone().requires_grad_()
-        kept = kept_bytes(loss, theta, data)
-        rows.append(row(name, min(times), kept, found, exact))
-    for number in (100, 1000):
-        gradient = zero_order(problem, number)
+        rows.append(row(name, min(times), kept_bytes(loss, theta, data), found, exact))
+    for name, gradient in estimated(problem).items():
         times = []
         for _ in range(repeats):
             started = time.process_time()
             found = gradient(problem.theta)
             times.append(time.process_time() - started)
-        name = f"zero-order: {number} antithetic pairs"
         rows.append(row(name, min(times), 0, found, exact))  # nothing is differentiated
     return rows
 

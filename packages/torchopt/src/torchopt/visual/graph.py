@@ -284,7 +284,9 @@ def _step_members(names: Names, present: Mapping[Any, int]) -> list[tuple[str, s
 def _applies_updates(function: Any) -> bool:
     """Return whether a function adds updates to parameters: one tensor, or all of them at once."""
     name = function.name().rpartition("::")[2]
-    return bool(name == "AddBackward0" or name.startswith("ForeachAddBackward"))
+    return bool(
+        name == "AddBackward0" or name.startswith(("ForeachAddBackward", "_AddListsBackward"))
+    )
 
 
 def _clusters(builder: _Builder) -> list[Cluster]:

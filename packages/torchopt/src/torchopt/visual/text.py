@@ -21,7 +21,7 @@ DOT_NODE = {
     "height": "0.2",
     "fontname": "monospace",
 }
-CLUSTER_STYLE = 'style=rounded color=gray40 fontname=monospace fontsize=10 labeljust=l'
+CLUSTER_STYLE = "style=rounded color=gray40 fontname=monospace fontsize=10 labeljust=l"
 FILL = {
     "leaf": "lightblue",
     "named": "lightblue",
