@@ -12,7 +12,7 @@ It is solved by gradient descent from theta. It is quadratic, so with H = A'A / 
 
 exactly; the error of an engine is its distance from that, relative to its norm.
 
-    python benchmarks/engines/run.py        # a minute; writes benchmarks/results/engines.json
+    python benchmarks/engines/run.py        # two minutes; writes benchmarks/results/engines.json
     python tools/bench_report.py            # puts the table into the manual
 """
 
