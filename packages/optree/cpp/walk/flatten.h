@@ -50,6 +50,7 @@ class Flattening {
     // One C frame a level of the tree, each as small as its kind of node allows.
     template <bool kPredicate, bool kKeep>
     void descend(Kind kind, Registration* registration, PyObject* object, int depth);
+    void add_empty(Kind kind);
     template <bool kPredicate, bool kKeep>
     void descend_list(PyObject* list, int depth);
     template <bool kPredicate, bool kKeep>

