@@ -674,7 +674,8 @@ STATES = (
 ATOMS = ('1', '2', '"s"', 'None', '3.5', '()', '[]', '{}', 'OrderedDict()', 'deque()', 'E()', 'L([1])',
          'D(a=1)', 'True', 'deque(maxlen=2)', 'defaultdict(None)', 'C()', 'Counter("aab")', 'frozenset()')  # fmt: skip
 KEYS = (('"a"', '"b"', '"c"'), ('3', '1', '2'), ('"b"', '1', 'None'), ('(1, 2)', '"z"', '2.5'),
-        ('U(1)', 'U(2)', '"k"'), ('U(2)', 'U(1)'), ('"é"', '"e"', '"Z"'), ('True', '0', '2.5'))  # fmt: skip
+        ('U(1)', 'U(2)', '"k"'), ('U(2)', 'U(1)'), ('"é"', '"e"', '"Z"'), ('True', '0', '2.5'),
+        tuple(f'"k{i}"' for i in range(20)), tuple(str(i) for i in range(18)))  # fmt: skip
 
 
 class Generator:
@@ -686,7 +687,10 @@ class Generator:
     def mapping(self, depth: int) -> str:
         keys = list(self.random.choice(KEYS))
         self.random.shuffle(keys)
-        keys = keys[: self.random.randint(1, len(keys))]
+        if len(keys) > 16:  # a wide dictionary is not deep too
+            depth = 1
+        else:
+            keys = keys[: self.random.randint(1, len(keys))]
         return "{" + ", ".join(f"{key}: {self.tree(depth - 1)}" for key in keys) + "}"
 
     def items(self, depth: int, low: int = 0) -> str:

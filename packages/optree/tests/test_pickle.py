@@ -161,6 +161,77 @@ def test_old_layout_without_original_keys() -> None:
     assert loaded.unflatten([1, 2, 3]) == {"a": {"c": 1, "d": 2}, "b": 3}
 
 
+MANY = [f"k{7 * i % 40}" for i in range(40)]
+WIDE: dict[str, Any] = {
+    "sorted": dict.fromkeys(sorted(MANY), 0),
+    "permuted": dict.fromkeys(MANY, 0),
+    "ints": dict.fromkeys(range(40, 0, -1), 0),
+    "large ints": dict.fromkeys(range(2**70, 0, -(2**65)), 0),
+    "other characters": dict.fromkeys([f"{k}{'é日'[i % 2]}" for i, k in enumerate(MANY)], 0),
+    "ints and texts": dict.fromkeys([*MANY, 3, 1, 2], 0),
+    "booleans": dict.fromkeys([*range(40, 1, -1), True, False], 0),
+    "not comparable": dict.fromkeys([1j * i for i in range(40, 0, -1)], 0),
+    "defaultdict, sorted": defaultdict(int, dict.fromkeys(sorted(MANY), 0)),
+    "defaultdict, permuted": defaultdict(int, dict.fromkeys(MANY, 0)),
+    "OrderedDict": OrderedDict.fromkeys(MANY, 0),
+    "inside": [{"b": dict.fromkeys(MANY, 0), "a": dict.fromkeys(MANY, 0)}, {"z": 1}],
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("in_order", [True, False], ids=["insertion", "sorted"])
+def test_wide_dictionaries(name: str, protocol: int, in_order: bool) -> None:
+    tree = WIDE[name]
+    with optree.dict_insertion_ordered(in_order, namespace="wide"):
+        treespec = structure(tree, namespace="wide")
+        expected = treespec.unflatten(range(treespec.num_leaves))
+    for loaded in (
+        pickle.loads(pickle.dumps(treespec, protocol)),
+        restore(treespec.__reduce_ex__(protocol)[2]),
+        restore(pickle.loads(pickle.dumps(treespec.__getstate__(), protocol))),
+        copy.copy(treespec),
+        copy.deepcopy(treespec),
+    ):
+        assert loaded == treespec
+        assert loaded.paths() == treespec.paths()
+        rebuilt = loaded.unflatten(range(loaded.num_leaves))
+        assert repr(rebuilt) == repr(expected)
+        assert loaded.__getstate__() == treespec.__getstate__()
+        assert repr(loaded.__getstate__()) == repr(treespec.__getstate__())
+
+
+def test_pickles_have_the_original_keys_of_a_wide_dictionary_as_a_list() -> None:
+    node = structure(WIDE["permuted"]).__reduce_ex__(2)[2][0][-1]  # type: ignore[index]
+    assert (node[2], node[7]) == (sorted(MANY), MANY)
+    node = structure(WIDE["sorted"]).__reduce_ex__(2)[2][0][-1]  # type: ignore[index]
+    assert node[2] == sorted(MANY)
+    assert node[7] is node[2]
+    for name in ("sorted", "permuted"):
+        treespec = structure(WIDE[name])
+        assert treespec.__reduce__()[2] == treespec.__getstate__()  # type: ignore[misc]
+        assert treespec.__getstate__()[0][-1][7] == dict.fromkeys(MANY)
+    size = {name: len(pickle.dumps(structure(WIDE[name]))) for name in ("sorted", "permuted")}
+    assert size["sorted"] < size["permuted"] - len(MANY)
+
+
+@pytest.mark.parametrize(
+    ("keys", "original"),
+    [
+        (["a", "a"], ["a", "a"]),
+        (["a", "b"], ["a", "a"]),
+        (["a", "b"], ["a", "c"]),
+        (["a", "b"], ["a"]),
+        (["a", "b"], ["a", "b", "c"]),
+        (["a", "b"], [["a"], "b"]),
+    ],
+)
+def test_lists_of_original_keys_are_validated(keys: list[Any], original: list[Any]) -> None:
+    state = ((LEAF_STATE, LEAF_STATE, (5, 2, keys, None, None, 2, 3, original)), False, "")
+    with pytest.raises((RuntimeError, TypeError), match="Malformed|unhashable"):
+        restore(state)
+
+
 def test_original_order_survives() -> None:
     treespec = structure({"b": 1, "a": 2})
     loaded = pickle.loads(pickle.dumps(treespec))

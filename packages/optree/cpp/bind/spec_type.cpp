@@ -167,12 +167,14 @@ PyObject* spec_is_one_level(PyObject* self, PyObject*) {
     });
 }
 PyObject* spec_getstate_method(PyObject* self, PyObject*) {
-    return method(self, [](SpecObject& spec) { return spec_getstate(spec); });
+    return method(self, [](SpecObject& spec) { return spec_getstate(spec, false); });
 }
 PyObject* spec_reduce_method(PyObject* self, PyObject*) {
-    return method(self, [self](SpecObject&) { return spec_reduce(self); });
+    return method(self, [self](SpecObject&) { return spec_reduce(self, false); });
 }
-PyObject* spec_reduce_ex(PyObject* self, PyObject*) { return spec_reduce_method(self, nullptr); }
+PyObject* spec_reduce_ex(PyObject* self, PyObject*) {
+    return method(self, [self](SpecObject&) { return spec_reduce(self, true); });
+}
 // A shallow copy shares what the nodes hold, not the nodes.
 PyObject* spec_copy(PyObject* self, PyObject*) {
     return method(self, [](SpecObject& spec) { return spec_of_subtree(spec, whole(spec.tree)); });

@@ -187,6 +187,59 @@ Ref make_layout_with_order(PyTypeObject* layout_type, PyObject* keys, PyObject* 
 
 namespace {
 
+// The positions of distinct objects in an array.
+class Positions {
+  public:
+    static constexpr std::uint32_t kNone = ~std::uint32_t{0};
+
+    Positions(PyObject* const* objects, std::size_t size) : objects_(objects) {
+        while (std::size_t{1} << bits_ < 2 * size) ++bits_;
+        const std::size_t places = std::size_t{1} << bits_;
+        places_.reserve(places);
+        places_.set_size(places);
+        std::fill(places_.begin(), places_.end(), kNone);
+        for (std::uint32_t i = 0; i < size; ++i) place_of(objects[i]) = i;
+    }
+    // kNone if the object is not there.
+    std::uint32_t of(PyObject* object) noexcept { return place_of(object); }
+
+  private:
+    std::uint32_t& place_of(PyObject* object) noexcept {
+        const auto address = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(object));
+        std::size_t at = (address >> 4) * 0x9e3779b97f4a7c15ULL >> (64 - bits_);
+        const std::size_t mask = places_.size() - 1;
+        while (places_[at] != kNone && objects_[places_[at]] != object) at = (at + 1) & mask;
+        return places_[at];
+    }
+
+    PyObject* const* objects_;
+    unsigned bits_ = 1;
+    Scratch<std::uint32_t, 256> places_;
+};
+
+}  // namespace
+
+Ref make_layout_of_sorted(PyTypeObject* layout_type, PyObject* const* keys,
+                          PyObject* const* inserted, std::size_t size) {
+    if (!strictly_increasing(keys, size)) return nullptr;
+    if (std::equal(keys, keys + size, inserted)) {
+        return fill_layout(layout_type, inserted, size, nullptr, true);
+    }
+    Positions children(keys, size);
+    KeyOrder order;
+    order.reserve(size);
+    order.set_size(size);
+    std::fill(order.begin(), order.end(), Positions::kNone);
+    for (std::uint32_t i = 0; i < size; ++i) {
+        const std::uint32_t child = children.of(inserted[i]);
+        if (child == Positions::kNone || order[child] != Positions::kNone) return nullptr;
+        order[child] = i;
+    }
+    return fill_layout(layout_type, inserted, size, order.data(), true);
+}
+
+namespace {
+
 // Calls visit(i, key, value) for the `size` items of a mapping in insertion order as long as it
 // returns true. Returns whether all were visited.
 template <class Visit>

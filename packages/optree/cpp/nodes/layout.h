@@ -107,6 +107,11 @@ Ref make_layout(PyTypeObject* layout_type, PyObject* const* inserted, std::size_
 // A layout whose two orders are both given: `keys` and `inserted` hold equal keys.
 Ref make_layout_with_order(PyTypeObject* layout_type, PyObject* keys, PyObject* inserted);
 
+// The same where `keys` are strictly increasing and `inserted` are the very objects, so that nothing
+// need be hashed or compared with another; null if they are not.
+Ref make_layout_of_sorted(PyTypeObject* layout_type, PyObject* const* keys,
+                          PyObject* const* inserted, std::size_t size);
+
 // The cached layout of `mapping` (a dict or a subclass, not empty), borrowed, with its values at `out`
 // in traversal order, borrowed too; null if the cache has none. Runs no Python code.
 KeyLayout* gather_known(LayoutCache& cache, PyObject* mapping, bool sorted,

@@ -154,6 +154,25 @@ Plain sort_plain_keys(PyObject* const* keys, std::size_t size, KeyOrder& order) 
     return strings != Plain::not_plain ? strings : sort_small_ints(keys, size, order);
 }
 
+bool strictly_increasing(PyObject* const* keys, std::size_t size) noexcept {
+    if (size == 0) return true;
+    PyTypeObject* type = Py_TYPE(keys[0]);
+    if (!is_atomic(keys[0])) return false;
+    for (std::size_t i = 1; i < size; ++i) {
+        PyObject* before = keys[i - 1];
+        PyObject* key = keys[i];
+        if (Py_TYPE(key) != type) return false;
+        const bool bytes = type == &PyUnicode_Type &&
+                           PyUnicode_KIND(before) == PyUnicode_1BYTE_KIND &&
+                           PyUnicode_KIND(key) == PyUnicode_1BYTE_KIND;
+        if (!(bytes ? bytes_less(before, key)
+                    : PyObject_RichCompareBool(before, key, Py_LT) == 1)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 bool sort_keys(PyObject* const* keys, std::size_t size, KeyOrder& order) {
     const Plain plain = sort_plain_keys(keys, size, order);
     if (plain != Plain::not_plain) return plain == Plain::permuted;

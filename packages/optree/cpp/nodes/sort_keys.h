@@ -23,6 +23,10 @@ enum class Plain : unsigned char { in_order, permuted, not_plain };
 // Finds their order; fills `order` where it is Plain::permuted.
 Plain sort_plain_keys(PyObject* const* keys, std::size_t size, KeyOrder& order);
 
+// Whether the keys are all exact str or all exact int and each is less than the next, so that no two
+// are equal. Runs no Python code and hashes nothing.
+bool strictly_increasing(PyObject* const* keys, std::size_t size) noexcept;
+
 // Finds the traversal order of `size` keys: Python's `<` where it is defined for all of them, else
 // the class name and then `<`, else the order given. Each attempt works on a copy. Errors other
 // than TypeError propagate. Returns false, with `order` unspecified, when the keys already stand in

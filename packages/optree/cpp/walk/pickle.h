@@ -7,11 +7,13 @@
 namespace optree {
 
 // (node states in post-order, none_is_leaf, namespace). A node state is (kind, arity, node_data,
-// node_entries, custom_type, num_leaves, num_nodes, original_keys).
-Ref spec_getstate(const SpecObject& spec);
+// node_entries, custom_type, num_leaves, num_nodes, original_keys). `for_pickle`: in the form that is
+// quickest to pickle.
+Ref spec_getstate(const SpecObject& spec, bool for_pickle);
 // (copyreg.__newobj__, (PyTreeSpec,), state), for every protocol.
-Ref spec_reduce(PyObject* self);
-// Fills a spec made by __new__. Accepts node states without original_keys, as older releases wrote.
+Ref spec_reduce(PyObject* self, bool for_pickle);
+// Fills a spec made by __new__. Accepts either form, and node states without original_keys, as older
+// releases wrote.
 void spec_setstate(SpecObject& spec, PyObject* state);
 
 }  // namespace optree
