@@ -218,6 +218,16 @@ TORCHOPT_HOST_DEVICE Dual<T, N> power(const Dual<T, N>& x, double k) {
     return out;
 }
 
+/// log(x) for x > 0; for coefficients, in double.
+TORCHOPT_HOST_DEVICE double logarithm(double x) { return log(x); }
+template <class T, int N>
+TORCHOPT_HOST_DEVICE Dual<T, N> logarithm(const Dual<T, N>& x) {
+    Dual<T, N> out;
+    out.value = log(x.value);
+    for (int j = 0; j < N; ++j) out.partial[j] = x.partial[j] / x.value;
+    return out;
+}
+
 /// exp(x); for coefficients, in double.
 TORCHOPT_HOST_DEVICE double exponential(double x) { return exp(x); }
 template <class T, int N>

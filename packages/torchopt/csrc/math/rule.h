@@ -11,6 +11,7 @@
 //   R::apply(c, g, state, u, next)
 //                         the rule on one element: direction u and next state from gradient g and state; for elements
 //                         of type T or Dual<T, n>, and coefficients of type T or of the elements' type
+// A rule with `kReadsParameter` true takes the parameter after g; where a form reads none, it gets 0.
 //
 // An optimizer is a rule between stages that all optimizers share. With g the gradient, p the parameter:
 //   g' = sign g + weight_decay p          sign is -1 to maximize
@@ -104,6 +105,9 @@ TORCHOPT_HOST_DEVICE void pull_back_coefficients(const double (&h)[Chain<Rule>::
             hyper_cotangent[j] += coefficient_cotangent[k] * as_array(c)[k].partial[j];
 }
 
+template <class Rule>
+constexpr bool reads_parameter = requires { requires Rule::kReadsParameter; };
+
 /// One element of an optimizer. In: g, state..., and p unless kUpdate. Out: the update (or p + update), state'...
 template <class Rule, Form kForm, class T, class C, class S>
 TORCHOPT_HOST_DEVICE void apply_chain(T sign, const ChainCoefficients<C, Rule>& c, const S* in,
@@ -112,7 +116,13 @@ TORCHOPT_HOST_DEVICE void apply_chain(T sign, const ChainCoefficients<C, Rule>& 
     S g = in[0] * sign;
     if constexpr (is_decayed(kForm)) g = g + in[1 + kStates] * c.weight_decay;
     S u;
-    Rule::apply(c.rule, g, in + 1, u, out + 1);
+    if constexpr (!reads_parameter<Rule>) {
+        Rule::apply(c.rule, g, in + 1, u, out + 1);
+    } else if constexpr (kForm == Form::kUpdate) {
+        Rule::apply(c.rule, g, zero<S>(), in + 1, u, out + 1);
+    } else {
+        Rule::apply(c.rule, g, in[1 + kStates], in + 1, u, out + 1);
+    }
     if constexpr (is_decayed(kForm)) u = u + in[1 + kStates] * c.decoupled_weight_decay;
     const S update = u * (-c.lr);
     if constexpr (is_step(kForm)) {

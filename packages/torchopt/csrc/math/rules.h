@@ -8,10 +8,12 @@
 #include "math/adamax.h"
 #include "math/adan.h"
 #include "math/amsgrad.h"
+#include "math/asgd.h"
 #include "math/lion.h"
 #include "math/nadam.h"
 #include "math/radam.h"
 #include "math/rmsprop.h"
+#include "math/rprop.h"
 #include "math/rule.h"
 #include "math/sgd.h"
 
@@ -24,6 +26,7 @@ using adam = Adam;
 using adamax = Adamax;
 using adan = Adan;
 using amsgrad = AmsGrad;
+using asgd = Asgd;
 using lion = Lion;
 using momentum = Momentum<false>;
 using nadam = NAdam;
@@ -33,6 +36,7 @@ using rmsprop = RmsProp<false>;
 using rmsprop_centered = RmsProp<true>;
 using rmsprop_centered_momentum = Then<RmsProp<true>, Momentum<false>>;
 using rmsprop_momentum = Then<RmsProp<false>, Momentum<false>>;
+using rprop = Rprop;
 using sgd = Sgd;
 
 }  // namespace torchopt::rules
@@ -45,6 +49,7 @@ using sgd = Sgd;
     DO(adamax) \
     DO(adan) \
     DO(amsgrad) \
+    DO(asgd) \
     DO(lion) \
     DO(momentum) \
     DO(nadam) \
@@ -54,5 +59,6 @@ using sgd = Sgd;
     DO(rmsprop_centered) \
     DO(rmsprop_centered_momentum) \
     DO(rmsprop_momentum) \
+    DO(rprop) \
     DO(sgd)
 // clang-format on

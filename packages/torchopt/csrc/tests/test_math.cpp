@@ -85,6 +85,34 @@ void test_momentum_by_hand() {
     CHECK_NEAR(out[0], 3.07, 1e-15);
 }
 
+void test_rprop_by_hand() {
+    const double h[7] = {1.0, 0.0, 0.0, 0.5, 1.2, 0.3, 0.55};
+    const double gradients[4] = {2.0, -2.0, 2.0, 0.0};
+    const double sizes[4] = {0.4, 0.5, 0.54, 0.2};
+    // Grown; turned, so there is no step, and shrunk below the smallest; grown beyond the largest; raised to the smallest.
+    const double expected[4][3] = {
+        {-0.48, 2.0, 0.48}, {0.0, 0.0, 0.3}, {-0.55, 2.0, 0.55}, {0.0, 0.0, 0.3}};
+    for (int i = 0; i < 4; ++i) {
+        const double in[3] = {gradients[i], 1.0, sizes[i]};
+        double out[3];
+        Forward<Rprop, Form::kUpdate>::apply(settings<double, Rprop>(h, false, 1), in, out);
+        for (int k = 0; k < 3; ++k) CHECK_NEAR(out[k], expected[i][k], 1e-15);
+    }
+}
+
+void test_asgd_by_hand() {
+    // The third step: eta = 0.5 / (1 + 0.1 * 0.5 * 2)^0.75; the average of iterates 2 and 3.
+    const double h[7] = {1.0, 0.0, 0.0, 0.5, 0.1, 0.75, 0.0};
+    const double in[3] = {2.0, 7.0, 4.0};
+    double out[2];
+    Forward<Asgd, Form::kDecayedUpdate>::apply(settings<double, Asgd>(h, false, 3), in, out);
+    const double u = 0.5 / std::pow(1.1, 0.75) * 2.4;
+    CHECK_NEAR(out[0], -u, 1e-15);
+    CHECK_NEAR(out[1], 7.0 + (4.0 - u - 7.0) / 2.0, 1e-14);
+    Forward<Asgd, Form::kStep>::apply(settings<double, Asgd>(h, false, 3), in, out);
+    CHECK_NEAR(out[0], 4.0 - u, 1e-14);
+}
+
 void test_derivative_is_zero_where_the_root_is_zero() {
     const double h[7] = {-1.0, 0.0, 0.0, 0.9, 0.999, 1e-8, 0.0};
     const double in[6] = {0.0, 0.0, 0.0, 5.0, 2.0, 0.0};
@@ -102,6 +130,8 @@ int main() {
     test_float_uses_an_accurate_bias_correction();
     test_decays();
     test_momentum_by_hand();
+    test_rprop_by_hand();
+    test_asgd_by_hand();
     test_derivative_is_zero_where_the_root_is_zero();
     for (const std::int64_t step : {1, 4, 50}) {
         check_vjp<Sgd>({0.1, 0.05, 0.02}, step);
@@ -118,6 +148,9 @@ int main() {
         check_vjp<Adagrad>({0.1, 0.05, 0.02, 1e-3}, step);
         check_vjp<Adadelta>({0.1, 0.05, 0.02, 0.9, 1e-3}, step);
         check_vjp<Lion>({0.1, 0.05, 0.02, 0.9, 0.99}, step);
+        check_vjp<Rprop>({0.1, 0.05, 0.02, 0.5, 1.2, 1e-6, 50.0}, step);
+        check_vjp<Rprop>({0.1, 0.05, 0.02, 0.5, 1.2, 1.5, 50.0}, step);
+        check_vjp<Asgd>({0.1, 0.05, 0.02, 0.3, 0.1, 0.75, 6.5}, step);
     }
     if (torchopt::test::failures == 0) std::puts("ok");
     return torchopt::test::failures == 0 ? 0 : 1;

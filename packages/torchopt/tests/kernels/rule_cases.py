@@ -25,6 +25,13 @@ _VALUES: dict[str, float] = {
     "dampening": 0.3,
     "momentum_decay": 0.004,
     "mu_product": 0.4,
+    "eta": 0.3,
+    "lambd": 0.1,
+    "t0": -1.5,
+    "eta_minus": 0.5,
+    "eta_plus": 1.2,
+    "min_step": 0.2,
+    "max_step": 2.0,
 }
 
 HYPERS = {name: {key: _VALUES[key] for key in rule.hypers} for name, rule in RULES.items()}
@@ -32,7 +39,7 @@ HYPERS["nesterov"]["dampening"] = 0.0
 
 SHAPES: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (7,), (3, 5), (257,), (16385,), (2, 20000))
 
-POSITIVE = ("nu", "nu_max", "sum_of_squares")
+POSITIVE = ("nu", "nu_max", "sum_of_squares", "step_size")
 
 
 def make_inputs(

@@ -21,7 +21,7 @@ from torchopt.tree import tree_leaves
 
 FUSED = (
     *("sgd", "adam", "adamw", "rmsprop", "adagrad", "adadelta", "adamax", "radam", "amsgrad"),
-    *("amsgradw", "nadam", "nadamw", "lion", "adan", "lamb"),
+    *("amsgradw", "nadam", "nadamw", "lion", "adan", "lamb", "asgd", "rprop"),
 )
 
 SHAPES = ((3, 5), (), (7,), (0,), (16390,))

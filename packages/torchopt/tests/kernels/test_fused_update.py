@@ -243,7 +243,8 @@ def test_func_transforms(name: str) -> None:
         ),
     ):
         got = transform(fused)
-        assert name == "lion" or got.abs().max() > 0  # lion's u does not depend on g smoothly
+        # Of these two, u does not depend on g smoothly.
+        assert name in ("lion", "rprop") or got.abs().max() > 0
         torch.testing.assert_close(got, transform(plain), rtol=1e-11, atol=1e-12)
 
 

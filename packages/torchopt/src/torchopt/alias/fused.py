@@ -28,10 +28,12 @@ from torchopt.transform.scale_by_adam import ScaleByAdam, ScaleByFusedAdam
 from torchopt.transform.scale_by_adamax import ScaleByAdamax
 from torchopt.transform.scale_by_adan import ScaleByAdan
 from torchopt.transform.scale_by_amsgrad import ScaleByAmsgrad
+from torchopt.transform.scale_by_asgd import ScaleByAsgd
 from torchopt.transform.scale_by_lion import ScaleByLion
 from torchopt.transform.scale_by_nadam import ScaleByNadam
 from torchopt.transform.scale_by_radam import ScaleByRAdam
 from torchopt.transform.scale_by_rms import ScaleByRms
+from torchopt.transform.scale_by_rprop import ScaleByRprop
 from torchopt.transform.scale_by_rss import ScaleByRss
 from torchopt.transform.scale_by_schedule import ScaleBySchedule
 from torchopt.transform.scale_by_stddev import ScaleByStdDev
@@ -46,7 +48,10 @@ Backend = Literal["auto", "native", "reference"]
 BACKENDS = ("auto", "native", "reference")
 
 _ADAM = ("b1", "b2", "eps", "eps_root")
-_WITHOUT_EFFECT = {"moment_requires_grad", "initial_scale", "initial_accumulator_value"}
+# Fields that say how a state starts.
+_WITHOUT_EFFECT = {
+    *("moment_requires_grad", "initial_scale", "initial_accumulator_value", "initial_size"),
+}
 
 # Rule class: (name of the fused rule, hyper-parameters, fields of the state, field of the step).
 # A hyper-parameter of the fused rule that the class does not have is 0.
@@ -61,9 +66,16 @@ _DIRECTIONS: dict[type, tuple[str, tuple[str, ...], tuple[str, ...], str | None]
         "count",
     ),
     ScaleByAmsgrad: ("amsgrad", ("b1", "b2", "eps"), ("mu", "nu", "nu_max"), "count"),
+    ScaleByAsgd: ("asgd", ("eta", "lambd", "alpha", "t0"), ("average",), "count"),
     ScaleByLion: ("lion", ("b1", "b2"), ("mu",), None),
     ScaleByNadam: ("nadam", ("b1", "b2", "eps", "momentum_decay"), ("mu", "nu"), "count"),
     ScaleByRAdam: ("radam", ("b1", "b2", "eps"), ("mu", "nu"), "t"),
+    ScaleByRprop: (
+        "rprop",
+        ("eta_minus", "eta_plus", "min_step", "max_step"),
+        ("previous", "step_size"),
+        None,
+    ),
     ScaleByAdadelta: ("adadelta", ("rho", "eps"), ("mu", "nu"), None),
     ScaleByRms: ("rmsprop", ("alpha", "eps"), ("nu",), None),
     ScaleByStdDev: ("rmsprop_centered", ("alpha", "eps"), ("mu", "nu"), None),

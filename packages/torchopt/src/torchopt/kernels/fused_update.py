@@ -37,7 +37,7 @@ class _Call:
     Attributes:
         rule: The rule.
         size: The number of gradients.
-        decayed: Whether the parameters are among the inputs.
+        decayed: Whether the parameters are among the inputs: for weight decay, or for the rule.
         maximize: Go up instead of down.
         hypers: A number for each of `rule.all_hypers`; None stands for the next tensor.
         step_of: Which constant is the step of each gradient; empty: `step` is the step of all.
@@ -227,10 +227,11 @@ def _make_call(
             f"got {tuple(hypers)}."
         )
     numbers = tuple(_hyper(name, hypers[name]) for name in rule.all_hypers)
-    decayed = any(h is None or h != 0.0 for h in numbers[1:3])
+    decayed = rule.reads_params or any(h is None or h != 0.0 for h in numbers[1:3])
     if decayed and params is None:
+        reader = "this transformation" if rule.reads_params else "weight decay"
         raise AssertionError(
-            "Parameters are required for weight decay. "
+            f"Parameters are required for {reader}. "
             "Call `update(updates, state, params=params)` instead."
         )
     check_fused(grads)
@@ -298,7 +299,7 @@ def fused_update(
         name: A rule of `rules.RULES`.
         grads: Gradients.
         states: For each of the rule's states, one tensor for each gradient.
-        params: Parameters; read only where there is weight decay.
+        params: Parameters; read only where there is weight decay, or by the rule.
         steps: The number of this step, from 1: one for all, or a 0-dim int64 tensor for each.
         hypers: A number or a 0-dim tensor for each of `rules.RULES[name].all_hypers`.
         maximize: Go up instead of down.

@@ -40,12 +40,14 @@ class FusedRule:
         states: What it remembers, in the order of the kernels.
         hypers: Its hyper-parameters, in the order of the kernels.
         direction: The same rule in plain torch; see `reference.directions`.
+        reads_params: Whether the rule itself reads the parameter, which `direction` takes last.
     """
 
     name: str
     states: tuple[str, ...]
     hypers: tuple[str, ...]
     direction: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+    reads_params: bool = False
 
     @property
     def all_hypers(self) -> tuple[str, ...]:
@@ -67,6 +69,13 @@ RULES = {
             "adan", ("mu", "delta", "nu", "previous"), ("b1", "b2", "b3", "eps"), directions.adan
         ),
         FusedRule("amsgrad", ("mu", "nu", "nu_max"), _ADAM, directions.amsgrad),
+        FusedRule(
+            "asgd",
+            ("average",),
+            ("eta", "lambd", "alpha", "t0"),
+            directions.asgd,
+            reads_params=True,
+        ),
         FusedRule("lion", ("mu",), ("b1", "b2"), directions.lion),
         FusedRule("momentum", ("trace",), _MOMENTUM, directions.momentum),
         FusedRule(
@@ -87,6 +96,12 @@ RULES = {
             ("nu", "trace"),
             ("alpha", "eps", *_MOMENTUM),
             directions.rmsprop_momentum,
+        ),
+        FusedRule(
+            "rprop",
+            ("previous", "step_size"),
+            ("eta_minus", "eta_plus", "min_step", "max_step"),
+            directions.rprop,
         ),
         FusedRule("sgd", (), (), directions.sgd),
     )
@@ -115,7 +130,7 @@ def reference_update(
         rule: The rule.
         g: Gradient.
         state: One tensor for each of `rule.states`.
-        p: Parameter; read only where a weight decay is not the number 0.
+        p: Parameter; read only where a weight decay is not the number 0, or by the rule.
         step: 0-dim int64 tensor, counted from 1.
         hypers: One number or 0-dim tensor for each of `rule.all_hypers`.
         maximize: Go up instead of down.
@@ -128,7 +143,9 @@ def reference_update(
         g = -g
     if p is not None and not _is_zero(hypers["weight_decay"]):
         g = g + p * hypers["weight_decay"]
-    u, new_state = rule.direction(g, state, step, {name: hypers[name] for name in rule.hypers})
+    read = (p,) if rule.reads_params else ()
+    named = {name: hypers[name] for name in rule.hypers}
+    u, new_state = rule.direction(g, state, step, named, *read)
     if p is not None and not _is_zero(hypers["decoupled_weight_decay"]):
         u = u + p * hypers["decoupled_weight_decay"]
     return tuple(x.to(dtype) for x in (u * -hypers["lr"], *new_state))

@@ -28,7 +28,7 @@ class ScaleByAsgdState(NamedTuple):
 class ScaleByAsgd(LeafRule):
     """u = eta_k (g + lambd p), with eta_k the decaying step size."""
 
-    lr: float | Tensor
+    eta: float | Tensor
     lambd: float | Tensor
     alpha: float | Tensor
     t0: float
@@ -55,7 +55,7 @@ class ScaleByAsgd(LeafRule):
     def _scalars(self, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the step size and the weight of the next iterate in the average."""
         k = count.to(torch.float64)
-        eta = self.lr / (1 + self.lambd * self.lr * k) ** self.alpha
+        eta = self.eta / (1 + self.lambd * self.eta * k) ** self.alpha
         return eta.to(dtype), (1 / (k - self.t0).clamp(min=1)).to(dtype)
 
 

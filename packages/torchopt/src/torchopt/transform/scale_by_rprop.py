@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.trace import zeros_like
+from torchopt.transform.trace import filled_like, zeros_like
 from torchopt.transform.validate import check_at_least_zero
 
 __all__ = ["ScaleByRpropState", "scale_by_rprop"]
@@ -27,7 +27,7 @@ class ScaleByRpropState(NamedTuple):
 class ScaleByRprop(LeafRule):
     """The sign of the gradient times a step size of its own."""
 
-    lr: float | Tensor
+    initial_size: float | Tensor
     eta_minus: float
     eta_plus: float
     min_step: float
@@ -45,7 +45,7 @@ class ScaleByRprop(LeafRule):
         """Return gradients of zero and step sizes of `lr`."""
         return ScaleByRpropState(
             previous=zeros_like(params, False),
-            step_size=[torch.full_like(p, 1.0, requires_grad=False) * self.lr for p in params],
+            step_size=filled_like(params, self.initial_size),
         )
 
     def update_leaves(

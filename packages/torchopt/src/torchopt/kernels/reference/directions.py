@@ -29,6 +29,7 @@ __all__ = [
     "adamax",
     "adan",
     "amsgrad",
+    "asgd",
     "lion",
     "momentum",
     "nadam",
@@ -38,6 +39,7 @@ __all__ = [
     "rmsprop_centered",
     "rmsprop_centered_momentum",
     "rmsprop_momentum",
+    "rprop",
     "sgd",
 ]
 
@@ -234,6 +236,43 @@ def adadelta(g: Tensor, state: Sequence[Tensor], step: Tensor, h: Mapping[str, A
     u = divide_by_root(g * root(state[1] + h["eps"]), mu + h["eps"], 0.0)
     nu = moving_average(state[1], u * u, h["rho"])
     return u, (mu, nu)
+
+
+def asgd(
+    g: Tensor, state: Sequence[Tensor], step: Tensor, h: Mapping[str, Any], p: Tensor
+) -> Direction:
+    """Return u = eta_k (g + lambda p) and the average of the iterates p - u.
+
+    With eta_k = eta / (1 + lambda eta (k - 1))^alpha, and
+    a' = a + (p - u - a) / max(1, k - 1 - t0).
+
+    References:
+        B. T. Polyak, A. B. Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992,
+        with the step size of torch.optim.ASGD.
+    """
+    before = step.to(torch.float64) - 1
+    eta = h["eta"] / (1 + h["lambd"] * h["eta"] * before) ** h["alpha"]
+    weight = 1 / (before - h["t0"]).clamp(min=1)
+    u = (g + p * h["lambd"]) * eta.to(g.dtype)
+    return u, (state[0] + weight.to(g.dtype) * (p - u - state[0]),)
+
+
+def rprop(g: Tensor, state: Sequence[Tensor], step: Tensor, h: Mapping[str, Any]) -> Direction:
+    """Return Rprop's step; the formula is at `torchopt.transform.scale_by_rprop`.
+
+    References:
+        M. Riedmiller, H. Braun, A Direct Adaptive Method for Faster Backpropagation Learning: The
+        RPROP Algorithm, 1993, in the variant of torch.optim.Rprop.
+    """
+    previous, size = state
+    agreement = g * previous
+    turned = agreement < 0
+    grown = torch.where(agreement > 0, size * h["eta_plus"], size)
+    size = torch.where(turned, size * h["eta_minus"], grown)
+    size = torch.where(size < h["min_step"], h["min_step"], size)
+    size = torch.where(size > h["max_step"], h["max_step"], size)
+    g = torch.where(turned, 0.0, g)
+    return torch.sign(g) * size, (g, size)
 
 
 def lion(g: Tensor, state: Sequence[Tensor], step: Tensor, h: Mapping[str, Any]) -> Direction:
