@@ -408,6 +408,10 @@ PICKLES = (
 # (pattern of the qualified name, a space, the kind of difference; the reason)
 REASONS: tuple[tuple[str, str], ...] = (
     (
+        r"ScaleBy(Adamax|RAdam)State (fields|signature): ",
+        "leaves that missed a gradient count their own steps, in a last field that may be left out",
+    ),
+    (
         r"AdamOp member: no (Mu|Nu|Updates)Op",
         "parts of the published implementation; the three results are one operation here",
     ),
@@ -577,6 +581,14 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[list[str]
     return wrong, more
 
 
+def without_counts(text: str) -> str:
+    """Leave out the field that AdaMax's and RAdam's states have beside the published ones."""
+    one = r"(?:'\w+': )?Tensor\(\[[\d.]+\], \(\), torch.int64, grad=False, leaf=True\)"
+    return re.sub(
+        rf"(t=\d+), count=(?:None|(?:\w+[\[{{])?(?:{one}(?:, )?)+[\]}}]?)\)", r"\1)", text
+    )
+
+
 def reason_of(text: str, table: tuple[tuple[str, str], ...]) -> str | None:
     return next((reason for pattern, reason in table if re.search(pattern, text)), None)
 
@@ -618,6 +630,8 @@ def compare_programs(sides: tuple[Side, Side], limit: int) -> int:
         if mine == other:
             continue
         reason = reason_of(code, PROGRAM_REASONS)
+        if reason is None and without_counts(mine) == other:
+            reason = "AdaMax and RAdam count the steps of each leaf, after the published fields"
         if reason is not None:
             allowed[reason] += 1
             continue
@@ -639,6 +653,7 @@ def compare_pickles(sides: tuple[Side, Side]) -> int:
     written = theirs.programs([f"pickle.dumps({code}).hex()" for code in PICKLES])
     shown_there = theirs.programs(list(PICKLES))
     read = ours.programs([f"pickle.loads(bytes.fromhex({text}))" for text in written])
+    read = [without_counts(text) for text in read]
     wrong = [row for row in zip(PICKLES, read, shown_there) if row[1] != row[2]]
     for code, got, expected in wrong[:5]:
         print(f"pickle of {code}\n  read:    {got}\n  written: {expected}\n")

@@ -53,33 +53,33 @@ _WITHOUT_EFFECT = {
     *("moment_requires_grad", "initial_scale", "initial_accumulator_value", "initial_size"),
 }
 
-# Rule class: (name of the fused rule, hyper-parameters, fields of the state, field of the step).
-# A hyper-parameter of the fused rule that the class does not have is 0.
-_DIRECTIONS: dict[type, tuple[str, tuple[str, ...], tuple[str, ...], str | None]] = {
-    ScaleByAdam: ("adam", _ADAM, ("mu", "nu"), "count"),
-    ScaleByFusedAdam: ("adam", _ADAM, ("mu", "nu"), "count"),
-    ScaleByAdamax: ("adamax", ("b1", "b2", "eps"), ("mu", "nu"), "t"),
+# Rule class: (name of the fused rule, hyper-parameters, fields of the state, whether it depends on
+# the `count` in the state). A hyper-parameter of the fused rule that the class does not have is 0.
+_DIRECTIONS: dict[type, tuple[str, tuple[str, ...], tuple[str, ...], bool]] = {
+    ScaleByAdam: ("adam", _ADAM, ("mu", "nu"), True),
+    ScaleByFusedAdam: ("adam", _ADAM, ("mu", "nu"), True),
+    ScaleByAdamax: ("adamax", ("b1", "b2", "eps"), ("mu", "nu"), True),
     ScaleByAdan: (
         "adan",
         ("b1", "b2", "b3", "eps"),
         ("mu", "delta", "nu", "previous"),
-        "count",
+        True,
     ),
-    ScaleByAmsgrad: ("amsgrad", ("b1", "b2", "eps"), ("mu", "nu", "nu_max"), "count"),
-    ScaleByAsgd: ("asgd", ("eta", "lambd", "alpha", "t0"), ("average",), "count"),
-    ScaleByLion: ("lion", ("b1", "b2"), ("mu",), None),
-    ScaleByNadam: ("nadam", ("b1", "b2", "eps", "momentum_decay"), ("mu", "nu"), "count"),
-    ScaleByRAdam: ("radam", ("b1", "b2", "eps"), ("mu", "nu"), "t"),
+    ScaleByAmsgrad: ("amsgrad", ("b1", "b2", "eps"), ("mu", "nu", "nu_max"), True),
+    ScaleByAsgd: ("asgd", ("eta", "lambd", "alpha", "t0"), ("average",), True),
+    ScaleByLion: ("lion", ("b1", "b2"), ("mu",), False),
+    ScaleByNadam: ("nadam", ("b1", "b2", "eps", "momentum_decay"), ("mu", "nu"), True),
+    ScaleByRAdam: ("radam", ("b1", "b2", "eps"), ("mu", "nu"), True),
     ScaleByRprop: (
         "rprop",
         ("eta_minus", "eta_plus", "min_step", "max_step"),
         ("previous", "step_size"),
-        None,
+        False,
     ),
-    ScaleByAdadelta: ("adadelta", ("rho", "eps"), ("mu", "nu"), None),
-    ScaleByRms: ("rmsprop", ("alpha", "eps"), ("nu",), None),
-    ScaleByStdDev: ("rmsprop_centered", ("alpha", "eps"), ("mu", "nu"), None),
-    ScaleByRss: ("adagrad", ("eps",), ("sum_of_squares",), None),
+    ScaleByAdadelta: ("adadelta", ("rho", "eps"), ("mu", "nu"), False),
+    ScaleByRms: ("rmsprop", ("alpha", "eps"), ("nu",), False),
+    ScaleByStdDev: ("rmsprop_centered", ("alpha", "eps"), ("mu", "nu"), False),
+    ScaleByRss: ("adagrad", ("eps",), ("sum_of_squares",), False),
 }
 
 
@@ -94,7 +94,7 @@ class Recipe:
         schedules: Pairs (member, function of the count).
         maximize: Go up instead of down.
         states: Pairs (member, field) for each of the rule's states.
-        step: (member, field) that counts the steps; None where the rule does not depend on it.
+        step: The member that counts the steps; None where the rule does not depend on them.
         nadam: (member, stage) where the rule reads NAdam's product of momenta.
         size: The number of members that the rule stands for, from the first on.
     """
@@ -105,7 +105,7 @@ class Recipe:
     schedules: tuple[tuple[int, Any], ...]
     maximize: bool
     states: tuple[tuple[int, str], ...]
-    step: tuple[int, str] | None
+    step: int | None
     nadam: tuple[int, ScaleByNadam] | None
     size: int
 
@@ -113,8 +113,8 @@ class Recipe:
     def counted(self) -> tuple[int, ...]:
         """The members that count the steps of each leaf."""
         counted = [i for i, _ in self.schedules]
-        if self.step is not None and self.step[1] == "count":
-            counted.append(self.step[0])
+        if self.step is not None:
+            counted.append(self.step)
         return tuple(dict.fromkeys(counted))
 
     @functools.cached_property
@@ -161,14 +161,14 @@ def _recipe(members: Sequence[GradientTransformation], penalty: type[LeafRule]) 
         return rules[i] if i < len(rules) else None
 
     if type(current()) in _DIRECTIONS:
-        name, keys, fields, counter = _DIRECTIONS[type(current())]
+        name, keys, fields, counts = _DIRECTIONS[type(current())]
         if not _knows_all_fields(current(), keys):
             return None
         hypers.update(dict.fromkeys(RULES[name].hypers, 0.0))
         hypers.update({key: getattr(current(), key) for key in keys})
         nadam = (i, current()) if name == "nadam" else None
         states = tuple((i, field) for field in fields)
-        step = None if counter is None else (i, counter)
+        step = i if counts else None
         i += 1
     if type(current()) in (Trace, DampenedTrace):
         trace = current()
@@ -182,7 +182,7 @@ def _recipe(members: Sequence[GradientTransformation], penalty: type[LeafRule]) 
         name = names[name]
         hypers.update(momentum=trace.momentum, dampening=trace.dampening if dampened else 0.0)
         states = (*states, (i, "trace"))
-        step = (i, "count") if dampened else step
+        step = i if dampened else step
         i += 1
     if type(current()) is ScaleBySchedule and current().sign == 1.0 and i + 1 < len(rules):
         schedules.append((i, current().step_size_fn))
@@ -348,9 +348,8 @@ class FusedChain:
     def _steps(self, advanced: tuple[Any, ...], group: Sequence[int]) -> int | list[Tensor]:
         if self.recipe.step is None:
             return 1
-        member, field = self.recipe.step
-        value = getattr(advanced[member], field)
-        return value - 1 if field == "t" else [value[i] for i in group]
+        count = advanced[self.recipe.step].count
+        return [count[i] for i in group]
 
     def _advance(
         self,
@@ -371,9 +370,6 @@ class FusedChain:
         changes: dict[int, dict[str, Any]] = {}
         for (i, field), role in zip(self.recipe.states, roles or ()):
             changes.setdefault(i, {})[field] = role
-        if self.recipe.step is not None and self.recipe.step[1] == "t":
-            i = self.recipe.step[0]
-            changes.setdefault(i, {})["t"] = members[i].t + 1
         for i in self.recipe.counted:
             counts = members[i].count
             if together or (len(present) == len(counts) and counts.count(counts[0]) == len(counts)):
@@ -383,6 +379,8 @@ class FusedChain:
                 for k, value in zip(present, increment([counts[k] for k in present])):
                     new[k] = value
             changes.setdefault(i, {})["count"] = new
+            if "t" in members[i]._fields:
+                changes[i]["t"] = members[i].t + 1
         if self.recipe.nadam is not None:
             i, stage = self.recipe.nadam
             products = list(members[i].mu_product)

@@ -33,10 +33,13 @@ class LeafRule(ABC):
     Attributes:
         leaf_fields: Fields of the state that hold one tensor for each leaf. Other fields are shared
             by all leaves.
+        later_fields: Those of `leaf_fields` that states of the published package do not have; None
+            in such a state, which `complete` fills.
         reads_params: Whether `update_leaves` reads `params`.
     """
 
     leaf_fields: ClassVar[tuple[str, ...]] = ()
+    later_fields: ClassVar[tuple[str, ...]] = ()
     overwritten_fields: ClassVar[tuple[str, ...]] = ()
     reads_params: ClassVar[bool] = False
     params_message: ClassVar[str] = (
@@ -47,6 +50,10 @@ class LeafRule(ABC):
     def init_leaves(self, params: list[Tensor]) -> Any:
         """Return the state for a list of parameters."""
         return EmptyState()
+
+    def complete(self, state: Any) -> Any:
+        """Return a state of lists with a list in each of `later_fields`."""
+        return state
 
     @abstractmethod
     def update_leaves(
@@ -155,6 +162,8 @@ def _update_leaves(
 ) -> tuple[list[Any], Any]:
     if rule.reads_params and params is None:
         raise AssertionError(rule.params_message)
+    if any(getattr(state, f) is None for f in rule.later_fields):
+        state = rule.complete(state)
     old = {f: getattr(state, f) for f in rule.leaf_fields}
     for name, values in old.items():
         if len(values) != len(grads):
@@ -268,8 +277,13 @@ class _TreeDriver:
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
         fields = self.rule.leaf_fields
         if fields:
+            trees = {f: getattr(state, f) for f in fields}
             state = state._replace(
-                **{f: flatten_up_to(spec, getattr(state, f), f"state.{f}") for f in fields}
+                **{
+                    f: flatten_up_to(spec, tree, f"state.{f}")
+                    for f, tree in trees.items()
+                    if tree is not None or f not in self.rule.later_fields
+                }
             )
         param_leaves = None if params is None else flatten_up_to(spec, params, "params")
         try:

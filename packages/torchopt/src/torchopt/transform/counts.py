@@ -11,17 +11,24 @@ from torch import Tensor
 
 from torchopt.kernels.reference.moments import bias_correction
 
-__all__ = ["bias_corrections", "for_each_distinct", "increment", "zero_counts"]
+__all__ = ["bias_corrections", "for_each_distinct", "increment", "same_counts", "zero_counts"]
 
 T = TypeVar("T")
 
 
 def zero_counts(params: list[Tensor]) -> list[Tensor]:
     """Return a zero count for each leaf, one tensor object for each device."""
+    return same_counts(params, 0)
+
+
+def same_counts(leaves: Sequence[Any], value: int) -> list[Any]:
+    """Return the count `value` for each leaf, one tensor object for each device; None for None."""
     shared: dict[torch.device, Tensor] = {}
     return [
-        shared.setdefault(p.device, torch.zeros((), dtype=torch.int64, device=p.device))
-        for p in params
+        None
+        if x is None
+        else shared.setdefault(x.device, torch.full((), value, dtype=torch.int64, device=x.device))
+        for x in leaves
     ]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.counts import bias_corrections, increment, same_counts, zero_counts
 from torchopt.transform.trace import zeros_like
 from torchopt.transform.validate import check_at_least_zero, check_fraction
 
@@ -18,11 +19,15 @@ __all__ = ["ScaleByAdamaxState", "scale_by_adamax"]
 
 
 class ScaleByAdamaxState(NamedTuple):
-    """`mu`: first moment; `nu`: decaying maximum of |g|; `t`: number of the next step, from 1."""
+    """`mu`: first moment; `nu`: decaying maximum of |g|; `t`: number of the next update, from 1;
+    `count`: steps of each leaf, 0-dim int64 tensors. A leaf without a gradient takes no step; None
+    says that all leaves took t - 1, as in a state of the published package.
+    """
 
     mu: Any
     nu: Any
     t: int
+    count: Any = None
 
 
 @dataclass(frozen=True)
@@ -33,26 +38,33 @@ class ScaleByAdamax(LeafRule):
     b2: float | Tensor
     eps: float | Tensor
     moment_requires_grad: bool
-    leaf_fields: ClassVar[tuple[str, ...]] = ("mu", "nu")
+    leaf_fields: ClassVar[tuple[str, ...]] = ("mu", "nu", "count")
+    later_fields: ClassVar[tuple[str, ...]] = ("count",)
     overwritten_fields: ClassVar[tuple[str, ...]] = ("mu", "nu")
 
     def init_leaves(self, params: list[Tensor]) -> ScaleByAdamaxState:
-        """Return moments of zero and t = 1."""
+        """Return moments and counts of zero and t = 1."""
         return ScaleByAdamaxState(
             mu=zeros_like(params, self.moment_requires_grad),
             nu=zeros_like(params, self.moment_requires_grad),
             t=1,
+            count=zero_counts(params),
         )
+
+    def complete(self, state: Any) -> Any:
+        """Return the state with the counts that its `t` stands for."""
+        return state._replace(count=same_counts(state.mu, state.t - 1))
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the directions and the new moments."""
-        correction = 1 - self.b1**state.t
+        counts = increment(state.count)
+        corrections = bias_corrections(counts, grads, self.b1)
         mu = [moving_average(m, g, self.b1) for g, m in zip(grads, state.mu)]
         nu = [torch.maximum(n * self.b2, g.abs() + self.eps) for g, n in zip(grads, state.nu)]
-        updates = [m / n / correction for m, n in zip(mu, nu)]
-        return updates, ScaleByAdamaxState(mu=mu, nu=nu, t=state.t + 1)
+        updates = [m / n / correction for m, n, (correction,) in zip(mu, nu, corrections)]
+        return updates, ScaleByAdamaxState(mu=mu, nu=nu, t=state.t + 1, count=counts)
 
 
 @transformation
@@ -67,6 +79,8 @@ def scale_by_adamax(
     .. math::
         \mu' = b_1 \mu + (1 - b_1) g, \quad \nu' = \max(b_2 \nu, |g| + \epsilon), \quad
         u = \frac{\mu'}{\nu' (1 - b_1^t)}
+
+    with t the number of steps of the leaf, this one included.
 
     Args:
         b1: Decay of the first moment, in [0, 1).

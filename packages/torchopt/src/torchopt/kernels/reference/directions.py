@@ -124,19 +124,34 @@ def radam(g: Tensor, state: Sequence[Tensor], step: Tensor, h: Mapping[str, Any]
     """
     mu = moving_average(state[0], g, h["b1"])
     nu = moving_average(state[1], g * g, h["b2"])
+    scalars = radam_scalars(h["b1"], h["b2"], step, mu.dtype)
+    return rectify(mu, nu, h["eps"], *scalars), (mu, nu)
+
+
+def radam_scalars(b1: Any, b2: Any, step: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return whether the variance is rectified, its factor, and the correction of mu, in `dtype`.
+
+    Worked out in float64.
+    """
     k = step.to(torch.float64)
-    b2 = torch.as_tensor(h["b2"], dtype=torch.float64, device=g.device)
+    b2 = torch.as_tensor(b2, dtype=torch.float64, device=k.device)
     nu_correction = bias_correction(b2, step, torch.float64)
     rho_inf = 2 / (1 - b2) - 1
     rho = rho_inf - 2 * k * torch.pow(b2, k) / nu_correction
     rectified = rho > 5
-    safe = torch.where(rectified, rho, 6.0)
-    r2 = (safe - 4) * (safe - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * safe)
-    r2 = torch.where(rectified, r2, 1.0)
-    scaled = mu / bias_correction(h["b1"], step, torch.float64).to(mu.dtype)
-    factor = (torch.sqrt(r2) * torch.sqrt(nu_correction)).to(mu.dtype)
-    u = torch.where(rectified, divide_by_root(scaled * factor, nu, h["eps"]), scaled)
-    return u, (mu, nu)
+    # Elsewhere any number above 4 does, so that no derivative is 0 times infinity.
+    rho, rho_inf = (torch.where(rectified, x, 6.0) for x in (rho, rho_inf))
+    r2 = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
+    factor = torch.sqrt(r2) * torch.sqrt(nu_correction)
+    return rectified, factor.to(dtype), bias_correction(b1, step, torch.float64).to(dtype)
+
+
+def rectify(
+    mu: Tensor, nu: Tensor, eps: Any, rectified: Tensor, factor: Tensor, correction: Tensor
+) -> Tensor:
+    """Return RAdam's direction from its new moments and the result of `radam_scalars`."""
+    scaled = mu / correction
+    return torch.where(rectified, divide_by_root(scaled * factor, nu, eps), scaled)
 
 
 def adamax(g: Tensor, state: Sequence[Tensor], step: Tensor, h: Mapping[str, Any]) -> Direction:
