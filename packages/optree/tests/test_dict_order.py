@@ -86,6 +86,27 @@ def test_ordered_dict_follows_its_own_order_whatever_was_done_to_it(seed: int) -
             assert treespec.flatten_up_to(mapping) == leaves
 
 
+def test_ordered_dict_follows_its_own_order_though_items_went_around_it() -> None:
+    for extra in (0, 50):  # so many that the dict underneath is made anew
+        for _ in range(3):
+            optree.tree_leaves(OrderedDict(b=0, c=0, a=0))  # these keys in this order are known
+        tree = OrderedDict(a=1, b=2, c=3)
+        dict.__delitem__(tree, "a")
+        for key in map(str, range(extra)):
+            dict.__setitem__(tree, key, 0)
+        dict.__setitem__(tree, "a", 4)
+        for key in map(str, range(extra)):
+            dict.__delitem__(tree, key)
+        assert list(dict.__iter__(tree)) == ["b", "c", "a"]
+        if extra:
+            assert list(tree) == ["a", "b", "c"]
+            assert optree.tree_leaves(tree) == [4, 2, 3]
+        else:  # it has lost its item
+            for read in (list, optree.tree_leaves):
+                with pytest.raises(KeyError):
+                    read(tree)
+
+
 class Quarrelsome:
     """A key whose comparison raises something other than TypeError."""
 
