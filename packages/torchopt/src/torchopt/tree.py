@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optree
@@ -22,6 +22,7 @@ from torchopt.errors import MismatchError
 __all__ = [
     "PyTreeSpec",
     "describe_mismatch",
+    "first_of_another_shape",
     "flatten_up_to",
     "located",
     "optree",
@@ -69,6 +70,17 @@ def describe_mismatch(expected: Any, got: Any) -> str | None:
         return f"expected shape {tuple(expected.shape)}, got {tuple(got.shape)}"
     if expected.device != got.device:
         return f"expected a tensor on {expected.device}, got one on {got.device}"
+    return None
+
+
+def first_of_another_shape(expected: Sequence[Any], got: Sequence[Any]) -> int | None:
+    """Return the first index where the shapes of two lists of tensors differ, or None.
+
+    torch would broadcast, and what was meant for one tensor would silently be spread over another.
+    """
+    for index, (x, y) in enumerate(zip(expected, got)):
+        if x.shape != y.shape:
+            return index
     return None
 
 

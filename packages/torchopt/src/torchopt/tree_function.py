@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Operation",
     "Rule",
+    "add_lists",
     "any_watched",
     "apply_operation",
     "apply_rule",
+    "are_plain",
     "is_batched",
     "is_traced",
     "is_tracked",
@@ -192,6 +194,46 @@ def apply_operation(operation: Operation, *tensors: Tensor) -> Tensors:
 vars(_OperationFunction.forward)["__signature__"] = inspect.signature(_OperationFunction.forward)
 
 
+class _AddLists(torch.autograd.Function):
+    """Sums of pairs, which keep nothing for their derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensors:
+        ctx.set_materialize_grads(False)
+        half = len(tensors) // 2
+        return tuple(torch._foreach_add(tensors[:half], tensors[half:]))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        return (*cotangents, *cotangents)
+
+
+def add_lists(first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
+    """Return the sums of tensors of the same shapes and devices; for use outside of transforms.
+
+    `torch._foreach_add` keeps all its arguments for a derivative that does not need them.
+    """
+    out = list(first)
+    pairs = list(zip(first, second))
+    graph = torch.is_grad_enabled()
+    tracked = [
+        graph and (a.requires_grad or b.requires_grad) and a.dtype == b.dtype for a, b in pairs
+    ]
+    for with_graph in (True, False):
+        indices = [i for i, is_tracked in enumerate(tracked) if is_tracked == with_graph]
+        if not indices:
+            continue
+        a, b = [first[i] for i in indices], [second[i] for i in indices]
+        summed: Any = (
+            _AddLists.apply(*a, *b)  # type: ignore[no-untyped-call]
+            if with_graph
+            else torch._foreach_add(a, b)
+        )
+        for i, x in zip(indices, summed):
+            out[i] = x
+    return out
+
+
 class Rule(Protocol):
     """A function of tensors whose derivatives are stated by hand, in terms of its results too.
 
@@ -339,6 +381,8 @@ def any_watched(tensors: Iterable[Tensor]) -> bool:
     with_graph = torch.is_grad_enabled()
     with_tangents = forward_ad._current_level >= 0
     is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    if not with_graph and not with_tangents:
+        return any(map(is_wrapped, tensors))
     for x in tensors:
         if (
             (with_graph and x.requires_grad)
@@ -360,6 +404,21 @@ def is_traced() -> bool:
         torch.compiler.is_compiling()
         or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
         or torch._C._get_tracing_state() is not None
+    )
+
+
+_PLAIN_TYPES = {Tensor, torch.nn.Parameter}
+
+
+def are_plain(*roles: Iterable[Tensor]) -> bool:
+    """Return whether torch's operations on lists serve these tensors: no transform or compiler
+    follows them, and no subclass has a say.
+    """
+    return (
+        forward_ad._current_level < 0
+        and not is_transforming()
+        and not is_traced()
+        and all(set(map(type, role)) <= _PLAIN_TYPES for role in roles)
     )
 
 

@@ -4,15 +4,21 @@
 from __future__ import annotations
 
 import torch
-from torch.autograd import forward_ad
 
 from torchopt.errors import MismatchError
-from torchopt.tree import describe_mismatch, flatten_up_to, located, tree_flatten, tree_unflatten
+from torchopt.tree import (
+    PyTreeSpec,
+    describe_mismatch,
+    first_of_another_shape,
+    flatten_up_to,
+    located,
+    tree_flatten,
+    tree_unflatten,
+)
+from torchopt.tree_function import add_lists, are_plain
 from torchopt.typing import Params, Tensor, Updates
 
 __all__ = ["apply_updates"]
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> Params:
@@ -44,23 +50,31 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
         i for i, (p, u) in enumerate(zip(leaves, update_leaves)) if p is not None and u is not None
     ]
     ps, us = [leaves[i] for i in moved], [update_leaves[i] for i in moved]
+    wrong = first_of_another_shape(ps, us)
+    if wrong is not None:
+        raise _mismatch(moved[wrong], ps[wrong], us[wrong], spec)
     # One call for all tensors, which torch.func transforms have no rules for.
-    together = bool(moved) and _are_plain(ps) and _are_plain(us)
+    together = bool(moved) and are_plain(ps, us)
     try:
         if inplace:
             _add_(ps, us, together)
         else:
-            summed = torch._foreach_add(ps, us) if together else [p.add(u) for p, u in zip(ps, us)]
+            summed = add_lists(ps, us) if together else [p.add(u) for p, u in zip(ps, us)]
             for i, p in zip(moved, summed):
                 leaves[i] = p
     except RuntimeError as error:
         for i, p, u in zip(moved, ps, us):
-            reason = describe_mismatch(p, u)
-            if reason is not None:
-                reason = f"apply_updates(params, updates): an update like the parameter: {reason}"
-                raise located(MismatchError(i, reason), spec) from error
+            if describe_mismatch(p, u) is not None:
+                raise _mismatch(i, p, u, spec) from error
         raise
     return tree_unflatten(spec, leaves)
+
+
+def _mismatch(index: int, p: Tensor, u: Tensor, spec: PyTreeSpec) -> MismatchError:
+    reason = f"an update like the parameter: {describe_mismatch(p, u)}"
+    if p.shape != u.shape:
+        reason += "; updates are not broadcast, expand one that is meant for every element"
+    return located(MismatchError(index, f"apply_updates(params, updates): {reason}"), spec)
 
 
 @torch.no_grad()
@@ -70,13 +84,3 @@ def _add_(params: list[Tensor], updates: list[Tensor], together: bool) -> None:
         return
     for p, u in zip(params, updates):
         p.add_(u)
-
-
-def _are_plain(tensors: list[Tensor]) -> bool:
-    """Return whether no transform follows the tensors, and no subclass has a say."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return (
-        forward_ad._current_level < 0
-        and not torch.compiler.is_compiling()
-        and all(type(x) in _PLAIN and not wrapped(x) for x in tensors)
-    )

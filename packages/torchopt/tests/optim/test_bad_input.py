@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import sys
 from typing import Any
 
@@ -15,7 +16,9 @@ from optimizers import ROWS
 from torch import nn
 
 import torchopt
+from torchopt.alias.fused import with_backend
 from torchopt.errors import MismatchError, NotDifferentiableError
+from torchopt.pytree import tree_leaves
 
 OPTIMIZERS = {
     "sgd": torchopt.sgd(0.1),
@@ -47,6 +50,36 @@ def test_a_gradient_of_another_shape_or_device(name: str) -> None:
         assert isinstance(caught.value, ValueError)
         again = pickle.loads(pickle.dumps(caught.value))
         assert (again.leaf, again.reason) == (1, caught.value.reason)
+
+
+BROADCAST = ((), (1,), (2,), (1, 2), (3, 1), (4, 3, 2))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("shape", BROADCAST, ids=str)
+def test_shapes_that_torch_would_broadcast(shape: tuple[int, ...], inplace: bool) -> None:
+    w = torch.ones(3, 2, dtype=torch.float64)
+    params, wrong = {"fc1": {"bias": w}}, {"fc1": {"bias": torch.ones(shape, dtype=w.dtype)}}
+    got = re.escape(f"expected shape (3, 2), got {shape}")
+    where = r"at \$\['fc1'\]\['bias'\]: "
+    with pytest.raises(MismatchError, match=rf"{where}apply_updates.*{got}; updates are not broad"):
+        torchopt.apply_updates(params, wrong, inplace=inplace)
+    with pytest.raises(MismatchError, match=rf"{where}apply_updates.*{got}"):
+        torch.func.vmap(lambda u: torchopt.apply_updates(params, u, inplace=False))(
+            {"fc1": {"bias": torch.ones(5, *shape, dtype=w.dtype)}}
+        )
+    reverse = re.escape(f"expected shape {shape}, got (3, 2)")
+    for row in ROWS.values():
+        optimizer = row.functional(**row.settings[-1])
+        state = optimizer.init(params)
+        if len(tree_leaves(state)) == 0:
+            continue
+        for backend in ("auto", "reference"):
+            with pytest.raises(MismatchError, match=rf"{where}.*({got}|{reverse}|Shampoo)"):
+                with_backend(optimizer, backend).update(
+                    wrong, state, params=params, inplace=inplace
+                )
+    assert torch.equal(w, torch.ones_like(w))
 
 
 @pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"sgd"}))

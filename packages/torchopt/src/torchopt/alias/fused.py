@@ -118,6 +118,14 @@ class Recipe:
         return tuple(dict.fromkeys(counted))
 
     @functools.cached_property
+    def reads_params(self) -> bool:
+        """Whether parameters matter to the updates."""
+        decays = (self.hypers["weight_decay"], self.hypers["decoupled_weight_decay"])
+        return RULES[self.rule].reads_params or any(
+            isinstance(decay, Tensor) or decay != 0.0 for decay in decays
+        )
+
+    @functools.cached_property
     def numbers(self) -> tuple[float, ...] | None:
         """All hyper-parameters in the order of the kernels, None where one of them may change."""
         hypers = {**self.hypers, "lr": self.lr}
@@ -246,13 +254,15 @@ class FusedChain:
             if self._complete(members, len(leaves))
             else []
         )
-        if not present or (self.backend == "auto" and not self._suits(leaves, members, present)):
-            return self.chain.update(updates, state, params=params, inplace=inplace)
         param_leaves = (
             None
             if params is None
             else flatten_up_to(spec, params, "update(updates, state, params=params)")
         )
+        if not present or (
+            self.backend == "auto" and not self._suits(leaves, members, param_leaves, present)
+        ):
+            return self.chain.update(updates, state, params=params, inplace=inplace)
         out: list[Any] = [None] * len(leaves)
         roles = [list(role) for role in self._roles(members)]  # filled in below
         advanced = self._advance(members, roles, present)
@@ -395,10 +405,18 @@ class FusedChain:
             advanced[i] = members[i]._replace(**change)
         return tuple(advanced)
 
-    def _suits(self, leaves: list[Any], members: tuple[Any, ...], present: list[int]) -> bool:
+    def _suits(
+        self,
+        leaves: list[Any],
+        members: tuple[Any, ...],
+        params: list[Any] | None,
+        present: list[int],
+    ) -> bool:
         """Return whether native calls serve these leaves: plain tensors that have kernels."""
         roles = self._roles(members)
         grads = [leaves[i] for i in present]
+        if params is not None and self.recipe.reads_params:
+            roles = [*roles, params]
         if any(g.layout is not torch.strided for g in grads) or any(
             explain_unavailable(*kind) is not None for kind in {(g.device, g.dtype) for g in grads}
         ):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,14 @@ from torch import Tensor
 
 from torchopt.base import EmptyState, GradientTransformation, identity
 from torchopt.errors import MismatchError
-from torchopt.tree import describe_mismatch, flatten_up_to, located, tree_flatten, tree_unflatten
+from torchopt.tree import (
+    describe_mismatch,
+    first_of_another_shape,
+    flatten_up_to,
+    located,
+    tree_flatten,
+    tree_unflatten,
+)
 
 __all__ = ["LeafRule", "as_transformation", "needs_tree", "transformation"]
 
@@ -35,12 +43,15 @@ class LeafRule(ABC):
             by all leaves.
         later_fields: Those of `leaf_fields` that states of the published package do not have; None
             in such a state, which `complete` fills.
+        overwritten_fields: Those whose tensors an in-place step writes into.
+        compressed: Whether the tensors of `overwritten_fields` have shapes of their own.
         reads_params: Whether `update_leaves` reads `params`.
     """
 
     leaf_fields: ClassVar[tuple[str, ...]] = ()
     later_fields: ClassVar[tuple[str, ...]] = ()
     overwritten_fields: ClassVar[tuple[str, ...]] = ()
+    compressed: ClassVar[bool] = False
     reads_params: ClassVar[bool] = False
     params_message: ClassVar[str] = (
         "Parameters are required for this transformation. "
@@ -122,6 +133,9 @@ def _init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
     )
 
 
+_is_none = functools.partial(operator.is_, None)
+
+
 def _apply(
     rule: LeafRule,
     grads: list[Tensor],
@@ -131,25 +145,41 @@ def _apply(
     *,
     inplace: bool,
 ) -> tuple[list[Tensor], Any]:
-    """Return `rule.update_leaves(...)`; where torch refuses, say which tensors do not fit."""
+    """Return `rule.update_leaves(...)`; where tensors do not fit, say which."""
+    if rule.reads_params:
+        wrong = first_of_another_shape(params, grads)
+        if wrong is not None:
+            raise _unlike_parameter(present[wrong], params[wrong], grads[wrong])
+    if not rule.compressed:
+        for name in rule.overwritten_fields[:1]:
+            state_leaves = getattr(state, name)
+            wrong = first_of_another_shape(state_leaves, grads)
+            if wrong is not None:
+                raise _unlike_state(rule, name, present[wrong], grads[wrong], state_leaves[wrong])
     try:
         return rule.update_leaves(grads, state, params, inplace=inplace)
     except RuntimeError as error:
         for i, g, p in zip(present, grads, params):
-            reason = describe_mismatch(p, g)
-            if reason is not None:
-                raise MismatchError(i, f"a gradient like the parameter: {reason}") from error
+            if describe_mismatch(p, g) is not None:
+                raise _unlike_parameter(i, p, g) from error
         fresh = rule.init_leaves([g.detach() for g in grads])
         for name in rule.leaf_fields:
             for i, new, old in zip(present, getattr(fresh, name), getattr(state, name)):
-                reason = describe_mismatch(new, old)
-                if reason is not None:
-                    raise MismatchError(
-                        i,
-                        f"{type(rule).__name__}: the state `{name}` was made for another tensor "
-                        f"than this gradient: {reason}; call init(params) again",
-                    ) from error
+                if describe_mismatch(new, old) is not None:
+                    raise _unlike_state(rule, name, i, new, old) from error
         raise
+
+
+def _unlike_parameter(leaf: int, p: Tensor, g: Tensor) -> MismatchError:
+    return MismatchError(leaf, f"a gradient like the parameter: {describe_mismatch(p, g)}")
+
+
+def _unlike_state(rule: LeafRule, name: str, leaf: int, new: Tensor, old: Tensor) -> MismatchError:
+    return MismatchError(
+        leaf,
+        f"{type(rule).__name__}: the state `{name}` was made for another tensor than this "
+        f"gradient: {describe_mismatch(new, old)}; call init(params) again",
+    )
 
 
 def _update_leaves(
@@ -172,12 +202,13 @@ def _update_leaves(
                 f"`{name}` has "
                 f"{len(values)}; call init(params) with the parameters that the updates belong to."
             )
-    present = [
-        i
-        for i, g in enumerate(grads)
-        if g is not None and all(values[i] is not None for values in old.values())
-    ]
-    everything = len(present) == len(grads)
+    roles = (grads, *old.values())
+    everything = not any(any(map(_is_none, role)) for role in roles)
+    present: Sequence[int] = (
+        range(len(grads))
+        if everything
+        else [i for i, row in enumerate(zip(*roles)) if not any(map(_is_none, row))]
+    )
     if not present and grads:
         return grads, state
     packed = grads if everything else [grads[i] for i in present]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.transform.base import LeafRule, transformation
+from torchopt.tree_function import any_watched, are_plain
 
 __all__ = ["scale"]
 
@@ -27,6 +28,8 @@ class Scale(LeafRule):
         step_size = self.step_size
         if isinstance(step_size, torch.Tensor):
             return [g * step_size.to(g) for g in grads], state
+        if grads and are_plain(grads) and not any_watched(grads):
+            return list(torch._foreach_mul(grads, step_size)), state
         return [g * step_size for g in grads], state
 
 

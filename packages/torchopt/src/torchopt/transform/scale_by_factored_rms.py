@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,6 +14,7 @@ from torchopt.kernels.reference.root import root
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import for_each_distinct, increment, zero_counts
 from torchopt.transform.validate import check_at_least_zero
+from torchopt.tree_function import any_watched, are_plain
 
 __all__ = ["ScaleByFactoredRmsState", "scale_by_factored_rms"]
 
@@ -35,6 +37,7 @@ class ScaleByFactoredRms(LeafRule):
     eps2: float
     d: float
     leaf_fields: ClassVar[tuple[str, ...]] = ("rows", "columns", "count")
+    compressed: ClassVar[bool] = True
     overwritten_fields: ClassVar[tuple[str, ...]] = ("rows", "columns")
     reads_params: ClassVar[bool] = True
 
@@ -53,14 +56,29 @@ class ScaleByFactoredRms(LeafRule):
     ) -> tuple[list[Tensor], Any]:
         """Return the steps, with a minus still to come, and the new means."""
         counts = increment(state.count)
+        roles = (grads, params, state.rows, state.columns)
+        read = itertools.chain(*roles, [self.lr] if isinstance(self.lr, Tensor) else [])
+        if are_plain(*roles) and not any_watched(read):
+            updates, rows, columns = self._together(*roles, counts, inplace=inplace)
+        else:
+            updates, rows, columns = self._one_by_one(*roles, counts)
+        return updates, ScaleByFactoredRmsState(rows=rows, columns=columns, count=counts)
+
+    def _one_by_one(
+        self,
+        grads: list[Tensor],
+        params: list[Tensor],
+        old_rows: list[Tensor],
+        old_columns: list[Tensor],
+        counts: list[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Return updates, rows and columns as differentiable functions of everything."""
         columns: list[Tensor] = []
         rows: list[Tensor] = []
         updates = []
         scalars = for_each_distinct(self._scalars, counts, [g.dtype for g in grads])
-        for g, p, row, column, (weight, rho) in zip(
-            grads, params, state.rows, state.columns, scalars
-        ):
-            eps1 = torch.finfo(g.dtype).eps if self.eps1 is None else self.eps1
+        for g, p, row, column, (weight, rho) in zip(grads, params, old_rows, old_columns, scalars):
+            eps1 = self._eps1(g)
             square = g * g
             if g.ndim > 1:
                 row = row + weight * (square.mean(dim=-1, keepdim=True) - row)
@@ -75,7 +93,86 @@ class ScaleByFactoredRms(LeafRule):
             size = max(g.numel(), 1) ** 0.5
             alpha = (root((p * p).sum()) / size).clamp(min=self.eps2) * rho
             updates.append(u * (alpha / (root((u * u).sum()) / (size * self.d)).clamp(min=1.0)))
-        return updates, ScaleByFactoredRmsState(rows=rows, columns=columns, count=counts)
+        return updates, rows, columns
+
+    def _eps1(self, g: Tensor) -> float:
+        return torch.finfo(g.dtype).eps if self.eps1 is None else self.eps1
+
+    def _together(
+        self,
+        grads: list[Tensor],
+        params: list[Tensor],
+        old_rows: list[Tensor],
+        old_columns: list[Tensor],
+        counts: list[Tensor],
+        *,
+        inplace: bool,
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Return the values of `_one_by_one`, in few operations on lists of tensors."""
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for i, (x, y, count) in enumerate(zip(grads, params, counts)):
+            key = (x.dtype, y.dtype, x.device, y.device, x.ndim > 1, id(count))
+            groups.setdefault(key, []).append(i)
+        updates, rows, columns = list(grads), list(old_rows), list(old_columns)
+        for indices in groups.values():
+            roles = (grads, params, old_rows, old_columns)
+            g, p, row, column = ([role[i] for i in indices] for role in roles)
+            weight, rho = self._values(counts[indices[0]], g[0].dtype)
+            eps1 = self._eps1(g[0])
+            variance = list(torch._foreach_mul(g, g))
+            if g[0].ndim > 1:
+                row = _moved(row, [v.mean(dim=-1, keepdim=True) for v in variance], weight, inplace)
+                column = _moved(
+                    column, [v.mean(dim=-2, keepdim=True) for v in variance], weight, inplace
+                )
+                means = [r.mean(dim=-2, keepdim=True) for r in row]
+                torch._foreach_clamp_min_(means, eps1)
+                scaled = torch._foreach_div(row, means)
+                for v, r, c in zip(variance, scaled, column):
+                    torch.mul(r, c, out=v)
+                torch._foreach_clamp_min_(variance, eps1 * eps1)
+            else:
+                row = _moved(row, variance, weight, inplace)
+                variance = list(torch._foreach_clamp_min(row, eps1 * eps1))
+            torch._foreach_pow_(variance, -0.5)
+            torch._foreach_mul_(variance, g)
+            norms = torch.stack(torch._foreach_norm([*p, *variance]))
+            factors = self._factors(norms, [max(x.numel(), 1) ** 0.5 for x in g], rho)
+            torch._foreach_mul_(variance, factors)
+            for k, i in enumerate(indices):
+                updates[i], rows[i], columns[i] = variance[k], row[k], column[k]
+        return updates, rows, columns
+
+    def _factors(self, norms: Tensor, roots: list[float], rho: float | Tensor) -> Any:
+        """Return what each direction is multiplied by; numbers on the CPU, else 0-dim tensors.
+
+        Args:
+            norms: Those of the parameters, and then those of the directions.
+            roots: Of the numbers of elements.
+            rho: The relative step size.
+        """
+        if norms.device.type != "cpu":
+            sizes = torch.tensor(2 * roots, dtype=norms.dtype).to(norms.device, non_blocking=True)
+            of_p, of_u = (norms / sizes).split(len(roots))
+            factors = of_p.clamp(min=self.eps2) / (of_u / self.d).clamp(min=1.0) * rho
+            return list(factors.unbind())
+        n, rho, values = len(roots), float(rho), norms.tolist()
+        out = []
+        for root_of_size, of_p, of_u in zip(roots, values[:n], values[n:]):
+            size = of_p / root_of_size
+            excess = of_u / (root_of_size * self.d)
+            # In this order NaN stays NaN.
+            out.append(
+                (self.eps2 if size < self.eps2 else size) * rho / (1.0 if excess < 1.0 else excess)
+            )
+        return out
+
+    def _values(self, count: Tensor, dtype: torch.dtype) -> tuple[float | Tensor, float | Tensor]:
+        """Return `_scalars`, as numbers where no device has to be waited for."""
+        if count.device.type != "cpu" or isinstance(self.lr, Tensor):
+            return self._scalars(count, dtype)
+        k = float(count)
+        return k**self.beta2_decay, min(self.lr, k**-0.5)
 
     def _scalars(self, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the weight of a new square, and the relative step size."""
@@ -83,6 +180,20 @@ class ScaleByFactoredRms(LeafRule):
         lr = torch.as_tensor(self.lr, dtype=torch.float64, device=k.device)
         weight = torch.pow(k, self.beta2_decay)
         return weight.to(dtype), torch.minimum(lr, 1 / k.sqrt()).to(dtype)
+
+
+def _moved(
+    old: list[Tensor], new: list[Tensor], weight: float | Tensor, inplace: bool
+) -> list[Tensor]:
+    """Return old + weight (new - old); with `inplace`, in the tensors of `old`."""
+    out = old if inplace else [x.clone() for x in old]
+    if isinstance(weight, Tensor):
+        change = torch._foreach_sub(new, old)
+        torch._foreach_mul_(change, weight)
+        torch._foreach_add_(out, change)
+    else:
+        torch._foreach_lerp_(out, new, weight)
+    return out
 
 
 @transformation

@@ -38,6 +38,7 @@ class ScaleByShampoo(LeafRule):
     max_size: int
     root_steps: int
     leaf_fields: ClassVar[tuple[str, ...]] = ("statistics", "roots")
+    compressed: ClassVar[bool] = True
     overwritten_fields: ClassVar[tuple[str, ...]] = ("statistics", "roots")
 
     def _diagonal(self, size: int) -> bool:
