@@ -27,6 +27,7 @@ __all__ = [
     "located",
     "optree",
     "prefix_leaves",
+    "require_same_shapes",
     "tree_flatten",
     "tree_leaves",
     "tree_map",
@@ -82,6 +83,19 @@ def first_of_another_shape(expected: Sequence[Any], got: Sequence[Any]) -> int |
         if x.shape != y.shape:
             return index
     return None
+
+
+def require_same_shapes(expected: Any, got: Any, what: str) -> None:
+    """Raise unless the tensors of two trees have the same shapes; None goes with anything.
+
+    Raises:
+        ValueError: The trees differ; the message starts with ``what``.
+        MismatchError: Tensors differ in shape.
+    """
+    leaves, spec = tree_flatten(expected, none_is_leaf=True)
+    for index, (x, y) in enumerate(zip(leaves, flatten_up_to(spec, got, what))):
+        if x is not None and y is not None and x.shape != y.shape:
+            raise located(MismatchError(index, f"{what}: {describe_mismatch(x, y)}"), spec)
 
 
 def prefix_leaves(prefix: Any, tree: Any, what: str) -> list[Any]:

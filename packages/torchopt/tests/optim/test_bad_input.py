@@ -19,6 +19,7 @@ import torchopt
 from torchopt.alias.fused import with_backend
 from torchopt.errors import MismatchError, NotDifferentiableError
 from torchopt.pytree import tree_leaves
+from torchopt.transform import accumulate, lookahead
 
 OPTIMIZERS = {
     "sgd": torchopt.sgd(0.1),
@@ -80,6 +81,35 @@ def test_shapes_that_torch_would_broadcast(shape: tuple[int, ...], inplace: bool
                     wrong, state, params=params, inplace=inplace
                 )
     assert torch.equal(w, torch.ones_like(w))
+
+
+def test_shapes_that_wrappers_would_broadcast() -> None:
+    params = {"fc1": {"bias": torch.ones(3, 2)}}
+    small = {"fc1": {"bias": torch.ones(2)}}
+    collecting = accumulate(torchopt.sgd(0.1), 2)
+    _, state = collecting.update(params, collecting.init(params), params=params)
+    with pytest.raises(
+        MismatchError, match=r"at \$\['fc1'\]\['bias'\]: accumulate: a gradient like"
+    ):
+        collecting.update(small, state, params=params)
+    looking = lookahead(torchopt.sgd(0.1), 1)
+    with pytest.raises(MismatchError, match=r"lookahead: a gradient like the parameter: expected"):
+        looking.update(small, looking.init(params), params=params)
+    with pytest.raises(MismatchError, match=r"lookahead: slow weights like the parameter: expec"):
+        looking.update(params, looking.init(small), params=params)
+    lamb = torchopt.alias.lamb()
+    with pytest.raises(MismatchError, match=r"at \$\['fc1'\]\['bias'\]: a gradient like the param"):
+        lamb.update(params, lamb.init(params), params=small)
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_trees_without_tensors(name: str) -> None:
+    for settings in ROWS[name].settings[:1]:
+        for inplace in (False, True):
+            optimizer = ROWS[name].functional(**settings)
+            updates, _ = optimizer.update({}, optimizer.init({}), params={}, inplace=inplace)
+            assert updates == {}
+            assert torchopt.apply_updates({}, {}, inplace=inplace) == {}
 
 
 @pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"sgd"}))

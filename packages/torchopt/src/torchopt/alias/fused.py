@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt.base import GradientTransformation, identity
-from torchopt.errors import KernelUnavailableError
+from torchopt.errors import KernelUnavailableError, MismatchError
 from torchopt.kernels.fused_step import StepCache, fused_step_
 from torchopt.kernels.fused_update import fused_update, fused_update_
 from torchopt.kernels.registry import PLAIN, explain_unavailable
@@ -39,7 +39,7 @@ from torchopt.transform.scale_by_schedule import ScaleBySchedule
 from torchopt.transform.scale_by_stddev import ScaleByStdDev
 from torchopt.transform.scale_by_trust_ratio import ScaleByTrustRatio
 from torchopt.transform.trace import DampenedTrace, Trace
-from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
+from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
 from torchopt.tree_function import any_watched, is_traced
 
 __all__ = ["Backend", "FusedChain", "fuse", "step_inplace", "with_backend"]
@@ -276,7 +276,10 @@ class FusedChain:
                 for role, new in zip(roles, new_roles):
                     role[i] = new[k]
         for i, stage in enumerate(self.tail, self.recipe.size):
-            out, rest = stage.update(out, members[i], params=param_leaves, inplace=inplace)
+            try:
+                out, rest = stage.update(out, members[i], params=param_leaves, inplace=inplace)
+            except MismatchError as error:
+                raise located(error, spec) from error.__cause__
             advanced = (*advanced[:i], rest, *advanced[i + 1 :])
         return tree_unflatten(spec, out), advanced[0] if self.single else advanced
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torchopt.base import GradientTransformation
-from torchopt.tree import tree_map
+from torchopt.tree import require_same_shapes, tree_map
 
 __all__ = ["AccumulateState", "accumulate"]
 
@@ -48,6 +48,7 @@ class Accumulate:
             share = g / self.every
             return share if mean is None else mean + share
 
+        require_same_shapes(state.mean, updates, "accumulate: a gradient like the one before")
         mean = tree_map(added, updates, state.mean, none_is_leaf=True)
         empty = tree_map(lambda g: None, updates, none_is_leaf=True)
         collected = state.collected + 1

@@ -171,7 +171,8 @@ def _apply(
 
 
 def _unlike_parameter(leaf: int, p: Tensor, g: Tensor) -> MismatchError:
-    return MismatchError(leaf, f"a gradient like the parameter: {describe_mismatch(p, g)}")
+    reason = f"a gradient like the parameter: {describe_mismatch(p, g)}"
+    return MismatchError(leaf, f"{reason}; pass the gradients of the parameters given")
 
 
 def _unlike_state(rule: LeafRule, name: str, leaf: int, new: Tensor, old: Tensor) -> MismatchError:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.transform.validate import check_fraction
-from torchopt.tree import tree_map
+from torchopt.tree import require_same_shapes, tree_map
 
 __all__ = ["LookaheadState", "lookahead"]
 
@@ -50,6 +50,8 @@ class Lookahead:
                 "Parameters are required for lookahead. "
                 "Call `update(updates, state, params=params)` instead."
             )
+        require_same_shapes(params, updates, "lookahead: a gradient like the parameter")
+        require_same_shapes(params, state.slow, "lookahead: slow weights like the parameter")
         fast, inner_state = self.inner.update(
             updates, state.inner_state, params=params, inplace=inplace
         )
