@@ -4,8 +4,11 @@ formulas."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -188,6 +191,53 @@ def test_nan_to_num() -> None:
 def test_hyper_parameters_are_validated(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+# Any number will do, in torch.optim or in the published package as well.
+UNCHECKED = {
+    ("sgd", "dampening"),
+    ("rmsprop", "initial_scale"),
+    ("asgd", "t0"),
+    ("muon", "ns_coefficients"),
+}
+
+
+def numbers_of(make: Callable[..., Any]) -> dict[str, Any]:
+    """Return the hyper-parameters that are numbers or tuples with some, and their defaults."""
+    values = {
+        name: 0.1 if parameter.default is inspect.Parameter.empty else parameter.default
+        for name, parameter in inspect.signature(make).parameters.items()
+    }
+    return {k: v for k, v in values.items() if type(v) in (int, float, tuple)}
+
+
+@pytest.mark.parametrize("bad", [-1.0, math.nan])
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_every_number_out_of_range_is_refused(name: str, bad: float) -> None:
+    row = ROWS[name]
+    defaults = numbers_of(row.functional)
+    assert "lr" in defaults
+    for key, value in defaults.items():
+        if (name, key) in UNCHECKED or (key == "beta2_decay" and bad == -1.0):
+            continue
+        wrong = (
+            [
+                tuple(bad if i == k else x for i, x in enumerate(value))
+                for k, old in enumerate(value)
+                if old is not None
+            ]
+            if isinstance(value, tuple)
+            else [bad]
+        )
+        for one in wrong:
+            settings = {"lr": 0.1, key: one}
+            for make in (
+                row.functional,
+                lambda **s: row.classic([torch.ones(2)], **s),
+                lambda **s: row.meta(torch.nn.Linear(1, 1), **s),
+            ):
+                with pytest.raises(ValueError, match=r"^Invalid|^Nesterov"):
+                    make(**settings)
 
 
 def test_weight_decay_needs_parameters() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchopt.kernels.reference.root import root
 from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.validate import check_at_least_zero
 
 __all__ = ["orthogonalize"]
 
@@ -72,11 +73,13 @@ def orthogonalize(
         match_rms: Which of the two scales.
 
     Raises:
-        ValueError: From `update`, for a tensor that is no matrix.
+        ValueError: Negative `steps` or `eps`; from `update`, for a tensor that is no matrix.
 
     References:
         K. Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024,
         https://kellerjordan.github.io/posts/muon
         J. Liu et al., Muon is Scalable for LLM Training, 2025, https://arxiv.org/abs/2502.16982
     """
+    check_at_least_zero(steps, "ns_steps value")
+    check_at_least_zero(eps, "epsilon value")
     return Orthogonalize(steps, coefficients, eps, match_rms)

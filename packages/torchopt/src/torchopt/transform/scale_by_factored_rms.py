@@ -232,7 +232,7 @@ def scale_by_factored_rms(
     """
     check_at_least_zero(lr, "learning rate")
     check_at_least_zero(eps2, "epsilon value")
-    if beta2_decay > 0:
+    if not beta2_decay <= 0:
         raise ValueError(f"Invalid beta2_decay value: {beta2_decay}")
     if not d > 0:
         raise ValueError(f"Invalid d value: {d}")

@@ -96,4 +96,6 @@ def scale_by_rprop(
     check_at_least_zero(lr, "learning rate")
     if not 0.0 < eta_minus < 1.0 < eta_plus:
         raise ValueError(f"Invalid eta values: {eta_minus}, {eta_plus}")
+    if not 0.0 <= min_step <= max_step:
+        raise ValueError(f"Invalid step sizes: {min_step}, {max_step}")
     return ScaleByRprop(lr, eta_minus, eta_plus, min_step, max_step)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchopt.kernels.reference.inverse_root import inverse_root
 from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.validate import check_fraction
+from torchopt.transform.validate import check_at_least_zero, check_fraction
 
 __all__ = ["ScaleByShampooState", "scale_by_shampoo"]
 
@@ -165,6 +165,7 @@ def scale_by_shampoo(
     if not isinstance(eps, Tensor) and not eps > 0:
         raise ValueError(f"Invalid epsilon value: {eps}")
     check_fraction(decay, "decay value", closed=True)
+    check_at_least_zero(max_size, "max_size value")
     for name, value in (("update_every", update_every), ("root_steps", root_steps)):
         if not value >= 1:
             raise ValueError(f"Invalid {name} value: {value}")

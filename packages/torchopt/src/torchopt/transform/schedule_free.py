@@ -111,6 +111,7 @@ def schedule_free(
     check_at_least_zero(lr, "learning rate")
     check_fraction(beta, "beta value")
     check_at_least_zero(weight_decay, "weight_decay value")
+    check_at_least_zero(warmup_steps, "warmup_steps value")
     return ScheduleFree(lr, beta, weight_decay, warmup_steps, b2)
 
 
