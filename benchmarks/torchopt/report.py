@@ -12,6 +12,7 @@ from benchmarks.optree.report import machine_lines, machine_note
 from benchmarks.torchopt.rivals import OURS
 
 __all__ = [
+    "EACH_OPTIMIZER",
     "all_tables",
     "key",
     "machine_lines",
@@ -118,10 +119,26 @@ def step_table(result: dict[str, Any]) -> str:
     return f"{cells.times(cases)}\n\n{cells.counts(cases, 'aten', 'ATen operations')}"
 
 
+EACH_OPTIMIZER = "500 x 1k"
+"""The set of tensors on which every optimizer is compared with every rival."""
+
+
 def optimizers_table(result: dict[str, Any]) -> str:
-    """Return the times of one step in place of other optimizers."""
+    """Return the times of one step in place of other optimizers.
+
+    On one set of tensors for every rival, and on all sets for torch's foreach variants.
+    """
     cells = _Cells(result)
-    return cells.times([c for c in cells.cases if c[0] not in TITLES])
+    cases = [c for c in cells.cases if c[0] not in TITLES]
+    text = cells.times([c for c in cases if c[1] == EACH_OPTIMIZER])
+    trees = list(dict.fromkeys(tree for _, tree, _ in cases))
+    if len(trees) < 2:
+        return text
+    rows = []
+    for name in dict.fromkeys(operation for operation, _, _ in cases):
+        found = cells.ratios(name, trees, "torch-foreach")
+        rows.append([name, *(NOTHING if ratio is None else ratio_text(ratio) for ratio in found)])
+    return f"{text}\n\n{table(['torch foreach ÷ torchopt', *trees], rows)}"
 
 
 def meta_table(result: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time torchopt against its peers: steps in place, functional, differentiated, and meta-steps.
 
-    python benchmarks/torchopt/run.py                   # everything, about twenty minutes
+    python benchmarks/torchopt/run.py                   # everything, about half an hour
     python benchmarks/torchopt/run.py --quick           # shorter rounds, small cases
     python benchmarks/torchopt/run.py --group step      # step, optimizers, meta; may be repeated
 
@@ -46,7 +46,8 @@ def cases(group: str, *, quick: bool) -> list[dict[str, Any]]:
         operations = ("adam", "functional", "differentiable")
         return [{"tree": name, "operation": op} for op in operations for name in sets]
     if group == "optimizers":
-        return [{"tree": "500 x 1k", "operation": name} for name in OPTIMIZERS]
+        sets = (report.EACH_OPTIMIZER,) if quick else SETS
+        return [{"tree": tree, "operation": name} for tree in sets for name in OPTIMIZERS]
     steps = STEPS[:2] if quick else STEPS
     return [{"tree": m, "operation": "meta", "steps": n} for m in MODELS for n in steps]
 
