@@ -15,7 +15,7 @@ from torchopt.kernels.reference.adam import adam
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import increment, zero_counts
 from torchopt.transform.trace import zeros_like
-from torchopt.transform.validate import check_at_least_zero, check_fraction
+from torchopt.transform.validate import check_at_least_zero, check_betas
 from torchopt.tree_function import is_traced
 
 __all__ = ["ScaleByAdamState", "scale_by_accelerated_adam", "scale_by_adam"]
@@ -106,8 +106,7 @@ def _plain(*roles: list[Tensor]) -> bool:
 def _check(b1: Any, b2: Any, eps: Any, eps_root: Any) -> None:
     check_at_least_zero(eps, "epsilon value")
     check_at_least_zero(eps_root, "epsilon value")
-    check_fraction(b1, "beta parameter at index 0")
-    check_fraction(b2, "beta parameter at index 1")
+    check_betas(b1, b2)
 
 
 @transformation

@@ -14,7 +14,7 @@ from torchopt.kernels.reference.root import root
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import increment, zero_counts
 from torchopt.transform.trace import zeros_like
-from torchopt.transform.validate import check_at_least_zero, check_fraction
+from torchopt.transform.validate import check_at_least_zero, check_betas
 
 __all__ = ["ScaleByAdoptState", "scale_by_adopt"]
 
@@ -95,6 +95,5 @@ def scale_by_adopt(
         Rate, 2024, https://arxiv.org/abs/2411.02853, Algorithm 2.
     """
     check_at_least_zero(eps, "epsilon value")
-    check_fraction(b1, "beta parameter at index 0")
-    check_fraction(b2, "beta parameter at index 1")
+    check_betas(b1, b2)
     return ScaleByAdopt(b1, b2, eps)

@@ -13,7 +13,7 @@ from torchopt.kernels.reference.root import divide_by_root
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import bias_corrections, increment, zero_counts
 from torchopt.transform.trace import zeros_like
-from torchopt.transform.validate import check_at_least_zero, check_fraction
+from torchopt.transform.validate import check_at_least_zero, check_betas
 
 __all__ = ["ScaleByBeliefState", "scale_by_belief"]
 
@@ -95,6 +95,5 @@ def scale_by_belief(
         Gradients, 2020, https://arxiv.org/abs/2010.07468, Algorithm 2.
     """
     check_at_least_zero(eps, "epsilon value")
-    check_fraction(b1, "beta parameter at index 0")
-    check_fraction(b2, "beta parameter at index 1")
+    check_betas(b1, b2)
     return ScaleByBelief(b1, b2, eps)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.trace import zeros_like
-from torchopt.transform.validate import check_fraction
+from torchopt.transform.validate import check_betas
 
 __all__ = ["ScaleByLionState", "scale_by_lion"]
 
@@ -70,6 +70,5 @@ def scale_by_lion(
         X. Chen et al., Symbolic Discovery of Optimization Algorithms, 2023,
         https://arxiv.org/abs/2302.06675, Algorithm 2.
     """
-    check_fraction(b1, "beta parameter at index 0")
-    check_fraction(b2, "beta parameter at index 1")
+    check_betas(b1, b2)
     return ScaleByLion(b1, b2)

@@ -14,7 +14,7 @@ from torchopt.kernels.reference.root import divide_by_root
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import for_each_distinct, increment, zero_counts
 from torchopt.transform.trace import zeros_like
-from torchopt.transform.validate import check_at_least_zero, check_fraction
+from torchopt.transform.validate import check_at_least_zero, check_betas
 
 __all__ = ["ScaleByNadamState", "scale_by_nadam"]
 
@@ -128,7 +128,6 @@ def scale_by_nadam(
         https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
     """
     check_at_least_zero(eps, "epsilon value")
-    check_fraction(b1, "beta parameter at index 0")
-    check_fraction(b2, "beta parameter at index 1")
+    check_betas(b1, b2)
     check_at_least_zero(momentum_decay, "momentum_decay value")
     return ScaleByNadam(b1, b2, eps, momentum_decay)

@@ -13,7 +13,7 @@ from torchopt.kernels.reference.moments import moving_average
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import increment, zero_counts
 from torchopt.transform.trace import zeros_like
-from torchopt.transform.validate import check_at_least_zero, check_fraction
+from torchopt.transform.validate import check_at_least_zero, check_betas
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = ["ScaleBySophiaState", "observe_curvature", "scale_by_sophia"]
@@ -109,8 +109,7 @@ def scale_by_sophia(
         >>> direction.update(g, direction.init(g))[0]  # g / g^2, clipped
         tensor([0.2500, 1.0000])
     """
-    check_fraction(b1, "beta parameter at index 0")
-    check_fraction(b2, "beta parameter at index 1")
+    check_betas(b1, b2)
     check_at_least_zero(rho, "rho value")
     if not eps > 0:
         raise ValueError(f"Invalid epsilon value: {eps}")

@@ -13,7 +13,7 @@ from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.trace import filled_like, zeros_like
-from torchopt.transform.validate import check_at_least_zero, check_fraction
+from torchopt.transform.validate import check_at_least_zero, check_betas
 
 __all__ = ["ScaleByYogiState", "scale_by_yogi"]
 
@@ -88,7 +88,6 @@ def scale_by_yogi(
         Optimization, NeurIPS 2018, Algorithm 2.
     """
     check_at_least_zero(eps, "epsilon value")
-    check_fraction(b1, "beta parameter at index 0")
-    check_fraction(b2, "beta parameter at index 1")
+    check_betas(b1, b2)
     check_at_least_zero(initial_accumulator, "initial_accumulator value")
     return ScaleByYogi(b1, b2, eps, initial_accumulator)

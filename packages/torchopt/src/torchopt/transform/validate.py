@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["check_at_least_zero", "check_fraction"]
+__all__ = ["check_at_least_zero", "check_betas", "check_fraction"]
 
 Hyper = float | torch.Tensor
 
@@ -34,3 +34,9 @@ def _is_number(value: Hyper, what: str) -> bool:
     raise TypeError(
         f"Invalid {what}: expected a number or a tensor, got {value!r} ({type(value).__name__})"
     )
+
+
+def check_betas(*betas: Hyper) -> None:
+    """Raise `ValueError("Invalid beta parameter at index {i}: {value}")` unless 0 <= value < 1."""
+    for index, beta in enumerate(betas):
+        check_fraction(beta, f"beta parameter at index {index}")
