@@ -15,19 +15,19 @@ from dataclasses import astuple as astuple
 from dataclasses import fields as fields
 from dataclasses import is_dataclass as is_dataclass
 from dataclasses import replace as replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Callable, Literal, Protocol, TypeVar, overload
 
 from typing_extensions import dataclass_transform
 
-from optree.accessors import DataclassEntry
-from optree.registry import (
-    GLOBAL_NAMESPACE,
-    GlobalNamespace,
-    _warn_caller,
-    register_pytree_node,
-    unregister_pytree_node,
+from optree._field_nodes import (
+    check_namespace,
+    check_not_registered,
+    register_fields,
+    register_or_decorate,
+    split_fields,
 )
+from optree.accessors import DataclassEntry
+from optree.registry import GlobalNamespace, _warn_caller
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -307,7 +307,7 @@ def dataclass(
             raise TypeError(
                 f"@{__name__}.dataclass() cannot be applied to {cls.__name__} more than once.",
             )
-        _check_namespace(namespace)
+        check_namespace(namespace)
         new_cls: Any = dataclasses.dataclass(
             cls,
             init=init,
@@ -390,7 +390,7 @@ def make_dataclass(
         if ns is None:
             raise TypeError("make_dataclass() missing 1 required keyword-only argument: 'ns'")
         ns, namespace = namespace, ns
-    _check_namespace(namespace)
+    check_namespace(namespace)
 
     if module is None and sys.version_info >= (3, 12):
         module = sys._getframe(1).f_globals.get("__name__")
@@ -477,27 +477,10 @@ def register_node(
         >>> optree.tree_map(lambda x: 2 * x, Point(1, 2), namespace='existing')
         Point(x=2, y=4)
     """
-    if isinstance(cls, str):
-        if namespace is not None:
-            raise ValueError("Cannot specify `namespace` when the first argument is a string.")
-        if cls == "":
-            raise ValueError("The namespace cannot be an empty string.")
-        namespace, cls = cls, None
-    if namespace is None:
-        raise ValueError("Must specify `namespace` when the first argument is a class.")
-    if cls is None:
-        namespace_given = namespace
-
-        def decorator(cls: _TypeT, /) -> _TypeT:
-            return _register_dataclass(cls, namespace_given)
-
-        return decorator
-    return _register_dataclass(cls, namespace)
-
-
-def _check_namespace(namespace: object, /) -> None:
-    if not isinstance(namespace, (str, GlobalNamespace)):
-        raise TypeError(f"The namespace must be a string, got {namespace!r}.")
+    result: _TypeT | Callable[[_TypeT], _TypeT] = register_or_decorate(
+        _register_dataclass, cls, namespace
+    )
+    return result
 
 
 def _register_dataclass(cls: _TypeT, namespace: str | GlobalNamespace, /) -> _TypeT:
@@ -505,14 +488,8 @@ def _register_dataclass(cls: _TypeT, namespace: str | GlobalNamespace, /) -> _Ty
         raise TypeError(f"Expected a class, got {cls!r}.")
     if not dataclasses.is_dataclass(cls):
         raise TypeError(f"{cls!r} is not a dataclass.")
-    if _FIELDS in cls.__dict__:
-        raise TypeError(
-            f"Cannot register {cls.__name__} as a pytree node more than once "
-            f"with `{__name__}.register_node()`. "
-            f"Use `optree.register_pytree_node()` or `optree.register_pytree_node_class()` "
-            f"with explicit flatten/unflatten functions to register it in a different namespace.",
-        )
-    _check_namespace(namespace)
+    check_not_registered(cls, _FIELDS, __name__)
+    check_namespace(namespace)
     children_fields, metadata_fields = _classify_fields(cls)
     if not cls.__dataclass_params__.init:  # type: ignore[attr-defined]
         _warn_caller(
@@ -521,39 +498,14 @@ def _register_dataclass(cls: _TypeT, namespace: str | GlobalNamespace, /) -> _Ty
             f"reconstructs instances with `cls(**kwargs)`.",
         )
 
-    children_names, metadata_names = tuple(children_fields), tuple(metadata_fields)
-
-    def flatten_func(
-        obj: Any,
-        /,
-    ) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...], tuple[str, ...]]:
-        children = tuple([getattr(obj, name) for name in children_names])
-        metadata = tuple([(name, getattr(obj, name)) for name in metadata_names])
-        return children, metadata, children_names
-
-    def unflatten_func(metadata: tuple[tuple[str, Any], ...], children: tuple[Any, ...], /) -> Any:
-        kwargs = dict(zip(children_names, children))
-        kwargs.update(metadata)
-        return cls(**kwargs)
-
-    registered_namespace: Any = GLOBAL_NAMESPACE if namespace == "" else namespace
-    register_pytree_node(
+    return register_fields(
         cls,
-        flatten_func,
-        unflatten_func,
+        namespace,
+        children_fields,
+        metadata_fields,
+        attribute=_FIELDS,
         path_entry_type=DataclassEntry,
-        namespace=registered_namespace,
     )
-    try:
-        setattr(
-            cls,
-            _FIELDS,
-            (MappingProxyType(children_fields), MappingProxyType(metadata_fields)),
-        )
-    except BaseException:
-        unregister_pytree_node(cls, namespace=registered_namespace)
-        raise
-    return cls
 
 
 def _classify_fields(
@@ -575,17 +527,4 @@ def _classify_fields(
             f"Use `optree.register_pytree_node()` or `optree.register_pytree_node_class()` "
             f"with explicit flatten/unflatten functions instead.",
         )
-    children: dict[str, dataclasses.Field[Any]] = {}
-    metadata: dict[str, dataclasses.Field[Any]] = {}
-    for f in dataclasses.fields(cls):
-        if f.metadata.get("pytree_node", _PYTREE_NODE_DEFAULT):
-            if not f.init:
-                raise TypeError(
-                    f"PyTree node field {f.name!r} must be included in `__init__()`. "
-                    f"Or you can explicitly set "
-                    f"`{__name__}.field(init=False, pytree_node=False)`.",
-                )
-            children[f.name] = f
-        elif f.init:
-            metadata[f.name] = f
-    return children, metadata
+    return split_fields(dataclasses.fields(cls), _PYTREE_NODE_DEFAULT, __name__)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, TypeVar, overload
 
 import attrs
@@ -29,14 +28,15 @@ from attrs import (
     validators,
 )
 
-from optree.accessors import GetAttrEntry
-from optree.registry import (
-    GLOBAL_NAMESPACE,
-    GlobalNamespace,
-    _warn_caller,
-    register_pytree_node,
-    unregister_pytree_node,
+from optree._field_nodes import (
+    check_namespace,
+    check_not_registered,
+    register_fields,
+    register_or_decorate,
+    split_fields,
 )
+from optree.accessors import GetAttrEntry
+from optree.registry import GlobalNamespace, _warn_caller
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform
@@ -230,8 +230,8 @@ def define(
     def decorator(cls: _TypeT, /) -> _TypeT:
         if not inspect.isclass(cls):
             raise TypeError(f"@{__name__}.define() can only be used with classes, not {cls!r}.")
-        _check_not_registered(cls)
-        _check_namespace(namespace)
+        check_not_registered(cls, _FIELDS, __name__)
+        check_namespace(namespace)
         return _register_attrs_class(attrs.define(cls, **kwargs), namespace)
 
     return decorator if cls is None else decorator(cls)
@@ -319,7 +319,7 @@ def make_class(
         >>> optree.tree_leaves(Point(1, 2), namespace='made-by-attrs')
         [1, 2]
     """
-    _check_namespace(namespace)
+    check_namespace(namespace)
     cls: type = _attrs_make_class(name, attrs, **kwargs)
     # attrs names the module that called it, which is this one.
     caller = sys._getframe(1).f_globals.get("__name__")
@@ -384,37 +384,10 @@ def register_node(
         >>> optree.tree_map(lambda x: 2 * x, Point(1, 2), namespace='existing-attrs')
         Point(x=2, y=4)
     """
-    if isinstance(cls, str):
-        if namespace is not None:
-            raise ValueError("Cannot specify `namespace` when the first argument is a string.")
-        if cls == "":
-            raise ValueError("The namespace cannot be an empty string.")
-        namespace, cls = cls, None
-    if namespace is None:
-        raise ValueError("Must specify `namespace` when the first argument is a class.")
-    if cls is None:
-        namespace_given = namespace
-
-        def decorator(cls: _TypeT, /) -> _TypeT:
-            return _register_attrs_class(cls, namespace_given)
-
-        return decorator
-    return _register_attrs_class(cls, namespace)
-
-
-def _check_namespace(namespace: object, /) -> None:
-    if not isinstance(namespace, (str, GlobalNamespace)):
-        raise TypeError(f"The namespace must be a string, got {namespace!r}.")
-
-
-def _check_not_registered(cls: type, /) -> None:
-    if _FIELDS in cls.__dict__:
-        raise TypeError(
-            f"Cannot register {cls.__name__} as a pytree node more than once "
-            f"with `{__name__}.register_node()`. "
-            f"Use `optree.register_pytree_node()` or `optree.register_pytree_node_class()` "
-            f"with explicit flatten/unflatten functions to register it in a different namespace.",
-        )
+    result: _TypeT | Callable[[_TypeT], _TypeT] = register_or_decorate(
+        _register_attrs_class, cls, namespace
+    )
+    return result
 
 
 def _register_attrs_class(cls: _TypeT, namespace: str | GlobalNamespace, /) -> _TypeT:
@@ -422,60 +395,21 @@ def _register_attrs_class(cls: _TypeT, namespace: str | GlobalNamespace, /) -> _
         raise TypeError(f"Expected a class, got {cls!r}.")
     if not attrs.has(cls):
         raise TypeError(f"{cls!r} is not an attrs-decorated class.")
-    _check_not_registered(cls)
-    _check_namespace(namespace)
+    check_not_registered(cls, _FIELDS, __name__)
+    check_namespace(namespace)
 
-    children_fields: dict[str, Attribute[Any]] = {}
-    metadata_fields: dict[str, Attribute[Any]] = {}
-    for attribute in _attributes(cls):
-        if attribute.metadata.get("pytree_node", _PYTREE_NODE_DEFAULT):
-            if not attribute.init:
-                raise TypeError(
-                    f"PyTree node field {attribute.name!r} must be included in `__init__()`. "
-                    f"Or you can explicitly set "
-                    f"`{__name__}.field(init=False, pytree_node=False)`.",
-                )
-            children_fields[attribute.name] = attribute
-        elif attribute.init:
-            metadata_fields[attribute.name] = attribute
+    children, metadata = split_fields(_attributes(cls), _PYTREE_NODE_DEFAULT, __name__)
     _warn_about_init(cls)
-
-    children_names, metadata_names = tuple(children_fields), tuple(metadata_fields)
     # `__init__` has aliases as parameters: `x` for the attribute `_x`.
-    children_aliases = tuple(a.alias for a in children_fields.values())
-    metadata_aliases = {name: a.alias for name, a in metadata_fields.items()}
-
-    def flatten_func(
-        obj: Any,
-        /,
-    ) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...], tuple[str, ...]]:
-        children = tuple([getattr(obj, name) for name in children_names])
-        metadata = tuple([(name, getattr(obj, name)) for name in metadata_names])
-        return children, metadata, children_names
-
-    def unflatten_func(metadata: tuple[tuple[str, Any], ...], children: tuple[Any, ...], /) -> Any:
-        kwargs: dict[Any, Any] = dict(zip(children_aliases, children))
-        kwargs.update((metadata_aliases[name], value) for name, value in metadata)
-        return cls(**kwargs)
-
-    registered_namespace: Any = GLOBAL_NAMESPACE if namespace == "" else namespace
-    register_pytree_node(
+    registered: _TypeT = register_fields(  # type: ignore[assignment]
         cls,
-        flatten_func,
-        unflatten_func,
+        namespace,
+        children,
+        metadata,
+        attribute=_FIELDS,
         path_entry_type=AttrsEntry,
-        namespace=registered_namespace,
+        parameters={name: field.alias for name, field in {**children, **metadata}.items()},
     )
-    try:
-        setattr(
-            cls,
-            _FIELDS,
-            (MappingProxyType(children_fields), MappingProxyType(metadata_fields)),
-        )
-    except BaseException:
-        unregister_pytree_node(cls, namespace=registered_namespace)
-        raise
-    registered: _TypeT = cls  # type: ignore[assignment]
     return registered
 
 

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What classes with fields have in common as nodes, be they dataclasses or made by attrs."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
+
+from optree.registry import (
+    GLOBAL_NAMESPACE,
+    GlobalNamespace,
+    register_pytree_node,
+    unregister_pytree_node,
+)
+
+if TYPE_CHECKING:
+    from optree.accessors import PyTreeEntry
+
+_TypeT = TypeVar("_TypeT", bound=type)
+_Register = Callable[[Any, Any], Any]
+
+
+def check_namespace(namespace: object, /) -> None:
+    """Raise TypeError if this is no namespace."""
+    if not isinstance(namespace, (str, GlobalNamespace)):
+        raise TypeError(f"The namespace must be a string, got {namespace!r}.")
+
+
+def check_not_registered(cls: type, attribute: str, module: str, /) -> None:
+    """Raise TypeError if the class itself, not one it derives from, is registered."""
+    if attribute in cls.__dict__:
+        raise TypeError(
+            f"Cannot register {cls.__name__} as a pytree node more than once "
+            f"with `{module}.register_node()`. "
+            f"Use `optree.register_pytree_node()` or `optree.register_pytree_node_class()` "
+            f"with explicit flatten/unflatten functions to register it in a different namespace.",
+        )
+
+
+def split_fields(
+    fields: Any, default: bool, module: str, /
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields that are children, and those that are metadata, by name.
+
+    Raises:
+        TypeError: A child is not a parameter of ``__init__``.
+    """
+    children: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
+    for field in fields:
+        if field.metadata.get("pytree_node", default):
+            if not field.init:
+                raise TypeError(
+                    f"PyTree node field {field.name!r} must be included in `__init__()`. "
+                    f"Or you can explicitly set "
+                    f"`{module}.field(init=False, pytree_node=False)`.",
+                )
+            children[field.name] = field
+        elif field.init:
+            metadata[field.name] = field
+    return children, metadata
+
+
+def register_or_decorate(register: _Register, cls: Any, namespace: Any, /) -> Any:
+    """Register a class, or return a decorator; the namespace may stand in the place of the class.
+
+    Raises:
+        ValueError: The namespace is missing, given twice, or the empty string in the first place.
+    """
+    if isinstance(cls, str):
+        if namespace is not None:
+            raise ValueError("Cannot specify `namespace` when the first argument is a string.")
+        if cls == "":
+            raise ValueError("The namespace cannot be an empty string.")
+        namespace, cls = cls, None
+    if namespace is None:
+        raise ValueError("Must specify `namespace` when the first argument is a class.")
+    if cls is None:
+        return lambda cls, /: register(cls, namespace)
+    return register(cls, namespace)
+
+
+def register_fields(
+    cls: _TypeT,
+    namespace: str | GlobalNamespace,
+    children: dict[str, Any],
+    metadata: dict[str, Any],
+    /,
+    *,
+    attribute: str,
+    path_entry_type: type[PyTreeEntry],
+    parameters: dict[str, str] | None = None,
+) -> _TypeT:
+    """Register a class as a node of some of its fields, and return it.
+
+    Args:
+        cls: The class, rebuilt by ``cls(**fields)``.
+        namespace: Where; ``''`` is the global namespace.
+        children: The fields that are children, by name.
+        metadata: The fields that are metadata, by name.
+        attribute: The class gets both dictionaries as an attribute of this name.
+        path_entry_type: The entry that leads to a field.
+        parameters: What ``__init__`` calls the fields, where it has other names for them.
+    """
+    names, metadata_names = tuple(children), tuple(metadata)
+    keywords = names if parameters is None else tuple(parameters[name] for name in names)
+
+    def flatten_func(
+        obj: Any,
+        /,
+    ) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...], tuple[str, ...]]:
+        found = tuple([getattr(obj, name) for name in names])
+        return found, tuple([(name, getattr(obj, name)) for name in metadata_names]), names
+
+    def unflatten_func(metadata: tuple[tuple[str, Any], ...], children: tuple[Any, ...], /) -> Any:
+        kwargs: dict[str, Any] = dict(zip(keywords, children))
+        if parameters is None:
+            kwargs.update(metadata)
+        else:
+            kwargs.update((parameters[name], value) for name, value in metadata)
+        return cls(**kwargs)
+
+    where: Any = GLOBAL_NAMESPACE if namespace == "" else namespace
+    register_pytree_node(
+        cls,
+        flatten_func,
+        unflatten_func,
+        path_entry_type=path_entry_type,
+        namespace=where,
+    )
+    try:
+        setattr(cls, attribute, (MappingProxyType(children), MappingProxyType(metadata)))
+    except BaseException:
+        unregister_pytree_node(cls, namespace=where)
+        raise
+    return cls
