@@ -3,7 +3,7 @@
 
 No library is needed to build a tree: a leaf is whatever the maker of leaves returns, by
 default a small object of a class no library has registered, like a tensor to a pytree
-library but without its cost. `tensor_leaf` gives real tensors for a check of parity.
+library but without its cost.
 """
 
 from __future__ import annotations
@@ -109,13 +109,6 @@ def number_leaf() -> MakeLeaf:
     """Return a maker of the integers 1, 2, 3, ..., for sums and comparisons."""
     numbers = itertools.count(1)
     return lambda: next(numbers)
-
-
-def tensor_leaf() -> MakeLeaf:
-    """Return a maker of real tensors (needs torch)."""
-    import torch
-
-    return lambda: torch.zeros(())
 
 
 # ---------------------------------------------------------------------- module trees

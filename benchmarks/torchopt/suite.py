@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import weakref
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.harness.case import Prepared
 from benchmarks.torchopt import problems
+from benchmarks.torchopt.dispatched import Dispatched
 
 torch.set_num_threads(1)
 
@@ -79,44 +77,11 @@ def check(rival: Any, case: dict[str, Any], answer: Any) -> None:
         torch.testing.assert_close([p.detach() for p in twin], expected, rtol=1e-4, atol=1e-5)
 
 
-class _Count(TorchDispatchMode):
-    """Counts operations, and the bytes of storages that are alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-        self.alive = 0
-        self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations += 1
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, Tensor):
-                self._watch(x.untyped_storage())
-        return out
-
-    def _watch(self, storage: Any) -> None:
-        key = storage._cdata
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        size = storage.nbytes()
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._freed, key, size)
-
-    def _freed(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.alive -= size
-
-
 def count(rival: Any, case: dict[str, Any]) -> dict[str, Any]:
     """Return the ATen operations of one step, and the peak of the bytes it holds at once."""
     run = _function(rival, case)
     run()
     gc.collect()
-    with _Count() as counter:
+    with Dispatched() as counter:
         run()
     return {"aten": counter.operations, "peak_bytes": counter.peak}

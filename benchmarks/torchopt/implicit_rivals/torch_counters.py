@@ -4,43 +4,13 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, Tensor):
-                self._watch(x.untyped_storage())
-        return out
-
-    def _watch(self, storage: Any) -> None:
-        key = storage._cdata
-        if key in self._seen:
-            return
-        size = storage.nbytes()
-        self._seen.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.live -= size
+from benchmarks.torchopt.dispatched import Dispatched
 
 
 def inner_problem() -> tuple[Any, Tensor, Tensor]:
@@ -66,7 +36,7 @@ def measure(meta_gradient: Callable[[], Tensor]) -> dict[str, Any]:
     start = time.process_time()
     meta_gradient()
     taken = time.process_time() - start
-    with LiveBytes() as counter:
+    with Dispatched() as counter:
         gradient = meta_gradient()
     assert bool(gradient.isfinite().all())
     return {"peak_bytes": counter.peak, "seconds": taken}

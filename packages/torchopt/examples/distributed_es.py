@@ -21,7 +21,7 @@ import multiprocessing
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,32 +34,9 @@ from torchopt.diff.zero_order import Gaussian, ZeroOrder, estimators
 # The processes import this file, and its neighbours, by name.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from evolution_strategies import error_rate, fresh_params, load
+from evolution_strategies import Config, error_rate, fresh_params, load
 
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides a run.
-
-    Attributes:
-        steps: Of Adam.
-        num_pairs: Antithetic pairs in each step, over all processes.
-        sigma: Size of the perturbation.
-        lr: Step size of Adam.
-        batch: Images on which the particles of a step are compared.
-        width: Hidden units.
-        seed: Of everything random.
-    """
-
-    steps: int = 160
-    num_pairs: int = 100
-    sigma: float = 0.05
-    lr: float = 0.02
-    batch: int = 256
-    width: int = 32
-    seed: int = 0
-
-
+# The settings are those of one process; `num_pairs` is over all of them.
 PRESETS = {"full": Config(), "smoke": Config(steps=30, num_pairs=30)}
 
 
