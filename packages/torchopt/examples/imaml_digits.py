@@ -14,7 +14,8 @@ by a few steps of conjugate gradients. The memory of a meta-step is that of one 
 whatever the number of inner steps; explicit MAML keeps every step.
 
 Compared: MAML through the three steps of `maml_digits.py`, MAML through all inner steps of iMAML,
-and iMAML; accuracy on unseen images and codes, time and memory of a meta-step, in one table.
+and iMAML, as functions under `vmap` and as a module, task by task, with an optimizer of torch;
+accuracy on unseen images and codes, time and memory of a meta-step, in one table.
 
 Data: the 1797 images of 8 x 8 pixels that scikit-learn ships (E. Alpaydin, C. Kaynak, Optical
 Recognition of Handwritten Digits, UCI, 1998).
@@ -32,6 +33,7 @@ Run `python imaml_digits.py` (a few minutes) or with `--smoke`.
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 import weakref
@@ -43,13 +45,14 @@ from typing import Any
 import torch
 from example_tools import flat_table, mean_and_half_width, plot_curves, progress, run_example
 from maml_digits import Learner, Tasks, TaskSampler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchopt
 from torchopt.diff.implicit import custom_root
 from torchopt.linear_solve import CG
+from torchopt.nn import ImplicitMetaGradientModule
 
 Params = dict[str, Tensor]
 Adapt = Callable[[Params, Tensor, Tensor], Params]
@@ -191,6 +194,58 @@ class MetaTrainer:
             return self.query({name: p.detach() for name, p in self.params.items()}, tasks)[1]
 
 
+def proximal_module(config: Config, steps: int) -> type[ImplicitMetaGradientModule]:
+    """Return the module whose parameters are the proximal adaptation of a given network."""
+    solver = CG(rtol=0.0, maxiter=config.cg_steps, on_fail="ignore")
+
+    class Proximal(ImplicitMetaGradientModule, linear_solve=solver):
+        def __init__(self, start: nn.Module) -> None:
+            super().__init__()
+            self.start = start  # given, so its parameters are meta-parameters
+            self.net = copy.deepcopy(start)
+
+        def objective(self, images: Tensor, labels: Tensor) -> Tensor:
+            pairs = zip(self.net.parameters(), self.start.parameters())
+            distance = torch.stack([((p - q) ** 2).sum() for p, q in pairs]).sum()
+            fit = nn.functional.cross_entropy(self.net(images), labels)
+            return fit + config.lam / 2 * distance
+
+        def solve(self, images: Tensor, labels: Tensor) -> Proximal:
+            optimizer = torch.optim.SGD(self.net.parameters(), lr=config.inner_lr)
+            with torch.enable_grad():
+                for _ in range(steps):
+                    optimizer.zero_grad()
+                    self.objective(images, labels).backward(inputs=list(self.net.parameters()))
+                    optimizer.step()
+            return self
+
+    return Proximal
+
+
+class ModuleTrainer(MetaTrainer):
+    """The same by a module: its parameters are adapted in place, one task after another."""
+
+    def __init__(self, learner: Learner, config: Config, steps: int) -> None:
+        super().__init__(learner, implicit(learner, config, steps), config)
+        self.proximal = proximal_module(config, steps)
+        self.net = copy.deepcopy(learner.net)
+        self.net.load_state_dict(self.params)
+        self.params = dict(self.net.named_parameters())
+        self.outer = torchopt.Adam(self.net.parameters(), lr=config.outer_lr)
+
+    def query(self, params: Params, tasks: Tasks) -> tuple[Tensor, Tensor]:
+        """Return loss and accuracy for the initial parameters of `self.net`."""
+        del params
+        found = []
+        for images, labels, query, query_labels in zip(*tasks.tensors()):
+            adapted = self.proximal(self.net).solve(images, labels)
+            logits = adapted.net(query)
+            accuracy = (logits.argmax(-1) == query_labels).float().mean()
+            found.append((nn.functional.cross_entropy(logits, query_labels), accuracy))
+        losses, accuracies = zip(*found)
+        return torch.stack(losses), torch.stack(accuracies)
+
+
 def peak_mib(trainer: MetaTrainer, tasks: Tasks) -> float:
     """Return the peak of live tensors during a meta-step in MiB."""
     with LiveBytes() as counter:
@@ -229,24 +284,27 @@ def run(config: Config, out: Path) -> dict[str, Any]:
     test_tasks = TaskSampler("test", config.seed + 5).draw(config.test_tasks, config.queries)
     tasks = TaskSampler("train", config.seed + 6).draw(config.tasks_per_step, config.queries)
 
-    def maml(steps: int) -> Adapt:
-        return explicit(learner, config.inner_lr, steps)
+    def maml(steps: int) -> MetaTrainer:
+        return MetaTrainer(learner, explicit(learner, config.inner_lr, steps), config)
 
-    def imaml(steps: int) -> Adapt:
-        return implicit(learner, config, steps)
+    def imaml(steps: int) -> MetaTrainer:
+        return MetaTrainer(learner, implicit(learner, config, steps), config)
+
+    def module(steps: int) -> MetaTrainer:
+        return ModuleTrainer(learner, config, steps)
 
     methods = (
         ("MAML", maml, config.short_steps),
         ("MAML", maml, config.inner_steps),
         ("iMAML", imaml, config.inner_steps),
+        ("iMAML as a module", module, config.inner_steps),
     )
     rows = {}
-    for name, adapt, steps in methods:
+    for name, trainer_of, steps in methods:
         label = f"{name}, {steps} steps"
-        trainer = MetaTrainer(learner, adapt(steps), config)
-        rows[label] = train(trainer, label, config, test_tasks)
+        rows[label] = train(trainer_of(steps), label, config, test_tasks)
         for column, count in (("peak_mib", steps), ("peak_mib_long", config.memory_steps)):
-            rows[label][column] = peak_mib(MetaTrainer(learner, adapt(count), config), tasks)
+            rows[label][column] = peak_mib(trainer_of(count), tasks)
     plot_curves(
         {label: row["curve"] for label, row in rows.items()},
         out / "imaml_digits.png",
@@ -277,9 +335,12 @@ def report(results: dict[str, Any]) -> bool:
             ]
         )
     print(flat_table(table))
-    _, through, ours = results["methods"].values()
-    as_good = ours["accuracy"][0] > through["accuracy"][0] - 0.05
-    return as_good and 3 * ours["peak_mib_long"] < through["peak_mib_long"]
+    _, through, *ours = results["methods"].values()
+    return all(
+        row["accuracy"][0] > through["accuracy"][0] - 0.05
+        and 3 * row["peak_mib_long"] < through["peak_mib_long"]
+        for row in ours
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,7 +22,12 @@ def test_smoke_run_writes_one_table(
     example: ModuleType, smoke: Callable[[ModuleType], dict[str, Any]]
 ) -> None:
     results = smoke(example)
-    assert list(results["methods"]) == ["MAML, 3 steps", "MAML, 8 steps", "iMAML, 8 steps"]
+    assert list(results["methods"]) == [
+        "MAML, 3 steps",
+        "MAML, 8 steps",
+        "iMAML, 8 steps",
+        "iMAML as a module, 8 steps",
+    ]
     for row in results["methods"].values():
         assert row["peak_mib_long"] >= row["peak_mib"] > 0.1
         assert 0 <= row["accuracy"][0] <= 1
@@ -84,3 +89,21 @@ def test_memory_does_not_grow_with_the_inner_steps(example: ModuleType) -> None:
             peaks[name, steps] = example.peak_mib(trainer, tasks)
     assert peaks["implicit", 40] < 1.05 * peaks["implicit", 5]
     assert peaks["explicit", 40] > 3 * peaks["explicit", 5]
+
+
+def test_the_module_has_the_meta_gradient_of_the_functions(example: ModuleType) -> None:
+    config = replace(example.PRESETS["smoke"], width=16)
+    learner = example.Learner(16)
+    learner.net.double()
+    tasks = example.TaskSampler("train", 1).draw(3, 2)
+    tasks = example.Tasks(*(x.double() if x.is_floating_point() else x for x in tasks.tensors()))
+    functions = example.MetaTrainer(learner, example.implicit(learner, config, 8), config)
+    module = example.ModuleTrainer(learner, config, 8)
+    slopes = []
+    for trainer in (functions, module):
+        loss, accuracy = trainer.query(trainer.params, tasks)
+        assert loss.shape == accuracy.shape == (3,)
+        slopes.append(torch.autograd.grad(loss.mean(), list(trainer.params.values())))
+    for found, expected in zip(*slopes):
+        assert expected.abs().max() > 1e-4
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
