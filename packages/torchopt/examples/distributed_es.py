@@ -35,6 +35,7 @@ from torchopt.diff.zero_order import Gaussian, ZeroOrder, estimators
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from evolution_strategies import Config, error_rate, fresh_params, load
+from example_tools import flat_table, progress
 
 # The settings are those of one process; `num_pairs` is over all of them.
 PRESETS = {"full": Config(), "smoke": Config(steps=30, num_pairs=30)}
@@ -58,11 +59,14 @@ def train(config: Config) -> dict[str, Any]:
     estimated = sharded(error_rate)
     optimizer = torchopt.Adam(params.values(), lr=config.lr)
     started = time.perf_counter()
-    for _ in range(config.steps):
-        batch = torch.randint(len(labels), (config.batch,), generator=generator)
-        optimizer.zero_grad()
-        estimated(params, images[batch], labels[batch]).backward()
-        optimizer.step()
+    label = f"ES, {todist.get_world_size()} processes"
+    with progress(config.steps, label, shown=todist.get_rank() == 0) as bar:
+        for _ in range(config.steps):
+            batch = torch.randint(len(labels), (config.batch,), generator=generator)
+            optimizer.zero_grad()
+            estimated(params, images[batch], labels[batch]).backward()
+            optimizer.step()
+            bar.update()
     return {
         "world_size": todist.get_world_size(),
         "seconds": time.perf_counter() - started,
@@ -75,13 +79,18 @@ def train(config: Config) -> dict[str, Any]:
 
 def report(results: dict[str, Any], limit: float) -> bool:
     """Print the results and return whether the network learned."""
-    print(
-        f"{results['world_size']} processes: test error {100 * results['test_error']:.1f} % "
-        f"(chance 90 %) after {results['seconds']:.1f} s; {results['bytes_per_step']:.0f} bytes "
-        f"sent a step and process, a gradient has {results['gradient_bytes']}"
-    )
-    if "alone" in results:
-        print(f"one process: test error {100 * results['alone']['test_error']:.1f} %")
+    table = [["processes", "test error", "seconds", "bytes sent a step", "of a gradient"]]
+    for row in (results, *([results["alone"]] if "alone" in results else [])):
+        table.append(
+            [
+                str(row["world_size"]),
+                f"{100 * row['test_error']:.1f} %",
+                f"{row['seconds']:.1f}",
+                f"{row['bytes_per_step']:.0f}",
+                str(row["gradient_bytes"]),
+            ]
+        )
+    print(flat_table(table))
     return bool(results["test_error"] < limit)
 
 

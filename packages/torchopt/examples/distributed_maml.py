@@ -26,6 +26,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ import torchopt.distributed as todist
 # The processes import this file, and its neighbours, by name.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from example_tools import flat_table, progress
 from maml_digits import Learner, Params, TaskSampler
 
 
@@ -130,13 +132,22 @@ def groups(tasks: tuple[Tensor, ...], size: int) -> list[tuple[Tensor, ...]]:
     return list(zip(*(x.split(size) for x in tasks)))
 
 
+def steps(config: Config) -> Iterator[int]:
+    """Yield the numbers of the meta-steps; the first process shows how far it is."""
+    label = f"MAML, {todist.get_world_size()} processes"
+    with progress(config.meta_steps, label, shown=todist.get_rank() == 0) as bar:
+        for step in range(config.meta_steps):
+            yield step
+            bar.update()
+
+
 @todist.auto_init_rpc(backend="collective")
 def train_collectively(config: Config) -> dict[str, Any]:
     """Train in every process; all hold the same parameters after every step."""
     training = Training(config)
     engine = todist.TaskParallel(training.params, schedule="dynamic")
     losses, seconds = [], []
-    for _ in range(config.meta_steps):
+    for _ in steps(config):
         tasks = groups(training.draw(), config.group)
         started = time.perf_counter()
         training.outer.zero_grad()
@@ -168,7 +179,7 @@ def train_by_remote_calls(config: Config) -> dict[str, Any]:
     """Train in the first process, which calls the others."""
     training = Training(config)
     losses, seconds = [], []
-    for _ in range(config.meta_steps):
+    for _ in steps(config):
         tasks = training.draw()
         started = time.perf_counter()
         training.outer.zero_grad()
@@ -186,18 +197,24 @@ MAINS = {"collective": train_collectively, "rpc": train_by_remote_calls}
 
 def report(results: dict[str, Any], alone: dict[str, Any] | None) -> bool:
     """Print the table and return whether meta-learning worked and the processes agree."""
-    print(
-        f"{results['world_size']} processes, {results['backend']}: "
-        f"{results['meta_step_ms']:.1f} ms a meta-step, accuracy on unseen codes "
-        f"{100 * results['before']:.1f} % before adaptation, {100 * results['after']:.1f} % after"
-    )
+    table = [["processes", "ms/meta-step", "before adaptation", "after"]]
+    for row in (results, *([] if alone is None else [alone])):
+        table.append(
+            [
+                f"{row['world_size']}, {results['backend']}",
+                f"{row['meta_step_ms']:.1f}",
+                f"{100 * row['before']:.1f} %",
+                f"{100 * row['after']:.1f} %",
+            ]
+        )
+    print(flat_table(table))
     reached = results["after"] - results["before"] > 0.4
     if alone is not None:
         pairs = zip(results["losses"], alone["losses"])
         results["distance"] = max(abs(a - b) / abs(b) for a, b in pairs)
         print(
-            f"one process: {alone['meta_step_ms']:.1f} ms a meta-step; the meta-losses of all "
-            f"{len(alone['losses'])} steps agree to {results['distance']:.1e}"
+            f"the meta-losses of all {len(alone['losses'])} steps agree with those of one process "
+            f"to {results['distance']:.1e}"
         )
         reached &= results["distance"] < 1e-6
     return reached

@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from example_tools import digits, progress
+from example_tools import digits, plot_curves, progress
 from torch import Tensor
 
 import torchopt
@@ -142,6 +142,12 @@ def main(arguments: list[str] | None = None) -> int:
     path.write_text(json.dumps(results, indent=2) + "\n")
     curve = results["curve"]
     assert isinstance(curve, list)
+    plot_curves(
+        {"by error rates alone": curve},
+        options.out / "evolution_strategies.png",
+        xlabel="step",
+        ylabel="test error",
+    )
     first, last = curve[0][1], curve[-1][1]
     print(
         f"test error {100 * first:.1f} % -> {100 * last:.1f} % (chance 90 %) after "

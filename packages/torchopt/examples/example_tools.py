@@ -19,11 +19,18 @@ import torchopt
 __all__ = ["digits", "flat_table", "mean_and_half_width", "plot_curves", "progress", "run_example"]
 
 
-def progress(total: int, label: str) -> Any:
-    """Return a progress bar."""
+def progress(total: int, label: str, *, shown: bool = True) -> Any:
+    """Return a progress bar; one of several processes shows it."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=label, unit="step", dynamic_ncols=True, mininterval=0.5)
+    return tqdm(
+        total=total,
+        desc=label,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=0.5,
+        disable=not shown,
+    )
 
 
 def digits() -> tuple[Tensor, Tensor]:
