@@ -7,8 +7,9 @@ A table is asked for by a pair of comments, and everything between them is gener
     <!-- bench:end -->
 
 The two words are a suite and a table: the result is ``benchmarks/results/<suite>.json``, and
-``<table>_table`` of ``benchmarks/<suite>/report.py`` makes the text from it, preceded by the
-machine and versions on which it was measured. No number is ever written by hand.
+``<table>_table`` of ``benchmarks/<suite>/report.py`` (or of the module in ``REPORTS``) makes the
+text from it, preceded by the machine and versions on which it was measured. No number is ever
+written by hand.
 
 The pictures in ``PICTURES`` are drawn from the same results.
 
@@ -35,11 +36,15 @@ FILES = (
     "packages/torchopt/docs/engines.md",
     "packages/torchopt/docs/benchmarks.md",
 )
-# Drawn by `speed_plot` of a suite's report; a picture holds the time stamp of its result.
+# Suite and plot: `<plot>_plot` of the suite's report draws it. A picture holds the time stamp of
+# its result.
 PICTURES = {
-    "packages/optree/docs/speed.png": "optree",
-    "packages/torchopt/docs/speed.png": "torchopt",
+    "packages/optree/docs/speed.png": ("optree", "speed"),
+    "packages/optree/docs/leads.png": ("optree", "leads"),
+    "packages/torchopt/docs/speed.png": ("torchopt", "speed"),
 }
+# The modules that make the tables of suites that have no folder of their own.
+REPORTS = {"optree_threads": "benchmarks.optree.threads_report"}
 BLOCK = re.compile(r"(<!-- bench:begin (\w+) (\w+) -->\n)(.*?)(<!-- bench:end -->)", re.DOTALL)
 
 Render = Callable[[str, str], str]
@@ -64,10 +69,11 @@ def _result(suite: str, root: Path) -> Any:
 def _report(suite: str, root: Path) -> Any:
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
+    module = REPORTS.get(suite, f"benchmarks.{suite}.report")
     try:
-        return importlib.import_module(f"benchmarks.{suite}.report")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ReportError(f"expected benchmarks/{suite}/report.py, found none ({error})") from error
+        raise ReportError(f"expected the module {module}, found none ({error})") from error
 
 
 def picture_is_stale(picture: str, suite: str, root: Path = ROOT) -> bool:
@@ -131,14 +137,15 @@ def main(arguments: Sequence[str]) -> int:
         else:
             path.write_text(filled, encoding="utf-8")
             print(f"{name}: tables rewritten")
-    for name, suite in PICTURES.items():
+    for name, (suite, plot) in PICTURES.items():
         if not picture_is_stale(name, suite):
             continue
         if check:
             print(f"{name}: this picture is stale; run tools/bench_report.py", file=sys.stderr)
             stale += 1
         else:
-            _report(suite, ROOT).speed_plot(_result(suite, ROOT), ROOT / name)
+            draw = getattr(_report(suite, ROOT), f"{plot}_plot")
+            draw(_result(suite, ROOT), ROOT / name)
             print(f"{name}: drawn")
     return 1 if stale else 0
 

@@ -20,6 +20,7 @@ def draw_bars(
     *,
     note: str = "",
     description: str = "",
+    slanted: bool = False,
 ) -> None:
     """Draw groups of bars on a logarithmic axis, a panel beside a panel, into a PNG file.
 
@@ -31,6 +32,7 @@ def draw_bars(
         ylabel: text beside the axis.
         note: text under the title: the machine and the date.
         description: stored in the file, for programs.
+        slanted: whether the names of the groups are too long to stand beside each other.
 
     Raises:
         PlottingError: matplotlib is not installed.
@@ -47,7 +49,7 @@ def draw_bars(
     figure, axes = pyplot.subplots(
         1,
         len(panels),
-        figsize=(4.2 * len(panels), 4.0),
+        figsize=(4.2 * len(panels), 5.0 if slanted else 4.0),
         sharey=True,
         squeeze=False,
         layout="constrained",
@@ -55,7 +57,7 @@ def draw_bars(
     handles: dict[str, Any] = {}
     for axis, (name, groups, series) in zip(axes[0], panels):
         shown = [(n, *one) for n, one in enumerate(series) if any(h is not None for h in one[1])]
-        width = 0.8 / len(shown)
+        width = 0.8 / max(1, len(shown))
         for index, (number, label, heights) in enumerate(shown):
             places = [
                 group + (index - (len(shown) - 1) / 2) * width for group in range(len(groups))
@@ -69,7 +71,8 @@ def draw_bars(
             axis.bar_label(drawn, texts, fontsize=6, rotation=90, padding=2)
         axis.axhline(1.0, color="black", linewidth=0.8)
         axis.set_title(name)
-        axis.set_xticks(range(len(groups)), groups, fontsize=8)
+        slope: dict[str, Any] = {"rotation": 60, "ha": "right"} if slanted else {}
+        axis.set_xticks(range(len(groups)), groups, fontsize=8, **slope)
         axis.set_yscale("log")
         axis.margins(y=0.15)
     axes[0][0].set_ylabel(ylabel)

@@ -11,8 +11,8 @@ from benchmarks.harness.results import Figures
 from benchmarks.harness.tables import NOTHING, bytes_text, ratio_text, seconds_text, table
 from benchmarks.optree.operations import COLD, CUSTOM, LABELS, MATRIX
 from benchmarks.optree.rivals import OURS
-from benchmarks.optree.targets import BASELINE, COLD_FLOORS, FLOORS
-from benchmarks.optree.trees import COLD_TREES, RESNETS, tree_label
+from benchmarks.optree.shortfalls import shortfalls
+from benchmarks.optree.trees import RESNETS, TREES, tree_label
 
 Result = dict[str, Any]
 
@@ -42,10 +42,10 @@ def machine_lines(result: Result) -> str:
     return f"{'; '.join(facts)}.\n{'; '.join(versions)}.\nMeasured with {how}."
 
 
-def _pairs(result: Result, operations: set[str]) -> list[tuple[str, str]]:
+def _pairs(result: Result, operations: set[str], *, collect: bool = False) -> list[tuple[str, str]]:
     seen: dict[tuple[str, str], None] = {}
     for cell in result["cells"]:
-        if cell["operation"] in operations:
+        if cell["operation"] in operations and cell["gc"] is collect:
             seen.setdefault((cell["tree"], cell["operation"]))
     return list(seen)
 
@@ -56,7 +56,7 @@ def ratio_table(result: Result, operations: set[str], *, collect: bool = False) 
     names = labels(result)
     others = [name for name in names if name != OURS]
     rows = []
-    for tree, operation in _pairs(result, operations):
+    for tree, operation in _pairs(result, operations, collect=collect):
         row = [tree_label(tree), LABELS[operation]]
         row.append(_own_text(figures, tree, operation))
         row += [_ratio_or_status(figures, tree, operation, other) for other in others]
@@ -98,6 +98,36 @@ def speed_plot(result: Result, path: Path) -> None:
     )
 
 
+def leads_plot(result: Result, path: Path) -> None:
+    """Draw for every tree how many times longer the fastest other library takes."""
+    figures = Figures(result)
+    others = [name for name in labels(result) if name != OURS]
+    measured = {tree for tree, _ in _pairs(result, set(MATRIX))}
+    trees = [tree for tree in TREES if tree in measured]
+
+    def lead(tree: str, operation: str) -> float | None:
+        ratios = [figures.ratio(tree, operation, name, OURS) for name in others]
+        return min((ratio for ratio in ratios if ratio is not None), default=None)
+
+    panels = [
+        (
+            label,
+            [tree_label(tree) for tree in trees],
+            [("the fastest other library", [lead(tree, operation) for tree in trees])],
+        )
+        for operation, label in MATRIX.items()
+    ]
+    draw_bars(
+        path,
+        "Time of the fastest other library ÷ time of optree",
+        panels,
+        "times slower",
+        note=machine_note(result),
+        description=result["created"],
+        slanted=True,
+    )
+
+
 def machine_note(result: Result) -> str:
     """Return the machine and the date in one line."""
     machine = result["machine"]
@@ -127,6 +157,8 @@ def matrix_table(result: Result) -> str:
 
 def matrix_gc_table(result: Result) -> str:
     """Return the four core operations on every tree, collector on."""
+    if not any(cell["gc"] for cell in result["cells"]):
+        return "Not measured: `--gc off` was given."
     return ratio_table(result, set(MATRIX), collect=True)
 
 
@@ -177,12 +209,15 @@ def speedup_table(result: Result) -> str:
         ("0.20.0/O", "optree-0.20.0"),
     ]
     rows = []
+    measured = set(_pairs(result, set(MATRIX)))
     for tree in RESNETS:
         for operation, label in (
             ("flatten", "flatten"),
             ("unflatten", "unflatten"),
             ("map_c", "map"),
         ):
+            if (tree, operation) not in measured:
+                continue
             row = [tree_label(tree), label, _own_text(figures, tree, operation)]
             for _, rival in columns:
                 row.append(seconds_text(figures.seconds(tree, operation, rival)))
@@ -222,44 +257,30 @@ def memory_table(result: Result) -> str:
     return table([*head, "peak of flatten"], rows)
 
 
+def exceptions_table(result: Result) -> str:
+    """Return the cells where we are below a floor or behind another library, and why."""
+    rows = [
+        [
+            *(tree_label(cell.tree), cell.what, cell.label),
+            ratio_text(cell.ratio) + (f" of {ratio_text(cell.floor)}" if cell.floor != 1 else ""),
+            cell.reason,
+        ]
+        for cell in shortfalls(result)
+    ]
+    if not rows:
+        return "None: no cell is below its floor, and no library is ahead anywhere."
+    return table(["tree", "figure", "library", "its figure, ours 1", "why"], rows)
+
+
 def misses(result: Result) -> list[str]:
-    """Return a line for every cell below its floor or behind a rival."""
+    """Return a line for every cell that failed, is below its floor or behind a rival, and why."""
     figures = Figures(result)
-    lines = []
-    for tree, floors in FLOORS.items():
-        for operation, floor in floors.items():
-            ratio = figures.ratio(tree, operation, BASELINE, OURS)
-            if ratio is not None and ratio < floor:
-                lines.append(
-                    f"{tree_label(tree)}, {LABELS[operation]}: {ratio_text(ratio)} the speed of "
-                    f"optree 0.20.0, floor {ratio_text(floor)}"
-                )
-    for name, cold in COLD_TREES.items():
-        ratio = figures.ratio(name, "cold_flatten", BASELINE, OURS)
-        floor = COLD_FLOORS[cold.keys]
-        if ratio is not None and ratio < floor:
-            lines.append(
-                f"{cold.label}: {ratio_text(ratio)} the speed of optree 0.20.0, "
-                f"floor {ratio_text(floor)}"
-            )
-    return lines + _behind(result, figures)
-
-
-def _behind(result: Result, figures: Figures) -> list[str]:
-    lines = []
-    names = labels(result)
-    for tree, operation in _pairs(result, set(LABELS)):
-        own = figures.status(tree, operation, OURS)
-        if own not in ("ok", "missing"):
-            lines.append(f"{tree_label(tree)}, {LABELS[operation]}: {own}")
-        for rival, label in names.items():
-            ratio = figures.ratio(tree, operation, rival, OURS)
-            if rival != OURS and ratio is not None and ratio < 1.0:
-                lines.append(
-                    f"{tree_label(tree)}, {LABELS[operation]}: {label} takes "
-                    f"{ratio_text(ratio)} our time"
-                )
-    return lines
+    failed = [
+        f"{tree_label(tree)}, {LABELS[operation]}: {figures.status(tree, operation, OURS)}"
+        for tree, operation in _pairs(result, set(LABELS))
+        if figures.status(tree, operation, OURS) not in ("ok", "missing")
+    ]
+    return [*failed, *(f"{cell} ({cell.reason})" for cell in shortfalls(result))]
 
 
 TABLES = {
@@ -272,4 +293,5 @@ TABLES = {
     "operations": operations_table,
     "custom": custom_table,
     "memory": memory_table,
+    "exceptions": exceptions_table,
 }

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time optree against its peers: every operation, every shape of tree, hot and cold.
 
-    python benchmarks/optree/run.py                     # everything, about twenty minutes
+    python benchmarks/optree/run.py                     # everything, about half an hour
     python benchmarks/optree/run.py --quick             # shorter rounds, no million leaves
     python benchmarks/optree/run.py --filter dict3      # cases with this text in tree:operation
     python benchmarks/optree/run.py --group cold        # matrix, cold, operations, custom, memory
 
-Results go to `benchmarks/results/optree.json`, the tables to the terminal.
+Results go to `benchmarks/results/optree.json`, the tables to the terminal; `tools/bench_report.py`
+writes the tables and plots of the documentation. The matrix is measured with the garbage collector
+off and on.
 """
 
 from __future__ import annotations
@@ -76,8 +78,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--filter", default="", metavar="TEXT", help="text in tree:operation")
     parser.add_argument("--group", action="append", choices=GROUPS, help="may be repeated")
     parser.add_argument("--rival", action="append", metavar="NAME", help="may be repeated")
-    parser.add_argument("--gc", choices=("off", "on", "both"), default="off",
-                        help="garbage collector in the matrix while timing")  # fmt: skip
+    parser.add_argument("--gc", choices=("off", "on", "both"), default="both",
+                        help="garbage collector in the matrix (default both)")  # fmt: skip
     parser.add_argument("--default-malloc", action="store_true",
                         help="leave malloc as the system sets it")  # fmt: skip
     parser.add_argument("--output", type=Path, default=RESULTS / "optree.json", metavar="FILE")
@@ -167,13 +169,14 @@ def _ask_fresh(
 def print_tables(result: dict[str, Any], groups: Any) -> None:
     """Print what was measured, and where it falls short."""
     print("\n" + report.machine_lines(result))
-    names = {"operations": "operations", "cold": "cold", "custom": "custom", "memory": "memory"}
-    if "matrix" in groups:
-        names = {"published": "published", "matrix": "matrix", **names}
+    tables = {"matrix": ("speedup", "published", "matrix", "matrix_gc")}
     print("\nOur time; every other column is that library's time as a multiple of ours.")
-    for group, name in names.items():
-        if group in ("published", "matrix") or group in groups:
-            print(f"\n{name}\n\n{report.TABLES[name](result)}")
+    print("J jax, P PyTorch (torch.utils._pytree), D dm-tree, O optree.")
+    for group in GROUPS:
+        for name in tables.get(group, (group,)) if group in groups else ():
+            text = report.TABLES[name](result)
+            if text.count("\n") > 1:  # more than the head of a table
+                print(f"\n{name}\n\n{text}")
     shortfalls = report.misses(result)
     print(f"\nBelow a floor or behind a rival: {len(shortfalls)}")
     for line in shortfalls:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the work of one thread grows when another does the same at the same time.
 
-    python3.13t benchmarks/optree/threads.py
+    python3.13t benchmarks/optree/threads.py            # a minute
+    python3.13t benchmarks/optree/threads.py --quick    # ten seconds
 
-For each operation: microseconds of one thread alone, then for two threads, each on a tree of its
+For each operation: the time of one thread alone, then for two threads, each on a tree of its
 own and both on one tree, the throughput over that of one thread (2 is perfect, 1 is what the
 global interpreter lock allows) and the processor time of a call over that of one thread alone
 (1 is perfect; it is what sharing costs, and does not suffer from a busy machine).
@@ -12,13 +13,21 @@ Minimum of several rounds. Standard library and optree only.
 
 from __future__ import annotations
 
+import argparse
+import platform
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import optree
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.harness.results import RESULTS, new_result, write_result
+from benchmarks.optree.threads_report import machine_lines, scaling_table
 
 ROUNDS = 7
 TREES: dict[str, tuple[Callable[[], Any], int]] = {
@@ -46,54 +55,78 @@ def operations(tree: Any) -> dict[str, Callable[[], Any]]:
 
 def measure(calls: list[Callable[[], Any]], count: int) -> tuple[float, float]:
     """Return seconds of a call by the clock and by a thread's processor time, per call."""
-    barrier = threading.Barrier(len(calls) + 1)
+    barrier = threading.Barrier(len(calls))
     spent: list[float] = []
+    starts: list[float] = []
+    ends: list[float] = []
 
     def work(call: Callable[[], Any]) -> None:
         for _ in range(max(1, count // 20)):
             call()
         barrier.wait()
-        start = time.thread_time()
+        starts.append(time.perf_counter())
+        before = time.thread_time()
         for _ in range(count):
             call()
-        spent.append(time.thread_time() - start)
-        barrier.wait()
+        spent.append(time.thread_time() - before)
+        ends.append(time.perf_counter())
 
     threads = [threading.Thread(target=work, args=(call,)) for call in calls]
     for thread in threads:
         thread.start()
-    barrier.wait()
-    start = time.perf_counter()
-    barrier.wait()
-    wall = time.perf_counter() - start
     for thread in threads:
         thread.join()
-    return wall / count, min(spent) / count
+    # By the clocks of the threads themselves: this one may wake up late on a busy machine.
+    return (max(ends) - min(starts)) / count, min(spent) / count
 
 
-def best(calls: list[Callable[[], Any]], count: int) -> tuple[float, float]:
+def best(calls: list[Callable[[], Any]], count: int, rounds: int) -> tuple[float, float]:
     """Return the minimum over the rounds of both times."""
-    results = [measure(calls, count) for _ in range(ROUNDS)]
+    results = [measure(calls, count) for _ in range(rounds)]
     return min(wall for wall, _ in results), min(spent for _, spent in results)
 
 
-def main() -> None:
-    """Print the table."""
-    lock = getattr(sys, "_is_gil_enabled", lambda: True)()
-    print(f"Python {sys.version.split()[0]}, {'with' if lock else 'without'} the interpreter lock")
-    print("| tree | operation | us | two threads, own trees | one tree |")
-    print("|---|---|---:|---:|---:|")
+def cells(rounds: int) -> Iterator[dict[str, Any]]:
+    """Measure every tree and operation; `throughput` and `cost` are those of two threads."""
     for name, (make, count) in TREES.items():
         mine, other = make(), make()
         for operation in operations(mine):
             one, other_one = operations(mine)[operation], operations(other)[operation]
-            wall, spent = best([one], count)
-            cells = []
-            for second in (other_one, operations(mine)[operation]):
-                two_wall, two_spent = best([one, second], count)
-                cells.append(f"{2 * wall / two_wall:.2f} (cost {two_spent / spent:.2f})")
-            print(f"| {name} | {operation} | {wall * 1e6:.2f} | {' | '.join(cells)} |", flush=True)
+            wall, spent = best([one], count, rounds)
+            cell: dict[str, Any] = {"tree": name, "operation": operation, "min": wall}
+            for which, second in (("own", other_one), ("shared", operations(mine)[operation])):
+                two_wall, two_spent = best([one, second], count, rounds)
+                cell[which] = {"throughput": 2 * wall / two_wall, "cost": two_spent / spent}
+            yield cell
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, store the result and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where the result goes; "
+                        "by default benchmarks/results/optree_threads.json on a Python without "
+                        "the interpreter lock, and nowhere on another")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="one round")
+    options = parser.parse_args(arguments)
+    lock = bool(getattr(sys, "_is_gil_enabled", lambda: True)())
+    output = options.output or (None if lock else RESULTS / "optree_threads.json")
+    rounds = 1 if options.quick else ROUNDS
+    settings = {
+        "python": platform.python_version(),
+        "optree": optree.__version__,
+        "lock": lock,
+        "rounds": rounds,
+    }
+    result = new_result("optree_threads", {}, settings)
+    for cell in cells(rounds):
+        result["cells"].append(cell)
+        sys.stderr.write(f"{cell['tree']}, {cell['operation']} measured\n")
+    print(f"{machine_lines(result)}\n\n{scaling_table(result)}")
+    if output is not None:
+        write_result(result, output)
+        print(f"\nwritten to {output}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

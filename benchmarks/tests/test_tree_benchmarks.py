@@ -12,7 +12,16 @@ from benchmarks.harness import results
 from benchmarks.harness.case import Prepared
 from benchmarks.harness.rival import Rival, RivalError, prepare
 from benchmarks.harness.worker import measure
-from benchmarks.optree import answers, report, trees
+from benchmarks.optree import (
+    answers,
+    report,
+    rivals,
+    shortfalls,
+    threads,
+    threads_report,
+    trees,
+)
+from benchmarks.optree import operations as operations_table
 from benchmarks.optree.rivals import OURS
 from benchmarks.optree.targets import BASELINE, FLOORS
 
@@ -153,10 +162,18 @@ def test_a_folder_that_is_not_there_is_reported(tmp_path: Any) -> None:
         prepare(rival)
 
 
-def _result(ours: float, baseline: float, jax: float) -> dict[str, Any]:
+def _result(
+    ours: float,
+    baseline: float,
+    jax: float,
+    *,
+    tree: str = "dict3",
+    operation: str = "flatten",
+    collect: bool = False,
+) -> dict[str, Any]:
     figures = {OURS: ours, BASELINE: baseline, "jax": jax}
     cells = [
-        {"tree": "dict3", "operation": "flatten", "rival": name, "gc": False}
+        {"tree": tree, "operation": operation, "rival": name, "gc": collect}
         | {"status": "ok", "min": seconds}
         for name, seconds in figures.items()
     ]
@@ -167,8 +184,86 @@ def _result(ours: float, baseline: float, jax: float) -> dict[str, Any]:
 def test_misses_name_floors_and_faster_rivals() -> None:
     assert report.misses(_result(1e-6, 10e-6, 2e-6)) == []
     below, behind = report.misses(_result(1e-6, 2e-6, 0.5e-6))
-    assert below == "dict of 3, flatten: 2x the speed of optree 0.20.0, floor 6x"
-    assert behind == "dict of 3, flatten: jax takes 0.5x our time"
+    why = f"({shortfalls.UNEXPLAINED})"
+    assert below == f"dict of 3, flatten: 2x the speed of {BASELINE}, floor 6x {why}"
+    assert behind == f"dict of 3, flatten: jax takes 0.5x our time {why}"
+
+
+def test_the_collector_has_a_table_of_its_own_and_no_floors() -> None:
+    result = _result(1e-6, 2e-6, 0.5e-6, collect=True)
+    (behind,) = shortfalls.shortfalls(result)
+    assert str(behind) == "dict of 3, flatten, collector on: jax takes 0.5x our time"
+    assert report.matrix_table(result).count("\n") == 1
+    assert report.matrix_gc_table(result).count("\n") == 2
+    result = _result(1e-6, 2e-6, 0.5e-6)
+    assert report.matrix_table(result).count("\n") == 2
+    assert report.matrix_gc_table(result) == "Not measured: `--gc off` was given."
+
+
+def test_exceptions_are_listed_with_their_reason() -> None:
+    result = _result(1e-6, 2e-6, 0.5e-6, tree="dataclass1000", operation="custom_flatten")
+    (exception,) = shortfalls.shortfalls(result)
+    assert exception.reason.startswith("jax reads the fields of a registered dataclass itself")
+    row = report.exceptions_table(result).splitlines()[2]
+    assert [text.strip() for text in row.strip("| ").split("|")] == [
+        *("1000 dataclasses", "flatten", "jax", "0.5x", exception.reason)
+    ]
+    assert report.exceptions_table(_result(1e-6, 10e-6, 2e-6)).startswith("None: ")
+
+
+def test_reasons_are_for_cells_that_exist() -> None:
+    operations = {*operations_table.LABELS, *shortfalls.MEMORY}
+    names = {rival.name for rival in rivals.rivals()}
+    known = {*trees.TREES, *trees.SPECIAL_TREES, *trees.COLD_TREES}
+    for reason in shortfalls.REASONS:
+        assert reason.operation in operations
+        assert reason.tree is None or reason.tree in known
+        assert reason.rival is None or reason.rival in names
+
+
+def test_a_library_that_takes_less_memory_is_an_exception() -> None:
+    cells = [
+        {"tree": "state_flat", "operation": "memory", "rival": name, "gc": False, "status": "ok"}
+        | {"leaves": 1000, "first_bytes": size, "further_bytes": size, "peak_bytes": None}
+        for name, size in ((OURS, 2000), ("torch", 1000), ("jax", 3000))
+    ]
+    names = {name: {"label": name} for name in (OURS, "torch", "jax")}
+    first, further = shortfalls.shortfalls({"rivals": names, "cells": cells})
+    line = "transformer state, flat, bytes of the first spec: torch takes 0.5x our bytes"
+    assert str(first) == line
+    assert first.reason.startswith("the first spec pays for the keys in both orders")
+    assert (further.operation, further.reason) == ("further_bytes", shortfalls.UNEXPLAINED)
+
+
+def test_plots_are_drawn(tmp_path: Any) -> None:
+    pytest.importorskip("matplotlib")
+    result = _result(1e-6, 10e-6, 2e-6, tree="resnet18")
+    result |= {"created": "2026-01-01", "machine": {"processor": "P", "cores": 2}}
+    report.leads_plot(result, tmp_path / "leads.png")
+    drawn = (tmp_path / "leads.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG")
+    assert b"2026-01-01" in drawn
+
+
+def test_threads_are_timed_together() -> None:
+    calls: list[str] = []
+    wall, spent = threads.measure([lambda: calls.append("a"), lambda: calls.append("b")], 40)
+    assert calls.count("a") == calls.count("b") == 42  # two untimed
+    assert wall > 0
+    assert spent > 0
+
+
+def test_scaling_has_a_row_a_tree_and_operation() -> None:
+    cell = {"tree": "t", "operation": "o", "min": 2e-6}
+    cell |= {which: {"throughput": 1.5, "cost": 1.25} for which in ("own", "shared")}
+    result = results.new_result(
+        "optree_threads", {}, {"python": "3.13", "optree": "1", "lock": False, "rounds": 7}
+    )
+    result["cells"].append(cell)
+    row = threads_report.scaling_table(result).splitlines()[2]
+    texts = [text.strip() for text in row.strip("| ").split("|")]
+    assert texts == ["t", "o", "2 µs", "1.5x", "1.5x", "1.25x", "1.25x"]
+    assert "without the interpreter lock" in threads_report.machine_lines(result)
 
 
 def test_a_result_is_read_back_as_it_was_written(tmp_path: Any) -> None:
