@@ -186,7 +186,28 @@ def symmetric(w: Tensor) -> Tensor:
     return matrix @ matrix.mT + torch.eye(3)
 
 
+def attended(w: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    x = w.view(3, 1, 4)
+    attended: Tensor = nn.MultiheadAttention(4, 2)(x, x, x)[0]
+    return attended
+
+
+def gated(w: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    states: Tensor = nn.GRU(3, 2)(w.view(4, 1, 3))[0]  # on the CPU only LSTM has a fused kernel
+    return states
+
+
+def in_autocast(w: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return (w.view(4, 3) @ torch.ones(3, 2)).float()
+
+
 FINE: dict[str, Callable[[Tensor], Tensor]] = {
+    "attention with weights": attended,
+    "autocast": in_autocast,
+    "gated recurrent unit": gated,
     "convolution": lambda w: nn.functional.conv2d(torch.ones(1, 1, 5, 5), w[:9].view(1, 1, 3, 3)),
     "layer norm": lambda w: nn.functional.layer_norm(w, (12,)),
     "batch norm": lambda w: nn.functional.batch_norm(w.view(4, 3), None, None, training=True),
