@@ -33,13 +33,9 @@ Grads = dict[str, Any]
 Settings = dict[str, Any]
 
 
-def given_gradients(step: int, dtype: torch.dtype, gaps: bool) -> Grads:
-    """Return the gradients of one step, those of `w` with strides of a transpose.
-
-    Args:
-        step: From 0.
-        dtype: Their dtype.
-        gaps: Leave the gradient of `b` out in the third step and that of `s` in the sixth.
+def given_gradients(step: int, dtype: torch.dtype) -> Grads:
+    """Return the gradients of one step, from 0: those of `w` with strides of a transpose, that of
+    `b` left out in the third step and that of `s` in the sixth.
     """
     generator = torch.Generator().manual_seed(100 + step)
 
@@ -49,27 +45,20 @@ def given_gradients(step: int, dtype: torch.dtype, gaps: bool) -> Grads:
     grads: Grads = {"b": randn(6)[::2], "empty": randn(0, 2), "s": randn(), "w": randn(3, 4).mT}
     assert not grads["w"].is_contiguous()
     assert not grads["b"].is_contiguous()
-    if gaps and step == 2:
+    if step == 2:
         grads["b"] = None
-    if gaps and step == 5:
+    if step == 5:
         grads["s"] = None
     return grads
 
 
-def with_gaps(row: Row) -> bool:
-    """Return whether the twin knows missing gradients: Shampoo's reference has one schedule of
-    roots, which goes by all updates.
-    """
-    return row.name != "shampoo"
-
-
 @functools.cache
-def _twin(name: str, index: int, dtype: torch.dtype, gaps: bool) -> dict[str, Tensor]:
+def _twin(name: str, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
     row = ROWS[name]
     params = {k: v.clone().requires_grad_() for k, v in zoo(dtype=dtype).items()}
     optimizer = row.twin(params.values(), **row.settings[index])
     for step in range(STEPS):
-        for key, g in given_gradients(step, dtype, gaps).items():
+        for key, g in given_gradients(step, dtype).items():
             params[key].grad = g
         optimizer.step()
     return {k: v.detach() for k, v in params.items()}
@@ -77,7 +66,7 @@ def _twin(name: str, index: int, dtype: torch.dtype, gaps: bool) -> dict[str, Te
 
 def twin(row: Row, settings: Settings, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Return what torch.optim, or the reference, makes of the parameters."""
-    return _twin(row.name, row.settings.index(settings), dtype, with_gaps(row))
+    return _twin(row.name, row.settings.index(settings), dtype)
 
 
 def functional(
@@ -95,7 +84,7 @@ def functional(
         params = pack({k: v.clone() for k, v in zoo(dtype=dtype).items()})
         state = optimizer.init(params)
         for step in range(STEPS):
-            grads = pack(given_gradients(step, dtype, with_gaps(row)))
+            grads = pack(given_gradients(step, dtype))
             updates, state = optimizer.update(grads, state, params=params, inplace=inplace)
             params = torchopt.apply_updates(params, updates, inplace=inplace)
         return unpack(params)
@@ -109,7 +98,7 @@ def classic(row: Row, settings: Settings, dtype: torch.dtype = torch.float64) ->
     optimizer = row.classic([params["w"], params["empty"]], **settings)
     optimizer.add_param_group({"b": params["b"], "s": params["s"]})
     for step in range(STEPS):
-        for key, g in given_gradients(step, dtype, with_gaps(row)).items():
+        for key, g in given_gradients(step, dtype).items():
             params[key].grad = g
         optimizer.step()
     return {k: v.detach() for k, v in params.items()}
@@ -120,7 +109,7 @@ def adapted(row: Row, settings: Settings) -> dict[str, Tensor]:
     params = {k: v.clone().requires_grad_() for k, v in zoo().items()}
     optimizer = torchopt.optim.TorchOptimizer(params.values(), row.functional, **settings)
     for step in range(STEPS):
-        for key, g in given_gradients(step, torch.float64, with_gaps(row)).items():
+        for key, g in given_gradients(step, torch.float64).items():
             params[key].grad = g
         optimizer.step()
     return {k: v.detach() for k, v in params.items()}
@@ -137,7 +126,7 @@ def stateful(inplace: bool) -> Callable[[Row, Settings], dict[str, Tensor]]:
         params = tuple(v.clone().requires_grad_() for v in zoo().values())
         optimizer = torchopt.FuncOptimizer(row.functional(**settings), inplace=inplace)
         for step in range(STEPS):
-            grads = given_gradients(step, torch.float64, with_gaps(row))
+            grads = given_gradients(step, torch.float64)
             params = optimizer.step(linear_loss(dict(zip(NAMES, params)), grads), params)
         return dict(zip(NAMES, params))
 
@@ -164,7 +153,7 @@ def meta(row: Row, settings: Settings) -> dict[str, Tensor]:
     optimizer = row.meta(net, **settings)
     start = net.b
     for step in range(STEPS):
-        grads = given_gradients(step, torch.float64, with_gaps(row))
+        grads = given_gradients(step, torch.float64)
         optimizer.step(linear_loss(net.tensors(), grads))
     assert net.b is not start
     assert net.b.grad_fn is not None
@@ -235,7 +224,7 @@ def bfloat16_differences(row: Row, settings: Settings) -> int:
     high_state = high.init({k: v.float() for k, v in params.items()})
     wrong = 0
     for step in range(STEPS):
-        grads = given_gradients(step, torch.bfloat16, with_gaps(row))
+        grads = given_gradients(step, torch.bfloat16)
         updates, low_state = low.update(grads, low_state, params=params, inplace=False)
         exact, high_state = high.update(
             {k: None if g is None else g.float() for k, g in grads.items()},

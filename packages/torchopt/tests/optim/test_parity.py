@@ -220,6 +220,7 @@ def test_functional_steps_leave_their_inputs_untouched(name: str) -> None:
         for member in state
         for field in member
         for x in (field if isinstance(field, list) else ())
+        if isinstance(x, Tensor)
     ]
     kept = [(x, x.clone(), x._version) for x in (*tensors, params["w"], g)]
     optimizer.update({"w": g}, state, params=params, inplace=False)

@@ -39,8 +39,8 @@ class LeafRule(ABC):
     """One transformation rule, written for lists of tensors.
 
     Attributes:
-        leaf_fields: Fields of the state that hold one tensor for each leaf. Other fields are shared
-            by all leaves.
+        leaf_fields: Fields of the state that hold one tensor, or number, for each leaf. Other
+            fields are shared by all leaves.
         later_fields: Those of `leaf_fields` that states of the published package do not have; None
             in such a state, which `complete` fills.
         overwritten_fields: Those whose tensors an in-place step writes into.
@@ -107,8 +107,12 @@ def _has_fractions(x: Tensor) -> bool:
     return x.is_floating_point() or x.is_complex()
 
 
-def _as_real(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
+def _is_complex(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_complex()  # a state may have numbers, such as a step
+
+
+def _as_real(values: Sequence[Any]) -> list[Any]:
+    return [torch.view_as_real(x) if _is_complex(x) else x for x in values]
 
 
 def _as_complex(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
@@ -119,7 +123,7 @@ def _as_complex(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tenso
 
 
 def _as_complex_like(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-    return _as_complex(tensors, [x.is_complex() for x in like])
+    return _as_complex(tensors, [_is_complex(x) for x in like])
 
 
 def _init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
@@ -165,7 +169,7 @@ def _apply(
         fresh = rule.init_leaves([g.detach() for g in grads])
         for name in rule.leaf_fields:
             for i, new, old in zip(present, getattr(fresh, name), getattr(state, name)):
-                if describe_mismatch(new, old) is not None:
+                if isinstance(new, Tensor) and describe_mismatch(new, old) is not None:
                     raise _unlike_state(rule, name, i, new, old) from error
         raise
 

@@ -20,12 +20,12 @@ __all__ = ["ScaleByShampooState", "scale_by_shampoo"]
 class ScaleByShampooState(NamedTuple):
     """`statistics`, `roots`: for each leaf, one vector that holds what belongs to each of its
     dimensions, one after the other: a matrix row by row, or a diagonal. `t`: number of the next
-    step.
+    step of each leaf, from 1.
     """
 
     statistics: Any
     roots: Any
-    t: int
+    t: Any
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ScaleByShampoo(LeafRule):
     update_every: int
     max_size: int
     root_steps: int
-    leaf_fields: ClassVar[tuple[str, ...]] = ("statistics", "roots")
+    leaf_fields: ClassVar[tuple[str, ...]] = ("statistics", "roots", "t")
     compressed: ClassVar[bool] = True
     overwritten_fields: ClassVar[tuple[str, ...]] = ("statistics", "roots")
 
@@ -67,16 +67,18 @@ class ScaleByShampoo(LeafRule):
             roots=[
                 self._scaled_identities(p, self.eps ** (-1 / (2 * len(_shape(p))))) for p in params
             ],
-            t=1,
+            t=[1] * len(params),
         )
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the directions and the new state."""
-        refresh = (state.t - 1) % self.update_every == 0
         updates, statistics, all_roots = [], [], []
-        for g, old, roots in zip(grads, state.statistics, state.roots):
+        for g, old, roots, t in zip(grads, state.statistics, state.roots, state.t):
+            # A leaf goes by its own steps: it may miss the gradients of all steps that others
+            # compute their roots in.
+            refresh = (t - 1) % self.update_every == 0
             shape = _shape(g)
             x = g.reshape(shape)
             new = self._moved(x, self._unpacked(old, shape)) if g.numel() else old
@@ -89,7 +91,7 @@ class ScaleByShampoo(LeafRule):
             updates.append(x.reshape(g.shape))
             statistics.append(new)
             all_roots.append(roots)
-        return updates, ScaleByShampooState(statistics, all_roots, state.t + 1)
+        return updates, ScaleByShampooState(statistics, all_roots, [t + 1 for t in state.t])
 
     def _moved(self, g: Tensor, old: Sequence[Tensor]) -> Tensor:
         parts = []
