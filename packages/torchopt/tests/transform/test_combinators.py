@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from optimizers import ROWS
 from torch import Tensor
 
 import torchopt
+from torchopt.alias.fused import with_backend
 from torchopt.base import EmptyState
 from torchopt.clip import adaptive_clip, clip_by_value, clip_each_norm, clip_grad_norm
 from torchopt.transform import (
@@ -23,6 +27,7 @@ from torchopt.transform import (
     in_precision,
     inject_hyperparams,
     lookahead,
+    masked,
     partition,
 )
 
@@ -313,3 +318,60 @@ def test_clipping_each_tensor_is_differentiable_also_at_zero() -> None:
         clip_each_norm(1.0).update(zero, ())[0].sum(), zero, create_graph=True
     )
     assert grad.tolist() == [1.0, 1.0]
+
+
+LABELS = {"a": "x", "b": "y", "c": "x"}
+# Wrappers in the settings in which they are the identity.
+NEUTRAL: dict[str, Callable[[Any], Any]] = {
+    "accumulate": lambda make: accumulate(make(), 1),
+    "finite": lambda make: apply_if_finite(make()),
+    "lookahead": lambda make: lookahead(make(), 3, 1.0),
+    "masked": lambda make: masked(make(), True),
+    "partition": lambda make: partition({"x": make(), "y": make()}, LABELS),
+}
+
+
+def mixed_tree(seed: int, gaps: bool) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    values = [
+        torch.randn(shape, generator=generator, dtype=DOUBLE).to(dtype)
+        for shape, dtype in (((3, 2), DOUBLE), ((2,), DOUBLE), ((), DOUBLE), ((4,), torch.float32))
+    ]
+    missing = torch.rand(4, generator=generator) < 0.25
+    a, b, c, d = (None if gaps and gone else x for x, gone in zip(values, missing.tolist()))
+    return {"a": [a, b], "b": c, "c": d}
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_neutral_wrappers_change_nothing(name: str) -> None:
+    settings = ROWS[name].settings[-1]
+
+    def make() -> Any:
+        return ROWS[name].functional(**settings)
+
+    def stepped(optimizer: Any, *, inplace: bool, reload: bool = False) -> list[Tensor]:
+        params = mixed_tree(0, gaps=False)
+        state = optimizer.init(params)
+        for step in range(1, 9):
+            grads = mixed_tree(step, gaps=True)
+            updates, state = optimizer.update(grads, state, params=params, inplace=inplace)
+            params = torchopt.apply_updates(params, updates, inplace=inplace)
+            if reload:
+                state = pickle.loads(pickle.dumps(copy.deepcopy(state)))
+        return torchopt.pytree.tree_leaves(params)
+
+    expected = stepped(with_backend(make(), "reference"), inplace=False)
+    results = {
+        "in place": stepped(make(), inplace=True),
+        "reloaded": stepped(make(), inplace=True, reload=True),
+    }
+    for wrapper, wrap in NEUTRAL.items():
+        results[wrapper] = stepped(wrap(make), inplace=True)
+    for wrapper, got in results.items():
+        for x, y in zip(got, expected):
+            tolerance = 1e-12 if x.dtype is DOUBLE else 1e-5
+            torch.testing.assert_close(
+                x, y, rtol=tolerance, atol=tolerance, msg=lambda m, w=wrapper: f"{w}: {m}"
+            )
+    start = torchopt.pytree.tree_leaves(mixed_tree(0, gaps=False))
+    assert all((x - y).abs().max() > 1e-6 for x, y in zip(expected, start))
