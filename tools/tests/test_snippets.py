@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No page has an example that no test runs.
+
+The two `test_documentation.py` run the README of the repository and of each package, and every page
+of the two manuals; other pages have no examples in Python.
+"""
+
+from __future__ import annotations
+
+import re
+
+from check_links import ROOT, pages
+
+FENCE = re.compile(r"^ *(?:```|~~~)\{?(?:code-block\} )?(py\w*)", re.MULTILINE | re.IGNORECASE)
+
+
+def test_every_example_stands_where_tests_look() -> None:
+    found = []
+    for page in pages():
+        where = page.relative_to(ROOT).as_posix()
+        kinds = FENCE.findall(page.read_text(encoding="utf-8"))
+        if kinds:
+            found.append(where)
+            assert re.fullmatch(r"(packages/\w+/)?README\.md|packages/\w+/docs/.+\.md", where), (
+                where
+            )
+        assert set(kinds) <= {"python"}, f"{where}: only blocks of `python` are run, found {kinds}"
+    assert len(found) > 20
+
+
+def test_the_suites_look_there() -> None:
+    for package in ("optree", "torchopt"):
+        tests = ROOT / "packages" / package / "tests" / "test_documentation.py"
+        source = tests.read_text(encoding="utf-8")
+        assert '"README.md"' in source
+        assert 'rglob("*.md")' in source
