@@ -232,18 +232,20 @@ def instructions(session: nox.Session) -> None:
     run(session, PYTHON, "benchmarks/optree/instructions.py", *(session.posargs or ["--check"]))
 
 
+def manuals(session: nox.Session, builder: str, *options: str) -> None:
+    """Let Sphinx, which is installed first, read both manuals."""
+    tools = ("sphinx", "furo", "myst-parser")
+    run(session, PYTHON, "-m", "pip", "install", "--quiet", "-c", "tools/constraints.txt", *tools)
+    for package in (OPTREE, TORCHOPT):
+        output = BUILD / "docs" / builder / package.name
+        run(session, PYTHON, "-m", "sphinx", "--quiet", *options, "-b", builder,
+            package / "docs", output)  # fmt: skip
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation of both packages and run its examples; warnings are errors."""
-    tools = ("sphinx", "furo", "myst-parser")
-    run(session, PYTHON, "-m", "pip", "install", "--quiet", "-c", "tools/constraints.txt", *tools)
-    configured = [p for p in (OPTREE, TORCHOPT) if (p / "docs" / "conf.py").is_file()]
-    if not configured:
-        session.error("expected packages/*/docs/conf.py, found none")
-    for package in configured:
-        output = BUILD / "docs" / package.name
-        run(session, PYTHON, "-m", "sphinx", "--quiet", "-W", "--keep-going", "-b", "html",
-            package / "docs", output)  # fmt: skip
+    manuals(session, "html", "-W", "--keep-going")
     for package in (OPTREE, TORCHOPT):
         tests = package / "tests" / "test_documentation.py"
         run(session, PYTHON, "-m", "pytest", "-q", tests, **QUIET)
@@ -252,9 +254,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def links(session: nox.Session) -> None:
     """Check the links of the documentation to the outside (needs a network)."""
-    for package in (OPTREE, TORCHOPT):
-        output = BUILD / "links" / package.name
-        run(session, PYTHON, "-m", "sphinx", "--quiet", "-b", "linkcheck", package / "docs", output)
+    manuals(session, "linkcheck")
 
 
 WHEELHOUSE = ROOT / "wheelhouse"
