@@ -200,8 +200,7 @@ class _AddLists(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensors:
         ctx.set_materialize_grads(False)
-        half = len(tensors) // 2
-        return tuple(torch._foreach_add(tensors[:half], tensors[half:]))
+        return _foreach_add(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
@@ -214,24 +213,27 @@ def add_lists(first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
     `torch._foreach_add` keeps all its arguments for a derivative that does not need them.
     """
     out = list(first)
-    pairs = list(zip(first, second))
     graph = torch.is_grad_enabled()
-    tracked = [
-        graph and (a.requires_grad or b.requires_grad) and a.dtype == b.dtype for a, b in pairs
-    ]
-    for with_graph in (True, False):
-        indices = [i for i, is_tracked in enumerate(tracked) if is_tracked == with_graph]
-        if not indices:
-            continue
-        a, b = [first[i] for i in indices], [second[i] for i in indices]
-        summed: Any = (
-            _AddLists.apply(*a, *b)  # type: ignore[no-untyped-call]
-            if with_graph
-            else torch._foreach_add(a, b)
-        )
-        for i, x in zip(indices, summed):
-            out[i] = x
+    kept: list[int] = []
+    plain: list[int] = []
+    for i, (a, b) in enumerate(zip(first, second)):
+        if not (graph and (a.requires_grad or b.requires_grad)):
+            plain.append(i)
+        elif a.dtype == b.dtype:
+            kept.append(i)
+        else:
+            out[i] = a + b
+    for indices, add in ((kept, _AddLists.apply), (plain, _foreach_add)):
+        if indices:
+            summed = add(*(role[i] for role in (first, second) for i in indices))
+            for i, x in zip(indices, summed):
+                out[i] = x
     return out
+
+
+def _foreach_add(*tensors: Tensor) -> Tensors:
+    half = len(tensors) // 2
+    return tuple(torch._foreach_add(tensors[:half], tensors[half:]))
 
 
 class Rule(Protocol):

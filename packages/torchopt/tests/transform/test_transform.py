@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 import math
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -268,6 +269,27 @@ def test_in_place_updates_are_seen_by_autograd() -> None:
     torchopt.apply_updates([p], [torch.ones(2)], inplace=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_applied_updates_are_not_kept_for_the_derivative() -> None:
+    p, scale = torch.ones(3, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    frozen, narrow = torch.ones(2), torch.ones(1, dtype=torch.float32)
+    q = p * 1.0
+    updates = {"a": scale.square() * p.sin(), "b": torch.ones(2), "c": scale.double().reshape(1)}
+    params = {"a": q, "b": frozen, "c": narrow}
+    stepped = torchopt.apply_updates(params, updates, inplace=False)
+    watched = [weakref.ref(params.pop("a")), weakref.ref(updates.pop("a"))]
+    del q
+    assert [ref() for ref in watched] == [None, None]
+    assert not stepped["b"].requires_grad
+    assert stepped["c"].dtype is torch.float64
+    # d/dp of p + s^2 sin(p), its derivative in s, and the second one.
+    (slope,) = torch.autograd.grad(stepped["a"].sum(), p, create_graph=True)
+    torch.testing.assert_close(slope, 1 + 4.0 * p.cos())
+    (mixed,) = torch.autograd.grad(slope.sum(), scale, create_graph=True)
+    torch.testing.assert_close(mixed, 4.0 * p.cos().sum())
+    (wide,) = torch.autograd.grad(stepped["c"].sum(), scale)
+    assert wide == 1.0
 
 
 def test_learning_rate_tensors_and_schedules_are_differentiable() -> None:
