@@ -9,6 +9,10 @@ namespace {
 
 // Text in UTF-8; lone surrogates are kept the way Python's surrogatepass does.
 std::string utf8(PyObject* text) {
+    if (PyUnicode_IS_COMPACT_ASCII(text)) {  // 1.2x of repr (benchmarks/optree)
+        return {static_cast<const char*>(PyUnicode_DATA(text)),
+                static_cast<std::size_t>(PyUnicode_GET_LENGTH(text))};
+    }
     const Ref bytes = checked(PyUnicode_AsEncodedString(text, "utf-8", "surrogatepass"));
     return {PyBytes_AS_STRING(bytes.get()),
             static_cast<std::size_t>(PyBytes_GET_SIZE(bytes.get()))};
