@@ -27,12 +27,15 @@ parts = flatten
 rebuild = unflatten
 
 library.register_pytree_node(Pair, flatten_pair, unflatten_pair, namespace="bench")
-library.register_pytree_node(
-    Record,
-    lambda record: ((record.left, record.right), None, ("left", "right")),
-    lambda _, children: Record(*children),
-    namespace="bench",
-)
+if hasattr(library, "dataclasses"):
+    library.dataclasses.register_node(Record, namespace="bench")
+else:  # before 0.13
+    library.register_pytree_node(
+        Record,
+        lambda record: ((record.left, record.right), None, ("left", "right")),
+        lambda _, children: Record(*children),
+        namespace="bench",
+    )
 
 _TORCH_MODE = """
 mode = optree.dict_insertion_ordered(True, namespace="torchlike")

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import abc
+import contextlib
 import dataclasses
 import inspect
 import sys
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
@@ -229,3 +231,291 @@ def test_a_failing_registration_leaves_nothing() -> None:
     assert optree._C.get_registry_size() == size
     tree = Stubborn()
     assert optree.tree_leaves(tree, namespace=SPACE)[0] is tree
+
+
+# ---- what the extension module does itself must be what the registered functions do
+
+NO_CHILD = {"pytree_node": False}
+
+
+def plain() -> Any:
+    @dataclasses.dataclass
+    class Plain:
+        a: Any
+        note: Any = dataclasses.field(default="note", metadata=NO_CHILD)
+        b: Any = dataclasses.field(default_factory=list)
+
+    return Plain, True
+
+
+def frozen() -> Any:
+    @dataclasses.dataclass(frozen=True, order=True)
+    class Frozen:
+        note: Any = dataclasses.field(metadata=NO_CHILD)
+        a: Any
+        b: Any = 3
+
+    return Frozen, True
+
+
+def slots_and_keywords() -> Any:
+    if sys.version_info < (3, 10):
+        pytest.skip("since Python 3.10")
+
+    @dataclasses.dataclass(slots=True)
+    class Slotted:
+        a: Any
+        note: Any = dataclasses.field(kw_only=True, metadata=NO_CHILD)
+        b: Any = 2
+
+    return Slotted, True
+
+
+def frozen_slots() -> Any:
+    if sys.version_info < (3, 10):
+        pytest.skip("since Python 3.10")
+
+    @dataclasses.dataclass(slots=True, frozen=True)
+    class FrozenSlotted:
+        a: Any
+        note: Any = dataclasses.field(default="x", metadata=NO_CHILD)
+        b: Any = 2
+
+    return FrozenSlotted, True
+
+
+def inherited() -> Any:
+    class Sub(plain()[0]):  # type: ignore[misc]
+        pass
+
+    return Sub, True
+
+
+def property_field() -> Any:
+    @dataclasses.dataclass
+    class Checked:
+        a: Any
+        b: Any
+        note: Any = dataclasses.field(default="n", metadata=NO_CHILD)
+
+    def setter(self: Any, value: Any) -> None:
+        self.__dict__["log"] = [*self.__dict__.get("log", []), value]
+        self.__dict__["a"] = value
+
+    Checked.a = property(lambda self: self.__dict__["a"], setter)  # type: ignore[assignment]
+    return Checked, True
+
+
+def post_init() -> Any:
+    @dataclasses.dataclass
+    class Post:
+        a: Any
+        b: Any
+        note: Any = dataclasses.field(default="n", metadata=NO_CHILD)
+
+        def __post_init__(self) -> None:
+            self.sum = (self.a, self.b)
+
+    return Post, False
+
+
+def init_false() -> Any:
+    @dataclasses.dataclass
+    class Partial:
+        a: Any
+        b: Any
+        note: Any = dataclasses.field(default="n", metadata=NO_CHILD)
+        made: Any = dataclasses.field(default_factory=list, init=False, metadata=NO_CHILD)
+
+    return Partial, False
+
+
+def own_init() -> Any:
+    @dataclasses.dataclass(init=False)
+    class Own:
+        a: Any
+        b: Any
+        note: Any = dataclasses.field(default="n", metadata=NO_CHILD)
+
+        def __init__(self, *, b: Any, a: Any, **others: Any) -> None:
+            self.others = others
+            self.note, self.a, self.b = others["note"], (a, 1), b
+
+    return Own, False
+
+
+def own_setattr() -> Any:
+    @dataclasses.dataclass
+    class Setting:
+        a: Any
+        b: Any
+        note: Any = dataclasses.field(default="n", metadata=NO_CHILD)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            object.__setattr__(self, name, (name, value))
+
+    return Setting, False
+
+
+def own_new() -> Any:
+    @dataclasses.dataclass
+    class New:
+        a: Any
+        b: Any
+        note: Any = dataclasses.field(default="n", metadata=NO_CHILD)
+
+        def __new__(cls, **kwargs: Any) -> Any:
+            made = object.__new__(cls)
+            made.seen = list(kwargs)
+            return made
+
+    return New, False
+
+
+def own_call() -> Any:
+    class Meta(type):
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            made = super().__call__(*args, **kwargs)
+            made.called = list(kwargs)
+            return made
+
+    @dataclasses.dataclass
+    class Called(metaclass=Meta):
+        a: Any
+        b: Any
+        note: Any = dataclasses.field(default="n", metadata=NO_CHILD)
+
+    return Called, False
+
+
+KINDS: list[Callable[[], Any]] = [
+    *(plain, frozen, slots_and_keywords, frozen_slots, inherited, property_field),
+    *(post_init, init_false, own_init, own_setattr, own_new, own_call),
+]
+
+
+def state(obj: Any) -> Any:
+    """What an instance holds, in order."""
+    if hasattr(obj, "__dict__"):
+        return list(vars(obj).items())
+    return [(f.name, getattr(obj, f.name)) for f in dataclasses.fields(obj)]
+
+
+def registered(cls: Any) -> Any:
+    made = cls.__dataclass_params__.init
+    with contextlib.nullcontext() if made else pytest.warns(UserWarning, match="init=False"):
+        optree.dataclasses.register_node(cls, namespace=SPACE)
+    return optree.register_pytree_node.get(cls, namespace=SPACE)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_native_nodes_do_what_the_functions_do(kind: Any) -> None:
+    cls, is_plain = kind()
+    entry = registered(cls)
+    tree = cls(a=[1, 2], b=(3,), note="meta")
+    children, metadata, entries = entry.flatten_func(tree)
+    assert optree.tree_flatten_one_level(tree, namespace=SPACE)[:3] == (
+        list(children),
+        metadata,
+        entries,
+    )
+    treespec = optree.tree_structure(tree, namespace=SPACE, is_leaf=lambda x: x is not tree)
+    assert treespec.entries() == list(entries)
+    assert optree.tree_leaves(tree, namespace=SPACE, is_leaf=lambda x: x is not tree) == [*children]
+    new = treespec.unflatten(["x", "y"])
+    expected = entry.unflatten_func(metadata, ("x", "y"))
+    assert type(new) is cls
+    assert state(new) == state(expected)
+    assert optree.dataclasses._init_only_sets_fields(cls) is is_plain
+
+
+def test_changes_of_the_class_are_noticed() -> None:
+    cls, _ = plain()
+    entry = registered(cls)
+    tree = cls(1, "m", 2)
+    leaves, treespec = optree.tree_flatten(tree, namespace=SPACE)
+
+    def check() -> Any:
+        new = treespec.unflatten(leaves)
+        expected = entry.unflatten_func((("note", "m"),), (1, 2))
+        assert state(new) == state(expected)
+        return new
+
+    check()
+    generated = cls.__init__
+
+    def tripled(self: Any, a: Any, note: Any, b: Any) -> None:
+        generated(self, 3 * a, note, 3 * b)
+
+    cls.__init__ = tripled
+    assert check().a == 3
+    cls.__init__ = generated
+    assert check().a == 1
+    cls.__setattr__ = lambda self, name, value: object.__setattr__(self, name, -len(name))
+    assert check().a == -1
+    del cls.__setattr__
+    assert check().a == 1
+    cls.__new__ = lambda cls, **kwargs: object.__new__(cls)
+    check()
+    cls.b = property(lambda self: 7, lambda self, value: None)
+    assert check().b == 7
+    assert optree.tree_leaves(tree, namespace=SPACE) == [1, 7]
+
+
+def test_errors_are_those_of_the_functions() -> None:
+    cls, _ = plain()
+    entry = registered(cls)
+    tree = cls(1)
+    del tree.b
+    with pytest.raises(AttributeError) as theirs:
+        entry.flatten_func(tree)
+    with pytest.raises(AttributeError) as ours:
+        optree.tree_leaves(tree, namespace=SPACE)
+    assert str(ours.value) == str(theirs.value)
+
+    def refuse(self: Any, value: Any) -> None:
+        raise LookupError(value)
+
+    treespec = optree.tree_structure(cls(1, b=2), namespace=SPACE)
+    cls.a = property(lambda self: 1, refuse)
+    with pytest.raises(LookupError, match="^5$"):
+        treespec.unflatten([5, 6])
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="since Python 3.10")
+def test_abstract_classes_have_no_instances() -> None:
+    class Base(abc.ABC):
+        @abc.abstractmethod
+        def method(self) -> None: ...
+
+    @optree.dataclasses.dataclass(namespace=SPACE)
+    class Concrete(Base):
+        a: Any
+
+        def method(self) -> None: ...
+
+    treespec = optree.tree_structure(Concrete(1), namespace=SPACE)
+    assert treespec.unflatten([1]) == Concrete(1)
+    del Concrete.method
+    abc.update_abstractmethods(Concrete)
+    with pytest.raises(TypeError, match="abstract"):
+        treespec.unflatten([1])
+
+
+def test_attributes_are_checked() -> None:
+    def take(obj: Any) -> Any:
+        raise AssertionError
+
+    for attributes, error in [
+        ([], TypeError),
+        ((("a",), (), ("a",), (0,)), TypeError),
+        ((["a"], (), ("a",), (0,), None), TypeError),
+        (((1,), (), ("a",), (0,), None), TypeError),
+        ((("a",), (), (), (0,), None), ValueError),
+        ((("a",), (), ("a",), (1,), None), IndexError),
+        ((("a",), (), ("a",), ("x",), None), TypeError),
+    ]:
+        with pytest.raises(error):
+            optree._C.register_node(
+                type("Local", (), {}), take, take, optree.AutoEntry, SPACE, attributes
+            )

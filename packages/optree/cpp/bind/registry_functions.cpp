@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bind/functions.h"
 #include "bind/interpreters.h"
+#include "nodes/attributes.h"
 #include "support/arguments.h"
 #include "walk/spec_object.h"
 
@@ -26,12 +27,13 @@ void require_class(PyObject* cls) {
 PyObject* register_node(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
     State& state = as_state(self);
     return guarded(state.error(), [&] {
-        PyObject* out[5];
+        PyObject* out[6];
         parse_arguments({"register_node",
                          1,
-                         5,
+                         6,
                          4,
-                         {"cls", "flatten_func", "unflatten_func", "path_entry_type", "namespace"}},
+                         {"cls", "flatten_func", "unflatten_func", "path_entry_type", "namespace",
+                          "attributes"}},
                         args, nargs, kwnames, out);
         const Ref name = exact_str(out[4], state.empty_str.get(), "namespace");
         PyObject* cls = out[0];
@@ -44,9 +46,9 @@ PyObject* register_node(PyObject* self, Args args, Py_ssize_t nargs, PyObject* k
             raise(PyExc_ValueError,
                   "PyTree type %R is a built-in type and cannot be re-registered.", cls);
         }
-        const Ref registration =
-            make_registration(reinterpret_cast<PyTypeObject*>(state.registration_type.get()), cls,
-                              out[1], out[2], out[3]);
+        const Ref registration = make_registration(
+            reinterpret_cast<PyTypeObject*>(state.registration_type.get()), cls, out[1], out[2],
+            out[3], out[5] == nullptr || out[5] == Py_None ? nullptr : Attributes::parse(out[5]));
         auto* type = reinterpret_cast<PyTypeObject*>(cls);
         if (!state.registry.add(state.registry.get(name.get()), type, registration)) {
             raise(PyExc_ValueError, "PyTree type %R is already registered %U.", cls,

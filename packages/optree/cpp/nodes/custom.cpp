@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nodes/custom.h"
 
+#include "nodes/attributes.h"
+
 namespace optree {
 
 std::uint32_t Custom::expand(Context&, PyObject* object, ObjectStack& children, Payload& payload) {
     auto* registration = as_registration(payload.slot[0].get());
+    if (registration->attributes != nullptr) {
+        return registration->attributes->expand(object, children, payload);
+    }
     const Ref result = checked(
         calling_python([&] { return PyObject_CallOneArg(registration->flatten_func, object); }));
     const Ref parts = checked(PySequence_Tuple(result.get()));
@@ -33,6 +38,24 @@ std::uint32_t Custom::expand(Context&, PyObject* object, ObjectStack& children, 
               PyTuple_GET_SIZE(payload.slot[2].get()));
     }
     return arity;
+}
+
+PyObject* Custom::rebuild(State&, const Slot* slots, PyObject** children, std::size_t count) {
+    auto* registration = as_registration(slots[0]);
+    Attributes* attributes = registration->attributes;
+    if (attributes != nullptr && attributes->fits(as_object(slots[1]), count)) {
+        return attributes->rebuild(reinterpret_cast<PyTypeObject*>(registration->type),
+                                   as_object(slots[1]), children, count);
+    }
+    PyObject* items = steal_into_tuple(children, count);
+    if (items == nullptr) return nullptr;
+    PyObject* args[] = {nullptr, as_object(slots[1]), items};
+    PyObject* made = calling_python([&] {
+        return PyObject_Vectorcall(registration->unflatten_func, args + 1,
+                                   2 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
+    });
+    Py_DECREF(items);
+    return made;
 }
 
 void Custom::match(Context& context, const Slot* slots, std::uint32_t arity, PyObject* object,

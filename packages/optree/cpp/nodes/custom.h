@@ -11,17 +11,7 @@ struct Custom {
     // slot[0] must hold the registration already.
     static std::uint32_t expand(Context& context, PyObject* object, ObjectStack& children,
                                 Payload& payload);
-    static PyObject* rebuild(State&, const Slot* slots, PyObject** children, std::size_t count) {
-        PyObject* items = steal_into_tuple(children, count);
-        if (items == nullptr) return nullptr;
-        PyObject* args[] = {nullptr, as_object(slots[1]), items};
-        PyObject* made = calling_python([&] {
-            return PyObject_Vectorcall(as_registration(slots[0])->unflatten_func, args + 1,
-                                       2 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
-        });
-        Py_DECREF(items);
-        return made;
-    }
+    static PyObject* rebuild(State&, const Slot* slots, PyObject** children, std::size_t count);
     static void match(Context& context, const Slot* slots, std::uint32_t arity, PyObject* object,
                       ObjectStack& children);
     static Ref entry(const Slot* slots, std::uint32_t index) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nodes/registry.h"
 
+#include "nodes/attributes.h"
 #include "support/errors.h"
 
 namespace optree {
@@ -12,6 +13,7 @@ void registration_dealloc(PyObject* self) {
     Py_XDECREF(registration->flatten_func);
     Py_XDECREF(registration->unflatten_func);
     Py_XDECREF(registration->path_entry_type);
+    delete registration->attributes;
     PyTypeObject* type = Py_TYPE(self);
     type->tp_free(self);
     Py_DECREF(type);
@@ -44,13 +46,15 @@ Ref make_registration_type() {
 }
 
 Ref make_registration(PyTypeObject* registration_type, PyObject* type, PyObject* flatten_func,
-                      PyObject* unflatten_func, PyObject* path_entry_type) {
+                      PyObject* unflatten_func, PyObject* path_entry_type,
+                      std::unique_ptr<Attributes> attributes) {
     Ref self = checked(registration_type->tp_alloc(registration_type, 0));
     auto* registration = reinterpret_cast<Registration*>(self.get());
     registration->type = compat::new_ref(type);
     registration->flatten_func = compat::new_ref(flatten_func);
     registration->unflatten_func = compat::new_ref(unflatten_func);
     registration->path_entry_type = compat::new_ref(path_entry_type);
+    registration->attributes = attributes.release();
     return self;
 }
 

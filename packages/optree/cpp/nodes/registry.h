@@ -2,6 +2,7 @@
 // Which custom classes are nodes, in which namespace, and where dicts keep their insertion order.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "support/pointer_map.h"
@@ -9,6 +10,8 @@
 #include "support/sharing.h"
 
 namespace optree {
+
+struct Attributes;
 
 // What a custom class was registered with. A Python object (never handed out), so that specs keep
 // it alive after the class is unregistered.
@@ -18,6 +21,7 @@ struct Registration {
     PyObject* flatten_func;
     PyObject* unflatten_func;
     PyObject* path_entry_type;
+    Attributes* attributes;  // owned; null unless the class is no more than its attributes
 };
 
 inline Registration* as_registration(void* slot) noexcept {
@@ -26,7 +30,8 @@ inline Registration* as_registration(void* slot) noexcept {
 
 Ref make_registration_type();
 Ref make_registration(PyTypeObject* registration_type, PyObject* type, PyObject* flatten_func,
-                      PyObject* unflatten_func, PyObject* path_entry_type);
+                      PyObject* unflatten_func, PyObject* path_entry_type,
+                      std::unique_ptr<Attributes> attributes);
 
 struct Namespace {
     using Types = PointerMap<PyTypeObject, Registration>;

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Generic, SupportsIndex, SupportsInt, TypeVar
 
-from typing_extensions import Self, final
+from typing_extensions import Self, TypeAlias, final
 
 from optree.accessors import PyTreeAccessor, PyTreeEntry
 from optree.typing import FlattenFunc, MetaData, PyTree, UnflattenFunc
@@ -220,6 +220,16 @@ def make_from_collection(
 
 # Node types
 
+# Names of children, names of the other attributes, what `__init__` calls all of them, the order in
+# which it sets them, and the question whether it does nothing else.
+Attributes: TypeAlias = tuple[
+    tuple[str, ...],
+    tuple[str, ...],
+    tuple[str, ...],
+    tuple[int, ...],
+    Callable[[type], bool] | None,
+]
+
 def register_node(
     cls: type[Any],
     /,
@@ -227,6 +237,7 @@ def register_node(
     unflatten_func: UnflattenFunc[Any],
     path_entry_type: type[PyTreeEntry],
     namespace: str = "",
+    attributes: Attributes | None = None,
 ) -> None: ...
 def unregister_node(cls: type[Any], /, namespace: str = "") -> None: ...
 def get_registry_size(namespace: str | None = None) -> int: ...

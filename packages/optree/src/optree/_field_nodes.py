@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Callable, TypeVar
 from optree.registry import (
     GLOBAL_NAMESPACE,
     GlobalNamespace,
-    register_pytree_node,
+    _register_node,
     unregister_pytree_node,
 )
 
@@ -90,8 +90,12 @@ def register_fields(
     attribute: str,
     path_entry_type: type[PyTreeEntry],
     parameters: dict[str, str] | None = None,
+    is_plain: Callable[[type], bool] | None = None,
+    assigned: tuple[str, ...] = (),
 ) -> _TypeT:
     """Register a class as a node of some of its fields, and return it.
+
+    The extension module does what the functions here do without calling them.
 
     Args:
         cls: The class, rebuilt by ``cls(**fields)``.
@@ -101,6 +105,9 @@ def register_fields(
         attribute: The class gets both dictionaries as an attribute of this name.
         path_entry_type: The entry that leads to a field.
         parameters: What ``__init__`` calls the fields, where it has other names for them.
+        is_plain: Whether ``__init__`` does nothing but to set the fields of a new object in the
+            order ``assigned``. Asked again whenever the class has changed.
+        assigned: The names of all fields in that order.
     """
     names, metadata_names = tuple(children), tuple(metadata)
     keywords = names if parameters is None else tuple(parameters[name] for name in names)
@@ -121,12 +128,20 @@ def register_fields(
         return cls(**kwargs)
 
     where: Any = GLOBAL_NAMESPACE if namespace == "" else namespace
-    register_pytree_node(
+    fields = (*names, *metadata_names)
+    _register_node(
         cls,
         flatten_func,
         unflatten_func,
-        path_entry_type=path_entry_type,
-        namespace=where,
+        path_entry_type,
+        where,
+        (
+            names,
+            metadata_names,
+            fields if parameters is None else tuple(parameters[name] for name in fields),
+            tuple(map(fields.index, assigned)),
+            is_plain,
+        ),
     )
     try:
         setattr(cls, attribute, (MappingProxyType(children), MappingProxyType(metadata)))

@@ -505,7 +505,42 @@ def _register_dataclass(cls: _TypeT, namespace: str | GlobalNamespace, /) -> _Ty
         metadata_fields,
         attribute=_FIELDS,
         path_entry_type=DataclassEntry,
+        is_plain=_init_only_sets_fields,
+        assigned=tuple(f.name for f in dataclasses.fields(cls) if f.init),
     )
+
+
+# What two functions have in common if they do the same with the same arguments.
+_CODE = (
+    *("co_code", "co_consts", "co_names", "co_varnames", "co_freevars", "co_cellvars"),
+    *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags"),
+)
+
+
+def _init_only_sets_fields(cls: Any, /) -> bool:
+    """Return whether ``cls(**fields)`` only sets each field of a new object, in their order.
+
+    Then ``__init__`` has the code that the standard library generates where all fields are its
+    parameters and there is no ``__post_init__``.
+    """
+    if cls.__new__ is not object.__new__ or type(cls).__call__ is not type.__call__:
+        return False
+    params = cls.__dataclass_params__
+    if not params.init or not (params.frozen or cls.__setattr__ is object.__setattr__):
+        return False
+    twin_fields = []
+    for f in dataclasses.fields(cls):
+        options: dict[str, Any] = {}
+        if f.default is not dataclasses.MISSING:
+            options["default"] = None
+        elif f.default_factory is not dataclasses.MISSING:
+            options["default_factory"] = list
+        if sys.version_info >= (3, 10):
+            options["kw_only"] = f.kw_only
+        twin_fields.append((f.name, object, dataclasses.field(**options)))
+    twin: Any = dataclasses.make_dataclass("Twin", twin_fields, frozen=params.frozen)
+    code, expected = (getattr(c.__init__, "__code__", None) for c in (cls, twin))
+    return code is not None and all(getattr(code, n) == getattr(expected, n) for n in _CODE)
 
 
 def _classify_fields(

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from optree._C import Attributes
+
 
 __all__ = [  # noqa: RUF022 # grouped
     "register_pytree_node",
@@ -182,6 +184,19 @@ def register_pytree_node(
         [1, 2]
         >>> _ = unregister_pytree_node(set, namespace='sets')
     """
+    return _register_node(cls, flatten_func, unflatten_func, path_entry_type, namespace)
+
+
+def _register_node(
+    cls: _ClassT,
+    flatten_func: FlattenFunc[Any],
+    unflatten_func: UnflattenFunc[Any],
+    path_entry_type: type[PyTreeEntry],
+    namespace: str | GlobalNamespace,
+    attributes: Attributes | None = None,
+    /,
+) -> _ClassT:
+    """Register a class; ``attributes`` says how to do without calling the functions."""
     if not inspect.isclass(cls):
         raise TypeError(f"Expected a class, got {cls!r}.")
     if not (inspect.isclass(path_entry_type) and issubclass(path_entry_type, PyTreeEntry)):
@@ -202,7 +217,9 @@ def register_pytree_node(
     while True:
         with _REGISTRY_LOCK:
             if key not in _NODETYPE_REGISTRY and cls is not StructSequence:
-                _C.register_node(cls, flatten_func, unflatten_func, path_entry_type, name)
+                _C.register_node(
+                    cls, flatten_func, unflatten_func, path_entry_type, name, attributes
+                )
                 _NODETYPE_REGISTRY[key] = entry
                 break
         if cls is StructSequence:

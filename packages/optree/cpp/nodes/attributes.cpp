@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nodes/attributes.h"
+
+#include "support/calling.h"
+
+namespace optree {
+namespace {
+
+std::size_t size_of(const Ref& tuple) noexcept {
+    return static_cast<std::size_t>(PyTuple_GET_SIZE(tuple.get()));
+}
+
+Ref names_from(PyObject* tuple) {
+    if (!PyTuple_CheckExact(tuple)) raise(PyExc_TypeError, "expected a tuple, got %R", tuple);
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i) {
+        if (!PyUnicode_CheckExact(PyTuple_GET_ITEM(tuple, i))) {
+            raise(PyExc_TypeError, "expected a tuple of str, got %R", tuple);
+        }
+    }
+    return Ref::borrow(tuple);
+}
+
+// The value of a (name, value) pair of the metadata.
+PyObject* value_at(PyObject* node_metadata, std::size_t index) noexcept {
+    return tuple_items(tuple_items(node_metadata)[index])[1];
+}
+
+}  // namespace
+
+std::unique_ptr<Attributes> Attributes::parse(PyObject* description) {
+    if (!PyTuple_CheckExact(description) || PyTuple_GET_SIZE(description) != 5) {
+        raise(PyExc_TypeError, "expected a tuple of 5, got %R", description);
+    }
+    PyObject** items = tuple_items(description);
+    auto made = std::make_unique<Attributes>();
+    made->children = names_from(items[0]);
+    made->metadata = names_from(items[1]);
+    made->parameters = names_from(items[2]);
+    const std::size_t count = size_of(made->children) + size_of(made->metadata);
+    if (size_of(made->parameters) != count || !PyTuple_CheckExact(items[3])) {
+        raise(PyExc_ValueError, "expected %zd parameters and an order, got %R and %R",
+              static_cast<Py_ssize_t>(count), items[2], items[3]);
+    }
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(items[3]); ++i) {
+        const std::size_t index = PyLong_AsSize_t(PyTuple_GET_ITEM(items[3], i));
+        if (PyErr_Occurred()) throw PythonError{};
+        if (index >= count) raise(PyExc_IndexError, "no attribute %R", items[3]);
+        made->order.push_back(static_cast<std::uint32_t>(index));
+    }
+    if (items[4] != Py_None) made->is_plain = Ref::borrow(items[4]);
+    return made;
+}
+
+std::uint32_t Attributes::expand(PyObject* object, ObjectStack& out, Payload& payload) const {
+    const auto get = [&](PyObject* name) {
+        return checked(calling_python([&] { return PyObject_GetAttr(object, name); }));
+    };
+    const std::size_t count = size_of(children);
+    for (std::size_t i = 0; i < count; ++i) {
+        out.push_owned(get(tuple_items(children.get())[i]).release());
+    }
+    Ref pairs = checked(PyTuple_New(PyTuple_GET_SIZE(metadata.get())));
+    for (std::size_t i = 0; i < size_of(metadata); ++i) {
+        PyObject* its_name = tuple_items(metadata.get())[i];
+        const Ref value = get(its_name);
+        PyObject* pair[] = {its_name, value.get()};
+        tuple_items(pairs.get())[i] = tuple_of(pair, 2).release();
+    }
+    payload.slot[1] = std::move(pairs);
+    payload.slot[2] = Ref::borrow(children.get());
+    return checked_count(count);
+}
+
+bool Attributes::fits(PyObject* node_metadata, std::size_t count) const noexcept {
+    if (count != size_of(children) || !PyTuple_CheckExact(node_metadata) ||
+        PyTuple_GET_SIZE(node_metadata) != PyTuple_GET_SIZE(metadata.get())) {
+        return false;
+    }
+    for (std::size_t i = 0; i < size_of(metadata); ++i) {
+        PyObject* pair = tuple_items(node_metadata)[i];
+        if (!PyTuple_CheckExact(pair) || PyTuple_GET_SIZE(pair) != 2) return false;
+        PyObject* its_name = tuple_items(pair)[0];
+        PyObject* expected = tuple_items(metadata.get())[i];
+        if (its_name != expected &&
+            (!PyUnicode_CheckExact(its_name) || PyUnicode_Compare(its_name, expected) != 0)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool Attributes::makes_plainly(PyTypeObject* cls) {
+    if (!is_plain || Py_TYPE(cls)->tp_call != PyType_Type.tp_call) return false;
+    const std::uint64_t question = std::uint64_t{compat::type_version(cls)} << 32;
+    const std::uint64_t known = plain.load(std::memory_order_relaxed);
+    if (OPTREE_LIKELY((known & ~std::uint64_t{1}) == question && question != 0)) {
+        return (known & 1) != 0;
+    }
+    const Ref answer = checked(calling_python(
+        [&] { return PyObject_CallOneArg(is_plain.get(), reinterpret_cast<PyObject*>(cls)); }));
+    const bool yes = answer.get() == Py_True;
+    plain.store(question | (yes ? 1 : 0), std::memory_order_relaxed);
+    return yes;
+}
+
+PyObject* Attributes::make_plainly(PyTypeObject* cls, PyObject* node_metadata,
+                                   PyObject* const* items) const {
+    const Ref no_arguments = checked(PyTuple_New(0));
+    Ref made = checked(cls->tp_new(cls, no_arguments.get(), nullptr));
+    const std::size_t count = size_of(children);
+    for (const std::uint32_t index : order) {
+        PyObject* value = index < count ? items[index] : value_at(node_metadata, index - count);
+        check_status(calling_python(
+            [&] { return PyObject_GenericSetAttr(made.get(), name(index), value); }));
+    }
+    return made.release();
+}
+
+PyObject* Attributes::rebuild(PyTypeObject* cls, PyObject* node_metadata, PyObject** items,
+                              std::size_t count) {
+    PyObject* made = nullptr;
+    try {
+        if (makes_plainly(cls)) {
+            made = make_plainly(cls, node_metadata, items);
+        } else {
+            Scratch<PyObject*, 16> values;
+            values.reserve(size_of(parameters) + 1);
+            values.push_unchecked(nullptr);
+            for (std::size_t i = 0; i < count; ++i) values.push_unchecked(items[i]);
+            for (std::size_t i = 0; i < size_of(metadata); ++i) {
+                values.push_unchecked(value_at(node_metadata, i));
+            }
+            made = calling_python([&] {
+                return PyObject_Vectorcall(reinterpret_cast<PyObject*>(cls), values.data() + 1,
+                                           PY_VECTORCALL_ARGUMENTS_OFFSET, parameters.get());
+            });
+        }
+    } catch (const PythonError&) {
+        made = nullptr;
+    }
+    drop_children(items, count);
+    return made;
+}
+
+}  // namespace optree
