@@ -174,3 +174,44 @@ def test_an_exhausted_iterator_lets_go_of_the_tree() -> None:
     gc.collect()
     del iterator
     assert watched() is None
+
+
+def test_registrations_between_two_leaves_count() -> None:
+    class Pair:
+        def __init__(self, *items: int) -> None:
+            self.items = items
+
+    a, b, c, d = (Pair(i, i + 1) for i in range(4))
+    iterator = optree.tree_iter([a, b, {"x": c}, d], namespace="iterated")
+    assert next(iterator) is a
+    optree.register_pytree_node(
+        Pair, lambda p: (p.items, None), lambda _, items: Pair(*items), namespace="iterated"
+    )
+    assert [next(iterator), next(iterator)] == [1, 2]
+    optree.unregister_pytree_node(Pair, namespace="iterated")
+    assert next(iterator) is c
+    assert [*iterator] == [d]
+
+
+def test_an_exhausted_iterator_lets_go_of_the_class_of_its_leaves() -> None:
+    class Leaf:
+        pass
+
+    iterator = optree.tree_iter([Leaf(), Leaf()])
+    died = weakref.ref(Leaf)
+    assert len([*iterator]) == 2
+    del Leaf
+    gc.collect()
+    assert died() is None
+    assert [*iterator] == []
+
+
+def test_leaves_of_one_class_do_not_let_a_predicate_in() -> None:
+    seen: list[object] = []
+
+    def predicate(obj: object) -> bool:
+        seen.append(obj)
+        return obj == 2
+
+    assert list(optree.tree_iter([1, 2, (3, 4), 5], is_leaf=predicate)) == [1, 2, 3, 4, 5]
+    assert seen == [[1, 2, (3, 4), 5], 1, 2, (3, 4), 3, 4, 5]

@@ -134,6 +134,7 @@ bool Registry::add(Namespace& space, PyTypeObject* type, const Ref& registration
     if (space.types.peek().find(type) != nullptr) return false;
     space.types.update(
         [&](Namespace::Types& types) { types.insert(type, as_registration(registration.get())); });
+    ++version_;
     Py_INCREF(registration.get());
     return true;
 }
@@ -143,6 +144,7 @@ Ref Registry::remove(Namespace& space, PyTypeObject* type) {
     Registration* found = space.types.peek().find(type);
     if (found == nullptr) return nullptr;
     space.types.update([&](Namespace::Types& types) { types.erase(type); });
+    ++version_;
     return Ref::steal(reinterpret_cast<PyObject*>(found));
 }
 
@@ -171,6 +173,7 @@ void Registry::clear() noexcept {
         const WriterLock writing(lock_);
         empty(global_);
         named_.peek().for_each(empty);
+        ++version_;
     }
     forget_last_name();
     for (const auto& types : dropped) {

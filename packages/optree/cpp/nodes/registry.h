@@ -97,6 +97,9 @@ class Registry {
     // Takes the registration of `type` out; null if there is none.
     Ref remove(Namespace& space, PyTypeObject* type);
 
+    // Another number after every change of what is registered.
+    std::uint64_t version() const noexcept { return version_.load(std::memory_order_acquire); }
+
     // Number of classes registered in namespaces other than the global one.
     std::size_t named_size() const noexcept;
 
@@ -107,6 +110,7 @@ class Registry {
     Lock lock_;  // held by who changes any of what follows
     Namespace global_;
     Published<NamespaceTable> named_;
+    std::atomic<std::uint64_t> version_{0};
     // The last name looked up, by identity (owned). Pays for 30 instructions of each call with a
     // namespace; not used where threads would have to share it.
     PyObject* last_name_ = nullptr;

@@ -143,6 +143,7 @@ class Turn {
     Turn& operator=(const Turn&) = delete;
 
 #if defined(Py_GIL_DISABLED)
+    bool is_free() const noexcept { return false; }  // nobody can tell without entering
     bool enter() noexcept {
         PyThreadState* self = PyThreadState_Get();
         // Only this thread itself can have put itself there.
@@ -163,6 +164,8 @@ class Turn {
     ~Turn() {
         if (OPTREE_UNLIKELY(wake_ != nullptr)) drop_lock();
     }
+    // Whether no thread is inside: it stays so as long as no Python code runs.
+    bool is_free() const noexcept { return owner_ == nullptr; }
     bool enter() {
         PyThreadState* self = PyThreadState_Get();
         if (OPTREE_UNLIKELY(owner_ != nullptr)) {
