@@ -46,6 +46,14 @@ class Context {
         return true;
     }
 
+    // Before the first leaf: whether `object` is one, whose class then is that of the last leaf. False
+    // where this can't be told without Python code.
+    OPTREE_INLINE bool is_first_leaf(PyObject* object) {
+        if (compat::kFreeThreaded || OPTREE_LIKELY(last_leaf_ != nullptr)) return false;
+        Registration* registration = nullptr;
+        return !PyTuple_Check(object) && classify(object, registration) == Kind::leaf;
+    }
+
     // The kind of `object` by its exact class. Sets `registration` for Kind::custom: borrowed until
     // the next call.
     OPTREE_INLINE Kind classify(PyObject* object, Registration*& registration) {

@@ -11,9 +11,9 @@
 
 namespace optree {
 
-// What a visit of `object` reads after its header. Its own header is read here.
-OPTREE_INLINE void look_ahead([[maybe_unused]] PyObject* object) noexcept {
-#if !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)  // another thread may free what is read
+// Asks for what a visit of `object` reads after its header, which is read here. Returns whether it is
+// a container.
+OPTREE_INLINE bool look_ahead(PyObject* object) noexcept {
     PyTypeObject* type = Py_TYPE(object);
     if (type == &PyODict_Type || type == &PyDict_Type) {
         prefetch_entries(object);
@@ -23,16 +23,24 @@ OPTREE_INLINE void look_ahead([[maybe_unused]] PyObject* object) noexcept {
         for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(object); ++i) {
             compat::prefetch(tuple_items(object)[i]);
         }
+    } else {
+        return false;
     }
-#endif
+    return true;
 }
 
 // Takes references to children that are visited next.
 OPTREE_INLINE void take_references(PyObject* const* children, std::size_t count) noexcept {
+#if !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)
+    const PyTypeObject* leaf_type = nullptr;  // of the last child that is no container
     for (std::size_t i = 0; i < count; ++i) {
-        Py_INCREF(children[i]);
-        look_ahead(children[i]);
+        PyObject* child = children[i];
+        Py_INCREF(child);
+        if (Py_TYPE(child) != leaf_type && !look_ahead(child)) leaf_type = Py_TYPE(child);
     }
+#else  // another thread may free what is read
+    for (std::size_t i = 0; i < count; ++i) Py_INCREF(children[i]);
+#endif
 }
 
 }  // namespace optree

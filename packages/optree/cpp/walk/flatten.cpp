@@ -131,7 +131,9 @@ OPTREE_NOINLINE void Flattening::descend_mapping(Kind kind, PyObject* mapping, i
         PyObject** values = pending_.data() + base;
         if (KeyLayout* known = Mapping::gather_known(context_, mapping, values)) {
             if constexpr (!kPredicate) {
-                if (context_.are_like_last_leaf(values, size)) {
+                if (context_.are_like_last_leaf(values, size) ||
+                    (context_.is_first_leaf(values[0]) &&
+                     context_.are_like_last_leaf(values, size))) {
                     add_leaves<kKeep>(values, size);
                     slots_.push(compat::new_ref(reinterpret_cast<PyObject*>(known)));
                     return close(kind, arity, begin, 1);

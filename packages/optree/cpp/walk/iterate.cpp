@@ -82,7 +82,7 @@ void remember(IterObject& iter, PyTypeObject* leaf_type, std::uint64_t version) 
 // nothing need be set up for it: a ninth of the instructions of iteration over a flat tree
 // (benchmarks/optree, iterate).
 OPTREE_INLINE PyObject* next_like_last(IterObject& iter, const State& state) noexcept {
-    if (iter.agenda.empty() || !iter.turn.is_free()) return nullptr;
+    if (!iter.turn.is_free() || iter.agenda.empty()) return nullptr;
     const Pending& next = iter.agenda.back();
     if (Py_TYPE(next.object) != iter.leaf_type || next.depth > compat::kMaxDepth ||
         iter.registry_version != state.registry.version()) {
