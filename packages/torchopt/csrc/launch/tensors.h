@@ -22,7 +22,8 @@ enum class Kind : int {
 
 /// Addresses of tensors of one dtype on one device, in the order of the kernel's roles.
 /// `inputs[role][i]` and `outputs[role][i]` have `sizes[i]` elements, element k of each belonging together. An output may
-/// be the same address as an input of the same index (in place); any other overlap is undefined.
+/// be the same address as an input of the same index (in place); any other overlap is undefined. The address 0 stands
+/// for a tensor that is absent: as an input it is read as zeros, as an output it is not written.
 struct Tensors {
     std::vector<std::vector<std::uintptr_t>> inputs;
     std::vector<std::vector<std::uintptr_t>> outputs;

@@ -76,9 +76,52 @@ void check_adam(const std::vector<std::int64_t>& sizes, int num_threads, bool in
     }
 }
 
+/// Absent cotangents read as zeros, absent results are not written; for plain and for widened elements.
+template <class T>
+void check_absent(std::size_t size, int num_threads, Dtype dtype) {
+    const std::vector<double> hypers = {0.5, 0.0, 0.0, 0.9, 0.999, 1e-8, 1e-4};
+    std::vector<std::vector<T>> in(6);
+    for (std::size_t r = 0; r < in.size(); ++r) {
+        for (std::size_t k = 0; k < size; ++k) {
+            const double x = std::sin(0.1 + 0.37 * static_cast<double>(k + 7 * r));
+            in[r].push_back(static_cast<T>(r == 2 ? 0.5 + 0.25 * x : x));
+        }
+    }
+    const auto run = [&](bool skip) {
+        std::vector<std::vector<T>> out(3, std::vector<T>(size, T(-7)));
+        const std::vector<T> zeros(size, T(0));
+        std::vector<T> zero = zeros;
+        Tensors tensors;
+        tensors.dtype = dtype;
+        tensors.sizes = {static_cast<std::int64_t>(size)};
+        tensors.step = 3;
+        for (std::size_t r = 0; r < in.size(); ++r) {
+            const bool is_zero = r >= 4;  // the cotangents of mu' and nu'
+            tensors.inputs.push_back({!is_zero ? address(in[r]) : skip ? 0 : address(zero)});
+        }
+        for (std::size_t r = 0; r < out.size(); ++r)
+            tensors.outputs.push_back({skip && r == 1 ? 0 : address(out[r])});
+        run_on_cpu<Adam>({Kind::kUpdateVjp, tensors, hypers, false, num_threads, nullptr});
+        return out;
+    };
+    const auto all = run(false);
+    const auto some = run(true);
+    for (std::size_t k = 0; k < size; ++k) {
+        CHECK_NEAR(static_cast<double>(some[0][k]), static_cast<double>(all[0][k]), 0.0);
+        CHECK_NEAR(static_cast<double>(some[1][k]), -7.0, 0.0);
+        CHECK_NEAR(static_cast<double>(some[2][k]), static_cast<double>(all[2][k]), 0.0);
+    }
+}
+
 }  // namespace
 
 int main() {
+    for (const std::size_t size : {1, 1023, 1025, 40000}) {
+        for (const int threads : {1, 3}) {
+            check_absent<float>(size, threads, Dtype::kFloat32);
+            check_absent<double>(size, threads, Dtype::kFloat64);
+        }
+    }
     const std::vector<std::int64_t> sizes{0, 1, 7, kChunk - 1, kChunk, kChunk + 1, 3 * kChunk + 5,
                                           2};
     for (const int threads : {1, 2, 3})

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <initializer_list>
+#include <type_traits>
 
 #include "check.h"
 #include "math/rules.h"
@@ -43,6 +44,37 @@ void check_vjp(const double (&h)[Chain<Rule>::kHypers], std::int64_t step) {
         }
         CHECK_NEAR(j < kIn ? got[j] : hyper[j - kIn], expected, 2e-6);
     }
+}
+
+/// Compares a derivative by hand with that by dual numbers, over magnitudes, signs and zero radicands.
+template <class Rule, Form kForm>
+void check_by_hand(const double (&h)[Chain<Rule>::kHypers], double tolerance) {
+    using Hand = HandVjp<Rule, kForm>;
+    using ByDuals = DualVjp<Rule, kForm>;
+    static_assert(std::is_same_v<Vjp<Rule, kForm>, Hand>);
+    for (const std::int64_t step : {1, 2, 1000}) {
+        for (const double size : {0.0, 1e-18, 1e-4, 1.0, 1e6}) {
+            double in[Hand::kInputs];
+            for (int j = 0; j < Hand::kInputs; ++j) in[j] = std::cos(1.0 + 2.3 * j);
+            in[0] *= size;                           // the gradient
+            in[1] *= size;                           // mu
+            in[2] = std::fabs(in[2]) * size * size;  // nu
+            const auto s = settings<double, Rule>(h, true, step);
+            double got[Hand::kOutputs];
+            double expected[Hand::kOutputs];
+            Hand::apply(s, in, got);
+            ByDuals::apply(s, in, expected);
+            for (int j = 0; j < Hand::kOutputs; ++j)
+                CHECK_NEAR(got[j], expected[j], tolerance * std::fmax(1.0, std::fabs(expected[j])));
+        }
+    }
+}
+
+void test_derivatives_by_hand() {
+    check_by_hand<Adam, Form::kUpdate>({0.1, 0.0, 0.0, 0.9, 0.99, 1e-3, 1e-4}, 1e-13);
+    check_by_hand<Adam, Form::kUpdate>({0.1, 0.0, 0.0, 0.9, 0.999, 1e-8, 0.0}, 1e-8);
+    check_by_hand<Adam, Form::kUpdate>({0.1, 0.0, 0.0, 0.5, 0.6, 1e-8, 0.0}, 1e-8);
+    check_by_hand<Adam, Form::kDecayedUpdate>({0.1, 0.05, 0.02, 0.9, 0.99, 1e-3, 1e-4}, 1e-13);
 }
 
 void test_adam_by_hand() {
@@ -126,6 +158,7 @@ void test_derivative_is_zero_where_the_root_is_zero() {
 }  // namespace
 
 int main() {
+    test_derivatives_by_hand();
     test_adam_by_hand();
     test_float_uses_an_accurate_bias_correction();
     test_decays();
