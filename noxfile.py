@@ -174,7 +174,10 @@ def _run_instrumented(session: nox.Session, site: Path, arguments: list[str]) ->
         LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0")  # fmt: skip
 
 
-KERNEL_TESTS = ("test_fuzz.py", "test_devices.py", "test_fused_update.py", "test_fused_step.py")
+KERNEL_TESTS = (
+    *("test_fuzz.py", "test_devices.py", "test_fused_call.py", "test_fused_update.py"),
+    "test_fused_step.py",
+)
 
 
 @nox.session

@@ -35,20 +35,41 @@ def run(
     stream: int = 0,
     partials: int = 0,
 ) -> list[float]: ...
+def fused_call(
+    rule: str,
+    kind: int,
+    tensors: Sequence[Tensor | None],
+    size: int,
+    needed: Sequence[bool] | None,
+    step: int | Tensor,
+    hypers: Sequence[float],
+    maximize: bool,
+    num_threads: int,
+    record: bool,
+) -> tuple[Tensor | None, ...] | bool | None: ...
+def successor(count: object) -> Tensor | None: ...
+def are_one(items: list[object]) -> bool: ...
+def learn_tensors(
+    classes: tuple[type, ...], dtypes: tuple[torch.dtype, ...], exchange: object
+) -> None: ...
+def release_buffers() -> None: ...
+def set_buffer_limit(limit: int) -> int: ...
+def buffer_usage() -> tuple[int, int]: ...
 
 class StepPlan:
-    def __init__(
+    def __init__(self, rule: str, params: list[Tensor], states: Sequence[list[Tensor]]) -> None: ...
+    def advance(
         self,
-        rule: str,
-        params: list[Tensor],
-        states: Sequence[list[Tensor]],
-        dtype: torch.dtype,
-        dtype_code: int,
-    ) -> None: ...
+        grads: list[Tensor | None],
+        counts: list[Tensor],
+        hypers: Sequence[float],
+        maximize: bool,
+        num_threads: int,
+    ) -> Tensor | None: ...
     def run(
         self,
         grads: list[Tensor | None],
-        steps: int | list[Tensor],
+        step: int | Tensor,
         hypers: Sequence[float],
         maximize: bool,
         num_threads: int,

@@ -52,6 +52,10 @@ class Operation:
         kernel: n tensors to m tensors. Sees plain tensors only, outside of any graph.
         vjp_kernel: The n inputs followed by m cotangents to n cotangents. Sees plain tensors only.
             None: there is no such kernel, the derivative is that of `reference`.
+        form_of: From the number of an output to that of an input of the same shape, dtype and
+            device. Where it is given, `vjp_kernel` takes None for a cotangent that is zero, and a
+            keyword `needed`, n answers to whether the cotangent of an input is wanted: the others
+            may be None in what it returns.
         reference: The same function as `kernel`, made of differentiable torch operations.
         num_inputs: n.
         derivative: For functions without a differentiable reference: from m to the operation that
@@ -59,17 +63,43 @@ class Operation:
     """
 
     kernel: Callable[..., Tensors]
-    vjp_kernel: Callable[..., Tensors] | None
+    vjp_kernel: Callable[..., tuple[Any, ...]] | None
     reference: Callable[..., Tensors]
     num_inputs: int
     derivative: Callable[[int], Operation] | None = None
+    form_of: Callable[[int], int] | None = None
 
-    def pull_back(self, inputs: Tensors, cotangents: Tensors, constants: Tensors) -> Tensors:
-        """Return the input cotangents, as a differentiable function of inputs and cotangents."""
+    def pull_back(
+        self,
+        inputs: Tensors,
+        cotangents: tuple[Tensor | None, ...],
+        constants: Tensors,
+        needed: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        """Return the input cotangents, as a differentiable function of inputs and cotangents.
+
+        Args:
+            inputs: n tensors.
+            cotangents: m tensors; None for one that is zero, where there is `form_of`.
+            constants: As for `reference`.
+            needed: Which input cotangents are wanted; the others may be None.
+        """
         n = self.num_inputs
         m = len(cotangents)
+        present = tuple(x for x in cotangents if x is not None)
+        if self.vjp_kernel is not None and not any_watched((*inputs, *present, *constants)):
+            with torch.no_grad():
+                if self.form_of is None:
+                    return self.vjp_kernel(*inputs, *present, *constants)
+                return self.vjp_kernel(*inputs, *cotangents, *constants, needed=needed)
+        if self.form_of is not None:
+            form_of = self.form_of
+            present = tuple(
+                torch.zeros_like(inputs[form_of(k)]) if x is None else x
+                for k, x in enumerate(cotangents)
+            )
         if self.derivative is not None:
-            return apply_operation(self.derivative(m), *inputs, *cotangents, *constants)
+            return apply_operation(self.derivative(m), *inputs, *present, *constants)
 
         def vjp_reference(*tensors: Tensor) -> Tensors:
             def bound(*variables: Tensor) -> Tensors:
@@ -79,12 +109,9 @@ class Operation:
             return tuple(pull(tuple(tensors[n : n + m])))
 
         if self.vjp_kernel is None:
-            return vjp_reference(*inputs, *cotangents, *constants)
-        if not any_watched((*inputs, *cotangents, *constants)):
-            with torch.no_grad():
-                return self.vjp_kernel(*inputs, *cotangents, *constants)
+            return vjp_reference(*inputs, *present, *constants)
         derivative = Operation(self.vjp_kernel, None, vjp_reference, n + m)
-        return apply_operation(derivative, *inputs, *cotangents, *constants)
+        return apply_operation(derivative, *inputs, *present, *constants)
 
     def push_forward(
         self, inputs: Tensors, tangents: tuple[Tensor | None, ...], constants: Tensors
@@ -140,16 +167,18 @@ class _OperationFunction(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         operation, *tensors = inputs
         ctx.operation = operation
+        ctx.set_materialize_grads(operation.form_of is None)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         operation: Operation = ctx.operation
         inputs, constants = _split(operation, ctx.saved_tensors)
+        needed = ctx.needs_input_grad[1 : 1 + len(inputs)]
         return (
             None,
-            *operation.pull_back(inputs, cotangents, constants),
+            *operation.pull_back(inputs, cotangents, constants, needed),
             *(None for _ in constants),
         )
 
@@ -177,10 +206,18 @@ def _split(operation: Operation, tensors: Tensors) -> tuple[Tensors, Tensors]:
     return tensors[: operation.num_inputs], tensors[operation.num_inputs :]
 
 
-def apply_operation(operation: Operation, *tensors: Tensor) -> Tensors:
+def apply_operation(operation: Operation, *tensors: Tensor, plain: bool = False) -> Tensors:
     """Return `operation` of inputs and constants, differentiable to any order, batched and in
     forward mode.
+
+    Args:
+        operation: The operation.
+        tensors: Inputs and constants.
+        plain: Whether it is known that nothing is compiled, that no transform is active and that
+            no tensor is what a transform left behind: torch is not asked for it.
     """
+    if plain:
+        return _apply_plain(operation, *tensors)
     if torch.compiler.is_compiling():
         # A Function with a jvp rule cannot be traced; the compiler fuses the plain statement
         # itself.
@@ -188,6 +225,11 @@ def apply_operation(operation: Operation, *tensors: Tensor) -> Tensors:
     outputs: Tensors = _OperationFunction.apply(operation, *tensors)  # type: ignore[no-untyped-call]
     return outputs
 
+
+# What `Function.apply` calls when it has looked at every tensor for wrappers of transforms.
+_apply_plain: Callable[..., Tensors] = getattr(
+    super(torch.autograd.Function, _OperationFunction), "apply", _OperationFunction.apply
+)
 
 # torch asks for the signature of `forward` in every call, and works it out anew where it is not
 # stated: a third of the time of a call on small tensors.

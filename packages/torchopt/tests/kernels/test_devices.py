@@ -114,6 +114,36 @@ def test_sanitizer_derivative(device: str, name: str, with_hypers: bool) -> None
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_sanitizer_tensors_that_are_absent(device: str, name: str, dtype: torch.dtype) -> None:
+    """Derivatives of one output by one input: the other cotangents are neither made nor read."""
+    shapes = ((3, 5), (2049,), (4099,), ())
+    grads, states, params = make_inputs(name, dtype, shapes, zeros=False)
+    grads, params, *states = to(device, grads, params, *states)
+    for role in (grads, params, *states):
+        for x in role:
+            x.requires_grad_()
+    updates, new = fused_update(name, grads, states, params, 4, all_hypers(name, DECAYED))
+    outputs = [updates, *new]
+    for output in outputs:
+        weights = [torch.linspace(-1, 1, x.numel()).to(x).reshape(x.shape) for x in output]
+        zeros = [[torch.zeros_like(x) for x in role] for role in outputs]
+        every = [weights if role is output else z for role, z in zip(outputs, zeros)]
+        for inputs in (grads, *states, params):
+            got = torch.autograd.grad(
+                *(output, inputs, weights), retain_graph=True, materialize_grads=True
+            )
+            want = torch.autograd.grad(
+                [x for role in outputs for x in role],
+                inputs,
+                [x for role in every for x in role],
+                retain_graph=True,
+                materialize_grads=True,
+            )
+            assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_gradcheck(device: str, name: str) -> None:
     grads, states, params = make_inputs(name, torch.float64, ((2,),), zeros=False)
     grads, params, *states = to(device, grads, params, *states)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import random
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from torch import Tensor
 import torchopt
 from torchopt import _C
 from torchopt.kernels.fused_update import fused_update, fused_update_
+from torchopt.kernels.registry import EXCHANGE
 from torchopt.kernels.rules import RULES, reference_update
 
 CALLS = int(os.environ.get("TORCHOPT_FUZZ", "160"))
@@ -161,11 +164,37 @@ def test_a_failed_allocation_leaves_everything_as_it_was(
         return allocate(x)
 
     monkeypatch.setattr(torch, "empty_like", failing)
+    monkeypatch.setattr(_C, "fused_call", lambda *_: None)  # torch allocates
     function: Any = fused_update_ if inplace else fused_update
     with pytest.raises(MemoryError, match="no memory is left"):
         function("adam", grads, states, params, 2, all_hypers("adam", DECAYED))
     assert all(torch.equal(a, b) for a, b in zip(inputs, before))
     assert [x._version for x in inputs] == versions
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+@pytest.mark.skipif(EXCHANGE is None, reason="torch allocates")
+def test_a_failed_allocation_of_our_own_leaves_everything_as_it_was() -> None:
+    import resource
+
+    grads, states, params = make_inputs("adam", torch.float64, ((3,), (1 << 22,)))
+    inputs = [x for role in (grads, *states, params) for x in role]
+    before = [x.clone() for x in inputs]
+    _C.release_buffers()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    used = _C.buffer_usage()[1]
+    room = 40 << 20  # for the first output of 32 MiB, not for the second
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room, limits[1]))
+    try:
+        with pytest.raises(MemoryError):
+            fused_update("adam", grads, states, params, 2, all_hypers("adam", DECAYED))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before))
+    assert _C.buffer_usage()[1] == used
+    fused_update("adam", grads, states, params, 2, all_hypers("adam", DECAYED))
+    _C.release_buffers()
 
 
 def test_an_interrupted_optimizer_step_leaves_everything_as_it_was(
@@ -180,13 +209,10 @@ def test_an_interrupted_optimizer_step_leaves_everything_as_it_was(
     before = [x.detach().clone() for x in tensors]
     counts = [int(c) for c in optimizer.state_dict()[0][0].count]
 
-    class Interrupting(Tensor):
-        """A gradient whose address cannot be had: the user pressed a key."""
+    def interrupted() -> int:
+        raise KeyboardInterrupt
 
-        def data_ptr(self) -> int:
-            raise KeyboardInterrupt
-
-    params[1].grad = params[1].grad.as_subclass(Interrupting)
+    monkeypatch.setattr(torch, "get_num_threads", interrupted)
     with pytest.raises(KeyboardInterrupt):
         optimizer.step()
     assert all(torch.equal(x, y) for x, y in zip(tensors, before))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchopt import _C
 from torchopt.base import GradientTransformation, identity
 from torchopt.errors import KernelUnavailableError, MismatchError
 from torchopt.kernels.fused_step import StepCache, fused_step_
-from torchopt.kernels.fused_update import fused_update, fused_update_
-from torchopt.kernels.registry import PLAIN, explain_unavailable
+from torchopt.kernels.fused_update import FusedCall, bump_versions, fused_update, fused_update_
+from torchopt.kernels.missing import why_missing
+from torchopt.kernels.registry import PLAIN, explain_unavailable, placement
 from torchopt.kernels.rules import RULES
 from torchopt.transform.add_decayed_weights import AddDecayedWeights
 from torchopt.transform.base import LeafRule
@@ -40,7 +42,7 @@ from torchopt.transform.scale_by_stddev import ScaleByStdDev
 from torchopt.transform.scale_by_trust_ratio import ScaleByTrustRatio
 from torchopt.transform.trace import DampenedTrace, Trace
 from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
-from torchopt.tree_function import any_watched, is_traced
+from torchopt.tree_function import any_watched, is_traced, is_transforming
 
 __all__ = ["Backend", "FusedChain", "fuse", "step_inplace", "with_backend"]
 
@@ -214,6 +216,53 @@ def _recipe(members: Sequence[GradientTransformation], penalty: type[LeafRule]) 
     return Recipe(name, hypers, lr, tuple(schedules), maximize, states, step, nadam, i + 1)
 
 
+@dataclass(slots=True)
+class _QuickStep:
+    """A step in place like the one before, on the state that it returned; with counts, on the CPU.
+
+    That state has the form and the lists it was made with, so only tensors have to be looked at.
+
+    Attributes:
+        chain: Whose step it is.
+        numbers: All hyper-parameters.
+        maximize: Go up instead of down.
+        single: Whether the state is that of one member.
+        member: The member that counts steps, None where none does.
+        place: Where its counts stand among its fields.
+    """
+
+    chain: FusedChain
+    numbers: tuple[float, ...]
+    maximize: bool
+    single: bool
+    member: int | None
+    place: int
+
+    def step(self, cache: StepCache, grads: list[Any], state: Any) -> Any:
+        """Return the next state, or None, having done nothing, where the plan does not fit."""
+        plan = cache.plan
+        assert plan is not None  # it goes together with this object
+        threads = torch.get_num_threads()
+        if self.member is None:
+            device, stream = placement(cache.params[0])
+            if not plan.run(grads, 1, self.numbers, self.maximize, threads, device, stream):
+                return None
+            bump_versions(cache.written)
+            return state
+        counted = state if self.single else state[self.member]
+        counts = counted[self.place]
+        following = plan.advance(grads, counts, self.numbers, self.maximize, threads)
+        if following is None:
+            return None
+        bump_versions(cache.written)
+        values = list(counted)
+        values[self.place] = [following] * len(counts)
+        counted = counted._make(values)
+        if self.single:
+            return counted
+        return (*state[: self.member], counted, *state[self.member + 1 :])
+
+
 @dataclass(frozen=True)
 class FusedChain:
     """A chain of stages that is one native call where that is possible.
@@ -245,6 +294,12 @@ class FusedChain:
             return self.chain.update(updates, state, params=params, inplace=inplace)
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
         members = (state,) if self.single else tuple(state)
+        read = "update(updates, state, params=params)"
+        if not inplace:
+            leaves_of_params = None if params is None else lambda: flatten_up_to(spec, params, read)
+            together = self._together(leaves, members, leaves_of_params)
+            if together is not None:
+                return tree_unflatten(spec, together[0]), together[1]
         present = (
             [
                 i
@@ -254,11 +309,7 @@ class FusedChain:
             if self._complete(members, len(leaves))
             else []
         )
-        param_leaves = (
-            None
-            if params is None
-            else flatten_up_to(spec, params, "update(updates, state, params=params)")
-        )
+        param_leaves = None if params is None else flatten_up_to(spec, params, read)
         if not present or (
             self.backend == "auto" and not self._suits(leaves, members, param_leaves, present)
         ):
@@ -283,23 +334,78 @@ class FusedChain:
             advanced = (*advanced[:i], rest, *advanced[i + 1 :])
         return tree_unflatten(spec, out), advanced[0] if self.single else advanced
 
+    def _together(
+        self,
+        leaves: list[Any],
+        members: tuple[Any, ...],
+        params: Callable[[], list[Any]] | None,
+    ) -> tuple[list[Any], Any] | None:
+        """Return what `update` does but for the tree, in the shortest way; None where it is closed.
+
+        It is open where all leaves step together and are plain tensors on the CPU.
+        """
+        if self.tail or not leaves or why_missing(_C) is not None:
+            return None
+        if not self._complete(members, len(leaves)):
+            return None
+        if forward_ad._current_level >= 0 or is_transforming() or not self._in_step(members):
+            return None
+        numbers = self._numbers(members)
+        if numbers is None:
+            return None
+        recipe = self.recipe
+        reads_params = RULES[recipe.rule].reads_params
+        decayed = reads_params or numbers[1] != 0.0 or numbers[2] != 0.0
+        if decayed and params is None:
+            return None
+        advanced = self._advance(members, None, range(len(leaves)), together=True)
+        step = self._step(advanced)
+        flat = [*leaves]
+        for role in self._roles(members):
+            flat += role
+        if decayed and params is not None:
+            flat += params()
+        size = len(leaves)
+        constants = [step] if isinstance(step, Tensor) else []
+        call = FusedCall(
+            RULES[recipe.rule],
+            size,
+            decayed,
+            recipe.maximize,
+            tuple(numbers),
+            (0,) * size if constants else (),
+            1 if isinstance(step, Tensor) else step,
+        )
+        kind = _C.DECAYED_UPDATE if decayed else _C.UPDATE
+        found = call.quick(kind, flat, None, step, record=torch.is_grad_enabled())
+        if found is None:
+            return None
+        if found is False:  # a graph follows one of the tensors, and they are plain
+            found = call.differentiable((*flat, *constants), plain=True)
+        outputs = list(found)
+        changes: dict[int, dict[str, Any]] = {}
+        for k, (i, field) in enumerate(recipe.states, 1):
+            changes.setdefault(i, {})[field] = outputs[k * size : (k + 1) * size]
+        new = list(advanced)
+        for i, change in changes.items():
+            new[i] = new[i]._replace(**change)
+        return outputs[:size], new[0] if self.single else tuple(new)
+
     def step_(
         self, cache: StepCache, params: Sequence[Tensor], grads: list[Any], state: Any
     ) -> tuple[bool, Any]:
-        """Step `params` and the state in place; return whether that was done, and the next state.
-
-        Call it without gradients enabled.
-        """
-        if self.backend == "reference" or self.tail or is_traced():
+        """Step `params` and the state in place; return whether it was done, and the next state."""
+        if self.backend == "reference" or self.tail or why_missing(_C) is not None or is_traced():
             return False, state
         members = (state,) if self.single else tuple(state)
         # A state that the last step returned has the form it was made in.
         if state is not cache.state and not self._complete(members, len(params)):
             return False, state
-        for counts in self._count_lists(members):
-            # `count` compares objects first, so it is fast where all are the same one.
-            if counts.count(counts[0]) != len(counts):
-                return False, state
+        if not self._in_step(members):
+            return False, state
+        numbers = self._numbers(members)
+        if numbers is None:
+            return False, state
         advanced = self._advance(members, None, range(len(params)), together=True)
         done = fused_step_(
             cache,
@@ -307,22 +413,47 @@ class FusedChain:
             params,
             grads,
             self._roles(members),
-            self._steps(advanced, range(len(params))),
-            self._numbers(members),
+            self._step(advanced),
+            numbers,
             maximize=self.recipe.maximize,
         )
         if not done:
             return False, state
         cache.state = advanced[0] if self.single else advanced
+        cache.quick = self._quick(members)
         return True, cache.state
 
-    def _numbers(self, members: tuple[Any, ...]) -> Sequence[float]:
-        """Return the hyper-parameters in the order of the kernels."""
+    def _quick(self, members: tuple[Any, ...]) -> _QuickStep | None:
+        recipe = self.recipe
+        if recipe.numbers is None:
+            return None
+        member = recipe.step
+        fields = () if member is None else members[member]._fields
+        if "t" in fields:
+            return None  # there is a second count to keep
+        place = fields.index("count") if fields else 0
+        return _QuickStep(self, recipe.numbers, recipe.maximize, self.single, member, place)
+
+    def _numbers(self, members: tuple[Any, ...]) -> Sequence[float] | None:
+        """Return the hyper-parameters in the order of the kernels, None where one is watched."""
         constant = self.recipe.numbers
         if constant is not None:
             return constant
         hypers = self._hypers(members, 0)
+        if any_watched(h for h in hypers.values() if isinstance(h, Tensor)):
+            return None
         return [float(hypers[name]) for name in RULES[self.recipe.rule].all_hypers]
+
+    def _in_step(self, members: tuple[Any, ...]) -> bool:
+        """Return whether all leaves took the same number of steps."""
+        return all(map(_are_equal, self._count_lists(members)))
+
+    def _step(self, advanced: tuple[Any, ...]) -> int | Tensor:
+        """Return the step of leaves that took the same number of steps."""
+        if self.recipe.step is None:
+            return 1
+        step: Tensor = advanced[self.recipe.step].count[0]
+        return step
 
     def _complete(self, members: tuple[Any, ...], size: int) -> bool:
         """Return whether the state has the form the recipe was made for."""
@@ -385,8 +516,8 @@ class FusedChain:
             changes.setdefault(i, {})[field] = role
         for i in self.recipe.counted:
             counts = members[i].count
-            if together or (len(present) == len(counts) and counts.count(counts[0]) == len(counts)):
-                new: list[Any] = [counts[0] + 1] * len(counts)
+            if together or (len(present) == len(counts) and _are_equal(counts)):
+                new: list[Any] = [_following(counts[0])] * len(counts)
             else:
                 new = list(counts)
                 for k, value in zip(present, increment([counts[k] for k in present])):
@@ -476,6 +607,20 @@ class FusedChain:
         return updates, new
 
 
+def _following(count: Tensor) -> Tensor:
+    """Return the count plus one, a new tensor."""
+    made = _C.successor(count)
+    return count + 1 if made is None else made
+
+
+def _are_equal(counts: list[Any]) -> bool:
+    """Return whether all leaves took the same number of steps, on the same device."""
+    if _C.are_one(counts):
+        return True
+    first = counts[0]
+    return all(c.device == first.device for c in counts) and counts.count(first) == len(counts)
+
+
 def _any_dual(tensors: Sequence[Tensor]) -> bool:
     """Return whether forward mode follows one of the tensors."""
     return forward_ad._current_level >= 0 and any(
@@ -553,6 +698,18 @@ def step_inplace(
 ) -> tuple[bool, Any]:
     """Step in place where `transformation` is a `FusedChain` that can; see `FusedChain.step_`."""
     fused = getattr(transformation.update, "__self__", None)
+    quick = cache.quick
+    if (
+        quick is not None
+        and quick.chain is fused
+        and state is cache.state
+        and params is cache.params
+        and not is_traced()
+    ):
+        following = quick.step(cache, grads, state)
+        if following is not None:
+            cache.state = following
+            return True, following
     if isinstance(fused, FusedChain):
         return fused.step_(cache, params, grads, state)
     return False, state

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchopt import _C
 from torchopt.kernels.fused_update import bump_versions
-from torchopt.kernels.registry import DTYPE_CODES, explain_unavailable, placement
+from torchopt.kernels.registry import explain_unavailable, placement
 from torchopt.tree_function import is_watched
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class StepCache:
 
     Attributes:
         state: What the caller's last step returned, for the caller.
+        quick: What the caller needs for another step like the last one, for the caller. None
+            where there was none, or where it has to be found out anew.
     """
 
     def __init__(self) -> None:
@@ -37,6 +39,7 @@ class StepCache:
         self.written: list[Tensor] = []
         self.plan: _C.StepPlan | None = None
         self.state: Any = None
+        self.quick: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StepCache:
         return StepCache()
@@ -54,14 +57,17 @@ class StepCache:
             and all(a is b for a, b in zip(self.states, states))
         )
 
+    @torch.no_grad()  # so that a parameter counts as watched only by what is not its own gradient
     def renew(self, rule: str, params: Sequence[Tensor], states: Sequence[list[Tensor]]) -> bool:
         """Check all tensors and remember them; return False where they cannot be stepped so."""
-        self.plan = None
+        self.plan = self.quick = None
         if not params or not _steppable(params, states):
             return False
-        dtype = params[0].dtype
         states = tuple(states)
-        self.plan = _C.StepPlan(rule, list(params), list(states), dtype, DTYPE_CODES[dtype])
+        try:
+            self.plan = _C.StepPlan(rule, list(params), list(states))
+        except ValueError:
+            return False  # memory of a kind that the kernels do not know
         self.rule, self.params, self.states = rule, params, states
         self.written = [*params, *(x for role in states for x in role)]
         return True
@@ -98,7 +104,7 @@ def fused_step_(
     params: Sequence[Tensor],
     grads: list[Any],
     states: Sequence[list[Tensor]],
-    steps: int | list[Tensor],
+    step: int | Tensor,
     hypers: Sequence[float],
     *,
     maximize: bool = False,
@@ -108,7 +114,7 @@ def fused_step_(
     The result is that of `fused_update_` followed by adding the updates to the parameters. False
     is returned where one plain native pass over all tensors is not possible: a gradient is missing
     or not contiguous, tensors differ in dtype or device or share memory, or something watches
-    them. Call it without gradients enabled.
+    them.
 
     Args:
         cache: Kept by the caller from step to step.
@@ -116,7 +122,7 @@ def fused_step_(
         params: Parameters. The cache is of use while this is the same object.
         grads: A gradient or None for each parameter.
         states: For each of the rule's states, one tensor for each parameter.
-        steps: The number of this step, from 1: one for all, or a 0-dim int64 tensor for each.
+        step: The number of this step, from 1: a number or a 0-dim int64 tensor, one for all.
         hypers: A number for each of `rules.RULES[rule].all_hypers`, in their order.
         maximize: Go up instead of down.
     """
@@ -125,7 +131,7 @@ def fused_step_(
     for _ in range(2):
         device, stream = placement(params[0])
         if cache.plan is not None and cache.plan.run(
-            grads, steps, hypers, maximize, torch.get_num_threads(), device, stream
+            grads, step, hypers, maximize, torch.get_num_threads(), device, stream
         ):
             bump_versions(cache.written)
             return True

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-__all__ = ["bump_versions", "fused_update", "fused_update_"]
+__all__ = ["FusedCall", "bump_versions", "fused_update", "fused_update_"]
+
+T = TypeVar("T")
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -27,8 +29,8 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
 
 
-@dataclass(frozen=True)
-class _Call:
+@dataclass(slots=True)
+class FusedCall:
     """One call: what is computed, and how the flat list of tensors is to be read.
 
     The inputs are, one after the other: gradients, each role of the state, the parameters where
@@ -54,21 +56,25 @@ class _Call:
 
     @property
     def num_outputs(self) -> int:
+        """The number of output roles: the update and the states."""
         return 1 + len(self.rule.states)
 
     @property
     def num_roles(self) -> int:
+        """The number of input roles: the gradient, the states, the parameter where it is read."""
         return self.num_outputs + self.decayed
 
     @property
     def num_tensor_hypers(self) -> int:
+        """The number of hyper-parameters that are tensors."""
         return sum(h is None for h in self.hypers)
 
     @property
     def num_inputs(self) -> int:
+        """The number of tensors that are differentiated."""
         return self.num_roles * self.size + self.num_tensor_hypers
 
-    def roles(self, tensors: Sequence[Tensor], count: int) -> list[list[Tensor]]:
+    def roles(self, tensors: Sequence[T], count: int) -> list[list[T]]:
         """Return the first `count` roles of `tensors`."""
         return [list(tensors[r * self.size : (r + 1) * self.size]) for r in range(count)]
 
@@ -80,8 +86,8 @@ class _Call:
     def launch(
         self,
         kind: int,
-        inputs: Sequence[list[Tensor]],
-        outputs: Sequence[list[Tensor]],
+        inputs: Sequence[list[Any]],
+        outputs: Sequence[list[Any]],
         tensor_hypers: Sequence[Tensor],
         constants: Sequence[Tensor],
     ) -> Tensor | None:
@@ -119,32 +125,84 @@ class _Call:
                 total = here if total is None else total + here
         return total
 
+    def quick(
+        self,
+        kind: int,
+        tensors: Sequence[Tensor | None],
+        needed: Sequence[bool] | None,
+        step: Any,
+        *,
+        record: bool = False,
+    ) -> Any:
+        """Return what `_C.fused_call` does; None where there is more than one step."""
+        return _C.fused_call(
+            self.rule.name,
+            kind,
+            tensors,
+            self.size,
+            needed,
+            step,
+            self.hypers,  # type: ignore[arg-type]  # there is no None among them
+            self.maximize,
+            torch.get_num_threads(),
+            record,
+        )
+
+    def the_step(self, constants: Sequence[Tensor]) -> int | Tensor | None:
+        """Return the step of all gradients, None where they differ."""
+        if not self.step_of:
+            return self.step
+        return constants[0] if len(constants) == 1 else None
+
     def value(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the updates and each role of the new state, one after the other."""
-        roles = [[_dense(x) for x in role] for role in self.roles(tensors, self.num_roles)]
-        hypers = tensors[self.num_roles * self.size : self.num_inputs]
-        outputs = [[torch.empty_like(x) for x in roles[0]] for _ in range(self.num_outputs)]
         kind = _C.DECAYED_UPDATE if self.decayed else _C.UPDATE
+        hypers = tensors[self.num_roles * self.size : self.num_inputs]
+        step = self.the_step(tensors[self.num_inputs :])
+        if not hypers and step is not None:
+            quick = self.quick(kind, tensors, None, step)
+            if quick is not None:
+                return quick  # type: ignore[no-any-return]
+        roles = [[_dense(x) for x in role] for role in self.roles(tensors, self.num_roles)]
+        outputs = [[torch.empty_like(x) for x in roles[0]] for _ in range(self.num_outputs)]
         self.launch(kind, roles, outputs, hypers, tensors[self.num_inputs :])
         return tuple(x for role in outputs for x in role)
 
-    def vjp(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the cotangents of the inputs, from the inputs and those of the outputs."""
+    def vjp(
+        self, *tensors: Tensor | None, needed: tuple[bool, ...] | None = None
+    ) -> tuple[Tensor | None, ...]:
+        """Return the cotangents of the inputs, from the inputs and those of the outputs.
+
+        A cotangent of an output may be None for zero; with `needed`, so are those of inputs that
+        are not wanted.
+        """
         last = self.num_inputs + self.num_outputs * self.size
-        roles = [[_dense(x) for x in role] for role in self.roles(tensors, self.num_roles)]
-        hypers = tensors[self.num_roles * self.size : self.num_inputs]
-        cotangents = self.roles(tensors[self.num_inputs : last], self.num_outputs)
-        cotangents = [[_dense(x) for x in role] for role in cotangents]
-        constants = tensors[last:]
-        outputs = [[torch.empty_like(x) for x in roles[0]] for _ in roles]
+        constants: Any = tensors[last:]
+        step = self.the_step(constants)
+        kind = _C.DECAYED_UPDATE_VJP if self.decayed else _C.UPDATE_VJP
+        if self.num_tensor_hypers == 0 and step is not None:
+            quick = self.quick(kind, tensors, needed, step)
+            if quick is not None:
+                return quick  # type: ignore[no-any-return]
+        given: Any = tensors[: self.num_inputs]
+        roles = [[_dense(x) for x in role] for role in self.roles(given, self.num_roles)]
+        hypers = given[self.num_roles * self.size :]
+        cotangents: list[list[Any]] = [
+            [None if x is None else _dense(x) for x in role]
+            for role in self.roles(tensors[self.num_inputs : last], self.num_outputs)
+        ]
+        wanted = self.roles(needed or [True] * self.num_inputs, self.num_roles)
+        outputs: list[list[Any]] = [
+            [torch.empty_like(x) if want else None for x, want in zip(roles[0], role)]
+            for role in wanted
+        ]
         if not hypers:
-            kind = _C.DECAYED_UPDATE_VJP if self.decayed else _C.UPDATE_VJP
             self.launch(kind, [*roles, *cotangents], outputs, hypers, constants)
             return tuple(x for role in outputs for x in role)
         # The kernel always reads parameters. Where there is no decay anything finite does, and
-        # what it writes for them is dropped.
+        # what belongs to them is not asked for.
         extra = [] if self.decayed else [roles[0]]
-        dropped = [] if self.decayed else [[torch.empty_like(x) for x in roles[0]]]
+        dropped: list[list[Any]] = [] if self.decayed else [[None] * self.size]
         found = self.launch(
             _C.HYPER_VJP,
             [*roles, *extra, *cotangents],
@@ -159,6 +217,16 @@ class _Call:
             for i, h in zip(where, hypers)
         )
         return (*(x for role in outputs for x in role), *pulled)
+
+    def differentiable(
+        self, tensors: Sequence[Tensor], *, plain: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Return the same as `value`, recorded for derivatives; see `apply_operation`."""
+        size = self.size
+        operation = Operation(
+            self.value, self.vjp, self.reference, self.num_inputs, form_of=lambda k: k % size
+        )
+        return apply_operation(operation, *tensors, plain=plain)
 
     def reference(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the same as `value`, in differentiable torch operations."""
@@ -219,7 +287,7 @@ def _make_call(
     steps: int | Sequence[Tensor],
     hypers: Mapping[str, Any],
     maximize: bool,
-) -> tuple[_Call, list[Tensor], list[Tensor], list[Tensor]]:
+) -> tuple[FusedCall, list[Tensor], list[Tensor], list[Tensor]]:
     """Return the call, the parameters it reads, its tensor hyper-parameters and its constants."""
     if set(hypers) != set(rule.all_hypers):
         raise ValueError(
@@ -272,7 +340,7 @@ def _make_call(
                 constants.append(count)
             order.append(distinct[id(count)])
         step_of = tuple(order)
-    call = _Call(rule, len(grads), decayed, maximize, numbers, step_of, step)
+    call = FusedCall(rule, len(grads), decayed, maximize, numbers, step_of, step)
     tensors = [hypers[n] for n, h in zip(rule.all_hypers, numbers) if h is None]
     return call, read, tensors, constants
 
@@ -327,8 +395,7 @@ def fused_update(
     if is_traced() or any(isinstance(x, FakeTensor) for x in flat):
         outputs = call.reference(*flat)  # a compiler fuses the plain statement itself
     elif any_watched(flat):
-        operation = Operation(call.value, call.vjp, call.reference, call.num_inputs)
-        outputs = apply_operation(operation, *flat)
+        outputs = call.differentiable(flat)
     else:
         with torch.no_grad():
             outputs = call.value(*flat)

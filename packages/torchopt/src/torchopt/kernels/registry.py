@@ -28,6 +28,17 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 """The types whose memory holds their elements; that of a subclass may hold anything."""
 
 
+def _learn_tensors(exchange: object) -> None:
+    """Tell the extension how to read tensors: by torch's C interface, None to ask their methods."""
+    if why_missing(_C) is None:
+        _C.learn_tensors(PLAIN, tuple(DTYPE_CODES), exchange)
+
+
+# Since torch 2.10.
+EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+_learn_tensors(EXCHANGE)
+
+
 def explain_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why there is no fused kernel for `dtype` on `device`, or None where there is one."""
     missing = why_missing(_C)

@@ -92,7 +92,6 @@ class Optimizer:
             )
         self.state_groups[:] = list(state_dict)
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Step all parameters that have a gradient.
 
@@ -106,23 +105,38 @@ class Optimizer:
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for index, (params, spec) in enumerate(zip(self.param_groups, self.param_treespecs)):
-            impl = self.impls[index]
-            if isinstance(self.state_groups[index], UninitializedState):
-                self.state_groups[index] = impl.init(tree_unflatten(spec, params))
+        for index, params in enumerate(self.param_groups):
             leaves = [p.grad for p in params]
+            # Kernels record nothing, so nothing has to be switched off for them.
             done, self.state_groups[index] = step_inplace(
-                impl, self._step_caches[index], params, leaves, self.state_groups[index]
+                self.impls[index],
+                self._step_caches[index],
+                params,
+                leaves,
+                self._initialized(index),
             )
-            if done:
-                continue
-            tree = tree_unflatten(spec, params)
-            grads = tree_unflatten(spec, leaves)
-            updates, self.state_groups[index] = impl.update(
-                grads, self.state_groups[index], params=tree, inplace=True
-            )
-            apply_updates(tree, updates, inplace=True)
+            if not done:
+                self._step_by_stages(index, leaves)
         return loss
+
+    def _initialized(self, index: int) -> Any:
+        """Return the state of a group, made before its first step."""
+        state = self.state_groups[index]
+        if isinstance(state, UninitializedState):
+            with torch.no_grad():
+                tree = tree_unflatten(self.param_treespecs[index], self.param_groups[index])
+                state = self.state_groups[index] = self.impls[index].init(tree)
+        return state
+
+    @torch.no_grad()
+    def _step_by_stages(self, index: int, leaves: list[Tensor | None]) -> None:
+        spec = self.param_treespecs[index]
+        tree = tree_unflatten(spec, self.param_groups[index])
+        grads = tree_unflatten(spec, leaves)
+        updates, self.state_groups[index] = self.impls[index].update(
+            grads, self.state_groups[index], params=tree, inplace=True
+        )
+        apply_updates(tree, updates, inplace=True)
 
     def add_param_group(self, params: Any, *, impl: GradientTransformation | None = None) -> None:
         """Add a tree of tensors to optimize, with a state of its own.
