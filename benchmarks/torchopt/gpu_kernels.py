@@ -6,7 +6,8 @@ From the root of a checkout, on a machine with nvcc, torch and a device:
     python benchmarks/torchopt/gpu_kernels.py [--stages build check sanitize measure]
 
 build     both packages with CUDA into build/gpu/site; nothing is downloaded. The build needs
-          scikit-build-core and pybind11: installed, or as wheels in the folder `--wheels`.
+          scikit-build-core and pybind11: installed, or as wheels in the folder `--wheels`; and the
+          sources of Abseil that `python packages/optree/_build/vendor.py` puts in place.
 check     the tests marked "cuda": the grid of rules, dtypes, shapes, layouts and steps against the
           CPU kernels and the plain statements, derivatives, gradcheck, streams, large tensors.
 sanitize  the part of those tests named "sanitizer" under memcheck and racecheck of
@@ -14,7 +15,8 @@ sanitize  the part of those tests named "sanitizer" under memcheck and racecheck
 measure   Adam in place against torch.optim, fused and foreach; functional, and forward and
           backward, against plain torch: 1M, 100M and 1B parameters in 1, 1000 and 10000 tensors,
           with the fraction of the bandwidth of a copy that is timed in the same turns. To
-          benchmarks/results/gpu_kernels.json.
+          benchmarks/results/gpu_kernels.json, anew after each layout. What does not fit the
+          memory of the device is reported as such and left out.
 
 A stage that fails does not keep the next one from running, but a failed build does; the exit status
 is 0 only if all went well. `--dry-run` runs every stage that needs no device on the CPU and with
@@ -24,6 +26,7 @@ tiny tensors: nothing is built, the twins of the tests on the CPU are run, nothi
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -31,6 +34,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,7 @@ STAGES = ("build", "check", "sanitize", "measure")
 SIZES = {"1M": 10**6, "100M": 10**8, "1B": 10**9}
 TENSORS = (1, 1000, 10000)
 TESTS = "packages/torchopt/tests/kernels/test_devices.py"
+ABSEIL = "packages/optree/third_party/abseil-cpp/absl"
 BUILD_TOOLS = ("scikit_build_core", "pybind11")
 GRAPH_LIMIT = 200_000_000  # parameters; plain torch keeps some 20 tensors a parameter in its graph
 
@@ -88,12 +93,26 @@ def run(command: list[str], variables: dict[str, str], timeout: float = 3600.0) 
         raise StageError(str(error)) from error
 
 
+def errors_in(log: Path) -> str:
+    """Return the lines of a build's log that tell what went wrong."""
+    if not log.is_file():
+        return ""
+    lines = log.read_text(errors="replace").splitlines()
+    found = [x for x in lines if "error" in x.lower() or "FAILED" in x]
+    return "\n".join([f"from {log}:", *found[:40]])
+
+
 def build(arguments: argparse.Namespace) -> dict[str, Any]:
     """Build both packages with CUDA kernels, offline."""
     if arguments.dry_run:
         return {"skipped": "dry run: the packages that are installed are used"}
     if shutil.which("nvcc") is None and "CUDACXX" not in os.environ:
         raise StageError("expected nvcc on PATH or its path in CUDACXX, found neither")
+    if not (ROOT / ABSEIL).is_dir():
+        raise StageError(
+            f"expected Abseil's sources in {ABSEIL}, found none; run "
+            "`python packages/optree/_build/vendor.py` where there is a network, and bring them"
+        )
     offline = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index"]
     shutil.rmtree(FOLDER, ignore_errors=True)
     missing = [name for name in BUILD_TOOLS if importlib.util.find_spec(name) is None]
@@ -114,8 +133,15 @@ def build(arguments: argparse.Namespace) -> dict[str, Any]:
         PATH=os.pathsep.join([str(SITE / "bin"), os.environ.get("PATH", "")]),
     )
     for package in ("optree", "torchopt"):
-        run([*offline, "--no-build-isolation", "--no-deps", "--upgrade", "--target", str(SITE),
-             f"packages/{package}"], variables)  # fmt: skip
+        # A build of torchopt that fails leaves the package without its extension, so the compiler's
+        # messages are kept for the check below.
+        log = FOLDER / f"{package}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            run([*offline, "--log", str(log), "--no-build-isolation", "--no-deps",
+                 "--upgrade", "--target", str(SITE), f"packages/{package}"], variables)  # fmt: skip
+        except StageError as error:
+            raise StageError(f"{error}\n{errors_in(log)}") from error
     probe = "import torch, torchopt._C as c; print(int(c.WITH_CUDA), c.__file__)"
     found = subprocess.run(
         [sys.executable, "-c", probe],
@@ -123,7 +149,8 @@ def build(arguments: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     if not found.stdout.startswith("1 ") or str(SITE) not in found.stdout:
         raise StageError(
-            f"expected kernels for CUDA in {SITE}, got {found.stdout!r} {found.stderr[-500:]!r}"
+            f"expected kernels for CUDA in {SITE}, got {found.stdout!r} {found.stderr[-500:]!r}\n"
+            f"{errors_in(FOLDER / 'torchopt.log')}"
         )
     return {"extension": found.stdout.split()[1]}
 
@@ -222,11 +249,20 @@ def measure_here(arguments: argparse.Namespace) -> None:
     result = new_result("gpu_kernels", {"versions": versions}, {"seconds": arguments.seconds})
     print(json.dumps(versions), flush=True)
 
-    def table(layout: str, case: str, runs: dict[str, Any], floor: int, size: int) -> None:
-        source = torch.zeros(min(size, 2**28), device=device)
-        target = torch.empty_like(source)
-        copy = {"copy": lambda: target.copy_(source)}
-        times = rivals.take_turns(runs | copy, arguments.seconds, synchronize)
+    # Twice the size of the last cache of any device, so that it is memory that is measured.
+    source = torch.zeros(1000 if device == "cpu" else 2**28, device=device)
+    target = torch.empty_like(source)
+    copy = {"copy": lambda: target.copy_(source)}
+
+    def table(layout: str, case: str, make: Callable[[], dict[str, Any]], floor: int) -> None:
+        size = elements * count
+        try:
+            runs = make()
+            times = rivals.take_turns(runs | copy, arguments.seconds, synchronize)
+        except torch.cuda.OutOfMemoryError as error:
+            print(f"\n{case}, {layout}: left out, {str(error).splitlines()[0]}", flush=True)
+            result["cells"].append({"layout": layout, "case": case, "left_out": "memory"})
+            return
         bandwidth = 8 * source.numel() / times["copy"].least
         print(f"\n{case}, {layout}; copy {1e-9 * bandwidth:.0f} GB/s")
         for name in runs:
@@ -237,36 +273,57 @@ def measure_here(arguments: argparse.Namespace) -> None:
                 "rival": name,
                 "seconds": time.least,
                 "median": time.median,
+                "times_native": time.least / times[next(iter(runs))].least,
                 "copy_gigabytes_per_second": 1e-9 * bandwidth,
                 "fraction_of_copy": floor * size / time.least / bandwidth,
             }
             result["cells"].append(cell)
             print(
-                f"  {name:18s} {1e3 * time.least:10.4f} ms  "
+                f"  {name:18s} {1e3 * time.least:10.4f} ms {cell['times_native']:7.2f} x  "
                 f"{cell['fraction_of_copy']:6.1%} of the bandwidth of a copy",
                 flush=True,
             )
 
+    def in_turns(make: Callable[[Any, Any], Any], params: Any) -> dict[str, Any]:
+        return {str(b): make(params, b) for b in rivals.BACKENDS}
+
+    def checked(params: Any) -> dict[str, Any]:
+        rivals.check_differentiated(params)
+        return in_turns(rivals.differentiated, params)
+
     for label, elements, count in layouts(arguments):
-        size = elements * count
         shapes = [(elements,)] * count
-        steps = rivals.in_place_rivals(shapes, device)
-        table(label, "Adam in place", steps, rivals.IN_PLACE_BYTES, size)
-        del steps
-        if size > GRAPH_LIMIT:
-            continue
-        params = rivals.make_parameters(shapes, device)
-        runs = {str(b): rivals.functional(params, b) for b in rivals.BACKENDS}
-        table(label, "Adam functional", runs, rivals.FUNCTIONAL_BYTES, size)
-        if count == 1:
-            rivals.check_differentiated(params)
-        runs = {str(b): rivals.differentiated(params, b) for b in rivals.BACKENDS}
-        both = rivals.FUNCTIONAL_BYTES + rivals.BACKWARD_BYTES
-        table(label, "Adam forward and backward", runs, both, size)
-        del runs, params
+        table(
+            label,
+            "Adam in place",
+            lambda shapes=shapes: rivals.in_place_rivals(shapes, device),  # type: ignore[misc]
+            rivals.IN_PLACE_BYTES,
+        )
+        if elements * count <= GRAPH_LIMIT:
+            params = rivals.make_parameters(shapes, device)
+            cases: list[tuple[str, Callable[[], dict[str, Any]], int]] = [
+                (
+                    "Adam functional",
+                    functools.partial(in_turns, rivals.functional, params),
+                    rivals.FUNCTIONAL_BYTES,
+                ),
+                (
+                    "Adam forward and backward",
+                    functools.partial(checked, params),
+                    rivals.FUNCTIONAL_BYTES + rivals.BACKWARD_OF_UPDATE_BYTES,
+                ),
+                (
+                    "Adam forward and backward, by all",
+                    functools.partial(in_turns, rivals.differentiated_in_all, params),
+                    rivals.FUNCTIONAL_BYTES + rivals.BACKWARD_BYTES,
+                ),
+            ]
+            for case, make, floor in cases:
+                table(label, case, make, floor)
+            del params, cases, make
         if device == "cuda":
             torch.cuda.empty_cache()
-    write_result(result, arguments.out)
+        write_result(result, arguments.out)
 
 
 def main(argv: list[str] | None = None) -> int:
