@@ -174,6 +174,9 @@ def test_a_failed_allocation_leaves_everything_as_it_was(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 @pytest.mark.skipif(EXCHANGE is None, reason="torch allocates")
+@pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer needs address space"
+)
 def test_a_failed_allocation_of_our_own_leaves_everything_as_it_was() -> None:
     import resource
 
