@@ -67,7 +67,7 @@ class FusedCall:
     @property
     def num_tensor_hypers(self) -> int:
         """The number of hyper-parameters that are tensors."""
-        return sum(h is None for h in self.hypers)
+        return self.hypers.count(None)
 
     @property
     def num_inputs(self) -> int:
