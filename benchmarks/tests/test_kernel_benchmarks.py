@@ -19,7 +19,7 @@ def test_gpu_measurements_on_tiny_tensors(tmp_path: Path) -> None:
     gpu_kernels.measure_here(arguments)
     cells = json.loads(out.read_text())["cells"]
     assert {cell["layout"] for cell in cells} == {"1k in 1", "1k in 10"}
-    assert len(cells) == 2 * (3 + 2 + 2)
+    assert len(cells) == 2 * (3 + 2 + 2 + 2)
     assert all(cell["seconds"] > 0 and cell["fraction_of_copy"] > 0 for cell in cells)
 
 
