@@ -50,13 +50,6 @@ REASONS = (
     Reason(_PICKLES, "pickle_dump", rival="torch"),
     Reason(_PICKLES, "pickle_load", rival="torch"),
     Reason(
-        "jax reads the fields of a registered dataclass itself; here the flatten function that was "
-        "registered is called, which is Python code",
-        "custom_flatten",
-        tree="dataclass1000",
-        rival="jax",
-    ),
-    Reason(
         "most of the time is the first access to the objects of the tree, which are not in the "
         "processor's cache; every library pays it",
         "cold_flatten",

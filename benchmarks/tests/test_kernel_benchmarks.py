@@ -62,6 +62,7 @@ def test_cpu_cells() -> None:
     assert {cell["case"] for cell in cells} == {
         "Adam in place",
         "Adam functional",
+        "Adam forward and backward, by all",
         "Adam forward and backward",
         "operations",
     }
