@@ -12,7 +12,11 @@ import pytest
 import torch
 from benchmarks.harness.case import UnsupportedError
 from benchmarks.torchopt import problems, report, run, suite
+from benchmarks.torchopt.dispatched import Dispatched
 from benchmarks.torchopt.rivals import OURS, PUBLISHED, rivals
+
+import torchopt
+from torchopt.alias.fused import Backend, with_backend
 
 MODULES = ("torchopt_api", "torch_foreach", "torch_fused", "torch_for_loop", "hand_written")
 
@@ -52,6 +56,19 @@ def test_meta_gradients_agree(model: str) -> None:
     # Two steps are held at once, the parameters of each among them.
     size = sum(4 * p.numel() for p in problems.make_model(model)[0].parameters())
     assert suite.count(rival("torchopt_api"), case)["peak_bytes"] > 2 * size
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_what_kernels_allocate_counts_as_alive(backend: Backend) -> None:
+    optimizer = with_backend(torchopt.adam(), backend)
+    params = [torch.ones(1000), torch.ones(500)]
+    state = optimizer.init(params)
+    with Dispatched() as counter:
+        kept = optimizer.update(params, state, params=params, inplace=False)
+        torch.ones(1)  # the next operation
+    assert kept is not None
+    new = 3 * 4 * 1500  # updates and two moments
+    assert new <= counter.peak < 2.5 * new
 
 
 def test_a_wrong_answer_is_noticed() -> None:

@@ -4,14 +4,28 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def _native_bytes() -> Callable[[], int]:
+    """Return how to ask for the bytes that torchopt's kernels allocated and that are in use."""
+    try:
+        from torchopt.kernels import buffers
+    except ImportError:  # another torchopt, or none
+        return lambda: 0
+    return lambda: buffers.usage().used
 
 
 class Dispatched(TorchDispatchMode):
-    """Counts operations, and the bytes of the storages that they return while these are alive.
+    """Counts operations, and the bytes that are made while it is on and alive at once.
+
+    These are the new storages that operations return, and the tensors of torchopt's kernels, which
+    the dispatcher does not see: their sum is looked at before and after every operation.
 
     Attributes:
         operations: How many reached the dispatcher.
@@ -23,14 +37,26 @@ class Dispatched(TorchDispatchMode):
         super().__init__()
         self.operations = self.live = self.peak = 0
         self._seen: set[int] = set()
+        self._native = _native_bytes()
+        self._native_before = self._native()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.operations += 1
+        self._look()
+        given = {
+            x.untyped_storage()._cdata
+            for x in tree_leaves((args, kwargs or {}))
+            if isinstance(x, Tensor)
+        }
         out = func(*args, **(kwargs or {}))
         for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, Tensor):
+            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in given:
                 self._watch(x.untyped_storage())
+        self._look()
         return out
+
+    def _look(self) -> None:
+        self.peak = max(self.peak, self.live + self._native() - self._native_before)
 
     def _watch(self, storage: Any) -> None:
         key = storage._cdata
@@ -39,7 +65,6 @@ class Dispatched(TorchDispatchMode):
         size = storage.nbytes()
         self._seen.add(key)
         self.live += size
-        self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
