@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "PLAIN",
     "Operation",
     "Rule",
     "add_lists",
@@ -451,7 +452,8 @@ def is_traced() -> bool:
     )
 
 
-_PLAIN_TYPES = {Tensor, torch.nn.Parameter}
+PLAIN = (Tensor, torch.nn.Parameter)
+"""The types whose memory holds their elements; that of a subclass may hold anything."""
 
 
 def are_plain(*roles: Iterable[Tensor]) -> bool:
@@ -462,7 +464,7 @@ def are_plain(*roles: Iterable[Tensor]) -> bool:
         forward_ad._current_level < 0
         and not is_transforming()
         and not is_traced()
-        and all(set(map(type, role)) <= _PLAIN_TYPES for role in roles)
+        and all(frozenset(PLAIN).issuperset(map(type, role)) for role in roles)
     )
 
 

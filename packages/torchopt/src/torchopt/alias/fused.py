@@ -19,7 +19,7 @@ from torchopt.errors import KernelUnavailableError, MismatchError
 from torchopt.kernels.fused_step import StepCache, fused_step_
 from torchopt.kernels.fused_update import FusedCall, bump_versions, fused_update, fused_update_
 from torchopt.kernels.missing import why_missing
-from torchopt.kernels.registry import PLAIN, explain_unavailable, placement
+from torchopt.kernels.registry import explain_unavailable, placement
 from torchopt.kernels.rules import RULES
 from torchopt.transform.add_decayed_weights import AddDecayedWeights
 from torchopt.transform.base import LeafRule
@@ -42,7 +42,7 @@ from torchopt.transform.scale_by_stddev import ScaleByStdDev
 from torchopt.transform.scale_by_trust_ratio import ScaleByTrustRatio
 from torchopt.transform.trace import DampenedTrace, Trace
 from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
-from torchopt.tree_function import any_watched, is_traced, is_transforming
+from torchopt.tree_function import PLAIN, any_watched, is_traced, is_transforming
 
 __all__ = ["Backend", "FusedChain", "fuse", "step_inplace", "with_backend"]
 

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torchopt import _C
 from torchopt.errors import KernelUnavailableError
 from torchopt.kernels.missing import why_missing
+from torchopt.tree_function import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,14 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-__all__ = ["DTYPE_CODES", "PLAIN", "check_fused", "explain_unavailable", "placement"]
+__all__ = ["DTYPE_CODES", "check_fused", "explain_unavailable", "placement"]
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 """The codes of `Dtype` in csrc/launch/tensors.h."""
-
-
-PLAIN = (torch.Tensor, torch.nn.Parameter)
-"""The types whose memory holds their elements; that of a subclass may hold anything."""
 
 
 def _learn_tensors(exchange: object) -> None:

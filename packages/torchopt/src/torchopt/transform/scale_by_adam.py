@@ -6,9 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from torchopt.kernels.fused_adam import AdamHyper, fused_adam, fused_adam_
 from torchopt.kernels.reference.adam import adam
@@ -16,7 +14,7 @@ from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import increment, zero_counts
 from torchopt.transform.trace import zeros_like
 from torchopt.transform.validate import check_at_least_zero, check_betas
-from torchopt.tree_function import is_traced
+from torchopt.tree_function import any_watched, is_traced
 
 __all__ = ["ScaleByAdamState", "scale_by_accelerated_adam", "scale_by_adam"]
 
@@ -82,25 +80,17 @@ class ScaleByFusedAdam(ScaleByAdam):
         counts = increment(state.count)
         hyper = AdamHyper(self.b1, self.b2, self.eps, self.eps_root)
         tensors = [x for x in hyper.as_dict().values() if isinstance(x, Tensor)]
-        if inplace and not tensors and _plain(grads, state.mu, state.nu):
+        if inplace and not tensors and _may_be_written(grads, state.mu, state.nu):
             updates = fused_adam_(grads, state.mu, state.nu, counts, hyper)
             return updates, ScaleByAdamState(mu=state.mu, nu=state.nu, count=counts)
         updates, mu, nu = fused_adam(grads, state.mu, state.nu, counts, hyper)
         return updates, ScaleByAdamState(mu=mu, nu=nu, count=counts)
 
 
-def _plain(*roles: list[Tensor]) -> bool:
+def _may_be_written(*roles: list[Tensor]) -> bool:
     """Return whether the native call may write to these tensors: nothing watches them."""
-    if is_traced():
-        return False
-    return all(
-        x.is_contiguous()
-        and not (x.requires_grad and torch.is_grad_enabled())
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and forward_ad.unpack_dual(x).tangent is None
-        for role in roles
-        for x in role
-    )
+    tensors = [x for role in roles for x in role]
+    return not is_traced() and all(x.is_contiguous() for x in tensors) and not any_watched(tensors)
 
 
 def _check(b1: Any, b2: Any, eps: Any, eps_root: Any) -> None:
