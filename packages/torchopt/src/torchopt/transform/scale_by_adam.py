@@ -132,6 +132,7 @@ def scale_by_adam(
         https://arxiv.org/abs/1412.6980, Algorithm 1.
 
     Example:
+        >>> import torch
         >>> direction = scale_by_adam(eps=0.0)
         >>> params = {"w": torch.zeros(2)}
         >>> grads = {"w": torch.tensor([3.0, -0.2])}
