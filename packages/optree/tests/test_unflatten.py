@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import os
 import re
+import subprocess
+import sys
 import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
@@ -92,6 +97,105 @@ def test_every_rebuilt_container_is_new() -> None:
     first[1]["new"] = 1
     assert second[1] == {}
     assert treespec.unflatten([1, 2]) == second
+
+
+DICT_KEYS = {
+    "one text": ["a"],
+    "texts": ["b", "a", "c"],
+    "as many as a small dict holds": list("edcba"),
+    "one more": list("fedcba"),
+    "large": [f"k{i * 7 % 300}" for i in range(300)],
+    "large enough for two bytes an index": [f"k{i * 7 % 3000}" for i in range(3000)],
+    "numbers": [3, 1, 2, 1000],
+    "texts and numbers": ["b", 1, "a", 2],
+    "beyond ASCII": ["ä", "字", "a"],
+    "emptied and filled": None,
+}
+
+
+def _dict_of(name: str) -> dict[Any, Any]:
+    keys = DICT_KEYS[name]
+    if keys is not None:
+        return dict.fromkeys(keys, 0)
+    refilled: dict[Any, Any] = dict.fromkeys(range(50), 0)
+    refilled.clear()
+    refilled.update(c=0, b=0)
+    del refilled["c"]
+    refilled["a"] = 0
+    return refilled
+
+
+@pytest.mark.parametrize("name", DICT_KEYS)
+@pytest.mark.parametrize("leaf", [float, list, object], ids=lambda leaf: str(leaf.__name__))
+def test_a_rebuilt_dict_is_a_dict_like_any_other(name: str, leaf: Any) -> None:
+    source = _dict_of(name)
+    values = [leaf() for _ in source]
+    leaves, treespec = optree.tree_flatten(source)
+    order = optree.tree_leaves({key: index for index, key in enumerate(source)})
+    by_position = sorted(zip(order, values), key=lambda pair: pair[0])
+    expected = {key: value for key, (_, value) in zip(source, by_position)}
+    for _ in range(2):  # the first makes what later ones are made from
+        made = treespec.unflatten(values)
+        assert type(made) is dict
+        assert list(made.items()) == list(expected.items())
+        assert gc.is_tracked(made) == gc.is_tracked(expected)
+        assert {key: made[key] is value for key, value in expected.items()} == dict.fromkeys(
+            source, True
+        )
+        grown, ordinary = made, dict(expected)
+        for step in range(2 * len(source) + 10):
+            grown[f"new {step}"] = ordinary[f"new {step}"] = step
+            if step % 3 == 0:
+                assert grown.popitem() == ordinary.popitem()
+        for key in list(source)[::2]:
+            assert grown.pop(key) is ordinary.pop(key)
+        assert list(grown.items()) == list(ordinary.items())
+        assert "absent" not in grown
+        assert copy.copy(grown) == ordinary
+        grown.clear()
+        assert grown == {}
+    assert list(treespec.unflatten(leaves).items()) == list(source.items())
+
+
+def test_rebuilding_dicts_agrees_with_the_checks_of_the_memory_allocator() -> None:
+    script = """
+import optree
+for keys in (["b", "a"], list(range(40)), [f"k{i}" for i in range(3000)]):
+    tree = {key: [object()] for key in keys}
+    leaves, treespec = optree.tree_flatten(tree)
+    for _ in range(50):
+        made = treespec.unflatten(leaves)
+        assert made == tree
+        made["more"] = 1
+        made.clear()
+"""
+    environment = dict(os.environ, PYTHONMALLOC="debug")
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+
+def test_rebuilding_without_memory_raises_and_drops_what_was_made() -> None:
+    testing = pytest.importorskip("_testcapi", reason="CPython's own test module")
+    # More dicts than Python keeps for reuse.
+    tree = {f"{i}": {"y": object(), "x": [1.5]} for i in range(100)}
+    leaves, treespec = optree.tree_flatten(tree)
+    assert treespec.unflatten(leaves) == tree
+    counts = [sys.getrefcount(leaf) for leaf in leaves]
+    failures = 0
+    for allocation in range(400):
+        made = None
+        gc.disable()
+        testing.set_nomemory(allocation, allocation + 1)
+        try:
+            made = treespec.unflatten(leaves)
+        except MemoryError:
+            failures += 1
+        finally:
+            testing.remove_mem_hooks()
+            gc.enable()
+        del made
+        assert [sys.getrefcount(leaf) for leaf in leaves] == counts
+    assert failures > 100
+    assert treespec.unflatten(leaves) == tree
 
 
 def test_metadata_is_restored() -> None:

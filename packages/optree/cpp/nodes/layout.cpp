@@ -458,26 +458,15 @@ PyObject* new_dict_of(KeyLayout* layout, bool entries_readable, PyObject** child
     if (!entries_readable || !layout->atomic || layout->size == 0) {
         return fill_mapping<PyDict_SetItem>(compat::new_dict(layout->size), layout, children);
     }
-    // The copy of a dict is one memcpy; nobody has seen it yet, so its values may be put in place.
     PyObject* prototype = prototype_of(layout);
-    PyObject* dict = prototype != nullptr ? PyDict_Copy(prototype) : nullptr;
-    if (OPTREE_UNLIKELY(dict == nullptr))
-        return fill_mapping<PyDict_SetItem>(nullptr, layout, children);
-    const DictEntries entries = dict_entries(dict);
-    if (OPTREE_UNLIKELY(!entries)) return fill_mapping<PyDict_SetItem>(dict, layout, children);
-    const std::uint32_t size = layout->size;
-    bool tracked = false;
     const std::uint32_t* position = layout->position;
-    entries.for_each(size, [&](std::uint32_t i, PyObject*, PyObject*& value) {
-        value = children[position != nullptr ? position[i] : i];
-        return true;
-    });
-    for (std::uint32_t i = 0; i < size && !tracked; ++i) {
-        tracked = PyType_IS_GC(Py_TYPE(children[i]));
-    }
-    compat::drop_none(size);
-    if (tracked && PyObject_GC_IsTracked(dict) == 0) PyObject_GC_Track(dict);
-    return dict;
+    const auto child_of = [&](std::uint32_t i) {
+        return children[position != nullptr ? position[i] : i];
+    };
+    PyObject* dict = prototype != nullptr ? dict_like(prototype, layout->size, child_of) : nullptr;
+    if (OPTREE_LIKELY(dict != nullptr)) return dict;
+    if (PyErr_Occurred() == nullptr) PyErr_NoMemory();
+    return fill_mapping<PyDict_SetItem>(nullptr, layout, children);
 }
 
 Ref dict_of_keys(KeyLayout* layout) {

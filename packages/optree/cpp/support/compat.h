@@ -63,17 +63,6 @@ inline PyObject* xnew_ref(PyObject* object) noexcept {
     return object;
 }
 
-// Gives back `count` references to None at once.
-inline void drop_none([[maybe_unused]] Py_ssize_t count) noexcept {
-#if PY_VERSION_HEX < 0x030C0000  // immortal since
-#if defined(Py_REF_DEBUG)
-    for (; count > 0; --count) Py_DECREF(Py_None);
-#else
-    Py_SET_REFCNT(Py_None, Py_REFCNT(Py_None) - count);
-#endif
-#endif
-}
-
 // A dict with room for `size` items. Where CPython no longer exports the presizing call the dict
 // grows as it is filled.
 inline PyObject* new_dict(Py_ssize_t size) noexcept {
