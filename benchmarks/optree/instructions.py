@@ -160,6 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _count_all(place: Place, module: str, text: str, jobs: int) -> dict[str, int]:
     chosen = {case: number for case, number in CASES.items() if text in ":".join(case)}
+    for tree, operation in list(chosen)[:1]:  # compiles modules, which must not be counted
+        _total(place, module, tree, operation, 1)
     with ThreadPoolExecutor(jobs) as pool:
         counted = pool.map(
             lambda case: count(place, module, case[0], case[1], chosen[case]), chosen
