@@ -37,6 +37,18 @@ struct DictEntries {
         return stride == 2 * sizeof(PyObject*) ? run<2>(size, visit) : run<3>(size, visit);
     }
 
+    // Asks for the keys and values of `count` entries from `start` on.
+    OPTREE_INLINE void prefetch(std::uint32_t start, std::uint32_t count) const noexcept {
+        if (first == nullptr) return;
+        DictEntries some = *this;
+        some.first += start * stride;
+        some.for_each(count, [](std::uint32_t, PyObject* its_key, PyObject* value) {
+            compat::prefetch(its_key);
+            compat::prefetch(value);
+            return true;
+        });
+    }
+
   private:
     template <std::size_t kWords, class Visit>
     OPTREE_INLINE bool run(std::uint32_t size, Visit&& visit) const {

@@ -6,6 +6,8 @@
 // (benchmarks/optree, first visit); costs 4 % of the instructions on those in the cache already.
 #pragma once
 
+#include <algorithm>
+
 #include "nodes/dict_entries.h"
 #include "nodes/sequence.h"
 
@@ -41,6 +43,19 @@ OPTREE_INLINE void take_references(PyObject* const* children, std::size_t count)
 #else  // another thread may free what is read
     for (std::size_t i = 0; i < count; ++i) Py_INCREF(children[i]);
 #endif
+}
+
+// Asks for the first keys of children that are dicts, where those of their parent were unknown: theirs
+// are likely to be so too, and then to be read. Pays for a third of flatten on nested dicts of equal
+// keys that are visited once (benchmarks/optree).
+inline void look_at_keys(PyObject* const* children, std::size_t count, bool readable) noexcept {
+    constexpr Py_ssize_t kKeys = 8;
+    if (!readable) return;
+    for (std::size_t i = 0; i < count; ++i) {
+        if (!PyDict_CheckExact(children[i])) continue;
+        const auto size = std::min(PyDict_GET_SIZE(children[i]), kKeys);
+        dict_entries(children[i]).prefetch(0, static_cast<std::uint32_t>(size));
+    }
 }
 
 }  // namespace optree
