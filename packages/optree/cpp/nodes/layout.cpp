@@ -83,10 +83,10 @@ KeyLayout* LayoutCache::find(PyObject* const* keys, std::size_t size) noexcept {
     return nullptr;
 }
 
-bool LayoutCache::comes_again(const KeyLayout* layout, PyObject* first) noexcept {
+unsigned LayoutCache::meet(const KeyLayout* layout, PyObject* first) noexcept {
     const auto hash = static_cast<std::uint64_t>(PyObject_Hash(first));
     const auto address = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(first));
-    return seen(seen_keys_, mix(address ^ hash, layout->size, layout->sorted));
+    return meet(met_keys_, mix(address ^ hash, layout->size, layout->sorted));
 }
 
 void LayoutCache::keep(KeyLayout* layout) noexcept {
@@ -96,10 +96,11 @@ void LayoutCache::keep(KeyLayout* layout) noexcept {
 void LayoutCache::offer(KeyLayout* layout) noexcept {
     if (!layout->atomic || layout->size == 0 || layout->size > kMaxKeys / 4) return;
     PyObject* first = layout->inserted[0];
-    if (comes_again(layout, first)) keep(layout);
+    if (meet(layout, first) != 0) keep(layout);
     if (!PyUnicode_CheckExact(first)) return;
     const Py_hash_t hash = PyObject_Hash(first);
-    if (seen(seen_twins_, mix(static_cast<std::uint64_t>(hash), layout->size, layout->sorted))) {
+    if (meet(met_twins_, mix(static_cast<std::uint64_t>(hash), layout->size, layout->sorted)) !=
+        0) {
         insert(twin_set(hash, layout->size, layout->sorted), layout);
     }
 }
@@ -386,9 +387,11 @@ Ref scan_unknown(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mappin
         values.reserve(size);
         PyObject** out = values.data() + values.size();
         KeyLayout* twin = gather_by_twin(cache, entries, mapping, first, sorted, out);
-        // Trees that come again are to find their own keys; those that do not share the twin's.
+        // Trees that come again and again are to find their own keys; the others share the twin's. Keys
+        // that died may have left their address to equal ones, so that twice says nothing: making
+        // layouts for them cost a quarter of a first visit with equal keys (benchmarks/optree).
         Ref owner;
-        if (twin != nullptr && !cache.comes_again(twin, first)) {
+        if (twin != nullptr && cache.meet(twin, first) < 3) {
             owner = Ref::borrow(reinterpret_cast<PyObject*>(twin));
         } else {
             Scratch<PyObject*, 64> keys;

@@ -2,6 +2,7 @@
 // Key layouts: the keys of a mapping in both orders, shared by all mappings that have them.
 #pragma once
 
+#include <algorithm>
 #include <array>
 
 #include "nodes/sort_keys.h"
@@ -66,8 +67,9 @@ class LayoutCache {
     }
     // The layout, borrowed, of these keys in insertion order, the very objects; null if there is none.
     KeyLayout* find(PyObject* const* keys, std::size_t size) noexcept;
-    // Whether keys like those of `layout`, the first of them being this object, were met before.
-    bool comes_again(const KeyLayout* layout, PyObject* first) noexcept;
+    // How often keys like those of `layout`, the first of them at the address of this object, were met
+    // before; counts up to three.
+    unsigned meet(const KeyLayout* layout, PyObject* first) noexcept;
     void keep(KeyLayout* layout) noexcept;
     // Keeps a layout that is not there if its keys are atomic and come again.
     void offer(KeyLayout* layout) noexcept;
@@ -83,19 +85,21 @@ class LayoutCache {
     static std::uint64_t mix(std::uint64_t bits, std::size_t size, bool sorted) noexcept {
         return (bits + size * 0x2545f4914f6cdd1dULL + (sorted ? 1 : 0)) * 0x9e3779b97f4a7c15ULL;
     }
-    // Whether this was asked with the same bits lately.
-    static bool seen(std::array<std::uint32_t, std::size_t{1} << kSeenBits>& table,
-                     std::uint64_t bits) noexcept {
+    // How often this was asked with the same bits lately, up to three times.
+    using Meetings = std::array<std::uint32_t, std::size_t{1} << kSeenBits>;
+    static unsigned meet(Meetings& table, std::uint64_t bits) noexcept {
         std::uint32_t& last = table[bits >> (64 - kSeenBits)];
-        const auto mark = static_cast<std::uint32_t>(bits >> 8) | 1;
-        return std::exchange(last, mark) == mark;
+        const auto mark = static_cast<std::uint32_t>(bits >> 8) & ~std::uint32_t{3};
+        const unsigned before = (last & ~std::uint32_t{3}) == mark ? last & 3 : 0;
+        last = mark | std::min(before + 1, 3u);
+        return before;
     }
     void insert(Set& set, KeyLayout* layout) noexcept;
 
     std::array<Set, std::size_t{1} << kSetBits> sets_{};
     std::array<Set, std::size_t{1} << kSetBits> twins_{};
-    std::array<std::uint32_t, std::size_t{1} << kSeenBits> seen_keys_{};
-    std::array<std::uint32_t, std::size_t{1} << kSeenBits> seen_twins_{};
+    Meetings met_keys_{};
+    Meetings met_twins_{};
     std::size_t keys_ = 0;
 };
 
