@@ -2,6 +2,7 @@
 // Plain dicts: traversed in sorted key order (or as inserted), rebuilt as inserted.
 #pragma once
 
+#include "nodes/gather.h"
 #include "nodes/mapping.h"
 
 namespace optree {

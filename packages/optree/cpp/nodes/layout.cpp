@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "nodes/gather.h"
 #include "nodes/look_ahead.h"
 #include "nodes/sort_keys.h"
 #include "support/errors.h"
@@ -241,56 +242,6 @@ Ref make_layout_of_sorted(PyTypeObject* layout_type, PyObject* const* keys,
 
 namespace {
 
-// Calls visit(i, key, value) for the `size` items of a mapping in insertion order as long as it
-// returns true. Returns whether all were visited.
-template <class Visit>
-OPTREE_INLINE bool visit_items(const DictEntries& entries, PyObject* mapping, std::uint32_t size,
-                               Visit&& visit) noexcept {
-    if (OPTREE_LIKELY(static_cast<bool>(entries))) return entries.for_each(size, visit);
-    Py_ssize_t pos = 0;
-    PyObject* key = nullptr;
-    PyObject* value = nullptr;
-    for (std::uint32_t i = 0; i < size; ++i) {
-        if (!PyDict_Next(mapping, &pos, &key, &value) || !visit(i, key, value)) return false;
-    }
-    return true;
-}
-
-OPTREE_INLINE DictEntries entries_of(bool readable, PyObject* mapping) noexcept {
-    return readable ? dict_entries(mapping) : DictEntries();
-}
-
-PyObject* first_key(const DictEntries& entries, PyObject* mapping) noexcept {
-    if (OPTREE_LIKELY(static_cast<bool>(entries))) return entries.first_key();
-    Py_ssize_t pos = 0;
-    PyObject* key = nullptr;
-    PyDict_Next(mapping, &pos, &key, nullptr);
-    return key;
-}
-
-// Whether the keys of `mapping` are those of `layout` in the same insertion order, by `same`. If so
-// stores the values (borrowed) at `out` in traversal order.
-template <class Same>
-OPTREE_INLINE bool match(const KeyLayout* layout, const DictEntries& entries, PyObject* mapping,
-                         PyObject** out, Same&& same) noexcept {
-    PyObject* const* expected = layout->inserted;
-    const std::uint32_t* position = layout->position;
-    if (position == nullptr) {
-        return visit_items(entries, mapping, layout->size,
-                           [&](std::uint32_t i, PyObject* key, PyObject* value) {
-                               out[i] = value;
-                               return same(i, key, expected[i]);
-                           });
-    }
-    return visit_items(entries, mapping, layout->size,
-                       [&](std::uint32_t i, PyObject* key, PyObject* value) {
-                           out[position[i]] = value;
-                           return same(i, key, expected[i]);
-                       });
-}
-
-bool identical(std::uint32_t, PyObject* a, PyObject* b) noexcept { return a == b; }
-
 // Equality of atomic keys that runs no Python code; of ints by identity only.
 bool same_text_or_object(PyObject* a, PyObject* b) noexcept {
     if (a == b) return true;
@@ -304,21 +255,6 @@ bool same_text_or_object(PyObject* a, PyObject* b) noexcept {
 
 }  // namespace
 
-KeyLayout* gather_known(LayoutCache& cache, PyObject* mapping, bool sorted,
-                        PyObject** out) noexcept {
-    const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
-    const DictEntries entries = entries_of(cache.entries_readable, mapping);
-    PyObject* first = first_key(entries, mapping);
-    for (KeyLayout* layout : cache.set(first, size, sorted)) {
-        if (layout == nullptr) return nullptr;
-        if (layout->inserted[0] != first || layout->size != size || layout->sorted != sorted) {
-            continue;
-        }
-        if (OPTREE_LIKELY(match(layout, entries, mapping, out, identical))) return layout;
-    }
-    return nullptr;
-}
-
 bool push_known_values(const KeyLayout* layout, bool entries_readable, PyObject* mapping,
                        ObjectStack& values) {
     const CriticalSection reading(mapping);
@@ -327,7 +263,7 @@ bool push_known_values(const KeyLayout* layout, bool entries_readable, PyObject*
     if (size == 0) return true;
     values.reserve(size);
     PyObject** out = values.data() + values.size();
-    if (!match(layout, entries_of(entries_readable, mapping), mapping, out, identical))
+    if (!keys_match(layout, entries_of(entries_readable, mapping), mapping, out, identical))
         return false;
     for (std::size_t i = 0; i < size; ++i) Py_INCREF(out[i]);
     values.adopt(size);
@@ -365,7 +301,7 @@ KeyLayout* gather_by_twin(LayoutCache& cache, const DictEntries& entries, PyObje
     for (KeyLayout* twin : cache.twin_set(PyObject_Hash(first), size, sorted)) {
         if (twin == nullptr) return nullptr;
         if (twin->size == size && twin->sorted == sorted &&
-            match(twin, entries, mapping, out, same)) {
+            keys_match(twin, entries, mapping, out, same)) {
             return twin;
         }
     }

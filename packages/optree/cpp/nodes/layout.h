@@ -116,11 +116,6 @@ Ref make_layout_with_order(PyTypeObject* layout_type, PyObject* keys, PyObject* 
 Ref make_layout_of_sorted(PyTypeObject* layout_type, PyObject* const* keys,
                           PyObject* const* inserted, std::size_t size);
 
-// The cached layout of `mapping` (a dict or a subclass, not empty), borrowed, with its values at `out`
-// in traversal order, borrowed too; null if the cache has none. Runs no Python code.
-KeyLayout* gather_known(LayoutCache& cache, PyObject* mapping, bool sorted,
-                        PyObject** out) noexcept;
-
 // Pushes the values of a mapping of as many keys as `layout` in traversal order if its keys are the
 // very objects of the layout in the same insertion order; else pushes nothing and returns false.
 bool push_known_values(const KeyLayout* layout, bool entries_readable, PyObject* mapping,

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nodes/ordereddict.h"
 
+#include "nodes/gather.h"
+
 #include <vector>
 
 namespace optree {

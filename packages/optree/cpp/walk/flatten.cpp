@@ -40,7 +40,8 @@ OPTREE_INLINE void Flattening::visit(PyObject* object, int depth) {
 }
 
 template <bool kPredicate, bool kKeep>
-void Flattening::visit_owned_children(std::size_t base, std::uint32_t arity, int depth) {
+OPTREE_INLINE void Flattening::visit_owned_children(std::size_t base, std::uint32_t arity,
+                                                    int depth) {
     // The references in pending_[base, base + arity) are handed on to the leaves one by one.
     for (std::size_t i = base; i < base + arity; ++i) {
         PyObject* child = pending_[i];
