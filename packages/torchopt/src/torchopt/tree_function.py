@@ -57,6 +57,9 @@ class Operation:
             device. Where it is given, `vjp_kernel` takes None for a cotangent that is zero, and a
             keyword `needed`, n answers to whether the cotangent of an input is wanted: the others
             may be None in what it returns.
+        stand_in_of: For an operation whose derivative depends on no input: from the number of an
+            input to that of an output of the same shape, dtype and device. No input is kept then;
+            in its place the derivative is given the cotangent of that output.
         reference: The same function as `kernel`, made of differentiable torch operations.
         num_inputs: n.
         derivative: For functions without a differentiable reference: from m to the operation that
@@ -69,6 +72,7 @@ class Operation:
     num_inputs: int
     derivative: Callable[[int], Operation] | None = None
     form_of: Callable[[int], int] | None = None
+    stand_in_of: Callable[[int], int] | None = None
 
     def pull_back(
         self,
@@ -168,14 +172,18 @@ class _OperationFunction(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         operation, *tensors = inputs
         ctx.operation = operation
-        ctx.set_materialize_grads(operation.form_of is None)
-        ctx.save_for_backward(*tensors)
+        constant = operation.stand_in_of is not None
+        ctx.set_materialize_grads(constant or operation.form_of is None)
+        ctx.save_for_backward(*(tensors[operation.num_inputs :] if constant else tensors))
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         operation: Operation = ctx.operation
-        inputs, constants = _split(operation, ctx.saved_tensors)
+        if operation.stand_in_of is None:
+            inputs, constants = _split(operation, ctx.saved_tensors)
+        else:
+            inputs, constants = _stand_ins(operation, cotangents), ctx.saved_tensors
         needed = ctx.needs_input_grad[1 : 1 + len(inputs)]
         return (
             None,
@@ -201,6 +209,14 @@ class _OperationFunction(torch.autograd.Function):
         outputs = [apply_operation(operation, *row) for row in zip(*slices)]
         stacked = tuple(torch.stack(column) for column in zip(*outputs))
         return stacked, (0,) * len(stacked)
+
+
+def _stand_ins(operation: Operation, cotangents: tuple[Any, ...]) -> Tensors:
+    assert operation.stand_in_of is not None
+    inputs = map(operation.stand_in_of, range(operation.num_inputs))
+    if torch.is_grad_enabled():  # nothing is to be sent back through them
+        cotangents = tuple(x.detach() for x in cotangents)
+    return tuple(cotangents[k] for k in inputs)
 
 
 def _split(operation: Operation, tensors: Tensors) -> tuple[Tensors, Tensors]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -216,6 +217,63 @@ def test_layouts(name: str, layout: str) -> None:
     expected = reference(name, [g.resolve_neg()], states, params, 2, hypers)
     for got, want in zip((updates, *new), expected):
         torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_constant_derivative_is_stated_of_the_rules_that_have_one(name: str) -> None:
+    hypers = all_hypers(name, DECAYED)
+    generator = torch.Generator().manual_seed(3)
+    gs, states, ps = make_inputs(name, torch.float64, ((257,),), zeros=False)
+    inputs = [gs[0], *(role[0] for role in states), ps[0]]
+    cotangents = tuple(
+        torch.randn(257, generator=generator, dtype=torch.float64) for _ in inputs[:-1]
+    )
+
+    def pull_back(*values: Tensor) -> tuple[Tensor, ...]:
+        def update(g: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+            *state, p = others
+            roles = reference(name, [g], [[x] for x in state], [p], 3, hypers)
+            return tuple(role[0] for role in roles)
+
+        return torch.func.vjp(update, *values)[1](cotangents)
+
+    # Every input on its own, with other signs where it may have them.
+    here = pull_back(*inputs)
+    same = all(
+        torch.equal(a, b)
+        for j, x in enumerate(inputs)
+        for factor in ((1.7,) if (x > 0).all() else (1.7, -0.4))
+        for a, b in zip(here, pull_back(*inputs[:j], factor * x, *inputs[j + 1 :]))
+    )
+    assert same == RULES[name].constant_derivative
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("with_hypers", [False, True], ids=["numbers", "tensors"])
+def test_nothing_is_kept_for_a_constant_derivative(name: str, with_hypers: bool) -> None:
+    lr: Any = torch.tensor(0.1, dtype=torch.float64, requires_grad=True) if with_hypers else 0.1
+    hypers = all_hypers(name, {**DECAYED, "lr": lr})
+    start, states, ps = make_inputs(name, torch.float64, ((5,), (2, 3)), zeros=False)
+    for x in start:
+        x.requires_grad_()
+    grads = [x * 1.0 for x in start]
+    kept = [weakref.ref(g) for g in grads]
+    updates, new_states = fused_update(name, grads, states, ps, 3, hypers)
+    del grads
+    free = RULES[name].constant_derivative and not with_hypers
+    assert [g() is None for g in kept] == [free, free]
+
+    # Some outputs are used, others are not, and the derivative is differentiated once more.
+    def first_and_second(outputs: list[list[Tensor]]) -> tuple[Tensor, ...]:
+        loss = (outputs[0][0] ** 3).sum() + sum((role[-1] ** 2).sum() for role in outputs[1:])
+        options = {"allow_unused": True, "materialize_grads": True}
+        first = torch.autograd.grad(loss, start, create_graph=True, **options)
+        return *first, *torch.autograd.grad(sum((g**2).sum() for g in first), start, **options)
+
+    expected = reference(name, [x * 1.0 for x in start], states, ps, 3, hypers)
+    found = first_and_second([updates, *new_states])
+    for got, want in zip(found, first_and_second(expected)):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -49,6 +49,10 @@ __all__ = ["Backend", "FusedChain", "fuse", "step_inplace", "with_backend"]
 Backend = Literal["auto", "native", "reference"]
 BACKENDS = ("auto", "native", "reference")
 
+# Up to so many tensors, torch's own multiplications take less time than one native node when plain
+# SGD is differentiated: 21 us instead of 35 for one tensor, as much as it for six.
+FEW = 4
+
 _ADAM = ("b1", "b2", "eps", "eps_root")
 # Fields that say how a state starts.
 _WITHOUT_EFFECT = {
@@ -273,7 +277,7 @@ class FusedChain:
         recipe: How the first stages are one rule.
         tail: The stages after those.
         backend: "reference": never native. "native": always, or an error. "auto": native for plain
-            tensors that have kernels.
+            tensors that have kernels, where that is faster.
     """
 
     chain: GradientTransformation
@@ -293,6 +297,8 @@ class FusedChain:
         if self.backend == "reference" or is_traced():
             return self.chain.update(updates, state, params=params, inplace=inplace)
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
+        if self.backend == "auto" and not inplace and self._is_brief(leaves):
+            return self.chain.update(updates, state, params=params, inplace=inplace)
         members = (state,) if self.single else tuple(state)
         read = "update(updates, state, params=params)"
         if not inplace:
@@ -333,6 +339,15 @@ class FusedChain:
                 raise located(error, spec) from error.__cause__
             advanced = (*advanced[:i], rest, *advanced[i + 1 :])
         return tree_unflatten(spec, out), advanced[0] if self.single else advanced
+
+    def _is_brief(self, leaves: list[Any]) -> bool:
+        """Return whether a graph is recorded of less than a node for many tensors is worth."""
+        return (
+            self.recipe.rule == "sgd"
+            and len(leaves) <= FEW
+            and torch.is_grad_enabled()
+            and any(g is not None and g.requires_grad for g in leaves)
+        )
 
     def _together(
         self,

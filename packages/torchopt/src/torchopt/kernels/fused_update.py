@@ -223,8 +223,18 @@ class FusedCall:
     ) -> tuple[Tensor, ...]:
         """Return the same as `value`, recorded for derivatives; see `apply_operation`."""
         size = self.size
+        constant = self.rule.constant_derivative and self.num_tensor_hypers == 0
+
+        def same_leaf(k: int) -> int:
+            return k % size
+
         operation = Operation(
-            self.value, self.vjp, self.reference, self.num_inputs, form_of=lambda k: k % size
+            self.value,
+            self.vjp,
+            self.reference,
+            self.num_inputs,
+            form_of=same_leaf,
+            stand_in_of=same_leaf if constant else None,
         )
         return apply_operation(operation, *tensors, plain=plain)
 

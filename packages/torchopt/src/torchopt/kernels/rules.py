@@ -41,6 +41,8 @@ class FusedRule:
         hypers: Its hyper-parameters, in the order of the kernels.
         direction: The same rule in plain torch; see `reference.directions`.
         reads_params: Whether the rule itself reads the parameter, which `direction` takes last.
+        constant_derivative: Whether its derivative with respect to gradient, states and parameter
+            depends on none of them, only on hyper-parameters and step. Nothing is kept for it.
     """
 
     name: str
@@ -48,6 +50,7 @@ class FusedRule:
     hypers: tuple[str, ...]
     direction: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
     reads_params: bool = False
+    constant_derivative: bool = False
 
     @property
     def all_hypers(self) -> tuple[str, ...]:
@@ -75,13 +78,14 @@ RULES = {
             ("eta", "lambd", "alpha", "t0"),
             directions.asgd,
             reads_params=True,
+            constant_derivative=True,
         ),
-        FusedRule("lion", ("mu",), ("b1", "b2"), directions.lion),
-        FusedRule("momentum", ("trace",), _MOMENTUM, directions.momentum),
+        FusedRule("lion", ("mu",), ("b1", "b2"), directions.lion, constant_derivative=True),
+        FusedRule("momentum", ("trace",), _MOMENTUM, directions.momentum, constant_derivative=True),
         FusedRule(
             "nadam", ("mu", "nu"), (*_ADAM, "momentum_decay", "mu_product"), directions.nadam
         ),
-        FusedRule("nesterov", ("trace",), _MOMENTUM, directions.nesterov),
+        FusedRule("nesterov", ("trace",), _MOMENTUM, directions.nesterov, constant_derivative=True),
         FusedRule("radam", ("mu", "nu"), ("b1", "b2", "eps"), directions.radam),
         FusedRule("rmsprop", ("nu",), ("alpha", "eps"), directions.rmsprop),
         FusedRule("rmsprop_centered", ("mu", "nu"), ("alpha", "eps"), directions.rmsprop_centered),
@@ -103,7 +107,7 @@ RULES = {
             ("eta_minus", "eta_plus", "min_step", "max_step"),
             directions.rprop,
         ),
-        FusedRule("sgd", (), (), directions.sgd),
+        FusedRule("sgd", (), (), directions.sgd, constant_derivative=True),
     )
 }
 
