@@ -34,7 +34,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import torchopt
-from torchopt.alias.fused import Backend, with_backend
 from torchopt.diff.implicit import certified_grad, custom_root
 from torchopt.diff.zero_order import Gaussian, Orthogonal, Rademacher, ZeroOrder, estimators
 from torchopt.linear_solve import CG, LSMR, MINRES, Cholesky, Neumann
@@ -78,10 +77,9 @@ class Problem:
         *,
         create_graph: bool,
         window: int | None = None,
-        backend: Backend = "auto",
     ) -> Tensor:
         """Return x after all steps; with a window, gradients see only the last so many."""
-        optimizer = with_backend(torchopt.sgd(RATE), backend)
+        optimizer = torchopt.sgd(RATE)
         state = optimizer.init(x)
         for step in range(self.steps):
             if not create_graph or (window is not None and step == self.steps - window):
@@ -99,12 +97,10 @@ class Problem:
         return PENALTY * torch.linalg.solve(hessian, pulled)
 
 
-def explicit(
-    problem: Problem, window: int | None = None, backend: Backend = "auto"
-) -> Callable[[Tensor], Tensor]:
+def explicit(problem: Problem, window: int | None = None) -> Callable[[Tensor], Tensor]:
     """Return the loss through the steps, or the last `window` of them."""
     return lambda theta: problem.outer(
-        problem.descend(theta + 0, theta, create_graph=True, window=window, backend=backend)
+        problem.descend(theta + 0, theta, create_graph=True, window=window)
     )
 
 
@@ -236,7 +232,6 @@ def differentiated(problem: Problem) -> dict[str, Engine]:
     inexact = {"rtol": 0.0, "on_fail": "ignore"}
     return {
         "explicit: all steps": explicit(problem),
-        "explicit: all steps, without the fused kernel": explicit(problem, backend="reference"),
         f"explicit: all steps, {segment} at a time recomputed": recomputed(problem, segment),
         f"explicit: last {segment} steps": explicit(problem, segment),
         "explicit: first order": first_order(problem),

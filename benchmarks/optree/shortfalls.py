@@ -50,17 +50,6 @@ REASONS = (
     Reason(_PICKLES, "pickle_dump", rival="torch"),
     Reason(_PICKLES, "pickle_load", rival="torch"),
     Reason(
-        "most of the time is the first access to the objects of the tree, which are not in the "
-        "processor's cache; every library pays it",
-        "cold_flatten",
-        tree="resnet50_same",
-    ),
-    Reason(
-        "no key is an object that was seen before, so the text of every key is compared",
-        "cold_flatten",
-        tree="state_nested_equal",
-    ),
-    Reason(
         "the first spec pays for the keys in both orders, which later specs share; torch keeps one "
         "order, in a list for every spec",
         "first_bytes",
