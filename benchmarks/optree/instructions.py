@@ -69,6 +69,8 @@ CASES: dict[tuple[str, str], int] = {
     ("namedtuples", "unflatten"): 20,
     ("deep500", "flatten"): 50,
     ("custom1000", "custom_flatten"): 10,
+    ("dataclass1000", "custom_flatten"): 10,
+    ("dataclass1000", "custom_unflatten"): 10,
 }
 
 
