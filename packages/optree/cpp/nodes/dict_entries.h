@@ -103,7 +103,7 @@ OPTREE_INLINE DictEntries dict_entries(PyObject* dict) noexcept {
 }
 
 // A new dict of the `size` keys of `prototype`, a dict that only ever grew and whose entries are
-// readable. `value(i)` gives a reference away for each entry. Null without an error set, and no value
+// readable. `value(i)` gives a reference away for each entry. Null with MemoryError set, and no value
 // asked for, if there is no memory.
 //
 // A copy by PyDict_Copy, written over, takes a third longer (benchmarks/optree, unflatten
@@ -121,7 +121,7 @@ OPTREE_INLINE PyObject* dict_like(PyObject* prototype, std::uint32_t size, Value
     auto* keys = static_cast<dict_internals::Keys*>(dict_internals::allocate(bytes));
     if (OPTREE_UNLIKELY(keys == nullptr)) {
         Py_DECREF(dict);
-        return nullptr;
+        return PyErr_NoMemory();
     }
     std::memcpy(static_cast<void*>(keys), source, bytes);
     entries.first = reinterpret_cast<char*>(keys) + offset;

@@ -412,7 +412,6 @@ PyObject* new_dict_of(KeyLayout* layout, bool entries_readable, PyObject** child
     };
     PyObject* dict = prototype != nullptr ? dict_like(prototype, layout->size, child_of) : nullptr;
     if (OPTREE_LIKELY(dict != nullptr)) return dict;
-    if (PyErr_Occurred() == nullptr) PyErr_NoMemory();
     return fill_mapping<PyDict_SetItem>(nullptr, layout, children);
 }
 
