@@ -14,7 +14,9 @@ __all__ = [
     "GradientTransformation",
     "IdentityGradientTransformation",
     "UninitializedState",
+    "describe_state",
     "identity",
+    "require_transformation",
 ]
 
 
@@ -77,6 +79,42 @@ class GradientTransformation(NamedTuple):
         return ChainedGradientTransformation(self, next)
 
 
+def require_transformation(value: Any, what: str, *, duck: bool = True) -> None:
+    """Raise TypeError unless `value` is a gradient transformation.
+
+    Args:
+        value: What was passed.
+        what: The call it was passed to, which the message starts with.
+        duck: Accept every object with the functions `init` and `update`.
+    """
+    if isinstance(value, GradientTransformation):
+        return
+    if duck and callable(getattr(value, "init", None)) and callable(getattr(value, "update", None)):
+        return
+    kind = type(value).__name__
+    name = getattr(value, "__name__", None)
+    module = str(getattr(value, "__module__", None) or type(value).__module__)
+    if module.startswith("torch.optim"):
+        advice = "take the function of that name from torchopt, such as torchopt.adam(lr)"
+    elif name is not None and callable(value):
+        advice = f"call it: {name}(...)"
+    elif isinstance(value, (int, float)):
+        advice = f"to multiply by a number, pass torchopt.transform.scale({value!r})"
+    else:
+        advice = "pass what a function such as torchopt.adam(lr) returns"
+    shown = f"`{name or kind}` (type: {kind})"
+    raise TypeError(
+        f"{what}: {shown} is not a GradientTransformation, a pair of init and update; {advice}"
+    )
+
+
+def describe_state(state: Any) -> str:
+    """Return what a message calls a state that is not that of a chain."""
+    if type(state) in (tuple, list):
+        return str(len(state))
+    return f"the state of something else, {type(state).__name__}"
+
+
 @dataclass(frozen=True)
 class _Chain:
     """The two functions of a chain. A value, so that chains can be pickled."""
@@ -94,11 +132,11 @@ class _Chain:
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, tuple[Any, ...]]:
-        if len(state) != len(self.transformations):
+        if not isinstance(state, (tuple, list)) or len(state) != len(self.transformations):
             raise ValueError(
                 "The number of updates and states has to be the same in chain! Make sure you have "
                 "called init first! "
-                f"Expected {len(self.transformations)} states, got {len(state)}.",
+                f"Expected {len(self.transformations)} states, got {describe_state(state)}.",
             )
         states = []
         for transformation, member_state in zip(self.transformations, state):
@@ -124,6 +162,7 @@ class ChainedGradientTransformation(GradientTransformation):
         """Chain ``transformations``."""
         members: list[GradientTransformation] = []
         for transformation in transformations:
+            require_transformation(transformation, "chain(*transformations)")
             if isinstance(transformation, ChainedGradientTransformation):
                 members.extend(transformation.transformations)
             else:

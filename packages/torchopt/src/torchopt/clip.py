@@ -28,12 +28,12 @@ class ClipGradNorm(LeafRule):
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the gradients, scaled together."""
-        if not grads:
+        if not any(g.numel() for g in grads):
             return grads, state
         # On the device all along, and a constant for differentiation unless asked otherwise.
         device = grads[0].device
         seen = grads if self.differentiable else [g.detach() for g in grads]
-        norms = [torch.linalg.vector_norm(g, self.norm_type).to(device) for g in seen]
+        norms = [torch.linalg.vector_norm(g, self.norm_type).to(device) for g in seen if g.numel()]
         total = torch.linalg.vector_norm(torch.stack(norms), self.norm_type)
         if self.error_if_nonfinite and not bool(torch.isfinite(total)):
             raise RuntimeError(

@@ -6,10 +6,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-from torchopt.base import ChainedGradientTransformation, GradientTransformation, identity
+from torchopt.base import (
+    ChainedGradientTransformation,
+    GradientTransformation,
+    describe_state,
+    identity,
+    require_transformation,
+)
 from torchopt.errors import MismatchError
 from torchopt.transform.base import needs_tree
-from torchopt.tree import flatten_up_to, located, tree_flatten, tree_leaves, tree_unflatten
+from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
 
 __all__ = ["chain", "chain_flat"]
 
@@ -26,6 +32,9 @@ def _chain(*transformations: GradientTransformation) -> GradientTransformation:
     Args:
         transformations: None gives the identity, one is returned unchanged.
 
+    Raises:
+        TypeError: A member is not a gradient transformation.
+
     Example:
         >>> import torchopt
         >>> clipped = chain(torchopt.clip_grad_norm(1.0), torchopt.sgd(lr=0.1))
@@ -35,6 +44,7 @@ def _chain(*transformations: GradientTransformation) -> GradientTransformation:
     if not transformations:
         return identity()
     if len(transformations) == 1:
+        require_transformation(transformations[0], "chain(*transformations)")
         return transformations[0]
     return ChainedGradientTransformation(*transformations)
 
@@ -49,8 +59,11 @@ class _FlatChain:
     inner: tuple[GradientTransformation, ...]
 
     def init(self, params: Any) -> tuple[Any, ...]:
-        leaves = tree_leaves(params, none_is_leaf=True)
-        return tuple(t.init(params if needs_tree(t) else leaves) for t in self.inner)
+        leaves, spec = tree_flatten(params, none_is_leaf=True)
+        try:
+            return tuple(t.init(params if needs_tree(t) else leaves) for t in self.inner)
+        except MismatchError as error:
+            raise located(error, spec) from error.__cause__
 
     def update(
         self,
@@ -60,17 +73,19 @@ class _FlatChain:
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, tuple[Any, ...]]:
-        if len(state) != len(self.inner):
+        if not isinstance(state, (tuple, list)) or len(state) != len(self.inner):
             raise ValueError(
                 "The number of updates and states has to be the same in chain! Make sure you have "
                 "called init first! "
-                f"Expected {len(self.inner)} states, got {len(state)}.",
+                f"Expected {len(self.inner)} states, got {describe_state(state)}.",
             )
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
         param_leaves = (
             None
             if params is None
-            else flatten_up_to(spec, params, "update(updates, state, params=params)")
+            else flatten_up_to(
+                spec, params, "update(updates, state, params=params)", spec_of="updates"
+            )
         )
         states = []
         for transformation, member_state in zip(self.inner, state):

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 __all__ = [
     "KernelUnavailableError",
+    "LeafTypeError",
     "MismatchError",
     "MissingExtensionWarning",
     "NotDifferentiableError",
+    "SecondDerivativeWarning",
     "TorchOptError",
     "WorkerError",
 ]
@@ -29,6 +31,10 @@ class NotDifferentiableError(TorchOptError, RuntimeError):
     """A gradient was asked for with respect to something the loss does not depend on."""
 
 
+class SecondDerivativeWarning(UserWarning):
+    """A step that will be differentiated uses an operation without a second derivative."""
+
+
 class MismatchError(TorchOptError, ValueError):
     """Tensors that should belong together differ in shape or device, or do not hold fractions.
 
@@ -46,6 +52,10 @@ class MismatchError(TorchOptError, ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.leaf, self.reason, self.where)
+
+
+class LeafTypeError(MismatchError, TypeError):
+    """A leaf of a tree of tensors is not a tensor."""
 
 
 class WorkerError(TorchOptError, RuntimeError):

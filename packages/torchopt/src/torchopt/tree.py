@@ -38,31 +38,103 @@ __all__ = [
 ]
 
 
-def flatten_up_to(spec: PyTreeSpec, tree: Any, what: str) -> list[Any]:
+def flatten_up_to(
+    spec: PyTreeSpec, tree: Any, what: str, *, spec_of: str | None = None
+) -> list[Any]:
     """Return what ``tree`` holds at the leaves of ``spec``.
 
+    Args:
+        spec: The structure.
+        tree: A tree that begins like it.
+        what: What a message starts with: the argument that holds ``tree``.
+        spec_of: Where the tree of ``spec`` is the one that is wrong when the two differ: its name.
+
     Raises:
-        ValueError: ``tree`` does not begin like ``spec``; the message starts with ``what``.
+        ValueError: ``tree`` does not begin like ``spec``; the message names the first place.
     """
     try:
         return spec.flatten_up_to(tree)
     except (ValueError, TypeError) as error:
-        # optree says the place in a note, where Python has notes (3.11).
-        parts = [str(error).removesuffix(".") + ".", *getattr(error, "__notes__", [])]
+        where, expected, got = _first_difference(spec, tree)
+        if spec_of is not None:
+            expected, got = got, expected
         raise ValueError(
-            f"{what}: expected a tree like {_shortened(str(spec))}, got one that differs from it: "
-            f"{' '.join(parts)} Pass trees that were mapped from one another.",
+            f"{what}: expected {spec_of or 'a tree'} like {_shortened(tree if spec_of else spec)}; "
+            f"at {where}: expected {expected}, got {got}; pass trees of one structure, with None "
+            "for a leaf that has no value"
         ) from error
 
 
-def _shortened(text: str, limit: int = 200) -> str:
+def _shortened(tree: Any, limit: int = 80) -> str:
+    spec = tree if isinstance(tree, PyTreeSpec) else tree_structure(tree, none_is_leaf=True)
+    text = str(spec).removeprefix("PyTreeSpec(").removesuffix(")").removesuffix(", NoneIsLeaf")
     return text if len(text) <= limit else f"{text[: limit - 4]} ..."
+
+
+def _first_difference(spec: PyTreeSpec, tree: Any) -> tuple[str, str, str]:
+    """Return where ``tree`` stops to begin like ``spec``, what ``spec`` has there and what it has.
+
+    None is a leaf of both.
+    """
+    pending = [(optree.PyTreeAccessor(), spec, tree)]
+    while pending:
+        accessor, node, subtree = pending.pop()
+        if node.is_leaf():
+            continue
+        where = accessor.codify("$")
+        own = tree_structure(subtree, none_is_leaf=True)
+        if own.is_leaf():
+            return where, _described(node), _described_leaf(subtree)
+        keys = own.entries() if _has_keys(node) and _has_keys(own) else None
+        if keys is not None:
+            missing = [k for k in node.entries() if k not in keys]
+            extra = [k for k in keys if k not in node.entries()]
+            if missing or extra:
+                return where, *_described_keys(missing, extra)
+        elif node.type is not own.type or node.num_children != own.num_children:
+            return where, _described(node), _described(own)
+        one_level = optree.tree_flatten_one_level(subtree, none_is_leaf=True)
+        children = dict(zip(one_level.entries, one_level.children))
+        steps = [
+            (accessor + one_level.path_entry_type(entry, type(subtree), one_level.kind), child, value)
+            for child, entry in zip(node.children(), node.entries())
+            if (value := children.get(entry, children)) is not children
+        ]
+        pending.extend(reversed(steps))
+    return "$", "the same metadata of its nodes", "another"
+
+
+def _has_keys(spec: PyTreeSpec) -> bool:
+    return isinstance(spec.type, type) and issubclass(spec.type, dict)
+
+
+def _described(spec: PyTreeSpec) -> str:
+    if spec.is_leaf():
+        return "a leaf"
+    name = getattr(spec.type, "__name__", str(spec.type))
+    return f"{name} of {spec.num_children}"
+
+
+def _described_leaf(leaf: Any) -> str:
+    shape = f" of shape {tuple(leaf.shape)}" if hasattr(leaf, "shape") else ""
+    return f"{type(leaf).__name__}{shape}" if leaf is not None else "None"
+
+
+def _listed(values: Sequence[Any], limit: int = 3) -> str:
+    shown = ", ".join(repr(value)[:40] for value in values[:limit])
+    return shown if len(values) <= limit else f"{shown} and {len(values) - limit} more"
+
+
+def _described_keys(missing: Sequence[Any], extra: Sequence[Any]) -> tuple[str, str]:
+    if missing:
+        return f"a dict with {_listed(missing)}", f"a dict without {_listed(missing)}"
+    return f"a dict without {_listed(extra)}", f"a dict with {_listed(extra)}"
 
 
 def located(error: MismatchError, spec: PyTreeSpec) -> MismatchError:
     """Return `error` with the place of its leaf in the tree, such as ``$['fc1'].bias``."""
     where = spec.accessors()[error.leaf].codify("$")
-    return MismatchError(error.leaf, error.reason, where)
+    return type(error)(error.leaf, error.reason, where)
 
 
 def describe_mismatch(expected: Any, got: Any) -> str | None:
@@ -113,4 +185,14 @@ def prefix_leaves(prefix: Any, tree: Any, what: str) -> list[Any]:
     try:
         return tree_leaves(broadcast(prefix, tree, none_is_leaf=True), none_is_leaf=True)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{what}: expected a prefix of the tree of parameters: {error}") from error
+        where, expected, got = _first_difference(tree_structure(prefix, none_is_leaf=True), tree)
+        advice = "one value counts for everything below it"
+        if isinstance(prefix, dict) and isinstance(tree, (tuple, list)):
+            advice = (
+                "an optimizer of a module has a tuple of its tensors, those of a sub-module sorted "
+                "by name: give one value for each, or a function of that tuple"
+            )
+        raise ValueError(
+            f"{what}: expected a prefix of the tree of parameters {_shortened(tree, 40)}; at "
+            f"{where}: expected {got}, got {expected}; {advice}"
+        ) from error

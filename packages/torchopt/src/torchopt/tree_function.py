@@ -263,7 +263,9 @@ class _AddLists(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        return (*cotangents, *cotangents)
+        # A sparse one, as of an embedding, is more than the derivatives of the steps before take.
+        dense = [c if c is None or c.layout is torch.strided else c.to_dense() for c in cotangents]
+        return (*dense, *dense)
 
 
 def add_lists(first: list[Tensor], second: list[Tensor]) -> list[Tensor]:

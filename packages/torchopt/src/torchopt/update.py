@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from torchopt.errors import MismatchError
+from torchopt.errors import LeafTypeError, MismatchError
 from torchopt.tree import (
     PyTreeSpec,
     describe_mismatch,
@@ -50,7 +50,11 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
         i for i, (p, u) in enumerate(zip(leaves, update_leaves)) if p is not None and u is not None
     ]
     ps, us = [leaves[i] for i in moved], [update_leaves[i] for i in moved]
-    wrong = first_of_another_shape(ps, us)
+    try:
+        wrong = first_of_another_shape(ps, us)
+    except AttributeError:
+        _require_tensors(moved, ps, us, spec)
+        raise
     if wrong is not None:
         raise _mismatch(moved[wrong], ps[wrong], us[wrong], spec)
     # One call for all tensors, which torch.func transforms have no rules for.
@@ -62,6 +66,9 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
             summed = add_lists(ps, us) if together else [p.add(u) for p, u in zip(ps, us)]
             for i, p in zip(moved, summed):
                 leaves[i] = p
+    except TypeError:
+        _require_tensors(moved, ps, us, spec)
+        raise
     except RuntimeError as error:
         for i, p, u in zip(moved, ps, us):
             if describe_mismatch(p, u) is not None:
@@ -75,6 +82,17 @@ def _mismatch(index: int, p: Tensor, u: Tensor, spec: PyTreeSpec) -> MismatchErr
     if p.shape != u.shape:
         reason += "; updates are not broadcast, expand one that is meant for every element"
     return located(MismatchError(index, f"apply_updates(params, updates): {reason}"), spec)
+
+
+def _require_tensors(
+    where: list[int], params: list[Tensor], updates: list[Tensor], spec: PyTreeSpec
+) -> None:
+    for index, pair in zip(where, zip(params, updates)):
+        for what, x in zip(("a parameter", "an update"), pair):
+            if not isinstance(x, Tensor):
+                reason = f"apply_updates(params, updates): {what}: expected a tensor, got "
+                advice = f"{type(x).__name__}; convert it with torch.tensor"
+                raise located(LeafTypeError(index, reason + advice), spec)
 
 
 @torch.no_grad()

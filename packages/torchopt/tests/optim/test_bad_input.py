@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-import sys
 from typing import Any
 
 import numpy as np
@@ -125,20 +124,19 @@ def test_the_state_of_other_parameters(name: str) -> None:
 
 def test_trees_that_differ_name_the_keys() -> None:
     one, two = {"w": torch.ones(2)}, {"w": torch.ones(2), "b": torch.ones(1)}
-    for params, grads in ((one, two), (two, one)):
-        with pytest.raises(ValueError, match=r"expected a tree like .*'b'"):
+    for params, grads, wanted in ((one, two, "without"), (two, one, "with")):
+        with pytest.raises(ValueError, match=rf"expected updates like .* a dict {wanted} 'b', got"):
             stepped(torchopt.adam(), params, grads)
         with pytest.raises(ValueError, match=r"apply_updates\(params, updates\): expected a tree"):
             torchopt.apply_updates(params, grads)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
 def test_trees_that_differ_name_the_place() -> None:
     params = {"layers": [{"w": torch.ones(2)} for _ in range(100)]}
     grads = {"layers": [{"w": torch.ones(2)} for _ in range(99)] + [{"v": torch.ones(2)}]}
-    with pytest.raises(ValueError, match=r"The trees differ at \$\['layers'\]\[99\]\.") as caught:
+    with pytest.raises(ValueError, match=r"at \$\['layers'\]\[99\]: .* without 'w'") as caught:
         torchopt.apply_updates(params, grads)
-    assert len(str(caught.value)) < 700  # not the whole structure
+    assert len(str(caught.value)) < 300  # not the whole structure
 
 
 @pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"sgd"}))

@@ -299,23 +299,30 @@ class FusedChain:
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
         if self.backend == "auto" and not inplace and self._is_brief(leaves):
             return self.chain.update(updates, state, params=params, inplace=inplace)
-        members = (state,) if self.single else tuple(state)
+        members = (state,) if self.single else state
+        if not isinstance(members, (tuple, list)):
+            return self.chain.update(updates, state, params=params, inplace=inplace)  # it raises
+        members = tuple(members)
         read = "update(updates, state, params=params)"
         if not inplace:
-            leaves_of_params = None if params is None else lambda: flatten_up_to(spec, params, read)
+            leaves_of_params = (
+                None
+                if params is None
+                else lambda: flatten_up_to(spec, params, read, spec_of="updates")
+            )
             together = self._together(leaves, members, leaves_of_params)
             if together is not None:
                 return tree_unflatten(spec, together[0]), together[1]
-        present = (
-            [
-                i
-                for i, g in enumerate(leaves)
-                if g is not None and all(role[i] is not None for role in self._roles(members))
-            ]
-            if self._complete(members, len(leaves))
-            else []
+        if not self._complete(members, len(leaves)):
+            return self.chain.update(updates, state, params=params, inplace=inplace)
+        present = [
+            i
+            for i, g in enumerate(leaves)
+            if g is not None and all(role[i] is not None for role in self._roles(members))
+        ]
+        param_leaves = (
+            None if params is None else flatten_up_to(spec, params, read, spec_of="updates")
         )
-        param_leaves = None if params is None else flatten_up_to(spec, params, read)
         if not present or (
             self.backend == "auto" and not self._suits(leaves, members, param_leaves, present)
         ):
@@ -346,7 +353,7 @@ class FusedChain:
             self.recipe.rule == "sgd"
             and len(leaves) <= FEW
             and torch.is_grad_enabled()
-            and any(g is not None and g.requires_grad for g in leaves)
+            and any(isinstance(g, Tensor) and g.requires_grad for g in leaves)
         )
 
     def _together(
@@ -472,10 +479,13 @@ class FusedChain:
 
     def _complete(self, members: tuple[Any, ...], size: int) -> bool:
         """Return whether the state has the form the recipe was made for."""
-        return len(members) == self.recipe.size + len(self.tail) and all(
-            isinstance(role, list) and len(role) == size
-            for role in (*self._roles(members), *self._count_lists(members))
-        )
+        if len(members) != self.recipe.size + len(self.tail):
+            return False
+        try:
+            lists = (*self._roles(members), *self._count_lists(members))
+        except AttributeError:
+            return False  # the state of something else; the stages say so
+        return all(isinstance(role, list) and len(role) == size for role in lists)
 
     def _roles(self, members: tuple[Any, ...]) -> list[list[Any]]:
         return [getattr(members[i], field) for i, field in self.recipe.states]
@@ -566,13 +576,13 @@ class FusedChain:
         grads = [leaves[i] for i in present]
         if params is not None and self.recipe.reads_params:
             roles = [*roles, params]
+        if any(type(x) not in PLAIN for role in (grads, *roles) for x in role if x is not None):
+            return False
         if any(g.layout is not torch.strided for g in grads) or any(
             explain_unavailable(*kind) is not None for kind in {(g.device, g.dtype) for g in grads}
         ):
             return False
         wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-        if any(type(x) not in PLAIN for role in (grads, *roles) for x in role if x is not None):
-            return False
         if any(map(wrapped, grads)) or _any_dual(grads):
             return False
         for role in roles:

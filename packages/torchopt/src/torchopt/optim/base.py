@@ -7,22 +7,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchopt.alias.fused import step_inplace
-from torchopt.base import GradientTransformation, UninitializedState
+from torchopt.base import GradientTransformation, UninitializedState, require_transformation
 from torchopt.kernels.fused_step import StepCache
 from torchopt.optim.named_state import leaf_names, load_named_state, named_state
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_unflatten
 from torchopt.update import apply_updates
 
-__all__ = ["Optimizer", "check_transformation"]
-
-
-def check_transformation(impl: Any) -> None:
-    """Raise TypeError unless `impl` is a gradient transformation."""
-    if not isinstance(impl, GradientTransformation):
-        raise TypeError(f"{impl} (type: {type(impl).__name__}) is not a GradientTransformation")
+__all__ = ["Optimizer"]
 
 
 class Optimizer:
@@ -44,14 +38,19 @@ class Optimizer:
     """
 
     def __init__(self, params: Iterable[Tensor], impl: GradientTransformation) -> None:
-        check_transformation(impl)
+        require_transformation(impl, "Optimizer(params, impl)", duck=False)
         self.impl = impl
         self.impls: list[GradientTransformation] = []
         self.param_groups: list[tuple[Tensor, ...]] = []
         self.param_treespecs: list[PyTreeSpec] = []
         self.state_groups: list[Any] = []
         self._step_caches: list[StepCache] = []
-        if not isinstance(params, (list, tuple, dict)):
+        if isinstance(params, nn.Module):
+            raise TypeError(
+                f"{type(self).__name__}(params): expected tensors to optimize, got a module "
+                f"({type(params).__name__}); pass module.parameters()"
+            )
+        if not isinstance(params, (list, tuple, dict, Tensor)):
             params = tuple(params)
         self.add_param_group(params)
 
@@ -151,15 +150,18 @@ class Optimizer:
             ValueError: There is no leaf.
         """
         if impl is not None:
-            check_transformation(impl)
+            require_transformation(impl, "add_param_group(params, impl=...)", duck=False)
         leaves, spec = tree_flatten(params)
         if not leaves:
-            raise ValueError("expected at least one tensor to optimize, got none")
+            raise ValueError(
+                "expected at least one tensor to optimize, got none; a generator such as "
+                "module.parameters() is empty when it was used before"
+            )
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
                 raise TypeError(
-                    f"expected tensors to optimize, got a leaf of type {type(leaf).__name__}: "
-                    f"{leaf!r}"
+                    f"expected tensors to optimize, got a leaf of type {type(leaf).__name__}; "
+                    "pass tensors, such as module.parameters()"
                 )
         self.param_groups.append(tuple(leaves))
         self.param_treespecs.append(spec)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.errors import NotDifferentiableError
+from torchopt.params.second_order import explain_no_derivative
 
 __all__ = ["gradients"]
 
@@ -35,7 +36,7 @@ def gradients(
         TypeError: `loss` is no tensor.
         ValueError: `loss` is no scalar.
         NotDifferentiableError: `loss` has no graph, no parameter requires a gradient, or `loss`
-            depends on none of the parameters.
+            depends on none of the parameters, or an operation has no second derivative.
     """
     if not isinstance(loss, Tensor):
         raise TypeError(f"step(loss): expected a 0-dim tensor, got {type(loss).__name__}")
@@ -56,13 +57,19 @@ def gradients(
             f"step(loss): none of the {len(params)} parameters requires a gradient; "
             "unfreeze one with requires_grad_()."
         )
-    found: Sequence[Any] = torch.autograd.grad(
-        loss,
-        [params[i] for i in trainable],
-        create_graph=create_graph,
-        retain_graph=retain_graph,
-        allow_unused=True,
-    )
+    try:
+        found: Sequence[Any] = torch.autograd.grad(
+            loss,
+            [params[i] for i in trainable],
+            create_graph=create_graph,
+            retain_graph=retain_graph,
+            allow_unused=True,
+        )
+    except RuntimeError as error:
+        explained = explain_no_derivative("step(loss)", error)
+        if explained is None:
+            raise
+        raise explained from error
     if all(g is None for g in found):
         shown = ", ".join(names[i] for i in trainable[:4])
         raise NotDifferentiableError(

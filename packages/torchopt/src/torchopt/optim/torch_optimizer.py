@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, UninitializedState
-from torchopt.optim.base import check_transformation
+from torchopt.base import GradientTransformation, UninitializedState, require_transformation
 from torchopt.optim.named_state import load_named_state, named_state
 from torchopt.update import apply_updates
 
@@ -55,7 +54,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         self.make = make
         self._states: list[Any] = []
         self._cache: list[tuple[dict[str, Any], GradientTransformation] | None] = []
-        check_transformation(make(**hyper_parameters))
+        require_transformation(make(**hyper_parameters), "TorchOptimizer(params, make)", duck=False)
         super().__init__(params, hyper_parameters)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torchopt.typing import ModuleTensorContainers
@@ -25,10 +26,9 @@ def extract_module_containers(
         with_buffers: Without them the second tuple is empty.
 
     Raises:
-        RuntimeError: `module` is no module.
+        RuntimeError: `module` is not a module, or its parameters cannot be replaced by tensors.
     """
-    if not isinstance(module, nn.Module):
-        raise RuntimeError(f"Unexpected class of {module}: expected an nn.Module")
+    require_replaceable(module)
     params: list[Any] = []
     buffers: list[Any] = []
     for submodule in module.modules():
@@ -37,6 +37,25 @@ def extract_module_containers(
         if with_buffers and submodule._buffers:
             buffers.append(submodule._buffers)
     return tuple(params), tuple(buffers)
+
+
+def require_replaceable(module: Any) -> None:
+    """Raise RuntimeError unless `module` is a module whose parameters can be other tensors."""
+    kind = type(module).__name__
+    if not isinstance(module, nn.Module):
+        raise RuntimeError(
+            f"Unexpected class of the first argument: expected an nn.Module, got {kind}; pass the "
+            "module itself, not its parameters"
+        )
+    for name, submodule in module.named_modules():
+        if isinstance(submodule, torch.jit.ScriptModule):
+            where = f"the sub-module {name!r}" if name else "the module"
+            raise RuntimeError(
+                f"Unexpected class of {where}: expected an nn.Module whose parameters can be "
+                f"replaced by tensors with a graph, got a scripted one "
+                f"({type(submodule).__name__}), whose code keeps its own; pass the module that it "
+                "was scripted from"
+            )
 
 
 @dataclass

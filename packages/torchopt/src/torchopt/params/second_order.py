@@ -4,30 +4,36 @@
 from __future__ import annotations
 
 import re
+import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from torchopt.errors import NotDifferentiableError
+from torchopt.errors import NotDifferentiableError, SecondDerivativeWarning
 from torchopt.tree import tree_flatten, tree_unflatten
 
-__all__ = ["check_second_order"]
+__all__ = [
+    "check_second_order",
+    "explain_no_derivative",
+    "warn_of_missing_second_derivatives",
+]
 
 # (what the message of torch contains, the remedy)
 REMEDIES: tuple[tuple[str, str], ...] = (
     (
-        r"scaled_dot_product|_flash_attention|_efficient_attention",
+        r"scaled_dot_product|ScaledDotProduct|_flash_attention|_efficient_attention",
         "run the model under torch.nn.attention.sdpa_kernel("
         "torch.nn.attention.SDPBackend.MATH), whose kernel is made of differentiable operations",
     ),
     (
-        r"mkldnn_rnn|mkldnn_rnn_layer",
+        r"mkldnn_rnn|MkldnnRnn",
         "run the model under torch.backends.mkldnn.flags(enabled=False)",
     ),
     (
-        r"_cudnn_rnn|cudnn",
+        r"cudnn|CudnnRnn",
         "run the model under torch.backends.cudnn.flags(enabled=False)",
     ),
     (
@@ -51,6 +57,9 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ),
 )
 
+# Nodes of a graph that raise when they are reached.
+_DELAYED = ("Error", "DelayedError")
+
 _OPERATION = re.compile(
     r"derivative for (?:'|`)?([\w:.]+)|Trying to use forward AD with ([\w:.]+)|"
     r"([A-Za-z_]\w*Backward\d*)"
@@ -70,6 +79,54 @@ def _explain(mode: str, error: Exception) -> NotDifferentiableError:
     )
 
 
+def explain_no_derivative(what: str, error: Exception) -> NotDifferentiableError | None:
+    """Return what to raise for an `error` of torch about an operation without a derivative.
+
+    Args:
+        what: The call in which it occurred, which the message starts with.
+        error: Any exception; None is returned for those that are about something else.
+    """
+    text = str(error)
+    found = re.search(r"derivative for '?([\w:.]+)'? is not implemented", text)
+    if found is None:
+        return None
+    remedy = next((r for pattern, r in REMEDIES if re.search(pattern, text)), None)
+    return NotDifferentiableError(
+        f"{what}: expected operations that can be differentiated twice, got one without a second "
+        f"derivative ({found[1]}); {remedy or 'use another form of it, or first_order=True'}"
+    )
+
+
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def warn_of_missing_second_derivatives(
+    module: nn.Module, grads: Sequence[Tensor | None], what: str
+) -> None:
+    """Warn, once for each module, of gradients that cannot be differentiated.
+
+    Args:
+        module: The module that the gradients are of.
+        grads: Gradients with a graph.
+        what: The call that the message starts with.
+    """
+    if module in _warned:
+        return
+    _warned.add(module)
+    names = [str(node.name()) for node in _nodes([g for g in grads if g is not None])]
+    if not any(name.rpartition("::")[2] in (*_DELAYED, "NotImplemented") for name in names):
+        return
+    remedy = next((r for pattern, r in REMEDIES if re.search(pattern, " ".join(names))), None)
+    warnings.warn(
+        f"{what}: the model has an operation without a second derivative, so that a meta-gradient "
+        "through this step raises or lacks a part; "
+        f"{remedy or 'torchopt.params.check_second_order(loss, params) names it'}; or step with "
+        "first_order=True",
+        SecondDerivativeWarning,
+        stacklevel=3,
+    )
+
+
 def _nodes(tensors: Sequence[Tensor]) -> Iterator[Any]:
     """Yield every node of the graph behind `tensors`."""
     pending: list[Any] = [x.grad_fn for x in tensors]
@@ -86,7 +143,7 @@ def _nodes(tensors: Sequence[Tensor]) -> Iterator[Any]:
 def _is_error(node: Any) -> bool:
     # What @once_differentiable leaves in the graph. It has no edge to the inputs, so that
     # torch.autograd.grad never runs it and the second derivative is silently zero.
-    return str(node.name()).rpartition("::")[2] in ("Error", "DelayedError")
+    return str(node.name()).rpartition("::")[2] in _DELAYED
 
 
 def _reverse_over_reverse(loss: Tensor, leaves: Sequence[Tensor]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torchopt.base import GradientTransformation
+from torchopt.base import GradientTransformation, require_transformation
 from torchopt.tree import require_same_shapes, tree_map
 
 __all__ = ["AccumulateState", "accumulate"]
@@ -84,5 +84,6 @@ def accumulate(inner: GradientTransformation, every: int) -> GradientTransformat
     """
     if every < 1:
         raise ValueError(f"accumulate: expected every >= 1, got {every}")
+    require_transformation(inner, "accumulate(inner, every)")
     accumulating = Accumulate(inner, every)
     return GradientTransformation(accumulating.init, accumulating.update)

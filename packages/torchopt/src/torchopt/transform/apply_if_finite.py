@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchopt.base import GradientTransformation
+from torchopt.base import GradientTransformation, require_transformation
 from torchopt.tree import tree_leaves, tree_map
 
 __all__ = ["ApplyIfFiniteState", "apply_if_finite"]
@@ -82,5 +82,6 @@ def apply_if_finite(inner: GradientTransformation, max_failures: int = 5) -> Gra
     """
     if max_failures < 0:
         raise ValueError(f"apply_if_finite: expected max_failures >= 0, got {max_failures}")
+    require_transformation(inner, "apply_if_finite(inner)")
     applying = ApplyIfFinite(inner, max_failures)
     return GradientTransformation(applying.init, applying.update)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import EmptyState, GradientTransformation, identity
-from torchopt.errors import MismatchError
+from torchopt.errors import LeafTypeError, MismatchError
 from torchopt.tree import (
     describe_mismatch,
     first_of_another_shape,
@@ -46,6 +46,8 @@ class LeafRule(ABC):
         overwritten_fields: Those whose tensors an in-place step writes into.
         compressed: Whether the tensors of `overwritten_fields` have shapes of their own.
         reads_params: Whether `update_leaves` reads `params`.
+        keeps_sparse: Whether `update_leaves` takes sparse gradients. To other rules the driver
+            gives the dense tensors that they stand for.
     """
 
     leaf_fields: ClassVar[tuple[str, ...]] = ()
@@ -53,6 +55,7 @@ class LeafRule(ABC):
     overwritten_fields: ClassVar[tuple[str, ...]] = ()
     compressed: ClassVar[bool] = False
     reads_params: ClassVar[bool] = False
+    keeps_sparse: ClassVar[bool] = False
     params_message: ClassVar[str] = (
         "Parameters are required for this transformation. "
         "Call `update(updates, state, params=params)` instead."
@@ -128,6 +131,8 @@ def _as_complex_like(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[
 
 def _init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
     present = [i for i, p in enumerate(leaves) if p is not None]
+    if rule.leaf_fields:
+        require_tensors(leaves, present, "init(params): a parameter")
     state = rule.init_leaves([leaves[i] for i in present])
     if len(present) == len(leaves):
         return state
@@ -135,6 +140,22 @@ def _init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
     return state._replace(
         **{f: _scatter(len(leaves), present, getattr(state, f), absent) for f in rule.leaf_fields}
     )
+
+
+def require_tensors(leaves: Sequence[Any], present: Sequence[int], what: str) -> None:
+    """Raise LeafTypeError where a leaf is not a tensor."""
+    for i in present:
+        if not isinstance(leaves[i], Tensor):
+            kind = type(leaves[i]).__name__
+            advice = {
+                "ndarray": "convert it with torch.from_numpy",
+                "generator": "pass a tuple of what it yields",
+            }.get(kind, "convert it with torch.tensor, or pass None for a leaf without one")
+            raise LeafTypeError(i, f"{what}: expected a tensor, got {kind}; {advice}")
+
+
+def _dense(g: Tensor) -> Tensor:
+    return g if g.layout is torch.strided else g.to_dense()
 
 
 _is_none = functools.partial(operator.is_, None)
@@ -179,6 +200,15 @@ def _unlike_parameter(leaf: int, p: Tensor, g: Tensor) -> MismatchError:
     return MismatchError(leaf, f"{reason}; pass the gradients of the parameters given")
 
 
+def unlike_state(rule: LeafRule, state: Any) -> str:
+    """Return what to say of a `state` that does not have the fields of `rule`'s."""
+    return (
+        f"{type(rule).__name__}: expected the state that init(params) of this transformation "
+        f"returned, with the fields {', '.join(rule.leaf_fields)}; got {type(state).__name__}, the "
+        "state of another transformation or of none"
+    )
+
+
 def _unlike_state(rule: LeafRule, name: str, leaf: int, new: Tensor, old: Tensor) -> MismatchError:
     return MismatchError(
         leaf,
@@ -197,11 +227,16 @@ def _update_leaves(
 ) -> tuple[list[Any], Any]:
     if rule.reads_params and params is None:
         raise AssertionError(rule.params_message)
-    if any(getattr(state, f) is None for f in rule.later_fields):
+    if any(getattr(state, f, state) is None for f in rule.later_fields):
         state = rule.complete(state)
-    old = {f: getattr(state, f) for f in rule.leaf_fields}
+    try:
+        old = {f: getattr(state, f) for f in rule.leaf_fields}
+    except AttributeError:
+        raise TypeError(unlike_state(rule, state)) from None
     for name, values in old.items():
         if len(values) != len(grads):
+            kept = [i for i, g in enumerate(grads) if g is not None]
+            require_tensors(grads, kept, "update(updates, state): a gradient")
             raise ValueError(
                 f"{type(rule).__name__}: expected a state for {len(grads)} leaves, its field "
                 f"`{name}` has "
@@ -217,6 +252,9 @@ def _update_leaves(
     if not present and grads:
         return grads, state
     packed = grads if everything else [grads[i] for i in present]
+    require_tensors(grads, present, "update(updates, state): a gradient")
+    if not rule.keeps_sparse:
+        packed = list(map(_dense, packed))
     packed_state = (
         state
         if everything
@@ -295,7 +333,10 @@ class _TreeDriver:
 
     def init(self, params: Any) -> Any:
         leaves, spec = tree_flatten(params, none_is_leaf=True)
-        state = _init_leaves(self.rule, leaves)
+        try:
+            state = _init_leaves(self.rule, leaves)
+        except MismatchError as error:
+            raise located(error, spec) from error.__cause__
         if not self.rule.leaf_fields:
             return state
         return state._replace(
@@ -313,7 +354,10 @@ class _TreeDriver:
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
         fields = self.rule.leaf_fields
         if fields:
-            trees = {f: getattr(state, f) for f in fields}
+            try:
+                trees = {f: getattr(state, f) for f in fields}
+            except AttributeError:
+                raise TypeError(unlike_state(self.rule, state)) from None
             state = state._replace(
                 **{
                     f: flatten_up_to(spec, tree, f"state.{f}")
@@ -321,7 +365,9 @@ class _TreeDriver:
                     if tree is not None or f not in self.rule.later_fields
                 }
             )
-        param_leaves = None if params is None else flatten_up_to(spec, params, "params")
+        param_leaves = (
+            None if params is None else flatten_up_to(spec, params, "params", spec_of="updates")
+        )
         try:
             leaves, state = _update_leaves(self.rule, leaves, state, param_leaves, inplace=inplace)
         except MismatchError as error:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation
+from torchopt.base import GradientTransformation, require_transformation
 from torchopt.tree import tree_map
 
 __all__ = ["in_precision"]
@@ -76,5 +76,6 @@ def in_precision(
     """
     if not dtype.is_floating_point:
         raise TypeError(f"in_precision: expected a floating-point dtype, got {dtype}")
+    require_transformation(inner, "in_precision(inner, dtype)")
     casting = InPrecision(inner, dtype)
     return GradientTransformation(casting.init, casting.update)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt.base import GradientTransformation
+from torchopt.base import GradientTransformation, require_transformation
 from torchopt.transform.validate import check_fraction
 from torchopt.tree import require_same_shapes, tree_map
 
@@ -94,5 +94,6 @@ def lookahead(
     if every < 1:
         raise ValueError(f"lookahead: expected every >= 1, got {every}")
     check_fraction(alpha, "alpha value", closed=True)
+    require_transformation(inner, "lookahead(inner, ...)")
     looking = Lookahead(inner, every, alpha)
     return GradientTransformation(looking.init, looking.update)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from torchopt.base import GradientTransformation
+from torchopt.base import GradientTransformation, require_transformation
 from torchopt.transform.base import transformation
 from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_unflatten
 
@@ -110,5 +110,6 @@ def masked(
         >>> freeze_b.update(grads, freeze_b.init(grads))[0]
         {'w': tensor([1.]), 'b': tensor([0.])}
     """
+    require_transformation(inner, "masked(inner, mask)")
     masking = Masked(inner, True if mask is None else mask)
     return GradientTransformation(masking.init, masking.update)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from torchopt.base import GradientTransformation
+from torchopt.base import GradientTransformation, require_transformation
 from torchopt.transform.masked import MaskedNode
 from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_unflatten
 
@@ -33,9 +33,10 @@ class Partition:
         found = prefix_leaves(labels, tree, "partition(transformations, labels)")
         for label in found:
             if label not in self.transformations:
+                known = str(list(self.transformations))
                 raise ValueError(
-                    "partition(transformations, labels): expected one of the labels "
-                    f"{list(self.transformations)}, got {label!r}"
+                    f"partition(transformations, labels): expected one of the labels {known[:160]},"
+                    f" got {label!r:.80}"
                 )
         return found
 
@@ -93,6 +94,7 @@ def partition(
             the updates where `update` is called without `params`).
 
     Raises:
+        TypeError: A value of `transformations` is not a gradient transformation.
         ValueError: From `init` and `update`: an unknown label, or labels that are no prefix of the
             parameters.
 
@@ -106,5 +108,7 @@ def partition(
         >>> optimizer.update(params, optimizer.init(params))[0]
         {'body': [tensor([-0.1000]), tensor([-0.1000])], 'head': tensor([-1.])}
     """
+    for label, inner in transformations.items():
+        require_transformation(inner, f"partition(transformations, labels): at {label!r}")
     partitioned = Partition(dict(transformations), labels)
     return GradientTransformation(partitioned.init, partitioned.update)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class Scale(LeafRule):
     """u = step_size * g."""
 
     step_size: float | Tensor
+    keeps_sparse: ClassVar[bool] = True
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool

@@ -120,6 +120,7 @@ class ScaleByFactoredRms(LeafRule):
             weight, rho = self._values(counts[indices[0]], g[0].dtype)
             eps1 = self._eps1(g[0])
             variance = list(torch._foreach_mul(g, g))
+            variance = [v.to(r.dtype) for v, r in zip(variance, row)]
             if g[0].ndim > 1:
                 row = _moved(row, [v.mean(dim=-1, keepdim=True) for v in variance], weight, inplace)
                 column = _moved(

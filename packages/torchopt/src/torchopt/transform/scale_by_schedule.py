@@ -29,6 +29,7 @@ class ScaleBySchedule(LeafRule):
     step_size_fn: Schedule
     sign: float = 1.0
     leaf_fields: ClassVar[tuple[str, ...]] = ("count",)
+    keeps_sparse: ClassVar[bool] = True
 
     def init_leaves(self, params: list[Tensor]) -> ScaleByScheduleState:
         """Return counts of zero."""

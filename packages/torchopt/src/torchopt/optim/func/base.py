@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, UninitializedState
-from torchopt.optim.base import check_transformation
+from torchopt.base import GradientTransformation, UninitializedState, require_transformation
 from torchopt.optim.gradients import gradients
 from torchopt.optim.named_state import leaf_names, load_named_state, named_state
 from torchopt.tree import tree_flatten, tree_leaves, tree_paths, tree_unflatten
@@ -48,7 +47,7 @@ class FuncOptimizer:
     """
 
     def __init__(self, impl: GradientTransformation, *, inplace: bool = False) -> None:
-        check_transformation(impl)
+        require_transformation(impl, "FuncOptimizer(impl)", duck=False)
         self.impl = impl
         self.optim_state: OptState = UninitializedState()
         self.inplace = bool(inplace)

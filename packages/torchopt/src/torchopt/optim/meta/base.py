@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchopt.base import GradientTransformation, UninitializedState
-from torchopt.optim.base import check_transformation
+from torchopt.base import GradientTransformation, UninitializedState, require_transformation
 from torchopt.optim.gradients import gradients
 from torchopt.optim.named_state import load_named_state, named_state
 from torchopt.params.containers import (
@@ -18,6 +17,7 @@ from torchopt.params.containers import (
     extract_module_containers,
     parameter_slots,
 )
+from torchopt.params.second_order import warn_of_missing_second_derivatives
 from torchopt.tree import tree_map
 from torchopt.typing import ModuleTensorContainers
 from torchopt.update import apply_updates
@@ -79,7 +79,7 @@ class MetaOptimizer:
         first_order: bool = False,
         detach_every: int | None = None,
     ) -> None:
-        check_transformation(impl)
+        require_transformation(impl, "MetaOptimizer(module, impl)", duck=False)
         if detach_every is not None and not (isinstance(detach_every, int) and detach_every > 0):
             raise ValueError(
                 f"detach_every: expected a positive integer or None, got {detach_every!r}"
@@ -120,6 +120,9 @@ class MetaOptimizer:
         )
         start = 0
         for index, group in enumerate(slot_groups):
+            if keep_graph and not self.first_order:
+                own = found[start : start + len(group)]
+                warn_of_missing_second_derivatives(self._modules[index], own, "step(loss)")
             params = tuple(slot.get() for slot in group)
             grads = tuple(found[start : start + len(group)])
             start += len(group)
@@ -180,7 +183,7 @@ class MetaOptimizer:
             TypeError: `impl` is no gradient transformation.
         """
         if impl is not None:
-            check_transformation(impl)
+            require_transformation(impl, "add_param_group(module, impl=...)", duck=False)
         self.param_containers_groups.append(
             extract_module_containers(module, with_buffers=False)[0]
         )

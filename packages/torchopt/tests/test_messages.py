@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a mistake is answered with: what was expected, what came, where, and what to do."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from optimizers import ROWS
+from torch import nn
+
+import torchopt
+from torchopt import transform
+from torchopt.errors import LeafTypeError, NotDifferentiableError, SecondDerivativeWarning
+
+PARAMS = {"w": torch.ones(2), "b": torch.ones(1)}
+MANY = {f"layer{i}.weight": torch.ones(1) for i in range(2000)}
+ADAM = torchopt.adam(0.1)
+
+
+def net() -> nn.Module:
+    return nn.Sequential(*[nn.Linear(3, 3) for _ in range(30)])
+
+
+def updated(grads: Any, params: Any = PARAMS, state: Any = None, optimizer: Any = ADAM) -> Any:
+    state = optimizer.init(params) if state is None else state
+    return optimizer.update(grads, state, params=params)
+
+
+def scripted() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.Sequential(torch.jit.script(nn.Linear(2, 1)), nn.Linear(1, 1))
+
+
+def stepped(labels: Any) -> None:
+    module = net()
+    impl = transform.partition({"a": torchopt.sgd(0.1)}, labels)
+    torchopt.MetaOptimizer(module, impl).step(module(torch.ones(1, 3)).sum())
+
+
+def used(generator: Any) -> Any:
+    tuple(generator)
+    return generator
+
+
+# name: (the mistake, the error, words of the answer)
+MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
+    "a constructor in a chain": (
+        lambda: torchopt.chain(torchopt.clip_grad_norm(1.0), torchopt.adam),
+        TypeError,
+        ("`adam`", "call it: adam("),
+    ),
+    "a constructor alone in a chain": (
+        lambda: torchopt.chain.flat(torchopt.adam),
+        TypeError,
+        ("`adam`", "call it: adam("),
+    ),
+    "a number in a chain": (
+        lambda: torchopt.chain(ADAM, 0.5),
+        TypeError,
+        ("float", "transform.scale(0.5)"),
+    ),
+    "a number after a transformation": (lambda: ADAM.chain(0.5), TypeError, ("scale(0.5)",)),
+    "an optimizer of torch in a chain": (
+        lambda: torchopt.chain(ADAM, torch.optim.Adam(net().parameters())),
+        TypeError,
+        ("Adam", "torchopt.adam(lr)"),
+    ),
+    "the class of an optimizer of torch": (
+        lambda: torchopt.MetaOptimizer(net(), torch.optim.Adam),
+        TypeError,
+        ("is not a GradientTransformation", "torchopt.adam(lr)"),
+    ),
+    "a module for parameters": (
+        lambda: torchopt.Adam(net(), lr=0.1),
+        TypeError,
+        ("got a module (Sequential)", "module.parameters()"),
+    ),
+    "parameters for a module": (
+        lambda: torchopt.MetaAdam(list(net().parameters()), lr=0.1),
+        RuntimeError,
+        ("expected an nn.Module, got list", "pass the module"),
+    ),
+    "a generator that was used": (
+        lambda: torchopt.Adam(used(net().parameters()), lr=0.1),
+        ValueError,
+        ("at least one tensor", "used before"),
+    ),
+    "a generator for init": (
+        lambda: ADAM.init(net().parameters()),
+        LeafTypeError,
+        ("at $", "got generator", "tuple"),
+    ),
+    "a generator of gradients": (
+        lambda: updated(net().parameters()),
+        ValueError,
+        ("updates", "generator"),
+    ),
+    "a number for a parameter": (
+        lambda: ADAM.init({"a": 3.0}),
+        LeafTypeError,
+        ("at $['a']", "got float"),
+    ),
+    "the state of another optimizer": (
+        lambda: updated(PARAMS, state=torchopt.sgd(0.1, momentum=0.9).init(PARAMS)),
+        TypeError,
+        ("mu, nu, count", "TraceState"),
+    ),
+    "no state": (lambda: ADAM.update(PARAMS, None), ValueError, ("2 states", "NoneType")),
+    "a gradient without its key": (
+        lambda: updated({"w": torch.ones(2)}),
+        ValueError,
+        ("expected a dict with 'b', got a dict without 'b'",),
+    ),
+    "a gradient with another key": (
+        lambda: updated({**PARAMS, "c": torch.ones(1)}),
+        ValueError,
+        ("expected a dict without 'c', got a dict with 'c'",),
+    ),
+    "one key of many missing": (
+        lambda: updated(dict(list(MANY.items())[1:]), MANY),
+        ValueError,
+        ("with 'layer0.weight', got", "without 'layer0.weight'"),
+    ),
+    "an update without its key": (
+        lambda: torchopt.apply_updates(MANY, dict(list(MANY.items())[1:])),
+        ValueError,
+        ("with 'layer0.weight', got", "without 'layer0.weight'"),
+    ),
+    "a list for a dict": (
+        lambda: updated({"w": [torch.ones(2)], "b": torch.ones(1)}),
+        ValueError,
+        ("at $['w']", "list of 1"),
+    ),
+    "an update that is a number": (
+        lambda: torchopt.apply_updates(PARAMS, {"w": 1.0, "b": None}),
+        LeafTypeError,
+        ("at $['w']", "an update", "got float"),
+    ),
+    "a scripted module": (
+        lambda: torchopt.MetaSGD(scripted(), lr=0.1),
+        RuntimeError,
+        ("the sub-module '0'", "RecursiveScriptModule", "scripted from"),
+    ),
+    "labels by name for a module": (
+        lambda: stepped({name: "a" for name, _ in net().named_parameters()}),
+        ValueError,
+        ("tuple of 60", "dict of 60", "a function of that tuple"),
+    ),
+    "an unknown label": (lambda: stepped("b"), ValueError, ("'a'", "got 'b'")),
+    "a constructor for a label": (
+        lambda: transform.partition({"a": torchopt.adam}, "a"),
+        TypeError,
+        ("at 'a'", "call it: adam("),
+    ),
+    **{
+        f"a constructor in {make.__name__}": (
+            lambda make=make, rest=rest: make(torchopt.adam, *rest),
+            TypeError,
+            ("`adam`", "call it: adam("),
+        )
+        for make, rest in (
+            (transform.masked, (True,)),
+            (transform.accumulate, (2,)),
+            (transform.lookahead, (2,)),
+            (transform.in_precision, (torch.float32,)),
+            (transform.apply_if_finite, ()),
+            (torchopt.FuncOptimizer, ()),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_answered_in_a_sentence(mistake: str) -> None:
+    run, error, words = MISTAKES[mistake]
+    with pytest.raises(error) as caught:
+        run()
+    text = str(caught.value)
+    assert [word for word in words if word not in text] == []
+    assert len(text) < 400
+    assert "tensor(" not in text
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("wrong", [3.0, np.ones(1), "x"], ids=["float", "numpy", "str"])
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_gradient_that_is_not_a_tensor(name: str, wrong: Any, inplace: bool) -> None:
+    optimizer = ROWS[name].functional(**ROWS[name].settings[-1])
+    state = optimizer.init(PARAMS)
+    with pytest.raises(LeafTypeError, match=r"at \$\['b'\]: .*expected a tensor, got") as caught:
+        optimizer.update({**PARAMS, "b": wrong}, state, params=PARAMS, inplace=inplace)
+    assert isinstance(caught.value, (TypeError, ValueError))
+
+
+class Attention(nn.Module):
+    """Self-attention by torch's fast kernel, which has no second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.project(x)
+        return nn.functional.scaled_dot_product_attention(h, h, h)
+
+
+def test_attention_without_a_second_derivative_is_pointed_out_once() -> None:
+    module, x = Attention(), torch.randn(2, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    start = tuple(module.parameters())
+    optimizer = torchopt.MetaSGD(module, lr=0.1)
+    with pytest.warns(SecondDerivativeWarning, match=r"SDPBackend\.MATH"):
+        optimizer.step(module(x).square().sum())
+    optimizer.step(module(x).square().sum())
+    meta_loss = module(x).square().sum()
+    with pytest.raises(NotDifferentiableError, match=r"SDPBackend\.MATH") as caught:
+        torchopt.FuncOptimizer(torchopt.sgd(0.1)).step(meta_loss, start)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("quiet", ["first order", "no graph", "the remedy"])
+def test_no_warning_where_no_second_derivative_is_missing(quiet: str) -> None:
+    module, x = Attention(), torch.randn(2, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    optimizer = torchopt.MetaSGD(module, lr=0.1)
+    optimizer.first_order = quiet == "first order"
+    math = [torch.nn.attention.SDPBackend.MATH]
+    fast = [torch.nn.attention.SDPBackend.FLASH_ATTENTION]
+    kernels = torch.nn.attention.sdpa_kernel(math if quiet == "the remedy" else fast)
+    with kernels:
+        loss = module(x).square().sum()
+        with torch.set_grad_enabled(quiet != "no graph"):
+            optimizer.step(loss)
+
+
+def test_clipping_by_the_largest_value_with_an_empty_tensor() -> None:
+    grads = (torch.tensor([3.0, -4.0]), torch.zeros(0))
+    for order in ("inf", 2.0, 1.0):
+        clip = torchopt.clip_grad_norm(1.0, order)
+        clipped, empty = clip.update(grads, clip.init(grads))[0]
+        norm = torch.linalg.vector_norm(grads[0], float(order))
+        torch.testing.assert_close(clipped, grads[0] / (norm + 1e-6))
+        assert empty.shape == (0,)
+        assert clip.update(grads[1:], ())[0][0].shape == (0,)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.float64),
+                                    (torch.float32, torch.bfloat16)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_gradients_of_another_dtype_than_their_parameters(name: str, dtypes: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    p, g = (torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    optimizer = ROWS[name].functional(**ROWS[name].settings[-1])
+    found = []
+    for of_p, of_g in (dtypes, (torch.float64, torch.float64)):
+        param, grad = p.to(dtypes[0]).to(of_p), g.to(dtypes[1]).to(of_g)
+        updates, _ = optimizer.update(grad, optimizer.init(param), params=param, inplace=False)
+        found.append(updates.double())
+    scale = found[1].abs().max()
+    coarsest = max(torch.finfo(dtype).eps for dtype in dtypes)
+    assert (found[0] - found[1]).abs().max() <= 8 * coarsest * scale
