@@ -96,7 +96,11 @@ def _first_difference(spec: PyTreeSpec, tree: Any) -> tuple[str, str, str]:
         one_level = optree.tree_flatten_one_level(subtree, none_is_leaf=True)
         children = dict(zip(one_level.entries, one_level.children))
         steps = [
-            (accessor + one_level.path_entry_type(entry, type(subtree), one_level.kind), child, value)
+            (
+                accessor + one_level.path_entry_type(entry, type(subtree), one_level.kind),
+                child,
+                value,
+            )
             for child, entry in zip(node.children(), node.entries())
             if (value := children.get(entry, children)) is not children
         ]

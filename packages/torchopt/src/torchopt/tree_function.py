@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
 
 from torchopt.errors import NotDifferentiableError
@@ -29,12 +30,16 @@ __all__ = [
     "apply_operation",
     "apply_rule",
     "are_plain",
+    "below_transforms",
+    "derivatives_wanted",
     "is_batched",
+    "is_differentiated",
     "is_traced",
     "is_tracked",
     "is_transforming",
     "is_watched",
     "max_over_batch",
+    "plain_entry",
 ]
 
 Tensors = tuple[Tensor, ...]
@@ -461,6 +466,11 @@ def is_watched(x: Tensor) -> bool:
     return any_watched((x,))
 
 
+def derivatives_wanted() -> bool:
+    """Return whether anybody may differentiate what is computed now."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0 or is_transforming()
+
+
 def is_traced() -> bool:
     """Return whether operations are recorded to be run later: a kernel call would not be."""
     return (
@@ -494,15 +504,48 @@ def is_transforming() -> bool:
 
 def is_tracked(x: Tensor) -> bool:
     """Return whether a derivative of x may be asked for at some level, or x belongs to a vmap."""
+    return is_batched(x) or is_differentiated(x)
+
+
+def is_differentiated(x: Tensor) -> bool:
+    """Return whether a derivative of x may be asked for at some level: by a graph, a transform or
+    a forward mode.
+    """
     functorch = torch._C._functorch
-    while True:
-        if functorch.is_batchedtensor(x) or x.requires_grad:
-            return True
-        if forward_ad.unpack_dual(x, level=0).tangent is not None:
-            return True
-        if not functorch.is_gradtrackingtensor(x):
-            return False
+    if not functorch.is_functorch_wrapped_tensor(x):
+        return _has_derivative(x)
+    with contextlib.ExitStack() as above:
+        # What belongs to a level is only seen by it: the levels above are taken off meanwhile.
+        for level in range(len(functorch.get_interpreter_stack() or ()), -1, -1):
+            if functorch.maybe_get_level(x) == level:
+                if not functorch.is_batchedtensor(x) and _has_derivative(x):
+                    return True
+                x = functorch.get_unwrapped(x)
+            if level:
+                above.enter_context(temporarily_pop_interpreter_stack())
+        return _has_derivative(below_transforms(x))
+
+
+def _has_derivative(x: Tensor) -> bool:
+    return x.requires_grad or forward_ad.unpack_dual(x, level=0).tangent is not None
+
+
+def below_transforms(x: Tensor) -> Tensor:
+    """Return the tensor below all wrappers of torch.func; its batches are dimensions there."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
+
+
+def plain_entry(x: Tensor) -> Tensor:
+    """Return the tensor below all transforms, outside of any graph; of a batch, its first entry."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        dim = functorch.maybe_get_bdim(x) if functorch.is_batchedtensor(x) else -1
         x = functorch.get_unwrapped(x)
+        if dim >= 0:
+            x = x.select(dim, 0)
+    return x.detach()
 
 
 def is_batched(x: Tensor) -> bool:

@@ -13,14 +13,15 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from torchopt.diff.closure import require_arguments
 from torchopt.diff.implicit.root import ImplicitEngine
 from torchopt.diff.implicit.rule import displacement
-from torchopt.errors import NotDifferentiableError, TorchOptError
+from torchopt.errors import TorchOptError
 from torchopt.linear_solve.auto import Auto
 from torchopt.linear_solve.iterate import iterate, norm
 from torchopt.linear_solve.operator import Layout
 from torchopt.tree import tree_flatten, tree_map, tree_unflatten
-from torchopt.tree_function import is_tracked, is_transforming, max_over_batch
+from torchopt.tree_function import derivatives_wanted, max_over_batch, plain_entry
 
 __all__ = [
     "FixedPointSolver",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 OnFail = Literal["raise", "warn", "ignore"]
+REMEDY = "Pass it as an argument after the start, or detach it."
 Function = Callable[..., Any]
 FlatMap = Callable[[Tensor], Tensor]
 
@@ -233,8 +235,8 @@ class Solver(ABC):
             return tree_unflatten(spec, [next(given) if s else x for x, s in zip(leaves, smooth)])
 
         optimality = self.optimality(function)
-        if torch.is_grad_enabled() and not is_transforming():
-            self._require_no_closure(optimality, start, filled([x.detach() for x in chosen]))
+        if derivatives_wanted():
+            self._require_no_closure(optimality, start, filled([plain_entry(x) for x in chosen]))
         if not chosen:
             return self.run(function, start, *args).value
         engine = ImplicitEngine(
@@ -242,6 +244,9 @@ class Solver(ABC):
             (1,),
             solve=Auto(on_fail="warn") if self.linear_solve is None else self.linear_solve,
             on_fail="ignore",  # `run` has told
+            where=type(self).__name__,
+            remedy=REMEDY,
+            checks_closure=False,  # done, before the solver starts
             **self.structure,
         )
         solved = engine(lambda start, chosen: self.run(function, start, *filled(chosen)).value)
@@ -249,13 +254,9 @@ class Solver(ABC):
 
     def _require_no_closure(self, optimality: Function, start: Any, args: Any) -> None:
         """Raise if F depends on tensors that nobody can see: their gradient would be zero."""
-        value = optimality(tree_map(torch.detach, start), *args)
-        if any(is_tracked(x) for x in tree_flatten(value)[0]):
-            raise NotDifferentiableError(
-                f"{type(self).__name__}: the function depends on a tensor that requires a gradient "
-                "and is not among the arguments, so its gradient would be zero. Pass it as an "
-                "argument after the start, or detach it."
-            )
+        start = tree_map(plain_entry, start)
+        value = optimality(start, *args)
+        require_arguments(value, (start, args), optimality, type(self).__name__, REMEDY)
 
     def repeat(
         self,

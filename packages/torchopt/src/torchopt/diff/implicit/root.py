@@ -31,7 +31,12 @@ from torchopt.linear_solve.callable import as_solver
 from torchopt.linear_solve.operator import Layout, LinearOperator, Tag
 from torchopt.linear_solve.solver import Solver
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
-from torchopt.tree_function import apply_rule, is_tracked, max_over_batch
+from torchopt.tree_function import (
+    apply_rule,
+    derivatives_wanted,
+    is_tracked,
+    max_over_batch,
+)
 
 __all__ = ["ImplicitEngine", "OptimalityError", "OptimalityWarning"]
 
@@ -68,6 +73,10 @@ class ImplicitEngine:
             nothing is checked.
         report: Called with a `GradientReport` for every gradient that is pulled back. Its estimate
             is for the cotangent that came; `certified_grad` knows the outer loss too.
+        where: What messages start with.
+        remedy: How they end where F depends on tensors that it was not given.
+        checks_closure: F is evaluated once at the solution, to see whether it depends on tensors
+            that require a gradient and are no arguments: that raises.
     """
 
     optimality_fn: Callable[..., Any]
@@ -81,6 +90,13 @@ class ImplicitEngine:
     tol: float | None = None
     on_fail: Literal["raise", "warn", "unroll", "ignore"] = "warn"
     report: Callable[[GradientReport], Any] | None = None
+
+    where: str = field(default=WHERE, repr=False)
+    remedy: str = field(
+        default="Pass it as an argument of solver_fn, with its position in argnums, or detach it.",
+        repr=False,
+    )
+    checks_closure: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
         if not self.argnums or any(i == 0 for i in self.argnums):
@@ -163,7 +179,10 @@ class ImplicitEngine:
 
     def _solve(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         rule, inputs = self.prepare(function, args, kwargs)
-        outputs = apply_rule(rule, *inputs)
+        with rule.explained():
+            outputs = apply_rule(rule, *inputs)
+        if self.checks_closure and derivatives_wanted():
+            rule.require_arguments(inputs, outputs)
         if not self._accept(outputs[-1]):
             return self._unroll(function, args, kwargs, inputs[: rule.num_differentiable_inputs])
         layout: Layout = rule.found["layout"]

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from torchopt.diff.closure import explained, require_arguments
 from torchopt.diff.implicit.certificate import Adjoint
 from torchopt.errors import NotDifferentiableError
 from torchopt.linear_solve.operator import Layout, LinearOperator, Tag, transpose_linear
@@ -17,7 +19,7 @@ from torchopt.linear_solve.result import Stats
 from torchopt.linear_solve.solver import Solver, push_forward, solve_vector
 from torchopt.linear_solve.warm_start import WarmStart
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_leaves, tree_unflatten
-from torchopt.tree_function import is_transforming, max_over_batch
+from torchopt.tree_function import is_transforming, max_over_batch, plain_entry
 
 if TYPE_CHECKING:
     from torchopt.diff.implicit.root import ImplicitEngine
@@ -137,8 +139,8 @@ class RootRule:
             return found, None
         if not (isinstance(found, tuple) and len(found) == 2):
             raise RuntimeError(
-                f"{WHERE}: output of function solver_fn should be a tuple: (output, aux) if "
-                f"has_aux is True. Got {found!r}"
+                f"{self.engine.where}: output of function solver_fn should be a tuple: "
+                f"(output, aux) if has_aux is True. Got {found!r}"
             )
         return found
 
@@ -146,8 +148,8 @@ class RootRule:
         leaves = tree_leaves(solution)
         if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
             raise RuntimeError(
-                f"{WHERE}: output of function solver_fn should be a torch.Tensor or a tuple of "
-                f"torch.Tensor (or another tree of tensors). Got {solution!r}"
+                f"{self.engine.where}: output of function solver_fn should be a torch.Tensor or a "
+                f"tuple of torch.Tensor (or another tree of tensors). Got {solution!r}"
             )
         return Layout.of(solution, f"{WHERE}: output of function solver_fn")
 
@@ -167,6 +169,26 @@ class RootRule:
         residual = self.equation.residual(layout, x, inputs)
         return x, torch.linalg.vector_norm(residual)
 
+    def explained(self) -> AbstractContextManager[None]:
+        """Return a context that says which tensor of a transform F depends on; see `explained`."""
+        return explained(self.engine.optimality_fn, self.engine.where, self.engine.remedy)
+
+    def require_arguments(self, inputs: Tensors, outputs: Tensors) -> None:
+        """Raise if F depends on tensors that are differentiated and no arguments of it.
+
+        Raises:
+            NotDifferentiableError: It does.
+        """
+        layout, engine = self.found["layout"], self.engine
+        x = layout.join(map(plain_entry, outputs[: len(layout.shapes)]))
+        known = tuple(map(plain_entry, inputs))
+        args, kwargs = self.equation.arguments(known)
+        solution = layout.unravel(x)
+        value = engine.optimality_fn(solution, *args[1:], **kwargs)
+        require_arguments(
+            value, (solution, *known), engine.optimality_fn, engine.where, engine.remedy
+        )
+
     def _partial(self, x: Tensor, inputs: Tensors) -> tuple[Callable[..., Tensor], Tensors]:
         """Return θ -> F(x, θ), and θ."""
         n = self.num_differentiable_inputs
@@ -180,6 +202,10 @@ class RootRule:
 
     def pull_back(self, inputs: Tensors, outputs: Tensors, cotangents: Tensors) -> Tensors:
         """Return Bᴴ u where Aᴴ u = -x̄."""
+        with self.explained():
+            return self._pull_back(inputs, outputs, cotangents)
+
+    def _pull_back(self, inputs: Tensors, outputs: Tensors, cotangents: Tensors) -> Tensors:
         if self.num_differentiable_inputs == 0:
             return ()
         layout = self.found["layout"]
@@ -197,6 +223,10 @@ class RootRule:
 
     def push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
         """Return -A⁻¹ B θ̇."""
+        with self.explained():
+            return self._push_forward(inputs, outputs, tangents)
+
+    def _push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
         layout = self.found["layout"]
         x = layout.join(outputs[: len(layout.shapes)])
         if self.num_differentiable_inputs == 0:
@@ -231,9 +261,9 @@ class RootRule:
             wanted = is_transforming() or any(self.requires_grad[i] for i in group)
             if wanted and not self._depends(x, inputs, group):
                 raise NotDifferentiableError(
-                    f"{WHERE}: optimality_fn does not depend on argument {argnum} of solver_fn, "
-                    "which is in argnums; expected F(solution, *args) that does. Its gradient "
-                    "would be zero. Use the argument in optimality_fn (without .detach(), .data or "
+                    f"{self.engine.where}: optimality_fn does not depend on argument {argnum} of "
+                    "solver_fn, which is in argnums; expected F(solution, *args) that does. Its "
+                    "gradient would be zero. Use the argument in optimality_fn (without .detach(), .data or "
                     ".item()), or take it out of argnums."
                 )
 

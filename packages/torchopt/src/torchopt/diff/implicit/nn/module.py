@@ -241,6 +241,8 @@ def _solve(
         has_aux=True,
         solve=Auto(on_fail="warn") if module.linear_solve is None else module.linear_solve,
         symmetric=not module._custom_optimality,
+        where=f"{type(module).__name__}.solve",
+        remedy="Pass it to the constructor and assign it to an attribute, or detach it.",
         **module._engine_options,
     )
     start = tuple(leaves.values())

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors that a function depends on without taking them as arguments.
+
+What it depends on is read from the graph of its value, so nothing that is used escapes and nothing
+that is not used is reported. The names come from a search of the closure, which is only a help.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import sys
+import types
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchopt.errors import NotDifferentiableError
+from torchopt.tree import tree_leaves
+from torchopt.tree_function import below_transforms, is_differentiated
+
+__all__ = ["captured", "explained", "hidden_inputs", "require_arguments"]
+
+# How torch says that it met a tensor outside of its transform.
+ESCAPED = ("escaped", "batched == nullptr", "wrapper == nullptr")
+NAMED, SEARCHED, ENTRIES = 3, 5000, 256
+ATOMS = (int, float, complex, str, bytes, bool, type(None), range, types.BuiltinFunctionType)
+# Their own functions and globals hold nothing of the user; what they were given is in cells.
+LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "numpy", "optree"}
+TABLES = ("_parameters", "_buffers", "_modules", "_meta_parameters", "_meta_modules")
+
+
+def require_arguments(
+    value: Any,
+    args: Any,
+    function: Any,
+    where: str,
+    remedy: str = "Pass it as an argument that is differentiated, or detach it.",
+) -> None:
+    """Raise if a derivative of a function would leave out tensors that are no arguments.
+
+    Args:
+        value: What the function returned, in grad mode, for detached arguments: a tree.
+        args: Those arguments, a tree.
+        function: The function, for the names.
+        where: What the message starts with.
+        remedy: What it ends with.
+
+    Raises:
+        NotDifferentiableError: `value` depends on tensors that are differentiated at some level.
+    """
+    names = hidden_inputs(value, args, function)
+    if not names:
+        return
+    shown = ", ".join(names[:NAMED])
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    raise NotDifferentiableError(
+        f"{where}: the function depends on {shown}{more}: not among the arguments, but a gradient "
+        f"is required there; it would silently be zero. {remedy}"
+    )
+
+
+@contextlib.contextmanager
+def explained(function: Any, where: str, remedy: str) -> Iterator[None]:
+    """Say in torch's stead which tensor of an enclosing transform a function reaches, that would
+    have to be an argument.
+
+    Raises:
+        NotDifferentiableError: torch found a tensor outside of its transform.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in ESCAPED):
+            raise
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+        names = [name for name, x in captured(function, Tensor) if wrapped(x)]
+        shown = ", ".join(names[:NAMED]) or "a tensor"
+        raise NotDifferentiableError(
+            f"{where}: the function depends on {shown} of an enclosing torch.func transform, which "
+            f"is not among the arguments. {remedy}"
+        ) from error
+
+
+def hidden_inputs(value: Any, args: Any, function: Any) -> list[str]:
+    """Return the names of the differentiated tensors that a value depends on; see
+    `require_arguments`.
+    """
+    tracked = [x for x in tree_leaves(value) if isinstance(x, Tensor) and is_differentiated(x)]
+    if not tracked:
+        return []
+    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    nodes, leaves = _graph([x for x in map(below_transforms, tracked) if x.requires_grad])
+    for x in tree_leaves(args):
+        if isinstance(x, Tensor):
+            leaves.pop(id(x), None)
+    # A transform or a forward mode keeps no graph to walk.
+    unseen = any(is_wrapped(x) or not x.requires_grad for x in tracked)
+    if not leaves and not unseen:
+        return []
+    names = []
+    for name, x in captured(function, Tensor):
+        if is_wrapped(x) or not x.requires_grad:
+            used = is_differentiated(x)
+        else:
+            used = id(x) in leaves or (x.grad_fn is not None and x.grad_fn in nodes)
+        if used:
+            names.append(name)
+            for leaf in _graph([x])[1] if x.requires_grad else ():
+                leaves.pop(leaf, None)
+    names += [f"a tensor of shape {tuple(x.shape)}" for x in leaves.values()]
+    return names or ["a tensor of an enclosing transform"]
+
+
+def _graph(tensors: Sequence[Tensor]) -> tuple[set[Any], dict[int, Tensor]]:
+    """Return the nodes of a graph, and the leaves that it ends in, by their id."""
+    leaves = {id(x): x for x in tensors if x.grad_fn is None and x.requires_grad}
+    nodes: set[Any] = {x.grad_fn for x in tensors if x.grad_fn is not None}
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if hasattr(node, "variable"):
+            leaves[id(node.variable)] = node.variable
+        for following, _ in node.next_functions:
+            if following is not None and following not in nodes:
+                nodes.add(following)
+                stack.append(following)
+    return nodes, leaves
+
+
+def captured(function: Any, kind: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a function reaches without being given it: (name, object).
+
+    Closures, defaults, globals, bound objects, partials, attributes, modules and containers are
+    followed, each object once.
+
+    Args:
+        function: A function, or any callable object.
+        kind: The class of objects to yield, or several.
+    """
+    seen: set[int] = set()
+    queue: deque[tuple[str, Any]] = deque([("", function)])
+    while queue and len(seen) < SEARCHED:
+        name, found = queue.popleft()
+        if isinstance(found, ATOMS) or id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, kind):
+            yield name or "itself", found
+        if not isinstance(found, Tensor):
+            queue.extend(_parts(name, found))
+
+
+def _parts(name: str, found: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(found, types.FunctionType):
+        yield from _of_function(found)
+    elif isinstance(found, types.MethodType):
+        yield "self", found.__self__
+        yield "", found.__func__
+    elif isinstance(found, functools.partial):
+        yield "", found.func
+        yield from ((f"argument {i} of a partial", x) for i, x in enumerate(found.args))
+        yield from found.keywords.items()
+    elif isinstance(found, Mapping):
+        entries = itertools.islice(found.items(), ENTRIES)
+        yield from ((f"{name}[{key!r}]", x) for key, x in entries)
+    elif isinstance(found, (list, tuple, set, frozenset, deque)):
+        yield from _of_sequence(name, found)
+    elif isinstance(found, types.ModuleType):
+        pass  # of what it holds, `_of_function` takes what is used
+    elif isinstance(found, type):
+        if _root(found) not in LIBRARIES:
+            yield from ((f"{name}.{key}", x) for key, x in list(vars(found).items()))
+    else:
+        yield from _of_object(name, found)
+
+
+def _of_sequence(name: str, found: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    names = getattr(found, "_fields", None)
+    for i, x in enumerate(itertools.islice(found, ENTRIES)):
+        yield (f"{name}.{names[i]}" if names else f"{name}[{i}]"), x
+
+
+def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    code = function.__code__
+    for key, cell in zip(code.co_freevars, function.__closure__ or ()):
+        try:
+            yield key, cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    positional = code.co_varnames[: code.co_argcount]
+    defaults = function.__defaults__ or ()
+    yield from zip(positional[len(positional) - len(defaults) :], defaults)
+    yield from (function.__kwdefaults__ or {}).items()
+    yield from (("", x) for x in list(vars(function).values()))
+    if str(function.__globals__.get("__name__")).partition(".")[0] in LIBRARIES:
+        return
+    names = _names(code)
+    for key in names:
+        if key in function.__globals__:
+            value = function.__globals__[key]
+            yield key, value
+            if isinstance(value, types.ModuleType) and _root(value) not in LIBRARIES:
+                content = vars(value)
+                yield from (
+                    (f"{key}.{inner}", content[inner]) for inner in names if inner in content
+                )
+
+
+def _names(code: types.CodeType) -> tuple[str, ...]:
+    """Return the names of globals and attributes, those of inner functions among them."""
+    inner = (x for x in code.co_consts if isinstance(x, types.CodeType))
+    return (*code.co_names, *itertools.chain.from_iterable(map(_names, inner)))
+
+
+def _of_object(name: str, found: Any) -> Iterator[tuple[str, Any]]:
+    attributes: dict[str, Any] = dict(getattr(found, "__dict__", None) or {})
+    prefix = f"{name}." if name else ""
+    if isinstance(found, nn.Module):
+        for table in TABLES:
+            yield from ((prefix + key, x) for key, x in (attributes.pop(table, None) or {}).items())
+    yield from ((prefix + key, x) for key, x in attributes.items())
+    for base in type(found).__mro__:
+        if _root(base) in LIBRARIES:
+            continue
+        for key in (s for s in _slots(base) if s in vars(base) and hasattr(found, s)):
+            yield prefix + key, getattr(found, key)
+        for x in list(vars(base).values()):
+            if isinstance(x, types.FunctionType):
+                yield "", x
+
+
+def _slots(base: type) -> tuple[str, ...]:
+    slots = vars(base).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _root(found: Any) -> str:
+    name = found.__name__ if isinstance(found, types.ModuleType) else found.__module__
+    return str(name).partition(".")[0]
