@@ -7,7 +7,8 @@ A new optimizer is a new row; every test that runs over `ROWS` or `CASES` then h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -404,3 +405,40 @@ SMOOTH: dict[str, tuple[str, dict[str, Any]]] = {
     "schedule_free_adamw": ("schedule_free_adamw", {"lr": 0.1, "eps": 1e-2}),
 }
 """One setting for each branch of a rule, away from kinks: name -> (optimizer, settings)."""
+
+# Where the default is a kink, or has no effect.
+_VALUES = {
+    "d": 0.8, "eps": 1e-2, "eps_root": 1e-3, "momentum": 0.5, "weight_decay": 0.1,
+    "initial_scale": 0.3, "initial_accumulator_value": 0.3, "initial_accumulator": 0.3,
+    "lr_decay": 0.1,
+}  # fmt: skip
+
+
+def hypers_of(case: str) -> dict[tuple[str, int | None], float]:
+    """Return the numbers among the settings of `SMOOTH[case]`: (name, index in a tuple) -> value.
+
+    All hyper-parameters of the optimizer that are floats are among them.
+    """
+    name, settings = SMOOTH[case]
+    signature = inspect.signature(ROWS[name].functional)
+    values = {k: p.default for k, p in signature.parameters.items()} | settings
+    found: dict[tuple[str, int | None], float] = {}
+    for key, value in values.items():
+        if isinstance(value, float):
+            usual = _VALUES.get(key, value)
+            found[key, None] = value if key in settings and value and key != "d" else usual
+        elif isinstance(value, tuple) and all(isinstance(x, float) for x in value):
+            found.update({(key, i): x for i, x in enumerate(value)})
+    return found
+
+
+def with_hypers(case: str, values: Sequence[Any]) -> dict[str, Any]:
+    """Return the settings of `SMOOTH[case]` with `values` in the places of `hypers_of(case)`."""
+    changed: dict[str, Any] = dict(SMOOTH[case][1])
+    parts: dict[str, list[Any]] = {}
+    for (key, index), value in zip(hypers_of(case), values, strict=True):
+        if index is None:
+            changed[key] = value
+        else:
+            parts.setdefault(key, []).append(value)
+    return changed | {key: tuple(members) for key, members in parts.items()}

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.errors import NotDifferentiableError
 from torchopt.transform.base import LeafRule, as_transformation
+from torchopt.transform.validate import are_numbers
+from torchopt.tree_function import is_tracked
 
 __all__ = ["adaptive_clip", "clip_by_value", "clip_each_norm", "clip_grad_norm"]
 
@@ -19,8 +22,8 @@ __all__ = ["adaptive_clip", "clip_by_value", "clip_each_norm", "clip_grad_norm"]
 class ClipGradNorm(LeafRule):
     """u = g * min(1, max_norm / (norm of all g + 1e-6))."""
 
-    max_norm: float
-    norm_type: float
+    max_norm: float | Tensor
+    norm_type: float | Tensor
     error_if_nonfinite: bool
     differentiable: bool
 
@@ -30,26 +33,46 @@ class ClipGradNorm(LeafRule):
         """Return the gradients, scaled together."""
         if not any(g.numel() for g in grads):
             return grads, state
+        order = _order(self.norm_type)
         # On the device all along, and a constant for differentiation unless asked otherwise.
         device = grads[0].device
         seen = grads if self.differentiable else [g.detach() for g in grads]
-        norms = [torch.linalg.vector_norm(g, self.norm_type).to(device) for g in seen if g.numel()]
-        total = torch.linalg.vector_norm(torch.stack(norms), self.norm_type)
+        norms = [torch.linalg.vector_norm(g, order).to(device) for g in seen if g.numel()]
+        total = torch.linalg.vector_norm(torch.stack(norms), order)
         if self.error_if_nonfinite and not bool(torch.isfinite(total)):
             raise RuntimeError(
-                f"The total norm of order {self.norm_type} for gradients from `parameters` is "
+                f"The total norm of order {order} for gradients from `parameters` is "
                 "non-finite, so it "
                 "cannot be clipped. To disable this error and scale the gradients by the "
                 "non-finite norm anyway, "
                 "set `error_if_nonfinite=False`"
             )
-        coefficient = (self.max_norm / (total + 1e-6)).clamp(max=1.0)
+        coefficient = (_on(self.max_norm, total) / (total + 1e-6)).clamp(max=1.0)
         return [g * coefficient.to(device=g.device, dtype=g.dtype) for g in grads], state
 
 
+def _order(norm_type: float | Tensor) -> float:
+    if isinstance(norm_type, torch.Tensor) and is_tracked(norm_type):
+        raise NotDifferentiableError(
+            "clip_grad_norm: expected norm_type without a gradient, got a tensor that has one; "
+            "the norm is not differentiable in its order, so give a number or norm_type.detach()"
+        )
+    return float(norm_type)
+
+
+def _threshold(value: float | Tensor) -> float | Tensor:
+    """Return a threshold to keep: a tensor is read in each step."""
+    return value if isinstance(value, torch.Tensor) else float(value)
+
+
+def _on(value: float | Tensor, like: Tensor) -> float | Tensor:
+    """Return a hyper-parameter in the dtype and on the device of `like`."""
+    return value.to(like) if isinstance(value, torch.Tensor) else value
+
+
 def clip_grad_norm(
-    max_norm: float,
-    norm_type: float | str = 2.0,
+    max_norm: float | Tensor,
+    norm_type: float | str | Tensor = 2.0,
     error_if_nonfinite: bool = False,
     *,
     differentiable: bool = False,
@@ -57,18 +80,20 @@ def clip_grad_norm(
     """Return the transformation that scales all gradients so that their joint norm is at most
     `max_norm`.
 
-    The coefficient min(1, max_norm / (norm + 1e-6)) is a constant for differentiation, unless
-    `differentiable`.
+    The norm in the coefficient min(1, max_norm / (norm + 1e-6)) is a constant for differentiation,
+    unless `differentiable`.
 
     Args:
-        max_norm: The largest norm.
+        max_norm: The largest norm; a number, or a 0-dim tensor, which is differentiated.
         norm_type: Order of the norm; `"inf"` or `math.inf` for the largest absolute value.
         error_if_nonfinite: Raise when the norm is NaN or infinite; this waits for the device.
-        differentiable: Differentiate the coefficient too: meta-gradients are then those of the
+        differentiable: Differentiate the norm too: meta-gradients are then those of the
             function that is computed.
 
     Raises:
         RuntimeError: From `update`, with `error_if_nonfinite`, when the norm is not finite.
+        NotDifferentiableError: From `update`, when `norm_type` is a tensor that requires a
+            gradient.
 
     Example:
         >>> clip = clip_grad_norm(1.0)
@@ -76,7 +101,8 @@ def clip_grad_norm(
         >>> clip.update(grads, clip.init(grads))[0]
         {'a': tensor([0.6000]), 'b': tensor([0.8000])}
     """
-    rule = ClipGradNorm(float(max_norm), float(norm_type), error_if_nonfinite, differentiable)
+    order = norm_type if isinstance(norm_type, torch.Tensor) else float(norm_type)
+    rule = ClipGradNorm(_threshold(max_norm), order, error_if_nonfinite, differentiable)
     return as_transformation(rule, already_flattened=False)
 
 
@@ -84,20 +110,21 @@ def clip_grad_norm(
 class ClipByValue(LeafRule):
     """u = g between -limit and limit."""
 
-    limit: float
+    limit: float | Tensor
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the clipped gradients."""
-        return [g.clamp(-self.limit, self.limit) for g in grads], state
+        limits: list[Any] = [_on(self.limit, g) for g in grads]
+        return [g.clamp(-limit, limit) for g, limit in zip(grads, limits)], state
 
 
-def clip_by_value(limit: float) -> GradientTransformation:
+def clip_by_value(limit: float | Tensor) -> GradientTransformation:
     """Return the transformation that keeps each number between -limit and limit.
 
     Args:
-        limit: >= 0.
+        limit: >= 0; a number, or a 0-dim tensor, which is differentiated.
 
     Raises:
         ValueError: A negative `limit`.
@@ -106,9 +133,9 @@ def clip_by_value(limit: float) -> GradientTransformation:
         >>> clip_by_value(1.0).update(torch.tensor([-3.0, 0.5]), ())[0]
         tensor([-1.0000,  0.5000])
     """
-    if not limit >= 0:
+    if are_numbers(limit) and not limit >= 0:
         raise ValueError(f"clip_by_value: expected limit >= 0, got {limit}")
-    return as_transformation(ClipByValue(float(limit)), already_flattened=False)
+    return as_transformation(ClipByValue(_threshold(limit)), already_flattened=False)
 
 
 def _coefficient(norm: Tensor, largest: Tensor | float) -> Tensor:
@@ -127,22 +154,23 @@ def _norm(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
 class ClipEachNorm(LeafRule):
     """u = g * min(1, max_norm / |g|), tensor by tensor."""
 
-    max_norm: float
+    max_norm: float | Tensor
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the gradients, each scaled by itself."""
-        return [g * _coefficient(_norm(g), self.max_norm) for g in grads], state
+        return [g * _coefficient(_norm(g), _on(self.max_norm, g)) for g in grads], state
 
 
-def clip_each_norm(max_norm: float) -> GradientTransformation:
+def clip_each_norm(max_norm: float | Tensor) -> GradientTransformation:
     """Return the transformation that scales each tensor so that its norm is at most `max_norm`.
 
     The coefficient is differentiated.
 
     Args:
-        max_norm: The largest Euclidean norm, >= 0.
+        max_norm: The largest Euclidean norm, >= 0; a number, or a 0-dim tensor, which is
+            differentiated.
 
     Raises:
         ValueError: A negative `max_norm`.
@@ -151,17 +179,17 @@ def clip_each_norm(max_norm: float) -> GradientTransformation:
         >>> clip_each_norm(1.0).update([torch.tensor([3.0, 4.0]), torch.tensor([0.5])], ())[0]
         [tensor([0.6000, 0.8000]), tensor([0.5000])]
     """
-    if not max_norm >= 0:
+    if are_numbers(max_norm) and not max_norm >= 0:
         raise ValueError(f"clip_each_norm: expected max_norm >= 0, got {max_norm}")
-    return as_transformation(ClipEachNorm(float(max_norm)), already_flattened=False)
+    return as_transformation(ClipEachNorm(_threshold(max_norm)), already_flattened=False)
 
 
 @dataclass(frozen=True)
 class AdaptiveClip(LeafRule):
     """u = g * min(1, clipping * max(|p|, eps) / |g|), unit by unit."""
 
-    clipping: float
-    eps: float
+    clipping: float | Tensor
+    eps: float | Tensor
     reads_params: ClassVar[bool] = True
 
     def update_leaves(
@@ -171,20 +199,24 @@ class AdaptiveClip(LeafRule):
         updates = []
         for g, p in zip(grads, params):
             dim = tuple(range(1, g.ndim)) if g.ndim > 1 else None
-            largest = self.clipping * _norm(p, dim, g.ndim > 1).clamp(min=self.eps)
+            size = _norm(p, dim, g.ndim > 1).clamp(min=_on(self.eps, p))
+            largest = _on(self.clipping, p) * size
             updates.append(g * _coefficient(_norm(g, dim, g.ndim > 1), largest))
         return updates, state
 
 
-def adaptive_clip(clipping: float = 0.01, eps: float = 1e-3) -> GradientTransformation:
+def adaptive_clip(
+    clipping: float | Tensor = 0.01, eps: float | Tensor = 1e-3
+) -> GradientTransformation:
     """Return the transformation that clips gradients relative to the norm of their parameters.
 
     Norms are taken over all dimensions but the first, the outputs; over the whole tensor where it
     has one dimension or none.
 
     Args:
-        clipping: Largest ratio of the two norms, >= 0.
-        eps: Norm that a parameter counts for at least, >= 0.
+        clipping: Largest ratio of the two norms, >= 0; a number, or a 0-dim tensor, which is
+            differentiated.
+        eps: Norm that a parameter counts for at least, >= 0; as `clipping`.
 
     Raises:
         ValueError: A negative argument.
@@ -194,8 +226,9 @@ def adaptive_clip(clipping: float = 0.01, eps: float = 1e-3) -> GradientTransfor
         A. Brock, S. De, S. L. Smith, K. Simonyan, High-Performance Large-Scale Image Recognition
         Without Normalization, 2021, https://arxiv.org/abs/2102.06171, equation 3.
     """
-    if not (clipping >= 0 and eps >= 0):
+    if are_numbers(clipping, eps) and not (clipping >= 0 and eps >= 0):
         raise ValueError(
             f"adaptive_clip: expected clipping >= 0 and eps >= 0, got {clipping}, {eps}"
         )
-    return as_transformation(AdaptiveClip(float(clipping), float(eps)), already_flattened=False)
+    rule = AdaptiveClip(_threshold(clipping), _threshold(eps))
+    return as_transformation(rule, already_flattened=False)

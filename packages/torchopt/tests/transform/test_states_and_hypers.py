@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
-
 import pytest
 import torch
-from optimizers import ROWS, SMOOTH
+from optimizers import ROWS, SMOOTH, hypers_of, with_hypers
 from torch import Tensor
 
 import torchopt
@@ -16,12 +13,6 @@ from torchopt.pytree import tree_flatten, tree_unflatten
 
 DOUBLE = torch.float64
 
-# Where the default is a kink, or has no effect.
-VALUES = {
-    "d": 0.8, "eps": 1e-2, "eps_root": 1e-3, "momentum": 0.5, "weight_decay": 0.1,
-    "initial_scale": 0.3, "initial_accumulator_value": 0.3, "initial_accumulator": 0.3,
-    "lr_decay": 0.1,
-}  # fmt: skip
 STEPS = {"radam": 7}
 
 
@@ -37,37 +28,14 @@ def gradients(step: int) -> dict[str, Tensor]:
     return {"b": randn(3, seed=10 + step), "w": randn(3, 2, seed=20 + step)}
 
 
-def hypers_of(case: str) -> dict[tuple[str, int | None], float]:
-    """Return the numbers among the settings: (name, index in a tuple) -> value."""
-    name, settings = SMOOTH[case]
-    signature = inspect.signature(ROWS[name].functional)
-    values = {k: p.default for k, p in signature.parameters.items()} | settings
-    found: dict[tuple[str, int | None], float] = {}
-    for key, value in values.items():
-        if isinstance(value, float):
-            usual = VALUES.get(key, value)
-            found[key, None] = value if key in settings and value and key != "d" else usual
-        elif isinstance(value, tuple) and all(isinstance(x, float) for x in value):
-            found.update({(key, i): x for i, x in enumerate(value)})
-    return found
-
-
 @pytest.mark.parametrize("case", sorted(SMOOTH))
 def test_hyper_parameters(case: str) -> None:
-    name, settings = SMOOTH[case]
+    name, _ = SMOOTH[case]
     hypers = hypers_of(case)
     assert ("lr", None) in hypers
 
     def function(*values: Tensor) -> tuple[Tensor, ...]:
-        changed: dict[str, Any] = dict(settings)
-        parts: dict[str, list[Tensor]] = {}
-        for (key, index), value in zip(hypers, values):
-            if index is None:
-                changed[key] = value
-            else:
-                parts.setdefault(key, []).append(value)
-        changed |= {key: tuple(values) for key, values in parts.items()}
-        optimizer = ROWS[name].functional(**changed)
+        optimizer = ROWS[name].functional(**with_hypers(case, values))
         p = params()
         state = optimizer.init(p)
         for step in range(STEPS.get(case, 2)):

@@ -10,9 +10,21 @@ from torchopt.alias.utils import (
     flip_sign_and_add_weight_decay,
 )
 from torchopt.base import GradientTransformation
-from torchopt.transform import add_decayed_weights, scale, scale_by_factored_rms
+from torchopt.transform import scale, scale_by_factored_rms
+from torchopt.transform.add_decayed_weights import AddDecayedWeights
+from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.validate import check_at_least_zero
 
 __all__ = ["adafactor"]
+
+
+@transformation
+def _decay_by_lr(lr: float | Tensor, weight_decay: float | Tensor) -> LeafRule | None:
+    """Return the transformation u = g + lr * weight_decay * p."""
+    check_at_least_zero(weight_decay, "weight_decay value")
+    if any(not isinstance(x, Tensor) and x == 0.0 for x in (lr, weight_decay)):
+        return None
+    return AddDecayedWeights(weight_decay, lr)
 
 
 def adafactor(
@@ -47,6 +59,6 @@ def adafactor(
     return compose(
         (flip_sign_and_add_weight_decay, (0.0, maximize)),
         (scale_by_factored_rms, (lr, beta2_decay, *eps, d)),
-        (add_decayed_weights, (lr * weight_decay,)),
+        (_decay_by_lr, (lr, weight_decay)),
         (scale, (-1.0,)),
     )

@@ -135,9 +135,19 @@ class Recipe:
     def numbers(self) -> tuple[float, ...] | None:
         """All hyper-parameters in the order of the kernels, None where one of them may change."""
         hypers = {**self.hypers, "lr": self.lr}
-        if self.schedules or self.nadam or any(isinstance(h, Tensor) for h in hypers.values()):
+        fixed = all(isinstance(h, (int, float)) for h in hypers.values())
+        if self.schedules or self.nadam or not fixed:
             return None
         return tuple(float(hypers[name]) for name in RULES[self.rule].all_hypers)
+
+    def has_arrays(self) -> bool:
+        """Return whether a hyper-parameter is a tensor with other than one element.
+
+        The stages broadcast it; the kernels take numbers.
+        """
+        return self.numbers is None and any(
+            isinstance(h, Tensor) and h.numel() != 1 for h in (*self.hypers.values(), self.lr)
+        )
 
 
 def _rule_of(member: GradientTransformation) -> LeafRule | None:
@@ -167,7 +177,7 @@ def _recipe(members: Sequence[GradientTransformation], penalty: type[LeafRule]) 
     if starts_with_penalty:
         hypers["weight_decay"], maximize, i = first.weight_decay, first.maximize, 1
     elif type(first) is Scale and len(rules) > 1 and not isinstance(first.step_size, Tensor):
-        if first.step_size != -1.0:
+        if first.sign * first.step_size != -1.0:
             return None
         maximize, i = True, 1
 
@@ -201,7 +211,7 @@ def _recipe(members: Sequence[GradientTransformation], penalty: type[LeafRule]) 
     if type(current()) is ScaleBySchedule and current().sign == 1.0 and i + 1 < len(rules):
         schedules.append((i, current().step_size_fn))
         i += 1
-    if type(current()) is AddDecayedWeights:
+    if type(current()) is AddDecayedWeights and current().factor is None:
         hypers["decoupled_weight_decay"] = current().weight_decay
         i += 1
     last = current()
@@ -214,7 +224,9 @@ def _recipe(members: Sequence[GradientTransformation], penalty: type[LeafRule]) 
         schedules.append((i, last.step_size_fn))
         lr: Any = 1.0
     elif type(last) is Scale:
-        lr = -last.step_size
+        if last.sign == 1 and isinstance(last.step_size, Tensor):
+            return None  # its negative would be that of today
+        lr = last.step_size if last.sign == -1 else -last.step_size
     else:
         return None
     return Recipe(name, hypers, lr, tuple(schedules), maximize, states, step, nadam, i + 1)
@@ -297,7 +309,9 @@ class FusedChain:
         if self.backend == "reference" or is_traced():
             return self.chain.update(updates, state, params=params, inplace=inplace)
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
-        if self.backend == "auto" and not inplace and self._is_brief(leaves):
+        if self.backend == "auto" and (
+            (not inplace and self._is_brief(leaves)) or self.recipe.has_arrays()
+        ):
             return self.chain.update(updates, state, params=params, inplace=inplace)
         members = (state,) if self.single else state
         if not isinstance(members, (tuple, list)):
@@ -423,7 +437,7 @@ class FusedChain:
         # A state that the last step returned has the form it was made in.
         if state is not cache.state and not self._complete(members, len(params)):
             return False, state
-        if not self._in_step(members):
+        if not self._in_step(members) or self.recipe.has_arrays():
             return False, state
         numbers = self._numbers(members)
         if numbers is None:

@@ -3,17 +3,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from torchopt.alias.adamw import adamw
 from torchopt.alias.utils import flip_sign_and_add_weight_decay, scale_by_neg_lr
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
-from torchopt.transform import add_decayed_weights, orthogonalize, partition, scale, trace
+from torchopt.transform import add_decayed_weights, orthogonalize, partition, trace
+from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.scale import Scale
 from torchopt.tree import tree_map
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["muon"]
+
+
+@dataclass(frozen=True)
+class _ScaleByComplement(LeafRule):
+    """u = (1 - momentum) * g."""
+
+    momentum: float | Tensor
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        return Scale(1 - self.momentum).update_leaves(grads, state, params, inplace=inplace)
+
+
+@transformation
+def _scale_by_complement(momentum: float | Tensor) -> LeafRule:
+    """Return the transformation u = (1 - momentum) * g."""
+    return _ScaleByComplement(momentum)
 
 
 def _labels(params: Any) -> Any:
@@ -64,7 +87,7 @@ def muon(
     """
     matrices = chain(
         flip_sign_and_add_weight_decay(0.0, maximize),
-        scale(1 - momentum),
+        _scale_by_complement(momentum),
         trace(momentum, 0.0, nesterov),
         orthogonalize(ns_steps, ns_coefficients, eps, match_rms),
         add_decayed_weights(weight_decay),

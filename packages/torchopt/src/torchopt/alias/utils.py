@@ -111,7 +111,8 @@ def scale_by_neg_lr(lr: ScalarOrSchedule) -> LeafRule:
     """Return the last stage of the optimizers: u = -lr * g.
 
     Args:
-        lr: A number >= 0, a 0-dim tensor, or a schedule; see `scale_by_schedule`.
+        lr: A number >= 0, a 0-dim tensor, or a schedule; see `scale_by_schedule`. A tensor is read
+            in each step, so a step after its value has changed takes the new one.
 
     Raises:
         ValueError: A negative number.
@@ -119,4 +120,4 @@ def scale_by_neg_lr(lr: ScalarOrSchedule) -> LeafRule:
     if callable(lr) and not isinstance(lr, torch.Tensor):
         return ScaleBySchedule(lr, -1.0)
     check_at_least_zero(lr, "learning rate")
-    return Scale(-lr)
+    return Scale(lr, -1)

@@ -281,11 +281,13 @@ def _groups(tensors: Sequence[Tensor]) -> list[list[int]]:
 def _hyper(name: str, value: Any) -> float | None:
     if not isinstance(value, torch.Tensor):
         return float(value)
-    if value.numel() != 1 or not value.is_floating_point():
+    if value.numel() != 1 or value.is_complex():
         raise ValueError(
-            f"{name}: expected a number or a 0-dim floating point tensor, got a tensor of shape "
+            f"{name}: expected a number or a real tensor with one element, got a tensor of shape "
             f"{tuple(value.shape)} and {value.dtype}."
         )
+    if not value.is_floating_point():
+        return float(value)
     return None if torch.compiler.is_compiling() or is_watched(value) else float(value)
 
 
@@ -351,7 +353,8 @@ def _make_call(
             order.append(distinct[id(count)])
         step_of = tuple(order)
     call = FusedCall(rule, len(grads), decayed, maximize, numbers, step_of, step)
-    tensors = [hypers[n] for n, h in zip(rule.all_hypers, numbers) if h is None]
+    # As they are now: they may be written to before the derivative is asked for.
+    tensors = [hypers[n].clone().reshape(()) for n, h in zip(rule.all_hypers, numbers) if h is None]
     return call, read, tensors, constants
 
 

@@ -20,9 +20,10 @@ __all__ = ["MaskedNode", "MaskedState", "add_decayed_weights", "masked"]
 
 @dataclass(frozen=True)
 class AddDecayedWeights(LeafRule):
-    """u = g + weight_decay * p."""
+    """u = g + factor * weight_decay * p; a factor of None is one."""
 
     weight_decay: float | Tensor
+    factor: float | Tensor | None = None
     reads_params: ClassVar[bool] = True
     params_message: ClassVar[str] = (
         "Parameters are required for weight decay. "
@@ -33,7 +34,7 @@ class AddDecayedWeights(LeafRule):
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the updates with the decay added."""
-        decay = self.weight_decay
+        decay = self.weight_decay if self.factor is None else self.factor * self.weight_decay
         if isinstance(decay, torch.Tensor):
             return [g + p * decay.to(g) for g, p in zip(grads, params)], state
         return [g.add(p, alpha=decay) for g, p in zip(grads, params)], state

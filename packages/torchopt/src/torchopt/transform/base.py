@@ -7,6 +7,7 @@ leaves out the leaves without a gradient, runs the rule, and puts everything bac
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import operator
@@ -37,6 +38,9 @@ P = ParamSpec("P")
 @dataclass(frozen=True)
 class LeafRule(ABC):
     """One transformation rule, written for lists of tensors.
+
+    Hyper-parameters are its fields. One that is a tensor is read in each step: an outer optimizer
+    may have changed it since the last one.
 
     Attributes:
         leaf_fields: Fields of the state that hold one tensor, or number, for each leaf. Other
@@ -158,6 +162,29 @@ def _dense(g: Tensor) -> Tensor:
     return g if g.layout is torch.strided else g.to_dense()
 
 
+def _of_this_step(rule: LeafRule) -> LeafRule:
+    """Return `rule` with its tensors as they are now, 0-dim where they hold one number.
+
+    They may be written to before the derivative of the step is asked for.
+    """
+    if torch.compiler.is_compiling():
+        return rule  # the compiler minds what is written where
+    present = {
+        name: _present(value)
+        for name, value in vars(rule).items()
+        if isinstance(value, (Tensor, tuple))
+    }
+    return dataclasses.replace(rule, **present) if present else rule
+
+
+def _present(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_present, value))
+    if not isinstance(value, Tensor):
+        return value
+    return (value.reshape(()) if value.numel() == 1 else value).clone()
+
+
 _is_none = functools.partial(operator.is_, None)
 
 
@@ -182,7 +209,7 @@ def _apply(
             if wrong is not None:
                 raise _unlike_state(rule, name, present[wrong], grads[wrong], state_leaves[wrong])
     try:
-        return rule.update_leaves(grads, state, params, inplace=inplace)
+        return _of_this_step(rule).update_leaves(grads, state, params, inplace=inplace)
     except RuntimeError as error:
         for i, g, p in zip(present, grads, params):
             if describe_mismatch(p, g) is not None:

@@ -34,6 +34,10 @@ def _is_injected(value: Any) -> bool:
     return _is_number(value) or isinstance(value, Tensor)
 
 
+def _is_count(parameter: inspect.Parameter) -> bool:
+    return parameter.annotation in (int, int | None, "int", "int | None")
+
+
 def _tensors(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_tensors(v) for v in value)
@@ -94,7 +98,8 @@ def inject_hyperparams(
         A function with the arguments of `make`. Of those that are given, numbers, tensors and
         tuples of them go into `state.hyperparams` (numbers as 0-dim float64 tensors); functions of
         one argument are taken for schedules and evaluated at the number of previous steps; bools,
-        strings, None and what is named in `static` stay arguments.
+        strings, None, what `make` declares as `int`, such as a number of iterations, and what is
+        named in `static` stay arguments.
 
     Raises:
         TypeError: From the function returned: an unknown argument.
@@ -110,11 +115,11 @@ def inject_hyperparams(
         >>> updates.detach(), torch.autograd.grad(updates.sum(), lr)
         (tensor([-1.]), (tensor(-2.),))
     """
-    kept = frozenset(static)
 
     def injected(*args: Any, **kwargs: Any) -> GradientTransformation:
-        bound = inspect.signature(make).bind(*args, **kwargs)
-        values = bound.arguments
+        signature = inspect.signature(make)
+        values = signature.bind(*args, **kwargs).arguments
+        kept = frozenset(static) | {n for n, p in signature.parameters.items() if _is_count(p)}
         numbers = {n: v for n, v in values.items() if n not in kept and _is_injected(v)}
         schedules = {
             n: v

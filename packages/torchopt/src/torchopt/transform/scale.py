@@ -17,16 +17,17 @@ __all__ = ["scale"]
 
 @dataclass(frozen=True)
 class Scale(LeafRule):
-    """u = step_size * g."""
+    """u = sign * step_size * g, with `sign` 1 or -1."""
 
     step_size: float | Tensor
+    sign: int = 1
     keeps_sparse: ClassVar[bool] = True
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the scaled gradients."""
-        step_size = self.step_size
+        step_size = self.sign * self.step_size
         if isinstance(step_size, torch.Tensor):
             return [g * step_size.to(g) for g in grads], state
         if grads and are_plain(grads) and not any_watched(grads):

@@ -33,7 +33,7 @@ class ScaleByAdopt(LeafRule):
 
     b1: float | Tensor
     b2: float | Tensor
-    eps: float
+    eps: float | Tensor
     leaf_fields: ClassVar[tuple[str, ...]] = (
         "mu",
         "nu",
@@ -72,7 +72,7 @@ class ScaleByAdopt(LeafRule):
 def scale_by_adopt(
     b1: float | Tensor = 0.9,
     b2: float | Tensor = 0.9999,
-    eps: float = 1e-6,
+    eps: float | Tensor = 1e-6,
 ) -> LeafRule:
     r"""Return the transformation to ADOPT's direction.
 

@@ -31,7 +31,7 @@ class ScaleByAsgd(LeafRule):
     eta: float | Tensor
     lambd: float | Tensor
     alpha: float | Tensor
-    t0: float
+    t0: float | Tensor
     leaf_fields: ClassVar[tuple[str, ...]] = ("average", "count")
     overwritten_fields: ClassVar[tuple[str, ...]] = ("average",)
     reads_params: ClassVar[bool] = True
@@ -64,7 +64,7 @@ def scale_by_asgd(
     lr: float | Tensor = 1e-2,
     lambd: float | Tensor = 1e-4,
     alpha: float | Tensor = 0.75,
-    t0: float = 1e6,
+    t0: float | Tensor = 1e6,
 ) -> LeafRule:
     r"""Return the transformation to the step of averaged SGD.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchopt.kernels.reference.root import root
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import for_each_distinct, increment, zero_counts
-from torchopt.transform.validate import check_at_least_zero
+from torchopt.transform.validate import are_numbers, check_at_least_zero
 from torchopt.tree_function import any_watched, are_plain
 
 __all__ = ["ScaleByFactoredRmsState", "scale_by_factored_rms"]
@@ -32,10 +32,10 @@ class ScaleByFactoredRms(LeafRule):
     """u = alpha_k g / sqrt(row mean times column mean), clipped."""
 
     lr: float | Tensor
-    beta2_decay: float
-    eps1: float | None
-    eps2: float
-    d: float
+    beta2_decay: float | Tensor
+    eps1: float | Tensor | None
+    eps2: float | Tensor
+    d: float | Tensor
     leaf_fields: ClassVar[tuple[str, ...]] = ("rows", "columns", "count")
     compressed: ClassVar[bool] = True
     overwritten_fields: ClassVar[tuple[str, ...]] = ("rows", "columns")
@@ -58,7 +58,10 @@ class ScaleByFactoredRms(LeafRule):
         counts = increment(state.count)
         roles = (grads, params, state.rows, state.columns)
         read = itertools.chain(*roles, [self.lr] if isinstance(self.lr, Tensor) else [])
-        if are_plain(*roles) and not any_watched(read):
+        simple = are_numbers(self.beta2_decay, self.eps1, self.eps2, self.d) and not (
+            isinstance(self.lr, Tensor) and self.lr.ndim
+        )
+        if simple and are_plain(*roles) and not any_watched(read):
             updates, rows, columns = self._together(*roles, counts, inplace=inplace)
         else:
             updates, rows, columns = self._one_by_one(*roles, counts)
@@ -95,7 +98,7 @@ class ScaleByFactoredRms(LeafRule):
             updates.append(u * (alpha / (root((u * u).sum()) / (size * self.d)).clamp(min=1.0)))
         return updates, rows, columns
 
-    def _eps1(self, g: Tensor) -> float:
+    def _eps1(self, g: Tensor) -> float | Tensor:
         return torch.finfo(g.dtype).eps if self.eps1 is None else self.eps1
 
     def _together(
@@ -119,6 +122,7 @@ class ScaleByFactoredRms(LeafRule):
             g, p, row, column = ([role[i] for i in indices] for role in roles)
             weight, rho = self._values(counts[indices[0]], g[0].dtype)
             eps1 = self._eps1(g[0])
+            assert not isinstance(eps1, Tensor)
             variance = list(torch._foreach_mul(g, g))
             variance = [v.to(r.dtype) for v, r in zip(variance, row)]
             if g[0].ndim > 1:
@@ -200,10 +204,10 @@ def _moved(
 @transformation
 def scale_by_factored_rms(
     lr: float | Tensor = 1e-2,
-    beta2_decay: float = -0.8,
-    eps1: float | None = None,
-    eps2: float = 1e-3,
-    d: float = 1.0,
+    beta2_decay: float | Tensor = -0.8,
+    eps1: float | Tensor | None = None,
+    eps2: float | Tensor = 1e-3,
+    d: float | Tensor = 1.0,
 ) -> LeafRule:
     r"""Return the transformation to Adafactor's step.
 
@@ -233,8 +237,8 @@ def scale_by_factored_rms(
     """
     check_at_least_zero(lr, "learning rate")
     check_at_least_zero(eps2, "epsilon value")
-    if not beta2_decay <= 0:
+    if are_numbers(beta2_decay) and not beta2_decay <= 0:
         raise ValueError(f"Invalid beta2_decay value: {beta2_decay}")
-    if not d > 0:
+    if are_numbers(d) and not d > 0:
         raise ValueError(f"Invalid d value: {d}")
     return ScaleByFactoredRms(lr, beta2_decay, eps1, eps2, d)

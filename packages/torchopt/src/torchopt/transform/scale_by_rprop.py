@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.trace import filled_like, zeros_like
-from torchopt.transform.validate import check_at_least_zero
+from torchopt.transform.validate import are_numbers, check_at_least_zero
 
 __all__ = ["ScaleByRpropState", "scale_by_rprop"]
 
@@ -28,10 +28,10 @@ class ScaleByRprop(LeafRule):
     """The sign of the gradient times a step size of its own."""
 
     initial_size: float | Tensor
-    eta_minus: float
-    eta_plus: float
-    min_step: float
-    max_step: float
+    eta_minus: float | Tensor
+    eta_plus: float | Tensor
+    min_step: float | Tensor
+    max_step: float | Tensor
     leaf_fields: ClassVar[tuple[str, ...]] = (
         "previous",
         "step_size",
@@ -58,7 +58,8 @@ class ScaleByRprop(LeafRule):
             turned = agreement < 0
             grown = torch.where(agreement > 0, size * self.eta_plus, size)
             size = torch.where(turned, size * self.eta_minus, grown)
-            size = size.clamp(self.min_step, self.max_step)
+            size = torch.where(size < self.min_step, self.min_step, size)
+            size = torch.where(size > self.max_step, self.max_step, size)
             g = torch.where(turned, 0.0, g)
             updates.append(torch.sign(g) * size)
             previous.append(g)
@@ -69,10 +70,10 @@ class ScaleByRprop(LeafRule):
 @transformation
 def scale_by_rprop(
     lr: float | Tensor = 1e-2,
-    eta_minus: float = 0.5,
-    eta_plus: float = 1.2,
-    min_step: float = 1e-6,
-    max_step: float = 50.0,
+    eta_minus: float | Tensor = 0.5,
+    eta_plus: float | Tensor = 1.2,
+    min_step: float | Tensor = 1e-6,
+    max_step: float | Tensor = 50.0,
 ) -> LeafRule:
     r"""Return the transformation to Rprop's step: the sign of g times a step size for each number.
 
@@ -94,8 +95,8 @@ def scale_by_rprop(
         RPROP Algorithm, 1993. The variant without a step back is that of torch.optim.Rprop.
     """
     check_at_least_zero(lr, "learning rate")
-    if not 0.0 < eta_minus < 1.0 < eta_plus:
+    if are_numbers(eta_minus, eta_plus) and not 0.0 < eta_minus < 1.0 < eta_plus:
         raise ValueError(f"Invalid eta values: {eta_minus}, {eta_plus}")
-    if not 0.0 <= min_step <= max_step:
+    if are_numbers(min_step, max_step) and not 0.0 <= min_step <= max_step:
         raise ValueError(f"Invalid step sizes: {min_step}, {max_step}")
     return ScaleByRprop(lr, eta_minus, eta_plus, min_step, max_step)

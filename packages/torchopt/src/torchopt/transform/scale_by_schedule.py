@@ -43,7 +43,10 @@ class ScaleBySchedule(LeafRule):
         updates = []
         for g, count in zip(grads, state.count):
             if id(count) not in values:
-                values[id(count)] = self.sign * self.step_size_fn(count)
+                value = self.sign * self.step_size_fn(count)
+                if isinstance(value, torch.Tensor) and value.numel() == 1:
+                    value = value.reshape(())
+                values[id(count)] = value
             value = values[id(count)]
             updates.append(g * (value.to(g) if isinstance(value, torch.Tensor) else value))
         return updates, ScaleByScheduleState(count=increment(state.count))

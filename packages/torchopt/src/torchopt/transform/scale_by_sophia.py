@@ -13,7 +13,7 @@ from torchopt.kernels.reference.moments import moving_average
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import increment, zero_counts
 from torchopt.transform.trace import zeros_like
-from torchopt.transform.validate import check_at_least_zero, check_betas
+from torchopt.transform.validate import are_numbers, check_at_least_zero, check_betas
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = ["ScaleBySophiaState", "observe_curvature", "scale_by_sophia"]
@@ -34,8 +34,8 @@ class ScaleBySophia(LeafRule):
     b1: float | Tensor
     b2: float | Tensor
     rho: float | Tensor
-    eps: float
-    batch_size: float
+    eps: float | Tensor
+    batch_size: float | Tensor
     update_every: int | None
     leaf_fields: ClassVar[tuple[str, ...]] = ("mu", "h", "count")
     overwritten_fields: ClassVar[tuple[str, ...]] = ("mu", "h")
@@ -71,8 +71,8 @@ def scale_by_sophia(
     b1: float | Tensor = 0.965,
     b2: float | Tensor = 0.99,
     rho: float | Tensor = 0.04,
-    eps: float = 1e-15,
-    batch_size: float = 1.0,
+    eps: float | Tensor = 1e-15,
+    batch_size: float | Tensor = 1.0,
     update_every: int | None = 10,
 ) -> LeafRule:
     r"""Return the transformation to Sophia's direction.
@@ -111,11 +111,11 @@ def scale_by_sophia(
     """
     check_betas(b1, b2)
     check_at_least_zero(rho, "rho value")
-    if not eps > 0:
+    if are_numbers(eps) and not eps > 0:
         raise ValueError(f"Invalid epsilon value: {eps}")
-    if not batch_size > 0:
+    if are_numbers(batch_size) and not batch_size > 0:
         raise ValueError(f"Invalid batch_size value: {batch_size}")
-    if update_every is not None and not update_every >= 1:
+    if update_every is not None and are_numbers(update_every) and not update_every >= 1:
         raise ValueError(f"Invalid update_every value: {update_every}")
     return ScaleBySophia(b1, b2, rho, eps, batch_size, update_every)
 

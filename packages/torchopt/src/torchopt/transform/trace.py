@@ -106,6 +106,7 @@ def zeros_like(params: list[Tensor], requires_grad: bool) -> list[Tensor]:
 def filled_like(params: list[Tensor], value: float | Tensor) -> list[Tensor]:
     """Return tensors like the parameters that hold `value`, differentiable in it."""
     if isinstance(value, torch.Tensor):
+        value = value.reshape(()) if value.numel() == 1 else value
         return [zeros + value.to(zeros) for zeros in zeros_like(params, False)]
     return [torch.full_like(p, value, requires_grad=False) for p in params]
 

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["check_at_least_zero", "check_betas", "check_fraction"]
+__all__ = ["are_numbers", "check_at_least_zero", "check_betas", "check_fraction"]
 
 Hyper = float | torch.Tensor
+
+
+def are_numbers(*values: Hyper | None) -> bool:
+    """Return whether none of `values` is a tensor."""
+    return not any(isinstance(value, torch.Tensor) for value in values)
 
 
 def check_at_least_zero(value: Hyper, what: str) -> None:

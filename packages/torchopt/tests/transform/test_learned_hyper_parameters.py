@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hyper-parameters that are tensors are read in each step, not when the optimizer is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from optimizers import ROWS, SMOOTH, Row, hypers_of, with_hypers
+from torch import Tensor, nn
+
+import torchopt
+from torchopt import transform
+from torchopt.alias.fused import with_backend
+from torchopt.clip import adaptive_clip, clip_by_value, clip_each_norm, clip_grad_norm
+from torchopt.errors import KernelUnavailableError, NotDifferentiableError
+from torchopt.pytree import tree_leaves
+
+DOUBLE = torch.float64
+Params = dict[str, Tensor]
+LATER = 0.9  # what hyper-parameters are multiplied by between two steps
+
+
+def randn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
+
+
+def params() -> Params:
+    return {"b": randn(3, seed=1), "w": randn(3, 2, seed=2)}
+
+
+def gradients(step: int, like: Params) -> Params:
+    """Return gradients of a smooth loss of `like`, another one in each step."""
+    return {k: (randn(*p.shape, seed=10 + step) * p).sin() + p for k, p in like.items()}
+
+
+def tensors(case: str, scale: float = 1.0) -> list[Tensor]:
+    return [torch.tensor(v * scale, dtype=DOUBLE) for v in hypers_of(case).values()]
+
+
+def step(optimizer: Any, state: Any, p: Params, number: int, inplace: bool = False) -> Any:
+    grads = gradients(number, p)
+    updates, state = optimizer.update(grads, state, params=p, inplace=inplace)
+    return torchopt.apply_updates(p, updates, inplace=inplace), state
+
+
+def expected(case: str) -> Params:
+    """Return the parameters after two steps, each of an optimizer made for it."""
+    p, state = params(), None
+    for number, scale in enumerate((1.0, LATER)):
+        settings = with_hypers(case, tensors(case, scale))
+        optimizer = with_backend(ROWS[SMOOTH[case][0]].functional(**settings), "reference")
+        state = optimizer.init(p) if state is None else state
+        p, state = step(optimizer, state, p, number)
+    return p
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for name, value in params().items():
+            self.register_parameter(name, nn.Parameter(value))
+
+    def tensors(self) -> Params:
+        return {"b": self.b, "w": self.w}
+
+
+def loss_of(p: Params, number: int) -> Tensor:
+    grads = gradients(number, {k: v.detach() for k, v in p.items()})
+    total: Tensor = sum((p[k] * g).sum() for k, g in grads.items())  # type: ignore[assignment]
+    return total
+
+
+def functional(backend: str, inplace: bool) -> Callable[..., Params]:
+    def run(row: Row, settings: dict[str, Any], change: Callable[[], None]) -> Params:
+        optimizer = row.functional(**settings)
+        if backend != "auto":
+            try:
+                optimizer = with_backend(optimizer, backend)
+            except KernelUnavailableError:
+                pytest.skip("no fused rule")
+        p = params()
+        state = optimizer.init(p)
+        p, state = step(optimizer, state, p, 0, inplace)
+        change()
+        return step(optimizer, state, p, 1, inplace)[0]
+
+    return run
+
+
+def classic(make: Callable[..., Any]) -> Callable[..., Params]:
+    def run(row: Row, settings: dict[str, Any], change: Callable[[], None]) -> Params:
+        net = Net()
+        optimizer = make(row, list(net.parameters()), settings)
+        for number in range(2):
+            optimizer.zero_grad()
+            loss_of(net.tensors(), number).backward()
+            optimizer.step()
+            change() if number == 0 else None
+        return net.tensors()
+
+    return run
+
+
+def meta(row: Row, settings: dict[str, Any], change: Callable[[], None]) -> Params:
+    net = Net()
+    optimizer = row.meta(net, **settings)
+    for number in range(2):
+        optimizer.step(loss_of(net.tensors(), number))
+        change() if number == 0 else None
+    return net.tensors()
+
+
+def stateful(row: Row, settings: dict[str, Any], change: Callable[[], None]) -> Params:
+    optimizer = torchopt.FuncOptimizer(row.functional(**settings))
+    p = {k: v.requires_grad_() for k, v in params().items()}
+    p = optimizer.step(loss_of(p, 0), p)
+    change()
+    return optimizer.step(loss_of(p, 1), p)
+
+
+FORMS: dict[str, Callable[..., Params]] = {
+    "auto": functional("auto", False),
+    "reference": functional("reference", False),
+    "native": functional("native", False),
+    "in place": functional("auto", True),
+    "reference, in place": functional("reference", True),
+    "classic": classic(lambda row, p, settings: row.classic(p, **settings)),
+    "adapter": classic(
+        lambda row, p, settings: torchopt.optim.TorchOptimizer(p, row.functional, **settings)
+    ),
+    "meta": meta,
+    "stateful": stateful,
+}
+# Settings that only the functional optimizer has.
+FUNCTIONAL_ONLY = {"moment_requires_grad", "mask"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", sorted(SMOOTH))
+def test_a_value_that_changes_in_place_counts_from_the_next_step(case: str, form: str) -> None:
+    hypers = tensors(case)
+
+    def change() -> None:
+        for h in hypers[::2]:
+            h.mul_(LATER)
+        for h in hypers[1::2]:
+            h.data = h.data * LATER  # as module.to() and load_state_dict(assign=True) do
+
+    with torch.no_grad():
+        settings = with_hypers(case, hypers)
+    got = FORMS[form](ROWS[SMOOTH[case][0]], settings, change)
+    for name, value in expected(case).items():
+        torch.testing.assert_close(got[name].detach(), value, rtol=1e-11, atol=1e-13)
+        assert not torch.allclose(value, params()[name])
+
+
+def meta_gradients(case: str, make: Callable[..., Any], hypers: Sequence[Tensor]) -> Any:
+    optimizer = make(case, hypers)
+    p = {k: v.requires_grad_() for k, v in params().items()}
+    start = list(p.values())
+    state = optimizer.init(p)
+    for number in range(2):
+        p, state = step(optimizer, state, p, number)
+    loss = sum(x.sin().sum() for x in p.values())
+    return torch.autograd.grad(loss, [*start, *hypers], allow_unused=True)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("case", sorted(SMOOTH))
+def test_an_optimizer_made_under_no_grad_has_meta_gradients(case: str, backend: Any) -> None:
+    def made(case: str, hypers: Sequence[Tensor]) -> Any:
+        optimizer = ROWS[SMOOTH[case][0]].functional(**with_hypers(case, hypers))
+        return with_backend(optimizer, backend)
+
+    def made_under_no_grad(case: str, hypers: Sequence[Tensor]) -> Any:
+        with torch.no_grad():
+            return made(case, hypers)
+
+    hypers = [h.requires_grad_() for h in tensors(case)]
+    wanted = meta_gradients(case, made, hypers)
+    for got, value in zip(meta_gradients(case, made_under_no_grad, hypers), wanted, strict=True):
+        torch.testing.assert_close(got, value, rtol=1e-12, atol=1e-14)
+    lr = list(hypers_of(case)).index(("lr", None)) + 2
+    assert wanted[lr].abs() > 1e-6
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("case", sorted(SMOOTH))
+def test_a_value_may_be_overwritten_before_the_backward_pass(case: str, backend: Any) -> None:
+    name = SMOOTH[case][0]
+
+    def derivative(optimizers: Sequence[Any], change: Callable[[], None]) -> Any:
+        p = {k: v.requires_grad_() for k, v in params().items()}
+        start = list(p.values())
+        state = optimizers[0].init(p)
+        for number, optimizer in enumerate(optimizers):
+            p, state = step(with_backend(optimizer, backend), state, p, number)
+            change()
+        return torch.autograd.grad(sum(x.sin().sum() for x in p.values()), start)
+
+    hypers = tensors(case)
+
+    def change() -> None:
+        for h in hypers:
+            h.mul_(LATER)
+
+    followed = ROWS[name].functional(**with_hypers(case, hypers))
+    fresh = [
+        ROWS[name].functional(**with_hypers(case, tensors(case, scale))) for scale in (1.0, LATER)
+    ]
+    wanted = derivative(fresh, lambda: None)
+    for got, value in zip(derivative([followed, followed], change), wanted, strict=True):
+        torch.testing.assert_close(got, value, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_one_number_may_have_any_shape_and_an_integer_dtype(name: str, backend: Any) -> None:
+    p = {"s": torch.tensor(0.7, dtype=DOUBLE), "w": randn(3, 2, seed=2)}
+    grads = {"s": torch.tensor(0.3, dtype=DOUBLE), "w": randn(3, 2, seed=3)}
+
+    def updates(lr: Any) -> Params:
+        optimizer = with_backend(ROWS[name].functional(lr=lr), backend)
+        found: Params = optimizer.update(grads, optimizer.init(p), params=p, inplace=False)[0]
+        return found
+
+    for lr, same in (
+        (nn.Parameter(torch.tensor([0.5], dtype=DOUBLE)), 0.5),
+        (torch.tensor(2), 2.0),
+    ):
+        got, wanted = updates(lr), updates(same)
+        for key in p:
+            assert got[key].shape == p[key].shape
+            torch.testing.assert_close(got[key].detach(), wanted[key], rtol=1e-14, atol=0)
+
+
+def test_a_learning_rate_for_each_element_is_broadcast_in_every_path() -> None:
+    lr = torch.tensor([0.1, 0.2, 0.3], dtype=DOUBLE, requires_grad=True)
+    g = randn(3, seed=4)
+    for graph in (False, True):
+        for size in (1, 6):  # up to four tensors are left to torch, whoever asks
+            grads = [g.clone().requires_grad_(graph) for _ in range(size)]
+            optimizer = torchopt.sgd(lr)
+            updates, _ = optimizer.update(grads, optimizer.init(grads), inplace=False)
+            assert all(torch.equal(u, -lr * g) for u in updates)
+    w = nn.Parameter(torch.zeros(3, dtype=DOUBLE))
+    w.grad = g
+    classic = torchopt.SGD([w], lr=lr)
+    for _ in range(2):
+        classic.step()
+    torch.testing.assert_close(w.detach(), (-2 * lr * g).detach(), rtol=1e-14, atol=0)
+
+
+WRAPPERS: dict[str, Callable[[Tensor], Any]] = {
+    "masked": lambda lr: transform.masked(torchopt.sgd(lr), {"a": True, "b": False}),
+    "partition": lambda lr: transform.partition(
+        {"x": torchopt.sgd(lr), "y": torchopt.adam(lr)}, {"a": "x", "b": "y"}
+    ),
+    "lookahead": lambda lr: transform.lookahead(torchopt.sgd(1.0), 1, lr),
+    "accumulate": lambda lr: transform.accumulate(torchopt.sgd(lr), 1),
+    "finite": lambda lr: transform.apply_if_finite(torchopt.sgd(lr)),
+    "in precision": lambda lr: transform.in_precision(torchopt.sgd(lr), DOUBLE),
+    "injected": lambda lr: transform.inject_hyperparams(torchopt.sgd)(lr=lr),
+    "injected schedule": lambda lr: transform.inject_hyperparams(torchopt.sgd)(lr=lambda c: lr),
+    "schedule": lambda lr: torchopt.sgd(lambda count: lr),
+    "chain": lambda lr: torchopt.chain(transform.trace(0.9), transform.scale(lr)),
+    "flat chain": lambda lr: torchopt.chain.flat(transform.trace(0.9), transform.scale(lr)),
+    "by schedule": lambda lr: transform.scale_by_schedule(lambda count: lr),
+    "norm": lambda lr: clip_grad_norm(lr),
+    "differentiable norm": lambda lr: clip_grad_norm(lr, differentiable=True),
+    "each norm": lambda lr: clip_each_norm(lr),
+    "value": lambda lr: clip_by_value(lr),
+    "unit-wise": lambda lr: adaptive_clip(lr),
+    "unit-wise, smallest": lambda lr: adaptive_clip(0.1, lr),
+    "trust ratio": lambda lr: transform.scale_by_trust_ratio(lr),
+    "decay": lambda lr: transform.add_decayed_weights(lr),
+    "average": lambda lr: transform.ema(lr, debias=False),
+    "momentum": lambda lr: transform.trace(lr, nesterov=True),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_thresholds_and_wrapped_optimizers_follow_a_learned_number(wrapper: str) -> None:
+    p = {"a": randn(3, seed=5), "b": randn(2, 2, seed=6)}
+    grads = {"a": randn(3, seed=7), "b": randn(2, 2, seed=8)}
+    # Larger than both norms in the one place where it is a lower bound.
+    lr = torch.tensor(9.0 if "smallest" in wrapper else 0.1, dtype=DOUBLE, requires_grad=True)
+    with torch.no_grad():
+        optimizer = WRAPPERS[wrapper](lr)
+
+    def total(optimizer: Any) -> Tensor:
+        state = optimizer.init(p)
+        for _ in range(2):
+            updates, state = optimizer.update(grads, state, params=p, inplace=False)
+        return sum((u.cos() * u).sum() for u in tree_leaves(updates))  # type: ignore[return-value]
+
+    assert torch.autograd.gradcheck(lambda h: total(WRAPPERS[wrapper](h)), lr)
+    assert torch.autograd.grad(total(optimizer), lr)[0].abs() > 1e-4
+    with torch.no_grad():
+        lr.mul_(0.5)
+    fresh = total(WRAPPERS[wrapper](lr.detach().clone()))
+    torch.testing.assert_close(total(optimizer).detach(), fresh, rtol=1e-13, atol=0)
+
+
+def test_an_outer_optimizer_learns_the_learning_rate_of_an_inner_one() -> None:
+    """On w^2 a step multiplies w by 1 - 2 lr, so the outer gradient is -4 w^2 (1 - 2 lr)."""
+    lr = torch.tensor(0.1, dtype=DOUBLE, requires_grad=True)
+    outer, inner = torch.optim.SGD([lr], lr=0.1), torchopt.sgd(lr)
+    value = 0.1
+    for _ in range(4):
+        w = torch.ones(1, dtype=DOUBLE, requires_grad=True)
+        (g,) = torch.autograd.grad((w**2).sum(), w, create_graph=True)
+        u, _ = inner.update(g, inner.init(w), params=w, inplace=False)
+        assert -u.item() == pytest.approx(2 * value, rel=1e-14)
+        outer.zero_grad()
+        ((w + u) ** 2).sum().backward()
+        outer.step()
+        value += 0.1 * 4 * (1 - 2 * value)
+    assert value > 0.4
+
+
+def test_clipping_is_not_differentiable_in_the_order_of_its_norm() -> None:
+    order = torch.tensor(2.0)
+    clip = clip_grad_norm(1.0, order)
+    g = torch.tensor([3.0, 4.0])
+    assert clip.update(g, ())[0].tolist() == pytest.approx([0.6, 0.8], rel=1e-5)
+    order.fill_(1.0)
+    assert clip.update(g, ())[0].tolist() == pytest.approx([3 / 7, 4 / 7], rel=1e-5)
+    with pytest.raises(NotDifferentiableError, match=r"norm_type\.detach"):
+        clip_grad_norm(1.0, order.clone().requires_grad_()).update(g, ())
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_every_number_of_an_optimizer_can_be_injected(name: str) -> None:
+    settings = ROWS[name].settings[-1]
+    results = []
+    for make in (ROWS[name].functional, transform.inject_hyperparams(ROWS[name].functional)):
+        optimizer = make(**settings)
+        p = params()
+        state = optimizer.init(p)
+        for number in range(3):
+            p, state = step(optimizer, state, p, number)
+        results.append(p)
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value, rtol=1e-12, atol=1e-14)
