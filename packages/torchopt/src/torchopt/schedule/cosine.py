@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 import torch
 
+from torchopt.schedule.formula import cosine, lifted, part
 from torchopt.typing import Numeric, Scalar, Schedule
 
-__all__ = ["cosine_decay", "cosine_restarts"]
+__all__ = ["cosine_decay", "cosine_restarts", "fall"]
 
 
-def _cosine(part: Numeric) -> Numeric:
-    """Return (1 + cos(pi part)) / 2."""
-    if isinstance(part, torch.Tensor):
-        return (1 + torch.cos(math.pi * part)) / 2
-    return (1 + math.cos(math.pi * part)) / 2
+def fall(first: Scalar, last: Scalar, passed: Numeric) -> Numeric:
+    """Return last + (first - last) (1 + cos(pi passed)) / 2."""
+    first, last, passed = lifted(first, last, passed)
+    value: Numeric = last + (first - last) * ((1 + cosine(math.pi * passed)) / 2)
+    return value
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,7 @@ class CosineDecay:
 
     def __call__(self, count: Numeric) -> Numeric:
         """Return the value after `count` updates."""
-        if isinstance(count, torch.Tensor):
-            count = count.to(torch.float64).clamp(0, self.decay_steps)
-        else:
-            count = min(max(count, 0), self.decay_steps)
-        fall = self.init_value - self.end_value
-        return self.end_value + fall * _cosine(count / self.decay_steps)
+        return fall(self.init_value, self.end_value, part(count, 0, self.decay_steps))
 
 
 def cosine_decay(init_value: Scalar, decay_steps: int, end_value: Scalar = 0.0) -> Schedule:
@@ -75,20 +71,21 @@ class CosineRestarts:
 
     def __call__(self, count: Numeric) -> Numeric:
         """Return the value after `count` updates."""
-        fall = self.init_value - self.end_value
-        if isinstance(count, torch.Tensor):
-            return self.end_value + fall * _cosine(self._part_of_tensor(count))
+        return fall(self.init_value, self.end_value, self._part(count))
+
+    def _part(self, count: Numeric) -> Numeric:
+        """Return which part of its period has passed."""
         if self.factor == 1:
-            return self.end_value + fall * _cosine((count % self.period) / self.period)
+            return part(count % self.period, 0, self.period)  # type: ignore[no-any-return]
+        if isinstance(count, torch.Tensor):
+            return self._part_of_tensor(count)
         start, length = 0, self.period
         while count >= start + length:
             start, length = start + length, length * self.factor
-        return self.end_value + fall * _cosine((count - start) / length)
+        return (count - start) / length
 
     def _part_of_tensor(self, count: torch.Tensor) -> torch.Tensor:
         steps = count.to(torch.float64)
-        if self.factor == 1:
-            return torch.remainder(steps, self.period) / self.period
         # Period n starts at T (f^n - 1) / (f - 1); a guess from the logarithm, corrected by one.
         f = float(self.factor)
         n = torch.floor(torch.log(steps * (f - 1) / self.period + 1) / math.log(f))

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
+from torchopt.schedule.formula import choose, floor, lifted, part, power
 from torchopt.typing import Numeric, Scalar, Schedule
 
 __all__ = ["exponential_decay"]
@@ -22,33 +22,26 @@ class ExponentialDecay:
     transition_begin: int
     transition_steps: int
     staircase: bool
-    end_value: float | None
+    end_value: Scalar | None
 
     def __call__(self, count: Numeric) -> Numeric:
         """Return the value after `count` updates."""
-        if self.transition_steps <= 0 or self.decay_rate == 0:
+        rate = self.decay_rate
+        if self.transition_steps <= 0 or (not isinstance(rate, torch.Tensor) and rate == 0):
             return self.init_value
-        elapsed = count - self.transition_begin
-        if isinstance(elapsed, torch.Tensor):
-            exponent = elapsed.to(torch.float64) / self.transition_steps
-            exponent = exponent.floor() if self.staircase else exponent
-            rate = torch.as_tensor(self.decay_rate, dtype=torch.float64, device=elapsed.device)
-            value = self.init_value * rate**exponent
-            start = torch.as_tensor(self.init_value, dtype=torch.float64, device=elapsed.device)
-            value = torch.where(elapsed <= 0, start, value)
-            return value if self.end_value is None else self._bounded(value)
-        quotient = max(elapsed, 0) / self.transition_steps
-        number = self.init_value * self.decay_rate ** (
-            math.floor(quotient) if self.staircase else quotient
-        )
-        if self.end_value is None:
-            return number
-        return (max if self.decay_rate < 1.0 else min)(number, self.end_value)
-
-    def _bounded(self, value: torch.Tensor) -> torch.Tensor:
-        if self.decay_rate < 1.0:
-            return value.clamp(min=self.end_value)
-        return value.clamp(max=self.end_value)
+        quotient = part(count, self.transition_begin) / self.transition_steps
+        exponent = floor(quotient) if self.staircase else quotient
+        end = 0.0 if self.end_value is None else self.end_value
+        init, rate, end, exponent = lifted(self.init_value, rate, end, exponent)
+        # Branches that are not taken must be finite, or their derivatives are NaN.
+        constant = rate == 0
+        rate = choose(constant, rate + 1, rate)
+        value = init * power(rate, exponent)
+        if self.end_value is not None:
+            past = choose(rate < 1, value < end, value > end)
+            value = choose(past, end, init * power(rate, choose(past, 0.0, exponent)))
+        decayed: Numeric = choose(constant, init, value)
+        return decayed
 
 
 def exponential_decay(
@@ -57,7 +50,7 @@ def exponential_decay(
     transition_begin: int = 0,
     transition_steps: int = 1,
     staircase: bool = False,
-    end_value: float | None = None,
+    end_value: Scalar | None = None,
 ) -> Schedule:
     """Return the schedule init_value * decay_rate ** ((count - transition_begin) /
     transition_steps).

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+from torchopt.schedule.formula import choose, lifted, power
 from torchopt.typing import Numeric, Scalar, Schedule
 
 __all__ = ["inverse_sqrt"]
@@ -22,11 +21,9 @@ class InverseSqrt:
     def __call__(self, count: Numeric) -> Numeric:
         """Return the value after `count` updates."""
         w = self.warmup_steps
-        if isinstance(count, torch.Tensor):
-            k = count.to(torch.float64) + 1
-            return self.peak_value * torch.minimum(k / w, (w / k).sqrt())
-        steps = count + 1
-        return float(self.peak_value * min(steps / w, (w / steps) ** 0.5))
+        peak, k = lifted(self.peak_value, count + 1)
+        value: Numeric = peak * choose(k <= w, k / w, power(w / k, 0.5))
+        return value
 
 
 def inverse_sqrt(peak_value: Scalar, warmup_steps: int) -> Schedule:

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from torchopt.schedule.cosine import fall
+from torchopt.schedule.formula import choose, lifted, part
 from torchopt.schedule.polynomial import linear_schedule
 from torchopt.typing import Numeric, Scalar, Schedule
 
@@ -41,23 +45,19 @@ class PiecewiseConstant:
     """A schedule; see `piecewise_constant`."""
 
     init_value: Scalar
-    factors: tuple[tuple[int, float], ...]
+    factors: tuple[tuple[int, Scalar], ...]
 
     def __call__(self, count: Numeric) -> Numeric:
         """Return the value after `count` updates."""
+        steps, value, *factors = lifted(count, self.init_value, *(f for _, f in self.factors))
         if isinstance(count, torch.Tensor):
-            value = torch.full_like(count, 1, dtype=torch.float64) * self.init_value
-            for boundary, factor in self.factors:
-                value = torch.where(count >= boundary, value * factor, value)
-            return value
-        value_of_number: Numeric = self.init_value
-        for boundary, factor in self.factors:
-            if count >= boundary:
-                value_of_number = value_of_number * factor
-        return value_of_number
+            value = torch.ones_like(steps) * value
+        for (boundary, _), factor in zip(self.factors, factors):
+            value = choose(steps >= boundary, value * factor, value)
+        return value  # type: ignore[no-any-return]
 
 
-def piecewise_constant(init_value: Scalar, factors: Mapping[int, float]) -> Schedule:
+def piecewise_constant(init_value: Scalar, factors: Mapping[int, Scalar]) -> Schedule:
     """Return the schedule that is multiplied by `factors[boundary]` from each boundary on.
 
     Args:
@@ -80,18 +80,22 @@ class JoinedSchedules:
 
     def __call__(self, count: Numeric) -> Numeric:
         """Return the value after `count` updates."""
-        value = self.schedules[0](count)
-        for boundary, schedule in zip(self.boundaries, self.schedules[1:]):
-            if isinstance(count, torch.Tensor):
-                following = schedule((count - boundary).clamp(min=0))
-                value = torch.where(
-                    count >= boundary,
-                    torch.as_tensor(following, dtype=torch.float64, device=count.device),
-                    torch.as_tensor(value, dtype=torch.float64, device=count.device),
-                )
-            elif count >= boundary:
-                value = schedule(count - boundary)
-        return value
+        starts = (0, *self.boundaries)
+        if not isinstance(count, torch.Tensor):
+            active = bisect.bisect_right(self.boundaries, count)
+            return self.schedules[active](count - starts[active])
+        # Each schedule sees the counts of its own piece: elsewhere it may overflow, and the
+        # derivative of an infinite value that is not taken is NaN.
+        value: Any = self.schedules[0](
+            count.clamp(max=self.boundaries[0]) if self.boundaries else count
+        )
+        ends = (*self.boundaries[1:], None)
+        for start, end, schedule in zip(self.boundaries, ends, self.schedules[1:]):
+            length = None if end is None else end - start
+            following = schedule((count - start).clamp(0, length))
+            steps, following, value = lifted(count, following, value)
+            value = torch.where(steps >= start, following, value)
+        return value  # type: ignore[no-any-return]
 
 
 def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
@@ -145,17 +149,32 @@ def warmup(
     """
     if warmup_steps < 1:
         raise ValueError(f"warmup: expected warmup_steps >= 1, got {warmup_steps}")
-    first = schedule(0) if peak_value is None else peak_value
-    line = linear_schedule(init_value, float(first), warmup_steps)
-    return join_schedules([line, schedule], [warmup_steps])
+    return Warmup(schedule, warmup_steps, init_value, peak_value)
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """A schedule; see `warmup`."""
+
+    schedule: Schedule
+    warmup_steps: int
+    init_value: Scalar
+    peak_value: Scalar | None
+
+    def __call__(self, count: Numeric) -> Numeric:
+        """Return the value after `count` updates."""
+        # A schedule may be one of numbers or one of tensors: it is asked with what it is given.
+        peak: Any = self.schedule(0 * count) if self.peak_value is None else self.peak_value
+        line = linear_schedule(self.init_value, peak, self.warmup_steps)
+        return join_schedules([line, self.schedule], [self.warmup_steps])(count)
 
 
 def one_cycle(
-    max_value: float,
+    max_value: Scalar,
     total_steps: int,
     rise: float = 0.3,
-    div_factor: float = 25.0,
-    final_div_factor: float = 1e4,
+    div_factor: Scalar = 25.0,
+    final_div_factor: Scalar = 1e4,
 ) -> Schedule:
     """Return one rise to `max_value` and one fall far below the start, both along a cosine.
 
@@ -174,34 +193,31 @@ def one_cycle(
     References:
         L. N. Smith, N. Topin, Super-Convergence, 2018, https://arxiv.org/abs/1708.07120
     """
-    init_value = max_value / div_factor
-    final_value = init_value / final_div_factor
     peak = rise * total_steps - 1
     if not 0 < peak < total_steps - 1:
         raise ValueError(
             "one_cycle: expected a rise and a fall of at least one update each, got "
             f"total_steps={total_steps} and rise={rise}"
         )
-    return OneCycle(init_value, max_value, final_value, peak, total_steps - 1)
+    return OneCycle(max_value, div_factor, final_div_factor, peak, total_steps - 1)
 
 
 @dataclass(frozen=True)
 class OneCycle:
     """A schedule; see `one_cycle`."""
 
-    init_value: float
-    max_value: float
-    final_value: float
+    max_value: Scalar
+    div_factor: Scalar
+    final_div_factor: Scalar
     peak: float
     last: int
 
     def __call__(self, count: Numeric) -> Numeric:
         """Return the value after `count` updates."""
-        if isinstance(count, torch.Tensor):
-            steps = count.to(torch.float64).clamp(0, self.last)
-            up = (1 + torch.cos(torch.pi * steps / self.peak)) / 2
-            down = (1 + torch.cos(torch.pi * (steps - self.peak) / (self.last - self.peak))) / 2
-            rising = self.max_value + (self.init_value - self.max_value) * up
-            falling = self.final_value + (self.max_value - self.final_value) * down
-            return torch.where(steps <= self.peak, rising, falling)
-        return float(self(torch.tensor(count, dtype=torch.float64)))
+        steps = self.last * part(count, 0, self.last)
+        init = self.max_value / self.div_factor
+        rising = fall(init, self.max_value, steps / self.peak)
+        passed = (steps - self.peak) / (self.last - self.peak)
+        falling = fall(self.max_value, init / self.final_div_factor, passed)
+        steps, rising, falling = lifted(steps, rising, falling)
+        return choose(steps <= self.peak, rising, falling)  # type: ignore[no-any-return]

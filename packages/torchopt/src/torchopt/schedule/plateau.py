@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
-from torchopt.typing import Numeric
+import torch
+
+from torchopt.schedule.formula import choose, lifted
+from torchopt.typing import Numeric, Scalar
 
 __all__ = ["ReduceOnPlateau"]
 
@@ -16,19 +20,24 @@ class ReduceOnPlateau:
     """A schedule that is multiplied by `factor` when a metric has stopped to improve.
 
     It depends on what it is told by `observe` and not on the count. The same values as
-    `torch.optim.lr_scheduler.ReduceLROnPlateau` with a relative threshold.
+    `torch.optim.lr_scheduler.ReduceLROnPlateau`: a metric of NaN, or one that is as bad as can be,
+    is no improvement.
 
     Args:
-        value: The first value.
+        value: The first value; a number, or a 0-dim tensor, which is read in each step and
+            differentiated.
         factor: What the value is multiplied by, in (0, 1).
         patience: Observations without improvement that are accepted.
-        threshold: Relative change that counts as an improvement.
+        threshold: Change that counts as an improvement.
         cooldown: Observations after a reduction in which none is counted.
         min_value: The smallest value.
         maximize: The metric is to grow.
+        threshold_mode: "rel" for a threshold relative to the best metric, "abs" for an absolute
+            one.
+        eps: A reduction by no more than this is not made.
 
     Raises:
-        ValueError: `factor` is not in (0, 1).
+        ValueError: `factor` is not in (0, 1), or `threshold_mode` is unknown.
 
     Example:
         >>> schedule = ReduceOnPlateau(1.0, factor=0.5, patience=1)
@@ -38,29 +47,42 @@ class ReduceOnPlateau:
         0.5
     """
 
-    value: float
+    value: Scalar
     factor: float = 0.1
     patience: int = 10
     threshold: float = 1e-4
     cooldown: int = 0
-    min_value: float = 0.0
+    min_value: Scalar = 0.0
     maximize: bool = False
-    best: float = field(default=math.nan, init=False)
+    threshold_mode: str = "rel"
+    eps: float = 1e-8
+    best: float = field(default=math.inf, init=False)
     bad: int = field(default=0, init=False)
     cooling: int = field(default=0, init=False)
+    reductions: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.factor < 1.0:
             raise ValueError(f"ReduceOnPlateau: expected factor in (0, 1), got {self.factor}")
+        if self.threshold_mode not in ("rel", "abs"):
+            raise ValueError(
+                "ReduceOnPlateau: expected threshold_mode 'rel' or 'abs', got "
+                f"{self.threshold_mode!r}"
+            )
+        if self.maximize:
+            self.best = -math.inf
 
-    def __call__(self, count: Numeric) -> float:
+    def __call__(self, count: Numeric) -> Numeric:
         """Return the present value, whatever the count."""
-        return self.value
+        value: Any = self.value
+        for _ in range(self.reductions):
+            value = self._lowered(value)
+        return value  # type: ignore[no-any-return]
 
-    def observe(self, metric: float) -> None:
+    def observe(self, metric: float | torch.Tensor) -> None:
         """Take note of a metric; lower the value when it has not improved for too long."""
-        metric = float(metric)
-        if math.isnan(self.best) or self._improves(metric):
+        metric = float(metric.detach() if isinstance(metric, torch.Tensor) else metric)
+        if self._improves(metric):
             self.best = metric
             self.bad = 0
         else:
@@ -69,11 +91,21 @@ class ReduceOnPlateau:
             self.cooling -= 1
             self.bad = 0
         if self.bad > self.patience:
-            self.value = max(self.value * self.factor, self.min_value)
+            with torch.no_grad():
+                present: Any = self(0)
+                if float(present) - float(self._lowered(present)) > self.eps:
+                    self.reductions += 1
             self.cooling = self.cooldown
             self.bad = 0
 
+    def _lowered(self, value: Any) -> Any:
+        lowered, smallest = lifted(value * self.factor, self.min_value)
+        return choose(smallest > lowered, smallest, lowered)
+
     def _improves(self, metric: float) -> bool:
-        if self.maximize:
-            return metric > self.best * (1 + self.threshold)
-        return metric < self.best * (1 - self.threshold)
+        sign = 1.0 if self.maximize else -1.0
+        if self.threshold_mode == "abs":
+            bound = self.best + sign * self.threshold
+        else:
+            bound = self.best * (1.0 + sign * self.threshold)
+        return metric > bound if self.maximize else metric < bound

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+from torchopt.schedule.formula import lifted, part, power
 from torchopt.typing import Numeric, Scalar, Schedule
 
 __all__ = ["linear_schedule", "polynomial_schedule"]
@@ -26,13 +25,10 @@ class PolynomialSchedule:
         """Return the value after `count` updates."""
         if self.transition_steps <= 0:
             return self.init_value
-        elapsed = count - self.transition_begin
-        if isinstance(elapsed, torch.Tensor):
-            elapsed = elapsed.to(torch.float64).clamp(0, self.transition_steps)
-        else:
-            elapsed = min(max(elapsed, 0), self.transition_steps)
-        left = 1 - elapsed / self.transition_steps
-        return (self.init_value - self.end_value) * left**self.power + self.end_value
+        passed = part(count, self.transition_begin, self.transition_steps)
+        init, end, exponent, passed = lifted(self.init_value, self.end_value, self.power, passed)
+        value: Numeric = (init - end) * power(1 - passed, exponent) + end
+        return value
 
 
 def polynomial_schedule(
