@@ -64,17 +64,17 @@ class DenseSolver(Solver):
     def init(self, operator: BoundOperator, like: Tensor) -> Factors:
         """Return the factorisation."""
         matrix = operator.matrix(like, vectorize=self.vectorize)
-        factors, failed = self.factor(matrix)
+        factors, failed = self.factor(_single(matrix))
         return Factors(factors, matrix, failed, adjoint=False)
 
     def compute(self, state: Factors, b: Tensor, x0: Tensor | None = None) -> Computed:
         """Return the solution; `x0` is not used."""
-        x = self.substitute(state.factors, b[:, None], state.adjoint)[:, 0]
+        x = self.substitute(state.factors, _single(b)[:, None], state.adjoint)[:, 0].to(b.dtype)
         matrix = state.matrix.mH if state.adjoint else state.matrix
         residual = norm(b - matrix @ x)
         result = direct_result(x, residual, state.failed)
         if self.estimate_condition and matrix.numel():
-            values = torch.linalg.svdvals(finite_or_zero(matrix)[0])
+            values = torch.linalg.svdvals(finite_or_zero(_single(matrix))[0])
             result = result._replace(condition=values[0] / values[-1])
         return result
 
@@ -93,11 +93,26 @@ class DenseSolver(Solver):
         return self.ridge
 
 
+def _single(x: Tensor) -> Tensor:
+    """Return half precision as float32: LAPACK has no routines for it."""
+    return x.float() if x.is_floating_point() and x.element_size() < 4 else x
+
+
 def direct_result(x: Tensor, residual: Tensor, failed: Tensor) -> Computed:
     """Return the result of a direct solver."""
     status = torch.where(residual.isfinite(), int(Status.CONVERGED), int(Status.NON_FINITE))
     status = torch.where(failed, int(Status.SINGULAR), status)
     return Computed(x, torch.zeros_like(status), residual, status)
+
+
+def _units(matrix: Tensor, dim: int) -> Tensor:
+    """Return the power of two below the largest entry of each row (dim 1) or column (dim 0)."""
+    if matrix.numel() == 0:
+        return matrix.abs().new_ones(len(matrix))
+    largest = matrix.abs().amax(dim)
+    usable = (largest > 0) & largest.isfinite()
+    _, exponent = torch.frexp(torch.where(usable, largest, torch.ones_like(largest)))
+    return torch.ldexp(torch.ones_like(largest), exponent)
 
 
 def _negligible_pivot(diagonal: Tensor) -> Tensor:
@@ -113,24 +128,32 @@ class LU(DenseSolver):
     """Gaussian elimination with partial pivoting, for any non-singular A."""
 
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return P, L and U, and whether a pivot is zero up to rounding."""
-        lu, pivots, info = torch.linalg.lu_factor_ex(matrix)
+        """Return P, L, U and the units of rows and columns, and whether a pivot is negligible.
+
+        Rows and columns are divided by a power of two first, so that their units do not decide
+        which pivots are rounding.
+        """
+        rows = _units(matrix, 1)
+        columns = _units(matrix / rows[:, None], 0)
+        lu, pivots, info = torch.linalg.lu_factor_ex(matrix / rows[:, None] / columns)
         factors: tuple[Tensor, ...] = torch.lu_unpack(lu, pivots)
-        return factors, (info != 0) | _negligible_pivot(lu.diagonal())
+        return (*factors, rows, columns), (info != 0) | _negligible_pivot(lu.diagonal())
 
     def substitute(self, factors: tuple[Tensor, ...], b: Tensor, adjoint: bool) -> Tensor:
         """Return A⁻¹ b, or A⁻ᴴ b."""
         # Not torch.linalg.lu_solve: with a batch of matrices outside and one of right-hand sides
         # inside, under two vmaps, torch 2.13 answers with wrong numbers.
-        p, lower, upper = factors
+        p, lower, upper, rows, columns = factors
         solve = torch.linalg.solve_triangular
         x: Tensor
         if adjoint:
+            b = b / columns[:, None]
             y = solve(lower.mH, solve(upper.mH, b, upper=False), upper=True, unitriangular=True)
-            x = p @ y
-        else:
-            x = solve(upper, solve(lower, p.mH @ b, upper=False, unitriangular=True), upper=True)
-        return x
+            x = (p @ y) / rows[:, None]
+            return x
+        b = p.mH @ (b / rows[:, None])
+        x = solve(upper, solve(lower, b, upper=False, unitriangular=True), upper=True)
+        return x / columns[:, None]
 
 
 class Cholesky(DenseSolver):
@@ -189,7 +212,7 @@ class Triangular(DenseSolver):
             )
         matrix = operator.matrix(like, vectorize=self.vectorize)
         lower = matrix.triu().mH if upper else matrix.tril()
-        factors, failed = self.factor(lower)
+        factors, failed = self.factor(_single(lower))
         return Factors(factors, lower, failed, adjoint=upper)
 
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:

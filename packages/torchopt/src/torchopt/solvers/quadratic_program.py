@@ -10,12 +10,10 @@ from torch import Tensor
 
 from torchopt.diff.implicit.root import ImplicitEngine
 from torchopt.linear_solve.dense import LU
-from torchopt.linear_solve.iterate import iterate
-from torchopt.solvers.base import OnFail, SolveStatus, report_outcome
+from torchopt.solvers.base import OnFail, report_outcome
+from torchopt.solvers.interior_point import Program, minimize, null_projector, resolution
 
 __all__ = ["QPSolution", "quadratic_program"]
-
-State = tuple[Tensor, ...]
 
 
 class QPSolution(NamedTuple):
@@ -32,17 +30,6 @@ class QPSolution(NamedTuple):
     lam: Tensor
 
 
-class Program(NamedTuple):
-    """One problem without batch; p and m may be 0."""
-
-    Q: Tensor
-    c: Tensor
-    A: Tensor
-    b: Tensor
-    G: Tensor
-    h: Tensor
-
-
 def quadratic_program(
     Q: Tensor,
     c: Tensor,
@@ -51,7 +38,7 @@ def quadratic_program(
     G: Tensor | None = None,
     h: Tensor | None = None,
     *,
-    tol: float = 1e-8,
+    tol: float | None = None,
     maxiter: int = 50,
     on_fail: OnFail = "warn",
 ) -> QPSolution:
@@ -61,22 +48,26 @@ def quadratic_program(
     then solved once more, so the solution is exact to rounding. Its derivatives, to any order and
     in every mode, follow from the conditions of Karush, Kuhn and Tucker
 
-        ½ (Q + Qᵀ) x + c + Aᵀν + Gᵀλ = 0,   A x - b = 0,   λ (G x - h) = 0 ,
+        ½ (Q + Qᵀ) x + c + Aᵀν + Gᵀλ = 0,   A x - b = 0,   λ (G x - h) = 0 .
 
-    which determine them where the active constraints are independent and no multiplier of an active
-    one is zero; elsewhere the linear system is singular, which is reported.
+    Where active constraints depend on one another, the multipliers are those of least norm if those
+    have the right signs, and the derivatives are those along changes that keep the dependence:
+    others have none. Where a constraint is met with a multiplier of zero, or the minimum is not
+    unique, there is no derivative; the linear system is singular then, which is reported.
 
     Args:
         Q: `[*batch, n, n]`, positive semi-definite, and positive definite where A x = 0.
         c: `[*batch, n]`.
-        A: `[*batch, p, n]` with independent rows, or None.
+        A: `[*batch, p, n]`, or None. Rows may depend on one another.
         b: `[*batch, p]`, or None.
         G: `[*batch, m, n]`, or None.
-        h: `[*batch, m]`, or None.
+        h: `[*batch, m]`, or None. Rows with infinity say nothing.
         tol: The largest violation of the conditions that counts as solved, relative to the size
-            of the problem.
+            of the problem; None: 1e-8, or what rounding of the arguments allows. The numbers are
+            found in float64 whatever the dtype is.
         maxiter: The most interior point steps.
-        on_fail: What to do with an infeasible or unbounded problem: "raise", "warn" or "ignore".
+        on_fail: What to do with a problem that is infeasible, unbounded or not convex, or that has
+            NaN in it: "raise", "warn" or "ignore". Its solution is NaN.
 
     Returns:
         The solution. Inputs with and without batch dimensions may be mixed; they broadcast.
@@ -150,15 +141,20 @@ def _program(
     return Program(Q, c, *pairs)
 
 
-def _solve(program: Program, tol: float, maxiter: int, on_fail: OnFail) -> tuple[Tensor, ...]:
+def _solve(
+    program: Program, tol: float | None, maxiter: int, on_fail: OnFail
+) -> tuple[Tensor, ...]:
     """Return (x, nu, lam) of one problem, differentiable."""
+    if tol is None:
+        size = sum(x.shape[0] for x in program[1::2])
+        tol = max(1e-8, resolution(program.c.dtype, size))
+    limit = tol
 
     def conditions(solution: tuple[Tensor, ...], given: list[Tensor]) -> tuple[Tensor, ...]:
         return _conditions(Program(*given), *solution)
 
     def interior(start: Any, given: list[Tensor]) -> tuple[Tensor, ...]:
-        data = Program(*given)
-        *solution, status = _refined(data, _interior_point(data, tol, maxiter), tol)
+        *solution, status = minimize(Program(*given), limit, maxiter)
         report_outcome(status, on_fail, "quadratic_program")
         return tuple(solution)
 
@@ -168,107 +164,37 @@ def _solve(program: Program, tol: float, maxiter: int, on_fail: OnFail) -> tuple
 
 
 def _conditions(data: Program, x: Tensor, nu: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
+    """Return equations that (x, nu, lam) solves, regular wherever there is a derivative.
+
+    Those of the active rows M, see `active_system`; a row is active where its multiplier is not
+    zero. Where a row is met with a multiplier of zero, and says something that no active row says,
+    the solution has a kink: its equation is 0 = 0 then, which the linear solver reports.
+    """
     Q, c, A, b, G, h = data
+    p = b.shape[0]
+    active = lam.detach() != 0
+    rows = torch.cat([A, torch.where(active[:, None], G, 0.0)])
+    right = torch.cat([b, torch.where(active, h, 0.0)])
+    length = torch.linalg.vector_norm(rows.detach(), dim=1)
+    length = torch.where(length > 0, length, torch.ones_like(length))
+    rounding = resolution(c.dtype, x.shape[0] + right.shape[0])
+    rows = rows / length[:, None]
+    P = null_projector(rows, rounding)
+    right = right / length
+    smallest = length.amin() if len(length) else 1.0
+    multipliers = torch.cat([nu, lam])
+    equations = rows @ x - (right - P @ right) + P @ (multipliers * (smallest / length))
+    kink = _is_kink(data, rows.detach(), x.detach(), active, rounding)
+    less = torch.where(kink, lam * torch.where(kink, G @ x - h, 0.0), equations[p:])
     stationary = (Q @ x + Q.mT @ x) / 2 + c + A.mT @ nu + G.mT @ lam
-    return stationary, A @ x - b, lam * (G @ x - h)
+    return stationary, equations[:p], less
 
 
-def _saddle(data: Program, weights: Tensor) -> State:
-    """Return the factors of [[Q + Gᵀ W G, Aᵀ], [A, 0]]."""
-    Q, _, A, _, G, _ = data
-    p = A.shape[0]
-    top = torch.cat([(Q + Q.mT) / 2 + G.mT @ (weights[:, None] * G), A.mT], dim=1)
-    bottom = torch.cat([A, A.new_zeros(p, p)], dim=1)
-    return LU().factor(torch.cat([top, bottom]))[0]
-
-
-def _interior_point(data: Program, tol: float, maxiter: int) -> State:
-    """Return (x, nu, s, lam) close to the solution, s = h - G x."""
-    Q, c, A, b, G, h = data
-    n, m = c.shape[0], h.shape[0]
-    symmetric = (Q + Q.mT) / 2
-    ones = torch.ones_like(h)
-
-    def linear(factors: State, top: Tensor, bottom: Tensor) -> State:
-        both = LU().substitute(factors, torch.cat([top, bottom])[:, None], adjoint=False)[:, 0]
-        return both[:n], both[n:]
-
-    # With all weights one: the point that satisfies all but the signs.
-    x, nu = linear(_saddle(data, ones), G.mT @ h - c, b)
-    if m == 0:
-        return x, nu, h, h
-    s = h - G @ x
-    lam = -s
-    s = torch.where(s.amin() <= 0, s + 1 - s.amin(), s)
-    lam = torch.where(lam.amin() <= 0, lam + 1 - lam.amin(), lam)
-    size = 1 + torch.stack([c.abs().amax(), h.abs().amax()]).amax()
-
-    def residuals(state: State) -> State:
-        x, nu, s, lam = state
-        return symmetric @ x + c + A.mT @ nu + G.mT @ lam, A @ x - b, G @ x + s - h
-
-    def step(state: State) -> State:
-        *_, s, lam = state
-        dual, equal, slack = residuals(state)
-        factors = _saddle(data, lam / s)
-
-        def direction(complementary: Tensor) -> State:
-            right = (lam * slack - complementary) / s
-            dx, dnu = linear(factors, -dual - G.mT @ right, -equal)
-            ds = -slack - G @ dx
-            return dx, dnu, ds, (-complementary - lam * ds) / s
-
-        *_, ds, dlam = direction(s * lam)
-        mu = (s * lam).mean()
-        length = _longest((s, ds), (lam, dlam))
-        after = ((s + length * ds) * (lam + length * dlam)).mean()
-        sigma = (after / mu) ** 3
-        change = direction(s * lam + ds * dlam - sigma * mu)
-        length = torch.clamp(0.99 * _longest((s, change[2]), (lam, change[3])), max=1.0)
-        return tuple(value + length * d for value, d in zip(state, change))
-
-    def active(state: State) -> Tensor:
-        worst = torch.cat([*residuals(state), (state[2] * state[3]).mean()[None]]).abs().amax()
-        # Far below the tolerance: the active constraints have to be told from the others.
-        return (worst > 1e-3 * tol * size) & worst.isfinite()
-
-    check_every = 1 if c.device.type == "cpu" else 8
-    state, _ = iterate(step, active, (x, nu, s, lam), maxiter, check_every)
-    return state
-
-
-def _longest(*pairs: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the longest step in (0, 1 / 0.99] that keeps all values positive."""
-    steps = [torch.where(d < 0, -value / d, torch.inf).amin() for value, d in pairs]
-    return torch.clamp(torch.stack(steps).amin(), max=1 / 0.99)
-
-
-def _refined(data: Program, found: State, tol: float) -> tuple[Tensor, ...]:
-    """Return (x, nu, lam, status): the equations of the active constraints solved exactly."""
-    Q, c, A, b, G, h = data
-    n, p, m = c.shape[0], b.shape[0], h.shape[0]
-    x, nu, s, lam = found
-    active = lam > s
-    mask = active.to(c.dtype)[:, None]
-    matrix = torch.cat(
-        [
-            torch.cat([(Q + Q.mT) / 2, A.mT, G.mT], dim=1),
-            torch.cat([A, c.new_zeros(p, p + m)], dim=1),
-            torch.cat([mask * G, c.new_zeros(m, p), torch.diag(1 - mask[:, 0])], dim=1),
-        ]
-    )
-    right = torch.cat([-c, b, torch.where(active, h, torch.zeros_like(h))])
-    exact = torch.linalg.solve_ex(matrix, right)[0].split([n, p, m])
-    size = 1 + torch.cat([c, b, h]).abs().amax()
-
-    def violation(x: Tensor, nu: Tensor, lam: Tensor) -> Tensor:
-        equations = torch.cat(_conditions(data, x, nu, lam)).abs().amax()
-        signs = torch.cat([torch.clamp(G @ x - h, min=0), torch.clamp(-lam, min=0), c.new_zeros(1)])
-        return torch.maximum(equations, signs.amax()) / size
-
-    before, after = violation(x, nu, lam), violation(*exact)
-    better = after <= torch.where(before.isfinite(), before, torch.inf)
-    solution = [torch.where(better, new, old) for new, old in zip(exact, (x, nu, lam))]
-    worst = torch.where(better, after, before)
-    status = torch.where(worst <= tol, int(SolveStatus.CONVERGED), int(SolveStatus.INFEASIBLE))
-    return (*solution, status)
+def _is_kink(data: Program, rows: Tensor, x: Tensor, active: Tensor, rounding: float) -> Tensor:
+    """Return which rows are met without being active, and are independent of the active ones."""
+    G, h = data.G.detach(), data.h.detach()
+    met = (G @ x - h).abs() <= rounding * (h.abs() + G.abs() @ x.abs())
+    rest = G @ null_projector(rows.mT, rounding)
+    length, beside = torch.linalg.vector_norm(torch.stack([G, rest]), dim=2)
+    kinks: Tensor = met & h.isfinite() & ~active & (beside > rounding**0.5 * length)
+    return kinks
