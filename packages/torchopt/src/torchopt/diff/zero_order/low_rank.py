@@ -35,6 +35,7 @@ from torchopt.diff.zero_order.directions import Gaussian, draw_seed
 from torchopt.diff.zero_order.error_bars import GradientEstimate, effective_sample_size
 from torchopt.diff.zero_order.estimators import Estimator, Evaluations, as_estimator
 from torchopt.diff.zero_order.evaluate import ENTRIES_PER_CHUNK, Evaluator
+from torchopt.params.functional import functional_call
 
 __all__ = ["Factors", "LowRank", "LowRankNoise"]
 
@@ -275,7 +276,7 @@ class LowRank:
             swapped = {f"module.{name}": params[name] + scale * next(parts) for name in dense}
             swapped.update({f"module.{name}": next(parts) for name in buffers})
             with _Perturb(factors, scale):
-                result = torch.func.functional_call(shell, swapped, ())
+                result = functional_call(shell, swapped, ())
             if not isinstance(result, Tensor) or result.ndim != 0:
                 got = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
                 raise TypeError(f"`loss`: expected a 0-dim tensor, got {got}.")

@@ -16,8 +16,10 @@ from torchopt.params.containers import (
     Slot,
     extract_module_containers,
     parameter_slots,
+    require_replaceable,
 )
 from torchopt.params.second_order import warn_of_missing_second_derivatives
+from torchopt.params.watched import refuse_reentrant, watch
 from torchopt.tree import tree_map
 from torchopt.typing import ModuleTensorContainers
 from torchopt.update import apply_updates
@@ -111,6 +113,7 @@ class MetaOptimizer:
         slot_groups = [parameter_slots(module) for module in self._modules]
         slots: list[Slot] = [slot for group in slot_groups for slot in group]
         keep_graph = torch.is_grad_enabled()
+        refuse_reentrant((table for slot in slots for table, _ in slot.places), loss)
         found = gradients(
             loss,
             [slot.get() for slot in slots],
@@ -184,6 +187,8 @@ class MetaOptimizer:
         """
         if impl is not None:
             require_transformation(impl, "add_param_group(module, impl=...)", duck=False)
+        require_replaceable(module)
+        watch(module)
         self.param_containers_groups.append(
             extract_module_containers(module, with_buffers=False)[0]
         )

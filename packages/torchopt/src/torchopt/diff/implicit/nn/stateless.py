@@ -7,39 +7,13 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+
+from torchopt.params.swap import Swap, replace
 
 __all__ = ["reparameterize", "reparametrize", "swap_state"]
 
 NamedTensors = Mapping[str, Any] | Iterable[tuple[str, Any]]
-
-#: What stands for a tensor that a module did not have.
-MISSING = object()
-
-
-def _swap(module: nn.Module, name: str, tensor: Any, allow_missing: bool) -> Any:
-    path, _, key = name.rpartition(".")
-    owner: Any = module
-    for part in path.split(".") if path else ():
-        owner = getattr(owner, part)
-    for container in ("_parameters", "_buffers", "_meta_parameters"):
-        tensors = owner.__dict__.get(container, {})
-        if key in tensors:
-            old = tensors[key]
-            if tensor is MISSING:
-                del tensors[key]
-            else:
-                tensors[key] = tensor
-            return old
-    if key in owner.__dict__ and isinstance(owner.__dict__[key], Tensor):
-        old = owner.__dict__[key]
-        owner.__dict__[key] = tensor
-        return old
-    if not allow_missing:
-        raise KeyError(f"{name}: {type(module).__name__} has no parameter or buffer of this name")
-    if tensor is not MISSING:
-        owner._parameters[key] = tensor
-    return MISSING
 
 
 def swap_state(
@@ -59,7 +33,7 @@ def swap_state(
         KeyError: A name is unknown and `allow_missing` is False.
     """
     items = named_tensors.items() if isinstance(named_tensors, Mapping) else named_tensors
-    return {name: _swap(module, name, tensor, allow_missing) for name, tensor in items}
+    return {name: replace(module, name, tensor, allow_missing) for name, tensor in items}
 
 
 @contextmanager
@@ -68,6 +42,9 @@ def reparametrize(
 ) -> Generator[nn.Module]:
     """Put tensors into a module for the time of a `with` block; see `swap_state`.
 
+    Other threads see the module as it was. Activation checkpoints inside of the block are
+    recomputed with these tensors, also after it.
+
     Example:
         >>> import torch
         >>> net = torch.nn.Linear(1, 1, bias=False)
@@ -75,14 +52,8 @@ def reparametrize(
         ...     print(net(torch.ones(1)))
         tensor([3.])
     """
-    items = dict(named_tensors)
-    swapped: dict[str, Any] = {}
-    try:
-        for name, tensor in items.items():
-            swapped.update(swap_state(module, {name: tensor}, allow_missing))
+    with Swap(module, dict(named_tensors), allow_missing=allow_missing):
         yield module
-    finally:
-        swap_state(module, swapped, allow_missing=True)
 
 
 reparameterize = reparametrize

@@ -15,6 +15,7 @@ from torchopt.diff.zero_order.decorator import ZeroOrder
 from torchopt.diff.zero_order.directions import FromDistribution
 from torchopt.diff.zero_order.estimators import Estimator, as_estimator
 from torchopt.diff.zero_order.evaluate import Evaluator
+from torchopt.params.functional import functional_call
 from torchopt.typing import Samplable, Size
 
 __all__ = ["ZeroOrderGradientModule", "enable_zero_order_gradients"]
@@ -172,7 +173,7 @@ def enable_zero_order_gradients(
             swapped = {f"module.{name}": x for name, x in tensors.items()}
             self.__dict__["_zero_order_active"] = True
             try:
-                return torch.func.functional_call(_Shell(self, original), swapped, args, kwargs)
+                return functional_call(_Shell(self, original), swapped, args, kwargs)
             finally:
                 self.__dict__["_zero_order_active"] = False
 

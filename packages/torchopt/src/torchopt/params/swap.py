@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a module with other tensors: the one way, for every part of the package that does."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from torchopt.params.watched import CONTAINERS, Layer, WatchedDict, watch, watch_one
+
+__all__ = ["MISSING", "Swap", "replace", "resumed"]
+
+#: What stands for a tensor that a module did not have.
+MISSING = object()
+
+
+def find_table(module: nn.Module, name: str) -> tuple[nn.Module, WatchedDict | None, str]:
+    """Return the sub-module that a dotted name leads to, its dictionary with the key, and the key.
+
+    The dictionary is None where no parameter, buffer or meta-parameter has the name.
+
+    Raises:
+        KeyError: There is no such sub-module.
+        TypeError: The sub-module is scripted.
+    """
+    path, _, key = name.rpartition(".")
+    owner: Any = module
+    for part in path.split(".") if path else ():
+        owner = getattr(owner, part, None)
+        if not isinstance(owner, nn.Module):
+            raise KeyError(f"{name}: {type(module).__name__} has no sub-module {path!r}")
+    for kind in CONTAINERS:
+        table = owner.__dict__.get(kind)
+        if table is not None and key in table:
+            if not isinstance(table, WatchedDict):
+                watch_one(owner)
+                table = owner.__dict__[kind]
+            if not isinstance(table, WatchedDict):
+                raise TypeError(
+                    f"{name}: the tensors of a {type(owner).__name__} cannot be exchanged; "
+                    "expected a module that is not scripted."
+                )
+            return owner, table, key
+    return owner, None, key
+
+
+def ties(module: nn.Module) -> dict[int, list[str]]:
+    """Return the names of each tensor that has several, by the identity of the tensor."""
+    names: dict[int, list[str]] = {}
+    for prefix, submodule in module.named_modules(remove_duplicate=False):
+        for kind in CONTAINERS[:2]:
+            for key, x in _plain_items(submodule.__dict__.get(kind)):
+                if x is not None:
+                    names.setdefault(id(x), []).append(f"{prefix}.{key}" if prefix else key)
+    return {x: found for x, found in names.items() if len(found) > 1}
+
+
+def _plain_items(table: Any) -> Any:
+    return dict.items(table) if isinstance(table, dict) else ()
+
+
+def _with_ties(module: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `tensors` with all names of tied ones."""
+    out = dict(tensors)
+    for group in ties(module).values():
+        given = [name for name in group if name in tensors]
+        if not given:
+            continue
+        first = tensors[given[0]]
+        if any(tensors[name] is not first for name in given):
+            raise ValueError(
+                f"functional_call: {given} are tied and got different tensors; "
+                "give one of them, or pass tie_weights=False."
+            )
+        out.update(dict.fromkeys(group, first))
+    return out
+
+
+def _check_names(module: nn.Module, tensors: Mapping[str, Any]) -> None:
+    known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    known |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    missing, unknown = sorted(known - tensors.keys()), sorted(tensors.keys() - known)
+    if missing or unknown:
+        parts = [f"Missing key(s): {missing[:8]}"] * bool(missing)
+        parts += [f"Unexpected key(s): {unknown[:8]}"] * bool(unknown)
+        raise RuntimeError(
+            f"functional_call(strict=True) on {type(module).__name__}: {'; '.join(parts)}."
+        )
+
+
+class Swap:
+    """A context in which a module holds other tensors, in this thread alone.
+
+    Checkpoints that begin inside recompute with these tensors, whenever they do. Contexts may be
+    nested, entered again, and left in any order.
+
+    Args:
+        module: The module.
+        tensors: By dotted name: of parameters, buffers and meta-parameters, or of attributes that
+            are tensors.
+        tie_weights: A name stands for all names of a tied parameter.
+        strict: Refuse names that are missing or unknown.
+        allow_missing: Accept names that the module does not have; they are attributes inside.
+
+    Raises:
+        KeyError: A name is unknown and `allow_missing` is False.
+        RuntimeError: With `strict`, names that are missing or unknown.
+        TypeError: What is given is no tensor.
+        ValueError: Tied parameters got different tensors.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        tensors: Mapping[str, Any],
+        *,
+        tie_weights: bool = False,
+        strict: bool = False,
+        allow_missing: bool = False,
+    ) -> None:
+        watch(module)  # also what is not given may change before a recomputation
+        if tie_weights:
+            tensors = _with_ties(module, tensors)
+        if strict:
+            _check_names(module, tensors)
+        self._places: dict[str, tuple[WatchedDict, str]] = {}
+        self._attributes: list[tuple[nn.Module, str, Any]] = []
+        held: dict[object, dict[str, Any]] = {}
+        for name, x in tensors.items():
+            if x is not None and not isinstance(x, Tensor):
+                raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+            owner, table, key = find_table(module, name)
+            if table is not None:
+                self._places[name] = table, key
+                held.setdefault(table.token, {})[key] = x
+                continue
+            if isinstance(getattr(type(owner), key, None), property):
+                raise KeyError(
+                    f"{name} is computed by {type(owner).__name__}, such as by a parametrization; "
+                    f"expected the names of named_parameters(), such as "
+                    f"'parametrizations.{key}.original'"
+                )
+            if not allow_missing and not isinstance(owner.__dict__.get(key), Tensor):
+                raise KeyError(
+                    f"{name}: {type(module).__name__} has no parameter or buffer of this name"
+                )
+            self._attributes.append((owner, key, x))
+        self._held = held
+        self._open: list[tuple[Layer, list[tuple[nn.Module, str, Any]]]] = []
+
+    def __enter__(self) -> None:
+        layer = Layer(self._held, [key for _, key, _ in self._attributes])
+        layer.__enter__()
+        before = [(owner, key, _exchange(owner, key, x)) for owner, key, x in self._attributes]
+        self._open.append((layer, before))
+
+    def __exit__(self, *error: object) -> None:
+        layer, before = self._open.pop()
+        for owner, key, x in reversed(before):
+            _exchange(owner, key, x)
+        layer.__exit__()
+
+    def held(self) -> dict[str, Any]:
+        """Return the tensors by name, as the module left them."""
+        return {name: self._held[t.token][key] for name, (t, key) in self._places.items()}
+
+
+def _exchange(owner: nn.Module, key: str, x: Any) -> Any:
+    """Put a tensor into an attribute that is no parameter; return what was there."""
+    before = owner.__dict__.get(key, MISSING)
+    if x is MISSING:
+        del owner.__dict__[key]
+    else:
+        owner.__dict__[key] = x
+    return before
+
+
+def replace(module: nn.Module, name: str, tensor: Any, allow_missing: bool) -> Any:
+    """Put a tensor into a module for good, by its dotted name; return what was there.
+
+    Raises:
+        KeyError: The name is unknown and `allow_missing` is False.
+    """
+    owner, table, key = find_table(module, name)
+    if table is not None:
+        before = table[key]
+        if tensor is MISSING:
+            del table[key]
+        else:
+            table[key] = tensor
+        return before
+    if isinstance(owner.__dict__.get(key), Tensor):
+        return _exchange(owner, key, tensor)
+    if not allow_missing:
+        raise KeyError(f"{name}: {type(module).__name__} has no parameter or buffer of this name")
+    if tensor is not MISSING:
+        owner._parameters[key] = tensor
+    return MISSING
+
+
+def resumed(swap: Swap, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Return a generator that takes each step of `steps` inside of `swap`."""
+    send, value = steps.send, None
+    while True:
+        with swap:
+            try:
+                item = send(value)
+            except StopIteration as stop:
+                return stop.value
+        try:
+            value = yield item
+            send = steps.send
+        except GeneratorExit:
+            with swap:
+                steps.close()
+            raise
+        except BaseException as error:
+            send, value = steps.throw, error
