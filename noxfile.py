@@ -181,6 +181,20 @@ KERNEL_TESTS = (
 
 
 @nox.session
+def sanitize_cuda_text(session: nox.Session) -> None:
+    """Run the text of the CUDA kernels on the host under ThreadSanitizer: are barriers missing?"""
+    build = BUILD / "sanitize-cuda-text"
+    # Without OpenMP, whose library is not instrumented.
+    run(session, "cmake", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Debug", "--log-level=WARNING",
+        "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1 -fsanitize=thread", "-DTORCHOPT_CUDA=OFF",
+        "-DTORCHOPT_OPENMP=OFF", "-DTORCHOPT_PYTHON=OFF", "-DTORCHOPT_TESTS=ON", "-S", TORCHOPT,
+        "-B", build)  # fmt: skip
+    run(session, "cmake", "--build", build, "--parallel", "2", "--target", "test_cuda_text", "--",
+        "--quiet")  # fmt: skip
+    run(session, build / "test_cuda_text", TSAN_OPTIONS="halt_on_error=1")
+
+
+@nox.session
 def sanitize_kernels(session: nox.Session) -> None:
     """Run torchopt's kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer."""
     build = BUILD / "sanitize-kernels"

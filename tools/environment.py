@@ -53,6 +53,7 @@ TASKS = {
     "tidy": "run clang-tidy over optree's C++ sources",
     "sanitize": "run the optree tests under AddressSanitizer and UndefinedBehaviorSanitizer",
     "sanitize_kernels": "run torchopt's kernel tests under the same sanitizers",
+    "sanitize_cuda_text": "run the text of the CUDA kernels on the host under ThreadSanitizer",
     "free_threaded": "test optree on a CPython without the interpreter lock",
     "optree_pythons": "build and test optree on every supported Python on PATH",
     "clients": "run Keras' tree tests and the published torchopt on optree",

@@ -113,9 +113,11 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
 #if defined(TORCHOPT_WITH_CUDA)
     module.attr("WITH_CUDA") = true;
     module.attr("CUDA_BLOCK_ELEMENTS") = kCudaBlockElements;
+    module.attr("CUDA_ARCHITECTURES") = TORCHOPT_CUDA_ARCHITECTURES;
 #else
     module.attr("WITH_CUDA") = false;
     module.attr("CUDA_BLOCK_ELEMENTS") = 0;
+    module.attr("CUDA_ARCHITECTURES") = "";
 #endif
 #if defined(_OPENMP)
     module.attr("WITH_OPENMP") = true;

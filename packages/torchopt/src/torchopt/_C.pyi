@@ -17,6 +17,7 @@ DECAYED_UPDATE_VJP: int
 HYPER_VJP: int
 WITH_CUDA: bool
 WITH_OPENMP: bool
+CUDA_ARCHITECTURES: str
 CUDA_BLOCK_ELEMENTS: int
 RULES: dict[str, tuple[int, int]]
 

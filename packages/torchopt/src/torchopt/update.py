@@ -58,7 +58,7 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
     if wrong is not None:
         raise _mismatch(moved[wrong], ps[wrong], us[wrong], spec)
     # One call for all tensors, which torch.func transforms have no rules for.
-    together = bool(moved) and are_plain(ps, us)
+    together = bool(moved) and are_plain(ps, us) and not (ps[0].is_cuda and share_memory(ps))
     try:
         if inplace:
             _add_(ps, us, together)
@@ -93,6 +93,12 @@ def _require_tensors(
                 reason = f"apply_updates(params, updates): {what}: expected a tensor, got "
                 advice = f"{type(x).__name__}; convert it with torch.tensor"
                 raise located(LeafTypeError(index, reason + advice), spec)
+
+
+def share_memory(tensors: list[Tensor]) -> bool:
+    """Return whether two tensors begin at one address: kernels for lists would race on it."""
+    addresses = [x.data_ptr() for x in tensors if x.numel()]
+    return len(set(addresses)) != len(addresses)
 
 
 @torch.no_grad()

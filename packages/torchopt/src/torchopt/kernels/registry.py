@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-__all__ = ["DTYPE_CODES", "check_fused", "explain_unavailable", "placement"]
+__all__ = [
+    "DTYPE_CODES",
+    "check_fused",
+    "explain_unavailable",
+    "has_code_for",
+    "placement",
+    "refuse_capture",
+]
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 """The codes of `Dtype` in csrc/launch/tensors.h."""
@@ -48,8 +56,46 @@ def explain_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type == "cuda":
         if not _C.WITH_CUDA:
             return "this build of torchopt has no CUDA kernels (build it with TORCHOPT_CUDA=ON)"
-        return None if torch.cuda.is_available() else "torch finds no CUDA device"
+        if not torch.cuda.is_available():
+            return "torch finds no CUDA device"
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return _why_no_code(index)
     return f"there are fused kernels for cpu and cuda, got a tensor on {device}"
+
+
+@functools.cache
+def _why_no_code(index: int) -> str | None:
+    capability = torch.cuda.get_device_capability(index)
+    if has_code_for(capability, _C.CUDA_ARCHITECTURES):
+        return None
+    return (
+        f"this build of torchopt has kernels for the architectures {_C.CUDA_ARCHITECTURES}, got "
+        f"cuda:{index} of compute capability {capability[0]}.{capability[1]} (build it with "
+        f"CMAKE_CUDA_ARCHITECTURES={capability[0]}{capability[1]})"
+    )
+
+
+def has_code_for(capability: tuple[int, int], architectures: str) -> bool:
+    """Return whether a device can run what was compiled for `architectures`.
+
+    Args:
+        capability: Its compute capability, major and minor.
+        architectures: CMake's list, such as "80-real;90-virtual". Machine code ("real") runs on
+            devices of the same major and no smaller minor capability, PTX ("virtual") on all that
+            are no smaller; a number alone stands for both. Words such as "all" are not judged.
+    """
+    for entry in filter(None, architectures.split(";")):
+        number, _, kind = entry.partition("-")
+        digits = number.rstrip("af")
+        if not digits.isdigit():
+            return True
+        compiled = (int(digits[:-1]), int(digits[-1]))
+        specific = digits != number  # code for one family of devices
+        if capability >= compiled and (
+            capability[0] == compiled[0] or (kind != "real" and not specific)
+        ):
+            return True
+    return not architectures
 
 
 def check_fused(tensors: Sequence[Tensor]) -> None:
@@ -69,6 +115,23 @@ def check_fused(tensors: Sequence[Tensor]) -> None:
                 f"the fused kernel was asked for, but {reason}; "
                 "use use_accelerated_op=False or backend='reference' for these parameters."
             )
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raise where `device`'s current stream is captured in a CUDA graph.
+
+    A replay repeats what the kernels were called with: it would take the step of the capture again
+    and again, with its count and its hyper-parameters.
+
+    Raises:
+        RuntimeError: The stream is captured.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "step(): expected no capture of a CUDA graph, got one on the current stream; its "
+            "replays would repeat this step with the present count and hyper-parameters; step "
+            "after the replay, or capture the functional update with states of your own"
+        )
 
 
 def placement(x: Tensor) -> tuple[int, int]:

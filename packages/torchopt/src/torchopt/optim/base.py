@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchopt.alias.fused import step_inplace
 from torchopt.base import GradientTransformation, UninitializedState, require_transformation
 from torchopt.kernels.fused_step import StepCache
+from torchopt.kernels.registry import refuse_capture
 from torchopt.optim.named_state import leaf_names, load_named_state, named_state
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_unflatten
 from torchopt.update import apply_updates
@@ -105,6 +106,8 @@ class Optimizer:
             with torch.enable_grad():
                 loss = closure()
         for index, params in enumerate(self.param_groups):
+            if params[0].is_cuda:
+                refuse_capture(params[0].device)
             leaves = [p.grad for p in params]
             # Kernels record nothing, so nothing has to be switched off for them.
             done, self.state_groups[index] = step_inplace(
