@@ -17,7 +17,13 @@ from torchopt import _C
 from torchopt.base import GradientTransformation, identity
 from torchopt.errors import KernelUnavailableError, MismatchError
 from torchopt.kernels.fused_step import StepCache, fused_step_
-from torchopt.kernels.fused_update import FusedCall, bump_versions, fused_update, fused_update_
+from torchopt.kernels.fused_update import (
+    FusedCall,
+    bump_versions,
+    decays,
+    fused_update,
+    fused_update_,
+)
 from torchopt.kernels.missing import why_missing
 from torchopt.kernels.registry import explain_unavailable, placement
 from torchopt.kernels.rules import RULES
@@ -126,10 +132,7 @@ class Recipe:
     @functools.cached_property
     def reads_params(self) -> bool:
         """Whether parameters matter to the updates."""
-        decays = (self.hypers["weight_decay"], self.hypers["decoupled_weight_decay"])
-        return RULES[self.rule].reads_params or any(
-            isinstance(decay, Tensor) or decay != 0.0 for decay in decays
-        )
+        return RULES[self.rule].reads_params or decays(self.hypers)
 
     @functools.cached_property
     def numbers(self) -> tuple[float, ...] | None:
@@ -390,8 +393,7 @@ class FusedChain:
         if numbers is None:
             return None
         recipe = self.recipe
-        reads_params = RULES[recipe.rule].reads_params
-        decayed = reads_params or numbers[1] != 0.0 or numbers[2] != 0.0
+        decayed = recipe.reads_params
         if decayed and params is None:
             return None
         advanced = self._advance(members, None, range(len(leaves)), together=True)

@@ -12,14 +12,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from torchopt import _C
 from torchopt.kernels.registry import DTYPE_CODES, check_fused, placement
-from torchopt.kernels.rules import RULES, FusedRule, reference_update
+from torchopt.kernels.rules import CHAIN_HYPERS, RULES, FusedRule, reference_update
 from torchopt.tree_function import Operation, any_watched, apply_operation, is_traced, is_watched
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-__all__ = ["FusedCall", "bump_versions", "fused_update", "fused_update_"]
+__all__ = ["FusedCall", "bump_versions", "decays", "fused_update", "fused_update_"]
 
 T = TypeVar("T")
 
@@ -211,12 +211,46 @@ class FusedCall:
             constants,
         )
         assert found is not None
+        if not bool(torch.isfinite(found).all()):
+            return self._vjp_of_reference(given, cotangents, constants, needed)
         where = [i for i, h in enumerate(self.hypers) if h is None]
         pulled = (
             found[i].to(dtype=h.dtype, device=h.device).reshape(h.shape)
             for i, h in zip(where, hypers)
         )
         return (*(x for role in outputs for x in role), *pulled)
+
+    def _vjp_of_reference(
+        self,
+        given: Sequence[Tensor],
+        cotangents: Sequence[Sequence[Tensor | None]],
+        constants: Sequence[Tensor],
+        needed: Sequence[bool] | None,
+    ) -> tuple[Tensor | None, ...]:
+        """Return what `vjp` does, in torch operations.
+
+        The kernel multiplies each of its values with the derivatives in all directions, so that an
+        infinite one makes NaN of a derivative of zero. Here it meets only those it belongs to.
+        """
+        wanted = list(needed or [True] * self.num_inputs)
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_(want) for x, want in zip(given, wanted)]
+            outputs = self.reference(*inputs, *constants)
+            pairs = [
+                (y, cotangent)
+                for y, cotangent in zip(outputs, (x for role in cotangents for x in role))
+                if cotangent is not None and y.requires_grad
+            ]
+            asked = [x for x, want in zip(inputs, wanted) if want]
+            pulled = iter(
+                torch.autograd.grad(
+                    [y for y, _ in pairs],
+                    asked,
+                    [cotangent for _, cotangent in pairs],
+                    materialize_grads=True,
+                )
+            )
+        return tuple(next(pulled) if want else None for want in wanted)
 
     def differentiable(
         self, tensors: Sequence[Tensor], *, plain: bool = False
@@ -291,6 +325,12 @@ def _hyper(name: str, value: Any) -> float | None:
     return None if torch.compiler.is_compiling() or is_watched(value) else float(value)
 
 
+def decays(hypers: Mapping[str, Any]) -> bool:
+    """Return whether there is weight decay. A tensor is one, whatever it holds."""
+    values = (hypers.get(name, 0.0) for name in CHAIN_HYPERS[1:])
+    return any(isinstance(value, torch.Tensor) or value != 0.0 for value in values)
+
+
 def _make_call(
     rule: FusedRule,
     grads: Sequence[Tensor],
@@ -299,6 +339,8 @@ def _make_call(
     steps: int | Sequence[Tensor],
     hypers: Mapping[str, Any],
     maximize: bool,
+    *,
+    decayed: bool,
 ) -> tuple[FusedCall, list[Tensor], list[Tensor], list[Tensor]]:
     """Return the call, the parameters it reads, its tensor hyper-parameters and its constants."""
     if set(hypers) != set(rule.all_hypers):
@@ -307,7 +349,7 @@ def _make_call(
             f"got {tuple(hypers)}."
         )
     numbers = tuple(_hyper(name, hypers[name]) for name in rule.all_hypers)
-    decayed = rule.reads_params or any(h is None or h != 0.0 for h in numbers[1:3])
+    decayed = rule.reads_params or decayed
     if decayed and params is None:
         reader = "this transformation" if rule.reads_params else "weight decay"
         raise AssertionError(
@@ -400,7 +442,7 @@ def fused_update(
     """
     rule = RULES[name]
     call, read, tensor_hypers, constants = _make_call(
-        rule, grads, states, params, steps, hypers, maximize
+        rule, grads, states, params, steps, hypers, maximize, decayed=decays(hypers)
     )
     if not grads:
         return [], [[] for _ in states]
@@ -438,7 +480,9 @@ def fused_update_(
         key: float(value.detach()) if isinstance(value, torch.Tensor) else value
         for key, value in hypers.items()
     }
-    call, read, _, constants = _make_call(rule, grads, states, params, steps, numbers, maximize)
+    call, read, _, constants = _make_call(
+        rule, grads, states, params, steps, numbers, maximize, decayed=decays(hypers)
+    )
     for role in states:
         for x in role:
             if not x.is_contiguous() or x.is_neg() or is_watched(x):

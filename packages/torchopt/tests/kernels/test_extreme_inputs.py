@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Native steps and plain torch operations have the same derivatives where numbers are extreme:
+gradients that are infinite, NaN, zero, huge or tiny, and hyper-parameters of zero.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from optimizers import ROWS, SMOOTH, hypers_of, with_hypers
+from torch import Tensor
+
+from torchopt.alias.fused import FusedChain, with_backend
+
+DOUBLE = torch.float64
+FUSED = sorted(
+    case
+    for case, (name, settings) in SMOOTH.items()
+    if isinstance(getattr(ROWS[name].functional(**settings).update, "__self__", None), FusedChain)
+)
+GRADIENTS = {
+    "infinite": [math.inf, 1.0, 0.5],
+    "minus infinite": [-math.inf, 1.0, 0.5],
+    "NaN": [math.nan, 1.0, 0.5],
+    "zero": [0.0, 1.0, 0.5],
+    "all zero": [0.0, 0.0, 0.0],
+    "huge": [1e200, 1.0, 0.5],
+    "tiny": [1e-200, 1.0, 0.5],
+}
+HYPERS: dict[str, dict[str, float]] = {
+    "usual": {},
+    "first moments forget": {"betas0": 0.0, "momentum": 0.0},
+    "all moments forget": {"betas": 0.0, "alpha": 0.0, "rho": 0.0, "momentum": 0.0},
+    "no eps": {"eps": 0.0, "eps_root": 0.0},
+    "no step": {"lr": 0.0},
+    "no decay": {"weight_decay": 0.0},
+}
+
+
+def derivatives(
+    case: str, backend: Any, gradient: list[float], changes: dict[str, float], only_lr: bool
+) -> tuple[Tensor, ...]:
+    """Return the parameters after two steps, and the derivatives of their sum."""
+    hypers = [
+        torch.tensor(changes.get(f"{name}{i}", changes.get(name, value)), dtype=DOUBLE)
+        for (name, i), value in hypers_of(case).items()
+    ]
+    learned = [
+        h.requires_grad_()
+        for h, key in zip(hypers, hypers_of(case))
+        if key[0] == "lr" or not only_lr
+    ]
+    optimizer = ROWS[SMOOTH[case][0]].functional(**with_hypers(case, hypers))
+    optimizer = with_backend(optimizer, backend)
+    p = start = torch.tensor([0.3, -0.7, 1.1], dtype=DOUBLE, requires_grad=True)
+    state = optimizer.init((start.detach(),))
+    grads = [
+        torch.tensor(g, dtype=DOUBLE, requires_grad=True) for g in ([0.4, -0.2, 0.8], gradient)
+    ]
+    for g in grads:
+        (u,), state = optimizer.update((g,), state, params=(p,), inplace=False)
+        p = p + u
+    inputs = [start, *grads, *learned]
+    found = torch.autograd.grad(p.sum(), inputs, allow_unused=True, materialize_grads=True)
+    return (p.detach(), *found)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("case", FUSED)
+def test_derivatives_in_hyper_parameters_agree(case: str, gradient: str) -> None:
+    if gradient == "NaN" and SMOOTH[case][0] in ("lion", "rprop"):
+        pytest.skip("they differ in the sign of NaN")
+    for name, changes in HYPERS.items():
+        # A decay of zero that nobody differentiates is no decay for a kernel: 0 NaN is not added.
+        for only_lr in (False,) if name == "no decay" else (False, True):
+            arguments = (GRADIENTS[gradient], changes, only_lr)
+            got = derivatives(case, "native", *arguments)
+            wanted = derivatives(case, "reference", *arguments)
+            for x, y in zip(got, wanted, strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-13, equal_nan=True)
+            if gradient == "zero" and not only_lr and not changes:
+                assert all(x.isfinite().all() for x in got)
+                assert sum(bool(x.any()) for x in got) > 2
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_decay_that_is_a_tensor_of_zero_needs_parameters(
+    name: str, backend: Any, inplace: bool
+) -> None:
+    optimizer = with_backend(ROWS[name].functional(0.1, weight_decay=torch.tensor(0.0)), backend)
+    g = (torch.ones(2),)
+    with pytest.raises(AssertionError, match="Parameters are required"):
+        optimizer.update(g, optimizer.init(g), inplace=inplace)
