@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
+
+from torch import Tensor
 
 import optree
 from optree import (
@@ -24,6 +26,7 @@ __all__ = [
     "describe_mismatch",
     "first_of_another_shape",
     "flatten_up_to",
+    "is_smooth",
     "located",
     "optree",
     "prefix_leaves",
@@ -139,6 +142,11 @@ def located(error: MismatchError, spec: PyTreeSpec) -> MismatchError:
     """Return `error` with the place of its leaf in the tree, such as ``$['fc1'].bias``."""
     where = spec.accessors()[error.leaf].codify("$")
     return type(error)(error.leaf, error.reason, where)
+
+
+def is_smooth(x: Any) -> TypeGuard[Tensor]:
+    """Return whether x is a tensor that can be differentiated: of real or complex numbers."""
+    return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
 
 
 def describe_mismatch(expected: Any, got: Any) -> str | None:

@@ -314,6 +314,8 @@ class Rule(Protocol):
         num_differentiable_inputs: The first so many inputs are differentiated, the others are
             constants.
         num_differentiable_outputs: The first so many outputs have derivatives.
+        num_kept_inputs: The derivatives see the first so many inputs; the others are not kept, and
+            may be changed in place meanwhile.
         needs_its_closure: Its derivatives use tensors that are no inputs. Inside a vmap those are
             gone when a transform around the vmap asks for derivatives, which is refused.
     """
@@ -325,16 +327,25 @@ class Rule(Protocol):
     def num_differentiable_inputs(self) -> int: ...  # noqa: D102 - above
 
     @property
+    def num_kept_inputs(self) -> int: ...  # noqa: D102 - above
+
+    @property
     def num_differentiable_outputs(self) -> int: ...  # noqa: D102 - above
 
     def evaluate(self, *inputs: Tensor) -> Tensors:
         """Return the outputs. Runs outside of any graph; sees batched tensors under vmap."""
 
     def pull_back(self, inputs: Tensors, outputs: Tensors, cotangents: Tensors) -> Tensors:
-        """Return the cotangent of each differentiable input."""
+        """Return the cotangent of each differentiable input.
+
+        Args:
+            inputs: Those that are kept.
+            outputs: Those that are differentiable.
+            cotangents: One for each of these.
+        """
 
     def push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
-        """Return the tangent of each differentiable output."""
+        """Return the tangent of each differentiable output, likewise."""
 
 
 @dataclass(frozen=True)
@@ -354,6 +365,10 @@ class _BatchedRule:
         return self.rule.num_differentiable_inputs
 
     @property
+    def num_kept_inputs(self) -> int:
+        return self.rule.num_kept_inputs
+
+    @property
     def num_differentiable_outputs(self) -> int:
         return self.rule.num_differentiable_outputs
 
@@ -363,9 +378,8 @@ class _BatchedRule:
 
     def pull_back(self, inputs: Tensors, outputs: Tensors, cotangents: Tensors) -> Tensors:
         self._require_no_closure()
-        batched = torch.func.vmap(
-            self.rule.pull_back, (self.in_dims, 0, 0), randomness=self.randomness
-        )
+        in_dims = self.in_dims[: self.num_kept_inputs]
+        batched = torch.func.vmap(self.rule.pull_back, (in_dims, 0, 0), randomness=self.randomness)
         slices = batched(tuple(inputs), tuple(outputs), tuple(cotangents))
         # An input that all entries share receives the cotangents of all of them.
         return tuple(
@@ -376,7 +390,9 @@ class _BatchedRule:
         self._require_no_closure()
         n = self.num_differentiable_inputs
         batched = torch.func.vmap(
-            self.rule.push_forward, (self.in_dims, 0, self.in_dims[:n]), randomness=self.randomness
+            self.rule.push_forward,
+            (self.in_dims[: self.num_kept_inputs], 0, self.in_dims[:n]),
+            randomness=self.randomness,
         )
         return tuple(batched(tuple(inputs), tuple(outputs), tuple(tangents)))
 
@@ -401,16 +417,17 @@ class _RuleFunction(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         rule, *tensors = inputs
         ctx.rule = rule
-        ctx.num_inputs = len(tensors)
+        ctx.num_inputs, ctx.num_outputs = len(tensors), len(output)
         ctx.mark_non_differentiable(*output[rule.num_differentiable_outputs :])
-        ctx.save_for_backward(*tensors, *output)
-        ctx.save_for_forward(*tensors, *output)
+        kept = (*tensors[: rule.num_kept_inputs], *output[: rule.num_differentiable_outputs])
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         rule: Rule = ctx.rule
-        saved = ctx.saved_tensors
-        inputs, outputs = saved[: ctx.num_inputs], saved[ctx.num_inputs :]
+        saved, kept = ctx.saved_tensors, rule.num_kept_inputs
+        inputs, outputs = saved[:kept], saved[kept:]
         used = cotangents[: rule.num_differentiable_outputs]
         pulled = rule.pull_back(inputs, outputs, used)
         constants = ctx.num_inputs - rule.num_differentiable_inputs
@@ -423,14 +440,15 @@ class _RuleFunction(torch.autograd.Function):
         with contextlib.nullcontext() if rule.needs_its_closure else _outer_forward_modes():
             if rule.needs_its_closure:
                 _require_one_forward_mode(rule)
-            saved = _values(ctx.saved_tensors)
-            inputs, outputs = saved[: ctx.num_inputs], saved[ctx.num_inputs :]
+            saved, kept = _values(ctx.saved_tensors), rule.num_kept_inputs
+            inputs, outputs = saved[:kept], saved[kept:]
+            given = _values(tangents[1 : 1 + rule.num_differentiable_inputs])
             dense = tuple(
                 torch.zeros_like(x) if tangent is None else tangent
-                for x, tangent in zip(inputs, _values(tangents[1:]))
+                for x, tangent in zip(inputs, given)
             )
-            pushed = rule.push_forward(inputs, outputs, dense[: rule.num_differentiable_inputs])
-        return (*pushed, *(None for _ in range(len(outputs) - len(pushed))))
+            pushed = rule.push_forward(inputs, outputs, dense)
+        return (*pushed, *(None for _ in range(ctx.num_outputs - len(pushed))))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, rule: Rule, *inputs: Tensor) -> Any:

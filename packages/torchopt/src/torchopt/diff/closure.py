@@ -151,7 +151,7 @@ def captured(function: Any, kind: Any) -> Iterator[tuple[str, Any]]:
         seen.add(id(found))
         if isinstance(found, kind):
             yield name or "itself", found
-        if not isinstance(found, Tensor):
+        if not isinstance(found, Tensor) and not hasattr(type(found), "not_searched"):
             queue.extend(_parts(name, found))
 
 

@@ -106,7 +106,7 @@ class _Join:
         self.inputs = inputs
         self.values = values
         self.own = own  # position among the values -> the result with its graph
-        self.num_differentiable_inputs = len(inputs)
+        self.num_differentiable_inputs = self.num_kept_inputs = len(inputs)
         self.num_differentiable_outputs = len(values)
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -189,7 +189,7 @@ class _Carriers:
     needs_its_closure = False
 
     def __init__(self, count: int) -> None:
-        self.num_differentiable_inputs = count
+        self.num_differentiable_inputs = self.num_kept_inputs = count
         self.num_differentiable_outputs = count
 
     def evaluate(self, *tensors: Tensor) -> tuple[Tensor, ...]:

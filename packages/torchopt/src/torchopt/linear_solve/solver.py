@@ -211,6 +211,10 @@ class _LinearSolve:
         return 1 + self.num_params
 
     @property
+    def num_kept_inputs(self) -> int:
+        return 1 + len(self.order)
+
+    @property
     def num_differentiable_outputs(self) -> int:
         return 1
 
@@ -302,6 +306,10 @@ class _Correction:
 
     @property
     def num_differentiable_inputs(self) -> int:
+        return 1
+
+    @property
+    def num_kept_inputs(self) -> int:
         return 1
 
     @property

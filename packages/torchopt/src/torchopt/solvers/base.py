@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -16,12 +17,18 @@ from torch import Tensor
 from torchopt.diff.closure import require_arguments
 from torchopt.diff.implicit.root import ImplicitEngine
 from torchopt.diff.implicit.rule import displacement
+from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import TorchOptError
 from torchopt.linear_solve.auto import Auto
 from torchopt.linear_solve.iterate import iterate, norm
 from torchopt.linear_solve.operator import Layout
-from torchopt.tree import tree_flatten, tree_map, tree_unflatten
-from torchopt.tree_function import derivatives_wanted, max_over_batch, plain_entry
+from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torchopt.tree_function import (
+    derivatives_wanted,
+    is_transforming,
+    max_over_batch,
+    plain_entry,
+)
 
 __all__ = [
     "FixedPointSolver",
@@ -227,33 +234,56 @@ class Solver(ABC):
         """
         Layout.of(start, f"{type(self).__name__}: start")
         leaves, spec = tree_flatten(args)
-        smooth = [isinstance(x, Tensor) and _is_smooth(x) for x in leaves]
+        smooth = [is_smooth(x) for x in leaves]
         chosen = [x for x, flag in zip(leaves, smooth) if flag]
+        # What is not differentiated goes the same way, to be in reach of a vmap.
+        others = [x for x, flag in zip(leaves, smooth) if not flag]
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {k: v for k, v in options.items() if isinstance(v, Tensor)}
 
-        def filled(chosen: list[Tensor]) -> Any:
-            given = iter(chosen)
-            return tree_unflatten(spec, [next(given) if s else x for x, s in zip(leaves, smooth)])
+        def filled(chosen: list[Tensor], others: list[Any]) -> Any:
+            first, second = iter(chosen), iter(others)
+            return tree_unflatten(spec, [next(first if s else second) for s in smooth])
 
-        optimality = self.optimality(function)
+        surroundings = Surroundings((function, self, others), (*chosen, *tree_leaves(start)))
+        surroundings.settle()
+        function = surroundings.freeze(function)
         if derivatives_wanted():
-            self._require_no_closure(optimality, start, filled([plain_entry(x) for x in chosen]))
-        if not chosen:
+            known: Any = tree_map(_plain, (chosen, others))
+            self._require_no_closure(function, start, filled(*known))
+        if not chosen and not is_transforming():
             return self.run(function, start, *args).value
+
+        def optimality(x: Any, chosen: Any, others: Any, tensors: Any) -> Any:
+            return self._with(tensors).optimality(function)(x, *filled(chosen, others))
+
+        def solve(start: Any, chosen: Any, others: Any, tensors: Any) -> Any:
+            return self._with(tensors).run(function, start, *filled(chosen, others)).value
+
         engine = ImplicitEngine(
-            lambda x, chosen: optimality(x, *filled(chosen)),
+            optimality,
             (1,),
             solve=Auto(on_fail="warn") if self.linear_solve is None else self.linear_solve,
             on_fail="ignore",  # `run` has told
             where=type(self).__name__,
             remedy=REMEDY,
-            checks_closure=False,  # done, before the solver starts
             **self.structure,
         )
-        solved = engine(lambda start, chosen: self.run(function, start, *filled(chosen)).value)
-        return solved(start, chosen)
+        # Without anything to differentiate, only a vmap is left to be followed.
+        return engine(solve)(start, chosen or [torch.empty(0)], others, tensors)
 
-    def _require_no_closure(self, optimality: Function, start: Any, args: Any) -> None:
+    def _with(self, tensors: dict[str, Tensor]) -> Solver:
+        """Return the solver with other tensors as its fields, which were valid before."""
+        if not tensors:
+            return self
+        solver = copy.copy(self)
+        for name, value in tensors.items():
+            object.__setattr__(solver, name, value)
+        return solver
+
+    def _require_no_closure(self, function: Function, start: Any, args: Any) -> None:
         """Raise if F depends on tensors that nobody can see: their gradient would be zero."""
+        optimality = self.optimality(function)
         start = tree_map(plain_entry, start)
         value = optimality(start, *args)
         require_arguments(value, (start, args), optimality, type(self).__name__, REMEDY)
@@ -285,8 +315,8 @@ class Solver(ABC):
         return 1 if x.device.type == "cpu" else 16
 
 
-def _is_smooth(x: Tensor) -> bool:
-    return x.is_floating_point() or x.is_complex()
+def _plain(x: Any) -> Any:
+    return plain_entry(x) if isinstance(x, Tensor) else x
 
 
 def false_like(x: Tensor) -> Tensor:

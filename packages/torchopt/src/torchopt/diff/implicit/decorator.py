@@ -15,7 +15,7 @@ from torchopt.diff.implicit.certificate import GradientReport
 from torchopt.diff.implicit.root import ImplicitEngine
 from torchopt.diff.implicit.rule import displacement, ravel_all
 from torchopt.linear_solve.auto import Auto
-from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
+from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = ["certified_grad", "custom_fixed_point", "custom_root", "root_jvp", "root_vjp"]
 
@@ -233,11 +233,7 @@ def _as_function(
 ) -> tuple[Callable[..., Any], list[Any]]:
     """Return the root as a function of the differentiable leaves of args, and those leaves."""
     leaves, spec = tree_flatten(args)
-    places = [
-        i
-        for i, x in enumerate(leaves)
-        if isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
-    ]
+    places = [i for i, x in enumerate(leaves) if is_smooth(x)]
     if not places:
         raise TypeError("args: expected at least one floating-point tensor, got none")
 
@@ -331,9 +327,5 @@ def root_jvp(
         raise ValueError(
             f"tangents: expected {len(leaves)} leaves, as args has, got {len(directions)}"
         )
-    used = tuple(
-        t
-        for x, t in zip(leaves, directions)
-        if isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
-    )
+    used = tuple(t for x, t in zip(leaves, directions) if is_smooth(x))
     return torch.func.jvp(solved, tuple(chosen), used)[1]

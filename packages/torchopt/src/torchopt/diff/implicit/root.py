@@ -25,12 +25,13 @@ from torch import Tensor
 
 from torchopt.diff.implicit.certificate import GradientReport
 from torchopt.diff.implicit.rule import WHERE, Equation, RootRule, solve_system
+from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import TorchOptError
 from torchopt.linear_solve.auto import Auto
 from torchopt.linear_solve.callable import as_solver
 from torchopt.linear_solve.operator import Layout, LinearOperator, Tag
 from torchopt.linear_solve.solver import Solver
-from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
+from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_unflatten
 from torchopt.tree_function import (
     apply_rule,
     derivatives_wanted,
@@ -75,8 +76,6 @@ class ImplicitEngine:
             is for the cotangent that came; `certified_grad` knows the outer loss too.
         where: What messages start with.
         remedy: How they end where F depends on tensors that it was not given.
-        checks_closure: F is evaluated once at the solution, to see whether it depends on tensors
-            that require a gradient and are no arguments: that raises.
     """
 
     optimality_fn: Callable[..., Any]
@@ -96,7 +95,6 @@ class ImplicitEngine:
         default="Pass it as an argument of solver_fn, with its position in argnums, or detach it.",
         repr=False,
     )
-    checks_closure: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
         if not self.argnums or any(i == 0 for i in self.argnums):
@@ -156,9 +154,11 @@ class ImplicitEngine:
         _check_keywords(self.optimality_fn, kwargs)
         leaves, spec = tree_flatten((args, kwargs))
         owners = self._owners(args, len(leaves))
+        starts = len(tree_leaves(args[0])) if args else 0
+        # The differentiated ones, the constants, the start.
         order = sorted(
             (i for i, x in enumerate(leaves) if isinstance(x, Tensor)),
-            key=lambda i: owners[i] is None,
+            key=lambda i: (i < starts, owners[i] is None),
         )
         static = {i: x for i, x in enumerate(leaves) if not isinstance(x, Tensor)}
         inputs = tuple(leaves[i] for i in order)
@@ -170,10 +170,17 @@ class ImplicitEngine:
         rule = RootRule(
             self,
             function,
-            Equation(self.optimality_fn, spec, static, tuple(order)),
+            Equation(
+                self.optimality_fn,
+                spec,
+                static,
+                tuple(order),
+                Surroundings((self.optimality_fn, list(static.values())), inputs),
+            ),
             tuple(x.requires_grad for x in inputs),
             groups,
             sum(owner is not None for owner in owners),
+            sum(i >= starts for i in order),
         )
         return rule, inputs
 
@@ -181,7 +188,7 @@ class ImplicitEngine:
         rule, inputs = self.prepare(function, args, kwargs)
         with rule.explained():
             outputs = apply_rule(rule, *inputs)
-        if self.checks_closure and derivatives_wanted():
+        if derivatives_wanted():
             rule.require_arguments(inputs, outputs)
         if not self._accept(outputs[-1]):
             return self._unroll(function, args, kwargs, inputs[: rule.num_differentiable_inputs])
@@ -237,10 +244,7 @@ class ImplicitEngine:
         owners: list[int | None] = []
         for i, arg in enumerate(args):
             for leaf in tree_leaves(arg):
-                smooth = isinstance(leaf, Tensor) and (
-                    leaf.is_floating_point() or leaf.is_complex()
-                )
-                owners.append(i if i in self.argnums and smooth else None)
+                owners.append(i if i in self.argnums and is_smooth(leaf) else None)
         return owners + [None] * (count - len(owners))
 
     def _accept(self, size: Tensor) -> bool:

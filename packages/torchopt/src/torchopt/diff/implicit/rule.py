@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchopt.diff.closure import explained, require_arguments
 from torchopt.diff.implicit.certificate import Adjoint
+from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotDifferentiableError
 from torchopt.linear_solve.operator import Layout, LinearOperator, Tag, transpose_linear
 from torchopt.linear_solve.result import Stats
@@ -40,18 +41,20 @@ class Equation:
         optimality: F(x, *args, **kwargs) on trees.
         spec: The structure of ((x0, *args), kwargs).
         static: The leaves that are no tensors, by position.
-        places: The position among the leaves of each input.
+        places: The position among the leaves of each input; the start comes last.
+        surroundings: What F sees beside its arguments.
     """
 
     optimality: Callable[..., Any]
     spec: PyTreeSpec
     static: dict[int, Any]
     places: tuple[int, ...]
+    surroundings: Surroundings
 
     def arguments(self, inputs: Iterable[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return ((x0, *args), kwargs)."""
+        """Return ((x0, *args), kwargs); x0 is empty where the inputs are those that are kept."""
         leaves = {**self.static, **dict(zip(self.places, inputs))}
-        both: Any = tree_unflatten(self.spec, [leaves[i] for i in range(len(leaves))])
+        both: Any = tree_unflatten(self.spec, map(leaves.get, range(self.spec.num_leaves)))
         args, kwargs = both
         return args, kwargs
 
@@ -62,7 +65,8 @@ class Equation:
             ValueError: F is no tree like x.
         """
         args, kwargs = self.arguments(inputs)
-        value = self.optimality(layout.unravel(x), *args[1:], **kwargs)
+        with self.surroundings.replayed():
+            value = self.optimality(layout.unravel(x), *args[1:], **kwargs)
         return layout.ravel(
             value, "optimality_fn: its value must have the structure and shapes of the solution"
         )
@@ -103,6 +107,7 @@ class RootRule:
     # For each of argnums in ascending order, the places of its leaves among the inputs.
     groups: tuple[tuple[int, tuple[int, ...]], ...]
     num_differentiable_inputs: int
+    num_kept_inputs: int  # all but the start
     # What `evaluate` learns: the layout of x and the structure of aux.
     found: dict[str, Any] = field(default_factory=dict)
 
@@ -123,6 +128,7 @@ class RootRule:
                 x.requires_grad_(flag)
         args, kwargs = self.equation.arguments(detached)
         found = self.solver_fn(*args, **kwargs)
+        self.equation.surroundings.settle()
         solution, aux = self._split_aux(found)
         layout = self._layout(solution)
         aux_leaves, aux_spec = tree_flatten(aux)
@@ -181,13 +187,11 @@ class RootRule:
         """
         layout, engine = self.found["layout"], self.engine
         x = layout.join(map(plain_entry, outputs[: len(layout.shapes)]))
-        known = tuple(map(plain_entry, inputs))
-        args, kwargs = self.equation.arguments(known)
-        solution = layout.unravel(x)
-        value = engine.optimality_fn(solution, *args[1:], **kwargs)
-        require_arguments(
-            value, (solution, *known), engine.optimality_fn, engine.where, engine.remedy
-        )
+        known = tuple(map(plain_entry, inputs[: self.num_kept_inputs]))
+        value = self.equation.residual(layout, x, known)
+        require_arguments(value, (x, *known), engine.optimality_fn, engine.where, engine.remedy)
+        if not is_transforming():
+            self.equation.surroundings.watch(value.detach())
 
     def _partial(self, x: Tensor, inputs: Tensors) -> tuple[Callable[..., Tensor], Tensors]:
         """Return θ -> F(x, θ), and θ."""
@@ -214,7 +218,8 @@ class RootRule:
         operator = self.equation.jacobian(layout, x, inputs, self.engine.known_tags)
         u = self.engine.linear(operator.T, -cotangent)
         residual, theta = self._partial(x, inputs)
-        _, pull, *_ = torch.func.vjp(residual, *theta)
+        value, pull, *_ = torch.func.vjp(residual, *theta)
+        self._require_unchanged(value)
         pulled = tuple(pull(u))
         self._require_dependence(x, inputs, pulled, pulled)
         if self.engine.report is not None:
@@ -236,6 +241,16 @@ class RootRule:
         rhs = -push_forward(residual, theta, tangents)
         self._require_dependence(x, inputs, (rhs,) * len(theta), tangents)
         return tuple(layout.split(self.engine.linear(operator, rhs)))
+
+    def _require_unchanged(self, value: Tensor) -> None:
+        """Raise if tensors that F reaches by closure have been changed in place since the solve."""
+        names = () if is_transforming() else self.equation.surroundings.changed(value.detach())
+        if names:
+            raise NotDifferentiableError(
+                f"{self.engine.where}: optimality_fn depends on {', '.join(names[:3])}, which was "
+                "changed in place between the solve and its derivative; expected what the solve "
+                "saw. Pass it as an argument, or do not change it before the backward pass."
+            )
 
     def _require_dependence(
         self, x: Tensor, inputs: Tensors, derivatives: Tensors, asked: Tensors
@@ -263,8 +278,8 @@ class RootRule:
                 raise NotDifferentiableError(
                     f"{self.engine.where}: optimality_fn does not depend on argument {argnum} of "
                     "solver_fn, which is in argnums; expected F(solution, *args) that does. Its "
-                    "gradient would be zero. Use the argument in optimality_fn (without .detach(), .data or "
-                    ".item()), or take it out of argnums."
+                    "gradient would be zero. Use the argument in optimality_fn (without .detach(), "
+                    ".data or .item()), or take it out of argnums."
                 )
 
     def _depends(self, x: Tensor, inputs: Tensors, group: tuple[int, ...]) -> bool:

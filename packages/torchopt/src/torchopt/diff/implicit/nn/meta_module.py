@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +47,29 @@ class MetaGradientModule(nn.Module):
         super().__init__()
         object.__setattr__(self, "_meta_parameters", {})
         object.__setattr__(self, "_meta_modules", {})
+
+    # --- copies -----------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Identities are those of this process and of this object: a copy finds its own.
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_solver_leaves", "_solving")}
+        return {**state, "_meta_inputs": list(state.get("_meta_inputs", {}).values())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.__dict__["_meta_inputs"] = {id(x): x for x in state.get("_meta_inputs", ())}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MetaGradientModule:
+        """Return a copy of its own: what `solve` left, without the graph to the meta-parameters."""
+        tensors = itertools.chain(self.parameters(), self.meta_parameters(), self.buffers())
+        for x in tensors:
+            if not x.is_leaf and id(x) not in memo:
+                kept = x.detach().clone()
+                memo[id(x)] = nn.Parameter(kept) if x.requires_grad else kept
+        copied: MetaGradientModule = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     # --- attributes -------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import abc
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,7 +16,10 @@ from torchopt.diff.implicit.certificate import GradientReport
 from torchopt.diff.implicit.nn.meta_module import MetaGradientModule
 from torchopt.diff.implicit.nn.stateless import reparametrize, swap_state
 from torchopt.diff.implicit.root import ImplicitEngine
+from torchopt.diff.surroundings import fresh_buffers
 from torchopt.linear_solve.auto import Auto
+from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
+from torchopt.tree_function import is_differentiated
 from torchopt.typing import LinearSolver
 
 __all__ = [
@@ -38,8 +41,13 @@ class ImplicitMetaGradientModule(MetaGradientModule, metaclass=abc.ABCMeta):
 
     `solve` runs outside of any graph, with parameters that are leaves: any optimizer of torch.optim
     or torchopt may work on them, inside `torch.enable_grad()`. It may be called any number of
-    times; each call starts from the values that the last one left. Buffers are those of the module
-    in `solve`, and stay as they are when derivatives are computed.
+    times; each call starts from the values that the last one left. Parameters that require no
+    gradient are frozen: constants of the inner problem, which stay as they are. Arguments of
+    `solve` that require a gradient get theirs too.
+
+    A derivative is that of its call: buffers, training flags, attributes and random numbers are
+    those at the end of `solve`, whatever became of the module since, and stay as they are when
+    derivatives are computed.
 
     Subclass keywords:
         linear_solve: Solves the linear system of the gradient: a solver of
@@ -150,13 +158,11 @@ def make_optimality_from_objective(
         raise TypeError("The objective function is not defined.")
 
     def optimality(self: ImplicitMetaGradientModule, *inputs: Any, **kwargs: Any) -> Any:
-        names, params = zip(*self.named_parameters())
+        names, params = zip(*_unknowns(self).items())
 
         def objective(tensors: tuple[Tensor, ...]) -> Tensor:
-            # Copies made here belong to the transform, which may then change them in place.
-            state = {name: b.clone() for name, b in self.named_buffers()}
-            state.update(zip(_all_names(self, names), _repeat(self, names, tensors)))
-            with reparametrize(self, state):
+            state = _everywhere(self, names, tensors)
+            with fresh_buffers(_family(self)), reparametrize(self, state):
                 return self.objective(*inputs, **kwargs)
 
         return torch.func.grad(objective)(params)
@@ -166,23 +172,29 @@ def make_optimality_from_objective(
     return cls
 
 
-def _ties(module: nn.Module) -> dict[str, list[str]]:
-    """Return for each parameter, by its first name, all of its names."""
+def _unknowns(module: ImplicitMetaGradientModule) -> dict[str, Tensor]:
+    """Return what the inner problem is solved for, by name: the parameters that are not frozen."""
+    names = module.__dict__.get("_unknown_names")
+    named = module.named_parameters()
+    return {k: p for k, p in named if (p.requires_grad if names is None else k in names)}
+
+
+def _family(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield a module and its sub-modules, meta-modules among them."""
+    for inner in module.modules():
+        yield inner
+        for meta in vars(inner).get("_meta_modules", {}).values():
+            if meta is not None:
+                yield from _family(meta)
+
+
+def _everywhere(module: nn.Module, names: Sequence[str], tensors: Iterable[Any]) -> dict[str, Any]:
+    """Return the tensors by all names that their parameters have."""
     first: dict[int, str] = {}
     ties: dict[str, list[str]] = {}
     for name, param in module.named_parameters(remove_duplicate=False):
         ties.setdefault(first.setdefault(id(param), name), []).append(name)
-    return ties
-
-
-def _all_names(module: nn.Module, names: tuple[str, ...]) -> list[str]:
-    ties = _ties(module)
-    return [alias for name in names for alias in ties[name]]
-
-
-def _repeat(module: nn.Module, names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:
-    ties = _ties(module)
-    return [x for name, x in zip(names, tensors) for _ in ties[name]]
+    return {alias: x for name, x in zip(names, tensors) for alias in ties[name]}
 
 
 def _leaf(module: ImplicitMetaGradientModule, name: str, param: Tensor) -> Tensor:
@@ -198,42 +210,66 @@ def _leaf(module: ImplicitMetaGradientModule, name: str, param: Tensor) -> Tenso
     return leaf
 
 
+class _Arguments:
+    """The arguments of one call of `solve`: those that are differentiated, and the others."""
+
+    def __init__(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        leaves, self._spec = tree_flatten((inputs, kwargs))
+        self._smooth = [is_smooth(x) and is_differentiated(x) for x in leaves]
+        self.chosen = [x for x, flag in zip(leaves, self._smooth) if flag]
+        self.others = [x for x, flag in zip(leaves, self._smooth) if not flag]
+
+    def filled(self, chosen: Iterable[Any], others: Iterable[Any]) -> Any:
+        """Return (inputs, kwargs)."""
+        first, second = iter(chosen), iter(others)
+        return tree_unflatten(self._spec, [next(first if s else second) for s in self._smooth])
+
+
 def _solve(
     module: ImplicitMetaGradientModule,
     user_solve: Callable[..., Any],
     inputs: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    kwargs: dict[str, Any],
 ) -> Any:
-    named = dict(module.named_parameters())
+    named = _unknowns(module)
     if not named:
-        raise RuntimeError("The module has no parameters.")
+        raise RuntimeError(
+            "The module has no parameters. Assign at least one that requires a gradient, which the "
+            "inner problem is solved for."
+        )
+    given = _Arguments(inputs, kwargs)
     named_meta = dict(module.named_meta_parameters())
-    if not named_meta:
+    if not named_meta and not given.chosen:
         raise RuntimeError(
             "The module has no meta-parameters. Pass tensors that require a gradient, or modules "
             "in training mode, to the constructor, and assign them to attributes."
         )
-    ties = _ties(module)
     names, meta_names = tuple(named), tuple(named_meta)
     leaves = {name: _leaf(module, name, param) for name, param in named.items()}
+    frozen = {k: p for k, p in module.named_parameters() if k not in named}
 
-    def everywhere(tensors: Any) -> dict[str, Any]:
-        return {alias: x for name, x in zip(names, tensors) for alias in ties[name]}
+    def everywhere(tensors: Iterable[Any]) -> dict[str, Any]:
+        return _everywhere(module, names, tensors)
 
-    def solver_fn(start: Any, meta: Any, inputs: Any, kwargs: Any) -> Any:
+    def solver_fn(start: Any, theta: Any, others: Any) -> Any:
+        inputs, kwargs = given.filled(theta[1], others)
         swap_state(module, everywhere(leaves.values()))
-        with reparametrize(module, zip(meta_names, meta)):
+        with reparametrize(module, zip(meta_names, theta[0])):
             value = user_solve(module, *inputs, **kwargs)
         current = dict(module.named_parameters(remove_duplicate=False))
         return tuple(current[name] for name in names), value
 
-    def optimality_fn(x: Any, meta: Any, inputs: Any, kwargs: Any) -> Any:
-        state = {name: b.clone() for name, b in module.named_buffers()}
-        state.update(everywhere(x))
-        state.update(zip(meta_names, meta))
+    def optimality_fn(x: Any, theta: Any, others: Any) -> Any:
+        inputs, kwargs = given.filled(theta[1], others)
+        state = {**_everywhere(module, tuple(frozen), frozen.values()), **everywhere(x)}
+        state.update(zip(meta_names, theta[0]))
         with reparametrize(module, state):
             value = module.optimality(*inputs, **kwargs)
-        return (value,) if isinstance(value, Tensor) else tuple(value)
+        value = (value,) if isinstance(value, Tensor) else tuple(value)
+        if len(value) == len(names) + len(frozen):  # one for each parameter, frozen or not
+            places = [k for k, _ in module.named_parameters()]
+            value = tuple(v for k, v in zip(places, value) if k in named)
+        return value
 
     engine = ImplicitEngine(
         optimality_fn,
@@ -245,8 +281,16 @@ def _solve(
         remedy="Pass it to the constructor and assign it to an attribute, or detach it.",
         **module._engine_options,
     )
-    start = tuple(leaves.values())
-    solution, value = engine(solver_fn)(start, tuple(named_meta.values()), inputs, dict(kwargs))
+    theta = (tuple(named_meta.values()), given.chosen)
+    before = everywhere(named.values())
+    object.__setattr__(module, "_unknown_names", frozenset(names))
+    try:
+        solution, value = engine(solver_fn)(tuple(leaves.values()), theta, given.others)
+    except BaseException:
+        swap_state(module, before)
+        raise
+    finally:
+        object.__delattr__(module, "_unknown_names")
     object.__setattr__(module, "_solver_leaves", leaves)
     swap_state(module, everywhere(solution))
     return value

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a function sees beside its arguments: random numbers, buffers, modes, counters.
+
+A derivative is taken by evaluating the function again, later and several times. Each of those
+evaluations has to see what the first one saw, and none of them may be noticed outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchopt.diff.closure import captured
+
+__all__ = ["Surroundings", "fresh_buffers"]
+
+# What a module holds beside its state: what is swapped in by name, and what only its user has.
+APART = {"_parameters", "_buffers", "_modules", "_meta_parameters", "_meta_modules"} | {
+    "_meta_inputs",
+    "_solver_leaves",
+    "_solving",
+}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A source of random numbers, with its state at a moment."""
+
+    get: Callable[[], Any]
+    set: Callable[[Any], Any]
+    state: Any
+
+    @staticmethod
+    def of(get: Callable[[], Any], put: Callable[[Any], Any]) -> _Source:
+        return _Source(get, put, get())
+
+    def is_at(self, state: Any) -> bool:
+        if isinstance(state, Tensor):
+            return torch.equal(state, self.state)
+        return bool(state == self.state)
+
+
+@dataclass(frozen=True)
+class _ModuleState:
+    """The attributes and the buffers of a module at a moment, without its sub-modules."""
+
+    module: nn.Module
+    attributes: dict[str, Any]
+    buffers: dict[str, Tensor | None]
+
+    @staticmethod
+    def of(module: nn.Module) -> _ModuleState:
+        buffers = {k: None if b is None else b.detach().clone() for k, b in module._buffers.items()}
+        return _ModuleState(module, _attributes(module), buffers)
+
+    def put(self) -> Callable[[], None]:
+        """Put the state in place; return what takes it away again."""
+        module, content = self.module, self.module.__dict__
+        before = dict(content)
+        content.update(_copied(self.attributes))
+        buffers_back = _put_copies(module, self.buffers)
+
+        def back() -> None:
+            buffers_back()
+            for key in content.keys() - before.keys():
+                del content[key]
+            content.update(before)
+
+        return back
+
+
+def _put_copies(module: nn.Module, buffers: dict[str, Tensor | None]) -> Callable[[], None]:
+    """Put copies in the place of buffers; return what takes them away again.
+
+    Copies belong to the transform that they are made in, which may then change them in place.
+    """
+    present, before = module._buffers, dict(module._buffers)
+    present.update({k: None if b is None else b.clone() for k, b in buffers.items()})
+
+    def back() -> None:
+        present.clear()
+        present.update(before)
+
+    return back
+
+
+@contextlib.contextmanager
+def fresh_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Return a context in which the buffers of modules are copies."""
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.callback(_put_copies(module, module._buffers))
+        yield
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return _copied(
+        {k: v for k, v in module.__dict__.items() if k not in APART and not k.endswith("_hooks")}
+    )
+
+
+def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return the attributes with containers copied, so that what is added later is not seen."""
+    return {k: v.copy() if type(v) in (list, dict, set) else v for k, v in attributes.items()}
+
+
+class Surroundings:
+    """The surroundings of a function, as they were for one call.
+
+    Random numbers are taken down when this is made, modules when `settle` is called: a solver that
+    draws its batch first and the function that draws the same see the same.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.diff.surroundings import Surroundings
+        >>> seen = Surroundings(lambda: torch.rand(()))
+        >>> with seen.replayed():
+        ...     first = torch.rand(())
+        >>> with seen.replayed():
+        ...     second = torch.rand(())
+        >>> bool(first == second)
+        True
+    """
+
+    not_searched = True  # by `captured`: nothing in it is the user's own
+
+    def __init__(self, function: Any, tensors: Iterable[Tensor] = ()) -> None:
+        """Take down the state of all random numbers.
+
+        Args:
+            function: The function; what it reaches by closure is looked at.
+            tensors: Tensors whose devices have generators of their own.
+        """
+        self._function = function
+        generators = {id(torch.default_generator): torch.default_generator}
+        for device in {x.device for x in tensors} - {torch.device("cpu")}:
+            known = getattr(torch.get_device_module(device), "default_generators", ())
+            if known:
+                generator = known[device.index or 0]
+                generators[id(generator)] = generator
+        self._sources = [_Source.of(random.getstate, random.setstate)]
+        numpy: Any = sys.modules.get("numpy")
+        kinds: tuple[Any, ...] = (torch.Generator, random.Random)
+        if numpy is not None:
+            self._sources.append(_numpy_source(numpy))
+            kinds = (*kinds, numpy.random.Generator)
+        for _, found in captured(function, kinds):
+            if isinstance(found, torch.Generator):
+                generators[id(found)] = found
+            elif isinstance(found, random.Random):
+                self._sources.append(_Source.of(found.getstate, found.setstate))
+            else:
+                self._sources.append(_bits_source(found.bit_generator))
+        self._sources += [_Source.of(g.get_state, g.set_state) for g in generators.values()]
+        self._modules: list[_ModuleState] = []
+        self._fresh = True
+        self._value: Tensor | None = None
+        self._watched: list[tuple[str, Tensor, int]] = []
+
+    def settle(self) -> None:
+        """Take down the state of the modules that the function reaches."""
+        self._modules = [_ModuleState.of(m) for _, m in captured(self._function, nn.Module)]
+
+    def freeze(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function with its evaluations inside of `replayed`."""
+
+        @functools.wraps(function)
+        def frozen(*args: Any, **kwargs: Any) -> Any:
+            with self.replayed():
+                return function(*args, **kwargs)
+
+        return frozen
+
+    @contextlib.contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Return a context in which everything is as it was, and which leaves no trace.
+
+        The first one leaves a trace after all: a source of random numbers that nobody has used
+        meanwhile moves on, as in a single evaluation. Sources that were not used in the first
+        context are left alone in the next.
+        """
+        present = [source.get() for source in self._sources]
+        with contextlib.ExitStack() as stack:
+            for state in self._modules:
+                stack.callback(state.put())
+            for source, now in zip(self._sources, present):
+                if not (self._fresh and source.is_at(now)):
+                    stack.callback(source.set, now)
+                source.set(source.state)
+            yield
+            if self._fresh:
+                self._sources = [s for s in self._sources if not s.is_at(s.get())]
+                self._fresh = False
+
+    def watch(self, value: Tensor) -> None:
+        """Remember what the function returned, and the tensors that it reaches."""
+        self._value = value
+        self._watched = [
+            (name, x, x._version)
+            for name, x in captured(self._function, Tensor)
+            if not x.is_inference()
+        ]
+
+    def changed(self, value: Tensor) -> list[str]:
+        """Return the names of tensors that were changed in place since `watch`, if the function
+        returns another value by now.
+        """
+        names = [name for name, x, version in self._watched if x._version != version]
+        if not names or self._value is None or torch.equal(value, self._value):
+            return []
+        return names
+
+
+def _numpy_source(numpy: Any) -> _Source:
+    def get() -> tuple[Any, ...]:
+        name, keys, *rest = numpy.random.get_state()
+        return (name, keys.tobytes(), *rest)
+
+    def put(state: tuple[Any, ...]) -> None:
+        name, keys, *rest = state
+        numpy.random.set_state((name, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))
+
+    return _Source.of(get, put)
+
+
+def _bits_source(bits: Any) -> _Source:
+    return _Source.of(lambda: bits.state, lambda state: setattr(bits, "state", state))

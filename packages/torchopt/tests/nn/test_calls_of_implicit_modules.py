@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of `solve`, frozen parameters, copies, and several solves before one backward pass."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import pickle
+import weakref
+
+import pytest
+import torch
+
+from torchopt.errors import NotDifferentiableError
+from torchopt.nn import ImplicitMetaGradientModule
+
+D = torch.float64
+
+
+def leaf(*values):
+    return torch.tensor(values if len(values) > 1 else values[0], dtype=D, requires_grad=True)
+
+
+class Shrunk(ImplicitMetaGradientModule):
+    """min |w - mu|^2 + lam |w|^2, w = mu / (1 + lam), lam the sum of all that `solve` is given."""
+
+    def __init__(self, mu):
+        super().__init__()
+        self.mu = mu
+        self.w = torch.nn.Parameter(torch.zeros(3, dtype=D))
+
+    @staticmethod
+    def total(tree):
+        return sum(x.sum() for x in torch.utils._pytree.tree_leaves(tree) if torch.is_tensor(x))
+
+    def objective(self, *args, **kwargs):
+        lam = self.total((args, kwargs))
+        return ((self.w - self.mu) ** 2).sum() + lam * (self.w**2).sum()
+
+    def solve(self, *args, **kwargs):
+        with torch.no_grad():
+            self.w.copy_((self.mu / (1 + self.total((args, kwargs)))).expand(3))
+        return self
+
+
+class ShrunkRoot(Shrunk):
+    def optimality(self, *args, **kwargs):
+        return (self.w - self.mu + self.total((args, kwargs)) * self.w,)
+
+
+ARGUMENTS = {
+    "positional": lambda lam: ((lam,), {}),
+    "keyword": lambda lam: ((), {"lam": lam}),
+    "a list in a dict": lambda lam: (({"a": [lam, "text", 3]},), {}),
+    "keywords in a tuple": lambda lam: ((), {"lam": (None, {"x": lam})}),
+    "beside constants": lambda lam: (
+        (torch.tensor(0, dtype=torch.int64), torch.zeros(2, dtype=D), lam),
+        {},
+    ),
+    "computed": lambda lam: ((lam * 0.5,), {"more": lam * 0.5}),
+}
+
+
+@pytest.mark.parametrize("where", sorted(ARGUMENTS))
+@pytest.mark.parametrize("cls", [Shrunk, ShrunkRoot])
+def test_arguments_of_solve_get_their_gradient(cls, where):
+    mu, lam = leaf(1.0), leaf(1.0)
+    args, kwargs = ARGUMENTS[where](lam)
+    w = cls(mu).solve(*args, **kwargs).w.sum()
+    first = torch.autograd.grad(w, (mu, lam), create_graph=True)
+    torch.testing.assert_close(first, (leaf(1.5), leaf(-0.75)))
+    second = torch.autograd.grad(first[1], (mu, lam))
+    torch.testing.assert_close(second, (leaf(-0.75).detach(), leaf(0.75).detach()))
+
+
+def test_an_argument_is_enough_without_meta_parameters():
+    lam = leaf(1.0)
+    module = Shrunk(torch.ones((), dtype=D))
+    module.solve(lam).w.sum().backward()
+    torch.testing.assert_close(lam.grad, leaf(-0.75).detach())
+
+
+def test_a_tensor_in_a_list_of_the_module_is_refused_by_name():
+    class Listed(Shrunk):
+        def objective(self):
+            return super().objective(*self.lams)
+
+        def solve(self):
+            return super().solve(*self.lams)
+
+    module = Listed(leaf(1.0))
+    module.lams = [leaf(0.5), leaf(0.5)]
+    with pytest.raises(NotDifferentiableError, match=r"lams\[0\].*lams\[1\].*constructor"):
+        module.solve()
+
+
+class Head(ImplicitMetaGradientModule, on_fail="raise"):
+    """min 1/2 (v w - c)^2 + 1/2 w^2 in w alone, v frozen: w = v c / (v^2 + 1)."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.c = c
+        self.back, self.head = (torch.nn.Linear(1, 1, bias=False, dtype=D) for _ in range(2))
+        with torch.no_grad():
+            self.back.weight.fill_(2.0)
+        self.back.requires_grad_(False)
+
+    def objective(self):
+        v, w = self.back.weight, self.head.weight
+        return 0.5 * ((v * w - self.c) ** 2).sum() + 0.5 * (w**2).sum() + 0.5 * ((v - 1) ** 2).sum()
+
+    def solve(self):
+        v = self.back.weight
+        with torch.no_grad():
+            self.head.weight.copy_(v * self.c / (v * v + 1))
+        return self
+
+
+class HeadRoot(Head):
+    def optimality(self):
+        v, w = self.back.weight, self.head.weight
+        return (v * w - self.c) * v + w
+
+
+class HeadRootOfAll(Head):
+    """States something for each of `self.parameters()`, the frozen one among them."""
+
+    def optimality(self):
+        v, w = self.back.weight, self.head.weight
+        return (v - 1 + w * (v * w - self.c)), (v * w - self.c) * v + w
+
+
+@pytest.mark.parametrize("cls", [Head, HeadRoot, HeadRootOfAll])
+def test_a_frozen_parameter_is_a_constant_and_stays_frozen(cls):
+    c = leaf(1.5)
+    module = cls(c)
+    frozen = module.back.weight
+    for _ in range(2):
+        module.solve()
+        assert module.back.weight is frozen
+        assert not frozen.requires_grad
+        (got,) = torch.autograd.grad(module.head.weight.sum(), c, retain_graph=True)
+        torch.testing.assert_close(got, torch.tensor(0.4, dtype=D))
+
+
+def test_a_module_of_frozen_parameters_has_nothing_to_solve_for():
+    module = Shrunk(leaf(1.0))
+    module.w.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="no parameters.*requires a gradient"):
+        module.solve()
+
+
+@pytest.mark.parametrize("cls", [Shrunk, ShrunkRoot])
+def test_several_solves_and_one_backward_pass(cls):
+    mu = leaf(1.0)
+    module, total = cls(mu), 0.0
+    lams = [leaf(float(k)) for k in range(1, 4)]
+    for lam in lams:
+        total = total + module.solve(lam).w.sum()
+    got = torch.autograd.grad(total, (mu, *lams))
+    expected = [sum(3 / (1 + k) for k in range(1, 4)), *(-3 / (1 + k) ** 2 for k in range(1, 4))]
+    torch.testing.assert_close(torch.stack(got), torch.tensor(expected, dtype=D))
+
+
+class Normalised(ImplicitMetaGradientModule):
+    """Ridge regression on batch-normalised inputs."""
+
+    def __init__(self, lam):
+        super().__init__()
+        self.lam = lam
+        self.norm = torch.nn.BatchNorm1d(2, affine=False, dtype=D)
+        self.w = torch.nn.Parameter(torch.zeros(2, dtype=D))
+
+    def objective(self, x, y):
+        return ((self.norm(x) @ self.w - y) ** 2).mean() + self.lam * (self.w**2).sum()
+
+    def solve(self, x, y):
+        with torch.no_grad():
+            self.w.copy_(ridge(x, y, self.lam))
+        return self
+
+
+def ridge(x, y, lam):
+    z = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()
+    return torch.linalg.solve(z.T @ z / len(z) + lam * torch.eye(2, dtype=D), z.T @ y / len(z))
+
+
+def test_batch_normalisation_is_that_of_the_call_and_its_statistics_stay():
+    generator = torch.Generator().manual_seed(0)
+    x = 5 * torch.randn(20, 2, dtype=D, generator=generator) + 3
+    y = torch.randn(20, dtype=D, generator=generator)
+    lam = leaf(0.3)
+    module = Normalised(lam).solve(x, y)
+    before = {k: b.clone() for k, b in module.named_buffers()}
+    loss = module.w.sum()
+    module.eval()
+    loss.backward()
+    expected = torch.autograd.grad(ridge(x, y, lam).sum(), lam)[0]
+    torch.testing.assert_close(lam.grad, expected)
+    for k, b in module.named_buffers():
+        assert torch.equal(b, before[k])
+    assert not module.norm.training
+
+
+def test_a_solve_that_raises_leaves_the_module_as_it_was():
+    class Fails(Shrunk):
+        fail = False
+
+        def solve(self, lam):
+            super().solve(lam)
+            if self.fail:
+                raise ZeroDivisionError
+            return self
+
+    mu = leaf(1.0)
+    module = Fails(mu)
+    module.solve(leaf(1.0))
+    before = module.w
+    module.fail = True
+    with pytest.raises(ZeroDivisionError):
+        module.solve(leaf(3.0))
+    assert module.w is before
+    torch.testing.assert_close(torch.autograd.grad(module.w.sum(), mu)[0], leaf(1.5).detach())
+    module.fail = False
+    torch.testing.assert_close(module.solve(leaf(3.0)).w.sum(), leaf(0.75).detach())
+
+
+def saved(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+    "torch.save": saved,
+    "deepcopy of a container": lambda m: copy.deepcopy(torch.nn.ModuleList([m]))[0],
+}
+
+
+@pytest.mark.parametrize("by", sorted(COPIES))
+@pytest.mark.parametrize("solved", [False, True])
+def test_a_copy_is_a_module_of_its_own(by, solved):
+    mu, lam = leaf(1.0), leaf(1.0)
+    module = Shrunk(mu)
+    if solved:
+        module.solve(lam)
+    copied = COPIES[by](module)
+    assert copied.mu is not mu
+    assert torch.equal(copied.w, module.w)
+    copied.again = copied.mu  # still known as meta
+    assert [k for k, _ in copied.named_parameters()] == ["w"]
+    assert dict(copied.named_meta_parameters()).keys() == {"mu"}
+    got = torch.autograd.grad(copied.solve(lam).w.sum(), (copied.mu, lam))
+    torch.testing.assert_close(got, (leaf(1.5).detach(), leaf(-0.75).detach()))
+    if solved:  # the original is what it was
+        torch.testing.assert_close(torch.autograd.grad(module.w.sum(), mu)[0], got[0])
+
+
+def test_solved_modules_are_released():
+    refs = []
+    for _ in range(3):
+        module = Shrunk(leaf(1.0))
+        for _ in range(2):
+            module.solve(leaf(1.0)).w.sum().backward()
+        refs.append(weakref.ref(module))
+        del module
+    gc.collect()
+    assert not any(ref() for ref in refs)
