@@ -158,3 +158,15 @@ def test_adam_op(inplace: bool) -> None:
     assert u is not None
     torch.testing.assert_close(u, torch.tensor([1.0, -1.0]))
     assert (new_mu is mu) == inplace
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_adam_op_is_differentiable_in_its_numbers(inplace: bool) -> None:
+    """In the second step mu' = b1 mu + (1 - b1) g, so that d mu' / d b1 = mu - g."""
+    b1 = torch.tensor(0.9, requires_grad=True)
+    mu, nu, g = torch.ones(2), torch.ones(2), torch.tensor([2.0, -3.0])
+    new_mu, _, u = AdamOp(b1, eps=0.0, inplace=inplace)(mu, nu, g, 2)
+    assert u is not None
+    assert u.requires_grad
+    slope = torch.autograd.grad(new_mu.sum(), b1, retain_graph=True)[0].item()
+    assert slope == pytest.approx(2 - g.sum().item())

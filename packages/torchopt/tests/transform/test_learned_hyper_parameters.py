@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -303,6 +304,16 @@ def test_thresholds_and_wrapped_optimizers_follow_a_learned_number(wrapper: str)
         lr.mul_(0.5)
     fresh = total(WRAPPERS[wrapper](lr.detach().clone()))
     torch.testing.assert_close(total(optimizer).detach(), fresh, rtol=1e-13, atol=0)
+
+
+def test_what_replaces_nan_and_infinities_is_differentiated() -> None:
+    values = [torch.tensor(v, dtype=DOUBLE, requires_grad=True) for v in (0.5, 2.0, -3.0)]
+    g = torch.tensor([math.nan, math.inf, -math.inf, 0.7, math.nan], dtype=DOUBLE)
+    make = transform.inject_hyperparams(transform.nan_to_num)
+    optimizer = make(nan=values[0], posinf=values[1], neginf=values[2])
+    u, _ = optimizer.update(g, optimizer.init(g), inplace=False)
+    assert u.tolist() == [0.5, 2.0, -3.0, 0.7, 0.5]
+    assert [x.item() for x in torch.autograd.grad(u.sum(), values)] == [2.0, 1.0, 1.0]
 
 
 def test_an_outer_optimizer_learns_the_learning_rate_of_an_inner_one() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt.kernels.fused_adam import AdamHyper, fused_adam, fused_adam_
+from torchopt.tree_function import any_watched
 
 __all__ = ["AdamOp"]
 
@@ -17,7 +18,7 @@ class AdamOp:
     """Adam's direction in one native call; see `torchopt.transform.scale_by_accelerated_adam`.
 
     Args:
-        b1: Decay of the first moment.
+        b1: Decay of the first moment. Numbers, or 0-dim tensors, which are differentiated.
         b2: Decay of the second moment.
         eps: Added to the root.
         eps_root: Added under the root.
@@ -26,11 +27,11 @@ class AdamOp:
 
     def __init__(
         self,
-        b1: float = 0.9,
-        b2: float = 0.999,
-        eps: float = 1e-8,
+        b1: float | Tensor = 0.9,
+        b2: float | Tensor = 0.999,
+        eps: float | Tensor = 1e-8,
         *,
-        eps_root: float = 0.0,
+        eps_root: float | Tensor = 0.0,
         inplace: bool = True,
     ) -> None:
         self.hyper = AdamHyper(b1, b2, eps, eps_root)
@@ -43,11 +44,16 @@ class AdamOp:
         if updates is None:
             return mu, nu, None
         counts = [torch.as_tensor(count, dtype=torch.int64, device=mu.device)]
-        watched = torch.is_grad_enabled() and any(x.requires_grad for x in (mu, nu, updates))
+        hypers = (x for x in self.hyper.as_dict().values() if isinstance(x, Tensor))
+        watched = any_watched((mu, nu, updates, *hypers))
         if self.inplace and not watched and mu.is_contiguous() and nu.is_contiguous():
             (direction,) = fused_adam_([updates], [mu], [nu], counts, self.hyper)
             return mu, nu, direction
-        (direction,), (new_mu,), (new_nu,) = fused_adam([updates], [mu], [nu], counts, self.hyper)
+        # What is overwritten below must not be what the derivative needs.
+        old_mu, old_nu = (mu.clone(), nu.clone()) if self.inplace else (mu, nu)
+        (direction,), (new_mu,), (new_nu,) = fused_adam(
+            [updates], [old_mu], [old_nu], counts, self.hyper
+        )
         if self.inplace:
             return mu.copy_(new_mu), nu.copy_(new_nu), direction
         return new_mu, new_nu, direction

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchopt.transform.base import LeafRule, transformation
@@ -17,25 +19,41 @@ __all__ = ["nan_to_num"]
 class NanToNum(LeafRule):
     """u = torch.nan_to_num(g)."""
 
-    nan: float
-    posinf: float | None
-    neginf: float | None
+    nan: float | Tensor
+    posinf: float | Tensor | None
+    neginf: float | Tensor | None
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the updates with numbers in place of NaN and infinities."""
-        return [g.nan_to_num(self.nan, self.posinf, self.neginf) for g in grads], state
+        return [self._cleaned(g) for g in grads], state
+
+    def _cleaned(self, g: Tensor) -> Tensor:
+        nan, posinf, neginf = (
+            None if isinstance(value, Tensor) else value
+            for value in (self.nan, self.posinf, self.neginf)
+        )
+        out = g.nan_to_num(nan, posinf, neginf)
+        if isinstance(self.nan, Tensor):
+            out = torch.where(g.isnan(), self.nan.to(g), out)
+        if isinstance(self.posinf, Tensor):
+            out = torch.where(g == math.inf, self.posinf.to(g), out)
+        if isinstance(self.neginf, Tensor):
+            out = torch.where(g == -math.inf, self.neginf.to(g), out)
+        return out
 
 
 @transformation
 def nan_to_num(
-    nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
+    nan: float | Tensor = 0.0,
+    posinf: float | Tensor | None = None,
+    neginf: float | Tensor | None = None,
 ) -> LeafRule:
     """Return the transformation that replaces NaN and infinities in updates.
 
     Args:
-        nan: What replaces NaN.
+        nan: What replaces NaN; a number, or a 0-dim tensor, which is differentiated.
         posinf: What replaces +inf; None stands for the largest number of the dtype.
         neginf: What replaces -inf; None stands for the smallest number of the dtype.
 
