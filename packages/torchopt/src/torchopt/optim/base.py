@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,36 @@ from torchopt.base import GradientTransformation, UninitializedState, require_tr
 from torchopt.kernels.fused_step import StepCache
 from torchopt.kernels.registry import refuse_capture
 from torchopt.optim.named_state import leaf_names, load_named_state, named_state
-from torchopt.tree import PyTreeSpec, tree_flatten, tree_unflatten
+from torchopt.tree import PyTreeSpec, tree_flatten, tree_paths, tree_unflatten
 from torchopt.update import apply_updates
 
-__all__ = ["Optimizer"]
+__all__ = ["Optimizer", "require_distinct"]
+
+
+def require_distinct(
+    params: Sequence[Tensor], names: Sequence[str], known: Collection[int] = ()
+) -> None:
+    """Raise ValueError where a parameter occurs twice, so that it would be stepped twice.
+
+    Args:
+        params: The tensors.
+        names: What to call each.
+        known: The identities of parameters that are stepped already.
+    """
+    first: dict[int, str] = {}
+    for p, name in zip(params, names):
+        if id(p) in known:
+            raise ValueError(
+                f"some parameters appear in more than one parameter group: {name} is in a group "
+                "already; expected each parameter once. Leave it out of this group."
+            )
+        if id(p) in first:
+            raise ValueError(
+                f"some parameters appear in more than one place: {first[id(p)]} and {name} are "
+                "one tensor; expected each parameter once. Leave one out, and put the stepped "
+                "tensor in both places."
+            )
+        first[id(p)] = name
 
 
 class Optimizer:
@@ -150,7 +176,7 @@ class Optimizer:
 
         Raises:
             TypeError: A leaf is no tensor, or `impl` is no gradient transformation.
-            ValueError: There is no leaf.
+            ValueError: There is no leaf, or a parameter is given twice or in a group already.
         """
         if impl is not None:
             require_transformation(impl, "add_param_group(params, impl=...)", duck=False)
@@ -166,6 +192,8 @@ class Optimizer:
                     f"expected tensors to optimize, got a leaf of type {type(leaf).__name__}; "
                     "pass tensors, such as module.parameters()"
                 )
+        known = {id(p) for group in self.param_groups for p in group}
+        require_distinct(leaves, [str(path) for path in tree_paths(params)], known)
         self.param_groups.append(tuple(leaves))
         self.param_treespecs.append(spec)
         self.impls.append(self.impl if impl is None else impl)

@@ -10,6 +10,12 @@ import torch
 from torch import Tensor
 
 from torchopt.errors import NotDifferentiableError
+from torchopt.params.lineage import (
+    check_unwritten,
+    inherited_hooks,
+    lineage_of,
+    warn_of_idle_hooks,
+)
 from torchopt.params.second_order import explain_no_derivative
 
 __all__ = ["gradients"]
@@ -57,14 +63,22 @@ def gradients(
             f"step(loss): none of the {len(params)} parameters requires a gradient; "
             "unfreeze one with requires_grad_()."
         )
+    used = [params[i] for i in trainable]
+    for p, index in zip(used, trainable):
+        lineage = lineage_of(p)
+        if lineage is not None:
+            check_unwritten(p, lineage, names[index])
+        elif p.is_leaf:
+            warn_of_idle_hooks(p, names[index])
     try:
-        found: Sequence[Any] = torch.autograd.grad(
-            loss,
-            [params[i] for i in trainable],
-            create_graph=create_graph,
-            retain_graph=retain_graph,
-            allow_unused=True,
-        )
+        with inherited_hooks(used):
+            found: Sequence[Any] = torch.autograd.grad(
+                loss,
+                used,
+                create_graph=create_graph,
+                retain_graph=retain_graph,
+                allow_unused=True,
+            )
     except RuntimeError as error:
         explained = explain_no_derivative("step(loss)", error)
         if explained is None:

@@ -60,6 +60,12 @@ class TorchOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group: a dictionary with `"params"` and the hyper-parameters of the group."""
         super().add_param_group(param_group)
+        params = self.param_groups[-1]["params"]
+        if len({id(p) for p in params}) != len(params):
+            self.param_groups.pop()
+            raise ValueError(
+                "some parameters appear twice in one parameter group; expected each parameter once"
+            )
         self._states.append(UninitializedState())
         self._cache.append(None)
         self._transformation(len(self._states) - 1)

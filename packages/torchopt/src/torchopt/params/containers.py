@@ -3,15 +3,25 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchopt.params.lineage import descend
+from torchopt.params.watched import WatchedDict
 from torchopt.typing import ModuleTensorContainers
 
-__all__ = ["Slot", "extract_module_containers", "parameter_slots"]
+__all__ = [
+    "Slot",
+    "extract_module_containers",
+    "parameter_slot_groups",
+    "parameter_slots",
+    "require_replaceable",
+]
 
 
 def extract_module_containers(
@@ -78,7 +88,11 @@ class Slot:
         return value
 
     def set(self, value: Tensor) -> None:
-        """Put `value` in all places."""
+        """Put `value`, which inherits the hooks of the tensor before it, in all places."""
+        places: list[Any] = [
+            (weakref.ref(c), key) for c, key in self.places if isinstance(c, WatchedDict)
+        ]
+        descend(self.get(), value, places)
         for container, key in self.places:
             container[key] = value
 
@@ -88,14 +102,23 @@ def parameter_slots(module: nn.Module) -> list[Slot]:
 
     Parameters that are one tensor form one slot.
     """
+    return parameter_slot_groups([module])[0]
+
+
+def parameter_slot_groups(modules: Sequence[nn.Module]) -> list[list[Slot]]:
+    """Return the distinct parameters of each module; those that several hold, with the first."""
     slots: dict[int, Slot] = {}
-    for prefix, submodule in module.named_modules():
-        container: dict[str, Any] = submodule._parameters
-        for key in sorted(container):
-            tensor = container[key]
-            if tensor is None:
-                continue
-            slot = slots.setdefault(id(tensor), Slot([], []))
-            slot.places.append((container, key))
-            slot.names.append(f"{prefix}.{key}" if prefix else key)
-    return list(slots.values())
+    groups = []
+    for module in modules:
+        before = len(slots)
+        for prefix, submodule in module.named_modules():
+            container: dict[str, Any] = submodule._parameters
+            for key in sorted(container):
+                tensor = container[key]
+                if tensor is None:
+                    continue
+                slot = slots.setdefault(id(tensor), Slot([], []))
+                slot.places.append((container, key))
+                slot.names.append(f"{prefix}.{key}" if prefix else key)
+        groups.append(list(slots.values())[before:])
+    return groups

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from torchopt.params.containers import extract_module_containers, parameter_slots
+from torchopt.params.lineage import descend, inherit_hooks
 from torchopt.tree import tree_leaves
 from torchopt.typing import Device, ModuleTensorContainers
 
@@ -39,6 +41,14 @@ class ModuleState(NamedTuple):
     visual_contents: dict[Any, Any] | None = None
     detach_buffers: bool = False
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModuleState:
+        parts: list[Any] = [copy.deepcopy(part, memo) for part in self]
+        twin = ModuleState(*parts)
+        for own, copied in zip(self.params, twin.params):
+            for name, x in own.items():
+                inherit_hooks(x, copied[name])
+        return twin
+
 
 # Where the public finds it, and where pickles look for it.
 ModuleState.__module__ = "torchopt.utils"
@@ -50,6 +60,8 @@ def copy_tensor(x: Tensor, by: str, device: Device | None) -> Tensor:
         raise AssertionError(f"`by` must be one of {', '.join(map(repr, MODES))}; got {by!r}")
     if by in ("reference", "ref"):
         out = x
+        if device is None:
+            return out
     elif by in ("copy", "clone"):
         out = x.clone()
     else:
@@ -59,8 +71,12 @@ def copy_tensor(x: Tensor, by: str, device: Device | None) -> Tensor:
         if by in ("deepcopy", "deepclone"):
             moved = moved.detach().requires_grad_(x.requires_grad)
         out = moved
-    if by in ("deepcopy", "deepclone") and isinstance(x, nn.Parameter):
-        return nn.Parameter(out, requires_grad=x.requires_grad)
+    if by in ("deepcopy", "deepclone"):
+        if isinstance(x, nn.Parameter):
+            out = nn.Parameter(out, requires_grad=x.requires_grad)
+        inherit_hooks(x, out)
+    elif out.requires_grad:
+        descend(x, out)
     return out
 
 
@@ -127,13 +143,21 @@ def _check_fits(
             f"got {len(state)}; it was taken from another module."
         )
     for index, (container, saved) in enumerate(zip(containers, state)):
-        names = {name for name, x in container.items() if isinstance(x, Tensor)}
+        live = {name: x.shape for name, x in container.items() if isinstance(x, Tensor)}
+        names = set(live)
         if names != set(saved):
             raise ValueError(
                 f"recover_state_dict: expected {kind} {sorted(names)} in sub-module {index} of the "
                 "snapshot, "
                 f"got {sorted(saved)}; it was taken from another module."
             )
+        for name, x in saved.items():
+            if x.shape != live[name]:
+                raise ValueError(
+                    f"recover_state_dict: expected {kind} with {name!r} of shape "
+                    f"{tuple(live[name])} in sub-module {index} of the snapshot, got "
+                    f"{tuple(x.shape)}; it was taken from another module."
+                )
 
 
 def recover_module_state(module: nn.Module, state: ModuleState) -> None:

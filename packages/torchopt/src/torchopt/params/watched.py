@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from torchopt.errors import NotDifferentiableError
+from torchopt.params.lineage import check_unwritten, lineage_of
 from torchopt.torch_internals import (
     checkpoint_of,
     pack_hooks,
@@ -250,8 +251,13 @@ class WatchedDict(dict[str, Any]):
             value = dict.__getitem__(self, key)
         else:
             value = _enter(self, key)[key]
-        if not torch.is_grad_enabled() and value is not None and value.requires_grad:
-            self._refuse_reentrant(key, value)
+        if value is not None and value.requires_grad:
+            if torch.is_grad_enabled():
+                lineage = lineage_of(value)
+                if lineage is not None:
+                    check_unwritten(value, lineage, f"{self.owner}.{key}")
+            else:
+                self._refuse_reentrant(key, value)
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:

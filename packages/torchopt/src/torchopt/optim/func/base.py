@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation, UninitializedState, require_transformation
+from torchopt.optim.base import require_distinct
 from torchopt.optim.gradients import gradients
 from torchopt.optim.named_state import leaf_names, load_named_state, named_state
+from torchopt.params.lineage import descend
 from torchopt.tree import tree_flatten, tree_leaves, tree_paths, tree_unflatten
 from torchopt.typing import OptState, Params
 from torchopt.update import apply_updates
@@ -71,16 +73,19 @@ class FuncOptimizer:
             self.optim_state = self.impl.init(params)
         leaves, spec = tree_flatten(params)
         names = [str(path) for path in tree_paths(params)]
+        require_distinct(leaves, names)
         keep_graph = not inplace and torch.is_grad_enabled()
         grads = tree_unflatten(spec, gradients(loss, leaves, names, create_graph=keep_graph))
         updates, self.optim_state = self.impl.update(
             grads, self.optim_state, params=params, inplace=inplace
         )
         stepped = apply_updates(params, updates, inplace=inplace)
-        if not inplace and not keep_graph:
+        if not inplace:
             for old, new in zip(leaves, tree_leaves(stepped)):
                 if new is not old:
-                    new.requires_grad_(old.requires_grad)
+                    if not keep_graph:
+                        new.requires_grad_(old.requires_grad)
+                    descend(old, new)
         return stepped
 
     def state_dict(self) -> OptState:

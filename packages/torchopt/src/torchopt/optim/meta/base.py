@@ -15,9 +15,10 @@ from torchopt.optim.named_state import load_named_state, named_state
 from torchopt.params.containers import (
     Slot,
     extract_module_containers,
-    parameter_slots,
+    parameter_slot_groups,
     require_replaceable,
 )
+from torchopt.params.load import start_from_what_is_loaded
 from torchopt.params.second_order import warn_of_missing_second_derivatives
 from torchopt.params.watched import refuse_reentrant, watch
 from torchopt.tree import tree_map
@@ -35,8 +36,15 @@ class MetaOptimizer:
     number of steps. The original parameters, and optimizers made for them, are untouched;
     `extract_state_dict` and `recover_state_dict` bring them back.
 
-    Frozen parameters stay as they are. A parameter that several sub-modules share is stepped once
-    and stays shared. Buffers are left to the module.
+    Frozen parameters stay as they are. A parameter that several sub-modules or groups share is
+    stepped once and stays shared. Buffers are left to the module.
+
+    Hooks of `register_hook` act on the gradients of every step, also those of the parameter that a
+    fast weight replaces; they do not act on what flows back from later steps. Hooks of
+    `register_post_accumulate_grad_hook` do not act, and the first step warns of them.
+
+    `load_state_dict` of the module puts its parameters back, and loads into them. A fast weight
+    that is written in place under `torch.no_grad()` or through `.data` is refused at its next use.
 
     A step under `torch.no_grad()` leaves no graph behind: the new parameters are leaves. That is
     for evaluation, where any number of steps takes the memory of one.
@@ -108,9 +116,11 @@ class MetaOptimizer:
             TypeError: `loss` is no tensor.
             ValueError: `loss` is no scalar.
             ValueError: Parameters were added to a module, removed or reshaped since the last step.
-            NotDifferentiableError: `loss` depends on none of the parameters.
+            NotDifferentiableError: `loss` depends on none of the parameters; a fast weight was
+                written in place outside of the graph; or the module recomputes activations with
+                `use_reentrant=True`.
         """
-        slot_groups = [parameter_slots(module) for module in self._modules]
+        slot_groups = parameter_slot_groups(self._modules)
         slots: list[Slot] = [slot for group in slot_groups for slot in group]
         keep_graph = torch.is_grad_enabled()
         refuse_reentrant((table for slot in slots for table, _ in slot.places), loss)
@@ -129,7 +139,8 @@ class MetaOptimizer:
             params = tuple(slot.get() for slot in group)
             grads = tuple(found[start : start + len(group)])
             start += len(group)
-            self._step_group(index, group, params, grads)
+            if group:
+                self._step_group(index, group, params, grads)
         self._steps_since_cut += 1
         if not keep_graph or self._steps_since_cut == self.detach_every:
             self._cut(slots)
@@ -184,11 +195,15 @@ class MetaOptimizer:
 
         Raises:
             TypeError: `impl` is no gradient transformation.
+            ValueError: All parameters of the module are in a group already, or some are in one with
+                another transformation.
         """
         if impl is not None:
             require_transformation(impl, "add_param_group(module, impl=...)", duck=False)
         require_replaceable(module)
+        self._refuse_stepped_twice(module, self.impl if impl is None else impl)
         watch(module)
+        start_from_what_is_loaded(module)
         self.param_containers_groups.append(
             extract_module_containers(module, with_buffers=False)[0]
         )
@@ -196,6 +211,23 @@ class MetaOptimizer:
         self.impls.append(self.impl if impl is None else impl)
         self.state_groups.append(UninitializedState())
         self._stepped.append(None)
+
+    def _refuse_stepped_twice(self, module: nn.Module, impl: GradientTransformation) -> None:
+        """Parameters of several groups are stepped once, which must be clear in which way."""
+        known = parameter_slot_groups(self._modules)
+        owners = {id(slot.get()): i for i, group in enumerate(known) for slot in group}
+        own = parameter_slot_groups([module])[0]
+        shared = [slot for slot in own if id(slot.get()) in owners]
+        if not shared:
+            return
+        same = all(self.impls[owners[id(slot.get())]] is impl for slot in shared)
+        if len(shared) == len(own) or not same:
+            raise ValueError(
+                "some parameters appear in more than one parameter group: "
+                f"{[slot.names[0] for slot in shared[:4]]} of the module; expected a module with "
+                "parameters of its own, and shared ones in groups of one transformation (they are "
+                "stepped once). Add each module once, or the part that is new."
+            )
 
     def state_dict(self) -> tuple[Any, ...]:
         """Return the state of each module. The tensors are shared with the optimizer."""
@@ -250,7 +282,7 @@ class MetaOptimizer:
         self._steps_since_cut = 0
 
     def _names_and_params(self, index: int) -> tuple[list[str], tuple[Tensor, ...]]:
-        slots = parameter_slots(self._modules[index])
+        slots = parameter_slot_groups(self._modules)[index]
         return [slot.names[0] for slot in slots], tuple(slot.get() for slot in slots)
 
 

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tensor that takes a parameter's place inherits from it: its hooks, and the way back."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from torchopt.errors import NotDifferentiableError
+
+__all__ = [
+    "check_unwritten",
+    "descend",
+    "inherit_hooks",
+    "inherited_hooks",
+    "lineage_of",
+    "warn_of_idle_hooks",
+]
+
+MARK = "_torchopt_lineage"
+
+Hooks = Mapping[int, Callable[[Tensor], Any]]
+Place = tuple["weakref.ref[dict[str, Any]]", str]
+
+
+class Lineage:
+    """Where a tensor comes from, and what it was when it was made.
+
+    Attributes:
+        leaf: The parameter whose place it takes; None for a parameter in its own right.
+        places: The dictionaries of modules, and the keys, where it was put.
+        hooks: Hooks of the tensors before it, other than `leaf`.
+        grad_fn: What computed it.
+    """
+
+    __slots__ = ("grad_fn", "hooks", "kind", "leaf", "places", "pointer", "version")
+
+    def __init__(
+        self, x: Tensor, leaf: Tensor | None, places: Sequence[Place], hooks: tuple[Hooks, ...]
+    ) -> None:
+        self.leaf = leaf
+        self.places = places
+        self.hooks = hooks
+        self.grad_fn = x.grad_fn
+        self.version = None if x.is_inference() else x._version
+        self.kind = x.dtype, x.device
+        self.pointer = _pointer(x)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # A copy is a parameter in its own right, with the same hooks.
+        own = self.leaf._backward_hooks if self.leaf is not None else None
+        return _OfCopy((own, *self.hooks) if own else self.hooks)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return set, ()  # files keep values only
+
+
+class _OfCopy(Lineage):
+    """The lineage of a deep copy."""
+
+    __slots__ = ()
+
+    def __init__(self, hooks: tuple[Hooks, ...]) -> None:
+        self.leaf = None
+        self.places = ()
+        self.hooks = hooks
+        self.grad_fn = None
+
+
+def _pointer(x: Tensor) -> int | None:
+    try:
+        return x.data_ptr()
+    except RuntimeError:  # a tensor of a transform
+        return None
+
+
+def lineage_of(x: Tensor) -> Lineage | None:
+    """Return the lineage of a tensor, None for one that took no other's place."""
+    found = getattr(x, MARK, None)
+    return found if isinstance(found, Lineage) else None
+
+
+def descend(old: Tensor, new: Tensor, places: Sequence[Place] = ()) -> None:
+    """Note that `new` takes the place of `old`."""
+    if is_dynamo_compiling():
+        return
+    before = lineage_of(old)
+    leaf, hooks = (old, ()) if before is None else (before.leaf, before.hooks)
+    if leaf is None:
+        leaf = old
+    own: Any = old._backward_hooks
+    if own and leaf is not old:
+        hooks = (*hooks, own)
+    setattr(new, MARK, Lineage(new, leaf, places, hooks))
+
+
+def inherit_hooks(old: Tensor, new: Tensor) -> None:
+    """Note that the hooks of `old` are for its copy `new`, too."""
+    hooks = tuple(_hooks_before(old))
+    own: Any = old._backward_hooks
+    if own:
+        hooks = (*hooks, own)
+    if hooks:
+        setattr(new, MARK, _OfCopy(hooks))
+
+
+def _hooks_before(x: Tensor) -> Iterator[Hooks]:
+    lineage = lineage_of(x)
+    if lineage is None:
+        return
+    own = x._backward_hooks
+    if lineage.leaf is not None and lineage.leaf is not x and lineage.leaf._backward_hooks:
+        yield lineage.leaf._backward_hooks
+    for hooks in lineage.hooks:
+        if hooks and hooks is not own:
+            yield hooks
+
+
+def _run(inherited: Sequence[Hooks]) -> Callable[[Tensor], Tensor | None]:
+    def hook(grad: Tensor) -> Tensor | None:
+        changed = None
+        for hooks in inherited:
+            for each in list(hooks.values()):
+                result = each(grad if changed is None else changed)
+                changed = changed if result is None else result
+        return changed
+
+    return hook
+
+
+@contextlib.contextmanager
+def inherited_hooks(params: Sequence[Tensor]) -> Iterator[None]:
+    """Let the hooks that tensors inherited act on their gradients inside of the context.
+
+    Not outside: what flows back through a fast weight to the weights before it is no gradient of
+    the parameter.
+    """
+    handles = []
+    try:
+        for p in params:
+            inherited = list(_hooks_before(p))
+            if inherited and p.requires_grad:
+                handle = p.register_hook(_run(inherited))
+                handles.append(handle)
+                # They were registered first.
+                own: Any = p._backward_hooks
+                own.move_to_end(handle.id, last=False)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+_warned: weakref.WeakSet[Tensor] = weakref.WeakSet()
+
+
+def warn_of_idle_hooks(x: Tensor, name: str) -> None:
+    """Warn, once for each parameter, of hooks that no step will run."""
+    if getattr(x, "_post_accumulate_grad_hooks", None) and x not in _warned:
+        _warned.add(x)
+        warnings.warn(
+            f"step(loss): {name} has hooks of register_post_accumulate_grad_hook, which do not "
+            "act in steps that are differentiated: no gradient is accumulated in them. Use "
+            "register_hook for what should act in each step.",
+            stacklevel=4,
+        )
+
+
+def check_unwritten(x: Tensor, lineage: Lineage, name: str) -> None:
+    """Raise NotDifferentiableError where a value was written that the graph knows nothing of."""
+    # What has no graph, or another since, was changed in a way that counts.
+    if lineage.grad_fn is None or x.grad_fn is not lineage.grad_fn:
+        return
+    if x._version == lineage.version:
+        if lineage.pointer is None or _pointer(x) == lineage.pointer:
+            return
+        if (x.dtype, x.device) != lineage.kind:
+            return  # module.to(...): the same value
+    raise NotDifferentiableError(
+        f"{name} holds a fast weight whose value was written in place after the step (under "
+        "no_grad, or through .data), while its graph is that of the value before; expected "
+        "recover_state_dict(module, snapshot) or module.load_state_dict(...) to start anew, or an "
+        "assignment that autograd records."
+    )

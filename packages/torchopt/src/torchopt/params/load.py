@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `load_state_dict` means for a module that holds fast weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from torchopt.errors import NotDifferentiableError
+from torchopt.params.lineage import lineage_of
+
+__all__ = ["put_back", "start_from_what_is_loaded"]
+
+
+def start_from_what_is_loaded(module: nn.Module) -> None:
+    """Let `load_state_dict` load into the parameters that a module had before it was stepped.
+
+    Torch would write into the fast weights, whose graph is that of the steps.
+    """
+    for submodule in module.modules():
+        hooks: Mapping[int, Any] = submodule.__dict__.get("_load_state_dict_pre_hooks", {})
+        if all(getattr(hook, "hook", None) is not _before_load for hook in hooks.values()):
+            submodule._register_load_state_dict_pre_hook(_before_load, with_module=True)
+
+
+def _before_load(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    for key, x in list(dict.items(module._parameters)):
+        given = state_dict.get(prefix + key)
+        if isinstance(x, Tensor) and isinstance(given, Tensor) and given.shape == x.shape:
+            put_back(module._parameters, key, x, prefix + key)
+
+
+def put_back(table: dict[str, Any], key: str, x: Tensor, name: str) -> None:
+    """Put the parameter whose place `x` took into all of its places.
+
+    Raises:
+        NotDifferentiableError: `x` was computed, and from what is not known.
+    """
+    lineage = lineage_of(x)
+    leaf = None if lineage is None else lineage.leaf
+    if lineage is None or leaf is None or not leaf.is_leaf:
+        if x.is_leaf:
+            return
+        raise NotDifferentiableError(
+            f"load_state_dict: {name!r} is a computed tensor, and loading would change its value "
+            "but not its graph; expected a parameter. Put one there first, with "
+            "recover_state_dict or an assignment."
+        )
+    if lineage.grad_fn is not None and x.grad_fn is None:
+        return  # stop_gradient made it a parameter in its own right
+    table[key] = leaf
+    for reference, place in lineage.places:
+        other = reference()
+        if other is not None and dict.get(other, place) is x:
+            other[place] = leaf
