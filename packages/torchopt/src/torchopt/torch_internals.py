@@ -11,7 +11,13 @@ from typing import Any
 import torch
 import torch.utils.checkpoint as torch_checkpoint
 
-__all__ = ["checkpoint_of", "pack_hooks", "reentrant_checkpoint", "top_saved_tensor_hooks"]
+__all__ = [
+    "checkpoint_of",
+    "is_checkpoint_in_transform",
+    "pack_hooks",
+    "reentrant_checkpoint",
+    "top_saved_tensor_hooks",
+]
 
 _autograd: Any = torch._C._autograd
 
@@ -76,3 +82,16 @@ def reentrant_checkpoint() -> Any:
             found = frame.f_locals["ctx"]
         frame = frame.f_back
     return found
+
+
+def is_checkpoint_in_transform(error: RuntimeError) -> bool:
+    """Return whether a checkpoint raised because it ran inside a transform of torch.func."""
+    if not any(part in str(error) for part in ("saved tensor hooks", "setup_context")):
+        return False
+    code = inspect.unwrap(torch_checkpoint.checkpoint).__code__
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is code:
+            return True
+        trace = trace.tb_next
+    return False

@@ -417,3 +417,81 @@ def test_a_loss_from_before_the_optimizer_was_made() -> None:
         torchopt.MetaSGD(net, lr=0.3).step(loss)
         results.append(torch.autograd.grad(loss_of(net(x), y), start))
     agree(results)
+
+
+class Proximal(torchopt.nn.ImplicitMetaGradientModule):
+    """Solved in closed form: halfway between its meta-parameters and the input."""
+
+    def __init__(self, meta: nn.Module, mode: Any, inside: bool = False) -> None:
+        super().__init__()
+        self.meta = meta
+        self.net = make("nested", mode)
+        self.inside = inside
+
+    def objective(self, shift: Tensor) -> Tensor:
+        pairs = list(zip(self.net.parameters(), self.meta.parameters()))
+        extra = self.net(batch()[0]).sum() * 0 if self.inside else 0
+        near = sum(((p - q).square().sum() for p, q in pairs), torch.zeros((), dtype=DOUBLE))
+        return near + sum((p - shift).square().sum() for p, _ in pairs) + extra
+
+    def solve(self, shift: Tensor) -> Proximal:
+        with torch.no_grad():
+            for p, q in zip(self.net.parameters(), self.meta.parameters()):
+                p.copy_((q + shift) / 2)
+        return self
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
+def test_implicit_modules_solved_twice_before_the_backward_pass() -> None:
+    results = []
+    x, y = batch()
+    for mode in MODES:
+        meta = make("nested", None)
+        module = Proximal(meta, mode)
+        total = torch.zeros((), dtype=DOUBLE)
+        for shift in (0.1, 0.7):
+            total = total + loss_of(module.solve(torch.tensor(shift).double()).net(x), y)
+        results.append(torch.autograd.grad(total, list(meta.parameters())))
+    agree(results)
+    with pytest.raises(NotDifferentiableError, match="inside a transform of torch.func"):
+        Proximal(make("nested", None), "plain", inside=True).solve(torch.ones(()).double())
+    reentrant = Proximal(make("nested", None), "reentrant").solve(torch.ones(()).double())
+    with pytest.raises(NotDifferentiableError, match="use_reentrant=False"):
+        reentrant.net(x.requires_grad_())
+
+
+def test_what_is_loaded_into_a_solved_module_has_no_gradient() -> None:
+    x, y = batch()
+    meta = make("nested", None)
+    module = Proximal(meta, None).solve(torch.ones(()).double())
+    module.load_state_dict(Proximal(meta, None).state_dict())
+    assert all(p.is_leaf for p in module.parameters())
+    assert torch.equal(module.net(x), make("nested", None)(x))
+    loss = loss_of(module.solve(torch.ones(()).double()).net(x), y)
+    assert all(g.abs().max() > 0 for g in torch.autograd.grad(loss, list(meta.parameters())))
+
+
+class Estimated(torchopt.nn.ZeroOrderGradientModule, method="antithetic", vectorized=False):
+    def __init__(self, mode: Any) -> None:
+        super().__init__()
+        self.net = make("nested", mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).sum()
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return torch.randn(sample_shape, dtype=DOUBLE)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
+def test_zero_order_modules_evaluate_with_their_perturbations() -> None:
+    results = []
+    x, _ = batch()
+    for mode in (None, "plain", "reentrant"):
+        module = Estimated(mode)
+        torch.manual_seed(0)
+        loss = module(x.clone().requires_grad_())
+        torch.manual_seed(1)
+        results.append(torch.autograd.grad(loss, list(module.parameters())))
+    agree(results[:2])
+    agree(results[::2])

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Generator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from torchopt.errors import NotDifferentiableError
 from torchopt.params.watched import CONTAINERS, Layer, WatchedDict, watch, watch_one
+from torchopt.torch_internals import is_checkpoint_in_transform
 
-__all__ = ["MISSING", "Swap", "replace", "resumed"]
+__all__ = ["MISSING", "Swap", "places_of", "replace", "resumed"]
 
 #: What stands for a tensor that a module did not have.
 MISSING = object()
@@ -44,6 +47,13 @@ def find_table(module: nn.Module, name: str) -> tuple[nn.Module, WatchedDict | N
                 )
             return owner, table, key
     return owner, None, key
+
+
+def places_of(module: nn.Module, name: str) -> list[tuple[Any, str]]:
+    """Return weak references to the dictionaries, and the keys, that hold a parameter."""
+    names = next((group for group in ties(module).values() if name in group), [name])
+    found = [find_table(module, each) for each in names]
+    return [(weakref.ref(table), key) for _, table, key in found if table is not None]
 
 
 def ties(module: nn.Module) -> dict[int, list[str]]:
@@ -156,11 +166,17 @@ class Swap:
         before = [(owner, key, _exchange(owner, key, x)) for owner, key, x in self._attributes]
         self._open.append((layer, before))
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         layer, before = self._open.pop()
         for owner, key, x in reversed(before):
             _exchange(owner, key, x)
         layer.__exit__()
+        if isinstance(error, RuntimeError) and is_checkpoint_in_transform(error):
+            raise NotDifferentiableError(
+                "the module recomputes activations (torch.utils.checkpoint) inside a transform of "
+                "torch.func, which has no rule for that; expected a module that keeps them there, "
+                "such as its objective with checkpointing switched off."
+            ) from error
 
     def held(self) -> dict[str, Any]:
         """Return the tensors by name, as the module left them."""

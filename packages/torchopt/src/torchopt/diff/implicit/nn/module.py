@@ -18,6 +18,9 @@ from torchopt.diff.implicit.nn.stateless import reparametrize, swap_state
 from torchopt.diff.implicit.root import ImplicitEngine
 from torchopt.diff.surroundings import fresh_buffers
 from torchopt.linear_solve.auto import Auto
+from torchopt.params.lineage import descend
+from torchopt.params.load import start_from_what_is_loaded
+from torchopt.params.swap import places_of
 from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
 from torchopt.tree_function import is_differentiated
 from torchopt.typing import LinearSolver
@@ -293,6 +296,9 @@ def _solve(
         object.__delattr__(module, "_unknown_names")
     object.__setattr__(module, "_solver_leaves", leaves)
     swap_state(module, everywhere(solution))
+    start_from_what_is_loaded(module)
+    for name, x in zip(names, solution):
+        descend(leaves[name], x, places_of(module, name))
     return value
 
 
