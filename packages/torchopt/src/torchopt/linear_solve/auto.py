@@ -13,7 +13,7 @@ from torchopt.linear_solve.dense import LU, Cholesky, DenseSolver, Diagonal, Tri
 from torchopt.linear_solve.iterate import IterativeSolver
 from torchopt.linear_solve.lsmr import LSMR
 from torchopt.linear_solve.minres import MINRES
-from torchopt.linear_solve.operator import BoundOperator, Tag
+from torchopt.linear_solve.operator import BoundOperator, LinearOperator, Tag
 from torchopt.linear_solve.result import OnFail
 from torchopt.linear_solve.solver import Computed, Solver
 
@@ -47,13 +47,21 @@ class Auto(Solver):
     on_fail: OnFail = "raise"
     estimate_condition: bool = False
 
-    def choose(self, operator: BoundOperator) -> Solver:
+    def reformulate(
+        self, operator: LinearOperator, b: Tensor
+    ) -> tuple[Solver, LinearOperator, Tensor]:
+        """Return the system of one triangle if that is what the chosen solver looks at."""
+        if isinstance(self.choose(operator), Triangular):
+            operator = operator.triangle()
+        return self, operator, b
+
+    def choose(self, operator: BoundOperator | LinearOperator) -> Solver:
         """Return the solver for this operator."""
         tags = operator.tags
         report = self.estimate_condition
         if Tag.DIAGONAL in tags:
             return Diagonal(estimate_condition=report)
-        if operator.size <= self.dense_limit:
+        if operator.layout.size <= self.dense_limit:
             dense: type[DenseSolver] = LU
             if Tag.POSITIVE_DEFINITE in tags:
                 dense = Cholesky

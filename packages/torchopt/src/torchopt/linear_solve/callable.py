@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchopt.linear_solve.dense import direct_result
-from torchopt.linear_solve.iterate import norm
+from torchopt.linear_solve.iterate import safe_norm
 from torchopt.linear_solve.operator import BoundOperator
 from torchopt.linear_solve.solver import Computed, Solver
 
@@ -40,8 +41,8 @@ class CallableSolver(Solver):
             return layout.unravel(state.mv(layout.ravel(tree, "matvec: argument")))
 
         x = layout.ravel(self.function(matvec, layout.unravel(b)), "solve(matvec, b): result")
-        residual = norm(b - state.mv(x))
-        return direct_result(x, residual, residual.isnan())
+        residual = safe_norm(b - state.mv(x))
+        return direct_result(x, residual, torch.zeros_like(residual, dtype=torch.bool))
 
     def transpose(self, state: Any) -> BoundOperator:
         """Return Aᴴ."""

@@ -19,10 +19,13 @@ from torchopt.linear_solve.iterate import (
     dot,
     norm,
     quotient,
+    unit,
+    wide,
+    widened,
 )
 from torchopt.linear_solve.operator import BoundOperator, LinearOperator
 from torchopt.linear_solve.preconditioners import Preconditioner
-from torchopt.linear_solve.result import OnFail
+from torchopt.linear_solve.result import OnFail, Status
 from torchopt.linear_solve.solver import Computed, Solver
 
 __all__ = ["CG", "NormalCG", "solve_cg"]
@@ -88,7 +91,8 @@ class NormalCG(CG):
 
     Two products in a step, one of them with Aᴴ, and the condition number is squared: prefer MINRES
     for symmetric A and GMRES for others where they converge. The stop is that of ‖Aᴴ r‖ against
-    ‖Aᴴ b‖. With a ridge the system is (AᴴA + ridge I) x = Aᴴ b. M approximates (AᴴA)⁻¹.
+    ‖Aᴴ b‖, again where ‖r‖ is not small then. With a ridge the system is (AᴴA + ridge I) x = Aᴴ b.
+    M approximates (AᴴA)⁻¹.
     """
 
     @property
@@ -108,30 +112,62 @@ class NormalCG(CG):
         return plain, operator.normal().shifted(self.ridge), rhs
 
     def init(self, operator: BoundOperator, like: Tensor) -> Any:
-        """Return A together with the normal operator."""
-        return operator, super().init(_normal(operator).shifted(self.ridge), like)
+        """Return A together with the normal operator: AᴴA, for which M is made, or for Aᴴ A Aᴴ.
+
+        With a preconditioner an adjoint system A x = b, A = Bᴴ, is solved as x = B y, BᴴB y = b.
+        """
+        plain = widened(operator, like)
+        swap = operator.adjoint and self.M is not None
+        normal = _normal(plain.T if swap else plain).shifted(self.ridge)
+        precondition = super().init(_normal(operator.T if swap else operator), like).precondition
+        problem = replace(super().init(normal, wide(like)), precondition=precondition)
+        return plain, replace(problem, eps=float(torch.finfo(like.dtype).eps)), swap
 
     def compute(self, state: Any, b: Tensor, x0: Tensor | None = None) -> Computed:
         """Return the solution for one vector b."""
-        operator, problem = state
-        found = super().compute(problem, operator.rmv(b), x0)
-        if self.ridge is not None:
-            return found
+        operator, problem, swap = state
+        dtype, b = b.dtype, wide(b)
+        scale = unit(b)
+        b = b / scale
+        if swap:
+            found = super().compute(problem, b)
+            found = found._replace(value=operator.rmv(found.value))
+        else:
+            start = None if x0 is None else x0.to(b.dtype) / scale
+            found = super().compute(problem, operator.rmv(b), start)
+        if self.ridge is None:
+            found = self._judged(operator, problem, b, scale, found)
+        value = (found.value * scale).to(dtype)
+        return found._replace(value=value, residual_norm=found.residual_norm * scale)
+
+    def _judged(
+        self, operator: BoundOperator, problem: Problem, b: Tensor, scale: Tensor, found: Computed
+    ) -> Computed:
+        """Return what was found, refined where Aᴴ r is small and r is not; b is about one."""
+        limit = torch.maximum(self.rtol * norm(b), self.atol / scale)
+        limit = 2 * limit + 10 * problem.eps * norm(b)
+        x, count, status = found.value, found.iterations, found.status
+        rest = b - operator.mv(x)
+        for _ in range(2):
+            again = (status == int(Status.CONVERGED)) & (norm(rest) > limit)
+            gradient = operator.rmv(rest)
+            more = super().compute(problem, torch.where(again, gradient, torch.zeros_like(b)))
+            x, count = x + more.value, count + more.iterations
+            status = torch.where(again, more.status, status)
+            rest = b - operator.mv(x)
+        least = norm(operator.rmv(rest)) <= 1e3 * problem.eps * norm(operator.rmv(b))
+        failed = torch.where(least, int(Status.SINGULAR), int(Status.MAX_ITERATIONS))
+        unmet = (status == int(Status.CONVERGED)) & ~(norm(rest) <= limit)
         condition = None if found.condition is None else torch.sqrt(found.condition)
-        residual = norm(b - operator.mv(found.value))
-        return found._replace(residual_norm=residual, condition=condition)
+        return Computed(x, count, norm(rest), torch.where(unmet, failed, status), condition)
 
     def transpose(self, state: Any) -> Any:
-        """Return the state of Aᴴ.
-
-        Raises:
-            ValueError: There is a preconditioner: it belongs to AᴴA and not to A Aᴴ.
-        """
-        operator, problem = state
+        """Return the state of Aᴴ."""
+        operator, problem, swap = state
         if not problem.precondition.trivial:
-            raise ValueError("NormalCG.transpose: the preconditioner M is that of AᴴA, not of AAᴴ")
+            return operator.T, problem, not swap
         normal = _normal(operator.T).shifted(self.ridge)
-        return operator.T, replace(problem, operator=normal)
+        return operator.T, replace(problem, operator=normal), False
 
 
 def _normal(operator: BoundOperator) -> BoundOperator:

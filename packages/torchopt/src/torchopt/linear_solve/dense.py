@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.iterate import finite_or_zero, norm
-from torchopt.linear_solve.operator import BoundOperator, Tag
+from torchopt.linear_solve.iterate import finite_or_zero, norm, safe_norm, unit, wide
+from torchopt.linear_solve.operator import BoundOperator, LinearOperator, Tag
 from torchopt.linear_solve.result import OnFail, Status
 from torchopt.linear_solve.solver import Computed, Solver
 
@@ -63,18 +63,21 @@ class DenseSolver(Solver):
 
     def init(self, operator: BoundOperator, like: Tensor) -> Factors:
         """Return the factorisation."""
-        matrix = operator.matrix(like, vectorize=self.vectorize)
-        factors, failed = self.factor(_single(matrix))
+        matrix = wide(operator.matrix(like, vectorize=self.vectorize))
+        factors, failed = self.factor(matrix)
         return Factors(factors, matrix, failed, adjoint=False)
 
     def compute(self, state: Factors, b: Tensor, x0: Tensor | None = None) -> Computed:
         """Return the solution; `x0` is not used."""
-        x = self.substitute(state.factors, _single(b)[:, None], state.adjoint)[:, 0].to(b.dtype)
         matrix = state.matrix.mH if state.adjoint else state.matrix
-        residual = norm(b - matrix @ x)
-        result = direct_result(x, residual, state.failed)
+        dtype, b = b.dtype, wide(b)
+        scale = unit(b)
+        b = b / scale
+        x = self.substitute(state.factors, b[:, None], state.adjoint)[:, 0]
+        residual = norm(b - matrix @ x) * scale
+        result = direct_result((x * scale).to(dtype), residual, state.failed)
         if self.estimate_condition and matrix.numel():
-            values = torch.linalg.svdvals(finite_or_zero(_single(matrix))[0])
+            values = torch.linalg.svdvals(finite_or_zero(matrix)[0])
             result = result._replace(condition=values[0] / values[-1])
         return result
 
@@ -91,11 +94,6 @@ class DenseSolver(Solver):
     def shift(self) -> float | Tensor | None:
         """The ridge."""
         return self.ridge
-
-
-def _single(x: Tensor) -> Tensor:
-    """Return half precision as float32: LAPACK has no routines for it."""
-    return x.float() if x.is_floating_point() and x.element_size() < 4 else x
 
 
 def direct_result(x: Tensor, residual: Tensor, failed: Tensor) -> Computed:
@@ -210,10 +208,18 @@ class Triangular(DenseSolver):
                 "Triangular: expected an operator with the tag 'lower_triangular' or "
                 f"'upper_triangular', got {sorted(tag.value for tag in operator.tags)}"
             )
-        matrix = operator.matrix(like, vectorize=self.vectorize)
+        matrix = wide(operator.matrix(like, vectorize=self.vectorize))
         lower = matrix.triu().mH if upper else matrix.tril()
-        factors, failed = self.factor(_single(lower))
+        factors, failed = self.factor(lower)
         return Factors(factors, lower, failed, adjoint=upper)
+
+    def reformulate(
+        self, operator: LinearOperator, b: Tensor
+    ) -> tuple[Solver, LinearOperator, Tensor]:
+        """Return the system of the one triangle: derivatives in the other one are zero."""
+        if operator.tags & {Tag.LOWER_TRIANGULAR, Tag.UPPER_TRIANGULAR}:
+            operator = operator.triangle()
+        return super().reformulate(operator, b)
 
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return the lower triangle, and whether its diagonal has a zero up to rounding."""
@@ -247,7 +253,7 @@ class Diagonal(Solver):
     def compute(self, state: Tensor, b: Tensor, x0: Tensor | None = None) -> Computed:
         """Return the quotient; `x0` is not used."""
         x = b / state
-        result = direct_result(x, norm(b - state * x), (state == 0).any())
+        result = direct_result(x, safe_norm(b - state * x), (state == 0).any())
         if self.estimate_condition and state.numel():
             size = state.abs()
             result = result._replace(condition=size.amax() / size.amin())

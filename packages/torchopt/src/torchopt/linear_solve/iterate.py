@@ -36,6 +36,10 @@ __all__ = [
     "iterate",
     "norm",
     "quotient",
+    "safe_norm",
+    "unit",
+    "wide",
+    "widened",
 ]
 
 State = tuple[Tensor, ...]
@@ -49,9 +53,52 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def norm(x: Tensor) -> Tensor:
-    """Return ‖x‖₂."""
+    """Return ‖x‖₂; squares overflow or vanish for numbers of another size than about one."""
     size: Tensor = torch.linalg.vector_norm(x)
     return size
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return the power of two next to the largest element, 1 for zero and what is not finite.
+
+    The solution of A x = b is linear in b, so solvers work on b / unit(b): whether they converge
+    does not depend on the scale of b.
+    """
+    if x.numel() == 0:
+        return x.real.sum() + 1 if x.is_complex() else x.sum() + 1
+    largest = x.abs().amax()
+    usable = (largest > 0) & largest.isfinite()
+    _, exponent = torch.frexp(torch.where(usable, largest, torch.ones_like(largest)))
+    return torch.ldexp(torch.ones_like(largest), exponent - 1)
+
+
+def safe_norm(x: Tensor) -> Tensor:
+    """Return ‖x‖₂ for numbers of any size."""
+    scale = unit(x)
+    return norm(x / scale) * scale
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return half precision as float32, anything else as it is."""
+    return x.float() if x.is_floating_point() and x.element_size() < 4 else x
+
+
+def widened(operator: BoundOperator, like: Tensor) -> BoundOperator:
+    """Return the operator on float32 vectors if it is one on half precision.
+
+    Each product is made of numbers of about one, and its sums are what the operator makes of them.
+    """
+    if wide(like) is like:
+        return operator
+
+    def through(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def scaled(v: Tensor) -> Tensor:
+            scale = unit(v)
+            return product((v / scale).to(like.dtype)).to(v.dtype) * scale
+
+        return scaled
+
+    return replace(operator, mv=through(operator.mv), rmv=through(operator.rmv))
 
 
 def quotient(a: Tensor, b: Tensor) -> Tensor:
@@ -174,11 +221,13 @@ def finish(
     target: Tensor,
     count: Tensor,
     condition: Tensor | None,
+    eps: float | None = None,
 ) -> Computed:
     """Return the result with the true residual, and the status that follows from it."""
     residual = norm(b - operator.mv(x))
+    eps = torch.finfo(residual.dtype).eps if eps is None else eps
     # Recurrences lose a few digits against the true residual: a factor of two is no failure.
-    met = residual <= 2 * target + 10 * torch.finfo(residual.dtype).eps * norm(b)
+    met = residual <= 2 * target + 10 * eps * norm(b)
     status = torch.where(met, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
     status = torch.where(~met & (residual > 10 * norm(b)), int(Status.DIVERGED), status)
     status = torch.where(residual.isfinite(), status, int(Status.NON_FINITE))
@@ -196,6 +245,7 @@ class Problem:
         maxiter: The most iterations.
         check_every: See `IterativeSolver`.
         estimate_condition: See `IterativeSolver`.
+        eps: Of the dtype that the caller has.
     """
 
     operator: BoundOperator
@@ -204,10 +254,19 @@ class Problem:
     maxiter: int
     check_every: int
     estimate_condition: bool
+    eps: float
 
     def residual(self, b: Tensor, x0: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return where to start, and b - A x there; zero costs no product."""
-        return (torch.zeros_like(b), b) if x0 is None else (x0, b - self.operator.mv(x0))
+        """Return where to start, and b - A x there; zero costs no product.
+
+        A start that is no better than zero is not taken: its digits would be lost again.
+        """
+        none = torch.zeros_like(b)
+        if x0 is None:
+            return none, b
+        rest = b - self.operator.mv(x0)
+        better = norm(rest) <= norm(b)
+        return torch.where(better, x0, none), torch.where(better, rest, b)
 
     def recorder(self, pick: Callable[[State], State]) -> Recorder | None:
         """Return a recorder if the condition number is wanted."""
@@ -274,24 +333,35 @@ class IterativeSolver(Solver):
     def init(self, operator: BoundOperator, like: Tensor) -> Problem:
         """Return the operator with the preconditioner made ready for it."""
         n = operator.size
+        precondition = prepare_preconditioner(self.M, operator, like)
+        if wide(like) is not like:
+            both = (precondition.apply, precondition.adjoint)
+            through = widened(replace(operator, mv=both[0], rmv=both[1]), like)
+            precondition = replace(precondition, apply=through.mv, adjoint=through.rmv)
         return Problem(
-            operator,
-            prepare_preconditioner(self.M, operator, like),
-            target=torch.zeros((), dtype=like.dtype, device=like.device),
+            widened(operator, like),
+            precondition,
+            target=torch.zeros((), dtype=wide(like).dtype, device=like.device),
             maxiter=10 * n if self.maxiter is None else self.maxiter,
             check_every=(1 if like.device.type == "cpu" else 16)
             if self.check_every is None
             else self.check_every,
             estimate_condition=self.estimate_condition,
+            eps=float(torch.finfo(like.dtype).eps),
         )
 
     def compute(self, state: Problem, b: Tensor, x0: Tensor | None = None) -> Computed:
         """Return the solution for one vector b."""
-        size = norm(b)
-        target = torch.clamp(self.rtol * size, min=self.atol)
+        dtype, b = b.dtype, wide(b)
+        scale = unit(b)
+        b = b / scale
+        target = torch.maximum(self.rtol * norm(b), self.atol / scale)
         problem = replace(state, target=target)
-        x, count, condition = self.run(problem, b, None if x0 is None else x0.to(b.dtype))
-        return finish(state.operator, x, b, target, count, condition)
+        x, count, condition = self.run(problem, b, None if x0 is None else x0.to(b.dtype) / scale)
+        found = finish(state.operator, x, b, target, count, condition, state.eps)
+        return found._replace(
+            value=(x * scale).to(dtype), residual_norm=found.residual_norm * scale
+        )
 
     def transpose(self, state: Problem) -> Problem:
         """Return the state of Aᴴ."""

@@ -16,6 +16,8 @@ from torchopt.linear_solve.iterate import (
     condition_of_bidiagonal,
     norm,
     quotient,
+    unit,
+    wide,
 )
 from torchopt.linear_solve.result import Status
 from torchopt.linear_solve.solver import Computed
@@ -42,8 +44,10 @@ class LSMR(IterativeSolver):
         found = super().compute(state, b, x0)
         # ‖Aᴴ r‖ = 0 but r ≠ 0: what is left of b is outside of the range of A.
         adjoint = state.operator.rmv
-        gradient = norm(adjoint(b - state.operator.mv(found.value)))
-        least = gradient <= 1e3 * torch.finfo(gradient.dtype).eps * norm(adjoint(b))
+        scale = unit(wide(b))
+        b, x = wide(b) / scale, wide(found.value) / scale
+        gradient = norm(adjoint(b - state.operator.mv(x)))
+        least = gradient <= 1e3 * state.eps * norm(adjoint(b))
         unsolved = found.status == int(Status.MAX_ITERATIONS)
         status = torch.where(unsolved & least, int(Status.SINGULAR), found.status)
         return found._replace(status=status)

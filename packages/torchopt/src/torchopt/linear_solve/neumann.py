@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.iterate import norm
+from torchopt.linear_solve.iterate import norm, unit, wide, widened
 from torchopt.linear_solve.operator import BoundOperator
 from torchopt.linear_solve.result import OnFail, Status
 from torchopt.linear_solve.solver import Computed, Solver
@@ -22,42 +22,53 @@ class Neumann(Solver):
     """The truncated series α Σ_{k=0}^{maxiter} (I - αA)ᵏ b.
 
     Its error is (I - αA)^(maxiter + 1) A⁻¹ b: it tends to the solution if and only if the spectral
-    radius of I - αA is below 1. The truncation is what was asked for, so it is no failure; a
-    residual that grew beyond ‖b‖ is.
+    radius of I - αA is below 1. A truncation that leaves more than `rtol` of ‖b‖ is MAX_ITERATIONS,
+    a residual that grew beyond ‖b‖ is DIVERGED.
 
     Attributes:
         maxiter: The highest power, >= 0.
         alpha: α; None is 1.
         ridge: Solve with A + ridge I.
-        on_fail: What to do when the series diverges: "raise", "warn" or "ignore".
+        on_fail: What to do when the series diverges, or was cut off too early: "raise", "warn" or
+            "ignore".
+        rtol: The part of ‖b‖ that may be left; 1 where the truncated series is what is wanted.
     """
 
     maxiter: int = 10
     alpha: float | Tensor | None = None
     ridge: float | Tensor | None = None
     on_fail: OnFail = "warn"
+    rtol: float = 1e-5
 
-    def init(self, operator: BoundOperator, like: Tensor) -> BoundOperator:
-        """Return the operator."""
-        return operator
+    def init(self, operator: BoundOperator, like: Tensor) -> tuple[BoundOperator, float]:
+        """Return the operator, and the rounding of its dtype."""
+        return widened(operator, like), float(torch.finfo(like.dtype).eps)
 
     def compute(self, state: Any, b: Tensor, x0: Tensor | None = None) -> Computed:
         """Return the truncated series; `x0` is not used."""
         alpha = 1.0 if self.alpha is None else self.alpha
+        operator, eps = state
+        dtype, b = b.dtype, wide(b)
+        scale = unit(b)
+        b = b / scale
         term = alpha * b
         total = term
         for _ in range(self.maxiter):
-            term = term - alpha * state.mv(term)
+            term = term - alpha * operator.mv(term)
             total = total + term
-        residual = norm(b - state.mv(total))
-        grew = torch.where(residual > norm(b), int(Status.DIVERGED), int(Status.CONVERGED))
-        status = torch.where(residual.isfinite(), grew, int(Status.NON_FINITE))
-        return Computed(total, torch.full_like(status, self.maxiter), residual, status)
+        residual = norm(b - operator.mv(total))
+        size = norm(b)
+        met = residual <= max(self.rtol, 10 * eps) * size
+        status = torch.where(met, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
+        status = torch.where(residual > size, int(Status.DIVERGED), status)
+        status = torch.where(residual.isfinite(), status, int(Status.NON_FINITE))
+        count = torch.full_like(status, self.maxiter)
+        return Computed((total * scale).to(dtype), count, residual * scale, status)
 
-    def transpose(self, state: Any) -> BoundOperator:
+    def transpose(self, state: Any) -> tuple[BoundOperator, float]:
         """Return Aᴴ."""
-        transposed: BoundOperator = state.T
-        return transposed
+        operator, eps = state
+        return operator.T, eps
 
     @property
     def failure(self) -> OnFail:

@@ -135,6 +135,10 @@ class Layout:
         return tree_unflatten(self.spec, self.split(vector))
 
 
+def _conjugate(number: Any) -> Any:
+    return number.conj() if isinstance(number, Tensor) else number.conjugate()
+
+
 def transpose_linear(function: FlatMap, example: Tensor) -> FlatMap:
     """Return v -> Aᴴ v for a linear function v -> A v, linearised once.
 
@@ -194,8 +198,8 @@ class BoundOperator:
         """Return A + ridge I."""
         if ridge is None:
             return self
-        mv, rmv = self.mv, self.rmv
-        return replace(self, mv=lambda v: mv(v) + ridge * v, rmv=lambda v: rmv(v) + ridge * v)
+        mv, rmv, back = self.mv, self.rmv, _conjugate(ridge)
+        return replace(self, mv=lambda v: mv(v) + ridge * v, rmv=lambda v: rmv(v) + back * v)
 
 
 def _bind_function(
@@ -288,7 +292,8 @@ class LinearOperator:
         def bind(m: Tensor) -> tuple[FlatMap, FlatMap]:
             return lambda v: m @ v, lambda v: m.mH @ v
 
-        layout = Layout.of(matrix[0], "LinearOperator: matrix")
+        like = torch.empty(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        layout = Layout.of(like, "LinearOperator: matrix")
         return LinearOperator(bind, (matrix,), layout, _closure_of_tags(tags))
 
     @property
@@ -309,13 +314,35 @@ class LinearOperator:
         """Return A + ridge I."""
         if ridge is None:
             return self
-        bind = self.bind
+        bind, extra = self.bind, (ridge,) if isinstance(ridge, Tensor) else ()
+        if extra and extra[0].numel() != 1:
+            raise ValueError(f"ridge: expected one number, got a tensor {tuple(extra[0].shape)}")
 
         def shifted(*params: Tensor) -> tuple[FlatMap, FlatMap]:
-            mv, rmv = bind(*params)
-            return lambda v: mv(v) + ridge * v, lambda v: rmv(v) + ridge * v
+            mv, rmv = bind(*params[: len(params) - len(extra)])
+            shift = params[-1].reshape(()) if extra else ridge
+            back = _conjugate(shift)
+            return lambda v: mv(v) + shift * v, lambda v: rmv(v) + back * v
 
-        return replace(self, bind=shifted)
+        # A + i I is not Hermitian, whatever A is.
+        real = not (extra[0].is_complex() if extra else isinstance(ridge, complex))
+        tags = self.tags if real else self.tags - {Tag.SYMMETRIC, Tag.POSITIVE_DEFINITE}
+        return replace(self, bind=shifted, params=(*self.params, *extra), tags=tags)
+
+    def triangle(self) -> LinearOperator:
+        """Return the triangle that the tags name, without what is in the other one."""
+        bind, layout = self.bind, self.layout
+        upper = Tag.UPPER_TRIANGULAR in self.tags
+
+        def masked(*params: Tensor) -> tuple[FlatMap, FlatMap]:
+            matrix = BoundOperator(*bind(*params), layout).matrix(
+                torch.zeros(layout.size, dtype=_common(layout), device=self._device()),
+                vectorize=False,
+            )
+            part = matrix.triu() if upper else matrix.tril()
+            return lambda v: part @ v, lambda v: part.mH @ v
+
+        return replace(self, bind=masked)
 
     def normal(self) -> LinearOperator:
         """Return AᴴA."""

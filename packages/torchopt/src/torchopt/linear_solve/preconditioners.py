@@ -131,10 +131,13 @@ def prepare_preconditioner(
         ValueError: M is a matrix of another size.
     """
     n = operator.size
-    if M is None:
+    if M is None or n == 0:
         return FlatPreconditioner(_identity, _identity, trivial=True)
     if isinstance(M, Nystrom):
         return M.prepare(operator, like)
+    if operator.adjoint and not (isinstance(M, Jacobi) and M.diagonal is None):
+        # M approximates the inverse of the operator that was made first.
+        return prepare_preconditioner(M, operator.T, like).T
     if isinstance(M, Jacobi):
         if M.diagonal is None:
             diagonal = operator.matrix(like, vectorize=False).diagonal()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 import warnings
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -19,6 +20,7 @@ __all__ = [
     "Solution",
     "Stats",
     "Status",
+    "described",
     "report_failure",
 ]
 
@@ -103,6 +105,27 @@ class Solution(NamedTuple):
     stats: Stats
 
 
+def described(solver: object) -> str:
+    """Return a solver with its options, without the elements of tensors and without defaults."""
+    if not is_dataclass(solver) or isinstance(solver, type):
+        return str(solver)
+    options = []
+    for f in fields(solver):
+        value = getattr(solver, f.name)
+        if not f.repr or value is f.default:
+            continue
+        if isinstance(value, Tensor):
+            text = f"tensor of shape {tuple(value.shape)}"
+        elif is_dataclass(value):
+            text = described(value)
+        elif isinstance(value, (int, float, complex, str)):
+            text = repr(value)
+        else:
+            text = getattr(value, "__name__", type(value).__name__)
+        options.append(f"{f.name}={text}")
+    return f"{type(solver).__name__}({', '.join(options)})"
+
+
 def report_failure(status: Tensor, on_fail: OnFail, solver: object) -> None:
     """Raise or warn unless every entry of the batch converged. Reads one number from the device.
 
@@ -117,7 +140,7 @@ def report_failure(status: Tensor, on_fail: OnFail, solver: object) -> None:
     worst = Status(int(max_over_batch(status)))
     if worst is Status.CONVERGED:
         return
-    message = f"Linear solve by {solver}: {worst.name}. {worst.sentence}"
+    message = f"Linear solve by {described(solver)}: {worst.name}. {worst.sentence}"
     if on_fail == "raise":
         raise LinearSolveError(message)
     warnings.warn(message, LinearSolveWarning, stacklevel=3)

@@ -104,7 +104,10 @@ class Solver(ABC):
         The system as given with the shift, unless a solver answers another one: what is returned
         is what derivatives are taken of.
         """
-        return self, operator.shifted(self.shift), b
+        if self.shift is None:
+            return self, operator, b
+        # The shift is a part of the operator now, and differentiated with it.
+        return replace(self, ridge=None), operator.shifted(self.shift), b  # type: ignore[call-arg]
 
     def start(self, layout: Layout) -> Tensor | None:
         """Return the default x0 as a vector, or None."""
@@ -189,7 +192,9 @@ def solve_vector(
     outputs = apply_rule(rule, b, *(operator.params[i] for i in order), *start)
     value, iterations, residual_norm, status, condition = outputs
     report_failure(status, on_fail, solver)
-    rhs_norm = torch.linalg.vector_norm(b.detach())
+    size = b.detach().abs().amax() if b.numel() else b.detach().abs().sum()
+    size = torch.where((size > 0) & size.isfinite(), size, torch.ones_like(size))
+    rhs_norm = torch.linalg.vector_norm(b.detach() / size) * size
     return value, Stats(iterations, residual_norm, rhs_norm, condition), status
 
 

@@ -22,6 +22,7 @@ from torchopt.errors import TorchOptError
 from torchopt.linear_solve.auto import Auto
 from torchopt.linear_solve.iterate import iterate, norm
 from torchopt.linear_solve.operator import Layout
+from torchopt.linear_solve.result import described
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import (
     derivatives_wanted,
@@ -85,7 +86,8 @@ _SENTENCES = {
         "loosen `tol` or solve in float64."
     ),
     SolveStatus.NO_BRACKET: (
-        "The function has the same sign at `lower` and `upper`. Choose bounds around the root."
+        "The function has the same sign at `lower` and `upper`, or changes it by a jump or a pole. "
+        "Choose bounds around the root."
     ),
     SolveStatus.INFEASIBLE: (
         "No point satisfies the conditions of Karush, Kuhn and Tucker: the constraints contradict "
@@ -142,7 +144,7 @@ def report_outcome(status: Tensor, on_fail: OnFail, solver: object) -> None:
     worst = SolveStatus(int(max_over_batch(status)))
     if worst is SolveStatus.CONVERGED:
         return
-    message = f"{solver}: {worst.name}. {worst.sentence}"
+    message = f"{described(solver)}: {worst.name}. {worst.sentence}"
     if on_fail == "raise":
         raise SolverError(message)
     warnings.warn(message, SolverWarning, stacklevel=3)
@@ -319,6 +321,11 @@ def _plain(x: Any) -> Any:
     return plain_entry(x) if isinstance(x, Tensor) else x
 
 
+def gradient_norm(value: Tensor, gradient: Tensor) -> Tensor:
+    """Return ‖∇f‖; NaN where f is not finite: no gradient there says that x is a minimum."""
+    return torch.where(value.isfinite(), norm(gradient), torch.nan)
+
+
 def false_like(x: Tensor) -> Tensor:
     """Return a 0-dim False beside x, batched like it."""
     return torch.zeros_like(x.sum(), dtype=torch.bool)
@@ -369,7 +376,9 @@ class FixedPointSolver(Solver):
     def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
         """Return the fixed point for one vector."""
         what = f"{type(self).__name__}: value of the function"
-        return self.iterate(lambda x: layout.ravel(function(layout.unravel(x)), what), x)
+        return self.iterate(
+            lambda x: layout.ravel(function(layout.unravel(x)), what).to(x.dtype), x
+        )
 
 
 @dataclass(frozen=True)
@@ -387,4 +396,6 @@ class RootSolver(Solver):
     def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
         """Return the root for one vector."""
         what = f"{type(self).__name__}: value of the function"
-        return self.find(lambda x: layout.ravel(function(layout.unravel(x)), what), layout, x)
+        return self.find(
+            lambda x: layout.ravel(function(layout.unravel(x)), what).to(x.dtype), layout, x
+        )

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every solver: the scale of b makes no difference, and a status is true."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from torchopt.diff.implicit import custom_root
+from torchopt.linear_solve import (
+    CG,
+    GMRES,
+    LSMR,
+    LU,
+    MINRES,
+    QR,
+    Auto,
+    BiCGSTAB,
+    Cholesky,
+    Diagonal,
+    Jacobi,
+    LinearOperator,
+    LinearSolveWarning,
+    Neumann,
+    NormalCG,
+    Nystrom,
+    Status,
+    Triangular,
+    WarmStart,
+    linear_solve,
+)
+
+F64 = torch.float64
+N = 8
+SPD, DIAGONAL, LOWER = ("positive_definite",), ("diagonal",), ("lower_triangular",)
+SOLVERS = {
+    "cg": (lambda **o: CG(**o), SPD),
+    "normal_cg": (lambda **o: NormalCG(**o), ()),
+    "lsmr": (lambda **o: LSMR(**o), ()),
+    "gmres": (lambda **o: GMRES(**o), ()),
+    "gmres_restarted": (lambda **o: GMRES(restart=3, **o), ()),
+    "bicgstab": (lambda **o: BiCGSTAB(**o), ()),
+    "minres": (lambda **o: MINRES(**o), SPD),
+    "neumann": (lambda **o: Neumann(200, alpha=0.3, **o), SPD),
+    "warm": (lambda **o: WarmStart(CG(**o)), SPD),
+    "lu": (lambda **o: LU(**o), ()),
+    "qr": (lambda **o: QR(**o), ()),
+    "cholesky": (lambda **o: Cholesky(**o), SPD),
+    "triangular": (lambda **o: Triangular(**o), LOWER),
+    "diagonal": (lambda **o: Diagonal(**o), DIAGONAL),
+    "auto": (lambda **o: Auto(dense_limit=0), ()),
+}
+ITERATIVE = {
+    name: SOLVERS[name]
+    for name in (
+        "cg",
+        "normal_cg",
+        "lsmr",
+        "gmres",
+        "gmres_restarted",
+        "bicgstab",
+        "minres",
+        "warm",
+        "auto",
+    )
+}
+
+
+@pytest.fixture(params=SOLVERS.values(), ids=SOLVERS.keys())
+def case(request):
+    return request.param
+
+
+@pytest.fixture(params=ITERATIVE.values(), ids=ITERATIVE.keys())
+def iterative(request):
+    return request.param
+
+
+def matrix(tags, dtype=F64):
+    g = torch.Generator().manual_seed(2)
+    root = torch.randn(N, N, generator=g, dtype=F64)
+    if tags == DIAGONAL:
+        A = torch.diag(torch.linspace(1, 3, N, dtype=F64))
+    else:
+        A = root @ root.T / N + torch.eye(N, dtype=F64)
+    return (A.tril() if tags == LOWER else A).to(dtype)
+
+
+def vector(dtype=F64):
+    return torch.randn(N, generator=torch.Generator().manual_seed(3), dtype=F64).to(dtype)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e30])
+def test_scale_of_the_right_hand_side_makes_no_difference(case, scale):
+    make, tags = case
+    A, b = matrix(tags, torch.float32), vector(torch.float32)
+    operator = LinearOperator.from_matrix(A, tags)
+    solver = make()
+    expected = linear_solve(operator, b, solver).value
+    solution = linear_solve(operator, b * scale, make())
+    torch.testing.assert_close(solution.value / scale, expected, rtol=1e-4, atol=1e-5)
+    assert Status(int(solution.status)) is Status.CONVERGED
+    stats = solution.stats
+    assert 0 < stats.rhs_norm < torch.inf
+    assert stats.residual_norm <= 2e-5 * stats.rhs_norm
+    # Backward: the cotangent has the scale.
+    leaf = b.clone().requires_grad_()
+    (linear_solve(operator, leaf, make()).value.sum() * scale).backward()
+    exact = torch.linalg.solve(A.mT.double(), torch.ones(N, dtype=F64))
+    torch.testing.assert_close((leaf.grad / scale).double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-3, 1024.0])
+def test_loss_scaling_in_half_precision(case, dtype, scale):
+    make, tags = case
+    A = matrix(tags, dtype)
+    operator = LinearOperator.from_matrix(A, tags)
+    b = vector(dtype).requires_grad_()
+    (linear_solve(operator, b, make(), on_fail="raise").value.sum() * scale).backward()
+    exact = torch.linalg.solve(A.double().mT, torch.ones(N, dtype=F64))
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close((b.grad.double() / scale), exact, rtol=20 * eps, atol=20 * eps)
+
+
+def test_zero_right_hand_side_and_starts_larger_than_the_solution(iterative):
+    make, tags = iterative
+    operator = LinearOperator.from_matrix(matrix(tags), tags)
+    b = vector()
+    zero = linear_solve(operator, 0 * b, make(), x0=torch.ones_like(b))
+    assert not zero.value.any()
+    assert not zero.status.any()
+    for scale in (1e-9, 1e-20, 1e-200):
+        solution = linear_solve(operator, scale * b, make(), x0=torch.ones_like(b))
+        cold = linear_solve(operator, scale * b, make())
+        torch.testing.assert_close(solution.value / scale, cold.value / scale)
+    at_nan = linear_solve(operator, b, make(), x0=torch.full_like(b, torch.nan))
+    torch.testing.assert_close(at_nan.value, linear_solve(operator, b, make()).value)
+
+
+def test_warm_start_survives_a_masked_loss():
+    d = torch.arange(1.0, 9.0, dtype=F64)
+    solve = WarmStart(CG(1e-10, on_fail="raise"))
+    root = custom_root(lambda x, a: x * d - a, argnums=1, solve=solve, positive_definite=True)
+    a = torch.ones(8, dtype=F64, requires_grad=True)
+    for weight in (1.0, 0.0, 1e-12, 1.0):
+        (found,) = torch.autograd.grad((weight * root(lambda s, a: a / d)(None, a)).sum(), a)
+        torch.testing.assert_close(found, weight / d, rtol=1e-8, atol=0.0)
+
+
+HARD = {
+    "singular": torch.ones(N, N, dtype=F64),
+    "nearly_singular": torch.ones(N, N, dtype=F64) + 1e-14 * matrix(SPD),
+    "indefinite": torch.diag(torch.linspace(-1, 1, N, dtype=F64)),
+    "ill_conditioned": torch.diag(torch.logspace(0, 12, N, dtype=F64)),
+    "skew": matrix(LOWER) - matrix(LOWER).mT,
+    "zero": torch.zeros(N, N, dtype=F64),
+    "nan": torch.full((N, N), torch.nan, dtype=F64),
+    "infinite": torch.full((N, N), torch.inf, dtype=F64),
+    "huge": 1e200 * matrix(SPD),
+    "tiny": 1e-200 * matrix(SPD),
+}
+
+
+@pytest.mark.parametrize("name", sorted(HARD))
+def test_converged_means_a_small_residual(case, name):
+    make, tags = case
+    A, b = HARD[name], vector()
+    solution = linear_solve(LinearOperator.from_matrix(A, tags), b, make(), on_fail="ignore")
+    if tags == LOWER:
+        A = A.tril()
+    elif tags == DIAGONAL:
+        A = torch.diag(A.sum(1))
+    residual = (b - A @ solution.value).norm() / b.norm()
+    size = A.abs().sum() * solution.value.abs().max() / b.norm()
+    if int(solution.status) == int(Status.CONVERGED):
+        assert residual <= 3e-5 + 1e-13 * size
+    else:
+        assert not residual <= 1e-9 or name in ("nearly_singular", "ill_conditioned")
+
+
+@pytest.mark.parametrize(
+    "solver", [CG(1e-12, maxiter=1), Neumann(2, alpha=0.3), LSMR(1e-12, maxiter=1)], ids=repr
+)
+def test_unfinished_solves_of_backward_warn(solver):
+    A = matrix(SPD)
+    root = custom_root(lambda x, a: A @ x - a, argnums=1, solve=solver)
+    a = vector().requires_grad_()
+    x = root(lambda s, a: torch.linalg.solve(A, a))(None, a)
+    with pytest.warns(LinearSolveWarning, match="MAX_ITERATIONS") as seen:
+        x.sum().backward()
+    assert len(str(seen[0].message)) < 400
+
+
+@pytest.mark.parametrize("kind", ["matrix", "callable", "jacobi"])
+@pytest.mark.parametrize("name", ["gmres", "bicgstab", "lsmr", "normal_cg"])
+def test_preconditioner_serves_the_adjoint_solve(name, kind):
+    """A perfect one does in one step, forward and backward."""
+    g = torch.Generator().manual_seed(1)
+    A = torch.diag(torch.linspace(1, 2, N, dtype=F64))
+    A = A + 2 * torch.triu(torch.randn(N, N, dtype=F64, generator=g), 1)
+    if kind == "jacobi":
+        A = torch.diag(torch.logspace(0, 6, N, dtype=F64))
+    inverse = torch.linalg.inv(A)
+    M = inverse @ inverse.mT if name == "normal_cg" else inverse
+    given = {"matrix": M, "callable": lambda v: M @ v, "jacobi": Jacobi(1 / M.diagonal())}[kind]
+    solver = SOLVERS[name][0](rtol=1e-9, M=given, maxiter=3)
+    b = vector().requires_grad_()
+    x = linear_solve(A, b, solver).value
+    (found,) = torch.autograd.grad(x.sum(), b)
+    exact = torch.linalg.solve(A.mT, torch.ones(N, dtype=F64))
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
+    state = solver.init(LinearOperator.from_matrix(A).bound(), b.detach())
+    back = solver.compute(solver.transpose(state), torch.ones(N, dtype=F64))
+    assert back.iterations <= 3
+    torch.testing.assert_close(back.value, exact, rtol=1e-6, atol=1e-6)
+
+
+RIDGES = {name: SOLVERS[name] for name in SOLVERS if name not in ("auto", "normal_cg")}
+
+
+@pytest.mark.parametrize("name", sorted(RIDGES))
+def test_tensor_ridge_has_a_gradient_in_every_mode(name):
+    make, tags = RIDGES[name]
+    A, b, r = matrix(tags), vector(), torch.tensor(0.7, dtype=F64)
+    operator = LinearOperator.from_matrix(A, tags)
+    options = {"rtol": 1e-13} if name in ITERATIVE or name == "neumann" else {}
+
+    def ours(r):
+        return linear_solve(operator, b, make(ridge=r, **options)).value
+
+    def closed(r):
+        return torch.linalg.solve(A + r * torch.eye(N, dtype=F64), b)
+
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(transform(ours)(r), transform(closed)(r))
+    batch = torch.tensor([0.1, 0.5], dtype=F64)
+    torch.testing.assert_close(torch.func.vmap(ours)(batch), torch.stack([*map(closed, batch)]))
+    leaf = r.clone().requires_grad_()
+    through_closure = make(ridge=leaf, **options)
+    if tags in ((), SPD):
+        x = through_closure(lambda v: A @ v, b)
+        torch.testing.assert_close(
+            torch.autograd.grad(x.sum(), leaf)[0], torch.func.jacrev(closed)(r).sum()
+        )
+
+
+@pytest.mark.parametrize("solver", [LU(), QR(), GMRES(1e-13), LSMR(1e-13), BiCGSTAB(1e-13)])
+@pytest.mark.parametrize("tags", [(), SPD])
+def test_complex_ridge_is_conjugated_in_the_adjoint(solver, tags):
+    A = matrix(SPD).to(torch.complex128)
+    b = (vector() + 1j * vector().flip(0)).requires_grad_()
+    for ridge in (0.7j, torch.tensor(0.7j, dtype=torch.complex128, requires_grad=True)):
+        shifted = dataclasses.replace(solver, ridge=ridge)
+        x = linear_solve(LinearOperator.from_matrix(A, tags), b, shifted).value
+        y = torch.linalg.solve(A + ridge * torch.eye(N, dtype=A.dtype), b)
+        inputs = (b, ridge) if isinstance(ridge, torch.Tensor) else (b,)
+        found, expected = (torch.autograd.grad(z.abs().pow(2).sum(), inputs) for z in (x, y))
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("upper", [False, True])
+@pytest.mark.parametrize("solver", [Triangular(), Auto(), Triangular(ridge=0.5)], ids=repr)
+def test_the_other_triangle_has_no_gradient(solver, upper):
+    tags = ["upper_triangular" if upper else "lower_triangular"]
+    A, b = matrix(SPD), vector()
+    shift = 0.5 if getattr(solver, "ridge", None) else 0.0
+
+    def ours(A):
+        return linear_solve(LinearOperator.from_matrix(A, tags), b, solver).value
+
+    def closed(A):
+        A = A + shift * torch.eye(N, dtype=F64)
+        return torch.linalg.solve_triangular(A, b[:, None], upper=upper)[:, 0]
+
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(transform(ours)(A), transform(closed)(A))
+
+
+def test_empty_systems(case):
+    make, tags = case
+    nothing = torch.zeros(0, dtype=F64)
+    matrices = LinearOperator.from_matrix(torch.zeros(0, 0, dtype=F64), tags)
+    function = LinearOperator.from_function(lambda p, v: p * v, torch.tensor(2.0), nothing, tags)
+    for operator in (matrices, function):
+        b = nothing.clone().requires_grad_()
+        solution = linear_solve(operator, b, make())
+        assert solution.value.shape == (0,)
+        assert not solution.status.any()
+        assert torch.autograd.grad(solution.value.sum(), b)[0].shape == (0,)
+        assert operator.as_matrix().shape == (0, 0)
+    for M in (Nystrom(2), Jacobi(), torch.zeros(0, 0, dtype=F64)):
+        assert linear_solve(matrices, nothing, CG(M=M)).value.shape == (0,)
