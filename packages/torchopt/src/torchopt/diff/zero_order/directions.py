@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +43,7 @@ __all__ = [
     "Sobol",
     "Sphere",
     "as_directions",
+    "common_draws",
     "draw_seed",
     "member_seed",
     "seeded",
@@ -100,6 +103,34 @@ def seeded(seed: int, like: Sequence[Tensor]) -> Iterator[Callable[[int], None]]
         yield seed_all
 
 
+@contextlib.contextmanager
+def common_draws(seed: int, like: Sequence[Tensor]) -> Iterator[Callable[[int], None]]:
+    """Seed all generators that a function draws from without being given them: those of `seeded`,
+    Python's and numpy's; put them back on exit.
+
+    Yields:
+        A function that seeds them again.
+    """
+    numpy = sys.modules.get("numpy")
+    state = random.getstate()
+    kept = None if numpy is None else numpy.random.get_state()
+    try:
+        with seeded(seed, like) as seed_torch:
+
+            def seed_all(seed: int) -> None:
+                seed_torch(seed)
+                random.seed(seed)
+                if numpy is not None:
+                    numpy.random.seed(seed & _MASK32)
+
+            seed_all(seed)
+            yield seed_all
+    finally:
+        random.setstate(state)
+        if numpy is not None:
+            numpy.random.set_state(kept)
+
+
 class Directions(ABC):
     """A source of random directions in a space of trees.
 
@@ -116,6 +147,14 @@ class Directions(ABC):
         """
         del dimension
         return 1
+
+    def second_moment(self, tree: Sequence[Tensor]) -> list[Tensor]:
+        """Return E[z z'] h for the leaves h of a tree: h itself where the covariance is I.
+
+        Raises:
+            ValueError: It is not known.
+        """
+        return list(tree)
 
     @abstractmethod
     def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
@@ -263,11 +302,16 @@ class _Flat(Directions):
 
     def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
         """Return directions `start` to `stop - 1`, as `Directions.draw` says."""
-        dtype = torch.float32
-        for leaf in like:
-            dtype = torch.promote_types(dtype, leaf.dtype)
+        dtype = _common_dtype(like)
         dimension = sum(leaf.numel() for leaf in like)
         return _split(self.rows(dimension, seed, start, stop, dtype), like)
+
+
+def _common_dtype(like: Sequence[Tensor]) -> torch.dtype:
+    dtype = torch.float32
+    for leaf in like:
+        dtype = torch.promote_types(dtype, leaf.dtype)
+    return dtype
 
 
 def _normal_rows(dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
@@ -324,7 +368,7 @@ class Orthogonal(_Flat):
         # The signs make the frames uniformly distributed (Mezzadri 2007).
         signs = torch.sign(torch.diagonal(r, dim1=1, dim2=2))
         scale = signs * torch.linalg.vector_norm(drawn[:, 1], dim=1)
-        rows: Tensor = (q * scale[:, None]).mT.reshape(-1, dimension)
+        rows: Tensor = (q * scale[:, None]).mT.reshape(len(blocks) * size, dimension)
         first = start - blocks.start * size
         return rows[first : first + stop - start].to(dtype)
 
@@ -361,6 +405,8 @@ class Sobol(_Flat):
     def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
         size = self.coupled(dimension)
+        if not dimension:
+            return torch.empty(stop - start, 0, dtype=dtype)
 
         def points_of(number: int) -> Tensor:
             engine = torch.quasirandom.SobolEngine(
@@ -403,14 +449,27 @@ class Guided(_Flat):
         if not 0.0 < self.alpha <= 1.0:
             raise ValueError(f"Guided: expected alpha in (0, 1], got {self.alpha}.")
 
-    def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
+    def second_moment(self, tree: Sequence[Tensor]) -> list[Tensor]:
+        """Return C h."""
+        dtype = _common_dtype(tree)
+        h = torch.cat([x.detach().to("cpu", dtype).flatten() for x in tree])
+        basis = self._basis(len(h), dtype)
+        stretch = (1.0 - self.alpha) * len(h) / basis.shape[1]
+        product = self.alpha * h + stretch * (basis @ (basis.T @ h))
+        return [x[0] for x in _split(product[None], tree)]
+
+    def _basis(self, dimension: int, dtype: torch.dtype) -> Tensor:
         if self.subspace.shape[0] != dimension:
             raise ValueError(
                 f"Guided: expected a subspace of shape [{dimension}, k] for a tree of {dimension} "
                 f"entries, got {list(self.subspace.shape)}."
             )
-        basis, _ = torch.linalg.qr(self.subspace.detach().to("cpu", dtype))
+        basis: Tensor = torch.linalg.qr(self.subspace.detach().to("cpu", dtype))[0]
+        return basis
+
+    def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
+        basis = self._basis(dimension, dtype)
         k = basis.shape[1]
         z = _normal_rows(dimension + k, seed, start, stop, dtype)
         stretch = math.sqrt((1.0 - self.alpha) * dimension / k)
@@ -429,10 +488,25 @@ class FromDistribution(Directions):
         sample: Takes the shape of a leaf and returns a tensor of that shape.
         independent: Whether the entries of a sample are independent and alike, whatever its shape.
             Then one call draws all leaves, of many small directions.
+        moments: Mean and variance of the independent entries, where they are known.
     """
 
     sample: Callable[..., Any]
     independent: bool = False
+    moments: tuple[float, float] | None = None
+
+    def second_moment(self, tree: Sequence[Tensor]) -> list[Tensor]:
+        """Return E[z z'] h, if the moments are known."""
+        if not self.independent or self.moments is None:
+            raise ValueError(
+                "`surrogate`: expected directions of known covariance, got a `distribution` that "
+                "only draws: the surrogate would change the mean of the estimate where that "
+                "covariance is not I. Use Gaussian(), Rademacher() or another source of "
+                "torchopt.diff.zero_order.directions, or a scalar torch distribution."
+            )
+        mean, variance = self.moments
+        total = sum(float(h.double().sum()) for h in tree)
+        return [variance * h + mean**2 * total for h in tree]
 
     def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
         """Return directions `start` to `stop - 1`, as `Directions.draw` says."""
@@ -479,6 +553,16 @@ def _is_standard_normal(distribution: Any) -> bool:
     )
 
 
+def _moments(distribution: torch.distributions.Distribution) -> tuple[float, float] | None:
+    try:
+        mean, variance = distribution.mean, distribution.variance
+    except (NotImplementedError, RuntimeError, ValueError):
+        return None
+    if mean.numel() != 1 or not (mean.isfinite().all() and variance.isfinite().all()):
+        return None
+    return float(mean), float(variance)
+
+
 def as_directions(distribution: Any) -> Directions:
     """Return `distribution` as a source of directions.
 
@@ -496,7 +580,7 @@ def as_directions(distribution: Any) -> Directions:
         return Gaussian()
     if isinstance(distribution, torch.distributions.Distribution):
         scalar = distribution.batch_shape == () and distribution.event_shape == ()
-        return FromDistribution(distribution.sample, independent=scalar)
+        return FromDistribution(distribution.sample, scalar, _moments(distribution))
     if isinstance(distribution, Samplable):
         return FromDistribution(distribution.sample)
     if callable(distribution):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["GradientEstimate", "Spread", "effective_sample_size"]
+__all__ = ["GradientEstimate", "Spread", "effective_sample_size", "scaled"]
 
 
 class GradientEstimate(NamedTuple):
@@ -18,9 +18,10 @@ class GradientEstimate(NamedTuple):
     Attributes:
         gradient: Tree like the parameters.
         standard_error: Tree like the parameters: the estimated standard deviation of each entry of
-            `gradient`, from the spread of independent blocks of directions. None if it was not
-            asked for, and with fewer than two blocks. It measures noise, not the smoothing bias of
-            the estimator.
+            `gradient`, from the spread of independent blocks of directions; see `Spread`. That of a
+            complex entry has the error of the real part as its real part, and so on. None if it was
+            not asked for, and with fewer than two blocks. It measures noise, not the smoothing bias
+            of the estimator.
         effective_sample_size: (sum |c_i|)^2 / sum c_i^2, in [1, N]: how many of the N directions
             carry the estimate (L. Kish, Survey Sampling, 1965, on the sizes of the coefficients).
         evaluations: Of the function.
@@ -32,63 +33,94 @@ class GradientEstimate(NamedTuple):
     evaluations: int
 
 
+def scaled(coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    """Return coefficients divided by the largest of them, and that one in float64: squares stay in
+    the range of their dtype.
+    """
+    largest = coefficients.abs().amax()
+    scale = torch.where(largest == 0, torch.ones_like(largest), largest)
+    return coefficients / scale, scale.double()
+
+
 def effective_sample_size(coefficients: Tensor) -> float:
-    """Return (sum |c_i|)^2 / sum c_i^2; N if all are zero."""
-    squares = coefficients.square().sum()
-    if squares == 0:
-        return float(len(coefficients))
-    return float(coefficients.abs().sum().square() / squares)
+    """Return (sum |c_i|)^2 / sum c_i^2; N if all are zero. It does not depend on their scale."""
+    c = coefficients.detach().to(device="cpu", dtype=torch.float64)
+    if not c.any():
+        return float(len(c))
+    c, _ = scaled(c)
+    return float(c.abs().sum().square() / c.square().sum())
 
 
 class Spread:
     """Accumulates the variance of the mean of independent blocks of directions.
 
-    With block sums S_b over n_b directions and mean g = sum_b S_b / N, the variance of g is
-    estimated by B / (B - 1) sum_b (S_b - n_b g)^2 / N^2.
+    Of q blocks of m directions, with sums S_b of x_i = c_i d(z_i), and a rest of r directions, the
+    variance of the mean g is (q v(m) + v(r)) / N^2, v(n) that of the sum of n directions of one
+    block. v(m) is the sample variance of the S_b; v(1) that of the x_i. The rest follows from
+
+        v(r) = r v(1) + r (r - 1) k,      k = (v(m) - m v(1)) / (m (m - 1)),
+
+    k the covariance of two directions of a block. With one whole block k is taken for 0: too large
+    an error for directions that are coupled to reduce it.
+
+    Sums of squares are kept in float64, so that they have the range of any float32 gradient.
 
     Args:
         leaves: Like the gradient.
-        coupled: Directions in a block; the last block may be smaller.
+        coupled: m, directions in a block; the last block may be smaller.
         num_samples: N.
     """
 
     def __init__(self, leaves: Sequence[Tensor], coupled: int, num_samples: int) -> None:
         self.coupled = coupled
         self.num_samples = num_samples
-        sizes = [min(coupled, num_samples - i) for i in range(0, num_samples, coupled)]
-        self.blocks = len(sizes)
-        self.sum_size_squares = float(sum(n * n for n in sizes))
-        self.squares = [torch.zeros_like(x) for x in leaves]
-        self.sized = [torch.zeros_like(x) for x in leaves]
+        self.blocks, self.rest = divmod(num_samples, coupled)
 
-    def add(self, leaf: int, weights: Tensor, directions: Tensor, total: Tensor) -> None:
+        def zeros() -> list[Tensor]:
+            return [torch.zeros_like(x, dtype=torch.float64) for x in leaves]
+
+        by_block = coupled > 1 and self.blocks > 1
+        self.of_each = zeros() if coupled == 1 or self.rest else None
+        self.of_blocks = (zeros(), zeros()) if by_block else None
+
+    def add(self, leaf: int, weights: Tensor, directions: Tensor) -> None:
         """Add a chunk, which begins at a block.
 
         Args:
             leaf: Which leaf.
             weights: `[n]`, coefficients.
             directions: `[n, *shape]`.
-            total: `[*shape]`, the sum of weights times directions.
         """
-        if self.coupled == 1:
-            self.squares[leaf] += torch.tensordot(weights.square(), directions.square(), dims=1)
-            self.sized[leaf] += total
+        if self.of_each is not None:
+            unit, scale = scaled(weights)
+            part = torch.tensordot(unit.square(), directions.square(), dims=1)
+            self.of_each[leaf].add_(part.double() * scale.square())
+        if self.of_blocks is None:
             return
-        for i in range(0, len(weights), self.coupled):
-            part = weights[i : i + self.coupled]
-            block = torch.tensordot(part, directions[i : i + self.coupled], dims=1)
-            self.squares[leaf] += block.square()
-            self.sized[leaf] += len(part) * block
+        sums, squares = self.of_blocks
+        for i in range(0, len(weights) - self.coupled + 1, self.coupled):
+            inside = slice(i, i + self.coupled)
+            block = torch.tensordot(weights[inside], directions[inside], dims=1).double()
+            sums[leaf].add_(block)
+            squares[leaf].addcmul_(block, block)
 
     def standard_error(self, means: Sequence[Tensor]) -> list[Tensor] | None:
         """Return the standard error of each entry, or None with fewer than two blocks."""
-        if self.blocks < 2:
+        if self.blocks + (self.rest > 0) < 2 or not self.blocks:
             return None
-        factor = self.blocks / (self.blocks - 1) / self.num_samples**2
-        return [
-            (s2 - 2.0 * g * s1 + g.square() * self.sum_size_squares)
-            .clamp(min=0.0)
-            .mul(factor)
-            .sqrt()
-            for g, s2, s1 in zip(means, self.squares, self.sized)
-        ]
+        return [self._of_leaf(k, g.double()).to(g.dtype) for k, g in enumerate(means)]
+
+    def _of_leaf(self, leaf: int, mean: Tensor) -> Tensor:
+        n, m, q, r = self.num_samples, self.coupled, self.blocks, self.rest
+        single = torch.zeros_like(mean)  # v(1)
+        if self.of_each is not None:
+            single = (self.of_each[leaf] / n - mean.square()).clamp(min=0.0) * (n / (n - 1))
+        block = m * single  # v(m)
+        if self.of_blocks is not None:
+            sums, squares = (x[leaf] for x in self.of_blocks)
+            block = (squares - sums.square() / q).clamp(min=0.0) / (q - 1)
+        total = q * block
+        if r:
+            covariance = (block - m * single) / (m * (m - 1))
+            total = total + (r * single + r * (r - 1) * covariance).clamp(min=0.0)
+        return total.sqrt() / n

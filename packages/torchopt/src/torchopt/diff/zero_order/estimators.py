@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from torchopt.diff.zero_order.error_bars import GradientEstimate, Spread, effective_sample_size
+from torchopt.diff.zero_order.precision import accumulator, widened
 
 __all__ = [
     "ESTIMATORS",
@@ -50,6 +51,7 @@ __all__ = [
     "naive",
     "nes_utilities",
     "optimal_baseline",
+    "require_linear",
     "shaped",
     "spsa",
     "z_scores",
@@ -95,6 +97,8 @@ class Estimator:
         curvature: Like `coefficients`, from evaluations that include f(theta) to h, `[N]`: the mean
             of h_i (z_i z_i' - I) estimates the Hessian if z is standard normal. None: the estimator
             has no second derivative.
+        linear: Whether c is linear in the losses. Only then may a linear function be taken off the
+            losses and its gradient added again (`control_variate`).
 
     Example:
         >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -112,14 +116,15 @@ class Estimator:
     local: bool = False
     uses_norms: bool = True
     curvature: Callable[[Evaluations], Tensor] | None = None
+    linear: bool = True
 
     def __call__(
         self, losses: Tensor, noise: Tensor, sigma: float, center: Tensor | None = None
     ) -> Tensor:
-        """Return the gradient.
+        """Return the gradient, summed in float32 or wider.
 
         Args:
-            losses: `[N, K]`, or `[N]` if there is one offset.
+            losses: `[N, K]`, or `[N]` if there is one offset; integers and bools too.
             noise: `[N, *shape]`, the directions z.
             sigma: > 0, size of the perturbation.
             center: f(theta), 0-dim; for the estimators that use it.
@@ -131,8 +136,9 @@ class Estimator:
             ValueError: The shapes do not fit, or `center` is missing.
         """
         c = self._weights(losses, noise, sigma, center, 1)
-        total: Tensor = torch.tensordot(c, self.dual(noise), dims=1)
-        return total / len(noise)
+        total = torch.tensordot(c, self.dual(noise.to(c.dtype)), dims=1)
+        mean: Tensor = total / len(noise)
+        return mean.to(noise.dtype)
 
     def estimate(
         self,
@@ -153,14 +159,14 @@ class Estimator:
             coupled: How many consecutive directions depend on one another.
         """
         c = self._weights(losses, noise, sigma, center, coupled)
-        n, directions = len(noise), self.dual(noise)
-        total = torch.tensordot(c, directions, dims=1)
-        spread = Spread([total], coupled, n)
-        spread.add(0, c, directions, total)
-        error = spread.standard_error([total / n])
+        n, directions = len(noise), self.dual(noise.to(c.dtype))
+        mean = torch.tensordot(c, directions, dims=1) / n
+        spread = Spread([mean], coupled, n)
+        spread.add(0, c, directions)
+        error = spread.standard_error([mean])
         return GradientEstimate(
-            total / n,
-            None if error is None else error[0],
+            mean.to(noise.dtype),
+            None if error is None else error[0].to(noise.dtype),
             effective_sample_size(c),
             n * len(self.offsets) + int(self.uses_center),
         )
@@ -168,7 +174,7 @@ class Estimator:
     def _weights(
         self, losses: Tensor, noise: Tensor, sigma: float, center: Tensor | None, coupled: int
     ) -> Tensor:
-        losses = losses.reshape(len(losses), -1)
+        losses = widened(losses.reshape(len(losses), -1))
         if losses.shape != (len(noise), len(self.offsets)):
             raise ValueError(
                 f"{self.name}: expected losses of shape [{len(noise)}, {len(self.offsets)}] "
@@ -176,9 +182,11 @@ class Estimator:
             )
         if self.uses_center and center is None:
             raise ValueError(f"{self.name}: expected center, the loss at theta, got None.")
-        square_norms = noise.reshape(len(noise), noise[0].numel()).square().sum(1)
-        evaluations = Evaluations(losses, center, square_norms, sigma, coupled)
-        return self.coefficients(evaluations).to(noise.dtype)
+        dtype = accumulator(noise.dtype)
+        square_norms = noise.reshape(len(noise), noise[0].numel()).to(dtype).square().sum(1)
+        middle = None if center is None else widened(center)
+        evaluations = Evaluations(losses, middle, square_norms, sigma, coupled)
+        return self.coefficients(evaluations).to(dtype)
 
 
 def _naive(e: Evaluations) -> Tensor:
@@ -221,7 +229,8 @@ def _against_others(e: Evaluations, weights: Tensor) -> Tensor:
         own_weight, own = (
             torch.zeros_like(f).index_add(0, blocks, x)[blocks] for x in (own_weight, own)
         )
-    others = (weights @ deviation - own) / (weights.sum() - own_weight)
+    rest = weights.sum() - own_weight
+    others = (weights @ deviation - own) / torch.where(rest == 0, torch.ones_like(rest), rest)
     return (deviation - others) / e.sigma
 
 
@@ -350,6 +359,8 @@ def as_estimator(method: str | Estimator) -> Estimator:
 def centered_ranks(losses: Tensor) -> Tensor:
     """Return the ranks of all entries, scaled to [-1/2, 1/2]; equal losses get equal ranks.
 
+    A loss that is not a number ranks with infinite ones, as the worst.
+
     References:
         T. Salimans, J. Ho, X. Chen, S. Sidor, I. Sutskever, Evolution Strategies as a Scalable
         Alternative to Reinforcement Learning, 2017, https://arxiv.org/abs/1703.03864
@@ -365,7 +376,8 @@ def nes_utilities(losses: Tensor) -> Tensor:
     """Return the utilities of natural evolution strategies: only the better half counts.
 
     With rank k = 1 for the smallest loss: u = max(0, log(n/2 + 1) - log k) normalised to sum 1,
-    minus 1/n; the sign is that of a loss (small is negative).
+    minus 1/n; the sign is that of a loss (small is negative). Losses that are not numbers rank with
+    infinite ones.
 
     References:
         D. Wierstra, T. Schaul, T. Glasmachers, Y. Sun, J. Peters, J. Schmidhuber, Natural Evolution
@@ -379,18 +391,25 @@ def nes_utilities(losses: Tensor) -> Tensor:
 
 
 def z_scores(losses: Tensor) -> Tensor:
-    """Return the losses less their mean, divided by their standard deviation (0 if they agree)."""
-    deviation = losses - losses.mean()
+    """Return the losses less their mean, divided by their standard deviation (0 if they agree).
+
+    Losses that are not finite have no deviation: then all scores are NaN, and so is the gradient.
+    """
+    wide = widened(losses)
+    largest = wide.abs().amax()
+    wide = wide / torch.where(largest > 0, largest, torch.ones_like(largest))
+    deviation = wide - wide.mean()
     scale = deviation.square().mean().sqrt()
-    return deviation / torch.where(scale > 0, scale, torch.ones_like(scale))
+    return deviation / torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 def _ranks(losses: Tensor) -> Tensor:
-    flat = losses.flatten()
+    wide = widened(losses)
+    flat = torch.where(wide.isnan(), torch.inf, wide).flatten()
     in_order = flat.sort().values
     smaller = torch.searchsorted(in_order, flat, right=False)
     not_larger = torch.searchsorted(in_order, flat, right=True)
-    ranks = (smaller + not_larger - 1).to(losses.dtype) / 2.0
+    ranks = (smaller + not_larger - 1).to(wide.dtype) / 2.0
     return ranks.reshape(losses.shape)
 
 
@@ -426,6 +445,7 @@ def shaped(estimator: Estimator, utility: Callable[[Tensor], Tensor] = centered_
         _Shaped(estimator, utility),
         dual=estimator.dual,
         uses_norms=estimator.uses_norms,
+        linear=False,
     )
 
 
@@ -441,12 +461,13 @@ def control_variate(
 ) -> Tensor:
     """Return the losses less the linear function h'(x - theta), whose gradient is `surrogate`.
 
-    The estimate from these losses plus h has the same mean, as the estimator is exact in the mean
-    for linear functions, and the variance of the estimate of f - h'x: that of antithetic pairs
-    falls from norm(g)^2 I + g g' to the same with g - h.
+    The estimate from these losses plus C h, with C = E z z' the covariance of the directions, has
+    the same mean, as an estimator that is linear in the losses has mean C h for the linear
+    function. Its variance is that of the estimate of f - h'x: that of antithetic pairs falls from
+    norm(g)^2 I + g g' to the same with g - h.
 
     Args:
-        estimator: Says where the losses were taken.
+        estimator: Says where the losses were taken. Linear in the losses.
         losses: `[N, K]`.
         noise: Directions, for each leaf `[N, *shape]`.
         sigma: Size of the perturbation.
@@ -454,11 +475,25 @@ def control_variate(
 
     Returns:
         `[N, K]`, new.
+
+    Raises:
+        ValueError: The estimator is not linear in the losses.
     """
-    slope = sum(
-        (z.reshape(len(z), h.numel()) @ h.flatten()).to(losses.dtype)
-        for z, h in zip(noise, surrogate, strict=True)
-    )
-    assert isinstance(slope, Tensor)
+    require_linear(estimator)
+    losses = widened(losses)
+    slope = torch.zeros_like(losses[:, 0])
+    for z, h in zip(noise, surrogate, strict=True):
+        dtype = accumulator(z.dtype)
+        slope += (z.reshape(len(z), h.numel()).to(dtype) @ h.flatten().to(dtype)).to(slope)
     offsets = torch.tensor(estimator.offsets, dtype=losses.dtype, device=losses.device)
     return losses - sigma * slope[:, None] * offsets
+
+
+def require_linear(estimator: Estimator) -> None:
+    """Raise unless a control variate leaves the mean of `estimator` alone."""
+    if not estimator.linear:
+        raise ValueError(
+            f"`surrogate`: expected an estimator that is linear in the losses, got "
+            f"{estimator.name}: a surrogate would change the mean of its estimate. Drop the "
+            "surrogate, or use an estimator whose losses are not shaped."
+        )

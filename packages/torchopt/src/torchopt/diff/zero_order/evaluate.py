@@ -11,9 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.diff.zero_order.directions import Directions, seeded
+from torchopt.diff.zero_order.directions import Directions, common_draws
 from torchopt.diff.zero_order.error_bars import Spread, effective_sample_size
-from torchopt.diff.zero_order.estimators import Estimator, Evaluations, control_variate
+from torchopt.diff.zero_order.estimators import (
+    Estimator,
+    Evaluations,
+    control_variate,
+    require_linear,
+)
+from torchopt.diff.zero_order.precision import accumulator, widened
 
 __all__ = [
     "ENTRIES_PER_CHUNK",
@@ -89,7 +95,7 @@ class Evaluator:
         n = len(points[0])
         copies = [x.expand(n, *x.shape).clone() for x in scratch]
         batched = torch.func.vmap(fn, randomness="same")
-        with seeded(seed, points):
+        with common_draws(seed, points):
             losses: Tensor = batched(*points, *copies)
         return losses
 
@@ -98,7 +104,7 @@ class Evaluator:
         fn: Callable[..., Tensor], points: Sequence[Tensor], scratch: Sequence[Tensor], seed: int
     ) -> Tensor:
         losses = []
-        with seeded(seed, points) as seed_all:
+        with common_draws(seed, points) as seed_all:
             for row in zip(*points):
                 seed_all(seed)
                 losses.append(fn(*row, *(x.clone() for x in scratch)))
@@ -171,41 +177,45 @@ class Sampling:
     def evaluate(
         self, fn: Callable[..., Tensor], leaves: Sequence[Tensor], noise: Sequence[Tensor]
     ) -> Tensor:
-        """Return `fn` at theta + s sigma z for each direction and offset, `[n, K, *shape]`."""
+        """Return `fn` at theta + s sigma z for each direction and offset, `[n, K, *shape]`, in the
+        dtype of sums.
+        """
         n, offsets = len(noise[0]), self.estimator.offsets
         points = [leaf.new_empty((len(offsets) * n, *leaf.shape)) for leaf in leaves]
         for leaf, z, out in zip(leaves, noise, points):
             for row, s in enumerate(offsets):
                 torch.add(leaf, z, alpha=s * self.sigma, out=out[row * n : (row + 1) * n])
-        values = self.evaluator(fn, points, self.scratch, self.inner_seed)
+        values = widened(self.evaluator(fn, points, self.scratch, self.inner_seed))
         return values.reshape(len(offsets), n, *values.shape[1:]).movedim(0, 1)
 
     def center(self, fn: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Tensor:
         """Return `fn` at theta, with the random draws of the perturbed evaluations."""
         points = [x[None].clone() for x in leaves]  # the function may overwrite them
-        return self.evaluator(fn, points, self.scratch, self.inner_seed)[0]
+        return widened(self.evaluator(fn, points, self.scratch, self.inner_seed)[0])
 
 
 class _Sum:
-    """Accumulates sum_i c_i d(z_i), and what its error bars need."""
+    """Accumulates sum_i c_i d(z_i), in float32 or wider, and what its error bars need."""
 
     def __init__(self, sampling: Sampling, leaves: Sequence[Tensor], with_error: bool) -> None:
         self.sampling = sampling
-        self.totals = [torch.zeros_like(x) for x in leaves]
+        self.dtypes = [x.dtype for x in leaves]
+        self.totals = [torch.zeros_like(x, dtype=accumulator(x.dtype)) for x in leaves]
         self.coefficients: list[Tensor] = []
+        self.scale: Tensor | None = None
         n = sampling.num_samples
         self.spread = Spread(leaves, sampling.coupled(leaves), n) if with_error else None
 
     def add(self, c: Tensor, noise: Sequence[Tensor]) -> None:
         """Add a chunk."""
+        c = c if self.scale is None else c * self.scale.to(c)
         self.coefficients.append(c)
         for k, (total, z) in enumerate(zip(self.totals, noise)):
-            d = self.sampling.estimator.dual(z)
-            weights = c.to(device=z.device, dtype=z.dtype)
-            part = torch.tensordot(weights, d, dims=1)
-            total.add_(part)
+            d = self.sampling.estimator.dual(z.to(total.dtype))
+            weights = c.to(total)
+            total.add_(torch.tensordot(weights, d, dims=1))
             if self.spread is not None:
-                self.spread.add(k, weights, d, part)
+                self.spread.add(k, weights, d)
 
     def result(self, surrogate: Sequence[Tensor] | None = None) -> LeafEstimate:
         """Return the mean over all directions."""
@@ -213,10 +223,18 @@ class _Sum:
         means = [total.div_(s.num_samples) for total in self.totals]
         error = None if self.spread is None else self.spread.standard_error(means)
         if surrogate is not None:
-            means = [mean + h for mean, h in zip(means, surrogate)]
+            means = [m + h for m, h in zip(means, surrogate_mean(s, surrogate))]
         count = s.num_samples * len(s.estimator.offsets) + int(s.estimator.uses_center)
         effective = effective_sample_size(torch.cat(self.coefficients))
-        return LeafEstimate(means, error, effective, count)
+        return LeafEstimate(
+            self._narrowed(means),
+            None if error is None else self._narrowed(error),
+            effective,
+            count,
+        )
+
+    def _narrowed(self, wide: Sequence[Tensor]) -> list[Tensor]:
+        return [x.to(dtype) for x, dtype in zip(wide, self.dtypes)]
 
 
 def estimate_leaves(
@@ -226,6 +244,7 @@ def estimate_leaves(
     *,
     surrogate: Sequence[Tensor] | None = None,
     with_error: bool = False,
+    scale: Tensor | None = None,
 ) -> LeafEstimate:
     """Return the estimated gradient of `fn` at `leaves`.
 
@@ -239,15 +258,20 @@ def estimate_leaves(
         sampling: Where to evaluate and what to make of it.
         surrogate: A gradient used as a control variate, for each leaf.
         with_error: Whether to accumulate the standard error.
+        scale: 0-dim; the estimate is multiplied by it, before it is rounded to the dtypes of the
+            leaves.
 
     Returns:
         New tensors.
     """
     estimator, sigma = sampling.estimator, sampling.sigma
+    if surrogate is not None:
+        surrogate_mean(sampling, surrogate)  # raises before anything is evaluated
     center = sampling.center(fn, leaves) if estimator.uses_center else None
     coupled = sampling.coupled(leaves)
     chunks = sampling.chunks(leaves)
     total = _Sum(sampling, leaves, with_error)
+    total.scale = scale
     all_losses, all_norms, marks = [], [], []
     noise: list[Tensor] = []
     for start, stop in chunks:
@@ -279,6 +303,24 @@ def estimate_leaves(
     return total.result(surrogate)
 
 
+def surrogate_mean(sampling: Sampling, surrogate: Sequence[Tensor]) -> list[Tensor]:
+    """Return E d(z) z'h: the mean of the estimate of a linear function with gradient h.
+
+    Raises:
+        ValueError: It is not known, or the estimator is not linear in the losses.
+    """
+    require_linear(sampling.estimator)
+    moment = sampling.directions.second_moment(surrogate)
+    if sampling.estimator.dual(torch.tensor(2.0)) == 2.0:
+        return moment
+    if any(not torch.equal(x, h) for x, h in zip(moment, surrogate)):
+        raise ValueError(
+            f"`surrogate`: expected directions of covariance I for {sampling.estimator.name}, got "
+            f"{type(sampling.directions).__name__}. Use Rademacher()."
+        )
+    return moment
+
+
 def _mark(noise: Sequence[Tensor]) -> list[Tensor]:
     """Return the first entries of directions, by which they are recognised."""
     return [z.reshape(len(z), -1)[:, :1].clone() for z in noise if z.numel()]
@@ -305,6 +347,8 @@ def combine_losses(
 ) -> LeafEstimate:
     """Return the estimate from the losses of all directions, `[N, K]`, regenerating those."""
     estimator, chunks = sampling.estimator, sampling.chunks(leaves)
+    losses = widened(losses)
+    center = None if center is None else widened(center)
     norms = [losses.new_empty(0)]
     if estimator.uses_norms:
         norms = [square_norms(sampling.draw(leaves, i, j), losses) for i, j in chunks]
@@ -360,19 +404,21 @@ def second_derivative(
 
     columns = torch.func.vmap(coefficients, (2, 0), 1)(values.reshape(n, k, -1), center.flatten())
     along = (slope @ columns / n).reshape(cotangent.shape).to(cotangent)
-    products = [-h.mean().to(v) * v for v in tangents]
+    wide = [v.to(accumulator(v.dtype)) for v in tangents]
+    products = [-h.mean().to(v) * v for v in wide]
     for start, stop in chunks:
         for product, z in zip(products, sampling.draw(leaves, start, stop)):
-            c = (h[start:stop] * slope[start:stop] / n).to(device=z.device, dtype=z.dtype)
-            product.add_(torch.tensordot(c, z, dims=1))
-    return products, along
+            c = (h[start:stop] * slope[start:stop] / n).to(product)
+            product.add_(torch.tensordot(c, z.to(product.dtype), dims=1))
+    return [x.to(v.dtype) for x, v in zip(products, tangents)], along
 
 
 def square_norms(noise: Sequence[Tensor], like: Tensor) -> Tensor:
     """Return norm(z_i)^2 over all leaves, `[n]`."""
     norms = torch.zeros(len(noise[0]), dtype=like.dtype, device=like.device)
     for z in noise:
-        norms += z.reshape(len(z), z[0].numel()).square().sum(1).to(norms)
+        flat = z.reshape(len(z), z[0].numel()).to(accumulator(z.dtype))
+        norms += flat.square().sum(1).to(norms)
     return norms
 
 
@@ -380,5 +426,6 @@ def _inner(noise: Sequence[Tensor], tangents: Sequence[Tensor], like: Tensor) ->
     """Return z_i'v over all leaves, `[n]`."""
     total = torch.zeros(len(noise[0]), dtype=like.dtype, device=like.device)
     for z, v in zip(noise, tangents):
-        total += (z.reshape(len(z), v.numel()) @ v.flatten()).to(total)
+        dtype = accumulator(z.dtype)
+        total += (z.reshape(len(z), v.numel()).to(dtype) @ v.flatten().to(dtype)).to(total)
     return total

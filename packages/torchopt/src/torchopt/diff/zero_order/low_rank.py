@@ -31,10 +31,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from torchopt.diff.call_state import CallState
 from torchopt.diff.zero_order.directions import Gaussian, draw_seed
-from torchopt.diff.zero_order.error_bars import GradientEstimate, effective_sample_size
+from torchopt.diff.zero_order.error_bars import GradientEstimate, effective_sample_size, scaled
 from torchopt.diff.zero_order.estimators import Estimator, Evaluations, as_estimator
 from torchopt.diff.zero_order.evaluate import ENTRIES_PER_CHUNK, Evaluator
+from torchopt.diff.zero_order.precision import (
+    accumulator,
+    require_sigma,
+    warn_of_lost_perturbations,
+    widened,
+)
 from torchopt.params.functional import functional_call
 
 __all__ = ["Factors", "LowRank", "LowRankNoise"]
@@ -201,8 +208,7 @@ class LowRank:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}`: expected an integer of at least 1, got {value!r}.")
-        if not 0.0 < self.sigma < float("inf"):
-            raise ValueError(f"`sigma`: expected a positive number, got {self.sigma!r}.")
+        require_sigma(self.sigma)
         if as_estimator(self.method).dual(torch.tensor(2.0)) != 2.0:
             raise ValueError("LowRank: expected an estimator linear in the directions, not spsa.")
 
@@ -265,12 +271,14 @@ class LowRank:
     ) -> Tensor:
         params = _trainable(module)
         buffers = dict(module.named_buffers())
+        state = CallState((module, loss), (*params.values(), *buffers.values()))
         scale = s * self.sigma
         shell = _Loss(module, loss)
         names = list(noise.factors)
         dense = list(noise.dense)
 
         def member(*tensors: Tensor) -> Tensor:
+            state.reset()
             parts = iter(tensors)
             factors = {id(params[name]): Factors(next(parts), next(parts)) for name in names}
             swapped = {f"module.{name}": params[name] + scale * next(parts) for name in dense}
@@ -284,7 +292,9 @@ class LowRank:
 
         pairs = [t for name in names for t in (noise.factors[name].A, noise.factors[name].B)]
         points = [*pairs, *(noise.dense[name] for name in dense)]
-        return evaluator(member, points, list(buffers.values()), seed ^ 0x5DEECE66D)
+        with state.held():
+            values = evaluator(member, points, list(buffers.values()), seed ^ 0x5DEECE66D)
+        return widened(values)
 
     @torch.no_grad()
     def estimate(
@@ -308,6 +318,8 @@ class LowRank:
         params = _trainable(module)
         estimator = as_estimator(self.method)
         evaluator = Evaluator(self.vectorized)
+        weights = list(params.values())
+        warn_of_lost_perturbations(weights, self.sigma, True, lambda k: f"`{list(params)[k]}`")
         seed = draw_seed() if seed is None else seed
         n = self.num_samples
         rows = self._default_rows(params) if self.chunk_size is None else self.chunk_size
@@ -327,31 +339,58 @@ class LowRank:
             norms.append(_square_norms(noise))
         evaluations = Evaluations(torch.cat(all_losses), center, torch.cat(norms), self.sigma)
         c = estimator.coefficients(evaluations)
-        totals = {name: torch.zeros_like(p, requires_grad=False) for name, p in params.items()}
-        squares = {name: torch.zeros_like(x) for name, x in totals.items()}
+        totals = {name: _Total(p, with_error and n > 1) for name, p in params.items()}
         for start, stop in chunks:
             if len(chunks) > 1:
                 noise = self.noise(params, seed, start, stop)
             for name, f in noise.factors.items():
-                weights = c[start:stop].to(f.A)
-                totals[name] += _weighted_sum(f, weights).reshape(totals[name].shape)
-                if with_error:
-                    squared = _weighted_sum(_squared(f), weights.square())
-                    squares[name] += squared.reshape(totals[name].shape)
+                totals[name].add_factors(c[start:stop], f)
             for name, z in noise.dense.items():
-                weights = c[start:stop].to(z)
-                totals[name] += torch.tensordot(weights, z, dims=1)
-                if with_error:
-                    squares[name] += torch.tensordot(weights.square(), z.square(), dims=1)
-        means = {name: total / n for name, total in totals.items()}
+                totals[name].add_dense(c[start:stop], z)
         error = None
         if with_error and n > 1:
-            error = {
-                name: ((squares[name] / n - g.square()).clamp(min=0.0) / (n - 1)).sqrt()
-                for name, g in means.items()
-            }
+            error = {name: total.standard_error(n) for name, total in totals.items()}
         count = n * len(estimator.offsets) + int(estimator.uses_center)
+        means = {name: total.mean(n) for name, total in totals.items()}
         return GradientEstimate(means, error, effective_sample_size(c), count)
+
+
+class _Total:
+    """Accumulates sum_i c_i E_i of one parameter in float32 or wider, and the sum of the squares of
+    its terms in float64.
+    """
+
+    def __init__(self, weight: Tensor, with_error: bool) -> None:
+        self.dtype = weight.dtype
+        dtype = accumulator(weight.dtype)
+        self.sum = torch.zeros_like(weight, dtype=dtype, requires_grad=False)
+        self.squares = torch.zeros_like(self.sum, dtype=torch.float64) if with_error else None
+
+    def add_factors(self, c: Tensor, f: Factors) -> None:
+        f = Factors(f.A.to(self.sum.dtype), f.B.to(self.sum.dtype))
+        c = c.to(f.A)
+        self.sum += _weighted_sum(f, c).reshape(self.sum.shape)
+        if self.squares is not None:
+            unit, scale = scaled(c)
+            part = _weighted_sum(_squared(f), unit.square()).reshape(self.sum.shape)
+            self.squares += part.double() * scale.square()
+
+    def add_dense(self, c: Tensor, z: Tensor) -> None:
+        z = z.to(self.sum.dtype)
+        c = c.to(z)
+        self.sum += torch.tensordot(c, z, dims=1)
+        if self.squares is not None:
+            unit, scale = scaled(c)
+            part = torch.tensordot(unit.square(), z.square(), dims=1)
+            self.squares += part.double() * scale.square()
+
+    def mean(self, n: int) -> Tensor:
+        return (self.sum / n).to(self.dtype)
+
+    def standard_error(self, n: int) -> Tensor:
+        assert self.squares is not None
+        variance = self.squares / n - (self.sum / n).double().square()
+        return (variance.clamp(min=0.0) / (n - 1)).sqrt().to(self.dtype)
 
 
 def _weighted_sum(f: Factors, weights: Tensor) -> Tensor:
@@ -381,12 +420,20 @@ def _trainable(module: nn.Module) -> dict[str, Tensor]:
     params: dict[str, Tensor] = {k: p for k, p in module.named_parameters() if p.requires_grad}
     if not params:
         raise RuntimeError("The module has no parameters that require gradients.")
+    for name, p in params.items():
+        if not p.is_floating_point():
+            raise TypeError(
+                f"LowRank: expected real floating-point parameters, got {p.dtype} at `{name}`. "
+                "Use ZeroOrder for complex ones, or freeze it."
+            )
     return params
 
 
 def _square_norms(noise: LowRankNoise) -> Tensor:
-    parts = [z.reshape(len(z), -1).square().sum(1) for z in noise.dense.values()]
+    wide = (z.to(accumulator(z.dtype)) for z in noise.dense.values())
+    parts = [z.reshape(len(z), z[0].numel()).square().sum(1) for z in wide]
     for f in noise.factors.values():
+        f = Factors(*(x.to(accumulator(x.dtype)) for x in (f.A, f.B)))
         # |A B'|^2 = trace of (A'A)(B'B)
         parts.append(((f.A.mT @ f.A) * (f.B.mT @ f.B)).sum((1, 2)) / f.A.shape[-1])
     return torch.stack(parts).sum(0)

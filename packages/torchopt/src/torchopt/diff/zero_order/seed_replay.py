@@ -15,9 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.diff.zero_order.directions import Gaussian, Rademacher, draw_seed, seeded
+from torchopt.diff.call_state import CallState
+from torchopt.diff.zero_order.directions import Gaussian, Rademacher, common_draws, draw_seed
 from torchopt.diff.zero_order.error_bars import GradientEstimate, effective_sample_size
 from torchopt.diff.zero_order.estimators import Estimator, Evaluations, as_estimator
+from torchopt.diff.zero_order.layout import as_stored, is_perturbed
+from torchopt.diff.zero_order.precision import (
+    accumulator,
+    require_sigma,
+    warn_of_lost_perturbations,
+    widened,
+)
 
 __all__ = ["SeedGradient", "combine", "estimate", "losses", "perturbed"]
 
@@ -49,34 +57,80 @@ class SeedGradient:
     def add_to_(self, params: Sequence[Tensor], scale: float) -> None:
         """Add `scale * gradient` to `params` in place: a step of SGD is `scale = -lr`.
 
-        Holds one leaf of one direction at a time (of small models, one direction).
+        Holds one leaf of one direction at a time (of small models, one direction). The sum of
+        half-precision parameters runs in float32, which takes one float32 copy of them.
         """
+        real = _real(params)
+        totals = [p if p.dtype == accumulator(p.dtype) else p.float() for p in real]
         n = len(self.coefficients)
+        for c, z in self._terms(real):
+            for total, d in zip(totals, z):
+                total.add_(d.to(total.dtype), alpha=scale * c / n)
+        for p, total in zip(real, totals):
+            if total is not p:
+                p.copy_(total)
+
+    def _terms(self, params: Sequence[Tensor]) -> Iterator[tuple[float, Iterator[Tensor]]]:
+        """Yield for each direction its coefficient, and its dual leaf by leaf."""
         for i, c in enumerate(self.coefficients.tolist()):
-            for p, z in zip(params, self.directions.leaves(params, self.seed, i)):
-                p.add_(self.estimator.dual(z), alpha=scale * c / n)
+            leaves = self.directions.leaves(params, self.seed, i)
+            yield c, (self.estimator.dual(z.to(accumulator(z.dtype))) for z in leaves)
 
     def materialize(self, params: Sequence[Tensor]) -> list[Tensor]:
         """Return the gradient as tensors like `params`."""
-        totals = [torch.zeros_like(p, requires_grad=False) for p in params]
-        self.add_to_(totals, 1.0)
+        return _stored(self._mean(params), params)
+
+    def _mean(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """Return the gradient, real and wide."""
+        n, real = len(self.coefficients), _real(params)
+        totals = [torch.zeros_like(p, dtype=accumulator(p.dtype)) for p in real]
+        for c, z in self._terms(real):
+            for total, d in zip(totals, z):
+                total.add_(d, alpha=c / n)
         return totals
 
     @torch.no_grad()
     def with_error_bars(self, params: Sequence[Tensor]) -> GradientEstimate:
         """Return the gradient and its standard error as tensors like `params`."""
-        n = len(self.coefficients)
-        means = self.materialize(params)
-        squares = [torch.zeros_like(g) for g in means]
-        for i, c in enumerate(self.coefficients.tolist()):
-            for square, z in zip(squares, self.directions.leaves(params, self.seed, i)):
-                square.add_(self.estimator.dual(z).square(), alpha=c * c / n)
+        n, real = len(self.coefficients), _real(params)
+        means = self._mean(params)
+        squares = [torch.zeros_like(g, dtype=torch.float64) for g in means]
+        for c, z in self._terms(real):
+            for square, d in zip(squares, z):
+                square.add_(d.square().double(), alpha=c * c / n)
         error = None
         if n > 1:
-            error = [
-                ((s - g.square()).clamp(min=0.0) / (n - 1)).sqrt() for s, g in zip(squares, means)
-            ]
-        return GradientEstimate(means, error, self.effective_sample_size, self.evaluations)
+            variances = (s - g.double().square() for s, g in zip(squares, means))
+            error = _stored([(v.clamp(min=0.0) / (n - 1)).sqrt() for v in variances], params)
+        return GradientEstimate(
+            _stored(means, params), error, self.effective_sample_size, self.evaluations
+        )
+
+
+def _real(params: Sequence[Tensor]) -> list[Tensor]:
+    """Return parameters as real tensors that share their memory.
+
+    Raises:
+        TypeError: One of them cannot be perturbed.
+    """
+    for k, p in enumerate(params):
+        if not is_perturbed(p) or p.is_conj():
+            got = f"a conjugated view of {p.dtype}" if is_perturbed(p) else _kind(p)
+            raise TypeError(
+                f"`params`: expected floating-point or complex tensors, got {got} at {k}. Leave it "
+                "out."
+            )
+    return [torch.view_as_real(p.detach()) if p.is_complex() else p.detach() for p in params]
+
+
+def _kind(p: Any) -> str:
+    return str(p.dtype) if isinstance(p, Tensor) else type(p).__name__
+
+
+def _stored(real: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
+    """Return real tensors as tensors of the dtypes of `params`."""
+    parts = (torch.view_as_real(p.detach()) if p.is_complex() else p for p in params)
+    return [as_stored(x.to(y.dtype), p) for x, y, p in zip(real, parts, params)]
 
 
 @contextmanager
@@ -105,7 +159,8 @@ def perturbed(
     source = Gaussian() if directions is None else directions
     with _kept(params, backup):
         with torch.no_grad():
-            for p, z in zip(params, source.leaves(params, seed, member)):
+            real = _real(params)
+            for p, z in zip(real, source.leaves(real, seed, member)):
                 p.add_(z, alpha=scale)
         yield
 
@@ -145,7 +200,8 @@ def estimate(
     all evaluations.
 
     In half precision a perturbation below the spacing of the numbers is lost: keep sigma times z
-    above 2**-8 (bfloat16) or 2**-11 (float16) of the weights, or the weights in float32.
+    above 2**-8 (bfloat16) or 2**-11 (float16) of the weights, or the weights in float32. A sigma
+    below is warned of.
 
     Args:
         closure: Evaluates the loss, 0-dim, with the parameters as they are.
@@ -155,12 +211,14 @@ def estimate(
         sigma: > 0.
         seed: Names the directions; None: drawn from torch's generator.
         directions: Independent ones; default: Gaussian.
-        scratch: Other tensors that the closure overwrites, such as `list(model.buffers())` with
-            BatchNorm: put back after each evaluation.
+        scratch: Other tensors that the closure overwrites, put back after each evaluation. Buffers
+            of modules, counters and other tensors, numbers and random generators that a search of
+            the closure finds are put back anyway.
 
     Raises:
         ValueError: An option is out of its range, or two of `params` share memory.
-        TypeError: The closure does not return a 0-dim tensor.
+        TypeError: The closure does not return a 0-dim real tensor, which may be an integer or a
+            bool; or one of `params` is no floating-point or complex tensor.
 
     References:
         S. Malladi, T. Gao, E. Nichani, A. Damian, J. Lee, D. Chen, S. Arora, Fine-Tuning Language
@@ -176,6 +234,7 @@ def estimate(
     """
     if num_samples < 1:
         raise ValueError(f"`num_samples`: expected at least 1, got {num_samples}.")
+    params = list(params)
     estimator = as_estimator(method)
     seed = draw_seed() if seed is None else seed
     options: dict[str, Any] = {
@@ -184,7 +243,10 @@ def estimate(
         "seed": seed,
         "directions": directions,
     }
-    center = _evaluate(closure, params, seed, scratch) if estimator.uses_center else None
+    center = None
+    if estimator.uses_center:
+        with CallState(closure, (*params, *scratch)).held():
+            center = _evaluate(closure, params, seed, scratch)
     rows = losses(closure, params, stop=num_samples, scratch=scratch, **options)
     return combine(rows, params, center=center, **options)
 
@@ -210,20 +272,24 @@ def losses(
     Returns:
         `[stop - start, K]`, a column for each offset of the estimator.
     """
-    if not 0.0 < sigma < float("inf"):
-        raise ValueError(f"`sigma`: expected a positive number, got {sigma!r}.")
+    require_sigma(sigma)
     if not 0 <= start < stop:
         raise ValueError(f"`start`, `stop`: expected 0 <= start < stop, got {start} and {stop}.")
     _require_disjoint(params)
     estimator = as_estimator(method)
+    normal = directions is None or directions.standard_normal
+    warn_of_lost_perturbations(_real(params), sigma, normal, "number {} of `params`".format)
     backup = [torch.empty_like(p, requires_grad=False) for p in params]
     rows = []
-    for i in range(start, stop):
-        row = []
-        for s in estimator.offsets:
-            with perturbed(params, seed, i, s * sigma, directions, backup):
-                row.append(_evaluate(closure, params, seed, scratch))
-        rows.append(torch.stack(row))
+    state = CallState(closure, (*params, *scratch))
+    with state.held():
+        for i in range(start, stop):
+            row = []
+            for s in estimator.offsets:
+                state.reset()
+                with perturbed(params, seed, i, s * sigma, directions, backup):
+                    row.append(_evaluate(closure, params, seed, scratch))
+            rows.append(torch.stack(row))
     return torch.stack(rows)
 
 
@@ -247,10 +313,13 @@ def combine(
         )
     if estimator.uses_center and center is None:
         raise ValueError(f"{estimator.name}: expected center, the loss at theta, got None.")
+    losses = widened(losses)
+    center = None if center is None else widened(center)
     norms = losses.new_zeros(len(losses) if estimator.uses_norms else 0)
+    real = _real(params)
     for i in range(len(norms)):
-        for z in source.leaves(params, seed, i):
-            norms[i] += z.square().sum().to(norms)
+        for z in source.leaves(real, seed, i):
+            norms[i] += z.to(accumulator(z.dtype)).square().sum().to(norms)
     c = estimator.coefficients(Evaluations(losses, center, norms, sigma))
     count = losses.numel() + int(estimator.uses_center)
     return SeedGradient(seed, c, source, estimator, count)
@@ -260,12 +329,12 @@ def combine(
 def _evaluate(
     closure: Callable[[], Tensor], params: Sequence[Tensor], seed: int, scratch: Sequence[Tensor]
 ) -> Tensor:
-    with _kept(scratch), seeded(seed ^ 0x5DEECE66D, params):
+    with _kept(scratch), common_draws(seed ^ 0x5DEECE66D, params):
         loss = closure()
     if not isinstance(loss, Tensor) or loss.ndim != 0:
         got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise TypeError(f"`closure`: expected a 0-dim tensor, got {got}.")
-    return loss.detach().clone()
+    return widened(loss.detach()).clone()
 
 
 def _require_disjoint(params: Sequence[Tensor]) -> None:

@@ -38,15 +38,23 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from torchopt.diff.call_state import CallState
 from torchopt.diff.zero_order.directions import (
     Directions,
     Gaussian,
+    common_draws,
     draw_seed,
     member_seed,
-    seeded,
 )
-from torchopt.diff.zero_order.error_bars import GradientEstimate, effective_sample_size
-from torchopt.tree import tree_flatten, tree_map, tree_unflatten
+from torchopt.diff.zero_order.error_bars import GradientEstimate, Spread, effective_sample_size
+from torchopt.diff.zero_order.layout import Layout
+from torchopt.diff.zero_order.precision import (
+    accumulator,
+    require_sigma,
+    warn_of_lost_perturbations,
+    widened,
+)
+from torchopt.tree import tree_map
 
 __all__ = [
     "InnerLoop",
@@ -65,8 +73,9 @@ class InnerLoop:
 
     Attributes:
         start: From params to the first state, a tree of tensors.
-        step: From params, state and t (int, from 0) to the next state and a 0-dim loss. It runs
-            under vmap; its random draws are common to all particles.
+        step: From params, state and t (int, from 0) to the next state and a 0-dim loss, which may
+            be an integer or a bool. It runs under vmap; its random draws are common to all
+            particles.
         horizon: T, steps of an episode.
     """
 
@@ -83,7 +92,8 @@ class ParticleState(NamedTuple):
         window: Windows estimated so far, in all episodes.
         inner: Inner states: for truncated_es one, otherwise each leaf `[2 N, ...]`, the N particles
             at +z before those at -z; None at the start of an episode.
-        xi: Sum of the directions of this episode, for each leaf of params `[N, *shape]`.
+        xi: Sum of the directions of this episode, for each leaf of params `[N, *shape]`, in
+            float32 or wider.
     """
 
     seed: int
@@ -172,8 +182,7 @@ def _pair(
         )
     if num_pairs < 1:
         raise ValueError(f"`num_pairs`: expected at least 1, got {num_pairs}.")
-    if not 0.0 < sigma < float("inf"):
-        raise ValueError(f"`sigma`: expected a positive number, got {sigma!r}.")
+    require_sigma(sigma)
     source = Gaussian() if directions is None else directions
     per_episode = loop.horizon // window
 
@@ -183,81 +192,98 @@ def _pair(
 
     @torch.no_grad()
     def estimate(params: Any, state: ParticleState) -> tuple[GradientEstimate, ParticleState]:
-        leaves, spec = tree_flatten(params)
-        leaves = [x.detach() for x in leaves]
+        layout = _layout(params)
+        leaves = [x.detach() for x in layout.leaves]
+        warn_of_lost_perturbations(leaves, sigma, source.standard_normal, layout.name)
         episode, position = divmod(state.window, per_episode)
         family = state.window if kind != "reuse" else episode
         z = source.draw(leaves, member_seed(state.seed, family), 0, num_pairs)
-        xi = z
+        xi = [x.to(accumulator(x.dtype)) for x in z]
         if kind == "sum" and position > 0:
-            xi = [x + y for x, y in zip(state.xi, z)]
+            xi = [x + y for x, y in zip(state.xi, xi)]
         points = [
             torch.cat([torch.add(x, y, alpha=sigma), torch.sub(x, y, alpha=sigma)])
             for x, y in zip(leaves, z)
         ]
 
+        def start(leaves: Sequence[Tensor]) -> Any:
+            return loop.start(layout.tree(leaves))
+
         def run(leaves: Sequence[Tensor], inner: Any) -> tuple[Any, Tensor]:
-            theta = tree_unflatten(spec, list(leaves))
-            total: Any = 0.0
+            theta = layout.tree(leaves)
+            total = torch.zeros(())
             for t in range(position * window, (position + 1) * window):
                 inner, loss = loop.step(theta, inner, t)
-                total = total + loss
+                total = total + _checked(loss)
             return inner, total
 
-        def particle(leaves: Sequence[Tensor], inner: Any) -> tuple[Any, Tensor]:
-            return run(leaves, inner)
+        def draws(stage: int) -> Any:
+            # Random draws inside the loop: common to all particles, new in each window. Those of
+            # the start are apart, so that every run of a window sees the same ones.
+            seed = member_seed(state.seed ^ 0x5DEECE66D ^ stage, state.window)
+            return common_draws(seed, leaves)
 
-        def particle_from_start(leaves: Sequence[Tensor]) -> tuple[Any, Tensor]:
-            return run(leaves, loop.start(tree_unflatten(spec, list(leaves))))
-
-        # Random draws inside the loop: common to all particles, new in each window.
-        with seeded(member_seed(state.seed ^ 0x5DEECE66D, state.window), leaves):
-            if state.inner is None and kind != "fresh":
-                inner, losses = torch.func.vmap(particle_from_start, randomness="same")(points)
-            elif kind == "fresh":
-                start = loop.start(params) if state.inner is None else state.inner
-                batched = torch.func.vmap(particle, in_dims=(0, None), randomness="same")
-                _, losses = batched(points, start)
-            else:
-                batched = torch.func.vmap(particle, randomness="same")
-                inner, losses = batched(points, state.inner)
+        inner = state.inner
+        shared = None if kind == "fresh" else 0  # one inner state, or one for each particle
+        if inner is None:
+            with draws(1):
+                each = torch.func.vmap(start, randomness="same")
+                inner = start(leaves) if kind == "fresh" else each(points)
         steps = 2 * num_pairs * window
+        found = CallState(loop)  # the carried state is run as the particles are
+        with draws(0):
+            batched = torch.func.vmap(run, in_dims=(0, shared), randomness="same")
+            following, losses = batched(points, inner)
         if kind == "fresh":
-            with seeded(member_seed(state.seed ^ 0x5DEECE66D, state.window), leaves):
-                inner, _ = run(leaves, start)
+            found.reset()
+            with draws(0):
+                following, _ = run(leaves, inner)
             steps += window
-        result = _gradient(losses, xi, sigma, steps)
+        coupled = source.coupled(sum(x.numel() for x in leaves))
+        means, errors, effective = _gradient(losses, xi, sigma, coupled)
+        gradient, error = (
+            None if tree is None else layout.gradient([y.to(x) for x, y in zip(leaves, tree)])
+            for tree in (means, errors)
+        )
         last = position + 1 == per_episode
-        following = ParticleState(
+        return GradientEstimate(gradient, error, effective, steps), ParticleState(
             state.seed,
             state.window + 1,
-            None if last else tree_map(torch.Tensor.detach, inner),
+            None if last else tree_map(_detached, following),
             () if last or kind != "sum" else tuple(xi),
-        )
-        return (
-            GradientEstimate(
-                tree_unflatten(spec, result.gradient),
-                None
-                if result.standard_error is None
-                else tree_unflatten(spec, result.standard_error),
-                result.effective_sample_size,
-                result.evaluations,
-            ),
-            following,
         )
 
     return UnrolledEstimator(init, estimate)
 
 
-def _gradient(losses: Tensor, xi: Sequence[Tensor], sigma: float, steps: int) -> GradientEstimate:
+def _layout(params: Any) -> Layout:
+    layout = Layout(params)
+    if not layout.leaves:
+        raise ValueError(
+            "`params`: expected a tree with floating-point or complex tensors, found none."
+        )
+    return layout
+
+
+def _checked(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(f"`step`: expected a 0-dim tensor as the loss, got {got}.")
+    return widened(loss)
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+def _gradient(
+    losses: Tensor, xi: Sequence[Tensor], sigma: float, coupled: int
+) -> tuple[list[Tensor], list[Tensor] | None, float]:
+    """Return the gradient, its standard error and the effective sample size."""
     plus, minus = losses.chunk(2)
     c = (plus - minus) / (2.0 * sigma)
-    n = len(c)
-    gradient, error = [], []
-    for x in xi:
-        each = c.to(x).reshape(n, *(1,) * (x.ndim - 1)) * x
-        gradient.append(each.mean(0))
-        if n > 1:
-            error.append(each.std(0) / n**0.5)
-    effective = effective_sample_size(c)
-    return GradientEstimate(gradient, error if n > 1 else None, effective, steps)
+    means = [torch.tensordot(c.to(x), x, dims=1) / len(c) for x in xi]
+    spread = Spread(means, coupled, len(c))
+    for k, x in enumerate(xi):
+        spread.add(k, c.to(x), x)
+    return means, spread.standard_error(means), effective_sample_size(c)

@@ -16,6 +16,7 @@ from torchopt.diff.zero_order.directions import FromDistribution
 from torchopt.diff.zero_order.estimators import Estimator, as_estimator
 from torchopt.diff.zero_order.evaluate import Evaluator
 from torchopt.params.functional import functional_call
+from torchopt.tree_function import is_transforming
 from torchopt.typing import Samplable, Size
 
 __all__ = ["ZeroOrderGradientModule", "enable_zero_order_gradients"]
@@ -32,8 +33,9 @@ class ZeroOrderGradientModule(nn.Module, Samplable):
         class Loss(ZeroOrderGradientModule, method="forward", num_samples=100, sigma=0.01): ...
 
     The forward pass runs `forward` once, with its side effects: BatchNorm updates its statistics
-    once. Perturbed evaluations work on copies of the buffers, which are thrown away. Dropout draws
-    one mask for all perturbed evaluations of a backward pass, so that they differ by the
+    once. Perturbed evaluations work on copies of the buffers as the forward pass found them, in the
+    training mode and with the counters of the forward pass; they leave no trace. Dropout draws one
+    mask for a call and all perturbed evaluations of its backward pass, so that they differ by the
     perturbation alone.
 
     Args:
@@ -168,6 +170,7 @@ def enable_zero_order_gradients(
             return original(self, *args, **kwargs)
         evaluator = self.__dict__.setdefault("_zero_order_evaluator", Evaluator(vectorized))
         buffers = dict(self.named_buffers())
+        kept = torch.is_grad_enabled() or is_transforming()
 
         def call(tensors: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
             swapped = {f"module.{name}": x for name, x in tensors.items()}
@@ -187,7 +190,8 @@ def enable_zero_order_gradients(
             (trainable, *args),
             kwargs,
             perturbed=perturbed,
-            scratch=tuple(buffers.values()),
+            # As the call finds them: `forward` and later calls may write into them.
+            scratch=tuple(x.detach().clone() if kept else x for x in buffers.values()),
         )
 
     forward._zero_order_forward = original  # type: ignore[attr-defined]

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers wide enough: the dtype of losses and of sums, and perturbations that are not lost."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["accumulator", "require_sigma", "warn_of_lost_perturbations", "widened"]
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which numbers are added up: float32 or wider.
+
+    Integers and bools are added up in float64, which holds them up to 2**53: a difference of
+    unsigned numbers does not wrap around.
+
+    Example:
+        >>> [accumulator(x) for x in (torch.bfloat16, torch.float64, torch.uint8)]
+        [torch.float32, torch.float64, torch.float64]
+    """
+    if not dtype.is_floating_point:
+        return torch.float64
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+def require_sigma(sigma: Any) -> None:
+    """Raise unless `sigma` is a positive number.
+
+    Raises:
+        ValueError: It is not, or it is a tensor that requires a gradient.
+    """
+    if isinstance(sigma, Tensor) and sigma.requires_grad:
+        raise ValueError(
+            "`sigma`: expected a number, got a tensor that requires a gradient. An estimate is not "
+            "differentiated in sigma: pass float(sigma)."
+        )
+    try:
+        good = 0.0 < float(sigma) < math.inf
+    except (TypeError, ValueError, RuntimeError):
+        good = False
+    if not good or isinstance(sigma, str):
+        raise ValueError(f"`sigma`: expected a positive number, got {sigma!r}.")
+
+
+def widened(losses: Tensor) -> Tensor:
+    """Return losses in the dtype of their sums.
+
+    Raises:
+        TypeError: They are complex: there is no descent direction of a complex number.
+    """
+    if losses.is_complex():
+        raise TypeError(
+            f"the loss: expected a real number, got {losses.dtype}. Return its real part, its "
+            "modulus, or another real number."
+        )
+    return losses.to(accumulator(losses.dtype))
+
+
+def _spacing(x: Tensor) -> Tensor:
+    """Return the distance from each entry to the next larger number of its dtype, in float64."""
+    info = torch.finfo(x.dtype)
+    _, exponent = torch.frexp(x.double().abs())
+    ulp = torch.ldexp(torch.full_like(exponent, info.eps, dtype=torch.float64), exponent - 1)
+    return ulp.clamp(min=info.smallest_normal * info.eps)
+
+
+def warn_of_lost_perturbations(
+    leaves: Sequence[Tensor], sigma: float, normal: bool, name: Callable[[int], str]
+) -> None:
+    """Warn where weights are stored too coarsely to be perturbed by `sigma`.
+
+    A perturbation is rounded to a multiple of h, the spacing of the numbers around the weight. With
+    normal directions the bias of the estimate is below 1.5 % while sigma is at least h / 2; with
+    signs and others of a fixed size it is up to h / (2 sigma). Leaves with entries that are not
+    finite are not judged: their loss is none either.
+
+    Args:
+        leaves: The point.
+        sigma: Size of the perturbation.
+        normal: Whether the entries of a direction are normal.
+        name: From the number of a leaf to its name.
+    """
+    limit = sigma * (2.0 if normal else 0.25)
+    for k, x in enumerate(leaves):
+        info = torch.finfo(x.dtype)
+        largest = float(x.detach().abs().amax()) if x.numel() else 0.0
+        if not math.isfinite(largest) or max(largest, info.smallest_normal) * info.eps <= limit:
+            continue
+        spacing = _spacing(x.detach())
+        lost = int((spacing > limit).sum())
+        if lost:
+            warnings.warn(
+                f"zero-order estimation: expected sigma above the resolution of the weights, got "
+                f"sigma={sigma:g}; at {name(k)} {lost} of {x.numel()} entries are {x.dtype} "
+                f"numbers up to {float(spacing.max()):g} apart, so that perturbations are rounded "
+                "away and the gradient there is wrong or zero. Use a larger sigma, or keep these "
+                "weights in a wider dtype.",
+                UserWarning,
+                stacklevel=2,
+            )
+            return
