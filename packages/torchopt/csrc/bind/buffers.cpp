@@ -103,6 +103,10 @@ void give_back(void* block, std::size_t bytes) noexcept {
     free_block(block);
 }
 
+void lock() { store().mutex.lock(); }
+
+void unlock() noexcept { store().mutex.unlock(); }
+
 void release() noexcept {
     Store& s = store();
     const std::lock_guard lock(s.mutex);

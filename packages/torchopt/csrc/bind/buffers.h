@@ -18,6 +18,10 @@ void* take(std::size_t bytes);
 /// Gives back what `take(bytes)` returned. Any thread may call it, with or without the interpreter lock.
 void give_back(void* block, std::size_t bytes) noexcept;
 
+/// Keeps other threads out until `unlock`, for a fork: a child would inherit a mutex that nobody gives back.
+void lock();
+void unlock() noexcept;
+
 /// Frees all blocks that are not in use.
 void release() noexcept;
 

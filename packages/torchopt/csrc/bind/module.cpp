@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bind/buffers.h"
+#include "bind/fork.h"
 #include "bind/fused_call.h"
 #include "bind/rule_table.h"
 #include "bind/step_plan.h"
@@ -99,6 +100,7 @@ std::vector<double> run(const std::string& rule_name, int kind_code, const Tenso
 
 PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
     using namespace torchopt;
+    forks::watch();
     module.doc() = "Fused optimizer kernels. Private: use torchopt's Python functions.";
     module.attr("FLOAT32") = static_cast<int>(Dtype::kFloat32);
     module.attr("FLOAT64") = static_cast<int>(Dtype::kFloat64);
@@ -145,6 +147,8 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
                py::arg("count"));
     module.def("are_one", &are_one, "Whether the items are one and the same object.",
                py::arg("items"));
+    module.def("are_disjoint", &are_disjoint,
+               "Whether no two of these plain, dense tensors share memory.", py::arg("tensors"));
     module.def("learn_tensors", &learn_tensors, "Tell what torch's tensors are. Called once.",
                py::arg("classes"), py::arg("dtypes"), py::arg("exchange"));
     module.def("release_buffers", &buffers::release, "Free the memory kept for new tensors.");
@@ -162,7 +166,9 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
         .def(py::init<const std::string&, py::list, std::vector<py::list>>(), py::arg("rule"),
              py::arg("params"), py::arg("states"))
         .def("advance", &StepPlan::advance, py::arg("grads"), py::arg("counts"), py::arg("hypers"),
-             py::arg("maximize"), py::arg("num_threads"))
+             py::arg("maximize"), py::arg("num_threads"), py::arg("launch"))
         .def("run", &StepPlan::run, py::arg("grads"), py::arg("step"), py::arg("hypers"),
-             py::arg("maximize"), py::arg("num_threads"), py::arg("device"), py::arg("stream"));
+             py::arg("maximize"), py::arg("num_threads"), py::arg("device"), py::arg("stream"),
+             py::arg("launch"))
+        .def("launch", &StepPlan::launch);
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bind/rule_table.h"
 
+#include "bind/fork.h"
+
 #include <numeric>
 #include <optional>
 
@@ -71,10 +73,12 @@ std::vector<double> launch(const RuleEntry& rule, Kind kind, const Tensors& tens
     if (placement.device == kCpu) {
         // Few elements are done before another thread could have taken the lock.
         std::optional<py::gil_scoped_release> no_gil;
-        if (std::accumulate(tensors.sizes.begin(), tensors.sizes.end(), std::int64_t{0}) > kChunk)
+        int threads = 1;
+        if (std::accumulate(tensors.sizes.begin(), tensors.sizes.end(), std::int64_t{0}) > kChunk) {
             no_gil.emplace();
-        rule.run_on_cpu(
-            {kind, tensors, hypers, maximize, placement.num_threads, cotangents.data()});
+            threads = forks::usable_threads(placement.num_threads);
+        }
+        rule.run_on_cpu({kind, tensors, hypers, maximize, threads, cotangents.data()});
         return cotangents;
     }
     if (rule.run_on_cuda == nullptr)

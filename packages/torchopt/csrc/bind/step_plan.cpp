@@ -1,11 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bind/step_plan.h"
 
-#include "bind/fused_call.h"
-
+#include <algorithm>
 #include <utility>
 
+#include "bind/fork.h"
+#include "bind/fused_call.h"
+
 namespace torchopt {
+namespace {
+
+/// Marks a plan as running, unless another thread of this process runs it.
+class Running {
+  public:
+    explicit Running(std::atomic<std::uint64_t>& of) : of_(of) {
+        std::uint64_t found = of_.load();
+        const std::uint64_t here = forks::generation();
+        owns_ = found != here && of_.compare_exchange_strong(found, here);
+    }
+    ~Running() {
+        if (owns_) of_.store(0);
+    }
+    Running(const Running&) = delete;
+    Running& operator=(const Running&) = delete;
+    bool owns() const { return owns_; }
+
+  private:
+    std::atomic<std::uint64_t>& of_;
+    bool owns_ = false;
+};
+
+}  // namespace
 
 StepPlan::StepPlan(const std::string& rule, py::list params, std::vector<py::list> states)
     : rule_(&find_rule(rule)), params_(std::move(params)), states_(std::move(states)) {
@@ -19,6 +44,7 @@ StepPlan::StepPlan(const std::string& rule, py::list params, std::vector<py::lis
             device_ = p->device;
         }
         tensors_.sizes.push_back(p->size);
+        written_.push_back(span_of(*p));
     }
     const auto addresses = [&](const py::list& role) {
         if (role.size() != count) refuse("a role has the wrong number of tensors");
@@ -29,22 +55,26 @@ StepPlan::StepPlan(const std::string& rule, py::list params, std::vector<py::lis
                 x->device != device_)
                 refuse("a tensor cannot be stepped in place");
             out.push_back(x->address);
+            written_.push_back(span_of(*x));
         }
         return out;
     };
     tensors_.inputs.emplace_back(count);  // the gradients, which are not known yet
     tensors_.outputs.push_back(addresses(params_));
+    written_.resize(count);  // the parameters are there already
     for (const py::list& role : states_) {
         tensors_.inputs.push_back(addresses(role));
         tensors_.outputs.push_back(tensors_.inputs.back());
     }
     tensors_.inputs.push_back(tensors_.outputs[0]);
+    apart_.assign(count, 0);
+    if (!sort_disjoint(written_)) refuse("tensors share memory");
 }
 
 bool StepPlan::run(const py::list& grads, const Step& step, const py::object& hypers, bool maximize,
-                   int num_threads, int device, std::uintptr_t stream) {
-    const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock.owns_lock() || device != device_) return false;
+                   int num_threads, int device, std::uintptr_t stream, bool launch) {
+    const Running running(running_);
+    if (!running.owns() || device != device_) return false;
     if (!unmoved(params_, tensors_.outputs[0])) return false;
     for (std::size_t r = 0; r < states_.size(); ++r)
         if (!unmoved(states_[r], tensors_.outputs[1 + r])) return false;
@@ -53,17 +83,27 @@ bool StepPlan::run(const py::list& grads, const Step& step, const py::object& hy
         numbers_ = hypers.cast<std::vector<double>>();
         hypers_ = PyTuple_CheckExact(hypers.ptr()) ? hypers : py::object();
     }
-    launch(*rule_, Kind::kStep, tensors_, numbers_, maximize, {num_threads, device, stream, 0});
+    maximize_ = maximize;
+    placement_ = {num_threads, device, stream, 0};
+    if (launch)
+        torchopt::launch(*rule_, Kind::kStep, tensors_, numbers_, maximize_, placement_);
     return true;
 }
 
+void StepPlan::launch() {
+    const Running running(running_);
+    if (!running.owns()) refuse("another thread runs this plan");
+    torchopt::launch(*rule_, Kind::kStep, tensors_, numbers_, maximize_, placement_);
+}
+
 py::object StepPlan::advance(const py::list& grads, const py::list& counts,
-                             const py::object& hypers, bool maximize, int num_threads) {
+                             const py::object& hypers, bool maximize, int num_threads,
+                             bool launch) {
     if (!can_make_tensors() || counts.size() == 0 || !are_one(counts)) return py::none();
     const std::optional<std::int64_t> count = count_of(PyList_GET_ITEM(counts.ptr(), 0));
     if (!count) return py::none();
     py::object following = make_count(*count + 1);  // what can fail comes before the step
-    if (!run(grads, *count + 1, hypers, maximize, num_threads, kCpu, 0)) return py::none();
+    if (!run(grads, *count + 1, hypers, maximize, num_threads, kCpu, 0, launch)) return py::none();
     return following;
 }
 
@@ -85,10 +125,20 @@ bool StepPlan::take_gradients(const py::list& grads) {
         PyObject* const object = PyList_GET_ITEM(grads.ptr(), static_cast<Py_ssize_t>(i));
         const std::optional<Dense> g = reader_.read(object);
         if (!g || g->size != tensors_.sizes[i] || g->dtype != tensors_.dtype ||
-            g->device != device_)
+            g->device != device_ || (apart_[i] != g->address && !is_apart(*g, i)))
             return false;
         tensors_.inputs[0][i] = g->address;
     }
+    return true;
+}
+
+bool StepPlan::is_apart(const Dense& gradient, std::size_t index) {
+    if (gradient.size == 0) return true;
+    const Span span = span_of(gradient);
+    const auto next = std::upper_bound(written_.begin(), written_.end(), span.begin,
+                                       [](std::uintptr_t at, const Span& s) { return at < s.end; });
+    if (next != written_.end() && next->begin < span.end) return false;
+    apart_[index] = gradient.address;
     return true;
 }
 

@@ -249,6 +249,31 @@ std::optional<Dense> Reader::ask(PyObject* tensor) {
                  shape_.data()};
 }
 
+Span span_of(const Dense& x) {
+    const auto bytes = static_cast<std::uintptr_t>(x.size) * (element_type(x.dtype).bits / 8);
+    return {x.address, x.address + bytes};
+}
+
+bool sort_disjoint(std::vector<Span>& spans) {
+    std::erase_if(spans, [](const Span& s) { return s.begin == s.end; });
+    std::sort(spans.begin(), spans.end(),
+              [](const Span& a, const Span& b) { return a.begin < b.begin; });
+    for (std::size_t i = 1; i < spans.size(); ++i)
+        if (spans[i].begin < spans[i - 1].end) return false;
+    return true;
+}
+
+bool are_disjoint(const py::list& tensors) {
+    Reader reader;
+    std::vector<Span> spans;
+    for (const py::handle tensor : tensors) {
+        const std::optional<Dense> x = reader.read(tensor.ptr());
+        if (!x) return false;
+        spans.push_back(span_of(*x));
+    }
+    return sort_disjoint(spans);
+}
+
 bool requires_grad(PyObject* tensor) {
     return attribute(tensor, names().requires_grad).ptr() == Py_True;
 }

@@ -58,6 +58,18 @@ class Reader {
     std::vector<std::int64_t> shape_;
 };
 
+/// Bytes [begin, end).
+struct Span {
+    std::uintptr_t begin, end;
+};
+Span span_of(const Dense& x);
+
+/// Sorts `spans`; whether no two of them share a byte.
+bool sort_disjoint(std::vector<Span>& spans);
+
+/// Whether no two of these tensors share memory; false where one of them cannot be read.
+bool are_disjoint(const py::list& tensors);
+
 /// Whether a graph follows `tensor`.
 bool requires_grad(PyObject* tensor);
 

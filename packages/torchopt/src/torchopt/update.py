@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from torchopt.errors import LeafTypeError, MismatchError
@@ -18,7 +20,7 @@ from torchopt.tree import (
 from torchopt.tree_function import add_lists, are_plain
 from torchopt.typing import Params, Tensor, Updates
 
-__all__ = ["apply_updates"]
+__all__ = ["apply_updates", "check_writable"]
 
 
 def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> Params:
@@ -46,17 +48,7 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
     leaves, spec = tree_flatten(params, none_is_leaf=True)
     update_leaves = flatten_up_to(spec, updates, "apply_updates(params, updates)")
 
-    moved = [
-        i for i, (p, u) in enumerate(zip(leaves, update_leaves)) if p is not None and u is not None
-    ]
-    ps, us = [leaves[i] for i in moved], [update_leaves[i] for i in moved]
-    try:
-        wrong = first_of_another_shape(ps, us)
-    except AttributeError:
-        _require_tensors(moved, ps, us, spec)
-        raise
-    if wrong is not None:
-        raise _mismatch(moved[wrong], ps[wrong], us[wrong], spec)
+    moved, ps, us = _moved(leaves, update_leaves, spec)
     # One call for all tensors, which torch.func transforms have no rules for.
     together = bool(moved) and are_plain(ps, us) and not (ps[0].is_cuda and share_memory(ps))
     try:
@@ -75,6 +67,53 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
                 raise _mismatch(i, p, u, spec) from error
         raise
     return tree_unflatten(spec, leaves)
+
+
+def _moved(
+    leaves: list[Any], update_leaves: list[Any], spec: PyTreeSpec
+) -> tuple[list[int], list[Tensor], list[Tensor]]:
+    """Return which leaves have an update, those leaves, and their updates."""
+    moved = [
+        i for i, (p, u) in enumerate(zip(leaves, update_leaves)) if p is not None and u is not None
+    ]
+    ps, us = [leaves[i] for i in moved], [update_leaves[i] for i in moved]
+    try:
+        wrong = first_of_another_shape(ps, us)
+    except AttributeError:
+        _require_tensors(moved, ps, us, spec)
+        raise
+    if wrong is not None:
+        raise _mismatch(moved[wrong], ps[wrong], us[wrong], spec)
+    return moved, ps, us
+
+
+def check_writable(params: Params, updates: Updates) -> None:
+    """Raise what `apply_updates(params, updates, inplace=True)` would raise half-way.
+
+    Raises:
+        ValueError: The trees differ.
+        MismatchError: An update cannot be added to its parameter in place.
+    """
+    leaves, spec = tree_flatten(params, none_is_leaf=True)
+    moved, ps, us = _moved(leaves, flatten_up_to(spec, updates, "updates"), spec)
+    for i, p, u in zip(moved, ps, us):
+        reason = _why_not_writable(p, u)
+        if reason is not None:
+            raise located(MismatchError(i, reason), spec)
+
+
+def _why_not_writable(p: Tensor, u: Tensor) -> str | None:
+    if p.device != u.device:
+        return f"an update like the parameter: {describe_mismatch(p, u)}"
+    if not torch.can_cast(u.dtype, p.dtype):
+        return f"expected an update that fits {p.dtype}, got {u.dtype}"
+    if p.is_inference() and not torch.is_inference_mode_enabled():
+        return "expected a parameter to write to, got an inference tensor; clone it first"
+    if p.layout is torch.strided and torch._debug_has_internal_overlap(p) == 1:
+        return "expected a parameter to write to, got an expanded tensor; clone it first"
+    if p.layout is not torch.strided and u.layout is torch.strided:
+        return f"expected a dense parameter, got one of layout {p.layout}"
+    return None
 
 
 def _mismatch(index: int, p: Tensor, u: Tensor, spec: PyTreeSpec) -> MismatchError:

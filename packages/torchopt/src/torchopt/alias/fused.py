@@ -28,7 +28,7 @@ from torchopt.kernels.missing import why_missing
 from torchopt.kernels.registry import explain_unavailable, placement
 from torchopt.kernels.rules import RULES
 from torchopt.transform.add_decayed_weights import AddDecayedWeights
-from torchopt.transform.base import LeafRule
+from torchopt.transform.base import LeafRule, overwrite
 from torchopt.transform.counts import increment
 from torchopt.transform.scale import Scale
 from torchopt.transform.scale_by_adadelta import ScaleByAdadelta
@@ -50,7 +50,7 @@ from torchopt.transform.trace import DampenedTrace, Trace
 from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
 from torchopt.tree_function import PLAIN, any_watched, is_traced, is_transforming
 
-__all__ = ["Backend", "FusedChain", "fuse", "step_inplace", "with_backend"]
+__all__ = ["Backend", "FusedChain", "fuse", "launch_step", "step_inplace", "with_backend"]
 
 Backend = Literal["auto", "native", "reference"]
 BACKENDS = ("auto", "native", "reference")
@@ -257,23 +257,25 @@ class _QuickStep:
     member: int | None
     place: int
 
-    def step(self, cache: StepCache, grads: list[Any], state: Any) -> Any:
+    def step(self, cache: StepCache, grads: list[Any], state: Any, launch: bool) -> Any:
         """Return the next state, or None, having done nothing, where the plan does not fit."""
         plan = cache.plan
         assert plan is not None  # it goes together with this object
         threads = torch.get_num_threads()
         if self.member is None:
             device, stream = placement(cache.params[0])
-            if not plan.run(grads, 1, self.numbers, self.maximize, threads, device, stream):
+            if not plan.run(grads, 1, self.numbers, self.maximize, threads, device, stream, launch):
                 return None
-            bump_versions(cache.written)
+            if launch:
+                bump_versions(cache.written)
             return state
         counted = state if self.single else state[self.member]
         counts = counted[self.place]
-        following = plan.advance(grads, counts, self.numbers, self.maximize, threads)
+        following = plan.advance(grads, counts, self.numbers, self.maximize, threads, launch)
         if following is None:
             return None
-        bump_versions(cache.written)
+        if launch:
+            bump_versions(cache.written)
         values = list(counted)
         values[self.place] = [following] * len(counts)
         counted = counted._make(values)
@@ -347,10 +349,13 @@ class FusedChain:
         out: list[Any] = [None] * len(leaves)
         roles = [list(role) for role in self._roles(members)]  # filled in below
         advanced = self._advance(members, roles, present)
-        for group in self._groups(members, present):
+        groups = self._groups(members, present)
+        # Several calls write when all of them are known to be right.
+        at_once = inplace and len(groups) == 1 and not self.tail
+        for group in groups:
             steps = self._steps(advanced, group)
             values, new_roles = self._run(
-                leaves, members, param_leaves, group, steps, inplace=inplace
+                leaves, members, param_leaves, group, steps, inplace=at_once
             )
             for k, i in enumerate(group):
                 out[i] = values[k]
@@ -358,10 +363,13 @@ class FusedChain:
                     role[i] = new[k]
         for i, stage in enumerate(self.tail, self.recipe.size):
             try:
-                out, rest = stage.update(out, members[i], params=param_leaves, inplace=inplace)
+                out, rest = stage.update(out, members[i], params=param_leaves, inplace=at_once)
             except MismatchError as error:
                 raise located(error, spec) from error.__cause__
             advanced = (*advanced[:i], rest, *advanced[i + 1 :])
+        if inplace and not at_once:
+            for role, old in zip(roles, self._roles(members)):
+                role[:] = [overwrite(o, n) if n is not o else o for o, n in zip(old, role)]
         return tree_unflatten(spec, out), advanced[0] if self.single else advanced
 
     def _is_brief(self, leaves: list[Any]) -> bool:
@@ -430,9 +438,12 @@ class FusedChain:
         return outputs[:size], new[0] if self.single else tuple(new)
 
     def step_(
-        self, cache: StepCache, params: Sequence[Tensor], grads: list[Any], state: Any
+        self, cache: StepCache, params: Sequence[Tensor], grads: list[Any], state: Any, launch: bool
     ) -> tuple[bool, Any]:
-        """Step `params` and the state in place; return whether it was done, and the next state."""
+        """Step `params` and the state in place; return whether it was done, and the next state.
+
+        Without `launch` the step is prepared only, for `launch_step`.
+        """
         if self.backend == "reference" or self.tail or why_missing(_C) is not None or is_traced():
             return False, state
         members = (state,) if self.single else tuple(state)
@@ -454,12 +465,15 @@ class FusedChain:
             self._step(advanced),
             numbers,
             maximize=self.recipe.maximize,
+            launch=launch,
         )
         if not done:
             return False, state
-        cache.state = advanced[0] if self.single else advanced
+        following = advanced[0] if self.single else advanced
+        if launch:
+            cache.state = following
         cache.quick = self._quick(members)
-        return True, cache.state
+        return True, following
 
     def _quick(self, members: tuple[Any, ...]) -> _QuickStep | None:
         recipe = self.recipe
@@ -641,10 +655,7 @@ class FusedChain:
                 return fused_update_(*arguments, maximize=recipe.maximize), states
         updates, new = fused_update(*arguments, maximize=recipe.maximize)
         if inplace:
-            new = [
-                [n if o.is_leaf and o.requires_grad else o.copy_(n) for o, n in zip(*pair)]
-                for pair in zip(states, new)
-            ]
+            new = [list(map(overwrite, *pair)) for pair in zip(states, new)]
         return updates, new
 
 
@@ -736,6 +747,8 @@ def step_inplace(
     params: Sequence[Tensor],
     grads: list[Any],
     state: Any,
+    *,
+    launch: bool = True,
 ) -> tuple[bool, Any]:
     """Step in place where `transformation` is a `FusedChain` that can; see `FusedChain.step_`."""
     fused = getattr(transformation.update, "__self__", None)
@@ -747,10 +760,19 @@ def step_inplace(
         and params is cache.params
         and not is_traced()
     ):
-        following = quick.step(cache, grads, state)
+        following = quick.step(cache, grads, state, launch)
         if following is not None:
-            cache.state = following
+            if launch:
+                cache.state = following
             return True, following
     if isinstance(fused, FusedChain):
-        return fused.step_(cache, params, grads, state)
+        return fused.step_(cache, params, grads, state, launch)
     return False, state
+
+
+def launch_step(cache: StepCache, state: Any) -> None:
+    """Take the step that `step_inplace` prepared and that leads to `state`."""
+    assert cache.plan is not None
+    cache.plan.launch()
+    bump_versions(cache.written)
+    cache.state = state

@@ -94,8 +94,8 @@ def _steppable(params: Sequence[Tensor], states: Sequence[Sequence[Tensor]]) -> 
                 or (x is not p and x.requires_grad)
             ):
                 return False
-    addresses = [x.data_ptr() for role in (params, *states) for x in role if x.numel()]
-    return len(set(addresses)) == len(addresses)  # a tensor that occurs twice is stepped twice
+    # Memory of two tensors would be stepped twice.
+    return _C.are_disjoint([x for role in (params, *states) for x in role])
 
 
 def fused_step_(
@@ -108,6 +108,7 @@ def fused_step_(
     hypers: Sequence[float],
     *,
     maximize: bool = False,
+    launch: bool = True,
 ) -> bool:
     """Step `params` and `states` in place and return True, or do nothing and return False.
 
@@ -125,15 +126,17 @@ def fused_step_(
         step: The number of this step, from 1: a number or a 0-dim int64 tensor, one for all.
         hypers: A number for each of `rules.RULES[rule].all_hypers`, in their order.
         maximize: Go up instead of down.
+        launch: Step now; otherwise only check that the step can be taken, for `cache.plan.launch`.
     """
     if not cache.fits(rule, params, states) and not cache.renew(rule, params, states):
         return False
     for _ in range(2):
         device, stream = placement(params[0])
         if cache.plan is not None and cache.plan.run(
-            grads, step, hypers, maximize, torch.get_num_threads(), device, stream
+            grads, step, hypers, maximize, torch.get_num_threads(), device, stream, launch
         ):
-            bump_versions(cache.written)
+            if launch:
+                bump_versions(cache.written)
             return True
         # A gradient that does not fit, or a tensor that moved: the latter may fit when asked anew.
         if any(g is None for g in grads) or not cache.renew(rule, params, states):

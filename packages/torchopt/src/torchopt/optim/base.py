@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchopt.alias.fused import step_inplace
+from torchopt.alias.fused import launch_step, step_inplace
 from torchopt.base import GradientTransformation, UninitializedState, require_transformation
 from torchopt.kernels.fused_step import StepCache
 from torchopt.kernels.registry import refuse_capture
 from torchopt.optim.named_state import leaf_names, load_named_state, named_state
+from torchopt.optim.states import StepLock, copied, fitted_state
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_paths, tree_unflatten
-from torchopt.update import apply_updates
+from torchopt.update import apply_updates, check_writable
 
 __all__ = ["Optimizer", "require_distinct"]
 
@@ -49,6 +50,9 @@ def require_distinct(
 class Optimizer:
     """Steps parameters in place, from the gradients in their `grad`.
 
+    A step that raises has changed neither parameters nor states. Threads that share an optimizer
+    step one after the other.
+
     Args:
         params: Tensors, or a tree of them.
         impl: The gradient transformation.
@@ -72,6 +76,9 @@ class Optimizer:
         self.param_treespecs: list[PyTreeSpec] = []
         self.state_groups: list[Any] = []
         self._step_caches: list[StepCache] = []
+        self._lock = StepLock()
+        # Whether somebody else holds the tensors of the states, which are then not written into.
+        self._lent = False
         if isinstance(params, nn.Module):
             raise TypeError(
                 f"{type(self).__name__}(params): expected tensors to optimize, got a module "
@@ -101,22 +108,34 @@ class Optimizer:
                 p.grad.zero_()
 
     def state_dict(self) -> tuple[Any, ...]:
-        """Return the state of each group. The tensors are shared with the optimizer."""
-        return tuple(self.state_groups)
+        """Return the state of each group, as it is now: later steps do not change it.
+
+        Nothing is copied before the next step, which leaves these tensors to the caller.
+        """
+        with self._lock:
+            self._lent = True
+            return tuple(self.state_groups)
 
     def load_state_dict(self, state_dict: Sequence[Any]) -> None:
-        """Take over the state of each group. The tensors are shared with `state_dict`.
+        """Take over the state of each group, cast to the dtypes and devices of the parameters.
+
+        Later steps do not change `state_dict`.
 
         Raises:
-            ValueError: The number of groups differs.
+            ValueError: The number of groups differs, or a state is that of another optimizer or of
+                other parameters; nothing is loaded then.
         """
-        if len(state_dict) != len(self.param_groups):
-            raise ValueError(
-                f"load_state_dict: expected a state for each of {len(self.param_groups)} parameter "
-                "groups, "
-                f"got {len(state_dict)}"
-            )
-        self.state_groups[:] = list(state_dict)
+        with self._lock:
+            if len(state_dict) != len(self.param_groups):
+                raise ValueError(
+                    f"load_state_dict: expected a state for each of {len(self.param_groups)} "
+                    f"parameter groups, got {len(state_dict)}"
+                )
+            self.state_groups[:] = [
+                fitted_state(saved, self.impls[i], self._tree(i), f"state[{i}]")
+                for i, saved in enumerate(state_dict)
+            ]
+            self._lent = True
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Step all parameters that have a gradient.
@@ -131,40 +150,81 @@ class Optimizer:
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with self._lock:
+            if self._lent:
+                self.state_groups[:] = [copied(state) for state in self.state_groups]
+                self._lent = False
+            if len(self.param_groups) == 1:
+                params, state = self.param_groups[0], self.state_groups[0]
+                if params[0].is_cuda:
+                    refuse_capture(params[0].device)
+                if type(state) is UninitializedState:
+                    state = self._initialized(0)
+                # Kernels record nothing, so nothing has to be switched off for them.
+                done, state = step_inplace(
+                    self.impls[0], self._step_caches[0], params, [p.grad for p in params], state
+                )
+                if done:
+                    self.state_groups[0] = state
+                    return loss
+            self._step_groups()
+        return loss
+
+    def _step_groups(self) -> None:
+        """Step all groups, or raise before anything is written."""
+        alone = len(self.param_groups) == 1
+        steps: list[tuple[Any, Any]] = []
+        used = []  # a step that is prepared reads the gradients when it is taken
         for index, params in enumerate(self.param_groups):
             if params[0].is_cuda:
                 refuse_capture(params[0].device)
-            leaves = [p.grad for p in params]
-            # Kernels record nothing, so nothing has to be switched off for them.
-            done, self.state_groups[index] = step_inplace(
-                self.impls[index],
-                self._step_caches[index],
-                params,
-                leaves,
-                self._initialized(index),
-            )
-            if not done:
-                self._step_by_stages(index, leaves)
-        return loss
+            grads = [p.grad for p in params]
+            used.append(grads)
+            if not alone:
+                done, state = step_inplace(
+                    self.impls[index],
+                    self._step_caches[index],
+                    params,
+                    grads,
+                    self._initialized(index),
+                    launch=False,
+                )
+                if done:
+                    steps.append((None, state))
+                    continue
+            steps.append(self._by_stages(index, grads))
+        # Nothing is changed before every group is known to step.
+        for index, (updates, _) in enumerate(steps):
+            if updates is not None:
+                apply_updates(self._tree(index), updates, inplace=True)
+        for index, (updates, state) in enumerate(steps):
+            if updates is None:
+                launch_step(self._step_caches[index], state)
+            self.state_groups[index] = state
 
     def _initialized(self, index: int) -> Any:
         """Return the state of a group, made before its first step."""
         state = self.state_groups[index]
         if isinstance(state, UninitializedState):
             with torch.no_grad():
-                tree = tree_unflatten(self.param_treespecs[index], self.param_groups[index])
-                state = self.state_groups[index] = self.impls[index].init(tree)
+                state = self.state_groups[index] = self.impls[index].init(self._tree(index))
         return state
 
+    def _tree(self, index: int) -> Any:
+        return tree_unflatten(self.param_treespecs[index], self.param_groups[index])
+
     @torch.no_grad()
-    def _step_by_stages(self, index: int, leaves: list[Tensor | None]) -> None:
-        spec = self.param_treespecs[index]
-        tree = tree_unflatten(spec, self.param_groups[index])
-        grads = tree_unflatten(spec, leaves)
-        updates, self.state_groups[index] = self.impls[index].update(
-            grads, self.state_groups[index], params=tree, inplace=True
+    def _by_stages(self, index: int, grads: list[Tensor | None]) -> tuple[Any, Any]:
+        """Return the updates and the next state of a group; nothing is written."""
+        tree = self._tree(index)
+        updates, state = self.impls[index].update(
+            tree_unflatten(self.param_treespecs[index], grads),
+            self.state_groups[index],
+            params=tree,
+            inplace=False,
         )
-        apply_updates(tree, updates, inplace=True)
+        check_writable(tree, updates)
+        return updates, state
 
     def add_param_group(self, params: Any, *, impl: GradientTransformation | None = None) -> None:
         """Add a tree of tensors to optimize, with a state of its own.
@@ -204,20 +264,25 @@ class Optimizer:
         """Return the states with a name for each tensor; see `MetaOptimizer.named_state_dict`.
 
         The names of parameters are their paths in the trees that were given: keys of a dict, or
-        numbers.
+        numbers. Later steps do not change what was returned.
         """
-        return named_state(self._groups())
+        with self._lock:
+            self._lent = True
+            return named_state(self._groups())
 
     def load_named_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `named_state_dict` returned; see `MetaOptimizer.load_named_state_dict`.
 
         Raises:
-            ValueError: Another format, or names that are missing or left over.
+            ValueError: Another format, names that are missing or left over, or other shapes;
+                nothing is loaded then.
         """
-        self.state_groups[:] = load_named_state(state_dict, self._groups())
+        with self._lock:
+            self.state_groups[:] = load_named_state(state_dict, self._groups())
+            self._lent = True
 
     def _groups(self) -> list[tuple[GradientTransformation, Any, list[str], Any]]:
-        trees = [tree_unflatten(s, p) for s, p in zip(self.param_treespecs, self.param_groups)]
+        trees = [self._tree(i) for i in range(len(self.param_groups))]
         return [
             (impl, state, leaf_names(tree), tree)
             for impl, state, tree in zip(self.impls, self.state_groups, trees)

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
+
 from torchopt.base import GradientTransformation, UninitializedState
+from torchopt.optim.states import Caster
 from torchopt.transform.masked import MaskedNode
-from torchopt.tree import tree_flatten, tree_paths, tree_structure, tree_unflatten
+from torchopt.tree import tree_flatten, tree_structure, tree_unflatten
 
 __all__ = ["FORMAT", "VERSION", "leaf_names", "load_named_state", "named_state"]
 
@@ -20,13 +24,33 @@ Group = tuple[GradientTransformation, Any, Sequence[str], Any]
 
 
 def leaf_names(tree: Any) -> list[str]:
-    """Return the dotted path of each leaf.
+    """Return the dotted path of each leaf; where dots in keys make two alike, the keys in brackets.
 
     Example:
         >>> leaf_names({"a": [1, 2], "b": 3})
         ['a.0', 'a.1', 'b']
+        >>> leaf_names({"a.b": 1, "a": {"b": 2}, "c": 3})
+        ["['a']['b']", "['a.b']", 'c']
     """
-    return [".".join(map(str, path)) for path in tree_paths(tree, none_is_leaf=True)]
+    spec = tree_structure(tree, none_is_leaf=True)
+    names = [".".join(map(str, path)) for path in spec.paths()]
+    times = Counter(names)
+    if len(times) < len(names):
+        codes = [accessor.codify("") for accessor in spec.accessors()]
+        names = [code if times[name] > 1 else name for name, code in zip(names, codes)]
+    return list(_distinct(names))
+
+
+def _distinct(names: Iterable[str]) -> Iterator[str]:
+    """Yield each name, with a number where it has occurred."""
+    seen: set[str] = set()
+    for name in names:
+        number, distinct = 1, name
+        while distinct in seen:
+            number += 1
+            distinct = f"{name}#{number}"
+        seen.add(distinct)
+        yield distinct
 
 
 def _is_state(node: Any) -> bool:
@@ -41,8 +65,13 @@ def _holds_states(node: Any) -> bool:
     return isinstance(node, (tuple, list, dict)) and any(_holds_states(c) for c in children)
 
 
-def _walk(state: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yield (name, value) for everything in a state, in the order of its leaves."""
+def walk(state: Any, names: Sequence[str]) -> list[tuple[str, Any]]:
+    """Return (name, value) for everything in a state, in the order of its leaves."""
+    entries = list(_entries(state, names))
+    return list(zip(_distinct(name for name, _ in entries), (value for _, value in entries)))
+
+
+def _entries(state: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
     seen: dict[str, int] = {}
 
     def inside(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -88,7 +117,7 @@ def named_state(groups: Sequence[Group]) -> dict[str, Any]:
             {
                 "params": list(names),
                 "initialized": not isinstance(state, UninitializedState),
-                "state": dict(_walk(state, names)),
+                "state": dict(walk(state, names)),
             }
             for _, state, names, _ in groups
         ],
@@ -140,8 +169,9 @@ def _load_group(index: int, entry: dict[str, Any], group: Group) -> Any:
             f"load_named_state_dict: group {index} is for other parameters: missing "
             f"[{_shown(missing)}], left over [{_shown(extra)}]."
         )
-    template = impl.init(params)
-    expected = [name for name, _ in _walk(template, names)]
+    with torch.no_grad():
+        template = impl.init(params)
+    expected = [name for name, _ in walk(template, names)]
     values = entry["state"]
     missing = [name for name in expected if name not in values]
     extra = [name for name in values if name not in set(expected)]
@@ -153,11 +183,7 @@ def _load_group(index: int, entry: dict[str, Any], group: Group) -> Any:
         )
     leaves, spec = tree_flatten(template, none_is_leaf=True)
     assert len(leaves) == len(expected)
-    for name, old in zip(expected, leaves):
-        new = values[name]
-        if getattr(old, "shape", None) != getattr(new, "shape", None):
-            raise ValueError(
-                f"load_named_state_dict: {name} in group {index}: expected shape "
-                f"{getattr(old, 'shape', None)}, got {getattr(new, 'shape', None)}."
-            )
-    return tree_unflatten(spec, [values[name] for name in expected])
+    caster = Caster(f"load_named_state_dict: group {index}", params)
+    return tree_unflatten(
+        spec, [caster.cast(values[name], old, name) for name, old in zip(expected, leaves)]
+    )

@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import required
 
+from torchopt import alias
 from torchopt.base import GradientTransformation, UninitializedState, require_transformation
-from torchopt.optim.named_state import load_named_state, named_state
-from torchopt.update import apply_updates
+from torchopt.optim.named_state import FORMAT, Group, load_named_state, named_state, walk
+from torchopt.optim.states import Caster, StepLock
+from torchopt.transform.base import LeafRule
+from torchopt.tree import tree_structure, tree_unflatten
+from torchopt.update import apply_updates, check_writable
 
 __all__ = ["TorchOptimizer"]
 
@@ -21,15 +29,24 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     Schedulers of `torch.optim.lr_scheduler`, `torch.amp.GradScaler`, hooks and whatever else asks
     for a `torch.optim.Optimizer` work with it. Each parameter group has its own hyper-parameters,
-    in the dictionary of the group; a change there counts from the next step on.
+    in the dictionary of the group: those that the signature of `make` names. A change there counts
+    from the next step on; a stage that it brings in, such as a momentum, starts then. Everything
+    else in a group is a note, of a scheduler or of yours.
+
+    A step that raises has changed neither parameters nor states. Threads that share an optimizer
+    step one after the other.
 
     Args:
-        params: Tensors, or dictionaries with `"params"` and hyper-parameters of that group.
-        make: Makes the transformation from hyper-parameters, such as `torchopt.adam`.
+        params: Tensors, pairs (name, tensor), or dictionaries with `"params"` and hyper-parameters
+            of that group.
+        make: Makes the transformation from hyper-parameters, such as `torchopt.adam`. Where it
+            takes any keyword, those given here and those of the optimizers of `torchopt` are its
+            hyper-parameters.
         hyper_parameters: Arguments of `make` for all groups.
 
     Raises:
-        TypeError: An unknown hyper-parameter, or `make` returns no gradient transformation.
+        TypeError: An unknown hyper-parameter, one of another optimizer in a group, or `make`
+            returns no gradient transformation.
         ValueError: A hyper-parameter out of range.
 
     Example:
@@ -52,13 +69,31 @@ class TorchOptimizer(torch.optim.Optimizer):
         **hyper_parameters: Any,
     ) -> None:
         self.make = make
+        self._keywords = _keywords(make)
         self._states: list[Any] = []
-        self._cache: list[tuple[dict[str, Any], GradientTransformation] | None] = []
-        require_transformation(make(**hyper_parameters), "TorchOptimizer(params, make)", duck=False)
-        super().__init__(params, hyper_parameters)
+        self._made: list[tuple[dict[str, Any], GradientTransformation]] = []
+        # States of stages that a hyper-parameter switched off, by name, for each group.
+        self._left: list[dict[str, Any]] = []
+        self._lock = StepLock()
+        defaults = _defaults(make) | hyper_parameters
+        if required not in defaults.values() or not hyper_parameters.keys() <= defaults.keys():
+            made = make(**hyper_parameters)
+            require_transformation(made, "TorchOptimizer(params, make)", duck=False)
+        super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group: a dictionary with `"params"` and the hyper-parameters of the group."""
+        for name in param_group if isinstance(param_group, dict) else ():
+            if name in _known_hypers() and not self._takes(name):
+                raise TypeError(
+                    f"add_param_group: {getattr(self.make, '__name__', self.make)}() got an "
+                    f"unexpected keyword argument {name!r}, a hyper-parameter of other optimizers; "
+                    "leave it out of the group, or call it otherwise if it is a note."
+                )
+        values = {**self.defaults, **param_group}
+        made = None
+        if not any(value is required for value in values.values()):
+            made = self._make(values)  # raises before the group is there
         super().add_param_group(param_group)
         params = self.param_groups[-1]["params"]
         if len({id(p) for p in params}) != len(params):
@@ -66,39 +101,63 @@ class TorchOptimizer(torch.optim.Optimizer):
             raise ValueError(
                 "some parameters appear twice in one parameter group; expected each parameter once"
             )
+        assert made is not None  # torch refuses what is missing
+        self._made.append(made)
         self._states.append(UninitializedState())
-        self._cache.append(None)
-        self._transformation(len(self._states) - 1)
+        self._left.append({})
 
-    def _hyper_parameters(self, index: int) -> dict[str, Any]:
-        group = self.param_groups[index]
-        # Schedulers leave notes of their own, such as initial_lr, in the groups.
-        return {name: group[name] for name in group if name in self._accepted()}
+    def _takes(self, name: str) -> bool:
+        """Return whether an entry of a group is a hyper-parameter; the others are notes."""
+        if name in ("params", "param_names"):
+            return False
+        names, any_name = self._keywords
+        given = name in self.defaults or name in _known_hypers()
+        return name in names or (any_name and given)
 
-    def _accepted(self) -> frozenset[str]:
-        names: set[str] = set(self.defaults)
-        for group in self.param_groups:
-            names |= set(group)
-        return frozenset(names - {"params", "param_names", "initial_lr", "max_lr", "min_lr"})
+    def _make(self, group: dict[str, Any]) -> tuple[dict[str, Any], GradientTransformation]:
+        """Return the hyper-parameters of a group and their transformation."""
+        hyper = {name: value for name, value in group.items() if self._takes(name)}
+        made = self.make(**hyper)
+        require_transformation(made, "TorchOptimizer(params, make)", duck=False)
+        return hyper, made
 
     def _transformation(self, index: int) -> GradientTransformation:
-        hyper = self._hyper_parameters(index)
-        cached = self._cache[index]
-        if cached is not None and _same(cached[0], hyper):
-            return cached[1]
-        made = self.make(**hyper)
-        self._cache[index] = (dict(hyper), made)
-        state = self._states[index]
-        if cached is not None and not isinstance(state, UninitializedState):
-            # Another value of a hyper-parameter may add or drop stages without a state.
-            names, params = self._names_and_params(index)
-            saved = named_state([(cached[1], state, names, params)])
-            (self._states[index],) = load_named_state(saved, [(made, state, names, params)])
-        return made
+        """Return the transformation of a group for its present hyper-parameters."""
+        group = self.param_groups[index]
+        hyper, made = self._made[index]
+        if _same(hyper, {name: value for name, value in group.items() if self._takes(name)}):
+            return made
+        new = self._make(group)
+        if _stages(new[1]) != _stages(made):
+            self._carry_over(index, new[1])
+        self._made[index] = new
+        return new[1]
+
+    def _carry_over(self, index: int, made: GradientTransformation) -> None:
+        """Keep the state of the stages that stay; those that are new to `made` start."""
+        if isinstance(self._states[index], UninitializedState):
+            return
+        names, params = self._names_and_params(index)
+        present = dict(walk(self._states[index], names))
+        saved = {**self._left[index], **_dampened_and_not(present), **present}
+        template = made.init(params)
+        caster = Caster("step()", params)
+        entries = walk(template, names)
+        values = [
+            caster.cast(saved[name], fresh, name) if name in saved else fresh
+            for name, fresh in entries
+        ]
+        kept = {name for name, _ in entries}
+        self._left[index] = {name: value for name, value in saved.items() if name not in kept}
+        self._states[index] = tree_unflatten(tree_structure(template, none_is_leaf=True), values)
 
     def _names_and_params(self, index: int) -> tuple[list[str], list[Tensor]]:
         params: list[Tensor] = self.param_groups[index]["params"]
         return [str(i) for i in range(len(params))], params
+
+    def _group(self, index: int) -> Group:
+        made = self._transformation(index)  # which may change the state
+        return made, self._states[index], *self._names_and_params(index)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -107,58 +166,163 @@ class TorchOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for index, group in enumerate(self.param_groups):
-            params: list[Tensor] = group["params"]
-            transformation = self._transformation(index)
-            if isinstance(self._states[index], UninitializedState):
-                self._states[index] = transformation.init(params)
-            updates, self._states[index] = transformation.update(
-                [p.grad for p in params], self._states[index], params=params, inplace=True
-            )
-            apply_updates(params, updates, inplace=True)
+        with self._lock:
+            steps = []
+            for index in range(len(self.param_groups)):
+                made = self._transformation(index)
+                params: list[Tensor] = self.param_groups[index]["params"]
+                state = self._states[index]
+                if isinstance(state, UninitializedState):
+                    state = made.init(params)
+                updates, state = made.update(
+                    [p.grad for p in params], state, params=params, inplace=False
+                )
+                check_writable(params, updates)
+                steps.append((params, updates, state))
+            # Nothing is changed before every group is known to step.
+            for params, updates, _ in steps:
+                apply_updates(params, updates, inplace=True)
+            self._states = [state for *_, state in steps]
         return loss
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states, named and versioned, and the groups as torch.optim does."""
-        packed = super().state_dict()
-        packed["state"] = named_state(
-            [
-                (self._transformation(i), state, *self._names_and_params(i))
-                for i, state in enumerate(self._states)
-            ]
-        )
-        return packed
+    @property  # type: ignore[override]  # named, and not by parameter
+    def state(self) -> dict[str, Any]:
+        """The states, named and versioned; see `Optimizer.named_state_dict`.
+
+        Later steps do not change what was returned.
+        """
+        with self._lock, torch.no_grad():
+            return named_state([self._group(i) for i in range(len(self._states))])
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        """Do nothing: torch.optim's constructor makes an empty state."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned.
+        """Take over what `state_dict` returned; moments are cast to the dtypes of the parameters.
 
         Raises:
-            ValueError: Other groups or parameters, or the state of another optimizer.
+            ValueError: Other groups or parameters, or the state of another optimizer; nothing is
+                loaded then.
         """
-        saved = state_dict["state"]
-        super().load_state_dict({**state_dict, "state": {}})
-        self._cache = [None] * len(self.param_groups)
-        self._states = load_named_state(
-            saved,
-            [
-                (self._transformation(i), state, *self._names_and_params(i))
-                for i, state in enumerate(self._states)
-            ],
-        )
+        with self._lock, torch.no_grad():
+            super().load_state_dict(state_dict)
+
+    def _load(self, groups: list[dict[str, Any]], saved: dict[Any, Any]) -> None:
+        """Take over groups and states, or raise."""
+        for group in groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+        made = [self._make(group) for group in groups]
+        states: list[Any] = [UninitializedState()] * len(groups)
+        if saved.get("format") == FORMAT:
+            named = [[str(i) for i in range(len(group["params"]))] for group in groups]
+            states = load_named_state(
+                saved,
+                [
+                    (impl, None, names, group["params"])
+                    for (_, impl), names, group in zip(made, named, groups)
+                ],
+            )
+        elif saved:
+            raise ValueError(
+                "load_state_dict: expected the state of a TorchOptimizer (format "
+                f"{FORMAT!r}), got one for {len(saved)} parameters, as torch.optim saves it; "
+                "load its 'param_groups' with an empty 'state' to start with new moments."
+            )
+        super().__setstate__({"param_groups": groups})
+        self._made, self._states, self._left = made, states, [{} for _ in groups]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_own": (self.make, self._states)}
+        own = {name: vars(self)[name] for name in ("make", "_states", "_made", "_left")}
+        return {"defaults": self.defaults, "param_groups": self.param_groups, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        own = state.pop("_own", None)
+        # Called by torch.optim's load_state_dict too, which hands over groups and states only.
+        if "make" not in state:
+            self._load(state["param_groups"], state["state"])
+            return
         super().__setstate__(state)
-        if own is not None:
-            self.make, self._states = own
-            self._cache = [None] * len(self.param_groups)
+        self._keywords = _keywords(self.make)
+        self._lock = StepLock()
+
+
+@functools.cache
+def _known_hypers() -> frozenset[str]:
+    """Return the hyper-parameters of all optimizers of torchopt."""
+    makers = (getattr(alias, name) for name in alias.__all__)
+    return frozenset(name for make in makers for name in inspect.signature(make).parameters)
+
+
+def _keywords(make: Callable[..., Any]) -> tuple[frozenset[str], bool]:
+    """Return the keywords of `make`, and whether it takes any other."""
+    parameters = _parameters(make)
+    named = (p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    return frozenset(named), any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _defaults(make: Callable[..., Any]) -> dict[str, Any]:
+    """Return the defaults in the signature of `make`; `required` where there is none."""
+    names, _ = _keywords(make)
+    return {
+        p.name: required if p.default is p.empty else p.default
+        for p in _parameters(make)
+        if p.name in names
+    }
+
+
+def _parameters(make: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(make).parameters.values())
+    except ValueError:  # a function of an extension may have none
+        return [inspect.Parameter("hyper_parameters", inspect.Parameter.VAR_KEYWORD)]
 
 
 def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    return first.keys() == second.keys() and all(
-        first[k] is second[k] or (not isinstance(first[k], Tensor) and first[k] == second[k])
+    """Return whether hyper-parameters are the same. A tensor never is: it may be written to."""
+    return first.keys() == second.keys() and not any(
+        isinstance(first[k], Tensor)
+        or isinstance(second[k], Tensor)
+        or (first[k] is not second[k] and first[k] != second[k])
         for k in first
     )
+
+
+def _dampened_and_not(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a momentum under the names that it has with and without dampening."""
+    found: dict[str, Any] = {}
+    for name, trace in saved.items():
+        kind, field, label = (*name.split(".", 2), "", "")[:3]
+        if field != "trace" or trace is None:
+            continue
+        if kind == "TraceState":
+            found[f"Dampened{name}"] = trace
+            begun = trace.any().to(torch.int64)  # the first gradient of all counts in full
+            found[f"DampenedTraceState.count.{label}"] = begun
+        elif kind == "DampenedTraceState":
+            found[f"TraceState.trace.{label}"] = trace
+    return found
+
+
+def _stages(made: GradientTransformation) -> tuple[Any, ...]:
+    """Return what tells which states a transformation keeps: the kinds of its stages, in order."""
+
+    def kinds(value: Any) -> Iterator[Any]:
+        if isinstance(value, GradientTransformation):
+            owner = getattr(value.update, "__self__", None)
+            if owner is None:
+                yield getattr(value.update, "__qualname__", type(value.update))
+            else:
+                yield from kinds(owner)
+        elif isinstance(value, LeafRule):
+            yield type(value)
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                yield from kinds(item)
+        elif isinstance(value, dict):
+            yield from kinds([x for item in value.items() for x in item])
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield type(value)
+            yield from kinds([getattr(value, field.name) for field in dataclasses.fields(value)])
+
+    return tuple(kinds(made))

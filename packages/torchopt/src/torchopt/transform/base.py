@@ -30,7 +30,7 @@ from torchopt.tree import (
     tree_unflatten,
 )
 
-__all__ = ["LeafRule", "as_transformation", "needs_tree", "transformation"]
+__all__ = ["LeafRule", "as_transformation", "needs_tree", "overwrite", "transformation"]
 
 P = ParamSpec("P")
 
@@ -103,7 +103,7 @@ def _scatter(
     return out
 
 
-def _overwrite(old: Tensor, new: Tensor) -> Tensor:
+def overwrite(old: Tensor, new: Tensor) -> Tensor:
     """Write `new` into `old` where that is possible: not into a leaf that requires a gradient."""
     if new is old or (old.is_leaf and old.requires_grad):
         return new
@@ -323,7 +323,7 @@ def _update_leaves(
         fields = {f: getattr(new_state, f) for f in rule.leaf_fields}
         if inplace:
             for f in rule.overwritten_fields:
-                fields[f] = [_overwrite(o, n) for o, n in zip(getattr(packed_state, f), fields[f])]
+                fields[f] = [overwrite(o, n) for o, n in zip(getattr(packed_state, f), fields[f])]
         if not everything:
             fields = {f: _scatter(len(grads), present, v, old[f]) for f, v in fields.items()}
         new_state = new_state._replace(**fields)

@@ -65,6 +65,8 @@ class Partition:
         values = flatten_up_to(spec, updates, "updates")
         merged = list(values)
         states = {}
+        # A part that is refused must not find the parts before it written.
+        inplace = inplace and len(self.transformations) == 1
         for label, inner in self.transformations.items():
             part = tree_unflatten(spec, _part(values, labels, label))
             own = None if params is None else tree_unflatten(spec, _part(leaves, labels, label))

@@ -12,10 +12,11 @@ from torchopt.base import GradientTransformation, UninitializedState, require_tr
 from torchopt.optim.base import require_distinct
 from torchopt.optim.gradients import gradients
 from torchopt.optim.named_state import leaf_names, load_named_state, named_state
+from torchopt.optim.states import StepLock, fitted_state
 from torchopt.params.lineage import descend
 from torchopt.tree import tree_flatten, tree_leaves, tree_paths, tree_unflatten
 from torchopt.typing import OptState, Params
-from torchopt.update import apply_updates
+from torchopt.update import apply_updates, check_writable
 
 __all__ = ["FuncOptimizer"]
 
@@ -53,6 +54,8 @@ class FuncOptimizer:
         self.impl = impl
         self.optim_state: OptState = UninitializedState()
         self.inplace = bool(inplace)
+        self._fits = True  # whether the state is known to be for the parameters
+        self._lock = StepLock()
 
     def step(self, loss: Tensor, params: Params, inplace: bool | None = None) -> Params:
         """Return the parameters after one step on `loss`.
@@ -65,21 +68,32 @@ class FuncOptimizer:
 
         Raises:
             TypeError: `loss` is no tensor.
-            ValueError: `loss` is no scalar.
+            ValueError: `loss` is no scalar, or the state that was loaded is that of another
+                optimizer or of other parameters.
             NotDifferentiableError: `loss` depends on none of the parameters.
         """
+        with self._lock:
+            return self._step(loss, params, inplace)
+
+    def _step(self, loss: Tensor, params: Params, inplace: bool | None) -> Params:
         inplace = self.inplace if inplace is None else bool(inplace)
         if isinstance(self.optim_state, UninitializedState):
             self.optim_state = self.impl.init(params)
+        elif not self._fits:
+            self.optim_state = fitted_state(self.optim_state, self.impl, params, "state")
+        self._fits = True
         leaves, spec = tree_flatten(params)
         names = [str(path) for path in tree_paths(params)]
         require_distinct(leaves, names)
         keep_graph = not inplace and torch.is_grad_enabled()
         grads = tree_unflatten(spec, gradients(loss, leaves, names, create_graph=keep_graph))
-        updates, self.optim_state = self.impl.update(
-            grads, self.optim_state, params=params, inplace=inplace
-        )
+        with torch.set_grad_enabled(not inplace and torch.is_grad_enabled()):
+            # Nothing is written before everything is known to be right.
+            updates, state = self.impl.update(grads, self.optim_state, params=params, inplace=False)
+        if inplace:
+            check_writable(params, updates)
         stepped = apply_updates(params, updates, inplace=inplace)
+        self.optim_state = state
         if not inplace:
             for old, new in zip(leaves, tree_leaves(stepped)):
                 if new is not old:
@@ -89,12 +103,16 @@ class FuncOptimizer:
         return stepped
 
     def state_dict(self) -> OptState:
-        """Return the state. The tensors are shared with the optimizer."""
+        """Return the state, as it is now: later steps do not change it."""
         return self.optim_state
 
     def load_state_dict(self, state_dict: OptState) -> None:
-        """Take over a state. The tensors are shared with `state_dict`."""
-        self.optim_state = state_dict
+        """Take over a state, which the next step casts to the dtypes of its parameters.
+
+        Later steps do not change `state_dict`.
+        """
+        with self._lock:
+            self.optim_state, self._fits = state_dict, False
 
     def named_state_dict(self, params: Params) -> dict[str, Any]:
         """Return the state with a name for each tensor; see `MetaOptimizer.named_state_dict`.
@@ -108,7 +126,8 @@ class FuncOptimizer:
         """Take over what `named_state_dict` returned; see `MetaOptimizer.load_named_state_dict`.
 
         Raises:
-            ValueError: Another format, or names that are missing or left over.
+            ValueError: Another format, names that are missing or left over, or other shapes;
+                nothing is loaded then.
         """
         group = (self.impl, self.optim_state, leaf_names(params), params)
         (self.optim_state,) = load_named_state(state_dict, [group])

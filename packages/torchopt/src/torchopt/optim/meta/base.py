@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchopt.base import GradientTransformation, UninitializedState, require_transformation
 from torchopt.optim.gradients import gradients
 from torchopt.optim.named_state import load_named_state, named_state
+from torchopt.optim.states import StepLock, fitted_state
 from torchopt.params.containers import (
     Slot,
     extract_module_containers,
@@ -46,8 +47,9 @@ class MetaOptimizer:
     `load_state_dict` of the module puts its parameters back, and loads into them. A fast weight
     that is written in place under `torch.no_grad()` or through `.data` is refused at its next use.
 
-    A step under `torch.no_grad()` leaves no graph behind: the new parameters are leaves. That is
-    for evaluation, where any number of steps takes the memory of one.
+    A step that raises has changed neither parameters nor states. A step under `torch.no_grad()`
+    leaves no graph behind: the new parameters are leaves. That is for evaluation, where any number
+    of steps takes the memory of one.
 
     Args:
         module: The module to step.
@@ -104,6 +106,7 @@ class MetaOptimizer:
         # Names and shapes of the parameters that each state is for, where that is known.
         self._stepped: list[list[tuple[str, torch.Size]] | None] = []
         self._steps_since_cut = 0
+        self._lock = StepLock()
         self.add_param_group(module)
 
     def step(self, loss: Tensor) -> None:
@@ -120,6 +123,10 @@ class MetaOptimizer:
                 written in place outside of the graph; or the module recomputes activations with
                 `use_reentrant=True`.
         """
+        with self._lock:
+            self._step(loss)
+
+    def _step(self, loss: Tensor) -> None:
         slot_groups = parameter_slot_groups(self._modules)
         slots: list[Slot] = [slot for group in slot_groups for slot in group]
         keep_graph = torch.is_grad_enabled()
@@ -132,40 +139,44 @@ class MetaOptimizer:
             retain_graph=keep_graph,
         )
         start = 0
+        steps = []
         for index, group in enumerate(slot_groups):
             if keep_graph and not self.first_order:
                 own = found[start : start + len(group)]
                 warn_of_missing_second_derivatives(self._modules[index], own, "step(loss)")
-            params = tuple(slot.get() for slot in group)
-            grads = tuple(found[start : start + len(group)])
-            start += len(group)
             if group:
-                self._step_group(index, group, params, grads)
+                grads = found[start : start + len(group)]
+                steps.append((index, group, *self._stepped_group(index, group, grads)))
+            start += len(group)
+        # Nothing is changed before every group is known to step.
+        for index, group, present, new_params, state in steps:
+            self._stepped[index] = present
+            self.state_groups[index] = state
+            for slot, new in zip(group, new_params):
+                p = slot.get()
+                if new is not p:
+                    slot.set(new if keep_graph else new.requires_grad_(p.requires_grad))
         self._steps_since_cut += 1
         if not keep_graph or self._steps_since_cut == self.detach_every:
             self._cut(slots)
 
-    def _step_group(
-        self,
-        index: int,
-        group: Sequence[Slot],
-        params: tuple[Tensor, ...],
-        grads: tuple[Tensor | None, ...],
-    ) -> None:
+    def _stepped_group(
+        self, index: int, group: Sequence[Slot], grads: Sequence[Tensor | None]
+    ) -> tuple[list[tuple[str, torch.Size]], tuple[Tensor, ...], Any]:
+        """Return the names and shapes of the parameters of a module, and its next parameters and
+        state.
+        """
         impl = self.impls[index]
+        params = tuple(slot.get() for slot in group)
         present = [(slot.names[0], p.shape) for slot, p in zip(group, params)]
-        if isinstance(self.state_groups[index], UninitializedState):
-            self.state_groups[index] = impl.init(params)
+        state = self.state_groups[index]
+        if isinstance(state, UninitializedState):
+            state = impl.init(params)
         elif self._stepped[index] not in (None, present):
             raise ValueError(_describe_change(self._stepped[index] or [], present))
-        self._stepped[index] = present
-        updates, self.state_groups[index] = impl.update(
-            grads, self.state_groups[index], params=params, inplace=False
-        )
-        new_params = apply_updates(params, updates, inplace=False)
-        for slot, p, new in zip(group, params, new_params):
-            if new is not p:
-                slot.set(new if torch.is_grad_enabled() else new.requires_grad_(p.requires_grad))
+        updates, state = impl.update(tuple(grads), state, params=params, inplace=False)
+        new_params: Any = apply_updates(params, updates, inplace=False)
+        return present, new_params, state
 
     def _cut(self, slots: Sequence[Slot]) -> None:
         """Put leaves in the place of the present parameters and states."""
@@ -230,23 +241,39 @@ class MetaOptimizer:
             )
 
     def state_dict(self) -> tuple[Any, ...]:
-        """Return the state of each module. The tensors are shared with the optimizer."""
-        return tuple(self.state_groups)
+        """Return the state of each module. Its tensors are those of the optimizer, in their graph;
+        later steps do not write into them.
+        """
+        with self._lock:
+            return tuple(self.state_groups)
 
     def load_state_dict(self, state_dict: Sequence[Any]) -> None:
-        """Take over the state of each module. The tensors are shared with `state_dict`.
+        """Take over the state of each module.
+
+        The tensors are those of `state_dict`, with their graph, where they have the dtypes and
+        devices of the parameters, and casts of them where not.
 
         Raises:
-            ValueError: The number of modules differs.
+            ValueError: The number of modules differs, or a state is that of another optimizer or of
+                other parameters; nothing is loaded then.
         """
         if len(state_dict) != len(self.state_groups):
             raise ValueError(
                 f"load_state_dict: expected a state for each of {len(self.state_groups)} modules, "
                 f"got {len(state_dict)}"
             )
-        self.state_groups[:] = list(state_dict)
-        self._stepped = [None] * len(self._stepped)
-        self._steps_since_cut = 0
+        self._take_over(
+            [
+                fitted_state(saved, self.impls[i], self._names_and_params(i)[1], f"state[{i}]")
+                for i, saved in enumerate(state_dict)
+            ]
+        )
+
+    def _take_over(self, states: Sequence[Any]) -> None:
+        with self._lock:
+            self.state_groups[:] = states
+            self._stepped = [None] * len(self._stepped)
+            self._steps_since_cut = 0
 
     def named_state_dict(self) -> dict[str, Any]:
         """Return the states with a name for each tensor, as plain containers.
@@ -268,18 +295,18 @@ class MetaOptimizer:
         that transformations without a state, such as weight decay, may come and go.
 
         Raises:
-            ValueError: Another format, or names that are missing or left over; the message lists
-                them.
+            ValueError: Another format, names that are missing or left over, or other shapes; the
+                message lists them, and nothing is loaded.
         """
-        self.state_groups[:] = load_named_state(
-            state_dict,
-            [
-                (self.impls[i], state, *self._names_and_params(i))
-                for i, state in enumerate(self.state_groups)
-            ],
+        self._take_over(
+            load_named_state(
+                state_dict,
+                [
+                    (self.impls[i], state, *self._names_and_params(i))
+                    for i, state in enumerate(self.state_groups)
+                ],
+            )
         )
-        self._stepped = [None] * len(self._stepped)
-        self._steps_since_cut = 0
 
     def _names_and_params(self, index: int) -> tuple[list[str], tuple[Tensor, ...]]:
         slots = parameter_slot_groups(self._modules)[index]
