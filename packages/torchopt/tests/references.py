@@ -203,10 +203,9 @@ def schedule_free_adamw(
 ) -> None:
     (v,) = start(s, p, "v")
     s["v"] = v = betas[1] * v + (1 - betas[1]) * g * g
-    gamma = (1 - betas[1] ** t) ** 0.5
-    schedule_free_sgd(
-        p, g / (v.sqrt() + eps), s, t, lr * gamma, betas[0], weight_decay, warmup_steps
-    )
+    # As the authors' package does from release 1.3 on: the moment is corrected, not the step size.
+    direction = g / ((v / (1 - betas[1] ** t)).sqrt() + eps)
+    schedule_free_sgd(p, direction, s, t, lr, betas[0], weight_decay, warmup_steps)
 
 
 def shampoo(

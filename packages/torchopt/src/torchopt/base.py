@@ -16,6 +16,7 @@ __all__ = [
     "UninitializedState",
     "describe_state",
     "identity",
+    "needs_tree",
     "require_transformation",
 ]
 
@@ -115,11 +116,21 @@ def describe_state(state: Any) -> str:
     return f"the state of something else, {type(state).__name__}"
 
 
+def needs_tree(candidate: GradientTransformation) -> bool:
+    """Return whether a transformation has to see trees even in a flat chain, as masks do."""
+    return bool(getattr(getattr(candidate.update, "__self__", None), "needs_tree", False))
+
+
 @dataclass(frozen=True)
 class _Chain:
     """The two functions of a chain. A value, so that chains can be pickled."""
 
     transformations: tuple[GradientTransformation, ...]
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether a member has to see trees, as masks do."""
+        return any(map(needs_tree, self.transformations))
 
     def init(self, params: Any) -> tuple[Any, ...]:
         return tuple(transformation.init(params) for transformation in self.transformations)

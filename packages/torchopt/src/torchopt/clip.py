@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.errors import NotDifferentiableError
 from torchopt.transform.base import LeafRule, as_transformation
+from torchopt.transform.norm import power_of_two, scaled
 from torchopt.transform.validate import are_numbers
-from torchopt.tree_function import is_tracked
+from torchopt.tree_function import is_traced, is_tracked, is_transforming
 
 __all__ = ["adaptive_clip", "clip_by_value", "clip_each_norm", "clip_grad_norm"]
 
@@ -26,6 +28,7 @@ class ClipGradNorm(LeafRule):
     norm_type: float | Tensor
     error_if_nonfinite: bool
     differentiable: bool
+    complex_numbers: ClassVar[str] = "whole"
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
@@ -35,10 +38,8 @@ class ClipGradNorm(LeafRule):
             return grads, state
         order = _order(self.norm_type)
         # On the device all along, and a constant for differentiation unless asked otherwise.
-        device = grads[0].device
-        seen = grads if self.differentiable else [g.detach() for g in grads]
-        norms = [torch.linalg.vector_norm(g, order).to(device) for g in seen if g.numel()]
-        total = torch.linalg.vector_norm(torch.stack(norms), order)
+        seen = [g if self.differentiable else g.detach() for g in grads if g.numel()]
+        size, total = _total_norm(seen, order)
         if self.error_if_nonfinite and not bool(torch.isfinite(total)):
             raise RuntimeError(
                 f"The total norm of order {order} for gradients from `parameters` is "
@@ -47,8 +48,34 @@ class ClipGradNorm(LeafRule):
                 "non-finite norm anyway, "
                 "set `error_if_nonfinite=False`"
             )
-        coefficient = (_on(self.max_norm, total) / (total + 1e-6)).clamp(max=1.0)
+        coefficient = (_on(self.max_norm, total) / size / (total + 1e-6 / size)).clamp(max=1.0)
         return [g * coefficient.to(device=g.device, dtype=g.dtype) for g in grads], state
+
+
+def _total_norm(grads: list[Tensor], order: float) -> tuple[Tensor | float, Tensor]:
+    """Return two factors of the joint norm, the first of them a constant for differentiation.
+
+    It is 1 where the norm itself can be had, and the size of the largest number where the powers
+    of the others would leave the range of the dtype. Only a CPU is asked which of the two it is.
+    """
+    device = grads[0].device
+
+    def norm(tensors: list[Tensor]) -> Tensor:
+        norms = [torch.linalg.vector_norm(g, order).to(device) for g in tensors]
+        total: Tensor = torch.linalg.vector_norm(torch.stack(norms), order)
+        return total
+
+    if device.type == "cpu" and not is_transforming() and not is_traced():
+        total = norm(grads)
+        if SMALL < float(total.detach()) < math.inf:
+            return 1.0, total
+    tops = [torch.linalg.vector_norm(g.detach(), math.inf).to(device) for g in grads]
+    size = power_of_two(torch.stack(tops).amax())
+    return size, norm([g / size.to(device=g.device) for g in grads])
+
+
+SMALL = 1e-15
+"""Norms from here on have lost nothing that counts in float32, whose squares end at 1e-38."""
 
 
 def _order(norm_type: float | Tensor) -> float:
@@ -138,16 +165,12 @@ def clip_by_value(limit: float | Tensor) -> GradientTransformation:
     return as_transformation(ClipByValue(_threshold(limit)), already_flattened=False)
 
 
-def _coefficient(norm: Tensor, largest: Tensor | float) -> Tensor:
-    """Return min(1, largest / norm), and 1 for a norm of zero; finite in every derivative."""
+def _shortened(g: Tensor, largest: Tensor | float, dim: Any = None) -> Tensor:
+    """Return g * min(1, largest / |g|), g for a norm of zero; finite in every derivative."""
+    size, unit, norm = scaled(g, dim)
+    limit = largest / size
     safe = torch.where(norm > 0, norm, 1.0)
-    return torch.where(norm > largest, largest / safe, 1.0)
-
-
-def _norm(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-    """Return the Euclidean norm; where it is zero, with derivative zero."""
-    square = (x * x).sum(dim=dim, keepdim=keepdim)
-    return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
+    return torch.where(norm > limit, unit * (largest / safe), g)
 
 
 @dataclass(frozen=True)
@@ -160,7 +183,7 @@ class ClipEachNorm(LeafRule):
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the gradients, each scaled by itself."""
-        return [g * _coefficient(_norm(g), _on(self.max_norm, g)) for g in grads], state
+        return [_shortened(g, _on(self.max_norm, g)) for g in grads], state
 
 
 def clip_each_norm(max_norm: float | Tensor) -> GradientTransformation:
@@ -191,6 +214,7 @@ class AdaptiveClip(LeafRule):
     clipping: float | Tensor
     eps: float | Tensor
     reads_params: ClassVar[bool] = True
+    complex_numbers: ClassVar[str] = "whole"
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
@@ -199,9 +223,9 @@ class AdaptiveClip(LeafRule):
         updates = []
         for g, p in zip(grads, params):
             dim = tuple(range(1, g.ndim)) if g.ndim > 1 else None
-            size = _norm(p, dim, g.ndim > 1).clamp(min=_on(self.eps, p))
-            largest = _on(self.clipping, p) * size
-            updates.append(g * _coefficient(_norm(g, dim, g.ndim > 1), largest))
+            of_p = scaled(p, dim)
+            size = (of_p.size * of_p.norm).clamp(min=_on(self.eps, of_p.norm))
+            updates.append(_shortened(g, _on(self.clipping, size) * size, dim))
         return updates, state
 
 

@@ -11,10 +11,10 @@ from torchopt.base import (
     GradientTransformation,
     describe_state,
     identity,
+    needs_tree,
     require_transformation,
 )
 from torchopt.errors import MismatchError
-from torchopt.transform.base import needs_tree
 from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
 
 __all__ = ["chain", "chain_flat"]
@@ -57,6 +57,11 @@ class _FlatChain:
     """
 
     inner: tuple[GradientTransformation, ...]
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether a member has to see trees, as masks do."""
+        return any(map(needs_tree, self.inner))
 
     def init(self, params: Any) -> tuple[Any, ...]:
         leaves, spec = tree_flatten(params, none_is_leaf=True)
@@ -111,6 +116,11 @@ class _FlatSingle:
     """A flat chain of one transformation, whose state is not wrapped in a tuple."""
 
     chain: _FlatChain
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether the member has to see trees, as masks do."""
+        return self.chain.needs_tree
 
     def init(self, params: Any) -> Any:
         return self.chain.init(params)[0]

@@ -124,7 +124,7 @@ def test_sophia_takes_curvature_from_outside() -> None:
     kept = observe_curvature(state, {"w": None})
     assert torch.equal(kept[0].h[0], h)
 
-    with pytest.raises(ValueError, match="expected an estimate for 1 parameters, got one with 2"):
+    with pytest.raises(ValueError, match="expected a state for 2 leaves, got one for 1"):
         observe_curvature(state, [h, h])
     with pytest.raises(ValueError, match="expected the state of Sophia, got another"):
         observe_curvature(torchopt.adam().init(params), {"w": h})

@@ -62,7 +62,8 @@ def muon(
 
     The update of a matrix is -lr * (u + weight_decay * p), with u the momentum with singular values
     close to one; see `torchopt.transform.orthogonalize`. The momentum is a moving average of the
-    gradient: t' = momentum t + (1 - momentum) g.
+    gradient: t' = momentum t + (1 - momentum) g. `torch.optim.Muon` is the same with its iteration
+    in bfloat16, and refuses parameters that are not matrices.
 
     Args:
         lr: Step size; see `torchopt.adam`.

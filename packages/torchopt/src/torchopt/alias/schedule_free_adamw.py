@@ -10,7 +10,7 @@ from torchopt.alias.utils import (
     flip_sign_and_add_weight_decay,
 )
 from torchopt.base import GradientTransformation
-from torchopt.transform import scale_by_rms, schedule_free
+from torchopt.transform import scale_by_adam, schedule_free
 
 __all__ = ["schedule_free_adamw"]
 
@@ -45,6 +45,7 @@ def schedule_free_adamw(
     """
     return compose(
         (flip_sign_and_add_weight_decay, (0.0, maximize)),
-        (scale_by_rms, (betas[1], eps)),
-        (schedule_free, (lr, betas[0], weight_decay, warmup_steps, betas[1])),
+        # Without a first moment: u = g / (sqrt(nu / (1 - b2^k)) + eps).
+        (scale_by_adam, (0.0, betas[1], eps)),
+        (schedule_free, (lr, betas[0], weight_decay, warmup_steps)),
     )

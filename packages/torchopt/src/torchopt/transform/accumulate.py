@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torchopt.base import GradientTransformation, require_transformation
+from torchopt.base import GradientTransformation, needs_tree, require_transformation
 from torchopt.tree import require_same_shapes, tree_map
 
 __all__ = ["AccumulateState", "accumulate"]
@@ -26,6 +26,11 @@ class Accumulate:
 
     inner: GradientTransformation
     every: int
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether `inner` has to see trees, as masks do."""
+        return needs_tree(self.inner)
 
     def init(self, params: Any) -> AccumulateState:
         """Return the state before the first gradient."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchopt.base import GradientTransformation, require_transformation
+from torchopt.base import GradientTransformation, needs_tree, require_transformation
 from torchopt.tree import tree_leaves, tree_map
 
 __all__ = ["ApplyIfFiniteState", "apply_if_finite"]
@@ -28,6 +28,11 @@ class ApplyIfFinite:
 
     inner: GradientTransformation
     max_failures: int
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether `inner` has to see trees, as masks do."""
+        return needs_tree(self.inner)
 
     def init(self, params: Any) -> ApplyIfFiniteState:
         """Return the state before the first step."""

@@ -30,7 +30,7 @@ from torchopt.tree import (
     tree_unflatten,
 )
 
-__all__ = ["LeafRule", "as_transformation", "needs_tree", "overwrite", "transformation"]
+__all__ = ["LeafRule", "as_transformation", "overwrite", "transformation"]
 
 P = ParamSpec("P")
 
@@ -50,6 +50,8 @@ class LeafRule(ABC):
         overwritten_fields: Those whose tensors an in-place step writes into.
         compressed: Whether the tensors of `overwritten_fields` have shapes of their own.
         reads_params: Whether `update_leaves` reads `params`.
+        complex_numbers: What the driver makes of complex tensors: `"pairs"` of real numbers in a
+            last dimension, `"whole"` tensors as they are, or `"refused"` by name.
         keeps_sparse: Whether `update_leaves` takes sparse gradients. To other rules the driver
             gives the dense tensors that they stand for.
     """
@@ -60,6 +62,7 @@ class LeafRule(ABC):
     compressed: ClassVar[bool] = False
     reads_params: ClassVar[bool] = False
     keeps_sparse: ClassVar[bool] = False
+    complex_numbers: ClassVar[str] = "pairs"
     params_message: ClassVar[str] = (
         "Parameters are required for this transformation. "
         "Call `update(updates, state, params=params)` instead."
@@ -137,6 +140,10 @@ def _init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
     present = [i for i, p in enumerate(leaves) if p is not None]
     if rule.leaf_fields:
         require_tensors(leaves, present, "init(params): a parameter")
+    if rule.complex_numbers == "refused":
+        for i in present:
+            if _is_complex(leaves[i]):
+                raise _refused_complex(rule, i)
     state = rule.init_leaves([leaves[i] for i in present])
     if len(present) == len(leaves):
         return state
@@ -222,6 +229,15 @@ def _apply(
         raise
 
 
+def _refused_complex(rule: LeafRule, leaf: int) -> MismatchError:
+    return MismatchError(
+        leaf,
+        f"{type(rule).__name__}: expected real tensors, got a complex one, whose statistics are "
+        "not those of a pair of real ones; step it with an element-wise optimizer "
+        "(transform.partition), or pass torch.view_as_real of it",
+    )
+
+
 def _unlike_parameter(leaf: int, p: Tensor, g: Tensor) -> MismatchError:
     reason = f"a gradient like the parameter: {describe_mismatch(p, g)}"
     return MismatchError(leaf, f"{reason}; pass the gradients of the parameters given")
@@ -300,7 +316,9 @@ def _update_leaves(
             "not trained",
         )
     are_complex = [g.is_complex() for g in packed]
-    if any(are_complex):
+    if any(are_complex) and rule.complex_numbers == "refused":
+        raise _refused_complex(rule, present[are_complex.index(True)])
+    if any(are_complex) and rule.complex_numbers == "pairs":
         # As in torch.optim: a complex number is a pair of real ones.
         updates, new_state = _apply(
             rule,
@@ -410,11 +428,6 @@ def as_transformation(rule: LeafRule, *, already_flattened: bool) -> GradientTra
         _ListDriver(rule) if already_flattened else _TreeDriver(rule)
     )
     return GradientTransformation(driver.init, driver.update)
-
-
-def needs_tree(candidate: GradientTransformation) -> bool:
-    """Return whether a transformation has to see trees even in a flat chain, as masks do."""
-    return bool(getattr(getattr(candidate.update, "__self__", None), "needs_tree", False))
 
 
 class TransformationFactory(Protocol[P]):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,6 +16,8 @@ __all__ = ["centralize"]
 @dataclass(frozen=True)
 class Centralize(LeafRule):
     """u = g - mean of g over all dimensions but the first."""
+
+    complex_numbers: ClassVar[str] = "whole"
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, require_transformation
+from torchopt.base import GradientTransformation, needs_tree, require_transformation
 from torchopt.tree import tree_map
 
 __all__ = ["in_precision"]
@@ -21,6 +21,11 @@ class InPrecision:
 
     inner: GradientTransformation
     dtype: torch.dtype
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether `inner` has to see trees, as masks do."""
+        return needs_tree(self.inner)
 
     def _cast(self, tree: Any) -> Any:
         def cast(x: Tensor | None) -> Tensor | None:

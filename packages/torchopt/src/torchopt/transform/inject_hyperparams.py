@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation
+from torchopt.base import GradientTransformation, needs_tree
 
 __all__ = ["InjectHyperparamsState", "inject_hyperparams"]
 
@@ -57,6 +57,12 @@ class InjectHyperparams:
         return state_values | {
             name: _tensors(schedule(count)) for name, schedule in self.schedules.items()
         }
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether what is made has to see trees, as masks do."""
+        injected = {name: _tensors(value) for name, value in self.injected.items()}
+        return needs_tree(self.make(**self.static, **self._hyperparams(injected, 0)))
 
     def init(self, params: Any) -> InjectHyperparamsState:
         """Return the hyper-parameters and the state of the transformation."""

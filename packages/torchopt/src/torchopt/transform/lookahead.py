@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, require_transformation
+from torchopt.base import GradientTransformation, needs_tree, require_transformation
 from torchopt.transform.validate import check_fraction
 from torchopt.tree import require_same_shapes, tree_map
 
@@ -30,6 +30,11 @@ class Lookahead:
     inner: GradientTransformation
     every: int
     alpha: float | Tensor
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether `inner` has to see trees, as masks do."""
+        return needs_tree(self.inner)
 
     def init(self, params: Any) -> LookaheadState:
         """Return slow weights equal to the parameters."""

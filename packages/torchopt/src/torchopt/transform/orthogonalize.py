@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from torchopt.kernels.reference.root import root
 from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.norm import scaled
 from torchopt.transform.validate import check_at_least_zero
 
 __all__ = ["orthogonalize"]
@@ -24,6 +25,7 @@ class Orthogonalize(LeafRule):
     coefficients: tuple[float, float, float]
     eps: float
     match_rms: bool
+    complex_numbers: ClassVar[str] = "whole"
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
@@ -36,17 +38,17 @@ class Orthogonalize(LeafRule):
             raise ValueError(f"orthogonalize: expected matrices, got shape {tuple(g.shape)}")
         a, b, c = self.coefficients
         wide = g.shape[0] <= g.shape[1]
-        x = g if wide else g.mT
-        x = x / root((x * x).sum()).clamp(min=self.eps)
+        size, x, norm = scaled(g if wide else g.mH)
+        x = x / torch.maximum(norm, self.eps / size)
         for _ in range(self.steps):
-            gram = x @ x.mT
+            gram = x @ x.mH
             x = a * x + (b * gram + c * gram @ gram) @ x
         rows, columns = g.shape
         if self.match_rms:
             scale = 0.2 * math.sqrt(max(rows, columns))
         else:
             scale = math.sqrt(max(1.0, rows / columns))
-        return (x if wide else x.mT) * scale
+        return (x if wide else x.mH) * scale
 
 
 @transformation
@@ -64,7 +66,8 @@ def orthogonalize(
 
     With g = U S V^T the result is U p(...p(S / |g|)) V^T, p(s) = a s + b s^3 + c s^5, times
     sqrt(max(1, rows / columns)), or 0.2 sqrt(max(rows, columns)) with `match_rms`, which gives it
-    the size of Adam's steps. Computed in the dtype of the gradient.
+    the size of Adam's steps. Computed in the dtype of the gradient. Of complex matrices, the
+    transpose is conjugated too.
 
     Args:
         steps: Number of iterations.

@@ -38,6 +38,7 @@ class ScaleByFactoredRms(LeafRule):
     d: float | Tensor
     leaf_fields: ClassVar[tuple[str, ...]] = ("rows", "columns", "count")
     compressed: ClassVar[bool] = True
+    complex_numbers: ClassVar[str] = "refused"
     overwritten_fields: ClassVar[tuple[str, ...]] = ("rows", "columns")
     reads_params: ClassVar[bool] = True
 

@@ -39,6 +39,7 @@ class ScaleByShampoo(LeafRule):
     root_steps: int
     leaf_fields: ClassVar[tuple[str, ...]] = ("statistics", "roots", "t")
     compressed: ClassVar[bool] = True
+    complex_numbers: ClassVar[str] = "refused"
     overwritten_fields: ClassVar[tuple[str, ...]] = ("statistics", "roots")
 
     def _diagonal(self, size: int) -> bool:

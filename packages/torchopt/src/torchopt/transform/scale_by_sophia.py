@@ -12,6 +12,7 @@ from torch import Tensor
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import increment, zero_counts
+from torchopt.transform.find_states import map_states, places
 from torchopt.transform.trace import zeros_like
 from torchopt.transform.validate import are_numbers, check_at_least_zero, check_betas
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
@@ -120,17 +121,22 @@ def scale_by_sophia(
     return ScaleBySophia(b1, b2, rho, eps, batch_size, update_every)
 
 
-def observe_curvature(state: Any, estimate: Any, b2: float | Tensor = 0.99) -> Any:
+def observe_curvature(
+    state: Any, estimate: Any, b2: float | Tensor = 0.99, *, where: Any = None
+) -> Any:
     """Return the state of an optimizer with Sophia's direction after h' = b2 h + (1 - b2) estimate.
 
     Args:
-        state: The state of `torchopt.alias.sophia` or of a chain with `scale_by_sophia`.
+        state: The state of `torchopt.alias.sophia` or of one that contains `scale_by_sophia`.
         estimate: An estimate of the diagonal of the Hessian, a tree like the parameters; None for
             a parameter leaves its average as it is.
         b2: Decay of the average, in [0, 1).
+        where: Tree of bools, a prefix of the parameters, or a function that returns one: which
+            leaves Sophia has. Needed inside `masked` and `partition` where the shapes leave it
+            open.
 
     Raises:
-        ValueError: There is no such state in `state`, or the estimate has another number of leaves.
+        ValueError: There is no such state in `state`, or it cannot be told whose curvature it has.
 
     Example:
         >>> from torchopt.alias import sophia
@@ -140,28 +146,15 @@ def observe_curvature(state: Any, estimate: Any, b2: float | Tensor = 0.99) -> A
         >>> state[0].h
         [tensor([1.5000, 2.0000])]
     """
-    found = 0
     leaves = tree_leaves(estimate, none_is_leaf=True)
 
-    def visit(node: Any) -> Any:
-        nonlocal found
-        if isinstance(node, ScaleBySophiaState):
-            found += 1
-            old, spec = tree_flatten(node.h, none_is_leaf=True)
-            if len(old) != len(leaves):
-                raise ValueError(
-                    f"observe_curvature: expected an estimate for {len(old)} parameters, got one "
-                    f"with {len(leaves)} leaves"
-                )
-            new = [h if x is None else moving_average(h, x, b2) for h, x in zip(old, leaves)]
-            return node._replace(h=tree_unflatten(spec, new))
-        if isinstance(node, tuple) and hasattr(node, "_fields"):
-            return type(node)(*map(visit, node))
-        if isinstance(node, (tuple, list)):
-            return type(node)(map(visit, node))
-        return node
+    def observe(node: ScaleBySophiaState) -> ScaleBySophiaState:
+        old, spec = tree_flatten(node.h, none_is_leaf=True)
+        own = [leaves[i] for i in places(old, estimate, where, "observe_curvature")]
+        new = [h if x is None else moving_average(h, x, b2) for h, x in zip(old, own)]
+        return node._replace(h=tree_unflatten(spec, new))
 
-    state = visit(state)
+    state, found = map_states(state, ScaleBySophiaState, observe)
     if not found:
         raise ValueError("observe_curvature: expected the state of Sophia, got another")
     return state

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchopt.kernels.reference.root import root
 from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.norm import scaled
 from torchopt.transform.validate import check_at_least_zero
 
 __all__ = ["scale_by_trust_ratio"]
@@ -30,11 +30,11 @@ class ScaleByTrustRatio(LeafRule):
         """Return the scaled updates."""
         updates = []
         for g, p in zip(grads, params):
-            p_norm, g_norm = root((p * p).sum()), root((g * g).sum())
-            usable = (p_norm > 0) & (g_norm > 0)
-            divisor = torch.where(usable, g_norm + self.eps, 1.0)
-            ratio = torch.where(usable, self.coefficient * p_norm / divisor, 1.0)
-            updates.append(g * ratio)
+            of_p, of_g = scaled(p), scaled(g)
+            usable = (of_p.norm > 0) & (of_g.norm > 0)
+            divisor = torch.where(usable, of_g.norm + self.eps / of_g.size, 1.0)
+            ratio = self.coefficient * (of_p.size * of_p.norm) / divisor
+            updates.append(torch.where(usable, of_g.unit * ratio, g))
         return updates, state
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import increment, zero_counts
+from torchopt.transform.find_states import map_states, places
 from torchopt.transform.validate import check_at_least_zero, check_fraction
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
 
@@ -34,7 +35,6 @@ class ScheduleFree(LeafRule):
     beta: float | Tensor
     weight_decay: float | Tensor
     warmup_steps: int
-    b2: float | Tensor | None
     leaf_fields: ClassVar[tuple[str, ...]] = ("z", "x", "weight_sum", "count")
     overwritten_fields: ClassVar[tuple[str, ...]] = ("z", "x")
     reads_params: ClassVar[bool] = True
@@ -59,9 +59,6 @@ class ScheduleFree(LeafRule):
         ):
             k = count.to(torch.float64)
             lr = self.lr * (k / max(self.warmup_steps, 1)).clamp(max=1.0)
-            if self.b2 is not None:
-                b2 = torch.as_tensor(self.b2, dtype=torch.float64, device=k.device)
-                lr = lr * (1 - torch.pow(b2, k)).sqrt()
             total = total + lr * lr
             share = torch.where(total > 0, lr * lr / torch.where(total > 0, total, 1.0), 0.0)
             step, share = lr.to(u.dtype), share.to(u.dtype)
@@ -80,7 +77,6 @@ def schedule_free(
     beta: float | Tensor = 0.9,
     weight_decay: float | Tensor = 0.0,
     warmup_steps: int = 0,
-    b2: float | Tensor | None = None,
 ) -> LeafRule:
     r"""Return the last stage of schedule-free optimizers, in the place of the step size.
 
@@ -89,16 +85,14 @@ def schedule_free(
         c_k = \gamma_k^2 / \sum_{i \le k} \gamma_i^2, \quad
         x' = (1 - c_k) x + c_k z', \quad y' = (1 - \beta) z' + \beta x'
 
-    with :math:`\gamma_k = \gamma \min(1, k / w)`, times :math:`\sqrt{1 - b_2^k}` for Adam's
-    uncorrected second moment. The parameters are y, where gradients are taken; the model to use is
-    x, see `averaged_params`.
+    with :math:`\gamma_k = \gamma \min(1, k / w)`. The parameters are y, where gradients are taken;
+    the model to use is x, see `averaged_params`.
 
     Args:
         lr: gamma, >= 0.
         beta: In [0, 1).
         weight_decay: lambda, >= 0.
         warmup_steps: w; 0 for none.
-        b2: Decay of an uncorrected second moment before this stage; None for none.
 
     Raises:
         ValueError: A hyper-parameter out of range.
@@ -112,22 +106,42 @@ def schedule_free(
     check_fraction(beta, "beta value")
     check_at_least_zero(weight_decay, "weight_decay value")
     check_at_least_zero(warmup_steps, "warmup_steps value")
-    return ScheduleFree(lr, beta, weight_decay, warmup_steps, b2)
+    return ScheduleFree(lr, beta, weight_decay, warmup_steps)
 
 
-def averaged_params(state: Any, params: Any) -> Any:
+def averaged_params(state: Any, params: Any, *, where: Any = None) -> Any:
     """Return the averages x in the state of a schedule-free optimizer, as a tree like `params`.
 
+    A parameter that the schedule-free optimizer does not step, inside `masked` or `partition`, is
+    returned as it is.
+
+    Args:
+        state: The state of the optimizer, or of one that contains it.
+        params: The parameters.
+        where: Tree of bools, a prefix of `params`, or a function that returns one: which leaves
+            the schedule-free optimizer has. Needed inside `masked` and `partition` where the
+            shapes leave it open.
+
     Raises:
-        ValueError: There is no such state in `state`.
+        ValueError: There is no such state in `state`, or it cannot be told whose averages it has.
+
+    Example:
+        >>> from torchopt.alias import schedule_free_sgd
+        >>> params = {"w": torch.ones(2)}
+        >>> averaged_params(schedule_free_sgd(0.1).init(params), params)
+        {'w': tensor([1., 1.])}
     """
-    pending = [state]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ScheduleFreeState):
-            return tree_unflatten(tree_flatten(params)[1], tree_leaves(node.x))
-        if isinstance(node, (tuple, list)):
-            pending.extend(node)
-    raise ValueError(
-        "averaged_params: expected the state of a schedule-free optimizer, got another"
-    )
+    leaves, spec = tree_flatten(params, none_is_leaf=True)
+
+    def fill(node: ScheduleFreeState) -> ScheduleFreeState:
+        values = tree_leaves(node.x, none_is_leaf=True)
+        for i, x in zip(places(values, params, where, "averaged_params"), values):
+            leaves[i] = x
+        return node
+
+    found = map_states(state, ScheduleFreeState, fill)[1]
+    if not found:
+        raise ValueError(
+            "averaged_params: expected the state of a schedule-free optimizer, got another"
+        )
+    return tree_unflatten(spec, leaves)
