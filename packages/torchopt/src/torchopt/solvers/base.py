@@ -144,7 +144,7 @@ def report_outcome(status: Tensor, on_fail: OnFail, solver: object) -> None:
     worst = SolveStatus(int(max_over_batch(status)))
     if worst is SolveStatus.CONVERGED:
         return
-    message = f"{described(solver)}: {worst.name}. {worst.sentence}"
+    message = f"{solver}: {worst.name}. {worst.sentence}"
     if on_fail == "raise":
         raise SolverError(message)
     warnings.warn(message, SolverWarning, stacklevel=3)
@@ -186,6 +186,9 @@ class Solver(ABC):
             )
         if self.on_fail not in ("raise", "warn", "ignore"):
             raise ValueError(f"on_fail: expected 'raise', 'warn' or 'ignore', got {self.on_fail!r}")
+
+    def __str__(self) -> str:
+        return described(self)
 
     @abstractmethod
     def optimality(self, function: Function) -> Function:
@@ -326,6 +329,19 @@ def gradient_norm(value: Tensor, gradient: Tensor) -> Tensor:
     return torch.where(value.isfinite(), norm(gradient), torch.nan)
 
 
+def tree_grad(function: Function) -> Function:
+    """Return ∇f with respect to the first argument, a tree like it, which may have None in it."""
+
+    def gradient(x: Any, *args: Any) -> Any:
+        leaves, spec = tree_flatten(x)
+        found = torch.func.grad(lambda leaves: function(tree_unflatten(spec, leaves), *args))(
+            leaves
+        )
+        return tree_unflatten(spec, found)
+
+    return gradient
+
+
 def false_like(x: Tensor) -> Tensor:
     """Return a 0-dim False beside x, batched like it."""
     return torch.zeros_like(x.sum(), dtype=torch.bool)
@@ -341,7 +357,7 @@ class Minimizer(Solver):
 
     def optimality(self, function: Function) -> Function:
         """Return ∇f."""
-        return torch.func.grad(function)
+        return tree_grad(function)
 
     @abstractmethod
     def minimize(self, value_and_grad: ValueAndGrad, x: Tensor) -> Outcome:

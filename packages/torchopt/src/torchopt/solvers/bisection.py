@@ -46,36 +46,53 @@ class Bisection(RootSolver):
     def find(self, residual: FlatMap, layout: Layout, x: Tensor) -> Outcome:
         """Return the roots of a function of one vector."""
         low, high = (self._bound(bound, layout, x) for bound in (self.lower, self.upper))
-        sign = torch.sign(residual(low))
-        bracketed = (sign * torch.sign(residual(high)) <= 0).all()
+        at_low, at_high = residual(low), residual(high)
+        sign = torch.sign(at_low)
+        bracketed = (sign * torch.sign(at_high) <= 0).all()
 
         def step(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            low, high = state
+            low, high, known = state
             middle = low + (high - low) / 2
-            value = torch.sign(residual(middle))
-            left = value == sign
-            return torch.where(left, middle, low), torch.where(left, high, middle)
+            value = residual(middle)
+            left = torch.sign(value) == sign
+            known = known & ~value.isnan().any()
+            return torch.where(left, middle, low), torch.where(left, high, middle), known
 
         def width(state: tuple[Tensor, ...]) -> Tensor:
             """Return the widest bracket; one that rounding cannot halve has none."""
-            low, high = state
+            low, high, _ = state
             size = (high - low).abs()
             least = 4 * torch.finfo(x.dtype).eps * torch.maximum(low.abs(), high.abs())
             size = torch.where(size <= least, torch.zeros_like(size), size)
             return torch.cat([size, size.new_zeros(1)]).amax()
 
         def active(state: tuple[Tensor, ...]) -> Tensor:
-            return width(state) > self.tolerance(x)
+            return (width(state) > self.tolerance(x)) & state[2]
 
-        state, count = iterate(step, active, (low, high), self.maxiter, self.asks(x))
-        low, high = state
-        return Outcome(low + (high - low) / 2, count, width(state), ~bracketed)
+        start = (low, high, ~(at_low.isnan() | at_high.isnan()).any())
+        state, count = iterate(step, active, start, self.maxiter, self.asks(x))
+        low, high, known = state
+        root = low + (high - low) / 2
+        size = residual(root).abs()
+        known = known & size.isfinite().all()
+        # At a pole or a jump the sign changes, and F does not become small.
+        smaller = (size < torch.maximum(at_low.abs(), at_high.abs())) | (size == 0)
+        remaining = torch.where(known, width(state), torch.nan)
+        bracketed = bracketed & smaller.all()
+        return Outcome(root, count, remaining, ~bracketed)
 
     def tolerance(self, x: Tensor) -> float:
         """Return `tol`; by default the smallest normal number, for roots at zero."""
         return float(torch.finfo(x.dtype).tiny) if self.tol is None else self.tol
 
     def _bound(self, bound: float | Tensor, layout: Layout, x: Tensor) -> Tensor:
+        if isinstance(bound, Tensor):
+            for shape in layout.shapes:
+                if not _broadcasts(bound.shape, shape):
+                    raise ValueError(
+                        f"Bisection: lower, upper: expected numbers, or tensors that broadcast to "
+                        f"the shape {tuple(shape)} of the start, got {tuple(bound.shape)}"
+                    )
         leaves = [
             torch.as_tensor(bound, dtype=dtype, device=x.device).expand(shape)
             for shape, dtype in zip(layout.shapes, layout.dtypes)
@@ -83,4 +100,11 @@ class Bisection(RootSolver):
         return layout.join(leaves) + torch.zeros_like(x)
 
     def _status(self, found: Outcome) -> Tensor:
-        return torch.where(found.stalled, int(SolveStatus.NO_BRACKET), super()._status(found))
+        status = super()._status(found)
+        told = found.stalled & (status != int(SolveStatus.NON_FINITE))
+        return torch.where(told, int(SolveStatus.NO_BRACKET), status)
+
+
+def _broadcasts(given: torch.Size, shape: torch.Size) -> bool:
+    pairs = zip(reversed(given), reversed(shape))
+    return len(given) <= len(shape) and all(a in (1, b) for a, b in pairs)

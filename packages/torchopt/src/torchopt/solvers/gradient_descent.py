@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt.linear_solve.iterate import dot, norm, quotient
-from torchopt.solvers.base import Minimizer, Outcome, ValueAndGrad, false_like
+from torchopt.solvers.base import Minimizer, Outcome, ValueAndGrad, false_like, gradient_norm
 from torchopt.solvers.line_search import Point, line_search
 
 __all__ = ["GradientDescent"]
@@ -66,4 +66,4 @@ class GradientDescent(Minimizer):
             (*start, first, false_like(x)),
             lambda s: s[4],
         )
-        return Outcome(state[0], count, norm(state[2]), state[4])
+        return Outcome(state[0], count, gradient_norm(state[1], state[2]), state[4])

@@ -13,7 +13,15 @@ from torchopt.linear_solve.auto import Auto
 from torchopt.linear_solve.iterate import dot, iterate, norm, quotient
 from torchopt.linear_solve.operator import BoundOperator, Layout, transpose_linear
 from torchopt.linear_solve.solver import Solver as LinearSolver
-from torchopt.solvers.base import FlatMap, Minimizer, Outcome, RootSolver, ValueAndGrad, false_like
+from torchopt.solvers.base import (
+    FlatMap,
+    Minimizer,
+    Outcome,
+    RootSolver,
+    ValueAndGrad,
+    false_like,
+    gradient_norm,
+)
 from torchopt.solvers.line_search import Point, line_search
 
 __all__ = ["Newton", "NewtonCG"]
@@ -52,7 +60,7 @@ class NewtonCG(Minimizer):
             return *found, stalled
 
         state, count = self.repeat(step, lambda s: s[2], (*start, false_like(x)), lambda s: s[3])
-        return Outcome(state[0], count, norm(state[2]), state[3])
+        return Outcome(state[0], count, gradient_norm(state[1], state[2]), state[3])
 
     def _direction(self, product: FlatMap, g: Tensor, most: int) -> Tensor:
         """Return d with H d ≈ -g and gᵀ d < 0."""

@@ -4,7 +4,7 @@
 All act on the last dimension, `[*batch, n]`, or element by element, and are made of differentiable
 torch operations: they work in every mode, to any order, under `torch.func.vmap`. On the border
 between two pieces, where a projection has no derivative, that of one of the pieces is taken. Bounds
-and radii are differentiated too.
+and radii are differentiated too. NaN stays NaN: there is no nearest point.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ def project_box(
         tensor([0.0000, 0.5000, 1.0000])
     """
     if lower is not None:
-        x = torch.where(x > lower, x, torch.as_tensor(lower, dtype=x.dtype, device=x.device))
+        kept = (x > lower) | x.isnan()
+        x = torch.where(kept, x, torch.as_tensor(lower, dtype=x.dtype, device=x.device))
     if upper is not None:
-        x = torch.where(x < upper, x, torch.as_tensor(upper, dtype=x.dtype, device=x.device))
+        kept = (x < upper) | x.isnan()
+        x = torch.where(kept, x, torch.as_tensor(upper, dtype=x.dtype, device=x.device))
     return x
 
 
@@ -79,7 +81,9 @@ def project_simplex(x: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     support = x.detach() > threshold
     inside = torch.where(support, x, torch.zeros_like(x)).sum(-1, keepdim=True)
     tau = (inside - scale) / support.sum(-1, keepdim=True).clamp(min=1)
-    return torch.where(support, x - tau, torch.zeros_like(x))
+    nearest = torch.where(support, x - tau, torch.zeros_like(x))
+    known = x.detach().amax(-1, keepdim=True).isfinite() & scale.detach().isfinite()
+    return torch.where(known, nearest, torch.nan)
 
 
 def project_l1_ball(x: Tensor, radius: float | Tensor = 1.0) -> Tensor:
@@ -114,8 +118,23 @@ def project_l2_ball(x: Tensor, radius: float | Tensor = 1.0) -> Tensor:
         tensor([0.6000, 0.8000])
     """
     limit = torch.as_tensor(radius, dtype=x.dtype, device=x.device)[..., None]
-    squared = (x * x).sum(-1, keepdim=True)
-    inside = squared <= limit * limit
-    # The square root of the other branch must not see zero: its derivative would be NaN.
-    length = torch.sqrt(torch.where(inside, torch.ones_like(squared), squared))
-    return torch.where(inside, x, x * (limit / length))
+    length = row_norm(x)
+    inside = length <= limit
+    return torch.where(
+        inside, x, x * (limit / torch.where(inside, torch.ones_like(length), length))
+    )
+
+
+def row_norm(x: Tensor) -> Tensor:
+    """Return ‖x‖₂ over the last dimension, `[*batch, 1]`, for numbers of any size.
+
+    Its derivative where x is zero is zero.
+    """
+    if x.shape[-1] == 0:
+        return x.sum(-1, keepdim=True)
+    scale = x.detach().abs().amax(-1, keepdim=True)
+    scale = torch.where((scale > 0) & scale.isfinite(), scale, torch.ones_like(scale))
+    squared = ((x / scale) ** 2).sum(-1, keepdim=True)
+    zero = squared == 0
+    length = torch.sqrt(torch.where(zero, torch.ones_like(squared), squared)) * scale
+    return torch.where(zero, torch.zeros_like(squared), length)

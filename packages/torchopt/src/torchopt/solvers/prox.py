@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Proximal operators: argmin_u ½ ‖u - x‖² + penalty(u), with their exact Jacobians.
 
-As with the projections, the derivative on the border between two pieces is that of one of them.
+As with the projections, the derivative on the border between two pieces is that of one of them,
+and NaN stays NaN.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from torchopt.solvers.projection import row_norm
 
 __all__ = ["prox_elastic_net", "prox_group_lasso", "prox_l1", "prox_l2_squared"]
 
@@ -24,7 +27,7 @@ def prox_l1(x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
         tensor([ 1.,  0., -2.])
     """
     sign = x.detach().sign()
-    return torch.where(x.abs() > weight, x - sign * weight, torch.zeros_like(x))
+    return torch.where(x.abs() <= weight, torch.zeros_like(x), x - sign * weight)
 
 
 def prox_l2_squared(x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
@@ -59,7 +62,7 @@ def prox_group_lasso(x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
         tensor([2.4000, 3.2000])
     """
     weight = torch.as_tensor(weight, dtype=x.dtype, device=x.device)[..., None]
-    squared = (x * x).sum(-1, keepdim=True)
-    kept = squared > weight * weight
-    length = torch.sqrt(torch.where(kept, squared, torch.ones_like(squared)))
-    return torch.where(kept, (1 - weight / length) * x, torch.zeros_like(x))
+    length = row_norm(x)
+    dropped = length <= weight
+    kept = torch.where(dropped, torch.ones_like(length), length)
+    return torch.where(dropped, torch.zeros_like(x), (1 - weight / kept) * x)

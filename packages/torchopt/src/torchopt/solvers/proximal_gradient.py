@@ -13,7 +13,7 @@ from torch import Tensor
 from torchopt.diff.implicit.rule import displacement
 from torchopt.linear_solve.iterate import dot, iterate, norm
 from torchopt.linear_solve.operator import Layout
-from torchopt.solvers.base import Function, Outcome, Solver, false_like
+from torchopt.solvers.base import Function, Outcome, Solver, false_like, gradient_norm, tree_grad
 from torchopt.tree import tree_map
 
 __all__ = ["ProjectedGradient", "ProximalGradient"]
@@ -27,7 +27,7 @@ class _CompositeSolver(Solver):
     is the equation that is differentiated.
     """
 
-    lr: float | None = None
+    lr: float | Tensor | None = None
 
     def proximal(self, x: Any, step: Any, args: tuple[Any, ...]) -> Any:
         """Return the prox of step times the penalty."""
@@ -36,9 +36,11 @@ class _CompositeSolver(Solver):
     def optimality(self, function: Function) -> Function:
         """Return T(x) - x."""
         step = 1.0 if self.lr is None else self.lr
+        if isinstance(step, Tensor):
+            step = step.detach()  # the fixed point does not depend on it
 
         def residual(x: Any, *args: Any) -> Any:
-            gradient = torch.func.grad(function)(x, *args)
+            gradient = tree_grad(function)(x, *args)
             moved = tree_map(lambda x, g: x - step * g, x, gradient)
             return displacement(self.proximal(moved, step, args), x)
 
@@ -69,8 +71,8 @@ class _Bound(Solver):
         """Unused: derivatives are taken by the composite solver."""
         raise NotImplementedError
 
-    def __repr__(self) -> str:
-        return repr(self.solver)
+    def __str__(self) -> str:
+        return str(self.solver)
 
     def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
         """Return the solution for one vector."""
@@ -124,7 +126,8 @@ class _Bound(Solver):
         first = one if solver.lr is None else solver.lr * one
         start = (x, torch.full_like(x, torch.finfo(x.dtype).max ** 0.25), x, one, first)
         state, count = self.repeat(step, lambda s: s[1], start)
-        return Outcome(state[0], count, norm(state[1]), false_like(x))
+        size = gradient_norm(function(layout.unravel(state[0])), state[1])
+        return Outcome(state[0], count, size, false_like(x))
 
 
 @dataclass(frozen=True)

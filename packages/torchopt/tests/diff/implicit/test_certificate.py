@@ -17,7 +17,17 @@ from torchopt.diff.implicit import (
     custom_root,
 )
 from torchopt.errors import NotDifferentiableError
-from torchopt.linear_solve import CG, LU, Auto, BiCGSTAB, Status
+from torchopt.linear_solve import (
+    CG,
+    GMRES,
+    LSMR,
+    LU,
+    Auto,
+    BiCGSTAB,
+    Neumann,
+    Status,
+    WarmStart,
+)
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -235,3 +245,56 @@ def test_fixed_points_and_solvers_without_a_condition_number():
 def test_undecorated_solver_is_refused():
     with pytest.raises(TypeError, match="decorated by custom_root"):
         certified_grad(outer, lambda w, lam: w)
+
+
+TRUNCATED = {
+    "neumann_2": Neumann(2, alpha=1e-3),
+    "neumann_10": Neumann(10, alpha=1e-3),
+    "cg": CG(1e-12, maxiter=3),
+    "gmres": GMRES(1e-1, restart=3, maxiter=1),
+    "lsmr": LSMR(1e-12, maxiter=2),
+    "ridge": CG(1e-12, ridge=1.0),
+    "diverging": Neumann(3),
+    "warm": WarmStart(CG(1e-12, maxiter=3)),
+    "callable": lambda matvec, b: 0.3 * b,
+}
+
+
+@pytest.mark.parametrize("name", sorted(TRUNCATED))
+def test_error_of_a_truncated_linear_solve_is_estimated_within_a_factor_of_three(name):
+    n = 50
+    d, a = torch.logspace(0, 3, n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+
+    def check(offset, d):
+        root = custom_root(
+            lambda x, a: d * x + 0.1 * x**3 - a,
+            argnums=1,
+            solve=TRUNCATED[name],
+            positive_definite=True,
+        )
+        x = torch.zeros_like(d)
+        for _ in range(40):
+            x = x - (d * x + 0.1 * x**3 - a) / (d + 0.3 * x**2)
+        solve = root(lambda s, a: x + offset)
+        _, (gradient,), report = certified_grad(lambda x, a: x.sum(), solve)(None, a)
+        error = (gradient - 1 / (d + 0.3 * x**2)).norm()
+        assert error / 3 <= report.gradient_error <= 3 * error
+        torch.testing.assert_close(
+            gradient - report.error[0],
+            gradient - (gradient - 1 / (d + 0.3 * x**2)),
+            rtol=1e-2,
+            atol=1e-2,
+        )
+        assert int(report.status) != int(Status.CONVERGED) or name in ("ridge", "callable")
+
+    check(0.0, d)
+    check(1e-3, d)
+
+
+def test_error_is_infinite_where_it_cannot_be_known():
+    singular = torch.ones(3, 3, dtype=torch.float64)
+    root = custom_root(lambda x, a: singular @ x - a, argnums=1, solve=CG(1e-12, maxiter=1))
+    solve = root(lambda s, a: torch.zeros_like(a))
+    a = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    _, _, report = certified_grad(lambda x, a: (x * a).sum(), solve)(None, a)
+    assert report.gradient_error == math.inf

@@ -11,21 +11,25 @@ To first order x̂ - x = e = A⁻¹ F(x̂), and so
     ĝ - g  ≈  D ĝ(x̂)[e]  -  Bᴴ A⁻ᴴ r :
 
 the derivative of the gradient along the error of the solution, and what the residual r left out.
+Both are found by `Refined`, because a solver that left r out would leave most of the error out too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.operator import LinearOperator
-from torchopt.linear_solve.result import Stats
+from torchopt.linear_solve.auto import Auto
+from torchopt.linear_solve.iterate import safe_norm
+from torchopt.linear_solve.operator import BoundOperator, LinearOperator
+from torchopt.linear_solve.result import Stats, Status
+from torchopt.linear_solve.solver import Computed, Solver
 
-__all__ = ["Adjoint", "GradientReport"]
+__all__ = ["Adjoint", "GradientReport", "Refined"]
 
 
 class GradientReport(NamedTuple):
@@ -40,7 +44,8 @@ class GradientReport(NamedTuple):
         condition: The condition number of A, from the coefficients of the solver; NaN for solvers
             that have none.
         gradient_norm: ‖ĝ‖₂, over all arguments together.
-        gradient_error: An estimate of ‖ĝ - g‖₂, g the gradient of the exact root.
+        gradient_error: An estimate of ‖ĝ - g‖₂, g the gradient of the exact root; infinite where
+            its linear systems could not be solved.
         error: The estimate of ĝ - g itself, a tuple of trees like the gradients: ĝ - error is
             accurate to second order in ‖x̂ - x‖.
     """
@@ -62,6 +67,47 @@ class GradientReport(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Refined(Solver):
+    """A solver, whose answer another one corrects: it is accurate where one of them is.
+
+    Attributes:
+        first: A solver that may stop early, or solve another system (a ridge).
+        second: Solves for what is left.
+    """
+
+    first: Solver
+    second: Solver = field(default_factory=lambda: Auto(1e-6, on_fail="ignore"))
+
+    def init(self, operator: BoundOperator, like: Tensor) -> Any:
+        """Return A and the states of both."""
+        return operator, self.first.init(operator, like), self.second.init(operator, like)
+
+    def compute(self, state: Any, b: Tensor, x0: Tensor | None = None) -> Computed:
+        """Return the corrected solution for one vector b."""
+        operator, first, second = state
+        start = self.first.compute(first, b, x0).value
+        left = b - operator.mv(start)
+        # What diverged is of no use.
+        useful = safe_norm(left) <= safe_norm(b)
+        start = torch.where(useful, start, torch.zeros_like(b))
+        found = self.second.compute(second, torch.where(useful, left, b))
+        x = start + found.value
+        residual = safe_norm(b - operator.mv(x))
+        eps = torch.finfo(residual.dtype).eps
+        met = residual <= max(1e-5, 1e3 * eps) * safe_norm(b)
+        return found._replace(
+            value=x,
+            residual_norm=residual,
+            status=torch.where(met, int(Status.CONVERGED), int(Status.MAX_ITERATIONS)),
+        )
+
+    def transpose(self, state: Any) -> Any:
+        """Return the state of Aᴴ."""
+        operator, first, second = state
+        return operator.T, self.first.transpose(first), self.second.transpose(second)
+
+
+@dataclass(frozen=True)
 class Adjoint:
     """The gradient through a root as a function of the root, on vectors.
 
@@ -72,6 +118,7 @@ class Adjoint:
         cotangent: x -> x̄, the gradient of the outer loss with respect to x.
         direct: x -> the gradient of the outer loss with respect to the arguments at a fixed x.
         solve: (A, b) -> (A⁻¹ b, statistics, status); differentiable.
+        accurate: The same, by `Refined`.
     """
 
     residual: Callable[[Tensor], Tensor]
@@ -80,10 +127,11 @@ class Adjoint:
     cotangent: Callable[[Tensor], Tensor]
     direct: Callable[[Tensor], Tensor]
     solve: Callable[[LinearOperator, Tensor], tuple[Tensor, Stats, Tensor]]
+    accurate: Callable[[LinearOperator, Tensor], tuple[Tensor, Stats, Tensor]]
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Return ĝ."""
-        u = self.solve(self.jacobian(x).T, -self.cotangent(x))[0]
+        """Return the gradient at x, its linear system solved."""
+        u = self.accurate(self.jacobian(x).T, -self.cotangent(x))[0]
         return self.direct(x) + self.mixed(x, u)
 
     def certified(
@@ -101,22 +149,25 @@ class Adjoint:
         u, stats, status = self.solve(adjoint, -cotangent)
         gradient = self.direct(x) + self.mixed(x, u)
         residual = self.residual(x)
-        e = self.solve(operator, residual)[0]
+        e, _, first = self.accurate(operator, residual)
         left = -cotangent - adjoint.bound().mv(u)
         _, error, *_ = torch.func.jvp(self.gradient, (x,), (e,))
-        error = error - self.mixed(x, self.solve(adjoint, left)[0])
-        norm = torch.linalg.vector_norm
+        correction, _, second = self.accurate(adjoint, left)
+        error = error - self.mixed(x, correction)
+        known = (first == int(Status.CONVERGED)) & (second == int(Status.CONVERGED))
+        known = known & error.isfinite().all()
+        norm = safe_norm
         size = norm(cotangent)
         linear = torch.where(size > 0, norm(left) / torch.where(size > 0, size, 1), norm(left))
         report = GradientReport(
             optimality_residual=norm(residual),
-            solution_error=norm(e),
+            solution_error=torch.where(first == int(Status.CONVERGED), norm(e), torch.inf),
             linear_residual=linear,
             iterations=stats.iterations,
             status=status,
             condition=stats.condition,
             gradient_norm=norm(gradient),
-            gradient_error=norm(error),
-            error=unravel(error),
+            gradient_error=torch.where(known, norm(error), torch.inf),
+            error=unravel(torch.where(known, error, torch.inf)),
         )
         return gradient, report

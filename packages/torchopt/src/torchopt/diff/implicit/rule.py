@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchopt.diff.closure import explained, require_arguments
-from torchopt.diff.implicit.certificate import Adjoint
+from torchopt.diff.implicit.certificate import Adjoint, Refined
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotDifferentiableError
 from torchopt.linear_solve.operator import Layout, LinearOperator, Tag, transpose_linear
@@ -305,6 +305,9 @@ class RootRule:
         """Return the gradient as a function of the solution; see `Adjoint`."""
         layout, engine = self.found["layout"], self.engine
         solver = with_condition(engine.solver)
+        # Not one that remembers: what is asked here is no solution of the caller's.
+        first = engine.solver.solver if isinstance(engine.solver, WarmStart) else engine.solver
+        refined = Refined(first)
 
         def mixed(x: Tensor, u: Tensor) -> Tensor:
             residual, theta = self._partial(x, inputs)
@@ -319,6 +322,7 @@ class RootRule:
             direct=direct,
             # What fails is told in the report.
             solve=lambda operator, b: solve_system(solver, operator, b, "ignore"),
+            accurate=lambda operator, b: solve_vector(refined, operator, b, (), "ignore"),
         )
 
     def unravel(self, inputs: Tensors, vector: Tensor) -> Tensors:
