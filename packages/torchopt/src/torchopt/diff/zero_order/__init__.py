@@ -6,6 +6,7 @@ perturb (`directions`) ──▶ evaluate (`evaluate`) ──▶ estimate (`esti
 | module | contents |
 |---|---|
 | `decorator` | `zero_order`, and the engine as a value, `ZeroOrder` |
+| `call` | one call of a decorated function, as autograd sees it |
 | `nn` | `ZeroOrderGradientModule` |
 | `directions` | sources of random directions, regenerated from a seed |
 | `estimators` | from losses and directions to a gradient |
