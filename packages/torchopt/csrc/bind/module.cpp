@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "bind/buffers.h"
@@ -67,12 +66,15 @@ Tensors collect(const RoleCounts& expected, const TensorLists& inputs, const Ten
     return tensors;
 }
 
-void set_steps(Tensors& tensors, const std::variant<std::int64_t, py::list>& steps) {
-    if (const auto* step = std::get_if<std::int64_t>(&steps)) {
-        tensors.step = *step;
+/// One number for all tensors, or a list with a 0-dim int64 tensor for each. Not a variant with an integer: pybind11
+/// takes every object with __index__ for one, and that of a tensor waits for its device.
+void set_steps(Tensors& tensors, const py::object& steps) {
+    if (PyLong_Check(steps.ptr())) {
+        tensors.step = steps.cast<std::int64_t>();
         return;
     }
-    const auto& list = std::get<py::list>(steps);
+    if (!PyList_Check(steps.ptr())) refuse("expected the steps as a number or a list");
+    const auto list = py::reinterpret_borrow<py::list>(steps);
     if (list.size() != tensors.sizes.size()) refuse("expected one step for each tensor");
     const PyObject* previous = nullptr;
     for (std::size_t i = 0; i < list.size(); ++i) {
@@ -83,8 +85,7 @@ void set_steps(Tensors& tensors, const std::variant<std::int64_t, py::list>& ste
 }
 
 std::vector<double> run(const std::string& rule_name, int kind_code, const TensorLists& inputs,
-                        const TensorLists& outputs,
-                        const std::variant<std::int64_t, py::list>& steps, int dtype,
+                        const TensorLists& outputs, const py::object& steps, int dtype,
                         const std::vector<double>& hypers, bool maximize, int num_threads,
                         int device, std::uintptr_t stream, std::uintptr_t partials) {
     const Kind kind = find_kind(kind_code);

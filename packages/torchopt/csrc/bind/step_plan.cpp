@@ -71,8 +71,8 @@ StepPlan::StepPlan(const std::string& rule, py::list params, std::vector<py::lis
     if (!sort_disjoint(written_)) refuse("tensors share memory");
 }
 
-bool StepPlan::run(const py::list& grads, const Step& step, const py::object& hypers, bool maximize,
-                   int num_threads, int device, std::uintptr_t stream, bool launch) {
+bool StepPlan::run(const py::list& grads, const py::object& step, const py::object& hypers,
+                   bool maximize, int num_threads, int device, std::uintptr_t stream, bool launch) {
     const Running running(running_);
     if (!running.owns() || device != device_) return false;
     if (!unmoved(params_, tensors_.outputs[0])) return false;
@@ -103,7 +103,8 @@ py::object StepPlan::advance(const py::list& grads, const py::list& counts,
     const std::optional<std::int64_t> count = count_of(PyList_GET_ITEM(counts.ptr(), 0));
     if (!count) return py::none();
     py::object following = make_count(*count + 1);  // what can fail comes before the step
-    if (!run(grads, *count + 1, hypers, maximize, num_threads, kCpu, 0, launch)) return py::none();
+    if (!run(grads, py::int_(*count + 1), hypers, maximize, num_threads, kCpu, 0, launch))
+        return py::none();
     return following;
 }
 
@@ -142,13 +143,13 @@ bool StepPlan::is_apart(const Dense& gradient, std::size_t index) {
     return true;
 }
 
-bool StepPlan::take_step(const Step& step) {
+bool StepPlan::take_step(const py::object& step) {
     tensors_.steps.clear();
-    if (const auto* number = std::get_if<std::int64_t>(&step)) {
-        tensors_.step = *number;
+    PyObject* const count = step.ptr();
+    if (PyLong_Check(count)) {
+        tensors_.step = step.cast<std::int64_t>();
         return true;
     }
-    PyObject* const count = std::get<py::object>(step).ptr();
     if (device_ == kCpu && can_make_tensors()) {
         const std::optional<std::int64_t> value = count_of(count);
         tensors_.step = value.value_or(0);

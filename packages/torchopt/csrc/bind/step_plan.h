@@ -8,16 +8,12 @@
 #include <atomic>
 #include <cstdint>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "bind/rule_table.h"
 #include "bind/tensors.h"
 
 namespace torchopt {
-
-/// The step, counted from 1: a number, or a 0-dim int64 tensor on the device of the tensors. The same for all tensors.
-using Step = std::variant<std::int64_t, py::object>;
 
 /// Made after the caller has checked that the tensors of one index agree in shape, dtype, device and strides and that
 /// they are contiguous. What is remembered is compared with the tensors before each step.
@@ -28,7 +24,9 @@ class StepPlan {
     /// Steps and returns true; or does nothing and returns false, where the gradients do not fit (missing, of another
     /// size, dtype, device or layout, in the memory that the step writes to), where a tensor has moved or changed, or
     /// while another thread runs this plan. Without `launch` the step is only prepared.
-    bool run(const py::list& grads, const Step& step, const py::object& hypers, bool maximize,
+    /// The step, counted from 1, is a number or a 0-dim int64 tensor on the device of the tensors, which is read there:
+    /// its value is never asked for through Python, which would wait for the device.
+    bool run(const py::list& grads, const py::object& step, const py::object& hypers, bool maximize,
              int num_threads, int device, std::uintptr_t stream, bool launch);
 
     /// Steps on the CPU from `counts`, which hold one and the same tensor, and returns the count plus one, a new tensor;
@@ -42,7 +40,7 @@ class StepPlan {
   private:
     bool unmoved(const py::list& role, const std::vector<std::uintptr_t>& expected);
     bool take_gradients(const py::list& grads);
-    bool take_step(const Step& step);
+    bool take_step(const py::object& step);
     bool is_apart(const Dense& gradient, std::size_t index);
 
     const RuleEntry* rule_;
