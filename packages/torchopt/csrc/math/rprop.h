@@ -8,7 +8,8 @@
 //   g' = 0 where g g0 < 0, else g
 //   u = sign(g') s'
 //
-// and g' is what the next step compares with. The derivative of the sign is 0, so derivatives reach u through s alone.
+// and g' is what the next step compares with. The sign of NaN is 0, as torch.sign has it.
+// The derivative of the sign is 0, so derivatives reach u through s alone.
 #pragma once
 
 #include "math/dual.h"
@@ -43,7 +44,9 @@ struct Rprop {
         size = choose(value_of(size) > value_of(c.max_step), S(zero<S>() + c.max_step), size);
         next[0] = choose(turned, zero<S>(), g);
         next[1] = size;
-        u = sign<>(next[0]) * size;
+        const S direction = sign<>(next[0]);
+        const bool is_number = value_of(direction) == value_of(direction);
+        u = choose(is_number, direction, zero<S>()) * size;
     }
 };
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -15,6 +16,7 @@ from torchopt.base import (
     require_transformation,
 )
 from torchopt.errors import MismatchError
+from torchopt.precision import as_given, widened
 from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
 
 __all__ = ["chain", "chain_flat"]
@@ -68,7 +70,7 @@ class _FlatChain:
         try:
             return tuple(t.init(params if needs_tree(t) else leaves) for t in self.inner)
         except MismatchError as error:
-            raise located(error, spec) from error.__cause__
+            raise located(error, spec) if error.where is None else error from error.__cause__
 
     def update(
         self,
@@ -151,6 +153,43 @@ def chain_flat(*transformations: GradientTransformation) -> GradientTransformati
     else:
         flat = _FlatSingle(_FlatChain((chained,)))
     return GradientTransformation(flat.init, flat.update)
+
+
+@dataclass(frozen=True)
+class _RoundedOnce:
+    """Hands `inner` gradients of half types in float32 and rounds what it returns."""
+
+    inner: GradientTransformation
+
+    def init(self, params: Any) -> Any:
+        return self.inner.init(params)
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        leaves, spec = tree_flatten(updates, none_is_leaf=True)
+        wide = [widened(g) for g in leaves]
+        if all(map(operator.is_, wide, leaves)):
+            return self.inner.update(updates, state, params=params, inplace=inplace)
+        stepped, state = self.inner.update(
+            tree_unflatten(spec, wide), state, params=params, inplace=inplace
+        )
+        return tree_unflatten(
+            spec, as_given(flatten_up_to(spec, stepped, "updates"), leaves)
+        ), state
+
+
+def round_once(chained: GradientTransformation) -> GradientTransformation:
+    """Return a chain of rules that rounds half types after the last one, not from rule to rule."""
+    if chained == identity():
+        return chained
+    rounded = _RoundedOnce(chained)
+    return GradientTransformation(rounded.init, rounded.update)
 
 
 chain = cast("_ChainFunction", _chain)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class RegisterHook(LeafRule):
     """u = g, with a backward hook on g."""
 
     hook: Callable[[Tensor], Tensor | None]
+    widens: ClassVar[bool] = False  # the hook goes to the gradient itself
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool

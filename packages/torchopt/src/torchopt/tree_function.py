@@ -97,11 +97,13 @@ class Operation:
         n = self.num_inputs
         m = len(cotangents)
         present = tuple(x for x in cotangents if x is not None)
-        if self.vjp_kernel is not None and not any_watched((*inputs, *present, *constants)):
+        batched = _is_batched_backward(present)
+        kernel = None if batched else self.vjp_kernel
+        if kernel is not None and not any_watched((*inputs, *present, *constants)):
             with torch.no_grad():
                 if self.form_of is None:
-                    return self.vjp_kernel(*inputs, *present, *constants)
-                return self.vjp_kernel(*inputs, *cotangents, *constants, needed=needed)
+                    return kernel(*inputs, *present, *constants)
+                return kernel(*inputs, *cotangents, *constants, needed=needed)
         if self.form_of is not None:
             form_of = self.form_of
             present = tuple(
@@ -118,9 +120,9 @@ class Operation:
             _, pull, *_ = torch.func.vjp(bound, *tensors[:n])
             return tuple(pull(tuple(tensors[n : n + m])))
 
-        if self.vjp_kernel is None:
+        if kernel is None:
             return vjp_reference(*inputs, *present, *constants)
-        derivative = Operation(self.vjp_kernel, None, vjp_reference, n + m)
+        derivative = Operation(kernel, None, vjp_reference, n + m)
         return apply_operation(derivative, *inputs, *present, *constants)
 
     def push_forward(
@@ -219,7 +221,9 @@ class _OperationFunction(torch.autograd.Function):
 def _stand_ins(operation: Operation, cotangents: tuple[Any, ...]) -> Tensors:
     assert operation.stand_in_of is not None
     inputs = map(operation.stand_in_of, range(operation.num_inputs))
-    if torch.is_grad_enabled():  # nothing is to be sent back through them
+    if _is_batched_backward(cotangents):  # which cannot be detached
+        cotangents = tuple(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in cotangents)
+    elif torch.is_grad_enabled():  # nothing is to be sent back through them
         cotangents = tuple(x.detach() for x in cotangents)
     return tuple(cotangents[k] for k in inputs)
 
@@ -477,6 +481,17 @@ def any_watched(tensors: Iterable[Tensor]) -> bool:
         ):
             return True
     return False
+
+
+def _is_batched_backward(cotangents: Iterable[Tensor]) -> bool:
+    """Return whether `is_grads_batched` of torch.autograd.grad hands over a batch of cotangents.
+
+    Those are tensors of a vmap older than torch.func's, which asks a Function for no rule.
+    """
+    if not torch._C._dispatch_tls_is_dispatch_key_included("VmapMode"):
+        return False
+    batched = torch._C._dispatch_key_parse("Batched")
+    return any(torch._C._dispatch_keys(x).has(batched) for x in cotangents)
 
 
 def is_watched(x: Tensor) -> bool:

@@ -44,8 +44,8 @@ def adafactor(
     Args:
         lr: The largest relative step size, >= 0.
         beta2_decay: Exponent of the weight of a new square, <= 0.
-        eps: Smallest root of the second moment (None for the spacing of the dtype at one), and
-            smallest root mean square that a parameter counts for.
+        eps: Smallest root of the second moment (None for the spacing of the dtype at one, of
+            float32 for half types), and smallest root mean square that a parameter counts for.
         d: Largest root mean square of a direction, > 0.
         weight_decay: Coefficient of the decoupled decay, >= 0.
         maximize: Go up instead of down.

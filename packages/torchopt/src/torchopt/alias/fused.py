@@ -446,6 +446,8 @@ class FusedChain:
         """
         if self.backend == "reference" or self.tail or why_missing(_C) is not None or is_traced():
             return False, state
+        if forward_ad._current_level >= 0:
+            return False, state  # gradients may have tangents, which parameters take over
         members = (state,) if self.single else tuple(state)
         # A state that the last step returned has the form it was made in.
         if state is not cache.state and not self._complete(members, len(params)):
@@ -666,9 +668,11 @@ def _following(count: Tensor) -> Tensor:
 
 
 def _are_equal(counts: list[Any]) -> bool:
-    """Return whether all leaves took the same number of steps, on the same device."""
+    """Return whether all leaves are there and took the same number of steps, on one device."""
     if _C.are_one(counts):
-        return True
+        return not counts or counts[0] is not None
+    if any(c is None for c in counts):
+        return False
     first = counts[0]
     return all(c.device == first.device for c in counts) and counts.count(first) == len(counts)
 
@@ -758,6 +762,7 @@ def step_inplace(
         and quick.chain is fused
         and state is cache.state
         and params is cache.params
+        and forward_ad._current_level < 0
         and not is_traced()
     ):
         following = quick.step(cache, grads, state, launch)

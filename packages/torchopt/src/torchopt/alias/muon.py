@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt.alias.adamw import adamw
 from torchopt.alias.utils import flip_sign_and_add_weight_decay, scale_by_neg_lr
 from torchopt.base import GradientTransformation
-from torchopt.combine import chain
+from torchopt.combine import chain, round_once
 from torchopt.transform import add_decayed_weights, orthogonalize, partition, trace
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.scale import Scale
@@ -86,13 +86,15 @@ def muon(
         K. Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024,
         https://kellerjordan.github.io/posts/muon
     """
-    matrices = chain(
-        flip_sign_and_add_weight_decay(0.0, maximize),
-        _scale_by_complement(momentum),
-        trace(momentum, 0.0, nesterov),
-        orthogonalize(ns_steps, ns_coefficients, eps, match_rms),
-        add_decayed_weights(weight_decay),
-        scale_by_neg_lr(lr),
+    matrices = round_once(
+        chain(
+            flip_sign_and_add_weight_decay(0.0, maximize),
+            _scale_by_complement(momentum),
+            trace(momentum, 0.0, nesterov),
+            orthogonalize(ns_steps, ns_coefficients, eps, match_rms),
+            add_decayed_weights(weight_decay),
+            scale_by_neg_lr(lr),
+        )
     )
     others = adamw(
         lr if adamw_lr is None else adamw_lr,

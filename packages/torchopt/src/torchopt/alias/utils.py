@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchopt.alias.fused import Backend, fuse
 from torchopt.base import GradientTransformation
-from torchopt.combine import chain
+from torchopt.combine import chain, round_once
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.scale import Scale
 from torchopt.transform.scale_by_adam import scale_by_accelerated_adam
@@ -57,7 +57,7 @@ def compose(
         return chain(*members)
     accelerated = any(stage[0] is scale_by_accelerated_adam for stage in stages if stage)
     return fuse(
-        chain.flat(*members),
+        round_once(chain.flat(*members)),
         members,
         FlipSignAndAddWeightDecay,
         "native" if accelerated else DEFAULT_BACKEND,

@@ -25,7 +25,9 @@ T = TypeVar("T")
 
 
 def _dense(x: Tensor) -> Tensor:
-    """Return `x` as the kernels read it: contiguous, with no pending negation."""
+    """Return `x` as the kernels read it: contiguous, in memory, with no pending negation."""
+    if x._is_zerotensor():
+        return torch.zeros_like(x)
     return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
 
 

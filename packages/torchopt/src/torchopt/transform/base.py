@@ -21,6 +21,13 @@ from torch import Tensor
 
 from torchopt.base import EmptyState, GradientTransformation, identity
 from torchopt.errors import LeafTypeError, MismatchError
+from torchopt.precision import (
+    as_computed,
+    as_given,
+    autocast_devices,
+    is_special,
+    without_autocast,
+)
 from torchopt.tree import (
     describe_mismatch,
     first_of_another_shape,
@@ -54,6 +61,7 @@ class LeafRule(ABC):
             last dimension, `"whole"` tensors as they are, or `"refused"` by name.
         keeps_sparse: Whether `update_leaves` takes sparse gradients. To other rules the driver
             gives the dense tensors that they stand for.
+        widens: Whether half types are computed in float32.
     """
 
     leaf_fields: ClassVar[tuple[str, ...]] = ()
@@ -63,6 +71,7 @@ class LeafRule(ABC):
     reads_params: ClassVar[bool] = False
     keeps_sparse: ClassVar[bool] = False
     complex_numbers: ClassVar[str] = "pairs"
+    widens: ClassVar[bool] = True
     params_message: ClassVar[str] = (
         "Parameters are required for this transformation. "
         "Call `update(updates, state, params=params)` instead."
@@ -117,32 +126,13 @@ def _has_fractions(x: Tensor) -> bool:
     return x.is_floating_point() or x.is_complex()
 
 
-def _is_complex(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_complex()  # a state may have numbers, such as a step
-
-
-def _as_real(values: Sequence[Any]) -> list[Any]:
-    return [torch.view_as_real(x) if _is_complex(x) else x for x in values]
-
-
-def _as_complex(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
-    return [
-        torch.view_as_complex(x.contiguous()) if is_complex else x
-        for x, is_complex in zip(tensors, wanted)
-    ]
-
-
-def _as_complex_like(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-    return _as_complex(tensors, [_is_complex(x) for x in like])
-
-
 def _init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
     present = [i for i, p in enumerate(leaves) if p is not None]
     if rule.leaf_fields:
         require_tensors(leaves, present, "init(params): a parameter")
     if rule.complex_numbers == "refused":
         for i in present:
-            if _is_complex(leaves[i]):
+            if leaves[i].is_complex():
                 raise _refused_complex(rule, i)
     state = rule.init_leaves([leaves[i] for i in present])
     if len(present) == len(leaves):
@@ -260,6 +250,46 @@ def _unlike_state(rule: LeafRule, name: str, leaf: int, new: Tensor, old: Tensor
     )
 
 
+def _compute(
+    rule: LeafRule,
+    grads: list[Tensor],
+    state: Any,
+    params: list[Tensor],
+    present: Sequence[int],
+    *,
+    inplace: bool,
+) -> tuple[list[Tensor], Any]:
+    """Return `_apply(...)` in numbers that the rule sees: real ones, in float32 at least.
+
+    Updates are rounded to the dtype of their gradient and states to the dtype that they had.
+    """
+    if autocast_devices():
+        with without_autocast():
+            return _compute(rule, grads, state, params, present, inplace=inplace)
+    given = {f: getattr(state, f) for f in rule.leaf_fields}
+    if not any(map(is_special, (grads, params, *given.values()))):
+        updates, new_state = _apply(rule, grads, state, params, present, inplace=inplace)
+    else:
+
+        def seen(values: Sequence[Any]) -> list[Any]:
+            pairs = rule.complex_numbers == "pairs"
+            return [as_computed(x, pairs=pairs, widen=rule.widens) for x in values]
+
+        updates, new_state = _apply(
+            rule,
+            seen(grads),
+            state._replace(**{f: seen(values) for f, values in given.items()}),
+            seen(params),
+            present,
+            inplace=inplace,
+        )
+    if given:
+        new_state = new_state._replace(
+            **{f: as_given(getattr(new_state, f), values) for f, values in given.items()}
+        )
+    return as_given(updates, grads), new_state
+
+
 def _update_leaves(
     rule: LeafRule,
     grads: list[Any],
@@ -315,27 +345,13 @@ def _update_leaves(
             f"{grads[leaf].dtype}, which would be rounded; give None for leaves that are "
             "not trained",
         )
-    are_complex = [g.is_complex() for g in packed]
-    if any(are_complex) and rule.complex_numbers == "refused":
-        raise _refused_complex(rule, present[are_complex.index(True)])
-    if any(are_complex) and rule.complex_numbers == "pairs":
-        # As in torch.optim: a complex number is a pair of real ones.
-        updates, new_state = _apply(
-            rule,
-            _as_real(packed),
-            packed_state._replace(**{f: _as_real(getattr(packed_state, f)) for f in old}),
-            _as_real(packed_params),
-            present,
-            inplace=inplace,
-        )
-        updates = _as_complex(updates, are_complex)
-        new_state = new_state._replace(
-            **{f: _as_complex_like(getattr(new_state, f), getattr(packed_state, f)) for f in old}
-        )
-    else:
-        updates, new_state = _apply(
-            rule, packed, packed_state, packed_params, present, inplace=inplace
-        )
+    refused = rule.complex_numbers == "refused"
+    for i, g in zip(present, packed) if refused else ():
+        if g.is_complex():
+            raise _refused_complex(rule, i)
+    updates, new_state = _compute(
+        rule, packed, packed_state, packed_params, present, inplace=inplace
+    )
 
     if rule.leaf_fields:
         fields = {f: getattr(new_state, f) for f in rule.leaf_fields}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torchopt.base import GradientTransformation, require_transformation
 from torchopt.transform.base import transformation
-from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_unflatten
+from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = ["MaskedNode", "MaskedState", "masked"]
 
@@ -32,6 +32,9 @@ def mask_leaves(mask: Any, tree: Any, what: str) -> list[bool]:
         TypeError: A leaf of the mask is no bool.
     """
     kept = prefix_leaves(mask(tree) if callable(mask) else mask, tree, what)
+    # What is not there needs no bool.
+    absent = [leaf is None for leaf in tree_leaves(tree, none_is_leaf=True)]
+    kept = [False if gone and value is None else value for value, gone in zip(kept, absent)]
     for value in kept:
         if not isinstance(value, bool):
             raise TypeError(

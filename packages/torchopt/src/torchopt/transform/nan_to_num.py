@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class NanToNum(LeafRule):
     nan: float | Tensor
     posinf: float | Tensor | None
     neginf: float | Tensor | None
+    widens: ClassVar[bool] = False  # the largest number of the dtype depends on it
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool

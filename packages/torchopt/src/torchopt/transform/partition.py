@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torchopt.base import GradientTransformation, require_transformation
 from torchopt.transform.masked import MaskedNode
-from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_unflatten
+from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = ["PartitionState", "partition"]
 
@@ -31,8 +31,9 @@ class Partition:
     def _leaf_labels(self, tree: Any) -> list[Any]:
         labels = self.labels(tree) if callable(self.labels) else self.labels
         found = prefix_leaves(labels, tree, "partition(transformations, labels)")
-        for label in found:
-            if label not in self.transformations:
+        for label, leaf in zip(found, tree_leaves(tree, none_is_leaf=True)):
+            # What is not there needs no label.
+            if label not in self.transformations and not (leaf is None and label is None):
                 known = str(list(self.transformations))
                 raise ValueError(
                     f"partition(transformations, labels): expected one of the labels {known[:160]},"

@@ -85,12 +85,13 @@ class ScaleByFactoredRms(LeafRule):
             eps1 = self._eps1(g)
             square = g * g
             if g.ndim > 1:
-                row = row + weight * (square.mean(dim=-1, keepdim=True) - row)
-                column = column + weight * (square.mean(dim=-2, keepdim=True) - column)
-                variance = row * column / row.mean(dim=-2, keepdim=True).clamp(min=eps1)
+                row = _moved_one(row, square.mean(dim=-1, keepdim=True), weight)
+                column = _moved_one(column, square.mean(dim=-2, keepdim=True), weight)
+                mean = row.mean(dim=-2, keepdim=True).clamp(max=torch.finfo(g.dtype).max)
+                mean = mean.clamp(min=eps1)
+                variance = row / mean * column
             else:
-                row = row + weight * (square - row)
-                variance = row
+                row = variance = _moved_one(row, square, weight)
             rows.append(row)
             columns.append(column)
             u = g * variance.clamp(min=eps1 * eps1).rsqrt()
@@ -133,6 +134,7 @@ class ScaleByFactoredRms(LeafRule):
                 )
                 means = [r.mean(dim=-2, keepdim=True) for r in row]
                 torch._foreach_clamp_min_(means, eps1)
+                torch._foreach_clamp_max_(means, torch.finfo(g[0].dtype).max)
                 scaled = torch._foreach_div(row, means)
                 for v, r, c in zip(variance, scaled, column):
                     torch.mul(r, c, out=v)
@@ -188,13 +190,22 @@ class ScaleByFactoredRms(LeafRule):
         return weight.to(dtype), torch.minimum(lr, 1 / k.sqrt()).to(dtype)
 
 
+def _moved_one(old: Tensor, new: Tensor, weight: Tensor) -> Tensor:
+    """Return old + weight (new - old), finite where squares are too large for the dtype."""
+    most = torch.finfo(old.dtype).max
+    old = old.clamp(max=most)
+    return old + weight * (new.clamp(max=most) - old)
+
+
 def _moved(
     old: list[Tensor], new: list[Tensor], weight: float | Tensor, inplace: bool
 ) -> list[Tensor]:
-    """Return old + weight (new - old); with `inplace`, in the tensors of `old`."""
+    """Return the values of `_moved_one`; writes into `new`, and with `inplace` into `old`."""
     out = old if inplace else [x.clone() for x in old]
+    for tensors in (new, out):
+        torch._foreach_clamp_max_(tensors, torch.finfo(out[0].dtype).max)
     if isinstance(weight, Tensor):
-        change = torch._foreach_sub(new, old)
+        change = torch._foreach_sub(new, out)
         torch._foreach_mul_(change, weight)
         torch._foreach_add_(out, change)
     else:
@@ -224,7 +235,8 @@ def scale_by_factored_rms(
     Args:
         lr: The largest relative step size, >= 0.
         beta2_decay: beta, <= 0.
-        eps1: Smallest root of the second moment; None for the spacing of the dtype at one.
+        eps1: Smallest root of the second moment; None for the spacing of the dtype at
+            one, of float32 for half types.
         eps2: Smallest root mean square that a parameter counts for, >= 0.
         d: Largest root mean square of a direction, > 0.
 

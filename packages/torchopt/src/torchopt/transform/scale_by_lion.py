@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from torchopt.kernels.reference.moments import moving_average
+from torchopt.kernels.reference.sign import sign
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.trace import zeros_like
 from torchopt.transform.validate import check_betas
@@ -42,7 +42,7 @@ class ScaleByLion(LeafRule):
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the directions and the new state."""
-        updates = [torch.sign(moving_average(m, g, self.b1)) for g, m in zip(grads, state.mu)]
+        updates = [sign(moving_average(m, g, self.b1)) for g, m in zip(grads, state.mu)]
         mu = [moving_average(m, g, self.b2) for g, m in zip(grads, state.mu)]
         return updates, ScaleByLionState(mu=mu)
 
@@ -57,7 +57,7 @@ def scale_by_lion(
     .. math::
         u = \mathrm{sign}(b_1 \mu + (1 - b_1) g), \qquad \mu' = b_2 \mu + (1 - b_2) g
 
-    The derivative of the sign is zero wherever it exists.
+    The derivative of the sign is zero wherever it exists. Where g is NaN, so is u.
 
     Args:
         b1: Weight of the average in the direction, in [0, 1).

@@ -78,7 +78,8 @@ def scale_by_rprop(
     r"""Return the transformation to Rprop's step: the sign of g times a step size for each number.
 
     A step size grows by `eta_plus` while its gradient keeps its sign and shrinks by `eta_minus`
-    when it changes, in which case there is no step.
+    when it changes, in which case there is no step. Nor is there where g is NaN, as in
+    torch.optim.Rprop.
 
     Args:
         lr: The first step size; steps are differentiable with respect to it.

@@ -16,11 +16,13 @@ from torchopt.transform.validate import check_at_least_zero, check_fraction
 
 __all__ = ["ScaleByShampooState", "scale_by_shampoo"]
 
+_RIDGE = torch.finfo(torch.float64).eps
+
 
 class ScaleByShampooState(NamedTuple):
     """`statistics`, `roots`: for each leaf, one vector that holds what belongs to each of its
-    dimensions, one after the other: a matrix row by row, or a diagonal. `t`: number of the next
-    step of each leaf, from 1.
+    dimensions, one after the other: a matrix row by row, or a diagonal, in float64. `t`: number of
+    the next step of each leaf, from 1.
     """
 
     statistics: Any
@@ -55,7 +57,7 @@ class ScaleByShampoo(LeafRule):
     def _scaled_identities(self, p: Tensor, value: float | Tensor) -> Tensor:
         parts = []
         for n in _shape(p):
-            one = torch.ones(n, dtype=p.dtype, device=p.device)
+            one = torch.ones(n, dtype=torch.float64, device=p.device)
             scaled = one * (value.to(one) if isinstance(value, Tensor) else value)
             parts.append(scaled if self._diagonal(n) else torch.diag(scaled).reshape(-1))
         return torch.cat(parts)
@@ -81,7 +83,9 @@ class ScaleByShampoo(LeafRule):
             # compute their roots in.
             refresh = (t - 1) % self.update_every == 0
             shape = _shape(g)
-            x = g.reshape(shape)
+            # Roots are large where no gradient has been: what rounding puts there would be seen.
+            x = g.to(torch.float64).reshape(shape)
+            old, roots = old.to(torch.float64), roots.to(torch.float64)
             new = self._moved(x, self._unpacked(old, shape)) if g.numel() else old
             if refresh and g.numel():
                 roots = torch.cat(
@@ -107,7 +111,10 @@ class ScaleByShampoo(LeafRule):
     def _root(self, s: Tensor, order: int) -> Tensor:
         if s.ndim == 1:
             return s ** (-1 / (2 * order))
-        return inverse_root(s, 2 * order, self.root_steps)
+        # A sum of squares is known up to rounding only, and has no root where that is negative.
+        ridge = _RIDGE * s.shape[-1] * s.diagonal().sum()
+        identity = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
+        return inverse_root(s + ridge * identity, 2 * order, self.root_steps)
 
 
 def _shape(p: Tensor) -> tuple[int, ...]:
@@ -127,7 +134,7 @@ def scale_by_shampoo(
     decay: float | Tensor = 1.0,
     update_every: int = 1,
     max_size: int = 1024,
-    root_steps: int = 40,
+    root_steps: int = 50,
 ) -> LeafRule:
     r"""Return the transformation to Shampoo's direction.
 
@@ -140,14 +147,17 @@ def scale_by_shampoo(
     them, and roots of order 2 k; a vector is preconditioned by the full matrix of AdaGrad.
 
     The roots come from a polynomial iteration (`torchopt.kernels.reference.inverse_root`), so that
-    the direction is differentiable to any order even where eigenvalues coincide.
+    the direction is differentiable to any order even where eigenvalues coincide. Whatever the dtype
+    of the parameters, the state and the roots are in float64: squares of float32 gradients are no
+    float32 numbers, and preconditioners of a few steps are nearly singular. What rounding leaves of
+    them is held off zero by a ridge of 2.2e-16 times size and trace.
 
     Args:
         eps: Start of the diagonals, > 0.
         decay: 1 for sums; below one for moving averages, s' = decay s + (1 - decay) G G'.
         update_every: Steps from one computation of the roots to the next, >= 1.
         max_size: Dimensions longer than this have a diagonal in the place of a matrix.
-        root_steps: Iterations for a root; forty do for condition numbers up to 1e10.
+        root_steps: Iterations for a root; fifty do for whatever the ridge leaves.
 
     Memory and time of a dimension of size n are n^2 and 5 n^3 `root_steps`.
 

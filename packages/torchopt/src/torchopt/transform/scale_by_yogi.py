@@ -54,7 +54,9 @@ class ScaleByYogi(LeafRule):
     ) -> tuple[list[Tensor], Any]:
         """Return the directions and the new state."""
         mu = [moving_average(m, g, self.b1) for g, m in zip(grads, state.mu)]
-        nu = [n - (1 - self.b2) * torch.sign(n - g * g) * (g * g) for g, n in zip(grads, state.nu)]
+        # Finite, so that a difference of two of them is a number.
+        squares = [(g * g).clamp(max=torch.finfo(g.dtype).max) for g in grads]
+        nu = [n - (1 - self.b2) * torch.sign(n - s) * s for s, n in zip(squares, state.nu)]
         updates = [divide_by_root(m, n, self.eps) for m, n in zip(mu, nu)]
         return updates, ScaleByYogiState(mu=mu, nu=nu)
 

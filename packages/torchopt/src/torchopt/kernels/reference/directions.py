@@ -15,6 +15,7 @@ import torch
 from torchopt.kernels.reference import adam as adam_module
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root, root
+from torchopt.kernels.reference.sign import sign
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -293,9 +294,11 @@ def rprop(g: Tensor, state: Sequence[Tensor], step: Tensor, h: Mapping[str, Any]
 def lion(g: Tensor, state: Sequence[Tensor], step: Tensor, h: Mapping[str, Any]) -> Direction:
     """Return u = sign(b1 mu + (1 - b1) g), with the derivative 0; mu' = b2 mu + (1 - b2) g.
 
+    NaN stays NaN.
+
     References:
         X. Chen et al., Symbolic Discovery of Optimization Algorithms, 2023,
         https://arxiv.org/abs/2302.06675, Algorithm 2.
     """
-    u = torch.sign(moving_average(state[0], g, h["b1"]))
+    u = sign(moving_average(state[0], g, h["b1"]))
     return u, (moving_average(state[0], g, h["b2"]),)

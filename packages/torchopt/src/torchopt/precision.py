@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a rule sees numbers: complex ones as pairs, half precision as float32, and no autocast.
+
+A transformation means the same wherever it runs: eagerly, under vmap, in forward mode, compiled.
+So half types are widened here, for every rule, and rounded once when the rule is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["as_computed", "as_given", "is_special", "widened", "without_autocast"]
+
+_WIDER = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.complex32: torch.complex64,
+}
+_SPECIAL = frozenset((*_WIDER, torch.complex64, torch.complex128))
+_AUTOCAST_DEVICES = tuple(
+    device
+    for device in ("cpu", "cuda", "xpu", "mps", "mtia", "hpu", "xla", "maia", "privateuseone")
+    if torch.amp.is_autocast_available(device)
+)
+
+
+def is_special(values: Iterable[Any]) -> bool:
+    """Return whether a rule sees one of `values` in another form than it is in."""
+    return any(isinstance(x, Tensor) and x.dtype in _SPECIAL for x in values)
+
+
+def widened(x: Any) -> Any:
+    """Return a tensor of a half type in float32, and everything else as it is."""
+    return x.to(_WIDER[x.dtype]) if isinstance(x, Tensor) and x.dtype in _WIDER else x
+
+
+def as_computed(x: Any, *, pairs: bool = True, widen: bool = True) -> Any:
+    """Return `x` as a rule sees it.
+
+    With `pairs`, a complex number is a pair of real ones, as in torch.optim.
+    """
+    if not isinstance(x, Tensor):
+        return x  # a state may have numbers, such as a step
+    if pairs and x.is_complex():
+        x = torch.view_as_real(x.resolve_conj())
+    return widened(x) if widen else x
+
+
+def as_given(values: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+    """Return the values of a rule in the dtypes of `like`, which it was given.
+
+    Where `like` holds something else than numbers with fractions, the value stays.
+    """
+    return [_as_given(x, y) for x, y in zip(values, like)]
+
+
+def _as_given(x: Any, like: Any) -> Any:
+    if not isinstance(x, Tensor) or not isinstance(like, Tensor):
+        return x
+    if like.is_complex() and not x.is_complex():
+        x = torch.view_as_complex(x.contiguous())
+    if x.dtype == like.dtype or not (like.is_floating_point() or like.is_complex()):
+        return x
+    return x.to(like.dtype)
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Compute in the dtypes that are given, whatever autocast the caller runs under."""
+    with contextlib.ExitStack() as stack:
+        for device in autocast_devices():
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def autocast_devices() -> list[str]:
+    """Return the types of device for which autocast is on."""
+    return [device for device in _AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
