@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.optim.meta.base import MetaOptimizer
-from torchopt.params.containers import extract_module_containers
+from torchopt.params.containers import SlotCache, extract_module_containers
 from torchopt.params.snapshot import (
     ModuleState,
     copy_tensor,
@@ -233,6 +233,7 @@ def module_clone(
         twin = copy.copy(target)
         twin.param_containers_groups = list(target.param_containers_groups)
         twin._modules = list(target._modules)
+        twin._slots = SlotCache()
         twin.impls = list(target.impls)
         twin.state_groups = list(extract_state_dict(target, by=by, device=device))
         return twin

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -430,3 +431,39 @@ def test_a_snapshot_of_other_shapes_is_refused_and_nothing_is_written() -> None:
     with pytest.raises(ValueError, match=r"expected buffers with 'running_mean' of shape \(2,\)"):
         torchopt.recover_state_dict(nn.BatchNorm1d(2, affine=False), norm)
     assert all(p is q for p, q in zip(net.parameters(), own))
+
+
+def test_a_step_finds_what_was_changed_in_the_structure_since_the_last() -> None:
+    net = make_net()
+    inner = torchopt.MetaSGD(net, lr=0.1)
+    inner.step(loss_of(net))
+    bias, net[0].bias = net[0].bias, None
+    with pytest.raises(ValueError, match="0.bias is gone"):
+        inner.step(loss_of(net))
+    net[0]._parameters["bias"] = bias
+    inner.step(loss_of(net))
+    net[0] = nn.Linear(3, 4).double()  # the same shapes
+    inner.step(loss_of(net))
+    assert net[0].weight.grad_fn is not None
+    net[0].bias = nn.Parameter(torch.zeros(4, dtype=DOUBLE))
+    net[2].bias = nn.Parameter(torch.zeros(2, dtype=DOUBLE))
+    inner.step(loss_of(net))
+    assert net[0].bias.grad_fn is not None
+    both = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    tied = torchopt.MetaSGD(both, lr=0.1)
+    x = torch.ones(1, 2)
+    tied.step(both[1](both[0](x)).sum())
+    both[1]._parameters["weight"] = both[0].weight
+    with pytest.raises(ValueError, match="1.weight is gone"):
+        tied.step(both[1](both[0](x)).sum())
+
+
+def test_the_optimizer_keeps_no_fast_weight_alive() -> None:
+    net = make_net()
+    snapshot = torchopt.extract_state_dict(net)
+    inner = torchopt.MetaSGD(net, lr=0.1)
+    for _ in range(2):
+        inner.step(loss_of(net))
+    held = weakref.ref(net[0].weight)
+    torchopt.recover_state_dict(net, snapshot)
+    assert held() is None

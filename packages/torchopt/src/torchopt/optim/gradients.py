@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.errors import NotDifferentiableError
-from torchopt.params.lineage import (
-    check_unwritten,
-    inherited_hooks,
-    lineage_of,
-    warn_of_idle_hooks,
-)
+from torchopt.params.lineage import begin_step
 from torchopt.params.second_order import explain_no_derivative
 
 __all__ = ["gradients"]
@@ -64,26 +59,23 @@ def gradients(
             "unfreeze one with requires_grad_()."
         )
     used = [params[i] for i in trainable]
-    for p, index in zip(used, trainable):
-        lineage = lineage_of(p)
-        if lineage is not None:
-            check_unwritten(p, lineage, names[index])
-        elif p.is_leaf:
-            warn_of_idle_hooks(p, names[index])
+    handles = begin_step(used, [names[i] for i in trainable])
     try:
-        with inherited_hooks(used):
-            found: Sequence[Any] = torch.autograd.grad(
-                loss,
-                used,
-                create_graph=create_graph,
-                retain_graph=retain_graph,
-                allow_unused=True,
-            )
+        found: Sequence[Any] = torch.autograd.grad(
+            loss,
+            used,
+            create_graph=create_graph,
+            retain_graph=retain_graph,
+            allow_unused=True,
+        )
     except RuntimeError as error:
         explained = explain_no_derivative("step(loss)", error)
         if explained is None:
             raise
         raise explained from error
+    finally:
+        for handle in handles:
+            handle.remove()
     if all(g is None for g in found):
         shown = ", ".join(names[i] for i in trainable[:4])
         raise NotDifferentiableError(

@@ -17,6 +17,7 @@ from torchopt.typing import ModuleTensorContainers
 
 __all__ = [
     "Slot",
+    "SlotCache",
     "extract_module_containers",
     "parameter_slot_groups",
     "parameter_slots",
@@ -73,26 +74,29 @@ class Slot:
     """One parameter and all the places that hold it.
 
     Attributes:
+        value: The tensor; None between steps.
         places: (dictionary, key) of each place; more than one for tied parameters.
         names: The dotted name of each place.
+        references: Weak ones to the watched dictionaries among the places, once they are needed.
     """
 
+    value: Any
     places: list[tuple[dict[str, Tensor | None], str]]
     names: list[str]
+    references: list[Any] | None = None
 
     def get(self) -> Tensor:
         """Return the tensor."""
-        container, key = self.places[0]
-        value = container[key]
-        assert value is not None
-        return value
+        assert isinstance(self.value, Tensor)
+        return self.value
 
     def set(self, value: Tensor) -> None:
         """Put `value`, which inherits the hooks of the tensor before it, in all places."""
         places: list[Any] = [
             (weakref.ref(c), key) for c, key in self.places if isinstance(c, WatchedDict)
         ]
-        descend(self.get(), value, places)
+        descend(self.value, value, places)
+        self.value = value
         for container, key in self.places:
             container[key] = value
 
@@ -113,12 +117,67 @@ def parameter_slot_groups(modules: Sequence[nn.Module]) -> list[list[Slot]]:
         before = len(slots)
         for prefix, submodule in module.named_modules():
             container: dict[str, Any] = submodule._parameters
-            for key in sorted(container):
-                tensor = container[key]
+            for key, tensor in sorted(container.items()):
                 if tensor is None:
                     continue
-                slot = slots.setdefault(id(tensor), Slot([], []))
+                slot = slots.get(id(tensor))
+                if slot is None:
+                    slot = slots[id(tensor)] = Slot(tensor, [], [])
                 slot.places.append((container, key))
                 slot.names.append(f"{prefix}.{key}" if prefix else key)
         groups.append(list(slots.values())[before:])
     return groups
+
+
+class SlotCache:
+    """The slots of some modules, found anew only where the modules changed."""
+
+    def __init__(self) -> None:
+        self._groups: list[list[Slot]] = []
+        self._modules: list[nn.Module] = []
+        # (sub-module, its parameters, their keys with and without a tensor, its sub-modules)
+        self._walk: list[tuple[nn.Module, dict[str, Any], int, list[str], tuple[Any, ...]]] = []
+
+    def groups(self, modules: Sequence[nn.Module]) -> list[list[Slot]]:
+        """Return `parameter_slot_groups(modules)`."""
+        if len(self._modules) != len(modules) or not self._still_fits():
+            self._modules = list(modules)
+            self._groups = parameter_slot_groups(modules)
+            self._walk = [
+                (
+                    submodule,
+                    submodule._parameters,
+                    len(submodule._parameters),
+                    [key for key, x in submodule._parameters.items() if x is None],
+                    tuple(submodule._modules.values()),
+                )
+                for module in modules
+                for submodule in module.modules()
+            ]
+        return self._groups
+
+    def release(self) -> None:
+        """Let go of the tensors, whose graphs may be large."""
+        for group in self._groups:
+            for slot in group:
+                slot.value = None
+
+    def _still_fits(self) -> bool:
+        """Return whether the walk would find the same places, and note the tensors in them."""
+        for submodule, table, size, empty, below in self._walk:
+            held: Any = submodule._parameters
+            if held is not table or len(held) != size:
+                return False
+            if tuple(submodule._modules.values()) != below:
+                return False
+            if empty and any(held[key] is not None for key in empty):
+                return False
+        seen: set[int] = set()
+        for group in self._groups:
+            for slot in group:
+                first, *others = [table.get(key) for table, key in slot.places]
+                if first is None or any(x is not first for x in others) or id(first) in seen:
+                    return False
+                seen.add(id(first))
+                slot.value = first
+        return True

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +14,11 @@ from torch.compiler import is_dynamo_compiling
 from torchopt.errors import NotDifferentiableError
 
 __all__ = [
+    "begin_step",
     "check_unwritten",
     "descend",
     "inherit_hooks",
-    "inherited_hooks",
     "lineage_of",
-    "warn_of_idle_hooks",
 ]
 
 MARK = "_torchopt_lineage"
@@ -134,27 +132,34 @@ def _run(inherited: Sequence[Hooks]) -> Callable[[Tensor], Tensor | None]:
     return hook
 
 
-@contextlib.contextmanager
-def inherited_hooks(params: Sequence[Tensor]) -> Iterator[None]:
-    """Let the hooks that tensors inherited act on their gradients inside of the context.
+def begin_step(params: Sequence[Tensor], names: Sequence[str]) -> list[Any]:
+    """Check parameters, and let the hooks that they inherited act on their gradients.
 
-    Not outside: what flows back through a fast weight to the weights before it is no gradient of
-    the parameter.
+    Not outside of a step: what flows back through a fast weight to the weights before it is no
+    gradient of the parameter.
+
+    Returns:
+        Handles to `remove()` after the step.
     """
     handles = []
-    try:
-        for p in params:
-            inherited = list(_hooks_before(p))
-            if inherited and p.requires_grad:
-                handle = p.register_hook(_run(inherited))
-                handles.append(handle)
-                # They were registered first.
-                own: Any = p._backward_hooks
-                own.move_to_end(handle.id, last=False)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    for index, p in enumerate(params):
+        lineage = getattr(p, MARK, None)
+        if not isinstance(lineage, Lineage):
+            if p.is_leaf:
+                warn_of_idle_hooks(p, names[index])
+            continue
+        check_unwritten(p, lineage, names[index])
+        leaf = lineage.leaf
+        if not lineage.hooks and (leaf is None or not leaf._backward_hooks):
+            continue
+        inherited = list(_hooks_before(p))
+        if inherited:
+            handle = p.register_hook(_run(inherited))
+            handles.append(handle)
+            # They were registered first.
+            own: Any = p._backward_hooks
+            own.move_to_end(handle.id, last=False)
+    return handles
 
 
 _warned: weakref.WeakSet[Tensor] = weakref.WeakSet()
@@ -172,19 +177,20 @@ def warn_of_idle_hooks(x: Tensor, name: str) -> None:
         )
 
 
-def check_unwritten(x: Tensor, lineage: Lineage, name: str) -> None:
+def check_unwritten(x: Tensor, lineage: Lineage, *name: str) -> None:
     """Raise NotDifferentiableError where a value was written that the graph knows nothing of."""
-    # What has no graph, or another since, was changed in a way that counts.
-    if lineage.grad_fn is None or x.grad_fn is not lineage.grad_fn:
+    if lineage.grad_fn is None:
         return
     if x._version == lineage.version:
-        if lineage.pointer is None or _pointer(x) == lineage.pointer:
+        if lineage.pointer is None or x.data_ptr() == lineage.pointer:
             return
         if (x.dtype, x.device) != lineage.kind:
             return  # module.to(...): the same value
+    if x.grad_fn is not lineage.grad_fn:
+        return  # it was changed in a way that counts
     raise NotDifferentiableError(
-        f"{name} holds a fast weight whose value was written in place after the step (under "
-        "no_grad, or through .data), while its graph is that of the value before; expected "
+        f"{'.'.join(name)} holds a fast weight whose value was written in place after the step "
+        "(under no_grad, or through .data), while its graph is that of the value before; expected "
         "recover_state_dict(module, snapshot) or module.load_state_dict(...) to start anew, or an "
         "assignment that autograd records."
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torchopt.errors import NotDifferentiableError
 from torchopt.params.lineage import lineage_of
+from torchopt.params.watched import WatchedDict
 
 __all__ = ["put_back", "start_from_what_is_loaded"]
 
@@ -17,9 +18,14 @@ __all__ = ["put_back", "start_from_what_is_loaded"]
 def start_from_what_is_loaded(module: nn.Module) -> None:
     """Let `load_state_dict` load into the parameters that a module had before it was stepped.
 
-    Torch would write into the fast weights, whose graph is that of the steps.
+    Torch would write into the fast weights, whose graph is that of the steps. The module must be
+    watched.
     """
     for submodule in module.modules():
+        table: Any = submodule._parameters
+        if not isinstance(table, WatchedDict) or table.loads:
+            continue
+        table.loads = True
         hooks: Mapping[int, Any] = submodule.__dict__.get("_load_state_dict_pre_hooks", {})
         if all(getattr(hook, "hook", None) is not _before_load for hook in hooks.values()):
             submodule._register_load_state_dict_pre_hook(_before_load, with_module=True)

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from torchopt.errors import NotDifferentiableError
-from torchopt.params.lineage import check_unwritten, lineage_of
+from torchopt.params.lineage import MARK as LINEAGE
+from torchopt.params.lineage import check_unwritten
 from torchopt.torch_internals import (
     checkpoint_of,
     pack_hooks,
@@ -231,16 +232,18 @@ class WatchedDict(dict[str, Any]):
         kind: The attribute of the module that it is.
         owner: The class of the module, for messages.
         token: Stands for the dictionary where a key is needed.
+        loads: Whether `load_state_dict` was told of fast weights.
         reentrant: A parameter that was read below a checkpoint with `use_reentrant=True`, and
             whether the graph shows it; None.
     """
 
-    __slots__ = ("__weakref__", "kind", "owner", "reentrant", "token")
+    __slots__ = ("__weakref__", "kind", "loads", "owner", "reentrant", "token")
 
     def __init__(self, tensors: dict[str, Any], kind: str, owner: str) -> None:
         super().__init__(tensors)
         self.kind = kind
         self.owner = owner
+        self.loads = False
         self.token = object()
         self.reentrant: tuple[str, bool] | None = None
 
@@ -251,13 +254,12 @@ class WatchedDict(dict[str, Any]):
             value = dict.__getitem__(self, key)
         else:
             value = _enter(self, key)[key]
-        if value is not None and value.requires_grad:
-            if torch.is_grad_enabled():
-                lineage = lineage_of(value)
-                if lineage is not None:
-                    check_unwritten(value, lineage, f"{self.owner}.{key}")
-            else:
-                self._refuse_reentrant(key, value)
+        if torch.is_grad_enabled():
+            lineage = getattr(value, LINEAGE, None)
+            if lineage is not None:
+                check_unwritten(value, lineage, self.owner, key)
+        elif not torch._C._is_fwd_grad_enabled() and value is not None and value.requires_grad:
+            self._refuse_reentrant(key, value)
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:

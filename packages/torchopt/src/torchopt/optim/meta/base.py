@@ -15,7 +15,7 @@ from torchopt.optim.named_state import load_named_state, named_state
 from torchopt.optim.states import StepLock, fitted_state
 from torchopt.params.containers import (
     Slot,
-    extract_module_containers,
+    SlotCache,
     parameter_slot_groups,
     require_replaceable,
 )
@@ -103,6 +103,7 @@ class MetaOptimizer:
         self.param_containers_groups: list[ModuleTensorContainers] = []
         self.state_groups: list[Any] = []
         self._modules: list[nn.Module] = []
+        self._slots = SlotCache()
         # Names and shapes of the parameters that each state is for, where that is known.
         self._stepped: list[list[tuple[str, torch.Size]] | None] = []
         self._steps_since_cut = 0
@@ -124,10 +125,12 @@ class MetaOptimizer:
                 `use_reentrant=True`.
         """
         with self._lock:
-            self._step(loss)
+            try:
+                self._step(loss, self._slots.groups(self._modules))
+            finally:
+                self._slots.release()
 
-    def _step(self, loss: Tensor) -> None:
-        slot_groups = parameter_slot_groups(self._modules)
+    def _step(self, loss: Tensor, slot_groups: list[list[Slot]]) -> None:
         slots: list[Slot] = [slot for group in slot_groups for slot in group]
         keep_graph = torch.is_grad_enabled()
         refuse_reentrant((table for slot in slots for table, _ in slot.places), loss)
@@ -212,12 +215,12 @@ class MetaOptimizer:
         if impl is not None:
             require_transformation(impl, "add_param_group(module, impl=...)", duck=False)
         require_replaceable(module)
-        self._refuse_stepped_twice(module, self.impl if impl is None else impl)
+        if self._modules:
+            self._refuse_stepped_twice(module, self.impl if impl is None else impl)
         watch(module)
         start_from_what_is_loaded(module)
-        self.param_containers_groups.append(
-            extract_module_containers(module, with_buffers=False)[0]
-        )
+        held: Any = [inner._parameters for inner in module.modules() if inner._parameters]
+        self.param_containers_groups.append(tuple(held))
         self._modules.append(module)
         self.impls.append(self.impl if impl is None else impl)
         self.state_groups.append(UninitializedState())
