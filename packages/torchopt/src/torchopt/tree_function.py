@@ -16,6 +16,7 @@ from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
 
 from torchopt.errors import NotDifferentiableError
+from torchopt.tree import tree_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,6 +39,7 @@ __all__ = [
     "is_tracked",
     "is_transforming",
     "is_watched",
+    "linearize",
     "max_over_batch",
     "plain_entry",
 ]
@@ -117,7 +119,7 @@ class Operation:
             def bound(*variables: Tensor) -> Tensors:
                 return self.reference(*variables, *tensors[n + m :])
 
-            _, pull, *_ = torch.func.vjp(bound, *tensors[:n])
+            _, pull = linearize(bound, *tensors[:n])
             return tuple(pull(tuple(tensors[n : n + m])))
 
         if kernel is None:
@@ -139,8 +141,8 @@ class Operation:
         )
         # The vector-Jacobian product c -> J' c is linear in c, so its own vector-Jacobian product
         # with v is J v. Unlike a nested forward mode, this works inside every transform.
-        outputs, pull, *_ = torch.func.vjp(bound, *inputs)
-        _, transpose, *_ = torch.func.vjp(pull, tuple(torch.zeros_like(x) for x in outputs))
+        outputs, pull = linearize(bound, *inputs)
+        _, transpose = linearize(pull, tuple(torch.zeros_like(x) for x in outputs))
         return tuple(transpose(dense)[0])
 
 
@@ -306,6 +308,45 @@ def _foreach_add(*tensors: Tensor) -> Tensors:
     return tuple(torch._foreach_add(tensors[:half], tensors[half:]))
 
 
+def linearize(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """Return what `torch.func.vjp` returns: the value, and cotangent -> cotangents of the primals.
+
+    The zeros for primals that the value does not depend on are made from the primals themselves;
+    torch makes them from wrappers of its own, which fails inside of other transforms.
+    """
+
+    def with_primals(*inner: Any) -> Any:
+        return function(*inner), inner
+
+    (value, _), pull, *_ = torch.func.vjp(with_primals, *primals)
+    zeros = tree_map(torch.zeros_like, primals)
+    return value, lambda cotangent: pull((cotangent, zeros))
+
+
+def over_batched(function: Callable[..., Tensors], tensors: Tensors) -> Tensors:
+    """Return `function(*tensors)`, where the tensors may belong to the vmap of torch.autograd.
+
+    `torch.autograd.grad(..., is_grads_batched=True)` has a vmap of its own, older than torch.func's
+    and with fewer rules: it is taken off, and torch.func's put in its place.
+    """
+    old = [torch._C._dispatch_keys(x).has(_OLD_BATCHED) for x in tensors]
+    if not any(old):
+        return function(*tensors)
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    if level < 1:
+        raise NotDifferentiableError(
+            "is_grads_batched=True: expected a backward pass in the thread that asked for it. Use "
+            "torch.func.vmap(torch.func.vjp(...)[1]), or a loop."
+        )
+    plain = [torch._remove_batch_dim(x, level, 0, 0) if o else x for x, o in zip(tensors, old)]
+    batched = torch.func.vmap(function, tuple(0 if o else None for o in old), randomness="same")
+    return tuple(torch._add_batch_dim(x, 0, level) for x in batched(*plain))
+
+
+_OLD_BATCHED = torch._C._parse_dispatch_key("Batched")
+
+
 class Rule(Protocol):
     """A function of tensors whose derivatives are stated by hand, in terms of its results too.
 
@@ -433,7 +474,7 @@ class _RuleFunction(torch.autograd.Function):
         saved, kept = ctx.saved_tensors, rule.num_kept_inputs
         inputs, outputs = saved[:kept], saved[kept:]
         used = cotangents[: rule.num_differentiable_outputs]
-        pulled = rule.pull_back(inputs, outputs, used)
+        pulled = over_batched(lambda *c: rule.pull_back(inputs, outputs, c), used)
         constants = ctx.num_inputs - rule.num_differentiable_inputs
         return (None, *pulled, *(None for _ in range(constants)))
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_unflatten
+from torchopt.tree_function import linearize
 
 __all__ = ["BoundOperator", "Layout", "LinearOperator", "Tag", "transpose_linear"]
 
@@ -58,14 +60,18 @@ class Layout:
         spec: The structure of the tree.
         shapes: The shape of each leaf.
         dtypes: The dtype of each leaf; the vector has their common one.
+        real: A complex number takes two places, for its real and its imaginary part, and what is
+            joined is converted to the dtype of the vector. Maps of such vectors need not be
+            complex-linear.
     """
 
     spec: PyTreeSpec
     shapes: tuple[torch.Size, ...]
     dtypes: tuple[torch.dtype, ...]
+    real: bool = False
 
     @staticmethod
-    def of(tree: Any, what: str) -> Layout:
+    def of(tree: Any, what: str, *, real: bool = False) -> Layout:
         """Return the layout of a tree of floating-point or complex tensors.
 
         Raises:
@@ -88,12 +94,35 @@ class Layout:
             raise ValueError(
                 f"{what}: expected tensors on one device, got {sorted(map(str, devices))}"
             )
-        return Layout(spec, tuple(x.shape for x in leaves), tuple(x.dtype for x in leaves))
+        return Layout(spec, tuple(x.shape for x in leaves), tuple(x.dtype for x in leaves), real)
 
     @cached_property
     def sizes(self) -> list[int]:
-        """The number of elements of each leaf."""
-        return [shape.numel() for shape in self.shapes]
+        """The number of places of each leaf."""
+        pairs = (self.real and dtype.is_complex for dtype in self.dtypes)
+        return [shape.numel() * (1 + pair) for shape, pair in zip(self.shapes, pairs)]
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the vector."""
+        dtypes = (x.to_real() if self.real else x for x in self.dtypes)
+        return functools.reduce(torch.promote_types, dtypes)
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether there are complex numbers that take two places."""
+        return self.real and any(dtype.is_complex for dtype in self.dtypes)
+
+    @cached_property
+    def pairs(self) -> Layout:
+        """The layout of the same vector for trees that have pairs in the place of complex numbers:
+        what a linear solver sees, which may rely on linearity.
+        """
+        if not self.is_paired:
+            return self
+        both = list(zip(self.shapes, self.dtypes))
+        shapes = (torch.Size((*s, 2)) if t.is_complex else s for s, t in both)
+        return Layout(self.spec, tuple(shapes), tuple(t.to_real() for _, t in both))
 
     @property
     def size(self) -> int:
@@ -117,18 +146,34 @@ class Layout:
                 raise ValueError(
                     f"{what}: expected shape {tuple(shape)} for leaf {i}, got {tuple(leaf.shape)}"
                 )
+            if self.real and leaf.is_complex() and not self.dtypes[i].is_complex:
+                raise TypeError(
+                    f"{what}: expected real numbers for leaf {i}, which is {self.dtypes[i]}, got "
+                    f"{leaf.dtype}. Make the solution complex, or return its real and its "
+                    "imaginary part."
+                )
         return self.join(leaves)
 
     def join(self, leaves: Iterable[Tensor]) -> Tensor:
         """Return the vector of the leaves."""
-        return torch.cat([x.reshape(x.numel()) for x in leaves])
+        if not self.real:
+            return torch.cat([x.reshape(x.numel()) for x in leaves])
+        parts = []
+        for x, dtype in zip(leaves, self.dtypes):
+            pairs = torch.view_as_real(x.to(dtype).resolve_conj()) if dtype.is_complex else x
+            parts.append(pairs.reshape(pairs.numel()).to(self.dtype))
+        return torch.cat(parts)
 
     def split(self, vector: Tensor) -> Tensors:
         """Return the leaves of a vector."""
-        return tuple(
-            x.reshape(shape).to(dtype)
-            for x, shape, dtype in zip(vector.split(self.sizes), self.shapes, self.dtypes)
-        )
+        leaves = []
+        for x, shape, dtype in zip(vector.split(self.sizes), self.shapes, self.dtypes):
+            if self.real and dtype.is_complex:
+                re, im = x.reshape(*shape, 2).unbind(-1)
+                leaves.append(torch.complex(re, im).to(dtype))
+            else:
+                leaves.append(x.reshape(shape).to(dtype))
+        return tuple(leaves)
 
     def unravel(self, vector: Tensor) -> Any:
         """Return the tree of a vector."""
@@ -146,7 +191,7 @@ def transpose_linear(function: FlatMap, example: Tensor) -> FlatMap:
         function: A linear function of vectors.
         example: A vector of the size, dtype and device that it takes. Its value is not used.
     """
-    _, pull, *_ = torch.func.vjp(function, torch.zeros_like(example))
+    _, pull = linearize(function, torch.zeros_like(example))
     return lambda v: pull(v)[0]
 
 
@@ -370,15 +415,8 @@ class LinearOperator:
 
     def as_matrix(self) -> Tensor:
         """Return A as an [n, n] matrix, by n products."""
-        like = torch.zeros(self.layout.size, dtype=_common(self.layout), device=self._device())
+        like = torch.zeros(self.layout.size, dtype=self.layout.dtype, device=self._device())
         return self.bound().matrix(like, vectorize=True)
 
     def _device(self) -> torch.device:
         return self.params[0].device if self.params else torch.get_default_device()
-
-
-def _common(layout: Layout) -> torch.dtype:
-    dtype = layout.dtypes[0]
-    for other in layout.dtypes[1:]:
-        dtype = torch.promote_types(dtype, other)
-    return dtype

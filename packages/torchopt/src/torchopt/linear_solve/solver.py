@@ -30,7 +30,7 @@ from torchopt.linear_solve.operator import (
 )
 from torchopt.linear_solve.result import OnFail, Solution, Stats, report_failure
 from torchopt.tree import tree_map
-from torchopt.tree_function import apply_rule, is_tracked
+from torchopt.tree_function import apply_rule, is_tracked, linearize
 
 __all__ = ["Computed", "Solver", "linear_solve", "push_forward", "solve_vector"]
 
@@ -255,7 +255,7 @@ class _LinearSolve:
         rhs = self._solve(operator.T, cotangents[0])
         if not params:
             return (rhs,)
-        _, pull, *_ = torch.func.vjp(self._apply(inputs, outputs[0]), *params)
+        _, pull = linearize(self._apply(inputs, outputs[0]), *params)
         return (rhs, *pull(-rhs))
 
     def push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
@@ -274,8 +274,8 @@ def push_forward(function: Callable[..., Tensor], primals: Tensors, tangents: Te
     J v. Unlike a nested forward mode this works inside every transform, and for operations that
     have no forward mode.
     """
-    output, pull, *_ = torch.func.vjp(function, *primals)
-    _, transpose, *_ = torch.func.vjp(pull, torch.zeros_like(output))
+    output, pull = linearize(function, *primals)
+    _, transpose = linearize(pull, torch.zeros_like(output))
     pushed: Tensor = transpose(tangents)[0]
     return pushed
 

@@ -211,7 +211,7 @@ class Solver(ABC):
             SolverError: It failed and `on_fail` is "raise".
             TypeError: The start is no tree of floating-point tensors.
         """
-        layout = Layout.of(start, f"{type(self).__name__}: start")
+        layout = Layout.of(start, f"{type(self).__name__}: start", real=True)
         with torch.no_grad():
             x = layout.ravel(tree_map(torch.detach, start))
             found = self.solve_vector(lambda x: function(x, *args), layout, x)

@@ -114,7 +114,7 @@ class Newton(RootSolver):
             def rmv(v: Tensor) -> Tensor:
                 return pull(v)[0]  # type: ignore[no-any-return]
 
-            operator = BoundOperator(transpose_linear(rmv, x), rmv, layout)
+            operator = BoundOperator(transpose_linear(rmv, x), rmv, layout.pairs)
             solver = self.step_solver
             change = solver.compute(solver.init(operator, x), value).value
             return x - change, residual(x - change)

@@ -35,6 +35,7 @@ from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_unflatten
 from torchopt.tree_function import (
     apply_rule,
     derivatives_wanted,
+    is_differentiated,
     is_tracked,
     max_over_batch,
 )
@@ -178,6 +179,7 @@ class ImplicitEngine:
                 Surroundings((self.optimality_fn, list(static.values())), inputs),
             ),
             tuple(x.requires_grad for x in inputs),
+            tuple(map(is_differentiated, inputs)),
             groups,
             sum(owner is not None for owner in owners),
             sum(i >= starts for i in order),

@@ -20,7 +20,7 @@ from torchopt.linear_solve.result import Stats
 from torchopt.linear_solve.solver import Solver, push_forward, solve_vector
 from torchopt.linear_solve.warm_start import WarmStart
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_leaves, tree_unflatten
-from torchopt.tree_function import is_transforming, max_over_batch, plain_entry
+from torchopt.tree_function import is_transforming, linearize, max_over_batch, plain_entry
 
 if TYPE_CHECKING:
     from torchopt.diff.implicit.root import ImplicitEngine
@@ -77,7 +77,7 @@ class Equation:
         """Return ∂F/∂x at x, with x and the inputs as its parameters."""
 
         def bind(x: Tensor, *inputs: Tensor) -> tuple[FlatMap, FlatMap]:
-            _, pull, *_ = torch.func.vjp(lambda v: self.residual(layout, v, inputs), x)
+            _, pull = linearize(lambda v: self.residual(layout, v, inputs), x)
 
             def rmv(v: Tensor) -> Tensor:
                 return pull(v)[0]  # type: ignore[no-any-return]
@@ -93,7 +93,7 @@ class Equation:
 
             return mv, rmv
 
-        return LinearOperator(bind, (x, *inputs), layout, tags)
+        return LinearOperator(bind, (x, *inputs), layout.pairs, tags)
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ class RootRule:
     solver_fn: Callable[..., Any]
     equation: Equation
     requires_grad: tuple[bool, ...]
+    asked_for: tuple[bool, ...]  # whether a derivative of the input may be wanted, at any level
     # For each of argnums in ascending order, the places of its leaves among the inputs.
     groups: tuple[tuple[int, tuple[int, ...]], ...]
     num_differentiable_inputs: int
@@ -157,7 +158,7 @@ class RootRule:
                 f"{self.engine.where}: output of function solver_fn should be a torch.Tensor or a "
                 f"tuple of torch.Tensor (or another tree of tensors). Got {solution!r}"
             )
-        return Layout.of(solution, f"{WHERE}: output of function solver_fn")
+        return Layout.of(solution, f"{WHERE}: output of function solver_fn", real=True)
 
     def _polish(self, layout: Layout, x: Tensor, inputs: Tensors) -> tuple[Tensor, Tensor]:
         """Return x after Newton's corrections x - A⁻¹ F(x), and ‖F(x)‖.
@@ -167,13 +168,19 @@ class RootRule:
         engine = self.engine
         for _ in range(engine.polish):
             residual = self.equation.residual(layout, x, inputs)
-            operator = self.equation.jacobian(layout, x, inputs, engine.known_tags)
+            operator = self.equation.jacobian(layout, x, inputs, self.tags)
             x = x - engine.linear(operator, residual)
         if engine.tol is None:
             size = torch.linalg.vector_norm(x.new_zeros(()))
             return x, torch.where(x.isfinite().all(), size, torch.nan)
         residual = self.equation.residual(layout, x, inputs)
         return x, torch.linalg.vector_norm(residual)
+
+    @property
+    def tags(self) -> frozenset[Tag]:
+        """What is known of ∂F/∂x on vectors, where pairs of real numbers may be coupled."""
+        tags = self.engine.known_tags
+        return tags - {Tag.DIAGONAL} if self.found["layout"].is_paired else tags
 
     def explained(self) -> AbstractContextManager[None]:
         """Return a context that says which tensor of a transform F depends on; see `explained`."""
@@ -215,10 +222,10 @@ class RootRule:
         layout = self.found["layout"]
         x = layout.join(outputs[: len(layout.shapes)])
         cotangent = layout.join(cotangents)
-        operator = self.equation.jacobian(layout, x, inputs, self.engine.known_tags)
+        operator = self.equation.jacobian(layout, x, inputs, self.tags)
         u = self.engine.linear(operator.T, -cotangent)
         residual, theta = self._partial(x, inputs)
-        value, pull, *_ = torch.func.vjp(residual, *theta)
+        value, pull = linearize(residual, *theta)
         self._require_unchanged(value)
         pulled = tuple(pull(u))
         self._require_dependence(x, inputs, pulled, pulled)
@@ -236,7 +243,7 @@ class RootRule:
         x = layout.join(outputs[: len(layout.shapes)])
         if self.num_differentiable_inputs == 0:
             return tuple(layout.split(torch.zeros_like(x)))
-        operator = self.equation.jacobian(layout, x, inputs, self.engine.known_tags)
+        operator = self.equation.jacobian(layout, x, inputs, self.tags)
         residual, theta = self._partial(x, inputs)
         rhs = -push_forward(residual, theta, tangents)
         self._require_dependence(x, inputs, (rhs,) * len(theta), tangents)
@@ -273,8 +280,7 @@ class RootRule:
                 continue
             if forward and not _any_nonzero(asked[i] for i in group):
                 continue
-            wanted = is_transforming() or any(self.requires_grad[i] for i in group)
-            if wanted and not self._depends(x, inputs, group):
+            if any(self.asked_for[i] for i in group) and not self._depends(x, inputs, group):
                 raise NotDifferentiableError(
                     f"{self.engine.where}: optimality_fn does not depend on argument {argnum} of "
                     "solver_fn, which is in argnums; expected F(solution, *args) that does. Its "
@@ -311,12 +317,12 @@ class RootRule:
 
         def mixed(x: Tensor, u: Tensor) -> Tensor:
             residual, theta = self._partial(x, inputs)
-            _, pull, *_ = torch.func.vjp(residual, *theta)
+            _, pull = linearize(residual, *theta)
             return ravel_all(pull(u))
 
         return Adjoint(
             residual=lambda x: self.equation.residual(layout, x, inputs),
-            jacobian=lambda x: self.equation.jacobian(layout, x, inputs, engine.known_tags),
+            jacobian=lambda x: self.equation.jacobian(layout, x, inputs, self.tags),
             mixed=mixed,
             cotangent=cotangent,
             direct=direct,
@@ -349,7 +355,7 @@ def displacement(moved: Any, x: Any) -> Any:
         ValueError: T(x) is no tree like x.
     """
     what = "fixed point: the value of T must have the structure and shapes of the solution"
-    layout = Layout.of(x, "fixed point: solution")
+    layout = Layout.of(x, "fixed point: solution", real=True)
     return layout.unravel(layout.ravel(moved, what) - layout.ravel(x))
 
 
