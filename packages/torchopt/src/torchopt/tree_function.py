@@ -329,7 +329,7 @@ def over_batched(function: Callable[..., Tensors], tensors: Tensors) -> Tensors:
     `torch.autograd.grad(..., is_grads_batched=True)` has a vmap of its own, older than torch.func's
     and with fewer rules: it is taken off, and torch.func's put in its place.
     """
-    old = [torch._C._dispatch_keys(x).has(_OLD_BATCHED) for x in tensors]
+    old = [torch._C._dispatch_keys(x).has("Batched") for x in tensors]
     if not any(old):
         return function(*tensors)
     level = torch._C._vmapmode_increment_nesting() - 1
@@ -342,9 +342,6 @@ def over_batched(function: Callable[..., Tensors], tensors: Tensors) -> Tensors:
     plain = [torch._remove_batch_dim(x, level, 0, 0) if o else x for x, o in zip(tensors, old)]
     batched = torch.func.vmap(function, tuple(0 if o else None for o in old), randomness="same")
     return tuple(torch._add_batch_dim(x, 0, level) for x in batched(*plain))
-
-
-_OLD_BATCHED = torch._C._parse_dispatch_key("Batched")
 
 
 class Rule(Protocol):

@@ -30,7 +30,12 @@ ESCAPED = ("escaped", "batched == nullptr", "wrapper == nullptr")
 NAMED, SEARCHED, ENTRIES = 3, 5000, 256
 ATOMS = (int, float, complex, str, bytes, bool, type(None), range, types.BuiltinFunctionType)
 # Their own functions and globals hold nothing of the user; what they were given is in cells.
-LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "numpy", "optree"}
+LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
+    "numpy",
+    "optree",
+    "torch",
+    "torchopt",
+}
 TABLES = ("_parameters", "_buffers", "_modules", "_meta_parameters", "_meta_modules")
 
 

@@ -139,7 +139,8 @@ class Surroundings:
             function: The function; what it reaches by closure is looked at.
             tensors: Tensors whose devices have generators of their own.
         """
-        self._function = function
+        self._modules: list[nn.Module] = []
+        self._tensors: list[tuple[str, Tensor]] = []
         generators = {id(torch.default_generator): torch.default_generator}
         for device in {x.device for x in tensors} - {torch.device("cpu")}:
             known = getattr(torch.get_device_module(device), "default_generators", ())
@@ -148,26 +149,30 @@ class Surroundings:
                 generators[id(generator)] = generator
         self._sources = [_Source.of(random.getstate, random.setstate)]
         numpy: Any = sys.modules.get("numpy")
-        kinds: tuple[Any, ...] = (torch.Generator, random.Random)
+        kinds: tuple[Any, ...] = (Tensor, nn.Module, torch.Generator, random.Random)
         if numpy is not None:
             self._sources.append(_numpy_source(numpy))
             kinds = (*kinds, numpy.random.Generator)
-        for _, found in captured(function, kinds):
-            if isinstance(found, torch.Generator):
+        for name, found in captured(function, kinds):
+            if isinstance(found, Tensor):
+                self._tensors.append((name, found))
+            elif isinstance(found, nn.Module):
+                self._modules.append(found)
+            elif isinstance(found, torch.Generator):
                 generators[id(found)] = found
             elif isinstance(found, random.Random):
                 self._sources.append(_Source.of(found.getstate, found.setstate))
             else:
                 self._sources.append(_bits_source(found.bit_generator))
         self._sources += [_Source.of(g.get_state, g.set_state) for g in generators.values()]
-        self._modules: list[_ModuleState] = []
+        self._states: list[_ModuleState] = []
         self._fresh = True
         self._value: Tensor | None = None
         self._watched: list[tuple[str, Tensor, int]] = []
 
     def settle(self) -> None:
         """Take down the state of the modules that the function reaches."""
-        self._modules = [_ModuleState.of(m) for _, m in captured(self._function, nn.Module)]
+        self._states = [_ModuleState.of(module) for module in self._modules]
 
     def freeze(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function with its evaluations inside of `replayed`."""
@@ -189,7 +194,7 @@ class Surroundings:
         """
         present = [source.get() for source in self._sources]
         with contextlib.ExitStack() as stack:
-            for state in self._modules:
+            for state in self._states:
                 stack.callback(state.put())
             for source, now in zip(self._sources, present):
                 if not (self._fresh and source.is_at(now)):
@@ -203,11 +208,7 @@ class Surroundings:
     def watch(self, value: Tensor) -> None:
         """Remember what the function returned, and the tensors that it reaches."""
         self._value = value
-        self._watched = [
-            (name, x, x._version)
-            for name, x in captured(self._function, Tensor)
-            if not x.is_inference()
-        ]
+        self._watched = [(name, x, x._version) for name, x in self._tensors if not x.is_inference()]
 
     def changed(self, value: Tensor) -> list[str]:
         """Return the names of tensors that were changed in place since `watch`, if the function

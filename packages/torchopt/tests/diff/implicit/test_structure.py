@@ -57,7 +57,7 @@ EXACT = {
 }
 COMPLEX = {
     **{
-        f"custom_root, {name}": lambda a, solve=solve: custom_root(
+        f"custom_root, {name}": lambda a, solve=solve, name=name: custom_root(
             grad(objective), 1, solve=solve, symmetric=name == "MINRES"
         )(lambda s, a: closed_form(a))(None, a)
         for name, solve in EXACT.items()
