@@ -297,3 +297,14 @@ def test_the_start_may_be_written_to_before_the_backward_pass(kind):
     (second,) = torch.autograd.grad(first.sum(), a)
     torch.testing.assert_close(first, (a ** (-2 / 3) / 3), rtol=1e-5, atol=0)
     torch.testing.assert_close(second, (-2 / 9 * a ** (-5 / 3)).detach(), rtol=1e-5, atol=0)
+
+
+def test_a_function_that_changes_its_arguments_in_place_is_refused():
+    def residual(x, a, count):
+        count += 1
+        return x**3 - a * count
+
+    solved = custom_root(residual, 1)(lambda s, a, count: a ** (1 / 3))
+    a = torch.tensor(8.0, dtype=D, requires_grad=True)
+    with pytest.raises(NotDifferentiableError, match="changes its arguments in place"):
+        solved(None, a, torch.zeros((), dtype=torch.int64))

@@ -25,6 +25,7 @@ from torchopt.tree_function import below_transforms, is_differentiated
 
 __all__ = ["captured", "explained", "hidden_inputs", "require_arguments"]
 
+MADE_INSIDE = " (made inside for torch.autograd.grad? use torch.func.grad)"
 # How torch says that it met a tensor outside of its transform.
 ESCAPED = ("escaped", "batched == nullptr", "wrapper == nullptr")
 NAMED, SEARCHED, ENTRIES = 3, 5000, 256
@@ -117,7 +118,7 @@ def hidden_inputs(value: Any, args: Any, function: Any) -> list[str]:
             names.append(name)
             for leaf in _graph([x])[1] if x.requires_grad else ():
                 leaves.pop(leaf, None)
-    names += [f"a tensor of shape {tuple(x.shape)}" for x in leaves.values()]
+    names += [f"a tensor of shape {tuple(x.shape)}{MADE_INSIDE}" for x in leaves.values()]
     return names or ["a tensor of an enclosing transform"]
 
 

@@ -381,7 +381,7 @@ class LinearOperator:
 
         def masked(*params: Tensor) -> tuple[FlatMap, FlatMap]:
             matrix = BoundOperator(*bind(*params), layout).matrix(
-                torch.zeros(layout.size, dtype=_common(layout), device=self._device()),
+                torch.zeros(layout.size, dtype=layout.dtype, device=self._device()),
                 vectorize=False,
             )
             part = matrix.triu() if upper else matrix.tril()

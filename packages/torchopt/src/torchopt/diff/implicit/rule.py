@@ -195,7 +195,14 @@ class RootRule:
         layout, engine = self.found["layout"], self.engine
         x = layout.join(map(plain_entry, outputs[: len(layout.shapes)]))
         known = tuple(map(plain_entry, inputs[: self.num_kept_inputs]))
+        versions = [x._version for x in known if not x.is_inference()]
         value = self.equation.residual(layout, x, known)
+        if versions != [x._version for x in known if not x.is_inference()]:
+            raise NotDifferentiableError(
+                f"{engine.where}: optimality_fn changes its arguments in place; expected a function "
+                "that leaves them alone, since a derivative evaluates it several times. Change a "
+                "clone."
+            )
         require_arguments(value, (x, *known), engine.optimality_fn, engine.where, engine.remedy)
         if not is_transforming():
             self.equation.surroundings.watch(value.detach())
