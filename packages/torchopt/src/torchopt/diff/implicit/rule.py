@@ -199,9 +199,9 @@ class RootRule:
         value = self.equation.residual(layout, x, known)
         if versions != [x._version for x in known if not x.is_inference()]:
             raise NotDifferentiableError(
-                f"{engine.where}: optimality_fn changes its arguments in place; expected a function "
-                "that leaves them alone, since a derivative evaluates it several times. Change a "
-                "clone."
+                f"{engine.where}: optimality_fn changes its arguments in place; expected a "
+                "function that leaves them alone, since a derivative evaluates it several times. "
+                "Change a clone."
             )
         require_arguments(value, (x, *known), engine.optimality_fn, engine.where, engine.remedy)
         if not is_transforming():
