@@ -7,6 +7,7 @@ import abc
 import contextlib
 import dataclasses
 import inspect
+import pickle
 import sys
 from typing import Any, Callable
 
@@ -509,13 +510,58 @@ def test_attributes_are_checked() -> None:
     for attributes, error in [
         ([], TypeError),
         ((("a",), (), ("a",), (0,)), TypeError),
-        ((["a"], (), ("a",), (0,), None), TypeError),
-        (((1,), (), ("a",), (0,), None), TypeError),
-        ((("a",), (), (), (0,), None), ValueError),
-        ((("a",), (), ("a",), (1,), None), IndexError),
-        ((("a",), (), ("a",), ("x",), None), TypeError),
+        ((["a"], (), ("a",), (0,), None, None), TypeError),
+        (((1,), (), ("a",), (0,), None, None), TypeError),
+        ((("a",), (), (), (0,), None, None), ValueError),
+        ((("a",), (), ("a",), (1,), None, None), IndexError),
+        ((("a",), (), ("a",), ("x",), None, None), TypeError),
     ]:
         with pytest.raises(error):
             optree._C.register_node(
                 type("Local", (), {}), take, take, optree.AutoEntry, SPACE, attributes
             )
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("default", [False, True])
+def test_a_field_that_init_does_not_have_may_stand_anywhere(frozen: bool, default: bool) -> None:
+    options = {"default_factory": list} if default else {}
+
+    @optree.dataclasses.dataclass(namespace=SPACE, frozen=frozen)
+    class Local:
+        cache: Any = optree.dataclasses.field(init=False, pytree_node=False, **options)
+        x: Any
+        y: Any
+
+    leaves, treespec = optree.tree_flatten(Local(1, 2), namespace=SPACE)
+    assert leaves == [1, 2]
+    made = treespec.unflatten([3, 4])
+    assert (made.x, made.y) == (3, 4)
+    assert vars(made) == vars(Local(3, 4))
+    assert ("cache" in vars(made)) == default
+
+
+def test_classes_made_through_a_copy_of_the_module_can_be_pickled() -> None:
+    pytest.importorskip("attrs")
+    module = optree.pytree.reexport(namespace="pickled", module="pickled_pytree")
+    try:
+        made = {
+            "Direct": optree.dataclasses.make_dataclass("Direct", ["x"], namespace="pickled"),
+            "Reexported": module.dataclasses.make_dataclass("Reexported", ["x"]),
+            "ByAttrs": optree.integrations.attrs.make_class("ByAttrs", ["x"], namespace="pickled"),
+        }
+        globals().update(made)
+        for name, cls in made.items():
+            assert cls.__module__ == __name__
+            copy = pickle.loads(pickle.dumps(cls(1)))
+            assert copy == cls(1)
+            assert optree.tree_leaves(copy, namespace="pickled") == [1]
+            del globals()[name]
+            optree.unregister_pytree_node(cls, namespace="pickled")
+        named = optree.dataclasses.make_dataclass(
+            "Named", ["x"], ns={"__module__": "elsewhere"}, namespace="pickled"
+        )
+        assert named.__module__ == "elsewhere"
+    finally:
+        for name in [n for n in sys.modules if n.startswith("pickled_pytree")]:
+            del sys.modules[name]

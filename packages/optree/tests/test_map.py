@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
 from collections import OrderedDict, defaultdict, deque
-from typing import Any
+from typing import Any, Optional, Union
 
 import pytest
-from trees import NAMESPACE, Pair, Point, Ring, every_tree, is_same
+from trees import NAMESPACE, TREES, Pair, Point, Ring, every_tree, is_same
 
 import optree
 
@@ -57,7 +59,15 @@ def test_every_mismatch_is_reported_before_the_first_call() -> None:
     assert calls == []
 
 
-def test_containers_are_rebuilt_after_their_children_and_while_mapping() -> None:
+@pytest.mark.parametrize(
+    ("tree_map", "flatten_calls"),
+    [
+        (optree.tree_map, 2),
+        (optree.tree_map_with_path, 2),
+        (optree.tree_map_with_accessor, 2),
+    ],
+)
+def test_every_container_is_rebuilt_after_the_last_call(tree_map: Any, flatten_calls: int) -> None:
     log: list[Any] = []
 
     class Node:
@@ -74,13 +84,73 @@ def test_containers_are_rebuilt_after_their_children_and_while_mapping() -> None
 
     optree.register_pytree_node(Node, flatten, unflatten, namespace="order")
     try:
-        optree.tree_map(log.append, Node(1, Node(2, 3), 4), namespace="order")
+        tree_map(lambda *xs: log.append(xs[-1]), Node(1, Node(2, 3), 4), namespace="order")
+        assert log[:flatten_calls] == ["flatten"] * flatten_calls
+        # The inner container is rebuilt before the outer one.
+        assert log[flatten_calls:] == [1, 2, 3, 4, ("unflatten", 2), ("unflatten", 3)]
+        log.clear()
+
+        def fail(*xs: Any) -> None:
+            log.append(xs[-1])
+            if xs[-1] == 3:
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            tree_map(fail, Node(Node(1, 2), 3, 4), namespace="order")
+        assert log[flatten_calls:] == [1, 2, 3]
     finally:
         optree.unregister_pytree_node(Node, namespace="order")
-    # The inner container is rebuilt after its last child: right away, or one leaf later.
-    assert log[:5] == ["flatten", "flatten", 1, 2, 3]
-    assert log[5:7] in ([("unflatten", 2), 4], [4, ("unflatten", 2)])
-    assert log[7:] == [("unflatten", 3)]
+
+
+def test_functions_that_map_raise_what_the_function_raises() -> None:
+    def stop(*xs: Any) -> None:
+        raise StopIteration
+
+    for function in (
+        optree.tree_map,
+        optree.tree_map_,
+        optree.tree_map_with_path,
+        optree.tree_map_with_path_,
+        optree.tree_map_with_accessor,
+        optree.tree_map_with_accessor_,
+        optree.tree_transpose_map,
+        optree.tree_transpose_map_with_path,
+        optree.tree_transpose_map_with_accessor,
+    ):
+        with pytest.raises(StopIteration):
+            function(stop, [1, 2])
+    for function in (
+        optree.tree_broadcast_map,
+        optree.tree_broadcast_map_with_path,
+        optree.tree_broadcast_map_with_accessor,
+    ):
+        with pytest.raises(StopIteration):
+            function(stop, [1, 2], [1, 2])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [getattr(optree, name) for name in optree.__all__ if name.startswith("tree_")],
+    ids=lambda function: function.__name__,
+)
+def test_messages_call_the_predicate_is_leaf(function: Any) -> None:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        pytest.skip("no signature")
+    if "is_leaf" not in parameters:
+        pytest.skip("no predicate")
+    spec = optree.tree_structure([0])
+    arguments = {"tree_transpose": (spec, spec, [[0]]), "tree_partition": (bool, [1])}
+    takes_two = ("broadcast_prefix", "broadcast_common", "prefix_errors")
+    if function.__name__.endswith(takes_two):
+        given: Any = ([1], [1])
+    elif "func" in parameters:
+        given = (len, [1])
+    else:
+        given = arguments.get(function.__name__, ([1],))
+    with pytest.raises(TypeError, match="'is_leaf'"):
+        list(function(*given, is_leaf=5))
 
 
 def test_the_mapped_function_may_change_the_tree() -> None:
@@ -374,3 +444,61 @@ def test_map_over_every_container_kind() -> None:
         Pair(2, 3), Ring(2),
     ]  # fmt: skip
     assert [type(node) for node in result] == [type(node) for node in tree]
+
+
+def test_map_only_takes_unions() -> None:
+    tree = [1, "a", 2.0, None, b"x"]
+    kinds: list[Any] = [
+        (Union[int, str], [0, 0, 2.0, None, b"x"]),
+        (Optional[int], [0, "a", 2.0, 0, b"x"]),
+        ((Union[int, str], float), [0, 0, 0, None, b"x"]),
+        ((int, (str, bytes)), [0, 0, 2.0, None, 0]),
+    ]
+    if sys.version_info >= (3, 10):
+        kinds += [(int | str, [0, 0, 2.0, None, b"x"]), (int | None, [0, "a", 2.0, 0, b"x"])]
+    for kind, expected in kinds:
+        assert optree.tree_map_only(kind, lambda x: 0, tree, none_is_leaf=True) == expected
+    for bad in (3, "int", [int], (int, 3), ("int",)):
+        with pytest.raises(TypeError, match="^Expected a class, "):
+            optree.tree_map_only(bad, lambda x: 0, tree)
+
+
+@pytest.mark.parametrize("fillvalue", [None, "missing"])
+def test_combine_finds_subtrees_on_either_side(fillvalue: Any) -> None:
+    no = fillvalue
+
+    def combine(*trees: Any) -> Any:
+        return optree.tree_combine(*trees, fillvalue=fillvalue)
+
+    assert combine([no], [[1, 2]]) == [[1, 2]]
+    assert combine([[1, 2]], [no]) == [[1, 2]]
+    assert combine(no, {"a": 1}) == combine({"a": 1}, no) == {"a": 1}
+    assert combine(no, [1, no], [no, 2]) == [1, 2]
+    assert combine([1, no], no, [no, 2]) == combine([1, no], [no, 2], no) == [1, 2]
+    assert combine({"a": no, "b": [1, no]}, {"b": no, "a": (1, 2)}, {"a": no, "b": [no, 5]}) == {
+        "a": (1, 2),
+        "b": [1, 5],
+    }
+    assert combine(no, no) is no
+    for mismatch in (([1, 2], [1]), ([[1], no], [(1,), 2]), ({"a": [no]}, {"b": no})):
+        with pytest.raises(ValueError, match="mismatch|Expected an instance"):
+            combine(*mismatch)
+
+
+@pytest.mark.parametrize("row", TREES, ids=[row.name for row in TREES])
+def test_combine_undoes_partition(row: Any) -> None:
+    options = {"namespace": row.namespace}
+    parity = {"odd": False}
+
+    def alternate(leaf: Any) -> bool:
+        parity["odd"] = not parity["odd"]
+        return parity["odd"]
+
+    missing = object()
+    parts = optree.tree_partition(alternate, row.make(), fillvalue=missing, **options)
+    for trees in (parts, parts[::-1], (missing, *parts), (parts[0], missing, parts[1])):
+        combined = optree.tree_combine(*trees, fillvalue=missing, **options)
+        assert optree.tree_leaves(combined, **options) == optree.tree_leaves(row.make(), **options)
+        assert optree.tree_structure(combined, **options) == optree.tree_structure(
+            row.make(), **options
+        )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import re
 import subprocess
@@ -68,6 +69,29 @@ def test_sizes_in_a_fresh_interpreter() -> None:
         print('fine')
     """)
     assert output == "fine\n"
+
+
+def test_frozendict_is_no_leaf() -> None:
+    code = """
+        import builtins, types
+        if not hasattr(builtins, "frozendict"):  # before Python 3.15
+            class frozendict:
+                def __init__(self, items): self.items = dict(items)
+                def __iter__(self): return iter(self.items)
+                def __getitem__(self, key): return self.items[key]
+                def __eq__(self, other): return self.items == other.items
+                def __hash__(self): return hash(frozenset(self.items))
+            builtins.frozendict = frozendict
+        import optree
+        tree = [frozendict({"b": 1, "a": (2, 3)})]
+        leaves, treespec = optree.tree_flatten(tree)
+        assert leaves == [2, 3, 1], leaves
+        assert treespec.paths() == [(0, "a", 0), (0, "a", 1), (0, "b")]
+        made = treespec.unflatten([20, 30, 10])
+        assert made == [frozendict({"b": 10, "a": (20, 30)})]
+        assert list(made[0]) == ["b", "a"]
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
 def test_importing_is_silent() -> None:
@@ -426,6 +450,105 @@ def test_classes_with_the_older_method_names() -> None:
         assert Old().tree_flatten() == ((1,), None)
     finally:
         optree.unregister_pytree_node(Old, namespace="old")
+
+
+def test_older_methods_of_subclasses_and_later_ones_are_followed() -> None:
+    class Base:
+        def __init__(self, *items: Any) -> None:
+            self.items = items
+
+        def tree_flatten(self) -> Any:
+            return self.items[:1], type(self).__name__
+
+        @classmethod
+        def tree_unflatten(cls, metadata: Any, children: Any) -> Any:
+            return cls(*children)
+
+    class All(Base):
+        def tree_flatten(self) -> Any:
+            return self.items, type(self).__name__
+
+    class Doubled(All):
+        @staticmethod
+        def tree_unflatten(metadata: Any, children: Any) -> Any:  # type: ignore[override]
+            return Doubled(*children, *children)
+
+    classes = (Base, All, Doubled)
+    for order in (classes, classes[::-1]):
+        for cls in order:
+            optree.register_pytree_node_class(cls, namespace="older")
+        try:
+            expected = {Base: ([1], (1,)), All: ([1, 2], (1, 2)), Doubled: ([1, 2], (1, 2, 1, 2))}
+            for cls, (leaves, items) in expected.items():
+                assert optree.tree_leaves(cls(1, 2), namespace="older") == leaves
+                made = optree.tree_map(lambda x: x, cls(1, 2), namespace="older")
+                assert type(made) is cls
+                assert made.items == items
+                assert isinstance(made, optree.CustomTreeNode)
+        finally:
+            for cls in order:
+                optree.unregister_pytree_node(cls, namespace="older")
+
+    optree.register_pytree_node_class(All, namespace="older")
+    try:
+        treespec = optree.tree_structure(All(1, 2), namespace="older")
+        All.tree_flatten = lambda self: ((*self.items, "patched"), "")  # type: ignore[assignment,method-assign]
+        All.tree_unflatten = classmethod(lambda cls, m, c: ("patched", c))  # type: ignore[assignment,method-assign]
+        assert optree.tree_leaves(All(1, 2), namespace="older") == [1, 2, "patched"]
+        assert treespec.unflatten([1, 2]) == ("patched", (1, 2))
+    finally:
+        optree.unregister_pytree_node(All, namespace="older")
+
+
+def test_a_call_that_raises_leaves_nothing_behind() -> None:
+    class Meta(type):
+        def __repr__(cls) -> str:
+            raise ZeroDivisionError
+
+    class Hidden(namedtuple("Hidden", "x y"), metaclass=Meta):  # type: ignore[misc]
+        pass
+
+    size = len(optree.register_pytree_node.get(namespace="nothing"))  # type: ignore[attr-defined]
+    with pytest.raises(ZeroDivisionError):
+        optree.register_pytree_node(
+            Hidden, lambda h: ((h.x,), None), lambda _, c: c, namespace="nothing"
+        )
+    assert optree.tree_leaves(Hidden(1, 2), namespace="nothing") == [1, 2]
+    assert len(optree.register_pytree_node.get(namespace="nothing")) == size  # type: ignore[attr-defined]
+
+    class Old:
+        def tree_flatten(self) -> Any:
+            return (1,), None
+
+        @classmethod
+        def tree_unflatten(cls, metadata: Any, children: Any) -> Any:
+            return cls()
+
+    optree.register_pytree_node(Old, Old.tree_flatten, Old.tree_unflatten, namespace="nothing")
+    try:
+        before = set(vars(Old))
+        with pytest.raises(ValueError, match="already registered"):
+            optree.register_pytree_node_class(Old, namespace="nothing")
+        assert set(vars(Old)) == before
+    finally:
+        optree.unregister_pytree_node(Old, namespace="nothing")
+
+
+def test_the_global_namespace_may_stand_in_the_place_of_the_class() -> None:
+    attrs = pytest.importorskip("attrs")
+    cls = methods_class()
+    fields = dataclasses.make_dataclass("Fields", ["x"])
+    register: Any
+    for register, made in (
+        (optree.register_pytree_node_class, cls),
+        (optree.dataclasses.register_node, fields),
+        (optree.integrations.attrs.register_node, attrs.make_class("Fields", ["x"])),
+    ):
+        assert register(optree.GLOBAL_NAMESPACE)(made) is made
+        assert optree.register_pytree_node.get(made) is not None  # type: ignore[attr-defined]
+        optree.unregister_pytree_node(made, namespace=optree.GLOBAL_NAMESPACE)
+        with pytest.raises(ValueError, match="^Cannot specify `namespace` when"):
+            register(optree.GLOBAL_NAMESPACE, namespace="other")
 
 
 def test_flatten_method_is_looked_up_at_call_time() -> None:

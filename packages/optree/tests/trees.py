@@ -160,7 +160,7 @@ def _unflatten_box(label: str, children: tuple[Any, ...]) -> Box:
     box = Box(label)
     names = label.split("+")
     assert type(children) is tuple
-    box.items = dict(zip(names, children))
+    box.items = {name: children[i] for i, name in enumerate(names)}
     return box
 
 
@@ -180,7 +180,7 @@ def _flatten_mapping(mapping: Mapping2) -> tuple[list[Any], list[Any], list[Any]
 
 
 def _unflatten_mapping(keys: list[Any], children: tuple[Any, ...]) -> Mapping2:
-    return Mapping2(zip(keys, children))
+    return Mapping2([(key, children[i]) for i, key in enumerate(keys)])
 
 
 optree.register_pytree_node(Pair, _flatten_pair, _unflatten_pair, namespace="pairs")

@@ -10,10 +10,10 @@ namespace optree {
 // (is_leaf, none_is_leaf, namespace) from options[0] on; null where not given.
 class CallContext {
   public:
-    CallContext(State& state, PyObject* const* options, const char* predicate_name)
+    CallContext(State& state, PyObject* const* options)
         : name_(exact_str(options[2], state.empty_str.get(), "namespace")),
-          context(state, as_predicate(options[0], predicate_name),
-                  as_bool(options[1], "none_is_leaf"), name_.get()) {}
+          context(state, as_predicate(options[0], "is_leaf"), as_bool(options[1], "none_is_leaf"),
+                  name_.get()) {}
 
   private:
     Ref name_;

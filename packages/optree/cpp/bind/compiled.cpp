@@ -93,7 +93,7 @@ struct TreeArguments {
 
 template <class Body>
 OPTREE_INLINE PyObject* with_tree(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
-                                  PyObject* kwnames, const char* predicate_name, Body&& body) {
+                                  PyObject* kwnames, Body&& body) {
     const Compiled& compiled = compiled_of(self);
     State& state = as_state(compiled.state);
     TreeArguments arguments;
@@ -101,22 +101,22 @@ OPTREE_INLINE PyObject* with_tree(PyObject* self, PyObject* const* args, Py_ssiz
         return call_prototype(compiled, args, nargs, kwnames);
     }
     return guarded(state.error(), [&] {
-        CallContext call(state, arguments.options, predicate_name);
+        CallContext call(state, arguments.options);
         return body(call.context, arguments.tree).release();
     });
 }
 
 PyObject* tree_flatten(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
-    return with_tree(self, args, nargs, kwnames, "leaf_predicate", flatten_to_pair);
+    return with_tree(self, args, nargs, kwnames, flatten_to_pair);
 }
 
 PyObject* tree_leaves(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
-    return with_tree(self, args, nargs, kwnames, "is_leaf", flatten_to_leaves);
+    return with_tree(self, args, nargs, kwnames, flatten_to_leaves);
 }
 
 PyObject* tree_structure(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
                          PyObject* kwnames) {
-    return with_tree(self, args, nargs, kwnames, "is_leaf", flatten_to_spec);
+    return with_tree(self, args, nargs, kwnames, flatten_to_spec);
 }
 
 PyObject* tree_unflatten(PyObject* self, PyObject* const* args, Py_ssize_t nargs,
@@ -149,7 +149,7 @@ PyObject* tree_flatten_one_level(PyObject* self, PyObject* const* args, Py_ssize
         return call_prototype(compiled, args, nargs, kwnames);
     }
     return guarded(state.error(), [&] {
-        CallContext call(state, arguments.options, "is_leaf");
+        CallContext call(state, arguments.options);
         return flatten_one_level(call.context, arguments.tree).release();
     });
 }

@@ -24,16 +24,16 @@ PyObject* get_original_keys(PyObject* self, void*) {
         PyErr_SetString(PyExc_AttributeError, "original_keys");
         return nullptr;
     }
-    if (is_layout(slot)) {
-        try {
-            Ref keys = dict_of_keys(as_layout(slot));
-            PyObject* layout = std::exchange(slot, keys.release());
-            Py_DECREF(layout);  // of atomic keys: runs no Python code
-        } catch (const PythonError&) {
-            return nullptr;
-        }
-    }
-    return compat::new_ref(slot);
+    if (!is_layout(slot)) return compat::new_ref(slot);
+    return guarded(PyExc_SystemError, [&] {
+        const Ref layout = Ref::borrow(slot);
+        Ref keys = dict_of_keys(as_layout(layout.get()));
+        // Making the dict may have run a finalizer that asked for it, too, or set another.
+        if (slot != layout.get()) return compat::new_ref(slot != nullptr ? slot : keys.get());
+        slot = keys.release();
+        Py_DECREF(layout.get());  // the slot's reference, not the last one
+        return compat::new_ref(slot);
+    });
 }
 
 int set_original_keys(PyObject* self, PyObject* value, void*) {
@@ -84,14 +84,19 @@ void append_keys(PyObject* list, const KeyLayout* layout) {
 // A DictMetaData: a list of the keys in traversal order, and the keys as inserted.
 Ref dict_metadata(const OneLevel& known, KeyLayout* layout) {
     auto* type = reinterpret_cast<PyTypeObject*>(known.metadata_class.get());
+    const bool lazy = known.lazy_metadata && layout->atomic;
+    const Ref inserted =
+        lazy ? Ref::borrow(reinterpret_cast<PyObject*>(layout)) : dict_of_keys(layout);
     Ref metadata = checked(type->tp_alloc(type, 0));
+    PyObject_GC_UnTrack(metadata.get());  // until it is complete
     append_keys(metadata.get(), layout);
-    if (known.lazy_metadata && layout->atomic) {
-        original_keys_slot(metadata.get()) = compat::new_ref(reinterpret_cast<PyObject*>(layout));
-        return metadata;
+    if (lazy) {
+        original_keys_slot(metadata.get()) = compat::new_ref(inserted.get());
+    } else {
+        check_status(
+            PyObject_SetAttr(metadata.get(), known.str_original_keys.get(), inserted.get()));
     }
-    const Ref inserted = dict_of_keys(layout);
-    check_status(PyObject_SetAttr(metadata.get(), known.str_original_keys.get(), inserted.get()));
+    PyObject_GC_Track(metadata.get());
     return metadata;
 }
 
@@ -112,11 +117,11 @@ Ref metadata_of(const OneLevel& known, Kind kind, const Slot* slots) {
 }
 
 Ref new_indices(std::size_t size) {
-    Ref tuple = checked(PyTuple_New(static_cast<Py_ssize_t>(size)));
+    ObjectStack indices;
     for (std::size_t i = 0; i < size; ++i) {
-        tuple_items(tuple.get())[i] = index_entry(static_cast<std::uint32_t>(i)).release();
+        indices.push_owned(index_entry(static_cast<std::uint32_t>(i)).release());
     }
-    return tuple;
+    return indices.into_tuple();
 }
 
 Ref entries_of(const OneLevel& known, Kind kind, const Slot* slots, std::uint32_t arity) {
@@ -217,15 +222,18 @@ Ref flatten_one_level(Context& context, PyObject* tree) {
     Ref metadata = metadata_of(known, kind, slots);
     Ref entries = entries_of(known, kind, slots, arity);
     const Ref attributes = attributes_of(known, handler, kind, slots);
+    Ref list = children.into_list();
     auto* type = reinterpret_cast<PyTypeObject*>(known.output_class.get());
     Ref output = checked(new_plain_tuple(type, 4));
+    PyObject_GC_UnTrack(output.get());  // until it is complete
     PyObject** items = tuple_items(output.get());
-    items[0] = children.into_list().release();
+    items[0] = list.release();
     items[1] = metadata.release();
     items[2] = entries.release();
     items[3] = compat::new_ref(kind == Kind::custom ? as_registration(slots[0])->unflatten_func
                                                     : handler.unflatten_func.get());
     check_status(PyObject_GenericSetDict(output.get(), attributes.get(), nullptr));
+    PyObject_GC_Track(output.get());
     return output;
 }
 

@@ -206,11 +206,12 @@ PyObject* structseq_fields_function(PyObject* self, PyObject* object) {
 
 // ---- interpreters
 
-PyObject* get_num_interpreters_seen(PyObject*, PyObject*) {
-    return PyLong_FromSize_t(interpreters_seen());
+PyObject* get_num_interpreters_seen(PyObject* self, PyObject*) {
+    return guarded(as_state(self).error(), [&] { return PyLong_FromSize_t(interpreters_seen()); });
 }
-PyObject* get_num_interpreters_alive(PyObject*, PyObject*) {
-    return PyLong_FromSize_t(alive_interpreters().size());
+PyObject* get_num_interpreters_alive(PyObject* self, PyObject*) {
+    return guarded(as_state(self).error(),
+                   [&] { return PyLong_FromSize_t(alive_interpreters().size()); });
 }
 PyObject* get_alive_interpreter_ids(PyObject* self, PyObject*) {
     return guarded(as_state(self).error(), [&] {

@@ -32,7 +32,7 @@ PyObject* flatten(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames
     return guarded(state.error(), [&] {
         PyObject* out[4];
         parse_tree_call("flatten", args, nargs, kwnames, out);
-        CallContext call(state, out + 1, "leaf_predicate");
+        CallContext call(state, out + 1);
         return flatten_to_pair(call.context, out[0]).release();
     });
 }
@@ -42,7 +42,7 @@ PyObject* flatten_with_path(PyObject* self, Args args, Py_ssize_t nargs, PyObjec
     return guarded(state.error(), [&] {
         PyObject* out[4];
         parse_tree_call("flatten_with_path", args, nargs, kwnames, out);
-        CallContext call(state, out + 1, "leaf_predicate");
+        CallContext call(state, out + 1);
         Flattening flat(call.context);
         flat.run(out[0]);
         const Ref spec = flat.take_spec();
@@ -56,7 +56,7 @@ PyObject* leaves(PyObject* self, Args args, Py_ssize_t nargs) {
     State& state = as_state(self);
     return guarded(state.error(), [&] {
         require_count("leaves", nargs, 4);
-        CallContext call(state, args + 1, "is_leaf");
+        CallContext call(state, args + 1);
         return flatten_to_leaves(call.context, args[0]).release();
     });
 }
@@ -65,7 +65,7 @@ PyObject* structure(PyObject* self, Args args, Py_ssize_t nargs) {
     State& state = as_state(self);
     return guarded(state.error(), [&] {
         require_count("structure", nargs, 4);
-        CallContext call(state, args + 1, "is_leaf");
+        CallContext call(state, args + 1);
         return flatten_to_spec(call.context, args[0]).release();
     });
 }
@@ -81,7 +81,7 @@ PyObject* map(PyObject* self, Args args, Py_ssize_t nargs) {
     State& state = as_state(self);
     return guarded(state.error(), [&] {
         require_map_arguments("map", args, nargs);
-        CallContext call(state, args + 3, "is_leaf");
+        CallContext call(state, args + 3);
         return tree_map(call.context, args[0], args[1], args[2]).release();
     });
 }
@@ -90,9 +90,16 @@ PyObject* map_inplace(PyObject* self, Args args, Py_ssize_t nargs) {
     State& state = as_state(self);
     return guarded(state.error(), [&] {
         require_map_arguments("map_", args, nargs);
-        CallContext call(state, args + 3, "is_leaf");
+        CallContext call(state, args + 3);
         tree_map_inplace(call.context, args[0], args[1], args[2]);
         return compat::new_ref(args[1]);
+    });
+}
+
+PyObject* call_rows_function(PyObject* self, Args args, Py_ssize_t nargs) {
+    return guarded(as_state(self).error(), [&] {
+        require_count("call_rows", nargs, 2);
+        return call_rows(args[0], args[1]).release();
     });
 }
 
@@ -109,7 +116,7 @@ PyObject* is_leaf(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames
         parse_arguments(
             {"is_leaf", 1, 4, 1, {"obj", "leaf_predicate", "none_is_leaf", "namespace"}}, args,
             nargs, kwnames, out);
-        CallContext call(state, out + 1, "leaf_predicate");
+        CallContext call(state, out + 1);
         return compat::new_ref(object_is_leaf(call.context, out[0]) ? Py_True : Py_False);
     });
 }
@@ -118,7 +125,7 @@ PyObject* all_leaves(PyObject* self, Args args, Py_ssize_t nargs) {
     State& state = as_state(self);
     return guarded(state.error(), [&] {
         require_count("all_leaves", nargs, 4);
-        CallContext call(state, args + 1, "is_leaf");
+        CallContext call(state, args + 1);
         const Ref iterator = checked(PyObject_GetIter(args[0]));
         while (PyObject* item = PyIter_Next(iterator.get())) {
             const Ref object = Ref::steal(item);
@@ -165,7 +172,7 @@ PyObject* make_from_collection(PyObject* self, Args args, Py_ssize_t nargs, PyOb
             {"make_from_collection", 1, 3, 1, {"collection", "none_is_leaf", "namespace"}}, args,
             nargs, kwnames, out);
         PyObject* const options[] = {nullptr, out[1], out[2]};
-        CallContext call(state, options, "");
+        CallContext call(state, options);
         return spec_from_collection(call.context, out[0]).release();
     });
 }
@@ -177,6 +184,19 @@ PyObject* set_one_level_classes(PyObject* self, Args args, Py_ssize_t nargs) {
         set_one_level(state, args[0], args[1], args + 2);
         return compat::new_ref(Py_None);
     });
+}
+
+PyObject* set_stock_classes_function(PyObject* self, PyObject* classes) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] {
+        set_stock_classes(state, classes);
+        return compat::new_ref(Py_None);
+    });
+}
+
+PyObject* clear_caches(PyObject* self, PyObject*) {
+    as_state(self).forget_layouts();
+    Py_RETURN_NONE;
 }
 
 PyObject* compiled(PyObject* self, PyObject* prototype) {
@@ -195,6 +215,8 @@ PyMethodDef tree_functions[] = {
     {"map", as_cfunction(map), METH_FASTCALL, "Map a function over one or several trees."},
     {"map_", as_cfunction(map_inplace), METH_FASTCALL,
      "Call a function on the leaves; return the first tree."},
+    {"call_rows", as_cfunction(call_rows_function), METH_FASTCALL,
+     "Call a function on the rows of a list of columns."},
     {"is_leaf", as_cfunction(is_leaf), kKeywords, "Whether an object is a leaf."},
     {"all_leaves", as_cfunction(all_leaves), METH_FASTCALL, "Whether all objects are leaves."},
     {"make_leaf", as_cfunction(make_leaf), kKeywords, "The structure of a leaf."},
@@ -203,6 +225,9 @@ PyMethodDef tree_functions[] = {
      "A structure from a container of structures."},
     {"set_one_level", as_cfunction(set_one_level_classes), METH_FASTCALL,
      "What tree_flatten_one_level makes its answers of."},
+    {"set_stock_classes", set_stock_classes_function, METH_O,
+     "The classes of path entries and accessors, before anybody changed them."},
+    {"clear_caches", clear_caches, METH_NOARGS, "Drop the keys of dicts that were met."},
     {"compiled", compiled, METH_O, "The builtin that does what a public function does."},
     {nullptr, nullptr, 0, nullptr},
 };

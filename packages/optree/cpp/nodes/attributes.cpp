@@ -28,8 +28,8 @@ PyObject* value_at(PyObject* node_metadata, std::size_t index) noexcept {
 }  // namespace
 
 std::unique_ptr<Attributes> Attributes::parse(PyObject* description) {
-    if (!PyTuple_CheckExact(description) || PyTuple_GET_SIZE(description) != 5) {
-        raise(PyExc_TypeError, "expected a tuple of 5, got %R", description);
+    if (!PyTuple_CheckExact(description) || PyTuple_GET_SIZE(description) != 6) {
+        raise(PyExc_TypeError, "expected a tuple of 6, got %R", description);
     }
     PyObject** items = tuple_items(description);
     auto made = std::make_unique<Attributes>();
@@ -48,6 +48,7 @@ std::unique_ptr<Attributes> Attributes::parse(PyObject* description) {
         made->order.push_back(static_cast<std::uint32_t>(index));
     }
     if (items[4] != Py_None) made->is_plain = Ref::borrow(items[4]);
+    if (items[5] != Py_None) made->placeholder = Ref::borrow(items[5]);
     return made;
 }
 
@@ -59,14 +60,14 @@ std::uint32_t Attributes::expand(PyObject* object, ObjectStack& out, Payload& pa
     for (std::size_t i = 0; i < count; ++i) {
         out.push_owned(get(tuple_items(children.get())[i]).release());
     }
-    Ref pairs = checked(PyTuple_New(PyTuple_GET_SIZE(metadata.get())));
+    ObjectStack pairs;  // no half-filled tuple is visible to the attributes that are properties
     for (std::size_t i = 0; i < size_of(metadata); ++i) {
         PyObject* its_name = tuple_items(metadata.get())[i];
         const Ref value = get(its_name);
         PyObject* pair[] = {its_name, value.get()};
-        tuple_items(pairs.get())[i] = tuple_of(pair, 2).release();
+        pairs.push_owned(tuple_of(pair, 2).release());
     }
-    payload.slot[1] = std::move(pairs);
+    payload.slot[1] = pairs.into_tuple();
     payload.slot[2] = Ref::borrow(children.get());
     return checked_count(count);
 }
@@ -89,18 +90,87 @@ bool Attributes::fits(PyObject* node_metadata, std::size_t count) const noexcept
     return true;
 }
 
+namespace {
+
+// What the cells of a function's closure hold, as a tuple; None for an empty one.
+Ref contents_of_closure(PyObject* function) {
+    ObjectStack contents;
+    PyObject* closure = PyFunction_GET_CLOSURE(function);
+    const Py_ssize_t count = closure != nullptr ? PyTuple_GET_SIZE(closure) : 0;
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        PyObject* held = PyCell_GET(PyTuple_GET_ITEM(closure, i));
+        contents.push(held != nullptr ? held : Py_None);
+    }
+    return contents.into_tuple();
+}
+
+}  // namespace
+
+bool PlainInit::holds(PyTypeObject* cls) const noexcept {
+    if (cls->tp_new != PyBaseObject_Type.tp_new || cls->tp_init != tp_init ||
+        PyFunction_GET_CODE(init) != code.get()) {
+        return false;
+    }
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(cells.get()); ++i) {
+        PyObject* held = PyCell_GET(PyTuple_GET_ITEM(PyFunction_GET_CLOSURE(init), i));
+        if (held != PyTuple_GET_ITEM(cells.get(), i)) return false;
+    }
+    return true;
+}
+
+int Attributes::traverse(visitproc visit, void* arg) const {
+    Py_VISIT(is_plain.get());
+    Py_VISIT(plain.peek().cells.get());
+    return 0;
+}
+
 bool Attributes::makes_plainly(PyTypeObject* cls) {
     if (!is_plain || Py_TYPE(cls)->tp_call != PyType_Type.tp_call) return false;
-    const std::uint64_t question = std::uint64_t{compat::type_version(cls)} << 32;
-    const std::uint64_t known = plain.load(std::memory_order_relaxed);
-    if (OPTREE_LIKELY((known & ~std::uint64_t{1}) == question && question != 0)) {
-        return (known & 1) != 0;
+    const unsigned int version = compat::type_version(cls);
+    {
+        const ReaderSection section;
+        const PlainInit& known = plain.peek();
+        if (OPTREE_LIKELY(known.version == version && version != 0)) {
+            return known.yes && known.holds(cls);
+        }
     }
-    const Ref answer = checked(calling_python(
-        [&] { return PyObject_CallOneArg(is_plain.get(), reinterpret_cast<PyObject*>(cls)); }));
-    const bool yes = answer.get() == Py_True;
-    plain.store(question | (yes ? 1 : 0), std::memory_order_relaxed);
+    return decide(cls);
+}
+
+bool Attributes::decide(PyTypeObject* cls) {
+    PyObject* cls_object = reinterpret_cast<PyObject*>(cls);
+    auto made = std::make_unique<PlainInit>();
+    // Looking something up gives the class a version, if it has none.
+    const Ref init = checked(PyObject_GetAttrString(cls_object, "__init__"));
+    made->version = compat::type_version(cls);
+    made->tp_init = cls->tp_init;
+    if (PyFunction_Check(init.get())) {
+        made->init = init.get();
+        made->code = Ref::borrow(PyFunction_GET_CODE(init.get()));
+        made->cells = contents_of_closure(init.get());
+        const Ref answer = checked(
+            calling_python([&] { return PyObject_CallOneArg(is_plain.get(), cls_object); }));
+        // A change since the look-up makes another version, or does not hold.
+        made->yes = answer.get() == Py_True && made->version == compat::type_version(cls) &&
+                    made->holds(cls);
+    }
+    const bool yes = made->yes;
+    if (made->version == 0) return yes;
+    std::unique_ptr<PlainInit> dropped;  // when the lock is left
+    const WriterLock writing(lock);
+    dropped = plain.publish(std::move(made));
     return yes;
+}
+
+bool Attributes::has_placeholder(PyObject* node_metadata, PyObject* const* items) const noexcept {
+    const std::size_t count = size_of(children);
+    for (std::size_t i = 0; i < count; ++i) {
+        if (items[i] == placeholder.get()) return true;
+    }
+    for (std::size_t i = 0; i < size_of(metadata); ++i) {
+        if (value_at(node_metadata, i) == placeholder.get()) return true;
+    }
+    return false;
 }
 
 PyObject* Attributes::make_plainly(PyTypeObject* cls, PyObject* node_metadata,
@@ -120,7 +190,7 @@ PyObject* Attributes::rebuild(PyTypeObject* cls, PyObject* node_metadata, PyObje
                               std::size_t count) {
     PyObject* made = nullptr;
     try {
-        if (makes_plainly(cls)) {
+        if (makes_plainly(cls) && (!placeholder || !has_placeholder(node_metadata, items))) {
             made = make_plainly(cls, node_metadata, items);
         } else {
             Scratch<PyObject*, 16> values;

@@ -11,17 +11,31 @@
 
 namespace optree {
 
-struct Attributes {
-    Ref children;    // names of the attributes that are children, a tuple of str
-    Ref metadata;    // names of the other attributes that `__init__` has
-    Ref parameters;  // what `__init__` calls all of these
-    Ref is_plain;    // is_plain(cls): whether `__init__` just sets them; null: it does more
-    std::vector<std::uint32_t> order;  // in which it sets them, counted in children, then metadata
-    // The version of the class (32 bits) for which `is_plain` was asked, and the answer (1). Zero:
-    // not asked.
-    std::atomic<std::uint64_t> plain{0};
+// Whether a class is made by setting its attributes, and all that this was decided by.
+struct PlainInit {
+    unsigned int version = 0;  // of the class; 0: not decided
+    bool yes = false;
+    initproc tp_init = nullptr;
+    PyObject* init = nullptr;  // `__init__`, borrowed: lives as long as the class has this version
+    Ref code;                  // owned: its code
+    Ref cells;                 // owned: a tuple of what its closure held
 
-    // From (children, metadata, parameters, order, is_plain or None) as Python gives it.
+    // Whether `__init__` is still what it was.
+    bool holds(PyTypeObject* cls) const noexcept;
+};
+
+struct Attributes {
+    Ref children;     // names of the attributes that are children, a tuple of str
+    Ref metadata;     // names of the other attributes that `__init__` has
+    Ref parameters;   // what `__init__` calls all of these
+    Ref is_plain;     // is_plain(cls): whether `__init__` just sets them; null: it does more
+    Ref placeholder;  // the value in whose place `__init__` sets another; null: none
+    std::vector<std::uint32_t> order;  // in which it sets them, counted in children, then metadata
+    Lock lock;                         // held by who changes `plain`
+    Published<PlainInit> plain;
+
+    // From (children, metadata, parameters, order, is_plain or None, placeholder or None) as Python
+    // gives it.
     static std::unique_ptr<Attributes> parse(PyObject* description);
 
     std::uint32_t expand(PyObject* object, ObjectStack& out, Payload& payload) const;
@@ -30,9 +44,12 @@ struct Attributes {
     // A new `cls` that takes over the children; null on error.
     PyObject* rebuild(PyTypeObject* cls, PyObject* node_metadata, PyObject** items,
                       std::size_t count);
+    int traverse(visitproc visit, void* arg) const;
 
   private:
     bool makes_plainly(PyTypeObject* cls);
+    bool decide(PyTypeObject* cls);
+    bool has_placeholder(PyObject* node_metadata, PyObject* const* items) const noexcept;
     PyObject* make_plainly(PyTypeObject* cls, PyObject* node_metadata,
                            PyObject* const* items) const;
     PyObject* name(std::size_t index) const noexcept {

@@ -2,8 +2,13 @@
 // What one call of the library decides nodes by, and the decision itself.
 #pragma once
 
+#include <bit>
+#include <memory>
+#include <utility>
+
 #include "nodes/state.h"
 #include "spec/kind.h"
+#include "support/object_stack.h"
 
 namespace optree {
 
@@ -25,6 +30,7 @@ class Context {
     }
     Context(const Context&) = delete;
     Context& operator=(const Context&) = delete;
+    ~Context() { forget(); }
 
     State& state;
     PyObject* predicate;
@@ -65,17 +71,22 @@ class Context {
         if (type == none_type_) return Kind::none;
         if (type == &PyODict_Type) return Kind::ordereddict;
         const Seen* set = seen_ + seen_index(type);
-        const Seen& seen = set[0].type == type ? set[0] : set[1];
-        if (seen.type == type && (seen.kind != Kind::namedtuple || PyTuple_Check(object))) {
-            return seen.kind;
-        }
+        if (set[0].type == type) return set[0].kind;
+        if (set[1].type == type) return set[1].kind;
         return classify_rest(type, registration);
     }
 
-    // Forgets the classes met, for calls that do not keep what they were asked about alive.
-    void forget() noexcept {
+    // Forgets the classes met. May run Python code.
+    OPTREE_INLINE void forget() noexcept {
         last_leaf_ = nullptr;
-        for (Seen& seen : seen_) seen = {};
+        while (used_ != 0) {
+            Seen* set = seen_ + 2 * static_cast<std::size_t>(std::countr_zero(used_));
+            used_ &= used_ - 1;
+            PyObject* first = reinterpret_cast<PyObject*>(std::exchange(set[0].type, nullptr));
+            PyObject* second = reinterpret_cast<PyObject*>(std::exchange(set[1].type, nullptr));
+            Py_DECREF(first);
+            Py_XDECREF(second);
+        }
     }
 
     bool is_leaf_by_predicate(PyObject* object) const {
@@ -99,8 +110,9 @@ class Context {
         return space.insertion_ordered.load(std::memory_order_relaxed);
     }
 
-    // Classes met during this call, by address: they stay alive as long as what was collected of them.
-    // Pays for a quarter of flatten on module trees, whose leaves alternate with two namedtuples.
+    // Classes met during this call, by address, and therefore kept alive: the tree may drop a class on
+    // the way, and another one take its place. Pays for a quarter of flatten on module trees, whose
+    // leaves alternate with two namedtuples.
     struct Seen {
         PyTypeObject* type = nullptr;
         Kind kind{};
@@ -113,6 +125,7 @@ class Context {
 
     OPTREE_NOINLINE Kind classify_rest(PyTypeObject* type, Registration*& registration) {
         PyObject* cls = reinterpret_cast<PyObject*>(type);
+        Ref alive;
         Kind kind = Kind::leaf;
         if (cls == state.defaultdict_type.get()) {
             kind = Kind::defaultdict;
@@ -123,18 +136,39 @@ class Context {
             custom_.hold(std::move(found));
             return Kind::custom;  // not remembered: the registration may change
         } else if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) {
-            const Ref alive = Ref::borrow(cls);
+            alive = Ref::borrow(cls);
             if (state.structseqs.contains(type)) {
                 kind = Kind::structseq;
             } else if (state.namedtuples.contains(type)) {
                 kind = Kind::namedtuple;
             }
         }
-        if (kind == Kind::leaf) last_leaf_ = type;
-        Seen* set = seen_ + seen_index(type);
-        set[1] = set[0];
-        set[0] = {type, kind};
+        remember(type, kind);
         return kind;
+    }
+
+    void remember(PyTypeObject* type, Kind kind) {
+        const std::size_t place = seen_index(type);
+        Seen* set = seen_ + place;
+        if (set[1].type != nullptr) drop(set[1].type);
+        set[1] = set[0];
+        Py_INCREF(reinterpret_cast<PyObject*>(type));
+        set[0] = {type, kind};
+        used_ |= 1U << (place / 2);
+        if (kind == Kind::leaf) last_leaf_ = type;
+    }
+
+    // Gives up a class. The end of its life runs Python code, and is left to the end of the call.
+    void drop(PyTypeObject* type) {
+        PyObject* cls = reinterpret_cast<PyObject*>(type);
+        if (last_leaf_ == type) last_leaf_ = nullptr;
+        if (compat::kFreeThreaded || Py_REFCNT(cls) > 1) {
+            Py_DECREF(cls);
+        } else {
+            if (!dropped_) dropped_ = std::make_unique<ObjectStack>();
+            dropped_->reserve(1);
+            dropped_->push_owned_unchecked(cls);
+        }
     }
 
     PyObject* name_;
@@ -143,6 +177,8 @@ class Context {
     PyTypeObject* last_leaf_ = nullptr;
     static constexpr std::size_t kSeen = 8;
     Seen seen_[kSeen];
+    unsigned used_ = 0;                     // which pairs of places hold classes, a bit each
+    std::unique_ptr<ObjectStack> dropped_;  // classes that nobody else kept
     Held custom_;  // the registration that `classify` gave last: another thread may take it back
 };
 

@@ -12,7 +12,7 @@ std::uint32_t Custom::expand(Context&, PyObject* object, ObjectStack& children, 
     }
     const Ref result = checked(
         calling_python([&] { return PyObject_CallOneArg(registration->flatten_func, object); }));
-    const Ref parts = checked(PySequence_Tuple(result.get()));
+    const Ref parts = collected_tuple(result.get());
     const Py_ssize_t count = PyTuple_GET_SIZE(parts.get());
     if (count != 2 && count != 3) {
         raise(PyExc_RuntimeError,
@@ -21,14 +21,10 @@ std::uint32_t Custom::expand(Context&, PyObject* object, ObjectStack& children, 
     }
     payload.slot[1] = Ref::borrow(PyTuple_GET_ITEM(parts.get(), 1));
     if (count == 3 && PyTuple_GET_ITEM(parts.get(), 2) != Py_None) {
-        payload.slot[2] = checked(PySequence_Tuple(PyTuple_GET_ITEM(parts.get(), 2)));
+        payload.slot[2] = collected_tuple(PyTuple_GET_ITEM(parts.get(), 2));
     }
     const std::size_t base = children.size();
-    const Ref iterator = checked(PyObject_GetIter(PyTuple_GET_ITEM(parts.get(), 0)));
-    while (PyObject* child = calling_python([&] { return PyIter_Next(iterator.get()); })) {
-        children.push_owned(child);
-    }
-    if (PyErr_Occurred()) throw PythonError{};
+    collect(PyTuple_GET_ITEM(parts.get(), 0), children);
     const std::uint32_t arity = checked_count(children.size() - base);
     if (payload.slot[2] && PyTuple_GET_SIZE(payload.slot[2].get()) != arity) {
         raise(PyExc_RuntimeError,

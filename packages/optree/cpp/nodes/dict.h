@@ -9,7 +9,10 @@ namespace optree {
 
 struct Dict {
     static constexpr const char* kName = "dict";
-    static KeyLayout* gather_known(Context& context, PyObject* object, PyObject** out) noexcept {
+    static bool is_empty(const State&, PyObject* object) noexcept {
+        return PyDict_GET_SIZE(object) == 0;
+    }
+    static KeyLayout* gather_known(Context& context, PyObject* object, PyObject** out) {
         return optree::gather_known(context.state.layouts(), object, context.sorted, out);
     }
     static Ref scan_unknown(Context& context, PyObject* object, ObjectStack& children) {

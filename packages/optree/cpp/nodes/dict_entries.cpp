@@ -6,17 +6,18 @@ namespace optree {
 namespace {
 
 // Whether the entries of a dict are what PyDict_Next says they are.
-bool agrees(PyObject* dict, std::size_t size) {
+bool agrees(PyObject* dict, std::size_t size, bool holes = false) {
     const DictEntries entries = dict_entries(dict);
-    if (!entries) return false;
+    if (holes ? entries.holey == nullptr : !entries) return false;
     Py_ssize_t pos = 0;
     PyObject* key = nullptr;
     PyObject* value = nullptr;
-    const bool same = entries.for_each(static_cast<std::uint32_t>(size),
-                                       [&](std::uint32_t, PyObject* its_key, PyObject* its_value) {
-                                           return PyDict_Next(dict, &pos, &key, &value) &&
-                                                  its_key == key && its_value == value;
-                                       });
+    const auto next = [&](std::uint32_t, PyObject* its_key, PyObject* its_value) {
+        return PyDict_Next(dict, &pos, &key, &value) && its_key == key && its_value == value;
+    };
+    const auto count = static_cast<std::uint32_t>(size);
+    const bool same =
+        holes ? entries.for_each_but_holes(count, next) : entries.for_each(count, next);
     return same && !PyDict_Next(dict, &pos, &key, &value);
 }
 
@@ -39,6 +40,16 @@ bool makes_alike(PyObject* dict, std::size_t size) {
     PyObject* key = nullptr;
     while (PyDict_Next(dict, &pos, &key, nullptr)) check_status(PyDict_DelItem(made.get(), key));
     return PyDict_GET_SIZE(made.get()) == 10;
+}
+
+// Whether the entries can be read after the first and the last one are gone.
+bool takes_holes(PyObject* dict, std::size_t size) {
+    const Ref keys = checked(PyDict_Keys(dict));
+    const Py_ssize_t last = PyList_GET_SIZE(keys.get()) - 1;
+    if (last < 2) return true;
+    check_status(PyDict_DelItem(dict, PyList_GET_ITEM(keys.get(), 0)));
+    check_status(PyDict_DelItem(dict, PyList_GET_ITEM(keys.get(), last)));
+    return agrees(dict, size - 2, true);
 }
 
 // Whether an empty dict is what `dict_like` fills.
@@ -72,6 +83,7 @@ bool dict_entries_are_readable() {
                 !makes_alike(dict.get(), count)) {
                 return false;
             }
+            if (!takes_holes(dict.get(), count)) return false;
         }
     }
     return true;

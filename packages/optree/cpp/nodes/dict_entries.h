@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstring>
+#include <utility>
 
 #include "support/ref.h"
 
@@ -20,14 +21,17 @@
 
 namespace optree {
 
-// The entries of one dict without holes, in insertion order.
+// The entries of one dict, in insertion order.
 struct DictEntries {
-    char* first = nullptr;   // null: not readable, use the public API
+    char* first = nullptr;   // null: there are holes, or the entries are not readable
     std::size_t stride = 0;  // bytes from one entry to the next
-    std::size_t key = 0;     // offset of the key in an entry; the value follows it
+    std::size_t key = 0;     // offset of the key in an entry; the value follows it, null in a hole
+    char* holey = nullptr;   // the first one where there are holes
 
     explicit operator bool() const noexcept { return first != nullptr; }
+    // Of entries without holes.
     PyObject* first_key() const noexcept { return *reinterpret_cast<PyObject**>(first + key); }
+    PyObject* first_value() const noexcept { return reinterpret_cast<PyObject**>(first + key)[1]; }
 
     // Calls visit(i, key, value) for the first `size` entries as long as it returns true; `value` may
     // be assigned. Returns whether all were visited.
@@ -35,6 +39,13 @@ struct DictEntries {
     OPTREE_INLINE bool for_each(std::uint32_t size, Visit&& visit) const {
         // The stride is a constant in either loop.
         return stride == 2 * sizeof(PyObject*) ? run<2>(size, visit) : run<3>(size, visit);
+    }
+
+    // The same where there are holes, which are passed over.
+    template <class Visit>
+    OPTREE_INLINE bool for_each_but_holes(std::uint32_t size, Visit&& visit) const {
+        return stride == 2 * sizeof(PyObject*) ? run_over_holes<2>(size, visit)
+                                               : run_over_holes<3>(size, visit);
     }
 
     // Asks for the keys and values of `count` entries from `start` on.
@@ -51,6 +62,16 @@ struct DictEntries {
 
   private:
     template <std::size_t kWords, class Visit>
+    OPTREE_NOINLINE bool run_over_holes(std::uint32_t size, Visit&& visit) const {
+        auto* entry = reinterpret_cast<PyObject**>(holey + key);
+        for (std::uint32_t i = 0; i < size; ++i, entry += kWords) {
+            while (entry[1] == nullptr) entry += kWords;
+            if (OPTREE_UNLIKELY(!visit(i, entry[0], entry[1]))) return false;
+        }
+        return true;
+    }
+
+    template <std::size_t kWords, class Visit>
     OPTREE_INLINE bool run(std::uint32_t size, Visit&& visit) const {
         auto* entry = reinterpret_cast<PyObject**>(first + key);
         for (std::uint32_t i = 0; i < size; ++i, entry += kWords) {
@@ -60,10 +81,22 @@ struct DictEntries {
     }
 };
 
-#if OPTREE_DICT_ENTRIES
+#if PY_VERSION_HEX < 0x030E0000 && !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)
+#define OPTREE_DICT_KEYS 1
 
 namespace dict_internals {
 
+#if PY_VERSION_HEX < 0x030B0000
+// The head of PyDictKeysObject of CPython 3.9 and 3.10.
+struct Keys {
+    Py_ssize_t refcnt;
+    Py_ssize_t size;
+    void* lookup;
+    Py_ssize_t usable;
+    Py_ssize_t nentries;
+};
+inline Py_ssize_t size_of_table(const Keys& keys) noexcept { return keys.size; }
+#else
 // PyDictKeysObject of CPython 3.11 to 3.13.
 struct Keys {
     Py_ssize_t refcnt;
@@ -77,6 +110,28 @@ struct Keys {
 };
 inline constexpr std::uint8_t kGeneral = 0;  // entries of hash, key, value
 inline constexpr std::uint8_t kUnicode = 1;  // entries of key, value
+inline Py_ssize_t size_of_table(const Keys& keys) noexcept {
+    return Py_ssize_t{1} << keys.log2_size;
+}
+#endif
+
+}  // namespace dict_internals
+
+// Whether nothing was ever taken out of the table of a dict: neither is there a hole among the entries
+// nor was the last one popped.
+OPTREE_INLINE bool only_grew(PyObject* dict) noexcept {
+    const auto* object = reinterpret_cast<PyDictObject*>(dict);
+    const auto& keys = *reinterpret_cast<const dict_internals::Keys*>(object->ma_keys);
+    return object->ma_values == nullptr && keys.nentries == object->ma_used &&
+           keys.usable + keys.nentries == 2 * dict_internals::size_of_table(keys) / 3;
+}
+#else
+#define OPTREE_DICT_KEYS 0
+#endif
+
+#if OPTREE_DICT_ENTRIES
+
+namespace dict_internals {
 
 OPTREE_INLINE void* allocate(std::size_t bytes) noexcept {
 #if PY_VERSION_HEX < 0x030D0000
@@ -91,13 +146,15 @@ OPTREE_INLINE void* allocate(std::size_t bytes) noexcept {
 OPTREE_INLINE DictEntries dict_entries(PyObject* dict) noexcept {
     const auto* object = reinterpret_cast<PyDictObject*>(dict);
     auto* keys = reinterpret_cast<dict_internals::Keys*>(object->ma_keys);
-    if (object->ma_values != nullptr || keys->nentries != object->ma_used) return {};
+    if (object->ma_values != nullptr) return {};
     char* first = keys->indices + (std::size_t{1} << keys->log2_index_bytes);
+    char* holey = nullptr;
+    if (OPTREE_UNLIKELY(keys->nentries != object->ma_used)) std::swap(first, holey);
     if (OPTREE_LIKELY(keys->kind == dict_internals::kUnicode)) {
-        return {first, 2 * sizeof(PyObject*), 0};
+        return {first, 2 * sizeof(PyObject*), 0, holey};
     }
     if (keys->kind == dict_internals::kGeneral) {
-        return {first, 3 * sizeof(PyObject*), sizeof(PyObject*)};
+        return {first, 3 * sizeof(PyObject*), sizeof(PyObject*), holey};
     }
     return {};
 }

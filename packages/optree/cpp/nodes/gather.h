@@ -13,6 +13,7 @@ template <class Visit>
 OPTREE_INLINE bool visit_items(const DictEntries& entries, PyObject* mapping, std::uint32_t size,
                                Visit&& visit) noexcept {
     if (OPTREE_LIKELY(static_cast<bool>(entries))) return entries.for_each(size, visit);
+    if (entries.holey != nullptr) return entries.for_each_but_holes(size, visit);
     Py_ssize_t pos = 0;
     PyObject* key = nullptr;
     PyObject* value = nullptr;
@@ -30,7 +31,7 @@ inline PyObject* first_key(const DictEntries& entries, PyObject* mapping) noexce
     if (OPTREE_LIKELY(static_cast<bool>(entries))) return entries.first_key();
     Py_ssize_t pos = 0;
     PyObject* key = nullptr;
-    PyDict_Next(mapping, &pos, &key, nullptr);
+    PyDict_Next(mapping, &pos, &key, nullptr);  // steps over holes
     return key;
 }
 

@@ -13,13 +13,21 @@ namespace optree {
 namespace {
 
 void layout_dealloc(PyObject* self) {
+    PyTypeObject* type = Py_TYPE(self);
+    if (PyType_IS_GC(type)) PyObject_GC_UnTrack(self);
     auto* layout = reinterpret_cast<KeyLayout*>(self);
     for (std::uint32_t i = 0; i < layout->size; ++i) Py_XDECREF(layout->inserted[i]);
     Py_XDECREF(layout->prototype.load());
     Py_XDECREF(layout->entries.load());
-    PyTypeObject* type = Py_TYPE(self);
     type->tp_free(self);
     Py_DECREF(type);
+}
+
+int layout_traverse(PyObject* self, visitproc visit, void* arg) {
+    const auto* layout = reinterpret_cast<KeyLayout*>(self);
+    OPTREE_VISIT_TYPE(self);
+    for (std::uint32_t i = 0; i < layout->size; ++i) Py_VISIT(layout->inserted[i]);
+    return 0;
 }
 
 PyType_Slot layout_slots[] = {
@@ -27,28 +35,55 @@ PyType_Slot layout_slots[] = {
     {0, nullptr},
 };
 
+// Without tp_clear: a layout never changes, so that every cycle through it has another object to cut.
+PyType_Slot loose_layout_slots[] = {
+    {Py_tp_dealloc, reinterpret_cast<void*>(layout_dealloc)},
+    {Py_tp_traverse, reinterpret_cast<void*>(layout_traverse)},
+    {0, nullptr},
+};
+
 PyType_Spec layout_spec = {
     "optree._C.KeyLayout",
-    sizeof(KeyLayout),
-    0,
+    static_cast<int>(offsetof(KeyLayout, inserted)),
+    static_cast<int>(sizeof(PyObject*)),
     static_cast<unsigned int>(Py_TPFLAGS_DEFAULT | compat::kNoInstantiation),
     layout_slots,
 };
 
+PyType_Spec loose_layout_spec = {
+    "optree._C.LooseKeyLayout",
+    static_cast<int>(offsetof(KeyLayout, inserted)),
+    static_cast<int>(sizeof(PyObject*)),
+    static_cast<unsigned int>(Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | compat::kNoInstantiation),
+    loose_layout_slots,
+};
+
+bool all_atomic(PyObject* const* keys, std::size_t size) noexcept {
+    for (std::size_t i = 0; i < size; ++i) {
+        if (!is_atomic(keys[i])) return false;
+    }
+    return true;
+}
+
 // The arrays follow the object: inserted[size], then keys[size] and position[size] when the orders
-// differ. Takes a reference to each key.
-Ref fill_layout(PyTypeObject* type, PyObject* const* inserted, std::size_t size,
+// differ. Takes a reference to each key. The caller owns keys that are not atomic: Python code may run
+// before the references are taken.
+Ref fill_layout(LayoutTypes types, PyObject* const* inserted, std::size_t size,
                 const std::uint32_t* order, bool sorted) {
     const std::uint32_t count = checked_count(size);
-    const std::size_t bytes =
-        size *
-        (order != nullptr ? 2 * sizeof(PyObject*) + sizeof(std::uint32_t) : sizeof(PyObject*));
-    void* block = PyObject_Malloc(offsetof(KeyLayout, inserted) + bytes);
-    if (block == nullptr) throw std::bad_alloc();
-    auto* layout = reinterpret_cast<KeyLayout*>(PyObject_Init(static_cast<PyObject*>(block), type));
+    const bool atomic = all_atomic(inserted, size);
+    const std::size_t words =
+        order != nullptr
+            ? 2 * size + (size * sizeof(std::uint32_t) + sizeof(PyObject*) - 1) / sizeof(PyObject*)
+            : size;
+    const auto extra = static_cast<Py_ssize_t>(words);
+    auto* layout = atomic ? PyObject_NewVar(KeyLayout, types.atomic, extra)
+                          : PyObject_GC_NewVar(KeyLayout, types.loose, extra);
+    if (layout == nullptr) throw PythonError{};
     layout->size = count;
-    layout->atomic = true;
+    layout->atomic = atomic;
     layout->sorted = sorted;
+    layout->bytes = 0;
     new (&layout->hash) std::atomic<std::uint64_t>(0);
     new (&layout->group) std::atomic<std::uint64_t>(0);
     new (&layout->prototype) std::atomic<PyObject*>(nullptr);
@@ -57,16 +92,14 @@ Ref fill_layout(PyTypeObject* type, PyObject* const* inserted, std::size_t size,
     layout->keys = order != nullptr ? own + size : own;
     layout->position =
         order != nullptr ? reinterpret_cast<std::uint32_t*>(layout->keys + size) : nullptr;
-    for (std::uint32_t i = 0; i < count; ++i) {
-        own[i] = compat::new_ref(inserted[i]);
-        layout->atomic = layout->atomic && is_atomic(inserted[i]);
-    }
+    for (std::uint32_t i = 0; i < count; ++i) own[i] = compat::new_ref(inserted[i]);
     if (order != nullptr) {
         for (std::uint32_t child = 0; child < count; ++child) {
             layout->keys[child] = inserted[order[child]];
             layout->position[order[child]] = child;
         }
     }
+    if (!atomic) PyObject_GC_Track(reinterpret_cast<PyObject*>(layout));
     return Ref::steal(reinterpret_cast<PyObject*>(layout));
 }
 
@@ -94,11 +127,27 @@ void LayoutCache::keep(KeyLayout* layout) noexcept {
     insert(set(layout->inserted[0], layout->size, layout->sorted), layout);
 }
 
+namespace {
+
+// With the tuple of entries and the prototype (at most two thirds full) that may be made of it.
+std::size_t bytes_of(KeyLayout* layout) noexcept {
+    if (layout->bytes == 0) {
+        std::size_t bytes = sizeof(KeyLayout) + sizeof(PyTupleObject) + sizeof(PyDictObject) + 128;
+        for (std::uint32_t i = 0; i < layout->size; ++i) {
+            const std::size_t key = bytes_of_key(layout->inserted[i]);
+            bytes += key < SIZE_MAX / 2 - bytes ? key : SIZE_MAX / 2 - bytes;
+        }
+        layout->bytes = bytes + std::size_t{layout->size} * 10 * sizeof(PyObject*);
+    }
+    return layout->bytes;
+}
+
+}  // namespace
+
 void LayoutCache::offer(KeyLayout* layout) noexcept {
-    if (!layout->atomic || layout->size == 0 || layout->size > kMaxKeys / 4) return;
+    if (!layout->atomic || layout->size == 0) return;
     PyObject* first = layout->inserted[0];
     if (meet(layout, first) != 0) keep(layout);
-    if (!PyUnicode_CheckExact(first)) return;
     const Py_hash_t hash = PyObject_Hash(first);
     if (meet(met_twins_, mix(static_cast<std::uint64_t>(hash), layout->size, layout->sorted)) !=
         0) {
@@ -107,14 +156,16 @@ void LayoutCache::offer(KeyLayout* layout) noexcept {
 }
 
 void LayoutCache::insert(Set& set, KeyLayout* layout) noexcept {
-    if (keys_ + layout->size > kMaxKeys) clear();
+    const std::size_t bytes = bytes_of(layout);
+    if (bytes > kMaxLayoutBytes) return;
+    if (bytes_ + bytes > kMaxBytes) clear();
     KeyLayout* oldest = set[kWays - 1];
     for (std::size_t way = kWays - 1; way > 0; --way) set[way] = set[way - 1];
     Py_INCREF(reinterpret_cast<PyObject*>(layout));
     set[0] = layout;
-    keys_ += layout->size;
+    bytes_ += bytes;
     if (oldest != nullptr) {
-        keys_ -= oldest->size;
+        bytes_ -= bytes_of(oldest);
         Py_DECREF(reinterpret_cast<PyObject*>(oldest));
     }
 }
@@ -129,62 +180,58 @@ void LayoutCache::clear() noexcept {
             }
         }
     }
-    keys_ = 0;
+    bytes_ = 0;
+    met_keys_.fill(0);
+    met_twins_.fill(0);
 }
 
 namespace {
 
 // A layout of equal keys that are other objects.
-Ref copy_layout(PyTypeObject* layout_type, const KeyLayout* layout, PyObject* const* inserted) {
+Ref copy_layout(LayoutTypes types, const KeyLayout* layout, PyObject* const* inserted) {
     KeyOrder order;
     if (layout->position != nullptr) {
         order.reserve(layout->size);
         order.set_size(layout->size);
         for (std::uint32_t i = 0; i < layout->size; ++i) order[layout->position[i]] = i;
     }
-    return fill_layout(layout_type, inserted, layout->size,
+    return fill_layout(types, inserted, layout->size,
                        layout->position != nullptr ? order.data() : nullptr, layout->sorted);
 }
 
 }  // namespace
 
-Ref make_layout(PyTypeObject* layout_type, PyObject* const* inserted, std::size_t size,
-                bool sorted) {
+Ref make_layout(LayoutTypes types, PyObject* const* inserted, std::size_t size, bool sorted) {
     KeyOrder order;
     const bool permuted = sorted && size > 1 && sort_keys(inserted, size, order);
-    return fill_layout(layout_type, inserted, size, permuted ? order.data() : nullptr, sorted);
+    return fill_layout(types, inserted, size, permuted ? order.data() : nullptr, sorted);
 }
 
-Ref make_layout_with_order(PyTypeObject* layout_type, PyObject* keys, PyObject* inserted) {
-    const auto size = static_cast<std::size_t>(PyList_GET_SIZE(keys));
-    if (PyList_GET_SIZE(inserted) != PyList_GET_SIZE(keys)) {
-        raise(PyExc_KeyError, "the two key orders hold different keys");
-    }
+Ref make_layout_with_order(LayoutTypes types, PyObject* const* keys, PyObject* const* inserted,
+                           std::size_t size) {
     Ref index = checked(PyDict_New());
     for (std::size_t i = 0; i < size; ++i) {
         Ref number = checked(PyLong_FromSize_t(i));
-        PyObject* key = PyList_GET_ITEM(inserted, static_cast<Py_ssize_t>(i));
-        check_status(PyDict_SetItem(index.get(), key, number.get()));
+        check_status(PyDict_SetItem(index.get(), inserted[i], number.get()));
     }
     std::vector<std::uint32_t> order(size);
     std::vector<bool> taken(size, false);  // keys whose __eq__ lies must not make holes
     bool permuted = false;
     for (std::size_t child = 0; child < size; ++child) {
-        PyObject* key = PyList_GET_ITEM(keys, static_cast<Py_ssize_t>(child));
-        PyObject* number = PyDict_GetItemWithError(index.get(), key);
-        if (number == nullptr) {
-            if (PyErr_Occurred()) throw PythonError{};
+        const Ref number = Ref::steal(compat::dict_item(index.get(), keys[child]));
+        if (!number && PyErr_Occurred()) throw PythonError{};
+        // Whatever stands there: the dict is reachable for code that asks the collector for all objects.
+        const std::size_t at =
+            number && PyLong_CheckExact(number.get()) ? PyLong_AsSize_t(number.get()) : size;
+        if (at >= size || taken[at]) {
+            PyErr_Clear();
             raise(PyExc_KeyError, "the two key orders hold different keys");
         }
-        order[child] = static_cast<std::uint32_t>(PyLong_AsUnsignedLong(number));
-        if (taken[order[child]]) {
-            raise(PyExc_KeyError, "the two key orders hold different keys");
-        }
-        taken[order[child]] = true;
-        permuted = permuted || order[child] != child;
+        order[child] = static_cast<std::uint32_t>(at);
+        taken[at] = true;
+        permuted = permuted || at != child;
     }
-    PyObject** items = reinterpret_cast<PyListObject*>(inserted)->ob_item;
-    return fill_layout(layout_type, items, size, permuted ? order.data() : nullptr, true);
+    return fill_layout(types, inserted, size, permuted ? order.data() : nullptr, true);
 }
 
 namespace {
@@ -221,11 +268,11 @@ class Positions {
 
 }  // namespace
 
-Ref make_layout_of_sorted(PyTypeObject* layout_type, PyObject* const* keys,
-                          PyObject* const* inserted, std::size_t size) {
+Ref make_layout_of_sorted(LayoutTypes types, PyObject* const* keys, PyObject* const* inserted,
+                          std::size_t size) {
     if (!strictly_increasing(keys, size)) return nullptr;
     if (std::equal(keys, keys + size, inserted)) {
-        return fill_layout(layout_type, inserted, size, nullptr, true);
+        return fill_layout(types, inserted, size, nullptr, true);
     }
     Positions children(keys, size);
     KeyOrder order;
@@ -237,23 +284,8 @@ Ref make_layout_of_sorted(PyTypeObject* layout_type, PyObject* const* keys,
         if (child == Positions::kNone || order[child] != Positions::kNone) return nullptr;
         order[child] = i;
     }
-    return fill_layout(layout_type, inserted, size, order.data(), true);
+    return fill_layout(types, inserted, size, order.data(), true);
 }
-
-namespace {
-
-// Equality of atomic keys that runs no Python code; of ints by identity only.
-bool same_text_or_object(PyObject* a, PyObject* b) noexcept {
-    if (a == b) return true;
-    if (!PyUnicode_CheckExact(a) || !PyUnicode_CheckExact(b)) return false;
-    const auto kind = PyUnicode_KIND(a);
-    const Py_ssize_t length = PyUnicode_GET_LENGTH(a);
-    return PyUnicode_KIND(b) == kind && PyUnicode_GET_LENGTH(b) == length &&
-           std::memcmp(PyUnicode_DATA(a), PyUnicode_DATA(b),
-                       static_cast<std::size_t>(length) * static_cast<std::size_t>(kind)) == 0;
-}
-
-}  // namespace
 
 bool push_known_values(const KeyLayout* layout, bool entries_readable, PyObject* mapping,
                        ObjectStack& values) {
@@ -272,10 +304,11 @@ bool push_known_values(const KeyLayout* layout, bool entries_readable, PyObject*
 
 namespace {
 
-// Keys that only Python code can compare, and the values under them in the same order.
-Ref scan_by_python(PyTypeObject* layout_type, ObjectStack& keys, ObjectStack& unordered,
+// Keys that Python's sort compares, and the values under them in the same order.
+Ref scan_by_python(LayoutCache& cache, LayoutTypes types, ObjectStack& keys, ObjectStack& unordered,
                    ObjectStack& values) {
-    Ref owner = make_layout(layout_type, keys.data(), keys.size(), true);
+    Ref owner = make_layout(types, keys.data(), keys.size(), true);
+    cache.offer(as_layout(owner.get()));
     const auto* layout = reinterpret_cast<KeyLayout*>(owner.get());
     const std::size_t base = values.extend(keys.size());
     for (std::uint32_t i = 0; i < layout->size; ++i) {
@@ -293,10 +326,10 @@ KeyLayout* gather_by_twin(LayoutCache& cache, const DictEntries& entries, PyObje
     constexpr std::uint32_t kBatch = 32;
     const std::uint32_t size = checked_count(static_cast<std::size_t>(PyDict_GET_SIZE(mapping)));
     entries.prefetch(0, std::min(kBatch, size));
-    if (!PyUnicode_CheckExact(first)) return nullptr;
+    if (!is_atomic(first)) return nullptr;
     const auto same = [&](std::uint32_t i, PyObject* key, PyObject* expected) {
         if (i % kBatch == 0) entries.prefetch(i, std::min(kBatch, size - i));
-        return same_text_or_object(key, expected);
+        return same_atomic(key, expected);
     };
     for (KeyLayout* twin : cache.twin_set(PyObject_Hash(first), size, sorted)) {
         if (twin == nullptr) return nullptr;
@@ -310,7 +343,7 @@ KeyLayout* gather_by_twin(LayoutCache& cache, const DictEntries& entries, PyObje
 
 }  // namespace
 
-Ref scan_unknown(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mapping, bool sorted,
+Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool sorted,
                  ObjectStack& values) {
     ObjectStack own_keys;
     ObjectStack own_values;
@@ -343,12 +376,12 @@ Ref scan_unknown(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mappin
             KeyOrder order;
             Plain plain = Plain::in_order;
             if (twin != nullptr) {
-                owner = copy_layout(layout_type, twin, keys.data());
+                owner = copy_layout(types, twin, keys.data());
                 cache.keep(as_layout(owner.get()));
             } else {
                 if (sorted) plain = sort_plain_keys(keys.data(), size, order);
                 if (plain != Plain::not_plain) {
-                    owner = fill_layout(layout_type, keys.data(), size,
+                    owner = fill_layout(types, keys.data(), size,
                                         plain == Plain::permuted ? order.data() : nullptr, sorted);
                     const auto* layout = reinterpret_cast<KeyLayout*>(owner.get());
                     for (std::uint32_t i = 0; i < layout->size; ++i) {
@@ -371,7 +404,7 @@ Ref scan_unknown(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mappin
             return owner;
         }
     }
-    return scan_by_python(layout_type, own_keys, own_values, values);
+    return scan_by_python(cache, types, own_keys, own_values, values);
 }
 
 namespace {
@@ -396,6 +429,8 @@ PyObject* prototype_of(KeyLayout* layout) noexcept {
             return nullptr;
         }
     }
+    // Keys that are tuples make the collector track it. It is in no cycle, and nobody is to find it.
+    PyObject_GC_UnTrack(prototype);
     return keep(layout->prototype, prototype);
 }
 
@@ -439,12 +474,8 @@ Ref layout_keys(const KeyLayout* layout) {
 Ref layout_entries(KeyLayout* layout) {
     PyObject* entries = layout->entries.load(std::memory_order_acquire);
     if (OPTREE_UNLIKELY(entries == nullptr)) {
-        Ref made = checked(PyTuple_New(layout->size));
-        for (std::uint32_t i = 0; i < layout->size; ++i) {
-            PyTuple_SET_ITEM(made.get(), i, compat::new_ref(layout->keys[i]));
-        }
-        // The garbage collector does not look into layouts: what they keep must not form cycles.
-        if (!layout->atomic) return made;
+        Ref made = tuple_of(layout->keys, layout->size);
+        if (!layout->atomic) return made;  // a layout never changes for the collector
         entries = keep(layout->entries, made.release());
     }
     return Ref::borrow(entries);
@@ -481,5 +512,8 @@ bool same_keys(const KeyLayout* a, const KeyLayout* b) {
 }
 
 Ref make_layout_type() { return internal_class(checked(PyType_FromSpec(&layout_spec))); }
+Ref make_loose_layout_type() {
+    return internal_class(checked(PyType_FromSpec(&loose_layout_spec)));
+}
 
 }  // namespace optree

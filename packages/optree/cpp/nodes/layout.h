@@ -12,15 +12,16 @@
 
 namespace optree {
 
-// An immutable Python object (never handed out). With keys inserted as b, a and traversed sorted:
+// An immutable Python object. One whose keys are not all atomic takes part in garbage collection, since
+// it may be in a cycle; the others are of a class of their own without that cost. With keys inserted as b, a and traversed sorted:
 //
 //     inserted = [b, a]   keys = [a, b]   position = [1, 0]    inserted[i] is child position[i]
 //
 // `position` is null and `keys == inserted` when the two orders agree.
 struct KeyLayout {
-    PyObject_HEAD
-    std::uint32_t size;
-    bool atomic;  // every key is an exact str or int: hash fixed, never in a cycle
+    PyObject_VAR_HEAD  // its size counts the words behind the first key
+        std::uint32_t size;
+    bool atomic;  // every key is atomic (sort_keys.h): hash fixed, never in a cycle
     bool sorted;  // traversal order is the sorted one (else the insertion order)
     std::atomic<std::uint64_t>
         hash;  // of the keys in traversal order, if `atomic`; 0: not computed
@@ -28,7 +29,8 @@ struct KeyLayout {
         prototype;  // owned: a dict of the keys in insertion order, to copy; or null
     std::atomic<PyObject*> entries;  // owned: a tuple of the keys in traversal order; or null
     mutable std::atomic<std::uint64_t>
-        group;  // layouts of one group have equal keys in the same order; 0: none known
+        group;          // layouts of one group have equal keys in the same order; 0: none known
+    std::size_t bytes;  // about what it takes, keys included; 0: not computed
     std::uint32_t* position;
     PyObject** keys;        // borrowed from `inserted`
     PyObject* inserted[1];  // owned; more follow
@@ -44,8 +46,9 @@ inline PyObject* as_object(Slot slot) noexcept { return static_cast<PyObject*>(s
 // Layouts of the mappings seen lately, found by the identity of the keys. Pays for 2x to 20x of
 // flatten on mapping trees (benchmarks/optree, nested dicts). A second table finds a layout of equal
 // keys that are other objects: 2x to 4x of flatten on trees visited once (first visit, equal keys).
-// Holds atomic keys only, so it never keeps a user's object alive, and at most kMaxKeys of them. A
-// layout is kept when it is met for the second time, so that keys that never come back cost little.
+// Holds atomic keys only, so it never keeps a user's object alive, and at most kMaxBytes of them and
+// what is made of them. A layout is kept when it is met for the second time, so that keys that never
+// come back cost little.
 // Without the interpreter lock each thread has its own (State::layouts).
 class LayoutCache {
   public:
@@ -74,13 +77,16 @@ class LayoutCache {
     // Keeps a layout that is not there if its keys are atomic and come again.
     void offer(KeyLayout* layout) noexcept;
     void clear() noexcept;
+    std::size_t bytes() const noexcept { return bytes_; }
 
     Ref empty;                      // the layout of mappings without keys
     bool entries_readable = false;  // as in State
+    std::uint64_t epoch = 0;        // as in State, when it was cleared last
 
   private:
     static constexpr std::size_t kSetBits = 9;
-    static constexpr std::size_t kMaxKeys = std::size_t{1} << 20;
+    static constexpr std::size_t kMaxBytes = std::size_t{1} << 24;
+    static constexpr std::size_t kMaxLayoutBytes = kMaxBytes / 2;
     static constexpr std::size_t kSeenBits = 12;
     static std::uint64_t mix(std::uint64_t bits, std::size_t size, bool sorted) noexcept {
         return (bits + size * 0x2545f4914f6cdd1dULL + (sorted ? 1 : 0)) * 0x9e3779b97f4a7c15ULL;
@@ -100,21 +106,28 @@ class LayoutCache {
     std::array<Set, std::size_t{1} << kSetBits> twins_{};
     Meetings met_keys_{};
     Meetings met_twins_{};
-    std::size_t keys_ = 0;
+    std::size_t bytes_ = 0;
+};
+
+// The two classes of layouts.
+struct LayoutTypes {
+    PyTypeObject* atomic;
+    PyTypeObject* loose;  // takes part in garbage collection
 };
 
 // Makes a layout of `size` keys given in insertion order. Sorts them (which may run Python code)
 // unless `sorted` is false.
-Ref make_layout(PyTypeObject* layout_type, PyObject* const* inserted, std::size_t size,
-                bool sorted);
+Ref make_layout(LayoutTypes types, PyObject* const* inserted, std::size_t size, bool sorted);
 
-// A layout whose two orders are both given: `keys` and `inserted` hold equal keys.
-Ref make_layout_with_order(PyTypeObject* layout_type, PyObject* keys, PyObject* inserted);
+// A layout whose two orders are both given: `keys` and `inserted` hold `size` equal keys. KeyError if
+// they do not.
+Ref make_layout_with_order(LayoutTypes types, PyObject* const* keys, PyObject* const* inserted,
+                           std::size_t size);
 
 // The same where `keys` are strictly increasing and `inserted` are the very objects, so that nothing
 // need be hashed or compared with another; null if they are not.
-Ref make_layout_of_sorted(PyTypeObject* layout_type, PyObject* const* keys,
-                          PyObject* const* inserted, std::size_t size);
+Ref make_layout_of_sorted(LayoutTypes types, PyObject* const* keys, PyObject* const* inserted,
+                          std::size_t size);
 
 // Pushes the values of a mapping of as many keys as `layout` in traversal order if its keys are the
 // very objects of the layout in the same insertion order; else pushes nothing and returns false.
@@ -122,7 +135,7 @@ bool push_known_values(const KeyLayout* layout, bool entries_readable, PyObject*
                        ObjectStack& values);
 
 // Makes (and caches) the layout of `mapping` in the order of the dict and pushes the values.
-Ref scan_unknown(LayoutCache& cache, PyTypeObject* layout_type, PyObject* mapping, bool sorted,
+Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool sorted,
                  ObjectStack& values);
 
 // A new dict with the keys in insertion order and the children as values. Takes over the children;
@@ -164,7 +177,8 @@ Ref dict_of_keys(KeyLayout* layout);
 // Whether two layouts have equal keys in the same traversal order. May run Python code.
 bool same_keys(const KeyLayout* a, const KeyLayout* b);
 
-// Creates the (heap) type of layouts.
+// Create the (heap) types of layouts.
 Ref make_layout_type();
+Ref make_loose_layout_type();
 
 }  // namespace optree

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nodes/mapping.h"
 
-#include "nodes/namedtuple.h"
 #include "nodes/sort_keys.h"
 
 namespace optree {
@@ -11,9 +10,9 @@ namespace {
 Ref without(PyObject* keys, PyObject* others) {
     Ref result = checked(PyList_New(0));
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(keys); ++i) {
-        PyObject* key = PyList_GET_ITEM(keys, i);
-        if (!check_truth(PyDict_Contains(others, key)))
-            check_status(PyList_Append(result.get(), key));
+        const Ref key = checked(compat::list_item(keys, i));
+        if (!check_truth(PyDict_Contains(others, key.get())))
+            check_status(PyList_Append(result.get(), key.get()));
     }
     return result;
 }
@@ -21,7 +20,8 @@ Ref without(PyObject* keys, PyObject* others) {
 Ref as_set(PyObject* keys) {
     Ref set = checked(PyDict_New());
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(keys); ++i) {
-        check_status(PyDict_SetItem(set.get(), PyList_GET_ITEM(keys, i), Py_None));
+        const Ref key = checked(compat::list_item(keys, i));
+        check_status(PyDict_SetItem(set.get(), key.get(), Py_None));
     }
     return set;
 }
@@ -87,36 +87,6 @@ void match_mapping(Context& context, const KeyLayout* layout, const char* label,
     const Ref got = checked(PySequence_List(object));
     const Ref suffix = checked(PyUnicode_FromFormat("; %s: %R.", label, object));
     raise_key_mismatch(expected.get(), got.get(), suffix.get());
-}
-
-PyObject* NamedTuple::rebuild(State& state, const Slot* slots, PyObject** children,
-                              std::size_t count) {
-    auto* type = static_cast<PyTypeObject*>(slots[0]);
-    // Instances are made directly where the class would do the same (3x to 8x of unflatten on
-    // namedtuple trees, benchmarks/optree).
-    bool direct = false;
-    try {
-        direct = state.namedtuples.makes_directly(type, count) &&
-                 Py_TYPE(type)->tp_call == PyType_Type.tp_call;
-    } catch (const PythonError&) {
-        drop_children(children, count);
-        return nullptr;
-    }
-    if (direct) {
-        PyObject* made = new_plain_tuple(type, static_cast<Py_ssize_t>(count));
-        if (made == nullptr) {
-            drop_children(children, count);
-            return nullptr;
-        }
-        if (count != 0) {
-            std::memcpy(static_cast<void*>(tuple_items(made)), children, count * sizeof(PyObject*));
-        }
-        return made;
-    }
-    PyObject* made = calling_python(
-        [&] { return PyObject_Vectorcall(as_object(slots[0]), children, count, nullptr); });
-    drop_children(children, count);
-    return made;
 }
 
 }  // namespace optree

@@ -21,8 +21,10 @@ template <class Mapping>
 Ref scan_mapping(Context& context, PyObject* object, ObjectStack& values) {
     {
         const CriticalSection reading(object);  // while values are borrowed
+        if (Mapping::is_empty(context.state, object)) {
+            return Ref::borrow(context.state.layouts().empty.get());
+        }
         const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(object));
-        if (size == 0) return Ref::borrow(context.state.layouts().empty.get());
         values.reserve(size);
         PyObject** out = values.data() + values.size();
         if (KeyLayout* known = Mapping::gather_known(context, object, out)) {

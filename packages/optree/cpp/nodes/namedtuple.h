@@ -18,7 +18,9 @@ struct NamedTuple {
     static void match(Context& context, const Slot* slots, std::uint32_t arity, PyObject* object,
                       ObjectStack& children) {
         PyTypeObject* type = Py_TYPE(object);
+        Ref alive;
         if (type_object(type) != as_object(slots[0])) {
+            alive = Ref::borrow(type_object(type));  // the question may run Python code
             if (!PyTuple_Check(object) || !context.state.namedtuples.contains(type)) {
                 raise_expected("collections.namedtuple", object);
             }

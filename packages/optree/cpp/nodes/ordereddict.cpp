@@ -3,8 +3,6 @@
 
 #include "nodes/gather.h"
 
-#include <vector>
-
 namespace optree {
 namespace {
 
@@ -13,13 +11,11 @@ namespace {
 // the cost of the scan (benchmarks/optree, ResNet module trees), so the list is read directly where
 // its layout is the known one of CPython 3.9 to 3.13. This file is the only one that knows it.
 //
-// `state` counts the changes of the list. As many as there are items were all additions at its end,
-// so the list agrees with the dict and its nodes need not be read: 450 of the 2400 cache lines of
-// ResNet50's module tree (benchmarks/optree, first visit). That holds unless items went around the
-// OrderedDict, by dict.__delitem__ and dict.__setitem__: they leave a hole among the entries, or
-// other entries than the list was made for.
-#if !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED) && PY_VERSION_HEX < 0x030E0000
-#define OPTREE_ODICT_LIST 1
+// It agrees with the dict as long as nobody goes around the OrderedDict, by dict.__setitem__,
+// dict.popitem and the like. What that leaves behind is found: other keys in the list than in the dict,
+// or a table that something was taken out of. Then the iterator has its say, KeyError included.
+#define OPTREE_ODICT_LIST OPTREE_DICT_KEYS
+#if OPTREE_ODICT_LIST
 struct ListNode {
     PyObject* key;
     Py_hash_t hash;
@@ -34,64 +30,85 @@ struct ListHead {
     ListNode** fast_nodes;
     Py_ssize_t fast_nodes_size;
     void* resize_sentinel;
-    std::size_t state;
+    std::size_t changes;
     PyObject* inst_dict;
     PyObject* weakreflist;
 };
 
-OPTREE_INLINE bool only_additions(const ListHead& head, std::size_t size) noexcept {
-    auto* dict = const_cast<PyDictObject*>(&head.dict);
-    return head.state == size && head.resize_sentinel == dict->ma_keys &&
-           dict_entries(reinterpret_cast<PyObject*>(dict));
+const ListHead& list_of(PyObject* object) noexcept { return *reinterpret_cast<ListHead*>(object); }
+
+// Whether the list has these keys, the very objects, in this order.
+OPTREE_INLINE bool list_has(const ListHead& head, PyObject* const* keys,
+                            std::size_t size) noexcept {
+    const ListNode* node = head.first;
+    for (PyObject* const* end = keys + size; keys != end; ++keys) {
+        if (OPTREE_UNLIKELY(node == nullptr || node->key != *keys)) return false;
+        node = node->next;
+    }
+    return node == nullptr;
 }
-#else
-#define OPTREE_ODICT_LIST 0
 #endif
 
 }  // namespace
 
+bool OrderedDict::is_empty([[maybe_unused]] const State& state, PyObject* object) noexcept {
+#if OPTREE_ODICT_LIST
+    if (OPTREE_LIKELY(state.odict_fast)) return list_of(object).first == nullptr;
+#endif
+    return PyDict_GET_SIZE(object) == 0;
+}
+
 // A layout found by the order of the dict underneath is right if the list agrees with it.
 KeyLayout* OrderedDict::gather_known([[maybe_unused]] Context& context,
                                      [[maybe_unused]] PyObject* object,
-                                     [[maybe_unused]] PyObject** out) noexcept {
+                                     [[maybe_unused]] PyObject** out) {
 #if OPTREE_ODICT_LIST
-    if (OPTREE_UNLIKELY(!context.state.odict_fast)) return nullptr;
-    KeyLayout* known = optree::gather_known(context.state.layouts(), object, false, out);
-    if (OPTREE_UNLIKELY(known == nullptr)) return nullptr;
-    const auto* head = reinterpret_cast<ListHead*>(object);
-    if (OPTREE_LIKELY(only_additions(*head, known->size))) return known;
-    const ListNode* node = head->first;
-    for (PyObject *const *key = known->inserted, *const *end = key + known->size; key != end;
-         ++key) {
-        if (OPTREE_UNLIKELY(node == nullptr || node->key != *key)) return nullptr;
-        node = node->next;
+    if (OPTREE_UNLIKELY(!context.state.odict_fast || PyDict_GET_SIZE(object) == 0 ||
+                        !only_grew(object))) {
+        return nullptr;
     }
-    return node == nullptr ? known : nullptr;
+    KeyLayout* known = optree::gather_known(context.state.layouts(), object, false, out);
+    const bool agrees = known != nullptr && list_has(list_of(object), known->inserted, known->size);
+    return OPTREE_LIKELY(agrees) ? known : nullptr;
 #else
     return nullptr;
 #endif
 }
 
-bool ordereddict_list_is_readable() {
 #if OPTREE_ODICT_LIST
-    if (PyODict_Type.tp_basicsize != static_cast<Py_ssize_t>(sizeof(ListHead))) return false;
-    const Ref trial = checked(PyODict_New());
+namespace {
+
+Ref trial_dict() {
+    Ref trial = checked(PyODict_New());
     for (const char* name : {"a", "b", "c"}) {
         const Ref key = checked(PyUnicode_InternFromString(name));
         check_status(PyODict_SetItem(trial.get(), key.get(), Py_None));
     }
-    const auto* head = reinterpret_cast<ListHead*>(trial.get());
-    if (head->state != 3 || head->resize_sentinel != head->dict.ma_keys) return false;
+    return trial;
+}
+
+}  // namespace
+#endif
+
+bool ordereddict_list_is_readable() {
+#if OPTREE_ODICT_LIST
+    if (PyODict_Type.tp_basicsize != static_cast<Py_ssize_t>(sizeof(ListHead))) return false;
+    const Ref trial = trial_dict();
+    if (!only_grew(trial.get())) return false;
     checked(PyObject_CallMethod(trial.get(), "move_to_end", "s", "a"));
-    if (head->state != 5) return false;
-    const ListNode* node = head->first;
     // Only follow pointers that the dict's own keys vouch for.
+    const ListNode* node = list_of(trial.get()).first;
     for (const char* name : {"b", "c", "a"}) {
         const Ref key = checked(PyUnicode_InternFromString(name));
         if (node == nullptr || node->key != key.get()) return false;
         node = node->next;
     }
-    return node == nullptr;
+    if (node != nullptr || !only_grew(trial.get())) return false;
+    check_status(PyDict_DelItemString(trial.get(), "b"));
+    const Ref popped = trial_dict();
+    checked(PyObject_CallMethod(reinterpret_cast<PyObject*>(&PyDict_Type), "popitem", "O",
+                                popped.get()));
+    return !only_grew(trial.get()) && !only_grew(popped.get());
 #else
     return false;
 #endif

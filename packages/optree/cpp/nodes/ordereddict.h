@@ -8,7 +8,8 @@ namespace optree {
 
 struct OrderedDict {
     static constexpr const char* kName = "OrderedDict";
-    static KeyLayout* gather_known(Context& context, PyObject* object, PyObject** out) noexcept;
+    static bool is_empty(const State& state, PyObject* object) noexcept;
+    static KeyLayout* gather_known(Context& context, PyObject* object, PyObject** out);
     static Ref scan_unknown(Context& context, PyObject* object, ObjectStack& children);
     static std::uint32_t expand(Context& context, PyObject* object, ObjectStack& children,
                                 Payload& payload) {

@@ -7,7 +7,18 @@
 namespace optree {
 namespace {
 
+int registration_traverse(PyObject* self, visitproc visit, void* arg) {
+    const auto* registration = reinterpret_cast<Registration*>(self);
+    OPTREE_VISIT_TYPE(self);
+    for (PyObject* member : {registration->type, registration->flatten_func,
+                             registration->unflatten_func, registration->path_entry_type}) {
+        Py_VISIT(member);
+    }
+    return registration->attributes != nullptr ? registration->attributes->traverse(visit, arg) : 0;
+}
+
 void registration_dealloc(PyObject* self) {
+    PyObject_GC_UnTrack(self);
     auto* registration = reinterpret_cast<Registration*>(self);
     Py_XDECREF(registration->type);
     Py_XDECREF(registration->flatten_func);
@@ -21,6 +32,7 @@ void registration_dealloc(PyObject* self) {
 
 PyType_Slot registration_slots[] = {
     {Py_tp_dealloc, reinterpret_cast<void*>(registration_dealloc)},
+    {Py_tp_traverse, reinterpret_cast<void*>(registration_traverse)},
     {0, nullptr},
 };
 
@@ -28,7 +40,8 @@ PyType_Spec registration_spec = {
     "optree._C.Registration",
     sizeof(Registration),
     0,
-    static_cast<unsigned int>(Py_TPFLAGS_DEFAULT | compat::kNoInstantiation),
+    // Without tp_clear: it never changes, so that every cycle through it has another object to cut.
+    static_cast<unsigned int>(Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | compat::kNoInstantiation),
     registration_slots,
 };
 
@@ -164,36 +177,36 @@ void Registry::forget_last_name() noexcept {
 
 void Registry::clear() noexcept {
     // Namespaces stay (others hold pointers to them); what they own goes.
-    std::vector<std::unique_ptr<const Namespace::Types>> dropped;
-    const auto empty = [&dropped](Namespace& space) {
-        dropped.push_back(space.types.publish(std::make_unique<Namespace::Types>()));
-        space.insertion_ordered.store(false, std::memory_order_relaxed);
-    };
-    {
-        const WriterLock writing(lock_);
-        empty(global_);
-        named_.peek().for_each(empty);
-        ++version_;
-    }
-    forget_last_name();
-    for (const auto& types : dropped) {
-        types->for_each([](PyTypeObject*, Registration* registration) {
+    const auto empty = [this](Namespace& space) {
+        std::unique_ptr<Namespace::Types> dropped;
+        {
+            const WriterLock writing(lock_);
+            dropped = space.types.take();
+            space.insertion_ordered.store(false, std::memory_order_relaxed);
+            ++version_;
+        }
+        if (!dropped) return;
+        dropped->for_each([](PyTypeObject*, Registration* registration) {
             Py_DECREF(reinterpret_cast<PyObject*>(registration));
         });
-    }
+    };
+    empty(global_);
+    // The table of namespaces may change while references are dropped.
+    std::size_t place = 0;
+    while (Namespace* space = namespace_from(place)) empty(*space);
+    forget_last_name();
+}
+
+Namespace* Registry::namespace_from(std::size_t& place) noexcept {
+    const ReaderSection section;
+    return named_.peek().next(place);
 }
 
 int Registry::traverse(visitproc visit, void* arg) const {
-    // Registrations are not collected themselves: the registry reports their members while it is
-    // their only owner, a spec reports them while it is (see walk/gc.cpp).
     int status = 0;
     const auto report = [&](const Namespace& space) {
-        space.types.peek().for_each([&](PyTypeObject*, Registration* r) {
-            if (Py_REFCNT(reinterpret_cast<PyObject*>(r)) != 1) return;
-            for (PyObject* member :
-                 {r->type, r->flatten_func, r->unflatten_func, r->path_entry_type}) {
-                if (status == 0 && member != nullptr) status = visit(member, arg);
-            }
+        space.types.peek().for_each([&](PyTypeObject*, Registration* registration) {
+            if (status == 0) status = visit(reinterpret_cast<PyObject*>(registration), arg);
         });
     };
     report(global_);

@@ -13,8 +13,8 @@ namespace optree {
 
 struct Attributes;
 
-// What a custom class was registered with. A Python object (never handed out), so that specs keep
-// it alive after the class is unregistered.
+// What a custom class was registered with. A Python object, so that specs keep it alive after the class
+// is unregistered and the garbage collector sees cycles through it. Never changes.
 struct Registration {
     PyObject_HEAD
     PyObject* type;  // owned, like the members below
@@ -58,6 +58,15 @@ class NamespaceTable {
         }
     }
 
+    // The next namespace from `place` on, which moves behind it; null at the end. Namespaces that are
+    // added meanwhile may be passed over or given twice.
+    Namespace* next(std::size_t& place) const noexcept {
+        while (place < entries_.size()) {
+            if (Namespace* space = entries_[place++].space) return space;
+        }
+        return nullptr;
+    }
+
   private:
     struct Entry {
         Namespace* space = nullptr;
@@ -68,8 +77,7 @@ class NamespaceTable {
     std::size_t size_ = 0;
 };
 
-// Read without a lock. What a change drops is handed to the caller to drop, since that may run
-// Python code.
+// Read without a lock. What a change drops is dropped without one, since that may run Python code.
 class Registry {
   public:
     Registry() = default;
@@ -117,6 +125,7 @@ class Registry {
     Namespace* last_ = nullptr;
 
     void forget_last_name() noexcept;
+    Namespace* namespace_from(std::size_t& place) noexcept;
 };
 
 }  // namespace optree

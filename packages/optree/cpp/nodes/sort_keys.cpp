@@ -2,9 +2,11 @@
 #include "nodes/sort_keys.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
+#include "support/errors.h"
 #include "support/object_stack.h"
 
 namespace optree {
@@ -94,6 +96,28 @@ Plain sort_byte_strings(PyObject* const* keys, std::size_t size, KeyOrder& order
     });
 }
 
+// Two characters of text of any width, zero filled: orders like code points do.
+std::uint64_t text_prefix(PyObject* text) noexcept {
+    std::uint64_t prefix = 0;
+    for (Py_ssize_t i = 0; i < 2 && i < PyUnicode_GET_LENGTH(text); ++i) {
+        prefix |= std::uint64_t{PyUnicode_READ_CHAR(text, i)} << (32 - 32 * i);
+    }
+    return prefix;
+}
+
+Plain sort_texts(PyObject* const* keys, std::size_t size, KeyOrder& order) {
+    for (std::size_t i = 0; i < size; ++i) {
+        if (!PyUnicode_CheckExact(keys[i])) return Plain::not_plain;
+    }
+    KeyedKeys keyed;
+    keyed.reserve(size);
+    for (std::uint32_t i = 0; i < size; ++i) keyed.push_unchecked({text_prefix(keys[i]), i});
+    return sort_by(keyed, order, [keys](const Keyed& a, const Keyed& b) {
+        return a.prefix != b.prefix ? a.prefix < b.prefix
+                                    : PyUnicode_Compare(keys[a.index], keys[b.index]) < 0;
+    });
+}
+
 Plain sort_small_ints(PyObject* const* keys, std::size_t size, KeyOrder& order) {
     KeyedKeys keyed;
     keyed.reserve(size);
@@ -106,6 +130,13 @@ Plain sort_small_ints(PyObject* const* keys, std::size_t size, KeyOrder& order) 
     }
     return sort_by(keyed, order,
                    [](const Keyed& a, const Keyed& b) { return a.prefix < b.prefix; });
+}
+
+std::size_t bytes_of_large_int(PyObject* key) noexcept {
+    const Ref answer = Ref::steal(PyObject_CallMethod(key, "__sizeof__", nullptr));
+    const std::size_t bytes = answer ? PyLong_AsSize_t(answer.get()) : static_cast<std::size_t>(-1);
+    if (PyErr_Occurred()) PyErr_Clear();
+    return bytes;
 }
 
 Ref copy_list(PyObject* list) { return checked(PyList_GetSlice(list, 0, PyList_GET_SIZE(list))); }
@@ -128,36 +159,105 @@ Ref class_name(PyObject* key) {
 
 }  // namespace
 
+bool is_atomic_rest(PyObject* key, int depth) noexcept {
+    constexpr int kMaxDepth = 4;
+    if (key == Py_None || PyBool_Check(key) || PyFloat_CheckExact(key) || PyBytes_CheckExact(key) ||
+        PyComplex_CheckExact(key)) {
+        return true;
+    }
+    if (!PyTuple_CheckExact(key) || depth == kMaxDepth) return false;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(key); ++i) {
+        PyObject* item = PyTuple_GET_ITEM(key, i);
+        if (!is_str_or_int(item) && !is_atomic_rest(item, depth + 1)) return false;
+    }
+    return true;
+}
+
+bool same_atomic(PyObject* a, PyObject* b) noexcept {
+    if (a == b) return true;
+    if (Py_TYPE(a) != Py_TYPE(b)) return false;
+    if (PyUnicode_CheckExact(a)) {
+        const auto kind = PyUnicode_KIND(a);
+        const Py_ssize_t length = PyUnicode_GET_LENGTH(a);
+        return PyUnicode_KIND(b) == kind && PyUnicode_GET_LENGTH(b) == length &&
+               std::memcmp(PyUnicode_DATA(a), PyUnicode_DATA(b),
+                           static_cast<std::size_t>(length) * static_cast<std::size_t>(kind)) == 0;
+    }
+    if (PyLong_CheckExact(a) || PyBytes_CheckExact(a)) {
+        return PyObject_RichCompareBool(a, b, Py_EQ) == 1;
+    }
+    const auto same_number = [](double x, double y) {
+        return x == y && std::signbit(x) == std::signbit(y);
+    };
+    if (PyFloat_CheckExact(a)) return same_number(PyFloat_AS_DOUBLE(a), PyFloat_AS_DOUBLE(b));
+    if (PyComplex_CheckExact(a)) {
+        return same_number(PyComplex_RealAsDouble(a), PyComplex_RealAsDouble(b)) &&
+               same_number(PyComplex_ImagAsDouble(a), PyComplex_ImagAsDouble(b));
+    }
+    if (!PyTuple_CheckExact(a) || PyTuple_GET_SIZE(a) != PyTuple_GET_SIZE(b)) return false;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(a); ++i) {
+        if (!same_atomic(PyTuple_GET_ITEM(a, i), PyTuple_GET_ITEM(b, i))) return false;
+    }
+    return true;
+}
+
+std::size_t bytes_of_key(PyObject* key) noexcept {
+    if (PyUnicode_CheckExact(key)) {
+        return sizeof(PyUnicodeObject) + static_cast<std::size_t>(PyUnicode_GET_LENGTH(key)) *
+                                             static_cast<std::size_t>(PyUnicode_KIND(key));
+    }
+    if (PyTuple_CheckExact(key)) {
+        std::size_t bytes = sizeof(PyTupleObject);
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(key); ++i) {
+            bytes += sizeof(PyObject*) + bytes_of_key(PyTuple_GET_ITEM(key, i));
+        }
+        return bytes;
+    }
+    if (PyBytes_CheckExact(key)) {
+        return sizeof(PyBytesObject) + static_cast<std::size_t>(PyBytes_GET_SIZE(key));
+    }
+    if (PyLong_CheckExact(key)) {
+        int overflow = 0;
+        (void)PyLong_AsLongLongAndOverflow(key, &overflow);
+        if (overflow != 0) return bytes_of_large_int(key);
+    }
+    return 2 * sizeof(PyFloatObject);
+}
+
 Ref sorted_list(PyObject* list) {
     Ref plain = copy_list(list);
     if (try_sort(plain.get())) return plain;
     const Py_ssize_t size = PyList_GET_SIZE(list);
     ObjectStack collected;  // no list with holes is visible while class_name() runs Python code
     for (Py_ssize_t i = 0; i < size; ++i) {
-        PyObject* key = PyList_GET_ITEM(list, i);
-        Ref name = class_name(key);
-        collected.push_owned(checked(PyTuple_Pack(2, name.get(), key)).release());
+        const Ref key = checked(compat::list_item(list, i));
+        const Ref name = class_name(key.get());
+        collected.push_owned(checked(PyTuple_Pack(2, name.get(), key.get())).release());
     }
     const Ref pairs = collected.into_list();
     if (!try_sort(pairs.get())) return copy_list(list);
-    Ref named = checked(PyList_New(size));
-    for (Py_ssize_t i = 0; i < size; ++i) {
-        PyObject* key = PyTuple_GET_ITEM(PyList_GET_ITEM(pairs.get(), i), 1);
-        PyList_SET_ITEM(named.get(), i, compat::new_ref(key));
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pairs.get()); ++i) {
+        PyObject* pair = PyList_GET_ITEM(pairs.get(), i);
+        collected.push(PyTuple_CheckExact(pair) && PyTuple_GET_SIZE(pair) == 2
+                           ? PyTuple_GET_ITEM(pair, 1)
+                           : Py_None);
     }
-    return named;
+    return collected.into_list();
 }
 
 Plain sort_plain_keys(PyObject* const* keys, std::size_t size, KeyOrder& order) {
     if (size < 2) return size == 0 || is_atomic(keys[0]) ? Plain::in_order : Plain::not_plain;
-    const Plain strings = sort_byte_strings(keys, size, order);
-    return strings != Plain::not_plain ? strings : sort_small_ints(keys, size, order);
+    for (const auto sort : {sort_byte_strings, sort_texts, sort_small_ints}) {
+        const Plain plain = sort(keys, size, order);
+        if (plain != Plain::not_plain) return plain;
+    }
+    return Plain::not_plain;
 }
 
 bool strictly_increasing(PyObject* const* keys, std::size_t size) noexcept {
     if (size == 0) return true;
     PyTypeObject* type = Py_TYPE(keys[0]);
-    if (!is_atomic(keys[0])) return false;
+    if (!is_str_or_int(keys[0])) return false;
     for (std::size_t i = 1; i < size; ++i) {
         PyObject* before = keys[i - 1];
         PyObject* key = keys[i];
@@ -173,6 +273,15 @@ bool strictly_increasing(PyObject* const* keys, std::size_t size) noexcept {
     return true;
 }
 
+namespace {
+
+// The list is reachable for code that asks the garbage collector for all objects.
+[[noreturn]] OPTREE_COLD void raise_changed() {
+    raise(PyExc_RuntimeError, "the list of keys changed while it was sorted");
+}
+
+}  // namespace
+
 bool sort_keys(PyObject* const* keys, std::size_t size, KeyOrder& order) {
     const Plain plain = sort_plain_keys(keys, size, order);
     if (plain != Plain::not_plain) return plain == Plain::permuted;
@@ -181,7 +290,9 @@ bool sort_keys(PyObject* const* keys, std::size_t size, KeyOrder& order) {
     for (std::size_t i = 0; i < size; ++i) {
         PyList_SET_ITEM(list.get(), static_cast<Py_ssize_t>(i), compat::new_ref(keys[i]));
     }
-    Ref sorted = sorted_list(list.get());
+    const Ref sorted = sorted_list(list.get());
+    list = nullptr;
+    if (PyList_GET_SIZE(sorted.get()) != static_cast<Py_ssize_t>(size)) raise_changed();
     // Back from the key objects to their indices; an object that stands twice keeps its order.
     std::vector<std::pair<PyObject*, std::uint32_t>> where(size);
     for (std::uint32_t i = 0; i < size; ++i) where[i] = {keys[i], i};
@@ -193,7 +304,8 @@ bool sort_keys(PyObject* const* keys, std::size_t size, KeyOrder& order) {
     for (std::uint32_t child = 0; child < size; ++child) {
         PyObject* key = PyList_GET_ITEM(sorted.get(), static_cast<Py_ssize_t>(child));
         auto at = std::lower_bound(where.begin(), where.end(), std::pair{key, std::uint32_t{0}});
-        while (taken[at->second]) ++at;
+        while (at != where.end() && taken[at->second]) ++at;
+        if (at == where.end() || at->first != key) raise_changed();
         taken[at->second] = true;
         order.push_unchecked(at->second);
         permuted = permuted || at->second != child;

@@ -9,16 +9,26 @@
 
 namespace optree {
 
-// Whether a key is an exact str or int.
-inline bool is_atomic(PyObject* key) noexcept {
+inline bool is_str_or_int(PyObject* key) noexcept {
     return PyUnicode_CheckExact(key) || PyLong_CheckExact(key);
 }
+
+// Whether a key is a number, text, None or a tuple of such, exactly: it never changes, is in no cycle,
+// and hashing and comparing it runs no Python code.
+bool is_atomic_rest(PyObject* key, int depth = 0) noexcept;
+inline bool is_atomic(PyObject* key) noexcept { return is_str_or_int(key) || is_atomic_rest(key); }
+
+// Whether two atomic keys are the same to every eye: of the same class, and equal. Numbers that are
+// equal but not written alike (0.0 and -0.0) are not.
+bool same_atomic(PyObject* a, PyObject* b) noexcept;
+
+// About how many bytes an atomic key takes.
+std::size_t bytes_of_key(PyObject* key) noexcept;
 
 // order[child] is the index of the child's key.
 using KeyOrder = Scratch<std::uint32_t, 64>;
 
-// How keys that need no Python code to be compared stand: exact str of one byte a character, or exact
-// int of 64 bits.
+// How keys that need no Python code to be compared stand: all exact str, or exact int of 64 bits.
 enum class Plain : unsigned char { in_order, permuted, not_plain };
 // Finds their order; fills `order` where it is Plain::permuted.
 Plain sort_plain_keys(PyObject* const* keys, std::size_t size, KeyOrder& order);

@@ -20,9 +20,10 @@ int state_traverse(PyObject* self, visitproc visit, void* arg) {
     State& state = as_state(self);
     OPTREE_VISIT_TYPE(self);
     for (const Ref* ref :
-         {&state.layout_type, &state.registration_type, &state.spec_type, &state.iter_type,
-          &state.internal_error, &state.kind_enum, &state.defaultdict_type, &state.deque_type,
-          &state.evict_namedtuple, &state.evict_structseq, &state.copyreg_newobj}) {
+         {&state.layout_type, &state.loose_layout_type, &state.registration_type, &state.spec_type,
+          &state.iter_type, &state.internal_error, &state.kind_enum, &state.defaultdict_type,
+          &state.deque_type, &state.evict_namedtuple, &state.evict_structseq,
+          &state.copyreg_newobj}) {
         Py_VISIT(ref->get());
     }
     Py_VISIT(state.accessors.load(std::memory_order_relaxed));
@@ -32,6 +33,7 @@ int state_traverse(PyObject* self, visitproc visit, void* arg) {
         return 0;
     };
     if (const int status = state.one_level.for_each(visit_ref)) return status;
+    if (const int status = state.stock.for_each(visit_ref)) return status;
     if (const int status = state.namedtuples.traverse(visit, arg)) return status;
     if (const int status = state.structseqs.traverse(visit, arg)) return status;
     return state.registry.traverse(visit, arg);
@@ -43,8 +45,7 @@ int state_clear(PyObject* self) {
     state.registry.clear();
     state.forget_layouts();
     state.one_level.clear();
-    state.blocks.clear();
-    state.specs.clear();
+    state.stock.clear();
     state.namedtuples.close();
     state.structseqs.close();
     Py_XDECREF(state.accessors.exchange(nullptr));
@@ -66,11 +67,11 @@ void state_dealloc(PyObject* self) {
     state.specs.~ObjectPool();
     state.namedtuples.~TupleFamily();
     state.structseqs.~TupleFamily();
-    for (Ref* ref :
-         {&state.layout_type, &state.registration_type, &state.spec_type, &state.iter_type,
-          &state.internal_error, &state.kind_enum, &state.defaultdict_type, &state.deque_type,
-          &state.empty_str, &state.str_default_factory, &state.str_maxlen, &state.str_is_leaf,
-          &state.str_none_is_leaf, &state.str_namespace, &state.copyreg_newobj}) {
+    for (Ref* ref : {&state.layout_type, &state.loose_layout_type, &state.registration_type,
+                     &state.spec_type, &state.iter_type, &state.internal_error, &state.kind_enum,
+                     &state.defaultdict_type, &state.deque_type, &state.empty_str,
+                     &state.str_default_factory, &state.str_maxlen, &state.str_is_leaf,
+                     &state.str_none_is_leaf, &state.str_namespace, &state.copyreg_newobj}) {
         *ref = nullptr;
     }
     for (Ref& kind : state.kinds) kind = nullptr;
@@ -93,14 +94,19 @@ PyType_Spec state_spec = {
     state_slots,
 };
 
+PyObject* evict(PyObject* self, TupleFamily& family, PyObject* weakref) {
+    return guarded(as_state(self).error(), [&] {
+        family.evict(weakref);
+        return compat::new_ref(Py_None);
+    });
+}
+
 PyObject* evict_namedtuple(PyObject* self, PyObject* weakref) {
-    as_state(self).namedtuples.evict(weakref);
-    Py_RETURN_NONE;
+    return evict(self, as_state(self).namedtuples, weakref);
 }
 
 PyObject* evict_structseq(PyObject* self, PyObject* weakref) {
-    as_state(self).structseqs.evict(weakref);
-    Py_RETURN_NONE;
+    return evict(self, as_state(self).structseqs, weakref);
 }
 
 PyMethodDef evict_namedtuple_def = {"evict_namedtuple", evict_namedtuple, METH_O, nullptr};
@@ -124,6 +130,7 @@ const char kLayoutsName[] = "optree._C.layouts";
 // owns the cache goes with the thread's Python state, so a match is alive.
 thread_local struct {
     std::uint64_t id = 0;
+    std::uint64_t epoch = 0;
     LayoutCache* cache = nullptr;
 } last_used;
 
@@ -149,14 +156,22 @@ OPTREE_NOINLINE LayoutCache& find_layouts(State& state) {
     }
     auto* cache = static_cast<LayoutCache*>(PyCapsule_GetPointer(capsule.get(), kLayoutsName));
     if (cache == nullptr) throw PythonError{};
-    last_used = {state.id, cache};
+    const std::uint64_t epoch = state.layouts_epoch.load();
+    if (cache->epoch != epoch) {
+        cache->clear();
+        cache->epoch = epoch;
+    }
+    last_used = {state.id, epoch, cache};
     return *cache;
 }
 
 }  // namespace
 
 LayoutCache& layouts_of_thread(State& state) {
-    if (OPTREE_LIKELY(last_used.id == state.id)) return *last_used.cache;
+    if (OPTREE_LIKELY(last_used.id == state.id &&
+                      last_used.epoch == state.layouts_epoch.load(std::memory_order_relaxed))) {
+        return *last_used.cache;
+    }
     return find_layouts(state);
 }
 #endif
@@ -201,6 +216,7 @@ Ref make_state() {
     new (&state.namedtuples) TupleFamily;
     new (&state.structseqs) TupleFamily;
     state.layout_type = make_layout_type();
+    state.loose_layout_type = make_loose_layout_type();
     state.registration_type = make_registration_type();
     state.defaultdict_type = attribute_of("collections", "defaultdict");
     state.deque_type = attribute_of("collections", "deque");
@@ -213,11 +229,14 @@ Ref make_state() {
     state.str_namespace = interned("namespace");
     state.evict_namedtuple = checked(PyCFunction_New(&evict_namedtuple_def, self.get()));
     state.evict_structseq = checked(PyCFunction_New(&evict_structseq_def, self.get()));
-    state.namedtuples.init(is_namedtuple_class, state.evict_namedtuple.get());
-    state.structseqs.init(is_structseq_class, state.evict_structseq.get());
     state.entries_readable = dict_entries_are_readable();
+    state.namedtuples.init(is_namedtuple_class, state.evict_namedtuple.get(),
+                           state.entries_readable);
+    state.structseqs.init(is_structseq_class, state.evict_structseq.get(), state.entries_readable);
     state.odict_fast = ordereddict_list_is_readable();
-#if !defined(Py_GIL_DISABLED)
+#if defined(Py_GIL_DISABLED)
+    new (&state.layouts_epoch) std::atomic<std::uint64_t>(0);
+#else
     new (&state.own_layouts) LayoutCache;
     prepare_layouts(state, state.own_layouts);
 #endif

@@ -54,6 +54,33 @@ struct OneLevel {
     }
 };
 
+// The path entry classes of the library's own, and the functions that make their instances, as they
+// were when the Python part was loaded (walk/paths.cpp).
+struct StockClasses {
+    static constexpr std::size_t kCount = 5;
+    struct Class {
+        Ref cls;
+        Ref functions;  // a tuple
+    };
+    Class classes[kCount];
+
+    // Calls visit(ref) for each until it returns other than 0.
+    template <class Visit>
+    int for_each(Visit&& visit) {
+        for (Class& stock : classes) {
+            if (const int status = visit(stock.cls)) return status;
+            if (const int status = visit(stock.functions)) return status;
+        }
+        return 0;
+    }
+    void clear() {
+        for_each([](Ref& ref) {
+            ref = nullptr;
+            return 0;
+        });
+    }
+};
+
 struct State;
 LayoutCache& layouts_of_thread(State& state);
 
@@ -61,12 +88,15 @@ LayoutCache& layouts_of_thread(State& state);
 struct State {
     PyObject_HEAD
     Registry registry;
-#if !defined(Py_GIL_DISABLED)
+#if defined(Py_GIL_DISABLED)
+    std::atomic<std::uint64_t> layouts_epoch;  // how often the caches of all threads were cleared
+#else
     LayoutCache own_layouts;
 #endif
     TupleFamily namedtuples;
     TupleFamily structseqs;
     OneLevel one_level;
+    StockClasses stock;
     BlockPool blocks;
     ObjectPool specs;
     std::uint64_t id = 0;           // unlike that of any other state of the process
@@ -75,6 +105,7 @@ struct State {
 
     // Classes of ours.
     Ref layout_type;
+    Ref loose_layout_type;
     Ref registration_type;
     Ref spec_type;
     Ref iter_type;
@@ -96,8 +127,9 @@ struct State {
     Ref copyreg_newobj;
     std::atomic<PyObject*> accessors;  // owned: the module optree.accessors, imported at first use
 
-    PyTypeObject* layout() const noexcept {
-        return reinterpret_cast<PyTypeObject*>(layout_type.get());
+    LayoutTypes layout() const noexcept {
+        return {reinterpret_cast<PyTypeObject*>(layout_type.get()),
+                reinterpret_cast<PyTypeObject*>(loose_layout_type.get())};
     }
     PyTypeObject* spec() const noexcept { return reinterpret_cast<PyTypeObject*>(spec_type.get()); }
     PyObject* error() const noexcept { return internal_error.get(); }
@@ -110,11 +142,16 @@ struct State {
         return own_layouts;
 #endif
     }
-    // Drops them, where threads share them: keys need not outlive the program's own objects.
+    // Drops them and the memory kept for the next call: keys need not outlive the program's own objects.
+    // Those that other threads have of their own go when these use the library next.
     void forget_layouts() noexcept {
-#if !defined(Py_GIL_DISABLED)
+#if defined(Py_GIL_DISABLED)
+        ++layouts_epoch;
+#else
         own_layouts.clear();
 #endif
+        blocks.clear();
+        specs.clear();
     }
 
     // An attribute of optree.accessors.

@@ -3,10 +3,12 @@
 
 #include <structseq.h>
 
-#include <cstring>
+#include <stdexcept>
 #include <string>
 
+#include "nodes/dict_entries.h"
 #include "support/errors.h"
+#include "support/object_stack.h"
 
 namespace optree {
 namespace {
@@ -57,39 +59,85 @@ bool is_structseq_class(PyTypeObject* type) {
     return true;
 }
 
-bool makes_plain_tuple(PyTypeObject* type, std::size_t arity) {
-    // `type.__call__` must run, and `object.__init__` must ignore what `__new__` was given.
-    if (Py_TYPE(type)->tp_call != PyType_Type.tp_call) return false;
-    if (type->tp_init != PyBaseObject_Type.tp_init) return false;
-    if (type->tp_itemsize != PyTuple_Type.tp_itemsize || type->tp_alloc != PyType_GenericAlloc) {
-        return false;
+namespace {
+
+// The code of the `__new__` that collections.namedtuple generates for `arity` fields.
+Ref generated_code(std::size_t arity) {
+    std::string parameters = "_cls";
+    std::string items;
+    for (std::size_t i = 0; i < arity; ++i) {
+        const std::string name = "_" + std::to_string(i);
+        parameters += ", " + name;
+        items += name + ", ";
     }
-    Ref constructor = attribute(reinterpret_cast<PyObject*>(type), "__new__");
-    if (!constructor || !PyFunction_Check(constructor.get())) return false;
-    // The generated `lambda _cls, x, y: _tuple_new(_cls, (x, y))` lives in a namespace of its own
-    // whose `_tuple_new` is tuple.__new__ and whose name is "namedtuple_<typename>".
-    PyObject* globals = PyFunction_GET_GLOBALS(constructor.get());
-    const Ref name = global_of(globals, "__name__");
-    const Ref tuple_new = global_of(globals, "_tuple_new");
-    if (!name || !tuple_new || !PyUnicode_CheckExact(name.get())) return false;
-    const char* text = PyUnicode_AsUTF8(name.get());
-    if (text == nullptr) {
-        PyErr_Clear();
-        return false;
+    const std::string text = "lambda " + parameters + ": _tuple_new(_cls, (" + items + "))";
+    const Ref outer = checked(Py_CompileString(text.c_str(), "<namedtuple>", Py_eval_input));
+    const Ref constants = checked(PyObject_GetAttrString(outer.get(), "co_consts"));
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(constants.get()); ++i) {
+        PyObject* constant = PyTuple_GET_ITEM(constants.get(), i);
+        if (PyCode_Check(constant)) return Ref::borrow(constant);
     }
-    if (std::strncmp(text, "namedtuple_", 11) != 0) return false;
-    const Ref expected = attribute(reinterpret_cast<PyObject*>(&PyTuple_Type), "__new__");
-    if (!expected || !equal(expected.get(), tuple_new.get())) return false;
-    auto* code = reinterpret_cast<PyCodeObject*>(PyFunction_GET_CODE(constructor.get()));
-    if (code->co_argcount != static_cast<int>(arity) + 1 || code->co_kwonlyargcount != 0 ||
-        (code->co_flags & (CO_VARARGS | CO_VARKEYWORDS | CO_GENERATOR | CO_COROUTINE)) != 0) {
-        return false;
-    }
-    // One global name only, and no nested code: nothing else can happen in there.
-    PyObject* names = code->co_names;
-    return PyTuple_GET_SIZE(names) == 1 &&
-           PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "_tuple_new") == 0;
+    throw std::logic_error("a lambda without code");
 }
+
+// Whether two functions do the same with the same arguments, given equal globals.
+bool same_code(PyObject* code, PyObject* other) {
+    for (const char* name : {"co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags",
+                             "co_names", "co_freevars", "co_cellvars", "co_consts", "co_code"}) {
+        const Ref mine = checked(PyObject_GetAttrString(code, name));
+        const Ref its = checked(PyObject_GetAttrString(other, name));
+        if (!equal(mine.get(), its.get())) return false;
+    }
+    return true;
+}
+
+// Whether `type.__call__` runs and finds `__new__` as usual, `object.__init__` ignores what `__new__`
+// was given, and instances are laid out as tuples are.
+bool has_plain_slots(PyTypeObject* type) noexcept {
+    return Py_TYPE(type)->tp_call == PyType_Type.tp_call &&
+           Py_TYPE(type)->tp_getattro == PyType_Type.tp_getattro &&
+           type->tp_init == PyBaseObject_Type.tp_init && type->tp_alloc == PyType_GenericAlloc &&
+           type->tp_itemsize == PyTuple_Type.tp_itemsize;
+}
+
+// How a namedtuple class makes instances of `count` items: directly if `__new__` is the generated
+// `lambda _cls, x, y: _tuple_new(_cls, (x, y))`, whose `_tuple_new` is tuple.__new__.
+std::unique_ptr<Making> examine(PyTypeObject* type, std::size_t count) {
+    auto made = std::make_unique<Making>();
+    made->version = compat::type_version(type);
+    made->count = count;
+    if (!has_plain_slots(type)) return made;
+    made->tp_new = type->tp_new;
+    // Looking it up gives the type a version, if it has none.
+    const Ref constructor = attribute(reinterpret_cast<PyObject*>(type), "__new__");
+    if (made->version == 0) made->version = compat::type_version(type);
+    if (!constructor || !PyFunction_Check(constructor.get())) return made;
+    made->constructor = constructor.get();
+    made->code = Ref::borrow(PyFunction_GET_CODE(constructor.get()));
+    made->tuple_new = global_of(PyFunction_GET_GLOBALS(constructor.get()), "_tuple_new");
+    const Ref expected = attribute(reinterpret_cast<PyObject*>(&PyTuple_Type), "__new__");
+    const auto* code = reinterpret_cast<PyCodeObject*>(made->code.get());
+    made->direct = code->co_argcount >= 1 &&
+                   static_cast<std::size_t>(code->co_argcount) - 1 == count && made->tuple_new &&
+                   expected && equal(expected.get(), made->tuple_new.get()) &&
+                   same_code(made->code.get(), generated_code(count).get());
+    return made;
+}
+
+// Whether the item of a dict under an interned str is this object.
+bool is_item(PyObject* dict, PyObject* name, PyObject* expected, bool entries_readable) {
+    if (entries_readable) {
+        const DictEntries entries = dict_entries(dict);
+        if (OPTREE_LIKELY(entries && PyDict_GET_SIZE(dict) != 0 && entries.first_key() == name)) {
+            return entries.first_value() == expected;
+        }
+    }
+    const Ref item = Ref::steal(compat::dict_item(dict, name));
+    if (!item) PyErr_Clear();
+    return item.get() == expected;
+}
+
+}  // namespace
 
 Ref namedtuple_fields(PyTypeObject* type) {
     Ref fields = checked(PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "_fields"));
@@ -108,7 +156,7 @@ Ref structseq_fields(PyTypeObject* type) {
         return value;
     };
     const Py_ssize_t visible = count_of("n_sequence_fields");
-    Ref fields = checked(PyTuple_New(visible));
+    ObjectStack fields;
     // A member stands at the offset of its slot; the unnamed slots have no member.
     const PyMemberDef* member = type->tp_members;
     for (Py_ssize_t i = 0; i < visible; ++i) {
@@ -118,9 +166,9 @@ Ref structseq_fields(PyTypeObject* type) {
         for (const PyMemberDef* m = member; m != nullptr && m->name != nullptr; ++m) {
             if (m->offset == offset) name = m->name;
         }
-        PyTuple_SET_ITEM(fields.get(), i, checked(PyUnicode_InternFromString(name)).release());
+        fields.push_owned(checked(PyUnicode_InternFromString(name)).release());
     }
-    return fields;
+    return fields.into_tuple();
 }
 
 bool TupleFamily::learn(PyTypeObject* type) {
@@ -130,7 +178,7 @@ bool TupleFamily::learn(PyTypeObject* type) {
     if (evict_ == nullptr) return member;
     const auto is_known = [&] {
         const ReaderSection section;
-        return classes_.peek().find(type) != nullptr;
+        return classes_.peek().of_type.find(type) != nullptr;
     };
     Ref weakref;
     if (PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE)) {
@@ -140,54 +188,92 @@ bool TupleFamily::learn(PyTypeObject* type) {
     auto made = std::make_unique<TupleClass>(member, weakref.get());
     const WriterLock writing(lock_);
     if (is_known()) return member;
-    classes_.update([&](Classes& classes) { classes.insert(type, made.get()); });
+    classes_.update([&](Classes& classes) {
+        if (weakref) classes.of_weakref.insert(weakref.get(), type);
+        try {
+            classes.of_type.insert(type, made.get());
+        } catch (...) {
+            classes.of_weakref.erase(weakref.get());
+            throw;
+        }
+    });
     (void)made.release();  // the table owns it
     (void)weakref.release();
     return member;
 }
 
-bool TupleFamily::decide(PyTypeObject* type, std::size_t count, std::uint64_t question) {
-    if (count >> 31 != 0) return false;
+bool TupleFamily::makes_directly(PyTypeObject* type, std::size_t count) {
+    const unsigned int version = compat::type_version(type);
+    PyObject* constructor = nullptr;
+    PyObject* code = nullptr;
+    PyObject* tuple_new = nullptr;
+    newfunc tp_new = nullptr;
+    {
+        const ReaderSection section;
+        const TupleClass* known = classes_.peek().of_type.find(type);
+        if (OPTREE_LIKELY(known != nullptr)) {
+            const Making& making = known->making.peek();
+            if (OPTREE_LIKELY(making.version == version && version != 0 && making.count == count)) {
+                if (!making.direct) return false;
+                constructor = making.constructor;
+                code = making.code.get();
+                tuple_new = making.tuple_new.get();
+                tp_new = making.tp_new;
+            }
+        }
+    }
+    if (OPTREE_UNLIKELY(constructor == nullptr)) return decide(type, count);
+    return has_plain_slots(type) && type->tp_new == tp_new &&
+           PyFunction_GET_CODE(constructor) == code &&
+           is_item(PyFunction_GET_GLOBALS(constructor), str_tuple_new_.get(), tuple_new,
+                   entries_readable_);
+}
+
+bool TupleFamily::decide(PyTypeObject* type, std::size_t count) {
+    const Ref alive = Ref::borrow(reinterpret_cast<PyObject*>(type));
     (void)contains(type);
-    const bool direct = makes_plain_tuple(type, count);
-    const ReaderSection section;
-    if (TupleClass* known = classes_.peek().find(type)) {
-        known->making.store(question | (direct ? 1 : 0), std::memory_order_relaxed);
+    std::unique_ptr<Making> making = examine(type, count);
+    const bool direct = making->direct;
+    if (making->version == 0) return direct;
+    std::unique_ptr<Making> dropped;  // when the lock is left
+    const WriterLock writing(lock_);
+    if (TupleClass* known = classes_.peek().of_type.find(type)) {
+        dropped = known->making.publish(std::move(making));
     }
     return direct;
 }
 
 int TupleFamily::traverse(visitproc visit, void* arg) const {
     int status = 0;
-    classes_.peek().for_each([&](PyTypeObject*, const TupleClass* entry) {
+    classes_.peek().of_type.for_each([&](PyTypeObject*, const TupleClass* entry) {
         if (status == 0 && entry->weakref != nullptr) status = visit(entry->weakref, arg);
     });
     return status;
 }
 
-void TupleFamily::evict(PyObject* weakref) noexcept {
+void TupleFamily::evict(PyObject* weakref) {
     std::unique_ptr<TupleClass> evicted;
-    {
-        const WriterLock writing(lock_);
-        PyTypeObject* type = nullptr;
-        classes_.peek().for_each([&](PyTypeObject* cls, TupleClass* entry) {
-            if (entry->weakref != weakref) return;
-            type = cls;
-            evicted.reset(entry);
-        });
-        if (type == nullptr) return;
-        classes_.update([&](Classes& classes) { classes.erase(type); });
-    }
-    Py_DECREF(weakref);
+    Ref dropped;
+    const WriterLock writing(lock_);
+    PyTypeObject* type = classes_.peek().of_weakref.find(weakref);
+    if (type == nullptr) return;
+    TupleClass* entry = classes_.peek().of_type.find(type);
+    classes_.update([&](Classes& classes) {
+        classes.of_weakref.erase(weakref);
+        classes.of_type.erase(type);
+    });
+    evicted.reset(entry);
+    dropped = Ref::steal(weakref);
 }
 
 void TupleFamily::clear() noexcept {
-    std::unique_ptr<const Classes> dropped;
+    std::unique_ptr<Classes> dropped;
     {
         const WriterLock writing(lock_);
-        dropped = classes_.publish(std::make_unique<Classes>());
+        dropped = classes_.take();
     }
-    dropped->for_each([](PyTypeObject*, TupleClass* entry) {
+    if (!dropped) return;
+    dropped->of_type.for_each([](PyTypeObject*, TupleClass* entry) {
         const std::unique_ptr<TupleClass> owner(entry);
         Py_XDECREF(entry->weakref);
     });

@@ -8,12 +8,24 @@
 
 namespace optree {
 
+// How the instances of a class are made, and all that this was decided by. Members without a word on
+// ownership are borrowed: they live as long as the class is not changed, which its version tells.
+struct Making {
+    unsigned int version = 0;  // of the class; 0: not decided
+    std::size_t count = 0;     // of items that it was decided for
+    bool direct = false;       // calling the class may be left out
+    newfunc tp_new = nullptr;
+    PyObject* constructor = nullptr;  // `__new__`
+    Ref code;                         // owned: its code
+    Ref tuple_new;                    // owned: what its global name `_tuple_new` stands for
+};
+
 struct TupleClass {
     bool member;        // belongs to the family
-    PyObject* weakref;  // evicts the entry when the class dies; null for static types
-    // How instances are made: the type version (32 bits) and the number of items (31) for which it
-    // was decided, and whether calling the class may be left out (1). Zero: not decided.
-    std::atomic<std::uint64_t> making{0};
+    PyObject* weakref;  // owned: evicts the entry when the class dies; null for static types
+    Published<Making> making;
+
+    TupleClass(bool member_, PyObject* weakref_) : member(member_), weakref(weakref_) {}
 };
 
 // One family of tuple classes, read without a lock. Holds no class alive: a heap type gets one weak
@@ -27,36 +39,25 @@ class TupleFamily {
     TupleFamily& operator=(const TupleFamily&) = delete;
     ~TupleFamily() { clear(); }
 
-    void init(Test test, PyObject* evict) noexcept {
+    void init(Test test, PyObject* evict, bool entries_readable) {
         test_ = test;
         evict_ = evict;
+        entries_readable_ = entries_readable;
+        str_tuple_new_ = checked(PyUnicode_InternFromString("_tuple_new"));
     }
     // Whether `type` belongs to the family. May run Python code the first time.
     bool contains(PyTypeObject* type) {
         {
             const ReaderSection section;
-            if (const TupleClass* known = classes_.peek().find(type)) return known->member;
+            if (const TupleClass* known = classes_.peek().of_type.find(type)) return known->member;
         }
         return learn(type);
     }
-    // Whether `type(*items)` for `count` items is just a new tuple of them (`makes_plain_tuple`).
-    // Decided anew whenever the class changes, which may run Python code.
-    bool makes_directly(PyTypeObject* type, std::size_t count) {
-        const unsigned int version = compat::type_version(type);
-        const std::uint64_t question = std::uint64_t{version} << 32 | std::uint64_t{count} << 1;
-        std::uint64_t making = 0;
-        {
-            const ReaderSection section;
-            const TupleClass* known = classes_.peek().find(type);
-            if (known != nullptr) making = known->making.load(std::memory_order_relaxed);
-        }
-        if (OPTREE_LIKELY((making & ~std::uint64_t{1}) == question && version != 0)) {
-            return (making & 1) != 0;
-        }
-        return decide(type, count, question);
-    }
+    // Whether `type(*items)` for `count` items is just a new tuple of them. Decided anew whenever the
+    // class changes, which may run Python code; what the decision rests on is checked each time.
+    bool makes_directly(PyTypeObject* type, std::size_t count);
     // Called by the weak reference's callback.
-    void evict(PyObject* weakref) noexcept;
+    void evict(PyObject* weakref);
     void clear() noexcept;
     // Forgets everything and remembers nothing from now on: the callback is going away.
     void close() noexcept {
@@ -66,14 +67,19 @@ class TupleFamily {
     int traverse(visitproc visit, void* arg) const;
 
   private:
-    using Classes = PointerMap<PyTypeObject, TupleClass>;  // owns the entries
+    struct Classes {
+        PointerMap<PyTypeObject, TupleClass> of_type;  // owns the entries
+        PointerMap<PyObject, PyTypeObject> of_weakref;
+    };
 
     OPTREE_NOINLINE bool learn(PyTypeObject* type);
-    OPTREE_NOINLINE bool decide(PyTypeObject* type, std::size_t count, std::uint64_t question);
+    OPTREE_NOINLINE bool decide(PyTypeObject* type, std::size_t count);
 
     Test test_ = nullptr;
     PyObject* evict_ = nullptr;  // borrowed: the callback, kept by the state
-    Lock lock_;                  // held by who changes `classes_`
+    bool entries_readable_ = false;
+    Ref str_tuple_new_;
+    Lock lock_;  // held by who changes `classes_`
     Published<Classes> classes_;
 };
 
@@ -81,10 +87,6 @@ class TupleFamily {
 bool is_namedtuple_class(PyTypeObject* type);
 // A class as C's PyStructSequence makes them: final, directly under tuple, with field counts.
 bool is_structseq_class(PyTypeObject* type);
-
-// Whether `cls(*items)` is just a new tuple of `items`: `__new__` is the one that
-// collections.namedtuple generates, and neither `__init__` nor the metaclass intervenes.
-bool makes_plain_tuple(PyTypeObject* type, std::size_t arity);
 
 // Names of the fields of a namedtuple class, or of the visible fields of a PyStructSequence class
 // (unnamed ones by the marker "unnamed field"), as a tuple.

@@ -79,8 +79,36 @@ class ObjectStack {
         return list;
     }
 
+    // Hands all references to a new tuple.
+    Ref into_tuple() {
+        Ref tuple = checked(PyTuple_New(static_cast<Py_ssize_t>(size())));
+        if (!empty()) {
+            std::memcpy(static_cast<void*>(reinterpret_cast<PyTupleObject*>(tuple.get())->ob_item),
+                        data(), size() * sizeof(PyObject*));
+        }
+        forget_from(0);
+        return tuple;
+    }
+
   private:
     Scratch<PyObject*, 64> items_;
 };
+
+// Pushes the items of an iterable.
+inline void collect(PyObject* iterable, ObjectStack& items) {
+    const Ref iterator = checked(PyObject_GetIter(iterable));
+    while (PyObject* item = calling_python([&] { return PyIter_Next(iterator.get()); })) {
+        items.push_owned(item);
+    }
+    if (PyErr_Occurred()) throw PythonError{};
+}
+
+// As PySequence_Tuple, whose tuple Python code could see before it is filled.
+inline Ref collected_tuple(PyObject* iterable) {
+    if (PyTuple_CheckExact(iterable)) return Ref::borrow(iterable);
+    ObjectStack items;
+    collect(iterable, items);
+    return items.into_tuple();
+}
 
 }  // namespace optree

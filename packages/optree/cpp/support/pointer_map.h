@@ -28,13 +28,21 @@ class PointerMap {
         ++size_;
     }
 
-    void erase(const Key* key) {
-        if (find(key) == nullptr) return;
-        std::vector<Entry> kept(entries_.size());
-        for (const Entry& entry : entries_) {
-            if (entry.key != nullptr && entry.key != key) place(kept, entry.key, entry.value);
+    void erase(const Key* key) noexcept {
+        if (size_ == 0) return;
+        std::size_t gap = hash(key) & mask();
+        while (entries_[gap].key != key) {
+            if (entries_[gap].key == nullptr) return;
+            gap = (gap + 1) & mask();
         }
-        entries_.swap(kept);
+        // Entries that stand behind the gap for want of a place move up.
+        for (std::size_t i = (gap + 1) & mask(); entries_[i].key != nullptr; i = (i + 1) & mask()) {
+            const std::size_t home = hash(entries_[i].key) & mask();
+            if (((i - home) & mask()) < ((i - gap) & mask())) continue;
+            entries_[gap] = entries_[i];
+            gap = i;
+        }
+        entries_[gap] = {};
         --size_;
     }
 

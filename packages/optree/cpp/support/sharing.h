@@ -4,7 +4,8 @@
 //
 //   CriticalSection   CPython's own lock of one object, while its items are copied
 //   Published<T>      read without a lock inside a ReaderSection; replaced as a whole under a
-//                     WriterLock, which waits until nobody reads the old value before it goes
+//                     WriterLock, which waits until nobody reads the old value before it goes;
+//                     changed in place where the interpreter lock keeps readers out
 //   Turn              one thread at a time, across calls of Python code (walk/iterate.cpp)
 //
 // No Python code runs in a ReaderSection or under a WriterLock.
@@ -12,6 +13,7 @@
 
 #include <atomic>
 #include <memory>
+#include <new>
 #include <utility>
 
 #include "support/ref.h"
@@ -117,21 +119,31 @@ class Published {
     }
     // Puts `next` in its place and returns the old value when nobody reads it any more. Under the
     // writer lock.
-    std::unique_ptr<const T> publish(std::unique_ptr<const T> next) noexcept {
-        std::unique_ptr<const T> old(value_.exchange(next.release()));
+    std::unique_ptr<T> publish(std::unique_ptr<T> next) noexcept {
+        std::unique_ptr<T> old(value_.exchange(next.release()));
         wait_for_readers();
         return old;
     }
-    // Publishes a copy of the value after `change(copy)`.
+    // `change(value)`, under the writer lock: on a copy that is published after it, where readers may
+    // be at the value itself.
     template <class Change>
     void update(Change&& change) {
-        auto next = std::make_unique<T>(peek());
-        change(*next);
-        publish(std::move(next));
+        if constexpr (compat::kFreeThreaded) {
+            auto next = std::make_unique<T>(peek());
+            change(*next);
+            publish(std::move(next));
+        } else {
+            change(*value_.load(std::memory_order_relaxed));
+        }
+    }
+    // Leaves an empty value; null, and the value stays, if there is no memory.
+    std::unique_ptr<T> take() noexcept {
+        std::unique_ptr<T> empty(new (std::nothrow) T);
+        return empty ? publish(std::move(empty)) : nullptr;
     }
 
   private:
-    std::atomic<const T*> value_;
+    std::atomic<T*> value_;
 };
 
 // One thread at a time. A thread that enters while another is inside waits without the interpreter

@@ -106,10 +106,11 @@ OPTREE_NOINLINE void Flattening::descend_tuple(Kind kind, PyObject* tuple, int d
     check_depth(depth, arity);
     // The caller keeps the tuple alive, and the tuple its class and items.
     PyObject* const* items = tuple_items(tuple);
+    const bool has_class = kind != Kind::tuple;
+    Ref cls = Ref::borrow(has_class ? type_object(Py_TYPE(tuple)) : nullptr);
     if constexpr (kKeep) leaves.reserve(arity);
     for (std::uint32_t i = 0; i < arity; ++i) visit<kPredicate, kKeep>(items[i], depth + 1);
-    const bool has_class = kind != Kind::tuple;
-    if (has_class) slots_.push(compat::new_ref(type_object(Py_TYPE(tuple))));
+    if (has_class) push_slot(std::move(cls));
     close(kind, arity, begin, has_class ? 1 : 0);
 }
 
@@ -121,11 +122,11 @@ OPTREE_NOINLINE void Flattening::descend_mapping(Kind kind, PyObject* mapping, i
     Ref layout;
     {
         const CriticalSection reading(mapping);  // while values are borrowed
-        const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
-        if (size == 0) {
+        if (Mapping::is_empty(context_.state, mapping)) {
             slots_.push(compat::new_ref(context_.state.layouts().empty.get()));
             return close(kind, 0, begin, 1);
         }
+        const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
         arity = checked_count(size);
         check_depth(depth, arity);
         pending_.reserve(size);
@@ -190,10 +191,10 @@ OPTREE_INLINE void Flattening::descend(Kind kind, Registration* registration, Py
         case Kind::namedtuple:
         case Kind::structseq: return descend_tuple<kPredicate, kKeep>(kind, object, depth);
         case Kind::dict:
-            if (PyDict_GET_SIZE(object) == 0) return add_empty(kind);
+            if (Dict::is_empty(context_.state, object)) return add_empty(kind);
             return descend_mapping<kPredicate, kKeep, Dict>(kind, object, depth);
         case Kind::ordereddict:
-            if (PyDict_GET_SIZE(object) == 0) return add_empty(kind);
+            if (OrderedDict::is_empty(context_.state, object)) return add_empty(kind);
             return descend_mapping<kPredicate, kKeep, OrderedDict>(kind, object, depth);
         default: return descend_any<kPredicate, kKeep>(kind, registration, object, depth);
     }
@@ -214,6 +215,8 @@ Ref Flattening::take_spec() {
     Ref self =
         new_spec(context_.state, context_.none_is_leaf, context_.spec_namespace(found_custom_));
     Tree& tree = as_spec(self.get()).tree;
+    // All the memory first: a spec owns all of its slots or none.
+    if (OPTREE_UNLIKELY(slots_.size() > tree.slots.capacity())) tree.slots.reserve(slots_.size());
     if (nodes_.size() == 1) {
         tree.nodes.push_back(nodes_[0]);
     } else {

@@ -173,7 +173,7 @@ PyObject* iter_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
             throw PythonError{};
         }
         const Ref space = exact_str(name, state->empty_str.get(), "namespace");
-        return new_iter(*state, tree, as_predicate(predicate, "leaf_predicate"),
+        return new_iter(*state, tree, as_predicate(predicate, "is_leaf"),
                         as_bool(none_is_leaf, "none_is_leaf"), space.get())
             .release();
     });

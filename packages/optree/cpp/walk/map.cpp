@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "walk/map.h"
 
+#include <cstring>
+#include <utility>
+
 #include "walk/flatten_up_to.h"
 #include "walk/unflatten.h"
 
@@ -8,9 +11,9 @@ namespace optree {
 namespace {
 
 // Leaf by leaf, func(leaf of the first tree, its counterparts in the others).
-class CallSource {
+class Calls {
   public:
-    CallSource(PyObject* func, ObjectStack& columns, std::uint32_t leaves, std::size_t trees)
+    Calls(PyObject* func, ObjectStack& columns, std::uint32_t leaves, std::size_t trees)
         : func_(func),
           call_(PyVectorcall_Function(func)),
           columns_(columns),
@@ -37,11 +40,12 @@ class CallSource {
         return result;
     }
 
-    OPTREE_INLINE void take(std::uint32_t count, ObjectStack& stack) {
-        stack.reserve(count);
-        std::uint32_t leaf = next_;
-        next_ += count;
-        for (; leaf != next_; ++leaf) stack.push_owned_unchecked(call(leaf));
+    // Puts the results in the place of the leaves of the first tree.
+    void run() {
+        for (std::uint32_t leaf = 0; leaf != leaves_; ++leaf) {
+            PyObject* result = call(leaf);
+            Py_DECREF(std::exchange(columns_[leaf], result));
+        }
     }
 
   private:
@@ -58,10 +62,33 @@ class CallSource {
     ObjectStack& columns_;
     std::uint32_t leaves_;
     std::size_t trees_;
-    std::uint32_t next_ = 0;
     PyObject** args_;
     PyObject* args_inline_[kInline];
     Stack<PyObject*> args_heap_;
+};
+
+// The first objects of a stack, which are given away in order.
+class RowSource {
+  public:
+    static constexpr bool kOwnsRow = true;
+    explicit RowSource(ObjectStack& owner) : next_(owner.data()) {}
+    RowSource(const RowSource&) = delete;
+    RowSource& operator=(const RowSource&) = delete;
+
+    PyObject** row() noexcept { return next_; }
+    // The owner forgets them.
+    void given(std::uint32_t count) noexcept {
+        std::memset(static_cast<void*>(next_), 0, count * sizeof(PyObject*));
+        next_ += count;
+    }
+    OPTREE_INLINE void take(std::uint32_t count, ObjectStack& stack) {
+        stack.reserve(count);
+        for (std::uint32_t i = 0; i < count; ++i) stack.push_owned_unchecked(next_[i]);
+        given(count);
+    }
+
+  private:
+    PyObject** next_;
 };
 
 std::size_t read_all(Context& context, Flattening& flat, PyObject* tree, PyObject* rests) {
@@ -79,15 +106,39 @@ Ref tree_map(Context& context, PyObject* func, PyObject* tree, PyObject* rests) 
     Flattening flat(context);
     const std::size_t trees = read_all(context, flat, tree, rests);
     const TreeView view = flat.view();
-    return unflatten(context.state, view, CallSource(func, flat.leaves, view.leaves, trees));
+    Calls(func, flat.leaves, view.leaves, trees).run();
+    return unflatten(context.state, view, RowSource(flat.leaves));
+}
+
+Ref call_rows(PyObject* func, PyObject* columns) {
+    ObjectStack table;
+    Py_ssize_t trees = 0;
+    Py_ssize_t rows = 0;
+    for (; PyList_Check(columns) && trees < PyList_GET_SIZE(columns); ++trees) {
+        PyObject* column = PyList_GET_ITEM(columns, trees);
+        if (!PyList_Check(column)) break;
+        if (trees == 0) rows = PyList_GET_SIZE(column);
+        if (PyList_GET_SIZE(column) != rows) break;
+        for (Py_ssize_t i = 0; i < rows; ++i) {
+            table.push_owned(checked(compat::list_item(column, i)).release());
+        }
+    }
+    if (!PyList_Check(columns) || trees == 0 || trees != PyList_GET_SIZE(columns)) {
+        raise(PyExc_ValueError, "expected a list of lists of equal lengths, got %R", columns);
+    }
+    Calls(func, table, checked_count(static_cast<std::size_t>(rows)),
+          static_cast<std::size_t>(trees))
+        .run();
+    table.drop_from(static_cast<std::size_t>(rows));
+    return table.into_list();
 }
 
 void tree_map_inplace(Context& context, PyObject* func, PyObject* tree, PyObject* rests) {
     Flattening flat(context);
     const std::size_t trees = read_all(context, flat, tree, rests);
     const TreeView view = flat.view();
-    CallSource source(func, flat.leaves, view.leaves, trees);
-    for (std::uint32_t i = 0; i < view.leaves; ++i) Py_DECREF(source.call(i));
+    Calls calls(func, flat.leaves, view.leaves, trees);
+    for (std::uint32_t i = 0; i < view.leaves; ++i) Py_DECREF(calls.call(i));
 }
 
 }  // namespace optree

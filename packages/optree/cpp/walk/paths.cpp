@@ -18,18 +18,49 @@ PyObject* new_path(ObjectStack& edges, Ref last) {
     return path;
 }
 
+// The functions that make an instance of a class, each with its code, as a tuple.
+Ref making_functions(PyObject* cls) {
+    ObjectStack functions;
+    for (const char* name : {"__new__", "__init__", "__post_init__"}) {
+        Ref function = Ref::steal(PyObject_GetAttrString(cls, name));
+        if (!function) {
+            if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw PythonError{};
+            PyErr_Clear();
+            function = Ref::borrow(Py_None);
+        }
+        PyObject* code =
+            PyFunction_Check(function.get()) ? PyFunction_GET_CODE(function.get()) : Py_None;
+        functions.push(function.get());
+        functions.push(code);
+    }
+    return functions.into_tuple();
+}
+
+// Whether the class is one of the library's own and still makes instances the way it did.
+bool is_stock(State& state, PyObject* cls) {
+    for (const StockClasses::Class& stock : state.stock.classes) {
+        if (stock.cls.get() != cls) continue;
+        const Ref known = Ref::borrow(stock.functions.get());
+        const Ref functions = making_functions(cls);
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(known.get()); ++i) {
+            if (PyTuple_GET_ITEM(functions.get(), i) != PyTuple_GET_ITEM(known.get(), i)) {
+                return false;
+            }
+        }
+        return Py_TYPE(cls)->tp_call == PyType_Type.tp_call;
+    }
+    return false;
+}
+
 // A path entry class of the library's own. Its instances are made without running the dataclass
 // constructor, whose checks hold by construction (10x of accessors, benchmarks/optree), as long as
-// nobody replaced that constructor.
+// nobody replaced one of the functions that it consists of.
 class StockEntryClass {
   public:
     void load(State& state, const char* name) {
         if (cls_) return;
         cls_ = state.accessor_class(name);
-        const Ref base = state.accessor_class("PyTreeEntry");
-        const Ref own_init = checked(PyObject_GetAttrString(cls_.get(), "__init__"));
-        const Ref base_init = checked(PyObject_GetAttrString(base.get(), "__init__"));
-        direct_ = own_init.get() == base_init.get() && type()->tp_new == PyBaseObject_Type.tp_new &&
+        direct_ = is_stock(state, cls_.get()) && type()->tp_new == PyBaseObject_Type.tp_new &&
                   offset_of("entry", entry_) && offset_of("type", type_) &&
                   offset_of("kind", kind_);
     }
@@ -74,7 +105,8 @@ class EntryMaker {
     explicit EntryMaker(State& state)
         : state_(state), accessor_(state.accessor_class("PyTreeAccessor")) {
         auto* type = reinterpret_cast<PyTypeObject*>(accessor_.get());
-        plain_tuple_ = PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS) &&
+        plain_tuple_ = is_stock(state, accessor_.get()) &&
+                       type->tp_init == PyBaseObject_Type.tp_init &&
                        type->tp_basicsize == PyTuple_Type.tp_basicsize &&
                        type->tp_alloc == PyType_GenericAlloc;
     }
@@ -173,6 +205,21 @@ void walk_edges(const Tree& tree, Make&& make, Leaf&& leaf) {
 }
 
 }  // namespace
+
+void set_stock_classes(State& state, PyObject* classes) {
+    if (!PyTuple_CheckExact(classes) ||
+        PyTuple_GET_SIZE(classes) != static_cast<Py_ssize_t>(StockClasses::kCount)) {
+        raise(PyExc_TypeError, "expected a tuple of %d classes, got %R",
+              static_cast<int>(StockClasses::kCount), classes);
+    }
+    for (std::size_t i = 0; i < StockClasses::kCount; ++i) {
+        PyObject* cls = PyTuple_GET_ITEM(classes, static_cast<Py_ssize_t>(i));
+        if (!PyType_Check(cls)) raise(PyExc_TypeError, "expected a class, got %R", cls);
+        StockClasses::Class& stock = state.stock.classes[i];
+        stock.functions = making_functions(cls);
+        stock.cls = Ref::borrow(cls);
+    }
+}
 
 // From the last leaf to the first, which takes one look at each node and no table of children.
 Ref spec_paths(const SpecObject& spec) {

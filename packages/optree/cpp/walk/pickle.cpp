@@ -97,15 +97,16 @@ Ref snapshot(PyObject* list_or_dict) {
 
 bool is_sequence(PyObject* value) noexcept { return PyList_Check(value) || PyTuple_Check(value); }
 
-// The keys as a new list; hashable and distinct.
-Ref checked_keys(PyObject* keys, Py_ssize_t arity) {
+// Collects the keys, which must be hashable and distinct. Hashing may run Python code, which must not
+// find a list to change.
+void collect_checked_keys(PyObject* keys, Py_ssize_t arity, ObjectStack& out) {
     if (!is_sequence(keys)) malformed("the keys of a dictionary node are not a list");
-    Ref copy = checked(PySequence_List(keys));
-    if (PyList_GET_SIZE(copy.get()) != arity)
+    collect(keys, out);
+    if (static_cast<Py_ssize_t>(out.size()) != arity)
         malformed("the number of keys does not match the arity");
     const Ref set = checked(PyDict_New());
-    for (Py_ssize_t i = 0; i < arity; ++i) {
-        if (PyDict_SetItem(set.get(), PyList_GET_ITEM(copy.get(), i), Py_None) < 0) {
+    for (std::size_t i = 0; i < out.size(); ++i) {
+        if (PyDict_SetItem(set.get(), out[i], Py_None) < 0) {
             if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw PythonError{};
             PyErr_Clear();
             malformed("the keys of a dictionary node are not hashable");
@@ -113,7 +114,6 @@ Ref checked_keys(PyObject* keys, Py_ssize_t arity) {
     }
     if (PyDict_GET_SIZE(set.get()) != arity)
         malformed("the keys of a dictionary node are not distinct");
-    return copy;
 }
 
 // The layout where `keys` is a list of sorted str or int, and `original` a list or dict of the very
@@ -135,21 +135,23 @@ Ref plain_layout(State& state, PyObject* keys, PyObject* original, Py_ssize_t ar
 Ref checked_layout(State& state, Kind kind, PyObject* keys_object, PyObject* original,
                    Py_ssize_t arity) {
     if (Ref plain = plain_layout(state, keys_object, original, arity)) return plain;
-    const Ref keys = checked_keys(keys_object, arity);
+    const auto size = static_cast<std::size_t>(arity);
+    ObjectStack keys;
+    collect_checked_keys(keys_object, arity, keys);
     if (kind == Kind::ordereddict || original == nullptr) {
-        return make_layout(state.layout(), list_items(keys.get()), static_cast<std::size_t>(arity),
-                           false);
+        return make_layout(state.layout(), keys.data(), size, false);
     }
     if (!PyDict_Check(original) && !is_sequence(original)) {
         malformed("the original keys of a dictionary node are not a dict");
     }
-    const Ref inserted = checked(PySequence_List(original));
+    ObjectStack inserted;
+    collect(original, inserted);
     // A subclass may iterate over other keys than it holds.
-    if (PyList_GET_SIZE(inserted.get()) != arity) {
+    if (inserted.size() != size) {
         malformed("the number of original keys does not match the number of keys");
     }
     try {
-        return make_layout_with_order(state.layout(), keys.get(), inserted.get());
+        return make_layout_with_order(state.layout(), keys.data(), inserted.data(), size);
     } catch (const PythonError&) {
         if (!PyErr_ExceptionMatches(PyExc_KeyError)) throw;
         PyErr_Clear();
@@ -308,7 +310,7 @@ class Reader {
         if (!PyTuple_Check(data) && !PyList_Check(data)) {
             malformed("the node data of a defaultdict node is not a pair");
         }
-        const Ref pair = checked(PySequence_Tuple(data));
+        const Ref pair = collected_tuple(data);
         if (PyTuple_GET_SIZE(pair.get()) != 2)
             malformed("the node data of a defaultdict node is not a pair");
         PyObject* factory = PyTuple_GET_ITEM(pair.get(), 0);
@@ -338,7 +340,7 @@ class Reader {
         payload.slot[1] = Ref::borrow(data);
         if (entries != Py_None) {
             if (!is_sequence(entries)) malformed("the entries of a custom node are not a tuple");
-            payload.slot[2] = checked(PySequence_Tuple(entries));
+            payload.slot[2] = collected_tuple(entries);
             if (PyTuple_GET_SIZE(payload.slot[2].get()) != arity) {
                 malformed("the number of entries does not match the arity");
             }
@@ -379,9 +381,7 @@ Ref spec_getstate(const SpecObject& spec, bool for_pickle) {
         }
     }
     if (spec.tree.nodes.empty()) states.push(leaf.get());
-    PyObject* tuple = steal_into_tuple(states.data(), states.size());
-    states.forget_from(0);
-    const Ref nodes = checked(tuple);
+    const Ref nodes = states.into_tuple();
     return checked(
         Py_BuildValue("(OOO)", nodes.get(), spec.none_is_leaf ? Py_True : Py_False, spec.name));
 }
@@ -389,8 +389,10 @@ Ref spec_getstate(const SpecObject& spec, bool for_pickle) {
 Ref spec_reduce(PyObject* self, bool for_pickle) {
     const SpecObject& spec = as_spec(self);
     const Ref state = spec_getstate(spec, for_pickle);
+    // Py_BuildValue would show the outer tuple to the collector while it makes the inner one.
+    const Ref arguments = checked(PyTuple_Pack(1, Py_TYPE(self)));
     return checked(
-        Py_BuildValue("(O(O)O)", state_of(spec).copyreg_newobj.get(), Py_TYPE(self), state.get()));
+        PyTuple_Pack(3, state_of(spec).copyreg_newobj.get(), arguments.get(), state.get()));
 }
 
 void spec_setstate(SpecObject& spec, PyObject* state) {

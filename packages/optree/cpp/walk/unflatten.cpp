@@ -18,6 +18,9 @@ namespace {
 // are made may shrink the list, so its size is read again each time.
 class ArraySource {
   public:
+    static constexpr bool kOwnsRow = false;
+    PyObject** row() noexcept { return nullptr; }
+    void given(std::uint32_t) noexcept {}
     explicit ArraySource(PyObject* array) : array_(array), is_list_(PyList_CheckExact(array)) {}
     OPTREE_INLINE void take(std::uint32_t count, ObjectStack& stack) {
         const CriticalSection reading(array_);

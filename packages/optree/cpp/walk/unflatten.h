@@ -2,26 +2,35 @@
 // leaves + structure -> tree.
 #pragma once
 
+#include <type_traits>
+
 #include "walk/flatten.h"
 
 namespace optree {
 
 // Rebuilds a tree from a source of leaves: `source.take(count, stack)` pushes the next leaves (new
-// references) in order. Containers are made in post-order, each as soon as its children are there.
+// references) in order. A source that owns its leaves in a row (kOwnsRow) may give them to a container
+// as they stand: `source.row()`, then `source.given(count)`. Containers are made in post-order, each as
+// soon as its children are there.
 template <class Source>
 Ref unflatten(State& state, const TreeView& tree, Source&& source) {
     ObjectStack stack(state.blocks, BlockPool::stack);
     std::uint32_t taken = 0;
     for (std::size_t i = 0; i < tree.num_nodes; ++i) {
         const Node& node = tree.nodes[i];
-        if (node.leaf_end != taken) {
-            source.take(node.leaf_end - taken, stack);
-            taken = node.leaf_end;
+        const Slot* slots = tree.slots + node.payload;
+        const std::uint32_t fresh = node.leaf_end - taken;
+        taken = node.leaf_end;
+        PyObject* made;
+        if (std::decay_t<Source>::kOwnsRow && fresh == node.arity) {
+            made = rebuild(state, node.kind, slots, source.row(), fresh);
+            source.given(fresh);
+        } else {
+            if (fresh != 0) source.take(fresh, stack);
+            const std::size_t base = stack.size() - node.arity;
+            made = rebuild(state, node.kind, slots, stack.data() + base, node.arity);
+            stack.forget_from(base);
         }
-        const std::size_t base = stack.size() - node.arity;
-        PyObject* made =
-            rebuild(state, node.kind, tree.slots + node.payload, stack.data() + base, node.arity);
-        stack.forget_from(base);
         if (OPTREE_UNLIKELY(made == nullptr)) throw PythonError{};
         stack.push_owned(made);
     }
@@ -35,12 +44,15 @@ Ref unflatten_iterable(State& state, const TreeView& tree, PyObject* leaves);
 // Leaves pulled one at a time from an iterator; counts them for the error messages.
 class IteratorSource {
   public:
+    static constexpr bool kOwnsRow = false;
     IteratorSource(PyObject* iterator, std::uint32_t expected, bool counts_in_message)
         : iterator_(iterator), expected_(expected), counts_(counts_in_message) {}
     void take(std::uint32_t count, ObjectStack& stack);
     Ref next();
     // Raises if the iterator has more.
     void finish();
+    PyObject** row() noexcept { return nullptr; }
+    void given(std::uint32_t) noexcept {}
 
   private:
     PyObject* iterator_;

@@ -192,6 +192,7 @@ def map_(
     namespace: str,
     /,
 ) -> PyTree[_T]: ...
+def call_rows(func: Callable[..., _U], columns: list[Any], /) -> list[_U]: ...
 def is_leaf(
     obj: PyTree[_T],
     /,
@@ -221,13 +222,15 @@ def make_from_collection(
 # Node types
 
 # Names of children, names of the other attributes, what `__init__` calls all of them, the order in
-# which it sets them, and the question whether it does nothing else.
+# which it sets them, the question whether it does nothing else, and the value in whose place it
+# sets another one.
 Attributes: TypeAlias = tuple[
     tuple[str, ...],
     tuple[str, ...],
     tuple[str, ...],
     tuple[int, ...],
     Callable[[type], bool] | None,
+    object,
 ]
 
 def register_node(
@@ -254,6 +257,11 @@ def is_structseq(obj: Any, /) -> bool: ...
 def is_structseq_instance(obj: object, /) -> bool: ...
 def is_structseq_class(cls: object, /) -> bool: ...
 def structseq_fields(obj: Any, /) -> tuple[str, ...]: ...
+
+# What is remembered
+
+def clear_caches() -> None: ...
+def set_stock_classes(classes: tuple[type[Any], ...], /) -> None: ...
 
 # Interpreters
 

@@ -39,6 +39,7 @@ from optree.accessors import (
     SequenceEntry,
     StructSequenceEntry,
 )
+from optree.dataclasses import register_dataclass as register_dataclass
 from optree.ops import (
     MAX_RECURSION_DEPTH,
     NONE_IS_LEAF,
@@ -108,18 +109,23 @@ from optree.ops import (
     treespec_tuple,
 )
 from optree.ops import keystr as keystr
+from optree.ops import tree_all_only as tree_all_only
+from optree.ops import tree_any_only as tree_any_only
 from optree.ops import tree_combine as tree_combine
 from optree.ops import tree_leaves_with_path as tree_leaves_with_path
 from optree.ops import tree_map_only as tree_map_only
+from optree.ops import tree_replace_at as tree_replace_at
 from optree.ops import treespec_dumps as treespec_dumps
 from optree.ops import treespec_loads as treespec_loads
 from optree.registry import GLOBAL_NAMESPACE as GLOBAL_NAMESPACE
+from optree.registry import clear_caches as clear_caches
 from optree.registry import (
     dict_insertion_ordered,
     register_pytree_node,
     register_pytree_node_class,
     unregister_pytree_node,
 )
+from optree.registry import register_static as register_static
 from optree.typing import (
     CustomTreeNode,
     FlattenFunc,

@@ -67,7 +67,7 @@ def register_or_decorate(register: _Register, cls: Any, namespace: Any, /) -> An
     Raises:
         ValueError: The namespace is missing, given twice, or the empty string in the first place.
     """
-    if isinstance(cls, str):
+    if isinstance(cls, (str, GlobalNamespace)):
         if namespace is not None:
             raise ValueError("Cannot specify `namespace` when the first argument is a string.")
         if cls == "":
@@ -92,6 +92,7 @@ def register_fields(
     parameters: dict[str, str] | None = None,
     is_plain: Callable[[type], bool] | None = None,
     assigned: tuple[str, ...] = (),
+    placeholder: object = None,
 ) -> _TypeT:
     """Register a class as a node of some of its fields, and return it.
 
@@ -108,9 +109,10 @@ def register_fields(
         is_plain: Whether ``__init__`` does nothing but to set the fields of a new object in the
             order ``assigned``. Asked again whenever the class has changed.
         assigned: The names of all fields in that order.
+        placeholder: The value in whose place ``__init__`` sets another one, if there is one.
     """
     names, metadata_names = tuple(children), tuple(metadata)
-    keywords = names if parameters is None else tuple(parameters[name] for name in names)
+    keywords = names if parameters is None else tuple([parameters[name] for name in names])
 
     def flatten_func(
         obj: Any,
@@ -120,7 +122,8 @@ def register_fields(
         return found, tuple([(name, getattr(obj, name)) for name in metadata_names]), names
 
     def unflatten_func(metadata: tuple[tuple[str, Any], ...], children: tuple[Any, ...], /) -> Any:
-        kwargs: dict[str, Any] = dict(zip(keywords, children))
+        values = list(children)
+        kwargs = {name: values[i] for i, name in enumerate(keywords[: len(values)])}
         if parameters is None:
             kwargs.update(metadata)
         else:
@@ -138,9 +141,10 @@ def register_fields(
         (
             names,
             metadata_names,
-            fields if parameters is None else tuple(parameters[name] for name in fields),
+            fields if parameters is None else tuple([parameters[name] for name in fields]),
             tuple(map(fields.index, assigned)),
             is_plain,
+            placeholder,
         ),
     )
     try:

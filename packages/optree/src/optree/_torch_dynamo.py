@@ -109,6 +109,11 @@ def map_(
     return tree
 
 
+def call_rows(func: Callable[..., Any], columns: list[list[Any]], /) -> list[Any]:
+    """Return the results of a function for the rows of a table."""
+    return [func(*args) for args in zip(*columns)]
+
+
 def prototype_of(function: Any, /) -> Any:
     """Return the Python function that a builtin of :mod:`optree.ops` stands for."""
     return function.__self__.prototype
@@ -125,6 +130,7 @@ def register() -> None:
         (_C.all_leaves, all_leaves),
         (_C.map, map),
         (_C.map_, map_),
+        (_C.call_rows, call_rows),
         (optree.tree_flatten_one_level, prototype_of(optree.tree_flatten_one_level)),
     ):
         torch.compiler.substitute_in_graph(original, skip_signature_check=True)(polyfill)

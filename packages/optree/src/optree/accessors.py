@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import keyword
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, SupportsIndex, TypeVar, overload
 
@@ -185,7 +186,8 @@ class GetAttrEntry(PyTreeEntry):
     def codify(self, /, node: str = "") -> str:
         """Return Python code that gets the child from the expression ``node``."""
         for part in self.name.split("."):
-            node = f"{node}.{part}" if part.isidentifier() else f"getattr({node}, {part!r})"
+            is_name = part.isidentifier() and not keyword.iskeyword(part)
+            node = f"{node}.{part}" if is_name else f"getattr({node}, {part!r})"
         return node
 
 
@@ -556,3 +558,8 @@ for _class in (
     _class.__module__ = "optree"
     setattr(_C, _class.__name__, _class)
 del _class
+
+# Instances of these are made without calling them, as long as nobody changes how they are made.
+_C.set_stock_classes(
+    (MappingEntry, NamedTupleEntry, StructSequenceEntry, SequenceEntry, PyTreeAccessor),
+)

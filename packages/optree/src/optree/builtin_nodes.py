@@ -177,6 +177,14 @@ def _restore_dict_metadata(
     return cls(keys, original_keys=original_keys, check_keys_consistency=False)
 
 
+# Not `zip()`, which shows a half-filled tuple to the garbage collector.
+def _items(keys: Iterable[KT], values: Iterable[VT], /) -> list[tuple[KT, VT]]:
+    keys, values = list(keys), list(values)
+    if len(keys) != len(values):
+        safe_zip(keys, values)  # raises
+    return [(key, values[i]) for i, key in enumerate(keys)]
+
+
 def _dict_flatten(
     dct: dict[KT, VT],
     /,
@@ -187,7 +195,7 @@ def _dict_flatten(
 
 
 def _dict_unflatten(metadata: list[KT], values: Iterable[VT], /) -> dict[KT, VT]:
-    items = safe_zip(metadata, values)
+    items = _items(metadata, values)
     dct: dict[KT, Any] = {}
     if isinstance(metadata, DictMetaData):
         dct.update(metadata.original_keys)
@@ -208,7 +216,7 @@ def _dict_insertion_ordered_unflatten(
     values: Iterable[VT],
     /,
 ) -> dict[KT, VT]:
-    return dict(safe_zip(metadata, values))
+    return dict(_items(metadata, values))
 
 
 def _ordereddict_flatten(
@@ -220,7 +228,7 @@ def _ordereddict_flatten(
 
 
 def _ordereddict_unflatten(keys: list[KT], values: Iterable[VT], /) -> OrderedDict[KT, VT]:
-    return OrderedDict(safe_zip(keys, values))
+    return OrderedDict(_items(keys, values))
 
 
 def _defaultdict_flatten(

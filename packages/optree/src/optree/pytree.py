@@ -23,6 +23,7 @@ from typing import Any as _Any
 
 import optree.dataclasses as dataclasses
 import optree.functools as functools
+import optree.ops as _ops
 from optree.accessors import PyTreeEntry
 from optree.ops import tree_accessors as accessors
 from optree.ops import tree_all as all  # noqa: A004
@@ -58,6 +59,7 @@ from optree.ops import tree_transpose_map as transpose_map
 from optree.ops import tree_transpose_map_with_accessor as transpose_map_with_accessor
 from optree.ops import tree_transpose_map_with_path as transpose_map_with_path
 from optree.ops import tree_unflatten as unflatten
+from optree.registry import GlobalNamespace as _GlobalNamespace
 from optree.registry import dict_insertion_ordered
 from optree.registry import register_pytree_node as register_node
 from optree.registry import register_pytree_node_class as register_node_class
@@ -110,6 +112,29 @@ __all__ = [  # noqa: RUF022 # grouped
     "dict_insertion_ordered",
 ]
 
+
+all_only = _ops.tree_all_only
+any_only = _ops.tree_any_only
+combine = _ops.tree_combine
+keystr = _ops.keystr
+leaves_with_path = _ops.tree_leaves_with_path
+map_only = _ops.tree_map_only
+replace_at = _ops.tree_replace_at
+treespec_dumps = _ops.treespec_dumps
+treespec_loads = _ops.treespec_loads
+
+# Members that the published package does not have, which therefore are not in `__all__`.
+_MORE_MEMBERS = (
+    "all_only",
+    "any_only",
+    "combine",
+    "keystr",
+    "leaves_with_path",
+    "map_only",
+    "replace_at",
+    "treespec_dumps",
+    "treespec_loads",
+)
 
 _GLOBAL_NAMESPACE_TEXT = "(default: :const:`''`, i.e., the global namespace)"
 
@@ -194,7 +219,8 @@ class ReexportedModule(_ModuleType):
 
     def __getattr__(self, name: str, /) -> _Any:
         """Make a member."""
-        if name.startswith("_ReexportedModule__") or name not in self.__all:
+        more: tuple[str, ...] = getattr(self.__original, "_MORE_MEMBERS", ())
+        if name.startswith("_ReexportedModule__") or (name not in self.__all and name not in more):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         member = getattr(self.__original, name)
         if isinstance(member, (_FunctionType, _BuiltinFunctionType)):
@@ -234,7 +260,12 @@ def reexport(*, namespace: str, module: str | None = None) -> _ModuleType:
         [1, 2]
     """
     if not isinstance(namespace, str):
-        raise TypeError(f"The namespace must be a string, got {namespace!r}.")
+        hint = (
+            "The argument `namespace` has no global one: use `optree.pytree` itself."
+            if isinstance(namespace, _GlobalNamespace)
+            else "Pass a name as the argument `namespace`."
+        )
+        raise TypeError(f"The namespace must be a string, got {namespace!r}. {hint}")
     if module is None:
         module = f"{_sys._getframe(1).f_globals['__name__']}.pytree"
     if not isinstance(module, str):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import inspect
 import os
@@ -24,6 +25,7 @@ import optree._C as _C
 from optree._C import PyTreeKind
 from optree.accessors import (
     AutoEntry,
+    MappingEntry,
     PyTreeEntry,
 )
 from optree.builtin_nodes import (
@@ -39,6 +41,7 @@ from optree.typing import (
     is_namedtuple_class,
     is_structseq_class,
 )
+from optree.utils import total_order_sorted
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -111,6 +114,14 @@ def _warn_caller(message: str, /) -> None:
         stacklevel += 1
     del frame
     warnings.warn(message, UserWarning, stacklevel=stacklevel)
+
+
+def _module_of_caller() -> str | None:
+    """Return the name of the module whose code called into this package."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE_DIRECTORY):
+        frame = frame.f_back
+    return None if frame is None else frame.f_globals.get("__name__")
 
 
 def _registry_key(cls: type, namespace: str, /) -> Any:
@@ -228,22 +239,22 @@ def _register_node(
         # Another thread unregistered the class before this thread could report it.
         _C.unregister_node(cls, name)
 
-    message = _override_warning(cls, name)
-    if message is not None:
-        try:
+    try:
+        message = _override_warning(cls, name)
+        if message is not None:
             _warn_caller(message)
-        except BaseException:  # the warning is an error: as if nothing had happened
-            with _REGISTRY_LOCK:
-                if _NODETYPE_REGISTRY.get(key) is entry:
-                    _C.unregister_node(cls, name)
-                    del _NODETYPE_REGISTRY[key]
-            raise
+    except BaseException:  # of the repr of the class, or the warning: as if nothing had happened
+        with _REGISTRY_LOCK:
+            if _NODETYPE_REGISTRY.get(key) is entry:
+                _C.unregister_node(cls, name)
+                del _NODETYPE_REGISTRY[key]
+        raise
     return cls
 
 
 @overload
 def register_pytree_node_class(
-    cls: str | None = None,
+    cls: str | GlobalNamespace | None = None,
     /,
     *,
     path_entry_type: type[PyTreeEntry] | None = None,
@@ -262,7 +273,7 @@ def register_pytree_node_class(
 
 
 def register_pytree_node_class(
-    cls: _ClassT | str | None = None,
+    cls: _ClassT | str | GlobalNamespace | None = None,
     /,
     *,
     path_entry_type: type[PyTreeEntry] | None = None,
@@ -272,7 +283,7 @@ def register_pytree_node_class(
 
     The class needs a method ``__tree_flatten__(self)`` and a class method
     ``__tree_unflatten__(cls, metadata, children)``, see :class:`optree.CustomTreeNode`. A class
-    with ``tree_flatten`` and ``tree_unflatten`` instead gets the other two.
+    with ``tree_flatten`` and ``tree_unflatten`` instead gets the other two, which call these.
 
     Args:
         cls: The class. Without it, or with a namespace in its place, a decorator is returned.
@@ -287,7 +298,7 @@ def register_pytree_node_class(
         TypeError: If ``cls`` is not a class or lacks the methods, ``path_entry_type`` is not a
             subclass of :class:`optree.PyTreeEntry`, or ``namespace`` is not a string.
         ValueError: If ``namespace`` is missing, empty, or given twice, or if the class is
-            registered in the namespace already.
+            registered in the namespace already. The class is unchanged then.
 
     Examples:
         >>> import optree
@@ -307,7 +318,7 @@ def register_pytree_node_class(
         >>> [a.codify('c') for a in optree.tree_accessors(circle, namespace='shapes')]
         ['c.center[0]', 'c.center[1]', 'c.radius']
     """
-    if isinstance(cls, str):
+    if isinstance(cls, (str, GlobalNamespace)):
         if namespace is not None:
             raise ValueError("Cannot specify `namespace` when the first argument is a string.")
         namespace, cls = cls, None
@@ -329,6 +340,24 @@ def _flatten_by_method(obj: Any, /) -> Any:
     return obj.__tree_flatten__()
 
 
+# What a class with the methods of JAX gets. They look the methods up in the class of the object, so
+# that subclasses and later changes are heeded.
+def _call_tree_flatten(self: Any, /) -> Any:
+    """Return the children and the metadata."""
+    return self.tree_flatten()
+
+
+def _call_tree_unflatten(cls: Any, metadata: Any, children: Any, /) -> Any:
+    """Rebuild an instance from the metadata and the children."""
+    return cls.tree_unflatten(metadata, children)
+
+
+_FORWARDING_METHODS: Final[dict[str, Any]] = {
+    "__tree_flatten__": _call_tree_flatten,
+    "__tree_unflatten__": classmethod(_call_tree_unflatten),
+}
+
+
 def _register_class(
     cls: _ClassT,
     path_entry_type: type[PyTreeEntry] | None,
@@ -345,23 +374,69 @@ def _register_class(
     def has_methods(flatten: str, unflatten: str, /) -> bool:
         return callable(getattr(cls, flatten, None)) and callable(getattr(cls, unflatten, None))
 
-    if not has_methods("__tree_flatten__", "__tree_unflatten__"):
-        if not has_methods("tree_flatten", "tree_unflatten"):
-            raise TypeError(
-                f"{cls!r} must define both `__tree_flatten__` and `__tree_unflatten__` methods "
-                f"for registration as a pytree node.",
-            )
-        for name in ("tree_flatten", "tree_unflatten"):
-            setattr(cls, f"__{name}__", inspect.getattr_static(cls, name))
-
-    register_pytree_node(
-        cls,
-        _flatten_by_method,
-        cls.__tree_unflatten__,  # type: ignore[attr-defined]
-        path_entry_type=path_entry_type,
-        namespace=namespace,
-    )
+    added: list[str] = []
+    try:
+        if not has_methods("__tree_flatten__", "__tree_unflatten__"):
+            if not has_methods("tree_flatten", "tree_unflatten"):
+                raise TypeError(
+                    f"{cls!r} must define both `__tree_flatten__` and `__tree_unflatten__` methods "
+                    f"for registration as a pytree node.",
+                )
+            for name, method in _FORWARDING_METHODS.items():
+                if name not in cls.__dict__:
+                    setattr(cls, name, method)
+                    added.append(name)
+        register_pytree_node(
+            cls,
+            _flatten_by_method,
+            cls.__tree_unflatten__,  # type: ignore[attr-defined]
+            path_entry_type=path_entry_type,
+            namespace=namespace,
+        )
+    except BaseException:  # as if nothing had happened
+        for name in added:
+            delattr(cls, name)
+        raise
     return cls
+
+
+def register_static(cls: _ClassT, /, *, namespace: str | GlobalNamespace) -> _ClassT:
+    """Make instances of a class nodes without children, that are part of the structure of a tree.
+
+    Functions of leaves pass them over; structures are equal only if they are. Use it for options
+    that stand among the leaves of a tree. Instances need ``==``, and a hash if structures are
+    hashed by their metadata elsewhere.
+
+    Args:
+        cls: The class.
+        namespace: See :func:`register_pytree_node`.
+
+    Returns:
+        The class.
+
+    Raises:
+        TypeError: See :func:`register_pytree_node`.
+        ValueError: See :func:`register_pytree_node`.
+
+    Examples:
+        >>> import optree
+        >>> class Activation(str): pass
+        >>> _ = register_static(Activation, namespace='static')
+        >>> layer = {'weight': 1.5, 'activation': Activation('relu')}
+        >>> optree.tree_map(lambda x: 2 * x, layer, namespace='static')
+        {'weight': 3.0, 'activation': 'relu'}
+        >>> optree.tree_leaves(layer, namespace='static')
+        [1.5]
+    """
+    return _register_node(cls, _flatten_static, _unflatten_static, AutoEntry, namespace)
+
+
+def _flatten_static(obj: Any, /) -> tuple[tuple[()], Any]:
+    return (), obj
+
+
+def _unflatten_static(obj: Any, children: Any, /) -> Any:
+    return obj
 
 
 def unregister_pytree_node(
@@ -565,3 +640,44 @@ def dict_insertion_ordered(
         yield
     finally:
         _C.set_dict_insertion_ordered(previous, name)
+
+
+def clear_caches() -> None:
+    """Drop what was remembered of the keys of dictionaries.
+
+    Flattening a dictionary whose keys were met before takes a fraction of the time, because their
+    order is remembered: up to 16 MiB of keys that are texts, numbers, ``None``, or tuples of these.
+    Call it to get that memory back, for example after working with dictionaries that will not come
+    again. Results do not depend on it.
+
+    Examples:
+        >>> import optree
+        >>> clear_caches()
+        >>> optree.tree_leaves({'b': 2, 'a': 1})
+        [1, 2]
+    """
+    _C.clear_caches()
+
+
+def _flatten_frozendict(mapping: Any, /) -> tuple[list[Any], DictMetaData[Any], list[Any]]:
+    keys = total_order_sorted(mapping)
+    metadata = DictMetaData(keys, original_keys=mapping, check_keys_consistency=False)
+    return [mapping[key] for key in keys], metadata, keys
+
+
+def _unflatten_frozendict(metadata: DictMetaData[Any], values: Any, /) -> Any:
+    items = dict.fromkeys(metadata.original_keys)
+    for i, key in enumerate(metadata):
+        items[key] = values[i]
+    return builtins.frozendict(items)  # type: ignore[attr-defined,unused-ignore]
+
+
+# Python 3.15 has it. TODO: a kind of node of its own; until then it is a custom node.
+if hasattr(builtins, "frozendict") and not _C.OPTREE_HAS_FROZENDICT:
+    register_pytree_node(
+        builtins.frozendict,
+        _flatten_frozendict,
+        _unflatten_frozendict,
+        path_entry_type=MappingEntry,
+        namespace=GLOBAL_NAMESPACE,
+    )

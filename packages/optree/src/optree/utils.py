@@ -56,23 +56,18 @@ def total_order_sorted(
         [2j, 1, 1j]
     """
     items = list(iterable)
+    values = items if key is None else [key(item) for item in items]
+    # Indices are sorted, so that an error can only be one of comparing.
+    indices = range(len(items))
     try:
-        return sorted(items, key=key, reverse=reverse)  # type: ignore[type-var,arg-type]
+        order = sorted(indices, key=values.__getitem__, reverse=reverse)  # type: ignore[arg-type]
     except TypeError:
-        pass
-
-    if key is None:
-        typed_key: Callable[[T], Any] = _qualified_name_and_value
-    else:
-        key_of = key
-
-        def typed_key(item: T) -> Any:
-            return _qualified_name_and_value(key_of(item))
-
-    try:
-        return sorted(items, key=typed_key, reverse=reverse)
-    except TypeError:
-        return items
+        named = [_qualified_name_and_value(value) for value in values]
+        try:
+            order = sorted(indices, key=named.__getitem__, reverse=reverse)
+        except TypeError:
+            return items
+    return [items[index] for index in order]
 
 
 def safe_zip(*args: Iterable[Any]) -> zip[tuple[Any, ...]]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, TypeVar, overload
 
 import attrs
@@ -36,7 +35,7 @@ from optree._field_nodes import (
     split_fields,
 )
 from optree.accessors import GetAttrEntry
-from optree.registry import GlobalNamespace, _warn_caller
+from optree.registry import GlobalNamespace, _module_of_caller, _warn_caller
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform
@@ -321,10 +320,9 @@ def make_class(
     """
     check_namespace(namespace)
     cls: type = _attrs_make_class(name, attrs, **kwargs)
-    # attrs names the module that called it, which is this one.
-    caller = sys._getframe(1).f_globals.get("__name__")
+    caller = _module_of_caller()
     if caller is not None:
-        cls.__module__ = caller
+        cls.__module__ = caller  # attrs names the module that called it: this one
     return _register_attrs_class(cls, namespace)
 
 
@@ -333,7 +331,7 @@ _attrs_make_class: Callable[..., type] = attrs.make_class
 
 @overload
 def register_node(
-    cls: str | None = None,
+    cls: str | GlobalNamespace | None = None,
     /,
     *,
     namespace: str | GlobalNamespace | None = None,
@@ -350,7 +348,7 @@ def register_node(
 
 
 def register_node(
-    cls: _TypeT | str | None = None,
+    cls: _TypeT | str | GlobalNamespace | None = None,
     /,
     *,
     namespace: str | GlobalNamespace | None = None,

@@ -134,11 +134,13 @@ def _ravel_leaves(leaves: list[Any]) -> tuple[Array, HashablePartial[list[Array]
     shapes = tuple(jnp.shape(leaf) for leaf in leaves)
     sizes = [jnp.size(leaf) for leaf in leaves]
     offsets = tuple(itertools.accumulate(sizes))
+    if all(dtype == to_dtype for dtype in from_dtypes):
+        # Not cast, which would make weak types strong.
+        flat = jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+        return flat, HashablePartial(_unravel_leaves_single_dtype, offsets, shapes)
     flat = jnp.concatenate(
         [jnp.ravel(lax.convert_element_type(leaf, to_dtype)) for leaf in leaves],
     )
-    if all(dtype == to_dtype for dtype in from_dtypes):
-        return flat, HashablePartial(_unravel_leaves_single_dtype, offsets, shapes)
     return flat, HashablePartial(_unravel_leaves, offsets, shapes, from_dtypes, to_dtype)
 
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import types
+from collections import OrderedDict, defaultdict
+from typing import Any, Final
 
 from optree._C import MAX_RECURSION_DEPTH
 from optree.ops.broadcast import (
@@ -40,7 +42,6 @@ from optree.ops.map import (
     tree_partition,
     tree_replace_nones,
 )
-from optree.ops.map import tree_map_only as tree_map_only
 from optree.ops.mismatch import prefix_errors
 from optree.ops.one_level import (
     FlattenOneLevelOutput,
@@ -48,6 +49,10 @@ from optree.ops.one_level import (
     tree_flatten_one_level,
 )
 from optree.ops.reduce import tree_all, tree_any, tree_max, tree_min, tree_reduce, tree_sum
+from optree.ops.select import tree_all_only as tree_all_only
+from optree.ops.select import tree_any_only as tree_any_only
+from optree.ops.select import tree_map_only as tree_map_only
+from optree.ops.select import tree_replace_at as tree_replace_at
 from optree.ops.spec_build import (
     treespec_defaultdict,
     treespec_deque,
@@ -161,6 +166,12 @@ NONE_IS_NODE: bool = False
 """A value of ``none_is_leaf``: ``None`` is a node without children."""
 NONE_IS_LEAF: bool = True
 """A value of ``none_is_leaf``: ``None`` is a leaf."""
+
+
+STANDARD_DICT_TYPES: Final[frozenset[type[dict[Any, Any]]]] = frozenset(
+    {dict, OrderedDict, defaultdict},
+)
+"""The classes of dictionaries that are nodes and match each other in trees of one structure."""
 
 
 # Clients, TorchDynamo among them, know the functions as members of this module.

@@ -48,10 +48,11 @@ def tree_broadcast_prefix(
         ValueError: list arity mismatch; expected: 2, got: 3; list: [1, 2, 3]...
     """
     leaves, treespec = _C.flatten(prefix_tree, is_leaf, none_is_leaf, namespace)
-    subtrees = []
-    for leaf, subtree in zip(leaves, treespec.flatten_up_to(full_tree)):
+    subtrees: list[Any] = treespec.flatten_up_to(full_tree)
+    for i, leaf in enumerate(leaves):
+        subtree = subtrees[i]
         subtreespec = _C.structure(subtree, is_leaf, none_is_leaf, namespace)
-        subtrees.append(subtreespec.unflatten([leaf] * subtreespec.num_leaves))
+        subtrees[i] = subtreespec.unflatten([leaf] * subtreespec.num_leaves)
     return treespec.unflatten(subtrees)
 
 
@@ -87,8 +88,9 @@ def broadcast_prefix(
     """
     leaves, treespec = _C.flatten(prefix_tree, is_leaf, none_is_leaf, namespace)
     repeated: list[T] = []
-    for leaf, subtree in zip(leaves, treespec.flatten_up_to(full_tree)):
-        size = _C.structure(subtree, is_leaf, none_is_leaf, namespace).num_leaves
+    subtrees = treespec.flatten_up_to(full_tree)
+    for i, leaf in enumerate(leaves):
+        size = _C.structure(subtrees[i], is_leaf, none_is_leaf, namespace).num_leaves
         repeated.extend([leaf] * size)
     return repeated
 
@@ -107,14 +109,16 @@ def _sizes_below(prefix: PyTreeSpec, full: PyTreeSpec, /) -> list[int]:
         if prefix.is_leaf():
             sizes.append(full.num_leaves)
         else:
-            pending.extend(zip(reversed(prefix.children()), reversed(full.children())))
+            children, full_children = prefix.children(), full.children()
+            while children:
+                pending.append((children.pop(), full_children.pop()))
     return sizes
 
 
 def _repeat(leaves: list[Any], prefix: PyTreeSpec, full: PyTreeSpec, /) -> list[Any]:
     """Return ``leaves`` with each repeated for the leaves of ``full`` below it."""
     sizes = _sizes_below(prefix, full)
-    return [leaf for leaf, size in zip(leaves, sizes) for _ in range(size)]
+    return [leaf for i, leaf in enumerate(leaves) for _ in range(sizes[i])]
 
 
 def _broadcast_common(
@@ -261,7 +265,7 @@ def tree_broadcast_map(
     if not rests:
         return tree_map(func, tree, is_leaf=is_leaf, none_is_leaf=none_is_leaf, namespace=namespace)
     treespec, flat, _ = _broadcast_common((tree, *rests), is_leaf, none_is_leaf, namespace)
-    return treespec.unflatten([func(*args) for args in zip(*flat)])
+    return treespec.unflatten(_C.call_rows(func, flat))
 
 
 def tree_broadcast_map_with_path(
@@ -301,7 +305,7 @@ def tree_broadcast_map_with_path(
             namespace=namespace,
         )
     treespec, flat, _ = _broadcast_common((tree, *rests), is_leaf, none_is_leaf, namespace)
-    return treespec.unflatten([func(*args) for args in zip(treespec.paths(), *flat)])
+    return treespec.unflatten(_C.call_rows(func, [treespec.paths(), *flat]))
 
 
 def tree_broadcast_map_with_accessor(
@@ -341,4 +345,4 @@ def tree_broadcast_map_with_accessor(
             namespace=namespace,
         )
     treespec, flat, _ = _broadcast_common((tree, *rests), is_leaf, none_is_leaf, namespace)
-    return treespec.unflatten([func(*args) for args in zip(treespec.accessors(), *flat)])
+    return treespec.unflatten(_C.call_rows(func, [treespec.accessors(), *flat]))

@@ -511,4 +511,4 @@ def tree_leaves_with_path(
         [(('a',), 1), (('b', 0), 2), (('b', 1, 0), 3)]
     """
     paths, leaves, _ = _C.flatten_with_path(tree, is_leaf, none_is_leaf, namespace)
-    return list(zip(paths, leaves))
+    return [(path, leaves[i]) for i, path in enumerate(paths)]

@@ -116,7 +116,7 @@ def tree_map_with_path(
     """
     paths, leaves, treespec = _C.flatten_with_path(tree, is_leaf, none_is_leaf, namespace)
     flat_args = [paths, leaves] + [treespec.flatten_up_to(rest) for rest in rests]
-    return treespec.unflatten([func(*args) for args in zip(*flat_args)])
+    return treespec.unflatten(_C.call_rows(func, flat_args))
 
 
 def tree_map_with_path_(
@@ -151,8 +151,7 @@ def tree_map_with_path_(
     """
     paths, leaves, treespec = _C.flatten_with_path(tree, is_leaf, none_is_leaf, namespace)
     flat_args = [paths, leaves] + [treespec.flatten_up_to(rest) for rest in rests]
-    for args in zip(*flat_args):
-        func(*args)
+    _C.call_rows(func, flat_args)
     return tree
 
 
@@ -187,7 +186,7 @@ def tree_map_with_accessor(
     leaves, treespec = _C.flatten(tree, is_leaf, none_is_leaf, namespace)
     flat_args: list[list[Any]] = [treespec.accessors(), leaves]
     flat_args += [treespec.flatten_up_to(rest) for rest in rests]
-    return treespec.unflatten([func(*args) for args in zip(*flat_args)])
+    return treespec.unflatten(_C.call_rows(func, flat_args))
 
 
 def tree_map_with_accessor_(
@@ -223,55 +222,8 @@ def tree_map_with_accessor_(
     leaves, treespec = _C.flatten(tree, is_leaf, none_is_leaf, namespace)
     flat_args: list[list[Any]] = [treespec.accessors(), leaves]
     flat_args += [treespec.flatten_up_to(rest) for rest in rests]
-    for args in zip(*flat_args):
-        func(*args)
+    _C.call_rows(func, flat_args)
     return tree
-
-
-def tree_map_only(
-    leaf_type: type[T] | tuple[type[Any], ...] | Callable[[Any], bool],
-    func: Callable[[Any], U],
-    tree: PyTree[Any],
-    /,
-    is_leaf: Callable[[Any], bool] | None = None,
-    *,
-    none_is_leaf: bool = False,
-    namespace: str = "",
-) -> PyTree[Any]:
-    """Return the tree with ``func`` applied to some of the leaves.
-
-    Args:
-        leaf_type: A class or tuple of classes: applies to its instances. Or a predicate.
-        func: Called with each leaf of that type.
-        tree: A tree.
-        is_leaf: Called with each visited object, from the root downwards; if it returns true, the
-            object is a leaf and is not descended into.
-        none_is_leaf: Whether ``None`` is a leaf. By default it is a node without children.
-        namespace: The namespace whose registered node types are used besides the global ones
-            (default: :const:`''`, i.e., the global namespace).
-
-    Returns:
-        A new tree; the other leaves are taken over unchanged.
-
-    Examples:
-        >>> tree_map_only(int, lambda x: -x, {'a': 1, 'b': ['two', 3.0, 4]})
-        {'a': -1, 'b': ['two', 3.0, -4]}
-        >>> tree_map_only(lambda x: x > 2, lambda x: 0, [1, 2, 3, 4])
-        [1, 2, 0, 0]
-    """
-    if isinstance(leaf_type, (type, tuple)):
-        types = leaf_type
-
-        def transform(x: Any, /) -> Any:
-            return func(x) if isinstance(x, types) else x
-
-    else:
-        predicate = leaf_type
-
-        def transform(x: Any, /) -> Any:
-            return func(x) if predicate(x) else x
-
-    return _C.map(transform, tree, (), is_leaf, none_is_leaf, namespace)
 
 
 def tree_replace_nones(
@@ -366,7 +318,8 @@ def tree_combine(
 
     Args:
         tree: A tree.
-        other_tree: A tree with the same structure, but for places with ``fillvalue``.
+        other_tree: A tree with the same structure, but that either tree may have ``fillvalue`` in
+            the place of a leaf or of a whole subtree of the other.
         *other_trees: More such trees.
         is_leaf: See :func:`optree.tree_flatten`; an object that is ``fillvalue`` is always a leaf.
         fillvalue: The object that marks a place without a leaf, compared by identity.
@@ -391,11 +344,20 @@ def tree_combine(
     def is_leaf_or_fillvalue(x: Any, /) -> bool:
         return x is fillvalue or (is_leaf is not None and bool(is_leaf(x)))
 
-    def first(*leaves: Any) -> Any:
-        for leaf in leaves:
-            if leaf is not fillvalue:
-                return leaf
-        return fillvalue
+    def combine(*found: Any) -> Any:
+        there = [x for x in found if x is not fillvalue]
+        if not there:
+            return fillvalue
+        root = there[0]
+        if len(there) == 1 or _C.is_leaf(root, is_leaf, none_is_leaf, namespace):
+            return root
+        top = _C.structure(root, lambda x: x is not root, none_is_leaf, namespace)
+        children = [top.flatten_up_to(x) for x in there]
+        return top.unflatten(_C.call_rows(combine, children))
 
     rests = (other_tree, *other_trees)
-    return _C.map(first, tree, rests, is_leaf_or_fillvalue, none_is_leaf, namespace)
+    try:
+        return _C.map(combine, tree, rests, is_leaf_or_fillvalue, none_is_leaf, namespace)
+    except ValueError:  # the first tree has a subtree where another has `fillvalue`, or they differ
+        combined: PyTree[T] = combine(tree, *rests)
+        return combined

@@ -44,6 +44,10 @@ def prefix_errors(
         One function per reason, none if the tree is a prefix. The function takes the name of the
         argument that ``prefix_tree`` was passed as, and returns the exception to raise.
 
+    Raises:
+        RecursionError: If the trees are nested deeper than :data:`optree.MAX_RECURSION_DEPTH`, or
+            contain themselves.
+
     Examples:
         >>> for error in prefix_errors({'a': (1, 2), 'b': [3]}, {'a': [1, 2], 'b': [3]}):
         ...     print(error('in_axes'))
@@ -58,6 +62,8 @@ def prefix_errors(
     pending: list[tuple[PyTreeAccessor, Any, Any]] = [(PyTreeAccessor(), prefix_tree, full_tree)]
     while pending:
         accessor, prefix, full = pending.pop()
+        if len(accessor) > _C.MAX_RECURSION_DEPTH:
+            raise RecursionError("Maximum recursion depth exceeded during comparing the trees.")
         if _C.is_leaf(prefix, is_leaf, none_is_leaf, namespace):
             continue
         node = tree_flatten_one_level(prefix, none_is_leaf=none_is_leaf, namespace=namespace)
@@ -71,11 +77,15 @@ def prefix_errors(
             continue
         full_children = full_node.children
         if node.kind in _DICT_KINDS:
-            children_by_key = dict(zip(full_node.entries, full_children))
+            children_by_key = {key: full_children[i] for i, key in enumerate(full_node.entries)}
             full_children = [children_by_key[key] for key in node.entries]
         steps = [
-            (accessor + node.path_entry_type(entry, node.type, node.kind), child, full_child)
-            for entry, child, full_child in zip(node.entries, node.children, full_children)
+            (
+                accessor + node.path_entry_type(entry, node.type, node.kind),
+                node.children[i],
+                full_children[i],
+            )
+            for i, entry in enumerate(node.entries)
         ]
         pending.extend(reversed(steps))
     return errors

@@ -108,6 +108,8 @@ def tree_flatten_one_level(
         {'b': 'B', 'a': 'A'}
     """
     # The builtin does the same. This is for arguments of unusual classes, and for TorchDynamo.
+    if is_leaf is not None and not callable(is_leaf):
+        raise TypeError(f"expected a callable or None for 'is_leaf', got {is_leaf!r}")
     node_type: Any = type(tree)
     if (tree is None and none_is_leaf) or (is_leaf is not None and is_leaf(tree)):
         handler = None

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 def keystr(path: PyTreeAccessor | Iterable[Any], /) -> str:
     """Return a path as text, to name a leaf in messages and tables.
 
+    Different leaves have different texts if the keys of dictionaries do: two keys whose ``repr``
+    is the same, such as two NaNs, do not.
+
     Args:
         path: An accessor, shown as code without a root, or a tuple of path entries, shown as
             indices in brackets.
@@ -59,7 +62,7 @@ def treespec_dumps(treespec: PyTreeSpec, /) -> str:
 
     Unlike a pickle, the text can come from an untrusted source. It can hold the kinds of nodes that
     need no Python object to be described: ``None``, tuples, lists, deques, and dictionaries without
-    default factory, whose keys are strings, integers, floats, booleans or ``None``.
+    default factory, whose keys are strings, integers, floats other than NaN, booleans or ``None``.
 
     Args:
         treespec: The spec.
@@ -101,6 +104,8 @@ def _check_json_keys(keys: Iterable[Any], /) -> list[Any]:
                 f"Expected dictionary keys that are strings, numbers, booleans or None "
                 f"to write a PyTreeSpec as JSON, got {key!r}.",
             )
+        if key != key:  # what is read is another NaN, a key of its own
+            raise ValueError(f"Cannot write a PyTreeSpec with the dictionary key {key!r} as JSON.")
     return checked
 
 

@@ -139,7 +139,7 @@ def tree_transpose_map(
     leaves, outer_treespec = _C.flatten(tree, is_leaf, none_is_leaf, namespace)
     _check_outer(outer_treespec, inner_treespec)
     flat_args = [leaves] + [outer_treespec.flatten_up_to(rest) for rest in rests]
-    outputs = [func(*args) for args in zip(*flat_args)]
+    outputs = _C.call_rows(func, flat_args)
     return _transpose_outputs(
         outputs,
         outer_treespec,
@@ -183,7 +183,7 @@ def tree_transpose_map_with_path(
     paths, leaves, outer_treespec = _C.flatten_with_path(tree, is_leaf, none_is_leaf, namespace)
     _check_outer(outer_treespec, inner_treespec)
     flat_args = [paths, leaves] + [outer_treespec.flatten_up_to(rest) for rest in rests]
-    outputs = [func(*args) for args in zip(*flat_args)]
+    outputs = _C.call_rows(func, flat_args)
     return _transpose_outputs(
         outputs,
         outer_treespec,
@@ -229,7 +229,7 @@ def tree_transpose_map_with_accessor(
     accessors: list[PyTreeAccessor] = outer_treespec.accessors()
     flat_args: list[list[Any]] = [accessors, leaves]
     flat_args += [outer_treespec.flatten_up_to(rest) for rest in rests]
-    outputs = [func(*args) for args in zip(*flat_args)]
+    outputs = _C.call_rows(func, flat_args)
     return _transpose_outputs(
         outputs,
         outer_treespec,
