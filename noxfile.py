@@ -357,6 +357,15 @@ def pure_wheel(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="venv")
+def differential(session: nox.Session) -> None:
+    """Run the same thousands of programs in optree and in the published optree 0.20.0 (opt-in)."""
+    session.chdir(ROOT)
+    session.install("--quiet", "optree==0.20.0")
+    published = shutil.which("python", path=session.bin) or "python"
+    run(session, PYTHON, "tools/compare_published.py", "--published", published, *session.posargs)
+
+
+@nox.session(venv_backend="venv")
 def clients(session: nox.Session) -> None:
     """Run Keras' tree tests and the published torchopt on optree (downloads both; opt-in)."""
     tests = "packages/optree/tests"

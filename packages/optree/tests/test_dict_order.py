@@ -359,3 +359,29 @@ def test_safe_zip_and_unzip2() -> None:
         list(optree.utils.safe_zip([1, 2], "a"))
     first, second = optree.utils.unzip2([(1, "a"), (2, "b")])
     assert (list(first), list(second)) == ([1, 2], ["a", "b"])
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError, KeyboardInterrupt])
+def test_an_error_of_the_key_function_comes_out(error: type[BaseException]) -> None:
+    def key(item: Any) -> Any:
+        if item == "b":
+            raise error("of the key")
+        return item
+
+    for items in (["a", "b", "c"], [1, "b", 2.0], ["b"]):
+        with pytest.raises(error, match="of the key"):
+            optree.utils.total_order_sorted(items, key=key)
+
+
+def test_total_order_sorted_is_stable_and_calls_the_key_once_an_item() -> None:
+    calls: list[Any] = []
+
+    def key(item: tuple[int, str]) -> int:
+        calls.append(item)
+        return item[0]
+
+    items = [(2, "a"), (1, "b"), (2, "c"), (1, "d")]
+    assert optree.utils.total_order_sorted(items, key=key) == [items[i] for i in (1, 3, 0, 2)]
+    assert calls == items
+    ordered = optree.utils.total_order_sorted(items, key=key, reverse=True)
+    assert ordered == sorted(items, key=lambda item: item[0], reverse=True)

@@ -76,3 +76,12 @@ def test_placeholder_is_a_leaf() -> None:
     placeholder = optree.functools.Placeholder
     assert optree.tree_leaves([placeholder])[0] is placeholder
     assert partial(collect, placeholder, 2)(1) == ((1, 2), {})
+
+
+def test_a_partial_that_contains_itself_has_a_repr() -> None:
+    for cls in (functools.partial, optree.functools.partial):
+        recursive: Any = cls(print)
+        recursive.__setstate__((print, (recursive, [recursive]), {"key": recursive}, {}))
+        text = repr(recursive)
+        assert text.endswith("partial(<built-in function print>, ..., [...], key=...)")
+        recursive.__setstate__((print, (), {}, {}))

@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import time
+import types
 from collections import OrderedDict, defaultdict, deque
 from typing import Any
 
@@ -409,3 +410,12 @@ def test_paths_of_a_structseq_with_unnamed_fields() -> None:
         's.st_mode', 's.st_ino', 's.st_dev', 's.st_nlink', 's.st_uid', 's.st_gid', 's.st_size',
         's[7]', 's[8]', 's[9]',
     ]  # fmt: skip
+
+
+def test_code_of_keywords_is_code() -> None:
+    for name in ("class", "None", "a.import", "two words", "soft.match", ""):
+        entry = optree.GetAttrEntry(name, object, optree.PyTreeKind.CUSTOM)
+        node: Any = types.SimpleNamespace()
+        for part in reversed(name.split(".")):
+            node = types.SimpleNamespace(**{part: node})
+        assert eval(entry.codify("node"), {"node": node}) is entry(node)

@@ -146,3 +146,16 @@ def test_predicate_and_none_mode() -> None:
 def test_name_of_the_tree() -> None:
     (error,) = optree.prefix_errors([(1,)], [[1]])
     assert "\n    out_axes[0]\n" in str(error("out_axes"))
+
+
+def test_trees_that_contain_themselves_end() -> None:
+    loops: list[Any] = [[], {}, OrderedDict()]
+    loops[0].append(loops[0])
+    loops[1]["self"] = loops[1]
+    loops[2]["self"] = [loops[2]]
+    for loop in loops:
+        for left, right in ((loop, loop), ([loop], [loop])):
+            with pytest.raises(RecursionError):
+                optree.prefix_errors(left, right)
+        assert len(optree.prefix_errors(loop, 1)) == 1
+        assert optree.prefix_errors(1, loop) == []

@@ -11,7 +11,7 @@ import time
 import types
 import typing
 import weakref
-from collections import namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
 from typing import Any
 
 import pytest
@@ -278,3 +278,41 @@ def test_module_constants() -> None:
     assert module.get_num_interpreters_alive() >= 1
     assert module.get_num_interpreters_seen() >= module.get_num_interpreters_alive()
     assert optree.tree_flatten is not module.flatten
+
+
+def test_reexport_refuses_the_global_namespace_and_names_the_argument() -> None:
+    with pytest.raises(TypeError, match=r"got <GLOBAL NAMESPACE>.*`namespace`"):
+        optree.pytree.reexport(namespace=optree.GLOBAL_NAMESPACE, module="global_pytree")  # type: ignore[arg-type]
+    assert not any(name.startswith("global_pytree") for name in sys.modules)
+
+
+def test_standard_dict_types_are_the_classes_of_dictionaries_that_match_each_other() -> None:
+    types = optree.ops.STANDARD_DICT_TYPES
+    assert {dict, OrderedDict, defaultdict} <= types
+    for one in types:
+        for other in types:
+            trees = [cls(None, k=i) if cls is defaultdict else cls(k=i)
+                     for i, cls in enumerate((one, other))]  # fmt: skip
+            assert optree.tree_structure(trees[0]).flatten_up_to(trees[1]) == [1]
+
+
+def test_unions_with_tree_types_are_not_tree_types() -> None:
+    tree, pytree = optree.PyTree[int], optree.PyTree
+    named = pytree.__class_getitem__((int, "Named"))
+    for union in (
+        typing.Union[str, tree],
+        typing.Union[tree, str],
+        typing.Union[str, named],
+        typing.Union[tree, pytree[str]],
+        typing.Optional[tree],
+    ):
+        made = pytree[union]
+        assert made != union
+        assert str in getattr(made, "__args__", ()) or type(None) in made.__args__
+        assert pytree[made] == made  # but what is made of one is
+    for same in (tree, named, pytree[typing.Union[int, str]], pytree[T]):
+        assert pytree[same] == same
+    assert pytree[int, None] == tree
+    assert pytree[(int, None)] == tree
+    with pytest.raises(TypeError):
+        pytree[int, 3]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import reprlib
 import sys
 from typing import TYPE_CHECKING, Any, Callable, ClassVar
 
@@ -98,6 +99,7 @@ class partial(functools.partial[T]):  # noqa: N801
             func = _HashablePartialShim(func)
         return super().__new__(cls, func, *args, **keywords)
 
+    @reprlib.recursive_repr()
     def __repr__(self, /) -> str:
         """Show the function and the bound arguments."""
         shown = [repr(self.func)]

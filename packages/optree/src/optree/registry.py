@@ -659,7 +659,7 @@ def clear_caches() -> None:
     _C.clear_caches()
 
 
-def _flatten_frozendict(mapping: Any, /) -> tuple[list[Any], DictMetaData[Any], list[Any]]:
+def _flatten_frozendict(mapping: Any, /) -> tuple[list[Any], Any, list[Any]]:
     keys = total_order_sorted(mapping)
     metadata = DictMetaData(keys, original_keys=mapping, check_keys_consistency=False)
     return [mapping[key] for key in keys], metadata, keys

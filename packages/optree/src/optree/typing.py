@@ -195,16 +195,30 @@ def _containers_of(tree: ForwardRef, /) -> tuple[Any, ...]:
     return tuple(container_of(tree) for container_of in _CONTAINER_TYPES)
 
 
+# The leaf types, by their names, of the unions that got a name of their own, by that name.
+_NAMED_TREES: dict[str, set[tuple[str, ...]]] = {}
+
+
 def _is_tree_type(param: object, /) -> bool:
     """Return whether ``param`` was made by ``PyTree[...]``."""
     # Neither a cache nor an attribute can answer: on Python 3.14 unions are neither unique nor
-    # writable. The shape of the union can: its last members contain references to itself.
+    # writable. The shape of the union can: its last members contain references to itself, and the
+    # others are the leaf types, more of them in a union of a tree type and another type.
     members: tuple[Any, ...] = getattr(param, "__args__", ())
-    containers = members[-len(_CONTAINER_TYPES) :]
-    if len(members) <= len(_CONTAINER_TYPES):
+    leaf_types, containers = members[: -len(_CONTAINER_TYPES)], members[-len(_CONTAINER_TYPES) :]
+    if not leaf_types:
         return False
     (tree,) = getattr(containers[-1], "__args__", None) or (None,)
-    return isinstance(tree, ForwardRef) and containers == _containers_of(tree)
+    if not isinstance(tree, ForwardRef) or containers != _containers_of(tree):
+        return False
+    name = tree.__forward_arg__
+    return name == _default_name(Union[leaf_types]) or (
+        tuple(map(_name_of_type, leaf_types)) in _NAMED_TREES.get(name, ())
+    )
+
+
+def _default_name(param: object, /) -> str:
+    return f"PyTree[{_name_of_type(param)}]"
 
 
 def _name_of_type(param: object, /) -> str:
@@ -286,8 +300,8 @@ else:
             """Make the union."""
             if not isinstance(item, tuple):
                 item = (item,)
-            if len(item) == 1:
-                item = (*item, f"PyTree[{_name_of_type(item[0])}]")
+            if len(item) == 1 or (len(item) == 2 and item[1] is None):
+                item = (item[0], _default_name(item[0]))
             if len(item) != 2 or not isinstance(item[1], str):
                 raise TypeError(
                     f"{cls.__name__}[...] only supports a tuple of 2 items, "
@@ -296,7 +310,11 @@ else:
             param, name = item
             if _is_tree_type(param):
                 return param
-            return Union[(param, *_containers_of(ForwardRef(name)))]
+            union = Union[(param, *_containers_of(ForwardRef(name)))]
+            if name != _default_name(param):
+                leaf_types = union.__args__[: -len(_CONTAINER_TYPES)]
+                _NAMED_TREES.setdefault(name, set()).add(tuple(map(_name_of_type, leaf_types)))
+            return union
 
         def __new__(cls, /) -> Never:
             """Refuse to make instances."""

@@ -13,7 +13,7 @@ from optree.typing import T, U
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from optree.typing import PyTree
+    from optree.typing import PyTree, PyTreeSpec
 
 
 def tree_map_only(
@@ -157,6 +157,15 @@ def tree_any_only(
     return False
 
 
+def _top_of(root: Any, none_is_leaf: bool, namespace: str, /) -> PyTreeSpec:
+    """Return the spec of a node with its children as leaves."""
+
+    def is_below(x: Any, /) -> bool:
+        return x is not root
+
+    return _C.structure(root, is_below, none_is_leaf, namespace)
+
+
 def tree_replace_at(
     path: PyTreeAccessor | Iterable[Any],
     value: Any,
@@ -199,7 +208,7 @@ def tree_replace_at(
         if _C.is_leaf(tree, is_leaf, none_is_leaf, namespace):
             raise KeyError(f"Expected a place of the tree, got {steps!r}: a leaf is at {step!r}.")
         root = tree
-        top = _C.structure(root, lambda x, root=root: x is not root, none_is_leaf, namespace)
+        top = _top_of(root, none_is_leaf, namespace)
         entries = top.entries()
         if step not in entries:
             raise KeyError(f"Expected one of the entries {entries!r}, got {step!r} in {steps!r}.")

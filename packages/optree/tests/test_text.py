@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paths and structures as text."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from trees import TREES, TreeRow
+
+import optree
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("row", TREES, ids=[row.name for row in TREES])
+def test_a_structure_survives_its_text_or_is_refused(row: TreeRow) -> None:
+    treespec = optree.tree_structure(row.make(), namespace=row.namespace)
+    try:
+        text = optree.treespec_dumps(treespec)
+    except ValueError:
+        with pytest.raises(ValueError, match="JSON"):
+            optree.treespec_dumps(treespec)
+    else:
+        assert optree.treespec_loads(text) == treespec
+
+
+@pytest.mark.parametrize(
+    "tree", [{NAN: 1}, {NAN: 1, 2.0: 2}, {1: {float("nan"): 1, float("-nan"): 2}}, {(NAN,): 1}]
+)
+def test_structures_with_keys_that_equal_nothing_are_refused(tree: Any) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        optree.treespec_dumps(optree.tree_structure(tree))
+
+
+def test_other_numbers_are_written() -> None:
+    keys = [float("inf"), float("-inf"), -0.0, 2**70, -1, True, 1.5, "1", None]
+    for size in (1, 2, len(keys)):
+        for chosen in itertools.combinations(keys, size):
+            treespec = optree.tree_structure(dict.fromkeys(chosen, 0))
+            assert optree.treespec_loads(optree.treespec_dumps(treespec)) == treespec
+
+
+def test_paths_with_keys_of_different_text_differ_in_theirs() -> None:
+    tree = {"a.b": [1, {"c": 2}], "a": {"b": 3, 1: 4, "1": 5}, ("a", "b"): 6, None: 7}
+    for paths in (optree.tree_paths(tree), optree.tree_accessors(tree)):
+        texts = [optree.keystr(path) for path in paths]
+        assert len(set(texts)) == len(texts)
