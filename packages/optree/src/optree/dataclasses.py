@@ -420,8 +420,9 @@ def make_dataclass(
         frozen=frozen,
         **options,
     )
-    if caller is not None and "__module__" not in (ns or {}):
-        cls.__module__ = caller  # the standard library names the module that called it: this one
+    # The standard library names the module that called it: this one; before Python 3.12 none.
+    if caller is not None and (sys.version_info >= (3, 12) or "__module__" not in (ns or {})):
+        cls.__module__ = caller
     return _register_dataclass(cls, namespace)
 
 
