@@ -167,9 +167,9 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
         .def(py::init<const std::string&, py::list, std::vector<py::list>>(), py::arg("rule"),
              py::arg("params"), py::arg("states"))
         .def("advance", &StepPlan::advance, py::arg("grads"), py::arg("counts"), py::arg("hypers"),
-             py::arg("maximize"), py::arg("num_threads"), py::arg("launch"))
+             py::arg("maximize"), py::arg("num_threads"), py::arg("launch") = true)
         .def("run", &StepPlan::run, py::arg("grads"), py::arg("step"), py::arg("hypers"),
              py::arg("maximize"), py::arg("num_threads"), py::arg("device"), py::arg("stream"),
-             py::arg("launch"))
+             py::arg("launch") = true)
         .def("launch", &StepPlan::launch);
 }

@@ -67,7 +67,7 @@ class StepPlan:
         hypers: Sequence[float],
         maximize: bool,
         num_threads: int,
-        launch: bool,
+        launch: bool = ...,
     ) -> Tensor | None: ...
     def run(
         self,
@@ -78,6 +78,6 @@ class StepPlan:
         num_threads: int,
         device: int,
         stream: int,
-        launch: bool,
+        launch: bool = ...,
     ) -> bool: ...
     def launch(self) -> None: ...
