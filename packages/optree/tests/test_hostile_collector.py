@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from trees import NAMESPACE, TREES, Module, Point, TreeRow, Unsortable
+from trees import NAMESPACE, TREES, Empty, Layer, Module, Point, Point3, TreeRow, Unsortable
 
 import optree
 
@@ -196,9 +196,13 @@ def fail_everywhere(tree: Any, same: Any, name: dict[str, Any]) -> None:
 
 FAIL = FailAfter(0)
 
-# The standard library makes the class that the constructor of a dataclass is compared with, once;
-# it shows half-filled tuples to the collector.
-optree.tree_map(lambda leaf: leaf, Module(0, 1), namespace=NAMESPACE)
+# The first instances are compared with what the standard library and the compiler make, which show
+# half-filled tuples to the collector.
+optree.tree_map(
+    lambda leaf: leaf,
+    [Module(0, 1), Point(0, 1), Point3(0, 1), Layer(0, 1), Empty()],
+    namespace=NAMESPACE,
+)
 
 # Wide and deep trees make more of the same.
 SMALL_TREES = [row for row in TREES if row.name not in {"deep", "wide", "wide_dict", "comb"}]
