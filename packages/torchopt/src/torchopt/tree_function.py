@@ -498,6 +498,9 @@ class _RuleFunction(torch.autograd.Function):
         return outputs, (0,) * len(outputs)
 
 
+vars(_RuleFunction.forward)["__signature__"] = inspect.signature(_RuleFunction.forward)
+
+
 def apply_rule(rule: Rule, *inputs: Tensor) -> Tensors:
     """Return the outputs of `rule`, differentiable to any order, batched and in forward mode."""
     outputs: Tensors = _RuleFunction.apply(rule, *inputs)  # type: ignore[no-untyped-call]

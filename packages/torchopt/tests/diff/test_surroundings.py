@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import types
 
 import numpy as np
 import pytest
@@ -308,3 +309,182 @@ def test_a_function_that_changes_its_arguments_in_place_is_refused():
     a = torch.tensor(8.0, dtype=D, requires_grad=True)
     with pytest.raises(NotDifferentiableError, match="changes its arguments in place"):
         solved(None, a, torch.zeros((), dtype=torch.int64))
+
+
+# --- state of Python, that no module holds ------------------------------------------------------
+
+
+class Bag:
+    weight = 1.0
+
+
+class Slotted:
+    __slots__ = ("weight",)
+
+
+SETTINGS = types.ModuleType("settings_of_a_user_too")
+WEIGHT = 1.0
+
+
+def in_a_cell():
+    weight = 1.0
+
+    def change():
+        nonlocal weight
+        weight = 4.0
+
+    return (lambda: weight), change
+
+
+def in_a_tensor_that_is_bound_anew():
+    weight = torch.ones((), dtype=D)
+
+    def change():
+        nonlocal weight
+        weight = 4 * weight
+
+    return (lambda: weight), change
+
+
+def in_a_flag():
+    training = True
+
+    def change():
+        nonlocal training
+        training = False
+
+    return (lambda: 1.0 if training else 4.0), change
+
+
+def in_a_list():
+    weights = [1.0, 0.0]
+    return (lambda: sum(weights)), lambda: weights.append(3.0)
+
+
+def in_an_entry():
+    weights = [[1.0], {"a": (1.0,)}]
+    return (lambda: sum(weights[0])), lambda: weights[0].__setitem__(0, 4.0)
+
+
+def in_a_dict():
+    config = {"a": {"weight": 1.0}}
+    return (lambda: config["a"]["weight"]), lambda: config["a"].update(weight=4.0)
+
+
+def in_a_dict_without_the_key():
+    config = {}
+    return (lambda: config.get("weight", 1.0)), lambda: config.update(weight=4.0)
+
+
+def in_a_set():
+    chosen = {1}
+    return (lambda: float(sum(chosen))), lambda: chosen.add(3)
+
+
+def in_an_array():
+    weights = np.ones(2)
+    return (lambda: float(weights.mean())), lambda: weights.fill(4.0)
+
+
+def in_an_object():
+    bag = Bag()
+    bag.weight = 1.0
+    return (lambda: bag.weight), lambda: setattr(bag, "weight", 4.0)
+
+
+def in_slots():
+    bag = Slotted()
+    bag.weight = 1.0
+    return (lambda: bag.weight), lambda: setattr(bag, "weight", 4.0)
+
+
+def in_a_namespace():
+    bag = types.SimpleNamespace(weight=1.0)
+    return (lambda: bag.weight), lambda: setattr(bag, "weight", 4.0)
+
+
+def in_another_object():
+    bag = Bag()
+    other = types.SimpleNamespace(weight=4.0)
+
+    def change():
+        nonlocal bag
+        bag = other
+
+    return (lambda: bag.weight), change
+
+
+def in_a_class():
+    Bag.weight = 1.0
+    return (lambda: Bag.weight), lambda: setattr(Bag, "weight", 4.0)
+
+
+def in_a_global():
+    globals()["WEIGHT"] = 1.0
+    return (lambda: WEIGHT), lambda: globals().update(WEIGHT=4.0)
+
+
+def in_a_python_module():
+    SETTINGS.weight = 1.0
+    return (lambda: SETTINGS.weight), lambda: setattr(SETTINGS, "weight", 4.0)
+
+
+PLACES = [in_a_cell, in_a_tensor_that_is_bound_anew, in_a_flag, in_a_list, in_an_entry, in_a_dict]
+PLACES += [in_a_dict_without_the_key, in_a_set, in_an_array, in_an_object, in_slots, in_a_namespace]
+PLACES += [in_another_object, in_a_class, in_a_global, in_a_python_module]
+
+
+@pytest.mark.parametrize("kind", ["custom_root", "Newton"])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_derivative_sees_the_python_state_of_its_call(place, kind):
+    weight, change = place()
+    a = torch.tensor(8.0, dtype=D, requires_grad=True)
+
+    def residual(x, a):
+        return x**3 - a * weight() ** 3
+
+    if kind == "Newton":
+        x = Newton()(residual, torch.tensor(1.5, dtype=D), a)
+    else:
+        x = custom_root(residual, 1)(lambda s, a: a ** (1 / 3))(None, a)
+    change()
+    for _ in range(2):
+        (got,) = torch.autograd.grad(x, a, retain_graph=True)
+        torch.testing.assert_close(got, torch.tensor(1 / 12, dtype=D))
+    assert weight() == 4.0
+
+
+def test_what_a_function_logs_stays():
+    log, seen = [], {}
+    a = torch.tensor(8.0, dtype=D, requires_grad=True)
+
+    def residual(x, a):
+        log.append(1)
+        seen[len(log)] = 1
+        assert len(log) < 50
+        return x**3 - a
+
+    custom_root(residual, 1)(lambda s, a: a ** (1 / 3))(None, a).backward()
+    assert len(log) > 0
+    assert len(seen) > 0
+
+
+def test_an_error_half_way_leaves_python_state_as_it_is():
+    config = {"fail": False, "weight": 1.0}
+    a = torch.tensor(8.0, dtype=D, requires_grad=True)
+
+    def residual(x, a):
+        config["weight"] = 2.0
+        if FAIL:
+            raise KeyError("mine")
+        return x**3 - a
+
+    FAIL = False
+    x = custom_root(residual, 1)(lambda s, a: a ** (1 / 3))(None, a)
+    assert config["weight"] == 1.0
+    config["weight"] = 3.0
+    FAIL = True
+    torch.autograd.grad(x, a)  # sees what was there
+    with pytest.raises(KeyError, match="mine"):
+        custom_root(residual, 1)(lambda s, a: a ** (1 / 3))(None, a)
+    assert config["weight"] == 3.0

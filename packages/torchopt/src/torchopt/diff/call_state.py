@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import random
-import sys
-import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.diff.closure import captured
+from torchopt.diff.places import Slot, Source, is_number, slots, sources
 from torchopt.errors import NotDifferentiableError
 from torchopt.tree_function import PLAIN
 
@@ -28,29 +26,6 @@ __all__ = ["CallState"]
 # Entries that are copied when a call begins, and of a tensor whose copy is kept in any case: of a
 # larger one that the call left alone, the version is compared.
 COPIED, KEPT = 2**24, 2**16
-ENTRIES = 256
-CELL = object()
-
-
-@dataclass
-class _Slot:
-    """A place that holds a number or a tensor: an entry of a dict or list, or a closure's cell."""
-
-    holder: Any
-    key: Any
-    value: Any = None
-
-    def read(self) -> Any:
-        return self.holder.cell_contents if self.key is CELL else self.holder[self.key]
-
-    def write(self, value: Any) -> None:
-        with contextlib.suppress(LookupError, ValueError):
-            if self.read() is value:
-                return
-        if self.key is CELL:
-            self.holder.cell_contents = value
-        elif isinstance(self.holder, dict) or self.key < len(self.holder):
-            self.holder[self.key] = value
 
 
 @dataclass
@@ -114,9 +89,9 @@ class CallState:
         self, function: Any, given: Iterable[Tensor] = (), more: Iterable[Tensor] = ()
     ) -> None:
         left_alone = {id(x) for x in given}
-        self.slots: list[_Slot] = []
+        self.slots: list[Slot] = []
         self.small, self.large = _Small(), list[_Large]()
-        self.generators: list[tuple[Callable[[Any], Any], Any]] = []
+        self.sources: list[Source] = []
         room = COPIED
         found = itertools.chain(captured(function, object), (("an argument", x) for x in more))
         for name, x in found:
@@ -131,8 +106,11 @@ class CallState:
                         copy = x.detach().clone() if fits else None
                         self.large.append(_Large(x, name, x._version, copy))
                 continue
-            self.slots.extend(_slots(x))
-            self.generators.extend(_generator(x))
+            self.slots.extend(slots(x, is_number))
+            if isinstance(x, nn.Module):
+                self.slots += slots(vars(x), _is_of_a_module)
+                self.slots += slots(x._buffers, is_number)
+            self.sources.extend(sources(x))
 
     def settle(self) -> None:
         """Drop copies of large tensors that the call left alone."""
@@ -151,26 +129,25 @@ class CallState:
         self.small.write(self.small.copies)
         for large in self.large:
             large.put_back()
-        for put, state in self.generators:
-            put(state)
+        for source in self.sources:
+            source.set(source.state)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """On exit, also by an exception, put back what is there now."""
-        now = [_Slot(s.holder, s.key, _read(s)) for s in self.slots]
+        now = [(slot, slot.read()) for slot in self.slots]
         small = self.small.read()
         kept = [
             (x, x.tensor.detach().clone())
             for x in self.large
             if x.copy is not None and x.tensor._version != x.version
         ]
-        states = [(put, _state_of(put)) for put, _ in self.generators]
+        states = [(source, source.get()) for source in self.sources]
         try:
             yield
         finally:
-            for slot in now:
-                if slot.value is not CELL:
-                    slot.write(slot.value)
+            for slot, value in now:
+                slot.write(value)
             self.small.write(small)
             for large in self.large:
                 if large.copy is not None:
@@ -178,15 +155,12 @@ class CallState:
             for large, copy in kept:
                 large.tensor.data.copy_(copy)
                 large.version = -1
-            for put, state in states:
-                put(state)
+            for source, state in states:
+                source.set(state)
 
 
-def _read(slot: _Slot) -> Any:
-    try:
-        return slot.read()
-    except (LookupError, ValueError):
-        return CELL
+def _is_of_a_module(value: Any) -> bool:
+    return isinstance(value, bool) or is_number(value)
 
 
 def _has_version(x: Tensor) -> bool:
@@ -196,62 +170,3 @@ def _has_version(x: Tensor) -> bool:
         and not x.is_inference()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
-
-
-def _holds(value: Any) -> bool:
-    return isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
-
-
-def _slots(found: Any) -> Iterator[_Slot]:
-    if isinstance(found, types.FunctionType):
-        for cell in found.__closure__ or ():
-            slot = _Slot(cell, CELL)
-            slot.value = _read(slot)
-            if _holds(slot.value):
-                yield slot
-        names = set(found.__code__.co_names)
-        yield from _entries(found.__globals__, names & found.__globals__.keys())
-    elif isinstance(found, dict):
-        yield from _entries(found, itertools.islice(list(found), ENTRIES))
-    elif isinstance(found, list):
-        yield from _entries(found, range(min(len(found), ENTRIES)))
-    elif not isinstance(found, (type, types.ModuleType)):
-        attributes = getattr(found, "__dict__", None)
-        if isinstance(attributes, dict):
-            yield from _entries(attributes, list(attributes))
-        if isinstance(found, nn.Module):
-            yield _Slot(vars(found), "training", found.training)
-            yield from _entries(found._buffers, list(found._buffers))
-
-
-def _entries(holder: Any, keys: Iterable[Any]) -> Iterator[_Slot]:
-    return (_Slot(holder, key, holder[key]) for key in keys if _holds(holder[key]))
-
-
-def _generator(found: Any) -> Iterator[tuple[Callable[[Any], Any], Any]]:
-    if isinstance(found, torch.Generator):
-        yield found.set_state, found.get_state()
-    elif isinstance(found, random.Random):
-        yield found.setstate, found.getstate()
-    elif (numpy := sys.modules.get("numpy")) is not None:
-        if isinstance(found, numpy.random.Generator):
-            yield _BitGenerator(found.bit_generator), found.bit_generator.state
-        elif isinstance(found, numpy.random.RandomState):
-            yield found.set_state, found.get_state()
-
-
-@dataclass
-class _BitGenerator:
-    """Sets the state of a generator of numpy."""
-
-    generator: Any
-
-    def __call__(self, state: Any) -> None:
-        self.generator.state = state
-
-
-def _state_of(put: Any) -> Any:
-    if isinstance(put, _BitGenerator):
-        return put.generator.state
-    owner = put.__self__
-    return owner.getstate() if isinstance(owner, random.Random) else owner.get_state()

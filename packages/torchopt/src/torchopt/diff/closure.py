@@ -23,13 +23,21 @@ from torchopt.errors import NotDifferentiableError
 from torchopt.tree import tree_leaves
 from torchopt.tree_function import below_transforms, is_differentiated
 
-__all__ = ["captured", "explained", "hidden_inputs", "require_arguments"]
+__all__ = [
+    "LIBRARIES",
+    "captured",
+    "code_names",
+    "explained",
+    "hidden_inputs",
+    "require_arguments",
+    "root_of",
+]
 
 MADE_INSIDE = " (made inside for torch.autograd.grad? use torch.func.grad)"
 # How torch says that it met a tensor outside of its transform.
 ESCAPED = ("escaped", "batched == nullptr", "wrapper == nullptr")
 NAMED, SEARCHED, ENTRIES = 3, 5000, 256
-ATOMS = (int, float, complex, str, bytes, bool, type(None), range, types.BuiltinFunctionType)
+ATOMS = (int, float, complex, str, bytes, bool, type(None), range)
 # Their own functions and globals hold nothing of the user; what they were given is in cells.
 LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
     "numpy",
@@ -164,6 +172,8 @@ def captured(function: Any, kind: Any) -> Iterator[tuple[str, Any]]:
 def _parts(name: str, found: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(found, types.FunctionType):
         yield from _of_function(found)
+    elif isinstance(found, types.BuiltinFunctionType):
+        yield "self", found.__self__
     elif isinstance(found, types.MethodType):
         yield "self", found.__self__
         yield "", found.__func__
@@ -179,7 +189,7 @@ def _parts(name: str, found: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(found, types.ModuleType):
         pass  # of what it holds, `_of_function` takes what is used
     elif isinstance(found, type):
-        if _root(found) not in LIBRARIES:
+        if root_of(found) not in LIBRARIES:
             yield from ((f"{name}.{key}", x) for key, x in list(vars(found).items()))
     else:
         yield from _of_object(name, found)
@@ -203,24 +213,29 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     yield from zip(positional[len(positional) - len(defaults) :], defaults)
     yield from (function.__kwdefaults__ or {}).items()
     yield from (("", x) for x in list(vars(function).values()))
-    if str(function.__globals__.get("__name__")).partition(".")[0] in LIBRARIES:
+    if root_of(str(function.__globals__.get("__name__"))) in LIBRARIES:
         return
-    names = _names(code)
+    names = code_names(code)
     for key in names:
         if key in function.__globals__:
             value = function.__globals__[key]
             yield key, value
-            if isinstance(value, types.ModuleType) and _root(value) not in LIBRARIES:
+            if isinstance(value, types.ModuleType) and root_of(value) not in LIBRARIES:
                 content = vars(value)
                 yield from (
                     (f"{key}.{inner}", content[inner]) for inner in names if inner in content
                 )
 
 
-def _names(code: types.CodeType) -> tuple[str, ...]:
-    """Return the names of globals and attributes, those of inner functions among them."""
+@functools.lru_cache(4096)
+def code_names(code: types.CodeType) -> tuple[str, ...]:
+    """Return the names of globals and attributes, those of inner functions among them.
+
+    Not those that no user wrote, as in what pytest makes of an assert.
+    """
     inner = (x for x in code.co_consts if isinstance(x, types.CodeType))
-    return (*code.co_names, *itertools.chain.from_iterable(map(_names, inner)))
+    names = filter(str.isidentifier, code.co_names)
+    return (*names, *itertools.chain.from_iterable(map(code_names, inner)))
 
 
 def _of_object(name: str, found: Any) -> Iterator[tuple[str, Any]]:
@@ -229,9 +244,10 @@ def _of_object(name: str, found: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(found, nn.Module):
         for table in TABLES:
             yield from ((prefix + key, x) for key, x in (attributes.pop(table, None) or {}).items())
+        attributes = {k: x for k, x in attributes.items() if x or not k.endswith("_hooks")}
     yield from ((prefix + key, x) for key, x in attributes.items())
     for base in type(found).__mro__:
-        if _root(base) in LIBRARIES:
+        if root_of(base) in LIBRARIES:
             continue
         for key in (s for s in _slots(base) if s in vars(base) and hasattr(found, s)):
             yield prefix + key, getattr(found, key)
@@ -245,6 +261,10 @@ def _slots(base: type) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _root(found: Any) -> str:
-    name = found.__name__ if isinstance(found, types.ModuleType) else found.__module__
-    return str(name).partition(".")[0]
+def root_of(found: Any) -> str:
+    """Return the package that a module, class or function, or a name, belongs to."""
+    if isinstance(found, types.ModuleType):
+        found = found.__name__
+    elif not isinstance(found, str):
+        found = getattr(found, "__module__", None)
+    return str(found).partition(".")[0]

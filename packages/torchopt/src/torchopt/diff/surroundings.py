@@ -11,6 +11,7 @@ import contextlib
 import functools
 import random
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,33 +20,28 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.diff.closure import captured
+from torchopt.diff.places import (
+    Content,
+    Slot,
+    Source,
+    contents,
+    has_no_graph,
+    numpy_source,
+    slots,
+    sources,
+)
+from torchopt.diff.sealed import is_pure, is_transparent
 
 __all__ = ["Surroundings", "fresh_buffers"]
 
+MOST = 2000  # objects of which it is known that the search saw all
+CONTAINERS = (list, dict, set, deque)
 # What a module holds beside its state: what is swapped in by name, and what only its user has.
 APART = {"_parameters", "_buffers", "_modules", "_meta_parameters", "_meta_modules"} | {
     "_meta_inputs",
     "_solver_leaves",
     "_solving",
 }
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A source of random numbers, with its state at a moment."""
-
-    get: Callable[[], Any]
-    set: Callable[[Any], Any]
-    state: Any
-
-    @staticmethod
-    def of(get: Callable[[], Any], put: Callable[[Any], Any]) -> _Source:
-        return _Source(get, put, get())
-
-    def is_at(self, state: Any) -> bool:
-        if isinstance(state, Tensor):
-            return torch.equal(state, self.state)
-        return bool(state == self.state)
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,11 @@ def fresh_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
     return _copied(
-        {k: v for k, v in module.__dict__.items() if k not in APART and not k.endswith("_hooks")}
+        {
+            k: v
+            for k, v in module.__dict__.items()
+            if k not in APART and not k.endswith("_hooks") and has_no_graph(v)
+        }
     )
 
 
@@ -139,40 +139,56 @@ class Surroundings:
             function: The function; what it reaches by closure is looked at.
             tensors: Tensors whose devices have generators of their own.
         """
-        self._modules: list[nn.Module] = []
-        self._tensors: list[tuple[str, Tensor]] = []
-        generators = {id(torch.default_generator): torch.default_generator}
+        self._function = function
+        self._sources: list[Source] = []
+        self._search(first=True)
+        if not self._transparent:
+            self._sources.append(Source.of(random.getstate, random.setstate))
+            if (numpy := sys.modules.get("numpy")) is not None:
+                self._sources.append(numpy_source(numpy.random))
+        known = {id(torch.default_generator): torch.default_generator}
         for device in {x.device for x in tensors} - {torch.device("cpu")}:
-            known = getattr(torch.get_device_module(device), "default_generators", ())
-            if known:
-                generator = known[device.index or 0]
-                generators[id(generator)] = generator
-        self._sources = [_Source.of(random.getstate, random.setstate)]
-        numpy: Any = sys.modules.get("numpy")
-        kinds: tuple[Any, ...] = (Tensor, nn.Module, torch.Generator, random.Random)
-        if numpy is not None:
-            self._sources.append(_numpy_source(numpy))
-            kinds = (*kinds, numpy.random.Generator)
-        for name, found in captured(function, kinds):
-            if isinstance(found, Tensor):
-                self._tensors.append((name, found))
-            elif isinstance(found, nn.Module):
-                self._modules.append(found)
-            elif isinstance(found, torch.Generator):
-                generators[id(found)] = found
-            elif isinstance(found, random.Random):
-                self._sources.append(_Source.of(found.getstate, found.setstate))
-            else:
-                self._sources.append(_bits_source(found.bit_generator))
-        self._sources += [_Source.of(g.get_state, g.set_state) for g in generators.values()]
+            own = getattr(torch.get_device_module(device), "default_generators", ())
+            known.update({id(g): g for g in own[device.index or 0 :][:1]})
+        for generator in known.values():
+            self._sources.append(Source.of(generator.get_state, generator.set_state))
         self._states: list[_ModuleState] = []
         self._fresh = True
         self._value: Tensor | None = None
         self._watched: list[tuple[str, Tensor, int]] = []
 
+    def _search(self, *, first: bool) -> None:
+        self._modules: list[nn.Module] = []
+        self._tensors: list[tuple[str, Tensor]] = []
+        self._slots: list[Slot] = []
+        self._containers: list[Any] = []
+        self._contents: list[Content] = []
+        self._transparent, self.is_sealed = True, True
+        count = 0
+        for name, found in captured(self._function, object):
+            count += 1
+            self._transparent = self._transparent and is_transparent(found)
+            self.is_sealed = self.is_sealed and self._transparent and is_pure(found)
+            if isinstance(found, Tensor):
+                self._tensors.append((name, found))
+                continue
+            if isinstance(found, nn.Module):
+                self._modules.append(found)
+            elif isinstance(found, CONTAINERS) or type(found).__module__ == "numpy":
+                self._containers.append(found)
+            else:
+                self._slots += slots(found, has_no_graph)
+            if first:
+                self._sources += sources(found)
+        if count > MOST:
+            self._transparent = self.is_sealed = False
+
     def settle(self) -> None:
-        """Take down the state of the modules that the function reaches."""
+        """Take down the state of what the function reaches."""
+        if any(slot.read() is not slot.value for slot in self._slots):
+            self._search(first=False)
         self._states = [_ModuleState.of(module) for module in self._modules]
+        self._contents = [x for found in self._containers for x in contents(found)]
 
     def freeze(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function with its evaluations inside of `replayed`."""
@@ -196,6 +212,11 @@ class Surroundings:
         with contextlib.ExitStack() as stack:
             for state in self._states:
                 stack.callback(state.put())
+            for content in self._contents:
+                stack.callback(content.put())
+            if self._slots:
+                stack.callback(self._write_slots, [slot.read() for slot in self._slots])
+                self._write_slots([slot.value for slot in self._slots])
             for source, now in zip(self._sources, present):
                 if not (self._fresh and source.is_at(now)):
                     stack.callback(source.set, now)
@@ -204,6 +225,10 @@ class Surroundings:
             if self._fresh:
                 self._sources = [s for s in self._sources if not s.is_at(s.get())]
                 self._fresh = False
+
+    def _write_slots(self, values: list[Any]) -> None:
+        for slot, value in zip(self._slots, values):
+            slot.write(value)
 
     def watch(self, value: Tensor) -> None:
         """Remember what the function returned, and the tensors that it reaches."""
@@ -218,19 +243,3 @@ class Surroundings:
         if not names or self._value is None or torch.equal(value, self._value):
             return []
         return names
-
-
-def _numpy_source(numpy: Any) -> _Source:
-    def get() -> tuple[Any, ...]:
-        name, keys, *rest = numpy.random.get_state()
-        return (name, keys.tobytes(), *rest)
-
-    def put(state: tuple[Any, ...]) -> None:
-        name, keys, *rest = state
-        numpy.random.set_state((name, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))
-
-    return _Source.of(get, put)
-
-
-def _bits_source(bits: Any) -> _Source:
-    return _Source.of(lambda: bits.state, lambda state: setattr(bits, "state", state))

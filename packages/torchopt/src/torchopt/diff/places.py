@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Places that hold state which a function reaches without being given it: slots, containers,
+arrays and sources of random numbers. What a call remembers is the content of such places.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import random
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchopt.diff.closure import LIBRARIES, code_names, root_of
+
+__all__ = [
+    "MISSING",
+    "Content",
+    "Slot",
+    "Source",
+    "contents",
+    "has_no_graph",
+    "is_number",
+    "numpy_source",
+    "slots",
+    "sources",
+]
+
+# Entries of a container that are looked at one by one, and of one that is copied.
+ENTRIES, COPIED = 256, 2**14
+CELL, MISSING = object(), object()
+
+
+@dataclass
+class Slot:
+    """A cell of a closure, or an entry of a dict or list."""
+
+    holder: Any
+    key: Any
+    value: Any = MISSING
+
+    def read(self) -> Any:
+        """Return what is there now, `MISSING` if nothing is."""
+        try:
+            return self.holder.cell_contents if self.key is CELL else self.holder[self.key]
+        except (LookupError, ValueError):
+            return MISSING
+
+    def write(self, value: Any) -> None:
+        """Put a value there; `MISSING` takes the entry of a dict away."""
+        if self.read() is value:
+            return
+        if self.key is CELL:
+            if value is MISSING:
+                del self.holder.cell_contents
+            else:
+                self.holder.cell_contents = value
+        elif isinstance(self.holder, dict):
+            if value is MISSING:
+                del self.holder[self.key]
+            else:
+                self.holder[self.key] = value
+        elif value is not MISSING and self.key < len(self.holder):
+            self.holder[self.key] = value
+
+
+@dataclass
+class Attribute(Slot):
+    """An attribute of a class, or of an object with `__slots__`."""
+
+    def read(self) -> Any:
+        """Return what is there now, `MISSING` if nothing is."""
+        if isinstance(self.holder, type):
+            return vars(self.holder).get(self.key, MISSING)
+        return getattr(self.holder, self.key, MISSING)
+
+    def write(self, value: Any) -> None:
+        """Put a value there; `MISSING` takes the attribute away."""
+        if self.read() is value:
+            return
+        if value is MISSING:
+            delattr(self.holder, self.key)
+        else:
+            setattr(self.holder, self.key, value)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of random numbers, with its state at a moment."""
+
+    get: Callable[[], Any]
+    set: Callable[[Any], Any]
+    state: Any
+
+    @staticmethod
+    def of(get: Callable[[], Any], put: Callable[[Any], Any]) -> Source:
+        """Return a source with its present state."""
+        return Source(get, put, get())
+
+    def is_at(self, state: Any) -> bool:
+        """Return whether the state is that which was taken down."""
+        if isinstance(state, Tensor):
+            return torch.equal(state, self.state)
+        return bool(state == self.state)
+
+
+def sources(found: Any) -> Iterator[Source]:
+    """Yield the source of random numbers that an object is, if it is one of the user's own."""
+    if found is torch.default_generator or found is random.getstate.__self__:  # type: ignore[attr-defined]
+        return
+    if isinstance(found, torch.Generator):
+        yield Source.of(found.get_state, found.set_state)
+    elif isinstance(found, random.Random):
+        yield Source.of(found.getstate, found.setstate)
+    elif (numpy := sys.modules.get("numpy")) is not None:
+        if isinstance(found, numpy.random.Generator):
+            bits = found.bit_generator
+            yield Source.of(lambda: bits.state, lambda state: setattr(bits, "state", state))
+        elif isinstance(found, numpy.random.RandomState) and found is not _shared(numpy):
+            yield numpy_source(found)
+
+
+def _shared(numpy: Any) -> Any:
+    return getattr(numpy.random.get_state, "__self__", None)
+
+
+def numpy_source(owner: Any) -> Source:
+    """Return the old kind of generator of numpy, or `numpy.random` itself."""
+
+    def get() -> tuple[Any, ...]:
+        name, keys, *rest = owner.get_state()
+        return (name, keys.tobytes(), *rest)
+
+    def put(state: tuple[Any, ...]) -> None:
+        name, keys, *rest = state
+        numpy: Any = sys.modules["numpy"]
+        owner.set_state((name, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))
+
+    return Source.of(get, put)
+
+
+def slots(found: Any, holds: Callable[[Any], bool]) -> Iterator[Slot]:
+    """Yield the slots of an object whose present values are to be remembered, with these."""
+    for slot in _slots(found):
+        slot.value = slot.read()
+        if slot.value is not MISSING and holds(slot.value):
+            yield slot
+
+
+def _slots(found: Any) -> Iterator[Slot]:
+    if isinstance(found, types.FunctionType):
+        yield from (Slot(cell, CELL) for cell in found.__closure__ or ())
+        names = code_names(found.__code__)
+        if root_of(found.__globals__.get("__name__")) not in LIBRARIES:
+            yield from _entries(found.__globals__, names)
+            for name in names:
+                module = found.__globals__.get(name)
+                if isinstance(module, types.ModuleType) and root_of(module) not in LIBRARIES:
+                    yield from _entries(vars(module), names)
+    elif isinstance(found, dict):
+        yield from _entries(found, itertools.islice(list(found), ENTRIES))
+    elif isinstance(found, list):
+        yield from _entries(found, range(min(len(found), ENTRIES)))
+    elif isinstance(found, type):
+        if root_of(found) not in LIBRARIES:
+            keys = [k for k in vars(found) if not k.startswith("__")]
+            yield from (Attribute(found, key) for key in keys)
+    elif not isinstance(found, (types.ModuleType, nn.Module)) and _is_of_user(found):
+        attributes = getattr(found, "__dict__", None)
+        if isinstance(attributes, dict):
+            yield from _entries(attributes, list(attributes))
+        for base in type(found).__mro__:
+            own: Any = vars(base).get("__slots__", ())
+            if own and root_of(base) not in LIBRARIES:
+                yield from (Attribute(found, key) for key in ([own] if own is str(own) else own))
+
+
+def _is_of_user(found: Any) -> bool:
+    return root_of(type(found)) not in ("torch", "torchopt", "optree", "numpy", "builtins")
+
+
+def _entries(holder: Any, keys: Iterable[Any]) -> Iterator[Slot]:
+    return (Slot(holder, key) for key in keys)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number or a tensor."""
+    return isinstance(value, (int, float, complex, Tensor)) and not isinstance(value, bool)
+
+
+def has_no_graph(value: Any) -> bool:
+    """Return whether a value is no tensor with a graph: to keep one would keep what made it."""
+    return not isinstance(value, Tensor) or value.grad_fn is None
+
+
+@dataclass
+class Content:
+    """What a container or an array holds at a moment."""
+
+    holder: Any
+    copy: Any
+
+    def put(self) -> Callable[[], None]:
+        """Put the content in place; return what takes it away again.
+
+        What is added to a list or dict meanwhile is a log, and stays.
+        """
+        holder, copy = self.holder, self.copy
+        before = holder.copy()
+        self._fill(copy)
+
+        def back() -> None:
+            if isinstance(holder, (list, deque)):
+                before.extend(itertools.islice(holder, len(copy), None))
+            elif isinstance(holder, dict):
+                before.update(
+                    {k: v for k, v in holder.items() if k not in copy and k not in before}
+                )
+            elif isinstance(holder, set):
+                before.update(holder - copy)
+            self._fill(before)
+
+        return back
+
+    def _fill(self, content: Any) -> None:
+        holder = self.holder
+        if isinstance(holder, (list, deque)):
+            if len(holder) != len(content) or not all(map(operator.is_, holder, content)):
+                holder.clear()
+                holder.extend(content)
+        elif isinstance(holder, (dict, set)):
+            if isinstance(holder, set) or not _same(holder, content):
+                holder.clear()
+                holder.update(content)
+        elif holder.flags.writeable:
+            holder[...] = content
+
+
+def _same(first: dict[Any, Any], second: dict[Any, Any]) -> bool:
+    return len(first) == len(second) and all(
+        a is b and x is y for (a, x), (b, y) in zip(first.items(), second.items())
+    )
+
+
+def contents(found: Any) -> Iterator[Content]:
+    """Yield the content of an object, if it is a container or an array that can be copied."""
+    numpy: Any = sys.modules.get("numpy")
+    if isinstance(found, (list, dict, set, deque)):
+        values = found.values() if isinstance(found, dict) else found
+        if len(found) <= COPIED and all(map(has_no_graph, values)):
+            yield Content(found, found.copy())
+    elif numpy is not None and isinstance(found, numpy.ndarray) and found.size <= COPIED:
+        yield Content(found, found.copy())

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions of which it is plain that they depend on their arguments alone.
+
+Most functions are, and nothing has to be remembered or looked at for them. Every doubt counts
+against a function.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import types
+from collections import deque
+from typing import Any
+
+from torch import Tensor, nn
+
+from torchopt.diff.closure import LIBRARIES, code_names, root_of
+
+__all__ = ["is_pure", "is_transparent"]
+
+# Packages without random numbers of Python or numpy.
+KNOWN = {"torch", "torchopt", "optree", "builtins", "math", "functools", "itertools"}
+KNOWN |= {"operator", "collections", "dataclasses", "typing", "types", "abc"}
+SEEN_THROUGH = (
+    Tensor,
+    nn.Module,
+    types.MethodType,
+    types.BuiltinFunctionType,
+    functools.partial,
+)
+TRANSFORMS = ("torch._functorch", "torch.func", "torchopt.solvers", "torchopt.diff")
+# Ways to reach, to change or to make what is no argument.
+DOUBTFUL = {"nn", "Parameter", "autograd", "backward", "out", "inplace", "data", "ops", "utils"}
+REFLECTION = {"eval", "exec", "globals", "locals", "vars", "compile", "__import__"}
+WRITES = ("STORE_SUBSCR", "STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF", "DELETE_", "INPLACE_")
+
+
+def is_transparent(found: Any) -> bool:
+    """Return whether a search of the closure sees all that this object reaches, and it draws no
+    random numbers of Python or numpy that the search would not find.
+    """
+    if isinstance(found, types.FunctionType):
+        package = root_of(found.__globals__.get("__name__"))
+        return package in KNOWN if package in LIBRARIES else not _reflects(found.__code__)
+    if isinstance(found, types.ModuleType):
+        return root_of(found) in KNOWN
+    if isinstance(found, type):
+        return root_of(found) in KNOWN or root_of(found) not in LIBRARIES
+    if isinstance(found, SEEN_THROUGH):
+        return True
+    if isinstance(found, (list, tuple, set, frozenset, deque, dict)):
+        return len(found) <= 256  # the search looks at so many
+    package = root_of(type(found))
+    return package not in LIBRARIES and package != "builtins"
+
+
+def is_pure(found: Any) -> bool:
+    """Return whether this object is a function that changes nothing and makes no variables of its
+    own, or a plain container.
+    """
+    if isinstance(found, types.FunctionType):
+        module = str(found.__globals__.get("__name__"))
+        if root_of(module) in LIBRARIES:
+            return module.startswith(TRANSFORMS)
+        return not _writes(found.__code__)
+    if isinstance(found, types.ModuleType):
+        return root_of(found) in ("torch", "math")
+    return isinstance(found, (list, tuple, dict, types.MethodType, functools.partial))
+
+
+def _inner(code: types.CodeType) -> list[types.CodeType]:
+    return [code, *(y for x in code.co_consts if isinstance(x, types.CodeType) for y in _inner(x))]
+
+
+@functools.lru_cache(4096)
+def _reflects(code: types.CodeType) -> bool:
+    names = set(code_names(code))
+    imports = any(x.opname == "IMPORT_NAME" for c in _inner(code) for x in dis.get_instructions(c))
+    return imports or not names.isdisjoint(REFLECTION)
+
+
+@functools.lru_cache(4096)
+def _writes(code: types.CodeType) -> bool:
+    words = set(code_names(code))
+    for inner in _inner(code):
+        for constant in inner.co_consts:
+            parts = constant if isinstance(constant, tuple) else (constant,)
+            words.update(x for x in parts if isinstance(x, str))
+        for step in dis.get_instructions(inner):
+            augmented = step.opname == "BINARY_OP" and step.argrepr.endswith("=")
+            if augmented or step.opname.startswith(WRITES):
+                return True
+    return any(w in DOUBTFUL or w.endswith("_") or "grad" in w for w in words)
