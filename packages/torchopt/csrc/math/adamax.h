@@ -38,6 +38,25 @@ struct Adamax {
         next[1] = nu;
         u = mu / nu * c.mu_scale;
     }
+
+    /// With u = mu' mu_scale / nu'. By hand, so that an infinite nu' meets no derivative of 0; where the two that the
+    /// maximum is taken of are equal, each has half of the cotangent.
+    template <class T>
+    TORCHOPT_HOST_DEVICE static void pull_back(const Coefficients<T>& c, const T& g, const T* state,
+                                               const T& u, const T* next, T& g_out, T* state_out) {
+        const T mu = state[0] * c.b1 + g * c.one_minus_b1;
+        const T kept = state[1] * c.b2;
+        const T fresh = absolute(g) + c.eps;
+        const T nu = maximum<>(kept, fresh);
+        const T direct = u * c.mu_scale / nu;
+        const T mu_cotangent = next[0] + direct;
+        const T whole = next[1] - direct * mu / nu;
+        const T nu_cotangent = choose(kept == fresh, T(T(0.5) * whole), whole);
+        g_out = mu_cotangent * c.one_minus_b1 +
+                choose(kept > fresh, T(0), nu_cotangent) * sign(g);
+        state_out[0] = mu_cotangent * c.b1;
+        state_out[1] = choose(kept < fresh, T(0), nu_cotangent) * c.b2;
+    }
 };
 
 }  // namespace torchopt

@@ -19,6 +19,7 @@
 //   update = -lr (u + decoupled_weight_decay p)
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -31,7 +32,8 @@ namespace torchopt {
 enum ChainHyper { kLr, kWeightDecay, kDecoupledWeightDecay, kChainHypers };
 
 /// kUpdate reads no parameter (both decays are 0), kDecayedUpdate reads it. kStep adds the update to the parameter, for
-/// decays of 0, and kDecayedStep for others. A decay of 0 in a decayed form adds 0 p.
+/// decays of 0, and kDecayedStep for others. A decay of -0 is none: it adds nothing, where 0 adds 0 p, which is NaN for
+/// an infinite p.
 enum class Form { kUpdate, kDecayedUpdate, kStep, kDecayedStep };
 
 TORCHOPT_HOST_DEVICE constexpr bool is_decayed(Form form) {
@@ -39,6 +41,18 @@ TORCHOPT_HOST_DEVICE constexpr bool is_decayed(Form form) {
 }
 TORCHOPT_HOST_DEVICE constexpr bool is_step(Form form) {
     return form == Form::kStep || form == Form::kDecayedStep;
+}
+
+/// Whether `decay` stands for none.
+template <class S>
+TORCHOPT_HOST_DEVICE bool is_none(const S& decay) {
+    return value_of(decay) == 0 && std::signbit(value_of(decay));
+}
+
+/// x + p decay.
+template <class S, class C>
+TORCHOPT_HOST_DEVICE S add_decay(const S& x, const S& p, const C& decay) {
+    return choose(is_none(decay), x, S(x + p * decay));
 }
 
 template <class S, class Rule>
@@ -119,7 +133,7 @@ TORCHOPT_HOST_DEVICE void apply_chain(T sign, const ChainCoefficients<C, Rule>& 
                                       S* out) {
     constexpr int kStates = Rule::kStates;
     S g = in[0] * sign;
-    if constexpr (is_decayed(kForm)) g = g + in[1 + kStates] * c.weight_decay;
+    if constexpr (is_decayed(kForm)) g = add_decay(g, in[1 + kStates], c.weight_decay);
     S u;
     if constexpr (!reads_parameter<Rule>) {
         Rule::apply(c.rule, g, in + 1, u, out + 1);
@@ -128,13 +142,20 @@ TORCHOPT_HOST_DEVICE void apply_chain(T sign, const ChainCoefficients<C, Rule>& 
     } else {
         Rule::apply(c.rule, g, in[1 + kStates], in + 1, u, out + 1);
     }
-    if constexpr (is_decayed(kForm)) u = u + in[1 + kStates] * c.decoupled_weight_decay;
+    if constexpr (is_decayed(kForm))
+        u = add_decay(u, in[1 + kStates], c.decoupled_weight_decay);
     const S update = u * (-c.lr);
     if constexpr (is_step(kForm)) {
         out[0] = in[1 + kStates] + update;
     } else {
         out[0] = update;
     }
+}
+
+/// The cotangent of a parameter that only the decays read, from those of the direction and of g'.
+template <class T, class Rule>
+TORCHOPT_HOST_DEVICE T pull_back_decay(const ChainCoefficients<T, Rule>& c, T u, T g) {
+    return add_decay(add_decay(T(0), u, c.decoupled_weight_decay), g, c.weight_decay);
 }
 
 // A kernel reads kInputs tensors and writes kOutputs, element by element, and adds up kSums numbers over all elements.
@@ -170,16 +191,24 @@ struct DualVjp {
 
     template <class T>
     TORCHOPT_HOST_DEVICE static void apply(const Settings<T, Rule>& s, const T* in, T* out) {
-        using S = Dual<T, Primal::kInputs>;
+        // What only the decays read follows from the other cotangents.
+        constexpr bool kSplit = is_decayed(kForm) && !reads_parameter<Rule>;
+        constexpr int kVariables = Primal::kInputs - (kSplit ? 1 : 0);
+        using S = Dual<T, kVariables>;
         S x[Primal::kInputs];
         S y[Primal::kOutputs];
-        for (int j = 0; j < Primal::kInputs; ++j) x[j] = S::seed(in[j], j);
+        for (int j = 0; j < kVariables; ++j) x[j] = S::seed(in[j], j);
+        if constexpr (kSplit) x[kVariables] = S::constant(in[kVariables]);
         apply_chain<Rule, kForm>(s.sign, s.c, x, y);
-        for (int j = 0; j < Primal::kInputs; ++j) {
+        for (int j = 0; j < kVariables; ++j) {
             T sum = T(0);
             for (int i = 0; i < Primal::kOutputs; ++i)
                 sum = sum + in[Primal::kInputs + i] * y[i].partial[j];
             out[j] = sum;
+        }
+        if constexpr (kSplit) {
+            const T u = in[Primal::kInputs] * (-s.c.lr);
+            out[kVariables] = pull_back_decay(s.c, u, T(out[0] * s.sign));
         }
     }
 };
@@ -202,13 +231,12 @@ struct HandVjp {
         const auto& c = s.c;
         const T* const cotangents = in + Primal::kInputs;
         T g = in[0] * s.sign;
-        if constexpr (is_decayed(kForm)) g = g + in[kParam] * c.weight_decay;
+        if constexpr (is_decayed(kForm)) g = add_decay(g, in[kParam], c.weight_decay);
         const T u = cotangents[0] * (-c.lr);
         T pulled;
         Rule::pull_back(c.rule, g, in + 1, u, cotangents + 1, pulled, out + 1);
         out[0] = pulled * s.sign;
-        if constexpr (is_decayed(kForm))
-            out[kParam] = u * c.decoupled_weight_decay + pulled * c.weight_decay;
+        if constexpr (is_decayed(kForm)) out[kParam] = pull_back_decay(c, u, pulled);
     }
 };
 

@@ -383,7 +383,9 @@ def test_refusals() -> None:
         fused_update("adam", one, [one], None, 1, hypers)
     with pytest.raises(ValueError, match=r"expected the hyper-parameters"):
         fused_update("adam", one, [one, one], None, 1, {"lr": 1.0})
-    with pytest.raises(ValueError, match=r"lr: expected a number or a 0-dim"):
+    with pytest.raises(
+        ValueError, match=r"lr: expected a number or a real tensor with one element"
+    ):
         fused_update("adam", one, [one, one], None, 1, {**hypers, "lr": torch.ones(2)})
     with pytest.raises(ValueError, match=r"steps as 0-dim int64 tensors"):
         fused_update("adam", one, [one, one], None, [torch.tensor(1.0)], hypers)

@@ -26,7 +26,7 @@ from torchopt.kernels.fused_update import (
 )
 from torchopt.kernels.missing import why_missing
 from torchopt.kernels.registry import explain_unavailable, placement
-from torchopt.kernels.rules import RULES
+from torchopt.kernels.rules import RULES, as_number
 from torchopt.transform.add_decayed_weights import AddDecayedWeights
 from torchopt.transform.base import LeafRule, overwrite
 from torchopt.transform.counts import increment
@@ -141,7 +141,7 @@ class Recipe:
         fixed = all(isinstance(h, (int, float)) for h in hypers.values())
         if self.schedules or self.nadam or not fixed:
             return None
-        return tuple(float(hypers[name]) for name in RULES[self.rule].all_hypers)
+        return tuple(as_number(name, hypers[name]) for name in RULES[self.rule].all_hypers)
 
     def has_arrays(self) -> bool:
         """Return whether a hyper-parameter is a tensor with other than one element.
@@ -489,14 +489,17 @@ class FusedChain:
         return _QuickStep(self, recipe.numbers, recipe.maximize, self.single, member, place)
 
     def _numbers(self, members: tuple[Any, ...]) -> Sequence[float] | None:
-        """Return the hyper-parameters in the order of the kernels, None where one is watched."""
+        """Return the hyper-parameters in the order of the kernels, None where one is watched or
+        has no value, as on the meta device.
+        """
         constant = self.recipe.numbers
         if constant is not None:
             return constant
         hypers = self._hypers(members, 0)
-        if any_watched(h for h in hypers.values() if isinstance(h, Tensor)):
+        tensors = [h for h in hypers.values() if isinstance(h, Tensor)]
+        if any(h.is_meta or type(h) not in PLAIN for h in tensors) or any_watched(tensors):
             return None
-        return [float(hypers[name]) for name in RULES[self.recipe.rule].all_hypers]
+        return [as_number(name, hypers[name]) for name in RULES[self.recipe.rule].all_hypers]
 
     def _in_step(self, members: tuple[Any, ...]) -> bool:
         """Return whether all leaves took the same number of steps."""

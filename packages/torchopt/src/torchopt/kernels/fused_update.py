@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from torchopt import _C
 from torchopt.kernels.registry import DTYPE_CODES, check_fused, placement
-from torchopt.kernels.rules import CHAIN_HYPERS, RULES, FusedRule, reference_update
+from torchopt.kernels.rules import CHAIN_HYPERS, RULES, FusedRule, as_number, reference_update
 from torchopt.tree_function import Operation, any_watched, apply_operation, is_traced, is_watched
 
 if TYPE_CHECKING:
@@ -316,15 +316,15 @@ def _groups(tensors: Sequence[Tensor]) -> list[list[int]]:
 
 def _hyper(name: str, value: Any) -> float | None:
     if not isinstance(value, torch.Tensor):
-        return float(value)
+        return as_number(name, value)
     if value.numel() != 1 or value.is_complex():
         raise ValueError(
             f"{name}: expected a number or a real tensor with one element, got a tensor of shape "
             f"{tuple(value.shape)} and {value.dtype}."
         )
     if not value.is_floating_point():
-        return float(value)
-    return None if torch.compiler.is_compiling() or is_watched(value) else float(value)
+        return as_number(name, value)
+    return None if torch.compiler.is_compiling() or is_watched(value) else as_number(name, value)
 
 
 def decays(hypers: Mapping[str, Any]) -> bool:
@@ -350,6 +350,7 @@ def _make_call(
             f"fused {rule.name}: expected the hyper-parameters {rule.all_hypers}, "
             f"got {tuple(hypers)}."
         )
+    check_fused(grads)
     numbers = tuple(_hyper(name, hypers[name]) for name in rule.all_hypers)
     decayed = rule.reads_params or decayed
     if decayed and params is None:
@@ -358,7 +359,6 @@ def _make_call(
             f"Parameters are required for {reader}. "
             "Call `update(updates, state, params=params)` instead."
         )
-    check_fused(grads)
     if len(states) != len(rule.states):
         raise ValueError(
             f"fused {rule.name}: expected the states {rule.states}, got {len(states)} of them."
@@ -478,12 +478,12 @@ def fused_update_(
         ValueError: A state that cannot be written to, and as for `fused_update`.
     """
     rule = RULES[name]
-    numbers = {
-        key: float(value.detach()) if isinstance(value, torch.Tensor) else value
+    constant = {
+        key: value.detach() if isinstance(value, torch.Tensor) else value
         for key, value in hypers.items()
     }
     call, read, _, constants = _make_call(
-        rule, grads, states, params, steps, numbers, maximize, decayed=decays(hypers)
+        rule, grads, states, params, steps, constant, maximize, decayed=decays(hypers)
     )
     for role in states:
         for x in role:
@@ -495,7 +495,7 @@ def fused_update_(
     if is_traced() or any(isinstance(g, FakeTensor) for g in grads):
         with torch.no_grad():
             updates, new = fused_update(
-                name, grads, states, params, steps, numbers, maximize=maximize
+                name, grads, states, params, steps, constant, maximize=maximize
             )
             for old, value in zip(states, new):
                 for x, y in zip(old, value):

@@ -10,6 +10,7 @@ An optimizer is a rule between stages that all optimizers share. With gradient g
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-__all__ = ["CHAIN_HYPERS", "RULES", "FusedRule", "reference_update"]
+__all__ = ["CHAIN_HYPERS", "RULES", "FusedRule", "as_number", "reference_update"]
 
 CHAIN_HYPERS = ("lr", "weight_decay", "decoupled_weight_decay")
 """The hyper-parameters of the shared stages; those of the rule follow."""
@@ -112,8 +113,20 @@ RULES = {
 }
 
 
-def _is_zero(value: Any) -> bool:
-    return not isinstance(value, torch.Tensor) and value == 0.0
+def as_number(name: str, value: Any) -> float:
+    """Return the hyper-parameter `name` as the kernels take it.
+
+    A weight decay that is the number 0 is none, which they know as -0. A tensor is one, whatever it
+    holds: with 0 it adds 0 p, which is NaN for an infinite p.
+    """
+    number = float(value)
+    if number != 0.0 or name not in CHAIN_HYPERS[1:]:
+        return number
+    return 0.0 if isinstance(value, torch.Tensor) else -0.0
+
+
+def _is_none(decay: Any) -> bool:
+    return not isinstance(decay, torch.Tensor) and decay == 0.0 and math.copysign(1.0, decay) < 0
 
 
 def reference_update(
@@ -134,7 +147,7 @@ def reference_update(
         rule: The rule.
         g: Gradient.
         state: One tensor for each of `rule.states`.
-        p: Parameter; read only where a weight decay is not the number 0, or by the rule.
+        p: Parameter; read only where a weight decay is not -0, or by the rule.
         step: 0-dim int64 tensor, counted from 1.
         hypers: One number or 0-dim tensor for each of `rule.all_hypers`.
         maximize: Go up instead of down.
@@ -145,11 +158,11 @@ def reference_update(
         p = None if p is None else p.float()
     if maximize:
         g = -g
-    if p is not None and not _is_zero(hypers["weight_decay"]):
+    if p is not None and not _is_none(hypers["weight_decay"]):
         g = g + p * hypers["weight_decay"]
     read = (p,) if rule.reads_params else ()
     named = {name: hypers[name] for name in rule.hypers}
     u, new_state = rule.direction(g, state, step, named, *read)
-    if p is not None and not _is_zero(hypers["decoupled_weight_decay"]):
+    if p is not None and not _is_none(hypers["decoupled_weight_decay"]):
         u = u + p * hypers["decoupled_weight_decay"]
     return tuple(x.to(dtype) for x in (u * -hypers["lr"], *new_state))
