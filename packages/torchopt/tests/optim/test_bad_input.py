@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import re
 from typing import Any
@@ -15,10 +16,11 @@ from optimizers import ROWS
 from torch import nn
 
 import torchopt
+from torchopt import alias
 from torchopt.alias.fused import with_backend
 from torchopt.errors import MismatchError, NotDifferentiableError
 from torchopt.pytree import tree_leaves
-from torchopt.transform import accumulate, lookahead
+from torchopt.transform import accumulate, inject_hyperparams, lookahead
 
 OPTIMIZERS = {
     "sgd": torchopt.sgd(0.1),
@@ -158,6 +160,74 @@ def test_hyper_parameters_that_are_no_numbers() -> None:
     with pytest.raises(TypeError, match="beta parameter at index 0: expected a number .* None"):
         torchopt.adam(betas=(None, 0.9))  # type: ignore[arg-type]
     assert torchopt.adam(lr=np.float32(0.1)).init({}) is not None  # type: ignore[arg-type]
+
+
+TUPLES = [
+    (name, parameter)
+    for name in alias.__all__
+    for parameter in inspect.signature(getattr(alias, name)).parameters.values()
+    if isinstance(parameter.default, tuple)
+]
+
+
+@pytest.mark.parametrize(("name", "parameter"), TUPLES, ids=lambda x: getattr(x, "name", x))
+def test_a_tuple_of_hyper_parameters_has_its_length(name: str, parameter: Any) -> None:
+    make, size = getattr(alias, name), len(parameter.default)
+    said = f"Invalid {parameter.name}: expected {size} numbers or 0-dim tensors, got"
+    for wrong in (0.9, None, "ab"):
+        with pytest.raises(TypeError, match=said):
+            make(**{parameter.name: wrong})
+    for wrong in ((0.5,), (0.5,) * (size + 1), torch.tensor(0.5)):
+        with pytest.raises(ValueError, match=said):
+            make(**{parameter.name: wrong})
+
+
+def test_a_tensor_of_betas_is_differentiated() -> None:
+    betas = torch.tensor([0.5, 0.75], dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        optimizer = torchopt.adam(0.1, betas=betas)  # type: ignore[arg-type]
+    found, expected = [], []
+    for used, grads in ((optimizer, found), (torchopt.adam(0.1, tuple(betas)), expected)):
+        params = torch.ones(2, dtype=torch.float64)
+        state = used.init(params)
+        for g in (params, 3 * params):
+            updates, state = used.update(g, state, inplace=False)
+        grads.append(torch.autograd.grad(updates.sum(), betas)[0])
+    assert torch.equal(found[0], expected[0])
+    assert bool(found[0].all())
+
+
+FIXED_STEPS = ["adafactor", "asgd", "rprop", "schedule_free_adamw", "schedule_free_sgd"]
+"""The optimizers whose rules read the step size."""
+
+
+@pytest.mark.parametrize("name", FIXED_STEPS)
+def test_a_schedule_where_there_is_none_is_refused_and_can_be_injected(name: str) -> None:
+    make, schedule = getattr(alias, name), torchopt.schedule.linear_schedule(0.1, 0.0, 4)
+    with pytest.raises(TypeError, match="got a function .*; a schedule goes here with .*inject"):
+        make(schedule)
+    grads = params = {"w": torch.tensor([1.0, -2.0])}
+    injected, plain = inject_hyperparams(make)(lr=schedule), make(lr=0.1)
+    found, _ = injected.update(grads, injected.init(params), params=params, inplace=False)
+    expected, _ = plain.update(grads, plain.init(params), params=params, inplace=False)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("name", sorted(alias.__all__))
+def test_steps_on_the_meta_device_give_shapes(name: str, inplace: bool) -> None:
+    make = getattr(alias, name)
+    schedule = torchopt.schedule.linear_schedule(0.1, 0.0, 4)
+    rates = [0.1, torch.tensor(0.1), *([] if name in FIXED_STEPS else [schedule])]
+    for rate in rates:
+        params = {"w": torch.empty(3, 2, device="meta"), "b": torch.empty(2, device="meta")}
+        optimizer = make(rate)
+        state = optimizer.init(params)
+        for _ in range(2):
+            updates, state = optimizer.update(params, state, params=params, inplace=inplace)
+        assert {k: (u.shape, u.is_meta) for k, u in updates.items()} == {
+            k: (p.shape, True) for k, p in params.items()
+        }
 
 
 @pytest.mark.parametrize("inplace", [False, True])

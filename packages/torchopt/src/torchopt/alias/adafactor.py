@@ -13,7 +13,7 @@ from torchopt.base import GradientTransformation
 from torchopt.transform import scale, scale_by_factored_rms
 from torchopt.transform.add_decayed_weights import AddDecayedWeights
 from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.validate import check_at_least_zero
+from torchopt.transform.validate import check_at_least_zero, unpacked
 
 __all__ = ["adafactor"]
 
@@ -58,7 +58,7 @@ def adafactor(
     """
     return compose(
         (flip_sign_and_add_weight_decay, (0.0, maximize)),
-        (scale_by_factored_rms, (lr, beta2_decay, *eps, d)),
+        (scale_by_factored_rms, (lr, beta2_decay, *unpacked(eps, 2, "eps"), d)),
         (_decay_by_lr, (lr, weight_decay)),
         (scale, (-1.0,)),
     )

@@ -10,6 +10,7 @@ from torchopt.alias.utils import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.transform import scale_by_accelerated_adam, scale_by_adam
+from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["adam"]
@@ -60,6 +61,6 @@ def adam(
     scaler = scale_by_accelerated_adam if use_accelerated_op else scale_by_adam
     return compose(
         (flip_sign_and_add_weight_decay, (weight_decay, maximize)),
-        (scaler, (*betas, eps, eps_root, moment_requires_grad)),
+        (scaler, (*unpacked(betas, 2, "betas"), eps, eps_root, moment_requires_grad)),
         (scale_by_neg_lr, (lr,)),
     )

@@ -13,6 +13,7 @@ from torchopt.alias.utils import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.transform import add_decayed_weights, scale_by_accelerated_adam, scale_by_adam
+from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["adamw"]
@@ -60,7 +61,7 @@ def adamw(
     scaler = scale_by_accelerated_adam if use_accelerated_op else scale_by_adam
     return compose(
         (flip_sign_and_add_weight_decay, (0.0, maximize)),
-        (scaler, (*betas, eps, eps_root, moment_requires_grad)),
+        (scaler, (*unpacked(betas, 2, "betas"), eps, eps_root, moment_requires_grad)),
         (add_decayed_weights, (weight_decay, mask)),
         (scale_by_neg_lr, (lr,)),
     )

@@ -10,6 +10,7 @@ from torchopt.alias.utils import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.transform import add_decayed_weights, scale_by_adan
+from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["adan"]
@@ -45,7 +46,7 @@ def adan(
     """
     return compose(
         (flip_sign_and_add_weight_decay, (0.0, maximize)),
-        (scale_by_adan, (*betas, eps)),
+        (scale_by_adan, (*unpacked(betas, 3, "betas"), eps)),
         (add_decayed_weights, (weight_decay,)),
         (scale_by_neg_lr, (lr,)),
     )

@@ -10,6 +10,7 @@ from torchopt.alias.utils import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.transform import scale_by_adopt
+from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["adopt"]
@@ -43,6 +44,6 @@ def adopt(
     """
     return compose(
         (flip_sign_and_add_weight_decay, (weight_decay, maximize)),
-        (scale_by_adopt, (*betas, eps)),
+        (scale_by_adopt, (*unpacked(betas, 2, "betas"), eps)),
         (scale_by_neg_lr, (lr,)),
     )

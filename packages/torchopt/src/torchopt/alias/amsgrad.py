@@ -10,6 +10,7 @@ from torchopt.alias.utils import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.transform import scale_by_amsgrad
+from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["amsgrad"]
@@ -44,6 +45,6 @@ def amsgrad(
     """
     return compose(
         (flip_sign_and_add_weight_decay, (weight_decay, maximize)),
-        (scale_by_amsgrad, (*betas, eps)),
+        (scale_by_amsgrad, (*unpacked(betas, 2, "betas"), eps)),
         (scale_by_neg_lr, (lr,)),
     )

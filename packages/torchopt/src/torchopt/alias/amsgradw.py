@@ -10,6 +10,7 @@ from torchopt.alias.utils import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.transform import add_decayed_weights, scale_by_amsgrad
+from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["amsgradw"]
@@ -44,7 +45,7 @@ def amsgradw(
     """
     return compose(
         (flip_sign_and_add_weight_decay, (0.0, maximize)),
-        (scale_by_amsgrad, (*betas, eps)),
+        (scale_by_amsgrad, (*unpacked(betas, 2, "betas"), eps)),
         (add_decayed_weights, (weight_decay,)),
         (scale_by_neg_lr, (lr,)),
     )

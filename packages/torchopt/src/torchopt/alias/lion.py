@@ -10,6 +10,7 @@ from torchopt.alias.utils import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.transform import add_decayed_weights, scale_by_lion
+from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["lion"]
@@ -43,7 +44,7 @@ def lion(
     """
     return compose(
         (flip_sign_and_add_weight_decay, (0.0, maximize)),
-        (scale_by_lion, betas),
+        (scale_by_lion, unpacked(betas, 2, "betas")),
         (add_decayed_weights, (weight_decay,)),
         (scale_by_neg_lr, (lr,)),
     )

@@ -15,6 +15,7 @@ from torchopt.combine import chain, round_once
 from torchopt.transform import add_decayed_weights, orthogonalize, partition, trace
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.scale import Scale
+from torchopt.transform.validate import unpacked
 from torchopt.tree import tree_map
 from torchopt.typing import ScalarOrSchedule
 
@@ -91,14 +92,16 @@ def muon(
             flip_sign_and_add_weight_decay(0.0, maximize),
             _scale_by_complement(momentum),
             trace(momentum, 0.0, nesterov),
-            orthogonalize(ns_steps, ns_coefficients, eps, match_rms),
+            orthogonalize(
+                ns_steps, unpacked(ns_coefficients, 3, "ns_coefficients"), eps, match_rms
+            ),
             add_decayed_weights(weight_decay),
             scale_by_neg_lr(lr),
         )
     )
     others = adamw(
         lr if adamw_lr is None else adamw_lr,
-        adamw_betas,
+        unpacked(adamw_betas, 2, "adamw_betas"),
         adamw_eps,
         weight_decay,
         maximize=maximize,

@@ -10,6 +10,7 @@ from torchopt.alias.utils import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.transform import scale_by_nadam
+from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["nadam"]
@@ -46,6 +47,6 @@ def nadam(
     """
     return compose(
         (flip_sign_and_add_weight_decay, (weight_decay, maximize)),
-        (scale_by_nadam, (*betas, eps, momentum_decay)),
+        (scale_by_nadam, (*unpacked(betas, 2, "betas"), eps, momentum_decay)),
         (scale_by_neg_lr, (lr,)),
     )

@@ -10,6 +10,7 @@ from torchopt.alias.utils import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.transform import add_decayed_weights, scale_by_nadam
+from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["nadamw"]
@@ -46,7 +47,7 @@ def nadamw(
     """
     return compose(
         (flip_sign_and_add_weight_decay, (0.0, maximize)),
-        (scale_by_nadam, (*betas, eps, momentum_decay)),
+        (scale_by_nadam, (*unpacked(betas, 2, "betas"), eps, momentum_decay)),
         (add_decayed_weights, (weight_decay,)),
         (scale_by_neg_lr, (lr,)),
     )

@@ -10,6 +10,7 @@ from torchopt.alias.utils import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.transform import scale_by_radam
+from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["radam"]
@@ -44,6 +45,6 @@ def radam(
     """
     return compose(
         (flip_sign_and_add_weight_decay, (weight_decay, False)),
-        (scale_by_radam, (*betas, eps, moment_requires_grad)),
+        (scale_by_radam, (*unpacked(betas, 2, "betas"), eps, moment_requires_grad)),
         (scale_by_neg_lr, (lr,)),
     )

@@ -11,6 +11,7 @@ from torchopt.alias.utils import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.transform import scale, scale_by_rprop
+from torchopt.transform.validate import unpacked
 
 __all__ = ["rprop"]
 
@@ -41,6 +42,6 @@ def rprop(
     """
     return compose(
         (flip_sign_and_add_weight_decay, (0.0, maximize)),
-        (scale_by_rprop, (lr, *etas, *step_sizes)),
+        (scale_by_rprop, (lr, *unpacked(etas, 2, "etas"), *unpacked(step_sizes, 2, "step_sizes"))),
         (scale, (-1.0,)),
     )

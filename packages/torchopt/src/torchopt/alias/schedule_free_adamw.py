@@ -11,6 +11,7 @@ from torchopt.alias.utils import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.transform import scale_by_adam, schedule_free
+from torchopt.transform.validate import unpacked
 
 __all__ = ["schedule_free_adamw"]
 
@@ -43,9 +44,10 @@ def schedule_free_adamw(
     References:
         A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682
     """
+    b1, b2 = unpacked(betas, 2, "betas")
     return compose(
         (flip_sign_and_add_weight_decay, (0.0, maximize)),
         # Without a first moment: u = g / (sqrt(nu / (1 - b2^k)) + eps).
-        (scale_by_adam, (0.0, betas[1], eps)),
-        (schedule_free, (lr, betas[0], weight_decay, warmup_steps)),
+        (scale_by_adam, (0.0, b2, eps)),
+        (schedule_free, (lr, b1, weight_decay, warmup_steps)),
     )

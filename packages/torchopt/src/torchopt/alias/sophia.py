@@ -10,6 +10,7 @@ from torchopt.alias.utils import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.transform import add_decayed_weights, scale_by_sophia
+from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["sophia"]
@@ -51,7 +52,7 @@ def sophia(
     """
     return compose(
         (flip_sign_and_add_weight_decay, (0.0, maximize)),
-        (scale_by_sophia, (*betas, rho, eps, batch_size, update_every)),
+        (scale_by_sophia, (*unpacked(betas, 2, "betas"), rho, eps, batch_size, update_every)),
         (add_decayed_weights, (weight_decay,)),
         (scale_by_neg_lr, (lr,)),
     )

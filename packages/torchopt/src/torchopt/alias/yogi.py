@@ -10,6 +10,7 @@ from torchopt.alias.utils import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.transform import scale_by_yogi
+from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["yogi"]
@@ -45,6 +46,6 @@ def yogi(
     """
     return compose(
         (flip_sign_and_add_weight_decay, (weight_decay, maximize)),
-        (scale_by_yogi, (*betas, eps, initial_accumulator)),
+        (scale_by_yogi, (*unpacked(betas, 2, "betas"), eps, initial_accumulator)),
         (scale_by_neg_lr, (lr,)),
     )

@@ -134,7 +134,10 @@ def inject_hyperparams(
         }
         rest = {n: v for n, v in values.items() if n not in numbers and n not in schedules}
         injecting = InjectHyperparams(make, numbers, schedules, rest)
-        make(**values)  # reports hyper-parameters out of range, which tensors are not checked for
+        at_start = {n: schedule(0) for n, schedule in schedules.items()}
+        make(
+            **values | at_start
+        )  # reports hyper-parameters out of range, which tensors are not checked for
         return GradientTransformation(injecting.init, injecting.update)
 
     return injected

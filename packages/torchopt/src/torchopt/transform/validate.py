@@ -6,9 +6,12 @@ A tensor as a hyper-parameter is not looked at: it may be batched, on a device, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
-__all__ = ["are_numbers", "check_at_least_zero", "check_betas", "check_fraction"]
+__all__ = ["are_numbers", "check_at_least_zero", "check_betas", "check_fraction", "unpacked"]
 
 Hyper = float | torch.Tensor
 
@@ -36,12 +39,37 @@ def _is_number(value: Hyper, what: str) -> bool:
         return False
     if isinstance(value, (int, float)) or hasattr(value, "__float__"):
         return True
-    raise TypeError(
-        f"Invalid {what}: expected a number or a tensor, got {value!r} ({type(value).__name__})"
-    )
+    kind = type(value).__name__
+    if callable(value):
+        raise TypeError(
+            f"Invalid {what}: expected a number or a tensor, got a function ({kind}); a schedule "
+            "goes here with torchopt.transform.inject_hyperparams(make)(..., name=schedule)"
+        )
+    raise TypeError(f"Invalid {what}: expected a number or a tensor, got {value!r:.80} ({kind})")
 
 
 def check_betas(*betas: Hyper) -> None:
     """Raise `ValueError("Invalid beta parameter at index {i}: {value}")` unless 0 <= value < 1."""
     for index, beta in enumerate(betas):
         check_fraction(beta, f"beta parameter at index {index}")
+
+
+def unpacked(values: Iterable[Any], count: int, name: str) -> tuple[Any, ...]:
+    """Return the `count` entries of the hyper-parameter `name`.
+
+    Raises:
+        TypeError: It has no entries.
+        ValueError: It has another number of entries.
+    """
+    if isinstance(values, torch.Tensor) and values.dim() == 1 and len(values) == count:
+        with torch.enable_grad():  # its entries follow it, also where this runs without a graph
+            return tuple(values[i] for i in range(count))
+    wanted = f"Invalid {name}: expected {count} numbers or 0-dim tensors"
+    if isinstance(values, torch.Tensor):
+        raise ValueError(f"{wanted}, got a tensor of shape {tuple(values.shape)}")
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{wanted}, got {values!r:.80} ({type(values).__name__})")
+    entries = tuple(values)
+    if len(entries) != count:
+        raise ValueError(f"{wanted}, got {len(entries)}: {entries!r:.80}")
+    return entries
