@@ -87,8 +87,8 @@ class ScaleByFactoredRms(LeafRule):
             if g.ndim > 1:
                 row = _moved_one(row, square.mean(dim=-1, keepdim=True), weight)
                 column = _moved_one(column, square.mean(dim=-2, keepdim=True), weight)
-                mean = row.mean(dim=-2, keepdim=True).clamp(max=torch.finfo(g.dtype).max)
-                mean = mean.clamp(min=eps1)
+                mean = row.mean(dim=-2, keepdim=True)
+                mean = mean.clamp(max=torch.finfo(mean.dtype).max).clamp(min=eps1)
                 variance = row / mean * column
             else:
                 row = variance = _moved_one(row, square, weight)
@@ -134,7 +134,7 @@ class ScaleByFactoredRms(LeafRule):
                 )
                 means = [r.mean(dim=-2, keepdim=True) for r in row]
                 torch._foreach_clamp_min_(means, eps1)
-                torch._foreach_clamp_max_(means, torch.finfo(g[0].dtype).max)
+                torch._foreach_clamp_max_(means, torch.finfo(means[0].dtype).max)
                 scaled = torch._foreach_div(row, means)
                 for v, r, c in zip(variance, scaled, column):
                     torch.mul(r, c, out=v)
