@@ -87,3 +87,17 @@ def test_backends_agree(name: str, backend: str) -> None:
     compiled = torch.compile(meta_step, fullgraph=True, backend=backend)
     got, wanted = compiled(start, x), meta_step(start, x)
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["adam", "muon", "rmsprop"])
+def test_an_optimizer_is_made_inside(name: str) -> None:
+    _, _, start, _ = problem(name)
+
+    def first(params: Params, lr: Tensor) -> Any:
+        optimizer = ROWS[name].functional(lr)
+        return optimizer.update(params, optimizer.init(params), params=params, inplace=False)[0]
+
+    torch._dynamo.reset()
+    lr = torch.tensor(0.1, dtype=DOUBLE)
+    found = torch.compile(first, fullgraph=True, backend="eager")(start, lr)
+    torch.testing.assert_close(found, first(start, lr), rtol=1e-12, atol=1e-14)

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 import torchopt
-from torchopt.schedule import exponential_decay, linear_schedule, polynomial_schedule
+from torchopt.schedule import (
+    exponential_decay,
+    join_schedules,
+    linear_schedule,
+    polynomial_schedule,
+    warmup,
+)
 
 CASES: list[tuple[Any, list[float]]] = [
     (
@@ -53,3 +59,10 @@ def test_exponential_decay_is_differentiable_in_its_initial_value(count: int) ->
     value = exponential_decay(init_value, 0.5, 2)(torch.tensor(count))
     (slope,) = torch.autograd.grad(value, init_value)
     assert slope.item() == 0.5 ** max(count - 2, 0)
+
+
+@pytest.mark.parametrize("wrong", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+def test_a_number_where_a_schedule_belongs(wrong: Any) -> None:
+    for make in (lambda: warmup(wrong, 3), lambda: join_schedules([wrong, wrong], [2])):
+        with pytest.raises(TypeError, match="expected a schedule, .*; constant_schedule makes one"):
+            make()

@@ -357,3 +357,44 @@ def test_every_number_of_an_optimizer_can_be_injected(name: str) -> None:
         results.append(p)
     for key, value in results[0].items():
         torch.testing.assert_close(results[1][key], value, rtol=1e-12, atol=1e-14)
+
+
+DAMPENED = ("sgd-momentum", ("momentum", None), 0.0)
+
+
+@pytest.mark.parametrize("case", SMOOTH)
+def test_a_tensor_means_what_its_number_means(case: str) -> None:
+    """Where a number switches something off, or over, as 0 and 1 do, so does a tensor.
+
+    But for a momentum of 0 with dampening: a number is none, a tensor dampens.
+    """
+    make, usual = ROWS[SMOOTH[case][0]].functional, list(hypers_of(case).values())
+    start = {"s": torch.tensor(0.7, dtype=DOUBLE), "w": randn(3, 2, seed=2)}
+    for place, value in enumerate(usual):
+        for number in (value, 0.0, 1.0):
+            if (case, list(hypers_of(case))[place], number) == DAMPENED:
+                continue
+            found = []
+            for given in (
+                number,
+                torch.tensor(number, dtype=DOUBLE),
+                torch.tensor([[number]], dtype=DOUBLE),
+            ):
+                values = [*usual[:place], given, *usual[place + 1 :]]
+                try:
+                    optimizer = make(**with_hypers(case, values))
+                except ValueError:
+                    assert given is number  # numbers only are checked
+                    break
+                p, state = start, optimizer.init(start)
+                for seed in (3, 4):
+                    g = {"s": torch.tensor(0.3, dtype=DOUBLE), "w": randn(3, 2, seed=seed)}
+                    updates, state = optimizer.update(g, state, params=p, inplace=False)
+                    p = torchopt.apply_updates(p, updates, inplace=False)
+                found.append(p)
+            for other in found[1:]:
+                for name, wanted in found[0].items():
+                    assert other[name].shape == wanted.shape
+                    torch.testing.assert_close(
+                        other[name], wanted, rtol=1e-10, atol=1e-13, equal_nan=True
+                    )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,20 +25,17 @@ DEFAULT_BACKEND: Backend = "auto"
 """How the optimizers made without `use_accelerated_op` compute their steps; see `with_backend`."""
 
 _chain_flat = True
-_chain_flat_lock = threading.Lock()
 
 
 def _set_use_chain_flat(use_chain_flat: bool) -> None:
     """Choose whether the optimizers made from now on work on lists of leaves or on trees."""
     global _chain_flat
-    with _chain_flat_lock:
-        _chain_flat = use_chain_flat
+    _chain_flat = use_chain_flat
 
 
 def _get_use_chain_flat() -> bool:
     """Return whether the optimizers made now work on lists of leaves."""
-    with _chain_flat_lock:
-        return _chain_flat
+    return _chain_flat
 
 
 def compose(

@@ -98,6 +98,14 @@ class JoinedSchedules:
         return value  # type: ignore[no-any-return]
 
 
+def _require_schedule(value: Any, what: str) -> None:
+    if not callable(value) or isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"{what}: expected a schedule, a function of the count, got {type(value).__name__}; "
+            "constant_schedule makes one of a number"
+        )
+
+
 def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
     """Return schedules one after the other, each with a count that starts from 0.
 
@@ -106,6 +114,7 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
         boundaries: The number of updates at which each of them but the first starts, increasing.
 
     Raises:
+        TypeError: One of `schedules` is no function.
         ValueError: There is not one boundary for each schedule but the first, or they do not
             increase.
 
@@ -114,6 +123,8 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
         >>> [joined(count) for count in range(5)]
         [1.0, 1.0, 1.0, 0.5, 0.0]
     """
+    for schedule in schedules:
+        _require_schedule(schedule, "join_schedules")
     if len(boundaries) != len(schedules) - 1:
         raise ValueError(
             f"join_schedules: expected {len(schedules) - 1} boundaries for {len(schedules)} "
@@ -139,6 +150,7 @@ def warmup(
         peak_value: Where the warm-up leads; None for the first value of `schedule`.
 
     Raises:
+        TypeError: `schedule` is no function.
         ValueError: `warmup_steps` is smaller than 1.
 
     Example:
@@ -147,6 +159,7 @@ def warmup(
         >>> [warm(count) for count in range(5)]
         [0.0, 0.25, 0.5, 0.75, 1.0]
     """
+    _require_schedule(schedule, "warmup")
     if warmup_steps < 1:
         raise ValueError(f"warmup: expected warmup_steps >= 1, got {warmup_steps}")
     return Warmup(schedule, warmup_steps, init_value, peak_value)

@@ -134,7 +134,7 @@ def _init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
         for i in present:
             if leaves[i].is_complex():
                 raise _refused_complex(rule, i)
-    state = rule.init_leaves([leaves[i] for i in present])
+    state = _of_this_step(rule).init_leaves([leaves[i] for i in present])
     if len(present) == len(leaves):
         return state
     absent = [None] * len(leaves)

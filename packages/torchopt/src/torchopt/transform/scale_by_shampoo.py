@@ -103,7 +103,10 @@ class ScaleByShampoo(LeafRule):
         for dimension, s in enumerate(old):
             rows = g.movedim(dimension, 0).reshape(g.shape[dimension], -1)
             square = (rows * rows).sum(dim=1) if s.ndim == 1 else rows @ rows.mT
-            if isinstance(self.decay, Tensor) or self.decay != 1.0:
+            if isinstance(self.decay, Tensor):
+                fresh = torch.where(self.decay == 1, torch.ones_like(self.decay), 1 - self.decay)
+                s, square = s * self.decay, square * fresh
+            elif self.decay != 1.0:
                 s, square = s * self.decay, square * (1 - self.decay)
             parts.append((s + square).reshape(-1))
         return torch.cat(parts)
