@@ -203,6 +203,11 @@ void check_launches() {
                             0, false);
     CHECK_TRUE(emulated_cuda::launches.size() == 1);
     CHECK_TRUE(emulated_cuda::launches[0].blocks == 3);
+    // Two launches, whose blocks write rows of their own.
+    emulated_cuda::launches.clear();
+    const std::vector<std::int64_t> many(40, 1);
+    check_case<Adam, float>("adam", Kind::kHyperVjp, Dtype::kFloat32, many, 0, true);
+    CHECK_TRUE(emulated_cuda::launches.size() == 2);
 }
 
 /// Afterwards the thread has the context that it had, and no other device got one.
