@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from torchopt.errors import NotDifferentiableError
-from torchopt.params.lineage import MARK as LINEAGE
-from torchopt.params.lineage import check_unwritten
+from torchopt.params.lineage import check_unwritten, lineage_of
 from torchopt.torch_internals import (
     checkpoint_of,
     pack_hooks,
@@ -255,7 +254,7 @@ class WatchedDict(dict[str, Any]):
         else:
             value = _enter(self, key)[key]
         if torch.is_grad_enabled():
-            lineage = getattr(value, LINEAGE, None)
+            lineage = lineage_of(value)
             if lineage is not None:
                 check_unwritten(value, lineage, self.owner, key)
         elif not torch._C._is_fwd_grad_enabled() and value is not None and value.requires_grad:
