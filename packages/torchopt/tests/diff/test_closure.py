@@ -271,3 +271,39 @@ def test_what_the_user_only_keeps_beside_the_function_is_not_walked_through_prop
 
     with pytest.raises(NotDifferentiableError, match="GLOBAL"):
         root(Trap().scaled)
+
+
+def by_requires_grad(x, a):
+    with torch.enable_grad():
+        y = x.detach().requires_grad_()
+        (g,) = torch.autograd.grad((y**3 / 3 - a * y).sum(), y, create_graph=True)
+    return g
+
+
+def by_a_parameter(x, a):
+    y = torch.nn.Parameter(x.detach())
+    return torch.autograd.grad((y**3 / 3 - a * y).sum(), y, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("residual", [by_requires_grad, by_a_parameter])
+def test_autograd_inside_of_an_optimality_function_is_refused_with_advice(residual):
+    a = tensor(2.0)
+    solved = custom_root(residual, argnums=1)(lambda s, a: a.sqrt())
+    with pytest.raises(NotDifferentiableError, match=r"use torch\.func\.grad"):
+        solved(None, a)
+
+
+def by_an_augmented_argument(x, a):
+    x -= a
+    return x
+
+
+def by_an_out_argument(x, a):
+    return torch.sub(x, a, out=x)
+
+
+@pytest.mark.parametrize("residual", [by_an_augmented_argument, by_an_out_argument])
+def test_what_writes_into_the_solution_never_gives_a_gradient_silently(residual):
+    a = tensor(2.0)
+    with pytest.raises((NotDifferentiableError, RuntimeError)):
+        custom_root(residual, argnums=1)(lambda s, a: a.detach().clone())(None, a).backward()

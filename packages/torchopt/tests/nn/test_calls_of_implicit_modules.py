@@ -270,3 +270,40 @@ def test_solved_modules_are_released():
         del module
     gc.collect()
     assert not any(ref() for ref in refs)
+
+
+class Normalized(ImplicitMetaGradientModule):
+    """w = mean(net(x)) / 2 of a meta-module with batch statistics."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.w = torch.nn.Parameter(torch.zeros((), dtype=D))
+
+    def objective(self, x):
+        return (self.w - (self.net(x) ** 3).mean()) ** 2 + self.w**2
+
+    def solve(self, x):
+        with torch.no_grad():
+            self.w.copy_((copy.deepcopy(self.net)(x) ** 3).mean() / 2)
+        return self
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_in_a_meta_module(training):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).double()
+    with torch.no_grad():
+        net[1].bias.copy_(torch.tensor([0.5, -1.0]))
+    x = torch.randn(6, 3, dtype=D)
+    own = copy.deepcopy(net).train(training)
+    expected = torch.autograd.grad((own(x) ** 3).mean() / 2, list(own.parameters()))
+    module = Normalized(net)
+    net.train(training)
+    module.solve(x)
+    before = copy.deepcopy(dict(net.named_buffers()))
+    net.train(not training)  # as for the evaluation of the outer loss
+    got = torch.autograd.grad(module.w, list(net.parameters()))
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(dict(net.named_buffers()), before, rtol=0, atol=0)
+    assert net.training is not training

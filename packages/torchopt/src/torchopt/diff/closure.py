@@ -24,6 +24,7 @@ from torchopt.tree import tree_leaves
 from torchopt.tree_function import below_transforms, is_differentiated
 
 __all__ = [
+    "ATOMS",
     "LIBRARIES",
     "captured",
     "code_names",

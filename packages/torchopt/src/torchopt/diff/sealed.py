@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import dis
 import functools
+import math
 import types
 from collections import deque
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torchopt.diff.closure import LIBRARIES, code_names, root_of
 
-__all__ = ["is_pure", "is_transparent"]
+__all__ = ["draws_nothing", "is_pure", "is_simple", "is_transparent"]
 
 # Packages without random numbers of Python or numpy.
 KNOWN = {"torch", "torchopt", "optree", "builtins", "math", "functools", "itertools"}
@@ -32,8 +34,30 @@ SEEN_THROUGH = (
 TRANSFORMS = ("torch._functorch", "torch.func", "torchopt.solvers", "torchopt.diff")
 # Ways to reach, to change or to make what is no argument.
 DOUBTFUL = {"nn", "Parameter", "autograd", "backward", "out", "inplace", "data", "ops", "utils"}
+DRAWS = {"multinomial", "bernoulli"}  # others are functions, or change a tensor
 REFLECTION = {"eval", "exec", "globals", "locals", "vars", "compile", "__import__"}
 WRITES = ("STORE_SUBSCR", "STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF", "DELETE_", "INPLACE_")
+
+
+def is_simple(found: Any) -> bool:
+    """Return whether this object is a pure function without a closure, and needs no search."""
+    if type(found) is not types.FunctionType:
+        return False
+    if found.__closure__ or found.__defaults__ or found.__kwdefaults__ or found.__dict__:
+        return False
+    known, code = found.__globals__, found.__code__
+    for name in code_names(code):
+        if name in known and known[name] is not torch and known[name] is not math:
+            return False
+    return not _reflects(code) and not _writes(code)
+
+
+def draws_nothing(found: Any) -> bool:
+    """Return whether a pure function draws no random numbers: it needs torch, or a method."""
+    if not is_simple(found):
+        return False
+    names = code_names(found.__code__)
+    return DRAWS.isdisjoint(names) and not any(found.__globals__.get(n) is torch for n in names)
 
 
 def is_transparent(found: Any) -> bool:

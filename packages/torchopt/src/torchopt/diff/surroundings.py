@@ -30,7 +30,7 @@ from torchopt.diff.places import (
     slots,
     sources,
 )
-from torchopt.diff.sealed import is_pure, is_transparent
+from torchopt.diff.sealed import draws_nothing, is_pure, is_simple, is_transparent
 
 __all__ = ["Surroundings", "fresh_buffers"]
 
@@ -141,7 +141,15 @@ class Surroundings:
         """
         self._function = function
         self._sources: list[Source] = []
+        self._states: list[_ModuleState] = []
+        self._fresh = True
+        self._value: Tensor | None = None
+        self._watched: list[tuple[str, Tensor, int]] = []
         self._search(first=True)
+        if not (self.is_sealed and draws_nothing(function)):
+            self._take_down_generators(tensors)
+
+    def _take_down_generators(self, tensors: Iterable[Tensor]) -> None:
         if not self._transparent:
             self._sources.append(Source.of(random.getstate, random.setstate))
             if (numpy := sys.modules.get("numpy")) is not None:
@@ -152,10 +160,6 @@ class Surroundings:
             known.update({id(g): g for g in own[device.index or 0 :][:1]})
         for generator in known.values():
             self._sources.append(Source.of(generator.get_state, generator.set_state))
-        self._states: list[_ModuleState] = []
-        self._fresh = True
-        self._value: Tensor | None = None
-        self._watched: list[tuple[str, Tensor, int]] = []
 
     def _search(self, *, first: bool) -> None:
         self._modules: list[nn.Module] = []
@@ -164,6 +168,8 @@ class Surroundings:
         self._containers: list[Any] = []
         self._contents: list[Content] = []
         self._transparent, self.is_sealed = True, True
+        if is_simple(self._function):
+            return
         count = 0
         for name, found in captured(self._function, object):
             count += 1
@@ -200,14 +206,19 @@ class Surroundings:
 
         return frozen
 
-    @contextlib.contextmanager
-    def replayed(self) -> Iterator[None]:
+    def replayed(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which everything is as it was, and which leaves no trace.
 
         The first one leaves a trace after all: a source of random numbers that nobody has used
         meanwhile moves on, as in a single evaluation. Sources that were not used in the first
         context are left alone in the next.
         """
+        if self._sources or self._states or self._slots or self._contents:
+            return self._replayed()
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _replayed(self) -> Iterator[None]:
         present = [source.get() for source in self._sources]
         with contextlib.ExitStack() as stack:
             for state in self._states:

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from torchopt.diff.closure import ATOMS
 from torchopt.diff.implicit.certificate import GradientReport
 from torchopt.diff.implicit.rule import WHERE, Equation, RootRule, solve_system
 from torchopt.diff.surroundings import Surroundings
@@ -168,6 +169,8 @@ class ImplicitEngine:
             (argnum, tuple(place[i] for i, owner in enumerate(owners) if owner == argnum))
             for argnum in sorted(set(self.argnums))
         )
+        held = [x for x in static.values() if not isinstance(x, ATOMS)]
+        reached: Any = (self.optimality_fn, held) if held else self.optimality_fn
         rule = RootRule(
             self,
             function,
@@ -176,7 +179,7 @@ class ImplicitEngine:
                 spec,
                 static,
                 tuple(order),
-                Surroundings((self.optimality_fn, list(static.values())), inputs),
+                Surroundings(reached, inputs),
             ),
             tuple(x.requires_grad for x in inputs),
             tuple(map(is_differentiated, inputs)),
