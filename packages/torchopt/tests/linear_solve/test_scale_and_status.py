@@ -293,3 +293,53 @@ def test_empty_systems(case):
         assert operator.as_matrix().shape == (0, 0)
     for M in (Nystrom(2), Jacobi(), torch.zeros(0, 0, dtype=F64)):
         assert linear_solve(matrices, nothing, CG(M=M)).value.shape == (0,)
+
+
+@pytest.mark.parametrize("solver", [LU(), QR(), Cholesky()], ids=repr)
+@pytest.mark.parametrize("unit", [1e-20, 1e-10, 1e10])
+def test_units_of_unknowns_and_equations_do_not_make_a_direct_solve_singular(solver, unit):
+    units = torch.ones(N, dtype=F64)
+    units[0] = unit
+    A, x = units[:, None] * matrix(SPD) * units, 1 / units
+    for operator in (LinearOperator.from_matrix(A), LinearOperator.from_matrix(A).T):
+        found = linear_solve(operator, A @ x, solver)
+        torch.testing.assert_close(found.value / x, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("solver", [LU(), QR(), Cholesky()], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_direct_solves_of_singular_systems_say_so_whatever_the_rounding_is(solver, dtype):
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        root = torch.randn(6, 4, generator=g, dtype=dtype)
+        b = torch.randn(6, generator=g, dtype=dtype)
+        found = linear_solve(root @ root.T, b, solver, on_fail="ignore")
+        assert found.status == Status.SINGULAR
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_nystrom_in_half_precision(iterative, dtype):
+    make, _ = iterative
+    if "M" not in {f.name for f in dataclasses.fields(make())}:
+        pytest.skip("takes no preconditioner")
+    A = matrix(SPD).to(dtype)
+    b = torch.linspace(1, 2, N).to(dtype)
+    found = linear_solve(LinearOperator.from_matrix(A, SPD), b, make(M=Nystrom(3)))
+    exact = torch.linalg.solve(A.double(), b.double())
+    assert found.value.dtype is dtype
+    error = torch.linalg.vector_norm(found.value - exact) / torch.linalg.vector_norm(exact)
+    assert error < 8 * torch.finfo(dtype).eps
+    empty = LinearOperator.from_matrix(A[:0, :0], SPD)
+    assert linear_solve(empty, b[:0], make(M=Nystrom(3))).value.shape == (0,)
+
+
+def test_tiny_and_huge_operators_are_not_called_singular(iterative):
+    make, tags = iterative
+    b = torch.linspace(1, 2, N)
+    for unit in (1e-30, 1e30):
+        operator = LinearOperator.from_matrix(unit * matrix(tags, torch.float32), tags)
+        found = linear_solve(operator, b * unit, make(), on_fail="ignore")
+        assert found.status != Status.SINGULAR
+        if found.status == Status.CONVERGED:
+            rest = b - matrix(tags, torch.float32) @ found.value
+            assert torch.linalg.vector_norm(rest) < 1e-4 * torch.linalg.vector_norm(b)

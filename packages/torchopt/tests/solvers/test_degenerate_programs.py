@@ -282,3 +282,51 @@ def test_no_unknowns():
     rows = {"G": torch.zeros(1, 0), "h": -torch.ones(1)}
     with pytest.raises(SolverError, match="INFEASIBLE"):
         quadratic_program(*empty, **rows, on_fail="raise")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_that_of_the_arguments_alone(dtype):
+    for seed in range(6):
+        g = torch.Generator().manual_seed(seed)
+        root, c, A, G, x = (
+            torch.randn(*shape, generator=g, dtype=F64)
+            for shape in ((4, 4), (4,), (1, 4), (5, 4), (4,))
+        )
+        Q, h = root @ root.T + torch.eye(4, dtype=F64), G @ x + 0.1
+        narrow = [v.to(dtype).requires_grad_() for v in (Q, 2 * c, A, A @ x, G, h)]
+        exact = [v.detach().double().requires_grad_() for v in narrow]
+        found, expected = (quadratic_program(*v, on_fail="raise") for v in (narrow, exact))
+        eps = torch.finfo(dtype).eps
+        for mine, theirs in zip(found, expected):
+            assert mine.dtype is dtype
+            torch.testing.assert_close(mine.double(), theirs, rtol=eps, atol=eps)
+        slopes = torch.autograd.grad(found.x.float().square().sum(), narrow)
+        wanted = torch.autograd.grad(expected.x.square().sum(), exact)
+        for mine, theirs in zip(slopes, wanted):
+            atol = 20 * eps * max(1.0, float(theirs.abs().max()))
+            torch.testing.assert_close(mine.double(), theirs, rtol=20 * eps, atol=atol)
+
+
+def test_what_has_no_solution_has_no_derivative():
+    G, h = torch.cat([EYE[:1], -EYE[:1]]), tensor([-1.0, -1.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LinearSolveWarning)
+        for transform in (jacrev, jacfwd):
+            slope = transform(lambda c: quadratic_program(EYE, c, G=G, h=h, on_fail="ignore").x)(C)
+            assert slope.isnan().all()
+
+
+def test_empty_batches_integers_and_other_dtypes():
+    empty = torch.zeros(0, 3, dtype=F64, requires_grad=True)
+    found = quadratic_program(EYE, empty, A=ROW, b=tensor([2.0]))
+    assert [v.shape for v in found] == [(0, 3), (0, 1), (0, 0)]
+    assert torch.autograd.grad(found.x.sum(), empty)[0].shape == (0, 3)
+    expected = quadratic_program(EYE, C, ROW, tensor([2.0]))
+    for A, b in ((ROW.long(), torch.tensor([2])), (ROW.float(), torch.tensor([2.0]))):
+        torch.testing.assert_close(quadratic_program(EYE, C, A, b), expected)
+    with pytest.raises(ValueError, match="A, b: expected real numbers"):
+        quadratic_program(EYE, C, ROW + 0j, tensor([2.0]))
+    with pytest.raises(ValueError, match=r"A, b: expected \[\*batch, k, 3\]"):
+        quadratic_program(EYE, C, ROW, tensor(2.0))
+    with pytest.raises(ValueError, match="on_fail: expected"):
+        quadratic_program(EYE, C, on_fail="loud")

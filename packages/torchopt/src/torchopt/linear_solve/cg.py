@@ -19,6 +19,7 @@ from torchopt.linear_solve.iterate import (
     dot,
     norm,
     quotient,
+    safe_norm,
     unit,
     wide,
     widened,
@@ -155,7 +156,8 @@ class NormalCG(CG):
             x, count = x + more.value, count + more.iterations
             status = torch.where(again, more.status, status)
             rest = b - operator.mv(x)
-        least = norm(operator.rmv(rest)) <= 1e3 * problem.eps * norm(operator.rmv(b))
+        least = safe_norm(operator.rmv(rest))
+        least = least <= 1e3 * problem.eps * safe_norm(operator.rmv(b))
         failed = torch.where(least, int(Status.SINGULAR), int(Status.MAX_ITERATIONS))
         unmet = (status == int(Status.CONVERGED)) & ~(norm(rest) <= limit)
         condition = None if found.condition is None else torch.sqrt(found.condition)

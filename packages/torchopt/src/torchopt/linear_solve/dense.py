@@ -18,6 +18,10 @@ from torchopt.linear_solve.solver import Computed, Solver
 __all__ = ["LU", "QR", "Cholesky", "DenseSolver", "Diagonal", "Triangular"]
 
 
+#: The part of b that is left only where a factorisation made nothing of its matrix.
+UNSOLVED = 1e-2
+
+
 class Factors(NamedTuple):
     """A factorisation, the matrix, and which of A and Aᴴ it is used for.
 
@@ -74,8 +78,10 @@ class DenseSolver(Solver):
         scale = unit(b)
         b = b / scale
         x = self.substitute(state.factors, b[:, None], state.adjoint)[:, 0]
-        residual = norm(b - matrix @ x) * scale
-        result = direct_result((x * scale).to(dtype), residual, state.failed)
+        residual, size = norm(b - matrix @ x), norm(b)
+        # Where rounding of a pivot hides that A is singular, b tells it.
+        failed = state.failed | (residual > UNSOLVED * size)
+        result = direct_result((x * scale).to(dtype), residual * scale, failed)
         if self.estimate_condition and matrix.numel():
             values = torch.linalg.svdvals(finite_or_zero(matrix)[0])
             result = result._replace(condition=values[0] / values[-1])
@@ -113,6 +119,17 @@ def _units(matrix: Tensor, dim: int) -> Tensor:
     return torch.ldexp(torch.ones_like(largest), exponent)
 
 
+def _equilibrated(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the matrix divided by the units of its rows and columns, and those.
+
+    Powers of two, so that it costs no digits: units do not decide which pivots are rounding.
+    """
+    rows = _units(matrix, 1)
+    matrix = matrix / rows[:, None]
+    columns = _units(matrix, 0)
+    return matrix / columns, rows, columns
+
+
 def _negligible_pivot(diagonal: Tensor) -> Tensor:
     """Return whether an entry of the diagonal of a triangular factor is zero up to rounding."""
     if diagonal.numel() == 0:
@@ -126,14 +143,9 @@ class LU(DenseSolver):
     """Gaussian elimination with partial pivoting, for any non-singular A."""
 
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return P, L, U and the units of rows and columns, and whether a pivot is negligible.
-
-        Rows and columns are divided by a power of two first, so that their units do not decide
-        which pivots are rounding.
-        """
-        rows = _units(matrix, 1)
-        columns = _units(matrix / rows[:, None], 0)
-        lu, pivots, info = torch.linalg.lu_factor_ex(matrix / rows[:, None] / columns)
+        """Return P, L, U and the units of rows and columns, and whether a pivot is negligible."""
+        scaled, rows, columns = _equilibrated(matrix)
+        lu, pivots, info = torch.linalg.lu_factor_ex(scaled)
         factors: tuple[Tensor, ...] = torch.lu_unpack(lu, pivots)
         return (*factors, rows, columns), (info != 0) | _negligible_pivot(lu.diagonal())
 
@@ -158,9 +170,12 @@ class Cholesky(DenseSolver):
     """The factorisation A = L Lᴴ, for Hermitian positive definite A: half the work of LU."""
 
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return L, and whether the matrix is not positive definite."""
+        """Return L, and whether the matrix is not positive definite, up to rounding."""
         lower, info = torch.linalg.cholesky_ex(matrix)
-        return (lower,), info != 0
+        # What is left of an entry of the diagonal, relative to it: the units do not matter.
+        left, whole = lower.diagonal().abs(), matrix.diagonal().abs().sqrt()
+        least = (torch.finfo(left.dtype).eps * len(matrix)) ** 0.5
+        return (lower,), (info != 0) | (left <= least * whole).any()
 
     def substitute(self, factors: tuple[Tensor, ...], b: Tensor, adjoint: bool) -> Tensor:
         """Return A⁻¹ b."""
@@ -171,18 +186,23 @@ class QR(DenseSolver):
     """The factorisation A = Q R: twice the work of LU, and stable without pivoting."""
 
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return Q and R, and whether the diagonal of R has a zero up to rounding."""
-        q, r = torch.linalg.qr(matrix)
-        return (q, r), _negligible_pivot(r.diagonal())
+        """Return Q, R and the units of rows and columns, and whether the diagonal of R has a zero
+        up to rounding.
+        """
+        scaled, rows, columns = _equilibrated(matrix)
+        q, r = torch.linalg.qr(scaled)
+        return (q, r, rows, columns), _negligible_pivot(r.diagonal())
 
     def substitute(self, factors: tuple[Tensor, ...], b: Tensor, adjoint: bool) -> Tensor:
         """Return R⁻¹ Qᴴ b, or Q R⁻ᴴ b."""
-        q, r = factors
+        q, r, rows, columns = factors
         x: Tensor
         if adjoint:
-            x = q @ torch.linalg.solve_triangular(r.mH, b, upper=False)
+            b = b / columns[:, None]
+            x = (q @ torch.linalg.solve_triangular(r.mH, b, upper=False)) / rows[:, None]
         else:
-            x = torch.linalg.solve_triangular(r, q.mH @ b, upper=True)
+            b = q.mH @ (b / rows[:, None])
+            x = torch.linalg.solve_triangular(r, b, upper=True) / columns[:, None]
         return x
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchopt.linear_solve.operator import BoundOperator, Layout
 from torchopt.linear_solve.preconditioners import (
     FlatPreconditioner,
+    Nystrom,
     Preconditioner,
     prepare_preconditioner,
 )
@@ -333,8 +334,12 @@ class IterativeSolver(Solver):
     def init(self, operator: BoundOperator, like: Tensor) -> Problem:
         """Return the operator with the preconditioner made ready for it."""
         n = operator.size
-        precondition = prepare_preconditioner(self.M, operator, like)
-        if wide(like) is not like:
+        narrow = wide(like) is not like
+        if narrow and isinstance(self.M, Nystrom):  # LAPACK has no half precision
+            precondition = prepare_preconditioner(self.M, widened(operator, like), wide(like))
+        else:
+            precondition = prepare_preconditioner(self.M, operator, like)
+        if narrow and not isinstance(self.M, Nystrom):
             both = (precondition.apply, precondition.adjoint)
             through = widened(replace(operator, mv=both[0], rmv=both[1]), like)
             precondition = replace(precondition, apply=through.mv, adjoint=through.rmv)

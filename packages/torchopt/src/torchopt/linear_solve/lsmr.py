@@ -16,6 +16,7 @@ from torchopt.linear_solve.iterate import (
     condition_of_bidiagonal,
     norm,
     quotient,
+    safe_norm,
     unit,
     wide,
 )
@@ -46,8 +47,8 @@ class LSMR(IterativeSolver):
         adjoint = state.operator.rmv
         scale = unit(wide(b))
         b, x = wide(b) / scale, wide(found.value) / scale
-        gradient = norm(adjoint(b - state.operator.mv(x)))
-        least = gradient <= 1e3 * state.eps * norm(adjoint(b))
+        gradient = safe_norm(adjoint(b - state.operator.mv(x)))
+        least = gradient <= 1e3 * state.eps * safe_norm(adjoint(b))
         unsolved = found.status == int(Status.MAX_ITERATIONS)
         status = torch.where(unsolved & least, int(Status.SINGULAR), found.status)
         return found._replace(status=status)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchopt.diff.implicit.root import ImplicitEngine
 from torchopt.linear_solve.dense import LU
+from torchopt.linear_solve.iterate import wide
 from torchopt.solvers.base import OnFail, report_outcome
 from torchopt.solvers.interior_point import Program, minimize, null_projector, resolution
 
@@ -64,7 +65,8 @@ def quadratic_program(
         h: `[*batch, m]`, or None. Rows with infinity say nothing.
         tol: The largest violation of the conditions that counts as solved, relative to the size
             of the problem; None: 1e-8, or what rounding of the arguments allows. The numbers are
-            found in float64 whatever the dtype is.
+            found in float64 whatever the dtype is. Half precision is taken as exact float32
+            numbers.
         maxiter: The most interior point steps.
         on_fail: What to do with a problem that is infeasible, unbounded or not convex, or that has
             NaN in it: "raise", "warn" or "ignore". Its solution is NaN.
@@ -92,20 +94,26 @@ def quadratic_program(
         tensor([[1.],
                 [0.]])
     """
-    program = _program(Q, c, A, b, G, h)
+    if on_fail not in ("raise", "warn", "ignore"):
+        raise ValueError(f"on_fail: expected 'raise', 'warn' or 'ignore', got {on_fail!r}")
+    given = _program(Q, c, A, b, G, h)
+    # The rounding of half precision would pass for that of the problem, and hide which rows act.
+    program = Program(*(wide(x) for x in given))
     batch = torch.broadcast_shapes(*(x.shape[: -_rank(i)] for i, x in enumerate(program)))
 
     def solve(*tensors: Tensor) -> tuple[Tensor, ...]:
         return _solve(Program(*tensors), tol, maxiter, on_fail)
 
     if not batch:
-        return QPSolution(*solve(*program))
+        return QPSolution(*(x.to(c.dtype) for x in solve(*program)))
+    if 0 in batch:
+        return QPSolution(*(x.expand(*batch, x.shape[-1]) for x in given[1::2]))
     flat = [
         x.expand(*batch, *x.shape[-_rank(i) :]).flatten(0, len(batch) - 1)
         for i, x in enumerate(program)
     ]
     found = torch.func.vmap(solve)(*flat)
-    return QPSolution(*(x.unflatten(0, batch) for x in found))
+    return QPSolution(*(x.unflatten(0, batch).to(c.dtype) for x in found))
 
 
 def _rank(position: int) -> int:
@@ -132,7 +140,14 @@ def _program(
     for names, matrix, vector in (("A, b", A, b), ("G, h", G, h)):
         if matrix is None or vector is None:
             matrix, vector = c.new_zeros(0, n), c.new_zeros(0)
-        if matrix.ndim < 2 or matrix.shape[-1] != n or matrix.shape[-2] != vector.shape[-1]:
+        if matrix.is_complex() or vector.is_complex():
+            raise ValueError(
+                f"quadratic_program: {names}: expected real numbers, got {matrix.dtype} and "
+                f"{vector.dtype}"
+            )
+        matrix, vector = matrix.to(c.dtype), vector.to(c.dtype)
+        fits = matrix.ndim >= 2 and vector.ndim >= 1
+        if not fits or matrix.shape[-1] != n or matrix.shape[-2] != vector.shape[-1]:
             raise ValueError(
                 f"quadratic_program: {names}: expected [*batch, k, {n}] and [*batch, k], got "
                 f"{tuple(matrix.shape)} and {tuple(vector.shape)}"
@@ -187,6 +202,8 @@ def _conditions(data: Program, x: Tensor, nu: Tensor, lam: Tensor) -> tuple[Tens
     kink = _is_kink(data, rows.detach(), x.detach(), active, rounding)
     less = torch.where(kink, lam * torch.where(kink, G @ x - h, 0.0), equations[p:])
     stationary = (Q @ x + Q.mT @ x) / 2 + c + A.mT @ nu + G.mT @ lam
+    # The equations are linear: without a solution they would have a derivative all the same.
+    stationary = stationary * (1 + 0 * x.detach().sum())
     return stationary, equations[:p], less
 
 
