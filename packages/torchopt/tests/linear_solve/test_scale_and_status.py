@@ -92,7 +92,7 @@ def vector(dtype=F64):
     return torch.randn(N, generator=torch.Generator().manual_seed(3), dtype=F64).to(dtype)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e30])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_scale_of_the_right_hand_side_makes_no_difference(case, scale):
     make, tags = case
     A, b = matrix(tags, torch.float32), vector(torch.float32)
@@ -112,8 +112,7 @@ def test_scale_of_the_right_hand_side_makes_no_difference(case, scale):
     torch.testing.assert_close((leaf.grad / scale).double(), exact, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("scale", [1e-3, 1024.0])
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float16, 1024.0), (torch.bfloat16, 1e-3)])
 def test_loss_scaling_in_half_precision(case, dtype, scale):
     make, tags = case
     A = matrix(tags, dtype)

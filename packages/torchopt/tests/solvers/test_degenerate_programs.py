@@ -200,17 +200,14 @@ def test_units_make_no_difference(unit, price):
 
 
 def test_float32_programs_are_solved_to_float32_accuracy():
+    g = torch.Generator().manual_seed(0)
+    root, c, G, h = (torch.randn(50, *k, generator=g) for k in ((5, 5), (5,), (7, 5), (7,)))
+    program = {"Q": root @ root.mT + torch.eye(5), "c": c, "G": G, "h": h.abs()}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for seed in range(50):
-            g = torch.Generator().manual_seed(seed)
-            Q = torch.randn(5, 5, generator=g)
-            Q = Q @ Q.T + torch.eye(5)
-            c, G, h = (torch.randn(5, generator=g), torch.randn(7, 5, generator=g), 0)
-            h = torch.rand(7, generator=g)
-            x = quadratic_program(Q, c, G=G, h=h).x
-            exact = quadratic_program(Q.double(), c.double(), G=G.double(), h=h.double()).x
-            torch.testing.assert_close(x.double(), exact, rtol=1e-6, atol=1e-6)
+        x = quadratic_program(**program).x
+        exact = quadratic_program(**{k: v.double() for k, v in program.items()}).x
+    torch.testing.assert_close(x.double(), exact, rtol=1e-6, atol=1e-6)
 
 
 def random_program(seed):
@@ -330,3 +327,19 @@ def test_empty_batches_integers_and_other_dtypes():
         quadratic_program(EYE, C, ROW, tensor(2.0))
     with pytest.raises(ValueError, match="on_fail: expected"):
         quadratic_program(EYE, C, on_fail="loud")
+
+
+@pytest.mark.parametrize("unit", [1e-7, 1e-3, 1e5, 1e7])
+def test_units_of_single_unknowns_make_no_difference(unit):
+    each = tensor([1.0, unit, 1.0])
+    Q, G, h = EYE + 0.5, torch.cat([torch.ones(1, 3, dtype=F64), EYE[1:2]]), tensor([1.0, 0.2])
+    expected = quadratic_program(Q, C, G=G, h=h, on_fail="raise")
+    slope = jacrev(lambda h: quadratic_program(Q, C, G=G, h=h).x)(h)
+    given = (each[:, None] * Q * each, each * C)
+
+    def found(h):
+        return quadratic_program(*given, G=G * each, h=h, on_fail="raise")
+
+    torch.testing.assert_close(found(h).x * each, expected.x)
+    torch.testing.assert_close(found(h).lam, expected.lam)
+    torch.testing.assert_close(jacrev(lambda h: found(h).x * each)(h), slope)

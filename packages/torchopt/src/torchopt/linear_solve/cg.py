@@ -28,6 +28,7 @@ from torchopt.linear_solve.operator import BoundOperator, LinearOperator
 from torchopt.linear_solve.preconditioners import Preconditioner
 from torchopt.linear_solve.result import OnFail, Status
 from torchopt.linear_solve.solver import Computed, Solver
+from torchopt.tree_function import max_over_batch
 
 __all__ = ["CG", "NormalCG", "solve_cg"]
 
@@ -151,6 +152,8 @@ class NormalCG(CG):
         rest = b - operator.mv(x)
         for _ in range(2):
             again = (status == int(Status.CONVERGED)) & (norm(rest) > limit)
+            if problem.check_every and not int(max_over_batch(again.long())):
+                break
             gradient = operator.rmv(rest)
             more = super().compute(problem, torch.where(again, gradient, torch.zeros_like(b)))
             x, count = x + more.value, count + more.iterations

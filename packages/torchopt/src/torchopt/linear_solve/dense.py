@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.iterate import finite_or_zero, norm, safe_norm, unit, wide
+from torchopt.linear_solve.iterate import finite_or_zero, norm, power_of_two, safe_norm, unit, wide
 from torchopt.linear_solve.operator import BoundOperator, LinearOperator, Tag
 from torchopt.linear_solve.result import OnFail, Status
 from torchopt.linear_solve.solver import Computed, Solver
@@ -113,10 +113,7 @@ def _units(matrix: Tensor, dim: int) -> Tensor:
     """Return the power of two below the largest entry of each row (dim 1) or column (dim 0)."""
     if matrix.numel() == 0:
         return matrix.abs().new_ones(len(matrix))
-    largest = matrix.abs().amax(dim)
-    usable = (largest > 0) & largest.isfinite()
-    _, exponent = torch.frexp(torch.where(usable, largest, torch.ones_like(largest)))
-    return torch.ldexp(torch.ones_like(largest), exponent)
+    return power_of_two(torch.linalg.vector_norm(matrix, torch.inf, dim=dim))
 
 
 def _equilibrated(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,6 +36,7 @@ __all__ = [
     "finite_or_zero",
     "iterate",
     "norm",
+    "power_of_two",
     "quotient",
     "safe_norm",
     "unit",
@@ -60,17 +61,21 @@ def norm(x: Tensor) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Return the power of two next to the largest element, 1 for zero and what is not finite.
+    """Return the power of two below the largest element, 1 for zero and what is not finite.
 
     The solution of A x = b is linear in b, so solvers work on b / unit(b): whether they converge
     does not depend on the scale of b.
     """
     if x.numel() == 0:
         return x.real.sum() + 1 if x.is_complex() else x.sum() + 1
-    largest = x.abs().amax()
-    usable = (largest > 0) & largest.isfinite()
-    _, exponent = torch.frexp(torch.where(usable, largest, torch.ones_like(largest)))
-    return torch.ldexp(torch.ones_like(largest), exponent - 1)
+    return power_of_two(torch.linalg.vector_norm(x.detach(), torch.inf))
+
+
+def power_of_two(size: Tensor) -> Tensor:
+    """Return the largest power of two up to `size` ≥ 0, 1 for zero and what is not finite."""
+    mantissa, _ = torch.frexp(size)
+    power: Tensor = torch.nan_to_num(size / (2 * mantissa), nan=1.0, posinf=1.0)
+    return power
 
 
 def safe_norm(x: Tensor) -> Tensor:

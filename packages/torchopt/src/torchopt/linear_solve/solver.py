@@ -192,9 +192,12 @@ def solve_vector(
     outputs = apply_rule(rule, b, *(operator.params[i] for i in order), *start)
     value, iterations, residual_norm, status, condition = outputs
     report_failure(status, on_fail, solver)
-    size = b.detach().abs().amax() if b.numel() else b.detach().abs().sum()
-    size = torch.where((size > 0) & size.isfinite(), size, torch.ones_like(size))
-    rhs_norm = torch.linalg.vector_norm(b.detach() / size) * size
+    info = torch.finfo(b.dtype)
+    vector = b.detach()
+    size: Tensor | float = 1.0
+    if b.numel():  # squares stay in the range of the dtype
+        size = torch.linalg.vector_norm(vector, torch.inf).clamp(info.tiny, info.max)
+    rhs_norm = torch.linalg.vector_norm(vector / size) * size
     return value, Stats(iterations, residual_norm, rhs_norm, condition), status
 
 

@@ -14,10 +14,17 @@ import torch
 from torch import Tensor
 
 from torchopt.linear_solve.dense import LU
-from torchopt.linear_solve.iterate import finite_or_zero, iterate
+from torchopt.linear_solve.iterate import finite_or_zero, iterate, power_of_two
 from torchopt.solvers.base import SolveStatus
 
-__all__ = ["Program", "active_system", "minimize", "null_projector", "resolution"]
+__all__ = [
+    "Program",
+    "active_system",
+    "minimize",
+    "null_projector",
+    "resolution",
+    "units_of_unknowns",
+]
 
 State = tuple[Tensor, ...]
 
@@ -42,9 +49,10 @@ class Program(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """The units of a problem of size one: x, the objective, each row of A and of G."""
+    """The units of a problem of size one: each of x, the objective, each row of A and of G."""
 
     x: Tensor
+    each: Tensor
     objective: Tensor
     equal: Tensor
     less: Tensor
@@ -65,7 +73,7 @@ def minimize(given: Program, tol: float, maxiter: int) -> tuple[Tensor, ...]:
     finite = torch.stack([x.isfinite().all() for x in given[:5]] + [~given.h.isnan().any()]).all()
     data = Program(*(torch.where(finite, x, torch.zeros_like(x)).to(wide) for x in given))
     data = _without_idle_rows(data)
-    scaled, scales = _scaled(data)
+    scaled, scales = _scaled(data, float(torch.finfo(dtype).eps))
     rounding = resolution(dtype, sum(scaled.c.shape + scaled.b.shape + scaled.h.shape))
     point = _interior_point(_relaxed(scaled, rounding), rounding, maxiter)
     rows = torch.cat([scales.equal, scales.less])
@@ -77,7 +85,7 @@ def minimize(given: Program, tol: float, maxiter: int) -> tuple[Tensor, ...]:
     status = torch.where(violation <= tol, int(SolveStatus.CONVERGED), status)
     # A minimum that is there by rounding of the arguments alone is none.
     convex = ~_has_no_bound(scaled, point[0], rounding / 16)
-    convex = convex & _is_convex(scaled, rounding)
+    convex = convex & _is_convex(_as_given(scaled, scales.each), rounding)
     status = torch.where(convex, status, int(SolveStatus.INFEASIBLE))
     status = torch.where(finite, status, int(SolveStatus.NON_FINITE))
     exists = (status == int(SolveStatus.CONVERGED)) | (status == int(SolveStatus.MAX_ITERATIONS))
@@ -102,9 +110,25 @@ def _without_idle_rows(data: Program) -> Program:
     return data._replace(G=G, h=torch.where(infinite, data.h.sign(), data.h))
 
 
-def _scaled(data: Program) -> tuple[Program, Scales]:
+def units_of_unknowns(Q: Tensor, eps: float) -> Tensor:
+    """Return a power of two for each unknown, in which its curvature is about that of the others.
+
+    Curvatures that are rounding of the largest say nothing of units.
+    """
+    curvature = Q.diagonal() / _one_if_zero(_largest(Q.diagonal()))
+    return 1 / power_of_two(torch.where(curvature > 8 * eps, curvature, 1.0).sqrt())
+
+
+def _as_given(data: Program, each: Tensor) -> Program:
+    """Return the form and the equations in the units of the unknowns that were given."""
+    return data._replace(Q=data.Q / each[:, None] / each, A=data.A / each)
+
+
+def _scaled(data: Program, eps: float) -> tuple[Program, Scales]:
     """Return the same problem in units in which its numbers are about one."""
     Q, c, A, b, G, h = data
+    each = units_of_unknowns(Q, eps)
+    Q, c, A, G = Q * each[:, None] * each, c * each, A * each, G * each
     equal, less = (_one_if_zero(torch.linalg.vector_norm(M, dim=1)) for M in (A, G))
     A, b, G, h = A / equal[:, None], b / equal, G / less[:, None], h / less
     largest_Q, largest_c = _largest(Q), _largest(c)
@@ -118,7 +142,7 @@ def _scaled(data: Program) -> tuple[Program, Scales]:
     scaled = Program(
         symmetric * (unit / objective) * unit, c * (unit / objective), A, b / unit, G, h / unit
     )
-    return scaled, Scales(unit, objective, equal, less)
+    return scaled, Scales(unit, each, objective, equal, less)
 
 
 def _relaxed(data: Program, rounding: float) -> Program:
@@ -132,7 +156,7 @@ def _relaxed(data: Program, rounding: float) -> Program:
 def _unscaled(found: State, scales: Scales) -> State:
     x, nu, lam = found
     dual = scales.objective / scales.x
-    return x * scales.x, nu * dual / scales.equal, lam * dual / scales.less
+    return x * scales.each * scales.x, nu * dual / scales.equal, lam * dual / scales.less
 
 
 # --- the interior point method --------------------------------------------------------------------
@@ -230,7 +254,9 @@ def null_projector(rows: Tensor, rounding: float) -> Tensor:
     if rows.element_size() < 4:  # LAPACK has no half precision
         clean = clean.float()
     independent: Tensor = clean @ torch.linalg.pinv(clean, rtol=rounding)
-    return eye - independent.to(eye)
+    projector = eye - independent.to(eye)
+    # The trace is the number of dependent rows. Without any, what is left is rounding.
+    return torch.where(projector.detach().trace() < 0.5, torch.zeros_like(eye), projector)
 
 
 def active_system(symmetric: Tensor, rows: Tensor, projector: Tensor, weights: Tensor) -> Tensor:

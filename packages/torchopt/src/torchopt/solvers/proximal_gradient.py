@@ -102,7 +102,8 @@ class _Bound(Solver):
                 close = dot(d, d) / s <= 1e4 * eps * value.abs()
                 noise = 10 * eps * norm(g) * norm(d)
                 flat = dot(slope - g, d) <= dot(d, d) / s + noise
-                done = (found <= model) | (close & flat)
+                # From a value that is none, no step leads on.
+                done = (found <= model) | (close & flat) | ~value.isfinite()
                 return z, torch.where(done, s, s / 2), done
 
             state = (y, s, false_like(y))

@@ -12,7 +12,13 @@ from torchopt.diff.implicit.root import ImplicitEngine
 from torchopt.linear_solve.dense import LU
 from torchopt.linear_solve.iterate import wide
 from torchopt.solvers.base import OnFail, report_outcome
-from torchopt.solvers.interior_point import Program, minimize, null_projector, resolution
+from torchopt.solvers.interior_point import (
+    Program,
+    minimize,
+    null_projector,
+    resolution,
+    units_of_unknowns,
+)
 
 __all__ = ["QPSolution", "quadratic_program"]
 
@@ -190,6 +196,8 @@ def _conditions(data: Program, x: Tensor, nu: Tensor, lam: Tensor) -> tuple[Tens
     active = lam.detach() != 0
     rows = torch.cat([A, torch.where(active[:, None], G, 0.0)])
     right = torch.cat([b, torch.where(active, h, 0.0)])
+    each = units_of_unknowns(Q.detach(), float(torch.finfo(c.dtype).eps))
+    rows = rows * each
     length = torch.linalg.vector_norm(rows.detach(), dim=1)
     length = torch.where(length > 0, length, torch.ones_like(length))
     rounding = resolution(c.dtype, x.shape[0] + right.shape[0])
@@ -198,8 +206,9 @@ def _conditions(data: Program, x: Tensor, nu: Tensor, lam: Tensor) -> tuple[Tens
     right = right / length
     smallest = length.amin() if len(length) else 1.0
     multipliers = torch.cat([nu, lam])
-    equations = rows @ x - (right - P @ right) + P @ (multipliers * (smallest / length))
-    kink = _is_kink(data, rows.detach(), x.detach(), active, rounding)
+    equations = rows @ (x / each) - (right - P @ right) + P @ (multipliers * (smallest / length))
+    unknowns = x.detach() / each
+    kink = _is_kink(data._replace(G=G * each), rows.detach(), unknowns, active, rounding)
     less = torch.where(kink, lam * torch.where(kink, G @ x - h, 0.0), equations[p:])
     stationary = (Q @ x + Q.mT @ x) / 2 + c + A.mT @ nu + G.mT @ lam
     # The equations are linear: without a solution they would have a derivative all the same.
