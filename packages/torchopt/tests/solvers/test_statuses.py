@@ -232,3 +232,14 @@ def test_a_step_that_is_a_tensor_does_not_change_the_derivative():
     ):
         x = solver(lambda x, a: ((x - a) ** 2).sum(), START, a)
         torch.testing.assert_close(torch.autograd.grad(x.sum(), a)[0], torch.ones_like(a))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["iteration", "anderson", "broyden"])
+def test_fixed_points_in_half_precision(name, dtype):
+    solvers = {"iteration": FixedPointIteration, "anderson": Anderson, "broyden": Broyden}
+    a = torch.tensor([0.5, 0.25], dtype=dtype)
+    result = solvers[name](tol=0.02).run(lambda x, a: 0.25 * x + a, torch.zeros_like(a), a)
+    assert result.value.dtype is dtype
+    assert int(result.status) == int(SolveStatus.CONVERGED)
+    torch.testing.assert_close(result.value.double(), a.double() / 0.75, rtol=0.05, atol=0.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.iterate import dot, norm, quotient
+from torchopt.linear_solve.iterate import dot, norm, quotient, wide
 from torchopt.solvers.base import FixedPointSolver, FlatMap, Outcome, false_like
 
 __all__ = ["Anderson", "Broyden", "FixedPointIteration"]
@@ -82,14 +82,15 @@ class Anderson(FixedPointSolver):
     def iterate(self, step: FlatMap, x: Tensor) -> Outcome:
         """Return the fixed point of a function of one vector."""
         ridge = max(self.ridge, 10 * torch.finfo(x.dtype).eps)
-        eye = torch.eye(self.history, dtype=x.dtype, device=x.device)
+        eye = torch.eye(self.history, dtype=wide(x).dtype, device=x.device)
 
         def advance(state: State) -> State:
             x, f, dX, dF = state
-            gram = dF.conj() @ dF.mT
+            rows = wide(dF)  # LAPACK has no half precision
+            gram = rows.conj() @ rows.mT
             trace = gram.diagonal().real.sum() if gram.is_complex() else gram.diagonal().sum()
             shift = torch.where(trace > 0, ridge * trace, torch.ones_like(trace))
-            gamma = torch.linalg.solve_ex(gram + shift * eye, dF.conj() @ f)[0]
+            gamma = torch.linalg.solve_ex(gram + shift * eye, rows.conj() @ wide(f))[0].to(x.dtype)
             new = x + self.damping * f - (dX + self.damping * dF).mT @ gamma
             residual = step(new) - new
             return new, residual, _push(dX, new - x), _push(dF, residual - f)
