@@ -488,3 +488,16 @@ def test_an_error_half_way_leaves_python_state_as_it_is():
     with pytest.raises(KeyError, match="mine"):
         custom_root(residual, 1)(lambda s, a: a ** (1 / 3))(None, a)
     assert config["weight"] == 3.0
+
+
+class Strange(dict):
+    def copy(self):
+        raise RuntimeError("not meant to be copied")
+
+
+def test_a_container_of_the_users_own_class_is_left_alone():
+    own = Strange(weight=1.0)
+    a = torch.tensor(8.0, dtype=D, requires_grad=True)
+    x = custom_root(lambda x, a: own["weight"] * (x**3 - a), 1)(lambda s, a: a ** (1 / 3))(None, a)
+    x.backward()
+    torch.testing.assert_close(a.grad, torch.tensor(1 / 12, dtype=D))

@@ -10,7 +10,7 @@ import operator
 import random
 import sys
 import types
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,8 @@ __all__ = [
 
 # Entries of a container that are looked at one by one, and of one that is copied.
 ENTRIES, COPIED = 256, 2**14
+# What a class of the user does when it is cleared and filled, nobody knows.
+COPYABLE = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 CELL, MISSING = object(), object()
 
 
@@ -85,10 +87,11 @@ class Attribute(Slot):
         """Put a value there; `MISSING` takes the attribute away."""
         if self.read() is value:
             return
+        owner: Any = type if isinstance(self.holder, type) else object  # frozen ones too
         if value is MISSING:
-            delattr(self.holder, self.key)
+            owner.__delattr__(self.holder, self.key)
         else:
-            setattr(self.holder, self.key, value)
+            owner.__setattr__(self.holder, self.key, value)
 
 
 @dataclass(frozen=True)
@@ -252,7 +255,7 @@ def _same(first: dict[Any, Any], second: dict[Any, Any]) -> bool:
 def contents(found: Any) -> Iterator[Content]:
     """Yield the content of an object, if it is a container or an array that can be copied."""
     numpy: Any = sys.modules.get("numpy")
-    if isinstance(found, (list, dict, set, deque)):
+    if type(found) in COPYABLE:
         values = found.values() if isinstance(found, dict) else found
         if len(found) <= COPIED and all(map(has_no_graph, values)):
             yield Content(found, found.copy())
