@@ -19,7 +19,6 @@
 //   update = -lr (u + decoupled_weight_decay p)
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -46,7 +45,7 @@ TORCHOPT_HOST_DEVICE constexpr bool is_step(Form form) {
 /// Whether `decay` stands for none.
 template <class S>
 TORCHOPT_HOST_DEVICE bool is_none(const S& decay) {
-    return value_of(decay) == 0 && std::signbit(value_of(decay));
+    return value_of(decay) == 0 && 1 / value_of(decay) < 0;
 }
 
 /// x + p decay.

@@ -75,6 +75,23 @@ void test_derivatives_by_hand() {
     check_by_hand<Adam, Form::kUpdate>({0.1, 0.0, 0.0, 0.9, 0.999, 1e-8, 0.0}, 1e-8);
     check_by_hand<Adam, Form::kUpdate>({0.1, 0.0, 0.0, 0.5, 0.6, 1e-8, 0.0}, 1e-8);
     check_by_hand<Adam, Form::kDecayedUpdate>({0.1, 0.05, 0.02, 0.9, 0.99, 1e-3, 1e-4}, 1e-13);
+    check_by_hand<Adamax, Form::kUpdate>({0.1, 0.0, 0.0, 0.9, 0.99, 1e-3}, 1e-13);
+    check_by_hand<Adamax, Form::kDecayedUpdate>({0.1, 0.05, -0.0, 0.9, 0.99, 1e-3}, 1e-13);
+}
+
+/// A decay of -0 is none: what is infinite or NaN stays where it is.
+void test_no_decay() {
+    const auto s = settings<double, Adam>({0.1, -0.0, 0.5, 0.9, 0.99, 1e-3, 0.0}, false, 1);
+    const double in[] = {std::nan(""), 0.0, 0.0, 0.3, 1.0, 0.0, 0.0};
+    double out[4];
+    Vjp<Adam, Form::kDecayedUpdate>::apply(s, in, out);
+    CHECK_NEAR(out[3], -0.05, 1e-15);
+    DualVjp<Adam, Form::kDecayedUpdate>::apply(s, in, out);
+    CHECK_NEAR(out[3], -0.05, 1e-15);
+    const auto none = settings<double, Adam>({0.1, 0.0, -0.0, 0.9, 0.99, 1e-3, 0.0}, false, 1);
+    const double infinite[] = {1.0, 0.0, 0.0, -HUGE_VAL};
+    Forward<Adam, Form::kDecayedUpdate>::apply(none, infinite, out);
+    CHECK_TRUE(std::isnan(out[0]));  // 0 times the parameter
 }
 
 void test_adam_by_hand() {
@@ -159,6 +176,7 @@ void test_derivative_is_zero_where_the_root_is_zero() {
 
 int main() {
     test_derivatives_by_hand();
+    test_no_decay();
     test_adam_by_hand();
     test_float_uses_an_accurate_bias_correction();
     test_decays();
