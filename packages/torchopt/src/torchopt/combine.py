@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -16,7 +15,7 @@ from torchopt.base import (
     require_transformation,
 )
 from torchopt.errors import MismatchError
-from torchopt.precision import as_given, widened
+from torchopt.precision import as_given, is_special, widened
 from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
 
 __all__ = ["chain", "chain_flat"]
@@ -173,9 +172,9 @@ class _RoundedOnce:
         inplace: bool = True,
     ) -> tuple[Any, Any]:
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
-        wide = [widened(g) for g in leaves]
-        if all(map(operator.is_, wide, leaves)):
+        if not is_special(leaves):
             return self.inner.update(updates, state, params=params, inplace=inplace)
+        wide = [widened(g) for g in leaves]
         stepped, state = self.inner.update(
             tree_unflatten(spec, wide), state, params=params, inplace=inplace
         )

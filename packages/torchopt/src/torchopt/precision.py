@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import filterfalse
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from torchopt.torch_internals import any_autocast, counts_for_any_autocast
 
 __all__ = ["as_computed", "as_given", "is_special", "widened", "without_autocast"]
 
@@ -27,6 +30,8 @@ _AUTOCAST_DEVICES = tuple(
     for device in ("cpu", "cuda", "xpu", "mps", "mtia", "hpu", "xla", "maia", "privateuseone")
     if torch.amp.is_autocast_available(device)
 )
+# Those that `any_autocast` does not know.
+_UNCOUNTED_DEVICES = tuple(filterfalse(counts_for_any_autocast, _AUTOCAST_DEVICES))
 
 
 def is_special(values: Iterable[Any]) -> bool:
@@ -56,7 +61,12 @@ def as_given(values: Sequence[Any], like: Sequence[Any]) -> list[Any]:
 
     Where `like` holds something else than numbers with fractions, the value stays.
     """
-    return [_as_given(x, y) for x, y in zip(values, like)]
+    return [
+        x
+        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype is y.dtype
+        else _as_given(x, y)
+        for x, y in zip(values, like)
+    ]
 
 
 def _as_given(x: Any, like: Any) -> Any:
@@ -80,4 +90,5 @@ def without_autocast() -> Iterator[None]:
 
 def autocast_devices() -> list[str]:
     """Return the types of device for which autocast is on."""
-    return [device for device in _AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
+    devices = _AUTOCAST_DEVICES if any_autocast() else _UNCOUNTED_DEVICES
+    return [device for device in devices if torch.is_autocast_enabled(device)]

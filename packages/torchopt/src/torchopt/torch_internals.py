@@ -12,7 +12,10 @@ import torch
 import torch.utils.checkpoint as torch_checkpoint
 
 __all__ = [
+    "any_autocast",
     "checkpoint_of",
+    "counts_for_any_autocast",
+    "increment_versions",
     "is_checkpoint_in_transform",
     "pack_hooks",
     "reentrant_checkpoint",
@@ -25,6 +28,24 @@ _autograd: Any = torch._C._autograd
 top_saved_tensor_hooks: Callable[[bool], tuple[Callable[..., Any], Callable[..., Any]] | None] = (
     _autograd._top_saved_tensors_default_hooks
 )
+
+#: Return whether autocast is on for a type of device, in one call for all that torch counts.
+any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
+
+
+def counts_for_any_autocast(device: str) -> bool:
+    """Return whether `any_autocast` is known to tell of this type of device."""
+    if any_autocast():
+        return False
+    torch.set_autocast_enabled(device, True)
+    try:
+        return any_autocast()
+    finally:
+        torch.set_autocast_enabled(device, False)
+
+
+#: `torch.autograd.graph.increment_version` of a list, without a look at what it was given.
+increment_versions: Callable[[Any], None] = torch._C._increment_version
 
 # The hook that packs, and its variable with the checkpoint (or a weak reference to it).
 _OF_FORWARD = ("_checkpoint_hook.__init__.<locals>.pack_hook", "frame")

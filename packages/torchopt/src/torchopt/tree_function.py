@@ -46,6 +46,10 @@ __all__ = [
 
 Tensors = tuple[Tensor, ...]
 
+# Parsed once: torch takes 5 us to make a key of its name.
+_VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
+_BATCHED = torch._C._dispatch_key_parse("Batched")
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -329,7 +333,7 @@ def over_batched(function: Callable[..., Tensors], tensors: Tensors) -> Tensors:
     `torch.autograd.grad(..., is_grads_batched=True)` has a vmap of its own, older than torch.func's
     and with fewer rules: it is taken off, and torch.func's put in its place.
     """
-    old = [torch._C._dispatch_keys(x).has("Batched") for x in tensors]
+    old = [torch._C._dispatch_keys(x).has(_BATCHED) for x in tensors]
     if not any(old):
         return function(*tensors)
     level = torch._C._vmapmode_increment_nesting() - 1
@@ -529,10 +533,9 @@ def _is_batched_backward(cotangents: Iterable[Tensor]) -> bool:
 
     Those are tensors of a vmap older than torch.func's, which asks a Function for no rule.
     """
-    if not torch._C._dispatch_tls_is_dispatch_key_included("VmapMode"):
+    if not torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE):
         return False
-    batched = torch._C._dispatch_key_parse("Batched")
-    return any(torch._C._dispatch_keys(x).has(batched) for x in cotangents)
+    return any(torch._C._dispatch_keys(x).has(_BATCHED) for x in cotangents)
 
 
 def is_watched(x: Tensor) -> bool:

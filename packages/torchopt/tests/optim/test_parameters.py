@@ -266,6 +266,34 @@ def test_hooks_after_accumulation_are_announced_as_idle() -> None:
     inner.step(loss_of(net))
 
 
+def test_hooks_that_sum_meta_gradients_of_processes_are_no_idle_ones(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    net = make_net()
+
+    def accumulated(p: Tensor) -> None: ...
+
+    accumulated.__module__ = "torchopt.distributed.buckets"
+    for p in net.parameters():
+        p.register_post_accumulate_grad_hook(accumulated)
+    torchopt.MetaSGD(net, lr=0.1).step(loss_of(net))
+    assert not recwarn.list
+
+
+def test_a_file_with_a_module_that_was_watched_does_not_need_torchopt() -> None:
+    net = make_net()
+    torchopt.MetaSGD(net, lr=0.1)
+    data = pickle.dumps(net)
+    assert b"torchopt" not in data
+    again = pickle.loads(data)
+    again.load_state_dict({name: x + 1 for name, x in net.state_dict().items()})
+    assert all(torch.equal(p, q + 1) for p, q in zip(again.parameters(), net.parameters()))
+    start = again[0].weight
+    torchopt.MetaSGD(again, lr=0.1).step(loss_of(again))
+    again.load_state_dict(net.state_dict())
+    assert again[0].weight is start
+
+
 # --- values that are written in the middle of an inner loop ---------------------------------------
 
 

@@ -323,15 +323,12 @@ class FusedChain:
             return self.chain.update(updates, state, params=params, inplace=inplace)  # it raises
         members = tuple(members)
         read = "update(updates, state, params=params)"
-        if not inplace:
-            leaves_of_params = (
-                None
-                if params is None
-                else lambda: flatten_up_to(spec, params, read, spec_of="updates")
-            )
-            together = self._together(leaves, members, leaves_of_params)
-            if together is not None:
-                return tree_unflatten(spec, together[0]), together[1]
+        leaves_of_params = (
+            None if params is None else lambda: flatten_up_to(spec, params, read, spec_of="updates")
+        )
+        together = self._together(leaves, members, leaves_of_params, inplace)
+        if together is not None:
+            return tree_unflatten(spec, together[0]), together[1]
         if not self._complete(members, len(leaves)):
             return self.chain.update(updates, state, params=params, inplace=inplace)
         present = [
@@ -386,6 +383,7 @@ class FusedChain:
         leaves: list[Any],
         members: tuple[Any, ...],
         params: Callable[[], list[Any]] | None,
+        inplace: bool,
     ) -> tuple[list[Any], Any] | None:
         """Return what `update` does but for the tree, in the shortest way; None where it is closed.
 
@@ -427,8 +425,15 @@ class FusedChain:
         if found is None:
             return None
         if found is False:  # a graph follows one of the tensors, and they are plain
+            if inplace:
+                return None
             found = call.differentiable((*flat, *constants), plain=True)
         outputs = list(found)
+        if inplace and recipe.states:
+            # Two native calls for all tensors; checking each before one that writes takes longer.
+            last = size * (1 + len(recipe.states))
+            torch._foreach_copy_(flat[size:last], outputs[size:])
+            outputs[size:] = flat[size:last]
         changes: dict[int, dict[str, Any]] = {}
         for k, (i, field) in enumerate(recipe.states, 1):
             changes.setdefault(i, {})[field] = outputs[k * size : (k + 1) * size]

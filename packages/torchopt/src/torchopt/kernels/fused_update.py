@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torchopt import _C
 from torchopt.kernels.registry import DTYPE_CODES, check_fused, placement
 from torchopt.kernels.rules import CHAIN_HYPERS, RULES, FusedRule, as_number, reference_update
+from torchopt.torch_internals import increment_versions
 from torchopt.tree_function import Operation, any_watched, apply_operation, is_traced, is_watched
 
 if TYPE_CHECKING:
@@ -485,13 +486,12 @@ def fused_update_(
     call, read, _, constants = _make_call(
         rule, grads, states, params, steps, constant, maximize, decayed=decays(hypers)
     )
-    for role in states:
-        for x in role:
-            if not x.is_contiguous() or x.is_neg() or is_watched(x):
-                raise ValueError(
-                    f"fused {name}: expected states that are contiguous and outside of any graph "
-                    "to write to; use fused_update."
-                )
+    written = [x for role in states for x in role]
+    if any_watched(written) or not all(x.is_contiguous() and not x.is_neg() for x in written):
+        raise ValueError(
+            f"fused {name}: expected states that are contiguous and outside of any graph to write "
+            "to; use fused_update."
+        )
     if is_traced() or any(isinstance(g, FakeTensor) for g in grads):
         with torch.no_grad():
             updates, new = fused_update(
@@ -508,7 +508,7 @@ def fused_update_(
     if grads:
         kind = _C.DECAYED_UPDATE if call.decayed else _C.UPDATE
         call.launch(kind, roles, [updates, *map(list, states)], (), constants)
-    bump_versions([x for role in states for x in role])
+    bump_versions(written)
     return updates
 
 
@@ -526,5 +526,5 @@ def _accepts_lists() -> bool:
     return x._version == 1
 
 
-bump_versions = torch.autograd.graph.increment_version if _accepts_lists() else _bump_one_by_one
+bump_versions = increment_versions if _accepts_lists() else _bump_one_by_one
 """Record in the versions of tensors that they were written to."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.params.lineage import descend
-from torchopt.params.watched import WatchedDict
+from torchopt.params.watched import WatchedDict, reads_plainly
 from torchopt.typing import ModuleTensorContainers
 
 __all__ = [
@@ -39,10 +39,9 @@ def extract_module_containers(
     Raises:
         RuntimeError: `module` is not a module, or its parameters cannot be replaced by tensors.
     """
-    require_replaceable(module)
     params: list[Any] = []
     buffers: list[Any] = []
-    for submodule in module.modules():
+    for submodule in require_replaceable(module):
         if submodule._parameters:
             params.append(submodule._parameters)
         if with_buffers and submodule._buffers:
@@ -50,16 +49,22 @@ def extract_module_containers(
     return tuple(params), tuple(buffers)
 
 
-def require_replaceable(module: Any) -> None:
-    """Raise RuntimeError unless `module` is a module whose parameters can be other tensors."""
+def require_replaceable(module: Any) -> list[nn.Module]:
+    """Return a module and its sub-modules.
+
+    Raises:
+        RuntimeError: `module` is not a module, or its parameters cannot be replaced by tensors.
+    """
     kind = type(module).__name__
     if not isinstance(module, nn.Module):
         raise RuntimeError(
             f"Unexpected class of the first argument: expected an nn.Module, got {kind}; pass the "
             "module itself, not its parameters"
         )
-    for name, submodule in module.named_modules():
+    submodules = list(module.modules())
+    for submodule in submodules:
         if isinstance(submodule, torch.jit.ScriptModule):
+            name = next(name for name, other in module.named_modules() if other is submodule)
             where = f"the sub-module {name!r}" if name else "the module"
             raise RuntimeError(
                 f"Unexpected class of {where}: expected an nn.Module whose parameters can be "
@@ -67,6 +72,7 @@ def require_replaceable(module: Any) -> None:
                 f"({type(submodule).__name__}), whose code keeps its own; pass the module that it "
                 "was scripted from"
             )
+    return submodules
 
 
 @dataclass
@@ -92,10 +98,11 @@ class Slot:
 
     def set(self, value: Tensor) -> None:
         """Put `value`, which inherits the hooks of the tensor before it, in all places."""
-        places: list[Any] = [
-            (weakref.ref(c), key) for c, key in self.places if isinstance(c, WatchedDict)
-        ]
-        descend(self.value, value, places)
+        if self.references is None:
+            self.references = [
+                (weakref.ref(c), key) for c, key in self.places if isinstance(c, WatchedDict)
+            ]
+        descend(self.value, value, self.references)
         self.value = value
         for container, key in self.places:
             container[key] = value
@@ -111,11 +118,15 @@ def parameter_slots(module: nn.Module) -> list[Slot]:
 
 def parameter_slot_groups(modules: Sequence[nn.Module]) -> list[list[Slot]]:
     """Return the distinct parameters of each module; those that several hold, with the first."""
+    return _slot_groups([list(module.named_modules()) for module in modules])
+
+
+def _slot_groups(walks: Sequence[Sequence[tuple[str, nn.Module]]]) -> list[list[Slot]]:
     slots: dict[int, Slot] = {}
     groups = []
-    for module in modules:
+    for walk in walks:
         before = len(slots)
-        for prefix, submodule in module.named_modules():
+        for prefix, submodule in walk:
             container: dict[str, Any] = submodule._parameters
             for key, tensor in sorted(container.items()):
                 if tensor is None:
@@ -142,7 +153,8 @@ class SlotCache:
         """Return `parameter_slot_groups(modules)`."""
         if len(self._modules) != len(modules) or not self._still_fits():
             self._modules = list(modules)
-            self._groups = parameter_slot_groups(modules)
+            walks = [list(module.named_modules()) for module in modules]
+            self._groups = _slot_groups(walks)
             self._walk = [
                 (
                     submodule,
@@ -151,8 +163,8 @@ class SlotCache:
                     [key for key, x in submodule._parameters.items() if x is None],
                     tuple(submodule._modules.values()),
                 )
-                for module in modules
-                for submodule in module.modules()
+                for walk in walks
+                for _, submodule in walk
             ]
         return self._groups
 
@@ -172,12 +184,18 @@ class SlotCache:
                 return False
             if empty and any(held[key] is not None for key in empty):
                 return False
+        read: Any = dict.get if reads_plainly() else _get
         seen: set[int] = set()
+        total = 0
         for group in self._groups:
+            total += len(group)
             for slot in group:
-                first, *others = [table.get(key) for table, key in slot.places]
-                if first is None or any(x is not first for x in others) or id(first) in seen:
+                first = slot.value = read(*slot.places[0])
+                if first is None or any(read(*place) is not first for place in slot.places[1:]):
                     return False
                 seen.add(id(first))
-                slot.value = first
-        return True
+        return len(seen) == total
+
+
+def _get(table: dict[str, Any], key: str) -> Any:
+    return table.get(key)

@@ -39,6 +39,9 @@ class Lineage:
 
     __slots__ = ("grad_fn", "hooks", "kind", "leaf", "places", "pointer", "version")
 
+    version: int | None
+    pointer: int | None
+
     def __init__(
         self, x: Tensor, leaf: Tensor | None, places: Sequence[Place], hooks: tuple[Hooks, ...]
     ) -> None:
@@ -46,9 +49,13 @@ class Lineage:
         self.places = places
         self.hooks = hooks
         self.grad_fn = x.grad_fn
-        self.version = None if x.is_inference() else x._version
         self.kind = x.dtype, x.device
-        self.pointer = _pointer(x)
+        self.version = self.pointer = None
+        try:
+            self.version = x._version
+            self.pointer = x.data_ptr()
+        except RuntimeError:  # one of inference mode has no version, one of a transform no address
+            pass
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # A copy is a parameter in its own right, with the same hooks.
@@ -69,13 +76,6 @@ class _OfCopy(Lineage):
         self.places = ()
         self.hooks = hooks
         self.grad_fn = None
-
-
-def _pointer(x: Tensor) -> int | None:
-    try:
-        return x.data_ptr()
-    except RuntimeError:  # a tensor of a transform
-        return None
 
 
 def lineage_of(x: Tensor) -> Lineage | None:
@@ -167,7 +167,8 @@ _warned: weakref.WeakSet[Tensor] = weakref.WeakSet()
 
 def warn_of_idle_hooks(x: Tensor, name: str) -> None:
     """Warn, once for each parameter, of hooks that no step will run."""
-    if getattr(x, "_post_accumulate_grad_hooks", None) and x not in _warned:
+    hooks: Mapping[int, Any] | None = getattr(x, "_post_accumulate_grad_hooks", None)
+    if hooks and x not in _warned and not all(map(_is_for_sums, hooks.values())):
         _warned.add(x)
         warnings.warn(
             f"step(loss): {name} has hooks of register_post_accumulate_grad_hook, which do not "
@@ -175,6 +176,12 @@ def warn_of_idle_hooks(x: Tensor, name: str) -> None:
             "register_hook for what should act in each step.",
             stacklevel=4,
         )
+
+
+def _is_for_sums(hook: Any) -> bool:
+    """Return whether a hook sums the gradients of processes: it is for the meta-gradient alone."""
+    module = str(getattr(getattr(hook, "func", hook), "__module__", ""))
+    return module.startswith(("torchopt.distributed.", "torch.distributed."))
 
 
 def check_unwritten(x: Tensor, lineage: Lineage, *name: str) -> None:

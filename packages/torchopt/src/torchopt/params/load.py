@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,27 +15,42 @@ from torchopt.params.watched import WatchedDict
 __all__ = ["put_back", "start_from_what_is_loaded"]
 
 
-def start_from_what_is_loaded(module: nn.Module) -> None:
-    """Let `load_state_dict` load into the parameters that a module had before it was stepped.
+def start_from_what_is_loaded(modules: Iterable[nn.Module]) -> None:
+    """Let `load_state_dict` load into the parameters that modules had before they were stepped.
 
-    Torch would write into the fast weights, whose graph is that of the steps. The module must be
-    watched.
+    Torch would write into the fast weights, whose graph is that of the steps. The modules must be
+    watched; their sub-modules are not looked at.
     """
-    for submodule in module.modules():
+    for submodule in modules:
         table: Any = submodule._parameters
         if not isinstance(table, WatchedDict) or table.loads:
             continue
         table.loads = True
         hooks: Mapping[int, Any] = submodule.__dict__.get("_load_state_dict_pre_hooks", {})
-        if all(getattr(hook, "hook", None) is not _before_load for hook in hooks.values()):
-            submodule._register_load_state_dict_pre_hook(_before_load, with_module=True)
+        if not any(isinstance(getattr(hook, "hook", None), _BeforeLoad) for hook in hooks.values()):
+            submodule._register_load_state_dict_pre_hook(_BeforeLoad(), with_module=True)
 
 
-def _before_load(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    for key, x in list(dict.items(module._parameters)):
-        given = state_dict.get(prefix + key)
-        if isinstance(x, Tensor) and isinstance(given, Tensor) and given.shape == x.shape:
-            put_back(module._parameters, key, x, prefix + key)
+class _BeforeLoad:
+    """Puts back the parameters that are loaded.
+
+    A file with the module does not name it: there it is a function of Python that does nothing, so
+    that the file can be read where torchopt is not installed.
+    """
+
+    def __call__(
+        self, module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any
+    ) -> None:
+        for key, x in list(dict.items(module._parameters)):
+            given = state_dict.get(prefix + key)
+            if isinstance(x, Tensor) and isinstance(given, Tensor) and given.shape == x.shape:
+                put_back(module._parameters, key, x, prefix + key)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _BeforeLoad:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, ("", "format")
 
 
 def put_back(table: dict[str, Any], key: str, x: Tensor, name: str) -> None:

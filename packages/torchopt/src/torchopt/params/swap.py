@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from torchopt.errors import NotDifferentiableError
-from torchopt.params.watched import CONTAINERS, Layer, WatchedDict, watch, watch_one
+from torchopt.params.watched import CONTAINERS, Layer, WatchedDict, watch_one
 from torchopt.torch_internals import is_checkpoint_in_transform
 
 __all__ = ["MISSING", "Swap", "places_of", "replace", "resumed"]
@@ -51,19 +51,30 @@ def find_table(module: nn.Module, name: str) -> tuple[nn.Module, WatchedDict | N
 
 def places_of(module: nn.Module, name: str) -> list[tuple[Any, str]]:
     """Return weak references to the dictionaries, and the keys, that hold a parameter."""
-    names = next((group for group in ties(module).values() if name in group), [name])
+    walk = module.named_modules(remove_duplicate=False)
+    names = next((group for group in ties(walk).values() if name in group), [name])
     found = [find_table(module, each) for each in names]
     return [(weakref.ref(table), key) for _, table, key in found if table is not None]
 
 
-def ties(module: nn.Module) -> dict[int, list[str]]:
-    """Return the names of each tensor that has several, by the identity of the tensor."""
+def ties(walk: Iterable[tuple[str, nn.Module]]) -> dict[int, list[str]]:
+    """Return the names of each tensor that has several, by the identity of the tensor.
+
+    Args:
+        walk: What `named_modules(remove_duplicate=False)` yields.
+    """
+    held = [
+        (id(x), prefix, key)
+        for prefix, submodule in walk
+        for kind in CONTAINERS[:2]
+        for key, x in _plain_items(submodule.__dict__.get(kind))
+        if x is not None
+    ]
+    if len({x for x, _, _ in held}) == len(held):
+        return {}
     names: dict[int, list[str]] = {}
-    for prefix, submodule in module.named_modules(remove_duplicate=False):
-        for kind in CONTAINERS[:2]:
-            for key, x in _plain_items(submodule.__dict__.get(kind)):
-                if x is not None:
-                    names.setdefault(id(x), []).append(f"{prefix}.{key}" if prefix else key)
+    for x, prefix, key in held:
+        names.setdefault(x, []).append(f"{prefix}.{key}" if prefix else key)
     return {x: found for x, found in names.items() if len(found) > 1}
 
 
@@ -71,10 +82,10 @@ def _plain_items(table: Any) -> Any:
     return dict.items(table) if isinstance(table, dict) else ()
 
 
-def _with_ties(module: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `tensors` with all names of tied ones."""
+def _with_ties(walk: Iterable[tuple[str, nn.Module]], tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `tensors` with all names of tied ones; see `ties`."""
     out = dict(tensors)
-    for group in ties(module).values():
+    for group in ties(walk).values():
         given = [name for name in group if name in tensors]
         if not given:
             continue
@@ -130,9 +141,11 @@ class Swap:
         strict: bool = False,
         allow_missing: bool = False,
     ) -> None:
-        watch(module)  # also what is not given may change before a recomputation
+        walk = list(module.named_modules(remove_duplicate=not tie_weights))
+        for _, submodule in walk:
+            watch_one(submodule)  # also what is not given may change before a recomputation
         if tie_weights:
-            tensors = _with_ties(module, tensors)
+            tensors = _with_ties(walk, tensors)
         if strict:
             _check_names(module, tensors)
         self._places: dict[str, tuple[WatchedDict, str]] = {}

@@ -33,7 +33,13 @@ from torchopt.torch_internals import (
 )
 from torchopt.tree import optree
 
-__all__ = ["Layer", "WatchedDict", "refuse_reentrant", "watch", "watch_one"]
+__all__ = [
+    "Layer",
+    "WatchedDict",
+    "reads_plainly",
+    "refuse_reentrant",
+    "watch_one",
+]
 
 CONTAINERS = ("_parameters", "_buffers", "_meta_parameters")
 
@@ -221,6 +227,13 @@ def _enter(table: WatchedDict, key: str) -> Any:
     return _holder(table, key, _local.layers, recomputation)
 
 
+def reads_plainly() -> bool:
+    """Return whether watched dictionaries are what they hold: no layer or checkpoint stands
+    before them in this thread.
+    """
+    return top_saved_tensor_hooks(True) is None and not _local.layers
+
+
 class WatchedDict(dict[str, Any]):
     """The parameters or buffers of one module.
 
@@ -300,6 +313,9 @@ class WatchedDict(dict[str, Any]):
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Put tensors in."""
+        if is_dynamo_compiling() or reads_plainly():
+            dict.update(self, *args, **kwargs)
+            return
         for key, value in dict(*args, **kwargs).items():
             self[key] = value
 
@@ -355,14 +371,8 @@ def _has_reentrant_node(loss: Tensor) -> bool:
     return False
 
 
-def watch(module: nn.Module) -> None:
-    """Watch what a module and its sub-modules hold from now on. May be called again."""
-    for submodule in module.modules():
-        watch_one(submodule)
-
-
 def watch_one(module: nn.Module) -> None:
-    """Watch what a module itself holds."""
+    """Watch what a module itself holds from now on. May be called again."""
     for kind in CONTAINERS:
         held: Any = module.__dict__.get(kind)
         if type(held) in (dict, collections.OrderedDict):

@@ -77,6 +77,12 @@ class LeafRule(ABC):
         "Call `update(updates, state, params=params)` instead."
     )
 
+    @functools.cached_property
+    def fields_with_tensors(self) -> tuple[str, ...]:
+        """The fields that are tensors, or tuples with tensors in them."""
+        names = (field.name for field in dataclasses.fields(self))
+        return tuple(name for name in names if _has_tensors(getattr(self, name)))
+
     def init_leaves(self, params: list[Tensor]) -> Any:
         """Return the state for a list of parameters."""
         return EmptyState()
@@ -155,23 +161,22 @@ def require_tensors(leaves: Sequence[Any], present: Sequence[int], what: str) ->
             raise LeafTypeError(i, f"{what}: expected a tensor, got {kind}; {advice}")
 
 
-def _dense(g: Tensor) -> Tensor:
-    return g if g.layout is torch.strided else g.to_dense()
-
-
 def _of_this_step(rule: LeafRule) -> LeafRule:
     """Return `rule` with its tensors as they are now, 0-dim where they hold one number.
 
     They may be written to before the derivative of the step is asked for.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not rule.fields_with_tensors:
         return rule  # the compiler minds what is written where
-    present = {
-        name: _present(value)
-        for name, value in vars(rule).items()
-        if isinstance(value, (Tensor, tuple))
-    }
-    return dataclasses.replace(rule, **present) if present else rule
+    return dataclasses.replace(
+        rule, **{name: _present(getattr(rule, name)) for name in rule.fields_with_tensors}
+    )
+
+
+def _has_tensors(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(map(_has_tensors, value))
+    return isinstance(value, Tensor)
 
 
 def _present(value: Any) -> Any:
@@ -267,7 +272,7 @@ def _compute(
         with without_autocast():
             return _compute(rule, grads, state, params, present, inplace=inplace)
     given = {f: getattr(state, f) for f in rule.leaf_fields}
-    if not any(map(is_special, (grads, params, *given.values()))):
+    if not (is_special(grads) or is_special(params) or any(map(is_special, given.values()))):
         updates, new_state = _apply(rule, grads, state, params, present, inplace=inplace)
     else:
 
@@ -327,7 +332,7 @@ def _update_leaves(
     packed = grads if everything else [grads[i] for i in present]
     require_tensors(grads, present, "update(updates, state): a gradient")
     if not rule.keeps_sparse:
-        packed = list(map(_dense, packed))
+        packed = [g if g.layout is torch.strided else g.to_dense() for g in packed]
     packed_state = (
         state
         if everything

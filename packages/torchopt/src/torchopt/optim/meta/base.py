@@ -21,7 +21,7 @@ from torchopt.params.containers import (
 )
 from torchopt.params.load import start_from_what_is_loaded
 from torchopt.params.second_order import warn_of_missing_second_derivatives
-from torchopt.params.watched import refuse_reentrant, watch
+from torchopt.params.watched import refuse_reentrant, watch_one
 from torchopt.tree import tree_map
 from torchopt.typing import ModuleTensorContainers
 from torchopt.update import apply_updates
@@ -214,12 +214,13 @@ class MetaOptimizer:
         """
         if impl is not None:
             require_transformation(impl, "add_param_group(module, impl=...)", duck=False)
-        require_replaceable(module)
+        submodules = require_replaceable(module)
         if self._modules:
             self._refuse_stepped_twice(module, self.impl if impl is None else impl)
-        watch(module)
-        start_from_what_is_loaded(module)
-        held: Any = [inner._parameters for inner in module.modules() if inner._parameters]
+        for submodule in submodules:
+            watch_one(submodule)
+        start_from_what_is_loaded(submodules)
+        held: Any = [inner._parameters for inner in submodules if inner._parameters]
         self.param_containers_groups.append(tuple(held))
         self._modules.append(module)
         self.impls.append(self.impl if impl is None else impl)
@@ -267,7 +268,9 @@ class MetaOptimizer:
             )
         self._take_over(
             [
-                fitted_state(saved, self.impls[i], self._names_and_params(i)[1], f"state[{i}]")
+                saved
+                if isinstance(saved, UninitializedState)
+                else fitted_state(saved, self.impls[i], self._names_and_params(i)[1], f"state[{i}]")
                 for i, saved in enumerate(state_dict)
             ]
         )

@@ -296,7 +296,7 @@ def _solve(
         object.__delattr__(module, "_unknown_names")
     object.__setattr__(module, "_solver_leaves", leaves)
     swap_state(module, everywhere(solution))
-    start_from_what_is_loaded(module)
+    start_from_what_is_loaded(module.modules())
     for name, x in zip(names, solution):
         descend(leaves[name], x, places_of(module, name))
     return value
