@@ -41,11 +41,13 @@ struct DictEntries {
         return stride == 2 * sizeof(PyObject*) ? run<2>(size, visit) : run<3>(size, visit);
     }
 
-    // The same where there are holes, which are passed over.
+    // The same where there are holes, which are passed over. Takes a copy of `visit`: a reference would
+    // keep what it captured out of registers in `for_each`, too.
     template <class Visit>
-    OPTREE_INLINE bool for_each_but_holes(std::uint32_t size, Visit&& visit) const {
-        return stride == 2 * sizeof(PyObject*) ? run_over_holes<2>(size, visit)
-                                               : run_over_holes<3>(size, visit);
+    OPTREE_INLINE bool for_each_but_holes(std::uint32_t size, Visit visit) const {
+        auto* entry = reinterpret_cast<PyObject**>(holey + key);
+        return stride == 2 * sizeof(PyObject*) ? run_over_holes<2>(entry, size, visit)
+                                               : run_over_holes<3>(entry, size, visit);
     }
 
     // Asks for the keys and values of `count` entries from `start` on.
@@ -62,8 +64,7 @@ struct DictEntries {
 
   private:
     template <std::size_t kWords, class Visit>
-    OPTREE_NOINLINE bool run_over_holes(std::uint32_t size, Visit&& visit) const {
-        auto* entry = reinterpret_cast<PyObject**>(holey + key);
+    OPTREE_NOINLINE static bool run_over_holes(PyObject** entry, std::uint32_t size, Visit visit) {
         for (std::uint32_t i = 0; i < size; ++i, entry += kWords) {
             while (entry[1] == nullptr) entry += kWords;
             if (OPTREE_UNLIKELY(!visit(i, entry[0], entry[1]))) return false;
@@ -122,8 +123,10 @@ inline Py_ssize_t size_of_table(const Keys& keys) noexcept {
 OPTREE_INLINE bool only_grew(PyObject* dict) noexcept {
     const auto* object = reinterpret_cast<PyDictObject*>(dict);
     const auto& keys = *reinterpret_cast<const dict_internals::Keys*>(object->ma_keys);
-    return object->ma_values == nullptr && keys.nentries == object->ma_used &&
-           keys.usable + keys.nentries == 2 * dict_internals::size_of_table(keys) / 3;
+    const auto room = static_cast<std::size_t>(keys.usable + keys.nentries);
+    const auto twice = 2 * static_cast<std::size_t>(dict_internals::size_of_table(keys));
+    // room == twice / 3, without a division
+    return object->ma_values == nullptr && keys.nentries == object->ma_used && twice - 3 * room < 3;
 }
 #else
 #define OPTREE_DICT_KEYS 0

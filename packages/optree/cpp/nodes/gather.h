@@ -39,24 +39,27 @@ inline PyObject* first_key(const DictEntries& entries, PyObject* mapping) noexce
 // stores the values (borrowed) at `out` in traversal order.
 template <class Same>
 OPTREE_INLINE bool keys_match(const KeyLayout* layout, const DictEntries& entries,
-                              PyObject* mapping, PyObject** out, Same&& same) noexcept {
+                              PyObject* mapping, PyObject** out, Same same) noexcept {
     PyObject* const* expected = layout->inserted;
     const std::uint32_t* position = layout->position;
     if (position == nullptr) {
         return visit_items(entries, mapping, layout->size,
-                           [&](std::uint32_t i, PyObject* key, PyObject* value) {
+                           [=](std::uint32_t i, PyObject* key, PyObject* value) {
                                out[i] = value;
                                return same(i, key, expected[i]);
                            });
     }
     return visit_items(entries, mapping, layout->size,
-                       [&](std::uint32_t i, PyObject* key, PyObject* value) {
+                       [=](std::uint32_t i, PyObject* key, PyObject* value) {
                            out[position[i]] = value;
                            return same(i, key, expected[i]);
                        });
 }
 
-inline bool identical(std::uint32_t, PyObject* a, PyObject* b) noexcept { return a == b; }
+// A function object, which is inlined where a function was called for each key.
+inline constexpr auto identical = [](std::uint32_t, PyObject* a, PyObject* b) noexcept {
+    return a == b;
+};
 
 // The cached layout of `mapping` (a dict or a subclass, not empty), borrowed, with its values at `out`
 // in traversal order, borrowed too; null if the cache has none. Runs no Python code.

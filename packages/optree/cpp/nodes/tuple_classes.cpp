@@ -94,8 +94,9 @@ bool same_code(PyObject* code, PyObject* other) {
 // Whether `type.__call__` runs and finds `__new__` as usual, `object.__init__` ignores what `__new__`
 // was given, and instances are laid out as tuples are.
 bool has_plain_slots(PyTypeObject* type) noexcept {
-    return Py_TYPE(type)->tp_call == PyType_Type.tp_call &&
-           Py_TYPE(type)->tp_getattro == PyType_Type.tp_getattro &&
+    const PyTypeObject* meta = Py_TYPE(type);
+    return (meta == &PyType_Type || (meta->tp_call == PyType_Type.tp_call &&
+                                     meta->tp_getattro == PyType_Type.tp_getattro)) &&
            type->tp_init == PyBaseObject_Type.tp_init && type->tp_alloc == PyType_GenericAlloc &&
            type->tp_itemsize == PyTuple_Type.tp_itemsize;
 }

@@ -107,10 +107,14 @@ OPTREE_NOINLINE void Flattening::descend_tuple(Kind kind, PyObject* tuple, int d
     // The caller keeps the tuple alive, and the tuple its class and items.
     PyObject* const* items = tuple_items(tuple);
     const bool has_class = kind != Kind::tuple;
-    Ref cls = Ref::borrow(has_class ? type_object(Py_TYPE(tuple)) : nullptr);
+    // Kept among the pending objects, whose owner a failure cleans up.
+    if (has_class) pending_.push(type_object(Py_TYPE(tuple)));
     if constexpr (kKeep) leaves.reserve(arity);
     for (std::uint32_t i = 0; i < arity; ++i) visit<kPredicate, kKeep>(items[i], depth + 1);
-    if (has_class) push_slot(std::move(cls));
+    if (has_class) {
+        slots_.push(pending_[pending_.size() - 1]);
+        (void)pending_.pop();
+    }
     close(kind, arity, begin, has_class ? 1 : 0);
 }
 
@@ -122,7 +126,8 @@ OPTREE_NOINLINE void Flattening::descend_mapping(Kind kind, PyObject* mapping, i
     Ref layout;
     {
         const CriticalSection reading(mapping);  // while values are borrowed
-        if (Mapping::is_empty(context_.state, mapping)) {
+        // `descend` has asked already; only another thread may have emptied it since.
+        if (compat::kFreeThreaded && Mapping::is_empty(context_.state, mapping)) {
             slots_.push(compat::new_ref(context_.state.layouts().empty.get()));
             return close(kind, 0, begin, 1);
         }
