@@ -264,6 +264,14 @@ def test_hooks_after_accumulation_are_announced_as_idle() -> None:
     with pytest.warns(UserWarning, match=r"0.weight has hooks of register_post_acc.*do not act"):
         inner.step(loss_of(net))
     inner.step(loss_of(net))
+    # Once for a parameter, also where the next task starts from it again.
+    other = make_net()
+    other[0].weight.register_post_accumulate_grad_hook(lambda p: None)
+    snapshot = torchopt.extract_state_dict(other)
+    with pytest.warns(UserWarning, match="0.weight has hooks"):
+        torchopt.MetaSGD(other, lr=0.1).step(loss_of(other))
+    torchopt.recover_state_dict(other, snapshot)
+    torchopt.MetaSGD(other, lr=0.1).step(loss_of(other))
 
 
 def test_hooks_that_sum_meta_gradients_of_processes_are_no_idle_ones(

@@ -162,14 +162,16 @@ def begin_step(params: Sequence[Tensor], names: Sequence[str]) -> list[Any]:
     return handles
 
 
-_warned: weakref.WeakSet[Tensor] = weakref.WeakSet()
+# By identity: sets compare tensors elementwise.
+_warned: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 
 
 def warn_of_idle_hooks(x: Tensor, name: str) -> None:
     """Warn, once for each parameter, of hooks that no step will run."""
     hooks: Mapping[int, Any] | None = getattr(x, "_post_accumulate_grad_hooks", None)
-    if hooks and x not in _warned and not all(map(_is_for_sums, hooks.values())):
-        _warned.add(x)
+    warned = _warned.get(id(x)) is x
+    if hooks and not warned and not all(map(_is_for_sums, hooks.values())):
+        _warned[id(x)] = x
         warnings.warn(
             f"step(loss): {name} has hooks of register_post_accumulate_grad_hook, which do not "
             "act in steps that are differentiated: no gradient is accumulated in them. Use "

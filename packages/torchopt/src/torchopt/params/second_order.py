@@ -97,7 +97,8 @@ def explain_no_derivative(what: str, error: Exception) -> NotDifferentiableError
     )
 
 
-_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+# By identity: a module may define what it equals.
+_warned: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
 
 
 def warn_of_missing_second_derivatives(
@@ -110,9 +111,9 @@ def warn_of_missing_second_derivatives(
         grads: Gradients with a graph.
         what: The call that the message starts with.
     """
-    if module in _warned:
+    if _warned.get(id(module)) is module:
         return
-    _warned.add(module)
+    _warned[id(module)] = module
     names = [str(node.name()) for node in _nodes([g for g in grads if g is not None])]
     if not any(name.rpartition("::")[2] in (*_DELAYED, "NotImplemented") for name in names):
         return
