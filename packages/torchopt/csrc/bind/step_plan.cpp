@@ -85,8 +85,7 @@ bool StepPlan::run(const py::list& grads, const py::object& step, const py::obje
     }
     maximize_ = maximize;
     placement_ = {num_threads, device, stream, 0};
-    if (launch)
-        torchopt::launch(*rule_, Kind::kStep, tensors_, numbers_, maximize_, placement_);
+    if (launch) torchopt::launch(*rule_, Kind::kStep, tensors_, numbers_, maximize_, placement_);
     return true;
 }
 

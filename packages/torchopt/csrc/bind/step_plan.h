@@ -54,7 +54,8 @@ class StepPlan {
     py::object hypers_;  // what `numbers_` was made from, if that cannot change
     std::vector<double> numbers_;
     Tensors tensors_;
-    std::vector<std::uintptr_t> apart_;  // addresses of gradients that are known to be apart from `written_`
+    std::vector<std::uintptr_t>
+        apart_;  // addresses of gradients that are known to be apart from `written_`
     bool maximize_ = false;
     Placement placement_{};
     int device_ = kCpu;

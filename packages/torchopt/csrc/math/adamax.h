@@ -52,8 +52,7 @@ struct Adamax {
         const T mu_cotangent = next[0] + direct;
         const T whole = next[1] - direct * mu / nu;
         const T nu_cotangent = choose(kept == fresh, T(T(0.5) * whole), whole);
-        g_out = mu_cotangent * c.one_minus_b1 +
-                choose(kept > fresh, T(0), nu_cotangent) * sign(g);
+        g_out = mu_cotangent * c.one_minus_b1 + choose(kept > fresh, T(0), nu_cotangent) * sign(g);
         state_out[0] = mu_cotangent * c.b1;
         state_out[1] = choose(kept < fresh, T(0), nu_cotangent) * c.b2;
     }

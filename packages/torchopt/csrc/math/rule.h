@@ -141,8 +141,7 @@ TORCHOPT_HOST_DEVICE void apply_chain(T sign, const ChainCoefficients<C, Rule>& 
     } else {
         Rule::apply(c.rule, g, in[1 + kStates], in + 1, u, out + 1);
     }
-    if constexpr (is_decayed(kForm))
-        u = add_decay(u, in[1 + kStates], c.decoupled_weight_decay);
+    if constexpr (is_decayed(kForm)) u = add_decay(u, in[1 + kStates], c.decoupled_weight_decay);
     const S update = u * (-c.lr);
     if constexpr (is_step(kForm)) {
         out[0] = in[1 + kStates] + update;
