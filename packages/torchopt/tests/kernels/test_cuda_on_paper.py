@@ -10,7 +10,7 @@ from torchopt.kernels import registry
 from torchopt.kernels.registry import explain_unavailable, has_code_for, refuse_capture
 from torchopt.update import share_memory
 
-COMPILED = "80-real;90-real;90-virtual"
+COMPILED = "80-real,90-real,90-virtual"
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ COMPILED = "80-real;90-real;90-virtual"
         ((8, 9), COMPILED, True),  # machine code of a smaller minor version
         ((9, 0), COMPILED, True),
         ((12, 0), COMPILED, True),  # PTX
-        ((12, 0), "80-real;90-real", False),
+        ((12, 0), "80-real,90-real", False),
         ((8, 0), "86", False),
         ((9, 0), "86", True),  # a number alone has PTX with it
         ((9, 0), "90a", True),

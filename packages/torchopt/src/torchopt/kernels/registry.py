@@ -80,11 +80,11 @@ def has_code_for(capability: tuple[int, int], architectures: str) -> bool:
 
     Args:
         capability: Its compute capability, major and minor.
-        architectures: CMake's list, such as "80-real;90-virtual". Machine code ("real") runs on
+        architectures: CMake's list, such as "80-real,90-virtual". Machine code ("real") runs on
             devices of the same major and no smaller minor capability, PTX ("virtual") on all that
             are no smaller; a number alone stands for both. Words such as "all" are not judged.
     """
-    for entry in filter(None, architectures.split(";")):
+    for entry in filter(None, architectures.split(",")):
         number, _, kind = entry.partition("-")
         digits = number.rstrip("af")
         if not digits.isdigit():
