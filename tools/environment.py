@@ -56,6 +56,7 @@ TASKS = {
     "sanitize_cuda_text": "run the text of the CUDA kernels on the host under ThreadSanitizer",
     "free_threaded": "test optree on a CPython without the interpreter lock",
     "optree_pythons": "build and test optree on every supported Python on PATH",
+    "differential": "compare optree with the published package on seeded random programs",
     "clients": "run Keras' tree tests and the published torchopt on optree",
     "bench": "run the benchmarks against other libraries",
     "instructions": "compare instruction counts of tree operations with the stored ones",

@@ -133,7 +133,10 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
         ("with 'layer0.weight', got", "without 'layer0.weight'"),
     ),
     "a list for a dict": (
-        lambda: updated({"w": [torch.ones(2)], "b": torch.ones(1)}),
+        lambda: updated(
+            {"w": [torch.ones(2)], "b": torch.ones(1)},
+            optimizer=torchopt.adam(0.1, weight_decay=0.1),
+        ),
         ValueError,
         ("at $['w']", "list of 1"),
     ),

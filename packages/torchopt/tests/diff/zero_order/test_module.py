@@ -292,23 +292,21 @@ def test_all_frozen_parameters_need_no_estimate() -> None:
 
 
 def test_an_error_inside_forward_leaves_the_module_usable() -> None:
-    class Fails(Linear):
-        broken = True
+    calls: list[None] = []  # a log stays, while a flag would be put back to what the call saw
 
+    class Fails(Linear):
         def forward(self, x: Tensor) -> Tensor:
-            if self.broken:
+            calls.append(None)
+            if len(calls) in (1, 3):
                 raise KeyError("mine")
             return super().forward(x)
 
     module = Fails()
     with pytest.raises(KeyError, match="mine"):
         module(A)
-    module.broken = False
     value = module(A)
-    module.broken = True
     with pytest.raises(KeyError, match="mine"):
         value.backward()
-    module.broken = False
     module(A).backward()
     assert ((module.w.grad - A).abs() < 4 * ERROR).all()
 
