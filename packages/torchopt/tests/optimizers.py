@@ -399,7 +399,10 @@ SMOOTH: dict[str, tuple[str, dict[str, Any]]] = {
     "lars": ("lars", {"trust_coefficient": 0.1, "weight_decay": 0.1}),
     "adafactor": ("adafactor", {"lr": 0.5, "eps": (1e-3, 1e-3), "weight_decay": 0.1}),
     "muon": ("muon", {"lr": 0.1, "momentum": 0.9, "adamw_eps": 1e-2}),
-    "shampoo": ("shampoo", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "eps": 0.1}),
+    "shampoo": (
+        "shampoo",
+        {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "eps": 0.1, "decay": 0.9},
+    ),
     "sophia": ("sophia", {"lr": 0.1, "rho": 1.0, "batch_size": 4.0, "update_every": 2}),
     "schedule_free_sgd": ("schedule_free_sgd", {"lr": 0.1, "weight_decay": 0.1}),
     "schedule_free_adamw": ("schedule_free_adamw", {"lr": 0.1, "eps": 1e-2}),

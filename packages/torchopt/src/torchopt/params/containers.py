@@ -149,6 +149,9 @@ class SlotCache:
         # (sub-module, its parameters, their keys with and without a tensor, its sub-modules)
         self._walk: list[tuple[nn.Module, dict[str, Any], int, list[str], tuple[Any, ...]]] = []
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SlotCache, ()  # a copy finds them anew
+
     def groups(self, modules: Sequence[nn.Module]) -> list[list[Slot]]:
         """Return `parameter_slot_groups(modules)`."""
         if len(self._modules) != len(modules) or not self._still_fits():
