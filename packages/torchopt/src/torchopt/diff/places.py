@@ -199,7 +199,7 @@ def is_number(value: Any) -> bool:
 
 
 def has_no_graph(value: Any) -> bool:
-    """Return whether a value is no tensor with a graph: to keep one would keep what made it."""
+    """Return whether a value is not a tensor with a graph: to keep one would keep what made it."""
     return not isinstance(value, Tensor) or value.grad_fn is None
 
 

@@ -128,7 +128,7 @@ class Swap:
     Raises:
         KeyError: A name is unknown and `allow_missing` is False.
         RuntimeError: With `strict`, names that are missing or unknown.
-        TypeError: What is given is no tensor.
+        TypeError: What is given is not a tensor.
         ValueError: Tied parameters got different tensors.
     """
 

@@ -114,7 +114,7 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
         boundaries: The number of updates at which each of them but the first starts, increasing.
 
     Raises:
-        TypeError: One of `schedules` is no function.
+        TypeError: One of `schedules` is not a function.
         ValueError: There is not one boundary for each schedule but the first, or they do not
             increase.
 
@@ -150,7 +150,7 @@ def warmup(
         peak_value: Where the warm-up leads; None for the first value of `schedule`.
 
     Raises:
-        TypeError: `schedule` is no function.
+        TypeError: `schedule` is not a function.
         ValueError: `warmup_steps` is smaller than 1.
 
     Example:

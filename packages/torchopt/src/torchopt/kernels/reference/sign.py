@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sign of a number, where what is no number stays visible."""
+"""The sign of a number, where NaN stays visible."""
 
 from __future__ import annotations
 

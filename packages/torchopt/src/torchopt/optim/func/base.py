@@ -68,7 +68,7 @@ class FuncOptimizer:
 
         Raises:
             TypeError: `loss` is no tensor.
-            ValueError: `loss` is no scalar, or the state that was loaded is that of another
+            ValueError: `loss` is not a scalar, or the state that was loaded is that of another
                 optimizer or of other parameters.
             NotDifferentiableError: `loss` depends on none of the parameters.
         """
