@@ -160,6 +160,11 @@ class _RoundedOnce:
 
     inner: GradientTransformation
 
+    @property
+    def needs_tree(self) -> bool:
+        """Whether `inner` has to see trees, as masks do."""
+        return needs_tree(self.inner)
+
     def init(self, params: Any) -> Any:
         return self.inner.init(params)
 

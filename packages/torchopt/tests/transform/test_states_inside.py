@@ -49,6 +49,17 @@ def test_a_mask_inside_of_a_wrapper_sees_the_tree_in_a_flat_chain(wrapper: str) 
             }
 
 
+def test_the_mask_of_adamw_sees_the_tree_in_a_flat_chain() -> None:
+    optimizer = torchopt.adamw(0.1, weight_decay=0.5, mask=MASK)
+    found = []
+    for chain in (torchopt.chain, torchopt.chain.flat):
+        chained = chain(torchopt.clip_grad_norm(1e9), optimizer)
+        updates, _ = chained.update(PARAMS, chained.init(PARAMS), params=PARAMS, inplace=False)
+        found.append(updates)
+    torch.testing.assert_close(found[0]["w"], torch.full((1, 1), -0.15))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in PARAMS)
+
+
 def stepped(optimizer: Any, params: Any, steps: int = 3) -> tuple[Any, Any]:
     state = optimizer.init(params)
     for k in range(steps):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt import _C
-from torchopt.base import GradientTransformation, identity
+from torchopt.base import GradientTransformation, identity, needs_tree
 from torchopt.errors import KernelUnavailableError, MismatchError
 from torchopt.kernels.fused_step import StepCache, fused_step_
 from torchopt.kernels.fused_update import (
@@ -302,6 +302,11 @@ class FusedChain:
     recipe: Recipe
     tail: tuple[GradientTransformation, ...]
     backend: Backend
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether a stage has to see trees, as masks do."""
+        return needs_tree(self.chain)
 
     def init(self, params: Any) -> Any:
         """Return the state of the stages."""
