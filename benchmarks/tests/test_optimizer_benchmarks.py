@@ -16,7 +16,7 @@ from benchmarks.torchopt.dispatched import Dispatched
 from benchmarks.torchopt.rivals import OURS, PUBLISHED, rivals
 
 import torchopt
-from torchopt.alias.fused import Backend, with_backend
+from torchopt.optimizers.native import Backend, with_backend
 
 MODULES = ("torchopt_api", "torch_foreach", "torch_fused", "torch_for_loop", "hand_written")
 

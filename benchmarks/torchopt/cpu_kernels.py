@@ -119,7 +119,7 @@ def faults_here(layouts: dict[str, list[tuple[int, ...]]]) -> list[dict[str, Any
 
     import torchopt
     from benchmarks.torchopt import kernel_rivals as rivals
-    from torchopt.alias.fused import with_backend
+    from torchopt.optimizers.native import with_backend
 
     cells = []
     for layout, shapes in layouts.items():

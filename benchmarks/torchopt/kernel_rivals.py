@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchopt
 from torchopt import _C
-from torchopt.alias.fused import Backend, with_backend
+from torchopt.optimizers.native import Backend, with_backend
 
 Run = Callable[[], Any]
 

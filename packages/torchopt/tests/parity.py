@@ -23,7 +23,7 @@ from problems import zoo
 from torch import Tensor, nn
 
 import torchopt
-from torchopt.alias.fused import with_backend
+from torchopt.optimizers.native import with_backend
 from torchopt.transform import in_precision
 
 STEPS = 10

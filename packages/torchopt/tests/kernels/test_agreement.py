@@ -16,7 +16,7 @@ from optimizers import ROWS, SMOOTH
 from torch import Tensor
 
 import torchopt
-from torchopt.alias.fused import with_backend
+from torchopt.optimizers.native import with_backend
 
 NAMES = sorted(SMOOTH)
 

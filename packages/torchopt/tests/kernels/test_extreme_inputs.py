@@ -13,7 +13,7 @@ import torch
 from optimizers import ROWS, SMOOTH, hypers_of, with_hypers
 from torch import Tensor
 
-from torchopt.alias.fused import FusedChain, with_backend
+from torchopt.optimizers.native import FusedChain, with_backend
 
 DOUBLE = torch.float64
 FUSED = sorted(

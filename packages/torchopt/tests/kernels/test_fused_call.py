@@ -14,12 +14,12 @@ from torch import Tensor
 
 import torchopt
 from torchopt import _C
-from torchopt.alias.fused import with_backend
 from torchopt.kernels import buffers, registry
 from torchopt.kernels.fused_step import StepCache, fused_step_
 from torchopt.kernels.fused_update import fused_update
 from torchopt.kernels.registry import EXCHANGE
 from torchopt.kernels.rules import RULES
+from torchopt.optimizers.native import with_backend
 from torchopt.tree import tree_leaves
 
 NAMES = sorted(RULES)

@@ -13,10 +13,10 @@ from optimizers import CASE_IDS, CASES, Row
 from torch import Tensor
 
 import torchopt
-from torchopt.alias.fused import FusedChain, with_backend
 from torchopt.errors import KernelUnavailableError
 from torchopt.kernels.fused_step import StepCache, fused_step_
 from torchopt.optim.base import Optimizer
+from torchopt.optimizers.native import FusedChain, with_backend
 from torchopt.tree import tree_leaves
 
 FUSED = (

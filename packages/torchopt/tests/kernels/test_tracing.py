@@ -19,10 +19,10 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import torchopt
-from torchopt.alias.fused import with_backend
 from torchopt.errors import KernelUnavailableError
 from torchopt.kernels.fused_update import fused_update, fused_update_
 from torchopt.kernels.rules import RULES
+from torchopt.optimizers.native import with_backend
 from torchopt.tree import tree_leaves
 
 NAMES = sorted(RULES)

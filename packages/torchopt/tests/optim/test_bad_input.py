@@ -17,8 +17,8 @@ from torch import nn
 
 import torchopt
 from torchopt import alias
-from torchopt.alias.fused import with_backend
 from torchopt.errors import MismatchError, NotDifferentiableError
+from torchopt.optimizers.native import with_backend
 from torchopt.pytree import tree_leaves
 from torchopt.transform import accumulate, inject_hyperparams, lookahead
 

@@ -13,7 +13,7 @@ from problems import loss_of, zoo
 from torch import Tensor, nn
 
 import torchopt
-from torchopt.alias.fused import with_backend
+from torchopt.optimizers.native import with_backend
 
 STEPS = 10
 # Both sides do the same float64 arithmetic in a different order: some 30 roundings a step,

@@ -12,7 +12,7 @@ from optimizers import ROWS, SMOOTH
 from torch import Tensor
 
 import torchopt
-from torchopt.alias.fused import with_backend
+from torchopt.optimizers.native import with_backend
 
 HALF = [torch.float16, torch.bfloat16]
 NAMES = sorted(SMOOTH)

@@ -14,9 +14,9 @@ from optimizers import ROWS
 from torch import Tensor, nn
 
 import torchopt
-from torchopt.alias.fused import with_backend
 from torchopt.base import GradientTransformation
 from torchopt.optim import TorchOptimizer
+from torchopt.optimizers.native import with_backend
 
 NAMES = sorted(ROWS)
 

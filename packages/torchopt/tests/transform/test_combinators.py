@@ -15,9 +15,9 @@ from optimizers import ROWS
 from torch import Tensor
 
 import torchopt
-from torchopt.alias.fused import with_backend
 from torchopt.base import EmptyState
 from torchopt.clip import adaptive_clip, clip_by_value, clip_each_norm, clip_grad_norm
+from torchopt.optimizers.native import with_backend
 from torchopt.transform import (
     accumulate,
     apply_if_finite,

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import torchopt
 from torchopt import transform
-from torchopt.alias.fused import with_backend
 from torchopt.clip import adaptive_clip, clip_by_value, clip_each_norm, clip_grad_norm
 from torchopt.errors import KernelUnavailableError, NotDifferentiableError
+from torchopt.optimizers.native import with_backend
 from torchopt.pytree import tree_leaves
 
 DOUBLE = torch.float64

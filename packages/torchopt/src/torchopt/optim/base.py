@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchopt.alias.fused import launch_step, step_inplace
 from torchopt.base import GradientTransformation, UninitializedState, require_transformation
 from torchopt.kernels.fused_step import StepCache
 from torchopt.kernels.registry import refuse_capture
 from torchopt.optim.named_state import leaf_names, load_named_state, named_state
 from torchopt.optim.states import StepLock, copied, fitted_state
+from torchopt.optimizers.native import launch_step, step_inplace
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_paths, tree_unflatten
 from torchopt.update import apply_updates, check_writable
 

@@ -20,11 +20,6 @@ from torchopt.transform.orthogonalize import orthogonalize
 from torchopt.transform.partition import PartitionState, partition
 from torchopt.transform.scale import scale
 from torchopt.transform.scale_by_adadelta import ScaleByAdadeltaState, scale_by_adadelta
-from torchopt.transform.scale_by_adam import (
-    ScaleByAdamState,
-    scale_by_accelerated_adam,
-    scale_by_adam,
-)
 from torchopt.transform.scale_by_adamax import ScaleByAdamaxState, scale_by_adamax
 from torchopt.transform.scale_by_adan import ScaleByAdanState, scale_by_adan
 from torchopt.transform.scale_by_adopt import ScaleByAdoptState, scale_by_adopt
@@ -32,7 +27,6 @@ from torchopt.transform.scale_by_amsgrad import ScaleByAmsgradState, scale_by_am
 from torchopt.transform.scale_by_asgd import ScaleByAsgdState, scale_by_asgd
 from torchopt.transform.scale_by_belief import ScaleByBeliefState, scale_by_belief
 from torchopt.transform.scale_by_factored_rms import ScaleByFactoredRmsState, scale_by_factored_rms
-from torchopt.transform.scale_by_lion import ScaleByLionState, scale_by_lion
 from torchopt.transform.scale_by_nadam import ScaleByNadamState, scale_by_nadam
 from torchopt.transform.scale_by_radam import ScaleByRAdamState, scale_by_radam
 from torchopt.transform.scale_by_rms import ScaleByRmsState, scale_by_rms
@@ -50,6 +44,14 @@ from torchopt.transform.scale_by_trust_ratio import scale_by_trust_ratio
 from torchopt.transform.scale_by_yogi import ScaleByYogiState, scale_by_yogi
 from torchopt.transform.schedule_free import ScheduleFreeState, averaged_params, schedule_free
 from torchopt.transform.trace import DampenedTraceState, TraceState, trace
+
+# Rules of optimizers, which import what is above.
+from torchopt.optimizers.adam import (  # isort: skip
+    ScaleByAdamState,
+    scale_by_accelerated_adam,
+    scale_by_adam,
+)
+from torchopt.optimizers.lion import ScaleByLionState, scale_by_lion  # isort: skip
 
 __all__ = [
     "accumulate",

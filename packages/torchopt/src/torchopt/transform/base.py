@@ -456,6 +456,7 @@ class TransformationFactory(Protocol[P]):
 
     flat: Callable[P, GradientTransformation]
     impl: Callable[..., GradientTransformation]
+    rule: Callable[P, LeafRule | GradientTransformation | None]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
         """Return a transformation for trees."""
@@ -466,8 +467,9 @@ def transformation(
 ) -> TransformationFactory[P]:
     """Turn a function that returns a rule into a factory of transformations.
 
-    The result has the signature and documentation of `make`, and two attributes:
-    `flat`, the same for lists of leaves, and `impl`, which takes `already_flattened` as a keyword.
+    The result has the signature and documentation of `make`, and three attributes: `flat`, the same
+    for lists of leaves; `impl`, which takes `already_flattened` as a keyword; `rule`, which is
+    `make`.
     A rule of None stands for the identity; a transformation is passed through.
     """
 
@@ -497,4 +499,5 @@ def transformation(
     factory = cast("TransformationFactory[P]", for_trees)
     factory.flat = for_lists
     factory.impl = impl
+    factory.rule = make
     return factory

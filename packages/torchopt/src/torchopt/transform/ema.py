@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import increment, zero_counts
-from torchopt.transform.trace import zeros_like
+from torchopt.transform.starts import zeros_like
 from torchopt.transform.validate import check_fraction
 
 __all__ = ["EmaState", "ema"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root, root
 from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.trace import zeros_like
+from torchopt.transform.starts import zeros_like
 from torchopt.transform.validate import check_at_least_zero, check_fraction
 
 __all__ = ["ScaleByAdadeltaState", "scale_by_adadelta"]

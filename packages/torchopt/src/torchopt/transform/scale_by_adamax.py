@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import bias_corrections, increment, same_counts, zero_counts
-from torchopt.transform.trace import zeros_like
+from torchopt.transform.starts import zeros_like
 from torchopt.transform.validate import check_at_least_zero, check_fraction
 
 __all__ = ["ScaleByAdamaxState", "scale_by_adamax"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import for_each_distinct, increment, zero_counts
-from torchopt.transform.trace import zeros_like
+from torchopt.transform.starts import zeros_like
 from torchopt.transform.validate import check_at_least_zero
 
 __all__ = ["ScaleByAsgdState", "scale_by_asgd"]

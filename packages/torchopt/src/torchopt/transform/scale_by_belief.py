@@ -12,7 +12,7 @@ from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import bias_corrections, increment, zero_counts
-from torchopt.transform.trace import zeros_like
+from torchopt.transform.starts import zeros_like
 from torchopt.transform.validate import check_at_least_zero, check_betas
 
 __all__ = ["ScaleByBeliefState", "scale_by_belief"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.trace import filled_like, zeros_like
+from torchopt.transform.starts import filled_like, zeros_like
 from torchopt.transform.validate import are_numbers, check_at_least_zero
 
 __all__ = ["ScaleByRpropState", "scale_by_rprop"]

@@ -13,7 +13,7 @@ from torchopt.kernels.reference.moments import moving_average
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import increment, zero_counts
 from torchopt.transform.find_states import map_states, places
-from torchopt.transform.trace import zeros_like
+from torchopt.transform.starts import zeros_like
 from torchopt.transform.validate import are_numbers, check_at_least_zero, check_betas
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.trace import filled_like, zeros_like
+from torchopt.transform.starts import filled_like, zeros_like
 from torchopt.transform.validate import check_at_least_zero
 
 __all__ = ["ScaleByRStdDevState", "scale_by_stddev"]

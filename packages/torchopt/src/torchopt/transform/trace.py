@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import increment, zero_counts
+from torchopt.transform.starts import zeros_like
 from torchopt.transform.validate import check_at_least_zero
 
 __all__ = ["DampenedTraceState", "TraceState", "trace"]
@@ -93,22 +94,6 @@ class DampenedTrace(Trace):
         return self._direction(grads, traces, inplace=inplace), DampenedTraceState(
             trace=traces, count=increment(state.count)
         )
-
-
-def zeros_like(params: list[Tensor], requires_grad: bool) -> list[Tensor]:
-    """Return zeros of the parameters' shapes, dtypes and devices."""
-    return [
-        torch.zeros_like(p, requires_grad=requires_grad, memory_format=torch.preserve_format)
-        for p in params
-    ]
-
-
-def filled_like(params: list[Tensor], value: float | Tensor) -> list[Tensor]:
-    """Return tensors like the parameters that hold `value`, differentiable in it."""
-    if isinstance(value, torch.Tensor):
-        value = value.reshape(()) if value.numel() == 1 else value
-        return [zeros + value.to(zeros) for zeros in zeros_like(params, False)]
-    return [torch.full_like(p, value, requires_grad=False) for p in params]
 
 
 @transformation

@@ -19,7 +19,9 @@ def moving_average(average: Tensor, value: Tensor, decay: float | Tensor) -> Ten
     return average * decay + value * (1 - decay)
 
 
-def bias_correction(decay: float | Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
+def bias_correction(
+    decay: float | Tensor, count: Tensor, dtype: torch.dtype = torch.float64
+) -> Tensor:
     """Return 1 - decay ** count as a 0-dim tensor of `dtype`.
 
     The power is taken in float64: in float32, 1 - 0.999 has a relative error of 1e-5.

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adam, and AdamW: Adam with weight decay decoupled from the scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.fused_adam import AdamHyper, fused_adam, fused_adam_
+from torchopt.kernels.reference.moments import bias_correction, moving_average
+from torchopt.kernels.reference.root import divide_by_root
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+from torchopt.transform.counts import increment
+from torchopt.transform.validate import unpacked
+from torchopt.tree_function import any_watched, is_traced
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ScaleByAdamState", "adam", "adamw", "scale_by_accelerated_adam", "scale_by_adam"]
+
+
+class ScaleByAdamState(NamedTuple):
+    """`mu`, `nu`: first and second moment; `count`: steps of each leaf, 0-dim int64 tensors."""
+
+    mu: Any
+    nu: Any
+    count: Any
+
+
+@dataclass(frozen=True)
+class Adam(Rule):
+    """u = mu_hat / (sqrt(nu_hat + eps_root) + eps)."""
+
+    b1: Hyper = fraction("beta parameter at index 0")
+    b2: Hyper = fraction("beta parameter at index 1")
+    eps: Hyper = at_least_zero("epsilon value")
+    eps_root: Hyper = at_least_zero("epsilon value")
+    moment_requires_grad: bool = False
+    State = ScaleByAdamState
+    kernel = "adam"
+
+    def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
+        """Return the corrections of the biases of mu and nu."""
+        return bias_correction(self.b1, k), bias_correction(self.b2, k)
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the direction and the moments."""
+        mu_correction, nu_correction = c
+        mu = moving_average(state[0], g, self.b1)
+        nu = moving_average(state[1], g * g, self.b2)
+        radicand = nu / nu_correction + self.eps_root
+        return divide_by_root(mu / mu_correction, radicand, self.eps), (mu, nu)
+
+
+@dataclass(frozen=True)
+class AcceleratedAdam(Adam):
+    """Adam's direction in one native call for all leaves, or an error."""
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the directions and the new moments."""
+        counts = increment(state.count)
+        hyper = AdamHyper(self.b1, self.b2, self.eps, self.eps_root)
+        tensors = [x for x in hyper.as_dict().values() if isinstance(x, Tensor)]
+        if inplace and not tensors and _may_be_written(grads, state.mu, state.nu):
+            updates = fused_adam_(grads, state.mu, state.nu, counts, hyper)
+            return updates, ScaleByAdamState(mu=state.mu, nu=state.nu, count=counts)
+        updates, mu, nu = fused_adam(grads, state.mu, state.nu, counts, hyper)
+        return updates, ScaleByAdamState(mu=mu, nu=nu, count=counts)
+
+
+def _may_be_written(*roles: list[Tensor]) -> bool:
+    """Return whether the native call may write to these tensors: nothing watches them."""
+    tensors = [x for role in roles for x in role]
+    return not is_traced() and all(x.is_contiguous() for x in tensors) and not any_watched(tensors)
+
+
+@transformation
+def scale_by_adam(
+    b1: float | Tensor = 0.9,
+    b2: float | Tensor = 0.999,
+    eps: float | Tensor = 1e-8,
+    eps_root: float | Tensor = 0.0,
+    moment_requires_grad: bool = False,
+) -> Rule:
+    r"""Return the transformation to Adam's direction.
+
+    .. math::
+        \mu' = b_1 \mu + (1 - b_1) g, \quad \nu' = b_2 \nu + (1 - b_2) g^2, \quad
+        u = \frac{\mu' / (1 - b_1^k)}{\sqrt{\nu' / (1 - b_2^k) + \epsilon_{root}} + \epsilon}
+
+    The corrections 1 - b^k are computed in float64 for every dtype. Where a radicand is exactly
+    zero (no gradient so far, and eps_root = 0), the derivative of u is defined to be zero.
+
+    Args:
+        b1: Decay of the first moment, in [0, 1).
+        b2: Decay of the second moment, in [0, 1).
+        eps: Added to the root, >= 0.
+        eps_root: Added under the root, >= 0; a positive one makes the derivative finite everywhere.
+        moment_requires_grad: Make the initial moments leaves that require a gradient. Gradients
+            flow through the moments either way.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        D. P. Kingma, J. Ba, Adam: A Method for Stochastic Optimization, 2015,
+        https://arxiv.org/abs/1412.6980, Algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> direction = scale_by_adam(eps=0.0)
+        >>> params = {"w": torch.zeros(2)}
+        >>> grads = {"w": torch.tensor([3.0, -0.2])}
+        >>> direction.update(grads, direction.init(params))[0]
+        {'w': tensor([ 1.0000, -1.0000])}
+    """
+    return Adam(b1, b2, eps, eps_root, moment_requires_grad)
+
+
+@transformation
+def scale_by_accelerated_adam(
+    b1: float | Tensor = 0.9,
+    b2: float | Tensor = 0.999,
+    eps: float | Tensor = 1e-8,
+    eps_root: float | Tensor = 0.0,
+    moment_requires_grad: bool = False,
+) -> Rule:
+    """Return the transformation to Adam's direction, in one native call for all leaves.
+
+    The same function and state as `scale_by_adam`, differentiable to any order with respect to
+    gradients, moments and hyper-parameters. For the floating-point dtypes on the CPU, and on CUDA
+    where torchopt was built for it.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+        KernelUnavailableError: From `update`, for another dtype or device.
+    """
+    return AcceleratedAdam(b1, b2, eps, eps_root, moment_requires_grad)
+
+
+def adam(
+    lr: ScalarOrSchedule = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    *,
+    eps_root: float = 0.0,
+    moment_requires_grad: bool = False,
+    maximize: bool = False,
+    use_accelerated_op: bool = False,
+) -> GradientTransformation:
+    """Return Adam.
+
+    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_adam`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        betas: Decays of the two moments, in [0, 1).
+        eps: Added to the root, >= 0.
+        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
+        eps_root: Added under the root, >= 0; a positive one makes the derivative of a step finite
+            everywhere.
+        moment_requires_grad: Make the initial moments leaves that require a gradient.
+        maximize: Go up instead of down.
+        use_accelerated_op: Compute the direction of all tensors in one native call; see
+            `scale_by_accelerated_adam`.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        D. P. Kingma, J. Ba, Adam: A Method for Stochastic Optimization, 2015,
+        https://arxiv.org/abs/1412.6980
+
+    Example:
+        >>> import torch
+        >>> optimizer = adam(0.1, eps=0.0)
+        >>> params = (torch.tensor([1.0]),)
+        >>> optimizer.update((torch.tensor([2.0]),), optimizer.init(params), inplace=False)[0]
+        (tensor([-0.1000]),)
+    """
+    rule = AcceleratedAdam if use_accelerated_op else Adam
+    b1, b2 = unpacked(betas, 2, "betas")
+    return optimizer(
+        rule(b1, b2, eps, eps_root, moment_requires_grad),
+        lr=lr,
+        weight_decay=weight_decay,
+        maximize=maximize,
+        backend="native" if use_accelerated_op else None,
+    )
+
+
+def adamw(
+    lr: ScalarOrSchedule = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    *,
+    eps_root: float = 0.0,
+    mask: Any | Callable[[Any], Any] | None = None,
+    moment_requires_grad: bool = False,
+    maximize: bool = False,
+    use_accelerated_op: bool = False,
+) -> GradientTransformation:
+    """Return AdamW: Adam with weight decay decoupled from the scaling.
+
+    The update is -lr * (u + weight_decay * p), with u the direction of
+    `torchopt.transform.scale_by_adam`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        betas: Decays of the two moments, in [0, 1).
+        eps: Added to the root, >= 0.
+        weight_decay: Coefficient of the decay, >= 0.
+        eps_root: Added under the root, >= 0.
+        mask: Where to decay: a tree of bools that is a prefix of the parameters, or a function from
+            the parameters to one; None decays everywhere.
+        moment_requires_grad: Make the initial moments leaves that require a gradient.
+        maximize: Go up instead of down.
+        use_accelerated_op: Compute the direction of all tensors in one native call; see
+            `scale_by_accelerated_adam`.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+        AssertionError: From `update`, when it is called without `params`.
+
+    References:
+        I. Loshchilov, F. Hutter, Decoupled Weight Decay Regularization, 2019,
+        https://arxiv.org/abs/1711.05101
+    """
+    rule = AcceleratedAdam if use_accelerated_op else Adam
+    b1, b2 = unpacked(betas, 2, "betas")
+    return optimizer(
+        rule(b1, b2, eps, eps_root, moment_requires_grad),
+        lr=lr,
+        decoupled_weight_decay=weight_decay,
+        mask=mask,
+        maximize=maximize,
+        backend="native" if use_accelerated_op else None,
+    )

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lion: the sign of an interpolation between the gradient and its average."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.moments import moving_average
+from torchopt.kernels.reference.sign import sign
+from torchopt.optimizers.rule import Hyper, Rule, fraction
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+from torchopt.transform.validate import unpacked
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ScaleByLionState", "lion", "scale_by_lion"]
+
+
+class ScaleByLionState(NamedTuple):
+    """`mu`: moving average of the gradient."""
+
+    mu: Any
+
+
+@dataclass(frozen=True)
+class Lion(Rule):
+    """u = sign(b1 mu + (1 - b1) g), mu' = b2 mu + (1 - b2) g."""
+
+    b1: Hyper = fraction("beta parameter at index 0")
+    b2: Hyper = fraction("beta parameter at index 1")
+    State = ScaleByLionState
+    kernel = "lion"
+    constant_derivative = True
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the sign of the interpolation, with the derivative 0, and the average."""
+        (mu,) = state
+        return sign(moving_average(mu, g, self.b1)), (moving_average(mu, g, self.b2),)
+
+
+@transformation
+def scale_by_lion(b1: float | Tensor = 0.9, b2: float | Tensor = 0.99) -> Rule:
+    r"""Return the transformation to Lion's direction.
+
+    .. math::
+        u = \mathrm{sign}(b_1 \mu + (1 - b_1) g), \qquad \mu' = b_2 \mu + (1 - b_2) g
+
+    The derivative of the sign is zero wherever it exists. Where g is NaN, so is u.
+
+    Args:
+        b1: Weight of the average in the direction, in [0, 1).
+        b2: Decay of the average, in [0, 1).
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        X. Chen et al., Symbolic Discovery of Optimization Algorithms, 2023,
+        https://arxiv.org/abs/2302.06675, Algorithm 2.
+    """
+    return Lion(b1, b2)
+
+
+def lion(
+    lr: ScalarOrSchedule = 1e-4,
+    betas: tuple[float, float] = (0.9, 0.99),
+    weight_decay: float = 0.0,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return Lion.
+
+    The update is -lr * (u + weight_decay * p), with u the direction of
+    `torchopt.transform.scale_by_lion`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        betas: Decays of the moments, in [0, 1).
+        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        X. Chen et al., Symbolic Discovery of Optimization Algorithms, 2023,
+        https://arxiv.org/abs/2302.06675
+    """
+    direction = Lion(*unpacked(betas, 2, "betas"))
+    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an optimizer states: its state, its hyper-parameters, and its formula for one tensor.
+
+That one text runs eagerly, under compile and vmap, and gives every derivative that no kernel gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from torchopt.transform.base import LeafRule
+from torchopt.transform.counts import for_each_distinct, increment, same_counts, zero_counts
+from torchopt.transform.starts import zeros_like
+from torchopt.transform.validate import check_at_least_zero, check_fraction
+
+__all__ = ["Hyper", "Rule", "at_least_zero", "fraction", "number"]
+
+#: A hyper-parameter: a number, or a tensor that is read in each step.
+Hyper = float | Tensor
+
+Check = Callable[[Any], None]
+
+
+def number(check: Check | None = None, *, starts: bool = False) -> Any:
+    """Declare a hyper-parameter of a rule.
+
+    Args:
+        check: Raises for a number out of range. Tensors are not looked at.
+        starts: It says how a state starts, and nothing of a step.
+    """
+    return dataclasses.field(metadata={"check": check, "starts": starts})
+
+
+def at_least_zero(what: str, *, starts: bool = False) -> Any:
+    """Declare a hyper-parameter >= 0, which messages call `what`."""
+    return number(functools.partial(check_at_least_zero, what=what), starts=starts)
+
+
+def fraction(what: str, *, closed: bool = False) -> Any:
+    """Declare a hyper-parameter in [0, 1), or in [0, 1] when `closed`."""
+    return number(functools.partial(check_fraction, what=what, closed=closed))
+
+
+@dataclass(frozen=True)
+class Rule(LeafRule):
+    """A rule that treats every tensor alike, written for one of them.
+
+    A subclass is a frozen dataclass. Its fields are the hyper-parameters, in the order of the
+    kernel where there is one, declared with `at_least_zero`, `fraction` or `number`; a field that
+    is not declared so, such as a flag, is none.
+
+    Attributes:
+        State: The class of the state, a NamedTuple. Each of its fields holds a list with one tensor
+            like the parameter for each leaf, except for three. `count`: how many steps each leaf
+            has taken, 0-dim int64 tensors. `t`: the number of the next step, an int that states of
+            the published package have instead. Those of `shared`.
+        shared: Fields with 0-dim tensors that depend on the count alone, so that leaves share them.
+        kernel: The name of the rule in `csrc/math/rules.h`, None where there is none.
+        kernel_hypers: The hyper-parameters of the kernel where they are not those of `hypers`.
+        constant_derivative: Whether the derivative with respect to gradient, state and parameter
+            depends on none of them. Nothing is kept for it then.
+        roles: The fields of the state that are like the parameter, in the order of the kernel.
+    """
+
+    State: ClassVar[Any] = None
+    shared: ClassVar[tuple[str, ...]] = ()
+    kernel: ClassVar[str | None] = None
+    kernel_hypers: ClassVar[tuple[str, ...]] = ()
+    constant_derivative: ClassVar[bool] = False
+    roles: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        fields = cls.State._fields
+        cls.roles = tuple(f for f in fields if f not in ("count", "t", *cls.shared))
+        cls.leaf_fields = tuple(f for f in fields if f != "t")
+        cls.overwritten_fields = cls.roles
+        cls.later_fields = ("count",) if "t" in fields else ()
+        if "kernel" not in vars(cls) and not {"apply", "coefficients", "following"}.isdisjoint(
+            vars(cls)
+        ):
+            cls.kernel = None  # that of another formula
+
+    def __post_init__(self) -> None:
+        for name, check in _checks(type(self)):
+            check(getattr(self, name))
+
+    @property
+    def hypers(self) -> tuple[str, ...]:
+        """The hyper-parameters of a step, in the order of the kernel."""
+        return self.kernel_hypers or _hypers(type(self))
+
+    def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
+        """Return what a role of the state starts from: zeros, unless a rule says otherwise."""
+        return zeros_like(params, getattr(self, "moment_requires_grad", False))
+
+    def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
+        """Return what depends on the step and not on the tensor, in float64.
+
+        It is computed once for all tensors that have taken the same number of steps, and rounded to
+        the dtype in which they are computed.
+
+        Args:
+            k: The number of this step, from 1, a 0-dim int64 tensor; None without a `count`.
+            shared: The fields of `shared` before the step.
+        """
+        return ()
+
+    def following(self, k: Tensor, *shared: Tensor) -> tuple[Tensor, ...]:
+        """Return the fields of `shared` after step k."""
+        return ()
+
+    @abstractmethod
+    def apply(
+        self, c: tuple[Any, ...], g: Tensor, state: tuple[Tensor, ...], p: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the direction and the new state of one tensor, written to nothing.
+
+        Args:
+            c: The coefficients.
+            g: The gradient.
+            state: A tensor for each of `roles`.
+            p: The parameter where the rule has `reads_params`, else None.
+        """
+
+    def init_leaves(self, params: list[Tensor]) -> Any:
+        """Return the state that the rule starts from."""
+        fields: dict[str, Any] = {role: self.start(role, params) for role in self.roles}
+        for name in self.shared:
+            fields[name] = _ones(params)
+        if "t" in self.State._fields:
+            fields["t"] = 1
+        if "count" in self.State._fields:
+            fields["count"] = zero_counts(params)
+        return self.State(**fields)
+
+    def complete(self, state: Any) -> Any:
+        """Return the state with the counts that its `t` stands for."""
+        return state._replace(count=same_counts(getattr(state, self.roles[0]), state.t - 1))
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the directions and the next state."""
+        counts: list[Any] = [None] * len(grads)
+        new: dict[str, Any] = {}
+        if "count" in self.leaf_fields:
+            new["count"] = counts = increment(state.count)
+        if "t" in state._fields:
+            new["t"] = state.t + 1
+        shared = [getattr(state, name) for name in self.shared]
+        for name, values in zip(self.shared, self.follow(counts, shared)):
+            new[name] = values
+        roles = [getattr(state, name) for name in self.roles]
+        updates, moved = self.directions(grads, roles, counts, shared, params, inplace=inplace)
+        new.update(zip(self.roles, moved))
+        return updates, state._replace(**new)
+
+    def follow(
+        self, counts: Sequence[Tensor], shared: Sequence[Sequence[Tensor]]
+    ) -> list[list[Tensor]]:
+        """Return the fields of `shared` after a step, computed once for each distinct count."""
+        if not self.shared:
+            return []
+        rows = for_each_distinct(self.following, counts, *shared)
+        return [[row[i] for row in rows] for i in range(len(shared))]
+
+    def directions(
+        self,
+        grads: Sequence[Tensor],
+        roles: Sequence[Sequence[Tensor]],
+        counts: Sequence[Any],
+        shared: Sequence[Sequence[Tensor]],
+        params: Sequence[Tensor],
+        *,
+        inplace: bool = False,
+    ) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Return the direction of each tensor, and the new roles of the state.
+
+        Args:
+            grads: The gradients.
+            roles: For each role of the state, a tensor for each gradient.
+            counts: The number of this step for each gradient.
+            shared: For each field of `shared`, a tensor for each gradient.
+            params: The parameters where the rule has `reads_params`.
+            inplace: The new state is copied into the old one, so it may be the direction.
+        """
+        scalars = for_each_distinct(self._rounded, [g.dtype for g in grads], counts, *shared)
+        states = list(zip(*roles)) if roles else [()] * len(grads)
+        updates: list[Tensor] = []
+        moved: list[list[Tensor]] = [[] for _ in roles]
+        for i, (c, g, state) in enumerate(zip(scalars, grads, states)):
+            u, new = self.apply(c, g, state, params[i] if self.reads_params else None)
+            # A state must not be a tensor that the caller may write to.
+            if not inplace and any(x is u for x in new):
+                u = u.clone()
+            for role, x in zip(moved, new):
+                role.append(x.clone() if x is g else x)
+            updates.append(u)
+        return updates, moved
+
+    def _rounded(self, dtype: torch.dtype, k: Any, *shared: Tensor) -> tuple[Any, ...]:
+        return tuple(
+            x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+            for x in self.coefficients(k, *shared)
+        )
+
+
+@functools.cache
+def _hypers(rule: type[Rule]) -> tuple[str, ...]:
+    fields = dataclasses.fields(rule)
+    return tuple(f.name for f in fields if "starts" in f.metadata and not f.metadata["starts"])
+
+
+@functools.cache
+def _checks(rule: type[Rule]) -> tuple[tuple[str, Check], ...]:
+    checks = ((f.name, f.metadata.get("check")) for f in dataclasses.fields(rule))
+    return tuple((name, check) for name, check in checks if check is not None)
+
+
+def _ones(params: list[Tensor]) -> list[Tensor]:
+    shared: dict[torch.device, Tensor] = {}
+    return [
+        shared.setdefault(p.device, torch.ones((), dtype=torch.float64, device=p.device))
+        for p in params
+    ]

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a rule to an optimizer: sign and weight decay first, the step size last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation, identity
+from torchopt.combine import chain, round_once
+from torchopt.optimizers.native import Backend, fuse
+from torchopt.transform.add_decayed_weights import add_decayed_weights
+from torchopt.transform.base import LeafRule, as_transformation, transformation
+from torchopt.transform.scale import Scale
+from torchopt.transform.scale_by_schedule import ScaleBySchedule
+from torchopt.transform.validate import check_at_least_zero
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["flip_sign_and_add_weight_decay", "optimizer", "scale_by_neg_lr"]
+
+DEFAULT_BACKEND: Backend = "auto"
+"""How the optimizers made without `use_accelerated_op` compute their steps; see `with_backend`."""
+
+_chain_flat = True
+
+
+def _set_use_chain_flat(use_chain_flat: bool) -> None:
+    """Choose whether the optimizers made from now on work on lists of leaves or on trees."""
+    global _chain_flat
+    _chain_flat = use_chain_flat
+
+
+def _get_use_chain_flat() -> bool:
+    """Return whether the optimizers made now work on lists of leaves."""
+    return _chain_flat
+
+
+def optimizer(
+    *directions: LeafRule | GradientTransformation | None,
+    lr: ScalarOrSchedule,
+    weight_decay: float | Tensor = 0.0,
+    decoupled_weight_decay: float | Tensor = 0.0,
+    mask: Any = None,
+    maximize: bool = False,
+    backend: Backend | None = None,
+) -> GradientTransformation:
+    """Return the optimizer p' = p - lr (u + decoupled_weight_decay p).
+
+    u is what `directions` make of g + weight_decay p, with -g to maximize. Where the kernels have
+    this chain of rules, all tensors are stepped by one native call.
+
+    Args:
+        directions: Rules, applied one after the other; None is left out.
+        lr: Step size, or a schedule.
+        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2, >= 0.
+        decoupled_weight_decay: Coefficient of the decay that no rule sees, >= 0.
+        mask: Where it decays; see `add_decayed_weights`.
+        maximize: Go up instead of down.
+        backend: See `with_backend`.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+    """
+    return compose(
+        flip_sign_and_add_weight_decay.rule(weight_decay, maximize),
+        *directions,
+        add_decayed_weights.rule(decoupled_weight_decay, mask),
+        scale_by_neg_lr.rule(lr),
+        backend=backend,
+    )
+
+
+def compose(
+    *stages: LeafRule | GradientTransformation | None, backend: Backend | None = None
+) -> GradientTransformation:
+    """Chain stages, for lists or for trees as the switch says."""
+    flat = _get_use_chain_flat()
+    members = [_member(stage, flat) for stage in stages]
+    if not flat:
+        return chain(*members)
+    return fuse(
+        round_once(chain.flat(*members)),
+        members,
+        FlipSignAndAddWeightDecay,
+        backend or DEFAULT_BACKEND,
+    )
+
+
+def _member(stage: LeafRule | GradientTransformation | None, flat: bool) -> GradientTransformation:
+    if stage is None:
+        return identity()
+    if isinstance(stage, LeafRule):
+        return as_transformation(stage, already_flattened=flat)
+    return stage
+
+
+@dataclass(frozen=True)
+class FlipSignAndAddWeightDecay(LeafRule):
+    """u = -g or g, plus weight_decay * p."""
+
+    weight_decay: float | Tensor
+    maximize: bool
+    reads_params: ClassVar[bool] = True
+    params_message: ClassVar[str] = (
+        "Parameters are required for weight decay. "
+        "Call `update(updates, state, params=params)` instead."
+    )
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the gradients of the objective with its penalty."""
+        decay = self.weight_decay
+        signed = [g.neg() for g in grads] if self.maximize else grads
+        if isinstance(decay, torch.Tensor):
+            return [g + p * decay.to(g) for g, p in zip(signed, params)], state
+        return [g.add(p, alpha=decay) for g, p in zip(signed, params)], state
+
+
+@transformation
+def flip_sign_and_add_weight_decay(
+    weight_decay: float | Tensor = 0.0, maximize: bool = False
+) -> LeafRule | None:
+    """Return the first stage of the optimizers: u = g + weight_decay * p, with -g to maximize.
+
+    Args:
+        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2, >= 0.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A negative `weight_decay`.
+    """
+    check_at_least_zero(weight_decay, "weight_decay value")
+    if not isinstance(weight_decay, torch.Tensor) and weight_decay == 0.0:
+        return Scale(-1.0) if maximize else None
+    return FlipSignAndAddWeightDecay(weight_decay, maximize)
+
+
+@transformation
+def scale_by_neg_lr(lr: ScalarOrSchedule) -> LeafRule:
+    """Return the last stage of the optimizers: u = -lr * g.
+
+    Args:
+        lr: A number >= 0, a 0-dim tensor, or a schedule; see `scale_by_schedule`. A tensor is read
+            in each step, so a step after its value has changed takes the new one.
+
+    Raises:
+        ValueError: A negative number.
+    """
+    if callable(lr) and not isinstance(lr, torch.Tensor):
+        return ScaleBySchedule(lr, -1.0)
+    check_at_least_zero(lr, "learning rate")
+    return Scale(lr, -1)
