@@ -71,10 +71,11 @@ CPP = (
     CppTree(
         root="packages/optree/cpp",
         may_include={
-            "bind": ("walk", "nodes", "spec", "support"),
-            "walk": ("nodes", "spec", "support"),
-            "nodes": ("spec", "support"),
-            "support": (),
+            "bind": ("walk", "nodes", "spec", "support", "cpython"),
+            "walk": ("nodes", "spec", "support", "cpython"),
+            "nodes": ("spec", "support", "cpython"),
+            "support": ("cpython",),
+            "cpython": (),
             "spec": (),
             "tests": ("spec",),
         },
@@ -82,13 +83,29 @@ CPP = (
             HeaderRule(r"pybind11", r"bind/", "pybind11 appears only in bind/"),
             HeaderRule(
                 r"\bPython\.h\b",
-                r"(bind|walk|nodes|support)/",
+                r"(bind|walk|nodes|support|cpython)/",
                 "spec/ and its tests know no Python",
             ),
             HeaderRule(
                 r"\bPy[A-Z]\w*|\bPy_\w+",
-                r"(bind|walk|nodes|support)/",
+                r"(bind|walk|nodes|support|cpython)/",
                 "spec/ and its tests know no Python",
+            ),
+            HeaderRule(
+                r"#\s*(el)?if.*\b(PY|PYPY)_\w*VERSION\w*",
+                r"cpython/",
+                "versions of Python are told apart in cpython/ alone",
+            ),
+            HeaderRule(
+                r"#\s*(el)?if.*\bPy_\w+",
+                r"(cpython/|support/sharing\.|nodes/state\.)",
+                "builds of Python are told apart in cpython/, and where threads share memory",
+            ),
+            HeaderRule(
+                r"\b(ob_item|ma_\w+|tp_version_tag|_Py[A-Z]\w+|PyFunction_GET_\w+)\b"
+                r"|reinterpret_cast<(const )?Py(Dict|ODict|List|Tuple|Function|Code)Object\b",
+                r"cpython/",
+                "what CPython hides is known in cpython/ alone",
             ),
             HeaderRule(r"\babsl\b", r"spec/node\w*\.h$", "only spec/node*.h names Abseil"),
             NO_TORCH,

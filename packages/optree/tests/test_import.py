@@ -6,6 +6,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+import optree
+
 # Libraries that optree works with when asked, and modules of the standard library that few
 # functions need.
 LATE = {"attr", "attrs", "difflib", "jax", "json", "numpy", "platform", "torch"}
@@ -21,3 +25,15 @@ def test_importing_imports_nothing_that_few_need() -> None:
     found = {name.partition(".")[0] for name in run.stdout.split()}
     assert "optree" in found
     assert not found & LATE
+
+
+@pytest.mark.skipif(
+    not (3, 11) <= sys.version_info < (3, 14)
+    or optree._C.Py_GIL_DISABLED
+    or optree._C.Py_DEBUG
+    or sys.implementation.name != "cpython",
+    reason="other Pythons are built otherwise",
+)
+def test_python_is_built_the_way_its_internals_are_used() -> None:
+    # A trial that fails costs nothing but time, which no other test would notice.
+    assert all(optree._C.CPYTHON_INTERNALS.values()), dict(optree._C.CPYTHON_INTERNALS)

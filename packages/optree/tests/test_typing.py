@@ -266,6 +266,8 @@ def test_module_constants() -> None:
         assert getattr(module, name) == value
     with pytest.raises(TypeError):
         module.BUILDTIME_METADATA["x"] = 1
+    with pytest.raises(TypeError):
+        module.CPYTHON_INTERNALS["x"] = True
     for name in ('OPTREE_HAS_FROZENDICT', 'OPTREE_HAS_SUBINTERPRETER_SUPPORT', 'Py_DEBUG',
                  'Py_GIL_DISABLED', 'PYBIND11_HAS_NATIVE_ENUM', 'PYBIND11_HAS_SUBINTERPRETER_SUPPORT',  # noqa: E501
                  'GLIBCXX_USE_CXX11_ABI', 'OPTREE_HAS_READ_WRITE_LOCK'):  # fmt: skip

@@ -2,7 +2,7 @@
 // The functions of the extension module, as builtins whose `self` is the state.
 #pragma once
 
-#include "support/compat.h"
+#include "cpython/compat.h"
 
 namespace optree {
 

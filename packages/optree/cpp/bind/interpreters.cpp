@@ -4,7 +4,7 @@
 #include <atomic>
 #include <thread>
 
-#include "support/compat.h"
+#include "cpython/compat.h"
 
 namespace optree {
 namespace {

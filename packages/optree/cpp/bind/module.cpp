@@ -5,6 +5,7 @@
 #include "bind/functions.h"
 #include "bind/interpreters.h"
 #include "bind/spec_type.h"
+#include "cpython/trials.h"
 #include "nodes/state.h"
 #include "support/errors.h"
 #include "walk/iterate.h"
@@ -41,6 +42,22 @@ PyType_Spec hex_spec = {"optree._C.HexInt", 0, 0, static_cast<unsigned int>(Py_T
 #define OPTREE_TEXT_OF(x) #x
 #define OPTREE_TEXT(x) OPTREE_TEXT_OF(x)
 
+py::dict internals() {
+    py::dict held;
+    held["dict_table"] = trials.dict_table.held();
+    held["odict_list"] = trials.odict_list.held();
+    held["list_items"] = trials.list_items.held();
+    held["tuple_items"] = trials.tuple_items.held();
+    held["type_slots"] = trials.type_slots.held();
+    held["code"] = trials.code.held();
+    held["gc_memory"] = trials.gc_memory.held();
+    return held;
+}
+
+py::object read_only(const py::dict& dict) {
+    return py::reinterpret_steal<py::object>(checked(PyDictProxy_New(dict.ptr())).release());
+}
+
 py::dict buildtime_metadata() {
     const py::tuple bases = py::make_tuple(
         py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(&PyLong_Type)));
@@ -49,20 +66,12 @@ py::dict buildtime_metadata() {
     py::dict facts;
     facts["PY_VERSION"] = PY_VERSION;
     facts["PY_VERSION_HEX"] = hex(PY_VERSION_HEX);
-#if defined(PYPY_VERSION)
-    facts["PYPY_VERSION"] = PYPY_VERSION;
-    facts["PYPY_VERSION_NUM"] = hex(PYPY_VERSION_NUM);
-#endif
-#if defined(Py_DEBUG)
-    facts["Py_DEBUG"] = true;
-#else
-    facts["Py_DEBUG"] = false;
-#endif
-#if defined(Py_GIL_DISABLED)
-    facts["Py_GIL_DISABLED"] = true;
-#else
-    facts["Py_GIL_DISABLED"] = false;
-#endif
+    if (compat::kPyPy) {
+        facts["PYPY_VERSION"] = compat::kPyPyVersion;
+        facts["PYPY_VERSION_NUM"] = hex(compat::kPyPyVersionNumber);
+    }
+    facts["Py_DEBUG"] = compat::kDebug;
+    facts["Py_GIL_DISABLED"] = compat::kFreeThreaded;
     facts["PYBIND11_VERSION_HEX"] = hex(PYBIND11_VERSION_HEX);
     facts["PYBIND11_INTERNALS_VERSION"] = PYBIND11_INTERNALS_VERSION;
     facts["PYBIND11_INTERNALS_ID"] = PYBIND11_INTERNALS_ID;
@@ -74,11 +83,7 @@ py::dict buildtime_metadata() {
 #else
     facts["PYBIND11_HAS_SUBINTERPRETER_SUPPORT"] = false;
 #endif
-#if defined(PYPY_VERSION)
-    facts["OPTREE_HAS_SUBINTERPRETER_SUPPORT"] = false;
-#else
-    facts["OPTREE_HAS_SUBINTERPRETER_SUPPORT"] = true;
-#endif
+    facts["OPTREE_HAS_SUBINTERPRETER_SUPPORT"] = !compat::kPyPy;
 #if defined(_GLIBCXX_USE_CXX11_ABI)
     facts["GLIBCXX_USE_CXX11_ABI"] = _GLIBCXX_USE_CXX11_ABI != 0;
 #else
@@ -103,12 +108,9 @@ void add_kind_enum(py::module_& module, State& state) {
     // Not a member, so set past the metaclass.
     auto* type = reinterpret_cast<PyTypeObject*>(kinds.ptr());
     const py::int_ count(kNumKinds);
-    check_status(PyDict_SetItemString(type->tp_dict, "NUM_KINDS", count.ptr()));
+    check_status(compat::set_class_attribute(type, "NUM_KINDS", count.ptr()));
     kinds.attr("__doc__") = "The kind of a node of a tree.";
-    PyType_Modified(type);
-#if PY_VERSION_HEX >= 0x030A0000
-    type->tp_flags |= Py_TPFLAGS_IMMUTABLETYPE;
-#endif
+    type->tp_flags |= compat::kImmutableType;
     state.kind_enum = Ref::borrow(kinds.ptr());
     module.attr("PyTreeKind") = kinds;
 }
@@ -156,8 +158,8 @@ void fill_module(py::module_& module) {
     module.attr("PyStructSequence_UnnamedField") = "unnamed field";
     const py::dict facts = buildtime_metadata();
     for (const auto& [name, value] : facts) module.attr(name) = value;
-    module.attr("BUILDTIME_METADATA") =
-        py::reinterpret_steal<py::object>(checked(PyDictProxy_New(facts.ptr())).release());
+    module.attr("BUILDTIME_METADATA") = read_only(facts);
+    module.attr("CPYTHON_INTERNALS") = read_only(internals());
 
     const Ref callback = checked(PyCFunction_New(&at_exit_def, owner.get()));
     const Ref atexit = checked(PyImport_ImportModule("atexit"));
@@ -188,12 +190,8 @@ int execute(PyObject* object) {
 // the lock of the main interpreter, which deadlocks in others before CPython 3.12.
 PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, reinterpret_cast<void*>(execute)},
-#if defined(Py_mod_multiple_interpreters)
-    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
-#endif
-#if defined(Py_mod_gil)
-    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
-#endif
+    OPTREE_MODULE_PER_INTERPRETER  //
+        OPTREE_MODULE_WITHOUT_GIL  //
     {0, nullptr},
 };
 

@@ -58,9 +58,7 @@ bool make_original_keys_lazy(PyObject* metadata_class, PyObject* name) {
     if (Py_TYPE(found.get()) == &PyGetSetDescr_Type) {
         return reinterpret_cast<PyGetSetDescrObject*>(found.get())->d_getset == &original_keys_def;
     }
-    if (Py_TYPE(found.get()) != &PyMemberDescr_Type) return false;
-    const PyMemberDef* member = reinterpret_cast<PyMemberDescrObject*>(found.get())->d_member;
-    if (member->type != T_OBJECT_EX || member->offset != sizeof(PyListObject)) return false;
+    if (offset_of_slot(found.get()) != sizeof(PyListObject)) return false;
     auto* type = reinterpret_cast<PyTypeObject*>(metadata_class);
     const Ref lazy = checked(PyDescr_NewGetSet(type, &original_keys_def));
     check_status(PyObject_SetAttr(metadata_class, name, lazy.get()));
@@ -71,14 +69,14 @@ bool make_original_keys_lazy(PyObject* metadata_class, PyObject* name) {
 void append_keys(PyObject* list, const KeyLayout* layout) {
     const std::size_t size = layout->size;
     if (size == 0) return;
-    if (!compat::kListTakesItems) {
+    if (!list_takes_items()) {
         const Ref keys = layout_keys(layout);
         return check_status(PyList_SetSlice(list, 0, 0, keys.get()));
     }
     auto* items = static_cast<PyObject**>(PyMem_Malloc(size * sizeof(PyObject*)));
     if (items == nullptr) throw std::bad_alloc();
     for (std::size_t i = 0; i < size; ++i) items[i] = compat::new_ref(layout->keys[i]);
-    compat::give_items(list, items, static_cast<Py_ssize_t>(size));
+    give_items(list, items, static_cast<Py_ssize_t>(size));
 }
 
 // A DictMetaData: a list of the keys in traversal order, and the keys as inserted.

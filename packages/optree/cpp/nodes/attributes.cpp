@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nodes/attributes.h"
 
-#include "support/calling.h"
+#include "cpython/calling.h"
+#include "cpython/code.h"
 
 namespace optree {
 namespace {
@@ -95,10 +96,8 @@ namespace {
 // What the cells of a function's closure hold, as a tuple; None for an empty one.
 Ref contents_of_closure(PyObject* function) {
     ObjectStack contents;
-    PyObject* closure = PyFunction_GET_CLOSURE(function);
-    const Py_ssize_t count = closure != nullptr ? PyTuple_GET_SIZE(closure) : 0;
-    for (Py_ssize_t i = 0; i < count; ++i) {
-        PyObject* held = PyCell_GET(PyTuple_GET_ITEM(closure, i));
+    for (Py_ssize_t i = 0; i < size_of_closure(function); ++i) {
+        PyObject* held = held_by_closure(function, i);
         contents.push(held != nullptr ? held : Py_None);
     }
     return contents.into_tuple();
@@ -107,13 +106,11 @@ Ref contents_of_closure(PyObject* function) {
 }  // namespace
 
 bool PlainInit::holds(PyTypeObject* cls) const noexcept {
-    if (cls->tp_new != PyBaseObject_Type.tp_new || cls->tp_init != tp_init ||
-        PyFunction_GET_CODE(init) != code.get()) {
-        return false;
-    }
+    if (cls->tp_new != PyBaseObject_Type.tp_new || cls->tp_init != tp_init) return false;
+    const Ref function = Ref::steal(compat::weak_target(init.get()));
+    if (!function || code_of(function.get()) != code.get()) return false;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(cells.get()); ++i) {
-        PyObject* held = PyCell_GET(PyTuple_GET_ITEM(PyFunction_GET_CLOSURE(init), i));
-        if (held != PyTuple_GET_ITEM(cells.get(), i)) return false;
+        if (held_by_closure(function.get(), i) != PyTuple_GET_ITEM(cells.get(), i)) return false;
     }
     return true;
 }
@@ -125,7 +122,7 @@ int Attributes::traverse(visitproc visit, void* arg) const {
 }
 
 bool Attributes::makes_plainly(PyTypeObject* cls) {
-    if (!is_plain || Py_TYPE(cls)->tp_call != PyType_Type.tp_call) return false;
+    if (!is_plain || !calls_plainly(Py_TYPE(cls))) return false;
     const unsigned int version = compat::type_version(cls);
     {
         const ReaderSection section;
@@ -145,8 +142,8 @@ bool Attributes::decide(PyTypeObject* cls) {
     made->version = compat::type_version(cls);
     made->tp_init = cls->tp_init;
     if (PyFunction_Check(init.get())) {
-        made->init = init.get();
-        made->code = Ref::borrow(PyFunction_GET_CODE(init.get()));
+        made->init = checked(PyWeakref_NewRef(init.get(), nullptr));
+        made->code = Ref::borrow(code_of(init.get()));
         made->cells = contents_of_closure(init.get());
         const Ref answer = checked(
             calling_python([&] { return PyObject_CallOneArg(is_plain.get(), cls_object); }));

@@ -16,9 +16,9 @@ struct PlainInit {
     unsigned int version = 0;  // of the class; 0: not decided
     bool yes = false;
     initproc tp_init = nullptr;
-    PyObject* init = nullptr;  // `__init__`, borrowed: lives as long as the class has this version
-    Ref code;                  // owned: its code
-    Ref cells;                 // owned: a tuple of what its closure held
+    Ref init;   // a weak reference to `__init__`, which may lead back to the class
+    Ref code;   // its code
+    Ref cells;  // a tuple of what its closure held
 
     // Whether `__init__` is still what it was.
     bool holds(PyTypeObject* cls) const noexcept;

@@ -24,8 +24,8 @@ struct Dict {
         payload.slot[0] = scan_mapping<Dict>(context, object, children);
         return as_layout(payload.slot[0].get())->size;
     }
-    static PyObject* rebuild(State& state, const Slot* slots, PyObject** children, std::size_t) {
-        return new_dict_of(as_layout(slots[0]), state.entries_readable, children);
+    static PyObject* rebuild(State&, const Slot* slots, PyObject** children, std::size_t) {
+        return new_dict_of(as_layout(slots[0]), children);
     }
     static void match(Context& context, const Slot* slots, std::uint32_t, PyObject* object,
                       ObjectStack& children) {

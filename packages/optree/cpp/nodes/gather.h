@@ -2,7 +2,8 @@
 // Reads the items of a mapping against a key layout.
 #pragma once
 
-#include "nodes/dict_entries.h"
+#include "cpython/dict_table.h"
+#include "cpython/trials.h"
 #include "nodes/layout.h"
 
 namespace optree {
@@ -23,8 +24,8 @@ OPTREE_INLINE bool visit_items(const DictEntries& entries, PyObject* mapping, st
     return true;
 }
 
-OPTREE_INLINE DictEntries entries_of(bool readable, PyObject* mapping) noexcept {
-    return readable ? dict_entries(mapping) : DictEntries();
+OPTREE_INLINE DictEntries entries_of(PyObject* mapping) noexcept {
+    return trials.dict_table.held() ? dict_entries(mapping) : DictEntries();
 }
 
 inline PyObject* first_key(const DictEntries& entries, PyObject* mapping) noexcept {
@@ -68,7 +69,7 @@ inline constexpr auto identical = [](std::uint32_t, PyObject* a, PyObject* b) no
 OPTREE_INLINE KeyLayout* gather_known(LayoutCache& cache, PyObject* mapping, bool sorted,
                                       PyObject** out) noexcept {
     const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
-    const DictEntries entries = entries_of(cache.entries_readable, mapping);
+    const DictEntries entries = entries_of(mapping);
     PyObject* first = first_key(entries, mapping);
     for (KeyLayout* layout : cache.set(first, size, sorted)) {
         if (layout == nullptr) return nullptr;

@@ -287,16 +287,14 @@ Ref make_layout_of_sorted(LayoutTypes types, PyObject* const* keys, PyObject* co
     return fill_layout(types, inserted, size, order.data(), true);
 }
 
-bool push_known_values(const KeyLayout* layout, bool entries_readable, PyObject* mapping,
-                       ObjectStack& values) {
+bool push_known_values(const KeyLayout* layout, PyObject* mapping, ObjectStack& values) {
     const CriticalSection reading(mapping);
     const std::size_t size = layout->size;
     if (PyDict_GET_SIZE(mapping) != static_cast<Py_ssize_t>(size)) return false;
     if (size == 0) return true;
     values.reserve(size);
     PyObject** out = values.data() + values.size();
-    if (!keys_match(layout, entries_of(entries_readable, mapping), mapping, out, identical))
-        return false;
+    if (!keys_match(layout, entries_of(mapping), mapping, out, identical)) return false;
     for (std::size_t i = 0; i < size; ++i) Py_INCREF(out[i]);
     values.adopt(size);
     return true;
@@ -351,7 +349,7 @@ Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool 
         const CriticalSection reading(mapping);  // while keys and values are borrowed
         const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
         if (size == 0) return Ref::borrow(cache.empty.get());
-        const DictEntries entries = entries_of(cache.entries_readable, mapping);
+        const DictEntries entries = entries_of(mapping);
         PyObject* first = first_key(entries, mapping);
         values.reserve(size);
         PyObject** out = values.data() + values.size();
@@ -399,7 +397,7 @@ Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool 
         }
         if (owner) {
             take_references(out, size);
-            look_at_keys(out, size, cache.entries_readable);
+            look_at_keys(out, size);
             values.adopt(size);
             return owner;
         }
@@ -436,8 +434,8 @@ PyObject* prototype_of(KeyLayout* layout) noexcept {
 
 }  // namespace
 
-PyObject* new_dict_of(KeyLayout* layout, bool entries_readable, PyObject** children) {
-    if (!entries_readable || !layout->atomic || layout->size == 0) {
+PyObject* new_dict_of(KeyLayout* layout, PyObject** children) {
+    if (!trials.dict_table.held() || !layout->atomic || layout->size == 0) {
         return fill_mapping<PyDict_SetItem>(compat::new_dict(layout->size), layout, children);
     }
     PyObject* prototype = prototype_of(layout);

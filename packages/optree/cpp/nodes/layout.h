@@ -79,9 +79,8 @@ class LayoutCache {
     void clear() noexcept;
     std::size_t bytes() const noexcept { return bytes_; }
 
-    Ref empty;                      // the layout of mappings without keys
-    bool entries_readable = false;  // as in State
-    std::uint64_t epoch = 0;        // as in State, when it was cleared last
+    Ref empty;                // the layout of mappings without keys
+    std::uint64_t epoch = 0;  // as in State, when it was cleared last
 
   private:
     static constexpr std::size_t kSetBits = 9;
@@ -131,8 +130,7 @@ Ref make_layout_of_sorted(LayoutTypes types, PyObject* const* keys, PyObject* co
 
 // Pushes the values of a mapping of as many keys as `layout` in traversal order if its keys are the
 // very objects of the layout in the same insertion order; else pushes nothing and returns false.
-bool push_known_values(const KeyLayout* layout, bool entries_readable, PyObject* mapping,
-                       ObjectStack& values);
+bool push_known_values(const KeyLayout* layout, PyObject* mapping, ObjectStack& values);
 
 // Makes (and caches) the layout of `mapping` in the order of the dict and pushes the values.
 Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool sorted,
@@ -140,7 +138,7 @@ Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool 
 
 // A new dict with the keys in insertion order and the children as values. Takes over the children;
 // null on error.
-PyObject* new_dict_of(KeyLayout* layout, bool entries_readable, PyObject** children);
+PyObject* new_dict_of(KeyLayout* layout, PyObject** children);
 
 // Puts the children under the keys in insertion order. Takes over the children; drops `mapping` and
 // returns null on error.

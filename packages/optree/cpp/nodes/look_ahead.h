@@ -8,7 +8,9 @@
 
 #include <algorithm>
 
-#include "nodes/dict_entries.h"
+#include "cpython/dict_table.h"
+#include "cpython/list_items.h"
+#include "cpython/trials.h"
 #include "nodes/sequence.h"
 
 namespace optree {
@@ -20,7 +22,7 @@ OPTREE_INLINE bool look_ahead(PyObject* object) noexcept {
     if (type == &PyODict_Type || type == &PyDict_Type) {
         prefetch_entries(object);
     } else if (type == &PyList_Type) {
-        compat::prefetch(reinterpret_cast<PyListObject*>(object)->ob_item);
+        compat::prefetch(list_items(object));
     } else if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) {
         for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(object); ++i) {
             compat::prefetch(tuple_items(object)[i]);
@@ -33,24 +35,21 @@ OPTREE_INLINE bool look_ahead(PyObject* object) noexcept {
 
 // Takes references to children that are visited next.
 OPTREE_INLINE void take_references(PyObject* const* children, std::size_t count) noexcept {
-#if !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)
     const PyTypeObject* leaf_type = nullptr;  // of the last child that is no container
     for (std::size_t i = 0; i < count; ++i) {
         PyObject* child = children[i];
         Py_INCREF(child);
+        if (compat::kFreeThreaded) continue;  // another thread may free what is read
         if (Py_TYPE(child) != leaf_type && !look_ahead(child)) leaf_type = Py_TYPE(child);
     }
-#else  // another thread may free what is read
-    for (std::size_t i = 0; i < count; ++i) Py_INCREF(children[i]);
-#endif
 }
 
 // Asks for the first keys of children that are dicts, where those of their parent were unknown: theirs
 // are likely to be so too, and then to be read. Pays for a third of flatten on nested dicts of equal
 // keys that are visited once (benchmarks/optree).
-inline void look_at_keys(PyObject* const* children, std::size_t count, bool readable) noexcept {
+inline void look_at_keys(PyObject* const* children, std::size_t count) noexcept {
     constexpr Py_ssize_t kKeys = 8;
-    if (!readable) return;
+    if (!trials.dict_table.held()) return;
     for (std::size_t i = 0; i < count; ++i) {
         if (!PyDict_CheckExact(children[i])) continue;
         const auto size = std::min(PyDict_GET_SIZE(children[i]), kKeys);

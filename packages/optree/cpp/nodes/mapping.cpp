@@ -70,7 +70,7 @@ void match_mapping(Context& context, const KeyLayout* layout, const char* label,
     const std::size_t base = children.size();
     if (PyDict_GET_SIZE(object) == static_cast<Py_ssize_t>(layout->size)) {
         // The same keys inserted in the same order are recognised in one scan.
-        if (push_known_values(layout, context.state.entries_readable, object, children)) return;
+        if (push_known_values(layout, object, children)) return;
         std::uint32_t i = 0;
         for (; i < layout->size; ++i) {
             PyObject* value = compat::dict_item(object, layout->keys[i]);

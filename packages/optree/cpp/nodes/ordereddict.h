@@ -2,13 +2,16 @@
 // collections.OrderedDict: traversed and rebuilt in its own order.
 #pragma once
 
+#include "cpython/odict_list.h"
 #include "nodes/mapping.h"
 
 namespace optree {
 
 struct OrderedDict {
     static constexpr const char* kName = "OrderedDict";
-    static bool is_empty(const State& state, PyObject* object) noexcept;
+    static bool is_empty(const State&, PyObject* object) noexcept {
+        return odict_list_is_readable() ? odict_is_empty(object) : PyDict_GET_SIZE(object) == 0;
+    }
     static KeyLayout* gather_known(Context& context, PyObject* object, PyObject** out);
     static Ref scan_unknown(Context& context, PyObject* object, ObjectStack& children);
     static std::uint32_t expand(Context& context, PyObject* object, ObjectStack& children,
@@ -29,9 +32,5 @@ struct OrderedDict {
     static PyObject* type(State&, const Slot*) noexcept { return type_object(&PyODict_Type); }
     static Ref data(const Slot* slots) { return layout_keys(as_layout(slots[0])); }
 };
-
-// Whether this CPython keeps the order of an OrderedDict the way `ordereddict.cpp` reads it.
-// Decided once per interpreter, by trying.
-bool ordereddict_list_is_readable();
 
 }  // namespace optree

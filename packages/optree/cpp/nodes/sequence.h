@@ -2,8 +2,8 @@
 // Shared by the kinds whose children stand in a row.
 #pragma once
 
-#include <cstring>
-
+#include "cpython/list_items.h"
+#include "cpython/tuple_items.h"
 #include "nodes/context.h"
 #include "support/errors.h"
 
@@ -13,19 +13,6 @@ inline void drop_children(PyObject** children, std::size_t count) noexcept {
     for (std::size_t i = 0; i < count; ++i) Py_DECREF(children[i]);
 }
 
-inline PyObject** tuple_items(PyObject* tuple) noexcept {
-    return reinterpret_cast<PyTupleObject*>(tuple)->ob_item;
-}
-
-// A new instance of a tuple subclass with null items; null on error.
-inline PyObject* new_plain_tuple(PyTypeObject* type, Py_ssize_t count) noexcept {
-    PyObject* made = type->tp_alloc(type, count);
-#if PY_VERSION_HEX >= 0x030E0000 && !defined(PYPY_VERSION)
-    if (made != nullptr) reinterpret_cast<PyTupleObject*>(made)->ob_hash = -1;  // not computed yet
-#endif
-    return made;
-}
-
 // A tuple of more references to `items`.
 inline Ref tuple_of(PyObject* const* items, std::size_t count) {
     Ref tuple = checked(PyTuple_New(static_cast<Py_ssize_t>(count)));
@@ -33,41 +20,17 @@ inline Ref tuple_of(PyObject* const* items, std::size_t count) {
     return tuple;
 }
 
-// A tuple that takes over the references to `children`; null with the references dropped on error.
+// A tuple, or list, that takes over the references to `children`; null with the references dropped on
+// error.
 inline PyObject* steal_into_tuple(PyObject** children, std::size_t count) noexcept {
-    PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(count));
-    if (OPTREE_UNLIKELY(tuple == nullptr)) {
-        drop_children(children, count);
-        return nullptr;
-    }
-    if (count != 0)
-        std::memcpy(static_cast<void*>(tuple_items(tuple)), children, count * sizeof(PyObject*));
+    PyObject* tuple = new_tuple_of(children, count);
+    if (OPTREE_UNLIKELY(tuple == nullptr)) drop_children(children, count);
     return tuple;
 }
 
 inline PyObject* steal_into_list(PyObject** children, std::size_t count) noexcept {
-    const bool give = compat::kListTakesItems && count != 0;
-    PyObject* list = PyList_New(give ? 0 : static_cast<Py_ssize_t>(count));
-    if (OPTREE_UNLIKELY(list == nullptr)) {
-        drop_children(children, count);
-        return nullptr;
-    }
-    if (give) {
-        void* items = PyMem_Malloc(count * sizeof(PyObject*));
-        if (OPTREE_UNLIKELY(items == nullptr)) {
-            Py_DECREF(list);
-            drop_children(children, count);
-            PyErr_NoMemory();
-            return nullptr;
-        }
-        std::memcpy(items, children, count * sizeof(PyObject*));
-        compat::give_items(list, static_cast<PyObject**>(items), static_cast<Py_ssize_t>(count));
-        return list;
-    }
-    if (count != 0) {
-        std::memcpy(static_cast<void*>(reinterpret_cast<PyListObject*>(list)->ob_item), children,
-                    count * sizeof(PyObject*));
-    }
+    PyObject* list = new_list_of(children, count);
+    if (OPTREE_UNLIKELY(list == nullptr)) drop_children(children, count);
     return list;
 }
 

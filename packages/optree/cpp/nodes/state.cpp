@@ -4,8 +4,7 @@
 #include <memory>
 #include <new>
 
-#include "nodes/dict_entries.h"
-#include "nodes/ordereddict.h"
+#include "cpython/trials.h"
 #include "support/errors.h"
 
 namespace optree {
@@ -13,7 +12,6 @@ namespace {
 
 void prepare_layouts(const State& state, LayoutCache& layouts) {
     layouts.empty = make_layout(state.layout(), nullptr, 0, true);
-    layouts.entries_readable = state.entries_readable;
 }
 
 int state_traverse(PyObject* self, visitproc visit, void* arg) {
@@ -196,13 +194,11 @@ State& state_of_type(PyTypeObject* type) {
 }
 
 void bind_type_to_state(PyTypeObject* type, State& state) {
-    // The class is immutable from Python, so its dict is written directly, before anybody sees it.
-    check_status(
-        PyDict_SetItemString(type->tp_dict, "_state", reinterpret_cast<PyObject*>(&state)));
-    PyType_Modified(type);
+    check_status(compat::set_class_attribute(type, "_state", reinterpret_cast<PyObject*>(&state)));
 }
 
 Ref make_state() {
+    run_trials();
     const Ref type = internal_class(checked(PyType_FromSpec(&state_spec)));
     auto* state_type = reinterpret_cast<PyTypeObject*>(type.get());
     Ref self = checked(state_type->tp_alloc(state_type, 0));
@@ -229,11 +225,8 @@ Ref make_state() {
     state.str_namespace = interned("namespace");
     state.evict_namedtuple = checked(PyCFunction_New(&evict_namedtuple_def, self.get()));
     state.evict_structseq = checked(PyCFunction_New(&evict_structseq_def, self.get()));
-    state.entries_readable = dict_entries_are_readable();
-    state.namedtuples.init(is_namedtuple_class, state.evict_namedtuple.get(),
-                           state.entries_readable);
-    state.structseqs.init(is_structseq_class, state.evict_structseq.get(), state.entries_readable);
-    state.odict_fast = ordereddict_list_is_readable();
+    state.namedtuples.init(is_namedtuple_class, state.evict_namedtuple.get());
+    state.structseqs.init(is_structseq_class, state.evict_structseq.get());
 #if defined(Py_GIL_DISABLED)
     new (&state.layouts_epoch) std::atomic<std::uint64_t>(0);
 #else

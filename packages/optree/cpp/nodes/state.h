@@ -2,11 +2,11 @@
 // Everything the library keeps per interpreter. There are no static Python objects.
 #pragma once
 
+#include "cpython/gc_memory.h"
 #include "nodes/layout.h"
 #include "nodes/registry.h"
 #include "nodes/tuple_classes.h"
 #include "spec/kind.h"
-#include "support/object_pool.h"
 
 namespace optree {
 
@@ -99,9 +99,7 @@ struct State {
     StockClasses stock;
     BlockPool blocks;
     ObjectPool specs;
-    std::uint64_t id = 0;           // unlike that of any other state of the process
-    bool entries_readable = false;  // nodes/dict_entries.h may read dicts directly
-    bool odict_fast = false;        // nodes/ordereddict.h may read the linked list directly
+    std::uint64_t id = 0;  // unlike that of any other state of the process
 
     // Classes of ours.
     Ref layout_type;

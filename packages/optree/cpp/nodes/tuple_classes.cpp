@@ -6,7 +6,10 @@
 #include <stdexcept>
 #include <string>
 
-#include "nodes/dict_entries.h"
+#include "cpython/code.h"
+#include "cpython/dict_table.h"
+#include "cpython/tuple_items.h"
+#include "cpython/type_slots.h"
 #include "support/errors.h"
 #include "support/object_stack.h"
 
@@ -91,43 +94,32 @@ bool same_code(PyObject* code, PyObject* other) {
     return true;
 }
 
-// Whether `type.__call__` runs and finds `__new__` as usual, `object.__init__` ignores what `__new__`
-// was given, and instances are laid out as tuples are.
-bool has_plain_slots(PyTypeObject* type) noexcept {
-    const PyTypeObject* meta = Py_TYPE(type);
-    return (meta == &PyType_Type || (meta->tp_call == PyType_Type.tp_call &&
-                                     meta->tp_getattro == PyType_Type.tp_getattro)) &&
-           type->tp_init == PyBaseObject_Type.tp_init && type->tp_alloc == PyType_GenericAlloc &&
-           type->tp_itemsize == PyTuple_Type.tp_itemsize;
-}
-
 // How a namedtuple class makes instances of `count` items: directly if `__new__` is the generated
 // `lambda _cls, x, y: _tuple_new(_cls, (x, y))`, whose `_tuple_new` is tuple.__new__.
 std::unique_ptr<Making> examine(PyTypeObject* type, std::size_t count) {
     auto made = std::make_unique<Making>();
+    if (!trials.code.held() || !trials.tuple_items.held() || !trials.type_slots.held()) return made;
     made->version = compat::type_version(type);
     made->count = count;
-    if (!has_plain_slots(type)) return made;
+    if (!is_plain_tuple_class(type)) return made;
     made->tp_new = type->tp_new;
     // Looking it up gives the type a version, if it has none.
     const Ref constructor = attribute(reinterpret_cast<PyObject*>(type), "__new__");
     if (made->version == 0) made->version = compat::type_version(type);
     if (!constructor || !PyFunction_Check(constructor.get())) return made;
-    made->constructor = constructor.get();
-    made->code = Ref::borrow(PyFunction_GET_CODE(constructor.get()));
-    made->tuple_new = global_of(PyFunction_GET_GLOBALS(constructor.get()), "_tuple_new");
+    made->constructor = checked(PyWeakref_NewRef(constructor.get(), nullptr));
+    made->code = Ref::borrow(code_of(constructor.get()));
+    made->tuple_new = global_of(globals_of(constructor.get()), "_tuple_new");
     const Ref expected = attribute(reinterpret_cast<PyObject*>(&PyTuple_Type), "__new__");
-    const auto* code = reinterpret_cast<PyCodeObject*>(made->code.get());
-    made->direct = code->co_argcount >= 1 &&
-                   static_cast<std::size_t>(code->co_argcount) - 1 == count && made->tuple_new &&
-                   expected && equal(expected.get(), made->tuple_new.get()) &&
+    made->direct = parameters_of(made->code.get()) == count + 1 && made->tuple_new && expected &&
+                   equal(expected.get(), made->tuple_new.get()) &&
                    same_code(made->code.get(), generated_code(count).get());
     return made;
 }
 
 // Whether the item of a dict under an interned str is this object.
-bool is_item(PyObject* dict, PyObject* name, PyObject* expected, bool entries_readable) {
-    if (entries_readable) {
+bool is_item(PyObject* dict, PyObject* name, PyObject* expected) {
+    if (trials.dict_table.held()) {
         const DictEntries entries = dict_entries(dict);
         if (OPTREE_LIKELY(entries && PyDict_GET_SIZE(dict) != 0 && entries.first_key() == name)) {
             return entries.first_value() == expected;
@@ -161,8 +153,7 @@ Ref structseq_fields(PyTypeObject* type) {
     // A member stands at the offset of its slot; the unnamed slots have no member.
     const PyMemberDef* member = type->tp_members;
     for (Py_ssize_t i = 0; i < visible; ++i) {
-        const auto offset = static_cast<Py_ssize_t>(
-            offsetof(PyTupleObject, ob_item) + static_cast<std::size_t>(i) * sizeof(PyObject*));
+        const Py_ssize_t offset = offset_of_tuple_item(i);
         const char* name = "unnamed field";
         for (const PyMemberDef* m = member; m != nullptr && m->name != nullptr; ++m) {
             if (m->offset == offset) name = m->name;
@@ -205,7 +196,7 @@ bool TupleFamily::learn(PyTypeObject* type) {
 
 bool TupleFamily::makes_directly(PyTypeObject* type, std::size_t count) {
     const unsigned int version = compat::type_version(type);
-    PyObject* constructor = nullptr;
+    Ref constructor;
     PyObject* code = nullptr;
     PyObject* tuple_new = nullptr;
     newfunc tp_new = nullptr;
@@ -216,18 +207,17 @@ bool TupleFamily::makes_directly(PyTypeObject* type, std::size_t count) {
             const Making& making = known->making.peek();
             if (OPTREE_LIKELY(making.version == version && version != 0 && making.count == count)) {
                 if (!making.direct) return false;
-                constructor = making.constructor;
+                constructor = Ref::steal(compat::weak_target(making.constructor.get()));
                 code = making.code.get();
                 tuple_new = making.tuple_new.get();
                 tp_new = making.tp_new;
             }
         }
     }
-    if (OPTREE_UNLIKELY(constructor == nullptr)) return decide(type, count);
-    return has_plain_slots(type) && type->tp_new == tp_new &&
-           PyFunction_GET_CODE(constructor) == code &&
-           is_item(PyFunction_GET_GLOBALS(constructor), str_tuple_new_.get(), tuple_new,
-                   entries_readable_);
+    if (OPTREE_UNLIKELY(!constructor)) return decide(type, count);
+    return is_plain_tuple_class(type) && type->tp_new == tp_new &&
+           code_of(constructor.get()) == code &&
+           is_item(globals_of(constructor.get()), str_tuple_new_.get(), tuple_new);
 }
 
 bool TupleFamily::decide(PyTypeObject* type, std::size_t count) {

@@ -8,16 +8,15 @@
 
 namespace optree {
 
-// How the instances of a class are made, and all that this was decided by. Members without a word on
-// ownership are borrowed: they live as long as the class is not changed, which its version tells.
+// How the instances of a class are made, and all that this was decided by.
 struct Making {
     unsigned int version = 0;  // of the class; 0: not decided
     std::size_t count = 0;     // of items that it was decided for
     bool direct = false;       // calling the class may be left out
     newfunc tp_new = nullptr;
-    PyObject* constructor = nullptr;  // `__new__`
-    Ref code;                         // owned: its code
-    Ref tuple_new;                    // owned: what its global name `_tuple_new` stands for
+    Ref constructor;  // a weak reference to `__new__`, which may lead back to the class
+    Ref code;         // its code
+    Ref tuple_new;    // what its global name `_tuple_new` stands for
 };
 
 struct TupleClass {
@@ -39,10 +38,9 @@ class TupleFamily {
     TupleFamily& operator=(const TupleFamily&) = delete;
     ~TupleFamily() { clear(); }
 
-    void init(Test test, PyObject* evict, bool entries_readable) {
+    void init(Test test, PyObject* evict) {
         test_ = test;
         evict_ = evict;
-        entries_readable_ = entries_readable;
         str_tuple_new_ = checked(PyUnicode_InternFromString("_tuple_new"));
     }
     // Whether `type` belongs to the family. May run Python code the first time.
@@ -77,7 +75,6 @@ class TupleFamily {
 
     Test test_ = nullptr;
     PyObject* evict_ = nullptr;  // borrowed: the callback, kept by the state
-    bool entries_readable_ = false;
     Ref str_tuple_new_;
     Lock lock_;  // held by who changes `classes_`
     Published<Classes> classes_;

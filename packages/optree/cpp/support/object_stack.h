@@ -2,6 +2,8 @@
 // A growing array of owned references that starts on the C stack.
 #pragma once
 
+#include "cpython/list_items.h"
+#include "cpython/tuple_items.h"
 #include "support/ref.h"
 #include "support/scratch.h"
 
@@ -63,29 +65,21 @@ class ObjectStack {
     // Hands all references to a new list.
     Ref into_list() {
         const auto count = static_cast<Py_ssize_t>(size());
-        if (compat::kListTakesItems && count != 0) {
+        if (list_takes_items() && count != 0) {
             Ref list = checked(PyList_New(0));
             PyObject** items = items_.detach();
             if (OPTREE_UNLIKELY(items == nullptr)) throw std::bad_alloc();
-            compat::give_items(list.get(), items, count);
+            give_items(list.get(), items, count);
             return list;
         }
-        Ref list = checked(PyList_New(count));
-        if (count != 0) {
-            std::memcpy(static_cast<void*>(reinterpret_cast<PyListObject*>(list.get())->ob_item),
-                        data(), size() * sizeof(PyObject*));
-        }
+        Ref list = checked(new_list_of(data(), size()));
         forget_from(0);
         return list;
     }
 
     // Hands all references to a new tuple.
     Ref into_tuple() {
-        Ref tuple = checked(PyTuple_New(static_cast<Py_ssize_t>(size())));
-        if (!empty()) {
-            std::memcpy(static_cast<void*>(reinterpret_cast<PyTupleObject*>(tuple.get())->ob_item),
-                        data(), size() * sizeof(PyObject*));
-        }
+        Ref tuple = checked(new_tuple_of(data(), size()));
         forget_from(0);
         return tuple;
     }

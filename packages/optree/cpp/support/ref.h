@@ -4,8 +4,9 @@
 
 #include <utility>
 
-#include "support/calling.h"
-#include "support/compat.h"
+#include "cpython/calling.h"
+#include "cpython/compat.h"
+#include "cpython/type_slots.h"
 
 namespace optree {
 
@@ -52,9 +53,7 @@ inline Ref checked(PyObject* result) {
 
 // A class that only we make instances of, also where Python has no flag to say so.
 inline Ref internal_class(Ref cls) noexcept {
-#if PY_VERSION_HEX < 0x030A0000
-    reinterpret_cast<PyTypeObject*>(cls.get())->tp_new = nullptr;
-#endif
+    compat::forbid_instances(reinterpret_cast<PyTypeObject*>(cls.get()));
     return cls;
 }
 

@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "support/compat.h"
+#include "cpython/gc_memory.h"
 
 namespace optree {
 
@@ -29,9 +29,11 @@ class BlockPool {
     BlockPool& operator=(const BlockPool&) = delete;
     ~BlockPool() { clear(); }
 
-    Block take(Use use) noexcept { return kKeeps ? std::exchange(blocks_[use], Block()) : Block(); }
+    Block take(Use use) noexcept {
+        return kKeepsMemory ? std::exchange(blocks_[use], Block()) : Block();
+    }
     void give(Use use, Block block) noexcept {
-        if (kKeeps && block.bytes <= kMaxBytes && block.bytes > blocks_[use].bytes) {
+        if (kKeepsMemory && block.bytes <= kMaxBytes && block.bytes > blocks_[use].bytes) {
             std::swap(block, blocks_[use]);
         }
         PyMem_Free(block.data);
@@ -41,12 +43,6 @@ class BlockPool {
     }
 
   private:
-    // Guarded by the interpreter lock. A sanitizer sees more where nothing is kept.
-#if defined(Py_GIL_DISABLED) || defined(__SANITIZE_ADDRESS__)
-    static constexpr bool kKeeps = false;
-#else
-    static constexpr bool kKeeps = true;
-#endif
     Block blocks_[kUses];
 };
 

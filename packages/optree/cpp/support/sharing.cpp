@@ -4,7 +4,7 @@
 #include <new>
 #include <thread>
 
-#include "support/calling.h"
+#include "cpython/calling.h"
 
 namespace optree {
 

@@ -44,8 +44,7 @@ Ref place_of(const TreeView& tree, std::size_t wanted) {
 // Adds the place of a mismatch to the ValueError that is set, as a note: the text of the message is
 // what the published package says.
 OPTREE_COLD void note_place(const TreeView& tree, std::size_t node) {
-#if PY_VERSION_HEX >= 0x030B0000
-    if (!PyErr_ExceptionMatches(PyExc_ValueError)) return;
+    if (!compat::kHasNotes || !PyErr_ExceptionMatches(PyExc_ValueError)) return;
     PyObject* type = nullptr;
     PyObject* value = nullptr;
     PyObject* traceback = nullptr;
@@ -59,10 +58,6 @@ OPTREE_COLD void note_place(const TreeView& tree, std::size_t node) {
         PyErr_Clear();  // the mismatch itself is what matters
     }
     PyErr_Restore(type, value, traceback);
-#else
-    (void)tree;
-    (void)node;
-#endif
 }
 
 }  // namespace

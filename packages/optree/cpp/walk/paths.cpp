@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "walk/paths.h"
 
+#include "cpython/code.h"
+
 #include <vector>
 
 namespace optree {
@@ -28,8 +30,7 @@ Ref making_functions(PyObject* cls) {
             PyErr_Clear();
             function = Ref::borrow(Py_None);
         }
-        PyObject* code =
-            PyFunction_Check(function.get()) ? PyFunction_GET_CODE(function.get()) : Py_None;
+        PyObject* code = PyFunction_Check(function.get()) ? code_of(function.get()) : Py_None;
         functions.push(function.get());
         functions.push(code);
     }
@@ -47,7 +48,7 @@ bool is_stock(State& state, PyObject* cls) {
                 return false;
             }
         }
-        return Py_TYPE(cls)->tp_call == PyType_Type.tp_call;
+        return calls_plainly(Py_TYPE(cls));
     }
     return false;
 }
@@ -86,10 +87,8 @@ class StockEntryClass {
     // Where the slot `name` lies in an instance.
     bool offset_of(const char* name, Py_ssize_t& offset) const {
         const Ref slot = checked(PyObject_GetAttrString(cls_.get(), name));
-        if (Py_TYPE(slot.get()) != &PyMemberDescr_Type) return false;
-        const PyMemberDef* member = reinterpret_cast<PyMemberDescrObject*>(slot.get())->d_member;
-        offset = member->offset;
-        return member->type == T_OBJECT_EX;
+        offset = offset_of_slot(slot.get());
+        return offset >= 0;
     }
 
     Ref cls_;

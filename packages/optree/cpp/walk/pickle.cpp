@@ -83,10 +83,6 @@ void require_none(PyObject* value, const char* what) {
     if (value != Py_None) malformed("%s", what);
 }
 
-PyObject** list_items(PyObject* list) noexcept {
-    return reinterpret_cast<PyListObject*>(list)->ob_item;
-}
-
 // A list, or the keys of a dict, as a list that no other thread changes.
 Ref snapshot(PyObject* list_or_dict) {
     if (!compat::kFreeThreaded && PyList_CheckExact(list_or_dict)) {

@@ -30,8 +30,7 @@ class ArraySource {
             raise_too_few(checked_count(position_ + count), static_cast<Py_ssize_t>(size));
         }
         stack.reserve(count);
-        PyObject** items =
-            is_list_ ? reinterpret_cast<PyListObject*>(array_)->ob_item : tuple_items(array_);
+        PyObject** items = is_list_ ? list_items(array_) : tuple_items(array_);
         for (std::uint32_t i = 0; i < count; ++i) stack.push_unchecked(items[position_ + i]);
         position_ += count;
     }

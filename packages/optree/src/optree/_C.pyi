@@ -18,6 +18,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 # Facts about the build
 
 BUILDTIME_METADATA: Final[Mapping[str, Any]]
+CPYTHON_INTERNALS: Final[Mapping[str, bool]]
 PY_VERSION: Final[str]
 PY_VERSION_HEX: Final[int]
 Py_DEBUG: Final[bool]

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "nodes/dict_entries.h"
+#include "cpython/dict_table.h"
+
+#include "cpython/trials.h"
 
 namespace optree {
 #if OPTREE_DICT_ENTRIES
@@ -23,38 +25,38 @@ bool agrees(PyObject* dict, std::size_t size, bool holes = false) {
 
 // Whether `dict_like` makes a dict that equals the one it is like, and can grow and shrink.
 bool makes_alike(PyObject* dict, std::size_t size) {
-    const Ref values = checked(PyDict_Values(dict));
+    const Owned values = must(PyDict_Values(dict));
     const auto value = [&](std::uint32_t i) {
         return compat::new_ref(PyList_GET_ITEM(values.get(), i));
     };
-    const Ref made = Ref::steal(dict_like(dict, static_cast<std::uint32_t>(size), value));
-    if (!made || !agrees(made.get(), size) || PyObject_GC_IsTracked(made.get()) != 0 ||
+    const Owned made = must(dict_like(dict, static_cast<std::uint32_t>(size), value));
+    if (!agrees(made.get(), size) || PyObject_GC_IsTracked(made.get()) != 0 ||
         PyObject_RichCompareBool(made.get(), dict, Py_EQ) != 1) {
         return false;
     }
     for (int i = 0; i < 10; ++i) {
-        const Ref key = checked(PyLong_FromLong(i));
-        check_status(PyDict_SetItem(made.get(), key.get(), Py_None));
+        const Owned key = must(PyLong_FromLong(i));
+        must_do(PyDict_SetItem(made.get(), key.get(), Py_None));
     }
     Py_ssize_t pos = 0;
     PyObject* key = nullptr;
-    while (PyDict_Next(dict, &pos, &key, nullptr)) check_status(PyDict_DelItem(made.get(), key));
+    while (PyDict_Next(dict, &pos, &key, nullptr)) must_do(PyDict_DelItem(made.get(), key));
     return PyDict_GET_SIZE(made.get()) == 10;
 }
 
 // Whether the entries can be read after the first and the last one are gone.
 bool takes_holes(PyObject* dict, std::size_t size) {
-    const Ref keys = checked(PyDict_Keys(dict));
+    const Owned keys = must(PyDict_Keys(dict));
     const Py_ssize_t last = PyList_GET_SIZE(keys.get()) - 1;
     if (last < 2) return true;
-    check_status(PyDict_DelItem(dict, PyList_GET_ITEM(keys.get(), 0)));
-    check_status(PyDict_DelItem(dict, PyList_GET_ITEM(keys.get(), last)));
+    must_do(PyDict_DelItem(dict, PyList_GET_ITEM(keys.get(), 0)));
+    must_do(PyDict_DelItem(dict, PyList_GET_ITEM(keys.get(), last)));
     return agrees(dict, size - 2, true);
 }
 
 // Whether an empty dict is what `dict_like` fills.
 bool starts_empty() {
-    const Ref dict = checked(PyDict_New());
+    const Owned dict = must(PyDict_New());
     const auto* object = reinterpret_cast<PyDictObject*>(dict.get());
     const auto* keys = reinterpret_cast<const dict_internals::Keys*>(object->ma_keys);
     return object->ma_values == nullptr && keys->nentries == 0 && keys->usable == 0 &&
@@ -64,20 +66,20 @@ bool starts_empty() {
 }  // namespace
 #endif
 
-bool dict_entries_are_readable() {
+bool try_dict_table() {
 #if OPTREE_DICT_ENTRIES
     if (!starts_empty()) return false;
     // A small dict of str keys, one that has grown, and one of other keys.
     for (const int size : {1, 40}) {
         for (const bool text : {true, false}) {
-            const Ref dict = checked(PyDict_New());
+            const Owned dict = must(PyDict_New());
             for (int i = 0; i < size; ++i) {
-                const Ref number = checked(PyLong_FromLong(1000 + i));
-                const Ref key =
-                    text ? checked(PyObject_Str(number.get())) : Ref::borrow(number.get());
-                check_status(PyDict_SetItem(dict.get(), key.get(), number.get()));
+                const Owned number = must(PyLong_FromLong(1000 + i));
+                const Owned key =
+                    must(text ? PyObject_Str(number.get()) : compat::new_ref(number.get()));
+                must_do(PyDict_SetItem(dict.get(), key.get(), number.get()));
             }
-            const Ref copy = checked(PyDict_Copy(dict.get()));
+            const Owned copy = must(PyDict_Copy(dict.get()));
             const auto count = static_cast<std::size_t>(size);
             if (!agrees(dict.get(), count) || !agrees(copy.get(), count) ||
                 !makes_alike(dict.get(), count)) {

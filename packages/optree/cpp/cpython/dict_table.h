@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The entries of a dict, read and written in place. The only file that knows how CPython stores a
-// dict; everything here has a fallback through the public API, taken where the version is another
-// or the trial at start-up fails.
+// dict. Whoever uses it asks `trials.dict_table` first, and has PyDict_Next and PyDict_SetItem.
 //
 // Reading in place pays for 2x of flatten, writing for 2x to 3x of unflatten and map, on trees of dicts
 // (benchmarks/optree, nested dicts and dict of 10,000).
@@ -10,7 +9,7 @@
 #include <cstring>
 #include <utility>
 
-#include "support/ref.h"
+#include "cpython/compat.h"
 
 #if PY_VERSION_HEX >= 0x030B0000 && PY_VERSION_HEX < 0x030E0000 && !defined(PYPY_VERSION) && \
     !defined(Py_GIL_DISABLED) && !defined(Py_REF_DEBUG)
@@ -221,8 +220,16 @@ inline void prefetch_entries(PyObject*) noexcept {}
 
 #endif
 
-// Whether `dict_entries` tells the truth in this interpreter and `dict_like` makes what Python makes.
-// Decided once, by trying.
-bool dict_entries_are_readable();
+namespace compat {
 
+// A dict with room for `size` items. Where CPython no longer exports the presizing call the dict
+// grows as it is filled.
+inline PyObject* new_dict([[maybe_unused]] Py_ssize_t size) noexcept {
+#if PY_VERSION_HEX < 0x030D0000 && !defined(PYPY_VERSION)
+    if (size > 5) return _PyDict_NewPresized(size);
+#endif
+    return PyDict_New();
+}
+
+}  // namespace compat
 }  // namespace optree

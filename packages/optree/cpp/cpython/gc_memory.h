@@ -1,10 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dead objects of one class whose memory the next ones of the class take over.
+// What is known of memory under the garbage collector: that of a dead object can be kept, header
+// included, for the next object of the class.
 #pragma once
 
-#include "support/compat.h"
+#include "cpython/trials.h"
 
 namespace optree {
+
+// Whether memory is kept from call to call, which the interpreter lock guards. A sanitizer sees more
+// where nothing is kept.
+#if defined(Py_GIL_DISABLED) || defined(__SANITIZE_ADDRESS__)
+inline constexpr bool kKeepsMemory = false;
+#else
+inline constexpr bool kKeepsMemory = true;
+#endif
+// Whether dead objects are: a build that lists all objects must be told of each.
+#if defined(Py_TRACE_REFS) || defined(PYPY_VERSION)
+inline constexpr bool kKeepsObjects = false;
+#else
+inline constexpr bool kKeepsObjects = kKeepsMemory;
+#endif
 
 // As CPython does for tuples and lists. Pays for a quarter of flatten on small trees
 // (benchmarks/optree, tuple of 3). For classes with the garbage collector's header, of fixed size.
@@ -23,7 +38,7 @@ class ObjectPool {
     // Keeps the memory of an untracked object without references; false if there is no room. The
     // caller still drops the object's reference to its class.
     OPTREE_INLINE bool give(PyObject* object) noexcept {
-        if (count_ == kSize) return false;
+        if (!kKeepsObjects || count_ == kSize || !trials.gc_memory.held()) return false;
         objects_[count_++] = object;
         return true;
     }
@@ -32,16 +47,8 @@ class ObjectPool {
     }
 
   private:
-    // Guarded by the interpreter lock. A sanitizer sees more where nothing is kept, and a build that
-    // lists all objects must be told of each.
-#if defined(Py_GIL_DISABLED) || defined(__SANITIZE_ADDRESS__) || defined(Py_TRACE_REFS) || \
-    defined(PYPY_VERSION)
-    static constexpr unsigned kSize = 0;
-    PyObject* objects_[1];
-#else
     static constexpr unsigned kSize = 32;
-    PyObject* objects_[kSize];
-#endif
+    PyObject* objects_[kKeepsObjects ? kSize : 1];
     unsigned count_ = 0;
 };
 

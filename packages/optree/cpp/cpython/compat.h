@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every difference between Python versions and compilers that the library cares about.
+// What is documented and spelled differently by the versions of Python, and by compilers.
 #pragma once
 
 #ifndef PY_SSIZE_T_CLEAN
@@ -38,19 +38,29 @@ OPTREE_INLINE void prefetch([[maybe_unused]] const void* address) noexcept {
 #endif
 }
 
-#if PY_VERSION_HEX >= 0x030A0000
-inline constexpr unsigned long kImmutableType = Py_TPFLAGS_IMMUTABLETYPE;
-inline constexpr unsigned long kNoInstantiation = Py_TPFLAGS_DISALLOW_INSTANTIATION;
-#else
-inline constexpr unsigned long kImmutableType = 0;
-inline constexpr unsigned long kNoInstantiation = 0;
-#endif
-
 // Whether threads run Python code at the same time (support/sharing.h).
 #if defined(Py_GIL_DISABLED)
 inline constexpr bool kFreeThreaded = true;
 #else
 inline constexpr bool kFreeThreaded = false;
+#endif
+
+// Whether exceptions take notes.
+inline constexpr bool kHasNotes = PY_VERSION_HEX >= 0x030B0000;
+
+#if defined(PYPY_VERSION)
+inline constexpr bool kPyPy = true;
+inline constexpr const char* kPyPyVersion = PYPY_VERSION;
+inline constexpr int kPyPyVersionNumber = PYPY_VERSION_NUM;
+#else
+inline constexpr bool kPyPy = false;
+inline constexpr const char* kPyPyVersion = "";
+inline constexpr int kPyPyVersionNumber = 0;
+#endif
+#if defined(Py_DEBUG)
+inline constexpr bool kDebug = true;
+#else
+inline constexpr bool kDebug = false;
 #endif
 
 inline PyObject* new_ref(PyObject* object) noexcept {
@@ -61,36 +71,6 @@ inline PyObject* new_ref(PyObject* object) noexcept {
 inline PyObject* xnew_ref(PyObject* object) noexcept {
     Py_XINCREF(object);
     return object;
-}
-
-// A dict with room for `size` items. Where CPython no longer exports the presizing call the dict
-// grows as it is filled.
-inline PyObject* new_dict(Py_ssize_t size) noexcept {
-#if PY_VERSION_HEX < 0x030D0000 && !defined(PYPY_VERSION)
-    return size > 5 ? _PyDict_NewPresized(size) : PyDict_New();
-#else
-    (void)size;
-    return PyDict_New();
-#endif
-}
-
-// Whether a list keeps its items in a plain block of PyMem_Malloc that it can be given. Saves the
-// zeroing of a block that is overwritten at once and, for a large one, its copy.
-#if !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED) && PY_VERSION_HEX < 0x030F0000
-inline constexpr bool kListTakesItems = true;
-#else
-inline constexpr bool kListTakesItems = false;
-#endif
-
-// Gives an empty list that nobody has seen its items.
-inline void give_items([[maybe_unused]] PyObject* list, [[maybe_unused]] PyObject** items,
-                       [[maybe_unused]] Py_ssize_t count) noexcept {
-#if !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)
-    auto* made = reinterpret_cast<PyListObject*>(list);
-    made->ob_item = items;
-    made->allocated = count;
-    Py_SET_SIZE(made, count);
-#endif
 }
 
 // The item of a list as a new reference; null with IndexError set if there is none (any more).
@@ -113,27 +93,17 @@ inline PyObject* dict_item(PyObject* dict, PyObject* key) noexcept {
 #endif
 }
 
-// The type's version tag: changes whenever the type or a base is modified; 0 means unknown.
-inline unsigned int type_version(PyTypeObject* type) noexcept {
-#if defined(PYPY_VERSION)
-    (void)type;
-    return 0;
+// What a weak reference refers to, as a new reference; null if that is gone.
+OPTREE_INLINE PyObject* weak_target(PyObject* weakref) noexcept {
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject* target = nullptr;
+    PyWeakref_GetRef(weakref, &target);
+    return target;
 #else
-#if defined(Py_GIL_DISABLED)
-    const unsigned int tag = _Py_atomic_load_uint_relaxed(&type->tp_version_tag);
-    if (tag != 0) return tag;
-    PyUnstable_Type_AssignVersionTag(type);
-    return _Py_atomic_load_uint_relaxed(&type->tp_version_tag);
-#elif PY_VERSION_HEX >= 0x030C0000
-    if (type->tp_version_tag == 0) PyUnstable_Type_AssignVersionTag(type);
-    return type->tp_version_tag;
-#else
-    return PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG) ? type->tp_version_tag : 0;
-#endif
+    PyObject* target = PyWeakref_GET_OBJECT(weakref);
+    return target == Py_None ? nullptr : new_ref(target);
 #endif
 }
-
-#define OPTREE_VISIT_TYPE(self) Py_VISIT(Py_TYPE(self))
 
 // Max depth of a tree: half of it where C frames are large or the stack is small.
 #if defined(PYPY_VERSION) || defined(Py_DEBUG) || defined(_WIN32) || defined(__wasm__)
@@ -148,6 +118,19 @@ inline constexpr int kMaxDepth = 500;
 #endif
 #else
 inline constexpr int kMaxDepth = 1000;
+#endif
+
+// What the slots of a module say of interpreters and threads, where there are such slots.
+#if defined(Py_mod_multiple_interpreters)
+#define OPTREE_MODULE_PER_INTERPRETER \
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#else
+#define OPTREE_MODULE_PER_INTERPRETER
+#endif
+#if defined(Py_mod_gil)
+#define OPTREE_MODULE_WITHOUT_GIL {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#else
+#define OPTREE_MODULE_WITHOUT_GIL
 #endif
 
 }  // namespace optree::compat

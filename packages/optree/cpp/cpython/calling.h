@@ -2,7 +2,7 @@
 // Calls into Python code that may never come back.
 #pragma once
 
-#include "support/compat.h"
+#include "cpython/compat.h"
 
 #if defined(__GLIBCXX__) && PY_VERSION_HEX < 0x030E0000
 #include <cxxabi.h>

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpython/code.h"
+
+namespace optree {
+
+// Whether the parts of a function are those that its attributes name.
+bool try_code() {
+    const Owned globals = must(PyDict_New());
+    const Owned maker =
+        must(Py_CompileString("(lambda a: lambda b, c: a)(1001)", "<optree>", Py_eval_input));
+    const Owned function = must(PyEval_EvalCode(maker.get(), globals.get(), globals.get()));
+    const Owned code = must(PyObject_GetAttrString(function.get(), "__code__"));
+    const Owned its_globals = must(PyObject_GetAttrString(function.get(), "__globals__"));
+    const Owned answer = must(PyObject_CallFunction(function.get(), "ii", 2, 3));
+    return PyFunction_Check(function.get()) && code_of(function.get()) == code.get() &&
+           globals_of(function.get()) == its_globals.get() && parameters_of(code.get()) == 2 &&
+           size_of_closure(function.get()) == 1 &&
+           held_by_closure(function.get(), 0) == answer.get();
+}
+
+}  // namespace optree

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whether this interpreter is built the way the other files of this folder take it to be. Each of them
+// has a fence (the versions it knows, when compiled), a trial (on objects of its own, when the module
+// is imported; its answer is here) and a fallback through documented calls.
+#pragma once
+
+#include <atomic>
+#include <memory>
+
+#include "cpython/compat.h"
+
+namespace optree {
+
+// Facts of the process: every interpreter in it finds the same.
+class Trial {
+  public:
+    OPTREE_INLINE bool held() const noexcept { return held_.load(std::memory_order_relaxed); }
+    void set(bool held) noexcept { held_.store(held, std::memory_order_relaxed); }
+
+  private:
+    std::atomic<bool> held_{false};
+};
+
+struct Trials {
+    Trial dict_table;
+    Trial odict_list;
+    Trial list_items;
+    Trial tuple_items;
+    Trial type_slots;
+    Trial code;
+    Trial gc_memory;
+};
+inline Trials trials;
+
+// Runs all trials. What goes wrong in one counts as failed; no error stays set.
+void run_trials() noexcept;
+
+bool try_dict_table();
+bool try_odict_list();
+bool try_list_items();
+bool try_tuple_items();
+bool try_type_slots();
+bool try_code();
+bool try_gc_memory();
+
+// An object that a trial owns.
+struct DropReference {
+    void operator()(PyObject* object) const noexcept { Py_DECREF(object); }
+};
+using Owned = std::unique_ptr<PyObject, DropReference>;
+
+// What a call of a trial returned; the trial has failed if it raised.
+struct TrialFailed {};
+inline Owned must(PyObject* object) {
+    if (object == nullptr) throw TrialFailed{};
+    return Owned(object);
+}
+inline void must_do(int status) {
+    if (status < 0) throw TrialFailed{};
+}
+
+}  // namespace optree

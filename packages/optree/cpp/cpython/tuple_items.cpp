@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpython/tuple_items.h"
+
+namespace optree {
+
+// Whether an instance that was made and filled here is like one of Python's making, hash included.
+bool try_tuple_items() {
+    const Owned expected = must(Py_BuildValue("(iii)", 1001, 1002, 1003));
+    const Owned made = must(new_plain_tuple(&PyTuple_Type, 3));
+    for (Py_ssize_t i = 0; i < 3; ++i) {
+        tuple_items(made.get())[i] = compat::new_ref(PyTuple_GET_ITEM(expected.get(), i));
+    }
+    return PyTuple_GET_SIZE(made.get()) == 3 &&
+           PyObject_Hash(made.get()) == PyObject_Hash(expected.get()) &&
+           PyObject_RichCompareBool(made.get(), expected.get(), Py_EQ) == 1;
+}
+
+}  // namespace optree
