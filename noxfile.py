@@ -122,17 +122,19 @@ def layers(session: nox.Session) -> None:
 
 @nox.session
 def stubs(session: nox.Session) -> None:
-    """Check the hand-written stubs of the extension modules against the modules themselves."""
-    run(session, PYTHON, "-m", "mypy.stubtest", "optree._C", "torchopt._C", "--allowlist",
-        "tools/stubtest_allowlist.txt", *session.posargs)  # fmt: skip
+    """Check the stubs of the extension modules and of the optimizers against what they describe."""
+    run(session, PYTHON, "tools/make_stubs.py", "--check")
+    run(session, PYTHON, "-m", "mypy.stubtest", "optree._C", "torchopt._C",
+        "torchopt.optim", "--allowlist", "tools/stubtest_allowlist.txt",
+        *session.posargs)  # fmt: skip
 
 
 @nox.session
 def pyright(session: nox.Session) -> None:
-    """Check with pyright what optree's typing tests check with mypy (downloads pyright)."""
+    """Check with pyright what the typing tests check with mypy (downloads pyright)."""
     run(session, PYTHON, "-m", "pip", "install", "--quiet", "pyright")
     run(session, PYTHON, "-m", "pyright", "--pythonpath", PYTHON, *session.posargs,
-        "packages/optree/tests/typing/cases")  # fmt: skip
+        "packages/optree/tests/typing/cases", "packages/torchopt/tests/typing/cases")  # fmt: skip
 
 
 @nox.session

@@ -148,7 +148,7 @@ PYTHON = (
         root="packages/torchopt/src/torchopt",
         package="torchopt",
         layers=(
-            ("_C", "base", "errors", "precision", "torch_internals", "typing", "version"),
+            ("_C", "base", "errors", "index", "precision", "torch_internals", "typing", "version"),
             ("tree", "tree_function"),
             ("params", "linear_solve", "schedule", "kernels", "update"),
             ("diff", "transform"),

@@ -18,6 +18,7 @@ import torch
 
 import torchopt
 from torchopt import alias
+from torchopt.index import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -69,37 +70,13 @@ ADAM_GRID = grid(
 )
 
 
-CLASS_NAMES = {
-    "adabelief": "AdaBelief",
-    "adafactor": "Adafactor",
-    "adan": "Adan",
-    "adopt": "ADOPT",
-    "amsgrad": "AMSGrad",
-    "amsgradw": "AMSGradW",
-    "asgd": "ASGD",
-    "lamb": "LAMB",
-    "lars": "LARS",
-    "lion": "Lion",
-    "muon": "Muon",
-    "nadam": "NAdam",
-    "nadamw": "NAdamW",
-    "rprop": "Rprop",
-    "schedule_free_adamw": "ScheduleFreeAdamW",
-    "schedule_free_sgd": "ScheduleFreeSGD",
-    "shampoo": "Shampoo",
-    "sophia": "Sophia",
-    "yogi": "Yogi",
-}
-"""The optimizers that the published package does not have, and what their classes are called."""
-
-
 def new_row(name: str, twin: Callable[..., Any], settings: tuple[dict[str, Any], ...]) -> Row:
-    """Return the row of an optimizer of `CLASS_NAMES`."""
+    """Return the row of an optimizer that the published package does not have."""
     return Row(
         name,
         getattr(alias, name),
-        getattr(torchopt.optim, CLASS_NAMES[name]),
-        getattr(torchopt.optim.meta, f"Meta{CLASS_NAMES[name]}"),
+        getattr(torchopt, OPTIMIZERS[name]),
+        getattr(torchopt, f"Meta{OPTIMIZERS[name]}"),
         twin,
         settings,
     )

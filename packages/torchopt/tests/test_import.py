@@ -26,7 +26,9 @@ def modules_after(*statements: str) -> set[str]:
 
 
 def test_importing_the_package_imports_nothing_else() -> None:
-    assert modules_after("import torchopt") == {"torchopt", "torchopt.version"}
+    assert modules_after("import torchopt") == {
+        *("torchopt", "torchopt.index", "torchopt.version"),
+    }
 
 
 def test_using_optimizers_imports_nothing_optional() -> None:

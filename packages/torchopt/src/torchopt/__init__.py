@@ -1,150 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Differentiable optimization for PyTorch.
 
-`import torchopt` imports nothing but this file; the first use of a name imports what it needs.
+`import torchopt` imports this file and a table of names; the first use of a name imports what it
+needs.
 """
 
 from __future__ import annotations
 
 import importlib
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torchopt.index import ALIASES, OPTIMIZERS
 from torchopt.version import __version__
 
-if TYPE_CHECKING:
-    from torchopt import (
-        accelerated_op,
-        alias,
-        base,
-        clip,
-        combine,
-        errors,
-        hook,
-        optim,
-        params,
-        pytree,
-        schedule,
-        transform,
-        typing,
-        update,
-        utils,
-        version,
-    )
-    from torchopt.accelerated_op import is_available as accelerated_op_available
-    from torchopt.alias.adadelta import adadelta
-    from torchopt.alias.adagrad import adagrad
-    from torchopt.alias.adam import adam
-    from torchopt.alias.adamax import adamax
-    from torchopt.alias.adamw import adamw
-    from torchopt.alias.radam import radam
-    from torchopt.alias.rmsprop import rmsprop
-    from torchopt.alias.sgd import sgd
-    from torchopt.clip import clip_grad_norm
-    from torchopt.combine import chain
-    from torchopt.hook import register_hook
-    from torchopt.optim import (
-        SGD,
-        AdaDelta,
-        Adadelta,
-        AdaGrad,
-        Adagrad,
-        Adam,
-        AdaMax,
-        Adamax,
-        AdamW,
-        FuncOptimizer,
-        Optimizer,
-        RAdam,
-        RMSProp,
-        RMSprop,
-    )
-    from torchopt.optim.meta import (
-        MetaAdaDelta,
-        MetaAdadelta,
-        MetaAdaGrad,
-        MetaAdagrad,
-        MetaAdam,
-        MetaAdaMax,
-        MetaAdamax,
-        MetaAdamW,
-        MetaOptimizer,
-        MetaRAdam,
-        MetaRMSProp,
-        MetaRMSprop,
-        MetaSGD,
-    )
-    from torchopt.transform.nan_to_num import nan_to_num
-    from torchopt.update import apply_updates
-    from torchopt.utils import (
-        extract_state_dict,
-        module_clone,
-        module_detach_,
-        recover_state_dict,
-        stop_gradient,
-    )
-
-__all__ = [
-    "SGD",
-    "AdaDelta",
-    "AdaGrad",
-    "AdaMax",
-    "Adadelta",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "FuncOptimizer",
-    "MetaAdaDelta",
-    "MetaAdaGrad",
-    "MetaAdaMax",
-    "MetaAdadelta",
-    "MetaAdagrad",
-    "MetaAdam",
-    "MetaAdamW",
-    "MetaAdamax",
-    "MetaOptimizer",
-    "MetaRAdam",
-    "MetaRMSProp",
-    "MetaRMSprop",
-    "MetaSGD",
-    "Optimizer",
-    "RAdam",
-    "RMSProp",
-    "RMSprop",
-    "accelerated_op_available",
-    "adadelta",
-    "adagrad",
-    "adam",
-    "adamax",
-    "adamw",
-    "apply_updates",
-    "chain",
-    "clip_grad_norm",
-    "extract_state_dict",
-    "module_clone",
-    "module_detach_",
-    "nan_to_num",
-    "radam",
-    "recover_state_dict",
-    "register_hook",
-    "rmsprop",
-    "sgd",
-    "stop_gradient",
-]
-
-# Imported together by the first use of any of them, or of any name above: optimizers.
+# Imported together by the first use of any of them, or of any public name: optimizers.
 _CORE = (
     *("accelerated_op", "alias", "base", "clip", "combine", "errors", "hook", "optim"),
     *("optim.meta", "params", "pytree", "schedule", "transform", "typing", "update", "utils"),
 )
 # Imported one by one when they are asked for.
 _LATER = ("diff", "distributed", "linalg", "linear_solve", "nn", "solvers", "visual")
-# Where each name above comes from.
+_CLASSES = (*OPTIMIZERS.values(), *ALIASES)
+# Where each public name comes from.
 _HOMES = {
     "accelerated_op_available": ("torchopt.accelerated_op", "is_available"),
-    **{name: ("torchopt.alias", name) for name in ("adadelta", "adagrad", "adam", "adamax")},
-    **{name: ("torchopt.alias", name) for name in ("adamw", "radam", "rmsprop", "sgd")},
     "apply_updates": ("torchopt.update", "apply_updates"),
     "chain": ("torchopt.combine", "chain"),
     "clip_grad_norm": ("torchopt.clip", "clip_grad_norm"),
@@ -153,13 +33,14 @@ _HOMES = {
     **{name: ("torchopt.utils", name) for name in ("extract_state_dict", "recover_state_dict")},
     **{name: ("torchopt.utils", name) for name in ("module_clone", "module_detach_")},
     "stop_gradient": ("torchopt.utils", "stop_gradient"),
-    # The classes of optimizers.
-    **{
-        name: ("torchopt.optim.meta" if name.startswith("Meta") else "torchopt.optim", name)
-        for name in __all__
-        if name[0].isupper()
-    },
+    # Each optimizer in its three forms.
+    **{name: ("torchopt.alias", name) for name in OPTIMIZERS},
+    **{name: ("torchopt.optim", name) for name in ("FuncOptimizer", "Optimizer", *_CLASSES)},
+    "MetaOptimizer": ("torchopt.optim.meta", "MetaOptimizer"),
+    **{f"Meta{name}": ("torchopt.optim.meta", f"Meta{name}") for name in _CLASSES},
 }
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
 
 
 def _extension() -> Any:

@@ -1,53 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adam with the interface of torch.optim; see `Optimizer`."""
+"""Where `Adam` was published."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from torch import Tensor
-
-from torchopt.alias.adam import adam
-from torchopt.optim.base import Optimizer
-from torchopt.typing import ScalarOrSchedule
+from torchopt.optim import Adam
 
 __all__ = ["Adam"]
-
-
-class Adam(Optimizer):
-    """Adam with the interface of torch.optim; see `Optimizer`.
-
-    Args:
-        params: Tensors, or a tree of them.
-
-    The hyper-parameters are those of `torchopt.adam`; mind the defaults and the positional order,
-    which are those of this class.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: ScalarOrSchedule = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        eps_root: float = 0.0,
-        maximize: bool = False,
-        use_accelerated_op: bool = False,
-    ) -> None:
-        super().__init__(
-            params,
-            adam(
-                lr=lr,
-                betas=betas,
-                eps=eps,
-                weight_decay=weight_decay,
-                eps_root=eps_root,
-                maximize=maximize,
-                use_accelerated_op=use_accelerated_op,
-            ),
-        )

@@ -1,56 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdamW with the interface of torch.optim; see `Optimizer`."""
+"""Where `AdamW` was published."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
-
-from torch import Tensor
-
-from torchopt.alias.adamw import adamw
-from torchopt.optim.base import Optimizer
-from torchopt.typing import ScalarOrSchedule
+from torchopt.optim import AdamW
 
 __all__ = ["AdamW"]
-
-
-class AdamW(Optimizer):
-    """AdamW with the interface of torch.optim; see `Optimizer`.
-
-    Args:
-        params: Tensors, or a tree of them.
-
-    The hyper-parameters are those of `torchopt.adamw`; mind the defaults and the positional order,
-    which are those of this class.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: ScalarOrSchedule = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        *,
-        eps_root: float = 0.0,
-        mask: Any | Callable[[Any], Any] | None = None,
-        maximize: bool = False,
-        use_accelerated_op: bool = False,
-    ) -> None:
-        super().__init__(
-            params,
-            adamw(
-                lr=lr,
-                betas=betas,
-                eps=eps,
-                weight_decay=weight_decay,
-                eps_root=eps_root,
-                mask=mask,
-                maximize=maximize,
-                use_accelerated_op=use_accelerated_op,
-            ),
-        )

@@ -1,68 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers that step a module as part of the graph."""
+"""Optimizers that step a module as part of the graph.
+
+The classes are made from the functions in `torchopt.alias`, one for each line of `torchopt.index`.
+"""
 
 from __future__ import annotations
 
-from torchopt.optim.meta.adabelief import MetaAdaBelief
-from torchopt.optim.meta.adadelta import MetaAdaDelta, MetaAdadelta
-from torchopt.optim.meta.adafactor import MetaAdafactor
-from torchopt.optim.meta.adagrad import MetaAdaGrad, MetaAdagrad
-from torchopt.optim.meta.adam import MetaAdam
-from torchopt.optim.meta.adamax import MetaAdaMax, MetaAdamax
-from torchopt.optim.meta.adamw import MetaAdamW
-from torchopt.optim.meta.adan import MetaAdan
-from torchopt.optim.meta.adopt import MetaADOPT
-from torchopt.optim.meta.amsgrad import MetaAMSGrad
-from torchopt.optim.meta.amsgradw import MetaAMSGradW
-from torchopt.optim.meta.asgd import MetaASGD
-from torchopt.optim.meta.base import MetaOptimizer
-from torchopt.optim.meta.lamb import MetaLAMB
-from torchopt.optim.meta.lars import MetaLARS
-from torchopt.optim.meta.lion import MetaLion
-from torchopt.optim.meta.muon import MetaMuon
-from torchopt.optim.meta.nadam import MetaNAdam
-from torchopt.optim.meta.nadamw import MetaNAdamW
-from torchopt.optim.meta.radam import MetaRAdam
-from torchopt.optim.meta.rmsprop import MetaRMSProp, MetaRMSprop
-from torchopt.optim.meta.rprop import MetaRprop
-from torchopt.optim.meta.schedule_free_adamw import MetaScheduleFreeAdamW
-from torchopt.optim.meta.schedule_free_sgd import MetaScheduleFreeSGD
-from torchopt.optim.meta.sgd import MetaSGD
-from torchopt.optim.meta.shampoo import MetaShampoo
-from torchopt.optim.meta.sophia import MetaSophia
-from torchopt.optim.meta.yogi import MetaYogi
+from inspect import Parameter
 
-__all__ = [
-    "MetaADOPT",
-    "MetaAMSGrad",
-    "MetaAMSGradW",
-    "MetaASGD",
-    "MetaAdaBelief",
-    "MetaAdaDelta",
-    "MetaAdaGrad",
-    "MetaAdaMax",
-    "MetaAdadelta",
-    "MetaAdafactor",
-    "MetaAdagrad",
-    "MetaAdam",
-    "MetaAdamW",
-    "MetaAdamax",
-    "MetaAdan",
-    "MetaLAMB",
-    "MetaLARS",
-    "MetaLion",
-    "MetaMuon",
-    "MetaNAdam",
-    "MetaNAdamW",
-    "MetaOptimizer",
-    "MetaRAdam",
-    "MetaRMSProp",
-    "MetaRMSprop",
-    "MetaRprop",
-    "MetaSGD",
-    "MetaScheduleFreeAdamW",
-    "MetaScheduleFreeSGD",
-    "MetaShampoo",
-    "MetaSophia",
-    "MetaYogi",
-]
+from torchopt import alias
+from torchopt.index import ALIASES, OPTIMIZERS
+from torchopt.optim.from_function import Form, class_from
+from torchopt.optim.meta.base import MetaOptimizer
+
+__all__ = ["MetaOptimizer"]
+__all__ += [f"Meta{c}" for c in (*OPTIMIZERS.values(), *ALIASES)]
+
+_META = Form(
+    MetaOptimizer,
+    "torchopt.optim.meta",
+    Parameter("module", Parameter.POSITIONAL_OR_KEYWORD, annotation="nn.Module"),
+    "module: The module to step.",
+    "{name} as part of the graph; see `MetaOptimizer`.",
+    """\
+>>> import torch, torchopt
+>>> net = torch.nn.Linear(1, 1, bias=False)
+>>> start = net.weight
+>>> optimizer = torchopt.{name}(net, lr=0.1)
+>>> optimizer.step(net.weight.square().sum())
+>>> torch.autograd.grad(net.weight.sum(), start)[0].shape
+torch.Size([1, 1])""",
+)
+
+for _f, _c in OPTIMIZERS.items():
+    globals()[f"Meta{_c}"] = class_from(getattr(alias, _f), f"Meta{_c}", _META)
+globals().update({f"Meta{other}": globals()[f"Meta{c}"] for other, c in ALIASES.items()})

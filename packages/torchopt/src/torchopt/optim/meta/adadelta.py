@@ -1,54 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdaDelta as part of the graph; see `MetaOptimizer`."""
+"""Where `MetaAdaDelta` was published."""
 
 from __future__ import annotations
 
-from torch import nn
-
-from torchopt.alias.adadelta import adadelta
-from torchopt.optim.meta.base import MetaOptimizer
-from torchopt.typing import ScalarOrSchedule
+from torchopt.optim.meta import MetaAdaDelta, MetaAdadelta
 
 __all__ = ["MetaAdaDelta", "MetaAdadelta"]
-
-
-class MetaAdaDelta(MetaOptimizer):
-    """AdaDelta as part of the graph; see `MetaOptimizer`.
-
-    Args:
-        module: The module to step.
-
-    The hyper-parameters are those of `torchopt.adadelta`; mind the defaults and the positional
-    order, which are those of this class.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        lr: ScalarOrSchedule = 1.0,
-        rho: float = 0.9,
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        *,
-        moment_requires_grad: bool = True,
-        first_order: bool = False,
-        detach_every: int | None = None,
-    ) -> None:
-        super().__init__(
-            module,
-            adadelta(
-                lr=lr,
-                rho=rho,
-                eps=eps,
-                weight_decay=weight_decay,
-                moment_requires_grad=moment_requires_grad,
-            ),
-            first_order=first_order,
-            detach_every=detach_every,
-        )
-
-
-MetaAdadelta = MetaAdaDelta

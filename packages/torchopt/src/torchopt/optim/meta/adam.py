@@ -1,57 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adam as part of the graph; see `MetaOptimizer`."""
+"""Where `MetaAdam` was published."""
 
 from __future__ import annotations
 
-from torch import nn
-
-from torchopt.alias.adam import adam
-from torchopt.optim.meta.base import MetaOptimizer
-from torchopt.typing import ScalarOrSchedule
+from torchopt.optim.meta import MetaAdam
 
 __all__ = ["MetaAdam"]
-
-
-class MetaAdam(MetaOptimizer):
-    """Adam as part of the graph; see `MetaOptimizer`.
-
-    Args:
-        module: The module to step.
-
-    The hyper-parameters are those of `torchopt.adam`; mind the defaults and the positional order,
-    which are those of this class.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        lr: ScalarOrSchedule = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        eps_root: float = 0.0,
-        moment_requires_grad: bool = True,
-        maximize: bool = False,
-        use_accelerated_op: bool = False,
-        first_order: bool = False,
-        detach_every: int | None = None,
-    ) -> None:
-        super().__init__(
-            module,
-            adam(
-                lr=lr,
-                betas=betas,
-                eps=eps,
-                weight_decay=weight_decay,
-                eps_root=eps_root,
-                moment_requires_grad=moment_requires_grad,
-                maximize=maximize,
-                use_accelerated_op=use_accelerated_op,
-            ),
-            first_order=first_order,
-            detach_every=detach_every,
-        )

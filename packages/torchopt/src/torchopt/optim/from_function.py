@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classes made from functions: `Adam` and `MetaAdam` from `adam`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import Parameter
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from torchopt.base import GradientTransformation
+
+__all__ = ["PUBLISHED", "Form", "class_from"]
+
+
+class Published(NamedTuple):
+    """How the published classes differ from their function.
+
+    Attributes:
+        defaults: Defaults of their own. `moment_requires_grad` is an argument of the meta class
+            alone: steps in place have no derivative.
+        positional: The positional order; empty for that of the function.
+    """
+
+    defaults: Mapping[str, Any] = MappingProxyType({})
+    positional: tuple[str, ...] = ()
+
+
+PUBLISHED = {
+    "adadelta": Published({"lr": 1.0, "moment_requires_grad": True}),
+    "adagrad": Published(),
+    "adam": Published({"moment_requires_grad": True}),
+    "adamax": Published({"lr": 2e-3, "eps": 1e-8, "moment_requires_grad": True}),
+    "adamw": Published(),
+    "radam": Published({"eps": 1e-8, "moment_requires_grad": True}),
+    "rmsprop": Published(),
+    "sgd": Published(
+        {"moment_requires_grad": True},
+        (
+            *("lr", "momentum", "weight_decay", "dampening", "nesterov"),
+            *("moment_requires_grad", "maximize"),
+        ),
+    ),
+}
+"""The functions whose classes torchopt 0.7 has, each in a module of its own."""
+
+Constructor = Callable[..., GradientTransformation]
+
+
+class Form(NamedTuple):
+    """What all classes of a kind have in common.
+
+    Attributes:
+        base: The class that steps.
+        package: Where they are.
+        leading: The first argument, what is stepped.
+        leading_text: Its line in the docstring.
+        summary: First line of the docstring, of the name of the optimizer.
+        example: Example in the docstring, of the name of the class.
+        dropped: The argument of functions that they do not have.
+    """
+
+    base: type
+    package: str
+    leading: Parameter
+    leading_text: str
+    summary: str
+    example: str
+    dropped: str = ""
+
+
+def class_from(function: Constructor, name: str, form: Form) -> type:
+    """Return the class that steps with what `function` makes.
+
+    Args:
+        function: Makes the gradient transformation; the class has its arguments, after the one of
+            `form`.
+        name: The name of the class.
+        form: What it has in common with others.
+    """
+    published = PUBLISHED.get(function.__name__)
+    # The base takes self, what is stepped, the transformation, and options.
+    options = list(inspect.signature(form.base.__init__).parameters.values())[3:]  # type: ignore[misc]
+    passed = _arguments(function, published or Published(), form.dropped)
+    signature = inspect.Signature([form.leading, *passed, *options])
+    made = type(name, (form.base,), {"__doc__": _docstring(function, name, form, signature)})
+    # A published class says the module of its own that it was published in.
+    made.__module__ = form.package if published is None else f"{form.package}.{function.__name__}"
+    made.__init__ = _initializer(made, function, signature, passed)  # type: ignore[misc]
+    return made
+
+
+def _arguments(function: Constructor, published: Published, dropped: str) -> list[Parameter]:
+    """Return the arguments of a function in the order and with the defaults of its classes."""
+    own = {p.name: p for p in inspect.signature(function).parameters.values() if p.name != dropped}
+    for name, default in published.defaults.items():
+        if name in own:
+            own[name] = own[name].replace(default=default)
+    order = [name for name in published.positional if name in own]
+    positional = [own.pop(n).replace(kind=Parameter.POSITIONAL_OR_KEYWORD) for n in order]
+    return [*positional, *own.values()]
+
+
+def _initializer(
+    made: type, function: Constructor, signature: inspect.Signature, passed: Sequence[Parameter]
+) -> Callable[..., None]:
+    """Return `__init__` with this signature; `passed` are the arguments that the function takes.
+
+    It is compiled from its text, as those of dataclasses are: Python itself binds arguments and
+    refuses wrong ones. `Signature.bind` would take longer than all the rest of a construction.
+    """
+    parameters = ["self"]
+    for p in signature.parameters.values():
+        if p.kind is p.KEYWORD_ONLY and "*" not in parameters:
+            parameters.append("*")
+        parameters.append(p.name if p.default is p.empty else f"{p.name}=_defaults[{p.name!r}]")
+    stepped, *rest = signature.parameters
+    impl = f"_function({', '.join(f'{p.name}={p.name}' for p in passed)})"
+    options = [f"{name}={name}" for name in rest[len(passed) :]]
+    text = (
+        f"def __init__({', '.join(parameters)}):\n"
+        f"    super(_made, self).__init__({', '.join([stepped, impl, *options])})"
+    )
+    names: dict[str, Any] = {
+        **getattr(function, "__globals__", {}),  # typing.get_type_hints looks names up there
+        "Iterable": Iterable,
+        "Tensor": Tensor,
+        "nn": nn,
+        "_function": function,
+        "_made": made,
+        "_defaults": {p.name: p.default for p in signature.parameters.values()},
+    }
+    exec(compile(text, f"<torchopt: {made.__qualname__}.__init__>", "exec"), names)
+    init: Callable[..., None] = names.pop("__init__")
+    init.__qualname__, init.__module__ = f"{made.__qualname__}.__init__", made.__module__
+    init.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    init.__annotations__["return"] = "None"
+    return init
+
+
+def _docstring(
+    function: Constructor, name: str, form: Form, signature: inspect.Signature
+) -> str | None:
+    """Return the docstring of a class: that of the function, with the arguments of the class."""
+    if function.__doc__ is None or form.base.__doc__ is None:  # python -OO
+        return None
+    _, _, body = inspect.cleandoc(function.__doc__).partition("\n")
+    above, _, below = body.partition("\nArgs:\n")
+    _, _, after = below.partition("\n\n")
+    after, _, _ = after.partition("Example:\n")
+    described = {**_described(form.base.__doc__), **_described(function.__doc__)}
+    args = [f"    {form.leading_text}", *(described[p] for p in list(signature.parameters)[1:])]
+    example = textwrap.indent(form.example.format(name=name), "    ")
+    parts = (
+        form.summary.format(name=name.removeprefix("Meta")),
+        above,
+        "\n".join(["Args:", *args]),
+        after,
+        f"Example:\n{example}",
+    )
+    return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
+
+
+def _described(docstring: str) -> dict[str, str]:
+    """Return the entry of each argument in a docstring."""
+    section = re.search(r"(?ms)^Args:\n(.*?)(?=^\S|\Z)", inspect.cleandoc(docstring))
+    entries = re.split(r"(?m)^(?=    \w)", section[1].rstrip()) if section else []
+    return {entry.split(":")[0].strip(): entry.rstrip() for entry in entries if entry.strip()}
