@@ -80,6 +80,27 @@ def test_a_meta_step_is_one_graph(name: str) -> None:
     assert data_wanted.abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("shapes", [((3, 2), (2, 3)), ((3,), (2,)), ((4, 4),)], ids=str)
+def test_muon_is_one_graph_with_matrices_alone_and_without_any(shapes: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    params = {
+        str(i): torch.randn(shape, generator=generator, dtype=DOUBLE)
+        for i, shape in enumerate(shapes)
+    }
+    optimizer = torchopt.muon(0.1)
+
+    def step(params: Params) -> Params:
+        state = optimizer.init(params)
+        updates, _ = optimizer.update(params, state, params=params, inplace=False)
+        return torchopt.apply_updates(params, updates, inplace=False)
+
+    torch._dynamo.reset()
+    got, wanted = torch.compile(step, fullgraph=True, backend="eager")(params), step(params)
+    for key, p in params.items():
+        torch.testing.assert_close(got[key], wanted[key], rtol=1e-12, atol=1e-13)
+        assert not torch.equal(wanted[key], p)
+
+
 @pytest.mark.parametrize(("name", "backend"), [("sgd", "inductor"), ("adamw", "aot_eager")])
 def test_backends_agree(name: str, backend: str) -> None:
     _, meta_step, start, x = problem(name)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from torchopt.kernels.stacks import in_stacks
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.norm import scaled
 from torchopt.transform.validate import check_at_least_zero
@@ -22,8 +23,8 @@ class Orthogonalize(LeafRule):
     """u = scale * NewtonSchulz(g)."""
 
     steps: int
-    coefficients: tuple[float, float, float]
-    eps: float
+    coefficients: tuple[float | Tensor, float | Tensor, float | Tensor]
+    eps: float | Tensor
     match_rms: bool
     complex_numbers: ClassVar[str] = "whole"
 
@@ -31,24 +32,32 @@ class Orthogonalize(LeafRule):
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the orthogonalized updates."""
-        return [self._orthogonalized(g) for g in grads], state
+        for g in grads:
+            if g.ndim != 2:
+                raise ValueError(f"orthogonalize: expected matrices, got shape {tuple(g.shape)}")
+        # Tall matrices lie down, so that they go with wide ones.
+        wide = [g if g.shape[0] <= g.shape[1] else g.mH for g in grads]
+        wide = in_stacks(self._iterated, wide, *self.coefficients, self.eps)
+        return [
+            (x if x.shape == g.shape else x.mH) * self._scale(*g.shape) for x, g in zip(wide, grads)
+        ], state
 
-    def _orthogonalized(self, g: Tensor) -> Tensor:
-        if g.ndim != 2:
-            raise ValueError(f"orthogonalize: expected matrices, got shape {tuple(g.shape)}")
-        a, b, c = self.coefficients
-        wide = g.shape[0] <= g.shape[1]
-        size, x, norm = scaled(g if wide else g.mH)
-        x = x / torch.maximum(norm, self.eps / size)
+    def _iterated(self, g: Tensor, a: Any, b: Any, c: Any, eps: Any) -> Tensor:
+        size, x, norm = scaled(g, dim=(-2, -1))
+        x = x / torch.maximum(norm, eps / size)
+        numbers = not any(isinstance(h, Tensor) for h in (a, b, c))
         for _ in range(self.steps):
             gram = x @ x.mH
-            x = a * x + (b * gram + c * gram @ gram) @ x
-        rows, columns = g.shape
+            if numbers:
+                x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+            else:
+                x = a * x + (b * gram + c * gram @ gram) @ x
+        return x
+
+    def _scale(self, rows: int, columns: int) -> float:
         if self.match_rms:
-            scale = 0.2 * math.sqrt(max(rows, columns))
-        else:
-            scale = math.sqrt(max(1.0, rows / columns))
-        return (x if wide else x.mH) * scale
+            return 0.2 * math.sqrt(max(rows, columns))
+        return math.sqrt(max(1.0, rows / columns))
 
 
 @transformation

@@ -47,7 +47,9 @@ class Partition:
         labels = self._leaf_labels(params)
         return PartitionState(
             inner_states={
-                label: inner.init(tree_unflatten(spec, _part(leaves, labels, label)))
+                label: inner.init(
+                    tree_unflatten(spec, _part(leaves, labels, label)) if label in labels else ()
+                )
                 for label, inner in self.transformations.items()
             }
         )
@@ -69,6 +71,9 @@ class Partition:
         # A part that is refused must not find the parts before it written.
         inplace = inplace and len(self.transformations) == 1
         for label, inner in self.transformations.items():
+            if label not in labels:
+                states[label] = state.inner_states[label]
+                continue
             part = tree_unflatten(spec, _part(values, labels, label))
             own = None if params is None else tree_unflatten(spec, _part(leaves, labels, label))
             part, states[label] = inner.update(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt.kernels.reference.inverse_root import inverse_root
+from torchopt.kernels.stacks import stacks
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.validate import check_at_least_zero, check_fraction
 
@@ -50,8 +51,8 @@ class ScaleByShampoo(LeafRule):
     def _unpacked(self, packed: Tensor, shape: Sequence[int]) -> list[Tensor]:
         sizes = [n if self._diagonal(n) else n * n for n in shape]
         return [
-            part if self._diagonal(n) else part.view(n, n)
-            for n, part in zip(shape, packed.split(sizes))
+            part if self._diagonal(n) else part.reshape(-1, n, n)
+            for n, part in zip(shape, packed.split(sizes, dim=1))
         ]
 
     def _scaled_identities(self, p: Tensor, value: float | Tensor) -> Tensor:
@@ -77,45 +78,61 @@ class ScaleByShampoo(LeafRule):
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the directions and the new state."""
-        updates, statistics, all_roots = [], [], []
-        for g, old, roots, t in zip(grads, state.statistics, state.roots, state.t):
-            # A leaf goes by its own steps: it may miss the gradients of all steps that others
-            # compute their roots in.
-            refresh = (t - 1) % self.update_every == 0
-            shape = _shape(g)
-            # Roots are large where no gradient has been: what rounding puts there would be seen.
-            x = g.to(torch.float64).reshape(shape)
-            old, roots = old.to(torch.float64), roots.to(torch.float64)
-            new = self._moved(x, self._unpacked(old, shape)) if g.numel() else old
-            if refresh and g.numel():
-                roots = torch.cat(
-                    [self._root(s, len(shape)).reshape(-1) for s in self._unpacked(new, shape)]
-                )
-            for dimension, r in enumerate(self._unpacked(roots, shape)):
-                x = _along(x, r, dimension)
-            updates.append(x.reshape(g.shape))
-            statistics.append(new)
-            all_roots.append(roots)
+        # A leaf goes by its own steps: it may miss the gradients of all steps that others compute
+        # their roots in.
+        refresh = [(t - 1) % self.update_every == 0 for t in state.t]
+        rows: list[tuple[Tensor, ...]] = [()] * len(grads)
+        for indices in stacks(grads, refresh):
+            g, old, roots = (
+                torch.stack([role[i].to(torch.float64) for i in indices])
+                for role in (grads, state.statistics, state.roots)
+            )
+            values = self._stepped(g, old, roots, refresh[indices[0]])
+            for i, row in zip(indices, zip(*map(torch.unbind_copy, values))):
+                rows[i] = row
+        updates, statistics, all_roots = ([row[k] for row in rows] for k in range(3))
         return updates, ScaleByShampooState(statistics, all_roots, [t + 1 for t in state.t])
+
+    def _stepped(
+        self, g: Tensor, old: Tensor, roots: Tensor, refresh: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return directions, statistics and roots of leaves of one shape, one in each row.
+
+        In float64. Roots are large where no gradient has been: what rounding puts there would be
+        seen.
+        """
+        if not g.numel():
+            return g, old, roots
+        count, *sizes = g.shape
+        shape = sizes or [1]
+        x = g.reshape(count, *shape)
+        new = self._moved(x, self._unpacked(old, shape))
+        if refresh:
+            parts = self._unpacked(new, shape)
+            roots = torch.cat([self._root(s, len(shape)).reshape(count, -1) for s in parts], dim=1)
+        for dimension, r in enumerate(self._unpacked(roots, shape)):
+            x = _along(x, r, dimension + 1)
+        return x.reshape(g.shape), new, roots
 
     def _moved(self, g: Tensor, old: Sequence[Tensor]) -> Tensor:
         parts = []
-        for dimension, s in enumerate(old):
-            rows = g.movedim(dimension, 0).reshape(g.shape[dimension], -1)
-            square = (rows * rows).sum(dim=1) if s.ndim == 1 else rows @ rows.mT
+        for dimension, s in enumerate(old, 1):
+            rows = g.movedim(dimension, 1).flatten(2) if g.ndim > 2 else g.unsqueeze(2)
+            square = (rows * rows).sum(dim=2) if s.ndim == 2 else rows @ rows.mT
             if isinstance(self.decay, Tensor):
                 fresh = torch.where(self.decay == 1, torch.ones_like(self.decay), 1 - self.decay)
                 s, square = s * self.decay, square * fresh
             elif self.decay != 1.0:
                 s, square = s * self.decay, square * (1 - self.decay)
-            parts.append((s + square).reshape(-1))
-        return torch.cat(parts)
+            parts.append((s + square).flatten(1))
+        return torch.cat(parts, dim=1)
 
     def _root(self, s: Tensor, order: int) -> Tensor:
-        if s.ndim == 1:
+        if s.ndim == 2:
             return s ** (-1 / (2 * order))
         # A sum of squares is known up to rounding only, and has no root where that is negative.
-        ridge = _RIDGE * s.shape[-1] * s.diagonal().sum()
+        trace = s.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None]
+        ridge = _RIDGE * s.shape[-1] * trace
         identity = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
         return inverse_root(s + ridge * identity, 2 * order, self.root_steps)
 
@@ -126,9 +143,14 @@ def _shape(p: Tensor) -> tuple[int, ...]:
 
 
 def _along(x: Tensor, r: Tensor, dimension: int) -> Tensor:
-    """Return `x` with `r`, a matrix or a diagonal, applied along one dimension."""
+    """Return the rows of `x` with those of `r`, matrices or diagonals, along a dimension."""
     moved = x.movedim(dimension, -1)
-    return (moved * r if r.ndim == 1 else moved @ r).movedim(-1, dimension)
+    if r.ndim == 2:
+        r = r.reshape(len(r), *(1,) * (x.ndim - 2), -1)
+        return (moved * r).movedim(-1, dimension)
+    if x.ndim == 2:
+        return (moved.unsqueeze(1) @ r).squeeze(1)
+    return (moved.flatten(1, -2) @ r).reshape(moved.shape).movedim(-1, dimension)
 
 
 @transformation

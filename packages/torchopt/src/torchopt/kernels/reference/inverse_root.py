@@ -1,25 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inverse roots of positive definite matrices from matrix products alone.
+r"""Inverse roots of positive definite matrices.
 
-An eigendecomposition gives them too, but its derivative divides by differences of eigenvalues, and
-a sum of a few outer products has many equal ones. The iteration below is a polynomial, so it is
-differentiable to any order, batched by vmap and compiled, whatever the eigenvalues.
+The value and the first derivative come from eigenvalues. The derivative of an eigendecomposition
+divides by differences of eigenvalues, and a sum of a few outer products has many equal ones; that
+of a root does not. With :math:`A = V \Lambda V^T`, :math:`a_i = \lambda_i^{1/p}`, and a
+cotangent G, it is
+
+.. math::
+    \bar A = V (K \circ V^T G V) V^T, \qquad
+    K_{ij} = \frac{a_i^{-1} - a_j^{-1}}{a_i^p - a_j^p}
+           = \frac{-1}{a_i a_j \sum_{k=0}^{p-1} a_i^{p-1-k} a_j^k}
+
+(J. Daleckii, S. Krein 1965; N. J. Higham, Functions of Matrices, 2008, theorem 3.11), in which
+nothing cancels. Higher derivatives are those of a polynomial iteration from matrix products alone,
+which is differentiable to any order, batched by vmap and compiled, whatever the eigenvalues.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torchopt.tree_function import Operation, apply_operation
 
-
-__all__ = ["inverse_root"]
+__all__ = ["inverse_root", "newton_inverse_root"]
 
 
 def inverse_root(a: Tensor, p: int, steps: int = 50) -> Tensor:
+    r"""Return :math:`A^{-1/p}` of symmetric positive definite matrices.
+
+    Eigenvalues smaller than the rounding of the largest count as that; a matrix with negative ones
+    beyond it, or that is not finite, has a root of NaN. The matrices are all that is kept for the
+    derivative.
+
+    Args:
+        a: `[*batch, n, n]`; of another matrix the symmetric part is taken.
+        p: The root, >= 1.
+        steps: Iterations of `newton_inverse_root` for higher derivatives and under torch.compile.
+
+    Example:
+        >>> inverse_root(torch.diag(torch.tensor([4.0, 9.0])), 2)
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.3333]])
+    """
+
+    def by_eigenvalues(a: Tensor) -> tuple[Tensor]:
+        vectors, roots = _decomposed(a, p)
+        return ((vectors / roots.unsqueeze(-2)) @ vectors.mT,)
+
+    def pulled(a: Tensor, cotangent: Tensor) -> tuple[Tensor]:
+        vectors, roots = _decomposed(a, p)
+        rows, columns = roots.unsqueeze(-1), roots.unsqueeze(-2)
+        total = sum(rows ** (p - 1 - k) * columns**k for k in range(p))
+        inner = vectors.mT @ cotangent @ vectors
+        return (vectors @ (inner / (-rows * columns * total)) @ vectors.mT,)
+
+    def iterated(a: Tensor) -> tuple[Tensor]:
+        return (newton_inverse_root(a, p, steps),)
+
+    symmetric = (a + a.mT) / 2
+    if not symmetric.numel():
+        return symmetric
+    return apply_operation(Operation(by_eigenvalues, pulled, iterated, 1), symmetric)[0]
+
+
+def _decomposed(a: Tensor, p: int) -> tuple[Tensor, Tensor]:
+    """Return the eigenvectors, and the roots of the eigenvalues."""
+    finite = torch.isfinite(a).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    values, vectors = torch.linalg.eigh(torch.where(finite, a, identity))
+    largest = values[..., -1:]
+    rounding = torch.finfo(a.dtype).eps * largest
+    positive = finite.squeeze(-1) & (values > -8 * a.shape[-1] * rounding)
+    values = torch.where(positive, torch.maximum(values, rounding), torch.nan)
+    return vectors, values ** (1 / p)
+
+
+def newton_inverse_root(a: Tensor, p: int, steps: int = 50) -> Tensor:
     r"""Return :math:`A^{-1/p}` by the coupled Newton iteration.
 
     .. math::
@@ -31,21 +88,16 @@ def inverse_root(a: Tensor, p: int, steps: int = 50) -> Tensor:
     1e15.
 
     Args:
-        a: Symmetric positive definite matrix `[n, n]`.
+        a: Symmetric positive definite matrices `[*batch, n, n]`.
         p: The root, >= 1.
         steps: Iterations.
 
     References:
         N. J. Higham, Functions of Matrices, 2008, equation 7.18; C. Guo, N. J. Higham, A Schur-
         Newton Method for the Matrix p'th Root and its Inverse, 2006.
-
-    Example:
-        >>> inverse_root(torch.diag(torch.tensor([4.0, 9.0])), 2)
-        tensor([[0.5000, 0.0000],
-                [0.0000, 0.3333]])
     """
     identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    z = (p + 1) / (2 * (a * a).sum().sqrt())
+    z = (p + 1) / (2 * (a * a).sum(dim=(-2, -1), keepdim=True).sqrt())
     m, x = a * z, identity * z ** (1 / p)
     for _ in range(steps):
         t = ((p + 1) * identity - m) / p

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors of one shape together: one call for the products of many small matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.tree_function import (
+    Operation,
+    any_watched,
+    apply_operation,
+    is_batched,
+    is_traced,
+)
+
+__all__ = ["in_stacks", "stacks"]
+
+_CACHE = 1 << 20
+_MEMORY = 1 << 28
+
+
+def stacks(tensors: Sequence[Tensor], keys: Sequence[Hashable] | None = None) -> list[list[int]]:
+    """Return the indices of tensors that can be stacked: of one shape, dtype, device and key.
+
+    On the CPU a stack is no larger than the cache of a core (benchmarks/torchopt/matrices.py).
+
+    Args:
+        tensors: Any.
+        keys: What else stacked tensors agree in, one for each tensor.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, x in enumerate(tensors):
+        key = (x.shape, x.dtype, x.device, None if keys is None else keys[i])
+        groups.setdefault(key, []).append(i)
+    out = []
+    for group in groups.values():
+        x = tensors[group[0]]
+        limit = _CACHE if x.device.type == "cpu" else _MEMORY
+        size = max(1, limit // max(1, x.numel() * x.element_size()))
+        out += [group[i : i + size] for i in range(0, len(group), size)]
+    return out
+
+
+def in_stacks(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor], *hypers: Any
+) -> list[Tensor]:
+    """Return `function(stack, *hypers)` for each tensor, with the tensors stacked to `[k, *shape]`.
+
+    The derivative computes the function again: the tensors are all that is kept for it. It is
+    exact to any order, also with respect to `hypers` that are tensors.
+    """
+    out = list(tensors)
+    learned = [h for h in hypers if isinstance(h, Tensor)]
+    for indices in stacks(tensors):
+        chunk = [tensors[i] for i in indices]
+
+        def call(*given: Tensor, size: int = len(chunk)) -> tuple[Tensor, ...]:
+            rest = iter(given[size:])
+            numbers = [next(rest) if isinstance(h, Tensor) else h for h in hypers]
+            return function(torch.stack(given[:size]), *numbers).unbind()
+
+        inputs = (*chunk, *learned)
+        if _keeps_inputs_only(inputs):
+            values = apply_operation(Operation(call, None, call, len(inputs)), *inputs)
+        else:
+            values = call(*inputs)
+        for i, value in zip(indices, values):
+            out[i] = value
+    return out
+
+
+def _keeps_inputs_only(inputs: Sequence[Tensor]) -> bool:
+    # Under vmap the values of all entries are one tensor: an operation would run one by one.
+    return not is_traced() and any_watched(inputs) and not any(map(is_batched, inputs))
