@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchopt.errors import NotDifferentiableError
 from torchopt.params.lineage import begin_step
 from torchopt.params.second_order import explain_no_derivative
+from torchopt.torch_internals import backward_pass
 
 __all__ = ["gradients"]
 
@@ -52,21 +52,20 @@ def gradients(
             "parameters; "
             "compute it from them with gradients enabled (not under torch.no_grad(), not detached)."
         )
-    trainable = [i for i, p in enumerate(params) if p.requires_grad]
-    if not trainable:
+    used: Sequence[Tensor] = [p for p in params if p.requires_grad]
+    if not used:
         raise NotDifferentiableError(
             f"step(loss): none of the {len(params)} parameters requires a gradient; "
             "unfreeze one with requires_grad_()."
         )
-    used = [params[i] for i in trainable]
-    handles = begin_step(used, [names[i] for i in trainable])
+    frozen = len(used) < len(params)
+    if frozen:
+        names = [name for name, p in zip(names, params) if p.requires_grad]
+    handles = begin_step(used, names)
+    retain_graph = create_graph if retain_graph is None else retain_graph
     try:
-        found: Sequence[Any] = torch.autograd.grad(
-            loss,
-            used,
-            create_graph=create_graph,
-            retain_graph=retain_graph,
-            allow_unused=True,
+        found: Sequence[Any] = backward_pass(
+            loss, used, retain_graph=retain_graph, create_graph=create_graph
         )
     except RuntimeError as error:
         explained = explain_no_derivative("step(loss)", error)
@@ -77,13 +76,12 @@ def gradients(
         for handle in handles:
             handle.remove()
     if all(g is None for g in found):
-        shown = ", ".join(names[i] for i in trainable[:4])
         raise NotDifferentiableError(
-            f"step(loss): the loss does not depend on any of the parameters ({shown}"
-            f"{', ...' if len(trainable) > 4 else ''}); was it computed before the last step, or "
-            "from a copy?"
+            f"step(loss): the loss does not depend on any of the parameters "
+            f"({', '.join(names[:4])}{', ...' if len(used) > 4 else ''}); was it computed before "
+            "the last step, or from a copy?"
         )
-    out: list[Tensor | None] = [None] * len(params)
-    for index, g in zip(trainable, found):
-        out[index] = g
-    return out
+    if not frozen:
+        return list(found)
+    rest = iter(found)
+    return [next(rest) if p.requires_grad else None for p in params]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -75,7 +74,6 @@ def require_replaceable(module: Any) -> list[nn.Module]:
     return submodules
 
 
-@dataclass
 class Slot:
     """One parameter and all the places that hold it.
 
@@ -86,18 +84,26 @@ class Slot:
         references: Weak ones to the watched dictionaries among the places, once they are needed.
     """
 
-    value: Any
-    places: list[tuple[dict[str, Tensor | None], str]]
-    names: list[str]
-    references: list[Any] | None = None
+    __slots__ = ("names", "places", "references", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.places: list[tuple[dict[str, Tensor | None], str]] = []
+        self.names: list[str] = []
+        self.references: list[Any] | None = None
 
     def get(self) -> Tensor:
         """Return the tensor."""
         assert isinstance(self.value, Tensor)
         return self.value
 
-    def set(self, value: Tensor) -> None:
-        """Put `value`, which inherits the hooks of the tensor before it, in all places."""
+    def set(self, value: Tensor, *, plainly: bool = False) -> None:
+        """Put `value`, which inherits the hooks of the tensor before it, in all places.
+
+        Args:
+            value: The tensor.
+            plainly: Whether it is known that `reads_plainly()`.
+        """
         if self.references is None:
             self.references = [
                 (weakref.ref(c), key) for c, key in self.places if isinstance(c, WatchedDict)
@@ -105,7 +111,13 @@ class Slot:
         descend(self.value, value, self.references)
         self.value = value
         for container, key in self.places:
-            container[key] = value
+            if plainly and type(container) is WatchedDict:
+                _put(container, key, value)
+            else:
+                container[key] = value
+
+
+_put = dict.__setitem__
 
 
 def parameter_slots(module: nn.Module) -> list[Slot]:
@@ -128,12 +140,14 @@ def _slot_groups(walks: Sequence[Sequence[tuple[str, nn.Module]]]) -> list[list[
         before = len(slots)
         for prefix, submodule in walk:
             container: dict[str, Any] = submodule._parameters
+            if not container:
+                continue
             for key, tensor in sorted(container.items()):
                 if tensor is None:
                     continue
                 slot = slots.get(id(tensor))
                 if slot is None:
-                    slot = slots[id(tensor)] = Slot(tensor, [], [])
+                    slot = slots[id(tensor)] = Slot(tensor)
                 slot.places.append((container, key))
                 slot.names.append(f"{prefix}.{key}" if prefix else key)
         groups.append(list(slots.values())[before:])

@@ -88,13 +88,14 @@ def descend(old: Tensor, new: Tensor, places: Sequence[Place] = ()) -> None:
     """Note that `new` takes the place of `old`."""
     if is_dynamo_compiling():
         return
-    before = lineage_of(old)
-    leaf, hooks = (old, ()) if before is None else (before.leaf, before.hooks)
+    before = getattr(old, MARK, None)
+    leaf, hooks = (before.leaf, before.hooks) if isinstance(before, Lineage) else (None, ())
     if leaf is None:
         leaf = old
-    own: Any = old._backward_hooks
-    if own and leaf is not old:
-        hooks = (*hooks, own)
+    else:
+        own: Any = old._backward_hooks
+        if own and leaf is not old:
+            hooks = (*hooks, own)
     setattr(new, MARK, Lineage(new, leaf, places, hooks))
 
 
@@ -148,7 +149,12 @@ def begin_step(params: Sequence[Tensor], names: Sequence[str]) -> list[Any]:
             if p.is_leaf:
                 warn_of_idle_hooks(p, names[index])
             continue
-        check_unwritten(p, lineage, names[index])
+        if lineage.grad_fn is not None and (
+            lineage.pointer is None
+            or p._version != lineage.version
+            or p.data_ptr() != lineage.pointer
+        ):
+            check_unwritten(p, lineage, names[index])
         leaf = lineage.leaf
         if not lineage.hooks and (leaf is None or not leaf._backward_hooks):
             continue
@@ -169,8 +175,9 @@ _warned: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary(
 def warn_of_idle_hooks(x: Tensor, name: str) -> None:
     """Warn, once for each parameter, of hooks that no step will run."""
     hooks: Mapping[int, Any] | None = getattr(x, "_post_accumulate_grad_hooks", None)
-    warned = _warned.get(id(x)) is x
-    if hooks and not warned and not all(map(_is_for_sums, hooks.values())):
+    if not hooks:
+        return
+    if _warned.get(id(x)) is not x and not all(map(_is_for_sums, hooks.values())):
         _warned[id(x)] = x
         warnings.warn(
             f"step(loss): {name} has hooks of register_post_accumulate_grad_hook, which do not "

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from torchopt.errors import NotDifferentiableError
-from torchopt.params.lineage import check_unwritten, lineage_of
+from torchopt.params.lineage import MARK as LINEAGE
+from torchopt.params.lineage import Lineage, check_unwritten
 from torchopt.torch_internals import (
     checkpoint_of,
     pack_hooks,
@@ -42,6 +43,10 @@ __all__ = [
 ]
 
 CONTAINERS = ("_parameters", "_buffers", "_meta_parameters")
+
+# Looked up once: tables are read in each layer of each forward pass.
+_get = dict.__getitem__
+is_grad_enabled = torch.is_grad_enabled
 
 # What the objects of torch are marked with.
 MARK = "_torchopt_place"
@@ -263,12 +268,22 @@ class WatchedDict(dict[str, Any]):
         if is_dynamo_compiling():  # the compiler recomputes by itself
             return dict.__getitem__(self, key)
         if top_saved_tensor_hooks(True) is None and not _local.layers:
-            value = dict.__getitem__(self, key)
+            value = _get(self, key)
         else:
             value = _enter(self, key)[key]
-        if torch.is_grad_enabled():
-            lineage = lineage_of(value)
-            if lineage is not None:
+        if is_grad_enabled():
+            # Written out: every layer comes by here for each of its tensors.
+            lineage = getattr(value, LINEAGE, None)
+            if (
+                lineage is not None
+                and isinstance(lineage, Lineage)
+                and lineage.grad_fn is not None
+                and (
+                    lineage.pointer is None
+                    or value._version != lineage.version
+                    or value.data_ptr() != lineage.pointer
+                )
+            ):
                 check_unwritten(value, lineage, self.owner, key)
         elif not torch._C._is_fwd_grad_enabled() and value is not None and value.requires_grad:
             self._refuse_reentrant(key, value)
@@ -373,10 +388,11 @@ def _has_reentrant_node(loss: Tensor) -> bool:
 
 def watch_one(module: nn.Module) -> None:
     """Watch what a module itself holds from now on. May be called again."""
+    own = module.__dict__
     for kind in CONTAINERS:
-        held: Any = module.__dict__.get(kind)
-        if type(held) in (dict, collections.OrderedDict):
-            module.__dict__[kind] = WatchedDict(held, kind, type(module).__name__)
+        held: Any = own.get(kind)
+        if type(held) is not WatchedDict and type(held) in (dict, collections.OrderedDict):
+            own[kind] = WatchedDict(held, kind, type(module).__name__)
 
 
 def _flatten(table: Any) -> tuple[list[Any], tuple[str, ...], tuple[str, ...]]:

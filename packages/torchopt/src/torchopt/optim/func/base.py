@@ -13,6 +13,7 @@ from torchopt.optim.base import require_distinct
 from torchopt.optim.gradients import gradients
 from torchopt.optim.named_state import leaf_names, load_named_state, named_state
 from torchopt.optim.states import StepLock, fitted_state
+from torchopt.optimizers.short import short_step
 from torchopt.params.lineage import descend
 from torchopt.tree import tree_flatten, tree_leaves, tree_paths, tree_unflatten
 from torchopt.typing import OptState, Params
@@ -86,14 +87,22 @@ class FuncOptimizer:
         names = [str(path) for path in tree_paths(params)]
         require_distinct(leaves, names)
         keep_graph = not inplace and torch.is_grad_enabled()
-        grads = tree_unflatten(spec, gradients(loss, leaves, names, create_graph=keep_graph))
-        with torch.set_grad_enabled(not inplace and torch.is_grad_enabled()):
-            # Nothing is written before everything is known to be right.
-            updates, state = self.impl.update(grads, self.optim_state, params=params, inplace=False)
-        if inplace:
-            check_writable(params, updates)
-        stepped = apply_updates(params, updates, inplace=inplace)
-        self.optim_state = state
+        grads = gradients(loss, leaves, names, create_graph=keep_graph)
+        found = None if inplace else short_step(self.impl, leaves, grads, self.optim_state)
+        if found is not None:
+            stepped: Any = tree_unflatten(spec, found[0])
+            self.optim_state = found[1]
+        else:
+            tree = tree_unflatten(spec, grads)
+            with torch.set_grad_enabled(not inplace and torch.is_grad_enabled()):
+                # Nothing is written before everything is known to be right.
+                updates, state = self.impl.update(
+                    tree, self.optim_state, params=params, inplace=False
+                )
+            if inplace:
+                check_writable(params, updates)
+            stepped = apply_updates(params, updates, inplace=inplace)
+            self.optim_state = state
         if not inplace:
             for old, new in zip(leaves, tree_leaves(stepped)):
                 if new is not old:

@@ -13,6 +13,7 @@ from torchopt.base import GradientTransformation, UninitializedState, require_tr
 from torchopt.optim.gradients import gradients
 from torchopt.optim.named_state import load_named_state, named_state
 from torchopt.optim.states import StepLock, fitted_state
+from torchopt.optimizers.short import stepped
 from torchopt.params.containers import (
     Slot,
     SlotCache,
@@ -21,10 +22,9 @@ from torchopt.params.containers import (
 )
 from torchopt.params.load import start_from_what_is_loaded
 from torchopt.params.second_order import warn_of_missing_second_derivatives
-from torchopt.params.watched import refuse_reentrant, watch_one
+from torchopt.params.watched import reads_plainly, refuse_reentrant, watch_one
 from torchopt.tree import tree_map
 from torchopt.typing import ModuleTensorContainers
-from torchopt.update import apply_updates
 
 __all__ = ["MetaOptimizer"]
 
@@ -152,20 +152,23 @@ class MetaOptimizer:
                 steps.append((index, group, *self._stepped_group(index, group, grads)))
             start += len(group)
         # Nothing is changed before every group is known to step.
+        plainly = reads_plainly()
         for index, group, present, new_params, state in steps:
             self._stepped[index] = present
             self.state_groups[index] = state
             for slot, new in zip(group, new_params):
-                p = slot.get()
+                p = slot.value
                 if new is not p:
-                    slot.set(new if keep_graph else new.requires_grad_(p.requires_grad))
+                    if not keep_graph:
+                        new.requires_grad_(p.requires_grad)
+                    slot.set(new, plainly=plainly)
         self._steps_since_cut += 1
         if not keep_graph or self._steps_since_cut == self.detach_every:
             self._cut(slots)
 
     def _stepped_group(
         self, index: int, group: Sequence[Slot], grads: Sequence[Tensor | None]
-    ) -> tuple[list[tuple[str, torch.Size]], tuple[Tensor, ...], Any]:
+    ) -> tuple[list[tuple[str, torch.Size]], Sequence[Tensor], Any]:
         """Return the names and shapes of the parameters of a module, and its next parameters and
         state.
         """
@@ -177,9 +180,7 @@ class MetaOptimizer:
             state = impl.init(params)
         elif self._stepped[index] not in (None, present):
             raise ValueError(_describe_change(self._stepped[index] or [], present))
-        updates, state = impl.update(tuple(grads), state, params=params, inplace=False)
-        new_params: Any = apply_updates(params, updates, inplace=False)
-        return present, new_params, state
+        return present, *stepped(impl, params, grads, state)
 
     def _cut(self, slots: Sequence[Slot]) -> None:
         """Put leaves in the place of the present parameters and states."""
