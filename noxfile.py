@@ -380,7 +380,7 @@ def clients(session: nox.Session) -> None:
     session.run("pytest", "-q", f"{tests}/test_published_torchopt_client.py", env=QUIET)
 
 
-OPTREE_PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
+OPTREE_PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
 
 
 def find_python(version: str) -> str | None:

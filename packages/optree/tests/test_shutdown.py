@@ -98,7 +98,7 @@ def test_exit_through_an_exception() -> None:
         optree.tree_map(lambda x: 1 // 0, [1])
     """)
     assert done.returncode == 1
-    assert done.stderr.rstrip().endswith("ZeroDivisionError: integer division or modulo by zero")
+    assert done.stderr.splitlines()[-1].startswith("ZeroDivisionError: ")
 
 
 def test_reimport_after_removal() -> None:

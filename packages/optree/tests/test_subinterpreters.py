@@ -73,7 +73,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 def check(kind: str, code: str) -> None:
     full = f"KIND = {kind!r}\n" + PRELUDE + textwrap.dedent(code) + "\nprint('fine')\n"
     done = subprocess.run(
-        [sys.executable, '-X', 'faulthandler', '-W', 'ignore::DeprecationWarning', '-c', full],
+        [sys.executable, '-X', 'faulthandler', '-W', 'ignore::DeprecationWarning',
+         '-W', 'ignore:remaining subinterpreters:RuntimeWarning', '-c', full],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "fine", "")

@@ -7,6 +7,10 @@ namespace optree {
 #if OPTREE_DICT_ENTRIES
 namespace {
 
+bool is_tracked_as_new(PyObject* dict) {
+    return (PyObject_GC_IsTracked(dict) != 0) == dict_internals::kDictsAreBornTracked;
+}
+
 // Whether the entries of a dict are what PyDict_Next says they are.
 bool agrees(PyObject* dict, std::size_t size, bool holes = false) {
     const DictEntries entries = dict_entries(dict);
@@ -30,7 +34,7 @@ bool makes_alike(PyObject* dict, std::size_t size) {
         return compat::new_ref(PyList_GET_ITEM(values.get(), i));
     };
     const Owned made = must(dict_like(dict, static_cast<std::uint32_t>(size), value));
-    if (!agrees(made.get(), size) || PyObject_GC_IsTracked(made.get()) != 0 ||
+    if (!agrees(made.get(), size) || !is_tracked_as_new(made.get()) ||
         PyObject_RichCompareBool(made.get(), dict, Py_EQ) != 1) {
         return false;
     }
@@ -60,7 +64,7 @@ bool starts_empty() {
     const auto* object = reinterpret_cast<PyDictObject*>(dict.get());
     const auto* keys = reinterpret_cast<const dict_internals::Keys*>(object->ma_keys);
     return object->ma_values == nullptr && keys->nentries == 0 && keys->usable == 0 &&
-           PyObject_GC_IsTracked(dict.get()) == 0;
+           is_tracked_as_new(dict.get());
 }
 
 }  // namespace

@@ -11,7 +11,7 @@
 
 #include "cpython/compat.h"
 
-#if PY_VERSION_HEX >= 0x030B0000 && PY_VERSION_HEX < 0x030E0000 && !defined(PYPY_VERSION) && \
+#if PY_VERSION_HEX >= 0x030B0000 && PY_VERSION_HEX < 0x03100000 && !defined(PYPY_VERSION) && \
     !defined(Py_GIL_DISABLED) && !defined(Py_REF_DEBUG)
 #define OPTREE_DICT_ENTRIES 1
 #else
@@ -81,7 +81,7 @@ struct DictEntries {
     }
 };
 
-#if PY_VERSION_HEX < 0x030E0000 && !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)
+#if PY_VERSION_HEX < 0x03100000 && !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)
 #define OPTREE_DICT_KEYS 1
 
 namespace dict_internals {
@@ -97,7 +97,7 @@ struct Keys {
 };
 inline Py_ssize_t size_of_table(const Keys& keys) noexcept { return keys.size; }
 #else
-// PyDictKeysObject of CPython 3.11 to 3.13.
+// PyDictKeysObject of CPython 3.11 to 3.15.
 struct Keys {
     Py_ssize_t refcnt;
     std::uint8_t log2_size;
@@ -134,6 +134,10 @@ OPTREE_INLINE bool only_grew(PyObject* dict) noexcept {
 #if OPTREE_DICT_ENTRIES
 
 namespace dict_internals {
+
+// Whether the collector knows of a dict from the beginning, or only when something in it may be in
+// a cycle.
+inline constexpr bool kDictsAreBornTracked = PY_VERSION_HEX >= 0x030E0000;
 
 OPTREE_INLINE void* allocate(std::size_t bytes) noexcept {
 #if PY_VERSION_HEX < 0x030D0000
@@ -197,7 +201,7 @@ OPTREE_INLINE PyObject* dict_like(PyObject* prototype, std::uint32_t size, Value
 #endif
     object->ma_keys = reinterpret_cast<PyDictKeysObject*>(keys);
     object->ma_used = static_cast<Py_ssize_t>(size);
-    if (in_cycles) PyObject_GC_Track(dict);
+    if (!dict_internals::kDictsAreBornTracked && in_cycles) PyObject_GC_Track(dict);
     return dict;
 }
 

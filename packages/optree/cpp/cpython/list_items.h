@@ -16,7 +16,7 @@ OPTREE_INLINE PyObject** list_items(PyObject* list) noexcept {
 // Whether a list keeps its items in a plain block of PyMem_Malloc that it can be given. Saves the
 // zeroing of a block that is overwritten at once and, for a large one, its copy: a sixth of
 // flatten on a list of 10,000 (benchmarks/optree).
-#if !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED) && PY_VERSION_HEX < 0x030F0000
+#if !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED) && PY_VERSION_HEX < 0x03100000
 #define OPTREE_LIST_TAKES_ITEMS 1
 #else
 #define OPTREE_LIST_TAKES_ITEMS 0

@@ -13,7 +13,7 @@
 #include "cpython/dict_table.h"
 #include "cpython/trials.h"
 
-// CPython 3.9 to 3.13, as far as the dict underneath can be seen to have only grown.
+// CPython 3.9 to 3.15, as far as the dict underneath can be seen to have only grown.
 #define OPTREE_ODICT_LIST OPTREE_DICT_KEYS
 
 namespace optree {

@@ -1,20 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nodes/ordereddict.h"
 
-#include "nodes/gather.h"
-
 namespace optree {
-
-// A layout found by the order of the dict underneath is right if the list agrees with it.
-KeyLayout* OrderedDict::gather_known(Context& context, PyObject* object, PyObject** out) {
-    if (OPTREE_UNLIKELY(!odict_list_is_readable() || PyDict_GET_SIZE(object) == 0 ||
-                        !only_grew(object))) {
-        return nullptr;
-    }
-    KeyLayout* known = optree::gather_known(context.state.layouts(), object, false, out);
-    const bool agrees = known != nullptr && odict_has(object, known->inserted, known->size);
-    return OPTREE_LIKELY(agrees) ? known : nullptr;
-}
 
 Ref OrderedDict::scan_unknown(Context& context, PyObject* object, ObjectStack& children) {
     const CriticalSection reading(object);

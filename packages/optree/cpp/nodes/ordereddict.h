@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpython/odict_list.h"
+#include "nodes/gather.h"
 #include "nodes/mapping.h"
 
 namespace optree {
@@ -12,7 +13,19 @@ struct OrderedDict {
     static bool is_empty(const State&, PyObject* object) noexcept {
         return odict_list_is_readable() ? odict_is_empty(object) : PyDict_GET_SIZE(object) == 0;
     }
-    static KeyLayout* gather_known(Context& context, PyObject* object, PyObject** out);
+    // A layout found by the order of the dict underneath is right if the list agrees with it.
+    //
+    // Inlined into the walk: 3 % of the instructions of flatten on module trees (benchmarks/optree).
+    OPTREE_INLINE static KeyLayout* gather_known(Context& context, PyObject* object,
+                                                 PyObject** out) {
+        if (OPTREE_UNLIKELY(!odict_list_is_readable() || PyDict_GET_SIZE(object) == 0 ||
+                            !only_grew(object))) {
+            return nullptr;
+        }
+        KeyLayout* known = optree::gather_known(context.state.layouts(), object, false, out);
+        const bool agrees = known != nullptr && odict_has(object, known->inserted, known->size);
+        return OPTREE_LIKELY(agrees) ? known : nullptr;
+    }
     static Ref scan_unknown(Context& context, PyObject* object, ObjectStack& children);
     static std::uint32_t expand(Context& context, PyObject* object, ObjectStack& children,
                                 Payload& payload) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "walk/flatten.h"
 
+#include <cstring>
+
 #include "nodes/look_ahead.h"
 
 namespace optree {
@@ -221,17 +223,11 @@ Ref Flattening::take_spec() {
         new_spec(context_.state, context_.none_is_leaf, context_.spec_namespace(found_custom_));
     Tree& tree = as_spec(self.get()).tree;
     // All the memory first: a spec owns all of its slots or none.
-    if (OPTREE_UNLIKELY(slots_.size() > tree.slots.capacity())) tree.slots.reserve(slots_.size());
-    if (nodes_.size() == 1) {
-        tree.nodes.push_back(nodes_[0]);
-    } else {
-        tree.nodes.assign(nodes_.begin(), nodes_.end());
-    }
-    if (slots_.size() == 1) {
-        tree.slots.push_back(slots_[0]);
-    } else if (slots_.size() != 0) {
-        tree.slots.assign(slots_.begin(), slots_.end());
-    }
+    tree.slots.reserve(slots_.size());
+    tree.nodes.resize(nodes_.size());
+    tree.slots.resize(slots_.size());
+    std::memcpy(static_cast<void*>(tree.nodes.data()), nodes_.data(), nodes_.size() * sizeof(Node));
+    std::memcpy(static_cast<void*>(tree.slots.data()), slots_.data(), slots_.size() * sizeof(Slot));
     tree.leaves = static_cast<std::uint32_t>(count_);
     slots_.set_size(0);  // the spec owns them now
     return self;
