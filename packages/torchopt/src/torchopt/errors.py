@@ -66,8 +66,9 @@ class WorkerError(TorchOptError, RuntimeError):
 
     Attributes:
         rank: Rank of the worker; None if it cannot be told.
-        task: What it was doing, such as `"task 3 of 8"`; None outside of tasks.
-        kind: `"raised"`, `"timed out"` or `"lost"`.
+        task: What it was doing, such as `"task 3 of 8"` or `"after step 2"`; None before the first.
+        kind: `"raised"`, `"timed out"`, `"lost"`, `"left"` (came to its end while others still
+            needed it) or `"differs"` (computes something else than the others).
         remote_traceback: Where it was; empty if there is none to be had.
     """
 
@@ -79,7 +80,8 @@ class WorkerError(TorchOptError, RuntimeError):
         self.kind = kind
         self.remote_traceback = remote_traceback
         where = "a worker" if rank is None else f"rank {rank}"
-        doing = "" if task is None else f" in {task}"
+        after = task is not None and task.startswith("after ")
+        doing = "" if task is None else f" {task}" if after else f" in {task}"
         trace = f"\n\nOn {where}:\n{remote_traceback.rstrip()}" if remote_traceback else ""
         super().__init__(f"{where} {_WORKER_FAILURES[kind]}{doing}.{trace}")
 
@@ -92,4 +94,6 @@ _WORKER_FAILURES = {
     "timed out": "did not finish in time",
     "lost": "is lost: its process was killed or its machine cannot be reached;"
     " the connection ended",
+    "left": "came to its end while others still need it",
+    "differs": "differs from the others",
 }

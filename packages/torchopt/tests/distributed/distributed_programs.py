@@ -480,6 +480,117 @@ def collective_fault(kind: str, victim: int) -> Any:
         raise RuntimeError("this run is over")  # so that the launcher ends the stopped process
 
 
+class _DiesBackwards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        die()
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=3.0)
+def fault_elsewhere(kind: str, victim: int) -> Any:
+    """Two good steps, then a fault of one rank outside of a task, or by leaving from inside."""
+    p = torch.ones(300, requires_grad=True)
+    parallel = todist.TaskParallel([p], timeout=1.5)
+    mine = todist.get_rank() == victim
+
+    def loss(task: float) -> Tensor:
+        value = p * task
+        if mine and parallel.steps == 2 and kind == "exit in task":
+            raise SystemExit(3)
+        if mine and parallel.steps == 2 and kind == "leave in task":
+            os._exit(7)
+        if mine and parallel.steps == 2 and kind == "kill in backward":
+            value = _DiesBackwards.apply(value)
+        return value.sum()
+
+    tasks = [1.0, 2.0, 3.0, 4.0]
+    for _ in range(2):
+        parallel.backward(loss, tasks)
+    if mine:
+        if kind == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif kind == "stuck":
+            wait_here(1000.0)
+        elif kind == "kill":
+            die()
+        elif kind == "fewer steps":
+            return None
+        elif kind == "exit":
+            raise SystemExit(0)
+    _report(outcome(lambda: parallel.backward(loss, tasks)))
+    raise RuntimeError("this run is over")
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=1.0)
+def slow_but_alive(kind: str) -> Any:
+    """Return what came out where one rank is slow and lives: nobody may end it."""
+    p = torch.ones(3, requires_grad=True)
+    parallel = todist.TaskParallel([p], timeout=2.0)
+    rank = todist.get_rank()
+
+    def loss(task: float) -> Tensor:
+        if kind == "tasks" and task == 1.0:
+            time.sleep(0.5)  # many of them, none too long, while the other rank has done its own
+        return (p * task).sum()
+
+    step = parallel.backward(loss, [1.0] * 10 + [2.0] * 10)
+    if kind == "end" and rank == 1:
+        time.sleep(4.0)
+    return step.loss.item(), rank
+
+
+def users_own_world() -> Any:
+    """Return what came out in a world that the program opened itself, with a slow rank."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    p = torch.ones(3, requires_grad=True)
+    parallel = todist.TaskParallel([p])
+
+    def loss(task: float) -> Tensor:
+        if dist.get_rank() == 1:
+            time.sleep(1.0)
+        return (p * task).sum()
+
+    step = parallel.backward(loss, [1.0, 2.0])
+    failed = outcome(lambda: parallel.backward(lambda t: fail("bad"), [1.0, 2.0]))
+    todist.shutdown()
+    dist.destroy_process_group()
+    return step.loss.item(), p.grad[0].item(), failed[:3]
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=30.0)
+def sub_groups() -> Any:
+    """Return owners, and who failed, as each half of four ranks sees them."""
+    import torch.distributed as dist
+
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    p = torch.ones(3, requires_grad=True)
+    parallel = todist.TaskParallel([p], group=groups[todist.get_rank() // 2])
+
+    def loss(task: float) -> Tensor:
+        if parallel.steps == 1 and todist.get_rank() == 3:
+            fail("bad task")
+        return (p * task).sum()
+
+    owners = parallel.backward(loss, [1.0, 2.0]).owners
+    found = outcome(lambda: parallel.backward(loss, [1.0, 2.0]))
+    return owners, found[:3] if isinstance(found, tuple) else found.owners
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def beats(folder: str) -> None:
+    """Say again and again that this process lives."""
+    path = Path(folder) / f"alive.{todist.get_rank()}"
+    for k in range(3000):
+        path.write_text(f"{os.getpid()} {k}")
+        time.sleep(0.1)
+
+
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def checkpointed(folder: str, steps: int, every: int) -> Any:
     """Train from where the checkpoint is; tell who one is and each step, so that one can be killed.

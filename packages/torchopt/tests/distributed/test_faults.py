@@ -9,6 +9,8 @@ import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -81,6 +83,97 @@ def test_a_process_that_does_not_even_answer_is_named(world, report, tmp_path, m
     assert sorted(told) == [0, 2]
     for (rank, task, kind, trace, _), _, _ in told.values():
         assert (rank, task, kind, trace) == (1, "task 2 of 4", "timed out", "")
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("stop", "timed out"),
+        ("stuck", "timed out"),
+        ("kill", "lost"),
+        ("fewer steps", "left"),
+        ("exit", "left"),
+        ("exit in task", "raised"),
+        ("leave in task", "lost"),
+        ("kill in backward", "lost"),
+    ],
+)
+def test_every_fault_is_named_by_the_others(
+    world, report, tmp_path, monkeypatch, kind, told, victim
+):
+    monkeypatch.setattr(launch, "_LAST_WORDS", 4.0)
+    with contextlib.suppress(WorkerError):
+        world(programs.fault_elsewhere, 3, kind, victim, env=report)
+    found = reports(tmp_path)
+    assert sorted(found) == sorted({0, 1, 2} - {victim})
+    own = {0: "task 1 of 4", 1: "task 2 of 4"}[victim]
+    for rank, task, how, trace, _ in found.values():
+        assert (rank, how) == (victim, told)
+        if kind in ("exit in task", "leave in task", "kill in backward"):
+            assert task == own
+        elif kind != "exit":
+            assert task == "after step 2"
+        if kind == "stuck":
+            assert "in wait_here" in trace
+        if kind == "exit in task":
+            assert "SystemExit: 3" in trace
+
+
+@pytest.mark.parametrize("kind", ["tasks", "end"])
+def test_a_slow_process_that_lives_is_waited_for(world, kind):
+    for rank, result in enumerate(world(programs.slow_but_alive, 2, kind)):
+        assert result == (pytest.approx(4.5), rank)
+
+
+def test_a_world_that_the_program_opened_itself(world):
+    for loss, grad, failed in world(programs.users_own_world, 2):
+        assert loss == 4.5
+        assert grad == 1.5
+        assert failed == (0, "task 1 of 2", "raised")
+
+
+def test_sub_groups_name_ranks_as_the_world_does(world):
+    *first, third, fourth = world(programs.sub_groups, 4)
+    assert first == [((0, 1), (0, 1))] * 2
+    assert third == fourth == ((2, 3), (3, "task 2 of 2", "raised"))
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_process_that_spawned_them(tmp_path, how):
+    text = (
+        "import distributed_programs as p, torchopt.distributed as t\n"
+        f"if __name__ == '__main__': t.spawn(p.beats, 2, ({str(tmp_path)!r},))"
+    )
+    (tmp_path / "program.py").write_text(text)
+    folder = str(Path(programs.__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, *sys.path])}
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "program.py")], env=environment)
+    alive = [tmp_path / f"alive.{rank}" for rank in range(2)]
+    try:
+        assert waited(lambda: all(path.exists() and path.read_text() for path in alive))
+    finally:
+        parent.send_signal(how)
+        parent.wait()
+    pids = [int(path.read_text().split()[0]) for path in alive]
+    assert waited(lambda: not any(map(runs, pids)), 30.0)
+
+
+def waited(condition, seconds=programs.PATIENCE):
+    """Wait until a condition holds; return whether it does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_killed_worker_of_remote_calls_is_named_and_the_others_go_on(world, report, tmp_path):

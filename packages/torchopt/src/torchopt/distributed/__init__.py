@@ -17,10 +17,17 @@ addresses are those of the loopback interface.
 
 from __future__ import annotations
 
-import torch.distributed as dist
-import torch.distributed.rpc as rpc
+from typing import Any
 
-from torchopt.distributed import api, autograd, world
+import torch.distributed as dist
+
+if not dist.is_available():
+    raise ImportError(
+        "torchopt.distributed: expected a torch built with torch.distributed, found one without; "
+        "everything else in torchopt works, install a build with USE_DISTRIBUTED=1 for this part"
+    )
+
+from torchopt.distributed import api, autograd, remote, world
 from torchopt.distributed.api import (
     TensorDimensionPartitioner,
     batch_partitioner,
@@ -37,8 +44,9 @@ from torchopt.distributed.checkpoint import Checkpoint
 from torchopt.distributed.launch import spawn
 from torchopt.distributed.reduce import WeightedReducer, weighted_mean_reducer
 from torchopt.distributed.sharded import zero_order
+from torchopt.distributed.share import Shared, share
+from torchopt.distributed.stats import WireStats, wire_stats
 from torchopt.distributed.task_parallel import MetaStep, TaskParallel
-from torchopt.distributed.wire import Shared, WireStats, share, wire_stats
 from torchopt.distributed.world import (
     WorldInfo,
     auto_init_rpc,
@@ -104,4 +112,10 @@ __all__ = [
 
 def is_available() -> bool:
     """Return whether torch has process groups, remote calls and distributed autograd."""
-    return dist.is_available() and rpc.is_available() and autograd.is_available()
+    return dist.is_available() and remote.is_available() and autograd.is_available()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "rpc":
+        return remote.rpc()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,21 +3,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import itertools
-import pickle
-import re
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, Union
 
-import torch.distributed.rpc as rpc
 from torch.futures import Future
 
+from torchopt.distributed import remote
 from torchopt.distributed import session as _session
-from torchopt.distributed import wire
+from torchopt.distributed.calls import ASYNC, SYNC, UNSET_RPC_TIMEOUT, Batch
 from torchopt.distributed.partition import (
     Call,
     Partitioner,
@@ -27,12 +22,10 @@ from torchopt.distributed.partition import (
     dim_partitioner,
     exclusive_batch_partitioner,
 )
-from torchopt.distributed.raised import Raised
 from torchopt.distributed.reduce import mean_reducer, sum_reducer, weighted_mean_reducer
 from torchopt.distributed.replicated import run_replicated
-from torchopt.distributed.watch import stack_of
-from torchopt.distributed.world import get_worker_id, get_world_rank, get_world_size
-from torchopt.errors import WorkerError
+from torchopt.distributed.share import received
+from torchopt.distributed.world import get_worker_id, get_world_size
 
 __all__ = [
     "UNSET_RPC_TIMEOUT",
@@ -55,13 +48,6 @@ __all__ = [
 T = TypeVar("T")
 U = TypeVar("U")
 Reducer = Callable[[Iterable[Any]], Any]
-
-UNSET_RPC_TIMEOUT = -1.0  # as in torch.distributed.rpc.constants
-
-_STACK_TIMEOUT = 5.0  # seconds a late worker has to say where it stands
-
-# What torch says of a broken connection; its errors have no types of their own.
-_LOST = re.compile(r"\beof\b|ECONN|EPIPE|broken pipe|connection|shutting down|tensorpipe", re.I)
 
 
 def remote_async_call(
@@ -107,7 +93,7 @@ def remote_async_call(
     finish: Reducer = list if reducer is None else reducer
     backend = _backend()
     if backend == "rpc":
-        return _Batch(func, calls, finish, timeout).send()
+        return Batch(func, calls, finish, timeout).send()
     result: Future[Any] = Future()
     try:
         if backend == "collective":
@@ -156,7 +142,7 @@ def _backend() -> str:
     session = _session.current()
     if session is not None:
         return "local" if session.world_size == 1 else session.backend
-    if _session._agent_is_set():
+    if remote.agent_is_set():
         return "rpc"
     if get_world_size() == 1:
         return "local"
@@ -169,165 +155,11 @@ def _backend() -> str:
 def _run_here(func: Callable[..., Any], call: Call) -> Any:
     _, args, kwargs = call
     func = getattr(func, "__parallelize_unwrapped__", func)
-    args, kwargs = wire.received((tuple(args or ()), dict(kwargs or {})), connected=False)
+    args, kwargs = received((tuple(args or ()), dict(kwargs or {})), connected=False)
     return func(*args, **kwargs)
 
 
-# --- the caller's side ----------------------------------------------------------------------------
-
-_numbers = itertools.count()
-
-
-class _Batch:
-    """The calls of one `remote_async_call` on their way."""
-
-    def __init__(
-        self, func: Callable[..., Any], calls: Sequence[Call], finish: Reducer, timeout: Any
-    ) -> None:
-        self.func = func
-        self.calls = calls
-        self.finish = finish
-        self.timeout = UNSET_RPC_TIMEOUT if timeout is None else timeout
-        self.results: list[Any] = [None] * len(calls)
-        self.left = len(calls)
-        self.settled = False
-        self.lock = threading.Lock()
-        self.future: Future[Any] = Future()
-        self.name = getattr(func, "__name__", repr(func)).removesuffix(_SYNC).removesuffix(_ASYNC)
-
-    def send(self) -> Future[Any]:
-        """Send all calls and return the future of the result."""
-        packer = wire.Packer([(args, kwargs) for _, args, kwargs in self.calls])
-        messages = [self._pack(packer, call) for call in self.calls]
-        if not messages:
-            self._finish()
-        for i, ((rank, _, _), message) in enumerate(zip(self.calls, messages)):
-            self._send(i, rank, message)
-        return self.future
-
-    def _pack(self, packer: wire.Packer, call: Call) -> wire.Message:
-        func = getattr(self.func, "__parallelize_unwrapped__", self.func)
-        try:
-            return packer.pack((func, tuple(call[1] or ()), dict(call[2] or {})))
-        except (pickle.PicklingError, AttributeError) as error:
-            raise pickle.PicklingError(
-                f"{self.name}: expected a function and arguments that can be pickled, a function "
-                f"at the top level of a module that every process imports; got: {error}"
-            ) from error
-
-    def _send(self, i: int, rank: int, message: wire.Message) -> None:
-        me = get_world_rank()
-        new, drop = wire.outbox.missing(rank, message)
-        if new or drop:
-            rpc.rpc_async(
-                rank, wire.receive, args=(me, list(new), list(new.values()), drop), timeout=0
-            )
-        number = next(_numbers)
-        task = f"task {i + 1} of {len(self.calls)} ({self.name})"
-        sent = rpc.rpc_async(
-            rank,
-            _run_task,
-            args=((me, number), message.payload, message.natives),
-            timeout=self.timeout,
-        )
-
-        def arrived(answer: Future[Any]) -> None:
-            wire.outbox.done(rank, message)
-            try:
-                outcome = answer.value()
-            except Exception as error:  # torch raises several types here
-                self._not_answered(rank, (me, number), task, error)
-                return
-            if isinstance(outcome, Raised):
-                self._fail(outcome.as_error(rank, task))
-            else:
-                session = _session.current()
-                if session is not None:
-                    session.suspects.discard(rank)  # late before, and back
-                self._add(i, outcome[0])
-
-        sent.add_done_callback(arrived)
-
-    def _add(self, i: int, result: Any) -> None:
-        with self.lock:
-            self.results[i] = result
-            self.left -= 1
-            last = self.left == 0 and not self.settled
-        if last:
-            self._finish()
-
-    def _finish(self) -> None:
-        self.settled = True
-        wire.count_results(self.results)
-        try:
-            self.future.set_result(self.finish(self.results))
-        except Exception as error:
-            self.future.set_exception(error)
-
-    def _fail(self, error: BaseException) -> None:
-        with self.lock:
-            if self.settled:
-                return
-            self.settled = True
-        self.future.set_exception(error)
-
-    def _not_answered(self, rank: int, number: Any, task: str, error: Exception) -> None:
-        late = "RPC ran for more than set timeout" in str(error)
-        session = _session.current()
-        if session is not None and (late or _LOST.search(str(error))):
-            session.suspects.add(rank)
-        wire.outbox.forget(rank)
-        if not late:
-            lost = _LOST.search(str(error)) is not None
-            trace = "" if lost else f"{type(error).__name__}: {error}"
-            failure = WorkerError(rank, task, "lost" if lost else "raised", trace)
-            failure.__cause__ = error
-            self._fail(failure)
-            return
-
-        def ask() -> None:  # not in this callback: it holds a thread of the agent
-            trace = ""
-            with contextlib.suppress(Exception):  # it may be past answering
-                trace = rpc.rpc_sync(rank, _where_is, args=(number,), timeout=_STACK_TIMEOUT)
-            self._fail(WorkerError(rank, task, "timed out", trace))
-
-        threading.Thread(target=ask, daemon=True).start()
-
-
-# --- the worker's side ----------------------------------------------------------------------------
-
-_running: dict[tuple[int, int], int] = {}  # call -> thread
-
-
-def _run_task(number: tuple[int, int], payload: bytes, natives: list[Any]) -> Any:
-    """Run a call; called by the process that wants it."""
-    with _tracked(number):
-        try:
-            func, args, kwargs = wire.unpack(payload, natives, number[0])
-            return (func(*args, **kwargs),)
-        except BaseException as error:  # a SystemExit here would leave the caller waiting
-            return Raised(error)
-
-
-@contextlib.contextmanager
-def _tracked(number: tuple[int, int]) -> Iterator[None]:
-    _running[number] = threading.get_ident()
-    try:
-        yield
-    finally:
-        del _running[number]
-
-
-def _where_is(number: tuple[int, int]) -> str:
-    """Return where a running call stands."""
-    thread = _running.get(tuple(number))  # type: ignore[arg-type]
-    return "" if thread is None else stack_of(thread)
-
-
 # --- decorators -----------------------------------------------------------------------------------
-
-_SYNC = "__parallelize_unwrapped__"
-_ASYNC = "__parallelize_async_unwrapped__"
 
 
 def parallelize_async(
@@ -338,7 +170,7 @@ def parallelize_async(
     """Return a decorator: calls of the function return a future; see `parallelize`."""
 
     def decorate(func: Callable[..., T]) -> Callable[..., Any]:
-        return _decorated(func, _ASYNC, remote_async_call, partitioner, reducer, timeout)
+        return _decorated(func, ASYNC, remote_async_call, partitioner, reducer, timeout)
 
     return decorate
 
@@ -372,7 +204,7 @@ def parallelize(
     """
 
     def decorate(func: Callable[..., T]) -> Callable[..., Any]:
-        return _decorated(func, _SYNC, remote_sync_call, partitioner, reducer, timeout)
+        return _decorated(func, SYNC, remote_sync_call, partitioner, reducer, timeout)
 
     return decorate
 

@@ -8,6 +8,8 @@ program runs everywhere.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import itertools
 import threading
 from collections.abc import Sequence
@@ -15,27 +17,34 @@ from types import TracebackType
 from typing import Any
 
 import torch
-import torch.distributed.autograd as autograd
 from torch import Tensor
 
-from torchopt.distributed.session import _agent_is_set
+from torchopt.distributed.remote import agent_is_set
 from torchopt.typing import TensorOrTensors, TupleOfOptionalTensors
 
-__all__ = ["DistAutogradContext", "backward", "context", "get_gradients", "grad", "is_available"]
+__all__ = ["DistAutogradContext", "backward", "context", "get_gradients", "grad", "is_available"]  # noqa: F822
 
 LOCK = threading.Lock()
-
-# None where torch is built without RPC; contexts are those of ordinary autograd there.
-DistAutogradContext: Any = getattr(autograd, "DistAutogradContext", None)
-_backward: Any = getattr(autograd, "backward", None)
-_get_gradients: Any = getattr(autograd, "get_gradients", None)
 
 _local_ids = itertools.count(-1, -1)  # torch's own identifiers are not negative
 
 
 def is_available() -> bool:
     """Return whether torch has distributed autograd."""
-    return bool(autograd.is_available())
+    with contextlib.suppress(ImportError):
+        return bool(_torch().is_available())
+    return False
+
+
+def _torch() -> Any:
+    """Return torch's distributed autograd; imported when it is used."""
+    return importlib.import_module("torch.distributed.autograd")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DistAutogradContext":  # None where torch is built without RPC
+        return getattr(_torch(), name, None) if is_available() else None
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class context:  # noqa: N801 - the published name
@@ -50,11 +59,11 @@ class context:  # noqa: N801 - the published name
     """
 
     def __enter__(self) -> int:
-        if not _agent_is_set():
+        if not agent_is_set():
             self._torch = None
             self._id = next(_local_ids)
             return self._id
-        self._torch = autograd.context()
+        self._torch = _torch().context()
         self._id = self._torch.__enter__()
         return self._id
 
@@ -75,7 +84,7 @@ def get_gradients(context_id: int) -> dict[Tensor, Tensor]:
             "get_gradients: expected a context of remote calls, got one of a program without RPC, "
             "where gradients go to `.grad` at once"
         )
-    gradients: dict[Tensor, Tensor] = _get_gradients(context_id)
+    gradients: dict[Tensor, Tensor] = _torch().get_gradients(context_id)
     return gradients
 
 
@@ -163,9 +172,9 @@ def _distributed(
 ) -> dict[Tensor, Tensor]:
     # A context adds up over its passes; what this pass adds is the difference.
     with LOCK:
-        before = {p: g.clone() for p, g in _get_gradients(context_id).items()}
-        _backward(context_id, list(roots), retain_graph)
-        after: dict[Any, Tensor] = _get_gradients(context_id)
+        before = {p: g.clone() for p, g in _torch().get_gradients(context_id).items()}
+        _torch().backward(context_id, list(roots), retain_graph)
+        after: dict[Any, Tensor] = _torch().get_gradients(context_id)
     return {p: g - before[p] if p in before else g for p, g in after.items()}
 
 

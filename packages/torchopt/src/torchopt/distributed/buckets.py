@@ -16,14 +16,9 @@ import torch
 from torch import Tensor
 
 from torchopt.distributed.group import Group
+from torchopt.distributed.signature import local_part
 
-__all__ = ["BucketedSum", "local_part"]
-
-
-def local_part(x: Tensor) -> Tensor:
-    """Return the part of a tensor that is held here: of a DTensor its shard, else the tensor."""
-    to_local = getattr(x, "to_local", None)
-    return x if to_local is None else to_local()
+__all__ = ["BucketedSum"]
 
 
 class _Bucket:
@@ -46,14 +41,22 @@ class BucketedSum:
         params: Leaves; their `.grad` is set aside until `finish` or `abandon`.
         group: The ranks.
         bucket_bytes: Size at which a bucket is full.
+        may_send: Asked before the first bucket is sent.
 
     Attributes:
         used: Whether a backward pass of this process has reached the parameter.
         early_bytes: Of the buckets that were sent while the last backward pass still ran.
     """
 
-    def __init__(self, params: Sequence[Tensor], group: Group, bucket_bytes: int) -> None:
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        group: Group,
+        bucket_bytes: int,
+        may_send: Callable[[], bool],
+    ) -> None:
         self.params = list(params)
+        self._may_send = may_send
         self.group = group
         self.early_bytes = 0
         self.before = [p.grad for p in self.params]
@@ -111,6 +114,11 @@ class BucketedSum:
         self._keep_view(k, bucket, n)
         bucket.left -= 1
         before = self._next
+        if bucket.left or (before < len(self._buckets) and self._buckets[before].left):
+            return
+        if not self._may_send():
+            self._armed = False
+            return
         while self._next < len(self._buckets) and self._buckets[self._next].left == 0:
             self._send(self._buckets[self._next])
         self.early_bytes += sum(
@@ -128,8 +136,8 @@ class BucketedSum:
         bucket.work = self.group.start_sum(bucket.flat)
         self._next += 1
 
-    def finish(self) -> None:
-        """Send what is left and wait for all of it: the buckets hold the sums then."""
+    def send(self) -> None:
+        """Send what is left."""
         self._unhook()
         for bucket in self._buckets[self._next :]:
             for n, k in enumerate(bucket.members):
@@ -138,14 +146,24 @@ class BucketedSum:
         for k in self._sharded:
             p = self.params[k]
             self.used[k] = self.used[k] or p.grad is not None
+
+    def finish(self, name: str, limit: float) -> None:
+        """Wait for all sums: the buckets hold them then.
+
+        Args:
+            name: What they are for, in words.
+            limit: Seconds that other ranks may take.
+        """
+        for k in self._sharded:
+            p = self.params[k]
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
             elif p.grad.placements != p.placements:  # type: ignore[attr-defined]
                 p.grad = p.grad.redistribute(placements=p.placements)  # type: ignore[attr-defined]
             assert p.grad is not None
-            self.group.sum_(local_part(p.grad))
+            self.group.sum_(local_part(p.grad), name, limit)
         for bucket in self._buckets:
-            self.group.wait(bucket.work)
+            self.group.wait(bucket.work, name, limit)
 
     def deliver(self, used: Sequence[bool]) -> None:
         """Leave the sums in `.grad`, added to what was there.

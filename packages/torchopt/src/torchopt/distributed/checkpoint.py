@@ -56,7 +56,7 @@ class Checkpoint:
         """
         group = _group()
         data = self.path.read_bytes() if group.rank == 0 and self.path.exists() else None
-        data = group.broadcast_object(data)
+        data = group.broadcast_bytes(data)
         if data is None:
             return None
         loaded = torch.load(io.BytesIO(data), weights_only=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,11 +17,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchopt.distributed import session as _session
+from torchopt.distributed.session import DEFAULT_TIMEOUT
 
-__all__ = ["Group", "share_of"]
+__all__ = ["DifferenceError", "Group", "Packet", "share_of"]
 
 _POLL = timedelta(seconds=0.2)
-_NEWS = 5.0  # seconds for the news of a failure to arrive after a connection broke
+_NEWS = 2.0  # seconds for the news of a failure to arrive after a connection broke
+_LONG = timedelta(days=365)  # the limit of torch's own, which must not come before ours
 
 
 def share_of(count: int, rank: int, size: int) -> range:
@@ -33,41 +36,101 @@ def share_of(count: int, rank: int, size: int) -> range:
     return range(count * rank // size, count * (rank + 1) // size)
 
 
+class DifferenceError(Exception):
+    """The ranks came to an operation with different intentions; raised on all of them."""
+
+
+class Packet:
+    """Numbers that all ranks add up, and a check that they mean the same by them.
+
+    Every packet has the same size, so that ranks that run different programs do not crash torch's
+    operations: they notice.
+
+    Attributes:
+        room: Numbers that a packet holds.
+    """
+
+    _SIZE = 1024
+    room = _SIZE - 4
+
+    def __init__(self, group: Group, meaning: str, numbers: Tensor | None = None) -> None:
+        code = zlib.crc32(meaning.encode())
+        low, high = float(code & 0xFFFF), float(code >> 16)
+        row = torch.zeros(self._SIZE, dtype=torch.float64)
+        row[:4] = torch.tensor([low, low * low, high, high * high], dtype=torch.float64)
+        if numbers is not None:
+            row[4 : 4 + len(numbers)] = numbers
+        self._group = group
+        self._row = row.to(group.device)
+        self._work = group.start_sum(self._row)
+
+    def sums(self, name: str, limit: float) -> Tensor:
+        """Return the sums, `[room]`.
+
+        Raises:
+            DifferenceError: The ranks mean different things.
+            WorkerError: Another process failed meanwhile.
+        """
+        if self._work is not None:
+            self._group.wait(self._work, name, limit)
+            self._row, self._work = self._row.cpu(), None
+        size = self._group.size
+        for total, squares in self._row[:4].view(2, 2).tolist():
+            if size * squares != total * total:  # equality of Cauchy and Schwarz, in integers
+                raise DifferenceError
+        return self._row[4:]
+
+
 class Group:
     """The ranks that compute together: the world, or a part of it.
 
     Args:
         group: A process group of torch.distributed; None: the world that is open.
+        timeout: Seconds that other ranks may take to come to an operation.
 
     Attributes:
         rank: Of this process in the group.
         size: Number of ranks; 1 without an open collective world.
+        ranks: Those of the group, as the world numbers them.
+        timeout: As given.
         bytes_sent: By this process, counted as a ring sends: 2 (n - 1)/n of the size for a
             reduction, n - 1 times the size of its part for a gathering.
 
     Raises:
         RuntimeError: There are several processes, and their world is not a collective one.
+        ValueError: This process is not in the group.
     """
 
-    def __init__(self, group: Any = None) -> None:
+    def __init__(self, group: Any = None, timeout: float = DEFAULT_TIMEOUT) -> None:
         session = _session.current()
-        self._group = group
+        self.timeout = timeout
         self.bytes_sent = 0
-        if group is None and session is None and dist.is_initialized():
-            self._group = group = dist.group.WORLD
-        if group is not None or (session is not None and session.backend == "collective"):
-            alone = group is None and session is not None and session.world_size == 1
-            self.size = 1 if alone else dist.get_world_size(group)
-            self.rank = 0 if alone else dist.get_rank(group)
-        elif session is None or session.world_size == 1:
-            self.rank, self.size = 0, 1
-        else:
-            raise RuntimeError(
-                "expected a world opened with auto_init_rpc(backend='collective'), or a process "
-                f"group of torch.distributed, found a world of the {session.backend!r} backend"
-            )
-        self.session = session if self.size > 1 else None
-        self.name = "all" if group is None else "-".join(map(str, self._ranks()))
+        self.ranks: tuple[int, ...] = (0,)
+        self.session: _session.Session | None = None
+        self._group = group
+        if group is None and (session is None or session.world_size == 1):
+            opened = session is None and dist.is_available() and dist.is_initialized()
+            self._group = dist.group.WORLD if opened else None
+        elif group is None and session is not None:
+            if session.backend != "collective":
+                raise RuntimeError(
+                    "expected a world opened with auto_init_rpc(backend='collective'), or a "
+                    f"process group of torch.distributed, found one of {session.backend!r}"
+                )
+            self._group = dist.group.WORLD
+        if self._group is not None:
+            if dist.get_rank(self._group) < 0:
+                raise ValueError(
+                    f"`group`: expected a process group with this process in it, rank "
+                    f"{dist.get_rank()} is not; make the engine on the ranks of the group alone"
+                )
+            self.ranks = tuple(dist.get_process_group_ranks(self._group))
+        self.size = len(self.ranks)
+        self.rank = 0 if self._group is None else dist.get_rank(self._group)
+        if self.size > 1:
+            covers = session is not None and session.watch is not None
+            self.session = session if covers else _session.adopt(self._group, timeout)
+        self.name = "-".join(map(str, self.ranks)) if group is not None else "all"
 
     @classmethod
     def alone(cls, rank: int = 0) -> Group:
@@ -75,15 +138,13 @@ class Group:
         group = cls.__new__(cls)
         group._group, group.session, group.name = None, None, "alone"
         group.rank, group.size, group.bytes_sent = rank, 1, 0
+        group.ranks, group.timeout = (rank,), DEFAULT_TIMEOUT
         return group
 
-    def _ranks(self) -> list[int]:
-        return list(dist.get_process_group_ranks(self._group)) if self.size > 1 else [0]
-
     @property
-    def global_zero(self) -> int:
-        """The rank, in the world, of the first of the group."""
-        return self._ranks()[0]
+    def world_rank(self) -> int:
+        """The rank of this process in the world."""
+        return self.ranks[self.rank]
 
     @property
     def device(self) -> torch.device:
@@ -99,109 +160,154 @@ class Group:
         with contextlib.nullcontext() if watch is None else watch.task(name, timeout):
             yield
 
-    def wait(self, work: Any) -> None:
+    def note(self, place: str) -> None:
+        """Say where this process is when it is in no task."""
+        if self.session is not None and self.session.watch is not None:
+            self.session.watch.note(place)
+
+    def wait(self, work: Any, name: str = "an operation", limit: float | None = None) -> None:
         """Wait for an operation.
+
+        Args:
+            work: What was started.
+            name: What it is for, in words.
+            limit: Seconds that other ranks may take to come to it; None: `timeout`.
 
         Raises:
             WorkerError: Another process failed meanwhile.
         """
+        if self.session is None or self.session.watch is None:
+            work.wait()
+            return
+        watch = self.session.watch
+        limit = self.timeout if limit is None else limit
+        before = watch.start_operation(name, limit, self.ranks)
+        try:
+            self._wait(work, watch)
+        finally:
+            watch.end_operation(before)
+
+    def _wait(self, work: Any, watch: Any) -> None:
         if isinstance(work, _OnCuda):
             # Waiting with a timeout would make NCCL abort when it is over.
             while not work.work.is_completed():
-                if self.session is not None:
-                    self.session.check()
+                watch.check()
                 time.sleep(5e-5)
             work.work.wait()
             return
-        while True:
-            try:
-                work.wait(_POLL)
-            except RuntimeError as error:
-                session = self.session
-                if session is None or session.watch is None:
-                    raise
-                if work.is_completed():  # not late, but broken
-                    session.watch.wait_for_failure(_NEWS)
-                    session.check()
-                    raise RuntimeError(f"a collective operation failed: {error}") from error
-                session.check()
-            else:
-                return
+        while (error := _waited(work)) is not None:
+            if work.is_completed():  # not late, but broken
+                watch.wait_for_failure(_NEWS)
+                watch.check()
+                raise RuntimeError(f"a collective operation failed: {error}") from error
+            watch.check()
 
     def start_sum(self, x: Tensor) -> Any:
         """Start to replace `x` by its sum over the ranks; pass the result to `wait`."""
         if self.size == 1:
             return _DONE
         self.bytes_sent += 2 * (self.size - 1) * x.numel() * x.element_size() // self.size
-        return _started(x, dist.all_reduce(x, group=self._group, async_op=True))
+        real = torch.view_as_real(x) if x.is_complex() else x
+        return _started(x, _pg(self._group).allreduce([real], _options("AllreduceOptions")))
 
-    def sum_(self, x: Tensor) -> Tensor:
+    def sum_(self, x: Tensor, name: str = "a sum", limit: float | None = None) -> Tensor:
         """Replace `x` by its sum over the ranks and return it."""
-        self.wait(self.start_sum(x))
+        self.wait(self.start_sum(x), name, limit)
         return x
 
-    def gather(self, x: Tensor) -> Tensor:
+    def agree(self, meaning: str) -> None:
+        """Make sure that every rank is about to do the same.
+
+        Raises:
+            DifferenceError: They are not.
+        """
+        if self.size > 1:
+            Packet(self, meaning).sums(meaning, self.timeout)
+
+    def gather(self, x: Tensor, name: str = "an exchange") -> Tensor:
         """Return `[size, *shape]`, the `x` of every rank; all have the same shape."""
         if self.size == 1:
             return x[None].clone()
         out = x.new_empty((self.size, *x.shape))
         self.bytes_sent += (self.size - 1) * x.numel() * x.element_size()
-        parts = list(out.unbind(0))
-        work = dist.all_gather(parts, x.contiguous(), group=self._group, async_op=True)
-        self.wait(_started(x, work))
+        parts = [list(out.unbind(0))]
+        work = _pg(self._group).allgather(parts, [x.contiguous()], _options("AllgatherOptions"))
+        self.wait(_started(x, work), name)
         return out
 
-    def broadcast_(self, x: Tensor) -> Tensor:
+    def broadcast_(self, x: Tensor, name: str = "a broadcast") -> Tensor:
         """Replace `x` by that of the first rank and return it."""
         if self.size > 1:
             if self.rank == 0:
                 self.bytes_sent += (self.size - 1) * x.numel() * x.element_size()
-            work = dist.broadcast(x, self.global_zero, group=self._group, async_op=True)
-            self.wait(_started(x, work))
+            options = _options("BroadcastOptions")
+            options.rootRank = 0
+            self.wait(_started(x, _pg(self._group).broadcast([x], options)), name)
         return x
 
-    def gather_objects(self, obj: Any) -> list[Any]:
+    def gather_bytes(self, content: bytes, name: str = "an exchange") -> list[bytes]:
+        """Return the bytes of every rank."""
+        if self.size == 1:
+            return [content]
+        data = torch.frombuffer(bytearray(content or b"\0"), dtype=torch.uint8).to(self.device)
+        sizes = self.gather(torch.tensor([len(content)], device=self.device), name)
+        padded = data.new_zeros(max(1, int(sizes.max())))
+        padded[: len(data)] = data
+        rows = self.gather(padded, name).cpu()
+        return [row[:size].numpy().tobytes() for row, size in zip(rows, sizes.flatten().tolist())]
+
+    def gather_objects(self, obj: Any, name: str = "an exchange") -> list[Any]:
         """Return the object of every rank; they are pickled."""
         if self.size == 1:
             return [obj]
-        data = torch.frombuffer(bytearray(pickle.dumps(obj)), dtype=torch.uint8).to(self.device)
-        sizes = self.gather(torch.tensor([len(data)], device=self.device)).flatten().tolist()
-        padded = data.new_zeros(max(sizes))
-        padded[: len(data)] = data
-        rows = self.gather(padded)
-        return [
-            pickle.loads(memoryview(row[:size].cpu().numpy())) for row, size in zip(rows, sizes)
-        ]
+        return [pickle.loads(part) for part in self.gather_bytes(pickle.dumps(obj), name)]
 
-    def broadcast_object(self, obj: Any) -> Any:
-        """Return the object of the first rank."""
+    def broadcast_bytes(self, content: bytes | None, name: str = "a broadcast") -> bytes | None:
+        """Return the bytes of the first rank, which may be None."""
         if self.size == 1:
-            return obj
-        data = pickle.dumps(obj) if self.rank == 0 else b""
-        size = int(self.broadcast_(torch.tensor([len(data)], device=self.device)).item())
-        buffer = torch.zeros(size, dtype=torch.uint8, device=self.device)
-        if self.rank == 0:
-            buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        return _unpickled(self.broadcast_(buffer))
+            return content
+        size = torch.tensor([-1 if content is None else len(content)], device=self.device)
+        count = int(self.broadcast_(size, name))
+        if count <= 0:
+            return None if count < 0 else b""
+        buffer = torch.zeros(count, dtype=torch.uint8, device=self.device)
+        if self.rank == 0 and content is not None:
+            buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        data: bytes = self.broadcast_(buffer, name).cpu().numpy().tobytes()
+        return data
 
-    def draw(self, counter: str) -> int:
-        """Return the next number of a counter that all ranks share, from 0."""
-        if self.session is None:
-            raise RuntimeError(
-                "expected a world opened by auto_init_rpc(backend='collective') for a shared "
-                "counter of tasks, found none; use schedule='static'"
-            )
-        return int(self.session.store.add(f"{self.name}/{counter}", 1)) - 1
+    def draw(self, counter: str, amount: int = 1) -> int:
+        """Add to a counter that all ranks share, and return what it was; it starts at 0."""
+        assert self.session is not None
+        assert self.session.watch is not None
+        return self.session.watch.draw(f"{self.name}/{counter}", amount)
 
     def discard(self, counter: str) -> None:
-        """Remove a counter from the shared store."""
-        if self.session is not None and self.rank == 0:
-            self.session.store.delete_key(f"{self.name}/{counter}")
+        """Forget a shared counter."""
+        if self.session is not None and self.session.watch is not None:
+            self.session.watch.discard(f"{self.name}/{counter}")
 
 
-def _unpickled(data: Tensor) -> Any:
-    content: Any = data.cpu().numpy()
-    return pickle.loads(content)
+def _waited(work: Any) -> RuntimeError | None:
+    """Wait for a moment; return None if the operation is over, else what torch says."""
+    try:
+        work.wait(_POLL)
+    except RuntimeError as error:
+        return error
+    return None
+
+
+def _pg(group: Any) -> Any:
+    return dist.group.WORLD if group is None else group
+
+
+def _options(kind: str) -> Any:
+    # Of each operation, so that the limits of a group that the program made stay its own.
+    from torch._C import _distributed_c10d
+
+    options = getattr(_distributed_c10d, kind)()
+    options.timeout = _LONG
+    return options
 
 
 @dataclass

@@ -7,12 +7,17 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import secrets
+import shutil
+import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torchopt.distributed import meeting
 from torchopt.distributed.raised import Raised
-from torchopt.distributed.session import serve_store
 from torchopt.errors import WorkerError
 
 __all__ = ["spawn"]
@@ -31,9 +36,10 @@ def spawn(
 ) -> list[Any]:
     """Run `main(*args)` in `nprocs` processes on this machine and return what each returned.
 
-    The processes get the environment that torchrun would give them. They meet at a store that this
-    process holds, at the loopback address and a free port, so nothing is reachable from outside and
-    no port has to be chosen. All of them are ended when one fails.
+    The processes get the environment that torchrun would give them. They meet in a folder that only
+    this user can read, at the loopback address, so nothing is reachable from outside and no port
+    has to be chosen. All of them are ended when one fails, and end when this process does, in
+    whatever way.
 
     Args:
         main: A function at the top level of a module; usually decorated with `auto_init_rpc`.
@@ -57,7 +63,10 @@ def spawn(
     """
     if nprocs < 1:
         raise ValueError(f"`nprocs`: expected at least 1, got {nprocs}.")
-    store, port = serve_store("127.0.0.1")
+    folder = meeting.private_folder()
+    token = secrets.token_hex(32)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]  # for programs that open a world of torch themselves
     context = multiprocessing.get_context(start_method)
     workers: list[_Worker] = []
     try:
@@ -69,8 +78,9 @@ def spawn(
                 "LOCAL_WORLD_SIZE": str(nprocs),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
-                "TORCHELASTIC_USE_AGENT_STORE": "True",
-                "TORCHELASTIC_RESTART_COUNT": "0",
+                "TORCHELASTIC_USE_AGENT_STORE": "False",
+                meeting.FOLDER: str(folder),
+                meeting.TOKEN: token,
                 **(env or {}),
             }
             # As torchrun does: processes that share the cores must not fight over them.
@@ -81,7 +91,7 @@ def spawn(
     finally:
         for worker in workers:
             worker.end()
-        del store
+        shutil.rmtree(folder, ignore_errors=True)
     return [worker.result for worker in workers]
 
 
@@ -140,7 +150,19 @@ class _Worker:
         self.process.close()
 
 
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, however that happened."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        sys.stderr.write(
+            f"{multiprocessing.current_process().name}: ends, spawn's caller is gone\n"
+        )
+        os._exit(1)
+
+
 def _child(variables: dict[str, str], payload: bytes, pipe: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(variables)
     if "OMP_NUM_THREADS" in variables:
         import torch

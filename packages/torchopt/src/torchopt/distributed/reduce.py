@@ -24,7 +24,7 @@ def mean_reducer(results: Iterable[Tensor]) -> Tensor:
         >>> mean_reducer([torch.tensor(1.0), torch.tensor(2.0)])
         tensor(1.5000)
     """
-    return torch.stack(tuple(results), dim=0).mean(dim=0)
+    return _stacked(results, "mean_reducer").mean(dim=0)
 
 
 def sum_reducer(results: Iterable[Tensor]) -> Tensor:
@@ -34,7 +34,16 @@ def sum_reducer(results: Iterable[Tensor]) -> Tensor:
         >>> sum_reducer([torch.tensor(1.0), torch.tensor(2.0)])
         tensor(3.)
     """
-    return torch.stack(tuple(results), dim=0).sum(dim=0)
+    return _stacked(results, "sum_reducer").sum(dim=0)
+
+
+def _stacked(results: Iterable[Tensor], name: str) -> Tensor:
+    tensors = tuple(results)
+    if not tensors:
+        raise ValueError(
+            f"{name}: expected at least one result, got none; the batch that was split is empty"
+        )
+    return torch.stack(tensors, dim=0)
 
 
 class WeightedReducer:

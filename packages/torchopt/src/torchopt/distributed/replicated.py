@@ -9,18 +9,19 @@ every rank. All ranks have to take part in the backward pass.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchopt.distributed import packed
 from torchopt.distributed.group import Group
 from torchopt.distributed.partition import Call
 from torchopt.distributed.raised import Raised
 from torchopt.distributed.session import DEFAULT_TIMEOUT, current
-from torchopt.distributed.wire import Shared, received, tensors_of
+from torchopt.distributed.share import Shared, received, tensors_of
+from torchopt.distributed.signature import agree
 from torchopt.errors import NotDifferentiableError
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
 from torchopt.tree_function import apply_rule
@@ -39,14 +40,14 @@ def run_replicated(func: Callable[..., Any], calls: Sequence[Call], timeout: flo
     Raises:
         WorkerError: A call raised, on any rank; raised on every rank.
     """
-    group = Group()
+    session = current()
+    group = Group(timeout=DEFAULT_TIMEOUT if session is None else session.timeout)
     func = getattr(func, "__parallelize_unwrapped__", func)
     name = getattr(func, "__name__", "function").partition("__parallelize")[0]
     inputs = _differentiable(calls)
-    session = current()
-    default = DEFAULT_TIMEOUT if session is None else session.timeout
-    seconds = timeout if timeout > 0 else default
+    seconds = timeout if timeout > 0 else group.timeout
     own: dict[int, Any] = {}
+    mine: dict[int, Any] = {}
     for i, (rank, args, kwargs) in enumerate(calls):
         if not 0 <= rank < group.size:
             raise ValueError(
@@ -60,28 +61,21 @@ def run_replicated(func: Callable[..., Any], calls: Sequence[Call], timeout: flo
             with group.task(task, seconds):
                 args, kwargs = received((tuple(args or ()), dict(kwargs or {})), connected=True)
                 own[i] = func(*args, **kwargs)
-                pickle.dumps(_plain(own[i]))
+                mine[i] = packed.pack(own[i])
         except Exception as error:
-            own[i] = Raised(error, group.rank, task)
+            mine[i] = Raised(error, group.world_rank, task)
             break
+    agree(group, f"parallelize of {name}, {len(calls)} calls")
     outcomes: dict[int, Any] = {}
-    for part in group.gather_objects({i: _plain(x) for i, x in own.items()}):
+    for part in group.gather_objects(mine, f"the results of {name}"):
         outcomes.update(part)
     for outcome in outcomes.values():
         if isinstance(outcome, Raised):
             raise outcome.as_error()
-    results = [outcomes[i] for i in range(len(calls))]
+    results = [packed.unpack(outcomes[i]) for i in range(len(calls))]
     if not inputs or not torch.is_grad_enabled():
         return results
     return _joined(group, inputs, own, results)
-
-
-def _plain(result: Any) -> Any:
-    """Return a result without its graph, on the CPU, ready to be sent."""
-    if isinstance(result, Raised):
-        return result
-    leaves, spec = tree_flatten(result, none_is_leaf=True)
-    return tree_unflatten(spec, [x.detach().cpu() if isinstance(x, Tensor) else x for x in leaves])
 
 
 def _differentiable(calls: Sequence[Call]) -> list[Tensor]:
@@ -118,7 +112,7 @@ class _Join:
         inputs: tuple[Tensor, ...],
         outputs: tuple[Tensor, ...],
         cotangents: tuple[Tensor, ...],
-    ) -> tuple[Tensor, ...]:
+    ) -> Any:
         del inputs, outputs
         if torch.is_grad_enabled():
             raise NotDifferentiableError(
@@ -138,7 +132,9 @@ class _Join:
                     allow_unused=True,
                 )
         dense = [torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, grads)]
-        return tuple(_summed(self.group, dense))
+        used = torch.tensor([float(g is not None) for g in grads], device=self.group.device)
+        *sums, used = _summed(self.group, [*dense, used])
+        return tuple(x if n else None for x, n in zip(sums, used.tolist()))
 
     def push_forward(
         self, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], tangents: tuple[Tensor, ...]

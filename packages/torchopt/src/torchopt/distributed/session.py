@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The world a process takes part in: opened once, by torch's own rendezvous, and closed in order.
+"""The world a process takes part in: opened once, and closed in order.
 
 | backend | what runs where |
 |---|---|
@@ -15,44 +15,35 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
-import ipaddress
 import multiprocessing
 import multiprocessing.util
 import os
 import socket
-import tempfile
-import threading
-import time
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.rpc as rpc
-from torch._C._distributed_c10d import PrefixStore, TCPStore
-from torch.distributed.rendezvous import rendezvous
+from torch._C._distributed_c10d import PrefixStore
 
-from torchopt.distributed import wire
+from torchopt.distributed import meeting
+from torchopt.distributed.meeting import Meeting
 from torchopt.distributed.watch import Watch
 
 __all__ = [
     "DEFAULT_TIMEOUT",
     "Session",
+    "adopt",
     "close",
     "current",
-    "loopback_interface",
-    "on_one_machine",
     "open_collective",
     "open_local",
     "open_rpc",
-    "serve_store",
 ]
 
 DEFAULT_TIMEOUT = 300.0  # seconds
-
-_POLL = 0.2  # seconds between two looks at whether another process failed
-_FAREWELL = 10.0  # seconds that the others have to come to their end when rank 0 is at its own
 
 
 @dataclass
@@ -64,8 +55,7 @@ class Session:
         rank: Of this process.
         world_size: Number of processes.
         timeout: Seconds to wait for other processes.
-        store: Shared dictionary of the world; None in a world of one.
-        watch: Knows who failed; None in a world of one.
+        meeting: Connections and files of the world; None in a world of one.
         suspects: Ranks that were lost or did not answer in time.
         owns_group: Whether the process group was made here.
     """
@@ -74,11 +64,15 @@ class Session:
     rank: int
     world_size: int
     timeout: float = DEFAULT_TIMEOUT
-    store: Any = None
-    watch: Watch | None = None
+    meeting: Meeting | None = None
     suspects: set[int] = field(default_factory=set)
     owns_group: bool = False
     _barriers: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def watch(self) -> Watch | None:
+        """Knows who failed; None in a world of one."""
+        return None if self.meeting is None else self.meeting.watch
 
     def check(self) -> None:
         """Raise the failure of another process, if there is one."""
@@ -86,42 +80,17 @@ class Session:
             self.watch.check()
 
     def barrier(self, names: tuple[str, ...], size: int) -> None:
-        """Wait until `size` processes have come here with the same names."""
-        if size <= 1:
+        """Wait until `size` processes have come here with the same names; none: all of them."""
+        if size <= 1 or self.watch is None:
             return
-        key = "/".join(("barrier", *names))
-        round_ = self._barriers[key] = self._barriers.get(key, -1) + 1
-        if self.store.add(f"{key}/{round_}", 1) == size:
-            self.store.set(f"{key}/{round_}/open", "1")
-        self.wait_for_key(f"{key}/{round_}/open")
-
-    def wait_for_key(self, key: str) -> None:
-        """Wait until the key is in the store.
-
-        Raises:
-            WorkerError: Another process failed meanwhile.
-            TimeoutError: It did not come in `timeout` seconds.
-        """
-        deadline = time.monotonic() + self.timeout
-        while True:
-            try:
-                self.store.wait([key], timedelta(seconds=_POLL))
-                return
-            except dist.DistStoreError:
-                self.check()
-                if time.monotonic() > deadline:
-                    raise TimeoutError(
-                        f"rank {self.rank}: expected the other processes at {key!r} within "
-                        f"{self.timeout:g} s; one of them is late or does not come here"
-                    ) from None
-            except dist.DistNetworkError:
-                # Rank 0 holds the store; it is gone. Its failure is on the way.
-                if self.watch is not None and self.watch.wait_for_failure(5.0) is not None:
-                    self.check()
-                raise
+        key = "/".join(names)
+        number = self._barriers[key] = self._barriers.get(key, -1) + 1
+        ranks = () if names else self.watch.ranks
+        self.watch.barrier(f"{key}#{number}", size, ranks, self.timeout)
 
 
 _current: Session | None = None
+_adopted: dict[tuple[int, ...], Session] = {}  # worlds that the program opened itself
 
 
 def current() -> Session | None:
@@ -129,136 +98,58 @@ def current() -> Session | None:
     return _current
 
 
-# --- addresses ------------------------------------------------------------------------------------
+# --- opening --------------------------------------------------------------------------------------
 
 
-def loopback_interface() -> str:
-    """Return the name of the loopback interface."""
-    names = [name for _, name in socket.if_nameindex()]
-    return next((name for name in ("lo", "lo0") if name in names), "lo")
+def _meet(rank: int, world_size: int, timeout: float) -> Meeting:
+    ranks = tuple(range(world_size))
+    if not meeting.on_one_machine(world_size):
+        store = meeting.launcher_store(rank, world_size, timeout)
+        own = PrefixStore("torchopt", store)
+        met = meeting.meet_by(own, os.environ["MASTER_ADDR"], rank, ranks, timeout)
+        met.store = store
+        return met
+    if meeting.FOLDER not in os.environ and "MASTER_PORT" not in os.environ:
+        meeting.launcher_store(rank, world_size, timeout)  # raises, says what is missing
+    lo = meeting.loopback_interface()
+    for name in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, lo)
+    return meeting.meet_on_this_machine(rank, ranks, timeout)
 
 
-def on_one_machine(world_size: int) -> bool:
-    """Return whether all processes run on this machine: the launcher says so, or the address."""
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        return int(os.environ["LOCAL_WORLD_SIZE"]) == world_size
-    host = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
-
-
-def serve_store(host: str, port: int = 0) -> tuple[Any, int]:
-    """Return a store served by this process at one address only, and its port.
-
-    torch's own server listens on every interface of the machine.
-
-    Args:
-        host: Address to listen on.
-        port: 0: a free one.
-    """
-    listener = socket.create_server((host, port), backlog=512)
-    port = listener.getsockname()[1]
-    store = TCPStore(
-        host,
-        port,
-        None,
-        True,
-        timedelta(seconds=DEFAULT_TIMEOUT),
-        wait_for_workers=False,
-        master_listen_fd=listener.detach(),
-    )
-    return store, port
-
-
-_served: list[Any] = []  # stores that live as long as the process
-
-
-def _rendezvous(rank: int, world_size: int, timeout: float) -> Any:
-    """Return the store that the launcher's environment describes."""
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        if name not in os.environ:
-            raise RuntimeError(
-                f"expected {name} in the environment of a world of {world_size} processes, found "
-                "none; start the script with torchrun, with torchopt.distributed.spawn, or set it"
-            )
-    if on_one_machine(world_size):
-        lo = loopback_interface()
-        for name in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            os.environ.setdefault(name, lo)
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-            if rank == 0:
-                address = ("127.0.0.1", int(os.environ["MASTER_PORT"]))
-                _served.append(serve_store(*address)[0])
-            # To torch: the store is there already, everyone is a client.
-            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-            os.environ.setdefault("TORCHELASTIC_RESTART_COUNT", "0")
-    url = f"env://?rank={rank}&world_size={world_size}"
-    store, _, _ = next(rendezvous(url, timeout=timedelta(seconds=timeout)))
-    return store
-
-
-def _open_watch(store: Any, rank: int, world_size: int, timeout: float) -> Watch:
-    if rank != 0:
-        host, port = store.get("watch").decode().rsplit(":", 1)
-        connection = socket.create_connection((host, int(port)), timeout=timeout)
-        connection.settimeout(None)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return Watch(rank, world_size, connection=connection)
-    host = "127.0.0.1" if on_one_machine(world_size) else os.environ["MASTER_ADDR"]
-    try:
-        listener = socket.create_server((host, 0), backlog=world_size)
-    except OSError:  # the address is that of a gateway: listen on every interface behind it
-        listener = socket.create_server(("", 0), backlog=world_size)
-    watch = Watch(rank, world_size, listener=listener)
-    store.set("watch", f"{host}:{listener.getsockname()[1]}")
-    watch.wait_for_everyone(timeout)
-    return watch
-
-
-# --- opening and closing --------------------------------------------------------------------------
-
-
-def _keep(session: Session) -> Session:
-    global _current
+def _close_at_exit() -> None:
     atexit.unregister(close)
     atexit.register(close)
     if multiprocessing.parent_process() is not None:
         # Forked children of multiprocessing leave without what `atexit` has registered.
         multiprocessing.util.Finalize(None, close, exitpriority=100)
+
+
+def _keep(session: Session) -> Session:
+    global _current
+    _close_at_exit()
     _current = session
     return session
 
 
 def open_local(name: str) -> Session:
     """Open the world of this process alone; RPC to itself works in it, where torch has RPC."""
-    if dist.is_available() and hasattr(rpc, "TensorPipeRpcBackendOptions") and not _agent_is_set():
-        os.environ.setdefault("TP_SOCKET_IFNAME", loopback_interface())
-        # A file, and no address: launchers change what torch makes of those.
-        with tempfile.TemporaryDirectory() as folder:
-            url = f"file://{folder}/store"
-            options = rpc.TensorPipeRpcBackendOptions(init_method=url)
-            rpc.init_rpc(name, rank=0, world_size=1, rpc_backend_options=options)
+    from torchopt.distributed import remote
+
+    remote.open_alone(name)
     return _keep(Session("local", 0, 1))
-
-
-def _agent_is_set() -> bool:
-    is_set = getattr(getattr(rpc, "api", None), "_is_current_rpc_agent_set", None)
-    return is_set is not None and bool(is_set())  # there is no RPC on Windows
 
 
 def open_rpc(
     name: str, rank: int, world_size: int, backend: Any, options: Any, timeout: float
 ) -> Session:
     """Open a world of remote calls."""
-    store = PrefixStore("torchopt", _rendezvous(rank, world_size, timeout))
-    watch = _open_watch(store, rank, world_size, timeout)
-    rpc.init_rpc(
-        name, backend=backend, rank=rank, world_size=world_size, rpc_backend_options=options
-    )
-    return _keep(Session("rpc", rank, world_size, timeout, store, watch))
+    from torchopt.distributed import remote
+
+    remote.require()
+    met = _meet(rank, world_size, timeout)
+    remote.open_world(met, name, rank, world_size, backend, options)
+    return _keep(Session("rpc", rank, world_size, timeout, met))
 
 
 def open_collective(backend: str, rank: int, world_size: int, timeout: float) -> Session:
@@ -271,57 +162,116 @@ def open_collective(backend: str, rank: int, world_size: int, timeout: float) ->
         world_size: Number of processes.
         timeout: Seconds to wait for other processes.
     """
-    store = watch = None
-    owned = False
-    if world_size > 1:
-        root = _rendezvous(rank, world_size, timeout)
-        store = PrefixStore("torchopt", root)
-        watch = _open_watch(store, rank, world_size, timeout)
-        if not dist.is_initialized():
-            if backend == "collective":
-                backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(
-                backend,
-                store=PrefixStore("group", root),
-                rank=rank,
-                world_size=world_size,
-                # A backstop: `Watch` knows of failures earlier.
-                timeout=timedelta(seconds=2.0 * timeout + 60.0),
-            )
-            owned = True
-    return _keep(Session("collective", rank, world_size, timeout, store, watch, owns_group=owned))
+    if world_size == 1:
+        return _keep(Session("collective", rank, world_size, timeout))
+    met = _meet(rank, world_size, timeout)
+    owned = not dist.is_initialized()
+    if owned:
+        if backend == "collective":
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        if met.folder is not None:
+            store = met.file_store("group", world_size)
+        else:
+            store = PrefixStore("group", met.store)
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout),
+        )
+    return _keep(Session("collective", rank, world_size, timeout, met, owns_group=owned))
+
+
+def adopt(group: Any, timeout: float = DEFAULT_TIMEOUT) -> Session:
+    """Return a session over a process group that the program has made itself.
+
+    All ranks of the group call this together.
+    """
+    global _current
+    ranks = tuple(dist.get_process_group_ranks(group))
+    if ranks in _adopted:
+        return _adopted[ranks]
+    rank = dist.get_rank()
+    names: list[Any] = [None] * len(ranks)
+    dist.all_gather_object(names, socket.gethostname(), group=group)
+    told: list[Any] = [None]
+
+    def tell(value: Any) -> None:
+        told[0] = str(value)
+        dist.broadcast_object_list(told, src=ranks[0], group=group)
+
+    def hear() -> Any:
+        if told[0] is None:
+            dist.broadcast_object_list(told, src=ranks[0], group=group)
+        return told[0]
+
+    if len(set(names)) == 1:
+        met = meeting.meet_at(lambda: Path(hear()), tell, rank, ranks, timeout)
+    else:
+        host = os.environ["MASTER_ADDR"] if ranks[0] == 0 else socket.gethostbyname(names[0])
+        met = meeting.meet_by(_ByWord(tell, hear), host, rank, ranks, timeout)
+    session = Session("collective", rank, len(ranks), timeout, met)
+    _adopted[ranks] = session
+    _close_at_exit()
+    if len(ranks) == dist.get_world_size():
+        _current = session
+    return session
+
+
+class _ByWord:
+    """A store of one entry, which the hub tells the others through a process group."""
+
+    def __init__(self, tell: Any, hear: Any) -> None:
+        self._tell, self._hear = tell, hear
+
+    def set(self, key: str, value: str) -> None:
+        del key
+        self._tell(value)
+
+    def get(self, key: str) -> str:
+        del key
+        return str(self._hear())
+
+
+# --- closing --------------------------------------------------------------------------------------
 
 
 def close() -> None:
     """Leave the world; called at exit. Waits for the others unless one of them is lost."""
     global _current
-    session, _current = _current, None
-    if session is None:
-        return
+    sessions = list(_adopted.values())
+    if _current is not None and not any(each is _current for each in sessions):
+        sessions.append(_current)
+    _current = None
+    _adopted.clear()
+    for session in sessions:
+        _leave(session)
+
+
+def _leave(session: Session) -> None:
     watch = session.watch
     orderly = True
     if watch is not None:
         excused = set(session.suspects)
         if watch.failure is not None and watch.failure.rank is not None:
             excused.add(watch.failure.rank)
-        for rank in session.suspects:
-            watch.abort(rank)
-        # Ranks that only serve do so for as long as rank 0 takes.
-        patience = _FAREWELL if session.rank == 0 else threading.TIMEOUT_MAX
-        if session.rank != 0 and session.backend == "collective" and watch.failed.is_set():
-            patience = 0.0
-        orderly = watch.say_goodbye(patience, frozenset(excused))
-    if session.backend == "collective":
-        if session.owns_group and dist.is_initialized():
-            if not orderly:
-                _abort_group()
-            dist.destroy_process_group()
-    elif _agent_is_set():
-        rpc.shutdown(graceful=orderly and session.world_size > 1)
+        if watch.rank == watch.hub:
+            for rank in excused:
+                watch.abort(rank)
+        orderly = watch.say_goodbye(frozenset(excused))
+    if session.owns_group and dist.is_initialized():
+        if not orderly:
+            _abort_group()
+        dist.destroy_process_group()
+    elif session.backend != "collective":
+        from torchopt.distributed import remote
+
+        remote.leave(orderly and session.world_size > 1)
     if watch is not None:
         watch.close()
-    wire.outbox.forget()
-    wire.inbox.clear()
+    if session.meeting is not None:
+        session.meeting.end(orderly)
 
 
 def _abort_group() -> None:

@@ -54,7 +54,7 @@ class ShardedEvaluator(Evaluator):
             part = super().__call__(fn, [x[own.start : own.stop] for x in points], scratch, seed)
         row = torch.zeros(n, dtype=torch.float64, device=self.group.device)
         row[own.start : own.stop] = part.double()
-        return self.group.sum_(row).to(part)
+        return self.group.sum_(row, "the sum of losses", self.timeout).to(part)
 
 
 def zero_order(
@@ -81,7 +81,7 @@ def zero_order(
         >>> bool((x.grad - 2 * x).norm() < 1.0)
         True
     """
-    ranks = Group(group)
+    ranks = Group(group, timeout)
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
         evaluator = ShardedEvaluator(engine.vectorized, ranks, timeout)

@@ -11,198 +11,63 @@ returns for the carrier is the gradient of the tensor.
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import io
 import pickle
+import sys
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.distributed.rpc as rpc
 from torch import Tensor, nn
 
-from torchopt.tree import tree_leaves, tree_map, tree_structure
+from torchopt.distributed import stats
+from torchopt.distributed.share import Shared, digest, tensors_of
+from torchopt.distributed.stats import WireStats, wire_stats
+from torchopt.tree import tree_leaves
 from torchopt.tree_function import apply_rule
 
-__all__ = ["Message", "Packer", "Shared", "WireStats", "share", "unpack", "wire_stats"]
-
-T = TypeVar("T")
+__all__ = ["Message", "Packer", "WireStats", "unpack", "wire_stats"]
 
 _SMALLEST = 64  # bytes; a digest saves nothing on smaller tensors
 _KEPT = 256 * 2**20  # bytes a worker keeps for each sender before the oldest versions go
 _ARRIVAL = 60.0  # seconds that a content sent ahead of a call may come after it
 
 
-@dataclass
-class WireStats:
-    """What this process has put on the wire with remote calls, and what it has got back.
+class Sent:
+    """From a tensor to what travels in its place, as a rule for derivatives.
 
     Attributes:
-        calls: Remote calls.
-        call_bytes: Of functions, arguments and carriers: sent with every call.
-        parameter_bytes: Contents of shared tensors: sent once per version and worker.
-        parameter_bytes_saved: What sending them with every call would have added.
-        result_bytes: Tensors in the results.
-        gradient_bytes: Gradients of shared tensors, which come back once a call.
+        is_used: Whether the called function has used it, which the answer tells: torch sends a
+            gradient of zeros for what it has not.
     """
-
-    calls: int = 0
-    call_bytes: int = 0
-    parameter_bytes: int = 0
-    parameter_bytes_saved: int = 0
-    result_bytes: int = 0
-    gradient_bytes: int = 0
-
-
-_stats = WireStats()
-_stats_lock = threading.Lock()
-
-
-def _count(**amounts: int) -> None:
-    with _stats_lock:
-        for name, amount in amounts.items():
-            setattr(_stats, name, getattr(_stats, name) + amount)
-
-
-def wire_stats(*, reset: bool = False) -> WireStats:
-    """Return what went over the wire since the start, or since the last reset.
-
-    Args:
-        reset: Count from zero again.
-
-    Example:
-        >>> wire_stats(reset=True).calls
-        0
-    """
-    global _stats
-    with _stats_lock:
-        result = replace(_stats)
-        if reset:
-            _stats = WireStats()
-    return result
-
-
-def count_results(results: Any) -> None:
-    """Count the tensors of results that came back."""
-    _count(result_bytes=sum(_nbytes(x) for x in tree_leaves(results) if isinstance(x, Tensor)))
-
-
-def _nbytes(x: Tensor) -> int:
-    if x.layout != torch.strided:
-        return x.numel() * x.element_size()
-    return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())
-
-
-class Shared(Generic[T]):
-    """A value that remote calls refer to instead of sending it each time; see `share`.
-
-    Attributes:
-        value: The module or tree of tensors.
-    """
-
-    def __init__(self, value: T) -> None:
-        self.value = value
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unwrapped, (self.value,)
-
-    def __repr__(self) -> str:
-        return f"share({self.value!r})"
-
-
-def _unwrapped(value: T) -> T:
-    return value
-
-
-def share(value: T) -> Shared[T]:
-    """Return a reference to a module or a tree of tensors, to be passed to remote calls.
-
-    The called function receives the value itself. Partitioners repeat it instead of splitting its
-    tensors; its contents travel once per version, and gradients flow back to its tensors, to the
-    parameters of a module as well. A module that is passed without `share` also travels once per
-    version, but its parameters arrive as parameters of their own, cut from those of the caller.
-
-    The tensors may change between calls, in place or not: a call sees the contents of its moment.
-
-    Args:
-        value: A module, or a tree of tensors.
-
-    Example:
-        >>> import torchopt.distributed as todist
-        >>> double = todist.parallelize(todist.batch_partitioner, todist.sum_reducer)(
-        ...     lambda w, x: (w * x).sum())
-        >>> w = torch.tensor(2.0, requires_grad=True)
-        >>> double(todist.share(w), torch.arange(4.0))
-        tensor(12., grad_fn=...)
-    """
-    return Shared(value)
-
-
-def received(tree: Any, *, connected: bool) -> Any:
-    """Return arguments as a function gets them that runs in this process instead of another one.
-
-    Modules are copies, so that what the function does to them stays with it. Their tensors are
-    those of the caller where gradients flow back, and copies elsewhere.
-
-    Args:
-        tree: The arguments.
-        connected: Whether gradients reach the parameters of modules that are not shared. With
-            remote calls they do not.
-    """
-
-    def one(leaf: Any) -> Any:
-        if isinstance(leaf, Shared):
-            return received_value(leaf.value, connected=True)
-        return received_value(leaf, connected=connected)
-
-    return tree_map(one, tree, none_is_leaf=True)
-
-
-def received_value(value: Any, *, connected: bool) -> Any:
-    """Return a module, or a tree of tensors and modules, as `received` says."""
-    if not isinstance(value, nn.Module):
-        if tree_structure(value, none_is_leaf=True).is_leaf():
-            return value
-        return tree_map(lambda x: received_value(x, connected=connected), value, none_is_leaf=True)
-    memo: dict[int, Any] = {}
-    for x in tensors_of(value):
-        if isinstance(x, nn.Parameter) and not connected:
-            memo[id(x)] = nn.Parameter(x.detach().clone(), x.requires_grad)
-        elif isinstance(x, nn.Parameter) or x.requires_grad:
-            memo[id(x)] = x
-        else:
-            memo[id(x)] = x.detach().clone()
-    return copy.deepcopy(value, memo)
-
-
-# --- sending --------------------------------------------------------------------------------------
-
-
-class _Carriers:
-    """From tensors to their carriers, as a rule for derivatives."""
 
     needs_its_closure = False
+    num_differentiable_inputs = num_differentiable_outputs = 1
+    num_kept_inputs = 0
 
-    def __init__(self, count: int) -> None:
-        self.num_differentiable_inputs = self.num_kept_inputs = count
-        self.num_differentiable_outputs = count
+    def __init__(self, *, as_carrier: bool) -> None:
+        self.as_carrier = as_carrier
+        self.is_used = True
 
     def evaluate(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x.new_full((), -0.0).expand(x.shape) for x in tensors)
+        (x,) = tensors
+        return (x.new_full((), -0.0).expand(x.shape) if self.as_carrier else x.clone(),)
 
     def pull_back(
         self,
         inputs: tuple[Tensor, ...],
         outputs: tuple[Tensor, ...],
         cotangents: tuple[Tensor, ...],
-    ) -> tuple[Tensor, ...]:
+    ) -> Any:
         del inputs, outputs
-        _count(gradient_bytes=sum(_nbytes(g) for g in cotangents))
+        if not self.is_used:
+            return (None,)
+        if self.as_carrier:
+            stats.count(gradient_bytes=sum(stats.nbytes(g) for g in cotangents))
         return cotangents
 
     def push_forward(
@@ -212,12 +77,26 @@ class _Carriers:
         return tangents
 
 
-def digest(x: Tensor) -> bytes:
-    """Return 16 bytes that name dtype, shape and content of a tensor on the CPU."""
-    h = hashlib.blake2b(f"{x.dtype}{tuple(x.shape)}".encode(), digest_size=16)
-    content: Any = x.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    h.update(content)
-    return h.digest()
+def unused(results: Any, natives: list[Any]) -> list[int]:
+    """Return which of the tensors that came with a call no result depends on, by number."""
+    wanted = {k: (x.grad_fn, x.output_nr) for k, x in enumerate(natives) if _has_graph(x)}
+    if not wanted:
+        return []
+    missing = set(wanted.values())
+    stack = [(x.grad_fn, x.output_nr) for x in tree_leaves(results) if _has_graph(x)]
+    seen = set()
+    while stack and missing:
+        edge = stack.pop()
+        missing.discard(edge)
+        if edge[0] is None or edge[0] in seen:
+            continue
+        seen.add(edge[0])
+        stack += edge[0].next_functions
+    return [k for k, edge in wanted.items() if edge in missing]
+
+
+def _has_graph(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.grad_fn is not None
 
 
 @dataclass
@@ -228,10 +107,12 @@ class Message:
         payload: Function and arguments, pickled; tensors are numbers in there.
         natives: What torch's own RPC has to send: tensors, remote references, script modules.
         contents: Digest and tensor of everything that the payload refers to by digest.
+        sent: By their number, the natives through which gradients come back.
     """
 
     payload: bytes
     natives: list[Any]
+    sent: dict[int, Sent]
     contents: dict[bytes, Tensor]
 
 
@@ -241,11 +122,14 @@ class _Pickler(pickle.Pickler):
         self._packer = packer
         self._numbers: dict[int, Any] = {}
         self.natives: list[Any] = []
+        self.sent: dict[int, Sent] = {}
         self.contents: dict[bytes, Tensor] = {}
 
     def persistent_id(self, obj: Any) -> Any:
-        if not isinstance(obj, (Tensor, _RRef, torch.jit.ScriptModule)):
-            return None
+        if not isinstance(obj, (Tensor, torch.jit.ScriptModule)):
+            rref = getattr(sys.modules.get("torch.distributed.rpc"), "PyRRef", None)
+            if rref is None or not isinstance(obj, rref):
+                return None
         key = id(obj)  # the same object on this side is the same on the other: tied parameters
         if key not in self._numbers:
             self._numbers[key] = (len(self._numbers), *self._place(obj))
@@ -263,22 +147,27 @@ class _Pickler(pickle.Pickler):
             or obj.layout != torch.strided
             or obj.numel() * obj.element_size() < _SMALLEST
         ):
+            # Copies: the caller may change the tensor before it is on its way.
             if parameter:  # a leaf on the other side too, as published
-                return "parameter", self._native(obj.detach()), obj.requires_grad
-            # Of a Parameter torch would send the value alone; of a view of it, the graph too.
-            return "native", self._native(obj.view_as(obj) if connected else obj)
+                return "parameter", self._native(obj.detach().clone()), obj.requires_grad
+            if connected:
+                return "native", self._connected(obj, as_carrier=False)
+            return "native", self._native(obj.detach().clone().requires_grad_(obj.requires_grad))
         name = self._packer.name(obj)
         self.contents[name] = obj
         if connected:
-            return "content", name, self._native(apply_rule(_Carriers(1), obj)[0])
+            return "content", name, self._connected(obj, as_carrier=True)
         return "copy", name, parameter, obj.requires_grad
+
+    def _connected(self, obj: Tensor, *, as_carrier: bool) -> int:
+        rule = Sent(as_carrier=as_carrier)
+        number = self._native(apply_rule(rule, obj)[0])
+        self.sent[number] = rule
+        return number
 
     def _native(self, obj: Any) -> int:
         self.natives.append(obj)
         return len(self.natives) - 1
-
-
-_RRef: Any = getattr(rpc, "PyRRef", None) or type("NoRRef", (), {})
 
 
 class Packer:
@@ -312,21 +201,10 @@ class Packer:
         file = io.BytesIO()
         pickler = _Pickler(file, self)
         pickler.dump(call)
-        message = Message(file.getvalue(), pickler.natives, pickler.contents)
-        tensors = sum(_nbytes(x) for x in message.natives if isinstance(x, Tensor))
-        _count(calls=1, call_bytes=len(message.payload) + tensors)
+        message = Message(file.getvalue(), pickler.natives, pickler.sent, pickler.contents)
+        tensors = sum(stats.nbytes(x) for x in message.natives if isinstance(x, Tensor))
+        stats.count(calls=1, call_bytes=len(message.payload) + tensors)
         return message
-
-
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a tree, and those of the modules in it."""
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, nn.Module):
-            for module in leaf.modules():
-                for container in (module._parameters, module._buffers):
-                    yield from (x for x in container.values() if x is not None)
-        elif isinstance(leaf, Tensor):
-            yield leaf
 
 
 class Outbox:
@@ -335,6 +213,7 @@ class Outbox:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._has: dict[int, OrderedDict[bytes, int]] = {}
+        self._version: dict[tuple[int, int], bytes] = {}  # of a tensor, at a worker
         self._in_use: Counter[tuple[int, bytes]] = Counter()
 
     def missing(self, rank: int, message: Message) -> tuple[dict[bytes, Tensor], list[bytes]]:
@@ -349,14 +228,14 @@ class Outbox:
                 size = x.numel() * x.element_size()
                 self._in_use[rank, name] += 1
                 if name in has:
-                    _count(parameter_bytes_saved=size)
+                    stats.count(parameter_bytes_saved=size)
                     has.move_to_end(name)
                 else:
                     # A copy: the caller may change the tensor before it is on its way.
                     new[name] = x.detach().clone()
                     has[name] = size
-                    _count(parameter_bytes=size)
-            drop = []
+                    stats.count(parameter_bytes=size)
+            drop = self._outdated(rank, message)
             total = sum(has.values())
             for name in list(has):
                 if total <= _KEPT:
@@ -365,6 +244,17 @@ class Outbox:
                     drop.append(name)
                     total -= has.pop(name)
             return new, drop
+
+    def _outdated(self, rank: int, message: Message) -> list[bytes]:
+        """Return the earlier contents of tensors that have changed, if nothing uses them."""
+        has, drop = self._has[rank], []
+        for name, x in message.contents.items():
+            before = self._version.get((rank, id(x)), name)
+            self._version[rank, id(x)] = name
+            if before != name and before in has and not self._in_use[rank, before]:
+                drop.append(before)
+                del has[before]
+        return drop
 
     def done(self, rank: int, message: Message) -> None:
         """Note that the worker has answered a message."""
@@ -379,6 +269,7 @@ class Outbox:
         with self._lock:
             if rank is None:
                 self._has.clear()
+                self._version.clear()
                 self._in_use.clear()
             else:
                 self._has.pop(rank, None)

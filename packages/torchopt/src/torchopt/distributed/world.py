@@ -12,9 +12,9 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
-import torch.distributed.rpc as rpc
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from torchopt.distributed import remote
 from torchopt.distributed import session as _session
 from torchopt.errors import WorkerError
 
@@ -122,7 +122,7 @@ def get_backend() -> str | None:
     session = _session.current()
     if session is not None:
         return session.backend
-    return "rpc" if _session._agent_is_set() else None
+    return "rpc" if remote.agent_is_set() else None
 
 
 def get_worker_id(id: str | int | None = None) -> int:  # noqa: A002 - the published name
@@ -135,7 +135,7 @@ def get_worker_id(id: str | int | None = None) -> int:  # noqa: A002 - the publi
         return id
     if id is None and _session.current() is not None:
         return get_world_rank()
-    return int(rpc.get_worker_info(worker_name=id).id)
+    return int(remote.rpc().get_worker_info(worker_name=id).id)
 
 
 def barrier(worker_names: Iterable[str] | None = None) -> None:
@@ -154,7 +154,7 @@ def barrier(worker_names: Iterable[str] | None = None) -> None:
         size = len(names) if worker_names is not None else session.world_size
         session.barrier(names, size)
     else:
-        agent: Any = rpc.api
+        agent: Any = remote.rpc().api
         everyone = {info.name for info in agent._get_current_rpc_agent().get_worker_infos()}
         agent._barrier(set(names) or everyone)
 

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is at fault: from what each process does and since when, to the one that failed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torchopt.errors import WorkerError
+
+__all__ = ["Doing", "Verdict", "View", "judge"]
+
+_SILENCE = 1.5  # seconds: several beats
+_TELLING = 0.5  # seconds that a process gets to say itself that it is overdue
+_LEAVING = 1.5  # seconds after a good-bye until an operation that waits for it is one too many
+
+
+class Doing(NamedTuple):
+    """What the main thread of a process does.
+
+    Attributes:
+        kind: `"task"`: the caller's; `"operation"`: waits for `ranks`; `"end"`: has left, or is the
+            hub and waits for the others to leave; `"other"`.
+        name: In words.
+        limit: Seconds it may take; of an operation: that the others may take to come to it.
+        ranks: Who takes part in an operation.
+        since: By the clock of the process that judges.
+    """
+
+    kind: str
+    name: str | None
+    limit: float
+    ranks: tuple[int, ...]
+    since: float
+
+
+class View:
+    """What is known of a process.
+
+    Attributes:
+        doing: What it does.
+        heard: When it gave its last sign of life.
+        left: When it said good-bye; 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.heard = time.monotonic()
+        self.doing = Doing("other", None, 0.0, (), self.heard)
+        self.left = 0.0
+
+    def leave(self) -> None:
+        """Note that it said good-bye."""
+        self.left = self.left or time.monotonic()
+
+
+class Verdict(NamedTuple):
+    """Who failed; see `WorkerError`.
+
+    Attributes:
+        silent: Whether it gives no sign of life, so that there is no use in asking.
+    """
+
+    rank: int | None
+    task: str | None
+    kind: str
+    silent: bool = False
+
+    def error(self, stands: str) -> WorkerError:
+        """Return the error, with where the process stands."""
+        return WorkerError(self.rank, self.task, self.kind, stands)
+
+
+def judge(views: Mapping[int, View], now: float, timeout: float, own: int) -> Verdict | None:
+    """Return who failed, or None.
+
+    A process that lives and moves on is never at fault, however slow it is. One is
+
+    - that has left, while another waits for it in an operation;
+    - that has been in the same place, outside of an operation, for as long as another has waited
+      for it, if that is longer than the limit of the operation; a task has its own limit;
+    - that gives no sign of life: in a task past its limit, elsewhere for as long as an operation
+      that waits for it may take, or for `timeout` seconds.
+
+    Args:
+        views: What is known of each process, by rank.
+        now: The time.
+        timeout: Seconds without a sign of life.
+        own: The rank that judges.
+    """
+    waiting = {
+        rank: view
+        for rank, view in views.items()
+        if view.doing.kind == "operation" and not view.left and rank in view.doing.ranks
+    }
+    for rank, view in views.items():
+        waits = [other for r, other in waiting.items() if r != rank and rank in other.doing.ranks]
+        if view.left:
+            late = [w for w in waits if min(w.heard, now) > view.left + _LEAVING]
+            if late:
+                return Verdict(rank, view.doing.name, "left")
+            continue
+        silent = now - view.heard
+        if view.doing.kind == "task":
+            overdue = now > view.doing.since + view.doing.limit + _TELLING
+        else:
+            overdue = silent > timeout or any(
+                min(now - w.doing.since, silent) > w.doing.limit for w in waits
+            )
+        if rank != own and silent > _SILENCE and overdue:
+            return Verdict(rank, view.doing.name, "timed out", silent=True)
+        if view.doing.kind == "other" and any(
+            min(now - w.doing.since, now - view.doing.since) > w.doing.limit for w in waits
+        ):
+            return Verdict(rank, view.doing.name, "timed out")
+    return _unfinished(waiting, views, now)
+
+
+def _unfinished(
+    waiting: Mapping[int, View], views: Mapping[int, View], now: float
+) -> Verdict | None:
+    """Return the verdict on an operation that everyone has come to and that does not end."""
+    for view in waiting.values():
+        doing = view.doing
+        present = [waiting[r] for r in doing.ranks if r in waiting]
+        if len(present) < len(doing.ranks) or not all(r in views for r in doing.ranks):
+            continue
+        if min(now - p.doing.since for p in present) > doing.limit:
+            return Verdict(None, doing.name, "timed out", silent=True)
+    return None

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections that carry one JSON object a line, between processes that share a token.
+
+Each side proves that it knows the token before the other listens to it: a hash of the token and of
+a number that the other side has just drawn. The token itself never travels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import secrets
+import socket
+import threading
+from typing import Any
+
+__all__ = ["Link", "StrangerError", "connect"]
+
+_SENDING = 2.0  # seconds that a message to a process that reads nothing may wait
+_LONGEST = 4096  # bytes that a stranger may send before it is shown the door
+
+
+class StrangerError(Exception):
+    """The other side does not know the token, or speaks otherwise."""
+
+
+def proof(token: str, side: str, challenge: str, rank: int) -> str:
+    """Return what shows that one knows the token."""
+    text = f"torchopt {side} {rank} {challenge}".encode()
+    return hmac.new(token.encode(), text, "sha256").hexdigest()
+
+
+class Link:
+    """One end of a connection.
+
+    Attributes:
+        rank: Of the other side; -1 until it has proved to belong to the world.
+    """
+
+    def __init__(self, connection: socket.socket, rank: int = -1) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(_SENDING)
+        self.connection = connection
+        self.rank = rank
+        self.challenge = secrets.token_hex(16)
+        self.early: list[dict[str, Any]] = []  # came with the answer to the greeting
+        self._pending = b""
+        self._lock = threading.Lock()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message; that the other side is gone is noticed by who reads."""
+        with self._lock, contextlib.suppress(OSError):
+            self.connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> list[dict[str, Any]] | None:
+        """Return the messages that have come, or None at the end of the connection.
+
+        Raises:
+            StrangerError: They are no messages.
+        """
+        try:
+            received = self.connection.recv(65536)
+        except OSError:
+            received = b""
+        if not received:
+            return None
+        *lines, self._pending = (self._pending + received).split(b"\n")
+        if self.rank < 0 and len(self._pending) > _LONGEST:
+            raise StrangerError
+        try:
+            messages = [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise StrangerError from error
+        if not all(isinstance(message, dict) for message in messages):
+            raise StrangerError
+        return messages
+
+    def greet(self) -> None:
+        """Ask who just connected to prove that it belongs here."""
+        self.send({"challenge": self.challenge})
+
+    def admit(self, message: dict[str, Any], token: str) -> int:
+        """Return the rank of who answered the greeting, and answer its own challenge.
+
+        Raises:
+            StrangerError: It does not know the token.
+        """
+        rank, shown, challenge = (message.get(key) for key in ("rank", "proof", "challenge"))
+        if not (isinstance(rank, int) and isinstance(shown, str) and isinstance(challenge, str)):
+            raise StrangerError
+        if not hmac.compare_digest(shown, proof(token, "member", self.challenge, rank)):
+            raise StrangerError
+        self.send({"proof": proof(token, "hub", challenge, rank)})
+        self.rank = rank
+        return rank
+
+
+def connect(address: tuple[str, int], rank: int, hub: int, token: str, timeout: float) -> Link:
+    """Return a connection to the hub, after both sides have shown that they know the token.
+
+    Args:
+        address: Host and port.
+        rank: Of this process.
+        hub: Rank of the other one.
+        token: What the world shares.
+        timeout: Seconds.
+
+    Raises:
+        OSError: Nobody listens there.
+        StrangerError: It is somebody else.
+    """
+    link = Link(socket.create_connection(address, timeout=timeout), hub)
+    link.connection.settimeout(timeout)
+    try:
+        greeting = _first(link)
+        shown = proof(token, "member", str(greeting.get("challenge")), rank)
+        link.send({"rank": rank, "proof": shown, "challenge": link.challenge})
+        answer = str(_first(link).get("proof"))
+        if not hmac.compare_digest(answer, proof(token, "hub", link.challenge, rank)):
+            raise StrangerError
+    except BaseException:
+        link.connection.close()
+        raise
+    link.connection.settimeout(_SENDING)
+    return link
+
+
+def _first(link: Link) -> dict[str, Any]:
+    while not (messages := link.receive()):
+        if messages is None:
+            raise StrangerError
+    link.early = messages[1:]
+    return messages[0]

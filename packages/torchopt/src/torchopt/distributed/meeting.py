@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the processes of a world find each other, and what only they know.
+
+On one machine they meet in a folder that is the user's alone: the address of the hub and the token
+of the world lie in a file there, torch's stores (`FileStore`) lie beside it. No store listens. A
+launcher's own store, as torchrun's, only says where the folder is. Across machines they meet at
+`MASTER_ADDR` and `MASTER_PORT`, in torch's `TCPStore`; the token is `TORCHOPT_TOKEN` where it is
+set, and else as secret as that store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import secrets
+import shutil
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from torch._C._distributed_c10d import FileStore
+
+from torchopt.distributed.board import Board
+from torchopt.distributed.link import StrangerError, connect
+from torchopt.distributed.watch import Watch
+
+__all__ = [
+    "Meeting",
+    "loopback_interface",
+    "meet_at",
+    "meet_by",
+    "on_one_machine",
+    "private_folder",
+]
+
+TOKEN = "TORCHOPT_TOKEN"  # a secret that all processes of a world are started with
+FOLDER = "TORCHOPT_FOLDER"  # where the processes of `spawn` meet
+
+
+def loopback_interface() -> str:
+    """Return the name of the loopback interface."""
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in ("lo", "lo0") if name in names), "lo")
+
+
+def on_one_machine(world_size: int) -> bool:
+    """Return whether all processes run on this machine: the launcher says so, or the address."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"]) == world_size
+    host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+class Meeting:
+    """A world that has met.
+
+    Attributes:
+        watch: The connections.
+        folder: Where the processes of one machine keep files; None across machines.
+        store: Of torch, across machines; None on one.
+    """
+
+    def __init__(self, watch: Watch, folder: Path | None, store: Any) -> None:
+        self.watch = watch
+        self.folder = folder
+        self.store = store
+
+    def file_store(self, name: str, size: int) -> Any:
+        """Return a store of torch in the folder."""
+        assert self.folder is not None
+        return FileStore(str(self.folder / name), size)
+
+    def end(self, orderly: bool) -> None:
+        """Leave the folder, and remove it: the last one that leaves, or the hub of a lost world."""
+        if self.folder is None:
+            return
+        with contextlib.suppress(OSError):
+            (self.folder / f"doing.{self.watch.rank}").unlink()
+        lost = not orderly and self.watch.rank == self.watch.hub
+        if lost or not any(self.folder.glob("doing.*")):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def private_folder(path: Path | None = None) -> Path:
+    """Return a folder that nobody else can read: a new one, or the one at `path`, made if need be.
+
+    Raises:
+        PermissionError: Somebody else made it.
+    """
+    if path is None:
+        return Path(tempfile.mkdtemp(prefix="torchopt-", dir=os.environ.get(FOLDER)))
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    owned = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    if (
+        not stat.S_ISDIR(found.st_mode)
+        or not owned
+        or (os.name == "posix" and found.st_mode & 0o77)
+    ):
+        raise PermissionError(
+            f"{path}: expected a folder that only this user can read, found another one; remove it "
+            "or set TMPDIR"
+        )
+    return path
+
+
+def _place_without_launcher() -> Path:
+    """Return the file in which processes meet that know `MASTER_PORT` alone."""
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    folder = private_folder(Path(tempfile.gettempdir()) / f"torchopt-of-{user}")
+    return folder / os.environ["MASTER_PORT"]
+
+
+def meet_on_this_machine(rank: int, ranks: tuple[int, ...], timeout: float) -> Meeting:
+    """Return the world, whose processes all run here."""
+    if FOLDER in os.environ:
+        place = Path(os.environ[FOLDER]) / "hub"
+        return meet_at(lambda: place, lambda path: _point(place, path), rank, ranks, timeout)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = launcher_store(rank, len(ranks), timeout)
+
+        def find() -> Path:
+            return Path(store.get("torchopt/hub").decode())
+
+        return meet_at(
+            find, lambda path: store.set("torchopt/hub", str(path)), rank, ranks, timeout
+        )
+    place = _place_without_launcher()
+    return meet_at(lambda: place, lambda path: _point(place, path), rank, ranks, timeout)
+
+
+def _point(place: Path, path: Path) -> None:
+    """Make `place` a copy of the file at `path`, in one step."""
+    part = place.with_name(f"{place.name}.{secrets.token_hex(4)}")
+    shutil.copyfile(path, part)
+    os.replace(part, place)
+
+
+def meet_at(
+    find: Callable[[], Path],
+    publish: Callable[[Path], None],
+    rank: int,
+    ranks: tuple[int, ...],
+    timeout: float,
+) -> Meeting:
+    """Return the world, whose hub tells the others of a file.
+
+    Args:
+        find: Returns the file.
+        publish: Tells of it.
+        rank: Of this process.
+        ranks: Of all; the first is the hub.
+        timeout: Seconds.
+    """
+    if rank == ranks[0]:
+        folder = private_folder()
+        token = os.environ.get(TOKEN) or secrets.token_hex(32)
+        listener = socket.create_server(("127.0.0.1", 0), backlog=len(ranks))
+        record = {"port": listener.getsockname()[1], "token": token, "folder": str(folder)}
+        path = folder / "hub"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(record))
+        board = Board(folder, rank)
+        watch = Watch(rank, ranks, timeout, token, listener=listener, board=board)
+        publish(path)
+        watch.wait_for_everyone(timeout)
+        return Meeting(watch, folder, None)
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            # A file of an earlier run leads nowhere: nobody listens, or somebody else.
+            path = find()
+            if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
+                raise StrangerError
+            record = json.loads(path.read_text())
+            address = ("127.0.0.1", int(record["port"]))
+            token = os.environ.get(TOKEN) or str(record["token"])
+            folder = Path(record["folder"])
+            board = Board(folder, rank)
+            link = connect(address, rank, ranks[0], token, timeout)
+        except (OSError, ValueError, KeyError, StrangerError) as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"rank {rank}: expected rank {ranks[0]} on this machine within {timeout:g} s, "
+                    f"found none that is of this world ({type(error).__name__}); start all "
+                    "processes as the same user, with the same TORCHOPT_TOKEN or none"
+                ) from error
+            time.sleep(0.02)
+        else:
+            return Meeting(Watch(rank, ranks, timeout, token, hub=link, board=board), folder, None)
+
+
+def meet_by(store: Any, host: str, rank: int, ranks: tuple[int, ...], timeout: float) -> Meeting:
+    """Return the world, whose processes run on several machines and have a store in common.
+
+    Args:
+        store: Of torch.
+        host: Address of the hub.
+        rank: Of this process.
+        ranks: Of all.
+        timeout: Seconds.
+    """
+    given = os.environ.get(TOKEN)
+    if rank == ranks[0]:
+        token = given or secrets.token_hex(32)
+        try:
+            listener = socket.create_server((host, 0), backlog=len(ranks))
+        except OSError:  # the address is that of a gateway: listen on every interface behind it
+            listener = socket.create_server(("", 0), backlog=len(ranks))
+        watch = Watch(rank, ranks, timeout, token, listener=listener)
+        record = [host, listener.getsockname()[1], "" if given else token]
+        store.set("hub", json.dumps(record))
+        watch.wait_for_everyone(timeout)
+        return Meeting(watch, None, store)
+    host, port, told = json.loads(store.get("hub"))
+    token = given or told
+    try:
+        link = connect((host, port), rank, ranks[0], token, timeout)
+    except StrangerError:
+        raise RuntimeError(
+            f"rank {rank}: expected rank {ranks[0]} at {host}:{port} to know the token of this "
+            "world, found one that does not; set TORCHOPT_TOKEN to the same on every machine"
+        ) from None
+    return Meeting(Watch(rank, ranks, timeout, token, hub=link), None, store)
+
+
+def launcher_store(rank: int, world_size: int, timeout: float) -> Any:
+    """Return the store that the launcher's environment describes."""
+    from torch.distributed.rendezvous import rendezvous
+
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise RuntimeError(
+                f"expected {name} in the environment of a world of {world_size} processes, found "
+                "none; start the script with torchrun, with torchopt.distributed.spawn, or set it"
+            )
+    url = f"env://?rank={rank}&world_size={world_size}"
+    store, _, _ = next(rendezvous(url, timeout=timedelta(seconds=timeout)))
+    return store

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch's remote calls, imported when a program uses them and not before.
+
+torch maintains `torch.distributed.rpc` and no longer develops it: everything else here works where
+torch has none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import tempfile
+from typing import Any
+
+from torchopt.distributed.meeting import Meeting, loopback_interface
+
+__all__ = ["agent_is_set", "is_available", "leave", "open_alone", "open_world", "require", "rpc"]
+
+# Calls that wait for calls hold a thread each; the 16 of torch are soon all waiting.
+_THREADS = 128
+
+
+def rpc() -> Any:
+    """Return `torch.distributed.rpc`.
+
+    Raises:
+        ImportError: This torch has none.
+    """
+    return importlib.import_module("torch.distributed.rpc")
+
+
+def is_available() -> bool:
+    """Return whether torch has remote calls."""
+    with contextlib.suppress(ImportError):
+        return bool(rpc().is_available())
+    return False
+
+
+def require() -> None:
+    """Raise a `RuntimeError` where torch has no remote calls."""
+    if not is_available():
+        raise RuntimeError(
+            "expected a torch with remote calls (torch.distributed.rpc), found one without; use "
+            "process groups: auto_init_rpc(backend='collective')"
+        )
+
+
+def agent_is_set() -> bool:
+    """Return whether remote calls work now."""
+    if not is_available():
+        return False
+    is_set = getattr(rpc().api, "_is_current_rpc_agent_set", None)
+    return is_set is not None and bool(is_set())  # there is no RPC on Windows
+
+
+def open_alone(name: str) -> None:
+    """Let this process call itself, where torch has remote calls."""
+    if not is_available() or agent_is_set() or not hasattr(rpc(), "TensorPipeRpcBackendOptions"):
+        return
+    os.environ.setdefault("TP_SOCKET_IFNAME", loopback_interface())
+    # A file, and no address: launchers change what torch makes of those.
+    with tempfile.TemporaryDirectory() as folder:
+        options = rpc().TensorPipeRpcBackendOptions(init_method=f"file://{folder}/store")
+        rpc().init_rpc(name, rank=0, world_size=1, rpc_backend_options=options)
+
+
+def open_world(
+    met: Meeting, name: str, rank: int, world_size: int, backend: Any, options: Any
+) -> None:
+    """Let the processes of a world call each other."""
+    if options is None and hasattr(rpc(), "TensorPipeRpcBackendOptions"):
+        options = rpc().TensorPipeRpcBackendOptions(num_worker_threads=_THREADS)
+    if met.folder is not None and getattr(options, "init_method", None) == "env://":
+        options.init_method = f"file://{met.folder}/rpc"
+    rpc().init_rpc(
+        name, backend=backend, rank=rank, world_size=world_size, rpc_backend_options=options
+    )
+
+
+def leave(orderly: bool) -> None:
+    """Stop calling, in order if all processes come here."""
+    if agent_is_set():
+        from torchopt.distributed import wire
+
+        rpc().shutdown(graceful=orderly)
+        wire.outbox.forget()
+        wire.inbox.clear()

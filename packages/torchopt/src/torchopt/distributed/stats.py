@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What remote calls have put on the wire, counted."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.tree import tree_leaves
+
+__all__ = ["WireStats", "count", "count_results", "nbytes", "wire_stats"]
+
+
+@dataclass
+class WireStats:
+    """What this process has put on the wire with remote calls, and what it has got back.
+
+    Attributes:
+        calls: Remote calls.
+        call_bytes: Of functions, arguments and carriers: sent with every call.
+        parameter_bytes: Contents of shared tensors: sent once per version and worker.
+        parameter_bytes_saved: What sending them with every call would have added.
+        result_bytes: Tensors in the results.
+        gradient_bytes: Gradients of shared tensors, which come back once a call.
+    """
+
+    calls: int = 0
+    call_bytes: int = 0
+    parameter_bytes: int = 0
+    parameter_bytes_saved: int = 0
+    result_bytes: int = 0
+    gradient_bytes: int = 0
+
+
+_stats = WireStats()
+_stats_lock = threading.Lock()
+
+
+def count(**amounts: int) -> None:
+    """Add to the counts, by their names."""
+    with _stats_lock:
+        for name, amount in amounts.items():
+            setattr(_stats, name, getattr(_stats, name) + amount)
+
+
+def wire_stats(*, reset: bool = False) -> WireStats:
+    """Return what went over the wire since the start, or since the last reset.
+
+    Args:
+        reset: Count from zero again.
+
+    Example:
+        >>> wire_stats(reset=True).calls
+        0
+    """
+    global _stats
+    with _stats_lock:
+        result = replace(_stats)
+        if reset:
+            _stats = WireStats()
+    return result
+
+
+def count_results(results: Any) -> None:
+    """Count the tensors of results that came back."""
+    count(result_bytes=sum(nbytes(x) for x in tree_leaves(results) if isinstance(x, Tensor)))
+
+
+def nbytes(x: Tensor) -> int:
+    """Return what a tensor takes on the wire."""
+    if x.layout != torch.strided:
+        return x.numel() * x.element_size()
+    return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was lost or falsified without a word: it is right now, or an error says so on every rank."""
+
+from __future__ import annotations
+
+import pytest
+import silent_programs as programs
+import torch
+
+import torchopt.distributed as todist
+
+
+def same(got, want, bound=1e-12):
+    assert len(got) == len(want)
+    for a, b in zip(got, want):
+        torch.testing.assert_close(a, b, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("schedule", ["static", "dynamic"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_step_after_a_failed_one_does_all_its_tasks(world, schedule, deterministic):
+    options = {"schedule": schedule, "deterministic": deterministic}
+    for name, before, loss, grad, steps in world(programs.run, 2, "after_error", options):
+        assert name == "LookupError"
+        assert before is None
+        assert loss == 9.0
+        assert grad.tolist() == [-1.0, -5.0]
+        assert steps == 1
+
+
+def test_a_task_that_raises_half_way_leaves_the_module_as_it_was(world):
+    want = programs.half_way("nowhere")
+    for n in (1, 2):
+        for same_leaves, training, losses, grads in world(programs.run, n, "half_way", "task"):
+            assert same_leaves
+            assert training
+            same([losses], [want[2]])
+            same(grads, want[3])
+    todist.shutdown()
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_statistics_and_what_depends_on_them_are_the_same_at_every_world_size(world, deterministic):
+    grads, buffers = programs.statistics_reference()
+    assert buffers[0].abs().max() > 1e-3
+    found = [world(programs.run, n, "statistics", {"deterministic": deterministic}) for n in (1, 3)]
+    for ranks in found:
+        for got_grads, got_buffers, training in ranks:
+            same(got_grads, grads)
+            same(got_buffers, buffers)
+            assert training
+    if deterministic:
+        for got in found[1]:
+            assert all(torch.equal(a, b) for a, b in zip(got[1], found[0][0][1]))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_parameters_that_are_exchanged_or_frozen_between_steps_are_seen(world, n):
+    for found in world(programs.run, n, "changed_leaves"):
+        for pairs in found.values():
+            assert any(want is not None for _, want in pairs)
+            for got, want in pairs:
+                assert (got is None) == (want is None)
+                if want is not None:
+                    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_unused_parameters_have_no_gradient(world, n):
+    for *engines, call in world(programs.run, n, "weight_decay"):
+        for grad, unused in engines:
+            assert grad == pytest.approx(2.0)
+            assert unused is None
+        assert call == (4.0, None)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_what_a_function_writes_into_its_arguments_stays_with_it(world, n):
+    for value, x, weight, bias, tensor in world(programs.run, n, "written_arguments"):
+        assert value.item() == 12.0
+        assert x.flatten().tolist() == [1.0] * 4
+        assert weight
+        assert bias
+        assert tensor.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("lengths", "number of tasks on every rank, got 4 on rank 0 and 6 on rank 1"),
+        ("long lengths", "number of tasks on every rank, got 2000 on rank 0 and 2002 on rank 1"),
+        ("steps", "number of steps on every rank, got 1 on rank 0 and 0 on rank 1"),
+        ("weights", "same weights on every rank"),
+        ("parameters", "parameters on every rank, got 1 tensors"),
+        ("operations", "rank"),
+    ],
+)
+def test_ranks_that_do_not_do_the_same_are_told_so_and_go_on(world, what, words):
+    for (rank, _, kind, trace, _), again in world(programs.run, 2, "differing", what):
+        assert (rank, kind) == (1, "differs") or what == "operations"
+        assert kind == "differs"
+        assert words in trace
+        assert again == 9.0
+
+
+def test_an_asynchronous_call_sees_the_contents_of_its_moment(world):
+    for name, values in world(programs.contents_of_the_moment, 2)[0].items():
+        count = 20 if name.startswith("share") else 10
+        assert values == [float(i) for i in range(count)], name
+
+
+def test_gradients_of_calls_are_whole_or_refused(world):
+    found = world(programs.gradients_of_calls, 2)[0]
+    assert "outside of a context" in found["outside"]
+    small, unused, big, idle = found["unused"]
+    assert small.tolist() == [2.0, 2.0]
+    assert big[0] == 2.0
+    assert unused is None
+    assert idle is None
+    assert found["written"] == ([6.0, 6.0], [1.0] * 4)
+    for rank, _, kind in found["unpicklable"]:
+        assert (rank, kind) == (1, "raised")
+    assert found["afterwards"] == [1]
+
+
+def test_calls_that_call_finish_or_time_out(world):
+    value, more = world(programs.nested_calls, 2)[0]
+    assert value == 8.0 * 60
+    assert more in ("timed out", 200 * 8 * 8.0)
+
+
+def test_reducers_say_that_there_is_nothing_to_reduce():
+    for reducer in (todist.sum_reducer, todist.mean_reducer):
+        with pytest.raises(ValueError, match="the batch that was split is empty"):
+            reducer([])
