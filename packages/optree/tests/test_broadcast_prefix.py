@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict, defaultdict, deque
+from random import Random
 from typing import Any
 
 import pytest
@@ -150,3 +151,38 @@ def test_predicates_apply_to_inputs_only() -> None:
 def test_metadata_mismatch_of_customs() -> None:
     with pytest.raises(ValueError, match=r"^Mismatch custom node data|^Custom type arity mismatch"):
         optree.tree_broadcast_common(Ring(1), Ring(1, 2), namespace=NAMESPACE)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_leaves_are_paired_by_key_whatever_the_order_of_the_keys(seed: int) -> None:
+    """A leaf knows its key, so that a pair from two keys shows, in every tree and operand."""
+    random = Random(seed)
+
+    def tree(depth: int, path: str, deepest: int) -> Any:
+        if depth == deepest:
+            return path
+        keys = list("abcd")
+        random.shuffle(keys)
+        kind = random.choice([dict, OrderedDict, lambda items: defaultdict(None, items)])
+        return kind([(key, tree(depth + 1, path + key, deepest)) for key in keys])
+
+    operands = [tree(0, "", deepest) for deepest in (2, 3, 1)]
+
+    def check(path: tuple[str, ...], *leaves: str) -> tuple[str, ...]:
+        longest = "".join(path)
+        assert all(longest.startswith(leaf) for leaf in leaves)
+        assert [len(leaf) for leaf in leaves] == [2, 3, 1]
+        return leaves
+
+    mapped = optree.tree_broadcast_map_with_path(check, *operands)
+    assert len(optree.tree_leaves(mapped, is_leaf=lambda x: type(x) is tuple)) == 64
+    for first in operands:
+        for second in operands:
+            pairs = list(zip(*optree.broadcast_common(first, second)))
+            assert all(a.startswith(b) or b.startswith(a) for a, b in pairs)
+            left, right = optree.tree_broadcast_common(first, second)
+            assert all(
+                optree.tree_leaves(
+                    optree.tree_map(lambda a, b: a.startswith(b) or b.startswith(a), left, right)
+                )
+            )

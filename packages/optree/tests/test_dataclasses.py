@@ -566,3 +566,20 @@ def test_classes_made_through_a_copy_of_the_module_can_be_pickled() -> None:
     finally:
         for name in [n for n in sys.modules if n.startswith("pickled_pytree")]:
             del sys.modules[name]
+
+
+def test_fields_may_share_one_metadata_dict() -> None:
+    shared = {"unit": "m"}
+
+    @optree.dataclasses.dataclass(namespace=SPACE)
+    class Shared:
+        a: Any = optree.dataclasses.field(metadata=shared)
+        b: Any = optree.dataclasses.field(metadata=shared, pytree_node=False)
+        c: Any = optree.dataclasses.field(metadata=shared)
+
+    assert shared == {"unit": "m"}
+    leaves, treespec = optree.tree_flatten(Shared(1, 2, 3), namespace=SPACE)
+    assert leaves == [1, 3]
+    assert optree.tree_unflatten(treespec, [4, 5]) == Shared(4, 2, 5)
+    nodes = [f.metadata["pytree_node"] for f in dataclasses.fields(Shared)]
+    assert nodes == [True, False, True]

@@ -384,6 +384,10 @@ def test_sum() -> None:
     assert optree.tree_sum(["a", ("b", {"c": "d"})], "") == "abd"
     assert optree.tree_sum([b"a", (b"b",)], b"") == b"ab"
     assert optree.tree_sum([b"a", (b"b",)], bytearray(b"-")) == bytearray(b"-ab")
+    start = bytearray(b"-")
+    summed = optree.tree_sum([b"a"], start)
+    assert type(summed) is bytearray
+    assert start == b"-"  # not added to in place
     assert optree.tree_sum(["b"], start="a") == "ab"
     assert optree.tree_sum([[1], [2]], [], is_leaf=lambda x: x in ([1], [2])) == [1, 2]
     with pytest.raises(TypeError):

@@ -186,6 +186,18 @@ def test_reducers():
     assert torch.equal(bound["a"], torch.tensor([2.5, 6.5]))
     by_name = todist.WeightedReducer(lambda call: call[1][0]).bind([(0, (1,), {}), (0, (3,), {})])
     assert by_name([torch.tensor(0.0), torch.tensor(4.0)]) == 3.0
+    columns = [(0, (torch.ones(2, 1),), {}), (0, (torch.ones(2, 3),), {})]
+    for dim in (-1, 1):
+        by_column = todist.WeightedReducer(dim=dim).bind(columns)
+        assert torch.equal(by_column(results), torch.tensor([2.5, 6.5]))
+    # A scalar has no dimension to be weighed by; the next argument has.
+    behind = [(0, (torch.tensor(7.0), torch.ones(2, n)), {}) for n in (1, 3)]
+    assert torch.equal(
+        todist.WeightedReducer(dim=-2).bind(behind)(results), torch.tensor([2.0, 5.0])
+    )
+    assert torch.equal(
+        todist.WeightedReducer(dim=-1).bind(behind)(results), torch.tensor([2.5, 6.5])
+    )
     with pytest.raises(ValueError, match="0 results and 0 weights"):
         todist.weighted_mean_reducer([])
 

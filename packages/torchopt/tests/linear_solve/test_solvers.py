@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -341,6 +343,19 @@ def test_warm_start_keeps_the_adjoint_apart():
         torch.testing.assert_close(found, scale * torch.linalg.solve(A.T, torch.ones_like(b)))
 
 
+@pytest.mark.parametrize("kind", ["gmres", "bicgstab", "normal_cg"])
+def test_a_solve_between_does_not_spoil_the_warm_start_of_the_adjoint(kind):
+    """Iterations are counted: a start from the solution of the other system costs some."""
+    A, b = matrix((), n=12), vector(n=12)
+    operator = LinearOperator.from_matrix(A)
+    inner = {"gmres": GMRES(1e-9), "bicgstab": BiCGSTAB(1e-9), "normal_cg": NormalCG(1e-9)}[kind]
+    solver = WarmStart(inner)
+    for again in (False, True):
+        for system in (operator, operator.T):
+            count = int(linear_solve(system, b, solver).stats.iterations)
+            assert (count == 0) == again
+
+
 def test_least_squares_solution_of_a_singular_system():
     b = torch.tensor([1.0, 0, 0], dtype=torch.float64)
     solution = linear_solve(SINGULAR, b, LSMR(1e-12, maxiter=50), on_fail="ignore")
@@ -459,6 +474,81 @@ def test_one_failing_entry_of_a_batch_raises():
     b = torch.tensor([1.0, 0, 0], dtype=torch.float64).expand(2, 3)
     with pytest.raises(LinearSolveError, match="SINGULAR"):
         torch.func.vmap(lambda A, b: linear_solve(A, b, LU()).value)(A, b)
+
+
+DIVERGING = {"cg": CG(maxiter=1), "bicgstab": BiCGSTAB(maxiter=1), "neumann": Neumann()}
+RESIDUAL_NEVER_GROWS = {
+    "gmres": GMRES(maxiter=1, restart=1),
+    "minres": MINRES(maxiter=1),
+    "lsmr": LSMR(maxiter=1),
+    "normal_cg": NormalCG(maxiter=1),
+}
+
+
+@pytest.mark.parametrize("name", [*DIVERGING, *RESIDUAL_NEVER_GROWS])
+def test_a_residual_that_grew_tenfold_is_divergence_and_a_smaller_one_is_not(name):
+    """CG's first step on diag(1, -d) has the length 2 / (1 - d): the residual grows with d."""
+    b = torch.ones(2, dtype=torch.float64)
+    solver = {**DIVERGING, **RESIDUAL_NEVER_GROWS}[name]
+    far, near = (1.0, -0.99), (1.0, -0.2)
+    if name == "neumann":
+        far, near = (5.0, 5.0), (1.9, 1.9)
+    for diagonal, diverges in ((far, name in DIVERGING), (near, False)):
+        A = LinearOperator.from_matrix(
+            torch.diag(torch.tensor(diagonal, dtype=torch.float64)), SYMMETRIC
+        )
+        found = linear_solve(A, b, solver, on_fail="ignore")
+        grown = float(found.stats.residual_norm / found.stats.rhs_norm)
+        assert (grown > 10) == diverges
+        expected = Status.DIVERGED if diverges else Status.MAX_ITERATIONS
+        assert Status(int(found.status)) is expected, (grown, found.status)
+
+
+def gmres_cycles(A, b, restart, rtol):
+    """Return the cycles of GMRES by definition: least residuals over a Krylov basis."""
+    x, cycles = torch.zeros_like(b), 0
+    while torch.linalg.norm(b - A @ x) > rtol * torch.linalg.norm(b):
+        r = b - A @ x
+        basis = [r / torch.linalg.norm(r)]
+        for _ in range(min(restart, len(b)) - 1):
+            q, _ = torch.linalg.qr(torch.stack([*basis, A @ basis[-1]], dim=1))
+            basis.append(q[:, -1])
+        V = torch.stack(basis, dim=1)
+        x, cycles = x + V @ torch.linalg.lstsq(A @ V, r).solution, cycles + 1
+    return cycles
+
+
+@pytest.mark.parametrize("restart", [2, 3, 5, 12, 20])
+def test_restarted_gmres_takes_as_many_cycles_as_by_definition(restart):
+    n = 12
+    A = matrix((), n=n) / 3 + torch.diag(torch.arange(1.0, n + 1, dtype=torch.float64))
+    b = vector(n=n)
+    found = linear_solve(A, b, GMRES(1e-8, restart=restart, maxiter=100))
+    assert int(found.stats.iterations) == gmres_cycles(A, b, restart, 1e-8)
+
+
+@pytest.mark.parametrize(
+    "solver", [GMRES(1e-10, restart=30), BiCGSTAB(1e-10)], ids=["gmres", "bicgstab"]
+)
+@pytest.mark.parametrize("kind", ["matrix", "callable"])
+def test_the_preconditioner_of_the_adjoint_is_the_transposed_one(solver, kind):
+    """With P = A⁻¹ a solve is one step. With P in the place of Pᵀ the adjoint takes many."""
+    n = 12
+    A, b = matrix((), n=n), vector(n=n)
+    A = A + 6 * torch.triu(
+        torch.randn(n, n, generator=torch.Generator().manual_seed(5)).double(), 1
+    )
+    P = torch.linalg.inv(A)
+
+    def apply(v):
+        return P @ v
+
+    preconditioned = replace(solver, M=P if kind == "matrix" else apply)
+    operator = LinearOperator.from_matrix(A)
+    assert int(linear_solve(operator, b, preconditioned).stats.iterations) == 1
+    found = linear_solve(operator.T, b, preconditioned)
+    assert int(found.stats.iterations) == 1
+    torch.testing.assert_close(found.value, torch.linalg.solve(A.mT, b))
 
 
 def test_diverging_neumann_series_warns():

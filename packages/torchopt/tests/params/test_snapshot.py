@@ -137,3 +137,42 @@ def test_clone_of_a_meta_optimizer_steps_the_same_module() -> None:
     assert net[0].weight is not weight
     assert optimizer.state_dict()[0][0].count[0].item() == 1
     assert clone.state_dict()[0][0].count[0].item() == 2
+
+
+class TiedNet(nn.Module):
+    """One weight and one buffer under two names each, in two sub-modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        self.b.weight = self.a.weight
+        shift = torch.ones(3)
+        self.a.register_buffer("shift", shift)
+        self.b.register_buffer("shift", shift)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x)) + self.a.shift + self.b.shift
+
+
+@pytest.mark.parametrize("by", ["reference", "copy", "deepcopy"])
+@pytest.mark.parametrize("detach_buffers", [False, True])
+def test_tied_tensors_stay_tied_in_the_snapshot_and_after_recovery(
+    by: str, detach_buffers: bool
+) -> None:
+    torch.manual_seed(0)
+    net = TiedNet()
+    x = torch.randn(4, 3)
+    before = net(x).detach()
+    state = torchopt.extract_state_dict(
+        net, by=by, with_buffers=True, detach_buffers=detach_buffers
+    )
+    assert state.params[0]["weight"] is state.params[1]["weight"]
+    assert state.buffers[0]["shift"] is state.buffers[1]["shift"]
+    optimizer = torchopt.MetaSGD(net, lr=0.1)
+    optimizer.step(net(x).pow(2).sum())
+    torchopt.recover_state_dict(net, state)
+    assert net.a.weight is net.b.weight
+    assert torch.equal(net(x), before)
+    optimizer = torchopt.MetaSGD(net, lr=0.1)
+    optimizer.step(net(x).pow(2).sum())
+    assert net.a.weight is net.b.weight

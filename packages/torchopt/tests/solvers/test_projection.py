@@ -106,3 +106,13 @@ def test_radius_for_each_entry():
     for f in (project_simplex, project_l1_ball, project_l2_ball, prox_group_lasso):
         expected = torch.stack([f(x, r) for x, r in zip(POINTS, radii)])
         torch.testing.assert_close(f(POINTS, radii), expected)
+
+
+def test_a_simplex_of_size_zero_is_the_origin():
+    x = torch.tensor([[0.3, -1.0, 2.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    for f in (project_simplex, project_l1_ball):
+        assert torch.equal(f(x, 0.0), torch.zeros_like(x))
+        assert torch.equal(
+            torch.func.jacrev(lambda v, f=f: f(v, 0.0))(x[0]),
+            torch.zeros(3, 3, dtype=torch.float64),
+        )

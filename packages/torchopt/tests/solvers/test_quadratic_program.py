@@ -9,7 +9,13 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jacfwd, jacrev, vmap
 
 from torchopt.linear_solve import LinearSolveWarning
-from torchopt.solvers import SolverError, SolverWarning, project_simplex, quadratic_program
+from torchopt.solvers import (
+    SolverError,
+    SolverWarning,
+    interior_point,
+    project_simplex,
+    quadratic_program,
+)
 
 GENERATOR = torch.Generator().manual_seed(3)
 
@@ -162,3 +168,33 @@ def test_bad_shapes_are_refused():
         quadratic_program(Q, c, A, b, G, h[:2])
     with pytest.raises(ValueError, match="one real dtype"):
         quadratic_program(Q, c.float())
+
+
+def test_the_interior_point_method_takes_the_steps_of_mehrotra(monkeypatch):
+    """With the corrector and the cube in the centring 165 steps for 12 programs; without the
+    corrector 253, with a centring of first power 194, without one 180.
+    """
+    steps = []
+    iterate = interior_point.iterate
+
+    def counted(*args):
+        state, count = iterate(*args)
+        steps.append(int(count))
+        return state, count
+
+    total = 0
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape, g=generator):
+            return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+        root, A, G, inside = draw(20, 10), draw(4, 20), draw(40, 20), draw(20)
+        Q = root @ root.mT / 20 + 1e-3 * torch.eye(20, dtype=torch.float64)
+        h, c = G @ inside + draw(40).abs() / 2, 10 * draw(20)
+        steps.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(interior_point, "iterate", counted)
+            quadratic_program(Q, c, A, A @ inside, G, h, on_fail="raise")
+        total += steps[0]
+    assert 0 < total <= 172

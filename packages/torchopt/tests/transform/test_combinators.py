@@ -288,6 +288,40 @@ def test_adaptive_clip_is_unit_wise() -> None:
         adaptive_clip().update(g, ())
 
 
+def test_adaptive_clip_takes_the_outputs_of_a_convolution_as_units() -> None:
+    generator = torch.Generator().manual_seed(0)
+    p = torch.randn(4, 3, 2, 2, generator=generator, dtype=DOUBLE)
+    g = torch.randn(4, 3, 2, 2, generator=generator, dtype=DOUBLE)
+    g[1] *= 1e-3  # not clipped
+    u, _ = adaptive_clip(0.1).update([g], (), params=[p], inplace=False)
+    expected = []
+    for unit, of_p in zip(g, p):
+        largest = 0.1 * max(float(of_p.square().sum().sqrt()), 1e-3)
+        expected.append(unit * min(1.0, largest / float(unit.square().sum().sqrt())))
+    torch.testing.assert_close(u[0], torch.stack(expected))
+    assert torch.equal(u[0][1], g[1])
+    vector = torch.randn(6, generator=generator, dtype=DOUBLE)
+    u, _ = adaptive_clip(0.1).update([vector], (), params=[torch.ones(6, dtype=DOUBLE)])
+    torch.testing.assert_close(torch.linalg.norm(u[0]), torch.tensor(0.1 * 6**0.5, dtype=DOUBLE))
+
+
+@pytest.mark.parametrize("norm", [2e-6, 1e-5, 1.0, 1.0 + 5e-7])
+def test_global_clipping_is_torchs_to_the_last_digit(norm: float) -> None:
+    """Small norms show the 1e-6 that is added to them, and that it is not added elsewhere."""
+    generator = torch.Generator().manual_seed(1)
+    grads = [torch.randn(3, generator=generator, dtype=DOUBLE) for _ in range(2)]
+    total = float(torch.linalg.vector_norm(torch.cat(grads)))
+    grads = [g * (norm / total) for g in grads]
+    twins = [torch.nn.Parameter(torch.zeros_like(g)) for g in grads]
+    for twin, g in zip(twins, grads):
+        twin.grad = g.clone()
+    max_norm = 1.0 if norm > 0.5 else norm / 2
+    torch.nn.utils.clip_grad_norm_(twins, max_norm)
+    updates, _ = clip_grad_norm(max_norm).update(grads, ())
+    for u, twin in zip(updates, twins):
+        torch.testing.assert_close(u, twin.grad, rtol=1e-14, atol=0)
+
+
 @pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.0, math.inf])
 def test_global_clipping_is_differentiated_on_request(norm_type: float) -> None:
     a = torch.tensor([1.0, -2.0], dtype=DOUBLE, requires_grad=True)
