@@ -111,6 +111,19 @@ def test_shampoo_keeps_diagonals_of_long_dimensions() -> None:
             scale_by_shampoo(**settings)
 
 
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (5, 6, 7), (5, 6, 7, 5)])
+def test_the_exponent_of_a_long_dimension_is_that_of_the_order(shape: tuple[int, ...]) -> None:
+    g = randn(*shape)
+    direction = scale_by_shampoo(eps=0.3, max_size=4)
+    got, _ = direction.update(g, direction.init(g), inplace=False)
+    expected = g
+    for i in range(g.ndim):
+        others = tuple(k for k in range(g.ndim) if k != i)
+        square = g.square().sum(dim=others, keepdim=True) if others else g.square()
+        expected = expected * (0.3 + square) ** (-1 / (2 * g.ndim))
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+
+
 def test_sophia_takes_curvature_from_outside() -> None:
     # With the exact Hessian and no averages a step of one is Newton's, clipped to 1.
     h = torch.tensor([2.0, 50.0, 0.01], dtype=DOUBLE)

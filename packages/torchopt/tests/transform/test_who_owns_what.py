@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Updates, gradients and states share no memory that a caller may write to."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from optimizers import ROWS
+
+import torchopt
+from torchopt import transform
+from torchopt.clip import adaptive_clip, clip_by_value, clip_each_norm, clip_grad_norm
+from torchopt.combine import chain
+from torchopt.tree import tree_leaves
+
+DOUBLE = torch.float64
+TRANSFORMATIONS: dict[str, Any] = {
+    "trace": lambda: transform.trace(0.9),
+    "trace_dampened": lambda: transform.trace(0.9, dampening=0.5),
+    "trace_nesterov": lambda: transform.trace(0.9, nesterov=True),
+    "ema": lambda: transform.ema(0.9, debias=False),
+    "ema_debiased": lambda: transform.ema(0.9, debias=True),
+    "clip_grad_norm": lambda: clip_grad_norm(0.1),
+    "clip_grad_norm_loose": lambda: clip_grad_norm(1e9),
+    "clip_each_norm": lambda: clip_each_norm(0.1),
+    "clip_by_value": lambda: clip_by_value(0.1),
+    "adaptive_clip": lambda: adaptive_clip(0.1),
+}
+for name in sorted(n for n in dir(transform) if n.startswith("scale_by_")):
+    constructor = getattr(transform, name)
+    required = [
+        p
+        for p in inspect.signature(constructor).parameters.values()
+        if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+    ]
+    if not required:
+        TRANSFORMATIONS[name] = constructor
+for row in ROWS.values():
+    TRANSFORMATIONS[f"optimizer_{row.name}"] = lambda row=row: row.functional(**row.settings[0])
+
+
+def draw(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "matrix": torch.randn(3, 2, generator=generator, dtype=DOUBLE),
+        "vector": torch.randn(4, generator=generator, dtype=DOUBLE),
+        "scalar": torch.randn((), generator=generator, dtype=DOUBLE),
+    }
+
+
+def tensors(tree: Any) -> list[torch.Tensor]:
+    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
+
+
+def update(t: Any, g: Any, state: Any, p: Any, *, inplace: bool) -> tuple[Any, Any]:
+    return t.update(g, state, params=p, inplace=inplace)
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_what_a_caller_overwrites_does_not_reach_the_state(name: str) -> None:
+    t, params = TRANSFORMATIONS[name](), draw(0)
+    state = t.init(params)
+    for seed in (1, 2):
+        grads = draw(seed)
+        kept = [x.clone() for x in tensors(state)]
+        updates, new = update(t, grads, state, params, inplace=False)
+        assert all(map(torch.equal, kept, tensors(state)))
+        assert all(map(torch.equal, tensors(grads), tensors(draw(seed))))
+        kept = [x.clone() for x in tensors(new)]
+        for x in [*tensors(updates), *tensors(grads)]:
+            x.fill_(torch.nan)
+        for old, now in zip(kept, tensors(new)):
+            torch.testing.assert_close(now, old, rtol=0, atol=0)
+        state = new
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_what_comes_behind_in_a_chain_may_write_to_the_updates(name: str) -> None:
+    """Scaling in place behind it changes the updates, and not the state of the next step."""
+    ours, plain = [chain(TRANSFORMATIONS[name](), transform.scale(-0.5)) for _ in range(2)]
+    params = draw(0)
+    states = [t.init(params) for t in (ours, plain)]
+    for seed in (1, 2, 3):
+        written, states[0] = update(ours, draw(seed), states[0], params, inplace=True)
+        expected, states[1] = update(plain, draw(seed), states[1], params, inplace=False)
+        for x, y in zip(tensors(written), tensors(expected)):
+            torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
+
+
+ZERO = {"lamb": torchopt.lamb, "lars": torchopt.lars, "adafactor": torchopt.adafactor}
+
+
+@pytest.mark.parametrize("name", ZERO)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_parameters_of_zero_are_left_behind(name: str, inplace: bool) -> None:
+    """A trust ratio of |p| = 0 would hold zeros for ever."""
+    optimizer = ZERO[name](lr=0.1)
+    params = {k: torch.zeros_like(x) for k, x in draw(0).items()}
+    updates, _ = update(optimizer, draw(1), optimizer.init(params), params, inplace=inplace)
+    moved = torchopt.apply_updates(params, updates, inplace=False)
+    for k, x in moved.items():
+        # Down the gradient; Adafactor's smallest root mean square is 1e-3, its step 0.1.
+        assert (x * draw(1)[k] < 0).all()
+        assert x.square().mean().sqrt() > 0.99e-4
