@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "CheckpointError",
     "KernelUnavailableError",
     "LeafTypeError",
     "MismatchError",
@@ -17,6 +18,10 @@ __all__ = [
 
 class TorchOptError(Exception):
     """Base of the exceptions defined by torchopt."""
+
+
+class CheckpointError(TorchOptError, RuntimeError):
+    """A checkpoint was cut short or changed, and there is no earlier one that is whole."""
 
 
 class KernelUnavailableError(TorchOptError, RuntimeError):

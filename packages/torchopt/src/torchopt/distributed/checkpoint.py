@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import os
+import shutil
+import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from torchopt.distributed import plain, shards
 from torchopt.distributed import session as _session
 from torchopt.distributed.group import Group
+from torchopt.distributed.signature import agree
+from torchopt.errors import CheckpointError
 
 __all__ = ["Checkpoint"]
+
+_MARK = b"torchopt"  # then 32 bytes that the content is known by; torch.load reads over both
 
 
 class Checkpoint:
@@ -24,15 +30,25 @@ class Checkpoint:
     that is killed at any moment leaves either the old state or the new one. Rank 0 reads, too, and
     hands the state to the others of a collective world: they need no common file system.
 
+    DTensors, of `fully_shard` or `distribute_tensor`, are saved shard by shard, by all ranks, with
+    `torch.distributed.checkpoint`, into a folder beside the file (`<path>.shards`), which all ranks
+    must see. They are loaded as DTensors again, also by another number of ranks.
+
+    The file ends with a checksum, and the state before the last one is kept (`<path>.previous`): a
+    file that was cut or changed is refused with a warning that names it, and the one before is
+    used.
+
     The state is what the next step depends on: parameters, optimizer, `TaskParallel`, generators of
     random numbers. Then a run that was interrupted ends with the bits of one that was not.
 
     Args:
         path: The file; its folder is made.
         every: Write after every so many steps, >= 1.
+        asynchronous: Copy the state in `save` and write it while the program goes on. What was
+            written last counts after the next `save`, or `wait`.
 
     Example:
-        >>> import tempfile, os
+        >>> import tempfile, os, torch
         >>> path = os.path.join(tempfile.mkdtemp(), "state.pt")
         >>> checkpoint = Checkpoint(path, every=2)
         >>> checkpoint.load() is None
@@ -43,42 +59,181 @@ class Checkpoint:
         (2, {'w': tensor([2., 2.])})
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, every: int = 1) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, every: int = 1, asynchronous: bool = False
+    ) -> None:
         if every < 1:
             raise ValueError(f"`every`: expected a number of steps of at least 1, got {every}.")
         self.path = Path(path)
         self.every = every
+        self.asynchronous = asynchronous
+        self._writing: _Writing | None = None
+        self._is_whole = False  # the file is known to be
 
-    def load(self) -> tuple[int, Any] | None:
+    @property
+    def _files(self) -> tuple[Path, Path]:
+        return self.path, self.path.with_name(self.path.name + ".previous")
+
+    @property
+    def _folder(self) -> Path:
+        return self.path.with_name(self.path.name + ".shards")
+
+    def load(self, *, mesh: Any = None) -> tuple[int, Any] | None:
         """Return the step and the state that was saved last, or None if there is none.
 
-        Only tensors and plain containers are read (`weights_only`): a checkpoint cannot run code.
+        Only tensors, plain containers and the states of torchopt's optimizers are read: a
+        checkpoint cannot run code.
+
+        Args:
+            mesh: A `DeviceMesh` for DTensors; None: one like that they were saved with, of all
+                ranks. Without a process group they come back as plain tensors.
+
+        Raises:
+            CheckpointError: There are files, and none of them is whole.
+            ValueError: DTensors on a mesh of several dimensions, saved by another number of ranks,
+                and no `mesh`.
         """
+        self.wait()
         group = _group()
-        data = self.path.read_bytes() if group.rank == 0 and self.path.exists() else None
-        data = group.broadcast_bytes(data)
-        if data is None:
-            return None
-        loaded = torch.load(io.BytesIO(data), weights_only=True)
-        return int(loaded["step"]), loaded["state"]
+        agree(group, "the load of a Checkpoint")
+        refused: list[str] = []
+        for path in self._files:
+            data = problem = None
+            if group.rank == 0 and path.exists():
+                data, problem = _read(path)
+            problem = _told(group, problem)
+            data = group.broadcast_bytes(data, "the load of a Checkpoint")
+            if data is None and problem is None:
+                continue
+            if problem is None and data is not None:
+                step, state, manifest = plain.decode(data)
+                problem = shards.problem(self._folder, manifest, group)
+                if problem is None:
+                    if refused:
+                        warnings.warn(f"{refused[0]}; uses {path}, step {step}", stacklevel=2)
+                    return step, shards.restored(self._folder, state, manifest, mesh)
+            refused.append(f"Checkpoint: refuses {path}: {problem}")
+        if refused:
+            raise CheckpointError(f"{refused[0]}; there is no earlier one that is whole")
+        return None
 
     def save(self, step: int, state: Any) -> None:
-        """Save the state after a step, on rank 0 and if it is the turn of the step.
+        """Save the state after a step, if it is the turn of the step.
 
         Args:
             step: Number of steps done, from 1.
-            state: A tree of tensors, numbers and texts, such as state dicts.
+            state: A tree of tensors, numbers, texts and states of torchopt's optimizers, such as
+                state dicts.
+
+        Raises:
+            TypeError: There is something in the state that `load` would refuse.
         """
-        if step % self.every != 0 or _group().rank != 0:
+        if step % self.every != 0:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(self.path.name + ".part")
+        self.wait()
+        group = _group()
+        state, sharded = shards.split(state)
+        if group.rank != 0 and not sharded:
+            return
+        writing = _Writing(self, step, state, sharded, group)
+        if self.asynchronous:
+            self._writing = writing
+            writing.start()
+        else:
+            writing.run()
+            writing.commit()
+
+    def wait(self) -> None:
+        """Return when the state that was saved last is on the disk; all ranks call this."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.join()
+            writing.commit()
+
+
+class _Writing(threading.Thread):
+    """One state on its way to the disk."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, step: int, state: Any, sharded: dict[str, Any], group: Group
+    ) -> None:
+        super().__init__(name="torchopt-checkpoint")
+        self.checkpoint = checkpoint
+        self.group = group
+        self.step = step
+        self.error: BaseException | None = None
+        self.shards: shards.Writing | None = None
+        if sharded:
+            folder = checkpoint._folder / str(step)
+            self.shards = shards.Writing(folder, sharded, group, copy=checkpoint.asynchronous)
+        # A copy already: pickled.
+        self.data = plain.encode(step, state) if group.rank == 0 else b""
+
+    def run(self) -> None:
+        try:
+            if self.shards is not None:
+                self.shards.write()
+            elif self.checkpoint.asynchronous:
+                self._replace(plain.with_manifest(self.data, None))
+        except BaseException as error:
+            self.error = error
+
+    def commit(self) -> None:
+        """Make the state the one that counts."""
+        manifest = None
+        if self.shards is not None:
+            manifest = self.shards.finish(self.error)
+        if self.error is not None:
+            raise self.error
+        if self.group.rank == 0 and (self.shards is not None or not self.checkpoint.asynchronous):
+            self._replace(plain.with_manifest(self.data, manifest))
+        if self.shards is not None:
+            self.group.broadcast_bytes(b"", "the end of a Checkpoint")
+
+    def _replace(self, data: bytes) -> None:
+        path, previous = self.checkpoint._files
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
         with part.open("wb") as file:
-            torch.save({"step": step, "state": state}, file)
+            file.write(data)
+            file.write(_MARK + _checksum(data))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, self.path)
-        _sync_folder(self.path.parent)
+        if path.exists() and (self.checkpoint._is_whole or _read(path)[1] is None):
+            second = path.with_name(previous.name + ".part")
+            second.unlink(missing_ok=True)
+            try:
+                os.link(path, second)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, second)
+            os.replace(second, previous)
+        os.replace(part, path)
+        self.checkpoint._is_whole = True
+        _sync_folder(path.parent)
+        shards.clean(self.checkpoint._folder, self.checkpoint._files)
+
+
+def _checksum(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=32).digest()
+
+
+def _read(path: Path) -> tuple[bytes | None, str | None]:
+    """Return what is in a file, or what is wrong with it."""
+    data = path.read_bytes()
+    size = len(_MARK) + 32
+    content, end = data[:-size], data[-size:]
+    if not data:
+        return None, "it is empty"
+    if not end.startswith(_MARK):
+        return None, "it is cut short, or no checkpoint of torchopt"
+    if end[len(_MARK) :] != _checksum(content):
+        return None, "its content was changed (the checksum differs)"
+    return content, None
+
+
+def _told(group: Group, text: str | None) -> str | None:
+    data = group.broadcast_bytes(None if text is None else text.encode())
+    return None if data is None else data.decode()
 
 
 def _group() -> Group:

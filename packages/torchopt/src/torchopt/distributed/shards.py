@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The DTensors of a checkpoint, by `torch.distributed.checkpoint`: each rank writes its shards.
+
+The plan is torch's, the exchange of plans is that of `Group`, so that a process that fails
+meanwhile is named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from torchopt.distributed.group import Group
+from torchopt.distributed.signature import agree
+from torchopt.tree import tree_flatten, tree_unflatten
+
+__all__ = ["Writing", "clean", "problem", "restored", "split"]
+
+_SHARDED = "torchopt.sharded"
+
+
+def _is_dtensor(x: Any) -> bool:
+    module = sys.modules.get("torch.distributed.tensor")  # without it there is none
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def _dcp() -> Any:
+    return importlib.import_module("torch.distributed.checkpoint")  # a large import
+
+
+def split(state: Any) -> tuple[Any, dict[str, Any]]:
+    """Return a state with descriptions in the place of DTensors, and the DTensors by number."""
+    leaves, spec = tree_flatten(state, none_is_leaf=True)
+    found: dict[str, Any] = {}
+    for k, x in enumerate(leaves):
+        if _is_dtensor(x):
+            number = str(len(found))
+            found[number] = x.detach()
+            mesh = x.device_mesh
+            leaves[k] = {
+                _SHARDED: number,
+                "shape": list(x.shape),
+                "dtype": x.dtype,
+                "placements": [(type(p).__name__, getattr(p, "dim", 0)) for p in x.placements],
+                "mesh": list(mesh.shape),
+                "names": list(mesh.mesh_dim_names or ()),
+                "device": mesh.device_type,
+            }
+    return (tree_unflatten(spec, leaves), found) if found else (state, found)
+
+
+class Writing:
+    """The shards of one state on their way; all ranks make one together.
+
+    Args:
+        folder: Where they go.
+        sharded: DTensors by number.
+        group: The ranks.
+        copy: Whether the tensors may change before they are written.
+    """
+
+    def __init__(self, folder: Path, sharded: dict[str, Any], group: Group, *, copy: bool) -> None:
+        dcp = _dcp()
+
+        self.folder = folder
+        self.group = group
+        agree(group, f"the save of a Checkpoint with {len(sharded)} DTensors")
+        if group.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._state = {k: x.clone() for k, x in sharded.items()} if copy else sharded
+        self._planner: Any = dcp.DefaultSavePlanner()
+        self._planner.set_up_planner(self._state, None, group.rank == 0)
+        self._writer: Any = dcp.FileSystemWriter(folder, sync_files=True)
+        plan = self._writer.prepare_local_plan(self._planner.create_local_plan())
+        plans = group.gather_objects(plan, "the plan of a Checkpoint")
+        if group.rank == 0:
+            self._writer.set_up_storage_writer(True)
+        group.broadcast_bytes(b"", "the folder of a Checkpoint")
+        # The same on every rank: nobody has to be told its part.
+        plans, self._metadata = self._planner.create_global_plan(plans)
+        plans = self._writer.prepare_global_plan(plans)
+        self._plan = self._planner.finish_plan(plans[group.rank])
+        self._results: Any = []
+
+    def write(self) -> None:
+        """Write the shards of this rank."""
+        self._results = self._writer.write_data(self._plan, self._planner).wait()
+
+    def finish(self, error: BaseException | None) -> dict[str, Any]:
+        """Return the checksums of all files, after everyone has written.
+
+        Raises:
+            WorkerError: A rank could not write.
+        """
+        from torchopt.distributed.raised import Raised
+
+        own: Any = self._results
+        if error is not None:
+            own = Raised(error, self.group.world_rank, "the save of a Checkpoint")
+        results = self.group.gather_objects(own, "the shards of a Checkpoint")
+        for result in results:
+            if isinstance(result, Raised):
+                raise result.as_error()
+        if self.group.rank == 0:
+            self._writer.finish(self._metadata, results)
+        self.group.broadcast_bytes(b"", "the shards of a Checkpoint")
+        sums = _checksums(self.folder, self.group)
+        return {"folder": self.folder.name, "files": sums}
+
+
+def _checksums(folder: Path, group: Group) -> dict[str, str]:
+    """Return the checksums of all files in a folder; each rank computes some of them."""
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    own = {}
+    for path in files[group.rank :: group.size]:
+        with path.open("rb") as file:
+            sum_ = hashlib.blake2b(digest_size=32)
+            while block := file.read(2**20):
+                sum_.update(block)
+        own[path.name] = sum_.hexdigest()
+    everyone: dict[str, str] = {}
+    for part in group.gather_objects(own, "the checksums of a Checkpoint"):
+        everyone.update(part)
+    return everyone
+
+
+def problem(folder: Path, manifest: Any, group: Group) -> str | None:
+    """Return what is wrong with the shards of a state, the same on every rank, or None."""
+    if manifest is None:
+        return None
+    found = _checksums(folder / manifest["folder"], group)
+    for name, expected in manifest["files"].items():
+        if found.get(name) != expected:
+            how = "is missing" if name not in found else "was changed (the checksum differs)"
+            return f"its shard {folder / manifest['folder'] / name} {how}"
+    return None
+
+
+def restored(folder: Path, state: Any, manifest: Any, mesh: Any) -> Any:
+    """Return a state with its DTensors."""
+    if manifest is None:
+        return state
+    dcp = _dcp()
+
+    tensors: dict[str, Any] = {}
+    meshes: dict[Any, Any] = {}
+
+    def walk(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            if _SHARDED in tree:
+                return tensors.setdefault(tree[_SHARDED], _empty(tree, mesh, meshes))
+            return type(tree)((k, walk(x)) for k, x in tree.items())
+        if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+            return type(tree)(*map(walk, tree))
+        if isinstance(tree, (list, tuple)):
+            return type(tree)(map(walk, tree))
+        return tree
+
+    result = walk(state)
+    reader = dcp.FileSystemReader(folder / manifest["folder"])
+    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return result
+
+
+def _empty(record: dict[str, Any], mesh: Any, meshes: dict[Any, Any]) -> Any:
+    """Return memory for a DTensor; a plain tensor without a process group."""
+    shape, dtype = record["shape"], record["dtype"]
+    if mesh is None and not dist.is_initialized():
+        return torch.empty(shape, dtype=dtype)
+    dtensor: Any = importlib.import_module("torch.distributed.tensor")
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if mesh is None:
+        size, dims = dist.get_world_size(), tuple(record["mesh"])
+        if len(dims) == 1:
+            dims = (size,)
+        elif torch.Size(dims).numel() != size:
+            raise ValueError(
+                f"Checkpoint.load: expected {torch.Size(dims).numel()} ranks, as the state was "
+                f"saved on a mesh {list(dims)}, got {size}; pass `mesh`"
+            )
+        key = (record["device"], dims, tuple(record["names"]))
+        if key not in meshes:
+            meshes[key] = init_device_mesh(key[0], dims, mesh_dim_names=key[2] or None)
+        mesh = meshes[key]
+    kinds = {"Shard": dtensor.Shard, "Replicate": lambda dim: dtensor.Replicate()}
+    placements = [kinds[kind](dim) for kind, dim in record["placements"]]
+    return dtensor.empty(*shape, dtype=dtype, device_mesh=mesh, placements=placements)
+
+
+def clean(folder: Path, files: Iterable[Path]) -> None:
+    """Remove the shards that no file refers to."""
+    if not folder.is_dir():
+        return
+    from torchopt.distributed.checkpoint import _read
+    from torchopt.distributed.plain import decode
+
+    used = set()
+    for path in files:
+        with contextlib.suppress(OSError):
+            data, _ = _read(path)
+            manifest = None if data is None else decode(data)[2]
+            if manifest is not None:
+                used.add(manifest["folder"])
+    for found in folder.iterdir():
+        if found.name not in used:
+            shutil.rmtree(found, ignore_errors=True)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that save and load sharded states."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from distributed_programs import make_net, make_tasks
+from torch import nn
+
+import torchopt
+import torchopt.distributed as todist
+
+
+def _mesh(dims: tuple[int, ...]) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh("cpu", dims, mesh_dim_names=("tasks", "shards")[-len(dims) :])
+
+
+def _sharded(mesh: Any) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    net = make_net()
+    fully_shard(net, mesh=mesh)
+    return net
+
+
+def _train(net: nn.Module, optimizer: Any, steps: int) -> None:
+    for x, y, _, _ in make_tasks(steps):
+        optimizer.zero_grad()
+        ((net(x) - y) ** 2).mean().backward()
+        optimizer.step()
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def save_sharded(path: str, dims: tuple[int, ...], asynchronous: bool) -> Any:
+    """Save after one and after two steps; return the parameters after these."""
+    mesh = _mesh(dims)
+    net = _sharded(mesh["shards"] if len(dims) > 1 else mesh)
+    optimizer = torchopt.Adam(net.parameters(), lr=0.1)
+    checkpoint = todist.Checkpoint(path, asynchronous=asynchronous)
+    found = []
+    for step in (1, 2):
+        _train(net, optimizer, 1)
+        checkpoint.save(step, {"net": net.state_dict(), "optimizer": optimizer.state_dict()})
+        found.append([p.full_tensor().detach().clone() for p in net.parameters()])
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()  # an asynchronous save has its copy
+    checkpoint.wait()
+    todist.barrier()
+    return found
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def load_sharded(path: str) -> Any:
+    """Return step, own shards and whole tensors, in whatever number of processes."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = todist.Checkpoint(path).load()
+    told_of = [str(w.message) for w in told if "refuses" in str(w.message)]
+    assert found is not None
+    step, state = found
+    values = list(state["net"].values())
+    kinds = {type(x).__name__ for x in values}
+    whole = [x.full_tensor() if hasattr(x, "full_tensor") else x for x in values]
+    local = sum(x.to_local().numel() if hasattr(x, "to_local") else x.numel() for x in values)
+    moments = [x for x in torch.utils._pytree.tree_leaves(state["optimizer"]) if x.ndim]
+    return step, kinds, whole, local, len(moments), told_of
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def continue_sharded(path: str, load: bool) -> Any:
+    """Return the parameters after three steps, of which two may come from a checkpoint."""
+    net = _sharded(_mesh((todist.get_world_size(),)))
+    optimizer = torchopt.Adam(net.parameters(), lr=0.1)
+    if load:
+        _train(net, optimizer, 1)  # so that there are states to be loaded over
+        found = todist.Checkpoint(path).load()
+        assert found is not None
+        net.load_state_dict(found[1]["net"])
+        optimizer.load_state_dict(found[1]["optimizer"])
+    else:
+        _train(net, optimizer, 1)
+        _train(net, optimizer, 1)
+    _train(net, optimizer, 1)
+    return [p.full_tensor().detach() for p in net.parameters()]
+
+
+def kill_while_saving(path: str) -> None:
+    """Save larger and larger numbers until somebody ends this process."""
+    checkpoint = todist.Checkpoint(path)
+    step = 0
+    while True:
+        step += 1
+        checkpoint.save(step, {"w": torch.full((300_000,), float(step))})
+        Path(path + ".told").write_text(str(step))

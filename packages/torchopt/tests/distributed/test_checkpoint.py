@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: whole at any moment, refused if changed, sharded, for any number of processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+import warnings
+from collections import OrderedDict, namedtuple
+from pathlib import Path
+
+import checkpoint_programs as programs
+import pytest
+import torch
+
+import torchopt
+import torchopt.distributed as todist
+from torchopt.errors import CheckpointError
+
+OPTIMIZERS = {
+    "Adam": {},
+    "AdamW": {"weight_decay": 0.1},
+    "SGD": {"momentum": 0.9, "nesterov": True},
+    "RMSProp": {"centered": True, "momentum": 0.5},
+    "AdaGrad": {},
+    "AdaDelta": {},
+    "AdaMax": {},
+    "RAdam": {},
+}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return todist.Checkpoint(tmp_path / "folder" / "state.pt")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_of_every_optimizer_comes_back(checkpoint, name):
+    def steps(optimizer, p, count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            (p**3).sum().backward()
+            optimizer.step()
+
+    p = torch.linspace(0.5, 1.5, 4, dtype=torch.float64, requires_grad=True)
+    optimizer = getattr(torchopt, name)([p], lr=0.05, **OPTIMIZERS[name])
+    steps(optimizer, p, 3)
+    q = p.detach().clone().requires_grad_()
+    checkpoint.save(3, {"p": p.detach(), "optimizer": optimizer.state_dict()})
+    steps(optimizer, p, 2)
+    again = getattr(torchopt, name)([q], lr=0.05, **OPTIMIZERS[name])
+    step, state = checkpoint.load()
+    again.load_state_dict(state["optimizer"])
+    steps(again, q, 2)
+    assert step == 3
+    assert torch.equal(p, q)
+
+
+def test_the_state_of_a_meta_optimizer_comes_back(checkpoint):
+    net = torch.nn.Linear(2, 1)
+    inner = torchopt.MetaAdam(net, lr=0.1)
+    inner.step(net(torch.ones(1, 2)).sum())
+    checkpoint.save(1, {"inner": inner.state_dict(), "net": OrderedDict(net.state_dict())})
+    assert checkpoint.load()[0] == 1
+
+
+Own = namedtuple("Own", "x")
+
+
+def test_what_cannot_be_read_is_not_written(checkpoint):
+    checkpoint.save(1, {"w": torch.ones(2)})
+    for value, name in ((Own(1), "Own"), (Path("here"), "Path"), (print, "print")):
+        with pytest.raises(TypeError, match=rf"{name} at \$\['a'\]\[1\]"):
+            checkpoint.save(2, {"a": [0, value]})
+    assert checkpoint.load()[0] == 1
+
+
+def damage(data: bytes) -> dict[str, bytes]:
+    middle = len(data) // 2
+    return {
+        "empty": b"",
+        "half": data[:middle],
+        "cut": data[:-10],
+        "changed": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+        "other": b"something else entirely" * 10,
+        "end": data[:-1] + bytes([data[-1] ^ 1]),
+        "longer": data + b"\0",
+    }
+
+
+def test_a_damaged_file_is_refused_and_the_one_before_is_used(checkpoint):
+    for step in (1, 2):
+        checkpoint.save(step, {"w": torch.full((1000,), float(step))})
+    path = checkpoint.path
+    for data in damage(path.read_bytes()).values():
+        path.write_bytes(data)
+        with pytest.warns(UserWarning, match=rf"refuses {path}: .*; uses {path}.previous, step 1"):
+            step, state = todist.Checkpoint(path).load()
+        assert (step, state["w"][0]) == (1, 1.0)
+    # A damaged file never takes the place of the good one.
+    todist.Checkpoint(path).save(3, {"w": torch.zeros(2)})
+    path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="step 1"):
+        assert todist.Checkpoint(path).load()[0] == 1
+
+
+def test_a_damaged_file_without_one_before_is_refused(checkpoint):
+    checkpoint.save(1, {"w": torch.ones(1000)})
+    path = checkpoint.path
+    for data in damage(path.read_bytes()).values():
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match=f"refuses {path}: .*no earlier one"):
+            todist.Checkpoint(path).load()
+
+
+def test_torch_reads_the_file(checkpoint):
+    checkpoint.save(4, {"w": torch.ones(3)})
+    found = torch.load(checkpoint.path, weights_only=True)
+    assert found["step"] == 4
+    assert torch.equal(found["state"]["w"], torch.ones(3))
+
+
+def test_an_asynchronous_save_has_the_state_of_its_moment(tmp_path):
+    checkpoint = todist.Checkpoint(tmp_path / "state.pt", asynchronous=True)
+    w = torch.zeros(100_000)
+    for step in range(1, 4):
+        w.fill_(float(step))
+        checkpoint.save(step, {"w": w})
+        w.fill_(-1.0)
+    checkpoint.wait()
+    step, state = todist.Checkpoint(tmp_path / "state.pt").load()
+    assert step == 3
+    assert bool((state["w"] == 3.0).all())
+
+
+def test_an_error_of_an_asynchronous_save_is_raised(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    checkpoint = todist.Checkpoint(tmp_path / "file" / "state.pt", asynchronous=True)
+    checkpoint.save(1, {"w": torch.ones(2)})
+    with pytest.raises(OSError, match="file"):
+        checkpoint.wait()
+
+
+def test_a_process_killed_while_it_saves_leaves_a_whole_state(tmp_path):
+    chance, path = random.Random(0), str(tmp_path / "state.pt")
+    context = multiprocessing.get_context("forkserver")
+    for _ in range(4):
+        process = context.Process(target=programs.kill_while_saving, args=(path,))
+        process.start()
+        told = Path(path + ".told")
+        while not told.exists():
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0.0, 0.05))
+        process.kill()
+        process.join()
+        told.unlink()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # no fallback is needed
+            step, state = todist.Checkpoint(path).load()
+        assert bool((state["w"] == float(step)).all())
+
+
+@pytest.mark.parametrize(
+    ("dims", "asynchronous"), [((2,), False), ((2,), True), ((3,), False), ((2, 2), False)]
+)
+def test_shards_of_all_ranks_are_loaded_by_any_number(world, tmp_path, dims, asynchronous):
+    path = str(tmp_path / "state.pt")
+    size = torch.Size(dims).numel()
+    saved = world(programs.save_sharded, size, path, dims, asynchronous)[0]
+    total = sum(x.numel() for x in saved[1])
+    for n in (1, 2, 3) if dims == (2,) else (size,):
+        results = world(programs.load_sharded, n, path)
+        for step, kinds, whole, _, moments, told in results:
+            assert (step, told) == (2, [])
+            assert kinds == {"DTensor"} if n > 1 else {"Tensor"}
+            assert moments == 2 * len(whole)
+            assert all(torch.equal(a, b) for a, b in zip(whole, saved[1]))
+        if len(dims) == 1:
+            assert sum(local for _, _, _, local, _, _ in results) == total
+    # A shard that was changed: the state before, on every rank.
+    shards = (tmp_path / "state.pt.shards" / "2").glob("*.distcp")
+    shard = max(shards, key=lambda file: file.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(bytes(data))
+    for step, _, whole, _, _, told in world(programs.load_sharded, size, path):
+        assert step == 1
+        assert shard.name in told[0]
+        assert all(torch.equal(a, b) for a, b in zip(whole, saved[0]))
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_sharded_training_continues_to_the_same_bits(world, tmp_path, n):
+    path = str(tmp_path / "state.pt")
+    world(programs.save_sharded, 2, path, (2,), False)
+    whole = world(programs.continue_sharded, n, path, False)[0]
+    for result in world(programs.continue_sharded, n, path, True):
+        for a, b in zip(result, whole):
+            torch.testing.assert_close(a, b, rtol=0 if n == 2 else 1e-12, atol=0)
