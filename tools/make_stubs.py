@@ -117,7 +117,7 @@ def package_stub() -> str:
     """Return the stub of `torchopt`, whose names are imported when they are used."""
     homes: dict[str, list[str]] = {}
     tables = vars(torchopt)
-    for name, (home, original) in tables["_HOMES"].items():
+    for name, (home, original) in (*tables["_HOMES"].items(), *tables["_APART"].items()):
         homes.setdefault(home, []).append(f"{original} as {name}")
     modules = [name for name in (*tables["_CORE"], *tables["_LATER"]) if "." not in name]
     lines = [import_lines("torchopt", [*modules, "index", "version"])]

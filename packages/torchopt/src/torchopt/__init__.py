@@ -22,6 +22,8 @@ _CORE = (
 # Imported one by one when they are asked for.
 _LATER = ("diff", "distributed", "linalg", "linear_solve", "nn", "solvers", "visual")
 _CLASSES = (*OPTIMIZERS.values(), *ALIASES)
+# Beside these, and imported one by one too: the front ends of engines.
+_APART = {"inner_loop": ("torchopt.diff.explicit", "inner_loop")}
 # Where each public name comes from.
 _HOMES = {
     "accelerated_op_available": ("torchopt.accelerated_op", "is_available"),
@@ -67,6 +69,10 @@ def __getattr__(name: str) -> Any:
         return globals()[name]
     if name in _LATER:
         return importlib.import_module(f"torchopt.{name}")
+    if name in _APART:
+        home, original = _APART[name]
+        globals()[name] = getattr(importlib.import_module(home), original)
+        return globals()[name]
     if name not in _HOMES and name not in _CORE:
         raise AttributeError(f"module 'torchopt' has no attribute {name!r}")
     # All at once: so that no name is looked up here later, while a program is being compiled.
@@ -78,4 +84,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_LATER, *(m for m in _CORE if "." not in m)})
+    return sorted({*globals(), *_HOMES, *_APART, *_LATER, *(m for m in _CORE if "." not in m)})

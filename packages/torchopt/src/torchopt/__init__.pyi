@@ -70,6 +70,9 @@ from torchopt.clip import (
 from torchopt.combine import (
     chain as chain,
 )
+from torchopt.diff.explicit import (
+    inner_loop as inner_loop,
+)
 from torchopt.hook import (
     register_hook as register_hook,
 )

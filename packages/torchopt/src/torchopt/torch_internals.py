@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint as torch_checkpoint
+from torch import Tensor
+from torch._functorch import eager_transforms
 
 __all__ = [
     "any_autocast",
     "backward_pass",
     "checkpoint_of",
     "counts_for_any_autocast",
+    "gradient_in_transform",
     "increment_versions",
     "is_checkpoint_in_transform",
     "pack_hooks",
@@ -153,3 +156,31 @@ def is_checkpoint_in_transform(error: RuntimeError) -> bool:
             return True
         trace = trace.tb_next
     return False
+
+
+def gradient_in_transform(
+    function: Callable[[Sequence[Tensor]], tuple[Tensor, Sequence[Any]]], at: Sequence[Tensor]
+) -> tuple[list[Tensor | None], list[Any]]:
+    """Return gradients of a sum inside a transform of torch.func, and what came with the value.
+
+    What `torch.func.grad` computes, with None in the place of its zeros for tensors that the value
+    does not depend on at all.
+
+    Args:
+        function: From tensors to a 0-dim tensor and a list, whose tensors belong to the caller's
+            level in what is returned.
+        at: Where.
+    """
+    internals: Any = eager_transforms
+    with internals.grad_increment_nesting() as level, torch.enable_grad():
+        wrapped = internals._wrap_all_tensors(tuple(at), level)
+        inner = [internals._create_differentiable(x, level) for x in wrapped]
+        value, others = function(inner)
+        found = torch.autograd.grad(value, inner, create_graph=True, allow_unused=True)
+
+        def lowered(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            return internals._undo_create_differentiable(x, level)
+
+        return [lowered(g) for g in found], [lowered(x) for x in others]

@@ -16,7 +16,7 @@ from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
 
 from torchopt.errors import NotDifferentiableError
-from torchopt.tree import tree_map
+from torchopt.tree import is_smooth, tree_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,13 +26,16 @@ __all__ = [
     "PLAIN",
     "Operation",
     "Rule",
+    "Sweep",
     "add_lists",
     "any_watched",
     "apply_operation",
     "apply_rule",
+    "apply_sweep",
     "are_plain",
     "below_transforms",
     "derivatives_wanted",
+    "forward_modes",
     "is_batched",
     "is_differentiated",
     "is_traced",
@@ -155,7 +158,8 @@ class Operation:
 # the present one are taken off first.
 
 
-def _outer_forward_modes() -> Any:
+def forward_modes() -> Any:
+    """Return a context with forward mode on, inside of a Function, which switches it off."""
     return forward_ad._set_fwd_grad_enabled(True)
 
 
@@ -207,7 +211,7 @@ class _OperationFunction(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
         operation: Operation = ctx.operation
-        with _outer_forward_modes():
+        with forward_modes():
             inputs, constants = _split(operation, _values(ctx.saved_tensors))
             used = _values(tangents[1 : 1 + len(inputs)])
             return operation.push_forward(inputs, used, constants)
@@ -483,7 +487,7 @@ class _RuleFunction(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
         rule: Rule = ctx.rule
         # The tangents of this level in a closure cannot be taken off: forward mode stays off then.
-        with contextlib.nullcontext() if rule.needs_its_closure else _outer_forward_modes():
+        with contextlib.nullcontext() if rule.needs_its_closure else forward_modes():
             if rule.needs_its_closure:
                 _require_one_forward_mode(rule)
             saved, kept = _values(ctx.saved_tensors), rule.num_kept_inputs
@@ -508,6 +512,62 @@ vars(_RuleFunction.forward)["__signature__"] = inspect.signature(_RuleFunction.f
 def apply_rule(rule: Rule, *inputs: Tensor) -> Tensors:
     """Return the outputs of `rule`, differentiable to any order, batched and in forward mode."""
     outputs: Tensors = _RuleFunction.apply(rule, *inputs)  # type: ignore[no-untyped-call]
+    return outputs
+
+
+class Sweep(Protocol):
+    """A computation in many steps that says itself what it keeps for its derivative.
+
+    For use outside of transforms and forward modes. The outputs that are integers are constants.
+    """
+
+    def evaluate(self, *inputs: Tensor) -> Tensors:
+        """Return the outputs. Runs outside of any graph."""
+
+    def pull_back(
+        self, inputs: Tensors, cotangents: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor | None, ...]:
+        """Return the cotangent of each input; None stands for zero.
+
+        In grad mode, as a differentiable function of inputs and cotangents.
+        """
+
+
+class _SweepFunction(torch.autograd.Function):
+    """The bridge from `Sweep` to autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, sweep: Sweep, *inputs: Tensor) -> Tensors:
+        outputs = sweep.evaluate(*inputs)
+        ctx.sweep = sweep
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(x for x in outputs if not is_smooth(x)))
+        ctx.save_for_backward(*inputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        inputs = ctx.saved_tensors
+        given = [i for i, c in enumerate(cotangents) if c is not None]
+
+        def pulled(*present: Tensor) -> Tensors:
+            every: list[Tensor | None] = [None] * len(cotangents)
+            for i, c in zip(given, present):
+                every[i] = c
+            found = ctx.sweep.pull_back(inputs, tuple(every))
+            where[:] = [i for i, c in enumerate(found) if c is not None]
+            return tuple(c for c in found if c is not None)
+
+        where: list[int] = []
+        out: list[Tensor | None] = [None] * len(inputs)
+        for i, c in enumerate(over_batched(pulled, tuple(c for c in cotangents if c is not None))):
+            out[where[i]] = c
+        return (None, *out)
+
+
+def apply_sweep(sweep: Sweep, *inputs: Tensor) -> Tensors:
+    """Return the outputs of `sweep`, differentiable to any order."""
+    outputs: Tensors = _SweepFunction.apply(sweep, *inputs)  # type: ignore[no-untyped-call]
     return outputs
 
 

@@ -3,8 +3,14 @@
 
 from __future__ import annotations
 
-from torchopt.diff import implicit, zero_order
+from torchopt.diff import explicit, implicit, zero_order
 from torchopt.diff.implicit import ImplicitMetaGradientModule
 from torchopt.diff.zero_order.nn import ZeroOrderGradientModule
 
-__all__ = ["ImplicitMetaGradientModule", "ZeroOrderGradientModule", "implicit", "zero_order"]
+__all__ = [
+    "ImplicitMetaGradientModule",
+    "ZeroOrderGradientModule",
+    "explicit",
+    "implicit",
+    "zero_order",
+]

@@ -13,7 +13,7 @@ import itertools
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -59,8 +59,8 @@ def require_arguments(
     """Raise if a derivative of a function would leave out tensors that are no arguments.
 
     Args:
-        value: What the function returned, in grad mode, for detached arguments: a tree.
-        args: Those arguments, a tree.
+        value: What the function returned, in grad mode: a tree.
+        args: Its arguments, a tree: what they were computed from is not searched.
         function: The function, for the names.
         where: What the message starts with.
         remedy: What it ends with.
@@ -109,10 +109,11 @@ def hidden_inputs(value: Any, args: Any, function: Any) -> list[str]:
     if not tracked:
         return []
     is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    nodes, leaves = _graph([x for x in map(below_transforms, tracked) if x.requires_grad])
-    for x in tree_leaves(args):
-        if isinstance(x, Tensor):
-            leaves.pop(id(x), None)
+    arguments = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
+    ends = {x.grad_fn for x in arguments if x.grad_fn is not None}
+    nodes, leaves = _graph([x for x in map(below_transforms, tracked) if x.requires_grad], ends)
+    for x in arguments:
+        leaves.pop(id(x), None)
     # A transform or a forward mode keeps no graph to walk.
     unseen = any(is_wrapped(x) or not x.requires_grad for x in tracked)
     if not leaves and not unseen:
@@ -131,17 +132,22 @@ def hidden_inputs(value: Any, args: Any, function: Any) -> list[str]:
     return names or ["a tensor of an enclosing transform"]
 
 
-def _graph(tensors: Sequence[Tensor]) -> tuple[set[Any], dict[int, Tensor]]:
-    """Return the nodes of a graph, and the leaves that it ends in, by their id."""
+def _graph(
+    tensors: Sequence[Tensor], ends: Set[Any] = frozenset()
+) -> tuple[set[Any], dict[int, Tensor]]:
+    """Return the nodes of a graph, and the leaves that it ends in, by their id.
+
+    It is not followed beyond the nodes `ends`.
+    """
     leaves = {id(x): x for x in tensors if x.grad_fn is None and x.requires_grad}
-    nodes: set[Any] = {x.grad_fn for x in tensors if x.grad_fn is not None}
+    nodes: set[Any] = {x.grad_fn for x in tensors if x.grad_fn is not None} - ends
     stack = list(nodes)
     while stack:
         node = stack.pop()
         if hasattr(node, "variable"):
             leaves[id(node.variable)] = node.variable
         for following, _ in node.next_functions:
-            if following is not None and following not in nodes:
+            if following is not None and following not in nodes and following not in ends:
                 nodes.add(following)
                 stack.append(following)
     return nodes, leaves

@@ -26,6 +26,7 @@ __all__ = [
     "Slot",
     "Source",
     "contents",
+    "counted",
     "has_no_graph",
     "is_number",
     "numpy_source",
@@ -210,16 +211,24 @@ class Content:
     holder: Any
     copy: Any
 
-    def put(self) -> Callable[[], None]:
+    def put(self, *, counting: bool = False) -> Callable[[], None]:
         """Put the content in place; return what takes it away again.
 
         What is added to a list or dict meanwhile is a log, and stays.
+
+        Args:
+            counting: By how much an int is more at the end, stays too.
         """
         holder, copy = self.holder, self.copy
         before = holder.copy()
         self._fill(copy)
 
         def back() -> None:
+            if counting and isinstance(holder, (list, dict)):
+                keys = range(min(map(len, (holder, copy, before))))
+                for key in before if isinstance(before, dict) else keys:
+                    if isinstance(before, list) or (key in holder and key in copy):
+                        before[key] = counted(before[key], copy[key], holder[key])
             if isinstance(holder, (list, deque)):
                 before.extend(itertools.islice(holder, len(copy), None))
             elif isinstance(holder, dict):
@@ -244,6 +253,13 @@ class Content:
                 holder.update(content)
         elif holder.flags.writeable:
             holder[...] = content
+
+
+def counted(before: Any, put: Any, after: Any) -> Any:
+    """Return `before`, and for an int what was added to `put` since."""
+    if type(before) is int and type(put) is int and type(after) is int:
+        return before + after - put
+    return before
 
 
 def _same(first: dict[Any, Any], second: dict[Any, Any]) -> bool:

@@ -8,6 +8,7 @@ evaluations has to see what the first one saw, and none of them may be noticed o
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import random
 import sys
@@ -25,6 +26,7 @@ from torchopt.diff.places import (
     Slot,
     Source,
     contents,
+    counted,
     has_no_graph,
     numpy_source,
     slots,
@@ -132,21 +134,24 @@ class Surroundings:
 
     not_searched = True  # by `captured`: nothing in it is the user's own
 
-    def __init__(self, function: Any, tensors: Iterable[Tensor] = ()) -> None:
+    def __init__(self, function: Any, tensors: Iterable[Tensor] = (), beside: Any = None) -> None:
         """Take down the state of all random numbers.
 
         Args:
             function: The function; what it reaches by closure is looked at.
             tensors: Tensors whose devices have generators of their own.
+            beside: What runs with it and may draw random numbers, of torch or its own generators.
         """
         self._function = function
         self._sources: list[Source] = []
         self._states: list[_ModuleState] = []
-        self._fresh = True
+        self._fresh, self._counting = True, False
         self._value: Tensor | None = None
         self._watched: list[tuple[str, Tensor, int]] = []
         self._search(first=True)
-        if not (self.is_sealed and draws_nothing(function)):
+        for _, found in () if beside is None else captured(beside, object):
+            self._sources += sources(found)
+        if beside is not None or not (self.is_sealed and draws_nothing(function)):
             self._take_down_generators(tensors)
 
     def _take_down_generators(self, tensors: Iterable[Tensor]) -> None:
@@ -196,6 +201,28 @@ class Surroundings:
         self._states = [_ModuleState.of(module) for module in self._modules]
         self._contents = [x for found in self._containers for x in contents(found)]
 
+    def retaken(self) -> Surroundings:
+        """Return the surroundings of the same function as they are now.
+
+        Its replays leave no trace, with one exception: an int of a closure that is larger at the
+        end of one counts calls, and goes on counting. Generators that have not moved share their
+        state with this.
+        """
+        now = copy.copy(self)
+        now._fresh, now._counting = False, True
+        now._sources = [
+            s if s.is_at(state := s.get()) else Source(s.get, s.set, state) for s in self._sources
+        ]
+        if any(slot.read() is not slot.value for slot in self._slots):
+            now._search(first=False)
+        now.settle()
+        return now
+
+    def generators(self) -> list[Tensor]:
+        """Return the present states of the random generators of torch."""
+        states = (source.get() for source in self._sources)
+        return [state for state in states if isinstance(state, Tensor)]
+
     def freeze(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function with its evaluations inside of `replayed`."""
 
@@ -224,9 +251,9 @@ class Surroundings:
             for state in self._states:
                 stack.callback(state.put())
             for content in self._contents:
-                stack.callback(content.put())
+                stack.callback(content.put(counting=self._counting))
             if self._slots:
-                stack.callback(self._write_slots, [slot.read() for slot in self._slots])
+                stack.callback(self._take_away, [slot.read() for slot in self._slots])
                 self._write_slots([slot.value for slot in self._slots])
             for source, now in zip(self._sources, present):
                 if not (self._fresh and source.is_at(now)):
@@ -236,6 +263,14 @@ class Surroundings:
             if self._fresh:
                 self._sources = [s for s in self._sources if not s.is_at(s.get())]
                 self._fresh = False
+
+    def _take_away(self, before: list[Any]) -> None:
+        if self._counting:
+            values = [
+                counted(value, slot.value, slot.read()) for slot, value in zip(self._slots, before)
+            ]
+            before = values
+        self._write_slots(before)
 
     def _write_slots(self, values: list[Any]) -> None:
         for slot, value in zip(self._slots, values):

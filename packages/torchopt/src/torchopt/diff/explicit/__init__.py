@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inner loops as values, differentiated through their steps."""
+
+from __future__ import annotations
+
+from torchopt.diff.explicit.loop import Explicit, InnerResult, inner_loop
+
+__all__ = ["Explicit", "InnerResult", "inner_loop"]

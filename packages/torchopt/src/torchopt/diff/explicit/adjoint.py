@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The adjoint of one step.
+
+A step is s' = \Phi(s, g, h) with g = \nabla L(\theta, \eta): s are parameters and state, h tensors
+of the optimizer, \eta what else the loss reads. For a cotangent \lambda of s',
+
+1. the vector-Jacobian product of \Phi gives \lambda_s, \lambda_g and \lambda_h;
+2. one product with the second derivatives of L, in the direction of \lambda_g, is added:
+
+   (\nabla^2_{\theta\theta} L \lambda_g, \nabla^2_{\eta\theta} L \lambda_g).
+
+`"reverse"` takes the second one by reverse over reverse mode, `"mixed"` by forward over reverse
+mode, whose memory is that of a first derivative; `"first_order"` leaves it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.step import (
+    Aux,
+    Carry,
+    losses_of,
+    require_graph,
+    require_no_closure,
+    scattered,
+    start,
+    update,
+)
+from torchopt.tree import is_smooth
+
+__all__ = ["Cotangents", "gradient", "pull_back_start", "pull_back_step"]
+
+Replayed = Callable[[], AbstractContextManager[None]]
+
+
+@dataclass
+class Cotangents:
+    """Cotangents of what a step returns; None stands for zero.
+
+    Attributes:
+        carry: One for each smooth tensor of the parameters and the state.
+        loss: Of the loss.
+        aux: One for each smooth tensor of what came with it.
+    """
+
+    carry: list[Tensor | None]
+    loss: Tensor | None
+    aux: list[Tensor | None]
+
+
+def gradient(
+    call: Call, carry: Carry, tensors: Sequence[Any], step: int
+) -> tuple[list[Any], Tensor, Aux]:
+    """Return the gradient of the loss, the loss and what came with it, outside of any graph.
+
+    Raises:
+        NotDifferentiableError: The loss depends on a tensor that requires a gradient and is no
+            argument.
+    """
+    where = [i for i, x in enumerate(carry.params) if is_smooth(x)]
+    params = list(carry.params)
+    with torch.enable_grad():
+        at = [params[i].detach().requires_grad_() for i in where]
+        for i, x in zip(where, at):
+            params[i] = x
+        value, aux = losses_of(call, params, tensors, step)
+        require_graph(value)
+        require_no_closure(call, value, at, tensors)
+        found = torch.autograd.grad(value.sum(), at, allow_unused=True)
+    leaves = tuple(x.detach() if isinstance(x, Tensor) else x for x in aux.leaves)
+    return scattered(params, where, found), value.detach(), Aux(leaves, aux.spec)
+
+
+def _pulled(
+    outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Return the vector-Jacobian product; outputs without a graph and zeros are left out."""
+    pairs = [(y, c) for y, c in zip(outputs, cotangents) if c is not None and y.requires_grad]
+    if not pairs or not inputs:
+        return [None] * len(inputs)
+    return list(
+        torch.autograd.grad([y for y, _ in pairs], inputs, [c for _, c in pairs], allow_unused=True)
+    )
+
+
+def _added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
+
+
+@dataclass
+class Variables:
+    """The tensors that a step is differentiated with respect to, each a leaf of a graph.
+
+    Attributes:
+        carry: Parameters and state.
+        tensors: Inputs of the call as the step takes them.
+        used: Which of these are differentiated.
+    """
+
+    carry: Carry
+    tensors: list[Any]
+    used: list[int]
+
+    @staticmethod
+    def of(call: Call, carry: Carry, tensors: Sequence[Tensor], step: int) -> Variables:
+        """Return leaves for the tensors of a step."""
+        leaves = carry.with_smooth([x.detach().requires_grad_() for x in carry.smooth()])
+        holes = call.used_at(step)
+        wanted = set(call.wanted)
+        used = sorted(wanted & {*(h.index for h in holes), *call.hypers})
+        out: list[Any] = [x.detach() for x in tensors]
+        for h in holes:
+            if h.by_step and h.index in wanted:
+                # The step takes its slice of what stands here.
+                out[h.index] = _AtStep(tensors[h.index][step].detach().requires_grad_())
+        for i in used:
+            if not isinstance(out[i], _AtStep):
+                out[i] = out[i].requires_grad_()
+        return Variables(leaves, out, used)
+
+    def inputs(self) -> list[Tensor]:
+        """Return the leaves for the inputs that are differentiated."""
+        return [
+            x.slice if isinstance(x, _AtStep) else x for x in (self.tensors[i] for i in self.used)
+        ]
+
+
+@dataclass(frozen=True)
+class _AtStep:
+    """Stands for a tensor of which each step takes a slice, in one step."""
+
+    slice: Tensor
+
+    def __getitem__(self, step: int) -> Tensor:
+        return self.slice
+
+
+def pull_back_step(
+    call: Call,
+    carry: Carry,
+    tensors: Sequence[Tensor],
+    step: int,
+    grads: Sequence[Any] | None,
+    cotangents: Cotangents,
+    replayed: Replayed,
+) -> tuple[list[Tensor | None], dict[int, Tensor]]:
+    """Return the cotangents of the smooth tensors of `carry`, and of the inputs by their index.
+
+    Args:
+        call: The call.
+        carry: Parameters and state before the step.
+        tensors: The inputs, outside of any graph.
+        step: Which step, from 0.
+        grads: The gradient of the loss there, if it is kept.
+        cotangents: Those of what the step returns.
+        replayed: The context in which the loss sees again what it saw in this step.
+    """
+    variables = Variables.of(call, carry, tensors, step)
+    with replayed(), torch.enable_grad():  # the optimizer may draw random numbers after the loss
+        found, second = grads, None
+        if call.derivative == "reverse":
+            found, second = _reverse(call, variables, step)
+        elif found is None:
+            found, _, _ = gradient(call, carry, tensors, step)
+        leaves = [None if g is None else g.detach().requires_grad_() for g in found]
+        optimizer = call.optimizer_with(variables.tensors)
+        after = update(call, optimizer, leaves, variables.carry)
+        smooth, inputs = variables.carry.smooth(), variables.inputs()
+        present = [g for g in leaves if g is not None]
+        pulled = _pulled(after.smooth(), cotangents.carry, [*present, *smooth, *inputs])
+    of_grads = iter(pulled[: len(present)])
+    directions = [None if g is None else next(of_grads) for g in leaves]
+    out = pulled[len(present) :]
+    for more in _of_loss(call, variables, step, directions, cotangents, second, replayed):
+        out = [_added(x, y) for x, y in zip(out, more)]
+    count = len(smooth)
+    by_input = {i: c for i, c in zip(variables.used, out[count:]) if c is not None}
+    return out[:count], by_input
+
+
+def _reverse(call: Call, variables: Variables, step: int) -> tuple[list[Any], Any]:
+    """Return the gradient with its graph, and what has to be kept for a second derivative."""
+    params = variables.carry.params
+    where = [i for i, x in enumerate(params) if is_smooth(x)]
+    with torch.enable_grad():
+        value, aux = losses_of(call, params, variables.tensors, step)
+        require_graph(value)
+        found = torch.autograd.grad(
+            value.sum(), [params[i] for i in where], create_graph=True, allow_unused=True
+        )
+    grads = scattered(params, where, found)
+    return grads, (grads, value, aux)
+
+
+def _of_loss(
+    call: Call,
+    variables: Variables,
+    step: int,
+    directions: Sequence[Tensor | None],
+    cotangents: Cotangents,
+    kept: Any,
+    replayed: Replayed,
+) -> list[list[Tensor | None]]:
+    """Return the parts that come by way of the loss, each a list of cotangents."""
+    smooth, inputs = variables.carry.smooth(), variables.inputs()
+    every = [*smooth, *inputs]
+    direct = cotangents.loss is not None or any(c is not None for c in cotangents.aux)
+    if call.derivative == "reverse":
+        grads, value, aux = kept
+        pairs = [(g, d) for g, d in zip(grads, directions) if g is not None]
+        outputs = [*(g for g, _ in pairs), value, *aux.smooth()]
+        given = [*(d for _, d in pairs), cotangents.loss, *cotangents.aux]
+        return [_pulled(outputs, given, every)]
+    parts = []
+    if direct:
+        with replayed(), torch.enable_grad():
+            value, aux = losses_of(call, variables.carry.params, variables.tensors, step)
+        parts.append(_pulled([value, *aux.smooth()], [cotangents.loss, *cotangents.aux], every))
+    if call.derivative == "mixed" and any(d is not None for d in directions):
+        with replayed():
+            parts.append(_mixed(call, variables, step, directions))
+    return parts
+
+
+def _mixed(
+    call: Call, variables: Variables, step: int, directions: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Return d/de of the gradient of L(theta + e * direction, ...) at e = 0."""
+    every = [*variables.carry.smooth(), *variables.inputs()]
+    with torch.enable_grad(), forward_ad.dual_level():
+        params = [
+            x if d is None else forward_ad.make_dual(x, d)
+            for x, d in zip(variables.carry.params, directions)
+        ]
+        value, _ = losses_of(call, params, variables.tensors, step)
+        found = torch.autograd.grad(value.sum(), every, allow_unused=True)
+        return [None if g is None else forward_ad.unpack_dual(g).tangent for g in found]
+
+
+def pull_back_start(
+    call: Call, tensors: Sequence[Tensor], cotangents: Sequence[Tensor | None]
+) -> dict[int, Tensor]:
+    """Return the cotangents of the inputs that come by way of what the run starts with."""
+    wanted = set(call.wanted)
+    with torch.enable_grad():
+        leaves = [
+            x.detach().requires_grad_() if i in wanted else x.detach()
+            for i, x in enumerate(tensors)
+        ]
+        first = start(call, call.optimizer_with(leaves), leaves)
+        found = _pulled(first.smooth(), cotangents, [leaves[i] for i in call.wanted])
+    return {i: c for i, c in zip(call.wanted, found) if c is not None}

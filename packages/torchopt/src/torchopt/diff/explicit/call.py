@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one call of an inner loop was given, as a list of tensors and trees with holes for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from torchopt.base import GradientTransformation
+from torchopt.diff.closure import captured
+from torchopt.diff.explicit.rebuild import rebuilt
+from torchopt.tree import PyTreeSpec, is_smooth, prefix_leaves, tree_flatten, tree_unflatten
+from torchopt.tree_function import is_differentiated
+
+__all__ = ["Call", "Dims", "Inputs", "Template", "make_inputs"]
+
+Dims = int | None
+
+
+@dataclass(frozen=True)
+class Hole:
+    """The place of a tensor in a tree: which one, and whether each step takes a slice of it."""
+
+    index: int
+    by_step: bool = False
+
+
+@dataclass(frozen=True)
+class Template:
+    """A tree whose tensors are to be filled in."""
+
+    leaves: tuple[Any, ...]
+    spec: PyTreeSpec
+
+    def fill(self, tensors: Sequence[Any], step: int = 0) -> Any:
+        """Return the tree with these tensors, those that are given by step for one step."""
+        return tree_unflatten(self.spec, self.filled(tensors, step))
+
+    def filled(self, tensors: Sequence[Any], step: int = 0) -> list[Any]:
+        """Return the leaves of that tree."""
+        return [
+            x
+            if not isinstance(x, Hole)
+            else tensors[x.index][step]
+            if x.by_step
+            else tensors[x.index]
+            for x in self.leaves
+        ]
+
+    def holes(self) -> list[Hole]:
+        """Return the places of tensors."""
+        return [x for x in self.leaves if isinstance(x, Hole)]
+
+
+class Inputs:
+    """Every tensor that a call was given, in one list."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.dims: list[Dims] = []  # which dimension counts tasks, without that of the steps
+
+    def add(self, tree: Any, dims: Any = None, *, what: str, by_step: bool = False) -> Template:
+        """Take in the tensors of a tree and return the tree with holes for them."""
+        leaves, spec = tree_flatten(tree, none_is_leaf=True)
+        along: Sequence[Any] = [dims] * len(leaves)
+        if dims is not None and not isinstance(dims, int):
+            along = prefix_leaves(dims, tree, f"tasks: the dimensions of {what}")
+        made: list[Any] = []
+        for x, dim in zip(leaves, along):
+            if isinstance(x, Tensor):
+                made.append(Hole(len(self.tensors), by_step))
+                self.tensors.append(x)
+                self.dims.append(dim)
+            else:
+                made.append(x)
+        return Template(tuple(made), spec)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an inner loop.
+
+    Attributes:
+        loss: `loss(params, batch, *meta)`.
+        optimizer: The transformation that steps.
+        derivative: `"reverse"`, `"mixed"`, `"first_order"` or `"forward"`.
+        steps: How many steps.
+        first: The first step that is differentiated.
+        tasks: How many tasks; None for one without a dimension of its own.
+        inputs: All tensors.
+        dims: Of each, the dimension that counts tasks.
+        wanted: Which of the inputs are differentiated.
+        params: Tree of initial parameters.
+        state: Tree of the initial state, or None: it is made from the parameters.
+        batches: One tree for all steps, or one for each.
+        meta: Trees of further arguments of the loss.
+        hypers: Which inputs are tensors of the optimizer.
+    """
+
+    loss: Callable[..., Any]
+    optimizer: GradientTransformation
+    derivative: str
+    steps: int
+    first: int
+    tasks: int | None
+    inputs: tuple[Tensor, ...]
+    dims: tuple[Dims, ...]
+    wanted: tuple[int, ...]
+    params: Template
+    state: Template | None
+    batches: tuple[Template, ...]
+    meta: tuple[Template, ...]
+    hypers: tuple[int, ...]
+
+    @property
+    def second_order(self) -> bool:
+        """Whether the gradient of the loss is differentiated, or taken for a constant."""
+        return self.derivative != "first_order"
+
+    def batch(self, step: int) -> Template:
+        """Return the batch of a step."""
+        return self.batches[step if len(self.batches) > 1 else 0]
+
+    def optimizer_with(self, tensors: Sequence[Tensor]) -> GradientTransformation:
+        """Return the optimizer with these in the place of its tensors."""
+        exchanged = {
+            id(self.inputs[i]): tensors[i] for i in self.hypers if tensors[i] is not self.inputs[i]
+        }
+        found: GradientTransformation = rebuilt(self.optimizer, exchanged)
+        return found
+
+    def used_at(self, step: int) -> list[Hole]:
+        """Return the inputs that the loss takes in a step."""
+        holes = self.batch(step).holes()
+        for tree in self.meta:
+            holes += tree.holes()
+        return holes
+
+    def by_step(self, index: int) -> bool:
+        """Return whether each step takes a slice of this input."""
+        return any(h.index == index and h.by_step for h in self.batches[0].holes())
+
+
+def make_inputs(
+    optimizer: GradientTransformation,
+    params: Any,
+    state: Any,
+    batches: Sequence[Any],
+    meta: Sequence[Any],
+    dims: Sequence[Any],
+    *,
+    by_step: bool,
+) -> tuple[Inputs, dict[str, Any]]:
+    """Return the tensors of a call and the fields of `Call` that are made of them.
+
+    Args:
+        optimizer: The transformation; tensors in it that are differentiated are inputs too.
+        params: Tree of initial parameters.
+        state: Tree of the initial state, or None.
+        batches: One tree, or one for each step.
+        meta: Trees of further arguments of the loss.
+        dims: For parameters, batch and each of `meta`, the dimensions that count tasks.
+        by_step: The one batch has a leading dimension of steps.
+    """
+    if isinstance(params, nn.Module):
+        raise TypeError(
+            "inner_loop: params: expected a tree of tensors, got the module "
+            f"{type(params).__name__}; pass dict(module.named_parameters()), and a loss that calls "
+            "torchopt.params.functional_call(module, params, batch)."
+        )
+    inputs = Inputs()
+    fields: dict[str, Any] = {
+        "params": inputs.add(params, dims[0], what="params"),
+        "state": None if state is None else inputs.add(state, what="state"),
+        "batches": tuple(inputs.add(b, dims[1], what="batch", by_step=by_step) for b in batches),
+        "meta": tuple(
+            inputs.add(m, dim, what=f"meta argument {i}")
+            for i, (m, dim) in enumerate(zip(meta, dims[2:]))
+        ),
+    }
+    start = len(inputs.tensors)
+    for _, x in captured(optimizer, Tensor):
+        if is_smooth(x) and is_differentiated(x):
+            inputs.tensors.append(x)
+            inputs.dims.append(None)
+    fields["hypers"] = tuple(range(start, len(inputs.tensors)))
+    fields["wanted"] = tuple(
+        i for i, x in enumerate(inputs.tensors) if is_smooth(x) and is_differentiated(x)
+    )
+    if not any(is_smooth(inputs.tensors[h.index]) for h in fields["params"].holes()):
+        raise TypeError(
+            "inner_loop: params: expected a tree with floating-point or complex tensors, found "
+            f"none in a {type(params).__name__}."
+        )
+    return inputs, fields

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that carries tangents along: its memory does not depend on the number of steps.
+
+For each scalar of which a derivative is asked for, the run has a tangent, and takes each step once
+more in forward over reverse mode.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from torchopt.base import GradientTransformation
+from torchopt.diff.explicit.adjoint import gradient
+from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.run import Run
+from torchopt.diff.explicit.step import Aux, Carry, losses_of, scattered, separate, start, update
+from torchopt.diff.explicit.unrolled import Outputs
+from torchopt.diff.surroundings import Surroundings
+from torchopt.tree import is_smooth
+from torchopt.tree_function import forward_modes
+
+__all__ = ["ForwardRun"]
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """One scalar: the inputs with its tangent, and the optimizer made of them."""
+
+    tensors: list[Tensor]
+    optimizer: GradientTransformation
+
+
+class ForwardRun(Run):
+    """A run with its tangents. Takes as many more steps as there are scalars, in each step."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call, 1)
+        self._tangents: list[list[Tensor | None]] = []
+        scalars = sum(call.inputs[i].numel() for i in call.wanted)
+        size = sum(call.inputs[h.index].numel() for h in call.params.holes())
+        if scalars > size:
+            warnings.warn(
+                f'inner_loop: derivative="forward": expected fewer scalars to differentiate than '
+                f"parameters ({size}), got {scalars}; each step is taken {scalars} more times, and "
+                f'that many copies of parameters and state are kept. "reverse" or "mixed" takes '
+                "each step about three times.",
+                UserWarning,
+                stacklevel=5,
+            )
+
+    def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors that the run ends with; keep their tangents."""
+        call = self.call
+        tensors = [x.detach() for x in inputs]
+        optimizer = call.optimizer_with(tensors)
+        seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
+        self._seen = seen
+        losses, aux = [], []
+        with forward_modes(), forward_ad.dual_level():
+            directions = [self._direction(tensors, i, k) for i, k in self._scalars()]
+            carry = start(call, optimizer, tensors).detached()
+            duals = [self._start(d) for d in directions]
+            tangents: list[list[Any]] = [[] for _ in directions]
+            for t in range(call.steps):
+                if t > 0:
+                    seen = seen.retaken()
+                before = carry
+                grads, value, extra = gradient(call, carry, tensors, t)
+                carry = update(call, optimizer, grads, carry).detached()
+                losses.append(value)
+                aux.append(extra)
+                if t == call.first > 0:
+                    duals = [before] * len(directions)
+                for i, d in enumerate(directions if t >= call.first else ()):
+                    with seen.replayed():
+                        duals[i], value, extra = self._step(d, duals[i], t)
+                    tangents[i].append((_tangent(value), [_tangent(x) for x in extra.leaves]))
+            found = Outputs.of(call, carry, losses, aux)
+            self.outputs = self._with(found, [x.new_empty(0) for x in self._flat(found)])
+            self._tangents = [
+                [*map(_tangent, dual.tensors()), *self._columns(found, rows)]
+                for dual, rows in zip(duals, tangents)
+            ]
+        return self._flat(found)
+
+    def _scalars(self) -> list[tuple[int, int]]:
+        return [(i, k) for i in self.call.wanted for k in range(self.call.inputs[i].numel())]
+
+    def _direction(self, tensors: Sequence[Tensor], index: int, element: int) -> _Direction:
+        out = list(tensors)
+        tangent = torch.zeros_like(out[index], memory_format=torch.contiguous_format)
+        tangent.view(-1)[element] = 1
+        out[index] = forward_ad.make_dual(separate(out[index]), tangent)
+        return _Direction(out, self.call.optimizer_with(out))
+
+    def _start(self, direction: _Direction) -> Carry:
+        return start(self.call, direction.optimizer, direction.tensors)
+
+    def _step(self, direction: _Direction, carry: Carry, step: int) -> tuple[Carry, Tensor, Aux]:
+        call = self.call
+        where = [i for i, x in enumerate(carry.params) if is_smooth(x)]
+        params = list(carry.params)
+        with torch.enable_grad():
+            for i in where:
+                primal, tangent = forward_ad.unpack_dual(params[i])
+                leaf = primal.detach().requires_grad_()
+                params[i] = leaf if tangent is None else forward_ad.make_dual(leaf, tangent)
+            value, aux = losses_of(call, params, direction.tensors, step)
+            at = [params[i] for i in where]
+            found = torch.autograd.grad(value.sum(), at, allow_unused=True)
+        return update(call, direction.optimizer, scattered(params, where, found), carry), value, aux
+
+    def _columns(self, found: Outputs, rows: Sequence[Any]) -> list[Tensor | None]:
+        """Return the tangents of losses and of what came with them, of one scalar."""
+        call = self.call
+        dim = 0 if call.tasks is None else 1
+        skipped = [None] * call.first
+        out = [_stacked([*skipped, *(r[0] for r in rows)], found.losses, dim)]
+        for k, leaf in enumerate(found.aux.leaves):
+            column = [*skipped, *(r[1][k] for r in rows)]
+            if isinstance(leaf, Tensor):
+                out.append(_stacked(column, leaf, dim))
+            elif isinstance(leaf, tuple):
+                out += [c for c, x in zip(column, leaf) if isinstance(x, Tensor)]
+        return out
+
+    def _swept(
+        self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor | None, ...]:
+        out: list[Tensor | None] = [None] * len(inputs)
+        for i in self.call.wanted:
+            out[i] = torch.zeros_like(inputs[i], memory_format=torch.contiguous_format)
+        for (i, k), tangents in zip(self._scalars(), self._tangents):
+            column = out[i]
+            assert column is not None
+            for c, tangent in zip(cotangents, tangents):
+                if c is not None and tangent is not None:
+                    column.view(-1)[k] += (c * tangent.conj()).sum()
+        return tuple(out)
+
+
+def _tangent(x: Any) -> Any:
+    if not is_smooth(x):
+        return None
+    tangent = forward_ad.unpack_dual(x).tangent
+    return None if tangent is None else tangent.detach()
+
+
+def _stacked(column: Sequence[Tensor | None], like: Tensor, dim: int) -> Tensor | None:
+    if all(x is None for x in column) or not is_smooth(like):
+        return None
+    zero = torch.zeros_like(like.select(dim, 0))
+    return torch.stack([zero if x is None else x for x in column], dim)

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The explicit engine: an inner loop as a value, differentiated through its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from torchopt.base import GradientTransformation, require_transformation
+from torchopt.diff.explicit.call import Call, make_inputs
+from torchopt.diff.explicit.forward import ForwardRun
+from torchopt.diff.explicit.run import Run
+from torchopt.diff.explicit.unrolled import Outputs, run_attached
+from torchopt.tree import tree_leaves, tree_unflatten
+from torchopt.tree_function import apply_sweep, is_transforming
+
+__all__ = ["Explicit", "InnerResult", "inner_loop"]
+
+DERIVATIVES = ("reverse", "mixed", "first_order", "forward")
+
+
+class InnerResult(NamedTuple):
+    """What an inner loop ends with.
+
+    Attributes:
+        params: Tree like the initial parameters; with `tasks`, each leaf `[tasks, ...]`.
+        state: The optimizer's state, for `state=` of a call that goes on from here.
+        losses: The losses before each step, `[steps]`; with `tasks`, `[tasks, steps]`.
+        aux: What the loss returned beside its value, a tree with the leaves of all steps stacked
+            like `losses`; None if it returned nothing else.
+    """
+
+    params: Any
+    state: Any
+    losses: Tensor
+    aux: Any
+
+
+@dataclass(frozen=True)
+class Explicit:
+    """An inner loop, and how it is differentiated. Made by `torchopt.inner_loop`, which explains
+    the fields.
+    """
+
+    loss: Callable[..., Any]
+    optimizer: Any
+    steps: int
+    derivative: str = "reverse"
+    keep: int | str = "all"
+    window: int | None = None
+    tasks: Sequence[Any] | None = None
+    verify: Any = None
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if not callable(self.loss):
+            raise TypeError(
+                "inner_loop: loss: expected a function of (params, batch, *meta), got "
+                f"{type(self.loss).__name__}."
+            )
+        _require_count(self.steps, "steps")
+        if self.derivative not in DERIVATIVES:
+            raise ValueError(
+                f"inner_loop: derivative: expected one of {', '.join(map(repr, DERIVATIVES))}, "
+                f"got {self.derivative!r}."
+            )
+        if self.window is not None:
+            _require_count(self.window, "window")
+        if not isinstance(self.keep, str):
+            _require_count(self.keep, "keep")
+        elif self.keep not in ("all", "steps"):
+            raise ValueError(
+                'inner_loop: keep: expected "all", "steps", a number of snapshots or a budget such '
+                f'as "64MiB", got {self.keep!r}.'
+            )
+        if self.verify is not None:
+            raise NotImplementedError("inner_loop: verify: expected None; not available yet.")
+        if not callable(self.optimizer):
+            require_transformation(self.optimizer, "inner_loop: optimizer")
+
+    def __call__(
+        self,
+        params: Any,
+        batch: Any = None,
+        *meta: Any,
+        batches: Any = None,
+        state: Any = None,
+        **hypers: Any,
+    ) -> InnerResult:
+        """Run the loop.
+
+        Args:
+            params: Tree of tensors, the initial parameters.
+            batch: What every step's loss is given; None with `batches`.
+            *meta: Further arguments of the loss.
+            batches: A batch for each step: a tree with a leading dimension of steps, or a sequence
+                of trees.
+            state: The optimizer's state to start from; None makes one.
+            **hypers: Hyper-parameters for the constructor of the optimizer.
+
+        Raises:
+            NotDifferentiableError: The loss uses a tensor that requires a gradient and is no
+                argument, or does not depend on the parameters.
+            TypeError: An argument of another kind.
+            ValueError: Batches of another number than the steps, or tasks that differ in number.
+        """
+        call = self._call(params, batch, meta, batches, state, hypers)
+        form, outputs = call.params.spec, _run(call, self.keep)
+        carry = outputs.carry
+        return InnerResult(
+            tree_unflatten(form, carry.params),
+            tree_unflatten(carry.state_spec, carry.state),
+            outputs.losses,
+            outputs.aux_tree(),
+        )
+
+    def _call(
+        self,
+        params: Any,
+        batch: Any,
+        meta: tuple[Any, ...],
+        batches: Any,
+        state: Any,
+        hypers: dict[str, Any],
+    ) -> Call:
+        optimizer = self._transformation(hypers)
+        each, by_step = self._batches(batch, batches)
+        dims = (None,) * (2 + len(meta)) if self.tasks is None else tuple(self.tasks)
+        if len(dims) != 2 + len(meta):
+            raise ValueError(
+                "inner_loop: tasks: expected a dimension, or None, for params, batch and each "
+                f"further argument ({2 + len(meta)}), got {len(dims)}."
+            )
+        inputs, fields = make_inputs(optimizer, params, state, each, meta, dims, by_step=by_step)
+        first = 0 if self.window is None else max(0, self.steps - self.window)
+        return Call(
+            loss=self.loss,
+            optimizer=optimizer,
+            derivative=self.derivative,
+            steps=self.steps,
+            first=first,
+            tasks=None if self.tasks is None else _task_count(inputs, fields),
+            inputs=tuple(inputs.tensors),
+            dims=tuple(inputs.dims),
+            **fields,
+        )
+
+    def _transformation(self, hypers: dict[str, Any]) -> GradientTransformation:
+        made = self.optimizer
+        if hasattr(made, "init") and hasattr(made, "update"):
+            if hypers:
+                raise TypeError(
+                    "inner_loop: expected a constructor, such as torchopt.adam, to take "
+                    f"{', '.join(map(repr, hypers))} in the call, got a transformation; "
+                    "pass the constructor, or make the transformation with them."
+                )
+            return made  # type: ignore[no-any-return]
+        made = made(**hypers)
+        require_transformation(made, "inner_loop: what the optimizer's constructor returns")
+        return made  # type: ignore[no-any-return]
+
+    def _batches(self, batch: Any, batches: Any) -> tuple[Sequence[Any], bool]:
+        """Return one batch or one for each step, and whether the one is for all steps, stacked."""
+        if batches is None:
+            return (batch,), False
+        if batch is not None:
+            raise TypeError(
+                "inner_loop: expected a batch for all steps or batches=, one for each step, got "
+                "both."
+            )
+        if isinstance(batches, (list, tuple)) and not hasattr(batches, "_fields"):
+            stacked = isinstance(batches, tuple) and _leading(batches) == {self.steps}
+            if not stacked:
+                _require_length(len(batches), self.steps, "a sequence of")
+                return tuple(batches), False
+        lengths = _leading(batches)
+        if lengths != {self.steps}:
+            _require_length(min(lengths - {self.steps}, default=0), self.steps, "tensors of")
+        return (batches,), True
+
+
+def _leading(batches: Any) -> set[int]:
+    """Return the sizes of the leading dimensions of a tree."""
+    leaves = tree_leaves(batches)
+    return {x.shape[0] if isinstance(x, Tensor) and x.ndim else 0 for x in leaves}
+
+
+def _require_length(found: int, steps: int, what: str) -> None:
+    if found != steps:
+        raise ValueError(
+            f"inner_loop: batches: expected {what} length {steps}, one batch for each step, got "
+            f"{found}."
+        )
+
+
+def _require_count(value: Any, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"inner_loop: {what}: expected an int, got {type(value).__name__}.")
+    if value < 1:
+        raise ValueError(f"inner_loop: {what}: expected at least 1, got {value}.")
+
+
+def _task_count(inputs: Any, fields: dict[str, Any]) -> int:
+    by_step = {h.index for h in fields["batches"][0].holes() if h.by_step}
+    sizes: dict[int, tuple[int, ...]] = {}
+    for i, (x, dim) in enumerate(zip(inputs.tensors, inputs.dims)):
+        if dim is None:
+            continue
+        shape = x.shape[1:] if i in by_step else x.shape
+        if not -len(shape) <= dim < len(shape):
+            raise ValueError(
+                f"inner_loop: tasks: expected a tensor with a dimension {dim} for the tasks, got "
+                f"one of shape {tuple(shape)}."
+            )
+        sizes.setdefault(shape[dim], tuple(shape))
+    if len(sizes) != 1:
+        shown = " and ".join(f"{n} (of shape {s})" for n, s in list(sizes.items())[:2])
+        raise ValueError(
+            "inner_loop: tasks: expected the same number of tasks in every tensor that has a "
+            f"dimension of them, got {shown or 'no such tensor'}."
+        )
+    return int(next(iter(sizes)))
+
+
+def _run(call: Call, keep: int | str) -> Outputs:
+    if is_transforming() or forward_ad._current_level >= 0:
+        return run_attached(call, call.inputs)
+    if not call.wanted or not torch.is_grad_enabled():
+        run = Run(call, 1)
+        with torch.no_grad():
+            return run.outputs_with(run.evaluate(*call.inputs))
+    if call.derivative == "forward":
+        run = ForwardRun(call)
+    elif keep == "all" and call.derivative in ("reverse", "first_order"):
+        return run_attached(call, call.inputs)
+    else:
+        run = Run(call, keep if isinstance(keep, int) else call.steps)
+    return run.outputs_with(apply_sweep(run, *call.inputs))
+
+
+def inner_loop(
+    loss: Callable[..., Any],
+    optimizer: Any,
+    *,
+    steps: int,
+    derivative: str = "reverse",
+    keep: int | str = "all",
+    window: int | None = None,
+    tasks: Sequence[Any] | None = None,
+    verify: Any = None,
+) -> Explicit:
+    """Return an inner loop that is differentiated through its steps.
+
+    The value is called with the initial parameters and what the loss takes beside them, runs the
+    loop, and what comes of it can be differentiated with respect to the initial parameters, every
+    floating-point tensor of the batch and of the further arguments, and every hyper-parameter that
+    is a tensor. Every combination of the arguments gives the gradient of the plain unrolled loop;
+    they differ in memory and time.
+
+    Args:
+        loss: `loss(params, batch, *meta)`: a 0-dim tensor, or such a tensor and a tree of anything
+            else. A module is called by `torchopt.params.functional_call(module, params, batch)`.
+        optimizer: A constructor, such as `torchopt.adam`, whose hyper-parameters are then keywords
+            of the call, or a transformation.
+        steps: Number of steps, >= 1.
+        derivative: How a step is differentiated. `"reverse"`: reverse over reverse mode.
+            `"mixed"`: forward over reverse mode, which needs the memory of a first derivative.
+            `"first_order"`: the gradient of the loss is taken for a constant; no second
+            derivatives are needed, and the result is another one. `"forward"`: tangents are
+            carried along for each scalar that a derivative is asked for: memory does not depend on
+            `steps`, time is proportional to the number of scalars.
+        keep: What is kept of the run. `"all"`: everything (`"mixed"`: states and gradients).
+            `"steps"`: the states, and each step is computed again, once, going backward. An int:
+            so many states, and the fewest steps that reverse all steps from them, by binomial
+            checkpointing.
+        window: Differentiate the last so many steps only; what comes before is a constant, and so
+            are the losses before. None for all of them.
+        tasks: For a batch of tasks in one program: which dimension counts them, as `in_dims` of
+            `torch.func.vmap`, for params, batch and each further argument. None for one task.
+        verify: Not available yet; None.
+
+    Returns:
+        A function of `(params, batch, *meta, batches=None, state=None, **hypers)` that returns an
+        `InnerResult`. Under `torch.func` transforms and forward-mode AD it runs as the plain loop,
+        which keeps everything, whatever `keep` says.
+
+    Raises:
+        TypeError: An argument of another kind.
+        ValueError: A value out of range.
+
+    Example:
+        >>> import torch, torchopt
+        >>> inner = torchopt.inner_loop(lambda w, x: ((w - x) ** 2).sum(), torchopt.sgd, steps=2)
+        >>> w, lr = torch.tensor([1.0], requires_grad=True), torch.tensor(0.25, requires_grad=True)
+        >>> result = inner(w, torch.tensor([3.0]), lr=lr)
+        >>> result.params
+        tensor([2.5000], grad_fn=<AddBackward0>)
+        >>> torch.autograd.grad(result.params.sum(), (w, lr))
+        (tensor([0.2500]), tensor(4.))
+
+    References:
+        D. Maclaurin, D. Duvenaud, R. P. Adams, Gradient-based Hyperparameter Optimization through
+        Reversible Learning, ICML 2015, https://arxiv.org/abs/1502.03492 (the adjoint of a run)
+
+        I. Kemaev et al., Scalable Meta-Learning via Mixed-Mode Differentiation, ICML 2025,
+        https://arxiv.org/abs/2505.00793 (`derivative="mixed"`)
+
+        A. Griewank, A. Walther, Algorithm 799: revolve, ACM Trans. Math. Softw. 26(1), 2000,
+        https://doi.org/10.1145/347837.347846 (`keep=int`)
+    """
+    return Explicit(loss, optimizer, steps, derivative, keep, window, tasks, verify)

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that keeps some of its states, and its derivative from the last step to the first."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.explicit.adjoint import Cotangents, gradient, pull_back_start, pull_back_step
+from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.schedule import actions, kept_by_the_run
+from torchopt.diff.explicit.step import Aux, Carry, start, update
+from torchopt.diff.explicit.unrolled import Outputs, run_attached
+from torchopt.diff.surroundings import Surroundings
+from torchopt.tree import is_smooth
+from torchopt.tree_function import is_transforming, linearize
+
+__all__ = ["Run"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run is: the state before a step, and what the loss sees beside its arguments.
+
+    Attributes:
+        carry: Parameters and state.
+        seen: Buffers, modes, counters and random generators.
+        grads: The gradient there, where it is kept.
+    """
+
+    carry: Carry
+    seen: Surroundings
+    grads: list[Any] | None = None
+
+
+class Run:
+    """One run of a call, as `torchopt.tree_function.Sweep` wants it.
+
+    Args:
+        call: The call.
+        snapshots: How many states are kept, that before the first differentiated step among them;
+            beside these there is the one before the last step.
+    """
+
+    def __init__(self, call: Call, snapshots: int) -> None:
+        self.call = call
+        self.snapshots = min(snapshots, call.steps - call.first)
+        self.outputs: Outputs  # the form of what `evaluate` returned
+        self._seen: Surroundings  # at the start
+        self._moments: dict[int, Moment] = {}
+
+    # -- the run itself
+
+    def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors that the run ends with; keep some of its states."""
+        call = self.call
+        tensors = [x.detach() for x in inputs]
+        optimizer = call.optimizer_with(tensors)
+        places = {call.first, *self._places(), call.steps - 1}
+        self._seen = seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
+        losses, aux = [], []
+        carry = start(call, optimizer, tensors).detached()
+        for t in range(call.steps):
+            if t in places and t > 0:
+                seen = seen.retaken()
+            before = carry
+            grads, value, extra = gradient(call, carry, tensors, t)
+            if t in places:
+                self._moments[t] = Moment(before, seen, self._kept(grads))
+                drawn = seen.generators()
+                carry = update(call, optimizer, grads, before).detached()
+                if not all(map(torch.equal, drawn, seen.generators())):
+                    # The adjoint of the update has to see what it drew: after the loss.
+                    self._moments[t] = Moment(before, seen)
+            else:
+                carry = update(call, optimizer, grads, before).detached()
+            losses.append(value)
+            aux.append(extra)
+        found = Outputs.of(call, carry, losses, aux)
+        self.outputs = self._with(found, [x.new_empty(0) for x in self._flat(found)])
+        return self._flat(found)
+
+    def _kept(self, grads: list[Any]) -> list[Any] | None:
+        # The adjoint of a step begins with its gradient, except in reverse mode.
+        return grads if self.call.derivative in ("mixed", "first_order") else None
+
+    def _places(self) -> tuple[int, ...]:
+        return kept_by_the_run(self.call.first, self.call.steps, self.snapshots)
+
+    @staticmethod
+    def _flat(outputs: Outputs) -> tuple[Tensor, ...]:
+        return (*outputs.carry.tensors(), outputs.losses, *_tensors(outputs.aux))
+
+    def outputs_with(self, tensors: Sequence[Tensor]) -> Outputs:
+        """Return the outputs of the run, made of the tensors that `evaluate` returned."""
+        return self._with(self.outputs, tensors)
+
+    @staticmethod
+    def _with(form: Outputs, tensors: Sequence[Tensor]) -> Outputs:
+        remaining = iter(tensors)
+        count = len(form.carry.tensors())
+        carry = form.carry.with_tensors(list(itertools.islice(remaining, count)))
+        losses = next(remaining)
+        leaves = tuple(
+            next(remaining)
+            if isinstance(x, Tensor)
+            else tuple(next(remaining) if isinstance(y, Tensor) else y for y in x)
+            if isinstance(x, tuple)
+            else x
+            for x in form.aux.leaves
+        )
+        return Outputs(carry, losses, Aux(leaves, form.aux.spec))
+
+    # -- its derivative
+
+    def pull_back(
+        self,
+        inputs: tuple[Tensor, ...],
+        cotangents: tuple[Tensor | None, ...],
+    ) -> tuple[Tensor | None, ...]:
+        """Return the cotangents of the inputs."""
+        if torch.is_grad_enabled() or is_transforming():
+            return self._attached(inputs, cotangents)
+        return self._swept(inputs, cotangents)
+
+    def _attached(
+        self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor | None, ...]:
+        """Return them as functions that can be differentiated: by the plain loop."""
+        call = self.call
+
+        def run(*wanted: Tensor) -> tuple[Tensor, ...]:
+            tensors = list(inputs)
+            for i, x in zip(call.wanted, wanted):
+                tensors[i] = x
+            found = self._flat(run_attached(call, tensors))
+            return tuple(found[i] for i in given)
+
+        given = [i for i, c in enumerate(cotangents) if c is not None]
+        present = [c for c in cotangents if c is not None]
+        aliases = [inputs[i].view_as(inputs[i]) for i in call.wanted]
+        out: list[Tensor | None] = [None] * len(inputs)
+        with self._seen.replayed():
+            if is_transforming():
+                _, pull = linearize(run, *aliases)
+                found = pull(tuple(present))
+            else:
+                values = run(*aliases)
+                pairs = [(y, c) for y, c in zip(values, present) if y.requires_grad]
+                found = torch.autograd.grad(
+                    [y for y, _ in pairs],
+                    aliases,
+                    [c for _, c in pairs],
+                    create_graph=True,
+                    allow_unused=True,
+                )
+        for i, x in zip(call.wanted, found):
+            out[i] = x
+        return tuple(out)
+
+    def _swept(
+        self,
+        inputs: tuple[Tensor, ...],
+        cotangents: tuple[Tensor | None, ...],
+    ) -> tuple[Tensor | None, ...]:
+        call, form = self.call, self.outputs
+        tensors = [x.detach() for x in inputs]
+        remaining = iter(cotangents)
+        of_carry = [next(remaining) for _ in form.carry.tensors()]
+        smooth = [c for c, x in zip(of_carry, form.carry.tensors()) if is_smooth(x)]
+        of_losses = next(remaining)
+        of_aux = list(remaining)
+        sums = _Sums(call, tensors)
+        dim = 0 if call.tasks is None else 1
+        for t, moment in self._reversed(tensors):
+            here = Cotangents(
+                smooth,
+                None if of_losses is None else of_losses.select(dim, t),
+                _aux_at(form.aux, of_aux, t, dim),
+            )
+            smooth, more = pull_back_step(
+                call, moment.carry, tensors, t, moment.grads, here, moment.seen.replayed
+            )
+            sums.add(more, t)
+        if call.first == 0:
+            sums.add(pull_back_start(call, tensors, smooth), None)
+        return sums.found()
+
+    def _reversed(self, tensors: list[Tensor]) -> Iterator[tuple[int, Moment]]:
+        """Yield the differentiated steps and the state before each, from the last to the first."""
+        call, last = self.call, self.call.steps - 1
+        optimizer = call.optimizer_with(tensors)
+        moments = dict(self._moments)
+        if self.snapshots < call.steps - call.first:
+            # Their places are needed for others; another backward pass starts from the first.
+            self._moments = {call.first: moments[call.first]}
+        plan = actions(call.first, call.steps, self.snapshots)
+        here = moments[call.first]
+        if last in moments:
+            for action, t in plan:  # what the run did
+                if action == "reverse":
+                    here = moments[last] if t in self._places() else moments.pop(last)
+                    yield t, here
+                    break
+        position = last if last in moments else call.first
+        for action, t in plan:
+            if action == "restore":
+                here, position = moments[t], t
+            elif action == "advance":
+                here = self._advanced(here, position, t, tensors, optimizer)
+                position = t
+            elif action == "store":
+                moments[t] = here
+            elif action == "free":
+                moments.pop(t, None)
+            else:
+                yield t, here
+
+    def _advanced(
+        self, moment: Moment, step: int, target: int, tensors: list[Tensor], optimizer: Any
+    ) -> Moment:
+        """Return the state before the step `target`, from that before `step`."""
+        carry, seen = moment.carry, moment.seen
+        with seen.replayed():
+            for t in range(step, target):
+                grads, _, _ = gradient(self.call, carry, tensors, t)
+                carry = update(self.call, optimizer, grads, carry).detached()
+            return Moment(carry, seen.retaken())
+
+
+def _tensors(aux: Aux) -> list[Tensor]:
+    return [
+        y
+        for x in aux.leaves
+        for y in (x if isinstance(x, tuple) else (x,))
+        if isinstance(y, Tensor)
+    ]
+
+
+def _aux_at(
+    form: Aux, cotangents: Sequence[Tensor | None], step: int, dim: int
+) -> list[Tensor | None]:
+    """Return the cotangents of the smooth tensors that came with the loss of a step."""
+    remaining = iter(cotangents)
+    out = []
+    for x in form.leaves:
+        if isinstance(x, Tensor):
+            c = next(remaining)
+            if is_smooth(x):
+                out.append(None if c is None else c.select(dim, step))
+        elif isinstance(x, tuple):
+            every = [next(remaining) if isinstance(y, Tensor) else None for y in x]
+            if is_smooth(x[step]):
+                out.append(every[step])
+    return out
+
+
+class _Sums:
+    """The cotangents of the inputs, added up over the steps."""
+
+    def __init__(self, call: Call, tensors: Sequence[Tensor]) -> None:
+        self._call, self._tensors = call, tensors
+        self._sums: list[Tensor | None] = [None] * len(tensors)
+
+    def add(self, found: dict[int, Tensor], step: int | None) -> None:
+        for i, c in found.items():
+            present = self._sums[i]
+            if step is not None and self._call.by_step(i):
+                if present is None:
+                    self._sums[i] = present = torch.zeros_like(self._tensors[i])
+                present[step] += c
+            elif present is None:
+                self._sums[i] = c.clone()
+            else:
+                present += c
+
+    def found(self) -> tuple[Tensor | None, ...]:
+        # Of a window, what came before it is a constant: its derivative is zero.
+        for i in self._call.wanted:
+            if self._sums[i] is None:
+                self._sums[i] = torch.zeros_like(self._tensors[i])
+        return tuple(self._sums)

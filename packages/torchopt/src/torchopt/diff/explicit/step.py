@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of an inner loop: the loss and its gradient, the update, and the start of it all.
+
+Each of the three is a function of tensors. For a batch of tasks each is itself under vmap, with
+the tasks in the first dimension of parameters and states: the tasks do not see each other, so the
+gradient of the sum of their losses holds the gradient of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.diff.closure import require_arguments
+from torchopt.diff.explicit.call import Call
+from torchopt.errors import NotDifferentiableError
+from torchopt.torch_internals import gradient_in_transform
+from torchopt.tree import PyTreeSpec, is_smooth, tree_flatten, tree_unflatten
+from torchopt.tree_function import is_transforming
+from torchopt.update import apply_updates
+
+__all__ = ["Aux", "Carry", "attached_gradient", "losses_of", "separate", "start", "update"]
+
+
+CLOSURE = (
+    "Pass it after the batch, as in inner_loop(loss, ...)(params, batch, tensor), or detach it."
+)
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What goes from step to step: the leaves of the parameters and of the optimizer's state."""
+
+    params: tuple[Any, ...]
+    state: tuple[Any, ...]
+    state_spec: PyTreeSpec
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors among the leaves."""
+        return [x for x in (*self.params, *self.state) if isinstance(x, Tensor)]
+
+    def smooth(self) -> list[Tensor]:
+        """Return those that can be differentiated."""
+        return [x for x in (*self.params, *self.state) if is_smooth(x)]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Carry:
+        """Return the same with other tensors."""
+        remaining = iter(tensors)
+        params, state = (
+            tuple(next(remaining) if isinstance(x, Tensor) else x for x in leaves)
+            for leaves in (self.params, self.state)
+        )
+        return Carry(params, state, self.state_spec)
+
+    def with_smooth(self, tensors: Sequence[Tensor]) -> Carry:
+        """Return the same with other tensors in the place of those of `smooth`."""
+        remaining = iter(tensors)
+        params, state = (
+            tuple(next(remaining) if is_smooth(x) else x for x in leaves)
+            for leaves in (self.params, self.state)
+        )
+        return Carry(params, state, self.state_spec)
+
+    def detached(self) -> Carry:
+        """Return the same outside of any graph."""
+        return self.with_tensors([x.detach() for x in self.tensors()])
+
+
+@dataclass(frozen=True)
+class Aux:
+    """What a loss returned beside its value."""
+
+    leaves: tuple[Any, ...]
+    spec: PyTreeSpec
+
+    def smooth(self) -> list[Tensor]:
+        """Return the tensors that can be differentiated."""
+        return [x for x in self.leaves if is_smooth(x)]
+
+
+class _Batched:
+    """A function of lists of leaves under vmap: tensors go through it, the rest around it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._form: tuple[list[Any], PyTreeSpec]
+
+    def __call__(self, leaves: Sequence[Any], dims: Sequence[Any]) -> Any:
+        where = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+
+        def of_tensors(tensors: list[Tensor]) -> list[Tensor]:
+            filled = list(leaves)
+            for i, x in zip(where, tensors):
+                filled[i] = x
+            out, spec = tree_flatten(self._function(filled), none_is_leaf=True)
+            self._form = [None if isinstance(x, Tensor) else x for x in out], spec
+            self._is_tensor = [isinstance(x, Tensor) for x in out]
+            return [x for x in out if isinstance(x, Tensor)]
+
+        batched = torch.func.vmap(of_tensors, ([dims[i] for i in where],), randomness="different")
+        results = iter(batched([leaves[i] for i in where]))
+        others, spec = self._form
+        return tree_unflatten(
+            spec, [next(results) if t else x for t, x in zip(self._is_tensor, others)]
+        )
+
+
+def losses_of(
+    call: Call, params: Sequence[Any], tensors: Sequence[Any], step: int
+) -> tuple[Tensor, Aux]:
+    """Return the loss of a step, `[tasks]` for several, and what came with it.
+
+    Args:
+        call: The call.
+        params: The leaves of the parameters.
+        tensors: Tensors for the inputs of the call.
+        step: Which step, from 0.
+    """
+    batch, count = call.batch(step), len(params)
+    trees = (batch, *call.meta)
+
+    def evaluated(leaves: Sequence[Any]) -> Any:
+        position, arguments = count, []
+        for tree in trees:
+            length = len(tree.leaves)
+            arguments.append(tree_unflatten(tree.spec, leaves[position : position + length]))
+            position += length
+        found = call.loss(tree_unflatten(call.params.spec, leaves[:count]), *arguments)
+        return _value_and_aux(found)
+
+    leaves = [*params]
+    dims: list[Any] = [0] * count
+    for tree in trees:
+        leaves += tree.filled(tensors, step)
+        dims += [None if not hasattr(x, "index") else call.dims[x.index] for x in tree.leaves]
+    value, aux = evaluated(leaves) if call.tasks is None else _Batched(evaluated)(leaves, dims)
+    return value, Aux(*_flat(aux))
+
+
+def _flat(tree: Any) -> tuple[tuple[Any, ...], PyTreeSpec]:
+    leaves, spec = tree_flatten(tree, none_is_leaf=True)
+    return tuple(leaves), spec
+
+
+def _value_and_aux(found: Any) -> tuple[Tensor, Any]:
+    aux = None
+    if isinstance(found, tuple) and len(found) == 2:
+        found, aux = found
+    if not isinstance(found, Tensor) or found.ndim != 0 or not found.is_floating_point():
+        got = (
+            f"{found.dtype} of shape {tuple(found.shape)}"
+            if isinstance(found, Tensor)
+            else type(found).__name__
+        )
+        raise TypeError(
+            "inner_loop: loss: expected a 0-dim floating-point tensor, or such a tensor and "
+            f"something else, got {got}; reduce it, with .mean() or .sum()."
+        )
+    return found, aux
+
+
+def attached_gradient(
+    call: Call, params: Sequence[Any], tensors: Sequence[Any], step: int
+) -> tuple[list[Any], Tensor, Aux]:
+    """Return the gradient of the loss, differentiable to any order, the loss and what came with it.
+
+    The gradient is None for leaves that the loss does not depend on.
+    """
+    where = [i for i, x in enumerate(params) if is_smooth(x)]
+
+    def evaluated(at: Sequence[Tensor]) -> tuple[Tensor, Aux]:
+        filled = list(params)
+        for i, x in zip(where, at):
+            filled[i] = x
+        return losses_of(call, filled, tensors, step)
+
+    at = [params[i] for i in where]
+    with torch.enable_grad():
+        if is_transforming():
+            form: list[PyTreeSpec] = []
+
+            def flat(inner: Sequence[Tensor]) -> tuple[Tensor, Sequence[Any]]:
+                value, aux = evaluated(inner)
+                form[:] = [aux.spec]
+                return value.sum(), (value, *aux.leaves)
+
+            found, (value, *leaves) = gradient_in_transform(flat, at)
+            aux = Aux(tuple(leaves), form[0])
+        else:
+            at = [x if x.requires_grad else x + _zeros(x) for x in at]
+            value, aux = evaluated(at)
+            require_graph(value)
+            require_no_closure(call, value, at, tensors)
+            found = list(
+                torch.autograd.grad(
+                    value.sum(),
+                    at,
+                    retain_graph=True,
+                    create_graph=call.second_order,
+                    allow_unused=True,
+                )
+            )
+    if not call.second_order:
+        found = [None if g is None else g.detach() for g in found]
+    return scattered(params, where, found), value, aux
+
+
+def _zeros(x: Tensor) -> Tensor:
+    # Added to keep tangents of a forward mode, which detaching would cut off.
+    return torch.zeros_like(x.detach()).requires_grad_()
+
+
+def require_no_closure(call: Call, value: Tensor, params: Any, tensors: Sequence[Any]) -> None:
+    """Raise if the loss depends on a tensor that requires a gradient and is no argument."""
+    require_arguments(value, (params, list(tensors)), call.loss, "inner_loop: loss", CLOSURE)
+
+
+def require_graph(value: Tensor) -> None:
+    """Raise unless the loss depends on something."""
+    if not value.requires_grad:
+        raise NotDifferentiableError(
+            "inner_loop: the loss does not depend on the parameters: expected a loss computed from "
+            "its first argument, got one without a graph; call the module with "
+            "torchopt.params.functional_call(module, params, batch), and detach nothing."
+        )
+
+
+def scattered(params: Sequence[Any], where: Sequence[int], found: Sequence[Any]) -> list[Any]:
+    """Return a list like the parameters with gradients where they are; None elsewhere."""
+    if all(g is None for g in found):
+        raise NotDifferentiableError(
+            "inner_loop: the loss does not depend on any of the parameters; expected a loss "
+            "computed from its first argument."
+        )
+    out: list[Any] = [None] * len(params)
+    for i, g in zip(where, found):
+        out[i] = g
+    return out
+
+
+def update(
+    call: Call, optimizer: GradientTransformation, grads: Sequence[Any], carry: Carry
+) -> Carry:
+    """Return what the optimizer makes of parameters and state."""
+    count = len(carry.params)
+
+    def stepped(leaves: Sequence[Any]) -> Any:
+        params = tree_unflatten(call.params.spec, leaves[:count])
+        found = tree_unflatten(call.params.spec, leaves[count : 2 * count])
+        state = tree_unflatten(carry.state_spec, leaves[2 * count :])
+        updates, state = optimizer.update(found, state, params=params, inplace=False)
+        return apply_updates(params, updates, inplace=False), state
+
+    leaves = [*carry.params, *grads, *carry.state]
+    result = stepped(leaves) if call.tasks is None else _Batched(stepped)(leaves, [0] * len(leaves))
+    return _carry(*result)
+
+
+def _carry(params: Any, state: Any) -> Carry:
+    return Carry(_flat(params)[0], *_flat(state))
+
+
+def separate(x: Tensor) -> Tensor:
+    """Return a tensor each of whose elements has memory of its own, as a dual number needs."""
+    overlapping = any(stride == 0 and n > 1 for stride, n in zip(x.stride(), x.shape))
+    return x.contiguous() if overlapping else x
+
+
+def start(call: Call, optimizer: GradientTransformation, tensors: Sequence[Any]) -> Carry:
+    """Return what the run starts with; tasks come first in each of its tensors."""
+    params = call.params.filled(tensors)
+    if call.tasks is not None:
+        dims = [call.dims[x.index] if hasattr(x, "index") else None for x in call.params.leaves]
+        params = [
+            x
+            if not isinstance(x, Tensor)
+            else x.expand(call.tasks, *x.shape)
+            if dim is None
+            else x.movedim(dim, 0)
+            for x, dim in zip(params, dims)
+        ]
+    # An alias: a tensor may be an initial parameter and an argument of the loss, or two parameters.
+    params = [separate(x.view_as(x)) if isinstance(x, Tensor) else x for x in params]
+    if call.state is not None:
+        return Carry(tuple(params), tuple(call.state.filled(tensors)), call.state.spec)
+
+    def made(leaves: Sequence[Any]) -> Any:
+        return optimizer.init(tree_unflatten(call.params.spec, leaves))
+
+    state = made(params) if call.tasks is None else _Batched(made)(params, [0] * len(params))
+    return Carry(tuple(params), *_flat(state))

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random numbers, buffers, checkpoints and closures of a loss."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from unrolled_loops import outer, unrolled, worst
+
+import torchopt
+from torchopt.errors import NotDifferentiableError
+
+WAYS: list[tuple[str, Any]] = [
+    ("reverse", "all"),
+    ("reverse", "steps"),
+    ("reverse", 2),
+    ("mixed", "steps"),
+    ("mixed", 1),
+    ("forward", "all"),
+]
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 5)
+        self.last = nn.Linear(5, 2)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(torch.tanh(self.first(x)), 0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(checkpoint(self.hidden, x, use_reentrant=False))
+        return out
+
+
+class Recurrent(nn.Module):
+    def __init__(self, make: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.cell = make(3, 2, batch_first=True)
+        self.last = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.cell(torch.stack([x, x**2], dim=1))[0][:, -1])
+        return out
+
+
+class Counting(nn.Module):
+    """Its output depends on how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(3, 2)
+        self.register_buffer("scale", torch.ones(()))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.scale = self.scale * 0.9
+        out: Tensor = self.last(x) * self.scale * self.calls
+        return out
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2))
+
+
+def dropped() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 2))
+
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "dropout": dropped,
+    "batch normalisation": normalised,
+    "a checkpoint with dropout": Checkpointed,
+    "LSTM": lambda: Recurrent(nn.LSTM),
+    "GRU": lambda: Recurrent(nn.GRU),
+    "a counter": Counting,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [*((name, "adam") for name in MODULES), ("dropout", "noisy")]
+)
+def test_each_recomputation_sees_what_its_step_saw(name: str, optimizer: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    y = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    expected: Any = None
+    for derivative, keep in [("plain", None), *WAYS]:
+        torch.manual_seed(1)
+        module = MODULES[name]().double()
+
+        def loss(p: Any, batch: Any, m: Tensor, module: nn.Module = module) -> Tensor:
+            out = torchopt.params.functional_call(module, p, batch[0])
+            return ((out - batch[1] * m) ** 2).mean()
+
+        m = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+        lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+        params = {
+            k: p.detach().clone().requires_grad_(derivative != "forward")
+            for k, p in module.named_parameters()
+        }
+        made = torchopt.adam(lr=lr, eps=1e-1)
+        if optimizer == "noisy":
+            made = torchopt.chain(torchopt.transform.add_noise(0.1), made)
+        inputs = [m, lr, *params.values()]
+        if derivative == "plain":
+            result: Any = unrolled(loss, made, params, [(x, y)] * 3, m)
+        else:
+            inner = torchopt.inner_loop(loss, made, steps=3, derivative=derivative, keep=keep)
+            result = inner(params, (x, y), m)
+        buffers = {k: b.clone() for k, b in module.named_buffers()}
+        drawn = torch.rand(3)
+        asked = inputs[:2] if derivative == "forward" else inputs
+        got = torch.autograd.grad(
+            outer(result[0], result[1 if derivative == "plain" else 2]), asked
+        )
+        if derivative == "plain":
+            expected = got, buffers, drawn
+            continue
+        assert worst(expected[0][: len(got)], got, asked) < 1e-12, (derivative, keep)
+        assert torch.equal(drawn, expected[2])
+        for k, b in module.named_buffers():
+            torch.testing.assert_close(b, expected[1][k], rtol=1e-13, atol=1e-13)
+            assert torch.equal(b, buffers[k])  # the derivative leaves no trace
+        if isinstance(module, Counting):
+            assert module.calls == 3
+
+
+@pytest.mark.parametrize(("derivative", "keep"), WAYS)
+def test_a_tensor_of_a_closure_that_requires_a_gradient_is_named(
+    derivative: str, keep: Any
+) -> None:
+    weight = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    inner = torchopt.inner_loop(
+        lambda p, b: ((p - b) ** 2 * weight).sum(),
+        torchopt.sgd(0.1),
+        steps=2,
+        derivative=derivative,
+        keep=keep,
+    )
+    start = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(NotDifferentiableError, match=r"weight.*Pass it after the batch"):
+        inner(start, torch.ones(2, dtype=torch.float64))
+
+
+def test_a_module_that_the_loss_calls_with_its_own_parameters_is_named() -> None:
+    net = nn.Linear(2, 1)
+    inner = torchopt.inner_loop(
+        lambda p, b: (net(b) * p).sum(), torchopt.sgd(0.1), steps=1, keep="steps"
+    )
+    with pytest.raises(NotDifferentiableError, match=r"net.weight, net.bias"):
+        inner(torch.ones(1, requires_grad=True), torch.ones(1, 2))
+
+
+def test_an_exception_in_a_recomputation_leaves_everything_as_it_was() -> None:
+    module, calls = normalised().double(), itertools.count(1)
+
+    def loss(p: Any, batch: Tensor) -> Tensor:
+        if next(calls) == 6:
+            raise KeyboardInterrupt
+        out: Tensor = torchopt.params.functional_call(module, p, batch).pow(2).mean()
+        return out
+
+    params = {k: p.detach().clone().requires_grad_() for k, p in module.named_parameters()}
+    inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=4, keep=2)
+    result = inner(params, torch.randn(6, 3, dtype=torch.float64))
+    buffers = {k: b.clone() for k, b in module.named_buffers()}
+    state = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        outer(result.params, result.losses).backward()
+    assert torch.equal(torch.get_rng_state(), state)
+    for k, b in module.named_buffers():
+        assert torch.equal(b, buffers[k])
