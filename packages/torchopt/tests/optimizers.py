@@ -32,6 +32,7 @@ class Row:
         meta: `(module, **settings) -> MetaOptimizer`.
         twin: `(params, **settings) -> torch.optim.Optimizer`.
         settings: Grid of settings that both sides understand.
+        joint: Whether the step of a tensor depends on the other tensors.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Row:
     meta: Callable[..., Any]
     twin: Callable[..., Any]
     settings: tuple[dict[str, Any], ...]
+    joint: bool = False
 
 
 def grid(**axes: tuple[Any, ...]) -> tuple[dict[str, Any], ...]:
@@ -70,7 +72,13 @@ ADAM_GRID = grid(
 )
 
 
-def new_row(name: str, twin: Callable[..., Any], settings: tuple[dict[str, Any], ...]) -> Row:
+def new_row(
+    name: str,
+    twin: Callable[..., Any],
+    settings: tuple[dict[str, Any], ...],
+    *,
+    joint: bool = False,
+) -> Row:
     """Return the row of an optimizer that the published package does not have."""
     return Row(
         name,
@@ -79,6 +87,7 @@ def new_row(name: str, twin: Callable[..., Any], settings: tuple[dict[str, Any],
         getattr(torchopt, f"Meta{OPTIMIZERS[name]}"),
         twin,
         settings,
+        joint,
     )
 
 
@@ -240,6 +249,104 @@ MORE = (
         ),
     ),
     new_row(
+        "signum",
+        references.twin(references.signum),
+        (
+            *grid(lr=(0.02,), momentum=(0.9, 0.0), weight_decay=(0.0, 0.1)),
+            {"lr": 0.02, "momentum": 0.5, "weight_decay": 0.1, "maximize": True},
+        ),
+    ),
+    new_row(
+        "ademamix",
+        references.twin(references.ademamix),
+        (
+            *grid(
+                lr=(0.05,),
+                betas=((0.9, 0.99, 0.999), (0.5, 0.8, 0.9)),
+                alpha=(5.0,),
+                eps=(1e-8, 1e-2),
+                weight_decay=(0.0, 0.1),
+                warmup_steps=(0, 6),
+            ),
+            {
+                "lr": 0.05,
+                "betas": (0.9, 0.99, 0.999),
+                "alpha": 2.0,
+                "eps": 1e-2,
+                "weight_decay": 0.1,
+                "warmup_steps": 4,
+                "maximize": True,
+            },
+        ),
+    ),
+    new_row(
+        "mars",
+        references.twin(references.mars),
+        (
+            *grid(
+                lr=(0.05,),
+                betas=((0.95, 0.99), (0.5, 0.8)),
+                gamma=(0.025, 0.5),
+                eps=(1e-8, 1e-2),
+                weight_decay=(0.0, 0.1),
+            ),
+            {
+                "lr": 0.05,
+                "betas": (0.9, 0.99),
+                "gamma": 0.1,
+                "eps": 1e-2,
+                "weight_decay": 0.1,
+                "maximize": True,
+            },
+        ),
+    ),
+    new_row(
+        "prodigy",
+        references.Prodigy,
+        (
+            *grid(
+                lr=(1.0,),
+                betas=((0.9, 0.99),),
+                eps=(1e-8, 1e-2),
+                weight_decay=(0.0, 0.1),
+                d0=(0.01, 0.05),
+                growth_rate=(None, 1.5),
+            ),
+            {
+                "lr": 0.5,
+                "betas": (0.9, 0.99),
+                "eps": 1e-2,
+                "d0": 0.01,
+                "weight_decay": 0.1,
+                "maximize": True,
+            },
+        ),
+        joint=True,
+    ),
+    new_row(
+        "soap",
+        references.twin(references.soap),
+        (
+            *grid(
+                lr=(0.05,),
+                betas=((0.95, 0.95), (0.5, 0.8)),
+                eps=(1e-2, 0.1),
+                weight_decay=(0.0, 0.1),
+                shampoo_beta=(0.9,),
+                update_every=(1, 3),
+            ),
+            {
+                "lr": 0.05,
+                "betas": (0.9, 0.99),
+                "eps": 1e-2,
+                "shampoo_beta": 0.5,
+                "weight_decay": 0.1,
+                "update_every": 2,
+                "maximize": True,
+            },
+        ),
+    ),
+    new_row(
         "schedule_free_sgd",
         references.twin(references.schedule_free_sgd),
         grid(lr=(0.2,), beta=(0.9, 0.5), weight_decay=(0.0, 0.1), warmup_steps=(0, 4)),
@@ -381,6 +488,16 @@ SMOOTH: dict[str, tuple[str, dict[str, Any]]] = {
         {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "eps": 0.1, "decay": 0.9},
     ),
     "sophia": ("sophia", {"lr": 0.1, "rho": 1.0, "batch_size": 4.0, "update_every": 2}),
+    "signum": ("signum", {"lr": 0.1, "weight_decay": 0.1}),
+    "ademamix": ("ademamix", {"eps": 1e-2, "weight_decay": 0.1}),
+    "ademamix-warmup": ("ademamix", {"eps": 1e-2, "warmup_steps": 5}),
+    "mars": ("mars", {"eps": 1e-2, "weight_decay": 0.1}),
+    "prodigy": ("prodigy", {"betas": (0.9, 0.9), "eps": 0.1, "weight_decay": 0.1, "d0": 0.5}),
+    "prodigy-bounded": (
+        "prodigy",
+        {"betas": (0.9, 0.9), "eps": 0.1, "d0": 0.05, "growth_rate": 1.01},
+    ),
+    "soap": ("soap", {"eps": 1e-2, "weight_decay": 0.1, "update_every": 1}),
     "schedule_free_sgd": ("schedule_free_sgd", {"lr": 0.1, "weight_decay": 0.1}),
     "schedule_free_adamw": ("schedule_free_adamw", {"lr": 0.1, "eps": 1e-2}),
 }

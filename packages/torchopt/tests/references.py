@@ -7,6 +7,7 @@ Plain loops without a graph, in the notation of the papers: oracles for the test
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -287,3 +288,141 @@ def muon(
     scale = 0.2 * max(rows, columns) ** 0.5 if match_rms else max(1.0, rows / columns) ** 0.5
     p.mul_(1 - lr * weight_decay)
     p.sub_(lr * scale * (u * values) @ v)
+
+
+def signum(
+    p: Tensor, g: Tensor, s: dict[str, Any], t: int, lr: float, momentum: float, weight_decay: float
+) -> None:
+    (m,) = start(s, p, "m")
+    s["m"] = m = momentum * m + (1 - momentum) * g
+    p.sub_(lr * (m.sign() + weight_decay * p))
+
+
+def ademamix(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    betas: Any,
+    alpha: float,
+    eps: float,
+    weight_decay: float,
+    warmup_steps: int,
+) -> None:
+    m1, m2, v = start(s, p, "m1", "m2", "v")
+    b1, b2, b3 = betas
+    weight, decay = alpha, b3
+    if warmup_steps:
+        f = t / warmup_steps
+        weight = min(f * alpha, alpha)
+        num = math.log(b1) * math.log(b3)
+        den = (1 - f) * math.log(b3) + f * math.log(b1)
+        decay = min(math.exp(num / den), b3) if f < 1 else b3
+    s["m1"] = m1 = b1 * m1 + (1 - b1) * g
+    s["m2"] = m2 = decay * m2 + (1 - decay) * g
+    s["v"] = v = b2 * v + (1 - b2) * g**2
+    u = (m1 / (1 - b1**t) + weight * m2) / ((v / (1 - b2**t)).sqrt() + eps)
+    p.sub_(lr * (u + weight_decay * p))
+
+
+def mars(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    betas: Any,
+    gamma: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    m, v = start(s, p, "m", "v")
+    c = g + gamma * betas[0] / (1 - betas[0]) * (g - s.get("g", g))
+    c = c / max(1.0, c.norm().item())
+    s["g"] = g
+    s["m"] = m = betas[0] * m + (1 - betas[0]) * c
+    s["v"] = v = betas[1] * v + (1 - betas[1]) * c**2
+    u = (m / (1 - betas[0] ** t)) / ((v / (1 - betas[1] ** t)).sqrt() + eps)
+    p.sub_(lr * (u + weight_decay * p))
+
+
+def soap(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    betas: Any,
+    eps: float,
+    weight_decay: float,
+    shampoo_beta: float,
+    update_every: int,
+) -> None:
+    m, v = start(s, p, "m", "v")
+    turned = range(g.ndim) if g.ndim > 1 and g.numel() else ()
+
+    def moments() -> None:
+        for i in turned:
+            rows = g.movedim(i, 0).reshape(g.shape[i], -1)
+            old = s.get(f"L{i}", torch.zeros(g.shape[i], g.shape[i], dtype=p.dtype))
+            s[f"L{i}"] = shampoo_beta * old + (1 - shampoo_beta) * rows @ rows.mT
+
+    def turn() -> None:
+        for i in turned:
+            n, matrix = g.shape[i], s[f"L{i}"]
+            basis = s.get(f"Q{i}", torch.eye(n, dtype=p.dtype))
+            mean = matrix.trace().item() / n
+            shifted = matrix / (mean or 1.0) + 1e-6 * torch.eye(n, dtype=p.dtype)
+            columns: list[Tensor] = []  # Gram and Schmidt, twice
+            for x in (shifted @ basis).unbind(1):
+                for _ in range(2):
+                    for y in columns:
+                        x = x - (y @ x) * y
+                columns.append(x / x.norm())
+            s[f"Q{i}"] = torch.stack(columns, 1)
+
+    def to(x: Tensor, back: bool) -> Tensor:
+        for i in turned:
+            q = s[f"Q{i}"] if back else s[f"Q{i}"].mT
+            x = torch.tensordot(q, x, dims=([1], [i])).movedim(0, i)
+        return x
+
+    moments()
+    if t == 1:
+        turn()
+    s["m"] = m = betas[0] * m + (1 - betas[0]) * g
+    s["v"] = v = betas[1] * v + (1 - betas[1]) * to(g, False) ** 2
+    u = (to(m, False) / (1 - betas[0] ** t)) / ((v / (1 - betas[1] ** t)).sqrt() + eps)
+    p.sub_(lr * (to(u, True) + weight_decay * p))
+    if t > 1 and (t - 1) % update_every == 0:
+        turn()
+
+
+class Prodigy(Reference):
+    """Algorithm 4 of the paper, for all parameters together."""
+
+    def __init__(self, params: Iterable[Tensor], **settings: Any) -> None:
+        super().__init__(lambda *_: None, params, **settings)
+        self.start = [p.detach().clone() for p in self.params]
+        self.d, self.r = settings.get("d0", 1e-6), 0.0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        h = self.settings
+        (b1, b2), lr, d = h["betas"], h["lr"], self.d
+        sign, root, total = -1.0 if h.get("maximize") else 1.0, h["betas"][1] ** 0.5, 0.0
+        self.r *= root
+        for p, first, memory in zip(self.params, self.start, self.memory):
+            if p.grad is None:
+                continue
+            g = sign * p.grad
+            m, v, s = start(memory, p, "m", "v", "s")
+            self.r += (1 - root) * lr * d * d * float((g * (first - p)).sum())
+            memory["s"] = s = root * s + (1 - root) * lr * d * d * g
+            memory["m"] = m = b1 * m + (1 - b1) * d * g
+            memory["v"] = v = b2 * v + (1 - b2) * d * d * g * g
+            total += float(s.abs().sum())
+            p.sub_(lr * d * (m / (v.sqrt() + d * h["eps"]) + h["weight_decay"] * p))
+        growth = h.get("growth_rate") or math.inf
+        self.d = max(d, min(self.r / total, growth * d)) if total else d

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from optimizers import CASE_IDS, CASES, ROWS, Row
-from parity import FLOAT32_FORMS, FORMS, bfloat16_differences, difference, twin
+from parity import APART, FLOAT32_FORMS, FORMS, bfloat16_differences, difference, twin
 from problems import loss_of, zoo
 from torch import Tensor, nn
 
@@ -81,6 +81,8 @@ def test_meta_steps_equal_torch(row: Row, settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_every_form_equals_torch(name: str, form: str) -> None:
     row = ROWS[name]
+    if row.joint and form in APART:
+        pytest.skip("a step of these tensors is another one without the others")
     for settings in row.settings:
         expected = twin(row, settings)
         assert difference(FORMS[form](row, settings), expected) < 1e-12, settings
@@ -91,6 +93,8 @@ def test_every_form_equals_torch(name: str, form: str) -> None:
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_float32_equals_torch(name: str, form: str) -> None:
     row = ROWS[name]
+    if row.joint and form in APART:
+        pytest.skip("a step of these tensors is another one without the others")
     # Shampoo's roots take forty products of matrices; its reference an eigendecomposition.
     tolerance = 1e-5 if name == "shampoo" else 1e-6
     for settings in row.settings:

@@ -9,6 +9,7 @@ import torch
 import torchopt
 from torchopt import alias
 from torchopt.kernels.reference.inverse_root import inverse_root
+from torchopt.optimizers.soap import scale_by_soap
 from torchopt.transform import add_noise, observe_curvature, scale_by_shampoo
 
 DOUBLE = torch.float64
@@ -149,3 +150,31 @@ def test_sophia_takes_curvature_from_outside() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             alias.sophia(**settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_soap_makes_no_steps_of_rounding(dtype: torch.dtype) -> None:
+    # A tall matrix has no gradient along some left eigenvectors.
+    generator = torch.Generator().manual_seed(9)
+    grads = [torch.randn(6, 2, generator=generator).to(dtype) for _ in range(3)]
+    found = []
+    for kind in (dtype, DOUBLE):
+        direction = scale_by_soap(update_every=1)
+        state = direction.init(grads[0].to(kind))
+        for g in grads:
+            u, state = direction.update(g.to(kind), state, inplace=False)
+        found.append(u)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(found[0].double(), found[1], rtol=eps, atol=eps)
+
+
+def test_soap_is_adam_in_the_eigenbasis() -> None:
+    # With one gradient again and again, the bases are those of its singular vectors, in which it
+    # is diagonal: Adam's direction is the sign of the diagonal, and SOAP's is U V'.
+    u, _, vh = torch.linalg.svd(randn(3, 3))
+    g = u @ torch.diag(torch.tensor([9.0, 3.0, 1.0], dtype=DOUBLE)) @ vh
+    direction = scale_by_soap(update_every=1)
+    state = direction.init(g)
+    for _ in range(60):
+        got, state = direction.update(g, state, inplace=False)
+    torch.testing.assert_close(got, u @ vh, rtol=0, atol=0.05)

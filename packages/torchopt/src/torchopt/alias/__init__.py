@@ -30,6 +30,11 @@ from torchopt.alias.sgd import sgd
 from torchopt.alias.shampoo import shampoo
 from torchopt.alias.sophia import sophia
 from torchopt.alias.yogi import yogi
+from torchopt.optimizers.ademamix import ademamix
+from torchopt.optimizers.mars import mars
+from torchopt.optimizers.prodigy import prodigy
+from torchopt.optimizers.signum import signum
+from torchopt.optimizers.soap import soap
 
 __all__ = [
     "adabelief",
@@ -40,6 +45,7 @@ __all__ = [
     "adamax",
     "adamw",
     "adan",
+    "ademamix",
     "adopt",
     "amsgrad",
     "amsgradw",
@@ -47,9 +53,11 @@ __all__ = [
     "lamb",
     "lars",
     "lion",
+    "mars",
     "muon",
     "nadam",
     "nadamw",
+    "prodigy",
     "radam",
     "rmsprop",
     "rprop",
@@ -57,6 +65,8 @@ __all__ = [
     "schedule_free_sgd",
     "sgd",
     "shampoo",
+    "signum",
+    "soap",
     "sophia",
     "yogi",
 ]

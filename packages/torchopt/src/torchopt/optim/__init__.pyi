@@ -21,10 +21,11 @@ from torchopt.optim.torch_optimizer import (
 )
 
 __all__ = [
-    'ADOPT', 'AMSGrad', 'AMSGradW', 'ASGD', 'AdaBelief', 'AdaDelta', 'AdaGrad', 'AdaMax',
-    'Adadelta', 'Adafactor', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan', 'FuncOptimizer', 'LAMB',
-    'LARS', 'Lion', 'Muon', 'NAdam', 'NAdamW', 'Optimizer', 'RAdam', 'RMSProp', 'RMSprop', 'Rprop',
-    'SGD', 'ScheduleFreeAdamW', 'ScheduleFreeSGD', 'Shampoo', 'Sophia', 'TorchOptimizer', 'Yogi',
+    'ADOPT', 'AMSGrad', 'AMSGradW', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaDelta', 'AdaGrad',
+    'AdaMax', 'Adadelta', 'Adafactor', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan',
+    'FuncOptimizer', 'LAMB', 'LARS', 'Lion', 'MARS', 'Muon', 'NAdam', 'NAdamW', 'Optimizer',
+    'Prodigy', 'RAdam', 'RMSProp', 'RMSprop', 'Rprop', 'SGD', 'SOAP', 'ScheduleFreeAdamW',
+    'ScheduleFreeSGD', 'Shampoo', 'Signum', 'Sophia', 'TorchOptimizer', 'Yogi',
 ]
 
 class AdaBelief(Optimizer):
@@ -98,6 +99,16 @@ class Adan(Optimizer):
         weight_decay: float = 0.0, *, maximize: bool = False,
     ) -> None: ...
 
+class AdEMAMix(Optimizer):
+    """AdEMAMix with the interface of torch.optim; see `Optimizer`."""
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.001,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999), alpha: float = 5.0,
+        eps: float = 1e-08, weight_decay: float = 0.0, warmup_steps: int = 0, *,
+        maximize: bool = False,
+    ) -> None: ...
+
 class ADOPT(Optimizer):
     """ADOPT with the interface of torch.optim; see `Optimizer`."""
 
@@ -161,6 +172,15 @@ class Lion(Optimizer):
         maximize: bool = False,
     ) -> None: ...
 
+class MARS(Optimizer):
+    """MARS with the interface of torch.optim; see `Optimizer`."""
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.003,
+        betas: tuple[float, float] = (0.95, 0.99), gamma: float = 0.025, eps: float = 1e-08,
+        weight_decay: float = 0.0, *, maximize: bool = False,
+    ) -> None: ...
+
 class Muon(Optimizer):
     """Muon with the interface of torch.optim; see `Optimizer`."""
 
@@ -189,6 +209,15 @@ class NAdamW(Optimizer):
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.002,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.01,
         momentum_decay: float = 0.004, *, maximize: bool = False,
+    ) -> None: ...
+
+class Prodigy(Optimizer):
+    """Prodigy with the interface of torch.optim; see `Optimizer`."""
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float | Tensor = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
+        d0: float = 1e-06, growth_rate: float | None = None, *, maximize: bool = False,
     ) -> None: ...
 
 class RAdam(Optimizer):
@@ -251,6 +280,24 @@ class Shampoo(Optimizer):
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.1, momentum: float = 0.0,
         weight_decay: float = 0.0, eps: float = 0.0001, decay: float = 1.0, update_every: int = 1,
         max_size: int = 1024, *, maximize: bool = False,
+    ) -> None: ...
+
+class Signum(Optimizer):
+    """Signum with the interface of torch.optim; see `Optimizer`."""
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.0001, momentum: float = 0.9,
+        weight_decay: float = 0.0, *, maximize: bool = False,
+    ) -> None: ...
+
+class SOAP(Optimizer):
+    """SOAP with the interface of torch.optim; see `Optimizer`."""
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.003,
+        betas: tuple[float, float] = (0.95, 0.95), eps: float = 1e-08, weight_decay: float = 0.0,
+        shampoo_beta: float = 0.95, update_every: int = 10, max_size: int = 1024, *,
+        maximize: bool = False,
     ) -> None: ...
 
 class Sophia(Optimizer):

@@ -8,9 +8,13 @@ from torchopt.transform.accumulate import AccumulateState, accumulate
 from torchopt.transform.add_decayed_weights import add_decayed_weights
 from torchopt.transform.add_noise import AddNoiseState, add_noise
 from torchopt.transform.apply_if_finite import ApplyIfFiniteState, apply_if_finite
+from torchopt.transform.cautious import cautious
 from torchopt.transform.centralize import centralize
+from torchopt.transform.compensated import CompensatedState, compensated
 from torchopt.transform.ema import EmaState, ema
 from torchopt.transform.freeze import freeze
+from torchopt.transform.galore import GaloreState, galore
+from torchopt.transform.in_8_bits import in_8_bits
 from torchopt.transform.in_precision import in_precision
 from torchopt.transform.inject_hyperparams import InjectHyperparamsState, inject_hyperparams
 from torchopt.transform.lookahead import LookaheadState, lookahead
@@ -18,6 +22,7 @@ from torchopt.transform.masked import MaskedNode, MaskedState, masked
 from torchopt.transform.nan_to_num import nan_to_num
 from torchopt.transform.orthogonalize import orthogonalize
 from torchopt.transform.partition import PartitionState, partition
+from torchopt.transform.sam import SamState, sam
 from torchopt.transform.scale import scale
 from torchopt.transform.scale_by_adadelta import ScaleByAdadeltaState, scale_by_adadelta
 from torchopt.transform.scale_by_adamax import ScaleByAdamaxState, scale_by_adamax
@@ -59,9 +64,13 @@ __all__ = [
     "add_noise",
     "apply_if_finite",
     "averaged_params",
+    "cautious",
     "centralize",
+    "compensated",
     "ema",
     "freeze",
+    "galore",
+    "in_8_bits",
     "in_precision",
     "inject_hyperparams",
     "lookahead",
@@ -70,6 +79,7 @@ __all__ = [
     "observe_curvature",
     "orthogonalize",
     "partition",
+    "sam",
     "scale",
     "scale_by_accelerated_adam",
     "scale_by_adadelta",

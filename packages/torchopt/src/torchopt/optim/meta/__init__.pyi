@@ -15,12 +15,12 @@ from torchopt.optim.meta.base import (
 )
 
 __all__ = [
-    'MetaADOPT', 'MetaAMSGrad', 'MetaAMSGradW', 'MetaASGD', 'MetaAdaBelief', 'MetaAdaDelta',
-    'MetaAdaGrad', 'MetaAdaMax', 'MetaAdadelta', 'MetaAdafactor', 'MetaAdagrad', 'MetaAdam',
-    'MetaAdamW', 'MetaAdamax', 'MetaAdan', 'MetaLAMB', 'MetaLARS', 'MetaLion', 'MetaMuon',
-    'MetaNAdam', 'MetaNAdamW', 'MetaOptimizer', 'MetaRAdam', 'MetaRMSProp', 'MetaRMSprop',
-    'MetaRprop', 'MetaSGD', 'MetaScheduleFreeAdamW', 'MetaScheduleFreeSGD', 'MetaShampoo',
-    'MetaSophia', 'MetaYogi',
+    'MetaADOPT', 'MetaAMSGrad', 'MetaAMSGradW', 'MetaASGD', 'MetaAdEMAMix', 'MetaAdaBelief',
+    'MetaAdaDelta', 'MetaAdaGrad', 'MetaAdaMax', 'MetaAdadelta', 'MetaAdafactor', 'MetaAdagrad',
+    'MetaAdam', 'MetaAdamW', 'MetaAdamax', 'MetaAdan', 'MetaLAMB', 'MetaLARS', 'MetaLion',
+    'MetaMARS', 'MetaMuon', 'MetaNAdam', 'MetaNAdamW', 'MetaOptimizer', 'MetaProdigy', 'MetaRAdam',
+    'MetaRMSProp', 'MetaRMSprop', 'MetaRprop', 'MetaSGD', 'MetaSOAP', 'MetaScheduleFreeAdamW',
+    'MetaScheduleFreeSGD', 'MetaShampoo', 'MetaSignum', 'MetaSophia', 'MetaYogi',
 ]
 
 class MetaAdaBelief(MetaOptimizer):
@@ -102,6 +102,16 @@ class MetaAdan(MetaOptimizer):
         detach_every: int | None = None,
     ) -> None: ...
 
+class MetaAdEMAMix(MetaOptimizer):
+    """AdEMAMix as part of the graph; see `MetaOptimizer`."""
+
+    def __init__(
+        self, module: nn.Module, lr: ScalarOrSchedule = 0.001,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999), alpha: float = 5.0,
+        eps: float = 1e-08, weight_decay: float = 0.0, warmup_steps: int = 0, *,
+        maximize: bool = False, first_order: bool = False, detach_every: int | None = None,
+    ) -> None: ...
+
 class MetaADOPT(MetaOptimizer):
     """ADOPT as part of the graph; see `MetaOptimizer`."""
 
@@ -166,6 +176,16 @@ class MetaLion(MetaOptimizer):
         maximize: bool = False, first_order: bool = False, detach_every: int | None = None,
     ) -> None: ...
 
+class MetaMARS(MetaOptimizer):
+    """MARS as part of the graph; see `MetaOptimizer`."""
+
+    def __init__(
+        self, module: nn.Module, lr: ScalarOrSchedule = 0.003,
+        betas: tuple[float, float] = (0.95, 0.99), gamma: float = 0.025, eps: float = 1e-08,
+        weight_decay: float = 0.0, *, maximize: bool = False, first_order: bool = False,
+        detach_every: int | None = None,
+    ) -> None: ...
+
 class MetaMuon(MetaOptimizer):
     """Muon as part of the graph; see `MetaOptimizer`."""
 
@@ -196,6 +216,16 @@ class MetaNAdamW(MetaOptimizer):
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.01,
         momentum_decay: float = 0.004, *, maximize: bool = False, first_order: bool = False,
         detach_every: int | None = None,
+    ) -> None: ...
+
+class MetaProdigy(MetaOptimizer):
+    """Prodigy as part of the graph; see `MetaOptimizer`."""
+
+    def __init__(
+        self, module: nn.Module, lr: float | Tensor = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
+        d0: float = 1e-06, growth_rate: float | None = None, *, maximize: bool = False,
+        first_order: bool = False, detach_every: int | None = None,
     ) -> None: ...
 
 class MetaRAdam(MetaOptimizer):
@@ -264,6 +294,25 @@ class MetaShampoo(MetaOptimizer):
         weight_decay: float = 0.0, eps: float = 0.0001, decay: float = 1.0, update_every: int = 1,
         max_size: int = 1024, *, maximize: bool = False, first_order: bool = False,
         detach_every: int | None = None,
+    ) -> None: ...
+
+class MetaSignum(MetaOptimizer):
+    """Signum as part of the graph; see `MetaOptimizer`."""
+
+    def __init__(
+        self, module: nn.Module, lr: ScalarOrSchedule = 0.0001, momentum: float = 0.9,
+        weight_decay: float = 0.0, *, maximize: bool = False, first_order: bool = False,
+        detach_every: int | None = None,
+    ) -> None: ...
+
+class MetaSOAP(MetaOptimizer):
+    """SOAP as part of the graph; see `MetaOptimizer`."""
+
+    def __init__(
+        self, module: nn.Module, lr: ScalarOrSchedule = 0.003,
+        betas: tuple[float, float] = (0.95, 0.95), eps: float = 1e-08, weight_decay: float = 0.0,
+        shampoo_beta: float = 0.95, update_every: int = 10, max_size: int = 1024, *,
+        maximize: bool = False, first_order: bool = False, detach_every: int | None = None,
     ) -> None: ...
 
 class MetaSophia(MetaOptimizer):

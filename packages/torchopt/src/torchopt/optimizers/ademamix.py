@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdEMAMix: Adam with a second, much slower average of the gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.moments import bias_correction, moving_average
+from torchopt.kernels.reference.root import divide_by_root
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+from torchopt.transform.validate import unpacked
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ScaleByAdemamixState", "ademamix", "scale_by_ademamix"]
+
+
+class ScaleByAdemamixState(NamedTuple):
+    """`mu`, `slow`: fast and slow average of the gradient; `nu`: of its square; `count`."""
+
+    mu: Any
+    slow: Any
+    nu: Any
+    count: Any
+
+
+@dataclass(frozen=True)
+class Ademamix(Rule):
+    """u = (mu_hat + alpha_k slow) / (sqrt(nu_hat) + eps)."""
+
+    b1: Hyper = fraction("beta parameter at index 0")
+    b2: Hyper = fraction("beta parameter at index 1")
+    b3: Hyper = fraction("beta parameter at index 2")
+    alpha: Hyper = at_least_zero("alpha value")
+    eps: Hyper = at_least_zero("epsilon value")
+    warmup_steps: int = at_least_zero("warmup_steps value")
+    State = ScaleByAdemamixState
+
+    def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
+        """Return the corrections of biases, alpha_k, and the decay of the slow average."""
+        corrections = bias_correction(self.b1, k), bias_correction(self.b2, k)
+        if self.warmup_steps == 0:
+            return (*corrections, self.alpha, self.b3)
+        done = (k.to(torch.float64) / self.warmup_steps).clamp(max=1.0)
+        start, end = (
+            torch.as_tensor(b, dtype=torch.float64, device=k.device) for b in (self.b1, self.b3)
+        )
+        # The time in which an average forgets half grows linearly.
+        decay = torch.exp(1 / ((1 - done) / torch.log(start) + done / torch.log(end)))
+        decay = torch.where(done < 1, torch.minimum(decay, end), end)
+        return (*corrections, done * self.alpha, decay)
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the direction and the averages."""
+        mu_correction, nu_correction, alpha, b3 = c
+        mu, slow, nu = state
+        mu = moving_average(mu, g, self.b1)
+        slow = moving_average(slow, g, b3)
+        nu = moving_average(nu, g * g, self.b2)
+        direction = mu / mu_correction + alpha * slow
+        return divide_by_root(direction, nu / nu_correction, self.eps), (mu, slow, nu)
+
+
+@transformation
+def scale_by_ademamix(
+    b1: float | Tensor = 0.9,
+    b2: float | Tensor = 0.999,
+    b3: float | Tensor = 0.9999,
+    alpha: float | Tensor = 5.0,
+    eps: float | Tensor = 1e-8,
+    warmup_steps: int = 0,
+) -> Rule:
+    r"""Return the transformation to AdEMAMix's direction.
+
+    .. math::
+        \mu' = b_1 \mu + (1 - b_1) g, \quad s' = b_3^{(k)} s + (1 - b_3^{(k)}) g, \quad
+        \nu' = b_2 \nu + (1 - b_2) g^2, \quad
+        u = \frac{\mu' / (1 - b_1^k) + \alpha^{(k)} s'}{\sqrt{\nu' / (1 - b_2^k)} + \epsilon}
+
+    With a warm-up of w steps, f = min(k / w, 1), alpha^(k) = f alpha, and the slow decay goes from
+    b1 to b3 with 1 / ln b^(k) = (1 - f) / ln b1 + f / ln b3, never above b3.
+
+    Args:
+        b1: Decay of the fast average, in [0, 1).
+        b2: Decay of the second moment, in [0, 1).
+        b3: Decay of the slow average, in [0, 1).
+        alpha: Weight of the slow average, >= 0.
+        eps: Added to the root, >= 0.
+        warmup_steps: w; 0 for none.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        M. Pagliardini, P. Ablin, D. Grangier, The AdEMAMix Optimizer: Better, Faster, Older, 2024,
+        https://arxiv.org/abs/2409.03137, Algorithm 1.
+    """
+    return Ademamix(b1, b2, b3, alpha, eps, warmup_steps)
+
+
+def ademamix(
+    lr: ScalarOrSchedule = 1e-3,
+    betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+    alpha: float = 5.0,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    warmup_steps: int = 0,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return AdEMAMix.
+
+    The update is -lr * (u + weight_decay * p), with u the direction of
+    `torchopt.optimizers.ademamix.scale_by_ademamix`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        betas: Decays of the fast average, of the second moment and of the slow average, in [0, 1).
+        alpha: Weight of the slow average, >= 0.
+        eps: Added to the root, >= 0.
+        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
+        warmup_steps: Steps over which the slow average comes in; 0 for none. The paper takes the
+            length of the training.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        M. Pagliardini et al., The AdEMAMix Optimizer, 2024, https://arxiv.org/abs/2409.03137
+    """
+    b1, b2, b3 = unpacked(betas, 3, "betas")
+    direction = Ademamix(b1, b2, b3, alpha, eps, warmup_steps)
+    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MARS: AdamW on gradients whose variance is reduced by the gradient before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.moments import bias_correction, moving_average
+from torchopt.kernels.reference.root import divide_by_root
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+from torchopt.transform.norm import scaled
+from torchopt.transform.validate import unpacked
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ScaleByMarsState", "mars", "scale_by_mars"]
+
+
+class ScaleByMarsState(NamedTuple):
+    """`mu`, `nu`: moments of the corrected gradient; `previous`: the gradient before; `count`."""
+
+    mu: Any
+    nu: Any
+    previous: Any
+    count: Any
+
+
+@dataclass(frozen=True)
+class Mars(Rule):
+    """Adam's direction for c = g + gamma b1 / (1 - b1) (g - previous), no longer than 1."""
+
+    b1: Hyper = fraction("beta parameter at index 0")
+    b2: Hyper = fraction("beta parameter at index 1")
+    gamma: Hyper = at_least_zero("gamma value")
+    eps: Hyper = at_least_zero("epsilon value")
+    State = ScaleByMarsState
+
+    def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
+        """Return whether there is a gradient before this one, and the corrections of biases."""
+        return k > 1, bias_correction(self.b1, k), bias_correction(self.b2, k)
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the direction, the moments and the gradient."""
+        later, mu_correction, nu_correction = c
+        mu, nu, previous = state
+        change = torch.where(later, g - previous, 0.0)
+        size, unit, norm = scaled(g + self.gamma * self.b1 / (1 - self.b1) * change)
+        # Not divided where it is no longer than 1; `size` alone may be out of range.
+        corrected = unit / torch.maximum(norm, 1 / size)
+        mu = moving_average(mu, corrected, self.b1)
+        nu = moving_average(nu, corrected * corrected, self.b2)
+        direction = divide_by_root(mu / mu_correction, nu / nu_correction, self.eps)
+        return direction, (mu, nu, g)
+
+
+@transformation
+def scale_by_mars(
+    b1: float | Tensor = 0.95,
+    b2: float | Tensor = 0.99,
+    gamma: float | Tensor = 0.025,
+    eps: float | Tensor = 1e-8,
+) -> Rule:
+    r"""Return the transformation to the direction of MARS-AdamW.
+
+    .. math::
+        c = g + \gamma \frac{b_1}{1 - b_1} (g - g_{k-1}), \quad
+        \tilde c = c / \max(1, |c|), \quad
+        \mu' = b_1 \mu + (1 - b_1) \tilde c, \quad \nu' = b_2 \nu + (1 - b_2) \tilde c^2, \quad
+        u = \frac{\mu' / (1 - b_1^k)}{\sqrt{\nu' / (1 - b_2^k)} + \epsilon}
+
+    The norm is that of each tensor, as in the authors' code. This is the approximate form: the
+    gradient before is the one of its own batch. The change of the first gradient is zero. Where
+    \|c\| is 1, a kink, the derivative is the mean of both sides.
+
+    Args:
+        b1: Decay of the first moment, in [0, 1).
+        b2: Decay of the second moment, in [0, 1).
+        gamma: Weight of the correction, >= 0.
+        eps: Added to the root, >= 0.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        H. Yuan, Y. Liu, S. Wu, X. Zhou, Q. Gu, MARS: Unleashing the Power of Variance Reduction for
+        Training Large Models, 2024, https://arxiv.org/abs/2411.10438, Algorithm 2.
+    """
+    return Mars(b1, b2, gamma, eps)
+
+
+def mars(
+    lr: ScalarOrSchedule = 3e-3,
+    betas: tuple[float, float] = (0.95, 0.99),
+    gamma: float = 0.025,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return MARS, in the form of AdamW.
+
+    The update is -lr * (u + weight_decay * p), with u the direction of
+    `torchopt.optimizers.mars.scale_by_mars`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        betas: Decays of the moments, in [0, 1).
+        gamma: Weight of the correction by the gradient before, >= 0.
+        eps: Added to the root, >= 0.
+        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        H. Yuan et al., MARS, 2024, https://arxiv.org/abs/2411.10438
+    """
+    b1, b2 = unpacked(betas, 2, "betas")
+    direction = Mars(b1, b2, gamma, eps)
+    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)

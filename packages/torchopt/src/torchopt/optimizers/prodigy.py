@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prodigy: Adam whose step size is an estimate of the distance to the solution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.moments import moving_average
+from torchopt.kernels.reference.root import divide_by_root
+from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
+from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.starts import zeros_like
+from torchopt.transform.validate import are_numbers, check_at_least_zero, check_betas, unpacked
+
+__all__ = ["ScaleByProdigyState", "prodigy", "scale_by_prodigy"]
+
+
+class ScaleByProdigyState(NamedTuple):
+    """`mu`, `nu`: moments of d g; `start`: the first parameters; `sums`: of d^2 g; for all leaves
+    together, in float64: `r`, of d^2 <g, start - p>, and `d`, the estimate of the distance.
+    """
+
+    mu: Any
+    nu: Any
+    start: Any
+    sums: Any
+    r: Any
+    d: Any
+
+
+@dataclass(frozen=True)
+class ScaleByProdigy(LeafRule):
+    """u = -lr d (mu / (sqrt(nu) + d eps) + weight_decay p)."""
+
+    lr: float | Tensor
+    b1: float | Tensor
+    b2: float | Tensor
+    eps: float | Tensor
+    weight_decay: float | Tensor
+    d0: float | Tensor
+    growth_rate: float | Tensor | None
+    leaf_fields: ClassVar[tuple[str, ...]] = ("mu", "nu", "start", "sums")
+    overwritten_fields: ClassVar[tuple[str, ...]] = ("mu", "nu", "sums")
+    reads_params: ClassVar[bool] = True
+
+    def init_leaves(self, params: list[Tensor]) -> ScaleByProdigyState:
+        """Return moments of zero, and the distance d0."""
+        device = params[0].device if params else None
+        return ScaleByProdigyState(
+            mu=zeros_like(params, False),
+            nu=zeros_like(params, False),
+            start=[p.clone() for p in params],
+            sums=zeros_like(params, False),
+            r=torch.zeros((), dtype=torch.float64, device=device),
+            d=torch.as_tensor(self.d0, dtype=torch.float64, device=device).clone(),
+        )
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the steps and the new state."""
+        d, root = state.d, self.b2**0.5
+        weight = self.lr * (1 - root) * d * d
+        updates, mus, nus, sums = [], [], [], []
+        r, total = state.r * root, torch.zeros_like(state.r)
+        for g, p, mu, nu, start, s in zip(
+            grads, params, state.mu, state.nu, state.start, state.sums
+        ):
+            own = d.to(g)
+            mu = moving_average(mu, own * g, self.b1)
+            nu = moving_average(nu, (own * g) ** 2, self.b2)
+            s = s * root + weight.to(g) * g
+            product = (g.to(torch.float64) * (start - p).to(torch.float64)).sum()
+            r = r + weight * product.to(r.device)
+            total = total + s.to(torch.float64).abs().sum().to(r.device)
+            scaled = divide_by_root(mu, nu, own * self.eps)
+            lr = self.lr.to(g) if isinstance(self.lr, Tensor) else self.lr
+            updates.append(-lr * own * (scaled + self.weight_decay * p))
+            mus.append(mu)
+            nus.append(nu)
+            sums.append(s)
+        known = total > 0
+        estimate = torch.where(known, r / torch.where(known, total, 1.0), d)
+        if self.growth_rate is not None:
+            estimate = torch.minimum(estimate, d * self.growth_rate)
+        following = torch.maximum(d, estimate)
+        return updates, ScaleByProdigyState(mus, nus, list(state.start), sums, r, following)
+
+
+@transformation
+def scale_by_prodigy(
+    lr: float | Tensor = 1.0,
+    b1: float | Tensor = 0.9,
+    b2: float | Tensor = 0.999,
+    eps: float | Tensor = 1e-8,
+    weight_decay: float | Tensor = 0.0,
+    d0: float | Tensor = 1e-6,
+    growth_rate: float | Tensor | None = None,
+) -> LeafRule:
+    r"""Return the transformation to Prodigy's step.
+
+    .. math::
+        \mu' = b_1 \mu + (1 - b_1) d g, \quad \nu' = b_2 \nu + (1 - b_2) d^2 g^2, \quad
+        r' = \sqrt{b_2} r + (1 - \sqrt{b_2}) \gamma d^2 \langle g, p_0 - p \rangle, \quad
+        s' = \sqrt{b_2} s + (1 - \sqrt{b_2}) \gamma d^2 g
+
+    .. math::
+        u = -\gamma d \left(\frac{\mu'}{\sqrt{\nu'} + d \epsilon} + \lambda p\right), \qquad
+        d' = \max(d, \min(r' / |s'|_1, q d))
+
+    The inner product and the norm go over all tensors with a gradient, so d is one number for all
+    of them, in float64. Where a maximum or a minimum has two equal arguments, the derivative is a
+    subgradient, the mean of both; else it is exact, through d too. The first d cannot grow before
+    the parameters have moved.
+
+    Args:
+        lr: gamma, >= 0.
+        b1: Decay of the first moment, in [0, 1).
+        b2: Decay of the second moment, in [0, 1).
+        eps: Added to the root, >= 0.
+        weight_decay: lambda, >= 0.
+        d0: The first d, > 0.
+        growth_rate: q, > 1, the largest growth of d in a step; None for any, as in the paper.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+        AssertionError: From `update`, when it is called without `params`.
+
+    References:
+        K. Mishchenko, A. Defazio, Prodigy: An Expeditiously Adaptive Parameter-Free Learner, 2023,
+        https://arxiv.org/abs/2306.06101, Algorithm 4.
+    """
+    check_at_least_zero(lr, "learning rate")
+    check_betas(b1, b2)
+    check_at_least_zero(eps, "epsilon value")
+    check_at_least_zero(weight_decay, "weight_decay value")
+    if are_numbers(d0) and not d0 > 0:
+        raise ValueError(f"Invalid d0 value: {d0}")
+    if growth_rate is not None and are_numbers(growth_rate) and not growth_rate > 1:
+        raise ValueError(f"Invalid growth_rate value: {growth_rate}")
+    return ScaleByProdigy(lr, b1, b2, eps, weight_decay, d0, growth_rate)
+
+
+def prodigy(
+    lr: float | Tensor = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    d0: float = 1e-6,
+    growth_rate: float | None = None,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return Prodigy, which needs no step size.
+
+    The update is the step of `torchopt.optimizers.prodigy.scale_by_prodigy`.
+
+    Args:
+        lr: What the estimated step size is multiplied by, >= 0.
+        betas: Decays of the moments, in [0, 1).
+        eps: Added to the root, >= 0.
+        weight_decay: Coefficient of the decoupled decay, >= 0: the update has
+            -lr d weight_decay p.
+        d0: The first estimate of the distance to the solution, > 0; small is safe.
+        growth_rate: The largest growth of the estimate in a step, > 1; None for any.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        K. Mishchenko, A. Defazio, Prodigy, 2023, https://arxiv.org/abs/2306.06101
+    """
+    b1, b2 = unpacked(betas, 2, "betas")
+    step = scale_by_prodigy.rule(lr, b1, b2, eps, weight_decay, d0, growth_rate)
+    return compose(flip_sign_and_add_weight_decay.rule(0.0, maximize), step)

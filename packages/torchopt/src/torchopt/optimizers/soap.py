@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.moments import bias_correction, moving_average
+from torchopt.kernels.reference.root import divide_by_root
+from torchopt.kernels.stacks import stacks
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.counts import increment, zero_counts
+from torchopt.transform.validate import check_at_least_zero, check_betas, check_fraction, unpacked
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ScaleBySoapState", "scale_by_soap", "soap"]
+
+_SHIFT = 1e-6
+
+
+class ScaleBySoapState(NamedTuple):
+    """`mu`: average of the gradient; `nu`: of its square in the eigenbasis; `statistics`, `bases`:
+    for each leaf one vector with a matrix for each dimension that has one, row by row; `t`: number
+    of the next step of each leaf, from 1; `count`: the same as 0-dim tensors, from 0.
+    """
+
+    mu: Any
+    nu: Any
+    statistics: Any
+    bases: Any
+    t: Any
+    count: Any
+
+
+@dataclass(frozen=True)
+class ScaleBySoap(LeafRule):
+    """u = Adam's direction for the gradient in the eigenbasis, turned back."""
+
+    b1: float | Tensor
+    b2: float | Tensor
+    eps: float | Tensor
+    shampoo_beta: float | Tensor
+    update_every: int
+    max_size: int
+    leaf_fields: ClassVar[tuple[str, ...]] = ("mu", "nu", "statistics", "bases", "t", "count")
+    overwritten_fields: ClassVar[tuple[str, ...]] = ("mu", "nu", "statistics", "bases")
+    complex_numbers: ClassVar[str] = "refused"
+
+    def _turned(self, shape: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the dimensions with a matrix, and their sizes; a vector has none."""
+        if len(shape) < 2:
+            return []
+        return [(i, n) for i, n in enumerate(shape) if n <= self.max_size]
+
+    def _unpacked(self, packed: Tensor, shape: Sequence[int]) -> list[Tensor]:
+        turned = self._turned(shape)
+        parts = packed.split([n * n for _, n in turned], dim=1)
+        return [part.reshape(len(part), n, n) for (_, n), part in zip(turned, parts)]
+
+    def _dtype(self, p: Tensor) -> torch.dtype:
+        return torch.float64 if self._turned(p.shape) else p.dtype
+
+    def init_leaves(self, params: list[Tensor]) -> ScaleBySoapState:
+        """Return moments and statistics of zero, and bases of unit vectors."""
+        shapes = [[n for _, n in self._turned(p.shape)] for p in params]
+        return ScaleBySoapState(
+            mu=[torch.zeros_like(p, dtype=self._dtype(p), requires_grad=False) for p in params],
+            nu=[torch.zeros_like(p, dtype=self._dtype(p), requires_grad=False) for p in params],
+            statistics=[
+                p.detach().new_zeros(sum(n * n for n in s), dtype=torch.float64)
+                for p, s in zip(params, shapes)
+            ],
+            bases=[
+                torch.cat(
+                    [p.detach().new_zeros(0, dtype=torch.float64)]
+                    + [torch.eye(n, dtype=torch.float64, device=p.device).flatten() for n in s]
+                )
+                for p, s in zip(params, shapes)
+            ],
+            t=[1] * len(params),
+            count=zero_counts(params),
+        )
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the directions and the new state."""
+        counts = increment(state.count)
+        # The first step needs a basis, every later one has that of the steps before it.
+        keys = [
+            (t == 1, (t - 1) % self.update_every == 0, id(count))
+            for t, count in zip(state.t, counts)
+        ]
+        rows: list[tuple[Tensor, ...]] = [()] * len(grads)
+        for indices in stacks(grads, keys):
+            dtype = self._dtype(grads[indices[0]])
+            roles = (grads, state.mu, state.nu, state.statistics, state.bases)
+            stacked = [torch.stack([role[i].to(dtype) for i in indices]) for role in roles]
+            first, refresh, _ = keys[indices[0]]
+            values = self._stepped(tuple(stacked), counts[indices[0]], first, refresh)
+            for i, row in zip(indices, zip(*map(torch.unbind_copy, values))):
+                rows[i] = row
+        updates, mu, nu, statistics, bases = ([row[k] for row in rows] for k in range(5))
+        t = [t + 1 for t in state.t]
+        return updates, ScaleBySoapState(mu, nu, statistics, bases, t, counts)
+
+    def _stepped(
+        self, stacked: tuple[Tensor, ...], count: Tensor, first: bool, refresh: bool
+    ) -> tuple[Tensor, ...]:
+        """Return directions and states of leaves of one shape, one in each row."""
+        g, mu, nu, statistics, bases = stacked
+        shape = g.shape[1:]
+        turned = [i + 1 for i, _ in self._turned(shape)]
+        old, moved = self._unpacked(statistics, shape), []
+        for i, s in zip(turned, old if g.numel() else ()):
+            rows = g.movedim(i, 1).flatten(2)
+            moved.append(moving_average(s, rows @ rows.mT, self.shampoo_beta))
+        basis = self._unpacked(bases, shape) if moved else []
+        following = [_turned_on(s, q) for s, q in zip(moved, basis)] if refresh else basis
+        if first:
+            basis = following
+        mu = moving_average(mu, g, self.b1)
+        there = _along(g, turned, [q.mT for q in basis])
+        nu = moving_average(nu, there * there, self.b2)
+        direction = divide_by_root(
+            _along(mu, turned, [q.mT for q in basis]) / bias_correction(self.b1, count, g.dtype),
+            nu / bias_correction(self.b2, count, g.dtype),
+            self.eps,
+        )
+        packed = [
+            torch.cat([x.flatten(1) for x in parts], dim=1) if parts else old
+            for parts, old in ((moved, statistics), (following, bases))
+        ]
+        return _along(direction, turned, basis), mu, nu, *packed
+
+
+def _turned_on(s: Tensor, q: Tensor) -> Tensor:
+    """Return the orthogonal basis after one power iteration from `q`, for symmetric `s`."""
+    n = s.shape[-1]
+    size = s.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None] / n
+    size = torch.where(size > 0, size, 1.0)
+    # A shift moves no eigenvector, and keeps the product from being singular.
+    moved = (s / size) @ q + _SHIFT * q
+    basis: Tensor = torch.linalg.qr(moved).Q
+    return basis
+
+
+def _along(x: Tensor, dimensions: Sequence[int], matrices: Sequence[Tensor]) -> Tensor:
+    """Return the rows of `x` with those of `matrices` applied along dimensions of theirs."""
+    for i, m in zip(dimensions, matrices):
+        rows = x.movedim(i, 1)
+        x = (m @ rows.flatten(2)).reshape(rows.shape).movedim(1, i)
+    return x
+
+
+@transformation
+def scale_by_soap(
+    b1: float | Tensor = 0.95,
+    b2: float | Tensor = 0.95,
+    eps: float | Tensor = 1e-8,
+    shampoo_beta: float | Tensor = 0.95,
+    update_every: int = 10,
+    max_size: int = 1024,
+) -> LeafRule:
+    r"""Return the transformation to SOAP's direction.
+
+    For a matrix, with orthogonal Q and P,
+
+    .. math::
+        M' = b_1 M + (1 - b_1) G, \quad V' = b_2 V + (1 - b_2) (Q^T G P)^{\circ 2}, \quad
+        U = Q \frac{Q^T M' P / (1 - b_1^k)}{\sqrt{V' / (1 - b_2^k)} + \epsilon} P^T
+
+    .. math::
+        L' = \beta L + (1 - \beta) G G^T, \quad R' = \beta R + (1 - \beta) G^T G, \quad
+        Q' = \mathrm{qr}(L' Q), \quad P' = \mathrm{qr}(R' P)
+
+    Tensors of more dimensions have a basis for each, vectors and numbers none: they take Adam's
+    step. Deviations from the paper: (1) the first bases come from the first gradient by the same
+    power iteration, from unit vectors, and not from an eigendecomposition, which has no derivative
+    where eigenvalues coincide; the authors' code takes no step with that gradient, this one does;
+    (2) the product in a power iteration is that of L / mean(diag L) + 1e-6 I, which has the same
+    eigenvectors and is never singular; (3) the columns of a basis are not sorted, which changes
+    nothing but their names. Of a tensor with bases, states are in float64 and so is the
+    arithmetic, whatever its dtype: along an eigenvector without gradients, what float32 leaves of
+    them is noise, and Adam would divide it by itself.
+
+    The derivative is that of these steps, exact to any order, through the bases too: a QR
+    decomposition of a matrix that is not singular has one. The condition number of that matrix is
+    1e6 n at most.
+
+    Args:
+        b1: Decay of the first moment, in [0, 1).
+        b2: Decay of the second moment, in [0, 1).
+        eps: Added to the root, >= 0.
+        shampoo_beta: beta, in [0, 1).
+        update_every: Steps from one power iteration to the next, >= 1.
+        max_size: Dimensions longer than this are not turned.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        N. Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam, 2024,
+        https://arxiv.org/abs/2409.11321, Algorithms 3 and 4.
+    """
+    check_betas(b1, b2)
+    check_at_least_zero(eps, "epsilon value")
+    check_fraction(shampoo_beta, "shampoo_beta value")
+    check_at_least_zero(max_size, "max_size value")
+    if not update_every >= 1:
+        raise ValueError(f"Invalid update_every value: {update_every}")
+    return ScaleBySoap(b1, b2, eps, shampoo_beta, update_every, max_size)
+
+
+def soap(
+    lr: ScalarOrSchedule = 3e-3,
+    betas: tuple[float, float] = (0.95, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    shampoo_beta: float = 0.95,
+    update_every: int = 10,
+    max_size: int = 1024,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return SOAP.
+
+    The update is -lr * (u + weight_decay * p), with u the direction of
+    `torchopt.optimizers.soap.scale_by_soap`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        betas: Decays of the moments, in [0, 1).
+        eps: Added to the root, >= 0.
+        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
+        shampoo_beta: Decay of the preconditioners, in [0, 1).
+        update_every: Steps from one computation of the eigenbases to the next.
+        max_size: Dimensions longer than this are not turned.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        N. Vyas et al., SOAP, 2024, https://arxiv.org/abs/2409.11321
+    """
+    b1, b2 = unpacked(betas, 2, "betas")
+    direction = scale_by_soap.rule(b1, b2, eps, shampoo_beta, update_every, max_size)
+    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)

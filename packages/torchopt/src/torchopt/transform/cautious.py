@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leave out the part of a step that points away from the gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation, needs_tree, require_transformation
+from torchopt.tree import tree_map
+
+__all__ = ["cautious"]
+
+
+@dataclass(frozen=True)
+class Cautious:
+    """Masks the updates of `inner`."""
+
+    inner: GradientTransformation
+    maximize: bool
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether `inner` has to see trees, as masks do."""
+        return needs_tree(self.inner)
+
+    def init(self, params: Any) -> Any:
+        """Return the state of `inner`."""
+        return self.inner.init(params)
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        """Step `inner` and mask what it returns."""
+        stepped, state = self.inner.update(updates, state, params=params, inplace=inplace)
+        return tree_map(self._masked, stepped, updates, none_is_leaf=True), state
+
+    def _masked(self, u: Tensor | None, g: Tensor | None) -> Tensor | None:
+        if u is None or g is None:
+            return u
+        if u.is_complex():
+            pairs = (torch.view_as_real(x.resolve_conj()) for x in (u, g))
+            masked = self._masked(*pairs)
+            assert masked is not None
+            return torch.view_as_complex(masked)
+        product = g.sign() * u.sign()  # cannot underflow
+        aligned = product >= 0 if self.maximize else product <= 0
+        share = u.numel() / (aligned.sum().to(torch.float64) + 1.0)
+        # Not `where` with zero: what is not a number stays visible.
+        return torch.where(aligned | u.isnan(), u, 0.0) * share.to(u.dtype)
+
+
+def cautious(inner: GradientTransformation, *, maximize: bool = False) -> GradientTransformation:
+    r"""Return `inner` without the elements of its step that do not go down.
+
+    .. math::
+        \phi = [u \circ g \le 0], \qquad u' = \frac{d}{|\phi|_0 + 1}\, \phi \circ u
+
+    with u the update of `inner` (which is added to the parameters), g the gradient, and d the
+    number of elements of the tensor. What is left out is made up for by the factor.
+
+    The mask is constant between its jumps: the derivative is that of the elements that are kept,
+    exact wherever no element of u or g is zero. Weight decay inside `inner` is a part of u. To
+    leave it unmasked, put cautious around the direction alone:
+    `chain(cautious(scale_by_adam(), maximize=True), add_decayed_weights(0.1), scale(-1e-3))`.
+
+    Args:
+        inner: The optimizer.
+        maximize: Whether `inner` goes up, as directions before the step size do: elements are kept
+            where they have the sign of g.
+
+    References:
+        K. Liang, L. Chen, B. Liu, Q. Liu, Cautious Optimizers: Improving Training with One Line of
+        Code, 2024, https://arxiv.org/abs/2411.16085, Algorithm 1.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = cautious(torchopt.sgd(1.0, momentum=0.9))
+        >>> p = torch.zeros(2)
+        >>> state = optimizer.init(p)
+        >>> _, state = optimizer.update(torch.tensor([1.0, 1.0]), state)
+        >>> optimizer.update(torch.tensor([1.0, -0.5]), state)[0]  # the sum is 1.9, 0.4
+        tensor([-1.9000,  0.0000])
+    """
+    require_transformation(inner, "cautious(inner)")
+    masking = Cautious(inner, maximize)
+    return GradientTransformation(masking.init, masking.update)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step matrices in a subspace of their gradients, with states of that size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation, needs_tree, require_transformation
+from torchopt.precision import widened
+from torchopt.transform.validate import check_at_least_zero
+from torchopt.tree import flatten_up_to, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torchopt.tree_function import is_traced, is_transforming
+
+__all__ = ["GaloreState", "galore"]
+
+
+class GaloreState(NamedTuple):
+    """`steps`; `bases`: the subspace of each matrix, None for other leaves; `inner_state`."""
+
+    steps: int
+    bases: Any
+    inner_state: Any
+
+
+@dataclass(frozen=True)
+class Galore:
+    """Hands `inner` matrices in their subspaces, and turns its updates back."""
+
+    inner: GradientTransformation
+    rank: int
+    update_every: int
+    scale: float | Tensor
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether `inner` has to see trees, as masks do."""
+        return needs_tree(self.inner)
+
+    def _is_projected(self, x: Any) -> bool:
+        return isinstance(x, Tensor) and x.ndim == 2 and min(x.shape) > self.rank
+
+    def init(self, params: Any) -> GaloreState:
+        """Return the state of `inner` for matrices of the size of the subspaces."""
+        leaves, spec = tree_flatten(params, none_is_leaf=True)
+
+        def start(value: Any) -> Any:
+            small = [value(self._cut(p)) if self._is_projected(p) else p for p in leaves]
+            return self.inner.init(tree_unflatten(spec, small))
+
+        state = start(torch.zeros_like)
+        if not (is_traced() or is_transforming()):
+            pairs = zip(tree_leaves(state), tree_leaves(start(torch.ones_like)))
+            if any(isinstance(x, Tensor) and not torch.equal(x, y) for x, y in pairs):
+                raise ValueError(
+                    "galore(inner, rank): expected an optimizer whose state starts without the "
+                    "parameters, which have no place in the subspaces yet; got one that keeps "
+                    "them. Put it around galore instead"
+                )
+        return GaloreState(0, tree_map(lambda p: None, params, none_is_leaf=True), state)
+
+    def _cut(self, p: Tensor) -> Tensor:
+        return p.detach()[: self.rank] if p.shape[0] <= p.shape[1] else p.detach()[:, : self.rank]
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        """Step `inner` in the subspaces."""
+        grads, spec = tree_flatten(updates, none_is_leaf=True)
+        bases = flatten_up_to(spec, state.bases, "state.bases")
+        values = None if params is None else flatten_up_to(spec, params, "params")
+        refresh = state.steps % self.update_every == 0
+        for i, g in enumerate(grads):
+            if self._is_projected(g) and (refresh or bases[i] is None):
+                bases[i] = self._basis(g)
+        inner_updates, inner_state = self.inner.update(
+            tree_unflatten(spec, list(map(self._into, grads, bases))),
+            state.inner_state,
+            params=None
+            if values is None
+            else tree_unflatten(spec, list(map(self._into, values, bases))),
+            inplace=inplace,
+        )
+        out = [
+            u if u is None or q is None else self._back(u, q)
+            for u, q in zip(flatten_up_to(spec, inner_updates, "updates"), bases)
+        ]
+        new = GaloreState(state.steps + 1, tree_unflatten(spec, bases), inner_state)
+        return tree_unflatten(spec, out), new
+
+    def _basis(self, g: Tensor) -> Tensor:
+        u, _, vh = torch.linalg.svd(widened(g), full_matrices=False)
+        q: Tensor = u[:, : self.rank] if g.shape[0] <= g.shape[1] else vh[: self.rank].mH
+        return q.to(g.dtype).contiguous()
+
+    def _into(self, x: Any, q: Any) -> Any:
+        if x is None or q is None:
+            return x
+        return q.mH @ x if x.shape[0] <= x.shape[1] else x @ q
+
+    def _back(self, u: Tensor, q: Tensor) -> Tensor:
+        back = u @ q.mH if u.shape[1] == q.shape[1] else q @ u
+        scale = self.scale.to(u.dtype) if isinstance(self.scale, Tensor) else self.scale
+        scaled: Tensor = back * scale
+        return scaled
+
+
+def galore(
+    inner: GradientTransformation,
+    rank: int,
+    update_every: int = 200,
+    scale: float | Tensor = 0.25,
+) -> GradientTransformation:
+    r"""Return `inner` on matrices in the subspace of their first singular vectors.
+
+    .. math::
+        G = U S V^T, \quad Q = U_{:, :r}, \quad u = \alpha\, Q\, \mathrm{inner}(Q^T G)
+
+    for a matrix that is no taller than wide; for a tall one, Q has right singular vectors and acts
+    from the right. Q is kept for `update_every` steps, and what `inner` remembers then stays as it
+    is, as in the paper. Other tensors, and matrices with no more than r rows or columns, go to
+    `inner` as they are. `inner` sees Q^T p for a parameter p: weight decay in it decays that part
+    only. To decay all, put galore around the direction alone:
+    `chain(galore(scale_by_adam(), rank=8), add_decayed_weights(0.1), scale(-1e-3))`.
+
+    The derivative is exact, through Q too, wherever the singular values of the gradient are
+    distinct; where two coincide (two zeros too, as in gradients of low rank) singular vectors have
+    no derivative, and NaN or infinity says so.
+
+    Args:
+        inner: Any optimizer whose state does not start from the parameters.
+        rank: r, >= 1.
+        update_every: Steps from one subspace to the next, >= 1.
+        scale: alpha, >= 0; a tensor is differentiated.
+
+    Raises:
+        ValueError: A value out of range; from `init`, an `inner` that keeps parameters.
+
+    References:
+        J. Zhao et al., GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection, 2024,
+        https://arxiv.org/abs/2403.03507, Algorithm 2.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = galore(torchopt.sgd(1.0), rank=1, scale=1.0)
+        >>> g = torch.diag(torch.tensor([3.0, 2.0]))
+        >>> optimizer.update(g, optimizer.init(g))[0].abs()
+        tensor([[3., 0.],
+                [0., 0.]])
+    """
+    for name, value in (("rank", rank), ("update_every", update_every)):
+        if not value >= 1:
+            raise ValueError(f"Invalid {name} value: {value}")
+    check_at_least_zero(scale, "scale value")
+    require_transformation(inner, "galore(inner, rank)")
+    projecting = Galore(inner, rank, update_every, scale)
+    return GradientTransformation(projecting.init, projecting.update)

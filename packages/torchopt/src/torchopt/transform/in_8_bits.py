@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep the states of an optimizer in 8 bits."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation, needs_tree, require_transformation
+from torchopt.errors import NotDifferentiableError
+from torchopt.tree import tree_leaves, tree_map
+from torchopt.tree_function import any_watched, is_traced
+
+__all__ = ["Quantized", "in_8_bits"]
+
+
+class Quantized(NamedTuple):
+    """A tensor: `codes`, uint8 of its shape; `scales`: the largest absolute value of each block, in
+    float32; `empty`: a tensor without elements, of its dtype.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    empty: Tensor
+
+
+@functools.cache
+def code_values() -> Tensor:
+    """Return the 256 values in [-1, 1] that codes stand for, in order.
+
+    From 10^-i to 10^(1-i) there are 2^(7-i) values for each sign, evenly spaced: the larger a
+    value, the more digits it has.
+    """
+    positive = []
+    for i in range(7):
+        ends = torch.linspace(0.1, 1.0, 2**i + 1, dtype=torch.float64)
+        positive.append((ends[:-1] + ends[1:]) / 2 * 10.0 ** (i - 6))
+    values = torch.cat(positive)
+    zero, one = values.new_zeros(1), values.new_ones(1)
+    return torch.cat([-values, zero, values, one]).sort().values.to(torch.float32)
+
+
+def _blocks(x: Tensor, size: int) -> Tensor:
+    flat = x.detach().reshape(-1).to(torch.float32)
+    return torch.nn.functional.pad(flat, (0, -len(flat) % size)).reshape(-1, size)
+
+
+def quantize(x: Tensor, block_size: int) -> Quantized:
+    """Return `x` with the nearest code for each element, relative to the largest of its block."""
+    blocks = _blocks(x, block_size)
+    scales = blocks.abs().amax(dim=1)
+    unit = blocks / torch.where(scales > 0, scales, 1.0)[:, None]
+    values = code_values().to(x.device)
+    codes = torch.bucketize(unit, (values[1:] + values[:-1]) / 2).to(torch.uint8)
+    flat = codes.reshape(-1)[: x.numel()]
+    return Quantized(flat.reshape(x.shape), scales, x.detach().new_empty(0))
+
+
+def dequantize(q: Quantized, block_size: int) -> Tensor:
+    """Return the tensor that `q` stands for."""
+    values = code_values().to(q.codes.device)[q.codes.reshape(-1).long()]
+    scaled = _blocks(values, block_size) * q.scales[:, None]
+    return scaled.reshape(-1)[: q.codes.numel()].reshape(q.codes.shape).to(q.empty.dtype)
+
+
+@dataclass(frozen=True)
+class InEightBits:
+    """Makes the state of `inner` for each step, and codes of it after each."""
+
+    inner: GradientTransformation
+    block_size: int
+    min_size: int
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether `inner` has to see trees, as masks do."""
+        return needs_tree(self.inner)
+
+    def _quantized(self, state: Any) -> Any:
+        def code(x: Any) -> Any:
+            if isinstance(x, Tensor) and x.is_floating_point() and x.numel() >= self.min_size:
+                return quantize(x, self.block_size)
+            return x
+
+        return tree_map(code, state)
+
+    def init(self, params: Any) -> Any:
+        """Return the state of `inner` in codes."""
+        return self._quantized(self.inner.init(params))
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        """Step `inner`."""
+        read = [x for x in (*tree_leaves(updates), *tree_leaves(state)) if isinstance(x, Tensor)]
+        if not is_traced() and any_watched(read):
+            raise NotDifferentiableError(
+                "in_8_bits: expected gradients without a graph or transform, because codes have no "
+                "derivative; use the optimizer without in_8_bits to differentiate steps, or detach "
+                "the gradients"
+            )
+
+        def full(x: Any) -> Any:
+            return dequantize(x, self.block_size) if isinstance(x, Quantized) else x
+
+        state = tree_map(full, state, is_leaf=lambda x: isinstance(x, Quantized))
+        with torch.no_grad():
+            stepped, state = self.inner.update(updates, state, params=params, inplace=inplace)
+        return stepped, self._quantized(state)
+
+
+def in_8_bits(
+    inner: GradientTransformation, block_size: int = 256, min_size: int = 4096
+) -> GradientTransformation:
+    r"""Return `inner` with its states in one byte for each element, and 4 for each block.
+
+    Between steps, a state is kept as :math:`s_b\, c`, with s_b the largest absolute value of a
+    block and c one of 256 numbers in [-1, 1], the nearest: 64 of them for each sign between 0.1 and
+    1, half as many in each decade below, down to 1e-7. The error of an element x of a block is at
+    most 0.0071, 0.0043, 0.00085, 0.00017, ... s_b where \|x\| is at most 1, 0.1, 0.01, 0.001, ...
+    s_b. Elements below 2.7e-7 s_b can become zero, so that eps of an Adam matters.
+
+    For steps in place: codes have no derivative, and a differentiated step is refused.
+
+    Args:
+        inner: The optimizer.
+        block_size: Elements that share a scale, >= 1.
+        min_size: Smaller tensors stay as they are.
+
+    Raises:
+        ValueError: `block_size` out of range.
+        NotDifferentiableError: From `update`, for gradients or states that are differentiated.
+
+    References:
+        T. Dettmers, M. Lewis, S. Shleifer, L. Zettlemoyer, 8-bit Optimizers via Block-wise
+        Quantization, 2022, https://arxiv.org/abs/2110.02861, section 2.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = in_8_bits(torchopt.sgd(0.1, momentum=0.9), min_size=1)
+        >>> state = optimizer.init(torch.zeros(3))
+        >>> _, state = optimizer.update(torch.tensor([1.0, 0.5, 0.0]), state)
+        >>> state[0].trace[0].codes.dtype
+        torch.uint8
+    """
+    if not block_size >= 1:
+        raise ValueError(f"Invalid block_size value: {block_size}")
+    require_transformation(inner, "in_8_bits(inner, ...)")
+    coding = InEightBits(inner, block_size, min_size)
+    return GradientTransformation(coding.init, coding.update)

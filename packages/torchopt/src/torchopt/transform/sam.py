@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sharpness-aware minimization: the gradient where the loss is highest nearby."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation, needs_tree, require_transformation
+from torchopt.kernels.reference.root import root
+from torchopt.transform.norm import power_of_two
+from torchopt.transform.validate import check_at_least_zero
+from torchopt.tree import require_same_shapes, tree_leaves, tree_map
+
+__all__ = ["SamState", "sam"]
+
+
+class SamState(NamedTuple):
+    """`climbed`: whether the parameters are at the top; `climb`: the way there; `inner_state`."""
+
+    climbed: bool
+    climb: Any
+    inner_state: Any
+
+
+@dataclass(frozen=True)
+class Sam:
+    """Climbs with one gradient, and steps `inner` from below with the next one."""
+
+    inner: GradientTransformation
+    rho: float | Tensor
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether `inner` has to see trees, as masks do."""
+        return needs_tree(self.inner)
+
+    def init(self, params: Any) -> SamState:
+        """Return the state before a climb."""
+        empty = tree_map(lambda p: None, params, none_is_leaf=True)
+        return SamState(climbed=False, climb=empty, inner_state=self.inner.init(params))
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        """Return the way up, or the way down and the step."""
+        if not state.climbed:
+            climb = self._climb(updates)
+            # The caller may write to the updates.
+            way = tree_map(lambda e: None if e is None else e.clone(), climb, none_is_leaf=True)
+            return way, SamState(True, climb, state.inner_state)
+        require_same_shapes(state.climb, updates, "sam: a gradient like the one before")
+
+        def below(p: Any, e: Any) -> Any:
+            return p if p is None or e is None else p - e
+
+        stepped, inner_state = self.inner.update(
+            updates,
+            state.inner_state,
+            params=None
+            if params is None
+            else tree_map(below, params, state.climb, none_is_leaf=True),
+            inplace=inplace,
+        )
+
+        def down(e: Any, u: Any) -> Any:
+            return u if e is None else (-e if u is None else u - e)
+
+        empty = tree_map(lambda e: None, state.climb, none_is_leaf=True)
+        return tree_map(down, state.climb, stepped, none_is_leaf=True), SamState(
+            False, empty, inner_state
+        )
+
+    def _climb(self, grads: Any) -> Any:
+        leaves = [g for g in tree_leaves(grads) if isinstance(g, Tensor) and g.numel()]
+        if not leaves:
+            return grads
+        device = leaves[0].device
+        tops = [g.detach().abs().amax().to(device=device, dtype=torch.float64) for g in leaves]
+        size = power_of_two(torch.stack(tops).amax())
+        units = [g / size.to(device=g.device) for g in leaves]
+        squares = [(x * x.conj()).real.to(torch.float64).sum().to(device) for x in units]
+        norm = root(torch.stack(squares).sum())
+        norm = torch.where(norm > 0, norm, 1.0)
+
+        def climb(g: Any) -> Any:
+            if g is None:
+                return None
+            factor = (self.rho / norm).to(device=g.device)
+            return (g / size.to(device=g.device) * factor).to(g.dtype)
+
+        return tree_map(climb, grads, none_is_leaf=True)
+
+
+def sam(inner: GradientTransformation, rho: float | Tensor = 0.05) -> GradientTransformation:
+    r"""Return sharpness-aware minimization with the steps of `inner`: two gradients a step.
+
+    .. math::
+        \epsilon = \rho\, g(p) / |g(p)|, \qquad p' = p + \mathrm{inner}(g(p + \epsilon))
+
+    Calls take turns. The update of the first moves the parameters to p + epsilon, where the caller
+    takes the next gradient; that of the second moves them back and steps `inner`. Train the model,
+    and save it, after the second.
+
+    The norm is that of all gradients together. The derivative is exact, through epsilon too; where
+    all gradients are zero, epsilon and its derivative are zero. A gradient of None stays below.
+
+    Args:
+        inner: The optimizer; it sees the parameters p.
+        rho: The radius, >= 0; a tensor is differentiated.
+
+    Raises:
+        ValueError: A negative `rho`; from `update`, gradients of other shapes than the first.
+
+    References:
+        P. Foret, A. Kleiner, H. Mobahi, B. Neyshabur, Sharpness-Aware Minimization for Efficiently
+        Improving Generalization, 2021, https://arxiv.org/abs/2010.01412, Algorithm 1.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = sam(torchopt.sgd(0.5), rho=0.1)
+        >>> p = torch.tensor([1.0])
+        >>> state = optimizer.init(p)
+        >>> for _ in range(2):
+        ...     u, state = optimizer.update(2 * p, state, params=p, inplace=False)
+        ...     p = p + u
+        >>> p  # 1 - 0.5 * 2 * 1.1
+        tensor([-0.1000])
+    """
+    check_at_least_zero(rho, "rho value")
+    require_transformation(inner, "sam(inner, rho)")
+    climbing = Sam(inner, rho)
+    return GradientTransformation(climbing.init, climbing.update)
