@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.harness.case import UnsupportedError
-from benchmarks.torchopt import problems, report, run, suite
+from benchmarks.torchopt import problems, report, run, suite, tasks
 from benchmarks.torchopt.dispatched import Dispatched
 from benchmarks.torchopt.rivals import OURS, PUBLISHED, rivals
 
@@ -47,6 +47,28 @@ def test_every_library_passes_the_check_or_says_that_it_cannot(name: str, operat
     counted = suite.count(rival(name), case)
     native = name == "torchopt_api" and operation in ("adam", "sgd")
     assert counted["aten"] <= 1 if native else counted["aten"] >= 1
+
+
+@pytest.mark.parametrize("operation", tasks.OPTIMIZERS)
+@pytest.mark.parametrize("name", ["torchopt_api", "learn2learn_loop"])
+def test_gradients_of_whole_tasks_agree(name: str, operation: str) -> None:
+    case = {"operation": operation, "tree": "6 tensors"}
+    try:
+        prepared = suite.prepare(rival(name), case)
+    except UnsupportedError:
+        assert (name, operation) != ("torchopt_api", operation)
+        assert operation != "sgd task"
+        return
+    first, second = (prepared.names["run"]() for _ in range(2))
+    torch.testing.assert_close(first, second)  # the network is put back
+
+
+def test_a_wrong_gradient_of_a_task_is_noticed() -> None:
+    case = {"operation": "sgd task", "tree": "6 tensors"}
+    right = tasks.expected("sgd task", "6 tensors")
+    suite.check(None, case, right)
+    with pytest.raises(AssertionError):
+        suite.check(None, case, [1.1 * g for g in right])
 
 
 @pytest.mark.parametrize("model", problems.MODELS)

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.harness.plot import draw_bars
 from benchmarks.harness.tables import NOTHING, bytes_text, ratio_text, seconds_text, table
 from benchmarks.optree.report import machine_lines, machine_note
+from benchmarks.torchopt import tasks
 from benchmarks.torchopt.rivals import OURS
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "optimizers_table",
     "speed_plot",
     "step_table",
+    "tasks_table",
 ]
 
 TITLES = {
@@ -129,7 +131,7 @@ def optimizers_table(result: dict[str, Any]) -> str:
     On one set of tensors for every rival, and on all sets for torch's foreach variants.
     """
     cells = _Cells(result)
-    cases = [c for c in cells.cases if c[0] not in TITLES]
+    cases = [c for c in cells.cases if c[0] not in TITLES and c[0] not in tasks.OPTIMIZERS]
     text = cells.times([c for c in cases if c[1] == EACH_OPTIMIZER])
     trees = list(dict.fromkeys(tree for _, tree, _ in cases))
     if len(trees) < 2:
@@ -148,6 +150,14 @@ def meta_table(result: dict[str, Any]) -> str:
     return f"{cells.times(cases)}\n\n{cells.counts(cases, 'peak_bytes', 'peak bytes')}"
 
 
+def tasks_table(result: dict[str, Any]) -> str:
+    """Return the times of whole tasks on small networks."""
+    cells = _Cells(result)
+    return cells.times([c for c in cells.cases if c[0] in tasks.OPTIMIZERS])
+
+
 def all_tables(result: dict[str, Any]) -> str:
     """Return all tables."""
-    return "\n\n".join(make(result) for make in (step_table, optimizers_table, meta_table))
+    return "\n\n".join(
+        make(result) for make in (step_table, optimizers_table, meta_table, tasks_table)
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time torchopt against its peers: steps in place, functional, differentiated, and meta-steps.
+"""Time torchopt against its peers: steps in place, functional, differentiated, and meta-learning.
 
     python benchmarks/torchopt/run.py                   # everything, about half an hour
     python benchmarks/torchopt/run.py --quick           # shorter rounds, small cases
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.harness.process import KEEP_MEMORY, CaseError
 from benchmarks.harness.results import RESULTS, new_result, read_result, write_result
 from benchmarks.harness.tournament import Effort, Tournament
-from benchmarks.torchopt import report
+from benchmarks.torchopt import report, tasks
 from benchmarks.torchopt.rivals import rivals
 
 SUITE = "benchmarks.torchopt.suite"
@@ -33,7 +33,7 @@ OPTIMIZERS = (
 )  # fmt: skip
 MODELS = ("MLP", "conv4", "transformer, 2 blocks")
 STEPS = (1, 5, 10, 20, 50)
-GROUPS = ("step", "optimizers", "meta")
+GROUPS = ("step", "optimizers", "meta", "tasks")
 
 FULL = Effort(rounds=7, seconds=0.1, sample_seconds=0.01, slow_seconds=6.0)
 QUICK = Effort(rounds=3, seconds=0.03, sample_seconds=0.003, slow_seconds=0.5)
@@ -48,6 +48,9 @@ def cases(group: str, *, quick: bool) -> list[dict[str, Any]]:
     if group == "optimizers":
         sets = (report.EACH_OPTIMIZER,) if quick else SETS
         return [{"tree": tree, "operation": name} for tree in sets for name in OPTIMIZERS]
+    if group == "tasks":
+        networks = list(tasks.NETWORKS)[: 1 if quick else None]
+        return [{"tree": n, "operation": op} for op in tasks.OPTIMIZERS for n in networks]
     steps = STEPS[:2] if quick else STEPS
     return [{"tree": m, "operation": "meta", "steps": n} for m in MODELS for n in steps]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.case import Prepared
-from benchmarks.torchopt import problems
+from benchmarks.harness.case import Prepared, UnsupportedError
+from benchmarks.torchopt import problems, tasks
 from benchmarks.torchopt.dispatched import Dispatched
 
 torch.set_num_threads(1)
@@ -24,14 +24,24 @@ def describe(rival: Any) -> dict[str, Any]:
 
 def _function(rival: Any, case: dict[str, Any]) -> Any:
     if case["operation"] == "meta":
-        return rival.meta(case["tree"], case["steps"])
+        return _of(rival, "meta")(case["tree"], case["steps"])
+    if case["operation"] in tasks.OPTIMIZERS:
+        return _of(rival, "task")(case["operation"], case["tree"])
     params, grads = problems.make_set(case["tree"])
     if case["operation"] in ("functional", "differentiable"):
-        return getattr(rival, case["operation"])(params, grads)
+        return _of(rival, case["operation"])(params, grads)
     for p, g in zip(params, grads):
         p.requires_grad_()
         p.grad = g
-    return rival.in_place(params, case["operation"])
+    return _of(rival, "in_place")(params, case["operation"])
+
+
+def _of(rival: Any, name: str) -> Any:
+    """Return a function of a rival's module."""
+    found = getattr(rival, name, None)
+    if found is None:
+        raise UnsupportedError("it is about something else")
+    return found
 
 
 def prepare(rival: Any, case: dict[str, Any]) -> Prepared:
@@ -39,8 +49,9 @@ def prepare(rival: Any, case: dict[str, Any]) -> Prepared:
 
     Args:
         rival: the module that adapts the library.
-        case: `operation` ("meta", "functional", "differentiable", or the name of an optimizer
-            to step in place), `tree` (a row of `problems.SETS`, or a model), and `steps`.
+        case: `operation` ("meta", a row of `tasks.OPTIMIZERS`, "functional", "differentiable",
+            or the name of an optimizer to step in place), `tree` (a row of `problems.SETS`, a
+            model, or a row of `tasks.NETWORKS`), and `steps`.
 
     Raises:
         AssertionError: the answer is wrong.
@@ -53,10 +64,10 @@ def prepare(rival: Any, case: dict[str, Any]) -> Prepared:
 def check(rival: Any, case: dict[str, Any], answer: Any) -> None:
     """Raise unless `answer` is that of the plain formula; steps in place are checked on a twin."""
     if case["operation"] == "meta":
-        expected = problems.plain_meta_gradient(case["tree"], case["steps"])()
-        scale = max(float(e.abs().max()) for e in expected)
-        for got, wanted in zip(answer, expected):
-            torch.testing.assert_close(got, wanted, rtol=2e-2, atol=2e-2 * scale)
+        _check_gradients(answer, problems.plain_meta_gradient(case["tree"], case["steps"])())
+        return
+    if case["operation"] in tasks.OPTIMIZERS:
+        _check_gradients(answer, tasks.expected(case["operation"], case["tree"]))
         return
     params, grads = problems.make_set(case["tree"])
     zeros = [torch.zeros_like(p) for p in params]
@@ -75,6 +86,12 @@ def check(rival: Any, case: dict[str, Any], answer: Any) -> None:
         rival.in_place(twin, "adam")()
         expected = problems.plain_adam(params, grads, zeros, zeros, 1)[0]
         torch.testing.assert_close([p.detach() for p in twin], expected, rtol=1e-4, atol=1e-5)
+
+
+def _check_gradients(answer: Any, expected: list[Any]) -> None:
+    scale = max(float(e.abs().max()) for e in expected)
+    for got, wanted in zip(answer, expected):
+        torch.testing.assert_close(got, wanted, rtol=2e-2, atol=2e-2 * scale)
 
 
 def count(rival: Any, case: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,9 @@
 Every module has `in_place(params, name)`, which returns a function that steps parameters in place
 from their `grad`; `functional(params, grads)`, which returns a function that makes new parameters
 without a graph; `differentiable(params, grads)`, the same with a graph and its backward pass; and
-`meta(model, steps)`, which returns a function that returns meta-gradients. What a library does
-not have raises `UnsupportedError`.
+`meta(model, steps)`, which returns a function that returns meta-gradients; and
+`task(operation, network)`, the same for a whole task of `tasks`, the optimizer and the snapshot
+included. What a library does not have raises `UnsupportedError`, or is left out.
 """
 
 from __future__ import annotations
@@ -34,4 +35,13 @@ def rivals() -> list[Rival]:
         Rival("torch-fused", "torch fused", f"{_HERE}.torch_fused"),
         Rival("torch-for-loop", "torch for-loop", f"{_HERE}.torch_for_loop"),
         Rival("hand-written", "hand-written", f"{_HERE}.hand_written"),
+        Rival(
+            "higher",
+            "higher 0.2.1",
+            f"{_HERE}.higher_loop",
+            ("higher==0.2.1",),
+            ("torch==2.13.0",),
+            dependencies=False,
+        ),
+        Rival("learn2learn", "learn2learn's loop", f"{_HERE}.learn2learn_loop"),
     ]

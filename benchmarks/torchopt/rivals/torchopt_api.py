@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.case import UnsupportedError
-from benchmarks.torchopt import problems
+from benchmarks.torchopt import problems, tasks
 
 warnings.simplefilter("ignore")
 DISTRIBUTIONS = ("torchopt", "optree", "torch")
@@ -65,3 +65,21 @@ def meta(model: str, steps: int) -> Callable[[], list[Tensor]]:
     return problems.module_meta_gradient(
         model, steps, lambda module: library.MetaAdam(module, lr=problems.LR)
     )
+
+
+def task(operation: str, network: str) -> Callable[[], list[Tensor]]:
+    """Return a whole task with a meta-optimizer."""
+    module, loss = tasks.make_network(network)
+    cls, settings = tasks.OPTIMIZERS[operation]
+    make, start = getattr(library, f"Meta{cls}"), list(module.parameters())
+
+    def run() -> list[Tensor]:
+        snapshot = library.extract_state_dict(module)
+        inner = make(module, **settings)
+        for _ in range(tasks.STEPS):
+            inner.step(loss(module))
+        found = list(torch.autograd.grad(loss(module), start))
+        library.recover_state_dict(module, snapshot)
+        return found
+
+    return run
