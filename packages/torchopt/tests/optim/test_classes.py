@@ -77,9 +77,9 @@ def transformation_of(cls: type, **settings: object) -> tuple[object, dict[str, 
     globals_ = cls.__init__.__globals__  # type: ignore[misc]
     function, calls = globals_["_function"], []
 
-    def recorded(**arguments: object) -> object:
-        calls.append(arguments)
-        return function(**arguments)
+    def recorded(*arguments: object) -> object:
+        calls.append(dict(zip(function.names, arguments, strict=True)))
+        return function(*arguments)
 
     globals_["_function"] = recorded
     try:
@@ -102,6 +102,47 @@ def test_every_argument_reaches_the_function_or_the_base(cls: type) -> None:
     assert arguments == {name: 0.25 if name == "lr" else parameters[name].default for name in own}
     expected = set(inspect.signature(function_of(cls)).parameters)
     assert set(own) == expected - ({"moment_requires_grad"} - set(parameters))
+
+
+def test_optimizers_of_equal_numbers_share_a_transformation() -> None:
+    net = torch.nn.Linear(2, 2)
+    first, second = (torchopt.MetaAdam(net, lr=0.5, eps=1e-3) for _ in range(2))
+    assert first.impl is second.impl
+    assert torchopt.MetaAdam(net, lr=0.5, eps=1e-2).impl is not first.impl
+    assert torchopt.MetaAdam(net, lr=1).impl is not torchopt.MetaAdam(net, lr=1.0).impl
+    betas = (0.5, 0.25)
+    assert torchopt.Adam(net.parameters(), betas=betas).impl is not first.impl
+
+
+@pytest.mark.parametrize("kind", ["tensor", "tensors in a tuple", "schedule", "integers"])
+def test_what_may_change_is_made_anew(kind: str) -> None:
+    net = torch.nn.Linear(2, 2)
+    given: dict[str, object] = {
+        "tensor": {"lr": torch.tensor(0.1)},
+        "tensors in a tuple": {"betas": (torch.tensor(0.9), 0.99)},
+        "schedule": {"lr": lambda count: 0.1},
+        "integers": {"betas": (0, 0.9)},
+    }[kind]
+    first, second = (torchopt.MetaAdam(net, **given) for _ in range(2))
+    assert first.impl is not second.impl
+
+
+def test_a_refused_number_is_refused_again() -> None:
+    net = torch.nn.Linear(2, 2)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="learning rate"):
+            torchopt.MetaSGD(net, lr=-1.0)
+
+
+def test_the_switch_to_trees_makes_other_transformations() -> None:
+    net = torch.nn.Linear(2, 2)
+    flat = torchopt.MetaSGD(net, lr=0.5).impl
+    torchopt.alias.utils._set_use_chain_flat(False)
+    try:
+        assert torchopt.MetaSGD(net, lr=0.5).impl is not flat
+    finally:
+        torchopt.alias.utils._set_use_chain_flat(True)
+    assert torchopt.MetaSGD(net, lr=0.5).impl is flat
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=class_id)

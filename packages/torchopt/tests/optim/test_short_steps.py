@@ -102,7 +102,8 @@ def test_what_is_not_plain_goes_the_long_way(case: str, monkeypatch: pytest.Monk
     if case == "a missing gradient":
         grads[1] = None
     elif case == "mixed":
-        grads[1] = grads[1].float()
+        params[1] = params[1].detach().to(torch.float16).requires_grad_()
+        grads[1] = grads[1].to(torch.float16)
     elif case == "many":
         monkeypatch.setattr(short, "MANY", 2)
     elif case == "a learned lr":

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from torchopt.base import GradientTransformation
+from torchopt.optimizers import stages
+from torchopt.optimizers.stages import _get_use_chain_flat
 
 __all__ = ["PUBLISHED", "Form", "class_from"]
 
@@ -120,7 +122,7 @@ def _initializer(
             parameters.append("*")
         parameters.append(p.name if p.default is p.empty else f"{p.name}=_defaults[{p.name!r}]")
     stepped, *rest = signature.parameters
-    impl = f"_function({', '.join(f'{p.name}={p.name}' for p in passed)})"
+    impl = f"_function({', '.join(p.name for p in passed)})"
     options = [f"{name}={name}" for name in rest[len(passed) :]]
     text = (
         f"def __init__({', '.join(parameters)}):\n"
@@ -131,7 +133,7 @@ def _initializer(
         "Iterable": Iterable,
         "Tensor": Tensor,
         "nn": nn,
-        "_function": function,
+        "_function": _Remembering(function, [p.name for p in passed]),
         "_made": made,
         "_defaults": {p.name: p.default for p in signature.parameters.values()},
     }
@@ -141,6 +143,37 @@ def _initializer(
     init.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     init.__annotations__["return"] = "None"
     return init
+
+
+class _Remembering:
+    """A function whose results for numbers are made once: transformations have no state.
+
+    Tasks of meta-learning construct the same optimizer anew, which takes as long as a step does.
+    """
+
+    def __init__(self, function: Constructor, names: Sequence[str]) -> None:
+        self.function = function
+        self.names = names
+        self.made: dict[tuple[Any, ...], GradientTransformation] = {}
+
+    def __call__(self, *args: Any) -> GradientTransformation:
+        """Return `function(**dict(zip(names, args)))`."""
+        kinds = tuple(map(type, args))  # 1, 1.0 and True are equal
+        if not _NUMBERS.issuperset(kinds) or not all(
+            type(x) is float for arg in args if type(arg) is tuple for x in arg
+        ):
+            return self.function(**dict(zip(self.names, args)))
+        key = (args, kinds, _get_use_chain_flat(), stages.DEFAULT_BACKEND)
+        found = self.made.get(key)
+        if found is None:
+            found = self.function(**dict(zip(self.names, args)))
+            if len(self.made) >= 256:
+                self.made.clear()
+            self.made[key] = found
+        return found
+
+
+_NUMBERS = frozenset((bool, int, float, str, tuple, type(None)))
 
 
 def _docstring(

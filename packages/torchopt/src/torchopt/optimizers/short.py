@@ -40,7 +40,7 @@ def stepped(
     Args:
         transformation: Any.
         params: The parameters.
-        grads: Their gradients; None where there is none.
+        grads: Their gradients, as `torch.autograd.grad` gives them.
         state: The state.
     """
     found = short_step(transformation, params, grads, state)
@@ -64,7 +64,7 @@ def short_step(
     Args:
         transformation: Any.
         params: Leaves of the parameters.
-        grads: Leaves of their gradients.
+        grads: Leaves of their gradients, as `torch.autograd.grad` gives them.
         state: The state.
     """
     chain = getattr(transformation.update, "__self__", None)
@@ -76,46 +76,54 @@ def short_step(
         return None
     if forward_ad._current_level >= 0 or is_transforming() or is_traced():
         return None
-    if recipe.states:
-        lr, decay, decoupled, momentum, dampening = numbers
-        ((place, _),) = recipe.states
-        traces = state.trace if chain.single else state[place].trace
-        if dampening or type(traces) is not list or not _are_alike(params, traces):
+    for p, x in zip(params, grads):
+        # Gradients have the shape, dtype and device of their parameters.
+        if type(x) not in _PLAIN or type(p) not in _PLAIN or x.layout is not torch.strided:
             return None
-    else:
-        lr, decay, decoupled = numbers
-        momentum, traces = 0.0, params
-    if not _are_alike(params, grads):
-        return None
-    maximize, moves, nesterov = recipe.maximize, bool(recipe.states), recipe.rule == "nesterov"
+        if p.dtype not in _DTYPES or not p.is_cpu:
+            return None
+    lr, decay, decoupled, *of_momentum = numbers
+    members: Any = (state,) if chain.single else state
+    place, momentum, traces = 0, 0.0, None
+    if of_momentum:
+        momentum, dampening = of_momentum
+        place = recipe.states[0][0]
+        if dampening or type(members) is not tuple or len(members) != recipe.size:
+            return None
+        traces = getattr(members[place], "trace", None)
+        if type(traces) is not list or not _are_alike(params, traces):
+            return None
+    elif not (decay or decoupled or recipe.maximize):
+        return [p.add(g, alpha=-lr) for p, g in zip(params, grads)], state
+    nesterov = recipe.rule == "nesterov"
     new, new_traces = [], []
-    for p, g, t in zip(params, grads, traces):
-        if maximize:
+    for p, g, t in zip(params, grads, traces or params):
+        if recipe.maximize:
             g = g.neg()
         if decay:
             g = g.add(p, alpha=decay)
-        if moves:
+        if traces:
             t = g.add(t, alpha=momentum)
             new_traces.append(t)
             g = g.add(t, alpha=momentum) if nesterov else t
         if decoupled:
             g = g.add(p, alpha=decoupled)
         new.append(p.add(g, alpha=-lr))
-    if not recipe.states:
+    if not traces:
         return new, state
     following = TraceState(new_traces)
     if chain.single:
         return new, following
-    return new, (*state[:place], following, *state[place + 1 :])
+    return new, (*members[:place], following, *members[place + 1 :])
 
 
-def _are_alike(params: Sequence[Tensor], others: Sequence[Any]) -> bool:
-    """Return whether all are plain tensors on the CPU, and pairs have one shape and dtype."""
-    for p, x in zip(params, others):
-        if type(x) not in _PLAIN or type(p) not in _PLAIN or p.dtype not in _DTYPES:
-            return False
-        if x.dtype is not p.dtype or x.shape != p.shape or not (x.is_cpu and p.is_cpu):
-            return False
-        if x.layout is not torch.strided:
-            return False
-    return len(params) == len(others)
+def _are_alike(params: Sequence[Tensor], traces: Sequence[Any]) -> bool:
+    """Return whether traces are plain tensors like the parameters."""
+    return len(params) == len(traces) and all(
+        type(t) in _PLAIN
+        and t.dtype is p.dtype
+        and t.shape == p.shape
+        and t.is_cpu
+        and t.layout is torch.strided
+        for p, t in zip(params, traces)
+    )

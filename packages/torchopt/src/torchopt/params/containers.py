@@ -60,18 +60,42 @@ def require_replaceable(module: Any) -> list[nn.Module]:
             f"Unexpected class of the first argument: expected an nn.Module, got {kind}; pass the "
             "module itself, not its parameters"
         )
-    submodules = list(module.modules())
+    submodules = [submodule for _, submodule in named_submodules(module)]
     for submodule in submodules:
         if isinstance(submodule, torch.jit.ScriptModule):
-            name = next(name for name, other in module.named_modules() if other is submodule)
-            where = f"the sub-module {name!r}" if name else "the module"
-            raise RuntimeError(
-                f"Unexpected class of {where}: expected an nn.Module whose parameters can be "
-                f"replaced by tensors with a graph, got a scripted one "
-                f"({type(submodule).__name__}), whose code keeps its own; pass the module that it "
-                "was scripted from"
-            )
+            raise _scripted(module, submodule)
     return submodules
+
+
+def named_submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return `list(module.named_modules())`, without a generator for each level."""
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+    pending: list[tuple[str, Any]] = [("", module)]
+    while pending:
+        name, submodule = pending.pop()
+        if submodule is None or id(submodule) in seen:
+            continue
+        if type(submodule).named_modules is not nn.Module.named_modules:
+            return list(module.named_modules())  # it names others than it holds
+        seen.add(id(submodule))
+        found.append((name, submodule))
+        below = submodule._modules
+        if below:
+            prefix = f"{name}." if name else ""
+            pending += [(prefix + key, below[key]) for key in reversed(below)]
+    return found
+
+
+def _scripted(module: nn.Module, submodule: nn.Module) -> RuntimeError:
+    name = next(name for name, other in module.named_modules() if other is submodule)
+    where = f"the sub-module {name!r}" if name else "the module"
+    return RuntimeError(
+        f"Unexpected class of {where}: expected an nn.Module whose parameters can be "
+        f"replaced by tensors with a graph, got a scripted one "
+        f"({type(submodule).__name__}), whose code keeps its own; pass the module that it "
+        "was scripted from"
+    )
 
 
 class Slot:
@@ -130,7 +154,7 @@ def parameter_slots(module: nn.Module) -> list[Slot]:
 
 def parameter_slot_groups(modules: Sequence[nn.Module]) -> list[list[Slot]]:
     """Return the distinct parameters of each module; those that several hold, with the first."""
-    return _slot_groups([list(module.named_modules()) for module in modules])
+    return _slot_groups([named_submodules(module) for module in modules])
 
 
 def _slot_groups(walks: Sequence[Sequence[tuple[str, nn.Module]]]) -> list[list[Slot]]:
@@ -140,9 +164,7 @@ def _slot_groups(walks: Sequence[Sequence[tuple[str, nn.Module]]]) -> list[list[
         before = len(slots)
         for prefix, submodule in walk:
             container: dict[str, Any] = submodule._parameters
-            if not container:
-                continue
-            for key, tensor in sorted(container.items()):
+            for key, tensor in sorted(container.items()) if container else ():
                 if tensor is None:
                     continue
                 slot = slots.get(id(tensor))
@@ -170,7 +192,7 @@ class SlotCache:
         """Return `parameter_slot_groups(modules)`."""
         if len(self._modules) != len(modules) or not self._still_fits():
             self._modules = list(modules)
-            walks = [list(module.named_modules()) for module in modules]
+            walks = [named_submodules(module) for module in modules]
             self._groups = _slot_groups(walks)
             self._walk = [
                 (

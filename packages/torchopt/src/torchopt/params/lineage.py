@@ -6,7 +6,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
@@ -27,7 +27,7 @@ Hooks = Mapping[int, Callable[[Tensor], Any]]
 Place = tuple["weakref.ref[dict[str, Any]]", str]
 
 
-class Lineage:
+class Lineage(NamedTuple):
     """Where a tensor comes from, and what it was when it was made.
 
     Attributes:
@@ -35,47 +35,26 @@ class Lineage:
         places: The dictionaries of modules, and the keys, where it was put.
         hooks: Hooks of the tensors before it, other than `leaf`.
         grad_fn: What computed it.
+        kind: Its dtype and device.
+        version: Its version; None for a tensor of inference mode, which has none.
+        pointer: The address of its memory; None for one of a transform, which has none.
     """
 
-    __slots__ = ("grad_fn", "hooks", "kind", "leaf", "places", "pointer", "version")
-
-    version: int | None
-    pointer: int | None
-
-    def __init__(
-        self, x: Tensor, leaf: Tensor | None, places: Sequence[Place], hooks: tuple[Hooks, ...]
-    ) -> None:
-        self.leaf = leaf
-        self.places = places
-        self.hooks = hooks
-        self.grad_fn = x.grad_fn
-        self.kind = x.dtype, x.device
-        self.version = self.pointer = None
-        try:
-            self.version = x._version
-            self.pointer = x.data_ptr()
-        except RuntimeError:  # one of inference mode has no version, one of a transform no address
-            pass
+    leaf: Tensor | None
+    places: Sequence[Place]
+    hooks: tuple[Hooks, ...]
+    grad_fn: Any = None
+    kind: Any = None
+    version: int | None = None
+    pointer: int | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # A copy is a parameter in its own right, with the same hooks.
         own = self.leaf._backward_hooks if self.leaf is not None else None
-        return _OfCopy((own, *self.hooks) if own else self.hooks)
+        return Lineage(None, (), (own, *self.hooks) if own else self.hooks)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return set, ()  # files keep values only
-
-
-class _OfCopy(Lineage):
-    """The lineage of a deep copy."""
-
-    __slots__ = ()
-
-    def __init__(self, hooks: tuple[Hooks, ...]) -> None:
-        self.leaf = None
-        self.places = ()
-        self.hooks = hooks
-        self.grad_fn = None
 
 
 def lineage_of(x: Tensor) -> Lineage | None:
@@ -96,7 +75,14 @@ def descend(old: Tensor, new: Tensor, places: Sequence[Place] = ()) -> None:
         own: Any = old._backward_hooks
         if own and leaf is not old:
             hooks = (*hooks, own)
-    setattr(new, MARK, Lineage(new, leaf, places, hooks))
+    version = pointer = None
+    try:
+        version = new._version
+        pointer = new.data_ptr()
+    except RuntimeError:  # one of inference mode has no version, one of a transform no address
+        pass
+    kind = (new.dtype, new.device)
+    setattr(new, MARK, Lineage(leaf, places, hooks, new.grad_fn, kind, version, pointer))
 
 
 def inherit_hooks(old: Tensor, new: Tensor) -> None:
@@ -106,7 +92,7 @@ def inherit_hooks(old: Tensor, new: Tensor) -> None:
     if own:
         hooks = (*hooks, own)
     if hooks:
-        setattr(new, MARK, _OfCopy(hooks))
+        setattr(new, MARK, Lineage(None, (), hooks))
 
 
 def _hooks_before(x: Tensor) -> Iterator[Hooks]:

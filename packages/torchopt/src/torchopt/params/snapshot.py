@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -100,7 +100,7 @@ def _copies(
     return tuple(container for container in present if container)
 
 
-def _present(containers: ModuleTensorContainers) -> list[dict[str, Tensor | None]]:
+def _present(containers: ModuleTensorContainers) -> list[Any]:
     return [c for c in containers if any(isinstance(x, Tensor) for x in c.values())]
 
 
@@ -137,7 +137,7 @@ def extract_module_state(
 
 
 def _check_fits(
-    kind: str, containers: list[dict[str, Tensor | None]], state: tuple[dict[str, Tensor], ...]
+    kind: str, containers: Sequence[Mapping[str, Any]], state: tuple[dict[str, Tensor], ...]
 ) -> None:
     if len(containers) != len(state):
         raise ValueError(
@@ -146,10 +146,6 @@ def _check_fits(
             f"got {len(state)}; it was taken from another module."
         )
     for index, (container, saved) in enumerate(zip(containers, state)):
-        if container.keys() == saved.keys() and all(
-            isinstance(x, Tensor) and x.shape == saved[name].shape for name, x in container.items()
-        ):
-            continue
         live = {name: x.shape for name, x in container.items() if isinstance(x, Tensor)}
         names = set(live)
         if names != set(saved):
@@ -169,18 +165,36 @@ def _check_fits(
 
 def recover_module_state(module: nn.Module, state: ModuleState) -> None:
     """Put the tensors of a snapshot back into `module`; see `recover_state_dict`."""
-    params, buffers = extract_module_containers(module)
-    live_params, live_buffers = _present(params), _present(buffers)
-    _check_fits("parameters", live_params, state.params)
-    if state.buffers:
-        _check_fits("buffers", live_buffers, state.buffers)
-    for container, saved in zip(live_params, state.params):
-        container.update(saved)
-    for container, saved in zip(live_buffers, state.buffers):
+    params, buffers = extract_module_containers(module, with_buffers=bool(state.buffers))
+    live: list[Any] = []
+    for kind, containers, saved in (
+        ("parameters", params, state.params),
+        ("buffers", buffers, state.buffers),
+    ):
+        if not _is_alike(containers, saved):
+            containers = tuple(_present(containers))
+            _check_fits(kind, containers, saved)
+        live.append(containers)
+    for container, tensors in zip(live[0], state.params):
+        container.update(tensors)
+    for container, tensors in zip(live[1], state.buffers):
         if state.detach_buffers:
-            container.update({n: copy_tensor(x, "deepcopy", None) for n, x in saved.items()})
+            container.update({n: copy_tensor(x, "deepcopy", None) for n, x in tensors.items()})
         else:
-            container.update(saved)
+            container.update(tensors)
+
+
+def _is_alike(containers: ModuleTensorContainers, state: Sequence[Mapping[str, Tensor]]) -> bool:
+    """Return whether a snapshot has exactly what the containers have, which is quick to see."""
+    if len(containers) != len(state):
+        return False
+    for container, saved in zip(containers, state):
+        if container.keys() != saved.keys():
+            return False
+        for name, x in container.items():
+            if x is None or x.shape != saved[name].shape:
+                return False
+    return True
 
 
 def detach_tree_(tree: Any) -> None:
