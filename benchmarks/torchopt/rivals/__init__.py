@@ -39,7 +39,8 @@ def rivals() -> list[Rival]:
             "higher",
             "higher 0.2.1",
             f"{_HERE}.higher_loop",
-            ("higher==0.2.1",),
+            # Torch looks for optree, and would find half of the one of this repository.
+            ("higher==0.2.1", "optree==0.20.0", "typing-extensions"),
             ("torch==2.13.0",),
             dependencies=False,
         ),
