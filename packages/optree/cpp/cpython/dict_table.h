@@ -165,30 +165,30 @@ OPTREE_INLINE DictEntries dict_entries(PyObject* dict) noexcept {
     return {};
 }
 
-// A new dict of the `size` keys of `prototype`, a dict that only ever grew and whose entries are
-// readable. `value(i)` gives a reference away for each entry. Null with MemoryError set, and no value
-// asked for, if there is no memory.
-//
-// A copy by PyDict_Copy, written over, takes a third longer (benchmarks/optree, unflatten
-// of the nested state).
+namespace dict_internals {
+
+// Most dicts have this table: up to five keys, all of them str. A copy of known length takes no call.
+inline constexpr std::size_t kSmallTable = offsetof(Keys, indices) + 8 + 5 * 2 * sizeof(PyObject*);
+
+// Gives an empty dict that nobody has seen the `size` keys of `prototype`, a dict that only ever grew
+// and whose entries are readable. `value(i)` gives a reference away for each entry. False, and no value
+// asked for, if there is no memory. Tells whether anything in it may be in a cycle.
 template <class Value>
-OPTREE_INLINE PyObject* dict_like(PyObject* prototype, std::uint32_t size, Value&& value) noexcept {
-    auto* source = reinterpret_cast<dict_internals::Keys*>(
-        reinterpret_cast<PyDictObject*>(prototype)->ma_keys);
-    PyObject* dict = PyDict_New();
-    if (OPTREE_UNLIKELY(dict == nullptr)) return nullptr;
+OPTREE_INLINE bool fill_like(PyObject* dict, PyObject* prototype, std::uint32_t size, Value&& value,
+                             bool& in_cycles) noexcept {
+    auto* source = reinterpret_cast<Keys*>(reinterpret_cast<PyDictObject*>(prototype)->ma_keys);
     DictEntries entries = dict_entries(prototype);
     const auto offset = static_cast<std::size_t>(entries.first - reinterpret_cast<char*>(source));
     const std::size_t bytes =
         offset + static_cast<std::size_t>(source->usable + source->nentries) * entries.stride;
-    auto* keys = static_cast<dict_internals::Keys*>(dict_internals::allocate(bytes));
-    if (OPTREE_UNLIKELY(keys == nullptr)) {
-        Py_DECREF(dict);
-        return PyErr_NoMemory();
+    auto* keys = static_cast<Keys*>(allocate(bytes));
+    if (OPTREE_UNLIKELY(keys == nullptr)) return false;
+    if (OPTREE_LIKELY(bytes == kSmallTable)) {
+        std::memcpy(static_cast<void*>(keys), source, kSmallTable);
+    } else {
+        std::memcpy(static_cast<void*>(keys), source, bytes);
     }
-    std::memcpy(static_cast<void*>(keys), source, bytes);
     entries.first = reinterpret_cast<char*>(keys) + offset;
-    bool in_cycles = false;  // the collector needs to know only of dicts that may be
     entries.for_each(size, [&](std::uint32_t i, PyObject* key, PyObject*& place) {
         Py_INCREF(key);
         place = value(i);
@@ -197,10 +197,29 @@ OPTREE_INLINE PyObject* dict_like(PyObject* prototype, std::uint32_t size, Value
     });
     auto* object = reinterpret_cast<PyDictObject*>(dict);
 #if PY_VERSION_HEX < 0x030C0000  // immortal since
-    --reinterpret_cast<dict_internals::Keys*>(object->ma_keys)->refcnt;
+    --reinterpret_cast<Keys*>(object->ma_keys)->refcnt;
 #endif
     object->ma_keys = reinterpret_cast<PyDictKeysObject*>(keys);
     object->ma_used = static_cast<Py_ssize_t>(size);
+    return true;
+}
+
+}  // namespace dict_internals
+
+// A new dict of the `size` keys of `prototype`, with values as in `fill_like`. Null with MemoryError
+// set, and no value asked for, if there is no memory.
+//
+// A copy by PyDict_Copy, written over, takes a third longer (benchmarks/optree, unflatten
+// of the nested state).
+template <class Value>
+OPTREE_INLINE PyObject* dict_like(PyObject* prototype, std::uint32_t size, Value&& value) noexcept {
+    PyObject* dict = PyDict_New();
+    if (OPTREE_UNLIKELY(dict == nullptr)) return nullptr;
+    bool in_cycles = false;
+    if (OPTREE_UNLIKELY(!dict_internals::fill_like(dict, prototype, size, value, in_cycles))) {
+        Py_DECREF(dict);
+        return PyErr_NoMemory();
+    }
     if (!dict_internals::kDictsAreBornTracked && in_cycles) PyObject_GC_Track(dict);
     return dict;
 }

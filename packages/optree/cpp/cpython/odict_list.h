@@ -10,11 +10,15 @@
 // included.
 #pragma once
 
+#include <utility>
+
 #include "cpython/dict_table.h"
 #include "cpython/trials.h"
 
 // CPython 3.9 to 3.15, as far as the dict underneath can be seen to have only grown.
 #define OPTREE_ODICT_LIST OPTREE_DICT_KEYS
+// As far as the dict underneath can be written.
+#define OPTREE_ODICT_FILL OPTREE_DICT_ENTRIES
 
 namespace optree {
 
@@ -44,6 +48,25 @@ OPTREE_INLINE const Node* first_of(PyObject* object) noexcept {
     return reinterpret_cast<Head*>(object)->first;
 }
 
+OPTREE_INLINE void free_nodes(Node* node) noexcept {
+    while (node != nullptr) PyMem_Free(std::exchange(node, node->next));
+}
+
+// `count` nodes in a row without keys; null if there is no memory.
+OPTREE_INLINE Node* new_nodes(std::uint32_t count) noexcept {
+    Node* first = nullptr;
+    for (; count != 0; --count) {
+        auto* node = static_cast<Node*>(PyMem_Malloc(sizeof(Node)));
+        if (OPTREE_UNLIKELY(node == nullptr)) {
+            free_nodes(first);
+            return nullptr;
+        }
+        node->next = first;
+        first = node;
+    }
+    return first;
+}
+
 }  // namespace odict_internals
 
 // Whether the list has no keys.
@@ -66,8 +89,51 @@ inline bool odict_is_empty(PyObject* object) noexcept { return PyDict_GET_SIZE(o
 inline bool odict_has(PyObject*, PyObject* const*, std::size_t) noexcept { return false; }
 #endif
 
+#if OPTREE_ODICT_FILL
+// A new OrderedDict of the `size` keys of `prototype`, a dict as `dict_like` wants one, with values as
+// there. Null with MemoryError set, and no value asked for, if there is no memory.
+//
+// The index from the table to the list is left out: the OrderedDict makes it when a key is looked up in
+// the list. Pays for a third of unflatten on module trees (benchmarks/optree).
+template <class Value>
+OPTREE_INLINE PyObject* odict_like(PyObject* prototype, std::uint32_t size,
+                                   Value&& value) noexcept {
+    PyObject* made = PyODict_New();
+    if (OPTREE_UNLIKELY(made == nullptr)) return nullptr;
+    odict_internals::Node* node = odict_internals::new_nodes(size);
+    bool in_cycles = false;  // known to the collector anyway
+    if (OPTREE_UNLIKELY(node == nullptr ||
+                        !dict_internals::fill_like(made, prototype, size, value, in_cycles))) {
+        odict_internals::free_nodes(node);
+        Py_DECREF(made);
+        return PyErr_NoMemory();
+    }
+    auto* head = reinterpret_cast<odict_internals::Head*>(made);
+    head->first = node;
+    dict_entries(made).for_each(size, [&](std::uint32_t, PyObject* key, PyObject*) {
+        Py_INCREF(key);
+        node->key = key;
+        node->hash = PyObject_Hash(key);  // kept in the key, or short to compute: it is atomic
+        node->previous = head->last;
+        head->last = node;
+        node = node->next;
+        return true;
+    });
+    return made;
+}
+#else
+template <class Value>
+PyObject* odict_like(PyObject*, std::uint32_t, Value&&) noexcept {
+    return nullptr;
+}
+#endif
+
 OPTREE_INLINE bool odict_list_is_readable() noexcept {
     return OPTREE_ODICT_LIST && OPTREE_LIKELY(trials.odict_list.held());
+}
+
+OPTREE_INLINE bool odict_list_is_writable() noexcept {
+    return OPTREE_ODICT_FILL && OPTREE_LIKELY(trials.odict_list.held() && trials.dict_table.held());
 }
 
 }  // namespace optree

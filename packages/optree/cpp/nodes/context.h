@@ -39,15 +39,14 @@ class Context {
     bool
         own_insertion_ordered;  // the namespace itself (not the global one) asks for insertion order
 
-    // Whether `object` is of the class of the last leaf. Runs no Python code.
-    OPTREE_INLINE bool is_like_last_leaf(PyObject* object) const noexcept {
-        return Py_TYPE(object) == last_leaf_;
-    }
+    // The class of the last leaf, borrowed; null before the first.
+    OPTREE_INLINE const PyTypeObject* last_leaf() const noexcept { return last_leaf_; }
 
+    // Whether all objects are of the class of the last leaf. Runs no Python code.
     OPTREE_INLINE bool are_like_last_leaf(PyObject* const* objects,
                                           std::size_t count) const noexcept {
         for (std::size_t i = 0; i < count; ++i) {
-            if (!is_like_last_leaf(objects[i])) return false;
+            if (Py_TYPE(objects[i]) != last_leaf_) return false;
         }
         return true;
     }

@@ -12,7 +12,8 @@ struct Dict {
     static bool is_empty(const State&, PyObject* object) noexcept {
         return PyDict_GET_SIZE(object) == 0;
     }
-    static KeyLayout* gather_known(Context& context, PyObject* object, PyObject** out) {
+    OPTREE_INLINE static KeyLayout* gather_known(Context& context, PyObject* object,
+                                                 PyObject** out) {
         return optree::gather_known(context.state.layouts(), object, context.sorted, out);
     }
     static Ref scan_unknown(Context& context, PyObject* object, ObjectStack& children) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpython/odict_list.h"
 #include "nodes/gather.h"
 #include "nodes/look_ahead.h"
 #include "nodes/sort_keys.h"
@@ -446,6 +447,21 @@ PyObject* new_dict_of(KeyLayout* layout, PyObject** children) {
     PyObject* dict = prototype != nullptr ? dict_like(prototype, layout->size, child_of) : nullptr;
     if (OPTREE_LIKELY(dict != nullptr)) return dict;
     return fill_mapping<PyDict_SetItem>(nullptr, layout, children);
+}
+
+PyObject* new_ordered_dict_of(KeyLayout* layout, PyObject** children) {
+    if (!odict_list_is_writable() || !layout->atomic || layout->size == 0) {
+        return fill_mapping<PyODict_SetItem>(PyODict_New(), layout, children);
+    }
+    PyObject* prototype = prototype_of(layout);
+    if (OPTREE_UNLIKELY(prototype != nullptr && PyDict_GET_SIZE(prototype) != layout->size)) {
+        // One key twice: of an OrderedDict that was changed behind its back.
+        return fill_mapping<PyODict_SetItem>(PyODict_New(), layout, children);
+    }
+    const auto child_of = [&](std::uint32_t i) { return children[layout->child_of(i)]; };
+    PyObject* made = prototype != nullptr ? odict_like(prototype, layout->size, child_of) : nullptr;
+    if (OPTREE_LIKELY(made != nullptr)) return made;
+    return fill_mapping<PyODict_SetItem>(nullptr, layout, children);
 }
 
 Ref dict_of_keys(KeyLayout* layout) {

@@ -140,6 +140,9 @@ Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool 
 // null on error.
 PyObject* new_dict_of(KeyLayout* layout, PyObject** children);
 
+// The same of an OrderedDict.
+PyObject* new_ordered_dict_of(KeyLayout* layout, PyObject** children);
+
 // Puts the children under the keys in insertion order. Takes over the children; drops `mapping` and
 // returns null on error.
 template <int (*SetItem)(PyObject*, PyObject*, PyObject*)>

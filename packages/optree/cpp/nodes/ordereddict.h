@@ -33,7 +33,7 @@ struct OrderedDict {
         return as_layout(payload.slot[0].get())->size;
     }
     static PyObject* rebuild(State&, const Slot* slots, PyObject** children, std::size_t) {
-        return fill_mapping<PyODict_SetItem>(PyODict_New(), as_layout(slots[0]), children);
+        return new_ordered_dict_of(as_layout(slots[0]), children);
     }
     static void match(Context& context, const Slot* slots, std::uint32_t, PyObject* object,
                       ObjectStack& children) {

@@ -25,10 +25,13 @@ struct Tree {
 // A tree holds at most this many leaves, and as many internal nodes.
 inline constexpr std::size_t kMaxLeaves = std::numeric_limits<std::uint32_t>::max() - 1;
 
+// Apart from the check, so that this is inlined.
+[[noreturn]] inline void raise_too_many() {
+    throw std::length_error("a tree holds at most 4294967294 leaves and as many nodes");
+}
+
 inline std::uint32_t checked_count(std::size_t count) {
-    if (count > kMaxLeaves) {
-        throw std::length_error("a tree holds at most 4294967294 leaves and as many nodes");
-    }
+    if (count > kMaxLeaves) raise_too_many();
     return static_cast<std::uint32_t>(count);
 }
 

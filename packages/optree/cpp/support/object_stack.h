@@ -43,6 +43,26 @@ class ObjectStack {
     OPTREE_INLINE void push_owned_unchecked(PyObject* object) noexcept {
         items_.push_unchecked(object);
     }
+    // Pushes them as long as `wanted(object)`; returns how many. The size is written once: written for
+    // each, it is what a processor waits for (a fifth of flatten on namedtuples, benchmarks/optree).
+    template <class Wanted>
+    OPTREE_INLINE std::size_t push_while(PyObject* const* objects, std::size_t count,
+                                         Wanted&& wanted) {
+        reserve(count);
+        PyObject** out = items_.end();
+        std::size_t pushed = 0;
+        for (; pushed < count; ++pushed) {
+            PyObject* object = objects[pushed];
+            if (OPTREE_UNLIKELY(!wanted(object))) break;
+            Py_INCREF(object);
+            out[pushed] = object;
+        }
+        items_.set_size(items_.size() + pushed);
+        return pushed;
+    }
+    OPTREE_INLINE void push_all(PyObject* const* objects, std::size_t count) {
+        push_while(objects, count, [](PyObject*) { return true; });
+    }
     // Makes room for `count` null slots and returns the index of the first.
     std::size_t extend(std::size_t count) {
         reserve(count);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "walk/flatten.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "nodes/look_ahead.h"
@@ -11,6 +12,8 @@ namespace {
 [[noreturn]] OPTREE_COLD void raise_too_deep() {
     raise(PyExc_RecursionError, "Maximum recursion depth exceeded during flattening the tree.");
 }
+
+[[noreturn]] OPTREE_COLD void raise_shrunk() { raise(PyExc_IndexError, "list index out of range"); }
 
 OPTREE_INLINE void check_depth(int depth, std::size_t arity) {
     if (OPTREE_UNLIKELY(depth >= compat::kMaxDepth && arity != 0)) raise_too_deep();
@@ -71,15 +74,17 @@ OPTREE_NOINLINE void Flattening::descend_list(PyObject* list, int depth) {
     check_depth(depth, arity);
     if constexpr (kKeep) leaves.reserve(arity);
     for (Py_ssize_t i = 0; i < size; ++i) {
-        // User code, or another thread, may have shrunk the list.
-        if (!compat::kFreeThreaded && OPTREE_UNLIKELY(i >= PyList_GET_SIZE(list))) {
-            raise(PyExc_IndexError, "list index out of range");
-        }
-        if constexpr (!kPredicate && !compat::kFreeThreaded) {
-            PyObject* item = PyList_GET_ITEM(list, i);
-            if (OPTREE_LIKELY(context_.is_like_last_leaf(item))) {
-                add_leaf<kKeep>(item);
-                continue;
+        if constexpr (!compat::kFreeThreaded) {
+            // User code may have shrunk the list.
+            if (OPTREE_UNLIKELY(i >= PyList_GET_SIZE(list))) raise_shrunk();
+            if constexpr (!kPredicate) {
+                if (Py_TYPE(list_items(list)[i]) == context_.last_leaf()) {
+                    const Py_ssize_t there = std::min(size, PyList_GET_SIZE(list));
+                    i += static_cast<Py_ssize_t>(add_leaves_alike<kKeep>(
+                        list_items(list) + i, static_cast<std::size_t>(there - i)));
+                    if (i == size) break;
+                    if (OPTREE_UNLIKELY(i == there)) raise_shrunk();
+                }
             }
         }
         // Telling the kind may run Python code too (a metaclass): the reference is taken first.
@@ -112,7 +117,11 @@ OPTREE_NOINLINE void Flattening::descend_tuple(Kind kind, PyObject* tuple, int d
     // Kept among the pending objects, whose owner a failure cleans up.
     if (has_class) pending_.push(type_object(Py_TYPE(tuple)));
     if constexpr (kKeep) leaves.reserve(arity);
-    for (std::uint32_t i = 0; i < arity; ++i) visit<kPredicate, kKeep>(items[i], depth + 1);
+    if (!kPredicate && context_.are_like_last_leaf(items, arity)) {
+        add_leaves<kKeep>(items, arity);
+    } else {
+        for (std::uint32_t i = 0; i < arity; ++i) visit<kPredicate, kKeep>(items[i], depth + 1);
+    }
     if (has_class) {
         slots_.push(pending_[pending_.size() - 1]);
         (void)pending_.pop();

@@ -68,11 +68,23 @@ class Flattening {
     }
     template <bool kKeep>
     OPTREE_INLINE void add_leaves(PyObject* const* objects, std::size_t count) {
-        if constexpr (kKeep) {
-            leaves.reserve(count);
-            for (std::size_t i = 0; i < count; ++i) leaves.push_unchecked(objects[i]);
-        }
+        if constexpr (kKeep) leaves.push_all(objects, count);
         count_ += count;
+    }
+    // Adds objects as long as they are of the class of the last leaf; returns how many.
+    template <bool kKeep>
+    OPTREE_INLINE std::size_t add_leaves_alike(PyObject* const* objects, std::size_t count) {
+        const auto is_leaf = [last = context_.last_leaf()](PyObject* object) {
+            return Py_TYPE(object) == last;
+        };
+        std::size_t added = 0;
+        if constexpr (kKeep) {
+            added = leaves.push_while(objects, count, is_leaf);
+        } else {
+            while (added < count && is_leaf(objects[added])) ++added;
+        }
+        count_ += added;
+        return added;
     }
     // Where a node began.
     struct Start {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "walk/map.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -83,7 +84,8 @@ class RowSource {
     }
     OPTREE_INLINE void take(std::uint32_t count, ObjectStack& stack) {
         stack.reserve(count);
-        for (std::uint32_t i = 0; i < count; ++i) stack.push_owned_unchecked(next_[i]);
+        std::copy_n(next_, count, stack.data() + stack.size());
+        stack.adopt(count);
         given(count);
     }
 

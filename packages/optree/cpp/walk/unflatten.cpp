@@ -29,9 +29,8 @@ class ArraySource {
         if (OPTREE_UNLIKELY(size - position_ < count || size < position_)) {
             raise_too_few(checked_count(position_ + count), static_cast<Py_ssize_t>(size));
         }
-        stack.reserve(count);
         PyObject** items = is_list_ ? list_items(array_) : tuple_items(array_);
-        for (std::uint32_t i = 0; i < count; ++i) stack.push_unchecked(items[position_ + i]);
+        stack.push_all(items + position_, count);
         position_ += count;
     }
 
