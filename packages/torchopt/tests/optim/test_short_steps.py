@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 import torchopt
 from torchopt.optimizers import short
-from torchopt.optimizers.short import stepped
+from torchopt.optimizers.short import next_params
 from torchopt.torch_internals import backward_pass
 
 SETTINGS = (
@@ -69,7 +69,7 @@ def test_values_and_derivatives_are_those_of_the_long_way(
     inner = short.short_step
     monkeypatch.setattr(short, "short_step", lambda *a: calls.append(inner(*a)) or calls[-1])
     optimizer = torchopt.sgd(0.1, **settings)
-    found, first, starts = two_steps(optimizer, stepped)
+    found, first, starts = two_steps(optimizer, next_params)
     assert len(calls) == 2
     assert None not in calls
     expected, other_first, other_starts = two_steps(optimizer, the_long_way)
@@ -86,7 +86,7 @@ def test_momentum_is_a_closed_form() -> None:
     params = start = tensors(1)
     state = optimizer.init(tuple(params))
     for _ in range(2):
-        params, state = stepped(optimizer, params, [p * 1.0 for p in params], state)
+        params, state = next_params(optimizer, params, [p * 1.0 for p in params], state)
     factor = 0.9 - 0.1 * (0.9 + 0.9)
     torch.testing.assert_close(list(params), [factor * p for p in start])
 
@@ -116,7 +116,7 @@ def test_what_is_not_plain_goes_the_long_way(case: str, monkeypatch: pytest.Monk
     state = optimizer.init(tuple(params))
     if isinstance(lr, float):
         assert short.short_step(optimizer, params, grads, state) is None
-    found, _ = stepped(optimizer, params, grads, state)
+    found, _ = next_params(optimizer, params, grads, state)
     expected, _ = the_long_way(optimizer, params, grads, state)
     torch.testing.assert_close(list(found), list(expected))
     if case == "a learned lr":
@@ -141,7 +141,7 @@ def test_transforms_of_steps_are_those_of_the_long_way(settings: dict[str, Any])
         lambda f: torch.func.jvp(f, params, params)[1],
         lambda f: torch.func.vjp(f, *params)[1](params),
     ):
-        torch.testing.assert_close(transform(by(stepped)), transform(by(the_long_way)))
+        torch.testing.assert_close(transform(by(next_params)), transform(by(the_long_way)))
 
 
 def test_a_state_of_other_parameters_is_refused() -> None:
@@ -149,7 +149,7 @@ def test_a_state_of_other_parameters_is_refused() -> None:
     params = tensors(0)
     state = optimizer.init(tuple(p.detach().reshape(-1) for p in params))
     with pytest.raises(torchopt.errors.MismatchError):
-        stepped(optimizer, params, [p.detach() for p in params], state)
+        next_params(optimizer, params, [p.detach() for p in params], state)
 
 
 class Seen(TorchFunctionMode):

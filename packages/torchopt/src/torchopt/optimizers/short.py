@@ -16,7 +16,7 @@ from torchopt.transform.trace import TraceState
 from torchopt.tree_function import PLAIN, is_traced, is_transforming
 from torchopt.update import apply_updates
 
-__all__ = ["short_step", "stepped"]
+__all__ = ["next_params", "short_step"]
 
 # Up to so many tensors, one operation for each takes less time than a node for all of them: on a
 # network of 6 small ones 13 us instead of 57, with a derivative that runs without Python.
@@ -27,7 +27,7 @@ _PLAIN = frozenset(PLAIN)
 _RULES = frozenset(("sgd", "momentum", "nesterov"))
 
 
-def stepped(
+def next_params(
     transformation: GradientTransformation,
     params: Sequence[Tensor],
     grads: Sequence[Tensor | None],

@@ -177,13 +177,22 @@ def _slot_groups(walks: Sequence[Sequence[tuple[str, nn.Module]]]) -> list[list[
 
 
 class SlotCache:
-    """The slots of some modules, found anew only where the modules changed."""
+    """The slots of some modules, found anew only where the modules changed.
+
+    Attributes:
+        names: The name of each slot, for each module.
+        tables: The dictionaries of parameters.
+    """
 
     def __init__(self) -> None:
+        self.names: list[list[str]] = []
+        self.tables: list[dict[str, Any]] = []
         self._groups: list[list[Slot]] = []
         self._modules: list[nn.Module] = []
-        # (sub-module, its parameters, their keys with and without a tensor, its sub-modules)
-        self._walk: list[tuple[nn.Module, dict[str, Any], int, list[str], tuple[Any, ...]]] = []
+        # (what a sub-module holds, its parameters, how many, those without a tensor, those below)
+        self._walk: list[
+            tuple[dict[str, Any], dict[str, Any], int, list[str], tuple[Any, ...]]
+        ] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SlotCache, ()  # a copy finds them anew
@@ -194,9 +203,10 @@ class SlotCache:
             self._modules = list(modules)
             walks = [named_submodules(module) for module in modules]
             self._groups = _slot_groups(walks)
+            self.names = [[slot.names[0] for slot in group] for group in self._groups]
             self._walk = [
                 (
-                    submodule,
+                    submodule.__dict__,
                     submodule._parameters,
                     len(submodule._parameters),
                     [key for key, x in submodule._parameters.items() if x is None],
@@ -205,6 +215,7 @@ class SlotCache:
                 for walk in walks
                 for _, submodule in walk
             ]
+            self.tables = [table for _, table, size, *_ in self._walk if size]
         return self._groups
 
     def release(self) -> None:
@@ -215,13 +226,13 @@ class SlotCache:
 
     def _still_fits(self) -> bool:
         """Return whether the walk would find the same places, and note the tensors in them."""
-        for submodule, table, size, empty, below in self._walk:
-            held: Any = submodule._parameters
-            if held is not table or len(held) != size:
+        for own, table, size, empty, below in self._walk:
+            if own.get("_parameters") is not table or len(table) != size:
                 return False
-            if tuple(submodule._modules.values()) != below:
+            modules = own["_modules"]
+            if (modules or below) and tuple(modules.values()) != below:
                 return False
-            if empty and any(held[key] is not None for key in empty):
+            if empty and any(table[key] is not None for key in empty):
                 return False
         read: Any = dict.get if reads_plainly() else _get
         seen: set[int] = set()
@@ -229,8 +240,12 @@ class SlotCache:
         for group in self._groups:
             total += len(group)
             for slot in group:
-                first = slot.value = read(*slot.places[0])
-                if first is None or any(read(*place) is not first for place in slot.places[1:]):
+                places = slot.places
+                table, key = places[0]
+                first = slot.value = read(table, key)
+                if first is None:
+                    return False
+                if len(places) > 1 and any(read(*place) is not first for place in places[1:]):
                     return False
                 seen.add(id(first))
         return len(seen) == total

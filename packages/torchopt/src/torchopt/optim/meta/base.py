@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torchopt.base import GradientTransformation, UninitializedState, require_tr
 from torchopt.optim.gradients import gradients
 from torchopt.optim.named_state import load_named_state, named_state
 from torchopt.optim.states import StepLock, fitted_state
-from torchopt.optimizers.short import stepped
+from torchopt.optimizers.short import next_params
 from torchopt.params.containers import (
     Slot,
     SlotCache,
@@ -27,6 +28,9 @@ from torchopt.tree import tree_map
 from torchopt.typing import ModuleTensorContainers
 
 __all__ = ["MetaOptimizer"]
+
+# The names of parameters, and their shapes.
+_Form = tuple[list[str], list[torch.Size]]
 
 
 class MetaOptimizer:
@@ -105,7 +109,7 @@ class MetaOptimizer:
         self._modules: list[nn.Module] = []
         self._slots = SlotCache()
         # Names and shapes of the parameters that each state is for, where that is known.
-        self._stepped: list[list[tuple[str, torch.Size]] | None] = []
+        self._stepped: list[_Form | None] = []
         self._steps_since_cut = 0
         self._lock = StepLock()
         self.add_param_group(module)
@@ -131,26 +135,28 @@ class MetaOptimizer:
                 self._slots.release()
 
     def _step(self, loss: Tensor, slot_groups: list[list[Slot]]) -> None:
-        slots: list[Slot] = [slot for group in slot_groups for slot in group]
         keep_graph = torch.is_grad_enabled()
-        refuse_reentrant((table for slot in slots for table, _ in slot.places), loss)
+        curved = keep_graph and not self.first_order
+        names = self._slots.names
+        refuse_reentrant(self._slots.tables, loss)
+        params = [[slot.value for slot in group] for group in slot_groups]
         found = gradients(
             loss,
-            [slot.get() for slot in slots],
-            [slot.names[0] for slot in slots],
-            create_graph=keep_graph and not self.first_order,
+            params[0] if len(params) == 1 else list(chain.from_iterable(params)),
+            names[0] if len(names) == 1 else list(chain.from_iterable(names)),
+            create_graph=curved,
             retain_graph=keep_graph,
         )
         start = 0
         steps = []
         for index, group in enumerate(slot_groups):
-            if keep_graph and not self.first_order:
-                own = found[start : start + len(group)]
+            own = found if len(group) == len(found) else found[start : start + len(group)]
+            start += len(group)
+            if curved:
                 warn_of_missing_second_derivatives(self._modules[index], own, "step(loss)")
             if group:
-                grads = found[start : start + len(group)]
-                steps.append((index, group, *self._stepped_group(index, group, grads)))
-            start += len(group)
+                stepped = self._stepped_group(index, names[index], params[index], own)
+                steps.append((index, group, *stepped))
         # Nothing is changed before every group is known to step.
         plainly = reads_plainly()
         for index, group, present, new_params, state in steps:
@@ -164,23 +170,26 @@ class MetaOptimizer:
                     slot.set(new, plainly=plainly)
         self._steps_since_cut += 1
         if not keep_graph or self._steps_since_cut == self.detach_every:
-            self._cut(slots)
+            self._cut([slot for group in slot_groups for slot in group])
 
     def _stepped_group(
-        self, index: int, group: Sequence[Slot], grads: Sequence[Tensor | None]
-    ) -> tuple[list[tuple[str, torch.Size]], Sequence[Tensor], Any]:
+        self,
+        index: int,
+        names: list[str],
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+    ) -> tuple[_Form, Sequence[Tensor], Any]:
         """Return the names and shapes of the parameters of a module, and its next parameters and
         state.
         """
         impl = self.impls[index]
-        params = tuple(slot.get() for slot in group)
-        present = [(slot.names[0], p.shape) for slot, p in zip(group, params)]
+        present = (names, [p.shape for p in params])
         state = self.state_groups[index]
         if isinstance(state, UninitializedState):
-            state = impl.init(params)
+            state = impl.init(tuple(params))
         elif self._stepped[index] not in (None, present):
-            raise ValueError(_describe_change(self._stepped[index] or [], present))
-        return present, *stepped(impl, params, grads, state)
+            raise ValueError(_describe_change(self._stepped[index] or ([], []), present))
+        return present, *next_params(impl, params, grads, state)
 
     def _cut(self, slots: Sequence[Slot]) -> None:
         """Put leaves in the place of the present parameters and states."""
@@ -320,10 +329,8 @@ class MetaOptimizer:
         return [slot.names[0] for slot in slots], tuple(slot.get() for slot in slots)
 
 
-def _describe_change(
-    before: Sequence[tuple[str, torch.Size]], now: Sequence[tuple[str, torch.Size]]
-) -> str:
-    old, new = dict(before), dict(now)
+def _describe_change(before: _Form, now: _Form) -> str:
+    old, new = dict(zip(*before)), dict(zip(*now))
     found = [f"{name} is gone" for name in old if name not in new]
     found += [f"{name} is new" for name in new if name not in old]
     found += [
