@@ -23,6 +23,7 @@ __all__ = [
     "is_checkpoint_in_transform",
     "pack_hooks",
     "reentrant_checkpoint",
+    "remove_fsdp_hooks",
     "top_saved_tensor_hooks",
 ]
 
@@ -184,3 +185,10 @@ def gradient_in_transform(
             return internals._undo_create_differentiable(x, level)
 
         return [lowered(g) for g in found], [lowered(x) for x in others]
+
+
+def remove_fsdp_hooks(module: Any) -> None:
+    """Take off the hooks by which `fully_shard` gathers the parameters of a module."""
+    state = module._get_fsdp_state()
+    state._pre_forward_hook_handle.remove()
+    state._post_forward_hook_handle.remove()

@@ -44,6 +44,7 @@ __all__ = [
     "is_watched",
     "linearize",
     "max_over_batch",
+    "placed_like",
     "plain_entry",
 ]
 
@@ -631,6 +632,15 @@ def are_plain(*roles: Iterable[Tensor]) -> bool:
         and not is_traced()
         and all(frozenset(PLAIN).issuperset(map(type, role)) for role in roles)
     )
+
+
+def placed_like(old: Any, new: Any) -> Tensor:
+    """Return `new`, to be written into `old`: if they are DTensors, on the ranks where `old` is."""
+    placements = getattr(old, "placements", None)
+    if placements is not None and getattr(new, "placements", placements) != placements:
+        new = new.redistribute(placements=placements)
+    placed: Tensor = new
+    return placed
 
 
 def is_transforming() -> bool:

@@ -17,7 +17,7 @@ from torchopt.tree import (
     tree_flatten,
     tree_unflatten,
 )
-from torchopt.tree_function import add_lists, are_plain
+from torchopt.tree_function import add_lists, are_plain, placed_like
 from torchopt.typing import Params, Tensor, Updates
 
 __all__ = ["apply_updates", "check_writable"]
@@ -146,4 +146,4 @@ def _add_(params: list[Tensor], updates: list[Tensor], together: bool) -> None:
         torch._foreach_add_(params, updates)
         return
     for p, u in zip(params, updates):
-        p.add_(u)
+        p.add_(placed_like(p, u))

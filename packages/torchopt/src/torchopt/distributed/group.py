@@ -196,7 +196,10 @@ class Group:
             work.work.wait()
             return
         while (error := _waited(work)) is not None:
-            if work.is_completed():  # not late, but broken
+            if work.is_completed():  # between the end of the wait and now, or it is broken
+                error = _waited(work)
+                if error is None:
+                    return
                 watch.wait_for_failure(_NEWS)
                 watch.check()
                 raise RuntimeError(f"a collective operation failed: {error}") from error

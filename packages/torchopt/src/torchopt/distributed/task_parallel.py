@@ -25,6 +25,7 @@ from torchopt.distributed.session import DEFAULT_TIMEOUT
 from torchopt.distributed.signature import agree, local_part
 from torchopt.distributed.step import MetaStep, Step
 from torchopt.errors import NotDifferentiableError  # noqa: F401 - imported from here before
+from torchopt.params.sharded import gather_in_graph
 from torchopt.tree import tree_leaves
 
 __all__ = ["MetaStep", "TaskParallel"]
@@ -48,9 +49,8 @@ class TaskParallel:
         params: A module, or a tree of leaf tensors that require gradients. Of a module in
             `DistributedDataParallel` the parameters are taken, and its own reduction is switched
             off during a step. Parameters that are DTensors (`distribute_tensor`, `fully_shard`)
-            are summed shard by shard over `group`, which must not be the group that shards them;
-            under `fully_shard` torch gives first derivatives only, so that an inner loop cannot be
-            differentiated through such a module.
+            are summed shard by shard over `group`, which must not be the group that shards them.
+            Meta-optimizers in a task gather the shards of `fully_shard` as part of the graph.
         schedule: `"static"`: each rank takes neighbouring tasks, as many as the others or one more.
             `"dynamic"`: each rank takes the next task from a counter that all share, for tasks of
             different cost.
@@ -113,11 +113,14 @@ class TaskParallel:
         self.is_fsdp = any(_is_fsdp(part) for module in self.modules for part in module.modules())
         if not self.params:
             raise ValueError("`params`: expected tensors that require gradients, found none.")
-        if self.is_fsdp and deterministic:
+        if schedule == "dynamic" and any(hasattr(p, "to_local") for p in self.params):
             raise ValueError(
-                "`deterministic`: expected parameters that are not under `fully_shard`, which only "
-                "gives sums of gradients; use DTensors (`distribute_tensor`) or the default"
+                "`schedule`: expected 'static' with sharded parameters, got 'dynamic'; the ranks "
+                "that hold the shards of one copy have to run the same tasks"
             )
+        if deterministic:
+            for module in self.modules:
+                gather_in_graph(module)
         self.number = TaskParallel._made
         TaskParallel._made += 1
         if sync:

@@ -36,6 +36,7 @@ from torchopt.tree import (
     tree_flatten,
     tree_unflatten,
 )
+from torchopt.tree_function import placed_like
 
 __all__ = ["LeafRule", "as_transformation", "overwrite", "transformation"]
 
@@ -125,7 +126,7 @@ def overwrite(old: Tensor, new: Tensor) -> Tensor:
     """Write `new` into `old` where that is possible: not into a leaf that requires a gradient."""
     if new is old or (old.is_leaf and old.requires_grad):
         return new
-    return old.copy_(new)
+    return old.copy_(placed_like(old, new))
 
 
 def _has_fractions(x: Tensor) -> bool:

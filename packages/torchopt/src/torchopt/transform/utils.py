@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchopt.tree import tree_map
+from torchopt.tree_function import placed_like
 
 __all__ = ["inc_count", "tree_map_flat", "tree_map_flat_", "update_moment"]
 
@@ -71,7 +72,7 @@ def update_moment(
         if g is None or t is None:
             return t
         new = t * decay + (g if order == 1 else g * g) * (1 - decay)
-        return t.copy_(new) if inplace else new
+        return t.copy_(placed_like(t, new)) if inplace else new
 
     return tree_map(moved, updates, moments, none_is_leaf=True)
 

@@ -23,6 +23,7 @@ from torchopt.params.containers import (
 )
 from torchopt.params.load import start_from_what_is_loaded
 from torchopt.params.second_order import warn_of_missing_second_derivatives
+from torchopt.params.sharded import gather_in_graph
 from torchopt.params.watched import reads_plainly, refuse_reentrant, watch_one
 from torchopt.tree import tree_map
 from torchopt.typing import ModuleTensorContainers
@@ -224,6 +225,7 @@ class MetaOptimizer:
         """
         if impl is not None:
             require_transformation(impl, "add_param_group(module, impl=...)", duck=False)
+        gather_in_graph(module)
         submodules = require_replaceable(module)
         if self._modules:
             self._refuse_stepped_twice(module, self.impl if impl is None else impl)

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules of `fully_shard`, differentiable to any order.
+
+torch gathers the shards of such a module in hooks around its forward pass, and its graph ends in
+the gathered parameters. Without these hooks, and with a gathering that is part of the graph, the
+module is a function of its shards like any other: fast weights can take their place.
+
+Let rank r compute a loss L_r from gathered parameters p, and T = mean_r L_r be what all ranks
+differentiate, as with torch's hooks. A cotangent of the gathered p that rank r holds is that of
+L_r, one of a shard is that of T. The transpose of gathering is then the mean over the ranks,
+scattered, and the transpose of that is gathering.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from typing import Any
+
+from torch import Tensor, nn
+
+from torchopt.params.swap import Swap
+from torchopt.torch_internals import remove_fsdp_hooks
+from torchopt.tree_function import apply_rule
+
+__all__ = ["gather_in_graph"]
+
+_done: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def gather_in_graph(module: nn.Module) -> None:
+    """Let a module, and those in it, gather their shards as part of the graph, from now on.
+
+    Modules that are not under `fully_shard` are left alone.
+
+    Args:
+        module: A module.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # a large import; without it there is none
+    if fsdp is None or not hasattr(fsdp, "FSDPModule"):
+        return
+    for part in module.modules():
+        if isinstance(part, fsdp.FSDPModule) and part not in _done:
+            part.reshard()
+            remove_fsdp_hooks(part)
+            around = _Around()
+            part.register_forward_pre_hook(around.before, prepend=True)
+            part.register_forward_hook(around.after, always_call=True)
+            _done.add(part)
+
+
+class _Around:
+    """Runs a module with gathered parameters."""
+
+    def __init__(self) -> None:
+        self._swaps: list[Swap | None] = []
+
+    def before(self, module: nn.Module, args: Any) -> None:
+        del args
+        shards = {k: x for k, x in module.named_parameters() if hasattr(x, "full_tensor")}
+        swap = None
+        if shards:
+            swap = Swap(module, {k: gathered(x) for k, x in shards.items()}, tie_weights=True)
+            swap.__enter__()
+        self._swaps.append(swap)
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        del module, args, output
+        swap = self._swaps.pop()
+        if swap is not None:
+            swap.__exit__(None, None, None)
+
+
+def gathered(x: Any) -> Tensor:
+    """Return a DTensor as one tensor, on every rank of its mesh, as a function of the shards."""
+    (whole,) = apply_rule(_Gather(x.device_mesh, x.placements), x)
+    return whole
+
+
+class _Rule:
+    needs_its_closure = False
+    num_differentiable_inputs = num_differentiable_outputs = 1
+    num_kept_inputs = 0
+
+    def __init__(self, mesh: Any, placements: Any) -> None:
+        self.mesh = mesh
+        self.placements = placements
+
+
+class _Gather(_Rule):
+    """From shards to the whole."""
+
+    def evaluate(self, *inputs: Any) -> tuple[Tensor, ...]:
+        return (inputs[0].full_tensor(),)
+
+    def pull_back(self, inputs: Any, outputs: Any, cotangents: Any) -> Any:
+        del inputs, outputs
+        return apply_rule(_Mean(self.mesh, self.placements), *cotangents)
+
+    def push_forward(self, inputs: Any, outputs: Any, tangents: Any) -> Any:
+        del inputs, outputs
+        return apply_rule(self, *tangents)
+
+
+class _Mean(_Rule):
+    """From what each rank holds to the shards of the mean."""
+
+    def evaluate(self, *inputs: Any) -> tuple[Tensor, ...]:
+        from torch.distributed.tensor import DTensor, Partial
+
+        part = inputs[0].contiguous() / self.mesh.size()
+        whole = DTensor.from_local(part, self.mesh, [Partial()] * self.mesh.ndim, run_check=False)
+        return (whole.redistribute(placements=self.placements),)
+
+    def pull_back(self, inputs: Any, outputs: Any, cotangents: Any) -> Any:
+        del inputs, outputs
+        (cotangent,) = cotangents
+        cotangent = cotangent.redistribute(placements=self.placements)
+        return apply_rule(_Gather(self.mesh, self.placements), cotangent)
+
+    def push_forward(self, inputs: Any, outputs: Any, tangents: Any) -> Any:
+        del inputs, outputs
+        return apply_rule(self, *tangents)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs with sharded parameters: `fully_shard`, DTensors, meshes for tasks and shards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from distributed_programs import F64, explicit_loss, make_net, make_tasks
+from torch import Tensor, nn
+
+import torchopt
+import torchopt.distributed as todist
+
+FUNCTIONAL = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "radam", "adamax")
+CLASSES = ("SGD", "Adam", "AdamW", "RMSProp", "AdaGrad", "AdaDelta", "AdaMax", "RAdam")
+META = ("MetaSGD", "MetaAdam", "MetaAdamW", "MetaRMSProp")
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+
+
+def full(x: Tensor) -> Tensor:
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def error(got: Any, want: Any) -> float:
+    """Return the largest difference, relative to the largest entry."""
+    worst = 0.0
+    for a, b in zip(got, want, strict=True):
+        a, b = full(a).detach(), full(b).detach()
+        worst = max(worst, float((a - b).abs().max() / (b.abs().max() + 1e-300)))
+    return worst
+
+
+def batch(rank: int = 0) -> Tensor:
+    return torch.randn(8, 3, dtype=F64, generator=torch.Generator().manual_seed(rank))
+
+
+def distributed(net: nn.Module, mesh: Any) -> nn.Module:
+    """Return the module with DTensors in the place of its parameters."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    for part in net.modules():
+        for name, p in list(part._parameters.items()):
+            part._parameters[name] = nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)]))
+    return net
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def grid() -> dict[str, float]:
+    """Return the error of each way to train sharded parameters, against one process."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    n = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (n,))
+    x = batch()
+    x_d = distribute_tensor(x, mesh, [Replicate()])
+    found: dict[str, float] = {}
+
+    for name in CLASSES:
+        plain, net = small_net(), small_net()
+        fully_shard(net)
+        for module in (plain, net):
+            optimizer = getattr(torchopt, name)(module.parameters(), lr=0.1)
+            for _ in range(3):
+                optimizer.zero_grad()
+                (module(x) ** 2).mean().backward()
+                optimizer.step()
+            if module is net:
+                held = sum(p.to_local().numel() for p in net.parameters())
+                states = torch.utils._pytree.tree_leaves(optimizer.state_dict())
+                sizes = [s.to_local().numel() for s in states if hasattr(s, "to_local")]
+                total = sum(p.numel() for p in net.parameters())
+                found[f"share {name}"] = held / total
+                found[f"states {name}"] = sum(sizes) / total
+        found[name] = error(net.parameters(), plain.parameters())
+
+    def functional(name: str, inplace: bool, differentiate: bool, clip: bool) -> float:
+        results = []
+        for module, data in ((small_net(), x), (distributed(small_net(), mesh), x_d)):
+            params = dict(module.named_parameters())
+            leaves = list(params.values())
+            steps = [torchopt.clip.clip_grad_norm(0.01)] if clip else []
+            optimizer = torchopt.chain(*steps, getattr(torchopt, name)(0.1))
+            state = optimizer.init(params)
+            for _ in range(2):
+                loss = (torch.func.functional_call(module, params, (data,)) ** 2).mean()
+                grads = torch.autograd.grad(loss, list(params.values()), create_graph=differentiate)
+                updates, state = optimizer.update(
+                    dict(zip(params, grads)), state, params=params, inplace=inplace
+                )
+                params = torchopt.apply_updates(params, updates, inplace=inplace)
+                if not differentiate:
+                    params = {k: v.detach().requires_grad_() for k, v in params.items()}
+            if differentiate:
+                loss = ((torch.func.functional_call(module, params, (data,)) - 1) ** 2).mean()
+                results.append(torch.autograd.grad(loss, leaves))
+            else:
+                results.append(tuple(params.values()))
+        return error(results[1], results[0])
+
+    for name in FUNCTIONAL:
+        found[f"{name} in place"] = functional(name, True, False, False)
+        found[f"{name} not in place"] = functional(name, False, False, False)
+        found[f"{name} differentiated"] = functional(name, False, True, False)
+    found["clipped"] = functional("sgd", False, False, True)
+    found["clipped, differentiated"] = functional("adam", False, True, True)
+
+    for name in META:
+        for how in ("fully_shard", "nested", "DTensor", "own batches"):
+            plain, net = small_net(), small_net()
+            if how == "DTensor":
+                distributed(net, mesh)
+            else:
+                if how == "nested":
+                    fully_shard(net[0])
+                    fully_shard(net[2])
+                fully_shard(net)
+            own = batch(dist.get_rank()) if how == "own batches" else x_d if how == "DTensor" else x
+            everyone = [batch(r) for r in range(n)] if how == "own batches" else [x]
+            results = []
+            for module, batches in ((plain, everyone), (net, [own])):
+                leaves = list(module.parameters())
+                inner = getattr(torchopt, name)(module, lr=0.1)
+                for _ in range(2):
+                    inner.step(sum((module(b) ** 2).mean() for b in batches) / len(batches))
+                loss = sum(((module(b) - 1) ** 2).mean() for b in batches) / len(batches)
+                results.append(torch.autograd.grad(loss, leaves))
+            found[f"{name} {how}"] = error(results[1], results[0])
+    return found
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def tasks_and_shards(deterministic: bool) -> Any:
+    """Return the meta-gradient on a mesh of tasks and shards, and the losses."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("tasks", "shards"))
+    net = make_net()
+    fully_shard(net, mesh=mesh["shards"])
+    engine = todist.TaskParallel(net, group=mesh.get_group("tasks"), deterministic=deterministic)
+    leaves = list(net.parameters())
+    step = engine.backward(lambda t: explicit_loss(net, t), make_tasks(5))
+    refused = ""
+    try:
+        todist.TaskParallel(net, group=mesh.get_group("tasks"), schedule="dynamic")
+    except ValueError as e:
+        refused = str(e)
+    return [full(p.grad) for p in leaves], step.losses, step.owners, refused

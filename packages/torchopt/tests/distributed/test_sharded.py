@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sharded parameters train, and are differentiated, like those of one process."""
+
+from __future__ import annotations
+
+import distributed_programs
+import pytest
+import sharded_programs as programs
+import torch
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_sharded_parameters_are_trained_like_those_of_one_process(world, n):
+    total = sum(p.numel() for p in programs.small_net().parameters())
+    for found in world(programs.grid, n):
+        errors = {k: v for k, v in found.items() if not k.startswith(("share ", "states "))}
+        assert len(errors) > 40
+        assert max(errors.values()) < 1e-12, max(errors.items(), key=lambda item: item[1])
+        for name in programs.CLASSES:  # every rank holds its part of parameters and states
+            rest = 8 / total  # rows that n does not divide
+            assert found[f"share {name}"] <= 1 / n + rest
+            assert found[f"states {name}"] <= 2 * (1 / n + rest)
+        assert found["states Adam"] > 0
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_mesh_of_tasks_and_shards(world, deterministic):
+    net = distributed_programs.make_net()
+    tasks = distributed_programs.make_tasks(5)
+    losses = [distributed_programs.explicit_loss(net, t) for t in tasks]
+    want = torch.autograd.grad(sum(losses) / 5, list(net.parameters()))
+    for rank, (grads, got, owners, refused) in enumerate(
+        world(programs.tasks_and_shards, 4, deterministic)
+    ):
+        torch.testing.assert_close(got, torch.stack(losses).detach(), rtol=1e-12, atol=0)
+        assert set(owners) == {rank % 2, rank % 2 + 2}
+        assert "static" in refused
+        for g, w in zip(grads, want):
+            assert w.abs().max() > 1e-4
+            torch.testing.assert_close(g, w, rtol=1e-12, atol=1e-15)
