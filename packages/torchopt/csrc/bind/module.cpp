@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bind/buffers.h"
+#include "bind/factored_call.h"
 #include "bind/fork.h"
 #include "bind/fused_call.h"
 #include "bind/rule_table.h"
@@ -144,6 +145,11 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
                py::arg("rule"), py::arg("kind"), py::arg("tensors"), py::arg("size"),
                py::arg("needed"), py::arg("step"), py::arg("hypers"), py::arg("maximize"),
                py::arg("num_threads"), py::arg("record"));
+    module.def("factored_rms", &factored_rms_call,
+               "Adafactor's step over plain tensors on the CPU into new ones; None where they are "
+               "others.",
+               py::arg("grads"), py::arg("params"), py::arg("rows"), py::arg("columns"),
+               py::arg("hypers"), py::arg("inplace"), py::arg("num_threads"));
     module.def("successor", &successor, "The 0-dim int64 tensor count + 1; None for other objects.",
                py::arg("count"));
     module.def("are_one", &are_one, "Whether the items are one and the same object.",

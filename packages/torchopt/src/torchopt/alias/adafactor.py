@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from torch import Tensor
 
 from torchopt.alias.utils import (
@@ -13,6 +16,7 @@ from torchopt.base import GradientTransformation
 from torchopt.transform import scale, scale_by_factored_rms
 from torchopt.transform.add_decayed_weights import AddDecayedWeights
 from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.scale_by_factored_rms import ScaleByFactoredRms
 from torchopt.transform.validate import check_at_least_zero, unpacked
 
 __all__ = ["adafactor"]
@@ -25,6 +29,14 @@ def _decay_by_lr(lr: float | Tensor, weight_decay: float | Tensor) -> LeafRule |
     if any(not isinstance(x, Tensor) and x == 0.0 for x in (lr, weight_decay)):
         return None
     return AddDecayedWeights(weight_decay, lr)
+
+
+@transformation
+def _minus_step(*hypers: Any) -> LeafRule:
+    """Return the transformation to minus the step of `scale_by_factored_rms(*hypers)`."""
+    rule = scale_by_factored_rms.rule(*hypers)
+    assert isinstance(rule, ScaleByFactoredRms)
+    return dataclasses.replace(rule, sign=-1)
 
 
 def adafactor(
@@ -56,9 +68,13 @@ def adafactor(
     References:
         N. Shazeer, M. Stern, Adafactor, 2018, https://arxiv.org/abs/1804.04235
     """
+    hypers = (lr, beta2_decay, *unpacked(eps, 2, "eps"), d)
+    flip = (flip_sign_and_add_weight_decay, (0.0, maximize))
+    if not isinstance(weight_decay, Tensor) and weight_decay == 0.0:
+        return compose(flip, (_minus_step, hypers))  # one pass less
     return compose(
-        (flip_sign_and_add_weight_decay, (0.0, maximize)),
-        (scale_by_factored_rms, (lr, beta2_decay, *unpacked(eps, 2, "eps"), d)),
+        flip,
+        (scale_by_factored_rms, hypers),
         (_decay_by_lr, (lr, weight_decay)),
         (scale, (-1.0,)),
     )

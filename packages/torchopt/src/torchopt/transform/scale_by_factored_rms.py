@@ -10,6 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchopt import _C
+from torchopt.kernels.fused_update import bump_versions
+from torchopt.kernels.missing import why_missing
 from torchopt.kernels.reference.root import root
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import for_each_distinct, increment, zero_counts
@@ -29,13 +32,14 @@ class ScaleByFactoredRmsState(NamedTuple):
 
 @dataclass(frozen=True)
 class ScaleByFactoredRms(LeafRule):
-    """u = alpha_k g / sqrt(row mean times column mean), clipped."""
+    """u = sign alpha_k g / sqrt(row mean times column mean), clipped; `sign` is 1 or -1."""
 
     lr: float | Tensor
     beta2_decay: float | Tensor
     eps1: float | Tensor | None
     eps2: float | Tensor
     d: float | Tensor
+    sign: int = 1
     leaf_fields: ClassVar[tuple[str, ...]] = ("rows", "columns", "count")
     compressed: ClassVar[bool] = True
     complex_numbers: ClassVar[str] = "refused"
@@ -55,7 +59,7 @@ class ScaleByFactoredRms(LeafRule):
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
-        """Return the steps, with a minus still to come, and the new means."""
+        """Return the steps and the new means."""
         counts = increment(state.count)
         roles = (grads, params, state.rows, state.columns)
         read = itertools.chain(*roles, [self.lr] if isinstance(self.lr, Tensor) else [])
@@ -123,6 +127,11 @@ class ScaleByFactoredRms(LeafRule):
             roles = (grads, params, old_rows, old_columns)
             g, p, row, column = ([role[i] for i in indices] for role in roles)
             weight, rho = self._values(counts[indices[0]], g[0].dtype)
+            found = self._natively(g, p, row, column, weight, rho, inplace=inplace)
+            if found is not None:
+                for k, i in enumerate(indices):
+                    updates[i], rows[i], columns[i] = (role[k] for role in found)
+                continue
             eps1 = self._eps1(g[0])
             assert not isinstance(eps1, Tensor)
             variance = list(torch._foreach_mul(g, g))
@@ -150,6 +159,26 @@ class ScaleByFactoredRms(LeafRule):
             for k, i in enumerate(indices):
                 updates[i], rows[i], columns[i] = variance[k], row[k], column[k]
         return updates, rows, columns
+
+    def _natively(
+        self,
+        g: list[Tensor],
+        p: list[Tensor],
+        row: list[Tensor],
+        column: list[Tensor],
+        *numbers: Any,
+        inplace: bool,
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
+        """Return updates, rows and columns by one native call; None where there is none."""
+        if why_missing(_C) is not None or g[0].device.type != "cpu":
+            return None
+        eps1 = -1.0 if self.eps1 is None else self.eps1
+        hypers = [float(h) for h in (*numbers, eps1, self.eps2, self.d)]
+        threads = torch.get_num_threads()
+        found = _C.factored_rms(g, p, row, column, hypers, inplace, threads)
+        if found is not None and inplace:
+            bump_versions([*row, *column])
+        return found
 
     def _factors(self, norms: Tensor, roots: list[float], rho: float | Tensor) -> Any:
         """Return what each direction is multiplied by; numbers on the CPU, else 0-dim tensors.
@@ -180,14 +209,14 @@ class ScaleByFactoredRms(LeafRule):
         if count.device.type != "cpu" or isinstance(self.lr, Tensor):
             return self._scalars(count, dtype)
         k = float(count)
-        return k**self.beta2_decay, min(self.lr, k**-0.5)
+        return k**self.beta2_decay, self.sign * min(self.lr, k**-0.5)
 
     def _scalars(self, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the weight of a new square, and the relative step size."""
+        """Return the weight of a new square, and the relative step size with its sign."""
         k = count.to(torch.float64)
         lr = torch.as_tensor(self.lr, dtype=torch.float64, device=k.device)
         weight = torch.pow(k, self.beta2_decay)
-        return weight.to(dtype), torch.minimum(lr, 1 / k.sqrt()).to(dtype)
+        return weight.to(dtype), self.sign * torch.minimum(lr, 1 / k.sqrt()).to(dtype)
 
 
 def _moved_one(old: Tensor, new: Tensor, weight: Tensor) -> Tensor:
