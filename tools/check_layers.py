@@ -107,6 +107,11 @@ CPP = (
                 r"cpython/",
                 "what CPython hides is known in cpython/ alone",
             ),
+            HeaderRule(
+                r"\bKind::",
+                r"(nodes|spec|tests)/",
+                "kinds are told apart in nodes/ alone; ask facts_of, dispatch or dispatch_slots",
+            ),
             HeaderRule(r"\babsl\b", r"spec/node\w*\.h$", "only spec/node*.h names Abseil"),
             NO_TORCH,
         ),

@@ -27,7 +27,9 @@ GOOD_CPP = {
     "spec/tree.h": '#include "spec/node.h"\n',
     "cpython/compat.h": "#include <Python.h>\n#if PY_VERSION_HEX < 0x030A0000\n#endif\n",
     "support/ref.h": '#include <Python.h>\n#include "cpython/compat.h"\n',
-    "nodes/list.cpp": '#include "spec/tree.h"\n#include "support/ref.h"\n',
+    "nodes/list.cpp": (
+        '#include "spec/tree.h"\n#include "support/ref.h"\nconst Kind kind = Kind::list;\n'
+    ),
     "walk/flatten.h": '#include "nodes/../spec/tree.h"\n',
     "bind/module.cpp": '#include <pybind11/pybind11.h>\n#include "walk/flatten.h"\n',
     "tests/test_tree.cpp": '#include "spec/tree.h"\n',
@@ -81,6 +83,8 @@ def test_includes_that_cross_layers_are_counted(tmp_path: Path) -> None:
         ("walk/free.cpp", "#ifdef Py_GIL_DISABLED\n", "builds of Python are told apart"),
         ("nodes/list.cpp", "auto p = list->ob_item;\n", "what CPython hides"),
         ("bind/dict.cpp", "f(_PyDict_NewPresized(3));\n", "what CPython hides"),
+        ("walk/text.cpp", "if (kind == Kind::list) return;\n", "kinds are told apart in nodes/"),
+        ("bind/text.cpp", "switch (kind) { case Kind::dict: break; }\n", "kinds are told apart"),
         ("spec/tree2.h", "#include <absl/types/span.h>\n", "only spec/node*.h names Abseil"),
         ("bind/torch.cpp", "#include <torch/extension.h>\n", "no header of torch"),
         ("walk/lost.cpp", '#include "nodes/absent.h"\n', "which is not below packages/optree/cpp"),

@@ -15,10 +15,6 @@ namespace py = pybind11;
 namespace optree {
 namespace {
 
-const char* const kKindNames[kNumKinds] = {"CUSTOM",      "LEAF",  "NONE",           "TUPLE",
-                                           "LIST",        "DICT",  "NAMEDTUPLE",     "ORDEREDDICT",
-                                           "DEFAULTDICT", "DEQUE", "STRUCTSEQUENCE", "FROZENDICT"};
-
 py::object borrow(const Ref& ref) { return py::reinterpret_borrow<py::object>(ref.get()); }
 
 // ---- build-time facts
@@ -99,20 +95,24 @@ py::dict buildtime_metadata() {
 
 void add_kind_enum(py::module_& module, State& state) {
     py::list members;
-    for (int i = 0; i < kNumKinds; ++i) members.append(py::make_tuple(kKindNames[i], i));
+    for (const KindFacts& kind : kinds::facts) {
+        members.append(py::make_tuple(kind.python_name, kind.value));
+    }
     const py::object enum_class = py::module_::import("enum").attr("IntEnum");
-    py::object kinds = enum_class("PyTreeKind", members, py::arg("module") = "optree",
-                                  py::arg("qualname") = "PyTreeKind");
-    for (int i = 0; i < kNumKinds; ++i)
-        state.kinds[i] = Ref::borrow(py::object(kinds.attr(kKindNames[i])).ptr());
+    py::object kind_enum = enum_class("PyTreeKind", members, py::arg("module") = "optree",
+                                      py::arg("qualname") = "PyTreeKind");
+    for (const KindFacts& kind : kinds::facts) {
+        const py::object member = kind_enum.attr(kind.python_name);
+        state.kinds[kind.value] = Ref::borrow(member.ptr());
+    }
     // Not a member, so set past the metaclass.
-    auto* type = reinterpret_cast<PyTypeObject*>(kinds.ptr());
+    auto* type = reinterpret_cast<PyTypeObject*>(kind_enum.ptr());
     const py::int_ count(kNumKinds);
     check_status(compat::set_class_attribute(type, "NUM_KINDS", count.ptr()));
-    kinds.attr("__doc__") = "The kind of a node of a tree.";
+    kind_enum.attr("__doc__") = "The kind of a node of a tree.";
     type->tp_flags |= compat::kImmutableType;
-    state.kind_enum = Ref::borrow(kinds.ptr());
-    module.attr("PyTreeKind") = kinds;
+    state.kind_enum = Ref::borrow(kind_enum.ptr());
+    module.attr("PyTreeKind") = kind_enum;
 }
 
 void add_functions(py::module_& module, State& state, PyMethodDef* table) {

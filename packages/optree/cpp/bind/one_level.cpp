@@ -101,17 +101,9 @@ Ref dict_metadata(const OneLevel& known, KeyLayout* layout) {
 // ---- the parts of an answer
 
 Ref metadata_of(const OneLevel& known, Kind kind, const Slot* slots) {
-    switch (kind) {
-        case Kind::dict: return dict_metadata(known, as_layout(slots[0]));
-        case Kind::defaultdict: {
-            const Ref keys = dict_metadata(known, as_layout(slots[0]));
-            return checked(PyTuple_Pack(2, as_object(slots[1]), keys.get()));
-        }
-        default: {
-            Ref metadata = node_data(kind, slots);
-            return metadata ? std::move(metadata) : Ref::borrow(Py_None);
-        }
-    }
+    Ref metadata =
+        node_data(kind, slots, [&](KeyLayout* layout) { return dict_metadata(known, layout); });
+    return metadata ? std::move(metadata) : Ref::borrow(Py_None);
 }
 
 Ref new_indices(std::size_t size) {
@@ -123,8 +115,9 @@ Ref new_indices(std::size_t size) {
 }
 
 Ref entries_of(const OneLevel& known, Kind kind, const Slot* slots, std::uint32_t arity) {
-    if (is_mapping(kind)) return layout_entries(as_layout(slots[0]));
-    if (kind == Kind::custom && slots[2] != nullptr) return Ref::borrow(as_object(slots[2]));
+    if (Ref entries = dispatch_slots(kind, [&](auto list) { return list.entries(slots); })) {
+        return entries;
+    }
     if (arity < OneLevel::kNumIndices) return Ref::borrow(known.indices[arity].get());
     return new_indices(arity);
 }
@@ -136,11 +129,10 @@ Ref attributes_of(const OneLevel& known, const OneLevel::Handler& handler, Kind 
     const auto set = [&](const Ref& name, PyObject* value) {
         check_status(PyDict_SetItem(attributes.get(), name.get(), value));
     };
-    if (kind == Kind::namedtuple || kind == Kind::structseq) {
-        set(known.str_type, as_object(slots[0]));
-    } else if (kind == Kind::custom) {
-        const Registration* registration = as_registration(slots[0]);
-        set(known.str_type, registration->type);
+    if (PyObject* type = dispatch_slots(kind, [&](auto list) { return list.type(slots); })) {
+        set(known.str_type, type);
+    }
+    if (const Registration* registration = registration_of(kind, slots)) {
         set(known.str_path_entry_type, registration->path_entry_type);
     }
     return attributes;
@@ -206,8 +198,8 @@ Ref flatten_one_level(Context& context, PyObject* tree) {
     Registration* registration = nullptr;
     const bool stop = context.predicate != nullptr && !(tree == Py_None && context.none_is_leaf) &&
                       context.is_leaf_by_predicate(tree);
-    const Kind kind = stop ? Kind::leaf : context.classify(tree, registration);
-    if (kind == Kind::leaf) {
+    const Kind kind = stop ? kLeafKind : context.classify(tree, registration);
+    if (is_leaf(kind)) {
         raise(PyExc_ValueError, "Cannot flatten leaf-type: %S (node: %R).", Py_TYPE(tree), tree);
     }
     ObjectStack children;
@@ -228,8 +220,9 @@ Ref flatten_one_level(Context& context, PyObject* tree) {
     items[0] = list.release();
     items[1] = metadata.release();
     items[2] = entries.release();
-    items[3] = compat::new_ref(kind == Kind::custom ? as_registration(slots[0])->unflatten_func
-                                                    : handler.unflatten_func.get());
+    const Registration* registered = registration_of(kind, slots);
+    items[3] = compat::new_ref(registered != nullptr ? registered->unflatten_func
+                                                     : handler.unflatten_func.get());
     check_status(PyObject_GenericSetDict(output.get(), attributes.get(), nullptr));
     PyObject_GC_Track(output.get());
     return output;

@@ -57,7 +57,7 @@ PyObject* get_type(PyObject* self, void*) {
 }
 PyObject* get_kind(PyObject* self, void*) {
     return method(self, [](SpecObject& spec) {
-        const Kind kind = spec.tree.nodes.empty() ? Kind::leaf : spec.tree.root().kind;
+        const Kind kind = spec.tree.nodes.empty() ? kLeafKind : spec.tree.root().kind;
         return Ref::borrow(state_of(spec).kinds[static_cast<int>(kind)].get());
     });
 }

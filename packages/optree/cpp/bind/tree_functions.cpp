@@ -106,10 +106,10 @@ PyObject* call_rows_function(PyObject* self, Args args, Py_ssize_t nargs) {
 bool object_is_leaf(Context& context, PyObject* object) {
     if (context.predicate != nullptr && context.is_leaf_by_predicate(object)) return true;
     Registration* registration = nullptr;
-    return context.classify(object, registration) == Kind::leaf;
+    return is_leaf(context.classify(object, registration));
 }
 
-PyObject* is_leaf(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
+PyObject* is_leaf_function(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
     State& state = as_state(self);
     return guarded(state.error(), [&] {
         PyObject* out[4];
@@ -159,7 +159,7 @@ PyObject* make_none(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnam
         const bool none_is_leaf = as_bool(out[0], "none_is_leaf");
         if (none_is_leaf) return new_leaf_spec(state, true, state.empty_str.get()).release();
         TreeOwner owner;
-        Builder(owner.tree).close(Kind::none, 0);
+        Builder(owner.tree).close(kKindOf<None>, 0);
         return new_spec(state, false, state.empty_str.get(), owner).release();
     });
 }
@@ -217,7 +217,7 @@ PyMethodDef tree_functions[] = {
      "Call a function on the leaves; return the first tree."},
     {"call_rows", as_cfunction(call_rows_function), METH_FASTCALL,
      "Call a function on the rows of a list of columns."},
-    {"is_leaf", as_cfunction(is_leaf), kKeywords, "Whether an object is a leaf."},
+    {"is_leaf", as_cfunction(is_leaf_function), kKeywords, "Whether an object is a leaf."},
     {"all_leaves", as_cfunction(all_leaves), METH_FASTCALL, "Whether all objects are leaves."},
     {"make_leaf", as_cfunction(make_leaf), kKeywords, "The structure of a leaf."},
     {"make_none", as_cfunction(make_none), kKeywords, "The structure of None."},

@@ -6,6 +6,33 @@
 
 namespace optree {
 
+// What a weak reference refers to; null if that is gone. Under the interpreter lock it stays as long as
+// no Python code runs, and else as long as this does.
+class WeakTarget {
+  public:
+    WeakTarget() noexcept = default;
+    WeakTarget(const WeakTarget&) = delete;
+    WeakTarget& operator=(const WeakTarget&) = delete;
+#if defined(Py_GIL_DISABLED)
+    ~WeakTarget() { Py_XDECREF(object_); }
+    void set(PyObject* weakref) noexcept {
+        Py_XDECREF(object_);
+        object_ = nullptr;
+        PyWeakref_GetRef(weakref, &object_);
+    }
+#else
+    void set(PyObject* weakref) noexcept {
+        PyObject* target = reinterpret_cast<PyWeakReference*>(weakref)->wr_object;
+        object_ = target != Py_None ? target : nullptr;
+    }
+#endif
+    PyObject* get() const noexcept { return object_; }
+    explicit operator bool() const noexcept { return object_ != nullptr; }
+
+  private:
+    PyObject* object_ = nullptr;
+};
+
 // Of an object that PyFunction_Check says is one. All answers are borrowed.
 OPTREE_INLINE PyObject* code_of(PyObject* function) noexcept {
     return PyFunction_GET_CODE(function);

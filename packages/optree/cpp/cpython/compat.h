@@ -20,12 +20,14 @@
 #define OPTREE_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define OPTREE_COLD __attribute__((cold, noinline))
 #define OPTREE_INLINE inline __attribute__((always_inline))
+#define OPTREE_INLINE_LAMBDA __attribute__((always_inline))  // after the parameters
 #define OPTREE_NOINLINE __attribute__((noinline))
 #else
 #define OPTREE_LIKELY(x) (x)
 #define OPTREE_UNLIKELY(x) (x)
 #define OPTREE_COLD
 #define OPTREE_INLINE inline
+#define OPTREE_INLINE_LAMBDA
 #define OPTREE_NOINLINE
 #endif
 
@@ -90,18 +92,6 @@ inline PyObject* dict_item(PyObject* dict, PyObject* key) noexcept {
     return value;
 #else
     return xnew_ref(PyDict_GetItemWithError(dict, key));
-#endif
-}
-
-// What a weak reference refers to, as a new reference; null if that is gone.
-OPTREE_INLINE PyObject* weak_target(PyObject* weakref) noexcept {
-#if PY_VERSION_HEX >= 0x030D0000
-    PyObject* target = nullptr;
-    PyWeakref_GetRef(weakref, &target);
-    return target;
-#else
-    PyObject* target = PyWeakref_GET_OBJECT(weakref);
-    return target == Py_None ? nullptr : new_ref(target);
 #endif
 }
 

@@ -38,7 +38,8 @@ class ObjectPool {
     // Keeps the memory of an untracked object without references; false if there is no room. The
     // caller still drops the object's reference to its class.
     OPTREE_INLINE bool give(PyObject* object) noexcept {
-        if (!kKeepsObjects || count_ == kSize || !trials.gc_memory.held()) return false;
+        if (!kKeepsObjects || count_ == kSize) return false;
+        if (OPTREE_UNLIKELY(!trials.gc_memory.held())) return false;
         objects_[count_++] = object;
         return true;
     }

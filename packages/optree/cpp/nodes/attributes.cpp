@@ -53,7 +53,7 @@ std::unique_ptr<Attributes> Attributes::parse(PyObject* description) {
     return made;
 }
 
-std::uint32_t Attributes::expand(PyObject* object, ObjectStack& out, Payload& payload) const {
+std::uint32_t Attributes::expand(PyObject* object, ObjectStack& out, Ref* slots) const {
     const auto get = [&](PyObject* name) {
         return checked(calling_python([&] { return PyObject_GetAttr(object, name); }));
     };
@@ -68,8 +68,8 @@ std::uint32_t Attributes::expand(PyObject* object, ObjectStack& out, Payload& pa
         PyObject* pair[] = {its_name, value.get()};
         pairs.push_owned(tuple_of(pair, 2).release());
     }
-    payload.slot[1] = pairs.into_tuple();
-    payload.slot[2] = Ref::borrow(children.get());
+    slots[1] = pairs.into_tuple();
+    slots[2] = Ref::borrow(children.get());
     return checked_count(count);
 }
 
@@ -107,7 +107,8 @@ Ref contents_of_closure(PyObject* function) {
 
 bool PlainInit::holds(PyTypeObject* cls) const noexcept {
     if (cls->tp_new != PyBaseObject_Type.tp_new || cls->tp_init != tp_init) return false;
-    const Ref function = Ref::steal(compat::weak_target(init.get()));
+    WeakTarget function;
+    function.set(init.get());
     if (!function || code_of(function.get()) != code.get()) return false;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(cells.get()); ++i) {
         if (held_by_closure(function.get(), i) != PyTuple_GET_ITEM(cells.get(), i)) return false;

@@ -38,7 +38,7 @@ struct Attributes {
     // gives it.
     static std::unique_ptr<Attributes> parse(PyObject* description);
 
-    std::uint32_t expand(PyObject* object, ObjectStack& out, Payload& payload) const;
+    std::uint32_t expand(PyObject* object, ObjectStack& out, Ref* slots) const;
     // Whether `rebuild` does what the Python function would for this metadata.
     bool fits(PyObject* node_metadata, std::size_t count) const noexcept;
     // A new `cls` that takes over the children; null on error.

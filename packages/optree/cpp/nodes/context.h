@@ -2,7 +2,9 @@
 // What one call of the library decides nodes by, and the decision itself.
 #pragma once
 
+#include <algorithm>
 #include <bit>
+#include <iterator>
 #include <memory>
 #include <utility>
 
@@ -12,7 +14,7 @@
 
 namespace optree {
 
-// Up to three payload slots of one node, owned until they are moved into a slot table.
+// The payload slots of one node, owned until they are moved into a slot table.
 struct Payload {
     Ref slot[3];
 };
@@ -75,6 +77,15 @@ class Context {
         return classify_rest(type, registration);
     }
 
+    // Whether `classify` knows the class without a table.
+    static bool asks_for(PyObject* cls) noexcept {
+        for (PyTypeObject* type :
+             {&PyTuple_Type, &PyDict_Type, &PyList_Type, Py_TYPE(Py_None), &PyODict_Type}) {
+            if (cls == type_object(type)) return true;
+        }
+        return false;
+    }
+
     // Forgets the classes met. May run Python code.
     OPTREE_INLINE void forget() noexcept {
         last_leaf_ = nullptr;
@@ -122,29 +133,7 @@ class Context {
         return ((bits >> 4) ^ (bits >> 8) ^ (bits >> 12)) % kSeen & ~std::size_t{1};
     }
 
-    OPTREE_NOINLINE Kind classify_rest(PyTypeObject* type, Registration*& registration) {
-        PyObject* cls = reinterpret_cast<PyObject*>(type);
-        Ref alive;
-        Kind kind = Kind::leaf;
-        if (cls == state.defaultdict_type.get()) {
-            kind = Kind::defaultdict;
-        } else if (cls == state.deque_type.get()) {
-            kind = Kind::deque;
-        } else if (Ref found = lookup(type)) {
-            registration = as_registration(found.get());
-            custom_.hold(std::move(found));
-            return Kind::custom;  // not remembered: the registration may change
-        } else if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) {
-            alive = Ref::borrow(cls);
-            if (state.structseqs.contains(type)) {
-                kind = Kind::structseq;
-            } else if (state.namedtuples.contains(type)) {
-                kind = Kind::namedtuple;
-            }
-        }
-        remember(type, kind);
-        return kind;
-    }
+    OPTREE_NOINLINE Kind classify_rest(PyTypeObject* type, Registration*& registration);
 
     void remember(PyTypeObject* type, Kind kind) {
         const std::size_t place = seen_index(type);
@@ -181,17 +170,11 @@ class Context {
     Held custom_;  // the registration that `classify` gave last: another thread may take it back
 };
 
-inline PyObject* type_object(PyTypeObject* type) noexcept {
-    return reinterpret_cast<PyObject*>(type);
-}
-
-// Whether the class is a node in every namespace: NoneType, tuple, list, dict, OrderedDict,
-// defaultdict or deque. Such a class can't be registered.
+// Whether the class is that of a kind, so that it is a node in every namespace and can't be registered.
 inline bool is_builtin_node(const State& state, PyObject* cls) noexcept {
-    return cls == type_object(Py_TYPE(Py_None)) || cls == type_object(&PyTuple_Type) ||
-           cls == type_object(&PyList_Type) || cls == type_object(&PyDict_Type) ||
-           cls == type_object(&PyODict_Type) || cls == state.defaultdict_type.get() ||
-           cls == state.deque_type.get();
+    return std::find_if(std::begin(state.classes), std::end(state.classes),
+                        [cls](const Ref& known) { return known.get() == cls; }) !=
+           std::end(state.classes);
 }
 
 }  // namespace optree

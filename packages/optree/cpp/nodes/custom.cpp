@@ -5,10 +5,10 @@
 
 namespace optree {
 
-std::uint32_t Custom::expand(Context&, PyObject* object, ObjectStack& children, Payload& payload) {
-    auto* registration = as_registration(payload.slot[0].get());
+std::uint32_t Custom::expand(PyObject* object, ObjectStack& children, Ref* slots) {
+    auto* registration = as_registration(slots[0].get());
     if (registration->attributes != nullptr) {
-        return registration->attributes->expand(object, children, payload);
+        return registration->attributes->expand(object, children, slots);
     }
     const Ref result = checked(
         calling_python([&] { return PyObject_CallOneArg(registration->flatten_func, object); }));
@@ -19,19 +19,18 @@ std::uint32_t Custom::expand(Context&, PyObject* object, ObjectStack& children, 
               "PyTree custom flatten function for type %R should return a 2- or 3-tuple, got %zd.",
               registration->type, count);
     }
-    payload.slot[1] = Ref::borrow(PyTuple_GET_ITEM(parts.get(), 1));
+    slots[1] = Ref::borrow(PyTuple_GET_ITEM(parts.get(), 1));
     if (count == 3 && PyTuple_GET_ITEM(parts.get(), 2) != Py_None) {
-        payload.slot[2] = collected_tuple(PyTuple_GET_ITEM(parts.get(), 2));
+        slots[2] = collected_tuple(PyTuple_GET_ITEM(parts.get(), 2));
     }
     const std::size_t base = children.size();
     collect(PyTuple_GET_ITEM(parts.get(), 0), children);
     const std::uint32_t arity = checked_count(children.size() - base);
-    if (payload.slot[2] && PyTuple_GET_SIZE(payload.slot[2].get()) != arity) {
+    if (slots[2] && PyTuple_GET_SIZE(slots[2].get()) != arity) {
         raise(PyExc_RuntimeError,
               "PyTree custom flatten function for type %R returned inconsistent number of children "
               "(%zd) and number of entries (%zd).",
-              registration->type, static_cast<Py_ssize_t>(arity),
-              PyTuple_GET_SIZE(payload.slot[2].get()));
+              registration->type, static_cast<Py_ssize_t>(arity), PyTuple_GET_SIZE(slots[2].get()));
     }
     return arity;
 }
@@ -63,17 +62,27 @@ void Custom::match(Context& context, const Slot* slots, std::uint32_t arity, PyO
               "Custom node type mismatch; expected type: %R, got type: %R; value: %R.",
               expected->type, Py_TYPE(object), object);
     }
-    Payload payload;
-    payload.slot[0] = std::move(found);
-    const std::uint32_t got = expand(context, object, children, payload);
-    if (!equal(as_object(slots[1]), payload.slot[1].get())) {
+    Ref its[3];
+    its[0] = std::move(found);
+    const std::uint32_t got = expand(object, children, its);
+    if (!equal(as_object(slots[1]), its[1].get())) {
         raise(PyExc_ValueError, "Mismatch custom node data; expected: %R, got: %R; value: %R.",
-              as_object(slots[1]), payload.slot[1].get(), object);
+              as_object(slots[1]), its[1].get(), object);
     }
     if (got != arity) {
         raise(PyExc_ValueError, "Custom type arity mismatch; expected: %zd, got: %zd; value: %R.",
               static_cast<Py_ssize_t>(arity), static_cast<Py_ssize_t>(got), object);
     }
+}
+
+Ref Custom::step(const Slot*, std::uint32_t, PyObject* entry) {
+    const bool is_name = PyUnicode_CheckExact(entry) && PyUnicode_IsIdentifier(entry) == 1;
+    return is_name ? step_of_field(entry) : step_of_entry(entry);
+}
+
+std::string Custom::text(const Slot* slots, const Texts& children) {
+    return "CustomTreeNode(" + attribute_text(as_registration(slots[0])->type, "__name__") + "[" +
+           repr_of(as_object(slots[1])) + "], [" + joined(children) + "])";
 }
 
 }  // namespace optree

@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// collections.deque; the slot is its maxlen, null for None.
+// collections.deque; the slot is its maxlen.
 #pragma once
 
 #include "nodes/list.h"
 
 namespace optree {
 
-struct Deque {
+struct Deque : AnyNode {
     static constexpr const char* kName = "deque";
-    static std::uint32_t expand(Context& context, PyObject* object, ObjectStack& children,
-                                Payload& payload) {
+    static Ref find_class() { return attribute_of_module("collections", "deque"); }
+    template <class Visitor>
+    static std::uint32_t visit(Context& context, PyObject* object, Visitor& visitor, Ref* slots) {
         Ref maxlen = checked(PyObject_GetAttr(object, context.state.str_maxlen.get()));
-        if (maxlen.get() != Py_None) payload.slot[0] = std::move(maxlen);
-        const Ref items = checked(PySequence_List(object));
-        Payload none;
-        return List::expand(context, items.get(), children, none);
+        if (maxlen.get() != Py_None) slots[0] = std::move(maxlen);
+        return collect_items(context, checked(PySequence_List(object)), visitor.stack());
     }
     static PyObject* rebuild(State& state, const Slot* slots, PyObject** children,
                              std::size_t count) {
@@ -22,27 +21,36 @@ struct Deque {
         if (items == nullptr) return nullptr;
         PyObject* args[] = {nullptr, items, as_object(slots[0])};
         PyObject* deque = PyObject_Vectorcall(
-            state.deque_type.get(), args + 1,
+            state.class_of<Deque>(), args + 1,
             (slots[0] != nullptr ? 2 : 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
         Py_DECREF(items);
         return deque;
     }
     static void match(Context& context, const Slot*, std::uint32_t arity, PyObject* object,
                       ObjectStack& children) {
-        if (type_object(Py_TYPE(object)) != context.state.deque_type.get()) {
+        if (type_object(Py_TYPE(object)) != context.state.class_of<Deque>()) {
             raise_expected("collections.deque", object);
         }
-        const Ref items = checked(PySequence_List(object));
+        Ref items = checked(PySequence_List(object));
         if (PyList_GET_SIZE(items.get()) != arity) {
             raise_arity("deque", "deque", arity, PyList_GET_SIZE(items.get()), object);
         }
-        Payload none;
-        List::expand(context, items.get(), children, none);
+        collect_items(context, std::move(items), children);
     }
-    static Ref entry(const Slot*, std::uint32_t index) { return index_entry(index); }
-    static PyObject* type(State& state, const Slot*) noexcept { return state.deque_type.get(); }
-    static Ref data(const Slot* slots) {
-        return Ref::borrow(slots[0] != nullptr ? as_object(slots[0]) : Py_None);
+    static std::string text(const Slot* slots, const Texts& children) {
+        std::string text = "deque(";
+        if (!children.empty()) text += "[" + joined(children) + "]";
+        if (slots[0] != nullptr) {
+            if (!children.empty()) text += ", ";
+            text += "maxlen=" + repr_of(as_object(slots[0]));
+        }
+        return text + ")";
+    }
+
+  private:
+    static std::uint32_t collect_items(Context& context, const Ref& items, ObjectStack& children) {
+        Collect collect(children);
+        return List::visit(context, items.get(), collect, nullptr);
     }
 };
 

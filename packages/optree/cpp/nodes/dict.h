@@ -7,11 +7,9 @@
 
 namespace optree {
 
-struct Dict {
-    static constexpr const char* kName = "dict";
-    static bool is_empty(const State&, PyObject* object) noexcept {
-        return PyDict_GET_SIZE(object) == 0;
-    }
+// Mappings that follow the dict mode.
+template <class Self>
+struct DictKind : MappingKind<Self> {
     OPTREE_INLINE static KeyLayout* gather_known(Context& context, PyObject* object,
                                                  PyObject** out) {
         return optree::gather_known(context.state.layouts(), object, context.sorted, out);
@@ -20,23 +18,17 @@ struct Dict {
         return optree::scan_unknown(context.state.layouts(), context.state.layout(), object,
                                     context.sorted, children);
     }
-    static std::uint32_t expand(Context& context, PyObject* object, ObjectStack& children,
-                                Payload& payload) {
-        payload.slot[0] = scan_mapping<Dict>(context, object, children);
-        return as_layout(payload.slot[0].get())->size;
-    }
+};
+
+struct Dict : DictKind<Dict> {
+    static constexpr const char* kName = "dict";
+    static Ref find_class() { return Ref::borrow(type_object(&PyDict_Type)); }
     static PyObject* rebuild(State&, const Slot* slots, PyObject** children, std::size_t) {
-        return new_dict_of(as_layout(slots[0]), children);
+        return new_dict_of(keys(slots), children);
     }
-    static void match(Context& context, const Slot* slots, std::uint32_t, PyObject* object,
-                      ObjectStack& children) {
-        match_mapping(context, as_layout(slots[0]), kName, object, children);
+    static std::string text(const Slot* slots, const Texts& children) {
+        return braces(keys(slots), children);
     }
-    static Ref entry(const Slot* slots, std::uint32_t index) {
-        return Ref::borrow(as_layout(slots[0])->keys[index]);
-    }
-    static PyObject* type(State&, const Slot*) noexcept { return type_object(&PyDict_Type); }
-    static Ref data(const Slot* slots) { return layout_keys(as_layout(slots[0])); }
 };
 
 }  // namespace optree

@@ -1,15 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one switch on the kind of a node. Every kind has the same static members:
+// The switch on the kind of a node, and the only one: kinds.def is its table. A kind is a class with
+// these static members; AnyNode (node.h), RecordKind and MappingKind have some of them.
 //
-//   kName                                 name in messages
-//   expand(context, object, out, payload) pushes the children (new references) in traversal order,
-//                                         fills the payload, returns their number
-//   rebuild(state, slots, children, n)    a new object that takes over the children; null on error
+//   kName                           name in messages
+//   find_class(), recognises(state, type)
+//                                   the class of the nodes, or which subclasses of tuple make such
+//   is_empty(state, object)         whether there are no children
+//   visit(context, object, visitor, slots)
+//                                   shows the children to a visitor (node.h) in traversal order, fills
+//                                   the slots, returns the number of children
+//   rebuild(state, slots, children, n)
+//                                   a new object that takes over the children; null on error
 //   match(context, slots, arity, object, out)
-//                                         pushes the children of an object that must match the node
-//   entry(slots, i)                       what leads to child i: an index or a key
-//   type(state, slots)                    the class of the node, borrowed
-//   data(slots)                           metadata shown to Python, null where there is none
+//                                   pushes the children of an object that must match the node
+//   step(slots, i, entry), text(slots, texts)
+//                                   what leads to child i, and the node, as Python code
+//   verify(read, slots)             raises what is wrong with a pickled node
+//
+// What its slots hold is not its business: their types are in its row, and know how (slots.h).
 #pragma once
 
 #include <stdexcept>
@@ -27,37 +35,66 @@
 
 namespace optree {
 
+template <class Node>
+struct SlotsOf;
+#define OPTREE_KIND(value, name, python_name, cls, ...) \
+    template <>                                         \
+    struct SlotsOf<cls> : SlotList<__VA_ARGS__> {};
+#define OPTREE_VALUE(value, name, python_name)
+#include "spec/kinds.def"
+
 // Calls `visit` with an empty value of the kind's class.
 template <class Visit>
 OPTREE_INLINE decltype(auto) dispatch(Kind kind, Visit&& visit) {
     switch (kind) {
-        case Kind::none: return visit(None{});
-        case Kind::tuple: return visit(Tuple{});
-        case Kind::list: return visit(List{});
-        case Kind::dict: return visit(Dict{});
-        case Kind::namedtuple: return visit(NamedTuple{});
-        case Kind::ordereddict: return visit(OrderedDict{});
-        case Kind::defaultdict: return visit(DefaultDict{});
-        case Kind::deque: return visit(Deque{});
-        case Kind::structseq: return visit(StructSeq{});
-        case Kind::custom: return visit(Custom{});
-        case Kind::leaf:
-        case Kind::frozendict: break;
+#define OPTREE_KIND(value, name, python_name, cls, ...) \
+    case Kind::name: return visit(cls{});
+#define OPTREE_VALUE(value, name, python_name) \
+    case Kind::name: break;
+#include "spec/kinds.def"
     }
     throw std::logic_error("not the kind of an internal node");
+}
+
+// Calls `visit` with an empty value of each class, by their values, as long as it is true.
+template <class Visit>
+OPTREE_INLINE void for_each_kind(Visit&& visit) {
+    (void)(
+#define OPTREE_KIND(value, name, python_name, cls, ...) visit(cls{}) &&
+#define OPTREE_VALUE(value, name, python_name)
+#include "spec/kinds.def"
+        true);
+}
+
+// The same with the class of the slots.
+template <class Visit>
+OPTREE_INLINE decltype(auto) dispatch_slots(Kind kind, Visit&& visit) {
+    return dispatch(kind, [&](auto node) { return visit(SlotsOf<decltype(node)>{}); });
 }
 
 inline const char* kind_name(Kind kind) {
     return dispatch(kind, [](auto node) { return decltype(node)::kName; });
 }
+inline const char* entry_class(Kind kind) {
+    return dispatch(kind, [](auto node) { return decltype(node)::kEntryClass; });
+}
+inline bool is_named_by_class(Kind kind) {
+    return dispatch(kind, [](auto node) { return decltype(node)::kNamedByClass; });
+}
+inline const char* arity_name(Kind kind) {
+    return dispatch(kind, [](auto node) {
+        return decltype(node)::kArityName != nullptr ? decltype(node)::kArityName
+                                                     : decltype(node)::kName;
+    });
+}
 
 // Pushes the children of `object` and fills its payload, `registration` included.
 inline std::uint32_t expand(Context& context, Kind kind, Registration* registration,
                             PyObject* object, ObjectStack& children, Payload& payload) {
-    if (kind == Kind::custom)
-        payload.slot[0] = Ref::borrow(reinterpret_cast<PyObject*>(registration));
+    Collect collect(children);
+    if (is_custom(kind)) payload.slot[0] = Ref::borrow(reinterpret_cast<PyObject*>(registration));
     return dispatch(kind, [&](auto node) {
-        return decltype(node)::expand(context, object, children, payload);
+        return decltype(node)::visit(context, object, collect, payload.slot);
     });
 }
 
@@ -74,15 +111,41 @@ inline void match(Context& context, Kind kind, const Slot* slots, std::uint32_t 
 }
 
 inline Ref node_entry(Kind kind, const Slot* slots, std::uint32_t index) {
-    return dispatch(kind, [&](auto node) { return decltype(node)::entry(slots, index); });
+    Ref entry = dispatch_slots(kind, [&](auto list) { return list.entry(slots, index); });
+    return entry ? std::move(entry) : index_entry(index);
 }
 
+inline Ref node_step(Kind kind, const Slot* slots, std::uint32_t index) {
+    const Ref entry = node_entry(kind, slots, index);
+    return dispatch(kind,
+                    [&](auto node) { return decltype(node)::step(slots, index, entry.get()); });
+}
+
+inline std::string node_text(Kind kind, const Slot* slots, const Texts& children) {
+    return dispatch(kind, [&](auto node) { return decltype(node)::text(slots, children); });
+}
+
+// The class of a node, borrowed.
 inline PyObject* node_type(State& state, Kind kind, const Slot* slots) {
-    return dispatch(kind, [&](auto node) { return decltype(node)::type(state, slots); });
+    PyObject* type = dispatch_slots(kind, [&](auto list) { return list.type(slots); });
+    return type != nullptr ? type : state.classes[static_cast<int>(kind)].get();
 }
 
-inline Ref node_data(Kind kind, const Slot* slots) {
-    return dispatch(kind, [&](auto node) { return decltype(node)::data(slots); });
+// Metadata shown to Python, null where there is none; `make_keys(layout)` makes a list of keys that
+// follow the dict mode.
+template <class MakeKeys>
+Ref node_data(Kind kind, const Slot* slots, MakeKeys&& make_keys) {
+    return dispatch_slots(kind, [&](auto list) { return list.data(slots, make_keys); });
+}
+inline Ref node_data(Kind kind, const Slot* slots) { return node_data(kind, slots, layout_keys); }
+
+// Null for nodes that are no mappings.
+inline KeyLayout* keys_of(Kind kind, const Slot* slots) noexcept {
+    return is_mapping(kind) ? as_layout(slots[facts_of(kind).keys]) : nullptr;
+}
+// Null for nodes of kinds that are not registered.
+inline Registration* registration_of(Kind kind, const Slot* slots) noexcept {
+    return is_custom(kind) ? as_registration(slots[facts_of(kind).registered]) : nullptr;
 }
 
 }  // namespace optree

@@ -26,6 +26,41 @@ Ref as_set(PyObject* keys) {
     return set;
 }
 
+// Whether the class of `object` is that of a mapping kind.
+bool is_mapping_object(const State& state, PyObject* object) noexcept {
+    for (const KindFacts& kind : kinds::facts) {
+        if (kind.keys >= 0 && type_object(Py_TYPE(object)) == state.classes[kind.value].get()) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// "dict, collections.OrderedDict, or collections.defaultdict": what is always at hand comes first.
+Ref mapping_names(const State& state) {
+    ObjectStack names;
+    for (const bool builtin : {true, false}) {
+        for (const KindFacts& kind : kinds::facts) {
+            PyObject* cls = state.classes[kind.value].get();
+            if (kind.keys < 0 || cls == nullptr) continue;
+            const Ref module = checked(PyObject_GetAttrString(cls, "__module__"));
+            const Ref name = checked(PyObject_GetAttrString(cls, "__name__"));
+            const int order = PyUnicode_CompareWithASCIIString(module.get(), "builtins");
+            if ((order == 0) != builtin) continue;
+            names.push_owned(
+                builtin
+                    ? compat::new_ref(name.get())
+                    : checked(PyUnicode_FromFormat("%U.%U", module.get(), name.get())).release());
+        }
+    }
+    Ref text = checked(PyUnicode_FromString(""));
+    for (std::size_t i = 0; i < names.size(); ++i) {
+        const char* before = i == 0 ? "" : i + 1 < names.size() ? ", " : ", or ";
+        text = checked(PyUnicode_FromFormat("%U%s%U", text.get(), before, names[i]));
+    }
+    return text;
+}
+
 }  // namespace
 
 void raise_expected(const char* what, PyObject* got) {
@@ -61,11 +96,9 @@ void raise_key_mismatch(PyObject* expected, PyObject* got, PyObject* suffix) {
 
 void match_mapping(Context& context, const KeyLayout* layout, const char* label, PyObject* object,
                    ObjectStack& children) {
-    if (!is_mapping_object(context.state, object)) {
-        raise(PyExc_ValueError,
-              "Expected an instance of dict, collections.OrderedDict, or collections.defaultdict, "
-              "got %R.",
-              object);
+    if (!PyDict_CheckExact(object) && !is_mapping_object(context.state, object)) {
+        raise(PyExc_ValueError, "Expected an instance of %U, got %R.",
+              mapping_names(context.state).get(), object);
     }
     const std::size_t base = children.size();
     if (PyDict_GET_SIZE(object) == static_cast<Py_ssize_t>(layout->size)) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by dict, OrderedDict and defaultdict, which match each other.
+// Shared by the mapping kinds, which match each other.
 #pragma once
 
 #include "nodes/layout.h"
@@ -8,32 +8,32 @@
 
 namespace optree {
 
-// Whether the exact class of `object` is one of the mapping kinds.
-inline bool is_mapping_object(const State& state, PyObject* object) noexcept {
-    return PyDict_CheckExact(object) || Py_TYPE(object) == &PyODict_Type ||
-           type_object(Py_TYPE(object)) == state.defaultdict_type.get();
-}
-
-// The key layout of a Dict or an OrderedDict, with the values pushed in traversal order. A mapping
-// kind has two ways to it: `gather_known` finds the layout of keys met before and runs no Python code,
-// `scan_unknown` makes one.
-template <class Mapping>
-Ref scan_mapping(Context& context, PyObject* object, ObjectStack& values) {
+// The key layout of a mapping, whose values are visited in traversal order. A mapping kind has two ways
+// to it: `gather_known` finds the layout of keys met before and runs no Python code, `scan_unknown`
+// makes one.
+template <class Self, class Visitor>
+OPTREE_INLINE Ref visit_values(Context& context, PyObject* object, Visitor& visitor) {
     {
         const CriticalSection reading(object);  // while values are borrowed
-        if (Mapping::is_empty(context.state, object)) {
+        // Who looks at whole trees has asked already; only another thread may have emptied it since.
+        constexpr bool asked = Visitor::kAsksEmpty && are_alike_if_empty(kKindOf<Self>);
+        if ((!asked || compat::kFreeThreaded) && Self::is_empty(context.state, object)) {
             return Ref::borrow(context.state.layouts().empty.get());
         }
         const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(object));
-        values.reserve(size);
-        PyObject** out = values.data() + values.size();
-        if (KeyLayout* known = Mapping::gather_known(context, object, out)) {
-            take_references(out, size);
-            values.adopt(size);
+        visitor.expect(checked_count(size));
+        ObjectStack& stack = visitor.stack();
+        stack.reserve(size);
+        PyObject** out = stack.data() + stack.size();
+        if (KeyLayout* known = Self::gather_known(context, object, out)) {
+            if (!visitor.row(out, size)) {
+                take_references(out, size);
+                stack.adopt(size);
+            }
             return Ref::borrow(reinterpret_cast<PyObject*>(known));
         }
     }
-    return Mapping::scan_unknown(context, object, values);
+    return Self::scan_unknown(context, object, visitor.stack());
 }
 
 // Pushes the values of `object` by the keys of `layout`, or raises what does not match.
@@ -44,5 +44,30 @@ void match_mapping(Context& context, const KeyLayout* layout, const char* label,
 // "dictionary key mismatch; expected key(s): ..." for two lists of keys; `suffix` ends the message.
 [[noreturn]] OPTREE_COLD void raise_key_mismatch(PyObject* expected, PyObject* got,
                                                  PyObject* suffix);
+
+template <class Self>
+struct MappingKind : AnyNode {
+    static constexpr const char* kEntryClass = "MappingEntry";
+    static KeyLayout* keys(const Slot* slots) noexcept {
+        return as_layout(slots[facts_of(kKindOf<Self>).keys]);
+    }
+    static bool is_empty(const State&, PyObject* object) noexcept {
+        return PyDict_GET_SIZE(object) == 0;
+    }
+    template <class Visitor>
+    OPTREE_INLINE static std::uint32_t visit(Context& context, PyObject* object, Visitor& visitor,
+                                             Ref* slots) {
+        Ref& layout = slots[facts_of(kKindOf<Self>).keys];
+        layout = visit_values<Self>(context, object, visitor);
+        return as_layout(layout.get())->size;
+    }
+    static void match(Context& context, const Slot* slots, std::uint32_t, PyObject* object,
+                      ObjectStack& children) {
+        match_mapping(context, keys(slots), Self::kName, object, children);
+    }
+    static std::string text(const Slot* slots, const Texts& children) {
+        return call_of_braces(Self::kName, keys(slots), children);
+    }
+};
 
 }  // namespace optree

@@ -8,8 +8,9 @@
 
 namespace optree {
 
-struct OrderedDict {
+struct OrderedDict : MappingKind<OrderedDict> {
     static constexpr const char* kName = "OrderedDict";
+    static Ref find_class() { return Ref::borrow(type_object(&PyODict_Type)); }
     static bool is_empty(const State&, PyObject* object) noexcept {
         return odict_list_is_readable() ? odict_is_empty(object) : PyDict_GET_SIZE(object) == 0;
     }
@@ -27,23 +28,9 @@ struct OrderedDict {
         return OPTREE_LIKELY(agrees) ? known : nullptr;
     }
     static Ref scan_unknown(Context& context, PyObject* object, ObjectStack& children);
-    static std::uint32_t expand(Context& context, PyObject* object, ObjectStack& children,
-                                Payload& payload) {
-        payload.slot[0] = scan_mapping<OrderedDict>(context, object, children);
-        return as_layout(payload.slot[0].get())->size;
-    }
     static PyObject* rebuild(State&, const Slot* slots, PyObject** children, std::size_t) {
-        return new_ordered_dict_of(as_layout(slots[0]), children);
+        return new_ordered_dict_of(keys(slots), children);
     }
-    static void match(Context& context, const Slot* slots, std::uint32_t, PyObject* object,
-                      ObjectStack& children) {
-        match_mapping(context, as_layout(slots[0]), kName, object, children);
-    }
-    static Ref entry(const Slot* slots, std::uint32_t index) {
-        return Ref::borrow(as_layout(slots[0])->keys[index]);
-    }
-    static PyObject* type(State&, const Slot*) noexcept { return type_object(&PyODict_Type); }
-    static Ref data(const Slot* slots) { return layout_keys(as_layout(slots[0])); }
 };
 
 }  // namespace optree

@@ -4,7 +4,7 @@
 
 #include "cpython/list_items.h"
 #include "cpython/tuple_items.h"
-#include "nodes/context.h"
+#include "nodes/node.h"
 #include "support/errors.h"
 
 namespace optree {
@@ -34,12 +34,15 @@ inline PyObject* steal_into_list(PyObject** children, std::size_t count) noexcep
     return list;
 }
 
-// Pushes the items of a tuple (or of an instance of a subclass).
-inline std::uint32_t push_tuple_items(PyObject* tuple, ObjectStack& children) {
-    const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(tuple));
-    children.reserve(count);
-    for (std::size_t i = 0; i < count; ++i) children.push_unchecked(tuple_items(tuple)[i]);
-    return checked_count(count);
+// Visits the items of a tuple, or of an instance of a subclass, which keeps them.
+template <class Visitor>
+OPTREE_INLINE std::uint32_t visit_tuple_items(PyObject* tuple, Visitor& visitor) {
+    const std::uint32_t arity = checked_count(static_cast<std::size_t>(PyTuple_GET_SIZE(tuple)));
+    visitor.expect(arity);
+    PyObject* const* items = tuple_items(tuple);
+    if (visitor.row(items, arity)) return arity;
+    for (std::uint32_t i = 0; i < arity; ++i) visitor.borrowed(items[i]);
+    return arity;
 }
 
 [[noreturn]] OPTREE_COLD void raise_expected(const char* what, PyObject* got);
@@ -47,5 +50,59 @@ inline std::uint32_t push_tuple_items(PyObject* tuple, ObjectStack& children) {
                                           std::uint32_t expected, Py_ssize_t got, PyObject* object);
 
 inline Ref index_entry(std::uint32_t index) { return checked(PyLong_FromSize_t(index)); }
+
+// Named tuples and PyStructSequences: the class is the slot, and children are found by name.
+template <class Self>
+struct RecordKind : AnyNode {
+    static constexpr bool kNamedByClass = true;
+    static constexpr bool kStacksChildren = false;
+    static bool recognises(State& state, PyTypeObject* type) {
+        return PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS) && Self::is_class(state, type);
+    }
+    template <class Visitor>
+    OPTREE_INLINE static std::uint32_t visit(Context&, PyObject* object, Visitor& visitor,
+                                             Ref* slots) {
+        slots[0] = Ref::borrow(type_object(Py_TYPE(object)));
+        return visit_tuple_items(object, visitor);
+    }
+    static void match(Context& context, const Slot* slots, std::uint32_t arity, PyObject* object,
+                      ObjectStack& children) {
+        PyTypeObject* type = Py_TYPE(object);
+        const bool same = type_object(type) == as_object(slots[0]);
+        Ref alive;
+        if (!same) {
+            alive = Ref::borrow(type_object(type));  // the question may run Python code
+            if (!Self::recognises(context.state, type)) raise_expected(Self::kFamily, object);
+        }
+        if (PyTuple_GET_SIZE(object) != arity) {
+            raise_arity(Self::kName, "tuple", arity, PyTuple_GET_SIZE(object), object);
+        }
+        if (!same) {
+            raise(PyExc_ValueError, "%s type mismatch; expected type: %R, got type: %R; tuple: %R.",
+                  Self::kName, as_object(slots[0]), type, object);
+        }
+        Collect collect(children);
+        visit_tuple_items(object, collect);
+    }
+    static Ref step(const Slot* slots, std::uint32_t child, PyObject* entry) {
+        const Ref fields = Self::fields(static_cast<PyTypeObject*>(slots[0]));
+        return child < static_cast<std::size_t>(PyTuple_GET_SIZE(fields.get()))
+                   ? step_of_field(PyTuple_GET_ITEM(fields.get(), child))
+                   : step_of_entry(entry);
+    }
+    static std::string text(const Slot* slots, const Texts& children) {
+        const Ref fields = Self::fields(static_cast<PyTypeObject*>(slots[0]));
+        return with_fields(Self::class_text(as_object(slots[0])), fields.get(), children);
+    }
+    static void verify(const ReadNode& node, const Ref* slots) {
+        auto* type = reinterpret_cast<PyTypeObject*>(slots[0].get());
+        if (!Self::recognises(node.state, type)) {
+            malformed("%R is not a %s class", type, Self::kName);
+        }
+        if (PyTuple_GET_SIZE(Self::fields(type).get()) != node.arity) {
+            malformed("the number of fields does not match the arity");
+        }
+    }
+};
 
 }  // namespace optree

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "cpython/trials.h"
+#include "nodes/dispatch.h"
 #include "support/errors.h"
 
 namespace optree {
@@ -19,13 +20,13 @@ int state_traverse(PyObject* self, visitproc visit, void* arg) {
     OPTREE_VISIT_TYPE(self);
     for (const Ref* ref :
          {&state.layout_type, &state.loose_layout_type, &state.registration_type, &state.spec_type,
-          &state.iter_type, &state.internal_error, &state.kind_enum, &state.defaultdict_type,
-          &state.deque_type, &state.evict_namedtuple, &state.evict_structseq,
-          &state.copyreg_newobj}) {
+          &state.iter_type, &state.internal_error, &state.kind_enum, &state.evict_namedtuple,
+          &state.evict_structseq, &state.copyreg_newobj}) {
         Py_VISIT(ref->get());
     }
     Py_VISIT(state.accessors.load(std::memory_order_relaxed));
     for (const Ref& kind : state.kinds) Py_VISIT(kind.get());
+    for (const Ref& cls : state.classes) Py_VISIT(cls.get());
     const auto visit_ref = [&](const Ref& ref) {
         Py_VISIT(ref.get());
         return 0;
@@ -65,14 +66,15 @@ void state_dealloc(PyObject* self) {
     state.specs.~ObjectPool();
     state.namedtuples.~TupleFamily();
     state.structseqs.~TupleFamily();
-    for (Ref* ref : {&state.layout_type, &state.loose_layout_type, &state.registration_type,
-                     &state.spec_type, &state.iter_type, &state.internal_error, &state.kind_enum,
-                     &state.defaultdict_type, &state.deque_type, &state.empty_str,
-                     &state.str_default_factory, &state.str_maxlen, &state.str_is_leaf,
-                     &state.str_none_is_leaf, &state.str_namespace, &state.copyreg_newobj}) {
+    for (Ref* ref :
+         {&state.layout_type, &state.loose_layout_type, &state.registration_type, &state.spec_type,
+          &state.iter_type, &state.internal_error, &state.kind_enum, &state.empty_str,
+          &state.str_default_factory, &state.str_maxlen, &state.str_is_leaf,
+          &state.str_none_is_leaf, &state.str_namespace, &state.copyreg_newobj}) {
         *ref = nullptr;
     }
     for (Ref& kind : state.kinds) kind = nullptr;
+    for (Ref& cls : state.classes) cls = nullptr;
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -110,9 +112,16 @@ PyObject* evict_structseq(PyObject* self, PyObject* weakref) {
 PyMethodDef evict_namedtuple_def = {"evict_namedtuple", evict_namedtuple, METH_O, nullptr};
 PyMethodDef evict_structseq_def = {"evict_structseq", evict_structseq, METH_O, nullptr};
 
-Ref attribute_of(const char* module_name, const char* name) {
-    const Ref module = checked(PyImport_ImportModule(module_name));
-    return checked(PyObject_GetAttrString(module.get(), name));
+void find_classes(State& state) {
+    State::ExactClass* exact = state.exact;
+    for_each_kind([&](auto node) {
+        const Kind kind = kKindOf<decltype(node)>;
+        Ref cls = decltype(node)::find_class();
+        if (cls && !Context::asks_for(cls.get())) *exact++ = {cls.get(), kind};
+        state.classes[static_cast<int>(kind)] = std::move(cls);
+        return true;
+    });
+    *exact = {nullptr, kLeafKind};
 }
 
 Ref interned(const char* text) { return checked(PyUnicode_InternFromString(text)); }
@@ -174,6 +183,11 @@ LayoutCache& layouts_of_thread(State& state) {
 }
 #endif
 
+Ref attribute_of_module(const char* module_name, const char* name) {
+    const Ref module = checked(PyImport_ImportModule(module_name));
+    return checked(PyObject_GetAttrString(module.get(), name));
+}
+
 Ref State::accessor_class(const char* name) {
     PyObject* module = accessors.load();
     if (module == nullptr) {
@@ -214,9 +228,8 @@ Ref make_state() {
     state.layout_type = make_layout_type();
     state.loose_layout_type = make_loose_layout_type();
     state.registration_type = make_registration_type();
-    state.defaultdict_type = attribute_of("collections", "defaultdict");
-    state.deque_type = attribute_of("collections", "deque");
-    state.copyreg_newobj = attribute_of("copyreg", "__newobj__");
+    find_classes(state);
+    state.copyreg_newobj = attribute_of_module("copyreg", "__newobj__");
     state.empty_str = interned("");
     state.str_default_factory = interned("default_factory");
     state.str_maxlen = interned("maxlen");

@@ -84,6 +84,23 @@ struct StockClasses {
 struct State;
 LayoutCache& layouts_of_thread(State& state);
 
+// The kind that a class of nodes is of (spec/kinds.def).
+template <class Node>
+inline constexpr Kind kKindOf = kLeafKind;
+#define OPTREE_KIND(value, name, python_name, cls, ...) \
+    struct cls;                                         \
+    template <>                                         \
+    inline constexpr Kind kKindOf<cls> = Kind::name;
+#define OPTREE_VALUE(value, name, python_name)
+#include "spec/kinds.def"
+
+inline PyObject* type_object(PyTypeObject* type) noexcept {
+    return reinterpret_cast<PyObject*>(type);
+}
+
+// An attribute of a module, which is imported.
+Ref attribute_of_module(const char* module_name, const char* name);
+
 // A Python object, passed to every builtin as its `self`; specs and iterators hold a reference.
 struct State {
     PyObject_HEAD
@@ -111,9 +128,19 @@ struct State {
     Ref kind_enum;         // the Python enum PyTreeKind
     Ref kinds[kNumKinds];  // its members
 
+    // The classes whose instances are nodes of a kind; null for kinds without such a class.
+    Ref classes[kNumKinds];
+    struct ExactClass {
+        PyObject* cls;
+        Kind kind;
+    };
+    ExactClass exact[kNumKinds + 1];  // those that Context::classify does not ask for itself
+    template <class Node>
+    PyObject* class_of() const noexcept {
+        return classes[static_cast<int>(kKindOf<Node>)].get();
+    }
+
     // Classes and names of Python's.
-    Ref defaultdict_type;
-    Ref deque_type;
     Ref evict_namedtuple;  // weak reference callbacks
     Ref evict_structseq;
     Ref empty_str;

@@ -6,12 +6,25 @@
 
 namespace optree {
 
-struct StructSeq {
+struct StructSeq : RecordKind<StructSeq> {
     static constexpr const char* kName = "PyStructSequence";
-    static std::uint32_t expand(Context&, PyObject* object, ObjectStack& children,
-                                Payload& payload) {
-        payload.slot[0] = Ref::borrow(type_object(Py_TYPE(object)));
-        return push_tuple_items(object, children);
+    static constexpr const char* kFamily = "PyStructSequence type";
+    static constexpr const char* kEntryClass = "StructSequenceEntry";
+    static bool is_class(State& state, PyTypeObject* type) {
+        return state.structseqs.contains(type);
+    }
+    static Ref fields(PyTypeObject* type) { return structseq_fields(type); }
+    static std::string class_text(PyObject* type) {
+        const Ref module = Ref::steal(PyObject_GetAttrString(type, "__module__"));
+        if (!module) PyErr_Clear();
+        const std::string prefix =
+            module && PyUnicode_Check(module.get()) ? utf8(module.get()) : std::string();
+        const std::string name = attribute_text(type, "__qualname__");
+        if (prefix.empty() || prefix == "__main__" || prefix == "builtins" ||
+            prefix == "__builtins__") {
+            return name;
+        }
+        return prefix + "." + name;
     }
     static PyObject* rebuild(State&, const Slot* slots, PyObject** children, std::size_t count) {
         PyObject* items = steal_into_tuple(children, count);
@@ -20,29 +33,6 @@ struct StructSeq {
         Py_DECREF(items);
         return made;
     }
-    static void match(Context& context, const Slot* slots, std::uint32_t arity, PyObject* object,
-                      ObjectStack& children) {
-        PyTypeObject* type = Py_TYPE(object);
-        Ref alive;
-        if (type_object(type) != as_object(slots[0])) {
-            alive = Ref::borrow(type_object(type));  // the question may run Python code
-            if (!PyTuple_Check(object) || !context.state.structseqs.contains(type)) {
-                raise_expected("PyStructSequence type", object);
-            }
-        }
-        if (PyTuple_GET_SIZE(object) != arity) {
-            raise_arity("PyStructSequence", "tuple", arity, PyTuple_GET_SIZE(object), object);
-        }
-        if (type_object(type) != as_object(slots[0])) {
-            raise(PyExc_ValueError,
-                  "PyStructSequence type mismatch; expected type: %R, got type: %R; tuple: %R.",
-                  as_object(slots[0]), type, object);
-        }
-        push_tuple_items(object, children);
-    }
-    static Ref entry(const Slot*, std::uint32_t index) { return index_entry(index); }
-    static PyObject* type(State&, const Slot* slots) noexcept { return as_object(slots[0]); }
-    static Ref data(const Slot* slots) { return Ref::borrow(as_object(slots[0])); }
 };
 
 }  // namespace optree

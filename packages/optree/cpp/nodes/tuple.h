@@ -6,10 +6,16 @@
 
 namespace optree {
 
-struct Tuple {
+struct Tuple : AnyNode {
     static constexpr const char* kName = "tuple";
-    static std::uint32_t expand(Context&, PyObject* object, ObjectStack& children, Payload&) {
-        return push_tuple_items(object, children);
+    static constexpr bool kStacksChildren = false;
+    static Ref find_class() { return Ref::borrow(type_object(&PyTuple_Type)); }
+    static bool is_empty(const State&, PyObject* object) noexcept {
+        return PyTuple_GET_SIZE(object) == 0;
+    }
+    template <class Visitor>
+    OPTREE_INLINE static std::uint32_t visit(Context&, PyObject* object, Visitor& visitor, Ref*) {
+        return visit_tuple_items(object, visitor);
     }
     static PyObject* rebuild(State&, const Slot*, PyObject** children, std::size_t count) {
         return steal_into_tuple(children, count);
@@ -20,11 +26,12 @@ struct Tuple {
         if (PyTuple_GET_SIZE(object) != arity) {
             raise_arity("tuple", "tuple", arity, PyTuple_GET_SIZE(object), object);
         }
-        push_tuple_items(object, children);
+        Collect collect(children);
+        visit_tuple_items(object, collect);
     }
-    static Ref entry(const Slot*, std::uint32_t index) { return index_entry(index); }
-    static PyObject* type(State&, const Slot*) noexcept { return type_object(&PyTuple_Type); }
-    static Ref data(const Slot*) { return nullptr; }
+    static std::string text(const Slot*, const Texts& children) {
+        return "(" + joined(children) + (children.size() == 1 ? ",)" : ")");
+    }
 };
 
 }  // namespace optree

@@ -196,7 +196,7 @@ bool TupleFamily::learn(PyTypeObject* type) {
 
 bool TupleFamily::makes_directly(PyTypeObject* type, std::size_t count) {
     const unsigned int version = compat::type_version(type);
-    Ref constructor;
+    WeakTarget constructor;
     PyObject* code = nullptr;
     PyObject* tuple_new = nullptr;
     newfunc tp_new = nullptr;
@@ -207,7 +207,7 @@ bool TupleFamily::makes_directly(PyTypeObject* type, std::size_t count) {
             const Making& making = known->making.peek();
             if (OPTREE_LIKELY(making.version == version && version != 0 && making.count == count)) {
                 if (!making.direct) return false;
-                constructor = Ref::steal(compat::weak_target(making.constructor.get()));
+                constructor.set(making.constructor.get());
                 code = making.code.get();
                 tuple_new = making.tuple_new.get();
                 tp_new = making.tp_new;

@@ -1,53 +1,85 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kinds of nodes a tree is made of.
+// The kinds of nodes a tree is made of, and what follows from their rows in kinds.def.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
+#include <iterator>
 
 namespace optree {
 
-// The values are part of the pickle format and of the Python enum `PyTreeKind`: never renumber.
 enum class Kind : std::uint8_t {
-    custom = 0,
-    leaf = 1,
-    none = 2,
-    tuple = 3,
-    list = 4,
-    dict = 5,
-    namedtuple = 6,
-    ordereddict = 7,
-    defaultdict = 8,
-    deque = 9,
-    structseq = 10,
-    frozendict = 11,
+#define OPTREE_KIND(value, name, ...) name = value,
+#define OPTREE_VALUE(value, name, ...) name = value,
+#include "spec/kinds.def"
 };
 
-inline constexpr int kNumKinds = 12;
+// What a payload slot holds: an object, or null. nodes/slots.h has a class of the same name for each.
+enum class SlotType : std::uint8_t {
+    Registered,   // the registration of a custom class
+    Metadata,     // what its flatten function gave
+    Entries,      // the names of its children, a tuple; null for none
+    Keys,         // the key layout of a mapping that follows the dict mode
+    OrderedKeys,  // the key layout of a mapping with an order of its own
+    Class,        // the class of the node
+    Factory,      // the default factory of a mapping
+    Maxlen,       // an int, null for None
+};
 
-// How many payload slots a node of `kind` owns in the payload table.
-//   dict, frozendict, ordereddict  [key layout]
-//   defaultdict                    [key layout, default factory]
-//   namedtuple, structseq          [class]
-//   deque                          [maxlen, or null for None]
-//   custom                         [registration, metadata, entries or null]
-constexpr std::size_t slot_count(Kind kind) noexcept {
-    switch (kind) {
-        case Kind::custom: return 3;
-        case Kind::defaultdict: return 2;
-        case Kind::dict:
-        case Kind::frozendict:
-        case Kind::ordereddict:
-        case Kind::namedtuple:
-        case Kind::structseq:
-        case Kind::deque: return 1;
-        default: return 0;
+// What the walks ask of a kind without knowing it.
+struct KindFacts {
+    std::uint8_t value;
+    const char* python_name;
+    bool is_node;                 // false for values that no node has
+    std::uint8_t slots = 0;       // how many payload slots a node owns in the payload table
+    std::int8_t keys = -1;        // which of them is a key layout
+    std::int8_t registered = -1;  // which of them is a registration
+    bool follows_dict_mode = false;
+
+    constexpr KindFacts(int number, const char* text, bool node,
+                        std::initializer_list<SlotType> types = {})
+        : value(static_cast<std::uint8_t>(number)), python_name(text), is_node(node) {
+        for (const SlotType type : types) {
+            const auto index = static_cast<std::int8_t>(slots++);
+            if (type == SlotType::Keys || type == SlotType::OrderedKeys) keys = index;
+            if (type == SlotType::Registered) registered = index;
+            if (type == SlotType::Keys) follows_dict_mode = true;
+        }
     }
+};
+
+namespace kinds {
+using enum SlotType;
+inline constexpr KindFacts facts[] = {
+#define OPTREE_KIND(value, name, python_name, cls, ...) {value, #python_name, true, {__VA_ARGS__}},
+#define OPTREE_VALUE(value, name, python_name) {value, #python_name, false},
+#include "spec/kinds.def"
+};
+}  // namespace kinds
+
+inline constexpr int kNumKinds = static_cast<int>(std::size(kinds::facts));
+
+static_assert([] {
+    for (int i = 0; i < kNumKinds; ++i) {
+        if (kinds::facts[i].value != i) return false;
+    }
+    return true;
+}());
+
+constexpr const KindFacts& facts_of(Kind kind) noexcept {
+    return kinds::facts[static_cast<std::size_t>(kind)];
 }
 
-constexpr bool is_mapping(Kind kind) noexcept {
-    return kind == Kind::dict || kind == Kind::ordereddict || kind == Kind::defaultdict ||
-           kind == Kind::frozendict;
+constexpr bool is_leaf(Kind kind) noexcept { return kind == Kind::leaf; }
+inline constexpr Kind kLeafKind = Kind::leaf;
+
+constexpr std::size_t slot_count(Kind kind) noexcept { return facts_of(kind).slots; }
+constexpr bool is_mapping(Kind kind) noexcept { return facts_of(kind).keys >= 0; }
+// Whether all nodes without children are alike, but for their place.
+constexpr bool are_alike_if_empty(Kind kind) noexcept {
+    return slot_count(kind) == (is_mapping(kind) ? 1 : 0);
 }
+constexpr bool is_custom(Kind kind) noexcept { return facts_of(kind).registered >= 0; }
 
 }  // namespace optree

@@ -4,36 +4,15 @@
 #include <vector>
 
 namespace optree {
-namespace {
-
-bool equal_payload(Kind kind, const Slot* a, const Slot* b) {
-    switch (kind) {
-        case Kind::dict:
-        case Kind::frozendict:
-        case Kind::ordereddict: return same_keys(as_layout(a[0]), as_layout(b[0]));
-        case Kind::defaultdict:
-            return equal(as_object(a[1]), as_object(b[1])) &&
-                   same_keys(as_layout(a[0]), as_layout(b[0]));
-        case Kind::deque:
-            if (a[0] == nullptr || b[0] == nullptr) return a[0] == b[0];
-            return equal(as_object(a[0]), as_object(b[0]));
-        case Kind::namedtuple:
-        case Kind::structseq: return equal(as_object(a[0]), as_object(b[0]));
-        case Kind::custom: return a[0] == b[0] && equal(as_object(a[1]), as_object(b[1]));
-        default: return true;
-    }
-}
-
-}  // namespace
-
 bool spec_equal(const SpecObject& a, const SpecObject& b) {
     if (&a == &b) return true;
     if (a.none_is_leaf != b.none_is_leaf || !same_shape(a.tree, b.tree)) return false;
     if (!namespaces_agree(a.name, b.name)) return false;
     // Comparing may run Python code, which can't change a tree: specs are immutable.
     for (const Node& node : a.tree.nodes) {
-        if (!equal_payload(node.kind, a.tree.slots.data() + node.payload,
-                           b.tree.slots.data() + node.payload)) {
+        const Slot* slots_a = slots_of(a.tree, node);
+        const Slot* slots_b = slots_of(b.tree, node);
+        if (!dispatch_slots(node.kind, [&](auto list) { return list.equal(slots_a, slots_b); })) {
             return false;
         }
     }
@@ -92,13 +71,13 @@ bool spec_is_prefix(const SpecObject& a, const SpecObject& b, bool strict) {
         if (node_a.arity != node_b.arity) return false;
         bool reordered = false;
         if (is_mapping_pair(node_a.kind, node_b.kind)) {
-            if (as_layout(slots_a[0]) != as_layout(slots_b[0])) {
-                if (!align_keys(as_layout(slots_a[0]), as_layout(slots_b[0]), order)) return false;
-                reordered = true;
-            }
-        } else if (node_a.kind != node_b.kind) {
-            return false;
-        } else if (node_a.kind != Kind::deque && !equal_payload(node_a.kind, slots_a, slots_b)) {
+            const KeyLayout* keys_a = keys_of(node_a.kind, slots_a);
+            const KeyLayout* keys_b = keys_of(node_b.kind, slots_b);
+            reordered = keys_a != keys_b;
+            if (reordered && !align_keys(keys_a, keys_b, order)) return false;
+        } else if (node_a.kind != node_b.kind || !dispatch_slots(node_a.kind, [&](auto list) {
+                       return list.equal_in_prefix(slots_a, slots_b);
+                   })) {
             return false;
         }
         children_of(a.tree, pair.a, children_a);

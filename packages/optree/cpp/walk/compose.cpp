@@ -16,12 +16,8 @@ void require_same_none(const SpecObject& a, const SpecObject& b) {
 
 // How a node is called in a message: its kind, or its class where the kind does not say it.
 Ref label(State& state, Kind kind, const Slot* slots) {
-    switch (kind) {
-        case Kind::namedtuple:
-        case Kind::structseq:
-        case Kind::custom: return checked(PyObject_Repr(node_type(state, kind, slots)));
-        default: return checked(PyUnicode_FromString(kind_name(kind)));
-    }
+    return is_named_by_class(kind) ? checked(PyObject_Repr(node_type(state, kind, slots)))
+                                   : checked(PyUnicode_FromString(kind_name(kind)));
 }
 
 class Broadcaster {
@@ -87,9 +83,11 @@ class Broadcaster {
         const Slot* slots_a = slots_of(a_, a);
         const Slot* slots_b = slots_of(b_, b);
         if (is_mapping_pair(a.kind, b.kind)) {
-            if (align_keys(as_layout(slots_a[0]), as_layout(slots_b[0]), order)) return true;
-            const Ref expected = layout_keys(as_layout(slots_a[0]));
-            const Ref got = layout_keys(as_layout(slots_b[0]));
+            const KeyLayout* keys_a = keys_of(a.kind, slots_a);
+            const KeyLayout* keys_b = keys_of(b.kind, slots_b);
+            if (align_keys(keys_a, keys_b, order)) return true;
+            const Ref expected = layout_keys(keys_a);
+            const Ref got = layout_keys(keys_b);
             raise_key_mismatch(expected.get(), got.get(), checked(PyUnicode_FromString(".")).get());
         }
         if (a.kind != b.kind) {
@@ -99,23 +97,19 @@ class Broadcaster {
                   "PyTreeSpecs have incompatible node types; expected type: %U, got: %U.",
                   expected.get(), got.get());
         }
-        if (a.kind == Kind::custom && slots_a[0] != slots_b[0]) {
+        const Registration* registration_a = registration_of(a.kind, slots_a);
+        const Registration* registration_b = registration_of(b.kind, slots_b);
+        if (registration_a != registration_b) {
             raise(PyExc_ValueError, "Custom node type mismatch; expected type: %R, got type: %R.",
-                  as_registration(slots_a[0])->type, as_registration(slots_b[0])->type);
+                  registration_a->type, registration_b->type);
         }
         if (a.arity != b.arity) {
             raise(PyExc_ValueError, "%s arity mismatch; expected: %zd, got: %zd.",
-                  a.kind == Kind::custom ? "Custom type" : kind_name(a.kind),
-                  static_cast<Py_ssize_t>(a.arity), static_cast<Py_ssize_t>(b.arity));
+                  arity_name(a.kind), static_cast<Py_ssize_t>(a.arity),
+                  static_cast<Py_ssize_t>(b.arity));
         }
-        if (a.kind == Kind::custom && !equal(as_object(slots_a[1]), as_object(slots_b[1]))) {
-            raise(PyExc_ValueError, "Mismatch custom node data; expected: %R, got: %R.",
-                  as_object(slots_a[1]), as_object(slots_b[1]));
-        }
-        if ((a.kind == Kind::namedtuple || a.kind == Kind::structseq) && slots_a[0] != slots_b[0]) {
-            raise(PyExc_ValueError, "%s type mismatch; expected type: %R, got type: %R.",
-                  kind_name(a.kind), as_object(slots_a[0]), as_object(slots_b[0]));
-        }
+        dispatch_slots(a.kind,
+                       [&](auto list) { list.require_same(slots_a, slots_b, kind_name(a.kind)); });
         return false;
     }
 

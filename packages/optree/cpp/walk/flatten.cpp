@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "walk/flatten.h"
 
-#include <algorithm>
 #include <cstring>
 
 #include "nodes/look_ahead.h"
@@ -12,8 +11,6 @@ namespace {
 [[noreturn]] OPTREE_COLD void raise_too_deep() {
     raise(PyExc_RecursionError, "Maximum recursion depth exceeded during flattening the tree.");
 }
-
-[[noreturn]] OPTREE_COLD void raise_shrunk() { raise(PyExc_IndexError, "list index out of range"); }
 
 OPTREE_INLINE void check_depth(int depth, std::size_t arity) {
     if (OPTREE_UNLIKELY(depth >= compat::kMaxDepth && arity != 0)) raise_too_deep();
@@ -40,7 +37,7 @@ OPTREE_INLINE void Flattening::visit(PyObject* object, int depth) {
     }
     Registration* registration = nullptr;
     const Kind kind = context_.classify(object, registration);
-    if (OPTREE_LIKELY(kind == Kind::leaf)) return add_leaf<kKeep>(object);
+    if (OPTREE_LIKELY(is_leaf(kind))) return add_leaf<kKeep>(object);
     descend<kPredicate, kKeep>(kind, registration, object, depth);
 }
 
@@ -52,8 +49,8 @@ OPTREE_INLINE void Flattening::visit_owned_children(std::size_t base, std::uint3
         PyObject* child = pending_[i];
         Registration* registration = nullptr;
         const bool stop = kPredicate && context_.is_leaf_by_predicate(child);
-        const Kind kind = stop ? Kind::leaf : context_.classify(child, registration);
-        if (OPTREE_LIKELY(kind == Kind::leaf)) {
+        const Kind kind = stop ? kLeafKind : context_.classify(child, registration);
+        if (OPTREE_LIKELY(is_leaf(kind))) {
             if constexpr (kKeep) {
                 pending_[i] = nullptr;
                 leaves.push_owned(child);
@@ -66,154 +63,101 @@ OPTREE_INLINE void Flattening::visit_owned_children(std::size_t base, std::uint3
     pending_.drop_from(base);
 }
 
+// What the kinds show their children to: a level of the tree, whose nodes are visited at once where the
+// object keeps them.
 template <bool kPredicate, bool kKeep>
-OPTREE_NOINLINE void Flattening::descend_list(PyObject* list, int depth) {
-    const Start begin = start();
-    const Py_ssize_t size = PyList_GET_SIZE(list);
-    const std::uint32_t arity = checked_count(static_cast<std::size_t>(size));
-    check_depth(depth, arity);
-    if constexpr (kKeep) leaves.reserve(arity);
-    for (Py_ssize_t i = 0; i < size; ++i) {
-        if constexpr (!compat::kFreeThreaded) {
-            // User code may have shrunk the list.
-            if (OPTREE_UNLIKELY(i >= PyList_GET_SIZE(list))) raise_shrunk();
-            if constexpr (!kPredicate) {
-                if (Py_TYPE(list_items(list)[i]) == context_.last_leaf()) {
-                    const Py_ssize_t there = std::min(size, PyList_GET_SIZE(list));
-                    i += static_cast<Py_ssize_t>(add_leaves_alike<kKeep>(
-                        list_items(list) + i, static_cast<std::size_t>(there - i)));
-                    if (i == size) break;
-                    if (OPTREE_UNLIKELY(i == there)) raise_shrunk();
-                }
-            }
-        }
-        // Telling the kind may run Python code too (a metaclass): the reference is taken first.
-        Ref child = compat::kFreeThreaded ? checked(compat::list_item(list, i))
-                                          : Ref::borrow(PyList_GET_ITEM(list, i));
-        if constexpr (kPredicate) {
-            visit<kPredicate, kKeep>(child.get(), depth + 1);
+class Flattening::Level {
+  public:
+    static constexpr bool kAsksEmpty = true;
+    // Others may change the object while it is visited.
+    struct Section {
+        explicit Section(PyObject*) noexcept {}
+    };
+    OPTREE_INLINE Level(Flattening& flat, int depth) : flat_(flat), depth_(depth) {}
+
+    OPTREE_INLINE void expect(std::uint32_t arity) {
+        check_depth(depth_, arity);
+        if constexpr (kKeep) flat_.leaves.reserve(arity);
+    }
+    OPTREE_INLINE void borrowed(PyObject* child) {
+        flat_.visit<kPredicate, kKeep>(child, depth_ + 1);
+    }
+    OPTREE_INLINE std::size_t at_once(PyObject* const* children, std::size_t count) {
+        if (kPredicate || Py_TYPE(children[0]) != flat_.context_.last_leaf()) return 0;
+        return flat_.add_leaves_alike<kKeep>(children, count);
+    }
+    // Telling the kind may run Python code too (a metaclass): the reference is ours.
+    OPTREE_INLINE void owned(Ref child) {
+        if constexpr (kPredicate) return borrowed(child.get());
+        Registration* found = nullptr;
+        const Kind kind = flat_.context_.classify(child.get(), found);
+        if (OPTREE_LIKELY(is_leaf(kind))) {
+            if constexpr (kKeep) flat_.leaves.push_owned(child.release());
+            ++flat_.count_;
         } else {
-            Registration* found = nullptr;
-            const Kind kind = context_.classify(child.get(), found);
-            if (OPTREE_LIKELY(kind == Kind::leaf)) {
-                if constexpr (kKeep) leaves.push_owned(child.release());
-                ++count_;
-            } else {
-                descend<kPredicate, kKeep>(kind, found, child.get(), depth + 1);
-            }
+            flat_.descend<kPredicate, kKeep>(kind, found, child.get(), depth_ + 1);
         }
     }
-    close(Kind::list, arity, begin, 0);
-}
-
-template <bool kPredicate, bool kKeep>
-OPTREE_NOINLINE void Flattening::descend_tuple(Kind kind, PyObject* tuple, int depth) {
-    const Start begin = start();
-    const std::uint32_t arity = checked_count(static_cast<std::size_t>(PyTuple_GET_SIZE(tuple)));
-    check_depth(depth, arity);
-    // The caller keeps the tuple alive, and the tuple its class and items.
-    PyObject* const* items = tuple_items(tuple);
-    const bool has_class = kind != Kind::tuple;
-    // Kept among the pending objects, whose owner a failure cleans up.
-    if (has_class) pending_.push(type_object(Py_TYPE(tuple)));
-    if constexpr (kKeep) leaves.reserve(arity);
-    if (!kPredicate && context_.are_like_last_leaf(items, arity)) {
-        add_leaves<kKeep>(items, arity);
-    } else {
-        for (std::uint32_t i = 0; i < arity; ++i) visit<kPredicate, kKeep>(items[i], depth + 1);
+    OPTREE_INLINE bool row(PyObject* const* children, std::size_t count) {
+        Context& context = flat_.context_;
+        if (kPredicate || count == 0) return false;
+        if (Py_TYPE(children[0]) != context.last_leaf() && !context.is_first_leaf(children[0])) {
+            return false;
+        }
+        if (!context.are_like_last_leaf(children, count)) return false;
+        flat_.add_leaves<kKeep>(children, count);
+        return true;
     }
-    if (has_class) {
-        slots_.push(pending_[pending_.size() - 1]);
-        (void)pending_.pop();
-    }
-    close(kind, arity, begin, has_class ? 1 : 0);
-}
+    OPTREE_INLINE ObjectStack& stack() noexcept { return flat_.pending_; }
 
-template <bool kPredicate, bool kKeep, class Mapping>
-OPTREE_NOINLINE void Flattening::descend_mapping(Kind kind, PyObject* mapping, int depth) {
+  private:
+    Flattening& flat_;
+    int depth_;
+};
+
+template <class Node, bool kPredicate, bool kKeep>
+OPTREE_NOINLINE void Flattening::descend_as(Registration* registration, PyObject* object,
+                                            int depth) {
+    constexpr Kind kind = kKindOf<Node>;
+    constexpr std::size_t slots = slot_count(kind);
     const Start begin = start();
     const std::size_t base = pending_.size();
-    std::uint32_t arity = 0;
-    Ref layout;
-    {
-        const CriticalSection reading(mapping);  // while values are borrowed
-        // `descend` has asked already; only another thread may have emptied it since.
-        if (compat::kFreeThreaded && Mapping::is_empty(context_.state, mapping)) {
-            slots_.push(compat::new_ref(context_.state.layouts().empty.get()));
-            return close(kind, 0, begin, 1);
-        }
-        const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(mapping));
-        arity = checked_count(size);
-        check_depth(depth, arity);
-        pending_.reserve(size);
-        PyObject** values = pending_.data() + base;
-        if (KeyLayout* known = Mapping::gather_known(context_, mapping, values)) {
-            if constexpr (!kPredicate) {
-                if (context_.are_like_last_leaf(values, size) ||
-                    (context_.is_first_leaf(values[0]) &&
-                     context_.are_like_last_leaf(values, size))) {
-                    add_leaves<kKeep>(values, size);
-                    slots_.push(compat::new_ref(reinterpret_cast<PyObject*>(known)));
-                    return close(kind, arity, begin, 1);
-                }
-            }
-            take_references(values, size);
-            pending_.adopt(size);
-            layout = Ref::borrow(reinterpret_cast<PyObject*>(known));
+    Ref slot[slots != 0 ? slots : 1];
+    if constexpr (is_custom(kind)) {
+        slot[0] = Ref::borrow(reinterpret_cast<PyObject*>(registration));
+        found_custom_ = true;
+    }
+    Level<kPredicate, kKeep> level(*this, depth);
+    const std::uint32_t arity = Node::visit(context_, object, level, slot);
+    if constexpr (Node::kStacksChildren) {
+        if (pending_.size() != base) {
+            if constexpr (!is_mapping(kind)) check_depth(depth, arity);  // not expected
+            visit_owned_children<kPredicate, kKeep>(base, arity, depth + 1);
         }
     }
-    if (!layout) {
-        layout = Mapping::scan_unknown(context_, mapping, pending_);
-        arity = as_layout(layout.get())->size;
+    for (std::size_t i = 0; i < slots; ++i) {
+        slots_.push(slot[i].get());
+        (void)slot[i].release();
     }
-    visit_owned_children<kPredicate, kKeep>(base, arity, depth + 1);
-    push_slot(std::move(layout));
-    close(kind, arity, begin, 1);
-}
-
-template <bool kPredicate, bool kKeep>
-OPTREE_NOINLINE void Flattening::descend_any(Kind kind, Registration* registration,
-                                             PyObject* object, int depth) {
-    const Start begin = start();
-    const std::size_t base = pending_.size();
-    Payload payload;
-    const std::uint32_t arity = expand(context_, kind, registration, object, pending_, payload);
-    check_depth(depth, arity);
-    found_custom_ = found_custom_ || kind == Kind::custom;
-    visit_owned_children<kPredicate, kKeep>(base, arity, depth + 1);
-    const std::size_t slots = slot_count(kind);
-    for (std::size_t i = 0; i < slots; ++i) push_slot(std::move(payload.slot[i]));
     close(kind, arity, begin, slots);
 }
 
 // Empty containers need no frame of their own: an eighth of the nodes of ResNet50's module tree.
 OPTREE_NOINLINE void Flattening::add_empty(Kind kind) {
-    const bool mapping = kind == Kind::dict || kind == Kind::ordereddict;
-    if (mapping) slots_.push(compat::new_ref(context_.state.layouts().empty.get()));
-    close(kind, 0, start(), mapping ? 1 : 0);
+    if (is_mapping(kind)) slots_.push(compat::new_ref(context_.state.layouts().empty.get()));
+    close(kind, 0, start(), is_mapping(kind) ? 1 : 0);
 }
 
 template <bool kPredicate, bool kKeep>
 OPTREE_INLINE void Flattening::descend(Kind kind, Registration* registration, PyObject* object,
                                        int depth) {
-    switch (kind) {
-        case Kind::none: return add_empty(kind);
-        case Kind::list:
-            if (PyList_GET_SIZE(object) == 0) return add_empty(kind);
-            return descend_list<kPredicate, kKeep>(object, depth);
-        case Kind::tuple:
-            if (PyTuple_GET_SIZE(object) == 0) return add_empty(kind);
-            [[fallthrough]];
-        case Kind::namedtuple:
-        case Kind::structseq: return descend_tuple<kPredicate, kKeep>(kind, object, depth);
-        case Kind::dict:
-            if (Dict::is_empty(context_.state, object)) return add_empty(kind);
-            return descend_mapping<kPredicate, kKeep, Dict>(kind, object, depth);
-        case Kind::ordereddict:
-            if (OrderedDict::is_empty(context_.state, object)) return add_empty(kind);
-            return descend_mapping<kPredicate, kKeep, OrderedDict>(kind, object, depth);
-        default: return descend_any<kPredicate, kKeep>(kind, registration, object, depth);
-    }
+    dispatch(kind, [&](auto node) OPTREE_INLINE_LAMBDA {
+        using Node = decltype(node);
+        if constexpr (are_alike_if_empty(kKindOf<Node>)) {
+            if (Node::is_empty(context_.state, object)) return add_empty(kKindOf<Node>);
+        }
+        descend_as<Node, kPredicate, kKeep>(registration, object, depth);
+    });
 }
 
 void Flattening::run(PyObject* tree, bool keep_leaves) {

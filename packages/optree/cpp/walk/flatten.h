@@ -46,19 +46,15 @@ class Flattening {
 
   private:
     template <bool kPredicate, bool kKeep>
+    class Level;
+    template <bool kPredicate, bool kKeep>
     void visit(PyObject* object, int depth);
     // One C frame a level of the tree, each as small as its kind of node allows.
     template <bool kPredicate, bool kKeep>
     void descend(Kind kind, Registration* registration, PyObject* object, int depth);
     void add_empty(Kind kind);
-    template <bool kPredicate, bool kKeep>
-    void descend_list(PyObject* list, int depth);
-    template <bool kPredicate, bool kKeep>
-    void descend_tuple(Kind kind, PyObject* tuple, int depth);
-    template <bool kPredicate, bool kKeep, class Mapping>
-    void descend_mapping(Kind kind, PyObject* mapping, int depth);
-    template <bool kPredicate, bool kKeep>
-    void descend_any(Kind kind, Registration* registration, PyObject* object, int depth);
+    template <class Node, bool kPredicate, bool kKeep>
+    void descend_as(Registration* registration, PyObject* object, int depth);
     template <bool kPredicate, bool kKeep>
     void visit_owned_children(std::size_t base, std::uint32_t arity, int depth);
     template <bool kKeep>
@@ -92,10 +88,6 @@ class Flattening {
     };
     Start start() const noexcept { return {count_, nodes_.size()}; }
     void close(Kind kind, std::uint32_t arity, Start start, std::size_t slots);
-    void push_slot(Ref slot) {
-        slots_.push(slot.get());
-        (void)slot.release();
-    }
 
     Context& context_;
     std::size_t count_ = 0;  // leaves so far

@@ -4,22 +4,6 @@
 namespace optree {
 namespace {
 
-// One step of a path as Python code: ['key'], [0] or .field.
-Ref step_text(Kind kind, const Slot* slots, std::uint32_t child) {
-    const Ref entry = node_entry(kind, slots, child);
-    if (kind == Kind::namedtuple || kind == Kind::structseq) {
-        auto* type = static_cast<PyTypeObject*>(slots[0]);
-        const Ref fields =
-            kind == Kind::namedtuple ? namedtuple_fields(type) : structseq_fields(type);
-        if (child < static_cast<std::size_t>(PyTuple_GET_SIZE(fields.get()))) {
-            return checked(PyUnicode_FromFormat(".%U", PyTuple_GET_ITEM(fields.get(), child)));
-        }
-    }
-    const bool attribute = kind == Kind::custom && PyUnicode_CheckExact(entry.get()) &&
-                           PyUnicode_IsIdentifier(entry.get()) == 1;
-    return checked(PyUnicode_FromFormat(attribute ? ".%U" : "[%R]", entry.get()));
-}
-
 // Where the node with this index stands: $['layers'][2].weight.
 Ref place_of(const TreeView& tree, std::size_t wanted) {
     Ref place = checked(PyUnicode_FromString("$"));
@@ -32,7 +16,7 @@ Ref place_of(const TreeView& tree, std::size_t wanted) {
             if (below == nullptr) continue;
             const auto last = static_cast<std::size_t>(below - tree.nodes);
             if (wanted > last || wanted + below->span <= last) continue;
-            const Ref step = step_text(node.kind, tree.slots + node.payload, child);
+            const Ref step = node_step(node.kind, tree.slots + node.payload, child);
             place = checked(PyUnicode_Concat(place.get(), step.get()));
             at = last;
             break;

@@ -6,7 +6,7 @@ namespace {
 
 [[noreturn]] OPTREE_COLD void raise_not_specs(State& state, Kind kind, const Slot* slots,
                                               PyObject* got) {
-    if (kind == Kind::custom || kind == Kind::namedtuple || kind == Kind::structseq) {
+    if (is_named_by_class(kind)) {
         raise(PyExc_ValueError, "Expected a(n) %R of PyTreeSpec(s), got %R.",
               node_type(state, kind, slots), got);
     }
@@ -20,7 +20,7 @@ Ref spec_from_collection(Context& context, PyObject* collection) {
     PyObject* empty = state.empty_str.get();
     Registration* registration = nullptr;
     const Kind kind = context.classify(collection, registration);
-    if (kind == Kind::leaf) {
+    if (is_leaf(kind)) {
         check_status(PyErr_WarnEx(PyExc_UserWarning,
                                   "PyTreeSpec::MakeFromCollection() is called on a leaf.", 2));
         return new_leaf_spec(state, context.none_is_leaf, empty);
@@ -61,15 +61,15 @@ Ref spec_from_collection(Context& context, PyObject* collection) {
                                            "PyTreeSpecs cannot be composed into a collection");
             }
         }
-    } else if (kind == Kind::custom ||
-               (context.own_insertion_ordered && is_mapping(kind) && kind != Kind::ordereddict)) {
+    } else if (is_custom(kind) ||
+               (context.own_insertion_ordered && facts_of(kind).follows_dict_mode)) {
         name = Ref::borrow(context.name());
         for (std::size_t i = 0; i < arity; ++i) {
             require_same_registrations(as_spec(children[i]), name.get(),
                                        "PyTreeSpecs cannot be composed into a collection");
         }
     }
-    if (kind == Kind::custom && !is_empty_str(name.get())) {
+    if (is_custom(kind) && !is_empty_str(name.get())) {
         // The root was resolved in the argument's namespace; it must mean the same in the result's.
         Namespace* named = state.registry.find(name.get());
         const Ref found =

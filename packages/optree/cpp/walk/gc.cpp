@@ -5,12 +5,13 @@
 #include "walk/gc.h"
 
 namespace optree {
-// Every slot is an object, or null.
 int spec_traverse(PyObject* self, visitproc visit, void* arg) {
     const SpecObject& spec = as_spec(self);
     OPTREE_VISIT_TYPE(self);
     Py_VISIT(spec.state);
-    for (Slot slot : spec.tree.slots) Py_VISIT(as_object(slot));
+    for (Slot slot : spec.tree.slots) {
+        if (const int status = visit_slot(slot, visit, arg)) return status;
+    }
     return 0;
 }
 
@@ -20,7 +21,7 @@ int spec_clear(PyObject* self) {
     std::swap(dropped.nodes, spec.tree.nodes);
     std::swap(dropped.slots, spec.tree.slots);
     spec.tree.leaves = 0;
-    for (Slot slot : dropped.slots) Py_XDECREF(as_object(slot));
+    for (Slot slot : dropped.slots) drop_slot(slot);
     return 0;
 }
 
@@ -30,21 +31,15 @@ namespace {
 bool may_nest(const Tree& tree) noexcept {
     if (tree.nodes.size() > 1) return true;
     if (tree.nodes.empty()) return false;
-    switch (tree.nodes[0].kind) {
-        case Kind::none:
-        case Kind::tuple:
-        case Kind::list: return false;
-        case Kind::dict:
-        case Kind::ordereddict: return !as_layout(tree.slots[0])->atomic;
-        default: return true;
-    }
+    return dispatch_slots(tree.nodes[0].kind,
+                          [&](auto list) { return list.may_nest(tree.slots.data()); });
 }
 
 void destroy(PyObject* self) {
     PyTypeObject* type = Py_TYPE(self);
     SpecObject& spec = as_spec(self);
     if (spec.weakrefs != nullptr) PyObject_ClearWeakRefs(self);
-    for (Slot slot : spec.tree.slots) Py_XDECREF(as_object(slot));
+    for (Slot slot : spec.tree.slots) drop_slot(slot);
     spec.tree.~Tree();
     Py_XDECREF(spec.name);
     PyObject* state = spec.state;

@@ -109,7 +109,7 @@ Ref advance(IterObject& iter, Context& context) {
         Registration* registration = nullptr;
         const std::uint64_t version = context.state.registry.version();
         const Kind kind = context.classify(object.get(), registration);
-        if (kind == Kind::leaf) {
+        if (is_leaf(kind)) {
             if (context.predicate == nullptr) remember(iter, Py_TYPE(object.get()), version);
             return object;
         }

@@ -114,10 +114,15 @@ class EntryMaker {
         const Ref key = node_entry(kind, slots, index);
         PyObject* type = node_type(state_, kind, slots);
         PyObject* kind_object = state_.kinds[static_cast<int>(kind)].get();
-        if (kind != Kind::custom) return stock(kind).make(key.get(), type, kind_object);
+        const Registration* registration = registration_of(kind, slots);
+        if (registration == nullptr) {
+            StockEntryClass& stock = stock_[static_cast<int>(kind)];
+            stock.load(state_, entry_class(kind));
+            return stock.make(key.get(), type, kind_object);
+        }
         plain_tuple_ = false;  // a user's class may return anything: let the accessor check it
         PyObject* args[] = {nullptr, key.get(), type, kind_object};
-        return checked(PyObject_Vectorcall(as_registration(slots[0])->path_entry_type, args + 1,
+        return checked(PyObject_Vectorcall(registration->path_entry_type, args + 1,
                                            3 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
     }
 
@@ -135,23 +140,10 @@ class EntryMaker {
     }
 
   private:
-    StockEntryClass& stock(Kind kind) {
-        const bool mapping = is_mapping(kind);
-        StockEntryClass& found = mapping                    ? mapping_
-                                 : kind == Kind::namedtuple ? namedtuple_
-                                 : kind == Kind::structseq  ? structseq_
-                                                            : sequence_;
-        found.load(state_, mapping                    ? "MappingEntry"
-                           : kind == Kind::namedtuple ? "NamedTupleEntry"
-                           : kind == Kind::structseq  ? "StructSequenceEntry"
-                                                      : "SequenceEntry");
-        return found;
-    }
-
     State& state_;
     Ref accessor_;
     bool plain_tuple_ = false;
-    StockEntryClass mapping_, namedtuple_, structseq_, sequence_;
+    StockEntryClass stock_[kNumKinds];
 };
 
 // One level of the walk from the root down to a leaf.
@@ -244,8 +236,8 @@ Ref spec_paths(const SpecObject& spec) {
     const auto enter = [&](const Node& node) {
         check_depth();
         const Slot* slots = slots_of(tree, node);
-        levels.push({node.kind, node.arity, slots,
-                     is_mapping(node.kind) ? as_layout(slots[0])->keys : nullptr});
+        const KeyLayout* layout = keys_of(node.kind, slots);
+        levels.push({node.kind, node.arity, slots, layout != nullptr ? layout->keys : nullptr});
         cursor.enter();
     };
     if (tree.nodes.empty()) {

@@ -72,8 +72,8 @@ bool namespaces_agree(PyObject* a, PyObject* b) {
 void require_same_registrations(const SpecObject& spec, PyObject* name, const char* what) {
     State& state = state_of(spec);
     for (const Node& node : spec.tree.nodes) {
-        if (node.kind != Kind::custom) continue;
-        auto* registration = as_registration(slots_of(spec.tree, node)[0]);
+        Registration* registration = registration_of(node.kind, slots_of(spec.tree, node));
+        if (registration == nullptr) continue;
         const Namespace* named = state.registry.find(name);
         const Ref found =
             state.registry.lookup(named, reinterpret_cast<PyTypeObject*>(registration->type));

@@ -27,7 +27,7 @@ struct TreeOwner {
     TreeOwner(const TreeOwner&) = delete;
     TreeOwner& operator=(const TreeOwner&) = delete;
     ~TreeOwner() {
-        for (Slot slot : tree.slots) Py_XDECREF(as_object(slot));
+        for (Slot slot : tree.slots) drop_slot(slot);
     }
 };
 
@@ -38,12 +38,6 @@ inline State& state_of(const SpecObject& spec) noexcept { return as_state(spec.s
 
 inline const Slot* slots_of(const Tree& tree, const Node& node) noexcept {
     return tree.slots.data() + node.payload;
-}
-
-// A reference more on a slot, for Builder::append.
-inline Slot share_slot(Slot slot) noexcept {
-    Py_XINCREF(as_object(slot));
-    return slot;
 }
 
 // Appends shared references to the slots of a node of another tree.

@@ -8,7 +8,6 @@ import dataclasses
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, Generic
 
-import optree._C as _C
 from optree._C import PyTreeKind
 from optree.accessors import (
     AutoEntry,
@@ -296,152 +295,79 @@ def _structseq_unflatten(
     return cls(children)
 
 
+_Functions = tuple[Callable[..., Any], Callable[..., Any]]
+
+# One row a kind: its class, the kind, the class of path entries, how a node is taken apart and
+# rebuilt, and how while dictionaries keep their insertion order, if that is another way.
+# The function `namedtuple` and the class `StructSequence` stand for all classes of their kinds.
+_BUILTIN_KINDS: tuple[tuple[Any, PyTreeKind, type[PyTreeEntry], _Functions, _Functions | None], ...]
+_BUILTIN_KINDS = (
+    (type(None), PyTreeKind.NONE, PyTreeEntry, (_none_flatten, _none_unflatten), None),
+    (tuple, PyTreeKind.TUPLE, SequenceEntry, (_tuple_flatten, _tuple_unflatten), None),
+    (list, PyTreeKind.LIST, SequenceEntry, (_list_flatten, _list_unflatten), None),
+    (
+        dict,
+        PyTreeKind.DICT,
+        MappingEntry,
+        (_dict_flatten, _dict_unflatten),
+        (_dict_insertion_ordered_flatten, _dict_insertion_ordered_unflatten),
+    ),
+    (
+        namedtuple,
+        PyTreeKind.NAMEDTUPLE,
+        NamedTupleEntry,
+        (_namedtuple_flatten, _namedtuple_unflatten),
+        None,
+    ),
+    (
+        OrderedDict,
+        PyTreeKind.ORDEREDDICT,
+        MappingEntry,
+        (_ordereddict_flatten, _ordereddict_unflatten),
+        None,
+    ),
+    (
+        defaultdict,
+        PyTreeKind.DEFAULTDICT,
+        MappingEntry,
+        (_defaultdict_flatten, _defaultdict_unflatten),
+        (_defaultdict_insertion_ordered_flatten, _defaultdict_insertion_ordered_unflatten),
+    ),
+    (deque, PyTreeKind.DEQUE, SequenceEntry, (_deque_flatten, _deque_unflatten), None),
+    (
+        StructSequence,
+        PyTreeKind.STRUCTSEQUENCE,
+        StructSequenceEntry,
+        (_structseq_flatten, _structseq_unflatten),
+        None,
+    ),
+)
+
+
 def _entry_of_builtin(
     cls: Any,
-    flatten_func: Callable[..., Any],
-    unflatten_func: Callable[..., Any],
-    path_entry_type: type[PyTreeEntry],
     kind: PyTreeKind,
+    path_entry_type: type[PyTreeEntry],
+    functions: _Functions,
     /,
 ) -> PyTreeNodeRegistryEntry[Any]:
-    return PyTreeNodeRegistryEntry(
-        cls,
-        flatten_func,
-        unflatten_func,
-        path_entry_type=path_entry_type,
-        kind=kind,
-    )
+    return PyTreeNodeRegistryEntry(cls, *functions, path_entry_type=path_entry_type, kind=kind)
 
 
-# Keys are `cls` for the global namespace and `(namespace, cls)` for the others. The function
-# `namedtuple` and the class `StructSequence` stand for all namedtuple and struct sequence classes.
+# Keys are `cls` for the global namespace and `(namespace, cls)` for the others.
 # TorchDynamo and its polyfills read this dictionary.
 _NODETYPE_REGISTRY: dict[Any, PyTreeNodeRegistryEntry[Any]] = {
-    entry.type: entry
-    for entry in (
-        _entry_of_builtin(
-            type(None),
-            _none_flatten,
-            _none_unflatten,
-            PyTreeEntry,
-            PyTreeKind.NONE,
-        ),
-        _entry_of_builtin(
-            tuple,
-            _tuple_flatten,
-            _tuple_unflatten,
-            SequenceEntry,
-            PyTreeKind.TUPLE,
-        ),
-        _entry_of_builtin(
-            list,
-            _list_flatten,
-            _list_unflatten,
-            SequenceEntry,
-            PyTreeKind.LIST,
-        ),
-        _entry_of_builtin(
-            dict,
-            _dict_flatten,
-            _dict_unflatten,
-            MappingEntry,
-            PyTreeKind.DICT,
-        ),
-        _entry_of_builtin(
-            namedtuple,
-            _namedtuple_flatten,
-            _namedtuple_unflatten,
-            NamedTupleEntry,
-            PyTreeKind.NAMEDTUPLE,
-        ),
-        _entry_of_builtin(
-            OrderedDict,
-            _ordereddict_flatten,
-            _ordereddict_unflatten,
-            MappingEntry,
-            PyTreeKind.ORDEREDDICT,
-        ),
-        _entry_of_builtin(
-            defaultdict,
-            _defaultdict_flatten,
-            _defaultdict_unflatten,
-            MappingEntry,
-            PyTreeKind.DEFAULTDICT,
-        ),
-        _entry_of_builtin(
-            deque,
-            _deque_flatten,
-            _deque_unflatten,
-            SequenceEntry,
-            PyTreeKind.DEQUE,
-        ),
-        _entry_of_builtin(
-            StructSequence,
-            _structseq_flatten,
-            _structseq_unflatten,
-            StructSequenceEntry,
-            PyTreeKind.STRUCTSEQUENCE,
-        ),
-    )
+    cls: _entry_of_builtin(cls, kind, entry, functions)
+    for cls, kind, entry, functions, _ in _BUILTIN_KINDS
+    if cls is not None  # which only later versions of Python have
 }
 
 # What replaces an entry of `_NODETYPE_REGISTRY` while dictionaries keep their insertion order.
 _INSERTION_ORDERED_REGISTRY: dict[Any, PyTreeNodeRegistryEntry[Any]] = {
-    entry.type: entry
-    for entry in (
-        _entry_of_builtin(
-            dict,
-            _dict_insertion_ordered_flatten,
-            _dict_insertion_ordered_unflatten,
-            MappingEntry,
-            PyTreeKind.DICT,
-        ),
-        _entry_of_builtin(
-            defaultdict,
-            _defaultdict_insertion_ordered_flatten,
-            _defaultdict_insertion_ordered_unflatten,
-            MappingEntry,
-            PyTreeKind.DEFAULTDICT,
-        ),
-    )
+    cls: _entry_of_builtin(cls, kind, entry, functions)
+    for cls, kind, entry, _, functions in _BUILTIN_KINDS
+    if cls is not None and functions is not None
 }
-
-if _C.OPTREE_HAS_FROZENDICT:
-    from optree.typing import FrozenDict  # type: ignore[attr-defined,unused-ignore]
-
-    def _frozendict_flatten(dct: Any, /) -> tuple[tuple[Any, ...], list[Any], tuple[Any, ...]]:
-        return _dict_flatten(dct)
-
-    def _frozendict_unflatten(metadata: list[Any], values: Iterable[Any], /) -> Any:
-        return FrozenDict(_dict_unflatten(metadata, values))
-
-    def _frozendict_insertion_ordered_flatten(
-        dct: Any,
-        /,
-    ) -> tuple[tuple[Any, ...], list[Any], tuple[Any, ...]]:
-        return _dict_insertion_ordered_flatten(dct)
-
-    def _frozendict_insertion_ordered_unflatten(
-        metadata: list[Any],
-        values: Iterable[Any],
-        /,
-    ) -> Any:
-        return FrozenDict(_dict_insertion_ordered_unflatten(metadata, values))
-
-    _NODETYPE_REGISTRY[FrozenDict] = _entry_of_builtin(
-        FrozenDict,
-        _frozendict_flatten,
-        _frozendict_unflatten,
-        MappingEntry,
-        PyTreeKind.FROZENDICT,
-    )
-    _INSERTION_ORDERED_REGISTRY[FrozenDict] = _entry_of_builtin(
-        FrozenDict,
-        _frozendict_insertion_ordered_flatten,
-        _frozendict_insertion_ordered_unflatten,
-        MappingEntry,
-        PyTreeKind.FROZENDICT,
-    )
 
 # The public home of these classes.
 PyTreeNodeRegistryEntry.__module__ = "optree.registry"

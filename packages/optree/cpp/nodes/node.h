@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a kind is unless its own file says otherwise, and how it hands over children.
+#pragma once
+
+#include "nodes/context.h"
+#include "nodes/slots.h"
+#include "nodes/text.h"
+
+namespace optree {
+
+struct AnyNode {
+    // The class of path entries (optree.accessors) that lead to a child; a custom class has its own.
+    static constexpr const char* kEntryClass = "SequenceEntry";
+    // Whether messages name the class, as the kind does not.
+    static constexpr bool kNamedByClass = false;
+    // What messages about the number of children begin with; null: the name.
+    static constexpr const char* kArityName = nullptr;
+    // Whether children are pushed on `visitor.stack()`.
+    static constexpr bool kStacksChildren = true;
+
+    // The one class of the nodes, if there is one and Python has it; else null.
+    static Ref find_class() { return nullptr; }
+    // Whether a subclass of tuple makes nodes of this kind. May run Python code.
+    static bool recognises(State&, PyTypeObject*) { return false; }
+    // Whether there are no children, told without a frame of its own.
+    static bool is_empty(const State&, PyObject*) noexcept { return false; }
+    // One step of a path as Python code.
+    static Ref step(const Slot*, std::uint32_t, PyObject* entry) { return step_of_entry(entry); }
+    // Raises where the pickle of a node can't be right. The slots have been read.
+    static void verify(const ReadNode&, const Ref*) {}
+};
+
+// A visitor takes the children of an object in traversal order. Kinds call, as fits them,
+//
+//   expect(n)       first, where the number is known: makes room, or refuses
+//   borrowed(child) a child that the object keeps alive while it is visited
+//   at_once(children, n)
+//                   one or more such; takes the first ones that it can take without running Python
+//                   code, and returns how many
+//   owned(ref)      a child whose reference is given away
+//   row(children, n)
+//                   all of them, or none and false if it can't without running Python code
+//   stack()         where to push new references to children that are visited when `visit` is done
+//
+// `Section` guards a list that nobody else changes while it is visited, and `kAsksEmpty` says that
+// containers are known to have children where those without are alike. This visitor collects.
+class Collect {
+  public:
+    using Section = CriticalSection;
+    static constexpr bool kAsksEmpty = false;
+    explicit Collect(ObjectStack& children) : children_(children) {}
+    OPTREE_INLINE void expect(std::uint32_t count) { children_.reserve(count); }
+    OPTREE_INLINE void borrowed(PyObject* child) { children_.push_unchecked(child); }
+    OPTREE_INLINE std::size_t at_once(PyObject* const* children, std::size_t count) {
+        children_.push_all(children, count);
+        return count;
+    }
+    void owned(Ref child) { children_.push_owned(child.release()); }
+    bool row(PyObject* const*, std::size_t) noexcept { return false; }
+    ObjectStack& stack() noexcept { return children_; }
+
+  private:
+    ObjectStack& children_;
+};
+
+}  // namespace optree
