@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import rpc as _rpc
 
 from optree import *  # noqa: F403
 from optree import PyTreeSpec, tree_flatten, tree_leaves, tree_map
 from optree import __all__ as _optree_names
-from torchopt.typing import TensorTree
+from torchopt.typing import RRef, TensorTree
 
 __all__ = [  # noqa: PLE0604
     *_optree_names,
@@ -142,7 +142,8 @@ def tree_wait(future_tree: Any) -> Any:
     return spec.unflatten(torch.futures.wait_all(futures))
 
 
-if hasattr(_rpc, "RRef"):
+if RRef is not None:
+    _rpc: Any = importlib.import_module("torch.distributed.rpc")
     __all__ += ["tree_as_rref", "tree_to_here"]
     _UNSET_TIMEOUT: float = getattr(_rpc.api, "UNSET_RPC_TIMEOUT")  # noqa: B009 - not exported
 

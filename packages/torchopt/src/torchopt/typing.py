@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, Optional, Protocol, Union, runtime_checkable
 
 import torch
-import torch.distributed.rpc as _rpc
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.futures import Future
@@ -87,7 +88,9 @@ ModuleTensorContainers = tuple[TensorContainer, ...]
 LinearSolver = Callable[[Callable[[TensorTree], TensorTree], TensorTree], TensorTree]
 SampleFunc = Callable[[Size], Any]
 
-RRef: Any = getattr(_rpc, "RRef", None)
+RRef: Any = None  # where torch has no remote calls
+with contextlib.suppress(ImportError):
+    RRef = getattr(importlib.import_module("torch.distributed.rpc"), "RRef", None)
 
 
 @runtime_checkable

@@ -2,7 +2,8 @@
 """Which process is this, how many are there, and how they start.
 
 The launcher says it in the environment (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`,
-`MASTER_ADDR`, `MASTER_PORT`), as torchrun does; without any of them the world is this process.
+`MASTER_ADDR`, `MASTER_PORT`), as torchrun does, or in the variables of slurm's `srun`; without any
+of them the world is this process.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from torchopt.distributed import remote
+from torchopt.distributed import remote, slurm
 from torchopt.distributed import session as _session
 from torchopt.errors import WorkerError
 
@@ -86,11 +87,12 @@ class WorldInfo(NamedTuple):
 
 def get_world_info() -> WorldInfo:
     """Return where this process stands, as the environment says now."""
+    said = {**os.environ, **slurm.adopt(os.environ)}
     return WorldInfo(
-        int(os.environ.get("RANK", "0")),
-        int(os.environ.get("WORLD_SIZE", "1")),
-        int(os.environ.get("LOCAL_RANK", "0")),
-        int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        int(said.get("RANK", "0")),
+        int(said.get("WORLD_SIZE", "1")),
+        int(said.get("LOCAL_RANK", "0")),
+        int(said.get("LOCAL_WORLD_SIZE", "1")),
     )
 
 
@@ -226,6 +228,7 @@ def auto_init_rpc(
 
 
 def _open(backend: Any, options: Any, timeout: float) -> _session.Session:
+    os.environ.update(slurm.adopt(os.environ))  # for torch, too
     world = get_world_info()
     is_rpc = backend in _RPC_BACKENDS or not isinstance(backend, str)
     if not is_rpc:

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may join a world, what launchers say of it, and torch without remote calls."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import distributed_programs as programs
+import pytest
+
+from torchopt.distributed import meeting, slurm
+from torchopt.distributed.link import StrangerError, connect
+from torchopt.distributed.watch import Watch
+
+PROGRAM = """
+import sys, torch
+import torchopt.distributed as todist
+@todist.auto_init_rpc(backend="collective", timeout=60)
+def main():
+    theta = torch.tensor([1.0, -1.0], requires_grad=True)
+    step = todist.TaskParallel([theta]).backward(lambda t: ((theta - t) ** 2).sum(), [0.0, 1.0])
+    sys.stdout.write(f"{todist.get_rank()} {todist.get_world_size()} {step.owners} {theta.grad}\\n")
+main()
+"""
+
+WITHOUT_RPC = """
+import sys, torch
+gone = ("torch.distributed.rpc", "torch.distributed.autograd")
+for name in [n for n in sys.modules if n.startswith(gone)]:
+    del sys.modules[name]
+for name in ("rpc", "autograd"):
+    delattr(torch.distributed, name)
+for name in ("torch.distributed.rpc", "torch.distributed.autograd"):
+    sys.modules[name] = None
+import torchopt.pytree, torchopt.typing
+assert torchopt.typing.RRef is None
+import torchopt.distributed as todist
+assert not todist.is_available() and not todist.autograd.is_available()
+@todist.auto_init_rpc(timeout=5)
+def remote():
+    pass
+"""
+
+
+def two_processes(program: str, environments: list[dict[str, str]]) -> list[tuple[int, str]]:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", program],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for environment in environments
+    ]
+    told = [process.communicate(timeout=programs.PATIENCE)[0] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, told)]
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return str(listener.getsockname()[1])
+
+
+@pytest.fixture
+def hub():
+    listener = socket.create_server(("127.0.0.1", 0))
+    watch = Watch(0, (0, 1), 30.0, "the token", listener=listener)
+    yield watch, ("127.0.0.1", listener.getsockname()[1])
+    watch.close()
+
+
+def test_only_who_knows_the_token_joins(hub):
+    watch, address = hub
+    many = b"x" * 9999
+    for words in (b"GET / HTTP/1.0\r\n\r\n", b'{"rank": 1}\n', b'{"bye": true}\n', many):
+        with socket.create_connection(address, timeout=30) as stranger:
+            assert set(json.loads(stranger.recv(1000))) == {"challenge"}
+            stranger.sendall(words)
+            with contextlib.suppress(ConnectionError):
+                assert stranger.recv(1000) == b""  # shown the door
+    with pytest.raises(StrangerError):
+        connect(address, 1, 0, "another token", 30.0)
+    assert watch.failure is None
+    with pytest.raises(TimeoutError, match=r"ranks \[1\] are missing"):
+        watch.wait_for_everyone(0.2)
+    link = connect(address, 1, 0, "the token", 30.0)
+    watch.wait_for_everyone(30.0)
+    again = connect(address, 1, 0, "the token", 30.0)
+    assert again.receive() is None  # a rank joins once
+    again.connection.close()
+    link.connection.close()
+    assert watch.wait_for_failure(30.0).rank == 1
+
+
+def test_a_hub_that_does_not_know_the_token_is_refused():
+    listener = socket.create_server(("127.0.0.1", 0))
+    watch = Watch(0, (0, 1), 30.0, "another token", listener=listener)
+    with pytest.raises(StrangerError):
+        connect(("127.0.0.1", listener.getsockname()[1]), 1, 0, "the token", 30.0)
+    watch.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_the_folder_of_a_world_is_the_users_alone(tmp_path):
+    assert meeting.private_folder().stat().st_mode & 0o77 == 0
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir(mode=0o777)
+    open_to_all.chmod(0o777)
+    with pytest.raises(PermissionError, match="only this user"):
+        meeting.private_folder(open_to_all)
+
+
+def test_srun_starts_a_world():
+    shared = {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_STEP_NODELIST": "node7",
+        "SLURM_JOB_ID": free_port(),
+    }
+    found = two_processes(
+        PROGRAM, [{**shared, "SLURM_PROCID": str(r), "SLURM_LOCALID": str(r)} for r in range(2)]
+    )
+    for rank, (code, text) in enumerate(found):
+        assert code == 0, text
+        assert f"{rank} 2 (0, 1) tensor([ 1., -3.])" in text
+
+
+def test_slurm_on_several_nodes():
+    said = slurm.adopt(
+        {
+            "SLURM_STEP_NUM_TASKS": "5",
+            "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+            "SLURM_STEP_NODELIST": "gpu[08-09,12]",
+            "SLURM_PROCID": "4",
+            "SLURM_NODEID": "2",
+            "SLURM_JOB_ID": "77",
+            "MASTER_PORT": "1234",
+        }
+    )
+    assert said["MASTER_ADDR"] == "gpu08"
+    assert (said["RANK"], said["WORLD_SIZE"], said["LOCAL_WORLD_SIZE"]) == ("4", "5", "1")
+    assert said["MASTER_PORT"] == "1234"
+    assert slurm.adopt({"SLURM_STEP_NUM_TASKS": "5", "SLURM_PROCID": "1", "RANK": "0"}) == {}
+
+
+def test_process_groups_work_where_torch_has_no_remote_calls():
+    port = free_port()
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    last = "\ntry: remote()\nexcept RuntimeError as error: sys.stdout.write(str(error))\n"
+    text = WITHOUT_RPC + PROGRAM.replace("\nmain()", "\nmain()\ntodist.shutdown()") + last
+    found = two_processes(
+        text, [{**world, "MASTER_PORT": port, "RANK": str(r), "LOCAL_RANK": str(r)} for r in (0, 1)]
+    )
+    for rank, (code, told) in enumerate(found):
+        assert code == 0, told
+        assert f"{rank} 2 (0, 1)" in told
+        assert "torch.distributed.rpc), found one without" in told
+
+
+def test_ray_workers(tmp_path):
+    ray = pytest.importorskip("ray", reason="needs ray")
+    ray.init(num_cpus=2, include_dashboard=False)
+
+    @ray.remote
+    class Worker:
+        def run(self, rank: int, port: str) -> tuple[int, tuple[int, ...]]:
+            os.environ.update(
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2"
+            )
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            sys.path.insert(0, str(Path(programs.__file__).parent))
+            found = programs.weights_and_unused()
+            return rank, tuple(found[0].shape)
+
+    port = free_port()
+    workers = [Worker.remote() for _ in range(2)]
+    assert ray.get([w.run.remote(r, port) for r, w in enumerate(workers)]) == [(0, (3,)), (1, (3,))]
+    ray.shutdown()
