@@ -324,6 +324,30 @@ MORE = (
         joint=True,
     ),
     new_row(
+        "psgd",
+        references.twin(references.psgd),
+        (
+            *grid(
+                lr=(0.05,),
+                momentum=(0.9, 0.0),
+                weight_decay=(0.0, 0.1),
+                precondition_lr=(0.1, 0.5),
+                initial_scale=(1.0, 0.3),
+                seed=(0, 7),
+            ),
+            {
+                "lr": 0.05,
+                "momentum": 0.5,
+                "weight_decay": 0.1,
+                "precondition_lr": 0.2,
+                "initial_scale": 2.0,
+                "seed": 1,
+                "max_size": 3,
+                "maximize": True,
+            },
+        ),
+    ),
+    new_row(
         "soap",
         references.twin(references.soap),
         (
@@ -498,6 +522,8 @@ SMOOTH: dict[str, tuple[str, dict[str, Any]]] = {
         {"betas": (0.9, 0.9), "eps": 0.1, "d0": 0.05, "growth_rate": 1.01},
     ),
     "soap": ("soap", {"eps": 1e-2, "weight_decay": 0.1, "update_every": 1}),
+    "psgd": ("psgd", {"weight_decay": 0.1, "precondition_lr": 0.3}),
+    "psgd-diagonal": ("psgd", {"precondition_lr": 0.3, "max_size": 2}),
     "schedule_free_sgd": ("schedule_free_sgd", {"lr": 0.1, "weight_decay": 0.1}),
     "schedule_free_adamw": ("schedule_free_adamw", {"lr": 0.1, "eps": 1e-2}),
 }

@@ -399,6 +399,47 @@ def soap(
         turn()
 
 
+def psgd(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    precondition_lr: float,
+    initial_scale: float,
+    seed: int,
+    max_size: int = 1024,
+) -> None:
+    rows, columns = (g.shape[0] if g.shape else 1), math.prod(g.shape[1:])
+    x = g.reshape(rows, columns).double()
+    full = [g.ndim > 1 and n <= max_size for n in (rows, columns)]
+    s["m"] = m = momentum * s.get("m", torch.zeros_like(p)) + (1 - momentum) * g
+    if not g.numel():
+        return
+    for name, n in (("Q", rows), ("R", columns)):
+        s.setdefault(name, initial_scale**0.5 * torch.eye(n, dtype=torch.float64))
+    q, r = s["Q"], s["R"]
+    probe = []
+    for index in range(rows * columns):
+        h = index + (t + 65537 * seed) * 0x1F123BB5
+        for factor in (0x45D9F3B, 0x45D9F3B, 0x2C1B3C6D):
+            h = ((h ^ (h >> 16)) % 2**32) * factor % 2**32
+        probe.append(-1.0 if h >> 15 & 1 else 1.0)
+    v = torch.tensor(probe, dtype=torch.float64).reshape(rows, columns)
+    a, b = q @ x @ r.mT, torch.linalg.inv(q).mT @ v @ torch.linalg.inv(r)
+    for name, slope, whole in (
+        ("Q", a @ a.mT - b @ b.mT, full[0]),
+        ("R", a.mT @ a - b.mT @ b, full[1]),
+    ):
+        slope = slope.triu() if whole else slope.diag().diag()
+        s[name] = s[name] - precondition_lr / slope.abs().max() * slope @ s[name]
+    q, r = s["Q"], s["R"]
+    u = q.mT @ q @ (m / (1 - momentum**t)).reshape(rows, columns).double() @ r.mT @ r
+    p.sub_(lr * (u.reshape(p.shape).to(p.dtype) + weight_decay * p))
+
+
 class Prodigy(Reference):
     """Algorithm 4 of the paper, for all parameters together."""
 

@@ -31,6 +31,7 @@ OPTIMIZERS = {
     "nadam": "NAdam",
     "nadamw": "NAdamW",
     "prodigy": "Prodigy",
+    "psgd": "PSGD",
     "radam": "RAdam",
     "rmsprop": "RMSProp",
     "rprop": "Rprop",

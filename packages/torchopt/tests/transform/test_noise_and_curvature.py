@@ -9,6 +9,7 @@ import torch
 import torchopt
 from torchopt import alias
 from torchopt.kernels.reference.inverse_root import inverse_root
+from torchopt.optimizers.psgd import scale_by_psgd
 from torchopt.optimizers.soap import scale_by_soap
 from torchopt.transform import add_noise, observe_curvature, scale_by_shampoo
 
@@ -178,3 +179,21 @@ def test_soap_is_adam_in_the_eigenbasis() -> None:
     for _ in range(60):
         got, state = direction.update(g, state, inplace=False)
     torch.testing.assert_close(got, u @ vh, rtol=0, atol=0.05)
+
+
+def test_psgd_whitens_gradients() -> None:
+    # Gradients L N R with normal N: Q fits so that the directions have equal variances.
+    generator = torch.Generator().manual_seed(11)
+    left = torch.diag(torch.tensor([9.0, 3.0, 1.0], dtype=DOUBLE))
+    right = torch.diag(torch.tensor([2.0, 0.5], dtype=DOUBLE))
+    direction = scale_by_psgd(momentum=0.0, precondition_lr=0.05)
+    state = direction.init(torch.zeros(3, 2, dtype=DOUBLE))
+    directions = []
+    for step in range(1500):
+        g = left @ torch.randn(3, 2, generator=generator, dtype=DOUBLE) @ right
+        u, state = direction.update(g, state, inplace=False)
+        if step >= 500:
+            directions.append(u.flatten())
+    sizes = torch.stack(directions).square().mean(0).sqrt()
+    assert sizes.max() / sizes.min() < 2  # 36 for the gradients
+    assert 0.5 < sizes.mean() < 2

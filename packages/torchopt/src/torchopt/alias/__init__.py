@@ -33,6 +33,7 @@ from torchopt.alias.yogi import yogi
 from torchopt.optimizers.ademamix import ademamix
 from torchopt.optimizers.mars import mars
 from torchopt.optimizers.prodigy import prodigy
+from torchopt.optimizers.psgd import psgd
 from torchopt.optimizers.signum import signum
 from torchopt.optimizers.soap import soap
 
@@ -58,6 +59,7 @@ __all__ = [
     "nadam",
     "nadamw",
     "prodigy",
+    "psgd",
     "radam",
     "rmsprop",
     "rprop",

@@ -23,7 +23,7 @@ from torchopt.optim.torch_optimizer import (
 __all__ = [
     'ADOPT', 'AMSGrad', 'AMSGradW', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaDelta', 'AdaGrad',
     'AdaMax', 'Adadelta', 'Adafactor', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan',
-    'FuncOptimizer', 'LAMB', 'LARS', 'Lion', 'MARS', 'Muon', 'NAdam', 'NAdamW', 'Optimizer',
+    'FuncOptimizer', 'LAMB', 'LARS', 'Lion', 'MARS', 'Muon', 'NAdam', 'NAdamW', 'Optimizer', 'PSGD',
     'Prodigy', 'RAdam', 'RMSProp', 'RMSprop', 'Rprop', 'SGD', 'SOAP', 'ScheduleFreeAdamW',
     'ScheduleFreeSGD', 'Shampoo', 'Signum', 'Sophia', 'TorchOptimizer', 'Yogi',
 ]
@@ -218,6 +218,15 @@ class Prodigy(Optimizer):
         self, params: Iterable[Tensor], lr: float | Tensor = 1.0,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
         d0: float = 1e-06, growth_rate: float | None = None, *, maximize: bool = False,
+    ) -> None: ...
+
+class PSGD(Optimizer):
+    """PSGD with the interface of torch.optim; see `Optimizer`."""
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.001, momentum: float = 0.9,
+        weight_decay: float = 0.0, precondition_lr: float = 0.1, initial_scale: float = 1.0,
+        max_size: int = 1024, seed: int = 0, *, maximize: bool = False,
     ) -> None: ...
 
 class RAdam(Optimizer):

@@ -18,9 +18,10 @@ __all__ = [
     'MetaADOPT', 'MetaAMSGrad', 'MetaAMSGradW', 'MetaASGD', 'MetaAdEMAMix', 'MetaAdaBelief',
     'MetaAdaDelta', 'MetaAdaGrad', 'MetaAdaMax', 'MetaAdadelta', 'MetaAdafactor', 'MetaAdagrad',
     'MetaAdam', 'MetaAdamW', 'MetaAdamax', 'MetaAdan', 'MetaLAMB', 'MetaLARS', 'MetaLion',
-    'MetaMARS', 'MetaMuon', 'MetaNAdam', 'MetaNAdamW', 'MetaOptimizer', 'MetaProdigy', 'MetaRAdam',
-    'MetaRMSProp', 'MetaRMSprop', 'MetaRprop', 'MetaSGD', 'MetaSOAP', 'MetaScheduleFreeAdamW',
-    'MetaScheduleFreeSGD', 'MetaShampoo', 'MetaSignum', 'MetaSophia', 'MetaYogi',
+    'MetaMARS', 'MetaMuon', 'MetaNAdam', 'MetaNAdamW', 'MetaOptimizer', 'MetaPSGD', 'MetaProdigy',
+    'MetaRAdam', 'MetaRMSProp', 'MetaRMSprop', 'MetaRprop', 'MetaSGD', 'MetaSOAP',
+    'MetaScheduleFreeAdamW', 'MetaScheduleFreeSGD', 'MetaShampoo', 'MetaSignum', 'MetaSophia',
+    'MetaYogi',
 ]
 
 class MetaAdaBelief(MetaOptimizer):
@@ -226,6 +227,16 @@ class MetaProdigy(MetaOptimizer):
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
         d0: float = 1e-06, growth_rate: float | None = None, *, maximize: bool = False,
         first_order: bool = False, detach_every: int | None = None,
+    ) -> None: ...
+
+class MetaPSGD(MetaOptimizer):
+    """PSGD as part of the graph; see `MetaOptimizer`."""
+
+    def __init__(
+        self, module: nn.Module, lr: ScalarOrSchedule = 0.001, momentum: float = 0.9,
+        weight_decay: float = 0.0, precondition_lr: float = 0.1, initial_scale: float = 1.0,
+        max_size: int = 1024, seed: int = 0, *, maximize: bool = False, first_order: bool = False,
+        detach_every: int | None = None,
     ) -> None: ...
 
 class MetaRAdam(MetaOptimizer):
