@@ -134,6 +134,28 @@ def package_stub() -> str:
     )
 
 
+def repeating_stub(package: str) -> str:
+    """Return the stub of a package whose names come from other modules, at the latest by name."""
+    module = importlib.import_module(package)
+    homes: dict[str, list[str]] = {}
+    for name, value in vars(module).items():
+        if inspect.ismodule(value) and value.__name__ == f"{package}.{name}":
+            homes.setdefault(package, []).append(name)
+        elif (
+            (inspect.isroutine(value) or isinstance(value, type))
+            and not name.startswith("_")
+            and value.__module__ != "torchopt.index"
+        ):
+            homes.setdefault(value.__module__, []).append(name)
+    public = [name for name in module.__all__ if name not in homes.get(package, [])]
+    modules = [name for name in homes.pop(package, []) if name == "utils"]
+    lines = [import_lines(package, modules)] if modules else []
+    lines += [import_lines(home, names) for home, names in sorted(homes.items())]
+    return "\n".join(
+        [HEAD + f'"""{inspect.getdoc(module)}\n"""\n', "".join(lines), all_lines(public)]
+    )
+
+
 def stubs() -> dict[Path, str]:
     """Return what each stub should say."""
     classic = {
@@ -146,6 +168,10 @@ def stubs() -> dict[Path, str]:
     optim = package / "optim"
     return {
         package / "__init__.pyi": package_stub(),
+        **{
+            package / name / "__init__.pyi": repeating_stub(f"torchopt.{name}")
+            for name in ("alias", "optimizers", "transform")
+        },
         optim / "__init__.pyi": optim_stub("torchopt.optim", "", classic),
         optim / "meta" / "__init__.pyi": optim_stub("torchopt.optim.meta", "Meta", meta),
     }

@@ -76,7 +76,6 @@ py::object fused_call(const std::string& rule_name, int kind_code, const py::obj
             graph = graph || (record && requires_grad(object));
         }
     }
-    if (graph) return py::bool_(false);
     call.dtype = like[0].dtype;
 
     py::tuple out(counts.outputs * size);
@@ -92,7 +91,7 @@ py::object fused_call(const std::string& rule_name, int kind_code, const py::obj
         }
     }
     launch(rule, kind, call, hypers, maximize, {num_threads, kCpu, 0, 0});
-    return out;
+    return py::make_tuple(std::move(out), graph);
 }
 
 py::object successor(const py::object& count) {

@@ -5,7 +5,7 @@ identity.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 __all__ = [
@@ -121,11 +121,32 @@ def needs_tree(candidate: GradientTransformation) -> bool:
     return bool(getattr(getattr(candidate.update, "__self__", None), "needs_tree", False))
 
 
+def chain_parts(
+    members: tuple[GradientTransformation, ...], backend: Any
+) -> tuple[tuple[int, int, Any], ...]:
+    """Return members (first, after the last) and what computes them in one call, None for nothing.
+
+    Members that have rules know which of them go together.
+    """
+    for member in members:
+        split = getattr(getattr(member.update, "__self__", None), "parts_of", None)
+        if split is not None:
+            found: tuple[tuple[int, int, Any], ...] = split(members, backend)
+            return found
+    return tuple((i, i + 1, None) for i in range(len(members)))
+
+
 @dataclass(frozen=True)
 class _Chain:
     """The two functions of a chain. A value, so that chains can be pickled."""
 
     transformations: tuple[GradientTransformation, ...]
+    backend: Any = "auto"
+    # Members (first, after the last) and what computes them in one call.
+    parts: tuple[tuple[int, int, Any], ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", chain_parts(self.transformations, self.backend))
 
     @property
     def needs_tree(self) -> bool:
@@ -149,12 +170,17 @@ class _Chain:
                 "called init first! "
                 f"Expected {len(self.transformations)} states, got {describe_state(state)}.",
             )
-        states = []
-        for transformation, member_state in zip(self.transformations, state):
-            updates, member_state = transformation.update(
-                updates, member_state, params=params, inplace=inplace
-            )
-            states.append(member_state)
+        states = list(state)
+        for first, last, part in self.parts:
+            members = tuple(states[first:last])
+            found = part and part.update(updates, members, params, inplace=inplace)
+            if found:
+                updates, states[first:last] = found
+                continue
+            for i in range(first, last):
+                updates, states[i] = self.transformations[i].update(
+                    updates, states[i], params=params, inplace=inplace
+                )
         return updates, tuple(states)
 
 

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from torchopt.base import (
     ChainedGradientTransformation,
     GradientTransformation,
+    _Chain,
+    chain_parts,
     describe_state,
     identity,
     needs_tree,
@@ -58,6 +62,12 @@ class _FlatChain:
     """
 
     inner: tuple[GradientTransformation, ...]
+    backend: str = "auto"
+    # Members (first, after the last) and what computes them in one call.
+    parts: tuple[tuple[int, int, Any], ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", chain_parts(self.inner, self.backend))
 
     @property
     def needs_tree(self) -> bool:
@@ -93,8 +103,18 @@ class _FlatChain:
                 spec, params, "update(updates, state, params=params)", spec_of="updates"
             )
         )
-        states = []
-        for transformation, member_state in zip(self.inner, state):
+        states: list[Any] = []
+        read = None if param_leaves is None else lambda: param_leaves
+        after = {first: (last, part) for first, last, part in self.parts if part is not None}
+        for i, (transformation, member_state) in enumerate(zip(self.inner, state)):
+            if i < len(states):
+                continue  # a part of the call before
+            last, part = after.get(i, (i + 1, None))
+            found = part and part.part.update(leaves, tuple(state[i:last]), read, inplace=inplace)
+            if found:
+                leaves, members = found
+                states += members
+                continue
             if needs_tree(transformation):
                 tree, member_state = transformation.update(
                     tree_unflatten(spec, leaves), member_state, params=params, inplace=inplace
@@ -138,19 +158,26 @@ class _FlatSingle:
         return updates, state
 
 
-def chain_flat(*transformations: GradientTransformation) -> GradientTransformation:
+def chain_flat(
+    *transformations: GradientTransformation, backend: str = "auto"
+) -> GradientTransformation:
     """Return the chain of ``transformations``, which see lists of leaves instead of trees.
 
     Same result as `chain` for transformations that treat every leaf alike, with one walk over the
     tree in each update. The state is that of the members for a list.
+
+    Args:
+        transformations: The members.
+        backend: Whether members that are a fused rule together are one native call; see
+            `torchopt.optimizers.native.with_backend`.
     """
     chained = _chain(*transformations)
     if isinstance(chained, ChainedGradientTransformation):
-        flat: _FlatChain | _FlatSingle = _FlatChain(chained.transformations)
+        flat: _FlatChain | _FlatSingle = _FlatChain(chained.transformations, backend)
     elif chained == identity():
         return chained
     else:
-        flat = _FlatSingle(_FlatChain((chained,)))
+        flat = _FlatSingle(_FlatChain((chained,), backend))
     return GradientTransformation(flat.init, flat.update)
 
 
@@ -194,6 +221,39 @@ def round_once(chained: GradientTransformation) -> GradientTransformation:
         return chained
     rounded = _RoundedOnce(chained)
     return GradientTransformation(rounded.init, rounded.update)
+
+
+def with_parts(
+    transformation: GradientTransformation,
+    backend: str,
+    plain: Callable[[GradientTransformation], GradientTransformation],
+) -> GradientTransformation | None:
+    """Return a chain whose members are native calls together as `backend` says.
+
+    None for something else than a chain, and for "native" where no members are one.
+
+    Args:
+        transformation: The chain.
+        backend: See `torchopt.optimizers.native.with_backend`.
+        plain: Makes a member compute in plain torch operations, for "reference".
+    """
+    found = getattr(transformation.update, "__self__", None)
+    if isinstance(found, _FlatSingle):
+        inner: Any = with_parts(_pair(found.chain), backend, plain)
+        return inner and _pair(_FlatSingle(inner.update.__self__))
+    if not isinstance(found, (_Chain, _FlatChain)):
+        return None
+    name = "transformations" if isinstance(found, _Chain) else "inner"
+    members = getattr(found, name)
+    if backend == "reference":
+        members = tuple(map(plain, members))
+    made: Any = dataclasses.replace(found, **{name: members, "backend": backend})
+    native = any(part is not None for *_, part in made.parts)
+    return None if backend == "native" and not native else _pair(made)
+
+
+def _pair(driver: Any) -> GradientTransformation:
+    return GradientTransformation(driver.init, driver.update)
 
 
 chain = cast("_ChainFunction", _chain)

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The index of optimizers: one line each, the function and the name of its classes.
 
-`torchopt.lion`, `torchopt.Lion` and `torchopt.MetaLion` are made from the line of `lion`. After a
-change, `python tools/make_stubs.py` writes what type checkers read.
+`torchopt.lion`, `torchopt.Lion`, `torchopt.MetaLion`, `torchopt.alias.lion` and
+`torchopt.transform.scale_by_lion` are made from the line of `lion` and `optimizers/lion.py`. After
+a change, `python tools/make_stubs.py` writes what type checkers read.
 """
 
 from __future__ import annotations
 
-__all__ = ["ALIASES", "OPTIMIZERS"]
+import functools
+import importlib
+from typing import Any
+
+__all__ = ["ALIASES", "OPTIMIZERS", "exported"]
 
 OPTIMIZERS = {
     "adabelief": "AdaBelief",
@@ -52,3 +57,22 @@ ALIASES = {
     "RMSprop": "RMSProp",
 }
 """Second names of classes, as torch.optim writes them."""
+
+FILES = {
+    "adamw": "adam",
+    "amsgradw": "amsgrad",
+    "nadamw": "nadam",
+    "schedule_free_adamw": "schedule_free",
+    "schedule_free_sgd": "schedule_free",
+}
+"""The files in `torchopt.optimizers` of those that share one; the others have one by their name."""
+
+
+@functools.cache
+def exported() -> dict[str, Any]:
+    """Return the public names of all files of optimizers: functions, transformations, states."""
+    found: dict[str, Any] = {}
+    for name in OPTIMIZERS:
+        module = importlib.import_module(f"torchopt.optimizers.{FILES.get(name, name)}")
+        found.update((public, getattr(module, public)) for public in module.__all__)
+    return found

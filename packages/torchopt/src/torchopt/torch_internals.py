@@ -12,15 +12,23 @@ import torch
 import torch.utils.checkpoint as torch_checkpoint
 from torch import Tensor
 from torch._functorch import eager_transforms
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 __all__ = [
+    "FakeTensor",
     "any_autocast",
     "backward_pass",
+    "bump_versions",
     "checkpoint_of",
     "counts_for_any_autocast",
     "gradient_in_transform",
-    "increment_versions",
+    "has_tangent",
+    "in_forward_mode",
     "is_checkpoint_in_transform",
+    "is_transforming",
+    "is_wrapped",
+    "is_zero_tensor",
     "pack_hooks",
     "reentrant_checkpoint",
     "remove_fsdp_hooks",
@@ -85,8 +93,45 @@ def counts_for_any_autocast(device: str) -> bool:
         torch.set_autocast_enabled(device, False)
 
 
-#: `torch.autograd.graph.increment_version` of a list, without a look at what it was given.
-increment_versions: Callable[[Any], None] = torch._C._increment_version
+#: Return whether a tensor is zero without having memory, as the tangent of a constant is.
+is_zero_tensor: Callable[[Tensor], bool] = Tensor._is_zerotensor
+
+
+def _accepts_lists() -> bool:
+    x = torch.zeros(())
+    try:
+        torch.autograd.graph.increment_version([x])  # since torch 2.6
+    except (TypeError, RuntimeError, AttributeError):
+        return False
+    return x._version == 1
+
+
+def _bump_one_by_one(tensors: list[Tensor]) -> None:
+    for x in tensors:
+        torch.autograd.graph.increment_version(x)
+
+
+#: Record in the versions of tensors that they were written to.
+bump_versions: Callable[[list[Tensor]], None] = (
+    torch._C._increment_version if _accepts_lists() else _bump_one_by_one
+)
+
+#: Return whether a transform of torch.func follows a tensor.
+is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+
+#: Return whether the caller runs inside of a transform of torch.func.
+is_transforming: Callable[[], bool] = torch._C._are_functorch_transforms_active
+
+
+def in_forward_mode() -> bool:
+    """Return whether tensors may have tangents."""
+    return forward_ad._current_level >= 0
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Return whether forward mode follows a tensor."""
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+
 
 # The hook that packs, and its variable with the checkpoint (or a weak reference to it).
 _OF_FORWARD = ("_checkpoint_hook.__init__.<locals>.pack_hook", "frame")

@@ -16,6 +16,7 @@ from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
 
 from torchopt.errors import NotDifferentiableError
+from torchopt.torch_internals import is_transforming
 from torchopt.tree import is_smooth, tree_map
 
 if TYPE_CHECKING:
@@ -641,12 +642,6 @@ def placed_like(old: Any, new: Any) -> Tensor:
         new = new.redistribute(placements=placements)
     placed: Tensor = new
     return placed
-
-
-def is_transforming() -> bool:
-    """Return whether the caller runs inside of a torch.func transform."""
-    active: bool = torch._C._are_functorch_transforms_active()
-    return active
 
 
 def is_tracked(x: Tensor) -> bool:

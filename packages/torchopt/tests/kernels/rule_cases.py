@@ -3,12 +3,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from optimizers import CASES
 from torch import Tensor
 
-from torchopt.kernels.rules import RULES
+from torchopt.kernels import native
+from torchopt.kernels.fused_rule import FusedRule
+from torchopt.kernels.fused_step import StepCache
+
+
+def _rules() -> dict[str, FusedRule]:
+    """Return the kernels that the optimizers of the table use, by name."""
+    found = {}
+    for row, settings in CASES:
+        made = row.functional(**settings)
+        part = getattr(getattr(made.update, "__self__", None), "part", None)
+        if part is not None:
+            found[part.plan.fused.name] = part.plan.fused
+    return found
+
+
+RULES = _rules()
+
+
+def fused_update(name: str, *args: Any, **options: Any) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Return what `native.update` does for the rule `name`."""
+    return native.update(RULES[name], *args, **options)
+
+
+def fused_update_(name: str, *args: Any, **options: Any) -> list[Tensor]:
+    """Return the updates and write the new state into the old one."""
+    return native.update(RULES[name], *args, inplace=True, **options)[0]
+
+
+def fused_step_(cache: StepCache, name: str, *args: Any, **options: Any) -> bool:
+    """Return what `cache.step` does for the rule `name`."""
+    return cache.step(RULES[name], *args, **options)
+
+
+def reference_update(
+    rule: FusedRule,
+    g: Tensor,
+    state: Sequence[Tensor],
+    p: Tensor | None,
+    step: Tensor,
+    hypers: dict[str, Any],
+    *,
+    maximize: bool,
+) -> tuple[Tensor, ...]:
+    """Return (update, *state') of one tensor by the rule's own statement."""
+    params = [] if p is None else [p]
+    columns = rule.statement([g], [[x] for x in state], params, [step], hypers, maximize)
+    return tuple(column[0] for column in columns)
+
 
 CHAIN = {"lr": 0.1, "weight_decay": 0.0, "decoupled_weight_decay": 0.0}
 DECAYED = {"lr": 0.1, "weight_decay": 0.05, "decoupled_weight_decay": 0.02}

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchopt.kernels import registry
-from torchopt.kernels.registry import explain_unavailable, has_code_for, refuse_capture
+from torchopt.kernels import devices
+from torchopt.kernels.devices import explain_unavailable, has_code_for, refuse_capture
 from torchopt.update import share_memory
 
 COMPILED = "80-real,90-real,90-virtual"
@@ -38,15 +38,15 @@ def test_a_device_declines_what_was_not_compiled_for_it(
 
 
 def test_an_old_device_is_declined_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry._C, "WITH_CUDA", True)
-    monkeypatch.setattr(registry._C, "CUDA_ARCHITECTURES", COMPILED)
+    monkeypatch.setattr(devices._C, "WITH_CUDA", True)
+    monkeypatch.setattr(devices._C, "CUDA_ARCHITECTURES", COMPILED)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5 + index))
-    registry._why_no_code.cache_clear()
+    devices._why_no_code.cache_clear()
     try:
         reason = explain_unavailable(torch.device("cuda", 1), torch.float32)
     finally:
-        registry._why_no_code.cache_clear()
+        devices._why_no_code.cache_clear()
     assert reason is not None
     assert "cuda:1 of compute capability 7.6" in reason
     assert COMPILED in reason

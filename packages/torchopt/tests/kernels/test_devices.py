@@ -12,14 +12,22 @@ from typing import Any
 
 import pytest
 import torch
-from rule_cases import CHAIN, DECAYED, all_hypers, make_inputs
+from rule_cases import (
+    CHAIN,
+    DECAYED,
+    RULES,
+    all_hypers,
+    fused_step_,
+    fused_update,
+    fused_update_,
+    make_inputs,
+    reference_update,
+)
 from torch import Tensor
 
 import torchopt
 from torchopt import _C
-from torchopt.kernels.fused_step import StepCache, fused_step_
-from torchopt.kernels.fused_update import fused_update, fused_update_
-from torchopt.kernels.rules import RULES, reference_update
+from torchopt.kernels.fused_step import StepCache
 
 NAMES = sorted(RULES)
 TOLERANCES = {

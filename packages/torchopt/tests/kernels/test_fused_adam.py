@@ -3,18 +3,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from rule_cases import RULES, fused_update, fused_update_, reference_update
 from torch import Tensor
 
 from torchopt import _C
 from torchopt.accelerated_op import AdamOp, is_available
 from torchopt.errors import KernelUnavailableError
-from torchopt.kernels.fused_adam import AdamHyper, fused_adam, fused_adam_
-from torchopt.kernels.reference.adam import adam
 
 SHAPES: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (7,), (3, 5), (16383,), (16385,), (2, 20000))
 TOLERANCES = {torch.float32: 2e-6, torch.float64: 1e-14}
+
+
+def hypers_of(b1: Any, b2: Any, eps: Any, eps_root: Any) -> dict[str, Any]:
+    """Return the hyper-parameters of Adam's direction."""
+    chain = {"lr": -1.0, "weight_decay": 0.0, "decoupled_weight_decay": 0.0}
+    return {**chain, "b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
+
+
+def fused_adam(grads: Any, mu: Any, nu: Any, counts: Any, hyper: Any) -> tuple[Any, Any, Any]:
+    updates, (new_mu, new_nu) = fused_update("adam", grads, [mu, nu], None, counts, hyper)
+    return updates, new_mu, new_nu
+
+
+def fused_adam_(grads: Any, mu: Any, nu: Any, counts: Any, hyper: Any) -> Any:
+    return fused_update_("adam", grads, [mu, nu], None, counts, hyper)
+
+
+def adam(g: Tensor, mu: Tensor, nu: Tensor, count: Tensor, **hyper: Any) -> tuple[Tensor, ...]:
+    return reference_update(RULES["adam"], g, [mu, nu], None, count, hyper, maximize=False)
 
 
 def make(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
@@ -37,7 +57,7 @@ def make(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor], 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_value(dtype: torch.dtype, eps: float, eps_root: float, threads: int) -> None:
     grads, mu, nu, counts = make(dtype)
-    hyper = AdamHyper(0.9, 0.999, eps, eps_root)
+    hyper = hypers_of(0.9, 0.999, eps, eps_root)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -46,7 +66,7 @@ def test_value(dtype: torch.dtype, eps: float, eps_root: float, threads: int) ->
         updates = fused_adam_(grads, *in_place, counts, hyper)
     finally:
         torch.set_num_threads(before)
-    rows = [adam(*row, **hyper.as_dict()) for row in zip(grads, mu, nu, counts)]
+    rows = [adam(*row, **hyper) for row in zip(grads, mu, nu, counts)]
     for role, column in enumerate(zip(*rows)):
         tolerance = TOLERANCES[dtype]
         torch.testing.assert_close(got[role], list(column), rtol=tolerance, atol=tolerance)
@@ -55,7 +75,7 @@ def test_value(dtype: torch.dtype, eps: float, eps_root: float, threads: int) ->
 
 def test_result_does_not_depend_on_the_number_of_threads() -> None:
     grads, mu, nu, counts = make(torch.float32)
-    hyper = AdamHyper(0.9, 0.999, 1e-8, 0.0)
+    hyper = hypers_of(0.9, 0.999, 1e-8, 0.0)
     before = torch.get_num_threads()
     results = []
     for threads in (1, 2):
@@ -69,7 +89,7 @@ def test_result_does_not_depend_on_the_number_of_threads() -> None:
 @pytest.mark.parametrize("eps_root", [0.0, 1e-8, 1e-3])
 def test_first_derivative_equals_that_of_the_reference(eps: float, eps_root: float) -> None:
     grads, mu, nu, counts = make(torch.float64)
-    hyper = AdamHyper(0.9, 0.999, eps, eps_root)
+    hyper = hypers_of(0.9, 0.999, eps, eps_root)
     inputs = [x.requires_grad_() for x in (*grads, *mu, *nu)]
     generator = torch.Generator().manual_seed(8)
 
@@ -80,13 +100,13 @@ def test_first_derivative_equals_that_of_the_reference(eps: float, eps_root: flo
         return torch.autograd.grad(outputs, inputs, cotangents)
 
     got = derivative(fused_adam(grads, mu, nu, counts, hyper))
-    rows = [adam(*row, **hyper.as_dict()) for row in zip(grads, mu, nu, counts)]
+    rows = [adam(*row, **hyper) for row in zip(grads, mu, nu, counts)]
     expected = derivative(tuple(list(column) for column in zip(*rows)))
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_gradgradcheck_with_zero_gradients() -> None:
-    hyper = AdamHyper(0.9, 0.999, 1e-2, 1e-3)
+    hyper = hypers_of(0.9, 0.999, 1e-2, 1e-3)
 
     def function(g: Tensor, mu: Tensor, nu: Tensor) -> tuple[Tensor, ...]:
         u, m, n = fused_adam([g], [mu], [nu], [torch.tensor(2)], hyper)
@@ -108,9 +128,9 @@ def test_layouts_other_than_contiguous(layout: str) -> None:
         "strided": torch.stack([base, -base], -1)[..., 0],
     }[layout]
     mu, nu = torch.zeros(3, 4, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)
-    hyper = AdamHyper(0.9, 0.999, 1e-8, 0.0)
+    hyper = hypers_of(0.9, 0.999, 1e-8, 0.0)
     count = torch.tensor(1)
-    expected = adam(g, mu, nu, count, **hyper.as_dict())
+    expected = adam(g, mu, nu, count, **hyper)
     got = fused_adam([g], [mu], [nu], [count], hyper)
     for a, b in zip(got, expected):
         torch.testing.assert_close(a[0], b, rtol=1e-14, atol=0)
@@ -121,13 +141,13 @@ def test_layouts_other_than_contiguous(layout: str) -> None:
 
 def test_in_place_call_bumps_the_version_of_the_moments() -> None:
     mu, nu = torch.zeros(3), torch.ones(3)
-    fused_adam_([torch.ones(3)], [mu], [nu], [torch.tensor(1)], AdamHyper(0.9, 0.999, 1e-8, 0.0))
+    fused_adam_([torch.ones(3)], [mu], [nu], [torch.tensor(1)], hypers_of(0.9, 0.999, 1e-8, 0.0))
     assert mu._version == 1
     assert nu._version == 1
 
 
 def test_unsupported_tensors_are_refused() -> None:
-    hyper = AdamHyper(0.9, 0.999, 1e-8, 0.0)
+    hyper = hypers_of(0.9, 0.999, 1e-8, 0.0)
     integers = [torch.ones(3, dtype=torch.int64)]
     with pytest.raises(KernelUnavailableError, match=r"float16 and bfloat16, got torch.int64"):
         fused_adam(integers, integers, integers, [torch.tensor(1)], hyper)

@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from rule_cases import CHAIN, DECAYED, all_hypers, make_inputs
+from rule_cases import CHAIN, DECAYED, RULES, all_hypers, fused_step_, fused_update, make_inputs
 from torch import Tensor
 
 import torchopt
 from torchopt import _C
-from torchopt.kernels import buffers, registry
-from torchopt.kernels.fused_step import StepCache, fused_step_
-from torchopt.kernels.fused_update import fused_update
-from torchopt.kernels.registry import EXCHANGE
-from torchopt.kernels.rules import RULES
+from torchopt.kernels import buffers, devices
+from torchopt.kernels.devices import EXCHANGE
+from torchopt.kernels.fused_step import StepCache
 from torchopt.optimizers.native import with_backend
 from torchopt.tree import tree_leaves
 
@@ -32,13 +30,13 @@ def reading(request: pytest.FixtureRequest) -> Iterator[str]:
     """Read tensors by torch's C interface, or by their Python methods as for an older torch."""
     if request.param == "exchange" and EXCHANGE is None:
         pytest.skip("this torch has no C interface")
-    registry._learn_tensors(EXCHANGE if request.param == "exchange" else None)
+    devices._learn_tensors(EXCHANGE if request.param == "exchange" else None)
     yield request.param
-    registry._learn_tensors(EXCHANGE)
+    devices._learn_tensors(EXCHANGE)
 
 
 def call(tensors: list[Any], size: int = 1, **changes: Any) -> Any:
-    """Return what `_C.fused_call` does for SGD: the update is minus the gradient."""
+    """Return what `_C.fused_call` makes for SGD: the update is minus the gradient."""
     arguments: dict[str, Any] = {
         "rule": "sgd",
         "kind": _C.UPDATE,
@@ -49,7 +47,8 @@ def call(tensors: list[Any], size: int = 1, **changes: Any) -> Any:
         "num_threads": 1,
         "record": False,
     }
-    return _C.fused_call(tensors=tensors, size=size, **{**arguments, **changes})
+    found = _C.fused_call(tensors=tensors, size=size, **{**arguments, **changes})
+    return found if changes.get("record") or found is None else found[0]
 
 
 @needs_exchange
@@ -60,7 +59,11 @@ def test_plain_tensors_are_served() -> None:
     assert out.tolist() == [[-1.0, 2.0]]
     assert out.stride() == x.stride()
     assert not out.requires_grad
-    assert call([x.requires_grad_()], record=True) is False
+    assert call([x], record=True)[1] is False
+    (out,), graph = call([x.requires_grad_()], record=True)
+    assert graph is True
+    assert out.tolist() == [[-1.0, 2.0]]
+    assert not out.requires_grad
     assert call([torch.nn.Parameter(x)])[0].tolist() == [[-1.0, 2.0]]
 
 
@@ -158,7 +161,7 @@ def test_second_derivatives_where_cotangents_are_zero(name: str, reading: str) -
 def test_reading_by_methods_gives_the_same_bits(name: str) -> None:
     results = []
     for exchange in (EXCHANGE, None):
-        registry._learn_tensors(exchange)
+        devices._learn_tensors(exchange)
         try:
             grads, states, params = make_inputs(name, torch.float32, SHAPES)
             hypers = all_hypers(name, DECAYED)
@@ -169,7 +172,7 @@ def test_reading_by_methods_gives_the_same_bits(name: str) -> None:
             assert fused_step_(cache, name, params, grads, states, torch.tensor(4), numbers)
             results.append([*tree_leaves(found), *params, *(x for role in states for x in role)])
         finally:
-            registry._learn_tensors(EXCHANGE)
+            devices._learn_tensors(EXCHANGE)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 

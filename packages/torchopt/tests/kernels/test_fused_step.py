@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from optimizers import CASE_IDS, CASES, Row
+from rule_cases import fused_step_
 from torch import Tensor
 
 import torchopt
 from torchopt.errors import KernelUnavailableError
-from torchopt.kernels.fused_step import StepCache, fused_step_
+from torchopt.kernels.fused_step import StepCache
 from torchopt.optim.base import Optimizer
 from torchopt.optimizers.native import FusedChain, with_backend
 from torchopt.tree import tree_leaves

@@ -8,14 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from rule_cases import CHAIN, DECAYED, HYPERS, all_hypers, make_inputs
+from rule_cases import (
+    CHAIN,
+    DECAYED,
+    HYPERS,
+    RULES,
+    all_hypers,
+    fused_update,
+    fused_update_,
+    make_inputs,
+    reference_update,
+)
 from torch import Tensor
 
 from torchopt import _C
 from torchopt.errors import KernelUnavailableError
-from torchopt.kernels.fused_update import fused_update, fused_update_
-from torchopt.kernels.registry import DTYPE_CODES
-from torchopt.kernels.rules import RULES, reference_update
+from torchopt.kernels.devices import DTYPE_CODES
 
 # Half types: one rounding of the float32 result. float32: sums of a few products, and the
 # difference nu - mu^2 of the centred rules, which cancels.
@@ -391,9 +399,16 @@ def test_refusals() -> None:
         fused_update("adam", one, [one, one], None, [torch.tensor(1.0)], hypers)
     with pytest.raises(AssertionError, match=r"Parameters are required for weight decay"):
         fused_update("adam", one, [one, one], None, 1, all_hypers("adam", DECAYED))
-    transposed = [torch.ones(2, 3).t()]
-    with pytest.raises(ValueError, match=r"states that are contiguous"):
-        fused_update_("adam", [torch.ones(3, 2)], [transposed, transposed], None, 1, hypers)
+
+
+def test_a_state_of_another_layout_is_written_too() -> None:
+    hypers = all_hypers("adam", CHAIN)
+    generator = torch.Generator().manual_seed(2)
+    g, mu, nu = (torch.rand(3, 2, generator=generator, dtype=torch.float64) for _ in range(3))
+    old = [mu.clone().t().contiguous().t(), nu.clone().t().contiguous().t()]
+    updates = fused_update_("adam", [g], [[old[0]], [old[1]]], None, 2, hypers)
+    want, new = fused_update("adam", [g], [[mu], [nu]], None, 2, hypers)
+    torch.testing.assert_close([*updates, *old], [*want, new[0][0], new[1][0]])
 
 
 def test_native_entry_refuses_what_does_not_fit() -> None:

@@ -16,14 +16,22 @@ from typing import Any
 
 import pytest
 import torch
-from rule_cases import CHAIN, DECAYED, POSITIVE, all_hypers, make_inputs
+from rule_cases import (
+    CHAIN,
+    DECAYED,
+    POSITIVE,
+    RULES,
+    all_hypers,
+    fused_update,
+    fused_update_,
+    make_inputs,
+    reference_update,
+)
 from torch import Tensor
 
 import torchopt
 from torchopt import _C
-from torchopt.kernels.fused_update import fused_update, fused_update_
-from torchopt.kernels.registry import EXCHANGE
-from torchopt.kernels.rules import RULES, reference_update
+from torchopt.kernels.devices import EXCHANGE
 
 CALLS = int(os.environ.get("TORCHOPT_FUZZ", "160"))
 FIRST = int(os.environ.get("TORCHOPT_FUZZ_SEED", "0"))
@@ -200,10 +208,9 @@ import resource
 from pathlib import Path
 
 import torch
-from rule_cases import DECAYED, all_hypers, make_inputs
+from rule_cases import DECAYED, all_hypers, fused_update, make_inputs
 
 from torchopt import _C
-from torchopt.kernels.fused_update import fused_update
 
 torch.set_num_threads(1)
 grads, states, params = make_inputs("adam", torch.float64, ((3,), (1 << 22,)))

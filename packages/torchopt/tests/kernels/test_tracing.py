@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from rule_cases import DECAYED, all_hypers, make_inputs
+from rule_cases import DECAYED, RULES, all_hypers, fused_update, fused_update_, make_inputs
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
@@ -20,8 +20,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import torchopt
 from torchopt.errors import KernelUnavailableError
-from torchopt.kernels.fused_update import fused_update, fused_update_
-from torchopt.kernels.rules import RULES
 from torchopt.optimizers.native import with_backend
 from torchopt.tree import tree_leaves
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from torchopt.accelerated_op.adam_op import AdamOp
-from torchopt.kernels.registry import explain_unavailable
+from torchopt.kernels.devices import explain_unavailable
 from torchopt.typing import Device
 
 __all__ = ["AdamOp", "is_available"]

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.kernels.fused_adam import AdamHyper, fused_adam, fused_adam_
+from torchopt.kernels.native import update
+from torchopt.optimizers.adam import Adam
+from torchopt.transform.plan import Plan
 from torchopt.tree_function import any_watched
 
 __all__ = ["AdamOp"]
@@ -34,7 +36,7 @@ class AdamOp:
         eps_root: float | Tensor = 0.0,
         inplace: bool = True,
     ) -> None:
-        self.hyper = AdamHyper(b1, b2, eps, eps_root)
+        self.plan = Plan(rules=((0, Adam(b1, b2, eps, eps_root)),))
         self.inplace = inplace
 
     def __call__(
@@ -44,16 +46,24 @@ class AdamOp:
         if updates is None:
             return mu, nu, None
         counts = [torch.as_tensor(count, dtype=torch.int64, device=mu.device)]
-        hypers = (x for x in self.hyper.as_dict().values() if isinstance(x, Tensor))
-        watched = any_watched((mu, nu, updates, *hypers))
-        if self.inplace and not watched and mu.is_contiguous() and nu.is_contiguous():
-            (direction,) = fused_adam_([updates], [mu], [nu], counts, self.hyper)
-            return mu, nu, direction
-        # What is overwritten below must not be what the derivative needs.
-        old_mu, old_nu = (mu.clone(), nu.clone()) if self.inplace else (mu, nu)
-        (direction,), (new_mu,), (new_nu,) = fused_adam(
-            [updates], [old_mu], [old_nu], counts, self.hyper
+        hypers = self.plan.constants
+        watched = any_watched(
+            (mu, nu, updates, *(h for h in hypers.values() if isinstance(h, Tensor)))
         )
-        if self.inplace:
+        # What is overwritten must not be what the derivative needs.
+        states = [
+            [mu.clone() if self.inplace and watched else mu],
+            [nu.clone() if self.inplace and watched else nu],
+        ]
+        (direction,), ((new_mu,), (new_nu,)) = update(
+            self.plan.fused,
+            [updates],
+            states,
+            None,
+            counts,
+            hypers,
+            inplace=self.inplace and not watched,
+        )
+        if self.inplace and watched:
             return mu.copy_(new_mu), nu.copy_(new_nu), direction
         return new_mu, new_nu, direction

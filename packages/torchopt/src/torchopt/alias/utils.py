@@ -3,19 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torchopt.base import GradientTransformation
-from torchopt.optimizers import stages as stages_
 from torchopt.optimizers.stages import _get_use_chain_flat as _get_use_chain_flat
 from torchopt.optimizers.stages import _set_use_chain_flat as _set_use_chain_flat
 from torchopt.optimizers.stages import flip_sign_and_add_weight_decay, scale_by_neg_lr
 
 __all__ = ["flip_sign_and_add_weight_decay", "scale_by_neg_lr"]
-
-
-def compose(*stages: Any) -> GradientTransformation:
-    """Chain stages given as (factory, arguments)."""
-    return stages_.compose(
-        *(s if isinstance(s, GradientTransformation) else s[0].rule(*s[1]) for s in stages)
-    )

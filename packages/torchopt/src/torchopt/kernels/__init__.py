@@ -1,4 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bodies of the rules in `transform`: plain torch in `reference`, one fused call for all tensors in
-`fused_adam`.
-"""
+"""One native call for all tensors of a step: `native` is the way in."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.base import GradientTransformation, UninitializedState, require_transformation
+from torchopt.kernels.devices import refuse_capture
 from torchopt.kernels.fused_step import StepCache
-from torchopt.kernels.registry import refuse_capture
 from torchopt.optim.named_state import leaf_names, load_named_state, named_state
 from torchopt.optim.states import StepLock, copied, fitted_state
 from torchopt.optimizers.native import launch_step, step_inplace

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One optimizer, one file: its state, its rule, the transformation `scale_by_x` and `x` itself."""
+"""One optimizer, one file: its state, its rule, the transformation `scale_by_x` and `x` itself.
+
+`torchopt.index` lists them.
+"""
 
 from __future__ import annotations
 
-import torchopt.transform  # first, because it exports the transformations of these files
-from torchopt.optimizers.adam import adam, adamw
-from torchopt.optimizers.lion import lion
+import torchopt.transform  # first: what it is made of needs none of these files
+from torchopt.index import OPTIMIZERS, exported
 
-__all__ = ["adam", "adamw", "lion"]
+globals().update((name, exported()[name]) for name in OPTIMIZERS)
+
+__all__ = sorted(OPTIMIZERS)  # noqa: PLE0605 - the names of the index

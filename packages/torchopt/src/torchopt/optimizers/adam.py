@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
-from torchopt.kernels.fused_adam import AdamHyper, fused_adam, fused_adam_
+from torchopt.kernels.native import update
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation
 from torchopt.transform.counts import increment
+from torchopt.transform.plan import Plan
 from torchopt.transform.validate import unpacked
-from torchopt.tree_function import any_watched, is_traced
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByAdamState", "adam", "adamw", "scale_by_accelerated_adam", "scale_by_adam"]
@@ -61,24 +61,18 @@ class Adam(Rule):
 class AcceleratedAdam(Adam):
     """Adam's direction in one native call for all leaves, or an error."""
 
+    join = Adam.join
+
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the directions and the new moments."""
+        plan = Plan(rules=((0, self),))
         counts = increment(state.count)
-        hyper = AdamHyper(self.b1, self.b2, self.eps, self.eps_root)
-        tensors = [x for x in hyper.as_dict().values() if isinstance(x, Tensor)]
-        if inplace and not tensors and _may_be_written(grads, state.mu, state.nu):
-            updates = fused_adam_(grads, state.mu, state.nu, counts, hyper)
-            return updates, ScaleByAdamState(mu=state.mu, nu=state.nu, count=counts)
-        updates, mu, nu = fused_adam(grads, state.mu, state.nu, counts, hyper)
+        updates, (mu, nu) = update(
+            plan.fused, grads, [state.mu, state.nu], None, counts, plan.constants, inplace=inplace
+        )
         return updates, ScaleByAdamState(mu=mu, nu=nu, count=counts)
-
-
-def _may_be_written(*roles: list[Tensor]) -> bool:
-    """Return whether the native call may write to these tensors: nothing watches them."""
-    tensors = [x for role in roles for x in role]
-    return not is_traced() and all(x.is_contiguous() for x in tensors) and not any_watched(tensors)
 
 
 @transformation

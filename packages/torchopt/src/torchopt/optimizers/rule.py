@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,9 +19,12 @@ from torch import Tensor
 from torchopt.transform.base import LeafRule
 from torchopt.transform.counts import for_each_distinct, increment, same_counts, zero_counts
 from torchopt.transform.starts import zeros_like
-from torchopt.transform.validate import check_at_least_zero, check_fraction
+from torchopt.transform.validate import are_numbers, check_at_least_zero, check_fraction
 
-__all__ = ["Hyper", "Rule", "at_least_zero", "fraction", "number"]
+if TYPE_CHECKING:
+    from torchopt.transform.plan import Plan
+
+__all__ = ["Hyper", "Rule", "at_least_zero", "fraction", "number", "positive"]
 
 #: A hyper-parameter: a number, or a tensor that is read in each step.
 Hyper = float | Tensor
@@ -44,6 +47,16 @@ def at_least_zero(what: str, *, starts: bool = False) -> Any:
     return number(functools.partial(check_at_least_zero, what=what), starts=starts)
 
 
+def positive(what: str) -> Any:
+    """Declare a hyper-parameter > 0, which messages call `what`."""
+    return number(functools.partial(_check_positive, what=what))
+
+
+def _check_positive(value: Hyper, what: str) -> None:
+    if are_numbers(value) and not value > 0:
+        raise ValueError(f"Invalid {what}: {value}")
+
+
 def fraction(what: str, *, closed: bool = False) -> Any:
     """Declare a hyper-parameter in [0, 1), or in [0, 1] when `closed`."""
     return number(functools.partial(check_fraction, what=what, closed=closed))
@@ -62,41 +75,53 @@ class Rule(LeafRule):
             like the parameter for each leaf, except for three. `count`: how many steps each leaf
             has taken, 0-dim int64 tensors. `t`: the number of the next step, an int that states of
             the published package have instead. Those of `shared`.
-        shared: Fields with 0-dim tensors that depend on the count alone, so that leaves share them.
+        shared: Fields with 0-dim float64 tensors that depend on the count alone, so that leaves
+            share them, and what they start from.
         kernel: The name of the rule in `csrc/math/rules.h`, None where there is none.
-        kernel_hypers: The hyper-parameters of the kernel where they are not those of `hypers`.
         constant_derivative: Whether the derivative with respect to gradient, state and parameter
             depends on none of them. Nothing is kept for it then.
         roles: The fields of the state that are like the parameter, in the order of the kernel.
+        hypers: The hyper-parameters of a step, in the order of the kernel.
+        checks: Pairs (hyper-parameter, check).
+        is_steady: Whether no coefficient depends on the step.
     """
 
     State: ClassVar[Any] = None
-    shared: ClassVar[tuple[str, ...]] = ()
+    shared: ClassVar[Mapping[str, float]] = {}
     kernel: ClassVar[str | None] = None
-    kernel_hypers: ClassVar[tuple[str, ...]] = ()
     constant_derivative: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ()
+    hypers: ClassVar[tuple[str, ...]] = ()
+    checks: ClassVar[tuple[tuple[str, Check], ...]] = ()
+    is_steady: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        declared = {
+            name: field.metadata
+            for name, field in vars(cls).items()
+            if isinstance(field, dataclasses.Field) and "starts" in field.metadata
+        }
+        cls.hypers += tuple(name for name, data in declared.items() if not data["starts"])
+        cls.checks += tuple((n, data["check"]) for n, data in declared.items() if data["check"])
         fields = cls.State._fields
         cls.roles = tuple(f for f in fields if f not in ("count", "t", *cls.shared))
         cls.leaf_fields = tuple(f for f in fields if f != "t")
         cls.overwritten_fields = cls.roles
         cls.later_fields = ("count",) if "t" in fields else ()
+        cls.is_steady = cls.coefficients is Rule.coefficients
         if "kernel" not in vars(cls) and not {"apply", "coefficients", "following"}.isdisjoint(
             vars(cls)
         ):
             cls.kernel = None  # that of another formula
 
     def __post_init__(self) -> None:
-        for name, check in _checks(type(self)):
+        for name, check in self.checks:
             check(getattr(self, name))
 
-    @property
-    def hypers(self) -> tuple[str, ...]:
-        """The hyper-parameters of a step, in the order of the kernel."""
-        return self.kernel_hypers or _hypers(type(self))
+    def join(self, plan: Plan) -> Plan | None:
+        """Return `plan` with this rule."""
+        return None if self.kernel is None else plan.directed(self)
 
     def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
         """Return what a role of the state starts from: zeros, unless a rule says otherwise."""
@@ -134,8 +159,8 @@ class Rule(LeafRule):
     def init_leaves(self, params: list[Tensor]) -> Any:
         """Return the state that the rule starts from."""
         fields: dict[str, Any] = {role: self.start(role, params) for role in self.roles}
-        for name in self.shared:
-            fields[name] = _ones(params)
+        for name, value in self.shared.items():
+            fields[name] = _same(params, value)
         if "t" in self.State._fields:
             fields["t"] = 1
         if "count" in self.State._fields:
@@ -193,19 +218,32 @@ class Rule(LeafRule):
             params: The parameters where the rule has `reads_params`.
             inplace: The new state is copied into the old one, so it may be the direction.
         """
-        scalars = for_each_distinct(self._rounded, [g.dtype for g in grads], counts, *shared)
-        states = list(zip(*roles)) if roles else [()] * len(grads)
-        updates: list[Tensor] = []
-        moved: list[list[Tensor]] = [[] for _ in roles]
-        for i, (c, g, state) in enumerate(zip(scalars, grads, states)):
-            u, new = self.apply(c, g, state, params[i] if self.reads_params else None)
-            # A state must not be a tensor that the caller may write to.
-            if not inplace and any(x is u for x in new):
-                u = u.clone()
-            for role, x in zip(moved, new):
-                role.append(x.clone() if x is g else x)
-            updates.append(u)
+        reads = self.reads_params
+        scalars = self._scalars(grads, counts, shared)
+        rows = [
+            self.apply(c, g, state, params[i] if reads else None)
+            for i, (c, g, state) in enumerate(
+                zip(scalars, grads, zip(*roles) if roles else [()] * len(grads))
+            )
+        ]
+        updates = [u for u, _ in rows]
+        moved = [list(column) for column in zip(*(new for _, new in rows))] or [[] for _ in roles]
+        # A state must not be a tensor that the caller may write to.
+        for role in moved:
+            for i, x in enumerate(role):
+                if x is grads[i]:
+                    role[i] = x.clone()
+                elif x is updates[i] and not inplace:
+                    updates[i] = x.clone()
         return updates, moved
+
+    def _scalars(
+        self, grads: Sequence[Tensor], counts: Sequence[Any], shared: Sequence[Sequence[Tensor]]
+    ) -> list[tuple[Any, ...]]:
+        """Return the coefficients for each gradient, computed once for each distinct count."""
+        if self.is_steady:
+            return [()] * len(grads)
+        return for_each_distinct(self._rounded, [g.dtype for g in grads], counts, *shared)
 
     def _rounded(self, dtype: torch.dtype, k: Any, *shared: Tensor) -> tuple[Any, ...]:
         return tuple(
@@ -214,21 +252,9 @@ class Rule(LeafRule):
         )
 
 
-@functools.cache
-def _hypers(rule: type[Rule]) -> tuple[str, ...]:
-    fields = dataclasses.fields(rule)
-    return tuple(f.name for f in fields if "starts" in f.metadata and not f.metadata["starts"])
-
-
-@functools.cache
-def _checks(rule: type[Rule]) -> tuple[tuple[str, Check], ...]:
-    checks = ((f.name, f.metadata.get("check")) for f in dataclasses.fields(rule))
-    return tuple((name, check) for name, check in checks if check is not None)
-
-
-def _ones(params: list[Tensor]) -> list[Tensor]:
+def _same(params: list[Tensor], value: float) -> list[Tensor]:
     shared: dict[torch.device, Tensor] = {}
     return [
-        shared.setdefault(p.device, torch.ones((), dtype=torch.float64, device=p.device))
+        shared.setdefault(p.device, torch.full((), value, dtype=torch.float64, device=p.device))
         for p in params
     ]

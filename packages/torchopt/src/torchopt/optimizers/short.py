@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from torchopt.base import GradientTransformation
 from torchopt.optimizers.native import FusedChain
-from torchopt.transform.trace import TraceState
-from torchopt.tree_function import PLAIN, is_traced, is_transforming
+from torchopt.optimizers.sgd import TraceState
+from torchopt.torch_internals import in_forward_mode, is_transforming
+from torchopt.tree_function import PLAIN, is_traced
 from torchopt.update import apply_updates
 
 __all__ = ["next_params", "short_step"]
@@ -68,13 +68,13 @@ def short_step(
         state: The state.
     """
     chain = getattr(transformation.update, "__self__", None)
-    if type(chain) is not FusedChain or chain.recipe.rule not in _RULES:
+    if type(chain) is not FusedChain or chain.part.plan.fused.name not in _RULES:
         return None
-    recipe = chain.recipe
-    numbers = recipe.numbers
-    if numbers is None or chain.backend != "auto" or not 0 < len(params) <= MANY:
+    plan = chain.part.plan
+    numbers = plan.numbers
+    if numbers is None or chain.part.backend != "auto" or not 0 < len(params) <= MANY:
         return None
-    if forward_ad._current_level >= 0 or is_transforming() or is_traced():
+    if in_forward_mode() or is_transforming() or is_traced():
         return None
     for p, x in zip(params, grads):
         # Gradients have the shape, dtype and device of their parameters.
@@ -87,18 +87,18 @@ def short_step(
     place, momentum, traces = 0, 0.0, None
     if of_momentum:
         momentum, dampening = of_momentum
-        place = recipe.states[0][0]
-        if dampening or type(members) is not tuple or len(members) != recipe.size:
+        place = plan.states[0][0]
+        if dampening or type(members) is not tuple or len(members) != plan.size:
             return None
         traces = getattr(members[place], "trace", None)
         if type(traces) is not list or not _are_alike(params, traces):
             return None
-    elif not (decay or decoupled or recipe.maximize):
+    elif not (decay or decoupled or plan.maximize):
         return [p.add(g, alpha=-lr) for p, g in zip(params, grads)], state
-    nesterov = recipe.rule == "nesterov"
+    nesterov = plan.fused.name == "nesterov"
     new, new_traces = [], []
     for p, g, t in zip(params, grads, traces or params):
-        if recipe.maximize:
+        if plan.maximize:
             g = g.neg()
         if decay:
             g = g.add(p, alpha=decay)

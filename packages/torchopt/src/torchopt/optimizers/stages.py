@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torchopt.combine import chain, round_once
 from torchopt.optimizers.native import Backend, fuse
 from torchopt.transform.add_decayed_weights import add_decayed_weights
 from torchopt.transform.base import LeafRule, as_transformation, transformation
-from torchopt.transform.scale import Scale
+from torchopt.transform.linear import FlipSignAndAddWeightDecay, Scale
 from torchopt.transform.scale_by_schedule import ScaleBySchedule
 from torchopt.transform.validate import check_at_least_zero
 from torchopt.typing import ScalarOrSchedule
@@ -81,12 +80,8 @@ def compose(
     members = [_member(stage, flat) for stage in stages]
     if not flat:
         return chain(*members)
-    return fuse(
-        round_once(chain.flat(*members)),
-        members,
-        FlipSignAndAddWeightDecay,
-        backend or DEFAULT_BACKEND,
-    )
+    plain = chain.flat(*members, backend="reference")
+    return fuse(round_once(plain), members, backend or DEFAULT_BACKEND)
 
 
 def _member(stage: LeafRule | GradientTransformation | None, flat: bool) -> GradientTransformation:
@@ -95,29 +90,6 @@ def _member(stage: LeafRule | GradientTransformation | None, flat: bool) -> Grad
     if isinstance(stage, LeafRule):
         return as_transformation(stage, already_flattened=flat)
     return stage
-
-
-@dataclass(frozen=True)
-class FlipSignAndAddWeightDecay(LeafRule):
-    """u = -g or g, plus weight_decay * p."""
-
-    weight_decay: float | Tensor
-    maximize: bool
-    reads_params: ClassVar[bool] = True
-    params_message: ClassVar[str] = (
-        "Parameters are required for weight decay. "
-        "Call `update(updates, state, params=params)` instead."
-    )
-
-    def update_leaves(
-        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
-    ) -> tuple[list[Tensor], Any]:
-        """Return the gradients of the objective with its penalty."""
-        decay = self.weight_decay
-        signed = [g.neg() for g in grads] if self.maximize else grads
-        if isinstance(decay, torch.Tensor):
-            return [g + p * decay.to(g) for g, p in zip(signed, params)], state
-        return [g.add(p, alpha=decay) for g, p in zip(signed, params)], state
 
 
 @transformation

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from torchopt.index import OPTIMIZERS, exported
 from torchopt.transform import utils
 from torchopt.transform.accumulate import AccumulateState, accumulate
 from torchopt.transform.add_decayed_weights import add_decayed_weights
@@ -24,46 +25,17 @@ from torchopt.transform.orthogonalize import orthogonalize
 from torchopt.transform.partition import PartitionState, partition
 from torchopt.transform.sam import SamState, sam
 from torchopt.transform.scale import scale
-from torchopt.transform.scale_by_adadelta import ScaleByAdadeltaState, scale_by_adadelta
-from torchopt.transform.scale_by_adamax import ScaleByAdamaxState, scale_by_adamax
-from torchopt.transform.scale_by_adan import ScaleByAdanState, scale_by_adan
-from torchopt.transform.scale_by_adopt import ScaleByAdoptState, scale_by_adopt
-from torchopt.transform.scale_by_amsgrad import ScaleByAmsgradState, scale_by_amsgrad
-from torchopt.transform.scale_by_asgd import ScaleByAsgdState, scale_by_asgd
-from torchopt.transform.scale_by_belief import ScaleByBeliefState, scale_by_belief
-from torchopt.transform.scale_by_factored_rms import ScaleByFactoredRmsState, scale_by_factored_rms
-from torchopt.transform.scale_by_nadam import ScaleByNadamState, scale_by_nadam
-from torchopt.transform.scale_by_radam import ScaleByRAdamState, scale_by_radam
-from torchopt.transform.scale_by_rms import ScaleByRmsState, scale_by_rms
-from torchopt.transform.scale_by_rprop import ScaleByRpropState, scale_by_rprop
-from torchopt.transform.scale_by_rss import ScaleByRssState, scale_by_rss
 from torchopt.transform.scale_by_schedule import ScaleByScheduleState, scale_by_schedule
-from torchopt.transform.scale_by_shampoo import ScaleByShampooState, scale_by_shampoo
-from torchopt.transform.scale_by_sophia import (
-    ScaleBySophiaState,
-    observe_curvature,
-    scale_by_sophia,
-)
-from torchopt.transform.scale_by_stddev import ScaleByRStdDevState, scale_by_stddev
 from torchopt.transform.scale_by_trust_ratio import scale_by_trust_ratio
-from torchopt.transform.scale_by_yogi import ScaleByYogiState, scale_by_yogi
-from torchopt.transform.schedule_free import ScheduleFreeState, averaged_params, schedule_free
-from torchopt.transform.trace import DampenedTraceState, TraceState, trace
 
-# Rules of optimizers, which import what is above.
-from torchopt.optimizers.adam import (  # isort: skip
-    ScaleByAdamState,
-    scale_by_accelerated_adam,
-    scale_by_adam,
-)
-from torchopt.optimizers.lion import ScaleByLionState, scale_by_lion  # isort: skip
+# The rules of optimizers, which are made of what is above.
+globals().update({k: v for k, v in exported().items() if k not in OPTIMIZERS})
 
 __all__ = [
     "accumulate",
     "add_decayed_weights",
     "add_noise",
     "apply_if_finite",
-    "averaged_params",
     "cautious",
     "centralize",
     "compensated",
@@ -76,33 +48,11 @@ __all__ = [
     "lookahead",
     "masked",
     "nan_to_num",
-    "observe_curvature",
     "orthogonalize",
     "partition",
     "sam",
     "scale",
-    "scale_by_accelerated_adam",
-    "scale_by_adadelta",
-    "scale_by_adam",
-    "scale_by_adamax",
-    "scale_by_adan",
-    "scale_by_adopt",
-    "scale_by_amsgrad",
-    "scale_by_asgd",
-    "scale_by_belief",
-    "scale_by_factored_rms",
-    "scale_by_lion",
-    "scale_by_nadam",
-    "scale_by_radam",
-    "scale_by_rms",
-    "scale_by_rprop",
-    "scale_by_rss",
     "scale_by_schedule",
-    "scale_by_shampoo",
-    "scale_by_sophia",
-    "scale_by_stddev",
     "scale_by_trust_ratio",
-    "scale_by_yogi",
-    "schedule_free",
-    "trace",
 ]
+__all__ += [name for name in exported() if name not in OPTIMIZERS and name[0].islower()]

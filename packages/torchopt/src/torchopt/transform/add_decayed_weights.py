@@ -4,40 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.linear import AddDecayedWeights
 from torchopt.transform.masked import MaskedNode, MaskedState, masked
 from torchopt.transform.validate import check_at_least_zero
 
 __all__ = ["MaskedNode", "MaskedState", "add_decayed_weights", "masked"]
-
-
-@dataclass(frozen=True)
-class AddDecayedWeights(LeafRule):
-    """u = g + factor * weight_decay * p; a factor of None is one."""
-
-    weight_decay: float | Tensor
-    factor: float | Tensor | None = None
-    reads_params: ClassVar[bool] = True
-    params_message: ClassVar[str] = (
-        "Parameters are required for weight decay. "
-        "Call `update(updates, state, params=params)` instead."
-    )
-
-    def update_leaves(
-        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
-    ) -> tuple[list[Tensor], Any]:
-        """Return the updates with the decay added."""
-        decay = self.weight_decay if self.factor is None else self.factor * self.weight_decay
-        if isinstance(decay, torch.Tensor):
-            return [g + p * decay.to(g) for g, p in zip(grads, params)], state
-        return [g.add(p, alpha=decay) for g, p in zip(grads, params)], state
 
 
 @transformation

@@ -1,42 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a rule on lists of tensors to a gradient transformation on trees.
+"""From a rule on lists of tensors to a gradient transformation on lists or on trees.
 
-A rule never sees a tree, a missing gradient or the in-place switch: the driver here flattens once,
-leaves out the leaves without a gradient, runs the rule, and puts everything back.
+The driver flattens once, runs the rule, and unflattens once.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
-import operator
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, Protocol, cast
 
-import torch
-from torch import Tensor
-
-from torchopt.base import EmptyState, GradientTransformation, identity
-from torchopt.errors import LeafTypeError, MismatchError
-from torchopt.precision import (
-    as_computed,
-    as_given,
-    autocast_devices,
-    is_special,
-    without_autocast,
+from torchopt.base import GradientTransformation, identity
+from torchopt.errors import MismatchError
+from torchopt.transform.leaf_rule import (
+    LeafRule,
+    init_leaves,
+    overwrite,
+    unlike_state,
+    update_leaves,
 )
-from torchopt.tree import (
-    describe_mismatch,
-    first_of_another_shape,
-    flatten_up_to,
-    located,
-    tree_flatten,
-    tree_unflatten,
-)
-from torchopt.tree_function import placed_like
+from torchopt.transform.parts import parts_of
+from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
 
 __all__ = ["LeafRule", "as_transformation", "overwrite", "transformation"]
 
@@ -44,342 +30,14 @@ P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
-class LeafRule(ABC):
-    """One transformation rule, written for lists of tensors.
-
-    Hyper-parameters are its fields. One that is a tensor is read in each step: an outer optimizer
-    may have changed it since the last one.
-
-    Attributes:
-        leaf_fields: Fields of the state that hold one tensor, or number, for each leaf. Other
-            fields are shared by all leaves.
-        later_fields: Those of `leaf_fields` that states of the published package do not have; None
-            in such a state, which `complete` fills.
-        overwritten_fields: Those whose tensors an in-place step writes into.
-        compressed: Whether the tensors of `overwritten_fields` have shapes of their own.
-        reads_params: Whether `update_leaves` reads `params`.
-        complex_numbers: What the driver makes of complex tensors: `"pairs"` of real numbers in a
-            last dimension, `"whole"` tensors as they are, or `"refused"` by name.
-        keeps_sparse: Whether `update_leaves` takes sparse gradients. To other rules the driver
-            gives the dense tensors that they stand for.
-        widens: Whether half types are computed in float32.
-    """
-
-    leaf_fields: ClassVar[tuple[str, ...]] = ()
-    later_fields: ClassVar[tuple[str, ...]] = ()
-    overwritten_fields: ClassVar[tuple[str, ...]] = ()
-    compressed: ClassVar[bool] = False
-    reads_params: ClassVar[bool] = False
-    keeps_sparse: ClassVar[bool] = False
-    complex_numbers: ClassVar[str] = "pairs"
-    widens: ClassVar[bool] = True
-    params_message: ClassVar[str] = (
-        "Parameters are required for this transformation. "
-        "Call `update(updates, state, params=params)` instead."
-    )
-
-    @functools.cached_property
-    def fields_with_tensors(self) -> tuple[str, ...]:
-        """The fields that are tensors, or tuples with tensors in them."""
-        names = (field.name for field in dataclasses.fields(self))
-        return tuple(name for name in names if _has_tensors(getattr(self, name)))
-
-    def init_leaves(self, params: list[Tensor]) -> Any:
-        """Return the state for a list of parameters."""
-        return EmptyState()
-
-    def complete(self, state: Any) -> Any:
-        """Return a state of lists with a list in each of `later_fields`."""
-        return state
-
-    @abstractmethod
-    def update_leaves(
-        self,
-        grads: list[Tensor],
-        state: Any,
-        params: list[Tensor],
-        *,
-        inplace: bool,
-    ) -> tuple[list[Tensor], Any]:
-        """Return the updates and the next state.
-
-        Args:
-            grads: One gradient for each leaf. Must not be written to.
-            state: The state, with a list in each of `leaf_fields`.
-            params: The parameters when `reads_params`, else an empty list.
-            inplace: The caller overwrites the old state with the new one, so a rule may write into
-                it.
-        """
-
-
-def _scatter(
-    total: int, where: Sequence[int], values: Sequence[Any], otherwise: Sequence[Any]
-) -> list[Any]:
-    out = list(otherwise)
-    assert len(out) == total
-    for index, value in zip(where, values):
-        out[index] = value
-    return out
-
-
-def overwrite(old: Tensor, new: Tensor) -> Tensor:
-    """Write `new` into `old` where that is possible: not into a leaf that requires a gradient."""
-    if new is old or (old.is_leaf and old.requires_grad):
-        return new
-    return old.copy_(placed_like(old, new))
-
-
-def _has_fractions(x: Tensor) -> bool:
-    return x.is_floating_point() or x.is_complex()
-
-
-def _init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
-    present = [i for i, p in enumerate(leaves) if p is not None]
-    if rule.leaf_fields:
-        require_tensors(leaves, present, "init(params): a parameter")
-    if rule.complex_numbers == "refused":
-        for i in present:
-            if leaves[i].is_complex():
-                raise _refused_complex(rule, i)
-    state = _of_this_step(rule).init_leaves([leaves[i] for i in present])
-    if len(present) == len(leaves):
-        return state
-    absent = [None] * len(leaves)
-    return state._replace(
-        **{f: _scatter(len(leaves), present, getattr(state, f), absent) for f in rule.leaf_fields}
-    )
-
-
-def require_tensors(leaves: Sequence[Any], present: Sequence[int], what: str) -> None:
-    """Raise LeafTypeError where a leaf is not a tensor."""
-    for i in present:
-        if not isinstance(leaves[i], Tensor):
-            kind = type(leaves[i]).__name__
-            advice = {
-                "ndarray": "convert it with torch.from_numpy",
-                "generator": "pass a tuple of what it yields",
-            }.get(kind, "convert it with torch.tensor, or pass None for a leaf without one")
-            raise LeafTypeError(i, f"{what}: expected a tensor, got {kind}; {advice}")
-
-
-def _of_this_step(rule: LeafRule) -> LeafRule:
-    """Return `rule` with its tensors as they are now, 0-dim where they hold one number.
-
-    They may be written to before the derivative of the step is asked for.
-    """
-    if torch.compiler.is_compiling() or not rule.fields_with_tensors:
-        return rule  # the compiler minds what is written where
-    return dataclasses.replace(
-        rule, **{name: _present(getattr(rule, name)) for name in rule.fields_with_tensors}
-    )
-
-
-def _has_tensors(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return any(map(_has_tensors, value))
-    return isinstance(value, Tensor)
-
-
-def _present(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(_present, value))
-    if not isinstance(value, Tensor):
-        return value
-    return (value.reshape(()) if value.numel() == 1 else value).clone()
-
-
-_is_none = functools.partial(operator.is_, None)
-
-
-def _apply(
-    rule: LeafRule,
-    grads: list[Tensor],
-    state: Any,
-    params: list[Tensor],
-    present: Sequence[int],
-    *,
-    inplace: bool,
-) -> tuple[list[Tensor], Any]:
-    """Return `rule.update_leaves(...)`; where tensors do not fit, say which."""
-    if rule.reads_params:
-        wrong = first_of_another_shape(params, grads)
-        if wrong is not None:
-            raise _unlike_parameter(present[wrong], params[wrong], grads[wrong])
-    if not rule.compressed:
-        for name in rule.overwritten_fields[:1]:
-            state_leaves = getattr(state, name)
-            wrong = first_of_another_shape(state_leaves, grads)
-            if wrong is not None:
-                raise _unlike_state(rule, name, present[wrong], grads[wrong], state_leaves[wrong])
-    try:
-        return _of_this_step(rule).update_leaves(grads, state, params, inplace=inplace)
-    except RuntimeError as error:
-        for i, g, p in zip(present, grads, params):
-            if describe_mismatch(p, g) is not None:
-                raise _unlike_parameter(i, p, g) from error
-        fresh = rule.init_leaves([g.detach() for g in grads])
-        for name in rule.leaf_fields:
-            for i, new, old in zip(present, getattr(fresh, name), getattr(state, name)):
-                if isinstance(new, Tensor) and describe_mismatch(new, old) is not None:
-                    raise _unlike_state(rule, name, i, new, old) from error
-        raise
-
-
-def _refused_complex(rule: LeafRule, leaf: int) -> MismatchError:
-    return MismatchError(
-        leaf,
-        f"{type(rule).__name__}: expected real tensors, got a complex one, whose statistics are "
-        "not those of a pair of real ones; step it with an element-wise optimizer "
-        "(transform.partition), or pass torch.view_as_real of it",
-    )
-
-
-def _unlike_parameter(leaf: int, p: Tensor, g: Tensor) -> MismatchError:
-    reason = f"a gradient like the parameter: {describe_mismatch(p, g)}"
-    return MismatchError(leaf, f"{reason}; pass the gradients of the parameters given")
-
-
-def unlike_state(rule: LeafRule, state: Any) -> str:
-    """Return what to say of a `state` that does not have the fields of `rule`'s."""
-    return (
-        f"{type(rule).__name__}: expected the state that init(params) of this transformation "
-        f"returned, with the fields {', '.join(rule.leaf_fields)}; got {type(state).__name__}, the "
-        "state of another transformation or of none"
-    )
-
-
-def _unlike_state(rule: LeafRule, name: str, leaf: int, new: Tensor, old: Tensor) -> MismatchError:
-    return MismatchError(
-        leaf,
-        f"{type(rule).__name__}: the state `{name}` was made for another tensor than this "
-        f"gradient: {describe_mismatch(new, old)}; call init(params) again",
-    )
-
-
-def _compute(
-    rule: LeafRule,
-    grads: list[Tensor],
-    state: Any,
-    params: list[Tensor],
-    present: Sequence[int],
-    *,
-    inplace: bool,
-) -> tuple[list[Tensor], Any]:
-    """Return `_apply(...)` in numbers that the rule sees: real ones, in float32 at least.
-
-    Updates are rounded to the dtype of their gradient and states to the dtype that they had.
-    """
-    if autocast_devices():
-        with without_autocast():
-            return _compute(rule, grads, state, params, present, inplace=inplace)
-    given = {f: getattr(state, f) for f in rule.leaf_fields}
-    if not (is_special(grads) or is_special(params) or any(map(is_special, given.values()))):
-        updates, new_state = _apply(rule, grads, state, params, present, inplace=inplace)
-    else:
-
-        def seen(values: Sequence[Any]) -> list[Any]:
-            pairs = rule.complex_numbers == "pairs"
-            return [as_computed(x, pairs=pairs, widen=rule.widens) for x in values]
-
-        updates, new_state = _apply(
-            rule,
-            seen(grads),
-            state._replace(**{f: seen(values) for f, values in given.items()}),
-            seen(params),
-            present,
-            inplace=inplace,
-        )
-    if given:
-        new_state = new_state._replace(
-            **{f: as_given(getattr(new_state, f), values) for f, values in given.items()}
-        )
-    return as_given(updates, grads), new_state
-
-
-def _update_leaves(
-    rule: LeafRule,
-    grads: list[Any],
-    state: Any,
-    params: list[Any] | None,
-    *,
-    inplace: bool,
-) -> tuple[list[Any], Any]:
-    if rule.reads_params and params is None:
-        raise AssertionError(rule.params_message)
-    if any(getattr(state, f, state) is None for f in rule.later_fields):
-        state = rule.complete(state)
-    try:
-        old = {f: getattr(state, f) for f in rule.leaf_fields}
-    except AttributeError:
-        raise TypeError(unlike_state(rule, state)) from None
-    for name, values in old.items():
-        if len(values) != len(grads):
-            kept = [i for i, g in enumerate(grads) if g is not None]
-            require_tensors(grads, kept, "update(updates, state): a gradient")
-            raise ValueError(
-                f"{type(rule).__name__}: expected a state for {len(grads)} leaves, its field "
-                f"`{name}` has "
-                f"{len(values)}; call init(params) with the parameters that the updates belong to."
-            )
-    roles = (grads, *old.values())
-    everything = not any(any(map(_is_none, role)) for role in roles)
-    present: Sequence[int] = (
-        range(len(grads))
-        if everything
-        else [i for i, row in enumerate(zip(*roles)) if not any(map(_is_none, row))]
-    )
-    if not present and grads:
-        return grads, state
-    packed = grads if everything else [grads[i] for i in present]
-    require_tensors(grads, present, "update(updates, state): a gradient")
-    if not rule.keeps_sparse:
-        packed = [g if g.layout is torch.strided else g.to_dense() for g in packed]
-    packed_state = (
-        state
-        if everything
-        else state._replace(**{f: [v[i] for i in present] for f, v in old.items()})
-    )
-    packed_params: list[Any] = []
-    if rule.reads_params and params is not None:
-        packed_params = params if everything else [params[i] for i in present]
-
-    if (old or rule.reads_params) and not all(map(_has_fractions, packed)):
-        leaf = next(i for i, g in zip(present, packed) if not _has_fractions(g))
-        raise MismatchError(
-            leaf,
-            f"{type(rule).__name__}: expected a floating-point or complex gradient, got "
-            f"{grads[leaf].dtype}, which would be rounded; give None for leaves that are "
-            "not trained",
-        )
-    refused = rule.complex_numbers == "refused"
-    for i, g in zip(present, packed) if refused else ():
-        if g.is_complex():
-            raise _refused_complex(rule, i)
-    updates, new_state = _compute(
-        rule, packed, packed_state, packed_params, present, inplace=inplace
-    )
-
-    if rule.leaf_fields:
-        fields = {f: getattr(new_state, f) for f in rule.leaf_fields}
-        if inplace:
-            for f in rule.overwritten_fields:
-                fields[f] = [overwrite(o, n) for o, n in zip(getattr(packed_state, f), fields[f])]
-        if not everything:
-            fields = {f: _scatter(len(grads), present, v, old[f]) for f, v in fields.items()}
-        new_state = new_state._replace(**fields)
-    if not everything:
-        updates = _scatter(len(grads), present, updates, [None] * len(grads))
-    return updates, new_state
-
-
-@dataclass(frozen=True)
 class _ListDriver:
     """Runs a rule on lists: what `chain.flat` hands over."""
 
     rule: LeafRule
+    parts_of: ClassVar[Any] = staticmethod(parts_of)
 
     def init(self, params: Any) -> Any:
-        return _init_leaves(self.rule, list(params))
+        return init_leaves(self.rule, list(params))
 
     def update(
         self,
@@ -389,7 +47,7 @@ class _ListDriver:
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
-        return _update_leaves(self.rule, updates, state, params, inplace=inplace)
+        return update_leaves(self.rule, updates, state, params, inplace=inplace)
 
 
 @dataclass(frozen=True)
@@ -397,11 +55,12 @@ class _TreeDriver:
     """Runs a rule on trees."""
 
     rule: LeafRule
+    parts_of: ClassVar[Any] = staticmethod(parts_of)
 
     def init(self, params: Any) -> Any:
         leaves, spec = tree_flatten(params, none_is_leaf=True)
         try:
-            state = _init_leaves(self.rule, leaves)
+            state = init_leaves(self.rule, leaves)
         except MismatchError as error:
             raise located(error, spec) from error.__cause__
         if not self.rule.leaf_fields:
@@ -436,7 +95,7 @@ class _TreeDriver:
             None if params is None else flatten_up_to(spec, params, "params", spec_of="updates")
         )
         try:
-            leaves, state = _update_leaves(self.rule, leaves, state, param_leaves, inplace=inplace)
+            leaves, state = update_leaves(self.rule, leaves, state, param_leaves, inplace=inplace)
         except MismatchError as error:
             raise located(error, spec) from error.__cause__
         if fields:

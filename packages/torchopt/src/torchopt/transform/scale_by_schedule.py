@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import increment, zero_counts
 from torchopt.typing import Schedule
+
+if TYPE_CHECKING:
+    from torchopt.transform.plan import Plan
 
 __all__ = ["ScaleByScheduleState", "scale_by_schedule"]
 
@@ -30,6 +33,10 @@ class ScaleBySchedule(LeafRule):
     sign: float = 1.0
     leaf_fields: ClassVar[tuple[str, ...]] = ("count",)
     keeps_sparse: ClassVar[bool] = True
+
+    def join(self, plan: Plan) -> Plan | None:
+        """Return `plan` with this stage."""
+        return plan.scheduled(self.step_size_fn, self.sign)
 
     def init_leaves(self, params: list[Tensor]) -> ScaleByScheduleState:
         """Return counts of zero."""

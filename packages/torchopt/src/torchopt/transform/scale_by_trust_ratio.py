@@ -23,6 +23,7 @@ class ScaleByTrustRatio(LeafRule):
     coefficient: float | Tensor
     eps: float | Tensor
     reads_params: ClassVar[bool] = True
+    takes_directions: ClassVar[bool] = True
 
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tensors the fused kernels can serve, and how they are handed over."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+
+from torchopt import _C
+from torchopt.kernels.missing import why_missing
+from torchopt.tree_function import PLAIN
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+__all__ = [
+    "DTYPE_CODES",
+    "explain_unavailable",
+    "has_code_for",
+    "placement",
+    "refuse_capture",
+]
+
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+"""The codes of `Dtype` in csrc/launch/tensors.h."""
+
+
+def _learn_tensors(exchange: object) -> None:
+    """Tell the extension how to read tensors: by torch's C interface, None to ask their methods."""
+    if why_missing(_C) is None:
+        _C.learn_tensors(PLAIN, tuple(DTYPE_CODES), exchange)
+
+
+# Since torch 2.10.
+EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+_learn_tensors(EXCHANGE)
+
+
+def explain_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why there is no fused kernel for `dtype` on `device`, or None where there is one."""
+    missing = why_missing(_C)
+    if missing is not None:
+        return missing
+    if dtype not in DTYPE_CODES:
+        return f"the fused kernels serve float64, float32, float16 and bfloat16, got {dtype}"
+    if device.type == "cpu":
+        return None
+    if device.type == "cuda":
+        if not _C.WITH_CUDA:
+            return "this build of torchopt has no CUDA kernels (build it with TORCHOPT_CUDA=ON)"
+        if not torch.cuda.is_available():
+            return "torch finds no CUDA device"
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return _why_no_code(index)
+    return f"there are fused kernels for cpu and cuda, got a tensor on {device}"
+
+
+@functools.cache
+def _why_no_code(index: int) -> str | None:
+    capability = torch.cuda.get_device_capability(index)
+    if has_code_for(capability, _C.CUDA_ARCHITECTURES):
+        return None
+    return (
+        f"this build of torchopt has kernels for the architectures {_C.CUDA_ARCHITECTURES}, got "
+        f"cuda:{index} of compute capability {capability[0]}.{capability[1]} (build it with "
+        f"CMAKE_CUDA_ARCHITECTURES={capability[0]}{capability[1]})"
+    )
+
+
+def has_code_for(capability: tuple[int, int], architectures: str) -> bool:
+    """Return whether a device can run what was compiled for `architectures`.
+
+    Args:
+        capability: Its compute capability, major and minor.
+        architectures: CMake's list, such as "80-real,90-virtual". Machine code ("real") runs on
+            devices of the same major and no smaller minor capability, PTX ("virtual") on all that
+            are no smaller; a number alone stands for both. Words such as "all" are not judged.
+    """
+    for entry in filter(None, architectures.split(",")):
+        number, _, kind = entry.partition("-")
+        digits = number.rstrip("af")
+        if not digits.isdigit():
+            return True
+        compiled = (int(digits[:-1]), int(digits[-1]))
+        specific = digits != number  # code for one family of devices
+        if capability >= compiled and (
+            capability[0] == compiled[0] or (kind != "real" and not specific)
+        ):
+            return True
+    return not architectures
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raise where `device`'s current stream is captured in a CUDA graph.
+
+    A replay repeats what the kernels were called with: it would take the step of the capture again
+    and again, with its count and its hyper-parameters.
+
+    Raises:
+        RuntimeError: The stream is captured.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "step(): expected no capture of a CUDA graph, got one on the current stream; its "
+            "replays would repeat this step with the present count and hyper-parameters; step "
+            "after the replay, or capture the functional update with states of your own"
+        )
+
+
+def placement(x: Tensor) -> tuple[int, int]:
+    """Return the device index and the current stream of `x` as the kernels expect them."""
+    if x.device.type == "cpu":
+        return -1, 0
+    index = torch.cuda.current_device() if x.device.index is None else x.device.index
+    return index, torch.cuda.current_stream(x.device).cuda_stream

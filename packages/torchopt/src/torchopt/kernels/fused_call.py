@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One native call over all tensors: its value, its exact derivative, and the same in torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from torchopt import _C
+from torchopt.kernels.devices import DTYPE_CODES, placement
+from torchopt.torch_internals import bump_versions, is_zero_tensor
+from torchopt.tree_function import Operation, apply_operation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from torchopt.kernels.fused_rule import FusedRule
+
+
+__all__ = ["FusedCall"]
+
+T = TypeVar("T")
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Return `x` as the kernels read it: contiguous, in memory, with no pending negation."""
+    if is_zero_tensor(x):
+        return torch.zeros_like(x)
+    return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
+
+
+@dataclass(slots=True)
+class Known:
+    """The value of a call that was made already, to be used once.
+
+    Attributes:
+        rule: The rule, and the number of tensors, for those who draw graphs.
+        size: The number of tensors.
+        outputs: The value.
+    """
+
+    rule: FusedRule
+    size: int
+    outputs: tuple[Tensor, ...]
+
+    def value(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the value, and forget it."""
+        outputs, self.outputs = self.outputs, ()
+        return outputs
+
+
+@dataclass(slots=True)
+class FusedCall:
+    """One call: what is computed, and how the flat list of tensors is to be read.
+
+    The inputs are, one after the other: gradients, each role of the state, the parameters where
+    `decayed`, and the hyper-parameters that are tensors. The constants are the distinct steps.
+
+    Attributes:
+        rule: The rule.
+        size: The number of gradients.
+        decayed: Whether the parameters are among the inputs: for weight decay, or for the rule.
+        maximize: Go up instead of down.
+        hypers: A number for each of `rule.all_hypers`; None stands for the next tensor.
+        step_of: Which constant is the step of each gradient; empty: `step` is the step of all.
+        step: The step, counted from 1.
+    """
+
+    rule: FusedRule
+    size: int
+    decayed: bool
+    maximize: bool
+    hypers: tuple[float | None, ...]
+    step_of: tuple[int, ...]
+    step: int
+
+    @property
+    def num_outputs(self) -> int:
+        """The number of output roles: the update and the states."""
+        return 1 + len(self.rule.states)
+
+    @property
+    def num_roles(self) -> int:
+        """The number of input roles: the gradient, the states, the parameter where it is read."""
+        return self.num_outputs + self.decayed
+
+    @property
+    def num_tensor_hypers(self) -> int:
+        """The number of hyper-parameters that are tensors."""
+        return self.hypers.count(None)
+
+    @property
+    def num_inputs(self) -> int:
+        """The number of tensors that are differentiated."""
+        return self.num_roles * self.size + self.num_tensor_hypers
+
+    def roles(self, tensors: Sequence[T], count: int) -> list[list[T]]:
+        """Return the first `count` roles of `tensors`."""
+        return [list(tensors[r * self.size : (r + 1) * self.size]) for r in range(count)]
+
+    def numbers(self, tensor_hypers: Sequence[Tensor]) -> list[float]:
+        """Return all hyper-parameters as numbers."""
+        rest = iter(tensor_hypers)
+        return [float(next(rest)) if h is None else h for h in self.hypers]
+
+    def launch(
+        self,
+        kind: int,
+        inputs: Sequence[list[Any]],
+        outputs: Sequence[list[Any]],
+        tensor_hypers: Sequence[Tensor],
+        constants: Sequence[Tensor],
+    ) -> Tensor | None:
+        """Run a kernel over contiguous tensors; return the cotangents of the hyper-parameters."""
+        numbers = self.numbers(tensor_hypers)
+        total: Tensor | None = None
+        for group in _groups(inputs[0]):
+            first = inputs[0][group[0]]
+            everything = len(group) == self.size
+            device, stream = placement(first)
+            partials = None
+            if kind == _C.HYPER_VJP and device >= 0:
+                blocks = sum(-(-inputs[0][i].numel() // _C.CUDA_BLOCK_ELEMENTS) for i in group)
+                partials = torch.zeros(
+                    blocks, len(numbers), dtype=torch.float64, device=first.device
+                )
+            found = _C.run(
+                self.rule.name,
+                kind,
+                inputs if everything else [[role[i] for i in group] for role in inputs],
+                outputs if everything else [[role[i] for i in group] for role in outputs],
+                [constants[self.step_of[i]] for i in group] if self.step_of else self.step,
+                DTYPE_CODES[first.dtype],
+                numbers,
+                maximize=self.maximize,
+                num_threads=torch.get_num_threads(),
+                device=device,
+                stream=stream,
+                partials=0 if partials is None else partials.data_ptr(),
+            )
+            if kind == _C.HYPER_VJP:
+                here = torch.tensor(found, dtype=torch.float64)
+                if partials is not None:
+                    here = partials.sum(0).cpu()
+                total = here if total is None else total + here
+        return total
+
+    def quick(
+        self,
+        kind: int,
+        tensors: Sequence[Tensor | None],
+        needed: Sequence[bool] | None,
+        step: Any,
+        *,
+        record: bool = False,
+    ) -> Any:
+        """Return the outputs and whether a graph follows; None where that cannot be told."""
+        return _C.fused_call(
+            self.rule.name,
+            kind,
+            tensors,
+            self.size,
+            needed,
+            step,
+            self.hypers,  # type: ignore[arg-type]  # there is no None among them
+            self.maximize,
+            torch.get_num_threads(),
+            record,
+        )
+
+    def the_step(self, constants: Sequence[Tensor]) -> int | Tensor | None:
+        """Return the step of all gradients, None where they differ."""
+        if not self.step_of:
+            return self.step
+        return constants[0] if len(constants) == 1 else None
+
+    def value(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the updates and each role of the new state, one after the other."""
+        kind = _C.DECAYED_UPDATE if self.decayed else _C.UPDATE
+        hypers = tensors[self.num_roles * self.size : self.num_inputs]
+        step = self.the_step(tensors[self.num_inputs :])
+        if not hypers and step is not None:
+            quick = self.quick(kind, tensors, None, step)
+            if quick is not None:
+                return quick[0]  # type: ignore[no-any-return]
+        roles = [[_dense(x) for x in role] for role in self.roles(tensors, self.num_roles)]
+        outputs = [[torch.empty_like(x) for x in roles[0]] for _ in range(self.num_outputs)]
+        self.launch(kind, roles, outputs, hypers, tensors[self.num_inputs :])
+        return tuple(x for role in outputs for x in role)
+
+    def write(self, tensors: Sequence[Tensor], states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Return the updates; write the new state into `states`, which are contiguous."""
+        grads, *rest = self.roles(tensors, self.num_roles)
+        params = [[_dense(p.detach()) for p in rest[-1]]] if self.decayed else []
+        roles = [[_dense(g.detach()) for g in grads], *map(list, states), *params]
+        updates = [torch.empty_like(g) for g in roles[0]]
+        kind = _C.DECAYED_UPDATE if self.decayed else _C.UPDATE
+        constants = tensors[self.num_inputs :]
+        self.launch(kind, roles, [updates, *map(list, states)], (), constants)
+        bump_versions([x for role in states for x in role])
+        return updates
+
+    def vjp(
+        self, *tensors: Tensor | None, needed: tuple[bool, ...] | None = None
+    ) -> tuple[Tensor | None, ...]:
+        """Return the cotangents of the inputs, from the inputs and those of the outputs.
+
+        A cotangent of an output may be None for zero; with `needed`, so are those of inputs that
+        are not wanted.
+        """
+        last = self.num_inputs + self.num_outputs * self.size
+        constants: Any = tensors[last:]
+        step = self.the_step(constants)
+        kind = _C.DECAYED_UPDATE_VJP if self.decayed else _C.UPDATE_VJP
+        if self.num_tensor_hypers == 0 and step is not None:
+            quick = self.quick(kind, tensors, needed, step)
+            if quick is not None:
+                return quick[0]  # type: ignore[no-any-return]
+        given: Any = tensors[: self.num_inputs]
+        roles = [[_dense(x) for x in role] for role in self.roles(given, self.num_roles)]
+        hypers = given[self.num_roles * self.size :]
+        cotangents: list[list[Any]] = [
+            [None if x is None else _dense(x) for x in role]
+            for role in self.roles(tensors[self.num_inputs : last], self.num_outputs)
+        ]
+        wanted = self.roles(needed or [True] * self.num_inputs, self.num_roles)
+        outputs: list[list[Any]] = [
+            [torch.empty_like(x) if want else None for x, want in zip(roles[0], role)]
+            for role in wanted
+        ]
+        if not hypers:
+            self.launch(kind, [*roles, *cotangents], outputs, hypers, constants)
+            return tuple(x for role in outputs for x in role)
+        # The kernel always reads parameters. Where there is no decay anything finite does, and
+        # what belongs to them is not asked for.
+        extra = [] if self.decayed else [roles[0]]
+        dropped: list[list[Any]] = [] if self.decayed else [[None] * self.size]
+        found = self.launch(
+            _C.HYPER_VJP,
+            [*roles, *extra, *cotangents],
+            [*outputs, *dropped],
+            hypers,
+            constants,
+        )
+        assert found is not None
+        if not bool(torch.isfinite(found).all()):
+            return self._vjp_of_reference(given, cotangents, constants, needed)
+        where = [i for i, h in enumerate(self.hypers) if h is None]
+        pulled = (
+            found[i].to(dtype=h.dtype, device=h.device).reshape(h.shape)
+            for i, h in zip(where, hypers)
+        )
+        return (*(x for role in outputs for x in role), *pulled)
+
+    def _vjp_of_reference(
+        self,
+        given: Sequence[Tensor],
+        cotangents: Sequence[Sequence[Tensor | None]],
+        constants: Sequence[Tensor],
+        needed: Sequence[bool] | None,
+    ) -> tuple[Tensor | None, ...]:
+        """Return what `vjp` does, in torch operations.
+
+        The kernel multiplies each of its values with the derivatives in all directions, so that an
+        infinite one makes NaN of a derivative of zero. Here it meets only those it belongs to.
+        """
+        wanted = list(needed or [True] * self.num_inputs)
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_(want) for x, want in zip(given, wanted)]
+            outputs = self.reference(*inputs, *constants)
+            pairs = [
+                (y, cotangent)
+                for y, cotangent in zip(outputs, (x for role in cotangents for x in role))
+                if cotangent is not None and y.requires_grad
+            ]
+            asked = [x for x, want in zip(inputs, wanted) if want]
+            pulled = iter(
+                torch.autograd.grad(
+                    [y for y, _ in pairs],
+                    asked,
+                    [cotangent for _, cotangent in pairs],
+                    materialize_grads=True,
+                )
+            )
+        return tuple(next(pulled) if want else None for want in wanted)
+
+    def differentiable(
+        self, tensors: Sequence[Tensor], known: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the same as `value`, recorded for derivatives; see `apply_operation`.
+
+        Args:
+            tensors: Inputs and constants.
+            known: The value, where it is known and all tensors are plain.
+        """
+        size = self.size
+        constant = self.rule.constant_derivative and self.num_tensor_hypers == 0
+
+        def same_leaf(k: int) -> int:
+            return k % size
+
+        operation = Operation(
+            self.value if known is None else Known(self.rule, size, known).value,
+            self.vjp,
+            self.reference,
+            self.num_inputs,
+            form_of=same_leaf,
+            stand_in_of=same_leaf if constant else None,
+        )
+        return apply_operation(operation, *tensors, plain=known is not None)
+
+    def reference(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the same as `value`, in differentiable torch operations."""
+        roles = self.roles(tensors, self.num_roles)
+        rest = iter(tensors[self.num_roles * self.size : self.num_inputs])
+        hypers: dict[str, Any] = {
+            name: next(rest) if h is None else h
+            for name, h in zip(self.rule.all_hypers, self.hypers)
+        }
+        constants = tensors[self.num_inputs :]
+        by_device: dict[torch.device, Tensor] = {}
+        steps = [
+            constants[self.step_of[i]]
+            if self.step_of
+            else by_device.setdefault(g.device, torch.tensor(self.step, device=g.device))
+            for i, g in enumerate(roles[0])
+        ]
+        columns = self.rule.statement(
+            roles[0],
+            roles[1 : self.num_outputs],
+            roles[-1] if self.decayed else [],
+            steps,
+            hypers,
+            self.maximize,
+        )
+        return tuple(x for role in columns for x in role)
+
+
+def _groups(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Return the indices of `tensors` that one launch can serve together: same dtype and device."""
+    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for index, x in enumerate(tensors):
+        groups.setdefault((x.dtype, x.device), []).append(index)
+    return list(groups.values())

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdaBelief: Adam with the variance around the first moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.moments import bias_correction, moving_average
+from torchopt.kernels.reference.root import divide_by_root
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+from torchopt.transform.validate import unpacked
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ScaleByBeliefState", "adabelief", "scale_by_belief"]
+
+
+class ScaleByBeliefState(NamedTuple):
+    """`mu`: first moment; `nu`: variance around it; `count`: steps of each leaf."""
+
+    mu: Any
+    nu: Any
+    count: Any
+
+
+@dataclass(frozen=True)
+class AdaBelief(Rule):
+    """u = mu_hat / (sqrt(nu_hat) + eps), nu' = b2 nu + (1 - b2) (g - mu')^2 + eps."""
+
+    b1: Hyper = fraction("beta parameter at index 0")
+    b2: Hyper = fraction("beta parameter at index 1")
+    eps: Hyper = at_least_zero("epsilon value")
+    State = ScaleByBeliefState
+
+    def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
+        """Return the corrections of the biases of mu and nu."""
+        return bias_correction(self.b1, k), bias_correction(self.b2, k)
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the direction, the first moment and the variance."""
+        mu = moving_average(state[0], g, self.b1)
+        nu = moving_average(state[1], (g - mu) * (g - mu), self.b2) + self.eps
+        return divide_by_root(mu / c[0], nu / c[1], self.eps), (mu, nu)
+
+
+@transformation
+def scale_by_belief(
+    b1: float | Tensor = 0.9,
+    b2: float | Tensor = 0.999,
+    eps: float | Tensor = 1e-16,
+) -> Rule:
+    r"""Return the transformation to AdaBelief's direction.
+
+    .. math::
+        s' = b_2 s + (1 - b_2) (g - \mu')^2 + \epsilon, \qquad
+        u = \frac{\mu' / (1 - b_1^k)}{\sqrt{s' / (1 - b_2^k)} + \epsilon}
+
+    with Adam's first moment.
+
+    Args:
+        b1: Decay of the first moment, in [0, 1).
+        b2: Decay of the second moment, in [0, 1).
+        eps: Added to the root, >= 0.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        J. Zhuang et al., AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed
+        Gradients, 2020, https://arxiv.org/abs/2010.07468, Algorithm 2.
+    """
+    return AdaBelief(b1, b2, eps)
+
+
+def adabelief(
+    lr: ScalarOrSchedule = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-16,
+    weight_decay: float = 0.0,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return AdaBelief.
+
+    The update is -lr * (u + weight_decay * p), with u the direction of
+    `torchopt.transform.scale_by_belief`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        betas: Decays of the moments, in [0, 1).
+        eps: Added to the root, >= 0.
+        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        J. Zhuang et al., AdaBelief Optimizer, 2020, https://arxiv.org/abs/2010.07468
+    """
+    b1, b2 = unpacked(betas, 2, "betas")
+    direction = AdaBelief(b1, b2, eps)
+    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)

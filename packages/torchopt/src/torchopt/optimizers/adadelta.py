@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdaDelta: step sizes from the squares of gradients and of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.moments import moving_average
+from torchopt.kernels.reference.root import divide_by_root, root
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+from torchopt.transform.validate import check_fraction
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ScaleByAdadeltaState", "adadelta", "scale_by_adadelta"]
+
+
+class ScaleByAdadeltaState(NamedTuple):
+    """`mu`, `nu`: moving averages of the squared gradient and of the squared direction."""
+
+    mu: Any
+    nu: Any
+
+
+@dataclass(frozen=True)
+class AdaDelta(Rule):
+    """u = g sqrt(nu + eps) / sqrt(mu' + eps)."""
+
+    rho: Hyper = fraction("rho parameter at index 0", closed=True)
+    eps: Hyper = at_least_zero("epsilon value")
+    moment_requires_grad: bool = False
+    State = ScaleByAdadeltaState
+    kernel = "adadelta"
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the direction and the averages."""
+        mu = moving_average(state[0], g * g, self.rho)
+        u = divide_by_root(g * root(state[1] + self.eps), mu + self.eps, 0.0)
+        return u, (mu, moving_average(state[1], u * u, self.rho))
+
+
+@transformation
+def scale_by_adadelta(
+    rho: float | Tensor = 0.9, eps: float | Tensor = 1e-6, moment_requires_grad: bool = False
+) -> Rule:
+    r"""Return the transformation to AdaDelta's direction.
+
+    .. math::
+        \mu' = \rho \mu + (1 - \rho) g^2, \quad
+        u = g \sqrt{\nu + \epsilon} / \sqrt{\mu' + \epsilon}, \quad
+        \nu' = \rho \nu + (1 - \rho) u^2
+
+    Args:
+        rho: Decay of both averages, in [0, 1].
+        eps: Added under both roots, >= 0.
+        moment_requires_grad: Make the initial averages leaves that require a gradient.
+
+    References:
+        M. D. Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012,
+        https://arxiv.org/abs/1212.5701, Algorithm 1.
+    """
+    return AdaDelta(rho, eps, moment_requires_grad)
+
+
+def adadelta(
+    lr: ScalarOrSchedule = 1e-3,
+    rho: float = 0.9,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    *,
+    moment_requires_grad: bool = False,
+) -> GradientTransformation:
+    """Return AdaDelta.
+
+    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_adadelta`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        rho: Decay of both averages, in [0, 1].
+        eps: Added under both roots, >= 0.
+        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
+        moment_requires_grad: Make the initial moments leaves that require a gradient.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        M. D. Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012,
+        https://arxiv.org/abs/1212.5701
+    """
+    check_fraction(rho, "rho value", closed=True)
+    return optimizer(AdaDelta(rho, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdaGrad: divided by the root of the sum of all squared gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.root import divide_by_root
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+from torchopt.transform.scale_by_schedule import ScaleBySchedule
+from torchopt.transform.starts import filled_like
+from torchopt.transform.validate import check_at_least_zero
+from torchopt.typing import Numeric, ScalarOrSchedule
+
+__all__ = ["ScaleByRssState", "adagrad", "scale_by_rss"]
+
+
+class ScaleByRssState(NamedTuple):
+    """`sum_of_squares`: sum of all squared gradients so far."""
+
+    sum_of_squares: Any
+
+
+@dataclass(frozen=True)
+class AdaGrad(Rule):
+    """u = g / (sqrt(s') + eps), s' = s + g^2; where s' is zero, u is zero."""
+
+    initial_accumulator_value: Hyper = at_least_zero("initial_accumulator_value value", starts=True)
+    eps: Hyper = at_least_zero("epsilon value")
+    State = ScaleByRssState
+    kernel = "adagrad"
+
+    def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
+        """Return sums of `initial_accumulator_value`."""
+        return filled_like(params, self.initial_accumulator_value)
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the direction and the sum."""
+        total = state[0] + g * g
+        return torch.where(total == 0, 0.0, divide_by_root(g, total, self.eps)), (total,)
+
+
+@dataclass(frozen=True)
+class AdagradSchedule:
+    """1 / (1 + decay_rate * count), count from `transition_begin`."""
+
+    decay_rate: float
+    transition_begin: int
+
+    def __call__(self, count: Numeric) -> Numeric:
+        elapsed = count - self.transition_begin
+        if isinstance(elapsed, torch.Tensor):
+            elapsed = elapsed.to(torch.float64).clamp(min=0)
+        else:
+            elapsed = max(elapsed, 0)
+        return 1 / (1 + self.decay_rate * elapsed)
+
+
+@transformation
+def scale_by_rss(
+    initial_accumulator_value: float | Tensor = 0.0, eps: float | Tensor = 1e-10
+) -> Rule:
+    r"""Return the transformation to AdaGrad's direction.
+
+    .. math::
+        s' = s + g^2, \qquad u = g / (\sqrt{s'} + \epsilon)
+
+    Where s' is exactly zero, u and its derivative are zero.
+
+    Args:
+        initial_accumulator_value: What the sum starts from, >= 0.
+        eps: Added to the root, >= 0.
+
+    References:
+        J. Duchi, E. Hazan, Y. Singer, Adaptive Subgradient Methods for Online Learning and
+        Stochastic Optimization, JMLR 12, 2011, https://jmlr.org/papers/v12/duchi11a.html
+    """
+    return AdaGrad(initial_accumulator_value, eps)
+
+
+def adagrad(
+    lr: ScalarOrSchedule = 1e-2,
+    lr_decay: float = 0.0,
+    weight_decay: float = 0.0,
+    initial_accumulator_value: float = 0.0,
+    eps: float = 1e-10,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return AdaGrad.
+
+    The update is -lr * u / (1 + lr_decay * count), with u the direction of
+    `torchopt.transform.scale_by_rss` and count the number of previous updates.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        lr_decay: Decay of the step size, >= 0.
+        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
+        initial_accumulator_value: What the sum of squares starts from, >= 0.
+        eps: Added to the root, >= 0.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        J. Duchi, E. Hazan, Y. Singer, Adaptive Subgradient Methods for Online Learning and
+        Stochastic Optimization, JMLR 12, 2011, https://jmlr.org/papers/v12/duchi11a.html
+    """
+    check_at_least_zero(lr_decay, "lr_decay value")
+    return optimizer(
+        AdaGrad(initial_accumulator_value, eps),
+        ScaleBySchedule(AdagradSchedule(lr_decay, 0)),
+        lr=lr,
+        weight_decay=weight_decay,
+        maximize=maximize,
+    )

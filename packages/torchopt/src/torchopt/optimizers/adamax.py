@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdaMax: Adam with a decaying maximum in the place of the second moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.moments import bias_correction, moving_average
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+from torchopt.transform.validate import unpacked
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ScaleByAdamaxState", "adamax", "scale_by_adamax"]
+
+
+class ScaleByAdamaxState(NamedTuple):
+    """`mu`: first moment; `nu`: decaying maximum of |g|; `t`: number of the next update, from 1;
+    `count`: steps of each leaf, 0-dim int64 tensors. A leaf without a gradient takes no step; None
+    says that all leaves took t - 1, as in a state of the published package.
+    """
+
+    mu: Any
+    nu: Any
+    t: int
+    count: Any = None
+
+
+@dataclass(frozen=True)
+class AdaMax(Rule):
+    """u = mu' / nu' / (1 - b1^k), nu' = max(b2 nu, |g| + eps)."""
+
+    b1: Hyper = fraction("b1 parameter at index 0")
+    b2: Hyper = fraction("b1 parameter at index 0")
+    eps: Hyper = at_least_zero("epsilon value")
+    moment_requires_grad: bool = False
+    State = ScaleByAdamaxState
+    kernel = "adamax"
+
+    def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
+        """Return the correction of the bias of mu."""
+        return (bias_correction(self.b1, k),)
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the direction, the first moment and the maximum."""
+        mu = moving_average(state[0], g, self.b1)
+        nu = torch.maximum(state[1] * self.b2, g.abs() + self.eps)
+        return mu / nu / c[0], (mu, nu)
+
+
+@transformation
+def scale_by_adamax(
+    b1: float | Tensor = 0.9,
+    b2: float | Tensor = 0.999,
+    eps: float | Tensor = 1e-6,
+    moment_requires_grad: bool = False,
+) -> Rule:
+    r"""Return the transformation to AdaMax's direction.
+
+    .. math::
+        \mu' = b_1 \mu + (1 - b_1) g, \quad \nu' = \max(b_2 \nu, |g| + \epsilon), \quad
+        u = \frac{\mu'}{\nu' (1 - b_1^t)}
+
+    with t the number of steps of the leaf, this one included.
+
+    Args:
+        b1: Decay of the first moment, in [0, 1).
+        b2: Decay of the maximum, in [0, 1).
+        eps: Added to |g|, >= 0.
+        moment_requires_grad: Make the initial moments leaves that require a gradient.
+
+    References:
+        D. P. Kingma, J. Ba, Adam: A Method for Stochastic Optimization, 2015,
+        https://arxiv.org/abs/1412.6980, Algorithm 2.
+    """
+    return AdaMax(b1, b2, eps, moment_requires_grad)
+
+
+def adamax(
+    lr: ScalarOrSchedule = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    *,
+    moment_requires_grad: bool = False,
+) -> GradientTransformation:
+    """Return AdaMax.
+
+    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_adamax`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        betas: Decays of the two moments, in [0, 1).
+        eps: Added to the denominator, >= 0.
+        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
+        moment_requires_grad: Make the initial moments leaves that require a gradient.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        D. P. Kingma, J. Ba, Adam: A Method for Stochastic Optimization, 2015,
+        https://arxiv.org/abs/1412.6980
+    """
+    b1, b2 = unpacked(betas, 2, "betas")
+    return optimizer(AdaMax(b1, b2, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ADOPT: momentum over gradients scaled by the second moment before them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.moments import moving_average
+from torchopt.kernels.reference.root import root
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+from torchopt.transform.validate import unpacked
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ScaleByAdoptState", "adopt", "scale_by_adopt"]
+
+
+class ScaleByAdoptState(NamedTuple):
+    """`mu`, `nu`: first and second moment; `count`: steps of each leaf."""
+
+    mu: Any
+    nu: Any
+    count: Any
+
+
+@dataclass(frozen=True)
+class ADOPT(Rule):
+    """u = mu' = b1 mu + (1 - b1) clip(g / max(sqrt(nu), eps)); the first gradient only sets nu."""
+
+    b1: Hyper = fraction("beta parameter at index 0")
+    b2: Hyper = fraction("beta parameter at index 1")
+    eps: Hyper = at_least_zero("epsilon value")
+    State = ScaleByAdoptState
+
+    def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
+        """Return whether this is the first step, and the bound of a scaled gradient."""
+        return k == 1, torch.pow((k - 1).to(torch.float64), 0.25)
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the direction and the moments."""
+        first, limit = c
+        mu, nu = state
+        scaled = g / root(nu).clamp(min=self.eps)
+        clipped = torch.minimum(torch.maximum(scaled, -limit), limit)
+        mu = torch.where(first, mu, moving_average(mu, clipped, self.b1))
+        return mu, (mu, torch.where(first, g * g, moving_average(nu, g * g, self.b2)))
+
+
+@transformation
+def scale_by_adopt(
+    b1: float | Tensor = 0.9,
+    b2: float | Tensor = 0.9999,
+    eps: float | Tensor = 1e-6,
+) -> Rule:
+    r"""Return the transformation to ADOPT's direction.
+
+    .. math::
+        \mu' = b_1 \mu + (1 - b_1)\,\mathrm{clip}(g / \max(\sqrt{\nu}, \epsilon), \pm k^{1/4}),
+        \quad u = \mu', \quad \nu' = b_2 \nu + (1 - b_2) g^2
+
+    The first gradient only sets nu = g^2; k counts the steps after it, from 1.
+
+    Args:
+        b1: Decay of the first moment, in [0, 1).
+        b2: Decay of the second moment, in [0, 1).
+        eps: Smallest divisor, >= 0.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        S. Taniguchi et al., ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal
+        Rate, 2024, https://arxiv.org/abs/2411.02853, Algorithm 2.
+    """
+    return ADOPT(b1, b2, eps)
+
+
+def adopt(
+    lr: ScalarOrSchedule = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.9999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return ADOPT.
+
+    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_adopt`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        betas: Decays of the moments, in [0, 1).
+        eps: Smallest divisor, >= 0.
+        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        S. Taniguchi et al., ADOPT, 2024, https://arxiv.org/abs/2411.02853
+    """
+    b1, b2 = unpacked(betas, 2, "betas")
+    direction = ADOPT(b1, b2, eps)
+    return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AMSGrad: Adam with the largest second moment so far; AMSGradW decouples weight decay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.moments import bias_correction, moving_average
+from torchopt.kernels.reference.root import divide_by_root
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+from torchopt.transform.validate import unpacked
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ScaleByAmsgradState", "amsgrad", "amsgradw", "scale_by_amsgrad"]
+
+
+class ScaleByAmsgradState(NamedTuple):
+    """`mu`, `nu`: moments; `nu_max`: largest second moment so far; `count`: steps of each leaf."""
+
+    mu: Any
+    nu: Any
+    nu_max: Any
+    count: Any
+
+
+@dataclass(frozen=True)
+class AMSGrad(Rule):
+    """u = mu_hat / (sqrt(m' / (1 - b2^k) + eps_root) + eps), m' = max(m, nu')."""
+
+    b1: Hyper = fraction("beta parameter at index 0")
+    b2: Hyper = fraction("beta parameter at index 1")
+    eps: Hyper = at_least_zero("epsilon value")
+    eps_root: Hyper = at_least_zero("epsilon value")
+    State = ScaleByAmsgradState
+    kernel = "amsgrad"
+
+    def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
+        """Return the corrections of the biases of mu and nu."""
+        return bias_correction(self.b1, k), bias_correction(self.b2, k)
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the direction, the moments and the largest second moment."""
+        mu = moving_average(state[0], g, self.b1)
+        nu = moving_average(state[1], g * g, self.b2)
+        nu_max = torch.maximum(state[2], nu)
+        radicand = nu_max / c[1] + self.eps_root
+        return divide_by_root(mu / c[0], radicand, self.eps), (mu, nu, nu_max)
+
+
+@transformation
+def scale_by_amsgrad(
+    b1: float | Tensor = 0.9,
+    b2: float | Tensor = 0.999,
+    eps: float | Tensor = 1e-8,
+) -> Rule:
+    r"""Return the transformation to AMSGrad's direction.
+
+    .. math::
+        \hat\nu' = \max(\hat\nu, \nu'), \qquad
+        u = \frac{\mu' / (1 - b_1^k)}{\sqrt{\hat\nu' / (1 - b_2^k)} + \epsilon}
+
+    with Adam's moments. The corrections are those of torch.optim.Adam.
+
+    Args:
+        b1: Decay of the first moment, in [0, 1).
+        b2: Decay of the second moment, in [0, 1).
+        eps: Added to the root, >= 0.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        S. J. Reddi, S. Kale, S. Kumar, On the Convergence of Adam and Beyond, 2018,
+        https://arxiv.org/abs/1904.09237, Algorithm 2.
+    """
+    return AMSGrad(b1, b2, eps, 0.0)
+
+
+def amsgrad(
+    lr: ScalarOrSchedule = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return AMSGrad: Adam with the largest second moment so far.
+
+    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_amsgrad`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        betas: Decays of the moments, in [0, 1).
+        eps: Added to the root, >= 0.
+        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        S. J. Reddi, S. Kale, S. Kumar, On the Convergence of Adam and Beyond, 2018,
+        https://arxiv.org/abs/1904.09237
+    """
+    b1, b2 = unpacked(betas, 2, "betas")
+    direction = AMSGrad(b1, b2, eps, 0.0)
+    return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize)
+
+
+def amsgradw(
+    lr: ScalarOrSchedule = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return AMSGrad with decoupled weight decay.
+
+    The update is -lr * (u + weight_decay * p); see `amsgrad`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        betas: Decays of the moments, in [0, 1).
+        eps: Added to the root, >= 0.
+        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        S. J. Reddi, S. Kale, S. Kumar, On the Convergence of Adam and Beyond, 2018,
+        https://arxiv.org/abs/1904.09237
+    """
+    b1, b2 = unpacked(betas, 2, "betas")
+    direction = AMSGrad(b1, b2, eps, 0.0)
+    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Averaged SGD."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+
+__all__ = ["ScaleByAsgdState", "asgd", "scale_by_asgd"]
+
+
+class ScaleByAsgdState(NamedTuple):
+    """`average`: mean of the iterates; `count`: steps of each leaf."""
+
+    average: Any
+    count: Any
+
+
+@dataclass(frozen=True)
+class ASGD(Rule):
+    """u = eta_k (g + lambd p), with eta_k the decaying step size."""
+
+    eta: Hyper = at_least_zero("learning rate")
+    lambd: Hyper = at_least_zero("lambd value")
+    alpha: Hyper = at_least_zero("alpha value")
+    t0: Hyper = number()
+    State = ScaleByAsgdState
+    kernel = "asgd"
+    reads_params = True
+    constant_derivative = True
+
+    def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
+        """Return the step size, and the weight of the next iterate in the average."""
+        before = (k - 1).to(torch.float64)
+        eta = self.eta / (1 + self.lambd * self.eta * before) ** self.alpha
+        return eta, 1 / (before - self.t0).clamp(min=1)
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the step, with a minus still to come, and the average after it."""
+        eta, weight = c
+        (average,) = state
+        step = eta * (g + p * self.lambd)
+        return step, (average + weight * (p - step - average),)
+
+
+@transformation
+def scale_by_asgd(
+    lr: float | Tensor = 1e-2,
+    lambd: float | Tensor = 1e-4,
+    alpha: float | Tensor = 0.75,
+    t0: float | Tensor = 1e6,
+) -> Rule:
+    r"""Return the transformation to the step of averaged SGD.
+
+    .. math::
+        \eta_k = \eta / (1 + \lambda \eta k)^{\alpha}, \qquad u = \eta_k (g + \lambda p), \qquad
+        a' = a + (p - u - a) / \max(1, k - t_0)
+
+    with k the number of previous steps. The step size is part of u. The iterates are averaged in
+    the state from step t_0 on.
+
+    Args:
+        lr: eta, >= 0.
+        lambd: lambda, >= 0.
+        alpha: Exponent of the decay, >= 0.
+        t0: Steps before the average starts.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+        AssertionError: From `update`, when it is called without `params`.
+
+    References:
+        B. T. Polyak, A. B. Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992.
+        The step size is that of torch.optim.ASGD.
+    """
+    return ASGD(lr, lambd, alpha, t0)
+
+
+def asgd(
+    lr: float | Tensor = 1e-2,
+    lambd: float = 1e-4,
+    alpha: float = 0.75,
+    t0: float = 1e6,
+    weight_decay: float = 0.0,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return averaged SGD.
+
+    The update is minus the step of `torchopt.transform.scale_by_asgd`, whose state has the
+    averaged iterates.
+
+    Args:
+        lr: The first step size, >= 0.
+        lambd: Decay term, >= 0.
+        alpha: Exponent of the decay of the step size, >= 0.
+        t0: Steps before the average starts.
+        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        B. T. Polyak, A. B. Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992
+    """
+    direction = ASGD(lr, lambd, alpha, t0)
+    return optimizer(direction, lr=1.0, weight_decay=weight_decay, maximize=maximize)

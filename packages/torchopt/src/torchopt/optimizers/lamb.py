@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LAMB: Adam with layer-wise trust ratios."""
+
+from __future__ import annotations
+
+from torchopt.base import GradientTransformation
+from torchopt.optimizers.adam import Adam
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.add_decayed_weights import add_decayed_weights
+from torchopt.transform.scale_by_trust_ratio import scale_by_trust_ratio
+from torchopt.transform.validate import unpacked
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["lamb"]
+
+
+def lamb(
+    lr: ScalarOrSchedule = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return LAMB: Adam with layer-wise trust ratios.
+
+    The update is -lr * |p| / |u| * u, with u Adam's direction plus weight_decay * p.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        betas: Decays of the moments, in [0, 1).
+        eps: Added to the root, >= 0.
+        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        Y. You et al., Large Batch Optimization for Deep Learning, 2020,
+        https://arxiv.org/abs/1904.00962, Algorithm 2.
+    """
+    b1, b2 = unpacked(betas, 2, "betas")
+    return optimizer(
+        Adam(b1, b2, eps, 0.0),
+        add_decayed_weights.rule(weight_decay),
+        scale_by_trust_ratio.rule(),
+        lr=lr,
+        maximize=maximize,
+    )

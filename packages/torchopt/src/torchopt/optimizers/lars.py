@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LARS: momentum SGD with layer-wise trust ratios."""
+
+from __future__ import annotations
+
+from torchopt.base import GradientTransformation
+from torchopt.optimizers.sgd import trace
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.scale_by_trust_ratio import scale_by_trust_ratio
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["lars"]
+
+
+def lars(
+    lr: ScalarOrSchedule = 1.0,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    trust_coefficient: float = 1e-3,
+    eps: float = 0.0,
+    *,
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return LARS: momentum SGD with layer-wise trust ratios.
+
+    The decaying sum of trust_coefficient * |p| / |u| * u, with u = g + weight_decay * p, times
+    -lr. The paper has |g| + weight_decay |p| for |u|.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        momentum: Decay of the sum, >= 0.
+        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
+        trust_coefficient: Part of the norm of a parameter that a step is long.
+        eps: Added to the norm of u, >= 0.
+        nesterov: Use Nesterov's correction.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        Y. You, I. Gitman, B. Ginsburg, Large Batch Training of Convolutional Networks, 2017,
+        https://arxiv.org/abs/1708.03888
+    """
+    return optimizer(
+        scale_by_trust_ratio.rule(trust_coefficient, eps),
+        trace.rule(momentum, 0.0, nesterov),
+        lr=lr,
+        weight_decay=weight_decay,
+        maximize=maximize,
+    )

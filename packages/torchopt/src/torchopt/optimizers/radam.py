@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RAdam: Adam with a rectified variance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.moments import bias_correction, moving_average
+from torchopt.kernels.reference.root import divide_by_root
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+from torchopt.transform.validate import unpacked
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ScaleByRAdamState", "radam", "scale_by_radam"]
+
+
+class ScaleByRAdamState(NamedTuple):
+    """`mu`, `nu`: first and second moment; `t`: number of the next update, from 1; `count`: steps
+    of each leaf, 0-dim int64 tensors. A leaf without a gradient takes no step; None says that all
+    leaves took t - 1, as in a state of the published package.
+    """
+
+    mu: Any
+    nu: Any
+    t: int
+    count: Any = None
+
+
+@dataclass(frozen=True)
+class RAdam(Rule):
+    """u = mu_hat r sqrt(1 - b2^k) / (sqrt(nu') + eps) where rho > 5, else u = mu_hat."""
+
+    b1: Hyper = fraction("b1 parameter at index 0")
+    b2: Hyper = fraction("b1 parameter at index 0")
+    eps: Hyper = at_least_zero("epsilon value")
+    moment_requires_grad: bool = False
+    State = ScaleByRAdamState
+    kernel = "radam"
+
+    def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
+        """Return whether the variance is rectified, its factor, and the correction of mu."""
+        b2 = torch.as_tensor(self.b2, dtype=torch.float64, device=k.device)
+        nu_correction = bias_correction(b2, k)
+        rho_inf = 2 / (1 - b2) - 1
+        rho = rho_inf - 2 * k.to(torch.float64) * torch.pow(b2, k) / nu_correction
+        rectified = rho > 5
+        # Elsewhere any number above 4 does, so that no derivative is 0 times infinity.
+        rho, rho_inf = (torch.where(rectified, x, 6.0) for x in (rho, rho_inf))
+        r2 = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
+        factor = torch.sqrt(r2) * torch.sqrt(nu_correction)
+        return rectified, factor, bias_correction(self.b1, k)
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the direction and the moments."""
+        rectified, factor, mu_correction = c
+        mu = moving_average(state[0], g, self.b1)
+        nu = moving_average(state[1], g * g, self.b2)
+        scaled = mu / mu_correction
+        u = torch.where(rectified, divide_by_root(scaled * factor, nu, self.eps), scaled)
+        return u, (mu, nu)
+
+
+@transformation
+def scale_by_radam(
+    b1: float | Tensor = 0.9,
+    b2: float | Tensor = 0.999,
+    eps: float | Tensor = 1e-6,
+    moment_requires_grad: bool = False,
+) -> Rule:
+    r"""Return the transformation to RAdam's direction.
+
+    With the moments of Adam, t the number of steps of the leaf, this one included,
+    rho_inf = 2 / (1 - b2) - 1 and rho = rho_inf - 2 t b2^t / (1 - b2^t):
+
+    .. math::
+        u = \frac{\mu'}{1 - b_1^t}\, r\, \frac{\sqrt{1 - b_2^t}}{\sqrt{\nu'} + \epsilon}, \quad
+        r = \sqrt{\frac{(\rho - 4)(\rho - 2)\rho_\infty}{(\rho_\infty - 4)(\rho_\infty - 2)\rho}}
+        \quad (\rho > 5), \qquad u = \frac{\mu'}{1 - b_1^t} \quad\text{otherwise}
+
+    Where nu' is exactly zero, the derivative of u is defined to be zero.
+
+    Args:
+        b1: Decay of the first moment, in [0, 1).
+        b2: Decay of the second moment, in [0, 1).
+        eps: Added to the root, >= 0.
+        moment_requires_grad: Make the initial moments leaves that require a gradient.
+
+    References:
+        L. Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, 2020,
+        https://arxiv.org/abs/1908.03265, Algorithm 2 (the threshold 5 is that of
+        torch.optim.RAdam).
+    """
+    return RAdam(b1, b2, eps, moment_requires_grad)
+
+
+def radam(
+    lr: ScalarOrSchedule = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    *,
+    moment_requires_grad: bool = False,
+) -> GradientTransformation:
+    """Return RAdam.
+
+    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_radam`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        betas: Decays of the two moments, in [0, 1).
+        eps: Added to the denominator, >= 0.
+        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
+        moment_requires_grad: Make the initial moments leaves that require a gradient.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        L. Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, 2020,
+        https://arxiv.org/abs/1908.03265
+    """
+    b1, b2 = unpacked(betas, 2, "betas")
+    return optimizer(RAdam(b1, b2, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay)

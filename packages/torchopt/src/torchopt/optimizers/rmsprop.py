@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RMSProp, centred or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.moments import moving_average
+from torchopt.kernels.reference.root import divide_by_root
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
+from torchopt.optimizers.sgd import trace
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+from torchopt.transform.starts import filled_like
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ScaleByRStdDevState", "ScaleByRmsState", "rmsprop", "scale_by_rms", "scale_by_stddev"]
+
+
+class ScaleByRmsState(NamedTuple):
+    """`nu`: moving average of the squared gradient."""
+
+    nu: Any
+
+
+class ScaleByRStdDevState(NamedTuple):
+    """`mu`, `nu`: moving averages of the gradient and of its square."""
+
+    mu: Any
+    nu: Any
+
+
+@dataclass(frozen=True)
+class RMSProp(Rule):
+    """u = g / (sqrt(nu') + eps)."""
+
+    alpha: Hyper = at_least_zero("alpha value")
+    eps: Hyper = at_least_zero("epsilon value")
+    initial_scale: Hyper = number(starts=True)
+    State: ClassVar[Any] = ScaleByRmsState
+    kernel = "rmsprop"
+
+    def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
+        """Return averages of zero, and of `initial_scale` for the squares."""
+        if role == "nu":
+            return filled_like(params, self.initial_scale)
+        return super().start(role, params)
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the direction and the average of squares."""
+        nu = moving_average(state[0], g * g, self.alpha)
+        return divide_by_root(g, nu, self.eps), (nu,)
+
+
+@dataclass(frozen=True)
+class CenteredRMSProp(RMSProp):
+    """u = g / (sqrt(nu' - mu'^2) + eps)."""
+
+    State = ScaleByRStdDevState
+    kernel = "rmsprop_centered"
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the direction and the averages."""
+        mu = moving_average(state[0], g, self.alpha)
+        nu = moving_average(state[1], g * g, self.alpha)
+        return divide_by_root(g, nu - mu * mu, self.eps), (mu, nu)
+
+
+@transformation
+def scale_by_rms(
+    alpha: float | Tensor = 0.9, eps: float | Tensor = 1e-8, initial_scale: float | Tensor = 0.0
+) -> Rule:
+    r"""Return the transformation to RMSProp's direction.
+
+    .. math::
+        \nu' = \alpha \nu + (1 - \alpha) g^2, \qquad u = g / (\sqrt{\nu'} + \epsilon)
+
+    Where nu' is exactly zero, the derivative of u is defined to be zero.
+
+    Args:
+        alpha: Decay of the average, in [0, 1).
+        eps: Added to the root, >= 0.
+        initial_scale: What the average starts from.
+
+    References:
+        T. Tieleman, G. Hinton, Lecture 6.5: RMSProp, 2012,
+        https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf
+    """
+    return RMSProp(alpha, eps, initial_scale)
+
+
+@transformation
+def scale_by_stddev(
+    alpha: float | Tensor = 0.9, eps: float | Tensor = 1e-8, initial_scale: float | Tensor = 0.0
+) -> Rule:
+    r"""Return the transformation to the direction of centered RMSProp.
+
+    .. math::
+        \mu' = \alpha \mu + (1 - \alpha) g, \quad \nu' = \alpha \nu + (1 - \alpha) g^2, \quad
+        u = g / (\sqrt{\nu' - \mu'^2} + \epsilon)
+
+    Where the variance is exactly zero, the derivative of u is defined to be zero.
+
+    Args:
+        alpha: Decay of the averages, in [0, 1).
+        eps: Added to the root, >= 0.
+        initial_scale: What nu starts from.
+
+    References:
+        A. Graves, Generating Sequences With Recurrent Neural Networks, 2013, https://arxiv.org/abs/1308.0850
+    """
+    return CenteredRMSProp(alpha, eps, initial_scale)
+
+
+def rmsprop(
+    lr: ScalarOrSchedule = 1e-2,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    centered: bool = False,
+    *,
+    initial_scale: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return RMSProp.
+
+    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_rms`
+    (`scale_by_stddev` when centered), followed by `trace` when there is a momentum.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        alpha: Decay of the averages, in [0, 1).
+        eps: Added to the root, >= 0.
+        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
+        momentum: Decay of the trace of directions, >= 0.
+        centered: Divide by the standard deviation of the gradient instead of its root mean square.
+        initial_scale: What the average of squares starts from.
+        nesterov: Look ahead by one step; needs a momentum.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        T. Tieleman, G. Hinton, Lecture 6.5: RMSProp, 2012,
+        https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf
+    """
+    rule = CenteredRMSProp if centered else RMSProp
+    return optimizer(
+        rule(alpha, eps, initial_scale),
+        trace.rule(momentum, 0.0, nesterov),
+        lr=lr,
+        weight_decay=weight_decay,
+        maximize=maximize,
+    )

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rprop: the sign of the gradient times a step size of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+from torchopt.transform.starts import filled_like
+from torchopt.transform.validate import are_numbers, unpacked
+
+__all__ = ["ScaleByRpropState", "rprop", "scale_by_rprop"]
+
+
+class ScaleByRpropState(NamedTuple):
+    """`previous`: the last gradient, zero where it changed its sign; `step_size`."""
+
+    previous: Any
+    step_size: Any
+
+
+@dataclass(frozen=True)
+class Rprop(Rule):
+    """u = sign(g) size', where size grows with a constant sign and shrinks with a change."""
+
+    initial_size: Hyper = at_least_zero("learning rate", starts=True)
+    eta_minus: Hyper = number()
+    eta_plus: Hyper = number()
+    min_step: Hyper = number()
+    max_step: Hyper = number()
+    State = ScaleByRpropState
+    kernel = "rprop"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        etas, sizes = (self.eta_minus, self.eta_plus), (self.min_step, self.max_step)
+        if are_numbers(*etas) and not 0.0 < etas[0] < 1.0 < etas[1]:
+            raise ValueError(f"Invalid eta values: {etas[0]}, {etas[1]}")
+        if are_numbers(*sizes) and not 0.0 <= sizes[0] <= sizes[1]:
+            raise ValueError(f"Invalid step sizes: {sizes[0]}, {sizes[1]}")
+
+    def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
+        """Return gradients of zero and step sizes of `initial_size`."""
+        if role == "step_size":
+            return filled_like(params, self.initial_size)
+        return super().start(role, params)
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the step, with a minus still to come, the gradient that counts and the size."""
+        previous, size = state
+        agreement = g * previous
+        turned = agreement < 0
+        grown = torch.where(agreement > 0, size * self.eta_plus, size)
+        size = torch.where(turned, size * self.eta_minus, grown)
+        size = torch.where(size < self.min_step, self.min_step, size)
+        size = torch.where(size > self.max_step, self.max_step, size)
+        g = torch.where(turned, 0.0, g)
+        return torch.sign(g) * size, (g, size)
+
+
+@transformation
+def scale_by_rprop(
+    lr: float | Tensor = 1e-2,
+    eta_minus: float | Tensor = 0.5,
+    eta_plus: float | Tensor = 1.2,
+    min_step: float | Tensor = 1e-6,
+    max_step: float | Tensor = 50.0,
+) -> Rule:
+    r"""Return the transformation to Rprop's step: the sign of g times a step size for each number.
+
+    A step size grows by `eta_plus` while its gradient keeps its sign and shrinks by `eta_minus`
+    when it changes, in which case there is no step. Nor is there where g is NaN, as in
+    torch.optim.Rprop.
+
+    Args:
+        lr: The first step size; steps are differentiable with respect to it.
+        eta_minus: In (0, 1).
+        eta_plus: > 1.
+        min_step: The smallest step size.
+        max_step: The largest step size.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        M. Riedmiller, H. Braun, A Direct Adaptive Method for Faster Backpropagation Learning: The
+        RPROP Algorithm, 1993. The variant without a step back is that of torch.optim.Rprop.
+    """
+    return Rprop(lr, eta_minus, eta_plus, min_step, max_step)
+
+
+def rprop(
+    lr: float | Tensor = 1e-2,
+    etas: tuple[float, float] = (0.5, 1.2),
+    step_sizes: tuple[float, float] = (1e-6, 50.0),
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return Rprop.
+
+    The update is minus the step of `torchopt.transform.scale_by_rprop`.
+
+    Args:
+        lr: The first step size, >= 0.
+        etas: Factors on the step size where the sign changes and where it stays.
+        step_sizes: The smallest and the largest step size.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        M. Riedmiller, H. Braun, A Direct Adaptive Method for Faster Backpropagation Learning:
+        The RPROP Algorithm, 1993
+    """
+    eta_minus, eta_plus = unpacked(etas, 2, "etas")
+    direction = Rprop(lr, eta_minus, eta_plus, *unpacked(step_sizes, 2, "step_sizes"))
+    return optimizer(direction, lr=1.0, maximize=maximize)

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedule-free optimizers: averaging in the place of a step size schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.optimizers.adam import Adam
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
+from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
+from torchopt.transform.base import transformation
+from torchopt.transform.find_states import map_states, places
+from torchopt.transform.validate import unpacked
+from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
+
+__all__ = [
+    "ScheduleFreeState",
+    "averaged_params",
+    "schedule_free",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
+]
+
+
+class ScheduleFreeState(NamedTuple):
+    """`z`: the base iterate; `x`: its average; `weight_sum`: of the average; `count`."""
+
+    z: Any
+    x: Any
+    weight_sum: Any
+    count: Any
+
+
+@dataclass(frozen=True)
+class ScheduleFree(Rule):
+    """The last stage of a schedule-free optimizer: u = y' - y, the way from y to the next y."""
+
+    lr: Hyper = at_least_zero("learning rate")
+    beta: Hyper = fraction("beta value")
+    weight_decay: Hyper = at_least_zero("weight_decay value")
+    warmup_steps: int = at_least_zero("warmup_steps value")
+    State = ScheduleFreeState
+    shared: ClassVar[dict[str, float]] = {"weight_sum": 0.0}
+    reads_params = True
+
+    def _step_size(self, k: Tensor) -> Any:
+        return self.lr * (k.to(torch.float64) / max(self.warmup_steps, 1)).clamp(max=1.0)
+
+    def following(self, k: Tensor, *shared: Tensor) -> tuple[Tensor, ...]:
+        """Return the sum of squared step sizes."""
+        lr = self._step_size(k)
+        return (shared[0] + lr * lr,)
+
+    def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
+        """Return the step size and the share of the next iterate in the average."""
+        lr, (total,) = self._step_size(k), self.following(k, *shared)
+        return lr, torch.where(total > 0, lr * lr / torch.where(total > 0, total, 1.0), 0.0)
+
+    def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
+        """Return iterates equal to the parameters."""
+        return [p.clone() for p in params]
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the way to the next y, and the iterates."""
+        step, share = c
+        z, x = state
+        z = z - step * (g + self.weight_decay * p)
+        x = x + share * (z - x)
+        return z + self.beta * (x - z) - p, (z, x)
+
+
+@transformation
+def schedule_free(
+    lr: float | Tensor = 1.0,
+    beta: float | Tensor = 0.9,
+    weight_decay: float | Tensor = 0.0,
+    warmup_steps: int = 0,
+) -> Rule:
+    r"""Return the last stage of schedule-free optimizers, in the place of the step size.
+
+    .. math::
+        z' = z - \gamma_k (u + \lambda y), \quad
+        c_k = \gamma_k^2 / \sum_{i \le k} \gamma_i^2, \quad
+        x' = (1 - c_k) x + c_k z', \quad y' = (1 - \beta) z' + \beta x'
+
+    with :math:`\gamma_k = \gamma \min(1, k / w)`. The parameters are y, where gradients are taken;
+    the model to use is x, see `averaged_params`.
+
+    Args:
+        lr: gamma, >= 0.
+        beta: In [0, 1).
+        weight_decay: lambda, >= 0.
+        warmup_steps: w; 0 for none.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+        AssertionError: From `update`, when it is called without `params`.
+
+    References:
+        A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682,
+        Algorithm 1.
+    """
+    return ScheduleFree(lr, beta, weight_decay, warmup_steps)
+
+
+def averaged_params(state: Any, params: Any, *, where: Any = None) -> Any:
+    """Return the averages x in the state of a schedule-free optimizer, as a tree like `params`.
+
+    A parameter that the schedule-free optimizer does not step, inside `masked` or `partition`, is
+    returned as it is.
+
+    Args:
+        state: The state of the optimizer, or of one that contains it.
+        params: The parameters.
+        where: Tree of bools, a prefix of `params`, or a function that returns one: which leaves
+            the schedule-free optimizer has. Needed inside `masked` and `partition` where the
+            shapes leave it open.
+
+    Raises:
+        ValueError: There is no such state in `state`, or it cannot be told whose averages it has.
+
+    Example:
+        >>> from torchopt.alias import schedule_free_sgd
+        >>> params = {"w": torch.ones(2)}
+        >>> averaged_params(schedule_free_sgd(0.1).init(params), params)
+        {'w': tensor([1., 1.])}
+    """
+    leaves, spec = tree_flatten(params, none_is_leaf=True)
+
+    def fill(node: ScheduleFreeState) -> ScheduleFreeState:
+        values = tree_leaves(node.x, none_is_leaf=True)
+        for i, x in zip(places(values, params, where, "averaged_params"), values):
+            leaves[i] = x
+        return node
+
+    found = map_states(state, ScheduleFreeState, fill)[1]
+    if not found:
+        raise ValueError(
+            "averaged_params: expected the state of a schedule-free optimizer, got another"
+        )
+    return tree_unflatten(spec, leaves)
+
+
+def schedule_free_sgd(
+    lr: float | Tensor = 1.0,
+    beta: float = 0.9,
+    weight_decay: float = 0.0,
+    warmup_steps: int = 0,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return schedule-free SGD.
+
+    See `torchopt.transform.schedule_free`; `torchopt.transform.averaged_params` gives the model.
+
+    Args:
+        lr: Step size, >= 0.
+        beta: Weight of the average in the point where gradients are taken, in [0, 1).
+        weight_decay: Coefficient of the decay, >= 0.
+        warmup_steps: Steps over which the step size grows; 0 for none.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682
+    """
+    return compose(
+        flip_sign_and_add_weight_decay.rule(0.0, maximize),
+        ScheduleFree(lr, beta, weight_decay, warmup_steps),
+    )
+
+
+def schedule_free_adamw(
+    lr: float | Tensor = 2.5e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    warmup_steps: int = 0,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return schedule-free AdamW.
+
+    See `torchopt.transform.schedule_free`; `torchopt.transform.averaged_params` gives the model.
+
+    Args:
+        lr: Step size, >= 0.
+        betas: Weight of the average in the point where gradients are taken, and decay of the
+            second moment, both in [0, 1).
+        eps: Added to the root, >= 0.
+        weight_decay: Coefficient of the decay, >= 0.
+        warmup_steps: Steps over which the step size grows; 0 for none.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682
+    """
+    b1, b2 = unpacked(betas, 2, "betas")
+    return compose(
+        flip_sign_and_add_weight_decay.rule(0.0, maximize),
+        # Without a first moment: u = g / (sqrt(nu / (1 - b2^k)) + eps).
+        Adam(0.0, b2, eps, 0.0),
+        ScheduleFree(lr, b1, weight_decay, warmup_steps),
+    )

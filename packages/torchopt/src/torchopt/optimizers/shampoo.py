@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shampoo: preconditioned by the inverse roots of second moments along each dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.inverse_root import inverse_root
+from torchopt.kernels.stacks import stacks
+from torchopt.optimizers.sgd import trace
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.validate import check_at_least_zero, check_fraction
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ScaleByShampooState", "scale_by_shampoo", "shampoo"]
+
+_RIDGE = torch.finfo(torch.float64).eps
+
+
+class ScaleByShampooState(NamedTuple):
+    """`statistics`, `roots`: for each leaf, one vector that holds what belongs to each of its
+    dimensions, one after the other: a matrix row by row, or a diagonal, in float64. `t`: number of
+    the next step of each leaf, from 1.
+    """
+
+    statistics: Any
+    roots: Any
+    t: Any
+
+
+@dataclass(frozen=True)
+class ScaleByShampoo(LeafRule):
+    """u = g times the inverse root of its second moment along each dimension."""
+
+    eps: float | Tensor
+    decay: float | Tensor
+    update_every: int
+    max_size: int
+    root_steps: int
+    leaf_fields: ClassVar[tuple[str, ...]] = ("statistics", "roots", "t")
+    compressed: ClassVar[bool] = True
+    complex_numbers: ClassVar[str] = "refused"
+    overwritten_fields: ClassVar[tuple[str, ...]] = ("statistics", "roots")
+
+    def _diagonal(self, size: int) -> bool:
+        return size > self.max_size
+
+    def _unpacked(self, packed: Tensor, shape: Sequence[int]) -> list[Tensor]:
+        sizes = [n if self._diagonal(n) else n * n for n in shape]
+        return [
+            part if self._diagonal(n) else part.reshape(-1, n, n)
+            for n, part in zip(shape, packed.split(sizes, dim=1))
+        ]
+
+    def _scaled_identities(self, p: Tensor, value: float | Tensor) -> Tensor:
+        parts = []
+        for n in _shape(p):
+            one = torch.ones(n, dtype=torch.float64, device=p.device)
+            scaled = one * (value.to(one) if isinstance(value, Tensor) else value)
+            parts.append(scaled if self._diagonal(n) else torch.diag(scaled).reshape(-1))
+        return torch.cat(parts)
+
+    def init_leaves(self, params: list[Tensor]) -> ScaleByShampooState:
+        """Return statistics of eps times the identity."""
+        params = [p.detach() for p in params]
+        return ScaleByShampooState(
+            statistics=[self._scaled_identities(p, self.eps) for p in params],
+            roots=[
+                self._scaled_identities(p, self.eps ** (-1 / (2 * len(_shape(p))))) for p in params
+            ],
+            t=[1] * len(params),
+        )
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the directions and the new state."""
+        # A leaf goes by its own steps: it may miss the gradients of all steps that others compute
+        # their roots in.
+        refresh = [(t - 1) % self.update_every == 0 for t in state.t]
+        rows: list[tuple[Tensor, ...]] = [()] * len(grads)
+        for indices in stacks(grads, refresh):
+            g, old, roots = (
+                torch.stack([role[i].to(torch.float64) for i in indices])
+                for role in (grads, state.statistics, state.roots)
+            )
+            values = self._stepped(g, old, roots, refresh[indices[0]])
+            for i, row in zip(indices, zip(*map(torch.unbind_copy, values))):
+                rows[i] = row
+        updates, statistics, all_roots = ([row[k] for row in rows] for k in range(3))
+        return updates, ScaleByShampooState(statistics, all_roots, [t + 1 for t in state.t])
+
+    def _stepped(
+        self, g: Tensor, old: Tensor, roots: Tensor, refresh: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return directions, statistics and roots of leaves of one shape, one in each row.
+
+        In float64. Roots are large where no gradient has been: what rounding puts there would be
+        seen.
+        """
+        if not g.numel():
+            return g, old, roots
+        count, *sizes = g.shape
+        shape = sizes or [1]
+        x = g.reshape(count, *shape)
+        new = self._moved(x, self._unpacked(old, shape))
+        if refresh:
+            parts = self._unpacked(new, shape)
+            roots = torch.cat([self._root(s, len(shape)).reshape(count, -1) for s in parts], dim=1)
+        for dimension, r in enumerate(self._unpacked(roots, shape)):
+            x = _along(x, r, dimension + 1)
+        return x.reshape(g.shape), new, roots
+
+    def _moved(self, g: Tensor, old: Sequence[Tensor]) -> Tensor:
+        parts = []
+        for dimension, s in enumerate(old, 1):
+            rows = g.movedim(dimension, 1).flatten(2) if g.ndim > 2 else g.unsqueeze(2)
+            square = (rows * rows).sum(dim=2) if s.ndim == 2 else rows @ rows.mT
+            if isinstance(self.decay, Tensor):
+                fresh = torch.where(self.decay == 1, torch.ones_like(self.decay), 1 - self.decay)
+                s, square = s * self.decay, square * fresh
+            elif self.decay != 1.0:
+                s, square = s * self.decay, square * (1 - self.decay)
+            parts.append((s + square).flatten(1))
+        return torch.cat(parts, dim=1)
+
+    def _root(self, s: Tensor, order: int) -> Tensor:
+        if s.ndim == 2:
+            return s ** (-1 / (2 * order))
+        # A sum of squares is known up to rounding only, and has no root where that is negative.
+        trace = s.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None]
+        ridge = _RIDGE * s.shape[-1] * trace
+        identity = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
+        return inverse_root(s + ridge * identity, 2 * order, self.root_steps)
+
+
+def _shape(p: Tensor) -> tuple[int, ...]:
+    """Return the shape, a number being a vector of one."""
+    return tuple(p.shape) or (1,)
+
+
+def _along(x: Tensor, r: Tensor, dimension: int) -> Tensor:
+    """Return the rows of `x` with those of `r`, matrices or diagonals, along a dimension."""
+    moved = x.movedim(dimension, -1)
+    if r.ndim == 2:
+        r = r.reshape(len(r), *(1,) * (x.ndim - 2), -1)
+        return (moved * r).movedim(-1, dimension)
+    if x.ndim == 2:
+        return (moved.unsqueeze(1) @ r).squeeze(1)
+    return (moved.flatten(1, -2) @ r).reshape(moved.shape).movedim(-1, dimension)
+
+
+@transformation
+def scale_by_shampoo(
+    eps: float | Tensor = 1e-4,
+    decay: float | Tensor = 1.0,
+    update_every: int = 1,
+    max_size: int = 1024,
+    root_steps: int = 50,
+) -> LeafRule:
+    r"""Return the transformation to Shampoo's direction.
+
+    For a matrix,
+
+    .. math::
+        L' = L + G G^\top, \qquad R' = R + G^\top G, \qquad U = L'^{-1/4} G R'^{-1/4}
+
+    from :math:`L = R = \epsilon I`. A tensor with k dimensions has one such matrix for each of
+    them, and roots of order 2 k; a vector is preconditioned by the full matrix of AdaGrad.
+
+    The roots come from a polynomial iteration (`torchopt.kernels.reference.inverse_root`), so that
+    the direction is differentiable to any order even where eigenvalues coincide. Whatever the dtype
+    of the parameters, the state and the roots are in float64: squares of float32 gradients are no
+    float32 numbers, and preconditioners of a few steps are nearly singular. What rounding leaves of
+    them is held off zero by a ridge of 2.2e-16 times size and trace.
+
+    Args:
+        eps: Start of the diagonals, > 0.
+        decay: 1 for sums; below one for moving averages, s' = decay s + (1 - decay) G G'. At 1, a
+            jump, the derivative is that of the product decay s.
+        update_every: Steps from one computation of the roots to the next, >= 1.
+        max_size: Dimensions longer than this have a diagonal in the place of a matrix.
+        root_steps: Iterations for a root; fifty do for whatever the ridge leaves.
+
+    Memory and time of a dimension of size n are n^2 and 5 n^3 `root_steps`.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        V. Gupta, T. Koren, Y. Singer, Shampoo: Preconditioned Stochastic Tensor Optimization, 2018,
+        https://arxiv.org/abs/1802.09568, Algorithms 1 and 2.
+
+    Example:
+        >>> direction = scale_by_shampoo(eps=1e-12)
+        >>> g = torch.tensor([[3.0, 0.0], [0.0, -5.0]], dtype=torch.float64)
+        >>> direction.update(g, direction.init(g))[0]
+        tensor([[ 1.0000, 0.0000],
+                [ 0.0000, -1.0000]], dtype=torch.float64)
+    """
+    if not isinstance(eps, Tensor) and not eps > 0:
+        raise ValueError(f"Invalid epsilon value: {eps}")
+    check_fraction(decay, "decay value", closed=True)
+    check_at_least_zero(max_size, "max_size value")
+    for name, value in (("update_every", update_every), ("root_steps", root_steps)):
+        if not value >= 1:
+            raise ValueError(f"Invalid {name} value: {value}")
+    return ScaleByShampoo(eps, decay, update_every, max_size, root_steps)
+
+
+def shampoo(
+    lr: ScalarOrSchedule = 1e-1,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    eps: float = 1e-4,
+    decay: float = 1.0,
+    update_every: int = 1,
+    max_size: int = 1024,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return Shampoo.
+
+    The update is -lr times the momentum of the direction of `torchopt.transform.scale_by_shampoo`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        momentum: Decay of the momentum of the directions, >= 0.
+        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
+        eps: Start of the diagonals of the preconditioners, > 0.
+        decay: 1 for preconditioners that are sums, as in the paper; below one for averages.
+        update_every: Steps from one computation of the roots to the next.
+        max_size: Dimensions longer than this have a diagonal preconditioner.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        V. Gupta, T. Koren, Y. Singer, Shampoo: Preconditioned Stochastic Tensor Optimization, 2018,
+        https://arxiv.org/abs/1802.09568
+    """
+    return optimizer(
+        scale_by_shampoo.rule(eps, decay, update_every, max_size),
+        trace.rule(momentum),
+        lr=lr,
+        weight_decay=weight_decay,
+        maximize=maximize,
+    )

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sophia: a moving average over the curvature, clipped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.moments import moving_average
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction, positive
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+from torchopt.transform.find_states import map_states, places
+from torchopt.transform.validate import are_numbers, unpacked
+from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ScaleBySophiaState", "observe_curvature", "scale_by_sophia", "sophia"]
+
+
+class ScaleBySophiaState(NamedTuple):
+    """`mu`: average of the gradient; `h`: average of the curvature; `count`: steps of each leaf."""
+
+    mu: Any
+    h: Any
+    count: Any
+
+
+@dataclass(frozen=True)
+class Sophia(Rule):
+    """u = clip(mu' / max(rho h', eps), 1)."""
+
+    b1: Hyper = fraction("beta parameter at index 0")
+    b2: Hyper = fraction("beta parameter at index 1")
+    rho: Hyper = at_least_zero("rho value")
+    eps: Hyper = positive("epsilon value")
+    batch_size: Hyper = positive("batch_size value")
+    update_every: int | None = None
+    State = ScaleBySophiaState
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        every = self.update_every
+        if every is not None and are_numbers(every) and not every >= 1:
+            raise ValueError(f"Invalid update_every value: {every}")
+
+    def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
+        """Return whether the curvature is estimated in this step, None for never."""
+        return (None if self.update_every is None else (k - 1) % self.update_every == 0,)
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the direction and the averages."""
+        mu, h = state
+        mu = moving_average(mu, g, self.b1)
+        if c[0] is not None:
+            h = torch.where(c[0], moving_average(h, self.batch_size * g * g, self.b2), h)
+        return (mu / (self.rho * h).clamp(min=self.eps)).clamp(-1.0, 1.0), (mu, h)
+
+
+@transformation
+def scale_by_sophia(
+    b1: float | Tensor = 0.965,
+    b2: float | Tensor = 0.99,
+    rho: float | Tensor = 0.04,
+    eps: float | Tensor = 1e-15,
+    batch_size: float | Tensor = 1.0,
+    update_every: int | None = 10,
+) -> Rule:
+    r"""Return the transformation to Sophia's direction.
+
+    .. math::
+        \mu' = b_1 \mu + (1 - b_1) g, \quad h' = b_2 h + (1 - b_2) \hat h, \quad
+        u = \mathrm{clip}\!\left(\frac{\mu'}{\max(\rho h', \epsilon)}, 1\right)
+
+    with an estimate of the Hessian's diagonal, new in every `update_every`-th step: here
+    :math:`\hat h = B g^2`, the Gauss-Newton-Bartlett estimator when g is the gradient for labels
+    drawn from the model, and the empirical Fisher matrix otherwise. For another estimate, such as
+    Hutchinson's :math:`z \odot H z`, give `update_every=None` and call `observe_curvature`.
+
+    The derivative of clipped entries is zero.
+
+    Args:
+        b1: Decay of the average of the gradient, in [0, 1).
+        b2: Decay of the average of the curvature, in [0, 1).
+        rho: Curvature is scaled by it, >= 0; the larger, the fewer entries are clipped.
+        eps: Smallest curvature, > 0.
+        batch_size: B, the number of examples that the gradient is a mean over.
+        update_every: Steps from one estimate to the next; None: only `observe_curvature` adds any.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        H. Liu et al., Sophia: A Scalable Stochastic Second-order Optimizer for Language Model
+        Pre-training, 2023, https://arxiv.org/abs/2305.14342, Algorithms 2 and 3.
+
+    Example:
+        >>> direction = scale_by_sophia(b1=0.0, b2=0.0, rho=1.0)
+        >>> g = torch.tensor([4.0, 0.5])
+        >>> direction.update(g, direction.init(g))[0]  # g / g^2, clipped
+        tensor([0.2500, 1.0000])
+    """
+    return Sophia(b1, b2, rho, eps, batch_size, update_every)
+
+
+def observe_curvature(
+    state: Any, estimate: Any, b2: float | Tensor = 0.99, *, where: Any = None
+) -> Any:
+    """Return the state of an optimizer with Sophia's direction after h' = b2 h + (1 - b2) estimate.
+
+    Args:
+        state: The state of `torchopt.alias.sophia` or of one that contains `scale_by_sophia`.
+        estimate: An estimate of the diagonal of the Hessian, a tree like the parameters; None for
+            a parameter leaves its average as it is.
+        b2: Decay of the average, in [0, 1).
+        where: Tree of bools, a prefix of the parameters, or a function that returns one: which
+            leaves Sophia has. Needed inside `masked` and `partition` where the shapes leave it
+            open.
+
+    Raises:
+        ValueError: There is no such state in `state`, or it cannot be told whose curvature it has.
+
+    Example:
+        >>> from torchopt.alias import sophia
+        >>> params = {"w": torch.tensor([1.0, 2.0])}
+        >>> state = sophia(update_every=None).init(params)
+        >>> state = observe_curvature(state, {"w": torch.tensor([3.0, 4.0])}, b2=0.5)
+        >>> state[0].h
+        [tensor([1.5000, 2.0000])]
+    """
+    leaves = tree_leaves(estimate, none_is_leaf=True)
+
+    def observe(node: ScaleBySophiaState) -> ScaleBySophiaState:
+        old, spec = tree_flatten(node.h, none_is_leaf=True)
+        own = [leaves[i] for i in places(old, estimate, where, "observe_curvature")]
+        new = [h if x is None else moving_average(h, x, b2) for h, x in zip(old, own)]
+        return node._replace(h=tree_unflatten(spec, new))
+
+    state, found = map_states(state, ScaleBySophiaState, observe)
+    if not found:
+        raise ValueError("observe_curvature: expected the state of Sophia, got another")
+    return state
+
+
+def sophia(
+    lr: ScalarOrSchedule = 1e-4,
+    betas: tuple[float, float] = (0.965, 0.99),
+    rho: float = 0.04,
+    weight_decay: float = 0.1,
+    eps: float = 1e-15,
+    batch_size: float = 1.0,
+    update_every: int | None = 10,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return Sophia.
+
+    The update is -lr * (u + weight_decay * p), with u the clipped direction of
+    `torchopt.transform.scale_by_sophia`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        betas: Decays of the averages of gradient and curvature, in [0, 1).
+        rho: Curvature is scaled by it, >= 0; the larger, the fewer entries are clipped.
+        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
+        eps: Smallest curvature, > 0.
+        batch_size: The number of examples that the gradient is a mean over.
+        update_every: Steps from one estimate of the curvature from squared gradients to the next;
+            None: only `torchopt.transform.observe_curvature` adds any.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        H. Liu et al., Sophia, 2023, https://arxiv.org/abs/2305.14342
+    """
+    b1, b2 = unpacked(betas, 2, "betas")
+    direction = Sophia(b1, b2, rho, eps, batch_size, update_every)
+    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Yogi: Adam with an additive second moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.kernels.reference.moments import moving_average
+from torchopt.kernels.reference.root import divide_by_root
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
+from torchopt.optimizers.stages import optimizer
+from torchopt.transform.base import transformation
+from torchopt.transform.starts import filled_like
+from torchopt.transform.validate import unpacked
+from torchopt.typing import ScalarOrSchedule
+
+__all__ = ["ScaleByYogiState", "scale_by_yogi", "yogi"]
+
+
+class ScaleByYogiState(NamedTuple):
+    """`mu`, `nu`: first and second moment."""
+
+    mu: Any
+    nu: Any
+
+
+@dataclass(frozen=True)
+class Yogi(Rule):
+    """u = mu' / (sqrt(nu') + eps), nu' = nu - (1 - b2) sign(nu - g^2) g^2."""
+
+    b1: Hyper = fraction("beta parameter at index 0")
+    b2: Hyper = fraction("beta parameter at index 1")
+    eps: Hyper = at_least_zero("epsilon value")
+    initial_accumulator: Hyper = at_least_zero("initial_accumulator value", starts=True)
+    State = ScaleByYogiState
+
+    def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
+        """Return first moments of zero and second ones of `initial_accumulator`."""
+        if role == "nu":
+            return filled_like(params, self.initial_accumulator)
+        return super().start(role, params)
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the direction and the moments."""
+        mu, nu = state
+        mu = moving_average(mu, g, self.b1)
+        # Finite, so that a difference of two of them is a number.
+        square = (g * g).clamp(max=torch.finfo(g.dtype).max)
+        nu = nu - (1 - self.b2) * torch.sign(nu - square) * square
+        return divide_by_root(mu, nu, self.eps), (mu, nu)
+
+
+@transformation
+def scale_by_yogi(
+    b1: float | Tensor = 0.9,
+    b2: float | Tensor = 0.999,
+    eps: float | Tensor = 1e-3,
+    initial_accumulator: float | Tensor = 1e-6,
+) -> Rule:
+    r"""Return the transformation to Yogi's direction.
+
+    .. math::
+        \nu' = \nu - (1 - b_2)\,\mathrm{sign}(\nu - g^2)\,g^2, \qquad
+        u = \mu' / (\sqrt{\nu'} + \epsilon)
+
+    with Adam's first moment and, as in the paper, no correction of the bias.
+
+    Args:
+        b1: Decay of the first moment, in [0, 1).
+        b2: Decay of the second moment, in [0, 1).
+        eps: Added to the root, >= 0.
+        initial_accumulator: What the second moment starts from, >= 0.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        M. Zaheer, S. Reddi, D. Sachan, S. Kale, S. Kumar, Adaptive Methods for Nonconvex
+        Optimization, NeurIPS 2018, Algorithm 2.
+    """
+    return Yogi(b1, b2, eps, initial_accumulator)
+
+
+def yogi(
+    lr: ScalarOrSchedule = 1e-2,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-3,
+    weight_decay: float = 0.0,
+    initial_accumulator: float = 1e-6,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Return Yogi.
+
+    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_yogi`.
+
+    Args:
+        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
+            or a schedule that maps the number of previous updates to either.
+        betas: Decays of the moments, in [0, 1).
+        eps: Added to the root, >= 0.
+        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
+        initial_accumulator: What the second moment starts from, >= 0.
+        maximize: Go up instead of down.
+
+    Raises:
+        ValueError: A hyper-parameter out of range.
+
+    References:
+        M. Zaheer et al., Adaptive Methods for Nonconvex Optimization, NeurIPS 2018
+    """
+    b1, b2 = unpacked(betas, 2, "betas")
+    direction = Yogi(b1, b2, eps, initial_accumulator)
+    return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules that all optimizers share: sign, weight decay, step size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from torchopt.transform.leaf_rule import LeafRule
+from torchopt.tree_function import any_watched, are_plain
+
+if TYPE_CHECKING:
+    from torchopt.transform.plan import Plan
+
+__all__ = ["AddDecayedWeights", "FlipSignAndAddWeightDecay", "Scale"]
+
+
+@dataclass(frozen=True)
+class FlipSignAndAddWeightDecay(LeafRule):
+    """u = -g or g, plus weight_decay * p."""
+
+    weight_decay: float | Tensor
+    maximize: bool
+    reads_params: ClassVar[bool] = True
+    params_message: ClassVar[str] = (
+        "Parameters are required for weight decay. "
+        "Call `update(updates, state, params=params)` instead."
+    )
+
+    def join(self, plan: Plan) -> Plan | None:
+        """Return `plan` with this stage."""
+        return plan.penalized(self.weight_decay, self.maximize)
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the gradients of the objective with its penalty."""
+        decay = self.weight_decay
+        signed = [g.neg() for g in grads] if self.maximize else grads
+        if isinstance(decay, torch.Tensor):
+            return [g + p * decay.to(g) for g, p in zip(signed, params)], state
+        return [g.add(p, alpha=decay) for g, p in zip(signed, params)], state
+
+
+@dataclass(frozen=True)
+class AddDecayedWeights(LeafRule):
+    """u = g + factor * weight_decay * p; a factor of None is one."""
+
+    weight_decay: float | Tensor
+    factor: float | Tensor | None = None
+    reads_params: ClassVar[bool] = True
+    params_message: ClassVar[str] = (
+        "Parameters are required for weight decay. "
+        "Call `update(updates, state, params=params)` instead."
+    )
+
+    def join(self, plan: Plan) -> Plan | None:
+        """Return `plan` with this stage."""
+        return plan.decayed(self.weight_decay) if self.factor is None else None
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the updates with the decay added."""
+        decay = self.weight_decay if self.factor is None else self.factor * self.weight_decay
+        if isinstance(decay, torch.Tensor):
+            return [g + p * decay.to(g) for g, p in zip(grads, params)], state
+        return [g.add(p, alpha=decay) for g, p in zip(grads, params)], state
+
+
+@dataclass(frozen=True)
+class Scale(LeafRule):
+    """u = sign * step_size * g, with `sign` 1 or -1."""
+
+    step_size: float | Tensor
+    sign: int = 1
+    keeps_sparse: ClassVar[bool] = True
+
+    def join(self, plan: Plan) -> Plan | None:
+        """Return `plan` with this stage."""
+        return plan.scaled(self.sign, self.step_size)
+
+    def update_leaves(
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
+    ) -> tuple[list[Tensor], Any]:
+        """Return the scaled gradients."""
+        step_size = self.sign * self.step_size
+        if isinstance(step_size, torch.Tensor):
+            return [g * step_size.to(g) for g in grads], state
+        if grads and are_plain(grads) and not any_watched(grads):
+            return list(torch._foreach_mul(grads, step_size)), state
+        return [g * step_size for g in grads], state

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which members of a chain are one native call together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torchopt.base import GradientTransformation
+from torchopt.transform.fused import Backend, Part
+from torchopt.transform.leaf_rule import LeafRule
+from torchopt.transform.plan import longest_plan
+from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
+from torchopt.tree_function import is_traced
+
+__all__ = ["TreePart", "parts_of", "rule_of"]
+
+
+def rule_of(member: GradientTransformation) -> LeafRule | None:
+    """Return the rule that a transformation runs, None where it is something else."""
+    rule = getattr(getattr(member.update, "__self__", None), "rule", None)
+    return rule if isinstance(rule, LeafRule) else None
+
+
+@dataclass(frozen=True)
+class TreePart:
+    """A `Part` whose gradients and states are trees.
+
+    Attributes:
+        part: The same on lists.
+        rules: The rule of each member.
+    """
+
+    part: Part
+    rules: tuple[LeafRule, ...]
+
+    def update(
+        self, updates: Any, members: tuple[Any, ...], params: Any | None, *, inplace: bool
+    ) -> tuple[Any, tuple[Any, ...]] | None:
+        """Return what `Part.update` does, for trees."""
+        if self.part.backend == "reference" or is_traced():
+            return None
+        leaves, spec = tree_flatten(updates, none_is_leaf=True)
+        lists = []
+        for rule, state in zip(self.rules, members):
+            trees = {f: getattr(state, f, None) for f in rule.leaf_fields}
+            if any(tree is None for tree in trees.values()):
+                return None
+            flat = {f: flatten_up_to(spec, tree, f"state.{f}") for f, tree in trees.items()}
+            lists.append(state._replace(**flat) if flat else state)
+
+        def flat_params() -> list[Any]:
+            return flatten_up_to(spec, params, "params", spec_of="updates")
+
+        found = self.part.update(
+            leaves, tuple(lists), None if params is None else flat_params, inplace=inplace
+        )
+        if found is None:
+            return None
+        states = [
+            state._replace(**{f: tree_unflatten(spec, getattr(state, f)) for f in rule.leaf_fields})
+            if rule.leaf_fields
+            else state
+            for rule, state in zip(self.rules, found[1])
+        ]
+        return tree_unflatten(spec, found[0]), tuple(states)
+
+
+def parts_of(
+    members: Sequence[GradientTransformation], backend: Backend = "auto"
+) -> tuple[tuple[int, int, TreePart | None], ...]:
+    """Return a chain in parts: (first member, member after the last, how they are one call).
+
+    Only a part with a rule in it is worth one.
+    """
+    rules = [rule_of(member) for member in members]
+    parts: list[tuple[int, int, TreePart | None]] = []
+    start = 0
+    while start < len(members):
+        plan = longest_plan(rules[start:]) if rules[start] is not None else None
+        if plan is None or not plan.rules or plan.size < 2:
+            parts.append((start, start + 1, None))
+            start += 1
+            continue
+        stop = start + plan.size
+        inside = tuple(rule for rule in rules[start:stop] if rule is not None)
+        parts.append((start, stop, TreePart(Part(plan, backend), inside)))
+        start = stop
+    return tuple(parts)
