@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from torchopt import _C
+from torchopt.kernels.devices import EXCHANGE
 from torchopt.kernels.missing import why_missing
-from torchopt.kernels.registry import EXCHANGE
 from torchopt.transform import scale_by_factored_rms
 
 pytestmark = pytest.mark.skipif(

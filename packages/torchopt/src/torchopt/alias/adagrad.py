@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from torchopt.optimizers.adagrad import _adagrad_lr_schedule as _adagrad_lr_schedule
 from torchopt.optimizers.adagrad import adagrad
 
 __all__ = ["adagrad"]

@@ -17,7 +17,7 @@ from torchopt.transform.base import transformation
 from torchopt.transform.scale_by_schedule import ScaleBySchedule
 from torchopt.transform.starts import filled_like
 from torchopt.transform.validate import check_at_least_zero
-from torchopt.typing import Numeric, ScalarOrSchedule
+from torchopt.typing import Numeric, ScalarOrSchedule, Schedule
 
 __all__ = ["ScaleByRssState", "adagrad", "scale_by_rss"]
 
@@ -61,6 +61,11 @@ class AdagradSchedule:
         else:
             elapsed = max(elapsed, 0)
         return 1 / (1 + self.decay_rate * elapsed)
+
+
+def _adagrad_lr_schedule(decay_rate: float, transition_begin: int = 0) -> Schedule:
+    """Return AdaGrad's factor on the step size."""
+    return AdagradSchedule(decay_rate, transition_begin)
 
 
 @transformation
@@ -118,7 +123,7 @@ def adagrad(
     check_at_least_zero(lr_decay, "lr_decay value")
     return optimizer(
         AdaGrad(initial_accumulator_value, eps),
-        ScaleBySchedule(AdagradSchedule(lr_decay, 0)),
+        ScaleBySchedule(_adagrad_lr_schedule(lr_decay)),
         lr=lr,
         weight_decay=weight_decay,
         maximize=maximize,
