@@ -62,6 +62,9 @@ from torchopt.optimizers.nadam import (
 from torchopt.optimizers.prodigy import (
     prodigy as prodigy,
 )
+from torchopt.optimizers.psgd import (
+    psgd as psgd,
+)
 from torchopt.optimizers.radam import (
     radam as radam,
 )
@@ -97,6 +100,6 @@ from torchopt.optimizers.yogi import (
 __all__ = [
     'adabelief', 'adadelta', 'adafactor', 'adagrad', 'adam', 'adamax', 'adamw', 'adan', 'ademamix',
     'adopt', 'amsgrad', 'amsgradw', 'asgd', 'lamb', 'lars', 'lion', 'mars', 'muon', 'nadam',
-    'nadamw', 'prodigy', 'radam', 'rmsprop', 'rprop', 'schedule_free_adamw', 'schedule_free_sgd',
-    'sgd', 'shampoo', 'signum', 'soap', 'sophia', 'yogi',
+    'nadamw', 'prodigy', 'psgd', 'radam', 'rmsprop', 'rprop', 'schedule_free_adamw',
+    'schedule_free_sgd', 'sgd', 'shampoo', 'signum', 'soap', 'sophia', 'yogi',
 ]

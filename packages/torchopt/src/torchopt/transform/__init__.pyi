@@ -67,6 +67,10 @@ from torchopt.optimizers.prodigy import (
     ScaleByProdigyState as ScaleByProdigyState,
     scale_by_prodigy as scale_by_prodigy,
 )
+from torchopt.optimizers.psgd import (
+    ScaleByPsgdState as ScaleByPsgdState,
+    scale_by_psgd as scale_by_psgd,
+)
 from torchopt.optimizers.radam import (
     ScaleByRAdamState as ScaleByRAdamState,
     scale_by_radam as scale_by_radam,
@@ -195,7 +199,8 @@ __all__ = [
     'partition', 'sam', 'scale', 'scale_by_accelerated_adam', 'scale_by_adadelta', 'scale_by_adam',
     'scale_by_adamax', 'scale_by_adan', 'scale_by_ademamix', 'scale_by_adopt', 'scale_by_amsgrad',
     'scale_by_asgd', 'scale_by_belief', 'scale_by_factored_rms', 'scale_by_lion', 'scale_by_mars',
-    'scale_by_nadam', 'scale_by_prodigy', 'scale_by_radam', 'scale_by_rms', 'scale_by_rprop',
-    'scale_by_rss', 'scale_by_schedule', 'scale_by_shampoo', 'scale_by_soap', 'scale_by_sophia',
-    'scale_by_stddev', 'scale_by_trust_ratio', 'scale_by_yogi', 'schedule_free', 'trace',
+    'scale_by_nadam', 'scale_by_prodigy', 'scale_by_psgd', 'scale_by_radam', 'scale_by_rms',
+    'scale_by_rprop', 'scale_by_rss', 'scale_by_schedule', 'scale_by_shampoo', 'scale_by_soap',
+    'scale_by_sophia', 'scale_by_stddev', 'scale_by_trust_ratio', 'scale_by_yogi', 'schedule_free',
+    'trace',
 ]
