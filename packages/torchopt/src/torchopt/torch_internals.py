@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ __all__ = [
     "reentrant_checkpoint",
     "remove_fsdp_hooks",
     "top_saved_tensor_hooks",
+    "without_recurrent_kernels",
 ]
 
 _autograd: Any = torch._C._autograd
@@ -237,3 +239,21 @@ def remove_fsdp_hooks(module: Any) -> None:
     state = module._get_fsdp_state()
     state._pre_forward_hook_handle.remove()
     state._post_forward_hook_handle.remove()
+
+
+@contextlib.contextmanager
+def without_recurrent_kernels() -> Iterator[None]:
+    """Return a context in which recurrent layers run without mkldnn and cuDNN, whose kernels have
+    no forward mode and no second derivative.
+
+    The contexts of `torch.backends` set more than that, and warn where a device is missing.
+    """
+    internals: Any = torch._C
+    before = internals._get_mkldnn_enabled(), internals._get_cudnn_enabled()
+    internals._set_mkldnn_enabled(False)
+    internals._set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        internals._set_mkldnn_enabled(before[0])
+        internals._set_cudnn_enabled(before[1])

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchopt.diff.explicit.blocks import rematerialised
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.step import (
     Aux,
@@ -37,7 +38,7 @@ from torchopt.diff.explicit.step import (
 )
 from torchopt.tree import is_smooth
 
-__all__ = ["Cotangents", "gradient", "pull_back_start", "pull_back_step"]
+__all__ = ["Cotangents", "gradient", "pull_back_start", "pull_back_step", "unit_cotangents"]
 
 Replayed = Callable[[], AbstractContextManager[None]]
 
@@ -57,6 +58,16 @@ class Cotangents:
     aux: list[Tensor | None]
 
 
+def unit_cotangents(call: Call, after: Carry, aux: Aux) -> Cotangents:
+    """Return cotangents of everything that a step returns."""
+    loss = torch.ones(() if call.tasks is None else (call.tasks,))
+    return Cotangents(
+        [torch.ones_like(x) for x in after.smooth()],
+        loss.to(next(iter(after.smooth()))),
+        [torch.ones_like(x) for x in aux.smooth()],
+    )
+
+
 def gradient(
     call: Call, carry: Carry, tensors: Sequence[Any], step: int
 ) -> tuple[list[Any], Tensor, Aux]:
@@ -72,7 +83,8 @@ def gradient(
         at = [params[i].detach().requires_grad_() for i in where]
         for i, x in zip(where, at):
             params[i] = x
-        value, aux = losses_of(call, params, tensors, step)
+        with rematerialised(call.blocks):
+            value, aux = losses_of(call, params, tensors, step)
         require_graph(value)
         require_no_closure(call, value, at, tensors)
         found = torch.autograd.grad(value.sum(), at, allow_unused=True)
@@ -173,20 +185,26 @@ def pull_back_step(
             found, second = _reverse(call, variables, step)
         elif found is None:
             found, _, _ = gradient(call, carry, tensors, step)
-        leaves = [None if g is None else g.detach().requires_grad_() for g in found]
-        optimizer = call.optimizer_with(variables.tensors)
-        after = update(call, optimizer, leaves, variables.carry)
-        smooth, inputs = variables.carry.smooth(), variables.inputs()
-        present = [g for g in leaves if g is not None]
-        pulled = _pulled(after.smooth(), cotangents.carry, [*present, *smooth, *inputs])
-    of_grads = iter(pulled[: len(present)])
-    directions = [None if g is None else next(of_grads) for g in leaves]
-    out = pulled[len(present) :]
+        directions, out = _of_update(call, variables, found, cotangents)
+    count = len(variables.carry.smooth())
     for more in _of_loss(call, variables, step, directions, cotangents, second, replayed):
         out = [_added(x, y) for x, y in zip(out, more)]
-    count = len(smooth)
     by_input = {i: c for i, c in zip(variables.used, out[count:]) if c is not None}
     return out[:count], by_input
+
+
+def _of_update(
+    call: Call, variables: Variables, grads: Sequence[Any], cotangents: Cotangents
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Return the cotangents of the gradient, and those of state and inputs, by the update."""
+    leaves = [None if g is None else g.detach().requires_grad_() for g in grads]
+    optimizer = call.optimizer_with(variables.tensors)
+    after = update(call, optimizer, leaves, variables.carry)
+    present = [g for g in leaves if g is not None]
+    every = [*present, *variables.carry.smooth(), *variables.inputs()]
+    pulled = _pulled(after.smooth(), cotangents.carry, every)
+    of_grads = iter(pulled[: len(present)])
+    return [None if g is None else next(of_grads) for g in leaves], pulled[len(present) :]
 
 
 def _reverse(call: Call, variables: Variables, step: int) -> tuple[list[Any], Any]:
@@ -224,7 +242,7 @@ def _of_loss(
         return [_pulled(outputs, given, every)]
     parts = []
     if direct:
-        with replayed(), torch.enable_grad():
+        with replayed(), torch.enable_grad(), rematerialised(call.blocks):
             value, aux = losses_of(call, variables.carry.params, variables.tensors, step)
         parts.append(_pulled([value, *aux.smooth()], [cotangents.loss, *cotangents.aux], every))
     if call.derivative == "mixed" and any(d is not None for d in directions):
@@ -243,7 +261,8 @@ def _mixed(
             x if d is None else forward_ad.make_dual(x, d)
             for x, d in zip(variables.carry.params, directions)
         ]
-        value, _ = losses_of(call, params, variables.tensors, step)
+        with rematerialised(call.blocks):
+            value, _ = losses_of(call, params, variables.tensors, step)
         found = torch.autograd.grad(value.sum(), every, allow_unused=True)
         return [None if g is None else forward_ad.unpack_dual(g).tangent for g in found]
 

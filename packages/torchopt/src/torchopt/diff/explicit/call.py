@@ -98,6 +98,7 @@ class Call:
         batches: One tree for all steps, or one for each.
         meta: Trees of further arguments of the loss.
         hypers: Which inputs are tensors of the optimizer.
+        blocks: Modules whose activations are computed again, in `"mixed"` mode.
     """
 
     loss: Callable[..., Any]
@@ -114,6 +115,7 @@ class Call:
     batches: tuple[Template, ...]
     meta: tuple[Template, ...]
     hypers: tuple[int, ...]
+    blocks: tuple[nn.Module, ...] = ()
 
     @property
     def second_order(self) -> bool:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from torchopt.base import GradientTransformation, require_transformation
+from torchopt.diff.explicit.blocks import find_blocks
+from torchopt.diff.explicit.budget import in_bytes, snapshots_within
 from torchopt.diff.explicit.call import Call, make_inputs
 from torchopt.diff.explicit.forward import ForwardRun
 from torchopt.diff.explicit.run import Run
@@ -55,6 +57,7 @@ class Explicit:
     window: int | None = None
     tasks: Sequence[Any] | None = None
     verify: Any = None
+    blocks: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -73,7 +76,7 @@ class Explicit:
             _require_count(self.window, "window")
         if not isinstance(self.keep, str):
             _require_count(self.keep, "keep")
-        elif self.keep not in ("all", "steps"):
+        elif self.keep not in ("all", "steps") and in_bytes(self.keep) is None:
             raise ValueError(
                 'inner_loop: keep: expected "all", "steps", a number of snapshots or a budget such '
                 f'as "64MiB", got {self.keep!r}.'
@@ -147,8 +150,15 @@ class Explicit:
             tasks=None if self.tasks is None else _task_count(inputs, fields),
             inputs=tuple(inputs.tensors),
             dims=tuple(inputs.dims),
+            blocks=self._blocks(),
             **fields,
         )
+
+    def _blocks(self) -> tuple[nn.Module, ...]:
+        # A vmap has no rule for what computes a block again.
+        if self.derivative != "mixed" or self.tasks is not None:
+            return ()
+        return tuple(find_blocks(self.loss, self.blocks))
 
     def _transformation(self, hypers: dict[str, Any]) -> GradientTransformation:
         made = self.optimizer
@@ -228,7 +238,13 @@ def _task_count(inputs: Any, fields: dict[str, Any]) -> int:
 
 
 def _run(call: Call, keep: int | str) -> Outputs:
+    budget = isinstance(keep, str) and keep not in ("all", "steps")
     if is_transforming() or forward_ad._current_level >= 0:
+        if budget:
+            raise ValueError(
+                f"inner_loop: keep: expected a call outside of transforms for the budget {keep!r}, "
+                'in which everything is kept; use keep="all" there, or tasks= in the place of vmap.'
+            )
         return run_attached(call, call.inputs)
     if not call.wanted or not torch.is_grad_enabled():
         run = Run(call, 1)
@@ -238,8 +254,10 @@ def _run(call: Call, keep: int | str) -> Outputs:
         run = ForwardRun(call)
     elif keep == "all" and call.derivative in ("reverse", "first_order"):
         return run_attached(call, call.inputs)
+    elif isinstance(keep, str):
+        run = Run(call, snapshots_within(call, keep) if budget else call.steps)
     else:
-        run = Run(call, keep if isinstance(keep, int) else call.steps)
+        run = Run(call, keep)
     return run.outputs_with(apply_sweep(run, *call.inputs))
 
 
@@ -253,6 +271,7 @@ def inner_loop(
     window: int | None = None,
     tasks: Sequence[Any] | None = None,
     verify: Any = None,
+    blocks: Sequence[str] | None = None,
 ) -> Explicit:
     """Return an inner loop that is differentiated through its steps.
 
@@ -277,12 +296,16 @@ def inner_loop(
         keep: What is kept of the run. `"all"`: everything (`"mixed"`: states and gradients).
             `"steps"`: the states, and each step is computed again, once, going backward. An int:
             so many states, and the fewest steps that reverse all steps from them, by binomial
-            checkpointing.
+            checkpointing. A text such as `"64MiB"`: as many states as fit into so many bytes,
+            beside what one step takes, which is found out by one step on trial.
         window: Differentiate the last so many steps only; what comes before is a constant, and so
             are the losses before. None for all of them.
         tasks: For a batch of tasks in one program: which dimension counts them, as `in_dims` of
             `torch.func.vmap`, for params, batch and each further argument. None for one task.
         verify: Not available yet; None.
+        blocks: For `"mixed"`: names of sub-modules whose activations are computed again going
+            backward, so that only their inputs are kept; () for none. None takes the members of
+            every `nn.ModuleList` and `nn.Sequential` whose members are alike.
 
     Returns:
         A function of `(params, batch, *meta, batches=None, state=None, **hypers)` that returns an
@@ -313,4 +336,4 @@ def inner_loop(
         A. Griewank, A. Walther, Algorithm 799: revolve, ACM Trans. Math. Softw. 26(1), 2000,
         https://doi.org/10.1145/347837.347846 (`keep=int`)
     """
-    return Explicit(loss, optimizer, steps, derivative, keep, window, tasks, verify)
+    return Explicit(loss, optimizer, steps, derivative, keep, window, tasks, verify, blocks)

@@ -186,6 +186,7 @@ class Run:
             smooth, more = pull_back_step(
                 call, moment.carry, tensors, t, moment.grads, here, moment.seen.replayed
             )
+            del moment  # so that its memory serves for the next
             sums.add(more, t)
         if call.first == 0:
             sums.add(pull_back_start(call, tensors, smooth), None)

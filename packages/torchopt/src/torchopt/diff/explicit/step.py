@@ -9,6 +9,7 @@ gradient of the sum of their losses holds the gradient of each.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.diff.closure import require_arguments
+from torchopt.diff.explicit.attention import TwiceDifferentiable
 from torchopt.diff.explicit.call import Call
 from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import gradient_in_transform
@@ -130,7 +132,8 @@ def losses_of(
             length = len(tree.leaves)
             arguments.append(tree_unflatten(tree.spec, leaves[position : position + length]))
             position += length
-        found = call.loss(tree_unflatten(call.params.spec, leaves[:count]), *arguments)
+        with TwiceDifferentiable() if call.second_order else nullcontext():
+            found = call.loss(tree_unflatten(call.params.spec, leaves[:count]), *arguments)
         return _value_and_aux(found)
 
     leaves = [*params]

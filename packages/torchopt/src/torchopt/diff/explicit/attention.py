@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Attention that can be differentiated twice, in memory linear in the sequence.
+
+The fast kernels of `torch.nn.functional.scaled_dot_product_attention` have neither a second
+derivative nor a forward mode; its plain one has both, and keeps an array [queries, keys]. Here the
+same function
+
+.. math::
+    O = \mathrm{softmax}(s\, Q K^\top + M)\, V
+
+is computed for so many queries at a time, and so are all of its derivatives, from the arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from torchopt.torch_internals import without_recurrent_kernels
+from torchopt.tree_function import Operation, apply_operation, is_transforming, linearize
+
+__all__ = ["TwiceDifferentiable", "attention"]
+
+_BYTES = 2**22  # of the weights of one chunk of queries
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Return what `torch.nn.functional.scaled_dot_product_attention` returns.
+
+    Differentiable to any order, in every mode; without dropout, in memory linear in the number of
+    queries for every derivative outside of transforms.
+
+    Args:
+        query: `[*batch, queries, size]`.
+        key: `[*batch, keys, size]`.
+        value: `[*batch, keys, width]`.
+        attn_mask: Added to the products, or a bool that is True where they count;
+            `[*batch, queries, keys]`, broadcast.
+        dropout_p: Probability with which a weight is dropped.
+        is_causal: A query sees the keys up to its own place only.
+        scale: s; 1 / sqrt(size) if None.
+        enable_gqa: Several heads of the query share one of key and value.
+
+    Example:
+        >>> import torch
+        >>> q = torch.eye(2).reshape(1, 1, 2, 2)
+        >>> attention(q, q, q, is_causal=True)[0, 0, 0]
+        tensor([1., 0.])
+    """
+    if enable_gqa:
+        repeats = query.size(-3) // key.size(-3)
+        key, value = (x.repeat_interleave(repeats, -3) for x in (key, value))
+    scale = 1 / math.sqrt(query.size(-1)) if scale is None else scale
+    mask = _mask(query, key, attn_mask, is_causal)
+    rows = query.size(-2)
+    batch = math.prod(torch.broadcast_shapes(query.shape[:-2], key.shape[:-2]))
+    size = max(1, _BYTES // max(1, batch * key.size(-2) * query.element_size()))
+    # Inside of transforms, and with dropout, an operation for each chunk would not follow the rules
+    # of random numbers and of the transform.
+    if dropout_p > 0 or is_transforming() or size >= rows:
+        return _chunk(query, key, value, mask, scale=scale, dropout_p=dropout_p)
+    parts = []
+    for start in range(0, rows, size):
+        some = None if mask is None or mask.size(-2) == 1 else mask[..., start : start + size, :]
+        inputs: tuple[Tensor, ...] = (query[..., start : start + size, :], key, value)
+        used = some if mask is None or mask.size(-2) > 1 else mask
+        if used is not None:
+            inputs = (*inputs, used) if used.is_floating_point() else inputs
+        constant = used if used is not None and not used.is_floating_point() else None
+        parts.append(_recomputed(_bound(scale, constant), inputs))
+    return torch.cat(parts, dim=-2)
+
+
+def _bound(scale: float, constant: Tensor | None) -> Callable[..., Tensor]:
+    def chunk(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        return _chunk(query, key, value, constant if mask is None else mask, scale=scale)
+
+    return chunk
+
+
+def _mask(query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None:
+    if not is_causal:
+        return attn_mask
+    if attn_mask is not None:
+        raise ValueError(
+            "scaled_dot_product_attention: expected attn_mask=None with is_causal=True, got both."
+        )
+    shape = (query.size(-2), key.size(-2))
+    return torch.ones(shape, dtype=torch.bool, device=query.device).tril()
+
+
+def _chunk(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    weights = (query * scale) @ key.mT
+    if mask is not None and mask.dtype == torch.bool:
+        weights = weights.masked_fill(~mask, float("-inf"))
+        # A query without any key gets zeros, as from torch.
+        weights = weights.softmax(-1).masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    else:
+        weights = (weights if mask is None else weights + mask).softmax(-1)
+    if dropout_p > 0:
+        weights = torch.nn.functional.dropout(weights, dropout_p)
+    return weights @ value
+
+
+def _recomputed(function: Callable[..., Any], tensors: tuple[Tensor, ...]) -> Tensor:
+    """Return `function(*tensors)`, one tensor; each derivative starts from the tensors again."""
+    (out,) = apply_operation(_operation(lambda *xs: (function(*xs),), len(tensors)), *tensors)
+    return out
+
+
+def _operation(function: Callable[..., tuple[Tensor, ...]], count: int) -> Operation:
+    """Return a function of `count` tensors, and every derivative of it, as operations."""
+
+    def derivative(outputs: int) -> Operation:
+        def pulled(*tensors: Tensor) -> tuple[Tensor, ...]:
+            _, pull = linearize(function, *tensors[:count])
+            return tuple(pull(tuple(tensors[count:])))
+
+        return _operation(pulled, count + outputs)
+
+    return Operation(function, None, function, count, derivative)
+
+
+class TwiceDifferentiable(TorchFunctionMode):
+    """A context in which attention and recurrent layers have all their derivatives.
+
+    Fast kernels without a second derivative, or without a forward mode, are left aside: attention
+    is `attention`, LSTM, GRU and RNN run without mkldnn.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, or what stands for it."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", None)
+        if name == "scaled_dot_product_attention":
+            return attention(*args, **kwargs)
+        if name == "multi_head_attention_forward":
+            # Written in Python: inside of it no mode is asked, so the name it calls is exchanged.
+            functional: Any = torch.nn.functional
+            functional.scaled_dot_product_attention = attention
+            try:
+                return func(*args, **kwargs)
+            finally:
+                functional.scaled_dot_product_attention = _OF_TORCH
+        if name in _RECURRENT:
+            with without_recurrent_kernels():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+_OF_TORCH = torch.nn.functional.scaled_dot_product_attention
+_RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}

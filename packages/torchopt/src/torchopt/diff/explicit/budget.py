@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many snapshots fit into so many bytes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import torch
+
+from torchopt.diff.explicit.adjoint import gradient, pull_back_step, unit_cotangents
+from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.memory import CountBytes
+from torchopt.diff.explicit.schedule import forward_steps
+from torchopt.diff.explicit.step import start, update
+from torchopt.diff.surroundings import Surroundings
+
+__all__ = ["in_bytes", "shown", "snapshots_within"]
+
+_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|B)\s*")
+
+
+def in_bytes(budget: str) -> int | None:
+    """Return what a text such as `"64MiB"` says, or None if it says no number of bytes."""
+    found = _BUDGET.fullmatch(budget)
+    return None if found is None else int(float(found[1]) * _UNITS[found[2]])
+
+
+def shown(size: int) -> str:
+    """Return a number of bytes, rounded up, as a text that `in_bytes` reads."""
+    for unit in ("GiB", "MiB", "KiB"):
+        if size >= 10 * _UNITS[unit]:
+            return f"{-(-size // _UNITS[unit])}{unit}"
+    return f"{size}B"
+
+
+def snapshots_within(call: Call, budget: str) -> int:
+    """Return the most snapshots with which a run stays within a budget.
+
+    One step and its adjoint are taken on trial, and what they need is counted.
+
+    Raises:
+        ValueError: Not even one snapshot fits; the message says what is needed.
+    """
+    room = in_bytes(budget)
+    assert room is not None
+    working, state = _measured(call)
+    steps = call.steps - call.first
+    fixed = working + state  # beside the snapshots there is the state before the last step
+    fit = (room - fixed) // state if state else steps
+    if fit < 1:
+        least = fixed + state
+        every = fixed + steps * state
+        raise ValueError(
+            f"inner_loop: keep: expected a budget of at least {shown(least)}, got {budget!r}: one "
+            f"step takes {shown(working)}, one state {shown(state)}; with {shown(least)} there is "
+            f"one snapshot and {forward_steps(steps, 1)} steps forward for {steps}, with "
+            f"{shown(every)} every state is kept."
+        )
+    return min(int(fit), steps)
+
+
+def _measured(call: Call) -> tuple[int, int]:
+    """Return the bytes that a step and its adjoint take, and those of a snapshot."""
+    tensors = [x.detach() for x in call.inputs]
+    optimizer = call.optimizer_with(tensors)
+    seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
+    with torch.no_grad(), CountBytes() as count:
+        carry = start(call, optimizer, tensors).detached()
+        with seen.replayed():
+            grads, _, aux = gradient(call, carry, tensors, 0)
+            after = update(call, optimizer, grads, carry).detached()
+        state = sum(x.numel() * x.element_size() for x in after.tensors())
+        kept = None
+        if call.derivative in ("mixed", "first_order"):
+            kept = grads
+            state += sum(g.numel() * g.element_size() for g in grads if g is not None)
+        cotangents = unit_cotangents(call, after, aux)
+        pulled = pull_back_step(
+            replace(call, first=0), carry, tensors, 0, kept, cotangents, seen.replayed
+        )
+        del pulled
+    # The sums of the cotangents of the inputs are kept from step to step.
+    sums = sum(call.inputs[i].numel() * call.inputs[i].element_size() for i in call.wanted)
+    return count.peak + 2 * sums, state

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many bytes of tensors are alive, counted operation by operation."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchopt.tree import tree_leaves
+
+__all__ = ["CountBytes"]
+
+
+class CountBytes(TorchDispatchMode):
+    """A context that counts the bytes of the tensors made in it, as long as they are alive.
+
+    The count is exact and the same in each run: it follows storages, not the allocator.
+
+    Attributes:
+        now: Bytes alive.
+        peak: The most there were at once.
+
+    Example:
+        >>> import torch
+        >>> with CountBytes() as count:
+        ...     x = torch.ones(1024)  # float32
+        ...     y = (x * 2).sum()
+        ...     del x
+        >>> count.peak, count.now
+        (8196, 4)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._alive: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count what it made."""
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.layout is torch.strided:
+                self._count(x.untyped_storage())
+        return out
+
+    def _count(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive or size == 0:
+            return
+
+        def gone(_: Any) -> None:
+            self._alive.pop(key, None)
+            self.now -= size
+
+        self._alive[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)

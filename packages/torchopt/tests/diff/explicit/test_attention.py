@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention with all its derivatives, in memory linear in the sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import torchopt
+from torchopt.diff.explicit import attention as chunked
+from torchopt.diff.explicit.memory import CountBytes
+
+plain = nn.functional.scaled_dot_product_attention
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def derivatives(function: Any, tensors: list[Tensor], **settings: Any) -> list[Tensor]:
+    mask = {"attn_mask": tensors[3]} if len(tensors) > 3 else {}
+    value = function(*tensors[:3], **mask, **settings)
+    out = [value]
+    for _ in range(3):
+        scalar = sum((x**2).sum() for x in out[-len(tensors) :])
+        out += torch.autograd.grad(scalar, tensors, create_graph=True)  # type: ignore[arg-type]
+    return out
+
+
+MASKS = {
+    "none": {},
+    "causal": {"is_causal": True},
+    "bool": {"attn_mask": torch.arange(42).reshape(6, 7) % 3 > 0},
+    "of keys": {"attn_mask": torch.tensor([True, True, False, True, True, True, False])[None]},
+    "scale": {"scale": 0.3},
+}
+
+
+@pytest.mark.parametrize("name", [*MASKS, "added"])
+def test_attention_is_that_of_torch_to_the_third_derivative(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunked, "_BYTES", 2 * 2 * 7 * 8 * 2)  # two queries at a time
+    tensors = [draw(2, 2, 6, 3, seed=0), draw(2, 2, 7, 3, seed=1), draw(2, 2, 7, 3, seed=2)]
+    tensors += [draw(6, 7, seed=3)] if name == "added" else []
+    tensors = [x.requires_grad_() for x in tensors]
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = derivatives(plain, tensors, **MASKS.get(name, {}))
+    got = derivatives(chunked.attention, tensors, **MASKS.get(name, {}))
+    for x, y in zip(expected, got, strict=True):
+        assert (x - y).abs().max() <= 1e-12 * (1 + x.abs().max())
+
+
+def test_heads_of_the_query_may_share_keys() -> None:
+    q, k = draw(1, 4, 5, 3, seed=0), draw(1, 2, 5, 3, seed=1)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = plain(q, k, k, enable_gqa=True)
+    got = chunked.attention(q, k, k, enable_gqa=True)
+    torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_forward_over_reverse_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked, "_BYTES", 2 * 7 * 8 * 2)
+    found = []
+    for function in (plain, chunked.attention):
+        with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+            q = forward_ad.make_dual(draw(2, 6, 3, seed=0).requires_grad_(), draw(2, 6, 3, seed=4))
+            k = draw(2, 7, 3, seed=1)
+            (g,) = torch.autograd.grad((function(q, k, k) ** 3).sum(), q)
+            found.append(forward_ad.unpack_dual(g).tangent)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+def test_memory_is_linear_in_the_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked, "_BYTES", 2**16)
+    peaks = []
+    for length in (256, 512):
+        tensors = [draw(1, length, 8, seed=i).requires_grad_() for i in range(3)]
+        with CountBytes() as count:
+            out = chunked.attention(*tensors)
+            grads = torch.autograd.grad((out**3).sum(), tensors, create_graph=True)
+            torch.autograd.grad(sum((g**2).sum() for g in grads), tensors)  # type: ignore[arg-type]
+        peaks.append(count.peak)
+    assert peaks[1] < 2.1 * peaks[0]
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.attend(x, x, x, need_weights=False)[0]
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("make", [Attending, lambda: nn.GRU(4, 3, batch_first=True)])
+def test_layers_with_fast_kernels_work_in_every_mode(make: Any, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module = make().to(dtype)
+    x, scale = draw(2, 3, 4, seed=0).to(dtype), torch.ones((), dtype=dtype, requires_grad=True)
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out = torchopt.params.functional_call(module, p, batch)
+        out = out[0] if isinstance(out, tuple) else out
+        return (out * scale).pow(2).mean()
+
+    params = {k: p.detach().clone().requires_grad_() for k, p in module.named_parameters()}
+    found = []
+    for derivative, keep in [
+        ("reverse", "all"),
+        ("reverse", 1),
+        ("mixed", "steps"),
+        ("forward", 1),
+    ]:
+        start = {k: p.detach() for k, p in params.items()} if derivative == "forward" else params
+        inner = torchopt.inner_loop(
+            loss, torchopt.sgd(0.5), steps=2, derivative=derivative, keep=keep
+        )
+        total = sum((p**2).sum() for p in inner(start, x, scale).params.values())
+        found.append(torch.autograd.grad(total, scale)[0])
+    assert found[0].abs() > 1e-4
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-4
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=tolerance, atol=0)

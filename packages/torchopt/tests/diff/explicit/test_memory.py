@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes alive at once, counted operation by operation."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchopt
+from torchopt.diff.explicit.memory import CountBytes
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64) / 10
+
+
+BATCH = (draw(16, 32, seed=0), draw(16, 8, seed=1))
+START = {"a": draw(32, 64, seed=2), "b": draw(64, 8, seed=3)}
+STATE = 3 * 8 * sum(x.numel() for x in START.values())  # parameters and two moments
+
+
+def loss_of(p: Any, batch: Any) -> Tensor:
+    return ((torch.tanh(batch[0] @ p["a"]) @ p["b"] - batch[1]) ** 2).mean()
+
+
+def peak(steps: int, keep: Any, derivative: str = "reverse") -> int:
+    params = {k: x.clone().requires_grad_() for k, x in START.items()}
+    inner = torchopt.inner_loop(
+        loss_of, torchopt.adam(0.1), steps=steps, keep=keep, derivative=derivative
+    )
+    with CountBytes() as count:
+        result = inner(params, BATCH)
+        sum((x**2).sum() for x in result.params.values()).backward()  # type: ignore[union-attr]
+    return count.peak
+
+
+@pytest.mark.parametrize(("derivative", "states"), [("reverse", 1), ("mixed", 4 / 3)])
+def test_what_grows_with_the_steps_is_the_states(derivative: str, states: float) -> None:
+    slope = (peak(12, "steps", derivative) - peak(6, "steps", derivative)) / 6
+    assert slope == pytest.approx(states * STATE, rel=0.02)  # "mixed" keeps the gradients too
+
+
+def test_with_snapshots_memory_does_not_grow_with_the_steps() -> None:
+    short, long = peak(10, 2), peak(15, 2)
+    assert long - short < 0.1 * STATE
+
+
+@pytest.mark.parametrize(("derivative", "kib"), [("reverse", 660), ("mixed", 720)])
+def test_a_run_stays_within_its_budget(derivative: str, kib: int) -> None:
+    assert peak(10, "steps", derivative) > kib * 2**10
+    assert peak(10, f"{kib}KiB", derivative) <= kib * 2**10
+
+
+def test_a_budget_that_cannot_be_met_says_what_can() -> None:
+    with pytest.raises(ValueError, match="expected a budget of at least") as raised:
+        peak(5, "100KiB")
+    least = re.search(r"at least (\d+KiB)", str(raised.value))
+    assert least is not None
+    assert len(str(raised.value)) < 400
+    assert peak(5, least[1]) <= int(least[1][:-3]) * 2**10
+
+
+def test_a_trial_step_leaves_no_trace() -> None:
+    module = nn.Sequential(nn.Linear(32, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).double()
+
+    def loss(p: Any, batch: Any) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(module, p, batch[0])
+        return ((out - batch[1]) ** 2).mean()
+
+    found = []
+    for keep in ("steps", "4MiB"):
+        torch.manual_seed(0)
+        module[1].reset_running_stats()
+        params = {k: p.detach().clone().requires_grad_() for k, p in module.named_parameters()}
+        result = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=3, keep=keep)(params, BATCH)
+        total = sum((x**2).sum() for x in result.params.values())
+        grads = torch.autograd.grad(total, list(params.values()))
+        found.append((*grads, *(b.clone() for b in module.buffers()), torch.rand(2)))
+    assert all(map(torch.equal, *found))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.wide = nn.Linear(8, 64)
+        self.drop = nn.Dropout(0.2)
+        self.back = nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.nn.functional.gelu(self.wide(self.norm(x)))
+        out: Tensor = x + self.back(torch.tanh(self.drop(hidden)) * hidden)
+        return out
+
+
+def of_blocks(depth: int, blocks: Any, derivative: str = "mixed") -> tuple[int, list[Tensor]]:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(Block() for _ in range(depth))).double()
+    x, scale = draw(128, 8, seed=4), torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return (out * scale).pow(2).mean()
+
+    params = {k: p.detach().clone().requires_grad_() for k, p in net.named_parameters()}
+    inner = torchopt.inner_loop(
+        loss, torchopt.sgd(0.1), steps=2, keep="steps", derivative=derivative, blocks=blocks
+    )
+    with CountBytes() as count:
+        result = inner(params, x, scale)
+        total = result.losses.sum() + sum((p**2).sum() for p in result.params.values())
+        grads = torch.autograd.grad(total, [scale, *params.values()])
+    return count.peak, list(grads)
+
+
+def test_blocks_computed_again_keep_their_inputs_alone() -> None:
+    found = {(d, b): of_blocks(d, b) for d in (2, 6) for b in (None, ())}
+    growth = {b: found[6, b][0] - found[2, b][0] for b in (None, ())}
+    assert growth[None] < growth[()] / 3
+    _, expected = of_blocks(6, (), "reverse")
+    for blocks in (None, (), ["0", "3"]):
+        for x, y in zip(expected, of_blocks(6, blocks)[1]):
+            torch.testing.assert_close(y, x, rtol=1e-12, atol=1e-14)
+
+
+def test_unknown_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="blocks: expected names of sub-modules"):
+        of_blocks(2, ["layer7"])
