@@ -51,12 +51,18 @@ class _Cells:
 
     def times(self, cases: list[tuple[Any, ...]]) -> str:
         rows = []
+        # Only rivals that have one of the cases.
+        found = [
+            (rival, label)
+            for rival, label in zip(self.rivals, self.labels)
+            if any(self.value(case, rival, "min") is not None for case in cases)
+        ]
         for case in cases:
             ours = self.value(case, OURS, "min")
-            theirs = [self.value(case, rival, "min") for rival in self.rivals]
+            theirs = [self.value(case, rival, "min") for rival, _ in found]
             ratios = [ratio_text(t / ours) if t is not None and ours else NOTHING for t in theirs]
             rows.append([_label(case), seconds_text(ours), *ratios])
-        return table(["time", "torchopt", *self.labels], rows)
+        return table(["time", "torchopt", *(label for _, label in found)], rows)
 
     def counts(self, cases: list[tuple[Any, ...]], field: str, title: str) -> str:
         show = bytes_text if field == "peak_bytes" else _number
