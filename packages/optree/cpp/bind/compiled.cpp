@@ -11,8 +11,9 @@
 namespace optree {
 namespace {
 
-// The state of the module object that is a builtin's `self`. A module, so that the qualified name is
-// the name and pickle finds the function by it.
+// The state of the module object that is a builtin's `self`. A builtin, because the call of a Python
+// function costs 60 ns more, as long as flattening a small tree takes (benchmarks/optree, leaf and tuple
+// of 3). A module, because pickle finds a builtin by its name only where `self` is a module.
 struct Compiled {
     PyObject* state;      // owned
     PyObject* prototype;  // owned

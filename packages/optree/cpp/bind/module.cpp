@@ -2,6 +2,8 @@
 // The extension module optree._C.
 #include <pybind11/pybind11.h>
 
+#include <string_view>
+
 #include "bind/functions.h"
 #include "bind/interpreters.h"
 #include "bind/spec_type.h"
@@ -54,7 +56,7 @@ py::object read_only(const py::dict& dict) {
     return py::reinterpret_steal<py::object>(checked(PyDictProxy_New(dict.ptr())).release());
 }
 
-py::dict buildtime_metadata() {
+py::dict buildtime_metadata(const State& state) {
     const py::tuple bases = py::make_tuple(
         py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(&PyLong_Type)));
     const auto hex = py::reinterpret_steal<py::object>(
@@ -87,7 +89,11 @@ py::dict buildtime_metadata() {
 #endif
     facts["MSVC_DISABLE_CONSTEXPR_MUTEX_CONSTRUCTOR"] = false;
     facts["OPTREE_HAS_READ_WRITE_LOCK"] = false;
-    facts["OPTREE_HAS_FROZENDICT"] = false;
+    for (const KindFacts& kind : kinds::facts) {
+        if (std::string_view(kind.name) == "frozendict") {
+            facts["OPTREE_HAS_FROZENDICT"] = bool(state.classes[kind.value]);
+        }
+    }
     return facts;
 }
 
@@ -156,7 +162,7 @@ void fill_module(py::module_& module) {
     module.attr("MAX_RECURSION_DEPTH") = compat::kMaxDepth;
     module.attr("Py_TPFLAGS_BASETYPE") = Py_TPFLAGS_BASETYPE;
     module.attr("PyStructSequence_UnnamedField") = "unnamed field";
-    const py::dict facts = buildtime_metadata();
+    const py::dict facts = buildtime_metadata(state);
     for (const auto& [name, value] : facts) module.attr(name) = value;
     module.attr("BUILDTIME_METADATA") = read_only(facts);
     module.attr("CPYTHON_INTERNALS") = read_only(internals());
@@ -196,15 +202,10 @@ PyModuleDef_Slot module_slots[] = {
 };
 
 PyModuleDef module_definition = {
-    PyModuleDef_HEAD_INIT,
-    "_C",
-    "Optimized PyTree Utilities. (C extension module built from src/optree.cpp)",
-    0,
-    nullptr,
-    module_slots,
-    nullptr,
-    nullptr,
-    nullptr};
+    PyModuleDef_HEAD_INIT, "_C",
+    // The published package's tests compare the text.
+    "Optimized PyTree Utilities. (C extension module built from src/optree.cpp)", 0, nullptr,
+    module_slots, nullptr, nullptr, nullptr};
 
 }  // namespace
 }  // namespace optree

@@ -10,9 +10,12 @@ namespace {
 
 using Args = PyObject* const*;
 
-// The classes that are nodes in every namespace: None, tuple, list, dict, OrderedDict, defaultdict
-// and deque.
-constexpr std::size_t kNumBuiltins = 7;
+// How many classes are nodes in every namespace.
+std::size_t count_builtins(const State& state) noexcept {
+    std::size_t count = 0;
+    for (const Ref& cls : state.classes) count += cls ? 1 : 0;
+    return count;
+}
 
 // "in namespace 'x'" or "in the global namespace".
 Ref where(PyObject* name) {
@@ -102,7 +105,7 @@ PyObject* get_registry_size(PyObject* self, Args args, Py_ssize_t nargs, PyObjec
     return guarded(state.error(), [&] {
         PyObject* out[1];
         parse_arguments({"get_registry_size", 0, 1, 0, {"namespace"}}, args, nargs, kwnames, out);
-        std::size_t size = kNumBuiltins + state.registry.global().size();
+        std::size_t size = count_builtins(state) + state.registry.global().size();
         if (out[0] == nullptr || out[0] == Py_None) {
             size += state.registry.named_size();
         } else {

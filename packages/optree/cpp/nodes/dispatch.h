@@ -139,6 +139,12 @@ Ref node_data(Kind kind, const Slot* slots, MakeKeys&& make_keys) {
 }
 inline Ref node_data(Kind kind, const Slot* slots) { return node_data(kind, slots, layout_keys); }
 
+// Whether this Python has nodes of a kind: a mapping kind is that of one class, which may be missing.
+inline bool is_available(const State& state, Kind kind) noexcept {
+    return facts_of(kind).is_node &&
+           (!is_mapping(kind) || state.classes[static_cast<int>(kind)].get() != nullptr);
+}
+
 // Null for nodes that are no mappings.
 inline KeyLayout* keys_of(Kind kind, const Slot* slots) noexcept {
     return is_mapping(kind) ? as_layout(slots[facts_of(kind).keys]) : nullptr;

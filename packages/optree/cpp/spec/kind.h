@@ -30,6 +30,7 @@ enum class SlotType : std::uint8_t {
 // What the walks ask of a kind without knowing it.
 struct KindFacts {
     std::uint8_t value;
+    const char* name;
     const char* python_name;
     bool is_node;                 // false for values that no node has
     std::uint8_t slots = 0;       // how many payload slots a node owns in the payload table
@@ -37,9 +38,12 @@ struct KindFacts {
     std::int8_t registered = -1;  // which of them is a registration
     bool follows_dict_mode = false;
 
-    constexpr KindFacts(int number, const char* text, bool node,
+    constexpr KindFacts(int number, const char* its_name, const char* in_python, bool node,
                         std::initializer_list<SlotType> types = {})
-        : value(static_cast<std::uint8_t>(number)), python_name(text), is_node(node) {
+        : value(static_cast<std::uint8_t>(number)),
+          name(its_name),
+          python_name(in_python),
+          is_node(node) {
         for (const SlotType type : types) {
             const auto index = static_cast<std::int8_t>(slots++);
             if (type == SlotType::Keys || type == SlotType::OrderedKeys) keys = index;
@@ -52,8 +56,9 @@ struct KindFacts {
 namespace kinds {
 using enum SlotType;
 inline constexpr KindFacts facts[] = {
-#define OPTREE_KIND(value, name, python_name, cls, ...) {value, #python_name, true, {__VA_ARGS__}},
-#define OPTREE_VALUE(value, name, python_name) {value, #python_name, false},
+#define OPTREE_KIND(value, name, python_name, cls, ...) \
+    {value, #name, #python_name, true, {__VA_ARGS__}},
+#define OPTREE_VALUE(value, name, python_name) {value, #name, #python_name, false},
 #include "spec/kinds.def"
 };
 }  // namespace kinds

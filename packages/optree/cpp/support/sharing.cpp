@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/sharing.h"
 
-#include <new>
 #include <thread>
 
 #include "cpython/calling.h"
@@ -38,34 +37,12 @@ void wait_for_readers() noexcept {
 }
 #else
 
-// Everything but the waiting itself happens under the interpreter lock.
 void Turn::wait() {
-    while (owner_ != nullptr) {
-        if (wake_ == nullptr) {
-            wake_ = PyThread_allocate_lock();
-            if (wake_ == nullptr) throw std::bad_alloc();
-            PyThread_acquire_lock(wake_, WAIT_LOCK);
-        }
-        ++waiting_;
-        calling_python([&] {
-            Py_BEGIN_ALLOW_THREADS;
-            PyThread_acquire_lock(wake_, WAIT_LOCK);
-            Py_END_ALLOW_THREADS;
-        });
-        --waiting_;
-        waking_ = false;
-    }
-}
-
-void Turn::wake_one() noexcept {
-    if (waking_) return;
-    waking_ = true;
-    PyThread_release_lock(wake_);
-}
-
-void Turn::drop_lock() noexcept {
-    PyThread_release_lock(wake_);
-    PyThread_free_lock(wake_);
+    calling_python([&] {
+        Py_BEGIN_ALLOW_THREADS;
+        PyThread_acquire_lock(lock_, WAIT_LOCK);
+        Py_END_ALLOW_THREADS;
+    });
 }
 
 #endif

@@ -174,33 +174,30 @@ class Turn {
     PyMutex mutex_ = {};
 #else
     ~Turn() {
-        if (OPTREE_UNLIKELY(wake_ != nullptr)) drop_lock();
+        if (lock_ != nullptr) PyThread_free_lock(lock_);
     }
     // Whether no thread is inside: it stays so as long as no Python code runs.
     bool is_free() const noexcept { return owner_ == nullptr; }
     bool enter() {
         PyThreadState* self = PyThreadState_Get();
-        if (OPTREE_UNLIKELY(owner_ != nullptr)) {
-            if (owner_ == self) return false;
-            wait();
+        if (owner_ == self) return false;
+        if (lock_ == nullptr && (lock_ = PyThread_allocate_lock()) == nullptr) {
+            throw std::bad_alloc();
         }
+        if (OPTREE_UNLIKELY(PyThread_acquire_lock(lock_, NOWAIT_LOCK) == 0)) wait();
         owner_ = self;
         return true;
     }
     void leave() noexcept {
         owner_ = nullptr;
-        if (OPTREE_UNLIKELY(waiting_ != 0)) wake_one();
+        PyThread_release_lock(lock_);
     }
 
   private:
-    OPTREE_COLD void wait();
-    OPTREE_COLD void wake_one() noexcept;
-    OPTREE_COLD void drop_lock() noexcept;
+    OPTREE_COLD void wait();  // without the interpreter lock
 
     PyThreadState* owner_ = nullptr;
-    int waiting_ = 0;
-    bool waking_ = false;
-    PyThread_type_lock wake_ = nullptr;  // made by the first who waits; free only while one wakes
+    PyThread_type_lock lock_ = nullptr;  // made by the first who enters
 #endif
 };
 

@@ -91,11 +91,12 @@ class Reader {
         const Py_ssize_t number = read_integer(at(0), "the kind of a node");
         if (number < 0 || number >= kNumKinds) malformed("the kind of a node is out of range");
         const auto kind = static_cast<Kind>(number);
-        if (!facts_of(kind).is_node && !is_leaf(kind)) {
+        if (!is_leaf(kind) && !is_available(state_, kind)) {
+            const char* name = facts_of(kind).name;
             raise(PyExc_ValueError,
-                  "Cannot restore a PyTreeSpec containing a `frozendict` node: this build of "
-                  "optree was "
-                  "compiled without `frozendict` support (requires Python 3.15+).");
+                  "Cannot restore a PyTreeSpec containing a `%s` node: this build of optree was "
+                  "compiled without `%s` support (requires Python 3.15+).",
+                  name, name);
         }
         const Py_ssize_t arity = read_integer(at(1), "the arity of a node");
         if (arity < 0) malformed("the arity of a node is negative");

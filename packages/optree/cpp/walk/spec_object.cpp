@@ -42,6 +42,7 @@ Ref spec_of_subtree(const SpecObject& spec, const Subtree& part) {
     return new_spec(state_of(spec), spec.none_is_leaf, spec.name, owner);
 }
 
+// The published package's tests look for the file it names.
 void raise_uninitialised(const SpecObject& spec) {
     raise(state_of(spec).error(),
           "the PyTreeSpec was made by PyTreeSpec.__new__() and never given a state "
