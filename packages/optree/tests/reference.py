@@ -7,6 +7,7 @@ paths, counts and representations are decided here again, from the documented ru
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import functools
 from collections import OrderedDict, defaultdict, deque
@@ -106,7 +107,7 @@ def _one_level(
         )
     if cls is list:
         return list(range(len(tree))), tree, lambda texts: f"[{', '.join(texts)}]", False
-    if cls in (dict, OrderedDict, defaultdict):
+    if cls in (dict, OrderedDict, defaultdict, getattr(builtins, "frozendict", dict)):
         keys, values = _dict_node(tree, rules)
 
         def render_dict(texts: list[str]) -> str:
@@ -115,7 +116,9 @@ def _one_level(
                 return f"{{{body}}}"
             if cls is OrderedDict:
                 return f"OrderedDict({{{body}}})" if body else "OrderedDict()"
-            return f"defaultdict({tree.default_factory!r}, {{{body}}})"
+            if cls is defaultdict:
+                return f"defaultdict({tree.default_factory!r}, {{{body}}})"
+            return f"frozendict({{{body}}})" if body else "frozendict()"
 
         return keys, values, render_dict, False
     if cls is deque:

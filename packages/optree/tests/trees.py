@@ -8,6 +8,7 @@ Laws run on every row; a new container kind is a new row.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import os
 import time
@@ -216,6 +217,7 @@ class TreeRow:
 
 
 SHARED_LEAF = Opaque()
+FROZENDICT: Any = getattr(builtins, "frozendict", None)  # since Python 3.15
 UNSORTABLE = (Unsortable("u"), Unsortable("a"))
 STRUCT_TIME = time.struct_time(range(10, 19))
 STAT = os.stat_result(range(20, 30))
@@ -288,6 +290,12 @@ TREES: tuple[TreeRow, ...] = (
     TreeRow('ordereddict_moved', _moved, [1, 2, 3], "OrderedDict({'a': *, 'b': *, 'c': *})"),
     TreeRow('defaultdict', lambda: defaultdict(int, b=1, a=2), [2, 1],
             "defaultdict(<class 'int'>, {'a': *, 'b': *})"),
+    *[
+        TreeRow('frozendict', lambda: FROZENDICT(b=1, a=2), [2, 1], "frozendict({'a': *, 'b': *})"),
+        TreeRow('empty_frozendict', lambda: FROZENDICT(), [], 'frozendict()'),
+        TreeRow('frozendict_nested', lambda: FROZENDICT(z=[FROZENDICT(c=1, b=(2, 3))], a=None),
+                [2, 3, 1], "frozendict({'a': None, 'z': [frozendict({'b': (*, *), 'c': *})]})"),
+    ] * (FROZENDICT is not None),
     TreeRow('deque', lambda: deque([1, 2]), [1, 2], 'deque([*, *])'),
     TreeRow('deque_maxlen', lambda: deque([1, 2], maxlen=3), [1, 2], 'deque([*, *], maxlen=3)'),
     TreeRow('deque_full', lambda: deque([1, 2], maxlen=2), [1, 2], 'deque([*, *], maxlen=2)'),

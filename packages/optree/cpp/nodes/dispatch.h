@@ -26,6 +26,7 @@
 #include "nodes/defaultdict.h"
 #include "nodes/deque.h"
 #include "nodes/dict.h"
+#include "nodes/frozendict.h"
 #include "nodes/list.h"
 #include "nodes/namedtuple.h"
 #include "nodes/none.h"

@@ -8,6 +8,7 @@ import dataclasses
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, Generic
 
+import optree._C as _C
 from optree._C import PyTreeKind
 from optree.accessors import (
     AutoEntry,
@@ -295,7 +296,21 @@ def _structseq_unflatten(
     return cls(children)
 
 
+def _frozendict_unflatten(metadata: list[KT], values: Iterable[VT], /) -> Any:
+    return _frozendict(_dict_unflatten(metadata, values))
+
+
+def _frozendict_insertion_ordered_unflatten(
+    metadata: list[KT],
+    values: Iterable[VT],
+    /,
+) -> Any:
+    return _frozendict(_dict_insertion_ordered_unflatten(metadata, values))
+
+
 _Functions = tuple[Callable[..., Any], Callable[..., Any]]
+
+_frozendict: Any = getattr(builtins, "frozendict", None) if _C.OPTREE_HAS_FROZENDICT else None
 
 # One row a kind: its class, the kind, the class of path entries, how a node is taken apart and
 # rebuilt, and how while dictionaries keep their insertion order, if that is another way.
@@ -340,6 +355,13 @@ _BUILTIN_KINDS = (
         StructSequenceEntry,
         (_structseq_flatten, _structseq_unflatten),
         None,
+    ),
+    (
+        _frozendict,
+        PyTreeKind.FROZENDICT,
+        MappingEntry,
+        (_dict_flatten, _frozendict_unflatten),
+        (_dict_insertion_ordered_flatten, _frozendict_insertion_ordered_unflatten),
     ),
 )
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import inspect
 import os
@@ -25,7 +24,6 @@ import optree._C as _C
 from optree._C import PyTreeKind
 from optree.accessors import (
     AutoEntry,
-    MappingEntry,
     PyTreeEntry,
 )
 from optree.builtin_nodes import (
@@ -41,7 +39,6 @@ from optree.typing import (
     is_namedtuple_class,
     is_structseq_class,
 )
-from optree.utils import total_order_sorted
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -657,27 +654,3 @@ def clear_caches() -> None:
         [1, 2]
     """
     _C.clear_caches()
-
-
-def _flatten_frozendict(mapping: Any, /) -> tuple[list[Any], Any, list[Any]]:
-    keys = total_order_sorted(mapping)
-    metadata = DictMetaData(keys, original_keys=mapping, check_keys_consistency=False)
-    return [mapping[key] for key in keys], metadata, keys
-
-
-def _unflatten_frozendict(metadata: DictMetaData[Any], values: Any, /) -> Any:
-    items = dict.fromkeys(metadata.original_keys)
-    for i, key in enumerate(metadata):
-        items[key] = values[i]
-    return builtins.frozendict(items)  # type: ignore[attr-defined,unused-ignore]
-
-
-# Python 3.15 has it. TODO: a kind of node of its own; until then it is a custom node.
-if hasattr(builtins, "frozendict") and not _C.OPTREE_HAS_FROZENDICT:
-    register_pytree_node(
-        builtins.frozendict,
-        _flatten_frozendict,
-        _unflatten_frozendict,
-        path_entry_type=MappingEntry,
-        namespace=GLOBAL_NAMESPACE,
-    )
