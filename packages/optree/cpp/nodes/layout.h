@@ -114,6 +114,12 @@ struct LayoutTypes {
     PyTypeObject* loose;  // takes part in garbage collection
 };
 
+// Makes a layout of `size` keys given in insertion order; order[child] is the index of the child's key,
+// null if the traversal order is the same. Takes a reference to each key. The caller owns keys that
+// are not atomic: Python code may run before the references are taken.
+Ref make_layout_in_order(LayoutTypes types, PyObject* const* inserted, std::size_t size,
+                         const std::uint32_t* order, bool sorted);
+
 // Makes a layout of `size` keys given in insertion order. Sorts them (which may run Python code)
 // unless `sorted` is false.
 Ref make_layout(LayoutTypes types, PyObject* const* inserted, std::size_t size, bool sorted);
