@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import distributed_programs
 import pytest
 import sharded_programs as programs
 import torch
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+import torchopt
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
@@ -21,6 +26,25 @@ def test_sharded_parameters_are_trained_like_those_of_one_process(world, n):
             assert found[f"share {name}"] <= 1 / n + rest
             assert found[f"states {name}"] <= 2 * (1 / n + rest)
         assert found["states Adam"] > 0
+
+
+@pytest.mark.parametrize("name", programs.CLASSES)
+def test_get_state_dict_and_set_state_dict_take_our_optimizers(name):
+    def steps(net, optimizer, count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            (net(programs.batch()) ** 2).mean().backward()
+            optimizer.step()
+
+    net, again = programs.small_net(), programs.small_net()
+    first, second = (getattr(torchopt, name)(m.parameters(), lr=0.1) for m in (net, again))
+    steps(net, first, 3)
+    model, state = copy.deepcopy(get_state_dict(net, first))
+    assert state["param_groups"][0]["params"] == [k for k, _ in net.named_parameters()]
+    set_state_dict(again, second, model_state_dict=model, optim_state_dict=state)
+    for module, optimizer in ((net, first), (again, second)):
+        steps(module, optimizer, 2)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters()))
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

@@ -52,9 +52,14 @@ class Before:
         """What is in the buffers."""
         return self._contents
 
-    @torch.no_grad()
     def take(self, weight: float) -> list[Tensor | None]:
         """Return the weighted changes of the buffers by a task that ended, and undo them."""
+        if not self._modes:
+            return []
+        with torch.no_grad():
+            return self._take(weight)
+
+    def _take(self, weight: float) -> list[Tensor | None]:
         found: list[Tensor | None] = []
         for k, (part, key, x) in enumerate(self._buffers):
             now = part._buffers.get(key)

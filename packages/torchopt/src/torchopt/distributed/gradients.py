@@ -108,7 +108,8 @@ class Gradients:
         # Under `fully_shard` the graph ends in the gathered parameters, not in the shards.
         inputs = None if self.step.engine.is_fsdp else self.params
         (loss * self.step.weights[i]).backward(inputs=inputs)
-        self.step.before.add(self.step.before.take(self.step.weights[i]))
+        if changes := self.step.before.take(self.step.weights[i]):
+            self.step.before.add(changes)
 
 
 class _Whole(Gradients):

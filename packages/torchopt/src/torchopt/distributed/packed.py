@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees as bytes, with all tensors of a type in one piece: pickling them one by one takes long."""
+"""Trees as bytes, with tensors of a kind in one piece: pickling them one by one takes long."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ def pack(tree: Any) -> bytes:
     kinds: dict[Any, list[int]] = {}
     for k, x in enumerate(leaves):
         if _is_plain(x):
-            kinds.setdefault(x.dtype, []).append(k)
+            kinds.setdefault((x.dtype, x.shape, x.device), []).append(k)
         elif isinstance(x, Tensor):
             leaves[k] = x.detach().cpu()
     pieces = []
-    for dtype, members in kinds.items():
-        tensors = [leaves[k].detach() for k in members]
-        whole = torch.cat([x.reshape(-1) for x in tensors]).cpu()
-        content: Any = whole.view(torch.uint8).numpy()
-        pieces.append((dtype, members, [x.shape for x in tensors], content.tobytes()))
+    for (dtype, shape, _), members in kinds.items():
+        with torch.no_grad():
+            whole = torch.stack([leaves[k] for k in members]).cpu()
+        content: Any = whole.reshape(-1).view(torch.uint8).numpy()
+        pieces.append((dtype, tuple(shape), members, content.tobytes()))
         for k in members:
             leaves[k] = None
-    shapes = [(d, m, [tuple(s) for s in sizes], c) for d, m, sizes, c in pieces]
-    return pickle.dumps((spec, leaves, shapes), protocol=pickle.HIGHEST_PROTOCOL)
+    return pickle.dumps((spec, leaves, pieces), protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def _is_plain(x: Any) -> bool:
@@ -42,10 +41,11 @@ def _is_plain(x: Any) -> bool:
 def unpack(data: bytes) -> Any:
     """Return the tree that `pack` was given."""
     spec, leaves, pieces = pickle.loads(data)
-    for dtype, members, shapes, content in pieces:
-        whole = torch.frombuffer(bytearray(content) or bytearray(8), dtype=dtype)
-        sizes = [torch.Size(shape).numel() for shape in shapes]
-        for k, shape, x in zip(members, shapes, whole[: sum(sizes)].split(sizes)):
-            # Each with memory of its own, as if it had come alone.
-            leaves[k] = x.view(shape).clone()
+    for dtype, shape, members, content in pieces:
+        empty = torch.empty((len(members), *shape), dtype=dtype)
+        whole = (
+            torch.frombuffer(bytearray(content), dtype=dtype).view_as(empty) if content else empty
+        )
+        for k, x in zip(members, whole.unbind()):
+            leaves[k] = x.clone()  # with memory of its own, as if it had come alone
     return tree_unflatten(spec, leaves)

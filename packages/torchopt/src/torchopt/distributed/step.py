@@ -227,8 +227,10 @@ class Step:
         row = torch.zeros(2 * n + m + 2, dtype=torch.float64)
         errors, changed, losses, owners, used = row.split([1, 1, n, n, m])
         if self._losses:
-            found = torch.stack([x.double().cpu() for x in self._losses.values()])
-            losses[list(self._losses)] = found
+            found = list(self._losses.values())
+            if len({(x.dtype, x.device) for x in found}) > 1:
+                found = [x.double().cpu() for x in found]
+            losses[list(self._losses)] = torch.stack(found).double().cpu()
             owners[list(self._losses)] = float(group.rank)
         if group.size == 1:
             self.before.changes = gradients.finish()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchopt.base import GradientTransformation, UninitializedState, require_transformation
 from torchopt.kernels.devices import refuse_capture
 from torchopt.kernels.fused_step import StepCache
+from torchopt.optim.as_torch import AsTorch
 from torchopt.optim.named_state import leaf_names, load_named_state, named_state
 from torchopt.optim.states import StepLock, copied, fitted_state
 from torchopt.optimizers.native import launch_step, step_inplace
@@ -87,6 +88,12 @@ class Optimizer:
         if not isinstance(params, (list, tuple, dict, Tensor)):
             params = tuple(params)
         self.add_param_group(params)
+
+    def __iter__(self) -> Iterator[torch.optim.Optimizer]:
+        """Yield this optimizer as one of torch, for `get_state_dict` and `set_state_dict` of
+        `torch.distributed.checkpoint.state_dict`, which take several or a `torch.optim.Optimizer`.
+        """
+        yield AsTorch(self)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Zero the gradients of all parameters, or drop them.

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torchopt's optimizers for `torch.distributed.checkpoint.state_dict`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchopt.base import UninitializedState
+
+if TYPE_CHECKING:
+    from torchopt.optim.base import Optimizer
+
+__all__ = ["AsTorch"]
+
+
+class AsTorch(torch.optim.Optimizer):
+    """An optimizer as `get_state_dict` and `set_state_dict` want it: a state for each parameter.
+
+    Args:
+        optimizer: Whose states are shown and loaded.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        super().__init__([{"params": list(group)} for group in optimizer.param_groups], {})
+        self._show()
+
+    def _show(self) -> None:
+        self.state.clear()
+        named = self._optimizer.named_state_dict()
+        for group, shown in zip(named["groups"], self.param_groups):
+            for key, value in group["state"].items():
+                field, _, number = key.rpartition(".")
+                if field and number.isdigit():
+                    self.state[shown["params"][int(number)]][field] = value
+                else:
+                    shown[key] = value
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Make the states, without a step: torch calls this to have something to load into."""
+        del closure
+        optimizer = self._optimizer
+        for k, state in enumerate(optimizer.state_groups):
+            if isinstance(state, UninitializedState):
+                optimizer.state_groups[k] = optimizer.impls[k].init(optimizer._tree(k))
+        self._show()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` has returned, perhaps with other tensors."""
+        named = self._optimizer.named_state_dict()
+        for group, given in zip(named["groups"], state_dict["param_groups"]):
+            values: dict[str, Any] = {k: x for k, x in given.items() if k != "params"}
+            for number, parameter in enumerate(given["params"]):
+                for field, value in state_dict["state"].get(parameter, {}).items():
+                    values[f"{field}.{number}"] = value
+            group["initialized"], group["state"] = True, values
+        self._optimizer.load_named_state_dict(named)
+        self._show()
