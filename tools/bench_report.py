@@ -44,7 +44,10 @@ PICTURES = {
     "packages/torchopt/docs/speed.png": ("torchopt", "speed"),
 }
 # The modules that make the tables of suites that have no folder of their own.
-REPORTS = {"optree_threads": "benchmarks.optree.threads_report"}
+REPORTS = {
+    "optree_pythons": "benchmarks.optree.pythons",
+    "optree_threads": "benchmarks.optree.threads_report",
+}
 BLOCK = re.compile(r"(<!-- bench:begin (\w+) (\w+) -->\n)(.*?)(<!-- bench:end -->)", re.DOTALL)
 
 Render = Callable[[str, str], str]
