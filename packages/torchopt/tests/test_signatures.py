@@ -243,7 +243,7 @@ NAMES = [
 
 # Arguments this package adds, each with a default and by keyword only.
 ADDED = {
-    "first_order", "detach_every", "impl", "differentiable", "amsgrad",
+    "first_order", "detach_every", "impl", "differentiable", "amsgrad", "backend",
 }  # fmt: skip
 
 
