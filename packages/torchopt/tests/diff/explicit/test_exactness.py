@@ -103,7 +103,9 @@ def test_every_optimizer_and_each_of_its_hyper_parameters(case: str) -> None:
         got = torch.autograd.grad(
             outer(result.params, result.losses, result.state), inputs, allow_unused=True
         )
-        assert worst(expected, got, inputs) < TOLERANCE, derivative
+        # The derivative of an eigenbasis divides by differences of eigenvalues.
+        tolerance = 10 * TOLERANCE if case.startswith("soap") else TOLERANCE
+        assert worst(expected, got, inputs) < tolerance, derivative
 
 
 @pytest.mark.parametrize("case", ["adam", "sgd-momentum", "schedule_free_adamw", "adam-fused"])

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from torchopt.diff.closure import captured
+from torchopt.diff.closure import captured, require_arguments
 from torchopt.diff.explicit.attention import TwiceDifferentiable
 from torchopt.diff.surroundings import Surroundings
 from torchopt.params.swap import Swap
@@ -29,9 +29,10 @@ from torchopt.tree_function import apply_sweep
 
 __all__ = ["find_blocks", "rematerialised"]
 
+HIDDEN = "Pass it to the block, or name the blocks without this one, as in blocks=()."
 _active = threading.local()
 _lock = threading.Lock()
-_patched: dict[int, int] = {}
+_patched: dict[int, tuple[int, Any]] = {}  # how often, and what stood there before
 
 
 def find_blocks(loss: Any, names: Sequence[str] | None) -> list[nn.Module]:
@@ -82,9 +83,10 @@ def rematerialised(blocks: Sequence[nn.Module]) -> Iterator[None]:
         return
     with _lock:
         for block in blocks:
-            if not _patched.get(id(block)):
+            count, present = _patched.get(id(block), (0, block.__dict__.get("forward")))
+            if not count:
                 block.__dict__["forward"] = _Wrapped(block, block.forward)
-            _patched[id(block)] = _patched.get(id(block), 0) + 1
+            _patched[id(block)] = count + 1, present
     before = getattr(_active, "on", False)
     _active.on = True
     try:
@@ -93,9 +95,13 @@ def rematerialised(blocks: Sequence[nn.Module]) -> Iterator[None]:
         _active.on = before
         with _lock:
             for block in blocks:
-                _patched[id(block)] -= 1
-                if not _patched[id(block)]:
-                    del _patched[id(block)], block.__dict__["forward"]
+                count, present = _patched.pop(id(block))
+                if count > 1:
+                    _patched[id(block)] = count - 1, present
+                elif present is None:
+                    del block.__dict__["forward"]
+                else:
+                    block.__dict__["forward"] = present
 
 
 class _Wrapped:
@@ -131,16 +137,19 @@ def _remade(function: Callable[..., Any], tensors: Sequence[Tensor], seen: Surro
     pairs = [forward_ad.unpack_dual(x) if _level() else (x, None) for x in tensors]
     with torch.no_grad():
         out, spec = tree_flatten(function(*tensors), none_is_leaf=True)
-    values = [forward_ad.unpack_dual(y) if _level() else (y, None) for y in out]
+    found = _tensors(out)
+    values = [forward_ad.unpack_dual(y) if _level() else (y, None) for y in found]
     block = _Block(function, [t for _, t in pairs], [y for y, _ in values], seen)
-    outputs = apply_sweep(block, *(x for x, _ in pairs))
-    return tree_unflatten(
-        spec,
-        [
-            y if tangent is None else forward_ad.make_dual(y, tangent)
-            for y, (_, tangent) in zip(outputs, values)
-        ],
-    )
+    outputs = [
+        y if tangent is None else forward_ad.make_dual(y, tangent)
+        for y, (_, tangent) in zip(apply_sweep(block, *(x for x, _ in pairs)), values)
+    ]
+    remaining = iter(outputs)
+    return tree_unflatten(spec, [next(remaining) if isinstance(y, Tensor) else y for y in out])
+
+
+def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
+    return [x for x in leaves if isinstance(x, Tensor)]
 
 
 def _level() -> bool:
@@ -180,7 +189,9 @@ class _Block:
             with TwiceDifferentiable():
                 result = self._function(*leaves)
             out, _ = tree_flatten(result, none_is_leaf=True)
-            used = [out[i] for i in present]
+            results = _tensors(out)
+            used = [results[i] for i in present]
+            require_arguments(used, leaves, self._function, "inner_loop: blocks", HIDDEN)
             curved = any(t is not None for t in self._tangents)
             found = torch.autograd.grad(
                 used,

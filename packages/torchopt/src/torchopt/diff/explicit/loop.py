@@ -184,8 +184,15 @@ class Explicit:
                 "both."
             )
         if isinstance(batches, (list, tuple)) and not hasattr(batches, "_fields"):
-            stacked = isinstance(batches, tuple) and _leading(batches) == {self.steps}
-            if not stacked:
+            stacked = _leading(batches) == {self.steps}
+            if stacked and isinstance(batches, tuple) and len(batches) == self.steps:
+                raise ValueError(
+                    f"inner_loop: batches: expected a tuple that is either one batch for each of "
+                    f"{self.steps} steps or a tree of tensors with a leading dimension of "
+                    f"{self.steps}, got one that is both; pass a list of batches, or a dict of "
+                    "stacked tensors."
+                )
+            if not stacked or len(batches) == self.steps:
                 _require_length(len(batches), self.steps, "a sequence of")
                 return tuple(batches), False
         lengths = _leading(batches)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -131,7 +132,9 @@ class _Rebuild:
     def _object(self, value: Any) -> Any:
         held = getattr(value, "__dict__", None)
         if not isinstance(held, dict):
-            return value
+            return self._slotted(value)
+        # What was computed from the fields is computed again; it may lead back to this object.
+        held = {k: x for k, x in held.items() if not _is_computed(type(value), k)}
         if isinstance(value, nn.Module):
             tables = ("_parameters", "_buffers", "_modules")
             entries = {
@@ -151,3 +154,19 @@ class _Rebuild:
         made.__dict__.clear()
         made.__dict__.update(entries)
         return made
+
+    def _slotted(self, value: Any) -> Any:
+        names = [n for n in getattr(type(value), "__slots__", ()) if hasattr(value, n)]
+        members = {n: getattr(value, n) for n in names}
+        entries = self._entries(members)
+        if all(entries[n] is x for n, x in members.items()):
+            return value
+        made = copy.copy(value)
+        for n, x in entries.items():
+            object.__setattr__(made, n, x)
+        return made
+
+
+def _is_computed(kind: type, name: str) -> bool:
+    found = inspect.getattr_static(kind, name, None)
+    return isinstance(found, functools.cached_property)

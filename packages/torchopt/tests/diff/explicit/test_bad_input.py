@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cannot be run is refused with one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchopt
+from torchopt.errors import NotDifferentiableError
+
+
+def loss_of(w: Tensor, batch: Any) -> Tensor:
+    return ((w - 1) ** 2).sum()
+
+
+MADE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "no steps": ({"steps": 0}, ValueError, "steps: expected at least 1, got 0"),
+    "half a step": ({"steps": 1.5}, TypeError, "steps: expected an int, got float"),
+    "a derivative": ({"derivative": "backward"}, ValueError, "derivative: expected one of 'rev"),
+    "no snapshots": ({"keep": 0}, ValueError, "keep: expected at least 1, got 0"),
+    "a text": ({"keep": "some"}, ValueError, r'keep: expected "all", "steps", a number'),
+    "a window": ({"window": 0}, ValueError, "window: expected at least 1, got 0"),
+    "a loss": ({"loss": 3}, TypeError, "loss: expected a function"),
+    "an optimizer": ({"optimizer": 0.1}, TypeError, "is not a GradientTransformation"),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_loop_that_cannot_be_made(name: str) -> None:
+    changed, error, message = MADE[name]
+    fields: dict[str, Any] = {"loss": loss_of, "optimizer": torchopt.sgd(0.1), "steps": 2}
+    fields |= changed
+    with pytest.raises(error, match=message) as raised:
+        torchopt.inner_loop(fields.pop("loss"), fields.pop("optimizer"), **fields)
+    assert len(str(raised.value)) < 400
+
+
+CALLED: dict[str, tuple[Any, Any, tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
+    "both kinds of batch": (None, None, (1,), {"batches": [1, 2]}, TypeError, "got both"),
+    "too few batches": (None, None, (), {"batches": [1]}, ValueError, "length 2.*got 1"),
+    "batches too long": (
+        None, None, (), {"batches": torch.ones(3, 4)}, ValueError, "length 2.*got 3",
+    ),
+    "a vector": (lambda w, b: w, None, (), {}, TypeError, r"0-dim.*of shape \(2,\)"),
+    "a number": (lambda w, b: 1.0, None, (), {}, TypeError, "got float"),
+    "a constant": (
+        lambda w, b: torch.ones(()), None, (), {}, NotDifferentiableError, "does not depend",
+    ),
+    "a keyword": (None, torchopt.sgd(0.1), (), {"lr": 0.1}, TypeError, "a constructor.*'lr'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("keep", ["all", "steps"])
+@pytest.mark.parametrize("name", CALLED)
+def test_a_call_that_does_not_fit(name: str, keep: str) -> None:
+    loss, optimizer, args, keywords, error, message = CALLED[name]
+    inner = torchopt.inner_loop(loss or loss_of, optimizer or torchopt.sgd(0.1), steps=2, keep=keep)
+    with pytest.raises(error, match=message) as raised:
+        inner(torch.ones(2, requires_grad=True), *args, **keywords)
+    assert len(str(raised.value)) < 400
+
+
+def test_a_module_in_the_place_of_parameters() -> None:
+    inner = torchopt.inner_loop(loss_of, torchopt.sgd(0.1), steps=1)
+    with pytest.raises(TypeError, match="functional_call"):
+        inner(nn.Linear(1, 1))
+
+
+def test_more_tangents_than_parameters_are_worth() -> None:
+    inner = torchopt.inner_loop(loss_of, torchopt.sgd, steps=1, derivative="forward")
+    lr = torch.tensor(0.1, requires_grad=True)
+    with pytest.warns(UserWarning, match=r"parameters \(2\), got 3; each step is taken 3 more"):
+        inner(torch.ones(2, requires_grad=True), lr=lr)
+
+
+def test_a_budget_under_a_transform() -> None:
+    inner = torchopt.inner_loop(loss_of, torchopt.sgd(0.1), steps=1, keep="1MiB")
+    with pytest.raises(ValueError, match="outside of transforms"):
+        torch.func.grad(lambda w: inner(w).params.sum())(torch.ones(2))
