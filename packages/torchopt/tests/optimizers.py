@@ -371,6 +371,27 @@ MORE = (
         ),
     ),
     new_row(
+        "schedule_free_radam",
+        references.twin(references.schedule_free_radam),
+        (
+            *grid(
+                lr=(0.05,),
+                betas=((0.9, 0.99), (0.5, 0.9)),
+                eps=(1e-8, 1e-2),
+                weight_decay=(0.0, 0.1),
+                sgd_phase=(True, False),
+            ),
+            {
+                "lr": 0.05,
+                "betas": (0.9, 0.99),
+                "eps": 1e-2,
+                "weight_decay": 0.1,
+                "maximize": True,
+                "sgd_phase": True,
+            },
+        ),
+    ),
+    new_row(
         "schedule_free_sgd",
         references.twin(references.schedule_free_sgd),
         grid(lr=(0.2,), beta=(0.9, 0.5), weight_decay=(0.0, 0.1), warmup_steps=(0, 4)),
@@ -524,6 +545,10 @@ SMOOTH: dict[str, tuple[str, dict[str, Any]]] = {
     "soap": ("soap", {"eps": 1e-2, "weight_decay": 0.1, "update_every": 1}),
     "psgd": ("psgd", {"weight_decay": 0.1, "precondition_lr": 0.3}),
     "psgd-diagonal": ("psgd", {"precondition_lr": 0.3, "max_size": 2}),
+    "schedule_free_radam": (
+        "schedule_free_radam",
+        {"lr": 0.1, "betas": (0.9, 0.9), "eps": 1e-2, "weight_decay": 0.1, "sgd_phase": True},
+    ),
     "schedule_free_sgd": ("schedule_free_sgd", {"lr": 0.1, "weight_decay": 0.1}),
     "schedule_free_adamw": ("schedule_free_adamw", {"lr": 0.1, "eps": 1e-2}),
 }

@@ -209,6 +209,35 @@ def schedule_free_adamw(
     schedule_free_sgd(p, direction, s, t, lr, betas[0], weight_decay, warmup_steps)
 
 
+def schedule_free_radam(
+    p: Tensor,
+    g: Tensor,
+    s: dict[str, Any],
+    t: int,
+    lr: float,
+    betas: Any,
+    eps: float,
+    weight_decay: float,
+    sgd_phase: bool = False,
+) -> None:
+    z, x = s.setdefault("z", p.clone()), s.setdefault("x", p.clone())
+    (v,) = start(s, p, "v")
+    b1, b2 = betas
+    s["v"] = v = b2 * v + (1 - b2) * g * g
+    limit = 2 / (1 - b2) - 1
+    rho = limit - 2 * t * b2**t / (1 - b2**t)
+    gamma, direction = (lr if sgd_phase else 0.0), g
+    if rho > 4:
+        r2 = ((rho - 4) * (rho - 2) * limit) / ((limit - 4) * (limit - 2) * rho)
+        gamma = lr * math.sqrt(r2)
+        direction = g / ((v / (1 - b2**t)).sqrt() + eps)
+    s["sum"] = s.get("sum", 0.0) + gamma**2
+    c = gamma**2 / s["sum"] if s["sum"] else 0.0
+    s["z"] = z = z - gamma * (direction + weight_decay * p)
+    s["x"] = x = (1 - c) * x + c * z
+    p.copy_((1 - b1) * z + b1 * x)
+
+
 def shampoo(
     p: Tensor,
     g: Tensor,

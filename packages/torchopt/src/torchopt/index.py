@@ -41,6 +41,7 @@ OPTIMIZERS = {
     "rmsprop": "RMSProp",
     "rprop": "Rprop",
     "schedule_free_adamw": "ScheduleFreeAdamW",
+    "schedule_free_radam": "ScheduleFreeRAdam",
     "schedule_free_sgd": "ScheduleFreeSGD",
     "sgd": "SGD",
     "shampoo": "Shampoo",

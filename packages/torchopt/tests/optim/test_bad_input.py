@@ -197,7 +197,15 @@ def test_a_tensor_of_betas_is_differentiated() -> None:
     assert bool(found[0].all())
 
 
-FIXED_STEPS = ["adafactor", "asgd", "prodigy", "rprop", "schedule_free_adamw", "schedule_free_sgd"]
+FIXED_STEPS = [
+    "adafactor",
+    "asgd",
+    "prodigy",
+    "rprop",
+    "schedule_free_adamw",
+    "schedule_free_radam",
+    "schedule_free_sgd",
+]
 """The optimizers whose rules read the step size."""
 
 

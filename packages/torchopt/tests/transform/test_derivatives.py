@@ -45,14 +45,14 @@ def inputs(steps: int) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("case", sorted(SMOOTH))
 def test_gradcheck(case: str) -> None:
     # RAdam changes its formula at the sixth step; Shampoo's roots take a while.
-    steps = {"radam": 7, "shampoo": 2}.get(case, 3)
+    steps = {"radam": 7, "schedule_free_radam": 6, "shampoo": 2}.get(case, 3)
     function = unrolled(*SMOOTH[case], steps)
     assert torch.autograd.gradcheck(function, inputs(steps), check_forward_ad=True)
 
 
 @pytest.mark.parametrize("case", sorted(SMOOTH))
 def test_gradgradcheck(case: str) -> None:
-    steps = 7 if case == "radam" else 2
+    steps = {"radam": 7, "schedule_free_radam": 6}.get(case, 2)
     function = unrolled(*SMOOTH[case], steps)
     assert torch.autograd.gradgradcheck(function, inputs(steps))
 

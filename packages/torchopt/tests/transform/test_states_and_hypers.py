@@ -13,7 +13,7 @@ from torchopt.pytree import tree_flatten, tree_unflatten
 
 DOUBLE = torch.float64
 
-STEPS = {"radam": 7}
+STEPS = {"radam": 7, "schedule_free_radam": 6}
 
 
 def randn(*shape: int, seed: int) -> Tensor:

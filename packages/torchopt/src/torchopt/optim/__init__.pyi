@@ -25,7 +25,7 @@ __all__ = [
     'AdaMax', 'Adadelta', 'Adafactor', 'Adagrad', 'Adam', 'AdamW', 'Adamax', 'Adan',
     'FuncOptimizer', 'LAMB', 'LARS', 'Lion', 'MARS', 'Muon', 'NAdam', 'NAdamW', 'Optimizer', 'PSGD',
     'Prodigy', 'RAdam', 'RMSProp', 'RMSprop', 'Rprop', 'SGD', 'SOAP', 'ScheduleFreeAdamW',
-    'ScheduleFreeSGD', 'Shampoo', 'Signum', 'Sophia', 'TorchOptimizer', 'Yogi',
+    'ScheduleFreeRAdam', 'ScheduleFreeSGD', 'Shampoo', 'Signum', 'Sophia', 'TorchOptimizer', 'Yogi',
 ]
 
 class AdaBelief(Optimizer):
@@ -263,6 +263,15 @@ class ScheduleFreeAdamW(Optimizer):
         self, params: Iterable[Tensor], lr: float | Tensor = 0.0025,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
         warmup_steps: int = 0, *, maximize: bool = False,
+    ) -> None: ...
+
+class ScheduleFreeRAdam(Optimizer):
+    """ScheduleFreeRAdam with the interface of torch.optim; see `Optimizer`."""
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float | Tensor = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
+        sgd_phase: bool = False, *, maximize: bool = False,
     ) -> None: ...
 
 class ScheduleFreeSGD(Optimizer):

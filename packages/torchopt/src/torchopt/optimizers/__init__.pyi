@@ -78,6 +78,9 @@ from torchopt.optimizers.schedule_free import (
     schedule_free_adamw as schedule_free_adamw,
     schedule_free_sgd as schedule_free_sgd,
 )
+from torchopt.optimizers.schedule_free_radam import (
+    schedule_free_radam as schedule_free_radam,
+)
 from torchopt.optimizers.sgd import (
     sgd as sgd,
 )
@@ -101,5 +104,6 @@ __all__ = [
     'adabelief', 'adadelta', 'adafactor', 'adagrad', 'adam', 'adamax', 'adamw', 'adan', 'ademamix',
     'adopt', 'amsgrad', 'amsgradw', 'asgd', 'lamb', 'lars', 'lion', 'mars', 'muon', 'nadam',
     'nadamw', 'prodigy', 'psgd', 'radam', 'rmsprop', 'rprop', 'schedule_free_adamw',
-    'schedule_free_sgd', 'sgd', 'shampoo', 'signum', 'soap', 'sophia', 'yogi',
+    'schedule_free_radam', 'schedule_free_sgd', 'sgd', 'shampoo', 'signum', 'soap', 'sophia',
+    'yogi',
 ]

@@ -90,6 +90,9 @@ from torchopt.optimizers.schedule_free import (
     averaged_params as averaged_params,
     schedule_free as schedule_free,
 )
+from torchopt.optimizers.schedule_free_radam import (
+    ScheduleFreeRadamState as ScheduleFreeRadamState,
+)
 from torchopt.optimizers.sgd import (
     DampenedTraceState as DampenedTraceState,
     TraceState as TraceState,

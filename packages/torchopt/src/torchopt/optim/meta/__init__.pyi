@@ -20,8 +20,8 @@ __all__ = [
     'MetaAdam', 'MetaAdamW', 'MetaAdamax', 'MetaAdan', 'MetaLAMB', 'MetaLARS', 'MetaLion',
     'MetaMARS', 'MetaMuon', 'MetaNAdam', 'MetaNAdamW', 'MetaOptimizer', 'MetaPSGD', 'MetaProdigy',
     'MetaRAdam', 'MetaRMSProp', 'MetaRMSprop', 'MetaRprop', 'MetaSGD', 'MetaSOAP',
-    'MetaScheduleFreeAdamW', 'MetaScheduleFreeSGD', 'MetaShampoo', 'MetaSignum', 'MetaSophia',
-    'MetaYogi',
+    'MetaScheduleFreeAdamW', 'MetaScheduleFreeRAdam', 'MetaScheduleFreeSGD', 'MetaShampoo',
+    'MetaSignum', 'MetaSophia', 'MetaYogi',
 ]
 
 class MetaAdaBelief(MetaOptimizer):
@@ -275,6 +275,16 @@ class MetaScheduleFreeAdamW(MetaOptimizer):
         self, module: nn.Module, lr: float | Tensor = 0.0025,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
         warmup_steps: int = 0, *, maximize: bool = False, first_order: bool = False,
+        detach_every: int | None = None,
+    ) -> None: ...
+
+class MetaScheduleFreeRAdam(MetaOptimizer):
+    """ScheduleFreeRAdam as part of the graph; see `MetaOptimizer`."""
+
+    def __init__(
+        self, module: nn.Module, lr: float | Tensor = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
+        sgd_phase: bool = False, *, maximize: bool = False, first_order: bool = False,
         detach_every: int | None = None,
     ) -> None: ...
 
