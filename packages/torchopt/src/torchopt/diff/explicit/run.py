@@ -72,13 +72,12 @@ class Run:
             grads, value, extra = gradient(call, carry, tensors, t)
             if t in places:
                 self._moments[t] = Moment(before, seen, self._kept(grads))
-                drawn = seen.generators()
-                carry = update(call, optimizer, grads, before).detached()
-                if not all(map(torch.equal, drawn, seen.generators())):
-                    # The adjoint of the update has to see what it drew: after the loss.
-                    self._moments[t] = Moment(before, seen)
-            else:
-                carry = update(call, optimizer, grads, before).detached()
+            kept = t in places and self._moments[t].grads is not None
+            drawn = seen.generators() if kept else []
+            carry = update(call, optimizer, grads, before).detached()
+            if kept and not all(map(torch.equal, drawn, seen.generators())):
+                # The adjoint of the update has to see what it drew: after the loss.
+                self._moments[t] = Moment(before, seen)
             losses.append(value)
             aux.append(extra)
         found = Outputs.of(call, carry, losses, aux)
