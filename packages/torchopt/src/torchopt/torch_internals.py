@@ -6,34 +6,49 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.utils.checkpoint as torch_checkpoint
 from torch import Tensor
 from torch._functorch import eager_transforms
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 __all__ = [
     "FakeTensor",
     "any_autocast",
+    "any_watched",
     "backward_pass",
+    "below_transforms",
     "bump_versions",
     "checkpoint_of",
+    "count_forward_modes",
     "counts_for_any_autocast",
+    "forward_mode_enabled",
     "gradient_in_transform",
     "has_tangent",
     "in_forward_mode",
+    "is_batched",
+    "is_batched_backward",
+    "is_batched_by_old_vmap",
     "is_checkpoint_in_transform",
+    "is_differentiated",
+    "is_traced",
+    "is_tracked",
     "is_transforming",
+    "is_watched",
     "is_wrapped",
     "is_zero_tensor",
     "pack_hooks",
+    "plain_entry",
     "reentrant_checkpoint",
     "remove_fsdp_hooks",
+    "taken_off_old_vmap",
     "top_saved_tensor_hooks",
+    "with_forward_mode",
     "without_recurrent_kernels",
 ]
 
@@ -125,6 +140,15 @@ is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_
 is_transforming: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
+#: Return whether a tensor is batched by the vmap before torch.func's.
+is_batched_by_old_vmap: Callable[[Tensor], bool] = getattr(
+    torch._C._functorch, "is_legacy_batchedtensor", lambda x: False
+)
+
+#: Return whether forward mode may follow what happens; off inside of a Function's derivative.
+forward_mode_enabled: Callable[[], bool] = torch._C._is_fwd_grad_enabled
+
+
 def in_forward_mode() -> bool:
     """Return whether tensors may have tangents."""
     return forward_ad._current_level >= 0
@@ -179,7 +203,7 @@ def reentrant_checkpoint() -> Any:
     None outside of one.
     """
     # Only the forward pass of a torch.autograd.Function switches off both modes.
-    if torch.is_grad_enabled() or torch._C._is_fwd_grad_enabled():
+    if torch.is_grad_enabled() or forward_mode_enabled():
         return None
     if torch.is_inference_mode_enabled():
         return None
@@ -257,3 +281,135 @@ def without_recurrent_kernels() -> Iterator[None]:
     finally:
         internals._set_mkldnn_enabled(before[0])
         internals._set_cudnn_enabled(before[1])
+
+
+_functorch: Any = torch._C._functorch
+
+# Parsed once: torch takes 5 us to make a key of its name.
+_VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
+_BATCHED = torch._C._dispatch_key_parse("Batched")
+
+
+def count_forward_modes() -> int:
+    """Return how many forward modes of torch.func the caller runs inside of."""
+    stack = _functorch.get_interpreter_stack() or []
+    return sum(level.key() == _functorch.TransformType.Jvp for level in stack)
+
+
+#: A context in which forward mode is on, or off.
+with_forward_mode: Callable[[bool], Any] = forward_ad._set_fwd_grad_enabled
+
+
+def any_watched(tensors: Iterable[Tensor]) -> bool:
+    """Return whether a graph, a transform or a forward mode follows what happens to one of them."""
+    with_graph = torch.is_grad_enabled()
+    with_tangents = forward_ad._current_level >= 0
+    if not with_graph and not with_tangents:
+        return any(map(is_wrapped, tensors))
+    for x in tensors:
+        if (
+            (with_graph and x.requires_grad)
+            or is_wrapped(x)
+            or (with_tangents and forward_ad.unpack_dual(x).tangent is not None)
+        ):
+            return True
+    return False
+
+
+def is_batched_backward(cotangents: Iterable[Tensor]) -> bool:
+    """Return whether `is_grads_batched` of torch.autograd.grad hands over a batch of cotangents.
+
+    Those are tensors of a vmap older than torch.func's, which asks a Function for no rule.
+    """
+    if not torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE):
+        return False
+    return any(torch._C._dispatch_keys(x).has(_BATCHED) for x in cotangents)
+
+
+def taken_off_old_vmap(
+    tensors: Sequence[Tensor],
+) -> tuple[list[Tensor] | None, tuple[int | None, ...], Callable[[Tensor], Tensor]] | None:
+    """Return tensors without the batch of that older vmap, where the batches are, and what puts one
+    back; None outside of it. The tensors are None in another thread than the one that asked.
+    """
+    old = [torch._C._dispatch_keys(x).has(_BATCHED) for x in tensors]
+    if not any(old):
+        return None
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    dims = tuple(0 if o else None for o in old)
+
+    def put_back(x: Tensor) -> Tensor:
+        return torch._add_batch_dim(x, 0, level)
+
+    if level < 1:
+        return None, dims, put_back
+    plain = [torch._remove_batch_dim(x, level, 0, 0) if o else x for x, o in zip(tensors, old)]
+    return plain, dims, put_back
+
+
+def is_watched(x: Tensor) -> bool:
+    """Return whether a graph, a transform or a forward mode follows what happens to `x`."""
+    return any_watched((x,))
+
+
+def is_traced() -> bool:
+    """Return whether operations are recorded to be run later: a kernel call would not be."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def is_tracked(x: Tensor) -> bool:
+    """Return whether a derivative of x may be asked for at some level, or x belongs to a vmap."""
+    return is_batched(x) or is_differentiated(x)
+
+
+def is_differentiated(x: Tensor) -> bool:
+    """Return whether a derivative of x may be asked for at some level: by a graph, a transform or
+    a forward mode.
+    """
+    if not is_wrapped(x):
+        return _has_derivative(x)
+    with contextlib.ExitStack() as above:
+        # What belongs to a level is only seen by it: the levels above are taken off meanwhile.
+        for level in range(len(_functorch.get_interpreter_stack() or ()), -1, -1):
+            if _functorch.maybe_get_level(x) == level:
+                if not _functorch.is_batchedtensor(x) and _has_derivative(x):
+                    return True
+                x = _functorch.get_unwrapped(x)
+            if level:
+                above.enter_context(temporarily_pop_interpreter_stack())
+        return _has_derivative(below_transforms(x))
+
+
+def _has_derivative(x: Tensor) -> bool:
+    return x.requires_grad or forward_ad.unpack_dual(x, level=0).tangent is not None
+
+
+def below_transforms(x: Tensor) -> Tensor:
+    """Return the tensor below all wrappers of torch.func; its batches are dimensions there."""
+    while is_wrapped(x):
+        x = _functorch.get_unwrapped(x)
+    return x
+
+
+def plain_entry(x: Tensor) -> Tensor:
+    """Return the tensor below all transforms, outside of any graph; of a batch, its first entry."""
+    while is_wrapped(x):
+        dim = _functorch.maybe_get_bdim(x) if _functorch.is_batchedtensor(x) else -1
+        x = _functorch.get_unwrapped(x)
+        if dim >= 0:
+            x = x.select(dim, 0)
+    return x.detach()
+
+
+def is_batched(x: Tensor) -> bool:
+    """Return whether x belongs to a vmap, at some level."""
+    while is_wrapped(x):
+        if _functorch.is_batchedtensor(x):
+            return True
+        x = _functorch.get_unwrapped(x)
+    return False

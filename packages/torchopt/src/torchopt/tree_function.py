@@ -12,11 +12,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
 
 from torchopt.errors import NotDifferentiableError
-from torchopt.torch_internals import is_transforming
+from torchopt.torch_internals import (
+    any_watched,
+    below_transforms,
+    count_forward_modes,
+    in_forward_mode,
+    is_batched,
+    is_batched_backward,
+    is_differentiated,
+    is_traced,
+    is_tracked,
+    is_transforming,
+    is_watched,
+    plain_entry,
+    taken_off_old_vmap,
+    with_forward_mode,
+)
 from torchopt.tree import is_smooth, tree_map
 
 if TYPE_CHECKING:
@@ -50,10 +64,6 @@ __all__ = [
 ]
 
 Tensors = tuple[Tensor, ...]
-
-# Parsed once: torch takes 5 us to make a key of its name.
-_VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
-_BATCHED = torch._C._dispatch_key_parse("Batched")
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ class Operation:
         n = self.num_inputs
         m = len(cotangents)
         present = tuple(x for x in cotangents if x is not None)
-        batched = _is_batched_backward(present)
+        batched = is_batched_backward(present)
         kernel = None if batched else self.vjp_kernel
         if kernel is not None and not any_watched((*inputs, *present, *constants)):
             with torch.no_grad():
@@ -162,12 +172,11 @@ class Operation:
 
 def forward_modes() -> Any:
     """Return a context with forward mode on, inside of a Function, which switches it off."""
-    return forward_ad._set_fwd_grad_enabled(True)
+    return with_forward_mode(True)
 
 
 def _require_one_forward_mode(rule: Rule) -> None:
-    stack = torch._C._functorch.get_interpreter_stack() or []
-    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
+    if count_forward_modes() > 1:
         raise NotDifferentiableError(
             f"{type(rule).__name__}: a forward mode inside a forward mode cannot see the tensors "
             "of a closure. Pass them as arguments (LinearOperator.from_function), or use reverse "
@@ -233,7 +242,7 @@ class _OperationFunction(torch.autograd.Function):
 def _stand_ins(operation: Operation, cotangents: tuple[Any, ...]) -> Tensors:
     assert operation.stand_in_of is not None
     inputs = map(operation.stand_in_of, range(operation.num_inputs))
-    if _is_batched_backward(cotangents):  # which cannot be detached
+    if is_batched_backward(cotangents):  # which cannot be detached
         cotangents = tuple(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in cotangents)
     elif torch.is_grad_enabled():  # nothing is to be sent back through them
         cotangents = tuple(x.detach() for x in cotangents)
@@ -339,19 +348,17 @@ def over_batched(function: Callable[..., Tensors], tensors: Tensors) -> Tensors:
     `torch.autograd.grad(..., is_grads_batched=True)` has a vmap of its own, older than torch.func's
     and with fewer rules: it is taken off, and torch.func's put in its place.
     """
-    old = [torch._C._dispatch_keys(x).has(_BATCHED) for x in tensors]
-    if not any(old):
+    taken = taken_off_old_vmap(tensors)
+    if taken is None:
         return function(*tensors)
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    if level < 1:
+    plain, dims, put_back = taken
+    if plain is None:
         raise NotDifferentiableError(
             "is_grads_batched=True: expected a backward pass in the thread that asked for it. Use "
             "torch.func.vmap(torch.func.vjp(...)[1]), or a loop."
         )
-    plain = [torch._remove_batch_dim(x, level, 0, 0) if o else x for x, o in zip(tensors, old)]
-    batched = torch.func.vmap(function, tuple(0 if o else None for o in old), randomness="same")
-    return tuple(torch._add_batch_dim(x, 0, level) for x in batched(*plain))
+    batched = torch.func.vmap(function, dims, randomness="same")
+    return tuple(put_back(x) for x in batched(*plain))
 
 
 class Rule(Protocol):
@@ -573,52 +580,6 @@ def apply_sweep(sweep: Sweep, *inputs: Tensor) -> Tensors:
     return outputs
 
 
-def any_watched(tensors: Iterable[Tensor]) -> bool:
-    """Return whether a graph, a transform or a forward mode follows what happens to one of them."""
-    with_graph = torch.is_grad_enabled()
-    with_tangents = forward_ad._current_level >= 0
-    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    if not with_graph and not with_tangents:
-        return any(map(is_wrapped, tensors))
-    for x in tensors:
-        if (
-            (with_graph and x.requires_grad)
-            or is_wrapped(x)
-            or (with_tangents and forward_ad.unpack_dual(x).tangent is not None)
-        ):
-            return True
-    return False
-
-
-def _is_batched_backward(cotangents: Iterable[Tensor]) -> bool:
-    """Return whether `is_grads_batched` of torch.autograd.grad hands over a batch of cotangents.
-
-    Those are tensors of a vmap older than torch.func's, which asks a Function for no rule.
-    """
-    if not torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE):
-        return False
-    return any(torch._C._dispatch_keys(x).has(_BATCHED) for x in cotangents)
-
-
-def is_watched(x: Tensor) -> bool:
-    """Return whether a graph, a transform or a forward mode follows what happens to `x`."""
-    return any_watched((x,))
-
-
-def derivatives_wanted() -> bool:
-    """Return whether anybody may differentiate what is computed now."""
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0 or is_transforming()
-
-
-def is_traced() -> bool:
-    """Return whether operations are recorded to be run later: a kernel call would not be."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-        or torch._C._get_tracing_state() is not None
-    )
-
-
 PLAIN = (Tensor, torch.nn.Parameter)
 """The types whose memory holds their elements; that of a subclass may hold anything."""
 
@@ -628,7 +589,7 @@ def are_plain(*roles: Iterable[Tensor]) -> bool:
     follows them, and no subclass has a say.
     """
     return (
-        forward_ad._current_level < 0
+        not in_forward_mode()
         and not is_transforming()
         and not is_traced()
         and all(frozenset(PLAIN).issuperset(map(type, role)) for role in roles)
@@ -644,60 +605,9 @@ def placed_like(old: Any, new: Any) -> Tensor:
     return placed
 
 
-def is_tracked(x: Tensor) -> bool:
-    """Return whether a derivative of x may be asked for at some level, or x belongs to a vmap."""
-    return is_batched(x) or is_differentiated(x)
-
-
-def is_differentiated(x: Tensor) -> bool:
-    """Return whether a derivative of x may be asked for at some level: by a graph, a transform or
-    a forward mode.
-    """
-    functorch = torch._C._functorch
-    if not functorch.is_functorch_wrapped_tensor(x):
-        return _has_derivative(x)
-    with contextlib.ExitStack() as above:
-        # What belongs to a level is only seen by it: the levels above are taken off meanwhile.
-        for level in range(len(functorch.get_interpreter_stack() or ()), -1, -1):
-            if functorch.maybe_get_level(x) == level:
-                if not functorch.is_batchedtensor(x) and _has_derivative(x):
-                    return True
-                x = functorch.get_unwrapped(x)
-            if level:
-                above.enter_context(temporarily_pop_interpreter_stack())
-        return _has_derivative(below_transforms(x))
-
-
-def _has_derivative(x: Tensor) -> bool:
-    return x.requires_grad or forward_ad.unpack_dual(x, level=0).tangent is not None
-
-
-def below_transforms(x: Tensor) -> Tensor:
-    """Return the tensor below all wrappers of torch.func; its batches are dimensions there."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x
-
-
-def plain_entry(x: Tensor) -> Tensor:
-    """Return the tensor below all transforms, outside of any graph; of a batch, its first entry."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x):
-        dim = functorch.maybe_get_bdim(x) if functorch.is_batchedtensor(x) else -1
-        x = functorch.get_unwrapped(x)
-        if dim >= 0:
-            x = x.select(dim, 0)
-    return x.detach()
-
-
-def is_batched(x: Tensor) -> bool:
-    """Return whether x belongs to a vmap, at some level."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x):
-        if functorch.is_batchedtensor(x):
-            return True
-        x = functorch.get_unwrapped(x)
-    return False
+def derivatives_wanted() -> bool:
+    """Return whether anybody may differentiate what is computed now."""
+    return torch.is_grad_enabled() or in_forward_mode() or is_transforming()
 
 
 class _MaxOverBatch(torch.autograd.Function):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchopt.diff.closure import captured
 from torchopt.diff.places import Slot, Source, is_number, slots, sources
 from torchopt.errors import NotDifferentiableError
+from torchopt.torch_internals import is_wrapped
 from torchopt.tree_function import PLAIN
 
 __all__ = ["CallState"]
@@ -168,5 +169,5 @@ def _has_version(x: Tensor) -> bool:
         isinstance(x, PLAIN)
         and x.layout is torch.strided
         and not x.is_inference()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and not is_wrapped(x)
     )

@@ -16,10 +16,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from torchopt.errors import NotDifferentiableError
+from torchopt.torch_internals import is_wrapped
 from torchopt.tree import tree_leaves
 from torchopt.tree_function import below_transforms, is_differentiated
 
@@ -92,8 +92,7 @@ def explained(function: Any, where: str, remedy: str) -> Iterator[None]:
     except RuntimeError as error:
         if not any(sign in str(error) for sign in ESCAPED):
             raise
-        wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-        names = [name for name, x in captured(function, Tensor) if wrapped(x)]
+        names = [name for name, x in captured(function, Tensor) if is_wrapped(x)]
         shown = ", ".join(names[:NAMED]) or "a tensor"
         raise NotDifferentiableError(
             f"{where}: the function depends on {shown} of an enclosing torch.func transform, which "
@@ -108,7 +107,6 @@ def hidden_inputs(value: Any, args: Any, function: Any) -> list[str]:
     tracked = [x for x in tree_leaves(value) if isinstance(x, Tensor) and is_differentiated(x)]
     if not tracked:
         return []
-    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
     arguments = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
     ends = {x.grad_fn for x in arguments if x.grad_fn is not None}
     nodes, leaves = _graph([x for x in map(below_transforms, tracked) if x.requires_grad], ends)

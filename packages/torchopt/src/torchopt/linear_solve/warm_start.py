@@ -6,12 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchopt.linear_solve.operator import BoundOperator, Layout, LinearOperator
 from torchopt.linear_solve.result import OnFail
 from torchopt.linear_solve.solver import Computed, Solver
+from torchopt.torch_internals import is_wrapped
 
 __all__ = ["WarmStart"]
 
@@ -48,12 +48,12 @@ class WarmStart(Solver):
         """Return the solution for one vector b, from the last one unless x0 is given."""
         inner, adjoint = state
         key = (adjoint, b.shape, b.dtype, b.device)
-        remember = not torch._C._functorch.is_functorch_wrapped_tensor(b)
+        remember = not is_wrapped(b)
         if x0 is None and remember:
             x0 = self._last.get(key)
         found = self.solver.compute(inner, b, x0)
         value = found.value.detach()
-        if remember and not torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if remember and not is_wrapped(value):
             if bool(value.isfinite().all()):
                 self._last[key] = value.clone()
             else:

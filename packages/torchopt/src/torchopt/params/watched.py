@@ -28,6 +28,7 @@ from torchopt.params.lineage import MARK as LINEAGE
 from torchopt.params.lineage import Lineage, check_unwritten
 from torchopt.torch_internals import (
     checkpoint_of,
+    forward_mode_enabled,
     pack_hooks,
     reentrant_checkpoint,
     top_saved_tensor_hooks,
@@ -285,7 +286,7 @@ class WatchedDict(dict[str, Any]):
                 )
             ):
                 check_unwritten(value, lineage, self.owner, key)
-        elif not torch._C._is_fwd_grad_enabled() and value is not None and value.requires_grad:
+        elif not forward_mode_enabled() and value is not None and value.requires_grad:
             self._refuse_reentrant(key, value)
         return value
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from torchopt.base import GradientTransformation, require_transformation
 from torchopt.diff.explicit.blocks import find_blocks
@@ -18,6 +17,7 @@ from torchopt.diff.explicit.call import Call, make_inputs
 from torchopt.diff.explicit.forward import ForwardRun
 from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.unrolled import Outputs, run_attached
+from torchopt.torch_internals import in_forward_mode
 from torchopt.tree import tree_leaves, tree_unflatten
 from torchopt.tree_function import apply_sweep, is_transforming
 
@@ -246,7 +246,7 @@ def _task_count(inputs: Any, fields: dict[str, Any]) -> int:
 
 def _run(call: Call, keep: int | str) -> Outputs:
     budget = isinstance(keep, str) and keep not in ("all", "steps")
-    if is_transforming() or forward_ad._current_level >= 0:
+    if is_transforming() or in_forward_mode():
         if budget:
             raise ValueError(
                 f"inner_loop: keep: expected a call outside of transforms for the budget {keep!r}, "

@@ -20,7 +20,14 @@ from torchopt.linear_solve.result import Stats
 from torchopt.linear_solve.solver import Solver, push_forward, solve_vector
 from torchopt.linear_solve.warm_start import WarmStart
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_leaves, tree_unflatten
-from torchopt.tree_function import is_transforming, linearize, max_over_batch, plain_entry
+from torchopt.tree_function import (
+    below_transforms,
+    is_batched,
+    is_transforming,
+    linearize,
+    max_over_batch,
+    plain_entry,
+)
 
 if TYPE_CHECKING:
     from torchopt.diff.implicit.root import ImplicitEngine
@@ -381,16 +388,13 @@ def _plain(x: Tensor) -> Tensor:
     Raises:
         NotDifferentiableError: It belongs to a vmap.
     """
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x):
-        if functorch.is_batchedtensor(x):
-            raise NotDifferentiableError(
-                f"{WHERE}: report: expected no torch.func.vmap around the gradient, because the "
-                "numbers of a batch cannot leave it by a callback. Use certified_grad inside of "
-                "the vmap: it returns them."
-            )
-        x = functorch.get_unwrapped(x)
-    return x.detach()
+    if is_batched(x):
+        raise NotDifferentiableError(
+            f"{WHERE}: report: expected no torch.func.vmap around the gradient, because the "
+            "numbers of a batch cannot leave it by a callback. Use certified_grad inside of "
+            "the vmap: it returns them."
+        )
+    return below_transforms(x).detach()
 
 
 def ravel_all(tensors: Iterable[Tensor]) -> Tensor:

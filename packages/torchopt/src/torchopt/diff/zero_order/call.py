@@ -32,6 +32,7 @@ from torchopt.diff.zero_order.precision import (
     widened,
 )
 from torchopt.errors import NotDifferentiableError
+from torchopt.torch_internals import is_batched_by_old_vmap, is_wrapped
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_unflatten
 from torchopt.tree_function import (
     Operation,
@@ -227,11 +228,10 @@ class Call:
     def require_arguments_of_transforms(self) -> None:
         """Raise if the function can reach a tensor that an enclosing transform differentiates."""
         given = {id(x) for x in self.flat}
-        wrapped = torch._C._functorch.is_functorch_wrapped_tensor
         _require_no_names(
             name
             for name, x in captured(self.fn, Tensor)
-            if id(x) not in given and wrapped(x) and is_differentiated(x)
+            if id(x) not in given and is_wrapped(x) and is_differentiated(x)
         )
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -376,8 +376,7 @@ def _version(x: Tensor) -> int:
 
 def _require_one_cotangent(cotangent: Tensor) -> None:
     # torch's batched backward passes have a kind of vmap of their own.
-    of_legacy_vmap = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)
-    if of_legacy_vmap(cotangent) or is_batched(cotangent):
+    if is_batched_by_old_vmap(cotangent) or is_batched(cotangent):
         raise NotDifferentiableError(
             "zero-order estimation: expected one cotangent at a time, got a batch of them "
             "(is_grads_batched=True or vectorize=True). Use torch.func.jacrev, torch.func.vmap "

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every private name of torch that is used does what it is used for, and stands in one module."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+
+import torch
+from torch.autograd import forward_ad
+
+import torchopt
+from torchopt import torch_internals as internals
+
+PRIVATE = re.compile(
+    r"torch\._(C|functorch|subclasses|dynamo|dispatch)\b|forward_ad\._|torch\._\w+_batch_dim"
+)
+
+
+def test_private_names_stand_in_one_module() -> None:
+    source = Path(torchopt.__file__).parent
+    found = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if PRIVATE.search(line.partition("#")[0]) and '"torch._functorch"' not in line
+    }
+    # What torch.distributed has no public name for.
+    kept = {f"distributed/{name}.py" for name in ("group", "meeting", "session")}
+    assert found - kept == {"torch_internals.py"}
+
+
+def test_versions_are_bumped() -> None:
+    tensors = [torch.zeros(2), torch.zeros(3)]
+    internals.bump_versions(tensors)
+    assert [x._version for x in tensors] == [1, 1]
+
+
+def test_zero_tensors_are_known() -> None:
+    assert internals.is_zero_tensor(torch._efficientzerotensor((2,)))
+    assert not internals.is_zero_tensor(torch.zeros(2))
+
+
+def test_tensors_of_transforms_are_known() -> None:
+    x = torch.ones(3)
+    seen = []
+
+    def look(row: torch.Tensor) -> torch.Tensor:
+        facts = (internals.is_wrapped(row), internals.is_batched(row), internals.is_transforming())
+        seen.append(facts)
+        return row * 2
+
+    torch.func.vmap(look)(x)
+    torch.func.grad(lambda y: look(y).sum())(x)
+    assert seen == [(True, True, True), (True, False, True)]
+    assert not internals.is_wrapped(x)
+    assert not internals.is_transforming()
+
+
+def test_levels_of_transforms_are_taken_off() -> None:
+    seen = []
+
+    def look(row: torch.Tensor) -> torch.Tensor:
+        seen.append((internals.below_transforms(row).shape, internals.plain_entry(row).shape))
+        seen.append((internals.is_differentiated(row), internals.is_tracked(row)))
+        return row.sum()
+
+    torch.func.vmap(torch.func.grad(look))(torch.ones(4, 2))
+    assert seen == [((4, 2), (2,)), (True, True)]
+
+
+def test_forward_modes_are_counted() -> None:
+    assert not internals.in_forward_mode()
+    assert internals.count_forward_modes() == 0
+    x, seen = torch.ones(2), []
+
+    def inner(y: torch.Tensor) -> torch.Tensor:
+        seen.append(internals.count_forward_modes())
+        return y * y
+
+    torch.func.jvp(lambda y: torch.func.jvp(inner, (y,), (x,))[1], (x,), (x,))
+    assert seen == [2]
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x)
+        assert internals.in_forward_mode()
+        assert internals.has_tangent(dual)
+        assert not internals.has_tangent(x)
+        assert internals.any_watched([x, dual])
+        with internals.with_forward_mode(False):
+            assert not internals.forward_mode_enabled()
+    assert internals.forward_mode_enabled()
+
+
+def test_graphs_are_seen_where_they_are_recorded() -> None:
+    x = torch.ones(2, requires_grad=True)
+    assert internals.any_watched([torch.ones(2), x])
+    with torch.no_grad():
+        assert not internals.any_watched([x])
+
+
+def test_recording_is_seen() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    seen = []
+    make_fx(lambda y: (seen.append(internals.is_traced()), y + 1)[1])(torch.ones(2))
+    assert seen == [True]
+    assert not internals.is_traced()
+
+
+def test_batches_of_the_older_vmap_are_seen() -> None:
+    seen = []
+
+    class Look(torch.autograd.Function):
+        generate_vmap_rule = False
+
+        @staticmethod
+        def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, c: torch.Tensor) -> torch.Tensor:
+            taken = internals.taken_off_old_vmap((c,))
+            assert taken is not None
+            seen.append((internals.is_batched_backward((c,)), taken[1]))
+            assert taken[0] is not None
+            return taken[2](taken[0][0] * 2)
+
+    x = torch.ones(2, requires_grad=True)
+    (got,) = torch.autograd.grad(Look.apply(x), x, torch.eye(2), is_grads_batched=True)
+    assert torch.equal(got, 2 * torch.eye(2))
+    assert seen == [(True, (0,))]
+    assert not internals.is_batched_backward((x,))
+    assert internals.taken_off_old_vmap((x,)) is None
+
+
+def test_autocast_is_seen() -> None:
+    assert not internals.any_autocast()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert internals.any_autocast()
+    assert internals.counts_for_any_autocast("cpu")
+
+
+def test_saved_tensor_hooks_are_listed_outermost_first() -> None:
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def second(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    with hooks(pack, pack), hooks(second, second):
+        assert internals.pack_hooks() == [pack, second]
+        assert internals.top_saved_tensor_hooks(True)[0] is second
+    assert internals.pack_hooks() == []
+
+
+def test_checkpoints_are_recognised() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    seen = []
+
+    def block(x: torch.Tensor) -> torch.Tensor:
+        seen.extend(internals.checkpoint_of(pack) for pack in internals.pack_hooks())
+        return x.sin()
+
+    x = torch.ones(2, requires_grad=True)
+    checkpoint(block, x, use_reentrant=False).sum().backward()
+    assert [recomputed for _, recomputed in seen] == [False, True]
+    assert seen[0][0] is seen[1][0]
+    assert internals.checkpoint_of(lambda y: y) is None
+    reentrant = []
+    checkpoint(
+        lambda y: (reentrant.append(internals.reentrant_checkpoint()), y.sin())[1],
+        x,
+        use_reentrant=True,
+    )
+    assert reentrant[0] is not None
+    assert internals.reentrant_checkpoint() is None
+
+
+def test_a_backward_pass_is_that_of_torch() -> None:
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    y = torch.tensor(3.0, requires_grad=True)
+    for create_graph in (False, True):
+        loss = (x * x * x).sum()
+        got = internals.backward_pass(loss, [x, y], retain_graph=True, create_graph=create_graph)
+        assert got[0].tolist() == [3.0, 12.0]
+        assert got[1] is None
+        assert got[0].requires_grad == create_graph
+
+
+def test_other_threads_have_modes_of_their_own() -> None:
+    seen = []
+    with forward_ad.dual_level():
+        thread = threading.Thread(target=lambda: seen.append(internals.is_transforming()))
+        thread.start()
+        thread.join()
+    assert seen == [False]
