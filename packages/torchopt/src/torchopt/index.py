@@ -69,6 +69,27 @@ FILES = {
 """The files in `torchopt.optimizers` of those that share one; the others have one by their name."""
 
 
+PUBLISHED = {
+    **{name: f"torchopt.alias.{name}" for name in ("adadelta", "adagrad", "adam", "adamax")},
+    **{name: f"torchopt.alias.{name}" for name in ("adamw", "radam", "rmsprop", "sgd")},
+    **{
+        name: f"torchopt.transform.{home}"
+        for home, names in {
+            "scale_by_adadelta": ("ScaleByAdadeltaState", "scale_by_adadelta"),
+            "scale_by_adam": ("ScaleByAdamState", "scale_by_accelerated_adam", "scale_by_adam"),
+            "scale_by_adamax": ("ScaleByAdamaxState", "scale_by_adamax"),
+            "scale_by_radam": ("ScaleByRAdamState", "scale_by_radam"),
+            "scale_by_rms": ("ScaleByRmsState", "scale_by_rms"),
+            "scale_by_rss": ("ScaleByRssState", "scale_by_rss"),
+            "scale_by_stddev": ("ScaleByRStdDevState", "scale_by_stddev"),
+            "trace": ("DampenedTraceState", "TraceState", "trace"),
+        }.items()
+        for name in names
+    },
+}
+"""Where the published package has names, which pickles go by."""
+
+
 @functools.cache
 def exported() -> dict[str, Any]:
     """Return the public names of all files of optimizers: functions, transformations, states."""
@@ -76,4 +97,6 @@ def exported() -> dict[str, Any]:
     for name in OPTIMIZERS:
         module = importlib.import_module(f"torchopt.optimizers.{FILES.get(name, name)}")
         found.update((public, getattr(module, public)) for public in module.__all__)
+    for name, home in PUBLISHED.items():
+        found[name].__module__ = home
     return found

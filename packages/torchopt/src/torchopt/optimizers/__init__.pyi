@@ -5,24 +5,35 @@
 `torchopt.index` lists them.
 """
 
+from torchopt.alias.adadelta import (
+    adadelta as adadelta,
+)
+from torchopt.alias.adagrad import (
+    adagrad as adagrad,
+)
+from torchopt.alias.adam import (
+    adam as adam,
+)
+from torchopt.alias.adamax import (
+    adamax as adamax,
+)
+from torchopt.alias.adamw import (
+    adamw as adamw,
+)
+from torchopt.alias.radam import (
+    radam as radam,
+)
+from torchopt.alias.rmsprop import (
+    rmsprop as rmsprop,
+)
+from torchopt.alias.sgd import (
+    sgd as sgd,
+)
 from torchopt.optimizers.adabelief import (
     adabelief as adabelief,
 )
-from torchopt.optimizers.adadelta import (
-    adadelta as adadelta,
-)
 from torchopt.optimizers.adafactor import (
     adafactor as adafactor,
-)
-from torchopt.optimizers.adagrad import (
-    adagrad as adagrad,
-)
-from torchopt.optimizers.adam import (
-    adam as adam,
-    adamw as adamw,
-)
-from torchopt.optimizers.adamax import (
-    adamax as adamax,
 )
 from torchopt.optimizers.adan import (
     adan as adan,
@@ -65,12 +76,6 @@ from torchopt.optimizers.prodigy import (
 from torchopt.optimizers.psgd import (
     psgd as psgd,
 )
-from torchopt.optimizers.radam import (
-    radam as radam,
-)
-from torchopt.optimizers.rmsprop import (
-    rmsprop as rmsprop,
-)
 from torchopt.optimizers.rprop import (
     rprop as rprop,
 )
@@ -80,9 +85,6 @@ from torchopt.optimizers.schedule_free import (
 )
 from torchopt.optimizers.schedule_free_radam import (
     schedule_free_radam as schedule_free_radam,
-)
-from torchopt.optimizers.sgd import (
-    sgd as sgd,
 )
 from torchopt.optimizers.shampoo import (
     shampoo as shampoo,

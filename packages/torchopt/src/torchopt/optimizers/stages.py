@@ -126,3 +126,7 @@ def scale_by_neg_lr(lr: ScalarOrSchedule) -> LeafRule:
         return ScaleBySchedule(lr, -1.0)
     check_at_least_zero(lr, "learning rate")
     return Scale(lr, -1)
+
+
+for _published in (flip_sign_and_add_weight_decay, scale_by_neg_lr):
+    setattr(_published, "__module__", "torchopt.alias.utils")  # noqa: B010 - a Protocol has none

@@ -10,26 +10,9 @@ from torchopt.optimizers.adabelief import (
     ScaleByBeliefState as ScaleByBeliefState,
     scale_by_belief as scale_by_belief,
 )
-from torchopt.optimizers.adadelta import (
-    ScaleByAdadeltaState as ScaleByAdadeltaState,
-    scale_by_adadelta as scale_by_adadelta,
-)
 from torchopt.optimizers.adafactor import (
     ScaleByFactoredRmsState as ScaleByFactoredRmsState,
     scale_by_factored_rms as scale_by_factored_rms,
-)
-from torchopt.optimizers.adagrad import (
-    ScaleByRssState as ScaleByRssState,
-    scale_by_rss as scale_by_rss,
-)
-from torchopt.optimizers.adam import (
-    ScaleByAdamState as ScaleByAdamState,
-    scale_by_accelerated_adam as scale_by_accelerated_adam,
-    scale_by_adam as scale_by_adam,
-)
-from torchopt.optimizers.adamax import (
-    ScaleByAdamaxState as ScaleByAdamaxState,
-    scale_by_adamax as scale_by_adamax,
 )
 from torchopt.optimizers.adan import (
     ScaleByAdanState as ScaleByAdanState,
@@ -71,16 +54,6 @@ from torchopt.optimizers.psgd import (
     ScaleByPsgdState as ScaleByPsgdState,
     scale_by_psgd as scale_by_psgd,
 )
-from torchopt.optimizers.radam import (
-    ScaleByRAdamState as ScaleByRAdamState,
-    scale_by_radam as scale_by_radam,
-)
-from torchopt.optimizers.rmsprop import (
-    ScaleByRStdDevState as ScaleByRStdDevState,
-    ScaleByRmsState as ScaleByRmsState,
-    scale_by_rms as scale_by_rms,
-    scale_by_stddev as scale_by_stddev,
-)
 from torchopt.optimizers.rprop import (
     ScaleByRpropState as ScaleByRpropState,
     scale_by_rprop as scale_by_rprop,
@@ -92,11 +65,6 @@ from torchopt.optimizers.schedule_free import (
 )
 from torchopt.optimizers.schedule_free_radam import (
     ScheduleFreeRadamState as ScheduleFreeRadamState,
-)
-from torchopt.optimizers.sgd import (
-    DampenedTraceState as DampenedTraceState,
-    TraceState as TraceState,
-    trace as trace,
 )
 from torchopt.optimizers.shampoo import (
     ScaleByShampooState as ScaleByShampooState,
@@ -187,12 +155,46 @@ from torchopt.transform.sam import (
 from torchopt.transform.scale import (
     scale as scale,
 )
+from torchopt.transform.scale_by_adadelta import (
+    ScaleByAdadeltaState as ScaleByAdadeltaState,
+    scale_by_adadelta as scale_by_adadelta,
+)
+from torchopt.transform.scale_by_adam import (
+    ScaleByAdamState as ScaleByAdamState,
+    scale_by_accelerated_adam as scale_by_accelerated_adam,
+    scale_by_adam as scale_by_adam,
+)
+from torchopt.transform.scale_by_adamax import (
+    ScaleByAdamaxState as ScaleByAdamaxState,
+    scale_by_adamax as scale_by_adamax,
+)
+from torchopt.transform.scale_by_radam import (
+    ScaleByRAdamState as ScaleByRAdamState,
+    scale_by_radam as scale_by_radam,
+)
+from torchopt.transform.scale_by_rms import (
+    ScaleByRmsState as ScaleByRmsState,
+    scale_by_rms as scale_by_rms,
+)
+from torchopt.transform.scale_by_rss import (
+    ScaleByRssState as ScaleByRssState,
+    scale_by_rss as scale_by_rss,
+)
 from torchopt.transform.scale_by_schedule import (
     ScaleByScheduleState as ScaleByScheduleState,
     scale_by_schedule as scale_by_schedule,
 )
+from torchopt.transform.scale_by_stddev import (
+    ScaleByRStdDevState as ScaleByRStdDevState,
+    scale_by_stddev as scale_by_stddev,
+)
 from torchopt.transform.scale_by_trust_ratio import (
     scale_by_trust_ratio as scale_by_trust_ratio,
+)
+from torchopt.transform.trace import (
+    DampenedTraceState as DampenedTraceState,
+    TraceState as TraceState,
+    trace as trace,
 )
 
 __all__ = [
