@@ -158,19 +158,19 @@ class _FlatSingle:
         return updates, state
 
 
-def chain_flat(
-    *transformations: GradientTransformation, backend: str = "auto"
-) -> GradientTransformation:
+def chain_flat(*transformations: GradientTransformation) -> GradientTransformation:
     """Return the chain of ``transformations``, which see lists of leaves instead of trees.
 
     Same result as `chain` for transformations that treat every leaf alike, with one walk over the
     tree in each update. The state is that of the members for a list.
-
-    Args:
-        transformations: The members.
-        backend: Whether members that are a fused rule together are one native call; see
-            `torchopt.optimizers.native.with_backend`.
     """
+    return flat_chain(transformations, "auto")
+
+
+def flat_chain(
+    transformations: tuple[GradientTransformation, ...], backend: str
+) -> GradientTransformation:
+    """Return `chain_flat`, whose members are native calls together as `backend` says."""
     chained = _chain(*transformations)
     if isinstance(chained, ChainedGradientTransformation):
         flat: _FlatChain | _FlatSingle = _FlatChain(chained.transformations, backend)

@@ -30,7 +30,7 @@ class FusedRule:
         name: Its name in `csrc/math/rules.h`.
         states: What it remembers, in the order of the kernels.
         hypers: Its hyper-parameters, in the order of the kernels.
-        statement: The same for lists of tensors in plain torch; see `Plan.statement`.
+        statement: The same for lists of tensors in plain torch; see `plan.statement`.
         reads_params: Whether the rule itself reads the parameter.
         constant_derivative: Whether its derivative with respect to gradient, states and parameter
             depends on none of them, only on hyper-parameters and step. Nothing is kept for it.

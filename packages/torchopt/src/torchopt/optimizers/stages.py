@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation, identity
-from torchopt.combine import chain, round_once
+from torchopt.combine import chain, flat_chain, round_once
 from torchopt.optimizers.native import Backend, fuse
 from torchopt.transform.add_decayed_weights import add_decayed_weights
 from torchopt.transform.base import LeafRule, as_transformation, transformation
@@ -80,7 +80,7 @@ def compose(
     members = [_member(stage, flat) for stage in stages]
     if not flat:
         return chain(*members)
-    plain = chain.flat(*members, backend="reference")
+    plain = flat_chain(tuple(members), "reference")
     return fuse(round_once(plain), members, backend or DEFAULT_BACKEND)
 
 

@@ -107,7 +107,7 @@ class Plan:
             "_".join(rule.kernel for rule in rules) or "sgd",
             tuple(role for rule in rules for role in rule.roles),
             tuple(name for rule in rules for name in (*rule.hypers, *rule.shared)),
-            self.statement,
+            functools.partial(statement, tuple(rules)),
             any(rule.reads_params for rule in rules),
             all(rule.constant_derivative for rule in rules),
         )
@@ -172,46 +172,48 @@ class Plan:
             isinstance(h, Tensor) and h.numel() != 1 for h in self.constants.values()
         )
 
-    def statement(
-        self,
-        grads: Sequence[Tensor],
-        roles: Sequence[Sequence[Tensor]],
-        params: Sequence[Tensor],
-        steps: Sequence[Tensor],
-        hypers: Mapping[str, Any],
-        maximize: bool,
-    ) -> list[list[Tensor]]:
-        """Return updates and new roles of the kernel by the rules themselves.
 
-        Half types are computed in float32 and rounded once, as the kernels do.
+def statement(
+    rules: Sequence[Any],
+    grads: Sequence[Tensor],
+    roles: Sequence[Sequence[Tensor]],
+    params: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    hypers: Mapping[str, Any],
+    maximize: bool,
+) -> list[list[Tensor]]:
+    """Return updates and new roles of the kernel by the rules themselves.
 
-        Args:
-            grads: Gradients.
-            roles: For each of the kernel's states, a tensor for each gradient.
-            params: Parameters; read only where a weight decay is not -0, or by the rule.
-            steps: The number of the step of each gradient, from 1, 0-dim int64 tensors.
-            hypers: A number or 0-dim tensor for each of `fused.all_hypers`.
-            maximize: Go up instead of down.
-        """
-        dtypes = [g.dtype for g in grads]
-        out, params = _widened(grads), _widened(params)
-        states = [_widened(role) for role in roles]
-        penalty, decay = hypers["weight_decay"], hypers["decoupled_weight_decay"]
-        if params and not is_none(penalty):
-            out = _apply(FlipSignAndAddWeightDecay(_rounded(penalty), maximize), out, params)
-        elif maximize:
-            out = [g.neg() for g in out]
-        moved: list[list[Tensor]] = []
-        for _, rule in self.rules:
-            rule = dataclasses.replace(rule, **{name: hypers[name] for name in rule.hypers})
-            old = states[len(moved) : len(moved) + len(rule.roles)]
-            shared = [[hypers[name]] * len(out) for name in rule.shared]
-            out, new = rule.directions(out, old, steps, shared, params)
-            moved += new
-        if params and not is_none(decay):
-            out = _apply(AddDecayedWeights(_rounded(decay)), out, params)
-        out = _apply(Scale(hypers["lr"], -1), out, params)
-        return [[x.to(d) for x, d in zip(column, dtypes)] for column in (out, *moved)]
+    Half types are computed in float32 and rounded once, as the kernels do.
+
+    Args:
+        rules: The rules of the kernel.
+        grads: Gradients.
+        roles: For each of the kernel's states, a tensor for each gradient.
+        params: Parameters; read only where a weight decay is not -0, or by the rule.
+        steps: The number of the step of each gradient, from 1, 0-dim int64 tensors.
+        hypers: A number or 0-dim tensor for each of `fused.all_hypers`.
+        maximize: Go up instead of down.
+    """
+    dtypes = [g.dtype for g in grads]
+    out, params = _widened(grads), _widened(params)
+    states = [_widened(role) for role in roles]
+    penalty, decay = hypers["weight_decay"], hypers["decoupled_weight_decay"]
+    if params and not is_none(penalty):
+        out = _apply(FlipSignAndAddWeightDecay(_rounded(penalty), maximize), out, params)
+    elif maximize:
+        out = [g.neg() for g in out]
+    moved: list[list[Tensor]] = []
+    for rule in rules:
+        rule = dataclasses.replace(rule, **{name: hypers[name] for name in rule.hypers})
+        old = states[len(moved) : len(moved) + len(rule.roles)]
+        shared = [[hypers[name]] * len(out) for name in rule.shared]
+        out, new = rule.directions(out, old, steps, shared, params)
+        moved += new
+    if params and not is_none(decay):
+        out = _apply(AddDecayedWeights(_rounded(decay)), out, params)
+    out = _apply(Scale(hypers["lr"], -1), out, params)
+    return [[x.to(d) for x, d in zip(column, dtypes)] for column in (out, *moved)]
 
 
 def _widened(tensors: Sequence[Tensor]) -> list[Tensor]:

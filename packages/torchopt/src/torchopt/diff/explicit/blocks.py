@@ -24,6 +24,7 @@ from torchopt.diff.closure import captured, require_arguments
 from torchopt.diff.explicit.attention import TwiceDifferentiable
 from torchopt.diff.surroundings import Surroundings
 from torchopt.params.swap import Swap
+from torchopt.torch_internals import in_forward_mode
 from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
 from torchopt.tree_function import apply_sweep
 
@@ -153,7 +154,7 @@ def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
 
 
 def _level() -> bool:
-    return forward_ad._current_level >= 0
+    return in_forward_mode()
 
 
 class _Block:
