@@ -2,7 +2,8 @@
 """No page has an example that no test runs.
 
 The two `test_documentation.py` run the README of the repository and of each package, and every page
-of the two manuals; other pages have no examples in Python.
+of the two manuals; torchopt's `test_recipe.py` runs the recipe of CONTRIBUTING. Other pages have no
+examples in Python.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from check_links import ROOT, pages
 
 FENCE = re.compile(r"^ *(?:```|~~~)\{?(?:code-block\} )?(py\w*)", re.MULTILINE | re.IGNORECASE)
+RUN = re.compile(r"(packages/\w+/)?README\.md|packages/\w+/docs/.+\.md|\.github/CONTRIBUTING\.md")
 
 
 def test_every_example_stands_where_tests_look() -> None:
@@ -21,9 +23,7 @@ def test_every_example_stands_where_tests_look() -> None:
         kinds = FENCE.findall(page.read_text(encoding="utf-8"))
         if kinds:
             found.append(where)
-            assert re.fullmatch(r"(packages/\w+/)?README\.md|packages/\w+/docs/.+\.md", where), (
-                where
-            )
+            assert RUN.fullmatch(where), where
         assert set(kinds) <= {"python"}, f"{where}: only blocks of `python` are run, found {kinds}"
     assert len(found) > 20
 
@@ -34,3 +34,5 @@ def test_the_suites_look_there() -> None:
         source = tests.read_text(encoding="utf-8")
         assert '"README.md"' in source
         assert 'rglob("*.md")' in source
+    recipe = ROOT / "packages" / "torchopt" / "tests" / "optim" / "test_recipe.py"
+    assert "CONTRIBUTING.md" in recipe.read_text(encoding="utf-8")
