@@ -61,3 +61,24 @@ def test_names_are_those_of_their_modules() -> None:
     assert torchopt.Adam is optim.Adam
     assert torchopt.MetaAdam is optim.meta.MetaAdam
     assert torchopt.apply_updates is update.apply_updates
+
+
+def test_no_module_takes_the_place_of_a_public_name() -> None:
+    """Importing a module sets it on its package, over a function of the same name."""
+    program = """
+import importlib, inspect, pkgutil, torchopt
+
+packages = [importlib.import_module(f"torchopt.{name}") for name in
+            ("alias", "optim", "optim.func", "optim.meta", "optimizers", "schedule", "transform")]
+for package in packages:
+    before = {name: getattr(package, name) for name in package.__all__}
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    for name, value in before.items():
+        assert getattr(package, name) is value, f"{package.__name__}.{name}"
+        assert not inspect.ismodule(value), f"{package.__name__}.{name}"
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr

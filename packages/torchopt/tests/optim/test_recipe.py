@@ -22,6 +22,12 @@ if not CONTRIBUTING.is_file():
 
 PROGRAM = """
 import pickle
+import sys
+
+# An editable installation would come before the path.
+for finder in list(sys.meta_path):
+    if "torchopt" in getattr(finder, "known_source_files", ()):
+        sys.meta_path.remove(finder)
 import torch, torchopt
 
 torch.set_default_dtype(torch.float64)
@@ -88,6 +94,9 @@ def test_the_optimizer_of_the_guide_needs_its_file_and_one_line(tmp_path: Path) 
     package = tmp_path / "torchopt"
     source = Path(torchopt.__file__).parent
     shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
+    # Beside the sources, where an editable installation does not have it.
+    extension = Path(torchopt._C.__file__)
+    shutil.copy(extension, package / extension.name)
     (package / place).write_text(text, encoding="utf-8")
     index = package / "index.py"
     line = '    "sophia": "Sophia",\n'

@@ -28,7 +28,7 @@ _CLASSIC = Form(
 >>> import torch, torchopt
 >>> p = torch.tensor([[3.0]], requires_grad=True)
 >>> optimizer = torchopt.{name}([p], lr=0.1)
->>> for _ in range(2):
+>>> for _ in range(8):
 ...     optimizer.zero_grad()
 ...     p.square().sum().backward()
 ...     optimizer.step()

@@ -37,7 +37,7 @@ def gather_in_graph(module: nn.Module) -> None:
         module: A module.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")  # a large import; without it there is none
-    if fsdp is None or not hasattr(fsdp, "FSDPModule"):
+    if fsdp is None or not hasattr(fsdp, "FSDPModule") or not isinstance(module, nn.Module):
         return
     for part in module.modules():
         if isinstance(part, fsdp.FSDPModule) and part not in _done:

@@ -4,7 +4,19 @@
 from __future__ import annotations
 
 from torchopt.index import OPTIMIZERS, exported
-from torchopt.transform import utils
+
+# The modules of the published package, before the functions that have their names.
+from torchopt.transform import (
+    scale_by_adadelta,
+    scale_by_adam,
+    scale_by_adamax,
+    scale_by_radam,
+    scale_by_rms,
+    scale_by_rss,
+    scale_by_stddev,
+    trace,
+    utils,
+)
 from torchopt.transform.accumulate import AccumulateState, accumulate
 from torchopt.transform.add_decayed_weights import add_decayed_weights
 from torchopt.transform.add_noise import AddNoiseState, add_noise

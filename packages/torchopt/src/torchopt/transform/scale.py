@@ -19,6 +19,7 @@ def scale(step_size: float | Tensor) -> LeafRule:
         step_size: A number, or a 0-dim tensor with respect to which the updates are differentiable.
 
     Example:
+        >>> import torch
         >>> halve = scale(0.5)
         >>> updates, _ = halve.update({"w": torch.tensor([2.0])}, halve.init({"w": torch.zeros(1)}))
         >>> updates

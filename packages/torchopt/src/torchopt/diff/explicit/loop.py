@@ -328,8 +328,8 @@ def inner_loop(
         >>> inner = torchopt.inner_loop(lambda w, x: ((w - x) ** 2).sum(), torchopt.sgd, steps=2)
         >>> w, lr = torch.tensor([1.0], requires_grad=True), torch.tensor(0.25, requires_grad=True)
         >>> result = inner(w, torch.tensor([3.0]), lr=lr)
-        >>> result.params
-        tensor([2.5000], grad_fn=<AddBackward0>)
+        >>> result.params.detach()
+        tensor([2.5000])
         >>> torch.autograd.grad(result.params.sum(), (w, lr))
         (tensor([0.2500]), tensor(4.))
 
