@@ -36,7 +36,8 @@ def restore(state: Any) -> optree.PyTreeSpec:
 
 def test_there_are_pickle_files_for_the_table() -> None:
     names = {path.name.rsplit("-", 1)[0] for path in FILES}
-    assert names == set(ROWS) - SKIPPED
+    since_3_15 = {name for name in ROWS if "frozendict" in name}
+    assert names == set(ROWS) - SKIPPED - since_3_15
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])

@@ -242,6 +242,9 @@ class Watch:
                     f"rank {self.rank}: at its end; waits for ranks {late}, which are alive\n"
                 )
                 self._changed.wait_for(over)
+            if self.rank != self.hub and self.failure is not None and self.failure.rank != self.hub:
+                # A failure that the hub has caught: its calls to this process go on.
+                self._changed.wait_for(lambda: self._views[self.hub].left, self.timeout)
         orderly = not excused and not self.failed.is_set() and over()
         if self.rank != self.hub:
             return orderly and self._orderly
