@@ -88,8 +88,9 @@ class Meeting:
         with contextlib.suppress(OSError):
             (self.folder / f"doing.{self.watch.rank}").unlink()
         lost = not orderly and self.watch.rank == self.watch.hub
-        if lost or not any(self.folder.glob("doing.*")):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another one was the last
+            if lost or not any(self.folder.glob("doing.*")):
+                shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def private_folder(path: Path | None = None) -> Path:
