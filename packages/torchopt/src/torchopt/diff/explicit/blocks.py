@@ -46,7 +46,7 @@ def find_blocks(loss: Any, names: Sequence[str] | None) -> list[nn.Module]:
             parameters of the same names and shapes.
 
     Raises:
-        ValueError: There is no module of a name.
+        ValueError: A name does not belong to any module.
     """
     modules = [x for _, x in captured(loss, nn.Module)]
     if names is None:

@@ -28,7 +28,7 @@ class Outputs:
         carry: Parameters and state after the last step.
         losses: `[steps]`, or `[tasks, steps]`.
         aux: The leaves of what the losses returned beside their value, each stacked like `losses`;
-            of what is no tensor, a tuple.
+            leaves that are not tensors are collected in a tuple.
     """
 
     carry: Carry
