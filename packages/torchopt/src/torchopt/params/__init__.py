@@ -4,6 +4,6 @@
 from __future__ import annotations
 
 from torchopt.params.functional import functional_call
-from torchopt.params.second_order import check_second_order
+from torchopt.params.second_order import SecondDerivatives, check_second_order
 
-__all__ = ["check_second_order", "functional_call"]
+__all__ = ["SecondDerivatives", "check_second_order", "functional_call"]

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a function in float64 and record what every operation in it returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from torchopt.torch_internals import is_wrapped, top_saved_tensor_hooks
+from torchopt.tree import tree_flatten, tree_map, tree_unflatten
+
+__all__ = ["Double", "NotJudgedError", "Record", "Watch", "node_name", "projection", "rebuilt"]
+
+_LOW = (torch.float32, torch.float16, torch.bfloat16)
+_CASTS = ("float", "half", "bfloat16")
+
+
+class NotJudgedError(Exception):
+    """The loss cannot be compared with differences; the message says why."""
+
+
+@dataclasses.dataclass
+class Record:
+    """One value of a run, projected on fixed random weights."""
+
+    name: str
+    order: str
+    checkpointed: bool
+    value: Tensor  # the projection, differentiable in the first run
+    size: float  # the sum of the magnitudes that the projection adds
+    inside: list[tuple[Any, Any, Any]]  # calls inside of a transform that led here
+
+    def number(self) -> float:
+        """Return the projection as a number."""
+        return float(self.value.detach())
+
+
+def _is_low(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dtype in _LOW
+
+
+def rebuilt(spec: Any, leaves: list[Any]) -> Any:
+    """Return the arguments and keyword arguments of a call from their leaves."""
+    return tree_unflatten(spec, leaves)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def projection(like: Tensor, seed: int) -> Tensor:
+    """Return fixed random weights of the shape of `like`; 1 for a single number."""
+    if not like.ndim:
+        return torch.ones((), dtype=torch.float64, device=like.device)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device)
+
+
+class Double(TorchFunctionMode):
+    """Runs every operation in float64, whatever the precision of its arguments and autocast."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = resolve_name(func) or getattr(func, "__name__", str(func))
+        if name.endswith((".__get__", ".__set__")):
+            found = func(*args, **(kwargs or {}))
+            return torch.float64 if name.endswith("dtype.__get__") and found in _LOW else found
+        leaves, spec = tree_flatten((args, kwargs or {}))
+        leaves = self._before(name, leaves)
+        short = name.rpartition(".")[2]
+        # What is written to stays the object that it is.
+        writes = short.endswith("_") and not short.endswith("__")
+        into = (kwargs or {}).get("out")
+        for i, x in enumerate(leaves):
+            if isinstance(x, torch.dtype) and x in _LOW:
+                leaves[i] = torch.float64
+            elif _is_low(x) and x is not into and not (writes and i == 0):
+                leaves[i] = x.double()
+        new_args, new_kwargs = rebuilt(spec, leaves)
+        if short in _CASTS and "Tensor" in name:
+            out = new_args[0].double()
+        else:
+            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                out = func(*new_args, **new_kwargs)
+        if not writes and into is None:
+            out = tree_map(lambda x: x.double() if _is_low(x) else x, out)
+        self._after(name, func, (new_args, new_kwargs), out)
+        return out
+
+    def _before(self, name: str, leaves: list[Any]) -> list[Any]:
+        return leaves
+
+    def _after(self, name: str, func: Any, given: Any, out: Any) -> None:
+        pass
+
+
+class Watch(Double):
+    """Records what each call returns, and holds what the user cut off.
+
+    A value computed without a graph (by `detach`, under `no_grad`, by a comparison) is a constant
+    for autograd. A second run gets the values of the first one for these, so that the differences
+    treat them as constants too.
+    """
+
+    def __init__(self, points: Sequence[Tensor], held: list[list[Tensor]] | None) -> None:
+        super().__init__()
+        self.records: list[Record] = []
+        self.names: list[str] = []
+        self.held: list[list[Tensor]] = []
+        self._given = held
+        self._cut: dict[int, Tensor] = {}
+        self._copies: dict[tuple[int, int], Tensor] = {}
+        self._seen: set[Any] = {x.grad_fn for x in points}
+        self._inside: list[tuple[Any, Any, Any]] = []
+
+    def _before(self, name: str, leaves: list[Any]) -> list[Any]:
+        if not torch.is_grad_enabled():
+            return leaves
+        for x in leaves:  # made by an autograd.Function, of which no call tells
+            self._see(x)
+        places = [
+            i
+            for i, x in enumerate(leaves)
+            if isinstance(x, Tensor)
+            and self._cut.get(id(x)) is x
+            and not is_wrapped(x)
+            and not x.requires_grad
+        ]
+        call = len(self.names)
+        self.names.append(name)
+        self.held.append([self._copy(leaves[i]) for i in places])
+        if self._given is not None:
+            if call >= len(self._given) or len(self._given[call]) != len(places):
+                raise NotJudgedError("the loss takes another path at nearby parameters")
+            for i, value in zip(places, self._given[call]):
+                leaves[i] = value
+        return leaves
+
+    def _copy(self, x: Tensor) -> Tensor:
+        # One copy of one value: attention asks whether its query is its key.
+        key = (id(x), x._version)
+        if key not in self._copies:
+            self._copies[key] = x.detach().clone()
+        return self._copies[key]
+
+    def _see(self, x: Any) -> None:
+        if not isinstance(x, Tensor) or is_wrapped(x) or x.grad_fn is None:
+            return
+        if x.grad_fn not in self._seen and x.dtype == torch.float64:
+            self._seen.add(x.grad_fn)
+            self.add(node_name(x.grad_fn), "first", [x])
+
+    def _after(self, name: str, func: Any, given: Any, out: Any) -> None:
+        tensors = [x for x in tree_flatten(out)[0] if isinstance(x, Tensor)]
+        if any(is_wrapped(x) for x in tensors):
+            self._inside.append((name, func, given))
+            return
+        for x in tensors:
+            if not x.requires_grad:
+                self._cut[id(x)] = x
+        if not torch.is_grad_enabled():
+            return
+        kept = [x for x in tensors if x.requires_grad and x.dtype == torch.float64]
+        if kept:
+            self._seen.update(x.grad_fn for x in kept)
+            self.add(name, "first", kept)
+
+    def add(self, name: str, order: str, tensors: Sequence[Tensor]) -> None:
+        """Record what the operation `name` returned; `order` says the derivative it belongs to."""
+        value: Any = 0.0
+        size = 0.0
+        checkpointed = top_saved_tensor_hooks(True) is not None
+        with torch.autograd.graph.saved_tensors_hooks(_same, _same):  # a checkpoint counts its own
+            for x in tensors:
+                weighted = x * projection(x, len(self.records))
+                value = value + weighted.sum()
+                size += float(weighted.detach().abs().sum())
+        inside, self._inside = self._inside, []
+        self.records.append(Record(name, order, checkpointed, value, size, inside))
+
+
+def node_name(node: Any) -> str:
+    """Return the name of a node of a graph without its C++ namespace."""
+    return str(node.name()).rpartition("::")[2]
