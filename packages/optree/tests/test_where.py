@@ -82,3 +82,12 @@ def test_errors_of_user_code_get_no_note() -> None:
     with pytest.raises(KeyError, match="broken") as caught:
         spec.flatten_up_to({Key(broken=True): 1})
     assert not hasattr(caught.value, "__notes__")
+
+
+@pytest.mark.parametrize("leaves", [[1, 2], (1, 2), {"a": 1}], ids=str)
+def test_the_arguments_of_unflatten_swapped(leaves: Any) -> None:
+    spec = optree.tree_structure([0, 0])
+    for second, remedy in ((spec, "swap the arguments"), ([1, 2], "pass the spec")):
+        with pytest.raises(AttributeError, match="has no attribute 'unflatten'") as caught:
+            optree.tree_unflatten(leaves, second)
+        assert remedy in caught.value.__notes__[0]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -75,6 +76,51 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
         lambda: torchopt.MetaOptimizer(net(), torch.optim.Adam),
         TypeError,
         ("is not a GradientTransformation", "torchopt.adam(lr)"),
+    ),
+    "the class for the function": (
+        lambda: torchopt.chain(torchopt.Adam),
+        TypeError,
+        ("`Adam`", "call it: adam(...)", "the function"),
+    ),
+    "a list of transformations": (
+        lambda: torchopt.chain([ADAM, ADAM]),
+        TypeError,
+        ("list", "unpack it"),
+    ),
+    "parameters by position": (
+        lambda: ADAM.update(PARAMS, ADAM.init(PARAMS), PARAMS),
+        TypeError,
+        ("expected 2 positional arguments, got 3", "params=params"),
+    ),
+    "a module without parameters": (
+        lambda: torchopt.MetaAdam(nn.ReLU(), lr=0.1),
+        ValueError,
+        ("MetaAdam(module)", "ReLU, which has none", "pass the module"),
+    ),
+    "one number for a pair": (
+        lambda: torchopt.adam(0.1, betas=0.9),
+        TypeError,
+        ("expected 2 numbers", "0.9 (float)", "betas=(0.9, 0.9)"),
+    ),
+    "tensors for a pair": (
+        lambda: torchopt.adam(0.1, betas=[torch.zeros(1)] * 3),
+        ValueError,
+        ("expected 2 numbers", "got 3: (Tensor, Tensor, Tensor)"),
+    ),
+    "a number for a loss": (
+        lambda: torchopt.MetaAdam(net(), lr=0.1).step(1.0),
+        TypeError,
+        ("expected a 0-dim tensor, got float", "loss.item()"),
+    ),
+    "the snapshot of a transformation": (
+        lambda: torchopt.extract_state_dict(ADAM),
+        TypeError,
+        ("GradientTransformation", "expected an nn.Module or a MetaOptimizer"),
+    ),
+    "an optimizer of torch for a snapshot": (
+        lambda: torchopt.extract_state_dict(torch.optim.Adam(net().parameters())),
+        TypeError,
+        ("Unexpected class of Adam", "expected an nn.Module or a MetaOptimizer"),
     ),
     "a module for parameters": (
         lambda: torchopt.Adam(net(), lr=0.1),
@@ -199,6 +245,38 @@ def test_a_gradient_that_is_not_a_tensor(name: str, wrong: Any, inplace: bool) -
     with pytest.raises(LeafTypeError, match=r"at \$\['b'\]: .*expected a tensor, got") as caught:
         optimizer.update({**PARAMS, "b": wrong}, state, params=PARAMS, inplace=inplace)
     assert isinstance(caught.value, (TypeError, ValueError))
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_parameters_by_position_are_named_in_the_answer(name: str) -> None:
+    optimizer = ROWS[name].functional(**ROWS[name].settings[-1])
+    state = optimizer.init(PARAMS)
+    for run in (optimizer, torchopt.chain(optimizer, torchopt.sgd(0.1))):
+        with pytest.raises(TypeError, match=r"got 3; pass the parameters by name"):
+            run.update(PARAMS, state, PARAMS)
+
+
+# A refused value of each hyper-parameter, by its name in the signatures.
+OUT_OF_RANGE = {"lr": -1.0, "eps": -1.0, "weight_decay": -1.0, "momentum": -1.0, "rho": -1.0,
+                "betas": (1.5, 0.9), "b1": 1.5, "b2": 1.5, "decay": 2.0, "alpha": -1.0,
+                "d": -1.0, "d0": -1.0, "etas": (2.0, 1.2), "step_sizes": (2.0, 1.0),
+                "update_every": 0, "beta2_decay": 1.0, "growth_rate": 0.5}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_refused_number_is_answered_with_its_range(name: str) -> None:
+    make = ROWS[name].functional
+    found = [n for n in inspect.signature(make).parameters if n in OUT_OF_RANGE]
+    assert found
+    for hyper in found:
+        wrong: Any = OUT_OF_RANGE[hyper]
+        usual = inspect.signature(make).parameters[hyper].default
+        if isinstance(usual, tuple):
+            wrong = (*(wrong if isinstance(wrong, tuple) else (wrong, wrong)), 0.9)[: len(usual)]
+        settings = {**ROWS[name].settings[-1], "lr": 0.1, hyper: wrong}
+        with pytest.raises(ValueError, match=r"^Invalid .*; expected .*[<>]") as caught:
+            make(**settings)
+        assert len(str(caught.value)) < 400
 
 
 class Attention(nn.Module):

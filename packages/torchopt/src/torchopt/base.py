@@ -6,7 +6,7 @@ identity.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 __all__ = [
     "ChainedGradientTransformation",
@@ -98,15 +98,34 @@ def require_transformation(value: Any, what: str, *, duck: bool = True) -> None:
     if module.startswith("torch.optim"):
         advice = "take the function of that name from torchopt, such as torchopt.adam(lr)"
     elif name is not None and callable(value):
-        advice = f"call it: {name}(...)"
+        advice = f"call it: {_constructor(value, name)}"
+    elif isinstance(value, (list, tuple)):
+        advice = "unpack it: chain(*transformations)"
     elif isinstance(value, (int, float)):
         advice = f"to multiply by a number, pass torchopt.transform.scale({value!r})"
     else:
         advice = "pass what a function such as torchopt.adam(lr) returns"
-    shown = f"`{name or kind}` (type: {kind})"
+    shown = f"`{(name or kind):.40}` (type: {kind})"
     raise TypeError(
         f"{what}: {shown} is not a GradientTransformation, a pair of init and update; {advice}"
     )
+
+
+def refuse_positional(given: tuple[Any, ...]) -> NoReturn:
+    """Raise TypeError: `update` got more than updates and state by position, as in optax."""
+    raise TypeError(
+        "update(updates, state, *, params=None, inplace=True): expected 2 positional arguments, "
+        f"got {len(given) + 2}; pass the parameters by name: update(updates, state, params=params)"
+    )
+
+
+def _constructor(value: Any, name: str) -> str:
+    """Return the call that makes a transformation, for a function or the class of its name."""
+    if isinstance(value, type) and any(base.__name__ == "Optimizer" for base in value.__mro__):
+        return f"{name.lower()}(...), the function, instead of the class {name}"
+    code = getattr(value, "__code__", None)
+    first = "lr" if code is not None and code.co_varnames[:1] == ("lr",) else "..."
+    return f"{name}({first})"
 
 
 def describe_state(state: Any) -> str:
@@ -160,10 +179,12 @@ class _Chain:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, tuple[Any, ...]]:
+        if positional:
+            refuse_positional(positional)
         if not isinstance(state, (tuple, list)) or len(state) != len(self.transformations):
             raise ValueError(
                 "The number of updates and states has to be the same in chain! Make sure you have "
@@ -248,11 +269,13 @@ class IdentityGradientTransformation(GradientTransformation):
     def update_fn(
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
         """Return `updates` and `state`."""
+        if positional:
+            refuse_positional(positional)
         return updates, state
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from torchopt.base import (
     describe_state,
     identity,
     needs_tree,
+    refuse_positional,
     require_transformation,
 )
 from torchopt.errors import MismatchError
@@ -85,10 +86,12 @@ class _FlatChain:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, tuple[Any, ...]]:
+        if positional:
+            refuse_positional(positional)
         if not isinstance(state, (tuple, list)) or len(state) != len(self.inner):
             raise ValueError(
                 "The number of updates and states has to be the same in chain! Make sure you have "
@@ -150,10 +153,12 @@ class _FlatSingle:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
+        if positional:
+            refuse_positional(positional)
         updates, (state,) = self.chain.update(updates, (state,), params=params, inplace=inplace)
         return updates, state
 
@@ -199,10 +204,12 @@ class _RoundedOnce:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
+        if positional:
+            refuse_positional(positional)
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
         if not is_special(leaves):
             return self.inner.update(updates, state, params=params, inplace=inplace)

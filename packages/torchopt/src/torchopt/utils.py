@@ -117,8 +117,8 @@ def extract_state_dict(
 
         return cast("tuple[Any, ...]", tree_map(copied, target.state_dict()))
     raise TypeError(
-        f"Unexpected class of {target}: expected an nn.Module or a MetaOptimizer, got "
-        f"{type(target).__name__}"
+        f"Unexpected class of {type(target).__name__}: expected an nn.Module or a "
+        "MetaOptimizer; pass the object that has the parameters"
     )
 
 
@@ -150,8 +150,8 @@ def recover_state_dict(
         target.load_state_dict(state)
     else:
         raise TypeError(
-            f"Unexpected class of {target}: expected an nn.Module or a MetaOptimizer, got "
-            f"{type(target).__name__}"
+            f"Unexpected class of {type(target).__name__}: expected an nn.Module or a "
+            "MetaOptimizer; pass the object that has the parameters"
         )
 
 

@@ -201,13 +201,23 @@ def tree_unflatten(treespec: PyTreeSpec, leaves: Iterable[T]) -> PyTree[T]:
 
     Raises:
         ValueError: If there are too few or too many leaves.
+        AttributeError: If ``treespec`` is not a :class:`PyTreeSpec`.
 
     Examples:
         >>> leaves, spec = tree_flatten({'b': 2, 'a': (1, None)})
         >>> tree_unflatten(spec, [10 * leaf for leaf in leaves])
         {'b': 20, 'a': (10, None)}
     """
-    return treespec.unflatten(leaves)
+    try:
+        unflatten = treespec.unflatten
+    except AttributeError as error:
+        add_note = getattr(error, "add_note", None)  # Python 3.11 and newer
+        if add_note is not None:
+            swapped = type(leaves).__name__ == "PyTreeSpec"
+            remedy = "swap the arguments" if swapped else "pass the spec that tree_flatten returned"
+            add_note(f"Expected a PyTreeSpec first; {remedy}: tree_unflatten(treespec, leaves).")
+        raise
+    return unflatten(leaves)
 
 
 @overload

@@ -284,9 +284,9 @@ def scale_by_factored_rms(
     check_at_least_zero(lr, "learning rate")
     check_at_least_zero(eps2, "epsilon value")
     if are_numbers(beta2_decay) and not beta2_decay <= 0:
-        raise ValueError(f"Invalid beta2_decay value: {beta2_decay}")
+        raise ValueError(f"Invalid beta2_decay value: {beta2_decay}; expected a number <= 0")
     if are_numbers(d) and not d > 0:
-        raise ValueError(f"Invalid d value: {d}")
+        raise ValueError(f"Invalid d value: {d}; expected a number > 0")
     return ScaleByFactoredRms(lr, beta2_decay, eps1, eps2, d)
 
 

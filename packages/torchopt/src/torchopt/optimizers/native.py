@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchopt import _C
-from torchopt.base import GradientTransformation, identity, needs_tree
+from torchopt.base import GradientTransformation, identity, needs_tree, refuse_positional
 from torchopt.combine import with_parts
 from torchopt.errors import KernelUnavailableError, MismatchError
 from torchopt.kernels.devices import placement
@@ -104,9 +104,16 @@ class FusedChain:
         return self.chain.init(params)
 
     def update(
-        self, updates: Any, state: Any, *, params: Any | None = None, inplace: bool = True
+        self,
+        updates: Any,
+        state: Any,
+        *positional: Any,
+        params: Any | None = None,
+        inplace: bool = True,
     ) -> tuple[Any, Any]:
         """Return the updates and the next state; see `GradientTransformation`."""
+        if positional:
+            refuse_positional(positional)
         part = self.part
         if part.backend == "reference" or is_traced():
             return self.chain.update(updates, state, params=params, inplace=inplace)

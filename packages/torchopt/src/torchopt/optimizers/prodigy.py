@@ -140,9 +140,9 @@ def scale_by_prodigy(
     check_at_least_zero(eps, "epsilon value")
     check_at_least_zero(weight_decay, "weight_decay value")
     if are_numbers(d0) and not d0 > 0:
-        raise ValueError(f"Invalid d0 value: {d0}")
+        raise ValueError(f"Invalid d0 value: {d0}; expected a number > 0")
     if growth_rate is not None and are_numbers(growth_rate) and not growth_rate > 1:
-        raise ValueError(f"Invalid growth_rate value: {growth_rate}")
+        raise ValueError(f"Invalid growth_rate value: {growth_rate}; expected > 1")
     return ScaleByProdigy(lr, b1, b2, eps, weight_decay, d0, growth_rate)
 
 

@@ -218,9 +218,9 @@ def scale_by_psgd(
     check_at_least_zero(seed, "seed value")
     for name, value in (("precondition_lr", precondition_lr), ("initial_scale", initial_scale)):
         if are_numbers(value) and not value > 0:
-            raise ValueError(f"Invalid {name} value: {value}")
+            raise ValueError(f"Invalid {name} value: {value}; expected a number > 0")
     if are_numbers(precondition_lr) and not precondition_lr < 1:
-        raise ValueError(f"Invalid precondition_lr value: {precondition_lr}")
+        raise ValueError(f"Invalid precondition_lr value: {precondition_lr}; expected < 1")
     return ScaleByPsgd(momentum, precondition_lr, initial_scale, max_size, seed)
 
 

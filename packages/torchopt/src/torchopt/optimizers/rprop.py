@@ -42,9 +42,13 @@ class Rprop(Rule):
         super().__post_init__()
         etas, sizes = (self.eta_minus, self.eta_plus), (self.min_step, self.max_step)
         if are_numbers(*etas) and not 0.0 < etas[0] < 1.0 < etas[1]:
-            raise ValueError(f"Invalid eta values: {etas[0]}, {etas[1]}")
+            raise ValueError(
+                f"Invalid eta values: {etas[0]}, {etas[1]}; expected 0 < eta_minus < 1 < eta_plus"
+            )
         if are_numbers(*sizes) and not 0.0 <= sizes[0] <= sizes[1]:
-            raise ValueError(f"Invalid step sizes: {sizes[0]}, {sizes[1]}")
+            raise ValueError(
+                f"Invalid step sizes: {sizes[0]}, {sizes[1]}; expected 0 <= min_step <= max_step"
+            )
 
     def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
         """Return gradients of zero and step sizes of `initial_size`."""

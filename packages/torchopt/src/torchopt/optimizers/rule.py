@@ -54,7 +54,7 @@ def positive(what: str) -> Any:
 
 def _check_positive(value: Hyper, what: str) -> None:
     if are_numbers(value) and not value > 0:
-        raise ValueError(f"Invalid {what}: {value}")
+        raise ValueError(f"Invalid {what}: {value}; expected a number > 0")
 
 
 def fraction(what: str, *, closed: bool = False) -> Any:

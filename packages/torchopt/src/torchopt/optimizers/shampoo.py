@@ -206,12 +206,12 @@ def scale_by_shampoo(
                 [ 0.0000, -1.0000]], dtype=torch.float64)
     """
     if not isinstance(eps, Tensor) and not eps > 0:
-        raise ValueError(f"Invalid epsilon value: {eps}")
+        raise ValueError(f"Invalid epsilon value: {eps}; expected a number > 0")
     check_fraction(decay, "decay value", closed=True)
     check_at_least_zero(max_size, "max_size value")
     for name, value in (("update_every", update_every), ("root_steps", root_steps)):
         if not value >= 1:
-            raise ValueError(f"Invalid {name} value: {value}")
+            raise ValueError(f"Invalid {name} value: {value}; expected a number >= 1")
     return ScaleByShampoo(eps, decay, update_every, max_size, root_steps)
 
 

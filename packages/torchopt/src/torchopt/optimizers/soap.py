@@ -215,7 +215,7 @@ def scale_by_soap(
     check_fraction(shampoo_beta, "shampoo_beta value")
     check_at_least_zero(max_size, "max_size value")
     if not update_every >= 1:
-        raise ValueError(f"Invalid update_every value: {update_every}")
+        raise ValueError(f"Invalid update_every value: {update_every}; expected a number >= 1")
     return ScaleBySoap(b1, b2, eps, shampoo_beta, update_every, max_size)
 
 

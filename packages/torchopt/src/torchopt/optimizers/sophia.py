@@ -46,7 +46,7 @@ class Sophia(Rule):
         super().__post_init__()
         every = self.update_every
         if every is not None and are_numbers(every) and not every >= 1:
-            raise ValueError(f"Invalid update_every value: {every}")
+            raise ValueError(f"Invalid update_every value: {every}; expected a number >= 1")
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
         """Return whether the curvature is estimated in this step, None for never."""

@@ -6,7 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torchopt.base import GradientTransformation, needs_tree, require_transformation
+from torchopt.base import (
+    GradientTransformation,
+    needs_tree,
+    refuse_positional,
+    require_transformation,
+)
 from torchopt.tree import require_same_shapes, tree_map
 
 __all__ = ["AccumulateState", "accumulate"]
@@ -41,11 +46,13 @@ class Accumulate:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
         """Collect a gradient; step with each `every`-th one."""
+        if positional:
+            refuse_positional(positional)
 
         def added(g: Any, mean: Any) -> Any:
             if g is None:

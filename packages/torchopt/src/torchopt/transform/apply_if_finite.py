@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchopt.base import GradientTransformation, needs_tree, require_transformation
+from torchopt.base import (
+    GradientTransformation,
+    needs_tree,
+    refuse_positional,
+    require_transformation,
+)
 from torchopt.tree import tree_leaves, tree_map
 
 __all__ = ["ApplyIfFiniteState", "apply_if_finite"]
@@ -42,11 +47,13 @@ class ApplyIfFinite:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
         """Step, or leave parameters and state as they are."""
+        if positional:
+            refuse_positional(positional)
         finite = [torch.isfinite(g.detach()).all() for g in tree_leaves(updates)]
         if not finite or bool(torch.stack([f.to(finite[0].device) for f in finite]).all()):
             stepped, inner_state = self.inner.update(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, Protocol, cast
 
-from torchopt.base import GradientTransformation, identity
+from torchopt.base import GradientTransformation, identity, refuse_positional
 from torchopt.errors import MismatchError
 from torchopt.transform.leaf_rule import (
     LeafRule,
@@ -43,10 +43,12 @@ class _ListDriver:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
+        if positional:
+            refuse_positional(positional)
         return update_leaves(self.rule, updates, state, params, inplace=inplace)
 
 
@@ -73,10 +75,12 @@ class _TreeDriver:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
+        if positional:
+            refuse_positional(positional)
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
         fields = self.rule.leaf_fields
         if fields:

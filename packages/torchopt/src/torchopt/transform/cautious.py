@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, needs_tree, require_transformation
+from torchopt.base import (
+    GradientTransformation,
+    needs_tree,
+    refuse_positional,
+    require_transformation,
+)
 from torchopt.tree import tree_map
 
 __all__ = ["cautious"]
@@ -35,11 +40,13 @@ class Cautious:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
         """Step `inner` and mask what it returns."""
+        if positional:
+            refuse_positional(positional)
         stepped, state = self.inner.update(updates, state, params=params, inplace=inplace)
         return tree_map(self._masked, stepped, updates, none_is_leaf=True), state
 

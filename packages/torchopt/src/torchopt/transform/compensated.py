@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, needs_tree, require_transformation
+from torchopt.base import (
+    GradientTransformation,
+    needs_tree,
+    refuse_positional,
+    require_transformation,
+)
 from torchopt.precision import widened
 from torchopt.tree import flatten_up_to, tree_flatten, tree_map, tree_unflatten
 
@@ -43,11 +48,13 @@ class Compensated:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
         """Step `inner`, and return updates that a parameter can take."""
+        if positional:
+            refuse_positional(positional)
         if params is None:
             raise AssertionError(
                 "Parameters are required for compensated. "

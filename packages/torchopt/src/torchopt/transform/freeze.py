@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torchopt.base import EmptyState, GradientTransformation
+from torchopt.base import EmptyState, GradientTransformation, refuse_positional
 from torchopt.transform.masked import mask_leaves
 from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
 
@@ -30,11 +30,13 @@ class Freeze:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
         """Put None in the place of the updates of frozen parameters."""
+        if positional:
+            refuse_positional(positional)
         leaves, spec = tree_flatten(updates if params is None else params, none_is_leaf=True)
         frozen = mask_leaves(self.mask, tree_unflatten(spec, leaves), "freeze(mask)")
         values = flatten_up_to(spec, updates, "updates")

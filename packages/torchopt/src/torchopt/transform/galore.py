@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, needs_tree, require_transformation
+from torchopt.base import (
+    GradientTransformation,
+    needs_tree,
+    refuse_positional,
+    require_transformation,
+)
 from torchopt.precision import widened
 from torchopt.transform.validate import check_at_least_zero
 from torchopt.tree import flatten_up_to, tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -69,11 +74,13 @@ class Galore:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
         """Step `inner` in the subspaces."""
+        if positional:
+            refuse_positional(positional)
         grads, spec = tree_flatten(updates, none_is_leaf=True)
         bases = flatten_up_to(spec, state.bases, "state.bases")
         values = None if params is None else flatten_up_to(spec, params, "params")
@@ -158,7 +165,7 @@ def galore(
     """
     for name, value in (("rank", rank), ("update_every", update_every)):
         if not value >= 1:
-            raise ValueError(f"Invalid {name} value: {value}")
+            raise ValueError(f"Invalid {name} value: {value}; expected a number >= 1")
     check_at_least_zero(scale, "scale value")
     require_transformation(inner, "galore(inner, rank)")
     projecting = Galore(inner, rank, update_every, scale)

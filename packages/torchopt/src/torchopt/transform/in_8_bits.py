@@ -10,7 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, needs_tree, require_transformation
+from torchopt.base import (
+    GradientTransformation,
+    needs_tree,
+    refuse_positional,
+    require_transformation,
+)
 from torchopt.errors import NotDifferentiableError
 from torchopt.tree import tree_leaves, tree_map
 from torchopt.tree_function import any_watched, is_traced
@@ -96,11 +101,13 @@ class InEightBits:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
         """Step `inner`."""
+        if positional:
+            refuse_positional(positional)
         read = [x for x in (*tree_leaves(updates), *tree_leaves(state)) if isinstance(x, Tensor)]
         if not is_traced() and any_watched(read):
             raise NotDifferentiableError(
@@ -153,7 +160,7 @@ def in_8_bits(
         torch.uint8
     """
     if not block_size >= 1:
-        raise ValueError(f"Invalid block_size value: {block_size}")
+        raise ValueError(f"Invalid block_size value: {block_size}; expected a number >= 1")
     require_transformation(inner, "in_8_bits(inner, ...)")
     coding = InEightBits(inner, block_size, min_size)
     return GradientTransformation(coding.init, coding.update)

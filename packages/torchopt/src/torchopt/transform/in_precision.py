@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, needs_tree, require_transformation
+from torchopt.base import (
+    GradientTransformation,
+    needs_tree,
+    refuse_positional,
+    require_transformation,
+)
 from torchopt.tree import tree_map
 
 __all__ = ["in_precision"]
@@ -41,11 +46,13 @@ class InPrecision:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
         """Step in `dtype`; return updates in the dtype of the gradients."""
+        if positional:
+            refuse_positional(positional)
         stepped, state = self.inner.update(
             self._cast(updates),
             state,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, needs_tree
+from torchopt.base import GradientTransformation, needs_tree, refuse_positional
 
 __all__ = ["InjectHyperparamsState", "inject_hyperparams"]
 
@@ -75,11 +75,13 @@ class InjectHyperparams:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
         """Step with the hyper-parameters in the state."""
+        if positional:
+            refuse_positional(positional)
         hyperparams = self._hyperparams(dict(state.hyperparams), state.steps)
         inner = self.make(**self.static, **hyperparams)
         stepped, inner_state = inner.update(

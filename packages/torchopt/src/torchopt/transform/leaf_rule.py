@@ -318,8 +318,8 @@ def update_leaves(
             require_tensors(grads, kept, "update(updates, state): a gradient")
             raise ValueError(
                 f"{type(rule).__name__}: expected a state for {len(grads)} leaves, its field "
-                f"`{name}` has "
-                f"{len(values)}; call init(params) with the parameters that the updates belong to."
+                f"`{name}` has {len(values)}; pass updates like the parameters that init(params) "
+                "saw, with None for a missing gradient, or call init(params) again."
             )
     roles = (grads, *old.values())
     everything = not any(any(map(_is_none, role)) for role in roles)

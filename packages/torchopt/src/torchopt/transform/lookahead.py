@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, needs_tree, require_transformation
+from torchopt.base import (
+    GradientTransformation,
+    needs_tree,
+    refuse_positional,
+    require_transformation,
+)
 from torchopt.transform.validate import check_fraction
 from torchopt.tree import require_same_shapes, tree_map
 
@@ -45,11 +50,13 @@ class Lookahead:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
         """Step `inner`; after every `every` steps go back towards the slow weights."""
+        if positional:
+            refuse_positional(positional)
         if params is None:
             raise AssertionError(
                 "Parameters are required for lookahead. "

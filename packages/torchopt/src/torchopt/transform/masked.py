@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from torchopt.base import GradientTransformation, require_transformation
+from torchopt.base import GradientTransformation, refuse_positional, require_transformation
 from torchopt.transform.base import transformation
 from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_leaves, tree_unflatten
 
@@ -67,11 +67,13 @@ class Masked:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
         """Transform the updates that the mask keeps and pass the others through."""
+        if positional:
+            refuse_positional(positional)
         visible, leaves, kept, spec = self._hide(updates if params is None else params)
         visible_params = None if params is None else visible
         leaves = flatten_up_to(spec, updates, "updates")

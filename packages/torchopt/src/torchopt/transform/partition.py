@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from torchopt.base import GradientTransformation, require_transformation
+from torchopt.base import GradientTransformation, refuse_positional, require_transformation
 from torchopt.transform.masked import MaskedNode
 from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_leaves, tree_unflatten
 
@@ -58,11 +58,13 @@ class Partition:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
         """Transform each part and put the parts together."""
+        if positional:
+            refuse_positional(positional)
         leaves, spec = tree_flatten(updates if params is None else params, none_is_leaf=True)
         labels = self._leaf_labels(tree_unflatten(spec, leaves))
         values = flatten_up_to(spec, updates, "updates")

@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, needs_tree, require_transformation
+from torchopt.base import (
+    GradientTransformation,
+    needs_tree,
+    refuse_positional,
+    require_transformation,
+)
 from torchopt.kernels.reference.root import root
 from torchopt.transform.norm import power_of_two
 from torchopt.transform.validate import check_at_least_zero
@@ -47,11 +52,13 @@ class Sam:
         self,
         updates: Any,
         state: Any,
-        *,
+        *positional: Any,
         params: Any | None = None,
         inplace: bool = True,
     ) -> tuple[Any, Any]:
         """Return the way up, or the way down and the step."""
+        if positional:
+            refuse_positional(positional)
         if not state.climbed:
             climb = self._climb(updates)
             # The caller may write to the updates.

@@ -22,15 +22,16 @@ def are_numbers(*values: Hyper | None) -> bool:
 
 
 def check_at_least_zero(value: Hyper, what: str) -> None:
-    """Raise `ValueError("Invalid {what}: {value}")` unless value >= 0."""
+    """Raise `ValueError("Invalid {what}: {value}; ...")` unless value >= 0."""
     if _is_number(value, what) and not value >= 0.0:
-        raise ValueError(f"Invalid {what}: {value}")
+        raise ValueError(f"Invalid {what}: {value}; expected a number >= 0")
 
 
 def check_fraction(value: Hyper, what: str, *, closed: bool = False) -> None:
-    """Raise `ValueError("Invalid {what}: {value}")` unless 0 <= value < 1 (<= 1 when `closed`)."""
+    """Raise `ValueError("Invalid {what}: {value}; ...")` unless 0 <= value < 1 (<= if `closed`)."""
     if _is_number(value, what) and not (0.0 <= value < 1.0 or (closed and value == 1.0)):
-        raise ValueError(f"Invalid {what}: {value}")
+        sign = "<=" if closed else "<"
+        raise ValueError(f"Invalid {what}: {value}; expected 0 <= number {sign} 1")
 
 
 def _is_number(value: Hyper, what: str) -> bool:
@@ -49,7 +50,7 @@ def _is_number(value: Hyper, what: str) -> bool:
 
 
 def check_betas(*betas: Hyper) -> None:
-    """Raise `ValueError("Invalid beta parameter at index {i}: {value}")` unless 0 <= value < 1."""
+    """Raise `ValueError("Invalid beta parameter at index {i}: ...")` unless 0 <= value < 1."""
     for index, beta in enumerate(betas):
         check_fraction(beta, f"beta parameter at index {index}")
 
@@ -68,8 +69,18 @@ def unpacked(values: Iterable[Any], count: int, name: str) -> tuple[Any, ...]:
     if isinstance(values, torch.Tensor):
         raise ValueError(f"{wanted}, got a tensor of shape {tuple(values.shape)}")
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"{wanted}, got {values!r:.80} ({type(values).__name__})")
+        pair = f"{name}=({', '.join([repr(values)] * count)})" if _is_float(values) else "a tuple"
+        raise TypeError(f"{wanted}, got {values!r:.80} ({type(values).__name__}); pass {pair}")
     entries = tuple(values)
     if len(entries) != count:
-        raise ValueError(f"{wanted}, got {len(entries)}: {entries!r:.80}")
+        shown = ", ".join(_shown(entry) for entry in entries[:4])
+        raise ValueError(f"{wanted}, got {len(entries)}: ({shown}{', ...' * (len(entries) > 4)})")
     return entries
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r:.20}" if _is_float(value) else type(value).__name__

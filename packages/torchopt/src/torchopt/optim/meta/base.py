@@ -76,7 +76,7 @@ class MetaOptimizer:
 
     Raises:
         TypeError: `impl` is no gradient transformation.
-        ValueError: `detach_every` is no positive integer.
+        ValueError: The module has no parameters, or `detach_every` is not a positive integer.
 
     Example:
         >>> import torch, torchopt
@@ -114,6 +114,12 @@ class MetaOptimizer:
         self._steps_since_cut = 0
         self._lock = StepLock()
         self.add_param_group(module)
+        if not self.param_containers_groups[0]:
+            raise ValueError(
+                f"{type(self).__name__}(module): expected a module with parameters, got "
+                f"{type(module).__name__}, which has none; pass the module whose parameters are to "
+                "be stepped"
+            )
 
     def step(self, loss: Tensor) -> None:
         """Replace the parameters of the modules by the parameters after one step on `loss`.
