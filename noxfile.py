@@ -176,6 +176,17 @@ def _run_instrumented(session: nox.Session, site: Path, arguments: list[str]) ->
         LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0")  # fmt: skip
 
 
+@nox.session
+def cuda(session: nox.Session) -> None:
+    """Compile the CUDA kernels for the usual architectures (needs nvcc, no GPU; minutes)."""
+    build = BUILD / "cuda"
+    run(session, "cmake", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DTORCHOPT_CUDA=ON",
+        "-DTORCHOPT_PYTHON=OFF", "-S", TORCHOPT, "-B", build)  # fmt: skip
+    run(session, "cmake", "--build", build, "--parallel", "2", "--target", "torchopt_cuda", "--",
+        "--quiet")  # fmt: skip
+    run(session, PYTHON, "tools/check_cuda_code.py")
+
+
 KERNEL_TESTS = (
     *("test_fuzz.py", "test_devices.py", "test_fused_call.py", "test_fused_update.py"),
     "test_fused_step.py",
