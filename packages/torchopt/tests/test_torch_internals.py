@@ -7,6 +7,7 @@ import re
 import threading
 from pathlib import Path
 
+import pytest
 import torch
 from torch.autograd import forward_ad
 
@@ -197,3 +198,32 @@ def test_other_threads_have_modes_of_their_own() -> None:
         thread.start()
         thread.join()
     assert seen == [False]
+
+
+def test_operations_are_traced_with_what_they_hold() -> None:
+    held = torch.tensor([2.0, 3.0])
+    read: list[torch.Tensor] = []
+    x = torch.tensor([1.0, 5.0])
+
+    def function(x: torch.Tensor) -> list[torch.Tensor]:
+        return [x * held * torch.tensor(2.0) + held.sum().detach()]
+
+    graph = internals.traced_graph(function, [x.clone()], read.append)
+    assert internals.lifted_constants(graph)[0] is held
+    assert not internals.draws_numbers(graph)
+    assert graph(x, held * 2)[0].tolist() == [18.0, 70.0]
+    number = torch.tensor(4.0)
+    internals.traced_graph(lambda x: [x * number.item()], [x.clone()], read.append)
+    assert read[0] is number
+    with pytest.raises(RuntimeError) as error:
+        internals.traced_graph(lambda x: [x * x.max().item()], [x.clone()], read.append)
+    assert internals.is_host_read(error.value)
+    graph = internals.traced_graph(lambda x: [x * torch.rand(2)], [x.clone()], read.append)
+    assert internals.draws_numbers(graph)
+
+
+@pytest.mark.slow
+def test_a_graph_is_compiled() -> None:
+    x = torch.tensor([1.0, 5.0])
+    graph = internals.traced_graph(lambda x: [x.sin() * x], [x.clone()], [].append)
+    torch.testing.assert_close(internals.compiled_graph(graph, [x])(x)[0], x.sin() * x)

@@ -10,6 +10,7 @@ __all__ = [
     "MismatchError",
     "MissingExtensionWarning",
     "NotDifferentiableError",
+    "NotTraceableError",
     "SecondDerivativeWarning",
     "TorchOptError",
     "WorkerError",
@@ -34,6 +35,10 @@ class MissingExtensionWarning(UserWarning):
 
 class NotDifferentiableError(TorchOptError, RuntimeError):
     """A gradient was asked for with respect to something the loss does not depend on."""
+
+
+class NotTraceableError(TorchOptError, RuntimeError):
+    """A program was to be traced that does not do the same operations in each run."""
 
 
 class SecondDerivativeWarning(UserWarning):

@@ -16,6 +16,7 @@ from torch._functorch import eager_transforms
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     "FakeTensor",
@@ -25,8 +26,10 @@ __all__ = [
     "below_transforms",
     "bump_versions",
     "checkpoint_of",
+    "compiled_graph",
     "count_forward_modes",
     "counts_for_any_autocast",
+    "draws_numbers",
     "forward_mode_enabled",
     "gradient_in_transform",
     "has_tangent",
@@ -36,18 +39,21 @@ __all__ = [
     "is_batched_by_old_vmap",
     "is_checkpoint_in_transform",
     "is_differentiated",
+    "is_host_read",
     "is_traced",
     "is_tracked",
     "is_transforming",
     "is_watched",
     "is_wrapped",
     "is_zero_tensor",
+    "lifted_constants",
     "pack_hooks",
     "plain_entry",
     "reentrant_checkpoint",
     "remove_fsdp_hooks",
     "taken_off_old_vmap",
     "top_saved_tensor_hooks",
+    "traced_graph",
     "with_forward_mode",
     "without_recurrent_kernels",
 ]
@@ -413,3 +419,100 @@ def is_batched(x: Tensor) -> bool:
             return True
         x = _functorch.get_unwrapped(x)
     return False
+
+
+class _HostReads(TorchDispatchMode):
+    """A mode that calls `read` with each tensor whose value goes to the host."""
+
+    def __init__(self, read: Callable[[Tensor], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._read = read
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.data_dependent_output in func.tags:
+            for x in args:
+                if isinstance(x, Tensor):
+                    self._read(x)
+        return func(*args, **(kwargs or {}))
+
+
+def traced_graph(
+    function: Callable[..., Any], examples: Sequence[Tensor], read: Callable[[Tensor], None]
+) -> torch.fx.GraphModule:
+    """Return the operations of torch that a function of tensors does, as a graph of them.
+
+    Derivatives that the function takes are operations in the graph. A tensor that is no argument
+    is a constant of it.
+
+    Args:
+        function: From tensors to a list of tensors.
+        examples: Distinct tensors.
+        read: Called with each tensor that is no argument whose value is read on the host; raises.
+
+    Raises:
+        RuntimeError: A value that depends on the arguments is read on the host.
+    """
+    # 0.4 s that only those who trace have to wait.
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with _HostReads(read):
+        graph: torch.fx.GraphModule = make_fx(function)(*examples)
+    return graph
+
+
+def is_host_read(error: BaseException) -> bool:
+    """Return whether tracing failed because a value was read on the host."""
+    return "value out of a tracing tensor" in str(error)
+
+
+def compiled_graph(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
+    """Return a graph of operations compiled by inductor, called without guards."""
+    import torch._inductor as inductor
+
+    with torch.no_grad():
+        code: Callable[..., Any] = inductor.compile(
+            graph, list(examples), options={"fallback_random": True}
+        )
+    return code
+
+
+def draws_numbers(graph: torch.fx.GraphModule) -> bool:
+    """Return whether a graph draws random numbers."""
+    return any(
+        torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        for node in graph.graph.nodes
+        if node.op == "call_function"
+    )
+
+
+def lifted_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
+    """Make the tensors that a graph holds arguments of it, after the others, and return them.
+
+    Those that stand for numbers that the traced function wrote down stay.
+    """
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+    graph.graph.eliminate_dead_code()
+    nodes = list(graph.graph.nodes)
+    last = [n for n in nodes if n.op == "placeholder"][-1]
+    by_identity: dict[int, tuple[Tensor, Any]] = {}
+    for node in nodes:
+        if node.op != "get_attr":
+            continue
+        x = getattr(graph, node.target)
+        if not isinstance(x, Tensor) or all("lift_fresh" in str(u.target) for u in node.users):
+            continue
+        if id(x) not in by_identity:
+            with graph.graph.inserting_after(last):
+                last = graph.graph.placeholder(f"held_{len(by_identity)}")
+                last.meta.update(node.meta)
+            by_identity[id(x)] = x, last
+        node.replace_all_uses_with(by_identity[id(x)][1])
+        graph.graph.erase_node(node)
+    for name in {n.target for n in nodes if n.op == "get_attr"} - {
+        n.target for n in graph.graph.nodes if n.op == "get_attr"
+    }:
+        delattr(graph, name)
+    graph.recompile()
+    return [x for x, _ in by_identity.values()]

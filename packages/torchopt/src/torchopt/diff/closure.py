@@ -30,6 +30,7 @@ __all__ = [
     "code_names",
     "explained",
     "hidden_inputs",
+    "parts",
     "require_arguments",
     "root_of",
 ]
@@ -171,10 +172,11 @@ def captured(function: Any, kind: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(found, kind):
             yield name or "itself", found
         if not isinstance(found, Tensor) and not hasattr(type(found), "not_searched"):
-            queue.extend(_parts(name, found))
+            queue.extend(parts(name, found))
 
 
-def _parts(name: str, found: Any) -> Iterator[tuple[str, Any]]:
+def parts(name: str, found: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an object holds, by name."""
     if isinstance(found, types.FunctionType):
         yield from _of_function(found)
     elif isinstance(found, types.BuiltinFunctionType):

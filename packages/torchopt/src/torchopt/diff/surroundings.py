@@ -223,6 +223,14 @@ class Surroundings:
         states = (source.get() for source in self._sources)
         return [state for state in states if isinstance(state, Tensor)]
 
+    def moved_outside_torch(self) -> bool:
+        """Return whether a random generator of random or numpy has moved since."""
+        return any(
+            not source.is_at(source.get())
+            for source in self._sources
+            if not isinstance(source.state, Tensor)
+        )
+
     def freeze(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function with its evaluations inside of `replayed`."""
 

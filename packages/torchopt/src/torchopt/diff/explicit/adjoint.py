@@ -38,7 +38,14 @@ from torchopt.diff.explicit.step import (
 )
 from torchopt.tree import is_smooth
 
-__all__ = ["Cotangents", "gradient", "pull_back_start", "pull_back_step", "unit_cotangents"]
+__all__ = [
+    "AtStep",
+    "Cotangents",
+    "gradient",
+    "pull_back_start",
+    "pull_back_step",
+    "unit_cotangents",
+]
 
 Replayed = Callable[[], AbstractContextManager[None]]
 
@@ -135,27 +142,31 @@ class Variables:
         for h in holes:
             if h.by_step and h.index in wanted:
                 # The step takes its slice of what stands here.
-                out[h.index] = _AtStep(tensors[h.index][step].detach().requires_grad_())
+                out[h.index] = AtStep(tensors[h.index][step].detach().requires_grad_())
         for i in used:
-            if not isinstance(out[i], _AtStep):
+            if not isinstance(out[i], AtStep):
                 out[i] = out[i].requires_grad_()
         return Variables(leaves, out, used)
 
     def inputs(self) -> list[Tensor]:
         """Return the leaves for the inputs that are differentiated."""
         return [
-            x.slice if isinstance(x, _AtStep) else x for x in (self.tensors[i] for i in self.used)
+            x.slice if isinstance(x, AtStep) else x for x in (self.tensors[i] for i in self.used)
         ]
 
 
 @dataclass(frozen=True)
-class _AtStep:
+class AtStep:
     """Stands for a tensor of which each step takes a slice, in one step."""
 
     slice: Tensor
 
     def __getitem__(self, step: int) -> Tensor:
         return self.slice
+
+    def detach(self) -> AtStep:
+        """Return the same outside of any graph."""
+        return AtStep(self.slice.detach())
 
 
 def pull_back_step(
@@ -182,7 +193,8 @@ def pull_back_step(
     with replayed(), torch.enable_grad():  # the optimizer may draw random numbers after the loss
         found, second = grads, None
         if call.derivative == "reverse":
-            found, second = _reverse(call, variables, step)
+            computed, second = _reverse(call, variables, step)
+            found = computed if found is None else found
         elif found is None:
             found, _, _ = gradient(call, carry, tensors, step)
         directions, out = _of_update(call, variables, found, cotangents)

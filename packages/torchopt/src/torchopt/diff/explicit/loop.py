@@ -16,7 +16,9 @@ from torchopt.diff.explicit.budget import in_bytes, snapshots_within
 from torchopt.diff.explicit.call import Call, make_inputs
 from torchopt.diff.explicit.forward import ForwardRun
 from torchopt.diff.explicit.run import Run
+from torchopt.diff.explicit.traced import TracedRun
 from torchopt.diff.explicit.unrolled import Outputs, run_attached
+from torchopt.errors import NotTraceableError
 from torchopt.torch_internals import in_forward_mode
 from torchopt.tree import tree_leaves, tree_unflatten
 from torchopt.tree_function import apply_sweep, is_transforming
@@ -24,6 +26,7 @@ from torchopt.tree_function import apply_sweep, is_transforming
 __all__ = ["Explicit", "InnerResult", "inner_loop"]
 
 DERIVATIVES = ("reverse", "mixed", "first_order", "forward")
+EXECUTE = ("eager", "trace", "compile")
 
 
 class InnerResult(NamedTuple):
@@ -58,6 +61,7 @@ class Explicit:
     tasks: Sequence[Any] | None = None
     verify: Any = None
     blocks: Sequence[str] | None = None
+    execute: str = "eager"
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -83,6 +87,16 @@ class Explicit:
             )
         if self.verify is not None:
             raise NotImplementedError("inner_loop: verify: expected None; not available yet.")
+        if self.execute not in EXECUTE:
+            raise ValueError(
+                f"inner_loop: execute: expected one of {', '.join(map(repr, EXECUTE))}, got "
+                f"{self.execute!r}."
+            )
+        if self.execute != "eager" and self.derivative == "forward":
+            raise NotImplementedError(
+                f'inner_loop: execute: expected "eager" for derivative="forward", got '
+                f'{self.execute!r}; "reverse" and "mixed" can be traced.'
+            )
         if not callable(self.optimizer):
             require_transformation(self.optimizer, "inner_loop: optimizer")
 
@@ -113,7 +127,7 @@ class Explicit:
             ValueError: Batches of another number than the steps, or tasks that differ in number.
         """
         call = self._call(params, batch, meta, batches, state, hypers)
-        form, outputs = call.params.spec, _run(call, self.keep)
+        form, outputs = call.params.spec, _run(call, self.keep, self.execute)
         carry = outputs.carry
         return InnerResult(
             tree_unflatten(form, carry.params),
@@ -244,8 +258,10 @@ def _task_count(inputs: Any, fields: dict[str, Any]) -> int:
     return int(next(iter(sizes)))
 
 
-def _run(call: Call, keep: int | str) -> Outputs:
+def _run(call: Call, keep: int | str, execute: str) -> Outputs:
     budget = isinstance(keep, str) and keep not in ("all", "steps")
+    if execute != "eager":
+        return _run_traced(call, keep, execute)
     if is_transforming() or in_forward_mode():
         if budget:
             raise ValueError(
@@ -268,6 +284,32 @@ def _run(call: Call, keep: int | str) -> Outputs:
     return run.outputs_with(apply_sweep(run, *call.inputs))
 
 
+def _run_traced(call: Call, keep: int | str, execute: str) -> Outputs:
+    if is_transforming() or in_forward_mode():
+        raise NotTraceableError(
+            "inner_loop: execute: expected a call outside of torch.func transforms and forward "
+            f"mode for {execute!r}, got one inside; use tasks= in the place of vmap, or "
+            'execute="eager".'
+        )
+    if isinstance(keep, str) and keep not in ("all", "steps"):
+        raise NotImplementedError(
+            f'inner_loop: keep: expected "all", "steps" or a number of snapshots for '
+            f'execute={execute!r}, got {keep!r}; give the number, or execute="eager".'
+        )
+    differentiated = call.wanted and torch.is_grad_enabled()
+    snapshots = keep if isinstance(keep, int) else call.steps
+    run = TracedRun(
+        call,
+        snapshots if differentiated else 1,
+        compiled=execute == "compile",
+        keep_gradients=keep == "all" or call.derivative != "reverse",
+    )
+    if differentiated:
+        return run.outputs_with(apply_sweep(run, *call.inputs))
+    with torch.no_grad():
+        return run.outputs_with(run.evaluate(*call.inputs))
+
+
 def inner_loop(
     loss: Callable[..., Any],
     optimizer: Any,
@@ -279,6 +321,8 @@ def inner_loop(
     tasks: Sequence[Any] | None = None,
     verify: Any = None,
     blocks: Sequence[str] | None = None,
+    execute: str = "eager",
+    compile: bool = False,  # noqa: A002 - the word of the field
 ) -> Explicit:
     """Return an inner loop that is differentiated through its steps.
 
@@ -313,6 +357,13 @@ def inner_loop(
         blocks: For `"mixed"`: names of sub-modules whose activations are computed again going
             backward, so that only their inputs are kept; () for none. None takes the members of
             every `nn.ModuleList` and `nn.Sequential` whose members are alike.
+        execute: `"eager"`: operation by operation. `"trace"`: a step and its adjoint are traced,
+            once, and the straight-line code is run for any number of steps; no compiler is needed.
+            `"compile"`: that code is compiled by torch's inductor, which needs a C++ compiler and
+            takes seconds at the first call. Another shape, dtype or value of a number that the
+            loss or the optimizer holds is traced anew, which the logger
+            `torchopt.diff.explicit.trace` tells.
+        compile: True is another way to write `execute="compile"`.
 
     Returns:
         A function of `(params, batch, *meta, batches=None, state=None, **hypers)` that returns an
@@ -320,6 +371,9 @@ def inner_loop(
         which keeps everything, whatever `keep` says.
 
     Raises:
+        NotTraceableError: From a call with another `execute` than `"eager"`: the loss or the
+            optimizer reads a value on the host, changes something beside what it returns, or a
+            second derivative is taken of the call; the message says which.
         TypeError: An argument of another kind.
         ValueError: A value out of range.
 
@@ -343,4 +397,10 @@ def inner_loop(
         A. Griewank, A. Walther, Algorithm 799: revolve, ACM Trans. Math. Softw. 26(1), 2000,
         https://doi.org/10.1145/347837.347846 (`keep=int`)
     """
-    return Explicit(loss, optimizer, steps, derivative, keep, window, tasks, verify, blocks)
+    if compile:
+        if execute == "trace":
+            raise ValueError('inner_loop: compile: expected False for execute="trace", got True.')
+        execute = "compile"
+    return Explicit(
+        loss, optimizer, steps, derivative, keep, window, tasks, verify, blocks, execute
+    )

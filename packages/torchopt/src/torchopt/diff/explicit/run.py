@@ -182,14 +182,20 @@ class Run:
                 None if of_losses is None else of_losses.select(dim, t),
                 _aux_at(form.aux, of_aux, t, dim),
             )
-            smooth, more = pull_back_step(
-                call, moment.carry, tensors, t, moment.grads, here, moment.seen.replayed
-            )
+            smooth, more = self._pulled(moment, tensors, t, here)
             del moment  # so that its memory serves for the next
             sums.add(more, t)
         if call.first == 0:
             sums.add(pull_back_start(call, tensors, smooth), None)
         return sums.found()
+
+    def _pulled(
+        self, moment: Moment, tensors: list[Tensor], step: int, cotangents: Cotangents
+    ) -> tuple[list[Tensor | None], dict[int, Tensor]]:
+        """Return the cotangents of what a step begins with, and of the inputs by their index."""
+        return pull_back_step(
+            self.call, moment.carry, tensors, step, moment.grads, cotangents, moment.seen.replayed
+        )
 
     def _reversed(self, tensors: list[Tensor]) -> Iterator[tuple[int, Moment]]:
         """Yield the differentiated steps and the state before each, from the last to the first."""

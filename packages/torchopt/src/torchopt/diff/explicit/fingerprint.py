@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the trace of a function depends on beside its arguments.
+
+A traced program holds every Python value that the function met, as a constant. The fingerprint of
+a function has all of those that the function reaches, and the form of each tensor that it reaches:
+where two are equal, one program serves both. The tensors themselves are inputs of the program.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchopt.diff.closure import ATOMS, ENTRIES, parts
+from torchopt.errors import NotTraceableError
+
+__all__ = ["Fingerprint", "fingerprint", "form_of", "settings"]
+
+MOST = 20_000  # objects that a function may reach
+
+
+@dataclass(frozen=True)
+class _Same:
+    """An object that is equal to itself alone; holds it, so that its identity is not used again."""
+
+    value: Any
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a function reaches.
+
+    Attributes:
+        key: Values, code and forms of tensors, in the order in which they are found.
+        tensors: The tensors themselves.
+        names: Their names.
+    """
+
+    key: tuple[Hashable, ...]
+    tensors: tuple[Tensor, ...]
+    names: tuple[str, ...]
+
+    def difference(self, other: Fingerprint) -> str | None:
+        """Return the name of the first value that differs; None if all are the same."""
+        for x, y in zip(self.key, other.key):
+            if x != y:
+                return str(x[0]) if isinstance(x, tuple) and x and x[0] else "a value"
+        return None if len(self.key) == len(other.key) else "what it holds"
+
+
+def form_of(x: Tensor) -> tuple[Hashable, ...]:
+    """Return what a trace keeps of a tensor."""
+    return x.shape, x.dtype, x.device, x.requires_grad
+
+
+def settings() -> tuple[Hashable, ...]:
+    """Return the settings of torch that decide which operations are run."""
+    autocast = tuple(
+        (device, torch.get_autocast_dtype(device))
+        for device in ("cpu", "cuda")
+        if torch.is_autocast_enabled(device)
+    )
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+        autocast,
+    )
+
+
+def fingerprint(*values: Any) -> Fingerprint:
+    """Return what functions, or anything that holds some, reach.
+
+    Raises:
+        NotTraceableError: That is more than can be compared at each call.
+    """
+    seen: dict[int, int] = {}
+    key: list[Hashable] = []
+    tensors: list[Tensor] = []
+    names: list[str] = []
+    queue: deque[tuple[str, Any]] = deque(("", x) for x in values)
+    while queue:
+        name, found = queue.popleft()
+        if isinstance(found, ATOMS):
+            # 0.0 and -0.0 are equal, and so are 1 and True; nan is not.
+            key.append((name, type(found), repr(found) if isinstance(found, float) else found))
+            continue
+        if id(found) in seen:
+            key.append((name, "again", seen[id(found)]))
+            continue
+        seen[id(found)] = len(seen)
+        if len(seen) > MOST:
+            raise NotTraceableError(
+                f"inner_loop: execute: expected a loss and an optimizer that reach at most {MOST} "
+                'objects, to be compared at each call, got more; use execute="eager".'
+            )
+        if isinstance(found, Tensor):
+            tensors.append(found)
+            names.append(name or "a tensor")
+            key.append((name, *form_of(found)))
+            continue
+        key.append((name, *_identity(found)))
+        if not hasattr(type(found), "not_searched"):
+            queue.extend(parts(name, found))
+    return Fingerprint(tuple(key), tuple(tensors), tuple(names))
+
+
+def _identity(found: Any) -> tuple[Any, ...]:
+    """Return what is compared of an object beside its parts."""
+    if isinstance(found, types.FunctionType):
+        return (found.__code__,)
+    if isinstance(found, (type, types.ModuleType, types.BuiltinFunctionType)):
+        return (_Same(found),)
+    if isinstance(found, np.ndarray):
+        return found.shape, str(found.dtype), found.tobytes()
+    if isinstance(found, (torch.dtype, torch.device, torch.layout, torch.memory_format)):
+        return (found,)
+    if isinstance(found, (tuple, list, dict, set, frozenset)):
+        if len(found) > ENTRIES:
+            raise NotTraceableError(
+                f"inner_loop: execute: expected containers of at most {ENTRIES} entries in what "
+                "the loss and the optimizer hold, to be compared at each call, got a "
+                f'{type(found).__name__} of {len(found)}; use execute="eager".'
+            )
+        return type(found), len(found)
+    if hasattr(found, "__dict__"):
+        return (type(found),)
+    if any("__slots__" in vars(base) for base in type(found).__mro__):
+        return (type(found),)
+    return (_Same(found),)

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run whose steps, and the adjoints of them, are traced once and run for any number of steps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.explicit.adjoint import AtStep, Cotangents, gradient, pull_back_step
+from torchopt.diff.explicit.call import Call, Hole
+from torchopt.diff.explicit.fingerprint import fingerprint, form_of, settings
+from torchopt.diff.explicit.run import Moment, Run
+from torchopt.diff.explicit.step import Aux, Carry, start, update
+from torchopt.diff.explicit.trace import Program, make_program, traced
+from torchopt.diff.explicit.unrolled import Outputs
+from torchopt.diff.surroundings import Surroundings
+from torchopt.errors import NotTraceableError
+
+__all__ = ["TracedRun"]
+
+WHERE = "inner_loop: execute"
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What the program of a step returns: the carry, the loss, the aux and the gradient.
+
+    Attributes:
+        carry: The carry, with tensors for the places of them.
+        aux: What came with the loss, in the same way.
+        grads: Which leaves of the parameters have a gradient.
+        where: Which of the first results each tensor of the carry is.
+        stable: Whether the carry has the form of the one before, so that the program serves again.
+    """
+
+    carry: Carry
+    aux: Aux
+    grads: tuple[bool, ...]
+    where: tuple[int, ...]
+    stable: bool
+
+    @staticmethod
+    def of(before: Carry, after: Carry, aux: Aux, grads: Sequence[Any]) -> _Form:
+        """Return the form of a step."""
+        empty = torch.empty(0)
+        unlike = [
+            tuple(x for x in (*c.params, *c.state) if not isinstance(x, Tensor))
+            for c in (before, after)
+        ]
+        if before.state_spec == after.state_spec and unlike[0] != unlike[1]:
+            changed = next((x for x, y in zip(*unlike) if x != y), None)
+            raise NotTraceableError(
+                f"{WHERE}: expected an optimizer whose state changes in tensors alone, got one "
+                f'that changes a {type(changed).__name__}; use execute="eager".'
+            )
+        return _Form(
+            after.with_tensors([empty] * len(after.tensors())),
+            Aux(tuple(empty if isinstance(x, Tensor) else x for x in aux.leaves), aux.spec),
+            tuple(g is not None for g in grads),
+            _once(after.tensors())[1],
+            _form(before) == _form(after),
+        )
+
+    def read(self, found: Sequence[Tensor]) -> tuple[Carry, Tensor, Aux, list[Any]]:
+        carry = self.carry.with_tensors([found[i] for i in self.where])
+        remaining = iter(found[max(self.where) + 1 :])
+        value = next(remaining)
+        leaves = tuple(next(remaining) if isinstance(x, Tensor) else x for x in self.aux.leaves)
+        grads = [next(remaining) if g else None for g in self.grads]
+        return carry, value, Aux(leaves, self.aux.spec), grads
+
+
+def _form(carry: Carry) -> Hashable:
+    leaves = (*carry.params, *carry.state)
+    return (
+        len(carry.params),
+        carry.state_spec,
+        tuple(form_of(x) if isinstance(x, Tensor) else (type(x), x) for x in leaves),
+        _once(carry.tensors())[1],
+    )
+
+
+def _once(tensors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
+    """Return the tensors, those with integers once each, and where each of them is found there.
+
+    The leaves of a state that step together share their counts.
+    """
+    out: list[Tensor] = []
+    known: dict[int, int] = {}
+    where = []
+    for x in tensors:
+        place = None if x.is_floating_point() or x.is_complex() else known.get(id(x))
+        if place is None:
+            place = known[id(x)] = len(out)
+            out.append(x)
+        where.append(place)
+    return out, tuple(where)
+
+
+def _is_count(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _with_counts(carry: Carry) -> Carry:
+    """Return a carry with tensors for the integers of the state."""
+    counts: dict[int, Tensor] = {}
+    state = tuple(counts.setdefault(x, torch.tensor(x)) if _is_count(x) else x for x in carry.state)
+    return replace(carry, state=state)
+
+
+def _with_ints(carry: Carry, like: Carry) -> Carry:
+    """Return a carry with integers where `like` has some."""
+    if not any(map(_is_count, like.state)):
+        return carry
+    state = tuple(int(x) if _is_count(y) else x for x, y in zip(carry.state, like.state))
+    return replace(carry, state=state)
+
+
+class _Nothing:
+    """The surroundings of a step that sees nothing beside its arguments."""
+
+    def retaken(self) -> _Nothing:
+        return self
+
+    def replayed(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+class TracedRun(Run):
+    """A run of traced programs.
+
+    Args:
+        call: The call.
+        snapshots: How many states are kept; see `Run`.
+        compiled: Whether the programs are compiled.
+        keep_gradients: Whether a gradient is kept beside each state.
+    """
+
+    def __init__(self, call: Call, snapshots: int, *, compiled: bool, keep_gradients: bool) -> None:
+        super().__init__(call, snapshots)
+        self._compiled, self._keep_gradients = compiled, keep_gradients
+        self._reach = fingerprint(call.loss, call.optimizer)
+        self._common = self._common_key()
+        self._adjoints: dict[Hashable, Program] = {}
+        self._draws = self._uniform = False
+        self._last: list[Tensor] = []
+        self._ends: list[Tensor] = []
+
+    # -- what its programs depend on
+
+    def _holes(self, step: int) -> list[Hole]:
+        return [*self.call.used_at(step), *(Hole(i) for i in self.call.hypers)]
+
+    def _inputs_at(self, tensors: Sequence[Tensor], step: int) -> list[Tensor]:
+        """Return the inputs that a step takes."""
+        return [
+            tensors[h.index][step] if h.by_step else tensors[h.index] for h in self._holes(step)
+        ]
+
+    def _filled(self, given: Sequence[Tensor], step: int) -> list[Any]:
+        """Return a list like the inputs of the call, with those that a step takes."""
+        out: list[Any] = [x.detach() for x in self.call.inputs]
+        for h, x in zip(self._holes(step), given):
+            out[h.index] = AtStep(x) if h.by_step else x
+        return out
+
+    def _common_key(self) -> Hashable:
+        call = self.call
+        return (
+            self._reach.key,
+            settings(),
+            self._compiled,
+            call.derivative,
+            call.tasks,
+            call.params.spec,
+            len(call.blocks),
+            tuple((tree.spec, _fixed(tree.leaves)) for tree in call.meta),
+        )
+
+    def _key(self, carry: Carry, step: int) -> Hashable:
+        call, wanted, batch = self.call, set(self.call.wanted), self.call.batch(step)
+        inputs = [
+            (
+                x.shape[1:] if h.by_step else x.shape,
+                x.dtype,
+                x.device,
+                h.by_step,
+                h.index in wanted,
+                call.dims[h.index],
+            )
+            for h, x in ((h, call.inputs[h.index]) for h in self._holes(step))
+        ]
+        return _form(carry), batch.spec, _fixed(batch.leaves), tuple(inputs), self._common
+
+    def _make(self, function: Any, examples: Sequence[Tensor]) -> Program:
+        call = self.call
+        program = make_program(
+            function,
+            examples,
+            self._seen,
+            (call.loss, call.optimizer),
+            where=WHERE,
+            compiled=self._compiled,
+        )
+        if program.draws and call.derivative == "first_order":
+            raise NotTraceableError(
+                f'{WHERE}: expected derivative "reverse" or "mixed" for a loss that draws random '
+                'numbers, got "first_order"; use execute="eager".'
+            )
+        return program
+
+    def _described(self) -> str:
+        call = self.call
+        shapes = [tuple(call.inputs[h.index].shape) for h in call.params.holes()][:3]
+        name = getattr(call.loss, "__qualname__", type(call.loss).__name__)
+        how = "compiled" if self._compiled else "not compiled"
+        return f'{name} ({how}, "{call.derivative}", parameters {shapes})'
+
+    # -- its programs
+
+    def _step(self, carry: Carry, tensors: Sequence[Tensor], step: int) -> Program:
+        once, where = _once(carry.tensors())
+
+        def stepped(*flat: Tensor) -> tuple[list[Tensor], _Form]:
+            call, before = self.call, carry.with_tensors([flat[i] for i in where])
+            full = self._filled(flat[len(once) :], step)
+            grads, value, aux = gradient(call, before, full, step)
+            after = update(call, call.optimizer_with(full), grads, before).detached()
+            others = (x for x in (*aux.leaves, *grads) if isinstance(x, Tensor))
+            distinct, _ = _once(after.tensors())
+            return [*distinct, value, *others], _Form.of(carry, after, aux, grads)
+
+        def make() -> Program:
+            return self._make(stepped, [*once, *self._inputs_at(tensors, step)])
+
+        return traced(("step", self._key(carry, step)), f"a step of {self._described()}", make)
+
+    def _adjoint(
+        self, moment: Moment, tensors: Sequence[Tensor], step: int, here: Cotangents
+    ) -> tuple[Program, list[Tensor]]:
+        """Return the program of the adjoint of a step, and its arguments."""
+        carry = _with_counts(moment.carry)
+        once, where = _once(carry.tensors())
+        # A program that draws random numbers has to draw each once, in the order of the step.
+        mixed = self.call.derivative == "mixed" and not self._draws
+        call = self.call if mixed or self.call.derivative != "mixed" else _reverse(self.call)
+        forms = [
+            None if values is None else [x is not None for x in values]
+            for values in (moment.grads, [here.loss], here.aux)
+        ]
+        parts = [
+            once,
+            self._inputs_at(tensors, step),
+            _present(moment.grads or ()),
+            _present(here.carry),
+            _present([here.loss]),
+            _present(here.aux),
+        ]
+        lengths = [len(part) for part in parts]
+
+        def pulled(*flat: Tensor) -> tuple[list[Tensor], Any]:
+            remaining = iter(flat)
+            before, inputs, grads, smooth, loss, aux = (
+                [next(remaining) for _ in range(n)] for n in lengths
+            )
+            out, by_input = pull_back_step(
+                call,
+                carry.with_tensors([before[i] for i in where]),
+                self._filled(inputs, step),
+                step,
+                None if moment.grads is None else _filled(moment.grads, grads),
+                Cotangents([*smooth], _filled([here.loss], loss)[0], _filled(here.aux, aux)),
+                contextlib.nullcontext,
+            )
+            places = {h.index: k for k, h in enumerate(self._holes(step))}
+            form = [c is not None for c in out], [places[i] for i in by_input]
+            return [*_present(out), *by_input.values()], form
+
+        arguments = [x for part in parts for x in part]
+        short = (*(None if x is None else tuple(x) for x in forms), mixed)
+        program = self._adjoints.get(short) if self._uniform else None
+        if program is None:
+            program = traced(
+                ("adjoint", short, self._key(carry, step)),
+                f"the adjoint of a step of {self._described()}",
+                lambda: self._make(pulled, arguments),
+            )
+            self._adjoints[short] = program
+        return program, arguments
+
+    # -- the run
+
+    def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors that the run ends with; keep some of its states."""
+        call = self.call
+        tensors = [x.detach() for x in inputs]
+        places = {call.first, *self._places(), call.steps - 1}
+        self._seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
+        seen: Any = self._seen
+        first = start(call, call.optimizer_with(tensors), tensors).detached()
+        carry = _with_counts(first)
+        program, losses, aux = self._step(carry, tensors, 0), [], []
+        self._draws = program.draws
+        self._uniform = program.form.stable and len(call.batches) == 1
+        for t in range(call.steps):
+            if not program.draws:
+                seen = _Nothing()
+            elif t in places and t > 0:
+                seen = seen.retaken()
+            before = carry
+            carry, value, extra, grads = self._stepped(program, before, tensors, t)
+            if t in places:
+                self._moments[t] = Moment(before, seen, grads if self._keep_gradients else None)
+            losses.append(value)
+            aux.append(extra)
+            if t + 1 < call.steps:
+                program = self._next(program, carry, tensors, t + 1)
+        carry = _with_ints(carry, first)
+        self._last = carry.smooth()
+        found = Outputs.of(call, carry, losses, aux)
+        self.outputs = self._with(found, [x.new_empty(0) for x in self._flat(found)])
+        return self._flat(found)
+
+    def _next(self, program: Program, carry: Carry, tensors: list[Tensor], step: int) -> Program:
+        """Return the program of the step after one of `program`."""
+        if program.form.stable and len(self.call.batches) == 1:
+            return program
+        return self._step(carry, tensors, step)
+
+    def _stepped(
+        self, program: Program, carry: Carry, tensors: list[Tensor], step: int
+    ) -> tuple[Carry, Tensor, Aux, list[Any]]:
+        arguments = [*_once(carry.tensors())[0], *self._inputs_at(tensors, step)]
+        form: _Form = program.form
+        return form.read(program(arguments, self._reach.tensors))
+
+    def _advanced(
+        self, moment: Moment, step: int, target: int, tensors: list[Tensor], optimizer: Any
+    ) -> Moment:
+        carry, seen = _with_counts(moment.carry), moment.seen
+        with seen.replayed():
+            program = self._step(carry, tensors, step)
+            for t in range(step, target):
+                carry, _, _, _ = self._stepped(program, carry, tensors, t)
+                if t + 1 < target:
+                    program = self._next(program, carry, tensors, t + 1)
+            return Moment(carry, seen.retaken())
+
+    def _pulled(
+        self, moment: Moment, tensors: list[Tensor], step: int, cotangents: Cotangents
+    ) -> tuple[list[Tensor | None], dict[int, Tensor]]:
+        smooth: list[Tensor | None] = [
+            torch.zeros_like(x) if c is None else c for c, x in zip(cotangents.carry, self._ends)
+        ]
+        here = Cotangents(smooth, cotangents.loss, cotangents.aux)
+        program, arguments = self._adjoint(moment, tensors, step, here)
+        with moment.seen.replayed():
+            found = iter(program(arguments, self._reach.tensors))
+        present, places = program.form
+        self._ends = moment.carry.smooth()
+        out = [next(found) if p else None for p in present]
+        holes = self._holes(step)
+        return out, {holes[k].index: c for k, c in zip(places, found)}
+
+    def _swept(
+        self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor | None, ...]:
+        self._ends = self._last
+        return super()._swept(inputs, cotangents)
+
+    def _attached(
+        self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor | None, ...]:
+        raise NotTraceableError(
+            f"{WHERE}: expected a gradient that is not differentiated again (create_graph=False, "
+            'no torch.func transform), got one that is; use execute="eager".'
+        )
+
+
+def _present(values: Sequence[Tensor | None]) -> list[Tensor]:
+    return [x for x in values if x is not None]
+
+
+def _filled(form: Sequence[Any], present: Sequence[Tensor]) -> list[Any]:
+    remaining = iter(present)
+    return [None if x is None else next(remaining) for x in form]
+
+
+def _reverse(call: Call) -> Call:
+    return replace(call, derivative="reverse", blocks=())
+
+
+def _fixed(leaves: Sequence[Any]) -> Hashable:
+    """Return the leaves of a template that are no tensors."""
+    return tuple(None if isinstance(x, Hole) else (type(x), repr(x)) for x in leaves)

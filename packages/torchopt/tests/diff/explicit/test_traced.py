@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A traced step gives what the step itself gives, for any number of steps, or says why not."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+import optimizers
+import pytest
+import torch
+from torch import Tensor, nn
+from unrolled_loops import loss_of, outer, problem, worst
+
+import torchopt
+from torchopt.diff.explicit.trace import programs
+from torchopt.errors import NotDifferentiableError, NotTraceableError
+
+TOLERANCE = 1e-12
+QUICK = ("adamax", "sgd-momentum")
+READING = {"adam-fused", "adam-fused-eps_root", "shampoo", "soap"}
+CASES = [
+    pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow)
+    for case in optimizers.SMOOTH
+    if case not in READING
+]
+WAYS = list(itertools.product(("reverse", "mixed", "first_order"), ("all", 2)))
+
+
+def gradients(
+    optimizer: Any = torchopt.adam,
+    hypers: dict[str, Any] | None = None,
+    tasks: int | None = None,
+    **options: Any,
+) -> tuple[Any, list[Tensor]]:
+    """Return gradients of everything that a run returns, and for what they are."""
+    params, batch, scale = problem(tasks)
+    params = {k: x.clone().requires_grad_() for k, x in params.items()}
+    batch = tuple(x.clone().requires_grad_() for x in batch)
+    scale = scale.clone().requires_grad_()
+    if hypers is None:
+        hypers = {"lr": torch.tensor(0.1, dtype=torch.float64, requires_grad=True), "eps": 1e-2}
+    dims = None if tasks is None else (None, 0, None)
+    inner = torchopt.inner_loop(loss_of, optimizer, tasks=dims, **{"steps": 4, **options})
+    result = inner(params, batch, scale, **hypers)
+    numbers = [x for x in hypers.values() if isinstance(x, Tensor) and x.requires_grad]
+    inputs = [*params.values(), *batch, scale, *numbers]
+    total = outer(result.params, result.losses, result.state)
+    return torch.autograd.grad(total, inputs, allow_unused=True), inputs
+
+
+def difference(**options: Any) -> float:
+    """Return how far a traced run is off the one that is not traced."""
+    expected, inputs = gradients(**options)
+    return worst(expected, gradients(**options, execute="trace")[0], inputs)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize(("derivative", "keep"), WAYS)
+def test_a_traced_run_has_the_gradient_of_the_run(
+    derivative: str, keep: Any, window: int | None
+) -> None:
+    assert difference(derivative=derivative, keep=keep, window=window) < TOLERANCE
+
+
+def test_a_batch_of_tasks_is_traced_as_one_program() -> None:
+    assert difference(derivative="mixed", tasks=3) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_optimizers_of_every_kind_are_traced(case: str) -> None:
+    values = optimizers.hypers_of(case).values()
+    numbers = [torch.tensor(float(x), dtype=torch.float64, requires_grad=True) for x in values]
+    make = optimizers.ROWS[optimizers.SMOOTH[case][0]].functional
+    hypers = optimizers.with_hypers(case, numbers)
+    assert difference(optimizer=make, hypers=hypers, derivative="mixed") < TOLERANCE
+
+
+def test_the_state_of_a_traced_run_goes_on_in_one_that_is_not() -> None:
+    start = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    results = []
+    for ways in (("trace", "eager"), ("eager", "trace"), ("eager", "eager")):
+        params, state = start, None
+        for way in ways:
+            inner = torchopt.inner_loop(_quartic, torchopt.adamax, steps=2, execute=way)
+            params, state, *_ = inner(params, start * 3, state=state)
+        results.append((params, torchopt.tree.tree_leaves(state)))
+    for params, state in results[:2]:
+        assert torch.allclose(params, results[2][0], rtol=1e-12)
+        assert [type(x) for x in state] == [type(x) for x in results[2][1]]
+
+
+def _quartic(w: Tensor, x: Tensor) -> Tensor:
+    return ((w - x) ** 4).sum()
+
+
+def run(loss: Any, execute: str, steps: int = 3, lr: Any = 0.01, **options: Any) -> Tensor:
+    w = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(0)
+    inner = torchopt.inner_loop(loss, torchopt.sgd, steps=steps, execute=execute, **options)
+    result = inner(w, torch.ones_like(w), lr=lr)
+    (found,) = torch.autograd.grad((result.params**2).sum(), w)
+    return found
+
+
+def assert_same(loss: Any, **options: Any) -> None:
+    expected = run(loss, "eager", **options)
+    torch.testing.assert_close(run(loss, "trace", **options), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("compiler", ["trace", pytest.param("compile", marks=pytest.mark.slow)])
+def test_one_trace_serves_any_number_of_steps(compiler: str) -> None:
+    counted = []
+    for steps in (5, 10, 50, 500):
+        counted.append(programs().traced)
+        expected = run(_quartic, "eager", steps=steps, lr=1e-4)
+        got = run(_quartic, compiler, steps=steps, lr=1e-4)
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    assert counted[0] + 2 == counted[1] == counted[3] == programs().traced
+
+
+def test_another_number_or_shape_is_traced_anew_and_logged(caplog: Any) -> None:
+    def loss(w: Tensor, x: Tensor) -> Tensor:
+        return ((w - x) ** 2).sum() * factor
+
+    factor = 2.0
+    assert_same(loss)
+    with caplog.at_level(logging.INFO, "torchopt.diff.explicit.trace"):
+        assert_same(loss)
+        assert not caplog.records
+        factor = 3.0
+        assert_same(loss)
+    assert [r.message.partition(" of")[0] for r in caplog.records] == [
+        "traced a step",
+        "traced the adjoint",
+    ]
+
+
+def test_tensors_that_a_loss_holds_are_no_constants() -> None:
+    def loss(w: Tensor, x: Tensor) -> Tensor:
+        return (((w - x) * factor) ** 2).sum()
+
+    factor = torch.tensor(2.0, dtype=torch.float64)
+    assert_same(loss)
+    before = programs().traced
+    factor.mul_(2)
+    assert_same(loss)
+    factor = torch.tensor(0.5, dtype=torch.float64)
+    assert_same(loss, lr=torch.tensor(0.01))
+    between = programs().traced
+    assert_same(loss, lr=torch.tensor(0.02))
+    assert programs().traced == between == before + 2  # for a tensor in the place of a number
+
+
+def test_a_mask_is_drawn_again_in_each_step_and_in_its_adjoint() -> None:
+    def loss(w: Tensor, x: Tensor) -> Tensor:
+        return nn.functional.dropout((w - x) ** 4, 0.5).sum()
+
+    for options in ({}, {"keep": 1}, {"derivative": "mixed"}):
+        assert_same(loss, **options)
+
+
+def test_each_step_has_its_own_batch() -> None:
+    w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([[0.5, 1.0], [3.0, 2.0], [1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    found = []
+    for execute, batches in [("eager", x), ("trace", x), ("trace", list(x))]:
+        inner = torchopt.inner_loop(_quartic, torchopt.sgd, steps=3, execute=execute)
+        result = inner(w, batches=batches, lr=0.01)
+        found.append(torch.autograd.grad((result.params**2).sum(), (w, x)))
+    for got in found[1:]:
+        torch.testing.assert_close(got, found[0], rtol=1e-12, atol=0)
+
+
+def branches(w: Tensor, x: Tensor) -> Tensor:
+    return (w**2).sum() if w.sum() > 0 else (w**4).sum()
+
+
+def reads(w: Tensor, x: Tensor) -> Tensor:
+    return (w**2).sum() * HELD.item()
+
+
+def counts(w: Tensor, x: Tensor) -> Tensor:
+    CALLS.append(1)
+    return (w**2).sum()
+
+
+def draws(w: Tensor, x: Tensor) -> Tensor:
+    return (w**2).sum() * random.random()
+
+
+def normalizes(w: Tensor, x: Tensor) -> Tensor:
+    return (NORM(torch.stack([w, w * w, x])) ** 2 * w).sum()
+
+
+HELD, NORM = torch.tensor(2.0), nn.BatchNorm1d(3, affine=False, dtype=torch.float64)
+CALLS: list[int] = []
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (branches, "branches: return"),
+        (reads, "of HELD in reads"),
+        (counts, "changes CALLS"),
+        (draws, "random or numpy"),
+        (normalizes, "changes NORM.num_batches_tracked"),
+    ],
+)
+def test_what_cannot_be_traced_is_named(loss: Callable[..., Tensor], said: str) -> None:
+    with pytest.raises(NotTraceableError, match="inner_loop: execute: expected") as error:
+        run(loss, "trace")
+    assert said in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", sorted(READING))
+def test_an_optimizer_that_reads_tensors_on_the_host_is_named(case: str) -> None:
+    with pytest.raises(NotTraceableError, match="depends on a value"):
+        test_optimizers_of_every_kind_are_traced(case)
+
+
+def test_an_optimizer_that_branches_on_its_count_is_named() -> None:
+    with pytest.raises(NotTraceableError, match="refresh"):
+        difference(optimizer=torchopt.shampoo, hypers={"lr": 0.1})
+
+
+def test_a_module_in_evaluation_mode_is_traced() -> None:
+    NORM.eval()
+    assert_same(normalizes)
+    NORM.train()
+
+
+def test_a_tensor_that_would_get_no_gradient_raises() -> None:
+    held = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(NotDifferentiableError, match="held"):
+        run(lambda w, x: (w * held).sum() ** 2, "trace")
+
+
+def test_what_is_not_traced_raises() -> None:
+    w = torch.ones(3, requires_grad=True)
+    inner = torchopt.inner_loop(_quartic, torchopt.sgd, steps=2, execute="trace")
+    found = inner(w, torch.zeros(3), lr=0.1).params.sum()
+    with pytest.raises(NotTraceableError, match="differentiated again"):
+        torch.autograd.grad(found, w, create_graph=True)
+    with pytest.raises(NotTraceableError, match="outside of torch.func"):
+        torch.func.grad(lambda w: inner(w, torch.zeros(3), lr=0.1).params.sum())(w)
+    with pytest.raises(NotImplementedError, match="forward"):
+        torchopt.inner_loop(_quartic, torchopt.sgd, steps=2, derivative="forward", execute="trace")
+    with pytest.raises(NotImplementedError, match="keep"):
+        torchopt.inner_loop(_quartic, torchopt.adam, steps=2, keep="1MiB", execute="trace")(w, w)
+    with pytest.raises(ValueError, match="execute"):
+        torchopt.inner_loop(_quartic, torchopt.sgd, steps=2, execute="fast")
