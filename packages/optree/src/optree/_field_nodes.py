@@ -21,7 +21,7 @@ _Register = Callable[[Any, Any], Any]
 
 
 def check_namespace(namespace: object, /) -> None:
-    """Raise TypeError if this is no namespace."""
+    """Raise TypeError if this is not a namespace."""
     if not isinstance(namespace, (str, GlobalNamespace)):
         raise TypeError(f"The namespace must be a string, got {namespace!r}.")
 

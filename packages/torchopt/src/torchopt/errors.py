@@ -22,7 +22,7 @@ class TorchOptError(Exception):
 
 
 class CheckpointError(TorchOptError, RuntimeError):
-    """A checkpoint was cut short or changed, and there is no earlier one that is whole."""
+    """A checkpoint is truncated or corrupted, and no earlier one is intact."""
 
 
 class KernelUnavailableError(TorchOptError, RuntimeError):
@@ -75,11 +75,11 @@ class WorkerError(TorchOptError, RuntimeError):
     `except ValueError` catches a `ValueError` of a remote call.
 
     Attributes:
-        rank: Rank of the worker; None if it cannot be told.
+        rank: Rank of the worker; None if it is unknown.
         task: What it was doing, such as `"task 3 of 8"` or `"after step 2"`; None before the first.
         kind: `"raised"`, `"timed out"`, `"lost"`, `"left"` (came to its end while others still
             needed it) or `"differs"` (computes something else than the others).
-        remote_traceback: Where it was; empty if there is none to be had.
+        remote_traceback: Where it was; empty if there is none.
     """
 
     def __init__(

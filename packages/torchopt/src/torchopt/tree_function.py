@@ -266,7 +266,7 @@ def apply_operation(operation: Operation, *tensors: Tensor, plain: bool = False)
     if plain:
         return _apply_plain(operation, *tensors)
     if torch.compiler.is_compiling():
-        # A Function with a jvp rule cannot be traced; the compiler fuses the plain statement
+        # A Function with a jvp rule cannot be traced; the compiler fuses the reference
         # itself.
         return operation.reference(*tensors)
     outputs: Tensors = _OperationFunction.apply(operation, *tensors)  # type: ignore[no-untyped-call]
@@ -375,7 +375,7 @@ class Rule(Protocol):
         num_differentiable_outputs: The first so many outputs have derivatives.
         num_kept_inputs: The derivatives see the first so many inputs; the others are not kept, and
             may be changed in place meanwhile.
-        needs_its_closure: Its derivatives use tensors that are no inputs. Inside a vmap those are
+        needs_its_closure: Its derivatives use tensors that are not inputs. Inside a vmap those are
             gone when a transform around the vmap asks for derivatives, which is refused.
     """
 

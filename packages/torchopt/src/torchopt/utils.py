@@ -136,7 +136,7 @@ def recover_state_dict(
         state: What `extract_state_dict` returned.
 
     Raises:
-        TypeError: `target` is something else, or `state` is no snapshot of a module.
+        TypeError: `target` is something else, or `state` is not a snapshot of a module.
         ValueError: The snapshot has other names or another number of sub-modules.
     """
     if isinstance(target, nn.Module):

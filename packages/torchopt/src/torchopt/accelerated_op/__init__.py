@@ -18,7 +18,7 @@ def is_available(devices: Device | Iterable[Device] | None = None) -> bool:
     """Return whether the fused operations run on all of `devices` (cuda and cpu for None).
 
     Raises:
-        RuntimeError: A name that is no device.
+        RuntimeError: A name that is not a device.
 
     Example:
         >>> is_available("cpu")

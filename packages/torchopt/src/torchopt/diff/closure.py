@@ -57,7 +57,7 @@ def require_arguments(
     where: str,
     remedy: str = "Pass it as an argument that is differentiated, or detach it.",
 ) -> None:
-    """Raise if a derivative of a function would leave out tensors that are no arguments.
+    """Raise if a derivative of a function would leave out tensors that are not arguments.
 
     Args:
         value: What the function returned, in grad mode: a tree.

@@ -32,7 +32,7 @@ SEEN_THROUGH = (
     functools.partial,
 )
 TRANSFORMS = ("torch._functorch", "torch.func", "torchopt.solvers", "torchopt.diff")
-# Ways to reach, to change or to make what is no argument.
+# Ways to reach, to change or to make what is not an argument.
 DOUBTFUL = {"nn", "Parameter", "autograd", "backward", "out", "inplace", "data", "ops", "utils"}
 DRAWS = {"multinomial", "bernoulli"}  # others are functions, or change a tensor
 REFLECTION = {"eval", "exec", "globals", "locals", "vars", "compile", "__import__"}

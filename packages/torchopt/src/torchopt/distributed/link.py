@@ -57,7 +57,7 @@ class Link:
         """Return the messages that have come, or None at the end of the connection.
 
         Raises:
-            StrangerError: They are no messages.
+            StrangerError: They are not messages.
         """
         try:
             received = self.connection.recv(65536)

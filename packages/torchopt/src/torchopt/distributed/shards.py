@@ -85,7 +85,7 @@ class Writing:
         if group.rank == 0:
             self._writer.set_up_storage_writer(True)
         group.broadcast_bytes(b"", "the folder of a Checkpoint")
-        # The same on every rank: nobody has to be told its part.
+        # The same on every rank: no rank has to be told its share.
         plans, self._metadata = self._planner.create_global_plan(plans)
         plans = self._writer.prepare_global_plan(plans)
         self._plan = self._planner.finish_plan(plans[group.rank])

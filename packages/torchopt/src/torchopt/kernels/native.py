@@ -182,7 +182,7 @@ def attempt(
     old = [x for role in states for x in role]
     flat = [*grads, *old, *read, *learned, *constants]
     if is_traced() or any(isinstance(x, FakeTensor) for x in flat):
-        outputs = call.reference(*flat)  # a compiler fuses the plain statement itself
+        outputs = call.reference(*flat)  # a compiler fuses the reference implementation itself
     elif learned or any_watched(flat):
         outputs = call.differentiable(flat)
     elif inplace and all(x.is_contiguous() and not x.is_neg() for x in old):

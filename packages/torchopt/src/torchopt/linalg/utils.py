@@ -35,7 +35,7 @@ def normalize_matvec(matvec: Any) -> Callable[[Any], Any]:
     """Return v -> A v for a callable, a square matrix or a tree of square matrices.
 
     Raises:
-        TypeError: A matrix is not square, or a leaf is no tensor.
+        TypeError: A matrix is not square, or a leaf is not a tensor.
     """
     if callable(matvec):
         return matvec  # type: ignore[no-any-return]

@@ -232,7 +232,7 @@ def finish(
     """Return the result with the true residual, and the status that follows from it."""
     residual = norm(b - operator.mv(x))
     eps = torch.finfo(residual.dtype).eps if eps is None else eps
-    # Recurrences lose a few digits against the true residual: a factor of two is no failure.
+    # Recurrences lose a few digits against the true residual: a factor of two is not a failure.
     met = residual <= 2 * target + 10 * eps * norm(b)
     status = torch.where(met, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
     status = torch.where(~met & (residual > 10 * norm(b)), int(Status.DIVERGED), status)

@@ -75,7 +75,7 @@ class Layout:
         """Return the layout of a tree of floating-point or complex tensors.
 
         Raises:
-            TypeError: A leaf is no such tensor, or there is no leaf; the message starts with
+            TypeError: A leaf is not such a tensor, or there is no leaf; the message starts with
                 `what`.
             ValueError: The leaves are on several devices.
         """

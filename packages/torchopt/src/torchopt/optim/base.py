@@ -66,7 +66,7 @@ class Optimizer:
         state_groups: The state of each group; `UninitializedState()` before the first step.
 
     Raises:
-        TypeError: `impl` is no gradient transformation, or a parameter is no tensor.
+        TypeError: `impl` is not a gradient transformation, or a parameter is not a tensor.
     """
 
     def __init__(self, params: Iterable[Tensor], impl: GradientTransformation) -> None:
@@ -242,7 +242,7 @@ class Optimizer:
                 optimizer.
 
         Raises:
-            TypeError: A leaf is no tensor, or `impl` is no gradient transformation.
+            TypeError: A leaf is not a tensor, or `impl` is not a gradient transformation.
             ValueError: There is no leaf, or a parameter is given twice or in a group already.
         """
         if impl is not None:

@@ -34,8 +34,8 @@ def gradients(
         retain_graph: Keep the graph of `loss`; None for as `create_graph`.
 
     Raises:
-        TypeError: `loss` is no tensor.
-        ValueError: `loss` is no scalar.
+        TypeError: `loss` is not a tensor.
+        ValueError: `loss` is not a scalar.
         NotDifferentiableError: `loss` has no graph, no parameter requires a gradient, or `loss`
             depends on none of the parameters, or an operation has no second derivative.
     """

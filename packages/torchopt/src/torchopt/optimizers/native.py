@@ -239,7 +239,7 @@ def with_backend(
 
     Raises:
         ValueError: No such backend.
-        KernelUnavailableError: "native" for a transformation that is no fused rule.
+        KernelUnavailableError: "native" for a transformation that is not a fused rule.
 
     Example:
         >>> import torchopt

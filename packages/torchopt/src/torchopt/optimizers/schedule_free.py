@@ -122,7 +122,7 @@ def averaged_params(state: Any, params: Any, *, where: Any = None) -> Any:
             shapes leave it open.
 
     Raises:
-        ValueError: There is no such state in `state`, or it cannot be told whose averages it has.
+        ValueError: There is no such state in `state`, or it is ambiguous whose averages it has.
 
     Example:
         >>> from torchopt.alias import schedule_free_sgd

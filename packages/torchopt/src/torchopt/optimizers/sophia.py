@@ -122,7 +122,7 @@ def observe_curvature(
             open.
 
     Raises:
-        ValueError: There is no such state in `state`, or it cannot be told whose curvature it has.
+        ValueError: There is no such state in `state`, or it is ambiguous whose curvature it has.
 
     Example:
         >>> from torchopt.alias import sophia

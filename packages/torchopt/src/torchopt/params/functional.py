@@ -34,7 +34,7 @@ def functional_call(
     Args:
         module: The module.
         parameters_and_buffers: Tensors by dotted name, or a tuple of such mappings.
-        args: The positional arguments; what is no tuple is the only argument.
+        args: The positional arguments; what is not a tuple is the only argument.
         kwargs: The keyword arguments.
         tie_weights: A name stands for all names of a tied parameter.
         strict: Refuse names that are missing or unknown.

@@ -197,7 +197,7 @@ class Swap:
 
 
 def _exchange(owner: nn.Module, key: str, x: Any) -> Any:
-    """Put a tensor into an attribute that is no parameter; return what was there."""
+    """Put a tensor into an attribute that is not a parameter; return what was there."""
     before = owner.__dict__.get(key, MISSING)
     if x is MISSING:
         del owner.__dict__[key]

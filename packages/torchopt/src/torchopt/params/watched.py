@@ -65,7 +65,7 @@ class Layer:
 
     Attributes:
         tensors: By the `token` of a dictionary, then by key.
-        attributes: Names of tensors that are no parameters or buffers and were exchanged as well.
+        attributes: Names of tensors that are not parameters or buffers and were exchanged as well.
         graph: Whether gradients were recorded when the call began.
         inside: The recomputation that the call is a part of.
     """

@@ -21,7 +21,7 @@ class ReduceOnPlateau:
 
     It depends on what it is told by `observe` and not on the count. The same values as
     `torch.optim.lr_scheduler.ReduceLROnPlateau`: a metric of NaN, or one that is as bad as can be,
-    is no improvement.
+    is not an improvement.
 
     Args:
         value: The first value; a number, or a 0-dim tensor, which is read in each step and

@@ -209,7 +209,7 @@ class Solver(ABC):
 
         Raises:
             SolverError: It failed and `on_fail` is "raise".
-            TypeError: The start is no tree of floating-point tensors.
+            TypeError: The start is not a tree of floating-point tensors.
         """
         layout = Layout.of(start, f"{type(self).__name__}: start", real=True)
         with torch.no_grad():
@@ -235,7 +235,7 @@ class Solver(ABC):
         Raises:
             NotDifferentiableError: The function depends on a tensor that requires a gradient and is
                 no argument.
-            TypeError: The start is no tree of floating-point tensors.
+            TypeError: The start is not a tree of floating-point tensors.
         """
         Layout.of(start, f"{type(self).__name__}: start")
         leaves, spec = tree_flatten(args)

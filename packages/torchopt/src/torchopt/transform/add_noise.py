@@ -71,7 +71,7 @@ def add_noise(
         eta: Variance in the first step, >= 0.
         gamma: How fast the variance falls, >= 0.
         generator: Where the noise comes from, on the device of the gradients; None for torch's
-            own. It is advanced by every update and is no part of the state.
+            own. It is advanced by every update and is not part of the state.
 
     Raises:
         ValueError: A hyper-parameter out of range.

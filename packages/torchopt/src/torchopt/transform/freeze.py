@@ -54,7 +54,7 @@ def freeze(mask: Any | Callable[[Any], Any] = True) -> GradientTransformation:
             `masked`.
 
     Raises:
-        ValueError: From `init` and `update`, when the mask is no prefix of the parameters.
+        ValueError: From `init` and `update`, when the mask is not a prefix of the parameters.
         TypeError: From `init` and `update`, when the mask has a leaf that is not a bool.
 
     Example:

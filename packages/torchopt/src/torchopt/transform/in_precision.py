@@ -78,7 +78,7 @@ def in_precision(
         dtype: A floating-point dtype.
 
     Raises:
-        TypeError: `dtype` is no floating-point dtype.
+        TypeError: `dtype` is not a floating-point dtype.
 
     Example:
         >>> import torchopt

@@ -28,8 +28,8 @@ def mask_leaves(mask: Any, tree: Any, what: str) -> list[bool]:
     """Return what a mask, or a function that makes one, says for each leaf of `tree`.
 
     Raises:
-        ValueError: The mask is no prefix of the tree; the message starts with `what`.
-        TypeError: A leaf of the mask is no bool.
+        ValueError: The mask is not a prefix of the tree; the message starts with `what`.
+        TypeError: A leaf of the mask is not a bool.
     """
     kept = prefix_leaves(mask(tree) if callable(mask) else mask, tree, what)
     # What is not there needs no bool.
@@ -104,7 +104,7 @@ def masked(
             updates where `update` is called without `params`). None applies `inner` everywhere.
 
     Raises:
-        ValueError: From `init` and `update`, when the mask is no prefix of the parameters.
+        ValueError: From `init` and `update`, when the mask is not a prefix of the parameters.
         TypeError: From `init` and `update`, when the mask has a leaf that is not a bool.
 
     Example:

@@ -85,7 +85,7 @@ def orthogonalize(
         match_rms: Which of the two scales.
 
     Raises:
-        ValueError: Negative `steps` or `eps`; from `update`, for a tensor that is no matrix.
+        ValueError: Negative `steps` or `eps`; from `update`, for a tensor that is not a matrix.
 
     References:
         K. Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024,

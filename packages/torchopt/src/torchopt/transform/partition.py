@@ -105,7 +105,7 @@ def partition(
 
     Raises:
         TypeError: A value of `transformations` is not a gradient transformation.
-        ValueError: From `init` and `update`: an unknown label, or labels that are no prefix of the
+        ValueError: From `init` and `update`: an unknown label, or labels that are not a prefix of the
             parameters.
 
     Example:

@@ -219,7 +219,7 @@ def _zeros(x: Tensor) -> Tensor:
 
 
 def require_no_closure(call: Call, value: Tensor, params: Any, tensors: Sequence[Any]) -> None:
-    """Raise if the loss depends on a tensor that requires a gradient and is no argument."""
+    """Raise if the loss depends on a tensor that requires a gradient and is not an argument."""
     require_arguments(value, (params, list(tensors)), call.loss, "inner_loop: loss", CLOSURE)
 
 

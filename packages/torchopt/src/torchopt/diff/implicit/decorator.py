@@ -161,7 +161,7 @@ def certified_grad(
         objective.
 
     Raises:
-        TypeError: `solver` is no decorated solver.
+        TypeError: `solver` is not a decorated solver.
 
     Example:
         >>> import torch
@@ -268,7 +268,7 @@ def root_vjp(
         **options: `solve`, `symmetric`, `positive_definite`, `polish` of `custom_root`.
 
     Returns:
-        A tuple like args; zeros for integer tensors, and what is no tensor unchanged.
+        A tuple like args; zeros for integer tensors, and what is not a tensor unchanged.
 
     Example:
         >>> import torch

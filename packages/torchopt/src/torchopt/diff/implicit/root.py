@@ -47,11 +47,11 @@ Tensors = tuple[Tensor, ...]
 
 
 class OptimalityError(TorchOptError, RuntimeError):
-    """A solver returned something that is no root of the optimality function."""
+    """A solver returned something that is not a root of the optimality function."""
 
 
 class OptimalityWarning(UserWarning):
-    """A solver returned something that is no root of the optimality function."""
+    """A solver returned something that is not a root of the optimality function."""
 
 
 @dataclass(frozen=True)

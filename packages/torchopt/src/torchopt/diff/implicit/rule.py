@@ -47,7 +47,7 @@ class Equation:
     Attributes:
         optimality: F(x, *args, **kwargs) on trees.
         spec: The structure of ((x0, *args), kwargs).
-        static: The leaves that are no tensors, by position.
+        static: The leaves that are not tensors, by position.
         places: The position among the leaves of each input; the start comes last.
         surroundings: What F sees beside its arguments.
     """
@@ -69,7 +69,7 @@ class Equation:
         """Return F as a vector.
 
         Raises:
-            ValueError: F is no tree like x.
+            ValueError: F is not a tree like x.
         """
         args, kwargs = self.arguments(inputs)
         with self.surroundings.replayed():
@@ -328,7 +328,7 @@ class RootRule:
         """Return the gradient as a function of the solution; see `Adjoint`."""
         layout, engine = self.found["layout"], self.engine
         solver = with_condition(engine.solver)
-        # Not one that remembers: what is asked here is no solution of the caller's.
+        # Not one that remembers: what is asked here is not a solution of the caller's.
         first = engine.solver.solver if isinstance(engine.solver, WarmStart) else engine.solver
         refined = Refined(first)
 
@@ -369,7 +369,7 @@ def displacement(moved: Any, x: Any) -> Any:
     """Return T(x) - x.
 
     Raises:
-        ValueError: T(x) is no tree like x.
+        ValueError: T(x) is not a tree like x.
     """
     what = "fixed point: the value of T must have the structure and shapes of the solution"
     layout = Layout.of(x, "fixed point: solution", real=True)

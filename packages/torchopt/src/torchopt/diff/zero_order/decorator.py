@@ -177,7 +177,7 @@ class ZeroOrder:
 
         Returns:
             Trees like the differentiated argument, or a tuple of such trees if there are several
-            `argnums`; None in place of what is no floating-point or complex tensor.
+            `argnums`; None in place of what is not a floating-point or complex tensor.
 
         Raises:
             ValueError: `surrogate` would change the mean, or has another shape.
@@ -395,7 +395,7 @@ def zero_order(
         call for each entry, with common directions).
 
     Raises:
-        TypeError: `distribution` is neither callable nor has `sample`; the output is no tensor.
+        TypeError: `distribution` is neither callable nor has `sample`; the output is not a tensor.
         RuntimeError: The output is not 0-dim and `vector_output` is False.
         ValueError: Another option is out of its range.
         NotDifferentiableError: A forward-mode derivative was asked for, a third one, or a second

@@ -218,7 +218,7 @@ def estimate(
     Raises:
         ValueError: An option is out of its range, or two of `params` share memory.
         TypeError: The closure does not return a 0-dim real tensor, which may be an integer or a
-            bool; or one of `params` is no floating-point or complex tensor.
+            bool; or one of `params` is not a floating-point or complex tensor.
 
     References:
         S. Malladi, T. Gao, E. Nichani, A. Damian, J. Lee, D. Chen, S. Arora, Fine-Tuning Language

@@ -38,7 +38,7 @@ class FuncOptimizer:
         inplace: The default of `step`.
 
     Raises:
-        TypeError: `impl` is no gradient transformation.
+        TypeError: `impl` is not a gradient transformation.
 
     Example:
         >>> import torch, torchopt
@@ -68,7 +68,7 @@ class FuncOptimizer:
             inplace: Overrides the default given to the constructor.
 
         Raises:
-            TypeError: `loss` is no tensor.
+            TypeError: `loss` is not a tensor.
             ValueError: `loss` is not a scalar, or the state that was loaded is that of another
                 optimizer or of other parameters.
             NotDifferentiableError: `loss` depends on none of the parameters.

@@ -75,7 +75,7 @@ class MetaOptimizer:
         state_groups: The state of each module; `UninitializedState()` before the first step.
 
     Raises:
-        TypeError: `impl` is no gradient transformation.
+        TypeError: `impl` is not a gradient transformation.
         ValueError: The module has no parameters, or `detach_every` is not a positive integer.
 
     Example:
@@ -128,8 +128,8 @@ class MetaOptimizer:
             loss: 0-dim tensor computed from the modules' present parameters.
 
         Raises:
-            TypeError: `loss` is no tensor.
-            ValueError: `loss` is no scalar.
+            TypeError: `loss` is not a tensor.
+            ValueError: `loss` is not a scalar.
             ValueError: Parameters were added to a module, removed or reshaped since the last step.
             NotDifferentiableError: `loss` depends on none of the parameters; a fast weight was
                 written in place outside of the graph; or the module recomputes activations with
@@ -225,7 +225,7 @@ class MetaOptimizer:
                 optimizer.
 
         Raises:
-            TypeError: `impl` is no gradient transformation.
+            TypeError: `impl` is not a gradient transformation.
             ValueError: All parameters of the module are in a group already, or some are in one with
                 another transformation.
         """

@@ -150,7 +150,7 @@ class MetaGradientModule(nn.Module):
 
         Raises:
             AttributeError: `__init__` was not called.
-            TypeError: The name is no string, or `param` no tensor.
+            TypeError: The name is not a string, or `param` is not a tensor.
             KeyError: The name is empty, has a dot, or is taken.
             ValueError: `param` requires no gradient, or is a meta-parameter.
         """
@@ -170,7 +170,7 @@ class MetaGradientModule(nn.Module):
 
         Raises:
             AttributeError: `__init__` was not called.
-            TypeError: The name is no string, or `param` no tensor.
+            TypeError: The name is not a string, or `param` is not a tensor.
             KeyError: The name is empty, has a dot, or is taken.
             ValueError: `param` requires no gradient.
         """
@@ -191,7 +191,7 @@ class MetaGradientModule(nn.Module):
 
         Raises:
             AttributeError: `__init__` was not called.
-            TypeError: The name is no string, or `module` no module.
+            TypeError: The name is not a string, or `module` is not a module.
             KeyError: The name is empty, has a dot, or is taken.
             ValueError: `module` is a meta-module.
         """
@@ -212,7 +212,7 @@ class MetaGradientModule(nn.Module):
 
         Raises:
             AttributeError: `__init__` was not called.
-            TypeError: The name is no string, or `meta_module` no module.
+            TypeError: The name is not a string, or `meta_module` is not a module.
             KeyError: The name is empty, has a dot, or is taken.
         """
         self._check_module(name, meta_module, "meta-module", self._meta_modules)

@@ -47,7 +47,7 @@ class ZeroOrderGradientModule(nn.Module, Samplable):
 
     Raises:
         RuntimeError: The module has no parameters, or its output is not 0-dim.
-        TypeError: The output is no tensor.
+        TypeError: The output is not a tensor.
 
     Example:
         >>> class Sign(ZeroOrderGradientModule, method="antithetic", num_samples=4000):
