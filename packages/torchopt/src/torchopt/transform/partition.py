@@ -105,8 +105,8 @@ def partition(
 
     Raises:
         TypeError: A value of `transformations` is not a gradient transformation.
-        ValueError: From `init` and `update`: an unknown label, or labels that are not a prefix of the
-            parameters.
+        ValueError: From `init` and `update`: an unknown label, or labels that are not a prefix
+            of the parameters.
 
     Example:
         >>> import torch, torchopt
