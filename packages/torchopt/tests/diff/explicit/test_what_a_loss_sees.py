@@ -179,3 +179,35 @@ def test_an_exception_in_a_recomputation_leaves_everything_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     for k, b in module.named_buffers():
         assert torch.equal(b, buffers[k])
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_batch_may_hold_what_is_no_number(way: tuple[str, Any]) -> None:
+    weight = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def loss(p: Tensor, batch: dict[str, Any], weight: Tensor) -> Tensor:
+        assert batch["name"] == "digits"
+        assert batch["nothing"] is None
+        fit = nn.functional.cross_entropy(p[batch["index"]], batch["labels"])
+        return fit + weight * p.square().sum()
+
+    batch = {
+        "index": torch.tensor([0, 1, 0, 1]),
+        "labels": torch.tensor([0, 1, 2, 1]),
+        "name": "digits",
+        "nothing": None,
+    }
+    start = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
+
+    def gradient(derivative: str, keep: Any) -> Tensor:
+        inner = torchopt.inner_loop(
+            loss, torchopt.sgd(0.8), steps=4, derivative=derivative, keep=keep
+        )
+        return torch.autograd.grad(inner(start, batch, weight).params[0, 0], weight)[0]
+
+    p = start.clone()
+    for _ in range(4):
+        q = p.requires_grad_() if p.is_leaf else p
+        p = q - 0.8 * torch.autograd.grad(loss(q, batch, weight), q, create_graph=True)[0]
+    (expected,) = torch.autograd.grad(p[0, 0], weight)
+    torch.testing.assert_close(gradient(*way), expected, rtol=1e-12, atol=1e-14)

@@ -15,7 +15,7 @@ from torchopt.diff.explicit.rebuild import rebuilt
 from torchopt.tree import PyTreeSpec, is_smooth, prefix_leaves, tree_flatten, tree_unflatten
 from torchopt.tree_function import is_differentiated
 
-__all__ = ["Call", "Dims", "Inputs", "Template", "make_inputs"]
+__all__ = ["Call", "Dims", "Hole", "Inputs", "Template", "make_inputs"]
 
 Dims = int | None
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.diff.closure import require_arguments
 from torchopt.diff.explicit.attention import TwiceDifferentiable
-from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.call import Call, Hole
 from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import gradient_in_transform
 from torchopt.tree import PyTreeSpec, is_smooth, tree_flatten, tree_unflatten
@@ -140,7 +140,7 @@ def losses_of(
     dims: list[Any] = [0] * count
     for tree in trees:
         leaves += tree.filled(tensors, step)
-        dims += [None if not hasattr(x, "index") else call.dims[x.index] for x in tree.leaves]
+        dims += [call.dims[x.index] if isinstance(x, Hole) else None for x in tree.leaves]
     value, aux = evaluated(leaves) if call.tasks is None else _Batched(evaluated)(leaves, dims)
     return value, Aux(*_flat(aux))
 
