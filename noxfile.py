@@ -274,6 +274,14 @@ def manuals(session: nox.Session, builder: str, *options: str) -> None:
 
 
 @nox.session
+def mutation(session: nox.Session) -> None:
+    """Make small wrong changes, one at a time: does a test fail? (cosmic-ray, about an hour)."""
+    run(session, PYTHON, "-m", "pip", "install", "--quiet", "-c", "tools/constraints.txt",
+        "cosmic-ray")  # fmt: skip
+    run(session, PYTHON, "tools/mutation.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation of both packages and run its examples; warnings are errors."""
     manuals(session, "html", "-W", "--keep-going")

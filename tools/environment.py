@@ -61,6 +61,7 @@ TASKS = {
     "clients": "run Keras' tree tests and the published torchopt on optree",
     "bench": "run the benchmarks against other libraries",
     "instructions": "compare instruction counts of tree operations with the stored ones",
+    "mutation": "make small wrong changes one at a time and see that a test fails (an hour)",
     "docs": "build the documentation of both packages, and run its examples",
     "links": "check links of the documentation to the outside",
     "wheels": "build the wheels and sdists of both packages, and check them",

@@ -356,6 +356,19 @@ def test_a_solve_between_does_not_spoil_the_warm_start_of_the_adjoint(kind):
             assert (count == 0) == again
 
 
+def test_a_transposed_state_has_a_memory_of_its_own():
+    A, b = matrix((), n=12), vector(n=12)
+    solver = WarmStart(NormalCG(1e-9))
+    state = solver.init(LinearOperator.from_matrix(A).bound(), b)
+    other = solver.transpose(state)
+    counts = [int(solver.compute(s, b).iterations) for s in (state, other, state, other)]
+    assert min(counts[:2]) > 5
+    assert counts[2:] == [0, 0]
+    found = solver.compute(solver.transpose(other), b)
+    assert int(found.iterations) == 0
+    torch.testing.assert_close(found.value, torch.linalg.solve(A, b))
+
+
 def test_least_squares_solution_of_a_singular_system():
     b = torch.tensor([1.0, 0, 0], dtype=torch.float64)
     solution = linear_solve(SINGULAR, b, LSMR(1e-12, maxiter=50), on_fail="ignore")

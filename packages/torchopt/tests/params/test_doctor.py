@@ -271,3 +271,17 @@ def test_parameters_that_sit_on_a_kink_are_moved_off_it() -> None:
     assert found is not None
     assert found.difference is not None
     assert abs(found.reverse - found.difference) < 1e-6 * abs(found.reverse)
+
+
+def test_what_a_loss_writes_to_stays_the_object_that_it_is() -> None:
+    held = torch.zeros(3)
+    w = point(3).detach().float().requires_grad_()
+
+    def loss(p: Tensor) -> Tensor:
+        assert held.copy_(p.detach()) is held
+        assert torch.mul(p.detach(), 2, out=held) is held
+        return (p.exp() * held).sum()
+
+    found = check_second_order(loss, w)
+    assert found is not None
+    assert held.dtype == torch.float32

@@ -141,3 +141,16 @@ def test_bad_schedules_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+def test_a_reduction_of_exactly_eps_is_not_made() -> None:
+    """The one of torch asks for more than eps."""
+    ours = schedule.ReduceOnPlateau(1.0, factor=0.5, patience=0, eps=0.5)
+    weight = torch.nn.Parameter(torch.zeros(()))
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        torch.optim.SGD([weight], lr=1.0), factor=0.5, patience=0, eps=0.5
+    )
+    for metric in (1.0, 2.0, 2.0):
+        ours.observe(metric)
+        theirs.step(metric)
+    assert float(ours(0)) == theirs.get_last_lr()[0] == 1.0

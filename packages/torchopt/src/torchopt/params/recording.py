@@ -70,15 +70,16 @@ class Double(TorchFunctionMode):
             found = func(*args, **(kwargs or {}))
             return torch.float64 if name.endswith("dtype.__get__") and found in _LOW else found
         leaves, spec = tree_flatten((args, kwargs or {}))
-        leaves = self._before(name, leaves)
         short = name.rpartition(".")[2]
         # What is written to stays the object that it is.
-        writes = short.endswith("_") and not short.endswith("__")
         into = (kwargs or {}).get("out")
+        writes = short.endswith("_") and not short.endswith("__")
+        written = leaves[0] if writes else into
+        leaves = self._before(name, leaves, written)
         for i, x in enumerate(leaves):
             if isinstance(x, torch.dtype) and x in _LOW:
                 leaves[i] = torch.float64
-            elif _is_low(x) and x is not into and not (writes and i == 0):
+            elif _is_low(x) and x is not written:
                 leaves[i] = x.double()
         new_args, new_kwargs = rebuilt(spec, leaves)
         if short in _CASTS and "Tensor" in name:
@@ -86,12 +87,12 @@ class Double(TorchFunctionMode):
         else:
             with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                 out = func(*new_args, **new_kwargs)
-        if not writes and into is None:
+        if written is None:
             out = tree_map(lambda x: x.double() if _is_low(x) else x, out)
         self._after(name, func, (new_args, new_kwargs), out)
         return out
 
-    def _before(self, name: str, leaves: list[Any]) -> list[Any]:
+    def _before(self, name: str, leaves: list[Any], written: Any) -> list[Any]:
         return leaves
 
     def _after(self, name: str, func: Any, given: Any, out: Any) -> None:
@@ -117,7 +118,7 @@ class Watch(Double):
         self._seen: set[Any] = {x.grad_fn for x in points}
         self._inside: list[tuple[Any, Any, Any]] = []
 
-    def _before(self, name: str, leaves: list[Any]) -> list[Any]:
+    def _before(self, name: str, leaves: list[Any], written: Any) -> list[Any]:
         if not torch.is_grad_enabled():
             return leaves
         for x in leaves:  # made by an autograd.Function, of which no call tells
@@ -129,6 +130,7 @@ class Watch(Double):
             and self._cut.get(id(x)) is x
             and not is_wrapped(x)
             and not x.requires_grad
+            and x is not written
         ]
         call = len(self.names)
         self.names.append(name)
