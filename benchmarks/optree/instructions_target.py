@@ -1,38 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What callgrind watches: one operation, a number of times, and nothing else that varies.
+"""What callgrind watches: each operation, a number of times, and nothing else that varies.
 
-Run by `instructions.py` as `-m benchmarks.optree.instructions_target MODULE TREE OPERATION N`.
+Run by `instructions.py` as `-m benchmarks.optree.instructions_target MODULE TREE:OPERATION:N...`.
+Every case runs in a fork of this process, so that no case changes what another one finds, and all
+of them share one start. The loop is entered through `ffi_call`, the function of libffi behind
+`ctypes`, at which callgrind switches counting on and off.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import itertools
+import os
 import sys
+from typing import Any
 
 from benchmarks.optree.operations import Inputs, statement_of
 
 WARM_UP = 5
 
 
-def main() -> None:
-    """Run the operation N times after a few uncounted ones."""
-    module, tree, operation, number = sys.argv[1:]
-    rival = importlib.import_module(module)
+def prepare(rival: Any, tree: str, operation: str) -> Any:
+    """Return a function that runs the operation once for every item it is given."""
     found = statement_of(rival, operation)
     if found is None:
-        raise SystemExit(f"{module} has no operation {operation}")
+        raise SystemExit(f"{rival.__name__} has no operation {operation}")
     setup, statement = found
     used = compile(f"{setup}\n{statement}", "<instructions>", "exec").co_names
     names = Inputs(rival, tree).names(rival, set(used))
     exec(setup, names)
-    loop = f"def run(times):\n    for _ in times: {statement}\n"
-    exec(loop, names)
-    gc.collect()
-    gc.disable()
-    names["run"](itertools.repeat(None, WARM_UP))
-    names["run"](itertools.repeat(None, int(number)))
+    exec(f"def run(times):\n    for _ in times: {statement}\n", names)
+    return names["run"]
+
+
+def main() -> None:
+    """Run every case N times, each in a process of its own, after a few uncounted times."""
+    module, *cases = sys.argv[1:]
+    rival = importlib.import_module(module)
+    counted = ctypes.pythonapi.PyObject_CallObject
+    counted.argtypes = (ctypes.py_object, ctypes.py_object)
+    counted.restype = ctypes.py_object
+    for case in cases:
+        tree, operation, number = case.split(":")
+        child = os.fork()
+        if child == 0:
+            run = prepare(rival, tree, operation)
+            gc.collect()
+            gc.disable()
+            run(itertools.repeat(None, WARM_UP))
+            counted(run, (itertools.repeat(None, int(number)),))
+            os._exit(0)
+        print(case, child, flush=True)
+        if os.waitpid(child, 0)[1] != 0:
+            raise SystemExit(f"{case} failed")
 
 
 if __name__ == "__main__":
