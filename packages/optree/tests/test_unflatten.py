@@ -48,7 +48,7 @@ def test_leaves_must_be_iterable(leaves: Any) -> None:
 
 def test_one_extra_item_is_pulled_from_an_iterator() -> None:
     source = iter(range(10))
-    with pytest.raises(ValueError, match=r"^Too many leaves for PyTreeSpec; expected: 2\.$"):
+    with pytest.raises(ValueError, match=r"^Too many leaves for PyTreeSpec; expected: 2\.(\n|$)"):
         optree.tree_structure([0, 0]).unflatten(source)
     assert next(source) == 3
 
@@ -76,7 +76,9 @@ def test_leafless_trees() -> None:
     for tree in ((), [], {}, None, [(), {}], Empty(), OrderedDict(), deque(maxlen=2)):
         treespec = optree.tree_structure(tree)
         assert treespec.unflatten([]) == tree
-        with pytest.raises(ValueError, match=r"^Too many leaves for PyTreeSpec; expected: 0\.$"):
+        with pytest.raises(
+            ValueError, match=r"^Too many leaves for PyTreeSpec; expected: 0\.(\n|$)"
+        ):
             treespec.unflatten([1])
 
 

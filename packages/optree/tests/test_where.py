@@ -91,3 +91,29 @@ def test_the_arguments_of_unflatten_swapped(leaves: Any) -> None:
         with pytest.raises(AttributeError, match="has no attribute 'unflatten'") as caught:
             optree.tree_unflatten(leaves, second)
         assert remedy in caught.value.__notes__[0]
+
+
+def test_the_number_of_leaves_that_were_too_many() -> None:
+    spec = optree.tree_structure([0, 0])
+    for leaves, got in (([1, 2, 3], "Got 3;"), (iter([1, 2, 3]), "Got at least 3;")):
+        with pytest.raises(ValueError, match=r"^Too many leaves.*expected: 2\.") as caught:
+            optree.tree_unflatten(spec, leaves)
+        assert caught.value.__notes__[0].startswith(got)
+
+
+@pytest.mark.parametrize("returned", [None, 3])
+def test_a_flatten_function_that_returns_no_pair(returned: Any) -> None:
+    class Box:
+        pass
+
+    optree.register_pytree_node(
+        Box, lambda box: returned, lambda metadata, children: Box(), namespace="no pair"
+    )
+    try:
+        with pytest.raises(TypeError, match="object is not iterable") as caught:
+            optree.tree_flatten([Box()], namespace="no pair")
+        (note,) = caught.value.__notes__
+        assert "Box" in note
+        assert "(children, metadata)" in note
+    finally:
+        optree.unregister_pytree_node(Box, namespace="no pair")

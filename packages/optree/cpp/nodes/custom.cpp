@@ -4,6 +4,22 @@
 #include "nodes/attributes.h"
 
 namespace optree {
+namespace {
+
+// Says in a note what a flatten function returns, beside Python's own message.
+OPTREE_COLD void require_iterable(PyObject* type, PyObject* result) {
+    try {
+        static_cast<void>(checked(PyObject_GetIter(result)));
+    } catch (const PythonError&) {
+        add_note(
+            "Expected the flatten function of %R to return (children, metadata) or (children, "
+            "metadata, entries), got %R.",
+            type, Py_TYPE(result));
+        throw;
+    }
+}
+
+}  // namespace
 
 std::uint32_t Custom::expand(PyObject* object, ObjectStack& children, Ref* slots) {
     auto* registration = as_registration(slots[0].get());
@@ -12,6 +28,9 @@ std::uint32_t Custom::expand(PyObject* object, ObjectStack& children, Ref* slots
     }
     const Ref result = checked(
         calling_python([&] { return PyObject_CallOneArg(registration->flatten_func, object); }));
+    if (OPTREE_UNLIKELY(Py_TYPE(result.get())->tp_iter == nullptr)) {
+        require_iterable(registration->type, result.get());
+    }
     const Ref parts = collected_tuple(result.get());
     const Py_ssize_t count = PyTuple_GET_SIZE(parts.get());
     if (count != 2 && count != 3) {

@@ -5,6 +5,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "cpython/compat.h"
+
 namespace optree {
 
 void raise(PyObject* type, const char* format, ...) {
@@ -13,6 +15,22 @@ void raise(PyObject* type, const char* format, ...) {
     PyErr_FormatV(type, format, args);
     va_end(args);
     throw PythonError{};
+}
+
+void add_note(const char* format, ...) {
+    if (!compat::kHasNotes) return;
+    PyObject* type = nullptr;
+    PyObject* value = nullptr;
+    PyObject* traceback = nullptr;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    std::va_list args;
+    va_start(args, format);
+    const Ref note = Ref::steal(PyUnicode_FromFormatV(format, args));
+    va_end(args);
+    if (note) Ref::steal(PyObject_CallMethod(value, "add_note", "O", note.get()));
+    PyErr_Clear();  // the exception itself is what matters
+    PyErr_Restore(type, value, traceback);
 }
 
 void set_from_current_exception(PyObject* internal_error) {

@@ -22,6 +22,10 @@ namespace optree {
 // Sets `type` with a message formatted like PyUnicode_FromFormat and throws PythonError.
 [[noreturn]] OPTREE_COLD void raise(PyObject* type, const char* format, ...);
 
+// Adds a note, formatted like PyUnicode_FromFormat, to the exception that is set (Python 3.11+):
+// beside a published message, which stays as it is.
+OPTREE_COLD void add_note(const char* format, ...);
+
 // Sets the Python exception for the C++ exception in flight; `internal_error` names our own bugs.
 OPTREE_COLD void set_from_current_exception(PyObject* internal_error);
 

@@ -32,16 +32,15 @@ OPTREE_COLD void note_place(const TreeView& tree, std::size_t node) {
     PyObject* type = nullptr;
     PyObject* value = nullptr;
     PyObject* traceback = nullptr;
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
+    PyErr_Fetch(&type, &value, &traceback);  // finding the place runs Python code
+    Ref place;
     try {
-        const Ref place = place_of(tree, node);
-        const Ref note = checked(PyUnicode_FromFormat("The trees differ at %U.", place.get()));
-        checked(PyObject_CallMethod(value, "add_note", "O", note.get()));
+        place = place_of(tree, node);
     } catch (const PythonError&) {
         PyErr_Clear();  // the mismatch itself is what matters
     }
     PyErr_Restore(type, value, traceback);
+    if (place) add_note("The trees differ at %U.", place.get());
 }
 
 }  // namespace

@@ -9,9 +9,16 @@ namespace {
           static_cast<Py_ssize_t>(expected), got);
 }
 
-[[noreturn]] OPTREE_COLD void raise_too_many(std::uint32_t expected) {
-    raise(PyExc_ValueError, "Too many leaves for PyTreeSpec; expected: %zd.",
-          static_cast<Py_ssize_t>(expected));
+[[noreturn]] OPTREE_COLD void raise_too_many(std::uint32_t expected, const char* got,
+                                             Py_ssize_t number) {
+    const auto wanted = static_cast<Py_ssize_t>(expected);
+    try {
+        raise(PyExc_ValueError, "Too many leaves for PyTreeSpec; expected: %zd.", wanted);
+    } catch (const PythonError&) {
+        add_note("Got %s%zd; pass one object for each of the %zd leaves of the spec.", got, number,
+                 wanted);
+        throw;
+    }
 }
 
 // The items of a list or tuple that has as many as are needed. User code that runs while containers
@@ -61,7 +68,7 @@ void IteratorSource::finish() {
     const Ref extra = Ref::steal(PyIter_Next(iterator_));
     if (extra) {
         if (!counts_) raise(PyExc_ValueError, "Too many leaves for PyTreeSpec.");
-        raise_too_many(expected_);
+        raise_too_many(expected_, "at least ", static_cast<Py_ssize_t>(expected_) + 1);
     }
     if (PyErr_Occurred()) throw PythonError{};
 }
@@ -71,7 +78,7 @@ Ref unflatten_iterable(State& state, const TreeView& tree, PyObject* leaves) {
         const Py_ssize_t size =
             PyList_CheckExact(leaves) ? PyList_GET_SIZE(leaves) : PyTuple_GET_SIZE(leaves);
         if (size < static_cast<Py_ssize_t>(tree.leaves)) raise_too_few(tree.leaves, size);
-        if (size > static_cast<Py_ssize_t>(tree.leaves)) raise_too_many(tree.leaves);
+        if (size > static_cast<Py_ssize_t>(tree.leaves)) raise_too_many(tree.leaves, "", size);
         const Ref alive = Ref::borrow(leaves);
         return unflatten(state, tree, ArraySource(leaves));
     }
