@@ -36,7 +36,7 @@ __all__ = [
 
 # Entries of a container that are looked at one by one, and of one that is copied.
 ENTRIES, COPIED = 256, 2**14
-# What a class of the user does when it is cleared and filled, nobody knows.
+# A class of the user may do anything when it is cleared and filled.
 COPYABLE = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 CELL, MISSING = object(), object()
 

@@ -158,7 +158,7 @@ class FusedCall:
         *,
         record: bool = False,
     ) -> Any:
-        """Return the outputs and whether a graph follows; None where that cannot be told."""
+        """Return the outputs and whether a graph follows; None where that is unknown."""
         return _C.fused_call(
             self.rule.name,
             kind,

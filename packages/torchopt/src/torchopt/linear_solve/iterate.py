@@ -200,7 +200,7 @@ def condition_of_tridiagonal(live: Tensor, diagonal: Tensor, below: Tensor) -> T
     zero = torch.zeros_like(diagonal)
     diagonal, below = torch.where(live, diagonal, zero), torch.where(live, below, zero)
     square = torch.diag(diagonal) + torch.diag(below[:-1], -1) + torch.diag(below[:-1], 1)
-    # What is above a step that was not taken belongs to nobody.
+    # Entries above a step that was not taken are unused.
     square = torch.where(live[None, :] & live[:, None], square, torch.zeros_like(square))
     last = torch.where(live & ~torch.cat([live[1:], ~live[:1]]), below, zero)
     return condition_of_singular_values(torch.cat([square, torch.diag(last)]))

@@ -287,7 +287,7 @@ class Solver(ABC):
         return solver
 
     def _require_no_closure(self, function: Function, start: Any, args: Any) -> None:
-        """Raise if F depends on tensors that nobody can see: their gradient would be zero."""
+        """Raise if F depends on tensors that are not arguments: their gradient would be zero."""
         optimality = self.optimality(function)
         start = tree_map(plain_entry, start)
         value = optimality(start, *args)
