@@ -147,7 +147,7 @@ def chain_parts(
 
     Members that have rules know which of them go together.
     """
-    for member in members:
+    for member in members if backend != "reference" else ():
         split = getattr(getattr(member.update, "__self__", None), "parts_of", None)
         if split is not None:
             found: tuple[tuple[int, int, Any], ...] = split(members, backend)
@@ -205,6 +205,21 @@ class _Chain:
         return updates, tuple(states)
 
 
+def members_of(
+    transformations: tuple[GradientTransformation, ...],
+) -> tuple[GradientTransformation, ...]:
+    """Return the members of a chain, without nested chains and identities; at least one."""
+    members: list[GradientTransformation] = []
+    for transformation in transformations:
+        require_transformation(transformation, "chain(*transformations)")
+        if isinstance(transformation, ChainedGradientTransformation):
+            members.extend(transformation.transformations)
+        else:
+            members.append(transformation)
+    kept = tuple(m for m in members if not isinstance(m, IdentityGradientTransformation))
+    return kept or (identity(),)
+
+
 class ChainedGradientTransformation(GradientTransformation):
     """Transformations applied one after the other.
 
@@ -218,15 +233,7 @@ class ChainedGradientTransformation(GradientTransformation):
 
     def __new__(cls, *transformations: GradientTransformation) -> ChainedGradientTransformation:
         """Chain ``transformations``."""
-        members: list[GradientTransformation] = []
-        for transformation in transformations:
-            require_transformation(transformation, "chain(*transformations)")
-            if isinstance(transformation, ChainedGradientTransformation):
-                members.extend(transformation.transformations)
-            else:
-                members.append(transformation)
-        kept = tuple(m for m in members if not isinstance(m, IdentityGradientTransformation))
-        kept = kept or (identity(),)
+        kept = members_of(transformations)
         chain = _Chain(kept)
         self = super().__new__(cls, chain.init, chain.update)
         self.transformations = kept

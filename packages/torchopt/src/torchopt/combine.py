@@ -11,10 +11,12 @@ from typing import Any, Protocol, cast
 from torchopt.base import (
     ChainedGradientTransformation,
     GradientTransformation,
+    IdentityGradientTransformation,
     _Chain,
     chain_parts,
     describe_state,
     identity,
+    members_of,
     needs_tree,
     refuse_positional,
     require_transformation,
@@ -176,13 +178,16 @@ def flat_chain(
     transformations: tuple[GradientTransformation, ...], backend: str
 ) -> GradientTransformation:
     """Return `chain_flat`, whose members are native calls together as `backend` says."""
-    chained = _chain(*transformations)
-    if isinstance(chained, ChainedGradientTransformation):
-        flat: _FlatChain | _FlatSingle = _FlatChain(chained.transformations, backend)
-    elif chained == identity():
-        return chained
+    if len(transformations) > 1:
+        flat: _FlatChain | _FlatSingle = _FlatChain(members_of(transformations), backend)
     else:
-        flat = _FlatSingle(_FlatChain((chained,), backend))
+        single = _chain(*transformations)
+        if isinstance(single, IdentityGradientTransformation):
+            return single
+        if isinstance(single, ChainedGradientTransformation):
+            flat = _FlatChain(single.transformations, backend)
+        else:
+            flat = _FlatSingle(_FlatChain((single,), backend))
     return GradientTransformation(flat.init, flat.update)
 
 
@@ -224,7 +229,7 @@ class _RoundedOnce:
 
 def round_once(chained: GradientTransformation) -> GradientTransformation:
     """Return a chain of rules that rounds half types after the last one, not from rule to rule."""
-    if chained == identity():
+    if isinstance(chained, IdentityGradientTransformation):
         return chained
     rounded = _RoundedOnce(chained)
     return GradientTransformation(rounded.init, rounded.update)

@@ -13,13 +13,19 @@ import torch
 from optimizers import ROWS, SMOOTH, hypers_of, with_hypers
 from torch import Tensor
 
+from torchopt.base import GradientTransformation
 from torchopt.optimizers.native import FusedChain, with_backend
 
 DOUBLE = torch.float64
+
+
+def is_fused(optimizer: GradientTransformation) -> bool:
+    chain = getattr(optimizer.update, "__self__", None)
+    return isinstance(chain, FusedChain) and chain.part is not None
+
+
 FUSED = sorted(
-    case
-    for case, (name, settings) in SMOOTH.items()
-    if isinstance(getattr(ROWS[name].functional(**settings).update, "__self__", None), FusedChain)
+    case for case, (name, settings) in SMOOTH.items() if is_fused(ROWS[name].functional(**settings))
 )
 GRADIENTS = {
     "infinite": [math.inf, 1.0, 0.5],

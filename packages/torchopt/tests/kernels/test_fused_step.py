@@ -18,6 +18,7 @@ from torchopt.errors import KernelUnavailableError
 from torchopt.kernels.fused_step import StepCache
 from torchopt.optim.base import Optimizer
 from torchopt.optimizers.native import FusedChain, with_backend
+from torchopt.transform.plan import longest_plan
 from torchopt.tree import tree_leaves
 
 FUSED = (
@@ -66,12 +67,12 @@ def test_step_is_that_of_the_stages(
 ) -> None:
     impl = row.functional(**settings)
     fused = getattr(impl.update, "__self__", None)
-    fusable = isinstance(fused, FusedChain)
+    fusable = isinstance(fused, FusedChain) and fused.part is not None
     assert fusable or row.name not in FUSED
     native, got = run(impl, missing=missing)
     plain, expected = run(with_backend(impl, "reference"), missing=missing)
     # LAMB's trust ratio is no element-wise rule, so a step of it is more than one call.
-    assert is_native(native) == (isinstance(fused, FusedChain) and not fused.tail)
+    assert is_native(native) == (fusable and not fused.tail)
     assert not is_native(plain)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
     states = [tree_leaves(o.state_dict()) for o in (native, plain)]
@@ -241,3 +242,21 @@ def test_vmap_over_members_of_an_ensemble() -> None:
     )
     want, _ = t.update(grads, t.init(params), inplace=False)
     torch.testing.assert_close(updates[0], want[0], rtol=1e-13, atol=1e-13)
+
+
+def test_an_optimizer_that_takes_no_step_makes_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def plan(rules: Any) -> Any:
+        asked.append(rules)
+        return longest_plan(rules)
+
+    for module in (torchopt.optimizers.native, torchopt.transform.parts):
+        monkeypatch.setattr(module, "longest_plan", plan)
+    optimizer = torchopt.adamw(0.1)
+    params = (torch.ones(2),)
+    state = optimizer.init(params)
+    assert not asked
+    for _ in range(3):
+        _, state = optimizer.update(params, state, params=params, inplace=False)
+    assert len(asked) == 1

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,12 @@ import torch
 from torch import Tensor
 
 from torchopt import _C
-from torchopt.base import GradientTransformation, identity, needs_tree, refuse_positional
+from torchopt.base import (
+    GradientTransformation,
+    IdentityGradientTransformation,
+    needs_tree,
+    refuse_positional,
+)
 from torchopt.combine import with_parts
 from torchopt.errors import KernelUnavailableError, MismatchError
 from torchopt.kernels.devices import placement
@@ -22,7 +28,7 @@ from torchopt.torch_internals import bump_versions, in_forward_mode
 from torchopt.transform.fused import BACKENDS, Backend, Part
 from torchopt.transform.leaf_rule import overwrite
 from torchopt.transform.parts import rule_of
-from torchopt.transform.plan import longest_plan
+from torchopt.transform.plan import Plan, longest_plan
 from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
 from torchopt.tree_function import is_traced
 
@@ -84,15 +90,32 @@ class FusedChain:
 
     Attributes:
         chain: The same stages one by one.
-        single: Whether the state of `chain` is that of its one member.
-        part: The first stages as one call.
-        tail: The stages after those.
+        members: The stages.
+        backend: See `with_backend`.
     """
 
     chain: GradientTransformation
-    single: bool
-    part: Part
-    tail: tuple[GradientTransformation, ...]
+    members: tuple[GradientTransformation, ...]
+    backend: Backend
+
+    @functools.cached_property
+    def part(self) -> Part | None:
+        """The first stages as one call, None where there is no kernel for them.
+
+        It is found by the first step: many optimizers are made, and some never take one.
+        """
+        plan = longest_plan([rule_of(member) for member in self.members])
+        return None if plan is None else Part(plan, self.backend)
+
+    @functools.cached_property
+    def tail(self) -> tuple[GradientTransformation, ...]:
+        """The stages after those of `part`."""
+        return () if self.part is None else self.members[self.part.plan.size :]
+
+    @functools.cached_property
+    def single(self) -> bool:
+        """Whether the state is that of one member."""
+        return len(self.members) == 1
 
     @property
     def needs_tree(self) -> bool:
@@ -114,8 +137,8 @@ class FusedChain:
         """Return the updates and the next state; see `GradientTransformation`."""
         if positional:
             refuse_positional(positional)
-        part = self.part
-        if part.backend == "reference" or is_traced():
+        part = None if self.backend == "reference" or is_traced() else self.part
+        if part is None:
             return self.chain.update(updates, state, params=params, inplace=inplace)
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
         members = (state,) if self.single else state
@@ -145,12 +168,12 @@ class FusedChain:
                 raise located(error, spec) from error.__cause__
             rest.append(new)
         if inplace:
-            roles = self.part.roles(advanced)
+            roles = part.roles(advanced)
             written = [
                 [n if n is o else overwrite(o, n) for o, n in zip(was, role)]
                 for was, role in zip(part.roles(used), roles)
             ]
-            advanced = self.part.replaced(advanced, written)
+            advanced = part.replaced(advanced, written)
         return tree_unflatten(spec, out), (*advanced, *rest)
 
     def step_(
@@ -160,8 +183,10 @@ class FusedChain:
 
         Without `launch` the step is prepared only, for `launch_step`.
         """
+        if self.backend == "reference" or why_missing(_C) is not None or is_traced():
+            return False, state
         part = self.part
-        if part.backend == "reference" or self.tail or why_missing(_C) is not None or is_traced():
+        if part is None or self.tail:
             return False, state
         if in_forward_mode():
             return False, state  # gradients may have tangents, which parameters take over
@@ -190,11 +215,10 @@ class FusedChain:
         following = advanced[0] if self.single else advanced
         if launch:
             cache.state = following
-        cache.quick = self._quick(members)
+        cache.quick = self._quick(part.plan, members)
         return True, following
 
-    def _quick(self, members: tuple[Any, ...]) -> _QuickStep | None:
-        plan = self.part.plan
+    def _quick(self, plan: Plan, members: tuple[Any, ...]) -> _QuickStep | None:
         if plan.numbers is None:
             return None
         member = plan.step
@@ -208,7 +232,7 @@ class FusedChain:
 def fuse(
     chain: GradientTransformation, members: Sequence[GradientTransformation], backend: Backend
 ) -> GradientTransformation:
-    """Return the flat `chain` of `members` with one native call where there is a kernel for it.
+    """Return the flat `chain` of `members`, with one native call where there is a kernel for it.
 
     Whatever follows the stages that are a kernel, such as LAMB's trust ratio, runs stage by stage.
 
@@ -217,11 +241,8 @@ def fuse(
         members: The stages.
         backend: See `with_backend`.
     """
-    kept = [m for m in members if m != identity()]
-    plan = longest_plan([rule_of(member) for member in kept])
-    if plan is None:
-        return chain
-    fused = FusedChain(chain, len(kept) == 1, Part(plan, backend), tuple(kept[plan.size :]))
+    kept = tuple(m for m in members if not isinstance(m, IdentityGradientTransformation))
+    fused = FusedChain(chain, kept, backend)
     return GradientTransformation(fused.init, fused.update)
 
 
@@ -251,8 +272,8 @@ def with_backend(
     if backend not in BACKENDS:
         raise ValueError(f"with_backend: expected one of {BACKENDS}, got {backend!r}.")
     fused = getattr(transformation.update, "__self__", None)
-    if isinstance(fused, FusedChain):
-        fused = dataclasses.replace(fused, part=dataclasses.replace(fused.part, backend=backend))
+    if isinstance(fused, FusedChain) and fused.part is not None:
+        fused = dataclasses.replace(fused, backend=backend)
         return GradientTransformation(fused.init, fused.update)
     chained = None
     if backend != "auto":

@@ -68,13 +68,13 @@ def short_step(
         state: The state.
     """
     chain = getattr(transformation.update, "__self__", None)
-    if type(chain) is not FusedChain or chain.part.plan.fused.name not in _RULES:
+    if type(chain) is not FusedChain or chain.backend != "auto" or not 0 < len(params) <= MANY:
+        return None
+    if in_forward_mode() or is_transforming() or is_traced() or chain.part is None:
         return None
     plan = chain.part.plan
     numbers = plan.numbers
-    if numbers is None or chain.part.backend != "auto" or not 0 < len(params) <= MANY:
-        return None
-    if in_forward_mode() or is_transforming() or is_traced():
+    if numbers is None or plan.fused.name not in _RULES:
         return None
     for p, x in zip(params, grads):
         # Gradients have the shape, dtype and device of their parameters.

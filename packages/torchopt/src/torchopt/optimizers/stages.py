@@ -24,6 +24,7 @@ DEFAULT_BACKEND: Backend = "auto"
 """How the optimizers made without `use_accelerated_op` compute their steps; see `with_backend`."""
 
 _chain_flat = True
+_IDENTITY = identity()
 
 
 def _set_use_chain_flat(use_chain_flat: bool) -> None:
@@ -86,7 +87,7 @@ def compose(
 
 def _member(stage: LeafRule | GradientTransformation | None, flat: bool) -> GradientTransformation:
     if stage is None:
-        return identity()
+        return _IDENTITY
     if isinstance(stage, LeafRule):
         return as_transformation(stage, already_flattened=flat)
     return stage
