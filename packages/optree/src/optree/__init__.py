@@ -126,6 +126,7 @@ from optree.registry import (
     unregister_pytree_node,
 )
 from optree.registry import register_static as register_static
+from optree.summary import tree_summary as tree_summary
 from optree.typing import (
     CustomTreeNode,
     FlattenFunc,

@@ -64,6 +64,7 @@ from optree.registry import dict_insertion_ordered
 from optree.registry import register_pytree_node as register_node
 from optree.registry import register_pytree_node_class as register_node_class
 from optree.registry import unregister_pytree_node as unregister_node
+from optree.summary import tree_summary as _tree_summary
 from optree.typing import PyTreeKind, PyTreeSpec
 from optree.version import __version__
 
@@ -120,6 +121,7 @@ keystr = _ops.keystr
 leaves_with_path = _ops.tree_leaves_with_path
 map_only = _ops.tree_map_only
 replace_at = _ops.tree_replace_at
+summary = _tree_summary
 treespec_dumps = _ops.treespec_dumps
 treespec_loads = _ops.treespec_loads
 
@@ -132,6 +134,7 @@ _MORE_MEMBERS = (
     "leaves_with_path",
     "map_only",
     "replace_at",
+    "summary",
     "treespec_dumps",
     "treespec_loads",
 )
