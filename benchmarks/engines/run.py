@@ -19,23 +19,22 @@ exactly; the error of an engine is its distance from that, relative to its norm.
 from __future__ import annotations
 
 import argparse
-import copy
 import datetime
+import gc
 import json
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 import torchopt
-from torchopt.diff.implicit import certified_grad, custom_root
-from torchopt.diff.zero_order import Gaussian, Orthogonal, Rademacher, ZeroOrder, estimators
+from torchopt.diff import Engine, Explicit, Implicit, ZeroOrder
+from torchopt.diff.explicit.memory import CountBytes
+from torchopt.diff.zero_order import Gaussian, Orthogonal, Rademacher, estimators
 from torchopt.linear_solve import CG, LSMR, MINRES, Cholesky, Neumann
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,33 +60,20 @@ class Problem:
         self.c, self.d = draw(ROWS, SIZE), draw(ROWS)
         self.theta = draw(SIZE)
 
-    def inner(self, x: Tensor, theta: Tensor) -> Tensor:
+    @staticmethod
+    def inner(x: Tensor, batch: tuple[Tensor, Tensor], theta: Tensor) -> Tensor:
         """Return the inner objective."""
-        fit = ((self.a @ x - self.b) ** 2).sum() / (2 * ROWS)
-        return fit + 0.5 * PENALTY * ((x - theta) ** 2).sum()
+        a, b = batch
+        return ((a @ x - b) ** 2).sum() / (2 * ROWS) + 0.5 * PENALTY * ((x - theta) ** 2).sum()
 
     def outer(self, x: Tensor) -> Tensor:
         """Return the outer loss."""
         return ((self.c @ x - self.d) ** 2).sum() / (2 * ROWS)
 
-    def descend(
-        self,
-        x: Tensor,
-        theta: Tensor,
-        *,
-        create_graph: bool,
-        window: int | None = None,
-    ) -> Tensor:
-        """Return x after all steps; with a window, gradients see only the last so many."""
-        optimizer = torchopt.sgd(RATE)
-        state = optimizer.init(x)
-        for step in range(self.steps):
-            if not create_graph or (window is not None and step == self.steps - window):
-                x = x.detach().requires_grad_()
-            (g,) = torch.autograd.grad(self.inner(x, theta), x, create_graph=create_graph)
-            updates, state = optimizer.update(g, state, params=x, inplace=False)
-            x = torchopt.apply_updates(x, updates, inplace=False)
-        return x
+    def solved_by(self, engine: Engine) -> Callable[[Tensor], Tensor]:
+        """Return the outer loss of the inner loop, as an engine differentiates it."""
+        loop = engine.over(self.inner, torchopt.sgd(RATE), steps=self.steps)
+        return lambda theta: self.outer(loop(theta, (self.a, self.b), theta).params)
 
     def exact(self) -> Tensor:
         """Return the meta-gradient in closed form."""
@@ -97,169 +83,67 @@ class Problem:
         return PENALTY * torch.linalg.solve(hessian, pulled)
 
 
-def explicit(problem: Problem, window: int | None = None) -> Callable[[Tensor], Tensor]:
-    """Return the loss through the steps, or the last `window` of them."""
-    return lambda theta: problem.outer(
-        problem.descend(theta + 0, theta, create_graph=True, window=window)
-    )
-
-
-def recomputed(problem: Problem, segment: int) -> Callable[[Tensor], Tensor]:
-    """Return the loss through all steps, each `segment` of them computed again going backward."""
-    part = copy.copy(problem)
-    part.steps = segment
-
-    def steps(x: Tensor, theta: Tensor) -> Tensor:
-        return part.descend(x, theta, create_graph=True)
-
-    def loss(theta: Tensor) -> Tensor:
-        x = theta + 0
-        for _ in range(problem.steps // segment):
-            x = checkpoint(steps, x, theta, use_reentrant=False)
-        return problem.outer(x)
-
-    return loss
-
-
-def first_order(problem: Problem) -> Callable[[Tensor], Tensor]:
-    """Return the loss whose inner gradients are constants: x = theta - sum of them."""
-
-    def loss(theta: Tensor) -> Tensor:
-        x = problem.descend(theta.detach(), theta.detach(), create_graph=False)
-        return problem.outer(theta + (x - theta).detach())
-
-    return loss
-
-
-def solver_of(problem: Problem, linear: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the inner loop as a root of the inner gradient, in terms of (start, theta)."""
-
-    @custom_root(
-        torch.func.grad(problem.inner),
-        argnums=1,
-        solve=linear,
-        symmetric=True,
-        positive_definite=True,
-    )
-    def solve(start: Tensor, theta: Tensor) -> Tensor:
-        with torch.enable_grad():
-            return problem.descend(start, theta.detach(), create_graph=False).detach()
-
-    return solve
-
-
-def implicit(problem: Problem, linear: Any) -> Callable[[Tensor], Tensor]:
-    """Return the loss of the solution, whose derivative is that of the root."""
-    solve = solver_of(problem, linear)
-    return lambda theta: problem.outer(solve(theta.detach(), theta))
-
-
-def certified(problem: Problem) -> Callable[[Tensor], Tensor]:
-    """Return the implicit meta-gradient, which comes with an estimate of its own error."""
-    solve = solver_of(problem, CG(rtol=1e-8))
-    both = certified_grad(lambda x, theta: problem.outer(x), solve)
-
-    def gradient(theta: Tensor) -> Tensor:
-        _, (found,), _ = both(theta.detach(), theta.detach())
-        return found
-
-    return gradient
-
-
-def zero_order(
-    problem: Problem, num_samples: int, estimator: Any, directions: Any
-) -> Callable[[Tensor], Tensor]:
-    """Return the meta-gradient from values of the whole inner loop at random points."""
-    hessian = problem.a.mT @ problem.a / ROWS + PENALTY * torch.eye(SIZE, dtype=torch.float64)
-    constant = problem.a.mT @ problem.b / ROWS
-
-    def value(theta: Tensor) -> Tensor:
-        x = theta
-        for _ in range(problem.steps):
-            x = x - RATE * (hessian @ x - constant - PENALTY * theta)
-        return problem.outer(x)
-
-    engine = ZeroOrder(
+def sampling(num_samples: int, estimator: Any, directions: Any) -> ZeroOrder:
+    """Return a zero-order engine whose directions are the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    return ZeroOrder(
         directions,
         estimator,
         num_samples=num_samples,
         sigma=0.01,
-        generator=torch.Generator().manual_seed(0),
+        generator=generator,
         vectorized=True,
     )
 
-    def gradient(theta: Tensor) -> Tensor:
-        found: Tensor = engine.estimate(value, theta).gradient
-        return found
 
-    return gradient
+def engines(steps: int) -> dict[str, Engine]:
+    """Return the engines by name."""
+    part, inexact = steps // 10, {"rtol": 0.0, "on_fail": "ignore"}
+    normal, two = Gaussian(), estimators.antithetic
 
+    def neumann(terms: int) -> Implicit:
+        return definite(Neumann(terms, alpha=RATE, on_fail="ignore"))
 
-class Saved:
-    """A tensor that was saved for the backward pass, as long as it is."""
+    def definite(solve: Any, **options: Any) -> Implicit:
+        return Implicit(solve=solve, positive_definite=True, **options)
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+    return {
+        "explicit: all steps": Explicit(),
+        "explicit: states kept, each step computed again": Explicit(keep="steps"),
+        f"explicit: {part} snapshots": Explicit(keep=part),
+        "explicit: mixed mode": Explicit(derivative="mixed"),
+        f"explicit: last {part} steps": Explicit(window=part),
+        "explicit: first order": Explicit(derivative="first_order"),
+        "implicit: conjugate gradients": definite(CG(rtol=1e-8)),
+        "implicit: 5 steps of conjugate gradients": definite(CG(maxiter=5, **inexact)),
+        "implicit: MINRES": Implicit(solve=MINRES(rtol=1e-8)),
+        "implicit: LSMR, which needs no symmetry": Implicit(solve=LSMR(rtol=1e-8)),
+        "implicit: 5 terms of the Neumann series": definite(
+            Neumann(5, alpha=RATE, on_fail="ignore")
+        ),
+        "implicit: 20 terms of the Neumann series": definite(
+            Neumann(20, alpha=RATE, on_fail="ignore")
+        ),
+        "implicit: Cholesky": definite(Cholesky()),
+        "implicit: with a certificate of its error": definite(CG(rtol=1e-8), certificate=id),
+        "zero-order: 200 forward differences": sampling(200, estimators.forward, normal),
+        "zero-order: 200, leave one out": sampling(200, estimators.leave_one_out, normal),
+        "zero-order: 100 antithetic pairs": sampling(100, two, normal),
+        "zero-order: 100 pairs of SPSA": sampling(100, estimators.spsa, Rademacher()),
+        "zero-order: 100 orthogonal pairs": sampling(100, two, Orthogonal()),
+        "zero-order: 400 orthogonal pairs": sampling(400, two, Orthogonal()),
+        "zero-order: 1000 antithetic pairs": sampling(1000, two, normal),
+    }
 
 
 def kept_bytes(loss: Callable[[Tensor], Tensor], theta: Tensor, data: tuple[Tensor, ...]) -> int:
-    """Return the memory of the distinct tensors kept for the backward pass, other than `data`."""
-    saved: weakref.WeakSet[Saved] = weakref.WeakSet()
-
-    def pack(x: Tensor) -> Saved:
-        held = Saved(x)
-        saved.add(held)
-        return held
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+    """Return the memory that is kept for the backward pass, other than `data`."""
+    with CountBytes(theta, *data) as count:
         value = loss(theta)
-    storages = {
-        held.tensor.untyped_storage().data_ptr(): held.tensor.untyped_storage().nbytes()
-        for held in saved
-    }
+        gc.collect()
+        kept: int = count.now
     del value
-    for x in data:
-        storages.pop(x.untyped_storage().data_ptr(), None)
-    return sum(storages.values())
-
-
-Engine = Callable[[Tensor], Tensor]
-
-
-def differentiated(problem: Problem) -> dict[str, Engine]:
-    """Return the outer losses whose derivative autograd takes."""
-    segment = problem.steps // 10
-    inexact = {"rtol": 0.0, "on_fail": "ignore"}
-    return {
-        "explicit: all steps": explicit(problem),
-        f"explicit: all steps, {segment} at a time recomputed": recomputed(problem, segment),
-        f"explicit: last {segment} steps": explicit(problem, segment),
-        "explicit: first order": first_order(problem),
-        "implicit: conjugate gradients": implicit(problem, CG(rtol=1e-8)),
-        "implicit: 5 steps of conjugate gradients": implicit(problem, CG(maxiter=5, **inexact)),
-        "implicit: MINRES": implicit(problem, MINRES(rtol=1e-8)),
-        "implicit: LSMR, which needs no symmetry": implicit(problem, LSMR(rtol=1e-8)),
-        "implicit: 5 terms of the Neumann series": implicit(problem, Neumann(5, alpha=RATE)),
-        "implicit: 20 terms of the Neumann series": implicit(problem, Neumann(20, alpha=RATE)),
-        "implicit: Cholesky": implicit(problem, Cholesky()),
-    }
-
-
-def estimated(problem: Problem) -> dict[str, Engine]:
-    """Return the engines that give the gradient themselves; nothing is kept for them."""
-    normal, two = Gaussian(), estimators.antithetic
-    return {
-        "implicit: with a certificate of its error": certified(problem),
-        "zero-order: 200 forward differences": zero_order(problem, 200, estimators.forward, normal),
-        "zero-order: 200, leave one out": zero_order(
-            problem, 200, estimators.leave_one_out, normal
-        ),
-        "zero-order: 100 antithetic pairs": zero_order(problem, 100, two, normal),
-        "zero-order: 100 pairs of SPSA": zero_order(problem, 100, estimators.spsa, Rademacher()),
-        "zero-order: 100 orthogonal pairs": zero_order(problem, 100, two, Orthogonal()),
-        "zero-order: 400 orthogonal pairs": zero_order(problem, 400, two, Orthogonal()),
-        "zero-order: 1000 antithetic pairs": zero_order(problem, 1000, two, normal),
-    }
+    return kept
 
 
 def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
@@ -267,8 +151,8 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
     exact = problem.exact()
     data = (problem.a, problem.b, problem.c, problem.d)
     rows = []
-    for name, loss in differentiated(problem).items():
-        times = []
+    for name, engine in engines(problem.steps).items():
+        loss, times = problem.solved_by(engine), []
         for _ in range(repeats):
             theta = problem.theta.clone().requires_grad_()
             started = time.process_time()
@@ -276,13 +160,6 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
             times.append(time.process_time() - started)
         theta = problem.theta.clone().requires_grad_()
         rows.append(row(name, min(times), kept_bytes(loss, theta, data), found, exact))
-    for name, gradient in estimated(problem).items():
-        times = []
-        for _ in range(repeats):
-            started = time.process_time()
-            found = gradient(problem.theta)
-            times.append(time.process_time() - started)
-        rows.append(row(name, min(times), 0, found, exact))  # nothing is differentiated
     return rows
 
 

@@ -94,7 +94,10 @@ def test_the_reference_has_every_public_module() -> None:
     internal = {
         *("tree", "tree_function", "version", "diff", "kernels", "precision", "torch_internals"),
         "index",
-        *(f"diff.{name}" for name in ("call_state", "closure", "places", "sealed", "surroundings")),
+        *(
+            f"diff.{name}"
+            for name in ("call_state", "closure", "places", "problem", "sealed", "surroundings")
+        ),
     }
     internal = {f"torchopt.{name}" for name in internal}
     assert public - internal - documented_modules() == set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 __all__ = [
     "CheckpointError",
+    "GradientMismatchError",
     "KernelUnavailableError",
     "LeafTypeError",
     "MismatchError",
@@ -23,6 +24,10 @@ class TorchOptError(Exception):
 
 class CheckpointError(TorchOptError, RuntimeError):
     """A checkpoint is truncated or corrupted, and no earlier one is intact."""
+
+
+class GradientMismatchError(TorchOptError, RuntimeError):
+    """Two engines of differentiation give gradients that differ by more than was allowed."""
 
 
 class KernelUnavailableError(TorchOptError, RuntimeError):

@@ -1,16 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ways of differentiating through a computation: explicit, implicit and zero-order."""
+"""Ways of differentiating through a computation: explicit, implicit and zero-order.
+
+`Explicit`, `Implicit` and `ZeroOrder` are values over one inner problem, with one signature;
+`Verify` checks one by another.
+"""
 
 from __future__ import annotations
 
 from torchopt.diff import explicit, implicit, zero_order
-from torchopt.diff.implicit import ImplicitMetaGradientModule
+from torchopt.diff.engine import Engine
+from torchopt.diff.explicit import Explicit, InnerResult, inner_loop
+from torchopt.diff.implicit import Implicit, ImplicitMetaGradientModule
+from torchopt.diff.verify import Verification, Verify, VerifyReport
+from torchopt.diff.zero_order.decorator import ZeroOrder
 from torchopt.diff.zero_order.nn import ZeroOrderGradientModule
 
 __all__ = [
+    "Engine",
+    "Explicit",
+    "Implicit",
     "ImplicitMetaGradientModule",
+    "InnerResult",
+    "Verification",
+    "Verify",
+    "VerifyReport",
+    "ZeroOrder",
     "ZeroOrderGradientModule",
     "explicit",
     "implicit",
+    "inner_loop",
     "zero_order",
 ]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an engine of differentiation is: a value that turns a function into a differentiable one."""
+"""What an engine of differentiation is: a value that can stand over any inner problem."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 __all__ = ["Engine"]
@@ -11,11 +11,32 @@ __all__ = ["Engine"]
 
 @runtime_checkable
 class Engine(Protocol):
-    """A way to differentiate a function, as a value with fields.
+    """A way to differentiate an inner loop, as a value with fields.
 
-    Comparing engines is a loop over values: each takes the function and returns one with the same
-    signature and the same results, whose derivatives are those of the engine.
+    `Explicit`, `Implicit` and `ZeroOrder` are engines. Comparing them is a loop over values: each
+    takes the same problem and gives a function with the same arguments and the same results, whose
+    derivatives are its own.
     """
 
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function with the derivatives of this engine."""
+    def over(
+        self,
+        loss: Callable[..., Any],
+        optimizer: Any,
+        *,
+        steps: int,
+        tasks: Sequence[Any] | None = None,
+        verify: Any = None,
+    ) -> Callable[..., Any]:
+        """Return the engine over an inner problem.
+
+        Args:
+            loss: As in `torchopt.inner_loop`.
+            optimizer: As there.
+            steps: As there.
+            tasks: As there.
+            verify: As there.
+
+        Returns:
+            A function of `(params, batch, *meta, batches=None, state=None, **hypers)` that returns
+            an `InnerResult`.
+        """

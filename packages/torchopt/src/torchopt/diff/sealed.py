@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.diff.closure import LIBRARIES, code_names, root_of
+from torchopt.tree import PyTreeSpec
 
 __all__ = ["draws_nothing", "is_pure", "is_simple", "is_transparent"]
 
@@ -30,6 +31,7 @@ SEEN_THROUGH = (
     types.MethodType,
     types.BuiltinFunctionType,
     functools.partial,
+    PyTreeSpec,
 )
 TRANSFORMS = ("torch._functorch", "torch.func", "torchopt.solvers", "torchopt.diff")
 # Ways to reach, to change or to make what is not an argument.
@@ -90,7 +92,7 @@ def is_pure(found: Any) -> bool:
         return not _writes(found.__code__)
     if isinstance(found, types.ModuleType):
         return root_of(found) in ("torch", "math")
-    return isinstance(found, (list, tuple, dict, types.MethodType, functools.partial))
+    return isinstance(found, (list, tuple, dict, types.MethodType, functools.partial, PyTreeSpec))
 
 
 def _inner(code: types.CodeType) -> list[types.CodeType]:

@@ -8,21 +8,22 @@ import enum
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchopt.diff.closure import require_arguments
-from torchopt.diff.implicit.root import ImplicitEngine
+from torchopt.diff.engine import Engine
+from torchopt.diff.implicit.inner import Implicit
 from torchopt.diff.implicit.rule import displacement
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import TorchOptError
-from torchopt.linear_solve.auto import Auto
 from torchopt.linear_solve.iterate import iterate, norm
 from torchopt.linear_solve.operator import Layout
 from torchopt.linear_solve.result import described
+from torchopt.solvers.adjoint import by_another_engine, require_adjoint
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import (
     derivatives_wanted,
@@ -157,7 +158,7 @@ class Solver(ABC):
     * `solver(function, start, *args)` is the solution, differentiable with respect to every tensor
       in args, by the equation that it solves and not through the steps: to any order, in forward
       and reverse mode, under autograd and `torch.func`. Under `torch.func.vmap` each problem of the
-      batch stops by itself.
+      batch stops by itself. With `adjoint=`, the derivatives are those of another engine.
     * `solver.run(function, start, *args)` is a `SolveResult`, without derivatives.
 
     Attributes:
@@ -168,6 +169,9 @@ class Solver(ABC):
             on the CPU, after 16 elsewhere. 0: never.
         on_fail: What to do with an unconverged answer: "raise", "warn" or "ignore".
         linear_solve: Solves the linear system of the derivatives, as `solve=` of `custom_root`.
+        adjoint: The engine that gives the derivatives, without a problem of its own. None or
+            `Implicit(...)`: those of the equation. `Explicit()`: those of the iterations, which
+            keep their graph. `ZeroOrder(...)`: estimates from whole solutions.
     """
 
     tol: float | None = None
@@ -175,8 +179,9 @@ class Solver(ABC):
     check_every: int | None = None
     on_fail: OnFail = "warn"
     linear_solve: Callable[..., Any] | None = None
+    adjoint: Engine | None = field(default=None, kw_only=True)
 
-    #: What is known of ∂F/∂x, as keywords of `ImplicitEngine`.
+    #: What is known of ∂F/∂x, as keywords of `Implicit.rule`.
     structure: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
@@ -186,6 +191,7 @@ class Solver(ABC):
             )
         if self.on_fail not in ("raise", "warn", "ignore"):
             raise ValueError(f"on_fail: expected 'raise', 'warn' or 'ignore', got {self.on_fail!r}")
+        require_adjoint(self.adjoint, self.linear_solve)
 
     def __str__(self) -> str:
         return described(self)
@@ -211,10 +217,17 @@ class Solver(ABC):
             SolverError: It failed and `on_fail` is "raise".
             TypeError: The start is not a tree of floating-point tensors.
         """
+        return self._run(function, start, args, keep_graph=False)
+
+    def _run(
+        self, function: Function, start: Any, args: tuple[Any, ...], keep_graph: bool
+    ) -> SolveResult:
+        """Return the solution, with the graph of the iterations if that is wanted."""
         layout = Layout.of(start, f"{type(self).__name__}: start", real=True)
-        with torch.no_grad():
+        with torch.set_grad_enabled(keep_graph):
             x = layout.ravel(tree_map(torch.detach, start))
             found = self.solve_vector(lambda x: function(x, *args), layout, x)
+        with torch.no_grad():
             status = self._status(found)
         report_outcome(status, self.on_fail, self)
         value = layout.unravel(found.value)
@@ -259,17 +272,19 @@ class Solver(ABC):
         if not chosen and not is_transforming():
             return self.run(function, start, *args).value
 
+        if self.adjoint is not None and not isinstance(self.adjoint, Implicit):
+            return by_another_engine(
+                self, lambda x, keep: self._run(function, start, filled(x, others), keep), chosen
+            )
+
         def optimality(x: Any, chosen: Any, others: Any, tensors: Any) -> Any:
             return self._with(tensors).optimality(function)(x, *filled(chosen, others))
 
         def solve(start: Any, chosen: Any, others: Any, tensors: Any) -> Any:
             return self._with(tensors).run(function, start, *filled(chosen, others)).value
 
-        engine = ImplicitEngine(
+        engine = (self.adjoint or Implicit(solve=self.linear_solve, on_fail="ignore")).rule(
             optimality,
-            (1,),
-            solve=Auto(on_fail="warn") if self.linear_solve is None else self.linear_solve,
-            on_fail="ignore",  # `run` has told
             where=type(self).__name__,
             remedy=REMEDY,
             **self.structure,

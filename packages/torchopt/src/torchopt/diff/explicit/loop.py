@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,8 @@ from torchopt.diff.explicit.forward import ForwardRun
 from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.traced import TracedRun
 from torchopt.diff.explicit.unrolled import Outputs, run_attached
+from torchopt.diff.problem import over, require_verify
+from torchopt.diff.verify import Verify, VerifyReport, checked
 from torchopt.errors import NotTraceableError
 from torchopt.torch_internals import in_forward_mode
 from torchopt.tree import tree_leaves, tree_unflatten
@@ -50,27 +52,44 @@ class InnerResult(NamedTuple):
 class Explicit:
     """An inner loop, and how it is differentiated. Made by `torchopt.inner_loop`, which explains
     the fields.
+
+    Without loss, optimizer and steps it is an engine without a problem: see `over`.
+
+    Attributes:
+        report: What `verify` has found.
     """
 
-    loss: Callable[..., Any]
-    optimizer: Any
-    steps: int
+    loss: Any = None
+    optimizer: Any = None
+    steps: int = 1
     derivative: str = "reverse"
     keep: int | str = "all"
     window: int | None = None
     tasks: Sequence[Any] | None = None
-    verify: Any = None
+    verify: Verify | None = None
     blocks: Sequence[str] | None = None
     execute: str = "eager"
+    report: VerifyReport = field(
+        init=False, default_factory=VerifyReport, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        if self.loss is not None or self.optimizer is not None:
+            self._check_problem()
+        self._check_options()
+
+    def _check_problem(self) -> None:
         if not callable(self.loss):
             raise TypeError(
                 "inner_loop: loss: expected a function of (params, batch, *meta), got "
                 f"{type(self.loss).__name__}."
             )
         _require_count(self.steps, "steps")
+        if not callable(self.optimizer):
+            require_transformation(self.optimizer, "inner_loop: optimizer")
+
+    def _check_options(self) -> None:
         if self.derivative not in DERIVATIVES:
             raise ValueError(
                 f"inner_loop: derivative: expected one of {', '.join(map(repr, DERIVATIVES))}, "
@@ -85,8 +104,6 @@ class Explicit:
                 'inner_loop: keep: expected "all", "steps", a number of snapshots or a budget such '
                 f'as "64MiB", got {self.keep!r}.'
             )
-        if self.verify is not None:
-            raise NotImplementedError("inner_loop: verify: expected None; not available yet.")
         if self.execute not in EXECUTE:
             raise ValueError(
                 f"inner_loop: execute: expected one of {', '.join(map(repr, EXECUTE))}, got "
@@ -97,8 +114,9 @@ class Explicit:
                 f'inner_loop: execute: expected "eager" for derivative="forward", got '
                 f'{self.execute!r}; "reverse" and "mixed" can be traced.'
             )
-        if not callable(self.optimizer):
-            require_transformation(self.optimizer, "inner_loop: optimizer")
+        require_verify(self.verify, Verify)
+
+    over = over
 
     def __call__(
         self,
@@ -126,6 +144,21 @@ class Explicit:
             TypeError: An argument of another kind.
             ValueError: Batches of another number than the steps, or tasks that differ in number.
         """
+        found: InnerResult = checked(
+            self, (params, batch, *meta), {"batches": batches, "state": state, **hypers}
+        )
+        return found
+
+    def run_inner(
+        self,
+        params: Any,
+        batch: Any = None,
+        *meta: Any,
+        batches: Any = None,
+        state: Any = None,
+        **hypers: Any,
+    ) -> InnerResult:
+        """Run the loop without a check."""
         call = self._call(params, batch, meta, batches, state, hypers)
         form, outputs = call.params.spec, _run(call, self.keep, self.execute)
         carry = outputs.carry
@@ -319,7 +352,7 @@ def inner_loop(
     keep: int | str = "all",
     window: int | None = None,
     tasks: Sequence[Any] | None = None,
-    verify: Any = None,
+    verify: Verify | None = None,
     blocks: Sequence[str] | None = None,
     execute: str = "eager",
     compile: bool = False,  # noqa: A002 - the word of the field
@@ -353,7 +386,8 @@ def inner_loop(
             are the losses before. None for all of them.
         tasks: For a batch of tasks in one program: which dimension counts them, as `in_dims` of
             `torch.func.vmap`, for params, batch and each further argument. None for one task.
-        verify: Not available yet; None.
+        verify: A `torchopt.diff.Verify`: a share of the gradients is computed by another engine
+            too, and compared; what was found is in `report` of the value. None: no checks.
         blocks: For `"mixed"`: names of sub-modules whose activations are computed again going
             backward, so that only their inputs are kept; () for none. None takes the members of
             every `nn.ModuleList` and `nn.Sequential` whose members are alike.

@@ -34,8 +34,14 @@ class CountBytes(TorchDispatchMode):
         (8196, 4)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *known: Tensor) -> None:
+        """Leave out the memory of some tensors, which views of them would bring in.
+
+        Args:
+            *known: The tensors.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
+        self._known = {x.untyped_storage()._cdata for x in known}
         self.now = self.peak = 0
         self._alive: dict[int, Any] = {}
 
@@ -49,7 +55,7 @@ class CountBytes(TorchDispatchMode):
 
     def _count(self, storage: Any) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._alive or size == 0:
+        if key in self._alive or key in self._known or size == 0:
             return
 
         def gone(_: Any) -> None:

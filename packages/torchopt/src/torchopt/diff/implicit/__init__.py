@@ -11,11 +11,13 @@ from torchopt.diff.implicit.decorator import (
     root_jvp,
     root_vjp,
 )
+from torchopt.diff.implicit.inner import Implicit
 from torchopt.diff.implicit.nn import ImplicitMetaGradientModule
 from torchopt.diff.implicit.root import ImplicitEngine, OptimalityError, OptimalityWarning
 
 __all__ = [
     "GradientReport",
+    "Implicit",
     "ImplicitEngine",
     "ImplicitMetaGradientModule",
     "OptimalityError",

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt.diff.explicit.loop import InnerResult
+from torchopt.diff.problem import over, require_verify
+from torchopt.diff.verify import Verify, VerifyReport, checked
 from torchopt.diff.zero_order.call import Call, scalar
 from torchopt.diff.zero_order.directions import (
     Directions,
@@ -29,6 +32,7 @@ from torchopt.diff.zero_order.evaluate import (
     estimate_leaves,
     evaluate_range,
 )
+from torchopt.diff.zero_order.inner import run_inner
 from torchopt.diff.zero_order.layout import as_real
 from torchopt.diff.zero_order.precision import (
     require_sigma,
@@ -48,6 +52,15 @@ class ZeroOrder:
 
     Calling it on a function returns a function with the same values whose reverse-mode derivative
     is the estimate. See `zero_order` for the fields.
+
+    Over an inner problem (`over`, or the fields `loss`, `optimizer`, `steps`, `tasks` and `verify`,
+    which are those of `torchopt.inner_loop`) it is called like the inner loop, and returns an
+    `InnerResult`. Every floating-point tensor that is differentiated is perturbed, each once, and
+    the whole loop runs for each perturbed point. `params` and `losses` of the result have
+    derivatives; `state` and `aux` are constants.
+
+    Attributes:
+        report: What `verify` has found.
 
     Example:
         >>> from torchopt.diff.zero_order.directions import Gaussian
@@ -71,8 +84,14 @@ class ZeroOrder:
     generator: torch.Generator | None = None
     chunk_size: int | None = None
     vectorized: bool | None = None
+    loss: Callable[..., Any] | None = None
+    optimizer: Any = None
+    steps: int = 1
+    tasks: Any = None
+    verify: Verify | None = None
     directions: Directions = field(init=False)
     estimator: Estimator = field(init=False)
+    report: VerifyReport = field(init=False, default_factory=VerifyReport, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "directions", as_directions(self.distribution))
@@ -84,6 +103,7 @@ class ZeroOrder:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}`: expected an integer of at least 1, got {value!r}.")
         require_sigma(self.sigma)
+        require_verify(self.verify, Verify)
         argnums = self.argnums if isinstance(self.argnums, (tuple, list)) else (self.argnums,)
         integers = all(isinstance(i, int) and not isinstance(i, bool) for i in argnums)
         if not argnums or not integers or len(set(argnums)) != len(argnums):
@@ -94,7 +114,19 @@ class ZeroOrder:
         argnums = tuple(argnums)
         object.__setattr__(self, "argnums", argnums)
 
-    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    over = over
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a function with an estimated derivative; over an inner problem, run it."""
+        if self.loss is None:
+            return self.decorated(*args, **kwargs)
+        return checked(self, args, kwargs)
+
+    def run_inner(self, *args: Any, **kwargs: Any) -> InnerResult:
+        """Run the inner loop without a check."""
+        return run_inner(self, args, kwargs)
+
+    def decorated(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Return `fn` with an estimated derivative."""
         evaluator = Evaluator(self.vectorized)
 

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The implicit engine over an inner problem: the loop as a solver of ∇loss = 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.explicit.attention import TwiceDifferentiable
+from torchopt.diff.explicit.loop import Explicit, InnerResult
+from torchopt.diff.implicit.certificate import GradientReport
+from torchopt.diff.implicit.root import ImplicitEngine
+from torchopt.diff.problem import over, over_tasks, require_verify
+from torchopt.diff.verify import Verify, VerifyReport, checked
+from torchopt.linear_solve.auto import Auto
+from torchopt.tree import is_smooth, tree_flatten, tree_map, tree_unflatten
+
+__all__ = ["Implicit"]
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """The implicit engine: the derivatives of the minimum that an inner loop runs to.
+
+    The loop runs without a graph. What it ends with is taken for a root of ∇loss(params, batch,
+    *meta) and differentiated as such, with respect to the floating-point tensors of `batch` and
+    `meta`. A minimum depends neither on where the loop started nor on how it went: the initial
+    parameters, the state and the hyper-parameters of the optimizer get no gradient, and `losses`,
+    `state` and `aux` of the result are constants.
+
+    Attributes:
+        loss: As in `torchopt.inner_loop`; None for an engine without a problem, see `over`.
+        optimizer: As there.
+        steps: As there.
+        solve: Solves the linear system, as in `torchopt.diff.implicit.custom_root`. None: `Auto`.
+        positive_definite: The Hessian of the loss is positive definite.
+        polish: So many Newton corrections of what the loop ends with.
+        tol: The largest norm of the gradient that counts as solved; None: it is not looked at.
+        on_fail: What to do above `tol`: "raise", "warn", "unroll" or "ignore".
+        certificate: Called with a `GradientReport` for every gradient.
+        tasks: As in `torchopt.inner_loop`.
+        verify: As there.
+        report: What `verify` has found.
+
+    Example:
+        >>> import torch, torchopt
+        >>> from torchopt.diff import Implicit
+        >>> def loss(w, x, penalty):
+        ...     return ((w - x) ** 2).sum() + penalty * (w**2).sum()
+        >>> inner = Implicit(loss, torchopt.sgd(0.2), steps=60)
+        >>> penalty = torch.tensor(1.0, requires_grad=True)
+        >>> inner(torch.zeros(1), torch.tensor([4.0]), penalty).params.sum().backward()
+        >>> penalty.grad  # w = x / (1 + penalty)
+        tensor(-1.)
+    """
+
+    loss: Callable[..., Any] | None = None
+    optimizer: Any = None
+    steps: int = 1
+    solve: Callable[..., Any] | None = None
+    positive_definite: bool = False
+    polish: int = 0
+    tol: float | None = None
+    on_fail: Literal["raise", "warn", "unroll", "ignore"] = "warn"
+    certificate: Callable[[GradientReport], Any] | None = None
+    tasks: Sequence[Any] | None = None
+    verify: Verify | None = None
+    report: VerifyReport = field(
+        init=False, default_factory=VerifyReport, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        Explicit(self.loss, self.optimizer, self.steps)
+        self.rule(_nothing)
+        require_verify(self.verify, Verify)
+
+    over = over
+
+    def rule(self, optimality: Callable[..., Any], **options: Any) -> ImplicitEngine:
+        """Return the engine for solvers of an equation, whose argument 1 is differentiated."""
+        given: dict[str, Any] = {
+            "solve": Auto(on_fail="warn") if self.solve is None else self.solve,
+            "positive_definite": self.positive_definite,
+            "polish": self.polish,
+            "tol": self.tol,
+            "on_fail": self.on_fail,
+            "report": self.certificate,
+        }
+        return ImplicitEngine(optimality, (1,), **{**given, **options})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> InnerResult:
+        """Run the loop: `(params, batch, *meta, state=None, **hypers)`.
+
+        Raises:
+            NotDifferentiableError: The loss uses a tensor that requires a gradient and is no
+                argument.
+            ValueError: `batches` were given: one equation has one batch.
+        """
+        found: InnerResult = checked(self, args, kwargs)
+        return found
+
+    def run_inner(
+        self,
+        params: Any,
+        batch: Any = None,
+        *meta: Any,
+        batches: Any = None,
+        state: Any = None,
+        **hypers: Any,
+    ) -> InnerResult:
+        """Run the loop without a check."""
+        if batches is not None:
+            raise ValueError(
+                "Implicit: batches: expected one batch for all steps, because the solution is that "
+                "of one equation, got batches; pass batch=, or use another engine."
+            )
+        hypers = {name: _constant(x) for name, x in hypers.items()}
+        state = tree_map(_constant, state)
+
+        def one(params: Any, batch: Any, *meta: Any) -> Any:
+            return tuple(self._solved(params, (batch, *meta), state, hypers))
+
+        if self.tasks is None:
+            return InnerResult(*one(params, batch, *meta))
+        return InnerResult(*over_tasks(one, self.tasks, (params, batch, *meta)))
+
+    def _solved(
+        self, params: Any, arguments: tuple[Any, ...], state: Any, hypers: dict[str, Any]
+    ) -> InnerResult:
+        loop, loss = Explicit(self.loss, self.optimizer, self.steps), self.loss
+        assert loss is not None
+        leaves, spec = tree_flatten(arguments, none_is_leaf=True)
+        smooth = [is_smooth(x) for x in leaves]
+        chosen = [x for x, flag in zip(leaves, smooth) if flag]
+        others = [x for x, flag in zip(leaves, smooth) if not flag]
+
+        def filled(chosen: Sequence[Tensor], others: Sequence[Any]) -> tuple[Any, ...]:
+            first: Any = iter(chosen)
+            second: Any = iter(others)
+            found: Any = tree_unflatten(spec, [next(first if f else second) for f in smooth])
+            return tuple(found)
+
+        def optimality(x: Any, chosen: Any, others: Any) -> Any:
+            def objective(x: Any) -> Tensor:
+                with TwiceDifferentiable():
+                    found = loss(x, *filled(chosen, others))
+                value: Tensor = found[0] if isinstance(found, tuple) else found
+                return value
+
+            return torch.func.grad(objective)(x)
+
+        def solve(start: Any, chosen: Any, others: Any) -> Any:
+            found = loop.run_inner(start, *filled(chosen, others), state=state, **hypers)
+            return found.params, (found.state, found.losses, found.aux)
+
+        engine = self.rule(
+            optimality,
+            symmetric=True,
+            has_aux=True,
+            where="Implicit",
+            remedy="Pass it after the batch, as a further argument of the loss, or detach it.",
+        )
+        start = tree_map(_constant, params)
+        # Without anything to differentiate, only a vmap is left to be followed.
+        solution, (state, losses, aux) = engine(solve)(start, chosen or [torch.empty(0)], others)
+        return InnerResult(solution, state, losses, aux)
+
+
+def _constant(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+def _nothing(*args: Any) -> None:
+    raise AssertionError("no equation")

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call of an inner problem: what is differentiated, and what is not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.closure import captured
+from torchopt.diff.explicit.rebuild import rebuilt
+from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
+from torchopt.tree_function import is_differentiated
+
+__all__ = ["InnerCall", "over", "over_tasks", "require_verify"]
+
+
+def over(
+    self: Any,
+    loss: Callable[..., Any],
+    optimizer: Any,
+    *,
+    steps: int,
+    tasks: Sequence[Any] | None = None,
+    verify: Any = None,
+) -> Any:
+    """Return this engine over an inner problem: the same value with these fields.
+
+    Args:
+        self: The engine; the three of them have this function for a method.
+        loss: `loss(params, batch, *meta)`; see `torchopt.inner_loop`.
+        optimizer: A constructor or a transformation.
+        steps: Number of steps, >= 1.
+        tasks: Which dimension counts tasks, for params, batch and each further argument.
+        verify: A `torchopt.diff.Verify`, or None.
+
+    Returns:
+        A function of `(params, batch, *meta, batches=None, state=None, **hypers)` that returns an
+        `InnerResult`.
+
+    Raises:
+        ValueError: The engine has a loss already.
+
+    Example:
+        >>> import torch, torchopt
+        >>> from torchopt.diff import Explicit, Implicit
+        >>> x = torch.tensor([3.0], requires_grad=True)
+        >>> for engine in (Explicit(), Implicit()):
+        ...     inner = engine.over(lambda w, x: ((w - x) ** 2).sum(), torchopt.sgd(0.5), steps=1)
+        ...     print(torch.autograd.grad(inner(torch.zeros(1), x).params.sum(), x)[0])
+        tensor([1.])
+        tensor([1.])
+    """
+    if self.loss is not None:
+        raise ValueError(
+            f"{type(self).__name__}.over: expected an engine without a loss of its own, got one "
+            "over an inner problem; call it, or make the engine without loss, optimizer and steps."
+        )
+    return dataclasses.replace(
+        self, loss=loss, optimizer=optimizer, steps=steps, tasks=tasks, verify=verify
+    )
+
+
+def require_verify(value: Any, kind: type) -> None:
+    """Raise unless this is None or a `Verify`."""
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(
+            "inner_loop: verify: expected torchopt.diff.Verify(other, rate, limit) or None, got "
+            f"{type(value).__name__}."
+        )
+
+
+def over_tasks(function: Callable[..., Any], tasks: Sequence[Any], args: tuple[Any, ...]) -> Any:
+    """Return what a function gives for a batch of tasks, in the first dimension of its tensors.
+
+    Args:
+        function: Returns a tree; what is no tensor in it is the same for all tasks.
+        tasks: The dimension that counts tasks, or None, for each argument.
+        args: The arguments.
+    """
+    if len(tasks) != len(args):
+        raise ValueError(
+            "inner_loop: tasks: expected a dimension, or None, for params, batch and each further "
+            f"argument ({len(args)}), got {len(tasks)}."
+        )
+    form: list[Any] = []
+
+    def tensors(*args: Any) -> tuple[Tensor, ...]:
+        leaves, spec = tree_flatten(function(*args), none_is_leaf=True)
+        form[:] = [spec, *leaves]
+        return tuple(x for x in leaves if isinstance(x, Tensor))
+
+    batched = torch.func.vmap(tensors, in_dims=tuple(tasks), randomness="different")(*args)
+    results, (spec, *leaves) = iter(batched), form
+    return tree_unflatten(spec, [next(results) if isinstance(x, Tensor) else x for x in leaves])
+
+
+class InnerCall:
+    """The arguments of a call, as distinct differentiated tensors and the rest.
+
+    Args:
+        value: The engine over its problem.
+        args: `(params, batch, *meta)`.
+        kwargs: `batches`, `state` and hyper-parameters.
+
+    Attributes:
+        wanted: The differentiated tensors, those of the optimizer among them, each once.
+    """
+
+    def __init__(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._leaves: list[Any]
+        self._leaves, self._spec = tree_flatten((args, kwargs), none_is_leaf=True)
+        held = [x for _, x in captured(value.optimizer, Tensor)]
+        found = [*self._leaves, *held]
+        self.wanted = list(
+            {id(x): x for x in found if is_smooth(x) and is_differentiated(x)}.values()
+        )
+        self._held = {id(x) for x in held}
+        self._place = {id(x): i for i, x in enumerate(self.wanted)}
+
+    def run(self, tensors: Sequence[Tensor], function: Any) -> Any:
+        """Return the result with these tensors in the place of `wanted`.
+
+        Args:
+            tensors: As many as `wanted`.
+            function: What runs: an engine over the problem, or a function like one.
+        """
+        new = {key: tensors[i] for key, i in self._place.items()}
+        filled: Any = tree_unflatten(self._spec, [new.get(id(x), x) for x in self._leaves])
+        args, kwargs = filled
+        if not hasattr(function, "run_inner"):
+            return function(*args, **kwargs)
+        optimizer = rebuilt(
+            function.optimizer, {key: x for key, x in new.items() if key in self._held}
+        )
+        # What counts the calls and checks them is left out.
+        return dataclasses.replace(function, optimizer=optimizer).run_inner(*args, **kwargs)

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Derivatives of a solver's solution by another engine than the implicit one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.explicit.loop import Explicit
+from torchopt.diff.implicit.inner import Implicit
+from torchopt.diff.zero_order.decorator import ZeroOrder
+from torchopt.diff.zero_order.inner import sampled
+from torchopt.errors import NotDifferentiableError
+from torchopt.tree import tree_leaves
+from torchopt.tree_function import is_differentiated
+
+__all__ = ["by_another_engine", "require_adjoint"]
+
+
+def require_adjoint(adjoint: Any, linear_solve: Any) -> None:
+    """Raise unless a solver can have its derivatives from this engine.
+
+    Args:
+        adjoint: An engine without a problem, or None.
+        linear_solve: The field of that name, which belongs to the engine if there is one.
+    """
+    if adjoint is None:
+        return
+    if not isinstance(adjoint, (Explicit, Implicit, ZeroOrder)) or adjoint.loss is not None:
+        raise TypeError(
+            "adjoint: expected None, Explicit(), Implicit(...) or ZeroOrder(...) of torchopt.diff, "
+            f"without a loss, got {type(adjoint).__name__}"
+            f"{' over a loss' if getattr(adjoint, 'loss', None) is not None else ''}."
+        )
+    if isinstance(adjoint, Explicit) and adjoint != Explicit():
+        raise ValueError(
+            "adjoint: expected Explicit() with its defaults: the iterations of a solver keep their "
+            f"graph, and are differentiated in reverse mode; got {adjoint}."
+        )
+    if linear_solve is not None:
+        raise ValueError(
+            "linear_solve: expected None beside adjoint=, which has its own linear solver; pass "
+            "adjoint=Implicit(solve=...)."
+        )
+
+
+def by_another_engine(
+    solver: Any, run: Callable[[list[Tensor], bool], Any], chosen: list[Tensor]
+) -> Any:
+    """Return a solution, differentiable with respect to tensors.
+
+    Args:
+        solver: Its `adjoint` is an `Explicit` or a `ZeroOrder`.
+        run: Returns the `SolveResult` for these tensors; the second argument says whether its
+            value keeps the graph of the iterations.
+        chosen: The tensors.
+    """
+    if isinstance(solver.adjoint, ZeroOrder):
+        solution, _ = sampled(solver.adjoint, lambda x: (run(x, False).value, None), chosen)
+        return solution
+    solution = run(chosen, torch.is_grad_enabled()).value
+    if not any(map(is_differentiated, tree_leaves(solution))):
+        raise NotDifferentiableError(
+            f"{type(solver).__name__}: adjoint=Explicit(): expected iterations that depend on the "
+            "arguments by differentiable operations, got a solution without a graph; its gradient "
+            "would be zero. Use adjoint=None, by the equation."
+        )
+    return solution

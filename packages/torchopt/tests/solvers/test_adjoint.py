@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Solvers whose derivatives come from another engine, against closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torchopt import solvers
+from torchopt.diff import Explicit, Implicit, ZeroOrder
+from torchopt.diff.zero_order import Gaussian
+from torchopt.errors import NotDifferentiableError
+from torchopt.linear_solve import CG, LU
+
+GENERATOR = torch.Generator().manual_seed(1)
+M = torch.randn(3, 3, dtype=torch.float64, generator=GENERATOR)
+H = M @ M.mT / 3 + torch.eye(3, dtype=torch.float64)
+THETA = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+C = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+EXACT = torch.linalg.solve(H, C)
+
+
+def quadratic(x, theta):
+    return 0.5 * x @ (H @ x) - x @ theta
+
+
+def fixed_point(x, theta):
+    return x - 0.2 * (H @ x - theta)
+
+
+def equation(x, theta):
+    return H @ x - theta
+
+
+def sampling(n=2000):
+    generator = torch.Generator().manual_seed(0)
+    return ZeroOrder(Gaussian(), "antithetic", num_samples=n, sigma=0.1, generator=generator)
+
+
+CASES = {
+    "gradient descent": (solvers.GradientDescent, quadratic, {"lr": 0.2}),
+    "line search": (solvers.GradientDescent, quadratic, {}),
+    "LBFGS": (solvers.LBFGS, quadratic, {}),
+    "NewtonCG": (solvers.NewtonCG, quadratic, {}),
+    "FixedPointIteration": (solvers.FixedPointIteration, fixed_point, {}),
+    "Anderson": (solvers.Anderson, fixed_point, {}),
+    "Broyden": (solvers.Broyden, fixed_point, {}),
+    "Newton": (solvers.Newton, equation, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("adjoint", "tolerance"),
+    [
+        (None, 1e-8),
+        (Implicit(), 1e-8),
+        (Implicit(solve=LU(), polish=1), 1e-8),
+        (Explicit(), 1e-3),
+    ],
+)
+def test_the_engine_gives_the_closed_form(case, adjoint, tolerance):
+    kind, function, options = CASES[case]
+    theta = THETA.clone().requires_grad_()
+    solver = kind(tol=1e-12, on_fail="ignore", adjoint=adjoint, **options)
+    x = solver(function, torch.zeros(3, dtype=torch.float64), theta)
+    torch.testing.assert_close(x.detach(), torch.linalg.solve(H, THETA))
+    (found,) = torch.autograd.grad(x @ C, theta)
+    torch.testing.assert_close(found, EXACT, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", ["line search", "Anderson", "Newton"])
+def test_estimates_are_within_the_error_of_their_samples(case):
+    kind, function, options = CASES[case]
+    theta = THETA.clone().requires_grad_()
+    solver = kind(tol=1e-10, on_fail="ignore", adjoint=sampling(), **options)
+    x = solver(function, torch.zeros(3, dtype=torch.float64), theta)
+    (found,) = torch.autograd.grad(x @ C, theta)
+    deviation = (((EXACT @ EXACT) + EXACT**2) / 2000).sqrt()
+    assert ((found - EXACT).abs() < 4 * deviation).all()
+    assert (found - EXACT).norm() > 0
+
+
+def test_iterations_without_a_derivative_are_refused():
+    theta = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    solver = solvers.Bisection(upper=4.0, adjoint=Explicit())
+    with pytest.raises(NotDifferentiableError, match="without a graph"):
+        solver(lambda x, theta: x**3 - theta, torch.zeros((), dtype=torch.float64), theta)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"adjoint": 3}, TypeError, "expected None, Explicit"),
+        ({"adjoint": Explicit(keep=3)}, ValueError, "its defaults"),
+        ({"adjoint": Implicit(), "linear_solve": CG()}, ValueError, "its own linear solver"),
+    ],
+)
+def test_a_bad_adjoint_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        solvers.LBFGS(**options)
