@@ -11,6 +11,7 @@
 #include "bind/factored_call.h"
 #include "bind/fork.h"
 #include "bind/fused_call.h"
+#include "bind/newton_schulz_call.h"
 #include "bind/rule_table.h"
 #include "bind/step_plan.h"
 #include "bind/tensors.h"
@@ -150,6 +151,11 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
                "others.",
                py::arg("grads"), py::arg("params"), py::arg("rows"), py::arg("columns"),
                py::arg("hypers"), py::arg("inplace"), py::arg("num_threads"));
+    module.def("newton_schulz", &newton_schulz_call,
+               "Muon's iteration over plain matrices on the CPU; None for each that is another or "
+               "too large, and None where all are.",
+               py::arg("matrices"), py::arg("scales"), py::arg("steps"), py::arg("a"), py::arg("b"),
+               py::arg("c"), py::arg("eps"), py::arg("num_threads"));
     module.def("successor", &successor, "The 0-dim int64 tensor count + 1; None for other objects.",
                py::arg("count"));
     module.def("are_one", &are_one, "Whether the items are one and the same object.",

@@ -57,6 +57,16 @@ def factored_rms(
     inplace: bool,
     num_threads: int,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None: ...
+def newton_schulz(
+    matrices: list[Tensor],
+    scales: list[float],
+    steps: int,
+    a: float,
+    b: float,
+    c: float,
+    eps: float,
+    num_threads: int,
+) -> list[Tensor | None] | None: ...
 def successor(count: object) -> Tensor | None: ...
 def are_one(items: list[object]) -> bool: ...
 def are_disjoint(tensors: list[Tensor]) -> bool: ...

@@ -145,3 +145,36 @@ def test_inverse_roots_under_transforms() -> None:
     direction = direction + direction.mT
     _, tangent = torch.func.jvp(total, (batch[0],), (direction,))
     torch.testing.assert_close(tangent, (alone[0] * direction).sum())
+
+
+def iterated(g: Tensor, eps: float) -> Tensor:
+    """Return five steps of Muon's iteration, as its author wrote them."""
+    x = g.mT if g.shape[0] > g.shape[1] else g
+    size = x.abs().max()
+    size = size if 0 < size < torch.inf else torch.ones((), dtype=g.dtype)
+    x = x / size
+    x = x / (x.square().sum().sqrt().clamp(min=eps / float(size)))
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x.mT if g.shape[0] > g.shape[1] else x) * max(1.0, g.shape[0] / g.shape[1]) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
+@pytest.mark.parametrize("size", [1.0, 1e-30, 1e30, 0.0])
+def test_one_call_iterates_matrices_of_all_shapes(dtype: torch.dtype, size: float) -> None:
+    shapes = [(1, 1), (3, 5), (16, 16), (17, 33), (64, 20), (20, 64), (40, 40), (7, 300), (600, 4)]
+    grads = [g * size for g in matrices(*shapes, dtype=dtype)]
+    exact = 1e-12 if dtype == DOUBLE else 1e-5
+    for watched in (False, True):
+        given = [g.clone().requires_grad_(watched) for g in grads]
+        for g, u in zip(grads, orthogonalize().update(given, (), inplace=False)[0]):
+            torch.testing.assert_close(u.detach(), iterated(g, 1e-7), rtol=exact, atol=exact)
+
+
+def test_what_is_not_finite_stays_visible() -> None:
+    for wrong in (torch.nan, torch.inf):
+        g = matrices((5, 9))[0]
+        g[2, 3] = wrong
+        (u,) = orthogonalize().update([g], ())[0]
+        assert torch.isnan(u).any()

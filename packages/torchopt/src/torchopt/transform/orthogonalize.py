@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from torchopt import _C
+from torchopt.kernels.missing import why_missing
 from torchopt.kernels.stacks import in_stacks
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.norm import scaled
-from torchopt.transform.validate import check_at_least_zero
+from torchopt.transform.validate import are_numbers, check_at_least_zero
 
 __all__ = ["orthogonalize"]
 
@@ -35,15 +38,21 @@ class Orthogonalize(LeafRule):
         for g in grads:
             if g.ndim != 2:
                 raise ValueError(f"orthogonalize: expected matrices, got shape {tuple(g.shape)}")
-        # Tall matrices lie down, so that they go with wide ones.
-        wide = [g if g.shape[0] <= g.shape[1] else g.mH for g in grads]
-        wide = in_stacks(self._iterated, wide, *self.coefficients, self.eps)
-        return [
-            (x if x.shape == g.shape else x.mH) * self._scale(*g.shape) for x, g in zip(wide, grads)
-        ], state
+        numbers = (*self.coefficients, self.eps)
+        kernel = self._kernel if are_numbers(*numbers) and why_missing(_C) is None else None
+        return in_stacks(self._iterated, grads, *numbers, kernel=kernel), state
+
+    def _kernel(self, grads: list[Tensor]) -> Sequence[Tensor | None] | None:
+        """Return the values of `_iterated`; None for tensors that the native call does not take."""
+        if grads and grads[0].device.type != "cpu":
+            return None
+        scales = [self._scale(*g.shape) for g in grads]
+        numbers = (float(h) for h in (*self.coefficients, self.eps))
+        return _C.newton_schulz(grads, scales, self.steps, *numbers, torch.get_num_threads())
 
     def _iterated(self, g: Tensor, a: Any, b: Any, c: Any, eps: Any) -> Tensor:
-        size, x, norm = scaled(g, dim=(-2, -1))
+        tall = g.shape[-2] > g.shape[-1]
+        size, x, norm = scaled(g.mH if tall else g, dim=(-2, -1))
         x = x / torch.maximum(norm, eps / size)
         numbers = not any(isinstance(h, Tensor) for h in (a, b, c))
         for _ in range(self.steps):
@@ -52,7 +61,7 @@ class Orthogonalize(LeafRule):
                 x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
             else:
                 x = a * x + (b * gram + c * gram @ gram) @ x
-        return x
+        return (x.mH if tall else x) * self._scale(*g.shape[-2:])
 
     def _scale(self, rows: int, columns: int) -> float:
         if self.match_rms:
