@@ -243,7 +243,8 @@ NAMES = [
 
 # Arguments this package adds, each with a default and by keyword only.
 ADDED = {
-    "first_order", "detach_every", "impl", "differentiable", "amsgrad", "backend",
+    "first_order", "detach_every", "impl", "differentiable", "amsgrad", "backend", "compensated",
+    "in_8_bits",
 }  # fmt: skip
 
 

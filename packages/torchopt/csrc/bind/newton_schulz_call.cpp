@@ -29,8 +29,8 @@ py::object newton_schulz_call(const py::list& matrices, const py::list& scales, 
             results.append(py::none());
             continue;
         }
-        OrthogonalizedMatrix x{g->shape[0], g->shape[1], g->dtype, g->address, 0,
-                               scales[i].cast<double>()};
+        OrthogonalizedMatrix x{g->shape[0], g->shape[1], g->dtype,
+                               g->address,  0,           scales[i].cast<double>()};
         results.append(make_tensor(*g, x.target));
         total += g->size;
         small.push_back(x);

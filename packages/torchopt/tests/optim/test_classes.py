@@ -94,7 +94,7 @@ def transformation_of(cls: type, **settings: object) -> tuple[object, dict[str, 
 def test_every_argument_reaches_the_function_or_the_base(cls: type) -> None:
     """Also the defaults, which are those of the class."""
     parameters = inspect.signature(cls).parameters
-    options = {"first_order": True, "detach_every": 3}
+    options = {"first_order": True, "detach_every": 3, "compensated": False, "in_8_bits": False}
     given = {name: value for name, value in options.items() if name in parameters}
     optimizer, arguments = transformation_of(cls, lr=0.25, **given)
     assert {name: getattr(optimizer, name) for name in given} == given

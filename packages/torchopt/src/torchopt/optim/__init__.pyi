@@ -34,7 +34,7 @@ class AdaBelief(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.001,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-16, weight_decay: float = 0.0, *,
-        maximize: bool = False,
+        maximize: bool = False, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class AdaDelta(Optimizer):
@@ -42,7 +42,8 @@ class AdaDelta(Optimizer):
 
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 1.0, rho: float = 0.9,
-        eps: float = 1e-06, weight_decay: float = 0.0,
+        eps: float = 1e-06, weight_decay: float = 0.0, *, compensated: bool = False,
+        in_8_bits: bool = False,
     ) -> None: ...
 
 class Adafactor(Optimizer):
@@ -51,7 +52,7 @@ class Adafactor(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 0.01, beta2_decay: float = -0.8,
         eps: tuple[float | None, float] = (None, 0.001), d: float = 1.0, weight_decay: float = 0.0,
-        *, maximize: bool = False,
+        *, maximize: bool = False, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class AdaGrad(Optimizer):
@@ -60,7 +61,7 @@ class AdaGrad(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.01, lr_decay: float = 0.0,
         weight_decay: float = 0.0, initial_accumulator_value: float = 0.0, eps: float = 1e-10, *,
-        maximize: bool = False,
+        maximize: bool = False, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class Adam(Optimizer):
@@ -70,6 +71,7 @@ class Adam(Optimizer):
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.001,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0, *,
         eps_root: float = 0.0, maximize: bool = False, use_accelerated_op: bool = False,
+        compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class AdaMax(Optimizer):
@@ -77,7 +79,8 @@ class AdaMax(Optimizer):
 
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.002,
-        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0, *,
+        compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -87,7 +90,8 @@ class AdamW(Optimizer):
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.001,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.01,
         *, eps_root: float = 0.0, mask: Any | Callable[[Any], Any] | None = None,
-        maximize: bool = False, use_accelerated_op: bool = False,
+        maximize: bool = False, use_accelerated_op: bool = False, compensated: bool = False,
+        in_8_bits: bool = False,
     ) -> None: ...
 
 class Adan(Optimizer):
@@ -96,7 +100,8 @@ class Adan(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.001,
         betas: tuple[float, float, float] = (0.98, 0.92, 0.99), eps: float = 1e-08,
-        weight_decay: float = 0.0, *, maximize: bool = False,
+        weight_decay: float = 0.0, *, maximize: bool = False, compensated: bool = False,
+        in_8_bits: bool = False,
     ) -> None: ...
 
 class AdEMAMix(Optimizer):
@@ -106,7 +111,7 @@ class AdEMAMix(Optimizer):
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.001,
         betas: tuple[float, float, float] = (0.9, 0.999, 0.9999), alpha: float = 5.0,
         eps: float = 1e-08, weight_decay: float = 0.0, warmup_steps: int = 0, *,
-        maximize: bool = False,
+        maximize: bool = False, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class ADOPT(Optimizer):
@@ -115,7 +120,7 @@ class ADOPT(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.001,
         betas: tuple[float, float] = (0.9, 0.9999), eps: float = 1e-06, weight_decay: float = 0.0,
-        *, maximize: bool = False,
+        *, maximize: bool = False, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class AMSGrad(Optimizer):
@@ -124,7 +129,7 @@ class AMSGrad(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.001,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0, *,
-        maximize: bool = False,
+        maximize: bool = False, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class AMSGradW(Optimizer):
@@ -133,7 +138,7 @@ class AMSGradW(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.001,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.01,
-        *, maximize: bool = False,
+        *, maximize: bool = False, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class ASGD(Optimizer):
@@ -142,7 +147,7 @@ class ASGD(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 0.01, lambd: float = 0.0001,
         alpha: float = 0.75, t0: float = 1000000.0, weight_decay: float = 0.0, *,
-        maximize: bool = False,
+        maximize: bool = False, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class LAMB(Optimizer):
@@ -151,7 +156,7 @@ class LAMB(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.001,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-06, weight_decay: float = 0.0, *,
-        maximize: bool = False,
+        maximize: bool = False, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class LARS(Optimizer):
@@ -160,7 +165,8 @@ class LARS(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 1.0, momentum: float = 0.9,
         weight_decay: float = 0.0, trust_coefficient: float = 0.001, eps: float = 0.0, *,
-        nesterov: bool = False, maximize: bool = False,
+        nesterov: bool = False, maximize: bool = False, compensated: bool = False,
+        in_8_bits: bool = False,
     ) -> None: ...
 
 class Lion(Optimizer):
@@ -169,7 +175,7 @@ class Lion(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.0001,
         betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0, *,
-        maximize: bool = False,
+        maximize: bool = False, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class MARS(Optimizer):
@@ -178,7 +184,8 @@ class MARS(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.003,
         betas: tuple[float, float] = (0.95, 0.99), gamma: float = 0.025, eps: float = 1e-08,
-        weight_decay: float = 0.0, *, maximize: bool = False,
+        weight_decay: float = 0.0, *, maximize: bool = False, compensated: bool = False,
+        in_8_bits: bool = False,
     ) -> None: ...
 
 class Muon(Optimizer):
@@ -190,7 +197,7 @@ class Muon(Optimizer):
         ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315), eps: float = 1e-07,
         *, match_rms: bool = False, adamw_lr: ScalarOrSchedule | None = None,
         adamw_betas: tuple[float, float] = (0.9, 0.999), adamw_eps: float = 1e-08,
-        maximize: bool = False,
+        maximize: bool = False, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class NAdam(Optimizer):
@@ -199,7 +206,8 @@ class NAdam(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.002,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
-        momentum_decay: float = 0.004, *, maximize: bool = False,
+        momentum_decay: float = 0.004, *, maximize: bool = False, compensated: bool = False,
+        in_8_bits: bool = False,
     ) -> None: ...
 
 class NAdamW(Optimizer):
@@ -208,7 +216,8 @@ class NAdamW(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.002,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.01,
-        momentum_decay: float = 0.004, *, maximize: bool = False,
+        momentum_decay: float = 0.004, *, maximize: bool = False, compensated: bool = False,
+        in_8_bits: bool = False,
     ) -> None: ...
 
 class Prodigy(Optimizer):
@@ -218,6 +227,7 @@ class Prodigy(Optimizer):
         self, params: Iterable[Tensor], lr: float | Tensor = 1.0,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
         d0: float = 1e-06, growth_rate: float | None = None, *, maximize: bool = False,
+        compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class PSGD(Optimizer):
@@ -226,7 +236,8 @@ class PSGD(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.001, momentum: float = 0.9,
         weight_decay: float = 0.0, precondition_lr: float = 0.1, initial_scale: float = 1.0,
-        max_size: int = 1024, seed: int = 0, *, maximize: bool = False,
+        max_size: int = 1024, seed: int = 0, *, maximize: bool = False, compensated: bool = False,
+        in_8_bits: bool = False,
     ) -> None: ...
 
 class RAdam(Optimizer):
@@ -234,7 +245,8 @@ class RAdam(Optimizer):
 
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.001,
-        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0, *,
+        compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class RMSProp(Optimizer):
@@ -244,7 +256,7 @@ class RMSProp(Optimizer):
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.01, alpha: float = 0.99,
         eps: float = 1e-08, weight_decay: float = 0.0, momentum: float = 0.0,
         centered: bool = False, *, initial_scale: float = 0.0, nesterov: bool = False,
-        maximize: bool = False,
+        maximize: bool = False, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class Rprop(Optimizer):
@@ -253,7 +265,7 @@ class Rprop(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 0.01,
         etas: tuple[float, float] = (0.5, 1.2), step_sizes: tuple[float, float] = (1e-06, 50.0), *,
-        maximize: bool = False,
+        maximize: bool = False, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class ScheduleFreeAdamW(Optimizer):
@@ -262,7 +274,8 @@ class ScheduleFreeAdamW(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 0.0025,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
-        warmup_steps: int = 0, *, maximize: bool = False,
+        warmup_steps: int = 0, *, maximize: bool = False, compensated: bool = False,
+        in_8_bits: bool = False,
     ) -> None: ...
 
 class ScheduleFreeRAdam(Optimizer):
@@ -271,7 +284,8 @@ class ScheduleFreeRAdam(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 0.0025,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
-        sgd_phase: bool = False, *, maximize: bool = False,
+        sgd_phase: bool = False, *, maximize: bool = False, compensated: bool = False,
+        in_8_bits: bool = False,
     ) -> None: ...
 
 class ScheduleFreeSGD(Optimizer):
@@ -280,6 +294,7 @@ class ScheduleFreeSGD(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1.0, beta: float = 0.9,
         weight_decay: float = 0.0, warmup_steps: int = 0, *, maximize: bool = False,
+        compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class SGD(Optimizer):
@@ -288,7 +303,7 @@ class SGD(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule, momentum: float = 0.0,
         weight_decay: float = 0.0, dampening: float = 0.0, nesterov: bool = False,
-        maximize: bool = False,
+        maximize: bool = False, *, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class Shampoo(Optimizer):
@@ -297,7 +312,8 @@ class Shampoo(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.1, momentum: float = 0.0,
         weight_decay: float = 0.0, eps: float = 0.0001, decay: float = 1.0, update_every: int = 1,
-        max_size: int = 1024, *, maximize: bool = False,
+        max_size: int = 1024, *, maximize: bool = False, compensated: bool = False,
+        in_8_bits: bool = False,
     ) -> None: ...
 
 class Signum(Optimizer):
@@ -305,7 +321,8 @@ class Signum(Optimizer):
 
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.0001, momentum: float = 0.9,
-        weight_decay: float = 0.0, *, maximize: bool = False,
+        weight_decay: float = 0.0, *, maximize: bool = False, compensated: bool = False,
+        in_8_bits: bool = False,
     ) -> None: ...
 
 class SOAP(Optimizer):
@@ -315,7 +332,7 @@ class SOAP(Optimizer):
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.003,
         betas: tuple[float, float] = (0.95, 0.95), eps: float = 1e-08, weight_decay: float = 0.0,
         shampoo_beta: float = 0.95, update_every: int = 10, max_size: int = 1024, *,
-        maximize: bool = False,
+        maximize: bool = False, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class Sophia(Optimizer):
@@ -325,7 +342,7 @@ class Sophia(Optimizer):
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.0001,
         betas: tuple[float, float] = (0.965, 0.99), rho: float = 0.04, weight_decay: float = 0.1,
         eps: float = 1e-15, batch_size: float = 1.0, update_every: int | None = 10, *,
-        maximize: bool = False,
+        maximize: bool = False, compensated: bool = False, in_8_bits: bool = False,
     ) -> None: ...
 
 class Yogi(Optimizer):
@@ -334,7 +351,8 @@ class Yogi(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: ScalarOrSchedule = 0.01,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 0.001, weight_decay: float = 0.0,
-        initial_accumulator: float = 1e-06, *, maximize: bool = False,
+        initial_accumulator: float = 1e-06, *, maximize: bool = False, compensated: bool = False,
+        in_8_bits: bool = False,
     ) -> None: ...
 
 Adadelta = AdaDelta

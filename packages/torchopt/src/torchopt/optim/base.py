@@ -16,6 +16,8 @@ from torchopt.optim.as_torch import AsTorch
 from torchopt.optim.named_state import leaf_names, load_named_state, named_state
 from torchopt.optim.states import StepLock, copied, fitted_state
 from torchopt.optimizers.native import launch_step, step_inplace
+from torchopt.transform.compensated import compensated
+from torchopt.transform.in_8_bits import in_8_bits
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_paths, tree_unflatten
 from torchopt.update import apply_updates, check_writable
 
@@ -57,6 +59,10 @@ class Optimizer:
     Args:
         params: Tensors, or a tree of them.
         impl: The gradient transformation.
+        compensated: Keep what bfloat16 and float16 parameters lose to rounding, and add it to the
+            next step; see `torchopt.transform.compensated` for the bound of the error.
+        in_8_bits: Keep states of 4096 elements and more in one byte an element; see
+            `torchopt.transform.in_8_bits` for the bound of the error.
 
     Attributes:
         impl: The gradient transformation of the first group.
@@ -69,9 +75,17 @@ class Optimizer:
         TypeError: `impl` is not a gradient transformation, or a parameter is not a tensor.
     """
 
-    def __init__(self, params: Iterable[Tensor], impl: GradientTransformation) -> None:
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        impl: GradientTransformation,
+        *,
+        compensated: bool = False,
+        in_8_bits: bool = False,
+    ) -> None:
         require_transformation(impl, "Optimizer(params, impl)", duck=False)
-        self.impl = impl
+        self.compensated, self.in_8_bits = compensated, in_8_bits
+        self.impl = self._with_options(impl)
         self.impls: list[GradientTransformation] = []
         self.param_groups: list[tuple[Tensor, ...]] = []
         self.param_treespecs: list[PyTreeSpec] = []
@@ -94,6 +108,11 @@ class Optimizer:
         `torch.distributed.checkpoint.state_dict`, which take several or a `torch.optim.Optimizer`.
         """
         yield AsTorch(self)
+
+    def _with_options(self, impl: GradientTransformation) -> GradientTransformation:
+        coded = in_8_bits(impl) if self.in_8_bits else impl
+        # Outermost: what was rounded off belongs to the updates that parameters get.
+        return compensated(coded) if self.compensated else coded
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Zero the gradients of all parameters, or drop them.
@@ -263,7 +282,7 @@ class Optimizer:
         require_distinct(leaves, [str(path) for path in tree_paths(params)], known)
         self.param_groups.append(tuple(leaves))
         self.param_treespecs.append(spec)
-        self.impls.append(self.impl if impl is None else impl)
+        self.impls.append(self.impl if impl is None else self._with_options(impl))
         self.state_groups.append(UninitializedState())
         self._step_caches.append(StepCache())
 
