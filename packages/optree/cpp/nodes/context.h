@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <iterator>
 #include <memory>
@@ -71,9 +72,9 @@ class Context {
         if (type == &PyList_Type) return Kind::list;
         if (type == none_type_) return Kind::none;
         if (type == &PyODict_Type) return Kind::ordereddict;
-        const Seen* set = seen_ + seen_index(type);
-        if (set[0].type == type) return set[0].kind;
-        if (set[1].type == type) return set[1].kind;
+        for (const Seen& seen : seen_[seen_index(type)]) {
+            if (seen.type == type) return seen.kind;
+        }
         return classify_rest(type, registration);
     }
 
@@ -90,12 +91,9 @@ class Context {
     OPTREE_INLINE void forget() noexcept {
         last_leaf_ = nullptr;
         while (used_ != 0) {
-            Seen* set = seen_ + 2 * static_cast<std::size_t>(std::countr_zero(used_));
+            const auto set = std::exchange(seen_[std::countr_zero(used_)], SeenSet());
             used_ &= used_ - 1;
-            PyObject* first = reinterpret_cast<PyObject*>(std::exchange(set[0].type, nullptr));
-            PyObject* second = reinterpret_cast<PyObject*>(std::exchange(set[1].type, nullptr));
-            Py_DECREF(first);
-            Py_XDECREF(second);
+            for (const Seen& seen : set) Py_XDECREF(reinterpret_cast<PyObject*>(seen.type));
         }
     }
 
@@ -127,22 +125,24 @@ class Context {
         PyTypeObject* type = nullptr;
         Kind kind{};
     };
-    // The first of the two places for a class.
+    // Of two places a set, two namedtuples and a class of leaves drove each other out in one process
+    // of four: their addresses differ from run to run.
+    using SeenSet = std::array<Seen, 4>;
     static std::size_t seen_index(const PyTypeObject* type) noexcept {
         const auto bits = reinterpret_cast<std::uintptr_t>(type);
-        return ((bits >> 4) ^ (bits >> 8) ^ (bits >> 12)) % kSeen & ~std::size_t{1};
+        return ((bits >> 4) ^ (bits >> 8) ^ (bits >> 12)) % kSets;
     }
 
     OPTREE_NOINLINE Kind classify_rest(PyTypeObject* type, Registration*& registration);
 
     void remember(PyTypeObject* type, Kind kind) {
         const std::size_t place = seen_index(type);
-        Seen* set = seen_ + place;
-        if (set[1].type != nullptr) drop(set[1].type);
-        set[1] = set[0];
+        SeenSet& set = seen_[place];
+        if (set.back().type != nullptr) drop(set.back().type);
+        std::copy_backward(set.begin(), set.end() - 1, set.end());
         Py_INCREF(reinterpret_cast<PyObject*>(type));
         set[0] = {type, kind};
-        used_ |= 1U << (place / 2);
+        used_ |= 1U << place;
         if (kind == Kind::leaf) last_leaf_ = type;
     }
 
@@ -163,9 +163,9 @@ class Context {
     Namespace* named_;
     PyTypeObject* none_type_;
     PyTypeObject* last_leaf_ = nullptr;
-    static constexpr std::size_t kSeen = 8;
-    Seen seen_[kSeen];
-    unsigned used_ = 0;                     // which pairs of places hold classes, a bit each
+    static constexpr std::size_t kSets = 4;
+    SeenSet seen_[kSets];
+    unsigned used_ = 0;                     // which sets hold classes, a bit each
     std::unique_ptr<ObjectStack> dropped_;  // classes that nobody else kept
     Held custom_;  // the registration that `classify` gave last: another thread may take it back
 };
