@@ -42,7 +42,7 @@ from typing import Any, ClassVar
 import torch
 from example_tools import mean_and_half_width, progress
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, vmap
 
 import torchopt
 import torchopt.tree
@@ -228,14 +228,10 @@ class Learner:
         """Return the parameters after `steps` steps on one task, as a function of the initial
         ones.
         """
-        state = optimizer.init(params)
-        for _ in range(steps):
-            grads = grad(self.loss)(params, images, labels)
-            if first_order:
-                grads = {name: g.detach() for name, g in grads.items()}
-            updates, state = optimizer.update(grads, state, params=params, inplace=False)
-            params = torchopt.apply_updates(params, updates, inplace=False)
-        return params
+        derivative = "first_order" if first_order else "reverse"
+        inner = torchopt.inner_loop(self.loss, optimizer, steps=steps, derivative=derivative)
+        adapted: Params = inner(params, images, labels).params
+        return adapted
 
     def query(self, params: Params, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return loss and accuracy."""
