@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -30,10 +31,12 @@ __all__ = [
     "count_forward_modes",
     "counts_for_any_autocast",
     "draws_numbers",
+    "forward_mode",
     "forward_mode_enabled",
     "gradient_in_transform",
     "has_tangent",
     "in_forward_mode",
+    "in_forward_mode_of_this_thread",
     "is_batched",
     "is_batched_backward",
     "is_batched_by_old_vmap",
@@ -160,6 +163,27 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+@contextlib.contextmanager
+def forward_mode() -> Iterator[None]:
+    """Return a context in which tensors may have tangents.
+
+    torch has one forward mode for all threads of a process; another thread that enters here waits.
+    """
+    with _one_forward_mode, forward_ad.dual_level():
+        yield
+
+
+_one_forward_mode = threading.RLock()
+
+
+def in_forward_mode_of_this_thread() -> bool:
+    """Return `in_forward_mode()`, without what another thread does inside of `forward_mode`."""
+    if not in_forward_mode():
+        return False
+    with _one_forward_mode:  # when the other one has left
+        return in_forward_mode()
+
+
 def has_tangent(x: Tensor) -> bool:
     """Return whether forward mode follows a tensor."""
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
@@ -279,14 +303,26 @@ def without_recurrent_kernels() -> Iterator[None]:
     The contexts of `torch.backends` set more than that, and warn where a device is missing.
     """
     internals: Any = torch._C
-    before = internals._get_mkldnn_enabled(), internals._get_cudnn_enabled()
-    internals._set_mkldnn_enabled(False)
-    internals._set_cudnn_enabled(False)
+    # The switches are of the process: the last of its threads to leave puts them back.
+    with _switches:
+        if not _switched:
+            _found[:] = internals._get_mkldnn_enabled(), internals._get_cudnn_enabled()
+        _switched.append(None)
+        internals._set_mkldnn_enabled(False)
+        internals._set_cudnn_enabled(False)
     try:
         yield
     finally:
-        internals._set_mkldnn_enabled(before[0])
-        internals._set_cudnn_enabled(before[1])
+        with _switches:
+            _switched.pop()
+            if not _switched:
+                internals._set_mkldnn_enabled(_found[0])
+                internals._set_cudnn_enabled(_found[1])
+
+
+_switches = threading.Lock()
+_switched: list[None] = []  # one for each that is inside
+_found: list[bool] = []
 
 
 _functorch: Any = torch._C._functorch

@@ -44,6 +44,8 @@ APART = {"_parameters", "_buffers", "_modules", "_meta_parameters", "_meta_modul
     "_solver_leaves",
     "_solving",
 }
+# What is exchanged for the time of a call, of another thread perhaps.
+PATCHED = {"forward"}
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,13 @@ class _ModuleState:
     def put(self) -> Callable[[], None]:
         """Put the state in place; return what takes it away again."""
         module, content = self.module, self.module.__dict__
-        before = dict(content)
+        before = {k: v for k, v in list(content.items()) if k not in PATCHED}
         content.update(_copied(self.attributes))
         buffers_back = _put_copies(module, self.buffers)
 
         def back() -> None:
             buffers_back()
-            for key in content.keys() - before.keys():
+            for key in content.keys() - before.keys() - PATCHED:
                 del content[key]
             content.update(before)
 
@@ -103,8 +105,8 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return _copied(
         {
             k: v
-            for k, v in module.__dict__.items()
-            if k not in APART and not k.endswith("_hooks") and has_no_graph(v)
+            for k, v in list(module.__dict__.items())
+            if k not in APART | PATCHED and not k.endswith("_hooks") and has_no_graph(v)
         }
     )
 

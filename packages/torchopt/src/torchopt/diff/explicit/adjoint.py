@@ -36,6 +36,7 @@ from torchopt.diff.explicit.step import (
     start,
     update,
 )
+from torchopt.torch_internals import forward_mode
 from torchopt.tree import is_smooth
 
 __all__ = [
@@ -268,7 +269,7 @@ def _mixed(
 ) -> list[Tensor | None]:
     """Return d/de of the gradient of L(theta + e * direction, ...) at e = 0."""
     every = [*variables.carry.smooth(), *variables.inputs()]
-    with torch.enable_grad(), forward_ad.dual_level():
+    with torch.enable_grad(), forward_mode():
         params = [
             x if d is None else forward_ad.make_dual(x, d)
             for x, d in zip(variables.carry.params, directions)

@@ -14,6 +14,7 @@ is computed for so many queries at a time, and so are all of its derivatives, fr
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -158,18 +159,21 @@ class TwiceDifferentiable(TorchFunctionMode):
         if name == "scaled_dot_product_attention":
             return attention(*args, **kwargs)
         if name == "multi_head_attention_forward":
-            # Written in Python: inside of it no mode is asked, so the name it calls is exchanged.
-            functional: Any = torch.nn.functional
-            functional.scaled_dot_product_attention = attention
-            try:
-                return func(*args, **kwargs)
-            finally:
-                functional.scaled_dot_product_attention = _OF_TORCH
+            # Written in Python: inside of it no mode is asked.
+            return _with_attention(func)(*args, **kwargs)
         if name in _RECURRENT:
             with without_recurrent_kernels():
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
 
-_OF_TORCH = torch.nn.functional.scaled_dot_product_attention
+def _with_attention(function: Any) -> Callable[..., Any]:
+    """Return a function of torch that calls `attention`; what other threads call stays."""
+    own = {**function.__globals__, "scaled_dot_product_attention": attention}
+    made = types.FunctionType(function.__code__, own, function.__name__, function.__defaults__)
+    made.__kwdefaults__ = function.__kwdefaults__
+    own[function.__name__] = made  # which a subclass of tensors is handed
+    return made
+
+
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}

@@ -23,6 +23,7 @@ from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.step import Aux, Carry, losses_of, scattered, separate, start, update
 from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.surroundings import Surroundings
+from torchopt.torch_internals import forward_mode
 from torchopt.tree import is_smooth
 from torchopt.tree_function import forward_modes
 
@@ -63,7 +64,7 @@ class ForwardRun(Run):
         seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
         self._seen = seen
         losses, aux = [], []
-        with forward_modes(), forward_ad.dual_level():
+        with forward_modes(), forward_mode():
             directions = [self._direction(tensors, i, k) for i, k in self._scalars()]
             carry = start(call, optimizer, tensors).detached()
             duals = [self._start(d) for d in directions]

@@ -21,7 +21,7 @@ from torchopt.diff.explicit.unrolled import Outputs, run_attached
 from torchopt.diff.problem import over, require_verify
 from torchopt.diff.verify import Verify, VerifyReport, checked
 from torchopt.errors import NotTraceableError
-from torchopt.torch_internals import in_forward_mode
+from torchopt.torch_internals import in_forward_mode_of_this_thread
 from torchopt.tree import tree_leaves, tree_unflatten
 from torchopt.tree_function import apply_sweep, is_transforming
 
@@ -295,7 +295,7 @@ def _run(call: Call, keep: int | str, execute: str) -> Outputs:
     budget = isinstance(keep, str) and keep not in ("all", "steps")
     if execute != "eager":
         return _run_traced(call, keep, execute)
-    if is_transforming() or in_forward_mode():
+    if is_transforming() or in_forward_mode_of_this_thread():
         if budget:
             raise ValueError(
                 f"inner_loop: keep: expected a call outside of transforms for the budget {keep!r}, "
@@ -318,7 +318,7 @@ def _run(call: Call, keep: int | str, execute: str) -> Outputs:
 
 
 def _run_traced(call: Call, keep: int | str, execute: str) -> Outputs:
-    if is_transforming() or in_forward_mode():
+    if is_transforming() or in_forward_mode_of_this_thread():
         raise NotTraceableError(
             "inner_loop: execute: expected a call outside of torch.func transforms and forward "
             f"mode for {execute!r}, got one inside; use tasks= in the place of vmap, or "

@@ -69,8 +69,15 @@ class Carry:
         return Carry(params, state, self.state_spec)
 
     def detached(self) -> Carry:
-        """Return the same outside of any graph."""
-        return self.with_tensors([x.detach() for x in self.tensors()])
+        """Return the same outside of any graph.
+
+        What was one tensor stays one: leaves that share their count are stepped in one call.
+        """
+        made: dict[int, Tensor] = {}
+        for x in self.tensors():
+            if id(x) not in made:
+                made[id(x)] = x.detach()
+        return self.with_tensors([made[id(x)] for x in self.tensors()])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an inner loop exchanges for the time of a call, other threads do not see."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchopt
+from torchopt.diff.explicit import attention
+from torchopt.diff.explicit.blocks import rematerialised
+from torchopt.diff.surroundings import Surroundings
+from torchopt.torch_internals import without_recurrent_kernels
+
+
+def test_multi_head_attention_leaves_the_function_of_torch_in_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, ours = torch.nn.functional.scaled_dot_product_attention, attention.attention
+    seen = []
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        seen.append(torch.nn.functional.scaled_dot_product_attention is original)
+        return ours(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "attention", watched)
+    layer = nn.MultiheadAttention(4, 2).double()
+    x = torch.randn(3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected, _ = layer(x, x, x, need_weights=False)
+    with attention.TwiceDifferentiable():
+        found, _ = layer(x, x, x, need_weights=False)
+    assert seen == [True]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_kernels_of_recurrent_layers_come_back_whoever_leaves_first() -> None:
+    before = torch._C._get_mkldnn_enabled()
+    first, second = without_recurrent_kernels(), without_recurrent_kernels()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    inside = torch._C._get_mkldnn_enabled()
+    second.__exit__(None, None, None)
+    assert not inside
+    assert torch._C._get_mkldnn_enabled() is before
+
+
+@pytest.mark.parametrize("replayed_first", [True, False])
+def test_blocks_and_replays_may_overlap(replayed_first: bool) -> None:
+    block = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    order = [Surroundings(lambda: block).retaken().replayed(), rematerialised([block])]
+    for context in order if replayed_first else order[::-1]:
+        context.__enter__()
+    for context in order if replayed_first else order[::-1]:
+        context.__exit__(None, None, None)
+    assert "forward" not in block.__dict__
+
+
+def test_runs_of_one_module_in_several_threads() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3))).double()
+    start = {k: p.detach().clone().requires_grad_() for k, p in net.named_parameters()}
+
+    def loss(p: Any, batch: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return out.pow(2).mean()
+
+    inner = torchopt.inner_loop(
+        loss, torchopt.adam(0.1, eps=1e-2), steps=3, derivative="mixed", keep=2
+    )
+
+    def run(seed: int) -> Tensor:
+        x = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        x.requires_grad_()
+        total = sum((p**2).sum() for p in inner(start, x).params.values())
+        return torch.autograd.grad(total, x)[0]  # type: ignore[call-overload,no-any-return]
+
+    seeds = list(range(4)) * 3
+    expected = [run(seed) for seed in seeds]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(run, seeds))
+    assert all(x.norm() > 1e-6 for x in expected)
+    for x, y in zip(found, expected):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-15)
+    assert all("forward" not in block.__dict__ for block in net)
