@@ -80,8 +80,9 @@ def in_stacks(
 
         def fast(*given: Tensor, slow: Callable[..., tuple[Tensor, ...]] = call) -> Any:
             found = None if kernel is None else kernel(list(given))
-            taken = found is not None and all(x is not None for x in found)
-            return tuple(found) if taken else slow(*given)
+            if found is None or any(x is None for x in found):
+                return slow(*given)
+            return tuple(found)
 
         inputs = (*chunk, *learned)
         if _keeps_inputs_only(inputs):

@@ -47,8 +47,9 @@ class Orthogonalize(LeafRule):
         if grads and grads[0].device.type != "cpu":
             return None
         scales = [self._scale(*g.shape) for g in grads]
-        numbers = (float(h) for h in (*self.coefficients, self.eps))
-        return _C.newton_schulz(grads, scales, self.steps, *numbers, torch.get_num_threads())
+        a, b, c = map(float, self.coefficients)
+        threads = torch.get_num_threads()
+        return _C.newton_schulz(grads, scales, self.steps, a, b, c, float(self.eps), threads)
 
     def _iterated(self, g: Tensor, a: Any, b: Any, c: Any, eps: Any) -> Tensor:
         tall = g.shape[-2] > g.shape[-1]
