@@ -228,6 +228,8 @@ class Learner:
         """Return the parameters after `steps` steps on one task, as a function of the initial
         ones.
         """
+        if not steps:
+            return params
         derivative = "first_order" if first_order else "reverse"
         inner = torchopt.inner_loop(self.loss, optimizer, steps=steps, derivative=derivative)
         adapted: Params = inner(params, images, labels).params

@@ -113,4 +113,4 @@ def test_the_optimizer_of_the_guide_needs_its_file_and_one_line(tmp_path: Path) 
         cwd=tmp_path,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout == "Invalid beta value: 1.5\n"
+    assert run.stdout == "Invalid beta value: 1.5; expected 0 <= number < 1\n"
