@@ -151,8 +151,15 @@ def test_hyper_parameters_of_the_call_and_of_the_transformation_are_sampled():
 def test_an_implicit_solution_has_no_gradient_in_where_and_how_it_started():
     start = torch.zeros(SIZE, dtype=torch.float64, requires_grad=True)
     rate = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    result = Implicit(loss, torchopt.sgd, steps=100)(start, (A, B), THETA, lr=rate)
+    result = Implicit(loss, torchopt.sgd(0.5), steps=100)(start, (A, B), THETA)
     assert not result.params.requires_grad
+    with pytest.raises(NotDifferentiableError, match=r"without a gradient, got `lr`"):
+        Implicit(loss, torchopt.sgd, steps=2)(start, (A, B), THETA, lr=rate)
+    with pytest.raises(NotDifferentiableError, match=r"got a tensor of the optimizer"):
+        Implicit(loss, torchopt.sgd(rate), steps=2)(start, (A, B), THETA)
+    engine = Implicit(loss, torchopt.sgd, steps=2)
+    with pytest.raises(NotDifferentiableError, match=r"got `lr`"):
+        torch.func.grad(lambda lr: engine(start, (A, B), THETA, lr=lr).params.sum())(rate)
     with pytest.raises(ValueError, match="one batch for all steps"):
         Implicit(loss, torchopt.sgd(0.5), steps=1)(start, None, THETA, batches=[(A, B)])
 

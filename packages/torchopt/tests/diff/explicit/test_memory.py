@@ -128,6 +128,15 @@ def test_blocks_computed_again_keep_their_inputs_alone() -> None:
             torch.testing.assert_close(y, x, rtol=1e-12, atol=1e-14)
 
 
+def test_blocks_are_not_dropped_without_a_word() -> None:
+    def loss(p: Tensor, batch: Any) -> Tensor:
+        return p.square().sum()
+
+    for how in ({"derivative": "reverse"}, {"derivative": "mixed", "tasks": (0, None)}):
+        with pytest.raises(ValueError, match=r'blocks: expected derivative="mixed" and one task'):
+            torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=1, blocks=["0"], **how)
+
+
 def test_unknown_blocks_are_refused() -> None:
     with pytest.raises(ValueError, match="blocks: expected names of sub-modules"):
         of_blocks(2, ["layer7"])

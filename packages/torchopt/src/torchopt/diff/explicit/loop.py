@@ -104,6 +104,11 @@ class Explicit:
                 'inner_loop: keep: expected "all", "steps", a number of snapshots or a budget such '
                 f'as "64MiB", got {self.keep!r}.'
             )
+        if self.blocks and (self.derivative != "mixed" or self.tasks is not None):
+            raise ValueError(
+                'inner_loop: blocks: expected derivative="mixed" and one task, in which blocks are '
+                f"computed again, got {self.derivative!r} and tasks={self.tasks!r}."
+            )
         if self.execute not in EXECUTE:
             raise ValueError(
                 f"inner_loop: execute: expected one of {', '.join(map(repr, EXECUTE))}, got "

@@ -10,14 +10,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from torchopt.diff.closure import captured
 from torchopt.diff.explicit.attention import TwiceDifferentiable
 from torchopt.diff.explicit.loop import Explicit, InnerResult
 from torchopt.diff.implicit.certificate import GradientReport
 from torchopt.diff.implicit.root import ImplicitEngine
 from torchopt.diff.problem import over, over_tasks, require_verify
 from torchopt.diff.verify import Verify, VerifyReport, checked
+from torchopt.errors import NotDifferentiableError
 from torchopt.linear_solve.auto import Auto
 from torchopt.tree import is_smooth, tree_flatten, tree_map, tree_unflatten
+from torchopt.tree_function import is_differentiated
 
 __all__ = ["Implicit"]
 
@@ -29,8 +32,8 @@ class Implicit:
     The loop runs without a graph. What it ends with is taken for a root of ∇loss(params, batch,
     *meta) and differentiated as such, with respect to the floating-point tensors of `batch` and
     `meta`. A minimum depends neither on where the loop started nor on how it went: the initial
-    parameters, the state and the hyper-parameters of the optimizer get no gradient, and `losses`,
-    `state` and `aux` of the result are constants.
+    parameters and the state get no gradient, hyper-parameters that require one are refused, and
+    `losses`, `state` and `aux` of the result are constants.
 
     Attributes:
         loss: As in `torchopt.inner_loop`; None for an engine without a problem, see `over`.
@@ -119,7 +122,7 @@ class Implicit:
                 "Implicit: batches: expected one batch for all steps, because the solution is that "
                 "of one equation, got batches; pass batch=, or use another engine."
             )
-        hypers = {name: _constant(x) for name, x in hypers.items()}
+        self._refuse(hypers)
         state = tree_map(_constant, state)
 
         def one(params: Any, batch: Any, *meta: Any) -> Any:
@@ -128,6 +131,18 @@ class Implicit:
         if self.tasks is None:
             return InnerResult(*one(params, batch, *meta))
         return InnerResult(*over_tasks(one, self.tasks, (params, batch, *meta)))
+
+    def _refuse(self, hypers: dict[str, Any]) -> None:
+        held = [(f"`{name}`", x) for name, x in hypers.items()]
+        inside = captured(self.optimizer, Tensor)
+        held += [(f"a tensor of the optimizer ({name})", x) for name, x in inside]
+        for name, x in held:
+            if is_smooth(x) and is_differentiated(x):
+                raise NotDifferentiableError(
+                    f"Implicit: expected hyper-parameters without a gradient, got {name} that "
+                    "requires one: the minimum does not depend on how it is found. Detach it, or "
+                    "use Explicit."
+                )
 
     def _solved(
         self, params: Any, arguments: tuple[Any, ...], state: Any, hypers: dict[str, Any]
