@@ -77,7 +77,7 @@ def over_tasks(function: Callable[..., Any], tasks: Sequence[Any], args: tuple[A
     """Return what a function gives for a batch of tasks, in the first dimension of its tensors.
 
     Args:
-        function: Returns a tree; what is no tensor in it is the same for all tasks.
+        function: Returns a tree; leaves other than tensors are the same for all tasks.
         tasks: The dimension that counts tasks, or None, for each argument.
         args: The arguments.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Estimated derivatives of what is no scalar function of tensors: inner loops, and solutions."""
+"""Estimated derivatives of inner loops and of solutions, whose results are trees."""
 
 from __future__ import annotations
 
