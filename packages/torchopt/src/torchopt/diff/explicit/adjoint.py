@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchopt.base import GradientTransformation
 from torchopt.diff.explicit.blocks import rematerialised
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.step import (
@@ -36,12 +37,13 @@ from torchopt.diff.explicit.step import (
     start,
     update,
 )
-from torchopt.torch_internals import forward_mode
+from torchopt.torch_internals import backward_pass, forward_mode
 from torchopt.tree import is_smooth
 
 __all__ = [
     "AtStep",
     "Cotangents",
+    "Leaves",
     "gradient",
     "pull_back_start",
     "pull_back_step",
@@ -95,9 +97,21 @@ def gradient(
             value, aux = losses_of(call, params, tensors, step)
         require_graph(value)
         require_no_closure(call, value, at, tensors)
-        found = torch.autograd.grad(value.sum(), at, allow_unused=True)
+        found = gradient_of_sum(value, at, create_graph=False)
     leaves = tuple(x.detach() if isinstance(x, Tensor) else x for x in aux.leaves)
     return scattered(params, where, found), value.detach(), Aux(leaves, aux.spec)
+
+
+def gradient_of_sum(
+    value: Tensor, at: Sequence[Tensor], *, create_graph: bool
+) -> Sequence[Tensor | None]:
+    """Return the gradient of the sum of a loss over the tasks."""
+    return backward_pass(
+        value if value.ndim == 0 else value.sum(),
+        at,
+        retain_graph=create_graph,
+        create_graph=create_graph,
+    )
 
 
 def _pulled(
@@ -118,6 +132,31 @@ def _added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return first + second
 
 
+@dataclass(frozen=True)
+class Leaves:
+    """The inputs of a call as leaves of graphs, made once for all steps of a sweep.
+
+    Attributes:
+        constants: The inputs, outside of any graph.
+        tensors: The same; those that are differentiated, and are not given by step, are leaves.
+        optimizer: The optimizer with these.
+    """
+
+    constants: list[Tensor]
+    tensors: list[Tensor]
+    optimizer: GradientTransformation
+
+    @staticmethod
+    def of(call: Call, tensors: Sequence[Tensor]) -> Leaves:
+        """Return leaves for the inputs of a call."""
+        constants = [x.detach() for x in tensors]
+        leaves = [x.detach() for x in tensors]
+        for i in call.wanted:
+            if not call.by_step(i):
+                leaves[i] = leaves[i].requires_grad_()
+        return Leaves(constants, leaves, call.optimizer_with(leaves))
+
+
 @dataclass
 class Variables:
     """The tensors that a step is differentiated with respect to, each a leaf of a graph.
@@ -133,20 +172,17 @@ class Variables:
     used: list[int]
 
     @staticmethod
-    def of(call: Call, carry: Carry, tensors: Sequence[Tensor], step: int) -> Variables:
+    def of(call: Call, carry: Carry, inputs: Leaves, step: int) -> Variables:
         """Return leaves for the tensors of a step."""
         leaves = carry.with_smooth([x.detach().requires_grad_() for x in carry.smooth()])
         holes = call.used_at(step)
         wanted = set(call.wanted)
         used = sorted(wanted & {*(h.index for h in holes), *call.hypers})
-        out: list[Any] = [x.detach() for x in tensors]
+        out: list[Any] = list(inputs.tensors)
         for h in holes:
             if h.by_step and h.index in wanted:
                 # The step takes its slice of what stands here.
-                out[h.index] = AtStep(tensors[h.index][step].detach().requires_grad_())
-        for i in used:
-            if not isinstance(out[i], AtStep):
-                out[i] = out[i].requires_grad_()
+                out[h.index] = AtStep(out[h.index][step].detach().requires_grad_())
         return Variables(leaves, out, used)
 
     def inputs(self) -> list[Tensor]:
@@ -173,7 +209,7 @@ class AtStep:
 def pull_back_step(
     call: Call,
     carry: Carry,
-    tensors: Sequence[Tensor],
+    inputs: Leaves,
     step: int,
     grads: Sequence[Any] | None,
     cotangents: Cotangents,
@@ -184,34 +220,65 @@ def pull_back_step(
     Args:
         call: The call.
         carry: Parameters and state before the step.
-        tensors: The inputs, outside of any graph.
+        inputs: The inputs.
         step: Which step, from 0.
         grads: The gradient of the loss there, if it is kept.
         cotangents: Those of what the step returns.
         replayed: The context in which the loss sees again what it saw in this step.
     """
-    variables = Variables.of(call, carry, tensors, step)
-    with replayed(), torch.enable_grad():  # the optimizer may draw random numbers after the loss
-        found, second = grads, None
+    variables = Variables.of(call, carry, inputs, step)
+    # The optimizer may draw random numbers, after the loss.
+    with replayed(), torch.enable_grad():
         if call.derivative == "reverse":
-            computed, second = _reverse(call, variables, step)
-            found = computed if found is None else found
-        elif found is None:
-            found, _, _ = gradient(call, carry, tensors, step)
-        directions, out = _of_update(call, variables, found, cotangents)
+            out = _reverse(call, variables, inputs.optimizer, step, grads, cotangents)
+        else:
+            if grads is None:
+                grads, _, _ = gradient(call, carry, inputs.constants, step)
+            directions, out = _of_update(call, variables, inputs.optimizer, grads, cotangents)
+    if call.derivative != "reverse":
+        for more in _of_loss(call, variables, step, directions, cotangents, replayed):
+            out = [_added(x, y) for x, y in zip(out, more)]
     count = len(variables.carry.smooth())
-    for more in _of_loss(call, variables, step, directions, cotangents, second, replayed):
-        out = [_added(x, y) for x, y in zip(out, more)]
     by_input = {i: c for i, c in zip(variables.used, out[count:]) if c is not None}
     return out[:count], by_input
 
 
+def _reverse(
+    call: Call,
+    variables: Variables,
+    optimizer: GradientTransformation,
+    step: int,
+    grads: Sequence[Any] | None,
+    cotangents: Cotangents,
+) -> list[Tensor | None]:
+    """Return the cotangents of state and inputs by reverse over reverse mode."""
+    params = variables.carry.params
+    where = [i for i, x in enumerate(params) if is_smooth(x)]
+    value, aux = losses_of(call, params, variables.tensors, step)
+    require_graph(value)
+    found = gradient_of_sum(value, [params[i] for i in where], create_graph=True)
+    computed = scattered(params, where, found)
+    outputs, given = [value, *aux.smooth()], [cotangents.loss, *cotangents.aux]
+    every = [*variables.carry.smooth(), *variables.inputs()]
+    if grads is None:  # one pass over the graph of the whole step
+        after = update(call, optimizer, computed, variables.carry)
+        return _pulled([*after.smooth(), *outputs], [*cotangents.carry, *given], every)
+    # A traced program leaves out what only the value of the gradient would need.
+    directions, out = _of_update(call, variables, optimizer, grads, cotangents)
+    pairs = [(g, d) for g, d in zip(computed, directions) if g is not None]
+    more = _pulled([*(g for g, _ in pairs), *outputs], [*(d for _, d in pairs), *given], every)
+    return [_added(x, y) for x, y in zip(out, more)]
+
+
 def _of_update(
-    call: Call, variables: Variables, grads: Sequence[Any], cotangents: Cotangents
+    call: Call,
+    variables: Variables,
+    optimizer: GradientTransformation,
+    grads: Sequence[Any],
+    cotangents: Cotangents,
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Return the cotangents of the gradient, and those of state and inputs, by the update."""
     leaves = [None if g is None else g.detach().requires_grad_() for g in grads]
-    optimizer = call.optimizer_with(variables.tensors)
     after = update(call, optimizer, leaves, variables.carry)
     present = [g for g in leaves if g is not None]
     every = [*present, *variables.carry.smooth(), *variables.inputs()]
@@ -220,41 +287,18 @@ def _of_update(
     return [None if g is None else next(of_grads) for g in leaves], pulled[len(present) :]
 
 
-def _reverse(call: Call, variables: Variables, step: int) -> tuple[list[Any], Any]:
-    """Return the gradient with its graph, and what has to be kept for a second derivative."""
-    params = variables.carry.params
-    where = [i for i, x in enumerate(params) if is_smooth(x)]
-    with torch.enable_grad():
-        value, aux = losses_of(call, params, variables.tensors, step)
-        require_graph(value)
-        found = torch.autograd.grad(
-            value.sum(), [params[i] for i in where], create_graph=True, allow_unused=True
-        )
-    grads = scattered(params, where, found)
-    return grads, (grads, value, aux)
-
-
 def _of_loss(
     call: Call,
     variables: Variables,
     step: int,
     directions: Sequence[Tensor | None],
     cotangents: Cotangents,
-    kept: Any,
     replayed: Replayed,
 ) -> list[list[Tensor | None]]:
     """Return the parts that come by way of the loss, each a list of cotangents."""
-    smooth, inputs = variables.carry.smooth(), variables.inputs()
-    every = [*smooth, *inputs]
-    direct = cotangents.loss is not None or any(c is not None for c in cotangents.aux)
-    if call.derivative == "reverse":
-        grads, value, aux = kept
-        pairs = [(g, d) for g, d in zip(grads, directions) if g is not None]
-        outputs = [*(g for g, _ in pairs), value, *aux.smooth()]
-        given = [*(d for _, d in pairs), cotangents.loss, *cotangents.aux]
-        return [_pulled(outputs, given, every)]
+    every = [*variables.carry.smooth(), *variables.inputs()]
     parts = []
-    if direct:
+    if cotangents.loss is not None or any(c is not None for c in cotangents.aux):
         with replayed(), torch.enable_grad(), rematerialised(call.blocks):
             value, aux = losses_of(call, variables.carry.params, variables.tensors, step)
         parts.append(_pulled([value, *aux.smooth()], [cotangents.loss, *cotangents.aux], every))
@@ -281,15 +325,12 @@ def _mixed(
 
 
 def pull_back_start(
-    call: Call, tensors: Sequence[Tensor], cotangents: Sequence[Tensor | None]
+    call: Call, inputs: Leaves, cotangents: Sequence[Tensor | None]
 ) -> dict[int, Tensor]:
     """Return the cotangents of the inputs that come by way of what the run starts with."""
-    wanted = set(call.wanted)
+    leaves = list(inputs.tensors)
+    where = [i for i in call.wanted if not call.by_step(i)]
     with torch.enable_grad():
-        leaves = [
-            x.detach().requires_grad_() if i in wanted else x.detach()
-            for i, x in enumerate(tensors)
-        ]
-        first = start(call, call.optimizer_with(leaves), leaves)
-        found = _pulled(first.smooth(), cotangents, [leaves[i] for i in call.wanted])
-    return {i: c for i, c in zip(call.wanted, found) if c is not None}
+        first = start(call, inputs.optimizer, leaves)
+        found = _pulled(first.smooth(), cotangents, [leaves[i] for i in where])
+    return {i: c for i, c in zip(where, found) if c is not None}

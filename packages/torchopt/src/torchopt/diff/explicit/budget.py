@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from torchopt.diff.explicit.adjoint import gradient, pull_back_step, unit_cotangents
+from torchopt.diff.explicit.adjoint import Leaves, gradient, pull_back_step, unit_cotangents
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.memory import CountBytes
 from torchopt.diff.explicit.schedule import forward_steps
@@ -63,7 +63,8 @@ def snapshots_within(call: Call, budget: str) -> int:
 
 def _measured(call: Call) -> tuple[int, int]:
     """Return the bytes that a step and its adjoint take, and those of a snapshot."""
-    tensors = [x.detach() for x in call.inputs]
+    inputs = Leaves.of(call, call.inputs)
+    tensors = inputs.constants
     optimizer = call.optimizer_with(tensors)
     seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
     with torch.no_grad(), CountBytes() as count:
@@ -78,7 +79,13 @@ def _measured(call: Call) -> tuple[int, int]:
             state += sum(g.numel() * g.element_size() for g in grads if g is not None)
         cotangents = unit_cotangents(call, after, aux)
         pulled = pull_back_step(
-            replace(call, first=0), carry, tensors, 0, kept, cotangents, seen.replayed
+            replace(call, first=0),
+            carry,
+            inputs,
+            0,
+            kept,
+            cotangents,
+            seen.replayed,
         )
         del pulled
     # The sums of the cotangents of the inputs are kept from step to step.

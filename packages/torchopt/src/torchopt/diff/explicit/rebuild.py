@@ -167,6 +167,7 @@ class _Rebuild:
         return made
 
 
+@functools.lru_cache(4096)
 def _is_computed(kind: type, name: str) -> bool:
     found = inspect.getattr_static(kind, name, None)
     return isinstance(found, functools.cached_property)

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.diff.explicit.adjoint import Cotangents, gradient, pull_back_start, pull_back_step
+from torchopt.diff.explicit.adjoint import (
+    Cotangents,
+    Leaves,
+    gradient,
+    pull_back_start,
+    pull_back_step,
+)
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.schedule import actions, kept_by_the_run
 from torchopt.diff.explicit.step import Aux, Carry, start, update
@@ -60,7 +66,8 @@ class Run:
         """Return the tensors that the run ends with; keep some of its states."""
         call = self.call
         tensors = [x.detach() for x in inputs]
-        optimizer = call.optimizer_with(tensors)
+        # Outside of any graph the optimizer's own tensors do as well as others.
+        optimizer = call.optimizer_with(tensors) if torch.is_grad_enabled() else call.optimizer
         places = {call.first, *self._places(), call.steps - 1}
         self._seen = seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
         losses, aux = [], []
@@ -174,7 +181,7 @@ class Run:
         smooth = [c for c, x in zip(of_carry, form.carry.tensors()) if is_smooth(x)]
         of_losses = next(remaining)
         of_aux = list(remaining)
-        sums = _Sums(call, tensors)
+        sums, leaves = _Sums(call, tensors), Leaves.of(call, tensors)
         dim = 0 if call.tasks is None else 1
         for t, moment in self._reversed(tensors):
             here = Cotangents(
@@ -182,25 +189,24 @@ class Run:
                 None if of_losses is None else of_losses.select(dim, t),
                 _aux_at(form.aux, of_aux, t, dim),
             )
-            smooth, more = self._pulled(moment, tensors, t, here)
+            smooth, more = self._pulled(moment, leaves, t, here)
             del moment  # so that its memory serves for the next
             sums.add(more, t)
         if call.first == 0:
-            sums.add(pull_back_start(call, tensors, smooth), None)
+            sums.add(pull_back_start(call, leaves, smooth), None)
         return sums.found()
 
     def _pulled(
-        self, moment: Moment, tensors: list[Tensor], step: int, cotangents: Cotangents
+        self, moment: Moment, inputs: Leaves, step: int, cotangents: Cotangents
     ) -> tuple[list[Tensor | None], dict[int, Tensor]]:
         """Return the cotangents of what a step begins with, and of the inputs by their index."""
         return pull_back_step(
-            self.call, moment.carry, tensors, step, moment.grads, cotangents, moment.seen.replayed
+            self.call, moment.carry, inputs, step, moment.grads, cotangents, moment.seen.replayed
         )
 
     def _reversed(self, tensors: list[Tensor]) -> Iterator[tuple[int, Moment]]:
         """Yield the differentiated steps and the state before each, from the last to the first."""
         call, last = self.call, self.call.steps - 1
-        optimizer = call.optimizer_with(tensors)
         moments = dict(self._moments)
         if self.snapshots < call.steps - call.first:
             # Their places are needed for others; another backward pass starts from the first.
@@ -218,7 +224,7 @@ class Run:
             if action == "restore":
                 here, position = moments[t], t
             elif action == "advance":
-                here = self._advanced(here, position, t, tensors, optimizer)
+                here = self._advanced(here, position, t, tensors)
                 position = t
             elif action == "store":
                 moments[t] = here
@@ -227,15 +233,14 @@ class Run:
             else:
                 yield t, here
 
-    def _advanced(
-        self, moment: Moment, step: int, target: int, tensors: list[Tensor], optimizer: Any
-    ) -> Moment:
+    def _advanced(self, moment: Moment, step: int, target: int, tensors: list[Tensor]) -> Moment:
         """Return the state before the step `target`, from that before `step`."""
         carry, seen = moment.carry, moment.seen
         with seen.replayed():
             for t in range(step, target):
                 grads, _, _ = gradient(self.call, carry, tensors, t)
-                carry = update(self.call, optimizer, grads, carry).detached()
+                with torch.no_grad():
+                    carry = update(self.call, self.call.optimizer, grads, carry).detached()
             return Moment(carry, seen.retaken())
 
 

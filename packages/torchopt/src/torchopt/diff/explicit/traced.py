@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.diff.explicit.adjoint import AtStep, Cotangents, gradient, pull_back_step
+from torchopt.diff.explicit.adjoint import (
+    AtStep,
+    Cotangents,
+    Leaves,
+    gradient,
+    pull_back_step,
+)
 from torchopt.diff.explicit.call import Call, Hole
 from torchopt.diff.explicit.fingerprint import fingerprint, form_of, settings
 from torchopt.diff.explicit.run import Moment, Run
@@ -271,7 +277,7 @@ class TracedRun(Run):
             out, by_input = pull_back_step(
                 call,
                 carry.with_tensors([before[i] for i in where]),
-                self._filled(inputs, step),
+                Leaves.of(call, self._filled(inputs, step)),
                 step,
                 None if moment.grads is None else _filled(moment.grads, grads),
                 Cotangents([*smooth], _filled([here.loss], loss)[0], _filled(here.aux, aux)),
@@ -339,9 +345,7 @@ class TracedRun(Run):
         form: _Form = program.form
         return form.read(program(arguments, self._reach.tensors))
 
-    def _advanced(
-        self, moment: Moment, step: int, target: int, tensors: list[Tensor], optimizer: Any
-    ) -> Moment:
+    def _advanced(self, moment: Moment, step: int, target: int, tensors: list[Tensor]) -> Moment:
         carry, seen = _with_counts(moment.carry), moment.seen
         with seen.replayed():
             program = self._step(carry, tensors, step)
@@ -352,13 +356,13 @@ class TracedRun(Run):
             return Moment(carry, seen.retaken())
 
     def _pulled(
-        self, moment: Moment, tensors: list[Tensor], step: int, cotangents: Cotangents
+        self, moment: Moment, inputs: Leaves, step: int, cotangents: Cotangents
     ) -> tuple[list[Tensor | None], dict[int, Tensor]]:
         smooth: list[Tensor | None] = [
             torch.zeros_like(x) if c is None else c for c, x in zip(cotangents.carry, self._ends)
         ]
         here = Cotangents(smooth, cotangents.loss, cotangents.aux)
-        program, arguments = self._adjoint(moment, tensors, step, here)
+        program, arguments = self._adjoint(moment, inputs.constants, step, here)
         with moment.seen.replayed():
             found = iter(program(arguments, self._reach.tensors))
         present, places = program.form
