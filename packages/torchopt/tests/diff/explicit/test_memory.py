@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import torchopt
+from torchopt.diff.explicit import host
 from torchopt.diff.explicit.memory import CountBytes
 
 
@@ -140,3 +141,38 @@ def test_blocks_are_not_dropped_without_a_word() -> None:
 def test_unknown_blocks_are_refused() -> None:
     with pytest.raises(ValueError, match="blocks: expected names of sub-modules"):
         of_blocks(2, ["layer7"])
+
+
+@pytest.mark.parametrize("keep", ["steps", 2, "720KiB"])
+@pytest.mark.parametrize("derivative", ["reverse", "mixed"])
+def test_states_on_the_host_are_fetched_one_by_one(
+    derivative: str, keep: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if the CPU were a device: what is kept are copies, and each is fetched for its step.
+    monkeypatch.setattr(host, "is_away", lambda x: True)
+    moved: list[int] = []
+    to_host = host._to_host
+
+    def counted(x: Tensor) -> Tensor:
+        moved.append(x.numel())
+        return to_host(x)
+
+    monkeypatch.setattr(host, "_to_host", counted)
+    found = []
+    for keep_on in ("device", "host"):
+        params = {k: x.clone().requires_grad_() for k, x in START.items()}
+        lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+        inner = torchopt.inner_loop(
+            loss_of, torchopt.adam, steps=7, keep=keep, derivative=derivative, keep_on=keep_on
+        )
+        total = sum((x**2).sum() for x in inner(params, BATCH, lr=lr).params.values())
+        found.append(torch.autograd.grad(total, [lr, *params.values()]))
+        assert bool(moved) is (keep_on == "host")
+    assert all(map(torch.equal, *found))
+
+
+def test_a_graph_cannot_be_kept_on_the_host() -> None:
+    with pytest.raises(ValueError, match='expected "device" with keep="all"'):
+        torchopt.inner_loop(loss_of, torchopt.sgd, steps=2, keep_on="host")
+    with pytest.raises(ValueError, match="keep_on: expected"):
+        torchopt.inner_loop(loss_of, torchopt.sgd, steps=2, keep=1, keep_on="disk")

@@ -10,6 +10,7 @@ import torch
 
 from torchopt.diff.explicit.adjoint import Leaves, gradient, pull_back_step, unit_cotangents
 from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.host import is_away
 from torchopt.diff.explicit.memory import CountBytes
 from torchopt.diff.explicit.schedule import forward_steps
 from torchopt.diff.explicit.step import start, update
@@ -48,7 +49,11 @@ def snapshots_within(call: Call, budget: str) -> int:
     working, state = _measured(call)
     steps = call.steps - call.first
     fixed = working + state  # beside the snapshots there is the state before the last step
+    # Those on the host take nothing, but for the one that is worked on.
+    on_host = call.host and any(map(is_away, call.inputs))
     fit = (room - fixed) // state if state else steps
+    if fit >= 1 and on_host:
+        fit = steps
     if fit < 1:
         least = fixed + state
         every = fixed + steps * state

@@ -99,6 +99,7 @@ class Call:
         meta: Trees of further arguments of the loss.
         hypers: Which inputs are tensors of the optimizer.
         blocks: Modules whose activations are computed again, in `"mixed"` mode.
+        host: States are kept on the host.
     """
 
     loss: Callable[..., Any]
@@ -116,6 +117,7 @@ class Call:
     meta: tuple[Template, ...]
     hypers: tuple[int, ...]
     blocks: tuple[nn.Module, ...] = ()
+    host: bool = False
 
     @property
     def second_order(self) -> bool:

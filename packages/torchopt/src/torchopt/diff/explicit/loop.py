@@ -69,6 +69,7 @@ class Explicit:
     verify: Verify | None = None
     blocks: Sequence[str] | None = None
     execute: str = "eager"
+    keep_on: str = "device"
     report: VerifyReport = field(
         init=False, default_factory=VerifyReport, repr=False, compare=False
     )
@@ -104,6 +105,7 @@ class Explicit:
                 'inner_loop: keep: expected "all", "steps", a number of snapshots or a budget such '
                 f'as "64MiB", got {self.keep!r}.'
             )
+        _require_place(self.keep_on, self.keep, self.derivative)
         if self.blocks and (self.derivative != "mixed" or self.tasks is not None):
             raise ValueError(
                 'inner_loop: blocks: expected derivative="mixed" and one task, in which blocks are '
@@ -203,6 +205,7 @@ class Explicit:
             inputs=tuple(inputs.tensors),
             dims=tuple(inputs.dims),
             blocks=self._blocks(),
+            host=self.keep_on == "host",
             **fields,
         )
 
@@ -272,6 +275,16 @@ def _require_count(value: Any, what: str) -> None:
         raise TypeError(f"inner_loop: {what}: expected an int, got {type(value).__name__}.")
     if value < 1:
         raise ValueError(f"inner_loop: {what}: expected at least 1, got {value}.")
+
+
+def _require_place(place: str, keep: int | str, derivative: str) -> None:
+    if place not in ("device", "host"):
+        raise ValueError(f'inner_loop: keep_on: expected "device" or "host", got {place!r}.')
+    if place == "host" and keep == "all" and derivative in ("reverse", "first_order"):
+        raise ValueError(
+            'inner_loop: keep_on: expected "device" with keep="all", whose graph stays where it '
+            'is, got "host"; use keep="steps", a number of snapshots or a budget.'
+        )
 
 
 def _task_count(inputs: Any, fields: dict[str, Any]) -> int:
@@ -359,6 +372,7 @@ def inner_loop(
     tasks: Sequence[Any] | None = None,
     verify: Verify | None = None,
     blocks: Sequence[str] | None = None,
+    keep_on: str = "device",
     execute: str = "eager",
     compile: bool = False,  # noqa: A002 - the word of the field
 ) -> Explicit:
@@ -396,6 +410,9 @@ def inner_loop(
         blocks: For `"mixed"`: names of sub-modules whose activations are computed again going
             backward, so that only their inputs are kept; () for none. None takes the members of
             every `nn.ModuleList` and `nn.Sequential` whose members are alike.
+        keep_on: Where states are kept: `"device"`, where the parameters are, or `"host"`, in pinned
+            memory of the host, from which each comes back when its turn is. What is on the CPU
+            stays as it is. Not with `keep="all"` in reverse mode, whose graph cannot be moved.
         execute: `"eager"`: operation by operation. `"trace"`: a step and its adjoint are traced,
             once, and the straight-line code is run for any number of steps; no compiler is needed.
             `"compile"`: that code is compiled by torch's inductor, which needs a C++ compiler and
@@ -441,5 +458,5 @@ def inner_loop(
             raise ValueError('inner_loop: compile: expected False for execute="trace", got True.')
         execute = "compile"
     return Explicit(
-        loss, optimizer, steps, derivative, keep, window, tasks, verify, blocks, execute
+        loss, optimizer, steps, derivative, keep, window, tasks, verify, blocks, execute, keep_on
     )

@@ -134,7 +134,8 @@ class _Rebuild:
         if not isinstance(held, dict):
             return self._slotted(value)
         # What was computed from the fields is computed again; it may lead back to this object.
-        held = {k: x for k, x in held.items() if not _is_computed(type(value), k)}
+        kind: Any = type(value)
+        held = {k: x for k, x in held.items() if not _is_computed(kind, k)}
         if isinstance(value, nn.Module):
             tables = ("_parameters", "_buffers", "_modules")
             entries = {

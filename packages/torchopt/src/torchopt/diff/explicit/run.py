@@ -19,6 +19,7 @@ from torchopt.diff.explicit.adjoint import (
     pull_back_step,
 )
 from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.host import Parked
 from torchopt.diff.explicit.schedule import actions, kept_by_the_run
 from torchopt.diff.explicit.step import Aux, Carry, start, update
 from torchopt.diff.explicit.unrolled import Outputs, run_attached
@@ -43,6 +44,47 @@ class Moment:
     seen: Surroundings
     grads: list[Any] | None = None
 
+    def parked(self) -> ParkedMoment:
+        """Return the moment with its tensors on the host."""
+        grads = () if self.grads is None else self.grads
+        leaves = (*self.carry.params, *self.carry.state, *grads)
+        return ParkedMoment(self, Parked.of(leaves))
+
+
+class ParkedMoment:
+    """A moment whose tensors are on the host."""
+
+    def __init__(self, moment: Moment, parked: Parked) -> None:
+        self._sizes = len(moment.carry.params), len(moment.carry.state)
+        self._spec, self._seen = moment.carry.state_spec, moment.seen
+        self._has_grads, self._parked = moment.grads is not None, parked
+
+    def fetched(self) -> Moment:
+        """Return the moment with its tensors where they belong."""
+        leaves, (n, m) = self._parked.fetched(), self._sizes
+        carry = Carry(tuple(leaves[:n]), tuple(leaves[n : n + m]), self._spec)
+        return Moment(carry, self._seen, leaves[n + m :] if self._has_grads else None)
+
+
+class _Moments(dict[int, Any]):
+    """The moments that a run keeps, on the device or on the host."""
+
+    def __init__(self, *, host: bool) -> None:
+        super().__init__()
+        self._host = host
+
+    def keep(self, step: int, moment: Moment) -> None:
+        self[step] = moment.parked() if self._host else moment
+
+    def at(self, step: int) -> Moment:
+        found = self[step]
+        return found.fetched() if isinstance(found, ParkedMoment) else found
+
+    def copy(self) -> _Moments:
+        found = _Moments(host=self._host)
+        found.update(self)
+        return found
+
 
 class Run:
     """One run of a call, as `torchopt.tree_function.Sweep` wants it.
@@ -58,7 +100,7 @@ class Run:
         self.snapshots = min(snapshots, call.steps - call.first)
         self.outputs: Outputs  # the form of what `evaluate` returned
         self._seen: Surroundings  # at the start
-        self._moments: dict[int, Moment] = {}
+        self._moments = _Moments(host=call.host)
 
     # -- the run itself
 
@@ -77,14 +119,13 @@ class Run:
                 seen = seen.retaken()
             before = carry
             grads, value, extra = gradient(call, carry, tensors, t)
-            if t in places:
-                self._moments[t] = Moment(before, seen, self._kept(grads))
-            kept = t in places and self._moments[t].grads is not None
-            drawn = seen.generators() if kept else []
+            kept = self._kept(grads) if t in places else None
+            drawn = [] if kept is None else seen.generators()
             carry = update(call, optimizer, grads, before).detached()
-            if kept and not all(map(torch.equal, drawn, seen.generators())):
-                # The adjoint of the update has to see what it drew: after the loss.
-                self._moments[t] = Moment(before, seen)
+            if kept is not None and not all(map(torch.equal, drawn, seen.generators())):
+                kept = None  # the adjoint of the update has to see what it drew: after the loss
+            if t in places:
+                self._moments.keep(t, Moment(before, seen, kept))
             losses.append(value)
             aux.append(extra)
         found = Outputs.of(call, carry, losses, aux)
@@ -207,27 +248,30 @@ class Run:
     def _reversed(self, tensors: list[Tensor]) -> Iterator[tuple[int, Moment]]:
         """Yield the differentiated steps and the state before each, from the last to the first."""
         call, last = self.call, self.call.steps - 1
-        moments = dict(self._moments)
+        moments = self._moments.copy()
         if self.snapshots < call.steps - call.first:
             # Their places are needed for others; another backward pass starts from the first.
-            self._moments = {call.first: moments[call.first]}
+            self._moments = _Moments(host=call.host)
+            self._moments[call.first] = moments[call.first]
         plan = actions(call.first, call.steps, self.snapshots)
-        here = moments[call.first]
+        here = moments.at(call.first)
         if last in moments:
             for action, t in plan:  # what the run did
                 if action == "reverse":
-                    here = moments[last] if t in self._places() else moments.pop(last)
+                    here = moments.at(last)
+                    if t not in self._places():
+                        del moments[last]
                     yield t, here
                     break
         position = last if last in moments else call.first
         for action, t in plan:
             if action == "restore":
-                here, position = moments[t], t
+                here, position = moments.at(t), t
             elif action == "advance":
                 here = self._advanced(here, position, t, tensors)
                 position = t
             elif action == "store":
-                moments[t] = here
+                moments.keep(t, here)
             elif action == "free":
                 moments.pop(t, None)
             else:

@@ -321,7 +321,8 @@ class TracedRun(Run):
             before = carry
             carry, value, extra, grads = self._stepped(program, before, tensors, t)
             if t in places:
-                self._moments[t] = Moment(before, seen, grads if self._keep_gradients else None)
+                kept = grads if self._keep_gradients else None
+                self._moments.keep(t, Moment(before, seen, kept))
             losses.append(value)
             aux.append(extra)
             if t + 1 < call.steps:

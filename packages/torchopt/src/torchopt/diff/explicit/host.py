@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""States in the memory of the host, pinned, while the run goes on on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Parked", "is_away"]
+
+
+def is_away(x: Tensor) -> bool:
+    """Return whether a tensor is in the memory of a device, and could be parked on the host."""
+    return x.device.type not in ("cpu", "meta")
+
+
+@dataclass(frozen=True)
+class Parked:
+    """Leaves of which those on a device are parked on the host; those of the host stay.
+
+    Copies go in the order of the present stream, both ways: neither waits for the device.
+    A leaf that stands in several places is copied once.
+    """
+
+    leaves: tuple[Any, ...]
+    devices: tuple[torch.device | None, ...]  # where a leaf belongs; None: it was not moved
+
+    @staticmethod
+    def of(leaves: Sequence[Any]) -> Parked:
+        """Park leaves."""
+        away = [isinstance(x, Tensor) and is_away(x) for x in leaves]
+        return Parked(
+            tuple(_once(_to_host, leaves, away)),
+            tuple(x.device if a else None for x, a in zip(leaves, away)),
+        )
+
+    def fetched(self) -> list[Any]:
+        """Return the leaves where they belong."""
+        device = {id(x): d for x, d in zip(self.leaves, self.devices)}
+
+        def back(x: Tensor) -> Tensor:
+            return x.to(device[id(x)], non_blocking=True)
+
+        return _once(back, self.leaves, [d is not None for d in self.devices])
+
+
+def _to_host(x: Tensor) -> Tensor:
+    # Pinned: the device copies from and to it by itself, and the host goes on meanwhile.
+    pinned = torch.empty_like(x, device="cpu", pin_memory=torch.cuda.is_available())
+    return pinned.copy_(x, non_blocking=True)
+
+
+def _once(
+    function: Callable[[Tensor], Tensor], leaves: Sequence[Any], where: Sequence[bool]
+) -> list[Any]:
+    made: dict[int, Tensor] = {}
+    for x, chosen in zip(leaves, where):
+        if chosen and id(x) not in made:
+            made[id(x)] = function(x)
+    return [made[id(x)] if chosen else x for x, chosen in zip(leaves, where)]
