@@ -132,12 +132,13 @@ def recover_state_dict(
 
     Args:
         target: The module or meta-optimizer the snapshot was taken from, or one with the same
-            structure.
+            structure: the same names and shapes, or a wrapper around such a module.
         state: What `extract_state_dict` returned.
 
     Raises:
         TypeError: `target` is something else, or `state` is not a snapshot of a module.
-        ValueError: The snapshot has other names or another number of sub-modules.
+        ValueError: The snapshot is of a module with other sub-modules, names or shapes; nothing was
+            put back.
     """
     if isinstance(target, nn.Module):
         if not isinstance(state, ModuleState):

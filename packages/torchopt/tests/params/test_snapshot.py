@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -76,12 +80,96 @@ def test_without_buffers() -> None:
     assert torchopt.extract_state_dict(net, with_buffers=False).buffers == ()
 
 
-def test_recover_refuses_another_module() -> None:
-    state = torchopt.extract_state_dict(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"expected parameters \['weight'\] in sub-module 0"):
-        torchopt.recover_state_dict(nn.Linear(2, 2, bias=False), state)
-    with pytest.raises(ValueError, match="2 sub-modules that have parameters, got 1"):
-        torchopt.recover_state_dict(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), state)
+class Named(nn.Module):
+    """Layers under the names that the caller gives."""
+
+    def __init__(self, **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        pytest.param(
+            lambda: Named(a=nn.Linear(2, 2, bias=False), b=nn.BatchNorm1d(2)),
+            r"expected parameters \['weight'\] in the sub-module 'a', got \['bias', 'weight'\]",
+            id="a parameter less",
+        ),
+        pytest.param(
+            lambda: Named(a=nn.Linear(2, 2), b=nn.BatchNorm1d(2), c=nn.Linear(2, 2)),
+            "expected parameters of 3 sub-modules, got those of 2",
+            id="a layer more",
+        ),
+        pytest.param(
+            lambda: Named(a=nn.Linear(3, 2), b=nn.BatchNorm1d(2)),
+            r"'weight' of shape \(2, 3\) in the sub-module 'a', got \(2, 2\)",
+            id="another shape",
+        ),
+        pytest.param(
+            lambda: Named(a=nn.Linear(2, 2), c=nn.BatchNorm1d(2)),
+            "expected parameters of the sub-module 'c', got those of 'b'",
+            id="another name",
+        ),
+        pytest.param(
+            lambda: Named(b=nn.Linear(2, 2), a=nn.BatchNorm1d(2)),
+            "expected parameters of the sub-module 'b', got those of 'a'",
+            id="names exchanged",
+        ),
+        pytest.param(
+            lambda: Named(a=nn.Linear(2, 2), b=Named(a=nn.BatchNorm1d(2))),
+            "expected parameters of the sub-module 'b.a', got those of 'b'",
+            id="a level deeper",
+        ),
+        pytest.param(
+            lambda: Named(a=nn.Linear(2, 2), b=nn.LayerNorm(2)),
+            "expected buffers of 0 sub-modules, got those of 1",
+            id="no buffers",
+        ),
+    ],
+)
+def test_recover_refuses_another_module_and_puts_nothing_back(
+    other: Callable[[], nn.Module], message: str
+) -> None:
+    taken = Named(a=nn.Linear(2, 2), b=nn.BatchNorm1d(2))
+    for state in (
+        torchopt.extract_state_dict(taken),
+        copy.deepcopy(torchopt.extract_state_dict(taken)),
+        pickle.loads(pickle.dumps(torchopt.extract_state_dict(taken, by="deepcopy"))),
+    ):
+        target = other()
+        before = dict(target.named_parameters())
+        with pytest.raises(ValueError, match=message):
+            torchopt.recover_state_dict(target, state)
+        assert all(x is before[name] for name, x in target.named_parameters())
+
+
+def test_a_snapshot_fits_the_module_inside_a_wrapper_and_outside() -> None:
+    inner = Named(a=nn.Linear(2, 2), b=nn.BatchNorm1d(2))
+    bare = torchopt.extract_state_dict(inner, by="deepcopy")
+    wrapped = torchopt.extract_state_dict(nn.Sequential(inner), by="deepcopy")
+    torchopt.recover_state_dict(nn.Sequential(inner), bare)
+    assert inner.a.weight is bare.params[0]["weight"]
+    torchopt.recover_state_dict(inner, wrapped)
+    assert inner.b.running_mean is wrapped.buffers[0]["running_mean"]
+    layer = nn.Linear(2, 2)  # its own parameters are those of the module with no name
+    torchopt.recover_state_dict(nn.Sequential(layer), torchopt.extract_state_dict(layer))
+    torchopt.recover_state_dict(layer, torchopt.extract_state_dict(nn.Sequential(layer)))
+
+
+def test_a_snapshot_is_a_tuple_of_four_that_tree_functions_map() -> None:
+    net = Named(a=nn.Linear(2, 2), b=nn.BatchNorm1d(2))
+    state = torchopt.extract_state_dict(net)
+    params, buffers, names, detached = state
+    assert (names, detached) == (None, False)
+    assert repr(torchopt.utils.ModuleState((), ())).startswith("ModuleState(params=()")
+    doubled = torchopt.pytree.tree_map(lambda x: 2 * x, state._replace(visual_contents={}))
+    before = net.a.weight
+    torchopt.recover_state_dict(net, doubled)
+    assert torch.equal(net.a.weight, 2 * before)
+    assert params[0]["weight"] is before
+    assert buffers[0]["running_var"] is not net.b.running_var
 
 
 def test_extract_and_recover_refuse_other_classes() -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "Slot",
     "SlotCache",
     "extract_module_containers",
+    "named_containers",
     "parameter_slot_groups",
     "parameter_slots",
     "require_replaceable",
@@ -38,18 +39,26 @@ def extract_module_containers(
     Raises:
         RuntimeError: `module` is not a module, or its parameters cannot be replaced by tensors.
     """
-    params: list[Any] = []
-    buffers: list[Any] = []
-    for submodule in require_replaceable(module):
+    params, buffers = named_containers(module, with_buffers)
+    return tuple(params.values()), tuple(buffers.values())
+
+
+def named_containers(
+    module: nn.Module, with_buffers: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what `extract_module_containers` does, by the names of the sub-modules."""
+    params: dict[str, Any] = {}
+    buffers: dict[str, Any] = {}
+    for name, submodule in require_replaceable(module):
         if submodule._parameters:
-            params.append(submodule._parameters)
+            params[name] = submodule._parameters
         if with_buffers and submodule._buffers:
-            buffers.append(submodule._buffers)
-    return tuple(params), tuple(buffers)
+            buffers[name] = submodule._buffers
+    return params, buffers
 
 
-def require_replaceable(module: Any) -> list[nn.Module]:
-    """Return a module and its sub-modules.
+def require_replaceable(module: Any) -> list[tuple[str, nn.Module]]:
+    """Return a module and its sub-modules, each after its name.
 
     Raises:
         RuntimeError: `module` is not a module, or its parameters cannot be replaced by tensors.
@@ -60,10 +69,10 @@ def require_replaceable(module: Any) -> list[nn.Module]:
             f"Unexpected class of the first argument: expected an nn.Module, got {kind}; pass the "
             "module itself, not its parameters"
         )
-    submodules = [submodule for _, submodule in named_submodules(module)]
-    for submodule in submodules:
+    submodules = named_submodules(module)
+    for name, submodule in submodules:
         if isinstance(submodule, torch.jit.ScriptModule):
-            raise _scripted(module, submodule)
+            raise _scripted(name, submodule)
     return submodules
 
 
@@ -87,8 +96,7 @@ def named_submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def _scripted(module: nn.Module, submodule: nn.Module) -> RuntimeError:
-    name = next(name for name, other in module.named_modules() if other is submodule)
+def _scripted(name: str, submodule: nn.Module) -> RuntimeError:
     where = f"the sub-module {name!r}" if name else "the module"
     return RuntimeError(
         f"Unexpected class of {where}: expected an nn.Module whose parameters can be "

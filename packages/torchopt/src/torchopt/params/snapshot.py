@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from torchopt.params.containers import extract_module_containers, parameter_slots
+from torchopt.params.containers import named_containers, parameter_slots
 from torchopt.params.lineage import descend, inherit_hooks
 from torchopt.tree import tree_leaves
-from torchopt.typing import Device, ModuleTensorContainers
+from torchopt.typing import Device
 
 __all__ = [
     "ModuleState",
@@ -26,7 +26,14 @@ __all__ = [
 MODES = ("reference", "ref", "copy", "clone", "deepcopy", "deepclone")
 
 
-class ModuleState(NamedTuple):
+class _ModuleState(NamedTuple):
+    params: tuple[dict[str, Tensor], ...]
+    buffers: tuple[dict[str, Tensor], ...]
+    visual_contents: dict[Any, Any] | None = None
+    detach_buffers: bool = False
+
+
+class ModuleState(_ModuleState):
     """A snapshot of a module.
 
     Attributes:
@@ -36,14 +43,14 @@ class ModuleState(NamedTuple):
         detach_buffers: Whether recovering copies the buffers.
     """
 
-    params: tuple[dict[str, Tensor], ...]
-    buffers: tuple[dict[str, Tensor], ...]
-    visual_contents: dict[Any, Any] | None = None
-    detach_buffers: bool = False
+    # The names of the sub-modules that have parameters, and of those that have buffers. No field:
+    # a snapshot is a tuple of four. Unknown in one that the caller or a tree function made.
+    _places: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ModuleState:
         parts: list[Any] = [copy.deepcopy(part, memo) for part in self]
         twin = ModuleState(*parts)
+        twin._places = self._places
         for own, copied in zip(self.params, twin.params):
             for name, x in own.items():
                 inherit_hooks(x, copied[name])
@@ -81,27 +88,23 @@ def copy_tensor(x: Tensor, by: str, device: Device | None) -> Tensor:
 
 
 def _copies(
-    containers: ModuleTensorContainers, by: str, device: Device | None, memo: dict[int, Tensor]
-) -> tuple[dict[str, Tensor], ...]:
+    containers: dict[str, Any], by: str, device: Device | None, memo: dict[int, Tensor]
+) -> dict[str, dict[str, Tensor]]:
     """Copy tensors, each of them once: what is shared stays shared."""
-    if by in ("reference", "ref") and device is None:
-        present = [{k: x for k, x in c.items() if isinstance(x, Tensor)} for c in containers]
-        return tuple(container for container in present if container)
+    as_they_are = by in ("reference", "ref") and device is None
 
     def copied(x: Tensor) -> Tensor:
+        if as_they_are:
+            return x
         if id(x) not in memo:
             memo[id(x)] = copy_tensor(x, by, device)
         return memo[id(x)]
 
-    present = [
-        {name: copied(x) for name, x in container.items() if isinstance(x, Tensor)}
-        for container in containers
-    ]
-    return tuple(container for container in present if container)
-
-
-def _present(containers: ModuleTensorContainers) -> list[Any]:
-    return [c for c in containers if any(isinstance(x, Tensor) for x in c.values())]
+    present = {
+        place: {name: copied(x) for name, x in container.items() if isinstance(x, Tensor)}
+        for place, container in containers.items()
+    }
+    return {place: container for place, container in present.items() if container}
 
 
 def extract_module_state(
@@ -126,55 +129,69 @@ def extract_module_state(
                 visual_contents[x.grad_fn] = (name, x)
             else:
                 visual_contents[x] = name
-    params, buffers = extract_module_containers(module, with_buffers)
+    live_params, live_buffers = named_containers(module, with_buffers)
     memo: dict[int, Tensor] = {}
-    return ModuleState(
-        params=_copies(params, by, device, memo),
-        buffers=_copies(buffers, "deepcopy" if detach_buffers else by, device, memo),
+    params = _copies(live_params, by, device, memo)
+    buffers = _copies(live_buffers, "deepcopy" if detach_buffers else by, device, memo)
+    state = ModuleState(
+        params=tuple(params.values()),
+        buffers=tuple(buffers.values()),
         visual_contents=visual_contents,
         detach_buffers=detach_buffers,
     )
+    state._places = tuple(params), tuple(buffers)
+    return state
 
 
 def _check_fits(
-    kind: str, containers: Sequence[Mapping[str, Any]], state: tuple[dict[str, Tensor], ...]
+    kind: str,
+    containers: dict[str, Any],
+    state: tuple[dict[str, Tensor], ...],
+    places: tuple[str, ...] | None,
 ) -> None:
-    if len(containers) != len(state):
-        raise ValueError(
-            f"recover_state_dict: expected a snapshot with {len(containers)} sub-modules that have "
-            f"{kind}, "
-            f"got {len(state)}; it was taken from another module."
+    def differs(expected: Any, got: Any, where: str = "") -> ValueError:
+        return ValueError(
+            f"recover_state_dict: expected {kind} {expected}{where}, got {got}; the snapshot was "
+            "taken from another module."
         )
-    for index, (container, saved) in enumerate(zip(containers, state)):
+
+    if len(containers) != len(state):
+        raise differs(f"of {len(containers)} sub-modules", f"those of {len(state)}")
+    if places is not None and not _is_same_place(tuple(containers), places):
+        own, other = next(pair for pair in zip(containers, places) if pair[0] != pair[1])
+        raise differs(f"of the sub-module {own!r}", f"those of {other!r}")
+    for (place, container), saved in zip(containers.items(), state):
+        where = f" in the sub-module {place!r}" if place else ""
         live = {name: x.shape for name, x in container.items() if isinstance(x, Tensor)}
-        names = set(live)
-        if names != set(saved):
-            raise ValueError(
-                f"recover_state_dict: expected {kind} {sorted(names)} in sub-module {index} of the "
-                "snapshot, "
-                f"got {sorted(saved)}; it was taken from another module."
-            )
+        if live.keys() != saved.keys():
+            raise differs(sorted(live), sorted(saved), where)
         for name, x in saved.items():
             if x.shape != live[name]:
-                raise ValueError(
-                    f"recover_state_dict: expected {kind} with {name!r} of shape "
-                    f"{tuple(live[name])} in sub-module {index} of the snapshot, got "
-                    f"{tuple(x.shape)}; it was taken from another module."
-                )
+                raise differs(f"{name!r} of shape {tuple(live[name])}", tuple(x.shape), where)
+
+
+def _is_same_place(own: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Return whether names are equal, but for those of wrappers around the whole module."""
+    if own == other or not own:
+        return True
+    long, short = (own, other) if len(own[0]) > len(other[0]) else (other, own)
+    wrapper = long[0].removesuffix(short[0]).removesuffix(".")
+    return all(a == f"{wrapper}.{b}".removesuffix(".") for a, b in zip(long, short))
 
 
 def recover_module_state(module: nn.Module, state: ModuleState) -> None:
     """Put the tensors of a snapshot back into `module`; see `recover_state_dict`."""
-    params, buffers = extract_module_containers(module, with_buffers=bool(state.buffers))
+    params, buffers = named_containers(module, with_buffers=bool(state.buffers))
     live: list[Any] = []
-    for kind, containers, saved in (
-        ("parameters", params, state.params),
-        ("buffers", buffers, state.buffers),
+    places_of_params, places_of_buffers = state._places or (None, None)
+    for kind, containers, saved, places in (
+        ("parameters", params, state.params, places_of_params),
+        ("buffers", buffers, state.buffers, places_of_buffers),
     ):
-        if not _is_alike(containers, saved):
-            containers = tuple(_present(containers))
-            _check_fits(kind, containers, saved)
-        live.append(containers)
+        if not _is_alike(containers, saved, places):
+            containers = {k: c for k, c in containers.items() if _has_tensors(c)}
+            _check_fits(kind, containers, saved, places)
+        live.append(containers.values())
     for container, tensors in zip(live[0], state.params):
         container.update(tensors)
     for container, tensors in zip(live[1], state.buffers):
@@ -184,11 +201,17 @@ def recover_module_state(module: nn.Module, state: ModuleState) -> None:
             container.update(tensors)
 
 
-def _is_alike(containers: ModuleTensorContainers, state: Sequence[Mapping[str, Tensor]]) -> bool:
+def _has_tensors(container: dict[str, Any]) -> bool:
+    return any(isinstance(x, Tensor) for x in container.values())
+
+
+def _is_alike(
+    containers: dict[str, Any], state: Sequence[Any], places: tuple[str, ...] | None
+) -> bool:
     """Return whether a snapshot has exactly what the containers have, which is quick to see."""
-    if len(containers) != len(state):
+    if len(containers) != len(state) or (places is not None and tuple(containers) != places):
         return False
-    for container, saved in zip(containers, state):
+    for container, saved in zip(containers.values(), state):
         if container.keys() != saved.keys():
             return False
         for name, x in container.items():

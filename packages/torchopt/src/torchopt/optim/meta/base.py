@@ -232,7 +232,7 @@ class MetaOptimizer:
         if impl is not None:
             require_transformation(impl, "add_param_group(module, impl=...)", duck=False)
         gather_in_graph(module)
-        submodules = require_replaceable(module)
+        submodules = [inner for _, inner in require_replaceable(module)]
         if self._modules:
             self._refuse_stepped_twice(module, self.impl if impl is None else impl)
         for submodule in submodules:
