@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("keras") is not None:
             item.add_marker(skip)
+
+
+@pytest.fixture
+def classes_can_die() -> None:
+    """Skip where classes live for ever: CPython 3.13 without the GIL, once it started a thread."""
+    reference = weakref.ref(type("Class", (), {}))
+    gc.collect()
+    if reference() is not None:
+        assert sys.version_info[:2] == (3, 13)
+        assert not sys._is_gil_enabled()
+        pytest.skip("this interpreter has started a thread, and keeps its classes since")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -175,6 +175,85 @@ def test_structures_deeper_than_the_limit() -> None:
     assert treespec.compose(treespec).num_nodes == 2 * depth + 1
 
 
+@pytest.mark.differs_from_published  # the process ends
+@pytest.mark.parametrize("kilobytes", [128, 256, 1024])
+def test_trees_too_deep_for_the_stack_of_the_thread_are_refused(kilobytes: int) -> None:
+    code = """
+import sys, threading
+from collections import OrderedDict, defaultdict, deque, namedtuple
+import optree
+
+class Node:
+    def __init__(self, child):
+        self.child = child
+
+optree.register_pytree_node(
+    Node, lambda node: ((node.child,), None), lambda _, children: Node(*children), namespace='deep'
+)
+Pair = namedtuple('Pair', 'first')
+MAKERS = [
+    lambda tree: [tree], lambda tree: (tree,), lambda tree: {'k': tree}, Pair, Node,
+    lambda tree: OrderedDict(k=tree), lambda tree: defaultdict(int, k=tree),
+    lambda tree: deque([tree]),
+]
+FUNCTIONS = {
+    'leaves': lambda tree: optree.tree_leaves(tree, namespace='deep'),
+    'leaves_with_predicate': lambda tree: optree.tree_leaves(
+        tree, is_leaf=lambda node: False, namespace='deep'
+    ),
+    'structure': lambda tree: optree.tree_structure(tree, namespace='deep'),
+    'map': lambda tree: optree.tree_map(abs, tree, tree, namespace='deep'),
+    'paths': lambda tree: optree.tree_flatten_with_path(tree, namespace='deep'),
+    'accessors': lambda tree: optree.tree_flatten_with_accessor(tree, namespace='deep'),
+    'iter': lambda tree: list(optree.tree_iter(tree, namespace='deep')),
+}
+
+def nest(makers, depth):
+    levels = [-1]
+    for i in range(depth):
+        levels.append(makers[i % len(makers)](levels[-1]))
+    return levels
+
+def work(done):
+    for makers in [*([maker] for maker in MAKERS), MAKERS]:
+        for depth in (20, 300, optree.MAX_RECURSION_DEPTH - 10):
+            levels = nest(makers, depth)
+            for name, function in FUNCTIONS.items():
+                try:
+                    function(levels[-1])
+                except RecursionError as error:
+                    assert 'Maximum recursion depth exceeded' in str(error), error
+                    assert depth > 20, name
+                    done.append(depth)
+                except TypeError as error:  # abs() of two numbers
+                    assert name == 'map', error
+            while levels:  # the outermost first: CPython's own deallocation is not under test
+                levels.pop()
+
+done = []
+failures = []
+def guarded():
+    try:
+        work(done)
+    except BaseException as error:
+        failures.append(error)
+        raise
+threading.stack_size(int(sys.argv[1]) * 1024)
+thread = threading.Thread(target=guarded)
+thread.start()
+thread.join()
+assert not failures
+print(len(done) > 0)
+"""
+    run = subprocess.run(
+        [sys.executable, '-X', 'faulthandler', '-c', code, str(kilobytes)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    if kilobytes == 128:
+        assert run.stdout.strip() == "True"
+
+
 @pytest.mark.differs_from_published  # a 256 KiB stack is too small for it
 def test_very_deep_structures_do_not_exhaust_the_stack() -> None:
     code = """

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -28,7 +29,7 @@ def test_importing_imports_nothing_that_few_need() -> None:
 
 
 @pytest.mark.skipif(
-    not (3, 11) <= sys.version_info < (3, 14)
+    not (3, 11) <= sys.version_info < (3, 16)
     or optree._C.Py_GIL_DISABLED
     or optree._C.Py_DEBUG
     or sys.implementation.name != "cpython",
@@ -36,4 +37,7 @@ def test_importing_imports_nothing_that_few_need() -> None:
 )
 def test_python_is_built_the_way_its_internals_are_used() -> None:
     # A trial that fails costs nothing but time, which no other test would notice.
-    assert all(optree._C.CPYTHON_INTERNALS.values()), dict(optree._C.CPYTHON_INTERNALS)
+    held = dict(optree._C.CPYTHON_INTERNALS)
+    if "libasan" in os.environ.get("LD_PRELOAD", ""):
+        assert held.pop("gc_memory") is False  # memory that is kept hides errors from the sanitizer
+    assert all(held.values()), held

@@ -8,6 +8,7 @@ import tracemalloc
 import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -111,7 +112,11 @@ def test_keys_that_are_equal_but_not_the_same_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("make_keys", LOOSE_KEYS.values(), ids=LOOSE_KEYS)
-def test_objects_of_yours_are_not_kept(make_keys: Callable[[], list[Any]]) -> None:
+def test_objects_of_yours_are_not_kept(
+    make_keys: Callable[[], list[Any]], request: pytest.FixtureRequest
+) -> None:
+    if make_keys is LOOSE_KEYS["class"]:
+        request.getfixturevalue("classes_can_die")
     keys = make_keys()
     for _ in range(4):
         optree.tree_flatten(dict.fromkeys(keys))
@@ -170,6 +175,32 @@ def test_keys_too_large_to_be_remembered_are_flattened_all_the_same() -> None:
     assert optree.tree_leaves(mapping) == list(range(9))
 
 
+def test_what_a_thread_remembers_is_dropped_at_once_and_goes_with_it() -> None:
+    def remember() -> int:
+        mapping = {f"{i}-" + "x" * 100_000: i for i in range(40)}
+        for _ in range(3):
+            optree.tree_leaves(mapping)
+        del mapping
+        held = tracemalloc.get_traced_memory()[0]
+        if clear:
+            optree.clear_caches()
+        return held - tracemalloc.get_traced_memory()[0]
+
+    for clear in (True, False):
+        optree.clear_caches()
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            with ThreadPoolExecutor(1) as pool:
+                freed = pool.submit(remember).result()
+            assert freed > 10**6 or not clear
+            optree.clear_caches()
+            gc.collect()
+            assert tracemalloc.get_traced_memory()[0] - before < 3 * 10**5
+        finally:
+            tracemalloc.stop()
+
+
 # ---- cycles
 
 
@@ -203,6 +234,7 @@ def test_cycles_through_keys_are_collected(
 
 @pytest.mark.parametrize("relatives", RELATIVES.values(), ids=RELATIVES)
 @pytest.mark.parametrize("registered", [False, True])
+@pytest.mark.usefixtures("classes_can_die")
 def test_cycles_through_registrations_are_collected(
     relatives: Callable[[Any], list[Any]], registered: bool
 ) -> None:
@@ -308,6 +340,7 @@ def list_of_leaves(tree: Any) -> list[Any]:
     return list(optree.tree_iter(tree))
 
 
+@pytest.mark.usefixtures("classes_can_die")
 def test_thousands_of_classes_come_and_go() -> None:
     classes = [type("Tuple", (tuple,), {}) for _ in range(3000)]
     assert len(optree.tree_leaves([cls((1,)) for cls in classes])) == 3000

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any, Union
 
 import pytest
@@ -150,6 +151,11 @@ def test_new_functions_have_short_names_too() -> None:
         assert getattr(optree.pytree, name) is getattr(optree, f"tree_{name}")
         assert callable(getattr(copy, name))
     assert copy.map_only(int, lambda x: -x, [1, "a"]) == [-1, "a"]
+    for name in ("all_leaves", "prefix_errors", "register_dataclass", "register_static"):
+        assert getattr(optree.pytree, name) is getattr(optree, name)
+        assert inspect.signature(getattr(copy, name)).parameters["namespace"].default == (
+            "short names"
+        )
     for name in ("keystr", "treespec_dumps", "treespec_loads"):
         assert getattr(optree.pytree, name) is getattr(optree, name)
         assert getattr(copy, name) is getattr(optree, name)

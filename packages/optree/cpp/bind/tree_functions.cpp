@@ -195,8 +195,12 @@ PyObject* set_stock_classes_function(PyObject* self, PyObject* classes) {
 }
 
 PyObject* clear_caches(PyObject* self, PyObject*) {
-    as_state(self).forget_layouts();
-    Py_RETURN_NONE;
+    State& state = as_state(self);
+    return guarded(state.error(), [&] {
+        state.forget_layouts();
+        (void)state.layouts();  // so that those of this thread go at once
+        return compat::new_ref(Py_None);
+    });
 }
 
 PyObject* compiled(PyObject* self, PyObject* prototype) {

@@ -110,6 +110,10 @@ inline constexpr int kMaxDepth = 500;
 inline constexpr int kMaxDepth = 1000;
 #endif
 
+// Bytes of the C stack that Python code wants free when it is called. CPython 3.14 raises
+// RecursionError where fewer than 48 KiB are left, and ends the process below 16 KiB.
+inline constexpr std::size_t kStackOfPython = (PY_VERSION_HEX >= 0x030E0000 ? 56 : 16) * 1024;
+
 // What the slots of a module say of interpreters and threads, where there are such slots.
 #if defined(Py_mod_multiple_interpreters)
 #define OPTREE_MODULE_PER_INTERPRETER \

@@ -11,15 +11,16 @@ bool is_tracked_as_new(PyObject* dict) {
     return (PyObject_GC_IsTracked(dict) != 0) == dict_internals::kDictsAreBornTracked;
 }
 
-// Whether the entries of a dict are what PyDict_Next says they are.
+// Whether the entries of a dict are what PyDict_Next says they are, hashes included.
 bool agrees(PyObject* dict, std::size_t size, bool holes = false) {
     const DictEntries entries = dict_entries(dict);
     if (holes ? entries.holey == nullptr : !entries) return false;
     Py_ssize_t pos = 0;
     PyObject* key = nullptr;
     PyObject* value = nullptr;
-    const auto next = [&](std::uint32_t, PyObject* its_key, PyObject* its_value) {
-        return PyDict_Next(dict, &pos, &key, &value) && its_key == key && its_value == value;
+    const auto next = [&](std::uint32_t, PyObject*& its_key, PyObject* its_value) {
+        return PyDict_Next(dict, &pos, &key, &value) && its_key == key && its_value == value &&
+               entries.hash(its_key) == PyObject_Hash(key);
     };
     const auto count = static_cast<std::uint32_t>(size);
     const bool same =

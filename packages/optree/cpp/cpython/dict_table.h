@@ -32,6 +32,11 @@ struct DictEntries {
     PyObject* first_key() const noexcept { return *reinterpret_cast<PyObject**>(first + key); }
     PyObject* first_value() const noexcept { return reinterpret_cast<PyObject**>(first + key)[1]; }
 
+    // The hash of a key, by its place in an entry: kept there, or in the key, which then is a str.
+    OPTREE_INLINE Py_hash_t hash(PyObject*& its_key) const noexcept {
+        return key != 0 ? reinterpret_cast<Py_hash_t*>(&its_key)[-1] : PyObject_Hash(its_key);
+    }
+
     // Calls visit(i, key, value) for the first `size` entries as long as it returns true; `value` may
     // be assigned. Returns whether all were visited.
     template <class Visit>

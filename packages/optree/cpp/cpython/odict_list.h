@@ -85,7 +85,7 @@ OPTREE_INLINE bool odict_has(PyObject* object, PyObject* const* keys, std::size_
 }
 #else
 inline bool only_grew(PyObject*) noexcept { return false; }
-inline bool odict_is_empty(PyObject* object) noexcept { return PyDict_GET_SIZE(object) == 0; }
+inline bool odict_is_empty(PyObject*) noexcept { return false; }
 inline bool odict_has(PyObject*, PyObject* const*, std::size_t) noexcept { return false; }
 #endif
 
@@ -110,10 +110,11 @@ OPTREE_INLINE PyObject* odict_like(PyObject* prototype, std::uint32_t size,
     }
     auto* head = reinterpret_cast<odict_internals::Head*>(made);
     head->first = node;
-    dict_entries(made).for_each(size, [&](std::uint32_t, PyObject* key, PyObject*) {
+    const DictEntries entries = dict_entries(made);
+    entries.for_each(size, [&](std::uint32_t, PyObject*& key, PyObject*) {
         Py_INCREF(key);
         node->key = key;
-        node->hash = PyObject_Hash(key);  // kept in the key, or short to compute: it is atomic
+        node->hash = entries.hash(key);
         node->previous = head->last;
         head->last = node;
         node = node->next;

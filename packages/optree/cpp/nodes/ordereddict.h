@@ -12,7 +12,8 @@ struct OrderedDict : MappingKind<OrderedDict> {
     static constexpr const char* kName = "OrderedDict";
     static Ref find_class() { return Ref::borrow(type_object(&PyODict_Type)); }
     static bool is_empty(const State&, PyObject* object) noexcept {
-        return odict_list_is_readable() ? odict_is_empty(object) : PyDict_GET_SIZE(object) == 0;
+        // The dict underneath does not tell: it may have been emptied behind the list's back.
+        return odict_list_is_readable() && odict_is_empty(object);
     }
     // A layout found by the order of the dict underneath is right if the list agrees with it.
     //

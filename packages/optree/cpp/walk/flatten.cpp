@@ -1,22 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "walk/flatten.h"
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "nodes/look_ahead.h"
+#include "support/stack.h"
 
 namespace optree {
-namespace {
 
-[[noreturn]] OPTREE_COLD void raise_too_deep() {
-    raise(PyExc_RecursionError, "Maximum recursion depth exceeded during flattening the tree.");
+// The next levels are taken to need as much of the stack as those before them.
+void Flattening::go_deeper(int depth) {
+    if (depth >= compat::kMaxDepth) {
+        raise(PyExc_RecursionError, "Maximum recursion depth exceeded during flattening the tree.");
+    }
+    const auto used = static_cast<std::size_t>(std::abs(root_frame_ - frame_address()));
+    const std::size_t step = used / static_cast<unsigned>(depth) * kDepthStep;
+    if (stack_left() < step + compat::kStackOfPython) {
+        raise(
+            PyExc_RecursionError,
+            "Maximum recursion depth exceeded during flattening the tree. The stack of this thread "
+            "has room for %d levels; threading.stack_size() makes that of new threads larger.",
+            depth);
+    }
+    max_depth_ = std::min(depth + kDepthStep, compat::kMaxDepth);
 }
-
-OPTREE_INLINE void check_depth(int depth, std::size_t arity) {
-    if (OPTREE_UNLIKELY(depth >= compat::kMaxDepth && arity != 0)) raise_too_deep();
-}
-
-}  // namespace
 
 // The slots of the node must have been pushed. Written in place, field by field: a node that was put
 // together on the stack was copied by loads wider than the stores before them, which a processor waits
@@ -81,7 +90,7 @@ class Flattening::Level {
     OPTREE_INLINE Level(Flattening& flat, int depth) : flat_(flat), depth_(depth) {}
 
     OPTREE_INLINE void expect(std::uint32_t arity) {
-        check_depth(depth_, arity);
+        flat_.check_depth(depth_, arity);
         if constexpr (kKeep) flat_.leaves.reserve(arity);
     }
     OPTREE_INLINE void borrowed(PyObject* child) {
@@ -167,6 +176,7 @@ OPTREE_INLINE void Flattening::descend(Kind kind, Registration* registration, Py
 
 void Flattening::run(PyObject* tree, bool keep_leaves) {
     const Ref alive = Ref::borrow(tree);
+    root_frame_ = frame_address();
     if (context_.predicate != nullptr) {
         keep_leaves ? visit<true, true>(tree, 0) : visit<true, false>(tree, 0);
     } else {

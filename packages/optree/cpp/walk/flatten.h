@@ -87,10 +87,17 @@ class Flattening {
         std::size_t leaf, node;
     };
     Start start() const noexcept { return {count_, nodes_.size()}; }
+    OPTREE_INLINE void check_depth(int depth, std::size_t arity) {
+        if (OPTREE_UNLIKELY(depth >= max_depth_ && arity != 0)) go_deeper(depth);
+    }
+    OPTREE_COLD void go_deeper(int depth);
     void close(Kind kind, std::uint32_t arity, Start start, std::size_t slots);
 
     Context& context_;
     std::size_t count_ = 0;  // leaves so far
+    static constexpr int kDepthStep = 50;
+    int max_depth_ = kDepthStep;  // as far as the stack was looked at
+    const char* root_frame_ = nullptr;
     bool found_custom_ = false;
     Scratch<Node, 48> nodes_;
     Scratch<Slot, 48> slots_;

@@ -63,6 +63,7 @@ from optree.registry import GlobalNamespace as _GlobalNamespace
 from optree.registry import dict_insertion_ordered
 from optree.registry import register_pytree_node as register_node
 from optree.registry import register_pytree_node_class as register_node_class
+from optree.registry import register_static as _register_static
 from optree.registry import unregister_pytree_node as unregister_node
 from optree.summary import tree_summary as _tree_summary
 from optree.typing import PyTreeKind, PyTreeSpec
@@ -114,25 +115,33 @@ __all__ = [  # noqa: RUF022 # grouped
 ]
 
 
+all_leaves = _ops.all_leaves
 all_only = _ops.tree_all_only
 any_only = _ops.tree_any_only
 combine = _ops.tree_combine
 keystr = _ops.keystr
 leaves_with_path = _ops.tree_leaves_with_path
 map_only = _ops.tree_map_only
+prefix_errors = _ops.prefix_errors
+register_dataclass = dataclasses.register_dataclass
+register_static = _register_static
 replace_at = _ops.tree_replace_at
 summary = _tree_summary
 treespec_dumps = _ops.treespec_dumps
 treespec_loads = _ops.treespec_loads
 
-# Members that the published package does not have, which therefore are not in `__all__`.
+# Members that the published package does not have here, which therefore are not in `__all__`.
 _MORE_MEMBERS = (
+    "all_leaves",
     "all_only",
     "any_only",
     "combine",
     "keystr",
     "leaves_with_path",
     "map_only",
+    "prefix_errors",
+    "register_dataclass",
+    "register_static",
     "replace_at",
     "summary",
     "treespec_dumps",
