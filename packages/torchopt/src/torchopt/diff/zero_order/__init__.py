@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients estimated from function values. The module itself is callable: it is `zero_order`.
 
-perturb (`directions`) ──▶ evaluate (`evaluate`) ──▶ estimate (`estimators`)
+draw (`directions`) ──▶ evaluate (`evaluate`) ──▶ weigh (`estimators`) ──▶ sum: the `loop`
 
 | module | contents |
 |---|---|
@@ -10,7 +10,9 @@ perturb (`directions`) ──▶ evaluate (`evaluate`) ──▶ estimate (`esti
 | `nn` | `ZeroOrderGradientModule` |
 | `directions` | sources of random directions, regenerated from a seed |
 | `estimators` | from losses and directions to a gradient |
-| `evaluate` | vectorised evaluation in chunks |
+| `loop` | draw, evaluate, weigh, sum: the one loop over directions, in chunks |
+| `evaluate` | losses at perturbed points of a tree, and what is summed |
+| `evaluator` | one function at many points, by vmap or one after the other |
 | `error_bars` | `GradientEstimate`: a gradient with its standard error |
 | `seed_replay` | in-place perturbation of large models |
 | `low_rank` | low-rank perturbations of the weights of any module |

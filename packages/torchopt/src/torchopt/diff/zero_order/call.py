@@ -19,12 +19,12 @@ from torchopt.diff.zero_order.directions import (
 from torchopt.diff.zero_order.error_bars import GradientEstimate
 from torchopt.diff.zero_order.estimators import ESTIMATORS
 from torchopt.diff.zero_order.evaluate import (
-    Evaluator,
     LeafEstimate,
     Sampling,
     estimate_leaves,
     second_derivative,
 )
+from torchopt.diff.zero_order.evaluator import Evaluator
 from torchopt.diff.zero_order.layout import as_real, as_stored, is_perturbed
 from torchopt.diff.zero_order.precision import (
     accumulator,

@@ -26,12 +26,11 @@ from torchopt.diff.zero_order.directions import (
 from torchopt.diff.zero_order.error_bars import GradientEstimate
 from torchopt.diff.zero_order.estimators import Estimator, as_estimator
 from torchopt.diff.zero_order.evaluate import (
-    Evaluator,
     Sampling,
-    combine_losses,
     estimate_leaves,
     evaluate_range,
 )
+from torchopt.diff.zero_order.evaluator import Evaluator
 from torchopt.diff.zero_order.inner import run_inner
 from torchopt.diff.zero_order.layout import as_real
 from torchopt.diff.zero_order.precision import (
@@ -319,8 +318,11 @@ class ZeroOrder:
                 f"`center`: {self.estimator.name} expected the loss at the point, got None; "
                 "pass engine.center(...)."
             )
-        call, _, leaves, sampling = self._prepare(_nothing, seed, args, {})
-        return call.named(combine_losses(losses, center, leaves, sampling, with_error=with_error))
+        call, loss, leaves, sampling = self._prepare(_nothing, seed, args, {})
+        result = estimate_leaves(
+            loss, leaves, sampling, losses=losses, center=center, with_error=with_error
+        )
+        return call.named(result)
 
     def _prepare(
         self, fn: Callable[..., Any], seed: int, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate: losses at perturbed points, batched, and the estimates that follow."""
+"""Losses at perturbed points of a list of leaves, and the estimates that follow."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchopt.diff.zero_order.directions import Directions, common_draws
+from torchopt.diff.zero_order.directions import Directions
 from torchopt.diff.zero_order.error_bars import Spread, effective_sample_size
 from torchopt.diff.zero_order.estimators import (
     Estimator,
@@ -19,96 +19,21 @@ from torchopt.diff.zero_order.estimators import (
     control_variate,
     require_linear,
 )
+from torchopt.diff.zero_order.evaluator import Evaluator
+from torchopt.diff.zero_order.loop import sum_over_directions
 from torchopt.diff.zero_order.precision import accumulator, widened
 
 __all__ = [
     "ENTRIES_PER_CHUNK",
-    "Evaluator",
     "Sampling",
-    "combine_losses",
     "estimate_leaves",
     "evaluate_range",
     "second_derivative",
-    "square_norms",
 ]
 
 # Entries of perturbed points held at once when no chunk size is given: 8 MiB in float32, which a
 # cache holds (benchmarks/torchopt/zero_order).
 ENTRIES_PER_CHUNK = 2**21
-
-
-@dataclass
-class Evaluator:
-    """Calls a function at many points: by `torch.func.vmap`, or one after the other.
-
-    Random draws inside the function (dropout) see the same seed in every evaluation, so that losses
-    differ by the perturbation alone.
-
-    Attributes:
-        vectorized: True: by vmap, its errors are raised. False: in a loop. None: by vmap,
-            and, after one warning, in a loop if the function runs there but not under vmap.
-    """
-
-    vectorized: bool | None = None
-
-    def __call__(
-        self,
-        fn: Callable[..., Tensor],
-        points: Sequence[Tensor],
-        scratch: Sequence[Tensor],
-        seed: int,
-    ) -> Tensor:
-        """Return `fn(*leaves, *scratch)` at each point, stacked.
-
-        Args:
-            fn: Returns a tensor of the same shape everywhere.
-            points: For each leaf `[n, *shape]`.
-            scratch: Tensors that `fn` may overwrite; each evaluation gets copies of its own.
-            seed: Of random draws inside `fn`.
-
-        Returns:
-            `[n, *shape of the output]`.
-        """
-        if self.vectorized is False:
-            return self._loop(fn, points, scratch, seed)
-        try:
-            return self._vmap(fn, points, scratch, seed)
-        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-            if self.vectorized or isinstance(error, torch.OutOfMemoryError):
-                raise
-            losses = self._loop(fn, points, scratch, seed)  # raises what is not vmap's fault
-            first = str(error).strip().partition("\n")[0]
-            warnings.warn(
-                "zero-order estimation: torch.func.vmap cannot take this function, so it is "
-                f"evaluated in a loop, one sample after the other. vmap says: {first} "
-                "Pass vectorized=False to accept the loop, vectorized=True to get the full error.",
-                UserWarning,
-                stacklevel=2,
-            )
-            self.vectorized = False
-            return losses
-
-    @staticmethod
-    def _vmap(
-        fn: Callable[..., Tensor], points: Sequence[Tensor], scratch: Sequence[Tensor], seed: int
-    ) -> Tensor:
-        n = len(points[0])
-        copies = [x.expand(n, *x.shape).clone() for x in scratch]
-        batched = torch.func.vmap(fn, randomness="same")
-        with common_draws(seed, points):
-            losses: Tensor = batched(*points, *copies)
-        return losses
-
-    @staticmethod
-    def _loop(
-        fn: Callable[..., Tensor], points: Sequence[Tensor], scratch: Sequence[Tensor], seed: int
-    ) -> Tensor:
-        losses = []
-        with common_draws(seed, points) as seed_all:
-            for row in zip(*points):
-                seed_all(seed)
-                losses.append(fn(*row, *(x.clone() for x in scratch)))
-        return torch.stack(losses)
 
 
 class LeafEstimate(NamedTuple):
@@ -237,25 +162,72 @@ class _Sum:
         return [x.to(dtype) for x, dtype in zip(wide, self.dtypes)]
 
 
+@dataclass
+class _Leaves:
+    """The space of some leaves, in which `fn` is evaluated."""
+
+    fn: Callable[..., Tensor]
+    leaves: Sequence[Tensor]
+    sampling: Sampling
+    surrogate: Sequence[Tensor] | None = None
+    _marks: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    @cached_property
+    def chunks(self) -> list[tuple[int, int]]:
+        return self.sampling.chunks(self.leaves)
+
+    @cached_property
+    def coupled(self) -> int:
+        return self.sampling.coupled(self.leaves)
+
+    @property
+    def sigma(self) -> float:
+        return self.sampling.sigma
+
+    def draw(self, start: int, stop: int) -> list[Tensor]:
+        noise = self.sampling.draw(self.leaves, start, stop)
+        mark = [z.reshape(len(z), -1)[:, :1].clone() for z in noise if z.numel()]
+        if not all(map(torch.equal, mark, self._marks.setdefault(start, mark))):
+            raise RuntimeError(
+                "`distribution`: expected the same directions when they are drawn again "
+                "from the same seed, got others. Draw from torch's random generators, or "
+                f"pass a chunk_size of at least num_samples={self.sampling.num_samples}."
+            )
+        return noise
+
+    def evaluate(self, noise: Sequence[Tensor]) -> Tensor:
+        values = self.sampling.evaluate(self.fn, self.leaves, noise)
+        if self.surrogate is None:
+            return values
+        estimator = self.sampling.estimator
+        return control_variate(estimator, values, noise, self.sigma, self.surrogate)
+
+    def square_norms(self, noise: Sequence[Tensor], like: Tensor) -> Tensor:
+        norms = torch.zeros(len(noise[0]), dtype=like.dtype, device=like.device)
+        for z in noise:
+            norms += _rows(z).square().sum(1).to(norms)
+        return norms
+
+
 def estimate_leaves(
     fn: Callable[..., Tensor],
     leaves: Sequence[Tensor],
     sampling: Sampling,
     *,
+    losses: Tensor | None = None,
+    center: Tensor | None = None,
     surrogate: Sequence[Tensor] | None = None,
     with_error: bool = False,
     scale: Tensor | None = None,
 ) -> LeafEstimate:
-    """Return the estimated gradient of `fn` at `leaves`.
-
-    One pass over the directions if each coefficient depends on its own losses alone. Otherwise two,
-    losses and then the sum of coefficients times directions, for which the directions are
-    regenerated from the seed: memory is O(chunk D + N), never O(N D).
+    """Return the estimated gradient of `fn` at `leaves`; see `sum_over_directions`.
 
     Args:
         fn: From leaves (and scratch) to a 0-dim loss.
         leaves: The point, plain tensors.
         sampling: Where to evaluate and what to make of it.
+        losses: Those of all directions, `[N, K]`, where they are known: `fn` is not called.
+        center: The loss at the point, where losses are known and the estimator uses it.
         surrogate: A gradient used as a control variate, for each leaf.
         with_error: Whether to accumulate the standard error.
         scale: 0-dim; the estimate is multiplied by it, before it is rounded to the dtypes of the
@@ -264,42 +236,22 @@ def estimate_leaves(
     Returns:
         New tensors.
     """
-    estimator, sigma = sampling.estimator, sampling.sigma
+    estimator = sampling.estimator
     if surrogate is not None:
         surrogate_mean(sampling, surrogate)  # raises before anything is evaluated
-    center = sampling.center(fn, leaves) if estimator.uses_center else None
-    coupled = sampling.coupled(leaves)
-    chunks = sampling.chunks(leaves)
+    if estimator.uses_center:
+        center = sampling.center(fn, leaves) if losses is None else center
     total = _Sum(sampling, leaves, with_error)
     total.scale = scale
-    all_losses, all_norms, marks = [], [], []
-    noise: list[Tensor] = []
-    for start, stop in chunks:
-        noise = sampling.draw(leaves, start, stop)
-        losses = sampling.evaluate(fn, leaves, noise)
-        if surrogate is not None:
-            losses = control_variate(estimator, losses, noise, sigma, surrogate)
-        norms = square_norms(noise, losses) if estimator.uses_norms else losses.new_empty(0)
-        if estimator.local:
-            e = Evaluations(losses, center, norms, sigma, coupled)
-            total.add(estimator.coefficients(e), noise)
-            continue
-        all_losses.append(losses)
-        all_norms.append(norms)
-        marks.append(_mark(noise))
-    if not estimator.local:
-        e = Evaluations(torch.cat(all_losses), center, torch.cat(all_norms), sigma, coupled)
-        c = estimator.coefficients(e)
-        for mark, (start, stop) in zip(marks, chunks):
-            if len(chunks) > 1:
-                noise = sampling.draw(leaves, start, stop)
-                if not all(torch.equal(x, y) for x, y in zip(_mark(noise), mark)):
-                    raise RuntimeError(
-                        "`distribution`: expected the same directions when they are drawn again "
-                        "from the same seed, got others. Draw from torch's random generators, or "
-                        f"pass a chunk_size of at least num_samples={sampling.num_samples}."
-                    )
-            total.add(c[start:stop], noise)
+    sum_over_directions(
+        _Leaves(fn, leaves, sampling, surrogate),
+        estimator.coefficients,
+        total.add,
+        center=None if center is None else widened(center),
+        losses=losses,
+        local=estimator.local,
+        uses_norms=estimator.uses_norms,
+    )
     return total.result(surrogate)
 
 
@@ -321,11 +273,6 @@ def surrogate_mean(sampling: Sampling, surrogate: Sequence[Tensor]) -> list[Tens
     return moment
 
 
-def _mark(noise: Sequence[Tensor]) -> list[Tensor]:
-    """Return the first entries of directions, by which they are recognised."""
-    return [z.reshape(len(z), -1)[:, :1].clone() for z in noise if z.numel()]
-
-
 def evaluate_range(
     fn: Callable[..., Tensor], leaves: Sequence[Tensor], sampling: Sampling, start: int, stop: int
 ) -> Tensor:
@@ -335,30 +282,6 @@ def evaluate_range(
         for i, j in sampling.chunks(leaves, start, stop)
     ]
     return torch.cat(parts)
-
-
-def combine_losses(
-    losses: Tensor,
-    center: Tensor | None,
-    leaves: Sequence[Tensor],
-    sampling: Sampling,
-    *,
-    with_error: bool,
-) -> LeafEstimate:
-    """Return the estimate from the losses of all directions, `[N, K]`, regenerating those."""
-    estimator, chunks = sampling.estimator, sampling.chunks(leaves)
-    losses = widened(losses)
-    center = None if center is None else widened(center)
-    norms = [losses.new_empty(0)]
-    if estimator.uses_norms:
-        norms = [square_norms(sampling.draw(leaves, i, j), losses) for i, j in chunks]
-    coupled = sampling.coupled(leaves)
-    e = Evaluations(losses, center, torch.cat(norms), sampling.sigma, coupled)
-    c = estimator.coefficients(e)
-    total = _Sum(sampling, leaves, with_error)
-    for start, stop in chunks:
-        total.add(c[start:stop], sampling.draw(leaves, start, stop))
-    return total.result()
 
 
 def second_derivative(
@@ -383,49 +306,55 @@ def second_derivative(
         tangents: v, like the leaves.
         sampling: With standard normal directions and an estimator that has a curvature.
     """
-    estimator, chunks = sampling.estimator, sampling.chunks(leaves)
-    assert estimator.curvature is not None
+    estimator = sampling.estimator
     center = sampling.center(fn, leaves)
-    outputs, slopes = [], []
-    for start, stop in chunks:
-        noise = sampling.draw(leaves, start, stop)
-        outputs.append(sampling.evaluate(fn, leaves, noise))
-        slopes.append(_inner(noise, tangents, center))
-    values, slope = torch.cat(outputs), torch.cat(slopes)
-    n, k = values.shape[:2]
-    empty, coupled = values.new_empty(0), sampling.coupled(leaves)
-    weights = cotangent.flatten().to(values)
-    losses = values.reshape(n, k, -1) @ weights
-    at_center = center.flatten() @ weights
-    h = estimator.curvature(Evaluations(losses, at_center, empty, sampling.sigma, coupled))
-
-    def coefficients(column: Tensor, middle: Tensor) -> Tensor:
-        return estimator.coefficients(Evaluations(column, middle, empty, sampling.sigma, coupled))
-
-    columns = torch.func.vmap(coefficients, (2, 0), 1)(values.reshape(n, k, -1), center.flatten())
-    along = (slope @ columns / n).reshape(cotangent.shape).to(cotangent)
+    space = _WithSlopes(fn, leaves, sampling, tangents=tangents)
     wide = [v.to(accumulator(v.dtype)) for v in tangents]
-    products = [-h.mean().to(v) * v for v in wide]
-    for start, stop in chunks:
-        for product, z in zip(products, sampling.draw(leaves, start, stop)):
-            c = (h[start:stop] * slope[start:stop] / n).to(product)
-            product.add_(torch.tensordot(c, z.to(product.dtype), dims=1))
+    products: list[Tensor] = []
+    along = torch.empty(0)
+
+    def weigh(e: Evaluations) -> Tensor:
+        nonlocal along
+        assert estimator.curvature is not None
+        slope = torch.cat(space.slopes)
+        n, k = e.losses.shape[:2]
+        values, middle = e.losses.reshape(n, k, -1), center.flatten()
+        weights = cotangent.flatten().to(values)
+        of_product = replace(e, losses=values @ weights, center=middle @ weights)
+        h = estimator.curvature(of_product)
+
+        def coefficients(column: Tensor, at_center: Tensor) -> Tensor:
+            return estimator.coefficients(replace(e, losses=column, center=at_center))
+
+        columns = torch.func.vmap(coefficients, (2, 0), 1)(values, middle)
+        along = (slope @ columns / n).reshape(cotangent.shape).to(cotangent)
+        products.extend(-h.mean().to(v) * v for v in wide)
+        return h * slope / n
+
+    def add(c: Tensor, noise: Sequence[Tensor]) -> None:
+        for product, z in zip(products, noise):
+            product.add_(torch.tensordot(c.to(product), z.to(product.dtype), dims=1))
+
+    sum_over_directions(space, weigh, add)
     return [x.to(v.dtype) for x, v in zip(products, tangents)], along
 
 
-def square_norms(noise: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Return norm(z_i)^2 over all leaves, `[n]`."""
-    norms = torch.zeros(len(noise[0]), dtype=like.dtype, device=like.device)
-    for z in noise:
-        flat = z.reshape(len(z), z[0].numel()).to(accumulator(z.dtype))
-        norms += flat.square().sum(1).to(norms)
-    return norms
+@dataclass
+class _WithSlopes(_Leaves):
+    """The same, remembering z_i'v, the slope of a direction v along each of those evaluated."""
+
+    tangents: Sequence[Tensor] = ()
+    slopes: list[Tensor] = field(default_factory=list)
+
+    def evaluate(self, noise: Sequence[Tensor]) -> Tensor:
+        values = super().evaluate(noise)
+        slope = torch.zeros(len(values), dtype=values.dtype, device=values.device)
+        for z, v in zip(noise, self.tangents):
+            slope += (_rows(z) @ _rows(v[None])[0]).to(slope)
+        self.slopes.append(slope)
+        return values
 
 
-def _inner(noise: Sequence[Tensor], tangents: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Return z_i'v over all leaves, `[n]`."""
-    total = torch.zeros(len(noise[0]), dtype=like.dtype, device=like.device)
-    for z, v in zip(noise, tangents):
-        dtype = accumulator(z.dtype)
-        total += (z.reshape(len(z), v.numel()).to(dtype) @ v.flatten().to(dtype)).to(total)
-    return total
+def _rows(z: Tensor) -> Tensor:
+    """Return directions of one leaf as rows, in the dtype of sums."""
+    return z.reshape(len(z), z[0].numel()).to(accumulator(z.dtype))

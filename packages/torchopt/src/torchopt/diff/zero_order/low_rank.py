@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,10 @@ from torch.overrides import TorchFunctionMode
 from torchopt.diff.call_state import CallState
 from torchopt.diff.zero_order.directions import Gaussian, draw_seed
 from torchopt.diff.zero_order.error_bars import GradientEstimate, effective_sample_size, scaled
-from torchopt.diff.zero_order.estimators import Estimator, Evaluations, as_estimator
-from torchopt.diff.zero_order.evaluate import ENTRIES_PER_CHUNK, Evaluator
+from torchopt.diff.zero_order.estimators import Estimator, as_estimator
+from torchopt.diff.zero_order.evaluate import ENTRIES_PER_CHUNK
+from torchopt.diff.zero_order.evaluator import Evaluator
+from torchopt.diff.zero_order.loop import sum_over_directions
 from torchopt.diff.zero_order.precision import (
     accumulator,
     require_sigma,
@@ -232,13 +234,6 @@ class LowRank:
                 factors[name] = Factors(next(drawn), next(drawn))
         return LowRankNoise(factors, dense)
 
-    def _default_rows(self, params: Mapping[str, Tensor]) -> int:
-        entries = sum(
-            p.numel() if p.ndim < 2 else self.rank * (p.shape[0] + p[0].numel())
-            for p in params.values()
-        )
-        return max(1, ENTRIES_PER_CHUNK // max(entries, 1))
-
     @torch.no_grad()
     def losses(
         self,
@@ -317,42 +312,79 @@ class LowRank:
         """
         params = _trainable(module)
         estimator = as_estimator(self.method)
-        evaluator = Evaluator(self.vectorized)
         weights = list(params.values())
         warn_of_lost_perturbations(weights, self.sigma, True, lambda k: f"`{list(params)[k]}`")
-        seed = draw_seed() if seed is None else seed
-        n = self.num_samples
-        rows = self._default_rows(params) if self.chunk_size is None else self.chunk_size
-        chunks = [(i, min(i + rows, n)) for i in range(0, n, rows)]
-        center = None
-        if estimator.uses_center:
-            still = self.noise(params, seed, 0, 1)
-            center = self._losses(module, loss, still, 0.0, seed, evaluator)[0]
-        all_losses, norms = [], []
-        noise = LowRankNoise({}, {})
-        for start, stop in chunks:
-            noise = self.noise(params, seed, start, stop)
-            columns = [
-                self._losses(module, loss, noise, s, seed, evaluator) for s in estimator.offsets
-            ]
-            all_losses.append(torch.stack(columns, dim=1))
-            norms.append(_square_norms(noise))
-        evaluations = Evaluations(torch.cat(all_losses), center, torch.cat(norms), self.sigma)
-        c = estimator.coefficients(evaluations)
+        n, seed = self.num_samples, draw_seed() if seed is None else seed
+        space = _Members(self, module, loss, params, seed, Evaluator(self.vectorized))
         totals = {name: _Total(p, with_error and n > 1) for name, p in params.items()}
-        for start, stop in chunks:
-            if len(chunks) > 1:
-                noise = self.noise(params, seed, start, stop)
+        coefficients: list[Tensor] = []
+
+        def add(c: Tensor, noise: LowRankNoise) -> None:
+            coefficients.append(c)
             for name, f in noise.factors.items():
-                totals[name].add_factors(c[start:stop], f)
+                totals[name].add_factors(c, f)
             for name, z in noise.dense.items():
-                totals[name].add_dense(c[start:stop], z)
+                totals[name].add_dense(c, z)
+
+        sum_over_directions(
+            space,
+            estimator.coefficients,
+            add,
+            center=space.center() if estimator.uses_center else None,
+            local=estimator.local,
+            uses_norms=estimator.uses_norms,
+        )
         error = None
         if with_error and n > 1:
             error = {name: total.standard_error(n) for name, total in totals.items()}
         count = n * len(estimator.offsets) + int(estimator.uses_center)
         means = {name: total.mean(n) for name, total in totals.items()}
-        return GradientEstimate(means, error, effective_sample_size(c), count)
+        effective = effective_sample_size(torch.cat(coefficients))
+        return GradientEstimate(means, error, effective, count)
+
+
+@dataclass
+class _Members:
+    """The space of perturbations of a module."""
+
+    engine: LowRank
+    module: nn.Module
+    loss: Callable[[nn.Module], Tensor]
+    params: dict[str, Tensor]
+    seed: int
+    evaluator: Evaluator
+    coupled: ClassVar[int] = 1
+
+    @property
+    def sigma(self) -> float:
+        return self.engine.sigma
+
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        entries = sum(
+            p.numel() if p.ndim < 2 else self.engine.rank * (p.shape[0] + p[0].numel())
+            for p in self.params.values()
+        )
+        rows = self.engine.chunk_size or max(1, ENTRIES_PER_CHUNK // max(entries, 1))
+        n = self.engine.num_samples
+        return [(i, min(i + rows, n)) for i in range(0, n, rows)]
+
+    def draw(self, start: int, stop: int) -> LowRankNoise:
+        return self.engine.noise(self.params, self.seed, start, stop)
+
+    def evaluate(self, noise: LowRankNoise) -> Tensor:
+        offsets = as_estimator(self.engine.method).offsets
+        return torch.stack([self._at(noise, s) for s in offsets], dim=1)
+
+    def center(self) -> Tensor:
+        return self._at(self.draw(0, 1), 0.0)[0]
+
+    def _at(self, noise: LowRankNoise, s: float) -> Tensor:
+        losses = self.engine._losses
+        return losses(self.module, self.loss, noise, s, self.seed, self.evaluator)
+
+    def square_norms(self, noise: LowRankNoise, like: Tensor) -> Tensor:
+        return _square_norms(noise).to(like)
 
 
 class _Total:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchopt.diff.zero_order.decorator import ZeroOrder
 from torchopt.diff.zero_order.directions import FromDistribution
 from torchopt.diff.zero_order.estimators import Estimator, as_estimator
-from torchopt.diff.zero_order.evaluate import Evaluator
+from torchopt.diff.zero_order.evaluator import Evaluator
 from torchopt.params.functional import functional_call
 from torchopt.tree_function import is_transforming
 from torchopt.typing import Samplable, Size

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluate a function at many points at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.zero_order.directions import common_draws
+
+__all__ = ["Evaluator"]
+
+
+@dataclass
+class Evaluator:
+    """Calls a function at many points: by `torch.func.vmap`, or one after the other.
+
+    Random draws inside the function (dropout) see the same seed in every evaluation, so that losses
+    differ by the perturbation alone.
+
+    Attributes:
+        vectorized: True: by vmap, its errors are raised. False: in a loop. None: by vmap,
+            and, after one warning, in a loop if the function runs there but not under vmap.
+    """
+
+    vectorized: bool | None = None
+
+    def __call__(
+        self,
+        fn: Callable[..., Tensor],
+        points: Sequence[Tensor],
+        scratch: Sequence[Tensor],
+        seed: int,
+    ) -> Tensor:
+        """Return `fn(*leaves, *scratch)` at each point, stacked.
+
+        Args:
+            fn: Returns a tensor of the same shape everywhere.
+            points: For each leaf `[n, *shape]`.
+            scratch: Tensors that `fn` may overwrite; each evaluation gets copies of its own.
+            seed: Of random draws inside `fn`.
+
+        Returns:
+            `[n, *shape of the output]`.
+        """
+        if self.vectorized is False:
+            return self._loop(fn, points, scratch, seed)
+        try:
+            return self._vmap(fn, points, scratch, seed)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            if self.vectorized or isinstance(error, torch.OutOfMemoryError):
+                raise
+            losses = self._loop(fn, points, scratch, seed)  # raises what is not vmap's fault
+            first = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                "zero-order estimation: torch.func.vmap cannot take this function, so it is "
+                f"evaluated in a loop, one sample after the other. vmap says: {first} "
+                "Pass vectorized=False to accept the loop, vectorized=True to get the full error.",
+                UserWarning,
+                stacklevel=2,
+            )
+            self.vectorized = False
+            return losses
+
+    @staticmethod
+    def _vmap(
+        fn: Callable[..., Tensor], points: Sequence[Tensor], scratch: Sequence[Tensor], seed: int
+    ) -> Tensor:
+        n = len(points[0])
+        copies = [x.expand(n, *x.shape).clone() for x in scratch]
+        batched = torch.func.vmap(fn, randomness="same")
+        with common_draws(seed, points):
+            losses: Tensor = batched(*points, *copies)
+        return losses
+
+    @staticmethod
+    def _loop(
+        fn: Callable[..., Tensor], points: Sequence[Tensor], scratch: Sequence[Tensor], seed: int
+    ) -> Tensor:
+        losses = []
+        with common_draws(seed, points) as seed_all:
+            for row in zip(*points):
+                seed_all(seed)
+                losses.append(fn(*row, *(x.clone() for x in scratch)))
+        return torch.stack(losses)
