@@ -12,7 +12,7 @@ from torchopt.diff.engine import Engine
 from torchopt.diff.explicit import Explicit, InnerResult, inner_loop
 from torchopt.diff.implicit import Implicit, ImplicitMetaGradientModule
 from torchopt.diff.verify import Verification, Verify, VerifyReport
-from torchopt.diff.zero_order.decorator import ZeroOrder
+from torchopt.diff.zero_order.engine import ZeroOrder
 from torchopt.diff.zero_order.nn import ZeroOrderGradientModule
 
 __all__ = [

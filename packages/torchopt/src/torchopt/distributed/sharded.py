@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.diff.zero_order.decorator import ZeroOrder
 from torchopt.diff.zero_order.directions import draw_seed
+from torchopt.diff.zero_order.engine import ZeroOrder
 from torchopt.diff.zero_order.evaluator import Evaluator
 from torchopt.distributed.group import Group, share_of
 from torchopt.distributed.session import DEFAULT_TIMEOUT

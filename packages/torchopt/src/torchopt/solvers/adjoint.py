@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt.diff.explicit.loop import Explicit
 from torchopt.diff.implicit.inner import Implicit
-from torchopt.diff.zero_order.decorator import ZeroOrder
+from torchopt.diff.zero_order.engine import ZeroOrder
 from torchopt.diff.zero_order.inner import sampled
 from torchopt.errors import NotDifferentiableError
 from torchopt.tree import tree_leaves

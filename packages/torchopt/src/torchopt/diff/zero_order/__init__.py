@@ -5,17 +5,19 @@ draw (`directions`) ──▶ evaluate (`evaluate`) ──▶ weigh (`estimators
 
 | module | contents |
 |---|---|
-| `decorator` | `zero_order`, and the engine as a value, `ZeroOrder` |
+| `decorator` | `zero_order` |
+| `engine` | the engine as a value, `ZeroOrder` |
 | `call` | one call of a decorated function, as autograd sees it |
 | `nn` | `ZeroOrderGradientModule` |
 | `directions` | sources of random directions, regenerated from a seed |
-| `estimators` | from losses and directions to a gradient |
+| `estimators` | from losses to the coefficients of directions |
+| `utilities`, `surrogate` | losses as ranks; control variates |
 | `loop` | draw, evaluate, weigh, sum: the one loop over directions, in chunks |
 | `evaluate` | losses at perturbed points of a tree, and what is summed |
 | `evaluator` | one function at many points, by vmap or one after the other |
 | `error_bars` | `GradientEstimate`: a gradient with its standard error |
 | `seed_replay` | in-place perturbation of large models |
-| `low_rank` | low-rank perturbations of the weights of any module |
+| `low_rank`, `factors` | low-rank perturbations of the weights of any module |
 | `unrolled` | full, truncated, persistent and noise-reuse evolution strategies for inner loops |
 """
 
@@ -36,7 +38,7 @@ from torchopt.diff.zero_order import (
     seed_replay,
     unrolled,
 )
-from torchopt.diff.zero_order.decorator import ZeroOrder, zero_order
+from torchopt.diff.zero_order.decorator import zero_order
 from torchopt.diff.zero_order.directions import (
     Directions,
     FromDistribution,
@@ -47,6 +49,7 @@ from torchopt.diff.zero_order.directions import (
     Sobol,
     Sphere,
 )
+from torchopt.diff.zero_order.engine import ZeroOrder
 from torchopt.diff.zero_order.error_bars import GradientEstimate
 from torchopt.diff.zero_order.estimators import Estimator
 from torchopt.diff.zero_order.nn import ZeroOrderGradientModule

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,6 @@ from torchopt.diff.zero_order.directions import (
     draw_seed,
 )
 from torchopt.diff.zero_order.error_bars import GradientEstimate
-from torchopt.diff.zero_order.estimators import ESTIMATORS
 from torchopt.diff.zero_order.evaluate import (
     LeafEstimate,
     Sampling,
@@ -31,19 +30,25 @@ from torchopt.diff.zero_order.precision import (
     warn_of_lost_perturbations,
     widened,
 )
+from torchopt.diff.zero_order.refusals import (
+    no_forward_mode,
+    no_third_derivative,
+    require_no_names,
+    require_one_cotangent,
+    require_second_derivative,
+)
 from torchopt.errors import NotDifferentiableError
-from torchopt.torch_internals import is_batched_by_old_vmap, is_wrapped
+from torchopt.torch_internals import is_wrapped
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_unflatten
 from torchopt.tree_function import (
     Operation,
     apply_operation,
-    is_batched,
     is_differentiated,
     is_transforming,
 )
 
 if TYPE_CHECKING:
-    from torchopt.diff.zero_order.decorator import ZeroOrder
+    from torchopt.diff.zero_order.engine import ZeroOrder
 
 __all__ = ["Call", "scalar", "tensor_of"]
 
@@ -211,7 +216,7 @@ class Call:
         if is_transforming():
             self.require_arguments_of_transforms()
         operation = Operation(
-            self.forward, None, _no_forward_mode, len(self.leaves), self.gradient_operation
+            self.forward, None, no_forward_mode, len(self.leaves), self.gradient_operation
         )
         output, *aux = apply_operation(operation, *self.leaves, *self.constants)
         if self.complex_output:
@@ -228,7 +233,7 @@ class Call:
     def require_arguments_of_transforms(self) -> None:
         """Raise if the function can reach a tensor that an enclosing transform differentiates."""
         given = {id(x) for x in self.flat}
-        _require_no_names(
+        require_no_names(
             name
             for name, x in captured(self.fn, Tensor)
             if id(x) not in given and is_wrapped(x) and is_differentiated(x)
@@ -259,7 +264,7 @@ class Call:
         output = tensor_of(output) if self.engine.vector_output else scalar(output)
         if self.graph:
             names = hidden_inputs(output, given, self.fn)
-            _require_no_names(name for name in names if not name.startswith("a tensor of"))
+            require_no_names(name for name in names if not name.startswith("a tensor of"))
         self.aux_leaves, self.aux_spec = tree_flatten(aux)
         extra = (leaf for leaf in self.aux_leaves if isinstance(leaf, Tensor))
         # Copies: an output must not be an input, or a view of one.
@@ -311,15 +316,15 @@ class Call:
             return self.second(n, outputs, *tensors)
 
         def derivative(cotangents: int) -> Operation:
-            return Operation(second, None, _no_third_derivative, n + outputs + cotangents)
+            return Operation(second, None, no_third_derivative, n + outputs + cotangents)
 
-        return Operation(self.backward, None, _no_forward_mode, n + outputs, derivative)
+        return Operation(self.backward, None, no_forward_mode, n + outputs, derivative)
 
     def backward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return cotangent' J, estimated: the gradient of the scalar <cotangent, output>."""
         n = len(self.leaves)
         leaves, cotangent = self.point_of(tensors), tensors[n]
-        _require_one_cotangent(cotangent)
+        require_one_cotangent(cotangent)
         output = self.output(tensors)
 
         def product(*point: Tensor) -> Tensor:
@@ -348,7 +353,7 @@ class Call:
 
     def second(self, n: int, outputs: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the derivative of `backward` for leaves and cotangents, in a direction."""
-        _require_second_derivative(self.engine)
+        require_second_derivative(self.engine)
         leaves, cotangent, rest = self.point_of(tensors), tensors[n], tensors[n + 1 : n + outputs]
         tangents = tensors[n + outputs : 2 * n + outputs]
         output = self.output(tensors)
@@ -372,52 +377,3 @@ def _copy(x: Tensor) -> Tensor | None:
 
 def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
-
-
-def _require_one_cotangent(cotangent: Tensor) -> None:
-    # torch's batched backward passes have a kind of vmap of their own.
-    if is_batched_by_old_vmap(cotangent) or is_batched(cotangent):
-        raise NotDifferentiableError(
-            "zero-order estimation: expected one cotangent at a time, got a batch of them "
-            "(is_grads_batched=True or vectorize=True). Use torch.func.jacrev, torch.func.vmap "
-            "over torch.func.vjp, or a loop."
-        )
-
-
-def _require_no_names(names: Iterable[str]) -> None:
-    """Raise if the function depends on tensors that the estimate would leave out."""
-    found = list(dict.fromkeys(names))
-    if not found:
-        return
-    shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-    raise NotDifferentiableError(
-        f"zero-order estimation: the function depends on {shown}: not among the arguments at "
-        "argnums, but a gradient is required there; it would silently be zero. Pass them as "
-        "arguments and name these in argnums, or detach them."
-    )
-
-
-def _require_second_derivative(engine: ZeroOrder) -> None:
-    if engine.estimator.curvature is None or not engine.directions.standard_normal:
-        known = ", ".join(name for name, e in ESTIMATORS.items() if e.curvature is not None)
-        raise NotDifferentiableError(
-            f"zero-order estimation: a second derivative is defined for one of the methods {known} "
-            "and standard normal directions (torch.distributions.Normal(0.0, 1.0), torch.randn, "
-            f"Gaussian(), Orthogonal(), Sobol()), got {engine.estimator.name} and "
-            f"{engine.directions!r}. Choose among these, or drop create_graph=True."
-        )
-
-
-def _no_forward_mode(*tensors: Tensor) -> tuple[Tensor, ...]:
-    raise NotDifferentiableError(
-        "zero-order estimation: expected a reverse-mode derivative, got a request for a "
-        "forward-mode one. Use reverse mode: torch.func.vjp for torch.func.jvp, "
-        "torch.func.jacrev(torch.func.jacrev(f)) for torch.func.hessian(f)."
-    )
-
-
-def _no_third_derivative(*tensors: Tensor) -> tuple[Tensor, ...]:
-    raise NotDifferentiableError(
-        "zero-order estimation: expected a first or second derivative, got a request for a third "
-        "one. Estimate a derivative of the outer function instead."
-    )

@@ -26,7 +26,7 @@ One long file: the rows of this table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
@@ -36,6 +36,8 @@ from torch import Tensor
 
 from torchopt.diff.zero_order.error_bars import GradientEstimate, Spread, effective_sample_size
 from torchopt.diff.zero_order.precision import accumulator, widened
+from torchopt.diff.zero_order.surrogate import control_variate, require_linear
+from torchopt.diff.zero_order.utilities import centered_ranks, nes_utilities, z_scores
 
 __all__ = [
     "ESTIMATORS",
@@ -356,63 +358,6 @@ def as_estimator(method: str | Estimator) -> Estimator:
 # --- shaping --------------------------------------------------------------------------------------
 
 
-def centered_ranks(losses: Tensor) -> Tensor:
-    """Return the ranks of all entries, scaled to [-1/2, 1/2]; equal losses get equal ranks.
-
-    A loss that is not a number ranks with infinite ones, as the worst.
-
-    References:
-        T. Salimans, J. Ho, X. Chen, S. Sidor, I. Sutskever, Evolution Strategies as a Scalable
-        Alternative to Reinforcement Learning, 2017, https://arxiv.org/abs/1703.03864
-
-    Example:
-        >>> centered_ranks(torch.tensor([[30.0], [-1.0], [2.0]])).flatten()
-        tensor([ 0.5000, -0.5000,  0.0000])
-    """
-    return _ranks(losses) / max(losses.numel() - 1, 1) - 0.5
-
-
-def nes_utilities(losses: Tensor) -> Tensor:
-    """Return the utilities of natural evolution strategies: only the better half counts.
-
-    With rank k = 1 for the smallest loss: u = max(0, log(n/2 + 1) - log k) normalised to sum 1,
-    minus 1/n; the sign is that of a loss (small is negative). Losses that are not numbers rank with
-    infinite ones.
-
-    References:
-        D. Wierstra, T. Schaul, T. Glasmachers, Y. Sun, J. Peters, J. Schmidhuber, Natural Evolution
-        Strategies, JMLR 15, 2014, section 3.1.
-    """
-    n = losses.numel()
-    k = _ranks(losses) + 1.0
-    u = torch.log(torch.tensor(n / 2 + 1).to(k) / k).clamp(min=0.0)
-    utilities: Tensor = 1.0 / n - u / u.sum()
-    return utilities
-
-
-def z_scores(losses: Tensor) -> Tensor:
-    """Return the losses less their mean, divided by their standard deviation (0 if they agree).
-
-    Losses that are not finite have no deviation: then all scores are NaN, and so is the gradient.
-    """
-    wide = widened(losses)
-    largest = wide.abs().amax()
-    wide = wide / torch.where(largest > 0, largest, torch.ones_like(largest))
-    deviation = wide - wide.mean()
-    scale = deviation.square().mean().sqrt()
-    return deviation / torch.where(scale == 0, torch.ones_like(scale), scale)
-
-
-def _ranks(losses: Tensor) -> Tensor:
-    wide = widened(losses)
-    flat = torch.where(wide.isnan(), torch.inf, wide).flatten()
-    in_order = flat.sort().values
-    smaller = torch.searchsorted(in_order, flat, right=False)
-    not_larger = torch.searchsorted(in_order, flat, right=True)
-    ranks = (smaller + not_larger - 1).to(wide.dtype) / 2.0
-    return ranks.reshape(losses.shape)
-
-
 @dataclass(frozen=True)
 class _Shaped:
     inner: Estimator
@@ -447,53 +392,3 @@ def shaped(estimator: Estimator, utility: Callable[[Tensor], Tensor] = centered_
         uses_norms=estimator.uses_norms,
         linear=False,
     )
-
-
-# --- control variate ------------------------------------------------------------------------------
-
-
-def control_variate(
-    estimator: Estimator,
-    losses: Tensor,
-    noise: Sequence[Tensor],
-    sigma: float,
-    surrogate: Sequence[Tensor],
-) -> Tensor:
-    """Return the losses less the linear function h'(x - theta), whose gradient is `surrogate`.
-
-    The estimate from these losses plus C h, with C = E z z' the covariance of the directions, has
-    the same mean, as an estimator that is linear in the losses has mean C h for the linear
-    function. Its variance is that of the estimate of f - h'x: that of antithetic pairs falls from
-    norm(g)^2 I + g g' to the same with g - h.
-
-    Args:
-        estimator: Says where the losses were taken. Linear in the losses.
-        losses: `[N, K]`.
-        noise: Directions, for each leaf `[N, *shape]`.
-        sigma: Size of the perturbation.
-        surrogate: h, for each leaf `[*shape]`.
-
-    Returns:
-        `[N, K]`, new.
-
-    Raises:
-        ValueError: The estimator is not linear in the losses.
-    """
-    require_linear(estimator)
-    losses = widened(losses)
-    slope = torch.zeros_like(losses[:, 0])
-    for z, h in zip(noise, surrogate, strict=True):
-        dtype = accumulator(z.dtype)
-        slope += (z.reshape(len(z), h.numel()).to(dtype) @ h.flatten().to(dtype)).to(slope)
-    offsets = torch.tensor(estimator.offsets, dtype=losses.dtype, device=losses.device)
-    return losses - sigma * slope[:, None] * offsets
-
-
-def require_linear(estimator: Estimator) -> None:
-    """Raise unless a control variate leaves the mean of `estimator` alone."""
-    if not estimator.linear:
-        raise ValueError(
-            f"`surrogate`: expected an estimator that is linear in the losses, got "
-            f"{estimator.name}: a surrogate would change the mean of its estimate. Drop the "
-            "surrogate, or use an estimator whose losses are not shaped."
-        )

@@ -16,12 +16,11 @@ from torchopt.diff.zero_order.error_bars import Spread, effective_sample_size
 from torchopt.diff.zero_order.estimators import (
     Estimator,
     Evaluations,
-    control_variate,
-    require_linear,
 )
 from torchopt.diff.zero_order.evaluator import Evaluator
 from torchopt.diff.zero_order.loop import sum_over_directions
 from torchopt.diff.zero_order.precision import accumulator, widened
+from torchopt.diff.zero_order.surrogate import control_variate, surrogate_mean
 
 __all__ = [
     "ENTRIES_PER_CHUNK",
@@ -148,7 +147,9 @@ class _Sum:
         means = [total.div_(s.num_samples) for total in self.totals]
         error = None if self.spread is None else self.spread.standard_error(means)
         if surrogate is not None:
-            means = [m + h for m, h in zip(means, surrogate_mean(s, surrogate))]
+            means = [
+                m + h for m, h in zip(means, surrogate_mean(s.estimator, s.directions, surrogate))
+            ]
         count = s.num_samples * len(s.estimator.offsets) + int(s.estimator.uses_center)
         effective = effective_sample_size(torch.cat(self.coefficients))
         return LeafEstimate(
@@ -238,7 +239,9 @@ def estimate_leaves(
     """
     estimator = sampling.estimator
     if surrogate is not None:
-        surrogate_mean(sampling, surrogate)  # raises before anything is evaluated
+        surrogate_mean(
+            estimator, sampling.directions, surrogate
+        )  # raises before anything is evaluated
     if estimator.uses_center:
         center = sampling.center(fn, leaves) if losses is None else center
     total = _Sum(sampling, leaves, with_error)
@@ -253,24 +256,6 @@ def estimate_leaves(
         uses_norms=estimator.uses_norms,
     )
     return total.result(surrogate)
-
-
-def surrogate_mean(sampling: Sampling, surrogate: Sequence[Tensor]) -> list[Tensor]:
-    """Return E d(z) z'h: the mean of the estimate of a linear function with gradient h.
-
-    Raises:
-        ValueError: It is not known, or the estimator is not linear in the losses.
-    """
-    require_linear(sampling.estimator)
-    moment = sampling.directions.second_moment(surrogate)
-    if sampling.estimator.dual(torch.tensor(2.0)) == 2.0:
-        return moment
-    if any(not torch.equal(x, h) for x, h in zip(moment, surrogate)):
-        raise ValueError(
-            f"`surrogate`: expected directions of covariance I for {sampling.estimator.name}, got "
-            f"{type(sampling.directions).__name__}. Use Rademacher()."
-        )
-    return moment
 
 
 def evaluate_range(

@@ -15,7 +15,7 @@ from torchopt.diff.problem import InnerCall
 from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
 
 if TYPE_CHECKING:
-    from torchopt.diff.zero_order.decorator import ZeroOrder
+    from torchopt.diff.zero_order.engine import ZeroOrder
 
 __all__ = ["run_inner", "sampled"]
 

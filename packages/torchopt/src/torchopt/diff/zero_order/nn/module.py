@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchopt.diff.zero_order.decorator import ZeroOrder
 from torchopt.diff.zero_order.directions import FromDistribution
+from torchopt.diff.zero_order.engine import ZeroOrder
 from torchopt.diff.zero_order.estimators import Estimator, as_estimator
 from torchopt.diff.zero_order.evaluator import Evaluator
 from torchopt.params.functional import functional_call

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Utilities: what a loss is worth among others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.zero_order.precision import widened
+
+__all__ = ["centered_ranks", "nes_utilities", "z_scores"]
+
+
+def centered_ranks(losses: Tensor) -> Tensor:
+    """Return the ranks of all entries, scaled to [-1/2, 1/2]; equal losses get equal ranks.
+
+    A loss that is not a number ranks with infinite ones, as the worst.
+
+    References:
+        T. Salimans, J. Ho, X. Chen, S. Sidor, I. Sutskever, Evolution Strategies as a Scalable
+        Alternative to Reinforcement Learning, 2017, https://arxiv.org/abs/1703.03864
+
+    Example:
+        >>> centered_ranks(torch.tensor([[30.0], [-1.0], [2.0]])).flatten()
+        tensor([ 0.5000, -0.5000,  0.0000])
+    """
+    return _ranks(losses) / max(losses.numel() - 1, 1) - 0.5
+
+
+def nes_utilities(losses: Tensor) -> Tensor:
+    """Return the utilities of natural evolution strategies: only the better half counts.
+
+    With rank k = 1 for the smallest loss: u = max(0, log(n/2 + 1) - log k) normalised to sum 1,
+    minus 1/n; the sign is that of a loss (small is negative). Losses that are not numbers rank with
+    infinite ones.
+
+    References:
+        D. Wierstra, T. Schaul, T. Glasmachers, Y. Sun, J. Peters, J. Schmidhuber, Natural Evolution
+        Strategies, JMLR 15, 2014, section 3.1.
+    """
+    n = losses.numel()
+    k = _ranks(losses) + 1.0
+    u = torch.log(torch.tensor(n / 2 + 1).to(k) / k).clamp(min=0.0)
+    utilities: Tensor = 1.0 / n - u / u.sum()
+    return utilities
+
+
+def z_scores(losses: Tensor) -> Tensor:
+    """Return the losses less their mean, divided by their standard deviation (0 if they agree).
+
+    Losses that are not finite have no deviation: then all scores are NaN, and so is the gradient.
+    """
+    wide = widened(losses)
+    largest = wide.abs().amax()
+    wide = wide / torch.where(largest > 0, largest, torch.ones_like(largest))
+    deviation = wide - wide.mean()
+    scale = deviation.square().mean().sqrt()
+    return deviation / torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def _ranks(losses: Tensor) -> Tensor:
+    wide = widened(losses)
+    flat = torch.where(wide.isnan(), torch.inf, wide).flatten()
+    in_order = flat.sort().values
+    smaller = torch.searchsorted(in_order, flat, right=False)
+    not_larger = torch.searchsorted(in_order, flat, right=True)
+    ranks = (smaller + not_larger - 1).to(wide.dtype) / 2.0
+    return ranks.reshape(losses.shape)
