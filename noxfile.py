@@ -265,7 +265,7 @@ def instructions(session: nox.Session) -> None:
 
 def manuals(session: nox.Session, builder: str, *options: str) -> None:
     """Let Sphinx, which is installed first, read both manuals."""
-    tools = ("sphinx", "furo", "myst-parser")
+    tools = ("sphinx", "furo", "myst-parser", "sphinx-mathjax-offline")
     run(session, PYTHON, "-m", "pip", "install", "--quiet", "-c", "tools/constraints.txt", *tools)
     for package in (OPTREE, TORCHOPT):
         output = BUILD / "docs" / builder / package.name

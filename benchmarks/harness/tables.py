@@ -72,6 +72,17 @@ def ratio_text(ratio: float | None) -> str:
     return NOTHING if ratio is None else _three_digits(ratio) + "x"
 
 
+def range_text(ratios: Iterable[float | None]) -> str:
+    """Return the least and the greatest ratio of those that there are.
+
+    >>> range_text([12.34, None, 0.8123]), range_text([None]), range_text([2.0])
+    ('0.81x to 12.3x', '–', '2x')
+    """
+    found = [ratio for ratio in ratios if ratio is not None]
+    ends = dict.fromkeys(ratio_text(end) for end in (min(found), max(found))) if found else []
+    return " to ".join(ends) or NOTHING
+
+
 def bytes_text(size: float | None) -> str:
     """Return a number of bytes in a readable unit.
 

@@ -8,7 +8,14 @@ from typing import Any
 
 from benchmarks.harness.plot import draw_bars
 from benchmarks.harness.results import Figures
-from benchmarks.harness.tables import NOTHING, bytes_text, ratio_text, seconds_text, table
+from benchmarks.harness.tables import (
+    NOTHING,
+    bytes_text,
+    range_text,
+    ratio_text,
+    seconds_text,
+    table,
+)
 from benchmarks.optree.operations import COLD, CUSTOM, LABELS, MATRIX
 from benchmarks.optree.rivals import OURS
 from benchmarks.optree.shortfalls import shortfalls
@@ -162,6 +169,21 @@ def matrix_gc_table(result: Result) -> str:
     return ratio_table(result, set(MATRIX), collect=True)
 
 
+def conclusion_table(result: Result) -> str:
+    """Return the range of each library's time as a multiple of ours, over all trees."""
+    figures = Figures(result)
+    pairs = _pairs(result, set(MATRIX))
+    rows = []
+    for rival, label in labels(result).items():
+        row = [label]
+        for operation in MATRIX:
+            found = [figures.ratio(tree, op, rival, OURS) for tree, op in pairs if op == operation]
+            row.append(range_text(found))
+        if rival != OURS:
+            rows.append(row)
+    return table(["time, ours 1", *(LABELS[operation] for operation in MATRIX)], rows)
+
+
 def published_table(result: Result) -> str:
     """Return how much faster than the published optree, a row a tree, off and on collector."""
     off, on = Figures(result), Figures(result, collect=True)
@@ -285,6 +307,7 @@ def misses(result: Result) -> list[str]:
 
 TABLES = {
     "machine": machine_lines,
+    "conclusion": conclusion_table,
     "speedup": speedup_table,
     "published": published_table,
     "matrix": matrix_table,

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.plot import draw_bars
-from benchmarks.harness.tables import NOTHING, bytes_text, ratio_text, seconds_text, table
+from benchmarks.harness.tables import (
+    NOTHING,
+    bytes_text,
+    range_text,
+    ratio_text,
+    seconds_text,
+    table,
+)
 from benchmarks.optree.report import machine_lines, machine_note
 from benchmarks.torchopt import tasks
 from benchmarks.torchopt.rivals import OURS
@@ -15,6 +22,7 @@ from benchmarks.torchopt.rivals import OURS
 __all__ = [
     "EACH_OPTIMIZER",
     "all_tables",
+    "conclusion_table",
     "key",
     "machine_lines",
     "meta_table",
@@ -118,6 +126,20 @@ def _label(case: tuple[Any, ...]) -> str:
 
 def _number(value: int | None) -> str:
     return NOTHING if value is None else str(value)
+
+
+def conclusion_table(result: dict[str, Any]) -> str:
+    """Return the range of each implementation's time as a multiple of ours, over all sizes."""
+    cells = _Cells(result)
+    rows = []
+    for operation, title in TITLES.items():
+        row = [title if operation == "meta" else f"a step of Adam, {title}"]
+        cases = [case for case in cells.cases if case[0] == operation]
+        for rival in cells.rivals:
+            times = [(cells.value(c, rival, "min"), cells.value(c, OURS, "min")) for c in cases]
+            row.append(range_text([t / ours if t and ours else None for t, ours in times]))
+        rows.append(row)
+    return table(["time, ours 1", *cells.labels], rows)
 
 
 def step_table(result: dict[str, Any]) -> str:

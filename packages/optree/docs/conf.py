@@ -4,8 +4,13 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from pathlib import Path
 
 import optree
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
+import manual
 
 project = "optree"
 author = "the optree developers"
@@ -19,10 +24,7 @@ nitpicky = False
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 
-html_theme = "furo"
-html_static_path = ["_static"]
-html_css_files = ["tables.css"]
-html_title = f"optree {release}"
+globals().update(manual.settings(project, release))
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the texts say it shorter than expanded unions of trees

@@ -5,16 +5,24 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torchopt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
+import manual
 
 project = "torchopt"
 author = "the torchopt developers"
 copyright = author
 release = version = torchopt.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = [
+    *("myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"),
+    "sphinx-mathjax-offline",  # MathJax and its fonts lie beside the pages: no network
+]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 default_role = "py:obj"  # `name` in a docstring: code, and a link where there is one
@@ -22,10 +30,7 @@ nitpicky = False
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 
-html_theme = "furo"
-html_static_path = ["_static"]
-html_css_files = ["tables.css"]
-html_title = f"torchopt {release}"
+globals().update(manual.settings(project, release))
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the texts say it shorter than expanded unions of trees
@@ -64,7 +69,7 @@ def plain_text(
             for _ in table[1:]:
                 next(rows)
         else:
-            out.append(escaped(line))
+            out.append(manual.not_a_list(escaped(line)))
         if line.rstrip().endswith("::"):
             literal, indent = True, depth
     lines[:] = out

@@ -68,7 +68,7 @@ class Spread:
     Args:
         leaves: Like the gradient.
         coupled: m, directions in a block; the last block may be smaller.
-        num_samples: N.
+        num_samples: How many directions there are.
     """
 
     def __init__(self, leaves: Sequence[Tensor], coupled: int, num_samples: int) -> None:

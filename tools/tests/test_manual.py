@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manuals: titles are unique, names are no lists, addresses make links."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import manual
+
+PACKAGES = Path(__file__).resolve().parents[2] / "packages"
+
+
+@pytest.mark.parametrize("package", ["optree", "torchopt"])
+def test_titles_are_unique(package: str) -> None:
+    titles = sorted(manual.page_titles(PACKAGES / package / "docs").values())
+    assert len(titles) > 10
+    assert titles == sorted(set(titles))
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("D. P. Kingma, J. Ba", r"D\. P. Kingma, J. Ba"),
+        ("    N. J. Higham", r"    N\. J. Higham"),
+        ("X.-L. Li", "X.-L. Li"),
+        ("A step.", "A step."),
+        ("i. e. the first", r"i\. e. the first"),
+        ("* item", "* item"),
+    ],
+)
+def test_a_name_at_the_start_of_a_line_is_no_item(line: str, shown: str) -> None:
+    assert manual.not_a_list(line) == shown
+
+
+def test_without_an_address_there_is_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DOCS_REPOSITORY", "DOCS_BRANCH", "DOCS_VERSIONS"):
+        monkeypatch.delenv(name, raising=False)
+    found = manual.settings("optree", "1.0")
+    assert "source_repository" not in found["html_theme_options"]
+    assert found["html_context"]["versions"] == []
+
+
+def test_addresses_make_an_edit_link_and_a_menu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCS_REPOSITORY", "https://github.com/some/where")
+    monkeypatch.setenv("DOCS_VERSIONS", "1.0=https://a.example/1.0/ 0.7=https://a.example/0.7/")
+    found = manual.settings("optree", "1.0")
+    assert found["html_theme_options"]["source_repository"] == "https://github.com/some/where/"
+    assert found["html_theme_options"]["source_directory"] == "packages/optree/docs/"
+    assert [name for name, _ in found["html_context"]["versions"]] == ["1.0", "0.7"]
+
+
+def test_a_version_without_an_address_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected NAME=ADDRESS, got '1\.0'"):
+        manual.versions("1.0")
