@@ -136,7 +136,7 @@ def differentiable_in(name: str, make: Callable[..., Any]) -> list[str]:
     if _moves(_trained(make(**fixed), [], tree_unflatten(spec, leaves))[1], inputs):
         found.append("state")
     for key, parameter in inspect.signature(make).parameters.items():
-        default = 0.1 if key == "lr" else parameter.default
+        default: Any = 0.1 if key == "lr" else parameter.default
         many = isinstance(default, tuple)
         numbers: tuple[Any, ...] = default if many else (default,)
         if not all(isinstance(number, float) for number in numbers):

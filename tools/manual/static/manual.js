@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A table or formula wider than the page scrolls and says so; the version menu opens another manual.
 document.addEventListener("DOMContentLoaded", () => {
-  const wide = document.querySelectorAll(".table-wrapper, div.math, div.highlight > pre");
+  const wide = document.querySelectorAll(".table-wrapper, div.math");
   const mark = () =>
     wide.forEach((box) => {
       const scrolls = box.scrollWidth > box.clientWidth + 1;
@@ -12,6 +12,8 @@ document.addEventListener("DOMContentLoaded", () => {
   mark();
   window.addEventListener("load", mark);
   window.addEventListener("resize", mark);
+  // Formulas get their width when they are typeset.
+  if (window.MathJax && MathJax.startup) MathJax.startup.promise.then(mark);
 
   const menu = document.getElementById("version-menu");
   if (menu) menu.addEventListener("change", () => window.location.assign(menu.value));
