@@ -11,7 +11,8 @@ from typing import Any, Union
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.operator import BoundOperator, Layout
+from torchopt.linear_solve.layout import Layout
+from torchopt.linear_solve.operator import BoundOperator
 from torchopt.linear_solve.preconditioners import (
     FlatPreconditioner,
     Nystrom,

@@ -21,13 +21,8 @@ import torch
 from torch import Tensor
 
 from torchopt.errors import NotDifferentiableError
-from torchopt.linear_solve.operator import (
-    BoundOperator,
-    FlatMap,
-    Layout,
-    LinearOperator,
-    transpose_linear,
-)
+from torchopt.linear_solve.layout import Layout
+from torchopt.linear_solve.operator import BoundOperator, FlatMap, LinearOperator, transpose_linear
 from torchopt.linear_solve.result import OnFail, Solution, Stats, report_failure
 from torchopt.tree import tree_map
 from torchopt.tree_function import apply_rule, is_tracked, linearize

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.operator import Layout, transpose_linear
+from torchopt.linear_solve.layout import Layout
+from torchopt.linear_solve.operator import transpose_linear
 from torchopt.tree import tree_map
 
 __all__ = ["make_normal_matvec", "make_ridge_matvec", "make_rmatvec", "materialize_matvec"]

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from torchopt.linear_solve.operator import BoundOperator, Layout, LinearOperator
+from torchopt.linear_solve.layout import Layout
+from torchopt.linear_solve.operator import BoundOperator, LinearOperator
 from torchopt.linear_solve.result import OnFail
 from torchopt.linear_solve.solver import Computed, Solver
 from torchopt.torch_internals import is_wrapped

@@ -14,13 +14,14 @@ import dataclasses
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchopt.params.lineage import graph_nodes
 from torchopt.params.recording import Double, NotJudgedError, Watch, node_name, projection, rebuilt
 from torchopt.tree import tree_flatten, tree_unflatten
 
@@ -65,7 +66,6 @@ class Line:
         loss: From the tree of parameters to a 0-dim tensor.
         params: The tree of parameters. The line starts a hundredth of their size away from them,
             so that a value that is exactly zero does not sit on the kink of an activation.
-        nodes: From a loss to the nodes of its graph.
         seed: For the start, the direction v and the weights u.
     """
 
@@ -73,11 +73,9 @@ class Line:
         self,
         loss: Callable[[Any], Tensor],
         params: Any,
-        nodes: Callable[[Sequence[Tensor]], Iterator[Any]],
         seed: int = 0,
     ) -> None:
         self.loss = loss
-        self.nodes = nodes
         self.leaves, self.spec = tree_flatten(params)
         generator = torch.Generator().manual_seed(seed)
 
@@ -128,7 +126,7 @@ class Line:
             return record
 
         with contextlib.ExitStack() as hooks:
-            for node in self.nodes([value]):
+            for node in graph_nodes([value]):
                 hooks.callback(node.register_hook(hook(node)).remove)
             grads = self._grad(value, points, create_graph=graph)
         products = [(u * g).sum() for u, g in zip(self.weights, grads) if g is not None]
@@ -149,7 +147,7 @@ class Line:
             mode.__enter__()  # type: ignore[no-untyped-call]
 
         with contextlib.ExitStack() as hooks:
-            for node in self.nodes([value]):
+            for node in graph_nodes([value]):
                 hooks.callback(node.register_prehook(double).remove)
             return torch.autograd.grad(
                 value,

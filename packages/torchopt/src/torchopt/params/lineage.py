@@ -196,3 +196,16 @@ def check_unwritten(x: Tensor, lineage: Lineage, *name: str) -> None:
         "recover_state_dict(module, snapshot) or module.load_state_dict(...) to start anew, or an "
         "assignment that autograd records."
     )
+
+
+def graph_nodes(tensors: Sequence[Tensor]) -> Iterator[Any]:
+    """Yield every node of the graph behind `tensors`."""
+    pending: list[Any] = [x.grad_fn for x in tensors]
+    seen = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        pending.extend(following for following, _ in node.next_functions)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from torchopt.errors import NotDifferentiableError, SecondDerivativeWarning
 from torchopt.params.doctor import Line, Parted, SecondDerivatives
+from torchopt.params.lineage import graph_nodes
 from torchopt.params.recording import NotJudgedError
 from torchopt.tree import tree_flatten, tree_unflatten
 
@@ -122,7 +123,7 @@ def warn_of_missing_second_derivatives(
     if _warned.get(id(module)) is module:
         return
     _warned[id(module)] = module
-    names = [str(node.name()) for node in _nodes([g for g in grads if g is not None])]
+    names = [str(node.name()) for node in graph_nodes([g for g in grads if g is not None])]
     if not any(name.rpartition("::")[2] in (*_DELAYED, "NotImplemented") for name in names):
         return
     remedy = next((r for pattern, r in REMEDIES if re.search(pattern, " ".join(names))), None)
@@ -134,19 +135,6 @@ def warn_of_missing_second_derivatives(
         SecondDerivativeWarning,
         stacklevel=3,
     )
-
-
-def _nodes(tensors: Sequence[Tensor]) -> Iterator[Any]:
-    """Yield every node of the graph behind `tensors`."""
-    pending: list[Any] = [x.grad_fn for x in tensors]
-    seen = set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        pending.extend(following for following, _ in node.next_functions)
 
 
 def _is_error(node: Any) -> bool:
@@ -166,7 +154,7 @@ def _reverse_over_reverse(loss: Tensor, leaves: Sequence[Tensor]) -> None:
             "check_second_order: the loss does not depend on any of the parameters"
         )
     curved = [g for g in used if g.requires_grad]
-    if any(_is_error(node) for node in _nodes(curved)):
+    if any(_is_error(node) for node in graph_nodes(curved)):
         raise RuntimeError(
             "trying to differentiate twice a function that was marked with @once_differentiable"
         )
@@ -182,7 +170,7 @@ def _reverse_over_reverse(loss: Tensor, leaves: Sequence[Tensor]) -> None:
 
 def _judge(loss: Callable[[Any], Tensor], params: Any) -> Line | None:
     try:
-        line = Line(loss, params, _nodes)
+        line = Line(loss, params)
         _refuse(line.parted(), "reverse over reverse mode")
     except NotJudgedError as reason:
         warnings.warn(

@@ -25,7 +25,7 @@ from torch.compiler import is_dynamo_compiling
 
 from torchopt.errors import NotDifferentiableError
 from torchopt.params.lineage import MARK as LINEAGE
-from torchopt.params.lineage import Lineage, check_unwritten
+from torchopt.params.lineage import Lineage, check_unwritten, graph_nodes
 from torchopt.torch_internals import (
     checkpoint_of,
     forward_mode_enabled,
@@ -367,24 +367,14 @@ def refuse_reentrant(tables: Iterable[dict[str, Any]], loss: Tensor) -> None:
         if not isinstance(table, WatchedDict) or table.reentrant is None:
             continue
         key, shown = table.reentrant
-        if not shown or _has_reentrant_node(loss):
+        if not shown or any(map(_is_reentrant, graph_nodes([loss]))):
             raise NotDifferentiableError(
                 REENTRANT.format(who="step(loss)", owner=table.owner, key=key)
             )
 
 
-def _has_reentrant_node(loss: Tensor) -> bool:
-    pending: list[Any] = [getattr(loss, "grad_fn", None)]
-    seen = set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if str(node.name()).startswith("CheckpointFunction"):
-            return True
-        pending.extend(following for following, _ in node.next_functions)
-    return False
+def _is_reentrant(node: Any) -> bool:
+    return str(node.name()).startswith("CheckpointFunction")
 
 
 def watch_one(module: nn.Module) -> None:

@@ -3,19 +3,11 @@
 
 from __future__ import annotations
 
-from torchopt.solvers.base import (
-    FixedPointSolver,
-    Minimizer,
-    RootSolver,
-    Solver,
-    SolverError,
-    SolveResult,
-    SolverWarning,
-    SolveStatus,
-)
+from torchopt.solvers.base import Solver, SolverError, SolveResult, SolverWarning, SolveStatus
 from torchopt.solvers.bisection import Bisection
 from torchopt.solvers.fixed_point import Anderson, Broyden, FixedPointIteration
 from torchopt.solvers.gradient_descent import GradientDescent
+from torchopt.solvers.kinds import FixedPointSolver, Minimizer, RootSolver
 from torchopt.solvers.lbfgs import LBFGS
 from torchopt.solvers.newton_cg import Newton, NewtonCG
 from torchopt.solvers.projection import (

@@ -17,11 +17,10 @@ from torch import Tensor
 from torchopt.diff.closure import require_arguments
 from torchopt.diff.engine import Engine
 from torchopt.diff.implicit.inner import Implicit
-from torchopt.diff.implicit.rule import displacement
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import TorchOptError
 from torchopt.linear_solve.iterate import iterate, norm
-from torchopt.linear_solve.operator import Layout
+from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.result import described
 from torchopt.solvers.adjoint import by_another_engine, require_adjoint
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -33,10 +32,7 @@ from torchopt.tree_function import (
 )
 
 __all__ = [
-    "FixedPointSolver",
-    "Minimizer",
     "Outcome",
-    "RootSolver",
     "SolveResult",
     "SolveStatus",
     "Solver",
@@ -360,73 +356,3 @@ def tree_grad(function: Function) -> Function:
 def false_like(x: Tensor) -> Tensor:
     """Return a 0-dim False beside x, batched like it."""
     return torch.zeros_like(x.sum(), dtype=torch.bool)
-
-
-@dataclass(frozen=True)
-class Minimizer(Solver):
-    """A solver of min f(x, *args), f smooth with a 0-dim value: F = ∇f, whose Jacobian is
-    symmetric.
-    """
-
-    structure: ClassVar[dict[str, Any]] = {"symmetric": True}
-
-    def optimality(self, function: Function) -> Function:
-        """Return ∇f."""
-        return tree_grad(function)
-
-    @abstractmethod
-    def minimize(self, value_and_grad: ValueAndGrad, x: Tensor) -> Outcome:
-        """Return the minimum of a function of one vector."""
-
-    def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
-        """Return the minimum for one vector."""
-        differentiate = torch.func.grad_and_value(lambda x: function(layout.unravel(x)))
-
-        def value_and_grad(x: Tensor) -> tuple[Tensor, Tensor]:
-            gradient, value = differentiate(x)
-            return value, gradient
-
-        return self.minimize(value_and_grad, x)
-
-
-ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class FixedPointSolver(Solver):
-    """A solver of x = T(x, *args), T(x) a tree like x: F = T(x) - x."""
-
-    def optimality(self, function: Function) -> Function:
-        """Return T - x."""
-        return lambda x, *args: displacement(function(x, *args), x)
-
-    @abstractmethod
-    def iterate(self, step: FlatMap, x: Tensor) -> Outcome:
-        """Return the fixed point of a function of one vector."""
-
-    def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
-        """Return the fixed point for one vector."""
-        what = f"{type(self).__name__}: value of the function"
-        return self.iterate(
-            lambda x: layout.ravel(function(layout.unravel(x)), what).to(x.dtype), x
-        )
-
-
-@dataclass(frozen=True)
-class RootSolver(Solver):
-    """A solver of F(x, *args) = 0, F(x) a tree like x."""
-
-    def optimality(self, function: Function) -> Function:
-        """Return F."""
-        return function
-
-    @abstractmethod
-    def find(self, residual: FlatMap, layout: Layout, x: Tensor) -> Outcome:
-        """Return the root of a function of one vector."""
-
-    def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
-        """Return the root for one vector."""
-        what = f"{type(self).__name__}: value of the function"
-        return self.find(
-            lambda x: layout.ravel(function(layout.unravel(x)), what).to(x.dtype), layout, x
-        )

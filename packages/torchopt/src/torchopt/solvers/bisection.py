@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from torchopt.linear_solve.iterate import iterate
-from torchopt.linear_solve.operator import Layout
-from torchopt.solvers.base import FlatMap, Outcome, RootSolver, SolveStatus
+from torchopt.linear_solve.layout import Layout
+from torchopt.solvers.base import FlatMap, Outcome, SolveStatus
+from torchopt.solvers.kinds import RootSolver
 
 __all__ = ["Bisection"]
 

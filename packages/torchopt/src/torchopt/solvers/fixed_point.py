@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from torchopt.linear_solve.iterate import dot, norm, quotient, wide
-from torchopt.solvers.base import FixedPointSolver, FlatMap, Outcome, false_like
+from torchopt.solvers.base import FlatMap, Outcome, false_like
+from torchopt.solvers.kinds import FixedPointSolver
 
 __all__ = ["Anderson", "Broyden", "FixedPointIteration"]
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from torchopt.linear_solve.iterate import dot, norm, quotient
-from torchopt.solvers.base import Minimizer, Outcome, ValueAndGrad, false_like, gradient_norm
+from torchopt.solvers.base import Outcome, false_like, gradient_norm
+from torchopt.solvers.kinds import Minimizer, ValueAndGrad
 from torchopt.solvers.line_search import Point, line_search
 
 __all__ = ["GradientDescent"]

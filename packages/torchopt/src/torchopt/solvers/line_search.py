@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt.linear_solve.iterate import dot, iterate
-from torchopt.solvers.base import ValueAndGrad
+from torchopt.solvers.kinds import ValueAndGrad
 
 __all__ = ["Point", "line_search"]
 

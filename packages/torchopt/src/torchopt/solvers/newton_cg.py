@@ -11,17 +11,11 @@ from torch import Tensor
 
 from torchopt.linear_solve.auto import Auto
 from torchopt.linear_solve.iterate import dot, iterate, norm, quotient
-from torchopt.linear_solve.operator import BoundOperator, Layout, transpose_linear
+from torchopt.linear_solve.layout import Layout
+from torchopt.linear_solve.operator import BoundOperator, transpose_linear
 from torchopt.linear_solve.solver import Solver as LinearSolver
-from torchopt.solvers.base import (
-    FlatMap,
-    Minimizer,
-    Outcome,
-    RootSolver,
-    ValueAndGrad,
-    false_like,
-    gradient_norm,
-)
+from torchopt.solvers.base import FlatMap, Outcome, false_like, gradient_norm
+from torchopt.solvers.kinds import Minimizer, RootSolver, ValueAndGrad
 from torchopt.solvers.line_search import Point, line_search
 
 __all__ = ["Newton", "NewtonCG"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchopt.diff.implicit.rule import displacement
 from torchopt.linear_solve.iterate import dot, iterate, norm
-from torchopt.linear_solve.operator import Layout
+from torchopt.linear_solve.layout import Layout
 from torchopt.solvers.base import Function, Outcome, Solver, false_like, gradient_norm, tree_grad
 from torchopt.tree import tree_map
 

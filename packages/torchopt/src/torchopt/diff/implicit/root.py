@@ -17,21 +17,18 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchopt.diff.closure import ATOMS
-from torchopt.diff.implicit.certificate import GradientReport
-from torchopt.diff.implicit.rule import WHERE, Equation, RootRule, solve_system
+from torchopt.diff.implicit.rule import Equation, RootRule
+from torchopt.diff.implicit.settings import WHERE, Settings
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import TorchOptError
-from torchopt.linear_solve.auto import Auto
-from torchopt.linear_solve.callable import as_solver
-from torchopt.linear_solve.operator import Layout, LinearOperator, Tag
-from torchopt.linear_solve.solver import Solver
+from torchopt.linear_solve.layout import Layout
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_unflatten
 from torchopt.tree_function import (
     apply_rule,
@@ -55,7 +52,7 @@ class OptimalityWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class ImplicitEngine:
+class ImplicitEngine(Settings):
     """Implicit differentiation as a value: `ImplicitEngine(F, argnums)(solver_fn)`.
 
     Attributes:
@@ -79,61 +76,6 @@ class ImplicitEngine:
         where: What messages start with.
         remedy: How they end where F depends on tensors that it was not given.
     """
-
-    optimality_fn: Callable[..., Any]
-    argnums: tuple[int, ...]
-    has_aux: bool = False
-    solve: Callable[..., Any] = field(default_factory=lambda: Auto(on_fail="warn"))
-    symmetric: bool = False
-    positive_definite: bool = False
-    diagonal: bool = False
-    polish: int = 0
-    tol: float | None = None
-    on_fail: Literal["raise", "warn", "unroll", "ignore"] = "warn"
-    report: Callable[[GradientReport], Any] | None = None
-
-    where: str = field(default=WHERE, repr=False)
-    remedy: str = field(
-        default="Pass it as an argument of solver_fn, with its position in argnums, or detach it.",
-        repr=False,
-    )
-
-    def __post_init__(self) -> None:
-        if not self.argnums or any(i == 0 for i in self.argnums):
-            raise AssertionError(
-                "argnums: expected positions of arguments of solver_fn other than 0, which is the "
-                f"start of the solver and does not determine the solution; got {self.argnums}"
-            )
-        if any(i < 0 for i in self.argnums):
-            raise ValueError(f"argnums: expected positions counted from 0, got {self.argnums}")
-        if self.polish < 0:
-            raise ValueError(f"polish: expected a count >= 0, got {self.polish}")
-        if self.on_fail not in ("raise", "warn", "unroll", "ignore"):
-            raise ValueError(
-                f"on_fail: expected 'raise', 'warn', 'unroll' or 'ignore', got {self.on_fail!r}"
-            )
-
-    @functools.cached_property
-    def solver(self) -> Solver:
-        """`solve` as a solver."""
-        return as_solver(self.solve)
-
-    @property
-    def known_tags(self) -> frozenset[Tag]:
-        """What is known of ∂F/∂x."""
-        tags = set()
-        if self.symmetric or self.positive_definite:
-            tags.add(Tag.SYMMETRIC)
-        if self.positive_definite:
-            tags.add(Tag.POSITIVE_DEFINITE)
-        if self.diagonal:
-            tags.add(Tag.DIAGONAL)
-        return frozenset(tags)
-
-    def linear(self, operator: LinearOperator, b: Tensor) -> Tensor:
-        """Return A⁻¹ b."""
-        solver = self.solver
-        return solve_system(solver, operator, b, solver.failure)[0]
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return solver_fn with implicit derivatives."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchopt.diff.closure import explained, require_arguments
 from torchopt.diff.implicit.certificate import Adjoint, Refined
+from torchopt.diff.implicit.settings import WHERE, Settings, solve_system, with_condition
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotDifferentiableError
-from torchopt.linear_solve.operator import Layout, LinearOperator, Tag, transpose_linear
-from torchopt.linear_solve.result import Stats
-from torchopt.linear_solve.solver import Solver, push_forward, solve_vector
+from torchopt.linear_solve.layout import Layout
+from torchopt.linear_solve.operator import LinearOperator, Tag, transpose_linear
+from torchopt.linear_solve.solver import push_forward, solve_vector
 from torchopt.linear_solve.warm_start import WarmStart
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torchopt.tree_function import (
@@ -29,15 +30,10 @@ from torchopt.tree_function import (
     plain_entry,
 )
 
-if TYPE_CHECKING:
-    from torchopt.diff.implicit.root import ImplicitEngine
-
-__all__ = ["Equation", "RootRule", "displacement", "ravel_all", "solve_system", "with_condition"]
+__all__ = ["Equation", "RootRule", "displacement", "ravel_all"]
 
 Tensors = tuple[Tensor, ...]
 FlatMap = Callable[[Tensor], Tensor]
-
-WHERE = "custom_root(optimality_fn)(solver_fn)(*args)"
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ class Equation:
 class RootRule:
     """The rule (inputs) -> (leaves of x, tensors of aux, ‖F(x)‖)."""
 
-    engine: ImplicitEngine
+    engine: Settings
     solver_fn: Callable[..., Any]
     equation: Equation
     requires_grad: tuple[bool, ...]
@@ -400,22 +396,3 @@ def _plain(x: Tensor) -> Tensor:
 def ravel_all(tensors: Iterable[Tensor]) -> Tensor:
     """Return one vector of several tensors."""
     return torch.cat([x.reshape(x.numel()) for x in tensors])
-
-
-def with_condition(solver: Solver) -> Solver:
-    """Return the solver, asked for the condition number if it knows one."""
-    if isinstance(solver, WarmStart):
-        return replace(solver, solver=with_condition(solver.solver))
-    if any(f.name == "estimate_condition" for f in fields(solver)):
-        return replace(solver, estimate_condition=True)  # type: ignore[call-arg]  # just looked
-    return solver
-
-
-def solve_system(
-    solver: Solver, operator: LinearOperator, b: Tensor, on_fail: Literal["raise", "warn", "ignore"]
-) -> tuple[Tensor, Stats, Tensor]:
-    """Return A⁻¹ b, statistics and status."""
-    start = solver.start(operator.layout)
-    starts = () if start is None else (start,)
-    solver, operator, b = solver.reformulate(operator, b)
-    return solve_vector(solver, operator, b, starts, on_fail)
