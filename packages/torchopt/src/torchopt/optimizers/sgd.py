@@ -13,6 +13,7 @@ from torchopt.base import GradientTransformation
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation
+from torchopt.transform.linear import plus
 from torchopt.transform.validate import are_numbers, check_at_least_zero
 from torchopt.typing import ScalarOrSchedule
 
@@ -60,8 +61,8 @@ class Trace(Rule):
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
         """Return the direction and the decaying sum."""
-        t = state[0] * self.momentum + (g if c[0] is None else g * c[0])
-        return g + t * self.momentum if self.nesterov else t, (t,)
+        t = plus(g if c[0] is None else g * c[0], state[0], self.momentum)
+        return plus(g, t, self.momentum) if self.nesterov else t, (t,)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differentiable steps of SGD that are one or two of torch's own operations a tensor."""
+"""Differentiable steps of SGD by one or two of torch's own operations a tensor, on few tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.optimizers.native import FusedChain
-from torchopt.optimizers.sgd import TraceState
+from torchopt.optimizers.sgd import Trace, TraceState
 from torchopt.torch_internals import in_forward_mode, is_transforming
 from torchopt.tree_function import PLAIN, is_traced
 from torchopt.update import apply_updates
@@ -24,7 +24,6 @@ MANY = 60
 
 _DTYPES = frozenset((torch.float32, torch.float64))
 _PLAIN = frozenset(PLAIN)
-_RULES = frozenset(("sgd", "momentum", "nesterov"))
 
 
 def next_params(
@@ -74,7 +73,8 @@ def short_step(
         return None
     plan = chain.part.plan
     numbers = plan.numbers
-    if numbers is None or plan.fused.name not in _RULES:
+    rule = plan.rules[0][1] if plan.rules else None
+    if numbers is None or len(plan.rules) > 1 or (rule is not None and type(rule) is not Trace):
         return None
     for p, x in zip(params, grads):
         # Gradients have the shape, dtype and device of their parameters.
@@ -82,30 +82,27 @@ def short_step(
             return None
         if p.dtype not in _DTYPES or not p.is_cpu:
             return None
-    lr, decay, decoupled, *of_momentum = numbers
+    lr, decay, decoupled, *_ = numbers
     members: Any = (state,) if chain.single else state
-    place, momentum, traces = 0, 0.0, None
-    if of_momentum:
-        momentum, dampening = of_momentum
-        place = plan.states[0][0]
-        if dampening or type(members) is not tuple or len(members) != plan.size:
+    place, traces = 0, None
+    if rule is not None:
+        if type(members) is not tuple or len(members) != plan.size:
             return None
+        place = plan.states[0][0]
         traces = getattr(members[place], "trace", None)
         if type(traces) is not list or not _are_alike(params, traces):
             return None
     elif not (decay or decoupled or plan.maximize):
         return [p.add(g, alpha=-lr) for p, g in zip(params, grads)], state
-    nesterov = plan.fused.name == "nesterov"
     new, new_traces = [], []
     for p, g, t in zip(params, grads, traces or params):
         if plan.maximize:
             g = g.neg()
         if decay:
             g = g.add(p, alpha=decay)
-        if traces:
-            t = g.add(t, alpha=momentum)
+        if rule is not None:
+            g, (t,) = rule.apply((None,), g, (t,), None)
             new_traces.append(t)
-            g = g.add(t, alpha=momentum) if nesterov else t
         if decoupled:
             g = g.add(p, alpha=decoupled)
         new.append(p.add(g, alpha=-lr))

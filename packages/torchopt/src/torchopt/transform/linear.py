@@ -15,7 +15,14 @@ from torchopt.tree_function import any_watched, are_plain
 if TYPE_CHECKING:
     from torchopt.transform.plan import Plan
 
-__all__ = ["AddDecayedWeights", "FlipSignAndAddWeightDecay", "Scale"]
+__all__ = ["AddDecayedWeights", "FlipSignAndAddWeightDecay", "Scale", "plus"]
+
+
+def plus(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
+    """Return x + factor y: one operation where the factor is a number."""
+    if isinstance(factor, Tensor):
+        return x + y * factor.to(x)
+    return x.add(y, alpha=factor)
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,7 @@ class FlipSignAndAddWeightDecay(LeafRule):
         """Return the gradients of the objective with its penalty."""
         decay = self.weight_decay
         signed = [g.neg() for g in grads] if self.maximize else grads
-        if isinstance(decay, torch.Tensor):
-            return [g + p * decay.to(g) for g, p in zip(signed, params)], state
-        return [g.add(p, alpha=decay) for g, p in zip(signed, params)], state
+        return [plus(g, p, decay) for g, p in zip(signed, params)], state
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,7 @@ class AddDecayedWeights(LeafRule):
     ) -> tuple[list[Tensor], Any]:
         """Return the updates with the decay added."""
         decay = self.weight_decay if self.factor is None else self.factor * self.weight_decay
-        if isinstance(decay, torch.Tensor):
-            return [g + p * decay.to(g) for g, p in zip(grads, params)], state
-        return [g.add(p, alpha=decay) for g, p in zip(grads, params)], state
+        return [plus(g, p, decay) for g, p in zip(grads, params)], state
 
 
 @dataclass(frozen=True)
