@@ -16,7 +16,15 @@ from torch import Tensor
 
 import torchopt
 
-__all__ = ["digits", "flat_table", "mean_and_half_width", "plot_curves", "progress", "run_example"]
+__all__ = [
+    "digits",
+    "fastest_ms",
+    "flat_table",
+    "mean_and_half_width",
+    "plot_curves",
+    "progress",
+    "run_example",
+]
 
 
 def progress(total: int, label: str, *, shown: bool = True) -> Any:
@@ -49,6 +57,17 @@ def digits() -> tuple[Tensor, Tensor]:
 def mean_and_half_width(values: Tensor) -> tuple[float, float]:
     """Return the mean and the half-width of its 95 % confidence interval."""
     return values.mean().item(), 1.96 * values.std().item() / len(values) ** 0.5
+
+
+def fastest_ms(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Return the shortest time of each function in milliseconds; they take turns."""
+    times = dict.fromkeys(functions, float("inf"))
+    for _ in range(repeats):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            times[name] = min(times[name], 1e3 * (time.perf_counter() - started))
+    return times
 
 
 def flat_table(rows: Sequence[Sequence[str]]) -> str:

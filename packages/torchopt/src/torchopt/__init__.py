@@ -20,7 +20,10 @@ _CORE = (
     *("optim.meta", "params", "pytree", "schedule", "transform", "typing", "update", "utils"),
 )
 # Imported one by one when they are asked for.
-_LATER = ("diff", "distributed", "linalg", "linear_solve", "nn", "solvers", "visual")
+_LATER = (
+    *("diff", "distributed", "linalg", "linear_solve", "nn"),
+    *("second_order", "solvers", "visual"),
+)
 _CLASSES = (*OPTIMIZERS.values(), *ALIASES)
 # Beside these, and imported one by one too: the front ends of engines.
 _APART = {"inner_loop": ("torchopt.diff.explicit", "inner_loop")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 __all__ = [
     "CheckpointError",
+    "CompilerError",
     "GradientMismatchError",
     "KernelUnavailableError",
     "LeafTypeError",
@@ -24,6 +25,10 @@ class TorchOptError(Exception):
 
 class CheckpointError(TorchOptError, RuntimeError):
     """A checkpoint is truncated or corrupted, and no earlier one is intact."""
+
+
+class CompilerError(TorchOptError, RuntimeError):
+    """A program was to be compiled and could not be: there is no C++ compiler, or it fails."""
 
 
 class GradientMismatchError(TorchOptError, RuntimeError):

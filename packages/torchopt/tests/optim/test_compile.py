@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -110,15 +111,81 @@ def test_backends_agree(name: str, backend: str) -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["adam", "muon", "rmsprop"])
-def test_an_optimizer_is_made_inside(name: str) -> None:
-    _, _, start, _ = problem(name)
+MADE_INSIDE = {name: row.functional for name, row in ROWS.items()} | {
+    "adam, accelerated": functools.partial(torchopt.adam, use_accelerated_op=True),
+    "adamw, decaying": lambda lr: torchopt.adamw(
+        torchopt.schedule.exponential_decay(lr, 10, 0.9), weight_decay=lr
+    ),
+    "clipped sgd": lambda lr: torchopt.chain(
+        torchopt.clip.clip_grad_norm(1.0), torchopt.sgd(lr, momentum=0.9)
+    ),
+}
+HEAVY = ("psgd", "shampoo", "soap")  # seconds to compile
+FEW = ("adam", "adam, accelerated", "clipped sgd", "lion", "rmsprop")
 
-    def first(params: Params, lr: Tensor) -> Any:
-        optimizer = ROWS[name].functional(lr)
-        return optimizer.update(params, optimizer.init(params), params=params, inplace=False)[0]
+
+def assert_made_inside(names: Sequence[str], backend: str) -> None:
+    """Compile one function that makes optimizers from a tensor and takes a step with each."""
+    _, _, start, _ = problem("sgd")
+    start = {"w": start["w"]}
+
+    def first(params: Params, lr: Tensor) -> list[Any]:
+        steps = []
+        for name in names:
+            optimizer = MADE_INSIDE[name](lr)
+            state = optimizer.init(params)
+            steps.append(optimizer.update(params, state, params=params, inplace=False)[0])
+        return steps
 
     torch._dynamo.reset()
     lr = torch.tensor(0.1, dtype=DOUBLE)
-    found = torch.compile(first, fullgraph=True, backend="eager")(start, lr)
-    torch.testing.assert_close(found, first(start, lr), rtol=1e-12, atol=1e-14)
+    compiled = torch.compile(first, fullgraph=True, backend=backend)
+    for value in (lr, lr / 2):
+        got, wanted = compiled(start, value), first(start, value)
+        torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-13)
+    assert any(u["w"].abs().max() > 0 for u in wanted)  # the first step of some only looks
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_optimizers_are_made_inside(part: int) -> None:
+    assert_made_inside(sorted(MADE_INSIDE.keys() - set(HEAVY))[part::4], "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_heavy_optimizer_is_made_inside(name: str) -> None:
+    assert_made_inside([name], "aot_eager")
+
+
+def test_optimizers_are_made_inside_for_inductor() -> None:
+    assert_made_inside(FEW, "inductor")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch._prims_common.check`:FutureWarning")
+@pytest.mark.parametrize("name", sorted(MADE_INSIDE.keys() - set(FEW)))
+def test_an_optimizer_is_made_inside_for_inductor(name: str) -> None:
+    assert_made_inside([name], "inductor")
+
+
+def test_the_gradient_of_a_rate_that_makes_an_optimizer_inside() -> None:
+    _, _, start, x = problem("sgd")
+
+    def loss(params: Params) -> Tensor:
+        return torch.tanh(x @ params["w"] + params["b"]).pow(2).mean()
+
+    def after(lr: Tensor) -> Tensor:
+        params = start
+        for make in (torchopt.adam, MADE_INSIDE["adam, accelerated"]):
+            optimizer = make(lr)
+            grads, state = torch.func.grad(loss)(params), optimizer.init(params)
+            updates, _ = optimizer.update(grads, state, params=params, inplace=False)
+            params = torchopt.apply_updates(params, updates, inplace=False)
+        return loss(params)
+
+    lr = torch.tensor(0.1, dtype=DOUBLE)
+    torch._dynamo.reset()
+    compiled = torch.compile(torch.func.grad(after), fullgraph=True, backend="aot_eager")
+    wanted = torch.func.grad(after)(lr)
+    torch.testing.assert_close(compiled(lr), wanted, rtol=1e-10, atol=1e-12)
+    assert wanted.abs() > 1e-3

@@ -8,6 +8,7 @@ that is not used is reported. The names come from a search of the closure, which
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import itertools
 import sys
@@ -29,6 +30,8 @@ __all__ = [
     "captured",
     "code_names",
     "explained",
+    "global_names",
+    "graph_of",
     "hidden_inputs",
     "parts",
     "require_arguments",
@@ -47,6 +50,7 @@ LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
     "torch",
     "torchopt",
 }
+LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 TABLES = ("_parameters", "_buffers", "_modules", "_meta_parameters", "_meta_modules")
 
 
@@ -110,7 +114,7 @@ def hidden_inputs(value: Any, args: Any, function: Any) -> list[str]:
         return []
     arguments = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
     ends = {x.grad_fn for x in arguments if x.grad_fn is not None}
-    nodes, leaves = _graph([x for x in map(below_transforms, tracked) if x.requires_grad], ends)
+    nodes, leaves = graph_of([x for x in map(below_transforms, tracked) if x.requires_grad], ends)
     for x in arguments:
         leaves.pop(id(x), None)
     # A transform or a forward mode keeps no graph to walk.
@@ -125,13 +129,13 @@ def hidden_inputs(value: Any, args: Any, function: Any) -> list[str]:
             used = id(x) in leaves or (x.grad_fn is not None and x.grad_fn in nodes)
         if used:
             names.append(name)
-            for leaf in _graph([x])[1] if x.requires_grad else ():
+            for leaf in graph_of([x])[1] if x.requires_grad else ():
                 leaves.pop(leaf, None)
     names += [f"a tensor of shape {tuple(x.shape)}{MADE_INSIDE}" for x in leaves.values()]
     return names or ["a tensor of an enclosing transform"]
 
 
-def _graph(
+def graph_of(
     tensors: Sequence[Tensor], ends: Set[Any] = frozenset()
 ) -> tuple[set[Any], dict[int, Tensor]]:
     """Return the nodes of a graph, and the leaves that it ends in, by their id.
@@ -223,7 +227,7 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     if root_of(str(function.__globals__.get("__name__"))) in LIBRARIES:
         return
     names = code_names(code)
-    for key in names:
+    for key in global_names(code):
         if key in function.__globals__:
             value = function.__globals__[key]
             yield key, value
@@ -243,6 +247,15 @@ def code_names(code: types.CodeType) -> tuple[str, ...]:
     inner = (x for x in code.co_consts if isinstance(x, types.CodeType))
     names = filter(str.isidentifier, code.co_names)
     return (*names, *itertools.chain.from_iterable(map(code_names, inner)))
+
+
+@functools.lru_cache(4096)
+def global_names(code: types.CodeType) -> tuple[str, ...]:
+    """Return the names of globals alone, those of inner functions among them."""
+    inner = (x for x in code.co_consts if isinstance(x, types.CodeType))
+    found = {x.argval for x in dis.get_instructions(code) if x.opname in LOADS}
+    names = (name for name in code.co_names if name in found and name.isidentifier())
+    return (*names, *itertools.chain.from_iterable(map(global_names, inner)))
 
 
 def _of_object(name: str, found: Any) -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from torchopt.errors import KernelUnavailableError, MismatchError
 from torchopt.kernels.devices import placement
 from torchopt.kernels.fused_step import StepCache
 from torchopt.kernels.missing import why_missing
+from torchopt.lazy import lazy
 from torchopt.torch_internals import bump_versions, in_forward_mode
 from torchopt.transform.fused import BACKENDS, Backend, Part
 from torchopt.transform.leaf_rule import overwrite
@@ -98,7 +98,7 @@ class FusedChain:
     members: tuple[GradientTransformation, ...]
     backend: Backend
 
-    @functools.cached_property
+    @lazy
     def part(self) -> Part | None:
         """The first stages as one call, None where there is no kernel for them.
 
@@ -107,12 +107,12 @@ class FusedChain:
         plan = longest_plan([rule_of(member) for member in self.members])
         return None if plan is None else Part(plan, self.backend)
 
-    @functools.cached_property
+    @lazy
     def tail(self) -> tuple[GradientTransformation, ...]:
         """The stages after those of `part`."""
         return () if self.part is None else self.members[self.part.plan.size :]
 
-    @functools.cached_property
+    @lazy
     def single(self) -> bool:
         """Whether the state is that of one member."""
         return len(self.members) == 1

@@ -21,6 +21,7 @@ from torch import Tensor
 from torchopt.base import EmptyState
 from torchopt.errors import LeafTypeError, MismatchError
 from torchopt.kernels.native import overwrite
+from torchopt.lazy import lazy
 from torchopt.precision import (
     as_computed,
     as_given,
@@ -73,7 +74,7 @@ class LeafRule(ABC):
         "Call `update(updates, state, params=params)` instead."
     )
 
-    @functools.cached_property
+    @lazy
     def fields_with_tensors(self) -> tuple[str, ...]:
         """The fields that are tensors, or tuples with tensors in them."""
         names = (field.name for field in dataclasses.fields(self))

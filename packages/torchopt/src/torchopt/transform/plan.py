@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from torchopt.kernels.fused_rule import FusedRule, as_number, has_kernel, is_none
+from torchopt.lazy import lazy
 from torchopt.transform.leaf_rule import LeafRule
 from torchopt.transform.linear import AddDecayedWeights, FlipSignAndAddWeightDecay, Scale
 
@@ -99,7 +100,7 @@ class Plan:
             return None  # the negative of a tensor would be that of today
         return self._with(lr=step_size if sign == -1 else -step_size, closed=True)
 
-    @functools.cached_property
+    @lazy
     def fused(self) -> FusedRule:
         """The kernel, and the same in plain torch."""
         rules = [rule for _, rule in self.rules]
@@ -112,34 +113,34 @@ class Plan:
             all(rule.constant_derivative for rule in rules),
         )
 
-    @functools.cached_property
+    @lazy
     def states(self) -> tuple[tuple[int, str], ...]:
         """Pairs (member, field) for each of the kernel's states."""
         return tuple((i, role) for i, rule in self.rules for role in rule.roles)
 
-    @functools.cached_property
+    @lazy
     def step(self) -> int | None:
         """The member that counts the steps of the rule; None where it does not depend on them."""
         counting = [i for i, rule in self.rules if "count" in rule.leaf_fields]
         return counting[-1] if counting else None
 
-    @functools.cached_property
+    @lazy
     def counted(self) -> tuple[int, ...]:
         """The members that count the steps of each leaf."""
         counting = [i for i, rule in self.rules if "count" in rule.leaf_fields]
         return tuple(sorted({*counting, *(i for i, _ in self.schedules)}))
 
-    @functools.cached_property
+    @lazy
     def shared(self) -> tuple[tuple[int, Any, str], ...]:
         """Triples (member, rule, field) of what leaves with the same count share."""
         return tuple((i, rule, name) for i, rule in self.rules for name in rule.shared)
 
-    @functools.cached_property
+    @lazy
     def sharing(self) -> tuple[tuple[int, Any], ...]:
         """Pairs (member, rule) of the rules that have shared fields."""
         return tuple((i, rule) for i, rule in self.rules if rule.shared)
 
-    @functools.cached_property
+    @lazy
     def constants(self) -> dict[str, Any]:
         """All hyper-parameters by name, but for what schedules and shared fields say."""
         values = {name: getattr(rule, name) for _, rule in self.rules for name in rule.hypers}
@@ -149,13 +150,13 @@ class Plan:
         }
         return {"lr": self.lr, **decays, **values}
 
-    @functools.cached_property
+    @lazy
     def reads_params(self) -> bool:
         """Whether parameters matter to the updates."""
         decays = _decays(self.weight_decay) or _decays(self.decoupled_weight_decay)
         return self.fused.reads_params or decays
 
-    @functools.cached_property
+    @lazy
     def numbers(self) -> tuple[float, ...] | None:
         """All hyper-parameters in the order of the kernel, None where one of them may change."""
         values = self.constants

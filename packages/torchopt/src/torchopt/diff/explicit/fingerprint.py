@@ -11,7 +11,7 @@ from __future__ import annotations
 import types
 from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,23 @@ class _Same:
         return isinstance(other, _Same) and self.value is other.value
 
 
-@dataclass(frozen=True)
+class Key:
+    """Something long to be looked up often: its hash is computed once."""
+
+    def __init__(self, parts: tuple[Hashable, ...]) -> None:
+        self.parts = parts
+        self._hash = hash(parts)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Key) and self._hash == other._hash and self.parts == other.parts
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Fingerprint:
     """What a function reaches.
 
@@ -47,18 +63,20 @@ class Fingerprint:
         key: Values, code and forms of tensors, in the order in which they are found.
         tensors: The tensors themselves.
         names: Their names.
+        visited: All that was searched.
     """
 
-    key: tuple[Hashable, ...]
+    key: Key
     tensors: tuple[Tensor, ...]
     names: tuple[str, ...]
+    visited: tuple[Any, ...] = field(repr=False)
 
     def difference(self, other: Fingerprint) -> str | None:
         """Return the name of the first value that differs; None if all are the same."""
-        for x, y in zip(self.key, other.key):
+        for x, y in zip(self.key.parts, other.key.parts):
             if x != y:
                 return str(x[0]) if isinstance(x, tuple) and x and x[0] else "a value"
-        return None if len(self.key) == len(other.key) else "what it holds"
+        return None if len(self.key.parts) == len(other.key.parts) else "what it holds"
 
 
 def form_of(x: Tensor) -> tuple[Hashable, ...]:
@@ -92,6 +110,7 @@ def fingerprint(*values: Any) -> Fingerprint:
     key: list[Hashable] = []
     tensors: list[Tensor] = []
     names: list[str] = []
+    visited: list[Any] = []
     queue: deque[tuple[str, Any]] = deque(("", x) for x in values)
     while queue:
         name, found = queue.popleft()
@@ -105,8 +124,8 @@ def fingerprint(*values: Any) -> Fingerprint:
         seen[id(found)] = len(seen)
         if len(seen) > MOST:
             raise NotTraceableError(
-                f"inner_loop: execute: expected a loss and an optimizer that reach at most {MOST} "
-                'objects, to be compared at each call, got more; use execute="eager".'
+                f"a traced program: expected a function that reaches at most {MOST} objects, to be "
+                "compared at each call, got more; run it untraced."
             )
         if isinstance(found, Tensor):
             tensors.append(found)
@@ -114,9 +133,10 @@ def fingerprint(*values: Any) -> Fingerprint:
             key.append((name, *form_of(found)))
             continue
         key.append((name, *_identity(found)))
+        visited.append(found)
         if not hasattr(type(found), "not_searched"):
             queue.extend(parts(name, found))
-    return Fingerprint(tuple(key), tuple(tensors), tuple(names))
+    return Fingerprint(Key(tuple(key)), tuple(tensors), tuple(names), tuple(visited))
 
 
 def _identity(found: Any) -> tuple[Any, ...]:
@@ -132,9 +152,9 @@ def _identity(found: Any) -> tuple[Any, ...]:
     if isinstance(found, (tuple, list, dict, set, frozenset)):
         if len(found) > ENTRIES:
             raise NotTraceableError(
-                f"inner_loop: execute: expected containers of at most {ENTRIES} entries in what "
-                "the loss and the optimizer hold, to be compared at each call, got a "
-                f'{type(found).__name__} of {len(found)}; use execute="eager".'
+                f"a traced program: expected containers of at most {ENTRIES} entries in what the "
+                f"function holds, to be compared at each call, got a {type(found).__name__} of "
+                f"{len(found)}; make it a tensor, or run the function untraced."
             )
         return type(found), len(found)
     if hasattr(found, "__dict__"):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from torchopt.diff.closure import ATOMS, captured
 from torchopt.errors import NotDifferentiableError
+from torchopt.lazy import lazy
 
 __all__ = ["rebuilt"]
 
@@ -171,4 +172,4 @@ class _Rebuild:
 @functools.lru_cache(4096)
 def _is_computed(kind: type, name: str) -> bool:
     found = inspect.getattr_static(kind, name, None)
-    return isinstance(found, functools.cached_property)
+    return isinstance(found, (functools.cached_property, lazy))

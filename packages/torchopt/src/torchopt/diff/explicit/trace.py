@@ -17,14 +17,23 @@ from torch import Tensor
 from torchopt import torch_internals
 from torchopt.diff.explicit.fingerprint import Fingerprint, fingerprint
 from torchopt.diff.surroundings import Surroundings
-from torchopt.errors import NotTraceableError
+from torchopt.errors import CompilerError, NotTraceableError
 
-__all__ = ["Program", "Programs", "programs", "traced"]
+__all__ = [
+    "Program",
+    "Programs",
+    "Trace",
+    "Words",
+    "make_program",
+    "make_trace",
+    "programs",
+    "ready",
+    "traced",
+]
 
 MOST = 64  # programs that are kept
 logger = logging.getLogger(__name__)
 LIBRARIES = ("torch", "torchopt", "optree")
-WAY_OUT = 'use execute="eager"'
 
 
 @dataclass(frozen=True)
@@ -105,24 +114,86 @@ def traced(key: Hashable, what: str, make: Callable[[], Program]) -> Program:
         return found
 
 
-def make_program(
-    function: Callable[..., tuple[list[Tensor], Any]],
+@dataclass(frozen=True)
+class Words:
+    """How the messages about a trace begin and end.
+
+    Attributes:
+        where: What was called.
+        way_out: What to do where nothing can be traced.
+    """
+
+    where: str
+    way_out: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A function as a graph of operations.
+
+    Attributes:
+        graph: Takes the arguments and then what is held.
+        examples: The arguments it was traced with.
+        held: The tensors that the function reached, in use.
+        places: Where those are among all that it reaches.
+        form: What came with the results.
+    """
+
+    graph: torch.fx.GraphModule
+    examples: list[Tensor]
+    held: list[Tensor]
+    places: tuple[int, ...]
+    form: Any
+
+    def program(self, words: Words, *, compiled: bool) -> Program:
+        """Return the code."""
+        given = [*self.examples, *(x.detach() for x in self.held)]
+        return ready(self.graph, given, self.places, self.form, words, compiled=compiled)
+
+
+def ready(
+    graph: torch.fx.GraphModule,
     examples: Sequence[Tensor],
-    seen: Surroundings,
-    reach: tuple[Any, ...],
+    places: tuple[int, ...],
+    form: Any,
+    words: Words,
     *,
-    where: str,
     compiled: bool,
 ) -> Program:
+    """Return a graph as a program, compiled or not.
+
+    Raises:
+        CompilerError: There is no C++ compiler, or it fails.
+    """
+    draws = torch_internals.draws_numbers(graph)
+    if not compiled:
+        return Program(graph.forward, places, (), draws, form)
+    strides = tuple(x.stride() for x in examples)
+    try:
+        code = torch_internals.compiled_graph(graph, examples)
+    except CompilerError as error:
+        raise CompilerError(f'{words.where}: {error}, or use execute="trace".') from error
+    return Program(code, places, strides, draws, form)
+
+
+def make_trace(
+    function: Callable[..., tuple[list[Tensor], Any]],
+    examples: Sequence[Tensor],
+    reach: tuple[Any, ...],
+    words: Words,
+    *,
+    states: Surroundings,
+    writes: bool = False,
+) -> Trace:
     """Trace a function.
 
     Args:
         function: From tensors to a list of tensors, and the form of it.
         examples: What it is traced with.
-        seen: Its surroundings; they are left as they are.
         reach: What it calls that is the user's own.
-        where: What messages start with.
-        compiled: Whether the code is compiled.
+        words: For messages.
+        states: The surroundings as they are.
+        writes: Whether it may write to tensors that it reaches, as a BatchNorm does.
 
     Raises:
         NotTraceableError: It reads values on the host, changes something that is no argument, draws
@@ -136,48 +207,71 @@ def make_program(
         return tensors
 
     distinct = [x.detach().clone() for x in examples]
+    before = fingerprint(*reach)
+    versions = _versions((*before.tensors, *distinct))
+    graph = _graph(flat, distinct, before, words)
+    if states.moved_outside_torch():
+        raise NotTraceableError(
+            f"{words.where}: expected random numbers of torch, which a traced program draws anew, "
+            f"got some of random or numpy, which would be constants; {words.way_out}."
+        )
+    now = _versions((*before.tensors, *distinct))
+    names = (*before.names, *("an argument" for _ in distinct))
+    changed = [n for n, x, y in zip(names, versions, now) if x != y]
+    if writes:
+        changed = [n for n in changed if n == "an argument"]
+    _require_unchanged(changed, before, fingerprint(*reach), words)
+    held = torch_internals.lifted_constants(graph)
+    return Trace(graph, distinct, held, _places(held, before, words), form[0])
+
+
+def make_program(
+    function: Callable[..., tuple[list[Tensor], Any]],
+    examples: Sequence[Tensor],
+    seen: Surroundings,
+    reach: tuple[Any, ...],
+    words: Words,
+    *,
+    compiled: bool,
+) -> Program:
+    """Trace a function, compile it if that is wanted, and leave its surroundings as they are.
+
+    Args:
+        function: From tensors to a list of tensors, and the form of it.
+        examples: What it is traced with.
+        seen: Its surroundings.
+        reach: What it calls that is the user's own.
+        words: For messages.
+        compiled: Whether the code is compiled.
+
+    Raises:
+        NotTraceableError: See `make_trace`.
+        CompilerError: See `ready`.
+    """
     with seen.retaken().replayed():
-        before = fingerprint(*reach)
-        versions = [x._version for x in before.tensors]
-        states = seen.retaken()
-        graph = _graph(flat, distinct, before, where)
-        if states.moved_outside_torch():
-            raise NotTraceableError(
-                f"{where}: expected random numbers of torch, which a traced program draws anew, "
-                f"got some of random or numpy, which would be constants; {WAY_OUT}."
-            )
-        _require_unchanged(before, versions, fingerprint(*reach), where)
-        held = torch_internals.lifted_constants(graph)
-        places = _places(held, before, where)
-        draws = torch_internals.draws_numbers(graph)
-        code: Callable[..., Any] = graph.forward
-        strides: tuple[tuple[int, ...], ...] = ()
-        if compiled:
-            given = [*distinct, *(x.detach() for x in held)]
-            code = torch_internals.compiled_graph(graph, given)
-            strides = tuple(x.stride() for x in given)
-    return Program(code, places, strides, draws, form[0])
+        trace = make_trace(function, examples, reach, words, states=seen.retaken())
+        return trace.program(words, compiled=compiled)
 
 
 def _graph(
-    function: Callable[..., Any], examples: Sequence[Tensor], reach: Fingerprint, where: str
+    function: Callable[..., Any], examples: Sequence[Tensor], reach: Fingerprint, words: Words
 ) -> torch.fx.GraphModule:
     owned = {x.untyped_storage().data_ptr(): n for n, x in zip(reach.names, reach.tensors)}
 
     def read(x: Tensor) -> None:
         name = owned.get(x.untyped_storage().data_ptr())
         if name is not None and x.numel():
-            raise NotTraceableError(_read_message(where, f" of {name}", None))
+            raise NotTraceableError(_read_message(words, f" of {name}", None))
 
     try:
         return torch_internals.traced_graph(function, examples, read)
-    except RuntimeError as error:
+    except (RuntimeError, torch_internals.HostReadError) as error:
         if not torch_internals.is_host_read(error):
             raise
-        raise NotTraceableError(_read_message(where, "", error)) from error
+        raise NotTraceableError(_read_message(words, "", error)) from error
 
 
-def _read_message(where: str, of: str, error: BaseException | None) -> str:
+def _read_message(words: Words, of: str, error: BaseException | None) -> str:
     frames = traceback.extract_tb(error.__traceback__) if error else traceback.extract_stack()
     own = [f for f in frames if f.line and not _in(f.filename, *LIBRARIES)]
     ours = [f for f in frames if _in(f.filename, "torchopt") and "internals" not in f.filename]
@@ -185,9 +279,10 @@ def _read_message(where: str, of: str, error: BaseException | None) -> str:
     inside = ours and any(_in(f.filename, "optimizers", "transform") for f in ours[-4:])
     found = ours if inside or not own else own
     place = f" in {found[-1].name}: {(found[-1].line or '').strip()[:80]}" if found else ""
+    name = str(error) if isinstance(error, torch_internals.HostReadError) else ".item()"
     return (
-        f"{where}: expected the same operations in each run, got one that depends on a value{of}"
-        f"{place} - a branch, .item() or the like. Use torch.where, or {WAY_OUT}."
+        f"{words.where}: expected the same operations in each run, got one that depends on a "
+        f"value{of}{place} - a branch, {name} or the like. Use torch.where, or {words.way_out}."
     )
 
 
@@ -196,20 +291,23 @@ def _in(path: str, *folders: str) -> bool:
     return "tests" not in parts and any(name in parts for name in folders)
 
 
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    return [0 if x.is_inference() else x._version for x in tensors]
+
+
 def _require_unchanged(
-    before: Fingerprint, versions: Sequence[int], after: Fingerprint, where: str
+    changed: Sequence[str], before: Fingerprint, after: Fingerprint, words: Words
 ) -> None:
-    changed = [n for n, x, v in zip(before.names, before.tensors, versions) if x._version != v]
     name = changed[0] if changed else before.difference(after)
     if name is not None:
         raise NotTraceableError(
-            f"{where}: expected a step that changes nothing beside what it returns, got one that "
-            f"changes {name}, which a traced program would not do again; {WAY_OUT}, or for a "
-            "BatchNorm, module.eval()."
+            f"{words.where}: expected a function that changes nothing beside what it returns, got "
+            f"one that changes {name}, which a traced program would not do again; {words.way_out}, "
+            "or for a BatchNorm, module.eval()."
         )
 
 
-def _places(held: Sequence[Tensor], reach: Fingerprint, where: str) -> tuple[int, ...]:
+def _places(held: Sequence[Tensor], reach: Fingerprint, words: Words) -> tuple[int, ...]:
     """Return where the constants of a graph are among the tensors that the function reaches."""
     by_identity = {id(x): i for i, x in enumerate(reach.tensors)}
     by_memory = {_memory(x): i for i, x in enumerate(reach.tensors)}
@@ -218,9 +316,9 @@ def _places(held: Sequence[Tensor], reach: Fingerprint, where: str) -> tuple[int
         place = by_identity.get(id(x), by_memory.get(_memory(x)))
         if place is None:
             raise NotTraceableError(
-                f"{where}: expected the tensors that the loss uses among its arguments, in its "
-                f"closure or in a module, got one of shape {tuple(x.shape)} that is out of sight: "
-                "it would be a constant of the program. Pass it after the batch."
+                f"{words.where}: expected the tensors that a function uses among its arguments, "
+                f"in its closure or in a module, got one of shape {tuple(x.shape)} that is out of "
+                "sight: it would be a constant of the program. Pass it as a further argument."
             )
         out.append(place)
     return tuple(out)

@@ -22,7 +22,7 @@ from torchopt.diff.explicit.call import Call, Hole
 from torchopt.diff.explicit.fingerprint import fingerprint, form_of, settings
 from torchopt.diff.explicit.run import Moment, Run
 from torchopt.diff.explicit.step import Aux, Carry, start, update
-from torchopt.diff.explicit.trace import Program, make_program, traced
+from torchopt.diff.explicit.trace import Program, Words, make_program, traced
 from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotTraceableError
@@ -30,6 +30,7 @@ from torchopt.errors import NotTraceableError
 __all__ = ["TracedRun"]
 
 WHERE = "inner_loop: execute"
+WORDS = Words(WHERE, 'use execute="eager"')
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class TracedRun(Run):
             examples,
             self._seen,
             (call.loss, call.optimizer),
-            where=WHERE,
+            WORDS,
             compiled=self._compiled,
         )
         if program.draws and call.derivative == "first_order":

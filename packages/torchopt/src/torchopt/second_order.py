@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions whose value contains their own gradient, as one program with their derivative.
+
+A force that is compared with data, a gradient penalty, the residual of a differential equation:
+training on those differentiates a gradient once more, which `torch.compile` refuses ("double
+backward"). Here the value and its gradient are traced together. Both are first-order programs, so
+the compiler takes them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchopt.diff.closure import ATOMS, graph_of
+from torchopt.diff.explicit.fingerprint import Fingerprint, form_of, settings
+from torchopt.diff.explicit.reached import Reached
+from torchopt.diff.explicit.trace import Program, Words, make_trace, ready, traced
+from torchopt.diff.surroundings import Surroundings
+from torchopt.errors import NotTraceableError
+from torchopt.torch_internals import in_forward_mode_of_this_thread, split_graph
+from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
+from torchopt.tree_function import PLAIN, apply_sweep, is_transforming
+
+__all__ = ["compile"]
+
+WORDS = Words("second_order.compile", "call the function itself")
+EXECUTE = ("trace", "compile")
+MOST = 8  # objects among the arguments that are watched, the last ones used
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What the results of a program are.
+
+    Attributes:
+        spec: The tree that the function returns.
+        leaves: Its leaves, with None for tensors.
+        graph: Which of its tensors are differentiated.
+        grads: Which inputs have a gradient.
+        pull: The program from what the first one kept, and cotangents, to the gradient; None if the
+            first one returns the gradient of its only result.
+    """
+
+    spec: Any
+    leaves: tuple[Any, ...]
+    graph: tuple[bool, ...]
+    grads: tuple[bool, ...]
+    pull: Program | None
+
+
+class _Evaluation:
+    """One call, as `torchopt.tree_function.Sweep` wants it.
+
+    Args:
+        program: Returns the tensors of the value, and then gradients or what they are made of.
+        arguments: Of the program.
+        held: All tensors that the function reaches.
+    """
+
+    def __init__(self, program: Program, arguments: list[Tensor], held: list[Tensor]) -> None:
+        self._program, self._arguments, self._held = program, arguments, held
+        self._form: _Form = program.form
+        self._kept: list[Any] = []
+        self.values: list[Tensor] = []
+
+    def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors that are differentiated."""
+        with torch.no_grad():
+            found = list(self._program(self._arguments, self._held))
+        count = len(self._form.graph)
+        self.values, self._kept = found[:count], found[count:]
+        return tuple(x for x, g in zip(self.values, self._form.graph) if g)
+
+    def pull_back(
+        self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradient times the cotangents."""
+        if torch.is_grad_enabled() or is_transforming():
+            raise NotTraceableError(
+                f"{WORDS.where}: expected a gradient that is not differentiated again "
+                f"(create_graph=False) nor batched, got one that is; {WORDS.way_out}."
+            )
+        pull = self._form.pull
+        if pull is None:
+            (c,) = cotangents
+            grads = [] if c is None else torch._foreach_mul(self._kept, c)
+        else:
+            outputs = [x for x, g in zip(self.values, self._form.graph) if g]
+            given = [torch.zeros_like(y) if c is None else c for y, c in zip(outputs, cotangents)]
+            grads = list(pull([*self._kept, *given], ()))
+        found = iter(grads)
+        return tuple(next(found, None) if has else None for has in self._form.grads)
+
+    def result(self, outputs: Sequence[Tensor]) -> Any:
+        """Return what the function returns, with these for the tensors that are differentiated."""
+        given, plain = iter(outputs), zip(self.values, self._form.graph)
+        tensors = iter([next(given) if g else x for x, g in plain])
+        leaves = [next(tensors) if x is None else x[0] for x in self._form.leaves]
+        return tree_unflatten(self._form.spec, leaves)
+
+
+def compile(  # noqa: A001 - the word of the field
+    function: Callable[..., Any], *, execute: str = "compile"
+) -> Callable[..., Any]:
+    """Return a function with the same values and gradients, computed by one program.
+
+    The gradient is exact, for every tensor of the arguments that requires one and for every
+    parameter that the function or an argument holds, such as those of a module; `backward()` and
+    any optimizer work as with the function itself. The program is traced at the first call, and
+    once more for each other shape, dtype, mode or number that the function depends on; the logger
+    `torchopt.diff.explicit.trace` says so, and the 64 programs used last are kept.
+
+    Args:
+        function: From trees of tensors, modules and anything else, to a tree of tensors. It may
+            take derivatives inside, by `torch.autograd.grad(..., create_graph=True)` or
+            `torch.func`. Of a 0-dim result, the gradient is computed together with the value; of
+            others, once the cotangents are known.
+        execute: `"compile"`: by torch's inductor, which needs a C++ compiler and takes seconds at
+            the first call. `"trace"`: operation by operation, without a compiler.
+
+    Returns:
+        A function of the same arguments. Its random numbers are those of the function itself, and
+        buffers that the function writes to, such as those of a BatchNorm, are written.
+
+    Raises:
+        CompilerError: From a call: there is no C++ compiler, or it fails.
+        NotTraceableError: From a call: the function reads a value on the host, changes something
+            else than buffers beside what it returns, or is differentiated twice or inside a
+            transform from outside; the message says which.
+        ValueError: Another `execute`.
+
+    Example:
+        >>> import torch, torchopt
+        >>> def loss(k, x, force):  # the force of a spring against data
+        ...     x = x.detach().requires_grad_()
+        ...     (slope,) = torch.autograd.grad((k * x**2 / 2).sum(), x, create_graph=True)
+        ...     return ((-slope - force) ** 2).sum()
+        >>> k = torch.tensor(2.0, requires_grad=True)
+        >>> fast = torchopt.second_order.compile(loss, execute="trace")
+        >>> fast(k, torch.tensor([1.0, 2.0]), torch.tensor([-1.0, -2.0])).backward()
+        >>> k.grad  # 2 (k - 1) (1 + 4)
+        tensor(10.)
+    """
+    if not callable(function):
+        raise TypeError(f"{WORDS.where}: expected a function, got {type(function).__name__}.")
+    if execute not in EXECUTE:
+        raise ValueError(
+            f"{WORDS.where}: execute: expected one of {', '.join(map(repr, EXECUTE))}, got "
+            f"{execute!r}."
+        )
+    watched: OrderedDict[tuple[int, ...], tuple[Reached, Any]] = OrderedDict()
+
+    def reach(objects: Sequence[Any]) -> tuple[Fingerprint, Any]:
+        """Return what the function and objects among its arguments reach, and all these as one."""
+        where = tuple(map(id, objects))
+        found = watched.pop(where, None)
+        if found is None:
+            whole = functools.partial(function, *objects) if objects else function
+            found = Reached(whole), whole
+        watched[where] = found
+        while len(watched) > MOST:
+            watched.popitem(last=False)
+        return found[0].now(), found[1]
+
+    def fast(*args: Any, **kwargs: Any) -> Any:
+        return _called(function, reach, args, kwargs, compiled=execute == "compile")
+
+    return functools.update_wrapper(fast, function, updated=())
+
+
+def _called(function: Any, reach: Any, args: Any, kwargs: Any, *, compiled: bool) -> Any:
+    if is_transforming() or in_forward_mode_of_this_thread():
+        raise NotTraceableError(
+            f"{WORDS.where}: expected a call outside of torch.func transforms and forward mode, "
+            f"got one inside; {WORDS.way_out} there."
+        )
+    leaves, spec = tree_flatten((args, kwargs), none_is_leaf=True)
+    tensors, places = _distinct(leaves)
+    others = [x for x in leaves if not isinstance(x, Tensor)]
+    reached, whole = reach([x for x in others if not isinstance(x, ATOMS)])
+    differentiated = torch.is_grad_enabled()
+    wanted = [x.requires_grad for x in tensors]
+    held = [x for x in reached.tensors if x.requires_grad]
+    atoms = tuple((type(x), repr(x)) for x in others if isinstance(x, ATOMS))
+    given = tuple(map(form_of, tensors))
+    key: Hashable = (
+        WORDS.where, reached.key, settings(), spec, tuple(places), atoms, compiled, differentiated,
+        given,
+    )  # fmt: skip
+
+    def filled(inputs: Sequence[Tensor]) -> Any:
+        present = [x if i is None else inputs[i] for i, x in zip(places, leaves)]
+        return tree_unflatten(spec, present)
+
+    def make() -> Program:
+        names = {id(x): n for n, x in zip(reached.names, reached.tensors)}
+        traced_call = _Tracing(function, filled, tensors, wanted, held, names)
+        return traced_call.program(whole, compiled=compiled)
+
+    name = getattr(function, "__qualname__", type(function).__name__)
+    program = traced(key, f"{name} with its gradient", make)
+    call = _Evaluation(program, [x.detach() for x in tensors], list(reached.tensors))
+    inputs = [*(x for x, w in zip(tensors, wanted) if w), *held]
+    if not any(program.form.graph):
+        return call.result(call.evaluate())
+    with torch.enable_grad():  # which the function itself may do
+        return call.result(apply_sweep(call, *inputs))
+
+
+def _distinct(leaves: Sequence[Any]) -> tuple[list[Tensor], list[int | None]]:
+    """Return the tensors among the leaves, each once, and for each leaf which of them it is."""
+    tensors: list[Tensor] = []
+    known: dict[int, int] = {}
+    for x in leaves:
+        if isinstance(x, Tensor) and id(x) not in known:
+            known[id(x)] = len(tensors)
+            tensors.append(x)
+    ends = {}
+    for x in tensors:
+        if type(x) not in PLAIN:
+            raise NotTraceableError(
+                f"{WORDS.where}: expected plain tensors, got a {type(x).__name__}; {WORDS.way_out}."
+            )
+        if x.requires_grad:
+            ends[id(x) if x.grad_fn is None else x.grad_fn] = x
+    if len(ends) > 1 and any(x.grad_fn is not None for x in ends.values()):
+        _require_apart(ends)
+    return tensors, [known[id(x)] if isinstance(x, Tensor) else None for x in leaves]
+
+
+def _require_apart(ends: dict[Any, Tensor]) -> None:
+    """Raise if an argument was computed from another: a derivative inside would not see that."""
+    for end, x in ends.items():
+        if x.grad_fn is not None:
+            nodes, leaves = graph_of([x])
+            if any(other is not end and (other in nodes or other in leaves) for other in ends):
+                raise NotTraceableError(
+                    f"{WORDS.where}: expected arguments that are not computed from each other, got "
+                    f"one of shape {tuple(x.shape)} that is computed from another one; compute it "
+                    f"inside, or {WORDS.way_out}."
+                )
+
+
+class _Tracing:
+    """The trace of a function with its derivative.
+
+    Args:
+        function: The function.
+        filled: From tensors to its arguments.
+        tensors: Those of the call.
+        wanted: Which of them are differentiated.
+        held: The tensors that it reaches and that are differentiated.
+        names: Of tensors that it reaches.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        filled: Callable[[Sequence[Tensor]], Any],
+        tensors: Sequence[Tensor],
+        wanted: Sequence[bool],
+        held: Sequence[Tensor],
+        names: dict[int, str],
+    ) -> None:
+        self._function, self._filled, self._tensors = function, filled, tensors
+        self._wanted, self._held, self._names = wanted, held, names
+
+    def program(self, whole: Any, *, compiled: bool) -> Program:
+        """Return the program for the value and what its derivative takes.
+
+        Args:
+            whole: The function with the objects among its arguments.
+            compiled: Whether it is compiled.
+        """
+        seen = Surroundings(whole, self._tensors)
+        with seen.retaken().replayed():
+            values = [x for x in self._values(self._leaves(self._tensors))[0] if _has_graph(x)]
+            cotangents = [torch.ones_like(x, requires_grad=False) for x in values]
+        alone = len(values) == 1 and values[0].ndim == 0 and not values[0].is_complex()
+        given = [] if alone else cotangents
+        with seen.retaken().replayed():
+            trace = make_trace(
+                functools.partial(self._joint, len(given)),
+                [*self._tensors, *given],
+                (whole,),
+                WORDS,
+                states=seen.retaken(),
+                writes=True,
+            )
+            if alone or not values:
+                return trace.program(WORDS, compiled=compiled)
+            return self._parted(trace, len(given), compiled=compiled)
+
+    def _parted(self, trace: Any, count: int, *, compiled: bool) -> Program:
+        """Return a program for the value, and in its form one for the gradient."""
+        form: _Form = trace.form
+        size = len(self._tensors)
+        first, second = split_graph(trace.graph, len(form.graph), range(size, size + count))
+        examples = [*trace.examples[:size], *(x.detach() for x in trace.held)]
+        with torch.no_grad():
+            kept = list(first(*examples))[len(form.graph) :]
+        pull = ready(second, [*kept, *trace.examples[size:]], (), None, WORDS, compiled=compiled)
+        form = _Form(form.spec, form.leaves, form.graph, form.grads, pull)
+        return ready(first, examples, trace.places, form, WORDS, compiled=compiled)
+
+    def _leaves(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return tensors like those of the call, each the end of a graph."""
+        return [
+            x.detach().requires_grad_(like.requires_grad) for x, like in zip(tensors, self._tensors)
+        ]
+
+    def _values(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Any, tuple[Any, ...]]:
+        args, kwargs = self._filled(inputs)
+        value = self._function(*args, **kwargs)
+        leaves, spec = tree_flatten(value, none_is_leaf=True)
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        if not tensors or any(isinstance(x, nn.Module) for x in leaves):
+            raise TypeError(
+                f"{WORDS.where}: expected a function that returns tensors, got "
+                f"{type(value).__name__}."
+            )
+        return tensors, spec, tuple(None if isinstance(x, Tensor) else (x,) for x in leaves)
+
+    def _joint(self, count: int, *flat: Tensor) -> tuple[list[Tensor], _Form]:
+        """Return the value and its gradient for the last `count` tensors, the cotangents."""
+        inputs = self._leaves(flat[: len(self._tensors)])
+        cotangents = flat[len(self._tensors) :]
+        values, spec, leaves = self._values(inputs)
+        graph = tuple(map(_has_graph, values))
+        outputs = [x for x, g in zip(values, graph) if g]
+        at = [*(x for x, w in zip(inputs, self._wanted) if w), *self._held]
+        grads: Sequence[Tensor | None] = [None] * len(at)
+        if outputs and at:
+            given = [*cotangents] if count else None
+            grads = torch.autograd.grad(outputs, at, given, allow_unused=True)
+        self._require_ends(grads[len(at) - len(self._held) :])
+        present = [g for g in grads if g is not None]
+        form = _Form(spec, leaves, graph, tuple(g is not None for g in grads), None)
+        return [*(x.detach() for x in values), *present], form
+
+    def _require_ends(self, grads: Sequence[Tensor | None]) -> None:
+        for x, g in zip(self._held, grads):
+            if g is not None and x.grad_fn is not None:
+                raise NotTraceableError(
+                    f"{WORDS.where}: expected parameters and other leaves among what the function "
+                    f"holds, got {self._names[id(x)]}, which was computed from others; pass it as "
+                    "an argument, or compute it inside."
+                )
+
+
+def _has_graph(x: Tensor) -> bool:
+    return is_smooth(x) and x.requires_grad
