@@ -78,7 +78,24 @@ def pythons_table(result: dict[str, Any]) -> str:
         ]
         for tree, operation in pairs
     ]
-    return table(["tree", "operation", *pythons, "floor"], rows)
+    text = table(["tree", "operation", *pythons, "floor"], rows)
+    return f"{text}\n\n{below_floors(result)}"
+
+
+def below_floors(result: dict[str, Any]) -> str:
+    """Return a sentence about the cells that miss their floors."""
+    low: dict[tuple[str, str], list[str]] = {}
+    for cell in result["cells"]:
+        place = cell["tree"], cell["operation"]
+        if cell["ratio"] < FLOORS[place[0]][place[1]]:
+            low.setdefault(place, []).append(cell["python"])
+    if not low:
+        return "Every cell holds its floor."
+    cells = [
+        f"{LABELS[operation]} of {tree_label(tree)} on {', '.join(pythons)}"
+        for (tree, operation), pythons in low.items()
+    ]
+    return f"Below the floor: {'; '.join(cells)}."
 
 
 def main(arguments: list[str] | None = None) -> int:
