@@ -27,6 +27,7 @@ __all__ = [
     "HostReadError",
     "any_autocast",
     "any_watched",
+    "backward_into",
     "backward_pass",
     "below_transforms",
     "bump_versions",
@@ -78,6 +79,32 @@ any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 
 
 _engine: Any = torch.autograd.Variable._execution_engine
+
+
+def backward_into(loss: torch.Tensor, start: torch.Tensor, inputs: Sequence[torch.Tensor]) -> None:
+    """Do as `torch.autograd.backward((loss,), (start,), inputs=inputs)`.
+
+    Without what torch makes sure of in Python each time, a fifth of the time on a small network.
+    The caller knows that `start` is like `loss`, which requires a gradient, and that there are
+    inputs.
+    """
+    if (
+        loss.dtype.is_floating_point
+        and _NO_OTHERS.issuperset(map(type, (loss, *inputs)))
+        and not torch._C._is_torch_function_mode_enabled()
+        and not torch.compiler.is_compiling()
+    ):
+        _engine.run_backward(
+            (loss,),
+            (start,),
+            False,  # neither keep the graph
+            False,  # nor make one
+            tuple(inputs),
+            allow_unreachable=True,
+            accumulate_grad=True,
+        )
+    else:
+        torch.autograd.backward((loss,), (start,), inputs=tuple(inputs))
 
 
 def backward_pass(

@@ -116,6 +116,83 @@ def task_gradients_with(count: int, options: dict[str, Any]) -> dict[str, Any]:
 
 
 @todist.auto_init_rpc(backend="gloo")
+def messages_of_steps() -> dict[str, Any]:
+    """Return the collective operations of single steps."""
+
+    def counted(engine: todist.TaskParallel, tasks: int) -> int:
+        before = engine.group.operations
+        engine.backward(lambda t: sum(p.sum() for p in engine.params) * t, [1.0] * tasks)
+        return engine.group.operations - before
+
+    def both(shapes: list[int], tasks: int, dtype: torch.dtype = F64) -> list[int]:
+        params = [torch.ones(n, dtype=dtype, requires_grad=True) for n in shapes]
+        kinds = ("static", "dynamic")
+        engines = [todist.TaskParallel(params, schedule=k, bucket_bytes=2**14) for k in kinds]
+        return [counted(engine, tasks) for engine in engines]
+
+    return {
+        "packet": {n: both([3, 4], n) for n in (10, 2000)},
+        "one bucket": both([1500], 5),
+        "three buckets": both([2000, 2100, 2100], 5),
+        "half": both([1500], 5, torch.float16),
+    }
+
+
+def awkward_losses(dtype: torch.dtype) -> Tensor:
+    """Return losses that every bit counts of."""
+    tiny = torch.finfo(dtype).tiny
+    return torch.tensor([1 / 3, -0.1, 1e4 / 3, tiny, torch.nan, torch.inf, 0.0], dtype=dtype)
+
+
+@todist.auto_init_rpc(backend="gloo")
+def steps_of_every_type() -> dict[torch.dtype, Any]:
+    """Return losses, gradients and owners of a step with parameters of several types."""
+    found = {}
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, F64):
+        losses = awkward_losses(dtype)
+        params = [torch.zeros(n, dtype=dtype, requires_grad=True) for n in (900, 800)]
+        engine = todist.TaskParallel(params, bucket_bytes=1024)
+
+        def loss(i: int, params: Any = params, losses: Tensor = losses) -> Tensor:
+            wanted = sum(p.sum() for p in params) if i == 0 else 0 * params[0].sum()
+            return losses[i] + wanted - wanted.detach()
+
+        step = engine.backward(loss, range(7), weights=[1.0] + [1e-30] * 6)
+        found[dtype] = (step.losses, [p.grad for p in params], step.owners)
+    return found
+
+
+@todist.auto_init_rpc(backend="gloo")
+def together(options: dict[str, Any]) -> Any:
+    """Return gradients and losses by vmap, then one by one, and how often the first asked."""
+    net = make_net()
+    leaves = list(net.parameters())
+    calls = 0
+
+    def loss(task: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        x, y, z, t = task
+        params = dict(net.named_parameters())
+        train = lambda p: ((torch.func.functional_call(net, p, x) - y) ** 2).mean()  # noqa: E731
+        grads = torch.func.grad(train)(params)
+        adapted = {k: p - 0.1 * grads[k] for k, p in params.items()}
+        return ((torch.func.functional_call(net, adapted, z) - t) ** 2).mean()
+
+    found: list[Any] = []
+    counts = []
+    for chosen in (options, {}):
+        net.zero_grad()
+        weights = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+        calls = 0
+        engine = todist.TaskParallel(net, **chosen)
+        step = engine.backward(loss, make_tasks(7), weights=weights)
+        found += [[p.grad for p in leaves], step.losses]
+        counts.append(calls)
+    return (*found, counts[0])
+
+
+@todist.auto_init_rpc(backend="gloo")
 def weights_and_unused() -> Any:
     """Return gradients with weights, with a parameter no task uses and one that one task uses."""
     a, b, c = (torch.full((3,), 2.0, dtype=F64, requires_grad=True) for _ in range(3))

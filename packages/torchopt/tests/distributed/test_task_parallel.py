@@ -68,10 +68,80 @@ def test_deterministic_gradients_have_the_same_bits_at_every_world_size(world, s
 def test_buckets_leave_before_the_last_backward_pass_ends(world):
     for result in world(programs.task_gradients_with, 2, COUNT, {}):
         _, _, _, _, early_bytes, bytes_sent = result["explicit"]
-        parameters = 8 * sum(p.numel() for p in programs.make_net().parameters())
-        assert early_bytes == parameters  # even the first layer's, which completes the pass
-        packets = 2 * 8 * 1024  # before the first bucket, and with the losses
-        assert bytes_sent == parameters + packets  # a ring of two sends everything once
+        sizes = [8 * p.numel() for p in programs.make_net().parameters()]
+        # Buckets of 128 bytes, the first of 32; the last one goes with the losses, after the pass.
+        assert early_bytes == sum(sizes[2:])
+        # Twice a packet before the first bucket; 7 losses, 6 parameters used and 2 flags.
+        assert bytes_sent == sum(sizes) + 8 * 1024 + 8 * (COUNT + len(sizes) + 2)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_step_is_one_message_or_one_more_than_there_are_buckets(world, size):
+    for counted in world(programs.messages_of_steps, size):
+        packet, few, many = counted["packet"], 10, 2000
+        assert packet[few] == [1, 1]  # static, dynamic
+        assert packet[many] == [2, 2]  # 2000 losses have no room in the packet
+        # One checks, before the first bucket, that the ranks mean the same.
+        assert counted["one bucket"] == [2, 2]
+        assert counted["three buckets"] == [4, 4]
+        assert counted["half"] == [3, 3]  # float16 cannot hold the losses
+
+
+def test_losses_and_gradients_are_exact_in_buckets_of_every_type(world):
+    for n in (1, 2, 3):
+        for dtype, (losses, grads, owners) in world(programs.steps_of_every_type, n)[-1].items():
+            assert losses.dtype == torch.float64
+            want = programs.awkward_losses(dtype)
+            torch.testing.assert_close(losses, want.double(), rtol=0, atol=0, equal_nan=True)
+            assert len(owners) == len(want)
+            for g in grads:
+                assert torch.equal(g, torch.ones_like(g))
+
+
+@pytest.mark.parametrize("at_once", [None, 2])
+@pytest.mark.parametrize("schedule", ["static", "dynamic"])
+def test_tasks_together_are_tasks_one_by_one(world, at_once, schedule):
+    for n in (1, 2):
+        options = {"tasks_at_once": at_once, "schedule": schedule}
+        for grads, losses, want_grads, want_losses, calls in world(programs.together, n, options):
+            assert_close(grads, want_grads)
+            torch.testing.assert_close(losses, want_losses, rtol=1e-12, atol=0)
+            if at_once is None and schedule == "static":
+                assert calls == 1  # whatever the number of tasks
+
+
+def test_tasks_together_say_what_they_expect():
+    p = torch.ones(2, requires_grad=True)
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(2, affine=False), torch.nn.Linear(2, 1))
+    with pytest.raises(ValueError, match="expected None or >= 1, got 0"):
+        todist.TaskParallel([p], tasks_at_once=0)
+    with pytest.raises(ValueError, match="expected 1 with deterministic=True"):
+        todist.TaskParallel([p], tasks_at_once=None, deterministic=True)
+    together = todist.TaskParallel([p], tasks_at_once=None)
+
+    def loss(task):
+        return (p * task["x"]).sum()
+
+    x = torch.ones(2)
+    for other, text in (
+        ({"x": torch.ones(3)}, r"expected \[2\] torch.float32 on cpu, as in task 1, got \[3\]"),
+        ({"x": 1.0}, r"trees of tensors, got float in task 2 at \$\['x'\]"),
+        ({"y": x}, "trees of one structure, got"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            together.backward(loss, [{"x": x}, other])
+    with pytest.raises(RuntimeError, match="random"):
+        together.backward(lambda t: (p * torch.rand(2) * t).sum(), [x, x])
+    with pytest.raises(todist.task_parallel.NotDifferentiableError, match="tasks 1 to 2 depends"):
+        together.backward(lambda t: t.sum(), [x, x])
+    assert p.grad is None
+    buffers = [b.clone() for b in net.buffers()]
+    with pytest.raises((TypeError, RuntimeError)):
+        todist.TaskParallel(net, tasks_at_once=None).backward(
+            lambda t: net(t).sum(), [torch.randn(4, 2), torch.randn(4, 2)]
+        )
+    for b, before in zip(net.buffers(), buffers):
+        assert torch.equal(b, before)
 
 
 def test_weights_unused_parameters_and_gradients_that_were_there(world):

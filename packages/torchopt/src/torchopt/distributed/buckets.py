@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients summed over the ranks bucket by bucket, while the last backward pass still runs.
 
-The `.grad` of every parameter is a view of a bucket during a step, so that nothing is copied. A
-bucket is sent when the last gradient in it is complete. All ranks send the buckets in the same
-order, the reverse of that of the parameters, which is about the order in which a backward pass
-completes them.
+A bucket is made when the last gradient in it is complete, and sent; from then on the `.grad` of its
+parameters are views of it. All ranks send the buckets in the same order, the reverse of that of the
+parameters, which is about the order in which a backward pass completes them. The last one is sent
+after the pass, with the numbers that come out of it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from torch import Tensor
 from torchopt.distributed.group import Group
 from torchopt.distributed.signature import local_part
 
-__all__ = ["BucketedSum"]
+__all__ = ["BucketedSum", "dense_gradient"]
+
+
+def dense_gradient(p: Tensor) -> Tensor:
+    """Return the gradient of a leaf; zeros if there is none."""
+    g = p.grad
+    return torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
 
 
 class _Bucket:
-    def __init__(self, members: list[int], params: Sequence[Tensor]) -> None:
+    def __init__(self, members: list[int]) -> None:
         self.members = members
-        first = params[members[0]]
-        sizes = [params[k].numel() for k in members]
-        self.flat = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
-        self.views = [
-            part.view(params[k].shape) for k, part in zip(members, self.flat.split(sizes))
-        ]
         self.left = len(members)
+        self.flat: Any = None
         self.work: Any = None
 
 
@@ -40,12 +41,13 @@ class BucketedSum:
     Args:
         params: Leaves; their `.grad` is set aside until `finish` or `abandon`.
         group: The ranks.
-        bucket_bytes: Size at which a bucket is full.
+        bucket_bytes: Size at which a bucket is full; the first one is at a quarter of it.
         may_send: Asked before the first bucket is sent.
 
     Attributes:
         used: Whether a backward pass of this process has reached the parameter.
         early_bytes: Of the buckets that were sent while the last backward pass still ran.
+        takes_numbers: Whether `send` can take numbers along.
     """
 
     def __init__(
@@ -61,23 +63,22 @@ class BucketedSum:
         self.early_bytes = 0
         self.before = [p.grad for p in self.params]
         self.used = [False] * len(self.params)
-        self._buckets: list[_Bucket] = []
-        self._home: dict[int, tuple[_Bucket, int]] = {}
+        self._home: dict[int, _Bucket] = {}
         self._next = 0
         self._armed = False
+        self._numbers: Numbers | None = None
         # A DTensor's gradient is a DTensor: it is summed by itself, shard by shard.
         self._sharded = [k for k, p in enumerate(self.params) if hasattr(p, "to_local")]
-        self._fill(bucket_bytes)
+        self._buckets = self._filled(bucket_bytes)
+        last = self.params[self._buckets[-1].members[0]] if self._buckets else None
+        self.takes_numbers = last is not None and Numbers.fit(last)
         for p in self.params:
             p.grad = None
-        for bucket in self._buckets:
-            for k, view in zip(bucket.members, bucket.views):
-                self.params[k].grad = view
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._hook(k)) for k, p in enumerate(self.params)
         ]
 
-    def _fill(self, bucket_bytes: int) -> None:
+    def _filled(self, bucket_bytes: int) -> list[_Bucket]:
         open_: dict[Any, tuple[list[int], int]] = {}
         full: list[list[int]] = []
         for k in reversed(range(len(self.params))):
@@ -87,15 +88,15 @@ class BucketedSum:
             members, size = open_.get((p.dtype, p.device), ([], 0))
             size += p.numel() * p.element_size()
             members.append(k)
-            if size >= bucket_bytes:
+            if size >= (bucket_bytes if full else bucket_bytes // 4):
                 full.append(members)
                 members, size = [], 0
             open_[p.dtype, p.device] = (members, size)
         full += [members for members, _ in open_.values() if members]
-        self._buckets = [_Bucket(members, self.params) for members in full]
-        for bucket in self._buckets:
-            for n, k in enumerate(bucket.members):
-                self._home[k] = (bucket, n)
+        buckets = [_Bucket(members) for members in full]
+        for bucket in buckets:
+            self._home.update(dict.fromkeys(bucket.members, bucket))
+        return buckets
 
     def arm(self) -> None:
         """Send buckets as the next backward pass, the last one here, completes them."""
@@ -105,50 +106,60 @@ class BucketedSum:
         def accumulated(p: Tensor) -> None:
             self.used[k] = True
             if self._armed and k in self._home:
-                self._ready(k)
+                self._ready(self._home[k])
 
         return accumulated
 
-    def _ready(self, k: int) -> None:
-        bucket, n = self._home[k]
-        self._keep_view(k, bucket, n)
+    def _ready(self, bucket: _Bucket) -> None:
         bucket.left -= 1
+        early = self._buckets[: len(self._buckets) - self.takes_numbers]
         before = self._next
-        if bucket.left or (before < len(self._buckets) and self._buckets[before].left):
+        if bucket.left or before >= len(early) or early[before].left:
             return
         if not self._may_send():
             self._armed = False
             return
-        while self._next < len(self._buckets) and self._buckets[self._next].left == 0:
-            self._send(self._buckets[self._next])
+        while self._next < len(early) and early[self._next].left == 0:
+            self._send(early[self._next], [])
         self.early_bytes += sum(
-            b.flat.numel() * b.flat.element_size() for b in self._buckets[before : self._next]
+            b.flat.numel() * b.flat.element_size() for b in early[before : self._next]
         )
 
-    def _keep_view(self, k: int, bucket: _Bucket, n: int) -> None:
-        grad = self.params[k].grad
-        if grad is not None and grad is not bucket.views[n]:
-            with torch.no_grad():
-                bucket.views[n].copy_(grad)
-            self.params[k].grad = bucket.views[n]
-
-    def _send(self, bucket: _Bucket) -> None:
+    def _send(self, bucket: _Bucket, more: list[Tensor]) -> None:
+        """Make and send a bucket; the gradients are views of it from now on."""
+        members = [self.params[k] for k in bucket.members]
+        with torch.no_grad():
+            parts = [dense_gradient(p).detach().reshape(-1) for p in members]
+            bucket.flat = torch.cat([*parts, *more])
+            sizes = [p.numel() for p in members]
+            views = bucket.flat[: sum(sizes)].split(sizes)
+            for p, view in zip(members, views):
+                p.grad = view.view(p.shape)
         bucket.work = self.group.start_sum(bucket.flat)
         self._next += 1
 
     def send(self) -> None:
-        """Send what is left."""
+        """Send what is left, but for the last bucket if it takes numbers along."""
         self._unhook()
-        for bucket in self._buckets[self._next :]:
-            for n, k in enumerate(bucket.members):
-                self._keep_view(k, bucket, n)
-            self._send(bucket)
+        for bucket in self._buckets[self._next : len(self._buckets) - self.takes_numbers]:
+            self._send(bucket, [])
         for k in self._sharded:
             p = self.params[k]
             self.used[k] = self.used[k] or p.grad is not None
 
+    def send_last(self, counts: list[float], losses: list[float]) -> None:
+        """Send the last bucket, with the numbers of the step.
+
+        Args:
+            counts: Small integers, to be added up.
+            losses: Each is 0 on all ranks but one.
+        """
+        like = self.params[self._buckets[-1].members[0]]
+        self._numbers = Numbers(counts, losses, like.dtype)
+        self._send(self._buckets[-1], [self._numbers.packed])
+
     def finish(self, name: str, limit: float) -> None:
-        """Wait for all sums: the buckets hold them then.
+        """Wait for all sums: the gradients are the sums then.
 
         Args:
             name: What they are for, in words.
@@ -164,6 +175,11 @@ class BucketedSum:
             self.group.sum_(local_part(p.grad), name, limit)
         for bucket in self._buckets:
             self.group.wait(bucket.work, name, limit)
+
+    def numbers(self) -> tuple[list[float], Tensor]:
+        """Return the sums of what `send_last` was given, after `finish`."""
+        assert self._numbers is not None
+        return self._numbers.unpacked(self._buckets[-1].flat)
 
     def deliver(self, used: Sequence[bool]) -> None:
         """Leave the sums in `.grad`, added to what was there.
@@ -189,3 +205,37 @@ class BucketedSum:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+
+
+class Numbers:
+    """Counts and losses of a step as a vector of the type of a bucket, which is summed exactly.
+
+    In float32 the 64 bits of a loss are four numbers of 16 bits.
+    """
+
+    def __init__(self, counts: list[float], losses: list[float], dtype: torch.dtype) -> None:
+        self._sizes = len(counts), len(losses)
+        values = torch.tensor(losses, dtype=torch.float64)
+        if dtype != torch.float64:
+            bits = values.view(torch.int64)
+            values = torch.cat([(bits >> shift) & 0xFFFF for shift in _SHIFTS])
+        self.packed = torch.cat([torch.tensor(counts, dtype=dtype), values.to(dtype)])
+
+    @staticmethod
+    def fit(p: Tensor) -> bool:
+        """Return whether the bucket of a parameter can hold such numbers."""
+        return p.device.type == "cpu" and p.dtype in (torch.float32, torch.float64)
+
+    def unpacked(self, flat: Tensor) -> tuple[list[float], Tensor]:
+        """Return counts and losses, in float64, from the end of the summed bucket."""
+        n, m = self._sizes
+        row = flat[len(flat) - len(self.packed) :].double()
+        counts, rest = row[:n], row[n:]
+        if len(rest) != m:
+            digits = rest.long().view(len(_SHIFTS), m)
+            bits = torch.stack([x << shift for x, shift in zip(digits, _SHIFTS)]).sum(0)
+            rest = bits.view(torch.float64)
+        return counts.tolist(), rest.clone()
+
+
+_SHIFTS = (0, 16, 32, 48)

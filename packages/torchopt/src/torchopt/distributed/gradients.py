@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torchopt.distributed.buckets import BucketedSum
+from torchopt.distributed.buckets import BucketedSum, dense_gradient
 from torchopt.distributed.group import DifferenceError, Packet, flat
 from torchopt.distributed.ordered_sum import OrderedSum, nodes_of
 from torchopt.distributed.signature import local_part
+from torchopt.torch_internals import backward_into
 
 if TYPE_CHECKING:
     from torchopt.distributed.step import Step
 
-__all__ = ["Gradients", "gradients_of"]
+__all__ = ["Gradients", "gradients_of", "is_small"]
 
 Changes = list["Tensor | None"]
 
@@ -33,23 +34,25 @@ def gradients_of(step: Step) -> Gradients:
     """Return how a step adds up its gradients."""
     if step.engine.deterministic:
         return _Ordered(step)
-    return _Whole(step) if step.group.size == 1 or _is_small(step) else _Bucketed(step)
+    is_small = step.group.size == 1 or step.form.is_small
+    return _Whole(step) if is_small else _Bucketed(step)
 
 
-def _is_small(step: Step) -> bool:
-    room = Packet.room - 2 - 2 * step.tasks - len(step.params)
-    size = 0
-    for p in step.params:
+def is_small(params: Sequence[Tensor], limit: int) -> bool:
+    """Return whether gradients of at most `limit` bytes fit into a packet."""
+    room, size = Packet.room - 2, 0
+    for p in params:
         room -= p.numel()
         size += p.numel() * p.element_size()
         if (
             room < 0
-            or size > step.engine.bucket_bytes
+            or size > limit
+            or p.device.type != "cpu"
             or not p.is_floating_point()
             or hasattr(p, "to_local")
         ):
             return False
-    return step.group.device.type == "cpu"
+    return True
 
 
 class Gradients:
@@ -65,13 +68,15 @@ class Gradients:
         self.params = step.params
         self.used = [False] * len(step.params)
         self.early_bytes = 0
+        self._starts: dict[Any, Tensor] = {}
 
-    def add(self, i: int, loss: Tensor, is_last: Callable[[], bool]) -> None:
-        """Differentiate the loss of task `i`.
+    def add(self, i: int, loss: Tensor, weight: float, is_last: Callable[[], bool]) -> None:
+        """Differentiate the loss of task `i`, or of a piece of the tasks that begins with it.
 
         Args:
             i: Number of the task.
             loss: 0-dim.
+            weight: Of the loss.
             is_last: Whether it is the last one here, asked once.
         """
         raise NotImplementedError
@@ -79,13 +84,34 @@ class Gradients:
     def send(self) -> None:
         """Send what does not go with the losses, after the last task."""
 
-    def tail(self, room: int) -> Tensor | None:
-        """Return the gradients as numbers that go with the losses; None: they are sent apart."""
-        del room
-        return None
+    def sums(self, counts: list[float], losses: list[float]) -> tuple[list[float], Tensor]:
+        """Return the sums over the ranks of numbers of the step; gradients may go along.
 
-    def take_tail(self, sums: Tensor) -> None:
-        """Take the sums over the ranks of what `tail` has returned."""
+        Args:
+            counts: Small integers, two at least.
+            losses: Each is 0 on all ranks but one.
+
+        Raises:
+            DifferenceError: The ranks mean different things.
+        """
+        return self._in_a_packet(counts, losses, [])[:2]
+
+    def _in_a_packet(
+        self, counts: list[float], losses: list[float], more: list[Tensor]
+    ) -> tuple[list[float], Tensor, Tensor]:
+        """Return the sums of counts, losses, and more; what has no room is sent apart."""
+        group, limit, name = self.step.group, self.step.engine.timeout, self.step.name
+        size, numbers = sum(x.numel() for x in more), counts + losses
+        room = len(numbers) if size + len(numbers) <= Packet.room else 2
+        meaning = f"{self.step.signature.meaning} end {bool(more)}"
+        row = Packet(group, meaning, numbers[:room], more).sums(name, limit)
+        tail = row[room : room + size]
+        row = row[:room]
+        if room < len(numbers):
+            rest = torch.tensor(numbers[room:], dtype=torch.float64, device=group.device)
+            row = torch.cat([row, group.sum_(rest, name, limit).cpu()])
+        n = len(counts)
+        return row[:n].tolist(), row[n:].clone(), tail
 
     def finish(self) -> Changes:
         """Wait for all sums; return the changes of the buffers."""
@@ -103,13 +129,26 @@ class Gradients:
     def abandon(self) -> None:
         """Put every `.grad` back."""
 
-    def backward(self, i: int, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, weight: float) -> None:
         """Add to the `.grad` of the parameters, and collect the changes of the buffers."""
-        # Under `fully_shard` the graph ends in the gathered parameters, not in the shards.
-        inputs = None if self.step.engine.is_fsdp else self.params
-        (loss * self.step.weights[i]).backward(inputs=inputs)
-        if changes := self.step.before.take(self.step.weights[i]):
+        if self.step.engine.is_fsdp:
+            # The graph ends in the gathered parameters, not in the shards.
+            (loss * weight).backward()
+        elif type(loss) is not Tensor:  # a DTensor, whose gradient is one
+            (loss * weight).backward(inputs=self.params)
+        else:  # the same bits, without two operations a task
+            backward_into(loss, self._start(loss, weight), self.params)
+        if changes := self.step.before.take(weight):
             self.step.before.add(changes)
+
+    def _start(self, loss: Tensor, weight: float) -> Tensor:
+        """Return the weight as the gradient that a backward pass starts from."""
+        key = (weight, loss.dtype, loss.device)
+        if key not in self._starts:
+            if len(self._starts) >= 16:
+                self._starts.clear()
+            self._starts[key] = torch.full_like(loss, weight)
+        return self._starts[key]
 
 
 class _Whole(Gradients):
@@ -121,26 +160,20 @@ class _Whole(Gradients):
         for p in self.params:
             p.grad = None
 
-    def add(self, i: int, loss: Tensor, is_last: Callable[[], bool]) -> None:
+    def add(self, i: int, loss: Tensor, weight: float, is_last: Callable[[], bool]) -> None:
         is_last()
-        self.backward(i, loss)
+        self.backward(loss, weight)
 
     def send(self) -> None:
         self.used = [p.grad is not None for p in self.params]
 
-    def tail(self, room: int) -> Tensor | None:
-        parts = [
-            (torch.zeros_like(p) if (g := p.grad) is None else g.to_dense() if g.is_sparse else g)
-            for p in self.params
-        ]
-        numbers = torch.cat([x.detach().reshape(-1).double() for x in parts])
-        assert len(numbers) <= room
-        return numbers
-
-    def take_tail(self, sums: Tensor) -> None:
-        with torch.no_grad():
-            for p, x in zip(self.params, sums.split([p.numel() for p in self.params])):
-                p.grad = x.view(p.shape).to(p.dtype, copy=True)
+    def sums(self, counts: list[float], losses: list[float]) -> tuple[list[float], Tensor]:
+        more = [dense_gradient(p).detach().reshape(-1) for p in self.params]
+        counts, summed, row = self._in_a_packet(counts, losses, more)
+        sums = row.split_with_sizes([p.numel() for p in self.params])
+        for p, x in zip(self.params, sums):
+            p.grad = x.view(p.shape).to(p.dtype, copy=True)
+        return counts, summed
 
     def finish(self) -> Changes:
         if self.step.group.size == 1:
@@ -148,12 +181,11 @@ class _Whole(Gradients):
         return self.step.before.changes
 
     def deliver(self, used: Sequence[bool]) -> None:
-        with torch.no_grad():
-            for p, before, is_used in zip(self.params, self._before, used):
-                if not is_used:
-                    p.grad = before
-                elif before is not None and p.grad is not None:
-                    p.grad = before + p.grad
+        for p, before, is_used in zip(self.params, self._before, used):
+            if not is_used:
+                p.grad = before
+            elif before is not None and p.grad is not None:
+                p.grad = before.detach() + p.grad.detach()
 
     def abandon(self) -> None:
         for p, before in zip(self.params, self._before):
@@ -178,10 +210,10 @@ class _Bucketed(Gradients):
             self._differs = True
         return not self._differs
 
-    def add(self, i: int, loss: Tensor, is_last: Callable[[], bool]) -> None:
+    def add(self, i: int, loss: Tensor, weight: float, is_last: Callable[[], bool]) -> None:
         if is_last():
             self.sum.arm()
-        self.backward(i, loss)
+        self.backward(loss, weight)
 
     def send(self) -> None:
         if not self._may_send():
@@ -189,9 +221,14 @@ class _Bucketed(Gradients):
         self.sum.send()
         self.used, self.early_bytes = self.sum.used, self.sum.early_bytes
 
-    def finish(self) -> Changes:
+    def sums(self, counts: list[float], losses: list[float]) -> tuple[list[float], Tensor]:
+        found = None
+        if self.sum.takes_numbers:
+            self.sum.send_last(counts, losses)
+        else:
+            found = super().sums(counts, losses)
         self.sum.finish(self.step.name, self.step.engine.timeout)
-        return self.step.before.changes
+        return self.sum.numbers() if found is None else found
 
     def deliver(self, used: Sequence[bool]) -> None:
         self.sum.deliver(used)
@@ -208,13 +245,13 @@ class _Ordered(Gradients):
         self._sum: OrderedSum[list[Tensor]] = OrderedSum(step.tasks, _add)
         self._changed = False
 
-    def add(self, i: int, loss: Tensor, is_last: Callable[[], bool]) -> None:
+    def add(self, i: int, loss: Tensor, weight: float, is_last: Callable[[], bool]) -> None:
         is_last()
-        loss = loss * self.step.weights[i]
+        loss = loss * weight
         grads = torch.autograd.grad(loss, self.params, allow_unused=True)
         for k, g in enumerate(grads):
             self.used[k] = self.used[k] or g is not None
-        changes = self.step.before.take(self.step.weights[i])
+        changes = self.step.before.take(weight)
         values = [
             local_part(torch.zeros_like(p) if g is None else g).detach().clone()
             for p, g in zip(self.params, grads)

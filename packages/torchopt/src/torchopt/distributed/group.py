@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pickle
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = ["DifferenceError", "Group", "Packet", "share_of"]
 
 _POLL = timedelta(seconds=0.2)
 _NEWS = 2.0  # seconds for the news of a failure to arrive after a connection broke
+_NOTHING = contextlib.nullcontext()
 _LONG = timedelta(days=365)  # the limit of torch's own, which must not come before ours
 
 
@@ -46,20 +48,34 @@ class Packet:
     Every packet has the same size, so that ranks that run different programs do not crash torch's
     operations: they notice.
 
+    Args:
+        group: The ranks.
+        meaning: What must be the same on all of them.
+        numbers: What to add up.
+        vectors: More of them, on the CPU; `room` entries at most together.
+
     Attributes:
         room: Numbers that a packet holds.
     """
 
-    _SIZE = 1024
-    room = _SIZE - 4
+    room = 1020
 
-    def __init__(self, group: Group, meaning: str, numbers: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        group: Group,
+        meaning: str,
+        numbers: Sequence[float] = (),
+        vectors: Sequence[Tensor] = (),
+    ) -> None:
         code = zlib.crc32(meaning.encode())
         low, high = float(code & 0xFFFF), float(code >> 16)
-        row = torch.zeros(self._SIZE, dtype=torch.float64)
-        row[:4] = torch.tensor([low, low * low, high, high * high], dtype=torch.float64)
-        if numbers is not None:
-            row[4 : 4 + len(numbers)] = numbers
+        row = torch.zeros(self.room + 4, dtype=torch.float64)
+        end = 4 + len(numbers)
+        head = [low, low * low, high, high * high, *numbers]
+        row[:end] = torch.tensor(head, dtype=torch.float64)
+        for x in vectors:
+            start, end = end, end + x.numel()
+            row[start:end] = x
         self._group = group
         self._row = row.to(group.device)
         self._work = group.start_sum(self._row)
@@ -75,9 +91,10 @@ class Packet:
             self._group.wait(self._work, name, limit)
             self._row, self._work = self._row.cpu(), None
         size = self._group.size
-        for total, squares in self._row[:4].view(2, 2).tolist():
-            if size * squares != total * total:  # equality of Cauchy and Schwarz, in integers
-                raise DifferenceError
+        low, low_squares, high, high_squares = self._row[:4].tolist()
+        # Equality of Cauchy and Schwarz, in integers.
+        if size * low_squares != low * low or size * high_squares != high * high:
+            raise DifferenceError
         return self._row[4:]
 
 
@@ -95,6 +112,7 @@ class Group:
         timeout: As given.
         bytes_sent: By this process, counted as a ring sends: 2 (n - 1)/n of the size for a
             reduction, n - 1 times the size of its part for a gathering.
+        operations: That this process has taken part in.
 
     Raises:
         RuntimeError: There are several processes, and their world is not a collective one.
@@ -104,7 +122,7 @@ class Group:
     def __init__(self, group: Any = None, timeout: float = DEFAULT_TIMEOUT) -> None:
         session = _session.current()
         self.timeout = timeout
-        self.bytes_sent = 0
+        self.bytes_sent = self.operations = 0
         self.ranks: tuple[int, ...] = (0,)
         self.session: _session.Session | None = None
         self._group = group
@@ -131,14 +149,15 @@ class Group:
             covers = session is not None and session.watch is not None
             self.session = session if covers else _session.adopt(self._group, timeout)
         self.name = "-".join(map(str, self.ranks)) if group is not None else "all"
+        self._on_cuda = self.size > 1 and dist.get_backend(self._group) == "nccl"
 
     @classmethod
     def alone(cls, rank: int = 0) -> Group:
         """Return a group of this process, whatever the world."""
         group = cls.__new__(cls)
         group._group, group.session, group.name = None, None, "alone"
-        group.rank, group.size, group.bytes_sent = rank, 1, 0
-        group.ranks, group.timeout = (rank,), DEFAULT_TIMEOUT
+        group.rank, group.size, group.bytes_sent, group.operations = rank, 1, 0, 0
+        group.ranks, group.timeout, group._on_cuda = (rank,), DEFAULT_TIMEOUT, False
         return group
 
     @property
@@ -149,16 +168,14 @@ class Group:
     @property
     def device(self) -> torch.device:
         """Where small tensors must lie to be exchanged."""
-        if self.size > 1 and dist.get_backend(self._group) == "nccl":
+        if self._on_cuda:
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
 
-    @contextlib.contextmanager
-    def task(self, name: str, timeout: float) -> Iterator[None]:
+    def task(self, name: str, timeout: float) -> contextlib.AbstractContextManager[None]:
         """Hold this process to finish what is inside in `timeout` seconds."""
         watch = None if self.session is None else self.session.watch
-        with contextlib.nullcontext() if watch is None else watch.task(name, timeout):
-            yield
+        return _NOTHING if watch is None else watch.task(name, timeout)
 
     def note(self, place: str) -> None:
         """Say where this process is when it is in no task."""
@@ -209,6 +226,7 @@ class Group:
         """Start to replace `x` by its sum over the ranks; pass the result to `wait`."""
         if self.size == 1:
             return _DONE
+        self.operations += 1
         self.bytes_sent += 2 * (self.size - 1) * x.numel() * x.element_size() // self.size
         real = torch.view_as_real(x) if x.is_complex() else x
         return _started(x, _pg(self._group).allreduce([real], _options("AllreduceOptions")))
@@ -232,6 +250,7 @@ class Group:
         if self.size == 1:
             return x[None].clone()
         out = x.new_empty((self.size, *x.shape))
+        self.operations += 1
         self.bytes_sent += (self.size - 1) * x.numel() * x.element_size()
         parts = [list(out.unbind(0))]
         work = _pg(self._group).allgather(parts, [x.contiguous()], _options("AllgatherOptions"))
@@ -241,10 +260,10 @@ class Group:
     def broadcast_(self, x: Tensor, name: str = "a broadcast") -> Tensor:
         """Replace `x` by that of the first rank and return it."""
         if self.size > 1:
+            self.operations += 1
             if self.rank == 0:
                 self.bytes_sent += (self.size - 1) * x.numel() * x.element_size()
-            options = _options("BroadcastOptions")
-            options.rootRank = 0
+            options = _options("BroadcastOptions")  # from the first rank
             self.wait(_started(x, _pg(self._group).broadcast([x], options)), name)
         return x
 
@@ -304,6 +323,7 @@ def _pg(group: Any) -> Any:
     return dist.group.WORLD if group is None else group
 
 
+@functools.cache
 def _options(kind: str) -> Any:
     # Of each operation, so that the limits of a group that the program made stay its own.
     from torch._C import _distributed_c10d

@@ -125,6 +125,7 @@ def _unfinished(
         present = [waiting[r] for r in doing.ranks if r in waiting]
         if len(present) < len(doing.ranks) or not all(r in views for r in doing.ranks):
             continue
-        if min(now - p.doing.since for p in present) > doing.limit:
+        # What a process does is known up to its last sign of life: it may be elsewhere since.
+        if min(min(p.heard, now) - p.doing.since for p in present) > doing.limit:
             return Verdict(None, doing.name, "timed out", silent=True)
     return None

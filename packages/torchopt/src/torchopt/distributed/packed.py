@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from torchopt.tree import tree_flatten, tree_unflatten
 
 __all__ = ["pack", "unpack"]
+
+_SHARED = 65536  # bytes of memory that small tensors of a kind may share
 
 
 def pack(tree: Any) -> bytes:
@@ -35,17 +38,27 @@ def pack(tree: Any) -> bytes:
 
 
 def _is_plain(x: Any) -> bool:
-    return type(x) is Tensor and x.layout == torch.strided and not x.is_quantized
+    return type(x) is Tensor and x.layout is torch.strided and not x.is_quantized
 
 
 def unpack(data: bytes) -> Any:
     """Return the tree that `pack` was given."""
     spec, leaves, pieces = pickle.loads(data)
     for dtype, shape, members, content in pieces:
-        empty = torch.empty((len(members), *shape), dtype=dtype)
-        whole = (
-            torch.frombuffer(bytearray(content), dtype=dtype).view_as(empty) if content else empty
-        )
-        for k, x in zip(members, whole.unbind()):
-            leaves[k] = x.clone()  # with memory of its own, as if it had come alone
+        for k, x in zip(members, _parted(content, dtype, shape, len(members))):
+            leaves[k] = x
     return tree_unflatten(spec, leaves)
+
+
+def _parted(content: bytes, dtype: torch.dtype, shape: tuple[int, ...], count: int) -> Any:
+    """Yield the tensors of one piece; who keeps one keeps about `_SHARED` bytes at most."""
+    size = len(content) // count
+    if size == 0:
+        yield from (torch.empty(shape, dtype=dtype) for _ in range(count))
+        return
+    numel, together = math.prod(shape), max(1, _SHARED // size)
+    for first in range(0, count, together):
+        memory = bytearray(content[first * size : (first + together) * size])
+        for start in range(0, len(memory), size):
+            x = torch.frombuffer(memory, dtype=dtype, count=numel, offset=start)
+            yield x if len(shape) == 1 else x.view(shape)

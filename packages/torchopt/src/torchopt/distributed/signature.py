@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Signature", "agree", "difference", "local_part"]
 
+_FACTS = ("number of steps", "number of tasks", "weights", "schedule", "parameters", "values")
 _REPLICA_CHECK = 100  # steps between two comparisons of the parameters
 
 
@@ -48,28 +49,29 @@ class Signature:
         weights: Sequence[float] | None,
     ) -> None:
         self._params = params
-        self.facts: dict[str, Any] = {
-            "operation": "a step of TaskParallel",
-            "number of steps": engine.steps,
-            "number of tasks": tasks,
-            "weights": None if weights is None else zlib.crc32(repr(list(weights)).encode()),
-            "schedule": (engine.number, engine.schedule, engine.deterministic),
-            "parameters": engine.shapes_code(params),
-            "values": None,
-        }
-        if engine.group.size == 1:
-            self.meaning = ""
-            return
-        if engine.steps == 1 or engine.steps % _REPLICA_CHECK == 0:
-            own = b"".join(digest(local_part(p.detach()).cpu()) for p in params)
-            # Of the values alone: where they lie is not what is compared.
-            self.facts["values"] = zlib.crc32(own)
-        self.meaning = repr(tuple(self.facts.values()))
+        self._facts = (
+            engine.steps,
+            tasks,
+            None if weights is None else zlib.crc32(repr(list(weights)).encode()),
+            (engine.number, engine.schedule, engine.deterministic, engine.tasks_at_once),
+            engine.form_of(params).code,
+            self._values(engine),
+        )
+        self.meaning = "" if engine.group.size == 1 else repr(self._facts)
+
+    def _values(self, engine: TaskParallel) -> int | None:
+        if engine.group.size == 1 or (engine.steps != 1 and engine.steps % _REPLICA_CHECK):
+            return None
+        # Of the values alone: where they lie is not what is compared.
+        own = b"".join(digest(local_part(p.detach()).cpu()) for p in self._params)
+        return zlib.crc32(own)
 
     def difference(self, group: Group) -> WorkerError:
         """Return the error that says how the ranks differ; all of them call this."""
-        shapes = [(tuple(p.shape), str(p.dtype)) for p in self._params]
-        return difference(group, {**self.facts, "parameters": shapes})
+        facts: dict[str, Any] = {"operation": "a step of TaskParallel"}
+        facts.update(zip(_FACTS, self._facts))
+        facts["parameters"] = [(tuple(p.shape), str(p.dtype)) for p in self._params]
+        return difference(group, facts)
 
 
 def agree(group: Group, operation: str) -> None:

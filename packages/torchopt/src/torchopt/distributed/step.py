@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torchopt.diff.zero_order.directions import member_seed, seeded
 from torchopt.distributed.before import Before
 from torchopt.distributed.gradients import Gradients, gradients_of
-from torchopt.distributed.group import DifferenceError, Packet, share_of
+from torchopt.distributed.group import DifferenceError, share_of
 from torchopt.distributed.raised import Raised
 from torchopt.distributed.signature import Signature
+from torchopt.distributed.together import stacked_tasks
 from torchopt.errors import NotDifferentiableError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MetaStep", "Step"]
 
+_NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 _SHORT, _LONG = 1e-3, 1e-2  # seconds of tasks that are drawn together, where tasks are tiny
 
 
@@ -75,10 +77,12 @@ class Step:
         task_loss: Callable[[Any], Tensor],
         tasks: Sequence[Any],
         weights: Sequence[float] | None,
+        params: list[Tensor],
     ) -> None:
         self.engine = engine
         self.group = engine.group
-        self.params = engine.params
+        self.params = params
+        self.form = engine.form_of(params)
         self._task_loss = task_loss
         self._tasks = tasks
         self.tasks = n = len(tasks)
@@ -87,8 +91,12 @@ class Step:
         self.signature = Signature(engine, self.params, n, weights)
         self.name = f"the sum of step {engine.steps + 1}"
         self.before = Before(engine.modules)
-        self.owners = [0] * n
-        self._losses: dict[int, Tensor] = {}
+        shares = [share_of(n, rank, self.group.size) for rank in range(self.group.size)]
+        self.owners = [rank for rank, share in enumerate(shares) for _ in share]
+        self._uniform = weights is None
+        self._is_static = engine.schedule == "static" or self.group.size == 1
+        self._done: list[range] = []  # pieces of the tasks
+        self._losses: list[Tensor] = []  # of each piece
         self._error: Raised | None = None
         self._counter = f"tasks/{engine.number}/{engine.attempts}"
 
@@ -98,7 +106,7 @@ class Step:
         sent = self.group.bytes_sent
         gradients = gradients_of(self)
         try:
-            with contextlib.ExitStack() as stack:
+            with contextlib.ExitStack() if self.engine.modules else _NOTHING as stack:
                 for module in self.engine.modules:
                     for part in module.modules():
                         if isinstance(part, nn.parallel.DistributedDataParallel):
@@ -108,7 +116,8 @@ class Step:
             losses, used = self._exchange(gradients)
             waited = time.perf_counter() - waiting
             gradients.deliver(used)
-            self.before.deliver()
+            if self.before.contents:
+                self.before.deliver()
         except BaseException as error:
             gradients.abandon()
             self.before.restore()
@@ -120,7 +129,7 @@ class Step:
         self.engine.steps += 1
         self.group.note(f"after step {self.engine.steps}")
         return MetaStep(
-            losses @ torch.tensor(self.weights, dtype=torch.float64),
+            losses.mean() if self._uniform else losses @ losses.new_tensor(self.weights),
             losses,
             tuple(self.group.ranks[owner] for owner in self.owners),
             waiting - started,
@@ -139,16 +148,32 @@ class Step:
     # --- the own tasks ----------------------------------------------------------------------------
 
     def _run_tasks(self, gradients: Gradients) -> None:
-        with self._random() as seed_task:
-            for i, is_last in self._own():
-                name = f"task {i + 1} of {self.tasks}"
+        seed = self.engine.seed
+        family = 0 if seed is None else member_seed(seed, self.engine.steps)
+        with _NOTHING if seed is None else seeded(family, self.params) as seed_all:
+            for piece, is_last in self._own():
+                name = self._name_of(piece)
                 try:
                     with self.group.task(name, self.engine.timeout):
-                        seed_task(i)
-                        loss = self._loss(i)
-                        gradients.add(i, loss, is_last)
-                    self._losses[i] = loss.detach()
-                    self.owners[i] = self.group.rank
+                        if seed_all is not None:
+                            seed_all(member_seed(family, piece[0]))
+                        is_single = len(piece) == 1
+                        loss = (
+                            self._loss(self._tasks[piece[0]])
+                            if is_single
+                            else self._together(piece)
+                        )
+                        if not loss.requires_grad:
+                            tasks = name.partition(" of ")[0]
+                            raise NotDifferentiableError(
+                                f"`task_loss`: the loss of {tasks} depends on no parameter."
+                            )
+                        if is_single:
+                            gradients.add(piece[0], loss, self.weights[piece[0]], is_last)
+                        else:
+                            gradients.add(piece[0], self._weighted(loss, piece), 1.0, is_last)
+                    self._losses.append(loss.detach())
+                    self._done.append(piece)
                 except Exception as error:
                     watch = None if self.group.session is None else self.group.session.watch
                     if watch is None or error is watch.failure:
@@ -160,16 +185,23 @@ class Step:
                     self._tell_if_fatal(error, name)
                     raise
 
-    def _own(self) -> Iterator[tuple[int, Callable[[], bool]]]:
-        """Yield the numbers of this rank's tasks, and whether each is the last one."""
+    def _name_of(self, piece: range) -> str:
+        if len(piece) == 1:
+            return f"task {piece[0] + 1} of {self.tasks}"
+        return f"tasks {piece[0] + 1} to {piece[-1] + 1} of {self.tasks}"
+
+    def _pieces(self, tasks: range) -> list[range]:
+        """Return neighbouring tasks as pieces that are differentiated together."""
+        most = self.engine.tasks_at_once or max(len(tasks), 1)
+        return [tasks[k : k + most] for k in range(0, len(tasks), most)]
+
+    def _own(self) -> Iterator[tuple[range, Callable[[], bool]]]:
+        """Yield the pieces of this rank's tasks, and whether each is the last one."""
         n, size = self.tasks, self.group.size
-        if self.engine.schedule == "static" or size == 1:
-            for rank in range(size):
-                for i in share_of(n, rank, size):
-                    self.owners[i] = rank
+        if self._is_static:
             mine = share_of(n, self.group.rank, size)
-            for i in mine:
-                yield i, _yes if i == mine[-1] else _no
+            for piece in self._pieces(mine):
+                yield piece, _yes if piece[-1] == mine[-1] else _no
             return
         started, done = time.perf_counter(), [0]
         chunk = self._draw(0.0)
@@ -181,9 +213,9 @@ class Step:
                 following.append(self._draw((time.perf_counter() - started) / max(done[0], 1)))
                 return not following[0]
 
-            for i in chunk:
-                yield i, is_last if i == chunk[-1] else _no
-                done[0] += 1
+            for piece in self._pieces(chunk):
+                yield piece, is_last if piece[-1] == chunk[-1] else _no
+                done[0] += len(piece)
             chunk = following[0] if following else range(0)
 
     def _draw(self, seconds: float) -> range:
@@ -198,69 +230,77 @@ class Step:
 
     _drawn = 0
 
-    @contextlib.contextmanager
-    def _random(self) -> Iterator[Callable[[int], None]]:
-        seed = self.engine.seed
-        if seed is None:
-            yield lambda i: None
-            return
-        family = member_seed(seed, self.engine.steps)
-        with seeded(family, self.params) as seed_all:
-            yield lambda i: seed_all(member_seed(family, i))
+    def _together(self, piece: range) -> Tensor:
+        """Return the losses of some tasks, `[tasks]`, by vmap."""
+        stacked = stacked_tasks([self._tasks[i] for i in piece], piece[0])
 
-    def _loss(self, i: int) -> Tensor:
-        loss = self._task_loss(self._tasks[i])
+        def one(task: Any) -> Tensor:
+            loss = self._loss(task)
+            if any(change is not None for change in self.before.take(1.0)):
+                raise TypeError(
+                    "`tasks_at_once`: expected tasks that leave the buffers of modules alone, got "
+                    "one that writes into them; take the tasks one by one, tasks_at_once=1"
+                )
+            return loss
+
+        losses: Tensor = torch.func.vmap(one)(stacked)
+        return losses
+
+    def _weighted(self, losses: Tensor, piece: range) -> Tensor:
+        weights = self.weights[piece[0] : piece[-1] + 1]
+        return losses @ torch.tensor(weights, dtype=losses.dtype, device=losses.device)
+
+    def _loss(self, task: Any) -> Tensor:
+        loss = self._task_loss(task)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"`task_loss`: expected a 0-dim tensor, got {got}.")
-        if not loss.requires_grad:
-            raise NotDifferentiableError(
-                f"`task_loss`: the loss of task {i + 1} depends on no parameter."
-            )
         return loss
 
     # --- the exchange -----------------------------------------------------------------------------
 
     def _exchange(self, gradients: Gradients) -> tuple[Tensor, list[bool]]:
         """Return losses and used parameters of all ranks; gradients and buffers are exchanged."""
-        n, m, group, limit = self.tasks, len(self.params), self.group, self.engine.timeout
-        row = torch.zeros(2 * n + m + 2, dtype=torch.float64)
-        errors, changed, losses, owners, used = row.split([1, 1, n, n, m])
-        if self._losses:
-            found = list(self._losses.values())
-            if len({(x.dtype, x.device) for x in found}) > 1:
-                found = [x.double().cpu() for x in found]
-            losses[list(self._losses)] = torch.stack(found).double().cpu()
-            owners[list(self._losses)] = float(group.rank)
-        if group.size == 1:
+        if self.group.size == 1:
             self.before.changes = gradients.finish()
-            return losses, gradients.used
+            return torch.tensor(self._own_losses()[0], dtype=torch.float64), gradients.used
         try:
             gradients.send()
-            used.copy_(torch.tensor(gradients.used))
-            errors.fill_(self._error is not None)
-            changed.fill_(self.before.changed)
-            inside = row if len(row) <= Packet.room else row[:2]
-            tail = gradients.tail(Packet.room - len(inside))
-            meaning = f"{self.signature.meaning} end {tail is not None}"
-            packed = inside if tail is None else torch.cat([inside, tail])
-            sums = Packet(group, meaning, packed).sums(self.name, limit)
+            own, owners = self._own_losses()
+            flags = [self._error is not None, self.before.changed, *gradients.used]
+            counts, losses = gradients.sums([*map(float, flags), *owners], own)
         except DifferenceError:
-            raise self.signature.difference(group) from None
-        row[: len(inside)] = sums[: len(inside)]
-        if tail is not None:
-            gradients.take_tail(sums[len(inside) : len(packed)])
-        if len(inside) < len(row):
-            row[2:] = group.sum_(row[2:].to(group.device), self.name, limit).cpu()
-        if errors.item():
-            for error in group.gather_objects(self._error, self.name):
+            raise self.signature.difference(self.group) from None
+        failed, changed, *rest = counts
+        if failed:
+            for error in self.group.gather_objects(self._error, self.name):
                 if error is not None:
                     raise error.as_error()
-        self.owners = [int(x) for x in owners]
+        m = len(self.params)
+        if not self._is_static:
+            self.owners = [int(x) for x in rest[m:]]
         self.before.changes = gradients.finish()
-        if changed.item() and not self.engine.deterministic:
-            self.before.sum_over(group, self.name, limit)
-        return losses, [bool(x) for x in used > 0]
+        if changed and not self.engine.deterministic:
+            self.before.sum_over(self.group, self.name, self.engine.timeout)
+        return losses, [x > 0 for x in rest[:m]]
+
+    def _own_losses(self) -> tuple[list[float], list[float]]:
+        """Return the losses of this rank's tasks by task, and where needed who owns which."""
+        losses = [0.0] * self.tasks
+        owners = [] if self._is_static else losses.copy()
+        if not self._done:
+            return losses, owners
+        found = self._losses
+        if len({(x.dtype, x.device) for x in found}) > 1:
+            found = [x.double().cpu() for x in found]
+        is_single = all(x.ndim == 0 for x in found)
+        whole = torch.stack(found) if is_single else torch.cat([x.reshape(-1) for x in found])
+        tasks = [i for piece in self._done for i in piece]
+        for i, value in zip(tasks, whole.double().tolist()):
+            losses[i] = value
+            if owners:
+                owners[i] = float(self.group.rank)
+        return losses, owners
 
 
 def _yes() -> bool:

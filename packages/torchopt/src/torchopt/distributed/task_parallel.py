@@ -15,11 +15,13 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchopt.distributed.gradients import is_small
 from torchopt.distributed.group import Group
 from torchopt.distributed.session import DEFAULT_TIMEOUT
 from torchopt.distributed.signature import agree, local_part
@@ -29,6 +31,13 @@ from torchopt.params.sharded import gather_in_graph
 from torchopt.tree import tree_leaves
 
 __all__ = ["MetaStep", "TaskParallel"]
+
+
+@dataclass(frozen=True)
+class _Form:
+    params: list[Tensor]
+    code: int  # the same on every rank if shapes and dtypes are
+    is_small: bool
 
 
 class TaskParallel:
@@ -57,9 +66,13 @@ class TaskParallel:
         deterministic: Add the gradients of tasks in an order of their own. Costs the gradients of
             about log2(tasks) tasks in memory and on the wire, and nothing overlaps.
         bucket_bytes: Gradients that are sent together, in bytes; > 0.
-        timeout: Seconds that one task may take; a process that is stuck longer is ended.
+        timeout: Seconds that one task may take, or those that are taken together; a process that is
+            stuck longer is ended.
         seed: Of torch's generators in each task: a task draws the same numbers on whatever rank.
             None: the generators are left alone.
+        tasks_at_once: Of the tasks of a rank, how many `torch.func.vmap` takes together; 1: a loop;
+            None: all of them. Tasks are then trees of tensors that are alike, and `task_loss` is
+            called once for all of them, draws no random numbers and writes into no buffer.
         group: A process group of torch.distributed; None: the world.
         sync: Start from the values of rank 0 everywhere.
 
@@ -89,6 +102,7 @@ class TaskParallel:
         bucket_bytes: int = 4 * 2**20,
         timeout: float = DEFAULT_TIMEOUT,
         seed: int | None = 0,
+        tasks_at_once: int | None = 1,
         group: Any = None,
         sync: bool = True,
     ) -> None:
@@ -99,16 +113,24 @@ class TaskParallel:
                 "`bucket_bytes` and `timeout`: expected positive numbers, got "
                 f"{bucket_bytes} and {timeout}."
             )
+        if tasks_at_once is not None and tasks_at_once < 1:
+            raise ValueError(f"`tasks_at_once`: expected None or >= 1, got {tasks_at_once}.")
+        if deterministic and tasks_at_once != 1:
+            raise ValueError(
+                "`tasks_at_once`: expected 1 with deterministic=True, got "
+                f"{tasks_at_once}; the bits of a gradient by vmap depend on how many there are."
+            )
         self.group = Group(group, timeout)
         self.schedule = schedule
         self.deterministic = deterministic
         self.bucket_bytes = bucket_bytes
         self.timeout = timeout
         self.seed = seed
+        self.tasks_at_once = tasks_at_once
         self.steps = 0
         self.attempts = 0
         self._held = tree_leaves(params)
-        self._shapes: tuple[list[Tensor], int] = ([], 0)
+        self._form = _Form([], 0, is_small=False)
         self.modules = [x for x in self._held if isinstance(x, nn.Module)]
         self.is_fsdp = any(_is_fsdp(part) for module in self.modules for part in module.modules())
         if not self.params:
@@ -142,13 +164,14 @@ class TaskParallel:
                 found[id(x)] = x
         return list(found.values())
 
-    def shapes_code(self, params: list[Tensor]) -> int:
-        """Return a number that stands for shapes and dtypes of parameters."""
-        known, code = self._shapes
+    def form_of(self, params: list[Tensor]) -> _Form:
+        """Return what follows from shapes and dtypes of parameters."""
+        known = self._form.params
         if len(known) != len(params) or any(a is not b for a, b in zip(known, params)):
             code = zlib.crc32(repr([(tuple(p.shape), p.dtype) for p in params]).encode())
-            self._shapes = (params, code)
-        return code
+            small = self.group.device.type == "cpu" and is_small(params, self.bucket_bytes)
+            self._form = _Form(params, code, small)
+        return self._form
 
     @torch.no_grad()
     def _sync(self) -> None:
@@ -199,10 +222,11 @@ class TaskParallel:
                 "expected at least one task and a weight for each, got "
                 f"{len(tasks)} tasks and {'no' if weights is None else len(weights)} weights"
             )
-        if not self.params:
+        params = self.params
+        if not params:
             raise ValueError("`params`: expected tensors that require gradients, all are frozen.")
         self.attempts += 1
-        return Step(self, task_loss, tasks, weights).run()
+        return Step(self, task_loss, tasks, weights, params).run()
 
 
 def _is_fsdp(module: nn.Module) -> bool:

@@ -79,28 +79,35 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
     return int(torch.randint(2**62, (), generator=generator, device=device).item())
 
 
-@contextlib.contextmanager
-def seeded(seed: int, like: Sequence[Tensor]) -> Iterator[Callable[[int], None]]:
+class seeded:  # noqa: N801 - a context manager as cheap as can be: one for each step
     """Seed torch's generators of the CPU and of the devices of `like`; put them back on exit.
 
-    Yields:
-        A function that seeds them again.
+    Entering gives a function that seeds them again.
     """
-    devices = {leaf.device for leaf in like if leaf.device.type != "cpu"}
 
-    def seed_all(seed: int) -> None:
+    def __init__(self, seed: int, like: Sequence[Tensor]) -> None:
+        self._seed = seed
+        self._devices = {leaf.device for leaf in like if leaf.device.type != "cpu"}
+        self._forks = contextlib.ExitStack()
+
+    def __enter__(self) -> Callable[[int], None]:
+        self._state = torch.default_generator.get_state()
+        for device in self._devices:
+            index = 0 if device.index is None else device.index
+            fork = torch.random.fork_rng([index], device_type=device.type)
+            self._forks.enter_context(fork)
+        self._seed_all(self._seed)
+        return self._seed_all
+
+    def _seed_all(self, seed: int) -> None:
         torch.default_generator.manual_seed(seed)
-        for device in devices:
+        for device in self._devices:
             with device:
                 torch.get_device_module(device).manual_seed(seed)
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        for device in devices:
-            index = 0 if device.index is None else device.index
-            stack.enter_context(torch.random.fork_rng([index], device_type=device.type))
-        seed_all(seed)
-        yield seed_all
+    def __exit__(self, *error: object) -> None:
+        self._forks.close()
+        torch.default_generator.set_state(self._state)
 
 
 @contextlib.contextmanager

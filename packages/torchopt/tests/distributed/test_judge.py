@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is at fault, from what is known of each process."""
+
+from __future__ import annotations
+
+from torchopt.distributed.judge import Doing, View, judge
+
+START = 1000.0
+
+
+def view(kind: str, name: str, *, since: float, heard: float, limit: float = 1.0) -> View:
+    """Return what is known of a process; times from `START`."""
+    found = View()
+    found.doing = Doing(kind, name, limit, (0, 1, 2), START + since)
+    found.heard = START + heard
+    return found
+
+
+def test_a_silent_process_is_at_fault_though_it_was_last_heard_in_the_operation():
+    # Rank 1 was stopped in the task after its last sign of life, which came from the step before.
+    for seconds in (1.1, 1.3, 1.6, 2.0):
+        views = {
+            0: view("operation", "the sum of step 2", since=0.0, heard=seconds),
+            1: view("operation", "the sum of step 1", since=-0.2, heard=-0.1),
+            2: view("operation", "the sum of step 2", since=0.0, heard=seconds - 0.1),
+        }
+        verdict = judge(views, START + seconds, 300.0, own=0)
+        if verdict is not None:
+            assert (verdict.rank, verdict.kind, verdict.silent) == (1, "timed out", True)
+    assert verdict is not None
+
+
+def test_an_operation_to_which_all_have_come_and_that_does_not_end_is_nobodys_fault():
+    views = {
+        rank: view("operation", "the sum of step 2", since=0.0, heard=1.9) for rank in range(3)
+    }
+    assert judge(views, START + 0.9, 300.0, own=0) is None
+    verdict = judge(views, START + 2.0, 300.0, own=0)
+    assert verdict is not None
+    assert (verdict.rank, verdict.task) == (None, "the sum of step 2")

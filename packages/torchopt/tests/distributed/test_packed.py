@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees as bytes come back as they were, each tensor with memory of its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torchopt.distributed import packed
+from torchopt.tree import tree_leaves
+
+TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64)
+TYPES += (torch.int64, torch.int8, torch.bool)
+SHAPES = ((), (1,), (3,), (2, 3), (0,), (2, 0), (1, 1, 2))
+
+
+@pytest.mark.parametrize("copies", [1, 2, 300])
+def test_trees_come_back(copies):
+    generator = torch.Generator().manual_seed(copies)
+    tree = {
+        "tensors": [
+            torch.randint(0, 2, shape, generator=generator).to(dtype)
+            for dtype in TYPES
+            for shape in SHAPES
+            for _ in range(copies)
+        ],
+        "others": [None, 3, "text", torch.nn.Parameter(torch.ones(2)), torch.eye(3).to_sparse()],
+    }
+    back = packed.unpack(packed.pack(tree))
+    assert back["others"][:3] == [None, 3, "text"]
+    for x, y in zip(tree_leaves(tree), tree_leaves(back)):
+        if isinstance(x, torch.Tensor):
+            assert (x.shape, x.dtype, x.layout) == (y.shape, y.dtype, y.layout)
+            assert torch.equal(x.to_dense(), y.to_dense())
+            assert not y.requires_grad
+
+
+def test_tensors_that_came_together_do_not_share_entries_or_versions():
+    first, second, *_ = packed.unpack(packed.pack([torch.zeros(2) for _ in range(5)]))
+    kept = second * torch.ones(2, requires_grad=True)
+    first.add_(1.0)
+    kept.sum().backward()  # the version of the second one is its own
+    assert second.tolist() == [0.0, 0.0]
+    assert first.untyped_storage().nbytes() == 8
+
+
+def test_bytes_grow_with_the_numbers_and_not_with_the_tensors():
+    def size(count: int) -> int:
+        return len(packed.pack([torch.zeros(1) for _ in range(count)]))
+
+    assert size(3000) - size(2000) < 20 * 1000  # 4 of content, and a place in the tree
