@@ -57,6 +57,7 @@ __all__ = [
     "lifted_constants",
     "pack_hooks",
     "plain_entry",
+    "pull_back",
     "reentrant_checkpoint",
     "remove_fsdp_hooks",
     "split_graph",
@@ -115,26 +116,55 @@ def backward_pass(
     Without what torch makes sure of in Python each time, a fifth of the time on a small network.
     The caller knows that `loss` is one number and requires a gradient.
     """
-    if (
-        type(loss) is torch.Tensor
-        and loss.dtype.is_floating_point
-        and _NO_OTHERS.issuperset(map(type, inputs))
-        and not torch._C._is_torch_function_mode_enabled()
-        and not torch.compiler.is_compiling()
-    ):
-        found: Sequence[Any] = _engine.run_backward(
-            (loss,),
-            (torch.ones_like(loss, memory_format=torch.preserve_format),),
-            retain_graph,
-            create_graph,
-            tuple(inputs),
-            allow_unreachable=True,
-            accumulate_grad=False,
-        )
-        return found
+    if type(loss) is torch.Tensor and loss.dtype.is_floating_point and _are_plain(inputs):
+        one = torch.ones_like(loss, memory_format=torch.preserve_format)
+        return _run_backward((loss,), (one,), retain_graph, create_graph, inputs)
     return torch.autograd.grad(
         loss, inputs, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
     )
+
+
+def pull_back(
+    outputs: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor],
+) -> Sequence[Any]:
+    """Return `torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)`.
+
+    Without what torch makes sure of in Python each time. The caller knows that the outputs require
+    a gradient and that the cotangents are like them.
+    """
+    if _are_plain(inputs) and _are_plain(outputs):
+        return _run_backward(outputs, cotangents, False, False, inputs)
+    return torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
+
+
+def _are_plain(tensors: Sequence[torch.Tensor]) -> bool:
+    """Return whether nothing has to be asked about an operation on tensors."""
+    return (
+        _NO_OTHERS.issuperset(map(type, tensors))
+        and not torch._C._is_torch_function_mode_enabled()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _run_backward(
+    outputs: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor],
+    retain_graph: bool,
+    create_graph: bool,
+    inputs: Sequence[torch.Tensor],
+) -> Sequence[Any]:
+    found: Sequence[Any] = _engine.run_backward(
+        tuple(outputs),
+        tuple(cotangents),
+        retain_graph,
+        create_graph,
+        tuple(inputs),
+        allow_unreachable=True,
+        accumulate_grad=False,
+    )
+    return found
 
 
 _NO_OTHERS = frozenset((torch.Tensor, torch.nn.Parameter))

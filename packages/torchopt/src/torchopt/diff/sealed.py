@@ -12,16 +12,18 @@ import functools
 import math
 import types
 from collections import deque
+from collections.abc import Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchopt.diff.closure import LIBRARIES, code_names, root_of
+from torchopt.diff.closure import LIBRARIES, captured, code_names, root_of
 from torchopt.tree import PyTreeSpec
 
-__all__ = ["draws_nothing", "is_pure", "is_simple", "is_transparent"]
+__all__ = ["draws_nothing", "is_pure", "is_sealed_without", "is_simple", "is_transparent"]
 
+MOST = 2000  # objects of which it is known that the search saw all
 # Packages without random numbers of Python or numpy.
 KNOWN = {"torch", "torchopt", "optree", "builtins", "math", "functools", "itertools"}
 KNOWN |= {"operator", "collections", "dataclasses", "typing", "types", "abc"}
@@ -52,6 +54,20 @@ def is_simple(found: Any) -> bool:
         if name in known and known[name] is not torch and known[name] is not math:
             return False
     return not _reflects(code) and not _writes(code)
+
+
+def is_sealed_without(function: Any, names: Set[str]) -> bool:
+    """Return whether it is plain that a function depends on its arguments alone, and that none of
+    these names appears in what it calls.
+    """
+    if is_simple(function):
+        return names.isdisjoint(_words(function.__code__))
+    for count, (_, found) in enumerate(captured(function, object)):
+        if count > MOST or not (is_transparent(found) and is_pure(found)):
+            return False
+        if isinstance(found, types.FunctionType) and not names.isdisjoint(_words(found.__code__)):
+            return False
+    return True
 
 
 def draws_nothing(found: Any) -> bool:
@@ -107,14 +123,21 @@ def _reflects(code: types.CodeType) -> bool:
 
 
 @functools.lru_cache(4096)
-def _writes(code: types.CodeType) -> bool:
+def _words(code: types.CodeType) -> frozenset[str]:
+    """Return names and strings."""
     words = set(code_names(code))
     for inner in _inner(code):
         for constant in inner.co_consts:
             parts = constant if isinstance(constant, tuple) else (constant,)
             words.update(x for x in parts if isinstance(x, str))
+    return frozenset(words)
+
+
+@functools.lru_cache(4096)
+def _writes(code: types.CodeType) -> bool:
+    for inner in _inner(code):
         for step in dis.get_instructions(inner):
             augmented = step.opname == "BINARY_OP" and step.argrepr.endswith("=")
             if augmented or step.opname.startswith(WRITES):
                 return True
-    return any(w in DOUBTFUL or w.endswith("_") or "grad" in w for w in words)
+    return any(w in DOUBTFUL or w.endswith("_") or "grad" in w for w in _words(code))

@@ -32,11 +32,10 @@ from torchopt.diff.places import (
     slots,
     sources,
 )
-from torchopt.diff.sealed import draws_nothing, is_pure, is_simple, is_transparent
+from torchopt.diff.sealed import MOST, draws_nothing, is_pure, is_simple, is_transparent
 
 __all__ = ["Surroundings", "fresh_buffers"]
 
-MOST = 2000  # objects of which it is known that the search saw all
 CONTAINERS = (list, dict, set, deque)
 # What a module holds beside its state: what is swapped in by name, and what only its user has.
 APART = {"_parameters", "_buffers", "_modules", "_meta_parameters", "_meta_modules"} | {

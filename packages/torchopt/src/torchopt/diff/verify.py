@@ -46,7 +46,8 @@ class VerifyReport:
     """What the checks of a value have found.
 
     Attributes:
-        calls: How many calls could have been checked: those that something is differentiated of.
+        calls: How many calls there were in grad mode, without those whose turn it was and of which
+            nothing is differentiated: the next one takes their turn.
         checks: The last thousand comparisons.
     """
 
@@ -138,12 +139,14 @@ def checked(value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     verify, report = value.verify, value.report
     if verify is None or not torch.is_grad_enabled():
         return value.run_inner(*args, **kwargs)
+    number = report.calls
+    if not verify.is_due(number):  # most calls, of which nothing more is asked
+        report.calls += 1
+        return value.run_inner(*args, **kwargs)
     inner = InnerCall(value, args, kwargs)
     if not inner.wanted:
-        return value.run_inner(*args, **kwargs)
-    number, report.calls = report.calls, report.calls + 1
-    if not verify.is_due(number):
-        return value.run_inner(*args, **kwargs)
+        return value.run_inner(*args, **kwargs)  # the next call is due
+    report.calls += 1
     if is_transforming() or in_forward_mode():
         warnings.warn(
             "Verify: expected a call outside of torch.func transforms and forward mode, got one "

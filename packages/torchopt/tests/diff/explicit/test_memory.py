@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import torchopt
-from torchopt.diff.explicit import host
+from torchopt.diff.explicit import host, run
 from torchopt.diff.explicit.memory import CountBytes
+from torchopt.tree_function import apply_sweep
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -176,3 +177,61 @@ def test_a_graph_cannot_be_kept_on_the_host() -> None:
         torchopt.inner_loop(loss_of, torchopt.sgd, steps=2, keep_on="host")
     with pytest.raises(ValueError, match="keep_on: expected"):
         torchopt.inner_loop(loss_of, torchopt.sgd, steps=2, keep=1, keep_on="disk")
+
+
+@pytest.mark.parametrize("window", [None, 33])
+def test_short_steps_are_reversed_several_at_once(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each step has its own batch, draws a mask, counts in a buffer and returns something beside.
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).double()
+    groups: list[range] = []
+    single = run.pull_back_steps
+
+    def watched(*args: Any) -> Any:
+        groups.append(args[3])
+        return single(*args)
+
+    monkeypatch.setattr(run, "pull_back_steps", watched)
+
+    def loss(p: Any, batch: Any, scale: Tensor) -> tuple[Tensor, Tensor]:
+        out: Tensor = torchopt.params.functional_call(module, p, batch)
+        return (out * scale - 1).pow(2).mean(), out.sum()
+
+    found = []
+    for keep in ("all", "steps"):
+        torch.manual_seed(0)
+        module[1].reset_running_stats()
+        params = {k: x.detach().clone().requires_grad_() for k, x in module.named_parameters()}
+        batches, lr = draw(40, 5, 3, seed=4), torch.tensor(0.1, dtype=torch.float64)
+        scale = torch.tensor(2.0, dtype=torch.float64)
+        inner = torchopt.inner_loop(loss, torchopt.adam, steps=40, keep=keep, window=window)
+        wanted = [x.requires_grad_() for x in (batches, lr, scale)]
+        result = inner(params, None, scale, batches=batches, lr=lr)
+        total = sum((x**2).sum() for x in result.params.values())
+        total = total + (result.losses * torch.arange(40)).sum() + result.aux.sin().sum()
+        if window is None:
+            wanted += params.values()
+        found.append(torch.autograd.grad(total, wanted))
+    assert max(map(len, groups)) > 1
+    assert sorted(t for group in groups for t in group) == list(range(40 - (window or 40), 40))
+    for x, y in zip(*found):
+        assert x.norm() > 1e-6
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("steps", [32, 48])
+def test_steps_reversed_at_once_take_little_memory(steps: int) -> None:
+    def peaks(room: int) -> int:
+        params = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        call = torchopt.inner_loop(
+            lambda p, x: ((p - x) ** 2).sum(), torchopt.adam(0.1), steps=steps
+        )
+        made = run.Run(call._call(params, draw(3, seed=0), (), None, None, {}), steps, room)
+        with CountBytes() as count:
+            outputs = made.outputs_with(apply_sweep(made, *made.call.inputs))
+            outputs.carry.smooth[0].sum().backward()
+        return count.peak
+
+    one_by_one, together = peaks(0), peaks(run.ROOM)
+    assert one_by_one < together <= one_by_one + run.ROOM

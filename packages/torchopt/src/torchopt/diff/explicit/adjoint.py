@@ -30,6 +30,7 @@ from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.step import (
     Aux,
     Carry,
+    gradient_of_sum,
     losses_of,
     require_graph,
     require_no_closure,
@@ -37,16 +38,17 @@ from torchopt.diff.explicit.step import (
     start,
     update,
 )
-from torchopt.torch_internals import backward_pass, forward_mode
+from torchopt.torch_internals import forward_mode, pull_back
 from torchopt.tree import is_smooth
 
 __all__ = [
     "AtStep",
     "Cotangents",
+    "Input",
     "Leaves",
     "gradient",
     "pull_back_start",
-    "pull_back_step",
+    "pull_back_steps",
     "unit_cotangents",
 ]
 
@@ -55,26 +57,23 @@ Replayed = Callable[[], AbstractContextManager[None]]
 
 @dataclass
 class Cotangents:
-    """Cotangents of what a step returns; None stands for zero.
+    """Cotangents of what steps return; None stands for zero.
 
     Attributes:
-        carry: One for each smooth tensor of the parameters and the state.
-        loss: Of the loss.
-        aux: One for each smooth tensor of what came with it.
+        carry: One for each smooth tensor of the parameters and the state after them.
+        losses: Of the loss of each step, and then of each smooth tensor of what came with it.
     """
 
     carry: list[Tensor | None]
-    loss: Tensor | None
-    aux: list[Tensor | None]
+    losses: list[list[Tensor | None]]
 
 
 def unit_cotangents(call: Call, after: Carry, aux: Aux) -> Cotangents:
     """Return cotangents of everything that a step returns."""
     loss = torch.ones(() if call.tasks is None else (call.tasks,))
     return Cotangents(
-        [torch.ones_like(x) for x in after.smooth()],
-        loss.to(next(iter(after.smooth()))),
-        [torch.ones_like(x) for x in aux.smooth()],
+        [torch.ones_like(x) for x in after.smooth],
+        [[loss.to(after.smooth[0]), *map(torch.ones_like, aux.smooth)]],
     )
 
 
@@ -97,21 +96,9 @@ def gradient(
             value, aux = losses_of(call, params, tensors, step)
         require_graph(value)
         require_no_closure(call, value, at, tensors)
-        found = gradient_of_sum(value, at, create_graph=False)
+        found = gradient_of_sum(value, at, create_graph=False, retain_graph=False)
     leaves = tuple(x.detach() if isinstance(x, Tensor) else x for x in aux.leaves)
     return scattered(params, where, found), value.detach(), Aux(leaves, aux.spec)
-
-
-def gradient_of_sum(
-    value: Tensor, at: Sequence[Tensor], *, create_graph: bool
-) -> Sequence[Tensor | None]:
-    """Return the gradient of the sum of a loss over the tasks."""
-    return backward_pass(
-        value if value.ndim == 0 else value.sum(),
-        at,
-        retain_graph=create_graph,
-        create_graph=create_graph,
-    )
 
 
 def _pulled(
@@ -121,9 +108,7 @@ def _pulled(
     pairs = [(y, c) for y, c in zip(outputs, cotangents) if c is not None and y.requires_grad]
     if not pairs or not inputs:
         return [None] * len(inputs)
-    return list(
-        torch.autograd.grad([y for y, _ in pairs], inputs, [c for _, c in pairs], allow_unused=True)
-    )
+    return list(pull_back([y for y, _ in pairs], inputs, [c for _, c in pairs]))
 
 
 def _added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
@@ -157,88 +142,97 @@ class Leaves:
         return Leaves(constants, leaves, call.optimizer_with(leaves))
 
 
+# An input: its index, and the step whose slice of it is meant, None for all of it.
+Input = tuple[int, int | None]
+
+
 @dataclass
 class Variables:
-    """The tensors that a step is differentiated with respect to, each a leaf of a graph.
+    """The tensors that steps are differentiated with respect to, each a leaf of a graph.
 
     Attributes:
         carry: Parameters and state.
-        tensors: Inputs of the call as the step takes them.
+        tensors: Inputs of the call as the steps take them.
         used: Which of these are differentiated.
+        leaves: The leaves for the carry, and then those for the inputs.
     """
 
     carry: Carry
     tensors: list[Any]
-    used: list[int]
+    used: list[Input]
+    leaves: list[Tensor]
 
     @staticmethod
-    def of(call: Call, carry: Carry, inputs: Leaves, step: int) -> Variables:
-        """Return leaves for the tensors of a step."""
-        leaves = carry.with_smooth([x.detach().requires_grad_() for x in carry.smooth()])
-        holes = call.used_at(step)
+    def of(call: Call, carry: Carry, inputs: Leaves, steps: range) -> Variables:
+        """Return leaves for the tensors of some steps."""
+        smooth = [x.detach().requires_grad_() for x in carry.smooth]
         wanted = set(call.wanted)
-        used = sorted(wanted & {*(h.index for h in holes), *call.hypers})
-        out: list[Any] = list(inputs.tensors)
-        for h in holes:
-            if h.by_step and h.index in wanted:
-                # The step takes its slice of what stands here.
-                out[h.index] = AtStep(out[h.index][step].detach().requires_grad_())
-        return Variables(leaves, out, used)
-
-    def inputs(self) -> list[Tensor]:
-        """Return the leaves for the inputs that are differentiated."""
-        return [
-            x.slice if isinstance(x, AtStep) else x for x in (self.tensors[i] for i in self.used)
-        ]
+        used: dict[Input, None] = {(i, None): None for i in call.hypers if i in wanted}
+        tensors: list[Any] = list(inputs.tensors)
+        for step in steps:
+            for h in call.used_at(step):
+                if h.index not in wanted:
+                    continue
+                if h.by_step:
+                    tensors[h.index] = given = AtStep.of(tensors[h.index])
+                    given.slices[step] = inputs.constants[h.index][step].detach().requires_grad_()
+                used[h.index, step if h.by_step else None] = None
+        found = [tensors[i] if t is None else tensors[i][t] for i, t in used]
+        return Variables(carry.with_smooth(smooth), tensors, list(used), [*smooth, *found])
 
 
 @dataclass(frozen=True)
 class AtStep:
-    """Stands for a tensor of which each step takes a slice, in one step."""
+    """Stands for a tensor of which each step takes a slice, in some steps."""
 
-    slice: Tensor
+    slices: dict[int, Tensor]
+
+    @staticmethod
+    def of(x: Any) -> AtStep:
+        """Return x, or what is to stand in its place."""
+        return x if isinstance(x, AtStep) else AtStep({})
 
     def __getitem__(self, step: int) -> Tensor:
-        return self.slice
+        return self.slices[step]
 
     def detach(self) -> AtStep:
         """Return the same outside of any graph."""
-        return AtStep(self.slice.detach())
+        return AtStep({t: x.detach() for t, x in self.slices.items()})
 
 
-def pull_back_step(
+def pull_back_steps(
     call: Call,
     carry: Carry,
     inputs: Leaves,
-    step: int,
+    steps: range,
     grads: Sequence[Any] | None,
     cotangents: Cotangents,
     replayed: Replayed,
-) -> tuple[list[Tensor | None], dict[int, Tensor]]:
-    """Return the cotangents of the smooth tensors of `carry`, and of the inputs by their index.
+) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
+    """Return the cotangents of the smooth tensors of `carry`, and those of the inputs.
 
     Args:
         call: The call.
-        carry: Parameters and state before the step.
+        carry: Parameters and state before the steps.
         inputs: The inputs.
-        step: Which step, from 0.
-        grads: The gradient of the loss there, if it is kept.
-        cotangents: Those of what the step returns.
-        replayed: The context in which the loss sees again what it saw in this step.
+        steps: Which steps, from 0; several in reverse mode alone.
+        grads: The gradient of the loss in a single step, if it is kept.
+        cotangents: Those of what the steps return.
+        replayed: The context in which the loss sees again what it saw in the first of them.
     """
-    variables = Variables.of(call, carry, inputs, step)
+    variables = Variables.of(call, carry, inputs, steps)
     # The optimizer may draw random numbers, after the loss.
     with replayed(), torch.enable_grad():
         if call.derivative == "reverse":
-            out = _reverse(call, variables, inputs.optimizer, step, grads, cotangents)
+            out = _reverse(call, variables, inputs.optimizer, steps, grads, cotangents)
         else:
             if grads is None:
-                grads, _, _ = gradient(call, carry, inputs.constants, step)
+                grads, _, _ = gradient(call, carry, inputs.constants, steps[0])
             directions, out = _of_update(call, variables, inputs.optimizer, grads, cotangents)
     if call.derivative != "reverse":
-        for more in _of_loss(call, variables, step, directions, cotangents, replayed):
+        for more in _of_loss(call, variables, steps[0], directions, cotangents, replayed):
             out = [_added(x, y) for x, y in zip(out, more)]
-    count = len(variables.carry.smooth())
+    count = len(carry.smooth)
     by_input = {i: c for i, c in zip(variables.used, out[count:]) if c is not None}
     return out[:count], by_input
 
@@ -247,26 +241,32 @@ def _reverse(
     call: Call,
     variables: Variables,
     optimizer: GradientTransformation,
-    step: int,
-    grads: Sequence[Any] | None,
+    steps: range,
+    kept: Sequence[Any] | None,
     cotangents: Cotangents,
 ) -> list[Tensor | None]:
     """Return the cotangents of state and inputs by reverse over reverse mode."""
-    params = variables.carry.params
-    where = [i for i, x in enumerate(params) if is_smooth(x)]
-    value, aux = losses_of(call, params, variables.tensors, step)
-    require_graph(value)
-    found = gradient_of_sum(value, [params[i] for i in where], create_graph=True)
-    computed = scattered(params, where, found)
-    outputs, given = [value, *aux.smooth()], [cotangents.loss, *cotangents.aux]
-    every = [*variables.carry.smooth(), *variables.inputs()]
-    if grads is None:  # one pass over the graph of the whole step
-        after = update(call, optimizer, computed, variables.carry)
-        return _pulled([*after.smooth(), *outputs], [*cotangents.carry, *given], every)
+    carry = variables.carry
+    outputs: list[Tensor] = []
+    for step in steps:
+        where = [i for i, x in enumerate(carry.params) if is_smooth(x)]
+        value, aux = losses_of(call, carry.params, variables.tensors, step)
+        require_graph(value)
+        at = [carry.params[i] for i in where]
+        found = gradient_of_sum(value, at, create_graph=True, retain_graph=True)
+        outputs += [value, *aux.smooth]
+        grads = scattered(carry.params, where, found)
+        if kept is None:
+            carry = update(call, optimizer, grads, carry)
+    given = [c for row in cotangents.losses for c in row]
+    if kept is None:  # one pass over the graph of whole steps
+        outputs += carry.smooth
+        return _pulled(outputs, [*given, *cotangents.carry], variables.leaves)
     # A traced program leaves out what only the value of the gradient would need.
-    directions, out = _of_update(call, variables, optimizer, grads, cotangents)
-    pairs = [(g, d) for g, d in zip(computed, directions) if g is not None]
-    more = _pulled([*(g for g, _ in pairs), *outputs], [*(d for _, d in pairs), *given], every)
+    directions, out = _of_update(call, variables, optimizer, kept, cotangents)
+    pairs = [(g, d) for g, d in zip(grads, directions) if g is not None]
+    outputs += [g for g, _ in pairs]
+    more = _pulled(outputs, [*given, *(d for _, d in pairs)], variables.leaves)
     return [_added(x, y) for x, y in zip(out, more)]
 
 
@@ -281,8 +281,7 @@ def _of_update(
     leaves = [None if g is None else g.detach().requires_grad_() for g in grads]
     after = update(call, optimizer, leaves, variables.carry)
     present = [g for g in leaves if g is not None]
-    every = [*present, *variables.carry.smooth(), *variables.inputs()]
-    pulled = _pulled(after.smooth(), cotangents.carry, every)
+    pulled = _pulled(after.smooth, cotangents.carry, [*present, *variables.leaves])
     of_grads = iter(pulled[: len(present)])
     return [None if g is None else next(of_grads) for g in leaves], pulled[len(present) :]
 
@@ -296,12 +295,11 @@ def _of_loss(
     replayed: Replayed,
 ) -> list[list[Tensor | None]]:
     """Return the parts that come by way of the loss, each a list of cotangents."""
-    every = [*variables.carry.smooth(), *variables.inputs()]
     parts = []
-    if cotangents.loss is not None or any(c is not None for c in cotangents.aux):
+    if any(c is not None for c in cotangents.losses[0]):
         with replayed(), torch.enable_grad(), rematerialised(call.blocks):
             value, aux = losses_of(call, variables.carry.params, variables.tensors, step)
-        parts.append(_pulled([value, *aux.smooth()], [cotangents.loss, *cotangents.aux], every))
+        parts.append(_pulled([value, *aux.smooth], cotangents.losses[0], variables.leaves))
     if call.derivative == "mixed" and any(d is not None for d in directions):
         with replayed():
             parts.append(_mixed(call, variables, step, directions))
@@ -312,7 +310,6 @@ def _mixed(
     call: Call, variables: Variables, step: int, directions: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """Return d/de of the gradient of L(theta + e * direction, ...) at e = 0."""
-    every = [*variables.carry.smooth(), *variables.inputs()]
     with torch.enable_grad(), forward_mode():
         params = [
             x if d is None else forward_ad.make_dual(x, d)
@@ -320,17 +317,17 @@ def _mixed(
         ]
         with rematerialised(call.blocks):
             value, _ = losses_of(call, params, variables.tensors, step)
-        found = torch.autograd.grad(value.sum(), every, allow_unused=True)
+        found = torch.autograd.grad(value.sum(), variables.leaves, allow_unused=True)
         return [None if g is None else forward_ad.unpack_dual(g).tangent for g in found]
 
 
 def pull_back_start(
     call: Call, inputs: Leaves, cotangents: Sequence[Tensor | None]
-) -> dict[int, Tensor]:
+) -> dict[Input, Tensor]:
     """Return the cotangents of the inputs that come by way of what the run starts with."""
     leaves = list(inputs.tensors)
     where = [i for i in call.wanted if not call.by_step(i)]
     with torch.enable_grad():
         first = start(call, inputs.optimizer, leaves)
-        found = _pulled(first.smooth(), cotangents, [leaves[i] for i in where])
-    return {i: c for i, c in zip(where, found) if c is not None}
+        found = _pulled(first.smooth, cotangents, [leaves[i] for i in where])
+    return {(i, None): c for i, c in zip(where, found) if c is not None}

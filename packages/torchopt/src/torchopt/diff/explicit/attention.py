@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torchopt.torch_internals import without_recurrent_kernels
 from torchopt.tree_function import Operation, apply_operation, is_transforming, linearize
 
-__all__ = ["TwiceDifferentiable", "attention"]
+__all__ = ["EXCHANGED", "TwiceDifferentiable", "attention"]
 
 _BYTES = 2**22  # of the weights of one chunk of queries
 
@@ -177,3 +177,4 @@ def _with_attention(function: Any) -> Callable[..., Any]:
 
 
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+EXCHANGED = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward", *_RECURRENT})

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from torchopt.diff.explicit.adjoint import Leaves, gradient, pull_back_step, unit_cotangents
+from torchopt.diff.explicit.adjoint import Leaves, gradient, pull_back_steps, unit_cotangents
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.host import is_away
 from torchopt.diff.explicit.memory import CountBytes
@@ -83,11 +83,11 @@ def _measured(call: Call) -> tuple[int, int]:
             kept = grads
             state += sum(g.numel() * g.element_size() for g in grads if g is not None)
         cotangents = unit_cotangents(call, after, aux)
-        pulled = pull_back_step(
+        pulled = pull_back_steps(
             replace(call, first=0),
             carry,
             inputs,
-            0,
+            range(1),
             kept,
             cotangents,
             seen.replayed,

@@ -100,6 +100,8 @@ class Call:
         hypers: Which inputs are tensors of the optimizer.
         blocks: Modules whose activations are computed again, in `"mixed"` mode.
         host: States are kept on the host.
+        plain: It is known that the loss depends on its arguments alone, and that no operation in it
+            has to be exchanged for another.
     """
 
     loss: Callable[..., Any]
@@ -118,6 +120,7 @@ class Call:
     hypers: tuple[int, ...]
     blocks: tuple[nn.Module, ...] = ()
     host: bool = False
+    plain: bool = False
 
     @property
     def second_order(self) -> bool:

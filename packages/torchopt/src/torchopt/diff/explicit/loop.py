@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.base import GradientTransformation, require_transformation
+from torchopt.diff.explicit.attention import EXCHANGED
 from torchopt.diff.explicit.blocks import find_blocks
 from torchopt.diff.explicit.budget import in_bytes, snapshots_within
 from torchopt.diff.explicit.call import Call, make_inputs
@@ -19,6 +20,7 @@ from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.traced import TracedRun
 from torchopt.diff.explicit.unrolled import Outputs, run_attached
 from torchopt.diff.problem import over, require_verify
+from torchopt.diff.sealed import is_sealed_without
 from torchopt.diff.verify import Verify, VerifyReport, checked
 from torchopt.errors import NotTraceableError
 from torchopt.torch_internals import in_forward_mode_of_this_thread
@@ -108,8 +110,10 @@ class Explicit:
         _require_place(self.keep_on, self.keep, self.derivative)
         if self.blocks and (self.derivative != "mixed" or self.tasks is not None):
             raise ValueError(
-                'inner_loop: blocks: expected derivative="mixed" and one task, in which blocks are '
-                f"computed again, got {self.derivative!r} and tasks={self.tasks!r}."
+                'inner_loop: blocks: expected derivative="mixed" and one task, got '
+                f"{self.derivative!r} and tasks={self.tasks!r}: torch has no vmap over tasks of "
+                "forward over reverse mode through a block that is computed again. Loop over the "
+                "tasks, or leave blocks out."
             )
         if self.execute not in EXECUTE:
             raise ValueError(
@@ -206,6 +210,7 @@ class Explicit:
             dims=tuple(inputs.dims),
             blocks=self._blocks(),
             host=self.keep_on == "host",
+            plain=is_sealed_without(self.loss, EXCHANGED),
             **fields,
         )
 
@@ -329,7 +334,7 @@ def _run(call: Call, keep: int | str, execute: str) -> Outputs:
     elif keep == "all" and call.derivative in ("reverse", "first_order"):
         return run_attached(call, call.inputs)
     elif isinstance(keep, str):
-        run = Run(call, snapshots_within(call, keep) if budget else call.steps)
+        run = Run(call, snapshots_within(call, keep), room=0) if budget else Run(call, call.steps)
     else:
         run = Run(call, keep)
     return run.outputs_with(apply_sweep(run, *call.inputs))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ from torch import Tensor
 
 from torchopt.diff.explicit.adjoint import (
     Cotangents,
+    Input,
     Leaves,
     gradient,
     pull_back_start,
-    pull_back_step,
+    pull_back_steps,
 )
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.host import Parked
+from torchopt.diff.explicit.memory import CountBytes
 from torchopt.diff.explicit.schedule import actions, kept_by_the_run
 from torchopt.diff.explicit.step import Aux, Carry, start, update
 from torchopt.diff.explicit.unrolled import Outputs, run_attached
@@ -28,6 +31,9 @@ from torchopt.tree import is_smooth
 from torchopt.tree_function import is_transforming, linearize
 
 __all__ = ["Run"]
+
+MANY = 32  # differentiated steps, from which on it pays to measure one
+ROOM = 2**17
 
 
 @dataclass(frozen=True)
@@ -80,11 +86,6 @@ class _Moments(dict[int, Any]):
         found = self[step]
         return found.fetched() if isinstance(found, ParkedMoment) else found
 
-    def copy(self) -> _Moments:
-        found = _Moments(host=self._host)
-        found.update(self)
-        return found
-
 
 class Run:
     """One run of a call, as `torchopt.tree_function.Sweep` wants it.
@@ -93,10 +94,12 @@ class Run:
         call: The call.
         snapshots: How many states are kept, that before the first differentiated step among them;
             beside these there is the one before the last step.
+        room: Bytes that the graph of several steps may take.
     """
 
-    def __init__(self, call: Call, snapshots: int) -> None:
-        self.call = call
+    def __init__(self, call: Call, snapshots: int, room: int = ROOM) -> None:
+        self.call, self._room = call, room
+        self._at_once = 1  # how many steps are reversed in one graph
         self.snapshots = min(snapshots, call.steps - call.first)
         self.outputs: Outputs  # the form of what `evaluate` returned
         self._seen: Surroundings  # at the start
@@ -121,7 +124,7 @@ class Run:
             grads, value, extra = gradient(call, carry, tensors, t)
             kept = self._kept(grads) if t in places else None
             drawn = [] if kept is None else seen.generators()
-            carry = update(call, optimizer, grads, before).detached()
+            carry = _constant(update(call, optimizer, grads, before))
             if kept is not None and not all(map(torch.equal, drawn, seen.generators())):
                 kept = None  # the adjoint of the update has to see what it drew: after the loss
             if t in places:
@@ -224,35 +227,60 @@ class Run:
         of_aux = list(remaining)
         sums, leaves = _Sums(call, tensors), Leaves.of(call, tensors)
         dim = 0 if call.tasks is None else 1
-        for t, moment in self._reversed(tensors):
-            here = Cotangents(
-                smooth,
-                None if of_losses is None else of_losses.select(dim, t),
-                _aux_at(form.aux, of_aux, t, dim),
-            )
-            smooth, more = self._pulled(moment, leaves, t, here)
+
+        def given(step: int) -> list[Tensor | None]:
+            of_loss = None if of_losses is None else of_losses.select(dim, step)
+            return [of_loss, *_aux_at(form.aux, of_aux, step, dim)]
+
+        for steps, moment in self._reversed(leaves):
+            here = Cotangents(smooth, list(map(given, steps)))
+            smooth, more = self._pulled(moment, leaves, steps, here)
             del moment  # so that its memory serves for the next
-            sums.add(more, t)
+            sums.add(more)
         if call.first == 0:
-            sums.add(pull_back_start(call, leaves, smooth), None)
+            sums.add(pull_back_start(call, leaves, smooth))
         return sums.found()
 
     def _pulled(
-        self, moment: Moment, inputs: Leaves, step: int, cotangents: Cotangents
-    ) -> tuple[list[Tensor | None], dict[int, Tensor]]:
-        """Return the cotangents of what a step begins with, and of the inputs by their index."""
-        return pull_back_step(
-            self.call, moment.carry, inputs, step, moment.grads, cotangents, moment.seen.replayed
-        )
+        self, moment: Moment, inputs: Leaves, steps: range, cotangents: Cotangents
+    ) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
+        """Return the cotangents of what steps begin with, and those of the inputs."""
+        is_measured = steps.stop == self.call.steps and self._is_small(moment.carry)
+        with CountBytes() if is_measured else contextlib.nullcontext() as count:
+            found = pull_back_steps(
+                self.call,
+                moment.carry,
+                inputs,
+                steps,
+                moment.grads,
+                cotangents,
+                moment.seen.replayed,
+            )
+        if count is not None:
+            self._at_once = max(1, self._room // count.peak)
+        return found
 
-    def _reversed(self, tensors: list[Tensor]) -> Iterator[tuple[int, Moment]]:
-        """Yield the differentiated steps and the state before each, from the last to the first."""
+    def _is_small(self, carry: Carry) -> bool:
+        """Return whether several steps may be reversed at once, which pays where each is short."""
+        call = self.call
+        if call.derivative != "reverse" or self.snapshots < MANY:
+            return False
+        given = (
+            call.inputs[h.index].nbytes // (call.steps if h.by_step else 1)
+            for h in call.used_at(call.first)
+        )
+        return 8 * (sum(x.nbytes for x in carry.tensors()) + sum(given)) <= self._room
+
+    def _reversed(self, inputs: Leaves) -> Iterator[tuple[range, Moment]]:
+        """Yield the differentiated steps, some at a time, and the state before them; backward."""
         call, last = self.call, self.call.steps - 1
-        moments = self._moments.copy()
-        if self.snapshots < call.steps - call.first:
-            # Their places are needed for others; another backward pass starts from the first.
-            self._moments = _Moments(host=call.host)
-            self._moments[call.first] = moments[call.first]
+        if self.snapshots == call.steps - call.first:
+            yield from self._together()
+            return
+        moments = self._moments
+        # Their places are needed for others; another backward pass starts from the first.
+        self._moments = _Moments(host=call.host)
+        self._moments[call.first] = moments[call.first]
         plan = actions(call.first, call.steps, self.snapshots)
         here = moments.at(call.first)
         if last in moments:
@@ -261,21 +289,29 @@ class Run:
                     here = moments.at(last)
                     if t not in self._places():
                         del moments[last]
-                    yield t, here
+                    yield range(t, t + 1), here
                     break
         position = last if last in moments else call.first
         for action, t in plan:
             if action == "restore":
                 here, position = moments.at(t), t
             elif action == "advance":
-                here = self._advanced(here, position, t, tensors)
+                here = self._advanced(here, position, t, inputs.constants)
                 position = t
             elif action == "store":
                 moments.keep(t, here)
             elif action == "free":
                 moments.pop(t, None)
             else:
-                yield t, here
+                yield range(t, t + 1), here
+
+    def _together(self) -> Iterator[tuple[range, Moment]]:
+        """Yield steps of which every state is kept, as many at once as take little memory."""
+        end, first = self.call.steps, self.call.first
+        while end > first:
+            begin = max(first, end - self._at_once)
+            yield range(begin, end), self._moments.at(begin)
+            end = begin
 
     def _advanced(self, moment: Moment, step: int, target: int, tensors: list[Tensor]) -> Moment:
         """Return the state before the step `target`, from that before `step`."""
@@ -284,8 +320,13 @@ class Run:
             for t in range(step, target):
                 grads, _, _ = gradient(self.call, carry, tensors, t)
                 with torch.no_grad():
-                    carry = update(self.call, self.call.optimizer, grads, carry).detached()
+                    carry = _constant(update(self.call, self.call.optimizer, grads, carry))
             return Moment(carry, seen.retaken())
+
+
+def _constant(carry: Carry) -> Carry:
+    """Return what was computed without a graph outside of any: a state may hold a variable."""
+    return carry.detached() if any(x.requires_grad for x in carry.smooth) else carry
 
 
 def _tensors(aux: Aux) -> list[Tensor]:
@@ -322,10 +363,10 @@ class _Sums:
         self._call, self._tensors = call, tensors
         self._sums: list[Tensor | None] = [None] * len(tensors)
 
-    def add(self, found: dict[int, Tensor], step: int | None) -> None:
-        for i, c in found.items():
+    def add(self, found: dict[Input, Tensor]) -> None:
+        for (i, step), c in found.items():
             present = self._sums[i]
-            if step is not None and self._call.by_step(i):
+            if step is not None:
                 if present is None:
                     self._sums[i] = present = torch.zeros_like(self._tensors[i])
                 present[step] += c

@@ -8,8 +8,9 @@ gradient of the sum of their losses holds the gradient of each.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +22,21 @@ from torchopt.diff.closure import require_arguments
 from torchopt.diff.explicit.attention import TwiceDifferentiable
 from torchopt.diff.explicit.call import Call, Hole
 from torchopt.errors import NotDifferentiableError
-from torchopt.torch_internals import gradient_in_transform
+from torchopt.torch_internals import backward_pass, gradient_in_transform
 from torchopt.tree import PyTreeSpec, is_smooth, tree_flatten, tree_unflatten
 from torchopt.tree_function import is_transforming
 from torchopt.update import apply_updates
 
-__all__ = ["Aux", "Carry", "attached_gradient", "losses_of", "separate", "start", "update"]
+__all__ = [
+    "Aux",
+    "Carry",
+    "attached_gradient",
+    "gradient_of_sum",
+    "losses_of",
+    "separate",
+    "start",
+    "update",
+]
 
 
 CLOSURE = (
@@ -46,8 +56,9 @@ class Carry:
         """Return the tensors among the leaves."""
         return [x for x in (*self.params, *self.state) if isinstance(x, Tensor)]
 
+    @functools.cached_property
     def smooth(self) -> list[Tensor]:
-        """Return those that can be differentiated."""
+        """Those that can be differentiated."""
         return [x for x in (*self.params, *self.state) if is_smooth(x)]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Carry:
@@ -60,7 +71,7 @@ class Carry:
         return Carry(params, state, self.state_spec)
 
     def with_smooth(self, tensors: Sequence[Tensor]) -> Carry:
-        """Return the same with other tensors in the place of those of `smooth`."""
+        """Return the same with others in the place of `smooth`."""
         remaining = iter(tensors)
         params, state = (
             tuple(next(remaining) if is_smooth(x) else x for x in leaves)
@@ -73,10 +84,7 @@ class Carry:
 
         What was one tensor stays one: leaves that share their count are stepped in one call.
         """
-        made: dict[int, Tensor] = {}
-        for x in self.tensors():
-            if id(x) not in made:
-                made[id(x)] = x.detach()
+        made = {id(x): x.detach() for x in self.tensors()}
         return self.with_tensors([made[id(x)] for x in self.tensors()])
 
 
@@ -87,8 +95,9 @@ class Aux:
     leaves: tuple[Any, ...]
     spec: PyTreeSpec
 
+    @functools.cached_property
     def smooth(self) -> list[Tensor]:
-        """Return the tensors that can be differentiated."""
+        """The tensors that can be differentiated."""
         return [x for x in self.leaves if is_smooth(x)]
 
 
@@ -130,25 +139,35 @@ def losses_of(
         tensors: Tensors for the inputs of the call.
         step: Which step, from 0.
     """
-    batch, count = call.batch(step), len(params)
-    trees = (batch, *call.meta)
+    trees = (call.batch(step), *call.meta)
 
-    def evaluated(leaves: Sequence[Any]) -> Any:
-        position, arguments = count, []
-        for tree in trees:
-            length = len(tree.leaves)
-            arguments.append(tree_unflatten(tree.spec, leaves[position : position + length]))
-            position += length
-        with TwiceDifferentiable() if call.second_order else nullcontext():
-            found = call.loss(tree_unflatten(call.params.spec, leaves[:count]), *arguments)
-        return _value_and_aux(found)
+    def evaluated(*arguments: Any) -> tuple[Tensor, Any]:
+        if call.plain or not call.second_order:
+            return _value_and_aux(call.loss(*arguments))
+        with TwiceDifferentiable():
+            return _value_and_aux(call.loss(*arguments))
+
+    if call.tasks is None:
+        value, aux = evaluated(
+            tree_unflatten(call.params.spec, params), *(x.fill(tensors, step) for x in trees)
+        )
+        return value, Aux(*_flat(aux))
+
+    def of_leaves(leaves: Sequence[Any]) -> tuple[Tensor, Any]:
+        remaining = iter(leaves)
+        return evaluated(
+            *(
+                tree_unflatten(tree.spec, list(itertools.islice(remaining, len(tree.leaves))))
+                for tree in (call.params, *trees)
+            )
+        )
 
     leaves = [*params]
-    dims: list[Any] = [0] * count
+    dims: list[Any] = [0] * len(params)
     for tree in trees:
         leaves += tree.filled(tensors, step)
         dims += [call.dims[x.index] if isinstance(x, Hole) else None for x in tree.leaves]
-    value, aux = evaluated(leaves) if call.tasks is None else _Batched(evaluated)(leaves, dims)
+    value, aux = _Batched(of_leaves)(leaves, dims)
     return value, Aux(*_flat(aux))
 
 
@@ -205,19 +224,26 @@ def attached_gradient(
             at = [x if x.requires_grad else x + _zeros(x) for x in at]
             value, aux = evaluated(at)
             require_graph(value)
-            require_no_closure(call, value, at, tensors)
+            if step == 0:  # what later steps alone depend on is in the graph all the same
+                require_no_closure(call, value, at, tensors)
             found = list(
-                torch.autograd.grad(
-                    value.sum(),
-                    at,
-                    retain_graph=True,
-                    create_graph=call.second_order,
-                    allow_unused=True,
-                )
+                gradient_of_sum(value, at, create_graph=call.second_order, retain_graph=True)
             )
     if not call.second_order:
         found = [None if g is None else g.detach() for g in found]
     return scattered(params, where, found), value, aux
+
+
+def gradient_of_sum(
+    value: Tensor, at: Sequence[Tensor], *, create_graph: bool, retain_graph: bool
+) -> Sequence[Tensor | None]:
+    """Return the gradient of the sum of a loss over the tasks."""
+    return backward_pass(
+        value if value.ndim == 0 else value.sum(),
+        at,
+        retain_graph=retain_graph,
+        create_graph=create_graph,
+    )
 
 
 def _zeros(x: Tensor) -> Tensor:
@@ -227,6 +253,8 @@ def _zeros(x: Tensor) -> Tensor:
 
 def require_no_closure(call: Call, value: Tensor, params: Any, tensors: Sequence[Any]) -> None:
     """Raise if the loss depends on a tensor that requires a gradient and is not an argument."""
+    if call.plain:
+        return
     require_arguments(value, (params, list(tensors)), call.loss, "inner_loop: loss", CLOSURE)
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from torchopt.diff.explicit.adjoint import (
     AtStep,
     Cotangents,
+    Input,
     Leaves,
     gradient,
-    pull_back_step,
+    pull_back_steps,
 )
 from torchopt.diff.explicit.call import Call, Hole
 from torchopt.diff.explicit.fingerprint import fingerprint, form_of, settings
@@ -173,7 +174,7 @@ class TracedRun(Run):
         """Return a list like the inputs of the call, with those that a step takes."""
         out: list[Any] = [x.detach() for x in self.call.inputs]
         for h, x in zip(self._holes(step), given):
-            out[h.index] = AtStep(x) if h.by_step else x
+            out[h.index] = AtStep({step: x}) if h.by_step else x
         return out
 
     def _common_key(self) -> Hashable:
@@ -258,34 +259,33 @@ class TracedRun(Run):
         call = self.call if mixed or self.call.derivative != "mixed" else _reverse(self.call)
         forms = [
             None if values is None else [x is not None for x in values]
-            for values in (moment.grads, [here.loss], here.aux)
+            for values in (moment.grads, here.losses[0])
         ]
         parts = [
             once,
             self._inputs_at(tensors, step),
             _present(moment.grads or ()),
             _present(here.carry),
-            _present([here.loss]),
-            _present(here.aux),
+            _present(here.losses[0]),
         ]
         lengths = [len(part) for part in parts]
 
         def pulled(*flat: Tensor) -> tuple[list[Tensor], Any]:
             remaining = iter(flat)
-            before, inputs, grads, smooth, loss, aux = (
+            before, inputs, grads, smooth, losses = (
                 [next(remaining) for _ in range(n)] for n in lengths
             )
-            out, by_input = pull_back_step(
+            out, by_input = pull_back_steps(
                 call,
                 carry.with_tensors([before[i] for i in where]),
                 Leaves.of(call, self._filled(inputs, step)),
-                step,
+                range(step, step + 1),
                 None if moment.grads is None else _filled(moment.grads, grads),
-                Cotangents([*smooth], _filled([here.loss], loss)[0], _filled(here.aux, aux)),
+                Cotangents([*smooth], [_filled(here.losses[0], losses)]),
                 contextlib.nullcontext,
             )
             places = {h.index: k for k, h in enumerate(self._holes(step))}
-            form = [c is not None for c in out], [places[i] for i in by_input]
+            form = [c is not None for c in out], [places[i] for i, _ in by_input]
             return [*_present(out), *by_input.values()], form
 
         arguments = [x for part in parts for x in part]
@@ -329,7 +329,7 @@ class TracedRun(Run):
             if t + 1 < call.steps:
                 program = self._next(program, carry, tensors, t + 1)
         carry = _with_ints(carry, first)
-        self._last = carry.smooth()
+        self._last = carry.smooth
         found = Outputs.of(call, carry, losses, aux)
         self.outputs = self._with(found, [x.new_empty(0) for x in self._flat(found)])
         return self._flat(found)
@@ -358,20 +358,21 @@ class TracedRun(Run):
             return Moment(carry, seen.retaken())
 
     def _pulled(
-        self, moment: Moment, inputs: Leaves, step: int, cotangents: Cotangents
-    ) -> tuple[list[Tensor | None], dict[int, Tensor]]:
+        self, moment: Moment, inputs: Leaves, steps: range, cotangents: Cotangents
+    ) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
+        (step,) = steps
         smooth: list[Tensor | None] = [
             torch.zeros_like(x) if c is None else c for c, x in zip(cotangents.carry, self._ends)
         ]
-        here = Cotangents(smooth, cotangents.loss, cotangents.aux)
+        here = Cotangents(smooth, cotangents.losses)
         program, arguments = self._adjoint(moment, inputs.constants, step, here)
         with moment.seen.replayed():
             found = iter(program(arguments, self._reach.tensors))
         present, places = program.form
-        self._ends = moment.carry.smooth()
+        self._ends = moment.carry.smooth
         out = [next(found) if p else None for p in present]
-        holes = self._holes(step)
-        return out, {holes[k].index: c for k, c in zip(places, found)}
+        holes = [self._holes(step)[k] for k in places]
+        return out, {(h.index, step if h.by_step else None): c for h, c in zip(holes, found)}
 
     def _swept(
         self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
