@@ -51,7 +51,10 @@ def test_examples_of_a_page(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     blocks = text.count("```python\n")
     assert len(BLOCK.findall(text)) == blocks, "a block of Python is not closed"
-    session = doctest.DocTestParser().get_doctest(session_of(text), {}, page.name, str(page), 0)
+    code = session_of(text)
+    if blocks > 0 and not code.strip():
+        pytest.skip("every example needs a package that is not installed")
+    session = doctest.DocTestParser().get_doctest(code, {}, page.name, str(page), 0)
     said: list[str] = []
     results = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(session, out=said.append)
     assert results.failed == 0, "".join(said)

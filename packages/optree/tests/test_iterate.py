@@ -193,6 +193,7 @@ def test_registrations_between_two_leaves_count() -> None:
     assert [*iterator] == [d]
 
 
+@pytest.mark.usefixtures("classes_can_die")
 def test_an_exhausted_iterator_lets_go_of_the_class_of_its_leaves() -> None:
     class Leaf:
         pass

@@ -539,6 +539,7 @@ def test_registration_balances() -> None:
 # collection ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("classes_can_die")
 def test_unregistered_classes_are_collected() -> None:
     class Cls:
         pass
@@ -560,6 +561,7 @@ def test_unregistered_classes_are_collected() -> None:
     assert watched() is None
 
 
+@pytest.mark.usefixtures("classes_can_die")
 def test_leaf_and_namedtuple_classes_are_collected() -> None:
     from collections import namedtuple
 

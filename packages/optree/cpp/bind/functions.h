@@ -2,12 +2,20 @@
 // The functions of the extension module, as builtins whose `self` is the state.
 #pragma once
 
-#include "cpython/compat.h"
+#include "nodes/state.h"
+#include "support/errors.h"
 
 namespace optree {
 
 // Each table ends with a null entry.
 extern PyMethodDef tree_functions[];      // flatten, map, ...: called all the time
 extern PyMethodDef registry_functions[];  // register_node, is_namedtuple, ...: called now and then
+
+// Runs the body of such a function: `body(state)` returns a new reference, or throws.
+template <class Body>
+OPTREE_INLINE PyObject* with_state(PyObject* self, Body&& body) {
+    State& state = as_state(self);
+    return guarded(state.error(), [&] { return body(state); });
+}
 
 }  // namespace optree

@@ -28,8 +28,7 @@ void require_class(PyObject* cls) {
 }
 
 PyObject* register_node(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         PyObject* out[6];
         parse_arguments({"register_node",
                          1,
@@ -62,8 +61,7 @@ PyObject* register_node(PyObject* self, Args args, Py_ssize_t nargs, PyObject* k
 }
 
 PyObject* unregister_node(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         PyObject* out[2];
         parse_arguments({"unregister_node", 1, 2, 1, {"cls", "namespace"}}, args, nargs, kwnames,
                         out);
@@ -101,8 +99,7 @@ PyObject* unregister_node(PyObject* self, Args args, Py_ssize_t nargs, PyObject*
 }
 
 PyObject* get_registry_size(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         PyObject* out[1];
         parse_arguments({"get_registry_size", 0, 1, 0, {"namespace"}}, args, nargs, kwnames, out);
         std::size_t size = count_builtins(state) + state.registry.global().size();
@@ -118,8 +115,7 @@ PyObject* get_registry_size(PyObject* self, Args args, Py_ssize_t nargs, PyObjec
 
 PyObject* is_dict_insertion_ordered(PyObject* self, Args args, Py_ssize_t nargs,
                                     PyObject* kwnames) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         PyObject* out[2];
         parse_arguments(
             {"is_dict_insertion_ordered", 0, 2, 0, {"namespace", "inherit_global_namespace"}}, args,
@@ -130,14 +126,13 @@ PyObject* is_dict_insertion_ordered(PyObject* self, Args args, Py_ssize_t nargs,
             is_empty_str(name.get()) ? &state.registry.global() : state.registry.find(name.get());
         const bool ordered = (named != nullptr && named->insertion_ordered) ||
                              (inherit && state.registry.global().insertion_ordered);
-        return compat::new_ref(ordered ? Py_True : Py_False);
+        return PyBool_FromLong(ordered);
     });
 }
 
 PyObject* set_dict_insertion_ordered(PyObject* self, Args args, Py_ssize_t nargs,
                                      PyObject* kwnames) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         PyObject* out[2];
         parse_arguments({"set_dict_insertion_ordered", 1, 2, 1, {"mode", "namespace"}}, args, nargs,
                         kwnames, out);
@@ -150,29 +145,24 @@ PyObject* set_dict_insertion_ordered(PyObject* self, Args args, Py_ssize_t nargs
 
 // ---- namedtuples and PyStructSequences
 
-PyObject* truth(bool value) { return compat::new_ref(value ? Py_True : Py_False); }
-
 PyTypeObject* class_of(PyObject* object) {
     return PyType_Check(object) ? reinterpret_cast<PyTypeObject*>(object) : Py_TYPE(object);
 }
 
-#define OPTREE_FAMILY(FAMILY, STATE_MEMBER)                                                     \
-    PyObject* is_##FAMILY(PyObject* self, PyObject* object) {                                   \
-        State& state = as_state(self);                                                          \
-        return guarded(state.error(),                                                           \
-                       [&] { return truth(state.STATE_MEMBER.contains(class_of(object))); });   \
-    }                                                                                           \
-    PyObject* is_##FAMILY##_instance(PyObject* self, PyObject* object) {                        \
-        State& state = as_state(self);                                                          \
-        return guarded(state.error(),                                                           \
-                       [&] { return truth(state.STATE_MEMBER.contains(Py_TYPE(object))); });    \
-    }                                                                                           \
-    PyObject* is_##FAMILY##_class(PyObject* self, PyObject* object) {                           \
-        State& state = as_state(self);                                                          \
-        return guarded(state.error(), [&] {                                                     \
-            return truth(PyType_Check(object) &&                                                \
-                         state.STATE_MEMBER.contains(reinterpret_cast<PyTypeObject*>(object))); \
-        });                                                                                     \
+// The three questions about one family of classes.
+#define OPTREE_FAMILY(FAMILY, MEMBER)                                                 \
+    PyObject* is_##FAMILY(PyObject* self, PyObject* object) {                         \
+        return with_state(self, [&](State& state) {                                   \
+            return PyBool_FromLong(state.MEMBER.contains(class_of(object)));          \
+        });                                                                           \
+    }                                                                                 \
+    PyObject* is_##FAMILY##_instance(PyObject* self, PyObject* object) {              \
+        return with_state(self, [&](State& state) {                                   \
+            return PyBool_FromLong(state.MEMBER.contains(Py_TYPE(object)));           \
+        });                                                                           \
+    }                                                                                 \
+    PyObject* is_##FAMILY##_class(PyObject* self, PyObject* object) {                 \
+        return PyType_Check(object) ? is_##FAMILY(self, object) : PyBool_FromLong(0); \
     }
 OPTREE_FAMILY(namedtuple, namedtuples)
 OPTREE_FAMILY(structseq, structseqs)
@@ -191,8 +181,7 @@ PyTypeObject* require_family(TupleFamily& family, PyObject* object, const char* 
 }
 
 PyObject* namedtuple_fields_function(PyObject* self, PyObject* object) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         return namedtuple_fields(
                    require_family(state.namedtuples, object, "collections.namedtuple"))
             .release();
@@ -200,8 +189,7 @@ PyObject* namedtuple_fields_function(PyObject* self, PyObject* object) {
 }
 
 PyObject* structseq_fields_function(PyObject* self, PyObject* object) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         return structseq_fields(require_family(state.structseqs, object, "PyStructSequence"))
             .release();
     });
@@ -209,15 +197,14 @@ PyObject* structseq_fields_function(PyObject* self, PyObject* object) {
 
 // ---- interpreters
 
-PyObject* get_num_interpreters_seen(PyObject* self, PyObject*) {
-    return guarded(as_state(self).error(), [&] { return PyLong_FromSize_t(interpreters_seen()); });
+PyObject* get_num_interpreters_seen(PyObject*, PyObject*) {
+    return PyLong_FromSize_t(interpreters_seen());
 }
 PyObject* get_num_interpreters_alive(PyObject* self, PyObject*) {
-    return guarded(as_state(self).error(),
-                   [&] { return PyLong_FromSize_t(alive_interpreters().size()); });
+    return with_state(self, [](State&) { return PyLong_FromSize_t(alive_interpreters().size()); });
 }
 PyObject* get_alive_interpreter_ids(PyObject* self, PyObject*) {
-    return guarded(as_state(self).error(), [&] {
+    return with_state(self, [&](State&) {
         Ref ids = checked(PySet_New(nullptr));
         for (const std::int64_t id : alive_interpreters()) {
             const Ref number = checked(PyLong_FromLongLong(id));
@@ -233,7 +220,7 @@ PyObject* get_main_interpreter_id(PyObject*, PyObject*) {
     return PyLong_FromLongLong(main_interpreter());
 }
 PyObject* is_current_interpreter_main(PyObject*, PyObject*) {
-    return truth(current_interpreter() == main_interpreter());
+    return PyBool_FromLong(current_interpreter() == main_interpreter());
 }
 
 }  // namespace

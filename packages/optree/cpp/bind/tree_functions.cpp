@@ -28,8 +28,7 @@ void parse_tree_call(const char* function, Args args, Py_ssize_t nargs, PyObject
 }
 
 PyObject* flatten(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         PyObject* out[4];
         parse_tree_call("flatten", args, nargs, kwnames, out);
         CallContext call(state, out + 1);
@@ -38,8 +37,7 @@ PyObject* flatten(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames
 }
 
 PyObject* flatten_with_path(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         PyObject* out[4];
         parse_tree_call("flatten_with_path", args, nargs, kwnames, out);
         CallContext call(state, out + 1);
@@ -53,8 +51,7 @@ PyObject* flatten_with_path(PyObject* self, Args args, Py_ssize_t nargs, PyObjec
 }
 
 PyObject* leaves(PyObject* self, Args args, Py_ssize_t nargs) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         require_count("leaves", nargs, 4);
         CallContext call(state, args + 1);
         return flatten_to_leaves(call.context, args[0]).release();
@@ -62,8 +59,7 @@ PyObject* leaves(PyObject* self, Args args, Py_ssize_t nargs) {
 }
 
 PyObject* structure(PyObject* self, Args args, Py_ssize_t nargs) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         require_count("structure", nargs, 4);
         CallContext call(state, args + 1);
         return flatten_to_spec(call.context, args[0]).release();
@@ -78,8 +74,7 @@ void require_map_arguments(const char* function, Args args, Py_ssize_t nargs) {
 
 // (func, tree, rests, is_leaf, none_is_leaf, namespace)
 PyObject* map(PyObject* self, Args args, Py_ssize_t nargs) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         require_map_arguments("map", args, nargs);
         CallContext call(state, args + 3);
         return tree_map(call.context, args[0], args[1], args[2]).release();
@@ -87,8 +82,7 @@ PyObject* map(PyObject* self, Args args, Py_ssize_t nargs) {
 }
 
 PyObject* map_inplace(PyObject* self, Args args, Py_ssize_t nargs) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         require_map_arguments("map_", args, nargs);
         CallContext call(state, args + 3);
         tree_map_inplace(call.context, args[0], args[1], args[2]);
@@ -97,7 +91,7 @@ PyObject* map_inplace(PyObject* self, Args args, Py_ssize_t nargs) {
 }
 
 PyObject* call_rows_function(PyObject* self, Args args, Py_ssize_t nargs) {
-    return guarded(as_state(self).error(), [&] {
+    return with_state(self, [&](State&) {
         require_count("call_rows", nargs, 2);
         return call_rows(args[0], args[1]).release();
     });
@@ -110,20 +104,18 @@ bool object_is_leaf(Context& context, PyObject* object) {
 }
 
 PyObject* is_leaf_function(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         PyObject* out[4];
         parse_arguments(
             {"is_leaf", 1, 4, 1, {"obj", "leaf_predicate", "none_is_leaf", "namespace"}}, args,
             nargs, kwnames, out);
         CallContext call(state, out + 1);
-        return compat::new_ref(object_is_leaf(call.context, out[0]) ? Py_True : Py_False);
+        return PyBool_FromLong(object_is_leaf(call.context, out[0]));
     });
 }
 
 PyObject* all_leaves(PyObject* self, Args args, Py_ssize_t nargs) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         require_count("all_leaves", nargs, 4);
         CallContext call(state, args + 1);
         const Ref iterator = checked(PyObject_GetIter(args[0]));
@@ -138,8 +130,7 @@ PyObject* all_leaves(PyObject* self, Args args, Py_ssize_t nargs) {
 }
 
 PyObject* make_leaf(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         PyObject* out[2];
         parse_arguments({"make_leaf", 0, 2, 0, {"none_is_leaf", "namespace"}}, args, nargs, kwnames,
                         out);
@@ -150,8 +141,7 @@ PyObject* make_leaf(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnam
 }
 
 PyObject* make_none(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         PyObject* out[2];
         parse_arguments({"make_none", 0, 2, 0, {"none_is_leaf", "namespace"}}, args, nargs, kwnames,
                         out);
@@ -165,8 +155,7 @@ PyObject* make_none(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnam
 }
 
 PyObject* make_from_collection(PyObject* self, Args args, Py_ssize_t nargs, PyObject* kwnames) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         PyObject* out[3];
         parse_arguments(
             {"make_from_collection", 1, 3, 1, {"collection", "none_is_leaf", "namespace"}}, args,
@@ -178,8 +167,7 @@ PyObject* make_from_collection(PyObject* self, Args args, Py_ssize_t nargs, PyOb
 }
 
 PyObject* set_one_level_classes(PyObject* self, Args args, Py_ssize_t nargs) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         require_count("set_one_level", nargs, 4);
         set_one_level(state, args[0], args[1], args + 2);
         return compat::new_ref(Py_None);
@@ -187,16 +175,14 @@ PyObject* set_one_level_classes(PyObject* self, Args args, Py_ssize_t nargs) {
 }
 
 PyObject* set_stock_classes_function(PyObject* self, PyObject* classes) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         set_stock_classes(state, classes);
         return compat::new_ref(Py_None);
     });
 }
 
 PyObject* clear_caches(PyObject* self, PyObject*) {
-    State& state = as_state(self);
-    return guarded(state.error(), [&] {
+    return with_state(self, [&](State& state) {
         state.forget_layouts();
         (void)state.layouts();  // so that those of this thread go at once
         return compat::new_ref(Py_None);

@@ -8,6 +8,12 @@
 namespace optree {
 namespace {
 
+void check_depth(std::size_t levels) {
+    if (OPTREE_UNLIKELY(levels > static_cast<std::size_t>(compat::kMaxDepth))) {
+        raise(PyExc_RecursionError, "Maximum recursion depth exceeded during walking the tree.");
+    }
+}
+
 // The edges and one more as a tuple.
 PyObject* new_path(ObjectStack& edges, Ref last) {
     const std::size_t size = edges.size();
@@ -161,10 +167,7 @@ void walk_edges(const Tree& tree, Make&& make, Leaf&& leaf) {
     if (tree.nodes.empty()) return leaf(edges);
     std::vector<Frame> frames;
     const auto enter = [&](const Subtree& part) {
-        if (frames.size() > static_cast<std::size_t>(compat::kMaxDepth)) {
-            raise(PyExc_RecursionError,
-                  "Maximum recursion depth exceeded during walking the tree.");
-        }
+        check_depth(frames.size());
         Frame& frame = frames.emplace_back();
         frame.node = &part.root(tree);
         frame.child = 0;
@@ -183,10 +186,7 @@ void walk_edges(const Tree& tree, Make&& make, Leaf&& leaf) {
         if (part.leaves == 0) continue;  // leads to no leaf
         edges.push_owned(make(frame.node->kind, slots_of(tree, *frame.node), index).release());
         if (part.is_leaf()) {
-            if (frames.size() > static_cast<std::size_t>(compat::kMaxDepth)) {
-                raise(PyExc_RecursionError,
-                      "Maximum recursion depth exceeded during walking the tree.");
-            }
+            check_depth(frames.size());
             leaf(edges);
             edges.drop_from(edges.size() - 1);
         } else {
@@ -227,14 +227,8 @@ Ref spec_paths(const SpecObject& spec) {
     Scratch<Level, 32> levels;
     paths.extend(tree.leaves);
     Cursor cursor = Cursor::end_of(tree);
-    const auto check_depth = [&] {
-        if (OPTREE_UNLIKELY(levels.size() > static_cast<std::size_t>(compat::kMaxDepth))) {
-            raise(PyExc_RecursionError,
-                  "Maximum recursion depth exceeded during walking the tree.");
-        }
-    };
     const auto enter = [&](const Node& node) {
-        check_depth();
+        check_depth(levels.size());
         const Slot* slots = slots_of(tree, node);
         const KeyLayout* layout = keys_of(node.kind, slots);
         levels.push({node.kind, node.arity, slots, layout != nullptr ? layout->keys : nullptr});
@@ -265,7 +259,7 @@ Ref spec_paths(const SpecObject& spec) {
             edges.push_owned(edge.release());
             enter(*node);
         } else {
-            check_depth();
+            check_depth(levels.size());
             cursor.leaf();
             paths[cursor.leaf_end] = new_path(edges, std::move(edge));
         }
