@@ -523,8 +523,8 @@ def register_dataclass(
 ) -> _TypeT:
     """Make instances of a class nodes of some of its attributes, which are named here.
 
-    Use it for a class of somebody else, which need not be a dataclass. An instance is rebuilt with
-    ``cls(**data, **meta)``.
+    Use it for a class of another library, which need not be a dataclass. An instance is rebuilt
+    with ``cls(**data, **meta)``.
 
     Args:
         cls: The class.

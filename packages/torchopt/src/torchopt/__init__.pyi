@@ -24,6 +24,7 @@ from torchopt import (
     params as params,
     pytree as pytree,
     schedule as schedule,
+    second_order as second_order,
     solvers as solvers,
     transform as transform,
     typing as typing,

@@ -22,7 +22,7 @@ __all__ = [
 
 
 class EmptyState(NamedTuple):
-    """The state of a transformation that remembers nothing."""
+    """The state of a transformation that has no state."""
 
 
 class UninitializedState(NamedTuple):

@@ -43,7 +43,7 @@ class Verification(NamedTuple):
 
 @dataclass
 class VerifyReport:
-    """What the checks of a value have found.
+    """The results of the checks of an inner loop.
 
     Attributes:
         calls: How many calls there were in grad mode, without those whose turn it was and of which
@@ -124,7 +124,7 @@ class Verify:
 
 
 def checked(value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what a value computes, with a check of its gradient where one is due.
+    """Return the result of an inner loop, with a check of its gradient if one is due.
 
     Args:
         value: An engine over a problem, with `verify`, `report` and `run_inner`.

@@ -47,7 +47,7 @@ def _stacked(results: Iterable[Tensor], name: str) -> Tensor:
 
 
 class WeightedReducer:
-    """A reducer that is told how many entries each result stands for.
+    """A reducer that weights each result by the number of entries it stands for.
 
     Where the results come from calls that a partitioner made, `remote_async_call` and `parallelize`
     call `bind(calls)` and use what it returns.

@@ -17,7 +17,7 @@ __all__ = ["WireStats", "count", "count_results", "nbytes", "wire_stats"]
 
 @dataclass
 class WireStats:
-    """What this process has put on the wire with remote calls, and what it has got back.
+    """What this process has sent and received by remote calls.
 
     Attributes:
         calls: Remote calls.
@@ -48,7 +48,7 @@ def count(**amounts: int) -> None:
 
 
 def wire_stats(*, reset: bool = False) -> WireStats:
-    """Return what went over the wire since the start, or since the last reset.
+    """Return what remote calls sent and received since the start, or since the last reset.
 
     Args:
         reset: Count from zero again.

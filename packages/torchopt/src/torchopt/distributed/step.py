@@ -32,7 +32,7 @@ _SHORT, _LONG = 1e-3, 1e-2  # seconds of tasks that are drawn together, where ta
 
 @dataclass(frozen=True)
 class MetaStep:
-    """What came out of one step, the same on every rank but for the times.
+    """The result of one step; equal on all ranks, except for the times.
 
     Attributes:
         loss: sum_i w_i L_i, 0-dim, float64, without a graph.

@@ -60,7 +60,7 @@ _worker_name_format: Callable[..., str] = default_worker_name_format
 
 
 class WorldInfo(NamedTuple):
-    """Where this process stands.
+    """The place of this process in the world.
 
     Attributes:
         world_rank: Of this process, from 0.
@@ -86,7 +86,7 @@ class WorldInfo(NamedTuple):
 
 
 def get_world_info() -> WorldInfo:
-    """Return where this process stands, as the environment says now."""
+    """Return the place of this process in the world, as the environment defines it now."""
     said = {**os.environ, **slurm.adopt(os.environ)}
     return WorldInfo(
         int(said.get("RANK", "0")),
@@ -141,7 +141,7 @@ def get_worker_id(id: str | int | None = None) -> int:  # noqa: A002 - the publi
 
 
 def barrier(worker_names: Iterable[str] | None = None) -> None:
-    """Wait until all workers, or those named, have come here.
+    """Wait until all workers, or those named, have reached this call.
 
     Args:
         worker_names: Names of the workers that take part; None: all of them.

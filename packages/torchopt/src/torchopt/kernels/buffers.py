@@ -31,7 +31,7 @@ class Usage(NamedTuple):
 
 
 def usage() -> Usage:
-    """Return how much memory is kept, and how much is in use."""
+    """Return how much memory is cached, and how much is in use."""
     return Usage(*_C.buffer_usage())
 
 
@@ -55,7 +55,7 @@ def set_limit(limit: int) -> int:
 
 
 def release() -> None:
-    """Give all memory that is free back to the system.
+    """Return all cached memory to the system.
 
     Example:
         >>> release()

@@ -22,7 +22,7 @@ FlatMap = Callable[[Tensor], Tensor]
 
 
 class Tag(enum.Enum):
-    """What is known of an operator. A tag is a promise that is not checked.
+    """A known property of an operator. A tag is a promise that is not checked.
 
     SYMMETRIC means Hermitian for complex operators, and so does POSITIVE_DEFINITE.
     """

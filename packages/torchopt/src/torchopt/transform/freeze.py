@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leave some parameters as they are."""
+"""Leave some parameters unchanged."""
 
 from __future__ import annotations
 

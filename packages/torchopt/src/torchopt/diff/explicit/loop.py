@@ -34,7 +34,7 @@ EXECUTE = ("eager", "trace", "compile")
 
 
 class InnerResult(NamedTuple):
-    """What an inner loop ends with.
+    """The result of an inner loop.
 
     Attributes:
         params: Tree like the initial parameters; with `tasks`, each leaf `[tasks, ...]`.

@@ -33,7 +33,7 @@ __all__ = ["Adjoint", "GradientReport", "Refined"]
 
 
 class GradientReport(NamedTuple):
-    """What is known of the error of an implicit gradient; 0-dim tensors (batched under vmap).
+    """An estimate of the error of an implicit gradient; 0-dim tensors (batched under vmap).
 
     Attributes:
         optimality_residual: ‖F(x̂)‖₂ at the solution that the solver returned.

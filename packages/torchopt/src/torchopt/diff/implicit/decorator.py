@@ -141,7 +141,7 @@ def custom_fixed_point(
 def certified_grad(
     outer_fn: Callable[..., Tensor], solver: Callable[..., Any]
 ) -> Callable[..., tuple[Tensor, tuple[Any, ...], GradientReport]]:
-    """Return a function that gives an outer loss, its implicit gradient and how wrong it may be.
+    """Return a function that gives an outer loss, its implicit gradient and the error of that.
 
     With x̂ what the solver returns, the report has ‖F(x̂)‖, the residual of the linear system, its
     condition number, and an estimate of the error of the gradient: the derivative of the gradient

@@ -69,7 +69,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """The loop whose losses are to be made small.
+    """The inner loop whose losses are minimized.
 
     Attributes:
         start: From params to the first state, a tree of tensors.
@@ -85,7 +85,7 @@ class InnerLoop:
 
 
 class ParticleState(NamedTuple):
-    """Where the particles are.
+    """The state of the particles.
 
     Attributes:
         seed: Names all directions.
