@@ -34,7 +34,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from example_tools import digits, flat_table, plot_curves, progress, run_example
@@ -202,25 +202,18 @@ def penalties(config: Config) -> dict[str, Any]:
 NET = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 10))
 
 
-def network_loss(params: Params, images: Tensor, labels: Tensor) -> Tensor:
+def network_loss(params: Params, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Return the mean cross-entropy."""
+    images, labels = batch
     return nn.functional.cross_entropy(functional_call(NET, params, (images,)), labels)
 
 
-def train_network(
-    start: Params, log_rates: Tensor, momentum: Tensor, images: Tensor, labels: Tensor, steps: int
-) -> Params:
-    """Return the parameters after training, as a function of rates and momentum (a logit)."""
-    names = list(start)
-    params = start
-    optimizer = torchopt.sgd(1.0, momentum=torch.sigmoid(momentum))
-    state = optimizer.init(params)
-    for _ in range(steps):
-        grads = grad(network_loss)(params, images, labels)
-        scaled = {name: log_rates[i].exp() * grads[name] for i, name in enumerate(names)}
-        updates, state = optimizer.update(scaled, state, params=params, inplace=False)
-        params = torchopt.apply_updates(params, updates, inplace=False)
-    return params
+def sgd_with_rates(log_rates: Tensor, momentum: Tensor) -> torchopt.GradientTransformation:
+    """Return SGD with a learning rate for every tensor, and one momentum (a logit)."""
+    rules = [torchopt.sgd(rate, momentum=torch.sigmoid(momentum)) for rate in log_rates.exp()]
+    return torchopt.transform.partition(
+        dict(enumerate(rules)), lambda params: dict(zip(params, range(len(rules))))
+    )
 
 
 def rates(config: Config) -> dict[str, Any]:
@@ -234,11 +227,14 @@ def rates(config: Config) -> dict[str, Any]:
             layer.reset_parameters()
     start = {name: p.detach().clone() for name, p in NET.named_parameters()}
 
+    training = torchopt.inner_loop(network_loss, sgd_with_rates, steps=config.train_steps)
+
     def trained(log_rates: Tensor, momentum: Tensor) -> Params:
-        return train_network(start, log_rates, momentum, *data["train"], config.train_steps)
+        found = training(start, data["train"], log_rates=log_rates, momentum=momentum)
+        return cast("Params", found.params)
 
     def validation(log_rates: Tensor, momentum: Tensor) -> Tensor:
-        return network_loss(trained(log_rates, momentum), *data["validation"])
+        return network_loss(trained(log_rates, momentum), data["validation"])
 
     number = len(start)
     trials = [(r, m) for r in (0.03, 0.1, 0.2, 0.4, 0.8, 1.6) for m in (0.0, 0.5, 0.8, 0.9, 0.95)]
@@ -249,7 +245,7 @@ def rates(config: Config) -> dict[str, Any]:
         logits = functional_call(NET, params, (data["test"][0],))
         return {
             "held_out": validation(log_rates, momentum).item(),
-            "test": network_loss(params, *data["test"]).item(),
+            "test": network_loss(params, data["test"]).item(),
             "error": (logits.argmax(-1) != data["test"][1]).float().mean().item(),
             "rates": dict(zip(start, log_rates.exp().tolist())),
             "momentum": torch.sigmoid(momentum).item(),
@@ -270,11 +266,11 @@ def rates(config: Config) -> dict[str, Any]:
     hypers = (torch.full((number,), math.log(0.1)), torch.tensor(0.0))  # knows nothing of the grid
     optimizer = torchopt.adam(0.15)
     state = optimizer.init(hypers)
-    gradient = grad(lambda pair: validation(*pair))
     curve = []
     with progress(config.rate_steps, "learned rates") as bar:
         for step in range(config.rate_steps):
-            g = gradient(hypers)
+            at = [x.detach().requires_grad_() for x in hypers]
+            g = torch.autograd.grad(validation(*at), at)
             update, state = optimizer.update(g, state, inplace=False)
             hypers = torchopt.apply_updates(hypers, update, inplace=False)
             if step % 5 == 4 or step == config.rate_steps - 1:
