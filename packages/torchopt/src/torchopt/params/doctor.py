@@ -22,7 +22,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt.params.lineage import graph_nodes
-from torchopt.params.recording import Double, NotJudgedError, Watch, node_name, projection, rebuilt
+from torchopt.params.recording import (
+    Double,
+    NotJudgedError,
+    Watch,
+    arguments_from,
+    node_name,
+    projection,
+)
 from torchopt.tree import tree_flatten, tree_unflatten
 
 __all__ = ["Line", "Parted", "SecondDerivatives"]
@@ -281,7 +288,9 @@ def _is_wrong_inside(func: Callable[..., Any], given: Any) -> bool:
             duals = (
                 forward_ad.make_dual(x + step * d, o) for x, d, o in zip(points, directions, others)
             )
-            args, kwargs = rebuilt(spec, [next(duals) if m else x for x, m in zip(leaves, moved)])
+            args, kwargs = arguments_from(
+                spec, [next(duals) if m else x for x, m in zip(leaves, moved)]
+            )
             outs = [x for x in tree_flatten(func(*args, **kwargs))[0] if isinstance(x, Tensor)]
             found = [forward_ad.unpack_dual(x).tangent for x in outs]
             return sum((t * projection(t, i)).sum() for i, t in enumerate(found) if t is not None)

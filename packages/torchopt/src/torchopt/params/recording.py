@@ -14,7 +14,15 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torchopt.torch_internals import is_wrapped, top_saved_tensor_hooks
 from torchopt.tree import tree_flatten, tree_map, tree_unflatten
 
-__all__ = ["Double", "NotJudgedError", "Record", "Watch", "node_name", "projection", "rebuilt"]
+__all__ = [
+    "Double",
+    "NotJudgedError",
+    "Record",
+    "Watch",
+    "arguments_from",
+    "node_name",
+    "projection",
+]
 
 _LOW = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS = ("float", "half", "bfloat16")
@@ -44,7 +52,7 @@ def _is_low(x: Any) -> bool:
     return isinstance(x, Tensor) and x.dtype in _LOW
 
 
-def rebuilt(spec: Any, leaves: list[Any]) -> Any:
+def arguments_from(spec: Any, leaves: list[Any]) -> Any:
     """Return the arguments and keyword arguments of a call from their leaves."""
     return tree_unflatten(spec, leaves)
 
@@ -81,7 +89,7 @@ class Double(TorchFunctionMode):
                 leaves[i] = torch.float64
             elif _is_low(x) and x is not written:
                 leaves[i] = x.double()
-        new_args, new_kwargs = rebuilt(spec, leaves)
+        new_args, new_kwargs = arguments_from(spec, leaves)
         if short in _CASTS and "Tensor" in name:
             out = new_args[0].double()
         else:
