@@ -64,6 +64,7 @@ __all__ = [
     "taken_off_old_vmap",
     "top_saved_tensor_hooks",
     "traced_graph",
+    "vmap_lists",
     "with_forward_mode",
     "without_recurrent_kernels",
 ]
@@ -715,3 +716,26 @@ def lifted_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
         delattr(graph, name)
     graph.recompile()
     return [x for x, _ in by_identity.values()]
+
+
+def vmap_lists(
+    function: Callable[[list[Tensor]], Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+    dims: Sequence[int | None],
+) -> list[Tensor]:
+    """Return `torch.func.vmap(function, (dims,), randomness="different")(tensors)`.
+
+    For lists of tensors, without torch's walks of trees in Python: a tenth of the time of 32 tasks
+    of a small network. The caller knows that one of `dims` is not None and that they fit.
+    """
+    size = next(x.shape[d] for x, d in zip(tensors, dims) if d is not None)
+    _vmap.lazy_load_decompositions()
+    with _vmap.vmap_increment_nesting(size, "different") as level:
+        batched = [
+            x if d is None else _functorch._add_batch_dim(x, d % x.ndim, level)
+            for x, d in zip(tensors, dims)
+        ]
+        return [_functorch._remove_batch_dim(y, level, size, 0) for y in function(batched)]
+
+
+_vmap: Any = torch._functorch.vmap

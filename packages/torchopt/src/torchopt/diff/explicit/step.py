@@ -22,7 +22,7 @@ from torchopt.diff.closure import require_arguments
 from torchopt.diff.explicit.attention import TwiceDifferentiable
 from torchopt.diff.explicit.call import Call, Hole
 from torchopt.errors import NotDifferentiableError
-from torchopt.torch_internals import backward_pass, gradient_in_transform
+from torchopt.torch_internals import backward_pass, gradient_in_transform, vmap_lists
 from torchopt.tree import PyTreeSpec, is_smooth, tree_flatten, tree_unflatten
 from torchopt.tree_function import is_transforming
 from torchopt.update import apply_updates
@@ -120,8 +120,7 @@ class _Batched:
             self._is_tensor = [isinstance(x, Tensor) for x in out]
             return [x for x in out if isinstance(x, Tensor)]
 
-        batched = torch.func.vmap(of_tensors, ([dims[i] for i in where],), randomness="different")
-        results = iter(batched([leaves[i] for i in where]))
+        results = iter(vmap_lists(of_tensors, [leaves[i] for i in where], [dims[i] for i in where]))
         others, spec = self._form
         return tree_unflatten(
             spec, [next(results) if t else x for t, x in zip(self._is_tensor, others)]
