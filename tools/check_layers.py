@@ -186,7 +186,7 @@ PYTHON = (
         ),
         repeaters=r"transform/(__init__|trace|scale_by_\w+)\.py$",
         importers={"optree": r"(tree|pytree|typing)\.py$"},
-        function_subclassers=r"(tree_function|kernels/autograd)\.py$",
+        function_subclassers=r"^tree_function/",
     ),
 )
 

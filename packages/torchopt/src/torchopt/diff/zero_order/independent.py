@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a source of directions is, and those whose entries are independent."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.zero_order.seeds import member_seed
+
+__all__ = ["Directions", "Gaussian", "Rademacher", "block_size", "rows_of_blocks", "split"]
+
+
+class Directions(ABC):
+    """A source of random directions in a space of trees.
+
+    Attributes:
+        standard_normal: Whether each direction alone is standard normal. Second derivatives need
+            that.
+    """
+
+    standard_normal: ClassVar[bool] = False
+
+    def coupled(self, dimension: int) -> int:
+        """Return how many consecutive directions are drawn together; such blocks are
+        independent of one another, directions within one are not.
+        """
+        del dimension
+        return 1
+
+    def second_moment(self, tree: Sequence[Tensor]) -> list[Tensor]:
+        """Return E[z z'] h for the leaves h of a tree: h itself where the covariance is I.
+
+        Raises:
+            ValueError: It is not known.
+        """
+        return list(tree)
+
+    @abstractmethod
+    def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
+        """Return directions `start` to `stop - 1` of the family named by `seed`.
+
+        Args:
+            like: The leaves of a point of the space.
+            seed: Names the family.
+            start: First direction, a multiple of `coupled(D)`.
+            stop: One past the last direction.
+
+        Returns:
+            For each leaf of shape `[*shape]` a new tensor `[stop - start, *shape]` of its dtype and
+            on its device.
+        """
+
+
+# Small directions are drawn several at a time, about as many entries as cost what a call costs, and
+# those of moderate size with all leaves in one call; beyond, no more than one leaf need be held.
+_ENTRIES_PER_BLOCK = 2**13
+_LARGEST_FLAT = 2**16
+
+
+def block_size(dimension: int) -> int:
+    """Return how many consecutive directions of independent entries share one seed."""
+    return max(1, _ENTRIES_PER_BLOCK // max(dimension, 1))
+
+
+def rows_of_blocks(start: int, stop: int, size: int, draw: Callable[[int], Tensor]) -> Tensor:
+    """Return rows `start` to `stop - 1` of the concatenation of blocks of `size` rows."""
+    blocks = range(start // size, -(-stop // size))
+    first = start - blocks.start * size
+    return torch.cat([draw(block) for block in blocks])[first : first + stop - start]
+
+
+class _Independent(Directions):
+    """Directions of independent entries.
+
+    Of trees of one dtype and device with at most 2**16 entries, a block of directions is drawn
+    flat, as one vector. Those of larger trees are drawn leaf by leaf.
+    """
+
+    def fill(self, out: Tensor, generator: torch.Generator) -> None:
+        """Write random entries into the contiguous tensor `out`."""
+        raise NotImplementedError
+
+    def leaves(self, like: Sequence[Tensor], seed: int, member: int) -> Iterator[Tensor]:
+        """Yield direction `member` leaf by leaf, holding one leaf or 2**16 entries at a time."""
+        if _is_flat(like):
+            yield from (z[0] for z in self.draw(like, seed, member, member + 1))
+            return
+        generators: dict[torch.device, torch.Generator] = {}
+        for leaf in like:
+            out = torch.empty_like(leaf, memory_format=torch.contiguous_format)
+            if leaf.device not in generators:
+                generators[leaf.device] = torch.Generator(leaf.device)
+                generators[leaf.device].manual_seed(member_seed(seed, member))
+            self.fill(out, generators[leaf.device])
+            yield out
+
+    def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
+        """Return directions `start` to `stop - 1`, as `Directions.draw` says."""
+        if _is_flat(like):
+            return split(self._draw_flat(like, seed, start, stop), like)
+        outs = [leaf.new_empty((stop - start, *leaf.shape)) for leaf in like]
+        kept = {leaf.device: torch.Generator(leaf.device) for leaf in like}
+        for row, member in enumerate(range(start, stop)):
+            for generator in kept.values():
+                generator.manual_seed(member_seed(seed, member))
+            for out in outs:
+                self.fill(out[row], kept[out.device])
+        return outs
+
+    def _draw_flat(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> Tensor:
+        dimension = sum(leaf.numel() for leaf in like)
+        size = block_size(dimension)
+        generator = torch.Generator(like[0].device)
+
+        out = like[0].new_empty((stop - start, dimension))
+        for number in range(start // size, -(-stop // size)):
+            generator.manual_seed(member_seed(seed, number))
+            first = number * size - start
+            if first >= 0 and first + size <= len(out):
+                self.fill(out[first : first + size], generator)
+                continue
+            block = like[0].new_empty((size, dimension))  # an end of the range lies within it
+            self.fill(block, generator)
+            inside = slice(max(first, 0), min(first + size, len(out)))
+            out[inside] = block[inside.start - first : inside.stop - first]
+        return out
+
+
+def _is_flat(like: Sequence[Tensor]) -> bool:
+    return (
+        sum(leaf.numel() for leaf in like) <= _LARGEST_FLAT
+        and len({(leaf.dtype, leaf.device) for leaf in like}) == 1
+    )
+
+
+def split(matrix: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return the columns of `[n, D]` as one tensor `[n, *shape]` for each leaf."""
+    parts = matrix.split([leaf.numel() for leaf in like], dim=1)
+    return [
+        part.reshape(len(matrix), *leaf.shape).to(device=leaf.device, dtype=leaf.dtype)
+        for part, leaf in zip(parts, like)
+    ]
+
+
+@dataclass(frozen=True)
+class Gaussian(_Independent):
+    """Standard normal directions: E[z] = 0, E[z z'] = I.
+
+    Example:
+        >>> z = Gaussian().draw([torch.zeros(2, 3)], seed=0, start=4, stop=9)[0]
+        >>> z.shape
+        torch.Size([5, 2, 3])
+        >>> torch.equal(z[2:3], Gaussian().draw([torch.zeros(2, 3)], seed=0, start=6, stop=7)[0])
+        True
+    """
+
+    standard_normal: ClassVar[bool] = True
+
+    def fill(self, out: Tensor, generator: torch.Generator) -> None:
+        """Write random entries into the contiguous tensor `out`."""
+        out.normal_(generator=generator)
+
+
+@dataclass(frozen=True)
+class Rademacher(_Independent):
+    """Directions of independent signs +1 and -1: the least variance of any independent entries,
+    and those of SPSA.
+    """
+
+    def fill(self, out: Tensor, generator: torch.Generator) -> None:
+        """Write random entries into the contiguous tensor `out`."""
+        out.random_(0, 2, generator=generator).mul_(2).sub_(1)

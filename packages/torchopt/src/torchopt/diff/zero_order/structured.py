@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directions that depend on one another, or on a subspace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.zero_order.independent import Directions, Gaussian, rows_of_blocks, split
+from torchopt.diff.zero_order.seeds import member_seed
+
+__all__ = ["Guided", "Orthogonal", "Sobol", "Sphere"]
+
+
+class _Flat(Directions):
+    """Directions that are drawn as vectors of the flattened tree."""
+
+    def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
+        raise NotImplementedError
+
+    def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
+        """Return directions `start` to `stop - 1`, as `Directions.draw` says."""
+        dtype = _common_dtype(like)
+        dimension = sum(leaf.numel() for leaf in like)
+        return split(self.rows(dimension, seed, start, stop, dtype), like)
+
+
+def _common_dtype(like: Sequence[Tensor]) -> torch.dtype:
+    dtype = torch.float32
+    for leaf in like:
+        dtype = torch.promote_types(dtype, leaf.dtype)
+    return dtype
+
+
+def _normal_rows(dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Return Gaussian directions as a matrix `[stop - start, dimension]` on the CPU."""
+    return Gaussian().draw([torch.empty(dimension, dtype=dtype)], seed, start, stop)[0]
+
+
+@dataclass(frozen=True)
+class Sphere(_Flat):
+    """Directions uniform on the sphere of radius sqrt(D), D the number of entries of the tree."""
+
+    def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
+        z = _normal_rows(dimension, seed, start, stop, dtype)
+        scale: Tensor = math.sqrt(dimension) / torch.linalg.vector_norm(z, dim=1, keepdim=True)
+        return z * scale
+
+
+@dataclass(frozen=True)
+class Orthogonal(_Flat):
+    """Gaussian directions of which every block of `min(size, D)` is orthogonal.
+
+    Each direction alone is standard normal: a block is a uniformly random orthonormal frame, its
+    vectors scaled by independent lengths of Gaussian vectors. `D` orthogonal directions in which a
+    linear function is measured do not measure the same thing twice.
+
+    Attributes:
+        size: Directions in a block; each costs memory D and a block of m time D m^2.
+
+    References:
+        K. Choromanski, M. Rowland, V. Sindhwani, R. Turner, A. Weller, Structured Evolution with
+        Compact Architectures for Scalable Policy Optimization, ICML 2018,
+        https://arxiv.org/abs/1804.02395
+    """
+
+    standard_normal: ClassVar[bool] = True
+
+    size: int = 256
+
+    def coupled(self, dimension: int) -> int:
+        """Return the number of directions in a block."""
+        return max(1, min(self.size, dimension))
+
+    def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
+        size = self.coupled(dimension)
+
+        blocks = range(start // size, -(-stop // size))
+        drawn = torch.empty(len(blocks), 2, dimension, size, dtype=torch.float64)
+        generator = torch.Generator()
+        for out, block in zip(drawn, blocks):
+            out.normal_(generator=generator.manual_seed(member_seed(seed, block)))
+        q, r = torch.linalg.qr(drawn[:, 0])
+        # The signs make the frames uniformly distributed (Mezzadri 2007).
+        signs = torch.sign(torch.diagonal(r, dim1=1, dim2=2))
+        scale = signs * torch.linalg.vector_norm(drawn[:, 1], dim=1)
+        rows: Tensor = (q * scale[:, None]).mT.reshape(len(blocks) * size, dimension)
+        first = start - blocks.start * size
+        return rows[first : first + stop - start].to(dtype)
+
+
+@dataclass(frozen=True)
+class Sobol(_Flat):
+    """Gaussian directions from scrambled Sobol points through the inverse normal distribution.
+
+    Blocks of `size` points are scrambled independently, so that the estimate has a standard error.
+    For smooth functions of few variables the error falls faster than 1/sqrt(N).
+
+    Attributes:
+        size: Points in a block, a power of two.
+
+    References:
+        A. Owen, Scrambled net variance for integrals of smooth functions, Annals of Statistics 25,
+        1997.
+    """
+
+    standard_normal: ClassVar[bool] = True
+
+    size: int = 64
+
+    def coupled(self, dimension: int) -> int:
+        """Return the number of directions in a block."""
+        limit = torch.quasirandom.SobolEngine.MAXDIM
+        if dimension > limit:
+            raise ValueError(
+                f"Sobol: expected a tree of at most {limit} entries, got {dimension}. "
+                "Use Orthogonal or Gaussian directions."
+            )
+        return self.size
+
+    def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
+        size = self.coupled(dimension)
+        if not dimension:
+            return torch.empty(stop - start, 0, dtype=dtype)
+
+        def points_of(number: int) -> Tensor:
+            engine = torch.quasirandom.SobolEngine(
+                dimension, scramble=True, seed=member_seed(seed, number)
+            )
+            u = engine.draw(size, dtype=torch.float64)
+            # The engine's points have 30 bits: the middle of the cell keeps them inside (0, 1).
+            normal: Tensor = torch.special.ndtri(u + 2.0**-31)
+            return normal
+
+        return rows_of_blocks(start, stop, size, points_of).to(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Guided(_Flat):
+    """Gaussian directions stretched along a subspace that is thought to hold the gradient.
+
+        z = sqrt(alpha) x + sqrt((1 - alpha) D / k) U y,   x ~ N(0, I_D), y ~ N(0, I_k),
+
+    with U an orthonormal basis of the subspace. The covariance C = alpha I + (1 - alpha) (D/k) U U'
+    has the trace of I, and the estimate has mean C g: a descent direction, but not g.
+
+    Attributes:
+        subspace: `[D, k]`, spanning columns, such as flattened surrogate gradients.
+        alpha: Share of the variance that is isotropic, in (0, 1].
+
+    References:
+        N. Maheswaranathan, L. Metz, G. Tucker, D. Choi, J. Sohl-Dickstein, Guided evolutionary
+        strategies, ICML 2019, https://arxiv.org/abs/1806.10230 (eq. 3, here scaled by D).
+    """
+
+    subspace: Tensor
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.subspace.ndim != 2:
+            raise ValueError(
+                f"Guided: expected a subspace of shape [D, k], got {list(self.subspace.shape)}."
+            )
+        if not 0.0 < self.alpha <= 1.0:
+            raise ValueError(f"Guided: expected alpha in (0, 1], got {self.alpha}.")
+
+    def second_moment(self, tree: Sequence[Tensor]) -> list[Tensor]:
+        """Return C h."""
+        dtype = _common_dtype(tree)
+        h = torch.cat([x.detach().to("cpu", dtype).flatten() for x in tree])
+        basis = self._basis(len(h), dtype)
+        stretch = (1.0 - self.alpha) * len(h) / basis.shape[1]
+        product = self.alpha * h + stretch * (basis @ (basis.T @ h))
+        return [x[0] for x in split(product[None], tree)]
+
+    def _basis(self, dimension: int, dtype: torch.dtype) -> Tensor:
+        if self.subspace.shape[0] != dimension:
+            raise ValueError(
+                f"Guided: expected a subspace of shape [{dimension}, k] for a tree of {dimension} "
+                f"entries, got {list(self.subspace.shape)}."
+            )
+        basis: Tensor = torch.linalg.qr(self.subspace.detach().to("cpu", dtype))[0]
+        return basis
+
+    def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
+        basis = self._basis(dimension, dtype)
+        k = basis.shape[1]
+        z = _normal_rows(dimension + k, seed, start, stop, dtype)
+        stretch = math.sqrt((1.0 - self.alpha) * dimension / k)
+        along: Tensor = stretch * (z[:, dimension:] @ basis.T)
+        return along.add(z[:, :dimension], alpha=math.sqrt(self.alpha))

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Differentiable operations on lists of tensors. The one package that subclasses
+autograd.Function.
+"""
+
+from __future__ import annotations
+
+from torchopt.torch_internals import (
+    any_watched,
+    below_transforms,
+    is_batched,
+    is_differentiated,
+    is_traced,
+    is_tracked,
+    is_transforming,
+    is_watched,
+    plain_entry,
+)
+from torchopt.tree_function.lists import PLAIN, add_lists, are_plain, max_over_batch, placed_like
+from torchopt.tree_function.modes import derivatives_wanted, forward_modes, linearize
+from torchopt.tree_function.operation import Operation, apply_operation
+from torchopt.tree_function.rule import Rule, Sweep, apply_rule, apply_sweep
+
+__all__ = [
+    "PLAIN",
+    "Operation",
+    "Rule",
+    "Sweep",
+    "add_lists",
+    "any_watched",
+    "apply_operation",
+    "apply_rule",
+    "apply_sweep",
+    "are_plain",
+    "below_transforms",
+    "derivatives_wanted",
+    "forward_modes",
+    "is_batched",
+    "is_differentiated",
+    "is_traced",
+    "is_tracked",
+    "is_transforming",
+    "is_watched",
+    "linearize",
+    "max_over_batch",
+    "placed_like",
+    "plain_entry",
+]

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums of lists, maxima of batches, and what tensors are plain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torchopt.torch_internals import (
+    in_forward_mode,
+    is_traced,
+    is_transforming,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+from torchopt.tree_function.modes import Tensors
+
+__all__ = ["PLAIN", "add_lists", "are_plain", "max_over_batch", "placed_like"]
+
+
+FEW = 4  # sums that are taken one by one
+
+
+class _AddLists(torch.autograd.Function):
+    """Sums of pairs, which keep nothing for their derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensors:
+        ctx.set_materialize_grads(False)
+        return _foreach_add(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        # A sparse one, as of an embedding, is more than the derivatives of the steps before take.
+        dense = [c if c is None or c.layout is torch.strided else c.to_dense() for c in cotangents]
+        return (*dense, *dense)
+
+
+def add_lists(first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
+    """Return the sums of tensors of the same shapes and devices; for use outside of transforms.
+
+    `torch._foreach_add` keeps all its arguments for a derivative that does not need them. A few
+    sums are faster one by one: with their derivative, four take 36 us in place of 40.
+    """
+    out = list(first)
+    graph = torch.is_grad_enabled()
+    kept: list[int] = []
+    plain: list[int] = []
+    for i, (a, b) in enumerate(zip(first, second)):
+        if not (graph and (a.requires_grad or b.requires_grad)):
+            plain.append(i)
+        elif a.dtype == b.dtype:
+            kept.append(i)
+        else:
+            out[i] = a + b
+    if len(kept) <= FEW:
+        for i in kept:
+            out[i] = first[i] + second[i]
+        kept = []
+    for indices, add in ((kept, _AddLists.apply), (plain, _foreach_add)):
+        if indices:
+            summed = add(*(role[i] for role in (first, second) for i in indices))
+            for i, x in zip(indices, summed):
+                out[i] = x
+    return out
+
+
+def _foreach_add(*tensors: Tensor) -> Tensors:
+    half = len(tensors) // 2
+    return tuple(torch._foreach_add(tensors[:half], tensors[half:]))
+
+
+PLAIN = (Tensor, torch.nn.Parameter)
+"""The types whose memory holds their elements; that of a subclass may hold anything."""
+
+
+def are_plain(*roles: Iterable[Tensor]) -> bool:
+    """Return whether torch's operations on lists serve these tensors: no transform or compiler
+    follows them, and no subclass has a say.
+    """
+    return (
+        not in_forward_mode()
+        and not is_transforming()
+        and not is_traced()
+        and all(frozenset(PLAIN).issuperset(map(type, role)) for role in roles)
+    )
+
+
+def placed_like(old: Any, new: Any) -> Tensor:
+    """Return `new`, to be written into `old`: if they are DTensors, on the ranks where `old` is."""
+    placements = getattr(old, "placements", None)
+    if placements is not None and getattr(new, "placements", placements) != placements:
+        new = new.redistribute(placements=placements)
+    placed: Tensor = new
+    return placed
+
+
+class _MaxOverBatch(torch.autograd.Function):
+    """The identity; under vmap, the maximum over the entries of the batch."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        return None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor) -> Any:
+        return max_over_batch(x.amax(in_dims[0])), None
+
+
+def max_over_batch(x: Tensor) -> Tensor:
+    """Return a 0-dim integer `x`, or the largest of the batch under vmap, as an unbatched tensor.
+
+    A loop under vmap may ask it whether any entry of the batch still has work to do.
+    """
+    if not is_transforming():
+        return x
+    largest: Tensor = _MaxOverBatch.apply(x)  # type: ignore[no-untyped-call]
+    return largest

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fast body together with the plain statement of the same function."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torchopt.torch_internals import (
+    any_watched,
+    is_batched_backward,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+from torchopt.tree_function.modes import Tensors, forward_modes, linearize, values
+
+__all__ = ["Operation", "apply_operation"]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A fast body together with the plain torch statement of the same function.
+
+    The value comes from `kernel`, the first vector-Jacobian product from `vjp_kernel`; every
+    further derivative, and every forward-mode one, is that of `reference`.
+    Each of the three takes, after the tensors named below, the constants: tensors that are not
+    differentiated, such as step counts.
+
+    Attributes:
+        kernel: n tensors to m tensors. Sees plain tensors only, outside of any graph.
+        vjp_kernel: The n inputs followed by m cotangents to n cotangents. Sees plain tensors only.
+            None: there is no such kernel, the derivative is that of `reference`.
+        form_of: From the number of an output to that of an input of the same shape, dtype and
+            device. Where it is given, `vjp_kernel` takes None for a cotangent that is zero, and a
+            keyword `needed`, n answers to whether the cotangent of an input is wanted: the others
+            may be None in what it returns.
+        stand_in_of: For an operation whose derivative depends on no input: from the number of an
+            input to that of an output of the same shape, dtype and device. No input is kept then;
+            in its place the derivative is given the cotangent of that output.
+        reference: The same function as `kernel`, made of differentiable torch operations.
+        num_inputs: n.
+        derivative: For functions without a differentiable reference: from m to the operation that
+            stands for the vector-Jacobian product, n + m inputs to n cotangents.
+    """
+
+    kernel: Callable[..., Tensors]
+    vjp_kernel: Callable[..., tuple[Any, ...]] | None
+    reference: Callable[..., Tensors]
+    num_inputs: int
+    derivative: Callable[[int], Operation] | None = None
+    form_of: Callable[[int], int] | None = None
+    stand_in_of: Callable[[int], int] | None = None
+
+    def pull_back(
+        self,
+        inputs: Tensors,
+        cotangents: tuple[Tensor | None, ...],
+        constants: Tensors,
+        needed: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        """Return the input cotangents, as a differentiable function of inputs and cotangents.
+
+        Args:
+            inputs: n tensors.
+            cotangents: m tensors; None for one that is zero, where there is `form_of`.
+            constants: As for `reference`.
+            needed: Which input cotangents are wanted; the others may be None.
+        """
+        n = self.num_inputs
+        m = len(cotangents)
+        present = tuple(x for x in cotangents if x is not None)
+        batched = is_batched_backward(present)
+        kernel = None if batched else self.vjp_kernel
+        if kernel is not None and not any_watched((*inputs, *present, *constants)):
+            with torch.no_grad():
+                if self.form_of is None:
+                    return kernel(*inputs, *present, *constants)
+                return kernel(*inputs, *cotangents, *constants, needed=needed)
+        if self.form_of is not None:
+            form_of = self.form_of
+            present = tuple(
+                torch.zeros_like(inputs[form_of(k)]) if x is None else x
+                for k, x in enumerate(cotangents)
+            )
+        if self.derivative is not None:
+            return apply_operation(self.derivative(m), *inputs, *present, *constants)
+
+        def vjp_reference(*tensors: Tensor) -> Tensors:
+            def bound(*variables: Tensor) -> Tensors:
+                return self.reference(*variables, *tensors[n + m :])
+
+            _, pull = linearize(bound, *tensors[:n])
+            return tuple(pull(tuple(tensors[n : n + m])))
+
+        if kernel is None:
+            return vjp_reference(*inputs, *present, *constants)
+        derivative = Operation(kernel, None, vjp_reference, n + m)
+        return apply_operation(derivative, *inputs, *present, *constants)
+
+    def push_forward(
+        self, inputs: Tensors, tangents: tuple[Tensor | None, ...], constants: Tensors
+    ) -> Tensors:
+        """Return the output tangents; a tangent of None is zero."""
+
+        def bound(*variables: Tensor) -> Tensors:
+            return self.reference(*variables, *constants)
+
+        dense = tuple(
+            torch.zeros_like(x) if tangent is None else tangent
+            for x, tangent in zip(inputs, tangents)
+        )
+        # The vector-Jacobian product c -> J' c is linear in c, so its own vector-Jacobian product
+        # with v is J v. Unlike a nested forward mode, this works inside every transform.
+        outputs, pull = linearize(bound, *inputs)
+        _, transpose = linearize(pull, tuple(torch.zeros_like(x) for x in outputs))
+        return tuple(transpose(dense)[0])
+
+
+class _OperationFunction(torch.autograd.Function):
+    """The bridge from `Operation` to autograd: reverse, forward and batched."""
+
+    @staticmethod
+    def forward(operation: Operation, *tensors: Tensor) -> Tensors:
+        return operation.kernel(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        operation, *tensors = inputs
+        ctx.operation = operation
+        constant = operation.stand_in_of is not None
+        ctx.set_materialize_grads(constant or operation.form_of is None)
+        ctx.save_for_backward(*(tensors[operation.num_inputs :] if constant else tensors))
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        operation: Operation = ctx.operation
+        if operation.stand_in_of is None:
+            inputs, constants = _split(operation, ctx.saved_tensors)
+        else:
+            inputs, constants = _stand_ins(operation, cotangents), ctx.saved_tensors
+        needed = ctx.needs_input_grad[1 : 1 + len(inputs)]
+        return (
+            None,
+            *operation.pull_back(inputs, cotangents, constants, needed),
+            *(None for _ in constants),
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        operation: Operation = ctx.operation
+        with forward_modes():
+            inputs, constants = _split(operation, values(ctx.saved_tensors))
+            used = values(tangents[1 : 1 + len(inputs)])
+            return operation.push_forward(inputs, used, constants)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, operation: Operation, *tensors: Tensor) -> Any:
+        # One call for each batch entry: entries may differ in their constants (the step count) too.
+        slices = [
+            [x] * info.batch_size if dim is None else list(x.unbind(dim))
+            for x, dim in zip(tensors, in_dims[1:])
+        ]
+        outputs = [apply_operation(operation, *row) for row in zip(*slices)]
+        stacked = tuple(torch.stack(column) for column in zip(*outputs))
+        return stacked, (0,) * len(stacked)
+
+
+def _stand_ins(operation: Operation, cotangents: tuple[Any, ...]) -> Tensors:
+    assert operation.stand_in_of is not None
+    inputs = map(operation.stand_in_of, range(operation.num_inputs))
+    if is_batched_backward(cotangents):  # which cannot be detached
+        cotangents = tuple(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in cotangents)
+    elif torch.is_grad_enabled():  # nothing is to be sent back through them
+        cotangents = tuple(x.detach() for x in cotangents)
+    return tuple(cotangents[k] for k in inputs)
+
+
+def _split(operation: Operation, tensors: Tensors) -> tuple[Tensors, Tensors]:
+    return tensors[: operation.num_inputs], tensors[operation.num_inputs :]
+
+
+def apply_operation(operation: Operation, *tensors: Tensor, plain: bool = False) -> Tensors:
+    """Return `operation` of inputs and constants, differentiable to any order, batched and in
+    forward mode.
+
+    Args:
+        operation: The operation.
+        tensors: Inputs and constants.
+        plain: Whether it is known that nothing is compiled, that no transform is active and that
+            no tensor is what a transform left behind: torch is not asked for it.
+    """
+    if plain:
+        return _apply_plain(operation, *tensors)
+    if torch.compiler.is_compiling():
+        # A Function with a jvp rule cannot be traced; the compiler fuses the reference
+        # itself.
+        return operation.reference(*tensors)
+    outputs: Tensors = _OperationFunction.apply(operation, *tensors)  # type: ignore[no-untyped-call]
+    return outputs
+
+
+# What `Function.apply` calls when it has looked at every tensor for wrappers of transforms.
+_apply_plain: Callable[..., Tensors] = getattr(
+    super(torch.autograd.Function, _OperationFunction), "apply", _OperationFunction.apply
+)
+
+# torch asks for the signature of `forward` in every call, and works it out anew where it is not
+# stated: a third of the time of a call on small tensors.
+vars(_OperationFunction.forward)["__signature__"] = inspect.signature(_OperationFunction.forward)

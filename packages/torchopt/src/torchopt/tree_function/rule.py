@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions whose derivatives are stated by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from torchopt.errors import NotDifferentiableError
+from torchopt.torch_internals import (
+    count_forward_modes,
+)
+from torchopt.tree import is_smooth
+
+if TYPE_CHECKING:
+    pass
+from torchopt.tree_function.modes import Tensors, forward_modes, over_batched, values
+
+__all__ = ["Rule", "Sweep", "apply_rule", "apply_sweep"]
+
+
+def _require_one_forward_mode(rule: Rule) -> None:
+    if count_forward_modes() > 1:
+        raise NotDifferentiableError(
+            f"{type(rule).__name__}: a forward mode inside a forward mode cannot see the tensors "
+            "of a closure. Pass them as arguments (LinearOperator.from_function), or use reverse "
+            "mode for one of the two."
+        )
+
+
+class Rule(Protocol):
+    """A function of tensors whose derivatives are stated by hand, in terms of its results too.
+
+    Where `Operation` derives everything from a differentiable reference, a rule says how a
+    derivative follows from the inputs *and the outputs*: the solution of an equation, whatever
+    way it was found. `pull_back` and `push_forward` are made of differentiable operations
+    (`apply_rule` among them), so every further derivative follows from them.
+
+    Attributes:
+        num_differentiable_inputs: The first so many inputs are differentiated, the others are
+            constants.
+        num_differentiable_outputs: The first so many outputs have derivatives.
+        num_kept_inputs: The derivatives see the first so many inputs; the others are not kept, and
+            may be changed in place meanwhile.
+        needs_its_closure: Its derivatives use tensors that are not inputs. Inside a vmap those are
+            gone when a transform around the vmap asks for derivatives, which is refused.
+    """
+
+    @property
+    def needs_its_closure(self) -> bool: ...  # noqa: D102 - above
+
+    @property
+    def num_differentiable_inputs(self) -> int: ...  # noqa: D102 - above
+
+    @property
+    def num_kept_inputs(self) -> int: ...  # noqa: D102 - above
+
+    @property
+    def num_differentiable_outputs(self) -> int: ...  # noqa: D102 - above
+
+    def evaluate(self, *inputs: Tensor) -> Tensors:
+        """Return the outputs. Runs outside of any graph; sees batched tensors under vmap."""
+
+    def pull_back(self, inputs: Tensors, outputs: Tensors, cotangents: Tensors) -> Tensors:
+        """Return the cotangent of each differentiable input.
+
+        Args:
+            inputs: Those that are kept.
+            outputs: Those that are differentiable.
+            cotangents: One for each of these.
+        """
+
+    def push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
+        """Return the tangent of each differentiable output, likewise."""
+
+
+@dataclass(frozen=True)
+class _BatchedRule:
+    """`rule` on a batch: each of its three methods under `torch.func.vmap`."""
+
+    rule: Rule
+    in_dims: tuple[int | None, ...]
+    randomness: str
+
+    @property
+    def needs_its_closure(self) -> bool:
+        return self.rule.needs_its_closure
+
+    @property
+    def num_differentiable_inputs(self) -> int:
+        return self.rule.num_differentiable_inputs
+
+    @property
+    def num_kept_inputs(self) -> int:
+        return self.rule.num_kept_inputs
+
+    @property
+    def num_differentiable_outputs(self) -> int:
+        return self.rule.num_differentiable_outputs
+
+    def evaluate(self, *inputs: Tensor) -> Tensors:
+        batched = torch.func.vmap(self.rule.evaluate, self.in_dims, randomness=self.randomness)
+        return tuple(batched(*inputs))
+
+    def pull_back(self, inputs: Tensors, outputs: Tensors, cotangents: Tensors) -> Tensors:
+        self._require_no_closure()
+        in_dims = self.in_dims[: self.num_kept_inputs]
+        batched = torch.func.vmap(self.rule.pull_back, (in_dims, 0, 0), randomness=self.randomness)
+        slices = batched(tuple(inputs), tuple(outputs), tuple(cotangents))
+        # An input that all entries share receives the cotangents of all of them.
+        return tuple(
+            x.sum(0) if dim is None else x.movedim(0, dim) for x, dim in zip(slices, self.in_dims)
+        )
+
+    def push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
+        self._require_no_closure()
+        n = self.num_differentiable_inputs
+        batched = torch.func.vmap(
+            self.rule.push_forward,
+            (self.in_dims[: self.num_kept_inputs], 0, self.in_dims[:n]),
+            randomness=self.randomness,
+        )
+        return tuple(batched(tuple(inputs), tuple(outputs), tuple(tangents)))
+
+    def _require_no_closure(self) -> None:
+        if self.needs_its_closure:
+            raise NotDifferentiableError(
+                f"{type(self.rule).__name__}: cannot be differentiated from outside of the vmap "
+                "that it ran in, because it uses tensors of a closure and not only arguments. "
+                "Pass them as arguments: linear_solve(LinearOperator.from_function(function, "
+                "params, like), b, solver) for a linear solve."
+            )
+
+
+class _RuleFunction(torch.autograd.Function):
+    """The bridge from `Rule` to autograd: reverse, forward and batched."""
+
+    @staticmethod
+    def forward(rule: Rule, *inputs: Tensor) -> Tensors:
+        return rule.evaluate(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        rule, *tensors = inputs
+        ctx.rule = rule
+        ctx.num_inputs, ctx.num_outputs = len(tensors), len(output)
+        ctx.mark_non_differentiable(*output[rule.num_differentiable_outputs :])
+        kept = (*tensors[: rule.num_kept_inputs], *output[: rule.num_differentiable_outputs])
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        rule: Rule = ctx.rule
+        saved, kept = ctx.saved_tensors, rule.num_kept_inputs
+        inputs, outputs = saved[:kept], saved[kept:]
+        used = cotangents[: rule.num_differentiable_outputs]
+        pulled = over_batched(lambda *c: rule.pull_back(inputs, outputs, c), used)
+        constants = ctx.num_inputs - rule.num_differentiable_inputs
+        return (None, *pulled, *(None for _ in range(constants)))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        rule: Rule = ctx.rule
+        # The tangents of this level in a closure cannot be taken off: forward mode stays off then.
+        with contextlib.nullcontext() if rule.needs_its_closure else forward_modes():
+            if rule.needs_its_closure:
+                _require_one_forward_mode(rule)
+            saved, kept = values(ctx.saved_tensors), rule.num_kept_inputs
+            inputs, outputs = saved[:kept], saved[kept:]
+            given = values(tangents[1 : 1 + rule.num_differentiable_inputs])
+            dense = tuple(
+                torch.zeros_like(x) if tangent is None else tangent
+                for x, tangent in zip(inputs, given)
+            )
+            pushed = rule.push_forward(inputs, outputs, dense)
+        return (*pushed, *(None for _ in range(ctx.num_outputs - len(pushed))))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, rule: Rule, *inputs: Tensor) -> Any:
+        outputs = apply_rule(_BatchedRule(rule, tuple(in_dims[1:]), info.randomness), *inputs)
+        return outputs, (0,) * len(outputs)
+
+
+vars(_RuleFunction.forward)["__signature__"] = inspect.signature(_RuleFunction.forward)
+
+
+def apply_rule(rule: Rule, *inputs: Tensor) -> Tensors:
+    """Return the outputs of `rule`, differentiable to any order, batched and in forward mode."""
+    outputs: Tensors = _RuleFunction.apply(rule, *inputs)  # type: ignore[no-untyped-call]
+    return outputs
+
+
+class Sweep(Protocol):
+    """A computation in many steps that says itself what it keeps for its derivative.
+
+    For use outside of transforms and forward modes. The outputs that are integers are constants.
+    """
+
+    def evaluate(self, *inputs: Tensor) -> Tensors:
+        """Return the outputs. Runs outside of any graph."""
+
+    def pull_back(
+        self, inputs: Tensors, cotangents: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor | None, ...]:
+        """Return the cotangent of each input; None stands for zero.
+
+        In grad mode, as a differentiable function of inputs and cotangents.
+        """
+
+
+class _SweepFunction(torch.autograd.Function):
+    """The bridge from `Sweep` to autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, sweep: Sweep, *inputs: Tensor) -> Tensors:
+        outputs = sweep.evaluate(*inputs)
+        ctx.sweep = sweep
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(x for x in outputs if not is_smooth(x)))
+        ctx.save_for_backward(*inputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        inputs = ctx.saved_tensors
+        given = [i for i, c in enumerate(cotangents) if c is not None]
+
+        def pulled(*present: Tensor) -> Tensors:
+            every: list[Tensor | None] = [None] * len(cotangents)
+            for i, c in zip(given, present):
+                every[i] = c
+            found = ctx.sweep.pull_back(inputs, tuple(every))
+            where[:] = [i for i, c in enumerate(found) if c is not None]
+            return tuple(c for c in found if c is not None)
+
+        where: list[int] = []
+        out: list[Tensor | None] = [None] * len(inputs)
+        for i, c in enumerate(over_batched(pulled, tuple(c for c in cotangents if c is not None))):
+            out[where[i]] = c
+        return (None, *out)
+
+
+def apply_sweep(sweep: Sweep, *inputs: Tensor) -> Tensors:
+    """Return the outputs of `sweep`, differentiable to any order."""
+    outputs: Tensors = _SweepFunction.apply(sweep, *inputs)  # type: ignore[no-untyped-call]
+    return outputs
