@@ -35,6 +35,7 @@ FILES = (
     "packages/torchopt/README.md",
     "packages/torchopt/docs/engines.md",
     "packages/torchopt/docs/benchmarks.md",
+    "packages/torchopt/docs/distributed.md",
 )
 # Suite and plot: `<plot>_plot` of the suite's report draws it. A picture holds the time stamp of
 # its result.
@@ -45,6 +46,8 @@ PICTURES = {
 }
 # The modules that make the tables of suites that have no folder of their own.
 REPORTS = {
+    "torchopt_distributed": "benchmarks.torchopt.distributed_report",
+    "torchopt_distributed_load": "benchmarks.torchopt.distributed_report",
     "optree_pythons": "benchmarks.optree.pythons",
     "optree_threads": "benchmarks.optree.threads_report",
 }

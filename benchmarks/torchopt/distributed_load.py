@@ -327,7 +327,7 @@ def measure(options: dict[str, Any]) -> list[dict[str, Any]]:
 
     start = partial(todist.spawn, nprocs=WORLD, args=(options,), start_method="forkserver")
     first, *others = start(program.run_collective)
-    for k, cell in enumerate(first):
+    for k, cell in enumerate(list(first)):
         for rank, other in enumerate(others, 1):
             if "mib" in cell:
                 name = f"{cell['row']}: rank {rank}"

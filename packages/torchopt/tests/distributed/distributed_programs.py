@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
 import time
@@ -18,6 +19,7 @@ import torchopt
 import torchopt.distributed as todist
 from torchopt.diff.implicit import custom_root
 from torchopt.diff.zero_order import Gaussian, ZeroOrder
+from torchopt.distributed import calls, wire
 from torchopt.errors import WorkerError
 
 F64 = torch.float64
@@ -135,6 +137,85 @@ def messages_of_steps() -> dict[str, Any]:
         "one bucket": both([1500], 5),
         "three buckets": both([2000, 2100, 2100], 5),
         "half": both([1500], 5, torch.float16),
+    }
+
+
+def resident() -> float:
+    """Return the memory of this process in MiB."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@todist.auto_init_rpc(backend="gloo")
+def memory_of_steps() -> Any:
+    """Return by how much memory grows, static and dynamic, and the counters that are left."""
+    grown = []
+    for schedule in ("static", "dynamic"):
+        net = nn.Linear(64, 64)
+        engine = todist.TaskParallel(net, schedule=schedule)
+        for k in range(500):
+            net.zero_grad()
+            engine.backward(lambda x, net=net: (net(x) ** 2).mean(), list(torch.randn(4, 2, 64)))
+            if k == 100:
+                start = resident()
+        grown.append(resident() - start)
+    session = engine.group.session
+    counters = 0 if session is None or session.watch is None else len(session.watch._counters)
+    return (*grown, counters)
+
+
+def _contents() -> int:
+    return len(wire.inbox._contents)
+
+
+def _still_running() -> int:
+    return len(calls._running) - 1  # this one
+
+
+def _slow(net: nn.Module) -> Tensor:
+    time.sleep(0.5)
+    return net(torch.ones(20)).sum()
+
+
+def _value(net: nn.Module, w: Tensor) -> Tensor:
+    return net(w).sum()
+
+
+@todist.auto_init_rpc()
+@todist.rank_zero_only
+def what_calls_leave() -> dict[str, Any]:
+    """Return what is kept after many calls, late ones too."""
+    w = torch.randn(20)
+    net = nn.Linear(20, 50)
+    for _ in range(200):
+        fresh = nn.Linear(20, 50)
+        for module in (net, fresh):
+            todist.remote_sync_call(
+                _value, args=(todist.share(module), todist.share(w)), partitioner=1
+            )
+        with torch.no_grad():
+            net.weight.mul_(0.999)
+            w.add_(0.001)
+    late = []
+    for _ in range(3):
+        with torch.no_grad():
+            net.weight.mul_(0.999)
+        try:
+            todist.remote_sync_call(_slow, args=(todist.share(net),), partitioner=1, timeout=0.1)
+        except WorkerError as error:
+            late.append(error.kind)
+    time.sleep(1.0)
+    del fresh, module
+    # One more call drops what is not needed any more.
+    todist.remote_sync_call(_value, args=(todist.share(net), w), partitioner=1)
+    return {
+        "contents here": sum(map(len, wire.outbox._has.values())),
+        "contents there": todist.remote_sync_call(_contents, partitioner=1)[0],
+        "tensors": len(wire.outbox._version),
+        "deadlines": len(calls._deadlines),
+        "late": late,
+        "running": todist.remote_sync_call(_still_running, partitioner=1)[0],
     }
 
 

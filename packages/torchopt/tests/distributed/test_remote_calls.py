@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import distributed_programs as programs
 import torch
+
+from torchopt.distributed.deadlines import Deadlines
 
 WEIGHT, BIAS = 100 * 50 * 8, 50 * 8
 
@@ -30,6 +34,34 @@ def test_parameters_travel_once_for_each_version_and_worker(world):
     assert result["plain parameters"] == [("Parameter", True, True)] * 2
     assert result["shared parameters"] == [("Tensor", False, True), ("Tensor", True, True)]
     assert result["bits"]
+
+
+def test_calls_leave_nothing_behind(world):
+    found = world(programs.what_calls_leave, 2)[0]
+    # Fresh modules of 8 kB, and tensors that change: a worker keeps the last ones.
+    assert found["contents here"] <= 6
+    assert found["contents there"] <= 6
+    assert found["tensors"] <= 6
+    assert found["deadlines"] <= 2 * 64
+    assert found["late"] == ["timed out"] * 3
+    assert found["running"] == 0
+
+
+def test_functions_are_called_at_their_time_unless_called_off():
+    called = []
+    done = threading.Event()
+    deadlines = Deadlines()
+    numbers = [deadlines.add(1000.0, lambda: called.append("late")) for _ in range(1000)]
+    off = deadlines.add(0.05, lambda: called.append("off"))
+    deadlines.call_off(off)
+    deadlines.add(0.1, lambda: called.append("second"))
+    deadlines.add(0.0, lambda: called.append("never"))
+    deadlines.add(0.15, done.set)
+    for number in numbers:
+        deadlines.call_off(number)
+    assert done.wait(30.0)
+    assert called == ["second"]
+    assert len(deadlines) < 100
 
 
 def test_errors_name_rank_task_and_traceback(world):

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 import itertools
 import pickle
 import re
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -19,6 +17,7 @@ from torch.futures import Future
 
 from torchopt.distributed import packed, remote, stats, wire
 from torchopt.distributed import session as _session
+from torchopt.distributed.deadlines import Deadlines
 from torchopt.distributed.partition import Call
 from torchopt.distributed.raised import Raised
 from torchopt.distributed.watch import stack_of
@@ -82,7 +81,7 @@ class Batch:
 
     def _send(self, i: int, rank: int, message: wire.Message) -> None:
         me = get_world_rank()
-        new, drop = wire.outbox.missing(rank, message)
+        new, drop = wire.outbox.missing(rank, message.contents)
         if new or drop:
             remote.rpc().rpc_async(
                 rank, wire.receive, args=(me, list(new), list(new.values()), drop), timeout=0
@@ -95,10 +94,11 @@ class Batch:
             args=((me, number), message.payload, message.natives),
             timeout=self.timeout,
         )
-        self._limit(rank, (me, number), task)
+        deadline = self._limit(rank, (me, number), task)
 
         def arrived(answer: Future[Any]) -> None:
-            wire.outbox.done(rank, message)
+            _deadlines.call_off(deadline)
+            wire.outbox.done(rank, message.contents)
             try:
                 outcome: Any = answer.value()
             except Exception as error:  # torch raises several types here
@@ -155,7 +155,7 @@ class Batch:
             return
         self._late(rank, number, task)
 
-    def _limit(self, rank: int, number: Any, task: str) -> None:
+    def _limit(self, rank: int, number: Any, task: str) -> int:
         """Fail at the deadline of a call, even if torch's agent has no thread left to say so."""
         unset = self.timeout == UNSET_RPC_TIMEOUT
         seconds = float(remote.rpc().get_rpc_timeout() if unset else self.timeout)
@@ -166,7 +166,7 @@ class Batch:
             if batch is not None:
                 batch._late(rank, number, task)
 
-        _deadlines.add(seconds, over)
+        return _deadlines.add(seconds, over)
 
     def _late(self, rank: int, number: Any, task: str) -> None:
         """Ask a late worker where it stands, and fail."""
@@ -188,39 +188,7 @@ class Batch:
         threading.Thread(target=ask, daemon=True).start()
 
 
-class _Deadlines:
-    """Calls functions at their time, from a thread that waits for nothing else."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()
-        self._thread: threading.Thread | None = None
-
-    def add(self, seconds: float, func: Callable[[], None]) -> None:
-        """Call `func` in some seconds; not positive: never."""
-        if seconds <= 0:
-            return
-        with self._changed:
-            at = time.monotonic() + seconds
-            heapq.heappush(self._queue, (at, next(self._numbers), func))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, daemon=True)
-                self._thread.start()
-            if self._queue[0][0] == at:
-                self._changed.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._queue or self._queue[0][0] > time.monotonic():
-                    wait = self._queue[0][0] - time.monotonic() if self._queue else None
-                    self._changed.wait(wait)
-                _, _, func = heapq.heappop(self._queue)
-            func()
-
-
-_deadlines = _Deadlines()
+_deadlines = Deadlines()
 
 
 class _Outside:

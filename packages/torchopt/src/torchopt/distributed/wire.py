@@ -16,7 +16,6 @@ import pickle
 import sys
 import threading
 import time
-from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.distributed import stats
+from torchopt.distributed.outbox import Outbox
 from torchopt.distributed.share import Shared, digest, tensors_of
 from torchopt.distributed.stats import WireStats, wire_stats
 from torchopt.tree import tree_leaves
@@ -33,7 +33,6 @@ from torchopt.tree_function import apply_rule
 __all__ = ["Message", "Packer", "WireStats", "unpack", "wire_stats"]
 
 _SMALLEST = 64  # bytes; a digest saves nothing on smaller tensors
-_KEPT = 256 * 2**20  # bytes a worker keeps for each sender before the oldest versions go
 _ARRIVAL = 60.0  # seconds that a content sent ahead of a call may come after it
 
 
@@ -205,74 +204,6 @@ class Packer:
         tensors = sum(stats.nbytes(x) for x in message.natives if isinstance(x, Tensor))
         stats.count(calls=1, call_bytes=len(message.payload) + tensors)
         return message
-
-
-class Outbox:
-    """Knows which contents each worker has got from this process."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._has: dict[int, OrderedDict[bytes, int]] = {}
-        self._version: dict[tuple[int, int], bytes] = {}  # of a tensor, at a worker
-        self._in_use: Counter[tuple[int, bytes]] = Counter()
-
-    def missing(self, rank: int, message: Message) -> tuple[dict[bytes, Tensor], list[bytes]]:
-        """Return what to send ahead of a message, and which old contents the worker can drop.
-
-        The contents count as in use until `done` is called.
-        """
-        with self._lock:
-            has = self._has.setdefault(rank, OrderedDict())
-            new = {}
-            for name, x in message.contents.items():
-                size = x.numel() * x.element_size()
-                self._in_use[rank, name] += 1
-                if name in has:
-                    stats.count(parameter_bytes_saved=size)
-                    has.move_to_end(name)
-                else:
-                    # A copy: the caller may change the tensor before it is on its way.
-                    new[name] = x.detach().clone()
-                    has[name] = size
-                    stats.count(parameter_bytes=size)
-            drop = self._outdated(rank, message)
-            total = sum(has.values())
-            for name in list(has):
-                if total <= _KEPT:
-                    break
-                if not self._in_use[rank, name]:
-                    drop.append(name)
-                    total -= has.pop(name)
-            return new, drop
-
-    def _outdated(self, rank: int, message: Message) -> list[bytes]:
-        """Return the earlier contents of tensors that have changed, if nothing uses them."""
-        has, drop = self._has[rank], []
-        for name, x in message.contents.items():
-            before = self._version.get((rank, id(x)), name)
-            self._version[rank, id(x)] = name
-            if before != name and before in has and not self._in_use[rank, before]:
-                drop.append(before)
-                del has[before]
-        return drop
-
-    def done(self, rank: int, message: Message) -> None:
-        """Note that the worker has answered a message."""
-        with self._lock:
-            for name in message.contents:
-                self._in_use[rank, name] -= 1
-                if not self._in_use[rank, name]:
-                    del self._in_use[rank, name]
-
-    def forget(self, rank: int | None = None) -> None:
-        """Note that a worker, or every one, has nothing."""
-        with self._lock:
-            if rank is None:
-                self._has.clear()
-                self._version.clear()
-                self._in_use.clear()
-            else:
-                self._has.pop(rank, None)
 
 
 outbox = Outbox()
