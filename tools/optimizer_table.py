@@ -5,7 +5,7 @@
 page is stale.
 
 - The paper is the first of the docstring's references.
-- Native: whether a step with default settings is one call of a kernel.
+- Native: whether a step with default settings is one native call, wholly or in part.
 - State: bytes of the tensors of the state after two steps, a parameter, for a float32 matrix of
   128 rows and columns.
 - Differentiable in: of what the parameters after eight steps have a derivative that is not zero.
@@ -24,10 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt import alias
-from torchopt.errors import KernelUnavailableError
+from torchopt import _C, alias
 from torchopt.index import OPTIMIZERS
-from torchopt.optimizers.native import with_backend
+from torchopt.optimizers.native import FusedChain
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
 
 PAGE = Path(__file__).resolve().parent.parent / "packages/torchopt/docs/reference/optimizers.md"
@@ -42,6 +41,8 @@ ACTIVE: dict[str, dict[str, Any]] = {
 SETTINGS: dict[str, dict[str, Any]] = {"sophia": {"update_every": 2, "rho": 1.0}}
 STEPS = 8
 NOTHING = "\u2013"
+# Native calls that are no kernel of a chain, and what a step is that makes one.
+NATIVE_CALLS = {"factored_rms": "on the CPU", "newton_schulz": "in part"}
 
 
 def paper(make: Callable[..., Any]) -> str:
@@ -60,15 +61,32 @@ def paper(make: Callable[..., Any]) -> str:
     return f"[{shown}]({link[0]})" if link else shown
 
 
-def is_native(make: Callable[..., Any]) -> bool:
-    """Return whether a step with default settings is one call of a kernel."""
-    params = {"w": torch.ones(4, 4)}
+def native(make: Callable[..., Any]) -> str:
+    """Return how much of a step with default settings is native."""
+    optimizer = make(lr=0.1)
+    chain = getattr(optimizer.update, "__self__", None)
+    if isinstance(chain, FusedChain) and chain.part is not None:
+        return "in part" if chain.tail else "yes"
+    called: list[str] = []
+    functions = {name: getattr(_C, name) for name in NATIVE_CALLS}
+
+    def counted(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            found = functions[name](*arguments)
+            called.extend([name] if found is not None else [])
+            return found
+
+        return call
+
+    params = [torch.ones(4, 4)]
     try:
-        optimizer = with_backend(make(lr=0.1), "native")
-        optimizer.update(params, optimizer.init(params), params=params, inplace=False)
-    except KernelUnavailableError:
-        return False
-    return True
+        for name in NATIVE_CALLS:
+            setattr(_C, name, counted(name))
+        optimizer.update([torch.ones(4, 4)], optimizer.init(params), params=params, inplace=True)
+    finally:
+        for name, function in functions.items():
+            setattr(_C, name, function)
+    return NATIVE_CALLS[called[0]] if called else NOTHING
 
 
 def state_bytes(make: Callable[..., Any], size: int = 128) -> float:
@@ -161,7 +179,7 @@ def optimizer_table() -> str:
         cells = (
             f"{{py:func}}`{name} <torchopt.alias.{name}>`",
             paper(make),
-            "yes" if is_native(make) else NOTHING,
+            native(make),
             f"{round(state_bytes(make), 1):g}",
             ", ".join(differentiable_in(name, make)),
         )

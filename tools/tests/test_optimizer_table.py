@@ -49,5 +49,6 @@ def test_a_sign_has_no_derivative_and_its_state_is_counted() -> None:
 def test_the_figures_of_adam_are_those_of_its_definition() -> None:
     torch.manual_seed(0)
     assert round(optimizer_table.state_bytes(alias.adam), 1) == 8.0  # two moments in float32
-    assert optimizer_table.is_native(alias.adam)
-    assert not optimizer_table.is_native(alias.yogi)
+    assert optimizer_table.native(alias.adam) == "yes"
+    assert optimizer_table.native(alias.lamb) == "in part"  # the ratio of norms follows
+    assert optimizer_table.native(alias.yogi) == optimizer_table.NOTHING
