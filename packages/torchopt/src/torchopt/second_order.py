@@ -292,7 +292,6 @@ class _Tracing:
                 (whole,),
                 WORDS,
                 states=seen.retaken(),
-                writes=True,
             )
             if alone or not values:
                 return trace.program(WORDS, compiled=compiled)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import itertools
+import copy
 import logging
 import random
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unrolled_loops import loss_of, outer, problem, worst
 
 import torchopt
+from torchopt.diff.explicit.memory import CountBytes
 from torchopt.diff.explicit.trace import programs
 from torchopt.errors import NotDifferentiableError, NotTraceableError
 
@@ -27,11 +28,21 @@ CASES = [
     for case in optimizers.SMOOTH
     if case not in READING
 ]
-WAYS = list(itertools.product(("reverse", "mixed", "first_order"), ("all", 2)))
+WAYS = [  # each value beside each other one
+    ("reverse", "all", None),
+    ("reverse", 2, 3),
+    ("reverse", "1MiB", 3),
+    ("mixed", "all", 3),
+    ("mixed", 2, None),
+    ("mixed", "1MiB", None),
+    ("first_order", "all", 3),
+    ("first_order", 2, None),
+    ("forward", "all", 3),
+]
 
 
 def gradients(
-    optimizer: Any = torchopt.adam,
+    optimizer: Any = torchopt.sgd,
     hypers: dict[str, Any] | None = None,
     tasks: int | None = None,
     **options: Any,
@@ -42,7 +53,10 @@ def gradients(
     batch = tuple(x.clone().requires_grad_() for x in batch)
     scale = scale.clone().requires_grad_()
     if hypers is None:
-        hypers = {"lr": torch.tensor(0.1, dtype=torch.float64, requires_grad=True), "eps": 1e-2}
+        values = {"lr": 0.1, "momentum": 0.9}
+        hypers = {
+            k: torch.tensor(x, dtype=torch.float64, requires_grad=True) for k, x in values.items()
+        }
     dims = None if tasks is None else (None, 0, None)
     inner = torchopt.inner_loop(loss_of, optimizer, tasks=dims, **{"steps": 4, **options})
     result = inner(params, batch, scale, **hypers)
@@ -58,8 +72,8 @@ def difference(**options: Any) -> float:
     return worst(expected, gradients(**options, execute="trace")[0], inputs)
 
 
-@pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize(("derivative", "keep"), WAYS)
+@pytest.mark.filterwarnings("ignore:.*expected fewer scalars:UserWarning")
+@pytest.mark.parametrize(("derivative", "keep", "window"), WAYS)
 def test_a_traced_run_has_the_gradient_of_the_run(
     derivative: str, keep: Any, window: int | None
 ) -> None:
@@ -68,6 +82,24 @@ def test_a_traced_run_has_the_gradient_of_the_run(
 
 def test_a_batch_of_tasks_is_traced_as_one_program() -> None:
     assert difference(derivative="mixed", tasks=3) < TOLERANCE
+
+
+def test_few_scalars_go_forward() -> None:
+    def found(execute: str) -> tuple[Tensor, ...]:
+        start = torch.tensor([1.0, 2.0], dtype=torch.float64)
+        numbers = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.1, 0.01)]
+        inner = torchopt.inner_loop(
+            _dropped, torchopt.adamax, steps=4, derivative="forward", execute=execute
+        )
+        torch.manual_seed(0)
+        result = inner(start, start * 3, lr=numbers[0], eps=numbers[1])
+        return torch.autograd.grad(result.params.sum() + result.losses.sum(), numbers)
+
+    torch.testing.assert_close(found("trace"), found("eager"), rtol=1e-12, atol=0)
+
+
+def _dropped(w: Tensor, x: Tensor) -> Tensor:
+    return nn.functional.dropout((w - x) ** 4, 0.5).sum()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -97,10 +129,17 @@ def _quartic(w: Tensor, x: Tensor) -> Tensor:
     return ((w - x) ** 4).sum()
 
 
-def run(loss: Any, execute: str, steps: int = 3, lr: Any = 0.01, **options: Any) -> Tensor:
+def run(
+    loss: Any,
+    execute: str,
+    steps: int = 3,
+    lr: Any = 0.01,
+    make: Any = torchopt.sgd,
+    **options: Any,
+) -> Tensor:
     w = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64, requires_grad=True)
     torch.manual_seed(0)
-    inner = torchopt.inner_loop(loss, torchopt.sgd, steps=steps, execute=execute, **options)
+    inner = torchopt.inner_loop(loss, make, steps=steps, execute=execute, **options)
     result = inner(w, torch.ones_like(w), lr=lr)
     (found,) = torch.autograd.grad((result.params**2).sum(), w)
     return found
@@ -120,6 +159,13 @@ def test_one_trace_serves_any_number_of_steps(compiler: str) -> None:
         got = run(_quartic, compiler, steps=steps, lr=1e-4)
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
     assert counted[0] + 2 == counted[1] == counted[3] == programs().traced
+
+
+def test_optimizers_that_count_are_traced_once() -> None:
+    before = programs().traced
+    for steps in (3, 4):
+        run(_quartic, "trace", steps=steps, make=torchopt.adam)
+    assert programs().traced == before + 2
 
 
 def test_another_number_or_shape_is_traced_anew_and_logged(caplog: Any) -> None:
@@ -192,6 +238,23 @@ def draws(w: Tensor, x: Tensor) -> Tensor:
     return (w**2).sum() * random.random()
 
 
+def masks(w: Tensor, x: Tensor) -> Tensor:
+    return (w[w > 0] ** 2).mean()
+
+
+def leaves_torch(w: Tensor, x: Tensor) -> Tensor:
+    return (w**2).sum() * float(w.detach().numpy()[0])
+
+
+def lists(w: Tensor, x: Tensor) -> Tensor:
+    return (w**2).sum() * x.tolist()[0]
+
+
+def writes(w: Tensor, x: Tensor) -> Tensor:
+    HELD.mul_(2)
+    return (w**2).sum()
+
+
 def normalizes(w: Tensor, x: Tensor) -> Tensor:
     return (NORM(torch.stack([w, w * w, x])) ** 2 * w).sum()
 
@@ -207,7 +270,10 @@ CALLS: list[int] = []
         (reads, "of HELD in reads"),
         (counts, "changes CALLS"),
         (draws, "random or numpy"),
-        (normalizes, "changes NORM.num_batches_tracked"),
+        (masks, "in masks"),
+        (leaves_torch, "numpy"),
+        (lists, "tolist"),
+        (writes, "changes HELD"),
     ],
 )
 def test_what_cannot_be_traced_is_named(loss: Callable[..., Tensor], said: str) -> None:
@@ -229,10 +295,39 @@ def test_an_optimizer_that_branches_on_its_count_is_named() -> None:
         difference(optimizer=torchopt.shampoo, hypers={"lr": 0.1})
 
 
+@pytest.mark.parametrize(
+    ("derivative", "keep"), [("reverse", "all"), ("mixed", 1), ("forward", "all")]
+)
+def test_statistics_of_a_batch_norm_are_written_once_a_step(derivative: str, keep: Any) -> None:
+    found = []
+    for execute in ("eager", "trace"):
+        NORM.reset_running_stats()
+        gradient = run(normalizes, execute, derivative=derivative, keep=keep)
+        found.append((gradient, copy.deepcopy(NORM.state_dict())))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+    assert found[1][1]["num_batches_tracked"] == 3
+
+
 def test_a_module_in_evaluation_mode_is_traced() -> None:
     NORM.eval()
     assert_same(normalizes)
     NORM.train()
+
+
+def test_a_run_keeps_within_its_budget() -> None:
+    def peak(keep: str) -> int:
+        inner = torchopt.inner_loop(loss, torchopt.sgd, steps=24, keep=keep, execute="trace")
+        inner(w, x, lr=0.1, momentum=0.9).params.sum().backward()
+        with CountBytes() as count:
+            inner(w, x, lr=0.1, momentum=0.9).params.sum().backward()
+        return int(count.peak)
+
+    def loss(w: Tensor, x: Tensor) -> Tensor:
+        return ((x @ w).tanh() @ w).square().mean()
+
+    w = torch.randn(64, 64, requires_grad=True)
+    x = torch.randn(4, 64)
+    assert 2**18 < peak("512KiB") <= 2**19 < peak("all")
 
 
 def test_a_tensor_that_would_get_no_gradient_raises() -> None:
@@ -249,9 +344,5 @@ def test_what_is_not_traced_raises() -> None:
         torch.autograd.grad(found, w, create_graph=True)
     with pytest.raises(NotTraceableError, match="outside of torch.func"):
         torch.func.grad(lambda w: inner(w, torch.zeros(3), lr=0.1).params.sum())(w)
-    with pytest.raises(NotImplementedError, match="forward"):
-        torchopt.inner_loop(_quartic, torchopt.sgd, steps=2, derivative="forward", execute="trace")
-    with pytest.raises(NotImplementedError, match="keep"):
-        torchopt.inner_loop(_quartic, torchopt.adam, steps=2, keep="1MiB", execute="trace")(w, w)
     with pytest.raises(ValueError, match="execute"):
         torchopt.inner_loop(_quartic, torchopt.sgd, steps=2, execute="fast")

@@ -36,10 +36,15 @@ def shown(size: int) -> str:
     return f"{size}B"
 
 
-def snapshots_within(call: Call, budget: str) -> int:
+def snapshots_within(call: Call, budget: str, *, beside: int = 1) -> int:
     """Return the most snapshots with which a run stays within a budget.
 
     One step and its adjoint are taken on trial, and what they need is counted.
+
+    Args:
+        call: The call.
+        budget: What `in_bytes` reads.
+        beside: How many more states there are at a time: that before the last step, and others.
 
     Raises:
         ValueError: Not even one snapshot fits; the message says what is needed.
@@ -48,7 +53,7 @@ def snapshots_within(call: Call, budget: str) -> int:
     assert room is not None
     working, state = _measured(call)
     steps = call.steps - call.first
-    fixed = working + state  # beside the snapshots there is the state before the last step
+    fixed = working + beside * state
     # Those on the host take nothing, but for the one that is worked on.
     on_host = call.host and any(map(is_away, call.inputs))
     fit = (room - fixed) // state if state else steps

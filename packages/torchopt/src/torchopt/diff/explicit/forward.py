@@ -27,7 +27,7 @@ from torchopt.torch_internals import forward_mode
 from torchopt.tree import is_smooth
 from torchopt.tree_function import forward_modes
 
-__all__ = ["ForwardRun"]
+__all__ = ["ForwardRun", "dual_step", "tangent_of"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class _Direction:
 class ForwardRun(Run):
     """A run with its tangents. Takes as many more steps as there are scalars, in each step."""
 
-    def __init__(self, call: Call) -> None:
-        super().__init__(call, 1)
+    def __init__(self, call: Call, **options: Any) -> None:
+        super().__init__(call, 1, **options)
         self._tangents: list[list[Tensor | None]] = []
         scalars = sum(call.inputs[i].numel() for i in call.wanted)
         size = sum(call.inputs[h.index].numel() for h in call.params.holes())
@@ -82,11 +82,11 @@ class ForwardRun(Run):
                 for i, d in enumerate(directions if t >= call.first else ()):
                     with seen.replayed():
                         duals[i], value, extra = self._step(d, duals[i], t)
-                    tangents[i].append((_tangent(value), [_tangent(x) for x in extra.leaves]))
+                    tangents[i].append((tangent_of(value), [tangent_of(x) for x in extra.leaves]))
             found = Outputs.of(call, carry, losses, aux)
             self.outputs = self._with(found, [x.new_empty(0) for x in self._flat(found)])
             self._tangents = [
-                [*map(_tangent, dual.tensors()), *self._columns(found, rows)]
+                [*map(tangent_of, dual.tensors()), *self._columns(found, rows)]
                 for dual, rows in zip(duals, tangents)
             ]
         return self._flat(found)
@@ -105,18 +105,7 @@ class ForwardRun(Run):
         return start(self.call, direction.optimizer, direction.tensors)
 
     def _step(self, direction: _Direction, carry: Carry, step: int) -> tuple[Carry, Tensor, Aux]:
-        call = self.call
-        where = [i for i, x in enumerate(carry.params) if is_smooth(x)]
-        params = list(carry.params)
-        with torch.enable_grad():
-            for i in where:
-                primal, tangent = forward_ad.unpack_dual(params[i])
-                leaf = primal.detach().requires_grad_()
-                params[i] = leaf if tangent is None else forward_ad.make_dual(leaf, tangent)
-            value, aux = losses_of(call, params, direction.tensors, step)
-            at = [params[i] for i in where]
-            found = torch.autograd.grad(value.sum(), at, allow_unused=True)
-        return update(call, direction.optimizer, scattered(params, where, found), carry), value, aux
+        return dual_step(self.call, direction.tensors, direction.optimizer, carry, step)
 
     def _columns(self, found: Outputs, rows: Sequence[Any]) -> list[Tensor | None]:
         """Return the tangents of losses and of what came with them, of one scalar."""
@@ -147,7 +136,29 @@ class ForwardRun(Run):
         return tuple(out)
 
 
-def _tangent(x: Any) -> Any:
+def dual_step(
+    call: Call,
+    tensors: Sequence[Any],
+    optimizer: GradientTransformation,
+    carry: Carry,
+    step: int,
+) -> tuple[Carry, Tensor, Aux]:
+    """Return the carry after a step, the loss and what came with it, with their tangents."""
+    where = [i for i, x in enumerate(carry.params) if is_smooth(x)]
+    params = list(carry.params)
+    with torch.enable_grad():
+        for i in where:
+            primal, tangent = forward_ad.unpack_dual(params[i])
+            leaf = primal.detach().requires_grad_()
+            params[i] = leaf if tangent is None else forward_ad.make_dual(leaf, tangent)
+        value, aux = losses_of(call, params, tensors, step)
+        at = [params[i] for i in where]
+        found = torch.autograd.grad(value.sum(), at, allow_unused=True)
+    return update(call, optimizer, scattered(params, where, found), carry), value, aux
+
+
+def tangent_of(x: Any) -> Any:
+    """Return the tangent of a leaf; None where it has none."""
     if not is_smooth(x):
         return None
     tangent = forward_ad.unpack_dual(x).tangent

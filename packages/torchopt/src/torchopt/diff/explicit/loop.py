@@ -18,6 +18,7 @@ from torchopt.diff.explicit.call import Call, make_inputs
 from torchopt.diff.explicit.forward import ForwardRun
 from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.traced import TracedRun
+from torchopt.diff.explicit.traced_forward import TracedForwardRun
 from torchopt.diff.explicit.unrolled import Outputs, run_attached
 from torchopt.diff.problem import over, require_verify
 from torchopt.diff.sealed import is_sealed_without
@@ -119,11 +120,6 @@ class Explicit:
             raise ValueError(
                 f"inner_loop: execute: expected one of {', '.join(map(repr, EXECUTE))}, got "
                 f"{self.execute!r}."
-            )
-        if self.execute != "eager" and self.derivative == "forward":
-            raise NotImplementedError(
-                f'inner_loop: execute: expected "eager" for derivative="forward", got '
-                f'{self.execute!r}; "reverse" and "mixed" can be traced.'
             )
         require_verify(self.verify, Verify)
 
@@ -340,6 +336,12 @@ def _run(call: Call, keep: int | str, execute: str) -> Outputs:
     return run.outputs_with(apply_sweep(run, *call.inputs))
 
 
+def _snapshots(call: Call, keep: int | str) -> int:
+    if isinstance(keep, int):
+        return keep
+    return call.steps if keep in ("all", "steps") else snapshots_within(call, keep, beside=4)
+
+
 def _run_traced(call: Call, keep: int | str, execute: str) -> Outputs:
     if is_transforming() or in_forward_mode_of_this_thread():
         raise NotTraceableError(
@@ -347,19 +349,18 @@ def _run_traced(call: Call, keep: int | str, execute: str) -> Outputs:
             f"mode for {execute!r}, got one inside; use tasks= in the place of vmap, or "
             'execute="eager".'
         )
-    if isinstance(keep, str) and keep not in ("all", "steps"):
-        raise NotImplementedError(
-            f'inner_loop: keep: expected "all", "steps" or a number of snapshots for '
-            f'execute={execute!r}, got {keep!r}; give the number, or execute="eager".'
-        )
     differentiated = call.wanted and torch.is_grad_enabled()
-    snapshots = keep if isinstance(keep, int) else call.steps
-    run = TracedRun(
-        call,
-        snapshots if differentiated else 1,
-        compiled=execute == "compile",
-        keep_gradients=keep == "all" or call.derivative != "reverse",
-    )
+    compiled = execute == "compile"
+    run: TracedRun
+    if differentiated and call.derivative == "forward":
+        run = TracedForwardRun(call, compiled=compiled, keep_gradients=False)
+    else:
+        run = TracedRun(
+            call,
+            _snapshots(call, keep) if differentiated else 1,
+            compiled=compiled,
+            keep_gradients=keep == "all" or call.derivative != "reverse",
+        )
     if differentiated:
         return run.outputs_with(apply_sweep(run, *call.inputs))
     with torch.no_grad():

@@ -8,11 +8,11 @@ import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchopt import torch_internals
 from torchopt.diff.explicit.fingerprint import Fingerprint, fingerprint
@@ -46,6 +46,7 @@ class Program:
         strides: The strides that the code is made for; empty if it takes any.
         draws: Whether it draws random numbers.
         form: What its caller needs to make sense of the list that it returns.
+        writes: Whether it writes to buffers of modules, as a BatchNorm does.
     """
 
     function: Callable[..., Any]
@@ -53,6 +54,7 @@ class Program:
     strides: tuple[tuple[int, ...], ...]
     draws: bool
     form: Any
+    writes: bool = False
 
     def __call__(self, tensors: Sequence[Tensor], held: Sequence[Tensor]) -> Sequence[Any]:
         """Return the results for these arguments, given all tensors that the function reaches."""
@@ -137,6 +139,7 @@ class Trace:
         held: The tensors that the function reached, in use.
         places: Where those are among all that it reaches.
         form: What came with the results.
+        writes: Whether it writes to buffers of modules.
     """
 
     graph: torch.fx.GraphModule
@@ -144,11 +147,13 @@ class Trace:
     held: list[Tensor]
     places: tuple[int, ...]
     form: Any
+    writes: bool
 
     def program(self, words: Words, *, compiled: bool) -> Program:
         """Return the code."""
         given = [*self.examples, *(x.detach() for x in self.held)]
-        return ready(self.graph, given, self.places, self.form, words, compiled=compiled)
+        made = ready(self.graph, given, self.places, self.form, words, compiled=compiled)
+        return replace(made, writes=self.writes)
 
 
 def ready(
@@ -183,7 +188,6 @@ def make_trace(
     words: Words,
     *,
     states: Surroundings,
-    writes: bool = False,
 ) -> Trace:
     """Trace a function.
 
@@ -192,8 +196,7 @@ def make_trace(
         examples: What it is traced with.
         reach: What it calls that is the user's own.
         words: For messages.
-        states: The surroundings as they are.
-        writes: Whether it may write to tensors that it reaches, as a BatchNorm does.
+        states: The surroundings as they are; buffers of modules are copies, which it may write to.
 
     Raises:
         NotTraceableError: It reads values on the host, changes something that is no argument, draws
@@ -217,12 +220,14 @@ def make_trace(
         )
     now = _versions((*before.tensors, *distinct))
     names = (*before.names, *("an argument" for _ in distinct))
-    changed = [n for n, x, y in zip(names, versions, now) if x != y]
-    if writes:
-        changed = [n for n in changed if n == "an argument"]
-    _require_unchanged(changed, before, fingerprint(*reach), words)
+    modules = [m for m in before.visited if isinstance(m, nn.Module)]
+    buffers = {id(b) for m in modules for b in m._buffers.values()}
+    free = (*(id(x) in buffers for x in before.tensors), *(False for _ in distinct))
+    written = [(n, f) for n, x, y, f in zip(names, versions, now, free) if x != y]
+    _require_unchanged([n for n, f in written if not f], before, fingerprint(*reach), words)
     held = torch_internals.lifted_constants(graph)
-    return Trace(graph, distinct, held, _places(held, before, words), form[0])
+    places = _places(held, before, words)
+    return Trace(graph, distinct, held, places, form[0], bool(written))
 
 
 def make_program(
@@ -302,8 +307,7 @@ def _require_unchanged(
     if name is not None:
         raise NotTraceableError(
             f"{words.where}: expected a function that changes nothing beside what it returns, got "
-            f"one that changes {name}, which a traced program would not do again; {words.way_out}, "
-            "or for a BatchNorm, module.eval()."
+            f"one that changes {name}, which a traced program would not do again; {words.way_out}."
         )
 
 

@@ -28,7 +28,7 @@ from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotTraceableError
 
-__all__ = ["TracedRun"]
+__all__ = ["TracedRun", "distinct_tensors", "with_counts", "with_ints"]
 
 WHERE = "inner_loop: execute"
 WORDS = Words(WHERE, 'use execute="eager"')
@@ -70,7 +70,7 @@ class _Form:
             after.with_tensors([empty] * len(after.tensors())),
             Aux(tuple(empty if isinstance(x, Tensor) else x for x in aux.leaves), aux.spec),
             tuple(g is not None for g in grads),
-            _once(after.tensors())[1],
+            distinct_tensors(after.tensors())[1],
             _form(before) == _form(after),
         )
 
@@ -89,11 +89,11 @@ def _form(carry: Carry) -> Hashable:
         len(carry.params),
         carry.state_spec,
         tuple(form_of(x) if isinstance(x, Tensor) else (type(x), x) for x in leaves),
-        _once(carry.tensors())[1],
+        distinct_tensors(carry.tensors())[1],
     )
 
 
-def _once(tensors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
+def distinct_tensors(tensors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
     """Return the tensors, those with integers once each, and where each of them is found there.
 
     The leaves of a state that step together share their counts.
@@ -114,14 +114,29 @@ def _is_count(x: Any) -> bool:
     return isinstance(x, int) and not isinstance(x, bool)
 
 
-def _with_counts(carry: Carry) -> Carry:
-    """Return a carry with tensors for the integers of the state."""
-    counts: dict[int, Tensor] = {}
-    state = tuple(counts.setdefault(x, torch.tensor(x)) if _is_count(x) else x for x in carry.state)
-    return replace(carry, state=state)
+def with_counts(carry: Carry, params: Any) -> Carry:
+    """Return a carry with tensors for the integers of the state.
+
+    Those of all parameters in one place of the state are one tensor, as they are after a step.
+
+    Args:
+        carry: Parameters and state.
+        params: The form of the parameters.
+    """
+    if not any(map(_is_count, carry.state)):
+        return carry
+    ends = {tuple(path) for path in params.paths()}
+    counts: dict[Hashable, Tensor] = {}
+    state = []
+    for path, x in zip(carry.state_spec.paths(), carry.state):
+        if _is_count(x):
+            start = next((path[:k] for k in range(len(path) + 1) if path[k:] in ends), path)
+            x = counts.setdefault((start, x), torch.tensor(x))
+        state.append(x)
+    return replace(carry, state=tuple(state))
 
 
-def _with_ints(carry: Carry, like: Carry) -> Carry:
+def with_ints(carry: Carry, like: Carry) -> Carry:
     """Return a carry with integers where `like` has some."""
     if not any(map(_is_count, like.state)):
         return carry
@@ -155,7 +170,7 @@ class TracedRun(Run):
         self._reach = fingerprint(call.loss, call.optimizer)
         self._common = self._common_key()
         self._adjoints: dict[Hashable, Program] = {}
-        self._draws = self._uniform = False
+        self._seeing = self._writes = self._uniform = False
         self._last: list[Tensor] = []
         self._ends: list[Tensor] = []
 
@@ -170,7 +185,7 @@ class TracedRun(Run):
             tensors[h.index][step] if h.by_step else tensors[h.index] for h in self._holes(step)
         ]
 
-    def _filled(self, given: Sequence[Tensor], step: int) -> list[Any]:
+    def _with_given(self, given: Sequence[Tensor], step: int) -> list[Any]:
         """Return a list like the inputs of the call, with those that a step takes."""
         out: list[Any] = [x.detach() for x in self.call.inputs]
         for h, x in zip(self._holes(step), given):
@@ -215,10 +230,10 @@ class TracedRun(Run):
             WORDS,
             compiled=self._compiled,
         )
-        if program.draws and call.derivative == "first_order":
+        if (program.draws or program.writes) and call.derivative == "first_order":
             raise NotTraceableError(
                 f'{WHERE}: expected derivative "reverse" or "mixed" for a loss that draws random '
-                'numbers, got "first_order"; use execute="eager".'
+                'numbers or writes buffers, got "first_order"; use execute="eager".'
             )
         return program
 
@@ -231,31 +246,39 @@ class TracedRun(Run):
 
     # -- its programs
 
-    def _step(self, carry: Carry, tensors: Sequence[Tensor], step: int) -> Program:
-        once, where = _once(carry.tensors())
+    def _program(self, carry: Carry, tensors: Sequence[Tensor], step: int) -> Program:
+        once, where = distinct_tensors(carry.tensors())
 
         def stepped(*flat: Tensor) -> tuple[list[Tensor], _Form]:
             call, before = self.call, carry.with_tensors([flat[i] for i in where])
-            full = self._filled(flat[len(once) :], step)
+            full = self._with_given(flat[len(once) :], step)
             grads, value, aux = gradient(call, before, full, step)
             after = update(call, call.optimizer_with(full), grads, before).detached()
             others = (x for x in (*aux.leaves, *grads) if isinstance(x, Tensor))
-            distinct, _ = _once(after.tensors())
+            distinct, _ = distinct_tensors(after.tensors())
             return [*distinct, value, *others], _Form.of(carry, after, aux, grads)
 
         def make() -> Program:
             return self._make(stepped, [*once, *self._inputs_at(tensors, step)])
 
-        return traced(("step", self._key(carry, step)), f"a step of {self._described()}", make)
+        key = ("step", self._key(carry, step))
+        return traced(key, f"a step of {self._described()}", make)
+
+    def _first(self, carry: Carry, tensors: Sequence[Tensor]) -> Program:
+        """Return the program of the first step, which says what the others may be."""
+        program = self._program(carry, tensors, 0)
+        self._seeing, self._writes = program.draws or program.writes, program.writes
+        self._uniform = program.form.stable and len(self.call.batches) == 1
+        return program
 
     def _adjoint(
         self, moment: Moment, tensors: Sequence[Tensor], step: int, here: Cotangents
     ) -> tuple[Program, list[Tensor]]:
         """Return the program of the adjoint of a step, and its arguments."""
-        carry = _with_counts(moment.carry)
-        once, where = _once(carry.tensors())
-        # A program that draws random numbers has to draw each once, in the order of the step.
-        mixed = self.call.derivative == "mixed" and not self._draws
+        carry = with_counts(moment.carry, self.call.params.spec)
+        once, where = distinct_tensors(carry.tensors())
+        # What draws random numbers, or writes buffers, does so once, in the order of the step.
+        mixed = self.call.derivative == "mixed" and not self._seeing
         call = self.call if mixed or self.call.derivative != "mixed" else _reverse(self.call)
         forms = [
             None if values is None else [x is not None for x in values]
@@ -278,7 +301,7 @@ class TracedRun(Run):
             out, by_input = pull_back_steps(
                 call,
                 carry.with_tensors([before[i] for i in where]),
-                Leaves.of(call, self._filled(inputs, step)),
+                Leaves.of(call, self._with_given(inputs, step)),
                 range(step, step + 1),
                 None if moment.grads is None else _filled(moment.grads, grads),
                 Cotangents([*smooth], [_filled(here.losses[0], losses)]),
@@ -310,12 +333,10 @@ class TracedRun(Run):
         self._seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
         seen: Any = self._seen
         first = start(call, call.optimizer_with(tensors), tensors).detached()
-        carry = _with_counts(first)
-        program, losses, aux = self._step(carry, tensors, 0), [], []
-        self._draws = program.draws
-        self._uniform = program.form.stable and len(call.batches) == 1
+        carry = with_counts(first, call.params.spec)
+        program, losses, aux = self._first(carry, tensors), [], []
         for t in range(call.steps):
-            if not program.draws:
+            if not self._seeing:
                 seen = _Nothing()
             elif t in places and t > 0:
                 seen = seen.retaken()
@@ -328,7 +349,7 @@ class TracedRun(Run):
             aux.append(extra)
             if t + 1 < call.steps:
                 program = self._next(program, carry, tensors, t + 1)
-        carry = _with_ints(carry, first)
+        carry = with_ints(carry, first)
         self._last = carry.smooth
         found = Outputs.of(call, carry, losses, aux)
         self.outputs = self._with(found, [x.new_empty(0) for x in self._flat(found)])
@@ -338,19 +359,26 @@ class TracedRun(Run):
         """Return the program of the step after one of `program`."""
         if program.form.stable and len(self.call.batches) == 1:
             return program
-        return self._step(carry, tensors, step)
+        return self._program(carry, tensors, step)
 
     def _stepped(
         self, program: Program, carry: Carry, tensors: list[Tensor], step: int
     ) -> tuple[Carry, Tensor, Aux, list[Any]]:
-        arguments = [*_once(carry.tensors())[0], *self._inputs_at(tensors, step)]
+        arguments = [*distinct_tensors(carry.tensors())[0], *self._inputs_at(tensors, step)]
         form: _Form = program.form
-        return form.read(program(arguments, self._reach.tensors))
+        return form.read(program(arguments, self._held()))
+
+    def _held(self) -> tuple[Tensor, ...]:
+        """Return the tensors that the loss and the optimizer reach."""
+        if not self._writes:
+            return self._reach.tensors
+        # Where buffers are replayed they are other tensors.
+        return fingerprint(self.call.loss, self.call.optimizer).tensors
 
     def _advanced(self, moment: Moment, step: int, target: int, tensors: list[Tensor]) -> Moment:
-        carry, seen = _with_counts(moment.carry), moment.seen
+        carry, seen = with_counts(moment.carry, self.call.params.spec), moment.seen
         with seen.replayed():
-            program = self._step(carry, tensors, step)
+            program = self._program(carry, tensors, step)
             for t in range(step, target):
                 carry, _, _, _ = self._stepped(program, carry, tensors, t)
                 if t + 1 < target:
@@ -367,7 +395,7 @@ class TracedRun(Run):
         here = Cotangents(smooth, cotangents.losses)
         program, arguments = self._adjoint(moment, inputs.constants, step, here)
         with moment.seen.replayed():
-            found = iter(program(arguments, self._reach.tensors))
+            found = iter(program(arguments, self._held()))
         present, places = program.form
         self._ends = moment.carry.smooth
         out = [next(found) if p else None for p in present]

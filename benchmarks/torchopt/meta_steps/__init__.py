@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Meta-steps of torchopt and of jax on the same numbers."""

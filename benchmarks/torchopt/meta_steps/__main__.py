@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Meta-steps of torchopt, eager and compiled, beside jax + optax jitted; answers are compared.
+
+    python -m benchmarks.torchopt.meta_steps --jax PYTHON     # five minutes on two quiet cores
+
+Each library runs in a process of its own, for each number of threads. `--jax` names a Python with
+jax and optax. Results go to `benchmarks/results/torchopt_meta_steps.json`, the table to the
+terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness.results import RESULTS, new_result, write_result
+from benchmarks.torchopt.meta_steps.rows import ROWS
+
+ROOT = Path(__file__).resolve().parents[3]
+AGREE = 2e-2  # single precision through up to 500 steps; most rows agree to 1e-5
+
+
+def ask(python: str, module: str, folder: Path, threads: int, options: Any) -> list[dict[str, Any]]:
+    """Return what a side says about its rows."""
+    one = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    packages = [ROOT / f"packages/{name}/src" for name in ("optree", "torchopt")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *packages])),
+        "OMP_NUM_THREADS": str(threads),
+        "XLA_FLAGS": one if threads == 1 else "",
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [python, "-m", f"benchmarks.torchopt.meta_steps.{module}", str(folder)]
+    command += [str(options.seconds), *options.rows]
+    if hasattr(os, "sched_setaffinity"):
+        command = ["taskset", "-c", ",".join(map(str, range(threads))), *command]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stderr[-2000:], file=sys.stderr)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def difference(folder: Path, row: str) -> float | None:
+    """Return the largest relative difference of the meta-gradients of both sides."""
+    files = [folder / f"{row}-{way}.npz" for way in ("compile", "jit")]
+    if not all(file.exists() for file in files):
+        return None
+    ours, theirs = ([found[k] for k in found.files] for found in map(np.load, files))
+    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(ours, theirs))
+
+
+def main() -> int:
+    """Measure and print; return 1 where answers differ."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--jax", help="a Python with jax and optax")
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each time")
+    options = parser.parse_args()
+    result = new_result("torchopt_meta_steps", {}, {"seconds": options.seconds})
+    head = ("row", "threads", "eager", "compiled", "jax", "/ jax", "first call", "of jax", "differ")
+    print("{:15}{:>8}{:>10}{:>10}{:>10}{:>8}{:>12}{:>10}{:>10}".format(*head))
+    wrong = False
+    for threads in options.threads:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            cells = ask(sys.executable, "in_torch", folder, threads, options)
+            if options.jax:
+                cells += ask(options.jax, "in_jax", folder, threads, options)
+            for row in options.rows:
+                differ = difference(folder, row)
+                wrong |= differ is not None and differ > AGREE
+                print(_line(row, threads, cells, differ))
+        result["cells"] += [{"threads": threads, **cell} for cell in cells]
+    write_result(result, RESULTS / "torchopt_meta_steps.json")
+    return int(wrong)
+
+
+def _line(row: str, threads: int, cells: list[dict[str, Any]], differ: float | None) -> str:
+    found = {cell["way"]: cell for cell in cells if cell["row"] == row}
+    none = float("nan")
+    ms = {way: found.get(way, {}).get("min_ms", none) for way in ("eager", "compile", "jit")}
+    first = [found.get(way, {}).get("first_s", none) for way in ("compile", "jit")]
+    errors = "; ".join(cell["error"] for cell in found.values() if "error" in cell)
+    return (
+        f"{row:15}{threads:8}{ms['eager']:10.2f}{ms['compile']:10.2f}{ms['jit']:10.2f}"
+        f"{ms['compile'] / ms['jit']:8.2f}{first[0]:10.1f} s{first[1]:8.1f} s"
+        f"{'' if differ is None else f'{differ:10.1e}'} {errors}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
