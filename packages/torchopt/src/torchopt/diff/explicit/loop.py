@@ -405,8 +405,9 @@ def inner_loop(
         keep: What is kept of the run. `"all"`: everything (`"mixed"`: states and gradients).
             `"steps"`: the states, and each step is computed again, once, going backward. An int:
             so many states, and the fewest steps that reverse all steps from them, by binomial
-            checkpointing. A text such as `"64MiB"`: as many states as fit into so many bytes,
-            beside what one step takes, which is found out by one step on trial.
+            checkpointing. With 32 states and more, several steps go backward at once where they
+            take less than 128 KiB together. A text such as `"64MiB"`: as many states as fit into so
+            many bytes, beside what one step takes, which is found out by one step on trial.
         window: Differentiate the last so many steps only; what comes before is a constant, and so
             are the losses before. None for all of them.
         tasks: For a batch of tasks in one program: which dimension counts them, as `in_dims` of

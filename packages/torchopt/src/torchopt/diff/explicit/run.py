@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
@@ -274,24 +275,20 @@ class Run:
     def _reversed(self, inputs: Leaves) -> Iterator[tuple[range, Moment]]:
         """Yield the differentiated steps, some at a time, and the state before them; backward."""
         call, last = self.call, self.call.steps - 1
-        if self.snapshots == call.steps - call.first:
-            yield from self._together()
-            return
-        moments = self._moments
+        moments, places = self._moments, sorted(self._moments)
+        plan = actions(call.first, call.steps, self.snapshots)
+        if last in moments:  # the run has done what comes before the first one
+            yield range(last, last + 1), moments.at(last)
+            if all(b - a <= self._at_once for a, b in itertools.pairwise(places)):
+                yield from self._together(places)
+                return
+            next(action for action, _ in plan if action == "reverse")
+            if last not in self._places():
+                del moments[last]
         # Their places are needed for others; another backward pass starts from the first.
         self._moments = _Moments(host=call.host)
         self._moments[call.first] = moments[call.first]
-        plan = actions(call.first, call.steps, self.snapshots)
-        here = moments.at(call.first)
-        if last in moments:
-            for action, t in plan:  # what the run did
-                if action == "reverse":
-                    here = moments.at(last)
-                    if t not in self._places():
-                        del moments[last]
-                    yield range(t, t + 1), here
-                    break
-        position = last if last in moments else call.first
+        here, position = moments.at(call.first), call.first
         for action, t in plan:
             if action == "restore":
                 here, position = moments.at(t), t
@@ -305,11 +302,11 @@ class Run:
             else:
                 yield range(t, t + 1), here
 
-    def _together(self) -> Iterator[tuple[range, Moment]]:
-        """Yield steps of which every state is kept, as many at once as take little memory."""
-        end, first = self.call.steps, self.call.first
-        while end > first:
-            begin = max(first, end - self._at_once)
+    def _together(self, places: list[int]) -> Iterator[tuple[range, Moment]]:
+        """Yield all steps but the last, as many at once as take little memory."""
+        end = self.call.steps - 1
+        while end > self.call.first:
+            begin = places[bisect.bisect_left(places, end - self._at_once)]
             yield range(begin, end), self._moments.at(begin)
             end = begin
 
