@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import re
 import threading
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,9 +29,7 @@ def test_private_names_stand_in_one_module() -> None:
         for line in path.read_text(encoding="utf-8").splitlines()
         if PRIVATE.search(line.partition("#")[0]) and '"torch._functorch"' not in line
     }
-    # What torch.distributed has no public name for.
-    kept = {f"distributed/{name}.py" for name in ("group", "meeting", "session")}
-    assert found - kept == {"torch_internals.py"}
+    assert found == {"torch_internals.py"}
 
 
 def test_versions_are_bumped() -> None:
@@ -227,3 +227,40 @@ def test_a_graph_is_compiled() -> None:
     x = torch.tensor([1.0, 5.0])
     graph = internals.traced_graph(lambda x: [x.sin() * x], [x.clone()], [].append)
     torch.testing.assert_close(internals.compiled_graph(graph, [x])(x)[0], x.sin() * x)
+
+
+def test_collective_operations_have_limits_of_their_own() -> None:
+    limit = timedelta(days=365)
+    for kind in ("AllreduceOptions", "AllgatherOptions", "BroadcastOptions"):
+        assert internals.collective_options(kind, limit).timeout == limit
+
+
+def test_operations_of_a_backend_are_ended_where_there_is_one() -> None:
+    group = torch.distributed.ProcessGroup(torch.distributed.HashStore(), 0, 1)
+    internals.abort_on(group, "cuda")  # there is none
+    ended = []
+    internals.abort_on(SimpleNamespace(_get_backend=lambda d: _Backend(d, ended)), "cuda")
+    assert ended == ["cuda"]
+
+
+class _Backend:
+    def __init__(self, device: torch.device, ended: list[str]) -> None:
+        self.device, self.ended = device, ended
+
+    def abort(self) -> None:
+        self.ended.append(self.device.type)
+
+
+def test_remote_calls_are_seen_and_meet(tmp_path: Path) -> None:
+    from torch.distributed import rpc
+
+    assert not internals.rpc_agent_is_set(rpc.api)
+    assert not internals.rpc_agent_is_set(object())
+    options = rpc.TensorPipeRpcBackendOptions(init_method=f"file://{tmp_path}/store")
+    rpc.init_rpc("worker0", rank=0, world_size=1, rpc_backend_options=options)
+    try:
+        assert internals.rpc_agent_is_set(rpc.api)
+        internals.rpc_barrier(rpc.api, set())
+        internals.rpc_barrier(rpc.api, {"worker0"})
+    finally:
+        rpc.shutdown()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.errors import NotDifferentiableError
+from torchopt.params.sharded import largest_absolute
 from torchopt.transform.base import LeafRule, as_transformation
 from torchopt.transform.norm import power_of_two, scaled
 from torchopt.transform.validate import are_numbers
@@ -61,7 +62,7 @@ def _total_norm(grads: list[Tensor], order: float) -> tuple[Tensor | float, Tens
     device = grads[0].device
 
     def norm(tensors: list[Tensor]) -> Tensor:
-        norms = [torch.linalg.vector_norm(g, order).to(device) for g in tensors]
+        norms = [_norm(g, order).to(device) for g in tensors]
         total: Tensor = torch.linalg.vector_norm(torch.stack(norms), order)
         return total
 
@@ -69,9 +70,16 @@ def _total_norm(grads: list[Tensor], order: float) -> tuple[Tensor | float, Tens
         total = norm(grads)
         if SMALL < float(total.detach()) < math.inf:
             return 1.0, total
-    tops = [torch.linalg.vector_norm(g.detach(), math.inf).to(device) for g in grads]
+    tops = [largest_absolute(g).to(device) for g in grads]
     size = power_of_two(torch.stack(tops).amax())
     return size, norm([g / size.to(device=g.device) for g in grads])
+
+
+def _norm(g: Tensor, order: float) -> Tensor:
+    if order == math.inf and hasattr(g, "to_local") and not g.requires_grad:
+        return largest_absolute(g)  # torch's raises on ranks that hold nothing
+    norm: Tensor = torch.linalg.vector_norm(g, order)
+    return norm
 
 
 SMALL = 1e-15

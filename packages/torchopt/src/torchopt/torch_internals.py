@@ -8,6 +8,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torchopt.errors import CompilerError
 __all__ = [
     "FakeTensor",
     "HostReadError",
+    "abort_on",
     "any_autocast",
     "any_watched",
     "backward_into",
@@ -32,6 +34,7 @@ __all__ = [
     "below_transforms",
     "bump_versions",
     "checkpoint_of",
+    "collective_options",
     "compiled_graph",
     "count_forward_modes",
     "counts_for_any_autocast",
@@ -60,6 +63,8 @@ __all__ = [
     "pull_back",
     "reentrant_checkpoint",
     "remove_fsdp_hooks",
+    "rpc_agent_is_set",
+    "rpc_barrier",
     "split_graph",
     "taken_off_old_vmap",
     "top_saved_tensor_hooks",
@@ -739,3 +744,38 @@ def vmap_lists(
 
 
 _vmap: Any = torch._functorch.vmap
+
+
+# --- torch.distributed ----------------------------------------------------------------------------
+
+
+def collective_options(kind: str, timeout: timedelta) -> Any:
+    """Return the options of one collective operation, with a limit of its own.
+
+    Args:
+        kind: `"AllreduceOptions"`, `"AllgatherOptions"` or `"BroadcastOptions"`.
+        timeout: The limit.
+    """
+    from torch._C import _distributed_c10d  # there is none where torch has no process groups
+
+    options = getattr(_distributed_c10d, kind)()
+    options.timeout = timeout
+    return options
+
+
+def abort_on(group: Any, device: str) -> None:
+    """End the operations of a process group on a kind of device, if it has a backend for it."""
+    with contextlib.suppress(RuntimeError, ValueError):
+        group._get_backend(torch.device(device)).abort()
+
+
+def rpc_agent_is_set(api: Any) -> bool:
+    """Return whether remote calls work now, by `torch.distributed.rpc.api`."""
+    is_set = getattr(api, "_is_current_rpc_agent_set", None)  # there is none on Windows
+    return is_set is not None and bool(is_set())
+
+
+def rpc_barrier(api: Any, names: set[str]) -> None:
+    """Wait until the workers of remote calls of these names have come; none: all of them."""
+    everyone = {info.name for info in api._get_current_rpc_agent().get_worker_infos()}
+    api._barrier(names or everyone)

@@ -205,7 +205,7 @@ def test_task_parallel_says_what_it_expects():
     parallel = todist.TaskParallel([p])
     with pytest.raises(ValueError, match="at least one task"):
         parallel.backward(lambda t: p.sum(), [])
-    with pytest.raises(ValueError, match="2 tasks and 1 weights"):
+    with pytest.raises(ValueError, match="one for each of 2 tasks, got 1"):
         parallel.backward(lambda t: p.sum(), [1, 2], weights=[1.0])
     with pytest.raises(TypeError, match=r"0-dim tensor, got shape \[2\]"):
         parallel.backward(lambda t: p, [1])

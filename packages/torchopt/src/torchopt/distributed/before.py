@@ -4,7 +4,8 @@
 What it does to them is undone when it ends, in whatever way: exchanged parameters, modes, and the
 contents of buffers. The changes of buffers, such as the statistics of a batch norm, are collected:
 after the step a buffer is what it was plus the weighted mean of its changes in all tasks (of
-integers, such as counts, the sum), at every number of ranks.
+integers, such as counts, the sum), at every number of ranks. Where there was no number before, such
+as the infinity that a minimum begins with, it is the weighted mean of what the tasks leave.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from torchopt.distributed.group import Group
 
-__all__ = ["Before"]
+__all__ = ["Before", "unchanged"]
 
 _SMALL = 65536  # entries; statistics of a norm have no more
 
@@ -46,6 +47,7 @@ class Before:
         self._contents = [x.detach().clone() for _, _, x in self._buffers]
         self._versions = [x._version for _, _, x in self._buffers]
         self.changes: list[Tensor | None] = [None] * len(self._buffers)
+        self._kept = [False] * len(self._buffers)  # by any of the tasks here
 
     @property
     def contents(self) -> list[Tensor]:
@@ -70,7 +72,8 @@ class Before:
             if now is None or now.shape != before.shape or now.dtype != before.dtype:
                 found.append(None)
             elif x.is_floating_point() or x.is_complex():
-                found.append((now.detach() - before) * weight)
+                change = torch.where(before.isfinite(), now.detach() - before, now.detach())
+                found.append(change * weight)
             else:
                 found.append(now.detach().long() - before.long())
         self.restore()
@@ -79,7 +82,9 @@ class Before:
     def add(self, changes: Sequence[Tensor | None]) -> None:
         """Add the changes by a task."""
         for k, change in enumerate(changes):
-            if change is not None:
+            if change is None:
+                self._kept[k] = True
+            else:
                 sum_ = self.changes[k]
                 self.changes[k] = change if sum_ is None else sum_ + change
 
@@ -97,13 +102,22 @@ class Before:
         for (dtype, device), members in kinds.items():
             parts = [
                 torch.zeros(self._contents[k].shape, dtype=dtype, device=device)
-                if (change := self.changes[k]) is None
+                if (change := self._own(k)) is None
                 else change
                 for k in members
             ]
             total = group.sum_(torch.cat([x.reshape(-1) for x in parts]), name, limit)
             for k, x, part in zip(members, parts, total.split([x.numel() for x in parts])):
                 self.changes[k] = part.view(x.shape)
+        self._kept = [False] * len(self._kept)
+
+    def _own(self, k: int) -> Tensor | None:
+        """Return the change of a buffer by the tasks here, those that kept it too."""
+        change = self.changes[k]
+        if not self._kept[k]:
+            return change
+        kept = unchanged(self._contents[k])
+        return kept if change is None else change + kept
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -131,10 +145,19 @@ class Before:
     @torch.no_grad()
     def deliver(self) -> None:
         """Add the changes to the buffers."""
-        for (_, _, x), before, change in zip(self._buffers, self._contents, self.changes):
+        for k, ((_, _, x), before) in enumerate(zip(self._buffers, self._contents)):
+            change = None if self.changes[k] is None else self._own(k)
             if change is None:
                 continue
             if x.dtype == torch.bool:
-                x.copy_((before.long() + change) != 0)
+                x.copy_(before ^ (change != 0))
             else:
-                x.copy_(before + change.to(x.dtype))
+                change = change.to(x.dtype)
+                x.copy_(torch.where(before.isfinite(), before + change, change))
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """Return the change of a buffer by a task that keeps it: 0, and what is no number as it is."""
+    if not (x.is_floating_point() or x.is_complex()):
+        return torch.zeros_like(x, dtype=torch.int64)
+    return torch.where(x.isfinite(), 0.0, x)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchopt.distributed.group import Group
 from torchopt.distributed.signature import local_part
+from torchopt.distributed.sparse import added
 
 __all__ = ["BucketedSum", "dense_gradient"]
 
@@ -43,6 +44,7 @@ class BucketedSum:
         group: The ranks.
         bucket_bytes: Size at which a bucket is full; the first one is at a quarter of it.
         may_send: Asked before the first bucket is sent.
+        apart: Positions of parameters that are in no bucket, and whose sums are made elsewhere.
 
     Attributes:
         used: Whether a backward pass of this process has reached the parameter.
@@ -56,6 +58,7 @@ class BucketedSum:
         group: Group,
         bucket_bytes: int,
         may_send: Callable[[], bool],
+        apart: Sequence[int] = (),
     ) -> None:
         self.params = list(params)
         self._may_send = may_send
@@ -69,6 +72,7 @@ class BucketedSum:
         self._numbers: Numbers | None = None
         # A DTensor's gradient is a DTensor: it is summed by itself, shard by shard.
         self._sharded = [k for k, p in enumerate(self.params) if hasattr(p, "to_local")]
+        self._apart = {*self._sharded, *apart}
         self._buckets = self._filled(bucket_bytes)
         last = self.params[self._buckets[-1].members[0]] if self._buckets else None
         self.takes_numbers = last is not None and Numbers.fit(last)
@@ -82,7 +86,7 @@ class BucketedSum:
         open_: dict[Any, tuple[list[int], int]] = {}
         full: list[list[int]] = []
         for k in reversed(range(len(self.params))):
-            if k in self._sharded:
+            if k in self._apart:
                 continue
             p = self.params[k]
             members, size = open_.get((p.dtype, p.device), ([], 0))
@@ -143,9 +147,8 @@ class BucketedSum:
         self._unhook()
         for bucket in self._buckets[self._next : len(self._buckets) - self.takes_numbers]:
             self._send(bucket, [])
-        for k in self._sharded:
-            p = self.params[k]
-            self.used[k] = self.used[k] or p.grad is not None
+        for k in self._apart:
+            self.used[k] = self.used[k] or self.params[k].grad is not None
 
     def send_last(self, counts: list[float], losses: list[float]) -> None:
         """Send the last bucket, with the numbers of the step.
@@ -193,7 +196,7 @@ class BucketedSum:
                 if not is_used:
                     p.grad = before
                 elif before is not None and p.grad is not None:
-                    p.grad = before + p.grad
+                    p.grad = added(before, p.grad)
 
     def abandon(self) -> None:
         """Put every `.grad` back."""

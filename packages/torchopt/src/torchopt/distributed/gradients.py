@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torchopt.distributed import sparse
+from torchopt.distributed.before import unchanged
 from torchopt.distributed.buckets import BucketedSum, dense_gradient
 from torchopt.distributed.group import DifferenceError, Packet, flat
 from torchopt.distributed.ordered_sum import OrderedSum, nodes_of
@@ -60,6 +62,7 @@ class Gradients:
 
     Attributes:
         used: Whether a task of this process depends on the parameter.
+        sparse: Positions of parameters whose gradients are sparse, by themselves.
         early_bytes: What was on its way before the last backward pass ended.
     """
 
@@ -67,6 +70,7 @@ class Gradients:
         self.step = step
         self.params = step.params
         self.used = [False] * len(step.params)
+        self.sparse = step.form.sparse
         self.early_bytes = 0
         self._starts: dict[Any, Tensor] = {}
 
@@ -113,9 +117,27 @@ class Gradients:
         n = len(counts)
         return row[:n].tolist(), row[n:].clone(), tail
 
-    def finish(self) -> Changes:
-        """Wait for all sums; return the changes of the buffers."""
-        return self.step.before.changes
+    def flags(self) -> list[float]:
+        """Return which parameters are used here, and which of `sparse` have a sparse gradient."""
+        are_sparse = [float(sparse.is_sparse(self.params[k].grad)) for k in self.sparse]
+        return [*map(float, self.used), *are_sparse]
+
+    def finish(self, counts: list[float]) -> Changes:
+        """Wait for all sums; return the changes of the buffers.
+
+        Args:
+            counts: Sums of the flags of all ranks.
+        """
+        step = self.step
+        for k, is_sparse in self.all_sparse(counts).items() if step.group.size > 1 else ():
+            p = self.params[k]
+            p.grad = sparse.summed(step.group, p, p.grad, is_sparse, step.name, step.engine.timeout)
+        return step.before.changes
+
+    def all_sparse(self, counts: list[float]) -> dict[int, bool]:
+        """Return of those of `sparse` that are used whether their gradients are, on all ranks."""
+        are_sparse = zip(self.sparse, counts[len(self.params) :])
+        return {k: count == counts[k] for k, count in are_sparse if counts[k] > 0}
 
     def deliver(self, used: Sequence[bool]) -> None:
         """Leave the sums in `.grad`, added to what was there.
@@ -168,24 +190,20 @@ class _Whole(Gradients):
         self.used = [p.grad is not None for p in self.params]
 
     def sums(self, counts: list[float], losses: list[float]) -> tuple[list[float], Tensor]:
-        more = [dense_gradient(p).detach().reshape(-1) for p in self.params]
+        dense = [p for k, p in enumerate(self.params) if k not in self.sparse]
+        more = [dense_gradient(p).detach().reshape(-1) for p in dense]
         counts, summed, row = self._in_a_packet(counts, losses, more)
-        sums = row.split_with_sizes([p.numel() for p in self.params])
-        for p, x in zip(self.params, sums):
+        sums = row.split_with_sizes([p.numel() for p in dense])
+        for p, x in zip(dense, sums):
             p.grad = x.view(p.shape).to(p.dtype, copy=True)
         return counts, summed
-
-    def finish(self) -> Changes:
-        if self.step.group.size == 1:
-            self.send()
-        return self.step.before.changes
 
     def deliver(self, used: Sequence[bool]) -> None:
         for p, before, is_used in zip(self.params, self._before, used):
             if not is_used:
                 p.grad = before
             elif before is not None and p.grad is not None:
-                p.grad = before.detach() + p.grad.detach()
+                p.grad = sparse.added(before.detach(), p.grad.detach())
 
     def abandon(self) -> None:
         for p, before in zip(self.params, self._before):
@@ -200,7 +218,9 @@ class _Bucketed(Gradients):
         engine = step.engine
         self._differs = False
         self._hello = Packet(step.group, f"{step.signature.meaning} begin")
-        self.sum = BucketedSum(self.params, engine.group, engine.bucket_bytes, self._may_send)
+        self.sum = BucketedSum(
+            self.params, engine.group, engine.bucket_bytes, self._may_send, self.sparse
+        )
 
     def _may_send(self) -> bool:
         """Return whether all ranks have the same buckets."""
@@ -243,7 +263,8 @@ class _Ordered(Gradients):
     def __init__(self, step: Step) -> None:
         super().__init__(step)
         self._sum: OrderedSum[list[Tensor]] = OrderedSum(step.tasks, _add)
-        self._changed = False
+        self._dense = [False] * len(self.params)
+        self._turned: dict[int, bool] = {}
 
     def add(self, i: int, loss: Tensor, weight: float, is_last: Callable[[], bool]) -> None:
         is_last()
@@ -251,19 +272,24 @@ class _Ordered(Gradients):
         grads = torch.autograd.grad(loss, self.params, allow_unused=True)
         for k, g in enumerate(grads):
             self.used[k] = self.used[k] or g is not None
+            self._dense[k] = self._dense[k] or (g is not None and not sparse.is_sparse(g))
         changes = self.step.before.take(weight)
         values = [
-            local_part(torch.zeros_like(p) if g is None else g).detach().clone()
+            local_part(torch.zeros_like(p) if g is None else _filled(g)).detach().clone()
             for p, g in zip(self.params, grads)
         ]
         for x, change in zip(self.step.before.contents, changes):
-            counts = not (x.is_floating_point() or x.is_complex())
-            zero = torch.zeros_like(x, dtype=torch.int64 if counts else x.dtype)
-            values.append(zero if change is None else change)
+            values.append(unchanged(x) if change is None else change)
         self._sum.put((0, i), values)
 
-    def finish(self) -> Changes:
+    def flags(self) -> list[float]:
+        # Sparse gradients are added up as dense ones, whose order is known, and are sparse after.
+        are_sparse = [float(self.used[k] and not self._dense[k]) for k in self.sparse]
+        return [*map(float, self.used), *are_sparse]
+
+    def finish(self, counts: list[float]) -> Changes:
         """Exchange the nodes that are left and add them up, in the same way on every rank."""
+        self._turned = self.all_sparse(counts)
         group, n = self.step.group, self.step.tasks
         if group.size > 1:
             parts = [
@@ -304,13 +330,15 @@ class _Ordered(Gradients):
 
     def deliver(self, used: Sequence[bool]) -> None:
         with torch.no_grad():
-            for p, g, is_used in zip(self.params, self._total, used):
+            for k, (p, g, is_used) in enumerate(zip(self.params, self._total, used)):
                 if not is_used:
                     continue
-                if p.grad is None:
-                    p.grad = _like(p, g.clone())
-                else:
-                    p.grad = p.grad + _like(p, g)
+                g = g.to_sparse(1) if self._turned.get(k) else _like(p, g.clone())
+                p.grad = g if p.grad is None else sparse.added(p.grad, g)
+
+
+def _filled(g: Tensor) -> Tensor:
+    return g.to_dense() if g.is_sparse else g
 
 
 def _add(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:

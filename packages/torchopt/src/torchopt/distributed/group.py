@@ -19,6 +19,7 @@ from torch import Tensor
 
 from torchopt.distributed import session as _session
 from torchopt.distributed.session import DEFAULT_TIMEOUT
+from torchopt.torch_internals import collective_options
 
 __all__ = ["DifferenceError", "Group", "Packet", "share_of"]
 
@@ -228,33 +229,25 @@ class Group:
             return _DONE
         self.operations += 1
         self.bytes_sent += 2 * (self.size - 1) * x.numel() * x.element_size() // self.size
-        real = torch.view_as_real(x) if x.is_complex() else x
-        return _started(x, _pg(self._group).allreduce([real], _options("AllreduceOptions")))
+        work = _pg(self._group).allreduce([_real(x)], _options("AllreduceOptions"))
+        return _started(x, work)
 
     def sum_(self, x: Tensor, name: str = "a sum", limit: float | None = None) -> Tensor:
         """Replace `x` by its sum over the ranks and return it."""
         self.wait(self.start_sum(x), name, limit)
         return x
 
-    def agree(self, meaning: str) -> None:
-        """Make sure that every rank is about to do the same.
-
-        Raises:
-            DifferenceError: They are not.
-        """
-        if self.size > 1:
-            Packet(self, meaning).sums(meaning, self.timeout)
-
-    def gather(self, x: Tensor, name: str = "an exchange") -> Tensor:
+    def gather(self, x: Tensor, name: str = "an exchange", limit: float | None = None) -> Tensor:
         """Return `[size, *shape]`, the `x` of every rank; all have the same shape."""
         if self.size == 1:
             return x[None].clone()
         out = x.new_empty((self.size, *x.shape))
         self.operations += 1
         self.bytes_sent += (self.size - 1) * x.numel() * x.element_size()
-        parts = [list(out.unbind(0))]
-        work = _pg(self._group).allgather(parts, [x.contiguous()], _options("AllgatherOptions"))
-        self.wait(_started(x, work), name)
+        parts = [list(_real(out).unbind(0))]
+        own = [_real(x.contiguous())]
+        work = _pg(self._group).allgather(parts, own, _options("AllgatherOptions"))
+        self.wait(_started(x, work), name, limit)
         return out
 
     def broadcast_(self, x: Tensor, name: str = "a broadcast") -> Tensor:
@@ -264,7 +257,10 @@ class Group:
             if self.rank == 0:
                 self.bytes_sent += (self.size - 1) * x.numel() * x.element_size()
             options = _options("BroadcastOptions")  # from the first rank
-            self.wait(_started(x, _pg(self._group).broadcast([x], options)), name)
+            whole = x.contiguous()
+            self.wait(_started(x, _pg(self._group).broadcast([_real(whole)], options)), name)
+            if whole is not x:
+                x.copy_(whole)
         return x
 
     def gather_bytes(self, content: bytes, name: str = "an exchange") -> list[bytes]:
@@ -326,11 +322,12 @@ def _pg(group: Any) -> Any:
 @functools.cache
 def _options(kind: str) -> Any:
     # Of each operation, so that the limits of a group that the program made stay its own.
-    from torch._C import _distributed_c10d
+    return collective_options(kind, _LONG)
 
-    options = getattr(_distributed_c10d, kind)()
-    options.timeout = _LONG
-    return options
+
+def _real(x: Tensor) -> Tensor:
+    """Return a view that gloo takes: complex numbers as pairs."""
+    return torch.view_as_real(x) if x.is_complex() else x
 
 
 @dataclass

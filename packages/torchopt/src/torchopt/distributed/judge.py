@@ -59,16 +59,18 @@ class Verdict(NamedTuple):
 
     Attributes:
         silent: Whether it gives no sign of life, so that there is no use in asking.
+        words: What is wrong, where the kind does not say it.
     """
 
     rank: int | None
     task: str | None
     kind: str
     silent: bool = False
+    words: str = ""
 
     def error(self, stands: str) -> WorkerError:
         """Return the error, with where the process stands."""
-        return WorkerError(self.rank, self.task, self.kind, stands)
+        return WorkerError(self.rank, self.task, self.kind, stands or self.words)
 
 
 def judge(views: Mapping[int, View], now: float, timeout: float, own: int) -> Verdict | None:
@@ -119,13 +121,33 @@ def judge(views: Mapping[int, View], now: float, timeout: float, own: int) -> Ve
 def _unfinished(
     waiting: Mapping[int, View], views: Mapping[int, View], now: float
 ) -> Verdict | None:
-    """Return the verdict on an operation that everyone has come to and that does not end."""
-    for view in waiting.values():
-        doing = view.doing
-        present = [waiting[r] for r in doing.ranks if r in waiting]
-        if len(present) < len(doing.ranks) or not all(r in views for r in doing.ranks):
-            continue
+    """Return the verdict on ranks that wait for one another and for nobody else."""
+    for first, view in waiting.items():
+        circle, new = {first}, set(view.doing.ranks)
+        while new:
+            circle |= new
+            known = [waiting[rank].doing for rank in new if rank in waiting]
+            new = {rank for doing in known for rank in doing.ranks} - circle
+        if any(rank not in waiting or rank not in views for rank in circle):
+            continue  # one of them computes: it will come
+        present = {rank: waiting[rank] for rank in sorted(circle)}
         # What a process does is known up to its last sign of life: it may be elsewhere since.
-        if min(min(p.heard, now) - p.doing.since for p in present) > doing.limit:
-            return Verdict(None, doing.name, "timed out", silent=True)
+        waited = min(min(p.heard, now) - p.doing.since for p in present.values())
+        if waited > view.doing.limit:
+            return _verdict_on({rank: p.doing.name for rank, p in present.items()})
     return None
+
+
+def _verdict_on(places: Mapping[int, str | None]) -> Verdict:
+    """Return the verdict on ranks that all wait, by what each of them waits in."""
+    names = list(places.values())
+    usual = max(names, key=names.count)  # the first of those that are named most often
+    other = next((rank for rank, name in places.items() if name != usual), None)
+    if other is None:
+        return Verdict(None, usual, "timed out", silent=True)
+    where = next(rank for rank, name in places.items() if name == usual)
+    words = (
+        f"expected every rank to come to the same operation, rank {where} waits in {usual} and "
+        f"rank {other} in {places[other]}"
+    )
+    return Verdict(other, places[other], "differs", words=words)

@@ -110,6 +110,7 @@ class _Worker:
         self.result: Any = None
         self.error: WorkerError | None = None
         self.done = False
+        self.behind: set[int] = set()  # ranks that it has found to be stuck
         self.pipe, theirs = context.Pipe(duplex=False)
         # The environment must be there before the modules of `main` are imported.
         payload = pickle.dumps((main, args))
@@ -124,19 +125,40 @@ class _Worker:
         try:
             outcome, value = pickle.loads(self.pipe.recv_bytes())
         except EOFError:
-            self.done = True
-            self.process.join(_LAST_WORDS)
-            code = self.process.exitcode
-            if self.result is None and self.error is None and code != 0:
-                how = (
-                    f"killed by signal {-code}" if code is not None and code < 0 else f"code {code}"
-                )
-                self.error = WorkerError(self.rank, None, "lost", f"the process ended: {how}")
+            self.finish()
             return
         if outcome == "raised":
             self.error = value.as_error(self.rank)
+        elif outcome == "behind":
+            self.behind = value
         else:
             self.result = value
+
+    def look(self) -> None:
+        """See whether the process is there; one that it has forked may hold the pipe open."""
+        if self.done or self.process.is_alive():
+            return
+        while not self.done and self.pipe.poll():
+            self.hear()
+        if not self.done:
+            self.finish()
+
+    def finish(self) -> None:
+        """Take note that the process has ended."""
+        self.done = True
+        self.process.join(_LAST_WORDS)
+        code = self.process.exitcode
+        if self.result is None and self.error is None and code != 0:
+            how = f"killed by signal {-code}" if code is not None and code < 0 else f"code {code}"
+            self.error = WorkerError(self.rank, None, "lost", f"the process ended: {how}")
+
+    def leave_behind(self) -> None:
+        """End a process that the others have found to be stuck."""
+        if not self.done:
+            self.process.kill()
+            self.done = True
+            text = "the process did not answer the others any more; spawn has ended it"
+            self.error = self.error or WorkerError(self.rank, None, "timed out", text)
 
     def end(self) -> None:
         """End the process if it still runs."""
@@ -175,10 +197,10 @@ def _child(variables: dict[str, str], payload: bytes, pipe: Any) -> None:
         result = main(*args)
         # Plain bytes: multiprocessing would hand tensors over as memory of this process.
         pipe.send_bytes(pickle.dumps(("returned", result)))
-        session.close()
+        pipe.send_bytes(pickle.dumps(("behind", session.close())))
     except Exception as error:
         pipe.send_bytes(pickle.dumps(("raised", Raised(error))))
-        session.close()
+        pipe.send_bytes(pickle.dumps(("behind", session.close())))
         raise SystemExit(1) from None
 
 
@@ -199,6 +221,10 @@ def _wait(workers: list[_Worker], timeout: float | None) -> None:
         pipes = {w.pipe: w for w in workers if not w.done}
         for pipe in multiprocessing.connection.wait(list(pipes), timeout=0.5):
             pipes[pipe].hear()
+        for worker in workers:
+            worker.look()
+        for rank in set().union(*(worker.behind for worker in workers)):
+            workers[rank].leave_behind()
     errors = [w.error for w in workers if w.error is not None]
     if errors:
         # The process that raised knows more than those that lost it, and those more than this one.

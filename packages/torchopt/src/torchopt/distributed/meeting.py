@@ -25,7 +25,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from torch._C._distributed_c10d import FileStore
+import torch.distributed as dist
 
 from torchopt.distributed.board import Board
 from torchopt.distributed.link import StrangerError, connect
@@ -79,7 +79,8 @@ class Meeting:
     def file_store(self, name: str, size: int) -> Any:
         """Return a store of torch in the folder."""
         assert self.folder is not None
-        return FileStore(str(self.folder / name), size)
+        stores: Any = dist  # the name is documented, and not in `__all__`
+        return stores.FileStore(str(self.folder / name), size)
 
     def end(self, orderly: bool) -> None:
         """Leave the folder, and remove it: the last one that leaves, or the hub of a lost world."""

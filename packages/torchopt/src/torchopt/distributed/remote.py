@@ -14,6 +14,7 @@ import tempfile
 from typing import Any
 
 from torchopt.distributed.meeting import Meeting, loopback_interface
+from torchopt.torch_internals import rpc_agent_is_set
 
 __all__ = ["agent_is_set", "is_available", "leave", "open_alone", "open_world", "require", "rpc"]
 
@@ -50,8 +51,7 @@ def agent_is_set() -> bool:
     """Return whether remote calls work now."""
     if not is_available():
         return False
-    is_set = getattr(rpc().api, "_is_current_rpc_agent_set", None)
-    return is_set is not None and bool(is_set())  # there is no RPC on Windows
+    return rpc_agent_is_set(rpc().api)
 
 
 def open_alone(name: str) -> None:

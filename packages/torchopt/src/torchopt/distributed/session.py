@@ -13,7 +13,6 @@ All processes on one machine are bound to its loopback interface.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import ctypes
 import multiprocessing
 import multiprocessing.util
@@ -26,11 +25,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore
 
 from torchopt.distributed import meeting
 from torchopt.distributed.meeting import Meeting
 from torchopt.distributed.watch import Watch
+from torchopt.torch_internals import abort_on
 
 __all__ = [
     "DEFAULT_TIMEOUT",
@@ -105,7 +104,7 @@ def _meet(rank: int, world_size: int, timeout: float) -> Meeting:
     ranks = tuple(range(world_size))
     if not meeting.on_one_machine(world_size):
         store = meeting.launcher_store(rank, world_size, timeout)
-        own = PrefixStore("torchopt", store)
+        own = _part_of(store, "torchopt")
         met = meeting.meet_by(own, os.environ["MASTER_ADDR"], rank, ranks, timeout)
         met.store = store
         return met
@@ -115,6 +114,11 @@ def _meet(rank: int, world_size: int, timeout: float) -> Meeting:
     for name in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, lo)
     return meeting.meet_on_this_machine(rank, ranks, timeout)
+
+
+def _part_of(store: Any, name: str) -> Any:
+    stores: Any = dist  # the name is documented, and not in `__all__`
+    return stores.PrefixStore(name, store)
 
 
 def _close_at_exit() -> None:
@@ -172,7 +176,7 @@ def open_collective(backend: str, rank: int, world_size: int, timeout: float) ->
         if met.folder is not None:
             store = met.file_store("group", world_size)
         else:
-            store = PrefixStore("group", met.store)
+            store = _part_of(met.store, "group")
         dist.init_process_group(
             backend,
             store=store,
@@ -237,25 +241,48 @@ class _ByWord:
 # --- closing --------------------------------------------------------------------------------------
 
 
-def close() -> None:
-    """Leave the world; called at exit. Waits for the others unless one of them is lost."""
+def close() -> set[int]:
+    """Leave the world; called at exit. Waits for the others unless one of them is lost.
+
+    Returns:
+        The ranks that were left behind: those that do not answer any more.
+    """
     global _current
     sessions = list(_adopted.values())
     if _current is not None and not any(each is _current for each in sessions):
         sessions.append(_current)
     _current = None
     _adopted.clear()
+    behind: set[int] = set()
     for session in sessions:
-        _leave(session)
+        behind |= _leave(session)
+    return behind
 
 
-def _leave(session: Session) -> None:
+def _forget() -> None:
+    """Belong to no world, in a process that was forked from a rank."""
+    global _current
+    sessions = [*_adopted.values(), *([] if _current is None else [_current])]
+    _current = None
+    _adopted.clear()
+    for session in sessions:
+        if session.watch is not None:
+            session.watch.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _leave(session: Session) -> set[int]:
     watch = session.watch
     orderly = True
+    behind = set(session.suspects)
     if watch is not None:
         excused = set(session.suspects)
         if watch.failure is not None and watch.failure.rank is not None:
             excused.add(watch.failure.rank)
+            behind |= {watch.failure.rank} if watch.failure.kind == "timed out" else set()
         if watch.rank == watch.hub:
             for rank in excused:
                 watch.abort(rank)
@@ -272,6 +299,7 @@ def _leave(session: Session) -> None:
         watch.close()
     if session.meeting is not None:
         session.meeting.end(orderly)
+    return behind - {session.rank}
 
 
 def _abort_group() -> None:
@@ -283,5 +311,4 @@ def _abort_group() -> None:
     group: Any = dist.group.WORLD
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
     if torch.cuda.is_available():
-        with contextlib.suppress(RuntimeError, ValueError):  # there is no NCCL in the group
-            group._get_backend(torch.device("cuda")).abort()
+        abort_on(group, "cuda")

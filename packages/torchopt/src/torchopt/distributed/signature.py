@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from torchopt.distributed.group import DifferenceError, Group
+from torchopt.distributed.group import DifferenceError, Group, Packet
 from torchopt.distributed.share import digest
 from torchopt.errors import WorkerError
 
 if TYPE_CHECKING:
     from torchopt.distributed.task_parallel import TaskParallel
 
-__all__ = ["Signature", "agree", "difference", "local_part"]
+__all__ = ["Signature", "agree", "difference", "kinds_of", "local_part", "refuse"]
 
 _FACTS = ("number of steps", "number of tasks", "weights", "schedule", "parameters", "values")
 _REPLICA_CHECK = 100  # steps between two comparisons of the parameters
@@ -70,47 +71,89 @@ class Signature:
         """Return the error that says how the ranks differ; all of them call this."""
         facts: dict[str, Any] = {"operation": "a step of TaskParallel"}
         facts.update(zip(_FACTS, self._facts))
-        facts["parameters"] = [(tuple(p.shape), str(p.dtype)) for p in self._params]
+        facts["parameters"] = kinds_of(self._params)
         return difference(group, facts)
 
 
-def agree(group: Group, operation: str) -> None:
+def kinds_of(tensors: Sequence[Tensor]) -> list[str]:
+    """Return dtypes and shapes, in words."""
+    return [f"{str(x.dtype).partition('.')[2]} {list(x.shape)}" for x in tensors]
+
+
+def agree(group: Group, operation: str, facts: dict[str, Any] | None = None) -> None:
     """Make sure that every rank is about to do the same.
+
+    Args:
+        group: The ranks.
+        operation: What, in words.
+        facts: What else has to be the same.
 
     Raises:
         WorkerError: They are not; raised on all of them.
     """
+    if group.size == 1:
+        return
+    facts = {"operation": operation, **(facts or {})}
     try:
-        group.agree(operation)
+        Packet(group, repr(facts)).sums(operation, group.timeout)
     except DifferenceError:
-        raise difference(group, {"operation": operation}) from None
+        raise difference(group, facts) from None
+
+
+def refuse(group: Group, error: Exception, steps: int) -> None:
+    """Tell the other ranks, who may begin with a step, that this one cannot."""
+    if group.size == 1:
+        return
+    facts = {
+        "operation": f"no step ({type(error).__name__}: {error})",
+        "number of steps": steps,
+    }
+    with contextlib.suppress(WorkerError):
+        try:
+            Packet(group, repr(facts)).sums("the begin of a step", group.timeout)
+        except DifferenceError:
+            difference(group, facts)
 
 
 def difference(group: Group, facts: dict[str, Any]) -> WorkerError:
     """Return the error that says how the ranks differ; all of them call this."""
     everyone = group.gather_objects(facts, "the search for a difference")
-    first = everyone[0]
-    for what, expected in first.items():
-        differing = [r for r, other in enumerate(everyone) if other.get(what) != expected]
+    for what in everyone[0]:
+        values = [other.get(what) for other in everyone]
+        expected = max(values, key=values.count)  # the first of those that are there most often
+        differing = [r for r, value in enumerate(values) if value != expected]
         if differing:
             break
     ranks = [group.ranks[r] for r in differing]
-    task = f"step {first['number of steps'] + 1}" if "number of steps" in first else None
+    usual = values.index(expected)
+    task = None
+    if "number of steps" in everyone[usual]:
+        task = f"step {everyone[usual]['number of steps'] + 1}"
     if what == "values":
         text = (
             f"expected the same parameters on every rank, those of ranks {ranks} differ from "
-            f"rank {group.ranks[0]}; every rank has to start from the same values and to take "
+            f"rank {group.ranks[usual]}; every rank has to start from the same values and to take "
             "the same optimizer steps"
         )
     else:
-        got = everyone[differing[0]].get(what)
+        one, other = _apart(expected, values[differing[0]])
         text = (
-            f"expected the same {what} on every rank, got {_short(expected)} on rank "
-            f"{group.ranks[0]} and {_short(got)} on rank {ranks[0]}"
+            f"expected the same {what} on every rank, got {one} on rank {group.ranks[usual]} and "
+            f"{other} on rank {ranks[0]}"
         )
     return WorkerError(ranks[0], task, "differs", text)
 
 
+def _apart(one: Any, other: Any) -> tuple[str, str]:
+    """Return what two ranks mean, in a few words that show the difference."""
+    if isinstance(one, list) and isinstance(other, list):
+        if len(one) != len(other):
+            return f"{len(one)} tensors", f"{len(other)}"
+        k = next(k for k, (a, b) in enumerate(zip(one, other)) if a != b)
+        return f"{one[k]} as number {k + 1}", f"{other[k]}"
+    return _short(one), _short(other)
+
+
 def _short(value: Any) -> str:
-    text = f"{len(value)} tensors: {value}" if isinstance(value, list) else repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    text = str(value)
+    return text if len(text) <= 150 else f"{text[:147]}..."

@@ -19,7 +19,7 @@ from torchopt.distributed.group import DifferenceError, share_of
 from torchopt.distributed.raised import Raised
 from torchopt.distributed.signature import Signature
 from torchopt.distributed.together import stacked_tasks
-from torchopt.errors import NotDifferentiableError
+from torchopt.errors import NotDifferentiableError, WorkerError
 
 if TYPE_CHECKING:
     from torchopt.distributed.task_parallel import TaskParallel
@@ -113,11 +113,15 @@ class Step:
                             stack.enter_context(part.no_sync())
                 self._run_tasks(gradients)
             waiting = time.perf_counter()
-            losses, used = self._exchange(gradients)
-            waited = time.perf_counter() - waiting
-            gradients.deliver(used)
-            if self.before.contents:
-                self.before.deliver()
+            try:
+                losses, used = self._exchange(gradients)
+                waited = time.perf_counter() - waiting
+                gradients.deliver(used)
+                if self.before.contents:
+                    self.before.deliver()
+            except Exception as error:
+                self._tell_alone(error)
+                raise
         except BaseException as error:
             gradients.abandon()
             self.before.restore()
@@ -144,6 +148,12 @@ class Step:
         watch = None if self.group.session is None else self.group.session.watch
         if watch is not None and not isinstance(error, Exception) and watch.failure is None:
             watch.report(error, task or watch.doing_now)
+
+    def _tell_alone(self, error: Exception) -> None:
+        """Let the others know that this rank cannot go on with an exchange that they wait in."""
+        watch = None if self.group.session is None else self.group.session.watch
+        if watch is not None and not isinstance(error, WorkerError):
+            watch.report(error, self.name)
 
     # --- the own tasks ----------------------------------------------------------------------------
 
@@ -262,12 +272,13 @@ class Step:
     def _exchange(self, gradients: Gradients) -> tuple[Tensor, list[bool]]:
         """Return losses and used parameters of all ranks; gradients and buffers are exchanged."""
         if self.group.size == 1:
-            self.before.changes = gradients.finish()
+            gradients.send()
+            self.before.changes = gradients.finish(gradients.flags())
             return torch.tensor(self._own_losses()[0], dtype=torch.float64), gradients.used
         try:
             gradients.send()
             own, owners = self._own_losses()
-            flags = [self._error is not None, self.before.changed, *gradients.used]
+            flags = [self._error is not None, self.before.changed, *gradients.flags()]
             counts, losses = gradients.sums([*map(float, flags), *owners], own)
         except DifferenceError:
             raise self.signature.difference(self.group) from None
@@ -277,9 +288,10 @@ class Step:
                 if error is not None:
                     raise error.as_error()
         m = len(self.params)
+        n = m + len(self.form.sparse)
         if not self._is_static:
-            self.owners = [int(x) for x in rest[m:]]
-        self.before.changes = gradients.finish()
+            self.owners = [int(x) for x in rest[n:]]
+        self.before.changes = gradients.finish(rest[:n])
         if changed and not self.engine.deterministic:
             self.before.sum_over(self.group, self.name, self.engine.timeout)
         return losses, [x > 0 for x in rest[:m]]

@@ -16,15 +16,17 @@ import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from torchopt.distributed.arguments import checked_weights
 from torchopt.distributed.gradients import is_small
 from torchopt.distributed.group import Group
 from torchopt.distributed.session import DEFAULT_TIMEOUT
-from torchopt.distributed.signature import agree, local_part
+from torchopt.distributed.signature import agree, kinds_of, local_part, refuse
+from torchopt.distributed.sparse import sparse_positions
 from torchopt.distributed.step import MetaStep, Step
 from torchopt.errors import NotDifferentiableError  # noqa: F401 - imported from here before
 from torchopt.params.sharded import gather_in_graph
@@ -38,6 +40,7 @@ class _Form:
     params: list[Tensor]
     code: int  # the same on every rank if shapes and dtypes are
     is_small: bool
+    sparse: list[int]
 
 
 class TaskParallel:
@@ -91,7 +94,8 @@ class TaskParallel:
         tensor([ 2.,  4., 10.], dtype=torch.float64)
     """
 
-    _made = 0  # every rank makes its engines in the same order
+    # The ranks of a group make their engines in the same order.
+    _made: ClassVar[dict[str, int]] = {}
 
     def __init__(
         self,
@@ -130,7 +134,7 @@ class TaskParallel:
         self.steps = 0
         self.attempts = 0
         self._held = tree_leaves(params)
-        self._form = _Form([], 0, is_small=False)
+        self._form = _Form([], 0, is_small=False, sparse=[])
         self.modules = [x for x in self._held if isinstance(x, nn.Module)]
         self.is_fsdp = any(_is_fsdp(part) for module in self.modules for part in module.modules())
         if not self.params:
@@ -143,8 +147,8 @@ class TaskParallel:
         if deterministic:
             for module in self.modules:
                 gather_in_graph(module)
-        self.number = TaskParallel._made
-        TaskParallel._made += 1
+        self.number = TaskParallel._made.get(self.group.name, 0)
+        TaskParallel._made[self.group.name] = self.number + 1
         if sync:
             self._sync()
 
@@ -156,6 +160,11 @@ class TaskParallel:
             for x in leaf.parameters() if isinstance(leaf, nn.Module) else (leaf,):
                 if not isinstance(x, Tensor) or not x.requires_grad:
                     continue
+                if isinstance(x, nn.UninitializedParameter):
+                    raise ValueError(
+                        "`params`: expected parameters with a shape, got one of a lazy module; "
+                        "call the module once, on every rank, before it is given to TaskParallel."
+                    )
                 if not x.is_leaf:
                     raise ValueError(
                         "`params`: expected leaf tensors, got one that was computed from others "
@@ -170,7 +179,7 @@ class TaskParallel:
         if len(known) != len(params) or any(a is not b for a, b in zip(known, params)):
             code = zlib.crc32(repr([(tuple(p.shape), p.dtype) for p in params]).encode())
             small = self.group.device.type == "cpu" and is_small(params, self.bucket_bytes)
-            self._form = _Form(params, code, small)
+            self._form = _Form(params, code, small, sparse_positions(self.modules, params))
         return self._form
 
     @torch.no_grad()
@@ -180,8 +189,7 @@ class TaskParallel:
         tensors = self.params
         for module in self.modules:
             tensors += [b for b in module.buffers() if b is not None]
-        shapes = repr([(tuple(x.shape), str(x.dtype)) for x in tensors])
-        agree(self.group, f"TaskParallel of {len(tensors)} tensors: {shapes}")
+        agree(self.group, "the start of TaskParallel", {"tensors": kinds_of(tensors)})
         for x in tensors:
             self.group.broadcast_(local_part(x.detach()), "the start of TaskParallel")
 
@@ -205,27 +213,32 @@ class TaskParallel:
         Args:
             task_loss: From a task to its loss, 0-dim, as a function of the parameters. Called for
                 this rank's tasks only.
-            tasks: The same number on every rank; only this rank's entries are looked at.
-            weights: > 0, of each task, any scale; None: all alike.
+            tasks: A sequence, with the same number on every rank; only this rank's entries are
+                looked at.
+            weights: >= 0, of each task, any scale; None: all alike.
 
         Returns:
             Losses of all tasks, times and bytes.
 
         Raises:
-            ValueError: There is no task, or another number of weights.
+            ValueError: There is no task, or weights are not numbers >= 0, one for each task.
+            TypeError: The tasks are no sequence.
+            NotDifferentiableError: The weights require a gradient.
             WorkerError: A task raised, on any rank: raised on every rank; `.grad` and modules are
                 as before. Or the ranks differ in steps, tasks or parameters. Or a rank is lost,
                 late or has left: the world is broken then.
         """
-        if len(tasks) == 0 or (weights is not None and len(weights) != len(tasks)):
-            raise ValueError(
-                "expected at least one task and a weight for each, got "
-                f"{len(tasks)} tasks and {'no' if weights is None else len(weights)} weights"
-            )
-        params = self.params
-        if not params:
-            raise ValueError("`params`: expected tensors that require gradients, all are frozen.")
         self.attempts += 1
+        try:
+            weights = checked_weights(tasks, weights)
+            params = self.params
+            if not params:
+                raise ValueError(
+                    "`params`: expected tensors that require gradients, all are frozen."
+                )
+        except Exception as error:
+            refuse(self.group, error, self.steps)
+            raise
         return Step(self, task_loss, tasks, weights, params).run()
 
 

@@ -7,17 +7,15 @@ the same rules. A process that dies closes its connection, however it dies. One 
 apart by its own thread, which still runs and reports where the main thread stands. One that is
 stopped falls silent.
 
-    member ──▶ hub    {"doing"}, {"failure"}, {"bye"}, {"stands"}, {"draw"}, {"enter"}
-    hub ──▶ member    {"doing"}, {"failure"}, {"bye", "orderly"}, {"where"}, {"drawn"}, {"open"},
+    member ──▶ hub    {"doing"}, {"failure"}, {"bye"}, {"stands"}; see also `rendezvous`
+    hub ──▶ member    {"doing"}, {"failure"}, {"bye", "orderly"}, {"where"},
                       {"abort"}: end the process
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import selectors
 import socket
 import sys
 import threading
@@ -27,8 +25,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from torchopt.distributed.board import Board
+from torchopt.distributed.connections import Connections
 from torchopt.distributed.judge import Doing, Verdict, View, judge
-from torchopt.distributed.link import Link, StrangerError
+from torchopt.distributed.link import Link
+from torchopt.distributed.rendezvous import Rendezvous
 from torchopt.errors import WorkerError
 
 __all__ = ["Watch", "stack_of"]
@@ -41,6 +41,10 @@ def stack_of(thread_id: int) -> str:
     """Return where a thread of this process stands, as a traceback prints it."""
     frame = sys._current_frames().get(thread_id)
     return "".join(traceback.format_stack(frame)) if frame is not None else ""
+
+
+def _no(*args: Any) -> None:
+    """Do nothing."""
 
 
 class Watch:
@@ -73,38 +77,16 @@ class Watch:
         self.timeout = timeout
         self.failure: WorkerError | None = None
         self.failed = threading.Event()
-        self._token = token
         self._board = board
         self._changed = threading.Condition()
-        self._links: dict[int, Link] = {}
         self._views: dict[int, View] = {rank: View()}
         self._asked: dict[int, tuple[float, Verdict]] = {}
-        self._answers: dict[Any, Any] = {}
-        self._numbers = itertools.count()
-        self._counters: dict[str, int] = {}
-        self._entered: dict[str, list[int]] = {}
         self._doing = Doing("other", None, 0.0, (), time.monotonic())
         self._thread_id = threading.get_ident()
-        self._closing = False
         self._orderly = False  # the hub says that everyone came to the end
-        self._selector = selectors.DefaultSelector()
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
-        self._listener = listener
-        if listener is not None:
-            self._selector.register(listener, selectors.EVENT_READ, None)
-        if hub is not None:
-            self._join(hub)
-            for message in hub.early:
-                self._hear(hub, message)
-        self._thread = threading.Thread(target=self._run, name="torchopt-watch", daemon=True)
-        self._thread.start()
-
-    def _join(self, link: Link) -> None:
-        self._views[link.rank] = View()
-        self._links[link.rank] = link
-        if link.connection not in (key.fileobj for key in self._selector.get_map().values()):
-            self._selector.register(link.connection, selectors.EVENT_READ, link)
+        self._connections = Connections(rank, ranks, token, self, _BEAT, listener=listener, hub=hub)
+        self._rendezvous = Rendezvous(rank, self.hub, self._connections.send, self.check)
+        self._connections.start()
 
     # --- what the main thread calls ---------------------------------------------------------------
 
@@ -175,19 +157,11 @@ class Watch:
 
     def draw(self, counter: str, amount: int = 1) -> int:
         """Add to a counter that all share, and return what it was; it starts at 0."""
-        if self.rank == self.hub:
-            return self._add(counter, amount)
-        number = next(self._numbers)
-        self._links[self.hub].send({"draw": counter, "amount": amount, "number": number})
-        with self._changed:
-            while number not in self._answers:
-                self._changed.wait(_BEAT)
-                self.check()
-            return int(self._answers.pop(number))
+        return self._rendezvous.draw(counter, amount)
 
     def discard(self, counter: str) -> None:
         """Forget a counter, at the hub."""
-        self._counters.pop(counter, None)
+        self._rendezvous.discard(counter)
 
     def barrier(self, name: str, size: int, ranks: tuple[int, ...], timeout: float) -> None:
         """Wait until `size` processes have come here with the same name.
@@ -197,22 +171,8 @@ class Watch:
             TimeoutError: One of unknown rank is late.
         """
         before = self.start_operation(f"the barrier {name}", timeout, ranks)
-        deadline = time.monotonic() + timeout + 2.0
-        if self.rank == self.hub:
-            self._enter(name, size, self.rank)
-        else:
-            self._links[self.hub].send({"enter": name, "size": size})
         try:
-            with self._changed:
-                while name not in self._answers:
-                    self._changed.wait(_BEAT)
-                    self.check()
-                    if time.monotonic() > deadline:
-                        raise TimeoutError(
-                            f"rank {self.rank}: expected {size} processes at the barrier within "
-                            f"{timeout:g} s; one of them is late or does not come here"
-                        )
-                del self._answers[name]
+            self._rendezvous.barrier(name, size, timeout)
         finally:
             self.end_operation(before)
 
@@ -229,8 +189,8 @@ class Watch:
         """
         self._doing = self._doing._replace(kind="end")
         self._views[self.rank].leave()
-        self._tell({"bye": True})
-        others = [rank for rank in self._links if rank not in excused]
+        self._connections.send(self.hub, {"bye": True})  # nobody, at the hub
+        others = [rank for rank in self._connections.ranks if rank not in excused]
 
         def over() -> bool:
             return self.failed.is_set() or all(self._views[rank].left for rank in others)
@@ -248,56 +208,40 @@ class Watch:
         orderly = not excused and not self.failed.is_set() and over()
         if self.rank != self.hub:
             return orderly and self._orderly
-        for rank, link in list(self._links.items()):
-            link.send(
-                {"bye": True, "orderly": orderly}
-                if self._views[rank].left or rank not in excused
-                else {"abort": True}
-            )
+        for rank in self._connections.ranks:
+            if self._views[rank].left or rank not in excused:
+                self._connections.send(rank, {"bye": True, "orderly": orderly})
+            else:
+                self.abort(rank)
         return orderly
 
     def abort(self, rank: int) -> None:
         """End the process of another rank (from the hub)."""
-        if rank in self._links:
-            self._links[rank].send({"abort": True})
+        self._connections.send(rank, {"abort": True})
+
+    def forget(self) -> None:
+        """Let go of everything, in a process that was forked from this one: it is no rank.
+
+        A connection that a child keeps would hide the end of its parent.
+        """
+        self._board = None
+        self._changed, self._rendezvous = threading.Condition(), Rendezvous(0, 0, _no, _no)
+        self._connections.forget()
 
     def close(self) -> None:
         """Stop watching."""
-        self._closing = True
-        with contextlib.suppress(OSError):
-            self._wake_writer.send(b".")
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout=5.0)
+        self._connections.close()
 
-    # --- the watching thread ----------------------------------------------------------------------
+    # --- the thread that reads --------------------------------------------------------------------
 
-    def _run(self) -> None:
-        next_beat = 0.0
-        try:
-            while not self._closing:
-                for key, _ in self._selector.select(max(0.0, next_beat - time.monotonic())):
-                    if key.fileobj is self._wake_reader:
-                        self._wake_reader.recv(4096)
-                    elif key.fileobj is self._listener:
-                        self._accept()
-                    else:
-                        self._read(key.data)
-                if time.monotonic() >= next_beat:
-                    next_beat = time.monotonic() + _BEAT
-                    self._beat()
-        finally:
-            for key in list(self._selector.get_map().values()):
-                key.fileobj.close()  # type: ignore[union-attr]
-            self._wake_writer.close()
-            self._selector.close()
-
-    def _beat(self) -> None:
+    def beat(self) -> None:
+        """Say what this process does, and judge the others."""
         doing = self._doing
         self._check_own(doing)
         now = time.monotonic()
         message = {"doing": [*doing[:4], now - doing.since]}
-        for link in list(self._links.values()):
-            link.send(message)
+        for rank in self._connections.ranks:
+            self._connections.send(rank, message)
         own = self._views[self.rank]
         own.doing, own.heard = doing, now
         if self.failure is None:
@@ -319,60 +263,31 @@ class Watch:
             self._fail(verdict.error(""))
         elif rank not in self._asked:
             self._asked[rank] = (now, verdict)
-            self._links[rank].send({"where": True})
+            self._connections.send(rank, {"where": True})
         elif now > self._asked[rank][0] + _ANSWER:
             self._fail(verdict.error(""))
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        link = Link(self._listener.accept()[0])
-        self._selector.register(link.connection, selectors.EVENT_READ, link)
-        link.greet()
+    def joined(self, rank: int) -> None:
+        """Take a rank in."""
+        self._views[rank] = View()
+        self._wake()
 
-    def _read(self, link: Link) -> None:
-        try:
-            messages = link.receive()
-            if messages is None:
-                self._selector.unregister(link.connection)
-                link.connection.close()
-                if link.rank >= 0:
-                    self._lose(link.rank)
-                return
-            for message in messages:
-                if link.rank < 0:
-                    self._admit(link, message)
-                else:
-                    self._hear(link, message)
-        except (StrangerError, KeyError, TypeError, ValueError):
-            # Not one of us. A rank would be missed and named; a stranger is shown the door.
-            if link.rank < 0:
-                self._selector.unregister(link.connection)
-                link.connection.close()
-
-    def _admit(self, link: Link, message: dict[str, Any]) -> None:
-        rank = link.admit(message, self._token)
-        if rank not in self.ranks or rank in self._links or rank == self.rank:
-            link.rank = -1
-            raise StrangerError
-        with self._changed:
-            self._join(link)
-            self._changed.notify_all()
-
-    def _lose(self, rank: int) -> None:
+    def lost(self, rank: int) -> None:
+        """Take note that a process is gone."""
         view = self._views[rank]
-        if not view.left and not self._closing:
+        if not view.left and not self._connections.closing:
             self._fail(WorkerError(rank, self._last_note(rank), "lost", ""))
-        with self._changed:
-            view.leave()
-            self._changed.notify_all()
+        view.leave()
+        self._wake()
 
     def _last_note(self, rank: int) -> str | None:
         """Return what a process did last that cannot be asked any more."""
         noted = None if self._board is None else self._board.read(rank)
         return noted or self._views[rank].doing.name
 
-    def _hear(self, link: Link, message: dict[str, Any]) -> None:
-        view = self._views[link.rank]
+    def heard(self, rank: int, message: dict[str, Any]) -> None:
+        """Take a message in."""
+        view = self._views[rank]
         if "doing" in message:
             *doing, age = message["doing"]
             kind, name, limit, ranks = doing
@@ -381,63 +296,31 @@ class Watch:
         elif "failure" in message:
             self._fail(WorkerError(**message["failure"]), tell=self.rank == self.hub)
         elif "where" in message:
-            link.send({"stands": stack_of(self._thread_id)})
-        elif "stands" in message and link.rank in self._asked:
-            self._fail(self._asked[link.rank][1].error(message["stands"]))
-        elif "draw" in message:
-            value = self._add(message["draw"], message["amount"])
-            link.send({"drawn": message["number"], "value": value})
-        elif "drawn" in message:
-            self._answer(message["drawn"], message["value"])
-        elif "enter" in message:
-            self._enter(message["enter"], message["size"], link.rank)
-        elif "open" in message:
-            self._answer(message["open"], True)
+            self._connections.send(rank, {"stands": stack_of(self._thread_id)})
+        elif "stands" in message and rank in self._asked:
+            self._fail(self._asked[rank][1].error(message["stands"]))
         elif "bye" in message:
             self._orderly = message.get("orderly", False)
-            with self._changed:
-                view.leave()
-                self._changed.notify_all()
+            view.leave()
+            self._wake()
         elif "abort" in message:
             sys.stderr.write(f"rank {self.rank}: ended by rank {self.hub}; the run failed\n")
             sys.stderr.flush()
             os._exit(1)
+        else:
+            self._rendezvous.hear(rank, message)
 
-    def _answer(self, key: Any, value: Any) -> None:
+    def _wake(self) -> None:
         with self._changed:
-            self._answers[key] = value
             self._changed.notify_all()
-
-    def _add(self, counter: str, amount: int) -> int:
-        with self._changed:
-            value = self._counters.get(counter, 0)
-            self._counters[counter] = value + amount
-        return value
-
-    def _enter(self, name: str, size: int, rank: int) -> None:
-        with self._changed:
-            here = self._entered.setdefault(name, [])
-            here.append(rank)
-            if len(here) < size:
-                return
-            del self._entered[name]
-        for each in here:
-            if each == self.rank:
-                self._answer(name, True)
-            else:
-                self._links[each].send({"open": name})
-
-    def _tell(self, message: dict[str, Any]) -> None:
-        if self.rank != self.hub:
-            self._links[self.hub].send(message)
+        self._rendezvous.wake()
 
     def _fail(self, failure: WorkerError, *, tell: bool = True) -> None:
         """Keep the first failure and pass it on."""
         if self.failure is None:
             self.failure = failure
         self.failed.set()
-        with self._changed:
-            self._changed.notify_all()
+        self._wake()
         if tell:
             record = {
                 "rank": failure.rank,
@@ -445,8 +328,8 @@ class Watch:
                 "kind": failure.kind,
                 "remote_traceback": failure.remote_traceback,
             }
-            for link in list(self._links.values()):
-                link.send({"failure": record})
+            for rank in self._connections.ranks:
+                self._connections.send(rank, {"failure": record})
 
     def _check_own(self, doing: Doing) -> None:
         """End this process if its main thread is stuck in a task."""

@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torchopt.distributed import remote, slurm
 from torchopt.distributed import session as _session
 from torchopt.errors import WorkerError
+from torchopt.torch_internals import rpc_barrier
 
 __all__ = [
     "WorldInfo",
@@ -156,9 +157,7 @@ def barrier(worker_names: Iterable[str] | None = None) -> None:
         size = len(names) if worker_names is not None else session.world_size
         session.barrier(names, size)
     else:
-        agent: Any = remote.rpc().api
-        everyone = {info.name for info in agent._get_current_rpc_agent().get_worker_infos()}
-        agent._barrier(set(names) or everyone)
+        rpc_barrier(remote.rpc().api, set(names))
 
 
 _RPC_BACKENDS = (None, "rpc")

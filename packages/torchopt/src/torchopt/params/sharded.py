@@ -17,13 +17,14 @@ import sys
 import weakref
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torchopt.params.swap import Swap
 from torchopt.torch_internals import remove_fsdp_hooks
 from torchopt.tree_function import apply_rule
 
-__all__ = ["gather_in_graph"]
+__all__ = ["gather_in_graph", "largest_absolute"]
 
 _done: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -75,6 +76,49 @@ def gathered(x: Any) -> Tensor:
     """Return a DTensor as one tensor, on every rank of its mesh, as a function of the shards."""
     (whole,) = apply_rule(_Gather(x.device_mesh, x.placements), x)
     return whole
+
+
+def largest_absolute(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+    """Return the largest absolute value, a constant for differentiation.
+
+    Of a DTensor some ranks may hold nothing: they have no largest value, and count as 0.
+
+    Args:
+        x: Not empty.
+        dim: Dimensions to take it over; None: all of them.
+        keepdim: Whether they stay with size 1.
+    """
+    x = x.detach()
+    over = tuple(range(x.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    if not hasattr(x, "to_local"):
+        return x.abs().amax(dim=over, keepdim=keepdim)
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    reduced = {d % x.ndim for d in over}
+    sharded: Any = x
+    if any(p.is_partial() for p in sharded.placements):
+        sharded = sharded.redistribute(placements=[Replicate()] * sharded.device_mesh.ndim)
+    local = sharded.to_local().abs()
+    if local.numel():
+        top = local.amax(dim=over, keepdim=True)
+    else:
+        top = local.new_zeros([1 if d in reduced else n for d, n in enumerate(local.shape)])
+    placements = [
+        Partial("max") if p.is_shard() and p.dim in reduced else p for p in sharded.placements
+    ]
+    shape = torch.Size(1 if d in reduced else n for d, n in enumerate(x.shape))
+    whole = DTensor.from_local(
+        top,
+        sharded.device_mesh,
+        placements,
+        run_check=False,
+        shape=shape,
+        stride=torch.empty(shape, device="meta").stride(),
+    )
+    kept = [Replicate() if p.is_partial() else p for p in placements]
+    result: Tensor = whole.redistribute(placements=kept)
+    left = [n for d, n in enumerate(x.shape) if d not in reduced]
+    return result if keepdim else result.reshape(left)
 
 
 class _Rule:

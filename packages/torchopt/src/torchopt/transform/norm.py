@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt.kernels.reference.root import root
+from torchopt.params.sharded import largest_absolute
 
 __all__ = ["Scaled", "power_of_two", "scaled"]
 
@@ -29,10 +30,10 @@ class Scaled(NamedTuple):
     norm: Tensor
 
 
-def power_of_two(largest: Tensor) -> Tensor:
-    """Return the power of two in (largest / 2, largest]; 1 where it is zero or not finite."""
-    usable = (largest > 0) & torch.isfinite(largest)
-    return torch.where(usable, torch.exp2(torch.log2(largest).floor()), 1.0)
+def power_of_two(top: Tensor) -> Tensor:
+    """Return the power of two in (top / 2, top]; 1 where it is zero or not finite."""
+    usable = (top > 0) & torch.isfinite(top)
+    return torch.where(usable, torch.exp2(torch.log2(top).floor()), 1.0)
 
 
 def scaled(x: Tensor, dim: Any = None) -> Scaled:
@@ -58,7 +59,6 @@ def scaled(x: Tensor, dim: Any = None) -> Scaled:
 
     if x.numel() == 0:
         return Scaled(torch.ones_like(norm(x)), x, norm(x))
-    largest = x.detach().abs().amax(dim=over, keepdim=keep)
-    size = power_of_two(largest)
+    size = power_of_two(largest_absolute(x, over, keep))
     unit = x / size
     return Scaled(size, unit, norm(unit))

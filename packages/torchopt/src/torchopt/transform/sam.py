@@ -16,6 +16,7 @@ from torchopt.base import (
     require_transformation,
 )
 from torchopt.kernels.reference.root import root
+from torchopt.params.sharded import largest_absolute
 from torchopt.transform.norm import power_of_two
 from torchopt.transform.validate import check_at_least_zero
 from torchopt.tree import require_same_shapes, tree_leaves, tree_map
@@ -91,7 +92,7 @@ class Sam:
         if not leaves:
             return grads
         device = leaves[0].device
-        tops = [g.detach().abs().amax().to(device=device, dtype=torch.float64) for g in leaves]
+        tops = [largest_absolute(g).to(device=device, dtype=torch.float64) for g in leaves]
         size = power_of_two(torch.stack(tops).amax())
         units = [g / size.to(device=g.device) for g in leaves]
         squares = [(x * x.conj()).real.to(torch.float64).sum().to(device) for x in units]

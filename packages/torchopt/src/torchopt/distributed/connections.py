@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connections of one process of a world, and the thread that reads them."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+import time
+from typing import Any, Protocol
+
+from torchopt.distributed.link import Link, StrangerError
+
+__all__ = ["Connections", "Listener"]
+
+
+class Listener(Protocol):
+    """Who is told of what happens, in the thread that reads."""
+
+    def joined(self, rank: int) -> None:
+        """A rank has come."""
+
+    def heard(self, rank: int, message: dict[str, Any]) -> None:
+        """A rank says something."""
+
+    def lost(self, rank: int) -> None:
+        """The connection to a rank has ended."""
+
+    def beat(self) -> None:
+        """It is time for a sign of life."""
+
+
+class Connections:
+    """Reads from the ranks that this process is connected to: the hub from all, others from it.
+
+    Args:
+        rank: Of this process.
+        ranks: Those that may join.
+        token: What they have to know.
+        told: Who is told of what happens.
+        period: Seconds between two beats.
+        listener: The hub's listening socket; None elsewhere.
+        hub: The connection to the hub; None there.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        ranks: tuple[int, ...],
+        token: str,
+        told: Listener,
+        period: float,
+        *,
+        listener: socket.socket | None,
+        hub: Link | None,
+    ) -> None:
+        self._rank = rank
+        self._ranks = ranks
+        self._token = token
+        self._told = told
+        self._period = period
+        self._links: dict[int, Link] = {}
+        self._closing = False
+        self._selector = selectors.DefaultSelector()
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
+        self._listener = listener
+        if listener is not None:
+            self._selector.register(listener, selectors.EVENT_READ, None)
+        if hub is not None:
+            self._links[hub.rank] = hub
+            self._selector.register(hub.connection, selectors.EVENT_READ, hub)
+        self._thread = threading.Thread(target=self._run, name="torchopt-watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
+        for rank, link in self._links.items():
+            self._told.joined(rank)
+            for message in link.early:
+                self._told.heard(rank, message)
+        self._thread.start()
+
+    @property
+    def ranks(self) -> list[int]:
+        """Those that have joined."""
+        return list(self._links)
+
+    @property
+    def closing(self) -> bool:
+        """Whether nobody listens any more."""
+        return self._closing
+
+    def send(self, rank: int, message: dict[str, Any]) -> None:
+        """Send a message to a rank that has joined; to any other one, nothing."""
+        link = self._links.get(rank)
+        if link is not None:
+            link.send(message)
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._closing = True
+        with contextlib.suppress(OSError):
+            self._wake_writer.send(b".")
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=5.0)
+
+    def forget(self) -> None:
+        """Close what a process that was forked from this one has got: there is no thread in it."""
+        self._closing, self._links = True, {}
+        self._close_all()
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        next_beat = 0.0
+        try:
+            while not self._closing:
+                for key, _ in self._selector.select(max(0.0, next_beat - time.monotonic())):
+                    if key.fileobj is self._wake_reader:
+                        self._wake_reader.recv(4096)
+                    elif key.fileobj is self._listener:
+                        self._accept()
+                    else:
+                        self._read(key.data)
+                if time.monotonic() >= next_beat:
+                    next_beat = time.monotonic() + self._period
+                    self._told.beat()
+        finally:
+            self._close_all()
+
+    def _close_all(self) -> None:
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()  # type: ignore[union-attr]
+        self._wake_writer.close()
+        self._selector.close()
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        link = Link(self._listener.accept()[0])
+        self._selector.register(link.connection, selectors.EVENT_READ, link)
+        link.greet()
+
+    def _read(self, link: Link) -> None:
+        try:
+            messages = link.receive()
+            if messages is None:
+                self._drop(link)
+                if link.rank >= 0:
+                    self._told.lost(link.rank)
+                return
+            for message in messages:
+                if link.rank < 0:
+                    self._admit(link, message)
+                else:
+                    self._told.heard(link.rank, message)
+        except (StrangerError, KeyError, TypeError, ValueError):
+            # Not one of us. A rank would be missed and named; a stranger is shown the door.
+            if link.rank < 0:
+                self._drop(link)
+
+    def _drop(self, link: Link) -> None:
+        self._selector.unregister(link.connection)
+        link.connection.close()
+
+    def _admit(self, link: Link, message: dict[str, Any]) -> None:
+        rank = link.admit(message, self._token)
+        if rank not in self._ranks or rank in self._links or rank == self._rank:
+            link.rank = -1
+            raise StrangerError
+        self._links[rank] = link
+        self._told.joined(rank)

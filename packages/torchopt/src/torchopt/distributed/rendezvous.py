@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counters that the ranks share, and barriers: the hub keeps them, the others ask it.
+
+member ──▶ hub    {"draw"}, {"enter"}
+hub ──▶ member    {"drawn"}, {"open"}
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Rendezvous"]
+
+_LOOK = 0.2  # seconds between two looks for the failure of another process
+_TELLING = 2.0  # seconds that whoever judges may take to name the one that is late
+
+
+class Rendezvous:
+    """What one process knows of the counters and barriers of a world.
+
+    Args:
+        rank: Of this process.
+        hub: Of the one that keeps them.
+        send: Sends a message to a rank.
+        check: Raises the failure of another process.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        hub: int,
+        send: Callable[[int, dict[str, Any]], None],
+        check: Callable[[], None],
+    ) -> None:
+        self.rank = rank
+        self.hub = hub
+        self._send = send
+        self._check = check
+        self._changed = threading.Condition()
+        self._answers: dict[Any, Any] = {}
+        self._numbers = itertools.count()
+        self._counters: dict[str, int] = {}
+        self._entered: dict[str, list[int]] = {}
+
+    def draw(self, counter: str, amount: int) -> int:
+        """Add to a counter, and return what it was; it starts at 0."""
+        if self.rank == self.hub:
+            return self._add(counter, amount)
+        number = next(self._numbers)
+        self._send(self.hub, {"draw": counter, "amount": amount, "number": number})
+        return int(self._answer(number, None, ""))
+
+    def discard(self, counter: str) -> None:
+        """Forget a counter, at the hub."""
+        self._counters.pop(counter, None)
+
+    def barrier(self, name: str, size: int, timeout: float) -> None:
+        """Wait until `size` processes have come here with the same name.
+
+        Raises:
+            WorkerError: Another process failed.
+            TimeoutError: One is late that nobody can name.
+        """
+        if self.rank == self.hub:
+            self._enter(name, size, self.rank)
+        else:
+            self._send(self.hub, {"enter": name, "size": size})
+        self._answer(
+            name,
+            timeout,
+            f"rank {self.rank}: expected {size} processes at the barrier within {timeout:g} s; one "
+            "of them is late or does not come here",
+        )
+
+    def _answer(self, key: Any, timeout: float | None, late: str) -> Any:
+        deadline = None if timeout is None else time.monotonic() + timeout + _TELLING
+        with self._changed:
+            while key not in self._answers:
+                self._changed.wait(_LOOK)
+                self._check()
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimeoutError(late)
+            return self._answers.pop(key)
+
+    # --- the watching thread ----------------------------------------------------------------------
+
+    def hear(self, rank: int, message: dict[str, Any]) -> None:
+        """Take a message of another rank."""
+        if "draw" in message:
+            value = self._add(message["draw"], message["amount"])
+            self._send(rank, {"drawn": message["number"], "value": value})
+        elif "drawn" in message:
+            self._keep(message["drawn"], message["value"])
+        elif "enter" in message:
+            self._enter(message["enter"], message["size"], rank)
+        elif "open" in message:
+            self._keep(message["open"], True)
+
+    def wake(self) -> None:
+        """Let who waits look for a failure."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _keep(self, key: Any, value: Any) -> None:
+        with self._changed:
+            self._answers[key] = value
+            self._changed.notify_all()
+
+    def _add(self, counter: str, amount: int) -> int:
+        with self._changed:
+            value = self._counters.get(counter, 0)
+            self._counters[counter] = value + amount
+        return value
+
+    def _enter(self, name: str, size: int, rank: int) -> None:
+        with self._changed:
+            here = self._entered.setdefault(name, [])
+            here.append(rank)
+            if len(here) < size:
+                return
+            del self._entered[name]
+        for each in here:
+            if each == self.rank:
+                self._keep(name, True)
+            else:
+                self._send(each, {"open": name})

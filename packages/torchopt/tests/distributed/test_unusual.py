@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Unusual parameters, buffers, groups and arguments: right at every world size, or named."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+import torch
+import unusual_programs as programs
+
+from torchopt.errors import WorkerError
+
+OPTIONS = {
+    "static": {},
+    "dynamic": {"schedule": "dynamic"},
+    "deterministic": {"deterministic": True},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+def test_gradients_of_unusual_parameters_are_those_of_a_loop(world, options):
+    one = world(programs.run, 1, "gradients", options)[0]
+    for found in world(programs.run, 3, "gradients", options):
+        for name, (got, want) in found.items():
+            for a, b, c in zip(got, want, one[name][0]):
+                assert (a.layout, a.dtype, a.shape) == (b.layout, b.dtype, b.shape), name
+                assert (c.layout, c.dtype) == (b.layout, b.dtype), name
+                if a.is_sparse:
+                    assert sorted({*a.coalesce().indices()[0].tolist()}) == [1, 2, 3, 4, 5, 8]
+                a, b, c = (x.to_dense() for x in (a, b, c))
+                bound = max(4 * torch.finfo(b.dtype).eps, 1e-13)
+                scale = b.abs().max().item() if b.numel() else 0.0
+                assert scale > 0.1 or not b.numel()
+                torch.testing.assert_close(a, b, rtol=0, atol=bound * scale)
+                if "deterministic" in options:
+                    assert torch.equal(a, c)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+def test_buffers_of_every_kind_are_the_same_at_every_world_size(world, options):
+    inf = float("inf")
+    want = {
+        "count": [5, 5],
+        "small": [5, 5],
+        "on": [False, True],
+        "off": [False, True],
+        "coarse": [1.0, 1.0],
+        "empty": [],
+        "once": [inf, inf],
+        "mask": [[0.0, -inf], [0.0, 0.0]],
+    }
+    for n in (1, 3):
+        for found in world(programs.run, n, "buffers", options):
+            assert found.pop("phase") == pytest.approx(3j, rel=1e-14)
+            # From infinity: the mean of what the tasks leave.
+            assert found.pop("least") == pytest.approx([3.0, 3.0], rel=1e-14)
+            assert found == want
+
+
+def test_groups_with_ranks_in_common_make_engines_of_their_own(world):
+    first, second, third = world(programs.run, 3, "overlapping_groups")
+    assert first == {(0, 2): ((0, 0, 2, 2, 2), 2), (2, 0): ((0, 0, 2, 2, 2), 2)}
+    assert second == {(1, 2): ((1, 1, 2, 2, 2), 2)}
+    assert third == {**first, **second, (2,): ((2,) * 5, None)}
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("empty", "ValueError: `tasks`: expected at least one task, got none"),
+        ("generator", "TypeError: `tasks`: expected a sequence"),
+        ("weights", "ValueError: `weights`: expected numbers >= 0"),
+        ("frozen", "ValueError: `params`: expected tensors that require gradients"),
+        ("learned weights", "NotDifferentiableError: `weights`: expected numbers, got tensors"),
+    ],
+)
+def test_a_step_that_one_rank_cannot_begin_is_taken_by_none(world, how, words):
+    for n in (1, 3):
+        *others, last = world(programs.run, n, "refused", how)
+        assert last[0].startswith(words)
+        for told, _, _ in others:
+            if how == "learned weights":
+                assert told.startswith(words)
+                continue
+            rank, task, kind, trace, _ = told
+            assert (rank, task, kind) == (n - 1, "step 1", "differs")
+            assert f"no step ({words}" in trace
+        for _, losses, grad in (*others, last):
+            assert losses == [2.0 * t for t in programs.TASKS]
+            assert grad.tolist() == [3.0, 3.0]
+
+
+def test_ranks_that_wait_for_each_other_in_different_operations_are_named(world):
+    for rank, task, kind, trace, _ in world(programs.run, 3, "different_operations"):
+        assert (rank, kind) == (1, "differs")
+        assert "barrier" in task
+        assert "rank 0 waits in the sum of step 2 and rank 1 in the barrier" in trace
+
+
+def test_a_rank_that_fails_in_an_exchange_is_named_at_once(world):
+    first, second, third = world(programs.run, 3, "a_rank_that_cannot_exchange")
+    assert isinstance(second, str)
+    for rank, task, kind, trace, _ in (first, third):
+        assert (rank, task, kind) == (1, "the sum of step 1", "raised")
+        assert "MemoryError: no room" in trace
+
+
+def test_a_process_that_a_task_forked_does_not_hide_the_end_of_its_rank(world, tmp_path):
+    with pytest.raises(WorkerError):
+        world(programs.run, 3, "killed_beside_its_child", str(tmp_path / "report"))
+    for rank in (0, 2):
+        found = ast.literal_eval((tmp_path / f"report.{rank}").read_text())
+        assert found[:3] == (1, "task 2 of 5", "lost")

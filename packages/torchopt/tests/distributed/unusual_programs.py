@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs with unusual parameters, buffers, groups and arguments; each returns what came out."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from distributed_programs import F64, die, outcome
+from torch import Tensor, nn
+
+import torchopt.distributed as todist
+from torchopt.errors import NotDifferentiableError
+
+Problem = tuple[Any, list[Tensor], Callable[[float], Tensor]]
+
+
+def table(size: int, dense_task: float | None = None) -> Problem:
+    """A table of embeddings whose gradients are sparse, but for one task."""
+    torch.manual_seed(0)
+    net = nn.ModuleList([nn.Embedding(size + 9, 3, sparse=True), nn.Linear(3, 1)]).double()
+
+    def loss(task: float) -> Tensor:
+        rows = torch.tensor([int(task), 8, 8])
+        value = net[1](net[0](rows)).pow(2).sum()
+        return value + (net[0].weight ** 2).sum() if task == dense_task else value
+
+    return net, list(net.parameters()), loss
+
+
+def tied(size: int) -> Problem:
+    torch.manual_seed(0)
+    a, b = nn.Linear(3, 3).double(), nn.Linear(3, 3).double()
+    b.weight = a.weight
+    more = torch.ones(size, dtype=F64, requires_grad=True)
+    x = torch.ones(2, 3, dtype=F64)
+
+    def loss(task: float) -> Tensor:
+        return b(torch.tanh(a(task * x))).pow(2).mean() + (more * task).sum()
+
+    return [a, b, more], [a.weight, a.bias, b.bias, more], loss
+
+
+def points(size: int) -> Problem:
+    """A number, an empty tensor, and one laid out in another order."""
+    torch.manual_seed(0)
+    number = torch.tensor(2.0, dtype=F64, requires_grad=True)
+    empty = torch.zeros(0, 3, dtype=F64, requires_grad=True)
+    turned = torch.randn(size, 4, dtype=F64).t().requires_grad_()
+    image = torch.randn(2, 3, 2, 2, dtype=F64).to(memory_format=torch.channels_last)
+    params = [number, empty, turned, image.requires_grad_()]
+
+    def loss(task: float) -> Tensor:
+        value = (number * turned * task).pow(2).sum() + empty.sum()
+        return value + (image + task).pow(3).sum()
+
+    return params, params, loss
+
+
+def of_type(dtype: torch.dtype) -> Callable[[int], Problem]:
+    def make(size: int) -> Problem:
+        torch.manual_seed(0)
+        values = torch.randint(-4, 5, (size,)).to(dtype)
+        if dtype.is_complex:
+            values = values * (1 + 2j)
+        params = [values.requires_grad_(), torch.ones(3, requires_grad=True)]
+
+        def loss(task: float) -> Tensor:
+            return (params[0] * task).abs().pow(2).sum().float() + (params[1] * task).sum()
+
+        return params, params, loss
+
+    return make
+
+
+PROBLEMS: dict[str, Callable[[int], Problem]] = {
+    "sparse": table,
+    "sparse and dense": lambda size: table(size, 3.0),
+    "tied": tied,
+    "points": points,
+    "half": of_type(torch.float16),
+    "bfloat16": of_type(torch.bfloat16),
+    "complex": of_type(torch.complex128),
+}
+TASKS = [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def gradients(options: dict[str, Any]) -> dict[str, Any]:
+    """Return gradients of two steps, and those of a loop."""
+    found = {}
+    for name, make in PROBLEMS.items():
+        for size in (3, 2000):
+            held, params, loss = make(size)
+            engine = todist.TaskParallel(held, **options)
+            for _ in range(2):
+                engine.backward(loss, TASKS)
+            got = [p.grad for p in params]
+            _, params, loss = make(size)
+            for _ in range(2):
+                for task in TASKS:
+                    (loss(task) / len(TASKS)).backward()
+            found[f"{name} {size}"] = got, [p.grad for p in params]
+    return found
+
+
+class Buffers(nn.Module):
+    """A module with buffers of many kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, dtype=F64))
+        for name, start in {
+            "count": torch.zeros(2, dtype=torch.int32),
+            "small": torch.zeros(2, dtype=torch.uint8),
+            "on": torch.ones(2, dtype=torch.bool),
+            "off": torch.zeros(2, dtype=torch.bool),
+            "phase": torch.zeros((), dtype=torch.complex128),
+            "coarse": torch.zeros(2, dtype=torch.bfloat16),
+            "empty": torch.zeros(0),
+            "least": torch.full((2,), math.inf, dtype=F64),
+            "once": torch.full((2,), math.inf, dtype=F64),
+            "mask": torch.full((2, 2), -math.inf).triu(1),
+            "nothing": None,
+        }.items():
+            self.register_buffer(name, start)
+        self.register_buffer("again", self.phase)
+
+    def forward(self, task: float) -> Tensor:
+        self.count += 1
+        self.small += 1
+        self.on[0] = False
+        self.off[1] = True
+        self.phase += 1j * task
+        self.coarse += 1
+        self.least.clamp_(max=task)
+        if task == 2.0:
+            self.once.fill_(task)
+        return (self.weight * task).pow(2).sum()
+
+
+def buffers(options: dict[str, Any]) -> Any:
+    net = Buffers()
+    todist.TaskParallel(net, **options).backward(net, TASKS)
+    return {name: x.tolist() for name, x in net.named_buffers()}
+
+
+def overlapping_groups() -> Any:
+    """Return owners, and who raised, of groups that have ranks in common."""
+    import torch.distributed as dist
+
+    rank, found = dist.get_rank(), {}
+    for ranks in ([0, 2], [1, 2], [2], [2, 0]):
+        group = dist.new_group(ranks)
+        if rank not in ranks:
+            continue
+        p = torch.ones(2, requires_grad=True)
+        engine = todist.TaskParallel([p], group=group)
+
+        def loss(task: float, p: Tensor = p) -> Tensor:
+            if task < 0 and rank == 2:
+                raise LookupError("bad task")
+            return (p * task).sum()
+
+        owners = engine.backward(loss, TASKS).owners
+        try:
+            engine.backward(loss, [-1.0, -2.0])
+        except LookupError as error:
+            found[tuple(ranks)] = owners, getattr(error, "rank", None)
+    return found
+
+
+def refused(how: str) -> Any:
+    """Return what every rank is told where one cannot begin its step, and the step after."""
+    p = torch.ones(2, dtype=F64, requires_grad=True)
+    engine = todist.TaskParallel([p], timeout=20.0)
+
+    def loss(task: float) -> Tensor:
+        return (p * task).sum()
+
+    mine = todist.get_rank() == todist.get_world_size() - 1
+    tasks: Any = TASKS
+    weights: Any = None
+    if mine and how == "empty":
+        tasks = []
+    elif mine and how == "generator":
+        tasks = (t for t in TASKS)
+    elif mine and how == "weights":
+        weights = [1.0, 1.0, -1.0, 1.0, 1.0]
+    elif how == "learned weights":
+        weights = torch.ones(5, requires_grad=True)
+    elif mine and how == "frozen":
+        p.requires_grad_(False)
+    try:
+        told: Any = outcome(lambda: engine.backward(loss, tasks, weights=weights))
+    except (ValueError, TypeError, NotDifferentiableError) as error:
+        told = f"{type(error).__name__}: {error}"
+    p.requires_grad_(True)
+    step = engine.backward(loss, TASKS)
+    return told, step.losses.tolist(), p.grad
+
+
+def different_operations() -> Any:
+    """Return what every rank is told where one waits for the others elsewhere."""
+    p = torch.ones(2, requires_grad=True)
+    engine = todist.TaskParallel([p], timeout=1.0)
+    engine.backward(lambda t: (p * t).sum(), TASKS)
+    if todist.get_rank() == 1:
+        return outcome(todist.barrier)
+    return outcome(lambda: engine.backward(lambda t: (p * t).sum(), TASKS))
+
+
+def a_rank_that_cannot_exchange() -> Any:
+    """Return what every rank is told where one fails after its tasks."""
+    p = torch.ones(2, requires_grad=True)
+    engine = todist.TaskParallel([p], timeout=30.0)
+
+    def loss(task: float) -> Tensor:
+        value = (p * task).sum()
+        if todist.get_rank() == 1:
+            value.register_hook(lambda g: setattr(engine.group, "start_sum", no_room))
+        return value
+
+    try:
+        return outcome(lambda: engine.backward(loss, TASKS))
+    except MemoryError as error:
+        return str(error)
+
+
+def no_room(*args: Any) -> None:
+    raise MemoryError("no room")
+
+
+def lives_on() -> None:
+    time.sleep(60.0)
+
+
+def killed_beside_its_child(report: str) -> Any:
+    """Die while a process that was forked in a task lives on."""
+    p = torch.ones(2, requires_grad=True)
+    engine = todist.TaskParallel([p], timeout=30.0)
+
+    def loss(task: float) -> Tensor:
+        context = multiprocessing.get_context("fork")
+        context.Process(target=os.getpid).start()  # one that comes to its end
+        if todist.get_rank() == 1:
+            context.Process(target=lives_on, daemon=True).start()
+            time.sleep(0.2)
+            die()
+        return (p * task).sum()
+
+    found = outcome(lambda: engine.backward(loss, TASKS))
+    with open(f"{report}.{todist.get_rank()}", "w") as file:
+        file.write(repr(found))
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=30.0)
+def run(name: str, *args: Any) -> Any:
+    """Run one of the programs above in a collective world."""
+    return globals()[name](*args)
