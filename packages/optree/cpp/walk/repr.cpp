@@ -2,22 +2,42 @@
 #include "walk/repr.h"
 
 #include <string>
-#include <vector>
 
 namespace optree {
 namespace {
 
-std::string body(const SpecObject& spec) {
-    Texts stack;
-    std::uint32_t taken = 0;
-    for (const Node& node : spec.tree.nodes) {
-        for (; taken < node.leaf_end; ++taken) stack.emplace_back("*");
-        const auto first = stack.end() - node.arity;
-        const Texts children(std::make_move_iterator(first), std::make_move_iterator(stack.end()));
-        stack.erase(first, stack.end());
-        stack.push_back(node_text(node.kind, slots_of(spec.tree, node), children));
+// From the last character to the first, as the table is read, and each node's text but once: joining the
+// texts of children at every level takes time in the square of the depth.
+std::string body(const Tree& tree) {
+    if (tree.nodes.empty()) return "*";
+    constexpr char hole = '\xff';  // a byte that UTF-8 does not have
+    std::string reversed;
+    Texts open;  // what is left of the nodes on the way to the root, a hole for each child
+    Cursor cursor = Cursor::end_of(tree);
+    const auto enter = [&](const Node& node) {
+        open.push_back(
+            node_text(node.kind, slots_of(tree, node), Texts(node.arity, std::string(1, hole))));
+        cursor.enter();
+    };
+    enter(tree.root());
+    while (!open.empty()) {
+        std::string& text = open.back();
+        const std::size_t at = text.rfind(hole);
+        const std::size_t rest = at == std::string::npos ? 0 : at + 1;
+        reversed.append(text.rbegin(), text.rend() - static_cast<std::ptrdiff_t>(rest));
+        if (at == std::string::npos) {
+            open.pop_back();
+            continue;
+        }
+        text.resize(at);
+        if (const Node* node = cursor.node()) {
+            enter(*node);
+        } else {
+            reversed += '*';
+            cursor.leaf();
+        }
     }
-    return spec.tree.nodes.empty() ? "*" : stack.back();
+    return {reversed.rbegin(), reversed.rend()};
 }
 
 // Marks a spec as being printed on this thread: a key may hold the spec again.
@@ -48,7 +68,7 @@ Ref spec_repr(const SpecObject& spec) {
     const ReprGuard guard(reinterpret_cast<PyObject*>(const_cast<SpecObject*>(&spec)));
     if (guard.nested()) return checked(PyUnicode_FromString("..."));
     if (!is_initialised(spec)) return checked(PyUnicode_FromString("<uninitialised PyTreeSpec>"));
-    std::string text = "PyTreeSpec(" + body(spec);
+    std::string text = "PyTreeSpec(" + body(spec.tree);
     if (spec.none_is_leaf) text += ", NoneIsLeaf";
     if (!is_empty_str(spec.name)) text += ", namespace=" + repr_of(spec.name);
     text += ")";
