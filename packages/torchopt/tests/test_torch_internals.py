@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every private name of torch that is used does what it is used for, and stands in one module."""
+"""Every private name of torch that is used does what it is used for, and stands in one package."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import torchopt
 from torchopt import torch_internals as internals
 
 PRIVATE = re.compile(
-    r"torch\._(C|functorch|subclasses|dynamo|dispatch)\b|forward_ad\._|torch\._\w+_batch_dim"
+    r"torch\._(C|functorch|subclasses|dynamo|dispatch)\b|forward_ad\._|torch\._\w+_batch_dim|torch\._debug"
 )
 
 
-def test_private_names_stand_in_one_module() -> None:
+def test_private_names_stand_in_one_package() -> None:
     source = Path(torchopt.__file__).parent
     found = {
         path.relative_to(source).as_posix()
@@ -29,7 +29,14 @@ def test_private_names_stand_in_one_module() -> None:
         for line in path.read_text(encoding="utf-8").splitlines()
         if PRIVATE.search(line.partition("#")[0]) and '"torch._functorch"' not in line
     }
-    assert found == {"torch_internals.py"}
+    assert {name.partition("/")[0] for name in found} == {"torch_internals"}
+
+
+def test_tensors_whose_elements_overlap_are_known() -> None:
+    x = torch.zeros(3, 2)
+    assert not internals.overlaps_itself(x)
+    assert not internals.overlaps_itself(x.t())
+    assert internals.overlaps_itself(x[:, :1].expand(3, 2))
 
 
 def test_versions_are_bumped() -> None:

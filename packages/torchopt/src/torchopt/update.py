@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from torchopt.errors import LeafTypeError, MismatchError
+from torchopt.torch_internals import overlaps_itself
 from torchopt.tree import (
     PyTreeSpec,
     describe_mismatch,
@@ -109,7 +110,7 @@ def _why_not_writable(p: Tensor, u: Tensor) -> str | None:
         return f"expected an update that fits {p.dtype}, got {u.dtype}"
     if p.is_inference() and not torch.is_inference_mode_enabled():
         return "expected a parameter to write to, got an inference tensor; clone it first"
-    if p.layout is torch.strided and torch._debug_has_internal_overlap(p) == 1:
+    if p.layout is torch.strided and overlaps_itself(p):
         return "expected a parameter to write to, got an expanded tensor; clone it first"
     if p.layout is not torch.strided and u.layout is torch.strided:
         return f"expected a dense parameter, got one of layout {p.layout}"

@@ -129,8 +129,9 @@ def test_derivatives_of_native_chains(name: str) -> None:
 def test_other_chains_run_member_by_member(name: str, inplace: bool) -> None:
     impl = OTHERS[name]()
     if name != "adam, then momentum without a step size":
-        with pytest.raises(KernelUnavailableError, match="one fused rule"):
+        with pytest.raises(KernelUnavailableError, match="one fused rule") as refused:
             with_backend(impl, "native")
+        assert len(str(refused.value)) < 400
     want = roll(with_backend(impl, "reference"), inplace)
     torch.testing.assert_close(roll(impl, inplace), want, rtol=1e-12, atol=0)
 

@@ -284,9 +284,23 @@ def with_backend(
         names = ", ".join(sorted(getattr(_C, "RULES", ())))
         raise KernelUnavailableError(
             "with_backend(..., 'native'): expected an optimizer of torchopt that is one fused rule "
-            f"({names}), got {transformation!r}; use 'auto' or 'reference' for it."
+            f"({names}), got {_described(transformation)}; use 'auto' or 'reference' for it."
         )
     return transformation
+
+
+def _described(transformation: GradientTransformation) -> str:
+    owner = getattr(transformation.update, "__self__", None)
+    rule = rule_of(transformation)
+    if rule is not None:
+        return type(rule).__name__
+    if isinstance(owner, FusedChain):
+        return f"a chain of {', '.join(map(_described, owner.members))}"
+    return (
+        getattr(transformation.update, "__qualname__", "another one")
+        if owner is None
+        else (type(owner).__name__.lstrip("_"))
+    )
 
 
 def step_inplace(

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backward passes, versions of tensors, and switches of the process."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "any_autocast",
+    "backward_into",
+    "backward_pass",
+    "bump_versions",
+    "counts_for_any_autocast",
+    "is_zero_tensor",
+    "overlaps_itself",
+    "pull_back",
+    "without_recurrent_kernels",
+]
+
+#: Return whether autocast is on for a type of device, in one call for all that torch counts.
+any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
+
+
+_engine: Any = torch.autograd.Variable._execution_engine
+
+
+def backward_into(loss: torch.Tensor, start: torch.Tensor, inputs: Sequence[torch.Tensor]) -> None:
+    """Do as `torch.autograd.backward((loss,), (start,), inputs=inputs)`.
+
+    Without what torch makes sure of in Python each time, a fifth of the time on a small network.
+    The caller knows that `start` is like `loss`, which requires a gradient, and that there are
+    inputs.
+    """
+    if (
+        loss.dtype.is_floating_point
+        and _NO_OTHERS.issuperset(map(type, (loss, *inputs)))
+        and not torch._C._is_torch_function_mode_enabled()
+        and not torch.compiler.is_compiling()
+    ):
+        _engine.run_backward(
+            (loss,),
+            (start,),
+            False,  # neither keep the graph
+            False,  # nor make one
+            tuple(inputs),
+            allow_unreachable=True,
+            accumulate_grad=True,
+        )
+    else:
+        torch.autograd.backward((loss,), (start,), inputs=tuple(inputs))
+
+
+def backward_pass(
+    loss: torch.Tensor, inputs: Sequence[torch.Tensor], *, retain_graph: bool, create_graph: bool
+) -> Sequence[Any]:
+    """Return `torch.autograd.grad(loss, inputs, allow_unused=True, ...)` of one number.
+
+    Without what torch makes sure of in Python each time, a fifth of the time on a small network.
+    The caller knows that `loss` is one number and requires a gradient.
+    """
+    if type(loss) is torch.Tensor and loss.dtype.is_floating_point and _are_plain(inputs):
+        one = torch.ones_like(loss, memory_format=torch.preserve_format)
+        return _run_backward((loss,), (one,), retain_graph, create_graph, inputs)
+    return torch.autograd.grad(
+        loss, inputs, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
+    )
+
+
+def pull_back(
+    outputs: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor],
+) -> Sequence[Any]:
+    """Return `torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)`.
+
+    Without what torch makes sure of in Python each time. The caller knows that the outputs require
+    a gradient and that the cotangents are like them.
+    """
+    if _are_plain(inputs) and _are_plain(outputs):
+        return _run_backward(outputs, cotangents, False, False, inputs)
+    return torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
+
+
+def _are_plain(tensors: Sequence[torch.Tensor]) -> bool:
+    """Return whether nothing has to be asked about an operation on tensors."""
+    return (
+        _NO_OTHERS.issuperset(map(type, tensors))
+        and not torch._C._is_torch_function_mode_enabled()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _run_backward(
+    outputs: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor],
+    retain_graph: bool,
+    create_graph: bool,
+    inputs: Sequence[torch.Tensor],
+) -> Sequence[Any]:
+    found: Sequence[Any] = _engine.run_backward(
+        tuple(outputs),
+        tuple(cotangents),
+        retain_graph,
+        create_graph,
+        tuple(inputs),
+        allow_unreachable=True,
+        accumulate_grad=False,
+    )
+    return found
+
+
+_NO_OTHERS = frozenset((torch.Tensor, torch.nn.Parameter))
+
+
+def counts_for_any_autocast(device: str) -> bool:
+    """Return whether `any_autocast` is known to tell of this type of device."""
+    if any_autocast():
+        return False
+    torch.set_autocast_enabled(device, True)
+    try:
+        return any_autocast()
+    finally:
+        torch.set_autocast_enabled(device, False)
+
+
+#: Return whether a tensor is zero without having memory, as the tangent of a constant is.
+is_zero_tensor: Callable[[Tensor], bool] = Tensor._is_zerotensor
+
+
+def _accepts_lists() -> bool:
+    x = torch.zeros(())
+    try:
+        torch.autograd.graph.increment_version([x])  # since torch 2.6
+    except (TypeError, RuntimeError, AttributeError):
+        return False
+    return x._version == 1
+
+
+def _bump_one_by_one(tensors: list[Tensor]) -> None:
+    for x in tensors:
+        torch.autograd.graph.increment_version(x)
+
+
+#: Record in the versions of tensors that they were written to.
+bump_versions: Callable[[list[Tensor]], None] = (
+    torch._C._increment_version if _accepts_lists() else _bump_one_by_one
+)
+
+
+@contextlib.contextmanager
+def without_recurrent_kernels() -> Iterator[None]:
+    """Return a context in which recurrent layers run without mkldnn and cuDNN, whose kernels have
+    no forward mode and no second derivative.
+
+    The contexts of `torch.backends` set more than that, and warn where a device is missing.
+    """
+    internals: Any = torch._C
+    # The switches are of the process: the last of its threads to leave puts them back.
+    with _switches:
+        if not _switched:
+            _found[:] = internals._get_mkldnn_enabled(), internals._get_cudnn_enabled()
+        _switched.append(None)
+        internals._set_mkldnn_enabled(False)
+        internals._set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        with _switches:
+            _switched.pop()
+            if not _switched:
+                internals._set_mkldnn_enabled(_found[0])
+                internals._set_cudnn_enabled(_found[1])
+
+
+_switches = threading.Lock()
+_switched: list[None] = []  # one for each that is inside
+_found: list[bool] = []
+
+
+def overlaps_itself(x: Tensor) -> bool:
+    """Return whether two elements of a strided tensor are known to share memory."""
+    found: bool = torch._debug_has_internal_overlap(x) == 1
+    return found

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What torch's activation checkpoints keep to themselves."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils.checkpoint as torch_checkpoint
+
+from torchopt.torch_internals.transforms import forward_mode_enabled
+
+__all__ = [
+    "checkpoint_of",
+    "is_checkpoint_in_transform",
+    "pack_hooks",
+    "reentrant_checkpoint",
+    "top_saved_tensor_hooks",
+]
+
+_autograd: Any = torch._C._autograd
+
+#: Called with True: the (pack, unpack) hooks for saved tensors in force in this thread, or None.
+top_saved_tensor_hooks: Callable[[bool], tuple[Callable[..., Any], Callable[..., Any]] | None] = (
+    _autograd._top_saved_tensors_default_hooks
+)
+
+
+# The hook that packs, and its variable with the checkpoint (or a weak reference to it).
+_OF_FORWARD = ("_checkpoint_hook.__init__.<locals>.pack_hook", "frame")
+_OF_RECOMPUTATION = ("_recomputation_hook.__init__.<locals>.pack_hook", "target_frame_ref")
+
+
+def pack_hooks() -> list[Callable[..., Any]]:
+    """Return the pack hooks for saved tensors of this thread, outermost first.
+
+    torch shows the innermost pair alone, so they are taken off and put back.
+    """
+    pairs = []
+    try:
+        while (pair := top_saved_tensor_hooks(True)) is not None:
+            _autograd._pop_saved_tensors_default_hooks()
+            pairs.append(pair)
+    finally:
+        for pair in reversed(pairs):
+            _autograd._push_saved_tensors_default_hooks(*pair)
+    return [pack for pack, _ in reversed(pairs)]
+
+
+def checkpoint_of(pack: Callable[..., Any]) -> tuple[Any, bool] | None:
+    """Return the checkpoint that a pack hook belongs to, and whether it is being recomputed.
+
+    None for a hook of something else. The checkpoint is the object that torch keeps for a call of
+    `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)` while it may be recomputed.
+    """
+    if getattr(pack, "__module__", None) != torch_checkpoint.__name__:
+        return None
+    for (name, variable), recomputed in ((_OF_FORWARD, False), (_OF_RECOMPUTATION, True)):
+        if getattr(pack, "__qualname__", None) == name:
+            function = inspect.unwrap(pack)
+            cells: Any = function.__closure__
+            found = cells[function.__code__.co_freevars.index(variable)].cell_contents
+            return (found() if recomputed else found), recomputed
+    return None
+
+
+def reentrant_checkpoint() -> Any:
+    """Return the context of the outermost checkpoint with `use_reentrant=True` that runs here.
+
+    None outside of one.
+    """
+    # Only the forward pass of a torch.autograd.Function switches off both modes.
+    if torch.is_grad_enabled() or forward_mode_enabled():
+        return None
+    if torch.is_inference_mode_enabled():
+        return None
+    code = torch_checkpoint.CheckpointFunction.forward.__code__
+    found = None
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is code:
+            found = frame.f_locals["ctx"]
+        frame = frame.f_back
+    return found
+
+
+def is_checkpoint_in_transform(error: RuntimeError) -> bool:
+    """Return whether a checkpoint raised because it ran inside a transform of torch.func."""
+    if not any(part in str(error) for part in ("saved tensor hooks", "setup_context")):
+        return False
+    code = inspect.unwrap(torch_checkpoint.checkpoint).__code__
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is code:
+            return True
+        trace = trace.tb_next
+    return False

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What torch.distributed has no public name for."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+__all__ = [
+    "abort_on",
+    "collective_options",
+    "remove_fsdp_hooks",
+    "rpc_agent_is_set",
+    "rpc_barrier",
+]
+
+
+def remove_fsdp_hooks(module: Any) -> None:
+    """Take off the hooks by which `fully_shard` gathers the parameters of a module."""
+    state = module._get_fsdp_state()
+    state._pre_forward_hook_handle.remove()
+    state._post_forward_hook_handle.remove()
+
+
+def collective_options(kind: str, timeout: timedelta) -> Any:
+    """Return the options of one collective operation, with a limit of its own.
+
+    Args:
+        kind: `"AllreduceOptions"`, `"AllgatherOptions"` or `"BroadcastOptions"`.
+        timeout: The limit.
+    """
+    from torch._C import _distributed_c10d  # there is none where torch has no process groups
+
+    options = getattr(_distributed_c10d, kind)()
+    options.timeout = timeout
+    return options
+
+
+def abort_on(group: Any, device: str) -> None:
+    """End the operations of a process group on a kind of device, if it has a backend for it."""
+    with contextlib.suppress(RuntimeError, ValueError):
+        group._get_backend(torch.device(device)).abort()
+
+
+def rpc_agent_is_set(api: Any) -> bool:
+    """Return whether remote calls work now, by `torch.distributed.rpc.api`."""
+    is_set = getattr(api, "_is_current_rpc_agent_set", None)  # there is none on Windows
+    return is_set is not None and bool(is_set())
+
+
+def rpc_barrier(api: Any, names: set[str]) -> None:
+    """Wait until the workers of remote calls of these names have come; none: all of them."""
+    everyone = {info.name for info in api._get_current_rpc_agent().get_worker_infos()}
+    api._barrier(names or everyone)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graphs of operations: made, looked at and compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchopt.errors import CompilerError
+
+__all__ = [
+    "HostReadError",
+    "compiled_graph",
+    "draws_numbers",
+    "is_host_read",
+    "lifted_constants",
+    "split_graph",
+    "traced_graph",
+]
+
+
+class HostReadError(Exception):
+    """A value of a tensor is read on the host, or decides a shape, while a program is traced."""
+
+
+class _HostReads(TorchDispatchMode):
+    """A mode that calls `read` with each tensor whose value goes to the host."""
+
+    def __init__(self, read: Callable[[Tensor], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._read = read
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.data_dependent_output in func.tags:
+            for x in args:
+                if isinstance(x, Tensor):
+                    self._read(x)
+        if torch.Tag.dynamic_output_shape in func.tags and _shape_depends_on_values(func, args):
+            raise HostReadError(str(func).split(".")[1])
+        return func(*args, **(kwargs or {}))
+
+
+def _shape_depends_on_values(func: Any, args: Any) -> bool:
+    if func is not torch.ops.aten.index.Tensor:
+        return True
+    masks = (torch.bool, torch.uint8)
+    return any(isinstance(x, Tensor) and x.dtype in masks for x in args[1])
+
+
+class _MemoryReads(TorchFunctionMode):
+    """A mode that refuses what reads the memory of a tensor past torch's operations."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READS_OF_MEMORY:
+            raise HostReadError(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+_READS_OF_MEMORY = frozenset((Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__))
+
+
+def traced_graph(
+    function: Callable[..., Any], examples: Sequence[Tensor], read: Callable[[Tensor], None]
+) -> torch.fx.GraphModule:
+    """Return the operations of torch that a function of tensors does, as a graph of them.
+
+    Derivatives that the function takes are operations in the graph. A tensor that is no argument
+    is a constant of it.
+
+    Args:
+        function: From tensors to a list of tensors.
+        examples: Distinct tensors.
+        read: Called with each tensor that is no argument whose value is read on the host; raises.
+
+    Raises:
+        HostReadError: A value is read past torch's operations, or a shape depends on one.
+        RuntimeError: A value that depends on the arguments is read on the host.
+    """
+    # 0.4 s that only those who trace have to wait.
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with _HostReads(read), _MemoryReads():
+        graph: torch.fx.GraphModule = make_fx(function)(*examples)
+    return graph
+
+
+def is_host_read(error: BaseException) -> bool:
+    """Return whether tracing failed because a value was read on the host."""
+    return isinstance(error, HostReadError) or "value out of a tracing tensor" in str(error)
+
+
+def compiled_graph(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
+    """Return a graph of operations compiled by inductor, called without guards.
+
+    Raises:
+        CompilerError: There is no C++ compiler, or it does not work, or inductor fails.
+    """
+    import torch._inductor as inductor
+
+    options = {"fallback_random": True, "size_asserts": False}
+    try:
+        with torch.no_grad():
+            code: Callable[..., Any] = inductor.compile(graph, list(examples), options=options)
+    except Exception as error:
+        raise CompilerError(_why_not_compiled(error)) from error
+    return code
+
+
+def _why_not_compiled(error: BaseException) -> str:
+    from torch._inductor import exc
+
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = getattr(cause, "inner_exception", None) or cause.__cause__ or cause.__context__
+    if any(isinstance(x, exc.InvalidCxxCompiler) for x in causes):
+        return "expected a C++ compiler, found none; install one, or name it in CXX"
+    if any(isinstance(x, exc.CppCompileError) for x in causes):
+        return "expected a C++ compiler that compiles what inductor writes, got one that fails"
+    told = str(error).strip().partition("\n")[0][:120]
+    return f"expected a program that inductor compiles, got {type(error).__name__}: {told}"
+
+
+def draws_numbers(graph: torch.fx.GraphModule) -> bool:
+    """Return whether a graph draws random numbers."""
+    return any(
+        torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        for node in graph.graph.nodes
+        if node.op == "call_function"
+    )
+
+
+def split_graph(
+    graph: torch.fx.GraphModule, count: int, cotangents: Sequence[int]
+) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule]:
+    """Return the part of a graph that depends on no cotangent, and the rest.
+
+    The first returns `count` results and then what the second takes before the cotangents.
+
+    Args:
+        graph: Its output is a list.
+        count: The first so many results depend on no cotangent; the others may.
+        cotangents: Which of its arguments are cotangents.
+    """
+    nodes = list(graph.graph.nodes)
+    arguments = [n for n in nodes if n.op == "placeholder"]
+    given = [arguments[i] for i in cotangents]
+    later = set(given)
+    for node in nodes:
+        if any(x in later for x in node.all_input_nodes):
+            later.add(node)
+    (results,) = nodes[-1].args
+    wanted = [x for x in results[count:] if isinstance(x, torch.fx.Node)]
+    read = [x for n in nodes[:-1] if n in later for x in n.all_input_nodes]
+    kept = dict.fromkeys(x for x in (*read, *wanted) if x not in later)
+    first = _extracted(
+        graph,
+        [n for n in arguments if n not in later],
+        [n for n in nodes[:-1] if n not in later and n.op != "placeholder"],
+        [*results[:count], *kept],
+    )
+    second = _extracted(
+        graph,
+        [*kept, *given],
+        [n for n in nodes[:-1] if n in later and n.op != "placeholder"],
+        results[count:],
+    )
+    return first, second
+
+
+def _extracted(
+    graph: torch.fx.GraphModule, arguments: Any, nodes: Any, results: Any
+) -> torch.fx.GraphModule:
+    made = torch.fx.Graph()
+    known = {}
+    for node in arguments:
+        known[node] = made.placeholder(node.name)
+        known[node].meta.update(node.meta)
+    for node in nodes:
+        known[node] = made.node_copy(node, known.__getitem__)
+    made.output([known[x] if isinstance(x, torch.fx.Node) else x for x in results])
+    made.eliminate_dead_code()
+    return torch.fx.GraphModule(graph, made)
+
+
+def lifted_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
+    """Make the tensors that a graph holds arguments of it, after the others, and return them.
+
+    Those that stand for numbers that the traced function wrote down stay.
+    """
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+    graph.graph.eliminate_dead_code()
+    nodes = list(graph.graph.nodes)
+    last = [n for n in nodes if n.op == "placeholder"][-1]
+    by_identity: dict[int, tuple[Tensor, Any]] = {}
+    for node in nodes:
+        if node.op != "get_attr":
+            continue
+        x = getattr(graph, node.target)
+        if not isinstance(x, Tensor) or all("lift_fresh" in str(u.target) for u in node.users):
+            continue
+        if id(x) not in by_identity:
+            with graph.graph.inserting_after(last):
+                last = graph.graph.placeholder(f"held_{len(by_identity)}")
+                last.meta.update(node.meta)
+            by_identity[id(x)] = x, last
+        node.replace_all_uses_with(by_identity[id(x)][1])
+        graph.graph.erase_node(node)
+    for name in {n.target for n in nodes if n.op == "get_attr"} - {
+        n.target for n in graph.graph.nodes if n.op == "get_attr"
+    }:
+        delattr(graph, name)
+    graph.recompile()
+    return [x for x, _ in by_identity.values()]
