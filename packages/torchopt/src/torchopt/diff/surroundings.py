@@ -209,11 +209,14 @@ class Surroundings:
         end of one counts calls, and goes on counting. Generators that have not moved share their
         state with this.
         """
-        now = copy.copy(self)
-        now._fresh, now._counting = False, True
-        now._sources = [
+        taken = [
             s if s.is_at(state := s.get()) else Source(s.get, s.set, state) for s in self._sources
         ]
+        is_static = not (self._fresh or self._slots or self._modules or self._containers)
+        if is_static and all(x is s for x, s in zip(taken, self._sources)):
+            return self  # a step that draws nothing and reaches nothing that changes
+        now = copy.copy(self)
+        now._fresh, now._counting, now._sources = False, True, taken
         if any(slot.read() is not slot.value for slot in self._slots):
             now._search(first=False)
         now.settle()

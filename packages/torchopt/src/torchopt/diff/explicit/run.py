@@ -323,7 +323,9 @@ class Run:
 
 def _constant(carry: Carry) -> Carry:
     """Return what was computed without a graph outside of any: a state may hold a variable."""
-    return carry.detached() if any(x.requires_grad for x in carry.smooth) else carry
+    leaves = (*carry.params, *carry.state)
+    attached = any(isinstance(x, Tensor) and x.requires_grad for x in leaves)
+    return carry.detached() if attached else carry
 
 
 def _tensors(aux: Aux) -> list[Tensor]:
