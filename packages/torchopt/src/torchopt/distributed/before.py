@@ -134,7 +134,8 @@ class Before:
                 x.copy_(self._contents[k])
                 self._versions[k] = x._version
         for part, training in self._modes:
-            part.training = training
+            if part.training != training:
+                part.training = training
 
     def _is_written(self, k: int, x: Tensor) -> bool:
         # torch's batch norm writes its statistics behind the back of the version counter.

@@ -9,6 +9,7 @@ after the pass, with the numbers that come out of it.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,13 +20,41 @@ from torchopt.distributed.group import Group
 from torchopt.distributed.signature import local_part
 from torchopt.distributed.sparse import added
 
-__all__ = ["BucketedSum", "dense_gradient"]
+__all__ = ["BucketedSum", "dense_gradient", "filled"]
 
 
 def dense_gradient(p: Tensor) -> Tensor:
     """Return the gradient of a leaf; zeros if there is none."""
     g = p.grad
     return torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
+
+
+def filled(
+    params: Sequence[Tensor], bucket_bytes: int, apart: Sequence[int] = ()
+) -> list[list[int]]:
+    """Return which parameters go into which bucket, by number, in the order of sending.
+
+    Args:
+        params: The parameters; DTensors go into none.
+        bucket_bytes: Size at which a bucket is full. Where there are several, the first one is at a
+            quarter of it.
+        apart: Parameters that go into none.
+    """
+    open_: dict[Any, tuple[list[int], int]] = {}
+    full: list[list[int]] = []
+    several = sum(p.numel() * p.element_size() for p in params) > bucket_bytes
+    for k in reversed(range(len(params))):
+        p = params[k]
+        if k in apart or hasattr(p, "to_local"):
+            continue
+        members, size = open_.get((p.dtype, p.device), ([], 0))
+        size += p.numel() * p.element_size()
+        members.append(k)
+        if size >= (bucket_bytes if full or not several else bucket_bytes // 4):
+            full.append(members)
+            members, size = [], 0
+        open_[p.dtype, p.device] = (members, size)
+    return full + [members for members, _ in open_.values() if members]
 
 
 class _Bucket:
@@ -42,12 +71,11 @@ class BucketedSum:
     Args:
         params: Leaves; their `.grad` is set aside until `finish` or `abandon`.
         group: The ranks.
-        bucket_bytes: Size at which a bucket is full; the first one is at a quarter of it.
+        fill: What `filled` says; the sums of parameters in no bucket are made elsewhere.
         may_send: Asked before the first bucket is sent.
-        apart: Positions of parameters that are in no bucket, and whose sums are made elsewhere.
 
     Attributes:
-        used: Whether a backward pass of this process has reached the parameter.
+        used: Whether a backward pass of this process has reached the parameter; after `send`.
         early_bytes: Of the buckets that were sent while the last backward pass still ran.
         takes_numbers: Whether `send` can take numbers along.
     """
@@ -56,61 +84,40 @@ class BucketedSum:
         self,
         params: Sequence[Tensor],
         group: Group,
-        bucket_bytes: int,
+        fill: Sequence[list[int]],
         may_send: Callable[[], bool],
-        apart: Sequence[int] = (),
     ) -> None:
         self.params = list(params)
         self._may_send = may_send
         self.group = group
         self.early_bytes = 0
         self.before = [p.grad for p in self.params]
-        self.used = [False] * len(self.params)
-        self._home: dict[int, _Bucket] = {}
+        self.used: list[bool] = []
         self._next = 0
         self._armed = False
         self._numbers: Numbers | None = None
         # A DTensor's gradient is a DTensor: it is summed by itself, shard by shard.
         self._sharded = [k for k, p in enumerate(self.params) if hasattr(p, "to_local")]
-        self._apart = {*self._sharded, *apart}
-        self._buckets = self._filled(bucket_bytes)
+        self._buckets = [_Bucket(members) for members in fill]
         last = self.params[self._buckets[-1].members[0]] if self._buckets else None
         self.takes_numbers = last is not None and Numbers.fit(last)
         for p in self.params:
             p.grad = None
-        self._hooks = [
-            p.register_post_accumulate_grad_hook(self._hook(k)) for k, p in enumerate(self.params)
-        ]
-
-    def _filled(self, bucket_bytes: int) -> list[_Bucket]:
-        open_: dict[Any, tuple[list[int], int]] = {}
-        full: list[list[int]] = []
-        for k in reversed(range(len(self.params))):
-            if k in self._apart:
-                continue
-            p = self.params[k]
-            members, size = open_.get((p.dtype, p.device), ([], 0))
-            size += p.numel() * p.element_size()
-            members.append(k)
-            if size >= (bucket_bytes if full else bucket_bytes // 4):
-                full.append(members)
-                members, size = [], 0
-            open_[p.dtype, p.device] = (members, size)
-        full += [members for members, _ in open_.values() if members]
-        buckets = [_Bucket(members) for members in full]
-        for bucket in buckets:
-            self._home.update(dict.fromkeys(bucket.members, bucket))
-        return buckets
+        self._hooks: list[Any] = []
+        if len(self._buckets) > self.takes_numbers:  # some can be sent early
+            for bucket in self._buckets:
+                hook = self._hook(bucket)
+                for k in bucket.members:
+                    self._hooks.append(self.params[k].register_post_accumulate_grad_hook(hook))
 
     def arm(self) -> None:
         """Send buckets as the next backward pass, the last one here, completes them."""
         self._armed = True
 
-    def _hook(self, k: int) -> Callable[[Tensor], None]:
+    def _hook(self, bucket: _Bucket) -> Callable[[Tensor], None]:
         def accumulated(p: Tensor) -> None:
-            self.used[k] = True
-            if self._armed and k in self._home:
-                self._ready(self._home[k])
+            if self._armed:
+                self._ready(bucket)
 
         return accumulated
 
@@ -145,10 +152,9 @@ class BucketedSum:
     def send(self) -> None:
         """Send what is left, but for the last bucket if it takes numbers along."""
         self._unhook()
+        self.used = [p.grad is not None for p in self.params]  # in a bucket: every one
         for bucket in self._buckets[self._next : len(self._buckets) - self.takes_numbers]:
             self._send(bucket, [])
-        for k in self._apart:
-            self.used[k] = self.used[k] or self.params[k].grad is not None
 
     def send_last(self, counts: list[float], losses: list[float]) -> None:
         """Send the last bucket, with the numbers of the step.
@@ -218,11 +224,10 @@ class Numbers:
 
     def __init__(self, counts: list[float], losses: list[float], dtype: torch.dtype) -> None:
         self._sizes = len(counts), len(losses)
-        values = torch.tensor(losses, dtype=torch.float64)
+        m = len(losses)
         if dtype != torch.float64:
-            bits = values.view(torch.int64)
-            values = torch.cat([(bits >> shift) & 0xFFFF for shift in _SHIFTS])
-        self.packed = torch.cat([torch.tensor(counts, dtype=dtype), values.to(dtype)])
+            losses = list(struct.unpack(f"<{4 * m}H", struct.pack(f"<{m}d", *losses)))
+        self.packed = torch.tensor(counts + losses, dtype=dtype)
 
     @staticmethod
     def fit(p: Tensor) -> bool:
@@ -232,13 +237,9 @@ class Numbers:
     def unpacked(self, flat: Tensor) -> tuple[list[float], Tensor]:
         """Return counts and losses, in float64, from the end of the summed bucket."""
         n, m = self._sizes
-        row = flat[len(flat) - len(self.packed) :].double()
-        counts, rest = row[:n], row[n:]
-        if len(rest) != m:
-            digits = rest.long().view(len(_SHIFTS), m)
-            bits = torch.stack([x << shift for x, shift in zip(digits, _SHIFTS)]).sum(0)
-            rest = bits.view(torch.float64)
-        return counts.tolist(), rest.clone()
-
-
-_SHIFTS = (0, 16, 32, 48)
+        row = flat[flat.numel() - self.packed.numel() :].tolist()
+        counts, losses = row[:n], row[n:]
+        if flat.dtype != torch.float64:
+            digits = struct.pack(f"<{4 * m}H", *map(int, losses))
+            losses = list(struct.unpack(f"<{m}d", digits))
+        return counts, torch.tensor(losses, dtype=torch.float64)

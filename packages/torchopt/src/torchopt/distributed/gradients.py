@@ -218,9 +218,7 @@ class _Bucketed(Gradients):
         engine = step.engine
         self._differs = False
         self._hello = Packet(step.group, f"{step.signature.meaning} begin")
-        self.sum = BucketedSum(
-            self.params, engine.group, engine.bucket_bytes, self._may_send, self.sparse
-        )
+        self.sum = BucketedSum(self.params, engine.group, step.form.fill, self._may_send)
 
     def _may_send(self) -> bool:
         """Return whether all ranks have the same buckets."""

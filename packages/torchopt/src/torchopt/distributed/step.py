@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchopt.diff.zero_order.directions import member_seed, seeded
 from torchopt.distributed.before import Before
@@ -106,11 +106,9 @@ class Step:
         sent = self.group.bytes_sent
         gradients = gradients_of(self)
         try:
-            with contextlib.ExitStack() if self.engine.modules else _NOTHING as stack:
-                for module in self.engine.modules:
-                    for part in module.modules():
-                        if isinstance(part, nn.parallel.DistributedDataParallel):
-                            stack.enter_context(part.no_sync())
+            with contextlib.ExitStack() if self.engine.reducers else _NOTHING as stack:
+                for reducer in self.engine.reducers:
+                    stack.enter_context(reducer.no_sync())
                 self._run_tasks(gradients)
             waiting = time.perf_counter()
             try:

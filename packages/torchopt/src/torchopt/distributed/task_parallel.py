@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.distributed.arguments import checked_weights
+from torchopt.distributed.buckets import filled
 from torchopt.distributed.gradients import is_small
 from torchopt.distributed.group import Group
 from torchopt.distributed.session import DEFAULT_TIMEOUT
@@ -41,6 +42,7 @@ class _Form:
     code: int  # the same on every rank if shapes and dtypes are
     is_small: bool
     sparse: list[int]
+    fill: list[list[int]]
 
 
 class TaskParallel:
@@ -134,8 +136,14 @@ class TaskParallel:
         self.steps = 0
         self.attempts = 0
         self._held = tree_leaves(params)
-        self._form = _Form([], 0, is_small=False, sparse=[])
+        self._form = _Form([], 0, is_small=False, sparse=[], fill=[])
         self.modules = [x for x in self._held if isinstance(x, nn.Module)]
+        self.reducers = [
+            part
+            for module in self.modules
+            for part in module.modules()
+            if isinstance(part, nn.parallel.DistributedDataParallel)
+        ]
         self.is_fsdp = any(_is_fsdp(part) for module in self.modules for part in module.modules())
         if not self.params:
             raise ValueError("`params`: expected tensors that require gradients, found none.")
@@ -179,7 +187,9 @@ class TaskParallel:
         if len(known) != len(params) or any(a is not b for a, b in zip(known, params)):
             code = zlib.crc32(repr([(tuple(p.shape), p.dtype) for p in params]).encode())
             small = self.group.device.type == "cpu" and is_small(params, self.bucket_bytes)
-            self._form = _Form(params, code, small, sparse_positions(self.modules, params))
+            sparse = sparse_positions(self.modules, params)
+            fill = filled(params, self.bucket_bytes, sparse)
+            self._form = _Form(params, code, small, sparse, fill)
         return self._form
 
     @torch.no_grad()
