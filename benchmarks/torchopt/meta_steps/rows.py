@@ -44,11 +44,11 @@ def numbers(kind: str) -> dict[str, Any]:
             "outer": [rng.randn(16, 50, 64), rng.randint(0, 10, (16, 50))],
         }
     elif kind == "conv":
-        params = {f"k{i}": rng.randn(32, 32 if i else 1, 3, 3) / (9 * 32) ** 0.5 for i in range(4)}
+        params = {f"k{i}": rng.randn(16, 16 if i else 1, 3, 3) / (9 * 16) ** 0.5 for i in range(4)}
         found = {
-            "params": {**params, "w0": rng.randn(32, 5) / 32**0.5, "b0": np.zeros(5)},
-            "inner": [rng.randn(8, 25, 1, 28, 28), rng.randint(0, 5, (8, 25))],
-            "outer": [rng.randn(8, 25, 1, 28, 28), rng.randint(0, 5, (8, 25))],
+            "params": {**params, "w0": rng.randn(16, 5) / 4, "b0": np.zeros(5)},
+            "inner": [rng.randn(8, 10, 1, 28, 28), rng.randint(0, 5, (8, 10))],
+            "outer": [rng.randn(8, 10, 1, 28, 28), rng.randint(0, 5, (8, 10))],
         }
     elif kind == "task":
         x, y = rng.randn(2, 32, 32), rng.randint(0, 10, (2, 32))

@@ -51,7 +51,7 @@ class Config:
     width: int = 32
     steps: int = 3000
     execute: str = "compile"
-    repeats: int = 200
+    repeats: int = 500
     seed: int = 0
 
 

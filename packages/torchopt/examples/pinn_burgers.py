@@ -48,7 +48,7 @@ class Config:
     width: int = 24
     steps: int = 6000
     execute: str = "compile"
-    repeats: int = 200
+    repeats: int = 500
     seed: int = 0
 
 

@@ -101,7 +101,7 @@ def _hyper(name: str, value: Any) -> float | None:
         )
     if not value.is_floating_point():
         return as_number(name, value)
-    return None if torch.compiler.is_compiling() or is_watched(value) else as_number(name, value)
+    return None if is_traced() or is_watched(value) else as_number(name, value)
 
 
 def _constants(

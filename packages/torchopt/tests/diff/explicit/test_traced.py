@@ -22,7 +22,7 @@ from torchopt.errors import NotDifferentiableError, NotTraceableError
 
 TOLERANCE = 1e-12
 QUICK = ("adamax", "sgd-momentum")
-READING = {"adam-fused", "adam-fused-eps_root", "shampoo", "soap"}
+READING = {"shampoo", "soap"}
 CASES = [
     pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow)
     for case in optimizers.SMOOTH

@@ -434,6 +434,7 @@ def inner_loop(
         which keeps everything, whatever `keep` says.
 
     Raises:
+        CompilerError: From a call with `"compile"`: there is no C++ compiler, or it fails.
         NotTraceableError: From a call with another `execute` than `"eager"`: the loss or the
             optimizer reads a value on the host, changes something beside what it returns, or a
             second derivative is taken of the call; the message says which.
