@@ -4,6 +4,9 @@
 //
 // Reading in place pays for 2x of flatten, writing for 2x to 3x of unflatten and map, on trees of dicts
 // (benchmarks/optree, nested dicts and dict of 10,000).
+//
+// Without the interpreter lock it is read inside a CriticalSection, under which nobody else writes; a
+// new dict is filled before anybody has seen it.
 #pragma once
 
 #include <cstring>
@@ -12,7 +15,7 @@
 #include "cpython/compat.h"
 
 #if PY_VERSION_HEX >= 0x030B0000 && PY_VERSION_HEX < 0x03100000 && !defined(PYPY_VERSION) && \
-    !defined(Py_GIL_DISABLED) && !defined(Py_REF_DEBUG)
+    !defined(Py_REF_DEBUG)
 #define OPTREE_DICT_ENTRIES 1
 #else
 #define OPTREE_DICT_ENTRIES 0
@@ -86,8 +89,7 @@ struct DictEntries {
     }
 };
 
-#if PY_VERSION_HEX < 0x03100000 && !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)
-#define OPTREE_DICT_KEYS 1
+#if PY_VERSION_HEX < 0x03100000 && !defined(PYPY_VERSION)
 
 namespace dict_internals {
 
@@ -108,6 +110,7 @@ struct Keys {
     std::uint8_t log2_size;
     std::uint8_t log2_index_bytes;
     std::uint8_t kind;
+    std::uint8_t mutex;  // of free-threaded builds, for tables that dicts share
     std::uint32_t version;
     Py_ssize_t usable;
     Py_ssize_t nentries;
@@ -121,6 +124,10 @@ inline Py_ssize_t size_of_table(const Keys& keys) noexcept {
 #endif
 
 }  // namespace dict_internals
+#endif
+
+#if PY_VERSION_HEX < 0x03100000 && !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)
+#define OPTREE_DICT_KEYS 1
 
 // Whether nothing was ever taken out of the table of a dict: neither is there a hole among the entries
 // nor was the last one popped.
@@ -169,6 +176,34 @@ OPTREE_INLINE DictEntries dict_entries(PyObject* dict) noexcept {
     }
     return {};
 }
+
+// The same of a dict without holes whose keys are all str, as most are; false for others.
+class TextEntries {
+  public:
+    OPTREE_INLINE explicit TextEntries(PyObject* dict) noexcept {
+        const auto* object = reinterpret_cast<PyDictObject*>(dict);
+        auto* keys = reinterpret_cast<dict_internals::Keys*>(object->ma_keys);
+        const bool plain = object->ma_values == nullptr && keys->nentries == object->ma_used &&
+                           keys->kind == dict_internals::kUnicode;
+        if (OPTREE_LIKELY(plain)) {
+            char* first = keys->indices + (std::size_t{1} << keys->log2_index_bytes);
+            first_ = reinterpret_cast<PyObject**>(first);
+        }
+    }
+    explicit operator bool() const noexcept { return first_ != nullptr; }
+    PyObject* first_key() const noexcept { return first_[0]; }
+    template <class Visit>
+    OPTREE_INLINE bool for_each(std::uint32_t size, Visit&& visit) const {
+        PyObject** entry = first_;
+        for (std::uint32_t i = 0; i < size; ++i, entry += 2) {
+            if (OPTREE_UNLIKELY(!visit(i, entry[0], entry[1]))) return false;
+        }
+        return true;
+    }
+
+  private:
+    PyObject** first_ = nullptr;
+};
 
 namespace dict_internals {
 
@@ -240,6 +275,15 @@ OPTREE_INLINE void prefetch_entries(PyObject* dict) noexcept {
 #else
 
 inline DictEntries dict_entries(PyObject*) noexcept { return {}; }
+struct TextEntries {
+    explicit TextEntries(PyObject*) noexcept {}
+    explicit operator bool() const noexcept { return false; }
+    PyObject* first_key() const noexcept { return nullptr; }
+    template <class Visit>
+    bool for_each(std::uint32_t, Visit&&) const {
+        return false;
+    }
+};
 template <class Value>
 PyObject* dict_like(PyObject*, std::uint32_t, Value&&) noexcept {
     return nullptr;

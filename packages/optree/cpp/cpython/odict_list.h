@@ -18,7 +18,7 @@
 // CPython 3.9 to 3.15, as far as the dict underneath can be seen to have only grown.
 #define OPTREE_ODICT_LIST OPTREE_DICT_KEYS
 // As far as the dict underneath can be written.
-#define OPTREE_ODICT_FILL OPTREE_DICT_ENTRIES
+#define OPTREE_ODICT_FILL (OPTREE_DICT_KEYS && OPTREE_DICT_ENTRIES)
 
 namespace optree {
 

@@ -45,21 +45,11 @@ class Context {
     // The class of the last leaf, borrowed; null before the first.
     OPTREE_INLINE const PyTypeObject* last_leaf() const noexcept { return last_leaf_; }
 
-    // Whether all objects are of the class of the last leaf. Runs no Python code.
-    OPTREE_INLINE bool are_like_last_leaf(PyObject* const* objects,
-                                          std::size_t count) const noexcept {
-        for (std::size_t i = 0; i < count; ++i) {
-            if (Py_TYPE(objects[i]) != last_leaf_) return false;
-        }
-        return true;
-    }
-
-    // Before the first leaf: whether `object` is one, whose class then is that of the last leaf. False
-    // where this can't be told without Python code.
-    OPTREE_INLINE bool is_first_leaf(PyObject* object) {
-        if (compat::kFreeThreaded || OPTREE_LIKELY(last_leaf_ != nullptr)) return false;
-        Registration* registration = nullptr;
-        return !PyTuple_Check(object) && classify(object, registration) == Kind::leaf;
+    // Whether `object` is of the class of the last leaf, which it may be itself where there was none
+    // before. False where this can't be told without Python code.
+    OPTREE_INLINE bool is_leaf_for_sure(PyObject* object) {
+        if (OPTREE_LIKELY(Py_TYPE(object) == last_leaf_)) return true;
+        return !compat::kFreeThreaded && last_leaf_ == nullptr && is_first_leaf(object);
     }
 
     // The kind of `object` by its exact class. Sets `registration` for Kind::custom: borrowed until
@@ -131,6 +121,11 @@ class Context {
     static std::size_t seen_index(const PyTypeObject* type) noexcept {
         const auto bits = reinterpret_cast<std::uintptr_t>(type);
         return ((bits >> 4) ^ (bits >> 8) ^ (bits >> 12)) % kSets;
+    }
+
+    OPTREE_NOINLINE bool is_first_leaf(PyObject* object) {
+        Registration* registration = nullptr;
+        return !PyTuple_Check(object) && classify(object, registration) == Kind::leaf;
     }
 
     OPTREE_NOINLINE Kind classify_rest(PyTypeObject* type, Registration*& registration);

@@ -14,7 +14,8 @@ struct DictKind : MappingKind<Self> {
                                                  PyObject** out) {
         return optree::gather_known(context.state.layouts(), object, context.sorted, out);
     }
-    static Ref scan_unknown(Context& context, PyObject* object, ObjectStack& children) {
+    OPTREE_NOINLINE static Ref scan_unknown(Context& context, PyObject* object,
+                                            ObjectStack& children) {
         return optree::scan_unknown(context.state.layouts(), context.state.layout(), object,
                                     context.sorted, children);
     }

@@ -123,6 +123,7 @@ Ref make_layout_in_order(LayoutTypes types, PyObject* const* inserted, std::size
     layout->size = count;
     layout->atomic = atomic;
     layout->sorted = sorted;
+    layout->shape = shape_of(count, sorted);
     layout->bytes = 0;
     new (&layout->hash) std::atomic<std::uint64_t>(0);
     new (&layout->group) std::atomic<std::uint64_t>(0);

@@ -29,8 +29,9 @@ struct KeyLayout {
         prototype;  // owned: a dict of the keys in insertion order, to copy; or null
     std::atomic<PyObject*> entries;  // owned: a tuple of the keys in traversal order; or null
     mutable std::atomic<std::uint64_t>
-        group;          // layouts of one group have equal keys in the same order; 0: none known
-    std::size_t bytes;  // about what it takes, keys included; 0: not computed
+        group;            // layouts of one group have equal keys in the same order; 0: none known
+    std::size_t bytes;    // about what it takes, keys included; 0: not computed
+    std::uint64_t shape;  // size and `sorted` in one number, `shape_of`
     std::uint32_t* position;
     PyObject** keys;        // borrowed from `inserted`
     PyObject* inserted[1];  // owned; more follow
@@ -39,6 +40,10 @@ struct KeyLayout {
         return position != nullptr ? position[inserted_index] : inserted_index;
     }
 };
+
+inline std::uint64_t shape_of(std::size_t size, bool sorted) noexcept {
+    return 2 * std::uint64_t{size} + (sorted ? 1 : 0);
+}
 
 inline KeyLayout* as_layout(Slot slot) noexcept { return static_cast<KeyLayout*>(slot); }
 inline PyObject* as_object(Slot slot) noexcept { return static_cast<PyObject*>(slot); }
@@ -60,9 +65,10 @@ class LayoutCache {
     static constexpr std::size_t kWays = 4;
     using Set = std::array<KeyLayout*, kWays>;
 
-    Set& set(PyObject* first_key, std::size_t size, bool sorted) noexcept {
+    // Of layouts of this shape.
+    Set& set(PyObject* first_key, std::uint64_t shape) noexcept {
         const auto bits = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(first_key));
-        return sets_[mix(bits >> 4, size, sorted) >> (64 - kSetBits)];
+        return sets_[((bits >> 4) + (shape << 44)) * kOdd >> (64 - kSetBits)];
     }
     // Layouts whose first key has this hash.
     Set& twin_set(Py_hash_t first_hash, std::size_t size, bool sorted) noexcept {
@@ -83,20 +89,26 @@ class LayoutCache {
     std::uint64_t epoch = 0;  // as in State, when it was cleared last
 
   private:
-    static constexpr std::size_t kSetBits = 9;
+    static constexpr std::size_t kSetBits = 10;
     static constexpr std::size_t kMaxBytes = std::size_t{1} << 24;
     static constexpr std::size_t kMaxLayoutBytes = kMaxBytes / 2;
-    static constexpr std::size_t kSeenBits = 12;
+    static constexpr std::size_t kSeenBits = 10;
+    static constexpr std::uint64_t kOdd = 0x9e3779b97f4a7c15ULL;
     static std::uint64_t mix(std::uint64_t bits, std::size_t size, bool sorted) noexcept {
-        return (bits + size * 0x2545f4914f6cdd1dULL + (sorted ? 1 : 0)) * 0x9e3779b97f4a7c15ULL;
+        return (bits + size * 0x2545f4914f6cdd1dULL + (sorted ? 1 : 0)) * kOdd;
     }
-    // How often this was asked with the same bits lately, up to three times.
-    using Meetings = std::array<std::uint32_t, std::size_t{1} << kSeenBits>;
+    // How often this was asked with the same bits lately, up to three times. Of one place for each,
+    // two kinds of dicts of one tree drove each other out for good, in processes where their keys stood
+    // at such addresses: neither was ever kept.
+    using Meetings = std::array<std::array<std::uint32_t, kWays>, std::size_t{1} << kSeenBits>;
     static unsigned meet(Meetings& table, std::uint64_t bits) noexcept {
-        std::uint32_t& last = table[bits >> (64 - kSeenBits)];
+        auto& set = table[bits >> (64 - kSeenBits)];
         const auto mark = static_cast<std::uint32_t>(bits >> 8) & ~std::uint32_t{3};
-        const unsigned before = (last & ~std::uint32_t{3}) == mark ? last & 3 : 0;
-        last = mark | std::min(before + 1, 3u);
+        std::size_t way = 0;
+        while (way != kWays - 1 && (set[way] & ~std::uint32_t{3}) != mark) ++way;
+        const unsigned before = (set[way] & ~std::uint32_t{3}) == mark ? set[way] & 3 : 0;
+        for (; way != 0; --way) set[way] = set[way - 1];
+        set[0] = mark | std::min(before + 1, 3u);
         return before;
     }
     void insert(Set& set, KeyLayout* layout) noexcept;

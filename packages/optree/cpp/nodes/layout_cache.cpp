@@ -23,9 +23,9 @@ std::size_t bytes_of(KeyLayout* layout) noexcept {
 
 KeyLayout* LayoutCache::find(PyObject* const* keys, std::size_t size) noexcept {
     if (size == 0) return reinterpret_cast<KeyLayout*>(empty.get());
-    for (KeyLayout* layout : set(keys[0], size, false)) {
+    for (KeyLayout* layout : set(keys[0], shape_of(size, false))) {
         if (layout == nullptr) return nullptr;
-        if (layout->size == size && !layout->sorted &&
+        if (layout->shape == shape_of(size, false) &&
             std::equal(keys, keys + size, layout->inserted)) {
             return layout;
         }
@@ -40,7 +40,7 @@ unsigned LayoutCache::meet(const KeyLayout* layout, PyObject* first) noexcept {
 }
 
 void LayoutCache::keep(KeyLayout* layout) noexcept {
-    insert(set(layout->inserted[0], layout->size, layout->sorted), layout);
+    insert(set(layout->inserted[0], layout->shape), layout);
 }
 
 void LayoutCache::offer(KeyLayout* layout) noexcept {
@@ -80,8 +80,8 @@ void LayoutCache::clear() noexcept {
         }
     }
     bytes_ = 0;
-    met_keys_.fill(0);
-    met_twins_.fill(0);
+    met_keys_.fill({});
+    met_twins_.fill({});
 }
 
 }  // namespace optree

@@ -11,7 +11,7 @@
 #include "cpython/dict_table.h"
 #include "cpython/list_items.h"
 #include "cpython/trials.h"
-#include "nodes/sequence.h"
+#include "cpython/tuple_items.h"
 
 namespace optree {
 
@@ -33,12 +33,14 @@ OPTREE_INLINE bool look_ahead(PyObject* object) noexcept {
     return true;
 }
 
-// Takes references to children that are visited next.
-OPTREE_INLINE void take_references(PyObject* const* children, std::size_t count) noexcept {
+// Takes references to children that are visited next, and writes them to `out`.
+OPTREE_INLINE void take_references(PyObject* const* children, PyObject** out,
+                                   std::size_t count) noexcept {
     const PyTypeObject* leaf_type = nullptr;  // of the last child that is no container
     for (std::size_t i = 0; i < count; ++i) {
         PyObject* child = children[i];
         Py_INCREF(child);
+        out[i] = child;
         if (compat::kFreeThreaded) continue;  // another thread may free what is read
         if (Py_TYPE(child) != leaf_type && !look_ahead(child)) leaf_type = Py_TYPE(child);
     }
@@ -49,7 +51,7 @@ OPTREE_INLINE void take_references(PyObject* const* children, std::size_t count)
 // keys that are visited once (benchmarks/optree).
 inline void look_at_keys(PyObject* const* children, std::size_t count) noexcept {
     constexpr Py_ssize_t kKeys = 8;
-    if (!trials.dict_table.held()) return;
+    if (compat::kFreeThreaded || !trials.dict_table.held()) return;
     for (std::size_t i = 0; i < count; ++i) {
         if (!PyDict_CheckExact(children[i])) continue;
         const auto size = std::min(PyDict_GET_SIZE(children[i]), kKeys);

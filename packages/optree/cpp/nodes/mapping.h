@@ -22,14 +22,9 @@ OPTREE_INLINE Ref visit_values(Context& context, PyObject* object, Visitor& visi
         }
         const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(object));
         visitor.expect(checked_count(size));
-        ObjectStack& stack = visitor.stack();
-        stack.reserve(size);
-        PyObject** out = stack.data() + stack.size();
+        PyObject** out = visitor.room(size);
         if (KeyLayout* known = Self::gather_known(context, object, out)) {
-            if (!visitor.row(out, size)) {
-                take_references(out, size);
-                stack.adopt(size);
-            }
+            visitor.put(out, size);
             return Ref::borrow(reinterpret_cast<PyObject*>(known));
         }
     }

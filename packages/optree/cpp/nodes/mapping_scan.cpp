@@ -130,7 +130,7 @@ Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool 
             }
         }
         if (owner) {
-            take_references(out, size);
+            take_references(out, out, size);
             look_at_keys(out, size);
             values.adopt(size);
             return owner;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "nodes/context.h"
+#include "nodes/look_ahead.h"
 #include "nodes/slots.h"
 #include "nodes/text.h"
 
@@ -38,8 +39,9 @@ struct AnyNode {
 //                   one or more such; takes the first ones that it can take without running Python
 //                   code, and returns how many
 //   owned(ref)      a child whose reference is given away
-//   row(children, n)
-//                   all of them, or none and false if it can't without running Python code
+//   room(n), put(children, n)
+//                   where to write one or more, borrowed, and that they are all there; the object is
+//                   not asked for them again
 //   stack()         where to push new references to children that are visited when `visit` is done
 //
 // `Section` guards a list that nobody else changes while it is visited, and `kAsksEmpty` says that
@@ -56,7 +58,11 @@ class Collect {
         return count;
     }
     void owned(Ref child) { children_.push_owned(child.release()); }
-    bool row(PyObject* const*, std::size_t) noexcept { return false; }
+    OPTREE_INLINE PyObject** room(std::size_t count) { return children_.room(count); }
+    OPTREE_INLINE void put(PyObject** children, std::size_t count) noexcept {
+        take_references(children, children, count);
+        children_.adopt(count);
+    }
     ObjectStack& stack() noexcept { return children_; }
 
   private:

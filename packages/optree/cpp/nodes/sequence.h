@@ -40,8 +40,11 @@ OPTREE_INLINE std::uint32_t visit_tuple_items(PyObject* tuple, Visitor& visitor)
     const std::uint32_t arity = checked_count(static_cast<std::size_t>(PyTuple_GET_SIZE(tuple)));
     visitor.expect(arity);
     PyObject* const* items = tuple_items(tuple);
-    if (visitor.row(items, arity)) return arity;
-    for (std::uint32_t i = 0; i < arity; ++i) visitor.borrowed(items[i]);
+    for (std::uint32_t i = 0; i < arity; ++i) {
+        i += static_cast<std::uint32_t>(visitor.at_once(items + i, arity - i));
+        if (i == arity) break;
+        visitor.borrowed(items[i]);
+    }
     return arity;
 }
 

@@ -120,6 +120,7 @@ std::unique_ptr<Making> examine(PyTypeObject* type, std::size_t count) {
 // Whether the item of a dict under an interned str is this object.
 bool is_item(PyObject* dict, PyObject* name, PyObject* expected) {
     if (trials.dict_table.held()) {
+        const CriticalSection reading(dict);
         const DictEntries entries = dict_entries(dict);
         if (OPTREE_LIKELY(entries && PyDict_GET_SIZE(dict) != 0 && entries.first_key() == name)) {
             return entries.first_value() == expected;

@@ -23,6 +23,11 @@ class ObjectStack {
     PyObject*& operator[](std::size_t index) noexcept { return items_[index]; }
 
     void reserve(std::size_t extra) { items_.reserve(extra); }
+    // Where to write that many references that `adopt` then owns.
+    OPTREE_INLINE PyObject** room(std::size_t count) {
+        items_.reserve(count);
+        return items_.end();
+    }
     OPTREE_INLINE void push_owned(PyObject* object) {
         try {
             items_.push(object);

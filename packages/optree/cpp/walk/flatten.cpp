@@ -56,25 +56,28 @@ OPTREE_INLINE void Flattening::visit(PyObject* object, int depth) {
 }
 
 template <bool kPredicate, bool kKeep>
-OPTREE_INLINE void Flattening::visit_owned_children(std::size_t base, std::uint32_t arity,
-                                                    int depth) {
-    // The references in pending_[base, base + arity) are handed on to the leaves one by one.
-    for (std::size_t i = base; i < base + arity; ++i) {
+OPTREE_INLINE void Flattening::visit_owned_children(std::size_t base, int depth) {
+    // The references in pending_ from `base` on are handed on to the leaves or dropped one by one.
+    const std::size_t end = pending_.size();
+    for (std::size_t i = base; i < end; ++i) {
         PyObject* child = pending_[i];
         Registration* registration = nullptr;
         const bool stop = kPredicate && context_.is_leaf_by_predicate(child);
         const Kind kind = stop ? kLeafKind : context_.classify(child, registration);
         if (OPTREE_LIKELY(is_leaf(kind))) {
-            if constexpr (kKeep) {
-                pending_[i] = nullptr;
-                leaves.push_owned(child);
-            }
+            pending_[i] = nullptr;
             ++count_;
+            if constexpr (kKeep) {
+                leaves.push_owned(child);
+                continue;
+            }
         } else {
             descend<kPredicate, kKeep>(kind, registration, child, depth);
+            pending_[i] = nullptr;
         }
+        Py_DECREF(child);
     }
-    pending_.drop_from(base);
+    pending_.forget_from(base);
 }
 
 // What the kinds show their children to: a level of the tree, whose nodes are visited at once where the
@@ -89,15 +92,12 @@ class Flattening::Level {
     };
     OPTREE_INLINE Level(Flattening& flat, int depth) : flat_(flat), depth_(depth) {}
 
-    OPTREE_INLINE void expect(std::uint32_t arity) {
-        flat_.check_depth(depth_, arity);
-        if constexpr (kKeep) flat_.leaves.reserve(arity);
-    }
+    OPTREE_INLINE void expect(std::uint32_t arity) { flat_.check_depth(depth_, arity); }
     OPTREE_INLINE void borrowed(PyObject* child) {
         flat_.visit<kPredicate, kKeep>(child, depth_ + 1);
     }
     OPTREE_INLINE std::size_t at_once(PyObject* const* children, std::size_t count) {
-        if (kPredicate || Py_TYPE(children[0]) != flat_.context_.last_leaf()) return 0;
+        if (kPredicate || !flat_.context_.is_leaf_for_sure(children[0])) return 0;
         return flat_.add_leaves_alike<kKeep>(children, count);
     }
     // Telling the kind may run Python code too (a metaclass): the reference is ours.
@@ -112,15 +112,16 @@ class Flattening::Level {
             flat_.descend<kPredicate, kKeep>(kind, found, child.get(), depth_ + 1);
         }
     }
-    OPTREE_INLINE bool row(PyObject* const* children, std::size_t count) {
-        Context& context = flat_.context_;
-        if (kPredicate || count == 0) return false;
-        if (Py_TYPE(children[0]) != context.last_leaf() && !context.is_first_leaf(children[0])) {
-            return false;
+    // Behind the leaves: the first values often are such, and then stand in their place already.
+    OPTREE_INLINE PyObject** room(std::size_t count) { return flat_.leaves.room(count); }
+    OPTREE_INLINE void put(PyObject* const* children, std::size_t count) {
+        std::size_t leaves = 0;
+        if (!kPredicate && flat_.context_.is_leaf_for_sure(children[0])) {
+            leaves = flat_.add_leaves_in_place<kKeep>(children, count);
         }
-        if (!context.are_like_last_leaf(children, count)) return false;
-        flat_.add_leaves<kKeep>(children, count);
-        return true;
+        if (leaves == count) return;
+        take_references(children + leaves, flat_.pending_.room(count - leaves), count - leaves);
+        flat_.pending_.adopt(count - leaves);
     }
     OPTREE_INLINE ObjectStack& stack() noexcept { return flat_.pending_; }
 
@@ -146,7 +147,7 @@ OPTREE_NOINLINE void Flattening::descend_as(Registration* registration, PyObject
     if constexpr (Node::kStacksChildren) {
         if (pending_.size() != base) {
             if constexpr (!is_mapping(kind)) check_depth(depth, arity);  // not expected
-            visit_owned_children<kPredicate, kKeep>(base, arity, depth + 1);
+            visit_owned_children<kPredicate, kKeep>(base, depth + 1);
         }
     }
     for (std::size_t i = 0; i < slots; ++i) {

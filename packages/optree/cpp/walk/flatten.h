@@ -56,16 +56,11 @@ class Flattening {
     template <class Node, bool kPredicate, bool kKeep>
     void descend_as(Registration* registration, PyObject* object, int depth);
     template <bool kPredicate, bool kKeep>
-    void visit_owned_children(std::size_t base, std::uint32_t arity, int depth);
+    void visit_owned_children(std::size_t base, int depth);
     template <bool kKeep>
     void add_leaf(PyObject* object) {
         if constexpr (kKeep) leaves.push(object);
         ++count_;
-    }
-    template <bool kKeep>
-    OPTREE_INLINE void add_leaves(PyObject* const* objects, std::size_t count) {
-        if constexpr (kKeep) leaves.push_all(objects, count);
-        count_ += count;
     }
     // Adds objects as long as they are of the class of the last leaf; returns how many.
     template <bool kKeep>
@@ -79,6 +74,18 @@ class Flattening {
         } else {
             while (added < count && is_leaf(objects[added])) ++added;
         }
+        count_ += added;
+        return added;
+    }
+    // The same where they are written behind the leaves.
+    template <bool kKeep>
+    OPTREE_INLINE std::size_t add_leaves_in_place(PyObject* const* objects, std::size_t count) {
+        const PyTypeObject* last = context_.last_leaf();
+        std::size_t added = 0;
+        for (; added < count && Py_TYPE(objects[added]) == last; ++added) {
+            if constexpr (kKeep) Py_INCREF(objects[added]);
+        }
+        if constexpr (kKeep) leaves.adopt(added);
         count_ += added;
         return added;
     }
