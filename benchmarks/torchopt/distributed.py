@@ -67,11 +67,12 @@ RESULTS = ROOT / "benchmarks" / "results" / "torchopt_distributed.json"
 
 WORKERS = tuple(2**k for k in range(3, 11))
 ASSUMPTIONS = (
-    "Every worker has a core of its own and all tasks take the same time; all messages take as "
-    "long as between two processes of the measured machine, over its loopback interface, and "
-    "nothing is hidden behind the backward pass. What limits the prediction is the first "
-    "assumption about messages: a ring waits for 2 (n - 1) of them one after the other, so that a "
-    "network with ten times the latency makes that part ten times as long."
+    "Each worker has a core of its own, all tasks take the same time, and no message is hidden "
+    "behind the backward pass.\n"
+    "Each message takes as long as one between two processes of the measured machine, over its "
+    "loopback interface.\n"
+    "The last assumption limits the prediction: a ring waits for 2 (n - 1) messages one after the "
+    "other, and a network with ten times the latency makes that part ten times as long."
 )
 
 
