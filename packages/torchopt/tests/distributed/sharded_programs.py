@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import torchopt
 import torchopt.distributed as todist
 
-FUNCTIONAL = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "radam", "adamax")
+FUNCTIONAL = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "radam", "adamax", "lamb")
 CLASSES = ("SGD", "Adam", "AdamW", "RMSProp", "AdaGrad", "AdaDelta", "AdaMax", "RAdam")
 META = ("MetaSGD", "MetaAdam", "MetaAdamW", "MetaRMSProp")
 
@@ -111,8 +111,47 @@ def grid() -> dict[str, float]:
         found[f"{name} in place"] = functional(name, True, False, False)
         found[f"{name} not in place"] = functional(name, False, False, False)
         found[f"{name} differentiated"] = functional(name, False, True, False)
+    zeros = {k: torch.zeros_like(p) for k, p in distributed(small_net(), mesh).named_parameters()}
+    for norm_type in (2.0, float("inf")):  # of nothing, where some ranks hold no entry
+        clip = torchopt.clip.clip_grad_norm(1.0, norm_type)
+        clipped, _ = clip.update(zeros, clip.init(zeros))
+        found[f"zeros {norm_type}"] = max(float(full(x).abs().max()) for x in clipped.values())
     found["clipped"] = functional("sgd", False, False, True)
     found["clipped, differentiated"] = functional("adam", False, True, True)
+
+    def inner(derivative: str, **options: Any) -> float:
+        results = []
+        for module, data in ((small_net(), x), (distributed(small_net(), mesh), x_d)):
+            params = dict(module.named_parameters())
+
+            def loss(p: Any, goal: float = 0.0, module: Any = module, data: Any = data) -> Tensor:
+                value = torch.func.functional_call(module, p, (data,)) - goal
+                return (value**2).mean()
+
+            run = torchopt.inner_loop(
+                lambda p, batch: loss(p),
+                torchopt.adam(0.1),
+                steps=3,
+                derivative=derivative,
+                **options,
+            )
+            results.append(torch.autograd.grad(loss(run(params).params, 1.0), params.values()))
+        return error(results[1], results[0])
+
+    found["inner loop"] = inner("reverse")
+    found["inner loop, first order"] = inner("first_order")
+    refused = []
+    for name in ("shampoo", "soap", "psgd"):
+        try:
+            getattr(torchopt, name)(0.1).init(zeros)
+        except TypeError as e:
+            refused.append("DTensor" in str(e))
+    for derivative in ("mixed", "forward"):
+        try:
+            inner(derivative)
+        except TypeError as e:
+            refused.append("DTensor" in str(e))
+    found["refused"] = float(refused != [True] * 5)
 
     for name in META:
         for how in ("fully_shard", "nested", "DTensor", "own batches"):

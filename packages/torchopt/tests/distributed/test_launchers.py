@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import distributed_programs as programs
 import pytest
+import torch
 
 from torchopt.distributed import meeting, slurm
 from torchopt.distributed.link import StrangerError, connect
@@ -164,22 +168,74 @@ def test_process_groups_work_where_torch_has_no_remote_calls():
         assert "torch.distributed.rpc), found one without" in told
 
 
-def test_ray_workers(tmp_path):
+WITHOUT_DISTRIBUTED = """
+import importlib.abc, sys, torch
+dist = torch.distributed
+for name in [n for n in sys.modules if n.startswith("torch.distributed.")]:
+    del sys.modules[name]
+for name in [n for n in vars(dist) if not n.startswith("__")]:
+    delattr(dist, name)
+dist.is_available = lambda: False
+class Gone(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.startswith("torch.distributed.") or name == "torch._C._distributed_c10d":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Gone())
+import torchopt, torchopt.pytree, torchopt.typing
+net = torch.nn.Linear(2, 1)
+torchopt.MetaAdam(net, lr=0.1).step(net(torch.ones(1, 2)).sum())
+try: import torchopt.distributed
+except ImportError as error: sys.stdout.write(str(error))
+"""
+
+
+def test_torch_without_distributed_gives_one_sentence():
+    ((code, told),) = two_processes(WITHOUT_DISTRIBUTED, [{}])
+    assert code == 0, told
+    assert "expected a torch built with torch.distributed, found one without" in told
+    assert len(told) < 300
+
+
+def page_of_ray() -> str:
+    """Return the worker that the manual shows."""
+    page = Path(__file__).parents[2] / "docs" / "distributed.md"
+    return re.search(r"```\n(@ray.remote\n.*?)```", page.read_text(), re.DOTALL)[1]
+
+
+def test_the_worker_of_the_manual_sets_what_torchrun_sets(monkeypatch):
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name in names:
+        monkeypatch.setenv(name, "")
+    stand_in = SimpleNamespace(remote=lambda kind: kind)
+    found = {"ray": stand_in, "os": os, "main": lambda: [os.environ[name] for name in names]}
+    exec(page_of_ray(), found)
+    told = found["Worker"]().run(1, 2, "127.0.0.1", "5000")
+    assert told == ["1", "2", "1", "2", "127.0.0.1", "5000"]
+
+
+@pytest.mark.parametrize("program", ["weights_and_unused", "users_own_world"])
+def test_ray_workers(program):
+    """In a world of ours, and in the process group that `ray.train` opens for its workers."""
     ray = pytest.importorskip("ray", reason="needs ray")
     ray.init(num_cpus=2, include_dashboard=False)
+    folder = str(Path(programs.__file__).parent)
 
-    @ray.remote
-    class Worker:
-        def run(self, rank: int, port: str) -> tuple[int, tuple[int, ...]]:
-            os.environ.update(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2"
-            )
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-            sys.path.insert(0, str(Path(programs.__file__).parent))
-            found = programs.weights_and_unused()
-            return rank, tuple(found[0].shape)
+    def main():
+        sys.path.insert(0, folder)
+        return getattr(importlib.import_module("distributed_programs"), program)()
 
-    port = free_port()
-    workers = [Worker.remote() for _ in range(2)]
-    assert ray.get([w.run.remote(r, port) for r, w in enumerate(workers)]) == [(0, (3,)), (1, (3,))]
-    ray.shutdown()
+    found = {"ray": ray, "os": os, "main": main}
+    exec(page_of_ray(), found)
+    try:
+        workers = [found["Worker"].remote() for _ in range(2)]
+        port = free_port()
+        first, second = ray.get(
+            [w.run.remote(r, 2, "127.0.0.1", port) for r, w in enumerate(workers)], timeout=120
+        )
+    finally:
+        ray.shutdown()
+    if program == "users_own_world":
+        assert first == second == (4.5, 1.5, (0, "task 1 of 2", "raised"))
+    else:
+        for a, b in zip(first, second):
+            assert torch.equal(a, b)

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 import torchopt
 
 
-@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_sharded_parameters_are_trained_like_those_of_one_process(world, n):
     total = sum(p.numel() for p in programs.small_net().parameters())
     for found in world(programs.grid, n):

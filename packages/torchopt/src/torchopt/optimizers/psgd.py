@@ -14,6 +14,7 @@ from torchopt.base import GradientTransformation
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.stacks import stacks
 from torchopt.optimizers.stages import optimizer
+from torchopt.params.sharded import require_whole
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import increment, zero_counts
 from torchopt.transform.validate import are_numbers, check_at_least_zero, check_fraction
@@ -59,6 +60,7 @@ class ScaleByPsgd(LeafRule):
 
     def init_leaves(self, params: list[Tensor]) -> ScaleByPsgdState:
         """Return averages of zero, and factors that are multiples of the identity."""
+        require_whole(params, "psgd", "give whole tensors, or use adam or muon")
         factors = []
         for p in params:
             scale = torch.as_tensor(self.initial_scale, dtype=torch.float64, device=p.device)

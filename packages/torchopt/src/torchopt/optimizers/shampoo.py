@@ -15,6 +15,7 @@ from torchopt.kernels.reference.inverse_root import inverse_root
 from torchopt.kernels.stacks import stacks
 from torchopt.optimizers.sgd import trace
 from torchopt.optimizers.stages import optimizer
+from torchopt.params.sharded import require_whole
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.validate import check_at_least_zero, check_fraction
 from torchopt.typing import ScalarOrSchedule
@@ -69,6 +70,7 @@ class ScaleByShampoo(LeafRule):
 
     def init_leaves(self, params: list[Tensor]) -> ScaleByShampooState:
         """Return statistics of eps times the identity."""
+        require_whole(params, "shampoo", "give whole tensors, or use adam or muon")
         params = [p.detach() for p in params]
         return ScaleByShampooState(
             statistics=[self._scaled_identities(p, self.eps) for p in params],

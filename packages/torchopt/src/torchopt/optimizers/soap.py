@@ -15,6 +15,7 @@ from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.kernels.stacks import stacks
 from torchopt.optimizers.stages import optimizer
+from torchopt.params.sharded import require_whole
 from torchopt.transform.base import LeafRule, transformation
 from torchopt.transform.counts import increment, zero_counts
 from torchopt.transform.validate import check_at_least_zero, check_betas, check_fraction, unpacked
@@ -69,6 +70,7 @@ class ScaleBySoap(LeafRule):
 
     def init_leaves(self, params: list[Tensor]) -> ScaleBySoapState:
         """Return moments and statistics of zero, and bases of unit vectors."""
+        require_whole(params, "soap", "give whole tensors, or use adam or muon")
         shapes = [[n for _, n in self._turned(p.shape)] for p in params]
         return ScaleBySoapState(
             mu=[torch.zeros_like(p, dtype=self._dtype(p), requires_grad=False) for p in params],

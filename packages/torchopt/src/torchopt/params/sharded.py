@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torchopt.params.swap import Swap
 from torchopt.torch_internals import remove_fsdp_hooks
 from torchopt.tree_function import apply_rule
 
-__all__ = ["gather_in_graph", "largest_absolute"]
+__all__ = ["gather_in_graph", "largest_absolute", "require_whole"]
 
 _done: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -119,6 +120,22 @@ def largest_absolute(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tenso
     result: Tensor = whole.redistribute(placements=kept)
     left = [n for d, n in enumerate(x.shape) if d not in reduced]
     return result if keepdim else result.reshape(left)
+
+
+def require_whole(tensors: Iterable[Any], what: str, instead: str) -> None:
+    """Raise a `TypeError` if one of the tensors is sharded.
+
+    Args:
+        tensors: What is looked at.
+        what: Does not take DTensors, in words.
+        instead: What to do.
+    """
+    for k, x in enumerate(tensors):
+        if hasattr(x, "to_local"):
+            raise TypeError(
+                f"{what}: expected tensors that are whole on every rank, got a DTensor of shape "
+                f"{list(x.shape)} in leaf {k}; {instead}"
+            )
 
 
 class _Rule:

@@ -24,6 +24,7 @@ from torchopt.diff.problem import over, require_verify
 from torchopt.diff.sealed import is_sealed_without
 from torchopt.diff.verify import Verify, VerifyReport, checked
 from torchopt.errors import NotTraceableError
+from torchopt.params.sharded import require_whole
 from torchopt.torch_internals import in_forward_mode_of_this_thread
 from torchopt.tree import tree_leaves, tree_unflatten
 from torchopt.tree_function import apply_sweep, is_transforming
@@ -311,6 +312,12 @@ def _task_count(inputs: Any, fields: dict[str, Any]) -> int:
 
 
 def _run(call: Call, keep: int | str, execute: str) -> Outputs:
+    if call.derivative in ("mixed", "forward"):
+        require_whole(
+            call.inputs,
+            f"inner_loop: derivative={call.derivative!r}",
+            "torch has no forward-mode derivatives of DTensors: use derivative='reverse'",
+        )
     budget = isinstance(keep, str) and keep not in ("all", "steps")
     if execute != "eager":
         return _run_traced(call, keep, execute)
