@@ -10,7 +10,8 @@ References:
     T. Salimans, J. Ho, X. Chen, S. Sidor, I. Sutskever, Evolution Strategies as a Scalable
     Alternative to Reinforcement Learning, 2017, https://arxiv.org/abs/1703.03864
 
-Run `python distributed_es.py --nproc 2` (below a minute) or start it with torchrun.
+Run `torchrun --standalone --nproc-per-node 2 distributed_es.py` (below a minute), or without
+torchrun `python distributed_es.py --nproc 2`.
 """
 
 from __future__ import annotations

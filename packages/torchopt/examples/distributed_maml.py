@@ -13,8 +13,8 @@ References:
     C. Finn, P. Abbeel, S. Levine, Model-Agnostic Meta-Learning for Fast Adaptation of Deep
     Networks, ICML 2017, https://arxiv.org/abs/1703.03400
 
-Run `python distributed_maml.py --backend collective --nproc 2` (about a minute), or on many
-machines, on each of them,
+Run `torchrun --standalone --nproc-per-node 2 distributed_maml.py` (about a minute), without
+torchrun `python distributed_maml.py --nproc 2`, or on many machines, on each of them,
 `torchrun --nnodes 4 --nproc-per-node 8 --rdzv-endpoint HOST:PORT distributed_maml.py`.
 """
 
