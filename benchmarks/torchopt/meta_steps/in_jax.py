@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.torchopt.meta_steps.rows import HEADS, MOVES, in_single, numbers, serve
+from benchmarks.torchopt.meta_steps.rows import HEADS, MOVES, OPTIONS, in_single, numbers, serve
 
 crossing = optax.softmax_cross_entropy_with_integer_labels
 
@@ -98,7 +98,7 @@ def make(row: dict[str, Any], way: str) -> Callable[[], Any]:
     many = kind in ("maml", "conv", "rl")
 
     def task(params: Any, rate: Any, meta: Any, inner: Any, outer: Any) -> Any:
-        optimizer = getattr(optax, row["optimizer"])(rate)
+        optimizer = getattr(optax, row["optimizer"])(rate, **OPTIONS[row["optimizer"]])
         more = (meta,) if meta else ()
 
         def step(carry: Any, _: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import torchopt
-from benchmarks.torchopt.meta_steps.rows import HEADS, MOVES, in_single, numbers, serve
+from benchmarks.torchopt.meta_steps.rows import HEADS, MOVES, OPTIONS, in_single, numbers, serve
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
@@ -108,7 +108,8 @@ def make(row: dict[str, Any], way: str) -> Callable[[], Any]:
 
     def step() -> Any:
         more = (meta,) if meta else ()
-        result = inner(params, values["inner"], *more, lr=rate if kind == "task" else row["lr"])
+        hypers = {"lr": rate if kind == "task" else row["lr"], **OPTIONS[row["optimizer"]]}
+        result = inner(params, values["inner"], *more, **hypers)
         if many:
             value = torch.func.vmap(outer_loss)(result.params, values["outer"]).mean()
         else:
