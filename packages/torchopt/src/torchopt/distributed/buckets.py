@@ -214,6 +214,7 @@ class BucketedSum:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self._may_send = bool  # not a method of what holds this: the buckets would wait for gc
 
 
 class Numbers:
