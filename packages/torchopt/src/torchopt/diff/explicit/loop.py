@@ -7,27 +7,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from torchopt.base import GradientTransformation, require_transformation
 from torchopt.diff.explicit.attention import EXCHANGED
 from torchopt.diff.explicit.blocks import find_blocks
-from torchopt.diff.explicit.budget import in_bytes, snapshots_within
+from torchopt.diff.explicit.budget import in_bytes
 from torchopt.diff.explicit.call import Call, make_inputs
-from torchopt.diff.explicit.forward import ForwardRun
-from torchopt.diff.explicit.run import Run
-from torchopt.diff.explicit.traced import TracedRun
-from torchopt.diff.explicit.traced_forward import TracedForwardRun
-from torchopt.diff.explicit.unrolled import Outputs, run_attached
+from torchopt.diff.explicit.checks import (
+    leading,
+    require_count,
+    require_length,
+    require_place,
+    task_count,
+)
+from torchopt.diff.explicit.dispatch import run_call
 from torchopt.diff.problem import over, require_verify
 from torchopt.diff.sealed import is_sealed_without
 from torchopt.diff.verify import Verify, VerifyReport, checked
-from torchopt.errors import NotTraceableError
-from torchopt.params.sharded import require_whole
-from torchopt.torch_internals import in_forward_mode_of_this_thread
-from torchopt.tree import tree_leaves, tree_unflatten
-from torchopt.tree_function import apply_sweep, is_transforming
+from torchopt.tree import tree_unflatten
 
 __all__ = ["Explicit", "InnerResult", "inner_loop"]
 
@@ -90,7 +88,7 @@ class Explicit:
                 "inner_loop: loss: expected a function of (params, batch, *meta), got "
                 f"{type(self.loss).__name__}."
             )
-        _require_count(self.steps, "steps")
+        require_count(self.steps, "steps")
         if not callable(self.optimizer):
             require_transformation(self.optimizer, "inner_loop: optimizer")
 
@@ -101,15 +99,15 @@ class Explicit:
                 f"got {self.derivative!r}."
             )
         if self.window is not None:
-            _require_count(self.window, "window")
+            require_count(self.window, "window")
         if not isinstance(self.keep, str):
-            _require_count(self.keep, "keep")
+            require_count(self.keep, "keep")
         elif self.keep not in ("all", "steps") and in_bytes(self.keep) is None:
             raise ValueError(
                 'inner_loop: keep: expected "all", "steps", a number of snapshots or a budget such '
                 f'as "64MiB", got {self.keep!r}.'
             )
-        _require_place(self.keep_on, self.keep, self.derivative)
+        require_place(self.keep_on, self.keep, self.derivative)
         if self.blocks and (self.derivative != "mixed" or self.tasks is not None):
             raise ValueError(
                 'inner_loop: blocks: expected derivative="mixed" and one task, got '
@@ -168,7 +166,7 @@ class Explicit:
     ) -> InnerResult:
         """Run the loop without a check."""
         call = self._call(params, batch, meta, batches, state, hypers)
-        form, outputs = call.params.spec, _run(call, self.keep, self.execute)
+        form, outputs = call.params.spec, run_call(call, self.keep, self.execute)
         carry = outputs.carry
         return InnerResult(
             tree_unflatten(form, carry.params),
@@ -202,7 +200,7 @@ class Explicit:
             derivative=self.derivative,
             steps=self.steps,
             first=first,
-            tasks=None if self.tasks is None else _task_count(inputs, fields),
+            tasks=None if self.tasks is None else task_count(inputs, fields),
             inputs=tuple(inputs.tensors),
             dims=tuple(inputs.dims),
             blocks=self._blocks(),
@@ -241,7 +239,7 @@ class Explicit:
                 "both."
             )
         if isinstance(batches, (list, tuple)) and not hasattr(batches, "_fields"):
-            stacked = _leading(batches) == {self.steps}
+            stacked = leading(batches) == {self.steps}
             if stacked and isinstance(batches, tuple) and len(batches) == self.steps:
                 raise ValueError(
                     f"inner_loop: batches: expected a tuple that is either one batch for each of "
@@ -250,128 +248,12 @@ class Explicit:
                     "stacked tensors."
                 )
             if not stacked or len(batches) == self.steps:
-                _require_length(len(batches), self.steps, "a sequence of")
+                require_length(len(batches), self.steps, "a sequence of")
                 return tuple(batches), False
-        lengths = _leading(batches)
+        lengths = leading(batches)
         if lengths != {self.steps}:
-            _require_length(min(lengths - {self.steps}, default=0), self.steps, "tensors of")
+            require_length(min(lengths - {self.steps}, default=0), self.steps, "tensors of")
         return (batches,), True
-
-
-def _leading(batches: Any) -> set[int]:
-    """Return the sizes of the leading dimensions of a tree."""
-    leaves = tree_leaves(batches)
-    return {x.shape[0] if isinstance(x, Tensor) and x.ndim else 0 for x in leaves}
-
-
-def _require_length(found: int, steps: int, what: str) -> None:
-    if found != steps:
-        raise ValueError(
-            f"inner_loop: batches: expected {what} length {steps}, one batch for each step, got "
-            f"{found}."
-        )
-
-
-def _require_count(value: Any, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"inner_loop: {what}: expected an int, got {type(value).__name__}.")
-    if value < 1:
-        raise ValueError(f"inner_loop: {what}: expected at least 1, got {value}.")
-
-
-def _require_place(place: str, keep: int | str, derivative: str) -> None:
-    if place not in ("device", "host"):
-        raise ValueError(f'inner_loop: keep_on: expected "device" or "host", got {place!r}.')
-    if place == "host" and keep == "all" and derivative in ("reverse", "first_order"):
-        raise ValueError(
-            'inner_loop: keep_on: expected "device" with keep="all", whose graph stays where it '
-            'is, got "host"; use keep="steps", a number of snapshots or a budget.'
-        )
-
-
-def _task_count(inputs: Any, fields: dict[str, Any]) -> int:
-    by_step = {h.index for h in fields["batches"][0].holes() if h.by_step}
-    sizes: dict[int, tuple[int, ...]] = {}
-    for i, (x, dim) in enumerate(zip(inputs.tensors, inputs.dims)):
-        if dim is None:
-            continue
-        shape = x.shape[1:] if i in by_step else x.shape
-        if not -len(shape) <= dim < len(shape):
-            raise ValueError(
-                f"inner_loop: tasks: expected a tensor with a dimension {dim} for the tasks, got "
-                f"one of shape {tuple(shape)}."
-            )
-        sizes.setdefault(shape[dim], tuple(shape))
-    if len(sizes) != 1:
-        shown = " and ".join(f"{n} (of shape {s})" for n, s in list(sizes.items())[:2])
-        raise ValueError(
-            "inner_loop: tasks: expected the same number of tasks in every tensor that has a "
-            f"dimension of them, got {shown or 'no such tensor'}."
-        )
-    return int(next(iter(sizes)))
-
-
-def _run(call: Call, keep: int | str, execute: str) -> Outputs:
-    if call.derivative in ("mixed", "forward"):
-        require_whole(
-            call.inputs,
-            f"inner_loop: derivative={call.derivative!r}",
-            "torch has no forward-mode derivatives of DTensors: use derivative='reverse'",
-        )
-    budget = isinstance(keep, str) and keep not in ("all", "steps")
-    if execute != "eager":
-        return _run_traced(call, keep, execute)
-    if is_transforming() or in_forward_mode_of_this_thread():
-        if budget:
-            raise ValueError(
-                f"inner_loop: keep: expected a call outside of transforms for the budget {keep!r}, "
-                'in which everything is kept; use keep="all" there, or tasks= in the place of vmap.'
-            )
-        return run_attached(call, call.inputs)
-    if not call.wanted or not torch.is_grad_enabled():
-        run = Run(call, 1)
-        with torch.no_grad():
-            return run.outputs_with(run.evaluate(*call.inputs))
-    if call.derivative == "forward":
-        run = ForwardRun(call)
-    elif keep == "all" and call.derivative in ("reverse", "first_order"):
-        return run_attached(call, call.inputs)
-    elif isinstance(keep, str):
-        run = Run(call, snapshots_within(call, keep), room=0) if budget else Run(call, call.steps)
-    else:
-        run = Run(call, keep)
-    return run.outputs_with(apply_sweep(run, *call.inputs))
-
-
-def _snapshots(call: Call, keep: int | str) -> int:
-    if isinstance(keep, int):
-        return keep
-    return call.steps if keep in ("all", "steps") else snapshots_within(call, keep, beside=4)
-
-
-def _run_traced(call: Call, keep: int | str, execute: str) -> Outputs:
-    if is_transforming() or in_forward_mode_of_this_thread():
-        raise NotTraceableError(
-            "inner_loop: execute: expected a call outside of torch.func transforms and forward "
-            f"mode for {execute!r}, got one inside; use tasks= in the place of vmap, or "
-            'execute="eager".'
-        )
-    differentiated = call.wanted and torch.is_grad_enabled()
-    compiled = execute == "compile"
-    run: TracedRun
-    if differentiated and call.derivative == "forward":
-        run = TracedForwardRun(call, compiled=compiled, keep_gradients=False)
-    else:
-        run = TracedRun(
-            call,
-            _snapshots(call, keep) if differentiated else 1,
-            compiled=compiled,
-            keep_gradients=keep == "all" or call.derivative != "reverse",
-        )
-    if differentiated:
-        return run.outputs_with(apply_sweep(run, *call.inputs))
-    with torch.no_grad():
-        return run.outputs_with(run.evaluate(*call.inputs))
 
 
 def inner_loop(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +20,15 @@ from torchopt.diff.explicit.adjoint import (
     pull_back_steps,
 )
 from torchopt.diff.explicit.call import Call, Hole
-from torchopt.diff.explicit.fingerprint import fingerprint, form_of, settings
+from torchopt.diff.explicit.fingerprint import fingerprint, settings
+from torchopt.diff.explicit.forms import (
+    WHERE,
+    Form,
+    distinct_tensors,
+    form_key,
+    with_counts,
+    with_ints,
+)
 from torchopt.diff.explicit.run import Moment, Run
 from torchopt.diff.explicit.step import Aux, Carry, start, update
 from torchopt.diff.explicit.trace import Program, Words, make_program, traced
@@ -28,120 +36,9 @@ from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotTraceableError
 
-__all__ = ["TracedRun", "distinct_tensors", "with_counts", "with_ints"]
+__all__ = ["TracedRun"]
 
-WHERE = "inner_loop: execute"
 WORDS = Words(WHERE, 'use execute="eager"')
-
-
-@dataclass(frozen=True)
-class _Form:
-    """What the program of a step returns: the carry, the loss, the aux and the gradient.
-
-    Attributes:
-        carry: The carry, with tensors for the places of them.
-        aux: What came with the loss, in the same way.
-        grads: Which leaves of the parameters have a gradient.
-        where: Which of the first results each tensor of the carry is.
-        stable: Whether the carry has the form of the one before, so that the program serves again.
-    """
-
-    carry: Carry
-    aux: Aux
-    grads: tuple[bool, ...]
-    where: tuple[int, ...]
-    stable: bool
-
-    @staticmethod
-    def of(before: Carry, after: Carry, aux: Aux, grads: Sequence[Any]) -> _Form:
-        """Return the form of a step."""
-        empty = torch.empty(0)
-        unlike = [
-            tuple(x for x in (*c.params, *c.state) if not isinstance(x, Tensor))
-            for c in (before, after)
-        ]
-        if before.state_spec == after.state_spec and unlike[0] != unlike[1]:
-            changed = next((x for x, y in zip(*unlike) if x != y), None)
-            raise NotTraceableError(
-                f"{WHERE}: expected an optimizer whose state changes in tensors alone, got one "
-                f'that changes a {type(changed).__name__}; use execute="eager".'
-            )
-        return _Form(
-            after.with_tensors([empty] * len(after.tensors())),
-            Aux(tuple(empty if isinstance(x, Tensor) else x for x in aux.leaves), aux.spec),
-            tuple(g is not None for g in grads),
-            distinct_tensors(after.tensors())[1],
-            _form(before) == _form(after),
-        )
-
-    def read(self, found: Sequence[Tensor]) -> tuple[Carry, Tensor, Aux, list[Any]]:
-        carry = self.carry.with_tensors([found[i] for i in self.where])
-        remaining = iter(found[max(self.where) + 1 :])
-        value = next(remaining)
-        leaves = tuple(next(remaining) if isinstance(x, Tensor) else x for x in self.aux.leaves)
-        grads = [next(remaining) if g else None for g in self.grads]
-        return carry, value, Aux(leaves, self.aux.spec), grads
-
-
-def _form(carry: Carry) -> Hashable:
-    leaves = (*carry.params, *carry.state)
-    return (
-        len(carry.params),
-        carry.state_spec,
-        tuple(form_of(x) if isinstance(x, Tensor) else (type(x), x) for x in leaves),
-        distinct_tensors(carry.tensors())[1],
-    )
-
-
-def distinct_tensors(tensors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
-    """Return the tensors, those with integers once each, and where each of them is found there.
-
-    The leaves of a state that step together share their counts.
-    """
-    out: list[Tensor] = []
-    known: dict[int, int] = {}
-    where = []
-    for x in tensors:
-        place = None if x.is_floating_point() or x.is_complex() else known.get(id(x))
-        if place is None:
-            place = known[id(x)] = len(out)
-            out.append(x)
-        where.append(place)
-    return out, tuple(where)
-
-
-def _is_count(x: Any) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool)
-
-
-def with_counts(carry: Carry, params: Any) -> Carry:
-    """Return a carry with tensors for the integers of the state.
-
-    Those of all parameters in one place of the state are one tensor, as they are after a step.
-
-    Args:
-        carry: Parameters and state.
-        params: The form of the parameters.
-    """
-    if not any(map(_is_count, carry.state)):
-        return carry
-    ends = {tuple(path) for path in params.paths()}
-    counts: dict[Hashable, Tensor] = {}
-    state = []
-    for path, x in zip(carry.state_spec.paths(), carry.state):
-        if _is_count(x):
-            start = next((path[:k] for k in range(len(path) + 1) if path[k:] in ends), path)
-            x = counts.setdefault((start, x), torch.tensor(x))
-        state.append(x)
-    return replace(carry, state=tuple(state))
-
-
-def with_ints(carry: Carry, like: Carry) -> Carry:
-    """Return a carry with integers where `like` has some."""
-    if not any(map(_is_count, like.state)):
-        return carry
-    state = tuple(int(x) if _is_count(y) else x for x, y in zip(carry.state, like.state))
-    return replace(carry, state=state)
 
 
 class _Nothing:
@@ -218,7 +115,7 @@ class TracedRun(Run):
             )
             for h, x in ((h, call.inputs[h.index]) for h in self._holes(step))
         ]
-        return _form(carry), batch.spec, _fixed(batch.leaves), tuple(inputs), self._common
+        return form_key(carry), batch.spec, _fixed(batch.leaves), tuple(inputs), self._common
 
     def _make(self, function: Any, examples: Sequence[Tensor]) -> Program:
         call = self.call
@@ -249,14 +146,14 @@ class TracedRun(Run):
     def _program(self, carry: Carry, tensors: Sequence[Tensor], step: int) -> Program:
         once, where = distinct_tensors(carry.tensors())
 
-        def stepped(*flat: Tensor) -> tuple[list[Tensor], _Form]:
+        def stepped(*flat: Tensor) -> tuple[list[Tensor], Form]:
             call, before = self.call, carry.with_tensors([flat[i] for i in where])
             full = self._with_given(flat[len(once) :], step)
             grads, value, aux = gradient(call, before, full, step)
             after = update(call, call.optimizer_with(full), grads, before).detached()
             others = (x for x in (*aux.leaves, *grads) if isinstance(x, Tensor))
             distinct, _ = distinct_tensors(after.tensors())
-            return [*distinct, value, *others], _Form.of(carry, after, aux, grads)
+            return [*distinct, value, *others], Form.of(carry, after, aux, grads)
 
         def make() -> Program:
             return self._make(stepped, [*once, *self._inputs_at(tensors, step)])
@@ -365,7 +262,7 @@ class TracedRun(Run):
         self, program: Program, carry: Carry, tensors: list[Tensor], step: int
     ) -> tuple[Carry, Tensor, Aux, list[Any]]:
         arguments = [*distinct_tensors(carry.tensors())[0], *self._inputs_at(tensors, step)]
-        form: _Form = program.form
+        form: Form = program.form
         return form.read(program(arguments, self._held()))
 
     def _held(self) -> tuple[Tensor, ...]:

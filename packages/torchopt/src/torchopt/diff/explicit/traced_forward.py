@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchopt.diff.explicit.forms import distinct_tensors, with_counts, with_ints
 from torchopt.diff.explicit.forward import ForwardRun, dual_step, tangent_of
 from torchopt.diff.explicit.step import Carry, start
 from torchopt.diff.explicit.trace import Program, traced
-from torchopt.diff.explicit.traced import TracedRun, distinct_tensors, with_counts, with_ints
+from torchopt.diff.explicit.traced import TracedRun
 from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.surroundings import Surroundings
 from torchopt.torch_internals import forward_mode

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the arguments of an inner loop have to be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from torchopt.tree import tree_leaves
+
+__all__ = ["leading", "require_count", "require_length", "require_place", "task_count"]
+
+
+def leading(batches: Any) -> set[int]:
+    """Return the sizes of the leading dimensions of a tree."""
+    leaves = tree_leaves(batches)
+    return {x.shape[0] if isinstance(x, Tensor) and x.ndim else 0 for x in leaves}
+
+
+def require_length(found: int, steps: int, what: str) -> None:
+    """Raise unless there is one batch for each step."""
+    if found != steps:
+        raise ValueError(
+            f"inner_loop: batches: expected {what} length {steps}, one batch for each step, got "
+            f"{found}."
+        )
+
+
+def require_count(value: Any, what: str) -> None:
+    """Raise unless a value is an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"inner_loop: {what}: expected an int, got {type(value).__name__}.")
+    if value < 1:
+        raise ValueError(f"inner_loop: {what}: expected at least 1, got {value}.")
+
+
+def require_place(place: str, keep: int | str, derivative: str) -> None:
+    """Raise unless what is kept may lie in a place."""
+    if place not in ("device", "host"):
+        raise ValueError(f'inner_loop: keep_on: expected "device" or "host", got {place!r}.')
+    if place == "host" and keep == "all" and derivative in ("reverse", "first_order"):
+        raise ValueError(
+            'inner_loop: keep_on: expected "device" with keep="all", whose graph stays where it '
+            'is, got "host"; use keep="steps", a number of snapshots or a budget.'
+        )
+
+
+def task_count(inputs: Any, fields: dict[str, Any]) -> int:
+    """Return how many tasks the inputs have."""
+    by_step = {h.index for h in fields["batches"][0].holes() if h.by_step}
+    sizes: dict[int, tuple[int, ...]] = {}
+    for i, (x, dim) in enumerate(zip(inputs.tensors, inputs.dims)):
+        if dim is None:
+            continue
+        shape = x.shape[1:] if i in by_step else x.shape
+        if not -len(shape) <= dim < len(shape):
+            raise ValueError(
+                f"inner_loop: tasks: expected a tensor with a dimension {dim} for the tasks, got "
+                f"one of shape {tuple(shape)}."
+            )
+        sizes.setdefault(shape[dim], tuple(shape))
+    if len(sizes) != 1:
+        shown = " and ".join(f"{n} (of shape {s})" for n, s in list(sizes.items())[:2])
+        raise ValueError(
+            "inner_loop: tasks: expected the same number of tasks in every tensor that has a "
+            f"dimension of them, got {shown or 'no such tensor'}."
+        )
+    return int(next(iter(sizes)))

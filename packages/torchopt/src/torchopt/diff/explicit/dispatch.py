@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which run a call of an inner loop is."""
+
+from __future__ import annotations
+
+import torch
+
+from torchopt.diff.explicit.budget import snapshots_within
+from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.forward import ForwardRun
+from torchopt.diff.explicit.run import Run
+from torchopt.diff.explicit.traced import TracedRun
+from torchopt.diff.explicit.traced_forward import TracedForwardRun
+from torchopt.diff.explicit.unrolled import Outputs, run_attached
+from torchopt.errors import NotTraceableError
+from torchopt.params.sharded import require_whole
+from torchopt.torch_internals import in_forward_mode_of_this_thread
+from torchopt.tree_function import apply_sweep, is_transforming
+
+__all__ = ["run_call"]
+
+
+def run_call(call: Call, keep: int | str, execute: str) -> Outputs:
+    """Return the outputs of a call, by the run that its settings and its surroundings ask for."""
+    if call.derivative in ("mixed", "forward"):
+        require_whole(
+            call.inputs,
+            f"inner_loop: derivative={call.derivative!r}",
+            "torch has no forward-mode derivatives of DTensors: use derivative='reverse'",
+        )
+    budget = isinstance(keep, str) and keep not in ("all", "steps")
+    if execute != "eager":
+        return _run_traced(call, keep, execute)
+    if is_transforming() or in_forward_mode_of_this_thread():
+        if budget:
+            raise ValueError(
+                f"inner_loop: keep: expected a call outside of transforms for the budget {keep!r}, "
+                'in which everything is kept; use keep="all" there, or tasks= in the place of vmap.'
+            )
+        return run_attached(call, call.inputs)
+    if not call.wanted or not torch.is_grad_enabled():
+        run = Run(call, 1)
+        with torch.no_grad():
+            return run.outputs_with(run.evaluate(*call.inputs))
+    if call.derivative == "forward":
+        run = ForwardRun(call)
+    elif keep == "all" and call.derivative in ("reverse", "first_order"):
+        return run_attached(call, call.inputs)
+    elif isinstance(keep, str):
+        run = Run(call, snapshots_within(call, keep), room=0) if budget else Run(call, call.steps)
+    else:
+        run = Run(call, keep)
+    return run.outputs_with(apply_sweep(run, *call.inputs))
+
+
+def _snapshots(call: Call, keep: int | str) -> int:
+    if isinstance(keep, int):
+        return keep
+    return call.steps if keep in ("all", "steps") else snapshots_within(call, keep, beside=4)
+
+
+def _run_traced(call: Call, keep: int | str, execute: str) -> Outputs:
+    if is_transforming() or in_forward_mode_of_this_thread():
+        raise NotTraceableError(
+            "inner_loop: execute: expected a call outside of torch.func transforms and forward "
+            f"mode for {execute!r}, got one inside; use tasks= in the place of vmap, or "
+            'execute="eager".'
+        )
+    differentiated = call.wanted and torch.is_grad_enabled()
+    compiled = execute == "compile"
+    run: TracedRun
+    if differentiated and call.derivative == "forward":
+        run = TracedForwardRun(call, compiled=compiled, keep_gradients=False)
+    else:
+        run = TracedRun(
+            call,
+            _snapshots(call, keep) if differentiated else 1,
+            compiled=compiled,
+            keep_gradients=keep == "all" or call.derivative != "reverse",
+        )
+    if differentiated:
+        return run.outputs_with(apply_sweep(run, *call.inputs))
+    with torch.no_grad():
+        return run.outputs_with(run.evaluate(*call.inputs))

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the program of a step takes and returns, as flat lists of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.explicit.fingerprint import form_of
+from torchopt.diff.explicit.step import Aux, Carry
+from torchopt.errors import NotTraceableError
+
+__all__ = ["WHERE", "Form", "distinct_tensors", "form_key", "with_counts", "with_ints"]
+
+WHERE = "inner_loop: execute"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the program of a step returns: the carry, the loss, the aux and the gradient.
+
+    Attributes:
+        carry: The carry, with tensors for the places of them.
+        aux: What came with the loss, in the same way.
+        grads: Which leaves of the parameters have a gradient.
+        where: Which of the first results each tensor of the carry is.
+        stable: Whether the carry has the form of the one before, so that the program serves again.
+    """
+
+    carry: Carry
+    aux: Aux
+    grads: tuple[bool, ...]
+    where: tuple[int, ...]
+    stable: bool
+
+    @staticmethod
+    def of(before: Carry, after: Carry, aux: Aux, grads: Sequence[Any]) -> Form:
+        """Return the form of a step."""
+        empty = torch.empty(0)
+        unlike = [
+            tuple(x for x in (*c.params, *c.state) if not isinstance(x, Tensor))
+            for c in (before, after)
+        ]
+        if before.state_spec == after.state_spec and unlike[0] != unlike[1]:
+            changed = next((x for x, y in zip(*unlike) if x != y), None)
+            raise NotTraceableError(
+                f"{WHERE}: expected an optimizer whose state changes in tensors alone, got one "
+                f'that changes a {type(changed).__name__}; use execute="eager".'
+            )
+        return Form(
+            after.with_tensors([empty] * len(after.tensors())),
+            Aux(tuple(empty if isinstance(x, Tensor) else x for x in aux.leaves), aux.spec),
+            tuple(g is not None for g in grads),
+            distinct_tensors(after.tensors())[1],
+            form_key(before) == form_key(after),
+        )
+
+    def read(self, found: Sequence[Tensor]) -> tuple[Carry, Tensor, Aux, list[Any]]:
+        """Return carry, loss, aux and gradient from the results of the program."""
+        carry = self.carry.with_tensors([found[i] for i in self.where])
+        remaining = iter(found[max(self.where) + 1 :])
+        value = next(remaining)
+        leaves = tuple(next(remaining) if isinstance(x, Tensor) else x for x in self.aux.leaves)
+        grads = [next(remaining) if g else None for g in self.grads]
+        return carry, value, Aux(leaves, self.aux.spec), grads
+
+
+def form_key(carry: Carry) -> Hashable:
+    """Return what another carry must share to run by the same program."""
+    leaves = (*carry.params, *carry.state)
+    return (
+        len(carry.params),
+        carry.state_spec,
+        tuple(form_of(x) if isinstance(x, Tensor) else (type(x), x) for x in leaves),
+        distinct_tensors(carry.tensors())[1],
+    )
+
+
+def distinct_tensors(tensors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
+    """Return the tensors, those with integers once each, and where each of them is found there.
+
+    The leaves of a state that step together share their counts.
+    """
+    out: list[Tensor] = []
+    known: dict[int, int] = {}
+    where = []
+    for x in tensors:
+        place = None if x.is_floating_point() or x.is_complex() else known.get(id(x))
+        if place is None:
+            place = known[id(x)] = len(out)
+            out.append(x)
+        where.append(place)
+    return out, tuple(where)
+
+
+def _is_count(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def with_counts(carry: Carry, params: Any) -> Carry:
+    """Return a carry with tensors for the integers of the state.
+
+    Those of all parameters in one place of the state are one tensor, as they are after a step.
+
+    Args:
+        carry: Parameters and state.
+        params: The form of the parameters.
+    """
+    if not any(map(_is_count, carry.state)):
+        return carry
+    ends = {tuple(path) for path in params.paths()}
+    counts: dict[Hashable, Tensor] = {}
+    state = []
+    for path, x in zip(carry.state_spec.paths(), carry.state):
+        if _is_count(x):
+            start = next((path[:k] for k in range(len(path) + 1) if path[k:] in ends), path)
+            x = counts.setdefault((start, x), torch.tensor(x))
+        state.append(x)
+    return replace(carry, state=tuple(state))
+
+
+def with_ints(carry: Carry, like: Carry) -> Carry:
+    """Return a carry with integers where `like` has some."""
+    if not any(map(_is_count, like.state)):
+        return carry
+    state = tuple(int(x) if _is_count(y) else x for x, y in zip(carry.state, like.state))
+    return replace(carry, state=state)
