@@ -285,6 +285,23 @@ def together(options: dict[str, Any]) -> Any:
 
 
 @todist.auto_init_rpc(backend="gloo")
+def edited_gradients() -> Any:
+    """Change gradients in place, as a tensor of its own each; return what comes out."""
+    a, b = (torch.zeros(n, dtype=F64, requires_grad=True) for n in (900, 800))
+    todist.TaskParallel([a, b]).backward(lambda t: (a.sum() + 2 * b.sum()) * t, [1.0, 3.0])
+    assert a.grad is not None
+    assert b.grad is not None
+    scale = torch.tensor(3.0, dtype=F64, requires_grad=True)
+    product = (scale * a.grad).sum()  # keeps the gradient of a, not that of b
+    b.grad.zero_()
+    product.backward()
+    first, scale.grad = scale.grad, None
+    a.grad.mul_(scale)  # keeps the graph, as of any gradient
+    a.grad.sum().backward()
+    return first, scale.grad, a.grad.detach().sum(), b.grad.sum()
+
+
+@todist.auto_init_rpc(backend="gloo")
 def weights_and_unused() -> Any:
     """Return gradients with weights, with a parameter no task uses and one that one task uses."""
     a, b, c = (torch.full((3,), 2.0, dtype=F64, requires_grad=True) for _ in range(3))

@@ -252,3 +252,5 @@ def test_spawn_names_the_process_that_failed():
         todist.spawn(programs.wait_here, 1, (1000.0,), start_method="forkserver", timeout=0.5)
     with pytest.raises(ValueError, match="at least 1"):
         todist.spawn(programs.die, 0)
+    with pytest.raises(TypeError, match=r"`args`: expected a tuple .*, got int; .* \(x,\)"):
+        todist.spawn(print, 1, 3)

@@ -7,6 +7,7 @@ import distributed_programs as programs
 import pytest
 import torch
 
+import torchopt
 import torchopt.distributed as todist
 from torchopt.distributed.ordered_sum import OrderedSum, nodes_of
 
@@ -136,10 +137,25 @@ def test_tasks_together_say_what_they_expect():
     ):
         with pytest.raises(TypeError, match=text):
             together.backward(loss, [{"x": x}, other])
-    with pytest.raises(RuntimeError, match="random"):
+    with pytest.raises(RuntimeError, match="draw no random numbers.*tasks_at_once=1"):
         together.backward(lambda t: (p * torch.rand(2) * t).sum(), [x, x])
     with pytest.raises(todist.task_parallel.NotDifferentiableError, match="tasks 1 to 2 depends"):
         together.backward(lambda t: t.sum(), [x, x])
+
+    def by_autograd(task):
+        (g,) = torch.autograd.grad((p * task).pow(2).sum(), p, create_graph=True)
+        return g.sum()
+
+    with pytest.raises(RuntimeError, match=r"gradients by torch\.func\.grad.*tasks_at_once=1"):
+        together.backward(by_autograd, [x, x])
+
+    def by_meta_optimizer(task):
+        inner = torchopt.MetaSGD(net, lr=0.1)
+        inner.step((net[1].weight * task).pow(2).sum())
+        return p.sum()
+
+    with pytest.raises(todist.task_parallel.NotDifferentiableError, match=r"inner_loop.*at_once=1"):
+        together.backward(by_meta_optimizer, [x, x])
     assert p.grad is None
     buffers = [b.clone() for b in net.buffers()]
     with pytest.raises((TypeError, RuntimeError)):
@@ -148,6 +164,12 @@ def test_tasks_together_say_what_they_expect():
         )
     for b, before in zip(net.buffers(), buffers):
         assert torch.equal(b, before)
+
+
+def test_gradients_are_changed_in_place_one_by_one(world):
+    for n in (1, 2):
+        for found in world(programs.edited_gradients, n):
+            assert [float(x) for x in found] == [1800.0, 1800.0, 5400.0, 0.0]
 
 
 def test_weights_unused_parameters_and_gradients_that_were_there(world):

@@ -137,7 +137,10 @@ class BucketedSum:
         )
 
     def _send(self, bucket: _Bucket, more: list[Tensor]) -> None:
-        """Make and send a bucket; the gradients are views of it from now on."""
+        """Make and send a bucket; the gradients lie in it from now on.
+
+        They are no views for autograd: each can be changed in place without the others' knowledge.
+        """
         members = [self.params[k] for k in bucket.members]
         with torch.no_grad():
             parts = [dense_gradient(p).detach().reshape(-1) for p in members]
@@ -145,7 +148,7 @@ class BucketedSum:
             sizes = [p.numel() for p in members]
             views = bucket.flat[: sum(sizes)].split(sizes)
             for p, view in zip(members, views):
-                p.grad = view.view(p.shape)
+                p.grad = view.view(p.shape).data
         bucket.work = self.group.start_sum(bucket.flat)
         self._next += 1
 

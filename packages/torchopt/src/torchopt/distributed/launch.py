@@ -63,6 +63,11 @@ def spawn(
     """
     if nprocs < 1:
         raise ValueError(f"`nprocs`: expected at least 1, got {nprocs}.")
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(
+            f"`args`: expected a tuple of the arguments of `main`, got {type(args).__name__}; of "
+            "one argument write (x,)."
+        )
     folder = meeting.private_folder()
     token = secrets.token_hex(32)
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -251,7 +251,16 @@ class Step:
                 )
             return loss
 
-        losses: Tensor = torch.func.vmap(one)(stacked)
+        try:
+            losses: Tensor = torch.func.vmap(one)(stacked)
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:
+                raise
+            raise RuntimeError(
+                f"`tasks_at_once`: {str(error)[:160]} (under torch.func.vmap). Tasks taken "
+                "together draw no random numbers, and have gradients by torch.func.grad or "
+                "torchopt.inner_loop; others are taken one by one, tasks_at_once=1."
+            ) from error
         return losses
 
     def _weighted(self, losses: Tensor, piece: range) -> Tensor:

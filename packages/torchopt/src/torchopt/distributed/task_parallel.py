@@ -77,7 +77,8 @@ class TaskParallel:
             None: the generators are left alone.
         tasks_at_once: Of the tasks of a rank, how many `torch.func.vmap` takes together; 1: a loop;
             None: all of them. Tasks are then trees of tensors that are alike, and `task_loss` is
-            called once for all of them, draws no random numbers and writes into no buffer.
+            called once for all of them, draws no random numbers and writes into no buffer. Its
+            inner loops are `torchopt.inner_loop` or by `torch.func.grad`, not meta-optimizers.
         group: A process group of torch.distributed; None: the world.
         sync: Start from the values of rank 0 everywhere.
 

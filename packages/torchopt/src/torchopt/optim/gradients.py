@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt.errors import NotDifferentiableError
 from torchopt.params.lineage import begin_step
 from torchopt.params.second_order import explain_no_derivative
-from torchopt.torch_internals import backward_pass
+from torchopt.torch_internals import backward_pass, is_wrapped
 
 __all__ = ["gradients"]
 
@@ -48,6 +48,12 @@ def gradients(
         raise ValueError(
             f"step(loss): expected a scalar loss, got a tensor of shape {tuple(loss.shape)}; "
             "reduce it with mean() or sum()."
+        )
+    if not loss.requires_grad and is_wrapped(loss):
+        raise NotDifferentiableError(
+            "step(loss): the loss is computed under torch.func.vmap or another transform, which "
+            "hides its graph from the step; use torchopt.inner_loop, or torch.func.grad with "
+            "torchopt.sgd and the like; in TaskParallel, tasks_at_once=1 works, too."
         )
     if not loss.requires_grad:
         raise NotDifferentiableError(
