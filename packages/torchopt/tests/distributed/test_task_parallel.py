@@ -230,6 +230,8 @@ def test_task_parallel_says_what_it_expects():
         parallel.backward(lambda t: p.sum(), [1, 2], weights=[1.0])
     with pytest.raises(TypeError, match=r"0-dim tensor, got shape \[2\]"):
         parallel.backward(lambda t: p, [1])
+    with pytest.raises(TypeError, match="a real number, got torch.complex64; .* real part"):
+        parallel.backward(lambda t: (1j * p).sum(), [1])
     with pytest.raises(todist.task_parallel.NotDifferentiableError, match="task 1 depends on no"):
         parallel.backward(lambda t: torch.ones(()), [1])
     assert p.grad is None

@@ -272,6 +272,10 @@ class Step:
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"`task_loss`: expected a 0-dim tensor, got {got}.")
+        if loss.is_complex():
+            raise TypeError(
+                f"`task_loss`: expected a real number, got {loss.dtype}; return its real part."
+            )
         return loss
 
     # --- the exchange -----------------------------------------------------------------------------
