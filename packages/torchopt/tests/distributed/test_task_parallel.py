@@ -122,6 +122,9 @@ def test_tasks_together_say_what_they_expect():
     net = torch.nn.Sequential(torch.nn.BatchNorm1d(2, affine=False), torch.nn.Linear(2, 1))
     with pytest.raises(ValueError, match="expected None or >= 1, got 0"):
         todist.TaskParallel([p], tasks_at_once=0)
+    for wrong in (2.5, "all"):
+        with pytest.raises(TypeError, match="expected an int or None, for all, got (float|str)"):
+            todist.TaskParallel([p], tasks_at_once=wrong)
     with pytest.raises(ValueError, match="expected 1 with deterministic=True"):
         todist.TaskParallel([p], tasks_at_once=None, deterministic=True)
     together = todist.TaskParallel([p], tasks_at_once=None)

@@ -120,6 +120,9 @@ class TaskParallel:
                 "`bucket_bytes` and `timeout`: expected positive numbers, got "
                 f"{bucket_bytes} and {timeout}."
             )
+        if tasks_at_once is not None and not isinstance(tasks_at_once, int):
+            kind = type(tasks_at_once).__name__
+            raise TypeError(f"`tasks_at_once`: expected an int or None, for all, got {kind}.")
         if tasks_at_once is not None and tasks_at_once < 1:
             raise ValueError(f"`tasks_at_once`: expected None or >= 1, got {tasks_at_once}.")
         if deterministic and tasks_at_once != 1:
