@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
+import types
+import weakref
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -136,6 +140,135 @@ def test_what_a_model_is_counts_at_each_call() -> None:
     check(anew=True)
 
 
+class Scaled:
+    """Numbers in every place where a function may read one."""
+
+    scale = 2.0
+
+    def __init__(self) -> None:
+        self.own, self.first, self.second = Listed(), [1.0, 2.0], [3.0]
+        self.own.scale = 2.0
+        self.shared, self.numbers = types.ModuleType("shared"), array("d", [2.0])
+        self.shared.inner = types.ModuleType("inner")  # type: ignore[attr-defined]
+        self.shared.inner.scale = 2.0  # type: ignore[attr-defined]
+        self.root = [complex(-1.0, 0.0)]
+        self.far = weakref.ref(self.own)
+
+    @property
+    def computed(self) -> float:
+        return FACTOR
+
+    @staticmethod
+    def multiplied(x: Tensor) -> Tensor:
+        return x * FACTOR
+
+    def __call__(self, x: Tensor) -> Tensor:
+        numbers = [self.scale, self.own.scale, self.computed, self.numbers[0], Inherited.scale]
+        numbers += [self.shared.inner.scale, self.far().scale]  # type: ignore[union-attr, list-item]
+        y = sum((x - n) ** (i + 2) for i, n in enumerate(numbers))
+        y = y + sum(self.first) * x + sum(self.second) * x**3 + self.multiplied(x)
+        return (y * torch.sqrt(torch.tensor(self.root[0])).imag).sum()
+
+
+class Listed(list[float]):
+    scale = 1.0
+
+
+class Inherited(Scaled):
+    pass
+
+
+FACTOR = 2.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f, patch: patch.setattr(Scaled, "scale", 3.0),
+        lambda f, patch: patch.setattr(Scaled, "multiplied", staticmethod(lambda x: x * 7)),
+        lambda f, patch: patch.setitem(globals(), "FACTOR", 3.0),
+        lambda f, patch: setattr(f.own, "scale", 3.0),
+        lambda f, patch: setattr(f.shared.inner, "scale", 3.0),
+        lambda f, patch: f.second.insert(0, f.first.pop()),
+        lambda f, patch: f.numbers.__setitem__(0, 3.0),
+        lambda f, patch: f.root.__setitem__(0, complex(-1.0, -0.0)),
+    ],
+    ids=[
+        "class attribute",
+        "static method",
+        "global",
+        "attribute of a list",
+        "module in a module",
+        "from list to list",
+        "array",
+        "sign of zero",
+    ],
+)
+def test_every_number_that_a_function_reads_counts(
+    change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function, x = Scaled(), torch.randn(3, dtype=DOUBLE, requires_grad=True)
+    fast = traced(function)
+    assert_same(fast, function, (x,), (x,))
+    change(function, monkeypatch)
+    assert_same(fast, function, (x,), (x,))
+
+
+def test_what_an_argument_is_counts() -> None:
+    p, q = (torch.randn(2, 3, dtype=DOUBLE, requires_grad=True) for _ in range(2))
+
+    def function(trees: dict[str, Tensor]) -> Tensor:
+        y = sum(x**2 * i for i, x in enumerate(trees.values()))
+        assert isinstance(y, Tensor)
+        return y.sum() if y.is_contiguous() else (y**2).sum()
+
+    fast = traced(function)
+    for trees in ({"a": p, "b": q}, {"b": p, "a": q}, {"a": p.t(), "b": q.t()}):
+        assert_same(fast, function, (trees,), (p, q))
+
+
+def test_a_hook_of_all_modules_counts() -> None:
+    model = Potential()
+    fast, (x, _) = traced(model), data()
+    assert_same(fast, model, (x,), list(model.parameters()))
+    hook = nn.modules.module.register_module_forward_hook(lambda *_: _[2] * 2)
+    try:
+        assert_same(fast, model, (x,), list(model.parameters()))
+    finally:
+        hook.remove()
+
+
+def penalty(model: nn.Module, x: Tensor, at: Sequence[Tensor]) -> Tensor:
+    given = torch.autograd.grad(
+        model(x).tanh().sum(), at, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    total = sum((g**2).sum() for g in given)
+    assert isinstance(total, Tensor)
+    return total
+
+
+def test_parameters_beside_the_module_that_has_them() -> None:
+    model = nn.Linear(3, 3).double()
+    x, at = torch.randn(3, dtype=DOUBLE, requires_grad=True), list(model.parameters())
+    fast = traced(penalty)
+    assert_same(fast, penalty, (model, x, at), [x, *at])
+    with pytest.raises(NotTraceableError, match="computed from another"):
+        fast(model, model(x), at)
+    recurrent = traced(lambda model, x: model(x))  # no derivative by what it holds
+    assert_same(
+        lambda x: recurrent(model, recurrent(model, x)), lambda x: model(model(x)), (x,), [x, *at]
+    )
+
+
+def test_a_result_that_was_changed_is_no_longer_differentiated() -> None:
+    x = torch.randn(3, dtype=DOUBLE, requires_grad=True)
+    y = traced(torch.exp)(x)
+    with torch.no_grad():
+        y.zero_()
+    with pytest.raises(RuntimeError, match="changed in place"):
+        y.sum().backward()
+
+
 def test_another_shape_is_traced_anew_and_logged(caplog: Any) -> None:
     model = Potential()
     fast = traced(force_loss)
@@ -233,6 +366,15 @@ LEAF = torch.ones(3, dtype=DOUBLE, requires_grad=True)
 HELD = LEAF * 2
 
 
+NUMBERS = itertools.count(1)
+LAST: dict[str, Tensor] = {}
+
+
+def keeps(z: Tensor) -> Tensor:
+    LAST["z"] = z * 2
+    return z.sum()
+
+
 @pytest.mark.parametrize(
     ("function", "said"),
     [
@@ -242,6 +384,8 @@ HELD = LEAF * 2
         (lists, "in lists.*tolist"),
         (counts, "CALLS"),
         (writes, "changes an argument"),
+        (lambda z: (z * next(NUMBERS)).sum(), "changes NUMBERS"),
+        (keeps, "changes LAST"),
         (holds, "HELD, which was computed"),
     ],
 )

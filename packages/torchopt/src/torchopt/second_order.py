@@ -10,27 +10,29 @@ the compiler takes them.
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from torchopt.diff.closure import ATOMS, graph_of
 from torchopt.diff.explicit.fingerprint import Fingerprint, form_of, settings
 from torchopt.diff.explicit.reached import Reached
-from torchopt.diff.explicit.trace import Program, Words, make_trace, ready, traced
+from torchopt.diff.explicit.trace import Program, Words, make_trace, ready, traced, versions
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotTraceableError
 from torchopt.torch_internals import in_forward_mode_of_this_thread, split_graph
-from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
+from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_unflatten
 from torchopt.tree_function import PLAIN, apply_sweep, is_transforming
 
 __all__ = ["compile"]
 
 WORDS = Words("second_order.compile", "call the function itself")
+DICTS = (dict, defaultdict)
 EXECUTE = ("trace", "compile")
 MOST = 8  # objects among the arguments that are watched, the last ones used
 
@@ -44,6 +46,7 @@ class _Form:
         leaves: Its leaves, with None for tensors.
         graph: Which of its tensors are differentiated.
         grads: Which inputs have a gradient.
+        inside: Whether the function takes derivatives by tensors that it holds.
         pull: The program from what the first one kept, and cotangents, to the gradient; None if the
             first one returns the gradient of its only result.
     """
@@ -52,6 +55,7 @@ class _Form:
     leaves: tuple[Any, ...]
     graph: tuple[bool, ...]
     grads: tuple[bool, ...]
+    inside: bool
     pull: Program | None
 
 
@@ -68,6 +72,7 @@ class _Evaluation:
         self._program, self._arguments, self._held = program, arguments, held
         self._form: _Form = program.form
         self._kept: list[Any] = []
+        self._versions: list[int] = []
         self.values: list[Tensor] = []
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -76,6 +81,7 @@ class _Evaluation:
             found = list(self._program(self._arguments, self._held))
         count = len(self._form.graph)
         self.values, self._kept = found[:count], found[count:]
+        self._versions = versions(self._kept)
         return tuple(x for x, g in zip(self.values, self._form.graph) if g)
 
     def pull_back(
@@ -86,6 +92,11 @@ class _Evaluation:
             raise NotTraceableError(
                 f"{WORDS.where}: expected a gradient that is not differentiated again "
                 f"(create_graph=False) nor batched, got one that is; {WORDS.way_out}."
+            )
+        if versions(self._kept) != self._versions:
+            raise RuntimeError(
+                f"{WORDS.where}: expected results that are not changed before their backward pass, "
+                "got one that was changed in place; clone it first."
             )
         pull = self._form.pull
         if pull is None:
@@ -181,22 +192,33 @@ def _called(function: Any, reach: Any, args: Any, kwargs: Any, *, compiled: bool
             f"{WORDS.where}: expected a call outside of torch.func transforms and forward mode, "
             f"got one inside; {WORDS.way_out} there."
         )
-    leaves, spec = tree_flatten((args, kwargs), none_is_leaf=True)
-    tensors, places = _distinct(leaves)
+    orders: list[Hashable] = []  # of dicts, which count as equal in any order
+
+    def noted(x: Any) -> bool:
+        if type(x) in DICTS:
+            orders.append(tuple(x))
+        return False
+
+    leaves, spec = tree_flatten(
+        (args, kwargs),
+        is_leaf=noted,
+        none_is_leaf=True,
+    )
     others = [x for x in leaves if not isinstance(x, Tensor)]
     reached, whole = reach([x for x in others if not isinstance(x, ATOMS)])
+    tensors, places = _distinct(leaves, reached.tensors)
     differentiated = torch.is_grad_enabled()
     wanted = [x.requires_grad for x in tensors]
     held = [x for x in reached.tensors if x.requires_grad]
     atoms = tuple((type(x), repr(x)) for x in others if isinstance(x, ATOMS))
     given = tuple(map(form_of, tensors))
     key: Hashable = (
-        WORDS.where, reached.key, settings(), spec, tuple(places), atoms, compiled, differentiated,
-        given,
+        WORDS.where, reached.key, settings(), spec, tuple(orders), tuple(places), atoms, compiled,
+        differentiated, given,
     )  # fmt: skip
 
     def filled(inputs: Sequence[Tensor]) -> Any:
-        present = [x if i is None else inputs[i] for i, x in zip(places, leaves)]
+        present = [x if i is None or i < 0 else inputs[i] for i, x in zip(places, leaves)]
         return tree_unflatten(spec, present)
 
     def make() -> Program:
@@ -206,6 +228,8 @@ def _called(function: Any, reach: Any, args: Any, kwargs: Any, *, compiled: bool
 
     name = getattr(function, "__qualname__", type(function).__name__)
     program = traced(key, f"{name} with its gradient", make)
+    if program.form.inside:
+        _require_apart({id(x): x for x in (*tensors, *held)})
     call = _Evaluation(program, [x.detach() for x in tensors], list(reached.tensors))
     inputs = [*(x for x, w in zip(tensors, wanted) if w), *held]
     if not any(program.form.graph):
@@ -214,29 +238,34 @@ def _called(function: Any, reach: Any, args: Any, kwargs: Any, *, compiled: bool
         return call.result(apply_sweep(call, *inputs))
 
 
-def _distinct(leaves: Sequence[Any]) -> tuple[list[Tensor], list[int | None]]:
-    """Return the tensors among the leaves, each once, and for each leaf which of them it is."""
+def _distinct(
+    leaves: Sequence[Any], reached: Sequence[Tensor]
+) -> tuple[list[Tensor], list[int | None]]:
+    """Return the tensors among the leaves, each once, and for each leaf which of them it is.
+
+    Parameters that the function reaches anyway are not among them, and have negative numbers.
+    """
     tensors: list[Tensor] = []
-    known: dict[int, int] = {}
+    known = {id(x): ~i for i, x in enumerate(reached) if x.requires_grad and x.is_leaf}
     for x in leaves:
         if isinstance(x, Tensor) and id(x) not in known:
             known[id(x)] = len(tensors)
             tensors.append(x)
-    ends = {}
     for x in tensors:
         if type(x) not in PLAIN:
             raise NotTraceableError(
                 f"{WORDS.where}: expected plain tensors, got a {type(x).__name__}; {WORDS.way_out}."
             )
-        if x.requires_grad:
-            ends[id(x) if x.grad_fn is None else x.grad_fn] = x
-    if len(ends) > 1 and any(x.grad_fn is not None for x in ends.values()):
-        _require_apart(ends)
+    _require_apart({id(x): x for x in tensors})
     return tensors, [known[id(x)] if isinstance(x, Tensor) else None for x in leaves]
 
 
-def _require_apart(ends: dict[Any, Tensor]) -> None:
-    """Raise if an argument was computed from another: a derivative inside would not see that."""
+def _require_apart(tensors: dict[int, Tensor]) -> None:
+    """Raise if a tensor was computed from another: a derivative inside would not see that."""
+    smooth = [x for x in tensors.values() if x.requires_grad]
+    ends = {id(x) if x.grad_fn is None else x.grad_fn: x for x in smooth}
+    if len(ends) < 2 or all(x.grad_fn is None for x in smooth):
+        return
     for end, x in ends.items():
         if x.grad_fn is not None:
             nodes, leaves = graph_of([x])
@@ -306,7 +335,7 @@ class _Tracing:
         with torch.no_grad():
             kept = list(first(*examples))[len(form.graph) :]
         pull = ready(second, [*kept, *trace.examples[size:]], (), None, WORDS, compiled=compiled)
-        form = _Form(form.spec, form.leaves, form.graph, form.grads, pull)
+        form = replace(form, pull=pull)
         return ready(first, examples, trace.places, form, WORDS, compiled=compiled)
 
     def _leaves(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -331,7 +360,8 @@ class _Tracing:
         """Return the value and its gradient for the last `count` tensors, the cotangents."""
         inputs = self._leaves(flat[: len(self._tensors)])
         cotangents = flat[len(self._tensors) :]
-        values, spec, leaves = self._values(inputs)
+        with _Inside(self._held) as inside:
+            values, spec, leaves = self._values(inputs)
         graph = tuple(map(_has_graph, values))
         outputs = [x for x, g in zip(values, graph) if g]
         at = [*(x for x, w in zip(inputs, self._wanted) if w), *self._held]
@@ -341,7 +371,7 @@ class _Tracing:
             grads = torch.autograd.grad(outputs, at, given, allow_unused=True)
         self._require_ends(grads[len(at) - len(self._held) :])
         present = [g for g in grads if g is not None]
-        form = _Form(spec, leaves, graph, tuple(g is not None for g in grads), None)
+        form = _Form(spec, leaves, graph, tuple(g is not None for g in grads), inside.found, None)
         return [*(x.detach() for x in values), *present], form
 
     def _require_ends(self, grads: Sequence[Tensor | None]) -> None:
@@ -352,6 +382,20 @@ class _Tracing:
                     f"holds, got {self._names[id(x)]}, which was computed from others; pass it as "
                     "an argument, or compute it inside."
                 )
+
+
+class _Inside(TorchFunctionMode):
+    """A mode that notes whether a derivative is taken by one of some tensors."""
+
+    def __init__(self, held: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._held, self.found = set(map(id, held)), False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.autograd.grad:
+            inputs = args[1] if len(args) > 1 else (kwargs or {}).get("inputs")
+            self.found |= any(id(x) in self._held for x in tree_leaves(inputs))
+        return func(*args, **(kwargs or {}))
 
 
 def _has_graph(x: Tensor) -> bool:

@@ -33,6 +33,7 @@ __all__ = [
     "global_names",
     "graph_of",
     "hidden_inputs",
+    "own_classes",
     "parts",
     "require_arguments",
     "root_of",
@@ -200,8 +201,9 @@ def parts(name: str, found: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(found, types.ModuleType):
         pass  # of what it holds, `_of_function` takes what is used
     elif isinstance(found, type):
-        if root_of(found) not in LIBRARIES:
-            yield from ((f"{name}.{key}", x) for key, x in list(vars(found).items()))
+        for base in own_classes(found):
+            yield from ((f"{name}.{key}", x) for key, x in list(vars(base).items()))
+            yield from (("", x) for x in _methods(base))
     else:
         yield from _of_object(name, found)
 
@@ -266,14 +268,21 @@ def _of_object(name: str, found: Any) -> Iterator[tuple[str, Any]]:
             yield from ((prefix + key, x) for key, x in (attributes.pop(table, None) or {}).items())
         attributes = {k: x for k, x in attributes.items() if x or not k.endswith("_hooks")}
     yield from ((prefix + key, x) for key, x in attributes.items())
-    for base in type(found).__mro__:
-        if root_of(base) in LIBRARIES:
-            continue
+    for base in own_classes(type(found)):
         for key in (s for s in _slots(base) if s in vars(base) and hasattr(found, s)):
             yield prefix + key, getattr(found, key)
-        for x in list(vars(base).values()):
-            if isinstance(x, types.FunctionType):
-                yield "", x
+        yield from (("", x) for x in _methods(base))
+
+
+def own_classes(found: type) -> list[type]:
+    """Return a class and its bases, those of libraries left out."""
+    return [base for base in found.__mro__ if root_of(base) not in LIBRARIES]
+
+
+def _methods(found: type) -> Iterator[types.FunctionType]:
+    for x in list(vars(found).values()):
+        inner = (x.fget, x.fset) if isinstance(x, property) else (getattr(x, "__func__", x),)
+        yield from (f for f in inner if isinstance(f, types.FunctionType))
 
 
 def _slots(base: type) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ against a function.
 
 from __future__ import annotations
 
+import builtins
 import dis
 import functools
 import math
@@ -18,10 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchopt.diff.closure import LIBRARIES, captured, code_names, root_of
-from torchopt.tree import PyTreeSpec
+from torchopt.diff.closure import ATOMS, LIBRARIES, captured, code_names, global_names, root_of
+from torchopt.tree import PyTreeSpec, tree_leaves
 
-__all__ = ["draws_nothing", "is_pure", "is_sealed_without", "is_simple", "is_transparent"]
+__all__ = [
+    "are_plain",
+    "draws_nothing",
+    "is_pure",
+    "is_sealed_without",
+    "is_simple",
+    "is_transparent",
+]
 
 MOST = 2000  # objects of which it is known that the search saw all
 # Packages without random numbers of Python or numpy.
@@ -53,7 +61,16 @@ def is_simple(found: Any) -> bool:
     for name in code_names(code):
         if name in known and known[name] is not torch and known[name] is not math:
             return False
-    return not _reflects(code) and not _writes(code)
+    return not _reflects(code) and not _writes(code) and not _reads_additions(found)
+
+
+def _reads_additions(function: types.FunctionType) -> bool:
+    """Return whether a function reads what somebody added to `builtins`, or a tensor of `torch`."""
+    code, known = function.__code__, function.__globals__
+    added = (getattr(builtins, name, None) for name in global_names(code) if name not in known)
+    if any(x is not None and root_of(x) != "builtins" for x in added):
+        return True
+    return any(isinstance(vars(torch).get(name), Tensor) for name in code_names(code))
 
 
 def is_sealed_without(function: Any, names: Set[str]) -> bool:
@@ -68,6 +85,11 @@ def is_sealed_without(function: Any, names: Set[str]) -> bool:
         if isinstance(found, types.FunctionType) and not names.isdisjoint(_words(found.__code__)):
             return False
     return True
+
+
+def are_plain(*trees: Any) -> bool:
+    """Return whether trees have tensors and numbers alone: others may hold tensors out of sight."""
+    return all(isinstance(x, (Tensor, *ATOMS)) for x in tree_leaves(trees))
 
 
 def draws_nothing(found: Any) -> bool:
@@ -105,7 +127,7 @@ def is_pure(found: Any) -> bool:
         module = str(found.__globals__.get("__name__"))
         if root_of(module) in LIBRARIES:
             return module.startswith(TRANSFORMS)
-        return not _writes(found.__code__)
+        return not _writes(found.__code__) and not _reads_additions(found)
     if isinstance(found, types.ModuleType):
         return root_of(found) in ("torch", "math")
     return isinstance(found, (list, tuple, dict, types.MethodType, functools.partial, PyTreeSpec))

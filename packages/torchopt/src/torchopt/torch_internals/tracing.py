@@ -17,6 +17,7 @@ __all__ = [
     "HostReadError",
     "compiled_graph",
     "draws_numbers",
+    "hooks_of_all_modules",
     "is_host_read",
     "lifted_constants",
     "split_graph",
@@ -61,6 +62,11 @@ class _MemoryReads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+_TABLES_OF_HOOKS: list[dict[int, Any]] = [
+    table
+    for name, table in vars(torch.nn.modules.module).items()
+    if name.startswith("_global") and name.endswith("_hooks")
+]
 _READS_OF_MEMORY = frozenset((Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__))
 
 
@@ -87,6 +93,11 @@ def traced_graph(
     with _HostReads(read), _MemoryReads():
         graph: torch.fx.GraphModule = make_fx(function)(*examples)
     return graph
+
+
+def hooks_of_all_modules() -> list[Any]:
+    """Return the hooks that were registered for all modules, those of backward passes too."""
+    return [hook for table in _TABLES_OF_HOOKS for hook in table.values()]
 
 
 def is_host_read(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import builtins
 from typing import Any
 
 import pytest
@@ -81,3 +82,23 @@ def test_a_budget_under_a_transform() -> None:
     inner = torchopt.inner_loop(loss_of, torchopt.sgd(0.1), steps=1, keep="1MiB")
     with pytest.raises(ValueError, match="outside of transforms"):
         torch.func.grad(lambda w: inner(w).params.sum())(torch.ones(2))
+
+
+@pytest.mark.parametrize("options", [{}, {"keep": "steps"}, {"derivative": "mixed"}], ids=str)
+def test_a_tensor_out_of_sight_is_not_left_out(
+    options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, w = torch.nn.Linear(3, 3), torch.ones(3, requires_grad=True)
+    hidden = torch.ones(3, requires_grad=True)
+    monkeypatch.setattr(builtins, "HIDDEN", hidden, raising=False)
+    monkeypatch.setattr(torch, "HIDDEN", hidden, raising=False)
+    losses: list[tuple[Any, Any]] = [
+        (lambda w, b, f: (f(w) ** 2).sum(), net),
+        (lambda w, b, f: (f(w) ** 2).sum(), lambda x: x * hidden),
+        (lambda w, b, f: ((w * HIDDEN) ** 2).sum(), None),  # type: ignore[name-defined]  # noqa: F821
+        (lambda w, b, f: ((w * torch.HIDDEN) ** 2).sum(), None),  # type: ignore[attr-defined]
+    ]
+    for loss, more in losses:
+        run = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=2, **options)
+        with pytest.raises(NotDifferentiableError, match="depends on"):
+            run(w, None, more)

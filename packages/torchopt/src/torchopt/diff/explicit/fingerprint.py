@@ -8,9 +8,14 @@ where two are equal, one program serves both. The tensors themselves are inputs 
 
 from __future__ import annotations
 
+import itertools
+import operator
 import types
+import weakref
+from array import array
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +23,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchopt.diff.closure import ATOMS, ENTRIES, parts
+from torchopt import torch_internals
+from torchopt.diff.closure import (
+    ATOMS,
+    ENTRIES,
+    LIBRARIES,
+    code_names,
+    own_classes,
+    parts,
+    root_of,
+)
 from torchopt.errors import NotTraceableError
 
-__all__ = ["Fingerprint", "fingerprint", "form_of", "settings"]
+__all__ = ["Fingerprint", "fingerprint", "form_of", "module_places", "settings"]
 
+NUMBERS = (float, complex)
 MOST = 20_000  # objects that a function may reach
 
 
@@ -81,7 +96,8 @@ class Fingerprint:
 
 def form_of(x: Tensor) -> tuple[Hashable, ...]:
     """Return what a trace keeps of a tensor."""
-    return x.shape, x.dtype, x.device, x.requires_grad
+    place = x.stride() if x.layout is torch.strided else x.layout
+    return x.shape, x.dtype, x.device, x.requires_grad, place
 
 
 def settings() -> tuple[Hashable, ...]:
@@ -97,6 +113,8 @@ def settings() -> tuple[Hashable, ...]:
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
         autocast,
+        torch.is_inference_mode_enabled(),
+        *map(_Same, torch_internals.hooks_of_all_modules()),
     )
 
 
@@ -112,11 +130,12 @@ def fingerprint(*values: Any) -> Fingerprint:
     names: list[str] = []
     visited: list[Any] = []
     queue: deque[tuple[str, Any]] = deque(("", x) for x in values)
-    while queue:
+    known: set[tuple[int, str]] = set()
+    while queue or _in_modules(visited, known, queue):
         name, found = queue.popleft()
         if isinstance(found, ATOMS):
             # 0.0 and -0.0 are equal, and so are 1 and True; nan is not.
-            key.append((name, type(found), repr(found) if isinstance(found, float) else found))
+            key.append((name, type(found), repr(found) if isinstance(found, NUMBERS) else found))
             continue
         if id(found) in seen:
             key.append((name, "again", seen[id(found)]))
@@ -136,7 +155,48 @@ def fingerprint(*values: Any) -> Fingerprint:
         visited.append(found)
         if not hasattr(type(found), "not_searched"):
             queue.extend(parts(name, found))
+            queue.extend(_more(name, found))
     return Fingerprint(Key(tuple(key)), tuple(tensors), tuple(names), tuple(visited))
+
+
+def module_places(visited: Iterable[Any]) -> Iterator[tuple[types.ModuleType, str]]:
+    """Yield the modules of the user among objects, with each name that a function among them has.
+
+    A function may be given a module, or hold one.
+    """
+    modules = [
+        x for x in visited if isinstance(x, types.ModuleType) and root_of(x) not in LIBRARIES
+    ]
+    if modules:
+        functions = (x for x in visited if isinstance(x, types.FunctionType))
+        names = dict.fromkeys(name for f in functions for name in code_names(f.__code__))
+        yield from ((module, name) for module in modules for name in names)
+
+
+def _in_modules(visited: list[Any], known: set[tuple[int, str]], queue: deque[Any]) -> bool:
+    """Queue what functions may read of modules and is not known; return whether there is any."""
+    for module, name in module_places(visited):
+        if (id(module), name) not in known and name in vars(module):
+            known.add((id(module), name))
+            queue.append((f"{module.__name__}.{name}", vars(module)[name]))
+    return bool(queue)
+
+
+def _more(name: str, found: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an object gives beside its parts: of its class, or by reference."""
+    if isinstance(found, weakref.ref):
+        yield name, found()
+    elif isinstance(found, ContextVar):
+        yield name, found.get(None)
+    if isinstance(found, (type, types.ModuleType, types.FunctionType)):
+        return
+    prefix = f"{name}." if name else ""
+    if isinstance(found, (tuple, list, dict, set, frozenset, deque)):
+        yield from ((prefix + k, x) for k, x in list(getattr(found, "__dict__", {}).items()))
+    for base in own_classes(type(found)):
+        for key, x in list(vars(base).items()):
+            if not (key.startswith("__") or key == "_abc_impl" or hasattr(type(x), "__get__")):
+                yield prefix + key, x
 
 
 def _identity(found: Any) -> tuple[Any, ...]:
@@ -147,6 +207,10 @@ def _identity(found: Any) -> tuple[Any, ...]:
         return (_Same(found),)
     if isinstance(found, np.ndarray):
         return found.shape, str(found.dtype), found.tobytes()
+    if isinstance(found, (array, bytearray)):
+        return type(found), bytes(found)
+    if isinstance(found, Iterator):
+        return _Same(found), operator.length_hint(found, -1), *_count_of(found)
     if isinstance(found, (torch.dtype, torch.device, torch.layout, torch.memory_format)):
         return (found,)
     if isinstance(found, (tuple, list, dict, set, frozenset)):
@@ -162,3 +226,7 @@ def _identity(found: Any) -> tuple[Any, ...]:
     if any("__slots__" in vars(base) for base in type(found).__mro__):
         return (type(found),)
     return (_Same(found),)
+
+
+def _count_of(found: Any) -> tuple[str, ...]:
+    return (repr(found),) if isinstance(found, itertools.count) else ()

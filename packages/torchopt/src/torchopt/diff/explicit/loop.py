@@ -23,7 +23,7 @@ from torchopt.diff.explicit.checks import (
 )
 from torchopt.diff.explicit.dispatch import run_call
 from torchopt.diff.problem import over, require_verify
-from torchopt.diff.sealed import is_sealed_without
+from torchopt.diff.sealed import are_plain, is_sealed_without
 from torchopt.diff.verify import Verify, VerifyReport, checked
 from torchopt.tree import tree_unflatten
 
@@ -205,7 +205,8 @@ class Explicit:
             dims=tuple(inputs.dims),
             blocks=self._blocks(),
             host=self.keep_on == "host",
-            plain=is_sealed_without(self.loss, EXCHANGED),
+            plain=are_plain(params, batch, batches, meta)
+            and is_sealed_without(self.loss, EXCHANGED),
             **fields,
         )
 

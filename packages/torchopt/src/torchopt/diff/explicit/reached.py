@@ -3,22 +3,27 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import types
+import weakref
+from array import array
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from torchopt.diff.closure import LIBRARIES, code_names, global_names, root_of
-from torchopt.diff.explicit.fingerprint import Fingerprint, fingerprint, form_of
+from torchopt.diff.closure import LIBRARIES, global_names, own_classes, root_of
+from torchopt.diff.explicit.fingerprint import Fingerprint, fingerprint, form_of, module_places
 
 __all__ = ["Reached"]
 
 PLAIN = (dict, OrderedDict)
+PASSED_BY = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodType)
 
 
 class Reached:
@@ -55,8 +60,9 @@ class Reached:
         assert self._read is not None
         seen = self._read()
         return (
-            len(seen) == len(self._seen)
-            and all(map(operator.is_, seen, self._seen))
+            len(seen) == len(self._seen) > 0
+            and seen[0] == self._seen[0]
+            and all(map(operator.is_, seen[1:], self._seen[1:]))
             and [form_of(x) for x in last.tensors] == self._forms
         )
 
@@ -65,8 +71,10 @@ def _reader(visited: tuple[Any, ...]) -> Callable[[], list[Any]] | None:
     """Return what reads all that these objects hold; None if that takes a search."""
     tables: list[dict[Any, Any]] = []
     lists: list[Any] = []
-    classes: list[Any] = []
-    places: list[tuple[Any, str]] = []  # of a table, by a name that may be missing
+    classes = {id(base): vars(base) for found in visited for base in own_classes(_class_of(found))}
+    references: list[Callable[[], Any]] = []
+    # Of a table, by a name that may be missing.
+    places = [(vars(module), name) for module, name in module_places(visited)]
     attributes: list[tuple[Any, str]] = []
     for found in visited:
         if isinstance(found, types.FunctionType):
@@ -74,20 +82,22 @@ def _reader(visited: tuple[Any, ...]) -> Callable[[], list[Any]] | None:
             attributes += ((found, name) for name in ("__code__", "__defaults__", "__kwdefaults__"))
             attributes += ((cell, "cell_contents") for cell in found.__closure__ or ())
             places += _globals(found)
-        elif isinstance(found, type):
-            if root_of(found) not in LIBRARIES:
-                classes.append(vars(found))
-        elif isinstance(found, (types.ModuleType, types.BuiltinFunctionType, types.MethodType)):
+        elif isinstance(found, PASSED_BY):
             continue
-        elif isinstance(found, (list, set, deque)):
+        elif isinstance(found, weakref.ref):
+            references.append(found)
+        elif isinstance(found, ContextVar):
+            references.append(functools.partial(found.get, None))
+        elif isinstance(found, (list, tuple, set, frozenset, deque)):
             lists.append(found)
+            tables += filter(None, [getattr(found, "__dict__", None)])
         elif isinstance(found, Mapping):
             if type(found) not in PLAIN:
                 return None
             tables.append(found)  # type: ignore[arg-type]
-        elif isinstance(found, np.ndarray):
+        elif isinstance(found, (np.ndarray, array, bytearray, Iterator)):
             return None
-        elif not isinstance(found, (tuple, frozenset)):
+        else:
             own = getattr(found, "__dict__", None)
             if own is not None:
                 tables.append(own)
@@ -98,12 +108,16 @@ def _reader(visited: tuple[Any, ...]) -> Callable[[], list[Any]] | None:
                 tables += inner
             attributes += _slots(found)
 
+    tables = list({id(x): x for x in tables}.values())
+    keys = [*tables, *classes.values(), *lists]
+
     def read() -> list[Any]:
         return [
-            *chain.from_iterable(tables),
+            list(map(len, keys)),  # something may move from the end of one to the next
+            *chain.from_iterable(keys),
             *chain.from_iterable(map(dict.values, tables)),
-            *chain.from_iterable(lists),
-            *chain.from_iterable(x.values() for x in classes),
+            *chain.from_iterable(x.values() for x in classes.values()),
+            *(x() for x in references),
             *(table.get(name) for table, name in places),
             *(getattr(x, name, None) for x, name in attributes),
             *map(type, visited),
@@ -117,13 +131,11 @@ def _globals(function: types.FunctionType) -> list[tuple[Any, str]]:
     table = function.__globals__
     if root_of(str(table.get("__name__"))) in LIBRARIES:
         return []
-    names = global_names(function.__code__)
-    out = [(table, name) for name in names]
-    for name in names:
-        module = table.get(name)
-        if isinstance(module, types.ModuleType) and root_of(module) not in LIBRARIES:
-            out += [(vars(module), inner) for inner in code_names(function.__code__)]
-    return out
+    return [(table, name) for name in global_names(function.__code__)]
+
+
+def _class_of(found: Any) -> type:
+    return found if isinstance(found, type) else type(found)
 
 
 def _slots(found: Any) -> list[tuple[Any, str]]:

@@ -29,6 +29,7 @@ __all__ = [
     "programs",
     "ready",
     "traced",
+    "versions",
 ]
 
 MOST = 64  # programs that are kept
@@ -211,20 +212,22 @@ def make_trace(
 
     distinct = [x.detach().clone() for x in examples]
     before = fingerprint(*reach)
-    versions = _versions((*before.tensors, *distinct))
+    counted = versions((*before.tensors, *distinct))
     graph = _graph(flat, distinct, before, words)
     if states.moved_outside_torch():
         raise NotTraceableError(
             f"{words.where}: expected random numbers of torch, which a traced program draws anew, "
             f"got some of random or numpy, which would be constants; {words.way_out}."
         )
-    now = _versions((*before.tensors, *distinct))
+    now = versions((*before.tensors, *distinct))
     names = (*before.names, *("an argument" for _ in distinct))
     modules = [m for m in before.visited if isinstance(m, nn.Module)]
     buffers = {id(b) for m in modules for b in m._buffers.values()}
     free = (*(id(x) in buffers for x in before.tensors), *(False for _ in distinct))
-    written = [(n, f) for n, x, y, f in zip(names, versions, now, free) if x != y]
-    _require_unchanged([n for n, f in written if not f], before, fingerprint(*reach), words)
+    written = [(n, f) for n, x, y, f in zip(names, counted, now, free) if x != y]
+    after = fingerprint(*reach)
+    exchanged = [n for n, x, y in zip(names, before.tensors, after.tensors) if x is not y]
+    _require_unchanged([*(n for n, f in written if not f), *exchanged], before, after, words)
     held = torch_internals.lifted_constants(graph)
     places = _places(held, before, words)
     return Trace(graph, distinct, held, places, form[0], bool(written))
@@ -296,7 +299,8 @@ def _in(path: str, *folders: str) -> bool:
     return "tests" not in parts and any(name in parts for name in folders)
 
 
-def _versions(tensors: Sequence[Tensor]) -> list[int]:
+def versions(tensors: Sequence[Tensor]) -> list[int]:
+    """Return how often tensors were changed in place; 0 where nobody counts."""
     return [0 if x.is_inference() else x._version for x in tensors]
 
 
