@@ -260,6 +260,20 @@ def test_parameters_beside_the_module_that_has_them() -> None:
     )
 
 
+def test_nothing_but_what_is_held() -> None:
+    w, model = nn.Parameter(torch.ones(3, dtype=DOUBLE)), nn.Linear(3, 3).double()
+    model.plain = torch.ones(3, dtype=DOUBLE)
+    for function, args in (
+        (lambda: (w * 2).sin().sum(), ()),
+        (lambda w: w.sin().sum(), (w,)),
+        (lambda v: (w * v).sin(), (w,)),
+        (lambda model, v: model(v) * model.plain, (model, model.bias)),
+    ):
+        assert_same(traced(function), function, args, (w, *model.parameters()))
+    with torch.no_grad():
+        assert_same(traced(model), model, (w,), ())
+
+
 def test_a_result_that_was_changed_is_no_longer_differentiated() -> None:
     x = torch.randn(3, dtype=DOUBLE, requires_grad=True)
     y = traced(torch.exp)(x)
@@ -429,10 +443,12 @@ def test_the_compiled_program_is_exact() -> None:
             model.first.weight.mul_(count)
 
 
-def test_no_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compiler_is_told() -> None:
     import torch._inductor.config as config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     z = torch.ones(7, dtype=DOUBLE, requires_grad=True)
-    with pytest.raises(CompilerError, match=r"C\+\+ compiler.*trace"):
+    with (
+        config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(CompilerError, match=r"C\+\+ compiler.*trace"),
+    ):
         torchopt.second_order.compile(lambda z: (z**5).sum() * 1.25)(z)

@@ -266,7 +266,7 @@ def _of_object(name: str, found: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(found, nn.Module):
         for table in TABLES:
             yield from ((prefix + key, x) for key, x in (attributes.pop(table, None) or {}).items())
-        attributes = {k: x for k, x in attributes.items() if x or not k.endswith("_hooks")}
+        attributes = {k: x for k, x in attributes.items() if not k.endswith("_hooks") or x}
     yield from ((prefix + key, x) for key, x in attributes.items())
     for base in own_classes(type(found)):
         for key in (s for s in _slots(base) if s in vars(base) and hasattr(found, s)):

@@ -210,7 +210,7 @@ def lifted_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
             node.replace_all_uses_with(node.args[0])
     graph.graph.eliminate_dead_code()
     nodes = list(graph.graph.nodes)
-    last = [n for n in nodes if n.op == "placeholder"][-1]
+    last = next((n for n in reversed(nodes) if n.op == "placeholder"), None)
     by_identity: dict[int, tuple[Tensor, Any]] = {}
     for node in nodes:
         if node.op != "get_attr":
@@ -219,7 +219,12 @@ def lifted_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
         if not isinstance(x, Tensor) or all("lift_fresh" in str(u.target) for u in node.users):
             continue
         if id(x) not in by_identity:
-            with graph.graph.inserting_after(last):
+            here = (
+                graph.graph.inserting_after(last)
+                if last
+                else graph.graph.inserting_before(nodes[0])
+            )
+            with here:
                 last = graph.graph.placeholder(f"held_{len(by_identity)}")
                 last.meta.update(node.meta)
             by_identity[id(x)] = x, last
