@@ -138,7 +138,7 @@ GOOD_TORCHOPT = {
     "__init__.py": "from torchopt.optim import base\n",
     "errors.py": "",
     "tree.py": "import optree\nfrom torchopt.errors import E\n",
-    "tree_function.py": (
+    "tree_function/rule.py": (
         "import torch\nfrom torchopt import tree\nclass F(torch.autograd.Function): pass\n"
     ),
     "pytree.py": "from optree import *\n",
