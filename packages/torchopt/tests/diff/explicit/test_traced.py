@@ -346,3 +346,16 @@ def test_what_is_not_traced_raises() -> None:
         torch.func.grad(lambda w: inner(w, torch.zeros(3), lr=0.1).params.sum())(w)
     with pytest.raises(ValueError, match="execute"):
         torchopt.inner_loop(_quartic, torchopt.sgd, steps=2, execute="fast")
+
+
+def test_the_strides_of_an_argument_count() -> None:
+    def loss(w: Tensor, batch: Any, x: Tensor) -> Tensor:
+        return (x.sum() * w ** (2 if x.is_contiguous() else 4)).sum()
+
+    w, x = torch.randn(3, requires_grad=True), torch.rand(2, 2, requires_grad=True)
+    for given in (x, x.t()):
+        eager, traced = (
+            torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=2, execute=execute)(w, None, given)
+            for execute in ("eager", "trace")
+        )
+        torch.testing.assert_close(traced.params, eager.params)

@@ -109,6 +109,7 @@ class TracedRun(Run):
                 x.shape[1:] if h.by_step else x.shape,
                 x.dtype,
                 x.device,
+                x.stride() if x.layout is torch.strided else x.layout,
                 h.by_step,
                 h.index in wanted,
                 call.dims[h.index],
