@@ -7,6 +7,7 @@ import copy
 import logging
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import optimizers
@@ -354,6 +355,22 @@ def test_the_strides_of_an_argument_count() -> None:
 
     w, x = torch.randn(3, requires_grad=True), torch.rand(2, 2, requires_grad=True)
     for given in (x, x.t()):
+        eager, traced = (
+            torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=2, execute=execute)(w, None, given)
+            for execute in ("eager", "trace")
+        )
+        torch.testing.assert_close(traced.params, eager.params)
+
+
+def test_what_an_object_among_the_arguments_holds_counts() -> None:
+    given = SimpleNamespace(power=2)
+
+    def loss(w: Tensor, batch: Any, more: Any) -> Tensor:
+        return (w**more.power).sum()
+
+    w = torch.randn(3, requires_grad=True)
+    for power in (2, 4):
+        given.power = power
         eager, traced = (
             torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=2, execute=execute)(w, None, given)
             for execute in ("eager", "trace")

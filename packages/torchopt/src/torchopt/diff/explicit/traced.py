@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt.diff.closure import ATOMS
 from torchopt.diff.explicit.adjoint import (
     AtStep,
     Cotangents,
@@ -93,6 +94,7 @@ class TracedRun(Run):
         call = self.call
         return (
             self._reach.key,
+            fingerprint(*_objects(call)).key,
             settings(),
             self._compiled,
             call.derivative,
@@ -329,5 +331,11 @@ def _reverse(call: Call) -> Call:
 
 
 def _fixed(leaves: Sequence[Any]) -> Hashable:
-    """Return the leaves of a template that are no tensors."""
-    return tuple(None if isinstance(x, Hole) else (type(x), repr(x)) for x in leaves)
+    """Return the leaves of a template that are no tensors; objects are compared by content."""
+    return tuple((type(x), repr(x) if isinstance(x, ATOMS) else None) for x in leaves)
+
+
+def _objects(call: Call) -> tuple[Any, ...]:
+    """Return what the loss is given beside tensors and numbers."""
+    leaves = [x for tree in (*call.batches, *call.meta) for x in tree.leaves]
+    return tuple(x for x in leaves if not isinstance(x, (Hole, *ATOMS)))
