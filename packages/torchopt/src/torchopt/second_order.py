@@ -10,7 +10,7 @@ the compiler takes them.
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from torchopt.diff.closure import ATOMS, graph_of
+from torchopt.diff.explicit.call import DICTS
 from torchopt.diff.explicit.fingerprint import Fingerprint, form_of, settings
 from torchopt.diff.explicit.reached import Reached
 from torchopt.diff.explicit.trace import Program, Words, make_trace, ready, traced, versions
@@ -32,7 +33,6 @@ from torchopt.tree_function import PLAIN, apply_sweep, is_transforming
 __all__ = ["compile"]
 
 WORDS = Words("second_order.compile", "call the function itself")
-DICTS = (dict, defaultdict)
 EXECUTE = ("trace", "compile")
 MOST = 8  # objects among the arguments that are watched, the last ones used
 

@@ -121,6 +121,7 @@ MADE_INSIDE = {name: row.functional for name, row in ROWS.items()} | {
     ),
 }
 HEAVY = ("psgd", "shampoo", "soap")  # seconds to compile
+LOOKS_FIRST = frozenset(("adopt", "schedule_free_radam"))  # no update in the first step
 FEW = ("adam", "adam, accelerated", "clipped sgd", "lion", "rmsprop")
 
 
@@ -143,7 +144,8 @@ def assert_made_inside(names: Sequence[str], backend: str) -> None:
     for value in (lr, lr / 2):
         got, wanted = compiled(start, value), first(start, value)
         torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-13)
-    assert any(u["w"].abs().max() > 0 for u in wanted)  # the first step of some only looks
+    moved = any(u["w"].abs().max() > 0 for u in wanted)
+    assert moved or LOOKS_FIRST.issuperset(names)
 
 
 @pytest.mark.parametrize("part", range(4))

@@ -461,10 +461,11 @@ def test_a_snapshot_of_other_shapes_is_refused_and_nothing_is_written() -> None:
     state = torchopt.extract_state_dict(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3)))
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     own = list(net.parameters())
-    with pytest.raises(ValueError, match=r"'weight' of shape \(2, 2\) in sub-module 1.*\(3, 2\)"):
+    expected = r"'weight' of shape \(2, 2\) in the sub-module '1', got \(3, 2\)"
+    with pytest.raises(ValueError, match=expected):
         torchopt.recover_state_dict(net, state)
     norm = torchopt.extract_state_dict(nn.BatchNorm1d(3, affine=False))
-    with pytest.raises(ValueError, match=r"expected buffers with 'running_mean' of shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"expected buffers 'running_mean' of shape \(2,\)"):
         torchopt.recover_state_dict(nn.BatchNorm1d(2, affine=False), norm)
     assert all(p is q for p, q in zip(net.parameters(), own))
 

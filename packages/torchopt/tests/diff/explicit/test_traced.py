@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import random
 from collections.abc import Callable
@@ -347,6 +348,31 @@ def test_what_is_not_traced_raises() -> None:
         torch.func.grad(lambda w: inner(w, torch.zeros(3), lr=0.1).params.sum())(w)
     with pytest.raises(ValueError, match="execute"):
         torchopt.inner_loop(_quartic, torchopt.sgd, steps=2, execute="fast")
+
+
+def test_the_order_of_a_dict_counts() -> None:
+    """A loss that walks through a dict depends on the order of its keys."""
+
+    def walked(x: Any) -> Any:
+        return sum(i * v for i, v in enumerate(x.values()))
+
+    def loss(w: Any, batch: Any, meta: Any) -> Tensor:
+        weight = walked(w) * walked(batch) * walked(meta)
+        return weight * (w["a"] ** 2 + w["b"] ** 2).sum()
+
+    def ends(*flip: bool, execute: str) -> list[Tensor]:
+        def tree(a: float, b: float, back: bool) -> Any:
+            items = [("a", torch.tensor(a).double()), ("b", torch.tensor(b).double())]
+            return dict(reversed(items) if back else items)
+
+        inner = torchopt.inner_loop(loss, torchopt.sgd(0.01), steps=2, execute=execute)
+        params = inner(*(tree(1.0 + i, 6.0 - i, back) for i, back in enumerate(flip))).params
+        return [params["a"], params["b"]]
+
+    expected = [ends(*flip, execute="eager") for flip in itertools.product((False, True), repeat=3)]
+    found = [ends(*flip, execute="trace") for flip in itertools.product((False, True), repeat=3)]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert len({tuple(map(float, x)) for x in expected}) == 8
 
 
 def test_the_strides_of_an_argument_count() -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ from torchopt.tree_function import is_differentiated
 __all__ = ["Call", "Dims", "Hole", "Inputs", "Template", "make_inputs"]
 
 Dims = int | None
+DICTS = (dict, defaultdict)  # whose order counts for no structure
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,19 @@ class Template:
             else tensors[x.index]
             for x in self.leaves
         ]
+
+    @functools.cached_property
+    def orders(self) -> tuple[tuple[Any, ...], ...]:
+        """The keys of each dict in their order, which equal structures may differ in."""
+        found: list[tuple[Any, ...]] = []
+
+        def noted(x: Any) -> bool:
+            if type(x) in DICTS:
+                found.append(tuple(x))
+            return False
+
+        tree_flatten(tree_unflatten(self.spec, self.leaves), is_leaf=noted, none_is_leaf=True)
+        return tuple(found)
 
     def holes(self) -> list[Hole]:
         """Return the places of tensors."""

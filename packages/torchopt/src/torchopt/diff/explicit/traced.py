@@ -99,9 +99,9 @@ class TracedRun(Run):
             self._compiled,
             call.derivative,
             call.tasks,
-            call.params.spec,
+            (call.params.spec, call.params.orders),
             len(call.blocks),
-            tuple((tree.spec, _fixed(tree.leaves)) for tree in call.meta),
+            tuple((tree.spec, tree.orders, _fixed(tree.leaves)) for tree in call.meta),
         )
 
     def _key(self, carry: Carry, step: int) -> Hashable:
@@ -118,7 +118,8 @@ class TracedRun(Run):
             )
             for h, x in ((h, call.inputs[h.index]) for h in self._holes(step))
         ]
-        return form_key(carry), batch.spec, _fixed(batch.leaves), tuple(inputs), self._common
+        held = batch.spec, batch.orders, _fixed(batch.leaves)
+        return form_key(carry), held, tuple(inputs), self._common
 
     def _make(self, function: Any, examples: Sequence[Tensor]) -> Program:
         call = self.call
