@@ -137,8 +137,10 @@ def compile(  # noqa: A001 - the word of the field
             the first call. `"trace"`: operation by operation, without a compiler.
 
     Returns:
-        A function of the same arguments. Its random numbers are those of the function itself, and
-        buffers that the function writes to, such as those of a BatchNorm, are written.
+        A function of the same arguments. The random numbers of torch are those that the function
+        itself would draw, and buffers that the function writes to, such as those of a BatchNorm,
+        are written. What comes from outside of all that it reaches, such as the time or a
+        generator of numpy that it makes itself, stays as it was when the program was traced.
 
     Raises:
         CompilerError: From a call: there is no C++ compiler, or it fails.
