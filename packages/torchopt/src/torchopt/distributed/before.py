@@ -4,8 +4,8 @@
 What it does to them is undone when it ends, in whatever way: exchanged parameters, modes, and the
 contents of buffers. The changes of buffers, such as the statistics of a batch norm, are collected:
 after the step a buffer is what it was plus the weighted mean of its changes in all tasks (of
-integers, such as counts, the sum), at every number of ranks. Where there was no number before, such
-as the infinity that a minimum begins with, it is the weighted mean of what the tasks leave.
+integers, such as counts, the sum), at every number of ranks. Where the value before was not finite,
+such as the infinity that a minimum begins with, it is the weighted mean of what the tasks leave.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Before:
 
 
 def unchanged(x: Tensor) -> Tensor:
-    """Return the change of a buffer by a task that keeps it: 0, and what is no number as it is."""
+    """Return the change by a task that keeps a buffer: 0; values that are not finite stay."""
     if not (x.is_floating_point() or x.is_complex()):
         return torch.zeros_like(x, dtype=torch.int64)
     return torch.where(x.isfinite(), 0.0, x)
