@@ -296,11 +296,9 @@ def _described(transformation: GradientTransformation) -> str:
         return type(rule).__name__
     if isinstance(owner, FusedChain):
         return f"a chain of {', '.join(map(_described, owner.members))}"
-    return (
-        getattr(transformation.update, "__qualname__", "another one")
-        if owner is None
-        else (type(owner).__name__.lstrip("_"))
-    )
+    if owner is None:
+        return getattr(transformation.update, "__qualname__", "another one")
+    return type(owner).__name__.lstrip("_")
 
 
 def step_inplace(

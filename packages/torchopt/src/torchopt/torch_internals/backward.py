@@ -37,21 +37,8 @@ def backward_into(loss: torch.Tensor, start: torch.Tensor, inputs: Sequence[torc
     The caller knows that `start` is like `loss`, which requires a gradient, and that there are
     inputs.
     """
-    if (
-        loss.dtype.is_floating_point
-        and _NO_OTHERS.issuperset(map(type, (loss, *inputs)))
-        and not torch._C._is_torch_function_mode_enabled()
-        and not torch.compiler.is_compiling()
-    ):
-        _engine.run_backward(
-            (loss,),
-            (start,),
-            False,  # neither keep the graph
-            False,  # nor make one
-            tuple(inputs),
-            allow_unreachable=True,
-            accumulate_grad=True,
-        )
+    if loss.dtype.is_floating_point and _are_plain((loss, *inputs)):
+        _run_backward((loss,), (start,), False, False, inputs, accumulate=True)
     else:
         torch.autograd.backward((loss,), (start,), inputs=tuple(inputs))
 
@@ -102,6 +89,8 @@ def _run_backward(
     retain_graph: bool,
     create_graph: bool,
     inputs: Sequence[torch.Tensor],
+    *,
+    accumulate: bool = False,
 ) -> Sequence[Any]:
     found: Sequence[Any] = _engine.run_backward(
         tuple(outputs),
@@ -110,7 +99,7 @@ def _run_backward(
         create_graph,
         tuple(inputs),
         allow_unreachable=True,
-        accumulate_grad=False,
+        accumulate_grad=accumulate,
     )
     return found
 

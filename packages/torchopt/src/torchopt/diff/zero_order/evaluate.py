@@ -185,8 +185,14 @@ class _Leaves:
     def sigma(self) -> float:
         return self.sampling.sigma
 
+    @property
+    def draws_again(self) -> bool:
+        return len(self.chunks) > 1 and not self.sampling.estimator.local
+
     def draw(self, start: int, stop: int) -> list[Tensor]:
         noise = self.sampling.draw(self.leaves, start, stop)
+        if not self.draws_again:
+            return noise
         mark = [z.reshape(len(z), -1)[:, :1].clone() for z in noise if z.numel()]
         if not all(map(torch.equal, mark, self._marks.setdefault(start, mark))):
             raise RuntimeError(
@@ -330,6 +336,10 @@ class _WithSlopes(_Leaves):
 
     tangents: Sequence[Tensor] = ()
     slopes: list[Tensor] = field(default_factory=list)
+
+    @property
+    def draws_again(self) -> bool:
+        return len(self.chunks) > 1
 
     def evaluate(self, noise: Sequence[Tensor]) -> Tensor:
         values = super().evaluate(noise)
