@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import tomllib
-from cosmic_ray.ast import get_ast  # type: ignore[import-not-found]
-from cosmic_ray.mutating import MutationVisitor, mutate_and_test  # type: ignore[import-not-found]
-from cosmic_ray.plugins import get_operator, operator_names  # type: ignore[import-not-found]
-from cosmic_ray.work_item import MutationSpec, TestOutcome  # type: ignore[import-not-found]
+from cosmic_ray.ast import get_ast
+from cosmic_ray.mutating import MutationVisitor, mutate_and_test
+from cosmic_ray.plugins import get_operator, operator_names
+from cosmic_ray.work_item import MutationSpec, TestOutcome
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ROOT / "tools" / "mutation.toml"

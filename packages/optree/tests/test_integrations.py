@@ -114,10 +114,9 @@ class TestAttrs:
     @pytest.fixture(autouse=True)
     def load(self) -> None:
         pytest.importorskip("attrs")
-        self.attrs = optree.integrations.attrs
 
     def test_define(self) -> None:
-        attrs = self.attrs
+        attrs = optree.integrations.attrs
 
         @attrs.define(namespace="attrs tests")
         class Local:
@@ -129,14 +128,14 @@ class TestAttrs:
         leaves, treespec = optree.tree_flatten(tree, namespace="attrs tests")
         assert leaves == [1, 5]
         assert treespec.unflatten(leaves) == tree
-        assert type(treespec.accessors()[0][0]).__name__ == "AttrsEntry"
+        assert type(treespec.accessors()[0][0]) is attrs.AttrsEntry
         assert [a(tree) for a in treespec.accessors()] == [1, 5]
         children, metadata = Local.__optree_attrs_fields__
         assert len(children) == 2
         assert len(metadata) == 1
 
     def test_frozen_and_mutable(self) -> None:
-        attrs = self.attrs
+        attrs = optree.integrations.attrs
         assert attrs.mutable is attrs.define
 
         @attrs.frozen(namespace="attrs tests")
@@ -151,7 +150,7 @@ class TestAttrs:
             tree.a = 2
 
     def test_make_class_and_errors(self) -> None:
-        attrs = self.attrs
+        attrs = optree.integrations.attrs
         cls = attrs.make_class("Made", ["x", "y"], namespace="attrs tests")
         assert optree.tree_leaves(cls(1, 2), namespace="attrs tests") == [1, 2]
         with pytest.raises(TypeError, match=r"is not an attrs-decorated class\.$"):

@@ -96,7 +96,7 @@ def test_register_returns_the_class_and_takes_effect() -> None:
     assert len(optree.tree_leaves(cls())) == 1
     assert len(optree.tree_leaves(cls(), namespace="other")) == 1
     entry = optree.unregister_pytree_node(cls, namespace="effect")
-    assert type(entry).__name__ == "PyTreeNodeRegistryEntry"
+    assert type(entry) is optree.registry.PyTreeNodeRegistryEntry
     assert (entry.type, entry.flatten_func, entry.unflatten_func) == (cls, nothing, rebuild)
     assert (entry.kind, entry.path_entry_type, entry.namespace) == (
         optree.PyTreeKind.CUSTOM, optree.AutoEntry, 'effect',

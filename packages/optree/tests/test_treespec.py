@@ -852,6 +852,19 @@ def test_frozendict_needs_its_python() -> None:
             make()
 
 
+def test_questions_to_a_spec_are_its_methods() -> None:
+    treespec = structure({"b": (2, [3]), "a": Point(1, None)})
+    for ask, answer in (
+        (optree.treespec_paths, [("a", 0), ("b", 0), ("b", 1, 0)]),
+        (optree.treespec_accessors, treespec.accessors()),
+        (optree.treespec_entries, ["a", "b"]),
+        (optree.treespec_children, [structure(Point(1, None)), structure((2, [3]))]),
+    ):
+        assert ask(treespec) == answer
+    tree = treespec.unflatten("lmn")
+    assert [find(tree) for find in optree.treespec_accessors(treespec)] == ["l", "m", "n"]
+
+
 def test_short_names() -> None:
     names = [
         'leaf', 'none', 'tuple', 'list', 'dict', 'namedtuple', 'ordereddict', 'defaultdict',

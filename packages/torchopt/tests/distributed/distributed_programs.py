@@ -880,3 +880,19 @@ def world_facts() -> Any:
         todist.get_worker_id(),
         todist.driver(lambda: "drives")(),
     )
+
+
+@todist.auto_init_rpc(timeout=30.0)
+@todist.rank_zero_only
+def references_to_leaves() -> Any:
+    tree = {"w": torch.arange(3.0), "b": [torch.tensor(2.0)]}
+    references = torchopt.pytree.tree_as_rref(tree)
+    there = todist.remote_sync_call(torchopt.pytree.tree_to_here, args=(references,), partitioner=1)
+    return {
+        "backend": todist.get_backend(),
+        "autograd": todist.autograd.is_available(),
+        "owners": [x.owner().name for x in torchopt.pytree.tree_leaves(references)],
+        "here": torchopt.pytree.tree_to_here(references),
+        "local": torchopt.pytree.tree_local_value(references),
+        "there": there[0],
+    }

@@ -85,3 +85,13 @@ def test_errors_name_rank_task_and_traceback(world):
     assert "top level of a module" in text
     assert result["async"] == [0.0, 1.0, 2.0, 3.0]
     assert result["by name"] == [2]
+
+
+def test_trees_of_references_are_read_where_they_are_and_elsewhere(world):
+    found = world(programs.references_to_leaves, 2)[0]
+    assert found["backend"] == "rpc"
+    assert found["autograd"]
+    assert len(set(found["owners"])) == 1
+    for place in ("here", "local", "there"):
+        assert found[place]["w"].tolist() == [0.0, 1.0, 2.0]
+        assert found[place]["b"][0].item() == 2.0

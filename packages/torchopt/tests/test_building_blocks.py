@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documented pieces that optimizers are built from, each by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchopt
+from torchopt import base, update, utils
+from torchopt.errors import MismatchError
+from torchopt.kernels.fused_step import StepCache
+from torchopt.optimizers import native, rule, stages
+from torchopt.transform import masked, scale
+from torchopt.transform.base import as_transformation
+
+DOUBLE = torch.float64
+
+
+class NoState(NamedTuple):
+    pass
+
+
+@dataclass(frozen=True)
+class Scaled(rule.Rule):
+    """u = (any + at_least_zero + positive + fraction) g."""
+
+    any: rule.Hyper = rule.number()
+    low: rule.Hyper = rule.at_least_zero("low value")
+    above: rule.Hyper = rule.positive("above value")
+    part: rule.Hyper = rule.fraction("part value")
+    whole: rule.Hyper = rule.fraction("whole value", closed=True)
+    State = NoState
+
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        return (self.any + self.low + self.above + self.part + self.whole) * g, ()
+
+
+def test_declared_hyper_parameters_are_checked_and_used() -> None:
+    g = {"w": torch.tensor([1.0, -2.0])}
+    made = as_transformation(Scaled(-8.0, 0.0, 1.0, 0.0, 1.0), already_flattened=False)
+    updates, _ = made.update(g, made.init(g), inplace=False)
+    assert updates["w"].tolist() == [-6.0, 12.0]
+    good = {"any": -8.0, "low": 0.0, "above": 1.0, "part": 0.0, "whole": 1.0}
+    for name, wrong in (("low", -1e-9), ("above", 0.0), ("part", 1.0), ("whole", 1.01)):
+        with pytest.raises(ValueError, match=f"Invalid {name} value: {wrong}"):
+            Scaled(**{**good, name: wrong})
+    assert Scaled(**{**good, "low": torch.tensor(-1.0)}).low == -1.0  # a tensor is not looked at
+
+
+def test_what_is_no_transformation_is_named_with_what_to_do() -> None:
+    base.require_transformation(scale(2.0), "f()")
+    for value, advice in (
+        (torch.optim.Adam, "take the function of that name"),
+        (torchopt.adam, "call it: adam"),
+        ([scale(2.0)], "unpack it"),
+        (3, "scale\\(3\\)"),
+        ({}, "pass what a function such as"),
+    ):
+        with pytest.raises(TypeError, match=rf"^f\(\).*{advice}"):
+            base.require_transformation(value, "f()")
+
+    class Duck:
+        def init(self, params: Any) -> Any:
+            return ()
+
+        update = init
+
+    base.require_transformation(Duck(), "f()")
+    with pytest.raises(TypeError, match="Duck"):
+        base.require_transformation(Duck(), "f()", duck=False)
+
+
+def test_a_foreign_state_is_described_by_its_length_or_class() -> None:
+    assert base.describe_state((1, 2, 3)) == "3"
+    assert base.describe_state([]) == "0"
+    assert base.describe_state(NoState()) == "the state of something else, NoState"
+
+
+def test_only_what_looks_at_the_tree_needs_it() -> None:
+    mask = masked(scale(2.0), {"w": True})
+    assert base.needs_tree(mask)
+    assert base.needs_tree(torchopt.chain(scale(1.0), mask))
+    assert not base.needs_tree(scale(2.0))
+    assert not base.needs_tree(torchopt.adam(0.1))
+
+
+def test_a_step_in_two_halves_is_the_step() -> None:
+    """What `step_inplace` prepares, `launch_step` takes; until then nothing is written."""
+    optimizer = torchopt.adam(0.1)
+    params = [torch.tensor([1.0, -2.0]), torch.tensor([[3.0]])]
+    want = [p.clone() for p in params]
+    grads = [torch.tensor([0.5, 0.25]), torch.tensor([[-1.0]])]
+    expected_state = optimizer.init(want)
+    updates, expected_state = optimizer.update(grads, expected_state, params=want, inplace=False)
+    want = [p + u for p, u in zip(want, updates)]
+    state, cache = optimizer.init(params), StepCache()
+    before = [p.clone() for p in params]
+    done, following = native.step_inplace(
+        optimizer, cache, params, list(grads), state, launch=False
+    )
+    assert done
+    assert all(map(torch.equal, params, before))
+    native.launch_step(cache, following)
+    torch.testing.assert_close(params, want)
+    done, _ = native.step_inplace(scale(-1.0), StepCache(), params, list(grads), ())
+    assert not done
+    torch.testing.assert_close(params, want)
+
+
+def test_a_fused_chain_is_the_chain() -> None:
+    members = [
+        as_transformation(stages.scale_by_neg_lr.rule(0.5), already_flattened=True),
+        as_transformation(stages.scale_by_neg_lr.rule(0.25), already_flattened=True),
+    ]
+    fused = native.fuse(torchopt.chain.flat(*members), members, "auto")
+    g = [torch.tensor([8.0])]
+    assert fused.update(g, fused.init(g), inplace=False)[0][0].tolist() == [1.0]
+
+
+def test_updates_that_cannot_be_written_are_found_before_any_is() -> None:
+    params = {"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int64)}
+    update.check_writable(params, {"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int32)})
+    with pytest.raises(MismatchError, match=r"\$\['b'\].*expected an update that fits torch.int64"):
+        update.check_writable(params, {"a": torch.ones(2), "b": torch.ones(2)})
+    with pytest.raises(ValueError, match="updates"):
+        update.check_writable(params, {"a": torch.ones(2)})
+
+
+def test_containers_are_the_dictionaries_of_the_modules() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.BatchNorm1d(2))
+    params, buffers = utils.extract_module_containers(net)
+    assert [id(c) for c in params] == [id(net[0]._parameters), id(net[2]._parameters)]
+    assert [id(c) for c in buffers] == [id(net[2]._buffers)]
+    assert utils.extract_module_containers(net, with_buffers=False)[1] == ()
