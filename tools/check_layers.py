@@ -160,6 +160,7 @@ PYTHON = (
                 "index",
                 "lazy",
                 "precision",
+                "shown",
                 "torch_internals",
                 "typing",
                 "version",

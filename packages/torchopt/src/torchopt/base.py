@@ -5,8 +5,10 @@ identity.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, NamedTuple, NoReturn, Protocol
+
+from torchopt.shown import call, shown
 
 __all__ = [
     "ChainedGradientTransformation",
@@ -78,6 +80,12 @@ class GradientTransformation(NamedTuple):
     def chain(self, next: GradientTransformation) -> ChainedGradientTransformation:  # noqa: A002 - published name
         """Return the transformation that applies this one and then ``next``."""
         return ChainedGradientTransformation(self, next)
+
+    def __repr__(self) -> str:
+        driver = getattr(self.update, "__self__", None)
+        if is_dataclass(driver):
+            return repr(driver)
+        return call(type(self).__name__, self._asdict())
 
 
 def require_transformation(value: Any, what: str, *, duck: bool = True) -> None:
@@ -167,6 +175,9 @@ class _Chain:
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", chain_parts(self.transformations, self.backend))
 
+    def __repr__(self) -> str:
+        return f"chain{shown(self.transformations)}"
+
     @property
     def needs_tree(self) -> bool:
         """Whether a member has to see trees, as masks do."""
@@ -252,10 +263,6 @@ class ChainedGradientTransformation(GradientTransformation):
     def __hash__(self) -> int:
         return hash(self.transformations)
 
-    def __repr__(self) -> str:
-        members = ",\n    ".join(repr(transformation) for transformation in self.transformations)
-        return f"{type(self).__name__}(\n    {members}\n)"
-
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self.transformations
 
@@ -284,6 +291,9 @@ class IdentityGradientTransformation(GradientTransformation):
         if positional:
             refuse_positional(positional)
         return updates, state
+
+    def __repr__(self) -> str:
+        return "identity()"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()

@@ -23,6 +23,7 @@ from torchopt.base import (
 )
 from torchopt.errors import MismatchError
 from torchopt.precision import as_given, is_special, widened
+from torchopt.shown import shown
 from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
 
 __all__ = ["chain", "chain_flat"]
@@ -71,6 +72,9 @@ class _FlatChain:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", chain_parts(self.inner, self.backend))
+
+    def __repr__(self) -> str:
+        return f"chain{shown(self.inner)}"
 
     @property
     def needs_tree(self) -> bool:
@@ -143,6 +147,9 @@ class _FlatSingle:
 
     chain: _FlatChain
 
+    def __repr__(self) -> str:
+        return repr(self.chain.inner[0])
+
     @property
     def needs_tree(self) -> bool:
         """Whether the member has to see trees, as masks do."""
@@ -196,6 +203,9 @@ class _RoundedOnce:
     """Hands `inner` gradients of half types in float32 and rounds what it returns."""
 
     inner: GradientTransformation
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
 
     @property
     def needs_tree(self) -> bool:

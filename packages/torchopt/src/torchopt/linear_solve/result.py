@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import enum
 import warnings
-from dataclasses import fields, is_dataclass
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from torchopt.errors import TorchOptError
+from torchopt.shown import described
 from torchopt.tree_function import max_over_batch
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "Solution",
     "Stats",
     "Status",
-    "described",
     "report_failure",
 ]
 
@@ -103,27 +102,6 @@ class Solution(NamedTuple):
     value: Any
     status: Tensor
     stats: Stats
-
-
-def described(solver: object) -> str:
-    """Return a solver with its options, without the elements of tensors and without defaults."""
-    if not is_dataclass(solver) or isinstance(solver, type):
-        return str(solver)
-    options = []
-    for f in fields(solver):
-        value = getattr(solver, f.name)
-        if not f.repr or value is f.default:
-            continue
-        if isinstance(value, Tensor):
-            text = f"tensor of shape {tuple(value.shape)}"
-        elif is_dataclass(value):
-            text = described(value)
-        elif isinstance(value, (int, float, complex, str)):
-            text = repr(value)
-        else:
-            text = getattr(value, "__name__", type(value).__name__)
-        options.append(f"{f.name}={text}")
-    return f"{type(solver).__name__}({', '.join(options)})"
 
 
 def report_failure(status: Tensor, on_fail: OnFail, solver: object) -> None:

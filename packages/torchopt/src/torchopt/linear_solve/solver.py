@@ -24,6 +24,7 @@ from torchopt.errors import NotDifferentiableError
 from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.operator import BoundOperator, FlatMap, LinearOperator, transpose_linear
 from torchopt.linear_solve.result import OnFail, Solution, Stats, report_failure
+from torchopt.shown import Described
 from torchopt.tree import tree_map
 from torchopt.tree_function import apply_rule, is_tracked, linearize
 
@@ -43,7 +44,7 @@ class Computed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Solver(ABC):
+class Solver(Described, ABC):
     """A method to solve A x = b, as a value: its options are its fields.
 
     A solver is used in one of three ways:

@@ -109,6 +109,10 @@ class Optimizer:
         """
         yield AsTorch(self)
 
+    def __repr__(self) -> str:
+        count = sum(map(len, self.param_groups))
+        return f"{type(self).__name__}({count} tensors, {self.impl!r})"
+
     def _with_options(self, impl: GradientTransformation) -> GradientTransformation:
         coded = in_8_bits(impl) if self.in_8_bits else impl
         # Outermost: what was rounded off belongs to the updates that parameters get.

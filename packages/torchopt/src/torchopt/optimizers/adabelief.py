@@ -106,4 +106,6 @@ def adabelief(
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = AdaBelief(b1, b2, eps)
-    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)
+    return optimizer(
+        direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="adabelief"
+    )

@@ -95,4 +95,6 @@ def adadelta(
         https://arxiv.org/abs/1212.5701
     """
     check_fraction(rho, "rho value", closed=True)
-    return optimizer(AdaDelta(rho, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay)
+    return optimizer(
+        AdaDelta(rho, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay, name="adadelta"
+    )

@@ -325,8 +325,12 @@ def adafactor(
     assert isinstance(rule, ScaleByFactoredRms)
     flip = flip_sign_and_add_weight_decay.rule(0.0, maximize)
     if are_numbers(weight_decay) and weight_decay == 0.0:
-        return compose(flip, dataclasses.replace(rule, sign=-1))  # one pass less
+        return compose(flip, dataclasses.replace(rule, sign=-1), name="adafactor")  # one pass less
     decays = not (are_numbers(lr) and lr == 0.0)
     return compose(
-        flip, rule, AddDecayedWeights(weight_decay, lr) if decays else None, Scale(1.0, -1)
+        flip,
+        rule,
+        AddDecayedWeights(weight_decay, lr) if decays else None,
+        Scale(1.0, -1),
+        name="adafactor",
     )

@@ -127,4 +127,5 @@ def adagrad(
         lr=lr,
         weight_decay=weight_decay,
         maximize=maximize,
+        name="adagrad",
     )

@@ -189,6 +189,7 @@ def adam(
         weight_decay=weight_decay,
         maximize=maximize,
         backend="native" if use_accelerated_op else None,
+        name="adam",
     )
 
 
@@ -240,4 +241,5 @@ def adamw(
         mask=mask,
         maximize=maximize,
         backend="native" if use_accelerated_op else None,
+        name="adamw",
     )

@@ -110,4 +110,6 @@ def adamax(
         https://arxiv.org/abs/1412.6980
     """
     b1, b2 = unpacked(betas, 2, "betas")
-    return optimizer(AdaMax(b1, b2, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay)
+    return optimizer(
+        AdaMax(b1, b2, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay, name="adamax"
+    )

@@ -123,4 +123,6 @@ def adan(
     """
     b1, b2, b3 = unpacked(betas, 3, "betas")
     direction = Adan(b1, b2, b3, eps)
-    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)
+    return optimizer(
+        direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="adan"
+    )

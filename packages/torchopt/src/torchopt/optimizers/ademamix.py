@@ -138,4 +138,6 @@ def ademamix(
     """
     b1, b2, b3 = unpacked(betas, 3, "betas")
     direction = Ademamix(b1, b2, b3, alpha, eps, warmup_steps)
-    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)
+    return optimizer(
+        direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="ademamix"
+    )

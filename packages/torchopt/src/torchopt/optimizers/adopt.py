@@ -109,4 +109,4 @@ def adopt(
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = ADOPT(b1, b2, eps)
-    return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize)
+    return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="adopt")

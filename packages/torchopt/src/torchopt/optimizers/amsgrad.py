@@ -112,7 +112,7 @@ def amsgrad(
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = AMSGrad(b1, b2, eps, 0.0)
-    return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize)
+    return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="amsgrad")
 
 
 def amsgradw(
@@ -144,4 +144,6 @@ def amsgradw(
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = AMSGrad(b1, b2, eps, 0.0)
-    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)
+    return optimizer(
+        direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="amsgradw"
+    )

@@ -34,6 +34,12 @@ class ASGD(Rule):
     t0: Hyper = number()
     State = ScaleByAsgdState
     kernel = "asgd"
+
+    def hyper_parameters(self) -> dict[str, Any]:
+        """Return the fields, and `eta` as the step size."""
+        found = super().hyper_parameters()
+        return {"lr": found.pop("eta"), **found}
+
     reads_params = True
     constant_derivative = True
 
@@ -113,4 +119,4 @@ def asgd(
         B. T. Polyak, A. B. Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992
     """
     direction = ASGD(lr, lambd, alpha, t0)
-    return optimizer(direction, lr=1.0, weight_decay=weight_decay, maximize=maximize)
+    return optimizer(direction, lr=1.0, weight_decay=weight_decay, maximize=maximize, name="asgd")

@@ -48,4 +48,5 @@ def lamb(
         scale_by_trust_ratio.rule(),
         lr=lr,
         maximize=maximize,
+        name="lamb",
     )

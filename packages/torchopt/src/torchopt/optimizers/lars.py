@@ -50,4 +50,5 @@ def lars(
         lr=lr,
         weight_decay=weight_decay,
         maximize=maximize,
+        name="lars",
     )

@@ -92,4 +92,6 @@ def lion(
         https://arxiv.org/abs/2302.06675
     """
     direction = Lion(*unpacked(betas, 2, "betas"))
-    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)
+    return optimizer(
+        direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="lion"
+    )

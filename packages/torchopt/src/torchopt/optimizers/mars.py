@@ -125,4 +125,6 @@ def mars(
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = Mars(b1, b2, gamma, eps)
-    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)
+    return optimizer(
+        direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="mars"
+    )

@@ -131,7 +131,7 @@ def nadam(
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = NAdam(b1, b2, eps, 0.0, momentum_decay)
-    return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize)
+    return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="nadam")
 
 
 def nadamw(
@@ -165,4 +165,6 @@ def nadamw(
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = NAdam(b1, b2, eps, 0.0, momentum_decay)
-    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)
+    return optimizer(
+        direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="nadamw"
+    )

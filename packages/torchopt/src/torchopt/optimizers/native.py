@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torchopt.kernels.devices import placement
 from torchopt.kernels.fused_step import StepCache
 from torchopt.kernels.missing import why_missing
 from torchopt.lazy import lazy
+from torchopt.shown import call, shown
 from torchopt.torch_internals import bump_versions, in_forward_mode
 from torchopt.transform.fused import BACKENDS, Backend, Part
 from torchopt.transform.leaf_rule import overwrite
@@ -92,11 +93,26 @@ class FusedChain:
         chain: The same stages one by one.
         members: The stages.
         backend: See `with_backend`.
+        name: What `repr` calls it.
     """
 
     chain: GradientTransformation
     members: tuple[GradientTransformation, ...]
     backend: Backend
+    name: str = field(default="chain", compare=False)
+
+    def __repr__(self) -> str:
+        rules = [rule for rule in map(rule_of, self.members) if rule is not None]
+        if self.name == "chain" or len(rules) < len(self.members):
+            return f"{self.name}{shown(self.members)}"
+        found: dict[str, Any] = {"lr": None}
+        for rule in rules:
+            for key, value in rule.hyper_parameters().items():
+                if found.get(key) is None:
+                    found[key] = value
+        if self.backend != "auto":
+            found["backend"] = self.backend
+        return call(self.name, {k: v for k, v in found.items() if v is not None and v is not False})
 
     @lazy
     def part(self) -> Part | None:
@@ -230,7 +246,10 @@ class FusedChain:
 
 
 def fuse(
-    chain: GradientTransformation, members: Sequence[GradientTransformation], backend: Backend
+    chain: GradientTransformation,
+    members: Sequence[GradientTransformation],
+    backend: Backend,
+    name: str = "chain",
 ) -> GradientTransformation:
     """Return the flat `chain` of `members`, with one native call where there is a kernel for it.
 
@@ -240,9 +259,10 @@ def fuse(
         chain: What `chain.flat(*members)` returned.
         members: The stages.
         backend: See `with_backend`.
+        name: What `repr` calls it.
     """
     kept = tuple(m for m in members if not isinstance(m, IdentityGradientTransformation))
-    fused = FusedChain(chain, kept, backend)
+    fused = FusedChain(chain, kept, backend, name)
     return GradientTransformation(fused.init, fused.update)
 
 

@@ -178,4 +178,4 @@ def prodigy(
     """
     b1, b2 = unpacked(betas, 2, "betas")
     step = scale_by_prodigy.rule(lr, b1, b2, eps, weight_decay, d0, growth_rate)
-    return compose(flip_sign_and_add_weight_decay.rule(0.0, maximize), step)
+    return compose(flip_sign_and_add_weight_decay.rule(0.0, maximize), step, name="prodigy")

@@ -260,4 +260,6 @@ def psgd(
         X.-L. Li, Preconditioner on Matrix Lie Group for SGD, 2018, https://arxiv.org/abs/1809.10232
     """
     direction = scale_by_psgd.rule(momentum, precondition_lr, initial_scale, max_size, seed)
-    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)
+    return optimizer(
+        direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="psgd"
+    )

@@ -128,4 +128,6 @@ def radam(
         https://arxiv.org/abs/1908.03265
     """
     b1, b2 = unpacked(betas, 2, "betas")
-    return optimizer(RAdam(b1, b2, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay)
+    return optimizer(
+        RAdam(b1, b2, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay, name="radam"
+    )

@@ -159,4 +159,5 @@ def rmsprop(
         lr=lr,
         weight_decay=weight_decay,
         maximize=maximize,
+        name="rmsprop",
     )

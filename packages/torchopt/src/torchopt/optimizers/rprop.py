@@ -38,6 +38,11 @@ class Rprop(Rule):
     State = ScaleByRpropState
     kernel = "rprop"
 
+    def hyper_parameters(self) -> dict[str, Any]:
+        """Return the fields, and `initial_size` as the step size."""
+        found = super().hyper_parameters()
+        return {"lr": found.pop("initial_size"), **found}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         etas, sizes = (self.eta_minus, self.eta_plus), (self.min_step, self.max_step)
@@ -126,4 +131,4 @@ def rprop(
     """
     eta_minus, eta_plus = unpacked(etas, 2, "etas")
     direction = Rprop(lr, eta_minus, eta_plus, *unpacked(step_sizes, 2, "step_sizes"))
-    return optimizer(direction, lr=1.0, maximize=maximize)
+    return optimizer(direction, lr=1.0, maximize=maximize, name="rprop")

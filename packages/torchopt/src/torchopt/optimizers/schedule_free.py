@@ -174,6 +174,7 @@ def schedule_free_sgd(
     return compose(
         flip_sign_and_add_weight_decay.rule(0.0, maximize),
         ScheduleFree(lr, beta, weight_decay, warmup_steps),
+        name="schedule_free_sgd",
     )
 
 
@@ -211,4 +212,5 @@ def schedule_free_adamw(
         # Without a first moment: u = g / (sqrt(nu / (1 - b2^k)) + eps).
         Adam(0.0, b2, eps, 0.0),
         ScheduleFree(lr, b1, weight_decay, warmup_steps),
+        name="schedule_free_adamw",
     )

@@ -114,4 +114,5 @@ def schedule_free_radam(
         flip_sign_and_add_weight_decay.rule(0.0, maximize),
         ScaleByRectified(b2, eps),
         ScheduleFreeRectified(lr, b1, weight_decay, 0, b2, sgd_phase),
+        name="schedule_free_radam",
     )

@@ -150,4 +150,5 @@ def sgd(
         lr=lr,
         weight_decay=weight_decay,
         maximize=maximize,
+        name="sgd",
     )

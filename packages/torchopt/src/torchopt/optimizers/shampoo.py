@@ -256,4 +256,5 @@ def shampoo(
         lr=lr,
         weight_decay=weight_decay,
         maximize=maximize,
+        name="shampoo",
     )

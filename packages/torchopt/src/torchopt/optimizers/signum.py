@@ -43,4 +43,6 @@ def signum(
     """
     check_fraction(momentum, "momentum value")
     direction = Lion(momentum, momentum)
-    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)
+    return optimizer(
+        direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="signum"
+    )

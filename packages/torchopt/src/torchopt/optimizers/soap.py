@@ -256,4 +256,6 @@ def soap(
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = scale_by_soap.rule(b1, b2, eps, shampoo_beta, update_every, max_size)
-    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)
+    return optimizer(
+        direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="soap"
+    )

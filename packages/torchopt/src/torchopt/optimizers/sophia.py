@@ -182,4 +182,6 @@ def sophia(
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = Sophia(b1, b2, rho, eps, batch_size, update_every)
-    return optimizer(direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize)
+    return optimizer(
+        direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="sophia"
+    )

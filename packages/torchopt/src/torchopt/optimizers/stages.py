@@ -46,6 +46,7 @@ def optimizer(
     mask: Any = None,
     maximize: bool = False,
     backend: Backend | None = None,
+    name: str = "chain",
 ) -> GradientTransformation:
     """Return the optimizer p' = p - lr (u + decoupled_weight_decay p).
 
@@ -60,6 +61,7 @@ def optimizer(
         mask: Where it decays; see `add_decayed_weights`.
         maximize: Go up instead of down.
         backend: See `with_backend`.
+        name: What `repr` calls it.
 
     Raises:
         ValueError: A hyper-parameter out of range.
@@ -70,11 +72,14 @@ def optimizer(
         add_decayed_weights.rule(decoupled_weight_decay, mask),
         scale_by_neg_lr.rule(lr),
         backend=backend,
+        name=name,
     )
 
 
 def compose(
-    *stages: LeafRule | GradientTransformation | None, backend: Backend | None = None
+    *stages: LeafRule | GradientTransformation | None,
+    backend: Backend | None = None,
+    name: str = "chain",
 ) -> GradientTransformation:
     """Chain stages, for lists or for trees as the switch says."""
     flat = _get_use_chain_flat()
@@ -82,7 +87,7 @@ def compose(
     if not flat:
         return chain(*members)
     plain = flat_chain(tuple(members), "reference")
-    return fuse(round_once(plain), members, backend or DEFAULT_BACKEND)
+    return fuse(round_once(plain), members, backend or DEFAULT_BACKEND, name)
 
 
 def _member(stage: LeafRule | GradientTransformation | None, flat: bool) -> GradientTransformation:

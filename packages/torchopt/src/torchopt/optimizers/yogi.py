@@ -116,4 +116,4 @@ def yogi(
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = Yogi(b1, b2, eps, initial_accumulator)
-    return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize)
+    return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="yogi")

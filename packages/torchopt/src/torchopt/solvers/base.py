@@ -21,7 +21,7 @@ from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import TorchOptError
 from torchopt.linear_solve.iterate import iterate, norm
 from torchopt.linear_solve.layout import Layout
-from torchopt.linear_solve.result import described
+from torchopt.shown import Described
 from torchopt.solvers.adjoint import by_another_engine, require_adjoint
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import (
@@ -148,7 +148,7 @@ def report_outcome(status: Tensor, on_fail: OnFail, solver: object) -> None:
 
 
 @dataclass(frozen=True)
-class Solver(ABC):
+class Solver(Described, ABC):
     """A method to solve a problem that depends on arguments, as a value: its options are fields.
 
     * `solver(function, start, *args)` is the solution, differentiable with respect to every tensor
@@ -188,9 +188,6 @@ class Solver(ABC):
         if self.on_fail not in ("raise", "warn", "ignore"):
             raise ValueError(f"on_fail: expected 'raise', 'warn' or 'ignore', got {self.on_fail!r}")
         require_adjoint(self.adjoint, self.linear_solve)
-
-    def __str__(self) -> str:
-        return described(self)
 
     @abstractmethod
     def optimality(self, function: Function) -> Function:

@@ -12,6 +12,7 @@ from torchopt.base import (
     refuse_positional,
     require_transformation,
 )
+from torchopt.shown import Described
 from torchopt.tree import require_same_shapes, tree_map
 
 __all__ = ["AccumulateState", "accumulate"]
@@ -26,7 +27,7 @@ class AccumulateState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Accumulate:
+class Accumulate(Described):
     """Steps `inner` with the mean gradient of `every` calls."""
 
     inner: GradientTransformation

@@ -14,6 +14,7 @@ from torchopt.base import (
     refuse_positional,
     require_transformation,
 )
+from torchopt.shown import Described
 from torchopt.tree import tree_leaves, tree_map
 
 __all__ = ["ApplyIfFiniteState", "apply_if_finite"]
@@ -28,7 +29,7 @@ class ApplyIfFiniteState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ApplyIfFinite:
+class ApplyIfFinite(Described):
     """Steps `inner` where all gradients are finite."""
 
     inner: GradientTransformation

@@ -36,6 +36,9 @@ class _ListDriver:
     rule: LeafRule
     parts_of: ClassVar[Any] = staticmethod(parts_of)
 
+    def __repr__(self) -> str:
+        return repr(self.rule)
+
     def init(self, params: Any) -> Any:
         return init_leaves(self.rule, list(params))
 
@@ -58,6 +61,9 @@ class _TreeDriver:
 
     rule: LeafRule
     parts_of: ClassVar[Any] = staticmethod(parts_of)
+
+    def __repr__(self) -> str:
+        return repr(self.rule)
 
     def init(self, params: Any) -> Any:
         leaves, spec = tree_flatten(params, none_is_leaf=True)

@@ -15,13 +15,14 @@ from torchopt.base import (
     refuse_positional,
     require_transformation,
 )
+from torchopt.shown import Described
 from torchopt.tree import tree_map
 
 __all__ = ["cautious"]
 
 
 @dataclass(frozen=True)
-class Cautious:
+class Cautious(Described):
     """Masks the updates of `inner`."""
 
     inner: GradientTransformation

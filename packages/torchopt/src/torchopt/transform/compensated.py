@@ -16,6 +16,7 @@ from torchopt.base import (
     require_transformation,
 )
 from torchopt.precision import widened
+from torchopt.shown import Described
 from torchopt.tree import flatten_up_to, tree_flatten, tree_map, tree_unflatten
 
 __all__ = ["CompensatedState", "compensated"]
@@ -29,7 +30,7 @@ class CompensatedState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Compensated:
+class Compensated(Described):
     """Adds what the step before has lost to the updates of `inner`."""
 
     inner: GradientTransformation

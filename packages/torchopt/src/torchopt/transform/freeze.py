@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torchopt.base import EmptyState, GradientTransformation, refuse_positional
+from torchopt.shown import Described
 from torchopt.transform.masked import mask_leaves
 from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
 
@@ -15,7 +16,7 @@ __all__ = ["freeze"]
 
 
 @dataclass(frozen=True)
-class Freeze:
+class Freeze(Described):
     """Takes the updates away where the mask is true."""
 
     mask: Any

@@ -16,6 +16,7 @@ from torchopt.base import (
     require_transformation,
 )
 from torchopt.precision import widened
+from torchopt.shown import Described
 from torchopt.transform.validate import check_at_least_zero
 from torchopt.tree import flatten_up_to, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import is_traced, is_transforming
@@ -32,7 +33,7 @@ class GaloreState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Galore:
+class Galore(Described):
     """Hands `inner` matrices in their subspaces, and turns its updates back."""
 
     inner: GradientTransformation

@@ -17,6 +17,7 @@ from torchopt.base import (
     require_transformation,
 )
 from torchopt.errors import NotDifferentiableError
+from torchopt.shown import Described
 from torchopt.tree import tree_leaves, tree_map
 from torchopt.tree_function import any_watched, is_traced
 
@@ -73,7 +74,7 @@ def dequantize(q: Quantized, block_size: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class InEightBits:
+class InEightBits(Described):
     """Makes the state of `inner` for each step, and codes of it after each."""
 
     inner: GradientTransformation

@@ -15,13 +15,14 @@ from torchopt.base import (
     refuse_positional,
     require_transformation,
 )
+from torchopt.shown import Described
 from torchopt.tree import tree_map
 
 __all__ = ["in_precision"]
 
 
 @dataclass(frozen=True)
-class InPrecision:
+class InPrecision(Described):
     """Hands `inner` gradients and parameters in `dtype`."""
 
     inner: GradientTransformation

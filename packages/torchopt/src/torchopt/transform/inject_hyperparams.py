@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation, needs_tree, refuse_positional
+from torchopt.shown import Described
 
 __all__ = ["InjectHyperparamsState", "inject_hyperparams"]
 
@@ -45,7 +46,7 @@ def _tensors(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class InjectHyperparams:
+class InjectHyperparams(Described):
     """Makes the transformation anew in each step, from the hyper-parameters in the state."""
 
     make: Callable[..., GradientTransformation]

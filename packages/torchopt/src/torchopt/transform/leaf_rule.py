@@ -29,6 +29,7 @@ from torchopt.precision import (
     is_special,
     without_autocast,
 )
+from torchopt.shown import Described, options
 from torchopt.tree import describe_mismatch, first_of_another_shape
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ __all__ = ["LeafRule", "init_leaves", "overwrite", "update_leaves"]
 
 
 @dataclass(frozen=True)
-class LeafRule(ABC):
+class LeafRule(Described, ABC):
     """One transformation rule, written for lists of tensors.
 
     Hyper-parameters are its fields. One that is a tensor is read in each step: an outer optimizer
@@ -83,6 +84,10 @@ class LeafRule(ABC):
     def init_leaves(self, params: list[Tensor]) -> Any:
         """Return the state for a list of parameters."""
         return EmptyState()
+
+    def hyper_parameters(self) -> dict[str, Any]:
+        """Return the options of this rule, by the names that the optimizers have for them."""
+        return options(self)
 
     def complete(self, state: Any) -> Any:
         """Return a state of lists with a list in each of `later_fields`."""

@@ -82,6 +82,10 @@ class Scale(LeafRule):
     sign: int = 1
     keeps_sparse: ClassVar[bool] = True
 
+    def hyper_parameters(self) -> dict[str, Any]:
+        """Return the step size, or that the optimizer goes up."""
+        return {"lr": self.step_size} if self.sign == -1 else {"maximize": True}
+
     def join(self, plan: Plan) -> Plan | None:
         """Return `plan` with this stage."""
         return plan.scaled(self.sign, self.step_size)

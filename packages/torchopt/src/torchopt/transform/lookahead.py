@@ -14,6 +14,7 @@ from torchopt.base import (
     refuse_positional,
     require_transformation,
 )
+from torchopt.shown import Described
 from torchopt.transform.validate import check_fraction
 from torchopt.tree import require_same_shapes, tree_map
 
@@ -29,7 +30,7 @@ class LookaheadState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Lookahead:
+class Lookahead(Described):
     """Moves to the slow weights after every `every` steps of `inner`."""
 
     inner: GradientTransformation

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from torchopt.base import GradientTransformation, refuse_positional, require_transformation
+from torchopt.shown import Described
 from torchopt.transform.base import transformation
 from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_leaves, tree_unflatten
 
@@ -45,7 +46,7 @@ def mask_leaves(mask: Any, tree: Any, what: str) -> list[bool]:
 
 
 @dataclass(frozen=True)
-class Masked:
+class Masked(Described):
     """Applies `inner` where the mask is true. Needs the tree, which masks refer to."""
 
     inner: GradientTransformation

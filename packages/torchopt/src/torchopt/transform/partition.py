@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from torchopt.base import GradientTransformation, refuse_positional, require_transformation
+from torchopt.shown import Described
 from torchopt.transform.masked import MaskedNode
 from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_leaves, tree_unflatten
 
@@ -21,7 +22,7 @@ class PartitionState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Partition:
+class Partition(Described):
     """Applies `transformations[label]` to the leaves with that label."""
 
     transformations: Mapping[Hashable, GradientTransformation]

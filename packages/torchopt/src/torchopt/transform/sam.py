@@ -17,6 +17,7 @@ from torchopt.base import (
 )
 from torchopt.kernels.reference.root import root
 from torchopt.params.sharded import largest_absolute
+from torchopt.shown import Described
 from torchopt.transform.norm import power_of_two
 from torchopt.transform.validate import check_at_least_zero
 from torchopt.tree import require_same_shapes, tree_leaves, tree_map
@@ -33,7 +34,7 @@ class SamState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sam:
+class Sam(Described):
     """Climbs with one gradient, and steps `inner` from below with the next one."""
 
     inner: GradientTransformation

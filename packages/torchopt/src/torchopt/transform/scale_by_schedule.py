@@ -34,6 +34,10 @@ class ScaleBySchedule(LeafRule):
     leaf_fields: ClassVar[tuple[str, ...]] = ("count",)
     keeps_sparse: ClassVar[bool] = True
 
+    def hyper_parameters(self) -> dict[str, Any]:
+        """Return the schedule as a step size."""
+        return {"lr": self.step_size_fn}
+
     def join(self, plan: Plan) -> Plan | None:
         """Return `plan` with this stage."""
         return plan.scheduled(self.step_size_fn, self.sign)

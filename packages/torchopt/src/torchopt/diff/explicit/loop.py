@@ -25,6 +25,7 @@ from torchopt.diff.explicit.dispatch import run_call
 from torchopt.diff.problem import over, require_verify
 from torchopt.diff.sealed import are_plain, is_sealed_without
 from torchopt.diff.verify import Verify, VerifyReport, checked
+from torchopt.shown import Described
 from torchopt.tree import tree_unflatten
 
 __all__ = ["Explicit", "InnerResult", "inner_loop"]
@@ -51,7 +52,7 @@ class InnerResult(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Explicit:
+class Explicit(Described):
     """An inner loop, and how it is differentiated. Made by `torchopt.inner_loop`, which explains
     the fields.
 

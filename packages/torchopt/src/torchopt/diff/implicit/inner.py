@@ -19,6 +19,7 @@ from torchopt.diff.problem import over, over_tasks, require_verify
 from torchopt.diff.verify import Verify, VerifyReport, checked
 from torchopt.errors import NotDifferentiableError
 from torchopt.linear_solve.auto import Auto
+from torchopt.shown import Described
 from torchopt.tree import is_smooth, tree_flatten, tree_map, tree_unflatten
 from torchopt.tree_function import is_differentiated
 
@@ -26,7 +27,7 @@ __all__ = ["Implicit"]
 
 
 @dataclass(frozen=True)
-class Implicit:
+class Implicit(Described):
     """The implicit engine: the derivatives of the minimum that an inner loop runs to.
 
     The loop runs without a graph. What it ends with is taken for a root of ∇loss(params, batch,

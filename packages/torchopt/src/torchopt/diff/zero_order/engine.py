@@ -36,6 +36,7 @@ from torchopt.diff.zero_order.layout import as_real
 from torchopt.diff.zero_order.precision import (
     require_sigma,
 )
+from torchopt.shown import Described
 from torchopt.tree import tree_leaves
 from torchopt.tree_function import (
     is_batched,
@@ -46,7 +47,7 @@ __all__ = ["ZeroOrder"]
 
 
 @dataclass(frozen=True, eq=False)
-class ZeroOrder:
+class ZeroOrder(Described):
     """The zero-order engine: estimates gradients from function values alone.
 
     Calling it on a function returns a function with the same values whose reverse-mode derivative

@@ -38,6 +38,7 @@ from torchopt.diff.zero_order.error_bars import GradientEstimate, Spread, effect
 from torchopt.diff.zero_order.precision import accumulator, widened
 from torchopt.diff.zero_order.surrogate import control_variate, require_linear
 from torchopt.diff.zero_order.utilities import centered_ranks, nes_utilities, z_scores
+from torchopt.shown import Described
 
 __all__ = [
     "ESTIMATORS",
@@ -84,7 +85,7 @@ def _identity(z: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Estimator:
+class Estimator(Described):
     """A zero-order gradient estimator.
 
     Attributes:

@@ -54,6 +54,7 @@ from torchopt.diff.zero_order.precision import (
     warn_of_lost_perturbations,
     widened,
 )
+from torchopt.shown import Described
 from torchopt.tree import tree_map
 
 __all__ = [
@@ -68,7 +69,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class InnerLoop:
+class InnerLoop(Described):
     """The inner loop whose losses are minimized.
 
     Attributes:

@@ -58,6 +58,9 @@ class FuncOptimizer:
         self._fits = True  # whether the state is known to be for the parameters
         self._lock = StepLock()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.impl!r})"
+
     def step(self, loss: Tensor, params: Params, inplace: bool | None = None) -> Params:
         """Return the parameters after one step on `loss`.
 

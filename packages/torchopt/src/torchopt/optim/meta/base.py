@@ -121,6 +121,10 @@ class MetaOptimizer:
                 "be stepped"
             )
 
+    def __repr__(self) -> str:
+        modules = ", ".join(type(module).__name__ for module in self._modules)
+        return f"{type(self).__name__}({modules}, {self.impl!r})"
+
     def step(self, loss: Tensor) -> None:
         """Replace the parameters of the modules by the parameters after one step on `loss`.
 
