@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchopt.errors import NotDifferentiableError
+from torchopt.lazy import lazy
 from torchopt.torch_internals import is_wrapped
 from torchopt.tree import tree_leaves
 from torchopt.tree_function import below_transforms, is_differentiated
@@ -37,6 +38,7 @@ __all__ = [
     "parts",
     "require_arguments",
     "root_of",
+    "unseen",
 ]
 
 MADE_INSIDE = " (made inside for torch.autograd.grad? use torch.func.grad)"
@@ -51,6 +53,7 @@ LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
     "torch",
     "torchopt",
 }
+OURS = "_leaf_of_a_run"
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 TABLES = ("_parameters", "_buffers", "_modules", "_meta_parameters", "_meta_modules")
 
@@ -136,6 +139,15 @@ def hidden_inputs(value: Any, args: Any, function: Any) -> list[str]:
     return names or ["a tensor of an enclosing transform"]
 
 
+def unseen(x: Tensor) -> Tensor:
+    """Return a leaf that no search for leaves finds: one that a run made for a gradient of its own.
+
+    A loss that contains a run is not a closure over it.
+    """
+    setattr(x, OURS, True)
+    return x
+
+
 def graph_of(
     tensors: Sequence[Tensor], ends: Set[Any] = frozenset()
 ) -> tuple[set[Any], dict[int, Tensor]]:
@@ -148,7 +160,7 @@ def graph_of(
     stack = list(nodes)
     while stack:
         node = stack.pop()
-        if hasattr(node, "variable"):
+        if hasattr(node, "variable") and not hasattr(node.variable, OURS):
             leaves[id(node.variable)] = node.variable
         for following, _ in node.next_functions:
             if following is not None and following not in nodes and following not in ends:
@@ -267,6 +279,10 @@ def _of_object(name: str, found: Any) -> Iterator[tuple[str, Any]]:
         for table in TABLES:
             yield from ((prefix + key, x) for key, x in (attributes.pop(table, None) or {}).items())
         attributes = {k: x for k, x in attributes.items() if not k.endswith("_hooks") or x}
+    # What follows from the other attributes, and is there from its first use on, is none of these.
+    derived = (key for key in attributes if isinstance(getattr(type(found), key, None), lazy))
+    for key in list(derived):
+        del attributes[key]
     yield from ((prefix + key, x) for key, x in attributes.items())
     for base in own_classes(type(found)):
         for key in (s for s in _slots(base) if s in vars(base) and hasattr(found, s)):

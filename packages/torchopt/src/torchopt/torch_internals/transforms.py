@@ -65,8 +65,9 @@ def forward_mode() -> Iterator[None]:
     """Return a context in which tensors may have tangents.
 
     torch has one forward mode for all threads of a process; another thread that enters here waits.
+    Inside of a Function torch switches it off, and every tangent would silently be zero.
     """
-    with _one_forward_mode, forward_ad.dual_level():
+    with _one_forward_mode, with_forward_mode(True), forward_ad.dual_level():
         yield
 
 

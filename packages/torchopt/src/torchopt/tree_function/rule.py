@@ -219,7 +219,8 @@ class _SweepFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, sweep: Sweep, *inputs: Tensor) -> Tensors:
-        outputs = sweep.evaluate(*inputs)
+        with forward_modes():  # a computation may have one of its own
+            outputs = sweep.evaluate(*inputs)
         ctx.sweep = sweep
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(x for x in outputs if not is_smooth(x)))

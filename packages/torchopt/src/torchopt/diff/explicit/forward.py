@@ -25,7 +25,6 @@ from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.surroundings import Surroundings
 from torchopt.torch_internals import forward_mode
 from torchopt.tree import is_smooth
-from torchopt.tree_function import forward_modes
 
 __all__ = ["ForwardRun", "dual_step", "tangent_of"]
 
@@ -64,7 +63,7 @@ class ForwardRun(Run):
         seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
         self._seen = seen
         losses, aux = [], []
-        with forward_modes(), forward_mode():
+        with forward_mode():
             directions = [self._direction(tensors, i, k) for i, k in self._scalars()]
             carry = start(call, optimizer, tensors).detached()
             duals = [self._start(d) for d in directions]

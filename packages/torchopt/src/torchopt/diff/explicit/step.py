@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
-from torchopt.diff.closure import require_arguments
+from torchopt.diff.closure import require_arguments, unseen
 from torchopt.diff.explicit.attention import TwiceDifferentiable
 from torchopt.diff.explicit.call import Call, Hole
 from torchopt.errors import NotDifferentiableError
@@ -247,7 +247,7 @@ def gradient_of_sum(
 
 def _zeros(x: Tensor) -> Tensor:
     # Added to keep tangents of a forward mode, which detaching would cut off.
-    return torch.zeros_like(x.detach()).requires_grad_()
+    return unseen(torch.zeros_like(x.detach()).requires_grad_())
 
 
 def require_no_closure(call: Call, value: Tensor, params: Any, tensors: Sequence[Any]) -> None:

@@ -20,7 +20,6 @@ from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.surroundings import Surroundings
 from torchopt.torch_internals import forward_mode
 from torchopt.tree import is_smooth
-from torchopt.tree_function import forward_modes
 
 __all__ = ["TracedForwardRun"]
 
@@ -71,7 +70,7 @@ class TracedForwardRun(ForwardRun, TracedRun):
     def _starts(self, tensors: Sequence[Tensor]) -> tuple[list[dict[int, Tensor]], list[Tangents]]:
         """Return the tangents of inputs and of what the run starts with, for each scalar."""
         of_inputs, of_carry = [], []
-        with forward_modes(), forward_mode():
+        with forward_mode():
             for i, k in self._scalars():
                 direction = self._direction(tensors, i, k)
                 smooth = self._start(direction).smooth
@@ -101,7 +100,7 @@ class TracedForwardRun(ForwardRun, TracedRun):
         def pushed(*flat: Tensor) -> tuple[list[Tensor], Any]:
             remaining = list(flat)
             before, inputs, tangents = (_taken(remaining, n) for n in sizes)
-            with forward_modes(), forward_mode():
+            with forward_mode():
                 whole = carry.with_tensors([before[i] for i in where])
                 duals = [forward_ad.make_dual(x, d) for x, d in zip(whole.smooth, tangents)]
                 for k, d in zip(wanted, remaining):
