@@ -24,6 +24,14 @@ def quadratic(x, theta):
     return 0.5 * x @ (H @ x) - x @ theta
 
 
+ROOT = torch.linalg.cholesky(H)
+
+
+def residuals(x, theta):
+    """Half their squares are the quadratic, and a constant."""
+    return ROOT.mT @ x - torch.linalg.solve_triangular(ROOT, theta[:, None], upper=False)[:, 0]
+
+
 def fixed_point(x, theta):
     return x - 0.2 * (H @ x - theta)
 
@@ -46,6 +54,14 @@ CASES = {
     "Anderson": (solvers.Anderson, fixed_point, {}),
     "Broyden": (solvers.Broyden, fixed_point, {}),
     "Newton": (solvers.Newton, equation, {}),
+    "GaussNewton": (solvers.GaussNewton, residuals, {}),
+    "LevenbergMarquardt": (solvers.LevenbergMarquardt, residuals, {}),
+    "Levenberg-Marquardt by products": (
+        solvers.LevenbergMarquardt,
+        residuals,
+        {"step_solver": CG(rtol=1e-10)},
+    ),
+    "Dogleg": (solvers.Dogleg, residuals, {}),
 }
 
 

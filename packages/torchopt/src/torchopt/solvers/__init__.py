@@ -6,9 +6,11 @@ from __future__ import annotations
 from torchopt.solvers.base import Solver, SolverError, SolveResult, SolverWarning, SolveStatus
 from torchopt.solvers.bisection import Bisection
 from torchopt.solvers.fixed_point import Anderson, Broyden, FixedPointIteration
+from torchopt.solvers.gauss_newton import Dogleg, GaussNewton, LevenbergMarquardt
 from torchopt.solvers.gradient_descent import GradientDescent
 from torchopt.solvers.kinds import FixedPointSolver, Minimizer, RootSolver
 from torchopt.solvers.lbfgs import LBFGS
+from torchopt.solvers.least_squares import LeastSquares
 from torchopt.solvers.newton_cg import Newton, NewtonCG
 from torchopt.solvers.projection import (
     project_box,
@@ -26,9 +28,13 @@ __all__ = [
     "Anderson",
     "Bisection",
     "Broyden",
+    "Dogleg",
     "FixedPointIteration",
     "FixedPointSolver",
+    "GaussNewton",
     "GradientDescent",
+    "LeastSquares",
+    "LevenbergMarquardt",
     "Minimizer",
     "Newton",
     "NewtonCG",

@@ -72,7 +72,7 @@ class SolveStatus(enum.IntEnum):
 
 
 _SENTENCES = {
-    SolveStatus.CONVERGED: "The residual met `tol`.",
+    SolveStatus.CONVERGED: "The residual met `tol`, or is what rounding leaves of it.",
     SolveStatus.MAX_ITERATIONS: (
         "`maxiter` iterations did not bring the residual to `tol`; derivatives are those of "
         "another point. Allow more iterations, loosen `tol`, start closer, or scale the problem."
@@ -122,12 +122,14 @@ class Outcome(NamedTuple):
         iterations: Iterations taken.
         residual_norm: ‖F(x)‖₂, or the width of a bracket.
         stalled: Whether the loop gave up.
+        solved: Whether it is a solution whatever the norm is: rounding allows no better one.
     """
 
     value: Tensor
     iterations: Tensor
     residual_norm: Tensor
     stalled: Tensor
+    solved: Tensor | bool = False
 
 
 def report_outcome(status: Tensor, on_fail: OnFail, solver: object) -> None:
@@ -231,7 +233,8 @@ class Solver(Described, ABC):
         failed = torch.where(
             found.stalled, int(SolveStatus.STALLED), int(SolveStatus.MAX_ITERATIONS)
         )
-        status = torch.where(size <= self.tolerance(size), int(SolveStatus.CONVERGED), failed)
+        solved = (size <= self.tolerance(size)) | found.solved
+        status = torch.where(solved, int(SolveStatus.CONVERGED), failed)
         finite = size.isfinite() & found.value.isfinite().all()
         return torch.where(finite, status, int(SolveStatus.NON_FINITE))
 
