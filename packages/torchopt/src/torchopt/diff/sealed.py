@@ -43,7 +43,14 @@ SEEN_THROUGH = (
     functools.partial,
     PyTreeSpec,
 )
-TRANSFORMS = ("torch._functorch", "torch.func", "torchopt.solvers", "torchopt.diff")
+# Modules whose functions depend on their arguments alone, like those of `torch` itself.
+PURE = (
+    "torch._functorch",
+    "torch.func",
+    "torch.nn.functional",
+    "torchopt.solvers",
+    "torchopt.diff",
+)
 # Ways to reach, to change or to make what is not an argument.
 DOUBTFUL = {"nn", "Parameter", "autograd", "backward", "out", "inplace", "data", "ops", "utils"}
 DRAWS = {"multinomial", "bernoulli"}  # others are functions, or change a tensor
@@ -126,7 +133,7 @@ def is_pure(found: Any) -> bool:
     if isinstance(found, types.FunctionType):
         module = str(found.__globals__.get("__name__"))
         if root_of(module) in LIBRARIES:
-            return module.startswith(TRANSFORMS)
+            return module.startswith(PURE)
         return not _writes(found.__code__) and not _reads_additions(found)
     if isinstance(found, types.ModuleType):
         return root_of(found) in ("torch", "math")

@@ -22,7 +22,7 @@ from torchopt.linear_solve.preconditioners import (
 from torchopt.linear_solve.result import OnFail, Status
 from torchopt.linear_solve.solver import Computed, Solver
 from torchopt.tree import tree_map
-from torchopt.tree_function import is_batched, max_over_batch
+from torchopt.tree_function import is_batched, is_traced, is_transforming, max_over_batch
 
 __all__ = [
     "IterativeSolver",
@@ -113,6 +113,8 @@ def quotient(a: Tensor, b: Tensor) -> Tensor:
 
     For loops that are not differentiated: the derivative where b is 0 is NaN.
     """
+    if b.is_cpu and b.ndim == 0 and not (is_transforming() or is_traced()):
+        return a / b if b else torch.zeros_like(a / b)  # a number can be asked, which is quicker
     return torch.where(b == 0, 0.0, a / b)
 
 
@@ -290,7 +292,7 @@ class Problem:
 
         def active(current: State) -> Tensor:
             size = residual(current)
-            return (size > self.target) & size.isfinite()
+            return (size > self.target) & (size < torch.inf)
 
         return iterate(step, active, state, self.maxiter, self.check_every, observe)
 

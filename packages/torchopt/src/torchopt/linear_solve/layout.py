@@ -123,23 +123,24 @@ class Layout:
 
     def join(self, leaves: Iterable[Tensor]) -> Tensor:
         """Return the vector of the leaves."""
-        if not self.real:
-            return torch.cat([x.reshape(x.numel()) for x in leaves])
         parts = []
         for x, dtype in zip(leaves, self.dtypes):
-            pairs = torch.view_as_real(x.to(dtype).resolve_conj()) if dtype.is_complex else x
-            parts.append(pairs.reshape(pairs.numel()).to(self.dtype))
-        return torch.cat(parts)
+            if self.real:
+                x = torch.view_as_real(x.to(dtype).resolve_conj()) if dtype.is_complex else x
+                x = x.to(self.dtype)
+            parts.append(x if x.ndim == 1 else x.reshape(x.numel()))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def split(self, vector: Tensor) -> Tensors:
         """Return the leaves of a vector."""
         leaves = []
-        for x, shape, dtype in zip(vector.split(self.sizes), self.shapes, self.dtypes):
+        parts = (vector,) if len(self.shapes) == 1 else vector.split(self.sizes)
+        for x, shape, dtype in zip(parts, self.shapes, self.dtypes):
             if self.real and dtype.is_complex:
                 re, im = x.reshape(*shape, 2).unbind(-1)
                 leaves.append(torch.complex(re, im).to(dtype))
             else:
-                leaves.append(x.reshape(shape).to(dtype))
+                leaves.append((x if x.shape == shape else x.reshape(shape)).to(dtype))
         return tuple(leaves)
 
     def unravel(self, vector: Tensor) -> Any:

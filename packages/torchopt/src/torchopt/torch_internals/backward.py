@@ -63,15 +63,20 @@ def pull_back(
     outputs: Sequence[torch.Tensor],
     inputs: Sequence[torch.Tensor],
     cotangents: Sequence[torch.Tensor],
+    *,
+    retain_graph: bool = False,
+    create_graph: bool = False,
 ) -> Sequence[Any]:
-    """Return `torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)`.
+    """Return `torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, ...)`.
 
     Without what torch makes sure of in Python each time. The caller knows that the outputs require
     a gradient and that the cotangents are like them.
     """
     if _are_plain(inputs) and _are_plain(outputs):
-        return _run_backward(outputs, cotangents, False, False, inputs)
-    return torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
+        return _run_backward(outputs, cotangents, retain_graph, create_graph, inputs)
+    return torch.autograd.grad(
+        outputs, inputs, cotangents, retain_graph, create_graph, allow_unused=True
+    )
 
 
 def _are_plain(tensors: Sequence[torch.Tensor]) -> bool:

@@ -12,11 +12,13 @@ from torch.autograd import forward_ad
 from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import (
     in_forward_mode,
+    is_traced,
     is_transforming,
+    pull_back,
     taken_off_old_vmap,
     with_forward_mode,
 )
-from torchopt.tree import tree_map
+from torchopt.tree import is_smooth, tree_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +49,8 @@ def linearize(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callabl
     The zeros for primals that the value does not depend on are made from the primals themselves;
     torch makes them from wrappers of its own, which fails inside of other transforms.
     """
+    if _is_followed_by_nobody(primals):
+        return _linearize_by_graph(function, primals)
 
     def with_primals(*inner: Any) -> Any:
         return function(*inner), inner
@@ -54,6 +58,48 @@ def linearize(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callabl
     (value, _), pull, *_ = torch.func.vjp(with_primals, *primals)
     zeros = tree_map(torch.zeros_like, primals)
     return value, lambda cotangent: pull((cotangent, zeros))
+
+
+def _is_followed_by_nobody(primals: tuple[Any, ...]) -> bool:
+    """Return whether autograd alone can linearise: torch.func's wrappers cost half of a product."""
+    if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        return False
+    if is_transforming() or in_forward_mode() or is_traced():
+        return False
+    return all(type(x) in PLAIN_TYPES and is_smooth(x) and not x.is_inference() for x in primals)
+
+
+PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def _linearize_by_graph(
+    function: Callable[..., Any], primals: Tensors
+) -> tuple[Any, Callable[[Any], Any]]:
+    with torch.enable_grad():
+        inner = tuple(x.detach().requires_grad_() for x in primals)
+        value = function(*inner)
+    outputs = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(y, Tensor) and is_smooth(y) for y in outputs):
+        raise RuntimeError(
+            "expected floating-point or complex tensors from a function that is differentiated, "
+            f"got {', '.join(str(getattr(y, 'dtype', type(y).__name__)) for y in outputs)}"
+        )
+
+    def pull(cotangent: Any) -> Tensors:
+        given = cotangent if isinstance(value, tuple) else (cotangent,)
+        pairs = [(y, c) for y, c in zip(outputs, given) if y.requires_grad]
+        found: Any = [None] * len(inner)
+        if pairs:
+            found = pull_back(
+                [y for y, _ in pairs],
+                inner,
+                [c for _, c in pairs],
+                retain_graph=True,
+                create_graph=torch.is_grad_enabled(),
+            )
+        return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(primals, found))
+
+    return tree_map(torch.detach, value), pull
 
 
 def over_batched(function: Callable[..., Tensors], tensors: Tensors) -> Tensors:

@@ -237,8 +237,7 @@ class RootRule:
         operator = self.equation.jacobian(layout, x, inputs, self.tags)
         u = self.engine.linear(operator.T, -cotangent)
         residual, theta = self._partial(x, inputs)
-        # The zeros of torch are right outside of transforms.
-        value, pull, *_ = (linearize if is_transforming() else torch.func.vjp)(residual, *theta)
+        value, pull = linearize(residual, *theta)
         self._require_unchanged(value)
         pulled = tuple(pull(u))
         self._require_dependence(x, inputs, pulled, pulled)
