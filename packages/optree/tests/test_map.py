@@ -319,6 +319,25 @@ def test_transpose_checks() -> None:
     assert optree.tree_transpose(two, pair, [1, 2, 3, 4]) == ([1, 3], [2, 4])
 
 
+def test_transpose_takes_the_structure_of_the_first_subtree() -> None:
+    outer = optree.tree_structure([0, 0])
+    found = optree.tree_transpose(outer, None, [{"a": 1, "n": None}, {"n": None, "a": (2,)}])
+    assert found == {"a": [1, (2,)], "n": None}
+    outer = optree.tree_structure([0, 0], none_is_leaf=True)
+    found = optree.tree_transpose(outer, None, [{"n": None}, {"n": 1}])
+    assert found == {"n": [None, 1]}
+    whole = optree.tree_transpose(outer, None, [(1, 2), (3, 4)], lambda x: isinstance(x, tuple))
+    assert whole == [(1, 2), (3, 4)]
+    with pytest.raises(ValueError, match="dictionary key mismatch"):
+        optree.tree_transpose(outer, None, [{"a": 1}, {"b": 2}])
+    with pytest.raises(ValueError, match="Expected an instance of list"):
+        optree.tree_transpose(outer, None, ({"a": 1}, {"a": 2}))
+    with pytest.raises(ValueError, match="inner structure must have at least one leaf"):
+        optree.tree_transpose(outer, None, [(), ()])
+    with pytest.raises(ValueError, match="outer structure must have at least one leaf"):
+        optree.tree_transpose(optree.tree_structure(()), None, ())
+
+
 def test_transpose_map() -> None:
     tree = {"b": (2, [3, 4]), "a": 1}
     double, square = optree.tree_transpose_map(lambda x: (2 * x, x * x), tree)

@@ -15,8 +15,10 @@ from optimizers import ROWS
 from torch import nn
 
 import torchopt
-from torchopt import transform
+from torchopt import linear_solve, solvers, transform
+from torchopt.diff.implicit import custom_root
 from torchopt.errors import LeafTypeError, NotDifferentiableError, SecondDerivativeWarning
+from torchopt.visual import make_dot
 
 PARAMS = {"w": torch.ones(2), "b": torch.ones(1)}
 MANY = {f"layer{i}.weight": torch.ones(1) for i in range(2000)}
@@ -42,6 +44,12 @@ def stepped(labels: Any) -> None:
     module = net()
     impl = transform.partition({"a": torchopt.sgd(0.1)}, labels)
     torchopt.MetaOptimizer(module, impl).step(module(torch.ones(1, 3)).sum())
+
+
+def rooted(optimality: Any = lambda w, x: w - x, solve: Any = None) -> Any:
+    x = torch.ones(2, requires_grad=True)
+    solution = custom_root(optimality, argnums=1, solve=solve)(lambda w, x: x.detach())
+    return solution(torch.zeros(2), x).sum().backward()
 
 
 def used(generator: Any) -> Any:
@@ -190,6 +198,98 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
         lambda: torchopt.apply_updates(PARAMS, {"w": 1.0, "b": None}),
         LeafTypeError,
         ("at $['w']", "an update", "got float"),
+    ),
+    "updates for no parameters": (
+        lambda: torchopt.apply_updates(None, PARAMS),
+        LeafTypeError,
+        ("at $", "a parameter: expected a tensor, got None"),
+    ),
+    "a loss for a closure": (
+        lambda: torchopt.Adam(net().parameters(), lr=0.1).step(torch.ones(())),
+        TypeError,
+        ("expected a function or None, got Tensor", "loss.backward()", "MetaOptimizer"),
+    ),
+    "parameters before the loss": (
+        lambda: torchopt.FuncOptimizer(ADAM).step(PARAMS, torch.ones(())),
+        TypeError,
+        ("expected a 0-dim tensor, got dict", "pass the loss first"),
+    ),
+    "parameter groups of torch": (
+        lambda: torchopt.Adam([{"params": net().parameters(), "lr": 0.1}], lr=0.1),
+        TypeError,
+        ("a leaf of type", "call add_param_group(params, impl="),
+    ),
+    "the state of torch's optimizer": (
+        lambda: torchopt.Adam(net().parameters(), lr=0.1).load_state_dict(
+            torch.optim.Adam(net().parameters()).state_dict()
+        ),
+        TypeError,
+        ("expected what state_dict() of this class returned", "got dict", "torch.optim"),
+    ),
+    "no state to load": (
+        lambda: torchopt.MetaAdam(net(), lr=0.1).load_state_dict(None),
+        TypeError,
+        ("a tuple, got NoneType",),
+    ),
+    "an array for a step size": (
+        lambda: torchopt.adam(np.array([0.1, 0.2])),
+        TypeError,
+        ("Invalid learning rate", "a number or a tensor", "ndarray"),
+    ),
+    "a norm below zero": (
+        lambda: torchopt.clip_grad_norm(-1.0),
+        ValueError,
+        ("Invalid max_norm value: -1.0", ">= 0"),
+    ),
+    "parameters to clip, as in torch": (
+        lambda: torchopt.clip_grad_norm(net().parameters(), 1.0),
+        TypeError,
+        ("Invalid max_norm value", "generator"),
+    ),
+    "a transformation to inject into": (
+        lambda: transform.inject_hyperparams(ADAM),
+        TypeError,
+        ("expected a function such as torchopt.adam", "inject_hyperparams(torchopt.adam)(lr=0.1)"),
+    ),
+    "the class of a linear solver": (
+        lambda: rooted(solve=linear_solve.CG),
+        TypeError,
+        ("got the class CG; call it: CG()",),
+    ),
+    "the name of a linear solver": (
+        lambda: rooted(solve="cg"),
+        TypeError,
+        ("got 'cg'", "such as CG()"),
+    ),
+    "a loss for its gradient": (
+        lambda: rooted(lambda w, x: ((w - x) ** 2).sum()),
+        ValueError,
+        ("its value, the gradient of a loss,", "expected shape (2,)", "got ()"),
+    ),
+    "a matrix for its product": (
+        lambda: linear_solve.CG()(torch.eye(500), torch.ones(500)),
+        TypeError,
+        ("expected a function of a tree like b, got Tensor", "linear_solve(A, b, solver)"),
+    ),
+    "an array to solve for": (
+        lambda: linear_solve.CG()(lambda v: v, np.ones(500)),
+        TypeError,
+        ("expected tensors, got ndarray",),
+    ),
+    "the product in the place of options": (
+        lambda: linear_solve.CG(lambda v: v),
+        TypeError,
+        ("expected options of the solver, got a function", "CG()(matvec, b)"),
+    ),
+    "the objective in the place of options, as in jaxopt": (
+        lambda: solvers.LBFGS(lambda w: w),
+        TypeError,
+        ("got a function; write LBFGS()(function, start, *args)",),
+    ),
+    "a module to draw": (
+        lambda: make_dot(net()),
+        TypeError,
+        ("expected a tensor or a tree of tensors, got Sequential", "params="),
     ),
     "a scripted module": (
         lambda: torchopt.MetaSGD(scripted(), lr=0.1),

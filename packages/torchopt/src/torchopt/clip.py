@@ -15,7 +15,7 @@ from torchopt.errors import NotDifferentiableError
 from torchopt.params.sharded import largest_absolute
 from torchopt.transform.base import LeafRule, as_transformation
 from torchopt.transform.norm import power_of_two, scaled
-from torchopt.transform.validate import are_numbers
+from torchopt.transform.validate import are_numbers, check_at_least_zero
 from torchopt.tree_function import is_traced, is_tracked, is_transforming
 
 __all__ = ["adaptive_clip", "clip_by_value", "clip_each_norm", "clip_grad_norm"]
@@ -126,6 +126,7 @@ def clip_grad_norm(
             function that is computed.
 
     Raises:
+        ValueError: A negative `max_norm`, which would turn the gradients around.
         RuntimeError: From `update`, with `error_if_nonfinite`, when the norm is not finite.
         NotDifferentiableError: From `update`, when `norm_type` is a tensor that requires a
             gradient.
@@ -136,6 +137,7 @@ def clip_grad_norm(
         >>> clip.update(grads, clip.init(grads))[0]
         {'a': tensor([0.6000]), 'b': tensor([0.8000])}
     """
+    check_at_least_zero(max_norm, "max_norm value")
     order = norm_type if isinstance(norm_type, torch.Tensor) else float(norm_type)
     rule = ClipGradNorm(_threshold(max_norm), order, error_if_nonfinite, differentiable)
     return as_transformation(rule, already_flattened=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from numbers import Number
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["Described", "call", "described", "options", "shown"]
 
-ATOMS = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
+ATOMS = (Number, str, type(None), torch.dtype, torch.device)
 
 
 def shown(value: Any) -> str:

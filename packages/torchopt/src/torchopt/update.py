@@ -16,6 +16,7 @@ from torchopt.tree import (
     flatten_up_to,
     located,
     tree_flatten,
+    tree_leaves,
     tree_unflatten,
 )
 from torchopt.tree_function import add_lists, are_plain, placed_like
@@ -78,6 +79,10 @@ def _moved(
         i for i, (p, u) in enumerate(zip(leaves, update_leaves)) if p is not None and u is not None
     ]
     ps, us = [leaves[i] for i in moved], [update_leaves[i] for i in moved]
+    if len(moved) < len(leaves):
+        for i, u in enumerate(update_leaves):
+            if leaves[i] is None and not isinstance(u, Tensor) and tree_leaves(u):
+                _require_tensors([i], [None], [u], spec)
     try:
         wrong = first_of_another_shape(ps, us)
     except AttributeError:
@@ -125,14 +130,16 @@ def _mismatch(index: int, p: Tensor, u: Tensor, spec: PyTreeSpec) -> MismatchErr
 
 
 def _require_tensors(
-    where: list[int], params: list[Tensor], updates: list[Tensor], spec: PyTreeSpec
+    where: list[int], params: list[Any], updates: list[Any], spec: PyTreeSpec
 ) -> None:
     for index, pair in zip(where, zip(params, updates)):
         for what, x in zip(("a parameter", "an update"), pair):
             if not isinstance(x, Tensor):
-                reason = f"apply_updates(params, updates): {what}: expected a tensor, got "
-                advice = f"{type(x).__name__}; convert it with torch.tensor"
-                raise located(LeafTypeError(index, reason + advice), spec)
+                kind = f"{type(x).__name__}; convert it with torch.tensor"
+                if x is None:
+                    kind = "None; pass the tree that the updates are for"
+                reason = f"apply_updates(params, updates): {what}: expected a tensor, got {kind}"
+                raise located(LeafTypeError(index, reason), spec)
 
 
 def share_memory(tensors: list[Tensor]) -> bool:

@@ -13,6 +13,7 @@ from optimizers import ROWS
 from torch import Tensor
 
 import torchopt
+from torchopt import transform
 
 DOUBLE = torch.float64
 Params = dict[str, Tensor]
@@ -79,6 +80,32 @@ def test_a_meta_step_is_one_graph(name: str) -> None:
         torch.testing.assert_close(params_grad[key], wanted[key], rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(data_grad, data_wanted, rtol=1e-10, atol=1e-12)
     assert data_wanted.abs().max() > 1e-6
+
+
+WRAPPED = {
+    "accumulate": lambda: transform.accumulate(torchopt.sgd(0.1), 2),
+    "masked": lambda: transform.masked(torchopt.sgd(0.1), {"w": True, "b": False}),
+    "freeze": lambda: torchopt.chain(torchopt.sgd(0.1), transform.freeze({"w": False, "b": True})),
+}
+
+
+@pytest.mark.parametrize("name", sorted(WRAPPED))
+def test_a_step_beside_a_tree_without_tensors_is_one_graph(name: str) -> None:
+    torch._dynamo.reset()
+    optimizer = WRAPPED[name]()
+    params = {"w": torch.ones(3), "b": torch.zeros(2)}
+
+    def step(params: Params, state: Any) -> tuple[Params, Any]:
+        grads = {name: p + 1 for name, p in params.items()}
+        updates, state = optimizer.update(grads, state, params=params, inplace=False)
+        return torchopt.apply_updates(params, updates, inplace=False), state
+
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    got, wanted = (params, optimizer.init(params)), (params, optimizer.init(params))
+    for _ in range(2):
+        got, wanted = compiled(*got), step(*wanted)
+    torch.testing.assert_close(got[0], wanted[0])
+    assert not torch.equal(got[0]["w"], params["w"])
 
 
 @pytest.mark.parametrize("shapes", [((3, 2), (2, 3)), ((3,), (2,)), ((4, 4),)], ids=str)

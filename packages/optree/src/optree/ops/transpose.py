@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def tree_transpose(
     outer_treespec: PyTreeSpec,
-    inner_treespec: PyTreeSpec,
+    inner_treespec: PyTreeSpec | None,
     tree: PyTree[T],
     /,
     is_leaf: Callable[[Any], bool] | None = None,
@@ -25,6 +25,7 @@ def tree_transpose(
     Args:
         outer_treespec: The spec of the outer structure of ``tree``.
         inner_treespec: The spec of the structure that ``tree`` has at each leaf of the outer one.
+            If it is ``None``, the structure at the first leaf is taken.
         tree: A tree with ``outer_treespec.num_leaves * inner_treespec.num_leaves`` leaves.
         is_leaf: See :func:`optree.tree_flatten`.
 
@@ -32,9 +33,11 @@ def tree_transpose(
         A new tree.
 
     Raises:
-        ValueError: If a spec has no leaves, or if the specs have different values of
-            ``none_is_leaf`` or different namespaces.
+        ValueError: If a spec has no leaves, if the specs have different values of
+            ``none_is_leaf`` or different namespaces, or if the inner structure is inferred and
+            is not the same everywhere.
         TypeError: If the number of leaves of ``tree`` is not that of the composed specs.
+        AttributeError: If a spec is not a :class:`PyTreeSpec`.
 
     Examples:
         >>> import optree
@@ -42,7 +45,14 @@ def tree_transpose(
         >>> outer, inner = optree.tree_structure([0, 0, 0]), optree.tree_structure((0, 0))
         >>> tree_transpose(outer, inner, tree)
         ([1, 2, 3], ['a', 'b', 'c'])
+        >>> tree_transpose(outer, None, tree)
+        ([1, 2, 3], ['a', 'b', 'c'])
     """
+    if inner_treespec is None:
+        subtrees = outer_treespec.flatten_up_to(tree)
+        _check_outer(outer_treespec, None)
+        none_is_leaf, namespace = outer_treespec.none_is_leaf, outer_treespec.namespace
+        return _transpose_outputs(subtrees, outer_treespec, None, is_leaf, none_is_leaf, namespace)
     if outer_treespec.none_is_leaf != inner_treespec.none_is_leaf:
         raise ValueError("Tree structures must have the same none_is_leaf value.")
     outer_size = outer_treespec.num_leaves

@@ -54,10 +54,16 @@ def as_solver(solve: Callable[[Callable[[Any], Any], Any], Any]) -> Solver:
     """Return `solve` if it is a `Solver`, else a solver that calls it.
 
     Raises:
-        TypeError: `solve` is not callable.
+        TypeError: `solve` is not callable, or a class.
     """
     if isinstance(solve, Solver):
         return solve
+    if isinstance(solve, type):
+        name = solve.__name__
+        raise TypeError(f"solve: expected a solver, got the class {name}; call it: {name}()")
     if not callable(solve):
-        raise TypeError(f"solve: expected a solver or a function of (matvec, b), got {solve!r}")
+        raise TypeError(
+            f"solve: expected a solver or a function of (matvec, b), got {solve!r:.40}; pass one "
+            "of torchopt.linear_solve, such as CG()"
+        )
     return CallableSolver(solve)

@@ -19,7 +19,7 @@ from torchopt.linear_solve.preconditioners import (
     Preconditioner,
     prepare_preconditioner,
 )
-from torchopt.linear_solve.result import OnFail, Status
+from torchopt.linear_solve.result import OnFail, Status, refuse_function
 from torchopt.linear_solve.solver import Computed, Solver
 from torchopt.tree import tree_map
 from torchopt.tree_function import is_batched, is_traced, is_transforming, max_over_batch
@@ -330,6 +330,7 @@ class IterativeSolver(Solver):
     estimate_condition: bool = False
 
     def __post_init__(self) -> None:
+        refuse_function(self.rtol, self, "(matvec, b)")
         if self.maxiter is not None and self.maxiter < 0:
             raise ValueError(f"maxiter: expected a count >= 0 or None, got {self.maxiter}")
         if self.rtol < 0 or self.atol < 0:

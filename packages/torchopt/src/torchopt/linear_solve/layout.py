@@ -51,7 +51,7 @@ class Layout:
             raise TypeError(f"{what}: expected a tree with at least one tensor, got {tree!r}")
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
-                raise TypeError(f"{what}: expected tensors, got {type(leaf).__name__} {leaf!r}")
+                raise TypeError(f"{what}: expected tensors, got {type(leaf).__name__}")
             if not (leaf.is_floating_point() or leaf.is_complex()):
                 raise TypeError(
                     f"{what}: expected floating-point or complex tensors, got {leaf.dtype}"
@@ -108,7 +108,7 @@ class Layout:
             raise ValueError(f"{what}: expected a tree like {self.spec}, got {spec}")
         for i, (leaf, shape) in enumerate(zip(leaves, self.shapes)):
             if not isinstance(leaf, Tensor):
-                raise TypeError(f"{what}: expected a tensor as leaf {i}, got {leaf!r}")
+                raise TypeError(f"{what}: expected a tensor as leaf {i}, got {type(leaf).__name__}")
             if leaf.shape != shape:
                 raise ValueError(
                     f"{what}: expected shape {tuple(shape)} for leaf {i}, got {tuple(leaf.shape)}"

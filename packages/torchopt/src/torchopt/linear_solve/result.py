@@ -104,6 +104,15 @@ class Solution(NamedTuple):
     stats: Stats
 
 
+def refuse_function(option: Any, solver: object, call: str) -> None:
+    """Raise TypeError for a function as an option: solvers take functions in the call."""
+    if callable(option) and not isinstance(option, Tensor):
+        name = type(solver).__name__
+        raise TypeError(
+            f"{name}(...): expected options of the solver, got a function; write {name}(){call}"
+        )
+
+
 def report_failure(status: Tensor, on_fail: OnFail, solver: object) -> None:
     """Raise or warn unless every entry of the batch converged. Reads one number from the device.
 

@@ -343,6 +343,11 @@ class _Correction:
 
 
 def _solve_closure(solver: Solver, matvec: Callable[[Any], Any], b: Any) -> Any:
+    if not callable(matvec):
+        raise TypeError(
+            f"linear solver: matvec: expected a function of a tree like b, got "
+            f"{type(matvec).__name__}; for a matrix, call linear_solve(A, b, solver)"
+        )
     layout = Layout.of(b, "linear solver: b")
     rhs = layout.ravel(b)
 

@@ -14,7 +14,7 @@ from torchopt.kernels.devices import refuse_capture
 from torchopt.kernels.fused_step import StepCache
 from torchopt.optim.as_torch import AsTorch
 from torchopt.optim.named_state import leaf_names, load_named_state, named_state
-from torchopt.optim.states import StepLock, copied, fitted_state
+from torchopt.optim.states import StepLock, copied, fitted_state, require_states
 from torchopt.optimizers.native import launch_step, step_inplace
 from torchopt.transform.compensated import compensated
 from torchopt.transform.in_8_bits import in_8_bits
@@ -152,15 +152,12 @@ class Optimizer:
         Later steps do not change `state_dict`.
 
         Raises:
+            TypeError: `state_dict` is not a tuple or a list.
             ValueError: The number of groups differs, or a state is that of another optimizer or of
                 other parameters; nothing is loaded then.
         """
         with self._lock:
-            if len(state_dict) != len(self.param_groups):
-                raise ValueError(
-                    f"load_state_dict: expected a state for each of {len(self.param_groups)} "
-                    f"parameter groups, got {len(state_dict)}"
-                )
+            require_states(state_dict, len(self.param_groups), "parameter groups")
             self.state_groups[:] = [
                 fitted_state(saved, self.impls[i], self._tree(i), f"state[{i}]")
                 for i, saved in enumerate(state_dict)
@@ -175,9 +172,18 @@ class Optimizer:
 
         Returns:
             What the closure returns.
+
+        Raises:
+            TypeError: `closure` is not a function.
         """
         loss = None
         if closure is not None:
+            if not callable(closure):
+                raise TypeError(
+                    f"step(closure): expected a function or None, got {type(closure).__name__}; "
+                    "call loss.backward() and then step(); the optimizers whose step takes the "
+                    "loss are MetaOptimizer, for modules, and FuncOptimizer"
+                )
             with torch.enable_grad():
                 loss = closure()
         with self._lock:
@@ -278,9 +284,13 @@ class Optimizer:
             )
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
+                groups = params if isinstance(params, (list, tuple)) else (params,)
+                advice = "pass tensors, such as module.parameters()"
+                if any(isinstance(group, dict) and "params" in group for group in groups):
+                    advice = "call add_param_group(params, impl=torchopt.adam(lr)) for each group"
                 raise TypeError(
                     f"expected tensors to optimize, got a leaf of type {type(leaf).__name__}; "
-                    "pass tensors, such as module.parameters()"
+                    f"{advice}"
                 )
         known = {id(p) for group in self.param_groups for p in group}
         require_distinct(leaves, [str(path) for path in tree_paths(params)], known)

@@ -40,10 +40,9 @@ def gradients(
             depends on none of the parameters, or an operation has no second derivative.
     """
     if not isinstance(loss, Tensor):
-        raise TypeError(
-            f"step(loss): expected a 0-dim tensor, got {type(loss).__name__}; "
-            "pass the loss itself, not loss.item()"
-        )
+        is_number = hasattr(loss, "__float__")
+        advice = "pass the loss itself, not loss.item()" if is_number else "pass the loss first"
+        raise TypeError(f"step(loss): expected a 0-dim tensor, got {type(loss).__name__}; {advice}")
     if loss.numel() != 1:
         raise ValueError(
             f"step(loss): expected a scalar loss, got a tensor of shape {tuple(loss.shape)}; "

@@ -162,6 +162,24 @@ def _some(keys: Sequence[Any] | dict[Any, Any], limit: int = 4) -> str:
     return f"[{shown}{', ...' if len(keys) > limit else ''}]"
 
 
+def require_states(states: Any, count: int, what: str) -> None:
+    """Raise unless `states` may be what `state_dict` of an optimizer with `count` states returned.
+
+    Raises:
+        TypeError: It is not a tuple or a list.
+        ValueError: It has another length.
+    """
+    if not isinstance(states, (tuple, list)):
+        raise TypeError(
+            "load_state_dict: expected what state_dict() of this class returned, a tuple, got "
+            f"{type(states).__name__}; a state of torch.optim cannot be loaded"
+        )
+    if len(states) != count:
+        raise ValueError(
+            f"load_state_dict: expected a state for each of {count} {what}, got {len(states)}"
+        )
+
+
 def fitted_state(saved: Any, impl: GradientTransformation, params: Any, where: str) -> Any:
     """Return a state for `load_state_dict`, cast to what `impl.init(params)` would make.
 

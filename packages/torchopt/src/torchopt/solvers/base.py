@@ -21,6 +21,7 @@ from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import TorchOptError
 from torchopt.linear_solve.iterate import iterate, norm
 from torchopt.linear_solve.layout import Layout
+from torchopt.linear_solve.result import refuse_function
 from torchopt.shown import Described
 from torchopt.solvers.adjoint import by_another_engine, require_adjoint
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -183,6 +184,7 @@ class Solver(Described, ABC):
     structure: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
+        refuse_function(self.tol, self, "(function, start, *args)")
         if (self.tol is not None and self.tol < 0) or self.maxiter < 0:
             raise ValueError(
                 f"expected tol >= 0 and maxiter >= 0, got tol={self.tol}, maxiter={self.maxiter}"

@@ -61,7 +61,8 @@ class Accumulate(Described):
             share = g / self.every
             return share if mean is None else mean + share
 
-        require_same_shapes(state.mean, updates, "accumulate: a gradient like the one before")
+        if state.collected:  # torch.compile cannot flatten a dict of None alone
+            require_same_shapes(state.mean, updates, "accumulate: a gradient like the one before")
         mean = tree_map(added, updates, state.mean, none_is_leaf=True)
         empty = tree_map(lambda g: None, updates, none_is_leaf=True)
         collected = state.collected + 1

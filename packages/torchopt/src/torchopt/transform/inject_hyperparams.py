@@ -111,7 +111,7 @@ def inject_hyperparams(
         named in `static` stay arguments.
 
     Raises:
-        TypeError: From the function returned: an unknown argument.
+        TypeError: `make` is not a function; from the function returned: an unknown argument.
 
     Example:
         >>> import torchopt
@@ -124,6 +124,11 @@ def inject_hyperparams(
         >>> updates.detach(), torch.autograd.grad(updates.sum(), lr)
         (tensor([-1.]), (tensor(-2.),))
     """
+    if not callable(make):
+        raise TypeError(
+            "inject_hyperparams(make): expected a function such as torchopt.adam, got "
+            f"{type(make).__name__}; write inject_hyperparams(torchopt.adam)(lr=0.1)"
+        )
 
     def injected(*args: Any, **kwargs: Any) -> GradientTransformation:
         signature = inspect.signature(make)

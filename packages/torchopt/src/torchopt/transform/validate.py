@@ -38,7 +38,9 @@ def _is_number(value: Hyper, what: str) -> bool:
     """Return False for a tensor; raise `TypeError` for what is neither a number nor a tensor."""
     if isinstance(value, torch.Tensor):
         return False
-    if isinstance(value, (int, float)) or hasattr(value, "__float__"):
+    if isinstance(value, (int, float)) or (
+        hasattr(value, "__float__") and not getattr(value, "shape", ())
+    ):
         return True
     kind = type(value).__name__
     if callable(value):

@@ -366,7 +366,10 @@ def make_graph(
     """
     tensors = [x for x in tree_leaves(var) if isinstance(x, Tensor)]
     if not tensors:
-        raise TypeError(f"make_dot: expected a tensor or a tree of tensors, got {var!r}")
+        raise TypeError(
+            f"make_dot: expected a tensor or a tree of tensors, got {type(var).__name__}; pass a "
+            "result, such as a loss, and modules or parameters as params="
+        )
     builder = _Builder(
         collect_names(params, steps),
         tensors,

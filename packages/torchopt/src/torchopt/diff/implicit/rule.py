@@ -71,7 +71,8 @@ class Equation:
         with self.surroundings.replayed():
             value = self.optimality(layout.unravel(x), *args[1:], **kwargs)
         return layout.ravel(
-            value, "optimality_fn: its value must have the structure and shapes of the solution"
+            value,
+            "optimality_fn: its value, the gradient of a loss, must be like the solution",
         )
 
     def jacobian(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchopt.base import GradientTransformation, UninitializedState, require_transformation
 from torchopt.optim.gradients import gradients
 from torchopt.optim.named_state import load_named_state, named_state
-from torchopt.optim.states import StepLock, fitted_state
+from torchopt.optim.states import StepLock, fitted_state, require_states
 from torchopt.optimizers.short import next_params
 from torchopt.params.containers import (
     Slot,
@@ -280,14 +280,11 @@ class MetaOptimizer:
         devices of the parameters, and casts of them where not.
 
         Raises:
+            TypeError: `state_dict` is not a tuple or a list.
             ValueError: The number of modules differs, or a state is that of another optimizer or of
                 other parameters; nothing is loaded then.
         """
-        if len(state_dict) != len(self.state_groups):
-            raise ValueError(
-                f"load_state_dict: expected a state for each of {len(self.state_groups)} modules, "
-                f"got {len(state_dict)}"
-            )
+        require_states(state_dict, len(self.state_groups), "modules")
         self._take_over(
             [
                 saved
