@@ -264,7 +264,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
     "a loss for its gradient": (
         lambda: rooted(lambda w, x: ((w - x) ** 2).sum()),
         ValueError,
-        ("its value, the gradient of a loss,", "expected shape (2,)", "got ()"),
+        ("such as the gradient of a loss,", "expected shape (2,)", "got ()"),
     ),
     "a matrix for its product": (
         lambda: linear_solve.CG()(torch.eye(500), torch.ones(500)),

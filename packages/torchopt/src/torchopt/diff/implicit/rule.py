@@ -70,10 +70,11 @@ class Equation:
         args, kwargs = self.arguments(inputs)
         with self.surroundings.replayed():
             value = self.optimality(layout.unravel(x), *args[1:], **kwargs)
-        return layout.ravel(
-            value,
-            "optimality_fn: its value, the gradient of a loss, must be like the solution",
+        what = (
+            "optimality_fn: its value, such as the gradient of a loss, must have the structure and "
+            "shapes of the solution"
         )
+        return layout.ravel(value, what)
 
     def jacobian(
         self, layout: Layout, x: Tensor, inputs: Tensors, tags: frozenset[Tag]
