@@ -7,7 +7,8 @@ to annotations, to type-checking imports and to the texts of errors are not draw
 see them. A change that survives fails the task, unless the table of equivalent changes there says
 why no test can see it. The score of the last full run is in ``tools/mutation_score.json``.
 
-Each worker works on a copy of the tracked files under ``build/mutation``.
+The first run records which test runs which line; a change is then judged by the tests that run its
+statement, the fastest first, up to ``--budget`` seconds of tests.
 """
 
 from __future__ import annotations
@@ -16,31 +17,33 @@ import argparse
 import ast
 import concurrent.futures
 import contextlib
+import difflib
 import fnmatch
-import importlib.util
+import itertools
 import json
+import multiprocessing
 import os
 import platform
 import random
-import shutil
-import subprocess
 import sys
 import time
-import venv
 from pathlib import Path
 from typing import Any
 
 import tomllib
 from cosmic_ray.ast import get_ast
-from cosmic_ray.mutating import MutationVisitor, mutate_and_test
+from cosmic_ray.mutating import MutationVisitor, mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
-from cosmic_ray.work_item import MutationSpec, TestOutcome
+
+import mutation_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ROOT / "tools" / "mutation.toml"
 SCORE = ROOT / "tools" / "mutation_score.json"
 BUILD = ROOT / "build" / "mutation"
-PACKAGES = ("optree", "torchopt")
+QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONHASHSEED": "0"}
+NO_NUMBERS = ("BitAnd", "BitOr", "BitXor", "LShift", "RShift", "Invert")
+CAUGHT = ("caught", "incompetent", "timeout")
 
 
 def quiet_lines(source: str) -> set[int]:
@@ -120,80 +123,72 @@ def changes_of(path: str) -> list[dict[str, Any]]:
     return found
 
 
-def drawn(groups: dict[str, Any], chosen: list[str]) -> list[dict[str, Any]]:
-    """Return the changes to judge, in a fixed random order."""
-    picked = []
-    for name, group in groups.items():
-        if chosen and name not in chosen:
-            continue
-        files = sorted({str(p.relative_to(ROOT)) for g in group["files"] for p in ROOT.glob(g)})
-        skipped = group.get("without", [])
-        files = [f for f in files if not any(fnmatch.fnmatch(f, s) for s in skipped)]
-        every = [change for file in files for change in changes_of(file)]
-        for change in random.Random(name).sample(every, min(group["sample"], len(every))):
-            change.update(group=name, tests=group["tests"], timeout=group.get("timeout", 300))
-            picked.append(change)
-    random.Random(0).shuffle(picked)
-    return picked
+def tries_a_test(change: dict[str, Any]) -> bool:
+    """Return whether a change makes a program: `f(a, *, b)` has no `-` in place of its star.
+
+    Numbers have no bits either: `x & y` in place of `x * y` fails wherever it runs.
+    """
+    if change["operator"].rpartition("_")[2] in NO_NUMBERS:
+        return False
+    try:
+        ast.parse(changed_text(change) or "")
+    except SyntaxError:
+        return False
+    return True
 
 
-def make_copy(folder: Path) -> None:
-    """Copy tracked files and built extensions, and an environment that imports the copy."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "packages", "benchmarks", "tools", "pyproject.toml", "README.md",
-         "CHANGELOG.md", "noxfile.py"], cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    for package in PACKAGES:
-        spec = importlib.util.find_spec(f"{package}._C")
-        if spec is None or spec.origin is None:
-            raise SystemExit(f"expected {package} with its extension, found none; run setup first")
-        shutil.copy2(spec.origin, folder / "packages" / package / "src" / package)
-    venv.create(folder / "venv", with_pip=False)
-    sources = [folder / "packages" / package / "src" for package in PACKAGES]
-    installed = [path for path in map(Path, sys.path) if path.name == "site-packages"]
-    site = next((folder / "venv").glob("lib/python*/site-packages"))
-    (site / "copy.pth").write_text("\n".join(map(str, [*sources, *installed])) + "\n")
+def changed_text(change: dict[str, Any]) -> str | None:
+    """Return the text of the file with the change, None where it cannot be made."""
+    source = (ROOT / change["file"]).read_text()
+    text: str | None = mutate_code(source, get_operator(change["operator"])(), change["occurrence"])
+    return text
 
 
-def judge(change: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Make one change in a copy, run its tests, and take the change back."""
-    os.chdir(folder)
-    mutation = MutationSpec(
-        change["file"], change["operator"], change["occurrence"], change["start"], change["end"]
-    )
-    python = folder / "venv" / "bin" / "python"
-    command = [str(python), "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *change["tests"]]
+def files_of(group: dict[str, Any]) -> list[str]:
+    """Return the files of a group."""
+    files = sorted({str(p.relative_to(ROOT)) for g in group["files"] for p in ROOT.glob(g)})
+    return [f for f in files if not any(fnmatch.fnmatch(f, s) for s in group.get("without", []))]
+
+
+def drawn(name: str, group: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the changes of a group to judge, in a fixed random order."""
+    every = [change for file in files_of(group) for change in changes_of(file)]
+    random.Random(name).shuffle(every)
+    return list(itertools.islice(filter(tries_a_test, every), group["sample"]))
+
+
+def judge(change: dict[str, Any], names: list[str], budget: float) -> dict[str, Any]:
+    """Make one change and run its tests."""
+    source, changed = (ROOT / change["file"]).read_text(), changed_text(change)
     started = time.monotonic()
-    result = mutate_and_test([mutation], " ".join(command), change["timeout"])
-    diff = [
-        line
-        for line in (result.diff or "").splitlines()
-        if line[:1] in "+-" and line[:3] not in ("---", "+++")
-    ]
-    outcome = result.test_outcome.value if result.test_outcome else "not made"
-    if result.test_outcome is TestOutcome.INCOMPETENT:
-        outcome = "incompetent"
-    keep = {k: change[k] for k in ("group", "file", "operator", "occurrence", "line")}
+    limit = 60 + 5 * budget
+    outcome = mutation_run.judge(change["file"], changed, names, limit) if changed else "not made"
+    lines = difflib.unified_diff(source.splitlines(), (changed or source).splitlines(), n=0)
+    diff = [line for line in lines if line[:1] in "+-" and line[:3] not in ("---", "+++")]
+    keep = {k: change[k] for k in ("file", "operator", "occurrence", "line")}
     seconds = round(time.monotonic() - started, 1)
-    return {**keep, "outcome": outcome, "diff": diff, "seconds": seconds}
+    return {**keep, "outcome": outcome, "diff": diff, "tests": len(names), "seconds": seconds}
 
 
-def work(number: int, changes: list[dict[str, Any]], log: Path) -> list[dict[str, Any]]:
-    """Judge changes one after another in this worker's copy."""
-    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", PYTHONHASHSEED="0")
-    folder = BUILD / f"copy{number}"
-    shutil.rmtree(folder, ignore_errors=True)
-    make_copy(folder)
-    done = []
-    with log.open("a") as out:
-        for change in changes:
-            done.append(judge(change, folder))
-            print(json.dumps(done[-1]), file=out, flush=True)
-    return done
+def judged(
+    name: str, group: dict[str, Any], files: list[str], options: argparse.Namespace, pool: Any
+) -> list[Any]:
+    """Return the changes of a group with what became of them."""
+    print(f"{name}: which test runs which line", flush=True)
+    seconds, lines = mutation_run.recorded(group["tests"], files, 900, pool.map)
+    changes = drawn(name, group)[: options.limit]
+    print(f"{name}: {len(changes)} changes, {len(seconds)} tests", flush=True)
+    names = [
+        mutation_run.tests_of(c["file"], c["start"][0], seconds, lines, options.budget)
+        for c in changes
+    ]
+    found = []
+    for change in pool.map(judge, changes, names, [options.budget] * len(changes)):
+        found.append({"group": name, **change})
+        with (BUILD / "judged.jsonl").open("a") as log:
+            print(json.dumps(found[-1]), file=log)
+        print(f"  {change['seconds']:6.1f} s  {change['outcome']:12}{change['file']}", flush=True)
+    return found
 
 
 def is_equivalent(found: dict[str, Any], table: list[dict[str, str]]) -> bool:
@@ -209,19 +204,25 @@ def main() -> int:
     )
     parser.add_argument("groups", nargs="*", help="groups to judge; all by default")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--limit", type=int, help="judge so many changes only")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests for a change")
+    parser.add_argument("--limit", type=int, help="judge so many changes of a group only")
     parser.add_argument("--store", action="store_true", help=f"write {SCORE.name}")
     options = parser.parse_args()
+    if os.environ.get("PYTHONHASHSEED") != "0":  # names of tests may depend on it
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **QUIET})
     settings = tomllib.loads(SETTINGS.read_text())
-    changes = drawn(settings["groups"], options.groups)[: options.limit]
+    groups = {k: g for k, g in settings["groups"].items() if k in (options.groups or [k])}
+    # Of all groups at once: a file of tests that several groups have runs once.
+    files = sorted({file for group in settings["groups"].values() for file in files_of(group)})
     BUILD.mkdir(parents=True, exist_ok=True)
-    log = BUILD / "judged.jsonl"
-    log.unlink(missing_ok=True)
-    print(f"{len(changes)} changes, {options.workers} workers; progress in {log.relative_to(ROOT)}")
-    with concurrent.futures.ProcessPoolExecutor(options.workers) as pool:
-        shares = [changes[i :: options.workers] for i in range(options.workers)]
-        jobs = [pool.submit(work, i, share, log) for i, share in enumerate(shares)]
-        results = [found for job in jobs for found in job.result()]
+    mutation_run.warm_up()
+    fork = multiprocessing.get_context("fork")
+    with concurrent.futures.ProcessPoolExecutor(options.workers, mp_context=fork) as pool:
+        results = [
+            found
+            for name, group in groups.items()
+            for found in judged(name, group, files, options, pool)
+        ]
     return report(results, settings.get("equivalent", []), options.store)
 
 
@@ -234,7 +235,7 @@ def report(results: list[dict[str, Any]], table: list[dict[str, str]], store: bo
         if found["outcome"] == "not made":
             continue
         row["made"] += 1
-        if found["outcome"] != "survived":
+        if found["outcome"] in CAUGHT:
             row["caught"] += 1
         elif is_equivalent(found, table):
             row["equivalent"] += 1

@@ -503,8 +503,12 @@ def test_combine_finds_subtrees_on_either_side(fillvalue: Any) -> None:
         "b": [1, 5],
     }
     assert combine(no, no) is no
-    for mismatch in (([1, 2], [1]), ([[1], no], [(1,), 2]), ({"a": [no]}, {"b": no})):
-        with pytest.raises(ValueError, match="mismatch|Expected an instance"):
+    for mismatch, message in (
+        (([1, 2], [1]), "list arity mismatch; expected: 2, got: 1"),
+        (([[1], no], [(1,), 2]), "Expected an instance of list, got (1,)."),
+        (({"a": [no]}, {"b": no}), "dictionary key mismatch; expected key(s): ['a']"),
+    ):
+        with pytest.raises(ValueError, match="^" + re.escape(message)):
             combine(*mismatch)
 
 

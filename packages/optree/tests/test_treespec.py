@@ -142,7 +142,7 @@ def test_kinds() -> None:
         cls(12)
     for kind in cls:
         assert pickle.loads(pickle.dumps(kind)) is kind
-    with pytest.raises((TypeError, AttributeError)):
+    with pytest.raises(AttributeError, match="annot reassign member"):
         cls.LIST = 5  # type: ignore[misc]
 
 
@@ -186,7 +186,7 @@ def test_exception_of_an_index_propagates() -> None:
         def __index__(self) -> int:
             raise LookupError("index")
 
-    with pytest.raises((LookupError, TypeError)):
+    with pytest.raises(LookupError, match="^index$"):
         structure([1, 2]).entry(Bad())
 
 

@@ -16,6 +16,7 @@ from torchopt.errors import MismatchError
 from torchopt.kernels.fused_step import StepCache
 from torchopt.optimizers import native, rule, stages
 from torchopt.transform import masked, scale
+from torchopt.transform import utils as published
 from torchopt.transform.base import as_transformation
 
 DOUBLE = torch.float64
@@ -137,3 +138,40 @@ def test_containers_are_the_dictionaries_of_the_modules() -> None:
     assert [id(c) for c in params] == [id(net[0]._parameters), id(net[2]._parameters)]
     assert [id(c) for c in buffers] == [id(net[2]._buffers)]
     assert utils.extract_module_containers(net, with_buffers=False)[1] == ()
+
+
+@pytest.mark.parametrize("none_is_leaf", [False, True])
+def test_flat_maps_skip_none_unless_it_is_a_leaf(none_is_leaf: bool) -> None:
+    options = {"none_is_leaf": True} if none_is_leaf else {}
+    skipped = "none" if none_is_leaf else None
+    for make in (list, tuple):
+        called = []
+
+        def join(x: Any, y: Any, called: list[Any] = called) -> str:
+            called.append(y)
+            return "none" if x is None else x + y
+
+        given = make(["a", None, "b"])
+        found = published.tree_map_flat(join, given, "cde", **options)
+        assert found == make(["ac", skipped, "be"])
+        assert called == (["c", "d", "e"] if none_is_leaf else ["c", "e"])
+        assert published.tree_map_flat_(join, given, "cde", **options) is given
+        assert called[len(called) // 2 :] == called[: len(called) // 2]
+
+
+def test_counts_and_moments_move_where_there_is_an_update() -> None:
+    largest = 2**63 - 1
+    updates = {"a": torch.tensor([2.0]), "b": None, "c": torch.tensor([3.0])}
+    count = {"a": torch.tensor(4), "b": torch.tensor(4), "c": torch.tensor(largest)}
+    for forms in (published.inc_count, published.inc_count.flat, published.inc_count.impl):
+        counted = forms(updates, count)
+        assert [counted[k].item() for k in "abc"] == [5, 4, largest]
+    for order, moved in ((1, 0.75 * 8 + 0.25 * 2), (2, 0.75 * 8 + 0.25 * 4)):
+        for inplace in (False, True):
+            moments = {k: torch.tensor([8.0]) for k in "abc"}
+            found = published.update_moment(updates, moments, 0.75, order=order, inplace=inplace)
+            assert [found[k].item() for k in "ab"] == [moved, 8.0]
+            assert (found["a"] is moments["a"]) == inplace
+            assert moments["a"].item() == (moved if inplace else 8.0)
+    with pytest.raises(ValueError, match="expected order 1 or 2, got 3"):
+        published.update_moment(updates, moments, 0.75, order=3)

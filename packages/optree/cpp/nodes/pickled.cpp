@@ -100,9 +100,11 @@ Ref read_keys(ReadNode& node, bool with_original) {
     try {
         return make_layout_with_order(state.layout(), keys.data(), inserted.data(), size);
     } catch (const PythonError&) {
-        if (!PyErr_ExceptionMatches(PyExc_KeyError)) throw;
+        const bool unknown = PyErr_ExceptionMatches(PyExc_KeyError) != 0;
+        if (!unknown && !PyErr_ExceptionMatches(PyExc_TypeError)) throw;
         PyErr_Clear();
-        malformed("the original keys do not match the keys");
+        malformed(unknown ? "the original keys do not match the keys"
+                          : "the original keys of a dictionary node are not hashable");
     }
 }
 

@@ -51,6 +51,12 @@ def call(tensors: list[Any], size: int = 1, **changes: Any) -> Any:
     return found if changes.get("record") or found is None else found[0]
 
 
+def test_torch_has_the_c_interface_since_2_10() -> None:
+    """The tests below are skipped without it: not because we look for it in the wrong place."""
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    assert (EXCHANGE is not None) == (version >= (2, 10))
+
+
 @needs_exchange
 def test_plain_tensors_are_served() -> None:
     x = torch.tensor([[1.0, -2.0]])

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,3 +106,10 @@ def test_here_the_extension_is_there() -> None:
     assert "(x)" in str(why_missing(missing))
     with pytest.raises(torchopt.errors.KernelUnavailableError, match="torchopt._C.run: the comp"):
         missing.run()
+
+
+def test_an_extension_that_is_there_is_loaded() -> None:
+    """Tests that ask for a kernel are skipped where there is none: not where it does not load."""
+    folder = Path(torchopt.__file__).parent
+    built = [p for suffix in EXTENSION_SUFFIXES for p in folder.glob(f"_C{suffix}")]
+    assert not built or why_missing(torchopt._C) is None, why_missing(torchopt._C)

@@ -463,13 +463,23 @@ def test_any_shape_of_the_right_hand_side(shape):
 SINGULAR = torch.ones(3, 3, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    "solver", [LU(), QR(), Cholesky(), CG(), GMRES(maxiter=5), MINRES(), LSMR(), BiCGSTAB()]
-)
-def test_singular_system_raises(solver):
-    b = torch.tensor([1.0, 0, 0], dtype=torch.float64)
-    with pytest.raises(LinearSolveError, match="SINGULAR|MAX_ITERATIONS|DIVERGED|NON_FINITE"):
+# Factorisations and normal equations see that A is singular, the others that they get nowhere:
+# MINRES leaves along the null space, and Neumann's series has a term of norm 2 for each one before.
+STATUS_OF_A_SINGULAR_SYSTEM = [
+    *((solver, "SINGULAR") for solver in (LU(), QR(), Cholesky(), Auto())),
+    *((solver, "SINGULAR") for solver in (LSMR(), NormalCG())),
+    *((solver, "MAX_ITERATIONS") for solver in (CG(), GMRES(maxiter=5), GMRES(), BiCGSTAB())),
+    *((solver, "DIVERGED") for solver in (MINRES(), Neumann())),
+]
+
+
+@pytest.mark.parametrize(("solver", "status"), STATUS_OF_A_SINGULAR_SYSTEM)
+def test_a_singular_system_without_a_solution_raises(solver, status):
+    b = torch.tensor([1.0, 0, 0], dtype=torch.float64)  # not in the range, multiples of (1, 1, 1)
+    with pytest.raises(LinearSolveError, match=status):
         linear_solve(SINGULAR, b, solver)
+    found = linear_solve(SINGULAR, b, solver, on_fail="ignore")
+    assert Status(int(found.status)) is Status[status]
 
 
 def test_too_few_iterations_warn_or_raise_or_are_told_in_the_status():

@@ -319,12 +319,13 @@ def test_names_of_parameters_are_kept() -> None:
 
 def test_a_group_that_is_refused_is_not_there() -> None:
     optimizer = TorchOptimizer(parameters(), torchopt.adam, lr=0.1)
-    for group in (
-        {"params": [nn.Parameter(torch.ones(1))], "lr": -1.0},
-        {"params": [nn.Parameter(torch.ones(1))], "momentum": 0.9},
-        {"params": optimizer.param_groups[0]["params"]},
+    twice = {"params": optimizer.param_groups[0]["params"]}
+    for group, error, message in (
+        ({"params": [nn.Parameter(torch.ones(1))], "lr": -1.0}, ValueError, "learning rate: -1.0"),
+        ({"params": [nn.Parameter(torch.ones(1))], "momentum": 0.9}, TypeError, "'momentum'"),
+        (twice, ValueError, "in more than one parameter group"),
     ):
-        with pytest.raises((ValueError, TypeError)):
+        with pytest.raises(error, match=message):
             optimizer.add_param_group(group)
         assert len(optimizer.param_groups) == 1
     for p in optimizer.param_groups[0]["params"]:

@@ -133,6 +133,8 @@ def test_bad_schedules_are_refused() -> None:
         (lambda: schedule.warmup(schedule.constant_schedule(1.0), 0), "warmup_steps >= 1, got 0"),
         (lambda: schedule.inverse_sqrt(1.0, 0), "warmup_steps >= 1, got 0"),
         (lambda: schedule.one_cycle(1.0, 2), "a rise and a fall of at least one update"),
+        (lambda: schedule.one_cycle(1.0, 20, 1.0), "a rise and a fall of at least one update"),
+        (lambda: schedule.one_cycle(1.0, 20, 0.05), "a rise and a fall of at least one update"),
         (lambda: schedule.join_schedules([schedule.constant_schedule(1.0)], [3]), "0 boundaries"),
         (
             lambda: schedule.join_schedules([schedule.constant_schedule(1.0)] * 3, [3, 3]),

@@ -122,7 +122,7 @@ NO_ROOTS = {
     "nan_inside": (lambda x: torch.where((x > 0.2) & (x < 1.5), NAN, x - 1.6), "NON_FINITE"),
     "nan_everywhere": (lambda x: x * NAN, "NON_FINITE"),
     "nan_at_a_bound": (lambda x: torch.where(x < -0.9, NAN, x - 0.7), "NON_FINITE"),
-    "pole": (lambda x: 1 / (x - 1), "NON_FINITE|NO_BRACKET"),
+    "pole": (lambda x: 1 / (x - 1), "NO_BRACKET"),
     "jump": (lambda x: torch.where(x > 1.1, 1.0, -1.0).to(x.dtype), "NO_BRACKET"),
     "one_sign": (lambda x: x * x + 1, "NO_BRACKET"),
 }

@@ -176,9 +176,9 @@ def test_soap_is_adam_in_the_eigenbasis() -> None:
     g = u @ torch.diag(torch.tensor([9.0, 3.0, 1.0], dtype=DOUBLE)) @ vh
     direction = scale_by_soap(update_every=1)
     state = direction.init(g)
-    for _ in range(60):
+    for _ in range(300):  # the bases come nearer by a factor 0.95 a step
         got, state = direction.update(g, state, inplace=False)
-    torch.testing.assert_close(got, u @ vh, rtol=0, atol=0.05)
+    torch.testing.assert_close(got, u @ vh, rtol=0, atol=1e-6)
 
 
 def test_psgd_whitens_gradients() -> None:

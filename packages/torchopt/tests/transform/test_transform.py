@@ -308,3 +308,15 @@ def test_requiring_gradients_of_moments_does_not_break_in_place_steps() -> None:
     assert state[0].mu[0].requires_grad
     updates, state = optimizer.update(ones("a"), state, params=params, inplace=True)
     assert updates["a"].detach().tolist() == pytest.approx([-0.1, -0.1])
+
+
+def test_norms_of_tensors_without_values_are_not_read() -> None:
+    """A tensor on the meta device has a shape and a dtype only."""
+    grads = {"w": torch.empty(3, device="meta"), "b": torch.empty(2, 2, device="meta")}
+    for order in (1.0, 2.0, math.inf):
+        clip = torchopt.clip.clip_grad_norm(1.0, order)
+        clipped, _ = clip.update(grads, clip.init(grads), inplace=False)
+        assert [(x.device.type, x.shape) for x in clipped.values()] == [
+            ("meta", (3,)),
+            ("meta", (2, 2)),
+        ]

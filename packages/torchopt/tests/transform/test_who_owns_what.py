@@ -90,6 +90,22 @@ def test_what_comes_behind_in_a_chain_may_write_to_the_updates(name: str) -> Non
             torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", sorted(set(ROWS) - {"muon"}))
+def test_a_step_in_place_keeps_the_tensors_of_the_state(name: str) -> None:
+    """Memory does not move: where a step writes, the next one finds the same tensor.
+
+    But for partitions, as Muon is: a part that is refused must not find the others written.
+    """
+    t, params = ROWS[name].functional(**ROWS[name].settings[0]), draw(0)
+    old = t.init(params)
+    for seed in (1, 2):
+        update(t, draw(seed), old, params, inplace=False)  # and this one leaves them
+        before = {x.data_ptr() for x in tensors(old) if x.ndim and x.numel() > 1}
+        _, old = update(t, draw(seed), old, params, inplace=True)
+        after = {x.data_ptr() for x in tensors(old) if x.ndim and x.numel() > 1}
+        assert after == before
+
+
 ZERO = {"lamb": torchopt.lamb, "lars": torchopt.lars, "adafactor": torchopt.adafactor}
 
 
