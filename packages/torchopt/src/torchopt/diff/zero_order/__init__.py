@@ -18,6 +18,7 @@ draw (`directions`) ──▶ evaluate (`evaluate`) ──▶ weigh (`estimators
 | `error_bars` | `GradientEstimate`: a gradient with its standard error |
 | `seed_replay` | in-place perturbation of large models |
 | `low_rank`, `factors` | low-rank perturbations of the weights of any module |
+| `search` | PGPE, SNES, guided ES: mean and scale of the perturbations are learned |
 | `unrolled` | full, truncated, persistent and noise-reuse evolution strategies for inner loops |
 """
 
@@ -35,6 +36,7 @@ from torchopt.diff.zero_order import (
     evaluate,
     low_rank,
     nn,
+    search,
     seed_replay,
     unrolled,
 )

@@ -182,6 +182,15 @@ class Guided(_Flat):
         product = self.alpha * h + stretch * (basis @ (basis.T @ h))
         return [x[0] for x in split(product[None], tree)]
 
+    def precision(self, z: Tensor) -> Tensor:
+        """Return C^-1 z for rows z, `[n, D]`."""
+        dimension = z.shape[1]
+        basis = self._basis(dimension, z.dtype).to(z.device)
+        stretch = (1.0 - self.alpha) * dimension / basis.shape[1]
+        inside = (z @ basis) @ basis.T
+        rest: Tensor = z - stretch / (self.alpha + stretch) * inside
+        return rest / self.alpha
+
     def _basis(self, dimension: int, dtype: torch.dtype) -> Tensor:
         if self.subspace.shape[0] != dimension:
             raise ValueError(

@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Search distributions with a gradient: the mean and the scale of the perturbations are learned.
+
+For x = mean + s * z with z standard normal and s = exp(log_scale), the expected loss J = E f(x) has
+
+    dJ/dmean = E f(x) z / s,      dJ/dlog_scale = E f(x) (z^2 - 1),
+
+element by element. A `SearchDistribution` is a tree that any optimizer of torchopt updates with the
+gradient of an `estimate`:
+
+| estimator | evaluations | gradient for the mean | for log_scale |
+|---|---|---|---|
+| `PGPE` | N pairs at z_i and -z_i | 1/N sum (f_i - f_-i)/2 z_i / s | 1/N sum r_i (z_i^2 - 1) |
+| `SNES` | N at z_i | 1/N sum r_i s z_i | 1/(2N) sum r_i (z_i^2 - 1) |
+| `GuidedES` | N pairs, guided | 1/N sum (f_i - f_-i)/2 z_i / s | 1/N sum r_i (z_i'C^-1 z_i - D) |
+
+r_i is the loss (for pairs their mean) less the mean of all others, so that both gradients of PGPE
+and SNES are unbiased. Those of SNES are natural: the Fisher matrix of this distribution is
+diagonal, 1 / s^2 for the mean and 2 for log_scale, and SNES gives its inverse times the gradient. A
+scale that n elements share has the sum of their derivatives and the Fisher matrix 2 n.
+
+The mean of GuidedES is C g, C the covariance of its directions: a descent direction with less
+variance where the subspace holds the gradient, but not g.
+
+References:
+    F. Sehnke, C. Osendorfer, T. Rueckstiess, A. Graves, J. Peters, J. Schmidhuber, Parameter-
+    exploring policy gradients, Neural Networks 23, 2010, equations 8 and 11 (symmetric sampling)
+    D. Wierstra, T. Schaul, T. Glasmachers, Y. Sun, J. Peters, J. Schmidhuber, Natural evolution
+    strategies, JMLR 15, 2014, section 3.5 and algorithm 6 (SNES)
+    N. Maheswaranathan, L. Metz, G. Tucker, D. Choi, J. Sohl-Dickstein, Guided evolutionary
+    strategies, ICML 2019, equations 2 and 3
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.zero_order.directions import Directions, Gaussian, Guided, draw_seed
+from torchopt.diff.zero_order.engine import ZeroOrder
+from torchopt.diff.zero_order.error_bars import GradientEstimate, Spread, effective_sample_size
+from torchopt.diff.zero_order.evaluate import ENTRIES_PER_CHUNK
+from torchopt.linear_solve.layout import Layout
+from torchopt.shown import Described
+from torchopt.tree import prefix_leaves, tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+__all__ = ["PGPE", "SNES", "GuidedES", "SearchDistribution"]
+
+Pull = Callable[[Tensor], Any]
+
+
+class SearchDistribution(NamedTuple):
+    """A normal distribution of independent elements over trees.
+
+    Attributes:
+        mean: A tree of floating-point tensors.
+        log_scale: The logarithm of the standard deviation, in the unit of the mean. Tensors that
+            broadcast to the leaves of the mean, in a tree that the mean begins like: elements and
+            leaves may share a scale.
+    """
+
+    mean: Any
+    log_scale: Any
+
+    @staticmethod
+    def around(mean: Any, scale: float) -> SearchDistribution:
+        """Return the distribution with one standard deviation everywhere, one for each element.
+
+        Args:
+            mean: A tree of floating-point tensors; copied.
+            scale: > 0.
+        """
+        if not scale > 0:
+            raise ValueError(f"scale: expected a number > 0, got {scale}")
+        log_scale = tree_map(lambda x: torch.full_like(x, scale).log(), mean)
+        return SearchDistribution(tree_map(torch.clone, mean), log_scale)
+
+
+@dataclass(frozen=True)
+class _Search(Described, ABC):
+    """An estimator of the gradient of an expected loss with respect to a distribution.
+
+    Attributes:
+        num_samples: N >= 2, directions.
+        utility: From all losses to utilities of the same shape, small where the loss is small, such
+            as `centered_ranks`; the gradient is that of the utilities then. None: the losses.
+        generator: Where seeds are drawn; None: torch's CPU generator.
+        chunk_size: Directions evaluated at once, as in `zero_order`.
+        vectorized: As in `zero_order`.
+    """
+
+    num_samples: int
+    utility: Callable[[Tensor], Tensor] | None = None
+    generator: torch.Generator | None = None
+    chunk_size: int | None = None
+    vectorized: bool | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.num_samples, bool) or not isinstance(self.num_samples, int):
+            raise TypeError(f"num_samples: expected an integer, got {self.num_samples!r}")
+        if self.num_samples < 2:
+            raise ValueError(
+                "num_samples: expected at least 2, each of which is compared with the others, got "
+                f"{self.num_samples}"
+            )
+
+    method: ClassVar[str] = "antithetic"
+
+    @property
+    def directions(self) -> Directions:
+        """Where z comes from."""
+        return Gaussian()
+
+    @torch.no_grad()
+    def estimate(
+        self,
+        fn: Callable[..., Any],
+        distribution: SearchDistribution,
+        *args: Any,
+        seed: int | None = None,
+        with_error: bool = True,
+    ) -> GradientEstimate:
+        """Return the estimated gradient of E fn(x, *args) with its error bars.
+
+        Args:
+            fn: Returns a 0-dim loss of a tree like the mean. It runs under `torch.func.vmap`, or in
+                a loop, as in `zero_order`.
+            distribution: Of x.
+            *args: Passed on, not perturbed.
+            seed: Names the directions; None: drawn from `generator`.
+            with_error: Whether to estimate the standard error.
+
+        Returns:
+            `gradient` and `standard_error` are `SearchDistribution`s, what an optimizer takes.
+
+        Raises:
+            TypeError: The mean has a leaf that is not a floating-point tensor.
+            ValueError: The scales do not fit the mean.
+        """
+        seed = draw_seed(self.generator) if seed is None else seed
+        name = type(self).__name__
+        layout = Layout.of(distribution.mean, f"{name}: mean", real=True)
+        if layout.is_paired:
+            raise TypeError(f"{name}: mean: expected real numbers, got complex ones")
+        origin = layout.ravel(tree_map(torch.zeros_like, distribution.mean))
+        center = layout.ravel(distribution.mean)
+        pull, scales = _scales(distribution, layout, origin, name)
+        engine = ZeroOrder(
+            self.directions,
+            self.method,
+            num_samples=self.num_samples,
+            chunk_size=self.chunk_size,
+            vectorized=self.vectorized,
+        )
+        losses = engine.losses(
+            lambda z, *args: fn(layout.unravel(center + scales * z), *args),
+            origin,
+            *args,
+            seed=seed,
+        )
+        slopes, levels = self.weights(losses if self.utility is None else self.utility(losses))
+        logs, spec = tree_flatten(distribution.log_scale)
+        total = [torch.zeros_like(x, dtype=slopes.dtype) for x in (origin, *logs)]
+        spread = Spread(total, 1, self.num_samples) if with_error else None
+        rows = max(1, ENTRIES_PER_CHUNK // max(1, layout.size))
+        for start in range(0, self.num_samples, rows):
+            stop = min(start + rows, self.num_samples)
+            z = self.directions.draw([origin], seed, start, stop)[0].to(slopes.dtype)
+            parts = (self.mean_part(z, scales.to(z)), *self.scale_parts(z, pull, origin))
+            for k, part in enumerate(parts):
+                weights = (slopes if k == 0 else levels)[start:stop]
+                total[k] += torch.tensordot(weights, part, dims=1) / self.num_samples
+                if spread is not None:
+                    spread.add(k, weights, part)
+
+        def named(leaves: list[Tensor]) -> SearchDistribution:
+            log_scale = [x.to(like.dtype) for x, like in zip(leaves[1:], logs)]
+            mean = layout.unravel(leaves[0].to(origin.dtype))
+            return SearchDistribution(mean, tree_unflatten(spec, log_scale))
+
+        error = None if spread is None else spread.standard_error(total)
+        return GradientEstimate(
+            named(total),
+            None if error is None else named(error),
+            effective_sample_size(slopes),
+            losses.numel(),
+        )
+
+    def weights(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weights of the parts for the mean and for the scale, `[N]` each."""
+        return (values[:, 0] - values[:, 1]) / 2, _against_others(values.mean(1))
+
+    @abstractmethod
+    def mean_part(self, z: Tensor, scales: Tensor) -> Tensor:
+        """Return what is weighted for the mean, `[n, D]`."""
+
+    def scale_parts(self, z: Tensor, pull: Pull, origin: Tensor) -> list[Tensor]:
+        """Return what is weighted for each leaf of log_scale, `[n, *shape]`."""
+        del origin
+        return tree_leaves(torch.func.vmap(pull)(z * z - 1))
+
+
+def _against_others(values: Tensor) -> Tensor:
+    """Return each value less the mean of the others."""
+    n = len(values)
+    return (values - values.mean()) * (n / (n - 1))
+
+
+def _scales(
+    distribution: SearchDistribution, layout: Layout, like: Tensor, name: str
+) -> tuple[Pull, Tensor]:
+    """Return the sum of a vector over the elements that share a scale, and the scales, `[D]`."""
+    leaves, spec = tree_flatten(distribution.log_scale)
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            got = leaf.dtype if isinstance(leaf, Tensor) else repr(leaf)
+            raise TypeError(f"{name}: log_scale: expected floating-point tensors, got {got}")
+
+    def spread(leaves: list[Tensor]) -> Tensor:
+        tree = tree_unflatten(spec, leaves)
+        found = prefix_leaves(tree, layout.unravel(like), f"{name}: log_scale")
+        try:
+            return layout.join([x.expand(shape) for x, shape in zip(found, layout.shapes)])
+        except RuntimeError as error:
+            raise ValueError(
+                f"{name}: log_scale: expected tensors that broadcast to the leaves of the mean, "
+                f"{[tuple(x) for x in layout.shapes][:4]}, "
+                f"got {[tuple(x.shape) for x in found][:4]}"
+            ) from error
+
+    logs, pull, *_ = torch.func.vjp(spread, [x.detach() for x in leaves])
+    return lambda v: pull(v.to(logs.dtype))[0], torch.exp(logs)
+
+
+@dataclass(frozen=True, repr=False)
+class PGPE(_Search):
+    """Parameter-exploring policy gradients by mirrored pairs: unbiased for both parameters.
+
+    For a linear f with gradient a, the gradient for the mean has for each pair the variance
+    |s a|^2 / s_i^2 + a_i^2, and that for log_scale has none.
+
+    Attributes:
+        num_samples: N >= 2, pairs.
+
+    References:
+        Sehnke et al., Parameter-exploring policy gradients, 2010, equations 8 and 11, with a
+        leave-one-out baseline in place of a moving one.
+
+    Example:
+        >>> import torch, torchopt
+        >>> from torchopt.diff.zero_order.search import PGPE, SearchDistribution
+        >>> _ = torch.manual_seed(0)
+        >>> target = torch.tensor([1.0, -2.0])
+        >>> search = SearchDistribution.around(torch.zeros(2), 0.5)
+        >>> optimizer = torchopt.adam(0.05)
+        >>> state = optimizer.init(search)
+        >>> for _ in range(200):
+        ...     found = PGPE(20).estimate(lambda x: ((x - target) ** 2).sum(), search)
+        ...     updates, state = optimizer.update(found.gradient, state)
+        ...     search = torchopt.apply_updates(search, updates)
+        >>> bool((search.mean - target).abs().max() < 0.05)
+        True
+        >>> bool((search.log_scale.exp() < 0.1).all())  # it is sure by now
+        True
+    """
+
+    def mean_part(self, z: Tensor, scales: Tensor) -> Tensor:
+        """Return z / s."""
+        return z / scales
+
+
+@dataclass(frozen=True, repr=False)
+class SNES(_Search):
+    """Separable natural evolution strategies: natural gradients for mean and log_scale.
+
+    With `utility=nes_utilities`, whose positive part sums to one, the gradient is the sum over all
+    samples and not their mean. Plain SGD with step 1 for the mean and (3 + log D) / (5 sqrt(D)) for
+    log_scale is then the algorithm of the paper: its update multiplies s by exp(step / 2 * sum).
+
+    Attributes:
+        num_samples: N >= 2, evaluations.
+
+    References:
+        Wierstra et al., Natural evolution strategies, 2014, algorithm 6.
+
+    Example:
+        >>> import torch, torchopt
+        >>> from torchopt.diff.zero_order.estimators import nes_utilities
+        >>> from torchopt.diff.zero_order.search import SNES, SearchDistribution
+        >>> _ = torch.manual_seed(0)
+        >>> steps = {"mean": torchopt.sgd(1.0), "scale": torchopt.sgd(0.5)}
+        >>> optimizer = torchopt.transform.partition(steps, SearchDistribution("mean", "scale"))
+        >>> search = SearchDistribution.around(torch.tensor([3.0, -2.0]), 1.0)
+        >>> state = optimizer.init(search)
+        >>> for _ in range(100):
+        ...     loss = lambda x: x[0] ** 2 + 1e4 * x[1] ** 2
+        ...     found = SNES(20, nes_utilities).estimate(loss, search)
+        ...     updates, state = optimizer.update(found.gradient, state, params=search)
+        ...     search = torchopt.apply_updates(search, updates)
+        >>> bool(loss(search.mean) < 1e-6)
+        True
+    """
+
+    method: ClassVar[str] = "naive"
+
+    def weights(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weights of the parts for the mean and for the scale, `[N]` each."""
+        level = values[:, 0]
+        level = _against_others(level) if self.utility is None else level * len(level)
+        return level, level
+
+    def mean_part(self, z: Tensor, scales: Tensor) -> Tensor:
+        """Return s z: the inverse of the Fisher matrix times z / s."""
+        return z * scales
+
+    def scale_parts(self, z: Tensor, pull: Pull, origin: Tensor) -> list[Tensor]:
+        """Return (z^2 - 1) / 2, and the mean over elements that share a scale."""
+        counts = tree_leaves(pull(torch.ones_like(origin)))
+        parts = super().scale_parts(z, pull, origin)
+        return [part / (2 * count) for part, count in zip(parts, counts)]
+
+
+@dataclass(frozen=True, repr=False)
+class GuidedES(_Search):
+    """Guided evolution strategies: mirrored pairs along a subspace, with one scale.
+
+    The directions are those of `Guided`, of covariance C = alpha I + (1 - alpha) (D / k) U U'. The
+    gradient for the mean has mean C g, that for log_scale is unbiased.
+
+    Attributes:
+        num_samples: N >= 2, pairs.
+        subspace: `[D, k]`, spanning columns, such as flattened surrogate gradients.
+        alpha: Share of the variance that is isotropic, in (0, 1].
+
+    References:
+        Maheswaranathan et al., Guided evolutionary strategies, 2019, equations 2 and 3.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.diff.zero_order.search import GuidedES, SearchDistribution
+        >>> surrogate = torch.tensor([[1.0], [0.5], [0.0]])  # close to the gradient
+        >>> search = SearchDistribution(torch.zeros(3), torch.tensor(-2.0))  # one scale
+        >>> found = GuidedES(10, subspace=surrogate).estimate(lambda x: 2 * x[0] + x[1], search)
+        >>> found.gradient.log_scale.shape
+        torch.Size([])
+    """
+
+    subspace: Tensor = field(kw_only=True)
+    alpha: float = field(default=0.5, kw_only=True)
+
+    @property
+    def directions(self) -> Guided:
+        """Where z comes from."""
+        return Guided(self.subspace, self.alpha)
+
+    def mean_part(self, z: Tensor, scales: Tensor) -> Tensor:
+        """Return z / s."""
+        return z / scales
+
+    def scale_parts(self, z: Tensor, pull: Pull, origin: Tensor) -> list[Tensor]:
+        """Return z'C^-1 z - D."""
+        counts = tree_leaves(pull(torch.ones_like(origin)))
+        if len(counts) != 1 or counts[0].ndim:
+            raise ValueError(
+                "GuidedES: log_scale: expected one 0-dim tensor, the scale of all elements, got "
+                f"{len(counts)} tensors, the first of shape {tuple(counts[0].shape)}"
+            )
+        return [(z * self.directions.precision(z)).sum(1) - z.shape[1]]
