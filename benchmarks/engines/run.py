@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 import torchopt
-from torchopt.diff import Engine, Explicit, Implicit, ZeroOrder
+from torchopt.diff import Differences, Engine, Explicit, Implicit, ZeroOrder
 from torchopt.diff.explicit.memory import CountBytes
 from torchopt.diff.zero_order import Gaussian, Orthogonal, Rademacher, estimators
 from torchopt.linear_solve import CG, LSMR, MINRES, Cholesky, Neumann
@@ -100,6 +100,7 @@ def engines(steps: int) -> dict[str, Engine]:
     """Return the engines by name."""
     part, inexact = steps // 10, {"rtol": 0.0, "on_fail": "ignore"}
     normal, two = Gaussian(), estimators.antithetic
+    two_gradients = Differences(gradients=2)
 
     def neumann(terms: int) -> Implicit:
         return definite(Neumann(terms, alpha=RATE, on_fail="ignore"))
@@ -112,6 +113,9 @@ def engines(steps: int) -> dict[str, Engine]:
         "explicit: states kept, each step computed again": Explicit(keep="steps"),
         f"explicit: {part} snapshots": Explicit(keep=part),
         "explicit: mixed mode": Explicit(derivative="mixed"),
+        "explicit: four differences a product": Explicit(derivative="differences"),
+        "explicit: two differences a product": Explicit(derivative=two_gradients),
+        "explicit: last step, by differences (SAMA)": Explicit(derivative=two_gradients, window=1),
         f"explicit: last {part} steps": Explicit(window=part),
         "explicit: first order": Explicit(derivative="first_order"),
         "implicit: conjugate gradients": definite(CG(rtol=1e-8)),
@@ -124,6 +128,10 @@ def engines(steps: int) -> dict[str, Engine]:
         "implicit: 20 terms of the Neumann series": definite(
             Neumann(20, alpha=RATE, on_fail="ignore")
         ),
+        "implicit: conjugate gradients by differences": definite(
+            CG(rtol=1e-8), derivative="differences"
+        ),
+        "implicit: T1-T2": definite(Neumann(0, alpha=RATE, rtol=1.0)),
         "implicit: Cholesky": definite(Cholesky()),
         "implicit: with a certificate of its error": definite(CG(rtol=1e-8), certificate=id),
         "zero-order: 200 forward differences": sampling(200, estimators.forward, normal),

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from torchopt.diff import explicit, implicit, zero_order
+from torchopt.diff.differences import Differences
 from torchopt.diff.engine import Engine
 from torchopt.diff.explicit import Explicit, InnerResult, inner_loop
 from torchopt.diff.implicit import Implicit, ImplicitMetaGradientModule
@@ -16,6 +17,7 @@ from torchopt.diff.zero_order.engine import ZeroOrder
 from torchopt.diff.zero_order.nn import ZeroOrderGradientModule
 
 __all__ = [
+    "Differences",
     "Engine",
     "Explicit",
     "Implicit",

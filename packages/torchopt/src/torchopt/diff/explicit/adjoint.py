@@ -10,7 +10,8 @@ of the optimizer, \eta what else the loss reads. For a cotangent \lambda of s',
    (\nabla^2_{\theta\theta} L \lambda_g, \nabla^2_{\eta\theta} L \lambda_g).
 
 `"reverse"` takes the second one by reverse over reverse mode, `"mixed"` by forward over reverse
-mode, whose memory is that of a first derivative; `"first_order"` leaves it out.
+mode, whose memory is that of a first derivative; `"differences"` from gradients alone;
+`"first_order"` leaves it out.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt.base import GradientTransformation
+from torchopt.diff.differences import Product
 from torchopt.diff.explicit.blocks import rematerialised
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.step import (
@@ -232,6 +234,11 @@ def pull_back_steps(
     if call.derivative != "reverse":
         for more in _of_loss(call, variables, steps[0], directions, cotangents, replayed):
             out = [_added(x, y) for x, y in zip(out, more)]
+        if call.judge is not None and any(d is not None for d in directions):
+            found = _differences(call, variables, steps[0], directions, grads or (), replayed)
+            out = [_added(x, y) for x, y in zip(out, found.value)]
+            parts = [x for x, y in zip(out, found.value) if y is not None]
+            call.judge.note(found.error, parts)
     count = len(carry.smooth)
     by_input = {i: c for i, c in zip(variables.used, out[count:]) if c is not None}
     return out[:count], by_input
@@ -319,6 +326,29 @@ def _mixed(
             value, _ = losses_of(call, params, variables.tensors, step)
         found = torch.autograd.grad(value.sum(), variables.leaves, allow_unused=True)
         return [None if g is None else forward_ad.unpack_dual(g).tangent for g in found]
+
+
+def _differences(
+    call: Call,
+    variables: Variables,
+    step: int,
+    directions: Sequence[Tensor | None],
+    grads: Sequence[Any],
+    replayed: Replayed,
+) -> Product:
+    """Return the same from differences of gradients, and its error."""
+
+    def gradient(params: list[Any], weight: Tensor) -> Sequence[Tensor | None]:
+        with replayed(), torch.enable_grad():
+            value, _ = losses_of(call, params, variables.tensors, step)
+            weighted = (value * weight.to(value.dtype)).sum()
+            return torch.autograd.grad(weighted, variables.leaves, allow_unused=True)
+
+    assert call.judge is not None
+    center = [g for g, x in zip(grads, variables.carry.params) if is_smooth(x)]
+    return call.judge.differences.product(
+        gradient, variables.carry.params, directions, center, call.tasks
+    )
 
 
 def pull_back_start(

@@ -84,12 +84,12 @@ def _measured(call: Call) -> tuple[int, int]:
             after = update(call, optimizer, grads, carry).detached()
         state = sum(x.numel() * x.element_size() for x in after.tensors())
         kept = None
-        if call.derivative in ("mixed", "first_order"):
+        if call.derivative != "reverse":
             kept = grads
             state += sum(g.numel() * g.element_size() for g in grads if g is not None)
         cotangents = unit_cotangents(call, after, aux)
         pulled = pull_back_steps(
-            replace(call, first=0),
+            replace(call, first=0, judge=call.judge and call.judge.again()),
             carry,
             inputs,
             range(1),

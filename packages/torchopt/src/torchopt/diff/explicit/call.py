@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchopt.base import GradientTransformation
 from torchopt.diff.closure import captured
+from torchopt.diff.differences import Judge
 from torchopt.diff.explicit.rebuild import rebuilt
 from torchopt.tree import PyTreeSpec, is_smooth, prefix_leaves, tree_flatten, tree_unflatten
 from torchopt.tree_function import is_differentiated
@@ -102,7 +103,7 @@ class Call:
     Attributes:
         loss: `loss(params, batch, *meta)`.
         optimizer: The transformation that steps.
-        derivative: `"reverse"`, `"mixed"`, `"first_order"` or `"forward"`.
+        derivative: `"reverse"`, `"mixed"`, `"differences"`, `"first_order"` or `"forward"`.
         steps: How many steps.
         first: The first step that is differentiated.
         tasks: How many tasks; None for one without a dimension of its own.
@@ -118,6 +119,7 @@ class Call:
         host: States are kept on the host.
         plain: It is known that the loss depends on its arguments alone, and that no operation in it
             has to be exchanged for another.
+        judge: Makes and judges differences of gradients, for `"differences"`.
     """
 
     loss: Callable[..., Any]
@@ -137,11 +139,12 @@ class Call:
     blocks: tuple[nn.Module, ...] = ()
     host: bool = False
     plain: bool = False
+    judge: Judge | None = None
 
     @property
     def second_order(self) -> bool:
-        """Whether the gradient of the loss is differentiated, or taken for a constant."""
-        return self.derivative != "first_order"
+        """Whether the gradient of the loss is differentiated by torch."""
+        return self.derivative not in ("first_order", "differences")
 
     def batch(self, step: int) -> Template:
         """Return the batch of a step."""

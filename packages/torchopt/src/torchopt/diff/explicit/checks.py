@@ -7,9 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
+from torchopt.errors import NotDifferentiableError
 from torchopt.tree import tree_leaves
 
-__all__ = ["leading", "require_count", "require_length", "require_place", "task_count"]
+__all__ = [
+    "leading",
+    "require_count",
+    "require_length",
+    "require_no_differences",
+    "require_place",
+    "task_count",
+]
 
 
 def leading(batches: Any) -> set[int]:
@@ -43,6 +51,16 @@ def require_place(place: str, keep: int | str, derivative: str) -> None:
         raise ValueError(
             'inner_loop: keep_on: expected "device" with keep="all", whose graph stays where it '
             'is, got "host"; use keep="steps", a number of snapshots or a budget.'
+        )
+
+
+def require_no_differences(call: Any, expected: str) -> None:
+    """Raise if products with second derivatives come from differences: they have no derivative."""
+    if call.derivative == "differences":
+        raise NotDifferentiableError(
+            f"inner_loop: derivative='differences': expected {expected}, got one: differences of "
+            "gradients have no derivative of their own. Use 'reverse' or 'mixed' there, and "
+            "tasks= in the place of vmap."
         )
 
 

@@ -7,6 +7,7 @@ import torch
 
 from torchopt.diff.explicit.budget import snapshots_within
 from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.checks import require_no_differences
 from torchopt.diff.explicit.forward import ForwardRun
 from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.traced import TracedRun
@@ -32,6 +33,7 @@ def run_call(call: Call, keep: int | str, execute: str) -> Outputs:
     if execute != "eager":
         return _run_traced(call, keep, execute)
     if is_transforming() or in_forward_mode_of_this_thread():
+        require_no_differences(call, "a call outside of torch.func transforms and forward mode")
         if budget:
             raise ValueError(
                 f"inner_loop: keep: expected a call outside of transforms for the budget {keep!r}, "

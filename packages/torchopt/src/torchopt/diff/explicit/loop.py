@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from torchopt.base import GradientTransformation, require_transformation
+from torchopt.diff.differences import Differences, Judge
 from torchopt.diff.explicit.attention import EXCHANGED
 from torchopt.diff.explicit.blocks import find_blocks
 from torchopt.diff.explicit.budget import in_bytes
@@ -30,7 +31,7 @@ from torchopt.tree import tree_unflatten
 
 __all__ = ["Explicit", "InnerResult", "inner_loop"]
 
-DERIVATIVES = ("reverse", "mixed", "first_order", "forward")
+DERIVATIVES = ("reverse", "mixed", "differences", "first_order", "forward")
 EXECUTE = ("eager", "trace", "compile")
 
 
@@ -65,7 +66,7 @@ class Explicit(Described):
     loss: Any = None
     optimizer: Any = None
     steps: int = 1
-    derivative: str = "reverse"
+    derivative: str | Differences = "reverse"
     keep: int | str = "all"
     window: int | None = None
     tasks: Sequence[Any] | None = None
@@ -93,8 +94,14 @@ class Explicit(Described):
         if not callable(self.optimizer):
             require_transformation(self.optimizer, "inner_loop: optimizer")
 
+    @property
+    def _differences(self) -> Differences | None:
+        if isinstance(self.derivative, Differences):
+            return self.derivative
+        return Differences() if self.derivative == "differences" else None
+
     def _check_options(self) -> None:
-        if self.derivative not in DERIVATIVES:
+        if not isinstance(self.derivative, Differences) and self.derivative not in DERIVATIVES:
             raise ValueError(
                 f"inner_loop: derivative: expected one of {', '.join(map(repr, DERIVATIVES))}, "
                 f"got {self.derivative!r}."
@@ -108,7 +115,7 @@ class Explicit(Described):
                 'inner_loop: keep: expected "all", "steps", a number of snapshots or a budget such '
                 f'as "64MiB", got {self.keep!r}.'
             )
-        require_place(self.keep_on, self.keep, self.derivative)
+        require_place(self.keep_on, self.keep, str(self.derivative))
         if self.blocks and (self.derivative != "mixed" or self.tasks is not None):
             raise ValueError(
                 'inner_loop: blocks: expected derivative="mixed" and one task, got '
@@ -120,6 +127,11 @@ class Explicit(Described):
             raise ValueError(
                 f"inner_loop: execute: expected one of {', '.join(map(repr, EXECUTE))}, got "
                 f"{self.execute!r}."
+            )
+        if self._differences is not None and self.execute != "eager":
+            raise ValueError(
+                'inner_loop: execute: expected "eager" with derivative="differences", whose error '
+                f"is looked at in each backward pass, got {self.execute!r}."
             )
         require_verify(self.verify, Verify)
 
@@ -195,10 +207,11 @@ class Explicit(Described):
             )
         inputs, fields = make_inputs(optimizer, params, state, each, meta, dims, by_step=by_step)
         first = 0 if self.window is None else max(0, self.steps - self.window)
+        differences = self._differences
         return Call(
             loss=self.loss,
             optimizer=optimizer,
-            derivative=self.derivative,
+            derivative="differences" if differences else self.derivative,  # type: ignore[arg-type]
             steps=self.steps,
             first=first,
             tasks=None if self.tasks is None else task_count(inputs, fields),
@@ -206,6 +219,7 @@ class Explicit(Described):
             dims=tuple(inputs.dims),
             blocks=self._blocks(),
             host=self.keep_on == "host",
+            judge=None if differences is None else Judge(differences, self.report),
             plain=are_plain(params, batch, batches, meta)
             and is_sealed_without(self.loss, EXCHANGED),
             **fields,
@@ -263,7 +277,7 @@ def inner_loop(
     optimizer: Any,
     *,
     steps: int,
-    derivative: str = "reverse",
+    derivative: str | Differences = "reverse",
     keep: int | str = "all",
     window: int | None = None,
     tasks: Sequence[Any] | None = None,
@@ -289,6 +303,9 @@ def inner_loop(
         steps: Number of steps, >= 1.
         derivative: How a step is differentiated. `"reverse"`: reverse over reverse mode.
             `"mixed"`: forward over reverse mode, which needs the memory of a first derivative.
+            `"differences"`, or a `torchopt.diff.Differences`: products with second derivatives
+            from four, or two, gradients, for losses whose operations have no second derivative;
+            its error is estimated, in `report.differences`, and raises past a limit.
             `"first_order"`: the gradient of the loss is taken for a constant; no second
             derivatives are needed, and the result is another one. `"forward"`: tangents are
             carried along for each scalar that a derivative is asked for: memory does not depend on

@@ -22,6 +22,7 @@ from torchopt.diff.explicit.adjoint import (
     pull_back_steps,
 )
 from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.checks import require_no_differences
 from torchopt.diff.explicit.host import Parked
 from torchopt.diff.explicit.memory import CountBytes
 from torchopt.diff.explicit.schedule import actions, kept_by_the_run
@@ -138,7 +139,7 @@ class Run:
 
     def _kept(self, grads: list[Any]) -> list[Any] | None:
         # The adjoint of a step begins with its gradient, except in reverse mode.
-        return grads if self.call.derivative in ("mixed", "first_order") else None
+        return grads if self.call.derivative != "reverse" else None
 
     def _places(self) -> tuple[int, ...]:
         return kept_by_the_run(self.call.first, self.call.steps, self.snapshots)
@@ -184,6 +185,7 @@ class Run:
     ) -> tuple[Tensor | None, ...]:
         """Return them as functions that can be differentiated: by the plain loop."""
         call = self.call
+        require_no_differences(call, "a derivative that is not differentiated again")
 
         def run(*wanted: Tensor) -> tuple[Tensor, ...]:
             tensors = list(inputs)
@@ -240,6 +242,8 @@ class Run:
             sums.add(more)
         if call.first == 0:
             sums.add(pull_back_start(call, leaves, smooth))
+        if call.judge is not None:
+            call.judge.settle()
         return sums.found()
 
     def _pulled(

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from torchopt.diff.closure import captured
+from torchopt.diff.differences import Differences, Judge
 from torchopt.diff.explicit.attention import TwiceDifferentiable
 from torchopt.diff.explicit.loop import Explicit, InnerResult
 from torchopt.diff.implicit.certificate import GradientReport
 from torchopt.diff.implicit.root import ImplicitEngine
+from torchopt.diff.implicit.slope import slope
 from torchopt.diff.problem import over, over_tasks, require_verify
 from torchopt.diff.verify import Verify, VerifyReport, checked
 from torchopt.errors import NotDifferentiableError
@@ -48,7 +50,18 @@ class Implicit(Described):
         certificate: Called with a `GradientReport` for every gradient.
         tasks: As in `torchopt.inner_loop`.
         verify: As there.
-        report: What `verify` has found.
+        derivative: How products with the Hessian are made. `"reverse"`: exactly. `"differences"`,
+            or a `Differences`: from four, or two, gradients, for losses whose operations have no
+            second derivative. One derivative in reverse mode, without tasks.
+        report: What `verify` and differences have found.
+
+    T1-T2 takes the Hessian for I / alpha, alpha the learning rate: `Implicit(solve=Neumann(0,
+    alpha=alpha, rtol=1.0))` is -alpha B' v for a cotangent v and the mixed second derivatives B.
+    Its error is that of a Neumann series of one term. By `derivative=Differences(gradients=2)` it
+    is the approximation of DARTS. SAMA has the derivative of the optimizer's step, with respect to
+    its gradient, in the place of alpha. That depends on the optimizer's state, which the equation
+    does not know: it is the last step of the explicit engine, `torchopt.inner_loop(..., window=1,
+    derivative=Differences(gradients=2))`.
 
     Example:
         >>> import torch, torchopt
@@ -60,6 +73,13 @@ class Implicit(Described):
         >>> inner(torch.zeros(1), torch.tensor([4.0]), penalty).params.sum().backward()
         >>> penalty.grad  # w = x / (1 + penalty)
         tensor(-1.)
+
+    References:
+        J. Luketina et al., Scalable Gradient-Based Tuning of Continuous Regularization
+        Hyperparameters, ICML 2016, https://arxiv.org/abs/1511.06727 (T1-T2)
+
+        S. K. Choe et al., Making Scalable Meta Learning Practical, NeurIPS 2023,
+        https://arxiv.org/abs/2310.05674 (SAMA)
     """
 
     loss: Callable[..., Any] | None = None
@@ -73,6 +93,7 @@ class Implicit(Described):
     certificate: Callable[[GradientReport], Any] | None = None
     tasks: Sequence[Any] | None = None
     verify: Verify | None = None
+    derivative: str | Differences = "reverse"
     report: VerifyReport = field(
         init=False, default_factory=VerifyReport, repr=False, compare=False
     )
@@ -80,10 +101,21 @@ class Implicit(Described):
     def __post_init__(self) -> None:
         """Check the fields."""
         Explicit(self.loss, self.optimizer, self.steps)
+        if self.derivative not in ("reverse", "differences") and self._differences is None:
+            raise ValueError(
+                "Implicit: derivative: expected 'reverse', 'differences' or a Differences, got "
+                f"{self.derivative!r}."
+            )
         self.rule(_nothing)
         require_verify(self.verify, Verify)
 
     over = over
+
+    @property
+    def _differences(self) -> Differences | None:
+        if isinstance(self.derivative, Differences):
+            return self.derivative
+        return Differences() if self.derivative == "differences" else None
 
     def rule(self, optimality: Callable[..., Any], **options: Any) -> ImplicitEngine:
         """Return the engine for solvers of an equation, whose argument 1 is differentiated."""
@@ -161,6 +193,22 @@ class Implicit(Described):
             found: Any = tree_unflatten(spec, [next(first if f else second) for f in smooth])
             return tuple(found)
 
+        differences = self._differences
+
+        def by_differences(x: Any, chosen: Any, others: Any) -> Any:
+            leaves, form = tree_flatten(x)
+            count = len(leaves)
+
+            def objective(tensors: Sequence[Tensor]) -> Tensor:
+                found = loss(
+                    tree_unflatten(form, tensors[:count]), *filled(tensors[count:], others)
+                )
+                value: Tensor = found[0] if isinstance(found, tuple) else found
+                return value
+
+            judge = Judge(differences or Differences(), self.report)
+            return tree_unflatten(form, slope(objective, [*leaves, *chosen], count, judge))
+
         def optimality(x: Any, chosen: Any, others: Any) -> Any:
             def objective(x: Any) -> Tensor:
                 with TwiceDifferentiable():
@@ -175,7 +223,7 @@ class Implicit(Described):
             return found.params, (found.state, found.losses, found.aux)
 
         engine = self.rule(
-            optimality,
+            optimality if differences is None else by_differences,
             symmetric=True,
             has_aux=True,
             where="Implicit",

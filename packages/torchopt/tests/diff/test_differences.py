@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products with second derivatives from differences of gradients, against exact ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from unrolled_loops import loss_of, outer, problem
+
+import torchopt
+from torchopt.diff import Differences, Explicit, Implicit
+from torchopt.errors import GradientMismatchError, NotDifferentiableError
+from torchopt.linear_solve import CG, LSMR, Cholesky, Neumann
+
+SIZE, ROWS, PENALTY, ALPHA = 4, 7, 0.7, 0.1
+GENERATOR = torch.Generator().manual_seed(5)
+A, B, C = (
+    torch.randn(*n, dtype=torch.float64, generator=GENERATOR)
+    for n in ((ROWS, SIZE), (ROWS,), (SIZE,))
+)
+THETA, START = torch.linspace(-1, 1, SIZE).double(), torch.linspace(0.5, 1, SIZE).double()
+TWO = Differences(gradients=2)
+
+
+def proximal(x: Tensor, batch: None, theta: Tensor) -> Tensor:
+    return ((A @ x - B) ** 2).sum() / (2 * ROWS) + PENALTY / 2 * ((x - theta) ** 2).sum()
+
+
+def pulled(inner: Any, theta: Tensor = THETA, start: Tensor = START) -> Tensor:
+    theta = theta.clone().requires_grad_()
+    return torch.autograd.grad(inner(start, None, theta).params @ C, theta)[0]
+
+
+def meta_gradient(
+    derivative: Any, dtype: torch.dtype = torch.float64, **options: Any
+) -> tuple[Tensor, Explicit]:
+    """Return the gradient of a run of Adam with respect to all of its inputs, as one vector."""
+    params, batch, scale = problem()
+    params = {k: x.to(dtype).requires_grad_() for k, x in params.items()}
+    batch = tuple(x.to(dtype).requires_grad_() for x in batch)
+    scale = scale.to(dtype).requires_grad_()
+    lr = torch.tensor(0.1, dtype=dtype, requires_grad=True)
+    inputs = [*params.values(), *batch, scale, lr]
+    inner = torchopt.inner_loop(loss_of, torchopt.adam, steps=4, derivative=derivative, **options)
+    result = inner(params, batch, scale, lr=lr, eps=1e-2)
+    value = outer(result.params, result.losses, result.state)
+    found = torch.autograd.grad(value, inputs, materialize_grads=True)
+    return torch.cat([g.flatten() for g in found]).double(), inner
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"keep": 2}, {"keep": "1MiB"}, {"window": 2}, {"keep": 1, "window": 3}]
+)
+@pytest.mark.parametrize(("derivative", "tolerance"), [("differences", 1e-11), (TWO, 1e-8)])
+def test_a_run_has_the_gradient_of_exact_products(
+    derivative: Any, tolerance: float, options: dict[str, Any]
+) -> None:
+    expected, _ = meta_gradient("reverse", **options)
+    found, inner = meta_gradient(derivative, **options)
+    error = (found - expected).norm() / expected.norm()
+    assert 0 < error < tolerance
+    assert len(inner.report.differences) == 1
+    assert inner.report.differences[0] < 1e-3
+
+
+@pytest.mark.parametrize("derivative", ["differences", TWO])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_estimate_is_above_the_error(derivative: Any, dtype: torch.dtype) -> None:
+    expected, _ = meta_gradient("reverse")
+    found, inner = meta_gradient(derivative, dtype)
+    exact32, _ = meta_gradient("reverse", dtype)
+    rounding = (exact32 - expected).norm() / expected.norm()
+    error = (found - expected).norm() / expected.norm()
+    assert error <= 4 * inner.report.differences[0] + rounding
+    assert error < (1e-3 if dtype == torch.float32 else 1e-8)
+
+
+def test_an_optimal_step_has_less_error_than_longer_and_shorter_ones() -> None:
+    expected, _ = meta_gradient("reverse")
+    errors = {
+        step: (meta_gradient(Differences(gradients=2, step=step, limit=None))[0] - expected).norm()
+        for step in (1e-2, None, 1e-10)
+    }
+    assert errors[None] < 0.01 * errors[1e-2]
+    assert errors[None] < 0.01 * errors[1e-10]
+
+
+def test_tasks_are_the_loop_over_tasks_whatever_their_sizes() -> None:
+    """A direction of 1e-6 beside one of 1: each task has a displacement of its own."""
+    inner = torchopt.inner_loop(
+        lambda x, batch, t: proximal(x, None, t) + (x**4).sum() / 9,
+        torchopt.sgd(0.1),
+        steps=3,
+        derivative="differences",
+        tasks=(None, None, 0),
+    )
+    exact = torchopt.inner_loop(inner.loss, torchopt.sgd(0.1), steps=3, tasks=(None, None, 0))
+    thetas = torch.stack([THETA, -THETA])
+    weights = torch.tensor([1.0, 1e-6], dtype=torch.float64)
+    found = []
+    for loop in (inner, exact):
+        t, start = thetas.clone().requires_grad_(), START.clone().requires_grad_()
+        value = weights @ (loop(start, None, t).params @ C)
+        found.append(torch.autograd.grad(value, (t, start)))
+    for got, expected in zip(*found):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
+
+
+class Once(torch.autograd.Function):
+    """x^3 by an operation without a second derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return 3 * ctx.saved_tensors[0] ** 2 * cotangent
+
+
+def with_once(x: Tensor, batch: None, theta: Tensor) -> Tensor:
+    return proximal(x, None, theta) + Once.apply(x) @ x / 20
+
+
+def with_cube(x: Tensor, batch: None, theta: Tensor) -> Tensor:
+    return proximal(x, None, theta) + (x**3) @ x / 20
+
+
+def test_an_operation_without_a_second_derivative() -> None:
+    expected = pulled(torchopt.inner_loop(with_cube, torchopt.sgd(0.2), steps=5))
+    inner = torchopt.inner_loop(with_once, torchopt.sgd(0.2), steps=5, derivative="differences")
+    torch.testing.assert_close(pulled(inner), expected, rtol=1e-10, atol=1e-12)
+    # torch leaves the second derivative out without a word, where it is asked for by inputs.
+    wrong = pulled(torchopt.inner_loop(with_once, torchopt.sgd(0.2), steps=5))
+    assert (wrong - expected).norm() > 1e-3 * expected.norm()
+
+
+def test_fused_attention_keeps_its_kernel() -> None:
+    used: list[Any] = []
+
+    def loss(w: Tensor, x: Tensor) -> Tensor:
+        q = (x @ w)[None, None]
+        used.append(torch.nn.functional.scaled_dot_product_attention(q, q, q))
+        return used[-1].pow(2).mean()
+
+    x = torch.randn(9, 8, dtype=torch.float64, generator=GENERATOR)
+    w = torch.randn(8, 8, dtype=torch.float64, generator=GENERATOR) / 4
+    found = []
+    for derivative in ("differences", "reverse"):
+        used.clear()
+        inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=2, derivative=derivative)
+        start = w.clone().requires_grad_()
+        result = inner(start, x).params
+        found.append(torch.autograd.grad(result.sin().sum(), start)[0])
+        names = {type(y.grad_fn).__name__ for y in used if y.grad_fn is not None}
+        fused = "ScaledDotProductFlashAttentionForCpuBackward0"
+        assert (names == {fused}) == (derivative == "differences")
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+def test_dropout_draws_one_mask_in_all_gradients_of_a_step() -> None:
+    def loss(x: Tensor, batch: None, theta: Tensor) -> Tensor:
+        kept = torch.nn.functional.dropout(x - theta, 0.5)
+        return (kept**4).sum() / 9
+
+    found = []
+    for derivative in ("reverse", "differences"):
+        torch.manual_seed(0)
+        found.append(
+            pulled(torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=3, derivative=derivative))
+        )
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+def test_a_kink_is_noticed() -> None:
+    def loss(x: Tensor, batch: None, theta: Tensor) -> Tensor:
+        return (x - theta).abs().sum() + (x**2).sum()
+
+    inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=1, derivative="differences")
+    with pytest.raises(GradientMismatchError, match="kinks"):
+        pulled(inner, start=THETA + 1e-4)
+    assert inner.report.differences[-1] > 0.1
+    accepting = torchopt.inner_loop(
+        loss, torchopt.sgd(0.1), steps=1, derivative=Differences(limit=None)
+    )
+    pulled(accepting, start=THETA + 1e-4)
+
+
+def test_a_zero_direction_gives_zero() -> None:
+    inner = torchopt.inner_loop(proximal, torchopt.sgd(0.1), steps=2, derivative="differences")
+    theta = THETA.clone().requires_grad_()
+    (found,) = torch.autograd.grad((0 * inner(START, None, theta).params).sum(), theta)
+    assert torch.equal(found, torch.zeros_like(found))
+    assert list(inner.report.differences) == [0.0]
+
+
+# -- implicit
+
+
+def exact() -> Tensor:
+    hessian = A.mT @ A / ROWS + PENALTY * torch.eye(SIZE, dtype=torch.float64)
+    return PENALTY * torch.linalg.solve(hessian, C)
+
+
+@pytest.mark.parametrize("derivative", ["differences", TWO])
+@pytest.mark.parametrize(
+    ("solve", "definite"), [(None, False), (CG(rtol=1e-9), True), (LSMR(rtol=1e-9), False)]
+)
+def test_implicit_derivatives_by_differences(solve: Any, definite: bool, derivative: Any) -> None:
+    engine = Implicit(solve=solve, positive_definite=definite, derivative=derivative)
+    inner = engine.over(proximal, torchopt.sgd(0.5), steps=200)
+    torch.testing.assert_close(pulled(inner), exact(), rtol=1e-7, atol=1e-9)
+    assert 0 < max(inner.report.differences) < 1e-6
+
+
+@pytest.mark.parametrize("derivative", ["reverse", "differences", TWO])
+def test_t1_t2_is_a_hessian_of_one_over_alpha(derivative: Any) -> None:
+    """The error against the exact gradient is that of a one-term Neumann series."""
+    engine = Implicit(solve=Neumann(0, alpha=ALPHA, rtol=1.0), derivative=derivative)
+    found = pulled(engine.over(proximal, torchopt.sgd(0.5), steps=200))
+    torch.testing.assert_close(found, ALPHA * PENALTY * C, rtol=1e-9, atol=1e-12)
+    hessian = A.mT @ A / ROWS + PENALTY * torch.eye(SIZE, dtype=torch.float64)
+    error = (torch.eye(SIZE, dtype=torch.float64) - ALPHA * hessian) @ exact()
+    torch.testing.assert_close(exact() - found, error, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_sama_is_the_last_step_of_adam_by_differences(steps: int) -> None:
+    """-B'(du/dg v): du/dg of Adam at its last step, the cotangent v, B = d^2 L / dx dtheta."""
+    lr, eps, b1, b2 = 0.1, 0.3, 0.9, 0.999
+    inner = torchopt.inner_loop(
+        proximal,
+        torchopt.adam(lr, betas=(b1, b2), eps=eps),
+        steps=steps,
+        window=1,
+        derivative=TWO,
+    )
+    found = pulled(inner)
+    x, m, v = START, torch.zeros(SIZE).double(), torch.zeros(SIZE).double()
+    for t in range(1, steps + 1):
+        g = A.mT @ (A @ x - B) / ROWS + PENALTY * (x - THETA)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        top, root = m / (1 - b1**t), (v / (1 - b2**t)).sqrt()
+        x = x - lr * top / (root + eps)
+    slope_top, slope_root = (1 - b1) / (1 - b1**t), (1 - b2) * g / (1 - b2**t) / root
+    step = lr * (slope_top / (root + eps) - top * slope_root / (root + eps) ** 2)
+    torch.testing.assert_close(found, PENALTY * step * C, rtol=1e-8, atol=1e-12)
+
+
+# -- what is refused
+
+
+def test_second_derivatives_and_transforms_raise() -> None:
+    inner = torchopt.inner_loop(proximal, torchopt.sgd(0.1), steps=2, derivative="differences")
+    theta = THETA.clone().requires_grad_()
+    value = (inner(START, None, theta).params ** 2).sum()
+    with pytest.raises(NotDifferentiableError, match="no derivative of their own"):
+        torch.autograd.grad(value, theta, create_graph=True)
+    with pytest.raises(NotDifferentiableError, match="torch.func"):
+        torch.func.grad(lambda t: inner(START, None, t).params.sum())(THETA)
+    with pytest.raises(ValueError, match='"eager"'):
+        torchopt.inner_loop(
+            proximal, torchopt.sgd(0.1), steps=2, derivative="differences", execute="trace"
+        )
+
+
+def test_what_implicit_differences_cannot_do_raises() -> None:
+    inner = Implicit(proximal, torchopt.sgd(0.5), steps=50, derivative="differences")
+    theta = THETA.clone().requires_grad_()
+    (first,) = torch.autograd.grad(inner(START, None, theta).params @ C, theta, create_graph=True)
+    with pytest.raises(NotDifferentiableError, match="one derivative"):
+        torch.autograd.grad(first.sum(), theta)
+    with pytest.raises(NotDifferentiableError, match="one derivative"):
+        torch.func.jvp(lambda t: inner(START, None, t).params, (THETA,), (C,))
+    dense = Implicit(
+        proximal, torchopt.sgd(0.5), steps=50, derivative="differences", solve=Cholesky()
+    )
+    with pytest.raises(NotDifferentiableError, match="matrix-free"):
+        pulled(dense)
+
+
+def test_a_tensor_that_the_loss_closes_over_is_refused() -> None:
+    hidden = torch.ones((), dtype=torch.float64, requires_grad=True)
+    loss = lambda x, batch, theta: proximal(x, None, theta) * hidden  # noqa: E731
+    for engine in (Explicit(derivative="differences"), Implicit(derivative="differences")):
+        with pytest.raises(NotDifferentiableError, match="hidden"):
+            engine.over(loss, torchopt.sgd(0.1), steps=2)(START, None, THETA)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"gradients": 3}, "2 or 4"),
+        ({"step": 0.0}, "> 0"),
+        ({"step": float("nan")}, "> 0"),
+        ({"limit": -1.0}, ">= 0"),
+    ],
+)
+def test_settings_out_of_range(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Differences(**options)
+    with pytest.raises(ValueError, match="Differences"):
+        Implicit(derivative="diferences")
+
+
+def test_half_precision_has_no_digits_for_differences() -> None:
+    inner = torchopt.inner_loop(
+        lambda w, batch: (w**2).sum(), torchopt.sgd(0.1), steps=1, derivative="differences"
+    )
+    w = torch.ones(2, dtype=torch.bfloat16, requires_grad=True)
+    with pytest.raises(NotDifferentiableError, match="float32"):
+        inner(w).params.sum().backward()
