@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bind/compiled.h"
 
-#include <cstring>
-
 #include "bind/call_context.h"
 #include "bind/one_level.h"
 #include "walk/flatten.h"
@@ -17,7 +15,7 @@ namespace {
 struct Compiled {
     PyObject* state;      // owned
     PyObject* prototype;  // owned
-    char* doc;            // owned
+    PyObject* doc;        // owned: a str, whose UTF-8 the method has
     PyMethodDef method;
 };
 
@@ -41,8 +39,7 @@ void free_self(void* self) {
     if (compiled == nullptr) return;
     Py_CLEAR(compiled->prototype);
     Py_CLEAR(compiled->state);
-    PyMem_Free(compiled->doc);
-    compiled->doc = nullptr;
+    Py_CLEAR(compiled->doc);
 }
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT,
@@ -192,20 +189,17 @@ Ref make_compiled(State& state, PyObject* prototype) {
     const Ref text = checked(PyObject_GetAttrString(prototype, "__doc__"));
     const Ref doc =
         checked(PyUnicode_FromFormat("%s%s\n--\n\n%S", entry.name, entry.signature, text.get()));
-    Py_ssize_t length = 0;
-    const char* utf8 = PyUnicode_AsUTF8AndSize(doc.get(), &length);
+    const char* utf8 = PyUnicode_AsUTF8(doc.get());
     if (utf8 == nullptr) throw PythonError{};
 
     const Ref self = checked(PyModule_Create(&definition));
     Compiled& compiled = compiled_of(self.get());
     compiled.state = compat::new_ref(reinterpret_cast<PyObject*>(&state));
     compiled.prototype = compat::new_ref(prototype);
-    compiled.doc = static_cast<char*>(PyMem_Malloc(static_cast<std::size_t>(length) + 1));
-    if (compiled.doc == nullptr) throw std::bad_alloc();
-    std::memcpy(compiled.doc, utf8, static_cast<std::size_t>(length) + 1);
+    compiled.doc = compat::new_ref(doc.get());
     // For programs that read Python code, such as TorchDynamo.
     check_status(PyObject_SetAttrString(self.get(), "prototype", prototype));
-    compiled.method = {entry.name, as_cfunction(entry.function), kKeywords, compiled.doc};
+    compiled.method = {entry.name, as_cfunction(entry.function), kKeywords, utf8};
     const Ref module_name = checked(PyUnicode_InternFromString(definition.m_name));
     return checked(PyCFunction_NewEx(&compiled.method, self.get(), module_name.get()));
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The extension module optree._C.
+#include <pybind11/eval.h>
 #include <pybind11/pybind11.h>
 
 #include <string_view>
@@ -21,34 +22,11 @@ py::object borrow(const Ref& ref) { return py::reinterpret_borrow<py::object>(re
 
 // ---- build-time facts
 
-PyObject* hex_repr(PyObject* self) {
-    const unsigned long value = PyLong_AsUnsignedLong(self);
-    if (value == static_cast<unsigned long>(-1) && PyErr_Occurred()) return nullptr;
-    char text[24];
-    PyOS_snprintf(text, sizeof(text), "0x%08lX", value);
-    return PyUnicode_FromString(text);
-}
-
-PyType_Slot hex_slots[] = {
-    {Py_tp_repr, reinterpret_cast<void*>(hex_repr)},
-    {Py_tp_str, reinterpret_cast<void*>(hex_repr)},
-    {0, nullptr},
-};
-PyType_Spec hex_spec = {"optree._C.HexInt", 0, 0, static_cast<unsigned int>(Py_TPFLAGS_DEFAULT),
-                        hex_slots};
-
-#define OPTREE_TEXT_OF(x) #x
-#define OPTREE_TEXT(x) OPTREE_TEXT_OF(x)
-
 py::dict internals() {
     py::dict held;
-    held["dict_table"] = trials.dict_table.held();
-    held["odict_list"] = trials.odict_list.held();
-    held["list_items"] = trials.list_items.held();
-    held["tuple_items"] = trials.tuple_items.held();
-    held["type_slots"] = trials.type_slots.held();
-    held["code"] = trials.code.held();
-    held["gc_memory"] = trials.gc_memory.held();
+#define OPTREE_TRIAL(name) held[#name] = trials.name.held();
+    OPTREE_TRIALS(OPTREE_TRIAL)
+#undef OPTREE_TRIAL
     return held;
 }
 
@@ -57,10 +35,9 @@ py::object read_only(const py::dict& dict) {
 }
 
 py::dict buildtime_metadata(const State& state) {
-    const py::tuple bases = py::make_tuple(
-        py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(&PyLong_Type)));
-    const auto hex = py::reinterpret_steal<py::object>(
-        checked(PyType_FromSpecWithBases(&hex_spec, bases.ptr())).release());
+    const py::object hex = py::eval(
+        "type('HexInt', (int,), {'__module__': 'optree._C', '__repr__': lambda x: '0x%08X' % x})",
+        py::dict());
     py::dict facts;
     facts["PY_VERSION"] = PY_VERSION;
     facts["PY_VERSION_HEX"] = hex(PY_VERSION_HEX);

@@ -118,14 +118,15 @@ Ref entries_of(const OneLevel& known, Kind kind, const Slot* slots, std::uint32_
     if (Ref entries = dispatch_slots(kind, [&](auto list) { return list.entries(slots); })) {
         return entries;
     }
-    if (arity < OneLevel::kNumIndices) return Ref::borrow(known.indices[arity].get());
+    if (arity < OneLevel::kNumIndices) {
+        return Ref::borrow(PyTuple_GET_ITEM(known.indices.get(), static_cast<Py_ssize_t>(arity)));
+    }
     return new_indices(arity);
 }
 
 // What the class of the node adds to the attributes of its kind.
-Ref attributes_of(const OneLevel& known, const OneLevel::Handler& handler, Kind kind,
-                  const Slot* slots) {
-    Ref attributes = checked(PyDict_Copy(handler.attributes.get()));
+Ref attributes_of(const OneLevel& known, PyObject* of_kind, Kind kind, const Slot* slots) {
+    Ref attributes = checked(PyDict_Copy(of_kind));
     const auto set = [&](const Ref& name, PyObject* value) {
         check_status(PyDict_SetItem(attributes.get(), name.get(), value));
     };
@@ -173,18 +174,13 @@ void set_one_level(State& state, PyObject* output_class, PyObject* metadata_clas
     const Ref original_keys = checked(PyUnicode_InternFromString("original_keys"));
     const bool lazy = make_original_keys_lazy(metadata_class, original_keys.get());
     // All are right: nothing was changed before.
-    for (int sorted = 0; sorted < 2; ++sorted) {
-        for (int kind = 0; kind < kNumKinds; ++kind) {
-            PyObject* pair = PyTuple_GET_ITEM(handlers[sorted != 0 ? 0 : 1], kind);
-            if (pair == Py_None) continue;
-            OneLevel::Handler& handler = known.handlers[sorted][kind];
-            handler.unflatten_func = Ref::borrow(PyTuple_GET_ITEM(pair, 0));
-            handler.attributes = Ref::borrow(PyTuple_GET_ITEM(pair, 1));
-        }
-    }
+    known.handlers[true] = Ref::borrow(handlers[0]);
+    known.handlers[false] = Ref::borrow(handlers[1]);
+    ObjectStack indices;
     for (std::size_t size = 0; size < OneLevel::kNumIndices; ++size) {
-        known.indices[size] = new_indices(size);
+        indices.push_owned(new_indices(size).release());
     }
+    known.indices = indices.into_tuple();
     known.str_original_keys = Ref::borrow(original_keys.get());
     known.str_type = checked(PyUnicode_InternFromString("type"));
     known.str_path_entry_type = checked(PyUnicode_InternFromString("path_entry_type"));
@@ -208,21 +204,21 @@ Ref flatten_one_level(Context& context, PyObject* tree) {
     const Slot slots[3] = {payload.slot[0].get(), payload.slot[1].get(), payload.slot[2].get()};
 
     const OneLevel& known = context.state.one_level;
-    const OneLevel::Handler& handler = known.handlers[context.sorted][static_cast<int>(kind)];
+    const Ref handlers = Ref::borrow(known.handlers[context.sorted].get());
+    PyObject* handler = PyTuple_GET_ITEM(handlers.get(), static_cast<Py_ssize_t>(kind));
+    if (handler == Py_None) throw std::logic_error("a kind that nothing was said of");
     Ref metadata = metadata_of(known, kind, slots);
     Ref entries = entries_of(known, kind, slots, arity);
-    const Ref attributes = attributes_of(known, handler, kind, slots);
+    const Ref attributes = attributes_of(known, PyTuple_GET_ITEM(handler, 1), kind, slots);
     Ref list = children.into_list();
     auto* type = reinterpret_cast<PyTypeObject*>(known.output_class.get());
-    Ref output = checked(new_plain_tuple(type, 4));
-    PyObject_GC_UnTrack(output.get());  // until it is complete
-    PyObject** items = tuple_items(output.get());
-    items[0] = list.release();
-    items[1] = metadata.release();
-    items[2] = entries.release();
     const Registration* registered = registration_of(kind, slots);
-    items[3] = compat::new_ref(registered != nullptr ? registered->unflatten_func
-                                                     : handler.unflatten_func.get());
+    PyObject* unflatten_func =
+        registered != nullptr ? registered->unflatten_func : PyTuple_GET_ITEM(handler, 0);
+    PyObject* items[] = {list.release(), metadata.release(), entries.release(),
+                         compat::new_ref(unflatten_func)};
+    Ref output = checked(steal_into_instance(type, items, std::size(items)));
+    PyObject_GC_UnTrack(output.get());  // until it is complete
     check_status(PyObject_GenericSetDict(output.get(), attributes.get(), nullptr));
     PyObject_GC_Track(output.get());
     return output;

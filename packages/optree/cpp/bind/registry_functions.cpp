@@ -79,13 +79,13 @@ PyObject* unregister_node(PyObject* self, Args args, Py_ssize_t nargs, PyObject*
         if (space != nullptr) removed = state.registry.remove(*space, type);
         if (!removed) {
             const Ref place = where(name.get());
-            if (state.structseqs.contains(type)) {
+            if (state.tuples.is_structseq(type)) {
                 raise(PyExc_ValueError,
                       "PyTree type %R is a class of `PyStructSequence`, which is not explicitly "
                       "registered %U.",
                       cls, place.get());
             }
-            if (state.namedtuples.contains(type)) {
+            if (state.tuples.is_namedtuple(type)) {
                 raise(PyExc_ValueError,
                       "PyTree type %R is a subclass of `collections.namedtuple`, which is not "
                       "explicitly "
@@ -149,51 +149,37 @@ PyTypeObject* class_of(PyObject* object) {
     return PyType_Check(object) ? reinterpret_cast<PyTypeObject*>(object) : Py_TYPE(object);
 }
 
-// The three questions about one family of classes.
-#define OPTREE_FAMILY(FAMILY, MEMBER)                                                 \
-    PyObject* is_##FAMILY(PyObject* self, PyObject* object) {                         \
-        return with_state(self, [&](State& state) {                                   \
-            return PyBool_FromLong(state.MEMBER.contains(class_of(object)));          \
-        });                                                                           \
-    }                                                                                 \
-    PyObject* is_##FAMILY##_instance(PyObject* self, PyObject* object) {              \
-        return with_state(self, [&](State& state) {                                   \
-            return PyBool_FromLong(state.MEMBER.contains(Py_TYPE(object)));           \
-        });                                                                           \
-    }                                                                                 \
-    PyObject* is_##FAMILY##_class(PyObject* self, PyObject* object) {                 \
-        return PyType_Check(object) ? is_##FAMILY(self, object) : PyBool_FromLong(0); \
+[[noreturn]] OPTREE_COLD void raise_not_of(const char* family, PyObject* object) {
+    raise(PyExc_TypeError,
+          PyType_Check(object) ? "Expected a %s type, got %R."
+                               : "Expected an instance of %s type, got %R.",
+          family, object);
+}
+
+// The questions about one family of classes.
+#define OPTREE_FAMILY(NAME, LABEL)                                                      \
+    PyObject* is_##NAME(PyObject* self, PyObject* object) {                             \
+        return with_state(self, [&](State& state) {                                     \
+            return PyBool_FromLong(state.tuples.is_##NAME(class_of(object)));           \
+        });                                                                             \
+    }                                                                                   \
+    PyObject* is_##NAME##_instance(PyObject* self, PyObject* object) {                  \
+        return with_state(self, [&](State& state) {                                     \
+            return PyBool_FromLong(state.tuples.is_##NAME(Py_TYPE(object)));            \
+        });                                                                             \
+    }                                                                                   \
+    PyObject* is_##NAME##_class(PyObject* self, PyObject* object) {                     \
+        return PyType_Check(object) ? is_##NAME(self, object) : PyBool_FromLong(0);     \
+    }                                                                                   \
+    PyObject* NAME##_fields_function(PyObject* self, PyObject* object) {                \
+        return with_state(self, [&](State& state) {                                     \
+            if (!state.tuples.is_##NAME(class_of(object))) raise_not_of(LABEL, object); \
+            return NAME##_fields(class_of(object)).release();                           \
+        });                                                                             \
     }
-OPTREE_FAMILY(namedtuple, namedtuples)
-OPTREE_FAMILY(structseq, structseqs)
+OPTREE_FAMILY(namedtuple, "collections.namedtuple")
+OPTREE_FAMILY(structseq, "PyStructSequence")
 #undef OPTREE_FAMILY
-
-// Raises the documented TypeError unless `object` is, or is an instance of, a class of the family.
-PyTypeObject* require_family(TupleFamily& family, PyObject* object, const char* what) {
-    PyTypeObject* type = class_of(object);
-    if (!family.contains(type)) {
-        raise(PyExc_TypeError,
-              PyType_Check(object) ? "Expected a %s type, got %R."
-                                   : "Expected an instance of %s type, got %R.",
-              what, object);
-    }
-    return type;
-}
-
-PyObject* namedtuple_fields_function(PyObject* self, PyObject* object) {
-    return with_state(self, [&](State& state) {
-        return namedtuple_fields(
-                   require_family(state.namedtuples, object, "collections.namedtuple"))
-            .release();
-    });
-}
-
-PyObject* structseq_fields_function(PyObject* self, PyObject* object) {
-    return with_state(self, [&](State& state) {
-        return structseq_fields(require_family(state.structseqs, object, "PyStructSequence"))
-            .release();
-    });
-}
 
 // ---- interpreters
 

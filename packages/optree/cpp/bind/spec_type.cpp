@@ -7,8 +7,6 @@
 #include "walk/compare.h"
 #include "walk/compose.h"
 #include "walk/flatten_up_to.h"
-#include "walk/gc.h"
-#include "walk/hash.h"
 #include "walk/paths.h"
 #include "walk/pickle.h"
 #include "walk/repr.h"
@@ -94,16 +92,10 @@ PyObject* spec_flatten_up_to(PyObject* self, PyObject* tree) {
     });
 }
 
-PyObject* spec_broadcast_to_common_suffix(PyObject* self, PyObject* other) {
-    return method(self, [&](SpecObject& spec) {
-        return spec_broadcast(spec, checked_spec(state_of(spec), other));
-    });
-}
-
-PyObject* spec_compose_method(PyObject* self, PyObject* inner) {
-    return method(self, [&](SpecObject& spec) {
-        return spec_compose(spec, checked_spec(state_of(spec), inner));
-    });
+template <Ref (*Body)(const SpecObject&, const SpecObject&)>
+PyObject* of_two_specs(PyObject* self, PyObject* other) {
+    return method(
+        self, [&](SpecObject& spec) { return Body(spec, checked_spec(state_of(spec), other)); });
 }
 
 Py_ssize_t as_index(PyObject* value) {
@@ -126,11 +118,9 @@ Py_ssize_t as_index(PyObject* value) {
     return index;
 }
 
-PyObject* spec_entry_method(PyObject* self, PyObject* index) {
-    return method(self, [&](SpecObject& spec) { return spec_entry(spec, as_index(index)); });
-}
-PyObject* spec_child_method(PyObject* self, PyObject* index) {
-    return method(self, [&](SpecObject& spec) { return spec_child(spec, as_index(index)); });
+template <Ref (*Body)(const SpecObject&, Py_ssize_t)>
+PyObject* of_index(PyObject* self, PyObject* index) {
+    return method(self, [&](SpecObject& spec) { return Body(spec, as_index(index)); });
 }
 
 PyObject* spec_setstate_method(PyObject* self, PyObject* state) {
@@ -144,20 +134,9 @@ PyObject* spec_setstate_method(PyObject* self, PyObject* state) {
 
 // ---- methods without arguments
 
-PyObject* spec_paths_method(PyObject* self, PyObject*) {
-    return method(self, [](SpecObject& spec) { return spec_paths(spec); });
-}
-PyObject* spec_accessors_method(PyObject* self, PyObject*) {
-    return method(self, [](SpecObject& spec) { return spec_accessors(spec); });
-}
-PyObject* spec_entries_method(PyObject* self, PyObject*) {
-    return method(self, [](SpecObject& spec) { return spec_entries(spec); });
-}
-PyObject* spec_children_method(PyObject* self, PyObject*) {
-    return method(self, [](SpecObject& spec) { return spec_children(spec); });
-}
-PyObject* spec_one_level_method(PyObject* self, PyObject*) {
-    return method(self, [](SpecObject& spec) { return spec_one_level(spec); });
+template <Ref (*Body)(const SpecObject&)>
+PyObject* of_spec(PyObject* self, PyObject*) {
+    return method(self, Body);
 }
 PyObject* spec_is_one_level(PyObject* self, PyObject*) {
     return method(self, [](SpecObject& spec) {
@@ -245,22 +224,23 @@ PyObject* spec_walk_method(PyObject* self, Args args, Py_ssize_t nargs, PyObject
 PyMethodDef methods[] = {
     {"unflatten", spec_unflatten, METH_O, "Rebuild a tree from its leaves."},
     {"flatten_up_to", spec_flatten_up_to, METH_O, "The subtrees of a tree at the leaf positions."},
-    {"broadcast_to_common_suffix", spec_broadcast_to_common_suffix, METH_O,
+    {"broadcast_to_common_suffix", of_two_specs<spec_broadcast>, METH_O,
      "The smallest structure of which both are prefixes."},
-    {"compose", spec_compose_method, METH_O, "Replace every leaf by a structure."},
+    {"compose", of_two_specs<spec_compose>, METH_O, "Replace every leaf by a structure."},
     {"transform", as_cfunction(spec_transform_method), kKeywords,
      "Apply functions to the nodes and leaves."},
     {"traverse", as_cfunction(spec_traverse_method), kKeywords,
      "Rebuild a tree, passing leaves and containers through functions."},
     {"walk", as_cfunction(spec_walk_method), kKeywords,
      "Fold leaves upwards without building containers."},
-    {"paths", spec_paths_method, METH_NOARGS, "The path to each leaf, as tuples of entries."},
-    {"accessors", spec_accessors_method, METH_NOARGS, "The accessor of each leaf."},
-    {"entries", spec_entries_method, METH_NOARGS, "The entries of the root."},
-    {"entry", spec_entry_method, METH_O, "The entry of the root that leads to one child."},
-    {"children", spec_children_method, METH_NOARGS, "The structures of the children of the root."},
-    {"child", spec_child_method, METH_O, "The structure of one child of the root."},
-    {"one_level", spec_one_level_method, METH_NOARGS,
+    {"paths", of_spec<spec_paths>, METH_NOARGS, "The path to each leaf, as tuples of entries."},
+    {"accessors", of_spec<spec_accessors>, METH_NOARGS, "The accessor of each leaf."},
+    {"entries", of_spec<spec_entries>, METH_NOARGS, "The entries of the root."},
+    {"entry", of_index<spec_entry>, METH_O, "The entry of the root that leads to one child."},
+    {"children", of_spec<spec_children>, METH_NOARGS,
+     "The structures of the children of the root."},
+    {"child", of_index<spec_child>, METH_O, "The structure of one child of the root."},
+    {"one_level", of_spec<spec_one_level>, METH_NOARGS,
      "The root with leaves for children; None for a leaf."},
     {"is_leaf", as_cfunction(spec_is_leaf), kKeywords,
      "Whether the tree is one leaf (or, not strictly, one node)."},

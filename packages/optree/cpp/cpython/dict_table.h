@@ -33,7 +33,6 @@ struct DictEntries {
     explicit operator bool() const noexcept { return first != nullptr; }
     // Of entries without holes.
     PyObject* first_key() const noexcept { return *reinterpret_cast<PyObject**>(first + key); }
-    PyObject* first_value() const noexcept { return reinterpret_cast<PyObject**>(first + key)[1]; }
 
     // The hash of a key, by its place in an entry: kept there, or in the key, which then is a str.
     OPTREE_INLINE Py_hash_t hash(PyObject*& its_key) const noexcept {
@@ -192,6 +191,7 @@ class TextEntries {
     }
     explicit operator bool() const noexcept { return first_ != nullptr; }
     PyObject* first_key() const noexcept { return first_[0]; }
+    PyObject* first_value() const noexcept { return first_[1]; }
     template <class Visit>
     OPTREE_INLINE bool for_each(std::uint32_t size, Visit&& visit) const {
         PyObject** entry = first_;
@@ -279,6 +279,7 @@ struct TextEntries {
     explicit TextEntries(PyObject*) noexcept {}
     explicit operator bool() const noexcept { return false; }
     PyObject* first_key() const noexcept { return nullptr; }
+    PyObject* first_value() const noexcept { return nullptr; }
     template <class Visit>
     bool for_each(std::uint32_t, Visit&&) const {
         return false;

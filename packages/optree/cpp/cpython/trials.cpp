@@ -13,13 +13,9 @@ void run_trials() noexcept {
         trial.set(held && !PyErr_Occurred());
         PyErr_Clear();
     };
-    run(trials.dict_table, try_dict_table);
-    run(trials.odict_list, try_odict_list);
-    run(trials.list_items, try_list_items);
-    run(trials.tuple_items, try_tuple_items);
-    run(trials.type_slots, try_type_slots);
-    run(trials.code, try_code);
-    run(trials.gc_memory, try_gc_memory);
+#define OPTREE_TRIAL(name) run(trials.name, try_##name);
+    OPTREE_TRIALS(OPTREE_TRIAL)
+#undef OPTREE_TRIAL
 }
 
 }  // namespace optree

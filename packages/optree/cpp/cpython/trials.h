@@ -21,27 +21,29 @@ class Trial {
     std::atomic<bool> held_{false};
 };
 
+// The trials by name; bool try_<name>() in its own file makes one.
+#define OPTREE_TRIALS(TRIAL) \
+    TRIAL(dict_table)        \
+    TRIAL(odict_list)        \
+    TRIAL(list_items)        \
+    TRIAL(tuple_items)       \
+    TRIAL(type_slots)        \
+    TRIAL(code)              \
+    TRIAL(gc_memory)
+
+#define OPTREE_TRIAL(name) bool try_##name();
+OPTREE_TRIALS(OPTREE_TRIAL)
+#undef OPTREE_TRIAL
+
 struct Trials {
-    Trial dict_table;
-    Trial odict_list;
-    Trial list_items;
-    Trial tuple_items;
-    Trial type_slots;
-    Trial code;
-    Trial gc_memory;
+#define OPTREE_TRIAL(name) Trial name;
+    OPTREE_TRIALS(OPTREE_TRIAL)
+#undef OPTREE_TRIAL
 };
 inline Trials trials;
 
 // Runs all trials. What goes wrong in one counts as failed; no error stays set.
 void run_trials() noexcept;
-
-bool try_dict_table();
-bool try_odict_list();
-bool try_list_items();
-bool try_tuple_items();
-bool try_type_slots();
-bool try_code();
-bool try_gc_memory();
 
 // An object that a trial owns.
 struct DropReference {

@@ -6,10 +6,8 @@ namespace optree {
 // Whether an instance that was made and filled here is like one of Python's making, hash included.
 bool try_tuple_items() {
     const Owned expected = must(Py_BuildValue("(iii)", 1001, 1002, 1003));
-    const Owned made = must(new_plain_tuple(&PyTuple_Type, 3));
-    for (Py_ssize_t i = 0; i < 3; ++i) {
-        tuple_items(made.get())[i] = compat::new_ref(PyTuple_GET_ITEM(expected.get(), i));
-    }
+    const Owned made = must(new_plain_tuple(&PyTuple_Type, tuple_items(expected.get()), 3));
+    for (Py_ssize_t i = 0; i < 3; ++i) Py_INCREF(PyTuple_GET_ITEM(expected.get(), i));
     return PyTuple_GET_SIZE(made.get()) == 3 &&
            PyObject_Hash(made.get()) == PyObject_Hash(expected.get()) &&
            PyObject_RichCompareBool(made.get(), expected.get(), Py_EQ) == 1;

@@ -2,7 +2,7 @@
 // The items of a tuple, and instances of its subclasses made without calling these.
 #pragma once
 
-#include <cstring>
+#include <algorithm>
 
 #include "cpython/trials.h"
 
@@ -19,22 +19,31 @@ inline Py_ssize_t offset_of_tuple_item(Py_ssize_t index) noexcept {
            index * static_cast<Py_ssize_t>(sizeof(PyObject*));
 }
 
-// A new instance of a tuple subclass with null items; null on error. Asked for where
-// `trials.tuple_items` held; otherwise the class is called.
-inline PyObject* new_plain_tuple(PyTypeObject* type, Py_ssize_t count) noexcept {
-    PyObject* made = type->tp_alloc(type, count);
+// A new instance of a tuple subclass that takes over the references to `items`; null, and nothing
+// taken, on error. Asked for where `trials.tuple_items` held; otherwise the class is called.
+//
+// An instance without attributes is not zeroed first, as `tp_alloc` would do, and the collector sees it
+// when it is complete: a tenth of unflatten on namedtuples (benchmarks/optree/instructions.py).
+inline PyObject* new_plain_tuple(PyTypeObject* type, PyObject* const* items,
+                                 std::size_t count) noexcept {
+    const auto size = static_cast<Py_ssize_t>(count);
+    const bool bare = type->tp_basicsize == PyTuple_Type.tp_basicsize;
+    PyObject* made =
+        bare ? reinterpret_cast<PyObject*>(PyObject_GC_NewVar(PyTupleObject, type, size))
+             : type->tp_alloc(type, size);
+    if (OPTREE_UNLIKELY(made == nullptr)) return nullptr;
 #if PY_VERSION_HEX >= 0x030E0000 && !defined(PYPY_VERSION)
-    if (made != nullptr) reinterpret_cast<PyTupleObject*>(made)->ob_hash = -1;  // not computed yet
+    reinterpret_cast<PyTupleObject*>(made)->ob_hash = -1;  // not computed yet
 #endif
+    std::copy_n(items, count, tuple_items(made));
+    if (bare) PyObject_GC_Track(made);
     return made;
 }
 
 // A tuple that takes over the references to `items`; null, and nothing taken, on error.
 inline PyObject* new_tuple_of(PyObject* const* items, std::size_t count) noexcept {
     PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(count));
-    if (OPTREE_LIKELY(tuple != nullptr) && count != 0) {
-        std::memcpy(static_cast<void*>(tuple_items(tuple)), items, count * sizeof(PyObject*));
-    }
+    if (OPTREE_LIKELY(tuple != nullptr)) std::copy_n(items, count, tuple_items(tuple));
     return tuple;
 }
 

@@ -53,14 +53,18 @@ OPTREE_INLINE bool calls_plainly(const PyTypeObject* meta) noexcept {
     return meta == &PyType_Type || meta->tp_call == PyType_Type.tp_call;
 }
 
-// Whether `type.__call__` runs and finds `__new__` as usual, `object.__init__` ignores what `__new__`
-// was given, and instances are laid out as tuples are.
-OPTREE_INLINE bool is_plain_tuple_class(const PyTypeObject* type) noexcept {
+// Whether `type.__call__` runs and finds `__new__` as usual, and `object.__init__` ignores what
+// `__new__` was given.
+OPTREE_INLINE bool calls_only_new(const PyTypeObject* type) noexcept {
     const PyTypeObject* meta = Py_TYPE(type);
     return (meta == &PyType_Type || (meta->tp_call == PyType_Type.tp_call &&
                                      meta->tp_getattro == PyType_Type.tp_getattro)) &&
-           type->tp_init == PyBaseObject_Type.tp_init && type->tp_alloc == PyType_GenericAlloc &&
-           type->tp_itemsize == PyTuple_Type.tp_itemsize;
+           type->tp_init == PyBaseObject_Type.tp_init;
+}
+
+// Whether instances of a tuple subclass are laid out as tuples are, which a class never changes.
+inline bool is_laid_out_as_tuple(const PyTypeObject* type) noexcept {
+    return type->tp_alloc == PyType_GenericAlloc && type->tp_itemsize == PyTuple_Type.tp_itemsize;
 }
 
 // Where the attribute of a slot lies in an instance, given the descriptor; -1 if it is no such slot.

@@ -27,32 +27,11 @@ int layout_traverse(PyObject* self, visitproc visit, void* arg) {
     return 0;
 }
 
-PyType_Slot layout_slots[] = {
-    {Py_tp_dealloc, reinterpret_cast<void*>(layout_dealloc)},
-    {0, nullptr},
-};
-
 // Without tp_clear: a layout never changes, so that every cycle through it has another object to cut.
-PyType_Slot loose_layout_slots[] = {
+PyType_Slot layout_slots[] = {
     {Py_tp_dealloc, reinterpret_cast<void*>(layout_dealloc)},
     {Py_tp_traverse, reinterpret_cast<void*>(layout_traverse)},
     {0, nullptr},
-};
-
-PyType_Spec layout_spec = {
-    "optree._C.KeyLayout",
-    static_cast<int>(offsetof(KeyLayout, inserted)),
-    static_cast<int>(sizeof(PyObject*)),
-    static_cast<unsigned int>(Py_TPFLAGS_DEFAULT | compat::kNoInstantiation),
-    layout_slots,
-};
-
-PyType_Spec loose_layout_spec = {
-    "optree._C.LooseKeyLayout",
-    static_cast<int>(offsetof(KeyLayout, inserted)),
-    static_cast<int>(sizeof(PyObject*)),
-    static_cast<unsigned int>(Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | compat::kNoInstantiation),
-    loose_layout_slots,
 };
 
 bool all_atomic(PyObject* const* keys, std::size_t size) noexcept {
@@ -150,24 +129,34 @@ Ref make_layout(LayoutTypes types, PyObject* const* inserted, std::size_t size, 
     return make_layout_in_order(types, inserted, size, permuted ? order.data() : nullptr, sorted);
 }
 
+Ref positions_of(PyObject* const* keys, std::size_t size) {
+    Ref positions = checked(PyDict_New());
+    for (std::size_t i = 0; i < size; ++i) {
+        const Ref number = checked(PyLong_FromSize_t(i));
+        check_status(PyDict_SetItem(positions.get(), keys[i], number.get()));
+    }
+    return positions;
+}
+
+std::size_t position_in(PyObject* positions, PyObject* key, std::size_t size) {
+    const Ref number = Ref::steal(compat::dict_item(positions, key));
+    if (!number && PyErr_Occurred()) throw PythonError{};
+    // Whatever stands there: the dict is reachable for code that asks the collector for all objects.
+    if (!number || !PyLong_CheckExact(number.get())) return size;
+    const std::size_t position = PyLong_AsSize_t(number.get());
+    if (PyErr_Occurred()) PyErr_Clear();
+    return std::min(position, size);
+}
+
 Ref make_layout_with_order(LayoutTypes types, PyObject* const* keys, PyObject* const* inserted,
                            std::size_t size) {
-    Ref index = checked(PyDict_New());
-    for (std::size_t i = 0; i < size; ++i) {
-        Ref number = checked(PyLong_FromSize_t(i));
-        check_status(PyDict_SetItem(index.get(), inserted[i], number.get()));
-    }
+    const Ref positions = positions_of(inserted, size);
     std::vector<std::uint32_t> order(size);
     std::vector<bool> taken(size, false);  // keys whose __eq__ lies must not make holes
     bool permuted = false;
     for (std::size_t child = 0; child < size; ++child) {
-        const Ref number = Ref::steal(compat::dict_item(index.get(), keys[child]));
-        if (!number && PyErr_Occurred()) throw PythonError{};
-        // Whatever stands there: the dict is reachable for code that asks the collector for all objects.
-        const std::size_t at =
-            number && PyLong_CheckExact(number.get()) ? PyLong_AsSize_t(number.get()) : size;
-        if (at >= size || taken[at]) {
-            PyErr_Clear();
+        const std::size_t at = position_in(positions.get(), keys[child], size);
+        if (at == size || taken[at]) {
             raise(PyExc_KeyError, "the two key orders hold different keys");
         }
         order[child] = static_cast<std::uint32_t>(at);
@@ -210,9 +199,16 @@ bool same_keys(const KeyLayout* a, const KeyLayout* b) {
     return true;
 }
 
-Ref make_layout_type() { return internal_class(checked(PyType_FromSpec(&layout_spec))); }
-Ref make_loose_layout_type() {
-    return internal_class(checked(PyType_FromSpec(&loose_layout_spec)));
+Ref make_layout_type(bool loose) {
+    const unsigned long flags = loose ? Py_TPFLAGS_HAVE_GC : 0;
+    PyType_Spec spec = {
+        loose ? "optree._C.LooseKeyLayout" : "optree._C.KeyLayout",
+        static_cast<int>(offsetof(KeyLayout, inserted)),
+        static_cast<int>(sizeof(PyObject*)),
+        static_cast<unsigned int>(Py_TPFLAGS_DEFAULT | compat::kNoInstantiation | flags),
+        layout_slots,
+    };
+    return internal_class(checked(PyType_FromSpec(&spec)));
 }
 
 }  // namespace optree

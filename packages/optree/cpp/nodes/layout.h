@@ -146,6 +146,11 @@ Ref make_layout_with_order(LayoutTypes types, PyObject* const* keys, PyObject* c
 Ref make_layout_of_sorted(LayoutTypes types, PyObject* const* keys, PyObject* const* inserted,
                           std::size_t size);
 
+// A dict from keys to their positions, and where a key stands by it; `size` if it does not. Run Python
+// code.
+Ref positions_of(PyObject* const* keys, std::size_t size);
+std::size_t position_in(PyObject* positions, PyObject* key, std::size_t size);
+
 // Pushes the values of a mapping of as many keys as `layout` in traversal order if its keys are the
 // very objects of the layout in the same insertion order; else pushes nothing and returns false.
 bool push_known_values(const KeyLayout* layout, PyObject* mapping, ObjectStack& values);
@@ -196,8 +201,7 @@ Ref dict_of_keys(KeyLayout* layout);
 // Whether two layouts have equal keys in the same traversal order. May run Python code.
 bool same_keys(const KeyLayout* a, const KeyLayout* b);
 
-// Create the (heap) types of layouts.
-Ref make_layout_type();
-Ref make_loose_layout_type();
+// Creates one of the (heap) types of layouts.
+Ref make_layout_type(bool loose);
 
 }  // namespace optree

@@ -21,7 +21,7 @@ OPTREE_INLINE Ref visit_values(Context& context, PyObject* object, Visitor& visi
             return Ref::borrow(context.state.layouts().empty.get());
         }
         const auto size = static_cast<std::size_t>(PyDict_GET_SIZE(object));
-        visitor.expect(checked_count(size));
+        visitor.expect(size);
         PyObject** out = visitor.room(size);
         if (KeyLayout* known = Self::gather_known(context, object, out)) {
             visitor.put(out, size);

@@ -10,22 +10,12 @@ PyObject* NamedTuple::rebuild(State& state, const Slot* slots, PyObject** childr
     // namedtuple trees, benchmarks/optree).
     bool direct = false;
     try {
-        direct = state.namedtuples.makes_directly(type, count);
+        direct = state.tuples.makes_directly(type, count);
     } catch (const PythonError&) {
         drop_children(children, count);
         return nullptr;
     }
-    if (direct) {
-        PyObject* made = new_plain_tuple(type, static_cast<Py_ssize_t>(count));
-        if (made == nullptr) {
-            drop_children(children, count);
-            return nullptr;
-        }
-        if (count != 0) {
-            std::memcpy(static_cast<void*>(tuple_items(made)), children, count * sizeof(PyObject*));
-        }
-        return made;
-    }
+    if (direct) return steal_into_instance(type, children, count);
     PyObject* made = calling_python(
         [&] { return PyObject_Vectorcall(as_object(slots[0]), children, count, nullptr); });
     drop_children(children, count);

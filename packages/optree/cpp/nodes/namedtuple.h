@@ -11,7 +11,7 @@ struct NamedTuple : RecordKind<NamedTuple> {
     static constexpr const char* kFamily = "collections.namedtuple";
     static constexpr const char* kEntryClass = "NamedTupleEntry";
     static bool is_class(State& state, PyTypeObject* type) {
-        return !state.structseqs.contains(type) && state.namedtuples.contains(type);
+        return state.tuples.is_namedtuple(type);
     }
     static Ref fields(PyTypeObject* type) { return namedtuple_fields(type); }
     static std::string class_text(PyObject* type) { return attribute_text(type, "__name__"); }

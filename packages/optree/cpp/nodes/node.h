@@ -51,7 +51,7 @@ class Collect {
     using Section = CriticalSection;
     static constexpr bool kAsksEmpty = false;
     explicit Collect(ObjectStack& children) : children_(children) {}
-    OPTREE_INLINE void expect(std::uint32_t count) { children_.reserve(count); }
+    OPTREE_INLINE void expect(std::size_t count) { children_.reserve(count); }
     OPTREE_INLINE void borrowed(PyObject* child) { children_.push_unchecked(child); }
     OPTREE_INLINE std::size_t at_once(PyObject* const* children, std::size_t count) {
         children_.push_all(children, count);

@@ -52,6 +52,14 @@ Py_hash_t hash_of(PyObject* name) {
     return hash;
 }
 
+Namespace* find_in(const NamespaceTable& table, PyObject* name, Py_hash_t hash) noexcept {
+    for (auto [place, end] = table.equal_range(hash); place != end; ++place) {
+        PyObject* known = place->second->name.get();
+        if (known == name || PyUnicode_Compare(known, name) == 0) return place->second;
+    }
+    return nullptr;
+}
+
 }  // namespace
 
 Ref make_registration_type() {
@@ -71,41 +79,9 @@ Ref make_registration(PyTypeObject* registration_type, PyObject* type, PyObject*
     return self;
 }
 
-Namespace* NamespaceTable::find(PyObject* name, Py_hash_t hash) const noexcept {
-    if (entries_.empty()) return nullptr;
-    const std::size_t mask = entries_.size() - 1;
-    for (std::size_t i = static_cast<std::size_t>(hash) & mask;; i = (i + 1) & mask) {
-        const Entry& entry = entries_[i];
-        if (entry.space == nullptr) return nullptr;
-        PyObject* found = entry.space->name.get();
-        if (found == name || (entry.hash == hash && PyUnicode_Compare(found, name) == 0)) {
-            return entry.space;
-        }
-    }
-}
-
-void NamespaceTable::place(std::vector<Entry>& entries, Entry entry) noexcept {
-    const std::size_t mask = entries.size() - 1;
-    std::size_t i = static_cast<std::size_t>(entry.hash) & mask;
-    while (entries[i].space != nullptr) i = (i + 1) & mask;
-    entries[i] = entry;
-}
-
-void NamespaceTable::insert(Namespace* space, Py_hash_t hash) {
-    if ((size_ + 1) * 2 > entries_.size()) {
-        std::vector<Entry> grown(entries_.empty() ? 8 : entries_.size() * 2);
-        for (const Entry& entry : entries_) {
-            if (entry.space != nullptr) place(grown, entry);
-        }
-        entries_.swap(grown);
-    }
-    place(entries_, {space, hash});
-    ++size_;
-}
-
 Registry::~Registry() {
     clear();
-    named_.peek().for_each([](Namespace& space) { delete &space; });
+    for (Namespace* space = newest_; space != nullptr;) delete std::exchange(space, space->next);
 }
 
 Namespace* Registry::find(PyObject* name) {
@@ -115,7 +91,7 @@ Namespace* Registry::find(PyObject* name) {
     Namespace* found = nullptr;
     {
         const ReaderSection section;
-        found = named_.peek().find(name, hash);
+        found = find_in(named_.peek(), name, hash);
     }
     if (!compat::kFreeThreaded) {
         PyObject* old = last_name_;
@@ -137,8 +113,10 @@ Namespace& Registry::get(PyObject* name) {
     made->name = Ref::steal(interned);
     forget_last_name();
     const WriterLock writing(lock_);
-    if (Namespace* found = named_.peek().find(name, hash)) return *found;
-    named_.update([&](NamespaceTable& table) { table.insert(made.get(), hash); });
+    if (Namespace* found = find_in(named_.peek(), name, hash)) return *found;
+    named_.update([&](NamespaceTable& table) { table.emplace(hash, made.get()); });
+    made->next = newest_;
+    newest_ = made.get();
     return *made.release();
 }
 
@@ -162,9 +140,8 @@ Ref Registry::remove(Namespace& space, PyTypeObject* type) {
 }
 
 std::size_t Registry::named_size() const noexcept {
-    const ReaderSection section;
     std::size_t size = 0;
-    named_.peek().for_each([&](Namespace& space) { size += space.types.peek().size(); });
+    for_each_named([&](const Namespace& space) { size += space.size(); });
     return size;
 }
 
@@ -191,15 +168,8 @@ void Registry::clear() noexcept {
         });
     };
     empty(global_);
-    // The table of namespaces may change while references are dropped.
-    std::size_t place = 0;
-    while (Namespace* space = namespace_from(place)) empty(*space);
+    for_each_named(empty);
     forget_last_name();
-}
-
-Namespace* Registry::namespace_from(std::size_t& place) noexcept {
-    const ReaderSection section;
-    return named_.peek().next(place);
 }
 
 int Registry::traverse(visitproc visit, void* arg) const {
@@ -210,7 +180,7 @@ int Registry::traverse(visitproc visit, void* arg) const {
         });
     };
     report(global_);
-    named_.peek().for_each(report);
+    for_each_named(report);
     return status;
 }
 

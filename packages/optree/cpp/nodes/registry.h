@@ -3,7 +3,7 @@
 #pragma once
 
 #include <memory>
-#include <vector>
+#include <unordered_map>
 
 #include "support/pointer_map.h"
 #include "support/ref.h"
@@ -39,6 +39,7 @@ struct Namespace {
     Ref name;                // an exact str, null for the global namespace
     Published<Types> types;  // owns a reference to each registration
     std::atomic<bool> insertion_ordered = false;
+    Namespace* next = nullptr;  // the one that was made before
 
     std::size_t size() const noexcept {
         const ReaderSection section;
@@ -46,36 +47,8 @@ struct Namespace {
     }
 };
 
-// Namespaces by name: open addressing by the hash of the name.
-class NamespaceTable {
-  public:
-    Namespace* find(PyObject* name, Py_hash_t hash) const noexcept;
-    void insert(Namespace* space, Py_hash_t hash);
-    template <class Visit>
-    void for_each(Visit&& visit) const {
-        for (const Entry& entry : entries_) {
-            if (entry.space != nullptr) visit(*entry.space);
-        }
-    }
-
-    // The next namespace from `place` on, which moves behind it; null at the end. Namespaces that are
-    // added meanwhile may be passed over or given twice.
-    Namespace* next(std::size_t& place) const noexcept {
-        while (place < entries_.size()) {
-            if (Namespace* space = entries_[place++].space) return space;
-        }
-        return nullptr;
-    }
-
-  private:
-    struct Entry {
-        Namespace* space = nullptr;
-        Py_hash_t hash = 0;
-    };
-    static void place(std::vector<Entry>& entries, Entry entry) noexcept;
-    std::vector<Entry> entries_;
-    std::size_t size_ = 0;
-};
+// Namespaces by the hash of the name.
+using NamespaceTable = std::unordered_multimap<Py_hash_t, Namespace*>;
 
 // Read without a lock. What a change drops is dropped without one, since that may run Python code.
 class Registry {
@@ -118,6 +91,7 @@ class Registry {
     Lock lock_;  // held by who changes any of what follows
     Namespace global_;
     Published<NamespaceTable> named_;
+    std::atomic<Namespace*> newest_{nullptr};
     std::atomic<std::uint64_t> version_{0};
     // The last name looked up, by identity (owned). Pays for 30 instructions of each call with a
     // namespace; not used where threads would have to share it.
@@ -125,7 +99,10 @@ class Registry {
     Namespace* last_ = nullptr;
 
     void forget_last_name() noexcept;
-    Namespace* namespace_from(std::size_t& place) noexcept;
+    template <class Visit>
+    void for_each_named(Visit&& visit) const {
+        for (Namespace* space = newest_; space != nullptr; space = space->next) visit(*space);
+    }
 };
 
 }  // namespace optree

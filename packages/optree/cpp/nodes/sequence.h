@@ -28,6 +28,14 @@ inline PyObject* steal_into_tuple(PyObject** children, std::size_t count) noexce
     return tuple;
 }
 
+// An instance of a tuple subclass, not by a call of it.
+inline PyObject* steal_into_instance(PyTypeObject* type, PyObject** children,
+                                     std::size_t count) noexcept {
+    PyObject* made = new_plain_tuple(type, children, count);
+    if (OPTREE_UNLIKELY(made == nullptr)) drop_children(children, count);
+    return made;
+}
+
 inline PyObject* steal_into_list(PyObject** children, std::size_t count) noexcept {
     PyObject* list = new_list_of(children, count);
     if (OPTREE_UNLIKELY(list == nullptr)) drop_children(children, count);

@@ -79,23 +79,6 @@ Plain sort_by(KeyedKeys& keyed, KeyOrder& order, Less&& less) {
     return Plain::permuted;
 }
 
-// Bytes order like code points.
-Plain sort_byte_strings(PyObject* const* keys, std::size_t size, KeyOrder& order) {
-    for (std::size_t i = 0; i < size; ++i) {
-        if (!PyUnicode_CheckExact(keys[i]) || PyUnicode_KIND(keys[i]) != PyUnicode_1BYTE_KIND) {
-            return Plain::not_plain;
-        }
-    }
-    const std::size_t skip = size > kFew ? common_prefix(keys, size) : 0;
-    KeyedKeys keyed;
-    keyed.reserve(size);
-    for (std::uint32_t i = 0; i < size; ++i) keyed.push_unchecked({byte_prefix(keys[i], skip), i});
-    return sort_by(keyed, order, [keys](const Keyed& a, const Keyed& b) {
-        return a.prefix != b.prefix ? a.prefix < b.prefix
-                                    : bytes_less(keys[a.index], keys[b.index]);
-    });
-}
-
 // Two characters of text of any width, zero filled: orders like code points do.
 std::uint64_t text_prefix(PyObject* text) noexcept {
     std::uint64_t prefix = 0;
@@ -105,16 +88,23 @@ std::uint64_t text_prefix(PyObject* text) noexcept {
     return prefix;
 }
 
+// Where no text is wider, bytes order like code points.
 Plain sort_texts(PyObject* const* keys, std::size_t size, KeyOrder& order) {
+    bool bytes = true;
     for (std::size_t i = 0; i < size; ++i) {
         if (!PyUnicode_CheckExact(keys[i])) return Plain::not_plain;
+        bytes = bytes && PyUnicode_KIND(keys[i]) == PyUnicode_1BYTE_KIND;
     }
+    const std::size_t skip = bytes && size > kFew ? common_prefix(keys, size) : 0;
     KeyedKeys keyed;
     keyed.reserve(size);
-    for (std::uint32_t i = 0; i < size; ++i) keyed.push_unchecked({text_prefix(keys[i]), i});
-    return sort_by(keyed, order, [keys](const Keyed& a, const Keyed& b) {
-        return a.prefix != b.prefix ? a.prefix < b.prefix
-                                    : PyUnicode_Compare(keys[a.index], keys[b.index]) < 0;
+    for (std::uint32_t i = 0; i < size; ++i) {
+        keyed.push_unchecked({bytes ? byte_prefix(keys[i], skip) : text_prefix(keys[i]), i});
+    }
+    return sort_by(keyed, order, [keys, bytes](const Keyed& a, const Keyed& b) {
+        if (a.prefix != b.prefix) return a.prefix < b.prefix;
+        return bytes ? bytes_less(keys[a.index], keys[b.index])
+                     : PyUnicode_Compare(keys[a.index], keys[b.index]) < 0;
     });
 }
 
@@ -247,11 +237,8 @@ Ref sorted_list(PyObject* list) {
 
 Plain sort_plain_keys(PyObject* const* keys, std::size_t size, KeyOrder& order) {
     if (size < 2) return size == 0 || is_atomic(keys[0]) ? Plain::in_order : Plain::not_plain;
-    for (const auto sort : {sort_byte_strings, sort_texts, sort_small_ints}) {
-        const Plain plain = sort(keys, size, order);
-        if (plain != Plain::not_plain) return plain;
-    }
-    return Plain::not_plain;
+    const Plain plain = sort_texts(keys, size, order);
+    return plain != Plain::not_plain ? plain : sort_small_ints(keys, size, order);
 }
 
 bool strictly_increasing(PyObject* const* keys, std::size_t size) noexcept {

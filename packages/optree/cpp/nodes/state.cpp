@@ -20,21 +20,16 @@ int state_traverse(PyObject* self, visitproc visit, void* arg) {
     OPTREE_VISIT_TYPE(self);
     for (const Ref* ref :
          {&state.layout_type, &state.loose_layout_type, &state.registration_type, &state.spec_type,
-          &state.iter_type, &state.internal_error, &state.kind_enum, &state.evict_namedtuple,
-          &state.evict_structseq, &state.copyreg_newobj}) {
+          &state.iter_type, &state.internal_error, &state.kind_enum, &state.stock,
+          &state.evict_tuple_class, &state.copyreg_newobj, &state.one_level.output_class,
+          &state.one_level.metadata_class, &state.one_level.handlers[0],
+          &state.one_level.handlers[1]}) {
         Py_VISIT(ref->get());
     }
     Py_VISIT(state.accessors.load(std::memory_order_relaxed));
     for (const Ref& kind : state.kinds) Py_VISIT(kind.get());
     for (const Ref& cls : state.classes) Py_VISIT(cls.get());
-    const auto visit_ref = [&](const Ref& ref) {
-        Py_VISIT(ref.get());
-        return 0;
-    };
-    if (const int status = state.one_level.for_each(visit_ref)) return status;
-    if (const int status = state.stock.for_each(visit_ref)) return status;
-    if (const int status = state.namedtuples.traverse(visit, arg)) return status;
-    if (const int status = state.structseqs.traverse(visit, arg)) return status;
+    if (const int status = state.tuples.traverse(visit, arg)) return status;
     return state.registry.traverse(visit, arg);
 }
 
@@ -43,13 +38,11 @@ int state_clear(PyObject* self) {
     State& state = as_state(self);
     state.registry.clear();
     state.forget_layouts();
-    state.one_level.clear();
-    state.stock.clear();
-    state.namedtuples.close();
-    state.structseqs.close();
+    state.tuples.close();
     Py_XDECREF(state.accessors.exchange(nullptr));
-    state.evict_namedtuple = nullptr;
-    state.evict_structseq = nullptr;
+    state.one_level = {};
+    state.stock = nullptr;
+    state.evict_tuple_class = nullptr;
     return 0;
 }
 
@@ -57,24 +50,7 @@ void state_dealloc(PyObject* self) {
     PyTypeObject* type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     state_clear(self);
-    State& state = as_state(self);
-    state.registry.~Registry();
-#if !defined(Py_GIL_DISABLED)
-    state.own_layouts.~LayoutCache();
-#endif
-    state.blocks.~BlockPool();
-    state.specs.~ObjectPool();
-    state.namedtuples.~TupleFamily();
-    state.structseqs.~TupleFamily();
-    for (Ref* ref :
-         {&state.layout_type, &state.loose_layout_type, &state.registration_type, &state.spec_type,
-          &state.iter_type, &state.internal_error, &state.kind_enum, &state.empty_str,
-          &state.str_default_factory, &state.str_maxlen, &state.str_is_leaf,
-          &state.str_none_is_leaf, &state.str_namespace, &state.copyreg_newobj}) {
-        *ref = nullptr;
-    }
-    for (Ref& kind : state.kinds) kind = nullptr;
-    for (Ref& cls : state.classes) cls = nullptr;
+    as_state(self).StateMembers::~StateMembers();
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -94,23 +70,14 @@ PyType_Spec state_spec = {
     state_slots,
 };
 
-PyObject* evict(PyObject* self, TupleFamily& family, PyObject* weakref) {
+PyObject* evict_tuple_class(PyObject* self, PyObject* weakref) {
     return guarded(as_state(self).error(), [&] {
-        family.evict(weakref);
+        as_state(self).tuples.evict(weakref);
         return compat::new_ref(Py_None);
     });
 }
 
-PyObject* evict_namedtuple(PyObject* self, PyObject* weakref) {
-    return evict(self, as_state(self).namedtuples, weakref);
-}
-
-PyObject* evict_structseq(PyObject* self, PyObject* weakref) {
-    return evict(self, as_state(self).structseqs, weakref);
-}
-
-PyMethodDef evict_namedtuple_def = {"evict_namedtuple", evict_namedtuple, METH_O, nullptr};
-PyMethodDef evict_structseq_def = {"evict_structseq", evict_structseq, METH_O, nullptr};
+PyMethodDef evict_tuple_class_def = {"evict_tuple_class", evict_tuple_class, METH_O, nullptr};
 
 void find_classes(State& state) {
     State::ExactClass* exact = state.exact;
@@ -217,16 +184,11 @@ Ref make_state() {
     auto* state_type = reinterpret_cast<PyTypeObject*>(type.get());
     Ref self = checked(state_type->tp_alloc(state_type, 0));
     State& state = as_state(self.get());
-    // tp_alloc zeroed the memory; the members with a constructor get one.
-    new (&state.registry) Registry;
-    new (&state.blocks) BlockPool;
-    new (&state.specs) ObjectPool;
+    new (static_cast<StateMembers*>(&state)) StateMembers;
     static std::atomic<std::uint64_t> last_id{0};
     state.id = ++last_id;
-    new (&state.namedtuples) TupleFamily;
-    new (&state.structseqs) TupleFamily;
-    state.layout_type = make_layout_type();
-    state.loose_layout_type = make_loose_layout_type();
+    state.layout_type = make_layout_type(false);
+    state.loose_layout_type = make_layout_type(true);
     state.registration_type = make_registration_type();
     find_classes(state);
     state.copyreg_newobj = attribute_of_module("copyreg", "__newobj__");
@@ -236,14 +198,9 @@ Ref make_state() {
     state.str_is_leaf = interned("is_leaf");
     state.str_none_is_leaf = interned("none_is_leaf");
     state.str_namespace = interned("namespace");
-    state.evict_namedtuple = checked(PyCFunction_New(&evict_namedtuple_def, self.get()));
-    state.evict_structseq = checked(PyCFunction_New(&evict_structseq_def, self.get()));
-    state.namedtuples.init(is_namedtuple_class, state.evict_namedtuple.get());
-    state.structseqs.init(is_structseq_class, state.evict_structseq.get());
-#if defined(Py_GIL_DISABLED)
-    new (&state.layouts_epoch) std::atomic<std::uint64_t>(0);
-#else
-    new (&state.own_layouts) LayoutCache;
+    state.evict_tuple_class = checked(PyCFunction_New(&evict_tuple_class_def, self.get()));
+    state.tuples.init(state.evict_tuple_class.get());
+#if !defined(Py_GIL_DISABLED)
     prepare_layouts(state, state.own_layouts);
 #endif
     return self;

@@ -12,11 +12,6 @@ namespace optree {
 
 // What tree_flatten_one_level() puts its answers together of: classes and functions of the Python part.
 struct OneLevel {
-    // What the registry says of a kind of nodes.
-    struct Handler {
-        Ref unflatten_func;  // null for custom nodes
-        Ref attributes;      // a dict, to copy
-    };
     static constexpr std::size_t kNumIndices = 17;
 
     Ref output_class;  // null until set
@@ -25,60 +20,8 @@ struct OneLevel {
     Ref str_original_keys;
     Ref str_type;
     Ref str_path_entry_type;
-    Ref indices[kNumIndices];        // (), (0,), (0, 1), ...
-    Handler handlers[2][kNumKinds];  // [whether dicts are sorted][kind]; null where there is none
-
-    // Calls visit(ref) for each until it returns other than 0.
-    template <class Visit>
-    int for_each(Visit&& visit) {
-        for (Ref* ref : {&output_class, &metadata_class, &str_original_keys, &str_type,
-                         &str_path_entry_type}) {
-            if (const int status = visit(*ref)) return status;
-        }
-        for (Ref& ref : indices) {
-            if (const int status = visit(ref)) return status;
-        }
-        for (auto& of_mode : handlers) {
-            for (Handler& handler : of_mode) {
-                if (const int status = visit(handler.unflatten_func)) return status;
-                if (const int status = visit(handler.attributes)) return status;
-            }
-        }
-        return 0;
-    }
-    void clear() {
-        for_each([](Ref& ref) {
-            ref = nullptr;
-            return 0;
-        });
-    }
-};
-
-// The path entry classes of the library's own, and the functions that make their instances, as they
-// were when the Python part was loaded (walk/paths.cpp).
-struct StockClasses {
-    static constexpr std::size_t kCount = 5;
-    struct Class {
-        Ref cls;
-        Ref functions;  // a tuple
-    };
-    Class classes[kCount];
-
-    // Calls visit(ref) for each until it returns other than 0.
-    template <class Visit>
-    int for_each(Visit&& visit) {
-        for (Class& stock : classes) {
-            if (const int status = visit(stock.cls)) return status;
-            if (const int status = visit(stock.functions)) return status;
-        }
-        return 0;
-    }
-    void clear() {
-        for_each([](Ref& ref) {
-            ref = nullptr;
-            return 0;
-        });
-    }
+    Ref indices;      // ((), (0,), (0, 1), ...), kNumIndices of them
+    Ref handlers[2];  // [whether dicts are sorted]: a tuple as set_one_level() takes it
 };
 
 struct State;
@@ -101,19 +44,17 @@ inline PyObject* type_object(PyTypeObject* type) noexcept {
 // An attribute of a module, which is imported.
 Ref attribute_of_module(const char* module_name, const char* name);
 
-// A Python object, passed to every builtin as its `self`; specs and iterators hold a reference.
-struct State {
-    PyObject_HEAD
+// What is kept. Made and destroyed as one.
+struct StateMembers {
     Registry registry;
 #if defined(Py_GIL_DISABLED)
-    std::atomic<std::uint64_t> layouts_epoch;  // how often the caches of all threads were cleared
+    std::atomic<std::uint64_t> layouts_epoch{
+        0};  // how often the caches of all threads were cleared
 #else
     LayoutCache own_layouts;
 #endif
-    TupleFamily namedtuples;
-    TupleFamily structseqs;
+    TupleClasses tuples;
     OneLevel one_level;
-    StockClasses stock;
     BlockPool blocks;
     ObjectPool specs;
     std::uint64_t id = 0;  // unlike that of any other state of the process
@@ -127,6 +68,9 @@ struct State {
     Ref internal_error;
     Ref kind_enum;         // the Python enum PyTreeKind
     Ref kinds[kNumKinds];  // its members
+    // The path entry classes of the library's own, and the accessor: a dict to the functions that made
+    // their instances when the Python part was loaded, a tuple (walk/paths.cpp).
+    Ref stock;
 
     // The classes whose instances are nodes of a kind; null for kinds without such a class.
     Ref classes[kNumKinds];
@@ -141,8 +85,7 @@ struct State {
     }
 
     // Classes and names of Python's.
-    Ref evict_namedtuple;  // weak reference callbacks
-    Ref evict_structseq;
+    Ref evict_tuple_class;  // the callback of weak references
     Ref empty_str;
     Ref str_default_factory;
     Ref str_maxlen;
@@ -150,8 +93,16 @@ struct State {
     Ref str_none_is_leaf;
     Ref str_namespace;
     Ref copyreg_newobj;
-    std::atomic<PyObject*> accessors;  // owned: the module optree.accessors, imported at first use
+    std::atomic<PyObject*> accessors{
+        nullptr};  // owned: the module optree.accessors, imported at first use
+};
 
+struct StateHead {
+    PyObject_HEAD
+};
+
+// A Python object, passed to every builtin as its `self`; specs and iterators hold a reference.
+struct State : StateHead, StateMembers {
     LayoutTypes layout() const noexcept {
         return {reinterpret_cast<PyTypeObject*>(layout_type.get()),
                 reinterpret_cast<PyTypeObject*>(loose_layout_type.get())};

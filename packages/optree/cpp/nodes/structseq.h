@@ -11,7 +11,7 @@ struct StructSeq : RecordKind<StructSeq> {
     static constexpr const char* kFamily = "PyStructSequence type";
     static constexpr const char* kEntryClass = "StructSequenceEntry";
     static bool is_class(State& state, PyTypeObject* type) {
-        return state.structseqs.contains(type);
+        return state.tuples.is_structseq(type);
     }
     static Ref fields(PyTypeObject* type) { return structseq_fields(type); }
     static std::string class_text(PyObject* type) {

@@ -35,10 +35,8 @@ bool has_callable(PyTypeObject* type, const char* name) {
     return value && PyCallable_Check(value.get()) != 0;
 }
 
-}  // namespace
-
+// A tuple subclass with `_fields`, an exact tuple of exact str, and callable `_make` and `_asdict`.
 bool is_namedtuple_class(PyTypeObject* type) {
-    if (!PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) return false;
     const Ref fields = attribute(reinterpret_cast<PyObject*>(type), "_fields");
     if (!fields || !PyTuple_CheckExact(fields.get())) return false;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(fields.get()); ++i) {
@@ -47,8 +45,8 @@ bool is_namedtuple_class(PyTypeObject* type) {
     return has_callable(type, "_make") && has_callable(type, "_asdict");
 }
 
+// A class as C's PyStructSequence makes them: final, directly under tuple, with field counts.
 bool is_structseq_class(PyTypeObject* type) {
-    if (!PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) return false;
     if (PyType_HasFeature(type, Py_TPFLAGS_BASETYPE)) return false;
     if (type->tp_bases == nullptr || !PyTuple_CheckExact(type->tp_bases) ||
         PyTuple_GET_SIZE(type->tp_bases) != 1 ||
@@ -62,7 +60,12 @@ bool is_structseq_class(PyTypeObject* type) {
     return true;
 }
 
-namespace {
+TupleSort sort_by_attributes(PyTypeObject* type) {
+    if (!PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) return TupleSort::other;
+    return is_structseq_class(type)    ? TupleSort::structseq
+           : is_namedtuple_class(type) ? TupleSort::namedtuple
+                                       : TupleSort::other;
+}
 
 // The code of the `__new__` that collections.namedtuple generates for `arity` fields.
 Ref generated_code(std::size_t arity) {
@@ -101,7 +104,7 @@ std::unique_ptr<Making> examine(PyTypeObject* type, std::size_t count) {
     if (!trials.code.held() || !trials.tuple_items.held() || !trials.type_slots.held()) return made;
     made->version = compat::type_version(type);
     made->count = count;
-    if (!is_plain_tuple_class(type)) return made;
+    if (!calls_only_new(type) || !is_laid_out_as_tuple(type)) return made;
     made->tp_new = type->tp_new;
     // Looking it up gives the type a version, if it has none.
     const Ref constructor = attribute(reinterpret_cast<PyObject*>(type), "__new__");
@@ -121,7 +124,7 @@ std::unique_ptr<Making> examine(PyTypeObject* type, std::size_t count) {
 bool is_item(PyObject* dict, PyObject* name, PyObject* expected) {
     if (trials.dict_table.held()) {
         const CriticalSection reading(dict);
-        const DictEntries entries = dict_entries(dict);
+        const TextEntries entries(dict);
         if (OPTREE_LIKELY(entries && PyDict_GET_SIZE(dict) != 0 && entries.first_key() == name)) {
             return entries.first_value() == expected;
         }
@@ -164,23 +167,23 @@ Ref structseq_fields(PyTypeObject* type) {
     return fields.into_tuple();
 }
 
-bool TupleFamily::learn(PyTypeObject* type) {
+TupleSort TupleClasses::learn(PyTypeObject* type) {
     // What follows may run Python code, which may drop the class or ask about it again.
     const Ref alive = Ref::borrow(reinterpret_cast<PyObject*>(type));
-    const bool member = test_(type);
-    if (evict_ == nullptr) return member;
+    const TupleSort sort = sort_by_attributes(type);
+    if (evict_ == nullptr) return sort;
     const auto is_known = [&] {
         const ReaderSection section;
         return classes_.peek().of_type.find(type) != nullptr;
     };
     Ref weakref;
     if (PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE)) {
-        if (is_known()) return member;
+        if (is_known()) return sort;
         weakref = checked(PyWeakref_NewRef(alive.get(), evict_));
     }
-    auto made = std::make_unique<TupleClass>(member, weakref.get());
+    auto made = std::make_unique<TupleClass>(sort, weakref.get());
     const WriterLock writing(lock_);
-    if (is_known()) return member;
+    if (is_known()) return sort;
     classes_.update([&](Classes& classes) {
         if (weakref) classes.of_weakref.insert(weakref.get(), type);
         try {
@@ -192,10 +195,10 @@ bool TupleFamily::learn(PyTypeObject* type) {
     });
     (void)made.release();  // the table owns it
     (void)weakref.release();
-    return member;
+    return sort;
 }
 
-bool TupleFamily::makes_directly(PyTypeObject* type, std::size_t count) {
+bool TupleClasses::makes_directly(PyTypeObject* type, std::size_t count) {
     const unsigned int version = compat::type_version(type);
     WeakTarget constructor;
     PyObject* code = nullptr;
@@ -216,14 +219,13 @@ bool TupleFamily::makes_directly(PyTypeObject* type, std::size_t count) {
         }
     }
     if (OPTREE_UNLIKELY(!constructor)) return decide(type, count);
-    return is_plain_tuple_class(type) && type->tp_new == tp_new &&
-           code_of(constructor.get()) == code &&
+    return calls_only_new(type) && type->tp_new == tp_new && code_of(constructor.get()) == code &&
            is_item(globals_of(constructor.get()), str_tuple_new_.get(), tuple_new);
 }
 
-bool TupleFamily::decide(PyTypeObject* type, std::size_t count) {
+bool TupleClasses::decide(PyTypeObject* type, std::size_t count) {
     const Ref alive = Ref::borrow(reinterpret_cast<PyObject*>(type));
-    (void)contains(type);
+    (void)sort_of(type);
     std::unique_ptr<Making> making = examine(type, count);
     const bool direct = making->direct;
     if (making->version == 0) return direct;
@@ -235,7 +237,7 @@ bool TupleFamily::decide(PyTypeObject* type, std::size_t count) {
     return direct;
 }
 
-int TupleFamily::traverse(visitproc visit, void* arg) const {
+int TupleClasses::traverse(visitproc visit, void* arg) const {
     int status = 0;
     classes_.peek().of_type.for_each([&](PyTypeObject*, const TupleClass* entry) {
         if (status == 0 && entry->weakref != nullptr) status = visit(entry->weakref, arg);
@@ -243,7 +245,7 @@ int TupleFamily::traverse(visitproc visit, void* arg) const {
     return status;
 }
 
-void TupleFamily::evict(PyObject* weakref) {
+void TupleClasses::evict(PyObject* weakref) {
     std::unique_ptr<TupleClass> evicted;
     Ref dropped;
     const WriterLock writing(lock_);
@@ -258,7 +260,7 @@ void TupleFamily::evict(PyObject* weakref) {
     dropped = Ref::steal(weakref);
 }
 
-void TupleFamily::clear() noexcept {
+void TupleClasses::clear() noexcept {
     std::unique_ptr<Classes> dropped;
     {
         const WriterLock writing(lock_);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which tuple classes are namedtuples or PyStructSequences, remembered per class.
+// Which tuple classes are namedtuples or PyStructSequences, remembered a class.
 #pragma once
 
 #include "support/pointer_map.h"
@@ -19,38 +19,39 @@ struct Making {
     Ref tuple_new;    // what its global name `_tuple_new` stands for
 };
 
+enum class TupleSort : unsigned char { other, namedtuple, structseq };
+
 struct TupleClass {
-    bool member;        // belongs to the family
+    TupleSort sort;
     PyObject* weakref;  // owned: evicts the entry when the class dies; null for static types
     Published<Making> making;
 
-    TupleClass(bool member_, PyObject* weakref_) : member(member_), weakref(weakref_) {}
+    TupleClass(TupleSort sort_, PyObject* weakref_) : sort(sort_), weakref(weakref_) {}
 };
 
-// One family of tuple classes, read without a lock. Holds no class alive: a heap type gets one weak
+// What is known of tuple classes, read without a lock. Holds no class alive: a heap type gets one weak
 // reference, whose callback evicts it, the first time it is asked about.
-class TupleFamily {
+class TupleClasses {
   public:
-    using Test = bool (*)(PyTypeObject*);
+    TupleClasses() = default;
+    TupleClasses(const TupleClasses&) = delete;
+    TupleClasses& operator=(const TupleClasses&) = delete;
+    ~TupleClasses() { clear(); }
 
-    TupleFamily() = default;
-    TupleFamily(const TupleFamily&) = delete;
-    TupleFamily& operator=(const TupleFamily&) = delete;
-    ~TupleFamily() { clear(); }
-
-    void init(Test test, PyObject* evict) {
-        test_ = test;
+    void init(PyObject* evict) {
         evict_ = evict;
         str_tuple_new_ = checked(PyUnicode_InternFromString("_tuple_new"));
     }
-    // Whether `type` belongs to the family. May run Python code the first time.
-    bool contains(PyTypeObject* type) {
+    // May run Python code the first time.
+    TupleSort sort_of(PyTypeObject* type) {
         {
             const ReaderSection section;
-            if (const TupleClass* known = classes_.peek().of_type.find(type)) return known->member;
+            if (const TupleClass* known = classes_.peek().of_type.find(type)) return known->sort;
         }
         return learn(type);
     }
+    bool is_namedtuple(PyTypeObject* type) { return sort_of(type) == TupleSort::namedtuple; }
+    bool is_structseq(PyTypeObject* type) { return sort_of(type) == TupleSort::structseq; }
     // Whether `type(*items)` for `count` items is just a new tuple of them. Decided anew whenever the
     // class changes, which may run Python code; what the decision rests on is checked each time.
     bool makes_directly(PyTypeObject* type, std::size_t count);
@@ -70,20 +71,14 @@ class TupleFamily {
         PointerMap<PyObject, PyTypeObject> of_weakref;
     };
 
-    OPTREE_NOINLINE bool learn(PyTypeObject* type);
+    OPTREE_NOINLINE TupleSort learn(PyTypeObject* type);
     OPTREE_NOINLINE bool decide(PyTypeObject* type, std::size_t count);
 
-    Test test_ = nullptr;
     PyObject* evict_ = nullptr;  // borrowed: the callback, kept by the state
     Ref str_tuple_new_;
     Lock lock_;  // held by who changes `classes_`
     Published<Classes> classes_;
 };
-
-// A tuple subclass with `_fields`, an exact tuple of exact str, and callable `_make` and `_asdict`.
-bool is_namedtuple_class(PyTypeObject* type);
-// A class as C's PyStructSequence makes them: final, directly under tuple, with field counts.
-bool is_structseq_class(PyTypeObject* type);
 
 // Names of the fields of a namedtuple class, or of the visible fields of a PyStructSequence class
 // (unnamed ones by the marker "unnamed field"), as a tuple.

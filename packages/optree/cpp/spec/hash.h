@@ -34,7 +34,7 @@ constexpr std::uint64_t combine(std::uint64_t seed, std::uint64_t value) noexcep
 
 // Hash of the shape alone: kinds, arities and counts, not the payloads.
 inline std::uint64_t hash_node(std::uint64_t seed, const Node& node) noexcept {
-    seed = combine(seed, (std::uint64_t{static_cast<std::uint8_t>(node.kind)} << 32) | node.arity);
+    seed = combine(seed, (std::uint64_t{static_cast<std::uint32_t>(node.kind)} << 32) | node.arity);
     return combine(seed, (std::uint64_t{node.leaves} << 32) | node.leaf_end);
 }
 

@@ -9,7 +9,8 @@
 
 namespace optree {
 
-enum class Kind : std::uint8_t {
+// As wide as the other members of a node, so that no padding is among them.
+enum class Kind : std::uint32_t {
 #define OPTREE_KIND(value, name, ...) name = value,
 #define OPTREE_VALUE(value, name, ...) name = value,
 #include "spec/kinds.def"

@@ -25,7 +25,6 @@ namespace optree {
 // is one leaf has an empty table.
 struct Node {
     Kind kind;               // never Kind::leaf
-    std::uint8_t zero[3];    // padding, always zero, so that tables compare bytewise
     std::uint32_t payload;   // index of the first payload slot; see slot_count()
     std::uint32_t arity;     // number of children
     std::uint32_t leaves;    // number of leaves below this node
@@ -33,7 +32,9 @@ struct Node {
     std::uint32_t leaf_end;  // number of leaf tokens before this node in the table
 };
 
-static_assert(std::is_trivially_copyable_v<Node> && sizeof(Node) == 24);
+// Tables are compared bytewise.
+static_assert(std::is_trivially_copyable_v<Node> && sizeof(Node) == 24 &&
+              std::has_unique_object_representations_v<Node>);
 
 // Whose new elements keep what the memory held: every table that grows by `resize` is written over at
 // once. Filling one element by element took 5 % of flatten on module trees

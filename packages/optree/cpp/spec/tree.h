@@ -35,6 +35,17 @@ inline std::uint32_t checked_count(std::size_t count) {
     return static_cast<std::uint32_t>(count);
 }
 
+// Calls leaf() and on_node(node) for the tokens in post-order.
+template <class Leaf, class OnNode>
+void visit_tokens(const Tree& tree, Leaf&& leaf, OnNode&& on_node) {
+    std::uint32_t taken = 0;
+    for (const Node& node : tree.nodes) {
+        for (; taken < node.leaf_end; ++taken) leaf();
+        on_node(node);
+    }
+    if (tree.nodes.empty() && tree.leaves != 0) leaf();
+}
+
 // A position in the reversed token sequence. Reversed post-order is pre-order from right to left:
 // the root first, then its last child.
 //
@@ -123,7 +134,7 @@ class Builder {
         const auto payload = static_cast<std::uint32_t>(tree_.slots.size() - slot_count(kind));
         const std::uint32_t span = checked_count(std::size_t{nodes()} - start.node + 1);
         tree_.nodes.push_back(
-            {kind, {}, payload, arity, tree_.leaves - start.leaf, span, tree_.leaves});
+            {kind, payload, arity, tree_.leaves - start.leaf, span, tree_.leaves});
         starts_.push_back(start);
     }
 

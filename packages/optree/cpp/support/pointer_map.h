@@ -53,11 +53,6 @@ class PointerMap {
         }
     }
 
-    void swap(PointerMap& other) noexcept {
-        entries_.swap(other.entries_);
-        std::swap(size_, other.size_);
-    }
-
   private:
     struct Entry {
         Key* key = nullptr;

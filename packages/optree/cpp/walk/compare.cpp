@@ -1,9 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "walk/compare.h"
 
+#include <algorithm>
 #include <vector>
 
 namespace optree {
+namespace {
+
+// Specs whose hash is being computed on this thread: a key may hold the spec again. Their nested
+// hash is 0, so that mutually referring specs get equal hashes.
+thread_local Stack<const SpecObject*, 4> hashing;
+
+}  // namespace
+
 bool spec_equal(const SpecObject& a, const SpecObject& b) {
     if (&a == &b) return true;
     if (a.none_is_leaf != b.none_is_leaf || !same_shape(a.tree, b.tree)) return false;
@@ -19,6 +28,24 @@ bool spec_equal(const SpecObject& a, const SpecObject& b) {
     return true;
 }
 
+Py_hash_t spec_hash(SpecObject& spec) {
+    if (std::find(hashing.begin(), hashing.end(), &spec) != hashing.end()) return 0;
+    struct Guard {
+        explicit Guard(const SpecObject* self) { hashing.push_back(self); }
+        ~Guard() { hashing.pop_back(); }
+    } guard(&spec);
+    const Ref alive = Ref::borrow(reinterpret_cast<PyObject*>(&spec));
+
+    std::uint64_t hash = combine(spec.none_is_leaf ? 1 : 0, spec.tree.leaves);
+    for (const Node& node : spec.tree.nodes) {
+        hash = hash_node(hash, node);
+        const Slot* slots = slots_of(spec.tree, node);
+        hash = dispatch_slots(node.kind, [&](auto list) { return list.hash(hash, slots); });
+    }
+    const auto result = static_cast<Py_hash_t>(mix(hash));
+    return result == -1 ? -2 : result;
+}
+
 bool align_keys(const KeyLayout* a, const KeyLayout* b, Stack<std::uint32_t>& index_in_b) {
     if (a->size != b->size) return false;
     index_in_b.resize(a->size);
@@ -28,18 +55,11 @@ bool align_keys(const KeyLayout* a, const KeyLayout* b, Stack<std::uint32_t>& in
         for (std::uint32_t i = 0; i < a->size; ++i) index_in_b[i] = i;
         return true;
     }
-    const Ref where = checked(PyDict_New());
-    for (std::uint32_t i = 0; i < b->size; ++i) {
-        const Ref number = checked(PyLong_FromSize_t(i));
-        check_status(PyDict_SetItem(where.get(), b->keys[i], number.get()));
-    }
+    const Ref positions = positions_of(b->keys, b->size);
     for (std::uint32_t i = 0; i < a->size; ++i) {
-        PyObject* number = PyDict_GetItemWithError(where.get(), a->keys[i]);
-        if (number == nullptr) {
-            if (PyErr_Occurred()) throw PythonError{};
-            return false;
-        }
-        index_in_b[i] = static_cast<std::uint32_t>(PyLong_AsUnsignedLong(number));
+        const std::size_t at = position_in(positions.get(), a->keys[i], b->size);
+        if (at == b->size) return false;
+        index_in_b[i] = static_cast<std::uint32_t>(at);
     }
     return true;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Equality and the prefix order of structures.
+// Equality, hash and the prefix order of structures.
 #pragma once
 
 #include "walk/spec_object.h"
@@ -7,6 +7,7 @@
 namespace optree {
 
 bool spec_equal(const SpecObject& a, const SpecObject& b);
+Py_hash_t spec_hash(SpecObject& spec);
 // Whether `a` is a prefix of `b`; with `strict`, also that a leaf of `a` faces an internal node.
 bool spec_is_prefix(const SpecObject& a, const SpecObject& b, bool strict);
 

@@ -143,14 +143,12 @@ Ref spec_compose(const SpecObject& outer, const SpecObject& inner) {
     checked_count(outer.tree.nodes.size() + outer.tree.leaves * inner.tree.nodes.size());
     TreeOwner owner;
     Builder build(owner.tree);
-    std::uint32_t taken = 0;
-    const Subtree all = whole(inner.tree);
-    for (const Node& node : outer.tree.nodes) {
-        for (; taken < node.leaf_end; ++taken) build.append(inner.tree, all, share_slot);
-        share_payload(owner.tree, node.kind, slots_of(outer.tree, node));
-        build.close(node.kind, node.arity);
-    }
-    if (outer.tree.nodes.empty()) build.append(inner.tree, all, share_slot);
+    visit_tokens(
+        outer.tree, [&] { build.append(inner.tree, whole(inner.tree), share_slot); },
+        [&](const Node& node) {
+            share_payload(owner.tree, node.kind, slots_of(outer.tree, node));
+            build.close(node.kind, node.arity);
+        });
     return new_spec(state_of(outer), outer.none_is_leaf, name, owner);
 }
 
@@ -184,13 +182,7 @@ Ref spec_child(const SpecObject& spec, Py_ssize_t index) {
 
 Ref spec_one_level(const SpecObject& spec) {
     if (spec.tree.is_leaf()) return Ref::borrow(Py_None);
-    const Node& root = spec.tree.root();
-    TreeOwner owner;
-    Builder build(owner.tree);
-    for (std::uint32_t i = 0; i < root.arity; ++i) build.leaf();
-    share_payload(owner.tree, root.kind, slots_of(spec.tree, root));
-    build.close(root.kind, root.arity);
-    return new_spec(state_of(spec), spec.none_is_leaf, spec.name, owner);
+    return spec_of_node(spec, spec.tree.root());
 }
 
 }  // namespace optree

@@ -34,7 +34,6 @@ OPTREE_INLINE void Flattening::close(Kind kind, std::uint32_t arity, Start start
                                      std::size_t slots) {
     nodes_.reserve(1);
     Node& node = *nodes_.end();
-    std::memset(static_cast<void*>(&node), 0, offsetof(Node, payload));
     node.kind = kind;
     node.payload = static_cast<std::uint32_t>(slots_.size() - slots);
     node.arity = arity;
@@ -92,7 +91,7 @@ class Flattening::Level {
     };
     OPTREE_INLINE Level(Flattening& flat, int depth) : flat_(flat), depth_(depth) {}
 
-    OPTREE_INLINE void expect(std::uint32_t arity) { flat_.check_depth(depth_, arity); }
+    OPTREE_INLINE void expect(std::size_t arity) { flat_.check_depth(depth_, arity); }
     OPTREE_INLINE void borrowed(PyObject* child) {
         flat_.visit<kPredicate, kKeep>(child, depth_ + 1);
     }

@@ -50,37 +50,24 @@ Ref spec_from_collection(Context& context, PyObject* collection) {
                   name.get(), child.name);
         }
     }
-    if (!is_empty_str(name.get())) {
-        if (!is_empty_str(context.name()) && !same_text(context.name(), name.get())) {
-            raise(PyExc_ValueError, "Expected treespec(s) with namespace %R, got %R.",
-                  context.name(), name.get());
-        }
-        for (std::size_t i = 0; i < arity; ++i) {
-            if (is_empty_str(as_spec(children[i]).name)) {
-                require_same_registrations(as_spec(children[i]), name.get(),
-                                           "PyTreeSpecs cannot be composed into a collection");
-            }
-        }
-    } else if (is_custom(kind) ||
-               (context.own_insertion_ordered && facts_of(kind).follows_dict_mode)) {
+    constexpr const char* what = "PyTreeSpecs cannot be composed into a collection";
+    bool named = !is_empty_str(name.get());
+    if (named && !is_empty_str(context.name()) && !same_text(context.name(), name.get())) {
+        raise(PyExc_ValueError, "Expected treespec(s) with namespace %R, got %R.", context.name(),
+              name.get());
+    }
+    if (!named &&
+        (is_custom(kind) || (context.own_insertion_ordered && facts_of(kind).follows_dict_mode))) {
         name = Ref::borrow(context.name());
-        for (std::size_t i = 0; i < arity; ++i) {
-            require_same_registrations(as_spec(children[i]), name.get(),
-                                       "PyTreeSpecs cannot be composed into a collection");
-        }
+        named = true;
+    }
+    for (std::size_t i = 0; named && i < arity; ++i) {
+        const SpecObject& child = as_spec(children[i]);
+        if (is_empty_str(child.name)) require_same_registrations(child, name.get(), what);
     }
     if (is_custom(kind) && !is_empty_str(name.get())) {
         // The root was resolved in the argument's namespace; it must mean the same in the result's.
-        Namespace* named = state.registry.find(name.get());
-        const Ref found =
-            state.registry.lookup(named, reinterpret_cast<PyTypeObject*>(registration->type));
-        if (found.get() != payload.slot[0].get()) {
-            raise(
-                PyExc_ValueError,
-                "PyTreeSpecs cannot be composed into a collection: custom PyTree type %R no longer "
-                "resolves to its original registration in namespace %R.",
-                registration->type, name.get());
-        }
+        require_same_registration(state, as_registration(payload.slot[0].get()), name.get(), what);
     }
     TreeOwner owner;
     Builder build(owner.tree);

@@ -3,8 +3,6 @@
 
 #include "cpython/code.h"
 
-#include <vector>
-
 namespace optree {
 namespace {
 
@@ -12,18 +10,6 @@ void check_depth(std::size_t levels) {
     if (OPTREE_UNLIKELY(levels > static_cast<std::size_t>(compat::kMaxDepth))) {
         raise(PyExc_RecursionError, "Maximum recursion depth exceeded during walking the tree.");
     }
-}
-
-// The edges and one more as a tuple.
-PyObject* new_path(ObjectStack& edges, Ref last) {
-    const std::size_t size = edges.size();
-    PyObject* path = PyTuple_New(static_cast<Py_ssize_t>(size + 1));
-    if (OPTREE_UNLIKELY(path == nullptr)) throw PythonError{};
-    PyObject** items = tuple_items(path);
-    PyObject* const* from = edges.data();
-    for (std::size_t i = 0; i < size; ++i) items[i] = compat::new_ref(from[i]);
-    items[size] = last.release();
-    return path;
 }
 
 // The functions that make an instance of a class, each with its code, as a tuple.
@@ -44,19 +30,18 @@ Ref making_functions(PyObject* cls) {
 }
 
 // Whether the class is one of the library's own and still makes instances the way it did.
-bool is_stock(State& state, PyObject* cls) {
-    for (const StockClasses::Class& stock : state.stock.classes) {
-        if (stock.cls.get() != cls) continue;
-        const Ref known = Ref::borrow(stock.functions.get());
-        const Ref functions = making_functions(cls);
-        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(known.get()); ++i) {
-            if (PyTuple_GET_ITEM(functions.get(), i) != PyTuple_GET_ITEM(known.get(), i)) {
-                return false;
-            }
-        }
-        return calls_plainly(Py_TYPE(cls));
+bool is_stock(const State& state, PyObject* cls) {
+    const Ref stock = Ref::borrow(state.stock.get());
+    const Ref known = stock ? Ref::steal(compat::dict_item(stock.get(), cls)) : Ref();
+    if (!known) {
+        if (PyErr_Occurred()) throw PythonError{};
+        return false;
     }
-    return false;
+    const Ref functions = making_functions(cls);
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(known.get()); ++i) {
+        if (PyTuple_GET_ITEM(functions.get(), i) != PyTuple_GET_ITEM(known.get(), i)) return false;
+    }
+    return calls_plainly(Py_TYPE(cls));
 }
 
 // A path entry class of the library's own. Its instances are made without running the dataclass
@@ -116,18 +101,17 @@ class EntryMaker {
                        type->tp_alloc == PyType_GenericAlloc;
     }
 
-    Ref entry(Kind kind, const Slot* slots, std::uint32_t index) {
-        const Ref key = node_entry(kind, slots, index);
+    Ref entry(Kind kind, const Slot* slots, PyObject* key) {
         PyObject* type = node_type(state_, kind, slots);
         PyObject* kind_object = state_.kinds[static_cast<int>(kind)].get();
         const Registration* registration = registration_of(kind, slots);
         if (registration == nullptr) {
             StockEntryClass& stock = stock_[static_cast<int>(kind)];
             stock.load(state_, entry_class(kind));
-            return stock.make(key.get(), type, kind_object);
+            return stock.make(key, type, kind_object);
         }
         plain_tuple_ = false;  // a user's class may return anything: let the accessor check it
-        PyObject* args[] = {nullptr, key.get(), type, kind_object};
+        PyObject* args[] = {nullptr, key, type, kind_object};
         return checked(PyObject_Vectorcall(registration->path_entry_type, args + 1,
                                            3 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
     }
@@ -138,10 +122,10 @@ class EntryMaker {
             return checked(PyObject_CallOneArg(accessor_.get(), path.get()));
         }
         auto* type = reinterpret_cast<PyTypeObject*>(accessor_.get());
-        Ref made = checked(new_plain_tuple(type, static_cast<Py_ssize_t>(edges.size())));
-        for (std::size_t i = 0; i < edges.size(); ++i) {
-            tuple_items(made.get())[i] = compat::new_ref(edges[i]);
-        }
+        ObjectStack items;
+        items.push_all(edges.data(), edges.size());
+        Ref made = checked(new_plain_tuple(type, items.data(), items.size()));
+        items.forget_from(0);
         return made;
     }
 
@@ -152,68 +136,11 @@ class EntryMaker {
     StockEntryClass stock_[kNumKinds];
 };
 
-// One level of the walk from the root down to a leaf.
-struct Frame {
-    const Node* node;
-    std::uint32_t child;  // the child being visited
-    Stack<Subtree, 8> children;
-};
-
-// Visits the leaves in order with the stack of entries that leads to each.
-//   make(kind, slots, i) gives the object for one edge; leaf(edges) is called once a leaf.
-template <class Make, class Leaf>
-void walk_edges(const Tree& tree, Make&& make, Leaf&& leaf) {
-    ObjectStack edges;
-    if (tree.nodes.empty()) return leaf(edges);
-    std::vector<Frame> frames;
-    const auto enter = [&](const Subtree& part) {
-        check_depth(frames.size());
-        Frame& frame = frames.emplace_back();
-        frame.node = &part.root(tree);
-        frame.child = 0;
-        children_of(tree, part, frame.children);
-    };
-    enter(whole(tree));
-    while (!frames.empty()) {
-        Frame& frame = frames.back();
-        if (frame.child == frame.node->arity) {
-            frames.pop_back();
-            if (!frames.empty()) edges.drop_from(edges.size() - 1);
-            continue;
-        }
-        const std::uint32_t index = frame.child++;
-        const Subtree part = frame.children[index];
-        if (part.leaves == 0) continue;  // leads to no leaf
-        edges.push_owned(make(frame.node->kind, slots_of(tree, *frame.node), index).release());
-        if (part.is_leaf()) {
-            check_depth(frames.size());
-            leaf(edges);
-            edges.drop_from(edges.size() - 1);
-        } else {
-            enter(part);
-        }
-    }
-}
-
-}  // namespace
-
-void set_stock_classes(State& state, PyObject* classes) {
-    if (!PyTuple_CheckExact(classes) ||
-        PyTuple_GET_SIZE(classes) != static_cast<Py_ssize_t>(StockClasses::kCount)) {
-        raise(PyExc_TypeError, "expected a tuple of %d classes, got %R",
-              static_cast<int>(StockClasses::kCount), classes);
-    }
-    for (std::size_t i = 0; i < StockClasses::kCount; ++i) {
-        PyObject* cls = PyTuple_GET_ITEM(classes, static_cast<Py_ssize_t>(i));
-        if (!PyType_Check(cls)) raise(PyExc_TypeError, "expected a class, got %R", cls);
-        StockClasses::Class& stock = state.stock.classes[i];
-        stock.functions = making_functions(cls);
-        stock.cls = Ref::borrow(cls);
-    }
-}
-
-// From the last leaf to the first, which takes one look at each node and no table of children.
-Ref spec_paths(const SpecObject& spec) {
+// Visits the leaves from the last to the first, which takes one look at each node and no table of
+// children. edge(kind, slots, entry) gives the object for the step to the child of this entry;
+// leaf(position, edges) is called with those that lead to a leaf, and takes the last one off.
+template <class Edge, class Leaf>
+void walk_edges(const Tree& tree, Edge&& edge, Leaf&& leaf) {
     // A node that is being visited.
     struct Level {
         Kind kind;
@@ -221,11 +148,8 @@ Ref spec_paths(const SpecObject& spec) {
         const Slot* slots;
         PyObject* const* keys;  // of a mapping
     };
-    const Tree& tree = spec.tree;
-    ObjectStack paths;
     ObjectStack edges;
     Scratch<Level, 32> levels;
-    paths.extend(tree.leaves);
     Cursor cursor = Cursor::end_of(tree);
     const auto enter = [&](const Node& node) {
         check_depth(levels.size());
@@ -234,17 +158,13 @@ Ref spec_paths(const SpecObject& spec) {
         levels.push({node.kind, node.arity, slots, layout != nullptr ? layout->keys : nullptr});
         cursor.enter();
     };
-    if (tree.nodes.empty()) {
-        if (tree.leaves != 0) paths[0] = checked(PyTuple_New(0)).release();
-        return paths.into_list();
-    }
+    if (tree.nodes.empty()) return leaf(0, edges);
     enter(tree.root());
-    while (true) {
+    while (levels.size() != 0) {
         Level& level = levels[levels.size() - 1];
         if (level.children == 0) {
             levels.pop();
-            if (levels.size() == 0) break;
-            edges.drop_from(edges.size() - 1);
+            if (levels.size() != 0) edges.drop_from(edges.size() - 1);
             continue;
         }
         const std::uint32_t index = --level.children;
@@ -253,28 +173,67 @@ Ref spec_paths(const SpecObject& spec) {
             cursor.skip();  // leads to no leaf
             continue;
         }
-        Ref edge = level.keys != nullptr ? Ref::borrow(level.keys[index])
-                                         : node_entry(level.kind, level.slots, index);
+        Ref entry = level.keys != nullptr ? Ref::borrow(level.keys[index])
+                                          : node_entry(level.kind, level.slots, index);
+        edges.push_owned(edge(level.kind, level.slots, std::move(entry)).release());
         if (node != nullptr) {
-            edges.push_owned(edge.release());
             enter(*node);
         } else {
             check_depth(levels.size());
             cursor.leaf();
-            paths[cursor.leaf_end] = new_path(edges, std::move(edge));
+            leaf(cursor.leaf_end, edges);
         }
     }
+}
+
+// The edges as a tuple, which takes over the last one.
+PyObject* new_path(ObjectStack& edges) {
+    const std::size_t size = edges.size();
+    PyObject* path = checked(PyTuple_New(static_cast<Py_ssize_t>(size))).release();
+    if (size == 0) return path;
+    PyObject** items = tuple_items(path);
+    items[size - 1] = edges.pop();
+    for (std::size_t i = 0; i < size - 1; ++i) items[i] = compat::new_ref(edges[i]);
+    return path;
+}
+
+}  // namespace
+
+void set_stock_classes(State& state, PyObject* classes) {
+    if (!PyTuple_CheckExact(classes)) {
+        raise(PyExc_TypeError, "expected a tuple of classes, got %R", classes);
+    }
+    Ref stock = checked(PyDict_New());
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(classes); ++i) {
+        PyObject* cls = PyTuple_GET_ITEM(classes, i);
+        if (!PyType_Check(cls)) raise(PyExc_TypeError, "expected a class, got %R", cls);
+        check_status(PyDict_SetItem(stock.get(), cls, making_functions(cls).get()));
+    }
+    state.stock = std::move(stock);
+}
+
+Ref spec_paths(const SpecObject& spec) {
+    ObjectStack paths;
+    paths.extend(spec.tree.leaves);
+    walk_edges(
+        spec.tree, [](Kind, const Slot*, Ref entry) { return entry; },
+        [&](std::uint32_t leaf, ObjectStack& edges) { paths[leaf] = new_path(edges); });
     return paths.into_list();
 }
 
 Ref spec_accessors(const SpecObject& spec) {
     EntryMaker maker(state_of(spec));
     ObjectStack accessors;
-    accessors.reserve(spec.tree.leaves);
+    accessors.extend(spec.tree.leaves);
     walk_edges(
         spec.tree,
-        [&](Kind kind, const Slot* slots, std::uint32_t i) { return maker.entry(kind, slots, i); },
-        [&](ObjectStack& edges) { accessors.push_owned(maker.accessor(edges).release()); });
+        [&](Kind kind, const Slot* slots, const Ref& entry) {
+            return maker.entry(kind, slots, entry.get());
+        },
+        [&](std::uint32_t leaf, ObjectStack& edges) {
+            accessors[leaf] = maker.accessor(edges).release();
+            if (edges.size() != 0) edges.drop_from(edges.size() - 1);
+        });
     return accessors.into_list();
 }
 

@@ -12,7 +12,7 @@ Ref spec_entries(const SpecObject& spec);    // list
 Ref spec_entry(const SpecObject& spec, Py_ssize_t index);
 
 // Takes note of how the classes of entries and accessors are made, so that it can be done without
-// calling them for as long as that stays so. A tuple of StockClasses::kCount classes.
+// calling them for as long as that stays so. A tuple of classes.
 void set_stock_classes(State& state, PyObject* classes);
 
 }  // namespace optree

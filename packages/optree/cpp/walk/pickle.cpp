@@ -160,21 +160,16 @@ Ref spec_getstate(const SpecObject& spec, bool for_pickle) {
     // loading (benchmarks/optree).
     const Ref leaf = node_state(kLeafKind, 0, nullptr, 1, 1, for_pickle);
     std::map<NodeKey, PyObject*> known;
-    std::uint32_t taken = 0;
-    for (const Node& node : spec.tree.nodes) {
-        for (; taken < node.leaf_end; ++taken) states.push(leaf.get());
+    const auto add = [&](const Node& node) {
         const Slot* slots = slots_of(spec.tree, node);
         PyObject*& state = known[NodeKey(node, slots)];
-        if (state == nullptr) {
-            state = node_state(node.kind, node.arity, slots, node.leaves,
-                               std::size_t{node.span} + node.leaves, for_pickle)
-                        .release();
-            states.push_owned(state);  // which keeps it for `known`
-        } else {
-            states.push(state);
-        }
-    }
-    if (spec.tree.nodes.empty()) states.push(leaf.get());
+        if (state != nullptr) return states.push(state);
+        state = node_state(node.kind, node.arity, slots, node.leaves,
+                           std::size_t{node.span} + node.leaves, for_pickle)
+                    .release();
+        states.push_owned(state);  // which keeps it for `known`
+    };
+    visit_tokens(spec.tree, [&] { states.push(leaf.get()); }, add);
     const Ref nodes = states.into_tuple();
     return checked(
         Py_BuildValue("(OOO)", nodes.get(), spec.none_is_leaf ? Py_True : Py_False, spec.name));

@@ -2,6 +2,7 @@
 #include "walk/spec_object.h"
 
 #include <new>
+#include <utility>
 
 namespace optree {
 
@@ -42,6 +43,15 @@ Ref spec_of_subtree(const SpecObject& spec, const Subtree& part) {
     return new_spec(state_of(spec), spec.none_is_leaf, spec.name, owner);
 }
 
+Ref spec_of_node(const SpecObject& spec, const Node& node) {
+    TreeOwner owner;
+    Builder build(owner.tree);
+    for (std::uint32_t i = 0; i < node.arity; ++i) build.leaf();
+    share_payload(owner.tree, node.kind, slots_of(spec.tree, node));
+    build.close(node.kind, node.arity);
+    return new_spec(state_of(spec), spec.none_is_leaf, spec.name, owner);
+}
+
 // The published package's tests look for the file it names.
 void raise_uninitialised(const SpecObject& spec) {
     raise(state_of(spec).error(),
@@ -70,21 +80,81 @@ bool namespaces_agree(PyObject* a, PyObject* b) {
     return a == b || is_empty_str(a) || is_empty_str(b) || same_text(a, b);
 }
 
+void require_same_registration(State& state, Registration* registration, PyObject* name,
+                               const char* what) {
+    const Ref found = state.registry.lookup(state.registry.find(name),
+                                            reinterpret_cast<PyTypeObject*>(registration->type));
+    if (found.get() != reinterpret_cast<PyObject*>(registration)) {
+        raise(PyExc_ValueError,
+              "%s: custom PyTree type %R no longer resolves to its original registration in "
+              "namespace %R.",
+              what, registration->type, name);
+    }
+}
+
 void require_same_registrations(const SpecObject& spec, PyObject* name, const char* what) {
     State& state = state_of(spec);
     for (const Node& node : spec.tree.nodes) {
         Registration* registration = registration_of(node.kind, slots_of(spec.tree, node));
-        if (registration == nullptr) continue;
-        const Namespace* named = state.registry.find(name);
-        const Ref found =
-            state.registry.lookup(named, reinterpret_cast<PyTypeObject*>(registration->type));
-        if (found.get() != reinterpret_cast<PyObject*>(registration)) {
-            raise(PyExc_ValueError,
-                  "%s: custom PyTree type %R no longer resolves to its original registration in "
-                  "namespace %R.",
-                  what, registration->type, name);
-        }
+        if (registration != nullptr) require_same_registration(state, registration, name, what);
     }
+}
+
+// ---- what the garbage collector sees of a spec, and how a spec dies
+
+int spec_traverse(PyObject* self, visitproc visit, void* arg) {
+    const SpecObject& spec = as_spec(self);
+    OPTREE_VISIT_TYPE(self);
+    Py_VISIT(spec.state);
+    for (Slot slot : spec.tree.slots) {
+        if (const int status = visit_slot(slot, visit, arg)) return status;
+    }
+    return 0;
+}
+
+int spec_clear(PyObject* self) {
+    SpecObject& spec = as_spec(self);
+    Tree dropped;
+    std::swap(dropped.nodes, spec.tree.nodes);
+    std::swap(dropped.slots, spec.tree.slots);
+    spec.tree.leaves = 0;
+    for (Slot slot : dropped.slots) drop_slot(slot);
+    return 0;
+}
+
+namespace {
+
+// Whether what the spec owns may own specs in turn. Answers for small trees only.
+bool may_nest(const Tree& tree) noexcept {
+    if (tree.nodes.size() > 1) return true;
+    if (tree.nodes.empty()) return false;
+    return dispatch_slots(tree.nodes[0].kind,
+                          [&](auto list) { return list.may_nest(tree.slots.data()); });
+}
+
+void destroy(PyObject* self) {
+    PyTypeObject* type = Py_TYPE(self);
+    SpecObject& spec = as_spec(self);
+    if (spec.weakrefs != nullptr) PyObject_ClearWeakRefs(self);
+    for (Slot slot : spec.tree.slots) drop_slot(slot);
+    spec.tree.~Tree();
+    Py_XDECREF(spec.name);
+    PyObject* state = spec.state;
+    const bool exact = state != nullptr && type == as_state(state).spec();
+    if (!exact || !as_state(state).specs.give(self)) type->tp_free(self);
+    Py_XDECREF(state);  // the last one frees the pool
+    Py_DECREF(type);
+}
+
+}  // namespace
+
+void spec_dealloc(PyObject* self) {
+    PyObject_GC_UnTrack(self);
+    if (!may_nest(as_spec(self).tree)) return destroy(self);
+    // Metadata and keys may hold specs, deeper than the C stack is.
+    Py_TRASHCAN_BEGIN(self, spec_dealloc);
+    destroy(self);
+    Py_TRASHCAN_END;
 }
 
 }  // namespace optree

@@ -60,8 +60,16 @@ Ref new_spec(State& state, bool none_is_leaf, PyObject* name, TreeOwner& owner);
 // A spec that is one leaf.
 Ref new_leaf_spec(State& state, bool none_is_leaf, PyObject* name);
 
+// Slots of the class.
+int spec_traverse(PyObject* self, visitproc visit, void* arg);
+int spec_clear(PyObject* self);
+void spec_dealloc(PyObject* self);
+
 // A spec that holds a copy of one subtree of `spec`.
 Ref spec_of_subtree(const SpecObject& spec, const Subtree& part);
+
+// A spec of one node of `spec` with leaves for children.
+Ref spec_of_node(const SpecObject& spec, const Node& node);
 
 inline bool is_spec(const State& state, PyObject* object) noexcept {
     return Py_TYPE(object) == state.spec();
@@ -82,8 +90,10 @@ inline bool is_empty_str(PyObject* name) noexcept { return PyUnicode_GET_LENGTH(
 // Whether two namespaces agree: equal, or one of them unspecified.
 bool namespaces_agree(PyObject* a, PyObject* b);
 bool same_text(PyObject* a, PyObject* b);
-// Raises ValueError if a custom node of `spec`, whose namespace is unspecified, resolves to another
-// registration in the namespace `name`. `what` begins the message.
+// Raises ValueError if a class, or that of a custom node of `spec`, whose namespace is unspecified,
+// resolves to another registration in the namespace `name`. `what` begins the message.
+void require_same_registration(State& state, Registration* registration, PyObject* name,
+                               const char* what);
 void require_same_registrations(const SpecObject& spec, PyObject* name, const char* what);
 
 }  // namespace optree

@@ -21,17 +21,13 @@ class Transformer {
     Ref run() {
         TreeOwner owner;
         Builder build(owner.tree);
-        std::uint32_t taken = 0;
-        for (const Node& node : spec_.tree.nodes) {
-            for (; taken < node.leaf_end; ++taken) leaf(build);
-            if (f_node_ == nullptr) {
+        visit_tokens(
+            spec_.tree, [&] { leaf(build); },
+            [&](const Node& node) {
+                if (f_node_ != nullptr) return close(owner.tree, build, node);
                 share_payload(owner.tree, node.kind, slots_of(spec_.tree, node));
                 build.close(node.kind, node.arity);
-            } else {
-                close(owner.tree, build, node);
-            }
-        }
-        if (spec_.tree.nodes.empty()) leaf(build);
+            });
         return new_spec(state_, spec_.none_is_leaf, name_.get(), owner);
     }
 
@@ -45,12 +41,7 @@ class Transformer {
     }
 
     void close(Tree& out, Builder& build, const Node& node) {
-        TreeOwner one;
-        Builder one_build(one.tree);
-        for (std::uint32_t i = 0; i < node.arity; ++i) one_build.leaf();
-        share_payload(one.tree, node.kind, slots_of(spec_.tree, node));
-        one_build.close(node.kind, node.arity);
-        const Ref input = new_spec(state_, spec_.none_is_leaf, spec_.name, one);
+        const Ref input = spec_of_node(spec_, node);
         const Ref result = call(f_node_, input.get());
         const Tree& made = as_spec(result.get()).tree;
         if (made.leaves != node.arity) {
@@ -124,14 +115,11 @@ Ref rebuild_with(const SpecObject& spec, PyObject* leaves, PyObject* f_leaf, Clo
                 checked(calling_python([&] { return PyObject_CallOneArg(f_leaf, value.get()); }));
         stack.push_owned(value.release());
     };
-    std::uint32_t taken = 0;
-    for (const Node& node : spec.tree.nodes) {
-        for (; taken < node.leaf_end; ++taken) leaf();
+    visit_tokens(spec.tree, leaf, [&](const Node& node) {
         const std::size_t base = stack.size() - node.arity;
         Ref made = close(node, stack, base);
         stack.push_owned(made.release());
-    }
-    if (spec.tree.nodes.empty()) leaf();
+    });
     source.finish();
     return Ref::steal(stack.pop());
 }
