@@ -48,6 +48,7 @@ PICTURES = {
 REPORTS = {
     "torchopt_distributed": "benchmarks.torchopt.distributed_report",
     "torchopt_distributed_load": "benchmarks.torchopt.distributed_report",
+    "optree_newest": "benchmarks.optree.report",
     "optree_pythons": "benchmarks.optree.pythons",
     "optree_threads": "benchmarks.optree.threads_report",
 }
