@@ -9,6 +9,7 @@ from torchopt.diff.explicit.budget import snapshots_within
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.checks import require_no_differences
 from torchopt.diff.explicit.forward import ForwardRun
+from torchopt.diff.explicit.reversible import ReversibleRun
 from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.traced import TracedRun
 from torchopt.diff.explicit.traced_forward import TracedForwardRun
@@ -29,7 +30,7 @@ def run_call(call: Call, keep: int | str, execute: str) -> Outputs:
             f"inner_loop: derivative={call.derivative!r}",
             "torch has no forward-mode derivatives of DTensors: use derivative='reverse'",
         )
-    budget = isinstance(keep, str) and keep not in ("all", "steps")
+    budget = isinstance(keep, str) and keep not in ("all", "steps", "reversible")
     if execute != "eager":
         return _run_traced(call, keep, execute)
     if is_transforming() or in_forward_mode_of_this_thread():
@@ -40,12 +41,15 @@ def run_call(call: Call, keep: int | str, execute: str) -> Outputs:
                 'in which everything is kept; use keep="all" there, or tasks= in the place of vmap.'
             )
         return run_attached(call, call.inputs)
+    reversible = keep == "reversible"
     if not call.wanted or not torch.is_grad_enabled():
-        run = Run(call, 1)
+        run = ReversibleRun(call) if reversible else Run(call, 1)
         with torch.no_grad():
             return run.outputs_with(run.evaluate(*call.inputs))
     if call.derivative == "forward":
         run = ForwardRun(call)
+    elif reversible:
+        run = ReversibleRun(call)
     elif keep == "all" and call.derivative in ("reverse", "first_order"):
         return run_attached(call, call.inputs)
     elif isinstance(keep, str):

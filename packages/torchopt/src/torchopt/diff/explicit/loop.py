@@ -110,10 +110,10 @@ class Explicit(Described):
             require_count(self.window, "window")
         if not isinstance(self.keep, str):
             require_count(self.keep, "keep")
-        elif self.keep not in ("all", "steps") and in_bytes(self.keep) is None:
+        elif self.keep not in ("all", "steps", "reversible") and in_bytes(self.keep) is None:
             raise ValueError(
-                'inner_loop: keep: expected "all", "steps", a number of snapshots or a budget such '
-                f'as "64MiB", got {self.keep!r}.'
+                'inner_loop: keep: expected "all", "steps", "reversible", a number of snapshots or '
+                f'a budget such as "64MiB", got {self.keep!r}.'
             )
         require_place(self.keep_on, self.keep, str(self.derivative))
         if self.blocks and (self.derivative != "mixed" or self.tasks is not None):
@@ -127,6 +127,12 @@ class Explicit(Described):
             raise ValueError(
                 f"inner_loop: execute: expected one of {', '.join(map(repr, EXECUTE))}, got "
                 f"{self.execute!r}."
+            )
+        if self.keep == "reversible" and (self.execute != "eager" or self.derivative == "forward"):
+            raise ValueError(
+                'inner_loop: keep: expected another value than "reversible" for execute='
+                f"{self.execute!r} and derivative={self.derivative!r}: its steps are integers, run "
+                'eagerly and undone; use "reverse" or "mixed" and execute="eager".'
             )
         if self._differences is not None and self.execute != "eager":
             raise ValueError(
@@ -316,6 +322,10 @@ def inner_loop(
             checkpointing. With 32 states and more, several steps go backward at once where they
             take less than 128 KiB together. A text such as `"64MiB"`: as many states as fit into so
             many bytes, beside what one step takes, which is found out by one step on trial.
+            `"reversible"`: the last state alone; steps of `torchopt.sgd` with momentum are taken in
+            integers, of 2^-44, and undone to the last bit. The bits that the decay pushes out of a
+            velocity are kept: log2(1 / momentum) of them a step, 0.15 for 0.9. A loss that is not
+            the same on the way back raises.
         window: Differentiate the last so many steps only; what comes before is a constant, and so
             are the losses before. None for all of them.
         tasks: For a batch of tasks in one program: which dimension counts them, as `in_dims` of
