@@ -19,9 +19,6 @@ from torchopt.diff.explicit.step import Carry, start
 from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotDifferentiableError
-from torchopt.optimizers.sgd import Trace
-from torchopt.transform.linear import Scale
-from torchopt.transform.parts import rule_of
 from torchopt.tree import is_smooth
 
 __all__ = ["ReversibleRun"]
@@ -106,10 +103,10 @@ class ReversibleRun(Run):
 def _hyper_parameters(optimizer: GradientTransformation) -> tuple[float, Fraction]:
     """Return learning rate and momentum of SGD with momentum."""
     members = getattr(getattr(optimizer.init, "__self__", None), "members", ())
-    rules = [rule_of(member) for member in members]
-    if len(rules) != 2 or type(rules[0]) is not Trace or type(rules[1]) is not Scale:
+    rules: list[Any] = [getattr(getattr(x.update, "__self__", None), "rule", None) for x in members]
+    if [type(rule).__name__ for rule in rules] != ["Trace", "Scale"]:
         raise _unfit("torchopt.sgd(lr, momentum) without weight decay, dampening or a schedule")
-    trace, scale = rules[0], rules[1]
+    trace, scale = rules
     if trace.nesterov:
         raise _unfit("no Nesterov correction")
     lr, mu = map(_number, (scale.step_size, trace.momentum))
