@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learned optimizers: update rules that are small networks, the same one for every coordinate.
+
+A learned optimizer is a `GradientTransformation` with weights: a tree of tensors that is passed
+whole, so that `torchopt.inner_loop`, evolution strategies or any other engine can train it. Its
+steps are plain torch operations, differentiable to any order in the weights, gradients, states and
+parameters, and run under `torch.func.vmap`.
+
+| optimizer | reads | state of a coordinate |
+|---|---|---|
+| `learned_mlp` | gradient, parameter, moments, their ratios, the time | 7 numbers |
+| `learned_lstm` | the gradient, as logarithm and sign | 2 numbers for each hidden unit |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.errors import MismatchError
+from torchopt.shown import Described
+from torchopt.tree import flatten_up_to, require_same_shapes, tree_flatten, tree_unflatten
+
+__all__ = [
+    "LearnedLSTMState",
+    "LearnedMLPState",
+    "learned_lstm",
+    "learned_mlp",
+    "lstm_weights",
+    "mlp_weights",
+]
+
+#: Decays of the momenta and of the second moment of `learned_mlp`.
+DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
+SECOND = 0.999
+#: Time scales of `learned_mlp`: it reads tanh(t / scale - 1).
+TIMES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0, 30_000.0, 100_000.0)
+FEATURES = 5 + 2 * len(DECAYS) + len(TIMES)
+Weights = dict[str, Tensor]
+
+
+class LearnedMLPState(NamedTuple):
+    """The state of `learned_mlp`.
+
+    Attributes:
+        count: Steps taken, 0-dim.
+        momenta: For each parameter `[6, *shape]`, averages of the gradient, corrected for their
+            start in the features.
+        second: Averages of the squared gradient.
+    """
+
+    count: Tensor  # type: ignore[assignment]  # the name of a method of tuples
+    momenta: Any
+    second: Any
+
+
+class LearnedLSTMState(NamedTuple):
+    """The state of `learned_lstm`: for each parameter `[layers, *shape, hidden]`."""
+
+    hidden: Any
+    cell: Any
+
+
+def mlp_weights(
+    hidden: Sequence[int] = (32, 32),
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+) -> Weights:
+    """Return fresh weights for `learned_mlp`, by which it makes small steps at first.
+
+    Args:
+        hidden: Units of each hidden layer.
+        generator: Where they are drawn.
+        dtype: Of the weights; None: torch's default.
+    """
+    sizes = [FEATURES, *hidden, 2]
+    weights = {}
+    for k, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:])):
+        scale = (0.1 if k == len(hidden) else 1.0) / fan_in**0.5
+        w = torch.randn(fan_in, fan_out, generator=generator, dtype=dtype)
+        weights[f"w{k}"] = scale * w
+        weights[f"b{k}"] = torch.zeros(fan_out, dtype=dtype)
+    return weights
+
+
+def lstm_weights(
+    hidden: int = 20,
+    layers: int = 2,
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+) -> Weights:
+    """Return fresh weights for `learned_lstm`, by which it makes small steps at first.
+
+    Args:
+        hidden: Units of each layer.
+        layers: How many.
+        generator: Where they are drawn.
+        dtype: Of the weights; None: torch's default.
+    """
+    weights = {}
+    for k in range(layers):
+        fan_in = (hidden if k else 2) + hidden
+        w = torch.randn(fan_in, 4 * hidden, generator=generator, dtype=dtype)
+        weights[f"w{k}"] = w / fan_in**0.5
+        bias = torch.zeros(4 * hidden, dtype=dtype)
+        bias[hidden : 2 * hidden] = 1.0  # remember at first
+        weights[f"b{k}"] = bias
+    weights["out"] = torch.randn(hidden, 1, generator=generator, dtype=dtype) / hidden**0.5
+    return weights
+
+
+def learned_mlp(
+    weights: Weights, *, step_scale: float | Tensor = 1e-3, exponent_scale: float | Tensor = 1e-3
+) -> GradientTransformation:
+    r"""Return the optimizer whose update of each coordinate is a network of its statistics.
+
+    .. math::
+        u = \lambda_1 \, d \, \exp(\lambda_2 \, m), \qquad (d, m) = \mathrm{MLP}(\text{features})
+
+    The features are the gradient, the parameter, six momenta with decays from 0.1 to 0.9999, those
+    divided by the root of the second moment, that root and its inverse, each divided by its root
+    mean square over the tensor; the ratios as they are; and eleven functions tanh(t / s - 1).
+
+    Args:
+        weights: From `mlp_weights`, or learned. Differentiated.
+        step_scale: lambda_1, in the unit of the parameters. Differentiated.
+        exponent_scale: lambda_2. Differentiated.
+
+    Returns:
+        The transformation; `update` needs `params`, and leaves its inputs alone.
+
+    Raises:
+        ValueError: The weights are not those of such a network; from `update`: no `params`.
+
+    References:
+        L. Metz, N. Maheswaranathan, C. D. Freeman, B. Poole, J. Sohl-Dickstein, Tasks, stability,
+        architecture, and compute: training more effective learned optimizers, and using them to
+        train themselves, 2020, appendix B, https://arxiv.org/abs/2009.11243
+        L. Metz et al., VeLO: training versatile learned optimizers by scaling up, 2022.
+
+    Example:
+        >>> import torch, torchopt
+        >>> from torchopt.optimizers.learned import learned_mlp, mlp_weights
+        >>> weights = mlp_weights((8,), generator=torch.Generator().manual_seed(0))
+        >>> weights = {name: w.requires_grad_() for name, w in weights.items()}
+        >>> loop = torchopt.inner_loop(lambda x, batch: (x**2).sum(), learned_mlp, steps=5)
+        >>> x = loop(torch.ones(3), weights=weights).params
+        >>> slopes = torch.autograd.grad((x**2).sum(), list(weights.values()))
+        >>> [tuple(s.shape) for s in slopes]
+        [(28, 8), (8,), (8, 2), (2,)]
+    """
+    _require_layers(weights, FEATURES, "learned_mlp")
+    driver = _MLP(weights, step_scale, exponent_scale)
+    return GradientTransformation(driver.init, driver.update)
+
+
+def learned_lstm(weights: Weights, *, step_scale: float | Tensor = 0.1) -> GradientTransformation:
+    r"""Return the optimizer whose update of each coordinate is that of a recurrent network.
+
+    It reads the gradient as (log|g| / 10, sign g) where |g| >= exp(-10), and (-1, exp(10) g)
+    below, and its update is lambda times a linear function of the last layer.
+
+    Args:
+        weights: From `lstm_weights`, or learned. Differentiated.
+        step_scale: lambda, in the unit of the parameters. Differentiated.
+
+    Returns:
+        The transformation; `update` leaves its inputs alone.
+
+    Raises:
+        ValueError: The weights are not those of such a network.
+
+    References:
+        M. Andrychowicz et al., Learning to learn by gradient descent by gradient descent, 2016,
+        section 2.1 and appendix A, https://arxiv.org/abs/1606.04474
+
+    Example:
+        >>> import torch, torchopt
+        >>> from torchopt.optimizers.learned import learned_lstm, lstm_weights
+        >>> optimizer = learned_lstm(lstm_weights(4, generator=torch.Generator().manual_seed(0)))
+        >>> params = {"w": torch.ones(3, 2)}
+        >>> state = optimizer.init(params)
+        >>> updates, state = optimizer.update({"w": torch.ones(3, 2)}, state)
+        >>> updates["w"].shape, state.hidden["w"].shape
+        (torch.Size([3, 2]), torch.Size([2, 3, 2, 4]))
+    """
+    hidden = weights["out"].shape[0] if "out" in weights else 0
+    layers = sum(name.startswith("w") for name in weights)
+    for k in range(layers):
+        expected = ((hidden if k else 2) + hidden, 4 * hidden)
+        _require_shape(weights, f"w{k}", expected, "learned_lstm")
+        _require_shape(weights, f"b{k}", expected[1:], "learned_lstm")
+    _require_shape(weights, "out", (hidden, 1), "learned_lstm")
+    driver = _LSTM(weights, step_scale)
+    return GradientTransformation(driver.init, driver.update)
+
+
+def _require_shape(weights: Weights, name: str, shape: tuple[int, ...], what: str) -> None:
+    got = tuple(weights[name].shape) if name in weights else "nothing"
+    if got != shape:
+        raise ValueError(
+            f"{what}: weights[{name!r}]: expected a tensor of shape {shape}, got {got}; make them "
+            "with mlp_weights or lstm_weights"
+        )
+
+
+def _require_layers(weights: Weights, fan_in: int, what: str) -> None:
+    layers = max(1, sum(name.startswith("w") for name in weights))
+    for k in range(layers):
+        known = weights.get(f"w{k}")
+        fan_out = 2 if k == layers - 1 or known is None else known.shape[-1]
+        _require_shape(weights, f"w{k}", (fan_in, fan_out), what)
+        _require_shape(weights, f"b{k}", (fan_out,), what)
+        fan_in = fan_out
+
+
+@dataclass(frozen=True)
+class _MLP(Described):
+    """The functions of `learned_mlp`."""
+
+    weights: Weights
+    step_scale: float | Tensor
+    exponent_scale: float | Tensor
+
+    def init(self, params: Any) -> LearnedMLPState:
+        """Return zeros."""
+        leaves, spec = tree_flatten(params)
+        momenta = [x.new_zeros(len(DECAYS), *x.shape) for x in leaves]
+        return LearnedMLPState(
+            torch.zeros((), dtype=torch.int64, device=leaves[0].device if leaves else None),
+            tree_unflatten(spec, momenta),
+            tree_unflatten(spec, [torch.zeros_like(x) for x in leaves]),
+        )
+
+    def update(
+        self, updates: Any, state: LearnedMLPState, *, params: Any = None, inplace: bool = True
+    ) -> tuple[Any, LearnedMLPState]:
+        """Return the updates and the next state."""
+        del inplace
+        if params is None:
+            raise ValueError(
+                "learned_mlp: update: expected params=, which the network reads; got None"
+            )
+        require_same_shapes(updates, params, "learned_mlp: params")
+        leaves, spec = tree_flatten(updates)
+        old = (flatten_up_to(spec, tree, "learned_mlp: state") for tree in state[1:])
+        each = zip(leaves, flatten_up_to(spec, params, "learned_mlp: params"), *old)
+        count = state.count + 1
+        found = [self._leaf(count, *one) for one in each]
+        trees = [tree_unflatten(spec, list(column)) for column in zip(*found)] or [updates] * 3
+        return trees[0], LearnedMLPState(count, trees[1], trees[2])
+
+    def _leaf(
+        self, count: Tensor, g: Tensor, p: Tensor, momenta: Tensor, second: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if momenta.shape[1:] != g.shape:
+            raise MismatchError(
+                0,
+                f"learned_mlp: expected a state for {tuple(momenta.shape[1:])}, "
+                f"got a gradient of shape {tuple(g.shape)}",
+            )
+        t = count.to(g.dtype)
+        decays = torch.tensor(DECAYS, dtype=g.dtype, device=g.device)
+        column = decays.reshape(-1, *(1,) * g.ndim)
+        momenta = column * momenta + (1 - column) * g
+        second = SECOND * second + (1 - SECOND) * g * g
+        unbiased = momenta / (1 - column**t)
+        root = torch.sqrt(second / (1 - SECOND**t) + 1e-16)
+        ratios = unbiased / root
+        sized = torch.cat([torch.stack([g, p, root, 1 / root]), unbiased])
+        mean = sized.square().reshape(len(sized), -1).mean(1)
+        sized = sized / torch.sqrt(mean + 1e-16).reshape(-1, *(1,) * g.ndim)
+        times = torch.tanh(t / torch.tensor(TIMES, dtype=g.dtype, device=g.device) - 1)
+        times = times.reshape(-1, *(1,) * g.ndim).expand(len(TIMES), *g.shape)
+        x = torch.cat([sized, ratios, g[None] / root, times]).movedim(0, -1)
+        x = self._network(x)
+        step = self.step_scale * x[..., 0] * torch.exp(self.exponent_scale * x[..., 1])
+        return step.to(g.dtype), momenta, second
+
+    def _network(self, x: Tensor) -> Tensor:
+        layers = len(self.weights) // 2
+        for k in range(layers):
+            x = x.to(self.weights[f"w{k}"].dtype) @ self.weights[f"w{k}"] + self.weights[f"b{k}"]
+            if k < layers - 1:
+                x = torch.relu(x)
+        return x
+
+
+@dataclass(frozen=True)
+class _LSTM(Described):
+    """The functions of `learned_lstm`."""
+
+    weights: Weights
+    step_scale: float | Tensor
+
+    def init(self, params: Any) -> LearnedLSTMState:
+        """Return zeros."""
+        leaves, spec = tree_flatten(params)
+        hidden, layers = self.weights["out"].shape[0], len(self.weights) // 2
+
+        def zeros() -> Any:
+            shapes = [(layers, *x.shape, hidden) for x in leaves]
+            return tree_unflatten(spec, [x.new_zeros(s) for x, s in zip(leaves, shapes)])
+
+        return LearnedLSTMState(zeros(), zeros())
+
+    def update(
+        self, updates: Any, state: LearnedLSTMState, *, params: Any = None, inplace: bool = True
+    ) -> tuple[Any, LearnedLSTMState]:
+        """Return the updates and the next state."""
+        del params, inplace
+        leaves, spec = tree_flatten(updates)
+        old = (flatten_up_to(spec, tree, "learned_lstm: state") for tree in state)
+        found = [self._leaf(*one) for one in zip(leaves, *old)]
+        trees = [tree_unflatten(spec, list(column)) for column in zip(*found)] or [updates] * 3
+        return trees[0], LearnedLSTMState(trees[1], trees[2])
+
+    def _leaf(self, g: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if hidden.shape[1:-1] != g.shape:
+            raise MismatchError(
+                0,
+                f"learned_lstm: expected a state for {tuple(hidden.shape[1:-1])}, "
+                f"got a gradient of shape {tuple(g.shape)}",
+            )
+        size = g.abs()
+        large = size >= math.exp(-10)
+        log = torch.log(torch.where(large, size, 1.0)) / 10
+        x = torch.stack(
+            [torch.where(large, log, -1.0), torch.where(large, g.sign(), math.exp(10) * g)], dim=-1
+        )
+        hiddens, cells = [], []
+        for k, (h, c) in enumerate(zip(hidden, cell)):
+            both = torch.cat([x.to(h.dtype), h], dim=-1)
+            gates = both @ self.weights[f"w{k}"] + self.weights[f"b{k}"]
+            enter, keep, leave, new = gates.chunk(4, dim=-1)
+            c = torch.sigmoid(keep) * c + torch.sigmoid(enter) * torch.tanh(new)
+            x = torch.sigmoid(leave) * torch.tanh(c)
+            hiddens.append(x)
+            cells.append(c)
+        step = self.step_scale * (x @ self.weights["out"])[..., 0]
+        return step.to(g.dtype), torch.stack(hiddens), torch.stack(cells)
