@@ -41,6 +41,13 @@ if (ROOT / "packages").is_dir():
     PAGES.append(ROOT / "README.md")
 
 
+def missing_libraries(text: str) -> list[str]:
+    """Return the libraries without which no block of a page runs, and which are not installed."""
+    needed = [block["needs"] for block in BLOCK.finditer(text)]
+    missing = [name for name in needed if name and importlib.util.find_spec(name) is None]
+    return sorted(set(missing)) if needed and len(missing) == len(needed) else []
+
+
 def run_page(page: Path, text: str) -> list[str]:
     """Run the blocks of a page and return where it printed something else, as texts."""
     names: dict[str, Any] = {"__name__": "page"}
@@ -66,7 +73,17 @@ def test_examples_of_a_page(page: Path) -> None:
     blocks = text.count("```python\n")
     assert len(BLOCK.findall(text)) == blocks, "a block of Python is not closed"
     torch.manual_seed(0)
+    if missing := missing_libraries(text):
+        pytest.skip(f"every block needs {', '.join(missing)}, which is not installed")
     assert run_page(page, text) == []
+
+
+def test_a_page_is_skipped_only_if_nothing_of_it_runs() -> None:
+    block = "```python\nx = 1\n```\n"
+    needs = f"<!-- needs: no_such_library -->\n\n{block}"
+    assert missing_libraries(needs) == ["no_such_library"]
+    assert missing_libraries(needs + block) == missing_libraries("text") == []
+    assert missing_libraries(f"<!-- needs: torch -->\n\n{block}") == []
 
 
 def test_a_wrong_example_is_found() -> None:
