@@ -23,10 +23,10 @@ from torchopt.diff.closure import ATOMS, graph_of
 from torchopt.diff.explicit.call import DICTS
 from torchopt.diff.explicit.fingerprint import Fingerprint, form_of, settings
 from torchopt.diff.explicit.reached import Reached
-from torchopt.diff.explicit.trace import Program, Words, make_trace, ready, traced, versions
+from torchopt.diff.explicit.trace import Program, Words, make_trace, traced, versions
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotTraceableError
-from torchopt.torch_internals import in_forward_mode_of_this_thread, split_graph
+from torchopt.torch_internals import in_forward_mode_of_this_thread
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_unflatten
 from torchopt.tree_function import PLAIN, apply_sweep, is_transforming
 
@@ -326,19 +326,11 @@ class _Tracing:
             )
             if alone or not values:
                 return trace.program(WORDS, compiled=compiled)
-            return self._parted(trace, len(given), compiled=compiled)
-
-    def _parted(self, trace: Any, count: int, *, compiled: bool) -> Program:
-        """Return a program for the value, and in its form one for the gradient."""
-        form: _Form = trace.form
-        size = len(self._tensors)
-        first, second = split_graph(trace.graph, len(form.graph), range(size, size + count))
-        examples = [*trace.examples[:size], *(x.detach() for x in trace.held)]
-        with torch.no_grad():
-            kept = list(first(*examples))[len(form.graph) :]
-        pull = ready(second, [*kept, *trace.examples[size:]], (), None, WORDS, compiled=compiled)
-        form = replace(form, pull=pull)
-        return ready(first, examples, trace.places, form, WORDS, compiled=compiled)
+            size = len(self._tensors)
+            value, pull = trace.parted(
+                len(trace.form.graph), range(size, size + len(given)), WORDS, compiled=compiled
+            )
+            return replace(value, form=replace(trace.form, pull=pull))
 
     def _leaves(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return tensors like those of the call, each the end of a graph."""

@@ -37,6 +37,7 @@ from torchopt.torch_internals.tracing import (
     hooks_of_all_modules,
     is_host_read,
     lifted_constants,
+    repeats_removed,
     split_graph,
     traced_graph,
 )
@@ -107,6 +108,7 @@ __all__ = [
     "pull_back",
     "reentrant_checkpoint",
     "remove_fsdp_hooks",
+    "repeats_removed",
     "rpc_agent_is_set",
     "rpc_barrier",
     "split_graph",

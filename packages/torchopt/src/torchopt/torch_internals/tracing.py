@@ -20,6 +20,7 @@ __all__ = [
     "hooks_of_all_modules",
     "is_host_read",
     "lifted_constants",
+    "repeats_removed",
     "split_graph",
     "traced_graph",
 ]
@@ -152,7 +153,8 @@ def split_graph(
 ) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule]:
     """Return the part of a graph that depends on no cotangent, and the rest.
 
-    The first returns `count` results and then what the second takes before the cotangents.
+    The first returns `count` results and then what the second takes before the cotangents. Views
+    are taken again in the second.
 
     Args:
         graph: Its output is a list.
@@ -166,14 +168,20 @@ def split_graph(
     for node in nodes:
         if any(x in later for x in node.all_input_nodes):
             later.add(node)
+    early = {n for n in nodes if n not in later}
     (results,) = nodes[-1].args
     wanted = [x for x in results[count:] if isinstance(x, torch.fx.Node)]
     read = [x for n in nodes[:-1] if n in later for x in n.all_input_nodes]
     kept = dict.fromkeys(x for x in (*read, *wanted) if x not in later)
+    for node in reversed(nodes):
+        if node in kept and _is_view(node):
+            del kept[node]
+            later.add(node)
+            kept.update(dict.fromkeys(x for x in node.all_input_nodes if x not in later))
     first = _extracted(
         graph,
-        [n for n in arguments if n not in later],
-        [n for n in nodes[:-1] if n not in later and n.op != "placeholder"],
+        [n for n in arguments if n not in given],
+        [n for n in nodes[:-1] if n in early and n.op != "placeholder"],
         [*results[:count], *kept],
     )
     second = _extracted(
@@ -183,6 +191,12 @@ def split_graph(
         results[count:],
     )
     return first, second
+
+
+def _is_view(node: torch.fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    returns = () if schema is None or schema.is_mutable else schema.returns
+    return any(x.alias_info is not None for x in returns)
 
 
 def _extracted(
@@ -198,6 +212,28 @@ def _extracted(
     made.output([known[x] if isinstance(x, torch.fx.Node) else x for x in results])
     made.eliminate_dead_code()
     return torch.fx.GraphModule(graph, made)
+
+
+def repeats_removed(graph: torch.fx.GraphModule) -> bool:
+    """Let a graph compute nothing twice; return whether that could be done.
+
+    It cannot where an operation writes to its argument: the same operation may mean another then.
+    """
+    calls = [n for n in graph.graph.nodes if n.op == "call_function"]
+    schemas = [getattr(n.target, "_schema", None) for n in calls]
+    if any(schema is not None and schema.is_mutable for schema in schemas):
+        return False
+    known: dict[Any, torch.fx.Node] = {}
+    for node in calls:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            continue
+        given = repr((node.args, node.kwargs))  # in which each node has a name of its own
+        first = known.setdefault((node.target, given), node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return True
 
 
 def lifted_constants(graph: torch.fx.GraphModule) -> list[Tensor]:

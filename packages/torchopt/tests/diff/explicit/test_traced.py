@@ -15,6 +15,7 @@ import optimizers
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from unrolled_loops import loss_of, outer, problem, worst
 
 import torchopt
@@ -154,20 +155,78 @@ def assert_same(loss: Any, **options: Any) -> None:
 
 @pytest.mark.parametrize("compiler", ["trace", pytest.param("compile", marks=pytest.mark.slow)])
 def test_one_trace_serves_any_number_of_steps(compiler: str) -> None:
-    counted = []
-    for steps in (5, 10, 50, 500):
-        counted.append(programs().traced)
-        expected = run(_quartic, "eager", steps=steps, lr=1e-4)
-        got = run(_quartic, compiler, steps=steps, lr=1e-4)
-        torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
-    assert counted[0] + 2 == counted[1] == counted[3] == programs().traced
+    for keep, count in (("all", 1), ("steps", 2)):  # a step and its adjoint are one program, or two
+        counted = []
+        for steps in (5, 10, 50, 500):
+            counted.append(programs().traced)
+            expected = run(_quartic, "eager", steps=steps, lr=1e-4)
+            got = run(_quartic, compiler, steps=steps, lr=1e-4, keep=keep)
+            torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+        assert counted[0] + count == counted[1] == counted[3] == programs().traced
+
+
+class CountProducts(TorchDispatchMode):
+    """Counts products of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_a_step_computed_is_not_computed_again_in_its_adjoint() -> None:
+    def loss(w: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(torch.tanh(x @ w) @ w).square().sum()
+
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(4, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    x = torch.randn(5, 4, dtype=torch.float64, generator=generator)
+    counted, found = [], []
+    for execute, keep in (("eager", "all"), ("trace", "all"), ("trace", "steps")):
+        inner = torchopt.inner_loop(loss, torchopt.adam(0.1), steps=3, execute=execute, keep=keep)
+        inner(w, x).params.sum().backward()  # traced here
+        with CountProducts() as products:
+            found.append(torch.autograd.grad(inner(w, x).params.square().sum(), w))
+        counted.append(products.count)
+    assert counted[1] <= counted[0] < counted[2]
+    for got in found[1:]:
+        torch.testing.assert_close(got, found[0], rtol=1e-12, atol=1e-14)
+
+
+def _in_place(w: Tensor, x: Tensor) -> Tensor:
+    y = w - x
+    before = y + 1.0
+    y.add_(2.0)
+    after = y + 1.0  # the same operation of another value
+    return (before * after.square()).sum()
+
+
+def _linear(w: Tensor, x: Tensor) -> Tensor:
+    return (w * x).sum()
+
+
+@pytest.mark.parametrize("loss", [_quartic, _in_place, _linear])
+def test_losses_of_steps_and_another_backward_pass_are_exact(loss: Any) -> None:
+    found = []
+    for execute in ("eager", "trace"):
+        w = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64, requires_grad=True)
+        inner = torchopt.inner_loop(loss, torchopt.sgd(1e-3), steps=3, execute=execute)
+        result = inner(w, torch.full_like(w, 0.5))
+        outer = (result.params**2).sum()
+        first = torch.autograd.grad(outer, w, retain_graph=True)
+        again = torch.autograd.grad(outer, w, retain_graph=True)
+        found.append([*first, *again, *torch.autograd.grad(outer + result.losses.sum(), w)])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=0)
 
 
 def test_optimizers_that_count_are_traced_once() -> None:
     before = programs().traced
     for steps in (3, 4):
         run(_quartic, "trace", steps=steps, make=torchopt.adam)
-    assert programs().traced == before + 2
+    assert programs().traced == before + 1
 
 
 def test_another_number_or_shape_is_traced_anew_and_logged(caplog: Any) -> None:
@@ -181,7 +240,9 @@ def test_another_number_or_shape_is_traced_anew_and_logged(caplog: Any) -> None:
         assert not caplog.records
         factor = 3.0
         assert_same(loss)
+        assert_same(loss, keep="steps")
     assert [r.message.partition(" of")[0] for r in caplog.records] == [
+        "traced a step",
         "traced a step",
         "traced the adjoint",
     ]
@@ -200,7 +261,7 @@ def test_tensors_that_a_loss_holds_are_no_constants() -> None:
     assert_same(loss, lr=torch.tensor(0.01))
     between = programs().traced
     assert_same(loss, lr=torch.tensor(0.02))
-    assert programs().traced == between == before + 2  # for a tensor in the place of a number
+    assert programs().traced == between == before + 1  # for a tensor in the place of a number
 
 
 def test_a_mask_is_drawn_again_in_each_step_and_in_its_adjoint() -> None:

@@ -65,6 +65,10 @@ def _snapshots(call: Call, keep: int | str) -> int:
     return call.steps if keep in ("all", "steps") else snapshots_within(call, keep, beside=4)
 
 
+def _is_whole(call: Call) -> bool:
+    return call.derivative == "reverse" and call.first == 0
+
+
 def _run_traced(call: Call, keep: int | str, execute: str) -> Outputs:
     if is_transforming() or in_forward_mode_of_this_thread():
         raise NotTraceableError(
@@ -83,6 +87,7 @@ def _run_traced(call: Call, keep: int | str, execute: str) -> Outputs:
             _snapshots(call, keep) if differentiated else 1,
             compiled=compiled,
             keep_gradients=keep == "all" or call.derivative != "reverse",
+            keep_all=bool(differentiated and keep == "all" and _is_whole(call)),
         )
     if differentiated:
         return run.outputs_with(apply_sweep(run, *call.inputs))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,13 +11,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt.diff.closure import ATOMS
+from torchopt.diff.explicit.call import Call, Hole
 from torchopt.diff.explicit.fingerprint import form_of
 from torchopt.diff.explicit.step import Aux, Carry
+from torchopt.diff.explicit.trace import Program
 from torchopt.errors import NotTraceableError
 
-__all__ = ["WHERE", "Form", "distinct_tensors", "form_key", "with_counts", "with_ints"]
+__all__ = [
+    "WHERE",
+    "Form",
+    "Nothing",
+    "Pull",
+    "distinct_tensors",
+    "filled",
+    "fixed_leaves",
+    "form_key",
+    "objects_of",
+    "present",
+    "with_counts",
+    "with_ints",
+]
 
 WHERE = "inner_loop: execute"
+
+
+@dataclass(frozen=True)
+class Pull:
+    """The adjoint of a step, from what the program of the step kept.
+
+    Attributes:
+        program: From that and the cotangents of the smooth tensors of the carry to cotangents.
+        present: Which smooth tensors of the carry before have one.
+        places: Which inputs of the step the others belong to.
+    """
+
+    program: Program
+    present: list[bool]
+    places: list[int]
 
 
 @dataclass(frozen=True)
@@ -29,6 +61,7 @@ class Form:
         grads: Which leaves of the parameters have a gradient.
         where: Which of the first results each tensor of the carry is.
         stable: Whether the carry has the form of the one before, so that the program serves again.
+        pull: The adjoint, if the program also returns what that takes.
     """
 
     carry: Carry
@@ -36,6 +69,7 @@ class Form:
     grads: tuple[bool, ...]
     where: tuple[int, ...]
     stable: bool
+    pull: Pull | None = None
 
     @staticmethod
     def of(before: Carry, after: Carry, aux: Aux, grads: Sequence[Any]) -> Form:
@@ -59,14 +93,14 @@ class Form:
             form_key(before) == form_key(after),
         )
 
-    def read(self, found: Sequence[Tensor]) -> tuple[Carry, Tensor, Aux, list[Any]]:
-        """Return carry, loss, aux and gradient from the results of the program."""
+    def read(self, found: Sequence[Tensor]) -> tuple[Carry, Tensor, Aux, list[Any], list[Tensor]]:
+        """Return carry, loss, aux, gradient and what the adjoint takes from the results."""
         carry = self.carry.with_tensors([found[i] for i in self.where])
         remaining = iter(found[max(self.where) + 1 :])
         value = next(remaining)
         leaves = tuple(next(remaining) if isinstance(x, Tensor) else x for x in self.aux.leaves)
         grads = [next(remaining) if g else None for g in self.grads]
-        return carry, value, Aux(leaves, self.aux.spec), grads
+        return carry, value, Aux(leaves, self.aux.spec), grads, list(remaining)
 
 
 def form_key(carry: Carry) -> Hashable:
@@ -129,3 +163,37 @@ def with_ints(carry: Carry, like: Carry) -> Carry:
         return carry
     state = tuple(int(x) if _is_count(y) else x for x, y in zip(carry.state, like.state))
     return replace(carry, state=state)
+
+
+class Nothing:
+    """The surroundings of a step that sees nothing beside its arguments."""
+
+    def retaken(self) -> Nothing:
+        """Return the same."""
+        return self
+
+    def replayed(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context that changes nothing."""
+        return contextlib.nullcontext()
+
+
+def present(values: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return the tensors among these."""
+    return [x for x in values if x is not None]
+
+
+def filled(form: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
+    """Return a list like `form` with tensors where it has no None."""
+    remaining = iter(tensors)
+    return [None if x is None else next(remaining) for x in form]
+
+
+def fixed_leaves(leaves: Sequence[Any]) -> Hashable:
+    """Return the leaves of a template that are no tensors; objects are compared by content."""
+    return tuple((type(x), repr(x) if isinstance(x, ATOMS) else None) for x in leaves)
+
+
+def objects_of(call: Call) -> tuple[Any, ...]:
+    """Return what the loss is given beside tensors and numbers."""
+    leaves = [x for tree in (*call.batches, *call.meta) for x in tree.leaves]
+    return tuple(x for x in leaves if not isinstance(x, (Hole, *ATOMS)))

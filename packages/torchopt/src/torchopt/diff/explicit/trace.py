@@ -156,6 +156,27 @@ class Trace:
         made = ready(self.graph, given, self.places, self.form, words, compiled=compiled)
         return replace(made, writes=self.writes)
 
+    def parted(
+        self, count: int, cotangents: range, words: Words, *, compiled: bool
+    ) -> tuple[Program, Program]:
+        """Return the code of what depends on no cotangent, and that of the rest.
+
+        The first returns `count` results and then what the second takes before the cotangents.
+
+        Args:
+            count: How many of the results depend on none.
+            cotangents: Which of the arguments are cotangents, the last ones.
+            words: For messages.
+            compiled: Whether the code is compiled.
+        """
+        first, second = torch_internals.split_graph(self.graph, count, cotangents)
+        given = [*self.examples[: cotangents.start], *(x.detach() for x in self.held)]
+        value = ready(first, given, self.places, self.form, words, compiled=compiled)
+        with torch.no_grad():
+            kept = list(value.function(*given))[count:]
+        taken = [*kept, *self.examples[cotangents.start :]]
+        return value, ready(second, taken, (), None, words, compiled=compiled)
+
 
 def ready(
     graph: torch.fx.GraphModule,

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.diff.closure import ATOMS
 from torchopt.diff.explicit.adjoint import (
     AtStep,
     Cotangents,
@@ -25,31 +24,28 @@ from torchopt.diff.explicit.fingerprint import fingerprint, settings
 from torchopt.diff.explicit.forms import (
     WHERE,
     Form,
+    Nothing,
+    Pull,
     distinct_tensors,
+    filled,
+    fixed_leaves,
     form_key,
+    objects_of,
+    present,
     with_counts,
     with_ints,
 )
 from torchopt.diff.explicit.run import Moment, Run
 from torchopt.diff.explicit.step import Aux, Carry, start, update
-from torchopt.diff.explicit.trace import Program, Words, make_program, traced
+from torchopt.diff.explicit.trace import Program, Words, make_program, make_trace, traced
 from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotTraceableError
+from torchopt.torch_internals import draws_numbers, repeats_removed
 
 __all__ = ["TracedRun"]
 
 WORDS = Words(WHERE, 'use execute="eager"')
-
-
-class _Nothing:
-    """The surroundings of a step that sees nothing beside its arguments."""
-
-    def retaken(self) -> _Nothing:
-        return self
-
-    def replayed(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
 
 class TracedRun(Run):
@@ -60,11 +56,22 @@ class TracedRun(Run):
         snapshots: How many states are kept; see `Run`.
         compiled: Whether the programs are compiled.
         keep_gradients: Whether a gradient is kept beside each state.
+        keep_all: Whether what a step computes is kept for its adjoint.
     """
 
-    def __init__(self, call: Call, snapshots: int, *, compiled: bool, keep_gradients: bool) -> None:
+    def __init__(
+        self,
+        call: Call,
+        snapshots: int,
+        *,
+        compiled: bool,
+        keep_gradients: bool,
+        keep_all: bool = False,
+    ) -> None:
         super().__init__(call, snapshots)
         self._compiled, self._keep_gradients = compiled, keep_gradients
+        self._keep_all = keep_all
+        self._saved: dict[int, tuple[Pull, list[Tensor]]] = {}
         self._reach = fingerprint(call.loss, call.optimizer)
         self._common = self._common_key()
         self._adjoints: dict[Hashable, Program] = {}
@@ -94,14 +101,14 @@ class TracedRun(Run):
         call = self.call
         return (
             self._reach.key,
-            fingerprint(*_objects(call)).key,
+            fingerprint(*objects_of(call)).key,
             settings(),
             self._compiled,
             call.derivative,
             call.tasks,
             (call.params.spec, call.params.orders),
             len(call.blocks),
-            tuple((tree.spec, tree.orders, _fixed(tree.leaves)) for tree in call.meta),
+            tuple((tree.spec, tree.orders, fixed_leaves(tree.leaves)) for tree in call.meta),
         )
 
     def _key(self, carry: Carry, step: int) -> Hashable:
@@ -118,7 +125,7 @@ class TracedRun(Run):
             )
             for h, x in ((h, call.inputs[h.index]) for h in self._holes(step))
         ]
-        held = batch.spec, batch.orders, _fixed(batch.leaves)
+        held = batch.spec, batch.orders, fixed_leaves(batch.leaves)
         return form_key(carry), held, tuple(inputs), self._common
 
     def _make(self, function: Any, examples: Sequence[Tensor]) -> Program:
@@ -149,21 +156,86 @@ class TracedRun(Run):
 
     def _program(self, carry: Carry, tensors: Sequence[Tensor], step: int) -> Program:
         once, where = distinct_tensors(carry.tensors())
+        inputs = self._inputs_at(tensors, step)
 
         def stepped(*flat: Tensor) -> tuple[list[Tensor], Form]:
-            call, before = self.call, carry.with_tensors([flat[i] for i in where])
-            full = self._with_given(flat[len(once) :], step)
-            grads, value, aux = gradient(call, before, full, step)
-            after = update(call, call.optimizer_with(full), grads, before).detached()
-            others = (x for x in (*aux.leaves, *grads) if isinstance(x, Tensor))
-            distinct, _ = distinct_tensors(after.tensors())
-            return [*distinct, value, *others], Form.of(carry, after, aux, grads)
+            before = carry.with_tensors([flat[i] for i in where])
+            return self._results(before, self._with_given(flat[len(once) :], step), step)[:2]
 
         def make() -> Program:
-            return self._make(stepped, [*once, *self._inputs_at(tensors, step)])
+            whole = self._whole(carry, [*once, *inputs], step) if self._keep_all else None
+            return whole or self._make(stepped, [*once, *inputs])
 
-        key = ("step", self._key(carry, step))
+        key = ("step", self._keep_all, self._key(carry, step))
         return traced(key, f"a step of {self._described()}", make)
+
+    def _results(
+        self, before: Carry, full: list[Any], step: int, *, with_gradient: bool = True
+    ) -> tuple[list[Tensor], Form, list[Any]]:
+        """Return the tensors that a step results in, the form of them, and the gradient."""
+        call = self.call
+        grads, value, aux = gradient(call, before, full, step)
+        after = update(call, call.optimizer_with(full), grads, before).detached()
+        returned = grads if with_gradient else [None] * len(grads)
+        others = (x for x in (*aux.leaves, *returned) if isinstance(x, Tensor))
+        distinct, _ = distinct_tensors(after.tensors())
+        return [*distinct, value, *others], Form.of(before, after, aux, returned), grads
+
+    def _whole(self, carry: Carry, given: list[Tensor], step: int) -> Program | None:
+        """Return the program of a step that keeps what its adjoint takes, and in its form that.
+
+        None where the loss draws random numbers, or anything is written in place: parts of the
+        program run later than others.
+        """
+        once, where = distinct_tensors(carry.tensors())
+        size = len(given)
+
+        def stepped(flat: Sequence[Tensor]) -> tuple[Any, ...]:
+            before = carry.with_tensors([flat[i] for i in where])
+            full = self._with_given(flat[len(once) : size], step)
+            return before, full, *self._results(before, full, step, with_gradient=False)
+
+        def joint(*flat: Tensor) -> tuple[list[Tensor], Any]:
+            before, full, results, form, grads = stepped(flat)
+            here = Cotangents([*flat[size:]], [[None] * (1 + len(form.aux.smooth))])
+            found, pulled = self._pulled_flat(self.call, before, full, step, grads, here)
+            return [*results, *found], (len(results), form, pulled)
+
+        with self._seen.retaken().replayed():
+            _, _, results, form, _ = stepped(given)
+            like = [torch.zeros_like(x) for x in form.read(results)[0].smooth]
+        reach = self.call.loss, self.call.optimizer
+        with self._seen.retaken().replayed():
+            trace = make_trace(joint, [*given, *like], reach, WORDS, states=self._seen.retaken())
+            if trace.writes or draws_numbers(trace.graph) or not repeats_removed(trace.graph):
+                return None
+            count, form, pulled = trace.form
+            cotangents = range(size, size + len(like))
+            program, pull = trace.parted(count, cotangents, WORDS, compiled=self._compiled)
+        return replace(program, form=replace(form, pull=Pull(pull, *pulled)))
+
+    def _pulled_flat(
+        self,
+        call: Call,
+        before: Carry,
+        full: list[Any],
+        step: int,
+        grads: Sequence[Any] | None,
+        cotangents: Cotangents,
+    ) -> tuple[list[Tensor], tuple[list[bool], list[int]]]:
+        """Return the cotangents of the carry and of the inputs, and which these are."""
+        out, by_input = pull_back_steps(
+            call,
+            before,
+            Leaves.of(call, full),
+            range(step, step + 1),
+            grads,
+            cotangents,
+            contextlib.nullcontext,
+        )
+        places = {h.index: k for k, h in enumerate(self._holes(step))}
+        form = [c is not None for c in out], [places[i] for i, _ in by_input]
+        return [*present(out), *by_input.values()], form
 
     def _first(self, carry: Carry, tensors: Sequence[Tensor]) -> Program:
         """Return the program of the first step, which says what the others may be."""
@@ -188,9 +260,9 @@ class TracedRun(Run):
         parts = [
             once,
             self._inputs_at(tensors, step),
-            _present(moment.grads or ()),
-            _present(here.carry),
-            _present(here.losses[0]),
+            present(moment.grads or ()),
+            present(here.carry),
+            present(here.losses[0]),
         ]
         lengths = [len(part) for part in parts]
 
@@ -199,18 +271,14 @@ class TracedRun(Run):
             before, inputs, grads, smooth, losses = (
                 [next(remaining) for _ in range(n)] for n in lengths
             )
-            out, by_input = pull_back_steps(
+            return self._pulled_flat(
                 call,
                 carry.with_tensors([before[i] for i in where]),
-                Leaves.of(call, self._with_given(inputs, step)),
-                range(step, step + 1),
-                None if moment.grads is None else _filled(moment.grads, grads),
-                Cotangents([*smooth], [_filled(here.losses[0], losses)]),
-                contextlib.nullcontext,
+                self._with_given(inputs, step),
+                step,
+                None if moment.grads is None else filled(moment.grads, grads),
+                Cotangents([*smooth], [filled(here.losses[0], losses)]),
             )
-            places = {h.index: k for k, h in enumerate(self._holes(step))}
-            form = [c is not None for c in out], [places[i] for i, _ in by_input]
-            return [*_present(out), *by_input.values()], form
 
         arguments = [x for part in parts for x in part]
         short = (*(None if x is None else tuple(x) for x in forms), mixed)
@@ -238,13 +306,16 @@ class TracedRun(Run):
         program, losses, aux = self._first(carry, tensors), [], []
         for t in range(call.steps):
             if not self._seeing:
-                seen = _Nothing()
+                seen = Nothing()
             elif t in places and t > 0:
                 seen = seen.retaken()
             before = carry
-            carry, value, extra, grads = self._stepped(program, before, tensors, t)
+            carry, value, extra, grads, rest = self._stepped(program, before, tensors, t)
+            pull = program.form.pull
+            if pull is not None:
+                self._saved[t] = pull, rest
             if t in places:
-                kept = grads if self._keep_gradients else None
+                kept = grads if self._keep_gradients and pull is None else None
                 self._moments.keep(t, Moment(before, seen, kept))
             losses.append(value)
             aux.append(extra)
@@ -264,7 +335,7 @@ class TracedRun(Run):
 
     def _stepped(
         self, program: Program, carry: Carry, tensors: list[Tensor], step: int
-    ) -> tuple[Carry, Tensor, Aux, list[Any]]:
+    ) -> tuple[Carry, Tensor, Aux, list[Any], list[Tensor]]:
         arguments = [*distinct_tensors(carry.tensors())[0], *self._inputs_at(tensors, step)]
         form: Form = program.form
         return form.read(program(arguments, self._held()))
@@ -281,7 +352,7 @@ class TracedRun(Run):
         with seen.replayed():
             program = self._program(carry, tensors, step)
             for t in range(step, target):
-                carry, _, _, _ = self._stepped(program, carry, tensors, t)
+                carry, *_ = self._stepped(program, carry, tensors, t)
                 if t + 1 < target:
                     program = self._next(program, carry, tensors, t + 1)
             return Moment(carry, seen.retaken())
@@ -293,13 +364,19 @@ class TracedRun(Run):
         smooth: list[Tensor | None] = [
             torch.zeros_like(x) if c is None else c for c, x in zip(cotangents.carry, self._ends)
         ]
-        here = Cotangents(smooth, cotangents.losses)
-        program, arguments = self._adjoint(moment, inputs.constants, step, here)
-        with moment.seen.replayed():
-            found = iter(program(arguments, self._held()))
-        present, places = program.form
+        # Freed here, as a graph is; another backward pass computes the step again.
+        pull, saved = self._saved.pop(step, (None, []))
+        if pull is not None and all(c is None for c in cotangents.losses[0]):
+            found = iter(pull.program([*saved, *present(smooth)], ()))
+            has, places = pull.present, pull.places
+        else:
+            here = Cotangents(smooth, cotangents.losses)
+            program, arguments = self._adjoint(moment, inputs.constants, step, here)
+            with moment.seen.replayed():
+                found = iter(program(arguments, self._held()))
+            has, places = program.form
         self._ends = moment.carry.smooth
-        out = [next(found) if p else None for p in present]
+        out = [next(found) if p else None for p in has]
         holes = [self._holes(step)[k] for k in places]
         return out, {(h.index, step if h.by_step else None): c for h, c in zip(holes, found)}
 
@@ -318,25 +395,5 @@ class TracedRun(Run):
         )
 
 
-def _present(values: Sequence[Tensor | None]) -> list[Tensor]:
-    return [x for x in values if x is not None]
-
-
-def _filled(form: Sequence[Any], present: Sequence[Tensor]) -> list[Any]:
-    remaining = iter(present)
-    return [None if x is None else next(remaining) for x in form]
-
-
 def _reverse(call: Call) -> Call:
     return replace(call, derivative="reverse", blocks=())
-
-
-def _fixed(leaves: Sequence[Any]) -> Hashable:
-    """Return the leaves of a template that are no tensors; objects are compared by content."""
-    return tuple((type(x), repr(x) if isinstance(x, ATOMS) else None) for x in leaves)
-
-
-def _objects(call: Call) -> tuple[Any, ...]:
-    """Return what the loss is given beside tensors and numbers."""
-    leaves = [x for tree in (*call.batches, *call.meta) for x in tree.leaves]
-    return tuple(x for x in leaves if not isinstance(x, (Hole, *ATOMS)))

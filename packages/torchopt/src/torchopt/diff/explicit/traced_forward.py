@@ -44,7 +44,7 @@ class TracedForwardRun(ForwardRun, TracedRun):
             if self._seeing and t > 0:
                 seen = seen.retaken()
             before = carry
-            carry, value, extra, _ = self._stepped(program, before, tensors, t)
+            carry, value, extra, *_ = self._stepped(program, before, tensors, t)
             losses.append(value)
             aux.append(extra)
             if t == call.first > 0:
