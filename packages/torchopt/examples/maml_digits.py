@@ -9,7 +9,9 @@ suffice:
     meta-loss(theta) = mean over tasks of query_loss(theta - alpha * grad support_loss(theta) - ...)
 
 MAML differentiates through the inner steps; the first-order variant treats the inner gradients as
-constants.
+constants. The inner loop of all tasks of a meta-step is one program, `torchopt.inner_loop` with
+`tasks=`: it is traced once and then run as straight-line code. At the end the same meta-step is
+timed eager, traced and compiled.
 
 Meta-training and meta-testing share nothing but the ten shapes: they use different images, and
 different codes (even permutations for training, odd ones for testing). Before adaptation no learner
@@ -30,11 +32,9 @@ Run `python maml_digits.py --quick` (below a minute) or without `--quick` (below
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,7 +45,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import torchopt
-import torchopt.tree
 
 Params = dict[str, Tensor]
 NUM_DIGITS = 10
@@ -65,6 +64,7 @@ class Config:
         width: Units of the two hidden layers.
         test_tasks: Meta-test tasks.
         validation_tasks: Tasks on which the control is tuned.
+        timed: Ways of running the inner loop whose time is compared.
         seed: Of everything random.
     """
 
@@ -77,13 +77,16 @@ class Config:
     width: int = 64
     test_tasks: int = 400
     validation_tasks: int = 50
+    timed: tuple[str, ...] = ("eager", "trace", "compile")
     seed: int = 0
 
 
 PRESETS = {
     "full": Config(),
     "quick": Config(meta_steps=600, tasks_per_step=16, test_tasks=200, validation_tasks=25),
-    "smoke": Config(meta_steps=4, tasks_per_step=4, test_tasks=8, validation_tasks=4),
+    "smoke": Config(
+        meta_steps=4, tasks_per_step=4, test_tasks=8, validation_tasks=4, timed=("eager", "trace")
+    ),
 }
 
 # (optimizer, step size, steps) that the control may choose from.
@@ -259,32 +262,32 @@ class MetaTrainer:
         learner: The network.
         config: Settings.
         first_order: Treat the inner gradients as constants.
+        execute: How the inner loop runs: `"eager"`, `"trace"` or `"compile"`.
     """
 
-    def __init__(self, learner: Learner, config: Config, *, first_order: bool) -> None:
+    def __init__(
+        self, learner: Learner, config: Config, *, first_order: bool, execute: str = "eager"
+    ) -> None:
         self.learner = learner
         self.config = config
-        self.first_order = first_order
         self.inner = torchopt.sgd(config.inner_lr)
         start = learner.fresh_params(config.seed)
         self.params = {name: p.requires_grad_() for name, p in start.items()}
         self.outer = torchopt.Adam(self.params.values(), lr=config.outer_lr)
+        self.adapt = torchopt.inner_loop(
+            lambda params, support: learner.loss(params, *support),
+            self.inner,
+            steps=config.inner_steps,
+            derivative="first_order" if first_order else "reverse",
+            tasks=(None, 0),  # one set of parameters, a support set for each task
+            execute=execute,
+        )
 
     def meta_loss(self, tasks: Tasks) -> Tensor:
         """Return the query loss after adaptation, averaged over tasks."""
-
-        def query_loss(*task: Tensor) -> Tensor:
-            adapted = self.learner.adapt(
-                self.params,
-                task[0],
-                task[1],
-                self.inner,
-                self.config.inner_steps,
-                first_order=self.first_order,
-            )
-            return self.learner.query(adapted, task[2], task[3])[0]
-
-        return vmap(query_loss)(*tasks.tensors()).mean()
+        adapted = self.adapt(self.params, (tasks.support, tasks.support_labels)).params
+        losses, _ = vmap(self.learner.query)(adapted, tasks.query, tasks.query_labels)
+        return losses.mean()
 
     def step(self, tasks: Tasks) -> float:
         """Take one outer step and return the meta-loss."""
@@ -298,47 +301,6 @@ class MetaTrainer:
         """Return the accuracy on each task after `steps` inner steps."""
         params = {name: p.detach() for name, p in self.params.items()}
         return self.learner.evaluate(params, tasks, self.inner, steps)
-
-
-@contextlib.contextmanager
-def tree_clock() -> Iterator[list[float]]:
-    """Measure the seconds spent in torchopt's tree functions (outermost calls only)."""
-    spent = [0.0]
-    depth = 0
-
-    def timed(function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal depth
-            if depth:
-                return function(*args, **kwargs)
-            depth += 1
-            start = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                spent[0] += time.perf_counter() - start
-                depth -= 1
-
-        return call
-
-    functions = {
-        getattr(torchopt.tree, name): timed(getattr(torchopt.tree, name))
-        for name in torchopt.tree.__all__
-        if name.startswith("tree_") or name in ("flatten_up_to", "prefix_leaves")
-    }
-    patched = []
-    for module_name, module in list(sys.modules.items()):
-        if module_name.partition(".")[0] != "torchopt":
-            continue
-        for name, value in list(vars(module).items()):
-            if callable(value) and getattr(value, "__hash__", None) and value in functions:
-                patched.append((module, name, value))
-                setattr(module, name, functions[value])
-    try:
-        yield spent
-    finally:
-        for module, name, value in patched:
-            setattr(module, name, value)
 
 
 def tune_control(learner: Learner, config: Config) -> tuple[str, float, int]:
@@ -390,18 +352,28 @@ def train(
     return curve, sorted(seconds)[len(seconds) // 2]
 
 
-def tree_share(trainer: MetaTrainer, repeats: int) -> float:
-    """Return the share of a meta-step's time that is spent in tree operations."""
-    sampler = TaskSampler("train", trainer.config.seed + 4)
-    batches = [
-        sampler.draw(trainer.config.tasks_per_step, trainer.config.queries) for _ in range(repeats)
-    ]
-    with tree_clock() as spent:
-        start = time.perf_counter()
-        for tasks in batches:
-            trainer.step(tasks)
-        total = time.perf_counter() - start
-    return spent[0] / total
+def step_times(learner: Learner, config: Config, repeats: int = 20) -> dict[str, Any]:
+    """Return what a meta-step of MAML takes, by how the inner loop runs.
+
+    For each of `config.timed` the milliseconds of the fastest of `repeats`
+    steps and the seconds of the first, or why it does not run here.
+    """
+    sampler = TaskSampler("train", config.seed + 4)
+    batches = [sampler.draw(config.tasks_per_step, config.queries) for _ in range(repeats)]
+    found: dict[str, Any] = {}
+    for execute in config.timed:
+        trainer = MetaTrainer(learner, config, first_order=False, execute=execute)
+        seconds = []
+        try:
+            for tasks in batches:
+                start = time.perf_counter()
+                trainer.step(tasks)
+                seconds.append(time.perf_counter() - start)
+        except torchopt.errors.CompilerError:
+            found[execute] = "needs a C++ compiler"
+        else:
+            found[execute] = {"ms": 1e3 * min(seconds), "first_call_s": seconds[0]}
+    return found
 
 
 def plot(curves: dict[str, list[tuple[int, float]]], scratch: float, path: Path) -> None:
@@ -437,7 +409,7 @@ def run(config: Config, out: Path) -> dict[str, Any]:
     methods: dict[str, Any] = {}
     curves = {}
     for label, first_order in (("MAML", False), ("first-order MAML", True)):
-        trainer = MetaTrainer(learner, config, first_order=first_order)
+        trainer = MetaTrainer(learner, config, first_order=first_order, execute="trace")
         curves[label], seconds = train(trainer, label, test_tasks)
         before = mean_and_half_width(trainer.test_accuracy(test_tasks, 0))
         after = mean_and_half_width(trainer.test_accuracy(test_tasks, config.inner_steps))
@@ -446,7 +418,6 @@ def run(config: Config, out: Path) -> dict[str, Any]:
             "before": before,
             "after": after,
             "meta_step_ms": 1e3 * seconds,
-            "tree_share": tree_share(trainer, min(10, config.meta_steps)),
             "curve": curves[label],
         }
     setting = tune_control(learner, config)
@@ -456,6 +427,7 @@ def run(config: Config, out: Path) -> dict[str, Any]:
     results = {
         "config": asdict(config),
         "methods": methods,
+        "step_times": step_times(learner, config),
         "scratch": {
             "after": scratch,
             "optimizer": setting[0],
@@ -476,6 +448,14 @@ def percent(mean_and_half: tuple[float, float]) -> str:
     return f"{100 * mean_and_half[0]:5.1f} ± {100 * mean_and_half[1]:.1f} %"
 
 
+def timed(execute: str, found: Any) -> str:
+    """Return the time of a meta-step in words."""
+    name = {"eager": "eager", "trace": "traced", "compile": "compiled"}[execute]
+    if isinstance(found, str):
+        return f"{name}: {found}"
+    return f"{name} {found['ms']:.1f} ms (the first {found['first_call_s']:.1f} s)"
+
+
 def report(results: dict[str, Any], out: Path) -> bool:
     """Print the table and return whether meta-learning worked.
 
@@ -487,17 +467,18 @@ def report(results: dict[str, Any], out: Path) -> bool:
         f"\n10-way 1-shot codes of digits; accuracy on {config['test_tasks']} meta-test tasks "
         "(unseen images, unseen codes), mean and 95 % interval over tasks"
     )
-    print(f"{'':24}{'unadapted':>16}{'adapted':>16}{'ms/meta-step':>14}{'in trees':>10}")
+    print(f"{'':24}{'unadapted':>16}{'adapted':>16}{'ms/meta-step':>14}")
     for label, row in results["methods"].items():
         print(
             f"{label:24}{percent(row['before']):>16}{percent(row['after']):>16}"
-            f"{row['meta_step_ms']:14.1f}{100 * row['tree_share']:9.1f}%"
+            f"{row['meta_step_ms']:14.1f}"
         )
     print(f"{'from scratch, tuned':24}{'':>16}{percent(scratch['after']):>16}")
     print(
         f"adaptation: {config['inner_steps']} steps of SGD({config['inner_lr']}); from scratch: "
         f"{scratch['steps']} steps of {scratch['optimizer']}({scratch['lr']})"
     )
+    print(f"a meta-step of MAML: {', '.join(map(timed, *zip(*results['step_times'].items())))}")
     learned = True
     for label, row in results["methods"].items():
         over_scratch = row["after"][0] - scratch["after"][0]

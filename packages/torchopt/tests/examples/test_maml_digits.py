@@ -21,7 +21,7 @@ def test_smoke_run_writes_results(example: ModuleType, tmp_path: Path) -> None:
     assert example.main(["--smoke", "--out", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "maml_digits.json").read_text())
     assert set(results["methods"]) == {"MAML", "first-order MAML"}
-    assert 0.0 < results["methods"]["MAML"]["tree_share"] < 0.5
+    assert set(results["step_times"]) == {"eager", "trace"}
     assert (tmp_path / "maml_digits.png").stat().st_size > 1000
 
 
