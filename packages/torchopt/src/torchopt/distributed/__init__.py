@@ -3,12 +3,12 @@
 
 | module | contents |
 |---|---|
-| `world` | who am I, how many are there, `auto_init_rpc` |
+| `world` | rank and size of the world, `auto_init_rpc` |
 | `api` | `parallelize`, remote calls; with `partition`, `reduce` and `wire` |
 | `autograd` | gradients through remote calls |
 | `task_parallel` | `TaskParallel`: the gradient of a mean over tasks, by all ranks together |
-| `sharded` | zero-order estimates that exchange seeds and losses alone |
-| `checkpoint`, `watch` | runs that continue; failures that are told |
+| `sharded` | zero-order estimates that exchange only seeds and losses |
+| `checkpoint`, `watch` | runs that can be resumed; failures that are reported |
 | `launch` | `spawn`: the processes of a world, from Python |
 
 Remote calls run what peers send: a world must stay inside a trusted network. On one machine all

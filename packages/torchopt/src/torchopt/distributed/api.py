@@ -76,7 +76,7 @@ def remote_async_call(
         timeout: Seconds for each call; unset: the default of torch's RPC, 60; 0: no limit.
 
     Raises:
-        ValueError: `partitioner` is none.
+        ValueError: `partitioner` is not a partitioner.
         RuntimeError: There are several processes and no open world.
         WorkerError: From the future: a worker raised, is late or lost. Names rank and task and has
             the remote traceback.

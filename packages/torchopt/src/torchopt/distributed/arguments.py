@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step can be given."""
+"""Checks of the tasks and weights of a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def checked_weights(tasks: Any, weights: Any) -> list[float] | None:
 
     Raises:
         ValueError: There is no task, or weights are not numbers >= 0, one for each.
-        TypeError: The tasks are no sequence.
+        TypeError: The tasks are not a sequence.
         NotDifferentiableError: The weights require a gradient.
     """
     if isinstance(tasks, Mapping) or not (

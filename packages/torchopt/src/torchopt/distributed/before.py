@@ -24,7 +24,7 @@ _SMALL = 65536  # entries; statistics of a norm have no more
 
 
 class Before:
-    """The modules as they were.
+    """The modules as they were before the step.
 
     Args:
         modules: Those that tasks use.
@@ -51,7 +51,7 @@ class Before:
 
     @property
     def contents(self) -> list[Tensor]:
-        """What is in the buffers."""
+        """The contents of the buffers."""
         return self._contents
 
     def take(self, weight: float) -> list[Tensor | None]:
@@ -138,7 +138,7 @@ class Before:
                 part.training = training
 
     def _is_written(self, k: int, x: Tensor) -> bool:
-        # torch's batch norm writes its statistics behind the back of the version counter.
+        # torch's batch norm writes its statistics without incrementing the version counter.
         if x._version != self._versions[k]:
             return True
         return x.numel() <= _SMALL and not torch.equal(x, self._contents[k])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each process of this machine does now, in files that outlive it.
+"""What each process of this machine is doing, in files that outlive the process.
 
-A process that is killed cannot say any more what it was doing. It writes it down instead, into a
+A killed process can no longer report what it was doing. So each process writes it down, into a
 file mapped into memory: a tenth of a microsecond, no system call.
 """
 
@@ -34,7 +34,7 @@ class Board:
         return self.folder / f"doing.{rank}"
 
     def write(self, text: str) -> None:
-        """Note what this process does."""
+        """Record what this process is doing."""
         note = text.encode()[: _SIZE - 1] + b"\0"
         self._map[: len(note)] = note
 

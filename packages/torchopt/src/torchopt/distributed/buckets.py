@@ -72,12 +72,12 @@ class BucketedSum:
         params: Leaves; their `.grad` is set aside until `finish` or `abandon`.
         group: The ranks.
         fill: What `filled` says; the sums of parameters in no bucket are made elsewhere.
-        may_send: Asked before the first bucket is sent.
+        may_send: Called before the first bucket is sent.
 
     Attributes:
         used: Whether a backward pass of this process has reached the parameter; after `send`.
         early_bytes: Of the buckets that were sent while the last backward pass still ran.
-        takes_numbers: Whether `send` can take numbers along.
+        takes_numbers: Whether the last bucket can carry the numbers of the step.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class BucketedSum:
     def _send(self, bucket: _Bucket, more: list[Tensor]) -> None:
         """Make and send a bucket; the gradients lie in it from now on.
 
-        They are no views for autograd: each can be changed in place without the others' knowledge.
+        For autograd they are not views: changing one in place leaves the versions of others.
         """
         members = [self.params[k] for k in bucket.members]
         with torch.no_grad():
@@ -153,7 +153,7 @@ class BucketedSum:
         self._next += 1
 
     def send(self) -> None:
-        """Send what is left, but for the last bucket if it takes numbers along."""
+        """Send what is left, except the last bucket if it carries numbers."""
         self._unhook()
         self.used = [p.grad is not None for p in self.params]  # in a bucket: every one
         for bucket in self._buckets[self._next : len(self._buckets) - self.takes_numbers]:

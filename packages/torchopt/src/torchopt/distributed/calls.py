@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remote calls on their way, and how a worker runs them."""
+"""Remote calls in flight, and how a worker runs them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ ASYNC = "__parallelize_async_unwrapped__"
 
 _STACK_TIMEOUT = 1.0  # seconds a late worker has to say where it stands
 
-# What torch says of a broken connection; its errors have no types of their own.
+# What torch says about a broken connection; its errors do not have types.
 _LOST = re.compile(r"\beof\b|ECONN|EPIPE|broken pipe|connection|shutting down|tensorpipe", re.I)
 
 _numbers = itertools.count()
 
 
 class Batch:
-    """The calls of one `remote_async_call` on their way."""
+    """The calls of one `remote_async_call`, in flight."""
 
     def __init__(
         self, func: Callable[..., Any], calls: Sequence[Call], finish: Reducer, timeout: Any
@@ -156,7 +156,7 @@ class Batch:
         self._late(rank, number, task)
 
     def _limit(self, rank: int, number: Any, task: str) -> int:
-        """Fail at the deadline of a call, even if torch's agent has no thread left to say so."""
+        """Fail at the deadline of a call, even if torch's agent has no free thread to report it."""
         unset = self.timeout == UNSET_RPC_TIMEOUT
         seconds = float(remote.rpc().get_rpc_timeout() if unset else self.timeout)
         this = weakref.ref(self)  # so that no result is kept until then
@@ -177,13 +177,13 @@ class Batch:
 
         def ask() -> None:  # not in this callback: it holds a thread of the agent
             trace = ""
-            with contextlib.suppress(Exception):  # it may be past answering
+            with contextlib.suppress(Exception):  # it may be unable to answer
                 trace = remote.rpc().rpc_sync(
                     rank, _where_is, args=(number,), timeout=_STACK_TIMEOUT
                 )
             self._fail(WorkerError(rank, task, "timed out", trace))
 
-        # It may be that no thread of the agent is left to answer: not waiting for it.
+        # The agent may have no free thread to answer: do not wait for it.
         _deadlines.add(_STACK_TIMEOUT + 0.5, lambda: self._fail(late))
         threading.Thread(target=ask, daemon=True).start()
 
@@ -192,7 +192,7 @@ _deadlines = Deadlines()
 
 
 class _Outside:
-    """What a result is that came outside of a context, as a rule for derivatives: none."""
+    """A result obtained outside of a context, as a rule for derivatives: it has none."""
 
     needs_its_closure = False
     num_differentiable_inputs = num_differentiable_outputs = 1
@@ -234,7 +234,7 @@ _running: dict[tuple[int, int], int] = {}  # call -> thread
 
 
 def _run_task(number: tuple[int, int], payload: bytes, natives: list[Any]) -> Any:
-    """Run a call; called by the process that wants it."""
+    """Run a call, on behalf of the calling process."""
     with _tracked(number):
         try:
             func, args, kwargs = wire.unpack(payload, natives, number[0])

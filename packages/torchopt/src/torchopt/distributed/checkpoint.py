@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file from which a run that was killed continues."""
+"""A file from which a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torchopt.errors import CheckpointError
 
 __all__ = ["Checkpoint"]
 
-_MARK = b"torchopt"  # then 32 bytes that the content is known by; torch.load reads over both
+_MARK = b"torchopt"  # then 32 bytes of checksum; torch.load skips both
 
 
 class Checkpoint:
@@ -39,7 +39,7 @@ class Checkpoint:
     used.
 
     The state is what the next step depends on: parameters, optimizer, `TaskParallel`, generators of
-    random numbers. Then a run that was interrupted ends with the bits of one that was not.
+    random numbers. Then an interrupted run ends bit for bit like one that was not.
 
     Args:
         path: The file; its folder is made.
@@ -152,7 +152,7 @@ class Checkpoint:
 
 
 class _Writing(threading.Thread):
-    """One state on its way to the disk."""
+    """One state that is being written."""
 
     def __init__(
         self, checkpoint: Checkpoint, step: int, state: Any, sharded: dict[str, Any], group: Group
@@ -166,7 +166,7 @@ class _Writing(threading.Thread):
         if sharded:
             folder = checkpoint._folder / str(step)
             self.shards = shards.Writing(folder, sharded, group, copy=checkpoint.asynchronous)
-        # A copy already: pickled.
+        # Pickled, so a copy already.
         self.data = plain.encode(step, state) if group.rank == 0 else b""
 
     def run(self) -> None:
@@ -179,7 +179,7 @@ class _Writing(threading.Thread):
             self.error = error
 
     def commit(self) -> None:
-        """Make the state the one that counts."""
+        """Make this the current state."""
         manifest = None
         if self.shards is not None:
             manifest = self.shards.finish(self.error)

@@ -16,19 +16,19 @@ __all__ = ["Connections", "Listener"]
 
 
 class Listener(Protocol):
-    """Who is told of what happens, in the thread that reads."""
+    """The receiver of events, called in the reading thread."""
 
     def joined(self, rank: int) -> None:
-        """A rank has come."""
+        """A rank has joined."""
 
     def heard(self, rank: int, message: dict[str, Any]) -> None:
-        """A rank says something."""
+        """A rank has sent a message."""
 
     def lost(self, rank: int) -> None:
         """The connection to a rank has ended."""
 
     def beat(self) -> None:
-        """It is time for a sign of life."""
+        """It is time for a heartbeat."""
 
 
 class Connections:
@@ -37,8 +37,8 @@ class Connections:
     Args:
         rank: Of this process.
         ranks: Those that may join.
-        token: What they have to know.
-        told: Who is told of what happens.
+        token: The secret that they share.
+        told: The receiver of events.
         period: Seconds between two beats.
         listener: The hub's listening socket; None elsewhere.
         hub: The connection to the hub; None there.
@@ -88,11 +88,11 @@ class Connections:
 
     @property
     def closing(self) -> bool:
-        """Whether nobody listens any more."""
+        """Whether the connections are closed."""
         return self._closing
 
     def send(self, rank: int, message: dict[str, Any]) -> None:
-        """Send a message to a rank that has joined; to any other one, nothing."""
+        """Send a message to a rank if it has joined."""
         link = self._links.get(rank)
         if link is not None:
             link.send(message)
@@ -106,7 +106,7 @@ class Connections:
             self._thread.join(timeout=5.0)
 
     def forget(self) -> None:
-        """Close what a process that was forked from this one has got: there is no thread in it."""
+        """Close the sockets that a forked child has inherited; it has no reading thread."""
         self._closing, self._links = True, {}
         self._close_all()
 
@@ -155,7 +155,7 @@ class Connections:
                 else:
                     self._told.heard(link.rank, message)
         except (StrangerError, KeyError, TypeError, ValueError):
-            # Not one of us. A rank would be missed and named; a stranger is shown the door.
+            # Not a rank: a missing rank is named later; a stranger is disconnected.
             if link.rank < 0:
                 self._drop(link)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions that are called at their time, unless that is called off before."""
+"""Functions that are called at a given time, unless they are cancelled before."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 __all__ = ["Deadlines"]
 
-_CALLED_OFF = 64  # entries that are kept before the queue is made anew
+_CALLED_OFF = 64  # cancelled entries before the queue is rebuilt
 
 
 class Deadlines:
-    """Calls functions at their time, from a thread that waits for nothing else."""
+    """Calls functions at given times, from a thread of its own."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -28,7 +28,7 @@ class Deadlines:
         return len(self._queue)
 
     def add(self, seconds: float, func: Callable[[], None]) -> int:
-        """Call `func` in some seconds; not positive: never. Return what `call_off` takes."""
+        """Call `func` after some seconds (<= 0: never). Return the argument of `call_off`."""
         number = next(self._numbers)
         if seconds <= 0:
             return number
@@ -44,7 +44,7 @@ class Deadlines:
         return number
 
     def call_off(self, number: int) -> None:
-        """Forget a function, if it was not called yet."""
+        """Cancel a call that has not happened yet."""
         with self._changed:
             self._functions.pop(number, None)
             if len(self._queue) > 2 * len(self._functions) + _CALLED_OFF:

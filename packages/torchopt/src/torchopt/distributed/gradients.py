@@ -5,7 +5,7 @@
 |---|---|---|
 | `_Whole` | one process, or gradients that fit into a packet | with the losses |
 | `_Bucketed` | others | bucket by bucket, while the last backward pass still runs |
-| `_Ordered` | `deterministic=True` | the nodes of a sum in an order of its own |
+| `_Ordered` | `deterministic=True` | the nodes of a sum in a fixed order |
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Gradients:
     Attributes:
         used: Whether a task of this process depends on the parameter.
         sparse: Positions of parameters whose gradients are sparse, by themselves.
-        early_bytes: What was on its way before the last backward pass ended.
+        early_bytes: What was sent before the last backward pass ended.
     """
 
     def __init__(self, step: Step) -> None:
@@ -89,21 +89,21 @@ class Gradients:
         """Send what does not go with the losses, after the last task."""
 
     def sums(self, counts: list[float], losses: list[float]) -> tuple[list[float], Tensor]:
-        """Return the sums over the ranks of numbers of the step; gradients may go along.
+        """Return the sums over the ranks of the numbers of a step; gradients may go with them.
 
         Args:
             counts: Small integers, two at least.
             losses: Each is 0 on all ranks but one.
 
         Raises:
-            DifferenceError: The ranks mean different things.
+            DifferenceError: The ranks disagree.
         """
         return self._in_a_packet(counts, losses, [])[:2]
 
     def _in_a_packet(
         self, counts: list[float], losses: list[float], more: list[Tensor]
     ) -> tuple[list[float], Tensor, Tensor]:
-        """Return the sums of counts, losses, and more; what has no room is sent apart."""
+        """Return the sums of counts, losses, and more; what does not fit is sent separately."""
         group, limit, name = self.step.group, self.step.engine.timeout, self.step.name
         size, numbers = sum(x.numel() for x in more), counts + losses
         room = len(numbers) if size + len(numbers) <= Packet.room else 2
@@ -174,7 +174,7 @@ class Gradients:
 
 
 class _Whole(Gradients):
-    """Gradients that autograd adds up by itself."""
+    """Gradients that autograd accumulates."""
 
     def __init__(self, step: Step) -> None:
         super().__init__(step)
@@ -256,7 +256,7 @@ class _Bucketed(Gradients):
 
 
 class _Ordered(Gradients):
-    """Sums of gradients, and of the changes of buffers, in an order of their own."""
+    """Sums of gradients, and of the changes of buffers, in a fixed order."""
 
     def __init__(self, step: Step) -> None:
         super().__init__(step)

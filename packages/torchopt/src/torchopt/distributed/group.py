@@ -24,13 +24,13 @@ from torchopt.torch_internals import collective_options
 __all__ = ["DifferenceError", "Group", "Packet", "share_of"]
 
 _POLL = timedelta(seconds=0.2)
-_NEWS = 2.0  # seconds for the news of a failure to arrive after a connection broke
+_NEWS = 2.0  # seconds in which the report of a failure arrives after a connection broke
 _NOTHING = contextlib.nullcontext()
-_LONG = timedelta(days=365)  # the limit of torch's own, which must not come before ours
+_LONG = timedelta(days=365)  # torch's own limit, which must not expire before ours
 
 
 def share_of(count: int, rank: int, size: int) -> range:
-    """Return which of `count` items a rank takes: neighbours, numbers differing by one at most.
+    """Return which of `count` items a rank takes: neighbours; the ranks differ by one at most.
 
     Example:
         >>> [list(share_of(5, rank, 3)) for rank in range(3)]
@@ -40,11 +40,11 @@ def share_of(count: int, rank: int, size: int) -> range:
 
 
 class DifferenceError(Exception):
-    """The ranks came to an operation with different intentions; raised on all of them."""
+    """The ranks called different operations at the same time; raised on all of them."""
 
 
 class Packet:
-    """Numbers that all ranks add up, and a check that they mean the same by them.
+    """Numbers that all ranks add up, and a check that they agree on their meaning.
 
     Every packet has the same size, so that ranks that run different programs do not crash torch's
     operations: they notice.
@@ -85,7 +85,7 @@ class Packet:
         """Return the sums, `[room]`.
 
         Raises:
-            DifferenceError: The ranks mean different things.
+            DifferenceError: The ranks disagree.
             WorkerError: Another process failed meanwhile.
         """
         if self._work is not None:
@@ -174,12 +174,12 @@ class Group:
         return torch.device("cpu")
 
     def task(self, name: str, timeout: float) -> contextlib.AbstractContextManager[None]:
-        """Hold this process to finish what is inside in `timeout` seconds."""
+        """Require this process to leave the block within `timeout` seconds."""
         watch = None if self.session is None else self.session.watch
         return _NOTHING if watch is None else watch.task(name, timeout)
 
     def note(self, place: str) -> None:
-        """Say where this process is when it is in no task."""
+        """Report where this process is while it runs no task."""
         if self.session is not None and self.session.watch is not None:
             self.session.watch.note(place)
 

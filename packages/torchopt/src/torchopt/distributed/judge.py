@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is at fault: from what each process does and since when, to the one that failed."""
+"""Find the process that failed, from what each process does and since when."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torchopt.errors import WorkerError
 __all__ = ["Doing", "Verdict", "View", "judge"]
 
 _SILENCE = 1.5  # seconds: several beats
-_TELLING = 0.5  # seconds that a process gets to say itself that it is overdue
-_LEAVING = 1.5  # seconds after a good-bye until an operation that waits for it is one too many
+_TELLING = 0.5  # seconds in which a process may report itself as overdue
+_LEAVING = 1.5  # seconds after a good-bye in which others may still wait for the process
 
 
 class Doing(NamedTuple):
-    """What the main thread of a process does.
+    """What the main thread of a process is doing.
 
     Attributes:
         kind: `"task"`: the caller's; `"operation"`: waits for `ranks`; `"end"`: has left, or is the
@@ -40,7 +40,7 @@ class View:
 
     Attributes:
         doing: What it does.
-        heard: When it gave its last sign of life.
+        heard: When its last heartbeat came.
         left: When it said good-bye; 0 before.
     """
 
@@ -50,7 +50,7 @@ class View:
         self.left = 0.0
 
     def leave(self) -> None:
-        """Note that it said good-bye."""
+        """Record that it said good-bye."""
         self.left = self.left or time.monotonic()
 
 
@@ -58,8 +58,8 @@ class Verdict(NamedTuple):
     """Who failed; see `WorkerError`.
 
     Attributes:
-        silent: Whether it gives no sign of life, so that there is no use in asking.
-        words: What is wrong, where the kind does not say it.
+        silent: Whether its heartbeats have stopped, so that asking it is useless.
+        words: What is wrong, where the kind does not say so.
     """
 
     rank: int | None
@@ -76,18 +76,18 @@ class Verdict(NamedTuple):
 def judge(views: Mapping[int, View], now: float, timeout: float, own: int) -> Verdict | None:
     """Return who failed, or None.
 
-    A process that lives and moves on is never at fault, however slow it is. One is
+    A process that is alive and makes progress is never at fault, however slow it is. At fault is
 
-    - that has left, while another waits for it in an operation;
-    - that has been in the same place, outside of an operation, for as long as another has waited
-      for it, if that is longer than the limit of the operation; a task has its own limit;
-    - that gives no sign of life: in a task past its limit, elsewhere for as long as an operation
+    - one that has left, while another waits for it in an operation;
+    - one that has been in the same place, outside of an operation, for as long as another has
+      waited for it, if that is longer than the limit of the operation; a task has its own limit;
+    - one without a heartbeat: in a task past its limit, elsewhere for as long as an operation
       that waits for it may take, or for `timeout` seconds.
 
     Args:
         views: What is known of each process, by rank.
         now: The time.
-        timeout: Seconds without a sign of life.
+        timeout: Seconds without a heartbeat.
         own: The rank that judges.
     """
     waiting = {
@@ -121,7 +121,7 @@ def judge(views: Mapping[int, View], now: float, timeout: float, own: int) -> Ve
 def _unfinished(
     waiting: Mapping[int, View], views: Mapping[int, View], now: float
 ) -> Verdict | None:
-    """Return the verdict on ranks that wait for one another and for nobody else."""
+    """Return the verdict on ranks that only wait for one another."""
     for first, view in waiting.items():
         circle, new = {first}, set(view.doing.ranks)
         while new:

@@ -140,7 +140,7 @@ class _Worker:
             self.result = value
 
     def look(self) -> None:
-        """See whether the process is there; one that it has forked may hold the pipe open."""
+        """Check whether the process is alive; a child of it may hold the pipe open."""
         if self.done or self.process.is_alive():
             return
         while not self.done and self.pipe.poll():
@@ -149,7 +149,7 @@ class _Worker:
             self.finish()
 
     def finish(self) -> None:
-        """Take note that the process has ended."""
+        """Record that the process has ended."""
         self.done = True
         self.process.join(_LAST_WORDS)
         code = self.process.exitcode
@@ -178,7 +178,7 @@ class _Worker:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, however that happened."""
+    """End this process when its parent is gone, for whatever reason."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
@@ -232,5 +232,5 @@ def _wait(workers: list[_Worker], timeout: float | None) -> None:
             workers[rank].leave_behind()
     errors = [w.error for w in workers if w.error is not None]
     if errors:
-        # The process that raised knows more than those that lost it, and those more than this one.
+        # Prefer the error of the process that raised, then of those that lost it.
         raise min(errors, key=lambda e: (e.kind != "raised", e.task is None))

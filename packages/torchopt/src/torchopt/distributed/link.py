@@ -17,16 +17,16 @@ from typing import Any
 
 __all__ = ["Link", "StrangerError", "connect"]
 
-_SENDING = 2.0  # seconds that a message to a process that reads nothing may wait
-_LONGEST = 4096  # bytes that a stranger may send before it is shown the door
+_SENDING = 2.0  # seconds to wait for a process that does not read
+_LONGEST = 4096  # bytes that a stranger may send before it is disconnected
 
 
 class StrangerError(Exception):
-    """The other side does not know the token, or speaks otherwise."""
+    """The other side does not know the token, or speaks another protocol."""
 
 
 def proof(token: str, side: str, challenge: str, rank: int) -> str:
-    """Return what shows that one knows the token."""
+    """Return the proof of knowing the token."""
     text = f"torchopt {side} {rank} {challenge}".encode()
     return hmac.new(token.encode(), text, "sha256").hexdigest()
 
@@ -49,7 +49,7 @@ class Link:
         self._lock = threading.Lock()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a message; that the other side is gone is noticed by who reads."""
+        """Send a message; a closed connection is noticed when reading."""
         with self._lock, contextlib.suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
@@ -77,11 +77,11 @@ class Link:
         return messages
 
     def greet(self) -> None:
-        """Ask who just connected to prove that it belongs here."""
+        """Challenge a new connection to prove that it belongs to the world."""
         self.send({"challenge": self.challenge})
 
     def admit(self, message: dict[str, Any], token: str) -> int:
-        """Return the rank of who answered the greeting, and answer its own challenge.
+        """Return the rank of the other side, and answer its challenge.
 
         Raises:
             StrangerError: It does not know the token.
@@ -107,8 +107,8 @@ def connect(address: tuple[str, int], rank: int, hub: int, token: str, timeout: 
         timeout: Seconds.
 
     Raises:
-        OSError: Nobody listens there.
-        StrangerError: It is somebody else.
+        OSError: No process listens there.
+        StrangerError: The listener is not the hub.
     """
     link = Link(socket.create_connection(address, timeout=timeout), hub)
     link.connection.settimeout(timeout)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the processes of a world find each other, and what only they know.
+"""How the processes of a world find each other, and the secret that they share.
 
 On one machine they meet in a folder that is the user's alone: the address of the hub and the token
 of the world lie in a file there, torch's stores (`FileStore`) lie beside it. No store listens. A
@@ -40,7 +40,7 @@ __all__ = [
     "private_folder",
 ]
 
-TOKEN = "TORCHOPT_TOKEN"  # a secret that all processes of a world are started with
+TOKEN = "TORCHOPT_TOKEN"  # a secret that is given to all processes of a world
 FOLDER = "TORCHOPT_FOLDER"  # where the processes of `spawn` meet
 
 
@@ -83,22 +83,22 @@ class Meeting:
         return stores.FileStore(str(self.folder / name), size)
 
     def end(self, orderly: bool) -> None:
-        """Leave the folder, and remove it: the last one that leaves, or the hub of a lost world."""
+        """Leave the folder; the last process, or the hub of a lost world, removes it."""
         if self.folder is None:
             return
         with contextlib.suppress(OSError):
             (self.folder / f"doing.{self.watch.rank}").unlink()
         lost = not orderly and self.watch.rank == self.watch.hub
-        with contextlib.suppress(FileNotFoundError):  # another one was the last
+        with contextlib.suppress(FileNotFoundError):  # another process was the last
             if lost or not any(self.folder.glob("doing.*")):
                 shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def private_folder(path: Path | None = None) -> Path:
-    """Return a folder that nobody else can read: a new one, or the one at `path`, made if need be.
+    """Return a folder that only this user can read: a new one, or that at `path`, made if missing.
 
     Raises:
-        PermissionError: Somebody else made it.
+        PermissionError: It belongs to another user.
     """
     if path is None:
         return Path(tempfile.mkdtemp(prefix="torchopt-", dir=os.environ.get(FOLDER)))
@@ -157,11 +157,11 @@ def meet_at(
     ranks: tuple[int, ...],
     timeout: float,
 ) -> Meeting:
-    """Return the world, whose hub tells the others of a file.
+    """Return the world; the hub publishes its address in a file.
 
     Args:
         find: Returns the file.
-        publish: Tells of it.
+        publish: Publishes it.
         rank: Of this process.
         ranks: Of all; the first is the hub.
         timeout: Seconds.
@@ -182,7 +182,7 @@ def meet_at(
     deadline = time.monotonic() + timeout
     while True:
         try:
-            # A file of an earlier run leads nowhere: nobody listens, or somebody else.
+            # The file may be of an earlier run: the port is closed, or used by another program.
             path = find()
             if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
                 raise StrangerError

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sum whose rounding does not depend on who adds what.
+"""A sum whose rounding does not depend on which rank adds what.
 
 The terms 0 ... n - 1 are the leaves of a binary tree, always the same one, and the value of a node
 is the sum of its two children. Whoever holds both children can add them; whoever holds a part of

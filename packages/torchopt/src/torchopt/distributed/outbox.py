@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which contents each worker has got from this process, and which it can drop."""
+"""Which contents each worker has received from this process, and which it can drop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KEPT = 256 * 2**20  # bytes a worker keeps for each sender before the oldest ve
 
 
 class Outbox:
-    """Knows which contents each worker has got from this process.
+    """Tracks which contents each worker has received from this process.
 
     A worker keeps a content for as long as a tensor of this process had it when it last travelled
     and lives, or a call that needs it is on its way.
@@ -52,7 +52,7 @@ class Outbox:
                     stats.count(parameter_bytes_saved=size)
                     has.move_to_end(name)
                 else:
-                    # A copy: the caller may change the tensor before it is on its way.
+                    # A copy: the caller may change the tensor before it is sent.
                     new[name] = x.detach().clone()
                     has[name] = size
                     stats.count(parameter_bytes=size)
@@ -67,7 +67,7 @@ class Outbox:
             return new, drop
 
     def _hold(self, rank: int, name: bytes, x: Tensor) -> None:
-        """Note that a tensor has this content now."""
+        """Record the present content of a tensor."""
         key = id(x)
         if key not in self._alive:
             dead = self._dead
@@ -88,7 +88,7 @@ class Outbox:
             self._outdated.setdefault(rank, set()).add(name)
 
     def _bury(self) -> None:
-        """Let go of what tensors had that live no more."""
+        """Release the contents of dead tensors."""
         while self._dead:
             key = self._dead.popleft()
             self._alive.pop(key, None)
@@ -96,7 +96,7 @@ class Outbox:
                 self._let_go(rank, name)
 
     def _dropped(self, rank: int) -> list[bytes]:
-        """Return what no tensor has and no call uses, and forget it."""
+        """Return and forget the contents that no tensor has and no call uses."""
         has, outdated = self._has[rank], self._outdated.get(rank, set())
         outdated -= {name for name in outdated if self._holders[rank, name] or name not in has}
         drop = [name for name in outdated if not self._in_use[rank, name]]
@@ -106,7 +106,7 @@ class Outbox:
         return drop
 
     def done(self, rank: int, contents: dict[bytes, Tensor]) -> None:
-        """Note that the worker has answered a message."""
+        """Record that the worker has answered a message."""
         with self._lock:
             for name in contents:
                 self._in_use[rank, name] -= 1
@@ -114,7 +114,7 @@ class Outbox:
                     del self._in_use[rank, name]
 
     def forget(self, rank: int | None = None) -> None:
-        """Note that a worker, or every one, has nothing."""
+        """Record that a worker, or every worker, has no contents."""
         with self._lock:
             if rank is not None:
                 self._has.pop(rank, None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees as bytes, with tensors of a kind in one piece: pickling them one by one takes long."""
+"""Trees as bytes. Tensors of a kind are pickled in one piece: one by one they are slow."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def unpack(data: bytes) -> Any:
 
 
 def _parted(content: bytes, dtype: torch.dtype, shape: tuple[int, ...], count: int) -> Any:
-    """Yield the tensors of one piece; who keeps one keeps about `_SHARED` bytes at most."""
+    """Yield the tensors of one piece; each keeps about `_SHARED` bytes alive at most."""
     size = len(content) // count
     if size == 0:
         yield from (torch.empty(shape, dtype=dtype) for _ in range(count))

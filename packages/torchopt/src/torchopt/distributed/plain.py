@@ -2,7 +2,7 @@
 """States as bytes that can be read without running code.
 
 torch reads tensors and plain containers (`weights_only=True`); the states of torchopt's optimizers
-are named tuples, which it reads if it is told their classes.
+are named tuples, whose classes are given to it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ __all__ = ["Raised"]
 
 
 class Raised:
-    """An exception on its way to another process: its traceback as text, and its class.
+    """An exception to be sent to another process: its traceback as text, and its class.
 
     Args:
         error: The exception.

@@ -15,12 +15,12 @@ from typing import Any
 
 __all__ = ["Rendezvous"]
 
-_LOOK = 0.2  # seconds between two looks for the failure of another process
-_TELLING = 2.0  # seconds that whoever judges may take to name the one that is late
+_LOOK = 0.2  # seconds between two checks for the failure of another process
+_TELLING = 2.0  # seconds in which the judging process may name the late one
 
 
 class Rendezvous:
-    """What one process knows of the counters and barriers of a world.
+    """The counters and barriers of a world, as one process sees them.
 
     Args:
         rank: Of this process.
@@ -63,7 +63,7 @@ class Rendezvous:
 
         Raises:
             WorkerError: Another process failed.
-            TimeoutError: One is late that nobody can name.
+            TimeoutError: A process is late and cannot be identified.
         """
         if self.rank == self.hub:
             self._enter(name, size, self.rank)
@@ -89,7 +89,7 @@ class Rendezvous:
     # --- the watching thread ----------------------------------------------------------------------
 
     def hear(self, rank: int, message: dict[str, Any]) -> None:
-        """Take a message of another rank."""
+        """Handle a message from another rank."""
         if "draw" in message:
             value = self._add(message["draw"], message["amount"])
             self._send(rank, {"drawn": message["number"], "value": value})
@@ -101,7 +101,7 @@ class Rendezvous:
             self._keep(message["open"], True)
 
     def wake(self) -> None:
-        """Let who waits look for a failure."""
+        """Wake the waiting threads to check for a failure."""
         with self._changed:
             self._changed.notify_all()
 

@@ -70,7 +70,7 @@ class Session:
 
     @property
     def watch(self) -> Watch | None:
-        """Knows who failed; None in a world of one."""
+        """The watch that knows who failed; None in a world of one."""
         return None if self.meeting is None else self.meeting.watch
 
     def check(self) -> None:
@@ -224,7 +224,7 @@ def adopt(group: Any, timeout: float = DEFAULT_TIMEOUT) -> Session:
 
 
 class _ByWord:
-    """A store of one entry, which the hub tells the others through a process group."""
+    """A store of one entry, which the hub broadcasts through a process group."""
 
     def __init__(self, tell: Any, hear: Any) -> None:
         self._tell, self._hear = tell, hear
@@ -303,7 +303,7 @@ def _leave(session: Session) -> set[int]:
 
 
 def _abort_group() -> None:
-    """Let go of a group whose operations will not end.
+    """Abandon a group whose operations will not end.
 
     gloo cannot cancel an operation that waits for a process that is stopped, and the group's
     destructor waits for the operation: the group is never destroyed.

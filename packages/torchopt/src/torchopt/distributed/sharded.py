@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Zero-order estimates by many processes that exchange seeds and losses, never tensors.
+"""Zero-order estimates by several processes that exchange seeds and losses, never tensors.
 
 A direction is a seed, so every rank can make every direction. The losses along them are shared out:
 each rank evaluates its part, and the numbers go round, 8 bytes an evaluation. Every rank then has

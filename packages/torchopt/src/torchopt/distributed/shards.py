@@ -59,7 +59,7 @@ def split(state: Any) -> tuple[Any, dict[str, Any]]:
 
 
 class Writing:
-    """The shards of one state on their way; all ranks make one together.
+    """The shards of one state while they are written; all ranks take part.
 
     Args:
         folder: Where they go.
@@ -85,7 +85,7 @@ class Writing:
         if group.rank == 0:
             self._writer.set_up_storage_writer(True)
         group.broadcast_bytes(b"", "the folder of a Checkpoint")
-        # The same on every rank: no rank has to be told its share.
+        # The same on every rank, so shares need not be communicated.
         plans, self._metadata = self._planner.create_global_plan(plans)
         plans = self._writer.prepare_global_plan(plans)
         self._plan = self._planner.finish_plan(plans[group.rank])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that calls refer to, and arguments as a function gets them that runs elsewhere."""
+"""Values that calls refer to, and arguments as a remote function receives them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def share(value: T) -> Shared[T]:
 
 
 def received(tree: Any, *, connected: bool) -> Any:
-    """Return arguments as a function gets them that runs in this process instead of another one.
+    """Return arguments as a remote function would receive them, for one that runs here.
 
     Everything is a copy, so that what the function does to its arguments stays with it. Gradients
     flow back through copies of tensors.
@@ -94,7 +94,7 @@ def _copied(value: Any, memo: dict[int, Any], *, connected: bool) -> Any:
         if tree_structure(value, none_is_leaf=True).is_leaf():
             return value
         return tree_map(lambda x: _copied(x, memo, connected=connected), value, none_is_leaf=True)
-    own = dict(memo)  # a parameter is one thing in a module and another one as an argument
+    own = dict(memo)  # a parameter that is also an argument is two things
     for x in tensors_of(value):
         if isinstance(x, nn.Parameter) and not connected:
             own[id(x)] = nn.Parameter(x.detach().clone(), x.requires_grad)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ranks must have in common in a step, and what is said if they have not."""
+"""What must be the same on all ranks in a step, and the error if it is not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def local_part(x: Tensor) -> Tensor:
 
 
 class Signature:
-    """What this rank is about to do.
+    """The step that this rank is about to take.
 
     Args:
         engine: Whose step it is.
@@ -63,7 +63,7 @@ class Signature:
     def _values(self, engine: TaskParallel) -> int | None:
         if engine.group.size == 1 or (engine.steps != 1 and engine.steps % _REPLICA_CHECK):
             return None
-        # Of the values alone: where they lie is not what is compared.
+        # Of the values alone, wherever they lie.
         own = b"".join(digest(local_part(p.detach()).cpu()) for p in self._params)
         return zlib.crc32(own)
 
@@ -101,7 +101,7 @@ def agree(group: Group, operation: str, facts: dict[str, Any] | None = None) -> 
 
 
 def refuse(group: Group, error: Exception, steps: int) -> None:
-    """Tell the other ranks, who may begin with a step, that this one cannot."""
+    """Tell the other ranks, which may begin a step, that this one cannot."""
     if group.size == 1:
         return
     facts = {

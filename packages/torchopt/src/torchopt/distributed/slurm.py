@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `srun` says of a process, in the words of torchrun."""
+"""The environment of `srun`, as the variables of torchrun."""
 
 from __future__ import annotations
 

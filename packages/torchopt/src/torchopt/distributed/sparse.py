@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of embeddings with `sparse=True`: rows that were looked up travel, and no others.
+"""Gradients of embeddings with `sparse=True`: only the rows that were looked up are sent.
 
 A sum over the ranks is sparse where every gradient in it is, as a sum over tasks is in one process.
 """
@@ -28,7 +28,7 @@ def sparse_positions(modules: Iterable[nn.Module], params: Sequence[Tensor]) -> 
 
 
 def is_sparse(grad: Tensor | None) -> bool:
-    """Return whether a gradient is one of rows."""
+    """Return whether a gradient is a sparse tensor of rows."""
     return grad is not None and grad.is_sparse and grad.sparse_dim() == 1
 
 
@@ -65,5 +65,5 @@ def summed(
 
 
 def added(left: Tensor, right: Tensor) -> Tensor:
-    """Return a sum of gradients; a sparse one is added to a dense one in whatever order."""
+    """Return a sum of gradients, dense or sparse, in either order."""
     return right + left if left.is_sparse and not right.is_sparse else left + right

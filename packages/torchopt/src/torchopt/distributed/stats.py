@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What remote calls have put on the wire, counted."""
+"""Statistics of what remote calls have sent."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class MetaStep:
         transfer_seconds: Waiting for sums after the own tasks were done, for slower ranks too.
         total_seconds: Of the whole step.
         bytes_sent: By this rank.
-        early_bytes: Of gradients that were on their way before the last backward pass ended.
+        early_bytes: Of gradients that were sent before the last backward pass ended.
     """
 
     loss: Tensor
@@ -142,13 +142,13 @@ class Step:
         )
 
     def _tell_if_fatal(self, error: BaseException, task: str | None) -> None:
-        """Let the others know of what ends this process and no other."""
+        """Tell the others about an exception that ends only this process."""
         watch = None if self.group.session is None else self.group.session.watch
         if watch is not None and not isinstance(error, Exception) and watch.failure is None:
             watch.report(error, task or watch.doing_now)
 
     def _tell_alone(self, error: Exception) -> None:
-        """Let the others know that this rank cannot go on with an exchange that they wait in."""
+        """Tell the others that this rank cannot complete an exchange in which they wait."""
         watch = None if self.group.session is None else self.group.session.watch
         if watch is not None and not isinstance(error, WorkerError):
             watch.report(error, self.name)
@@ -189,7 +189,7 @@ class Step:
                     self._error = Raised(error, self.group.world_rank, name)
                     self.before.restore()
                     return  # the others learn of it at the end of the step
-                except BaseException as error:  # the end of this process: nobody must wait for it
+                except BaseException as error:  # ends this process: no rank must wait for it
                     self._tell_if_fatal(error, name)
                     raise
 

@@ -5,7 +5,7 @@ Every rank holds the meta-parameters theta and runs the same program. The gradie
 
     L(theta) = sum_i w_i L_i(theta),    sum_i w_i = 1,
 
-is a sum over tasks, so that the ranks differentiate different tasks and add up. How a task is
+is a sum over tasks, so the ranks differentiate different tasks and add up. How a task is
 differentiated is its own affair: through the steps of an inner loop, by the implicit function
 theorem, or from function values.
 """
@@ -208,7 +208,7 @@ class TaskParallel:
             self.group.broadcast_(local_part(x.detach()), "the start of TaskParallel")
 
     def state_dict(self) -> dict[str, int]:
-        """Return what a checkpoint needs: the number of steps, which names their random numbers."""
+        """Return what a checkpoint needs: the number of steps, which seeds their random numbers."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -236,7 +236,7 @@ class TaskParallel:
 
         Raises:
             ValueError: There is no task, or weights are not numbers >= 0, one for each task.
-            TypeError: The tasks are no sequence.
+            TypeError: The tasks are not a sequence.
             NotDifferentiableError: The weights require a gradient.
             WorkerError: A task raised, on any rank: raised on every rank; `.grad` and modules are
                 as before. Or the ranks differ in steps, tasks or parameters. Or a rank is lost,

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is alive and what are they doing: one connection from every rank to the first, the hub.
+"""Which processes are alive, and what they do: each rank is connected to the first, the hub.
 
 Every process has a thread that sends, a few times a second, what its main thread does and for how
 long. The thread of the hub is the one that judges, by `judge`; the others judge the hub alone, by
-the same rules. A process that dies closes its connection, however it dies. One that hangs is told
-apart by its own thread, which still runs and reports where the main thread stands. One that is
-stopped falls silent.
+the same rules. A process that dies closes its connection, however it dies. One that hangs is found
+by its own thread, which still runs and reports where the main thread stands. One that is
+stopped sends no more heartbeats.
 
     member ──▶ hub    {"doing"}, {"failure"}, {"bye"}, {"stands"}; see also `rendezvous`
     hub ──▶ member    {"doing"}, {"failure"}, {"bye", "orderly"}, {"where"},
@@ -53,7 +53,7 @@ class Watch:
     Args:
         rank: Of this process, in the world.
         ranks: Those that take part, in order; the first is the hub.
-        timeout: Seconds without a sign of life after which a process counts as gone.
+        timeout: Seconds without a heartbeat after which a process counts as lost.
         token: What the processes share.
         listener: The hub's listening socket; None elsewhere.
         hub: The connection to the hub; None there.
@@ -105,7 +105,7 @@ class Watch:
 
     @contextlib.contextmanager
     def task(self, name: str, timeout: float) -> Iterator[None]:
-        """Hold this thread to finish what is inside in `timeout` seconds, and say what it does."""
+        """Require this thread to leave the block in `timeout` seconds, and report what it does."""
         before, self._thread_id = self._doing, threading.get_ident()
         self._now(Doing("task", name, timeout, (), time.monotonic()))
         try:
@@ -115,17 +115,17 @@ class Watch:
             self._now(before._replace(name=after, since=time.monotonic()))
 
     def start_operation(self, name: str, timeout: float, ranks: tuple[int, ...]) -> Doing:
-        """Note that this thread waits for others; pass the result to `end_operation`."""
+        """Record that this thread waits for others; pass the result to `end_operation`."""
         before = self._doing
         self._doing = Doing("operation", name, timeout, ranks, time.monotonic())
         return before
 
     def end_operation(self, before: Doing) -> None:
-        """Note that the operation is over."""
+        """Record that the operation is over."""
         self._doing = before._replace(since=time.monotonic())
 
     def note(self, place: str) -> None:
-        """Say where this process is when it is in no task."""
+        """Report where this process is while it runs no task."""
         self._now(Doing("other", place, 0.0, (), time.monotonic()))
 
     def _now(self, doing: Doing) -> None:
@@ -151,7 +151,7 @@ class Watch:
             raise self.failure
 
     def wait_for_failure(self, timeout: float) -> WorkerError | None:
-        """Return the failure of another process, waiting for the news of it."""
+        """Wait for the report of the failure of another process, and return it."""
         self.failed.wait(timeout)
         return self.failure
 
@@ -168,7 +168,7 @@ class Watch:
 
         Raises:
             WorkerError: Another process failed, or `ranks` are known and one of them is late.
-            TimeoutError: One of unknown rank is late.
+            TimeoutError: A process of unknown rank is late.
         """
         before = self.start_operation(f"the barrier {name}", timeout, ranks)
         try:
@@ -220,7 +220,7 @@ class Watch:
         self._connections.send(rank, {"abort": True})
 
     def forget(self) -> None:
-        """Let go of everything, in a process that was forked from this one: it is no rank.
+        """Release everything in a forked child, which is not a rank.
 
         A connection that a child keeps would hide the end of its parent.
         """
@@ -268,12 +268,12 @@ class Watch:
             self._fail(verdict.error(""))
 
     def joined(self, rank: int) -> None:
-        """Take a rank in."""
+        """Add a rank."""
         self._views[rank] = View()
         self._wake()
 
     def lost(self, rank: int) -> None:
-        """Take note that a process is gone."""
+        """Record that a process is gone."""
         view = self._views[rank]
         if not view.left and not self._connections.closing:
             self._fail(WorkerError(rank, self._last_note(rank), "lost", ""))
@@ -281,12 +281,12 @@ class Watch:
         self._wake()
 
     def _last_note(self, rank: int) -> str | None:
-        """Return what a process did last that cannot be asked any more."""
+        """Return what a lost process did last."""
         noted = None if self._board is None else self._board.read(rank)
         return noted or self._views[rank].doing.name
 
     def heard(self, rank: int, message: dict[str, Any]) -> None:
-        """Take a message in."""
+        """Handle a message."""
         view = self._views[rank]
         if "doing" in message:
             *doing, age = message["doing"]

@@ -2,7 +2,7 @@
 """What travels with a remote call: parameters once per version, everything else once per call.
 
 A tensor of a module, or of a value of `share`, travels as the digest of its content. The content
-itself is sent ahead, in a message of its own, to a worker that has not got it yet: once for each
+itself is sent ahead, in a separate message, to a worker that does not have it yet: once for each
 version, however many calls use it. Gradients still find their way back: with the digest goes a
 carrier, a tensor of the same shape that is -0.0 everywhere and takes one number on the wire. The
 worker adds it to the content (x + (-0.0) is x, bit for bit), and what torch's distributed autograd
@@ -33,11 +33,11 @@ from torchopt.tree_function import apply_rule
 __all__ = ["Message", "Packer", "WireStats", "unpack", "wire_stats"]
 
 _SMALLEST = 64  # bytes; a digest saves nothing on smaller tensors
-_ARRIVAL = 60.0  # seconds that a content sent ahead of a call may come after it
+_ARRIVAL = 60.0  # seconds to wait for a content that arrives after its call
 
 
 class Sent:
-    """From a tensor to what travels in its place, as a rule for derivatives.
+    """The map from a tensor to what is sent in its place, as a rule for derivatives.
 
     Attributes:
         is_used: Whether the called function has used it, which the answer tells: torch sends a
@@ -146,7 +146,7 @@ class _Pickler(pickle.Pickler):
             or obj.layout != torch.strided
             or obj.numel() * obj.element_size() < _SMALLEST
         ):
-            # Copies: the caller may change the tensor before it is on its way.
+            # Copies: the caller may change the tensor before it is sent.
             if parameter:  # a leaf on the other side too, as published
                 return "parameter", self._native(obj.detach().clone()), obj.requires_grad
             if connected:
@@ -213,7 +213,7 @@ outbox = Outbox()
 
 
 class Inbox:
-    """The contents that this process has got, by sender."""
+    """The contents that this process has received, by sender."""
 
     def __init__(self) -> None:
         self._arrived = threading.Condition()
@@ -229,7 +229,7 @@ class Inbox:
             self._arrived.notify_all()
 
     def get(self, sender: int, name: bytes) -> Tensor:
-        """Return a content; waits for one that is on its way."""
+        """Return a content; wait for it if it is in flight."""
         key = (sender, name)
         deadline = time.monotonic() + _ARRIVAL
         with self._arrived:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which process is this, how many are there, and how they start.
+"""The rank of this process, the number of processes, and how they start.
 
-The launcher says it in the environment (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`,
+The launcher sets them in the environment (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`,
 `MASTER_ADDR`, `MASTER_PORT`), as torchrun does, or in the variables of slurm's `srun`; without any
 of them the world is this process.
 """
