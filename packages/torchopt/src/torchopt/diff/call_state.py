@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a function reaches without being given it, as it was when a call began.
+"""The state that a function reaches besides its arguments, as it was when a call began.
 
 A derivative belongs to a call: where the function runs again for it, it has to find the buffers,
 training flags, counters and random generators that the call found, and has to leave no trace.
@@ -78,7 +78,7 @@ class CallState:
     """The tensors, numbers, training flags and random generators that a function can reach.
 
     Closures, bound objects, modules, partials, globals, containers and attributes are searched.
-    Numbers are put back where they are; what is added to a list or dict, a log, is not taken out.
+    Numbers are put back; entries that were added to a list or dict, such as a log, stay.
 
     Args:
         function: The function.
@@ -135,7 +135,7 @@ class CallState:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """On exit, also by an exception, put back what is there now."""
+        """On exit, also by an exception, restore the present state."""
         now = [(slot, slot.read()) for slot in self.slots]
         small = self.small.read()
         kept = [

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors that a function depends on without taking them as arguments.
 
-What it depends on is read from the graph of its value, so nothing that is used escapes and nothing
-that is not used is reported. The names come from a search of the closure, which is only a help.
+The dependence is read from the graph of its value: every tensor that is used is found, and no other
+is reported. The names come from a search of the closure, and are only a help.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 MADE_INSIDE = " (made inside for torch.autograd.grad? use torch.func.grad)"
-# How torch says that it met a tensor outside of its transform.
+# torch's message about a tensor outside of its transform.
 ESCAPED = ("escaped", "batched == nullptr", "wrapper == nullptr")
 NAMED, SEARCHED, ENTRIES = 3, 5000, 256
 ATOMS = (int, float, complex, str, bytes, bool, type(None), range)
@@ -140,7 +140,7 @@ def hidden_inputs(value: Any, args: Any, function: Any) -> list[str]:
 
 
 def unseen(x: Tensor) -> Tensor:
-    """Return a leaf that no search for leaves finds: one that a run made for a gradient of its own.
+    """Mark a leaf that a run made for its own gradient, so that searches skip it; return it.
 
     A loss that contains a run is not a closure over it.
     """
@@ -170,7 +170,7 @@ def graph_of(
 
 
 def captured(function: Any, kind: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what a function reaches without being given it: (name, object).
+    """Yield (name, object) for what a function reaches besides its arguments.
 
     Closures, defaults, globals, bound objects, partials, attributes, modules and containers are
     followed, each object once.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an engine of differentiation is: a value that can stand over any inner problem."""
+"""The protocol of an engine: a value that differentiates any inner problem."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Engine(Protocol):
     """A way to differentiate an inner loop, as a value with fields.
 
     `Explicit`, `Implicit` and `ZeroOrder` are engines. Comparing them is a loop over values: each
-    takes the same problem and gives a function with the same arguments and the same results, whose
-    derivatives are its own.
+    takes the same problem and returns a function with the same arguments and results; only the
+    derivatives differ.
     """
 
     def over(

@@ -50,7 +50,7 @@ class Slot:
     value: Any = MISSING
 
     def read(self) -> Any:
-        """Return what is there now, `MISSING` if nothing is."""
+        """Return the present content, `MISSING` if there is none."""
         try:
             return self.holder.cell_contents if self.key is CELL else self.holder[self.key]
         except (LookupError, ValueError):
@@ -79,7 +79,7 @@ class Attribute(Slot):
     """An attribute of a class, or of an object with `__slots__`."""
 
     def read(self) -> Any:
-        """Return what is there now, `MISSING` if nothing is."""
+        """Return the present content, `MISSING` if there is none."""
         if isinstance(self.holder, type):
             return vars(self.holder).get(self.key, MISSING)
         return getattr(self.holder, self.key, MISSING)
@@ -109,7 +109,7 @@ class Source:
         return Source(get, put, get())
 
     def is_at(self, state: Any) -> bool:
-        """Return whether the state is that which was taken down."""
+        """Return whether the state is still the recorded one."""
         if isinstance(state, Tensor):
             return torch.equal(state, self.state)
         return bool(state == self.state)
@@ -206,7 +206,7 @@ def has_no_graph(value: Any) -> bool:
 
 @dataclass
 class Content:
-    """What a container or an array holds at a moment."""
+    """The content of a container or an array at a moment."""
 
     holder: Any
     copy: Any

@@ -30,7 +30,7 @@ def over(
     """Return this engine over an inner problem: the same value with these fields.
 
     Args:
-        self: The engine; the three of them have this function for a method.
+        self: The engine; this function is a method of all three.
         loss: `loss(params, batch, *meta)`; see `torchopt.inner_loop`.
         optimizer: A constructor or a transformation.
         steps: Number of steps, >= 1.
@@ -74,7 +74,7 @@ def require_verify(value: Any, kind: type) -> None:
 
 
 def over_tasks(function: Callable[..., Any], tasks: Sequence[Any], args: tuple[Any, ...]) -> Any:
-    """Return what a function gives for a batch of tasks, in the first dimension of its tensors.
+    """Return the results of a function for a batch of tasks, stacked in the first dimension.
 
     Args:
         function: Returns a tree; leaves other than tensors are the same for all tasks.
@@ -126,7 +126,7 @@ class InnerCall:
 
         Args:
             tensors: As many as `wanted`.
-            function: What runs: an engine over the problem, or a function like one.
+            function: An engine over the problem, or a function like one.
         """
         new = {key: tensors[i] for key, i in self._place.items()}
         filled: Any = tree_unflatten(self._spec, [new.get(id(x), x) for x in self._leaves])
@@ -136,5 +136,5 @@ class InnerCall:
         optimizer = rebuilt(
             function.optimizer, {key: x for key, x in new.items() if key in self._held}
         )
-        # What counts the calls and checks them is left out.
+        # Without the parts that count the calls and check them.
         return dataclasses.replace(function, optimizer=optimizer).run_inner(*args, **kwargs)

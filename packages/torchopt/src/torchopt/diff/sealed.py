@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of which it is plain that they depend on their arguments alone.
+"""Functions that provably depend on their arguments alone.
 
-Most functions are, and nothing has to be remembered or looked at for them. Every doubt counts
-against a function.
+Most functions do, and then nothing has to be recorded or compared. In doubt the answer is no.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def is_simple(found: Any) -> bool:
 
 
 def _reads_additions(function: types.FunctionType) -> bool:
-    """Return whether a function reads what somebody added to `builtins`, or a tensor of `torch`."""
+    """Return whether a function reads a name added to `builtins`, or a tensor of `torch`."""
     code, known = function.__code__, function.__globals__
     added = (getattr(builtins, name, None) for name in global_names(code) if name not in known)
     if any(x is not None and root_of(x) != "builtins" for x in added):
@@ -95,7 +94,7 @@ def is_sealed_without(function: Any, names: Set[str]) -> bool:
 
 
 def are_plain(*trees: Any) -> bool:
-    """Return whether trees have tensors and numbers alone: others may hold tensors out of sight."""
+    """Return whether trees hold only tensors and numbers: other objects may hide tensors."""
     return all(isinstance(x, (Tensor, *ATOMS)) for x in tree_leaves(trees))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a function sees beside its arguments: random numbers, buffers, modes, counters.
+"""What a function sees besides its arguments: random numbers, buffers, modes, counters.
 
 A derivative is taken by evaluating the function again, later and several times. Each of those
 evaluations has to see what the first one saw, and none of them may be noticed outside.
@@ -61,7 +61,7 @@ class _ModuleState:
         return _ModuleState(module, _attributes(module), buffers)
 
     def put(self) -> Callable[[], None]:
-        """Put the state in place; return what takes it away again."""
+        """Put the state in place; return a function that undoes it."""
         module, content = self.module, self.module.__dict__
         before = {k: v for k, v in list(content.items()) if k not in PATCHED}
         content.update(_copied(self.attributes))
@@ -77,7 +77,7 @@ class _ModuleState:
 
 
 def _put_copies(module: nn.Module, buffers: dict[str, Tensor | None]) -> Callable[[], None]:
-    """Put copies in the place of buffers; return what takes them away again.
+    """Replace buffers by copies; return a function that undoes it.
 
     Copies belong to the transform that they are made in, which may then change them in place.
     """
@@ -118,7 +118,7 @@ def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
 class Surroundings:
     """The surroundings of a function, as they were for one call.
 
-    Random numbers are taken down when this is made, modules when `settle` is called: a solver that
+    Random numbers are recorded when this is made, modules when `settle` is called: a solver that
     draws its batch first and the function that draws the same see the same.
 
     Example:
@@ -136,12 +136,12 @@ class Surroundings:
     not_searched = True  # by `captured`: nothing in it is the user's own
 
     def __init__(self, function: Any, tensors: Iterable[Tensor] = (), beside: Any = None) -> None:
-        """Take down the state of all random numbers.
+        """Record the state of all random numbers.
 
         Args:
             function: The function; what it reaches by closure is looked at.
             tensors: Tensors whose devices have generators of their own.
-            beside: What runs with it and may draw random numbers, of torch or its own generators.
+            beside: What else runs and may draw random numbers, of torch or its own generators.
         """
         self._function = function
         self._sources: list[Source] = []
@@ -196,7 +196,7 @@ class Surroundings:
             self._transparent = self.is_sealed = False
 
     def settle(self) -> None:
-        """Take down the state of what the function reaches."""
+        """Record the state of what the function reaches."""
         if any(slot.read() is not slot.value for slot in self._slots):
             self._search(first=False)
         self._states = [_ModuleState.of(module) for module in self._modules]
@@ -246,10 +246,10 @@ class Surroundings:
         return frozen
 
     def replayed(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which everything is as it was, and which leaves no trace.
+        """Return a context with everything as it was, which leaves no trace.
 
-        The first one leaves a trace after all: a source of random numbers that nobody has used
-        meanwhile moves on, as in a single evaluation. Sources that were not used in the first
+        The first one leaves a trace after all: a source of random numbers that was not used
+        meanwhile advances, as in a single evaluation. Sources that were not used in the first
         context are left alone in the next.
         """
         if self._sources or self._states or self._slots or self._contents:

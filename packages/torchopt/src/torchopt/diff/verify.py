@@ -28,7 +28,7 @@ LOGGER = logging.getLogger("torchopt.diff.verify")
 
 
 class Verification(NamedTuple):
-    """How one gradient compares with that of the other engine.
+    """The comparison of one gradient with that of the other engine.
 
     Attributes:
         call: Which call of the value it belongs to, from 0.
@@ -46,8 +46,8 @@ class VerifyReport:
     """The results of the checks of an inner loop.
 
     Attributes:
-        calls: How many calls there were in grad mode, without those whose turn it was and of which
-            nothing is differentiated: the next one takes their turn.
+        calls: How many calls there were in grad mode. A call that was due for a check but is not
+            differentiated does not count: the next one is checked instead.
         checks: The last thousand comparisons.
         differences: Estimates of the relative error of the products with second derivatives, with
             `derivative="differences"`: the largest of each of the last thousand backward passes.
@@ -143,7 +143,7 @@ def checked(value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if verify is None or not torch.is_grad_enabled():
         return value.run_inner(*args, **kwargs)
     number = report.calls
-    if not verify.is_due(number):  # most calls, of which nothing more is asked
+    if not verify.is_due(number):  # most calls: no check
         report.calls += 1
         return value.run_inner(*args, **kwargs)
     inner = InnerCall(value, args, kwargs)
@@ -190,7 +190,7 @@ class _Check:
         pairs = [(i, g.detach()) for i, g in enumerate(found) if g is not None]
         if self._is_done or not pairs or not cotangents:
             return
-        # A second derivative comes by here too, and is no pull-back of these cotangents.
+        # A second derivative runs this hook too, and is not a pull-back of these cotangents.
         self._is_done = True
         with torch.enable_grad(), self._seen.replayed():
             points = [x.clone().requires_grad_() for x in self._points]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters of modules: where they live, snapshots of them, calls with others."""
+"""The parameters of modules: their containers, snapshots of them, calls with others."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def _slot_groups(walks: Sequence[Sequence[tuple[str, nn.Module]]]) -> list[list[
 
 
 class SlotCache:
-    """The slots of some modules, found anew only where the modules changed.
+    """The slots of some modules, searched again only where the modules changed.
 
     Attributes:
         names: The name of each slot, for each module.
@@ -203,7 +203,7 @@ class SlotCache:
         ] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SlotCache, ()  # a copy finds them anew
+        return SlotCache, ()  # a copy searches again
 
     def groups(self, modules: Sequence[nn.Module]) -> list[list[Slot]]:
         """Return `parameter_slot_groups(modules)`."""
@@ -227,7 +227,7 @@ class SlotCache:
         return self._groups
 
     def release(self) -> None:
-        """Let go of the tensors, whose graphs may be large."""
+        """Release the tensors, whose graphs may be large."""
         for group in self._groups:
             for slot in group:
                 slot.value = None

@@ -44,8 +44,8 @@ class SecondDerivatives:
     Attributes:
         reverse: By reverse over reverse mode, as a meta-gradient takes it.
         forward: By forward over reverse mode; None where it was not asked for.
-        difference: By central differences of the gradient; None where it could not be taken, of
-            which a warning tells.
+        difference: By central differences of the gradient; None where it could not be taken, with
+            a warning.
         uncertainty: How far two differences with steps ten times apart differ.
     """
 
@@ -57,7 +57,7 @@ class SecondDerivatives:
 
 @dataclasses.dataclass(frozen=True)
 class Parted:
-    """The first value whose derivative is not that of its differences."""
+    """The first value whose derivative disagrees with its differences."""
 
     operation: str
     order: str  # "first" or "second": which derivative of the operation is wrong
@@ -239,7 +239,7 @@ class Line:
         return names.index("the loss"), len(names) - 1
 
     def parted(self, slopes: Sequence[float] | None = None) -> Parted | None:
-        """Return the first record that parts from its difference, if the loss or gradient does.
+        """Return the first record that disagrees with its difference, if the loss or gradient does.
 
         Args:
             slopes: The derivatives of all records; those of reverse mode by default.

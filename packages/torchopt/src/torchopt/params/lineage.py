@@ -28,7 +28,7 @@ Place = tuple["weakref.ref[dict[str, Any]]", str]
 
 
 class Lineage(NamedTuple):
-    """Where a tensor comes from, and what it was when it was made.
+    """The origin of a tensor, and its state when it was made.
 
     Attributes:
         leaf: The parameter whose place it takes; None for a parameter in its own right.
@@ -58,13 +58,13 @@ class Lineage(NamedTuple):
 
 
 def lineage_of(x: Tensor) -> Lineage | None:
-    """Return the lineage of a tensor, None for one that took no other's place."""
+    """Return the lineage of a tensor, None if it did not replace another one."""
     found = getattr(x, MARK, None)
     return found if isinstance(found, Lineage) else None
 
 
 def descend(old: Tensor, new: Tensor, places: Sequence[Place] = ()) -> None:
-    """Note that `new` takes the place of `old`."""
+    """Record that `new` replaces `old`."""
     if is_dynamo_compiling():
         return
     before = getattr(old, MARK, None)
@@ -86,7 +86,7 @@ def descend(old: Tensor, new: Tensor, places: Sequence[Place] = ()) -> None:
 
 
 def inherit_hooks(old: Tensor, new: Tensor) -> None:
-    """Note that the hooks of `old` are for its copy `new`, too."""
+    """Record that the hooks of `old` also hold for its copy `new`."""
     hooks = tuple(_hooks_before(old))
     own: Any = old._backward_hooks
     if own:
@@ -180,7 +180,7 @@ def _is_for_sums(hook: Any) -> bool:
 
 
 def check_unwritten(x: Tensor, lineage: Lineage, *name: str) -> None:
-    """Raise NotDifferentiableError where a value was written that the graph knows nothing of."""
+    """Raise NotDifferentiableError if a value was written that the graph does not record."""
     if lineage.grad_fn is None:
         return
     if x._version == lineage.version:

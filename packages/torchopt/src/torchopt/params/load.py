@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `load_state_dict` means for a module that holds fast weights."""
+"""`load_state_dict` of a module that holds fast weights."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Double(TorchFunctionMode):
             return torch.float64 if name.endswith("dtype.__get__") and found in _LOW else found
         leaves, spec = tree_flatten((args, kwargs or {}))
         short = name.rpartition(".")[2]
-        # What is written to stays the object that it is.
+        # A tensor that is written to stays the same object.
         into = (kwargs or {}).get("out")
         writes = short.endswith("_") and not short.endswith("__")
         written = leaves[0] if writes else into
@@ -108,7 +108,7 @@ class Double(TorchFunctionMode):
 
 
 class Watch(Double):
-    """Records what each call returns, and holds what the user cut off.
+    """Records what each call returns, and repeats the values that the user cut from the graph.
 
     A value computed without a graph (by `detach`, under `no_grad`, by a comparison) is a constant
     for autograd. A second run gets the values of the first one for these, so that the differences

@@ -123,10 +123,10 @@ def largest_absolute(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tenso
 
 
 def require_whole(tensors: Iterable[Any], what: str, instead: str) -> None:
-    """Raise a `TypeError` if one of the tensors is sharded.
+    """Raise `TypeError` if one of the tensors is sharded.
 
     Args:
-        tensors: What is looked at.
+        tensors: The tensors.
         what: Does not take DTensors, in words.
         instead: What to do.
     """

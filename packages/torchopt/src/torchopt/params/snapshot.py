@@ -57,7 +57,7 @@ class ModuleState(_ModuleState):
         return twin
 
 
-# Where the public finds it, and where pickles look for it.
+# Its public module, which pickles name.
 ModuleState.__module__ = "torchopt.utils"
 
 
@@ -208,7 +208,7 @@ def _has_tensors(container: dict[str, Any]) -> bool:
 def _is_alike(
     containers: dict[str, Any], state: Sequence[Any], places: tuple[str, ...] | None
 ) -> bool:
-    """Return whether a snapshot has exactly what the containers have, which is quick to see."""
+    """Return whether a snapshot has exactly the keys of the containers, which is a quick test."""
     if len(containers) != len(state) or (places is not None and tuple(containers) != places):
         return False
     for container, saved in zip(containers.values(), state):

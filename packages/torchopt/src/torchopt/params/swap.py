@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a module with other tensors: the one way, for every part of the package that does."""
+"""Run a module with other tensors; every part of the package does it this way."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums of lists, maxima of batches, and what tensors are plain."""
+"""Sums of lists, maxima of batches, and the test for plain tensors."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 def are_plain(*roles: Iterable[Tensor]) -> bool:
     """Return whether torch's operations on lists serve these tensors: no transform or compiler
-    follows them, and no subclass has a say.
+    follows them, and no subclass overrides them.
     """
     return (
         not in_forward_mode()

@@ -47,7 +47,7 @@ def linearize(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callabl
     """Return what `torch.func.vjp` returns: the value, and cotangent -> cotangents of the primals.
 
     The zeros for primals that the value does not depend on are made from the primals themselves;
-    torch makes them from wrappers of its own, which fails inside of other transforms.
+    torch makes them from its own wrappers, which fails inside of other transforms.
     """
     if _is_followed_by_nobody(primals):
         return _linearize_by_graph(function, primals)
@@ -105,8 +105,8 @@ def _linearize_by_graph(
 def over_batched(function: Callable[..., Tensors], tensors: Tensors) -> Tensors:
     """Return `function(*tensors)`, where the tensors may belong to the vmap of torch.autograd.
 
-    `torch.autograd.grad(..., is_grads_batched=True)` has a vmap of its own, older than torch.func's
-    and with fewer rules: it is taken off, and torch.func's put in its place.
+    `torch.autograd.grad(..., is_grads_batched=True)` uses an older vmap than torch.func's
+    with fewer rules: it is removed, and torch.func's put in its place.
     """
     taken = taken_off_old_vmap(tensors)
     if taken is None:
@@ -122,5 +122,5 @@ def over_batched(function: Callable[..., Tensors], tensors: Tensors) -> Tensors:
 
 
 def derivatives_wanted() -> bool:
-    """Return whether anybody may differentiate what is computed now."""
+    """Return whether a derivative of the present computation may be wanted."""
     return torch.is_grad_enabled() or in_forward_mode() or is_transforming()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fast body together with the plain statement of the same function."""
+"""A fast kernel together with the reference implementation of the same function."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Operation", "apply_operation"]
 
 @dataclass(frozen=True)
 class Operation:
-    """A fast body together with the plain torch statement of the same function.
+    """A fast kernel together with the reference implementation of the same function in torch.
 
     The value comes from `kernel`, the first vector-Jacobian product from `vjp_kernel`; every
     further derivative, and every forward-mode one, is that of `reference`.
@@ -176,7 +176,7 @@ def _stand_ins(operation: Operation, cotangents: tuple[Any, ...]) -> Tensors:
     inputs = map(operation.stand_in_of, range(operation.num_inputs))
     if is_batched_backward(cotangents):  # which cannot be detached
         cotangents = tuple(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in cotangents)
-    elif torch.is_grad_enabled():  # nothing is to be sent back through them
+    elif torch.is_grad_enabled():  # no gradient flows back through them
         cotangents = tuple(x.detach() for x in cotangents)
     return tuple(cotangents[k] for k in inputs)
 
@@ -210,6 +210,6 @@ _apply_plain: Callable[..., Tensors] = getattr(
     super(torch.autograd.Function, _OperationFunction), "apply", _OperationFunction.apply
 )
 
-# torch asks for the signature of `forward` in every call, and works it out anew where it is not
+# torch asks for the signature of `forward` in every call, and computes it again where it is not
 # stated: a third of the time of a call on small tensors.
 vars(_OperationFunction.forward)["__signature__"] = inspect.signature(_OperationFunction.forward)

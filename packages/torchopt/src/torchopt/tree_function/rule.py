@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions whose derivatives are stated by hand."""
+"""Functions whose derivatives are written by hand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _require_one_forward_mode(rule: Rule) -> None:
 
 
 class Rule(Protocol):
-    """A function of tensors whose derivatives are stated by hand, in terms of its results too.
+    """A function of tensors whose derivatives are written by hand, in terms of its results too.
 
     Where `Operation` derives everything from a differentiable reference, a rule says how a
     derivative follows from the inputs *and the outputs*: the solution of an equation, whatever
@@ -197,7 +197,7 @@ def apply_rule(rule: Rule, *inputs: Tensor) -> Tensors:
 
 
 class Sweep(Protocol):
-    """A computation in many steps that says itself what it keeps for its derivative.
+    """A computation in many steps that chooses what it keeps for its derivative.
 
     For use outside of transforms and forward modes. The outputs that are integers are constants.
     """

@@ -2,7 +2,7 @@
 r"""The adjoint of one step.
 
 A step is s' = \Phi(s, g, h) with g = \nabla L(\theta, \eta): s are parameters and state, h tensors
-of the optimizer, \eta what else the loss reads. For a cotangent \lambda of s',
+of the optimizer, \eta whatever else the loss reads. For a cotangent \lambda of s',
 
 1. the vector-Jacobian product of \Phi gives \lambda_s, \lambda_g and \lambda_h;
 2. one product with the second derivatives of L, in the direction of \lambda_g, is added:
@@ -59,11 +59,11 @@ Replayed = Callable[[], AbstractContextManager[None]]
 
 @dataclass
 class Cotangents:
-    """Cotangents of what steps return; None stands for zero.
+    """Cotangents of the results of steps; None stands for zero.
 
     Attributes:
         carry: One for each smooth tensor of the parameters and the state after them.
-        losses: Of the loss of each step, and then of each smooth tensor of what came with it.
+        losses: Of the loss of each step, and then of each smooth tensor of its aux.
     """
 
     carry: list[Tensor | None]
@@ -82,7 +82,7 @@ def unit_cotangents(call: Call, after: Carry, aux: Aux) -> Cotangents:
 def gradient(
     call: Call, carry: Carry, tensors: Sequence[Any], step: int
 ) -> tuple[list[Any], Tensor, Aux]:
-    """Return the gradient of the loss, the loss and what came with it, outside of any graph.
+    """Return the gradient of the loss, the loss and its aux, outside of any graph.
 
     Raises:
         NotDifferentiableError: The loss depends on a tensor that requires a gradient and is no
@@ -191,7 +191,7 @@ class AtStep:
 
     @staticmethod
     def of(x: Any) -> AtStep:
-        """Return x, or what is to stand in its place."""
+        """Return x or its stand-in."""
         return x if isinstance(x, AtStep) else AtStep({})
 
     def __getitem__(self, step: int) -> Tensor:
@@ -220,7 +220,7 @@ def pull_back_steps(
         steps: Which steps, from 0; several in reverse mode alone.
         grads: The gradient of the loss in a single step, if it is kept.
         cotangents: Those of what the steps return.
-        replayed: The context in which the loss sees again what it saw in the first of them.
+        replayed: The context that shows the loss what it saw in the first of these steps.
     """
     variables = Variables.of(call, carry, inputs, steps)
     # The optimizer may draw random numbers, after the loss.
@@ -301,7 +301,7 @@ def _of_loss(
     cotangents: Cotangents,
     replayed: Replayed,
 ) -> list[list[Tensor | None]]:
-    """Return the parts that come by way of the loss, each a list of cotangents."""
+    """Return the parts that flow through the loss, each a list of cotangents."""
     parts = []
     if any(c is not None for c in cotangents.losses[0]):
         with replayed(), torch.enable_grad(), rematerialised(call.blocks):
@@ -354,7 +354,7 @@ def _differences(
 def pull_back_start(
     call: Call, inputs: Leaves, cotangents: Sequence[Tensor | None]
 ) -> dict[Input, Tensor]:
-    """Return the cotangents of the inputs that come by way of what the run starts with."""
+    """Return the cotangents of the inputs that flow through the start of the run."""
     leaves = list(inputs.tensors)
     where = [i for i in call.wanted if not call.by_step(i)]
     with torch.enable_grad():

@@ -8,7 +8,7 @@ same function
 .. math::
     O = \mathrm{softmax}(s\, Q K^\top + M)\, V
 
-is computed for so many queries at a time, and so are all of its derivatives, from the arguments.
+is computed a chunk of queries at a time, and so are all of its derivatives, from the arguments.
 """
 
 from __future__ import annotations
@@ -148,18 +148,18 @@ def _operation(function: Callable[..., tuple[Tensor, ...]], count: int) -> Opera
 class TwiceDifferentiable(TorchFunctionMode):
     """A context in which attention and recurrent layers have all their derivatives.
 
-    Fast kernels without a second derivative, or without a forward mode, are left aside: attention
+    Fast kernels without a second derivative, or without a forward mode, are avoided: attention
     is `attention`, LSTM, GRU and RNN run without mkldnn.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, or what stands for it."""
+        """Run an operation, or its replacement."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", None)
         if name == "scaled_dot_product_attention":
             return attention(*args, **kwargs)
         if name == "multi_head_attention_forward":
-            # Written in Python: inside of it no mode is asked.
+            # Written in Python: torch does not call modes inside of it.
             return _with_attention(func)(*args, **kwargs)
         if name in _RECURRENT:
             with without_recurrent_kernels():
@@ -168,7 +168,7 @@ class TwiceDifferentiable(TorchFunctionMode):
 
 
 def _with_attention(function: Any) -> Callable[..., Any]:
-    """Return a function of torch that calls `attention`; what other threads call stays."""
+    """Return a function of torch that calls `attention` in this thread alone."""
     own = {**function.__globals__, "scaled_dot_product_attention": attention}
     made = types.FunctionType(function.__code__, own, function.__name__, function.__defaults__)
     made.__kwdefaults__ = function.__kwdefaults__

@@ -78,7 +78,7 @@ def _equal_blocks(module: nn.Module) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def rematerialised(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Return a context in which these blocks, called in this thread, keep their inputs alone."""
+    """Return a context in which these blocks, called in this thread, keep only their inputs."""
     if not blocks:
         yield
         return
@@ -171,7 +171,7 @@ class _Block:
         self._seen = seen
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return what was computed already."""
+        """Return the results that were computed already."""
         values, self._values = self._values, []
         return tuple(values)
 

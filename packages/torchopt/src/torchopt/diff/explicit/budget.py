@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many snapshots fit into so many bytes."""
+"""The number of snapshots that fit into a number of bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|B)\s*")
 
 
 def in_bytes(budget: str) -> int | None:
-    """Return what a text such as `"64MiB"` says, or None if it says no number of bytes."""
+    """Return the bytes of a text such as `"64MiB"`, or None if it is not a number of bytes."""
     found = _BUDGET.fullmatch(budget)
     return None if found is None else int(float(found[1]) * _UNITS[found[2]])
 
@@ -39,7 +39,7 @@ def shown(size: int) -> str:
 def snapshots_within(call: Call, budget: str, *, beside: int = 1) -> int:
     """Return the most snapshots with which a run stays within a budget.
 
-    One step and its adjoint are taken on trial, and what they need is counted.
+    The memory of one step and its adjoint is measured in a trial run.
 
     Args:
         call: The call.
@@ -47,7 +47,7 @@ def snapshots_within(call: Call, budget: str, *, beside: int = 1) -> int:
         beside: How many more states there are at a time: that before the last step, and others.
 
     Raises:
-        ValueError: Not even one snapshot fits; the message says what is needed.
+        ValueError: Not even one snapshot fits; the message says how much is needed.
     """
     room = in_bytes(budget)
     assert room is not None

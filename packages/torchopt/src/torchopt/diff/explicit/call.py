@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one call of an inner loop was given, as a list of tensors and trees with holes for them."""
+"""The arguments of one call of an inner loop: a list of tensors, and trees with holes for them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Hole:
 
 @dataclass(frozen=True)
 class Template:
-    """A tree whose tensors are to be filled in."""
+    """A tree with holes for its tensors."""
 
     leaves: tuple[Any, ...]
     spec: PyTreeSpec
 
     def fill(self, tensors: Sequence[Any], step: int = 0) -> Any:
-        """Return the tree with these tensors, those that are given by step for one step."""
+        """Return the tree with these tensors; of tensors with a slice a step, that of one step."""
         return tree_unflatten(self.spec, self.filled(tensors, step))
 
     def filled(self, tensors: Sequence[Any], step: int = 0) -> list[Any]:
@@ -80,7 +80,7 @@ class Inputs:
         self.dims: list[Dims] = []  # which dimension counts tasks, without that of the steps
 
     def add(self, tree: Any, dims: Any = None, *, what: str, by_step: bool = False) -> Template:
-        """Take in the tensors of a tree and return the tree with holes for them."""
+        """Collect the tensors of a tree and return the tree with holes for them."""
         leaves, spec = tree_flatten(tree, none_is_leaf=True)
         along: Sequence[Any] = [dims] * len(leaves)
         if dims is not None and not isinstance(dims, int):
@@ -106,7 +106,7 @@ class Call:
         derivative: `"reverse"`, `"mixed"`, `"differences"`, `"first_order"` or `"forward"`.
         steps: How many steps.
         first: The first step that is differentiated.
-        tasks: How many tasks; None for one without a dimension of its own.
+        tasks: How many tasks; None for one without a task dimension.
         inputs: All tensors.
         dims: Of each, the dimension that counts tasks.
         wanted: Which of the inputs are differentiated.
@@ -117,8 +117,8 @@ class Call:
         hypers: Which inputs are tensors of the optimizer.
         blocks: Modules whose activations are computed again, in `"mixed"` mode.
         host: States are kept on the host.
-        plain: It is known that the loss depends on its arguments alone, and that no operation in it
-            has to be exchanged for another.
+        plain: Whether it is known that the loss depends on its arguments alone, and that no
+            operation in it has to be replaced.
         judge: Makes and judges differences of gradients, for `"differences"`.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the arguments of an inner loop have to be."""
+"""Checks of the arguments of an inner loop."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def require_count(value: Any, what: str) -> None:
 
 
 def require_place(place: str, keep: int | str, derivative: str) -> None:
-    """Raise unless what is kept may lie in a place."""
+    """Raise unless states may be kept in a place."""
     if place not in ("device", "host"):
         raise ValueError(f'inner_loop: keep_on: expected "device" or "host", got {place!r}.')
     if place == "host" and keep == "all" and derivative in ("reverse", "first_order"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which run a call of an inner loop is."""
+"""The kind of run that a call of an inner loop needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["run_call"]
 
 
 def run_call(call: Call, keep: int | str, execute: str) -> Outputs:
-    """Return the outputs of a call, by the run that its settings and its surroundings ask for."""
+    """Return the outputs of a call, by the run that its settings and surroundings need."""
     if call.derivative in ("mixed", "forward"):
         require_whole(
             call.inputs,

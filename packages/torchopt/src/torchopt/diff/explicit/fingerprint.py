@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the trace of a function depends on beside its arguments.
+"""What the trace of a function depends on besides its arguments.
 
 A traced program holds every Python value that the function met, as a constant. The fingerprint of
 a function has all of those that the function reaches, and the form of each tensor that it reaches:
@@ -43,7 +43,7 @@ MOST = 20_000  # objects that a function may reach
 
 @dataclass(frozen=True)
 class _Same:
-    """An object that is equal to itself alone; holds it, so that its identity is not used again."""
+    """An object compared by identity; it is kept alive, so that its id is not reused."""
 
     value: Any
 
@@ -55,7 +55,7 @@ class _Same:
 
 
 class Key:
-    """Something long to be looked up often: its hash is computed once."""
+    """A long key that is looked up often: its hash is computed once."""
 
     def __init__(self, parts: tuple[Hashable, ...]) -> None:
         self.parts = parts
@@ -122,7 +122,7 @@ def fingerprint(*values: Any) -> Fingerprint:
     """Return what functions, or anything that holds some, reach.
 
     Raises:
-        NotTraceableError: That is more than can be compared at each call.
+        NotTraceableError: They reach more than can be compared at each call.
     """
     seen: dict[int, int] = {}
     key: list[Hashable] = []
@@ -183,7 +183,7 @@ def _in_modules(visited: list[Any], known: set[tuple[int, str]], queue: deque[An
 
 
 def _more(name: str, found: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what an object gives beside its parts: of its class, or by reference."""
+    """Yield what an object reaches besides its parts: through its class, or by reference."""
     if isinstance(found, weakref.ref):
         yield name, found()
     elif isinstance(found, ContextVar):
@@ -200,7 +200,7 @@ def _more(name: str, found: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _identity(found: Any) -> tuple[Any, ...]:
-    """Return what is compared of an object beside its parts."""
+    """Return what is compared of an object besides its parts."""
     if isinstance(found, types.FunctionType):
         return (found.__code__,)
     if isinstance(found, (type, types.ModuleType, types.BuiltinFunctionType)):

@@ -57,7 +57,7 @@ class Form:
 
     Attributes:
         carry: The carry, with tensors for the places of them.
-        aux: What came with the loss, in the same way.
+        aux: The aux of the loss, in the same way.
         grads: Which leaves of the parameters have a gradient.
         where: Which of the first results each tensor of the carry is.
         stable: Whether the carry has the form of the one before, so that the program serves again.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that carries tangents along: its memory does not depend on the number of steps.
+"""A run that carries tangents: its memory does not depend on the number of steps.
 
 For each scalar of which a derivative is asked for, the run has a tangent, and takes each step once
 more in forward over reverse mode.
@@ -38,7 +38,7 @@ class _Direction:
 
 
 class ForwardRun(Run):
-    """A run with its tangents. Takes as many more steps as there are scalars, in each step."""
+    """A run with its tangents. Each step is taken once more for each scalar."""
 
     def __init__(self, call: Call, **options: Any) -> None:
         super().__init__(call, 1, **options)
@@ -107,7 +107,7 @@ class ForwardRun(Run):
         return dual_step(self.call, direction.tensors, direction.optimizer, carry, step)
 
     def _columns(self, found: Outputs, rows: Sequence[Any]) -> list[Tensor | None]:
-        """Return the tangents of losses and of what came with them, of one scalar."""
+        """Return the tangents of losses and aux, for one scalar."""
         call = self.call
         dim = 0 if call.tasks is None else 1
         skipped = [None] * call.first
@@ -142,7 +142,7 @@ def dual_step(
     carry: Carry,
     step: int,
 ) -> tuple[Carry, Tensor, Aux]:
-    """Return the carry after a step, the loss and what came with it, with their tangents."""
+    """Return the carry after a step, the loss and its aux, with their tangents."""
     where = [i for i, x in enumerate(carry.params) if is_smooth(x)]
     params = list(carry.params)
     with torch.enable_grad():

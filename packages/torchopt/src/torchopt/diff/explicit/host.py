@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States in the memory of the host, pinned, while the run goes on on a device."""
+"""States in pinned memory of the host, while the run continues on a device."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Parked:
         )
 
     def fetched(self) -> list[Any]:
-        """Return the leaves where they belong."""
+        """Return the leaves on their own devices."""
         device = {id(x): d for x, d in zip(self.leaves, self.devices)}
 
         def back(x: Tensor) -> Tensor:

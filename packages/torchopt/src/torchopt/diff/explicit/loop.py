@@ -156,7 +156,7 @@ class Explicit(Described):
 
         Args:
             params: Tree of tensors, the initial parameters.
-            batch: What every step's loss is given; None with `batches`.
+            batch: The batch of every step; None with `batches`.
             *meta: Further arguments of the loss.
             batches: A batch for each step: a tree with a leading dimension of steps, or a sequence
                 of trees.
@@ -164,7 +164,7 @@ class Explicit(Described):
             **hypers: Hyper-parameters for the constructor of the optimizer.
 
         Raises:
-            NotDifferentiableError: The loss uses a tensor that requires a gradient and is no
+            NotDifferentiableError: The loss uses a tensor that requires a gradient and is not an
                 argument, or does not depend on the parameters.
             TypeError: An argument of another kind.
             ValueError: Batches of another number than the steps, or tasks that differ in number.
@@ -295,8 +295,8 @@ def inner_loop(
 ) -> Explicit:
     """Return an inner loop that is differentiated through its steps.
 
-    The value is called with the initial parameters and what the loss takes beside them, runs the
-    loop, and what comes of it can be differentiated with respect to the initial parameters, every
+    The value is called with the initial parameters and the other arguments of the loss. It runs
+    the loop, and its result can be differentiated with respect to the initial parameters, every
     floating-point tensor of the batch and of the further arguments, and every hyper-parameter that
     is a tensor. Every combination of the arguments gives the gradient of the plain unrolled loop;
     they differ in memory and time.
@@ -321,7 +321,7 @@ def inner_loop(
             so many states, and the fewest steps that reverse all steps from them, by binomial
             checkpointing. With 32 states and more, several steps go backward at once where they
             take less than 128 KiB together. A text such as `"64MiB"`: as many states as fit into so
-            many bytes, beside what one step takes, which is found out by one step on trial.
+            many bytes, besides those of one step, which are measured by one trial step.
             `"reversible"`: the last state alone; steps of `torchopt.sgd` with momentum are taken in
             integers, of 2^-44, and undone to the last bit. The bits that the decay pushes out of a
             velocity are kept: log2(1 / momentum) of them a step, 0.15 for 0.9. A loss that is not
@@ -342,8 +342,8 @@ def inner_loop(
             once, and the straight-line code is run for any number of steps; no compiler is needed.
             `"compile"`: that code is compiled by torch's inductor, which needs a C++ compiler and
             takes seconds at the first call. Another shape, dtype or value of a number that the
-            loss or the optimizer holds is traced anew, which the logger
-            `torchopt.diff.explicit.trace` tells.
+            loss or the optimizer holds is traced again; the logger
+            `torchopt.diff.explicit.trace` reports it.
         compile: True is another way to write `execute="compile"`.
 
     Returns:

@@ -30,7 +30,7 @@ class Reached:
     """What values reach, at each call.
 
     Everything that the last search visited is compared by identity, in loops of C: a tenth of the
-    time of a search. Where something is another object, all is searched anew.
+    time of a search. If an object has changed, everything is searched again.
 
     Args:
         values: Functions, or anything that holds some.
@@ -44,7 +44,7 @@ class Reached:
         self._forms: list[Any] = []
 
     def now(self) -> Fingerprint:
-        """Return the fingerprint as it is now."""
+        """Return the present fingerprint."""
         last = self._last
         if last is not None and self._read is not None and self._is_as_before(last):
             return last

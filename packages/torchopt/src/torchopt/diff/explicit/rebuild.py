@@ -29,7 +29,7 @@ def rebuilt(value: Any, tensors: Mapping[int, Tensor]) -> Any:
 
     Args:
         value: A transformation, or anything that holds tensors.
-        tensors: What stands for a tensor, by the identity of that.
+        tensors: The replacement of each tensor, by the id of the tensor.
 
     Raises:
         NotDifferentiableError: A tensor is held where it cannot be exchanged.
@@ -48,12 +48,12 @@ def rebuilt(value: Any, tensors: Mapping[int, Tensor]) -> Any:
 
 
 class _Rebuild:
-    """One pass over a value; what is met twice is one object again afterwards."""
+    """One pass over a value; an object that is met twice is copied once."""
 
     def __init__(self, tensors: Mapping[int, Tensor]) -> None:
         self._tensors = tensors
         self._done: dict[int, Any] = {}
-        self._held: list[Any] = []  # so that no identity is given away twice
+        self._held: list[Any] = []  # so that no id is reused
 
     def of(self, value: Any) -> Any:
         if id(value) in self._tensors:

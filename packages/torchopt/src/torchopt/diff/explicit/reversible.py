@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of momentum steps that keeps its last state alone, and goes back from it exactly."""
+"""A run of momentum steps that keeps only its last state, and reverses the steps exactly."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ ROOM = 2**17
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a run is: the state before a step, and what the loss sees beside its arguments.
+    """A moment of a run: the state before a step, and what the loss sees besides its arguments.
 
     Attributes:
         carry: Parameters and state.
@@ -68,7 +68,7 @@ class ParkedMoment:
         self._has_grads, self._parked = moment.grads is not None, parked
 
     def fetched(self) -> Moment:
-        """Return the moment with its tensors where they belong."""
+        """Return the moment with its tensors on their own devices."""
         leaves, (n, m) = self._parked.fetched(), self._sizes
         carry = Carry(tuple(leaves[:n]), tuple(leaves[n : n + m]), self._spec)
         return Moment(carry, self._seen, leaves[n + m :] if self._has_grads else None)
@@ -113,7 +113,7 @@ class Run:
         """Return the tensors that the run ends with; keep some of its states."""
         call = self.call
         tensors = [x.detach() for x in inputs]
-        # Outside of any graph the optimizer's own tensors do as well as others.
+        # Outside of any graph, the optimizer's own tensors can be used.
         optimizer = call.optimizer_with(tensors) if torch.is_grad_enabled() else call.optimizer
         places = {call.first, *self._places(), call.steps - 1}
         self._seen = seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
@@ -249,7 +249,7 @@ class Run:
     def _pulled(
         self, moment: Moment, inputs: Leaves, steps: range, cotangents: Cotangents
     ) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
-        """Return the cotangents of what steps begin with, and those of the inputs."""
+        """Return the cotangents of the state before the steps, and those of the inputs."""
         is_measured = steps.stop == self.call.steps and self._is_small(moment.carry)
         with CountBytes() if is_measured else contextlib.nullcontext() as count:
             found = pull_back_steps(
@@ -326,7 +326,7 @@ class Run:
 
 
 def _constant(carry: Carry) -> Carry:
-    """Return what was computed without a graph outside of any: a state may hold a variable."""
+    """Return values without a graph: a state may hold a variable."""
     leaves = (*carry.params, *carry.state)
     attached = any(isinstance(x, Tensor) and x.requires_grad for x in leaves)
     return carry.detached() if attached else carry
@@ -344,7 +344,7 @@ def _tensors(aux: Aux) -> list[Tensor]:
 def _aux_at(
     form: Aux, cotangents: Sequence[Tensor | None], step: int, dim: int
 ) -> list[Tensor | None]:
-    """Return the cotangents of the smooth tensors that came with the loss of a step."""
+    """Return the cotangents of the smooth tensors in the aux of a step."""
     remaining = iter(cotangents)
     out = []
     for x in form.leaves:

@@ -46,7 +46,7 @@ CLOSURE = (
 
 @dataclass(frozen=True)
 class Carry:
-    """What goes from step to step: the leaves of the parameters and of the optimizer's state."""
+    """The carry from step to step: the leaves of the parameters and of the optimizer's state."""
 
     params: tuple[Any, ...]
     state: tuple[Any, ...]
@@ -71,7 +71,7 @@ class Carry:
         return Carry(params, state, self.state_spec)
 
     def with_smooth(self, tensors: Sequence[Tensor]) -> Carry:
-        """Return the same with others in the place of `smooth`."""
+        """Return the same with other smooth tensors."""
         remaining = iter(tensors)
         params, state = (
             tuple(next(remaining) if is_smooth(x) else x for x in leaves)
@@ -90,7 +90,7 @@ class Carry:
 
 @dataclass(frozen=True)
 class Aux:
-    """What a loss returned beside its value."""
+    """The aux of a loss: what it returned besides its value."""
 
     leaves: tuple[Any, ...]
     spec: PyTreeSpec
@@ -130,7 +130,7 @@ class _Batched:
 def losses_of(
     call: Call, params: Sequence[Any], tensors: Sequence[Any], step: int
 ) -> tuple[Tensor, Aux]:
-    """Return the loss of a step, `[tasks]` for several, and what came with it.
+    """Return the loss of a step, `[tasks]` for several, and its aux.
 
     Args:
         call: The call.
@@ -195,7 +195,7 @@ def _value_and_aux(found: Any) -> tuple[Tensor, Any]:
 def attached_gradient(
     call: Call, params: Sequence[Any], tensors: Sequence[Any], step: int
 ) -> tuple[list[Any], Tensor, Aux]:
-    """Return the gradient of the loss, differentiable to any order, the loss and what came with it.
+    """Return the gradient of the loss, differentiable to any order, the loss and its aux.
 
     The gradient is None for leaves that the loss does not depend on.
     """
@@ -223,7 +223,7 @@ def attached_gradient(
             at = [x if x.requires_grad else x + _zeros(x) for x in at]
             value, aux = evaluated(at)
             require_graph(value)
-            if step == 0:  # what later steps alone depend on is in the graph all the same
+            if step == 0:  # the graph also has what only later steps depend on
                 require_no_closure(call, value, at, tensors)
             found = list(
                 gradient_of_sum(value, at, create_graph=call.second_order, retain_graph=True)
@@ -283,7 +283,7 @@ def scattered(params: Sequence[Any], where: Sequence[int], found: Sequence[Any])
 def update(
     call: Call, optimizer: GradientTransformation, grads: Sequence[Any], carry: Carry
 ) -> Carry:
-    """Return what the optimizer makes of parameters and state."""
+    """Return parameters and state after the update of the optimizer."""
     count = len(carry.params)
 
     def stepped(leaves: Sequence[Any]) -> Any:
@@ -303,13 +303,13 @@ def _carry(params: Any, state: Any) -> Carry:
 
 
 def separate(x: Tensor) -> Tensor:
-    """Return a tensor each of whose elements has memory of its own, as a dual number needs."""
+    """Return a tensor whose elements do not share memory, as dual numbers need."""
     overlapping = any(stride == 0 and n > 1 for stride, n in zip(x.stride(), x.shape))
     return x.contiguous() if overlapping else x
 
 
 def start(call: Call, optimizer: GradientTransformation, tensors: Sequence[Any]) -> Carry:
-    """Return what the run starts with; tasks come first in each of its tensors."""
+    """Return the start of the run; tasks are the first dimension of each tensor."""
     params = call.params.filled(tensors)
     if call.tasks is not None:
         dims = [call.dims[x.index] if hasattr(x, "index") else None for x in call.params.leaves]

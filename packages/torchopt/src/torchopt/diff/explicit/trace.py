@@ -79,7 +79,7 @@ class Programs(NamedTuple):
 
 
 class _Kept:
-    """The programs by what they depend on; the one that was not used for longest goes first."""
+    """A cache of programs by what they depend on; the least recently used one is dropped."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -221,7 +221,7 @@ def make_trace(
         states: The surroundings as they are; buffers of modules are copies, which it may write to.
 
     Raises:
-        NotTraceableError: It reads values on the host, changes something that is no argument, draws
+        NotTraceableError: It reads values on the host, changes more than its arguments, draws
             random numbers outside of torch, or uses a tensor that is held out of sight.
     """
     form: list[Any] = []
@@ -304,7 +304,7 @@ def _read_message(words: Words, of: str, error: BaseException | None) -> str:
     frames = traceback.extract_tb(error.__traceback__) if error else traceback.extract_stack()
     own = [f for f in frames if f.line and not _in(f.filename, *LIBRARIES)]
     ours = [f for f in frames if _in(f.filename, "torchopt") and "internals" not in f.filename]
-    # Of an optimizer of this package, no line of the user's is to blame.
+    # For an optimizer of this package, no line of the user is to blame.
     inside = ours and any(_in(f.filename, "optimizers", "transform") for f in ours[-4:])
     found = ours if inside or not own else own
     place = f" in {found[-1].name}: {(found[-1].line or '').strip()[:80]}" if found else ""
@@ -321,7 +321,7 @@ def _in(path: str, *folders: str) -> bool:
 
 
 def versions(tensors: Sequence[Tensor]) -> list[int]:
-    """Return how often tensors were changed in place; 0 where nobody counts."""
+    """Return how often tensors were changed in place; 0 for tensors without a version."""
     return [0 if x.is_inference() else x._version for x in tensors]
 
 

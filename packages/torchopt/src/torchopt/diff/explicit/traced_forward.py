@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A traced run that carries tangents along."""
+"""A traced run that carries tangents."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class TracedForwardRun(ForwardRun, TracedRun):
         return self._flat(found)
 
     def _starts(self, tensors: Sequence[Tensor]) -> tuple[list[dict[int, Tensor]], list[Tangents]]:
-        """Return the tangents of inputs and of what the run starts with, for each scalar."""
+        """Return the tangents of the inputs and of the start of the run, for each scalar."""
         of_inputs, of_carry = [], []
         with forward_mode():
             for i, k in self._scalars():
@@ -125,7 +125,7 @@ class TracedForwardRun(ForwardRun, TracedRun):
 
 
 def _read(push: Program, found: Sequence[Tensor], carry: Carry) -> tuple[Tangents, Any]:
-    """Return the tangents of the carry; those of the loss, and of what came with it."""
+    """Return the tangents of the carry, and those of the loss and its aux."""
     count = len(carry.smooth)
     rest = iter(found[count:])
     value, *aux = [next(rest) if has else None for has in push.form]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plain loop, which keeps everything: differentiable to any order, in every transform.
 
-What the other ways of running a loop compute is defined by it.
+It defines what the other ways of running a loop compute.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Outputs", "run_attached"]
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a run ends with.
+    """The end of a run.
 
     Attributes:
         carry: Parameters and state after the last step.
@@ -49,7 +49,7 @@ class Outputs:
         return Outputs(carry, torch.stack(list(losses), dim), Aux(stacked, aux[0].spec))
 
     def aux_tree(self) -> Any:
-        """Return what came with the losses, as a tree."""
+        """Return the aux of the losses, as a tree."""
         return tree_unflatten(self.aux.spec, self.aux.leaves)
 
 

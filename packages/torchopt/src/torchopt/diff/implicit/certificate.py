@@ -68,7 +68,7 @@ class GradientReport(NamedTuple):
 
 @dataclass(frozen=True)
 class Refined(Solver):
-    """A solver, whose answer another one corrects: it is accurate where one of them is.
+    """A solver whose result a second one corrects: it is accurate if either of them is.
 
     Attributes:
         first: A solver that may stop early, or solve another system (a ridge).
@@ -87,7 +87,7 @@ class Refined(Solver):
         operator, first, second = state
         start = self.first.compute(first, b, x0).value
         left = b - operator.mv(start)
-        # What diverged is of no use.
+        # A diverged result is useless.
         useful = safe_norm(left) <= safe_norm(b)
         start = torch.where(useful, start, torch.zeros_like(b))
         found = self.second.compute(second, torch.where(useful, left, b))

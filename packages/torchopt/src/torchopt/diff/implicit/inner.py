@@ -133,7 +133,7 @@ class Implicit(Described):
         """Run the loop: `(params, batch, *meta, state=None, **hypers)`.
 
         Raises:
-            NotDifferentiableError: The loss uses a tensor that requires a gradient and is no
+            NotDifferentiableError: The loss uses a tensor that requires a gradient and is not an
                 argument.
             ValueError: `batches` were given: one equation has one batch.
         """
@@ -230,7 +230,7 @@ class Implicit(Described):
             remedy="Pass it after the batch, as a further argument of the loss, or detach it.",
         )
         start = tree_map(_constant, params)
-        # Without anything to differentiate, only a vmap is left to be followed.
+        # With nothing to differentiate, only a vmap has to be followed.
         solution, (state, losses, aux) = engine(solve)(start, chosen or [torch.empty(0)], others)
         return InnerResult(solution, state, losses, aux)
 

@@ -168,7 +168,7 @@ class RootRule:
     def _polish(self, layout: Layout, x: Tensor, inputs: Tensors) -> tuple[Tensor, Tensor]:
         """Return x after Newton's corrections x - A⁻¹ F(x), and ‖F(x)‖.
 
-        Without a tolerance nobody wants the norm: it is 0 then, or NaN if x is not finite.
+        Without a tolerance the norm is not used: it is 0 then, or NaN if x is not finite.
         """
         engine = self.engine
         for _ in range(engine.polish):
@@ -192,7 +192,7 @@ class RootRule:
         return explained(self.engine.optimality_fn, self.engine.where, self.engine.remedy)
 
     def require_arguments(self, inputs: Tensors, outputs: Tensors) -> None:
-        """Raise if F depends on tensors that are differentiated and no arguments of it.
+        """Raise if F depends on differentiated tensors that are not its arguments.
 
         Raises:
             NotDifferentiableError: It does.
@@ -325,7 +325,7 @@ class RootRule:
         """Return the gradient as a function of the solution; see `Adjoint`."""
         layout, engine = self.found["layout"], self.engine
         solver = with_condition(engine.solver)
-        # Not one that remembers: what is asked here is not a solution of the caller's.
+        # Not a warm-started solver: this is not one of the caller's solves.
         first = engine.solver.solver if isinstance(engine.solver, WarmStart) else engine.solver
         refined = Refined(first)
 
@@ -340,7 +340,7 @@ class RootRule:
             mixed=mixed,
             cotangent=cotangent,
             direct=direct,
-            # What fails is told in the report.
+            # Failures are in the report.
             solve=lambda operator, b: solve_system(solver, operator, b, "ignore"),
             accurate=lambda operator, b: solve_vector(refined, operator, b, (), "ignore"),
         )
@@ -374,7 +374,7 @@ def displacement(moved: Any, x: Any) -> Any:
 
 
 def _any_nonzero(tensors: Iterable[Tensor]) -> bool:
-    """Return whether there is a number other than zero, in any entry of a batch."""
+    """Return whether any number is not zero, in any entry of a batch."""
     flags = [(x != 0).any() for x in tensors]
     return bool(int(max_over_batch(torch.stack(flags).any().long())))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an implicit engine is told: the equation, its tags, the solver, and how far to go."""
+"""The settings of an implicit engine: the equation, its tags, the solver, and the tolerance."""
 
 from __future__ import annotations
 

@@ -136,18 +136,18 @@ class Call:
             )
 
     def begin(self) -> None:
-        """Remember what the function finds now."""
+        """Record the present surroundings of the function."""
         leaves = (self.flat[k] for k, _ in self.slots)
         given = [*leaves, *self.scratch, *(self.constants if self.graph else ())]
         self.state = CallState(self.fn, given, self.constants)
 
     def reset(self) -> None:
-        """Let the function find what it found when the call began."""
+        """Restore the surroundings that the function found when the call began."""
         if self.state is not None:
             self.state.reset()
 
     def running(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the function may run again: it leaves no trace."""
+        """Return a context in which the function can run again without a trace."""
         return contextlib.nullcontext() if self.state is None else self.state.held()
 
     def name(self, leaf: int) -> str:

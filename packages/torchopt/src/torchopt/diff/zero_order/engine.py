@@ -158,7 +158,7 @@ class ZeroOrder(Described):
             scratch: Tensors that `perturbed` may overwrite.
         """
         if torch.compiler.is_compiling():
-            # The estimate is a loop over chunks around vmap with generators of its own: the
+            # The estimate is a loop over chunks around vmap with private generators: the
             # compiler leaves it out of its graph. (Decorating with `disable` at definition would
             # import the whole compiler with this module.)
             apply: Callable[..., Any] = torch.compiler.disable(self._run)

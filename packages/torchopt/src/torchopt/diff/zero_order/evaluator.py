@@ -41,7 +41,7 @@ class Evaluator:
         Args:
             fn: Returns a tensor of the same shape everywhere.
             points: For each leaf `[n, *shape]`.
-            scratch: Tensors that `fn` may overwrite; each evaluation gets copies of its own.
+            scratch: Tensors that `fn` may overwrite; each evaluation gets copies.
             seed: Of random draws inside `fn`.
 
         Returns:
@@ -54,7 +54,9 @@ class Evaluator:
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             if self.vectorized or isinstance(error, torch.OutOfMemoryError):
                 raise
-            losses = self._loop(fn, points, scratch, seed)  # raises what is not vmap's fault
+            losses = self._loop(
+                fn, points, scratch, seed
+            )  # raises the error of the function itself
             first = str(error).strip().partition("\n")[0]
             warnings.warn(
                 "zero-order estimation: torch.func.vmap cannot take this function, so it is "

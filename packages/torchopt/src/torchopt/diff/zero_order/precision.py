@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers wide enough: the dtype of losses and of sums, and perturbations that are not lost."""
+"""Wide enough dtypes for losses and sums, and perturbations that rounding does not remove."""
 
 from __future__ import annotations
 

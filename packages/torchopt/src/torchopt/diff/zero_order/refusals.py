@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the estimate of a derivative cannot give, and what to do."""
+"""Errors for derivatives that an estimate does not have, and the remedies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 def require_one_cotangent(cotangent: Tensor) -> None:
     """Raise for a batch of cotangents."""
-    # torch's batched backward passes have a kind of vmap of their own.
+    # torch's batched backward passes use another kind of vmap.
     if is_batched_by_old_vmap(cotangent) or is_batched(cotangent):
         raise NotDifferentiableError(
             "zero-order estimation: expected one cotangent at a time, got a batch of them "

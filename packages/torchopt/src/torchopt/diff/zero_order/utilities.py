@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Utilities: what a loss is worth among others."""
+"""Utilities: the worth of a loss among others."""
 
 from __future__ import annotations
 
