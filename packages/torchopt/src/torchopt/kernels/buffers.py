@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory for the results of kernels on the CPU, used again when it is free.
+"""Cached memory for the results of kernels on the CPU.
 
-A step that is not in place returns new updates and a new state. Memory that comes new from the
+A step that is not in place returns new updates and a new state. Fresh memory from the
 system costs a page fault every 4 KiB, several times what a kernel needs to fill it. So the memory
 of results is kept when torch releases it, that is when the last tensor, view, array or graph that
 uses it is gone, and the next results of the same size are put there.

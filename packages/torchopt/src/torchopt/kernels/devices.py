@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensors the fused kernels can serve, and how they are handed over."""
+"""The tensors that the fused kernels can serve, and how they are passed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloa
 
 
 def _learn_tensors(exchange: object) -> None:
-    """Tell the extension how to read tensors: by torch's C interface, None to ask their methods."""
+    """Set how the extension reads tensors: by torch's C interface, or (None) by their methods."""
     if why_missing(_C) is None:
         _C.learn_tensors(PLAIN, tuple(DTYPE_CODES), exchange)
 
@@ -77,7 +77,7 @@ def has_code_for(capability: tuple[int, int], architectures: str) -> bool:
         capability: Its compute capability, major and minor.
         architectures: CMake's list, such as "80-real,90-virtual". Machine code ("real") runs on
             devices of the same major and no smaller minor capability, PTX ("virtual") on all that
-            are no smaller; a number alone stands for both. Words such as "all" are not judged.
+            are no smaller; a number alone stands for both. Words such as "all" are not checked.
     """
     for entry in filter(None, architectures.split(",")):
         number, _, kind = entry.partition("-")

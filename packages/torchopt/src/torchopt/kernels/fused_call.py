@@ -35,7 +35,7 @@ def _dense(x: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class Known:
-    """The value of a call that was made already, to be used once.
+    """The value of a call that was already made, to be used once.
 
     Attributes:
         rule: The rule, and the number of tensors, for those who draw graphs.
@@ -263,7 +263,7 @@ class FusedCall:
         constants: Sequence[Tensor],
         needed: Sequence[bool] | None,
     ) -> tuple[Tensor | None, ...]:
-        """Return what `vjp` does, in torch operations.
+        """Return the result of `vjp`, in torch operations.
 
         The kernel multiplies each of its values with the derivatives in all directions, so that an
         infinite one makes NaN of a derivative of zero. Here it meets only those it belongs to.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kernel computes: its names, and the same in plain torch."""
+"""What a kernel computes: its names, and its reference implementation in torch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class FusedRule:
 def has_kernel(rule: FusedRule) -> bool:
     """Return whether the extension has a kernel with this name, these states and hyper-parameters.
 
-    Where there is no extension, every kernel is thought to be in it.
+    Without the extension, every kernel counts as present.
     """
     if why_missing(_C) is not None:
         return True
@@ -77,6 +77,6 @@ def is_none(decay: Any) -> bool:
 
 
 def decays(hypers: Any) -> bool:
-    """Return whether there is weight decay. A tensor is one, whatever it holds."""
+    """Return whether there is weight decay. A tensor counts as one, whatever its value."""
     values = (hypers.get(name, 0.0) for name in CHAIN_HYPERS[1:])
     return any(isinstance(value, torch.Tensor) or value != 0.0 for value in values)

@@ -24,15 +24,15 @@ __all__ = ["StepCache"]
 
 
 class StepCache:
-    """What `step` found out about parameters and states, for the next step.
+    """What `step` has learned about parameters and states, for the next step.
 
-    Each step compares it with the tensors, so it is never wrong, only sometimes of no use. It is
+    Each step compares it with the tensors, so it is never wrong, only sometimes useless. It is
     not part of the state of an optimizer: a copy of it is empty.
 
     Attributes:
         state: What the caller's last step returned, for the caller.
         quick: What the caller needs for another step like the last one, for the caller. None
-            where there was none, or where it has to be found out anew.
+            where there was none, or where it has to be determined again.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class StepCache:
         try:
             self.plan = _C.StepPlan(rule.name, list(params), list(states))
         except ValueError:
-            return False  # memory of a kind that the kernels do not know
+            return False  # a kind of memory that the kernels cannot read
         self.rule, self.params, self.states = rule, params, states
         self.written = [*params, *(x for role in states for x in role)]
         return True
@@ -118,7 +118,7 @@ class StepCache:
                 if launch:
                     bump_versions(self.written)
                 return True
-            # A gradient that does not fit, or a tensor that moved, which may fit when asked anew.
+            # A gradient that does not fit, or a tensor that moved: check again from scratch.
             if any(g is None for g in grads) or not self.renew(rule, params, states):
                 return False
         return False
@@ -141,5 +141,5 @@ def _steppable(
             return False
     if any(x.requires_grad for role in states for x in role):
         return False
-    # Memory of two tensors would be stepped twice.
+    # Shared memory would be stepped twice.
     return _C.are_disjoint([x for role in (params, *states) for x in role])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands for the extension where it cannot be imported."""
+"""The stand-in for the extension where it cannot be imported."""
 
 from __future__ import annotations
 

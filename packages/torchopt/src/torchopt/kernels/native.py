@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one way into the kernels: tensors are judged once, and stepped, or the reason is given."""
+"""The entry point of the kernels: tensors are checked once, and stepped or refused."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def attempt(
         hypers: The hyper-parameters.
         maximize: Go up instead of down.
         inplace: Write the new state into the old one.
-        judged: Whether it is known that there is no `refusal`.
+        judged: Whether it is known that `refusal` returns None.
     """
     if set(hypers) != set(rule.all_hypers):
         return ValueError(

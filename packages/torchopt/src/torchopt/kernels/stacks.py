@@ -75,7 +75,7 @@ def in_stacks(
             rest = iter(given[size:])
             numbers = [next(rest) if isinstance(h, Tensor) else h for h in hypers]
             parts = function(torch.stack(given[:size]), *numbers).unbind()
-            # As those of the kernel: with memory of their own.
+            # Not views, like the results of the kernel.
             return parts if kernel is None else tuple(x.clone() for x in parts)
 
         def fast(*given: Tensor, slow: Callable[..., tuple[Tensor, ...]] = call) -> Any:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-import torchopt.transform  # first: what it is made of needs none of these files
+import torchopt.transform  # first: it imports none of these files
 from torchopt.index import OPTIMIZERS, exported
 
 globals().update((name, exported()[name]) for name in OPTIMIZERS)

@@ -77,7 +77,7 @@ def muon(
         ns_steps: Iterations of the orthogonalization.
         ns_coefficients: Coefficients of its polynomial.
         eps: Smallest norm that a matrix is divided by.
-        match_rms: Scale the steps to the size of Adam's, so that one step size does for both.
+        match_rms: Scale the steps to the size of Adam's, so that one step size serves both.
         adamw_lr: Step size of AdamW; None for `lr`.
         adamw_betas: Decays of AdamW's moments.
         adamw_eps: Added to AdamW's root.

@@ -38,9 +38,9 @@ __all__ = ["Backend", "FusedChain", "fuse", "launch_step", "step_inplace", "with
 
 @dataclass(slots=True)
 class _QuickStep:
-    """A step in place like the one before, on the state that it returned; with counts, on the CPU.
+    """A step in place like the previous one, on the state that it returned, on the CPU.
 
-    That state has the form and the lists it was made with, so only tensors have to be looked at.
+    That state still has its form and its lists, so only the tensors have to be checked.
 
     Attributes:
         chain: Whose step it is.
@@ -61,7 +61,7 @@ class _QuickStep:
     def step(self, cache: StepCache, grads: list[Any], state: Any, launch: bool) -> Any:
         """Return the next state, or None, having done nothing, where the plan does not fit."""
         plan = cache.plan
-        assert plan is not None  # it goes together with this object
+        assert plan is not None  # set together with this object
         threads = torch.get_num_threads()
         if self.member is None:
             device, stream = placement(cache.params[0])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PSGD with Kronecker factors: a preconditioner that is fitted and not accumulated."""
+"""PSGD with Kronecker factors: a preconditioner that is fitted, not accumulated."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def scale_by_psgd(
     than `max_size`, have diagonal factors. The arithmetic is in float64.
 
     Signs have the second moment that the paper asks of its normal probes. They are a hash of the
-    seed, the count and the index of an element: the state has all there is of randomness, steps can
+    seed, the count and the index of an element: all randomness follows from the state, steps can
     be repeated, and entries of a vmap share their probes. The derivative is exact, with the probes
     as constants; the largest element is differentiated too, by a subgradient where several are
     equal.

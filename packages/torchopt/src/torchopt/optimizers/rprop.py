@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rprop: the sign of the gradient times a step size of its own."""
+"""Rprop: the sign of the gradient times a step size for each element."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def scale_by_rprop(
     r"""Return the transformation to Rprop's step: the sign of g times a step size for each number.
 
     A step size grows by `eta_plus` while its gradient keeps its sign and shrinks by `eta_minus`
-    when it changes, in which case there is no step. Nor is there where g is NaN, as in
+    when it changes, in which case there is no step. There is none where g is NaN either, as in
     torch.optim.Rprop.
 
     Args:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an optimizer states: its state, its hyper-parameters, and its formula for one tensor.
+"""The definition of an optimizer: its state, its hyper-parameters, its formula for one tensor.
 
-That one text runs eagerly, under compile and vmap, and gives every derivative that no kernel gives.
+It runs eagerly, under compile and under vmap, and gives every derivative that has no kernel.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def number(check: Check | None = None, *, starts: bool = False) -> Any:
 
     Args:
         check: Raises for a number out of range. Tensors are not looked at.
-        starts: It says how a state starts, and nothing of a step.
+        starts: It only defines the initial state, and does not enter a step.
     """
     return dataclasses.field(metadata={"check": check, "starts": starts})
 
@@ -124,7 +124,7 @@ class Rule(LeafRule):
         return None if self.kernel is None else plan.directed(self)
 
     def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
-        """Return what a role of the state starts from: zeros, unless a rule says otherwise."""
+        """Return the initial value of a role of the state: zeros, unless a rule overrides it."""
         return zeros_like(params, getattr(self, "moment_requires_grad", False))
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:

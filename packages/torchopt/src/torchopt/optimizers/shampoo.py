@@ -84,8 +84,8 @@ class ScaleByShampoo(LeafRule):
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the directions and the new state."""
-        # A leaf goes by its own steps: it may miss the gradients of all steps that others compute
-        # their roots in.
+        # Each leaf counts its own steps: it may have no gradient in all the steps in which others
+        # compute their roots.
         refresh = [(t - 1) % self.update_every == 0 for t in state.t]
         rows: list[tuple[Tensor, ...]] = [()] * len(grads)
         for indices in stacks(grads, refresh):
@@ -179,8 +179,8 @@ def scale_by_shampoo(
 
     The roots come from a polynomial iteration (`torchopt.kernels.reference.inverse_root`), so that
     the direction is differentiable to any order even where eigenvalues coincide. Whatever the dtype
-    of the parameters, the state and the roots are in float64: squares of float32 gradients are no
-    float32 numbers, and preconditioners of a few steps are nearly singular. What rounding leaves of
+    of the parameters, the state and the roots are in float64: squares of float32 gradients do not
+    fit into float32, and preconditioners of few steps are nearly singular. What rounding leaves of
     them is held off zero by a ridge of 2.2e-16 times size and trace.
 
     Args:

@@ -188,8 +188,8 @@ def scale_by_soap(
     power iteration, from unit vectors, and not from an eigendecomposition, which has no derivative
     where eigenvalues coincide; the authors' code takes no step with that gradient, this one does;
     (2) the product in a power iteration is that of L / mean(diag L) + 1e-6 I, which has the same
-    eigenvectors and is never singular; (3) the columns of a basis are not sorted, which changes
-    nothing but their names. Of a tensor with bases, states are in float64 and so is the
+    eigenvectors and is never singular; (3) the columns of a basis are not sorted, which only
+    permutes them. Of a tensor with bases, states are in float64 and so is the
     arithmetic, whatever its dtype: along an eigenvector without gradients, what float32 leaves of
     them is noise, and Adam would divide it by itself.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch's activation checkpoints keep to themselves."""
+"""Private state of torch's activation checkpoints."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _OF_RECOMPUTATION = ("_recomputation_hook.__init__.<locals>.pack_hook", "target_
 def pack_hooks() -> list[Callable[..., Any]]:
     """Return the pack hooks for saved tensors of this thread, outermost first.
 
-    torch shows the innermost pair alone, so they are taken off and put back.
+    torch shows only the innermost pair, so they are popped and pushed back.
     """
     pairs = []
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch.distributed has no public name for."""
+"""Functions for which torch.distributed has no public name."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = [
 
 
 def remove_fsdp_hooks(module: Any) -> None:
-    """Take off the hooks by which `fully_shard` gathers the parameters of a module."""
+    """Remove the hooks by which `fully_shard` gathers the parameters of a module."""
     state = module._get_fsdp_state()
     state._pre_forward_hook_handle.remove()
     state._post_forward_hook_handle.remove()
 
 
 def collective_options(kind: str, timeout: timedelta) -> Any:
-    """Return the options of one collective operation, with a limit of its own.
+    """Return the options of one collective operation, with its time limit.
 
     Args:
         kind: `"AllreduceOptions"`, `"AllgatherOptions"` or `"BroadcastOptions"`.

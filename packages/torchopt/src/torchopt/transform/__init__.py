@@ -40,7 +40,7 @@ from torchopt.transform.scale import scale
 from torchopt.transform.scale_by_schedule import ScaleByScheduleState, scale_by_schedule
 from torchopt.transform.scale_by_trust_ratio import scale_by_trust_ratio
 
-# The rules of optimizers, which are made of what is above.
+# The rules of optimizers, which use the modules above.
 globals().update({k: v for k, v in exported().items() if k not in OPTIMIZERS})
 
 __all__ = [

@@ -62,7 +62,7 @@ class Cautious(Described):
         product = g.sign() * u.sign()  # cannot underflow
         aligned = product >= 0 if self.maximize else product <= 0
         share = u.numel() / (aligned.sum().to(torch.float64) + 1.0)
-        # Not `where` with zero: what is not a number stays visible.
+        # Not `where` with zero: NaN must stay visible.
         return torch.where(aligned | u.isnan(), u, 0.0) * share.to(u.dtype)
 
 
@@ -73,7 +73,7 @@ def cautious(inner: GradientTransformation, *, maximize: bool = False) -> Gradie
         \phi = [u \circ g \le 0], \qquad u' = \frac{d}{|\phi|_0 + 1}\, \phi \circ u
 
     with u the update of `inner` (which is added to the parameters), g the gradient, and d the
-    number of elements of the tensor. What is left out is made up for by the factor.
+    number of elements of the tensor. The factor compensates for the elements that are left out.
 
     The mask is constant between its jumps: the derivative is that of the elements that are kept,
     exact wherever no element of u or g is zero. Weight decay inside `inner` is a part of u. To

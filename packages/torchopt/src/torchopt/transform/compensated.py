@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep what rounding takes from parameters, for the next step."""
+"""Keep the rounding error of parameters for the next step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CompensatedState(NamedTuple):
 
 @dataclass(frozen=True)
 class Compensated(Described):
-    """Adds what the step before has lost to the updates of `inner`."""
+    """Adds the rounding error of the previous step to the updates of `inner`."""
 
     inner: GradientTransformation
 
@@ -99,8 +99,8 @@ def compensated(inner: GradientTransformation) -> GradientTransformation:
     updates up to a relative 2^-16 for bfloat16 (2^-22 for float16) of the largest p for each step,
     and p is that sum rounded once. `inner` computes in float32.
 
-    The derivative is that of p + u, as if nothing was rounded. To be the last of a chain: c belongs
-    to the updates that are added to the parameters as they are.
+    The derivative is that of p + u, as if nothing was rounded. It has to be the last of a chain: c
+    belongs to the updates that are added to the parameters unchanged.
 
     Args:
         inner: The optimizer.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Members of a chain as one native call, where they have a kernel's shape."""
+"""Members of a chain as one native call, where they match a kernel."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Part:
         return self._by_groups(leaves, members, params, inplace)
 
     def _is_brief(self, leaves: list[Any]) -> bool:
-        """Return whether a graph is recorded of less than a node for many tensors is worth."""
+        """Return whether a graph is recorded, of too few tensors to be worth a native node."""
         return (
             len(leaves) <= FEW
             and torch.is_grad_enabled()
@@ -107,13 +107,13 @@ class Part:
     def lists(
         self, members: tuple[Any, ...], size: int
     ) -> tuple[list[list[Any]], list[list[Any]]] | None:
-        """Return roles and counts; None where the states have not the form of the plan."""
+        """Return roles and counts; None where the states do not have the form of the plan."""
         if len(members) != self.plan.size:
             return None
         try:
             roles, counts = self.roles(members), self._count_lists(members)
         except AttributeError:
-            return None  # the state of something else; the members say so
+            return None  # the state of something else; the members raise
         for role in (*roles, *counts):
             if not isinstance(role, list) or len(role) != size:
                 return None
@@ -241,7 +241,7 @@ class Part:
                 self._steps(advanced, group),
                 self._hypers(members, group[0]),
                 maximize=self.plan.maximize,
-                # Several calls write when all of them are known to be right.
+                # Several calls write only after all of them were checked.
                 inplace=inplace and len(groups) == 1,
                 judged=True,
             )

@@ -47,7 +47,7 @@ def _tensors(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class InjectHyperparams(Described):
-    """Makes the transformation anew in each step, from the hyper-parameters in the state."""
+    """Makes the transformation again in each step, from the hyper-parameters in the state."""
 
     make: Callable[..., GradientTransformation]
     injected: dict[str, Any]
@@ -61,7 +61,7 @@ class InjectHyperparams(Described):
 
     @property
     def needs_tree(self) -> bool:
-        """Whether what is made has to see trees, as masks do."""
+        """Whether the transformation has to see trees, as masks do."""
         injected = {name: _tensors(value) for name, value in self.injected.items()}
         return needs_tree(self.make(**self.static, **self._hyperparams(injected, 0)))
 
@@ -96,7 +96,7 @@ def inject_hyperparams(
 ) -> Callable[..., GradientTransformation]:
     """Return `make` with its numbers moved into the state, as tensors.
 
-    There they can be looked at, replaced between steps, saved, batched by vmap, and learned: put a
+    There they can be read, replaced between steps, saved, batched by vmap, and learned: put a
     tensor that requires a gradient in their place, and meta-gradients reach it.
 
     Args:

@@ -51,7 +51,7 @@ class LeafRule(Described, ABC):
         later_fields: Those of `leaf_fields` that states of the published package do not have; None
             in such a state, which `complete` fills.
         overwritten_fields: Those whose tensors an in-place step writes into.
-        compressed: Whether the tensors of `overwritten_fields` have shapes of their own.
+        compressed: Whether the tensors of `overwritten_fields` have other shapes than the leaves.
         reads_params: Whether `update_leaves` reads `params`.
         complex_numbers: What the driver makes of complex tensors: `"pairs"` of real numbers in a
             last dimension, `"whole"` tensors as they are, or `"refused"` by name.
@@ -173,7 +173,7 @@ def _of_this_step(rule: LeafRule) -> LeafRule:
     They may be written to before the derivative of the step is asked for.
     """
     if torch.compiler.is_compiling() or not rule.fields_with_tensors:
-        return rule  # the compiler minds what is written where
+        return rule  # the compiler orders the writes itself
     return dataclasses.replace(
         rule, **{name: _present(getattr(rule, name)) for name in rule.fields_with_tensors}
     )
@@ -245,7 +245,7 @@ def _unlike_parameter(leaf: int, p: Tensor, g: Tensor) -> MismatchError:
 
 
 def unlike_state(rule: LeafRule, state: Any) -> str:
-    """Return what to say of a `state` that does not have the fields of `rule`'s."""
+    """Return the message for a `state` without the fields of the state of `rule`."""
     return (
         f"{type(rule).__name__}: expected the state that init(params) of this transformation "
         f"returned, with the fields {', '.join(rule.leaf_fields)}; got {type(state).__name__}, the "

@@ -26,14 +26,14 @@ class MaskedNode(NamedTuple):
 
 
 def mask_leaves(mask: Any, tree: Any, what: str) -> list[bool]:
-    """Return what a mask, or a function that makes one, says for each leaf of `tree`.
+    """Return the value of a mask, or of a function that makes one, for each leaf of `tree`.
 
     Raises:
         ValueError: The mask is not a prefix of the tree; the message starts with `what`.
         TypeError: A leaf of the mask is not a bool.
     """
     kept = prefix_leaves(mask(tree) if callable(mask) else mask, tree, what)
-    # What is not there needs no bool.
+    # A missing leaf needs no bool.
     absent = [leaf is None for leaf in tree_leaves(tree, none_is_leaf=True)]
     kept = [False if gone and value is None else value for value, gone in zip(kept, absent)]
     for value in kept:

@@ -33,7 +33,7 @@ class Partition(Described):
         labels = self.labels(tree) if callable(self.labels) else self.labels
         found = prefix_leaves(labels, tree, "partition(transformations, labels)")
         for label, leaf in zip(found, tree_leaves(tree, none_is_leaf=True)):
-            # What is not there needs no label.
+            # A missing leaf needs no label.
             if label not in self.transformations and not (leaf is None and label is None):
                 known = str(list(self.transformations))
                 raise ValueError(
@@ -71,7 +71,7 @@ class Partition(Described):
         values = flatten_up_to(spec, updates, "updates")
         merged = list(values)
         states = {}
-        # A part that is refused must not find the parts before it written.
+        # If a part is refused, the parts before it must not be written.
         inplace = inplace and len(self.transformations) == 1
         for label, inner in self.transformations.items():
             if label not in labels:
@@ -96,7 +96,7 @@ def partition(
     transformations: Mapping[Hashable, GradientTransformation],
     labels: Any | Callable[[Any], Any],
 ) -> GradientTransformation:
-    """Return the transformation that treats each labelled part of the tree in its own way.
+    """Return the transformation that applies another transformation to each labelled part.
 
     Args:
         transformations: A transformation for each label.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which members of a chain are one native call together."""
+"""The members of a chain that form one native call."""
 
 from __future__ import annotations
 

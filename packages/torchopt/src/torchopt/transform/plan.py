@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a chain of rules is one kernel.
+"""How a chain of rules becomes one kernel.
 
 A kernel is a rule between stages that all optimizers share. With gradient g and parameter p:
 
@@ -7,7 +7,7 @@ A kernel is a rule between stages that all optimizers share. With gradient g and
     u, state' = rule(g', state)
     update = -lr (u + decoupled_weight_decay p)
 
-A chain is read from left to right: each rule says what it adds to the plan (`LeafRule.join`).
+A chain is read from left to right: each rule adds its part to the plan (`LeafRule.join`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def _decays(value: Any) -> bool:
-    """Return whether there is weight decay. A tensor is one, whatever it holds."""
+    """Return whether there is weight decay. A tensor counts as one, whatever its value."""
     return isinstance(value, Tensor) or value != 0.0
 
 
@@ -97,7 +97,7 @@ class Plan:
         if self.size == 0 and number and sign * step_size == -1.0:
             return self._with(maximize=True)
         if self.closed or (sign == 1 and not number):
-            return None  # the negative of a tensor would be that of today
+            return None  # the negative of a tensor would be a copy of its present value
         return self._with(lr=step_size if sign == -1 else -step_size, closed=True)
 
     @lazy

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What states start from."""
+"""Initial values of states."""
 
 from __future__ import annotations
 
