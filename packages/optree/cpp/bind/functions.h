@@ -8,8 +8,8 @@
 namespace optree {
 
 // Each table ends with a null entry.
-extern PyMethodDef tree_functions[];      // flatten, map, ...: called all the time
-extern PyMethodDef registry_functions[];  // register_node, is_namedtuple, ...: called now and then
+extern PyMethodDef tree_functions[];      // flatten, map, ...: called often
+extern PyMethodDef registry_functions[];  // register_node, is_namedtuple, ...: called rarely
 
 // Runs the body of such a function: `body(state)` returns a new reference, or throws.
 template <class Body>

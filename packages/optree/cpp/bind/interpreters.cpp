@@ -9,7 +9,7 @@
 namespace optree {
 namespace {
 
-// Shared by interpreters with locks of their own, so it needs one too. Held for a few instructions,
+// Shared by interpreters that have their own locks, so it needs one too. Held for a few instructions,
 // without Python code. Not a std::mutex, which crashes where an older C++ runtime of Windows was
 // loaded first.
 std::atomic_flag busy = ATOMIC_FLAG_INIT;
@@ -23,7 +23,7 @@ class Guard {
     ~Guard() { busy.clear(std::memory_order_release); }
 };
 
-// What it guards.
+// The data that it guards.
 std::set<std::int64_t> alive;
 std::size_t seen = 0;
 

@@ -169,7 +169,7 @@ int execute(PyObject* object) {
     return -1;
 }
 
-// Each interpreter gets a module with a state of its own. Not made by pybind11, whose modules take
+// Each interpreter gets a module with its own state. Not made by pybind11, whose modules take
 // the lock of the main interpreter, which deadlocks in others before CPython 3.12.
 PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, reinterpret_cast<void*>(execute)},

@@ -6,13 +6,13 @@
 
 namespace optree {
 
-// What Python's part of the library says of its classes and of each kind of nodes: `handlers` are two
+// What the Python part of the library defines for its classes and for each kind of nodes: `handlers` are two
 // tuples with an item a kind, None or (unflatten function, dict of further attributes); the first for
 // dicts in the order of their sorted keys, the second for dicts in insertion order.
 void set_one_level(State& state, PyObject* output_class, PyObject* metadata_class,
                    PyObject* const* handlers);
 
-// Whether `set_one_level` was called and the interpreter still has what it said.
+// Whether `set_one_level` was called and the interpreter still has its definitions.
 inline bool knows_one_level(const State& state) noexcept {
     return static_cast<bool>(state.one_level.output_class);
 }

@@ -156,7 +156,7 @@ PyTypeObject* class_of(PyObject* object) {
           family, object);
 }
 
-// The questions about one family of classes.
+// The predicates of one family of classes.
 #define OPTREE_FAMILY(NAME, LABEL)                                                      \
     PyObject* is_##NAME(PyObject* self, PyObject* object) {                             \
         return with_state(self, [&](State& state) {                                     \

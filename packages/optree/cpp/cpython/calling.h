@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Calls into Python code that may never come back.
+// Calls into Python code that may never return.
 #pragma once
 
 #include "cpython/compat.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a Python function consists of, read without running Python code and without a reference more.
+// The parts of a Python function, read without running Python code and without new references.
 #pragma once
 
 #include "cpython/trials.h"
@@ -48,7 +48,7 @@ OPTREE_INLINE Py_ssize_t size_of_closure(PyObject* function) noexcept {
 OPTREE_INLINE PyObject* held_by_closure(PyObject* function, Py_ssize_t index) noexcept {
     return PyCell_GET(PyTuple_GET_ITEM(PyFunction_GET_CLOSURE(function), index));
 }
-// How many parameters a function of this code has, those only by keyword aside.
+// How many parameters a function of this code has, without the keyword-only ones.
 inline std::size_t parameters_of(PyObject* code) noexcept {
     return static_cast<std::size_t>(reinterpret_cast<PyCodeObject*>(code)->co_argcount);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is documented and spelled differently by the versions of Python, and by compilers.
+// Documented features that Python versions and compilers spell differently.
 #pragma once
 
 #ifndef PY_SSIZE_T_CLEAN

@@ -11,7 +11,7 @@ bool is_tracked_as_new(PyObject* dict) {
     return (PyObject_GC_IsTracked(dict) != 0) == dict_internals::kDictsAreBornTracked;
 }
 
-// Whether the entries of a dict are what PyDict_Next says they are, hashes included.
+// Whether the entries of a dict agree with PyDict_Next, hashes included.
 bool agrees(PyObject* dict, std::size_t size, bool holes = false) {
     const DictEntries entries = dict_entries(dict);
     if (holes ? entries.holey == nullptr : !entries) return false;

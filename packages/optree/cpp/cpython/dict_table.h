@@ -5,8 +5,8 @@
 // Reading in place pays for 2x of flatten, writing for 2x to 3x of unflatten and map, on trees of dicts
 // (benchmarks/optree, nested dicts and dict of 10,000).
 //
-// Without the interpreter lock it is read inside a CriticalSection, under which nobody else writes; a
-// new dict is filled before anybody has seen it.
+// Without the interpreter lock it is read inside a CriticalSection, under which no other thread writes; a
+// new dict is filled before it is visible.
 #pragma once
 
 #include <cstring>
@@ -210,7 +210,7 @@ namespace dict_internals {
 // Most dicts have this table: up to five keys, all of them str. A copy of known length takes no call.
 inline constexpr std::size_t kSmallTable = offsetof(Keys, indices) + 8 + 5 * 2 * sizeof(PyObject*);
 
-// Gives an empty dict that nobody has seen the `size` keys of `prototype`, a dict that only ever grew
+// Fills an empty dict that is not visible yet with the `size` keys of `prototype`, a dict that only ever grew
 // and whose entries are readable. `value(i)` gives a reference away for each entry. False, and no value
 // asked for, if there is no memory. Tells whether anything in it may be in a cycle.
 template <class Value>

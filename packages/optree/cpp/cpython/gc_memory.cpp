@@ -34,7 +34,7 @@ PyType_Spec plain_spec = {"optree._C.Plain", sizeof(Plain), 0,
 
 }  // namespace
 
-// Whether an object that takes over the memory of a dead one is as good as new.
+// Whether an object in the memory of a dead one behaves like a new one.
 bool try_gc_memory() {
     if constexpr (!kKeepsObjects) return false;
     const Owned cls = must(PyType_FromSpec(&plain_spec));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is known of memory under the garbage collector: that of a dead object can be kept, header
+// Memory under the garbage collector: that of a dead object can be kept, header
 // included, for the next object of the class.
 #pragma once
 
@@ -7,14 +7,14 @@
 
 namespace optree {
 
-// Whether memory is kept from call to call, which the interpreter lock guards. A sanitizer sees more
-// where nothing is kept.
+// Whether memory is cached between calls, guarded by the interpreter lock. Sanitizers find more
+// where nothing is cached.
 #if defined(Py_GIL_DISABLED) || defined(__SANITIZE_ADDRESS__)
 inline constexpr bool kKeepsMemory = false;
 #else
 inline constexpr bool kKeepsMemory = true;
 #endif
-// Whether dead objects are: a build that lists all objects must be told of each.
+// Whether dead objects are cached: a build that lists all objects has to see each allocation.
 #if defined(Py_TRACE_REFS) || defined(PYPY_VERSION)
 inline constexpr bool kKeepsObjects = false;
 #else

@@ -8,7 +8,7 @@
 
 namespace optree {
 
-// The items of a list, while nobody else changes it; also the empty places of a new one.
+// The items of a list that no other thread changes; also the empty places of a new one.
 OPTREE_INLINE PyObject** list_items(PyObject* list) noexcept {
     return reinterpret_cast<PyListObject*>(list)->ob_item;
 }
@@ -26,7 +26,7 @@ OPTREE_INLINE bool list_takes_items() noexcept {
     return OPTREE_LIST_TAKES_ITEMS && OPTREE_LIKELY(trials.list_items.held());
 }
 
-// Gives an empty list that nobody has seen its items.
+// Gives its items to an empty list that is not visible yet.
 inline void give_items([[maybe_unused]] PyObject* list, [[maybe_unused]] PyObject** items,
                        [[maybe_unused]] Py_ssize_t count) noexcept {
 #if OPTREE_LIST_TAKES_ITEMS

@@ -15,7 +15,7 @@ Owned trial_dict() {
 }
 
 #if OPTREE_ODICT_FILL
-// Whether an OrderedDict made by `odict_like` is and does what another one of the same items is and does.
+// Whether an OrderedDict made by `odict_like` behaves like another one of the same items.
 bool makes_alike(std::uint32_t size) {
     const Owned prototype = must(PyDict_New());
     const Owned expected = must(PyODict_New());
@@ -56,7 +56,7 @@ bool makes_alike(std::uint32_t) { return true; }
 
 }  // namespace
 
-// Whether the list follows move_to_end, and what goes around it is noticed.
+// Whether the list follows move_to_end, and bypassing it is noticed.
 bool try_odict_list() {
     if (PyODict_Type.tp_basicsize != static_cast<Py_ssize_t>(sizeof(odict_internals::Head))) {
         return false;
@@ -77,7 +77,7 @@ bool try_odict_list() {
     must(PyObject_CallMethod(reinterpret_cast<PyObject*>(&PyDict_Type), "popitem", "O",
                              popped.get()));
     if (only_grew(trial.get()) || only_grew(popped.get())) return false;
-    // Made only where the table of a dict is known to be what it is taken for.
+    // Tried only where the layout of a dict's table is confirmed.
     return !trials.dict_table.held() || (makes_alike(3) && makes_alike(40));
 }
 

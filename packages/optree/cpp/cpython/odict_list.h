@@ -4,9 +4,9 @@
 // scan (benchmarks/optree, ResNet module trees). Whoever uses it asks `trials.odict_list` first, and has
 // the iterator.
 //
-// The list agrees with the dict as long as nobody goes around the OrderedDict, by dict.__setitem__,
-// dict.popitem and the like. What that leaves behind is found: other keys in the list than in the dict,
-// or a table that something was taken out of (`only_grew`). Then the iterator has its say, KeyError
+// The list agrees with the dict unless the OrderedDict was bypassed, by dict.__setitem__,
+// dict.popitem and the like. The traces of that are detected: other keys in the list than in the dict,
+// or a table that something was taken out of (`only_grew`). Then the iterator is used, KeyError
 // included.
 #pragma once
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whether this interpreter is built the way the other files of this folder take it to be. Each of them
-// has a fence (the versions it knows, when compiled), a trial (on objects of its own, when the module
+// Whether this interpreter has the memory layouts that the other files of this folder assume. Each of them
+// has a fence (the versions it knows, when compiled), a trial (on private objects, when the module
 // is imported; its answer is here) and a fallback through documented calls.
 #pragma once
 

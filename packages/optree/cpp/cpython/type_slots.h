@@ -17,7 +17,7 @@ inline void forbid_instances(PyTypeObject*) noexcept {}
 #else
 inline constexpr unsigned long kImmutableType = 0;
 inline constexpr unsigned long kNoInstantiation = 0;
-// What the flag says where there is one.
+// The value of the flag where it exists.
 inline void forbid_instances(PyTypeObject* type) noexcept { type->tp_new = nullptr; }
 #endif
 
@@ -38,8 +38,8 @@ OPTREE_INLINE unsigned int type_version([[maybe_unused]] PyTypeObject* type) noe
 #endif
 }
 
-// Puts an attribute into a class that is immutable from Python, or past its metaclass, before anybody
-// has seen the class.
+// Puts an attribute into a class that is immutable from Python, or past its metaclass, before the class
+// is visible.
 inline int set_class_attribute(PyTypeObject* type, const char* name, PyObject* value) noexcept {
     const int status = PyDict_SetItemString(type->tp_dict, name, value);
     PyType_Modified(type);
@@ -67,7 +67,7 @@ inline bool is_laid_out_as_tuple(const PyTypeObject* type) noexcept {
     return type->tp_alloc == PyType_GenericAlloc && type->tp_itemsize == PyTuple_Type.tp_itemsize;
 }
 
-// Where the attribute of a slot lies in an instance, given the descriptor; -1 if it is no such slot.
+// Where the attribute of a slot lies in an instance, given the descriptor; -1 if it is not such a slot.
 inline Py_ssize_t offset_of_slot(PyObject* descriptor) noexcept {
     if (Py_TYPE(descriptor) != &PyMemberDescr_Type) return -1;
     const PyMemberDef* member = reinterpret_cast<PyMemberDescrObject*>(descriptor)->d_member;

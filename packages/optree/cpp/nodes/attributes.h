@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Registered classes that are no more than their attributes: dataclasses and classes made by attrs.
+// Registered classes that consist only of their attributes: dataclasses and classes made by attrs.
 // They are taken apart and rebuilt here as the Python functions of `optree/_field_nodes.py` would,
 // without calling these: 5x of flatten and unflatten (benchmarks/optree, 1000 dataclasses).
 #pragma once
@@ -11,7 +11,7 @@
 
 namespace optree {
 
-// Whether a class is made by setting its attributes, and all that this was decided by.
+// Whether instances are made by just setting their attributes, and the facts behind the decision.
 struct PlainInit {
     unsigned int version = 0;  // of the class; 0: not decided
     bool yes = false;

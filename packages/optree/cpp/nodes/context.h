@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What one call of the library decides nodes by, and the decision itself.
+// The options by which one call of the library decides what is a node, and the decision.
 #pragma once
 
 #include <algorithm>
@@ -115,7 +115,7 @@ class Context {
         PyTypeObject* type = nullptr;
         Kind kind{};
     };
-    // Of two places a set, two namedtuples and a class of leaves drove each other out in one process
+    // With two places a set, two namedtuples and a class of leaves evicted each other in one process
     // of four: their addresses differ from run to run.
     using SeenSet = std::array<Seen, 4>;
     static std::size_t seen_index(const PyTypeObject* type) noexcept {
@@ -161,7 +161,7 @@ class Context {
     static constexpr std::size_t kSets = 4;
     SeenSet seen_[kSets];
     unsigned used_ = 0;                     // which sets hold classes, a bit each
-    std::unique_ptr<ObjectStack> dropped_;  // classes that nobody else kept
+    std::unique_ptr<ObjectStack> dropped_;  // classes that are referenced nowhere else
     Held custom_;  // the registration that `classify` gave last: another thread may take it back
 };
 

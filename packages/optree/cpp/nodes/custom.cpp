@@ -6,7 +6,7 @@
 namespace optree {
 namespace {
 
-// Says in a note what a flatten function returns, beside Python's own message.
+// Adds a note about what a flatten function has to return to Python's own message.
 OPTREE_COLD void require_iterable(PyObject* type, PyObject* result) {
     try {
         static_cast<void>(checked(PyObject_GetIter(result)));

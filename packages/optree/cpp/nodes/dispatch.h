@@ -17,7 +17,7 @@
 //                                   what leads to child i, and the node, as Python code
 //   verify(read, slots)             raises what is wrong with a pickled node
 //
-// What its slots hold is not its business: their types are in its row, and know how (slots.h).
+// A kind does not handle its slots: their types, named in its row, do (slots.h).
 #pragma once
 
 #include <stdexcept>
@@ -146,7 +146,7 @@ inline bool is_available(const State& state, Kind kind) noexcept {
            (!is_mapping(kind) || state.classes[static_cast<int>(kind)].get() != nullptr);
 }
 
-// Null for nodes that are no mappings.
+// Null for nodes that are not mappings.
 inline KeyLayout* keys_of(Kind kind, const Slot* slots) noexcept {
     return is_mapping(kind) ? as_layout(slots[facts_of(kind).keys]) : nullptr;
 }

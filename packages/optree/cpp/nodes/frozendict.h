@@ -8,7 +8,7 @@ namespace optree {
 
 struct FrozenDict : DictKind<FrozenDict> {
     static constexpr const char* kName = "frozendict";
-    // Only a static class: one that somebody put among the builtins is not laid out as a dict.
+    // Only a static class: one that a program added to builtins is not laid out as a dict.
     static Ref find_class() {
         const Ref builtins = checked(PyImport_ImportModule("builtins"));
         Ref cls = Ref::steal(PyObject_GetAttrString(builtins.get(), "frozendict"));

@@ -141,7 +141,7 @@ Ref positions_of(PyObject* const* keys, std::size_t size) {
 std::size_t position_in(PyObject* positions, PyObject* key, std::size_t size) {
     const Ref number = Ref::steal(compat::dict_item(positions, key));
     if (!number && PyErr_Occurred()) throw PythonError{};
-    // Whatever stands there: the dict is reachable for code that asks the collector for all objects.
+    // Whatever is there now: code can reach the dict through gc.get_objects().
     if (!number || !PyLong_CheckExact(number.get())) return size;
     const std::size_t position = PyLong_AsSize_t(number.get());
     if (PyErr_Occurred()) PyErr_Clear();

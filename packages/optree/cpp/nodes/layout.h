@@ -13,7 +13,7 @@
 namespace optree {
 
 // An immutable Python object. One whose keys are not all atomic takes part in garbage collection, since
-// it may be in a cycle; the others are of a class of their own without that cost. With keys inserted as b, a and traversed sorted:
+// it may be in a cycle; the others are of a second class without that cost. With keys inserted as b, a and traversed sorted:
 //
 //     inserted = [b, a]   keys = [a, b]   position = [1, 0]    inserted[i] is child position[i]
 //
@@ -48,7 +48,7 @@ inline std::uint64_t shape_of(std::size_t size, bool sorted) noexcept {
 inline KeyLayout* as_layout(Slot slot) noexcept { return static_cast<KeyLayout*>(slot); }
 inline PyObject* as_object(Slot slot) noexcept { return static_cast<PyObject*>(slot); }
 
-// Layouts of the mappings seen lately, found by the identity of the keys. Pays for 2x to 20x of
+// Layouts of recently seen mappings, found by the identity of the keys. Pays for 2x to 20x of
 // flatten on mapping trees (benchmarks/optree, nested dicts). A second table finds a layout of equal
 // keys that are other objects: 2x to 4x of flatten on trees visited once (first visit, equal keys).
 // Holds atomic keys only, so it never keeps a user's object alive, and at most kMaxBytes of them and
@@ -74,13 +74,13 @@ class LayoutCache {
     Set& twin_set(Py_hash_t first_hash, std::size_t size, bool sorted) noexcept {
         return twins_[mix(static_cast<std::uint64_t>(first_hash), size, sorted) >> (64 - kSetBits)];
     }
-    // The layout, borrowed, of these keys in insertion order, the very objects; null if there is none.
+    // The layout, borrowed, of exactly these key objects in insertion order; null if there is none.
     KeyLayout* find(PyObject* const* keys, std::size_t size) noexcept;
     // How often keys like those of `layout`, the first of them at the address of this object, were met
     // before; counts up to three.
     unsigned meet(const KeyLayout* layout, PyObject* first) noexcept;
     void keep(KeyLayout* layout) noexcept;
-    // Keeps a layout that is not there if its keys are atomic and come again.
+    // Adds a layout if its keys are atomic and were seen before.
     void offer(KeyLayout* layout) noexcept;
     void clear() noexcept;
     std::size_t bytes() const noexcept { return bytes_; }
@@ -98,7 +98,7 @@ class LayoutCache {
         return (bits + size * 0x2545f4914f6cdd1dULL + (sorted ? 1 : 0)) * kOdd;
     }
     // How often this was asked with the same bits lately, up to three times. Of one place for each,
-    // two kinds of dicts of one tree drove each other out for good, in processes where their keys stood
+    // two kinds of dicts of one tree evicted each other permanently, in processes where their keys lay
     // at such addresses: neither was ever kept.
     using Meetings = std::array<std::array<std::uint32_t, kWays>, std::size_t{1} << kSeenBits>;
     static unsigned meet(Meetings& table, std::uint64_t bits) noexcept {

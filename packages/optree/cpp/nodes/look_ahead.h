@@ -36,7 +36,7 @@ OPTREE_INLINE bool look_ahead(PyObject* object) noexcept {
 // Takes references to children that are visited next, and writes them to `out`.
 OPTREE_INLINE void take_references(PyObject* const* children, PyObject** out,
                                    std::size_t count) noexcept {
-    const PyTypeObject* leaf_type = nullptr;  // of the last child that is no container
+    const PyTypeObject* leaf_type = nullptr;  // of the last child that is not a container
     for (std::size_t i = 0; i < count; ++i) {
         PyObject* child = children[i];
         Py_INCREF(child);

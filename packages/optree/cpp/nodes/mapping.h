@@ -15,7 +15,7 @@ template <class Self, class Visitor>
 OPTREE_INLINE Ref visit_values(Context& context, PyObject* object, Visitor& visitor) {
     {
         const CriticalSection reading(object);  // while values are borrowed
-        // Who looks at whole trees has asked already; only another thread may have emptied it since.
+        // Walks over whole trees have checked this; only another thread may have emptied it since.
         constexpr bool asked = Visitor::kAsksEmpty && are_alike_if_empty(kKindOf<Self>);
         if ((!asked || compat::kFreeThreaded) && Self::is_empty(context.state, object)) {
             return Ref::borrow(context.state.layouts().empty.get());

@@ -29,7 +29,7 @@ PyObject* prototype_of(KeyLayout* layout) noexcept {
             return nullptr;
         }
     }
-    // Keys that are tuples make the collector track it. It is in no cycle, and nobody is to find it.
+    // Keys that are tuples make the collector track it. It is in no cycle, and has to stay hidden.
     PyObject_GC_UnTrack(prototype);
     return keep(layout->prototype, prototype);
 }
@@ -56,7 +56,7 @@ PyObject* new_ordered_dict_of(KeyLayout* layout, PyObject** children) {
     }
     PyObject* prototype = prototype_of(layout);
     if (OPTREE_UNLIKELY(prototype != nullptr && PyDict_GET_SIZE(prototype) != layout->size)) {
-        // One key twice: of an OrderedDict that was changed behind its back.
+        // A duplicate key: the OrderedDict was changed through dict methods.
         return fill_mapping<PyODict_SetItem>(PyODict_New(), layout, children);
     }
     const auto child_of = [&](std::uint32_t i) { return children[layout->child_of(i)]; };

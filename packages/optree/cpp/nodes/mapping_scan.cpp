@@ -87,7 +87,7 @@ Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool 
         values.reserve(size);
         PyObject** out = values.data() + values.size();
         KeyLayout* twin = gather_by_twin(cache, entries, mapping, first, sorted, out);
-        // Trees that come again and again are to find their own keys; the others share the twin's. Keys
+        // Trees that are visited repeatedly should find their own keys; others share the twin's. Keys
         // that died may have left their address to equal ones, so that twice says nothing: making
         // layouts for them cost a quarter of a first visit with equal keys (benchmarks/optree).
         Ref owner;

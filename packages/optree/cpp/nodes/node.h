@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a kind is unless its own file says otherwise, and how it hands over children.
+// The defaults of a kind, which its own file may override, and the protocol for its children.
 #pragma once
 
 #include "nodes/context.h"
@@ -23,7 +23,7 @@ struct AnyNode {
     static Ref find_class() { return nullptr; }
     // Whether a subclass of tuple makes nodes of this kind. May run Python code.
     static bool recognises(State&, PyTypeObject*) { return false; }
-    // Whether there are no children, told without a frame of its own.
+    // Whether there are no children; does not need a frame.
     static bool is_empty(const State&, PyObject*) noexcept { return false; }
     // One step of a path as Python code.
     static Ref step(const Slot*, std::uint32_t, PyObject* entry) { return step_of_entry(entry); }
@@ -44,7 +44,7 @@ struct AnyNode {
 //                   not asked for them again
 //   stack()         where to push new references to children that are visited when `visit` is done
 //
-// `Section` guards a list that nobody else changes while it is visited, and `kAsksEmpty` says that
+// `Section` keeps other threads from changing a list while it is visited, and `kAsksEmpty` says that
 // containers are known to have children where those without are alike. This visitor collects.
 class Collect {
   public:

@@ -12,7 +12,7 @@ struct OrderedDict : MappingKind<OrderedDict> {
     static constexpr const char* kName = "OrderedDict";
     static Ref find_class() { return Ref::borrow(type_object(&PyODict_Type)); }
     static bool is_empty(const State&, PyObject* object) noexcept {
-        // The dict underneath does not tell: it may have been emptied behind the list's back.
+        // The dict underneath is not proof: it may have been emptied without updating the list.
         return odict_list_is_readable() && odict_is_empty(object);
     }
     // A layout found by the order of the dict underneath is right if the list agrees with it.

@@ -9,7 +9,7 @@ namespace optree {
 
 struct State;
 
-// What is written of the slots of a node; null stands for None.
+// The parts of the slots of a node that are written; null stands for None.
 struct WrittenNode {
     Ref data;
     Ref entries;
@@ -18,7 +18,7 @@ struct WrittenNode {
     bool for_pickle;  // else for __getstate__()
 };
 
-// What a node is read from, and what it is read into. Everything here comes from a stranger.
+// What a node is read from, and what it is read into. The content is untrusted.
 struct ReadNode {
     State& state;
     PyObject* name;  // the namespace

@@ -21,7 +21,7 @@ struct Registration {
     PyObject* flatten_func;
     PyObject* unflatten_func;
     PyObject* path_entry_type;
-    Attributes* attributes;  // owned; null unless the class is no more than its attributes
+    Attributes* attributes;  // owned; null unless the class consists only of its attributes
 };
 
 inline Registration* as_registration(void* slot) noexcept {
@@ -39,7 +39,7 @@ struct Namespace {
     Ref name;                // an exact str, null for the global namespace
     Published<Types> types;  // owns a reference to each registration
     std::atomic<bool> insertion_ordered = false;
-    Namespace* next = nullptr;  // the one that was made before
+    Namespace* next = nullptr;  // the previously made one
 
     std::size_t size() const noexcept {
         const ReaderSection section;
@@ -75,7 +75,7 @@ class Registry {
 
     // Adds a registration of `type`; false if there is one already.
     bool add(Namespace& space, PyTypeObject* type, const Ref& registration);
-    // Takes the registration of `type` out; null if there is none.
+    // Removes the registration of `type`; null if there is none.
     Ref remove(Namespace& space, PyTypeObject* type);
 
     // Another number after every change of what is registered.

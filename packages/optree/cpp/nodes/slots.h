@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is stored of a node besides numbers. A slot type knows everything about its slots:
+// The objects stored for a node. A slot type implements everything about its slots:
 //
 //   equal(a, b)           whether nodes are equal in it; may run Python code
 //   hash(seed, slot)      the seed mixed with what `equal` compares

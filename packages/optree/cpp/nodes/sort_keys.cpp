@@ -262,7 +262,7 @@ bool strictly_increasing(PyObject* const* keys, std::size_t size) noexcept {
 
 namespace {
 
-// The list is reachable for code that asks the garbage collector for all objects.
+// Code can reach the list through gc.get_objects().
 [[noreturn]] OPTREE_COLD void raise_changed() {
     raise(PyExc_RuntimeError, "the list of keys changed while it was sorted");
 }

@@ -18,7 +18,7 @@ inline bool is_str_or_int(PyObject* key) noexcept {
 bool is_atomic_rest(PyObject* key, int depth = 0) noexcept;
 inline bool is_atomic(PyObject* key) noexcept { return is_str_or_int(key) || is_atomic_rest(key); }
 
-// Whether two atomic keys are the same to every eye: of the same class, and equal. Numbers that are
+// Whether two atomic keys are indistinguishable: of the same class, and equal. Numbers that are
 // equal but not written alike (0.0 and -0.0) are not.
 bool same_atomic(PyObject* a, PyObject* b) noexcept;
 
@@ -28,7 +28,7 @@ std::size_t bytes_of_key(PyObject* key) noexcept;
 // order[child] is the index of the child's key.
 using KeyOrder = Scratch<std::uint32_t, 64>;
 
-// How keys that need no Python code to be compared stand: all exact str, or exact int of 64 bits.
+// The order of keys that are compared without Python code: all exact str, or exact int of 64 bits.
 enum class Plain : unsigned char { in_order, permuted, not_plain };
 // Finds their order; fills `order` where it is Plain::permuted.
 Plain sort_plain_keys(PyObject* const* keys, std::size_t size, KeyOrder& order);

@@ -159,7 +159,7 @@ Ref State::accessor_class(const char* name) {
     PyObject* module = accessors.load();
     if (module == nullptr) {
         Ref imported = checked(PyImport_ImportModule("optree.accessors"));
-        // Another thread may have been faster.
+        // Another thread may have set it already.
         if (accessors.compare_exchange_strong(module, imported.get())) module = imported.release();
     }
     return checked(PyObject_GetAttrString(module, name));

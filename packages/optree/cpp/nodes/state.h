@@ -10,7 +10,7 @@
 
 namespace optree {
 
-// What tree_flatten_one_level() puts its answers together of: classes and functions of the Python part.
+// What tree_flatten_one_level() builds its results from: classes and functions of the Python part.
 struct OneLevel {
     static constexpr std::size_t kNumIndices = 17;
 
@@ -119,7 +119,7 @@ struct State : StateHead, StateMembers {
 #endif
     }
     // Drops them and the memory kept for the next call: keys need not outlive the program's own objects.
-    // Those that other threads have of their own go when these use the library next.
+    // The caches of other threads are dropped when those threads use the library next.
     void forget_layouts() noexcept {
 #if defined(Py_GIL_DISABLED)
         ++layouts_epoch;

@@ -8,7 +8,7 @@
 
 namespace optree {
 
-// How the instances of a class are made, and all that this was decided by.
+// How the instances of a class are made, and the facts behind the decision.
 struct Making {
     unsigned int version = 0;  // of the class; 0: not decided
     std::size_t count = 0;     // of items that it was decided for
@@ -52,7 +52,7 @@ class TupleClasses {
     }
     bool is_namedtuple(PyTypeObject* type) { return sort_of(type) == TupleSort::namedtuple; }
     bool is_structseq(PyTypeObject* type) { return sort_of(type) == TupleSort::structseq; }
-    // Whether `type(*items)` for `count` items is just a new tuple of them. Decided anew whenever the
+    // Whether `type(*items)` for `count` items is just a new tuple of them. Decided again whenever the
     // class changes, which may run Python code; what the decision rests on is checked each time.
     bool makes_directly(PyTypeObject* type, std::size_t count);
     // Called by the weak reference's callback.

@@ -16,19 +16,19 @@ enum class Kind : std::uint32_t {
 #include "spec/kinds.def"
 };
 
-// What a payload slot holds: an object, or null. nodes/slots.h has a class of the same name for each.
+// The content of a payload slot: an object, or null. nodes/slots.h has a class of the same name for each.
 enum class SlotType : std::uint8_t {
     Registered,   // the registration of a custom class
     Metadata,     // what its flatten function gave
     Entries,      // the names of its children, a tuple; null for none
     Keys,         // the key layout of a mapping that follows the dict mode
-    OrderedKeys,  // the key layout of a mapping with an order of its own
+    OrderedKeys,  // the key layout of a mapping with its own order
     Class,        // the class of the node
     Factory,      // the default factory of a mapping
     Maxlen,       // an int, null for None
 };
 
-// What the walks ask of a kind without knowing it.
+// The properties of a kind that the walks need.
 struct KindFacts {
     std::uint8_t value;
     const char* name;

@@ -35,7 +35,7 @@ class PointerMap {
             if (entries_[gap].key == nullptr) return;
             gap = (gap + 1) & mask();
         }
-        // Entries that stand behind the gap for want of a place move up.
+        // Entries that were displaced past the gap move up.
         for (std::size_t i = (gap + 1) & mask(); entries_[i].key != nullptr; i = (i + 1) & mask()) {
             const std::size_t home = hash(entries_[i].key) & mask();
             if (((i - home) & mask()) < ((i - gap) & mask())) continue;

@@ -78,7 +78,7 @@ class Scratch {
     // Room must have been reserved.
     OPTREE_INLINE void push_unchecked(const T& value) noexcept { data_[size_++] = value; }
     T pop() noexcept { return data_[--size_]; }
-    // Forgets values from `size` on, or counts those as there that were written behind the end.
+    // Drops values from `size` on, or adds those that were written behind the end.
     void set_size(std::size_t size) noexcept { size_ = size; }
 
     // Moves the values into a block of PyMem_Malloc that fits them; null if there is no memory.

@@ -10,7 +10,7 @@ namespace optree {
 #if defined(Py_GIL_DISABLED)
 namespace {
 
-// Threads count themselves in and out on a line of their own as long as there are lines enough.
+// Each thread counts itself in and out on its own cache line, as long as there are enough lines.
 constexpr unsigned kLines = 128;
 struct alignas(64) Line {
     std::atomic<std::uint32_t> readers{0};

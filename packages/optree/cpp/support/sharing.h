@@ -4,7 +4,7 @@
 //
 //   CriticalSection   CPython's own lock of one object, while its items are copied
 //   Published<T>      read without a lock inside a ReaderSection; replaced as a whole under a
-//                     WriterLock, which waits until nobody reads the old value before it goes;
+//                     WriterLock, which waits until no thread reads the old value before it is freed;
 //                     changed in place where the interpreter lock keeps readers out
 //   Turn              one thread at a time, across calls of Python code (walk/iterate.cpp)
 //
@@ -117,7 +117,7 @@ class Published {
         return *value_.load(compat::kFreeThreaded ? std::memory_order_seq_cst
                                                   : std::memory_order_relaxed);
     }
-    // Puts `next` in its place and returns the old value when nobody reads it any more. Under the
+    // Replaces the value by `next` and returns the old one when no thread reads it any more. Under the
     // writer lock.
     std::unique_ptr<T> publish(std::unique_ptr<T> next) noexcept {
         std::unique_ptr<T> old(value_.exchange(next.release()));
@@ -156,7 +156,7 @@ class Turn {
     Turn& operator=(const Turn&) = delete;
 
 #if defined(Py_GIL_DISABLED)
-    bool is_free() const noexcept { return false; }  // nobody can tell without entering
+    bool is_free() const noexcept { return false; }  // unknown without entering
     bool enter() noexcept {
         PyThreadState* self = PyThreadState_Get();
         // Only this thread itself can have put itself there.

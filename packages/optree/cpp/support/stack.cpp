@@ -12,7 +12,7 @@
 namespace optree {
 namespace {
 
-// Stacks grow downwards on every platform that is told apart here.
+// Stacks grow downwards on every platform that is handled here.
 struct Bounds {
     const char* low = nullptr;  // null: not known
     const char* high = nullptr;

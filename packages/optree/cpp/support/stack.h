@@ -18,8 +18,8 @@ OPTREE_INLINE const char* frame_address() noexcept {
 #endif
 }
 
-// How many bytes the stack can still grow by; SIZE_MAX where this cannot be told: on platforms that do
-// not say, and on a stack that is not the thread's own (fibers).
+// How many bytes the stack can still grow by; SIZE_MAX where this is unknown: on platforms without
+// the information, and on a stack that is not the thread's own (fibers).
 std::size_t stack_left() noexcept;
 
 }  // namespace optree

@@ -14,7 +14,7 @@ void require_same_none(const SpecObject& a, const SpecObject& b) {
     }
 }
 
-// How a node is called in a message: its kind, or its class where the kind does not say it.
+// The name of a node in a message: its kind, or its class if the kind is not specific.
 Ref label(State& state, Kind kind, const Slot* slots) {
     return is_named_by_class(kind) ? checked(PyObject_Repr(node_type(state, kind, slots)))
                                    : checked(PyUnicode_FromString(kind_name(kind)));
@@ -27,7 +27,7 @@ class Broadcaster {
 
     // Visits the pairs of subtrees from the right, so that the rightmost mismatch is the one reported,
     // then builds what it found from the left: the reverse of pre-order from the right is post-order.
-    // On an agenda of its own: structures may be deeper than the C stack allows.
+    // With an explicit stack: structures may be deeper than the C stack allows.
     void merge() {
         agenda_.push_back({whole(a_), whole(b_), 0});
         while (!agenda_.empty()) {

@@ -16,7 +16,7 @@ Ref spec_child(const SpecObject& spec, Py_ssize_t index);
 Ref spec_one_level(const SpecObject& spec);  // None for a leaf
 
 // The namespace of a combination of both; raises ValueError where they differ or a custom node of
-// the one without a namespace means something else in the other's.
+// the one without a namespace is registered differently in the other's.
 PyObject* merged_namespace(const SpecObject& a, const SpecObject& b);
 
 }  // namespace optree

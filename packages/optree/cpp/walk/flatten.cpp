@@ -99,7 +99,7 @@ class Flattening::Level {
         if (kPredicate || !flat_.context_.is_leaf_for_sure(children[0])) return 0;
         return flat_.add_leaves_alike<kKeep>(children, count);
     }
-    // Telling the kind may run Python code too (a metaclass): the reference is ours.
+    // Finding the kind may run Python code too (a metaclass): own the reference.
     OPTREE_INLINE void owned(Ref child) {
         if constexpr (kPredicate) return borrowed(child.get());
         Registration* found = nullptr;
@@ -111,7 +111,7 @@ class Flattening::Level {
             flat_.descend<kPredicate, kKeep>(kind, found, child.get(), depth_ + 1);
         }
     }
-    // Behind the leaves: the first values often are such, and then stand in their place already.
+    // Behind the leaves: the first values often are leaves, and are then in place already.
     OPTREE_INLINE PyObject** room(std::size_t count) { return flat_.leaves.room(count); }
     OPTREE_INLINE void put(PyObject* const* children, std::size_t count) {
         std::size_t leaves = 0;
@@ -156,7 +156,7 @@ OPTREE_NOINLINE void Flattening::descend_as(Registration* registration, PyObject
     close(kind, arity, begin, slots);
 }
 
-// Empty containers need no frame of their own: an eighth of the nodes of ResNet50's module tree.
+// Empty containers need no frame: an eighth of the nodes of ResNet50's module tree.
 OPTREE_NOINLINE void Flattening::add_empty(Kind kind) {
     if (is_mapping(kind)) slots_.push(compat::new_ref(context_.state.layouts().empty.get()));
     close(kind, 0, start(), is_mapping(kind) ? 1 : 0);

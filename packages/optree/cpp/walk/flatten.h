@@ -77,7 +77,7 @@ class Flattening {
         count_ += added;
         return added;
     }
-    // The same where they are written behind the leaves.
+    // The same for objects that are written behind the leaves.
     template <bool kKeep>
     OPTREE_INLINE std::size_t add_leaves_in_place(PyObject* const* objects, std::size_t count) {
         const PyTypeObject* last = context_.last_leaf();

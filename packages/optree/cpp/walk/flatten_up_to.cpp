@@ -26,7 +26,7 @@ Ref place_of(const TreeView& tree, std::size_t wanted) {
 }
 
 // Adds the place of a mismatch to the ValueError that is set, as a note: the text of the message is
-// what the published package says.
+// that of the published package.
 OPTREE_COLD void note_place(const TreeView& tree, std::size_t node) {
     if (!compat::kHasNotes || !PyErr_ExceptionMatches(PyExc_ValueError)) return;
     PyObject* type = nullptr;

@@ -78,8 +78,8 @@ void remember(IterObject& iter, PyTypeObject* leaf_type, std::uint64_t version) 
     Py_XDECREF(type_object(old));
 }
 
-// The next leaf if it is of the class of the last one; else null. Runs no Python code, so that
-// nothing need be set up for it: a ninth of the instructions of iteration over a flat tree
+// The next leaf if it is of the class of the last one; else null. Runs no Python code, and so
+// needs no setup: a ninth of the instructions of iteration over a flat tree
 // (benchmarks/optree, iterate).
 OPTREE_INLINE PyObject* next_like_last(IterObject& iter, const State& state) noexcept {
     if (!iter.turn.is_free() || iter.agenda.empty()) return nullptr;

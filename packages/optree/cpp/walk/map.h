@@ -14,7 +14,7 @@ Ref tree_map(Context& context, PyObject* func, PyObject* tree, PyObject* rests);
 // shows no half-filled tuple to the garbage collector.
 Ref call_rows(PyObject* func, PyObject* columns);
 
-// The same calls as tree_map for their side effects.
+// The same calls as tree_map, for their side effects.
 void tree_map_inplace(Context& context, PyObject* func, PyObject* tree, PyObject* rests);
 
 }  // namespace optree

@@ -46,7 +46,7 @@ bool is_stock(const State& state, PyObject* cls) {
 
 // A path entry class of the library's own. Its instances are made without running the dataclass
 // constructor, whose checks hold by construction (10x of accessors, benchmarks/optree), as long as
-// nobody replaced one of the functions that it consists of.
+// none of the functions that it consists of is replaced.
 class StockEntryClass {
   public:
     void load(State& state, const char* name) {

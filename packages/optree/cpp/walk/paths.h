@@ -11,8 +11,8 @@ Ref spec_accessors(const SpecObject& spec);  // list of PyTreeAccessor
 Ref spec_entries(const SpecObject& spec);    // list
 Ref spec_entry(const SpecObject& spec, Py_ssize_t index);
 
-// Takes note of how the classes of entries and accessors are made, so that it can be done without
-// calling them for as long as that stays so. A tuple of classes.
+// Records how the classes of entries and accessors make instances, so that instances can be made
+// without calling the classes as long as that does not change. A tuple of classes.
 void set_stock_classes(State& state, PyObject* classes);
 
 }  // namespace optree

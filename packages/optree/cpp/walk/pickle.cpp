@@ -23,7 +23,7 @@ Ref node_state(Kind kind, std::uint32_t arity, const Slot* slots, std::size_t le
                                  or_none(written.original)));
 }
 
-// What the state of a node is made of.
+// The parts of the state of a node.
 struct NodeKey {
     NodeKey(const Node& node, const Slot* slots)
         : parts{
@@ -60,7 +60,7 @@ class Reader {
     }
 
   private:
-    // A node whose state is the very object of an earlier node's: pickle keeps that they are one.
+    // A node that shares its state object with an earlier node: pickle keeps the identity.
     void again(const Node& node) {
         const Node like = node;  // the table may move
         if (like.arity > build_.open()) {

@@ -12,7 +12,7 @@ std::string body(const Tree& tree) {
     if (tree.nodes.empty()) return "*";
     constexpr char hole = '\xff';  // a byte that UTF-8 does not have
     std::string reversed;
-    Texts open;  // what is left of the nodes on the way to the root, a hole for each child
+    Texts open;  // the rest of the nodes on the way to the root, a hole for each child
     Cursor cursor = Cursor::end_of(tree);
     const auto enter = [&](const Node& node) {
         open.push_back(

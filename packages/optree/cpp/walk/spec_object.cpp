@@ -100,7 +100,7 @@ void require_same_registrations(const SpecObject& spec, PyObject* name, const ch
     }
 }
 
-// ---- what the garbage collector sees of a spec, and how a spec dies
+// ---- garbage collection and deallocation of specs
 
 int spec_traverse(PyObject* self, visitproc visit, void* arg) {
     const SpecObject& spec = as_spec(self);
@@ -124,7 +124,7 @@ int spec_clear(PyObject* self) {
 
 namespace {
 
-// Whether what the spec owns may own specs in turn. Answers for small trees only.
+// Whether the objects that the spec owns may own specs. Answers for small trees only.
 bool may_nest(const Tree& tree) noexcept {
     if (tree.nodes.size() > 1) return true;
     if (tree.nodes.empty()) return false;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python object PyTreeSpec: a Tree, the two facts that say how it was read, and its owner.
+// The Python object PyTreeSpec: a Tree, the two options that it was read with, and its owner.
 #pragma once
 
 #include "nodes/context.h"
@@ -15,7 +15,7 @@ struct SpecObject {
     PyObject* state;  // owned
     PyObject* name;   // owned; the namespace, an exact str
     bool none_is_leaf;
-    Tree tree;  // owns a reference to every non-null slot; without nodes and leaves until
+    Tree tree;  // owns a reference to every non-null slot; has no nodes and leaves until
                 // an object made by __new__ is given its state, and after tp_clear
 };
 

@@ -21,7 +21,7 @@ namespace {
     }
 }
 
-// The items of a list or tuple that has as many as are needed. User code that runs while containers
+// The items of a list or tuple of the right length. User code that runs while containers
 // are made may shrink the list, so its size is read again each time.
 class ArraySource {
   public:
