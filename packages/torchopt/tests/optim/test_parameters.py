@@ -205,6 +205,30 @@ def test_hooks_that_come_and_go_between_steps() -> None:
     torch.testing.assert_close(list(got), expected, rtol=1e-10, atol=1e-12)
 
 
+def test_hooks_act_in_the_order_of_the_steps_that_they_were_registered_in() -> None:
+    """Those of the parameter first, one after the other, then those of the fast weight."""
+    net = make_net()
+    start = list(net.parameters())
+    shift = net[0].weight.register_hook(lambda g: g + 0.1)
+    net[0].weight.register_hook(lambda g: 2 * g)
+    inner = torchopt.MetaSGD(net, lr=0.1)
+    inner.step(loss_of(net))
+    last = net[0].weight.register_hook(lambda g: g * MASK + 0.2)  # on the fast weight
+    inner.step(loss_of(net))
+    shift.remove()
+    inner.step(loss_of(net))
+    last.remove()  # it would act on what flows through that weight in the meta-gradient, too
+
+    def hook(g: Tensor, step: int) -> Tensor:
+        doubled = 2 * (g + 0.1 if step < 2 else g)
+        return doubled * MASK + 0.2 if step in (1, 2) else doubled
+
+    sgd = Row("sgd", torchopt.sgd, torchopt.SGD, torchopt.MetaSGD, torch.optim.SGD, ({"lr": 0.1},))
+    expected = by_hand(sgd, 3, hook)
+    got = torch.autograd.grad(loss_of(net, -1.0), start)
+    torch.testing.assert_close(list(got), expected, rtol=1e-10, atol=1e-12)
+
+
 def masked_rows_move(net: nn.Module, steps: int = 2) -> bool:
     before = net[0].weight.detach().clone()
     inner = torchopt.MetaAdam(net, lr=0.1)
@@ -230,6 +254,14 @@ def test_hooks_survive_snapshots_clones_and_copies_of_them(by: str) -> None:
     if by != "copy":
         torchopt.recover_state_dict(net, copy.deepcopy(snapshot))
         assert not masked_rows_move(net)
+
+
+def test_copies_of_fast_weights_keep_the_hooks_of_the_parameter() -> None:
+    net = make_net()
+    net[0].weight.register_hook(lambda g: g * MASK)
+    torchopt.MetaSGD(net, lr=0.1).step(loss_of(net))
+    torchopt.stop_gradient(net)
+    assert not masked_rows_move(copy.deepcopy(net))
 
 
 def test_hooks_act_in_steps_without_a_graph_and_across_cuts() -> None:

@@ -148,10 +148,20 @@ def begin_step(params: Sequence[Tensor], names: Sequence[str]) -> list[Any]:
         if inherited:
             handle = p.register_hook(_run(inherited))
             handles.append(handle)
-            # They were registered first.
-            own: Any = p._backward_hooks
-            own.move_to_end(handle.id, last=False)
+            _put_first(p._backward_hooks, handle.id)
     return handles
+
+
+def _put_first(own: Any, key: int) -> None:
+    """Let a hook act before the others: it was registered before them.
+
+    The engine reads the table as a dict, not as the OrderedDict that it is: `move_to_end` changes
+    nothing for it.
+    """
+    if len(own) > 1:
+        items = {key: own[key], **own}
+        own.clear()
+        own.update(items)
 
 
 # By identity: sets compare tensors elementwise.
