@@ -512,6 +512,18 @@ def test_combine_finds_subtrees_on_either_side(fillvalue: Any) -> None:
             combine(*mismatch)
 
 
+def test_combine_looks_for_the_fill_value_itself() -> None:
+    class EqualToAll:
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    leaf = EqualToAll()
+    (found,) = optree.tree_combine([leaf], [None])
+    assert found is leaf
+
+
 @pytest.mark.parametrize("row", TREES, ids=[row.name for row in TREES])
 def test_combine_undoes_partition(row: Any) -> None:
     options = {"namespace": row.namespace}

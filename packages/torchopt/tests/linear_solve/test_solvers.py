@@ -369,6 +369,31 @@ def test_a_transposed_state_has_a_memory_of_its_own():
     torch.testing.assert_close(found.value, torch.linalg.solve(A, b))
 
 
+def test_a_warm_start_is_a_copy_of_the_last_solution_of_its_dtype():
+    A, b = matrix(SPD), vector()
+    solver = WarmStart(CG(1e-8))
+    operator = LinearOperator.from_matrix(A, SPD)
+    first = linear_solve(operator, b, solver)
+    assert first.stats.iterations > 0
+    first.value.zero_()  # the caller's own
+    assert linear_solve(operator, b, solver).stats.iterations == 0
+    single = LinearOperator.from_matrix(A.float(), SPD)
+    found = linear_solve(single, b.float(), solver)
+    assert found.value.dtype is torch.float32
+    assert found.stats.iterations > 0
+    assert linear_solve(operator, b, solver).stats.iterations == 0
+
+
+def test_a_solution_that_is_not_finite_is_no_warm_start():
+    A, b = matrix(SPD), vector()
+    solver = WarmStart(GMRES(1e-8))
+    overflowing = LinearOperator.from_matrix(1e308 * A, SPD)
+    broken = linear_solve(overflowing, 1e300 * torch.ones_like(b), solver, on_fail="ignore")
+    assert broken.value.isnan().all()
+    found = linear_solve(LinearOperator.from_matrix(A, SPD), b, solver)
+    torch.testing.assert_close(found.value, torch.linalg.solve(A, b), rtol=1e-6, atol=1e-8)
+
+
 def test_least_squares_solution_of_a_singular_system():
     b = torch.tensor([1.0, 0, 0], dtype=torch.float64)
     solution = linear_solve(SINGULAR, b, LSMR(1e-12, maxiter=50), on_fail="ignore")
@@ -456,6 +481,26 @@ def test_any_shape_of_the_right_hand_side(shape):
     for solver in (CG(), NormalCG(), GMRES(), BiCGSTAB(), MINRES(), LU(), QR(), Cholesky()):
         x = solver(lambda v: 4 * v, b)
         torch.testing.assert_close(x, b / 4)
+
+
+KRYLOV = {
+    "cg": CG(1e-9),
+    "minres": MINRES(1e-9),
+    "bicgstab": BiCGSTAB(1e-9),
+    "normal_cg": NormalCG(1e-9),
+    "lsmr": LSMR(1e-9),
+}
+
+
+@pytest.mark.parametrize("name", KRYLOV)
+@pytest.mark.parametrize("distinct", [1, 2, 3])
+def test_krylov_solvers_stop_after_one_iteration_for_each_eigenvalue(name, distinct):
+    """Not later: the residual that they carry along is the true one."""
+    Q, _ = torch.linalg.qr(matrix((), n=12))
+    values = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)[:distinct].repeat(12 // distinct)
+    A = LinearOperator.from_matrix(Q @ torch.diag(values) @ Q.T, SPD)
+    found = linear_solve(A, vector(n=12), KRYLOV[name], on_fail="raise")
+    assert int(found.stats.iterations) == distinct
 
 
 # --- failures -------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from torchopt.errors import NotDifferentiableError
 from torchopt.params.functional import functional_call
 from torchopt.params.second_order import check_second_order
+from torchopt.params.swap import Swap
 
 
 class Blocks(nn.Module):
@@ -240,3 +241,47 @@ def test_bad_losses_are_refused() -> None:
     with pytest.raises(NotDifferentiableError, match="does not depend on any"):
         check_second_order(torch.ones((), requires_grad=True) * 2, w)
     check_second_order(w.sum(), w)  # linear: the second derivative is zero
+
+
+class Holds(nn.Module):
+    """A module with a parameter, and a tensor that is an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(1.0))
+        self.scale = torch.tensor(2.0)
+
+    def forward(self, log: list[float]) -> Any:
+        try:
+            for _ in range(3):
+                yield self.w * self.scale
+        finally:
+            log.append((self.w * self.scale).item())
+
+
+def test_a_context_that_is_entered_again_gives_back_what_each_entry_found() -> None:
+    net = Holds()
+    swap = Swap(net, {"w": torch.tensor(3.0), "scale": torch.tensor(5.0)})
+    with swap:
+        net.scale = torch.tensor(7.0)
+        with swap:
+            assert (net.w.item(), net.scale.item()) == (3.0, 5.0)
+        assert (net.w.item(), net.scale.item()) == (3.0, 7.0)
+    assert (net.w.item(), net.scale.item()) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("end", ["close", "throw", "exhaust"])
+def test_a_forward_that_yields_ends_with_the_tensors_that_it_began_with(end: str) -> None:
+    net, log = Holds(), list[float]()
+    steps = functional_call(net, {"w": torch.tensor(3.0)}, (log,))
+    assert next(steps).item() == 6.0
+    assert net.w.item() == 1.0
+    if end == "close":
+        steps.close()
+    elif end == "throw":
+        with pytest.raises(KeyError, match="stop"):
+            steps.throw(KeyError("stop"))
+    else:
+        assert [x.item() for x in steps] == [6.0, 6.0]
+    assert log == [6.0]
+    assert net.w.item() == 1.0

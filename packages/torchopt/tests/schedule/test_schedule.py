@@ -10,6 +10,7 @@ import torch
 
 import torchopt
 from torchopt.schedule import (
+    cosine_restarts,
     exponential_decay,
     join_schedules,
     linear_schedule,
@@ -66,3 +67,12 @@ def test_a_number_where_a_schedule_belongs(wrong: Any) -> None:
     for make in (lambda: warmup(wrong, 3), lambda: join_schedules([wrong, wrong], [2])):
         with pytest.raises(TypeError, match="expected a schedule, .*; constant_schedule makes one"):
             make()
+
+
+def test_restarts_of_tensors_are_those_of_numbers_at_every_size_of_count() -> None:
+    """Period n starts at 2^n - 1: a logarithm rounds to n one update before, from 2^49 on."""
+    schedule = cosine_restarts(1.0, 1, factor=2)
+    for n in range(1, 53):
+        for count in (2**n - 2, 2**n - 1):
+            value = schedule(torch.tensor(count))
+            assert float(value) == pytest.approx(schedule(count), abs=1e-12), count

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from typing import Any
 
@@ -14,6 +15,7 @@ import torchopt
 from torchopt import transform
 from torchopt.clip import adaptive_clip, clip_by_value, clip_each_norm, clip_grad_norm
 from torchopt.combine import chain
+from torchopt.kernels.missing import MissingExtension
 from torchopt.tree import tree_leaves
 
 DOUBLE = torch.float64
@@ -28,6 +30,11 @@ TRANSFORMATIONS: dict[str, Any] = {
     "clip_each_norm": lambda: clip_each_norm(0.1),
     "clip_by_value": lambda: clip_by_value(0.1),
     "adaptive_clip": lambda: adaptive_clip(0.1),
+    "sam": lambda: transform.sam(torchopt.sgd(0.1, momentum=0.9), 0.1),
+    "lookahead": lambda: transform.lookahead(torchopt.sgd(0.1, momentum=0.9), 2),
+    "accumulate": lambda: transform.accumulate(torchopt.sgd(0.1, momentum=0.9), 2),
+    "cautious": lambda: transform.cautious(torchopt.sgd(0.1, momentum=0.9)),
+    "apply_if_finite": lambda: transform.apply_if_finite(torchopt.sgd(0.1, momentum=0.9)),
 }
 for name in sorted(n for n in dir(transform) if n.startswith("scale_by_")):
     constructor = getattr(transform, name)
@@ -110,12 +117,23 @@ ZERO = {"lamb": torchopt.lamb, "lars": torchopt.lars, "adafactor": torchopt.adaf
 
 
 @pytest.mark.parametrize("name", ZERO)
-@pytest.mark.parametrize("inplace", [False, True])
-def test_parameters_of_zero_are_left_behind(name: str, inplace: bool) -> None:
+@pytest.mark.parametrize(
+    "way", ["natively", "in place", "with a learned step size", "without kernels"]
+)
+def test_parameters_of_zero_are_left_behind(
+    name: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A trust ratio of |p| = 0 would hold zeros for ever."""
-    optimizer = ZERO[name](lr=0.1)
+    if way == "without kernels":
+        # The function has the name of its module.
+        module = importlib.import_module("torchopt.optimizers.adafactor")
+        monkeypatch.setattr(module, "_C", MissingExtension(ImportError()))
+    learned = way == "with a learned step size"  # in torch's operations, which have a graph
+    optimizer = ZERO[name](lr=torch.tensor(0.1, requires_grad=True) if learned else 0.1)
     params = {k: torch.zeros_like(x) for k, x in draw(0).items()}
-    updates, _ = update(optimizer, draw(1), optimizer.init(params), params, inplace=inplace)
+    updates, _ = update(
+        optimizer, draw(1), optimizer.init(params), params, inplace=way == "in place"
+    )
     moved = torchopt.apply_updates(params, updates, inplace=False)
     for k, x in moved.items():
         # Down the gradient; Adafactor's smallest root mean square is 1e-3, its step 0.1.

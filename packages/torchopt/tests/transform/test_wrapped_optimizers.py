@@ -330,3 +330,15 @@ def test_combinators_nest() -> None:
     net(torch.ones(1, 3)).sum().backward()
     stepping.step()
     assert not torch.equal(net.weight, before)
+
+
+def test_sharpness_aware_steps_bring_back_what_has_no_second_gradient() -> None:
+    """A leaf that climbed and then has no gradient is moved back to where it was."""
+    optimizer = torchopt.transform.sam(torchopt.sgd(0.5), rho=1.0)
+    p = {"a": torch.tensor([1.0]), "b": torch.tensor([2.0])}
+    state = optimizer.init(p)
+    up, state = optimizer.update({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, state)
+    torch.testing.assert_close([up["a"], up["b"]], [torch.tensor([0.6]), torch.tensor([0.8])])
+    down, state = optimizer.update({"a": torch.tensor([2.0]), "b": None}, state)
+    torch.testing.assert_close([down["a"], down["b"]], [torch.tensor([-1.6]), torch.tensor([-0.8])])
+    assert not state.climbed
