@@ -30,7 +30,7 @@ def test_gpu_layouts_are_all_sizes_in_all_numbers_of_tensors() -> None:
     assert len(gpu_kernels.layouts(gpu_kernels.arguments_of(["--sizes", "1M"]))) == 3
 
 
-def test_gpu_stages_that_fail_are_told(
+def test_gpu_stages_that_fail_are_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("CUDACXX", raising=False)

@@ -189,7 +189,7 @@ def test_misses_name_floors_and_faster_rivals() -> None:
     assert behind == f"dict of 3, flatten: jax takes 0.5x our time {why}"
 
 
-def test_the_collector_has_a_table_of_its_own_and_no_floors() -> None:
+def test_the_collector_has_its_own_table_and_no_floors() -> None:
     result = _result(1e-6, 2e-6, 0.5e-6, collect=True)
     (behind,) = shortfalls.shortfalls(result)
     assert str(behind) == "dict of 3, flatten, collector on: jax takes 0.5x our time"

@@ -30,11 +30,11 @@ def test_titles_are_unique(package: str) -> None:
         ("* item", "* item"),
     ],
 )
-def test_a_name_at_the_start_of_a_line_is_no_item(line: str, shown: str) -> None:
+def test_a_name_at_the_start_of_a_line_is_not_an_item(line: str, shown: str) -> None:
     assert manual.not_a_list(line) == shown
 
 
-def test_without_an_address_there_is_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_address_there_is_not_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DOCS_REPOSITORY", "DOCS_BRANCH", "DOCS_VERSIONS"):
         monkeypatch.delenv(name, raising=False)
     found = manual.settings("optree", "1.0")

@@ -16,7 +16,7 @@ FENCE = re.compile(r"^ *(?:```|~~~)\{?(?:code-block\} )?(py\w*)", re.MULTILINE |
 RUN = re.compile(r"(packages/\w+/)?README\.md|packages/\w+/docs/.+\.md|\.github/CONTRIBUTING\.md")
 
 
-def test_every_example_stands_where_tests_look() -> None:
+def test_every_example_is_where_tests_look() -> None:
     found = []
     for page in pages():
         where = page.relative_to(ROOT).as_posix()

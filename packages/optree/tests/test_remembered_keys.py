@@ -99,7 +99,7 @@ def test_keys_that_never_change_are_found_again(make_keys: Callable[[], list[Any
     assert {id(key) for key in entries} <= {id(key) for key in first}
 
 
-def test_keys_that_are_equal_but_not_the_same_are_told_apart() -> None:
+def test_keys_that_are_equal_but_not_the_same_are_distinguished() -> None:
     for zero, other in ((0.0, -0.0), (1, True), (1, 1.0), ((0.0,), (-0.0,)), (b"", "")):
         for keys in ([zero, "z"], ["a", zero], [("t", zero)]):
             optree.clear_caches()

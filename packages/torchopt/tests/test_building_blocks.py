@@ -53,7 +53,7 @@ def test_declared_hyper_parameters_are_checked_and_used() -> None:
     assert Scaled(**{**good, "low": torch.tensor(-1.0)}).low == -1.0  # a tensor is not looked at
 
 
-def test_what_is_no_transformation_is_named_with_what_to_do() -> None:
+def test_what_is_not_a_transformation_is_named_with_the_remedy() -> None:
     base.require_transformation(scale(2.0), "f()")
     for value, advice in (
         (torch.optim.Adam, "take the function of that name"),

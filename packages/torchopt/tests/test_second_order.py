@@ -260,7 +260,7 @@ def test_parameters_beside_the_module_that_has_them() -> None:
     )
 
 
-def test_nothing_but_what_is_held() -> None:
+def test_only_what_is_held_is_kept() -> None:
     w, model = nn.Parameter(torch.ones(3, dtype=DOUBLE)), nn.Linear(3, 3).double()
     model.plain = torch.ones(3, dtype=DOUBLE)
     for function, args in (
@@ -283,7 +283,7 @@ def test_a_result_that_was_changed_is_no_longer_differentiated() -> None:
         y.sum().backward()
 
 
-def test_another_shape_is_traced_anew_and_logged(caplog: Any) -> None:
+def test_another_shape_is_traced_again_and_logged(caplog: Any) -> None:
     model = Potential()
     fast = traced(force_loss)
     fast(model, *data())
@@ -443,7 +443,7 @@ def test_the_compiled_program_is_exact() -> None:
             model.first.weight.mul_(count)
 
 
-def test_no_compiler_is_told() -> None:
+def test_a_missing_compiler_is_reported() -> None:
     import torch._inductor.config as config
 
     z = torch.ones(7, dtype=DOUBLE, requires_grad=True)

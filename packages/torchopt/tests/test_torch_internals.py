@@ -198,7 +198,7 @@ def test_a_backward_pass_is_that_of_torch() -> None:
         assert got[0].requires_grad == create_graph
 
 
-def test_other_threads_have_modes_of_their_own() -> None:
+def test_other_threads_have_their_own_modes() -> None:
     seen = []
     with forward_ad.dual_level():
         thread = threading.Thread(target=lambda: seen.append(internals.is_transforming()))
@@ -236,7 +236,7 @@ def test_a_graph_is_compiled() -> None:
     torch.testing.assert_close(internals.compiled_graph(graph, [x])(x)[0], x.sin() * x)
 
 
-def test_collective_operations_have_limits_of_their_own() -> None:
+def test_collective_operations_have_their_own_limits() -> None:
     limit = timedelta(days=365)
     for kind in ("AllreduceOptions", "AllgatherOptions", "BroadcastOptions"):
         assert internals.collective_options(kind, limit).timeout == limit

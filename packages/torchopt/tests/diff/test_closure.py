@@ -231,7 +231,7 @@ HARMLESS = {
 
 @pytest.mark.parametrize("use", sorted(HARMLESS))
 @pytest.mark.parametrize("engine", sorted(ENGINES))
-def test_a_tensor_that_is_not_differentiated_is_no_hidden_one(engine, use):
+def test_a_tensor_that_is_not_differentiated_is_not_hidden(engine, use):
     value = ENGINES[engine](HARMLESS[use])
     expected = 0.8 if engine.startswith("root_") else 1.6
     assert abs(value.item() - expected) < 1e-6

@@ -287,7 +287,7 @@ def test_a_sampled_level_is_within_the_error_of_its_samples() -> None:
 
 
 @pytest.mark.parametrize("keep", ["all", "steps", 1])
-def test_a_loss_may_have_a_forward_mode_of_its_own(keep: Any) -> None:
+def test_a_loss_may_use_forward_mode_itself(keep: Any) -> None:
     """d/dx of w x^2 at 1 is 2w: the loss (2w)^2 has the gradient 8w, and a step is w (1 - 8 lr)."""
 
     def loss(w: Tensor, batch: None) -> Tensor:

@@ -38,7 +38,9 @@ def report(tmp_path):
     return {"FAULT_REPORT": str(tmp_path / "report")}
 
 
-def test_a_task_that_raises_is_told_on_every_rank_and_the_world_goes_on(world, report, tmp_path):
+def test_a_task_that_raises_is_reported_on_every_rank_and_the_world_continues(
+    world, report, tmp_path
+):
     world(programs.collective_fault, 3, "raise", 1, env=report)
     told = reports(tmp_path)
     assert sorted(told) == [0, 1, 2]
@@ -204,7 +206,7 @@ def kill_at_random(
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(world, tmp_path, every):
+def test_a_run_that_is_killed_repeatedly_ends_like_one_that_is_not(world, tmp_path, every):
     steps = 3 * KILLS + 6
     undisturbed = world(programs.checkpointed, 1, str(tmp_path / "whole"), steps, every)[0]
     chance = random.Random(every)

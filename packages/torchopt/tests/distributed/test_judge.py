@@ -30,7 +30,7 @@ def test_a_silent_process_is_at_fault_though_it_was_last_heard_in_the_operation(
     assert verdict is not None
 
 
-def test_an_operation_to_which_all_have_come_and_that_does_not_end_is_nobodys_fault():
+def test_an_operation_that_all_have_reached_and_that_does_not_end_blames_no_rank():
     views = {
         rank: view("operation", "the sum of step 2", since=0.0, heard=1.9) for rank in range(3)
     }

@@ -95,7 +95,7 @@ def test_what_a_function_writes_into_its_arguments_stays_with_it(world, n):
         ("operations", "rank"),
     ],
 )
-def test_ranks_that_do_not_do_the_same_are_told_so_and_go_on(world, what, words):
+def test_ranks_that_disagree_get_an_error_and_continue(world, what, words):
     for (rank, _, kind, trace, _), again in world(programs.run, 2, "differing", what):
         assert (rank, kind) == (1, "differs") or what == "operations"
         assert kind == "differs"

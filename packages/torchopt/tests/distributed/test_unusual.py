@@ -58,7 +58,7 @@ def test_buffers_of_every_kind_are_the_same_at_every_world_size(world, options):
             assert found == want
 
 
-def test_groups_with_ranks_in_common_make_engines_of_their_own(world):
+def test_groups_with_common_ranks_make_separate_engines(world):
     first, second, third = world(programs.run, 3, "overlapping_groups")
     assert first == {(0, 2): ((0, 0, 2, 2, 2), 2), (2, 0): ((0, 0, 2, 2, 2), 2)}
     assert second == {(1, 2): ((1, 1, 2, 2, 2), 2)}

@@ -356,7 +356,7 @@ def test_a_solve_between_does_not_spoil_the_warm_start_of_the_adjoint(kind):
             assert (count == 0) == again
 
 
-def test_a_transposed_state_has_a_memory_of_its_own():
+def test_a_transposed_state_remembers_separately():
     A, b = matrix((), n=12), vector(n=12)
     solver = WarmStart(NormalCG(1e-9))
     state = solver.init(LinearOperator.from_matrix(A).bound(), b)
@@ -527,7 +527,7 @@ def test_a_singular_system_without_a_solution_raises(solver, status):
     assert Status(int(found.status)) is Status[status]
 
 
-def test_too_few_iterations_warn_or_raise_or_are_told_in_the_status():
+def test_too_few_iterations_warn_or_raise_or_are_reported_in_the_status():
     A, b = matrix(SPD), vector()
     with pytest.raises(LinearSolveError, match="MAX_ITERATIONS.*maxiter"):
         linear_solve(A, b, CG(1e-12, maxiter=1))

@@ -243,7 +243,7 @@ COPIES = {
 
 @pytest.mark.parametrize("by", sorted(COPIES))
 @pytest.mark.parametrize("solved", [False, True])
-def test_a_copy_is_a_module_of_its_own(by, solved):
+def test_a_copy_is_an_independent_module(by, solved):
     mu, lam = leaf(1.0), leaf(1.0)
     module = Shrunk(mu)
     if solved:

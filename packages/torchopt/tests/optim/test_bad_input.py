@@ -153,7 +153,7 @@ def test_integer_gradients_are_refused(name: str) -> None:
     assert updates["counts"] == [None]
 
 
-def test_hyper_parameters_that_are_no_numbers() -> None:
+def test_hyper_parameters_that_are_not_numbers() -> None:
     for make in (torchopt.adam, torchopt.sgd, torchopt.rmsprop):
         with pytest.raises(TypeError, match=r"learning rate: expected a number .* '0\.1' \(str\)"):
             make(lr="0.1")  # type: ignore[arg-type]
@@ -297,7 +297,7 @@ def test_a_module_that_changed_between_steps() -> None:
         optimizer.step(net(x).sum())
 
 
-def test_freezing_a_parameter_is_no_change() -> None:
+def test_freezing_a_parameter_is_not_a_change() -> None:
     net = two_layers()
     optimizer = torchopt.MetaSGD(net, 0.1, momentum=0.9)
     optimizer.step(net(torch.ones(1, 2)).sum())

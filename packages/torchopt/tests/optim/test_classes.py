@@ -115,7 +115,7 @@ def test_optimizers_of_equal_numbers_share_a_transformation() -> None:
 
 
 @pytest.mark.parametrize("kind", ["tensor", "tensors in a tuple", "schedule", "integers"])
-def test_what_may_change_is_made_anew(kind: str) -> None:
+def test_what_may_change_is_made_again(kind: str) -> None:
     net = torch.nn.Linear(2, 2)
     given: dict[str, object] = {
         "tensor": {"lr": torch.tensor(0.1)},

@@ -123,7 +123,7 @@ def test_outer_optimizer_keeps_the_original_parameters() -> None:
     assert all(p is q for p, q in zip(net.parameters(), originals))
 
 
-def test_second_module_is_a_group_of_its_own() -> None:
+def test_second_module_is_a_separate_group() -> None:
     torch.manual_seed(0)
     first, second = nn.Linear(2, 2).double(), nn.Linear(2, 1).double()
     optimizer = torchopt.MetaAdam(first, lr=0.1)
@@ -164,7 +164,7 @@ def test_bad_losses_are_refused_with_a_sentence(row: Row) -> None:
         optimizer.step(torch.ones(1, requires_grad=True).sum())
 
 
-def test_constructor_refuses_what_is_no_transformation() -> None:
+def test_constructor_refuses_what_is_not_a_transformation() -> None:
     net = nn.Linear(1, 1)
     for make in (torchopt.Optimizer, torchopt.MetaOptimizer):
         target = net.parameters() if make is torchopt.Optimizer else net

@@ -306,7 +306,7 @@ def test_hooks_after_accumulation_are_announced_as_idle() -> None:
     torchopt.MetaSGD(other, lr=0.1).step(loss_of(other))
 
 
-def test_hooks_that_sum_meta_gradients_of_processes_are_no_idle_ones(
+def test_hooks_that_sum_meta_gradients_of_processes_are_not_idle(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     net = make_net()

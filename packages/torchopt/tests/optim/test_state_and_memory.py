@@ -126,7 +126,7 @@ def test_running_statistics_come_back_and_do_not_join_the_graph() -> None:
     assert net[1].running_mean.abs().sum().item() == 0.0
 
 
-def test_groups_have_hyper_parameters_of_their_own() -> None:
+def test_groups_have_their_own_hyper_parameters() -> None:
     first, second = Quadratic(), Quadratic()
     meta = torchopt.MetaSGD(first, lr=0.1)
     meta.add_param_group(second, impl=torchopt.sgd(0.5, momentum=0.9))

@@ -236,7 +236,7 @@ def test_layers_of_torch_are_not_refused(name: str) -> None:
         assert value.dtype == before[key].dtype, key
 
 
-def test_what_cannot_be_judged_is_said() -> None:
+def test_what_cannot_be_judged_is_reported() -> None:
     w = point(3)
     times = iter(range(1, 100))
     with pytest.warns(SecondDerivativeWarning, match="another value at each call"):

@@ -149,7 +149,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", sorted(FAILURES))
-def test_what_has_no_solution_is_told_and_is_nan(name, dtype):
+def test_what_has_no_solution_is_reported_and_is_nan(name, dtype):
     status, given = FAILURES[name]
     padded = (*given, *[None] * (6 - len(given)))
     program = [None if x is None else x.to(dtype) for x in padded]
@@ -168,7 +168,7 @@ def test_what_has_no_solution_is_told_and_is_nan(name, dtype):
     assert not x[1].any()
 
 
-def test_too_few_steps_are_told():
+def test_too_few_steps_are_reported():
     g = torch.Generator().manual_seed(0)
     G, c = (torch.randn(*s, generator=g, dtype=F64) for s in ((60, 20), (20,)))
     with pytest.raises(SolverError, match="MAX_ITERATIONS"):
@@ -263,7 +263,7 @@ def test_random_degenerate_programs_against_the_enumeration_of_active_rows():
     assert min(counts.values()) > 5
 
 
-def test_kinks_and_minima_that_are_not_unique_are_told_when_they_are_differentiated():
+def test_kinks_and_minima_that_are_not_unique_are_reported_when_they_are_differentiated():
     with pytest.warns(LinearSolveWarning, match="SINGULAR"):
         jacrev(lambda h: quadratic_program(ONE, -ONE[0], G=ONE, h=h).x)(ONE[0])
     box = {"G": torch.cat([TWO, -TWO]), "h": torch.ones(4, dtype=F64)}

@@ -307,7 +307,7 @@ def test_bad_problems_are_refused(method, options, residuals, error, message):
         method(**options).run(residuals, START)
 
 
-def test_a_bound_that_requires_a_gradient_is_no_argument(method):
+def test_a_bound_that_requires_a_gradient_is_not_an_argument(method):
     lower = torch.tensor(0.5, dtype=F64, requires_grad=True)
     with pytest.raises(NotDifferentiableError, match="argument"):
         method(lower=lower)(misfit, START, Y.clone().requires_grad_())

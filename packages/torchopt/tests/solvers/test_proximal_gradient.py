@@ -133,7 +133,7 @@ def test_inactive_constraint_has_no_derivative_in_its_radius():
     assert not grad(lambda r: solver(fit, START, r).sum())(r)
 
 
-def test_failures_are_told():
+def test_failures_are_reported():
     with pytest.warns(SolverWarning, match="ProjectedGradient.*MAX_ITERATIONS"):
         ProjectedGradient(maxiter=2, projection=project_l2_ball)(fit, START, RADIUS)
     with pytest.raises(TypeError, match="prox: expected a function"):

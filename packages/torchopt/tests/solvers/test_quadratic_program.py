@@ -141,7 +141,7 @@ def test_float32():
     torch.testing.assert_close(x.double(), quadratic_program(*PROBLEM).x, rtol=1e-3, atol=1e-4)
 
 
-def test_infeasible_and_unbounded_problems_are_told():
+def test_infeasible_and_unbounded_problems_are_reported():
     one = torch.ones(1, 1, dtype=torch.float64)
     contradiction = {"G": torch.cat([one, -one]), "h": torch.tensor([-1.0, -1.0]).double()}
     with pytest.raises(SolverError, match="quadratic_program: INFEASIBLE.*G x <= h"):
@@ -150,7 +150,7 @@ def test_infeasible_and_unbounded_problems_are_told():
         quadratic_program(0 * one, one[0], G=one, h=one[0])
 
 
-def test_degenerate_solution_is_told_when_it_is_differentiated():
+def test_degenerate_solution_is_reported_when_it_is_differentiated():
     # The constraint x <= 1 is active with a multiplier of zero: there is no derivative.
     one = torch.ones(1, 1, dtype=torch.float64)
     h = torch.ones(1, dtype=torch.float64)

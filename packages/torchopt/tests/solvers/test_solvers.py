@@ -255,7 +255,7 @@ def test_bisection_takes_the_logarithm_of_the_width():
 # --- failures -------------------------------------------------------------------------------------
 
 
-def test_too_few_iterations_are_told():
+def test_too_few_iterations_are_reported():
     for solver in (LBFGS(maxiter=1), GradientDescent(maxiter=1), NewtonCG(maxiter=0)):
         with pytest.warns(SolverWarning, match="MAX_ITERATIONS.*maxiter"):
             solver(ridge, ZERO, LAM, DATA)
@@ -271,7 +271,7 @@ def grows_both_ways(x):
     return x.sum() - 2 * x.sum().detach()
 
 
-def test_divergence_nan_and_stalling_are_told():
+def test_divergence_nan_and_stalling_are_reported():
     one = torch.ones(2, dtype=torch.float64)
     with pytest.warns(SolverWarning, match="NON_FINITE.*damping"):
         FixedPointIteration(maxiter=1100)(lambda x: 2 * x, one)
@@ -284,7 +284,7 @@ def test_divergence_nan_and_stalling_are_told():
         Bisection(on_fail="raise")(lambda x, a: x + a, one, one)
 
 
-def test_one_failing_entry_of_a_batch_is_told():
+def test_one_failing_entry_of_a_batch_is_reported():
     solver = Bisection(upper=2.0, on_fail="raise")
     a = torch.tensor([1.0, 9.0], dtype=torch.float64)
     with pytest.raises(SolverError, match="NO_BRACKET"):

@@ -129,7 +129,7 @@ NO_ROOTS = {
 
 
 @pytest.mark.parametrize("problem", sorted(NO_ROOTS))
-def test_bisection_tells_what_is_no_root(problem):
+def test_bisection_reports_what_is_not_a_root(problem):
     F, status = NO_ROOTS[problem]
     with pytest.raises(SolverError, match=status):
         Bisection(on_fail="raise", lower=-1.0, upper=3.0).run(F, START)

@@ -150,7 +150,7 @@ def test_native_chains_can_be_pickled() -> None:
     torch.testing.assert_close(roll(again, False), roll(impl, False), rtol=0, atol=0)
 
 
-def test_a_rule_of_a_user_is_no_kernel_of_its_base() -> None:
+def test_a_rule_of_a_user_is_not_a_kernel_of_its_base() -> None:
     from torchopt.optimizers.adam import Adam
     from torchopt.transform.base import as_transformation
 

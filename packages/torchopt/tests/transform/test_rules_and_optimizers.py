@@ -92,7 +92,7 @@ def test_a_rule_times_minus_the_step_size_is_the_optimizer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_rule_with_a_step_size_of_its_own_is_the_optimizer(name: str) -> None:
+def test_a_rule_with_its_own_step_size_is_the_optimizer(name: str) -> None:
     rule, optimizer = WHOLE[name]
     want = stepped(optimizer())
     assert not torch.equal(want["w"], params()["w"])

@@ -100,7 +100,7 @@ def test_averages_of_two_parts_are_put_together() -> None:
         torch.testing.assert_close(got[key], transform.averaged_params(own_state, own))
 
 
-def test_leaves_of_one_shape_need_to_be_told_apart() -> None:
+def test_leaves_of_one_shape_must_be_distinguished() -> None:
     params = {"a": torch.ones(2), "b": torch.full((2,), 2.0)}
     mask = {"a": False, "b": True}
     for kind, read in (

@@ -229,7 +229,7 @@ def test_optimizers_that_count_are_traced_once() -> None:
     assert programs().traced == before + 1
 
 
-def test_another_number_or_shape_is_traced_anew_and_logged(caplog: Any) -> None:
+def test_another_number_or_shape_is_traced_again_and_logged(caplog: Any) -> None:
     def loss(w: Tensor, x: Tensor) -> Tensor:
         return ((w - x) ** 2).sum() * factor
 
@@ -248,7 +248,7 @@ def test_another_number_or_shape_is_traced_anew_and_logged(caplog: Any) -> None:
     ]
 
 
-def test_tensors_that_a_loss_holds_are_no_constants() -> None:
+def test_tensors_that_a_loss_holds_are_not_constants() -> None:
     def loss(w: Tensor, x: Tensor) -> Tensor:
         return (((w - x) * factor) ** 2).sum()
 

@@ -182,7 +182,7 @@ def test_an_exception_in_a_recomputation_leaves_everything_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-def test_a_batch_may_hold_what_is_no_number(way: tuple[str, Any]) -> None:
+def test_a_batch_may_hold_values_that_are_not_numbers(way: tuple[str, Any]) -> None:
     weight = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
 
     def loss(p: Tensor, batch: dict[str, Any], weight: Tensor) -> Tensor:

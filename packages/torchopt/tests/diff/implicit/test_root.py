@@ -406,7 +406,7 @@ def test_unrolling_a_solver_without_a_graph_is_refused():
     torch.testing.assert_close(solver_fn(tensor(1.0), a), tensor(2.5))
 
 
-def test_nan_of_the_solver_is_told_without_a_tolerance():
+def test_nan_of_the_solver_is_reported_without_a_tolerance():
     def solved(on_fail):
         return custom_root(lambda x, a: x**2 - a, argnums=1, on_fail=on_fail)(
             lambda x, a: (a - 5).sqrt()
@@ -443,14 +443,14 @@ def test_optimality_that_ignores_an_argument(wanted):
         vmap(grad(square_root, 2), (None, 0, 0))(None, tensor([4.0, 1.0]), tensor([1.0, 1.0]))
 
 
-def test_zero_gradient_of_an_argument_that_is_used_is_no_error():
+def test_zero_gradient_of_an_argument_that_is_used_is_not_an_error():
     solve = custom_root(lambda x, a: x - a**2, argnums=1)(lambda x, a: a**2)
     assert grad(lambda a: 0 * solve(None, a))(tensor(3.0)) == 0
     assert grad(solve, 1)(None, tensor(0.0)) == 0
     assert jacfwd(solve, 1)(None, tensor(0.0)) == 0
 
 
-def test_singular_system_is_told_with_a_remedy():
+def test_singular_system_is_reported_with_a_remedy():
     @custom_root(lambda x, a: torch.stack([x.sum() - a, 2 * (x.sum() - a)]), argnums=1)
     def solve(x, a):
         return torch.stack([a, torch.zeros_like(a)])

@@ -207,7 +207,7 @@ def test_layers_without_a_thin_product_are_materialised(make: Callable[[], nn.Mo
             torch.testing.assert_close(got[i], loss(expected), rtol=1e-10, atol=1e-10)
 
 
-def test_a_loss_that_is_no_scalar_is_reported() -> None:
+def test_a_loss_that_is_not_a_scalar_is_reported() -> None:
     net = nn.Linear(3, 2)
     with pytest.raises(TypeError, match=r"`loss`: expected a 0-dim tensor, got \[4, 2\]"):
         LowRank().estimate(net, lambda m: m(torch.ones(4, 3)))

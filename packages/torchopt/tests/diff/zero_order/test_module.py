@@ -232,7 +232,7 @@ def test_in_eval_mode_the_buffers_stay_and_nothing_is_dropped() -> None:
     torch.testing.assert_close(gradients(module), first, rtol=0, atol=0)
 
 
-def test_each_call_has_directions_of_its_own() -> None:
+def test_each_call_has_its_own_directions() -> None:
     module = Linear()
     module.w.data.normal_()
 

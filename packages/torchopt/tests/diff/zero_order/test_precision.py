@@ -375,7 +375,7 @@ NAN, INF = math.nan, math.inf
         ([NAN] * 4, [1.5] * 4),
     ],
 )
-def test_losses_that_are_no_number_rank_last(
+def test_losses_that_are_not_numbers_rank_last(
     losses: list[float], ranks: list[float], dtype: torch.dtype
 ) -> None:
     x = torch.tensor(losses, dtype=dtype)

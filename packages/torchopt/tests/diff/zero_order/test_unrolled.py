@@ -139,7 +139,7 @@ def test_variance_of_pes_grows_with_the_window_and_that_of_nres_does_not() -> No
             assert result.evaluations == 2 * n
 
 
-def test_episodes_start_anew_with_new_directions() -> None:
+def test_episodes_start_again_with_new_directions() -> None:
     es = noise_reuse_es(LOOP, window=T // 2, num_pairs=2, sigma=0.1)
     state = es.init(THETA, 0)
     seen = []
