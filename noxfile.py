@@ -246,21 +246,21 @@ def free_threaded(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Learn to learn digits with MAML, then time tree operations against other libraries."""
     out = () if "--out" in session.posargs else ("--out", "demo_out")
-    for part in ("packages/torchopt/examples/maml_digits.py", "benchmarks/optree/demo_table.py"):
-        run(session, PYTHON, part, *out, *session.posargs, **QUIET)
+    learned, timed = "packages/torchopt/examples/maml_digits.py", "benchmarks.optree.demo_table"
+    for part in ((learned,), ("-m", timed)):
+        run(session, PYTHON, *part, *out, *session.posargs, **QUIET)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks and refresh the tables in the README from their results."""
-    run(session, PYTHON, "benchmarks/optree/run.py", *session.posargs, **QUIET)
-    run(session, PYTHON, "tools/bench_report.py")
+    """Run the benchmarks and refresh tables and plots from their results."""
+    run(session, PYTHON, "-m", "benchmarks", *session.posargs, **QUIET)
 
 
 @nox.session
 def instructions(session: nox.Session) -> None:
     """Compare the instruction counts of tree operations with the stored ones (needs valgrind)."""
-    run(session, PYTHON, "benchmarks/optree/instructions.py", *(session.posargs or ["--check"]))
+    run(session, PYTHON, "-m", "benchmarks.optree.instructions", *(session.posargs or ["--check"]))
 
 
 def manuals(session: nox.Session, builder: str, *options: str) -> None:

@@ -46,6 +46,8 @@ PICTURES = {
 }
 # The modules that make the tables of suites that have no folder of their own.
 REPORTS = {
+    "torchopt_implicit": "benchmarks.torchopt.implicit.report",
+    "torchopt_zero_order": "benchmarks.torchopt.zero_order.report",
     "torchopt_distributed": "benchmarks.torchopt.distributed_report",
     "torchopt_distributed_load": "benchmarks.torchopt.distributed_report",
     "optree_newest": "benchmarks.optree.report",

@@ -166,9 +166,11 @@ def main(arguments: list[str]) -> int:
             return 0
         run(*pip, "--no-deps", OPTREE)
         run(inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", OPTREE / "tests", *rest)
-        threads = ROOT / "benchmarks" / "optree" / "threads.py"
-        run(inside, threads, "--output", PLACE / "optree_threads.json")
-        print(f"on a quiet machine, `{inside} {threads}` stores the figures of the manual")
+        threads = ("-m", "benchmarks.optree.threads")
+        run(inside, *threads, "--output", PLACE / "optree_threads.json")
+        print(
+            f"on a quiet machine, `{inside} {' '.join(threads)}` stores the figures of the manual"
+        )
     except MissingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

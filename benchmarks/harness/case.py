@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib.metadata
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Callable
 
 
@@ -24,6 +26,7 @@ class Prepared:
             the same input twice; None where the statement may be run in a loop.
         clock: the clock to time with, for statements that work in threads of their own; by default
             the worker's, which is that of its thread.
+        facts: what the check found out, such as the error of the answer; stored with the times.
     """
 
     statement: str
@@ -32,3 +35,27 @@ class Prepared:
     repetitions: int = 1
     renew: Callable[[], None] | None = None
     clock: Callable[[], float] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def describe(rival: Any) -> dict[str, Any]:
+    """Return the versions of the distributions a rival runs on, and where it was imported from."""
+    versions = {}
+    for name in rival.DISTRIBUTIONS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = getattr(rival.library, "__version__", "not installed, imported")
+    return {"versions": versions, "file": str(Path(rival.library.__file__).resolve())}
+
+
+def function_of(rival: Any, name: str) -> Any:
+    """Return a function of a rival's module.
+
+    Raises:
+        UnsupportedError: it has none of this name.
+    """
+    found = getattr(rival, name, None)
+    if found is None:
+        raise UnsupportedError("it is about something else")
+    return found

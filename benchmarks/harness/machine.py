@@ -23,8 +23,13 @@ def describe_machine() -> dict[str, str | int | float]:
     if memory:
         facts["memory_gib"] = round(memory / 2**30, 1)
     if hasattr(os, "getloadavg"):
-        facts["load_before"] = round(os.getloadavg()[0], 2)
+        facts["load_before"] = load()
     return facts
+
+
+def load() -> float:
+    """Return how many processes wanted a processor in the last minute, NaN where none is told."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else float("nan")
 
 
 def _processor() -> str:

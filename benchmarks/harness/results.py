@@ -5,13 +5,22 @@ from __future__ import annotations
 
 import datetime
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.machine import describe_machine
 from benchmarks.harness.rival import BENCHMARKS
+from benchmarks.harness.tables import NOTHING, ratio_text, seconds_text, spread_text
 
 RESULTS = BENCHMARKS / "results"
+
+# The benchmark itself is one process at work. A published figure was measured beside no other.
+LOAD_LIMIT = 1.5
+
+
+class LoadError(Exception):
+    """A result was measured beside other programs."""
 
 
 def new_result(suite: str, rivals: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -29,6 +38,61 @@ def new_result(suite: str, rivals: dict[str, Any], settings: dict[str, Any]) -> 
 
 def _without_files(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key != "file"}
+
+
+def store(
+    result: dict[str, Any], path: Path, *, under_load: bool = False, update: bool = False
+) -> None:
+    """Write a result that was measured on a quiet machine.
+
+    Each cell names the run that it is of, an index into `runs`: when, on what and how.
+
+    Args:
+        result: what was measured.
+        path: the file.
+        under_load: write it in any case, and mark it.
+        update: keep the cells of the file that were not measured again, with their runs.
+
+    Raises:
+        LoadError: the machine was busier than `LOAD_LIMIT`.
+    """
+    loads = [cell["load"] for cell in result["cells"] if "load" in cell]
+    most = max([statistics.median(loads)] if loads else [result["machine"].get("load_before", 0)])
+    run = {"created": result["created"], "machine": result["machine"], "load": most}
+    if most > LOAD_LIMIT:
+        if not under_load:
+            raise LoadError(
+                f"expected a load of at most {LOAD_LIMIT} while measuring, got {most}; nothing was "
+                "stored. Measure on a quiet machine, or pass --under-load, which marks the result."
+            )
+        run["under_load"] = True
+    kept, runs = [], []
+    if update and path.is_file():
+        old = read_result(path.stem, path.parent)
+        new = {_identity(cell) for cell in result["cells"]}
+        first = {"created": old["created"], "machine": old["machine"]}
+        runs = old.get("runs", [first])
+        kept = [{"run": 0, **cell} for cell in old["cells"] if _identity(cell) not in new]
+    cells = [*kept, *({"run": len(runs), **cell} for cell in result["cells"])]
+    write_result({**result, "runs": [*runs, run], "cells": cells}, path)
+
+
+def _identity(cell: dict[str, Any]) -> tuple[Any, ...]:
+    names = ("tree", "operation", "steps", "samples", "size", "rival", "gc")
+    return tuple(str(cell.get(name)) for name in names)
+
+
+def provenance(result: dict[str, Any]) -> str:
+    """Return a sentence about cells that are of an earlier run, or were measured under load."""
+    runs = result.get("runs", [])
+    parts = []
+    for index, run in enumerate(runs):
+        count = sum(cell.get("run") == index for cell in result["cells"])
+        if count and index + 1 < len(runs):
+            parts.append(f"{count} of {len(result['cells'])} figures are of {run['created'][:10]}")
+        if count and run.get("under_load"):
+            parts.append(f"{count} were measured under a load of {run['load']}")
+    return f" {'; '.join(parts)}." if parts else ""
 
 
 def write_result(result: dict[str, Any], path: Path) -> None:
@@ -65,7 +129,7 @@ def read_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
 
 
 class Figures:
-    """Minima of a result by tree, operation and rival."""
+    """Medians of a result by tree, operation and rival."""
 
     def __init__(self, result: dict[str, Any], *, collect: bool = False) -> None:
         self._cells = {
@@ -75,9 +139,16 @@ class Figures:
         }
 
     def seconds(self, tree: str, operation: str, rival: str) -> float | None:
-        """Return the minimum, or None where the rival has no figure."""
+        """Return the median, or None where the rival has no figure."""
         cell = self._cells.get((tree, operation, rival))
-        return cell["min"] if cell is not None and cell["status"] == "ok" else None
+        return cell["median"] if cell is not None and cell["status"] == "ok" else None
+
+    def time_text(self, tree: str, operation: str, rival: str) -> str:
+        """Return the median and how far the minimum is below it, or the status."""
+        cell = self._cells.get((tree, operation, rival))
+        if cell is None or cell["status"] != "ok":
+            return self.status(tree, operation, rival)
+        return spread_text(cell["median"], cell["min"])
 
     def status(self, tree: str, operation: str, rival: str) -> str:
         """Return "ok", "unsupported", "error", "crashed", "different" or "missing"."""
@@ -89,3 +160,12 @@ class Figures:
         theirs = self.seconds(tree, operation, rival)
         own = self.seconds(tree, operation, ours)
         return None if theirs is None or own is None else theirs / own
+
+    def ratio_text(self, tree: str, operation: str, rival: str, ours: str) -> str:
+        """Return the ratio; the rival's time where ours is missing, or why it has none."""
+        ratio = self.ratio(tree, operation, rival, ours)
+        theirs = self.seconds(tree, operation, rival)
+        if ratio is not None or theirs is not None:
+            return seconds_text(theirs) if ratio is None else ratio_text(ratio)
+        status = self.status(tree, operation, rival)
+        return {"unsupported": NOTHING, "missing": NOTHING}.get(status, status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -63,6 +64,17 @@ def seconds_text(seconds: float | None) -> str:
     raise AssertionError("unreachable")
 
 
+def spread_text(median: float | None, least: float | None) -> str:
+    """Return a median, and the per cent by which the least sample is below it.
+
+    >>> spread_text(1.25e-5, 1.2e-5), spread_text(2e-9, 2e-9), spread_text(None, None)
+    ('12.5 µs −4 %', '2 ns −0 %', '–')
+    """
+    if median is None or least is None:
+        return NOTHING
+    return f"{seconds_text(median)} \u2212{100 * (1 - least / median):.0f} %"
+
+
 def ratio_text(ratio: float | None) -> str:
     """Return how many times longer, with two or three digits.
 
@@ -70,6 +82,41 @@ def ratio_text(ratio: float | None) -> str:
     ('0.81x', '12.3x', '431x', '–')
     """
     return NOTHING if ratio is None else _three_digits(ratio) + "x"
+
+
+def ratio_table(
+    figures: Any,
+    rivals: dict[str, Any],
+    pairs: Sequence[tuple[str, str]],
+    labels: Sequence[Sequence[str]],
+    head: Sequence[str],
+) -> str:
+    """Return our time with its spread, and every rival's time as a multiple of it.
+
+    Args:
+        figures: `results.Figures`.
+        rivals: those of the result, ours first; one without a figure has no column.
+        pairs: tree and operation of each row.
+        labels: what each row begins with.
+        head: what the head begins with.
+    """
+    ours, *others = rivals
+    shown = [name for name in others if any(figures.seconds(*p, name) is not None for p in pairs)]
+    rows = []
+    for pair, label in zip(pairs, labels):
+        texts = []
+        for name in shown:
+            status = figures.status(*pair, name)
+            ratio = ratio_text(figures.ratio(*pair, name, ours))
+            texts.append(
+                NOTHING
+                if status in ("unsupported", "missing")
+                else ratio
+                if status == "ok"
+                else status
+            )
+        rows.append([*label, figures.time_text(*pair, ours), *texts])
+    return table([*head, *(str(rivals[name]["label"]) for name in (ours, *shown))], rows)
 
 
 def range_text(ratios: Iterable[float | None]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.harness.machine import load
 from benchmarks.harness.process import CaseError, RivalProcess
 from benchmarks.harness.rival import Report, Rival, RivalError
 
@@ -44,6 +45,7 @@ class Tournament:
     ) -> None:
         self.processes: list[RivalProcess] = []
         self.rivals: dict[str, dict[str, Any]] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
         for rival in rivals:
             entry: dict[str, Any] = {"label": rival.label}
             try:
@@ -82,12 +84,22 @@ class Tournament:
                 rivals whose digest differs are reported and not timed.
         """
         cells: list[Cell] = []
+        self._facts.clear()
         ready = self._prepare(case, reference, cells)
         for on in collect:
             cells += self._measure(case, effort, on, ready)
         for process in ready:
             process.ask("drop")
         return cells
+
+    def ask(self, rival: str, function: str, case: dict[str, Any]) -> Cell:
+        """Return a cell of what a function of the suite says in a rival's process."""
+        process = next(p for p in self.processes if p.rival.name == rival)
+        try:
+            answer = process.ask("call", name=function, case=case, timeout=1200)
+        except CaseError as error:
+            return _failure(case, rival, error.kind, str(error))
+        return {**case, "rival": rival, "gc": False, "status": "ok", **answer}
 
     def _prepare(
         self, case: dict[str, Any], reference: str | None, cells: list[Cell]
@@ -97,12 +109,13 @@ class Tournament:
         for process in self.processes:
             name = process.rival.name
             try:
-                digest = process.ask("prepare", case=case)["digest"]
+                answer = process.ask("prepare", case=case)
             except CaseError as error:
                 cells.append(_failure(case, name, error.kind, str(error)))
                 continue
-            if digest is not None:
-                digests[name] = digest
+            self._facts[name] = answer["facts"]
+            if answer["digest"] is not None:
+                digests[name] = answer["digest"]
             ready.append(process)
         expected = digests.get(reference or "")
         if expected is None:
@@ -138,17 +151,25 @@ class Tournament:
         return [
             _failure(case, name, failed[name].kind, str(failed[name]))
             if name in failed
-            else _cell(case, name, collect, turns[name])
+            else _cell(case, name, collect, turns[name], self._facts[name])
             for name in turns
         ]
 
 
-def _cell(case: dict[str, Any], rival: str, collect: bool, turns: list[dict[str, Any]]) -> Cell:
+def _cell(
+    case: dict[str, Any],
+    rival: str,
+    collect: bool,
+    turns: list[dict[str, Any]],
+    facts: dict[str, Any],
+) -> Cell:
     return {
         **case,
         "rival": rival,
         "gc": collect,
         "status": "ok",
+        **facts,
+        "load": load(),
         "min": min(turn["min"] for turn in turns),
         "median": statistics.median(turn["median"] for turn in turns),
         "minima": [turn["min"] for turn in turns],

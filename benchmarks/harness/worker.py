@@ -152,7 +152,8 @@ class Worker:
         gc.collect()
         self._prepared = prepared = self._suite.prepare(self._rival, case)
         gc.collect()
-        return {"digest": prepared.digest}
+        clock = getattr(prepared.clock or TIMER, "__name__", "of the case")
+        return {"digest": prepared.digest, "facts": {**prepared.facts, "clock": clock}}
 
     def measure(self, seconds: float, sample_seconds: float, collect: bool) -> dict[str, Any]:
         """Time the prepared case for a while."""

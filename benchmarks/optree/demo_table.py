@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much faster optree is than its peers on the module trees of ResNets, as table and plot.
 
-    python benchmarks/optree/demo_table.py            # a minute
-    python benchmarks/optree/demo_table.py --quick    # twenty seconds
-    python benchmarks/optree/demo_table.py --out DIR  # where tree_speed.png and .json go
+    python -m benchmarks.optree.demo_table            # a minute
+    python -m benchmarks.optree.demo_table --quick    # twenty seconds
+    python -m benchmarks.optree.demo_table --out DIR  # where tree_speed.png and .json go
 
 Every library runs in a process of its own, installed by itself under `benchmarks/.rivals/`,
 and its answers are checked before they are timed. One that cannot be installed is named in
@@ -17,15 +17,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from benchmarks.harness.plot import PlottingError, draw_bars
 from benchmarks.harness.process import KEEP_MEMORY
+from benchmarks.harness.program import say
 from benchmarks.harness.results import Figures, new_result, write_result
 from benchmarks.harness.tournament import Effort, Tournament
 from benchmarks.optree.report import labels, machine_lines, speedup_table
 from benchmarks.optree.rivals import OURS
-from benchmarks.optree.run import SUITE, add_ours_options, ours_and_rivals, progress, say
+from benchmarks.optree.run import SUITE, add_ours_options, ours_and_rivals, progress
 from benchmarks.optree.trees import RESNETS, tree_label
 
 RIVALS = (OURS, "optree-0.20.0", "jax", "torch", "dm-tree")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Count the instructions of a fixed set of operations: a gate that noise cannot fool.
 
-    python benchmarks/optree/instructions.py            # count and print
-    python benchmarks/optree/instructions.py --check    # fail if a count rose by over 3 %
-    python benchmarks/optree/instructions.py --update   # store the counts
+    python -m benchmarks.optree.instructions            # count and print
+    python -m benchmarks.optree.instructions --check    # fail if a count rose by over 3 %
+    python -m benchmarks.optree.instructions --update   # store the counts
 
 Callgrind counts while N operations run and at no other time, so neither the start of Python nor
 the making of trees is in a count (`instructions_target.py`). Copies of memory are kept off the
@@ -25,8 +25,6 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness.rival import ROOT, Place, RivalError, prepare
 from benchmarks.harness.tables import table

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Put results of `run.py` on several Pythons side by side.
 
-    python3.11 benchmarks/optree/run.py --rival optree-0.20.0 --group matrix --output 311.json
-    python3.14 benchmarks/optree/run.py --rival optree-0.20.0 --group matrix --output 314.json
-    python benchmarks/optree/pythons.py 311.json 314.json   # benchmarks/results/optree_pythons.json
+    python3.11 -m benchmarks.optree.run --rival optree-0.20.0 --group matrix --output 311.json
+    python3.14 -m benchmarks.optree.run --rival optree-0.20.0 --group matrix --output 314.json
+    python -m benchmarks.optree.pythons 311.json 314.json   # benchmarks/results/optree_pythons.json
 
 Each Python has its own builds of both libraries, so only the ratios of one Python compare.
 """
@@ -15,8 +15,6 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness.results import RESULTS, Figures, write_result
 from benchmarks.harness.tables import ratio_text, table

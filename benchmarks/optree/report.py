@@ -6,8 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import tables
 from benchmarks.harness.plot import draw_bars
-from benchmarks.harness.results import Figures
+from benchmarks.harness.results import Figures, provenance
 from benchmarks.harness.tables import (
     NOTHING,
     bytes_text,
@@ -43,10 +44,12 @@ def machine_lines(result: Result) -> str:
     pythons = {entry["python"] for entry in result["rivals"].values() if entry["available"]}
     facts.append(f"Python {', '.join(sorted(pythons))}")
     how = (
-        f"one process a rival, {settings['rounds']} interleaved rounds, minimum of all samples, "
-        f"{result['created'][:10]}"
+        f"one process a rival, {settings['rounds']} interleaved rounds, median of all samples and "
+        f"how far the least is below it, {result['created'][:10]}, load of the machine before "
+        f"{machine.get('load_before', 'unknown')}"
     )
-    return f"{'; '.join(facts)}.\n{'; '.join(versions)}.\nMeasured with {how}."
+    head = f"{'; '.join(facts)}.\n{'; '.join(versions)}."
+    return f"{head}\nMeasured with {how}.{provenance(result)}"
 
 
 def _pairs(result: Result, operations: set[str], *, collect: bool = False) -> list[tuple[str, str]]:
@@ -59,16 +62,10 @@ def _pairs(result: Result, operations: set[str], *, collect: bool = False) -> li
 
 def ratio_table(result: Result, operations: set[str], *, collect: bool = False) -> str:
     """Return our time and every rival's time as a multiple of it, a row a tree and operation."""
+    pairs = _pairs(result, operations, collect=collect)
+    rows = [[tree_label(tree), LABELS[operation]] for tree, operation in pairs]
     figures = Figures(result, collect=collect)
-    names = labels(result)
-    others = [name for name in names if name != OURS]
-    rows = []
-    for tree, operation in _pairs(result, operations, collect=collect):
-        row = [tree_label(tree), LABELS[operation]]
-        row.append(_own_text(figures, tree, operation))
-        row += [_ratio_or_status(figures, tree, operation, other) for other in others]
-        rows.append(row)
-    return table(["tree", "operation", names[OURS], *(names[other] for other in others)], rows)
+    return tables.ratio_table(figures, result["rivals"], pairs, rows, ["tree", "operation"])
 
 
 # What the picture shows of the matrix: enough to see the range.
@@ -139,22 +136,6 @@ def machine_note(result: Result) -> str:
     """Return the machine and the date in one line."""
     machine = result["machine"]
     return f"{machine['processor']}, {machine['cores']} cores, {result['created'][:10]}"
-
-
-def _own_text(figures: Figures, tree: str, operation: str) -> str:
-    own = figures.seconds(tree, operation, OURS)
-    return seconds_text(own) if own is not None else figures.status(tree, operation, OURS)
-
-
-def _ratio_or_status(figures: Figures, tree: str, operation: str, rival: str) -> str:
-    ratio = figures.ratio(tree, operation, rival, OURS)
-    if ratio is not None:
-        return ratio_text(ratio)
-    theirs = figures.seconds(tree, operation, rival)
-    if theirs is not None:
-        return seconds_text(theirs)
-    status = figures.status(tree, operation, rival)
-    return {"unsupported": NOTHING, "missing": NOTHING}.get(status, status)
 
 
 def matrix_table(result: Result) -> str:
@@ -240,10 +221,10 @@ def speedup_table(result: Result) -> str:
         ):
             if (tree, operation) not in measured:
                 continue
-            row = [tree_label(tree), label, _own_text(figures, tree, operation)]
+            row = [tree_label(tree), label, figures.time_text(tree, operation, OURS)]
             for _, rival in columns:
                 row.append(seconds_text(figures.seconds(tree, operation, rival)))
-            row += [_ratio_or_status(figures, tree, operation, rival) for _, rival in columns]
+            row += [figures.ratio_text(tree, operation, rival, OURS) for _, rival in columns]
             rows.append(row)
     names = labels(result)
     times = [names.get(rival, rival) for _, rival in columns]

@@ -4,8 +4,8 @@
 Most competitors of the benchmark run without torch, so the trees are built from
 `resnet_modules.json`, which this script writes from real modules:
 
-    python benchmarks/optree/resnet_modules.py --record   # write the description
-    python benchmarks/optree/resnet_modules.py --check    # fail if it is out of date
+    python -m benchmarks.optree.resnet_modules --record   # write the description
+    python -m benchmarks.optree.resnet_modules --check    # fail if it is out of date
 
 References:
     Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun, *Deep Residual Learning for Image

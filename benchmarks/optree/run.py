@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time optree against its peers: every operation, every shape of tree, hot and cold.
 
-    python benchmarks/optree/run.py                     # everything, about half an hour
-    python benchmarks/optree/run.py --quick             # shorter rounds, no million leaves
-    python benchmarks/optree/run.py --filter dict3      # cases with this text in tree:operation
-    python benchmarks/optree/run.py --group cold        # matrix, cold, operations, custom, memory
+    python -m benchmarks.optree.run                     # everything, ten minutes
+    python -m benchmarks.optree.run --quick             # shorter rounds, no million leaves
+    python -m benchmarks.optree.run --filter dict3      # cases with this text in tree:operation
+    python -m benchmarks.optree.run --group cold        # matrix, cold, operations, custom, memory
 
 Results go to `benchmarks/results/optree.json`, the tables to the terminal; `tools/bench_report.py`
 writes the tables and plots of the documentation. The matrix is measured with the garbage collector
@@ -19,10 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from benchmarks.harness.process import KEEP_MEMORY, CaseError, RivalProcess
-from benchmarks.harness.results import RESULTS, new_result, write_result
+from benchmarks.harness.program import add_options, finish, say
+from benchmarks.harness.results import new_result
 from benchmarks.harness.rival import Rival, RivalError
 from benchmarks.harness.tournament import Cell, Effort, Tournament
 from benchmarks.optree import report
@@ -36,7 +35,7 @@ LARGEST = "million"
 OPERATION_TREES = ("dict3", "resnet50", "state_flat")
 MEMORY_TREES = (("resnet50", 200), ("resnet50_dicts", 200), ("state_flat", 200), ("million", 0))
 
-FULL = Effort(rounds=7, seconds=0.04, sample_seconds=0.003)
+FULL = Effort(rounds=5, seconds=0.02, sample_seconds=0.002)
 QUICK = Effort(rounds=3, seconds=0.01, sample_seconds=0.001, slow_seconds=0.3)
 
 
@@ -74,7 +73,7 @@ def ours_and_rivals(options: argparse.Namespace) -> list[Rival]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    add_options(parser, "optree")
     parser.add_argument("--filter", default="", metavar="TEXT", help="text in tree:operation")
     parser.add_argument("--group", action="append", choices=GROUPS, help="may be repeated")
     parser.add_argument("--rival", action="append", metavar="NAME", help="may be repeated")
@@ -82,7 +81,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help="garbage collector in the matrix (default both)")  # fmt: skip
     parser.add_argument("--default-malloc", action="store_true",
                         help="leave malloc as the system sets it")  # fmt: skip
-    parser.add_argument("--output", type=Path, default=RESULTS / "optree.json", metavar="FILE")
     add_ours_options(parser)
     return parser.parse_args(arguments)
 
@@ -127,10 +125,9 @@ def main(arguments: list[str] | None = None) -> int:
     progress(len(chosen), len(chosen), "")
     if "memory" in groups:
         result["cells"] += measure_memory(table, options)
-    write_result(result, options.output)
+    status = finish(result, options)
     print_tables(result, groups)
-    print(f"\nwritten to {options.output}")
-    return 0
+    return status
 
 
 def measure_memory(table: list[Rival], options: argparse.Namespace) -> list[Cell]:
@@ -184,12 +181,6 @@ def print_tables(result: dict[str, Any], groups: Any) -> None:
 
 
 _started = time.monotonic()
-
-
-def say(line: str) -> None:
-    """Tell the user what takes time."""
-    sys.stderr.write(f"\r\033[K{line}\n" if sys.stderr.isatty() else f"{line}\n")
-    sys.stderr.flush()
 
 
 def progress(done: int, total: int, text: str) -> None:

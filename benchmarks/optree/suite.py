@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import importlib.metadata
 import itertools
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.case import Prepared, UnsupportedError
+from benchmarks.harness.case import Prepared, UnsupportedError, describe
 from benchmarks.optree.answers import check_core, digest
 from benchmarks.optree.operations import MATRIX, NOT_COMPARED, Inputs, statement_of
 from benchmarks.optree.trees import COLD_TREES, cold_batch, make_tree, numbered_leaf
+
+__all__ = ["describe", "memory", "peak", "prepare"]
 
 _salt = itertools.count()
 
@@ -28,17 +29,6 @@ def _inputs(rival: Any, tree_name: str) -> Inputs:
         _last.clear()
         _last[tree_name] = Inputs(rival, tree_name)
     return _last[tree_name]
-
-
-def describe(rival: Any) -> dict[str, Any]:
-    """Return the versions of the distributions a rival runs on and where it is."""
-    versions = {}
-    for name in rival.DISTRIBUTIONS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = getattr(rival.library, "__version__", "not installed, imported")
-    return {"versions": versions, "file": str(Path(rival.library.__file__).resolve())}
 
 
 def prepare(rival: Any, case: dict[str, Any]) -> Prepared:

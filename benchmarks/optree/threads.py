@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the work of one thread grows when another does the same at the same time.
 
-    python3.13t benchmarks/optree/threads.py            # a minute
-    python3.13t benchmarks/optree/threads.py --quick    # ten seconds
+    python3.13t -m benchmarks.optree.threads            # a minute
+    python3.13t -m benchmarks.optree.threads --quick    # ten seconds
 
 For each operation: the time of one thread alone, then for two threads, each on a tree of its
 own and both on one tree, the throughput over that of one thread (2 is perfect, 1 is what the
@@ -23,9 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import optree
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from benchmarks.harness.results import RESULTS, new_result, write_result
 from benchmarks.optree.threads_report import machine_lines, scaling_table
 

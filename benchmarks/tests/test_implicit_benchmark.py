@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,24 +11,48 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from benchmarks.torchopt import implicit, implicit_problems  # noqa: E402  # after the skip
-from benchmarks.torchopt.implicit_rivals import ours, ours_loop, unrolled  # noqa: E402  # ditto
+from benchmarks.harness.case import UnsupportedError  # noqa: E402  # after the skip
+from benchmarks.torchopt.implicit import __main__ as implicit  # noqa: E402  # ditto
+from benchmarks.torchopt.implicit import problems, report, suite  # noqa: E402  # ditto
+from benchmarks.torchopt.implicit.rivals import ours, ours_loop, unrolled  # noqa: E402  # ditto
 
-CASES = [("logistic", 12), ("equilibrium", 6), ("small_ridge", 4)]
+CASES = [("logistic", 12), ("equilibrium", 6), ("anderson", 6), ("small_ridge", 4)]
 
 
 @pytest.mark.parametrize(("problem", "size"), CASES)
 @pytest.mark.parametrize("rival", [ours, ours_loop, unrolled], ids=lambda m: m.__name__)
 def test_answers_on_torch(rival: Any, problem: str, size: int) -> None:
-    if problem not in rival.BUILD:
-        pytest.skip("this rival has no such problem")
-    made = implicit_problems.make({"problem": problem, "size": size})
-    assert implicit_problems.relative_error(rival.BUILD[problem](made)(), made) < 1e-6
+    case = {"operation": problem, "tree": "small", "size": size}
+    if not hasattr(rival, problem):
+        with pytest.raises(UnsupportedError, match="something else"):
+            suite.prepare(rival, case)
+        return
+    assert suite.prepare(rival, case).facts["error"] < 1e-6
+
+
+def test_a_wrong_gradient_is_not_timed() -> None:
+    wrong = SimpleNamespace(logistic=lambda problem: lambda: 1.001 * problem["gradient"])
+    with pytest.raises(ArithmeticError, match="expected an error of at most 1e-06, got 1.0e-03"):
+        suite.prepare(wrong, {"operation": "logistic", "tree": "small", "size": 5})
+
+
+def test_tables_show_medians_and_what_cannot_be_done() -> None:
+    case = {"tree": "20 unknowns", "operation": "logistic", "gc": False}
+    cells = [
+        {**case, "rival": "torchopt", "status": "ok", "median": 4e-3, "min": 3e-3},
+        {**case, "rival": "other", "status": "ok", "median": 8e-3, "min": 2e-3},
+        {**case, "rival": "none", "status": "unsupported"},
+    ]
+    names = {name: {"label": name} for name in ("torchopt", "other", "none")}
+    text = report.solves_table({"rivals": names, "cells": cells})
+    assert "4 ms \u221225 %" in text
+    assert "2x" in text
+    assert "none" not in text
 
 
 def test_truth_of_the_ridge_problem_is_a_finite_difference() -> None:
     def value(shift: float) -> Any:
-        made = implicit_problems.small_ridge(3)
+        made = problems.small_ridge(3)
         lam = np.exp(made["theta"] + shift)
         X, y = made["X"], made["y"]
         A = np.einsum("nki,nkj->nij", X, X) / 20 + lam[:, None, None] * np.eye(5)
@@ -35,7 +60,7 @@ def test_truth_of_the_ridge_problem_is_a_finite_difference() -> None:
         return (w * made["v"]).sum(1)
 
     slope = (value(1e-5) - value(-1e-5)) / 2e-5
-    np.testing.assert_allclose(implicit_problems.small_ridge(3)["gradient"], slope, rtol=1e-7)
+    np.testing.assert_allclose(problems.small_ridge(3)["gradient"], slope, rtol=1e-7)
 
 
 @pytest.mark.parametrize("steps", implicit.PRODUCTS)

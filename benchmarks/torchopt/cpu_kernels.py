@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.process import KEEP_MEMORY
-from benchmarks.harness.results import RESULTS, new_result, write_result
+from benchmarks.harness.program import finish
+from benchmarks.harness.results import RESULTS, new_result
 
 LAYOUTS: dict[str, list[tuple[int, ...]]] = {
     "10 x 1M": [(1000, 1000)] * 10,
@@ -40,7 +41,9 @@ def arguments_of(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each table")
-    parser.add_argument("--out", type=Path, default=RESULTS / "cpu_kernels.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "cpu_kernels.json")
+    parser.add_argument("--update", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--under-load", action="store_true", help="store it all the same")
     parser.add_argument("--faults", action="store_true", help="only count page faults, as JSON")
     parser.add_argument("--dry-run", action="store_true", help="tiny tensors, nothing stored")
     return parser.parse_args(argv)
@@ -192,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     result["cells"] = measure(TINY if tiny else LAYOUTS, 0.0 if tiny else arguments.seconds)
     result["cells"] += page_faults(arguments.threads, tiny)
     if not tiny:
-        write_result(result, arguments.out)
+        finish(result, arguments)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 From the root of a checkout, on a machine with nvcc, torch and a device:
 
-    python benchmarks/torchopt/gpu_kernels.py [--stages build check sanitize measure]
+    python -m benchmarks.torchopt.gpu_kernels [--stages build check sanitize measure]
 
 build     both packages with CUDA into build/gpu/site; nothing is downloaded. The build needs
           scikit-build-core and pybind11: installed, or as wheels in the folder `--wheels`; and the

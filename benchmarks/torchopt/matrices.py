@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time the optimizers of matrices on the 126 matrices of a transformer with 12 blocks.
 
-    python benchmarks/torchopt/matrices.py                 # widths 32, 64 and 128; 1 and 2 threads
-    python benchmarks/torchopt/matrices.py --width 64 --threads 1
+    python -m benchmarks.torchopt.matrices                 # widths 32, 64 and 128; 1 and 2 threads
+    python -m benchmarks.torchopt.matrices --width 64 --threads 1
 
 Each optimizer is compared with the same formula in plain torch, one matrix after the other: that is
 what torchopt computed before it took matrices of equal shape together. Answers are compared before

@@ -12,7 +12,7 @@ from benchmarks.harness.tables import (
     bytes_text,
     range_text,
     ratio_text,
-    seconds_text,
+    spread_text,
     table,
 )
 from benchmarks.optree.report import machine_lines, machine_note
@@ -58,18 +58,21 @@ class _Cells:
         return cell.get(field) if cell.get("status") == "ok" else None
 
     def times(self, cases: list[tuple[Any, ...]]) -> str:
+        if not cases:
+            return "Not measured yet."
         rows = []
         # Only rivals that have one of the cases.
         found = [
             (rival, label)
             for rival, label in zip(self.rivals, self.labels)
-            if any(self.value(case, rival, "min") is not None for case in cases)
+            if any(self.value(case, rival, "median") is not None for case in cases)
         ]
         for case in cases:
-            ours = self.value(case, OURS, "min")
-            theirs = [self.value(case, rival, "min") for rival, _ in found]
+            ours = self.value(case, OURS, "median")
+            theirs = [self.value(case, rival, "median") for rival, _ in found]
             ratios = [ratio_text(t / ours) if t is not None and ours else NOTHING for t in theirs]
-            rows.append([_label(case), seconds_text(ours), *ratios])
+            own = spread_text(ours, self.value(case, OURS, "min"))
+            rows.append([_label(case), own, *ratios])
         return table(["time", "torchopt", *(label for _, label in found)], rows)
 
     def counts(self, cases: list[tuple[Any, ...]], field: str, title: str) -> str:
@@ -84,7 +87,7 @@ class _Cells:
         found: list[float | None] = []
         for tree in trees:
             case = (operation, tree, None)
-            ours, theirs = self.value(case, OURS, "min"), self.value(case, rival, "min")
+            ours, theirs = (self.value(case, name, "median") for name in (OURS, rival))
             found.append(theirs / ours if ours and theirs is not None else None)
         return found
 
@@ -136,7 +139,7 @@ def conclusion_table(result: dict[str, Any]) -> str:
         row = [title if operation == "meta" else f"a step of Adam, {title}"]
         cases = [case for case in cells.cases if case[0] == operation]
         for rival in cells.rivals:
-            times = [(cells.value(c, rival, "min"), cells.value(c, OURS, "min")) for c in cases]
+            times = [[cells.value(c, name, "median") for name in (rival, OURS)] for c in cases]
             row.append(range_text([t / ours if t and ours else None for t, ours in times]))
         rows.append(row)
     return table(["time, ours 1", *cells.labels], rows)

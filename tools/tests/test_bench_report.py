@@ -86,3 +86,7 @@ def test_a_picture_of_another_result_is_stale(stored: Path) -> None:
 def test_the_pictures_of_this_repository_show_the_stored_results() -> None:
     for name, (suite, _) in bench_report.PICTURES.items():
         assert not bench_report.picture_is_stale(name, suite), f"{name}: run tools/bench_report.py"
+
+
+def test_the_tables_of_this_repository_show_the_stored_results() -> None:
+    assert bench_report.main(["--check"]) == 0

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from torch.func import grad
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import torchopt
-from benchmarks.torchopt.implicit_rivals.torch_counters import (
+from benchmarks.harness.case import UnsupportedError
+from benchmarks.torchopt.implicit.rivals.torch_counters import (
     count_products,
     inner_problem,
     measure,
@@ -21,12 +21,8 @@ from benchmarks.torchopt.implicit_rivals.torch_counters import (
 from torchopt.diff.implicit import custom_root
 from torchopt.linear_solve import solve_cg, solve_inv, solve_normal_cg
 
-FILE = torchopt.__file__
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that matter."""
-    return {"torchopt": importlib.metadata.version("torchopt"), "torch": torch.__version__}
+DISTRIBUTIONS = ("torchopt", "optree", "torch")
+library: Any = torchopt
 
 
 def _tensors(problem: Any) -> dict[str, Tensor]:
@@ -103,6 +99,8 @@ def small_ridge(problem: Any) -> Any:
 
 def memory(mode: str, steps: int) -> dict[str, Any]:
     """Return bytes and seconds of an implicit meta-gradient after `steps` steps."""
+    if mode != "implicit":
+        raise UnsupportedError("the same graph as ours")
     loss, start, theta = inner_problem()
 
     @custom_root(grad(loss), argnums=1, solve=solve_cg(rtol=0.0, maxiter=20))
@@ -121,6 +119,3 @@ def memory(mode: str, steps: int) -> dict[str, Any]:
 def products(steps: int) -> dict[str, Any]:
     """Return the counts of a backward pass."""
     return count_products(custom_root, solve_cg(rtol=0.0, maxiter=steps))
-
-
-BUILD = {"logistic": logistic, "equilibrium": equilibrium, "small_ridge": small_ridge}

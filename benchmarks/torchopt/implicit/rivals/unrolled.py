@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.torchopt.implicit_rivals.ours import FILE, logistic_loss, tensors, versions
+from benchmarks.torchopt.implicit.rivals.ours import (
+    DISTRIBUTIONS,
+    library,
+    logistic_loss,
+    tensors,
+)
 
-__all__ = ["BUILD", "FILE", "versions"]
+__all__ = ["DISTRIBUTIONS", "equilibrium", "library", "logistic"]
 
 
 def logistic(problem: Any) -> Any:
@@ -41,6 +46,3 @@ def equilibrium(problem: Any) -> Any:
         return torch.autograd.grad(z, x, data["v"])[0].numpy()
 
     return run
-
-
-BUILD = {"logistic": logistic, "equilibrium": equilibrium}

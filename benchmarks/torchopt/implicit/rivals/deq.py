@@ -3,22 +3,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
 
 import torch
 import torchdeq
 from torchdeq import get_deq
 
-FILE = torchdeq.__file__
+DISTRIBUTIONS = ("torchdeq", "torch")
+library: Any = torchdeq
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that matter."""
-    return {"torchdeq": importlib.metadata.version("torchdeq"), "torch": torch.__version__}
-
-
-def equilibrium(problem: Any) -> Any:
+def anderson(problem: Any) -> Any:
     """Solve and differentiate by Anderson's mixing."""
     data = {name: torch.from_numpy(x) for name, x in problem.items()}
     deq = get_deq(
@@ -37,6 +32,3 @@ def equilibrium(problem: Any) -> Any:
         return torch.autograd.grad(z[-1], x, data["v"])[0].numpy()
 
     return run
-
-
-BUILD = {"equilibrium": equilibrium}

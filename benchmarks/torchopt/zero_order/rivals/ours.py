@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.torchopt.zero_order_rivals.decorated import DISTRIBUTIONS, estimator, library
+from benchmarks.torchopt.zero_order.rivals.decorated import DISTRIBUTIONS, estimator, library
 from torchopt.diff.zero_order import Gaussian, Orthogonal, Rademacher, Sobol, ZeroOrder
 from torchopt.diff.zero_order.estimators import multi_point
 

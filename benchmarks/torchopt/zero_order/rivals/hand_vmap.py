@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.torchopt.zero_order_rivals.torch_mlp import flat, loss, tensors
+from benchmarks.torchopt.zero_order.rivals.torch_mlp import flat, loss, tensors
 
 DISTRIBUTIONS = ("torch",)
 library = torch

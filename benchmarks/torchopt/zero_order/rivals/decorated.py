@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import torchopt
-from benchmarks.torchopt.zero_order_rivals.torch_mlp import flat, loss, tensors
+from benchmarks.torchopt.zero_order.rivals.torch_mlp import flat, loss, tensors
 from torchopt.diff import zero_order
 
 DISTRIBUTIONS = ("torchopt", "torch")

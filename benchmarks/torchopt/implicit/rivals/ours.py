@@ -11,21 +11,17 @@ from torch.func import grad, vmap
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import torchopt
-from benchmarks.torchopt.implicit_rivals.torch_counters import (
+from benchmarks.torchopt.implicit.rivals.torch_counters import (
     count_products,
     inner_problem,
     measure,
 )
-from torchopt.diff.implicit import custom_root
-from torchopt.linear_solve import CG, GMRES, Cholesky
+from torchopt.diff.implicit import custom_fixed_point, custom_root
+from torchopt.linear_solve import CG, GMRES, Cholesky, NormalCG
 from torchopt.solvers import Anderson
 
-FILE = torchopt.__file__
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that matter."""
-    return {"torchopt": torchopt.__version__, "torch": torch.__version__}
+DISTRIBUTIONS = ("torchopt", "optree", "torch")
+library: Any = torchopt
 
 
 def tensors(problem: Any) -> dict[str, Tensor]:
@@ -56,6 +52,30 @@ def logistic(problem: Any) -> Any:
 
 
 def equilibrium(problem: Any) -> Any:
+    """Solve by plain iteration and differentiate by normal conjugate gradients."""
+    data = tensors(problem)
+
+    def layer(z: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(z @ data["W"].T + x)
+
+    @custom_fixed_point(layer, argnums=1, solve=NormalCG(1e-8))
+    def solve(z: Tensor, x: Tensor) -> Tensor:
+        for _ in range(1000):
+            new = layer(z, x)
+            if (new - z).norm() <= 1e-9:
+                return new
+            z = new
+        return z
+
+    def run() -> Any:
+        x = data["x"].clone().requires_grad_()
+        z = solve(torch.zeros_like(x), x)
+        return torch.autograd.grad(z, x, data["v"])[0].numpy()
+
+    return run
+
+
+def anderson(problem: Any) -> Any:
     """Solve by Anderson's mixing and differentiate by GMRES."""
     data = tensors(problem)
     solver = Anderson(tol=1e-9, maxiter=1000, linear_solve=GMRES(1e-8))
@@ -124,6 +144,3 @@ def products(steps: int) -> dict[str, Any]:
         return custom_root(F, argnums, solve=solve, symmetric=True)
 
     return count_products(root, CG(0.0, maxiter=steps, on_fail="ignore"))
-
-
-BUILD = {"logistic": logistic, "equilibrium": equilibrium, "small_ridge": small_ridge}

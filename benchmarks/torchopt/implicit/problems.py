@@ -62,12 +62,17 @@ def small_ridge(count: int) -> Problem:
     return {"X": X, "y": y, "theta": theta, "v": v, "gradient": -lam * (v * inner).sum(1)}
 
 
-PROBLEMS = {"logistic": logistic, "equilibrium": equilibrium, "small_ridge": small_ridge}
+PROBLEMS = {
+    "logistic": logistic,
+    "equilibrium": equilibrium,
+    "anderson": equilibrium,
+    "small_ridge": small_ridge,
+}
 
 
 def make(case: dict[str, Any]) -> Problem:
     """Return the problem of a case."""
-    return PROBLEMS[case["problem"]](case["size"])
+    return PROBLEMS[case["operation"]](case["size"])
 
 
 def relative_error(found: Any, problem: Problem) -> float:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.torchopt.implicit_rivals.ours import FILE, ridge, tensors, versions
+from benchmarks.torchopt.implicit.rivals.ours import DISTRIBUTIONS, library, ridge, tensors
 
-__all__ = ["BUILD", "FILE", "versions"]
+__all__ = ["DISTRIBUTIONS", "library", "small_ridge"]
 
 
 def small_ridge(problem: Any) -> Any:
@@ -27,6 +27,3 @@ def small_ridge(problem: Any) -> Any:
         return np.array(found)
 
     return run
-
-
-BUILD = {"small_ridge": small_ridge}

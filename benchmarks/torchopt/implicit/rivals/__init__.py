@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The competitors of the implicit benchmark, one module each."""
+"""The competitors: one module each with the same names.
+
+Every module has `DISTRIBUTIONS` and `library`, and for each problem that it can solve a function of
+its name, which takes the problem and returns a function without arguments: the gradient, as an
+array. Those on torch that have them have `memory` and `products` too.
+"""
 
 from __future__ import annotations
 
 from benchmarks.harness.rival import Rival
 
-_HERE = "benchmarks.torchopt.implicit_rivals"
+_HERE = "benchmarks.torchopt.implicit.rivals"
 _TORCH = ("torch==2.13.0",)
 _JAX = ("jax==0.10.2", "jaxlib==0.10.2")
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
 
 import jax
@@ -13,12 +12,8 @@ import numpy as np
 import optimistix
 
 jax.config.update("jax_enable_x64", True)
-FILE = optimistix.__file__
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that matter."""
-    return {name: importlib.metadata.version(name) for name in ("optimistix", "lineax", "jax")}
+DISTRIBUTIONS = ("optimistix", "lineax", "jax")
+library: Any = optimistix
 
 
 def _compiled(function: Any, *args: Any) -> Any:
@@ -91,6 +86,3 @@ def small_ridge(problem: Any) -> Any:
 
     gradient = jax.vmap(jax.grad(one))
     return _compiled(gradient, *(problem[name] for name in ("theta", "X", "y", "v")))
-
-
-BUILD = {"logistic": logistic, "equilibrium": equilibrium, "small_ridge": small_ridge}

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from functools import partial
 from typing import Any
 
@@ -14,12 +13,8 @@ import numpy as np
 from jaxopt import implicit_diff, linear_solve
 
 jax.config.update("jax_enable_x64", True)
-FILE = jaxopt.__file__
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that matter."""
-    return {name: importlib.metadata.version(name) for name in ("jaxopt", "jax")}
+DISTRIBUTIONS = ("jaxopt", "jax")
+library: Any = jaxopt
 
 
 def _compiled(function: Any, *args: Any) -> Any:
@@ -50,17 +45,24 @@ def logistic(problem: Any) -> Any:
 
 
 def equilibrium(problem: Any) -> Any:
-    """Solve by Anderson's mixing and differentiate by GMRES."""
+    """Solve by plain iteration and differentiate by normal conjugate gradients."""
+    return _equilibrium(
+        problem, jaxopt.FixedPointIteration, partial(linear_solve.solve_normal_cg, tol=1e-8)
+    )
 
+
+def anderson(problem: Any) -> Any:
+    """Solve by Anderson's mixing and differentiate by GMRES."""
+    return _equilibrium(
+        problem, jaxopt.AndersonAcceleration, partial(linear_solve.solve_gmres, tol=1e-8)
+    )
+
+
+def _equilibrium(problem: Any, make: Any, solve: Any) -> Any:
     def layer(z: Any, x: Any, W: Any) -> Any:
         return jnp.tanh(z @ W.T + x)
 
-    solver = jaxopt.AndersonAcceleration(
-        layer,
-        maxiter=1000,
-        tol=1e-9,
-        implicit_diff_solve=partial(linear_solve.solve_gmres, tol=1e-8),
-    )
+    solver = make(layer, maxiter=1000, tol=1e-9, implicit_diff_solve=solve)
 
     def gradient(x: Any, W: Any, v: Any) -> Any:
         return jax.grad(lambda x: jnp.sum(solver.run(jnp.zeros_like(x), x, W).params * v))(x)
@@ -84,6 +86,3 @@ def small_ridge(problem: Any) -> Any:
 
     gradient = jax.vmap(jax.grad(one))
     return _compiled(gradient, *(problem[name] for name in ("theta", "X", "y", "v")))
-
-
-BUILD = {"logistic": logistic, "equilibrium": equilibrium, "small_ridge": small_ridge}

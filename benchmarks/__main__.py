@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run suites one after the other on a quiet machine, then write the tables and plots.
+
+python -m benchmarks                     # all, 25 minutes
+python -m benchmarks torchopt implicit   # these
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from benchmarks.harness.machine import load
+from benchmarks.harness.results import LOAD_LIMIT
+from benchmarks.harness.rival import ROOT
+
+SUITES = {
+    "optree": "benchmarks.optree.run",
+    "torchopt": "benchmarks.torchopt.run",
+    "implicit": "benchmarks.torchopt.implicit",
+    "zero_order": "benchmarks.torchopt.zero_order",
+    "engines": "benchmarks.engines.run",
+    "cpu_kernels": "benchmarks.torchopt.cpu_kernels",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Return how many suites failed or were refused."""
+    chosen = [a for a in arguments if not a.startswith("-")] or list(SUITES)
+    unknown = set(chosen) - set(SUITES)
+    if unknown:
+        sys.stderr.write(f"expected suites among {', '.join(SUITES)}; got {', '.join(unknown)}\n")
+        return 2
+    options = [a for a in arguments if a.startswith("-")]
+    if load() > LOAD_LIMIT / 2 and "--under-load" not in options:
+        sys.stderr.write(f"expected a quiet machine, got a load of {load()}\n")
+        return 1
+    failed = 0
+    for name in chosen:
+        command = [sys.executable, "-m", SUITES[name], *options]
+        failed += subprocess.run(command, cwd=ROOT, check=False).returncode != 0
+    failed += subprocess.run([sys.executable, "tools/bench_report.py"], cwd=ROOT).returncode != 0
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
