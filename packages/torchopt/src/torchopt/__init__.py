@@ -19,15 +19,15 @@ _CORE = (
     *("accelerated_op", "alias", "base", "clip", "combine", "errors", "hook", "optim"),
     *("optim.meta", "params", "pytree", "schedule", "transform", "typing", "update", "utils"),
 )
-# Imported one by one when they are asked for.
+# Imported one by one when they are used.
 _LATER = (
     *("diff", "distributed", "linalg", "linear_solve", "nn"),
     *("second_order", "solvers", "visual"),
 )
 _CLASSES = (*OPTIMIZERS.values(), *ALIASES)
-# Beside these, and imported one by one too: the front ends of engines.
+# The front ends of engines are imported one by one as well.
 _APART = {"inner_loop": ("torchopt.diff.explicit", "inner_loop")}
-# Where each public name comes from.
+# The module of each public name.
 _HOMES = {
     "accelerated_op_available": ("torchopt.accelerated_op", "is_available"),
     "apply_updates": ("torchopt.update", "apply_updates"),
@@ -49,7 +49,7 @@ __all__ = sorted(_HOMES)  # noqa: PLE0605
 
 
 def _extension() -> Any:
-    """Return the extension, or what stands for it where it cannot be imported."""
+    """Return the extension, or its stand-in if it cannot be imported."""
     try:
         return importlib.import_module("torchopt._C")
     except ImportError as error:

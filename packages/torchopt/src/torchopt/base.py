@@ -28,7 +28,7 @@ class EmptyState(NamedTuple):
 
 
 class UninitializedState(NamedTuple):
-    """What an optimizer holds before its first step."""
+    """The state of an optimizer before its first step."""
 
 
 class TransformInitFn(Protocol):
@@ -137,7 +137,7 @@ def _constructor(value: Any, name: str) -> str:
 
 
 def describe_state(state: Any) -> str:
-    """Return what a message calls a state that is not that of a chain."""
+    """Return the words of a message for a state that is not that of a chain."""
     if type(state) in (tuple, list):
         return str(len(state))
     return f"the state of something else, {type(state).__name__}"
@@ -151,9 +151,9 @@ def needs_tree(candidate: GradientTransformation) -> bool:
 def chain_parts(
     members: tuple[GradientTransformation, ...], backend: Any
 ) -> tuple[tuple[int, int, Any], ...]:
-    """Return members (first, after the last) and what computes them in one call, None for nothing.
+    """Return ranges of members (first, after the last) and the part that computes each, or None.
 
-    Members that have rules know which of them go together.
+    Members that have rules know which of them form one call.
     """
     for member in members if backend != "reference" else ():
         split = getattr(getattr(member.update, "__self__", None), "parts_of", None)

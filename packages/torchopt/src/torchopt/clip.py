@@ -56,7 +56,7 @@ class ClipGradNorm(LeafRule):
 def _total_norm(grads: list[Tensor], order: float) -> tuple[Tensor | float, Tensor]:
     """Return two factors of the joint norm, the first of them a constant for differentiation.
 
-    It is 1 where the norm itself can be had, and the size of the largest number where the powers
+    It is 1 where the norm can be computed, and the size of the largest number where the powers
     of the others would leave the range of the dtype. Only a CPU is asked which of the two it is.
     """
     device = grads[0].device
@@ -77,7 +77,7 @@ def _total_norm(grads: list[Tensor], order: float) -> tuple[Tensor | float, Tens
 
 def _norm(g: Tensor, order: float) -> Tensor:
     if order == math.inf and hasattr(g, "to_local") and not g.requires_grad:
-        return largest_absolute(g)  # torch's raises on ranks that hold nothing
+        return largest_absolute(g)  # torch's function raises on ranks that hold nothing
     norm: Tensor = torch.linalg.vector_norm(g, order)
     return norm
 

@@ -28,7 +28,7 @@ class CheckpointError(TorchOptError, RuntimeError):
 
 
 class CompilerError(TorchOptError, RuntimeError):
-    """A program was to be compiled and could not be: there is no C++ compiler, or it fails."""
+    """A program could not be compiled: there is no C++ compiler, or it fails."""
 
 
 class GradientMismatchError(TorchOptError, RuntimeError):
@@ -36,7 +36,7 @@ class GradientMismatchError(TorchOptError, RuntimeError):
 
 
 class KernelUnavailableError(TorchOptError, RuntimeError):
-    """A fused kernel was asked for explicitly and cannot run on these tensors."""
+    """A fused kernel was requested explicitly and cannot run on these tensors."""
 
 
 class MissingExtensionWarning(UserWarning):
@@ -44,11 +44,11 @@ class MissingExtensionWarning(UserWarning):
 
 
 class NotDifferentiableError(TorchOptError, RuntimeError):
-    """A gradient was asked for with respect to something the loss does not depend on."""
+    """A gradient was requested with respect to something the loss does not depend on."""
 
 
 class NotTraceableError(TorchOptError, RuntimeError):
-    """A program was to be traced that does not do the same operations in each run."""
+    """A program cannot be traced: it does not do the same operations in each run."""
 
 
 class SecondDerivativeWarning(UserWarning):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a rule sees numbers: complex ones as pairs, half precision as float32, and no autocast.
+"""The numbers that a rule sees: complex ones as pairs, half precision as float32, no autocast.
 
-A transformation means the same wherever it runs: eagerly, under vmap, in forward mode, compiled.
+A transformation computes the same wherever it runs: eagerly, under vmap, in forward mode, compiled.
 So half types are widened here, for every rule, and rounded once when the rule is done.
 """
 
@@ -30,7 +30,7 @@ _AUTOCAST_DEVICES = tuple(
     for device in ("cpu", "cuda", "xpu", "mps", "mtia", "hpu", "xla", "maia", "privateuseone")
     if torch.amp.is_autocast_available(device)
 )
-# Those that `any_autocast` does not know.
+# The types of device that `any_autocast` does not cover.
 _UNCOUNTED_DEVICES = tuple(filterfalse(counts_for_any_autocast, _AUTOCAST_DEVICES))
 
 

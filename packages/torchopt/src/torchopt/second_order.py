@@ -39,7 +39,7 @@ MOST = 8  # objects among the arguments that are watched, the last ones used
 
 @dataclass(frozen=True)
 class _Form:
-    """What the results of a program are.
+    """The form of the results of a program.
 
     Attributes:
         spec: The tree that the function returns.
@@ -379,7 +379,7 @@ class _Tracing:
 
 
 class _Inside(TorchFunctionMode):
-    """A mode that notes whether a derivative is taken by one of some tensors."""
+    """A mode that records whether a derivative is taken with respect to one of some tensors."""
 
     def __init__(self, held: Sequence[Tensor]) -> None:
         super().__init__()

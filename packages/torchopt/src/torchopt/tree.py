@@ -75,7 +75,7 @@ def _shortened(tree: Any, limit: int = 80) -> str:
 
 
 def _first_difference(spec: PyTreeSpec, tree: Any) -> tuple[str, str, str]:
-    """Return where ``tree`` stops to begin like ``spec``, what ``spec`` has there and what it has.
+    """Return where ``tree`` first differs from ``spec``, and what each of them has there.
 
     None is a leaf of both.
     """
@@ -161,7 +161,7 @@ def describe_mismatch(expected: Any, got: Any) -> str | None:
 def first_of_another_shape(expected: Sequence[Any], got: Sequence[Any]) -> int | None:
     """Return the first index where the shapes of two lists of tensors differ, or None.
 
-    torch would broadcast, and what was meant for one tensor would silently be spread over another.
+    torch would broadcast silently: an update of one tensor would be spread over another.
     """
     for index, (x, y) in enumerate(zip(expected, got)):
         if x.shape != y.shape:

@@ -94,7 +94,7 @@ def _moved(
 
 
 def check_writable(params: Params, updates: Updates) -> None:
-    """Raise what `apply_updates(params, updates, inplace=True)` would raise half-way.
+    """Raise the errors that `apply_updates(params, updates, inplace=True)` would raise half-way.
 
     Raises:
         ValueError: The trees differ.

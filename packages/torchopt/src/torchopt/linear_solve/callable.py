@@ -20,7 +20,7 @@ __all__ = ["CallableSolver", "as_solver"]
 
 @dataclass(frozen=True)
 class CallableSolver(Solver):
-    """A function `solve(matvec, b) -> x` on trees. What it returns is taken as the solution.
+    """A function `solve(matvec, b) -> x` on trees. Its result is taken as the solution.
 
     Attributes:
         function: The function. It decides by itself what accuracy is enough; only NaN and infinity

@@ -79,7 +79,7 @@ class DenseSolver(Solver):
         b = b / scale
         x = self.substitute(state.factors, b[:, None], state.adjoint)[:, 0]
         residual, size = norm(b - matrix @ x), norm(b)
-        # Where rounding of a pivot hides that A is singular, b tells it.
+        # If rounding of a pivot hides that A is singular, b shows it.
         failed = state.failed | (residual > UNSOLVED * size)
         result = direct_result((x * scale).to(dtype), residual * scale, failed)
         if self.estimate_condition and matrix.numel():
@@ -149,7 +149,7 @@ class LU(DenseSolver):
     def substitute(self, factors: tuple[Tensor, ...], b: Tensor, adjoint: bool) -> Tensor:
         """Return A⁻¹ b, or A⁻ᴴ b."""
         # Not torch.linalg.lu_solve: with a batch of matrices outside and one of right-hand sides
-        # inside, under two vmaps, torch 2.13 answers with wrong numbers.
+        # inside, under two vmaps, torch 2.13 returns wrong numbers.
         p, lower, upper, rows, columns = factors
         solve = torch.linalg.solve_triangular
         x: Tensor
@@ -207,7 +207,7 @@ class QR(DenseSolver):
 class Triangular(DenseSolver):
     """Substitution, for A that is triangular in the order of its leaves: no factorisation.
 
-    The other triangle is not looked at. The adjoint of a lower triangular operator is upper
+    The other triangle is not read. The adjoint of a lower triangular operator is upper
     triangular, which the tags of the operator keep count of.
 
     Needs the tag of the operator, LOWER_TRIANGULAR or UPPER_TRIANGULAR.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a tree of tensors lies in one vector."""
+"""The layout of a tree of tensors in one vector."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Tensors = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tree of tensors lies in one vector: its leaves raveled, one after the other.
+    """The layout of a tree of tensors in one vector: its leaves raveled, one after the other.
 
     Attributes:
         spec: The structure of the tree.

@@ -78,7 +78,7 @@ class Nystrom:
         eps = torch.finfo(sketch.dtype).eps
         shift = eps * operator.size**0.5 * torch.linalg.vector_norm(sketch)
         sketch = sketch + shift * test
-        # A NaN is found in the solve, with a sentence; LAPACK would raise one of its own here.
+        # The solve reports a NaN with a message; LAPACK would raise its own error here.
         sketch = torch.where(sketch.isfinite().all(), sketch, torch.zeros_like(sketch))
         gram = test.mH @ sketch
         values, vectors = torch.linalg.eigh((gram + gram.mH) / 2)

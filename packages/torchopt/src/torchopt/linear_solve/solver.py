@@ -281,7 +281,7 @@ def push_forward(function: Callable[..., Tensor], primals: Tensors, tangents: Te
 
 # --- operators hidden in a closure ----------------------------------------------------------------
 #
-# matvec may depend on tensors that nobody lists. With a constant x̂ close to the solution,
+# matvec may depend on tensors that are not listed. With a constant x̂ close to the solution,
 #
 #     x = x̂ + A⁻¹ (b - A x̂)
 #

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Solves that start where the last one ended."""
+"""Solves that start from the last solution."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class WarmStart(Solver):
     def reformulate(
         self, operator: LinearOperator, b: Tensor
     ) -> tuple[Solver, LinearOperator, Tensor]:
-        """Return what the solver answers, the memory kept."""
+        """Return the result of the solver, and keep the memory."""
         solver, operator, b = self.solver.reformulate(operator, b)
         return WarmStart(solver, self._last), operator, b
 

@@ -92,7 +92,7 @@ class Optimizer:
         self.state_groups: list[Any] = []
         self._step_caches: list[StepCache] = []
         self._lock = StepLock()
-        # Whether somebody else holds the tensors of the states, which are then not written into.
+        # Whether the caller holds the tensors of the states, which are then not written into.
         self._lent = False
         if isinstance(params, nn.Module):
             raise TypeError(
@@ -115,7 +115,7 @@ class Optimizer:
 
     def _with_options(self, impl: GradientTransformation) -> GradientTransformation:
         coded = in_8_bits(impl) if self.in_8_bits else impl
-        # Outermost: what was rounded off belongs to the updates that parameters get.
+        # Outermost: the rounding error belongs to the updates that are applied.
         return compensated(coded) if self.compensated else coded
 
     def zero_grad(self, set_to_none: bool = False) -> None:
@@ -229,7 +229,7 @@ class Optimizer:
                     steps.append((None, state))
                     continue
             steps.append(self._by_stages(index, grads))
-        # Nothing is changed before every group is known to step.
+        # Nothing is changed before every group is known to be able to step.
         for index, (updates, _) in enumerate(steps):
             if updates is not None:
                 apply_updates(self._tree(index), updates, inplace=True)
@@ -263,7 +263,7 @@ class Optimizer:
         return updates, state
 
     def add_param_group(self, params: Any, *, impl: GradientTransformation | None = None) -> None:
-        """Add a tree of tensors to optimize, with a state of its own.
+        """Add a tree of tensors to optimize, with a separate state.
 
         Args:
             params: The tree.

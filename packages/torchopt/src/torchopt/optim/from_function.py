@@ -21,7 +21,7 @@ __all__ = ["PUBLISHED", "Form", "class_from"]
 
 
 class Published(NamedTuple):
-    """How the published classes differ from their function.
+    """The differences of the published classes from their functions.
 
     Attributes:
         defaults: Defaults of their own. `moment_requires_grad` is an argument of the meta class
@@ -55,7 +55,7 @@ Constructor = Callable[..., GradientTransformation]
 
 
 class Form(NamedTuple):
-    """What all classes of a kind have in common.
+    """The common properties of all classes of a kind.
 
     Attributes:
         base: The class that steps.
@@ -77,7 +77,7 @@ class Form(NamedTuple):
 
 
 def class_from(function: Constructor, name: str, form: Form) -> type:
-    """Return the class that steps with what `function` makes.
+    """Return the class that steps with the transformation of `function`.
 
     Args:
         function: Makes the gradient transformation; the class has its arguments, after the one of
@@ -91,7 +91,7 @@ def class_from(function: Constructor, name: str, form: Form) -> type:
     passed = _arguments(function, published or Published(), form.dropped)
     signature = inspect.Signature([form.leading, *passed, *options])
     made = type(name, (form.base,), {"__doc__": _docstring(function, name, form, signature)})
-    # A published class says the module of its own that it was published in.
+    # A published class keeps the module that it was published in.
     made.__module__ = form.package if published is None else f"{form.package}.{function.__name__}"
     made.__init__ = _initializer(made, function, signature, passed)  # type: ignore[misc]
     return made
@@ -148,7 +148,7 @@ def _initializer(
 class _Remembering:
     """A function whose results for numbers are made once: transformations have no state.
 
-    Tasks of meta-learning construct the same optimizer anew, which takes as long as a step does.
+    Each task of meta-learning makes the same optimizer again, which takes as long as a step.
     """
 
     def __init__(self, function: Constructor, names: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ __all__ = ["Caster", "StepLock", "copied", "fitted_state"]
 class StepLock(type(threading.RLock())):  # type: ignore[misc]  # the class has no public name
     """Held while an optimizer steps, or hands out its state. A copy of it is a new lock.
 
-    A child made by fork() does not find it held by a thread that is not there.
+    In a child made by fork() it is free, even if a thread of the parent held it.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ def copied(state: Any) -> Any:
 
     Leaves that require a gradient are never written to, and stay.
     """
-    memo: dict[int, Tensor] = {}  # what is one tensor stays one tensor
+    memo: dict[int, Tensor] = {}  # shared tensors stay shared
 
     def own(x: Any) -> Any:
         if not isinstance(x, Tensor) or (x.is_leaf and x.requires_grad):
@@ -97,7 +97,7 @@ class Caster:
             if isinstance(new, (tuple, list, dict, str)) and isinstance(old, Tensor):
                 raise self.refuse(where, f"a tensor of shape {tuple(old.shape)}", _kind(new))
             return new
-        if old is None:  # such as a mean that has not begun
+        if old is None:  # such as a mean without any gradient yet
             cast = self._dtype is not None and new.is_floating_point()
             return self._to(new, self._dtype, new.device) if cast else new
         if not isinstance(old, Tensor):

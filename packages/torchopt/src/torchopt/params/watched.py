@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dictionaries of a module's tensors that know who reads them.
+"""Dictionaries of a module's tensors that know which computation reads them.
 
 `torch.utils.checkpoint` runs a part of a module again in the backward pass, when the module may
 hold other tensors: those of a later step, or its own after a functional call. The dictionaries of
@@ -177,7 +177,7 @@ def _here() -> tuple[Recomputation | None, list[Checkpoint]]:
             frame, recomputed = found
             checkpoint = getattr(frame, MARK, None)
             if checkpoint is None:
-                # One that is recomputed before it was ever seen sees what is there now.
+                # One that is recomputed before it was ever seen sees the present content.
                 checkpoint = Checkpoint(recomputation)
                 setattr(frame, MARK, checkpoint)
             place = Recomputation(checkpoint) if recomputed else checkpoint

@@ -176,7 +176,7 @@ class Warmup:
 
     def __call__(self, count: Numeric) -> Numeric:
         """Return the value after `count` updates."""
-        # A schedule may be one of numbers or one of tensors: it is asked with what it is given.
+        # A schedule may be written for numbers or for tensors: pass on the count unchanged.
         peak: Any = self.schedule(0 * count) if self.peak_value is None else self.peak_value
         line = linear_schedule(self.init_value, peak, self.warmup_steps)
         return join_schedules([line, self.schedule], [self.warmup_steps])(count)

@@ -17,9 +17,9 @@ __all__ = ["ReduceOnPlateau"]
 
 @dataclass
 class ReduceOnPlateau:
-    """A schedule that is multiplied by `factor` when a metric has stopped to improve.
+    """A schedule that is multiplied by `factor` when a metric has stopped improving.
 
-    It depends on what it is told by `observe` and not on the count. The same values as
+    It depends on the metrics passed to `observe` and not on the count. The same values as
     `torch.optim.lr_scheduler.ReduceLROnPlateau`: a metric of NaN, or one that is as bad as can be,
     is not an improvement.
 
@@ -80,7 +80,7 @@ class ReduceOnPlateau:
         return value  # type: ignore[no-any-return]
 
     def observe(self, metric: float | torch.Tensor) -> None:
-        """Take note of a metric; lower the value when it has not improved for too long."""
+        """Record a metric; lower the value when it has not improved for too long."""
         metric = float(metric.detach() if isinstance(metric, torch.Tensor) else metric)
         if self._improves(metric):
             self.best = metric

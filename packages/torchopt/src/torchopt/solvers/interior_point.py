@@ -33,7 +33,7 @@ REGULARISATION = 1e-10
 PROXIMITY = 1e-12
 # Forces below this are rounding.
 LEAST_FORCE = 1e-6
-# What the interior point method aims at: active rows have to be told from the others.
+# The target of the interior point method: active rows have to stand out from the others.
 TARGET = 1e-12
 
 
@@ -83,7 +83,7 @@ def minimize(given: Program, tol: float, maxiter: int) -> tuple[Tensor, ...]:
     none = none | _has_no_bound(scaled, point[0], 1e-6)
     status = torch.where(none, int(SolveStatus.INFEASIBLE), int(SolveStatus.MAX_ITERATIONS))
     status = torch.where(violation <= tol, int(SolveStatus.CONVERGED), status)
-    # A minimum that is there by rounding of the arguments alone is none.
+    # A minimum that exists only by rounding of the arguments is not one.
     convex = ~_has_no_bound(scaled, point[0], rounding / 16)
     convex = convex & _is_convex(_as_given(scaled, scales.each), rounding)
     status = torch.where(convex, status, int(SolveStatus.INFEASIBLE))
@@ -343,7 +343,7 @@ def _violation(data: Program, solution: State) -> Tensor:
     return torch.maximum(stationary, _largest(equal, torch.minimum(slack, sign)))
 
 
-# --- what there is no solution of -----------------------------------------------------------------
+# --- problems without a solution ------------------------------------------------------------------
 
 
 def _is_convex(data: Program, rounding: float) -> Tensor:

@@ -102,7 +102,7 @@ class _Bound(Solver):
                 close = dot(d, d) / s <= 1e4 * eps * value.abs()
                 noise = 10 * eps * norm(g) * norm(d)
                 flat = dot(slope - g, d) <= dot(d, d) / s + noise
-                # From a value that is none, no step leads on.
+                # A value that is not finite admits no step.
                 done = (found <= model) | (close & flat) | ~value.isfinite()
                 return z, torch.where(done, s, s / 2), done
 
@@ -116,7 +116,7 @@ class _Bound(Solver):
             z, s = shorter(y, value, g, s)
             mapping = (y - z) / s
             t_new = (1 + torch.sqrt(1 + 4 * t * t)) / 2
-            # Momentum that points uphill starts anew (O'Donoghue, Candès, Adaptive restart for
+            # Momentum that points uphill is restarted (O'Donoghue, Candès, Adaptive restart for
             # accelerated gradient schemes, 2015, section 3.2).
             uphill = dot(y - z, z - x) > 0
             momentum = torch.where(uphill, torch.zeros_like(t), (t - 1) / t_new)
@@ -197,6 +197,6 @@ class ProjectedGradient(_CompositeSolver):
             )
 
     def proximal(self, x: Any, step: Any, args: tuple[Any, ...]) -> Any:
-        """Return the projection, which knows no step."""
+        """Return the projection, which does not depend on the step."""
         assert self.projection is not None
         return self.projection(x, *args)

@@ -217,7 +217,7 @@ class _Builder:
             drawn = []
             for source in _inputs(function):
                 tail = self.function_nodes[source]
-                if tail not in drawn:  # a second way between the same two adds nothing to see
+                if tail not in drawn:  # a second edge between the same two nodes adds nothing
                     drawn.append(tail)
             self.graph.edges += [Edge(tail, head) for tail in drawn]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of tensors in a picture, and which of them an inner step ended with."""
+"""Names of tensors in a picture, and the results of inner steps among them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Names", "collect_names"]
 
 @dataclass
 class Names:
-    """What the caller said about the graph.
+    """What the caller knows about the graph.
 
     Attributes:
         leaves: Name of a leaf tensor, by its identity.
@@ -43,7 +43,7 @@ class Names:
             known.append((name, x))
 
     def add_step(self, label: str | None, tensors: Iterable[Tensor]) -> None:
-        """Say that an inner step ended with these tensors; leaves end none."""
+        """Mark these tensors as the results of an inner step; leaves are ignored."""
         functions = list(dict.fromkeys(x.grad_fn for x in tensors if x.grad_fn is not None))
         if functions:
             self.steps.append((label or f"inner step {len(self.steps) + 1}", functions))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The functional optimizer with a state of its own."""
+"""The functional optimizer that holds its state."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ class MetaOptimizer:
     def add_param_group(
         self, module: nn.Module, *, impl: GradientTransformation | None = None
     ) -> None:
-        """Add a module to step, with a state of its own.
+        """Add a module to step, with a separate state.
 
         Args:
             module: The module.
