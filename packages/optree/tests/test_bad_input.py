@@ -320,6 +320,49 @@ print('fine')
     assert (done.returncode, done.stdout.strip()) == (0, "fine"), done.stderr
 
 
+@pytest.mark.differs_from_published  # which ends the process
+def test_specs_that_hold_specs_do_not_exhaust_the_stack() -> None:
+    code = """
+import sys, threading
+import optree
+
+class Box:
+    def __init__(self, spec):
+        self.spec = spec
+
+optree.register_pytree_node(
+    Box, lambda box: ((), box.spec), lambda spec, _: Box(spec), namespace='box')
+
+def nested(make):
+    spec = optree.treespec_leaf()
+    for _ in range(2000):
+        spec = optree.tree_structure(make(spec), namespace='box')
+    return spec
+
+sys.setrecursionlimit(10**6)
+a, b, keys = nested(Box), nested(Box), nested(lambda spec: {spec: 1})
+
+def work():
+    for use in (lambda: repr(a), lambda: a == b, lambda: hash(keys)):
+        try:
+            use()
+            print('fine')
+        except RecursionError:
+            print('RecursionError')
+
+threading.stack_size(256 * 1024)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+    done = subprocess.run(
+        [sys.executable, '-X', 'faulthandler', '-c', code], capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == 3 * ["RecursionError"]
+
+
 # trees changed by user code -----------------------------------------------------------------------
 
 

@@ -22,8 +22,8 @@ inline Py_ssize_t offset_of_tuple_item(Py_ssize_t index) noexcept {
 // A new instance of a tuple subclass that takes over the references to `items`; null, and nothing
 // taken, on error. Asked for where `trials.tuple_items` held; otherwise the class is called.
 //
-// An instance without attributes is not zeroed first, as `tp_alloc` would do, and the collector sees it
-// when it is complete: a tenth of unflatten on namedtuples (benchmarks/optree/instructions.py).
+// An instance without attributes need not be zeroed first, as `tp_alloc` does, and the collector sees it
+// when it is complete.
 inline PyObject* new_plain_tuple(PyTypeObject* type, PyObject* const* items,
                                  std::size_t count) noexcept {
     const auto size = static_cast<Py_ssize_t>(count);

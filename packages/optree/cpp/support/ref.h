@@ -7,6 +7,7 @@
 #include "cpython/calling.h"
 #include "cpython/compat.h"
 #include "cpython/type_slots.h"
+#include "support/stack.h"
 
 namespace optree {
 
@@ -68,8 +69,9 @@ inline bool check_truth(int truth) {
 
 // Truth of `a == b` by identity first, then by rich comparison. May run Python code.
 inline bool equal(PyObject* a, PyObject* b) {
-    return a == b ||
-           check_truth(calling_python([&] { return PyObject_RichCompareBool(a, b, Py_EQ); }));
+    if (a == b) return true;
+    check_stack();
+    return check_truth(calling_python([&] { return PyObject_RichCompareBool(a, b, Py_EQ); }));
 }
 
 }  // namespace optree

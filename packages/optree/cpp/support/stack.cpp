@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "support/errors.h"
+
 #if defined(_WIN32)
 #include <windows.h>
 #elif defined(__linux__) || defined(__APPLE__)
@@ -51,6 +53,12 @@ std::size_t stack_left() noexcept {
     const char* here = frame_address();
     if (here < bounds.low || here >= bounds.high) return SIZE_MAX;
     return static_cast<std::size_t>(here - bounds.low);
+}
+
+void check_stack() {
+    if (OPTREE_UNLIKELY(stack_left() < compat::kStackOfPython)) {
+        raise(PyExc_RecursionError, "Maximum recursion depth exceeded: objects nest too deep.");
+    }
 }
 
 }  // namespace optree

@@ -22,4 +22,8 @@ OPTREE_INLINE const char* frame_address() noexcept {
 // the information, and on a stack that is not the thread's own (fibers).
 std::size_t stack_left() noexcept;
 
+// Raises RecursionError where the stack has no room for Python code: what specs hold may be specs, and
+// so on, deeper than CPython's own limits are for frames of ours.
+void check_stack();
+
 }  // namespace optree

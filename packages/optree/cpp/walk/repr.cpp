@@ -66,6 +66,7 @@ class ReprGuard {
 
 Ref spec_repr(const SpecObject& spec) {
     const ReprGuard guard(reinterpret_cast<PyObject*>(const_cast<SpecObject*>(&spec)));
+    check_stack();
     if (guard.nested()) return checked(PyUnicode_FromString("..."));
     if (!is_initialised(spec)) return checked(PyUnicode_FromString("<uninitialised PyTreeSpec>"));
     std::string text = "PyTreeSpec(" + body(spec.tree);
