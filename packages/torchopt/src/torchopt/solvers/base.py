@@ -255,7 +255,9 @@ class Solver(Described, ABC):
         # What is not differentiated goes the same way, to be in reach of a vmap.
         others = [x for x, flag in zip(leaves, smooth) if not flag]
         options = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {k: v for k, v in options.items() if isinstance(v, Tensor)}
+        tensors = {
+            k: v for k, v in options.items() if any(isinstance(x, Tensor) for x in tree_leaves(v))
+        }
 
         def filled(chosen: list[Tensor], others: list[Any]) -> Any:
             first, second = iter(chosen), iter(others)
@@ -290,12 +292,12 @@ class Solver(Described, ABC):
         # Without anything to differentiate, only a vmap is left to be followed.
         return engine(solve)(start, chosen or [torch.empty(0)], others, tensors)
 
-    def _with(self, tensors: dict[str, Tensor]) -> Solver:
-        """Return the solver with other tensors as its fields, which were valid before."""
-        if not tensors:
+    def _with(self, values: dict[str, Any]) -> Solver:
+        """Return the solver with other fields, of which the old ones were valid."""
+        if not values:
             return self
         solver = copy.copy(self)
-        for name, value in tensors.items():
+        for name, value in values.items():
             object.__setattr__(solver, name, value)
         return solver
 

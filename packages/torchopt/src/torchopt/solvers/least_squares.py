@@ -32,6 +32,7 @@ from torchopt.solvers.normal_equations import (
 )
 from torchopt.solvers.robust_loss import LOSSES, RobustLoss
 from torchopt.tree import prefix_leaves, tree_leaves
+from torchopt.tree_function import max_over_batch
 
 __all__ = ["LeastSquares"]
 
@@ -63,8 +64,9 @@ class LeastSquares(Solver):
             differentiable, with ρ(0) = 0 and ρ'(0) = 1.
         scale: C > 0, in the unit of r: residuals beyond it are outliers. A number, a 0-dim tensor,
             or a function of *args that returns one and may be differentiated.
-        lower: The lower bounds: None, a number, a tensor that broadcasts to every leaf of x, a tree
-            that x begins like; or a function of *args that returns one and may be differentiated.
+        lower: The lower bounds; a start outside of them is moved inside. None, a number, a tensor
+            that broadcasts to every leaf of x, or a tree of those that x begins like; or a function
+            of *args that returns one and may be differentiated.
         upper: The upper bounds, likewise.
         step_solver: How the linear systems of the steps are solved. "dense": by QR factorisation of
             the Jacobian. "blocks": the same where every leaf of x and of r is `[blocks, ...]`, and
@@ -83,7 +85,8 @@ class LeastSquares(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not callable(self.loss) and self.loss not in LOSSES:
+        named = isinstance(self.loss, str) and self.loss in LOSSES
+        if not named and not callable(self.loss):
             raise ValueError(
                 f"loss: expected one of {', '.join(map(repr, LOSSES))} or a function of the "
                 f"squared residuals, got {self.loss!r}"
@@ -213,7 +216,13 @@ class LeastSquares(Solver):
                         f"{tuple(shape)} of the start, got {got}"
                     ) from error
             found.append(layout.join(leaves))
-        return found[0], found[1]
+        lower, upper = found
+        if int(max_over_batch((lower > upper).any().long())):
+            raise ValueError(
+                f"{type(self).__name__}: lower, upper: expected lower <= upper everywhere, got "
+                "bounds that leave no point; exchange them, or leave one out"
+            )
+        return lower, upper
 
     # --- the loop ---------------------------------------------------------------------------------
 
