@@ -18,7 +18,7 @@ void* take(std::size_t bytes);
 /// Gives back what `take(bytes)` returned. Any thread may call it, with or without the interpreter lock.
 void give_back(void* block, std::size_t bytes) noexcept;
 
-/// Keeps other threads out until `unlock`, for a fork: a child would inherit a mutex that nobody gives back.
+/// Keeps other threads out until `unlock`, for a fork: a child would inherit a locked mutex.
 void lock();
 void unlock() noexcept;
 

@@ -29,7 +29,7 @@ struct ElementType {
     std::uint16_t lanes;
 };
 
-/// A tensor that somebody else owns; `shape` and `strides` (in elements) have `ndim` entries.
+/// A tensor that is owned elsewhere; `shape` and `strides` (in elements) have `ndim` entries.
 struct Tensor {
     void* data;
     Device device;
@@ -40,7 +40,7 @@ struct Tensor {
     std::uint64_t byte_offset;
 };
 
-/// A tensor that `deleter` gives back.
+/// A tensor that `deleter` releases.
 struct ManagedTensor {
     Version version;
     void* owner;

@@ -27,7 +27,7 @@ namespace {
 using TensorLists = std::vector<py::list>;
 
 /// The addresses of one role. None, where it may be absent, is the address 0. A tensor whose address is 0 but which has
-/// elements has no memory of its own.
+/// elements does not have its own memory.
 std::vector<std::uintptr_t> addresses(const py::list& role, const std::vector<std::int64_t>& sizes,
                                       bool may_be_absent) {
     if (role.size() != sizes.size()) refuse("a role has the wrong number of tensors");

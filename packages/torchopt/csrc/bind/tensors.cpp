@@ -206,7 +206,7 @@ std::optional<Dense> Reader::read_again(PyObject* tensor) {
         try {
             return ask(tensor);
         } catch (const py::error_already_set&) {
-            return std::nullopt;  // no memory of its own, such as a sparse or a batched tensor
+            return std::nullopt;  // without its own memory, such as a sparse or a batched tensor
         }
     }
     exchange::Tensor x{};

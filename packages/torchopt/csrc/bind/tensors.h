@@ -31,7 +31,7 @@ std::uintptr_t address_of(PyObject* tensor);
 /// The number of elements; throws what torch raised.
 std::int64_t size_of(PyObject* tensor);
 
-/// A tensor that the kernels can serve: of a plain class, contiguous, without pending negation, with memory of its own.
+/// A tensor that the kernels can serve: of a plain class, contiguous, without pending negation, with its own memory.
 struct Dense {
     std::uintptr_t address;
     std::int64_t size;
@@ -46,7 +46,7 @@ struct Dense {
 /// Reads tensors one after the other. Not shared between threads.
 class Reader {
   public:
-    /// The tensor, or nothing where it is none that the kernels can serve. The shape is that of the reader until the
+    /// The tensor, or nothing if the kernels cannot serve it. The shape is that of the reader until the
     /// next call where torch has no C interface. Throws nothing that torch raised.
     std::optional<Dense> read(PyObject* tensor);
 

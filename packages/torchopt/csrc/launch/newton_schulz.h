@@ -23,7 +23,7 @@ struct NewtonSchulz {
     double a, b, c, eps;
 };
 
-/// Whether the iteration of such a matrix stays in the cache of a core; a matrix product of torch's is faster on others.
+/// Whether the iteration of such a matrix stays in the cache of a core; torch's matrix product is faster on others.
 /// Example: float32, 256 x 256 is small.
 bool is_small(std::int64_t rows, std::int64_t columns, Dtype dtype);
 

@@ -157,7 +157,7 @@ TORCHOPT_HOST_DEVICE T pull_back_decay(const ChainCoefficients<T, Rule>& c, T u,
 }
 
 // A kernel reads kInputs tensors and writes kOutputs, element by element, and adds up kSums numbers over all elements.
-// Where kMayBeAbsent, tensors may be left out: cotangents that are zero, and those that nobody asks for.
+// Where kMayBeAbsent, tensors may be left out: cotangents that are zero, and those that are not wanted.
 
 /// The optimizer itself.
 template <class R, Form kForm>

@@ -30,7 +30,7 @@ namespace {
 
 using namespace torchopt;
 
-/// One role: its tensors lie in memory of their own, `offset` elements after an address that is aligned to a pack. Memory
+/// One role: its tensors lie in separate memory, `offset` elements after an address that is aligned to a pack. Memory
 /// of exactly that size, so that the address sanitizer sees the first element behind it.
 template <class Storage>
 struct Role {
@@ -126,7 +126,7 @@ void check_case(const char* name, Kind kind, Dtype dtype, const std::vector<std:
             for (Role<Storage>& role : outputs) tensors.outputs.push_back(role.addresses());
         }
         if (roles.required <
-            roles.inputs) {  // the last cotangent is zero, nobody asks for the second
+            roles.inputs) {  // the last cotangent is zero, the second is not wanted
             for (std::uintptr_t& address : tensors.inputs.back()) address = 0;
             if (roles.outputs > 1)
                 for (std::uintptr_t& address : tensors.outputs[1]) address = 0;
@@ -203,7 +203,7 @@ void check_launches() {
                             0, false);
     CHECK_TRUE(emulated_cuda::launches.size() == 1);
     CHECK_TRUE(emulated_cuda::launches[0].blocks == 3);
-    // Two launches, whose blocks write rows of their own.
+    // Two launches, whose blocks write separate rows.
     emulated_cuda::launches.clear();
     const std::vector<std::int64_t> many(40, 1);
     check_case<Adam, float>("adam", Kind::kHyperVjp, Dtype::kFloat32, many, 0, true);
