@@ -59,7 +59,7 @@ class Config:
         test_every: Generations between such tests.
         target: Mean return to reach.
         stay: Tests in a row at the target after which to stop.
-        runs: How often to learn, each time from weights and worlds of its own.
+        runs: How often to learn, each time from new weights and worlds.
         seed: Of the first run; the others follow.
     """
 

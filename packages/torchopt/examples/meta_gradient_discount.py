@@ -3,7 +3,7 @@
 
 An agent walks through states 1, 2, ..., 10. Odd states pay 0.1 (signal), even states a random
 reward of mean 0 and deviation 1 (noise). It learns values from a batch of walks, by one step
-towards the return in which each state s has a discount of its own,
+towards the return in which each state s has its own discount,
 
     G_t = R_{t+1} + gamma(S_{t+1}) G_{t+1},      v' = v + alpha * mean (G_t - v(S_t)) grad v(S_t),
 

@@ -134,7 +134,7 @@ IMPLICIT = {
     "implicit, CG": Implicit(solve=CG(rtol=1e-13), positive_definite=True),
 }
 ENGINES = {**EXPLICIT, **IMPLICIT}
-# Each against some that take a path of their own through the other level.
+# Each against some that take another path through the other level.
 SOME = ("reverse, all, None", "reverse, steps, 2", "mixed, 2, None", "implicit, Cholesky")
 PAIRS = {*itertools.product(ENGINES, SOME), *itertools.product(SOME, ENGINES)}
 TRACED = {f"trace, {d}": Explicit(execute="trace", derivative=d) for d in ("reverse", "mixed")}

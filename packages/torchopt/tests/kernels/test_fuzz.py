@@ -187,7 +187,7 @@ def test_a_failed_allocation_leaves_everything_as_it_was(
     "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer needs address space"
 )
 def test_a_failed_allocation_of_our_own_leaves_everything_as_it_was() -> None:
-    # In a process of its own, where malloc has no large block that it was given back.
+    # In a separate process, where malloc has no large freed block.
     environment = {
         **os.environ,
         "MALLOC_MMAP_THRESHOLD_": str(1 << 20),

@@ -61,7 +61,7 @@ def test_a_training_step_is_one_graph(name: str) -> None:
     compiled = torch.compile(train, fullgraph=True, backend="eager")
     results = []
     for function in (train, compiled):
-        params, state = train(dict(start), None, x)  # init is no part of a training step
+        params, state = train(dict(start), None, x)  # init is not a part of a training step
         for _ in range(2):
             params, state = function(params, state, x)
         results.append(params)

@@ -38,7 +38,7 @@ def inputs(steps: int) -> tuple[Tensor, ...]:
     def randn(n: int) -> Tensor:
         return torch.randn(n, generator=generator, dtype=DOUBLE).requires_grad_()
 
-    # Away from the kinks of max(b2 nu, |g|) and from the rule at zero, which has a test of its own.
+    # Away from the kinks of max(b2 nu, |g|) and from the rule at zero, which has its own test.
     return (randn(3), randn(2), *(randn(3) for _ in range(steps)))
 
 
