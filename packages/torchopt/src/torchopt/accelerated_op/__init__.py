@@ -15,7 +15,11 @@ __all__ = ["AdamOp", "is_available"]
 
 
 def is_available(devices: Device | Iterable[Device] | None = None) -> bool:
-    """Return whether the fused operations run on all of `devices` (cuda and cpu for None).
+    """Return whether the fused operations run on all of `devices`.
+
+    Args:
+        devices: One or several. None stands for the CPU and CUDA together, as in the published
+            package: it is false on a machine without a GPU.
 
     Raises:
         RuntimeError: A name that is not a device.
