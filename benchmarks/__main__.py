@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run suites one after the other on a quiet machine, then write the tables and plots.
 
-python -m benchmarks                     # all, 25 minutes
+python -m benchmarks                     # all, half an hour
 python -m benchmarks torchopt implicit   # these
 """
 

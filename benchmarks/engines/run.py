@@ -38,7 +38,7 @@ from torchopt.diff.zero_order import Gaussian, Orthogonal, Rademacher, estimator
 from torchopt.linear_solve import CG, LSMR, MINRES, Cholesky, Neumann
 
 # The engines whose gradient is not the exact one, to four digits.
-APPROXIMATE = ("last", "first order", "5 steps", "Neumann", "zero-order")
+APPROXIMATE = ("last", "first order", "5 steps", "Neumann", "T1-T2", "zero-order")
 SIZE, ROWS, PENALTY, RATE = 400, 200, 0.3, 0.25
 
 

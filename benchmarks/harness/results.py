@@ -57,7 +57,7 @@ def store(
         LoadError: the machine was busier than `LOAD_LIMIT`.
     """
     loads = [cell["load"] for cell in result["cells"] if "load" in cell]
-    most = max([statistics.median(loads)] if loads else [result["machine"].get("load_before", 0)])
+    most = statistics.median(loads) if loads else result["machine"].get("load_before", 0.0)
     run = {"created": result["created"], "machine": result["machine"], "load": most}
     if most > LOAD_LIMIT:
         if not under_load:

@@ -43,7 +43,7 @@ def side_by_side(results: list[dict[str, Any]]) -> dict[str, Any]:
                 if ratio is not None:
                     own = figures.seconds(tree, operation, OURS)
                     cell = {"python": python, "tree": tree, "operation": operation}
-                    cells.append({**cell, "min": own, "ratio": ratio})
+                    cells.append({**cell, "median": own, "ratio": ratio})
     last = results[-1]
     head = {"suite": "optree_pythons", "created": last["created"], "machine": last["machine"]}
     return {**head, "runs": runs, "cells": cells}

@@ -2,7 +2,7 @@
 """How many times faster than published optree 0.20.0 every operation has to be.
 
 The floors that a change must not fall below, on hot trees with the garbage collector off,
-and on cold trees. `run.py` prints the cells that miss theirs.
+and on cold trees, by the median. `run.py` prints the cells that miss theirs.
 """
 
 from __future__ import annotations
