@@ -9,6 +9,7 @@ from torchopt.linear_solve.cg import CG, NormalCG, solve_cg
 from torchopt.linear_solve.dense import LU, QR, Cholesky, Diagonal, Triangular
 from torchopt.linear_solve.gmres import GMRES
 from torchopt.linear_solve.inv import solve_inv
+from torchopt.linear_solve.kronecker import Kronecker, kronecker
 from torchopt.linear_solve.lsmr import LSMR
 from torchopt.linear_solve.minres import MINRES
 from torchopt.linear_solve.neumann import Neumann
@@ -37,6 +38,7 @@ __all__ = [
     "Cholesky",
     "Diagonal",
     "Jacobi",
+    "Kronecker",
     "LinearOperator",
     "LinearSolveError",
     "LinearSolveWarning",
@@ -50,6 +52,7 @@ __all__ = [
     "Tag",
     "Triangular",
     "WarmStart",
+    "kronecker",
     "linear_solve",
     "solve_cg",
     "solve_inv",

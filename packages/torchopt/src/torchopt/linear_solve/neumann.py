@@ -11,6 +11,11 @@ from torch import Tensor
 
 from torchopt.linear_solve.iterate import norm, unit, wide, widened
 from torchopt.linear_solve.operator import BoundOperator
+from torchopt.linear_solve.preconditioners import (
+    FlatPreconditioner,
+    Preconditioner,
+    prepare_preconditioner,
+)
 from torchopt.linear_solve.result import OnFail, Status
 from torchopt.linear_solve.solver import Computed, Solver
 
@@ -19,11 +24,11 @@ __all__ = ["Neumann"]
 
 @dataclass(frozen=True)
 class Neumann(Solver):
-    """The truncated series α Σ_{k=0}^{maxiter} (I - αA)ᵏ b.
+    """The truncated series α Σ_{k=0}^{maxiter} (I - αMA)ᵏ M b, M the identity unless it is given.
 
-    Its error is (I - αA)^(maxiter + 1) A⁻¹ b: it tends to the solution if and only if the spectral
-    radius of I - αA is below 1. A truncation that leaves more than `rtol` of ‖b‖ is MAX_ITERATIONS,
-    a residual that grew beyond ‖b‖ is DIVERGED.
+    Its error is (I - αMA)^(maxiter + 1) A⁻¹ b: it tends to the solution if and only if the spectral
+    radius of I - αMA is below 1. A truncation that leaves more than `rtol` of ‖b‖ is
+    MAX_ITERATIONS, a residual that grew beyond ‖b‖ is DIVERGED.
 
     Attributes:
         maxiter: The highest power, >= 0.
@@ -32,6 +37,7 @@ class Neumann(Solver):
         on_fail: What to do when the series diverges, or was cut off too early: "raise", "warn" or
             "ignore".
         rtol: The part of ‖b‖ that may be left; 1 where the truncated series is what is wanted.
+        M: A preconditioner, as of `CG`.
     """
 
     maxiter: int = 10
@@ -39,22 +45,28 @@ class Neumann(Solver):
     ridge: float | Tensor | None = None
     on_fail: OnFail = "warn"
     rtol: float = 1e-5
+    M: Preconditioner | None = None
 
-    def init(self, operator: BoundOperator, like: Tensor) -> tuple[BoundOperator, float]:
-        """Return the operator, and the rounding of its dtype."""
-        return widened(operator, like), float(torch.finfo(like.dtype).eps)
+    def init(
+        self, operator: BoundOperator, like: Tensor
+    ) -> tuple[BoundOperator, FlatPreconditioner, float]:
+        """Return the operator, its preconditioner, and the rounding of its dtype."""
+        wider = widened(operator, like)
+        precondition = prepare_preconditioner(self.M, wider, wide(like))
+        return wider, precondition, float(torch.finfo(like.dtype).eps)
 
     def compute(self, state: Any, b: Tensor, x0: Tensor | None = None) -> Computed:
         """Return the truncated series; `x0` is not used."""
         alpha = 1.0 if self.alpha is None else self.alpha
-        operator, eps = state
+        operator, precondition, eps = state
         dtype, b = b.dtype, wide(b)
         scale = unit(b)
         b = b / scale
-        term = alpha * b
+        P = precondition.apply
+        term = alpha * P(b)
         total = term
         for _ in range(self.maxiter):
-            term = term - alpha * operator.mv(term)
+            term = term - alpha * P(operator.mv(term))
             total = total + term
         residual = norm(b - operator.mv(total))
         size = norm(b)
@@ -65,10 +77,10 @@ class Neumann(Solver):
         count = torch.full_like(status, self.maxiter)
         return Computed((total * scale).to(dtype), count, residual * scale, status)
 
-    def transpose(self, state: Any) -> tuple[BoundOperator, float]:
+    def transpose(self, state: Any) -> tuple[BoundOperator, FlatPreconditioner, float]:
         """Return Aᴴ."""
-        operator, eps = state
-        return operator.T, eps
+        operator, precondition, eps = state
+        return operator.T, precondition.T, eps
 
     @property
     def failure(self) -> OnFail:

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kronecker-factored preconditioners against the Gauss-Newton matrix, and what they save."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from torchopt.linear_solve import CG, Neumann, kronecker, linear_solve
+
+CROSS_ENTROPY = nn.functional.cross_entropy
+
+
+def squared(output: Tensor, target: Tensor) -> Tensor:
+    return ((output - target) ** 2).sum() / 2
+
+
+def flat(tree: dict[str, Tensor]) -> Tensor:
+    return torch.cat([x.flatten() for x in tree.values()])
+
+
+def like(net: nn.Module, v: Tensor) -> dict[str, Tensor]:
+    params = dict(net.named_parameters())
+    parts = v.split([p.numel() for p in params.values()])
+    return {k: x.reshape(p.shape) for (k, p), x in zip(params.items(), parts)}
+
+
+def gauss_newton(net: nn.Module, loss: Any, x: Tensor, y: Tensor) -> Tensor:
+    """Return E[J' H J], by torch.func."""
+    w = flat(dict(net.named_parameters())).detach()
+
+    def output(w: Tensor, row: Tensor) -> Tensor:
+        return functional_call(net, like(net, w), (row[None],))[0]
+
+    jacobians = torch.func.vmap(torch.func.jacrev(output), (None, 0))(w, x)
+    outputs = torch.func.vmap(output, (None, 0))(w, x)
+    hessians = torch.func.vmap(torch.func.hessian(loss))(outputs, y)
+    return torch.einsum("nci,ncd,ndj->ij", jacobians, hessians, jacobians) / len(x)
+
+
+def matrix_of(M: Any, net: nn.Module) -> Tensor:
+    n = sum(p.numel() for p in net.parameters())
+    return torch.stack([flat(M(like(net, e))) for e in torch.eye(n, dtype=torch.float64)], 1)
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_one_layer_and_squared_error_are_inverted_exactly(corrected: bool) -> None:
+    """The Gauss-Newton matrix of |W a - y|^2 / 2 is I (x) E[a a'] itself."""
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(3, 2).double(), draw(20, 3), draw(20, 2)
+    M = kronecker(net, squared, x, y, ridge=0.1, corrected=corrected)
+    exact = gauss_newton(net, squared, x, y) + 0.1 * torch.eye(8, dtype=torch.float64)
+    torch.testing.assert_close(matrix_of(M, net), torch.linalg.inv(exact))
+
+
+def test_a_convolution_of_one_position_is_a_linear_layer() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Flatten()).double()
+    x, y = draw(30, 2, 2, 2), draw(30, 3)
+    M = kronecker(net, squared, x, y, ridge=0.1)
+    exact = gauss_newton(net, squared, x, y) + 0.1 * torch.eye(27, dtype=torch.float64)
+    torch.testing.assert_close(matrix_of(M, net), torch.linalg.inv(exact))
+
+
+def test_the_corrected_factors_have_the_diagonal_of_the_curvature_in_their_basis() -> None:
+    """And are never farther from a block of it than those without the correction."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    x, y = draw(40, 4), torch.randint(3, (40,))
+    exact = gauss_newton(net, CROSS_ENTROPY, x, y)
+    errors = []
+    for corrected in (True, False):
+        M = kronecker(net, CROSS_ENTROPY, x, y, ridge=1e-3, corrected=corrected)
+        inverse = matrix_of(M, net)
+        torch.testing.assert_close(inverse, inverse.mT)
+        assert torch.linalg.eigvalsh(inverse)[0] > 0
+        curvature = torch.linalg.inv(inverse) - 1e-3 * torch.eye(len(inverse)).double()
+        torch.testing.assert_close(curvature[:15, 15:], torch.zeros(15, 12).double())
+        blocks = [slice(0, 15), slice(15, 27)]
+        errors.append(sum(((curvature - exact)[b, b] ** 2).sum() for b in blocks))
+        if corrected:
+            trace = exact.diagonal().sum()
+            torch.testing.assert_close(curvature.diagonal().sum(), trace)
+    assert 0 < errors[0] < errors[1]
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """Return a trained network on the digits, its batch and the Hessian of its loss, shifted.
+
+    The Hessian is indefinite; the shift, as of a proximal term, makes it barely definite, which is
+    where a system is hard.
+    """
+    table = pytest.importorskip("sklearn.datasets").load_digits()
+    x = (torch.tensor(table.data[:200]) / 16 - 0.305) / 0.376
+    y = torch.tensor(table.target[:200])
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 10)).double()
+    optimizer = torch.optim.Adam(net.parameters(), 0.03)
+    for _ in range(60):
+        optimizer.zero_grad()
+        CROSS_ENTROPY(net(x), y).backward()
+        optimizer.step()
+    w = flat(dict(net.named_parameters())).detach()
+
+    def loss(w: Tensor) -> Tensor:
+        return CROSS_ENTROPY(functional_call(net, like(net, w), (x,)), y)
+
+    hessian = torch.autograd.functional.hessian(loss, w, vectorize=True)
+    return net, x, y, hessian
+
+
+def system(digits: Any, corrected: bool) -> tuple[float, Tensor, Tensor, Tensor]:
+    """Return a ridge, A, a right-hand side and the preconditioner as a matrix."""
+    net, x, y, hessian = digits
+    ridge = -1.05 * float(torch.linalg.eigvalsh(hessian)[0])
+    A = hessian + ridge * torch.eye(len(hessian), dtype=torch.float64)
+    M = matrix_of(kronecker(net, CROSS_ENTROPY, x, y, ridge=ridge, corrected=corrected), net)
+    return ridge, A, flat(dict(net.named_parameters())).detach().sign(), (M + M.mT) / 2
+
+
+def test_conjugate_gradients_take_fewer_iterations(digits: Any) -> None:
+    _, A, b, M = system(digits, True)
+    exact = torch.linalg.solve(A, b)
+    counts = []
+    for precondition in (None, M):
+        for iterations in range(10, 100):
+            solver = CG(rtol=0, maxiter=iterations, M=precondition, on_fail="ignore")
+            found = linear_solve(A, b, solver, on_fail="ignore").value
+            if (found - exact).norm() < 1e-3 * exact.norm():
+                break
+        counts.append(iterations)
+    assert counts[1] < counts[0] < 99, counts
+
+
+def test_the_neumann_series_takes_at_most_half_of_the_terms(digits: Any) -> None:
+    _, A, b, M = system(digits, True)
+    exact = torch.linalg.solve(A, b)
+    root = torch.linalg.cholesky(M)
+    tops = torch.linalg.eigvalsh(A)[-1], torch.linalg.eigvalsh(root.mT @ A @ root)[-1]
+    errors = []
+    for terms, precondition, top in ((100, None, tops[0]), (50, M, tops[1])):
+        solver = Neumann(terms, alpha=1 / float(top), M=precondition, on_fail="ignore")
+        value = linear_solve(A, b, solver, on_fail="ignore").value
+        errors.append(float((value - exact).norm() / exact.norm()))
+    assert errors[1] < errors[0] < 1, errors
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_preconditioned_series_has_the_error_of_its_formula(transposed: bool) -> None:
+    """(I - a M A)^(K + 1) A^-1 b, also for the transposed system, whose matrix is A'."""
+    torch.manual_seed(2)
+    A = torch.eye(4).double() + 0.2 * draw(4, 4)
+    M = torch.linalg.inv(A + 0.2 * draw(4, 4))
+    b, alpha, K = draw(4), 0.7, 3
+    solver, eye = Neumann(K, alpha=alpha, M=M, on_fail="ignore"), torch.eye(4).double()
+    if transposed:
+        b = b.requires_grad_()
+        found = linear_solve(A, b, solver, on_fail="ignore").value
+        (value,) = torch.autograd.grad(found, b, c := draw(4))
+        A, M, b = A.mT, M.mT, c
+    else:
+        value = linear_solve(A, b, solver, on_fail="ignore").value
+    exact = torch.linalg.solve(A, b)
+    error = torch.linalg.matrix_power(eye - alpha * M @ A, K + 1) @ exact
+    torch.testing.assert_close(exact - value, error)
+
+
+def test_a_sequence_has_a_row_for_each_position() -> None:
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2))
+    net.double()
+    x, y = draw(20, 2, 3), draw(20, 2)
+    M = kronecker(net, squared, x, y, ridge=0.1)
+    inverse = matrix_of(M, net)
+    torch.testing.assert_close(inverse, inverse.mT)
+    curvature = torch.linalg.inv(inverse[:12, :12]) - 0.1 * torch.eye(12).double()
+    exact = gauss_newton(net, squared, x, y)[:12, :12]
+    assert (curvature - exact).norm() < 0.9 * exact.norm()
+
+
+def test_layers_without_factors_and_bad_settings_raise() -> None:
+    x, y = torch.randn(5, 3), torch.randint(2, (5,))
+    with pytest.raises(TypeError, match="LayerNorm at '0'"):
+        kronecker(nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2)), CROSS_ENTROPY, x, y, ridge=0.1)
+    with pytest.raises(ValueError, match="ridge"):
+        kronecker(nn.Linear(3, 2), CROSS_ENTROPY, x, y, ridge=0.0)
+    layer = nn.Linear(3, 3)
+    with pytest.raises(TypeError, match="once"):
+        kronecker(nn.Sequential(layer, layer), CROSS_ENTROPY, x, y, ridge=0.1)
