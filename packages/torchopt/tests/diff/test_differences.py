@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from unrolled_loops import loss_of, outer, problem
 
 import torchopt
-from torchopt.diff import Differences, Explicit, Implicit
+from torchopt.diff import Differences, Explicit, Implicit, Verify
 from torchopt.errors import GradientMismatchError, NotDifferentiableError
 from torchopt.linear_solve import CG, LSMR, Cholesky, Neumann
 
@@ -198,6 +198,19 @@ def test_a_zero_direction_gives_zero() -> None:
     (found,) = torch.autograd.grad((0 * inner(START, None, theta).params).sum(), theta)
     assert torch.equal(found, torch.zeros_like(found))
     assert list(inner.report.differences) == [0.0]
+
+
+def test_a_checked_call_reports_its_differences_too() -> None:
+    inner = torchopt.inner_loop(
+        proximal,
+        torchopt.sgd(0.1),
+        steps=2,
+        derivative="differences",
+        verify=Verify(Explicit(), rate=1.0, limit=1e-8),
+    )
+    pulled(inner)
+    assert inner.report.worst < 1e-10
+    assert len(inner.report.differences) == 1
 
 
 # -- implicit
