@@ -503,6 +503,50 @@ def test_krylov_solvers_stop_after_one_iteration_for_each_eigenvalue(name, disti
     assert int(found.stats.iterations) == distinct
 
 
+@pytest.mark.parametrize("name", KRYLOV)
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_an_absolute_tolerance_does_not_go_by_the_size_of_b(name, size):
+    A, b = matrix(SPD, n=12), size * vector(n=12)
+    solver = replace(KRYLOV[name], rtol=0.0, atol=1e-4)
+    found = linear_solve(LinearOperator.from_matrix(A, SPD), b, solver, on_fail="raise")
+    # NormalCG's is that of A'r; a factor of two is left to recurrences.
+    error = A @ found.value - b
+    assert (A.T @ error if name == "normal_cg" else error).norm() <= 2e-4
+    assert (found.stats.iterations == 0) == (size == 1e-6)
+
+
+@pytest.mark.parametrize("name", KRYLOV)
+@pytest.mark.parametrize("options", [{}, {"check_every": 0, "maxiter": 20}])
+def test_a_row_of_zeros_in_a_batch_is_solved_by_zeros(name, options):
+    """Also where nothing stops the iterations: a breakdown leaves x as it is."""
+    A, b = matrix(SPD), vector()
+    operator = LinearOperator.from_matrix(A, SPD)
+    solver = replace(KRYLOV[name], **options)
+    rows = torch.func.vmap(lambda b: linear_solve(operator, b, solver).value)(
+        torch.stack([b, torch.zeros_like(b)])
+    )
+    torch.testing.assert_close(rows[0], torch.linalg.solve(A, b), rtol=1e-6, atol=1e-8)
+    assert torch.equal(rows[1], torch.zeros_like(b))
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_ridge_is_one_number(count):
+    with pytest.raises(ValueError, match="ridge: expected one number, got a tensor"):
+        linear_solve(matrix(SPD), vector(), CG(ridge=torch.ones(count, dtype=torch.float64)))
+
+
+def test_a_breakdown_stops_the_update_alone_and_in_a_batch():
+    """CG's first direction (1, 1) has no curvature on diag(1, -1): its step is 0, not infinite."""
+    A = LinearOperator.from_matrix(torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64)))
+    b = torch.ones(2, dtype=torch.float64)
+
+    def solve(b):
+        return linear_solve(A, b, CG(1e-9), on_fail="ignore").value
+
+    assert torch.equal(solve(b), torch.zeros_like(b))
+    assert torch.equal(torch.func.vmap(solve)(b[None])[0], torch.zeros_like(b))
+
+
 # --- failures -------------------------------------------------------------------------------------
 
 SINGULAR = torch.ones(3, 3, dtype=torch.float64)

@@ -132,11 +132,11 @@ class NormalCG(CG):
         scale = unit(b)
         b = b / scale
         if swap:
-            found = super().compute(problem, b)
+            found = self.solved(problem, b, per=scale)
             found = found._replace(value=operator.rmv(found.value))
         else:
             start = None if x0 is None else x0.to(b.dtype) / scale
-            found = super().compute(problem, operator.rmv(b), start)
+            found = self.solved(problem, operator.rmv(b), start, scale)
         if self.ridge is None:
             found = self._judged(operator, problem, b, scale, found)
         value = (found.value * scale).to(dtype)
@@ -155,7 +155,9 @@ class NormalCG(CG):
             if problem.check_every and not int(max_over_batch(again.long())):
                 break
             gradient = operator.rmv(rest)
-            more = super().compute(problem, torch.where(again, gradient, torch.zeros_like(b)))
+            more = self.solved(
+                problem, torch.where(again, gradient, torch.zeros_like(b)), per=scale
+            )
             x, count = x + more.value, count + more.iterations
             status = torch.where(again, more.status, status)
             rest = b - operator.mv(x)

@@ -366,10 +366,16 @@ class IterativeSolver(Solver):
 
     def compute(self, state: Problem, b: Tensor, x0: Tensor | None = None) -> Computed:
         """Return the solution for one vector b."""
+        return self.solved(state, b, x0)
+
+    def solved(
+        self, state: Problem, b: Tensor, x0: Tensor | None = None, per: Tensor | float = 1.0
+    ) -> Computed:
+        """Return what `compute` does for a vector that has been divided by `per` already."""
         dtype, b = b.dtype, wide(b)
         scale = unit(b)
         b = b / scale
-        target = torch.maximum(self.rtol * norm(b), self.atol / scale)
+        target = torch.maximum(self.rtol * norm(b), self.atol / scale / per)
         problem = replace(state, target=target)
         x, count, condition = self.run(problem, b, None if x0 is None else x0.to(b.dtype) / scale)
         found = finish(state.operator, x, b, target, count, condition, state.eps)
