@@ -182,6 +182,15 @@ def statement_at(source: str, line: int) -> range:
     return found
 
 
+def is_in_function(source: str, line: int) -> bool:
+    """Return whether a line is in the body of a function, and not run at import alone."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return any(
+        isinstance(node, functions) and node.body[0].lineno <= line <= (node.end_lineno or 0)
+        for node in ast.walk(ast.parse(source))
+    )
+
+
 def tests_of(
     file: str, line: int, seconds: dict[str, float], lines: Lines, budget: float
 ) -> list[str]:
@@ -189,9 +198,9 @@ def tests_of(
 
     A line that runs at import belongs to all tests of its file.
     """
-    numbers = statement_at((ROOT / file).read_text(), line)
+    source = (ROOT / file).read_text()
+    numbers = statement_at(source, line) if is_in_function(source, line) else lines[file]
     names = {name for number in numbers for name in lines[file].get(number, ())}
-    names = names or {name for found in lines[file].values() for name in found}
     chosen: list[str] = []
     left = budget
     for name in sorted(names, key=lambda name: (seconds[name], name)):

@@ -562,3 +562,30 @@ def test_private_functions_return_tuples() -> None:
             function([1], unknown=1)
         with pytest.raises(TypeError):
             function([1], None, leaf_predicate=None)
+
+
+class Flawed:
+    """A node whose flatten function returns what its instance says."""
+
+    def __init__(self, *flattened: Any) -> None:
+        self.flattened = flattened
+
+
+optree.register_pytree_node(
+    Flawed, lambda x: x.flattened, lambda metadata, children: Flawed(children), namespace="flawed"
+)
+
+
+def test_one_level_of_a_registered_class_checks_what_its_function_returns() -> None:
+    def one_level(*flattened: Any) -> Any:
+        return optree.tree_flatten_one_level(Flawed(*flattened), namespace="flawed")
+
+    children, metadata, entries, _ = one_level([5, 6], "meta", ["x", "y"])
+    assert (children, metadata, entries) == ([5, 6], "meta", ("x", "y"))
+    assert one_level([5, 6], "meta")[2] == (0, 1)
+    for flattened in ((), ([5],), ([5], None, ("x",), 7)):
+        with pytest.raises(RuntimeError, match=rf"2- or 3-tuple, got {len(flattened)}\."):
+            one_level(*flattened)
+    for entries in (("x",), ("x", "y", "z")):
+        with pytest.raises(RuntimeError, match=rf"children \(2\) .* entries \({len(entries)}\)"):
+            one_level([5, 6], None, entries)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass, fields
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import torchopt
-from torchopt import base, update, utils
+from torchopt import base, transform, update, utils
 from torchopt.errors import MismatchError
 from torchopt.kernels.fused_step import StepCache
 from torchopt.optimizers import native, rule, stages
-from torchopt.transform import masked, scale
+from torchopt.transform import masked, partition, scale
 from torchopt.transform import utils as published
 from torchopt.transform.base import as_transformation
+from torchopt.transform.find_states import places
 
 DOUBLE = torch.float64
 
@@ -175,3 +177,42 @@ def test_counts_and_moments_move_where_there_is_an_update() -> None:
             assert moments["a"].item() == (moved if inplace else 8.0)
     with pytest.raises(ValueError, match="expected order 1 or 2, got 3"):
         published.update_moment(updates, moments, 0.75, order=3)
+
+
+def test_numbers_of_other_kinds_are_numbers() -> None:
+    """Whatever has a value as a float, is checked like one."""
+    g = {"w": torch.tensor([2.0])}
+    optimizer = torchopt.sgd(Fraction(1, 4))
+    assert optimizer.update(g, optimizer.init(g), params=g)[0]["w"].tolist() == [-0.5]
+    with pytest.raises(ValueError, match="Invalid learning rate: -1/4"):
+        torchopt.sgd(Fraction(-1, 4))
+    with pytest.raises(TypeError, match="expected a number or a tensor"):
+        torchopt.sgd("0.25")
+
+
+def test_a_state_for_more_leaves_than_there_are_has_no_place() -> None:
+    values = [torch.ones(2), torch.ones(3), torch.ones(2)]
+    assert places(values, {"a": values[0], "b": values[1], "c": None}, None, "f()") == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"f\(\): expected a state for 2 leaves, got one for 3"):
+        places(values, {"a": values[0], "b": values[1]}, None, "f()")
+
+
+def test_the_parts_of_a_partition_are_transformations() -> None:
+    with pytest.raises(TypeError, match=r"partition\(.*at 'b'.*unpack it"):
+        partition({"a": scale(2.0), "b": [scale(2.0)]}, lambda params: "a")
+
+
+def test_transformations_are_values() -> None:
+    """What their functions belong to cannot be changed behind a chain that remembers it."""
+    wrapped = [
+        transform.freeze({"w": True}),
+        masked(scale(2.0), {"w": True}),
+        partition({"a": scale(2.0)}, lambda params: "a"),
+        *(make(scale(2.0)) for make in (transform.sam, transform.lookahead, transform.cautious)),
+        *(make(scale(2.0), 2) for make in (transform.accumulate, transform.apply_if_finite)),
+        torchopt.chain(scale(2.0), scale(3.0)),
+    ]
+    for transformation in wrapped:
+        owner = transformation.update.__self__
+        with pytest.raises(FrozenInstanceError):
+            setattr(owner, fields(owner)[0].name, None)
