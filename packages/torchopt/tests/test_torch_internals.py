@@ -230,6 +230,34 @@ def test_operations_are_traced_with_what_they_hold() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("recompute", "kept"), [(False, 2), (True, 0)])
+def test_a_graph_is_split_where_cotangents_come_in(recompute: bool, kept: int) -> None:
+    def joint(x: torch.Tensor, w: torch.Tensor, c: torch.Tensor) -> list[torch.Tensor]:
+        return [x.sin() @ w, (c @ w.T) * x.cos(), x.sin().T @ c]
+
+    x, w, c = torch.randn(3, 4), torch.randn(4, 2), torch.randn(3, 2)
+    graph = internals.traced_graph(joint, (x, w, c), lambda _: None)
+    assert internals.repeats_removed(graph)
+    targets = [str(n.target) for n in graph.graph.nodes]
+    assert targets.count("aten.sin.default") == 1
+    first, second, passed = internals.split_graph(graph, 1, [2], recompute=recompute)
+    value, *made = first(x, w)
+    assert len([y for y in made if y is not x]) == kept + (not recompute)  # and a view, of w
+    found = [value, *second(*made, *((x, w)[i] for i in passed), c)]
+    torch.testing.assert_close(found, joint(x, w, c), rtol=0, atol=0)
+
+
+def test_operations_on_what_was_written_to_are_not_merged() -> None:
+    def function(x: torch.Tensor) -> list[torch.Tensor]:
+        y = x.clone()
+        return [y.sin(), y.add_(1.0).sin()]
+
+    graph = internals.traced_graph(function, (torch.randn(3),), lambda _: None)
+    assert not internals.repeats_removed(graph)
+    x = torch.randn(3)
+    torch.testing.assert_close(graph(x), function(x), rtol=0, atol=0)
+
+
 def test_a_graph_is_compiled() -> None:
     x = torch.tensor([1.0, 5.0])
     graph = internals.traced_graph(lambda x: [x.sin() * x], [x.clone()], [].append)

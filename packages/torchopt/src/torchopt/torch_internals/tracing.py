@@ -149,54 +149,89 @@ def draws_numbers(graph: torch.fx.GraphModule) -> bool:
 
 
 def split_graph(
-    graph: torch.fx.GraphModule, count: int, cotangents: Sequence[int]
-) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule]:
-    """Return the part of a graph that depends on no cotangent, and the rest.
+    graph: torch.fx.GraphModule, count: int, cotangents: Sequence[int], *, recompute: bool
+) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, list[int]]:
+    """Return the part of a graph that depends on no cotangent, the rest, and what they share.
 
-    The first returns `count` results and then what the second takes before the cotangents. Views
-    are taken again in the second.
+    The first returns `count` results and then what the second takes first. The second takes some
+    arguments of the first next, which are returned by their places, and then the cotangents.
 
     Args:
         graph: Its output is a list.
         count: The first so many results depend on no cotangent; the others may.
         cotangents: Which of its arguments are cotangents.
+        recompute: Whether the second computes again what takes views and elementwise operations
+            alone, which a compiler fuses: fewer tensors are kept.
     """
-    nodes = list(graph.graph.nodes)
+    nodes = list(graph.graph.nodes)[:-1]
     arguments = [n for n in nodes if n.op == "placeholder"]
     given = [arguments[i] for i in cotangents]
     later = set(given)
     for node in nodes:
         if any(x in later for x in node.all_input_nodes):
             later.add(node)
-    early = {n for n in nodes if n not in later}
-    (results,) = nodes[-1].args
+    early = [n for n in nodes if n not in later and n.op != "placeholder"]
+    (results,) = next(iter(reversed(graph.graph.nodes))).args
     wanted = [x for x in results[count:] if isinstance(x, torch.fx.Node)]
-    read = [x for n in nodes[:-1] if n in later for x in n.all_input_nodes]
+    read = [x for n in nodes if n in later for x in n.all_input_nodes]
     kept = dict.fromkeys(x for x in (*read, *wanted) if x not in later)
-    for node in reversed(nodes):
-        if node in kept and _is_view(node):
-            del kept[node]
-            later.add(node)
-            kept.update(dict.fromkeys(x for x in node.all_input_nodes if x not in later))
-    first = _extracted(
-        graph,
-        [n for n in arguments if n not in given],
-        [n for n in nodes[:-1] if n in early and n.op != "placeholder"],
-        [*results[:count], *kept],
-    )
-    second = _extracted(
-        graph,
-        [*kept, *given],
-        [n for n in nodes[:-1] if n in later and n.op != "placeholder"],
-        results[count:],
-    )
-    return first, second
+    known = [n for n in arguments if n not in later]
+    again = _fused_again(known, early, kept) if recompute and not _writes(nodes) else set()
+    passed = [i for i, n in enumerate(known) if n in kept]
+    made = [n for n in kept if n.op != "placeholder"]
+    first = _extracted(graph, known, early, [*results[:count], *made])
+    rest = [n for n in nodes if n in again or (n in later and n.op != "placeholder")]
+    taken = [*made, *(known[i] for i in passed), *given]
+    return first, _extracted(graph, taken, rest, results[count:]), passed
 
 
-def _is_view(node: torch.fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    returns = () if schema is None or schema.is_mutable else schema.returns
-    return any(x.alias_info is not None for x in returns)
+_FUSED = {
+    *("_to_copy", "full", "full_like", "lift_fresh_copy", "new_full", "new_ones", "new_zeros"),
+    *("ones", "ones_like", "scalar_tensor", "zeros", "zeros_like"),
+}
+
+
+def _is_fused(node: torch.fx.Node) -> bool:
+    """Return whether an operation costs next to nothing in a compiled program."""
+    schema, tags = getattr(node.target, "_schema", None), getattr(node.target, "tags", ())
+    if node.op == "get_attr":
+        return True
+    if schema is None or torch.Tag.nondeterministic_seeded in tags:
+        return False
+    if torch.Tag.pointwise in tags or schema.name.removeprefix("aten::") in _FUSED:
+        return True
+    return any(x.alias_info is not None for x in schema.returns)
+
+
+def _fused_again(
+    arguments: Sequence[torch.fx.Node],
+    early: Sequence[torch.fx.Node],
+    kept: dict[torch.fx.Node, None],
+) -> set[torch.fx.Node]:
+    """Take out of `kept` what follows at no cost from the rest and the arguments, which are there
+    anyway; return the operations that this takes.
+    """
+    ready, made = set(arguments), set()
+    for node in early:
+        if _is_fused(node) and all(x in ready for x in node.all_input_nodes):
+            made.add(node)
+            ready.add(node)
+        elif node in kept:
+            ready.add(node)
+    again: set[torch.fx.Node] = set()
+    for node in reversed(early):
+        if node in made and (node in kept or node in again):
+            kept.pop(node, None)
+            again.add(node)
+            again.update(x for x in node.all_input_nodes if x in made)
+    used = {x for n in again for x in n.all_input_nodes}
+    kept.update(dict.fromkeys(x for x in arguments if x in used))
+    return again
+
+
+def _writes(nodes: Sequence[torch.fx.Node]) -> bool:
+    schemas = [getattr(n.target, "_schema", None) for n in nodes if n.op == "call_function"]
+    return any(schema is not None and schema.is_mutable for schema in schemas)
 
 
 def _extracted(
@@ -219,13 +254,14 @@ def repeats_removed(graph: torch.fx.GraphModule) -> bool:
 
     It cannot where an operation writes to its argument: the same operation may mean another then.
     """
-    calls = [n for n in graph.graph.nodes if n.op == "call_function"]
-    schemas = [getattr(n.target, "_schema", None) for n in calls]
-    if any(schema is not None and schema.is_mutable for schema in schemas):
+    nodes = list(graph.graph.nodes)
+    if _writes(nodes):
         return False
     known: dict[Any, torch.fx.Node] = {}
-    for node in calls:
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+    for node in nodes:
+        if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(
+            node.target, "tags", ()
+        ):
             continue
         given = repr((node.args, node.kwargs))  # in which each node has a name of its own
         first = known.setdefault((node.target, given), node)

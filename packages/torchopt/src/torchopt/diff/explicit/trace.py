@@ -169,9 +169,13 @@ class Trace:
             words: For messages.
             compiled: Whether the code is compiled.
         """
-        first, second = torch_internals.split_graph(self.graph, count, cotangents)
+        first, second, passed = torch_internals.split_graph(
+            self.graph, count, cotangents, recompute=compiled
+        )
         given = [*self.examples[: cotangents.start], *(x.detach() for x in self.held)]
         value = ready(first, given, self.places, self.form, words, compiled=compiled)
+        code = value.function
+        value = replace(value, function=lambda *x: [*code(*x), *(x[i] for i in passed)])
         with torch.no_grad():
             kept = list(value.function(*given))[count:]
         taken = [*kept, *self.examples[cotangents.start :]]
