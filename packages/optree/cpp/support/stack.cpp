@@ -55,7 +55,7 @@ std::size_t stack_left() noexcept {
     return static_cast<std::size_t>(here - bounds.low);
 }
 
-void check_stack() {
+OPTREE_NOINLINE void check_stack() {
     if (OPTREE_UNLIKELY(stack_left() < compat::kStackOfPython)) {
         raise(PyExc_RecursionError, "Maximum recursion depth exceeded: objects nest too deep.");
     }

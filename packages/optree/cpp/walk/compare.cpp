@@ -29,8 +29,10 @@ bool spec_equal(const SpecObject& a, const SpecObject& b) {
 }
 
 Py_hash_t spec_hash(SpecObject& spec) {
-    if (std::find(hashing.begin(), hashing.end(), &spec) != hashing.end()) return 0;
-    if (!hashing.empty()) check_stack();
+    if (OPTREE_UNLIKELY(!hashing.empty())) {
+        if (std::find(hashing.begin(), hashing.end(), &spec) != hashing.end()) return 0;
+        check_stack();
+    }
     struct Guard {
         explicit Guard(const SpecObject* self) { hashing.push_back(self); }
         ~Guard() { hashing.pop_back(); }
