@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from unrolled_loops import loss_of, outer, problem
 
 import torchopt
 from torchopt.diff import Differences, Explicit, Implicit, Verify
+from torchopt.diff.differences import Judge, Product
 from torchopt.errors import GradientMismatchError, NotDifferentiableError
 from torchopt.linear_solve import CG, LSMR, Cholesky, Neumann
 
@@ -329,3 +331,23 @@ def test_half_precision_has_no_digits_for_differences() -> None:
     w = torch.ones(2, dtype=torch.bfloat16, requires_grad=True)
     with pytest.raises(NotDifferentiableError, match="float32"):
         inner(w).params.sum().backward()
+
+
+@pytest.mark.parametrize("gradients", [2, 4])
+def test_a_product_is_that_with_the_hessian_and_its_error_is_judged(gradients):
+    """The gradient of sum(w^4) / 4 is w^3: along d it changes by 3 w^2 d."""
+    w = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    d = torch.tensor([0.5, 1.0, -1.0], dtype=torch.float64)
+    differences = Differences(gradients=gradients, limit=1e-6)
+    made = differences.product(lambda at, weight: [at[0] ** 3 * weight], [w], [d], [w**3])
+    assert type(made) is Product
+    torch.testing.assert_close(made.value[0], 3 * w**2 * d, rtol=1e-8, atol=0)
+    judge = Judge(differences, report := SimpleNamespace(differences=[]))
+    judge.settle()
+    assert report.differences == []
+    judge.note(torch.tensor(2e-8, dtype=torch.float64), [d / d.norm()])
+    judge.settle()
+    assert report.differences == pytest.approx([2e-8])
+    judge.note(torch.tensor(2e-6, dtype=torch.float64), [d / d.norm()])
+    with pytest.raises(GradientMismatchError, match="estimated error of 2e-06"):
+        judge.settle()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from torchopt.linear_solve import CG, Neumann, kronecker, linear_solve
+from torchopt.linear_solve import CG, Kronecker, Neumann, kronecker, linear_solve
 
 CROSS_ENTROPY = nn.functional.cross_entropy
 
@@ -57,6 +57,7 @@ def test_one_layer_and_squared_error_are_inverted_exactly(corrected: bool) -> No
     torch.manual_seed(0)
     net, x, y = nn.Linear(3, 2).double(), draw(20, 3), draw(20, 2)
     M = kronecker(net, squared, x, y, ridge=0.1, corrected=corrected)
+    assert type(M) is Kronecker
     exact = gauss_newton(net, squared, x, y) + 0.1 * torch.eye(8, dtype=torch.float64)
     torch.testing.assert_close(matrix_of(M, net), torch.linalg.inv(exact))
 
