@@ -6,7 +6,7 @@ from their `grad`; `functional(params, grads)`, which returns a function that ma
 without a graph; `differentiable(params, grads)`, the same with a graph and its backward pass; and
 `meta(model, steps)`, which returns a function that returns meta-gradients; and
 `task(operation, network)`, the same for a whole task of `tasks`, the optimizer and the snapshot
-included. What a library does not have raises `UnsupportedError`, or is left out.
+included. What a library does not have is left out, or raises `UnsupportedError`.
 """
 
 from __future__ import annotations

@@ -8,18 +8,12 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from benchmarks.harness.case import UnsupportedError
 from benchmarks.torchopt import problems
 
 DISTRIBUTIONS = ("torch",)
 library: Any = torch
 
 meta = problems.plain_meta_gradient
-
-
-def in_place(params: list[Tensor], name: str) -> Callable[[], Any]:
-    """Say that there is none."""
-    raise UnsupportedError("it makes new parameters only")
 
 
 def functional(params: list[Tensor], grads: list[Tensor]) -> Callable[[], Any]:

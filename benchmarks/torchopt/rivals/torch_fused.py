@@ -11,6 +11,3 @@ DISTRIBUTIONS = torch_optim.DISTRIBUTIONS
 library = torch_optim.library
 
 in_place = functools.partial(torch_optim.in_place, fused=True)
-functional = torch_optim.functional
-differentiable = torch_optim.differentiable
-meta = torch_optim.meta

@@ -40,18 +40,3 @@ def in_place(params: list[Tensor], name: str, **implementation: bool) -> Callabl
         raise UnsupportedError(f"{cls} has no such implementation") from error
     step: Callable[[], Any] = optimizer.step
     return step
-
-
-def functional(params: list[Tensor], grads: list[Tensor]) -> Callable[[], Any]:
-    """Say that there is none."""
-    raise UnsupportedError("torch.optim steps in place only")
-
-
-def differentiable(params: list[Tensor], grads: list[Tensor]) -> Callable[[], Any]:
-    """Say that there is none."""
-    raise UnsupportedError("torch.optim steps in place only")
-
-
-def meta(model: str, steps: int) -> Callable[[], list[Tensor]]:
-    """Say that there is none."""
-    raise UnsupportedError("torch.optim steps in place only")
