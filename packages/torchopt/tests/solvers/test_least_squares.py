@@ -8,6 +8,7 @@ import torch
 from solvers.least_squares_problems import PROBLEMS
 from torch.func import hessian, jacfwd, jacrev, vmap
 
+from torchopt.diff import Explicit
 from torchopt.errors import NotDifferentiableError
 from torchopt.linear_solve import CG, LSMR, LinearSolveWarning
 from torchopt.solvers import Dogleg, GaussNewton, LevenbergMarquardt, SolveStatus
@@ -133,6 +134,16 @@ def test_derivatives_of_robust_and_bounded_fits_are_differences(name):
     batch = torch.tensor([0.0, 0.01, -0.02], dtype=F64)
     each = torch.stack([slope(t) for t in batch])
     torch.testing.assert_close(vmap(slope)(batch), each, rtol=1e-6, atol=1e-8)
+
+
+def test_derivatives_through_the_iterations_are_those_of_the_equation(method):
+    y = Y.clone().requires_grad_()
+    slopes = []
+    for adjoint in (None, Explicit()):
+        solver = method(tol=1e-12, on_fail="ignore", adjoint=adjoint, **settings("cauchy_bounded"))
+        slopes.append(torch.autograd.grad(solver(misfit, START, y).sum(), y)[0])
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-8, atol=1e-10)
+    assert slopes[0].norm() > 1e-3
 
 
 def test_scale_and_bounds_as_functions_of_arguments_are_differentiated(method):
