@@ -13,6 +13,7 @@ import torch
 from optimizers import ROWS, SMOOTH, hypers_of, with_hypers
 from torch import Tensor
 
+import torchopt
 from torchopt.base import GradientTransformation
 from torchopt.optimizers.native import FusedChain, with_backend
 
@@ -137,3 +138,24 @@ def test_a_decay_that_is_a_tensor_of_zero_needs_parameters(
     g = (torch.ones(2),)
     with pytest.raises(AssertionError, match="Parameters are required"):
         optimizer.update(g, optimizer.init(g), inplace=inplace)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_each_side_of_a_maximum_has_half_of_its_derivative_where_they_are_equal(
+    backend: str,
+) -> None:
+    """AdaMax with b2 nu = |g|: u = -lr g / max(b2 nu, |g|), with b1 = 0 and eps = 0."""
+    g = torch.tensor([0.5, -0.5, 0.25], dtype=torch.float64, requires_grad=True)
+    nu = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    optimizer = with_backend(torchopt.adamax(0.1, (0.0, 0.5), 0.0), backend)
+    params = (torch.zeros(3, dtype=torch.float64),)
+    state = tuple(
+        part._replace(nu=[nu]) if hasattr(part, "nu") else part for part in optimizer.init(params)
+    )
+    updates, _ = optimizer.update((g,), state, params=params, inplace=False)
+    got = torch.autograd.grad(updates[0].sum(), [g, nu])
+    expected = [
+        torch.tensor([-0.2 + 0.1, -0.2 + 0.1, -0.2], dtype=torch.float64),
+        torch.tensor([0.05, -0.05, 0.05], dtype=torch.float64),
+    ]
+    torch.testing.assert_close(list(got), expected, rtol=1e-12, atol=0)
