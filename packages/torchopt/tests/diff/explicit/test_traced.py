@@ -208,7 +208,12 @@ def _linear(w: Tensor, x: Tensor) -> Tensor:
     return (w * x).sum()
 
 
-@pytest.mark.parametrize("loss", [_quartic, _in_place, _linear])
+def _with_aux(w: Tensor, x: Tensor) -> Any:
+    aux = {"count": torch.tensor(3), "of": w * x, "signs": w > x, "rows": COLUMN, "is": True}
+    return (w**3 * x).sum(), aux
+
+
+@pytest.mark.parametrize("loss", [_quartic, _in_place, _linear, _with_aux])
 def test_losses_of_steps_and_another_backward_pass_are_exact(loss: Any) -> None:
     found = []
     for execute in ("eager", "trace"):
@@ -262,6 +267,31 @@ def test_tensors_that_a_loss_holds_are_not_constants() -> None:
     between = programs().traced
     assert_same(loss, lr=torch.tensor(0.02))
     assert programs().traced == between == before + 1  # for a tensor in the place of a number
+
+
+@pytest.mark.parametrize("keep", ["all", "steps", 1])
+@pytest.mark.parametrize(("of_losses", "again"), [(False, False), (True, False), (False, True)])
+def test_a_tensor_that_was_changed_before_the_backward_pass_is_named(
+    keep: Any, of_losses: bool, again: bool
+) -> None:
+    factor = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    w = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64, requires_grad=True)
+    inner = torchopt.inner_loop(
+        lambda w, x: ((w * factor).sin() ** 2).sum(),
+        torchopt.adam(0.1),
+        steps=3,
+        execute="trace",
+        keep=keep,
+    )
+    result = inner(w)
+    outer = result.params.sum() + (result.losses.sum() if of_losses else 0.0)
+    if again:
+        outer.backward(retain_graph=True)
+    factor.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place") as error:
+        outer.backward()
+    assert "factor" in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 def test_a_mask_is_drawn_again_in_each_step_and_in_its_adjoint() -> None:
@@ -324,6 +354,7 @@ def normalizes(w: Tensor, x: Tensor) -> Tensor:
 
 HELD, NORM = torch.tensor(2.0), nn.BatchNorm1d(3, affine=False, dtype=torch.float64)
 CALLS: list[int] = []
+COLUMN = torch.arange(3)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,8 @@ def _pulled(
     outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """Return the vector-Jacobian product; outputs without a graph and zeros are left out."""
-    pairs = [(y, c) for y, c in zip(outputs, cotangents) if c is not None and y.requires_grad]
+    both = zip(outputs, cotangents, strict=True)
+    pairs = [(y, c) for y, c in both if c is not None and y.requires_grad]
     if not pairs or not inputs:
         return [None] * len(inputs)
     return list(pull_back([y for y, _ in pairs], inputs, [c for _, c in pairs]))

@@ -87,7 +87,7 @@ class Form:
             )
         return Form(
             after.with_tensors([empty] * len(after.tensors())),
-            Aux(tuple(empty if isinstance(x, Tensor) else x for x in aux.leaves), aux.spec),
+            Aux(tuple(_like(x) if isinstance(x, Tensor) else x for x in aux.leaves), aux.spec),
             tuple(g is not None for g in grads),
             distinct_tensors(after.tensors())[1],
             form_key(before) == form_key(after),
@@ -129,6 +129,10 @@ def distinct_tensors(tensors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[int
             out.append(x)
         where.append(place)
     return out, tuple(where)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty(0, dtype=x.dtype)
 
 
 def _is_count(x: Any) -> bool:

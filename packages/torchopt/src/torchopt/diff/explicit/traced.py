@@ -37,7 +37,7 @@ from torchopt.diff.explicit.forms import (
 )
 from torchopt.diff.explicit.run import Moment, Run
 from torchopt.diff.explicit.step import Aux, Carry, start, update
-from torchopt.diff.explicit.trace import Program, Words, make_program, make_trace, traced
+from torchopt.diff.explicit.trace import Program, Words, make_program, make_trace, traced, versions
 from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotTraceableError
@@ -71,8 +71,9 @@ class TracedRun(Run):
         super().__init__(call, snapshots)
         self._compiled, self._keep_gradients = compiled, keep_gradients
         self._keep_all = keep_all
-        self._saved: dict[int, tuple[Pull, list[Tensor]]] = {}
+        self._saved: dict[int, tuple[Pull, list[Tensor], list[int]]] = {}
         self._reach = fingerprint(call.loss, call.optimizer)
+        self._versions = versions(self._reach.tensors)
         self._common = self._common_key()
         self._adjoints: dict[Hashable, Program] = {}
         self._seeing = self._writes = self._uniform = False
@@ -313,7 +314,7 @@ class TracedRun(Run):
             carry, value, extra, grads, rest = self._stepped(program, before, tensors, t)
             pull = program.form.pull
             if pull is not None:
-                self._saved[t] = pull, rest
+                self._saved[t] = pull, rest, versions(rest)
             if t in places:
                 kept = grads if self._keep_gradients and pull is None else None
                 self._moments.keep(t, Moment(before, seen, kept))
@@ -365,13 +366,16 @@ class TracedRun(Run):
             torch.zeros_like(x) if c is None else c for c, x in zip(cotangents.carry, self._ends)
         ]
         # Freed here, as a graph is; another backward pass computes the step again.
-        pull, saved = self._saved.pop(step, (None, []))
+        pull, saved, counted = self._saved.pop(step, (None, [], []))
         if pull is not None and all(c is None for c in cotangents.losses[0]):
+            if versions(saved) != counted:
+                self._require_same(range(len(self._versions)), otherwise="a result")
             found = iter(pull.program([*saved, *present(smooth)], ()))
             has, places = pull.present, pull.places
         else:
             here = Cotangents(smooth, cotangents.losses)
             program, arguments = self._adjoint(moment, inputs.constants, step, here)
+            self._require_same(program.held)
             with moment.seen.replayed():
                 found = iter(program(arguments, self._held()))
             has, places = program.form
@@ -379,6 +383,16 @@ class TracedRun(Run):
         out = [next(found) if p else None for p in has]
         holes = [self._holes(step)[k] for k in places]
         return out, {(h.index, step if h.by_step else None): c for h, c in zip(holes, found)}
+
+    def _require_same(self, held: Sequence[int], *, otherwise: str = "") -> None:
+        """Raise if one of the tensors that the loss reaches was changed in place since the run."""
+        now = [] if self._writes else versions(self._reach.tensors)  # what is written is replayed
+        changed = (self._reach.names[i] for i in held if now and now[i] != self._versions[i])
+        if name := next(changed, otherwise):
+            raise RuntimeError(
+                f"{WHERE}: expected tensors that are not changed between the run and its backward "
+                f"pass, got {name}, which was changed in place; change a clone of it."
+            )
 
     def _swept(
         self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
