@@ -244,11 +244,13 @@ def free_threaded(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Learn to learn digits with MAML, then time tree operations against other libraries."""
+    """Learn to learn digits, time a meta-step beside jax's, and trees against other libraries."""
     out = () if "--out" in session.posargs else ("--out", "demo_out")
     learned, timed = "packages/torchopt/examples/maml_digits.py", "benchmarks.optree.demo_table"
-    for part in ((learned,), ("-m", timed)):
-        run(session, PYTHON, *part, *out, *session.posargs, **QUIET)
+    run(session, PYTHON, learned, *out, *session.posargs, **QUIET)
+    steps = ("-m", "benchmarks.torchopt.meta_steps", "--rows", "maml sgd", "--threads", "1")
+    run(session, PYTHON, *steps, "--no-store", **QUIET)
+    run(session, PYTHON, "-m", timed, *out, *session.posargs, **QUIET)
 
 
 @nox.session

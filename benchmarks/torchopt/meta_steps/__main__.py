@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Meta-steps of torchopt, eager and compiled, beside jax + optax jitted; answers are compared.
 
-    python -m benchmarks.torchopt.meta_steps --jax PYTHON     # five minutes on two quiet cores
+    python -m benchmarks.torchopt.meta_steps     # five minutes on two quiet cores
 
-Each library runs in a process of its own, for each number of threads. `--jax` names a Python with
-jax and optax. Results go to `benchmarks/results/torchopt_meta_steps.json`, the table to the
-terminal.
+Each library runs in a process of its own, for each number of threads; jax and optax are installed
+in a folder of their own at first use. Results go to `benchmarks/results/torchopt_meta_steps.json`,
+the table to the terminal.
 """
 
 from __future__ import annotations
@@ -16,30 +16,39 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.harness.results import RESULTS, new_result, write_result
+from benchmarks.harness.rival import Rival, RivalError, prepare
 from benchmarks.torchopt.meta_steps.rows import ROWS
 
 ROOT = Path(__file__).resolve().parents[3]
+JAX = Rival(
+    "jax",
+    "jax + optax",
+    "benchmarks.torchopt.meta_steps.in_jax",
+    ("jax==0.10.2", "jaxlib==0.10.2", "optax==0.2.8"),
+)
 AGREE = 2e-2  # single precision through up to 500 steps; most rows agree to 1e-5
 
 
-def ask(python: str, module: str, folder: Path, threads: int, options: Any) -> list[dict[str, Any]]:
-    """Return what a side says about its rows."""
+def ask(
+    paths: Sequence[Path], module: str, folder: Path, threads: int, options: Any
+) -> list[dict[str, Any]]:
+    """Return what a side says about its rows, with these folders of packages."""
     one = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    packages = [ROOT / f"packages/{name}/src" for name in ("optree", "torchopt")]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *packages])),
+        "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *paths])),
         "OMP_NUM_THREADS": str(threads),
         "XLA_FLAGS": one if threads == 1 else "",
         "JAX_PLATFORMS": "cpu",
     }
-    command = [python, "-m", f"benchmarks.torchopt.meta_steps.{module}", str(folder)]
+    command = [sys.executable, "-m", f"benchmarks.torchopt.meta_steps.{module}", str(folder)]
     command += [str(options.seconds), *options.rows]
     if hasattr(os, "sched_setaffinity"):
         command = ["taskset", "-c", ",".join(map(str, range(threads))), *command]
@@ -61,11 +70,16 @@ def difference(folder: Path, row: str) -> float | None:
 def main() -> int:
     """Measure and print; return 1 where answers differ."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--jax", help="a Python with jax and optax")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seconds", type=float, default=1.0, help="for each time")
+    parser.add_argument("--no-store", action="store_true", help="print only")
     options = parser.parse_args()
+    try:
+        jax = prepare(JAX, print).paths
+    except RivalError as error:
+        print(f"without jax: {error}")
+        jax = None
     result = new_result("torchopt_meta_steps", {}, {"seconds": options.seconds})
     head = ("row", "threads", "eager", "compiled", "jax", "/ jax", "first call", "of jax", "differ")
     print("{:15}{:>8}{:>10}{:>10}{:>10}{:>8}{:>12}{:>10}{:>10}".format(*head))
@@ -73,15 +87,16 @@ def main() -> int:
     for threads in options.threads:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            cells = ask(sys.executable, "in_torch", folder, threads, options)
-            if options.jax:
-                cells += ask(options.jax, "in_jax", folder, threads, options)
+            cells = ask((), "in_torch", folder, threads, options)
+            if jax is not None:
+                cells += ask(jax, "in_jax", folder, threads, options)
             for row in options.rows:
                 differ = difference(folder, row)
                 wrong |= differ is not None and differ > AGREE
                 print(_line(row, threads, cells, differ))
         result["cells"] += [{"threads": threads, **cell} for cell in cells]
-    write_result(result, RESULTS / "torchopt_meta_steps.json")
+    if not options.no_store:
+        write_result(result, RESULTS / "torchopt_meta_steps.json")
     return int(wrong)
 
 
