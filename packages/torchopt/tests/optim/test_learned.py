@@ -237,10 +237,69 @@ def test_bad_weights_and_calls_are_refused(kind):
         make({**weights, "w0": weights["w0"][1:]})
     with pytest.raises(ValueError, match="got nothing"):
         make({name: w for name, w in weights.items() if name != "b0"})
+    for wrong in (None, list(weights), torch.nn.Linear(2, 2)):
+        with pytest.raises(TypeError, match="weights: expected a dict of tensors, got"):
+            make(wrong)
+    with pytest.raises(ValueError, match=r"weights\['b0'\]: .*got torch.complex64"):
+        make({**weights, "b0": weights["b0"].to(torch.complex64)})
+    with pytest.raises(ValueError, match=r"weights\['w0'\]: .*got nothing"):
+        make({name: w for name, w in weights.items() if name == "out"})
     optimizer = make(weights)
     state = optimizer.init(torch.ones(2).double())
-    with pytest.raises(MismatchError, match="expected a state for"):
+    with pytest.raises(MismatchError, match="was made for another tensor than this gradient"):
         optimizer.update(torch.ones(3).double(), state, params=torch.ones(3).double())
     if kind == "mlp":
-        with pytest.raises(ValueError, match="expected params="):
+        with pytest.raises(AssertionError, match="Parameters are required"):
             optimizer.update(torch.ones(2).double(), state)
+
+
+def test_a_leaf_without_a_gradient_is_left_alone(kind):
+    optimizer = MAKE[kind](weights_of(kind))
+    missing, given = {"w": PARAMS["w"], "b": None}, {"w": PARAMS["w"], "b": PARAMS["b"]}
+    state = optimizer.init(PARAMS)
+    updates, state = optimizer.update(missing, state, params=PARAMS)
+    assert updates["b"] is None
+    late, _ = optimizer.update(given, state, params=PARAMS)
+    fresh, _ = optimizer.update(given, optimizer.init(PARAMS), params=PARAMS)
+    torch.testing.assert_close(late["b"], fresh["b"], rtol=0, atol=0)
+    assert not torch.equal(late["w"], fresh["w"])
+
+
+def test_a_wrapped_optimizer_skips_parameters_without_gradients(kind):
+    net = torch.nn.Linear(2, 3).double()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimizer = torchopt.Optimizer(net.parameters(), MAKE[kind](weights_of(kind)))
+    optimizer.step()
+    net.weight.grad = torch.ones_like(net.weight)
+    optimizer.step()
+    assert torch.equal(net.bias, before["bias"])
+    assert not torch.equal(net.weight, before["weight"])
+
+
+@pytest.mark.parametrize("weights_dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes_of_weights_and_parameters_may_differ(kind, dtype, weights_dtype):
+    weights = {name: w.to(weights_dtype) for name, w in weights_of(kind).items()}
+    gradient = torch.tensor([0.5, -0.25, 0.0], dtype=dtype)
+    params = torch.tensor([1.0, -2.0, 0.5], dtype=dtype)
+    optimizer = MAKE[kind](weights)
+    exact = MAKE[kind]({name: w.double() for name, w in weights.items()})
+    state, other = optimizer.init(params), exact.init(params.double())
+    for _ in range(3):
+        found, state = optimizer.update(gradient, state, params=params)
+        expected, other = exact.update(gradient.double(), other, params=params.double())
+    assert found.dtype == dtype
+    half = torch.bfloat16 in (dtype, weights_dtype) or dtype == torch.float16
+    torch.testing.assert_close(found.double(), expected, rtol=0.05 if half else 1e-4, atol=1e-3)
+
+
+def test_a_complex_number_is_two_coordinates(kind):
+    optimizer = MAKE[kind](weights_of(kind))
+    z = torch.tensor([1.0 - 2.0j, 0.5 + 0.1j], dtype=torch.complex128)
+    pairs = torch.view_as_real(z)
+    found, expected = (
+        steps(optimizer, {"x": z}, {"x": z}),
+        steps(optimizer, {"x": pairs}, {"x": pairs}),
+    )
+    torch.testing.assert_close(torch.view_as_real(found["x"]), expected["x"])
+    assert (found["x"].imag != z.imag).all()

@@ -15,17 +15,16 @@ parameters, and run under `torch.func.vmap`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
-from torchopt.errors import MismatchError
-from torchopt.shown import Described
-from torchopt.tree import flatten_up_to, require_same_shapes, tree_flatten, tree_unflatten
+from torchopt.precision import widened
+from torchopt.transform.base import LeafRule, as_transformation
 
 __all__ = [
     "LearnedLSTMState",
@@ -49,13 +48,13 @@ class LearnedMLPState(NamedTuple):
     """The state of `learned_mlp`.
 
     Attributes:
-        count: Steps taken, 0-dim.
+        count: For each parameter the steps that it took, 0-dim.
         momenta: For each parameter `[6, *shape]`, averages of the gradient, corrected for their
             start in the features.
         second: Averages of the squared gradient.
     """
 
-    count: Tensor  # type: ignore[assignment]  # the name of a method of tuples
+    count: Any
     momenta: Any
     second: Any
 
@@ -138,7 +137,9 @@ def learned_mlp(
         The transformation; `update` needs `params`, and leaves its inputs alone.
 
     Raises:
-        ValueError: The weights are not those of such a network; from `update`: no `params`.
+        AssertionError: From `update`: no `params`.
+        TypeError: The weights are no dict.
+        ValueError: They are not those of such a network.
 
     References:
         L. Metz, N. Maheswaranathan, C. D. Freeman, B. Poole, J. Sohl-Dickstein, Tasks, stability,
@@ -157,9 +158,10 @@ def learned_mlp(
         >>> [tuple(s.shape) for s in slopes]
         [(28, 8), (8,), (8, 2), (2,)]
     """
+    _require_weights(weights, "learned_mlp")
     _require_layers(weights, FEATURES, "learned_mlp")
-    driver = _MLP(weights, step_scale, exponent_scale)
-    return GradientTransformation(driver.init, driver.update)
+    rule = LearnedMLP(weights, step_scale, exponent_scale)
+    return as_transformation(rule, already_flattened=False)
 
 
 def learned_lstm(weights: Weights, *, step_scale: float | Tensor = 0.1) -> GradientTransformation:
@@ -176,7 +178,8 @@ def learned_lstm(weights: Weights, *, step_scale: float | Tensor = 0.1) -> Gradi
         The transformation; `update` leaves its inputs alone.
 
     Raises:
-        ValueError: The weights are not those of such a network.
+        TypeError: The weights are no dict.
+        ValueError: They are not those of such a network.
 
     References:
         M. Andrychowicz et al., Learning to learn by gradient descent by gradient descent, 2016,
@@ -192,81 +195,102 @@ def learned_lstm(weights: Weights, *, step_scale: float | Tensor = 0.1) -> Gradi
         >>> updates["w"].shape, state.hidden["w"].shape
         (torch.Size([3, 2]), torch.Size([2, 3, 2, 4]))
     """
+    _require_weights(weights, "learned_lstm")
     hidden = weights["out"].shape[0] if "out" in weights else 0
-    layers = sum(name.startswith("w") for name in weights)
-    for k in range(layers):
+    for k in range(max(1, _count(weights))):
         expected = ((hidden if k else 2) + hidden, 4 * hidden)
         _require_shape(weights, f"w{k}", expected, "learned_lstm")
         _require_shape(weights, f"b{k}", expected[1:], "learned_lstm")
     _require_shape(weights, "out", (hidden, 1), "learned_lstm")
-    driver = _LSTM(weights, step_scale)
-    return GradientTransformation(driver.init, driver.update)
+    return as_transformation(LearnedLSTM(weights, step_scale), already_flattened=False)
 
 
-def _require_shape(weights: Weights, name: str, shape: tuple[int, ...], what: str) -> None:
-    got = tuple(weights[name].shape) if name in weights else "nothing"
-    if got != shape:
-        raise ValueError(
-            f"{what}: weights[{name!r}]: expected a tensor of shape {shape}, got {got}; make them "
+def _require_weights(weights: Any, what: str) -> None:
+    if not isinstance(weights, Mapping):
+        raise TypeError(
+            f"{what}: weights: expected a dict of tensors, got {type(weights).__name__}; make them "
             "with mlp_weights or lstm_weights"
         )
 
 
+def _require_shape(weights: Weights, name: str, shape: tuple[int, ...], what: str) -> None:
+    given = weights.get(name)
+    got: Any = "nothing" if given is None else type(given).__name__
+    if isinstance(given, Tensor):
+        got = tuple(given.shape) if given.is_floating_point() else given.dtype
+    if got != shape:
+        raise ValueError(
+            f"{what}: weights[{name!r}]: expected a tensor of shape {shape}, got {got}; "
+            "make them with mlp_weights or lstm_weights"
+        )
+
+
 def _require_layers(weights: Weights, fan_in: int, what: str) -> None:
-    layers = max(1, sum(name.startswith("w") for name in weights))
+    layers = max(1, _count(weights))
     for k in range(layers):
         known = weights.get(f"w{k}")
-        fan_out = 2 if k == layers - 1 or known is None else known.shape[-1]
+        fan_out = 2
+        if k < layers - 1 and isinstance(known, Tensor) and known.ndim == 2:
+            fan_out = known.shape[1]
         _require_shape(weights, f"w{k}", (fan_in, fan_out), what)
         _require_shape(weights, f"b{k}", (fan_out,), what)
         fan_in = fan_out
 
 
-@dataclass(frozen=True)
-class _MLP(Described):
-    """The functions of `learned_mlp`."""
+def _count(weights: Weights) -> int:
+    """Return the number of layers."""
+    return sum(name.startswith("w") for name in weights)
+
+
+def _as_pairs(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def _require_state(state: Tensor, shape: tuple[int, ...]) -> None:
+    if state.shape != shape:  # which torch could broadcast; the driver names the leaf
+        raise RuntimeError("the state of another tensor")
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedMLP(LeafRule):
+    """The rule of `learned_mlp`."""
 
     weights: Weights
     step_scale: float | Tensor
     exponent_scale: float | Tensor
 
-    def init(self, params: Any) -> LearnedMLPState:
+    leaf_fields: ClassVar[tuple[str, ...]] = ("count", "momenta", "second")
+    reads_params: ClassVar[bool] = True
+
+    def init_leaves(self, params: list[Tensor]) -> LearnedMLPState:
         """Return zeros."""
-        leaves, spec = tree_flatten(params)
-        momenta = [x.new_zeros(len(DECAYS), *x.shape) for x in leaves]
+        real = [_as_pairs(x) for x in params]
         return LearnedMLPState(
-            torch.zeros((), dtype=torch.int64, device=leaves[0].device if leaves else None),
-            tree_unflatten(spec, momenta),
-            tree_unflatten(spec, [torch.zeros_like(x) for x in leaves]),
+            [torch.zeros((), dtype=torch.int64, device=x.device) for x in real],
+            [x.new_zeros(len(DECAYS), *x.shape) for x in real],
+            [torch.zeros_like(x) for x in real],
         )
 
-    def update(
-        self, updates: Any, state: LearnedMLPState, *, params: Any = None, inplace: bool = True
-    ) -> tuple[Any, LearnedMLPState]:
+    def update_leaves(
+        self,
+        grads: list[Tensor],
+        state: LearnedMLPState,
+        params: list[Tensor],
+        *,
+        inplace: bool,
+    ) -> tuple[list[Tensor], LearnedMLPState]:
         """Return the updates and the next state."""
         del inplace
-        if params is None:
-            raise ValueError(
-                "learned_mlp: update: expected params=, which the network reads; got None"
-            )
-        require_same_shapes(updates, params, "learned_mlp: params")
-        leaves, spec = tree_flatten(updates)
-        old = (flatten_up_to(spec, tree, "learned_mlp: state") for tree in state[1:])
-        each = zip(leaves, flatten_up_to(spec, params, "learned_mlp: params"), *old)
-        count = state.count + 1
-        found = [self._leaf(count, *one) for one in each]
-        trees = [tree_unflatten(spec, list(column)) for column in zip(*found)] or [updates] * 3
-        return trees[0], LearnedMLPState(count, trees[1], trees[2])
+        count = [c + 1 for c in state.count]
+        each = zip(count, grads, params, state.momenta, state.second)
+        found = [self._leaf(*one) for one in each]
+        updates, momenta, second = (list(column) for column in zip(*found)) if found else ([],) * 3
+        return updates, LearnedMLPState(count, momenta, second)
 
     def _leaf(
         self, count: Tensor, g: Tensor, p: Tensor, momenta: Tensor, second: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if momenta.shape[1:] != g.shape:
-            raise MismatchError(
-                0,
-                f"learned_mlp: expected a state for {tuple(momenta.shape[1:])}, "
-                f"got a gradient of shape {tuple(g.shape)}",
-            )
+        _require_state(momenta, (len(DECAYS), *g.shape))
         t = count.to(g.dtype)
         decays = torch.tensor(DECAYS, dtype=g.dtype, device=g.device)
         column = decays.reshape(-1, *(1,) * g.ndim)
@@ -286,50 +310,55 @@ class _MLP(Described):
         return step.to(g.dtype), momenta, second
 
     def _network(self, x: Tensor) -> Tensor:
-        layers = len(self.weights) // 2
+        layers = _count(self.weights)
         for k in range(layers):
-            x = x.to(self.weights[f"w{k}"].dtype) @ self.weights[f"w{k}"] + self.weights[f"b{k}"]
+            w, b = (widened(self.weights[f"{name}{k}"]) for name in "wb")
+            x = x.to(w.dtype) @ w + b
             if k < layers - 1:
                 x = torch.relu(x)
         return x
 
 
-@dataclass(frozen=True)
-class _LSTM(Described):
-    """The functions of `learned_lstm`."""
+@dataclass(frozen=True, eq=False)
+class LearnedLSTM(LeafRule):
+    """The rule of `learned_lstm`."""
 
     weights: Weights
     step_scale: float | Tensor
 
-    def init(self, params: Any) -> LearnedLSTMState:
-        """Return zeros."""
-        leaves, spec = tree_flatten(params)
-        hidden, layers = self.weights["out"].shape[0], len(self.weights) // 2
+    leaf_fields: ClassVar[tuple[str, ...]] = ("hidden", "cell")
 
-        def zeros() -> Any:
-            shapes = [(layers, *x.shape, hidden) for x in leaves]
-            return tree_unflatten(spec, [x.new_zeros(s) for x, s in zip(leaves, shapes)])
+    def init_leaves(self, params: list[Tensor]) -> LearnedLSTMState:
+        """Return zeros in the dtype of the weights."""
+        out, layers = self.weights["out"], _count(self.weights)
+
+        def zeros() -> list[Tensor]:
+            real = [_as_pairs(x) for x in params]
+            return [x.new_zeros(layers, *x.shape, len(out), dtype=out.dtype) for x in real]
 
         return LearnedLSTMState(zeros(), zeros())
 
-    def update(
-        self, updates: Any, state: LearnedLSTMState, *, params: Any = None, inplace: bool = True
-    ) -> tuple[Any, LearnedLSTMState]:
+    def update_leaves(
+        self,
+        grads: list[Tensor],
+        state: LearnedLSTMState,
+        params: list[Tensor],
+        *,
+        inplace: bool,
+    ) -> tuple[list[Tensor], LearnedLSTMState]:
         """Return the updates and the next state."""
         del params, inplace
-        leaves, spec = tree_flatten(updates)
-        old = (flatten_up_to(spec, tree, "learned_lstm: state") for tree in state)
-        found = [self._leaf(*one) for one in zip(leaves, *old)]
-        trees = [tree_unflatten(spec, list(column)) for column in zip(*found)] or [updates] * 3
-        return trees[0], LearnedLSTMState(trees[1], trees[2])
+        weights = {name: widened(w) for name, w in self.weights.items()}
+        found = [self._leaf(weights, *one) for one in zip(grads, state.hidden, state.cell)]
+        updates, hidden, cell = (list(column) for column in zip(*found)) if found else ([],) * 3
+        return updates, LearnedLSTMState(hidden, cell)
 
-    def _leaf(self, g: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if hidden.shape[1:-1] != g.shape:
-            raise MismatchError(
-                0,
-                f"learned_lstm: expected a state for {tuple(hidden.shape[1:-1])}, "
-                f"got a gradient of shape {tuple(g.shape)}",
-            )
+    def _leaf(
+        self, weights: Weights, g: Tensor, hidden: Tensor, cell: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        out = weights["out"]
+        _require_state(hidden, (_count(weights), *g.shape, len(out)))
+        hidden, cell = hidden.to(out.dtype), cell.to(out.dtype)
         size = g.abs()
         large = size >= math.exp(-10)
         log = torch.log(torch.where(large, size, 1.0)) / 10
@@ -339,11 +368,11 @@ class _LSTM(Described):
         hiddens, cells = [], []
         for k, (h, c) in enumerate(zip(hidden, cell)):
             both = torch.cat([x.to(h.dtype), h], dim=-1)
-            gates = both @ self.weights[f"w{k}"] + self.weights[f"b{k}"]
+            gates = both @ weights[f"w{k}"] + weights[f"b{k}"]
             enter, keep, leave, new = gates.chunk(4, dim=-1)
             c = torch.sigmoid(keep) * c + torch.sigmoid(enter) * torch.tanh(new)
             x = torch.sigmoid(leave) * torch.tanh(c)
             hiddens.append(x)
             cells.append(c)
-        step = self.step_scale * (x @ self.weights["out"])[..., 0]
+        step = self.step_scale * (x @ out)[..., 0]
         return step.to(g.dtype), torch.stack(hiddens), torch.stack(cells)
