@@ -311,6 +311,7 @@ def test_bad_settings_are_refused(method, options, error, message):
         ({}, lambda x: torch.complex(x, x), TypeError, "residuals, got torch.complex128"),
         ({}, lambda x: (), TypeError, "at least one tensor"),
         ({"lower": torch.zeros(4)}, lambda x: x, ValueError, "lower: expected numbers, or tensors"),
+        ({"lower": torch.zeros(3) * 1j}, lambda x: x, ValueError, "numbers.*got torch.complex64"),
         ({"upper": {"w": 1.0}}, lambda x: x, ValueError, "upper: expected numbers, or"),
         ({"lower": 1.0, "upper": 0.0}, lambda x: x, ValueError, "expected lower <= upper"),
         ({"step_solver": "blocks"}, lambda x: x.sum(), ValueError, r"\[blocks, ...\]"),
@@ -356,3 +357,10 @@ def test_a_bound_that_requires_a_gradient_is_not_an_argument(method):
     lower = torch.tensor(0.5, dtype=F64, requires_grad=True)
     with pytest.raises(NotDifferentiableError, match="argument"):
         method(lower=lower)(misfit, START, Y.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy", "arctan"])
+def test_a_robust_loss_far_inside_its_scale_is_that_of_squares(method, loss):
+    solver = method(loss=loss, scale=1e9, on_fail="raise")
+    x = solver(lambda x, y: x - y, torch.zeros((), dtype=F64), Y)
+    torch.testing.assert_close(x, Y.mean(), rtol=1e-8, atol=0)

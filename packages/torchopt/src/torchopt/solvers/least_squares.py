@@ -190,10 +190,14 @@ class LeastSquares(Solver):
             for value, shape, dtype in zip(values, layout.shapes, layout.dtypes):
                 try:
                     value = default if value is None else value
+                    if isinstance(value, Tensor) and value.is_complex():
+                        raise TypeError("complex")
                     value = torch.as_tensor(value, dtype=dtype, device=x.device)
                     leaves.append(value.expand(shape))
                 except (RuntimeError, TypeError) as error:
-                    got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)[:40]
+                    got: Any = repr(value)[:40]
+                    if isinstance(value, Tensor):
+                        got = value.dtype if value.is_complex() else tuple(value.shape)
                     raise ValueError(
                         f"{what}: expected numbers, or tensors that broadcast to the shape "
                         f"{tuple(shape)} of the start, got {got}"

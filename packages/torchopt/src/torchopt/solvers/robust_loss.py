@@ -22,7 +22,7 @@ def _huber(z: Tensor) -> Tensor:
 #: The losses of `scipy.optimize.least_squares`, by the same names.
 LOSSES: dict[str, RobustLoss] = {
     "linear": lambda z: z,
-    "soft_l1": lambda z: 2 * (torch.sqrt(1 + z) - 1),
+    "soft_l1": lambda z: 2 * z / (torch.sqrt(1 + z) + 1),  # that of small z does not cancel
     "huber": _huber,
     "cauchy": torch.log1p,
     "arctan": torch.atan,
