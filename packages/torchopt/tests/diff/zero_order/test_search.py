@@ -234,3 +234,42 @@ def test_a_loss_without_a_derivative_and_with_arguments():
 def test_bad_input_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("make", [PGPE, SNES])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_leaves_and_losses_of_other_dtypes_have_the_gradients_of_float64(make, dtype):
+    mean = {"a": torch.tensor([0.5, -1.0]).to(dtype), "b": torch.tensor([2.0], dtype=torch.float32)}
+    shared = torch.tensor(-1.0).to(dtype)
+
+    def loss(x):
+        return (x["a"].double() ** 2).sum() + 3 * x["b"].double().sum()
+
+    for wide in (loss, lambda x: loss(x).to(dtype)):
+        found = make(64).estimate(wide, SearchDistribution(mean, shared), seed=0)
+        doubles = SearchDistribution({k: x.double() for k, x in mean.items()}, shared.double())
+        expected = many_leaves(make(20_000).estimate(loss, doubles, seed=1).gradient)
+        assert found.gradient.mean["a"].dtype == found.gradient.log_scale.dtype == dtype
+        errors = many_leaves(found.standard_error)
+        for part, true, error in zip(many_leaves(found.gradient), expected, errors):
+            assert ((part - true).abs() < 5 * error + 0.05 * true.abs()).all()
+
+
+def many_leaves(distribution):
+    return [x.double() for x in (*distribution.mean.values(), distribution.log_scale)]
+
+
+@pytest.mark.parametrize("n", [4, 300])
+def test_utilities_that_are_the_losses_change_nothing(n):
+    for make in (PGPE, SNES):
+        plain = make(n).estimate(quadratic, SEARCH, seed=0)
+        shaped = make(n, lambda losses: 1.0 * losses).estimate(quadratic, SEARCH, seed=0)
+        torch.testing.assert_close(shaped, plain)
+
+
+def test_steps_by_ranks_do_not_grow_with_the_number_of_samples():
+    sizes = [
+        SNES(n, centered_ranks).estimate(quadratic, SEARCH, seed=0).gradient.mean.norm()
+        for n in (1000, 10_000)
+    ]
+    assert 0.8 < sizes[0] / sizes[1] < 1.25

@@ -45,6 +45,8 @@ from torchopt.diff.zero_order.directions import Directions, Gaussian, Guided, dr
 from torchopt.diff.zero_order.engine import ZeroOrder
 from torchopt.diff.zero_order.error_bars import GradientEstimate, Spread, effective_sample_size
 from torchopt.diff.zero_order.evaluate import ENTRIES_PER_CHUNK
+from torchopt.diff.zero_order.precision import accumulator, widened
+from torchopt.diff.zero_order.utilities import nes_utilities
 from torchopt.linear_solve.layout import Layout
 from torchopt.shown import Described
 from torchopt.tree import prefix_leaves, tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -163,17 +165,19 @@ class _Search(Described, ABC):
             *args,
             seed=seed,
         )
-        slopes, levels = self.weights(losses if self.utility is None else self.utility(losses))
+        values = losses if self.utility is None else self.utility(losses)
+        dtype = accumulator(torch.promote_types(values.dtype, origin.dtype))
+        slopes, levels = self.weights(values.to(dtype))
         logs, spec = tree_flatten(distribution.log_scale)
-        total = [torch.zeros_like(x, dtype=slopes.dtype) for x in (origin, *logs)]
+        total = [torch.zeros_like(x, dtype=dtype) for x in (origin, *logs)]
         spread = Spread(total, 1, self.num_samples) if with_error else None
         rows = max(1, ENTRIES_PER_CHUNK // max(1, layout.size))
         for start in range(0, self.num_samples, rows):
             stop = min(start + rows, self.num_samples)
-            z = self.directions.draw([origin], seed, start, stop)[0].to(slopes.dtype)
+            z = self.directions.draw([origin], seed, start, stop)[0].to(dtype)
             parts = (self.mean_part(z, scales.to(z)), *self.scale_parts(z, pull, origin))
             for k, part in enumerate(parts):
-                weights = (slopes if k == 0 else levels)[start:stop]
+                weights, part = (slopes if k == 0 else levels)[start:stop], part.to(dtype)
                 total[k] += torch.tensordot(weights, part, dims=1) / self.num_samples
                 if spread is not None:
                     spread.add(k, weights, part)
@@ -233,7 +237,7 @@ def _scales(
                 f"got {[tuple(x.shape) for x in found][:4]}"
             ) from error
 
-    logs, pull, *_ = torch.func.vjp(spread, [x.detach() for x in leaves])
+    logs, pull, *_ = torch.func.vjp(spread, [widened(x.detach()) for x in leaves])
     return lambda v: pull(v.to(logs.dtype))[0], torch.exp(logs)
 
 
@@ -278,8 +282,8 @@ class PGPE(_Search):
 class SNES(_Search):
     """Separable natural evolution strategies: natural gradients for mean and log_scale.
 
-    With `utility=nes_utilities`, whose positive part sums to one, the gradient is the sum over all
-    samples and not their mean. Plain SGD with step 1 for the mean and (3 + log D) / (5 sqrt(D)) for
+    The gradient is a mean over the samples. `nes_utilities` have the 1/N of the mean in them, so
+    with those it is the sum. Plain SGD with step 1 for the mean and (3 + log D) / (5 sqrt(D)) for
     log_scale is then the algorithm of the paper: its update multiplies s by exp(step / 2 * sum).
 
     Attributes:
@@ -311,7 +315,8 @@ class SNES(_Search):
     def weights(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights of the parts for the mean and for the scale, `[N]` each."""
         level = values[:, 0]
-        level = _against_others(level) if self.utility is None else level * len(level)
+        is_sum = self.utility is nes_utilities  # these have the 1/N of the mean in them
+        level = level * len(level) if is_sum else _against_others(level)
         return level, level
 
     def mean_part(self, z: Tensor, scales: Tensor) -> Tensor:
