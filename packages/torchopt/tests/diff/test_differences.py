@@ -194,6 +194,25 @@ def test_a_kink_is_noticed() -> None:
     pulled(accepting, start=THETA + 1e-4)
 
 
+@pytest.mark.parametrize("gradients", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("place", [-0.5, -1e-3, 0.0, 1e-3, 0.5])
+def test_the_estimate_at_a_kink_is_no_less_than_a_quarter_of_the_error(
+    place: float, dtype: torch.dtype, gradients: int
+) -> None:
+    """The gradient relu(w) bends at 0, `place` displacements from the middle."""
+    differences = Differences(gradients=gradients)
+    w = torch.tensor([place * differences.length(dtype)], dtype=dtype)
+    d = torch.ones_like(w)
+    made = differences.product(
+        lambda at, weight: [at[0].relu() * weight], [w], [d], [w.relu()], None
+    )
+    (value,) = made.value
+    error = (value - (w > 0).to(dtype)).norm()
+    assert error > 0.05
+    assert made.error > error / 4
+
+
 def test_a_zero_direction_gives_zero() -> None:
     inner = torchopt.inner_loop(proximal, torchopt.sgd(0.1), steps=2, derivative="differences")
     theta = THETA.clone().requires_grad_()
