@@ -115,3 +115,57 @@ def test_fields_of_every_kind_are_short() -> None:
     assert shown(Options([torch.ones(2)], 2.0)) == "Options(given=[tensor of shape (2,)], kept=2.0)"
     assert shown(Options((torch.float64, None))) == "Options(given=(torch.float64, None))"
     assert shown(Options(True, True)) == "Options(given=True, kept=True)"
+
+
+class Silent:
+    """Its own text and names raise."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError
+
+    def __call__(self, z: Any) -> Any:
+        return z
+
+
+class SilentNumber(float):
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def nested(levels: int) -> Any:
+    tree: Any = 0.5
+    for _ in range(levels):
+        tree = [tree]
+    return tree
+
+
+LOOP: dict[str, Any] = {}
+LOOP["again"] = LOOP
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Silent(),
+        SilentNumber(2.0),
+        {Silent(): 1.0},
+        [Silent()],
+        [0.5] * 10_000,
+        {f"layer{i}": torch.zeros(3) for i in range(1000)},
+        {i: {j: ["x" * 20] * 9 for j in range(50)} for i in range(50)},
+        "a" * 10_000,
+        nested(20_000),
+        LOOP,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_large_and_hostile_values_are_shown_in_a_short_line(value: Any) -> None:
+    for text in (shown(value), repr(solvers.LevenbergMarquardt(lower=value))):
+        assert len(text) < 1000
+        assert "\n" not in text
+        assert " at 0x" not in text
+    mask = repr(transform.masked(SGD, value))
+    assert len(mask) < 1000

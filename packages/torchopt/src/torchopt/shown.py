@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from numbers import Number
 from typing import Any
@@ -16,28 +16,74 @@ __all__ = ["Described", "call", "described", "options", "shown"]
 ATOMS = (Number, str, type(None), torch.dtype, torch.device)
 
 
-def shown(value: Any) -> str:
-    """Return a value as it stands in a call.
+#: The most characters of an atom, of the items of a container, and the most of these.
+ATOM, ITEMS, COUNT = 80, 400, 8
+DEPTH = 6
+
+
+def shown(value: Any, depth: int = DEPTH) -> str:
+    """Return a value as it stands in a call, shortened where it is large; never raises.
+
+    Args:
+        value: Anything.
+        depth: How many levels of containers are opened.
 
     Example:
         >>> import torch
         >>> shown({"M": torch.ones(3, 2), "loss": max, "betas": (0.9, True)})
         "{'M': tensor of shape (3, 2), 'loss': max, 'betas': (0.9, True)}"
+        >>> shown([0.5] * 1000)
+        '[0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, ... 992 more]'
     """
     if isinstance(value, Tensor):
         return f"tensor of shape {tuple(value.shape)}"
     if isinstance(value, ATOMS):
-        return repr(value)
-    if type(value) is dict:
-        return "{" + ", ".join(f"{key!r}: {shown(item)}" for key, item in value.items()) + "}"
-    if type(value) in (list, tuple):
-        inside = ", ".join(map(shown, value))
-        return f"({inside})" if type(value) is tuple else f"[{inside}]"
+        return _atom(value)
+    if isinstance(value, type):
+        return _name(value)
+    if type(value) in (dict, list, tuple) or is_dataclass(value):
+        return _opened(value, depth - 1) if depth else "..."
     if isinstance(value, tuple) and hasattr(value, "init"):
         return repr(value)  # a gradient transformation
-    if is_dataclass(value):
-        return described(value)
-    return str(getattr(value, "__name__", type(value).__name__))
+    return _name(value)
+
+
+def _opened(value: Any, depth: int) -> str:
+    """Return what is inside of a container."""
+    if type(value) is dict:
+        pairs = (f"{shown(key, depth)}: {shown(x, depth)}" for key, x in value.items())
+        return "{" + _listed(pairs, len(value)) + "}"
+    if type(value) not in (list, tuple):
+        return described(value, depth)
+    inside = _listed((shown(x, depth) for x in value), len(value))
+    return f"({inside})" if type(value) is tuple else f"[{inside}]"
+
+
+def _listed(texts: Iterable[str], count: int) -> str:
+    """Return the first texts, and how many more there are."""
+    found: list[str] = []
+    length = 0
+    for text in texts:
+        length += len(text)
+        if found and (len(found) == COUNT or length > ITEMS):
+            return ", ".join((*found, f"... {count - len(found)} more"))
+        found.append(text)
+    return ", ".join(found)
+
+
+def _atom(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        return type(value).__name__
+    return text if len(text) <= ATOM else f"{text[: ATOM - 3]}..."
+
+
+def _name(value: Any) -> str:
+    try:
+        return str(value.__name__)
+    except Exception:
+        return type(value).__name__
 
 
 def options(value: Any) -> dict[str, Any]:
@@ -48,7 +94,7 @@ def options(value: Any) -> dict[str, Any]:
     return {name: given for name, (given, default) in found.items() if not _same(given, default)}
 
 
-def described(value: Any) -> str:
+def described(value: Any, depth: int = DEPTH) -> str:
     """Return a dataclass as the call that makes it, without the options at their defaults.
 
     Example:
@@ -58,12 +104,14 @@ def described(value: Any) -> str:
     """
     if not is_dataclass(value) or isinstance(value, type):
         return str(value)
-    return call(type(value).__name__.lstrip("_"), options(value))
+    return call(type(value).__name__.lstrip("_"), options(value), depth)
 
 
-def call(name: str, arguments: Mapping[str, Any]) -> str:
+def call(name: str, arguments: Mapping[str, Any], depth: int = DEPTH) -> str:
     """Return the text of a call with arguments by name."""
-    return f"{name}({', '.join(f'{key}={shown(value)}' for key, value in arguments.items())})"
+    return (
+        f"{name}({', '.join(f'{key}={shown(value, depth)}' for key, value in arguments.items())})"
+    )
 
 
 def _same(given: Any, default: Any) -> bool:
