@@ -303,3 +303,7 @@ def test_a_complex_number_is_two_coordinates(kind):
     )
     torch.testing.assert_close(torch.view_as_real(found["x"]), expected["x"])
     assert (found["x"].imag != z.imag).all()
+    torch.testing.assert_close(
+        steps(optimizer, {"x": z.conj().resolve_conj()}, {"x": z}),
+        steps(optimizer, {"x": z.conj()}, {"x": z}),
+    )

@@ -243,7 +243,7 @@ def _count(weights: Weights) -> int:
 
 
 def _as_pairs(x: Tensor) -> Tensor:
-    return torch.view_as_real(x) if x.is_complex() else x
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 def _require_state(state: Tensor, shape: tuple[int, ...]) -> None:
