@@ -293,6 +293,10 @@ class Surroundings:
         self._value = value
         self._watched = [(name, x, x._version) for name, x in self._tensors if not x.is_inference()]
 
+    def is_touched(self) -> bool:
+        """Return whether a tensor was changed in place since `watch`."""
+        return any(x._version != version for _, x, version in self._watched)
+
     def changed(self, value: Tensor) -> list[str]:
         """Return the names of tensors that were changed in place since `watch`, if the function
         returns another value by now.

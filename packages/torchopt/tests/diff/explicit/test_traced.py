@@ -269,10 +269,13 @@ def test_tensors_that_a_loss_holds_are_not_constants() -> None:
     assert programs().traced == between == before + 1  # for a tensor in the place of a number
 
 
-@pytest.mark.parametrize("keep", ["all", "steps", 1])
+@pytest.mark.parametrize(
+    ("execute", "keep"),
+    [("trace", "all"), ("trace", "steps"), ("trace", 1), ("eager", "steps"), ("eager", 1)],
+)
 @pytest.mark.parametrize(("of_losses", "again"), [(False, False), (True, False), (False, True)])
 def test_a_tensor_that_was_changed_before_the_backward_pass_is_named(
-    keep: Any, of_losses: bool, again: bool
+    execute: str, keep: Any, of_losses: bool, again: bool
 ) -> None:
     factor = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     w = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64, requires_grad=True)
@@ -280,7 +283,7 @@ def test_a_tensor_that_was_changed_before_the_backward_pass_is_named(
         lambda w, x: ((w * factor).sin() ** 2).sum(),
         torchopt.adam(0.1),
         steps=3,
-        execute="trace",
+        execute=execute,
         keep=keep,
     )
     result = inner(w)

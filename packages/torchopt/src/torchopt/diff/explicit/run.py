@@ -133,6 +133,7 @@ class Run:
                 self._moments.keep(t, Moment(before, seen, kept))
             losses.append(value)
             aux.append(extra)
+        self._seen.watch(losses[call.first])
         found = Outputs.of(call, carry, losses, aux)
         self.outputs = self._with(found, [x.new_empty(0) for x in self._flat(found)])
         return self._flat(found)
@@ -176,9 +177,23 @@ class Run:
         cotangents: tuple[Tensor | None, ...],
     ) -> tuple[Tensor | None, ...]:
         """Return the cotangents of the inputs."""
+        if self._seen.is_touched() and not is_transforming():
+            self._require_same_loss([x.detach() for x in inputs])
         if torch.is_grad_enabled() or is_transforming():
             return self._attached(inputs, cotangents)
         return self._swept(inputs, cotangents)
+
+    def _require_same_loss(self, tensors: list[Tensor]) -> None:
+        """Raise if the first step has another loss by now."""
+        moment = self._moments.at(self.call.first)
+        with moment.seen.replayed():
+            _, value, _ = gradient(self.call, moment.carry, tensors, self.call.first)
+        if names := self._seen.changed(value):
+            raise RuntimeError(
+                "inner_loop: expected tensors that are not changed between the run and its "
+                f"backward pass, got {names[0]}, which was changed in place, so that the loss is "
+                "another one; change a clone of it."
+            )
 
     def _attached(
         self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
