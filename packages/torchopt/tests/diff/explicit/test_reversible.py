@@ -102,6 +102,28 @@ def test_a_run_has_the_gradient_of_the_unrolled_loop(derivative: Any, window: in
         assert worst(expected, got, inputs) < 1e-9
 
 
+@pytest.mark.parametrize("derivative", ["reverse", "mixed"])
+@pytest.mark.parametrize("state", [False, True])
+def test_complex_parameters_keep_their_imaginary_parts(derivative: str, state: bool) -> None:
+    def loss(z: Tensor, batch: None, m: Tensor) -> Tensor:
+        return ((z.T.conj() @ z).abs() ** 2).sum() * m + (z**3).imag.sum()
+
+    found, ends = [], []
+    for keep in ("all", "reversible"):
+        z = (torch.complex(draw(3, 2), draw(3, 2, seed=1)) / 3).T.conj().requires_grad_()
+        m = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+        optimizer = torchopt.sgd(0.05, momentum=0.5)
+        before = torchopt.inner_loop(loss, optimizer, steps=1)(z, None, m).state if state else None
+        inner = torchopt.inner_loop(loss, optimizer, steps=4, keep=keep, derivative=derivative)
+        result = inner(z, None, m, state=before)
+        ends.append(result.params.detach())
+        value = (result.params * (1 + 2j)).real.sum() + result.losses.sum()
+        found.append(torch.autograd.grad(value, (z, m)))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-10)
+    assert ends[0].imag.abs().min() > 1e-3
+
+
 def test_a_thousand_steps_have_the_derivative_of_the_closed_form() -> None:
     """With respect to the start, the rate, the momentum and the linear term."""
     values = {"x0": 1.5, "lr": 1e-2, "momentum": 0.9, "h": 0.04, "c": 0.3}

@@ -33,13 +33,18 @@ FULL = 2**62
 
 
 def to_units(x: Tensor) -> Tensor:
-    """Return a number as the nearest multiple of the unit."""
-    return torch.round(x.detach().double() / UNIT).long()
+    """Return a number as the nearest multiple of the unit; a complex one as a pair of them."""
+    x = x.detach()
+    x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+    return torch.round(x.double() / UNIT).long()
 
 
 def from_units(x: Tensor, like: Tensor) -> Tensor:
     """Return multiples of the unit as numbers of the dtype of another tensor."""
-    return (x.double() * UNIT).to(like.dtype)
+    found = x.double() * UNIT
+    if like.is_complex():
+        found = torch.view_as_complex(found.contiguous())
+    return found.to(like.dtype)
 
 
 @dataclass(frozen=True)
