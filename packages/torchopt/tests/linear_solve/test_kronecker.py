@@ -197,3 +197,25 @@ def test_layers_without_factors_and_bad_settings_raise() -> None:
     layer = nn.Linear(3, 3)
     with pytest.raises(TypeError, match="once"):
         kronecker(nn.Sequential(layer, layer), CROSS_ENTROPY, x, y, ridge=0.1)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_activations_in_place_and_frozen_layers_change_no_factor(frozen: bool) -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(3, 5), torch.nn.Linear(5, 2)]
+    x, y = torch.randn(20, 3).double(), torch.randint(2, (20,))
+    found = []
+    for inplace in (False, True):
+        net = torch.nn.Sequential(layers[0], torch.nn.ReLU(inplace), layers[1]).double()
+        net.requires_grad_(not (frozen and inplace))
+        M = kronecker(net, torch.nn.functional.cross_entropy, x, y, ridge=0.1)
+        found.append(M({k: p.detach() for k, p in net.named_parameters()}))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=0)
+
+
+def test_a_parameter_of_two_layers_is_refused() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    net[1].weight = net[0].weight
+    x, y = torch.randn(20, 3), torch.randint(3, (20,))
+    with pytest.raises(TypeError, match="share"):
+        kronecker(net, torch.nn.functional.cross_entropy, x, y, ridge=0.1)

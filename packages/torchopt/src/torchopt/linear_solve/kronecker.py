@@ -99,7 +99,7 @@ def kronecker(
         A function of trees like `dict(module.named_parameters())`.
 
     Raises:
-        TypeError: A parameter of another kind of layer.
+        TypeError: A parameter of another kind of layer, or of two layers.
         ValueError: A ridge that is not positive.
 
     Example:
@@ -129,10 +129,12 @@ def kronecker(
     seen: dict[str, list[Tensor]] = {name: [] for name, _ in layers}
     made: dict[str, list[Tensor]] = {name: [] for name, _ in layers}
 
-    def hook(name: str) -> Callable[..., None]:
-        def keep(layer: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
-            seen[name].append(given[0].detach())
+    def hook(name: str) -> Callable[..., Tensor]:
+        def keep(layer: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            out = out if out.requires_grad else out.detach().requires_grad_()  # it may be frozen
+            seen[name].append(given[0].detach().clone())
             made[name].append(out)
+            return out.clone()  # which an activation may change in place
 
         return keep
 
@@ -179,6 +181,12 @@ def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
             "kronecker: expected parameters of nn.Linear and nn.Conv2d without groups, got "
             f"{type(layer).__name__} at {name or 'the module itself'!r}; use Nystrom or Jacobi, "
             "which take any operator."
+        )
+    every = [id(p) for _, layer in found for p in layer.parameters(recurse=False)]
+    if len(set(every)) != len(every):
+        raise TypeError(
+            "kronecker: expected a parameter to belong to one layer, got one that layers share; "
+            "use Nystrom or Jacobi, which take any operator."
         )
     return found
 
