@@ -219,3 +219,16 @@ def test_a_parameter_of_two_layers_is_refused() -> None:
     x, y = torch.randn(20, 3), torch.randint(3, (20,))
     with pytest.raises(TypeError, match="share"):
         kronecker(net, torch.nn.functional.cross_entropy, x, y, ridge=0.1)
+
+
+def test_buffers_stay_as_they_are_and_no_samples_are_refused() -> None:
+    norm = torch.nn.BatchNorm1d(5, affine=False)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 5), norm, torch.nn.Linear(5, 2))
+    x, y = torch.randn(20, 3), torch.randint(2, (20,))
+    loss = torch.nn.functional.cross_entropy
+    kronecker(net, loss, x, y, ridge=0.1)
+    assert norm.num_batches_tracked == 0
+    assert norm.running_mean is not None
+    assert not norm.running_mean.any()
+    with pytest.raises(ValueError, match="one sample"):
+        kronecker(net, loss, x[:0], y[:0], ridge=0.1)

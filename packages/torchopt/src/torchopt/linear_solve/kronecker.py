@@ -100,7 +100,7 @@ def kronecker(
 
     Raises:
         TypeError: A parameter of another kind of layer, or of two layers.
-        ValueError: A ridge that is not positive.
+        ValueError: A ridge that is not positive, no samples.
 
     Example:
         >>> import torch
@@ -125,6 +125,8 @@ def kronecker(
     """
     if not ridge > 0:
         raise ValueError(f"kronecker: ridge: expected a number > 0, got {ridge}.")
+    if not len(inputs):
+        raise ValueError("kronecker: inputs: expected one sample or more, got none.")
     layers = _layers(module)
     seen: dict[str, list[Tensor]] = {name: [] for name, _ in layers}
     made: dict[str, list[Tensor]] = {name: [] for name, _ in layers}
@@ -141,7 +143,8 @@ def kronecker(
     handles = [layer.register_forward_hook(hook(name)) for name, layer in layers]
     try:
         with torch.enable_grad():
-            outputs = module(inputs)
+            buffers = {name: b.clone() for name, b in module.named_buffers()}  # as of a BatchNorm
+            outputs = torch.func.functional_call(module, buffers, (inputs,))
     finally:
         for handle in handles:
             handle.remove()
