@@ -232,3 +232,21 @@ def test_buffers_stay_as_they_are_and_no_samples_are_refused() -> None:
     assert not norm.running_mean.any()
     with pytest.raises(ValueError, match="one sample"):
         kronecker(net, loss, x[:0], y[:0], ridge=0.1)
+
+
+def test_frozen_layers_may_be_left_out_of_the_trees() -> None:
+    torch.manual_seed(0)
+    x, y = draw(9, 3), torch.randint(3, (9,))
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    whole = kronecker(net, CROSS_ENTROPY, x, y, ridge=0.1)(dict(net.named_parameters()))
+    net[0].requires_grad_(False)
+    tree = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    found = kronecker(net, CROSS_ENTROPY, x, y, ridge=0.1)(tree)
+    assert list(found) == ["2.weight", "2.bias"]
+    for name, value in found.items():
+        torch.testing.assert_close(value, whole[name])
+
+
+def test_outputs_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected outputs \[samples, classes\]"):
+        kronecker(nn.Linear(3, 3).double(), CROSS_ENTROPY, draw(5, 2, 3), torch.zeros(5), ridge=0.1)

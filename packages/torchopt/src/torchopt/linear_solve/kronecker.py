@@ -59,8 +59,12 @@ class Kronecker:
     blocks: tuple[_Block, ...] = field(repr=False)
 
     def __call__(self, tree: Any) -> dict[str, Tensor]:
-        """Return the approximate solution for a right-hand side, a dict like the parameters."""
-        solved = {k: x for block in self.blocks for k, x in block.solved(tree).items()}
+        """Return the approximate solution for a right-hand side.
+
+        It is a dict like the parameters, of which whole layers may be left out.
+        """
+        blocks = (block for block in self.blocks if block.weight in tree)
+        solved = {k: x for block in blocks for k, x in block.solved(tree).items()}
         return {name: solved[name] for name in tree}
 
 
@@ -100,7 +104,7 @@ def kronecker(
 
     Raises:
         TypeError: A parameter of another kind of layer, or of two layers.
-        ValueError: A ridge that is not positive, no samples.
+        ValueError: A ridge that is not positive, no samples, outputs of another shape.
 
     Example:
         >>> import torch
@@ -153,6 +157,10 @@ def kronecker(
         raise TypeError(
             f"kronecker: expected each layer to run once, got {len(made[repeated[0]])} runs of "
             f"{repeated[0]!r}; use Nystrom, which takes any operator."
+        )
+    if outputs.ndim != 2:
+        raise ValueError(
+            f"kronecker: module: expected outputs [samples, classes], got {tuple(outputs.shape)}."
         )
     roots = _roots(loss, outputs.detach(), targets)
     rows = [_rows(layer, seen[name][0]) for name, layer in layers]
