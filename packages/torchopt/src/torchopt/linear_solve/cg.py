@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt.linear_solve.condition import condition_of_tridiagonal
 from torchopt.linear_solve.iterate import (
     IterativeSolver,
     Problem,
     Recorder,
     Run,
     State,
-    condition_of_tridiagonal,
     dot,
     norm,
     quotient,

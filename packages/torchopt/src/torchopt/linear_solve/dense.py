@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.iterate import finite_or_zero, norm, power_of_two, safe_norm, unit, wide
+from torchopt.linear_solve.condition import finite_or_zero
+from torchopt.linear_solve.iterate import norm, power_of_two, safe_norm, unit, wide
 from torchopt.linear_solve.operator import BoundOperator, LinearOperator, Tag
 from torchopt.linear_solve.result import OnFail, Status
 from torchopt.linear_solve.solver import Computed, Solver

@@ -8,16 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.iterate import (
-    IterativeSolver,
-    Problem,
-    Run,
-    State,
-    condition_of_singular_values,
-    finite_or_zero,
-    norm,
-    quotient,
-)
+from torchopt.linear_solve.condition import condition_of_singular_values, finite_or_zero
+from torchopt.linear_solve.iterate import IterativeSolver, Problem, Run, State, norm, quotient
 
 __all__ = ["GMRES"]
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchopt.linear_solve.condition import condition_of_bidiagonal
 from torchopt.linear_solve.iterate import (
     IterativeSolver,
     Problem,
     Run,
     State,
-    condition_of_bidiagonal,
     norm,
     quotient,
     safe_norm,

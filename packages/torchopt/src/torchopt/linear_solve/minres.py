@@ -8,16 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.iterate import (
-    IterativeSolver,
-    Problem,
-    Run,
-    State,
-    condition_of_tridiagonal,
-    dot,
-    norm,
-    quotient,
-)
+from torchopt.linear_solve.condition import condition_of_tridiagonal
+from torchopt.linear_solve.iterate import IterativeSolver, Problem, Run, State, dot, norm, quotient
 
 __all__ = ["MINRES"]
 

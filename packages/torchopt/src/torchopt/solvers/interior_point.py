@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchopt.linear_solve.condition import finite_or_zero
 from torchopt.linear_solve.dense import LU
-from torchopt.linear_solve.iterate import finite_or_zero, iterate, power_of_two
+from torchopt.linear_solve.iterate import iterate, power_of_two
 from torchopt.solvers.base import SolveStatus
 
 __all__ = [

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchopt.diff.closure import ATOMS
 from torchopt.diff.explicit.call import Call, Hole
-from torchopt.diff.explicit.fingerprint import form_of
+from torchopt.diff.explicit.fingerprint import fingerprint, form_of, settings
 from torchopt.diff.explicit.step import Aux, Carry
 from torchopt.diff.explicit.trace import Program
 from torchopt.errors import NotTraceableError
@@ -23,11 +23,11 @@ __all__ = [
     "Form",
     "Nothing",
     "Pull",
+    "call_key",
     "distinct_tensors",
     "filled",
-    "fixed_leaves",
     "form_key",
-    "objects_of",
+    "inputs_key",
     "present",
     "with_counts",
     "with_ints",
@@ -192,12 +192,39 @@ def filled(form: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
     return [None if x is None else next(remaining) for x in form]
 
 
-def fixed_leaves(leaves: Sequence[Any]) -> Hashable:
+def call_key(call: Call) -> Hashable:
+    """Return what all programs of a call depend on, beside the loss and the optimizer."""
+    trees = [*call.batches, *call.meta]
+    objects = [x for tree in trees for x in tree.leaves if not isinstance(x, (Hole, *ATOMS))]
+    return (
+        fingerprint(*objects).key,
+        settings(),
+        call.derivative,
+        call.tasks,
+        (call.params.spec, call.params.orders),
+        len(call.blocks),
+        tuple((tree.spec, tree.orders, _fixed(tree.leaves)) for tree in call.meta),
+    )
+
+
+def inputs_key(call: Call, holes: Sequence[Hole], step: int) -> Hashable:
+    """Return what the program of a step depends on in its inputs."""
+    wanted, batch = set(call.wanted), call.batch(step)
+    inputs = [
+        (
+            x.shape[1:] if h.by_step else x.shape,
+            x.dtype,
+            x.device,
+            x.stride() if x.layout is torch.strided else x.layout,
+            h.by_step,
+            h.index in wanted,
+            call.dims[h.index],
+        )
+        for h, x in ((h, call.inputs[h.index]) for h in holes)
+    ]
+    return batch.spec, batch.orders, _fixed(batch.leaves), tuple(inputs)
+
+
+def _fixed(leaves: Sequence[Any]) -> Hashable:
     """Return the leaves of a template that are no tensors; objects are compared by content."""
     return tuple((type(x), repr(x) if isinstance(x, ATOMS) else None) for x in leaves)
-
-
-def objects_of(call: Call) -> tuple[Any, ...]:
-    """Return what the loss is given beside tensors and numbers."""
-    leaves = [x for tree in (*call.batches, *call.meta) for x in tree.leaves]
-    return tuple(x for x in leaves if not isinstance(x, (Hole, *ATOMS)))

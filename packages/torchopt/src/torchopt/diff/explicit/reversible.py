@@ -14,7 +14,8 @@ from torchopt.base import GradientTransformation
 from torchopt.diff.explicit.adjoint import Leaves, gradient
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.fixed_point import FixedPoint, from_units
-from torchopt.diff.explicit.run import Moment, Run
+from torchopt.diff.explicit.moments import Moment
+from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.step import Carry, start
 from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.surroundings import Surroundings

@@ -7,7 +7,6 @@ import bisect
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,8 +22,8 @@ from torchopt.diff.explicit.adjoint import (
 )
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.checks import require_no_differences
-from torchopt.diff.explicit.host import Parked
 from torchopt.diff.explicit.memory import CountBytes
+from torchopt.diff.explicit.moments import Moment, Moments
 from torchopt.diff.explicit.schedule import actions, kept_by_the_run
 from torchopt.diff.explicit.step import Aux, Carry, start, update
 from torchopt.diff.explicit.unrolled import Outputs, run_attached
@@ -36,57 +35,6 @@ __all__ = ["Run"]
 
 MANY = 32  # differentiated steps, from which on it pays to measure one
 ROOM = 2**17
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A moment of a run: the state before a step, and what the loss sees besides its arguments.
-
-    Attributes:
-        carry: Parameters and state.
-        seen: Buffers, modes, counters and random generators.
-        grads: The gradient there, where it is kept.
-    """
-
-    carry: Carry
-    seen: Surroundings
-    grads: list[Any] | None = None
-
-    def parked(self) -> ParkedMoment:
-        """Return the moment with its tensors on the host."""
-        grads = () if self.grads is None else self.grads
-        leaves = (*self.carry.params, *self.carry.state, *grads)
-        return ParkedMoment(self, Parked.of(leaves))
-
-
-class ParkedMoment:
-    """A moment whose tensors are on the host."""
-
-    def __init__(self, moment: Moment, parked: Parked) -> None:
-        self._sizes = len(moment.carry.params), len(moment.carry.state)
-        self._spec, self._seen = moment.carry.state_spec, moment.seen
-        self._has_grads, self._parked = moment.grads is not None, parked
-
-    def fetched(self) -> Moment:
-        """Return the moment with its tensors on their own devices."""
-        leaves, (n, m) = self._parked.fetched(), self._sizes
-        carry = Carry(tuple(leaves[:n]), tuple(leaves[n : n + m]), self._spec)
-        return Moment(carry, self._seen, leaves[n + m :] if self._has_grads else None)
-
-
-class _Moments(dict[int, Any]):
-    """The moments that a run keeps, on the device or on the host."""
-
-    def __init__(self, *, host: bool) -> None:
-        super().__init__()
-        self._host = host
-
-    def keep(self, step: int, moment: Moment) -> None:
-        self[step] = moment.parked() if self._host else moment
-
-    def at(self, step: int) -> Moment:
-        found = self[step]
-        return found.fetched() if isinstance(found, ParkedMoment) else found
 
 
 class Run:
@@ -105,7 +53,7 @@ class Run:
         self.snapshots = min(snapshots, call.steps - call.first)
         self.outputs: Outputs  # the form of what `evaluate` returned
         self._seen: Surroundings  # at the start
-        self._moments = _Moments(host=call.host)
+        self._moments = Moments(host=call.host)
 
     # -- the run itself
 
@@ -305,7 +253,7 @@ class Run:
             if last not in self._places():
                 del moments[last]
         # Their places are needed for others; another backward pass starts from the first.
-        self._moments = _Moments(host=call.host)
+        self._moments = Moments(host=call.host)
         self._moments[call.first] = moments[call.first]
         here, position = moments.at(call.first), call.first
         for action, t in plan:

@@ -20,22 +20,23 @@ from torchopt.diff.explicit.adjoint import (
     pull_back_steps,
 )
 from torchopt.diff.explicit.call import Call, Hole
-from torchopt.diff.explicit.fingerprint import fingerprint, settings
+from torchopt.diff.explicit.fingerprint import fingerprint
 from torchopt.diff.explicit.forms import (
     WHERE,
     Form,
     Nothing,
     Pull,
+    call_key,
     distinct_tensors,
     filled,
-    fixed_leaves,
     form_key,
-    objects_of,
+    inputs_key,
     present,
     with_counts,
     with_ints,
 )
-from torchopt.diff.explicit.run import Moment, Run
+from torchopt.diff.explicit.moments import Moment
+from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.step import Aux, Carry, start, update
 from torchopt.diff.explicit.trace import Program, Words, make_program, make_trace, traced, versions
 from torchopt.diff.explicit.unrolled import Outputs
@@ -74,7 +75,7 @@ class TracedRun(Run):
         self._saved: dict[int, tuple[Pull, list[Tensor], list[int]]] = {}
         self._reach = fingerprint(call.loss, call.optimizer)
         self._versions = versions(self._reach.tensors)
-        self._common = self._common_key()
+        self._common = self._reach.key, compiled, call_key(call)
         self._adjoints: dict[Hashable, Program] = {}
         self._seeing = self._writes = self._uniform = False
         self._last: list[Tensor] = []
@@ -98,36 +99,8 @@ class TracedRun(Run):
             out[h.index] = AtStep({step: x}) if h.by_step else x
         return out
 
-    def _common_key(self) -> Hashable:
-        call = self.call
-        return (
-            self._reach.key,
-            fingerprint(*objects_of(call)).key,
-            settings(),
-            self._compiled,
-            call.derivative,
-            call.tasks,
-            (call.params.spec, call.params.orders),
-            len(call.blocks),
-            tuple((tree.spec, tree.orders, fixed_leaves(tree.leaves)) for tree in call.meta),
-        )
-
     def _key(self, carry: Carry, step: int) -> Hashable:
-        call, wanted, batch = self.call, set(self.call.wanted), self.call.batch(step)
-        inputs = [
-            (
-                x.shape[1:] if h.by_step else x.shape,
-                x.dtype,
-                x.device,
-                x.stride() if x.layout is torch.strided else x.layout,
-                h.by_step,
-                h.index in wanted,
-                call.dims[h.index],
-            )
-            for h, x in ((h, call.inputs[h.index]) for h in self._holes(step))
-        ]
-        held = batch.spec, batch.orders, fixed_leaves(batch.leaves)
-        return form_key(carry), held, tuple(inputs), self._common
+        return form_key(carry), inputs_key(self.call, self._holes(step), step), self._common
 
     def _make(self, function: Any, examples: Sequence[Tensor]) -> Program:
         call = self.call
