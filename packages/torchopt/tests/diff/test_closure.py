@@ -302,11 +302,8 @@ def by_an_out_argument(x, a):
     return torch.sub(x, a, out=x)
 
 
-@pytest.mark.parametrize(
-    ("residual", "message"),
-    [(by_an_augmented_argument, "modified inplace"), (by_an_out_argument, "out=... arguments")],
-)
-def test_what_writes_into_the_solution_never_gives_a_gradient_silently(residual, message):
+@pytest.mark.parametrize("residual", [by_an_augmented_argument, by_an_out_argument])
+def test_what_writes_into_the_solution_never_gives_a_gradient_silently(residual):
     a = tensor(2.0)
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         custom_root(residual, argnums=1)(lambda s, a: a.detach().clone())(None, a).backward()
