@@ -110,7 +110,10 @@ def meta_step() -> Any:
         return found
 
     assert distributed.get_backend() is None
-    return one_step()
+    try:
+        return one_step()
+    finally:
+        distributed.shutdown()  # or the world stays open for the tests that follow
 
 
 RETURNED: dict[str, tuple[type, Callable[[], Any]]] = {
