@@ -42,7 +42,7 @@ TOOLS = (
 
 TASKS = {
     "setup": "only set up .venv",
-    "demo": "run the main job on real data: tables and plots (--quick: under a minute)",
+    "demo": "run the main job on real data: tables and plots (--quick: two minutes)",
     "test": "run the C++ and the Python tests of both packages (further arguments go to pytest)",
     "lint": "check formatting and lint of Python and C++, and the links of Markdown files",
     "format": "rewrite Python and C++ files in the repository's layout",
