@@ -138,7 +138,7 @@ def learned_mlp(
 
     Raises:
         AssertionError: From `update`: no `params`.
-        TypeError: The weights are no dict.
+        TypeError: The weights are not a dict.
         ValueError: They are not those of such a network.
 
     References:
@@ -178,7 +178,7 @@ def learned_lstm(weights: Weights, *, step_scale: float | Tensor = 0.1) -> Gradi
         The transformation; `update` leaves its inputs alone.
 
     Raises:
-        TypeError: The weights are no dict.
+        TypeError: The weights are not a dict.
         ValueError: They are not those of such a network.
 
     References:
