@@ -141,11 +141,12 @@ def _why_not_compiled(error: BaseException) -> str:
 
 def draws_numbers(graph: torch.fx.GraphModule) -> bool:
     """Return whether a graph draws random numbers."""
-    return any(
-        torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        for node in graph.graph.nodes
-        if node.op == "call_function"
-    )
+    return any(map(_draws, graph.graph.nodes))
+
+
+def _draws(node: torch.fx.Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags
 
 
 def split_graph(
@@ -163,7 +164,7 @@ def split_graph(
         recompute: Whether the second computes again what takes views and elementwise operations
             alone, which a compiler fuses: fewer tensors are kept.
     """
-    nodes = list(graph.graph.nodes)[:-1]
+    *nodes, output = graph.graph.nodes
     arguments = [n for n in nodes if n.op == "placeholder"]
     given = [arguments[i] for i in cotangents]
     later = set(given)
@@ -171,7 +172,7 @@ def split_graph(
         if any(x in later for x in node.all_input_nodes):
             later.add(node)
     early = [n for n in nodes if n not in later and n.op != "placeholder"]
-    (results,) = next(iter(reversed(graph.graph.nodes))).args
+    (results,) = output.args
     wanted = [x for x in results[count:] if isinstance(x, torch.fx.Node)]
     read = [x for n in nodes if n in later for x in n.all_input_nodes]
     kept = dict.fromkeys(x for x in (*read, *wanted) if x not in later)
@@ -196,7 +197,7 @@ def _is_fused(node: torch.fx.Node) -> bool:
     schema, tags = getattr(node.target, "_schema", None), getattr(node.target, "tags", ())
     if node.op == "get_attr":
         return True
-    if schema is None or torch.Tag.nondeterministic_seeded in tags:
+    if schema is None or _draws(node):
         return False
     if torch.Tag.pointwise in tags or schema.name.removeprefix("aten::") in _FUSED:
         return True
@@ -259,9 +260,7 @@ def repeats_removed(graph: torch.fx.GraphModule) -> bool:
         return False
     known: dict[Any, torch.fx.Node] = {}
     for node in nodes:
-        if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(
-            node.target, "tags", ()
-        ):
+        if node.op != "call_function" or _draws(node):
             continue
         given = repr((node.args, node.kwargs))  # in which each node has a name of its own
         first = known.setdefault((node.target, given), node)
