@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 import torchopt
 from benchmarks.torchopt.implicit.rivals.torch_counters import (
     count_products,
     inner_problem,
+    logistic_loss,
     measure,
+    tensors,
 )
 from torchopt.diff.implicit import custom_fixed_point, custom_root
 from torchopt.linear_solve import CG, GMRES, Cholesky, NormalCG
@@ -22,17 +23,6 @@ from torchopt.solvers import Anderson
 
 DISTRIBUTIONS = ("torchopt", "optree", "torch")
 library: Any = torchopt
-
-
-def tensors(problem: Any) -> dict[str, Tensor]:
-    """Return the arrays of a problem as tensors."""
-    return {name: torch.from_numpy(x) for name, x in problem.items()}
-
-
-def logistic_loss(w: Tensor, theta: Tensor, X: Tensor, y: Tensor) -> Tensor:
-    """Return the objective of the logistic problem."""
-    fit = binary_cross_entropy_with_logits(X @ w, y, reduction="sum")
-    return fit + 0.5 * (theta.exp() * w * w).sum()
 
 
 def logistic(problem: Any) -> Any:

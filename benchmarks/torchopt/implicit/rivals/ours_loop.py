@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.torchopt.implicit.rivals.ours import DISTRIBUTIONS, library, ridge, tensors
+from benchmarks.torchopt.implicit.rivals.ours import DISTRIBUTIONS, library, ridge
+from benchmarks.torchopt.implicit.rivals.torch_counters import tensors
 
 __all__ = ["DISTRIBUTIONS", "library", "small_ridge"]
 

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 import torchopt
 from benchmarks.harness.case import UnsupportedError
 from benchmarks.torchopt.implicit.rivals.torch_counters import (
     count_products,
     inner_problem,
+    logistic_loss,
     measure,
+    tensors,
 )
 from torchopt.diff.implicit import custom_root
 from torchopt.linear_solve import solve_cg, solve_inv, solve_normal_cg
@@ -25,20 +26,11 @@ DISTRIBUTIONS = ("torchopt", "optree", "torch")
 library: Any = torchopt
 
 
-def _tensors(problem: Any) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(x) for name, x in problem.items()}
-
-
-def _logistic_loss(w: Tensor, theta: Tensor, X: Tensor, y: Tensor) -> Tensor:
-    fit = binary_cross_entropy_with_logits(X @ w, y, reduction="sum")
-    return fit + 0.5 * (theta.exp() * w * w).sum()
-
-
 def logistic(problem: Any) -> Any:
     """Differentiate the given minimum by conjugate gradients."""
-    data = _tensors(problem)
+    data = tensors(problem)
 
-    @custom_root(grad(_logistic_loss), argnums=1, solve=solve_cg(rtol=1e-8))
+    @custom_root(grad(logistic_loss), argnums=1, solve=solve_cg(rtol=1e-8))
     def solve(w: Tensor, theta: Tensor, X: Tensor, y: Tensor) -> Tensor:
         return w
 
@@ -52,7 +44,7 @@ def logistic(problem: Any) -> Any:
 
 def equilibrium(problem: Any) -> Any:
     """Solve by plain iteration and differentiate by normal conjugate gradients."""
-    data = _tensors(problem)
+    data = tensors(problem)
 
     def layer(z: Tensor, x: Tensor) -> Tensor:
         return torch.tanh(z @ data["W"].T + x)
@@ -84,7 +76,7 @@ def _ridge(w: Tensor, theta: Tensor, X: Tensor, y: Tensor) -> Tensor:
 
 def small_ridge(problem: Any) -> Any:
     """Solve and differentiate in a Python loop: it does not run under vmap."""
-    data = _tensors(problem)
+    data = tensors(problem)
     start = torch.zeros(5, dtype=torch.float64)
 
     def run() -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters of bytes and products for rivals on torch; and the inner problem of the memory table."""
+"""What rivals on torch share: counters of bytes and products, and problems."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.torchopt.dispatched import Dispatched
+
+
+def tensors(problem: Any) -> dict[str, Tensor]:
+    """Return the arrays of a problem as tensors."""
+    return {name: torch.from_numpy(x) for name, x in problem.items()}
+
+
+def logistic_loss(w: Tensor, theta: Tensor, X: Tensor, y: Tensor) -> Tensor:
+    """Return the objective of the logistic problem."""
+    fit = binary_cross_entropy_with_logits(X @ w, y, reduction="sum")
+    return fit + 0.5 * (theta.exp() * w * w).sum()
 
 
 def inner_problem() -> tuple[Any, Tensor, Tensor]:

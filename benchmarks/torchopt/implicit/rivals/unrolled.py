@@ -8,12 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.torchopt.implicit.rivals.ours import (
-    DISTRIBUTIONS,
-    library,
-    logistic_loss,
-    tensors,
-)
+from benchmarks.torchopt.implicit.rivals.ours import DISTRIBUTIONS, library
+from benchmarks.torchopt.implicit.rivals.torch_counters import logistic_loss, tensors
 
 __all__ = ["DISTRIBUTIONS", "equilibrium", "library", "logistic"]
 
