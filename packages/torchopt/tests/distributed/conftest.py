@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 multiprocessing.set_forkserver_preload(
     ["torch", "torchopt.distributed", "torch._dynamo", "torch.distributed.fsdp"]
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_folder_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No world leaves anything behind, however it ends."""
+    temporary = tmp_path_factory.mktemp("t")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(temporary))
+        patch.setattr(tempfile, "tempdir", str(temporary))
+        yield
+    assert list(temporary.glob("torchopt-*")) == []
 
 
 @pytest.fixture

@@ -770,11 +770,17 @@ def sub_groups() -> Any:
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def beats(folder: str) -> None:
-    """Say again and again that this process lives."""
-    path = Path(folder) / f"alive.{todist.get_rank()}"
-    for k in range(3000):
-        path.write_text(f"{os.getpid()} {k}")
-        time.sleep(0.1)
+    """Say that this process lives, then wait for another, compute or sleep, by rank."""
+    rank = todist.get_rank()
+    part = Path(folder) / f"part.{rank}"
+    part.write_text(str(os.getpid()))
+    part.rename(Path(folder) / f"alive.{rank}")
+    if rank == 0:
+        todist.TaskParallel([torch.ones(2, requires_grad=True)])
+    ends = time.monotonic() + PATIENCE
+    while rank == 1 and time.monotonic() < ends:
+        torch.ones(300, 300) @ torch.ones(300, 300)
+    time.sleep(PATIENCE)
 
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)

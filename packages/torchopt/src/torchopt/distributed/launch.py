@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torchopt.distributed import meeting
+from torchopt.distributed.folder import FOLDER, Folder
 from torchopt.distributed.raised import Raised
 from torchopt.errors import WorkerError
 
@@ -68,7 +70,7 @@ def spawn(
             f"`args`: expected a tuple of the arguments of `main`, got {type(args).__name__}; of "
             "one argument write (x,)."
         )
-    folder = meeting.private_folder()
+    folder = Folder()
     token = secrets.token_hex(32)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]  # for programs that open a world of torch themselves
@@ -84,7 +86,7 @@ def spawn(
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
                 "TORCHELASTIC_USE_AGENT_STORE": "False",
-                meeting.FOLDER: str(folder),
+                FOLDER: str(folder.path),
                 meeting.TOKEN: token,
                 **(env or {}),
             }
@@ -96,7 +98,7 @@ def spawn(
     finally:
         for worker in workers:
             worker.end()
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.leave()
     return [worker.result for worker in workers]
 
 
@@ -177,19 +179,22 @@ class _Worker:
         self.process.close()
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent is gone, for whatever reason."""
+def _end_with_parent(folder: str) -> None:
+    """End this process, and remove the folder, when its parent is gone, for whatever reason."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
-        sys.stderr.write(
-            f"{multiprocessing.current_process().name}: ends, spawn's caller is gone\n"
-        )
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # nobody reads any more
+            sys.stderr.write(
+                f"{multiprocessing.current_process().name}: ends, spawn's caller is gone\n"
+            )
         os._exit(1)
 
 
 def _child(variables: dict[str, str], payload: bytes, pipe: Any) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    leash = threading.Thread(target=_end_with_parent, args=(variables[FOLDER],), daemon=True)
+    leash.start()
     os.environ.update(variables)
     if "OMP_NUM_THREADS" in variables:
         import torch

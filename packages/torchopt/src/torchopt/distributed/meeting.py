@@ -15,10 +15,7 @@ import ipaddress
 import json
 import os
 import secrets
-import shutil
 import socket
-import stat
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -28,6 +25,7 @@ from typing import Any
 import torch.distributed as dist
 
 from torchopt.distributed.board import Board
+from torchopt.distributed.folder import FOLDER, Folder, place_of
 from torchopt.distributed.link import StrangerError, connect
 from torchopt.distributed.watch import Watch
 
@@ -37,11 +35,9 @@ __all__ = [
     "meet_at",
     "meet_by",
     "on_one_machine",
-    "private_folder",
 ]
 
 TOKEN = "TORCHOPT_TOKEN"  # a secret that is given to all processes of a world
-FOLDER = "TORCHOPT_FOLDER"  # where the processes of `spawn` meet
 
 
 def loopback_interface() -> str:
@@ -67,14 +63,19 @@ class Meeting:
 
     Attributes:
         watch: The connections.
-        folder: Where the processes of one machine keep files; None across machines.
+        held: Where the processes of one machine keep files; None across machines.
         store: Of torch, across machines; None on one.
     """
 
-    def __init__(self, watch: Watch, folder: Path | None, store: Any) -> None:
+    def __init__(self, watch: Watch, held: Folder | None, store: Any) -> None:
         self.watch = watch
-        self.folder = folder
+        self.held = held
         self.store = store
+
+    @property
+    def folder(self) -> Path | None:
+        """The path of the folder; None across machines."""
+        return None if self.held is None else self.held.path
 
     def file_store(self, name: str, size: int) -> Any:
         """Return a store of torch in the folder."""
@@ -82,47 +83,16 @@ class Meeting:
         stores: Any = dist  # the name is documented, and not in `__all__`
         return stores.FileStore(str(self.folder / name), size)
 
-    def end(self, orderly: bool) -> None:
-        """Leave the folder; the last process, or the hub of a lost world, removes it."""
-        if self.folder is None:
-            return
-        with contextlib.suppress(OSError):
-            (self.folder / f"doing.{self.watch.rank}").unlink()
-        lost = not orderly and self.watch.rank == self.watch.hub
-        with contextlib.suppress(FileNotFoundError):  # another process was the last
-            if lost or not any(self.folder.glob("doing.*")):
-                shutil.rmtree(self.folder, ignore_errors=True)
+    def end(self) -> None:
+        """Leave the folder; the last process removes it."""
+        if self.held is not None:
+            self.held.leave()
 
-
-def private_folder(path: Path | None = None) -> Path:
-    """Return a folder that only this user can read: a new one, or that at `path`, made if missing.
-
-    Raises:
-        PermissionError: It belongs to another user.
-    """
-    if path is None:
-        return Path(tempfile.mkdtemp(prefix="torchopt-", dir=os.environ.get(FOLDER)))
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    found = path.lstat()
-    owned = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-    if (
-        not stat.S_ISDIR(found.st_mode)
-        or not owned
-        or (os.name == "posix" and found.st_mode & 0o77)
-    ):
-        raise PermissionError(
-            f"{path}: expected a folder that only this user can read, found another one; remove it "
-            "or set TMPDIR"
-        )
-    return path
-
-
-def _place_without_launcher() -> Path:
-    """Return the file in which processes meet that know `MASTER_PORT` alone."""
-    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-    folder = private_folder(Path(tempfile.gettempdir()) / f"torchopt-of-{user}")
-    return folder / os.environ["MASTER_PORT"]
+    def forget(self) -> None:
+        """Release everything in a forked child, which is not a rank."""
+        self.watch.forget()
+        if self.held is not None:
+            self.held.forget()
 
 
 def meet_on_this_machine(rank: int, ranks: tuple[int, ...], timeout: float) -> Meeting:
@@ -139,14 +109,19 @@ def meet_on_this_machine(rank: int, ranks: tuple[int, ...], timeout: float) -> M
         return meet_at(
             find, lambda path: store.set("torchopt/hub", str(path)), rank, ranks, timeout
         )
-    place = _place_without_launcher()
-    return meet_at(lambda: place, lambda path: _point(place, path), rank, ranks, timeout)
+    place = place_of(os.environ["MASTER_PORT"])
+    try:
+        return meet_at(lambda: place, lambda path: _point(place, path), rank, ranks, timeout)
+    finally:
+        if rank == ranks[0]:  # everyone has come
+            place.unlink(missing_ok=True)
 
 
 def _point(place: Path, path: Path) -> None:
-    """Make `place` a copy of the file at `path`, in one step."""
-    part = place.with_name(f"{place.name}.{secrets.token_hex(4)}")
-    shutil.copyfile(path, part)
+    """Make `place` a copy of the file at `path`, in one step, for this user alone."""
+    part = place.with_name(f"{place.name}.{secrets.token_hex(8)}")
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(path.read_text())
     os.replace(part, place)
 
 
@@ -167,30 +142,28 @@ def meet_at(
         timeout: Seconds.
     """
     if rank == ranks[0]:
-        folder = private_folder()
+        held = Folder()
         token = os.environ.get(TOKEN) or secrets.token_hex(32)
         listener = socket.create_server(("127.0.0.1", 0), backlog=len(ranks))
-        record = {"port": listener.getsockname()[1], "token": token, "folder": str(folder)}
-        path = folder / "hub"
+        record = {"port": listener.getsockname()[1], "token": token, "folder": str(held.path)}
+        path = held.path / "hub"
         path.touch(mode=0o600)
         path.write_text(json.dumps(record))
-        board = Board(folder, rank)
+        board = Board(held.path, rank)
         watch = Watch(rank, ranks, timeout, token, listener=listener, board=board)
         publish(path)
         watch.wait_for_everyone(timeout)
-        return Meeting(watch, folder, None)
+        return Meeting(watch, held, None)
     deadline = time.monotonic() + timeout
     while True:
         try:
             # The file may be of an earlier run: the port is closed, or used by another program.
             path = find()
-            if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
+            if hasattr(os, "getuid") and path.lstat().st_uid != os.getuid():
                 raise StrangerError
             record = json.loads(path.read_text())
             address = ("127.0.0.1", int(record["port"]))
             token = os.environ.get(TOKEN) or str(record["token"])
-            folder = Path(record["folder"])
-            board = Board(folder, rank)
             link = connect(address, rank, ranks[0], token, timeout)
         except (OSError, ValueError, KeyError, StrangerError) as error:
             if time.monotonic() > deadline:
@@ -201,7 +174,9 @@ def meet_at(
                 ) from error
             time.sleep(0.02)
         else:
-            return Meeting(Watch(rank, ranks, timeout, token, hub=link, board=board), folder, None)
+            held = Folder(Path(record["folder"]))
+            board = Board(held.path, rank)
+            return Meeting(Watch(rank, ranks, timeout, token, hub=link, board=board), held, None)
 
 
 def meet_by(store: Any, host: str, rank: int, ranks: tuple[int, ...], timeout: float) -> Meeting:

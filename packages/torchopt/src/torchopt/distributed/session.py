@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 
 from torchopt.distributed import meeting
+from torchopt.distributed.folder import FOLDER
 from torchopt.distributed.meeting import Meeting
 from torchopt.distributed.watch import Watch
 from torchopt.torch_internals import abort_on
@@ -108,7 +109,7 @@ def _meet(rank: int, world_size: int, timeout: float) -> Meeting:
         met = meeting.meet_by(own, os.environ["MASTER_ADDR"], rank, ranks, timeout)
         met.store = store
         return met
-    if meeting.FOLDER not in os.environ and "MASTER_PORT" not in os.environ:
+    if FOLDER not in os.environ and "MASTER_PORT" not in os.environ:
         meeting.launcher_store(rank, world_size, timeout)  # raises, says what is missing
     lo = meeting.loopback_interface()
     for name in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
@@ -266,8 +267,8 @@ def _forget() -> None:
     _current = None
     _adopted.clear()
     for session in sessions:
-        if session.watch is not None:
-            session.watch.forget()
+        if session.meeting is not None:
+            session.meeting.forget()
 
 
 if hasattr(os, "register_at_fork"):
@@ -298,7 +299,7 @@ def _leave(session: Session) -> set[int]:
     if watch is not None:
         watch.close()
     if session.meeting is not None:
-        session.meeting.end(orderly)
+        session.meeting.end()
     return behind - {session.rank}
 
 

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder in which the processes of a world on one machine meet.
+
+Each of them holds a lock on a file in it. A lock ends with its process, however that ends: who can
+lock the file alone is the last one, and removes the folder. Where all processes were killed, the
+next world finds the folder and removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+__all__ = ["FOLDER", "Folder", "place_of"]
+
+FOLDER = "TORCHOPT_FOLDER"  # where the processes of `spawn` meet
+_HELD = "held"
+
+
+class Folder:
+    """A folder that only this user can read, held by this process.
+
+    Args:
+        path: A folder that another process holds; None: a new one.
+
+    Attributes:
+        path: Where it is.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._is_new = path is None
+        if path is not None:
+            self.path = path
+            self._lock = os.open(path / _HELD, os.O_RDWR)
+            _try_to_lock(self._lock, alone=False)
+            return
+        inside = os.environ.get(FOLDER)
+        if inside is None:
+            _sweep(Path(tempfile.gettempdir()))
+        self.path = Path(tempfile.mkdtemp(prefix="torchopt-", dir=inside))
+        part = self.path / f"{_HELD}.part"  # nobody finds the file before it is locked
+        self._lock = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        _try_to_lock(self._lock, alone=False)
+        part.rename(self.path / _HELD)
+
+    def leave(self) -> None:
+        """Hold the folder no longer; the last process removes it."""
+        is_last = _try_to_lock(self._lock, alone=True) if _has_locks() else self._is_new
+        if is_last:
+            shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+    def forget(self) -> None:
+        """Hold nothing, in a process that was forked from one that does."""
+        os.close(self._lock)
+
+
+def place_of(port: str) -> Path:
+    """Return the file in which processes meet that know a port alone."""
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    return Path(tempfile.gettempdir()) / f"torchopt-of-{user}-{port}"
+
+
+def _has_locks() -> bool:
+    return sys.platform != "win32"
+
+
+def _try_to_lock(file: int, *, alone: bool) -> bool:
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sweep(temporary: Path) -> None:
+    """Remove what worlds of this user have left all of whose processes were killed."""
+    if sys.platform == "win32":
+        return
+    for found in temporary.glob("torchopt-*"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            if found.lstat().st_uid != os.getuid() or found.is_symlink():
+                continue
+            if found.is_dir():
+                held = os.open(found / _HELD, os.O_RDWR)
+                try:
+                    if _try_to_lock(held, alone=True):
+                        shutil.rmtree(found, ignore_errors=True)
+                finally:
+                    os.close(held)
+            elif not Path(json.loads(found.read_text())["folder"]).exists():
+                found.unlink()

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a world is the user's alone, and goes with the last process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from torchopt.distributed import folder
+from torchopt.distributed.folder import Folder
+from torchopt.distributed.meeting import meet_on_this_machine
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="locks and permissions of POSIX")
+
+HOLD = """
+import sys
+from torchopt.distributed.folder import Folder
+held = Folder()
+sys.stdout.write(f"{held.path}\\n")
+sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    monkeypatch.delenv(folder.FOLDER, raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_the_last_one_that_leaves_removes_the_folder(temporary):
+    first = Folder()
+    assert first.path.parent == temporary
+    assert first.path.stat().st_mode & 0o77 == 0
+    second = Folder(first.path)
+    first.leave()
+    assert second.path.is_dir()
+    second.leave()
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_killed_processes_leave_is_removed_by_the_next_world(temporary):
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", HOLD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    left = Path(process.stdout.readline().strip())
+    stale = folder.place_of("1234")
+    stale.write_text(json.dumps({"folder": str(left)}))
+    others = temporary / "torchopt-notes"  # nothing of ours
+    others.mkdir()
+    Folder().leave()
+    assert left.is_dir()  # its process lives
+    assert stale.exists()
+    process.kill()
+    process.communicate()
+    Folder().leave()
+    Folder().leave()
+    assert list(temporary.iterdir()) == [others]
+
+
+def test_a_forked_child_holds_nothing(temporary):
+    held = Folder()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        held.forget()
+        os.read(reader, 1)
+        os._exit(0)
+    held.leave()
+    assert not held.path.exists()
+    os.write(writer, b".")
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_place_that_only_a_port_names_is_the_users_alone(temporary, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setenv("MASTER_PORT", "29123")
+    place = folder.place_of("29123")
+    target = temporary / "target"
+    target.write_text("of another program")
+    place.symlink_to(target)
+    met = meet_on_this_machine(0, (0,), 10.0)
+    assert target.read_text() == "of another program"
+    assert not place.is_symlink()
+    met.watch.close()
+    met.end()
+    assert list(temporary.iterdir()) == [target]
