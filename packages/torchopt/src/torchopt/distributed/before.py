@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A task is a function of the modules as they are at the beginning of a step.
 
-What it does to them is undone when it ends, in whatever way: exchanged parameters, modes, and the
-contents of buffers. The changes of buffers, such as the statistics of a batch norm, are collected:
+What it does to them is undone when it ends, in whatever way: exchanged parameters and sub-modules,
+modes, and the contents of parameters and buffers; if it raises, attributes and hooks as well. The
+changes of buffers, such as the statistics of a batch norm, are collected:
 after the step a buffer is what it was plus the weighted mean of its changes in all tasks (of
 integers, such as counts, the sum), at every number of ranks. Where the value before was not finite,
 such as the infinity that a minimum begins with, it is the weighted mean of what the tasks leave.
@@ -16,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchopt.distributed.contents import Contents, is_same, looked_at
 from torchopt.distributed.group import Group
 
 __all__ = ["Before", "unchanged"]
 
-_SMALL = 65536  # entries; statistics of a norm have no more
+# Of modules: parameters, buffers, sub-modules, hooks.
+_TABLES = frozenset(name for name, x in vars(nn.Module()).items() if isinstance(x, dict))
 
 
 class Before:
@@ -28,19 +31,32 @@ class Before:
 
     Args:
         modules: Those that tasks use.
+        params: What is differentiated.
+        kept: Memory for what parameters hold.
+        only_shards: See `Contents.keep`.
 
     Attributes:
         changes: Of each buffer, what the tasks of this process have added; None: nothing.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        params: Sequence[Tensor],
+        kept: Contents,
+        *,
+        only_shards: bool,
+    ) -> None:
         parts = [part for module in modules for part in module.modules()]
+        self._params = kept
+        kept.keep(params, parts, only_shards=only_shards)
+        self._attributes = [(part, _attributes(part)) for part in parts]
         self._modes = [(part, part.training) for part in parts]
         # The dictionaries themselves may be exchanged, too.
         self._tables: list[tuple[nn.Module, str, dict[str, Any]]] = []
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
         for part in parts:
-            for kind in ("_parameters", "_buffers"):
+            for kind in ("_parameters", "_buffers", "_modules"):
                 if part.__dict__[kind]:
                     self._tables.append((part, kind, dict(part.__dict__[kind].items())))
             self._buffers += [(part, key, x) for key, x in part._buffers.items() if x is not None]
@@ -57,6 +73,7 @@ class Before:
     def take(self, weight: float) -> list[Tensor | None]:
         """Return the weighted changes of the buffers by a task that ended, and undo them."""
         if not self._modes:
+            self._params.put_back()
             return []
         with torch.no_grad():
             return self._take(weight)
@@ -119,20 +136,38 @@ class Before:
         kept = unchanged(self._contents[k])
         return kept if change is None else change + kept
 
+    def end(self) -> None:
+        """Raise if a task that ended has left something that cannot be undone."""
+        self._params.require_unchanged()
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put everything back after a task that raised."""
+        for part, attributes in self._attributes:
+            own = part.__dict__
+            for name in [name for name in own if name not in attributes]:
+                del own[name]
+            for name, (value, entries) in attributes.items():
+                own[name] = value
+                if entries is not None:
+                    _put(value, entries)
+        for (_, _, x), before in zip(self._buffers, self._contents):
+            if not is_same(x, before):
+                x.copy_(before)
+        self._params.put_all_back()
+        self.restore()
+
     @torch.no_grad()
     def restore(self) -> None:
         """Put the modules back."""
         for part, kind, entries in self._tables:
             table = part.__dict__[kind]
-            if len(table) != len(entries) or any(table.get(k) is not x for k, x in entries.items()):
-                for key in [key for key in table if key not in entries]:
-                    del table[key]
-                for key, x in entries.items():
-                    table[key] = x
+            _put(table, entries)
         for k, (_, _, x) in enumerate(self._buffers):
             if self._is_written(k, x):
                 x.copy_(self._contents[k])
                 self._versions[k] = x._version
+        self._params.put_back()
         for part, training in self._modes:
             if part.training != training:
                 part.training = training
@@ -141,7 +176,7 @@ class Before:
         # torch's batch norm writes its statistics without incrementing the version counter.
         if x._version != self._versions[k]:
             return True
-        return x.numel() <= _SMALL and not torch.equal(x, self._contents[k])
+        return not torch.equal(looked_at(x), looked_at(self._contents[k]))
 
     @torch.no_grad()
     def deliver(self) -> None:
@@ -155,6 +190,20 @@ class Before:
             else:
                 change = change.to(x.dtype)
                 x.copy_(torch.where(before.isfinite(), before + change, change))
+
+
+def _put(table: dict[Any, Any], entries: dict[Any, Any]) -> None:
+    """Let a table have these entries, in this order: it is that of the parameters."""
+    pairs = zip(table.items(), entries.items())
+    if len(table) != len(entries) or any(j != k or x is not y for (j, x), (k, y) in pairs):
+        table.clear()
+        table.update(entries)
+
+
+def _attributes(part: nn.Module) -> dict[str, tuple[Any, dict[Any, Any] | None]]:
+    """Return what a module holds, and the entries of its tables."""
+    own = part.__dict__
+    return {name: (x, dict(x) if name in _TABLES else None) for name, x in own.items()}
 
 
 def unchanged(x: Tensor) -> Tensor:

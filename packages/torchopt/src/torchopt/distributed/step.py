@@ -90,11 +90,12 @@ class Step:
         self.weights = [1.0 / total] * n if weights is None else [w / total for w in weights]
         self.signature = Signature(engine, self.params, n, weights)
         self.name = f"the sum of step {engine.steps + 1}"
-        self.before = Before(engine.modules)
+        self.before = Before(engine.modules, params, engine.contents, only_shards=engine.is_fsdp)
         shares = [share_of(n, rank, self.group.size) for rank in range(self.group.size)]
         self.owners = [rank for rank, share in enumerate(shares) for _ in share]
         self._uniform = weights is None
         self._is_static = engine.schedule == "static" or self.group.size == 1
+        self._drawn = 0  # of the tasks, as far as this rank knows
         self._done: list[range] = []  # pieces of the tasks
         self._losses: list[Tensor] = []  # of each piece
         self._error: Raised | None = None
@@ -121,8 +122,8 @@ class Step:
                 self._tell_alone(error)
                 raise
         except BaseException as error:
+            self.before.undo()
             gradients.abandon()
-            self.before.restore()
             self._tell_if_fatal(error, None)
             raise
         finally:
@@ -165,33 +166,62 @@ class Step:
                     with self.group.task(name, self.engine.timeout):
                         if seed_all is not None:
                             seed_all(member_seed(family, piece[0]))
-                        is_single = len(piece) == 1
-                        loss = (
-                            self._loss(self._tasks[piece[0]])
-                            if is_single
-                            else self._together(piece)
-                        )
+                        loss = self._loss_of(piece)
                         if not loss.requires_grad:
                             tasks = name.partition(" of ")[0]
                             raise NotDifferentiableError(
                                 f"`task_loss`: the loss of {tasks} depends on no parameter."
                             )
-                        if is_single:
+                        if len(piece) == 1:
                             gradients.add(piece[0], loss, self.weights[piece[0]], is_last)
                         else:
                             gradients.add(piece[0], self._weighted(loss, piece), 1.0, is_last)
                     self._losses.append(loss.detach())
                     self._done.append(piece)
                 except Exception as error:
-                    watch = None if self.group.session is None else self.group.session.watch
-                    if watch is None or error is watch.failure:
-                        raise
-                    self._error = Raised(error, self.group.world_rank, name)
-                    self.before.restore()
-                    return  # the others learn of it at the end of the step
+                    self._fail(error, name)
+                    return
                 except BaseException as error:  # ends this process: no rank must wait for it
                     self._tell_if_fatal(error, name)
                     raise
+            try:
+                self.before.end()
+            except TypeError as error:
+                self._fail(error, f"the tasks of step {self.engine.steps + 1}")
+
+    def _fail(self, error: Exception, name: str) -> None:
+        """Undo what the tasks have done; the others learn of it at the end of the step."""
+        watch = None if self.group.session is None else self.group.session.watch
+        if watch is None or error is watch.failure:
+            raise error
+        self._error = Raised(error, self.group.world_rank, name)
+        self.before.undo()
+
+    def _loss_of(self, piece: range) -> Tensor:
+        """Return the loss of tasks, which find no `.grad` and leave none."""
+        grads = [p.grad for p in self.params]
+        for p, g in zip(self.params, grads):
+            if g is not None:
+                p.grad = None
+        left: list[Tensor | None] = []
+        try:
+            is_single = len(piece) == 1
+            loss = self._loss(self._tasks[piece[0]]) if is_single else self._together(piece)
+            left = [p.grad for p in self.params]
+        except BaseException:
+            self.before.undo()
+            raise
+        finally:
+            for p, g in zip(self.params, grads):
+                if p.grad is not g:
+                    p.grad = g
+        if any(g is not None and bool((g != 0).any()) for g in left):
+            raise TypeError(
+                "`task_loss`: expected a task that leaves no `.grad` behind, got one that called "
+                "backward(); return the whole loss, and take inner gradients by "
+                "torch.autograd.grad, or call zero_grad() after them"
+            )
+        return loss
 
     def _name_of(self, piece: range) -> str:
         if len(piece) == 1:
@@ -212,7 +242,8 @@ class Step:
                 yield piece, _yes if piece[-1] == mine[-1] else _no
             return
         started, done = time.perf_counter(), [0]
-        chunk = self._draw(0.0)
+        chunk = range(min(n, self.group.rank), min(n, self.group.rank + 1))  # needs no counter
+        self._drawn = min(n, size)
         while chunk:
             following: list[range] = []
 
@@ -229,14 +260,14 @@ class Step:
     def _draw(self, seconds: float) -> range:
         """Return the next tasks of a rank: one, or several if each takes only `seconds`."""
         n, count = self.tasks, 1
+        if n <= self.group.size:
+            return range(0)
         if 0.0 < seconds < _SHORT:
             share = (n - self._drawn) // (2 * self.group.size)
             count = int(max(_SHORT / seconds, min(_LONG / seconds, share)))
-        first = self.group.draw(self._counter, count)
+        first = self.group.size + self.group.draw(self._counter, count)
         self._drawn = min(n, first + count)
         return range(min(n, first), self._drawn)
-
-    _drawn = 0
 
     def _together(self, piece: range) -> Tensor:
         """Return the losses of some tasks, `[tasks]`, by vmap."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from torchopt.distributed.arguments import checked_weights
 from torchopt.distributed.buckets import filled
+from torchopt.distributed.contents import Contents
 from torchopt.distributed.gradients import is_small
 from torchopt.distributed.group import Group
 from torchopt.distributed.session import DEFAULT_TIMEOUT
@@ -54,6 +55,10 @@ class TaskParallel:
         optimizer.step()                           # on every rank
 
     In a world of one process it does the same without any communication.
+
+    A task is a function of the parameters as they are at the beginning of a step: what it writes
+    into them, exchanges or freezes is undone when it ends, at the cost of a copy of the parameters
+    (of frozen ones, if they have at most 64 MiB). It finds no `.grad`, and leaves none.
 
     Gradients do not depend on the number of ranks, but for the rounding of sums: 1e-12 relative in
     float64. With `deterministic=True` they do not depend on it at all, bit for bit, as long as
@@ -139,6 +144,7 @@ class TaskParallel:
         self.tasks_at_once = tasks_at_once
         self.steps = 0
         self.attempts = 0
+        self.contents = Contents()
         self._held = tree_leaves(params)
         self._form = _Form([], 0, is_small=False, sparse=[], fill=[])
         self.modules = [x for x in self._held if isinstance(x, nn.Module)]

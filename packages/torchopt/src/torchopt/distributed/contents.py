@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the parameters hold before a step, so that what a task writes into them can be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from torchopt.distributed.signature import local_part
+
+__all__ = ["Contents", "is_same", "looked_at"]
+
+_FROZEN = 64 * 2**20  # bytes of frozen parameters that are copied at each step
+_SMALL = 65536  # entries; of larger tensors
+_FIRST = 4096  # so many are compared after a step that has gone well
+
+
+class Contents:
+    """Copies of parameters, in memory that is used again at each step."""
+
+    def __init__(self) -> None:
+        self._held: list[Tensor] = []
+        self._parts: list[Tensor] = []  # what is held here: of DTensors the shards
+        self._copies: list[Tensor] = []
+        self._versions: list[int] = []
+        self._flags: list[bool] = []
+
+    @torch.no_grad()
+    def keep(
+        self, params: Sequence[Tensor], parts: Iterable[nn.Module], *, only_shards: bool
+    ) -> None:
+        """Remember what parameters hold now.
+
+        Args:
+            params: What is differentiated.
+            parts: Modules, whose frozen parameters are kept as well unless they are many.
+            only_shards: Whether whole tensors are made from shards, for as long as they are used.
+        """
+        held = list({id(p): p for p in [*params, *_frozen(parts)]}.values())
+        if only_shards:
+            held = [p for p in held if hasattr(p, "to_local")]
+        self._parts = [local_part(p) for p in held]
+        if len(self._copies) == len(held) and all(map(_fits, self._copies, self._parts)):
+            torch._foreach_copy_(self._copies, self._parts)
+        else:
+            self._copies = [x.detach().clone() for x in self._parts]
+        self._held = held
+        self._versions = [x._version for x in self._parts]
+        self._flags = [p.requires_grad for p in held]
+
+    def put_back(self) -> None:
+        """Undo what was written, as far as version counters say."""
+        self._restore(
+            [k for k, (x, n) in enumerate(zip(self._parts, self._versions)) if x._version != n]
+        )
+
+    def put_all_back(self) -> None:
+        """Undo whatever was changed."""
+        self._restore(self._changed(lambda x: x))
+
+    def require_unchanged(self) -> None:
+        """Raise if something was written that version counters do not know of, through `.data`."""
+        changed = self._changed(looked_at)
+        if changed:
+            x = self._held[changed[0]]
+            raise TypeError(
+                "`task_loss`: expected a task that leaves parameters alone, got one that wrote to "
+                f"a tensor of shape {list(x.shape)} through `.data`; write under torch.no_grad(), "
+                "then it is undone when the task ends"
+            )
+
+    @torch.no_grad()
+    def _changed(self, part: Callable[[Tensor], Tensor]) -> list[int]:
+        pairs = enumerate(zip(self._parts, self._copies))
+        return [k for k, (x, y) in pairs if not (_fits(x, y) and is_same(part(x), part(y)))]
+
+    @torch.no_grad()
+    def _restore(self, which: Sequence[int]) -> None:
+        for k in which:
+            x, copy = self._parts[k], self._copies[k]
+            if _fits(x, copy):
+                x.copy_(copy)
+            else:
+                x.data = copy.clone()
+            self._versions[k] = x._version
+        for p, flag in zip(self._held, self._flags):
+            if p.requires_grad != flag:
+                p.requires_grad_(flag)
+
+
+def _frozen(parts: Iterable[nn.Module]) -> list[Tensor]:
+    found = [p for part in parts for p in part._parameters.values() if p is not None]
+    frozen: list[Tensor] = [p for p in found if not p.requires_grad and not nn.parameter.is_lazy(p)]
+    size = sum(p.numel() * p.element_size() for p in frozen)
+    return frozen if size <= _FROZEN else []
+
+
+def looked_at(x: Tensor) -> Tensor:
+    """Return the part of a tensor that shows whether somebody has written to it."""
+    return x if x.numel() <= _SMALL or not x.is_contiguous() else x.view(-1)[:_FIRST]
+
+
+def _fits(x: Tensor, y: Tensor) -> bool:
+    return (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device)
+
+
+def is_same(x: Tensor, y: Tensor) -> bool:
+    """Return whether two tensors hold the same, values that are not numbers included."""
+    return torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all())

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a task does to parameters and modules ends with it, whether it raises or not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import undo_programs as programs
+from distributed_programs import make_tasks
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_whatever_a_task_that_raises_has_changed_is_put_back(world, n, everywhere, deterministic):
+    options = {"deterministic": deterministic}
+    for found in world(programs.changes_of_a_task_that_raises, n, everywhere, options):
+        for name, (told, is_as_before, off) in found.items():
+            assert (name, told, is_as_before) == (name, "raised", True)
+            assert off < 1e-14, name
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("schedule", ["static", "dynamic"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_tasks_that_adapt_parameters_in_place_are_alike_at_every_world_size(
+    world, n, schedule, deterministic
+):
+    grads, losses = programs.adapted_reference(make_tasks(5))
+    options = {"schedule": schedule, "deterministic": deterministic}
+    for found in world(programs.adapted_in_place, n, options):
+        for got, got_losses, kept in found.values():
+            assert kept
+            torch.testing.assert_close(got_losses, losses, rtol=1e-13, atol=0)
+            for a, b in zip(got, grads):
+                assert b.abs().max() > 1e-3
+                torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_what_cannot_be_undone_task_by_task_is_refused(world, n):
+    words = {"write": "through `.data`", "leave": "no `.grad` behind"}
+    for found in world(programs.what_cannot_be_undone, n):
+        for name, (told, grad, kept) in found.items():
+            text = told if isinstance(told, str) else told[3]
+            assert words[name.split()[0]] in text, name
+            assert grad is None
+            assert kept
