@@ -370,3 +370,26 @@ def test_a_product_is_that_with_the_hessian_and_its_error_is_judged(gradients):
     judge.note(torch.tensor(2e-6, dtype=torch.float64), [d / d.norm()])
     with pytest.raises(GradientMismatchError, match="estimated error of 2e-06"):
         judge.settle()
+
+
+def test_implicit_differences_see_the_random_numbers_of_one_evaluation() -> None:
+    generator = torch.Generator().manual_seed(5)
+
+    def loss(w: Tensor, x: Tensor, penalty: Tensor) -> Tensor:
+        kept = torch.rand(6, generator=generator, dtype=torch.float64) < 0.7
+        noise = torch.nn.functional.dropout(torch.ones(6, dtype=torch.float64), 0.3)
+        error = torch.tanh(x @ w) * kept * noise - 0.3
+        return (error**2).mean() + penalty * (w**2).sum()
+
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    penalty = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    found = []
+    for derivative in ("reverse", "differences"):
+        torch.manual_seed(1)
+        generator.manual_seed(5)
+        inner = Implicit(
+            loss, torchopt.sgd(0.3), steps=4, derivative=derivative, solve=CG(rtol=1e-9)
+        )
+        result = inner(torch.zeros(3, dtype=torch.float64), x, penalty)
+        found.append(torch.autograd.grad(result.params.sum(), penalty)[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-7, atol=0)

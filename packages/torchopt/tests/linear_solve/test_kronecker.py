@@ -250,3 +250,41 @@ def test_frozen_layers_may_be_left_out_of_the_trees() -> None:
 def test_outputs_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected outputs \[samples, classes\]"):
         kronecker(nn.Linear(3, 3).double(), CROSS_ENTROPY, draw(5, 2, 3), torch.zeros(5), ridge=0.1)
+
+
+def test_a_network_that_draws_random_numbers_is_refused_and_draws_none() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2)).double()
+    x, y = draw(6, 3), draw(6, 2)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"draws random numbers.*module.eval\(\)"):
+        kronecker(net, squared, x, y, ridge=0.1)
+    assert torch.equal(torch.get_rng_state(), before)
+    kronecker(net.eval(), squared, x, y, ridge=0.1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("where", ["inputs", "targets", "parameters"])
+def test_a_curvature_that_is_not_finite_is_refused(where: str) -> None:
+    net, x, y = nn.Linear(3, 2).double(), torch.ones(6, 3).double(), torch.ones(6, 2).double()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return ((output - target) ** 4).sum()
+
+    broken = {"inputs": x, "targets": y, "parameters": net.weight}[where]
+    broken.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="expected a finite curvature"):
+        kronecker(net, loss, x, y, ridge=0.1)
+
+
+def test_half_precision_has_the_factors_of_single() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).bfloat16()
+    x, y = draw(20, 3).bfloat16(), draw(20, 2).bfloat16()
+    v = {k: torch.randn_like(p) for k, p in net.named_parameters()}
+    half = kronecker(net, squared, x, y, ridge=0.5)(v)
+    assert all(u.dtype is torch.bfloat16 for u in half.values())
+    single = kronecker(net.float(), squared, x.float(), y.float(), ridge=0.5)(
+        {k: u.float() for k, u in v.items()}
+    )
+    torch.testing.assert_close(flat(half).float(), flat(single), rtol=0.05, atol=0.05)

@@ -22,6 +22,7 @@ from torchopt.linear_solve import (
     Diagonal,
     Jacobi,
     LinearOperator,
+    LinearSolveError,
     LinearSolveWarning,
     Neumann,
     NormalCG,
@@ -342,3 +343,15 @@ def test_tiny_and_huge_operators_are_not_called_singular(iterative):
         if found.status == Status.CONVERGED:
             rest = b - matrix(tags, torch.float32) @ found.value
             assert torch.linalg.vector_norm(rest) < 1e-4 * torch.linalg.vector_norm(b)
+
+
+def test_what_the_solver_ignores_is_ignored_unless_the_call_says_otherwise():
+    A, b = torch.eye(3, dtype=torch.float64), torch.full((3,), torch.nan, dtype=torch.float64)
+    for solver in (CG(on_fail="ignore"), Neumann(on_fail="ignore"), Auto(on_fail="ignore")):
+        found = linear_solve(A, b, solver)
+        assert Status(int(found.status)) is Status.NON_FINITE
+        with pytest.raises(LinearSolveError):
+            linear_solve(A, b, solver, on_fail="raise")
+    for solver in (CG(), CG(on_fail="warn"), Auto()):
+        with pytest.raises(LinearSolveError):
+            linear_solve(A, b, solver)

@@ -245,20 +245,24 @@ class Surroundings:
 
         return frozen
 
-    def replayed(self) -> contextlib.AbstractContextManager[None]:
+    def replayed(self, *, anew: bool = False) -> contextlib.AbstractContextManager[None]:
         """Return a context with everything as it was, which leaves no trace.
 
         The first one leaves a trace after all: a source of random numbers that was not used
         meanwhile advances, as in a single evaluation. Sources that were not used in the first
         context are left alone in the next.
+
+        Args:
+            anew: Random numbers are drawn anew, and leave a trace.
         """
-        if self._sources or self._states or self._slots or self._contents:
-            return self._replayed()
+        sources = [] if anew else self._sources
+        if sources or self._states or self._slots or self._contents:
+            return self._replayed(sources, first=self._fresh and not anew)
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def _replayed(self) -> Iterator[None]:
-        present = [source.get() for source in self._sources]
+    def _replayed(self, sources: list[Source], *, first: bool) -> Iterator[None]:
+        present = [source.get() for source in sources]
         with contextlib.ExitStack() as stack:
             for state in self._states:
                 stack.callback(state.put())
@@ -267,12 +271,12 @@ class Surroundings:
             if self._slots:
                 stack.callback(self._take_away, [slot.read() for slot in self._slots])
                 self._write_slots([slot.value for slot in self._slots])
-            for source, now in zip(self._sources, present):
-                if not (self._fresh and source.is_at(now)):
+            for source, now in zip(sources, present):
+                if not (first and source.is_at(now)):
                     stack.callback(source.set, now)
                 source.set(source.state)
             yield
-            if self._fresh:
+            if first and self._fresh:
                 self._sources = [s for s in self._sources if not s.is_at(s.get())]
                 self._fresh = False
 

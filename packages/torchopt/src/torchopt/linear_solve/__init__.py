@@ -24,6 +24,7 @@ from torchopt.linear_solve.result import (
     Status,
 )
 from torchopt.linear_solve.solver import Solver, linear_solve
+from torchopt.linear_solve.stochastic import StochasticGradient, StochasticNeumann
 from torchopt.linear_solve.warm_start import WarmStart
 
 __all__ = [
@@ -49,6 +50,8 @@ __all__ = [
     "Solver",
     "Stats",
     "Status",
+    "StochasticGradient",
+    "StochasticNeumann",
     "Tag",
     "Triangular",
     "WarmStart",

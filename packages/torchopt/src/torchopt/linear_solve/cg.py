@@ -181,7 +181,7 @@ def _normal(operator: BoundOperator) -> BoundOperator:
     def mv(v: Tensor) -> Tensor:
         return operator.rmv(operator.mv(v))
 
-    return replace(operator, mv=mv, rmv=mv)
+    return replace(operator, mv=mv, rmv=mv, again=None)
 
 
 def solve_cg(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchopt.linear_solve.layout import Layout
-from torchopt.linear_solve.operator import BoundOperator
+from torchopt.linear_solve.operator import BoundOperator, FlatMap
 from torchopt.linear_solve.preconditioners import (
     FlatPreconditioner,
     Nystrom,
@@ -94,14 +94,14 @@ def widened(operator: BoundOperator, like: Tensor) -> BoundOperator:
     if wide(like) is like:
         return operator
 
-    def through(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def scaled(v: Tensor) -> Tensor:
+    def scaled(product: FlatMap, _: bool) -> FlatMap:
+        def widened_product(v: Tensor) -> Tensor:
             scale = unit(v)
             return product((v / scale).to(like.dtype)).to(v.dtype) * scale
 
-        return scaled
+        return widened_product
 
-    return replace(operator, mv=through(operator.mv), rmv=through(operator.rmv))
+    return operator.through(scaled)
 
 
 def quotient(a: Tensor, b: Tensor) -> Tensor:
@@ -261,7 +261,7 @@ class IterativeSolver(Solver):
             on the CPU, after 16 elsewhere, where the question costs a synchronisation. 0: never,
             all `maxiter` iterations run (entries that are done no longer change).
         on_fail: What to do with an unconverged answer: "raise", "warn" or "ignore". `linear_solve`
-            has its own.
+            has its own, and ignores what the solver ignores.
         estimate_condition: Compute `Stats.condition` from the coefficients of the iteration: no
             further product, O(k³) operations for k iterations.
     """

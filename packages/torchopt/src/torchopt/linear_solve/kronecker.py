@@ -16,12 +16,15 @@ which is the nearest matrix of that form. Both are inverted with the ridge added
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from torchopt.linear_solve.iterate import wide
 
 __all__ = ["Kronecker", "kronecker"]
 
@@ -41,8 +44,8 @@ class _Block:
         v = w.reshape(len(w), -1)
         if self.bias is not None:
             v = torch.cat([v, tree[self.bias].unsqueeze(1)], 1)
-        left, right, scale = (x.to(w) for x in (self.left, self.right, self.scale))
-        v = left @ ((left.mT @ v @ right) / scale) @ right.mT
+        left, right, scale = (x.to(wide(w)) for x in (self.left, self.right, self.scale))
+        v = (left @ ((left.mT @ wide(v) @ right) / scale) @ right.mT).to(w.dtype)
         if self.bias is None:
             return {self.weight: v.reshape(w.shape)}
         return {self.weight: v[:, :-1].reshape(w.shape), self.bias: v[:, -1]}
@@ -104,7 +107,8 @@ def kronecker(
 
     Raises:
         TypeError: A parameter of another kind of layer, or of two layers.
-        ValueError: A ridge that is not positive, no samples, outputs of another shape.
+        ValueError: A ridge that is not positive, no samples, outputs of another shape, a network
+            that draws random numbers, a curvature that is not finite.
 
     Example:
         >>> import torch
@@ -145,9 +149,9 @@ def kronecker(
         return keep
 
     handles = [layer.register_forward_hook(hook(name)) for name, layer in layers]
+    buffers = {name: b.clone() for name, b in module.named_buffers()}  # as of a BatchNorm
     try:
-        with torch.enable_grad():
-            buffers = {name: b.clone() for name, b in module.named_buffers()}  # as of a BatchNorm
+        with torch.enable_grad(), _drawing_nothing(inputs.device):
             outputs = torch.func.functional_call(module, buffers, (inputs,))
     finally:
         for handle in handles:
@@ -167,7 +171,10 @@ def kronecker(
     slopes: list[list[Tensor]] = [[] for _ in layers]
     for column in roots.unbind(-1):
         found = torch.autograd.grad(
-            outputs, [made[name][0] for name, _ in layers], column, retain_graph=True
+            outputs,
+            [made[name][0] for name, _ in layers],
+            column.to(outputs.dtype),
+            retain_graph=True,
         )
         for per_layer, (_, layer), g in zip(slopes, layers, found):
             per_layer.append(_of_outputs(layer, g))
@@ -176,6 +183,38 @@ def kronecker(
         for (name, layer), a, g in zip(layers, rows, slopes)
     ]
     return Kronecker(tuple(blocks))
+
+
+@contextlib.contextmanager
+def _drawing_nothing(device: torch.device) -> Iterator[None]:
+    """Return a context that raises if random numbers were drawn in it, and takes them back."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        before = _generators(device)
+        yield
+        drawn = not all(map(torch.equal, before, _generators(device)))
+    if drawn:
+        raise ValueError(
+            "kronecker: module: expected a network whose outputs depend on its inputs alone, got "
+            "one that draws random numbers, as dropout does in training mode; call module.eval()."
+        )
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state(device))
+    return states
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    if not bool(matrix.isfinite().all()):
+        raise ValueError(
+            "kronecker: expected a finite curvature, got NaN or infinity; check the inputs, the "
+            "targets and the parameters."
+        )
+    values, vectors = torch.linalg.eigh(matrix)
+    return values, vectors
 
 
 def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -204,8 +243,8 @@ def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def _roots(loss: Callable[[Tensor, Any], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
     """Return S with S S' the curvature of each sample's loss, `[samples, classes, columns]`."""
-    hessians = torch.func.vmap(torch.func.hessian(loss))(outputs, targets)
-    values, vectors = torch.linalg.eigh(hessians)
+    hessians = torch.func.vmap(torch.func.hessian(loss))(wide(outputs), targets)
+    values, vectors = _eigh(hessians)
     roots: Tensor = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
     return roots
 
@@ -233,9 +272,10 @@ def _block(
     name: str, layer: nn.Module, a: Tensor, g: Tensor, samples: int, ridge: float, corrected: bool
 ) -> _Block:
     """Return the inverse of one layer; a is `[samples, positions, n]`, g has columns before it."""
+    a, g = wide(a), wide(g)  # LAPACK has no half precision
     flat_a, flat_g = a.flatten(0, 1), g.flatten(0, 2)
-    values_a, right = torch.linalg.eigh(flat_a.mT @ flat_a / samples)
-    values_g, left = torch.linalg.eigh(flat_g.mT @ flat_g / len(flat_a))
+    values_a, right = _eigh(flat_a.mT @ flat_a / samples)
+    values_g, left = _eigh(flat_g.mT @ flat_g / len(flat_a))
     if corrected:
         squares_a = (flat_a @ right) ** 2
         squares_g = ((g @ left) ** 2).sum(0).flatten(0, 1)

@@ -76,6 +76,7 @@ class BoundOperator:
         layout: The trees that the vectors stand for.
         tags: What is known of A.
         adjoint: A is the adjoint of the operator that was made first.
+        again: Binds the operator again; None: it is always the same.
     """
 
     mv: FlatMap
@@ -83,12 +84,36 @@ class BoundOperator:
     layout: Layout
     tags: frozenset[Tag] = frozenset()
     adjoint: bool = False
+    again: Callable[[], BoundOperator] | None = None
 
     @property
     def T(self) -> BoundOperator:  # noqa: N802 - as in torch
         """Aᴴ."""
-        tags = _transposed_tags(self.tags)
-        return replace(self, mv=self.rmv, rmv=self.mv, tags=tags, adjoint=not self.adjoint)
+        return replace(
+            self,
+            mv=self.rmv,
+            rmv=self.mv,
+            tags=_transposed_tags(self.tags),
+            adjoint=not self.adjoint,
+            again=None if self.again is None else lambda: self.fresh().T,
+        )
+
+    def fresh(self) -> BoundOperator:
+        """Return the operator bound again: one that draws random numbers draws new ones."""
+        return self if self.again is None else self.again()
+
+    def through(self, change: Callable[[FlatMap, bool], FlatMap]) -> BoundOperator:
+        """Return the operator with its products changed.
+
+        Args:
+            change: From a product, and whether it is that with Aᴴ, to another product.
+        """
+        return replace(
+            self,
+            mv=change(self.mv, False),
+            rmv=change(self.rmv, True),
+            again=None if self.again is None else lambda: self.fresh().through(change),
+        )
 
     @property
     def size(self) -> int:
@@ -114,8 +139,8 @@ class BoundOperator:
         """Return A + ridge I."""
         if ridge is None:
             return self
-        mv, rmv, back = self.mv, self.rmv, _conjugate(ridge)
-        return replace(self, mv=lambda v: mv(v) + ridge * v, rmv=lambda v: rmv(v) + back * v)
+        both = ridge, _conjugate(ridge)
+        return self.through(lambda product, adjoint: lambda v: product(v) + both[adjoint] * v)
 
 
 def _bind_function(
@@ -276,8 +301,11 @@ class LinearOperator:
 
     def bound(self, params: Tensors | None = None) -> BoundOperator:
         """Return the operator on vectors for these parameters, by default its own."""
-        mv, rmv = self.bind(*(self.params if params is None else params))
-        return BoundOperator(mv, rmv, self.layout, self.tags, self.adjoint)
+        given = self.params if params is None else params
+        mv, rmv = self.bind(*given)
+        return BoundOperator(
+            mv, rmv, self.layout, self.tags, self.adjoint, lambda: self.bound(given)
+        )
 
     def mv(self, tree: Any) -> Any:
         """Return A v for a tree v."""

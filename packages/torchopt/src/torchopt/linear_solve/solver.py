@@ -88,6 +88,11 @@ class Solver(Described, ABC):
         return "warn"
 
     @property
+    def is_stochastic(self) -> bool:
+        """Whether each product is to see new random numbers; others want one and the same A."""
+        return False
+
+    @property
     def shift(self) -> float | Tensor | None:
         """The solver solves (A + shift I) x = b."""
         return None
@@ -120,7 +125,7 @@ def linear_solve(
     solver: Solver,
     *,
     x0: Any = None,
-    on_fail: OnFail = "raise",
+    on_fail: OnFail | None = None,
 ) -> Solution:
     """Solve A x = b.
 
@@ -130,14 +135,15 @@ def linear_solve(
         solver: The method.
         x0: Where an iterative solver starts, a tree like b; not differentiated. Direct solvers
             ignore it.
-        on_fail: What to do when the solver did not converge. With "ignore" the status says so, and
-            nothing is read from the device.
+        on_fail: What to do when the solver did not converge: "raise", "warn" or "ignore", with
+            which the status says so, and nothing is read from the device. None: "ignore" if the
+            solver was made with that, else "raise".
 
     Returns:
         The solution, differentiable to any order, in forward and reverse mode, under vmap.
 
     Raises:
-        LinearSolveError: The solve failed and `on_fail` is "raise".
+        LinearSolveError: The solve failed and that is not to be ignored.
         ValueError: b or x0 do not fit the operator.
 
     Example:
@@ -149,6 +155,8 @@ def linear_solve(
     """
     if isinstance(operator, Tensor):
         operator = LinearOperator.from_matrix(operator)
+    if on_fail is None:
+        on_fail = "ignore" if solver.failure == "ignore" else "raise"
     layout = operator.layout
     rhs = layout.ravel(b, "linear_solve: b")
     start: Tensors

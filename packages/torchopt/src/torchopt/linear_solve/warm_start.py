@@ -75,6 +75,11 @@ class WarmStart(Solver):
         """That of the solver."""
         return self.solver.failure
 
+    @property
+    def is_stochastic(self) -> bool:
+        """That of the solver."""
+        return self.solver.is_stochastic
+
     def reformulate(
         self, operator: LinearOperator, b: Tensor
     ) -> tuple[Solver, LinearOperator, Tensor]:

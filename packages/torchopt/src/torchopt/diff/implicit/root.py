@@ -122,6 +122,7 @@ class ImplicitEngine(Settings):
                 static,
                 tuple(order),
                 Surroundings(reached, inputs),
+                self.solver.is_stochastic,
             ),
             tuple(x.requires_grad for x in inputs),
             tuple(map(is_differentiated, inputs)),

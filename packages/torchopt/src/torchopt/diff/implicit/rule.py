@@ -46,6 +46,7 @@ class Equation:
         static: The leaves that are not tensors, by position.
         places: The position among the leaves of each input; the start comes last.
         surroundings: What F sees beside its arguments.
+        anew: Each evaluation draws new random numbers, for a solver of random products.
     """
 
     optimality: Callable[..., Any]
@@ -53,6 +54,7 @@ class Equation:
     static: dict[int, Any]
     places: tuple[int, ...]
     surroundings: Surroundings
+    anew: bool = False
 
     def arguments(self, inputs: Iterable[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return ((x0, *args), kwargs); x0 is empty where the inputs are those that are kept."""
@@ -68,7 +70,7 @@ class Equation:
             ValueError: F is not a tree like x.
         """
         args, kwargs = self.arguments(inputs)
-        with self.surroundings.replayed():
+        with self.surroundings.replayed(anew=self.anew):
             value = self.optimality(layout.unravel(x), *args[1:], **kwargs)
         what = (
             "optimality_fn: its value, such as the gradient of a loss, must have the structure and "

@@ -60,6 +60,19 @@ class Settings:
                 f"on_fail: expected 'raise', 'warn', 'unroll' or 'ignore', got {self.on_fail!r}"
             )
 
+        self._require_one_equation()
+
+    def _require_one_equation(self) -> None:
+        if not getattr(self.solve, "is_stochastic", False):
+            return
+        named = {"polish": self.polish or None, "tol": self.tol, "report": self.report}
+        for name in (k for k, x in named.items() if x is not None):
+            raise ValueError(
+                f"{name}: expected none with {type(self.solve).__name__}, to which the equation is "
+                "another one in each evaluation; solve by CG() or another deterministic solver, "
+                "which see the random numbers of the inner loop's end."
+            )
+
     @functools.cached_property
     def solver(self) -> Solver:
         """`solve` as a solver."""

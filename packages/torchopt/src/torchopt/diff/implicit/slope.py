@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchopt.diff.closure import require_arguments
 from torchopt.diff.differences import Judge
+from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import is_batched
 from torchopt.tree_function import apply_rule, is_transforming
@@ -40,6 +41,7 @@ class _Slope:
     count: int
     num_differentiable_inputs: int
     judge: Judge
+    seen: list[Surroundings] = field(default_factory=list)  # by the loss in `evaluate`
 
     needs_its_closure = False
 
@@ -54,6 +56,7 @@ class _Slope:
     def evaluate(self, *inputs: Tensor) -> Tensors:
         _require_one(inputs)
         leaves = [x.detach().requires_grad_() for x in inputs]
+        self.seen[:] = [Surroundings(self.loss, inputs).retaken()]
         with torch.enable_grad():
             value = self.loss(leaves)
             require_arguments(value, leaves, self.loss, "Implicit")
@@ -72,7 +75,7 @@ class _Slope:
         at, rest = leaves[: self.count], leaves[self.count :]
 
         def gradient(moved: Sequence[Any], weight: Tensor) -> Tensors:
-            with torch.enable_grad():
+            with torch.enable_grad(), self.seen[0].replayed():
                 value = self.loss([*moved, *rest])
                 return self._gradient(value * weight.to(value.dtype), leaves)
 
