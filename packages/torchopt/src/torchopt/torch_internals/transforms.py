@@ -34,6 +34,7 @@ __all__ = [
     "is_watched",
     "is_wrapped",
     "plain_entry",
+    "set_forward_mode",
     "taken_off_old_vmap",
     "vmap_lists",
     "with_forward_mode",
@@ -130,6 +131,9 @@ def count_forward_modes() -> int:
 
 #: A context in which forward mode is on, or off.
 with_forward_mode: Callable[[bool], Any] = forward_ad._set_fwd_grad_enabled
+
+#: Switch forward mode on or off, for this thread.
+set_forward_mode: Callable[[bool], None] = torch._C._set_fwd_grad_enabled
 
 
 def any_watched(tensors: Iterable[Tensor]) -> bool:

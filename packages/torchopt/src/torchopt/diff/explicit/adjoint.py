@@ -29,6 +29,7 @@ from torchopt.base import GradientTransformation
 from torchopt.diff.differences import Product
 from torchopt.diff.explicit.blocks import rematerialised
 from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.dual import dual_gradient, forward_mode_explained, tangent_of
 from torchopt.diff.explicit.step import (
     Aux,
     Carry,
@@ -318,15 +319,15 @@ def _mixed(
     call: Call, variables: Variables, step: int, directions: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """Return d/de of the gradient of L(theta + e * direction, ...) at e = 0."""
-    with torch.enable_grad(), forward_mode():
+    with torch.enable_grad(), forward_mode(), forward_mode_explained():
         params = [
             x if d is None else forward_ad.make_dual(x, d)
             for x, d in zip(variables.carry.params, directions)
         ]
         with rematerialised(call.blocks):
             value, _ = losses_of(call, params, variables.tensors, step)
-        found = torch.autograd.grad(value.sum(), variables.leaves, allow_unused=True)
-        return [None if g is None else forward_ad.unpack_dual(g).tangent for g in found]
+        found = dual_gradient(value, variables.leaves)
+        return [tangent_of(g) for g in found]
 
 
 def _differences(

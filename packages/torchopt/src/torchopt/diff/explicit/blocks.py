@@ -136,11 +136,12 @@ class _Wrapped:
 
 def _remade(function: Callable[..., Any], tensors: Sequence[Tensor], seen: Surroundings) -> Any:
     pairs = [forward_ad.unpack_dual(x) if _level() else (x, None) for x in tensors]
-    with torch.no_grad():
-        out, spec = tree_flatten(function(*tensors), none_is_leaf=True)
+    # Not under no_grad, which stops tangents: nothing here requires a gradient.
+    inner = [x.detach() if t is None else forward_ad.make_dual(x.detach(), t) for x, t in pairs]
+    out, spec = tree_flatten(function(*inner), none_is_leaf=True)
     found = _tensors(out)
     values = [forward_ad.unpack_dual(y) if _level() else (y, None) for y in found]
-    block = _Block(function, [t for _, t in pairs], [y for y, _ in values], seen)
+    block = _Block(function, [t for _, t in pairs], [y.detach() for y, _ in values], seen)
     outputs = [
         y if tangent is None else forward_ad.make_dual(y, tangent)
         for y, (_, tangent) in zip(apply_sweep(block, *(x for x, _ in pairs)), values)

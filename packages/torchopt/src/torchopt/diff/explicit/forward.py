@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from torchopt.base import GradientTransformation
 from torchopt.diff.explicit.adjoint import gradient
 from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.dual import dual_gradient, forward_mode_explained, tangent_of
 from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.step import Aux, Carry, losses_of, scattered, separate, start, update
 from torchopt.diff.explicit.unrolled import Outputs
@@ -26,7 +27,7 @@ from torchopt.diff.surroundings import Surroundings
 from torchopt.torch_internals import forward_mode
 from torchopt.tree import is_smooth
 
-__all__ = ["ForwardRun", "dual_step", "tangent_of"]
+__all__ = ["ForwardRun", "dual_step"]
 
 
 @dataclass(frozen=True)
@@ -145,23 +146,15 @@ def dual_step(
     """Return the carry after a step, the loss and its aux, with their tangents."""
     where = [i for i, x in enumerate(carry.params) if is_smooth(x)]
     params = list(carry.params)
-    with torch.enable_grad():
+    with torch.enable_grad(), forward_mode_explained():
         for i in where:
             primal, tangent = forward_ad.unpack_dual(params[i])
             leaf = primal.detach().requires_grad_()
             params[i] = leaf if tangent is None else forward_ad.make_dual(leaf, tangent)
         value, aux = losses_of(call, params, tensors, step)
         at = [params[i] for i in where]
-        found = torch.autograd.grad(value.sum(), at, allow_unused=True)
+        found = dual_gradient(value, at)
     return update(call, optimizer, scattered(params, where, found), carry), value, aux
-
-
-def tangent_of(x: Any) -> Any:
-    """Return the tangent of a leaf; None where it has none."""
-    if not is_smooth(x):
-        return None
-    tangent = forward_ad.unpack_dual(x).tangent
-    return None if tangent is None else tangent.detach()
 
 
 def _stacked(column: Sequence[Tensor | None], like: Tensor, dim: int) -> Tensor | None:

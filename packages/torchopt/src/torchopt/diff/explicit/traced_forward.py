@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchopt.diff.explicit.dual import tangent_of
 from torchopt.diff.explicit.forms import distinct_tensors, with_counts, with_ints
-from torchopt.diff.explicit.forward import ForwardRun, dual_step, tangent_of
+from torchopt.diff.explicit.forward import ForwardRun, dual_step
 from torchopt.diff.explicit.step import Carry, start
 from torchopt.diff.explicit.trace import Program, traced
 from torchopt.diff.explicit.traced import TracedRun

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is a constant of the loss in reverse mode is one in every mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from unrolled_loops import unrolled, worst
+
+import torchopt
+from torchopt.errors import NotDifferentiableError
+
+EYE = torch.eye(3, dtype=torch.float64)
+
+
+def without_grad(y: Tensor) -> Tensor:
+    with torch.no_grad():
+        target = y.sin()
+    return y - target
+
+
+@torch.no_grad()
+def decorated(y: Tensor) -> Tensor:
+    return y.sin()
+
+
+def switched(y: Tensor) -> Tensor:
+    before = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+    target = y.sin()
+    torch.set_grad_enabled(before)
+    return y.cos() - target
+
+
+def nested(y: Tensor) -> Tensor:
+    with torch.no_grad():
+        with torch.no_grad():
+            first = y.sin()
+        with torch.enable_grad():
+            second = y.cos()
+        third = y.exp()
+    return (first + second + third) * y
+
+
+def interrupted(y: Tensor) -> Tensor:
+    try:
+        with torch.no_grad():
+            raise KeyError
+    except KeyError:
+        return y.sin() * y
+
+
+def slope_without_graph(y: Tensor) -> Tensor:
+    (g,) = torch.autograd.grad((y**3).sum(), y, retain_graph=True)
+    return g * y
+
+
+def slope_with_graph(y: Tensor) -> Tensor:
+    (g,) = torch.autograd.grad((y**3).sum(), y, None, None, True)
+    return g * y
+
+
+CONSTANTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "no_grad": without_grad,
+    "a decorated function": lambda y: y - decorated(y),
+    "set_grad_enabled": switched,
+    "enable_grad in no_grad": nested,
+    "an exception in no_grad": interrupted,
+    "detach": lambda y: y - y.sin().detach(),
+    "data": lambda y: y - y.sin().data,
+    "a gradient without a graph": slope_without_graph,
+    "a gradient with a graph": slope_with_graph,
+    "no_grad in a checkpoint": lambda y: checkpoint(without_grad, y, use_reentrant=False),
+}
+# Whose backward pass reads what has no tangent, unless it makes a graph.
+KEPT: dict[str, Callable[[Tensor], Tensor]] = {
+    "solve": lambda y: torch.linalg.solve(y + 3 * EYE, EYE[0]),
+    "det": lambda y: torch.linalg.det(y + 3 * EYE),
+    "slogdet": lambda y: torch.linalg.slogdet(y + 3 * EYE)[1],
+    "logdet": lambda y: torch.logdet(y + 3 * EYE),
+    "tensorsolve": lambda y: torch.linalg.tensorsolve(y + 3 * EYE, EYE[1]),
+    "cumprod": lambda y: torch.cumprod(y * (1 - EYE), 0) + torch.cumprod(y, 1),
+}
+WAYS: list[dict[str, Any]] = [
+    {"derivative": "mixed"},
+    {"derivative": "mixed", "keep": "steps"},
+    {"derivative": "mixed", "keep": 1},
+    {"derivative": "forward"},
+    {"derivative": "reverse", "keep": "steps"},
+]
+TRACED: list[dict[str, Any]] = [
+    {"derivative": "mixed", "execute": "trace"},
+    {"derivative": "forward", "execute": "trace"},
+]
+CASES = [
+    *((name, way) for name in (*CONSTANTS, *KEPT) for way in WAYS),
+    *((name, way) for name in ("no_grad", "solve", "a gradient without a graph") for way in TRACED),
+]
+
+
+def loss_by(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    def loss(p: dict[str, Tensor], batch: Tensor, scale: Tensor) -> Tensor:
+        y = torch.tanh(p["w"] @ batch * scale)
+        return (function(y) ** 2).mean() + (p["w"] ** 2).sum()
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    CASES,
+    ids=lambda x: x if isinstance(x, str) else "/".join(map(str, x.values())),
+)
+def test_it_has_the_gradient_of_the_unrolled_loop(name: str, way: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    w, x = (torch.randn(3, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    if way["derivative"] != "forward":
+        w.requires_grad_()
+    inputs = [x for x in (w, scale, lr) if x.requires_grad]
+    loss = loss_by({**CONSTANTS, **KEPT}[name])
+    final, losses, _ = unrolled(loss, torchopt.sgd(lr), {"w": w}, [x] * 3, scale)
+    expected = torch.autograd.grad(final["w"].sum() + losses.sum(), inputs)
+    given = {"w": w if len(inputs) == 3 else w.detach()}
+    result = torchopt.inner_loop(loss, torchopt.sgd, steps=3, **way)(given, x, scale, lr=lr)
+    found = torch.autograd.grad(result.params["w"].sum() + result.losses.sum(), inputs)
+    assert worst(expected, found, inputs) < 1e-12
+    assert torch.is_grad_enabled()
+
+
+class Target(nn.Module):
+    """A block with a constant inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return x + torch.tanh(without_grad(y)) * y
+
+
+def test_constants_of_blocks_are_constants() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(Target() for _ in range(3))).double()
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    params = {k: p.detach().clone().requires_grad_() for k, p in net.named_parameters()}
+
+    def loss(p: Any, batch: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return (out**2).mean()
+
+    found = []
+    for options in ({}, {"derivative": "mixed", "blocks": ()}, {"derivative": "mixed"}):
+        inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=3, keep="all", **options)
+        value = inner(params, x).losses.sum()
+        found.append(torch.autograd.grad(value, [*params.values(), x]))
+    for other in found[1:]:
+        assert worst(found[0], other, found[0]) < 1e-12
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * g
+
+
+def test_an_operation_without_forward_mode_is_told() -> None:
+    w = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    inner = torchopt.inner_loop(
+        lambda w, x: Cube.apply(w).sum(), torchopt.sgd(0.1), steps=2, derivative="mixed"
+    )
+    result = inner(w, None)
+    with pytest.raises(NotDifferentiableError, match='use derivative="reverse"'):
+        result.params.sum().backward()
