@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, NamedTuple, NoReturn, Protocol
 
-from torchopt.shown import call, shown
+from torchopt.shown import Described, call, shown
 
 __all__ = [
     "ChainedGradientTransformation",
@@ -148,6 +148,54 @@ def needs_tree(candidate: GradientTransformation) -> bool:
     return bool(getattr(getattr(candidate.update, "__self__", None), "needs_tree", False))
 
 
+class Driver(Described):
+    """The two functions of a transformation as one value, which can be pickled and compared.
+
+    A subclass is a frozen dataclass with `init(params)` and `step`.
+    """
+
+    def init(self, params: Any) -> Any:
+        """Return the state for `params`."""
+        return EmptyState()
+
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
+        """Return the transformed updates and the next state; see `GradientTransformation`."""
+        raise NotImplementedError
+
+    def update(
+        self,
+        updates: Any,
+        state: Any,
+        *positional: Any,
+        params: Any | None = None,
+        inplace: bool = True,
+    ) -> tuple[Any, Any]:
+        """Return what `step` does."""
+        if positional:
+            refuse_positional(positional)
+        return self.step(updates, state, params, inplace)
+
+    def pair(self) -> GradientTransformation:
+        """Return the transformation."""
+        return GradientTransformation(self.init, self.update)
+
+
+@dataclass(frozen=True)
+class Wrapper(Driver):
+    """A transformation around another one, whose state it has unless it says otherwise."""
+
+    inner: GradientTransformation
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether `inner` has to see trees, as masks do."""
+        return needs_tree(self.inner)
+
+    def init(self, params: Any) -> Any:
+        """Return the state of `inner`."""
+        return self.inner.init(params)
+
+
 def chain_parts(
     members: tuple[GradientTransformation, ...], backend: Any
 ) -> tuple[tuple[int, int, Any], ...]:
@@ -164,7 +212,7 @@ def chain_parts(
 
 
 @dataclass(frozen=True)
-class _Chain:
+class _Chain(Driver):
     """The two functions of a chain. A value, so that chains can be pickled."""
 
     transformations: tuple[GradientTransformation, ...]
@@ -186,16 +234,7 @@ class _Chain:
     def init(self, params: Any) -> tuple[Any, ...]:
         return tuple(transformation.init(params) for transformation in self.transformations)
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, tuple[Any, ...]]:
-        if positional:
-            refuse_positional(positional)
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         if not isinstance(state, (tuple, list)) or len(state) != len(self.transformations):
             raise ValueError(
                 "The number of updates and states has to be the same in chain! Make sure you have "

@@ -10,15 +10,16 @@ from typing import Any, Protocol, cast
 
 from torchopt.base import (
     ChainedGradientTransformation,
+    Driver,
     GradientTransformation,
     IdentityGradientTransformation,
+    Wrapper,
     _Chain,
     chain_parts,
     describe_state,
     identity,
     members_of,
     needs_tree,
-    refuse_positional,
     require_transformation,
 )
 from torchopt.errors import MismatchError
@@ -59,7 +60,7 @@ def _chain(*transformations: GradientTransformation) -> GradientTransformation:
 
 
 @dataclass(frozen=True)
-class _FlatChain:
+class _FlatChain(Driver):
     """A chain whose members see lists of leaves: the tree is taken apart once for all of them.
 
     The state stays in list form. Members that must see the tree (see `needs_tree`) get it.
@@ -88,16 +89,7 @@ class _FlatChain:
         except MismatchError as error:
             raise located(error, spec) if error.where is None else error from error.__cause__
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, tuple[Any, ...]]:
-        if positional:
-            refuse_positional(positional)
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         if not isinstance(state, (tuple, list)) or len(state) != len(self.inner):
             raise ValueError(
                 "The number of updates and states has to be the same in chain! Make sure you have "
@@ -142,7 +134,7 @@ class _FlatChain:
 
 
 @dataclass(frozen=True)
-class _FlatSingle:
+class _FlatSingle(Driver):
     """A flat chain of one transformation, whose state is not wrapped in a tuple."""
 
     chain: _FlatChain
@@ -158,16 +150,7 @@ class _FlatSingle:
     def init(self, params: Any) -> Any:
         return self.chain.init(params)[0]
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
-        if positional:
-            refuse_positional(positional)
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         updates, (state,) = self.chain.update(updates, (state,), params=params, inplace=inplace)
         return updates, state
 
@@ -195,36 +178,17 @@ def flat_chain(
             flat = _FlatChain(single.transformations, backend)
         else:
             flat = _FlatSingle(_FlatChain((single,), backend))
-    return GradientTransformation(flat.init, flat.update)
+    return flat.pair()
 
 
 @dataclass(frozen=True)
-class _RoundedOnce:
+class _RoundedOnce(Wrapper):
     """Hands `inner` gradients of half types in float32 and rounds what it returns."""
-
-    inner: GradientTransformation
 
     def __repr__(self) -> str:
         return repr(self.inner)
 
-    @property
-    def needs_tree(self) -> bool:
-        """Whether `inner` has to see trees, as masks do."""
-        return needs_tree(self.inner)
-
-    def init(self, params: Any) -> Any:
-        return self.inner.init(params)
-
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
-        if positional:
-            refuse_positional(positional)
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
         if not is_special(leaves):
             return self.inner.update(updates, state, params=params, inplace=inplace)
@@ -241,8 +205,7 @@ def round_once(chained: GradientTransformation) -> GradientTransformation:
     """Return a chain of rules that rounds half types after the last one, not from rule to rule."""
     if isinstance(chained, IdentityGradientTransformation):
         return chained
-    rounded = _RoundedOnce(chained)
-    return GradientTransformation(rounded.init, rounded.update)
+    return _RoundedOnce(chained).pair()
 
 
 def with_parts(
@@ -261,8 +224,8 @@ def with_parts(
     """
     found = getattr(transformation.update, "__self__", None)
     if isinstance(found, _FlatSingle):
-        inner: Any = with_parts(_pair(found.chain), backend, plain)
-        return inner and _pair(_FlatSingle(inner.update.__self__))
+        inner: Any = with_parts(found.chain.pair(), backend, plain)
+        return inner and _FlatSingle(inner.update.__self__).pair()
     if not isinstance(found, (_Chain, _FlatChain)):
         return None
     name = "transformations" if isinstance(found, _Chain) else "inner"
@@ -271,11 +234,7 @@ def with_parts(
         members = tuple(map(plain, members))
     made: Any = dataclasses.replace(found, **{name: members, "backend": backend})
     native = any(part is not None for *_, part in made.parts)
-    return None if backend == "native" and not native else _pair(made)
-
-
-def _pair(driver: Any) -> GradientTransformation:
-    return GradientTransformation(driver.init, driver.update)
+    return None if backend == "native" and not native else made.pair()
 
 
 chain = cast("_ChainFunction", _chain)

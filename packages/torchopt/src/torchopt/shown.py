@@ -121,8 +121,11 @@ def _same(given: Any, default: Any) -> bool:
 
 
 class Described:
-    """The base class of dataclasses whose `repr` is `described`, which `dataclass` keeps."""
+    """The base class of dataclasses whose `repr` is `described`, which `dataclass` keeps, unless
+    they have their own.
+    """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.__repr__ = described  # type: ignore[method-assign]
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = described  # type: ignore[method-assign]

@@ -6,13 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torchopt.base import (
-    GradientTransformation,
-    needs_tree,
-    refuse_positional,
-    require_transformation,
-)
-from torchopt.shown import Described
+from torchopt.base import GradientTransformation, Wrapper, require_transformation
 from torchopt.tree import require_same_shapes, tree_map
 
 __all__ = ["AccumulateState", "accumulate"]
@@ -27,33 +21,18 @@ class AccumulateState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Accumulate(Described):
+class Accumulate(Wrapper):
     """Steps `inner` with the mean gradient of `every` calls."""
 
-    inner: GradientTransformation
     every: int
-
-    @property
-    def needs_tree(self) -> bool:
-        """Whether `inner` has to see trees, as masks do."""
-        return needs_tree(self.inner)
 
     def init(self, params: Any) -> AccumulateState:
         """Return the state before the first gradient."""
         empty = tree_map(lambda p: None, params, none_is_leaf=True)
         return AccumulateState(collected=0, mean=empty, inner_state=self.inner.init(params))
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Collect a gradient; step with each `every`-th one."""
-        if positional:
-            refuse_positional(positional)
 
         def added(g: Any, mean: Any) -> Any:
             if g is None:
@@ -99,5 +78,4 @@ def accumulate(inner: GradientTransformation, every: int) -> GradientTransformat
     if every < 1:
         raise ValueError(f"accumulate: expected every >= 1, got {every}")
     require_transformation(inner, "accumulate(inner, every)")
-    accumulating = Accumulate(inner, every)
-    return GradientTransformation(accumulating.init, accumulating.update)
+    return Accumulate(inner, every).pair()

@@ -8,13 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchopt.base import (
-    GradientTransformation,
-    needs_tree,
-    refuse_positional,
-    require_transformation,
-)
-from torchopt.shown import Described
+from torchopt.base import GradientTransformation, Wrapper, require_transformation
 from torchopt.tree import tree_leaves, tree_map
 
 __all__ = ["ApplyIfFiniteState", "apply_if_finite"]
@@ -29,32 +23,17 @@ class ApplyIfFiniteState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ApplyIfFinite(Described):
+class ApplyIfFinite(Wrapper):
     """Steps `inner` where all gradients are finite."""
 
-    inner: GradientTransformation
     max_failures: int
-
-    @property
-    def needs_tree(self) -> bool:
-        """Whether `inner` has to see trees, as masks do."""
-        return needs_tree(self.inner)
 
     def init(self, params: Any) -> ApplyIfFiniteState:
         """Return the state before the first step."""
         return ApplyIfFiniteState(0, 0, self.inner.init(params))
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step, or leave parameters and state as they are."""
-        if positional:
-            refuse_positional(positional)
         finite = [torch.isfinite(g.detach()).all() for g in tree_leaves(updates)]
         if not finite or bool(torch.stack([f.to(finite[0].device) for f in finite]).all()):
             stepped, inner_state = self.inner.update(
@@ -96,5 +75,4 @@ def apply_if_finite(inner: GradientTransformation, max_failures: int = 5) -> Gra
     if max_failures < 0:
         raise ValueError(f"apply_if_finite: expected max_failures >= 0, got {max_failures}")
     require_transformation(inner, "apply_if_finite(inner)")
-    applying = ApplyIfFinite(inner, max_failures)
-    return GradientTransformation(applying.init, applying.update)
+    return ApplyIfFinite(inner, max_failures).pair()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, Protocol, cast
 
-from torchopt.base import GradientTransformation, identity, refuse_positional
+from torchopt.base import Driver, GradientTransformation, identity
 from torchopt.errors import MismatchError
 from torchopt.transform.leaf_rule import (
     LeafRule,
@@ -30,7 +30,7 @@ P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
-class _ListDriver:
+class _ListDriver(Driver):
     """Runs a rule on lists: what `chain.flat` hands over."""
 
     rule: LeafRule
@@ -42,21 +42,12 @@ class _ListDriver:
     def init(self, params: Any) -> Any:
         return init_leaves(self.rule, list(params))
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
-        if positional:
-            refuse_positional(positional)
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         return update_leaves(self.rule, updates, state, params, inplace=inplace)
 
 
 @dataclass(frozen=True)
-class _TreeDriver:
+class _TreeDriver(Driver):
     """Runs a rule on trees."""
 
     rule: LeafRule
@@ -77,16 +68,7 @@ class _TreeDriver:
             **{f: tree_unflatten(spec, getattr(state, f)) for f in self.rule.leaf_fields}
         )
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
-        if positional:
-            refuse_positional(positional)
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
         fields = self.rule.leaf_fields
         if fields:
@@ -115,10 +97,7 @@ class _TreeDriver:
 
 def as_transformation(rule: LeafRule, *, already_flattened: bool) -> GradientTransformation:
     """Return the gradient transformation of `rule`, for lists or for trees."""
-    driver: _ListDriver | _TreeDriver = (
-        _ListDriver(rule) if already_flattened else _TreeDriver(rule)
-    )
-    return GradientTransformation(driver.init, driver.update)
+    return (_ListDriver if already_flattened else _TreeDriver)(rule).pair()
 
 
 class TransformationFactory(Protocol[P]):

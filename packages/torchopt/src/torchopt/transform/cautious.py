@@ -9,45 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.base import (
-    GradientTransformation,
-    needs_tree,
-    refuse_positional,
-    require_transformation,
-)
-from torchopt.shown import Described
+from torchopt.base import GradientTransformation, Wrapper, require_transformation
 from torchopt.tree import tree_map
 
 __all__ = ["cautious"]
 
 
 @dataclass(frozen=True)
-class Cautious(Described):
+class Cautious(Wrapper):
     """Masks the updates of `inner`."""
 
-    inner: GradientTransformation
     maximize: bool
 
-    @property
-    def needs_tree(self) -> bool:
-        """Whether `inner` has to see trees, as masks do."""
-        return needs_tree(self.inner)
-
-    def init(self, params: Any) -> Any:
-        """Return the state of `inner`."""
-        return self.inner.init(params)
-
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step `inner` and mask what it returns."""
-        if positional:
-            refuse_positional(positional)
         stepped, state = self.inner.update(updates, state, params=params, inplace=inplace)
         return tree_map(self._masked, stepped, updates, none_is_leaf=True), state
 
@@ -99,5 +74,4 @@ def cautious(inner: GradientTransformation, *, maximize: bool = False) -> Gradie
         tensor([-1.9000,  0.0000])
     """
     require_transformation(inner, "cautious(inner)")
-    masking = Cautious(inner, maximize)
-    return GradientTransformation(masking.init, masking.update)
+    return Cautious(inner, maximize).pair()

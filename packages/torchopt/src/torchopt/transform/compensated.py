@@ -9,14 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.base import (
-    GradientTransformation,
-    needs_tree,
-    refuse_positional,
-    require_transformation,
-)
+from torchopt.base import GradientTransformation, Wrapper, require_transformation
 from torchopt.precision import widened
-from torchopt.shown import Described
 from torchopt.tree import flatten_up_to, tree_flatten, tree_map, tree_unflatten
 
 __all__ = ["CompensatedState", "compensated"]
@@ -30,32 +24,16 @@ class CompensatedState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Compensated(Described):
+class Compensated(Wrapper):
     """Adds the rounding error of the previous step to the updates of `inner`."""
-
-    inner: GradientTransformation
-
-    @property
-    def needs_tree(self) -> bool:
-        """Whether `inner` has to see trees, as masks do."""
-        return needs_tree(self.inner)
 
     def init(self, params: Any) -> CompensatedState:
         """Return a rest of zero."""
         rest = tree_map(lambda p: torch.zeros_like(p, requires_grad=False), params)
         return CompensatedState(rest=rest, inner_state=self.inner.init(params))
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step `inner`, and return updates that a parameter can take."""
-        if positional:
-            refuse_positional(positional)
         if params is None:
             raise AssertionError(
                 "Parameters are required for compensated. "
@@ -126,5 +104,4 @@ def compensated(inner: GradientTransformation) -> GradientTransformation:
         (1.0, 1.5)
     """
     require_transformation(inner, "compensated(inner)")
-    adding = Compensated(inner)
-    return GradientTransformation(adding.init, adding.update)
+    return Compensated(inner).pair()

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torchopt.base import EmptyState, GradientTransformation, refuse_positional
-from torchopt.shown import Described
+from torchopt.base import Driver, EmptyState, GradientTransformation
 from torchopt.transform.masked import mask_leaves
 from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
 
@@ -16,7 +15,7 @@ __all__ = ["freeze"]
 
 
 @dataclass(frozen=True)
-class Freeze(Described):
+class Freeze(Driver):
     """Takes the updates away where the mask is true."""
 
     mask: Any
@@ -27,17 +26,8 @@ class Freeze(Described):
         mask_leaves(self.mask, params, "freeze(mask)")
         return EmptyState()
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Put None in the place of the updates of frozen parameters."""
-        if positional:
-            refuse_positional(positional)
         leaves, spec = tree_flatten(updates if params is None else params, none_is_leaf=True)
         frozen = mask_leaves(self.mask, tree_unflatten(spec, leaves), "freeze(mask)")
         values = flatten_up_to(spec, updates, "updates")
@@ -65,5 +55,4 @@ def freeze(mask: Any | Callable[[Any], Any] = True) -> GradientTransformation:
         >>> optimizer.update(params, optimizer.init(params), params=params)[0]
         {'body': None, 'head': tensor([-0.5000])}
     """
-    freezing = Freeze(mask)
-    return GradientTransformation(freezing.init, freezing.update)
+    return Freeze(mask).pair()

@@ -9,14 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.base import (
-    GradientTransformation,
-    needs_tree,
-    refuse_positional,
-    require_transformation,
-)
+from torchopt.base import GradientTransformation, Wrapper, require_transformation
 from torchopt.precision import widened
-from torchopt.shown import Described
 from torchopt.transform.validate import check_at_least_zero
 from torchopt.tree import flatten_up_to, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import is_traced, is_transforming
@@ -33,18 +27,12 @@ class GaloreState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Galore(Described):
+class Galore(Wrapper):
     """Hands `inner` matrices in their subspaces, and turns its updates back."""
 
-    inner: GradientTransformation
     rank: int
     update_every: int
     scale: float | Tensor
-
-    @property
-    def needs_tree(self) -> bool:
-        """Whether `inner` has to see trees, as masks do."""
-        return needs_tree(self.inner)
 
     def _is_projected(self, x: Any) -> bool:
         return isinstance(x, Tensor) and x.ndim == 2 and min(x.shape) > self.rank
@@ -71,17 +59,8 @@ class Galore(Described):
     def _cut(self, p: Tensor) -> Tensor:
         return p.detach()[: self.rank] if p.shape[0] <= p.shape[1] else p.detach()[:, : self.rank]
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step `inner` in the subspaces."""
-        if positional:
-            refuse_positional(positional)
         grads, spec = tree_flatten(updates, none_is_leaf=True)
         bases = flatten_up_to(spec, state.bases, "state.bases")
         values = None if params is None else flatten_up_to(spec, params, "params")
@@ -169,5 +148,4 @@ def galore(
             raise ValueError(f"Invalid {name} value: {value}; expected a number >= 1")
     check_at_least_zero(scale, "scale value")
     require_transformation(inner, "galore(inner, rank)")
-    projecting = Galore(inner, rank, update_every, scale)
-    return GradientTransformation(projecting.init, projecting.update)
+    return Galore(inner, rank, update_every, scale).pair()

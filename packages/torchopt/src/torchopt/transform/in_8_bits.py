@@ -10,14 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.base import (
-    GradientTransformation,
-    needs_tree,
-    refuse_positional,
-    require_transformation,
-)
+from torchopt.base import GradientTransformation, Wrapper, require_transformation
 from torchopt.errors import NotDifferentiableError
-from torchopt.shown import Described
 from torchopt.tree import tree_leaves, tree_map
 from torchopt.tree_function import any_watched, is_traced
 
@@ -74,17 +68,11 @@ def dequantize(q: Quantized, block_size: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class InEightBits(Described):
+class InEightBits(Wrapper):
     """Makes the state of `inner` for each step, and codes of it after each."""
 
-    inner: GradientTransformation
     block_size: int
     min_size: int
-
-    @property
-    def needs_tree(self) -> bool:
-        """Whether `inner` has to see trees, as masks do."""
-        return needs_tree(self.inner)
 
     def _quantized(self, state: Any) -> Any:
         def code(x: Any) -> Any:
@@ -98,17 +86,8 @@ class InEightBits(Described):
         """Return the state of `inner` in codes."""
         return self._quantized(self.inner.init(params))
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step `inner`."""
-        if positional:
-            refuse_positional(positional)
         read = [x for x in (*tree_leaves(updates), *tree_leaves(state)) if isinstance(x, Tensor)]
         if not is_traced() and any_watched(read):
             raise NotDifferentiableError(
@@ -163,5 +142,4 @@ def in_8_bits(
     if not block_size >= 1:
         raise ValueError(f"Invalid block_size value: {block_size}; expected a number >= 1")
     require_transformation(inner, "in_8_bits(inner, ...)")
-    coding = InEightBits(inner, block_size, min_size)
-    return GradientTransformation(coding.init, coding.update)
+    return InEightBits(inner, block_size, min_size).pair()

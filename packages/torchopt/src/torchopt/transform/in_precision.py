@@ -9,29 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.base import (
-    GradientTransformation,
-    needs_tree,
-    refuse_positional,
-    require_transformation,
-)
-from torchopt.shown import Described
+from torchopt.base import GradientTransformation, Wrapper, require_transformation
 from torchopt.tree import tree_map
 
 __all__ = ["in_precision"]
 
 
 @dataclass(frozen=True)
-class InPrecision(Described):
+class InPrecision(Wrapper):
     """Hands `inner` gradients and parameters in `dtype`."""
 
-    inner: GradientTransformation
     dtype: torch.dtype
-
-    @property
-    def needs_tree(self) -> bool:
-        """Whether `inner` has to see trees, as masks do."""
-        return needs_tree(self.inner)
 
     def _cast(self, tree: Any) -> Any:
         def cast(x: Tensor | None) -> Tensor | None:
@@ -43,17 +31,8 @@ class InPrecision(Described):
         """Return the state of `inner` for the parameters in `dtype`."""
         return self.inner.init(self._cast(params))
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step in `dtype`; return updates in the dtype of the gradients."""
-        if positional:
-            refuse_positional(positional)
         stepped, state = self.inner.update(
             self._cast(updates),
             state,
@@ -90,5 +69,4 @@ def in_precision(
     if not dtype.is_floating_point:
         raise TypeError(f"in_precision: expected a floating-point dtype, got {dtype}")
     require_transformation(inner, "in_precision(inner, dtype)")
-    casting = InPrecision(inner, dtype)
-    return GradientTransformation(casting.init, casting.update)
+    return InPrecision(inner, dtype).pair()

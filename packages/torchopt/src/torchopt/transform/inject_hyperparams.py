@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, needs_tree, refuse_positional
-from torchopt.shown import Described
+from torchopt.base import Driver, GradientTransformation, needs_tree
 
 __all__ = ["InjectHyperparamsState", "inject_hyperparams"]
 
@@ -46,7 +45,7 @@ def _tensors(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class InjectHyperparams(Described):
+class InjectHyperparams(Driver):
     """Makes the transformation again in each step, from the hyper-parameters in the state."""
 
     make: Callable[..., GradientTransformation]
@@ -72,17 +71,8 @@ class InjectHyperparams(Described):
         inner = self.make(**self.static, **hyperparams)
         return InjectHyperparamsState(hyperparams, 0, inner.init(params))
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step with the hyper-parameters in the state."""
-        if positional:
-            refuse_positional(positional)
         hyperparams = self._hyperparams(dict(state.hyperparams), state.steps)
         inner = self.make(**self.static, **hyperparams)
         stepped, inner_state = inner.update(

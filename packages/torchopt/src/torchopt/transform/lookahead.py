@@ -8,13 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt.base import (
-    GradientTransformation,
-    needs_tree,
-    refuse_positional,
-    require_transformation,
-)
-from torchopt.shown import Described
+from torchopt.base import GradientTransformation, Wrapper, require_transformation
 from torchopt.transform.validate import check_fraction
 from torchopt.tree import require_same_shapes, tree_map
 
@@ -30,34 +24,19 @@ class LookaheadState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Lookahead(Described):
+class Lookahead(Wrapper):
     """Moves to the slow weights after every `every` steps of `inner`."""
 
-    inner: GradientTransformation
     every: int
     alpha: float | Tensor
-
-    @property
-    def needs_tree(self) -> bool:
-        """Whether `inner` has to see trees, as masks do."""
-        return needs_tree(self.inner)
 
     def init(self, params: Any) -> LookaheadState:
         """Return slow weights equal to the parameters."""
         slow = tree_map(lambda p: p.clone(), params)
         return LookaheadState(steps=0, slow=slow, inner_state=self.inner.init(params))
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Step `inner`; after every `every` steps go back towards the slow weights."""
-        if positional:
-            refuse_positional(positional)
         if params is None:
             raise AssertionError(
                 "Parameters are required for lookahead. "
@@ -108,5 +87,4 @@ def lookahead(
         raise ValueError(f"lookahead: expected every >= 1, got {every}")
     check_fraction(alpha, "alpha value", closed=True)
     require_transformation(inner, "lookahead(inner, ...)")
-    looking = Lookahead(inner, every, alpha)
-    return GradientTransformation(looking.init, looking.update)
+    return Lookahead(inner, every, alpha).pair()

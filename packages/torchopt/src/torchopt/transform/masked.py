@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from torchopt.base import GradientTransformation, refuse_positional, require_transformation
-from torchopt.shown import Described
+from torchopt.base import Driver, GradientTransformation, require_transformation
 from torchopt.transform.base import transformation
 from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_leaves, tree_unflatten
 
@@ -46,7 +45,7 @@ def mask_leaves(mask: Any, tree: Any, what: str) -> list[bool]:
 
 
 @dataclass(frozen=True)
-class Masked(Described):
+class Masked(Driver):
     """Applies `inner` where the mask is true. Needs the tree, which masks refer to."""
 
     inner: GradientTransformation
@@ -64,17 +63,8 @@ class Masked(Described):
         """Return the state for the parameters that the mask keeps."""
         return MaskedState(inner_state=self.inner.init(self._hide(params)[0]))
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Transform the updates that the mask keeps and pass the others through."""
-        if positional:
-            refuse_positional(positional)
         visible, leaves, kept, spec = self._hide(updates if params is None else params)
         visible_params = None if params is None else visible
         leaves = flatten_up_to(spec, updates, "updates")
@@ -117,5 +107,4 @@ def masked(
         {'w': tensor([1.]), 'b': tensor([0.])}
     """
     require_transformation(inner, "masked(inner, mask)")
-    masking = Masked(inner, True if mask is None else mask)
-    return GradientTransformation(masking.init, masking.update)
+    return Masked(inner, True if mask is None else mask).pair()

@@ -7,8 +7,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from torchopt.base import GradientTransformation, refuse_positional, require_transformation
-from torchopt.shown import Described
+from torchopt.base import Driver, GradientTransformation, require_transformation
 from torchopt.transform.masked import MaskedNode
 from torchopt.tree import flatten_up_to, prefix_leaves, tree_flatten, tree_leaves, tree_unflatten
 
@@ -22,7 +21,7 @@ class PartitionState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Partition(Described):
+class Partition(Driver):
     """Applies `transformations[label]` to the leaves with that label."""
 
     transformations: Mapping[Hashable, GradientTransformation]
@@ -55,17 +54,8 @@ class Partition(Described):
             }
         )
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Transform each part and put the parts together."""
-        if positional:
-            refuse_positional(positional)
         leaves, spec = tree_flatten(updates if params is None else params, none_is_leaf=True)
         labels = self._leaf_labels(tree_unflatten(spec, leaves))
         values = flatten_up_to(spec, updates, "updates")
@@ -121,5 +111,4 @@ def partition(
     """
     for label, inner in transformations.items():
         require_transformation(inner, f"partition(transformations, labels): at {label!r}")
-    partitioned = Partition(dict(transformations), labels)
-    return GradientTransformation(partitioned.init, partitioned.update)
+    return Partition(dict(transformations), labels).pair()

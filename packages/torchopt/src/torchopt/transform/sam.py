@@ -9,15 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.base import (
-    GradientTransformation,
-    needs_tree,
-    refuse_positional,
-    require_transformation,
-)
+from torchopt.base import GradientTransformation, Wrapper, require_transformation
 from torchopt.kernels.reference.root import root
 from torchopt.params.sharded import largest_absolute
-from torchopt.shown import Described
 from torchopt.transform.norm import power_of_two
 from torchopt.transform.validate import check_at_least_zero
 from torchopt.tree import require_same_shapes, tree_leaves, tree_map
@@ -34,33 +28,18 @@ class SamState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sam(Described):
+class Sam(Wrapper):
     """Climbs with one gradient, and steps `inner` from below with the next one."""
 
-    inner: GradientTransformation
     rho: float | Tensor
-
-    @property
-    def needs_tree(self) -> bool:
-        """Whether `inner` has to see trees, as masks do."""
-        return needs_tree(self.inner)
 
     def init(self, params: Any) -> SamState:
         """Return the state before a climb."""
         empty = tree_map(lambda p: None, params, none_is_leaf=True)
         return SamState(climbed=False, climb=empty, inner_state=self.inner.init(params))
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Return the way up, or the way down and the step."""
-        if positional:
-            refuse_positional(positional)
         if not state.climbed:
             climb = self._climb(updates)
             # The caller may write to the updates.
@@ -146,5 +125,4 @@ def sam(inner: GradientTransformation, rho: float | Tensor = 0.05) -> GradientTr
     """
     check_at_least_zero(rho, "rho value")
     require_transformation(inner, "sam(inner, rho)")
-    climbing = Sam(inner, rho)
-    return GradientTransformation(climbing.init, climbing.update)
+    return Sam(inner, rho).pair()
