@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
+from optimizers import ROWS, SMOOTH
 from torch import Tensor
 
 import torchopt
@@ -52,3 +55,33 @@ def test_the_options_hold_for_later_groups_too(option: str) -> None:
         optimizer.step()
     assert torch.equal(first, second)
     assert (first > 1).all() == (option == "compensated")
+
+
+@pytest.mark.parametrize("name", sorted(SMOOTH))
+def test_named_states_in_codes_go_on_where_they_were_saved(name: str) -> None:
+    """Also of tensors that are too small for codes, beside others."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((64, 64), (3,), (), (0, 2))
+    data = [[torch.randn(s, generator=generator) for s in shapes] for _ in range(5)]
+    row, settings = ROWS[SMOOTH[name][0]], {"lr": 0.1, **SMOOTH[name][1]}
+
+    def made(start: list[Tensor]) -> torchopt.Optimizer:
+        inner = row.functional(**settings)
+        return torchopt.Optimizer([p.clone() for p in start], inner, in_8_bits=True)
+
+    def step(optimizer: torchopt.Optimizer, grads: list[list[Tensor]]) -> tuple[Tensor, ...]:
+        for leaves in grads:
+            for p, g in zip(optimizer.param_groups[0], leaves):
+                p.grad = g
+            optimizer.step()
+        return optimizer.param_groups[0]
+
+    whole = made(data[0])
+    middle = [p.clone() for p in step(whole, data[1:3])]
+    file = io.BytesIO()
+    torch.save(whole.named_state_dict(), file)
+    file.seek(0)
+    later = made(middle)
+    later.load_named_state_dict(torch.load(file, weights_only=True))
+    for p, q in zip(step(later, data[3:]), step(whole, data[3:])):
+        assert torch.equal(p, q)

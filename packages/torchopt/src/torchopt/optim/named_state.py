@@ -11,6 +11,7 @@ import torch
 
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.states import Caster
+from torchopt.transform.in_8_bits import Quantized
 from torchopt.transform.masked import MaskedNode
 from torchopt.tree import tree_flatten, tree_structure, tree_unflatten
 
@@ -54,8 +55,24 @@ def _distinct(names: Iterable[str]) -> Iterator[str]:
 
 
 def _is_state(node: Any) -> bool:
-    """Return whether `node` is a state; a mask's empty node stands for a leaf."""
-    return isinstance(node, tuple) and hasattr(node, "_fields") and type(node) is not MaskedNode
+    """Return whether `node` is a state; a mask's empty node and a tensor in codes are leaves."""
+    return (
+        isinstance(node, tuple)
+        and hasattr(node, "_fields")
+        and type(node) not in (MaskedNode, Quantized)
+    )
+
+
+def _is_coded(node: Any) -> bool:
+    return type(node) is Quantized
+
+
+def _parts(where: str, leaf: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a leaf, or the tensors of one in codes."""
+    if _is_coded(leaf):
+        yield from ((f"{where}.{field}", value) for field, value in zip(leaf._fields, leaf))
+    else:
+        yield where, leaf
 
 
 def _holds_states(node: Any) -> bool:
@@ -95,14 +112,16 @@ def _entries(state: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
         if isinstance(value, (tuple, list, dict)) and _holds_states(value):
             yield from inside(value, f"{where}.")
             return
-        leaves, spec = tree_flatten(value, none_is_leaf=True)
+        leaves, spec = tree_flatten(value, is_leaf=_is_coded, none_is_leaf=True)
         if spec.num_nodes == 1 and len(leaves) == 1:
             # One value for all parameters, or the only parameter.
-            yield where, value
+            yield from _parts(where, value)
             return
-        labels = names if len(leaves) == len(names) else leaf_names(value)
+        labels = names
+        if len(leaves) != len(names):
+            labels = leaf_names(tree_unflatten(spec, list(range(len(leaves)))))
         for label, leaf in zip(labels, leaves):
-            yield f"{where}.{label}", leaf
+            yield from _parts(f"{where}.{label}", leaf)
 
     if _is_state(state) or isinstance(state, (tuple, list, dict)):
         yield from inside(state, "")
