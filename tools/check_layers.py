@@ -156,6 +156,7 @@ PYTHON = (
             (
                 "_C",
                 "base",
+                "documented",
                 "errors",
                 "index",
                 "lazy",

@@ -43,6 +43,9 @@ ORIGINS = {
 
 def import_lines(module: str, names: Iterable[str]) -> str:
     """Return an import that type checkers take for a re-export."""
+    line = f"from {module} import {', '.join(f'{name} as {name}' for name in sorted(names))}\n"
+    if len(line) <= 101:
+        return line
     listed = "\n".join(f"    {name} as {name}," for name in sorted(names))
     return f"from {module} import (\n{listed}\n)\n"
 

@@ -10,15 +10,9 @@ from torch import Tensor
 from torchopt.typing import ScalarOrSchedule
 from typing import Any
 
-from torchopt.optim.func import (
-    FuncOptimizer as FuncOptimizer,
-)
-from torchopt.optim.base import (
-    Optimizer as Optimizer,
-)
-from torchopt.optim.torch_optimizer import (
-    TorchOptimizer as TorchOptimizer,
-)
+from torchopt.optim.func import FuncOptimizer as FuncOptimizer
+from torchopt.optim.base import Optimizer as Optimizer
+from torchopt.optim.torch_optimizer import TorchOptimizer as TorchOptimizer
 
 __all__ = [
     'ADOPT', 'AMSGrad', 'AMSGradW', 'ASGD', 'AdEMAMix', 'AdaBelief', 'AdaDelta', 'AdaGrad',

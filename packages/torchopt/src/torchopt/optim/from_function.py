@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import entries, joined, sections
 from torchopt.optimizers import stages
 from torchopt.optimizers.stages import _get_use_chain_flat
 
@@ -182,25 +182,11 @@ def _docstring(
     """Return the docstring of a class: that of the function, with the arguments of the class."""
     if function.__doc__ is None or form.base.__doc__ is None:  # python -OO
         return None
-    _, _, body = inspect.cleandoc(function.__doc__).partition("\n")
-    above, _, below = body.partition("\nArgs:\n")
-    _, _, after = below.partition("\n\n")
-    after, _, _ = after.partition("Example:\n")
-    described = {**_described(form.base.__doc__), **_described(function.__doc__)}
-    args = [f"    {form.leading_text}", *(described[p] for p in list(signature.parameters)[1:])]
-    example = textwrap.indent(form.example.format(name=name), "    ")
-    parts = (
-        form.summary.format(name=name.removeprefix("Meta")),
-        above,
-        "\n".join(["Args:", *args]),
-        after,
-        f"Example:\n{example}",
-    )
-    return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
-
-
-def _described(docstring: str) -> dict[str, str]:
-    """Return the entry of each argument in a docstring."""
-    section = re.search(r"(?ms)^Args:\n(.*?)(?=^\S|\Z)", inspect.cleandoc(docstring))
-    entries = re.split(r"(?m)^(?=    \w)", section[1].rstrip()) if section else []
-    return {entry.split(":")[0].strip(): entry.rstrip() for entry in entries if entry.strip()}
+    parts = sections(function.__doc__)
+    known = entries(sections(form.base.__doc__)["Args"]) | entries(parts["Args"])
+    args = (f"    {name}: {known[name]}" for name in list(signature.parameters)[1:])
+    _, _, above = parts[""].partition("\n")
+    parts[""] = f"{form.summary.format(name=name.removeprefix('Meta'))}\n{above}".rstrip()
+    parts["Args"] = "\n".join([f"    {form.leading_text}", *args])
+    parts["Example"] = textwrap.indent(form.example.format(name=name), "    ")
+    return joined(parts)

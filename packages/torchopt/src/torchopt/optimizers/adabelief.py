@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
@@ -62,14 +63,6 @@ def scale_by_belief(
 
     with Adam's first moment.
 
-    Args:
-        b1: Decay of the first moment, in [0, 1).
-        b2: Decay of the second moment, in [0, 1).
-        eps: Added to the root, >= 0.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
     References:
         J. Zhuang et al., AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed
         Gradients, 2020, https://arxiv.org/abs/2010.07468, Algorithm 2.
@@ -77,6 +70,7 @@ def scale_by_belief(
     return AdaBelief(b1, b2, eps)
 
 
+@documented(scale_by_belief, weight_decay=DECOUPLED)
 def adabelief(
     lr: ScalarOrSchedule = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -89,20 +83,6 @@ def adabelief(
 
     The update is -lr * (u + weight_decay * p), with u the direction of
     `torchopt.transform.scale_by_belief`.
-
-    Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the moments, in [0, 1).
-        eps: Added to the root, >= 0.
-        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        J. Zhuang et al., AdaBelief Optimizer, 2020, https://arxiv.org/abs/2010.07468
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = AdaBelief(b1, b2, eps)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root, root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
@@ -67,6 +68,7 @@ def scale_by_adadelta(
     return AdaDelta(rho, eps, moment_requires_grad)
 
 
+@documented(scale_by_adadelta)
 def adadelta(
     lr: ScalarOrSchedule = 1e-3,
     rho: float = 0.9,
@@ -80,19 +82,7 @@ def adadelta(
     The update is -lr * u, with u the direction of `torchopt.transform.scale_by_adadelta`.
 
     Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        rho: Decay of both averages, in [0, 1].
-        eps: Added under both roots, >= 0.
-        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
         moment_requires_grad: Make the initial moments leaves that require a gradient.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        M. D. Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012,
-        https://arxiv.org/abs/1212.5701
     """
     check_fraction(rho, "rho value", closed=True)
     return optimizer(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchopt import _C
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.kernels.missing import why_missing
 from torchopt.kernels.reference.root import root
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
@@ -290,6 +291,7 @@ def scale_by_factored_rms(
     return ScaleByFactoredRms(lr, beta2_decay, eps1, eps2, d)
 
 
+@documented(scale_by_factored_rms)
 def adafactor(
     lr: float | Tensor = 1e-2,
     beta2_decay: float = -0.8,
@@ -305,19 +307,10 @@ def adafactor(
     lr weight_decay p.
 
     Args:
-        lr: The largest relative step size, >= 0.
         beta2_decay: Exponent of the weight of a new square, <= 0.
         eps: Smallest root of the second moment (None for the spacing of the dtype at one, of
             float32 for half types), and smallest root mean square that a parameter counts for.
-        d: Largest root mean square of a direction, > 0.
         weight_decay: Coefficient of the decoupled decay, >= 0.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        N. Shazeer, M. Stern, Adafactor, 2018, https://arxiv.org/abs/1804.04235
     """
     check_at_least_zero(weight_decay, "weight_decay value")
     eps1, eps2 = unpacked(eps, 2, "eps")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero
 from torchopt.optimizers.stages import optimizer
@@ -81,7 +82,6 @@ def scale_by_rss(
 
     Args:
         initial_accumulator_value: What the sum starts from, >= 0.
-        eps: Added to the root, >= 0.
 
     References:
         J. Duchi, E. Hazan, Y. Singer, Adaptive Subgradient Methods for Online Learning and
@@ -90,6 +90,7 @@ def scale_by_rss(
     return AdaGrad(initial_accumulator_value, eps)
 
 
+@documented(scale_by_rss)
 def adagrad(
     lr: ScalarOrSchedule = 1e-2,
     lr_decay: float = 0.0,
@@ -105,20 +106,8 @@ def adagrad(
     `torchopt.transform.scale_by_rss` and count the number of previous updates.
 
     Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
         lr_decay: Decay of the step size, >= 0.
-        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
         initial_accumulator_value: What the sum of squares starts from, >= 0.
-        eps: Added to the root, >= 0.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        J. Duchi, E. Hazan, Y. Singer, Adaptive Subgradient Methods for Online Learning and
-        Stochastic Optimization, JMLR 12, 2011, https://jmlr.org/papers/v12/duchi11a.html
     """
     check_at_least_zero(lr_decay, "lr_decay value")
     return optimizer(

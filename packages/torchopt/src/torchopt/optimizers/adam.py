@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.native import update
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
@@ -93,15 +94,9 @@ def scale_by_adam(
     zero (no gradient so far, and eps_root = 0), the derivative of u is defined to be zero.
 
     Args:
-        b1: Decay of the first moment, in [0, 1).
-        b2: Decay of the second moment, in [0, 1).
-        eps: Added to the root, >= 0.
         eps_root: Added under the root, >= 0; a positive one makes the derivative finite everywhere.
         moment_requires_grad: Make the initial moments leaves that require a gradient. Gradients
             flow through the moments either way.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
 
     References:
         D. P. Kingma, J. Ba, Adam: A Method for Stochastic Optimization, 2015,
@@ -119,6 +114,7 @@ def scale_by_adam(
 
 
 @transformation
+@documented(scale_by_adam)
 def scale_by_accelerated_adam(
     b1: float | Tensor = 0.9,
     b2: float | Tensor = 0.999,
@@ -139,6 +135,7 @@ def scale_by_accelerated_adam(
     return AcceleratedAdam(b1, b2, eps, eps_root, moment_requires_grad)
 
 
+@documented(scale_by_adam)
 def adam(
     lr: ScalarOrSchedule = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -155,24 +152,8 @@ def adam(
     The update is -lr * u, with u the direction of `torchopt.transform.scale_by_adam`.
 
     Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the two moments, in [0, 1).
-        eps: Added to the root, >= 0.
-        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
-        eps_root: Added under the root, >= 0; a positive one makes the derivative of a step finite
-            everywhere.
-        moment_requires_grad: Make the initial moments leaves that require a gradient.
-        maximize: Go up instead of down.
         use_accelerated_op: Compute the direction of all tensors in one native call; see
             `scale_by_accelerated_adam`.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        D. P. Kingma, J. Ba, Adam: A Method for Stochastic Optimization, 2015,
-        https://arxiv.org/abs/1412.6980
 
     Example:
         >>> import torch
@@ -193,6 +174,7 @@ def adam(
     )
 
 
+@documented(adam, weight_decay=DECOUPLED)
 def adamw(
     lr: ScalarOrSchedule = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -211,18 +193,8 @@ def adamw(
     `torchopt.transform.scale_by_adam`.
 
     Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the two moments, in [0, 1).
-        eps: Added to the root, >= 0.
-        weight_decay: Coefficient of the decay, >= 0.
-        eps_root: Added under the root, >= 0.
         mask: Where to decay: a tree of bools that is a prefix of the parameters, or a function from
             the parameters to one; None decays everywhere.
-        moment_requires_grad: Make the initial moments leaves that require a gradient.
-        maximize: Go up instead of down.
-        use_accelerated_op: Compute the direction of all tensors in one native call; see
-            `scale_by_accelerated_adam`.
 
     Raises:
         ValueError: A hyper-parameter out of range.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
@@ -70,10 +71,8 @@ def scale_by_adamax(
     with t the number of steps of the leaf, this one included.
 
     Args:
-        b1: Decay of the first moment, in [0, 1).
         b2: Decay of the maximum, in [0, 1).
         eps: Added to |g|, >= 0.
-        moment_requires_grad: Make the initial moments leaves that require a gradient.
 
     References:
         D. P. Kingma, J. Ba, Adam: A Method for Stochastic Optimization, 2015,
@@ -82,6 +81,7 @@ def scale_by_adamax(
     return AdaMax(b1, b2, eps, moment_requires_grad)
 
 
+@documented(scale_by_adamax)
 def adamax(
     lr: ScalarOrSchedule = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -93,21 +93,6 @@ def adamax(
     """Return AdaMax.
 
     The update is -lr * u, with u the direction of `torchopt.transform.scale_by_adamax`.
-
-    Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the two moments, in [0, 1).
-        eps: Added to the denominator, >= 0.
-        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
-        moment_requires_grad: Make the initial moments leaves that require a gradient.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        D. P. Kingma, J. Ba, Adam: A Method for Stochastic Optimization, 2015,
-        https://arxiv.org/abs/1412.6980
     """
     b1, b2 = unpacked(betas, 2, "betas")
     return optimizer(

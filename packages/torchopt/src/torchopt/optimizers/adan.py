@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
@@ -81,10 +82,6 @@ def scale_by_adan(
         b1: Decay of the gradient's moment, in [0, 1).
         b2: Decay of the change's moment, in [0, 1).
         b3: Decay of the second moment, in [0, 1).
-        eps: Added to the root, >= 0.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
 
     References:
         X. Xie, P. Zhou, H. Li, Z. Lin, S. Yan, Adan: Adaptive Nesterov Momentum Algorithm for
@@ -93,6 +90,7 @@ def scale_by_adan(
     return Adan(b1, b2, b3, eps)
 
 
+@documented(scale_by_adan, weight_decay=DECOUPLED)
 def adan(
     lr: ScalarOrSchedule = 1e-3,
     betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
@@ -106,20 +104,6 @@ def adan(
     The update is -lr * (u + weight_decay * p), with u the direction of
     `torchopt.transform.scale_by_adan`. The paper divides by 1 + lr weight_decay instead, which
     is the same to first order.
-
-    Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the moments, in [0, 1).
-        eps: Added to the root, >= 0.
-        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        X. Xie et al., Adan, 2022, https://arxiv.org/abs/2208.06677
     """
     b1, b2, b3 = unpacked(betas, 3, "betas")
     direction = Adan(b1, b2, b3, eps)

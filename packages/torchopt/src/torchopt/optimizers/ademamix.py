@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation
-from torchopt.transform.validate import unpacked
+from torchopt.transform.validate import are_numbers, unpacked
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByAdemamixState", "ademamix", "scale_by_ademamix"]
@@ -45,7 +46,7 @@ class Ademamix(Rule):
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
         """Return the corrections of biases, alpha_k, and the decay of the slow average."""
         corrections = bias_correction(self.b1, k), bias_correction(self.b2, k)
-        if self.warmup_steps == 0:
+        if are_numbers(self.warmup_steps) and self.warmup_steps == 0:
             return (*corrections, self.alpha, self.b3)
         done = (k.to(torch.float64) / self.warmup_steps).clamp(max=1.0)
         start, end = (
@@ -88,14 +89,9 @@ def scale_by_ademamix(
 
     Args:
         b1: Decay of the fast average, in [0, 1).
-        b2: Decay of the second moment, in [0, 1).
         b3: Decay of the slow average, in [0, 1).
         alpha: Weight of the slow average, >= 0.
-        eps: Added to the root, >= 0.
         warmup_steps: w; 0 for none.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
 
     References:
         M. Pagliardini, P. Ablin, D. Grangier, The AdEMAMix Optimizer: Better, Faster, Older, 2024,
@@ -104,6 +100,7 @@ def scale_by_ademamix(
     return Ademamix(b1, b2, b3, alpha, eps, warmup_steps)
 
 
+@documented(scale_by_ademamix, weight_decay=DECOUPLED)
 def ademamix(
     lr: ScalarOrSchedule = 1e-3,
     betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
@@ -120,21 +117,9 @@ def ademamix(
     `torchopt.optimizers.ademamix.scale_by_ademamix`.
 
     Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
         betas: Decays of the fast average, of the second moment and of the slow average, in [0, 1).
-        alpha: Weight of the slow average, >= 0.
-        eps: Added to the root, >= 0.
-        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
         warmup_steps: Steps over which the slow average comes in; 0 for none. The paper takes the
             length of the training.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        M. Pagliardini et al., The AdEMAMix Optimizer, 2024, https://arxiv.org/abs/2409.03137
     """
     b1, b2, b3 = unpacked(betas, 3, "betas")
     direction = Ademamix(b1, b2, b3, alpha, eps, warmup_steps)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
@@ -67,12 +68,7 @@ def scale_by_adopt(
     The first gradient only sets nu = g^2; k counts the steps after it, from 1.
 
     Args:
-        b1: Decay of the first moment, in [0, 1).
-        b2: Decay of the second moment, in [0, 1).
         eps: Smallest divisor, >= 0.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
 
     References:
         S. Taniguchi et al., ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal
@@ -81,6 +77,7 @@ def scale_by_adopt(
     return ADOPT(b1, b2, eps)
 
 
+@documented(scale_by_adopt)
 def adopt(
     lr: ScalarOrSchedule = 1e-3,
     betas: tuple[float, float] = (0.9, 0.9999),
@@ -92,20 +89,6 @@ def adopt(
     """Return ADOPT.
 
     The update is -lr * u, with u the direction of `torchopt.transform.scale_by_adopt`.
-
-    Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the moments, in [0, 1).
-        eps: Smallest divisor, >= 0.
-        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        S. Taniguchi et al., ADOPT, 2024, https://arxiv.org/abs/2411.02853
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = ADOPT(b1, b2, eps)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
@@ -68,14 +69,6 @@ def scale_by_amsgrad(
 
     with Adam's moments. The corrections are those of torch.optim.Adam.
 
-    Args:
-        b1: Decay of the first moment, in [0, 1).
-        b2: Decay of the second moment, in [0, 1).
-        eps: Added to the root, >= 0.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
     References:
         S. J. Reddi, S. Kale, S. Kumar, On the Convergence of Adam and Beyond, 2018,
         https://arxiv.org/abs/1904.09237, Algorithm 2.
@@ -83,6 +76,7 @@ def scale_by_amsgrad(
     return AMSGrad(b1, b2, eps, 0.0)
 
 
+@documented(scale_by_amsgrad)
 def amsgrad(
     lr: ScalarOrSchedule = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -94,27 +88,13 @@ def amsgrad(
     """Return AMSGrad: Adam with the largest second moment so far.
 
     The update is -lr * u, with u the direction of `torchopt.transform.scale_by_amsgrad`.
-
-    Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the moments, in [0, 1).
-        eps: Added to the root, >= 0.
-        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        S. J. Reddi, S. Kale, S. Kumar, On the Convergence of Adam and Beyond, 2018,
-        https://arxiv.org/abs/1904.09237
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = AMSGrad(b1, b2, eps, 0.0)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="amsgrad")
 
 
+@documented(amsgrad, weight_decay=DECOUPLED)
 def amsgradw(
     lr: ScalarOrSchedule = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -126,21 +106,6 @@ def amsgradw(
     """Return AMSGrad with decoupled weight decay.
 
     The update is -lr * (u + weight_decay * p); see `amsgrad`.
-
-    Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the moments, in [0, 1).
-        eps: Added to the root, >= 0.
-        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        S. J. Reddi, S. Kale, S. Kumar, On the Convergence of Adam and Beyond, 2018,
-        https://arxiv.org/abs/1904.09237
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = AMSGrad(b1, b2, eps, 0.0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation
@@ -90,6 +91,7 @@ def scale_by_asgd(
     return ASGD(lr, lambd, alpha, t0)
 
 
+@documented(scale_by_asgd)
 def asgd(
     lr: float | Tensor = 1e-2,
     lambd: float = 1e-4,
@@ -108,15 +110,6 @@ def asgd(
         lr: The first step size, >= 0.
         lambd: Decay term, >= 0.
         alpha: Exponent of the decay of the step size, >= 0.
-        t0: Steps before the average starts.
-        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        B. T. Polyak, A. B. Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992
     """
     direction = ASGD(lr, lambd, alpha, t0)
     return optimizer(direction, lr=1.0, weight_decay=weight_decay, maximize=maximize, name="asgd")

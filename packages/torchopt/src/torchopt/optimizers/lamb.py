@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import DECOUPLED, documented
 from torchopt.optimizers.adam import Adam
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.add_decayed_weights import add_decayed_weights
@@ -14,6 +15,7 @@ from torchopt.typing import ScalarOrSchedule
 __all__ = ["lamb"]
 
 
+@documented(weight_decay=DECOUPLED)
 def lamb(
     lr: ScalarOrSchedule = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -25,17 +27,6 @@ def lamb(
     """Return LAMB: Adam with layer-wise trust ratios.
 
     The update is -lr * |p| / |u| * u, with u Adam's direction plus weight_decay * p.
-
-    Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the moments, in [0, 1).
-        eps: Added to the root, >= 0.
-        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
 
     References:
         Y. You et al., Large Batch Optimization for Deep Learning, 2020,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.optimizers.sgd import trace
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.scale_by_trust_ratio import scale_by_trust_ratio
@@ -12,6 +13,7 @@ from torchopt.typing import ScalarOrSchedule
 __all__ = ["lars"]
 
 
+@documented()
 def lars(
     lr: ScalarOrSchedule = 1.0,
     momentum: float = 0.9,
@@ -28,17 +30,10 @@ def lars(
     -lr. The paper has |g| + weight_decay |p| for |u|.
 
     Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
         momentum: Decay of the sum, >= 0.
-        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
         trust_coefficient: Part of the norm of a parameter that a step is long.
         eps: Added to the norm of u, >= 0.
         nesterov: Use Nesterov's correction.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
 
     References:
         Y. You, I. Gitman, B. Ginsburg, Large Batch Training of Convolutional Networks, 2017,

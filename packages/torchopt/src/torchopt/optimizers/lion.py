@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.sign import sign
 from torchopt.optimizers.rule import Hyper, Rule, fraction
@@ -65,6 +66,7 @@ def scale_by_lion(b1: float | Tensor = 0.9, b2: float | Tensor = 0.99) -> Rule:
     return Lion(b1, b2)
 
 
+@documented(scale_by_lion, weight_decay=DECOUPLED)
 def lion(
     lr: ScalarOrSchedule = 1e-4,
     betas: tuple[float, float] = (0.9, 0.99),
@@ -76,20 +78,6 @@ def lion(
 
     The update is -lr * (u + weight_decay * p), with u the direction of
     `torchopt.transform.scale_by_lion`.
-
-    Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the moments, in [0, 1).
-        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        X. Chen et al., Symbolic Discovery of Optimization Algorithms, 2023,
-        https://arxiv.org/abs/2302.06675
     """
     direction = Lion(*unpacked(betas, 2, "betas"))
     return optimizer(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
@@ -79,13 +80,7 @@ def scale_by_mars(
     \|c\| is 1, a kink, the derivative is the mean of both sides.
 
     Args:
-        b1: Decay of the first moment, in [0, 1).
-        b2: Decay of the second moment, in [0, 1).
         gamma: Weight of the correction, >= 0.
-        eps: Added to the root, >= 0.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
 
     References:
         H. Yuan, Y. Liu, S. Wu, X. Zhou, Q. Gu, MARS: Unleashing the Power of Variance Reduction for
@@ -94,6 +89,7 @@ def scale_by_mars(
     return Mars(b1, b2, gamma, eps)
 
 
+@documented(scale_by_mars, weight_decay=DECOUPLED)
 def mars(
     lr: ScalarOrSchedule = 3e-3,
     betas: tuple[float, float] = (0.95, 0.99),
@@ -109,19 +105,7 @@ def mars(
     `torchopt.optimizers.mars.scale_by_mars`.
 
     Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the moments, in [0, 1).
         gamma: Weight of the correction by the gradient before, >= 0.
-        eps: Added to the root, >= 0.
-        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        H. Yuan et al., MARS, 2024, https://arxiv.org/abs/2411.10438
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = Mars(b1, b2, gamma, eps)

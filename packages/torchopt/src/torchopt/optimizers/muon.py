@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain, round_once
+from torchopt.documented import documented
 from torchopt.optimizers.adam import adamw
 from torchopt.optimizers.sgd import trace
 from torchopt.optimizers.stages import flip_sign_and_add_weight_decay, scale_by_neg_lr
@@ -47,6 +48,7 @@ def _labels(params: Any) -> Any:
     return tree_map(lambda p: "muon" if p is not None and p.ndim == 2 else "adamw", params)
 
 
+@documented()
 def muon(
     lr: ScalarOrSchedule = 1e-3,
     momentum: float = 0.95,
@@ -81,10 +83,6 @@ def muon(
         adamw_lr: Step size of AdamW; None for `lr`.
         adamw_betas: Decays of AdamW's moments.
         adamw_eps: Added to AdamW's root.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
 
     References:
         K. Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024,

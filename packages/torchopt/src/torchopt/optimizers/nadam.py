@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
@@ -85,13 +86,7 @@ def scale_by_nadam(
     with Adam's moments and psi = momentum_decay.
 
     Args:
-        b1: Decay of the first moment, in [0, 1).
-        b2: Decay of the second moment, in [0, 1).
-        eps: Added to the root, >= 0.
-        momentum_decay: psi, >= 0.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
+        momentum_decay: psi, how fast the momentum grows to its limit, >= 0.
 
     References:
         T. Dozat, Incorporating Nesterov Momentum into Adam, 2016,
@@ -100,6 +95,7 @@ def scale_by_nadam(
     return NAdam(b1, b2, eps, 0.0, momentum_decay)
 
 
+@documented(scale_by_nadam)
 def nadam(
     lr: ScalarOrSchedule = 2e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -112,28 +108,13 @@ def nadam(
     """Return NAdam: Adam with Nesterov's momentum.
 
     The update is -lr * u, with u the direction of `torchopt.transform.scale_by_nadam`.
-
-    Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the moments, in [0, 1).
-        eps: Added to the root, >= 0.
-        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
-        momentum_decay: How fast the momentum grows to its limit, >= 0.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        T. Dozat, Incorporating Nesterov Momentum into Adam, 2016,
-        https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = NAdam(b1, b2, eps, 0.0, momentum_decay)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="nadam")
 
 
+@documented(nadam, weight_decay=DECOUPLED)
 def nadamw(
     lr: ScalarOrSchedule = 2e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -146,22 +127,6 @@ def nadamw(
     """Return NAdam with decoupled weight decay.
 
     The update is -lr * (u + weight_decay * p); see `nadam`.
-
-    Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the moments, in [0, 1).
-        eps: Added to the root, >= 0.
-        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
-        momentum_decay: How fast the momentum grows to its limit, >= 0.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        T. Dozat, Incorporating Nesterov Momentum into Adam, 2016,
-        https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = NAdam(b1, b2, eps, 0.0, momentum_decay)

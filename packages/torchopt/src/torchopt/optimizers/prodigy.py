@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
@@ -120,9 +121,6 @@ def scale_by_prodigy(
 
     Args:
         lr: gamma, >= 0.
-        b1: Decay of the first moment, in [0, 1).
-        b2: Decay of the second moment, in [0, 1).
-        eps: Added to the root, >= 0.
         weight_decay: lambda, >= 0.
         d0: The first d, > 0.
         growth_rate: q, > 1, the largest growth of d in a step; None for any, as in the paper.
@@ -146,6 +144,7 @@ def scale_by_prodigy(
     return ScaleByProdigy(lr, b1, b2, eps, weight_decay, d0, growth_rate)
 
 
+@documented(scale_by_prodigy)
 def prodigy(
     lr: float | Tensor = 1.0,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -162,19 +161,10 @@ def prodigy(
 
     Args:
         lr: What the estimated step size is multiplied by, >= 0.
-        betas: Decays of the moments, in [0, 1).
-        eps: Added to the root, >= 0.
         weight_decay: Coefficient of the decoupled decay, >= 0: the update has
             -lr d weight_decay p.
         d0: The first estimate of the distance to the solution, > 0; small is safe.
         growth_rate: The largest growth of the estimate in a step, > 1; None for any.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        K. Mishchenko, A. Defazio, Prodigy, 2023, https://arxiv.org/abs/2306.06101
     """
     b1, b2 = unpacked(betas, 2, "betas")
     step = scale_by_prodigy.rule(lr, b1, b2, eps, weight_decay, d0, growth_rate)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.stacks import stacks
 from torchopt.optimizers.stages import optimizer
@@ -226,6 +227,7 @@ def scale_by_psgd(
     return ScaleByPsgd(momentum, precondition_lr, initial_scale, max_size, seed)
 
 
+@documented(scale_by_psgd, weight_decay=DECOUPLED)
 def psgd(
     lr: ScalarOrSchedule = 1e-3,
     momentum: float = 0.9,
@@ -243,21 +245,8 @@ def psgd(
     `torchopt.optimizers.psgd.scale_by_psgd`.
 
     Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
         momentum: Decay of the average of the gradient, in [0, 1).
-        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
         precondition_lr: Relative step of the factors, in (0, 1).
-        initial_scale: What multiplies the gradient in the beginning, > 0.
-        max_size: Dimensions longer than this have diagonal factors.
-        seed: Of the probes, >= 0.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        X.-L. Li, Preconditioner on Matrix Lie Group for SGD, 2018, https://arxiv.org/abs/1809.10232
     """
     direction = scale_by_psgd.rule(momentum, precondition_lr, initial_scale, max_size, seed)
     return optimizer(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
@@ -86,12 +87,6 @@ def scale_by_radam(
 
     Where nu' is exactly zero, the derivative of u is defined to be zero.
 
-    Args:
-        b1: Decay of the first moment, in [0, 1).
-        b2: Decay of the second moment, in [0, 1).
-        eps: Added to the root, >= 0.
-        moment_requires_grad: Make the initial moments leaves that require a gradient.
-
     References:
         L. Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, 2020,
         https://arxiv.org/abs/1908.03265, Algorithm 2 (the threshold 5 is that of
@@ -100,6 +95,7 @@ def scale_by_radam(
     return RAdam(b1, b2, eps, moment_requires_grad)
 
 
+@documented(scale_by_radam)
 def radam(
     lr: ScalarOrSchedule = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -111,21 +107,6 @@ def radam(
     """Return RAdam.
 
     The update is -lr * u, with u the direction of `torchopt.transform.scale_by_radam`.
-
-    Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the two moments, in [0, 1).
-        eps: Added to the denominator, >= 0.
-        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
-        moment_requires_grad: Make the initial moments leaves that require a gradient.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        L. Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, 2020,
-        https://arxiv.org/abs/1908.03265
     """
     b1, b2 = unpacked(betas, 2, "betas")
     return optimizer(

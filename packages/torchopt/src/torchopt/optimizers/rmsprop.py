@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
@@ -83,7 +84,6 @@ def scale_by_rms(
 
     Args:
         alpha: Decay of the average, in [0, 1).
-        eps: Added to the root, >= 0.
         initial_scale: What the average starts from.
 
     References:
@@ -107,7 +107,6 @@ def scale_by_stddev(
 
     Args:
         alpha: Decay of the averages, in [0, 1).
-        eps: Added to the root, >= 0.
         initial_scale: What nu starts from.
 
     References:
@@ -116,6 +115,7 @@ def scale_by_stddev(
     return CenteredRMSProp(alpha, eps, initial_scale)
 
 
+@documented(scale_by_rms)
 def rmsprop(
     lr: ScalarOrSchedule = 1e-2,
     alpha: float = 0.99,
@@ -134,23 +134,11 @@ def rmsprop(
     (`scale_by_stddev` when centered), followed by `trace` when there is a momentum.
 
     Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
         alpha: Decay of the averages, in [0, 1).
-        eps: Added to the root, >= 0.
-        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
         momentum: Decay of the trace of directions, >= 0.
         centered: Divide by the standard deviation of the gradient instead of its root mean square.
         initial_scale: What the average of squares starts from.
         nesterov: Look ahead by one step; needs a momentum.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        T. Tieleman, G. Hinton, Lecture 6.5: RMSProp, 2012,
-        https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf
     """
     rule = CenteredRMSProp if centered else RMSProp
     return optimizer(

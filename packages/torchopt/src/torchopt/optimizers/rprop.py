@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation
@@ -105,6 +106,7 @@ def scale_by_rprop(
     return Rprop(lr, eta_minus, eta_plus, min_step, max_step)
 
 
+@documented(scale_by_rprop)
 def rprop(
     lr: float | Tensor = 1e-2,
     etas: tuple[float, float] = (0.5, 1.2),
@@ -120,14 +122,6 @@ def rprop(
         lr: The first step size, >= 0.
         etas: Factors on the step size where the sign changes and where it stays.
         step_sizes: The smallest and the largest step size.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        M. Riedmiller, H. Braun, A Direct Adaptive Method for Faster Backpropagation Learning:
-        The RPROP Algorithm, 1993
     """
     eta_minus, eta_plus = unpacked(etas, 2, "etas")
     direction = Rprop(lr, eta_minus, eta_plus, *unpacked(step_sizes, 2, "step_sizes"))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.optimizers.adam import Adam
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
@@ -146,6 +147,7 @@ def averaged_params(state: Any, params: Any, *, where: Any = None) -> Any:
     return tree_unflatten(spec, leaves)
 
 
+@documented()
 def schedule_free_sgd(
     lr: float | Tensor = 1.0,
     beta: float = 0.9,
@@ -163,10 +165,6 @@ def schedule_free_sgd(
         beta: Weight of the average in the point where gradients are taken, in [0, 1).
         weight_decay: Coefficient of the decay, >= 0.
         warmup_steps: Steps over which the step size grows; 0 for none.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
 
     References:
         A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682
@@ -178,6 +176,7 @@ def schedule_free_sgd(
     )
 
 
+@documented()
 def schedule_free_adamw(
     lr: float | Tensor = 2.5e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -195,13 +194,8 @@ def schedule_free_adamw(
         lr: Step size, >= 0.
         betas: Weight of the average in the point where gradients are taken, and decay of the
             second moment, both in [0, 1).
-        eps: Added to the root, >= 0.
         weight_decay: Coefficient of the decay, >= 0.
         warmup_steps: Steps over which the step size grows; 0 for none.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
 
     References:
         A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682

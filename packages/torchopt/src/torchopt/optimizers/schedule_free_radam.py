@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
@@ -70,6 +71,7 @@ class ScheduleFreeRectified(ScheduleFree):
         return super()._step_size(k) * torch.where(rectified, factor, float(self.sgd_phase))
 
 
+@documented()
 def schedule_free_radam(
     lr: float | Tensor = 2.5e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -96,13 +98,8 @@ def schedule_free_radam(
         lr: gamma, >= 0.
         betas: Weight of the average in the point where gradients are taken, and decay of the
             second moment, both in [0, 1).
-        eps: Added to the root, >= 0.
         weight_decay: Coefficient of the decay, >= 0.
         sgd_phase: Take steps of SGD, of size gamma, before the variance can be rectified.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
 
     References:
         A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682;

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation
@@ -111,6 +112,7 @@ def trace(
     return rule(momentum, dampening, nesterov, moment_requires_grad)
 
 
+@documented(trace)
 def sgd(
     lr: ScalarOrSchedule,
     momentum: float = 0.0,
@@ -126,17 +128,10 @@ def sgd(
     The update is -lr * u, with u the direction of `torchopt.transform.trace`.
 
     Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
         momentum: Decay of the trace, >= 0; 0 keeps no trace.
         dampening: Part of each gradient but the first that does not enter the trace.
-        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
         nesterov: Look ahead by one step; needs a momentum and no dampening.
         moment_requires_grad: Make the initial moments leaves that require a gradient.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
 
     Example:
         >>> import torch

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.kernels.reference.inverse_root import inverse_root
 from torchopt.kernels.stacks import stacks
 from torchopt.optimizers.sgd import trace
@@ -181,7 +182,8 @@ def scale_by_shampoo(
     the direction is differentiable to any order even where eigenvalues coincide. Whatever the dtype
     of the parameters, the state and the roots are in float64: squares of float32 gradients do not
     fit into float32, and preconditioners of few steps are nearly singular. What rounding leaves of
-    them is held off zero by a ridge of 2.2e-16 times size and trace.
+    them is held off zero by a ridge of 2.2e-16 times size and trace. Memory and time of a dimension
+    of size n are n^2 and 5 n^3 `root_steps`.
 
     Args:
         eps: Start of the diagonals, > 0.
@@ -190,8 +192,6 @@ def scale_by_shampoo(
         update_every: Steps from one computation of the roots to the next, >= 1.
         max_size: Dimensions longer than this have a diagonal in the place of a matrix.
         root_steps: Iterations for a root; fifty do for whatever the ridge leaves.
-
-    Memory and time of a dimension of size n are n^2 and 5 n^3 `root_steps`.
 
     Raises:
         ValueError: A hyper-parameter out of range.
@@ -217,6 +217,7 @@ def scale_by_shampoo(
     return ScaleByShampoo(eps, decay, update_every, max_size, root_steps)
 
 
+@documented(scale_by_shampoo)
 def shampoo(
     lr: ScalarOrSchedule = 1e-1,
     momentum: float = 0.0,
@@ -233,22 +234,11 @@ def shampoo(
     The update is -lr times the momentum of the direction of `torchopt.transform.scale_by_shampoo`.
 
     Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
         momentum: Decay of the momentum of the directions, >= 0.
-        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
         eps: Start of the diagonals of the preconditioners, > 0.
         decay: 1 for preconditioners that are sums, as in the paper; below one for averages.
         update_every: Steps from one computation of the roots to the next.
         max_size: Dimensions longer than this have a diagonal preconditioner.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        V. Gupta, T. Koren, Y. Singer, Shampoo: Preconditioned Stochastic Tensor Optimization, 2018,
-        https://arxiv.org/abs/1802.09568
     """
     return optimizer(
         scale_by_shampoo.rule(eps, decay, update_every, max_size),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import DECOUPLED, documented
 from torchopt.optimizers.lion import Lion
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.validate import check_fraction
@@ -12,6 +13,7 @@ from torchopt.typing import ScalarOrSchedule
 __all__ = ["signum"]
 
 
+@documented(weight_decay=DECOUPLED)
 def signum(
     lr: ScalarOrSchedule = 1e-4,
     momentum: float = 0.9,
@@ -28,14 +30,7 @@ def signum(
     kernel. The derivative of the sign is zero wherever it exists.
 
     Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
         momentum: b, in [0, 1).
-        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
 
     References:
         J. Bernstein, Y. Wang, K. Azizzadenesheli, A. Anandkumar, signSGD: Compressed Optimisation

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.kernels.stacks import stacks
@@ -198,15 +199,9 @@ def scale_by_soap(
     1e6 n at most.
 
     Args:
-        b1: Decay of the first moment, in [0, 1).
-        b2: Decay of the second moment, in [0, 1).
-        eps: Added to the root, >= 0.
         shampoo_beta: beta, in [0, 1).
         update_every: Steps from one power iteration to the next, >= 1.
         max_size: Dimensions longer than this are not turned.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
 
     References:
         N. Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam, 2024,
@@ -221,6 +216,7 @@ def scale_by_soap(
     return ScaleBySoap(b1, b2, eps, shampoo_beta, update_every, max_size)
 
 
+@documented(scale_by_soap, weight_decay=DECOUPLED)
 def soap(
     lr: ScalarOrSchedule = 3e-3,
     betas: tuple[float, float] = (0.95, 0.95),
@@ -238,21 +234,8 @@ def soap(
     `torchopt.optimizers.soap.scale_by_soap`.
 
     Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the moments, in [0, 1).
-        eps: Added to the root, >= 0.
-        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
         shampoo_beta: Decay of the preconditioners, in [0, 1).
         update_every: Steps from one computation of the eigenbases to the next.
-        max_size: Dimensions longer than this are not turned.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        N. Vyas et al., SOAP, 2024, https://arxiv.org/abs/2409.11321
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = scale_by_soap.rule(b1, b2, eps, shampoo_beta, update_every, max_size)

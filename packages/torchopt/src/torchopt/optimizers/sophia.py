@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction, positive
 from torchopt.optimizers.stages import optimizer
@@ -146,6 +147,7 @@ def observe_curvature(
     return state
 
 
+@documented(scale_by_sophia, weight_decay=DECOUPLED)
 def sophia(
     lr: ScalarOrSchedule = 1e-4,
     betas: tuple[float, float] = (0.965, 0.99),
@@ -163,22 +165,10 @@ def sophia(
     `torchopt.transform.scale_by_sophia`.
 
     Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
         betas: Decays of the averages of gradient and curvature, in [0, 1).
-        rho: Curvature is scaled by it, >= 0; the larger, the fewer entries are clipped.
-        weight_decay: Coefficient of the decoupled decay, >= 0: the update has -lr weight_decay p.
-        eps: Smallest curvature, > 0.
         batch_size: The number of examples that the gradient is a mean over.
         update_every: Steps from one estimate of the curvature from squared gradients to the next;
             None: only `torchopt.transform.observe_curvature` adds any.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        H. Liu et al., Sophia, 2023, https://arxiv.org/abs/2305.14342
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = Sophia(b1, b2, rho, eps, batch_size, update_every)

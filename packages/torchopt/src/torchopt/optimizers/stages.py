@@ -106,7 +106,6 @@ def flip_sign_and_add_weight_decay(
 
     Args:
         weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2, >= 0.
-        maximize: Go up instead of down.
 
     Raises:
         ValueError: A negative `weight_decay`.

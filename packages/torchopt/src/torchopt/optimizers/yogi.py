@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.documented import documented
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
@@ -71,13 +72,7 @@ def scale_by_yogi(
     with Adam's first moment and, as in the paper, no correction of the bias.
 
     Args:
-        b1: Decay of the first moment, in [0, 1).
-        b2: Decay of the second moment, in [0, 1).
-        eps: Added to the root, >= 0.
         initial_accumulator: What the second moment starts from, >= 0.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
 
     References:
         M. Zaheer, S. Reddi, D. Sachan, S. Kale, S. Kumar, Adaptive Methods for Nonconvex
@@ -86,6 +81,7 @@ def scale_by_yogi(
     return Yogi(b1, b2, eps, initial_accumulator)
 
 
+@documented(scale_by_yogi)
 def yogi(
     lr: ScalarOrSchedule = 1e-2,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -98,21 +94,6 @@ def yogi(
     """Return Yogi.
 
     The update is -lr * u, with u the direction of `torchopt.transform.scale_by_yogi`.
-
-    Args:
-        lr: Step size: a number >= 0, a 0-dim tensor with respect to which steps are differentiable,
-            or a schedule that maps the number of previous updates to either.
-        betas: Decays of the moments, in [0, 1).
-        eps: Added to the root, >= 0.
-        weight_decay: Coefficient of the penalty weight_decay / 2 * |p|^2 on the parameters, >= 0.
-        initial_accumulator: What the second moment starts from, >= 0.
-        maximize: Go up instead of down.
-
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
-    References:
-        M. Zaheer et al., Adaptive Methods for Nonconvex Optimization, NeurIPS 2018
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = Yogi(b1, b2, eps, initial_accumulator)

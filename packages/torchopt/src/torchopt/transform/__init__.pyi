@@ -3,9 +3,7 @@
 """Gradients to updates, one rule a file.
 """
 
-from torchopt.transform import (
-    utils as utils,
-)
+from torchopt.transform import utils as utils
 from torchopt.optimizers.adabelief import (
     ScaleByBeliefState as ScaleByBeliefState,
     scale_by_belief as scale_by_belief,
@@ -63,9 +61,7 @@ from torchopt.optimizers.schedule_free import (
     averaged_params as averaged_params,
     schedule_free as schedule_free,
 )
-from torchopt.optimizers.schedule_free_radam import (
-    ScheduleFreeRadamState as ScheduleFreeRadamState,
-)
+from torchopt.optimizers.schedule_free_radam import ScheduleFreeRadamState as ScheduleFreeRadamState
 from torchopt.optimizers.shampoo import (
     ScaleByShampooState as ScaleByShampooState,
     scale_by_shampoo as scale_by_shampoo,
@@ -87,74 +83,38 @@ from torchopt.transform.accumulate import (
     AccumulateState as AccumulateState,
     accumulate as accumulate,
 )
-from torchopt.transform.add_decayed_weights import (
-    add_decayed_weights as add_decayed_weights,
-)
-from torchopt.transform.add_noise import (
-    AddNoiseState as AddNoiseState,
-    add_noise as add_noise,
-)
+from torchopt.transform.add_decayed_weights import add_decayed_weights as add_decayed_weights
+from torchopt.transform.add_noise import AddNoiseState as AddNoiseState, add_noise as add_noise
 from torchopt.transform.apply_if_finite import (
     ApplyIfFiniteState as ApplyIfFiniteState,
     apply_if_finite as apply_if_finite,
 )
-from torchopt.transform.cautious import (
-    cautious as cautious,
-)
-from torchopt.transform.centralize import (
-    centralize as centralize,
-)
+from torchopt.transform.cautious import cautious as cautious
+from torchopt.transform.centralize import centralize as centralize
 from torchopt.transform.compensated import (
     CompensatedState as CompensatedState,
     compensated as compensated,
 )
-from torchopt.transform.ema import (
-    EmaState as EmaState,
-    ema as ema,
-)
-from torchopt.transform.freeze import (
-    freeze as freeze,
-)
-from torchopt.transform.galore import (
-    GaloreState as GaloreState,
-    galore as galore,
-)
-from torchopt.transform.in_8_bits import (
-    in_8_bits as in_8_bits,
-)
-from torchopt.transform.in_precision import (
-    in_precision as in_precision,
-)
+from torchopt.transform.ema import EmaState as EmaState, ema as ema
+from torchopt.transform.freeze import freeze as freeze
+from torchopt.transform.galore import GaloreState as GaloreState, galore as galore
+from torchopt.transform.in_8_bits import in_8_bits as in_8_bits
+from torchopt.transform.in_precision import in_precision as in_precision
 from torchopt.transform.inject_hyperparams import (
     InjectHyperparamsState as InjectHyperparamsState,
     inject_hyperparams as inject_hyperparams,
 )
-from torchopt.transform.lookahead import (
-    LookaheadState as LookaheadState,
-    lookahead as lookahead,
-)
+from torchopt.transform.lookahead import LookaheadState as LookaheadState, lookahead as lookahead
 from torchopt.transform.masked import (
     MaskedNode as MaskedNode,
     MaskedState as MaskedState,
     masked as masked,
 )
-from torchopt.transform.nan_to_num import (
-    nan_to_num as nan_to_num,
-)
-from torchopt.transform.orthogonalize import (
-    orthogonalize as orthogonalize,
-)
-from torchopt.transform.partition import (
-    PartitionState as PartitionState,
-    partition as partition,
-)
-from torchopt.transform.sam import (
-    SamState as SamState,
-    sam as sam,
-)
-from torchopt.transform.scale import (
-    scale as scale,
-)
+from torchopt.transform.nan_to_num import nan_to_num as nan_to_num
+from torchopt.transform.orthogonalize import orthogonalize as orthogonalize
+from torchopt.transform.partition import PartitionState as PartitionState, partition as partition
+from torchopt.transform.sam import SamState as SamState, sam as sam
+from torchopt.transform.scale import scale as scale
 from torchopt.transform.scale_by_adadelta import (
     ScaleByAdadeltaState as ScaleByAdadeltaState,
     scale_by_adadelta as scale_by_adadelta,
@@ -188,9 +148,7 @@ from torchopt.transform.scale_by_stddev import (
     ScaleByRStdDevState as ScaleByRStdDevState,
     scale_by_stddev as scale_by_stddev,
 )
-from torchopt.transform.scale_by_trust_ratio import (
-    scale_by_trust_ratio as scale_by_trust_ratio,
-)
+from torchopt.transform.scale_by_trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
 from torchopt.transform.trace import (
     DampenedTraceState as DampenedTraceState,
     TraceState as TraceState,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, Protocol, cast
 
 from torchopt.base import Driver, GradientTransformation, identity
+from torchopt.documented import complete
 from torchopt.errors import MismatchError
 from torchopt.transform.leaf_rule import (
     LeafRule,
@@ -121,6 +122,7 @@ def transformation(
     `make`.
     A rule of None stands for the identity; a transformation is passed through.
     """
+    complete(make)
 
     def impl(*args: Any, already_flattened: bool = False, **kwargs: Any) -> GradientTransformation:
         rule = make(*args, **kwargs)

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from torchopt.typing import ScalarOrSchedule
 from typing import Any
 
-from torchopt.optim.meta.base import (
-    MetaOptimizer as MetaOptimizer,
-)
+from torchopt.optim.meta.base import MetaOptimizer as MetaOptimizer
 
 __all__ = [
     'MetaADOPT', 'MetaAMSGrad', 'MetaAMSGradW', 'MetaASGD', 'MetaAdEMAMix', 'MetaAdaBelief',
