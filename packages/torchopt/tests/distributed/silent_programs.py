@@ -205,7 +205,10 @@ def differing(what: str) -> Any:
         engine = todist.TaskParallel({"theta": theta, "big": big})
         big.requires_grad_(rank == 1)
         loss = lambda t: quadratic(theta, t) + big.sum() * t  # noqa: E731
-    if what == "operations" and rank == 1:
+    if what == "large operations":
+        engine = todist.TaskParallel([theta, big])
+        loss = lambda t: quadratic(theta, t) + big.sum() * t  # noqa: E731
+    if what.endswith("operations") and rank == 1:
         found = outcome(lambda: tree_of(torch.ones(2, 1)))
     else:
         found = outcome(lambda: engine.backward(loss, tasks, weights=weights))

@@ -72,20 +72,21 @@ def test_buckets_leave_before_the_last_backward_pass_ends(world):
         sizes = [8 * p.numel() for p in programs.make_net().parameters()]
         # Buckets of 128 bytes, the first of 32; the last one goes with the losses, after the pass.
         assert early_bytes == sum(sizes[2:])
-        # Twice a packet before the first bucket; 7 losses, 6 parameters used and 2 flags.
-        assert bytes_sent == sum(sizes) + 8 * 1024 + 8 * (COUNT + len(sizes) + 2)
+        # 7 losses, 6 parameters used and 2 flags.
+        assert bytes_sent == sum(sizes) + 8 * (COUNT + len(sizes) + 2)
 
 
+@pytest.mark.parametrize("across", [False, True], ids=["one machine", "several"])
 @pytest.mark.parametrize("size", [2, 3])
-def test_a_step_is_one_message_or_one_more_than_there_are_buckets(world, size):
-    for counted in world(programs.messages_of_steps, size):
+def test_a_step_is_one_message_or_as_many_as_there_are_buckets(world, size, across):
+    more = int(across)  # one checks, before the first bucket, that the ranks mean the same
+    for counted in world(programs.messages_of_steps, size, across):
         packet, few, many = counted["packet"], 10, 2000
         assert packet[few] == [1, 1]  # static, dynamic
         assert packet[many] == [2, 2]  # 2000 losses have no room in the packet
-        # One checks, before the first bucket, that the ranks mean the same.
-        assert counted["one bucket"] == [2, 2]
-        assert counted["three buckets"] == [4, 4]
-        assert counted["half"] == [3, 3]  # float16 cannot hold the losses
+        assert counted["one bucket"] == [1 + more] * 2
+        assert counted["three buckets"] == [3 + more] * 2
+        assert counted["half"] == [2 + more] * 2  # float16 cannot hold the losses
 
 
 def test_memory_does_not_grow_with_the_steps(world):

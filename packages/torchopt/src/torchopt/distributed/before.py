@@ -11,6 +11,7 @@ such as the infinity that a minimum begins with, it is the weighted mean of what
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,10 +21,10 @@ from torch import Tensor, nn
 from torchopt.distributed.contents import Contents, is_same, looked_at
 from torchopt.distributed.group import Group
 
-__all__ = ["Before", "unchanged"]
+__all__ = ["Before", "parts_of", "unchanged"]
 
-# Of modules: parameters, buffers, sub-modules, hooks.
-_TABLES = frozenset(name for name, x in vars(nn.Module()).items() if isinstance(x, dict))
+_HELD = ("_parameters", "_buffers", "_modules")
+_HOOKS = tuple(k for k, x in vars(nn.Module()).items() if isinstance(x, dict) and k not in _HELD)
 
 
 class Before:
@@ -47,19 +48,28 @@ class Before:
         *,
         only_shards: bool,
     ) -> None:
-        parts = [part for module in modules for part in module.modules()]
+        parts = parts_of(modules)
         self._params = kept
         kept.keep(params, parts, only_shards=only_shards)
-        self._attributes = [(part, _attributes(part)) for part in parts]
         self._modes = [(part, part.training) for part in parts]
+        self._attributes = [dict(part.__dict__) for part in parts]
+        self._hooks = [
+            {name: dict(x) for name in _HOOKS if (x := own.get(name))} for own in self._attributes
+        ]
         # The dictionaries themselves may be exchanged, too.
-        self._tables: list[tuple[nn.Module, str, dict[str, Any]]] = []
-        self._buffers: list[tuple[nn.Module, str, Tensor]] = []
-        for part in parts:
-            for kind in ("_parameters", "_buffers", "_modules"):
-                if part.__dict__[kind]:
-                    self._tables.append((part, kind, dict(part.__dict__[kind].items())))
-            self._buffers += [(part, key, x) for key, x in part._buffers.items() if x is not None]
+        self._tables = [
+            (part, kind, dict(entries))
+            for part, own in zip(parts, self._attributes)
+            for kind in _HELD
+            if (entries := own[kind])
+        ]
+        self._buffers = [
+            (part, key, x)
+            for part, kind, entries in self._tables
+            if kind == "_buffers"
+            for key, x in entries.items()
+            if x is not None
+        ]
         self._contents = [x.detach().clone() for _, _, x in self._buffers]
         self._versions = [x._version for _, _, x in self._buffers]
         self.changes: list[Tensor | None] = [None] * len(self._buffers)
@@ -143,29 +153,26 @@ class Before:
     @torch.no_grad()
     def undo(self) -> None:
         """Put everything back after a task that raised."""
-        for part, attributes in self._attributes:
+        for (part, _), attributes, hooks in zip(self._modes, self._attributes, self._hooks):
             own = part.__dict__
-            for name in [name for name in own if name not in attributes]:
-                del own[name]
-            for name, (value, entries) in attributes.items():
-                own[name] = value
-                if entries is not None:
-                    _put(value, entries)
+            own.clear()
+            own.update(attributes)
+            for name in (*_HELD, *_HOOKS):
+                _put(own[name], hooks.get(name, {}) if name in _HOOKS else {})
         for (_, _, x), before in zip(self._buffers, self._contents):
             if not is_same(x, before):
                 x.copy_(before)
         self._params.put_all_back()
         self.restore()
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Put the modules back."""
         for part, kind, entries in self._tables:
-            table = part.__dict__[kind]
-            _put(table, entries)
+            _put(part.__dict__[kind], entries)
         for k, (_, _, x) in enumerate(self._buffers):
             if self._is_written(k, x):
-                x.copy_(self._contents[k])
+                with torch.no_grad():
+                    x.copy_(self._contents[k])
                 self._versions[k] = x._version
         self._params.put_back()
         for part, training in self._modes:
@@ -192,18 +199,23 @@ class Before:
                 x.copy_(torch.where(before.isfinite(), before + change, change))
 
 
+def parts_of(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return modules and all in them, each once, in the order of `nn.Module.modules`."""
+    found: dict[int, nn.Module] = {}
+    left = list(modules)[::-1]
+    while left:
+        part = left.pop()
+        if part is not None and id(part) not in found:
+            found[id(part)] = part
+            left += reversed(part._modules.values())
+    return list(found.values())
+
+
 def _put(table: dict[Any, Any], entries: dict[Any, Any]) -> None:
     """Let a table have these entries, in this order: it is that of the parameters."""
-    pairs = zip(table.items(), entries.items())
-    if len(table) != len(entries) or any(j != k or x is not y for (j, x), (k, y) in pairs):
+    if list(table) != list(entries) or any(map(operator.is_not, table.values(), entries.values())):
         table.clear()
         table.update(entries)
-
-
-def _attributes(part: nn.Module) -> dict[str, tuple[Any, dict[Any, Any] | None]]:
-    """Return what a module holds, and the entries of its tables."""
-    own = part.__dict__
-    return {name: (x, dict(x) if name in _TABLES else None) for name, x in own.items()}
 
 
 def unchanged(x: Tensor) -> Tensor:

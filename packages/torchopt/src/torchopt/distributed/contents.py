@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -23,11 +24,11 @@ class Contents:
     def __init__(self) -> None:
         self._held: list[Tensor] = []
         self._parts: list[Tensor] = []  # what is held here: of DTensors the shards
+        self._are_shards = False
         self._copies: list[Tensor] = []
         self._versions: list[int] = []
         self._flags: list[bool] = []
 
-    @torch.no_grad()
     def keep(
         self, params: Sequence[Tensor], parts: Iterable[nn.Module], *, only_shards: bool
     ) -> None:
@@ -38,27 +39,34 @@ class Contents:
             parts: Modules, whose frozen parameters are kept as well unless they are many.
             only_shards: Whether whole tensors are made from shards, for as long as they are used.
         """
-        held = list({id(p): p for p in [*params, *_frozen(parts)]}.values())
+        held = [*params, *_frozen(parts)]
         if only_shards:
             held = [p for p in held if hasattr(p, "to_local")]
-        self._parts = [local_part(p) for p in held]
-        if len(self._copies) == len(held) and all(map(_fits, self._copies, self._parts)):
-            torch._foreach_copy_(self._copies, self._parts)
-        else:
-            self._copies = [x.detach().clone() for x in self._parts]
+        is_known = len(held) == len(self._held) and all(map(operator.is_, held, self._held))
+        with torch.no_grad():
+            if not is_known or self._are_shards:
+                self._parts = [local_part(p) for p in held]
+                self._are_shards = any(map(operator.is_not, held, self._parts))
+            if is_known and all(map(_fits, self._copies, self._parts)):
+                torch._foreach_copy_(self._copies, self._parts)
+            else:
+                self._copies = [x.clone() for x in self._parts]
         self._held = held
         self._versions = [x._version for x in self._parts]
         self._flags = [p.requires_grad for p in held]
 
     def put_back(self) -> None:
         """Undo what was written, as far as version counters say."""
-        self._restore(
-            [k for k, (x, n) in enumerate(zip(self._parts, self._versions)) if x._version != n]
-        )
+        versions = [x._version for x in self._parts]
+        if versions != self._versions:
+            changed = map(operator.ne, versions, self._versions)
+            self._restore([k for k, is_changed in enumerate(changed) if is_changed])
+        self._restore_flags()
 
     def put_all_back(self) -> None:
         """Undo whatever was changed."""
         self._restore(self._changed(lambda x: x))
+        self._restore_flags()
 
     def require_unchanged(self) -> None:
         """Raise if something was written that version counters do not know of, through `.data`."""
@@ -71,7 +79,6 @@ class Contents:
                 "then it is undone when the task ends"
             )
 
-    @torch.no_grad()
     def _changed(self, part: Callable[[Tensor], Tensor]) -> list[int]:
         pairs = enumerate(zip(self._parts, self._copies))
         return [k for k, (x, y) in pairs if not (_fits(x, y) and is_same(part(x), part(y)))]
@@ -85,6 +92,8 @@ class Contents:
             else:
                 x.data = copy.clone()
             self._versions[k] = x._version
+
+    def _restore_flags(self) -> None:
         for p, flag in zip(self._held, self._flags):
             if p.requires_grad != flag:
                 p.requires_grad_(flag)
@@ -92,7 +101,10 @@ class Contents:
 
 def _frozen(parts: Iterable[nn.Module]) -> list[Tensor]:
     found = [p for part in parts for p in part._parameters.values() if p is not None]
-    frozen: list[Tensor] = [p for p in found if not p.requires_grad and not nn.parameter.is_lazy(p)]
+    frozen: list[Tensor] = [p for p in found if not p.requires_grad]
+    if not frozen:
+        return frozen
+    frozen = [p for p in dict.fromkeys(frozen) if not nn.parameter.is_lazy(p)]
     size = sum(p.numel() * p.element_size() for p in frozen)
     return frozen if size <= _FROZEN else []
 
@@ -103,7 +115,7 @@ def looked_at(x: Tensor) -> Tensor:
 
 
 def _fits(x: Tensor, y: Tensor) -> bool:
-    return (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device)
+    return x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
 
 
 def is_same(x: Tensor, y: Tensor) -> bool:

@@ -24,6 +24,7 @@ from torchopt.torch_internals import collective_options
 __all__ = ["DifferenceError", "Group", "Packet", "share_of"]
 
 _POLL = timedelta(seconds=0.2)
+_LOOK = 1e-4  # seconds between two looks at what others have begun
 _NEWS = 2.0  # seconds in which the report of a failure arrives after a connection broke
 _NOTHING = contextlib.nullcontext()
 _LONG = timedelta(days=365)  # torch's own limit, which must not expire before ours
@@ -54,6 +55,7 @@ class Packet:
         meaning: What must be the same on all of them.
         numbers: What to add up.
         vectors: More of them, on the CPU; `room` entries at most together.
+        has_begun: Whether `Group.begin` was called for it.
 
     Attributes:
         room: Numbers that a packet holds.
@@ -67,8 +69,12 @@ class Packet:
         meaning: str,
         numbers: Sequence[float] = (),
         vectors: Sequence[Tensor] = (),
+        *,
+        has_begun: bool = False,
     ) -> None:
         code = zlib.crc32(meaning.encode())
+        if not has_begun:
+            group.begin(code)
         low, high = float(code & 0xFFFF), float(code >> 16)
         row = torch.zeros(self.room + 4, dtype=torch.float64)
         end = 4 + len(numbers)
@@ -78,7 +84,7 @@ class Packet:
             start, end = end, end + x.numel()
             row[start:end] = x
         self._group = group
-        self._row = row.to(group.device)
+        self._row = row.to(group.device) if group._on_cuda else row
         self._work = group.start_sum(self._row)
 
     def sums(self, name: str, limit: float) -> Tensor:
@@ -151,6 +157,7 @@ class Group:
             self.session = session if covers else _session.adopt(self._group, timeout)
         self.name = "-".join(map(str, self.ranks)) if group is not None else "all"
         self._on_cuda = self.size > 1 and dist.get_backend(self._group) == "nccl"
+        self._begun = None if self.session is None else self.session.begun(self)
 
     @classmethod
     def alone(cls, rank: int = 0) -> Group:
@@ -159,6 +166,7 @@ class Group:
         group._group, group.session, group.name = None, None, "alone"
         group.rank, group.size, group.bytes_sent, group.operations = rank, 1, 0, 0
         group.ranks, group.timeout, group._on_cuda = (rank,), DEFAULT_TIMEOUT, False
+        group._begun = None
         return group
 
     @property
@@ -182,6 +190,32 @@ class Group:
         """Report where this process is while it runs no task."""
         if self.session is not None and self.session.watch is not None:
             self.session.watch.note(place)
+
+    @property
+    def sees_others(self) -> bool:
+        """Whether this process sees what the other ranks begin: on one machine."""
+        return self._begun is not None
+
+    def begin(self, code: int) -> None:
+        """Let the other ranks see that this one begins an operation."""
+        if self._begun is not None:
+            self._begun.begin(code)
+
+    def begins_the_same(self, name: str, limit: float) -> bool:
+        """Return whether all ranks have begun the same operation, when they have begun one."""
+        assert self._begun is not None
+        if (common := self._begun.is_common()) is not None:
+            return common
+        watch = None if self.session is None else self.session.watch
+        assert watch is not None
+        before = watch.start_operation(name, limit, self.ranks)
+        try:
+            while (common := self._begun.is_common()) is None:
+                watch.check()
+                time.sleep(_LOOK)
+        finally:
+            watch.end_operation(before)
+        return common
 
     def wait(self, work: Any, name: str = "an operation", limit: float | None = None) -> None:
         """Wait for an operation.

@@ -21,16 +21,20 @@ import socket
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from torchopt.distributed import meeting
+from torchopt.distributed.board import Begun
 from torchopt.distributed.folder import FOLDER
 from torchopt.distributed.meeting import Meeting
 from torchopt.distributed.watch import Watch
 from torchopt.torch_internals import abort_on
+
+if TYPE_CHECKING:
+    from torchopt.distributed.group import Group
 
 __all__ = [
     "DEFAULT_TIMEOUT",
@@ -68,6 +72,16 @@ class Session:
     suspects: set[int] = field(default_factory=set)
     owns_group: bool = False
     _barriers: dict[str, int] = field(default_factory=dict)
+    _begun: dict[str, Begun] = field(default_factory=dict)
+
+    def begun(self, group: Group) -> Begun | None:
+        """Return what the ranks of a group have begun; None across machines."""
+        if self.meeting is None or self.meeting.folder is None:
+            return None
+        if group.name not in self._begun:
+            path = self.meeting.folder / f"begun.{group.name}"
+            self._begun[group.name] = Begun(path, group.rank, group.size)
+        return self._begun[group.name]
 
     @property
     def watch(self) -> Watch | None:

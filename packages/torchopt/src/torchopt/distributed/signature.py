@@ -58,7 +58,7 @@ class Signature:
             engine.form_of(params).code,
             self._values(engine),
         )
-        self.meaning = "" if engine.group.size == 1 else repr(self._facts)
+        self.meaning = "" if engine.group.size == 1 else str(self._facts)
 
     def _values(self, engine: TaskParallel) -> int | None:
         if engine.group.size == 1 or (engine.steps != 1 and engine.steps % _REPLICA_CHECK):

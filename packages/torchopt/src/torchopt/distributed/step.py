@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,6 @@ class MetaStep:
     """The result of one step; equal on all ranks, except for the times.
 
     Attributes:
-        loss: sum_i w_i L_i, 0-dim, float64, without a graph.
         losses: `[tasks]`, the L_i, float64.
         owners: The rank, in the world, that computed each task.
         compute_seconds: This rank's own tasks, forward and backward.
@@ -45,7 +45,6 @@ class MetaStep:
         early_bytes: Of gradients that were sent before the last backward pass ended.
     """
 
-    loss: Tensor
     losses: Tensor
     owners: tuple[int, ...]
     compute_seconds: float
@@ -53,6 +52,14 @@ class MetaStep:
     total_seconds: float
     bytes_sent: int
     early_bytes: int
+    _weights: Sequence[float] | None
+
+    @functools.cached_property
+    def loss(self) -> Tensor:
+        """sum_i w_i L_i, 0-dim, float64, without a graph."""
+        if self._weights is None:
+            return self.losses.mean()
+        return self.losses @ self.losses.new_tensor(self._weights)
 
     @property
     def overhead_seconds(self) -> float:
@@ -132,7 +139,6 @@ class Step:
         self.engine.steps += 1
         self.group.note(f"after step {self.engine.steps}")
         return MetaStep(
-            losses.mean() if self._uniform else losses @ losses.new_tensor(self.weights),
             losses,
             tuple(self.group.ranks[owner] for owner in self.owners),
             waiting - started,
@@ -140,6 +146,7 @@ class Step:
             time.perf_counter() - started,
             self.group.bytes_sent - sent,
             gradients.early_bytes,
+            None if self._uniform else self.weights,
         )
 
     def _tell_if_fatal(self, error: BaseException, task: str | None) -> None:
@@ -345,6 +352,12 @@ class Step:
         if not self._done:
             return losses, owners
         found = self._losses
+        if len(found) == 1 == len(self._done[0]):
+            first = self._done[0][0]
+            losses[first] = found[0].item()
+            if owners:
+                owners[first] = float(self.group.rank)
+            return losses, owners
         if len({(x.dtype, x.device) for x in found}) > 1:
             found = [x.double().cpu() for x in found]
         is_single = all(x.ndim == 0 for x in found)

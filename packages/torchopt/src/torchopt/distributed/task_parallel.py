@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.distributed.arguments import checked_weights
+from torchopt.distributed.before import parts_of
 from torchopt.distributed.buckets import filled
 from torchopt.distributed.contents import Contents
 from torchopt.distributed.gradients import is_small
@@ -175,7 +176,7 @@ class TaskParallel:
         """What is differentiated: the leaves that require gradients now."""
         found: dict[int, Tensor] = {}
         for leaf in self._held:
-            for x in leaf.parameters() if isinstance(leaf, nn.Module) else (leaf,):
+            for x in _leaves_of(leaf):
                 if not isinstance(x, Tensor) or not x.requires_grad:
                     continue
                 if isinstance(x, nn.UninitializedParameter):
@@ -260,6 +261,18 @@ class TaskParallel:
             refuse(self.group, error, self.steps)
             raise
         return Step(self, task_loss, tasks, weights, params).run()
+
+
+def _leaves_of(held: Any) -> Iterable[Any]:
+    if not isinstance(held, nn.Module):
+        return (held,)
+    kind = type(held)
+    if (kind.parameters, kind.named_parameters) != (
+        nn.Module.parameters,
+        nn.Module.named_parameters,
+    ):
+        return held.parameters()
+    return [x for part in parts_of([held]) for x in part._parameters.values()]
 
 
 def _is_fsdp(module: nn.Module) -> bool:

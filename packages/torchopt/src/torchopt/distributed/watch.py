@@ -14,14 +14,12 @@ stopped sends no more heartbeats.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 from torchopt.distributed.board import Board
@@ -45,6 +43,23 @@ def stack_of(thread_id: int) -> str:
 
 def _no(*args: Any) -> None:
     """Do nothing."""
+
+
+class _Task:
+    """A block that must be left in time."""
+
+    def __init__(self, watch: Watch, name: str, limit: float) -> None:
+        self._watch, self._name, self._limit = watch, name, limit
+
+    def __enter__(self) -> None:
+        watch = self._watch
+        self._before, watch._thread_id = watch._doing, threading.get_ident()
+        watch._now(Doing("task", self._name, self._limit, (), time.monotonic()))
+
+    def __exit__(self, *error: object) -> None:
+        before = self._before
+        after = before.name if before.kind == "task" else f"after {self._name}"
+        self._watch._now(before._replace(name=after, since=time.monotonic()))
 
 
 class Watch:
@@ -103,16 +118,9 @@ class Watch:
             "missing; start them all, or raise `timeout`"
         )
 
-    @contextlib.contextmanager
-    def task(self, name: str, timeout: float) -> Iterator[None]:
+    def task(self, name: str, timeout: float) -> _Task:
         """Require this thread to leave the block in `timeout` seconds, and report what it does."""
-        before, self._thread_id = self._doing, threading.get_ident()
-        self._now(Doing("task", name, timeout, (), time.monotonic()))
-        try:
-            yield
-        finally:
-            after = before.name if before.kind == "task" else f"after {name}"
-            self._now(before._replace(name=after, since=time.monotonic()))
+        return _Task(self, name, timeout)
 
     def start_operation(self, name: str, timeout: float, ranks: tuple[int, ...]) -> Doing:
         """Record that this thread waits for others; pass the result to `end_operation`."""
