@@ -113,7 +113,10 @@ def test_the_reference_has_every_public_module() -> None:
         *("documented", "index", "lazy", "shown"),
         *(
             f"diff.{name}"
-            for name in ("call_state", "closure", "places", "problem", "sealed", "surroundings")
+            for name in (
+                *("call_state", "closure", "places", "problem", "sealed", "surroundings"),
+                "twice_differentiable",
+            )
         ),
     }
     internal = {f"torchopt.{name}" for name in internal}

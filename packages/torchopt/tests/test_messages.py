@@ -37,7 +37,7 @@ def updated(grads: Any, params: Any = PARAMS, state: Any = None, optimizer: Any 
 def scripted() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return nn.Sequential(torch.jit.script(nn.Linear(2, 1)), nn.Linear(1, 1))
+        return nn.Sequential(torch.jit.script(nn.Sequential(nn.Linear(2, 1))), nn.Linear(1, 1))
 
 
 def stepped(labels: Any) -> None:
@@ -290,6 +290,11 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
         lambda: make_dot(net()),
         TypeError,
         ("expected a tensor or a tree of tensors, got Sequential", "params="),
+    ),
+    "a scripted sequence": (
+        lambda: torchopt.MetaSGD(scripted()[0], lr=0.1),
+        RuntimeError,
+        ("the module", "RecursiveScriptModule", "scripted from"),
     ),
     "a scripted module": (
         lambda: torchopt.MetaSGD(scripted(), lr=0.1),

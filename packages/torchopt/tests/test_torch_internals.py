@@ -299,3 +299,20 @@ def test_remote_calls_are_seen_and_meet(tmp_path: Path) -> None:
         internals.rpc_barrier(rpc.api, {"worker0"})
     finally:
         rpc.shutdown()
+
+
+def test_the_gradient_of_weight_norm_is_corrected() -> None:
+    """Its saved tensors have private names; their meaning is that of the formula."""
+    draw = torch.Generator().manual_seed(0)
+    v = torch.randn(3, 4, dtype=torch.float64, generator=draw, requires_grad=True)
+    g = torch.rand(1, 4, dtype=torch.float64, generator=draw, requires_grad=True)
+
+    def gradient(v: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        loss = torch._weight_norm(v, g, 1).pow(3).sum()
+        assert internals.correct_second_derivatives(loss, ()) is None
+        return torch.autograd.grad(loss, (v, g), create_graph=True)
+
+    assert torch.autograd.gradgradcheck(gradient, (v, g))
+    plain = internals.weight_norm(v, g, 1).pow(3).sum()
+    for found, expected in zip(gradient(v, g), torch.autograd.grad(plain, (v, g))):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)

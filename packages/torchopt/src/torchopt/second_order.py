@@ -25,6 +25,7 @@ from torchopt.diff.explicit.fingerprint import Fingerprint, form_of, settings
 from torchopt.diff.explicit.reached import Reached
 from torchopt.diff.explicit.trace import Program, Words, make_trace, traced, versions
 from torchopt.diff.surroundings import Surroundings
+from torchopt.diff.twice_differentiable import TwiceDifferentiable
 from torchopt.errors import NotTraceableError
 from torchopt.torch_internals import in_forward_mode_of_this_thread
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_unflatten
@@ -340,7 +341,8 @@ class _Tracing:
 
     def _values(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Any, tuple[Any, ...]]:
         args, kwargs = self._filled(inputs)
-        value = self._function(*args, **kwargs)
+        with TwiceDifferentiable():
+            value = self._function(*args, **kwargs)
         leaves, spec = tree_flatten(value, none_is_leaf=True)
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         if not tensors or any(isinstance(x, nn.Module) for x in leaves):

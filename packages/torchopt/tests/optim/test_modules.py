@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from unittest import mock
 
 import pytest
 import torch
@@ -73,8 +74,29 @@ def make(name: str) -> nn.Module:
     return MODULES[name]().double()
 
 
+def written_out(v: Tensor, g: Tensor, dim: int) -> Tensor:
+    """Return what the kernel of weight_norm returns, whose second derivative is wrong."""
+    return g * v / torch.norm_except_dim(v, 2, dim)
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_meta_gradients(name: str) -> None:
+    with mock.patch.object(torch, "_weight_norm", written_out):
+        losses, wanted = unrolled_by_hand(name)
+    net = make(name)
+    originals = list(net.parameters())
+    optimizer = torchopt.MetaSGD(net, lr=LR)
+    for expected in losses:
+        loss = loss_of(net(task()))
+        assert loss.item() == pytest.approx(expected, rel=1e-10)
+        optimizer.step(loss)
+    got = torch.autograd.grad(loss_of(net(task())), originals)
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)
+    assert max(g.abs().max() for g in wanted) > 1e-4
+    assert losses[-1] < losses[0]
+
+
+def unrolled_by_hand(name: str) -> tuple[list[float], Sequence[Tensor]]:
     x = task()
     twin = make(name)
     start = dict(twin.named_parameters())
@@ -86,19 +108,7 @@ def test_meta_gradients(name: str) -> None:
         params = {k: p - LR * g for (k, p), g in zip(params.items(), grads)}
         losses.append(loss.item())
     outer = loss_of(torch.func.functional_call(twin, params, (x,)))
-    wanted = torch.autograd.grad(outer, list(start.values()))
-
-    net = make(name)
-    originals = list(net.parameters())
-    optimizer = torchopt.MetaSGD(net, lr=LR)
-    for expected in losses:
-        loss = loss_of(net(x))
-        assert loss.item() == pytest.approx(expected, rel=1e-10)
-        optimizer.step(loss)
-    got = torch.autograd.grad(loss_of(net(x)), originals)
-    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)
-    assert max(g.abs().max() for g in wanted) > 1e-4
-    assert losses[-1] < losses[0]
+    return losses, torch.autograd.grad(outer, list(start.values()))
 
 
 @pytest.mark.parametrize("name", ["GRU", "MultiheadAttention", "LayerNorm"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt.errors import NotDifferentiableError
 from torchopt.params.lineage import begin_step
 from torchopt.params.second_order import explain_no_derivative
-from torchopt.torch_internals import backward_pass, is_wrapped
+from torchopt.torch_internals import backward_pass, correct_second_derivatives, is_wrapped
 
 __all__ = ["gradients"]
 
@@ -23,6 +23,7 @@ def gradients(
     *,
     create_graph: bool = True,
     retain_graph: bool | None = None,
+    correct: bool = True,
 ) -> list[Tensor | None]:
     """Return d loss / d params; None for parameters that are frozen or that the loss does not use.
 
@@ -32,6 +33,7 @@ def gradients(
         names: What to call each parameter in messages.
         create_graph: Make the gradients differentiable.
         retain_graph: Keep the graph of `loss`; None for as `create_graph`.
+        correct: With `create_graph`, look for operations whose second derivative torch gets wrong.
 
     Raises:
         TypeError: `loss` is not a tensor.
@@ -69,6 +71,13 @@ def gradients(
     frozen = len(used) < len(params)
     if frozen:
         names = [name for name, p in zip(names, params) if p.requires_grad]
+    wrong = correct_second_derivatives(loss, used) if create_graph and correct else None
+    if wrong is not None:
+        raise NotDifferentiableError(
+            f"step(loss): expected operations that can be differentiated twice, got {wrong} in "
+            "chunks, whose second derivative torch takes for zero; pass options=None, or "
+            "first_order=True"
+        )
     handles = begin_step(used, names)
     retain_graph = create_graph if retain_graph is None else retain_graph
     try:

@@ -85,7 +85,9 @@ def named_submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
         name, submodule = pending.pop()
         if submodule is None or id(submodule) in seen:
             continue
-        if type(submodule).named_modules is not nn.Module.named_modules:
+        if type(submodule).named_modules is not nn.Module.named_modules or isinstance(
+            submodule, torch.jit.ScriptModule
+        ):
             return list(module.named_modules())  # it names others than it holds
         seen.add(id(submodule))
         found.append((name, submodule))

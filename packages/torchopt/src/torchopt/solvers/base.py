@@ -18,6 +18,7 @@ from torchopt.diff.closure import require_arguments
 from torchopt.diff.engine import Engine
 from torchopt.diff.implicit.inner import Implicit
 from torchopt.diff.surroundings import Surroundings
+from torchopt.diff.twice_differentiable import twice_differentiable
 from torchopt.errors import TorchOptError
 from torchopt.linear_solve.iterate import iterate, norm
 from torchopt.linear_solve.layout import Layout
@@ -182,6 +183,7 @@ class Solver(Described, ABC):
 
     #: What is known of ∂F/∂x, as keywords of `Implicit.rule`.
     structure: ClassVar[dict[str, Any]] = {}
+    differentiates: ClassVar[bool] = False  # the gradient or the residual, in the iteration
 
     def __post_init__(self) -> None:
         refuse_function(self.tol, self, "(function, start, *args)")
@@ -221,6 +223,7 @@ class Solver(Described, ABC):
     ) -> SolveResult:
         """Return the solution, with the graph of the iterations if that is wanted."""
         layout = Layout.of(start, f"{type(self).__name__}: start", real=True)
+        function = twice_differentiable(function) if self.differentiates else function
         with torch.set_grad_enabled(keep_graph):
             x = layout.ravel(tree_map(torch.detach, start))
             found = self.solve_vector(lambda x: function(x, *args), layout, x)

@@ -65,6 +65,7 @@ class LeastSquares(Solver):
     step_solver: Literal["dense", "blocks"] | LinearSolver | None = None
 
     structure: ClassVar[dict[str, Any]] = {"symmetric": True}
+    differentiates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

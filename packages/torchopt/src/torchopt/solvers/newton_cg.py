@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class NewtonCG(Minimizer):
         Nocedal, Wright, Numerical optimization, 2006, algorithm 7.1.
     """
 
+    differentiates: ClassVar[bool] = True
     max_products: int | None = None
 
     def minimize(self, value_and_grad: ValueAndGrad, x: Tensor) -> Outcome:
@@ -96,6 +98,7 @@ class Newton(RootSolver):
         tensor([0.0833, 0.0370], dtype=torch.float64)
     """
 
+    differentiates: ClassVar[bool] = True
     step_solver: LinearSolver = dataclass_field(default_factory=lambda: Auto(1e-10))
 
     def find(self, residual: FlatMap, layout: Layout, x: Tensor) -> Outcome:

@@ -66,6 +66,11 @@ from torchopt.torch_internals.transforms import (
     vmap_lists,
     with_forward_mode,
 )
+from torchopt.torch_internals.wrong_kernels import (
+    correct_second_derivatives,
+    has_weight_norm,
+    weight_norm,
+)
 
 __all__ = [
     "FakeTensor",
@@ -80,6 +85,7 @@ __all__ = [
     "checkpoint_of",
     "collective_options",
     "compiled_graph",
+    "correct_second_derivatives",
     "count_forward_modes",
     "counts_for_any_autocast",
     "draws_numbers",
@@ -87,6 +93,7 @@ __all__ = [
     "forward_mode_enabled",
     "gradient_in_transform",
     "has_tangent",
+    "has_weight_norm",
     "hooks_of_all_modules",
     "in_forward_mode",
     "in_forward_mode_of_this_thread",
@@ -118,6 +125,7 @@ __all__ = [
     "top_saved_tensor_hooks",
     "traced_graph",
     "vmap_lists",
+    "weight_norm",
     "with_forward_mode",
     "without_recurrent_kernels",
 ]

@@ -11,27 +11,28 @@ import torch
 from torch import Tensor, nn
 
 import torchopt
-from torchopt.diff.explicit import attention
+from torchopt.diff import twice_differentiable
 from torchopt.diff.explicit.blocks import rematerialised
 from torchopt.diff.surroundings import Surroundings
+from torchopt.diff.twice_differentiable import TwiceDifferentiable, attention
 from torchopt.torch_internals import without_recurrent_kernels
 
 
 def test_multi_head_attention_leaves_the_function_of_torch_in_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, ours = torch.nn.functional.scaled_dot_product_attention, attention.attention
+    original, ours = torch.nn.functional.scaled_dot_product_attention, attention
     seen = []
 
     def watched(*args: Any, **kwargs: Any) -> Tensor:
         seen.append(torch.nn.functional.scaled_dot_product_attention is original)
         return ours(*args, **kwargs)
 
-    monkeypatch.setattr(attention, "attention", watched)
+    monkeypatch.setattr(twice_differentiable, "attention", watched)
     layer = nn.MultiheadAttention(4, 2).double()
     x = torch.randn(3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected, _ = layer(x, x, x, need_weights=False)
-    with attention.TwiceDifferentiable():
+    with TwiceDifferentiable():
         found, _ = layer(x, x, x, need_weights=False)
     assert seen == [True]
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)

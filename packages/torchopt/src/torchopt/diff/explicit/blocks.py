@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from torchopt.diff.closure import captured, require_arguments
-from torchopt.diff.explicit.attention import TwiceDifferentiable
 from torchopt.diff.surroundings import Surroundings
+from torchopt.diff.twice_differentiable import TwiceDifferentiable
 from torchopt.params.swap import Swap
 from torchopt.torch_internals import in_forward_mode
 from torchopt.tree import is_smooth, tree_flatten, tree_unflatten

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from torchopt.base import GradientTransformation, require_transformation
 from torchopt.diff.differences import Differences, Judge
-from torchopt.diff.explicit.attention import EXCHANGED
 from torchopt.diff.explicit.blocks import find_blocks
 from torchopt.diff.explicit.budget import in_bytes
 from torchopt.diff.explicit.call import Call, make_inputs
@@ -25,6 +24,7 @@ from torchopt.diff.explicit.checks import (
 from torchopt.diff.explicit.dispatch import run_call
 from torchopt.diff.problem import over, require_verify
 from torchopt.diff.sealed import are_plain, is_sealed_without
+from torchopt.diff.twice_differentiable import EXCHANGED
 from torchopt.diff.verify import Verify, VerifyReport, checked
 from torchopt.shown import Described
 from torchopt.tree import tree_unflatten

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.diff.closure import require_arguments, unseen
-from torchopt.diff.explicit.attention import TwiceDifferentiable
 from torchopt.diff.explicit.call import Call, Hole
+from torchopt.diff.twice_differentiable import TwiceDifferentiable
 from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import backward_pass, gradient_in_transform, vmap_lists
 from torchopt.tree import PyTreeSpec, is_smooth, tree_flatten, tree_unflatten

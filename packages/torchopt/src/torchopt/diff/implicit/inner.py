@@ -12,7 +12,6 @@ from torch import Tensor
 
 from torchopt.diff.closure import captured
 from torchopt.diff.differences import Differences, Judge
-from torchopt.diff.explicit.attention import TwiceDifferentiable
 from torchopt.diff.explicit.loop import Explicit, InnerResult
 from torchopt.diff.implicit.certificate import GradientReport
 from torchopt.diff.implicit.root import ImplicitEngine
@@ -211,8 +210,7 @@ class Implicit(Described):
 
         def optimality(x: Any, chosen: Any, others: Any) -> Any:
             def objective(x: Any) -> Tensor:
-                with TwiceDifferentiable():
-                    found = loss(x, *filled(chosen, others))
+                found = loss(x, *filled(chosen, others))
                 value: Tensor = found[0] if isinstance(found, tuple) else found
                 return value
 

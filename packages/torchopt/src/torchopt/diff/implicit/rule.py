@@ -15,6 +15,7 @@ from torchopt.diff.closure import explained, require_arguments
 from torchopt.diff.implicit.certificate import Adjoint, Refined
 from torchopt.diff.implicit.settings import WHERE, Settings, solve_system, with_condition
 from torchopt.diff.surroundings import Surroundings
+from torchopt.diff.twice_differentiable import TwiceDifferentiable
 from torchopt.errors import NotDifferentiableError
 from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.operator import LinearOperator, Tag, transpose_linear
@@ -70,7 +71,7 @@ class Equation:
             ValueError: F is not a tree like x.
         """
         args, kwargs = self.arguments(inputs)
-        with self.surroundings.replayed(anew=self.anew):
+        with self.surroundings.replayed(anew=self.anew), TwiceDifferentiable():
             value = self.optimality(layout.unravel(x), *args[1:], **kwargs)
         what = (
             "optimality_fn: its value, such as the gradient of a loss, must have the structure and "

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations of torch whose second derivative is wrong without a word (2.13 and before)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["correct_second_derivatives", "has_weight_norm", "weight_norm"]
+
+_WEIGHT_NORM: Any = getattr(torch._C._functions, "WeightNormInterfaceBackward0", None)
+_CONSTANT = "linear_cross_entropy"  # computed in chunks: its gradient counts as a constant
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """Return `torch._weight_norm(v, g, dim)`, g v / ‖v‖, from operations with right derivatives.
+
+    The backward pass of torch's kernel takes ‖v‖ for a constant when it is differentiated, and the
+    kernel has no forward mode.
+    """
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def has_weight_norm(modules: Iterable[nn.Module]) -> bool:
+    """Return whether one of these modules, not those below them, normalises a weight."""
+    return any(
+        type(module).__name__ == "_WeightNorm"
+        or any(type(hook).__name__ == "WeightNorm" for hook in module._forward_pre_hooks.values())
+        for module in modules
+    )
+
+
+def correct_second_derivatives(loss: Tensor, params: Iterable[Tensor]) -> str | None:
+    """Let a backward pass from `loss` to `params` have right derivatives itself.
+
+    A node of weight_norm gets a hook that returns its gradient from differentiable operations.
+
+    Returns:
+        The name of an operation that cannot be corrected, if there is one.
+    """
+    seen: set[Any] = {p.grad_fn for p in params}
+    seen.add(None)
+    pending: list[Any] = [loss.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        kind = type(node)
+        if kind is _WEIGHT_NORM:
+            if not node.metadata.get(__name__):
+                node.metadata[__name__] = True
+                node.register_hook(_gradient_of_weight_norm(node))
+        elif _CONSTANT in kind.__name__:
+            return _CONSTANT
+        pending += [following for following, _ in node.next_functions]
+    return None
+
+
+def _gradient_of_weight_norm(node: Any) -> Callable[..., Any]:
+    v, g, dim = node._saved_v, node._saved_g, node._saved_dim
+    others = [d for d in range(v.ndim) if d != dim % v.ndim]
+
+    def hook(found: tuple[Tensor | None, ...], given: tuple[Tensor | None, ...]) -> Any:
+        if not torch.is_grad_enabled() or given[0] is None:
+            return found
+        norm = torch.norm_except_dim(v, 2, dim)
+        along = (given[0] * v).sum(others, keepdim=True) / norm
+        right = (g / norm * (given[0] - v * (along / norm)), along)
+        return tuple(None if x is None else y for x, y in zip(found, right))
+
+    return hook

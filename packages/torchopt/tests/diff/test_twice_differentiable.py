@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels of torch with a wrong or no second derivative: every engine gives the right gradient.
+
+The oracle is the same loss on a module that writes g v / ‖v‖ out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import torchopt
+from torchopt.diff import Implicit
+from torchopt.diff.implicit import ImplicitMetaGradientModule, custom_root
+from torchopt.errors import NotDifferentiableError
+from torchopt.linear_solve import CG
+from torchopt.params import functional_call
+from torchopt.solvers import LevenbergMarquardt, Newton, NewtonCG, SolveStatus
+
+Params = dict[str, Tensor]
+generator = torch.Generator().manual_seed(0)
+X, Y = (torch.randn(6, n, generator=generator, dtype=torch.float64) for n in (3, 2))
+
+
+def start(dim: int = 0) -> nn.Module:
+    torch.manual_seed(1)
+    first = weight_norm(nn.Linear(3, 4, dtype=torch.float64), dim=dim)
+    return nn.Sequential(first, nn.Tanh(), nn.Linear(4, 2, dtype=torch.float64))
+
+
+def values(net: nn.Module) -> Params:
+    return {k: p.detach().clone() for k, p in net.named_parameters()}
+
+
+def of_module(net: nn.Module) -> Callable[[Params], Tensor]:
+    return lambda p: functional_call(net, p, (X,))
+
+
+def written_out(dim: int = 0) -> Callable[[Params], Tensor]:
+    def forward(p: Params) -> Tensor:
+        g, v = (p[f"0.parametrizations.weight.original{i}"] for i in (0, 1))
+        hidden = torch.tanh(
+            X @ (g * v / v.square().sum(1 - dim, keepdim=True).sqrt()).T + p["0.bias"]
+        )
+        return hidden @ p["2.weight"].T + p["2.bias"]
+
+    return forward
+
+
+def inner_loss(forward: Callable[[Params], Tensor], origin: Params) -> Any:
+    def loss(p: Params, scale: Tensor) -> Tensor:
+        pull = sum((p[k] - origin[k]).square().sum() for k in p)
+        return scale * (forward(p) - Y).square().mean() + 0.3 * pull
+
+    return loss
+
+
+def total(p: Any) -> Tensor:
+    return sum((x**3).sum() for x in p)  # type: ignore[return-value]
+
+
+def explicit(**settings: Any) -> Any:
+    def gradient(forward: Any, params: Params, scale: Tensor) -> Tensor:
+        loss = inner_loss(forward, params)
+        inner = torchopt.inner_loop(
+            lambda p, _, scale: loss(p, scale), torchopt.sgd(0.2, momentum=0.9), steps=3, **settings
+        )
+        return torch.autograd.grad(total(inner(params, X, scale).params.values()), scale)[0]
+
+    return gradient
+
+
+def implicit(forward: Any, params: Params, scale: Tensor) -> Tensor:
+    loss = inner_loss(forward, params)
+    inner = Implicit(
+        lambda p, _, scale: loss(p, scale),
+        torchopt.sgd(0.3),
+        steps=60,
+        solve=CG(rtol=1e-13),
+        positive_definite=True,
+    )
+    return torch.autograd.grad(total(inner(params, X, scale).params.values()), scale)[0]
+
+
+def by_module(forward: Any, params: Params, scale: Tensor) -> Tensor:
+    class Inner(ImplicitMetaGradientModule):
+        def __init__(self, scale: Tensor) -> None:
+            super().__init__()
+            self.scale = scale
+            self.own = nn.ParameterList(p.clone() for p in params.values())
+
+        def objective(self) -> Tensor:
+            return inner_loss(forward, params)(dict(zip(params, self.own)), self.scale)
+
+        def solve(self) -> Inner:
+            own = dict(zip(params, (p.detach() for p in self.own)))
+            loss = inner_loss(written_out(), params)
+            found = NewtonCG(tol=1e-12).run(loss, own, scale.detach()).value
+            with torch.no_grad():
+                for p, x in zip(self.own, found.values()):
+                    p.copy_(x)
+            return self
+
+    return torch.autograd.grad(total(Inner(scale).solve().own), scale)[0]
+
+
+def by_func_optimizer(forward: Any, params: Params, scale: Tensor) -> Tensor:
+    loss, names = inner_loss(forward, params), list(params)
+    optimizer = torchopt.FuncOptimizer(torchopt.sgd(0.2, momentum=0.9))
+    stepped = tuple(p.clone().requires_grad_() for p in params.values())
+    for _ in range(3):
+        stepped = optimizer.step(loss(dict(zip(names, stepped)), scale), stepped)
+    return torch.autograd.grad(total(stepped), scale)[0]
+
+
+def by_solver(forward: Any, params: Params, scale: Tensor) -> Tensor:
+    solution = NewtonCG(tol=1e-12)(inner_loss(forward, params), params, scale)
+    return torch.autograd.grad(total(solution.values()), scale)[0]
+
+
+def by_root_solver(forward: Any, params: Params, scale: Tensor) -> Tensor:
+    optimality = torch.func.grad(inner_loss(forward, params))
+    near = NewtonCG(tol=1e-6).run(inner_loss(written_out(), params), params, scale.detach()).value
+    solution = Newton(tol=1e-10)(optimality, near, scale)
+    return torch.autograd.grad(total(solution.values()), scale)[0]
+
+
+def by_root(forward: Any, params: Params, scale: Tensor) -> Tensor:
+    found = NewtonCG(tol=1e-12).run(inner_loss(written_out(), params), params, scale.detach()).value
+    optimality = torch.func.grad(inner_loss(forward, params))
+    solution = custom_root(optimality, argnums=1)(lambda _, scale: found)(None, scale)
+    return torch.autograd.grad(total(solution.values()), scale)[0]
+
+
+def compiled(forward: Any, params: Params, scale: Tensor) -> Tensor:
+    loss = inner_loss(forward, params)
+
+    def penalty(p: Params, scale: Tensor) -> Tensor:
+        p = {k: x.requires_grad_() for k, x in p.items()}
+        return total(torch.autograd.grad(loss(p, scale), list(p.values()), create_graph=True))
+
+    traced = torchopt.second_order.compile(penalty, execute="trace")
+    own = {k: x.clone().requires_grad_() for k, x in params.items()}
+    found = torch.autograd.grad(traced(own, scale), [*own.values()])
+    return total(found)
+
+
+WAYS = {
+    **{mode: explicit(derivative=mode) for mode in ("reverse", "mixed", "forward")},
+    "steps computed again": explicit(keep="steps"),
+    "traced": explicit(execute="trace"),
+    "implicit": implicit,
+    "FuncOptimizer": by_func_optimizer,
+    "a minimizer": by_solver,
+    "a root": by_root_solver,
+    "custom_root": by_root,
+    "ImplicitMetaGradientModule": by_module,
+    "compiled": compiled,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_weight_norm_has_its_second_derivative(way: str) -> None:
+    net = start()
+    params, scale = values(net), torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    expected = WAYS[way](written_out(), params, scale)
+    got = WAYS[way](of_module(net), params, scale)
+    assert (got - expected).abs() <= 1e-7 * expected.abs()
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("order", [1, 2])
+def test_weight_norm_has_it_in_a_module_that_is_stepped(dim: int, order: int) -> None:
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+
+    def derivatives(first: Tensor) -> Tensor:
+        found = torch.autograd.grad(first, scale, create_graph=True)[0]
+        return found if order == 1 else torch.autograd.grad(found, scale)[0]
+
+    net = start(dim)
+    loss = inner_loss(written_out(dim), values(net))
+    inner = torchopt.inner_loop(
+        lambda p, _, scale: loss(p, scale), torchopt.sgd(0.2, momentum=0.9), steps=3
+    )
+    expected = derivatives(total(inner(values(net), X, scale).params.values()))
+    optimizer = torchopt.MetaSGD(net, lr=0.2, momentum=0.9)
+    loss = inner_loss(lambda _: net(X), values(net))
+    for _ in range(3):
+        optimizer.step(loss(dict(net.named_parameters()), scale))
+    got = derivatives(total(net.parameters()))
+    assert (got - expected).abs() <= 1e-12 * expected.abs()
+
+
+def test_cross_entropy_in_chunks_is_refused_or_exchanged() -> None:
+    options = getattr(nn, "LinearCrossEntropyOptions", None)
+    if options is None:
+        pytest.skip("this torch has no linear_cross_entropy")
+    target = torch.tensor([0, 2, 1, 1, 0, 3])
+    net = nn.Linear(3, 4, bias=False, dtype=torch.float64)
+
+    def loss(weight: Tensor, x: Tensor, *chunked: Any) -> Tensor:
+        settings = {"options": options(batch_chunk_size=2)} if chunked else {}
+        return nn.functional.linear_cross_entropy(x, weight, target, **settings)
+
+    with pytest.raises(NotDifferentiableError, match="linear_cross_entropy.*pass options=None"):
+        torchopt.MetaSGD(net, lr=0.1).step(loss(net.weight, X, True))
+    x, found = X.clone().requires_grad_(), []
+    for chunked in ((), (True,)):
+        inner = torchopt.inner_loop(
+            lambda w, x, c=chunked: loss(w, x, *c), torchopt.sgd(0.5), steps=2
+        )
+        stepped = inner(net.weight.detach(), x).params
+        found.append(torch.autograd.grad(stepped.pow(3).sum(), x)[0])
+    assert (found[0] - found[1]).abs().max() <= 1e-12 * found[0].abs().max()
+
+
+def test_least_squares_takes_kernels_without_a_forward_mode() -> None:
+    net = start()
+    params, forward = values(net), of_module(net)
+    target = forward({k: p + 0.05 for k, p in params.items()})
+    solved = LevenbergMarquardt(tol=1e-10).run(lambda p: forward(p) - target, params)
+    assert solved.status == SolveStatus.CONVERGED
+    assert (forward(solved.value) - target).abs().max() < 1e-8
