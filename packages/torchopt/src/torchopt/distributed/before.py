@@ -63,7 +63,7 @@ class Before:
             for kind in _HELD
             if (entries := own[kind])
         ]
-        self._buffers = [
+        self._buffers: list[tuple[nn.Module, str, Tensor]] = [
             (part, key, x)
             for part, kind, entries in self._tables
             if kind == "_buffers"
@@ -202,7 +202,8 @@ class Before:
 def parts_of(modules: Iterable[nn.Module]) -> list[nn.Module]:
     """Return modules and all in them, each once, in the order of `nn.Module.modules`."""
     found: dict[int, nn.Module] = {}
-    left = list(modules)[::-1]
+    left: list[nn.Module | None] = []
+    left += reversed([*modules])
     while left:
         part = left.pop()
         if part is not None and id(part) not in found:
