@@ -5,6 +5,8 @@ arrays and sources of random numbers. What a call remembers is the content of su
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import operator
 import random
@@ -18,20 +20,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchopt.diff.closure import LIBRARIES, code_names, root_of
+from torchopt.diff.closure import LIBRARIES, captured, code_names, root_of
+from torchopt.torch_internals import bump_versions, is_transforming, is_wrapped
 
 __all__ = [
     "MISSING",
     "Content",
+    "Elements",
     "Slot",
     "Source",
     "contents",
     "counted",
     "has_no_graph",
+    "is_copied",
     "is_number",
     "numpy_source",
+    "recorded_iterators",
     "slots",
     "sources",
+    "table_of",
 ]
 
 # Entries of a container that are looked at one by one, and of one that is copied.
@@ -115,11 +122,61 @@ class Source:
         return bool(state == self.state)
 
 
+class Recorder:
+    """An iterator that can be put back: what it has given is kept, and given again."""
+
+    not_searched = True  # what it has given is no state of the function
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self.iterator, self._given, self.place = iterator, [], 0  # type: ignore[var-annotated]
+
+    def __iter__(self) -> Recorder:
+        return self
+
+    def __next__(self) -> Any:
+        if self.place == len(self._given):
+            self._given.append(next(self.iterator))
+        self.place += 1
+        return self._given[self.place - 1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.iterator, name)
+
+    def seek(self, place: int) -> None:
+        """Go on from a place."""
+        self.place = place
+
+
+@contextlib.contextmanager
+def recorded_iterators(function: Any) -> Iterator[None]:
+    """Return a context in which the iterators that a function reaches can be put back."""
+    recorders: dict[int, Recorder] = {}
+    places = []
+    for _, found in captured(function, object):
+        for slot in slots(found, _is_iterator):
+            recorder = recorders.setdefault(id(slot.value), Recorder(slot.value))
+            places.append((slot, recorder))
+    for slot, recorder in places:
+        slot.write(recorder)
+    try:
+        yield
+    finally:
+        for slot, recorder in places:
+            if slot.read() is recorder:
+                slot.write(recorder.iterator)
+
+
+def _is_iterator(value: Any) -> bool:
+    return isinstance(value, Iterator) and not isinstance(value, (io.IOBase, Recorder))
+
+
 def sources(found: Any) -> Iterator[Source]:
     """Yield the source of random numbers that an object is, if it is one of the user's own."""
     if found is torch.default_generator or found is random.getstate.__self__:  # type: ignore[attr-defined]
         return
-    if isinstance(found, torch.Generator):
+    if isinstance(found, Recorder):
+        yield Source.of(lambda: found.place, found.seek)
+    elif isinstance(found, torch.Generator):
         yield Source.of(found.get_state, found.set_state)
     elif isinstance(found, random.Random):
         yield Source.of(found.getstate, found.setstate)
@@ -186,6 +243,17 @@ def _slots(found: Any) -> Iterator[Slot]:
                 yield from (Attribute(found, key) for key in ([own] if own is str(own) else own))
 
 
+def table_of(found: Any) -> dict[str, Any] | None:
+    """Return the attributes of an object of the user, or of a function, as the dict they are in."""
+    if isinstance(found, types.FunctionType):
+        own = root_of(found.__globals__.get("__name__")) not in LIBRARIES
+        return found.__dict__ if own else None
+    if isinstance(found, (type, types.ModuleType, nn.Module)) or not _is_of_user(found):
+        return None
+    table = getattr(found, "__dict__", None)
+    return table if type(table) is dict else None
+
+
 def _is_of_user(found: Any) -> bool:
     return root_of(type(found)) not in ("torch", "torchopt", "optree", "numpy", "builtins")
 
@@ -211,13 +279,14 @@ class Content:
     holder: Any
     copy: Any
 
-    def put(self, *, counting: bool = False) -> Callable[[], None]:
+    def put(self, *, counting: bool = False, silent: bool = False) -> Callable[[], None]:
         """Put the content in place; return what takes it away again.
 
         What is added to a list or dict meanwhile is a log, and stays.
 
         Args:
             counting: By how much an int is more at the end, stays too.
+            silent: Nothing stays.
         """
         holder, copy = self.holder, self.copy
         before = holder.copy()
@@ -229,7 +298,9 @@ class Content:
                 for key in before if isinstance(before, dict) else keys:
                     if isinstance(before, list) or (key in holder and key in copy):
                         before[key] = counted(before[key], copy[key], holder[key])
-            if isinstance(holder, (list, deque)):
+            if silent:
+                pass
+            elif isinstance(holder, (list, deque)):
                 before.extend(itertools.islice(holder, len(copy), None))
             elif isinstance(holder, dict):
                 before.update(
@@ -253,6 +324,58 @@ class Content:
                 holder.update(content)
         elif holder.flags.writeable:
             holder[...] = content
+
+
+@dataclass
+class Elements:
+    """The elements of a tensor at a moment, for tensors that are changed in place."""
+
+    holder: Tensor
+    copy: Tensor
+    version: int
+
+    @staticmethod
+    def of(x: Tensor, before: Elements | None = None) -> Elements:
+        """Return the present elements, by those of before if nothing was written since."""
+        if before is not None and before.version == x._version:
+            return before
+        return Elements(x, x.detach().clone(), x._version)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether something was written to the tensor since."""
+        return self.holder._version != self.version
+
+    def put(self, *, always: bool) -> Callable[[], None]:
+        """Put the elements in place; return what takes them away again.
+
+        In memory of their own, which what is saved for a backward pass keeps. Not inside of a
+        transform, to which that memory would belong.
+
+        Args:
+            always: Also where nothing was written since: something may be meanwhile.
+        """
+        if is_transforming():
+            return lambda: None
+        holder, version = self.holder, self.holder._version
+        before = holder.data
+        if always or self.is_written:
+            holder.data = self.copy.clone()
+
+        def back() -> None:
+            holder.data = before
+            if holder._version != version:  # of other elements than these
+                bump_versions([holder])
+
+        return back
+
+
+def is_copied(x: Tensor) -> bool:
+    """Return whether the elements of a tensor are copied: those of small ones are."""
+    plain = type(x) in (Tensor, nn.Parameter) and x.layout is torch.strided
+    if not plain or x.numel() > COPIED or x.is_inference():
+        return False
+    return x.grad_fn is None and not is_wrapped(x)
 
 
 def counted(before: Any, put: Any, after: Any) -> Any:

@@ -23,16 +23,21 @@ from torch import Tensor, nn
 from torchopt.diff.closure import captured
 from torchopt.diff.places import (
     Content,
+    Elements,
     Slot,
     Source,
     contents,
     counted,
     has_no_graph,
+    is_copied,
     numpy_source,
     slots,
     sources,
+    table_of,
 )
 from torchopt.diff.sealed import MOST, draws_nothing, is_pure, is_simple, is_transparent
+from torchopt.errors import NotDifferentiableError
+from torchopt.torch_internals import any_autocast
 
 __all__ = ["Surroundings", "fresh_buffers"]
 
@@ -115,6 +120,20 @@ def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
     return {k: v.copy() if type(v) in (list, dict, set) else v for k, v in attributes.items()}
 
 
+def autocast_now() -> dict[str, dict[str, Any]]:
+    """Return how each kind of device is cast now; nothing where none is."""
+    if not any_autocast():
+        return {}
+    return {
+        device: {
+            "enabled": torch.is_autocast_enabled(device),
+            "dtype": torch.get_autocast_dtype(device),
+            "cache_enabled": torch.is_autocast_cache_enabled(),
+        }
+        for device in ("cpu", "cuda")
+    }
+
+
 class Surroundings:
     """The surroundings of a function, as they were for one call.
 
@@ -146,10 +165,15 @@ class Surroundings:
         self._function = function
         self._sources: list[Source] = []
         self._states: list[_ModuleState] = []
-        self._fresh, self._counting = True, False
+        self._elements: list[Elements] = []
+        self._autocast = autocast_now()
+        self._fresh, self._counting, self._silent = True, False, False
         self._value: Tensor | None = None
         self._watched: list[tuple[str, Tensor, int]] = []
         self._search(first=True)
+        named = () if self.is_sealed else self._tensors
+        self._begun = [(name, x, x._version) for name, x in named if not x.is_inference()]
+        self._constant: set[int] = set()  # tensors that the function was seen not to change
         for _, found in () if beside is None else captured(beside, object):
             self._sources += sources(found)
         if beside is not None or not (self.is_sealed and draws_nothing(function)):
@@ -190,6 +214,8 @@ class Surroundings:
                 self._containers.append(found)
             else:
                 self._slots += slots(found, has_no_graph)
+                if (table := table_of(found)) is not None:
+                    self._containers.append(table)
             if first:
                 self._sources += sources(found)
         if count > MOST:
@@ -202,24 +228,35 @@ class Surroundings:
         self._states = [_ModuleState.of(module) for module in self._modules]
         self._contents = [x for found in self._containers for x in contents(found)]
 
-    def retaken(self) -> Surroundings:
+    def retaken(self, *, silent: bool = False) -> Surroundings:
         """Return the surroundings of the same function as they are now.
 
         Its replays leave no trace, with one exception: an int of a closure that is larger at the
         end of one counts calls, and goes on counting. Generators that have not moved share their
         state with this.
+
+        Args:
+            silent: Without that exception, and what is added to lists and dicts does not stay.
         """
         taken = [
             s if s.is_at(state := s.get()) else Source(s.get, s.set, state) for s in self._sources
         ]
-        is_static = not (self._fresh or self._slots or self._modules or self._containers)
+        written = any(x.is_written for x in self._elements)
+        mutable = self._slots or self._modules or self._containers or written
+        is_static = not (self._fresh or mutable)
         if is_static and all(x is s for x, s in zip(taken, self._sources)):
             return self  # a step that draws nothing and reaches nothing that changes
         now = copy.copy(self)
-        now._fresh, now._counting, now._sources = False, True, taken
+        now._fresh, now._counting, now._sources = False, not silent, taken
+        now._silent = silent
         if any(slot.read() is not slot.value for slot in self._slots):
             now._search(first=False)
         now.settle()
+        if not now.is_sealed:
+            known = {id(x.holder): x for x in self._elements}
+            apart = {id(b) for module in now._modules for b in module._buffers.values()}
+            small = [x for _, x in now._tensors if id(x) not in apart and is_copied(x)]
+            now._elements = [Elements.of(x, known.get(id(x))) for x in small]
         return now
 
     def generators(self) -> list[Tensor]:
@@ -256,7 +293,8 @@ class Surroundings:
             anew: Random numbers are drawn anew, and leave a trace.
         """
         sources = [] if anew else self._sources
-        if sources or self._states or self._slots or self._contents:
+        held = self._states or self._slots or self._contents or self._elements
+        if sources or held or self._autocast != autocast_now():
             return self._replayed(sources, first=self._fresh and not anew)
         return contextlib.nullcontext()
 
@@ -266,8 +304,13 @@ class Surroundings:
         with contextlib.ExitStack() as stack:
             for state in self._states:
                 stack.callback(state.put())
+            for device, settings in self._autocast.items():
+                stack.enter_context(torch.autocast(device, **settings))
+            for elements in self._elements:
+                if id(elements.holder) not in self._constant:
+                    stack.callback(elements.put(always=self._silent))
             for content in self._contents:
-                stack.callback(content.put(counting=self._counting))
+                stack.callback(content.put(counting=self._counting, silent=self._silent))
             if self._slots:
                 stack.callback(self._take_away, [slot.read() for slot in self._slots])
                 self._write_slots([slot.value for slot in self._slots])
@@ -295,7 +338,22 @@ class Surroundings:
     def watch(self, value: Tensor) -> None:
         """Remember what the function returned, and the tensors that it reaches."""
         self._value = value
+        self._constant.update(id(x) for _, x, version in self._begun if x._version == version)
         self._watched = [(name, x, x._version) for name, x in self._tensors if not x.is_inference()]
+
+    def require_copied(self) -> None:
+        """Raise if a tensor that is too large to be copied was changed since this was made.
+
+        Raises:
+            NotDifferentiableError: One was.
+        """
+        for name, x, version in self._begun:
+            if x._version != version and not is_copied(x):
+                raise NotDifferentiableError(
+                    f"expected a function that changes no large tensor in place, got {name} of "
+                    f"shape {tuple(x.shape)}: a step that is computed again would see it changed. "
+                    'Make it a buffer of a module, or use derivative="reverse" and keep="all".'
+                )
 
     def is_touched(self) -> bool:
         """Return whether a tensor was changed in place since `watch`."""

@@ -37,7 +37,13 @@ class TwiceDifferentiable(TorchFunctionMode):
     def __init__(self) -> None:
         """Begin with forward mode as it is."""
         super().__init__()
-        self._paused = False
+        self._paused = self._has_tangents = False
+
+    def __enter__(self) -> TwiceDifferentiable:
+        """Enter the context."""
+        self._has_tangents = in_forward_mode()  # one that begins inside is not this one's
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __exit__(self, *error: object) -> None:
         """Leave the context."""
@@ -57,7 +63,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         """Run an operation, or its replacement."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", None)
-        if name in _SWITCHES and in_forward_mode():
+        if self._has_tangents and name in _SWITCHES:
             if name == "_set_grad_enabled":
                 self._pause(not args[0])
             elif not (kwargs.get("create_graph") or args[4:5] == (True,)):

@@ -16,6 +16,7 @@ mode, whose memory is that of a first derivative; `"differences"` from gradients
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ from torchopt.diff.explicit.step import (
     start,
     update,
 )
-from torchopt.torch_internals import forward_mode, pull_back
+from torchopt.torch_internals import any_autocast, forward_mode, pull_back
 from torchopt.tree import is_smooth
 
 __all__ = [
@@ -71,13 +72,10 @@ class Cotangents:
     losses: list[list[Tensor | None]]
 
 
-def unit_cotangents(call: Call, after: Carry, aux: Aux) -> Cotangents:
+def unit_cotangents(after: Carry, value: Tensor, aux: Aux) -> Cotangents:
     """Return cotangents of everything that a step returns."""
-    loss = torch.ones(() if call.tasks is None else (call.tasks,))
-    return Cotangents(
-        [torch.ones_like(x) for x in after.smooth],
-        [[loss.to(after.smooth[0]), *map(torch.ones_like, aux.smooth)]],
-    )
+    of_losses = [torch.ones_like(x) for x in (value, *aux.smooth)]
+    return Cotangents([torch.ones_like(x) for x in after.smooth], [[*of_losses]])
 
 
 def gradient(
@@ -112,7 +110,13 @@ def _pulled(
     pairs = [(y, c) for y, c in both if c is not None and y.requires_grad]
     if not pairs or not inputs:
         return [None] * len(inputs)
-    return list(pull_back([y for y, _ in pairs], inputs, [c for _, c in pairs]))
+    ys, cs = [y for y, _ in pairs], [c for _, c in pairs]
+    if not any_autocast():
+        return list(pull_back(ys, inputs, cs))
+    with contextlib.ExitStack() as stack:  # a backward pass belongs outside of autocast
+        for device in {y.device.type for y in ys}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        return list(pull_back(ys, inputs, cs))
 
 
 def _added(first: Tensor | None, second: Tensor | None) -> Tensor | None:

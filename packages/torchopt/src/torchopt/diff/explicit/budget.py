@@ -76,18 +76,18 @@ def _measured(call: Call) -> tuple[int, int]:
     inputs = Leaves.of(call, call.inputs)
     tensors = inputs.constants
     optimizer = call.optimizer_with(tensors)
-    seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
+    seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken(silent=True)
     with torch.no_grad(), CountBytes() as count:
         carry = start(call, optimizer, tensors).detached()
         with seen.replayed():
-            grads, _, aux = gradient(call, carry, tensors, 0)
+            grads, value, aux = gradient(call, carry, tensors, 0)
             after = update(call, optimizer, grads, carry).detached()
         state = sum(x.numel() * x.element_size() for x in after.tensors())
         kept = None
         if call.derivative != "reverse":
             kept = grads
             state += sum(g.numel() * g.element_size() for g in grads if g is not None)
-        cotangents = unit_cotangents(call, after, aux)
+        cotangents = unit_cotangents(after, value, aux)
         pulled = pull_back_steps(
             replace(call, first=0, judge=call.judge and call.judge.again()),
             carry,

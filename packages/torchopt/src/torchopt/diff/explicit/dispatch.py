@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
 from torchopt.diff.explicit.budget import snapshots_within
@@ -14,6 +16,7 @@ from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.traced import TracedRun
 from torchopt.diff.explicit.traced_forward import TracedForwardRun
 from torchopt.diff.explicit.unrolled import Outputs, run_attached
+from torchopt.diff.places import recorded_iterators
 from torchopt.errors import NotTraceableError
 from torchopt.params.sharded import require_whole
 from torchopt.torch_internals import in_forward_mode_of_this_thread
@@ -24,6 +27,11 @@ __all__ = ["run_call"]
 
 def run_call(call: Call, keep: int | str, execute: str) -> Outputs:
     """Return the outputs of a call, by the run that its settings and surroundings need."""
+    with contextlib.nullcontext() if call.plain else recorded_iterators(call.loss):
+        return _run(call, keep, execute)
+
+
+def _run(call: Call, keep: int | str, execute: str) -> Outputs:
     if call.derivative in ("mixed", "forward"):
         require_whole(
             call.inputs,
@@ -56,7 +64,13 @@ def run_call(call: Call, keep: int | str, execute: str) -> Outputs:
         run = Run(call, snapshots_within(call, keep), room=0) if budget else Run(call, call.steps)
     else:
         run = Run(call, keep)
-    return run.outputs_with(apply_sweep(run, *call.inputs))
+    return _swept(run, call)
+
+
+def _swept(run: Run, call: Call) -> Outputs:
+    tensors = apply_sweep(run, *call.inputs)
+    run.require_repeatable()
+    return run.outputs_with(tensors)
 
 
 def _snapshots(call: Call, keep: int | str) -> int:
@@ -90,6 +104,6 @@ def _run_traced(call: Call, keep: int | str, execute: str) -> Outputs:
             keep_all=bool(differentiated and keep == "all" and _is_whole(call)),
         )
     if differentiated:
-        return run.outputs_with(apply_sweep(run, *call.inputs))
+        return _swept(run, call)
     with torch.no_grad():
         return run.outputs_with(run.evaluate(*call.inputs))

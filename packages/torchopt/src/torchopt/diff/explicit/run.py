@@ -97,6 +97,10 @@ class Run:
     def _flat(outputs: Outputs) -> tuple[Tensor, ...]:
         return (*outputs.carry.tensors(), outputs.losses, *_tensors(outputs.aux))
 
+    def require_repeatable(self) -> None:
+        """Raise if the loss changes what is not put back for a step that is computed again."""
+        self._seen.require_copied()
+
     def outputs_with(self, tensors: Sequence[Tensor]) -> Outputs:
         """Return the outputs of the run, made of the tensors that `evaluate` returned."""
         return self._with(self.outputs, tensors)
