@@ -150,10 +150,10 @@ def files_of(group: dict[str, Any]) -> list[str]:
     return [f for f in files if not any(fnmatch.fnmatch(f, s) for s in group.get("without", []))]
 
 
-def drawn(name: str, group: dict[str, Any]) -> list[dict[str, Any]]:
+def drawn(name: str, group: dict[str, Any], seed: str) -> list[dict[str, Any]]:
     """Return the changes of a group to judge, in a fixed random order."""
     every = [change for file in files_of(group) for change in changes_of(file)]
-    random.Random(name).shuffle(every)
+    random.Random(name + seed).shuffle(every)
     return list(itertools.islice(filter(tries_a_test, every), group["sample"]))
 
 
@@ -176,7 +176,7 @@ def judged(
     """Return the changes of a group with what became of them."""
     print(f"{name}: which test runs which line", flush=True)
     seconds, lines = mutation_run.recorded(group["tests"], files, 900, pool.map)
-    changes = drawn(name, group)[: options.limit]
+    changes = drawn(name, group, options.seed)[: options.limit]
     print(f"{name}: {len(changes)} changes, {len(seconds)} tests", flush=True)
     names = [
         mutation_run.tests_of(c["file"], c["start"][0], seconds, lines, options.budget)
@@ -205,6 +205,7 @@ def main() -> int:
     parser.add_argument("groups", nargs="*", help="groups to judge; all by default")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests for a change")
+    parser.add_argument("--seed", default="", help="of another sample than the one that is kept")
     parser.add_argument("--limit", type=int, help="judge so many changes of a group only")
     parser.add_argument("--store", action="store_true", help=f"write {SCORE.name}")
     options = parser.parse_args()

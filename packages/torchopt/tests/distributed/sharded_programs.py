@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import torchopt
 import torchopt.distributed as todist
+from torchopt.params.sharded import largest_absolute
 
 FUNCTIONAL = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "radam", "adamax", "lamb")
 CLASSES = ("SGD", "Adam", "AdamW", "RMSProp", "AdaGrad", "AdaDelta", "AdaMax", "RAdam")
@@ -55,7 +57,7 @@ def grid() -> dict[str, float]:
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import Replicate, distribute_tensor
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -116,6 +118,11 @@ def grid() -> dict[str, float]:
         clip = torchopt.clip.clip_grad_norm(1.0, norm_type)
         clipped, _ = clip.update(zeros, clip.init(zeros))
         found[f"zeros {norm_type}"] = max(float(full(x).abs().max()) for x in clipped.values())
+    cube = torch.randn(5, 3, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
+    for shard, dim, keep in itertools.product((0, 1, 2), (None, 0, (-3, 1)), (False, True)):
+        part = distribute_tensor(cube, mesh, [Shard(shard)])
+        pair = [largest_absolute(y, dim, keep) for y in (part, cube)]
+        found[f"largest of {shard} over {dim} {keep}"] = error(pair[:1], pair[1:])
     found["clipped"] = functional("sgd", False, False, True)
     found["clipped, differentiated"] = functional("adam", False, True, True)
 

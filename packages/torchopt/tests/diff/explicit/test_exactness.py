@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import optimizers
@@ -129,8 +130,13 @@ def learned(lr: Tensor) -> Any:
     return lambda count: lr * 0.9**count
 
 
+def decayed(lr: Tensor, count: Any, *, rate: Tensor) -> Tensor:
+    return lr * (1 - rate) ** count
+
+
 WRAPPED: dict[str, Any] = {
     "a schedule in a closure": lambda h: torchopt.adam(lr=learned(h), eps=1e-2),
+    "a schedule in a partial": lambda h: torchopt.sgd(lr=partial(decayed, h, rate=h)),
     "a chain with clipping": lambda h: torchopt.chain(
         torchopt.clip_grad_norm(0.3), torchopt.sgd(lr=h, momentum=0.9)
     ),

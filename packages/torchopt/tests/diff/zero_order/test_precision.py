@@ -23,7 +23,8 @@ from torchopt.diff.zero_order import (
     estimators,
     seed_replay,
 )
-from torchopt.diff.zero_order.error_bars import effective_sample_size
+from torchopt.diff.zero_order.directions import as_directions
+from torchopt.diff.zero_order.error_bars import Spread, effective_sample_size
 from torchopt.diff.zero_order.estimators import ESTIMATORS, Estimator, multi_point, shaped
 from torchopt.diff.zero_order.low_rank import LowRank
 from torchopt.diff.zero_order.unrolled import InnerLoop, full_es, noise_reuse_es, truncated_es
@@ -474,6 +475,19 @@ def test_a_surrogate_leaves_the_mean_alone(estimator: Estimator, directions: Any
     assert (error < 3).all()
 
 
+@pytest.mark.parametrize("directions", [*KNOWN, torch.distributions.Normal(2.0, 1.0)], ids=name_of)
+def test_the_second_moment_is_that_of_the_draws(directions: Any) -> None:
+    h = [torch.tensor([3.0, 1.0], dtype=F64)]
+    source = as_directions(directions)
+    z = source.draw(h, 4, 0, 2048)[0]
+    draws = (z @ h[0])[:, None] * z
+    # Those of a block are not independent: of Sobol's points and frames the error is smaller.
+    error = draws.std(0) / len(draws) ** 0.5
+    (exact,) = source.second_moment(h)
+    assert ((draws.mean(0) - exact).abs() < 4 * error).all()
+    assert (error < 0.1 * exact.norm()).all()
+
+
 @pytest.mark.parametrize("estimator", ALL, ids=name_of)
 def test_a_surrogate_that_would_change_the_mean_is_refused(estimator: Estimator) -> None:
     refused: list[Any] = [lambda shape: torch.randn(shape)]
@@ -506,6 +520,34 @@ def test_standard_error_with_a_short_last_block(n: int) -> None:
     # root of the mean of 300 variances of few blocks, each of them 100 % off or less.
     torch.testing.assert_close(torch.stack(draws).std(0), exact, rtol=0.15, atol=0.0)
     torch.testing.assert_close(torch.stack(bars).mean(0).sqrt(), exact, rtol=0.2, atol=0.0)
+
+
+@pytest.mark.parametrize("r", [0, 1, 2, 3])
+def test_standard_error_is_the_formula_of_its_docstring(r: int) -> None:
+    m, q = 4, 3
+    n = q * m + r
+    weights = torch.randn(n, dtype=F64)
+    directions = torch.randn(n, 2, dtype=F64)
+    x = weights[:, None] * directions
+    spread = Spread([x[0]], m, n)
+    spread.add(0, weights[: 2 * m], directions[: 2 * m])  # chunks begin at a block
+    spread.add(0, weights[2 * m :], directions[2 * m :])
+    of_one, of_block = x.var(0), x[: q * m].reshape(q, m, 2).sum(1).var(0)
+    covariance = (of_block - m * of_one) / (m * (m - 1))
+    rest = (r * of_one + r * (r - 1) * covariance).clamp(min=0)
+    assert r < 2 or (rest > 0).any()
+    (found,) = spread.standard_error([x.mean(0)])
+    torch.testing.assert_close(found, (q * of_block + rest).sqrt() / n)
+
+
+def test_the_error_of_samples_that_agree_is_nothing_and_a_number() -> None:
+    # A variance that rounding makes negative has no root.
+    for k in range(1, 40):
+        slope = torch.tensor(k / 7, dtype=F64)
+        engine = ZeroOrder(Rademacher(), "antithetic", num_samples=k + 2, sigma=0.1)
+        got = engine.estimate(lambda p, slope=slope: slope * p, torch.zeros((), dtype=F64), seed=k)
+        assert got.standard_error < 1e-6
+        assert got.standard_error >= 0
 
 
 def test_standard_error_of_loops_with_coupled_directions() -> None:
