@@ -191,7 +191,7 @@ class TextEntries {
     }
     explicit operator bool() const noexcept { return first_ != nullptr; }
     PyObject* first_key() const noexcept { return first_[0]; }
-    PyObject* first_value() const noexcept { return first_[1]; }
+    PyObject* value(std::size_t i) const noexcept { return first_[2 * i + 1]; }
     template <class Visit>
     OPTREE_INLINE bool for_each(std::uint32_t size, Visit&& visit) const {
         PyObject** entry = first_;
@@ -279,7 +279,7 @@ struct TextEntries {
     explicit TextEntries(PyObject*) noexcept {}
     explicit operator bool() const noexcept { return false; }
     PyObject* first_key() const noexcept { return nullptr; }
-    PyObject* first_value() const noexcept { return nullptr; }
+    PyObject* value(std::size_t) const noexcept { return nullptr; }
     template <class Visit>
     bool for_each(std::uint32_t, Visit&&) const {
         return false;

@@ -85,16 +85,14 @@ void join_group(const KeyLayout* a, const KeyLayout* b, std::uint64_t group) noe
 
 }  // namespace
 
-// The arrays follow the object: inserted[size], then keys[size] and position[size] when the orders
-// differ.
+// The arrays follow the object: inserted[size], then keys[size], position[size] and order[size] when the
+// orders differ.
 Ref make_layout_in_order(LayoutTypes types, PyObject* const* inserted, std::size_t size,
                          const std::uint32_t* order, bool sorted) {
     const std::uint32_t count = checked_count(size);
     const bool atomic = all_atomic(inserted, size);
-    const std::size_t words =
-        order != nullptr
-            ? 2 * size + (size * sizeof(std::uint32_t) + sizeof(PyObject*) - 1) / sizeof(PyObject*)
-            : size;
+    static_assert(2 * sizeof(std::uint32_t) <= sizeof(PyObject*));
+    const std::size_t words = order != nullptr ? 3 * size : size;
     const auto extra = static_cast<Py_ssize_t>(words);
     auto* layout = atomic ? PyObject_NewVar(KeyLayout, types.atomic, extra)
                           : PyObject_GC_NewVar(KeyLayout, types.loose, extra);
@@ -112,8 +110,10 @@ Ref make_layout_in_order(LayoutTypes types, PyObject* const* inserted, std::size
     layout->keys = order != nullptr ? own + size : own;
     layout->position =
         order != nullptr ? reinterpret_cast<std::uint32_t*>(layout->keys + size) : nullptr;
+    layout->order = order != nullptr ? layout->position + size : nullptr;
     for (std::uint32_t i = 0; i < count; ++i) own[i] = compat::new_ref(inserted[i]);
     if (order != nullptr) {
+        std::copy_n(order, size, layout->order);
         for (std::uint32_t child = 0; child < count; ++child) {
             layout->keys[child] = inserted[order[child]];
             layout->position[order[child]] = child;

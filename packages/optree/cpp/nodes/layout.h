@@ -16,8 +16,9 @@ namespace optree {
 // it may be in a cycle; the others are of a second class without that cost. With keys inserted as b, a and traversed sorted:
 //
 //     inserted = [b, a]   keys = [a, b]   position = [1, 0]    inserted[i] is child position[i]
+//                                         order = [1, 0]       child c is inserted[order[c]]
 //
-// `position` is null and `keys == inserted` when the two orders agree.
+// `position` and `order` are null and `keys == inserted` when the two orders agree.
 struct KeyLayout {
     PyObject_VAR_HEAD  // its size counts the words behind the first key
         std::uint32_t size;
@@ -33,6 +34,7 @@ struct KeyLayout {
     std::size_t bytes;    // about what it takes, keys included; 0: not computed
     std::uint64_t shape;  // size and `sorted` in one number, `shape_of`
     std::uint32_t* position;
+    std::uint32_t* order;
     PyObject** keys;        // borrowed from `inserted`
     PyObject* inserted[1];  // owned; more follow
 

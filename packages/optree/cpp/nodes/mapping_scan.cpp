@@ -9,19 +9,6 @@
 namespace optree {
 namespace {
 
-// A layout of equal keys that are other objects.
-Ref copy_layout(LayoutTypes types, const KeyLayout* layout, PyObject* const* inserted) {
-    KeyOrder order;
-    if (layout->position != nullptr) {
-        order.reserve(layout->size);
-        order.set_size(layout->size);
-        for (std::uint32_t i = 0; i < layout->size; ++i) order[layout->position[i]] = i;
-    }
-    return make_layout_in_order(types, inserted, layout->size,
-                                layout->position != nullptr ? order.data() : nullptr,
-                                layout->sorted);
-}
-
 // Keys that Python's sort compares, and the values under them in the same order.
 Ref scan_by_python(LayoutCache& cache, LayoutTypes types, ObjectStack& keys, ObjectStack& unordered,
                    ObjectStack& values) {
@@ -107,7 +94,7 @@ Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool 
             KeyOrder order;
             Plain plain = Plain::in_order;
             if (twin != nullptr) {
-                owner = copy_layout(types, twin, keys.data());
+                owner = make_layout_in_order(types, keys.data(), size, twin->order, twin->sorted);
                 cache.keep(as_layout(owner.get()));
             } else {
                 if (sorted) plain = sort_plain_keys(keys.data(), size, order);

@@ -126,7 +126,7 @@ bool is_item(PyObject* dict, PyObject* name, PyObject* expected) {
         const CriticalSection reading(dict);
         const TextEntries entries(dict);
         if (OPTREE_LIKELY(entries && PyDict_GET_SIZE(dict) != 0 && entries.first_key() == name)) {
-            return entries.first_value() == expected;
+            return entries.value(0) == expected;
         }
     }
     const Ref item = Ref::steal(compat::dict_item(dict, name));
