@@ -6,17 +6,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
-from torchopt.combine import chain, round_once
 from torchopt.documented import documented
 from torchopt.optimizers.adam import adamw
-from torchopt.optimizers.sgd import trace
-from torchopt.optimizers.stages import flip_sign_and_add_weight_decay, scale_by_neg_lr
-from torchopt.transform.add_decayed_weights import add_decayed_weights
-from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.linear import Scale
+from torchopt.optimizers.rule import Hyper, Rule, at_least_zero
+from torchopt.optimizers.sgd import TraceState
+from torchopt.optimizers.stages import optimizer
 from torchopt.transform.orthogonalize import orthogonalize
 from torchopt.transform.partition import partition
 from torchopt.transform.validate import unpacked
@@ -27,21 +25,24 @@ __all__ = ["muon"]
 
 
 @dataclass(frozen=True)
-class _ScaleByComplement(LeafRule):
-    """u = (1 - momentum) * g."""
+class Average(Rule):
+    """u = t' = momentum t + (1 - momentum) g, or (1 - momentum) g + momentum t' with Nesterov's
+    correction.
+    """
 
-    momentum: float | Tensor
+    momentum: Hyper = at_least_zero("momentum value")
+    nesterov: bool = False
+    State = TraceState
 
-    def update_leaves(
-        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
-    ) -> tuple[list[Tensor], Any]:
-        return Scale(1 - self.momentum).update_leaves(grads, state, params, inplace=inplace)
-
-
-@transformation
-def _scale_by_complement(momentum: float | Tensor) -> LeafRule:
-    """Return the transformation u = (1 - momentum) * g."""
-    return _ScaleByComplement(momentum)
+    def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
+        """Return the direction and the average."""
+        old = state[0]
+        if g.dtype is not old.dtype:  # lerp takes one dtype
+            dtype = torch.promote_types(g.dtype, old.dtype)
+            g, old = g.to(dtype), old.to(dtype)
+        weight = self.momentum.to(g) if isinstance(self.momentum, Tensor) else self.momentum
+        t = g.lerp(old, weight)
+        return g.lerp(t, weight) if self.nesterov else t, (t,)
 
 
 def _labels(params: Any) -> Any:
@@ -88,17 +89,13 @@ def muon(
         K. Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024,
         https://kellerjordan.github.io/posts/muon
     """
-    matrices = round_once(
-        chain(
-            flip_sign_and_add_weight_decay(0.0, maximize),
-            _scale_by_complement(momentum),
-            trace(momentum, 0.0, nesterov),
-            orthogonalize(
-                ns_steps, unpacked(ns_coefficients, 3, "ns_coefficients"), eps, match_rms
-            ),
-            add_decayed_weights(weight_decay),
-            scale_by_neg_lr(lr),
-        )
+    coefficients = unpacked(ns_coefficients, 3, "ns_coefficients")
+    matrices = optimizer(
+        Average(momentum, nesterov),
+        orthogonalize.rule(ns_steps, coefficients, eps, match_rms),
+        lr=lr,
+        decoupled_weight_decay=weight_decay,
+        maximize=maximize,
     )
     others = adamw(
         lr if adamw_lr is None else adamw_lr,
