@@ -2,11 +2,13 @@
 // The table of rules: one row makes a rule known to the launchers, to Python and to the tests.
 #pragma once
 
+#include "math/adabelief.h"
 #include "math/adadelta.h"
 #include "math/adagrad.h"
 #include "math/adam.h"
 #include "math/adamax.h"
 #include "math/adan.h"
+#include "math/ademamix.h"
 #include "math/amsgrad.h"
 #include "math/asgd.h"
 #include "math/lion.h"
@@ -20,11 +22,13 @@
 namespace torchopt::rules {
 
 // The name that Python uses = the type. CMakeLists.txt compiles one file for each.
+using adabelief = AdaBelief;
 using adadelta = Adadelta;
 using adagrad = Adagrad;
 using adam = Adam;
 using adamax = Adamax;
 using adan = Adan;
+using ademamix = AdEMAMix;
 using amsgrad = AmsGrad;
 using asgd = Asgd;
 using lion = Lion;
@@ -43,11 +47,13 @@ using sgd = Sgd;
 
 // clang-format off
 #define TORCHOPT_FOR_EACH_RULE(DO) \
+    DO(adabelief) \
     DO(adadelta) \
     DO(adagrad) \
     DO(adam) \
     DO(adamax) \
     DO(adan) \
+    DO(ademamix) \
     DO(amsgrad) \
     DO(asgd) \
     DO(lion) \

@@ -193,6 +193,9 @@ int main() {
         check_vjp<NAdam>({0.1, 0.05, 0.02, 0.9, 0.99, 1e-3, 1e-4, 0.004, 0.4}, step);
         check_vjp<RAdam>({0.1, 0.05, 0.02, 0.9, 0.99, 1e-3}, step);
         check_vjp<Adan>({0.1, 0.05, 0.02, 0.9, 0.95, 0.99, 1e-3}, step);
+        check_vjp<AdEMAMix>({0.1, 0.05, 0.02, 0.9, 0.99, 0.999, 2.0, 1e-3, 0.0}, step);
+        check_vjp<AdEMAMix>({0.1, 0.05, 0.02, 0.9, 0.99, 0.999, 2.0, 1e-3, 20.0}, step);
+        check_vjp<AdaBelief>({0.1, 0.05, 0.02, 0.9, 0.99, 1e-3}, step);
         check_vjp<Adamax>({0.1, 0.05, 0.02, 0.9, 0.99, 1e-3}, step);
         check_vjp<RmsProp<false>>({0.1, 0.05, 0.02, 0.9, 1e-3}, step);
         check_vjp<rules::rmsprop_momentum>({0.1, 0.05, 0.02, 0.9, 1e-3, 0.9, 0.3}, step);

@@ -82,6 +82,7 @@ _VALUES: dict[str, float] = {
     "eta_plus": 1.2,
     "min_step": 0.2,
     "max_step": 2.0,
+    "warmup_steps": 7.0,
 }
 
 HYPERS = {name: {key: _VALUES[key] for key in rule.hypers} for name, rule in RULES.items()}

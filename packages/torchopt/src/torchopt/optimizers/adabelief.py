@@ -37,6 +37,7 @@ class AdaBelief(Rule):
     b2: Hyper = fraction("beta parameter at index 1")
     eps: Hyper = at_least_zero("epsilon value")
     State = ScaleByBeliefState
+    kernel = "adabelief"
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
         """Return the corrections of the biases of mu and nu."""

@@ -42,6 +42,7 @@ class Ademamix(Rule):
     eps: Hyper = at_least_zero("epsilon value")
     warmup_steps: int = at_least_zero("warmup_steps value")
     State = ScaleByAdemamixState
+    kernel = "ademamix"
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
         """Return the corrections of biases, alpha_k, and the decay of the slow average."""
