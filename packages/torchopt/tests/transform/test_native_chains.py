@@ -89,7 +89,7 @@ def test_native_chains_are_their_members_one_by_one(
 ) -> None:
     want = roll(with_backend(CHAINS[name](), "reference"), inplace, missing)
     calls = []
-    for function in ("call_plain", "attempt"):
+    for function in ("call_plain", "update"):
         original = getattr(native, function)
         monkeypatch.setattr(
             f"torchopt.transform.fused.{function}",

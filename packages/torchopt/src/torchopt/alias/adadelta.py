@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """See `torchopt.optimizers.adadelta`."""
 
-from __future__ import annotations
-
 from torchopt.optimizers.adadelta import adadelta
 
 __all__ = ["adadelta"]

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """See `torchopt.optimizers.adagrad`."""
 
-from __future__ import annotations
-
 from torchopt.optimizers.adagrad import _adagrad_lr_schedule as _adagrad_lr_schedule
 from torchopt.optimizers.adagrad import adagrad
 

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adam; see `torchopt.optimizers.adam`."""
 
-from __future__ import annotations
-
-from torchopt.optimizers.adam import (
-    adam,
-)
+from torchopt.optimizers.adam import adam
 
 __all__ = ["adam"]

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """AdamW; see `torchopt.optimizers.adam`."""
 
-from __future__ import annotations
-
-from torchopt.optimizers.adam import (
-    adamw,
-)
+from torchopt.optimizers.adam import adamw
 
 __all__ = ["adamw"]

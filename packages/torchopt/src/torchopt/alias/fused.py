@@ -1,11 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Native calls; see `torchopt.optimizers.native`."""
 
-from __future__ import annotations
-
-from torchopt.optimizers.native import (
-    Backend,
-    with_backend,
-)
+from torchopt.optimizers.native import Backend, with_backend
 
 __all__ = ["Backend", "with_backend"]

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from torchopt.kernels.fused_rule import FusedRule
 
 
-__all__ = ["attempt", "call_plain", "overwrite", "refusal", "unavailable", "update"]
-
-Result = tuple[list[Tensor], list[list[Tensor]]]
+__all__ = ["call_plain", "overwrite", "refusal", "unavailable", "update"]
 
 
 def overwrite(old: Tensor, new: Tensor) -> Tensor:
@@ -126,7 +124,7 @@ def _constants(
     return constants, tuple(order), 1
 
 
-def attempt(
+def update(
     rule: FusedRule,
     grads: Sequence[Tensor],
     states: Sequence[Sequence[Tensor]],
@@ -137,33 +135,54 @@ def attempt(
     maximize: bool = False,
     inplace: bool = False,
     judged: bool = False,
-) -> Result | Exception:
-    """Return what `update` does; or, with nothing done, the error that it would raise.
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Return (updates, states') of one step of an optimizer over all tensors, in one native call.
+
+    The same function as `rule.statement`, with the same conventions at points without a
+    derivative, differentiable to any order with respect to gradients, states, parameters and
+    hyper-parameters that are tensors. The first derivative is one native call too; it needs the
+    inputs, which are all that is kept for it. Higher ones and forward mode are those of the
+    statement. Half types are computed in float32.
 
     Args:
-        rule: As for `update`, and so the others.
+        rule: The rule.
         grads: Gradients.
-        states: The state.
-        params: Parameters.
-        steps: The number of this step.
-        hypers: The hyper-parameters.
+        states: For each of the rule's states, one tensor for each gradient.
+        params: Parameters; read only where there is weight decay, or by the rule.
+        steps: The number of this step, from 1: one for all, or a 0-dim int64 tensor for each.
+        hypers: A number or a 0-dim tensor for each of `rule.all_hypers`.
         maximize: Go up instead of down.
-        inplace: Write the new state into the old one.
+        inplace: Write the new state into `states`, whose versions are bumped.
         judged: Whether it is known that `refusal` returns None.
+
+    Returns:
+        New contiguous tensors; with `inplace`, the tensors of `states` wherever they can be written
+        to.
+
+    Raises:
+        KernelUnavailableError: No kernel for a dtype, device or layout among `grads`.
+        ValueError: Tensors that do not match, or hyper-parameters that are missing or left over.
+        AssertionError: Weight decay without `params`.
+
+    Example:
+        >>> from torchopt.transform.plan import Plan
+        >>> hypers = {"lr": 0.5, "weight_decay": 0.0, "decoupled_weight_decay": 0.0}
+        >>> update(Plan().fused, [torch.ones(2)], [], None, 1, hypers)[0]
+        [tensor([-0.5000, -0.5000])]
     """
     if set(hypers) != set(rule.all_hypers):
-        return ValueError(
+        raise ValueError(
             f"fused {rule.name}: expected the hyper-parameters {rule.all_hypers}, "
             f"got {tuple(hypers)}."
         )
     if len(states) != len(rule.states):
-        return ValueError(
+        raise ValueError(
             f"fused {rule.name}: expected the states {rule.states}, got {len(states)} of them."
         )
     decayed = rule.reads_params or decays(hypers)
     if decayed and params is None:
         reader = "this transformation" if rule.reads_params else "weight decay"
-        return AssertionError(
+        raise AssertionError(
             f"Parameters are required for {reader}. "
             "Call `update(updates, state, params=params)` instead."
         )
@@ -171,7 +190,7 @@ def attempt(
     others = [*zip(rule.states, states), *([("params", read)] if decayed else [])]
     refused = None if judged else refusal(rule, grads, others)
     if refused is not None:
-        return refused
+        raise refused
     if not grads:
         return [], [[] for _ in states]
     numbers = tuple(_hyper(name, hypers[name]) for name in rule.all_hypers)
@@ -195,56 +214,6 @@ def attempt(
     if inplace:
         new = [list(map(overwrite, *pair)) for pair in zip(states, new)]
     return updates, new
-
-
-def update(
-    rule: FusedRule,
-    grads: Sequence[Tensor],
-    states: Sequence[Sequence[Tensor]],
-    params: Sequence[Tensor] | None,
-    steps: int | Sequence[Tensor],
-    hypers: Mapping[str, Any],
-    *,
-    maximize: bool = False,
-    inplace: bool = False,
-) -> Result:
-    """Return (updates, states') of one step of an optimizer over all tensors, in one native call.
-
-    The same function as `rule.statement`, with the same conventions at points without a
-    derivative, differentiable to any order with respect to gradients, states, parameters and
-    hyper-parameters that are tensors. The first derivative is one native call too; it needs the
-    inputs, which are all that is kept for it. Higher ones and forward mode are those of the
-    statement. Half types are computed in float32.
-
-    Args:
-        rule: The rule.
-        grads: Gradients.
-        states: For each of the rule's states, one tensor for each gradient.
-        params: Parameters; read only where there is weight decay, or by the rule.
-        steps: The number of this step, from 1: one for all, or a 0-dim int64 tensor for each.
-        hypers: A number or a 0-dim tensor for each of `rule.all_hypers`.
-        maximize: Go up instead of down.
-        inplace: Write the new state into `states`, whose versions are bumped.
-
-    Returns:
-        New contiguous tensors; with `inplace`, the tensors of `states` wherever they can be written
-        to.
-
-    Raises:
-        KernelUnavailableError: No kernel for a dtype, device or layout among `grads`.
-        ValueError: Tensors that do not match, or hyper-parameters that are missing or left over.
-        AssertionError: Weight decay without `params`.
-
-    Example:
-        >>> from torchopt.transform.plan import Plan
-        >>> hypers = {"lr": 0.5, "weight_decay": 0.0, "decoupled_weight_decay": 0.0}
-        >>> update(Plan().fused, [torch.ones(2)], [], None, 1, hypers)[0]
-        [tensor([-0.5000, -0.5000])]
-    """
-    found = attempt(rule, grads, states, params, steps, hypers, maximize=maximize, inplace=inplace)
-    if isinstance(found, Exception):
-        raise found
-    return found
 
 
 def call_plain(

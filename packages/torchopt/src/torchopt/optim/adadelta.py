@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where `AdaDelta` was published."""
 
-from __future__ import annotations
-
 from torchopt.optim import AdaDelta, Adadelta
 
 __all__ = ["AdaDelta", "Adadelta"]

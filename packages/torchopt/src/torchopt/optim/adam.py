@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where `Adam` was published."""
 
-from __future__ import annotations
-
 from torchopt.optim import Adam
 
 __all__ = ["Adam"]

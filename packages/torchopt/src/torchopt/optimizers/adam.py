@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -42,7 +42,7 @@ class Adam(Rule):
     eps: Hyper = at_least_zero("epsilon value")
     eps_root: Hyper = at_least_zero("epsilon value")
     moment_requires_grad: bool = False
-    State = ScaleByAdamState
+    State: ClassVar[Any] = ScaleByAdamState
     kernel = "adam"
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:

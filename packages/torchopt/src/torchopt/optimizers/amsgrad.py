@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
-from torchopt.kernels.reference.moments import bias_correction, moving_average
+from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root
-from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
+from torchopt.optimizers.adam import Adam
+from torchopt.optimizers.rule import Rule
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation
 from torchopt.transform.validate import unpacked
@@ -32,19 +33,11 @@ class ScaleByAmsgradState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AMSGrad(Rule):
+class AMSGrad(Adam):
     """u = mu_hat / (sqrt(m' / (1 - b2^k) + eps_root) + eps), m' = max(m, nu')."""
 
-    b1: Hyper = fraction("beta parameter at index 0")
-    b2: Hyper = fraction("beta parameter at index 1")
-    eps: Hyper = at_least_zero("epsilon value")
-    eps_root: Hyper = at_least_zero("epsilon value")
-    State = ScaleByAmsgradState
+    State: ClassVar[Any] = ScaleByAmsgradState
     kernel = "amsgrad"
-
-    def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
-        """Return the corrections of the biases of mu and nu."""
-        return bias_correction(self.b1, k), bias_correction(self.b2, k)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
         """Return the direction, the moments and the largest second moment."""

@@ -45,8 +45,7 @@ class NAdam(Rule):
     kernel = "nadam"
 
     def _momentum(self, k: Tensor) -> Any:
-        exponent = k.to(torch.float64) * self.momentum_decay
-        return self.b1 * (1 - 0.5 * torch.pow(torch.full_like(exponent, 0.96), exponent))
+        return self.b1 - 0.5 * self.b1 * 0.96 ** (k.to(torch.float64) * self.momentum_decay)
 
     def following(self, k: Tensor, *shared: Tensor) -> tuple[Tensor, ...]:
         """Return the product of the momenta up to this step."""

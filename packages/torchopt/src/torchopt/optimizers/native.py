@@ -13,10 +13,10 @@ from torch import Tensor
 
 from torchopt import _C
 from torchopt.base import (
+    Driver,
     GradientTransformation,
     IdentityGradientTransformation,
     needs_tree,
-    refuse_positional,
 )
 from torchopt.combine import with_parts
 from torchopt.errors import KernelUnavailableError, MismatchError
@@ -86,7 +86,7 @@ class _QuickStep:
 
 
 @dataclass(frozen=True)
-class FusedChain:
+class FusedChain(Driver):
     """A chain of stages that is one native call where that is possible.
 
     Attributes:
@@ -142,17 +142,8 @@ class FusedChain:
         """Return the state of the stages."""
         return self.chain.init(params)
 
-    def update(
-        self,
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Return the updates and the next state; see `GradientTransformation`."""
-        if positional:
-            refuse_positional(positional)
         part = None if self.backend == "reference" or is_traced() else self.part
         if part is None:
             return self.chain.update(updates, state, params=params, inplace=inplace)
@@ -168,7 +159,7 @@ class FusedChain:
 
         if isinstance(members, (tuple, list)) and len(members) == size + len(self.tail):
             used = tuple(members[:size] if self.tail else members)
-            found = part.run(leaves, used, read, inplace and not self.tail)
+            found = part.update(leaves, used, read, inplace=inplace and not self.tail)
         if found is None:
             return self.chain.update(updates, state, params=params, inplace=inplace)
         out, advanced = found
@@ -262,8 +253,7 @@ def fuse(
         name: What `repr` calls it.
     """
     kept = tuple(m for m in members if not isinstance(m, IdentityGradientTransformation))
-    fused = FusedChain(chain, kept, backend, name)
-    return GradientTransformation(fused.init, fused.update)
+    return FusedChain(chain, kept, backend, name).pair()
 
 
 def with_backend(
@@ -293,8 +283,7 @@ def with_backend(
         raise ValueError(f"with_backend: expected one of {BACKENDS}, got {backend!r}.")
     fused = getattr(transformation.update, "__self__", None)
     if isinstance(fused, FusedChain) and fused.part is not None:
-        fused = dataclasses.replace(fused, backend=backend)
-        return GradientTransformation(fused.init, fused.update)
+        return dataclasses.replace(fused, backend=backend).pair()
     chained = None
     if backend != "auto":
         chained = with_parts(transformation, backend, lambda t: with_backend(t, "reference"))

@@ -101,6 +101,15 @@ def as_transformation(rule: LeafRule, *, already_flattened: bool) -> GradientTra
     return (_ListDriver if already_flattened else _TreeDriver)(rule).pair()
 
 
+def with_flattened(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of `function` with the keyword `already_flattened`."""
+    signature = inspect.signature(function)
+    flattened = inspect.Parameter(
+        "already_flattened", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool"
+    )
+    return signature.replace(parameters=[*signature.parameters.values(), flattened])
+
+
 class TransformationFactory(Protocol[P]):
     """A function that makes transformations for trees, with variants for lists."""
 
@@ -140,13 +149,7 @@ def transformation(
     def for_lists(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
         return impl(*args, already_flattened=True, **kwargs)
 
-    signature = inspect.signature(make)
-    flattened = inspect.Parameter(
-        "already_flattened", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool"
-    )
-    vars(impl)["__signature__"] = signature.replace(
-        parameters=[*signature.parameters.values(), flattened]
-    )
+    vars(impl)["__signature__"] = with_flattened(make)
     factory = cast("TransformationFactory[P]", for_trees)
     factory.flat = for_lists
     factory.impl = impl

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchopt import _C
 from torchopt.kernels.fused_rule import as_number
 from torchopt.kernels.missing import why_missing
-from torchopt.kernels.native import attempt, call_plain, refusal, unavailable
+from torchopt.kernels.native import call_plain, refusal, unavailable, update
 from torchopt.torch_internals import is_transforming
 from torchopt.transform.counts import increment
 from torchopt.transform.leaf_rule import overwrite
@@ -65,19 +65,9 @@ class Part:
         Raises:
             KernelUnavailableError: "native", and there is no kernel for these tensors.
         """
+        plan = self.plan
         if self.backend == "reference" or is_traced():
             return None
-        return self.run(leaves, members, params, inplace)
-
-    def run(
-        self,
-        leaves: list[Any],
-        members: tuple[Any, ...],
-        params: Callable[[], list[Any]] | None,
-        inplace: bool,
-    ) -> tuple[list[Any], tuple[Any, ...]] | None:
-        """Return what `update` does, where it is not "reference" and nothing is traced."""
-        plan = self.plan
         if MISSING is not None:
             if self.backend == "auto":
                 return None
@@ -233,7 +223,7 @@ class Part:
         out: list[Any] = [None] * len(leaves)
         advanced = self.advance(members, moved, present)
         for group in groups:
-            found = attempt(
+            found = update(
                 self.plan.fused,
                 [leaves[i] for i in group],
                 [[role[i] for i in group] for role in old],
@@ -245,8 +235,6 @@ class Part:
                 inplace=inplace and len(groups) == 1,
                 judged=True,
             )
-            if isinstance(found, Exception):
-                raise found
             for k, i in enumerate(group):
                 out[i] = found[0][k]
                 for role, new in zip(moved, found[1]):
@@ -315,11 +303,12 @@ class Part:
         for i, rule in self.plan.sharing:
             fields = [getattr(members[i], name) for name in rule.shared]
             counts = changes[i]["count"]
+            moved = present[:1] if together else present  # the others have the same
             following = rule.follow(
-                [counts[k] for k in present], [[field[k] for k in present] for field in fields]
+                [counts[k] for k in moved], [[field[k] for k in moved] for field in fields]
             )
             for name, field, values in zip(rule.shared, fields, following):
-                changes[i][name] = _put(field, present, values)
+                changes[i][name] = values * len(field) if together else _put(field, present, values)
         return changes
 
 

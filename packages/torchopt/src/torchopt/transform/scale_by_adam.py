@@ -1,12 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adam's direction; see `torchopt.optimizers.adam`."""
 
-from __future__ import annotations
-
-from torchopt.optimizers.adam import (
-    ScaleByAdamState,
-    scale_by_accelerated_adam,
-    scale_by_adam,
-)
+from torchopt.optimizers.adam import ScaleByAdamState, scale_by_accelerated_adam, scale_by_adam
 
 __all__ = ["ScaleByAdamState", "scale_by_accelerated_adam", "scale_by_adam"]

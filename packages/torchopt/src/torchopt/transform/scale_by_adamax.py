@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The direction of an optimizer; see `torchopt.optimizers.adamax`."""
 
-from __future__ import annotations
-
 from torchopt.optimizers.adamax import ScaleByAdamaxState, scale_by_adamax
 
 __all__ = ["ScaleByAdamaxState", "scale_by_adamax"]

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The direction of an optimizer; see `torchopt.optimizers.rmsprop`."""
 
-from __future__ import annotations
-
 from torchopt.optimizers.rmsprop import ScaleByRmsState, scale_by_rms
 
 __all__ = ["ScaleByRmsState", "scale_by_rms"]

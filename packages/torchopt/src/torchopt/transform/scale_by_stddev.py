@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The direction of an optimizer; see `torchopt.optimizers.rmsprop`."""
 
-from __future__ import annotations
-
 from torchopt.optimizers.rmsprop import ScaleByRStdDevState, scale_by_stddev
 
 __all__ = ["ScaleByRStdDevState", "scale_by_stddev"]

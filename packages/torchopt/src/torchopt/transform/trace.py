@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The direction of an optimizer; see `torchopt.optimizers.sgd`."""
 
-from __future__ import annotations
-
 from torchopt.optimizers.sgd import DampenedTraceState, TraceState, trace
 
 __all__ = ["DampenedTraceState", "TraceState", "trace"]

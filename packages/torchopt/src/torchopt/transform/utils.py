@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchopt.transform.base import with_flattened
 from torchopt.tree import tree_map
 from torchopt.tree_function import placed_like
 
@@ -84,13 +84,7 @@ def _for_trees_and_lists(function: Callable[..., Any]) -> None:
     def impl(*args: Any, already_flattened: bool = False, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
-    signature = inspect.signature(function)
-    flattened = inspect.Parameter(
-        "already_flattened", inspect.Parameter.KEYWORD_ONLY, default=False
-    )
-    vars(impl)["__signature__"] = signature.replace(
-        parameters=[*signature.parameters.values(), flattened]
-    )
+    vars(impl)["__signature__"] = with_flattened(function)
     vars(function).update(flat=function, impl=impl)
 
 

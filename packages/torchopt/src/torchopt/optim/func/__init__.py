@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The functional optimizer that holds its state."""
 
-from __future__ import annotations
-
 from torchopt.optim.func.base import FuncOptimizer
 
 __all__ = ["FuncOptimizer"]

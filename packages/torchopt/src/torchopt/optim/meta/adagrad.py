@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where `MetaAdaGrad` was published."""
 
-from __future__ import annotations
-
 from torchopt.optim.meta import MetaAdaGrad, MetaAdagrad
 
 __all__ = ["MetaAdaGrad", "MetaAdagrad"]

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where `MetaAdam` was published."""
 
-from __future__ import annotations
-
 from torchopt.optim.meta import MetaAdam
 
 __all__ = ["MetaAdam"]

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where `MetaRMSProp` was published."""
 
-from __future__ import annotations
-
 from torchopt.optim.meta import MetaRMSProp, MetaRMSprop
 
 __all__ = ["MetaRMSProp", "MetaRMSprop"]
