@@ -51,6 +51,19 @@ def distributed(net: nn.Module, mesh: Any) -> nn.Module:
     return net
 
 
+def under_fully_shard(kind: str) -> nn.Module:
+    """Return the module under `fully_shard`, as a whole or its layers, too ("nested")."""
+    from torch.distributed.fsdp import fully_shard
+
+    net: Any = small_net()
+    if kind == "nested":
+        fully_shard(net[0])
+        fully_shard(net[2])
+    fully_shard(net)
+    whole: nn.Module = net
+    return whole
+
+
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def grid() -> dict[str, float]:
     """Return the error of each way to train sharded parameters, against one process."""
@@ -126,50 +139,50 @@ def grid() -> dict[str, float]:
     found["clipped"] = functional("sgd", False, False, True)
     found["clipped, differentiated"] = functional("adam", False, True, True)
 
-    def inner(derivative: str, **options: Any) -> float:
+    def inner(kind: str, name: str = "adam", **options: Any) -> float:
         results = []
-        for module, data in ((small_net(), x), (distributed(small_net(), mesh), x_d)):
+        shard = distributed(small_net(), mesh) if kind == "DTensor" else under_fully_shard(kind)
+        for module, data in ((shard, x_d if kind == "DTensor" else x), (small_net(), x)):
             params = dict(module.named_parameters())
 
             def loss(p: Any, goal: float = 0.0, module: Any = module, data: Any = data) -> Tensor:
                 value = torch.func.functional_call(module, p, (data,)) - goal
                 return (value**2).mean()
 
-            run = torchopt.inner_loop(
-                lambda p, batch: loss(p),
-                torchopt.adam(0.1),
-                steps=3,
-                derivative=derivative,
-                **options,
-            )
+            step = getattr(torchopt, name)(0.1)
+            run = torchopt.inner_loop(lambda p, batch: loss(p), step, steps=3, **options)
             results.append(torch.autograd.grad(loss(run(params).params, 1.0), params.values()))
-        return error(results[1], results[0])
+        return error(results[0], results[1])
 
-    found["inner loop"] = inner("reverse")
-    found["inner loop, first order"] = inner("first_order")
+    for kind in ("DTensor", "whole", "nested"):
+        for name in (
+            ("sgd", "adam", "adamw", "rmsprop", "adagrad") if kind == "whole" else ("adam",)
+        ):
+            found[f"inner loop, {kind}, {name}"] = inner(kind, name)
+        found[f"inner loop, {kind}, first order"] = inner(kind, derivative="first_order")
+        found[f"inner loop, {kind}, snapshots"] = inner(kind, keep=2)
     refused = []
     for name in ("shampoo", "soap", "psgd"):
         try:
             getattr(torchopt, name)(0.1).init(zeros)
         except TypeError as e:
             refused.append("DTensor" in str(e))
-    for derivative in ("mixed", "forward"):
+    for options in (
+        {"derivative": "mixed"},
+        {"derivative": "forward"},
+        {"derivative": "differences"},
+        {"execute": "trace"},
+    ):
         try:
-            inner(derivative)
+            inner("whole", **options)
         except TypeError as e:
             refused.append("DTensor" in str(e))
-    found["refused"] = float(refused != [True] * 5)
+    found["refused"] = float(refused != [True] * 7)
 
     for name in META:
         for how in ("fully_shard", "nested", "DTensor", "own batches"):
-            plain, net = small_net(), small_net()
-            if how == "DTensor":
-                distributed(net, mesh)
-            else:
-                if how == "nested":
-                    fully_shard(net[0])
-                    fully_shard(net[2])
-                fully_shard(net)
+            plain = small_net()
+            net = distributed(small_net(), mesh) if how == "DTensor" else under_fully_shard(how)
             own = batch(dist.get_rank()) if how == "own batches" else x_d if how == "DTensor" else x
             everyone = [batch(r) for r in range(n)] if how == "own batches" else [x]
             results = []

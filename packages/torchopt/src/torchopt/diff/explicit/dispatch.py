@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 
 import torch
 
+from torchopt.diff.closure import captured
 from torchopt.diff.explicit.budget import snapshots_within
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.checks import require_no_differences
@@ -18,7 +20,7 @@ from torchopt.diff.explicit.traced_forward import TracedForwardRun
 from torchopt.diff.explicit.unrolled import Outputs, run_attached
 from torchopt.diff.places import recorded_iterators
 from torchopt.errors import NotTraceableError
-from torchopt.params.sharded import require_whole
+from torchopt.params.sharded import gather_in_graph, require_whole
 from torchopt.torch_internals import in_forward_mode_of_this_thread
 from torchopt.tree_function import apply_sweep, is_transforming
 
@@ -27,17 +29,13 @@ __all__ = ["run_call"]
 
 def run_call(call: Call, keep: int | str, execute: str) -> Outputs:
     """Return the outputs of a call, by the run that its settings and surroundings need."""
+    _gather_shards_in_graph(call)
+    _require_whole_if_needed(call, keep, execute)
     with contextlib.nullcontext() if call.plain else recorded_iterators(call.loss):
         return _run(call, keep, execute)
 
 
 def _run(call: Call, keep: int | str, execute: str) -> Outputs:
-    if call.derivative in ("mixed", "forward"):
-        require_whole(
-            call.inputs,
-            f"inner_loop: derivative={call.derivative!r}",
-            "torch has no forward-mode derivatives of DTensors: use derivative='reverse'",
-        )
     budget = isinstance(keep, str) and keep not in ("all", "steps", "reversible")
     if execute != "eager":
         return _run_traced(call, keep, execute)
@@ -71,6 +69,32 @@ def _swept(run: Run, call: Call) -> Outputs:
     tensors = apply_sweep(run, *call.inputs)
     run.require_repeatable()
     return run.outputs_with(tensors)
+
+
+def _require_whole_if_needed(call: Call, keep: int | str, execute: str) -> None:
+    if call.derivative not in ("reverse", "first_order"):
+        what = f"derivative={call.derivative!r}"
+    elif execute != "eager":
+        what = f"execute={execute!r}"
+    elif keep == "reversible":
+        what = f"keep={keep!r}"
+    else:
+        return
+    require_whole(
+        call.inputs,
+        f"inner_loop: {what}",
+        "use derivative='reverse' or 'first_order', execute='eager' and another `keep`, which take "
+        "DTensors",
+    )
+
+
+def _gather_shards_in_graph(call: Call) -> None:
+    """Replace the hooks of the modules under `fully_shard` that the loss uses."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # a large import; without it there is none
+    if fsdp is not None and any(hasattr(x, "to_local") for x in call.inputs):
+        reached = captured((call.loss, call.batches, call.meta), fsdp.FSDPModule)
+        for _, module in list(reached):
+            gather_in_graph(module)
 
 
 def _snapshots(call: Call, keep: int | str) -> int:
