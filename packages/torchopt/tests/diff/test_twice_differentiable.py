@@ -6,18 +6,20 @@ The oracle is the same loss on a module that writes g v / ‖v‖ out.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrizations import weight_norm
 
 import torchopt
 from torchopt.diff import Implicit
 from torchopt.diff.implicit import ImplicitMetaGradientModule, custom_root
-from torchopt.errors import NotDifferentiableError
+from torchopt.errors import NotDifferentiableError, SecondDerivativeWarning
 from torchopt.linear_solve import CG
 from torchopt.params import functional_call
 from torchopt.solvers import LevenbergMarquardt, Newton, NewtonCG, SolveStatus
@@ -226,3 +228,100 @@ def test_least_squares_takes_kernels_without_a_forward_mode() -> None:
     solved = LevenbergMarquardt(tol=1e-10).run(lambda p: forward(p) - target, params)
     assert solved.status == SolveStatus.CONVERGED
     assert (forward(solved.value) - target).abs().max() < 1e-8
+
+
+class Cube(torch.autograd.Function):
+    """x³ with a backward pass in NumPy, say."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x * x * cotangent
+
+
+def tasks(forward: Any, params: Params, scale: Tensor) -> Tensor:
+    loss = inner_loss(forward, params)
+    inner = torchopt.inner_loop(
+        lambda p, _, scale: loss(p, scale), torchopt.sgd(0.2), steps=2, tasks=(None, 0, None)
+    )
+    return torch.autograd.grad(total(inner(params, X, scale).params.values()), scale)[0]
+
+
+def cubed(p: Params) -> Tensor:
+    return written_out()({k: x + 0.1 * Cube.apply(x) for k, x in p.items()})
+
+
+REFUSING = [way for way in WAYS if way not in ("FuncOptimizer", "mixed", "forward")]
+
+
+@pytest.mark.parametrize("way", [*REFUSING, "tasks"])
+def test_what_is_once_differentiable_is_refused(way: str) -> None:
+    """torch lacks a part of the second derivative, without a word."""
+    run = tasks if way == "tasks" else WAYS[way]
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(NotDifferentiableError, match="once_differentiable.*takes for zero"):
+        run(cubed, values(start()), scale)
+
+
+def test_what_is_once_differentiable_may_be_constant_or_differentiated_once() -> None:
+    """Of data, and by differences, there is nothing to refuse."""
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    params = values(start())
+    constant = inner_loss(lambda p: written_out()(p) + Cube.apply(Y), params)
+    inner = torchopt.inner_loop(lambda p, _, s: constant(p, s), torchopt.sgd(0.2), steps=2)
+    assert torch.autograd.grad(total(inner(params, X, scale).params.values()), scale)[0] != 0
+
+    def gradient(cube: Any) -> Tensor:
+        loss = inner_loss(
+            lambda p: written_out()({k: x + 0.1 * cube(x) for k, x in p.items()}), params
+        )
+        inner = Implicit(
+            lambda p, _, s: loss(p, s), torchopt.sgd(0.3), steps=80, derivative="differences"
+        )
+        return torch.autograd.grad(total(inner(params, X, scale).params.values()), scale)[0]
+
+    expected = gradient(lambda x: x**3)
+    assert (gradient(Cube.apply) - expected).abs() <= 1e-9 * expected.abs()
+
+
+@pytest.mark.parametrize("kind", ["FuncOptimizer", "MetaSGD"])
+def test_a_step_warns_of_what_is_once_differentiable(kind: str) -> None:
+    net = nn.Linear(3, 2, bias=False, dtype=torch.float64)
+    loss = Cube.apply(net.weight).sum()
+    step: Any = torchopt.MetaSGD(net, lr=0.1).step
+    if kind == "FuncOptimizer":
+        step = functools.partial(torchopt.FuncOptimizer(torchopt.sgd(0.1)).step, params=net.weight)
+    with pytest.warns(SecondDerivativeWarning, match="without a second derivative"):
+        step(loss)
+
+
+@pytest.mark.parametrize("derivative", ["mixed", "forward"])
+def test_a_product_of_scattered_numbers_is_refused_in_forward_mode(derivative: str) -> None:
+    """torch has no right tangent of its gradient."""
+    index = torch.tensor([0, 1, 0])
+
+    def gradient(reduce: str, mode: str) -> Tensor:
+        inner = torchopt.inner_loop(
+            lambda w, _, s: s * w.new_ones(2).scatter_reduce(0, index, w, reduce).pow(3).sum(),
+            torchopt.sgd(0.01),
+            steps=2,
+            derivative=mode,
+        )
+        scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+        return torch.autograd.grad(total([inner(X[0], None, scale).params]), scale)[0]
+
+    expected = gradient("sum", "reverse")
+    assert (gradient("sum", derivative) - expected).abs() <= 1e-12 * expected.abs()
+    with pytest.raises(NotDifferentiableError, match='reduce="prod"'):
+        gradient("prod", derivative)

@@ -5,22 +5,55 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from torchopt.diff.explicit.attention import attention
+from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import (
+    correct_second_derivatives,
     forward_mode_enabled,
     in_forward_mode,
+    is_once_differentiable,
     set_forward_mode,
     weight_norm,
     with_forward_mode,
     without_recurrent_kernels,
 )
+from torchopt.tree import tree_leaves
+from torchopt.tree_function import is_differentiated
 
-__all__ = ["EXCHANGED", "TwiceDifferentiable", "twice_differentiable"]
+__all__ = [
+    "EXCHANGED",
+    "TwiceDifferentiable",
+    "require_second_derivatives",
+    "twice_differentiable",
+]
+
+
+def require_second_derivatives(
+    values: Sequence[Tensor], args: Sequence[Tensor], where: str
+) -> None:
+    """Raise if torch would take a second derivative of a function for zero; correct what can be.
+
+    Args:
+        values: What the function returned, in grad mode.
+        args: Where its graph ends.
+        where: What the message starts with.
+
+    Raises:
+        NotDifferentiableError: An operation behind them can be differentiated once only.
+    """
+    wrong = correct_second_derivatives(values, args)
+    if wrong:
+        raise NotDifferentiableError(
+            f"{where}: expected operations that can be differentiated twice, got {wrong[0]}, whose "
+            "second derivative torch takes for zero; write its backward in differentiable "
+            'operations, or use derivative="differences" or "first_order"'
+        )
 
 
 class TwiceDifferentiable(TorchFunctionMode):
@@ -79,9 +112,29 @@ class TwiceDifferentiable(TorchFunctionMode):
                 return func(*args, **kwargs)
         if name == "_weight_norm":
             return weight_norm(*args, **kwargs)
+        if name == "custom_function_call" and is_once_differentiable(args[0]):
+            _require_constant(*args)
+        if name == "grad" and (kwargs.get("create_graph") or args[4:5] == (True,)):
+            values, inputs = (tree_leaves(x) for x in (*args, *kwargs.values())[:2])
+            require_second_derivatives(values, inputs, "torch.autograd.grad")
+        if name in _SCATTERS and in_forward_mode() and "prod" in (*args[4:], kwargs.get("reduce")):
+            raise NotDifferentiableError(
+                'derivative="mixed" or "forward": expected operations with a right forward mode, '
+                f'got {name} with reduce="prod"; use derivative="reverse"'
+            )
         if name == "linear_cross_entropy":
             return func(*args, **{**kwargs, "options": None})
         return func(*args, **kwargs)
+
+
+def _require_constant(function: Any, *args: Any) -> None:
+    """Raise if a Function that is once_differentiable is called in a transform of torch.func."""
+    if any(isinstance(x, Tensor) and is_differentiated(x) for x in args):
+        raise NotDifferentiableError(
+            f"{function.__name__}: expected a Function that can be differentiated twice, got one "
+            "that is once_differentiable, whose second derivative torch takes for zero; write its "
+            "backward in differentiable operations"
+        )
 
 
 def _with_attention(function: Any) -> Callable[..., Any]:
@@ -93,6 +146,7 @@ def _with_attention(function: Any) -> Callable[..., Any]:
     return made
 
 
+_SCATTERS = {"scatter_reduce", "scatter_reduce_"}
 _SWITCHES = {"_set_grad_enabled", "grad"}
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 EXCHANGED = frozenset(
@@ -102,6 +156,7 @@ EXCHANGED = frozenset(
         "_weight_norm",
         "linear_cross_entropy",
         *_RECURRENT,
+        *_SCATTERS,
     }
 )
 

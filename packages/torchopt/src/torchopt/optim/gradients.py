@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from torchopt.errors import NotDifferentiableError
+from torchopt.errors import NotDifferentiableError, SecondDerivativeWarning
 from torchopt.params.lineage import begin_step
 from torchopt.params.second_order import explain_no_derivative
 from torchopt.torch_internals import backward_pass, correct_second_derivatives, is_wrapped
@@ -71,13 +72,8 @@ def gradients(
     frozen = len(used) < len(params)
     if frozen:
         names = [name for name, p in zip(names, params) if p.requires_grad]
-    wrong = correct_second_derivatives(loss, used) if create_graph and correct else None
-    if wrong is not None:
-        raise NotDifferentiableError(
-            f"step(loss): expected operations that can be differentiated twice, got {wrong} in "
-            "chunks, whose second derivative torch takes for zero; pass options=None, or "
-            "first_order=True"
-        )
+    if create_graph and correct:
+        _look_at_second_derivatives(correct_second_derivatives([loss], used))
     handles = begin_step(used, names)
     retain_graph = create_graph if retain_graph is None else retain_graph
     try:
@@ -102,3 +98,20 @@ def gradients(
         return list(found)
     rest = iter(found)
     return [next(rest) if p.requires_grad else None for p in params]
+
+
+def _look_at_second_derivatives(wrong: Sequence[str]) -> None:
+    for name in wrong:
+        if "once_differentiable" not in name:
+            raise NotDifferentiableError(
+                f"step(loss): expected operations that can be differentiated twice, got {name}, "
+                "whose second derivative torch takes for zero; pass options=None, or "
+                "first_order=True"
+            )
+        warnings.warn(
+            f"step(loss): the loss has an operation without a second derivative ({name}), which "
+            "torch takes for zero, so that a meta-gradient through this step lacks a part; write "
+            "its backward in differentiable operations, or step with first_order=True",
+            SecondDerivativeWarning,
+            stacklevel=5,
+        )

@@ -69,6 +69,7 @@ from torchopt.torch_internals.transforms import (
 from torchopt.torch_internals.wrong_kernels import (
     correct_second_derivatives,
     has_weight_norm,
+    is_once_differentiable,
     weight_norm,
 )
 
@@ -103,6 +104,7 @@ __all__ = [
     "is_checkpoint_in_transform",
     "is_differentiated",
     "is_host_read",
+    "is_once_differentiable",
     "is_traced",
     "is_tracked",
     "is_transforming",

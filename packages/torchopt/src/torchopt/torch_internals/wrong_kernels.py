@@ -8,11 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction, once_differentiable
 
-__all__ = ["correct_second_derivatives", "has_weight_norm", "weight_norm"]
+__all__ = [
+    "correct_second_derivatives",
+    "has_weight_norm",
+    "is_once_differentiable",
+    "weight_norm",
+]
 
 _WEIGHT_NORM: Any = getattr(torch._C._functions, "WeightNormInterfaceBackward0", None)
 _CONSTANT = "linear_cross_entropy"  # computed in chunks: its gradient counts as a constant
+_ONCE = once_differentiable(lambda ctx: None).__code__
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -33,17 +40,32 @@ def has_weight_norm(modules: Iterable[nn.Module]) -> bool:
     )
 
 
-def correct_second_derivatives(loss: Tensor, params: Iterable[Tensor]) -> str | None:
-    """Let a backward pass from `loss` to `params` have right derivatives itself.
+def is_once_differentiable(function: Any) -> bool:
+    """Return whether the backward pass of an `autograd.Function` is `@once_differentiable`.
+
+    Its gradient has no edge to the inputs, so that torch takes second derivatives for zero. A
+    transform makes a Function of its own around the user's.
+    """
+    backward = getattr(function, "backward", None)
+    if getattr(backward, "__code__", None) is _ONCE:
+        return True
+    cells = getattr(backward, "__closure__", None) or ()
+    user = next((c.cell_contents for c in cells if isinstance(c.cell_contents, type)), function)
+    return user is not function and is_once_differentiable(user)
+
+
+def correct_second_derivatives(values: Iterable[Tensor], params: Iterable[Tensor]) -> list[str]:
+    """Let a backward pass from `values` to `params` have right derivatives itself.
 
     A node of weight_norm gets a hook that returns its gradient from differentiable operations.
 
     Returns:
-        The name of an operation that cannot be corrected, if there is one.
+        The names of operations that cannot be corrected.
     """
+    wrong: list[str] = []
     seen: set[Any] = {p.grad_fn for p in params}
     seen.add(None)
-    pending: list[Any] = [loss.grad_fn]
+    pending: list[Any] = [x.grad_fn for x in values]
     while pending:
         node = pending.pop()
         if node in seen:
@@ -54,10 +76,13 @@ def correct_second_derivatives(loss: Tensor, params: Iterable[Tensor]) -> str | 
             if not node.metadata.get(__name__):
                 node.metadata[__name__] = True
                 node.register_hook(_gradient_of_weight_norm(node))
-        elif _CONSTANT in kind.__name__:
-            return _CONSTANT
+        elif issubclass(kind, BackwardCFunction):
+            if _CONSTANT in kind.__name__:
+                wrong.append(f"{_CONSTANT} in chunks")
+            elif is_once_differentiable(kind._forward_cls):  # type: ignore[attr-defined]
+                wrong.append(f"{kind._forward_cls.__name__}, once_differentiable")
         pending += [following for following, _ in node.next_functions]
-    return None
+    return wrong
 
 
 def _gradient_of_weight_norm(node: Any) -> Callable[..., Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.diff.closure import require_arguments, unseen
 from torchopt.diff.explicit.call import Call, Hole
-from torchopt.diff.twice_differentiable import TwiceDifferentiable
+from torchopt.diff.twice_differentiable import TwiceDifferentiable, require_second_derivatives
 from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import backward_pass, gradient_in_transform, vmap_lists
 from torchopt.tree import PyTreeSpec, is_smooth, tree_flatten, tree_unflatten
@@ -214,6 +214,8 @@ def attached_gradient(
 
             def flat(inner: Sequence[Tensor]) -> tuple[Tensor, Sequence[Any]]:
                 value, aux = evaluated(inner)
+                if step == 0 and value.grad_fn is not None:
+                    require_curvature(call, value, inner)
                 form[:] = [aux.spec]
                 return value.sum(), (value, *aux.leaves)
 
@@ -225,6 +227,7 @@ def attached_gradient(
             require_graph(value)
             if step == 0:  # the graph also has what only later steps depend on
                 require_no_closure(call, value, at, tensors)
+                require_curvature(call, value, at)
             found = list(
                 gradient_of_sum(value, at, create_graph=call.second_order, retain_graph=True)
             )
@@ -255,6 +258,12 @@ def require_no_closure(call: Call, value: Tensor, params: Any, tensors: Sequence
     if call.plain:
         return
     require_arguments(value, (params, list(tensors)), call.loss, "inner_loop: loss", CLOSURE)
+
+
+def require_curvature(call: Call, value: Tensor, at: Sequence[Tensor]) -> None:
+    """Raise if torch would take second derivatives of the loss for zero."""
+    if call.second_order and not call.plain:
+        require_second_derivatives([value], at, "inner_loop: loss")
 
 
 def require_graph(value: Tensor) -> None:

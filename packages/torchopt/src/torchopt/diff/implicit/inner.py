@@ -179,7 +179,9 @@ class Implicit(Described):
     def _solved(
         self, params: Any, arguments: tuple[Any, ...], state: Any, hypers: dict[str, Any]
     ) -> InnerResult:
-        loop, loss = Explicit(self.loss, self.optimizer, self.steps), self.loss
+        # Differences ask for first derivatives alone.
+        derivative = "reverse" if self._differences is None else "first_order"
+        loop, loss = Explicit(self.loss, self.optimizer, self.steps, derivative), self.loss
         assert loss is not None
         leaves, spec = tree_flatten(arguments, none_is_leaf=True)
         smooth = [is_smooth(x) for x in leaves]
