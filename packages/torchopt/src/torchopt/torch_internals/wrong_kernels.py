@@ -77,10 +77,11 @@ def correct_second_derivatives(values: Iterable[Tensor], params: Iterable[Tensor
                 node.metadata[__name__] = True
                 node.register_hook(_gradient_of_weight_norm(node))
         elif issubclass(kind, BackwardCFunction):
+            function: Any = getattr(kind, "_forward_cls", None)
             if _CONSTANT in kind.__name__:
                 wrong.append(f"{_CONSTANT} in chunks")
-            elif is_once_differentiable(kind._forward_cls):  # type: ignore[attr-defined]
-                wrong.append(f"{kind._forward_cls.__name__}, once_differentiable")
+            elif is_once_differentiable(function):
+                wrong.append(f"{function.__name__}, once_differentiable")
         pending += [following for following, _ in node.next_functions]
     return wrong
 
