@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distributed_programs import make_net, make_tasks
+from distributed_programs import introduce, make_net, make_tasks
 from torch import nn
 
 import torchopt
@@ -88,6 +88,26 @@ def continue_sharded(path: str, load: bool) -> Any:
         _train(net, optimizer, 1)
         _train(net, optimizer, 1)
     _train(net, optimizer, 1)
+    return [p.full_tensor().detach() for p in net.parameters()]
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def checkpointed_shards(folder: str, steps: int) -> Any:
+    """Train sharded parameters from where the checkpoint is, with one after each step."""
+    progress = introduce()
+    net = _sharded(_mesh((todist.get_world_size(),)))
+    optimizer = torchopt.Adam(net.parameters(), lr=0.1)
+    checkpoint = todist.Checkpoint(Path(folder) / "state.pt")
+    found = checkpoint.load()
+    done = 0 if found is None else found[0]
+    if found is not None:
+        _train(net, optimizer, 1)  # so that there are states to be loaded over
+        net.load_state_dict(found[1]["net"])
+        optimizer.load_state_dict(found[1]["optimizer"])
+    for step in range(done + 1, steps + 1):
+        _train(net, optimizer, 1)
+        checkpoint.save(step, {"net": net.state_dict(), "optimizer": optimizer.state_dict()})
+        progress()
     return [p.full_tensor().detach() for p in net.parameters()]
 
 

@@ -789,17 +789,38 @@ def beats(folder: str) -> None:
     time.sleep(PATIENCE)
 
 
-@todist.auto_init_rpc(backend="gloo", timeout=60.0)
-def checkpointed(folder: str, steps: int, every: int) -> Any:
-    """Train from where the checkpoint is; tell who one is and each step, so that one can be killed.
+def introduce() -> Callable[[], None]:
+    """Tell who this process is, so that it can be killed; return what tells that it did a step."""
+    if "PROGRESS" not in os.environ:
+        return lambda: None
+    told, attempt = Path(os.environ["PROGRESS"]), os.environ["ATTEMPT"]
+    (told / f"pid.{attempt}.{todist.get_rank()}").write_text(str(os.getpid()))
 
-    The result depends on everything a checkpoint must hold: the moments of Adam, the tasks drawn,
-    and the random numbers drawn inside the tasks.
+    def progress() -> None:
+        if todist.get_rank() == 0:
+            with (told / f"progress.{attempt}").open("ab") as file:
+                file.write(b".")
+
+    return progress
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def checkpointed(folder: str, steps: int) -> Any:
+    """Train from where the checkpoint is, with one after each step."""
+    return _checkpointed(folder, steps, 1)
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def checkpointed_now_and_then(folder: str, steps: int) -> Any:
+    """The same with a checkpoint after every third step."""
+    return _checkpointed(folder, steps, 3)
+
+
+def _checkpointed(folder: str, steps: int, every: int) -> Any:
+    """The result depends on everything a checkpoint must hold: the moments of Adam, the tasks
+    drawn, and the random numbers drawn inside the tasks.
     """
-    told = Path(os.environ["PROGRESS"]) if "PROGRESS" in os.environ else None
-    if told is not None:
-        attempt = os.environ["ATTEMPT"]
-        (told / f"pid.{attempt}.{todist.get_rank()}").write_text(str(os.getpid()))
+    progress = introduce()
     net = make_net()
     optimizer = torchopt.Adam(net.parameters(), lr=1e-2)
     parallel = todist.TaskParallel(net, deterministic=True)
@@ -831,9 +852,7 @@ def checkpointed(folder: str, steps: int, every: int) -> Any:
                 "generator": generator.get_state(),
             },
         )
-        if told is not None and todist.get_rank() == 0:
-            with (told / f"progress.{attempt}").open("ab") as file:
-                file.write(b".")
+        progress()
     return [p.detach() for p in net.parameters()]
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+import checkpoint_programs
 import distributed_programs as programs
 import pytest
 import torch
@@ -24,7 +25,7 @@ from torchopt.distributed import launch
 from torchopt.errors import WorkerError
 
 # How often the checkpoint test kills; TORCHOPT_KILLS=20 for the full measure.
-KILLS = int(os.environ.get("TORCHOPT_KILLS", "3"))
+KILLS = int(os.environ.get("TORCHOPT_KILLS", "2"))
 
 
 def reports(folder: Path) -> dict[int, tuple]:
@@ -197,52 +198,86 @@ def test_a_killed_worker_of_remote_calls_is_named_and_the_others_go_on(world, re
 
 
 def kill_at_random(
-    folder: Path, chance: random.Random, attempt: int, over: threading.Event
-) -> None:
-    """Kill one of the two processes of an attempt, some steps and some milliseconds into it."""
-    victim = chance.randrange(2)
-    after = chance.randrange(4)
+    folder: Path, chance: random.Random, attempt: int, size: int, part: Path | None
+) -> threading.Event:
+    """Kill one of the processes of an attempt, some steps and some milliseconds into it.
+
+    Args:
+        folder: Where they say who they are, and how far.
+        chance: For the process, the step and the moment.
+        attempt: Number of the attempt.
+        size: Number of processes.
+        part: What exists while a checkpoint is written: the moment to kill; None: any.
+
+    Returns:
+        To be set when it is too late.
+    """
+    victim, after, late = chance.randrange(size), chance.randrange(1, 4), chance.uniform(0.0, 0.03)
     pid, progress = folder / f"pid.{attempt}.{victim}", folder / f"progress.{attempt}"
-    while not over.is_set():
-        steps = progress.stat().st_size if progress.exists() else 0
-        if pid.exists() and steps >= after:
-            time.sleep(chance.uniform(0.0, 0.03))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid.read_text()), signal.SIGKILL)
-            return
-        time.sleep(0.002)
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.is_set():
+            steps = progress.stat().st_size if progress.exists() else 0
+            if pid.exists() and steps >= after and (part is None or part.exists()):
+                time.sleep(late if part is None else late / 30)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid.read_text()), signal.SIGKILL)
+                return
+            time.sleep(0.002 if part is None else 0.0002)
+
+    threading.Thread(target=kill).start()
+    return over
 
 
-@pytest.mark.parametrize("every", [1, 3])
-def test_a_run_that_is_killed_repeatedly_ends_like_one_that_is_not(world, tmp_path, every):
-    steps = 3 * KILLS + 6
-    undisturbed = world(programs.checkpointed, 1, str(tmp_path / "whole"), steps, every)[0]
-    chance = random.Random(every)
-    broken = tmp_path / "broken"
-    for attempt in range(KILLS):
-        environment = {"ATTEMPT": str(attempt), "PROGRESS": str(tmp_path)}
-        over = threading.Event()
-        killer = threading.Thread(target=kill_at_random, args=(tmp_path, chance, attempt, over))
-        killer.start()
+def killed(world, program, folder, kills, chance, sizes, part=None) -> int:
+    """Kill runs that go on from each other; return how many steps are in the checkpoint."""
+    broken = folder / "broken"
+    for attempt in range(kills):
+        environment = {"ATTEMPT": str(attempt), "PROGRESS": str(folder)}
+        size = sizes[attempt % len(sizes)]
+        over = kill_at_random(folder, chance, attempt, size, part and broken / part)
         try:
             with pytest.raises(WorkerError):
-                world(programs.checkpointed, 2, str(broken), 10**6, every, env=environment)
+                world(program, size, str(broken), 10**6, env=environment)
         finally:
             over.set()
-            killer.join()
-    # However far the kills have let it come: to the end, in the number of processes it began with.
     done = todist.Checkpoint(broken / "state.pt").load()
-    reached = 0 if done is None else done[0]
-    if reached > steps:
-        more = tmp_path / "more"
-        undisturbed = world(programs.checkpointed, 1, str(more), reached + 2, every)[0]
-        steps = reached + 2
-    resumed = world(programs.checkpointed, 2, str(broken), steps, every)
-    start = [p.detach() for p in programs.make_net().parameters()]
-    for rank in range(2):
-        for got, want, first in zip(resumed[rank], undisturbed, start):
-            assert torch.equal(got, want)
+    return 0 if done is None else done[0]
+
+
+def assert_same_bits(results, want, start):
+    for result in results:
+        for got, expected, first in zip(result, want, start):
+            assert torch.equal(got, expected)
             assert not torch.equal(got, first)
+
+
+@pytest.mark.parametrize(
+    ("program", "part"),
+    [
+        (programs.checkpointed, None),
+        (programs.checkpointed, "state.pt.part"),
+        (programs.checkpointed_now_and_then, None),
+    ],
+    ids=["at any moment", "in a checkpoint", "with steps after it"],
+)
+def test_a_run_that_is_killed_repeatedly_ends_like_one_that_is_not(world, tmp_path, program, part):
+    chance = random.Random(program.__name__)
+    # Each attempt goes on in another number of processes: the gradients are deterministic.
+    steps = killed(world, program, tmp_path, KILLS, chance, (3, 2), part) + 2
+    (want,) = world(program, 1, str(tmp_path / "whole"), steps)
+    start = [p.detach() for p in programs.make_net().parameters()]
+    assert_same_bits(world(program, 3, str(tmp_path / "broken"), steps), want, start)
+
+
+def test_a_run_that_is_killed_while_it_saves_shards_ends_like_one_that_is_not(world, tmp_path):
+    program = checkpoint_programs.checkpointed_shards
+    chance = random.Random(3)
+    steps = killed(world, program, tmp_path, KILLS, chance, (3,)) + 2
+    want = world(program, 3, str(tmp_path / "whole"), steps)[0]
+    start = [p.detach() for p in programs.make_net().parameters()]
+    assert_same_bits(world(program, 3, str(tmp_path / "broken"), steps), want, start)
 
 
 def test_worker_errors_travel_between_processes():
