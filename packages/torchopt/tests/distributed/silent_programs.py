@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -183,6 +184,57 @@ def written_arguments() -> Any:
 @todist.parallelize(todist.batch_partitioner, list)
 def tree_of(x: Tensor) -> dict[str, Any]:
     return {"a": [x.sum(), (None, "text", 3)], "b": {"c": x > 1, "d": torch.zeros(0, 2)}}
+
+
+KINDS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "integer": lambda x, w: x.long().sum(),
+    "flag": lambda x, w: (x > 2).any(),
+    "none": lambda x, w: None,
+    "text": lambda x, w: ["a", 3, {"b": ()}],
+    "empty": lambda x, w: (x * w)[:0],
+    "empty and cut": lambda x, w: x[:0],
+    "argument": lambda x, w: x,
+    "view": lambda x, w: x[:, :1],
+    "shared": lambda x, w: w,
+    "expanded": lambda x, w: (w.sum() * x.sum()).expand(3),
+    "transposed": lambda x, w: (x * w).t(),
+    "cut": lambda x, w: (x * w).sum().detach(),
+    "rounded": lambda x, w: (x * w).sum().float(),
+    "complex": lambda x, w: (x * w).sum() * (1 + 2j),
+    "twice": lambda x, w: (lambda y: {"a": y, "b": [y, None, y.detach()]})((x * w).sum()),
+}
+
+
+@todist.parallelize(todist.dim_partitioner(0, exclusive=True), list)
+def result_of(x: Tensor, w: Tensor, kind: str) -> Any:
+    return KINDS[kind](x, w)
+
+
+@todist.driver
+def results_of_every_kind() -> dict[str, Any]:
+    """Return results with their graphs, the gradient, and whether arguments are as before."""
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        x = torch.arange(1.0, 7.0, dtype=F64).reshape(3, 2)
+        w = torch.tensor([2.0, 0.5], dtype=F64, requires_grad=True)
+        with todist.autograd.context() as context_id:
+            results = result_of(x, todist.share(w), kind)
+            leaves = [y for y in torchopt.pytree.tree_leaves(results) if isinstance(y, Tensor)]
+            roots = [y.abs().sum().double() for y in leaves if y.requires_grad]
+            if roots:
+                todist.autograd.backward(context_id, torch.stack(roots).sum())
+        told = [(y.dtype, tuple(y.shape), y.requires_grad, y.detach().tolist()) for y in leaves]
+        for y in leaves:
+            if kind != "expanded":
+                y.detach().zero_()
+        kept = x.sum().item() == 21.0 and w.tolist() == [2.0, 0.5]
+        found[kind] = (told, None if w.grad is None else w.grad.tolist(), kept)
+    return found
+
+
+@todist.auto_init_rpc(timeout=60.0)
+def results_by_calls() -> Any:
+    return results_of_every_kind()
 
 
 def differing(what: str) -> Any:

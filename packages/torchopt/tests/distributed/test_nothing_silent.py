@@ -130,6 +130,17 @@ def test_calls_that_call_finish_or_time_out(world):
     assert more in ("timed out", 200 * 8 * 8.0)
 
 
+def test_results_of_every_kind_are_alike_in_every_world(world):
+    want = programs.results_of_every_kind()
+    assert {k: len(told) for k, (told, _, _) in want.items()}["twice"] == 3 * 3
+    for n in (1, 2, 3):
+        by_calls = [found for found in world(programs.results_by_calls, n) if found is not None]
+        for found in (*by_calls, *world(programs.run, n, "results_of_every_kind")):
+            for kind, (told, grad, kept) in found.items():
+                assert (told, kept) == (want[kind][0], True), kind
+                assert grad == (want[kind][1] and pytest.approx(want[kind][1], rel=1e-14)), kind
+
+
 def test_reducers_say_that_there_is_nothing_to_reduce():
     for reducer in (todist.sum_reducer, todist.mean_reducer):
         with pytest.raises(ValueError, match="the batch that was split is empty"):

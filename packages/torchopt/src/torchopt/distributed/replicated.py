@@ -61,7 +61,7 @@ def run_replicated(func: Callable[..., Any], calls: Sequence[Call], timeout: flo
             with group.task(task, seconds):
                 args, kwargs = received((tuple(args or ()), dict(kwargs or {})), connected=True)
                 own[i] = func(*args, **kwargs)
-                mine[i] = packed.pack(own[i])
+                mine[i] = packed.pack(own[i]), _positions(own[i])
         except Exception as error:
             mine[i] = Raised(error, group.world_rank, task)
             break
@@ -72,10 +72,16 @@ def run_replicated(func: Callable[..., Any], calls: Sequence[Call], timeout: flo
     for outcome in outcomes.values():
         if isinstance(outcome, Raised):
             raise outcome.as_error()
-    results = [packed.unpack(outcomes[i]) for i in range(len(calls))]
+    results = [packed.unpack(outcomes[i][0]) for i in range(len(calls))]
     if not inputs or not torch.is_grad_enabled():
         return results
-    return _joined(group, inputs, own, results)
+    return _joined(group, inputs, own, results, [outcomes[i][1] for i in range(len(calls))])
+
+
+def _positions(result: Any) -> list[int]:
+    """Return which leaves of a result have a graph."""
+    leaves = tree_leaves(result, none_is_leaf=True)
+    return [k for k, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad]
 
 
 def _differentiable(calls: Sequence[Call]) -> list[Tensor]:
@@ -158,22 +164,23 @@ def _summed(group: Group, tensors: list[Tensor]) -> list[Tensor]:
     return result
 
 
-def _joined(group: Group, inputs: list[Tensor], own: dict[int, Any], results: list[Any]) -> Any:
+def _joined(
+    group: Group,
+    inputs: list[Tensor],
+    own: dict[int, Any],
+    results: list[Any],
+    positions: list[list[int]],
+) -> Any:
     leaves, spec = tree_flatten(results, none_is_leaf=True)
     graphs: dict[int, Tensor] = {}  # position among all leaves -> own tensor
-    position = 0
-    for i, result in enumerate(results):
-        count = len(tree_leaves(result, none_is_leaf=True))
+    slots: list[int] = []
+    start = 0
+    for i, (result, members) in enumerate(zip(results, positions)):
+        slots += [start + k for k in members]
         if i in own:
-            for k, x in enumerate(tree_leaves(own[i], none_is_leaf=True)):
-                if isinstance(x, Tensor):
-                    graphs[position + k] = x
-        position += count
-    slots = [
-        k
-        for k, x in enumerate(leaves)
-        if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
-    ]
+            of_own = tree_leaves(own[i], none_is_leaf=True)
+            graphs.update((start + k, of_own[k]) for k in members)
+        start += len(tree_leaves(result, none_is_leaf=True))
     if not slots:
         return results
     device = inputs[0].device

@@ -197,7 +197,8 @@ def open_collective(backend: str, rank: int, world_size: int, timeout: float) ->
             store=store,
             rank=rank,
             world_size=world_size,
-            timeout=timedelta(seconds=timeout),
+            # Of operations that are not ours, as those of `fully_shard`: the judge comes first.
+            timeout=timedelta(seconds=2 * timeout + 10),
         )
     return _keep(Session("collective", rank, world_size, timeout, met, owns_group=owned))
 
