@@ -79,6 +79,21 @@ void test_derivatives_by_hand() {
     check_by_hand<Adamax, Form::kDecayedUpdate>({0.1, 0.05, -0.0, 0.9, 0.99, 1e-3}, 1e-13);
 }
 
+/// Where both sides of a maximum are equal, each has half of the cotangent.
+void test_equal_sides_of_a_maximum() {
+    const auto s = settings<double, Adamax>({-1.0, 0.0, 0.0, 0.0, 0.5, 0.0}, false, 1);
+    const double in[] = {0.5, 0.0, 1.0, 1.0, 0.0, 4.0};  // u = g / max(nu / 2, |g|)
+    double by_hand[3];
+    double by_duals[3];
+    HandVjp<Adamax, Form::kUpdate>::apply(s, in, by_hand);
+    DualVjp<Adamax, Form::kUpdate>::apply(s, in, by_duals);
+    const double expected[] = {2.0 + 1.0, 0.0, 0.5};
+    for (int j = 0; j < 3; ++j) {
+        CHECK_NEAR(by_hand[j], expected[j], 1e-15);
+        CHECK_NEAR(by_duals[j], expected[j], 1e-15);
+    }
+}
+
 /// A decay of -0 is none: what is infinite or NaN stays where it is.
 void test_no_decay() {
     const auto s = settings<double, Adam>({0.1, -0.0, 0.5, 0.9, 0.99, 1e-3, 0.0}, false, 1);
@@ -176,6 +191,7 @@ void test_derivative_is_zero_where_the_root_is_zero() {
 
 int main() {
     test_derivatives_by_hand();
+    test_equal_sides_of_a_maximum();
     test_no_decay();
     test_adam_by_hand();
     test_float_uses_an_accurate_bias_correction();

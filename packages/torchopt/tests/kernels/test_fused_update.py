@@ -12,6 +12,7 @@ from rule_cases import (
     CHAIN,
     DECAYED,
     HYPERS,
+    POSITIVE,
     RULES,
     all_hypers,
     fused_update,
@@ -93,6 +94,42 @@ def test_value(name: str, dtype: torch.dtype, chain: str, step: int) -> None:
     for got, want in zip((in_place, *copies), (updates, *new)):
         assert all(torch.equal(a, b) for a, b in zip(got, want))
     assert all(x._version == 1 for role in copies for x in role)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_value_of_each_of_the_first_steps(name: str) -> None:
+    grads, states, params = make_inputs(name, torch.float64, ((7,),))
+    hypers = all_hypers(name, DECAYED)
+    for step in range(1, 10):  # some begin later than others: averages, rectification
+        updates, new = fused_update(name, grads, states, params, step, hypers)
+        expected = reference(name, grads, states, params, step, hypers)
+        torch.testing.assert_close([updates, *new], expected, rtol=1e-13, atol=1e-13)
+
+
+def test_derivative_in_the_step_at_which_the_average_of_asgd_begins() -> None:
+    grads, states, params = make_inputs("asgd", torch.float64, ((7,),))
+    found = []
+    for run in (fused_update, lambda *args: (None, reference(*args)[1:])):
+        t0 = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+        hypers = all_hypers("asgd", CHAIN, t0=t0)
+        _, ((average,),) = run("asgd", grads, states, params, 3, hypers)
+        found.append(torch.autograd.grad(average.square().sum(), t0)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
+    assert found[1] != 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("factor", [1.0, 1.5, 1 / 3, 3.0, 2.0**-9])
+def test_every_number_of_half_precision_is_read_and_rounded_as_by_torch(
+    dtype: torch.dtype, factor: float
+) -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    hypers = all_hypers("sgd", CHAIN, lr=-factor)
+    ((got,), _) = fused_update("sgd", [every], [], [every], 1, hypers)
+    assert torch.equal(got.isnan(), every.isnan())
+    expected = (every.float() * factor).to(dtype)
+    assert torch.equal(got.nan_to_num(0.0, torch.inf, -torch.inf),
+                       expected.nan_to_num(0.0, torch.inf, -torch.inf))  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -182,6 +219,23 @@ def test_gradcheck_and_gradgradcheck(name: str) -> None:
     inputs = tuple(x.detach().requires_grad_() for x in flat)
     assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_an_update_is_linear_in_the_step_size_where_the_second_moment_is_zero() -> None:
+    names = [n for n in NAMES if {"mu", "nu"} <= set(RULES[n].states) and "centered" not in n]
+    for name in set(names) - {"adadelta"}:  # whose moments are of other things
+        (g,), states, params = make_inputs(name, torch.float64, ((7,),), zeros=False)
+        for kind, (x,) in zip(RULES[name].states, states):
+            if kind in POSITIVE:
+                x.zero_()
+        lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+        hypers = all_hypers(name, CHAIN, lr=lr, eps_root=0.0)
+        hypers = {k: x for k, x in hypers.items() if k in RULES[name].all_hypers}
+        ((update,), _) = fused_update(name, [0 * g], states, params, 3, hypers)
+        weighted = update * torch.arange(1, 8)
+        assert weighted.sum() != 0
+        (slope,) = torch.autograd.grad(weighted.sum(), lr)
+        torch.testing.assert_close(slope, weighted.sum().detach() / 0.1, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)

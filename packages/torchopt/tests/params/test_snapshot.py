@@ -145,6 +145,16 @@ def test_recover_refuses_another_module_and_puts_nothing_back(
         assert all(x is before[name] for name, x in target.named_parameters())
 
 
+def test_a_snapshot_without_names_fits_no_module_with_fewer_or_more_layers() -> None:
+    layers = [nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2), nn.BatchNorm1d(2)]
+    taken = torchopt.extract_state_dict(nn.Sequential(*layers[:3]))
+    state = torchopt.pytree.tree_map(lambda x: x, taken)  # made anew, as by a user
+    for count in (1, 2, 4):
+        with pytest.raises(ValueError, match=f"of {count} sub-modules, got those of 3"):
+            torchopt.recover_state_dict(nn.Sequential(*layers[:count]), state)
+    torchopt.recover_state_dict(nn.Sequential(*layers[:3]), state)
+
+
 def test_a_snapshot_fits_the_module_inside_a_wrapper_and_outside() -> None:
     inner = Named(a=nn.Linear(2, 2), b=nn.BatchNorm1d(2))
     bare = torchopt.extract_state_dict(inner, by="deepcopy")

@@ -44,7 +44,7 @@ def extract_module_containers(
 
 
 def named_containers(
-    module: nn.Module, with_buffers: bool = True
+    module: nn.Module, with_buffers: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what `extract_module_containers` does, by the names of the sub-modules."""
     params: dict[str, Any] = {}
