@@ -149,12 +149,22 @@ def mark_items(cls: Any, items: Any) -> Any:
     return tuple.__new__(cls, [("marked", item) for item in items])
 
 
+kept: list[Any] = []
+
+
+def replace_function(cls: Any, function: Callable[..., Any]) -> None:
+    """Put a function into the `staticmethod` itself, while the old one stays alive."""
+    kept.append(cls.__new__)
+    vars(cls)["__new__"].__init__(function)
+
+
 NAMEDTUPLE_CHANGES: dict[str, Callable[[Any], None]] = {
     "code": lambda cls: setattr(cls.__new__, "__code__", marked_new.__code__),
     "code_of_equal_names": lambda cls: setattr(cls.__new__, "__code__", swapped_new.__code__),
     "globals": lambda cls: cls.__new__.__globals__.update(_tuple_new=mark_items),
     "new": lambda cls: setattr(cls, "__new__", lambda cls, x, y: tuple.__new__(cls, (y, x))),
     "init": lambda cls: setattr(cls, "__init__", lambda self, x, y: seen.append((x, y))),
+    "staticmethod": lambda cls: replace_function(cls, lambda cls, x, y: tuple.__new__(cls, (y, x))),
 }
 seen: list[Any] = []
 

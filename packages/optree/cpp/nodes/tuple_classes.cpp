@@ -97,6 +97,20 @@ bool same_code(PyObject* code, PyObject* other) {
     return true;
 }
 
+// The attribute `__new__` as the class, or the first base that has one, keeps it: borrowed, as long as
+// the version of the class stays the same. Null if that is not a staticmethod.
+PyObject* static_method_of(PyTypeObject* type) {
+    const Ref name = checked(PyUnicode_InternFromString("__new__"));
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(type->tp_mro); ++i) {
+        auto* base = reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(type->tp_mro, i));
+        if (!PyType_HasFeature(base, Py_TPFLAGS_HEAPTYPE)) return nullptr;
+        const Ref found = Ref::steal(compat::dict_item(base->tp_dict, name.get()));
+        if (found) return callable_of_static(found.get()) != nullptr ? found.get() : nullptr;
+        if (PyErr_Occurred()) throw PythonError{};
+    }
+    return nullptr;
+}
+
 // How a namedtuple class makes instances of `count` items: directly if `__new__` is the generated
 // `lambda _cls, x, y: _tuple_new(_cls, (x, y))`, whose `_tuple_new` is tuple.__new__.
 std::unique_ptr<Making> examine(PyTypeObject* type, std::size_t count) {
@@ -110,6 +124,10 @@ std::unique_ptr<Making> examine(PyTypeObject* type, std::size_t count) {
     const Ref constructor = attribute(reinterpret_cast<PyObject*>(type), "__new__");
     if (made->version == 0) made->version = compat::type_version(type);
     if (!constructor || !PyFunction_Check(constructor.get())) return made;
+    made->method = static_method_of(type);
+    if (made->method == nullptr || callable_of_static(made->method) != constructor.get()) {
+        return made;
+    }
     made->constructor = checked(PyWeakref_NewRef(constructor.get(), nullptr));
     made->code = Ref::borrow(code_of(constructor.get()));
     made->tuple_new = global_of(globals_of(constructor.get()), "_tuple_new");
@@ -198,27 +216,36 @@ TupleSort TupleClasses::learn(PyTypeObject* type) {
     return sort;
 }
 
+OPTREE_INLINE const Making* TupleClasses::making_of(PyTypeObject* type) noexcept {
+    const auto bits = reinterpret_cast<std::uintptr_t>(type);
+    Recent& recent = recent_[((bits >> 4) ^ (bits >> 7)) % recent_.size()];
+    if (!compat::kFreeThreaded && OPTREE_LIKELY(recent.type == type)) return recent.making;
+    const TupleClass* known = classes_.peek().of_type.find(type);
+    if (known == nullptr) return nullptr;
+    const Making* making = &known->making.peek();
+    if (!compat::kFreeThreaded) recent = {type, making};
+    return making;
+}
+
 bool TupleClasses::makes_directly(PyTypeObject* type, std::size_t count) {
     const unsigned int version = compat::type_version(type);
-    WeakTarget constructor;
+    StaticFunction constructor;
     PyObject* code = nullptr;
     PyObject* tuple_new = nullptr;
     newfunc tp_new = nullptr;
     {
         const ReaderSection section;
-        const TupleClass* known = classes_.peek().of_type.find(type);
-        if (OPTREE_LIKELY(known != nullptr)) {
-            const Making& making = known->making.peek();
-            if (OPTREE_LIKELY(making.version == version && version != 0 && making.count == count)) {
-                if (!making.direct) return false;
-                constructor.set(making.constructor.get());
-                code = making.code.get();
-                tuple_new = making.tuple_new.get();
-                tp_new = making.tp_new;
-            }
+        const Making* making = making_of(type);
+        if (OPTREE_LIKELY(making != nullptr && making->version == version && version != 0 &&
+                          making->count == count)) {
+            if (!making->direct) return false;
+            constructor.set(making->method, making->constructor.get());
+            code = making->code.get();
+            tuple_new = making->tuple_new.get();
+            tp_new = making->tp_new;
         }
     }
-    if (OPTREE_UNLIKELY(!constructor)) return decide(type, count);
+    if (OPTREE_UNLIKELY(constructor.get() == nullptr)) return decide(type, count);
     return calls_only_new(type) && type->tp_new == tp_new && code_of(constructor.get()) == code &&
            is_item(globals_of(constructor.get()), str_tuple_new_.get(), tuple_new);
 }
@@ -233,6 +260,7 @@ bool TupleClasses::decide(PyTypeObject* type, std::size_t count) {
     const WriterLock writing(lock_);
     if (TupleClass* known = classes_.peek().of_type.find(type)) {
         dropped = known->making.publish(std::move(making));
+        forget_recent();
     }
     return direct;
 }
@@ -256,6 +284,7 @@ void TupleClasses::evict(PyObject* weakref) {
         classes.of_weakref.erase(weakref);
         classes.of_type.erase(type);
     });
+    forget_recent();
     evicted.reset(entry);
     dropped = Ref::steal(weakref);
 }
@@ -265,6 +294,7 @@ void TupleClasses::clear() noexcept {
     {
         const WriterLock writing(lock_);
         dropped = classes_.take();
+        forget_recent();
     }
     if (!dropped) return;
     dropped->of_type.for_each([](PyTypeObject*, TupleClass* entry) {

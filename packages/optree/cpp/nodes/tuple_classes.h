@@ -2,6 +2,8 @@
 // Which tuple classes are namedtuples or PyStructSequences, remembered a class.
 #pragma once
 
+#include <array>
+
 #include "support/pointer_map.h"
 #include "support/ref.h"
 #include "support/sharing.h"
@@ -14,7 +16,8 @@ struct Making {
     std::size_t count = 0;     // of items that it was decided for
     bool direct = false;       // calling the class may be left out
     newfunc tp_new = nullptr;
-    Ref constructor;  // a weak reference to `__new__`, which may lead back to the class
+    PyObject* method = nullptr;  // borrowed from the class: the staticmethod `__new__`
+    Ref constructor;  // a weak reference to its function, which may lead back to the class
     Ref code;         // its code
     Ref tuple_new;    // what its global name `_tuple_new` stands for
 };
@@ -71,6 +74,10 @@ class TupleClasses {
         PointerMap<PyObject, PyTypeObject> of_weakref;
     };
 
+    // How a class was found to make its instances; null for one that nobody asked about.
+    const Making* making_of(PyTypeObject* type) noexcept;
+    void forget_recent() noexcept { recent_ = {}; }
+
     OPTREE_NOINLINE TupleSort learn(PyTypeObject* type);
     OPTREE_NOINLINE bool decide(PyTypeObject* type, std::size_t count);
 
@@ -78,6 +85,13 @@ class TupleClasses {
     Ref str_tuple_new_;
     Lock lock_;  // held by who changes `classes_`
     Published<Classes> classes_;
+    // Of the classes asked about last, under the interpreter lock: a shorter way than through the table
+    // of classes, by a tenth of unflatten on namedtuples (benchmarks/optree).
+    struct Recent {
+        PyTypeObject* type = nullptr;
+        const Making* making = nullptr;
+    };
+    std::array<Recent, 8> recent_{};
 };
 
 // Names of the fields of a namedtuple class, or of the visible fields of a PyStructSequence class
