@@ -22,7 +22,7 @@ from torchopt.diff.implicit import ImplicitMetaGradientModule, custom_root
 from torchopt.errors import NotDifferentiableError, SecondDerivativeWarning
 from torchopt.linear_solve import CG
 from torchopt.params import functional_call
-from torchopt.solvers import LevenbergMarquardt, Newton, NewtonCG, SolveStatus
+from torchopt.solvers import LBFGS, LevenbergMarquardt, Newton, NewtonCG, SolveStatus
 
 Params = dict[str, Tensor]
 generator = torch.Generator().manual_seed(0)
@@ -325,3 +325,20 @@ def test_a_product_of_scattered_numbers_is_refused_in_forward_mode(derivative: s
     assert (gradient("sum", derivative) - expected).abs() <= 1e-12 * expected.abs()
     with pytest.raises(NotDifferentiableError, match='reduce="prod"'):
         gradient("prod", derivative)
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_an_implicit_gradient_names_what_has_no_second_derivative(mode: str) -> None:
+    points = torch.tensor([[0.0, 1.0], [2.0, 3.0]], dtype=torch.float64)
+
+    def objective(x: Tensor, scale: Tensor) -> Tensor:
+        return scale * torch.cdist(x, points).mean() + (x - X[:, :2]).square().sum()
+
+    def solution(scale: Tensor) -> Tensor:
+        found = LBFGS(tol=1e-9)(objective, X[:, :2], scale)
+        return found.sum()
+
+    scale = torch.tensor(0.7, dtype=torch.float64)
+    transform = torch.func.jacrev if mode == "reverse" else torch.func.jacfwd
+    with pytest.raises(NotDifferentiableError, match="LBFGS.*cdist.*differences"):
+        transform(solution)(scale)

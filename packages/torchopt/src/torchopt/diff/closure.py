@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from torchopt.errors import NotDifferentiableError
 from torchopt.lazy import lazy
+from torchopt.params.second_order import explain_no_derivative
 from torchopt.torch_internals import is_wrapped
 from torchopt.tree import tree_leaves
 from torchopt.tree_function import below_transforms, is_differentiated
@@ -91,14 +92,17 @@ def require_arguments(
 @contextlib.contextmanager
 def explained(function: Any, where: str, remedy: str) -> Iterator[None]:
     """Say in torch's stead which tensor of an enclosing transform a function reaches, that would
-    have to be an argument.
+    have to be an argument; or which of its operations has no second derivative.
 
     Raises:
-        NotDifferentiableError: torch found a tensor outside of its transform.
+        NotDifferentiableError: torch found a tensor outside of its transform, or no derivative.
     """
     try:
         yield
     except RuntimeError as error:
+        missing = explain_no_derivative(where, error, 'Implicit(derivative="differences")')
+        if missing is not None:
+            raise missing from error
         if not any(sign in str(error) for sign in ESCAPED):
             raise
         names = [name for name, x in captured(function, Tensor) if is_wrapped(x)]

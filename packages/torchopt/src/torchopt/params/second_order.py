@@ -88,12 +88,15 @@ def _explain(mode: str, error: Exception) -> NotDifferentiableError:
     )
 
 
-def explain_no_derivative(what: str, error: Exception) -> NotDifferentiableError | None:
+def explain_no_derivative(
+    what: str, error: Exception, otherwise: str = "first_order=True"
+) -> NotDifferentiableError | None:
     """Return what to raise for an `error` of torch about an operation without a derivative.
 
     Args:
         what: The call in which it occurred, which the message starts with.
         error: Any exception; None is returned for those that are about something else.
+        otherwise: What else helps.
     """
     text = str(error)
     found = re.search(r"derivative for '?([\w:.]+)'? is not implemented", text)
@@ -102,7 +105,7 @@ def explain_no_derivative(what: str, error: Exception) -> NotDifferentiableError
     remedy = next((r for pattern, r in REMEDIES if re.search(pattern, text)), None)
     return NotDifferentiableError(
         f"{what}: expected operations that can be differentiated twice, got one without a second "
-        f"derivative ({found[1]}); {remedy or 'use another form of it, or first_order=True'}"
+        f"derivative ({found[1]}); {remedy or f'use another form of it, or {otherwise}'}"
     )
 
 
