@@ -48,6 +48,7 @@ PICTURES = {
 REPORTS = {
     "torchopt_implicit": "benchmarks.torchopt.implicit.report",
     "torchopt_zero_order": "benchmarks.torchopt.zero_order.report",
+    "torchopt_meta_steps": "benchmarks.torchopt.meta_steps.report",
     "torchopt_distributed": "benchmarks.torchopt.distributed_report",
     "torchopt_distributed_load": "benchmarks.torchopt.distributed_report",
     "optree_newest": "benchmarks.optree.report",

@@ -78,7 +78,8 @@ def store(
 
 
 def _identity(cell: dict[str, Any]) -> tuple[Any, ...]:
-    names = ("tree", "operation", "steps", "samples", "size", "rival", "gc")
+    names = ["tree", "operation", "steps", "samples", "size", "rival", "gc"]
+    names += ["row", "way", "threads"]
     return tuple(str(cell.get(name)) for name in names)
 
 

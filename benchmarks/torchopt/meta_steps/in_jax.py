@@ -135,4 +135,4 @@ def make(row: dict[str, Any], way: str) -> Callable[[], Any]:
 
 
 if __name__ == "__main__":
-    serve(make, ("jit",))
+    serve(make)

@@ -90,6 +90,7 @@ LOSSES = {
 
 def make(row: dict[str, Any], way: str) -> Callable[[], Any]:
     """Return a function that returns the meta-gradient."""
+    way = "compile" if way == "again" else way
     kind = row["kind"]
     values = in_single(numbers(kind), torch.as_tensor)
     inner_loss, outer_loss = LOSSES[kind]
@@ -103,21 +104,25 @@ def make(row: dict[str, Any], way: str) -> Callable[[], Any]:
         steps=row["steps"],
         tasks=(None, 0) if many else None,
         execute=way,
+        unroll=row.get("unroll", 1) if way == "compile" else 1,
     )
+
+    def outside(params: dict[str, Tensor], batch: Any) -> Tensor:
+        if many:
+            return torch.func.vmap(outer_loss)(params, batch).mean()
+        return outer_loss(params, batch)
+
+    outer = torchopt.second_order.compile(outside) if way == "compile" else outside
     wanted = list(meta.values()) or [*params.values(), *([rate] if kind == "task" else [])]
 
     def step() -> Any:
         more = (meta,) if meta else ()
         hypers = {"lr": rate if kind == "task" else row["lr"], **OPTIONS[row["optimizer"]]}
         result = inner(params, values["inner"], *more, **hypers)
-        if many:
-            value = torch.func.vmap(outer_loss)(result.params, values["outer"]).mean()
-        else:
-            value = outer_loss(result.params, values["outer"])
-        return torch.autograd.grad(value, wanted)
+        return torch.autograd.grad(outer(result.params, values["outer"]), wanted)
 
     return step
 
 
 if __name__ == "__main__":
-    serve(make, ("eager", "compile"))
+    serve(make)

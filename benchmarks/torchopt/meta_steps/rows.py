@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ ROWS = {
     "one task, 50": {"kind": "task", "optimizer": "adam", "lr": 0.01, "steps": 50},
     "one task, 500": {"kind": "task", "optimizer": "adam", "lr": 0.001, "steps": 500},
     "maml-rl": {"kind": "rl", "optimizer": "sgd", "lr": 1.0, "steps": 3},
-    "learned loss": {"kind": "learned", "optimizer": "sgd", "lr": 0.1, "steps": 10},
+    "learned loss": {"kind": "learned", "optimizer": "sgd", "lr": 0.1, "steps": 10, "unroll": 5},
     "conv4": {"kind": "conv", "optimizer": "sgd", "lr": 0.1, "steps": 5},
     "transformer": {"kind": "transformer", "optimizer": "adam", "lr": 0.001, "steps": 4},
 }
@@ -112,32 +113,40 @@ def measure(step: Callable[[], Any], seconds: float, least: int = 3) -> dict[str
         started = time.perf_counter()
         step()
         times.append(time.perf_counter() - started)
-    times.sort()
-    return {
-        "answer": answer,
-        "first_s": first,
-        "min_ms": 1e3 * times[0],
-        "median_ms": 1e3 * times[len(times) // 2],
-    }
+    found = {"answer": answer, "first_s": first}
+    if times:
+        times.sort()
+        found |= {"min_ms": 1e3 * times[0], "median_ms": 1e3 * times[len(times) // 2]}
+    return found
 
 
-def serve(make: Callable[[dict[str, Any], str], Callable[[], Any]], ways: tuple[str, ...]) -> None:
+def serve(make: Callable[[dict[str, Any], str], Callable[[], Any]]) -> None:
     """Measure the rows that the command line names, write gradients to a folder, print JSON lines.
+
+    The command line is a folder, the seconds for each time (0 for first calls alone), the most
+    seconds for a row, the ways of execution with commas between, and the rows.
 
     Args:
         make: From a row and a way of execution to a function that returns the meta-gradient, a
             list of arrays.
-        ways: Of execution.
     """
-    folder, seconds, *names = sys.argv[1:]
+    folder, seconds, most, ways, *names = sys.argv[1:]
+    signal.signal(signal.SIGALRM, _late)
     for name in names:
-        for way in ways:
+        for way in ways.split(","):
             line: dict[str, Any] = {"row": name, "way": way}
+            least = 0 if float(seconds) == 0 else 1 if way == "eager" else 3
+            signal.alarm(int(most))
             try:
-                found = measure(make(ROWS[name], way), float(seconds), 1 if way == "eager" else 3)
+                found = measure(make(ROWS[name], way), float(seconds), least)
                 answer = found.pop("answer")
                 np.savez(Path(folder) / f"{name}-{way}.npz", *map(np.asarray, answer))
                 line |= found
             except Exception as error:
                 line["error"] = f"{type(error).__name__}: {str(error)[:200]}"
+            signal.alarm(0)
             print(json.dumps(line), flush=True)
+
+
+def _late(signal: int, frame: Any) -> None:
+    raise TimeoutError("not done in the time for a row")

@@ -23,6 +23,7 @@ from torchopt.torch_internals.checkpoints import (
     reentrant_checkpoint,
     top_saved_tensor_hooks,
 )
+from torchopt.torch_internals.compiling import compiled_graph
 from torchopt.torch_internals.process_groups import (
     abort_on,
     collective_options,
@@ -32,7 +33,6 @@ from torchopt.torch_internals.process_groups import (
 )
 from torchopt.torch_internals.tracing import (
     HostReadError,
-    compiled_graph,
     draws_numbers,
     hooks_of_all_modules,
     is_host_read,

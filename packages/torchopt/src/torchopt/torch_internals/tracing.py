@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs of operations: made, looked at and compiled."""
+"""Graphs of operations: made, looked at and taken apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchopt.errors import CompilerError
-
 __all__ = [
     "HostReadError",
-    "compiled_graph",
     "draws_numbers",
     "hooks_of_all_modules",
     "is_host_read",
@@ -23,6 +20,7 @@ __all__ = [
     "repeats_removed",
     "split_graph",
     "traced_graph",
+    "writes",
 ]
 
 
@@ -106,39 +104,6 @@ def is_host_read(error: BaseException) -> bool:
     return isinstance(error, HostReadError) or "value out of a tracing tensor" in str(error)
 
 
-def compiled_graph(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
-    """Return a graph of operations compiled by inductor, called without guards.
-
-    Raises:
-        CompilerError: There is no C++ compiler, or it does not work, or inductor fails.
-    """
-    import torch._inductor as inductor
-
-    options = {"fallback_random": True, "size_asserts": False}
-    try:
-        with torch.no_grad():
-            code: Callable[..., Any] = inductor.compile(graph, list(examples), options=options)
-    except Exception as error:
-        raise CompilerError(_why_not_compiled(error)) from error
-    return code
-
-
-def _why_not_compiled(error: BaseException) -> str:
-    from torch._inductor import exc
-
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = getattr(cause, "inner_exception", None) or cause.__cause__ or cause.__context__
-    if any(isinstance(x, exc.InvalidCxxCompiler) for x in causes):
-        return "expected a C++ compiler, found none; install one, or name it in CXX"
-    if any(isinstance(x, exc.CppCompileError) for x in causes):
-        return "expected a C++ compiler that compiles what inductor writes, got one that fails"
-    told = str(error).strip().partition("\n")[0][:120]
-    return f"expected a program that inductor compiles, got {type(error).__name__}: {told}"
-
-
 def draws_numbers(graph: torch.fx.GraphModule) -> bool:
     """Return whether a graph draws random numbers."""
     return any(map(_draws, graph.graph.nodes))
@@ -177,7 +142,7 @@ def split_graph(
     read = [x for n in nodes if n in later for x in n.all_input_nodes]
     kept = dict.fromkeys(x for x in (*read, *wanted) if x not in later)
     known = [n for n in arguments if n not in later]
-    again = _fused_again(known, early, kept) if recompute and not _writes(nodes) else set()
+    again = _fused_again(known, early, kept) if recompute and not writes(nodes) else set()
     passed = [i for i, n in enumerate(known) if n in kept]
     made = [n for n in kept if n.op != "placeholder"]
     first = _extracted(graph, known, early, [*results[:count], *made])
@@ -230,7 +195,8 @@ def _fused_again(
     return again
 
 
-def _writes(nodes: Sequence[torch.fx.Node]) -> bool:
+def writes(nodes: Iterable[torch.fx.Node]) -> bool:
+    """Return whether an operation among these writes to its argument."""
     schemas = [getattr(n.target, "_schema", None) for n in nodes if n.op == "call_function"]
     return any(schema is not None and schema.is_mutable for schema in schemas)
 
@@ -256,7 +222,7 @@ def repeats_removed(graph: torch.fx.GraphModule) -> bool:
     It cannot where an operation writes to its argument: the same operation may mean another then.
     """
     nodes = list(graph.graph.nodes)
-    if _writes(nodes):
+    if writes(nodes):
         return False
     known: dict[Any, torch.fx.Node] = {}
     for node in nodes:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import torchopt
 from torchopt.diff import twice_differentiable
+from torchopt.diff.explicit import reached
 from torchopt.diff.explicit.blocks import rematerialised
+from torchopt.diff.explicit.fingerprint import fingerprint
 from torchopt.diff.surroundings import Surroundings
 from torchopt.diff.twice_differentiable import TwiceDifferentiable, attention
 from torchopt.torch_internals import without_recurrent_kernels
@@ -88,3 +90,39 @@ def test_runs_of_one_module_in_several_threads() -> None:
     for x, y in zip(found, expected):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-15)
     assert all("forward" not in block.__dict__ for block in net)
+
+
+def test_what_changes_while_it_is_searched_is_not_taken_for_what_was_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def loss() -> float:
+        return factor
+
+    factor = 1.0
+    original = reached._reader
+
+    def late(visited: Any) -> Any:
+        nonlocal factor
+        factor = 2.0  # as by another thread, after the search
+        return original(visited)
+
+    monkeypatch.setattr(reached, "_reader", late)
+    seen = reached.Reached(loss)
+    before = seen.now().key
+    monkeypatch.setattr(reached, "_reader", original)
+    assert seen.now().key == fingerprint(loss).key != before
+
+
+def test_threads_that_ask_at_once_see_what_is_there_now() -> None:
+    def loss() -> float:
+        return factor
+
+    factor = 1.0
+    seen = reached.Reached(loss)
+    keys = []
+    for factor in (1.0, 2.0, 3.0):  # noqa: B007 - a cell of the loss
+        with ThreadPoolExecutor(4) as pool:
+            found = {f.key for f in pool.map(lambda _: seen.now(), range(200))}
+        keys.append(fingerprint(loss).key)
+        assert found == {keys[-1]}
+    assert len(set(keys)) == 3

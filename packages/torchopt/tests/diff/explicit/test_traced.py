@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import pickle
 import random
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -497,3 +498,96 @@ def test_what_an_object_among_the_arguments_holds_counts() -> None:
             for execute in ("eager", "trace")
         )
         torch.testing.assert_close(traced.params, eager.params)
+
+
+def test_what_an_inner_loop_remembers_of_an_optimizer_follows_its_arguments() -> None:
+    rates = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.01, 0.02)]
+    w = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64, requires_grad=True)
+
+    def changed(rate: Tensor) -> Tensor:
+        with torch.no_grad():
+            rate.mul_(0.5)
+        return rate
+
+    def tried(inner: Any, lr: Any) -> list[Tensor]:
+        wanted = [w, *([lr] if isinstance(lr, Tensor) and lr.requires_grad else [])]
+        return list(torch.autograd.grad(inner(w, w.detach() * 3, lr=lr).params.sum(), wanted))
+
+    loops = [torchopt.inner_loop(_quartic, torchopt.adam, steps=2, execute=x) for x in EXECUTIONS]
+    given = [*rates, rates[0], 0.01, 0.02, 1, True, rates[0].detach(), rates[1] * 1.0]
+    given += [changed]
+    for lr in given:
+        lr = lr(rates[0]) if callable(lr) else lr
+        fresh = torchopt.inner_loop(_quartic, torchopt.adam, steps=2)
+        for inner in loops:
+            found, expected = tried(inner, lr), tried(fresh, lr)
+            assert len(found) == len(expected)
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+EXECUTIONS = ("eager", "trace")
+
+
+def test_a_copy_of_an_inner_loop_starts_without_what_it_remembers() -> None:
+    w = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    inner = torchopt.inner_loop(_quartic, torchopt.adam, steps=2, execute="trace")
+    expected = inner(w, w * 3, lr=0.1).params
+    for again in (copy.deepcopy(inner), pickle.loads(pickle.dumps(inner))):
+        assert torch.equal(again(w, w * 3, lr=0.1).params, expected)
+        assert again == inner
+
+
+@pytest.mark.parametrize(("unroll", "tasks"), [(2, None), (3, None), (4, 3), (9, None)])
+def test_several_steps_a_program_have_the_gradient_of_the_run(
+    unroll: int, tasks: int | None
+) -> None:
+    expected, inputs = gradients(tasks=tasks)
+    found, _ = gradients(tasks=tasks, execute="trace", unroll=unroll)
+    assert worst(expected, found, inputs) < TOLERANCE
+
+
+@pytest.mark.parametrize("loss", [_quartic, _linear, _with_aux])
+def test_several_steps_a_program_take_losses_and_another_backward_pass(loss: Any) -> None:
+    found = []
+    for options in ({}, {"execute": "trace", "unroll": 2}):
+        w = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64, requires_grad=True)
+        batches = [torch.full_like(w, 0.5 + k).detach() for k in range(5)]
+        inner = torchopt.inner_loop(loss, torchopt.sgd(1e-3), steps=5, **options)
+        for given in ({"batches": batches}, {"batches": {"x": torch.stack(batches)}}):
+            if isinstance(given["batches"], dict):
+                inner = torchopt.inner_loop(_of_dict(loss), torchopt.sgd(1e-3), steps=5, **options)
+            result = inner(w, **given)
+            outer = (result.params**2).sum()
+            first = torch.autograd.grad(outer, w, retain_graph=True)
+            again = torch.autograd.grad(outer, w, retain_graph=True)
+            found.append([*first, *again, *torch.autograd.grad(outer + result.losses.sum(), w)])
+    half = len(found) // 2
+    torch.testing.assert_close(found[half:], found[:half], rtol=1e-12, atol=0)
+
+
+def _of_dict(loss: Any) -> Any:
+    return lambda w, batch: loss(w, batch["x"])
+
+
+def test_several_steps_a_program_are_traced_once() -> None:
+    before = programs().traced
+    for steps in (5, 10, 50):
+        expected = run(_quartic, "eager", steps=steps, lr=1e-4)
+        got = run(_quartic, "trace", steps=steps, lr=1e-4, unroll=5)
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    assert programs().traced == before + 1
+
+
+def test_several_steps_a_program_that_cannot_be_kept_raise() -> None:
+    with pytest.raises(NotTraceableError, match="unroll=1 for a loss that draws random numbers"):
+        run(_dropped, "trace", unroll=3)
+    for options in (
+        {"keep": "steps"},
+        {"derivative": "mixed"},
+        {"window": 2},
+        {"execute": "eager"},
+    ):
+        with pytest.raises(ValueError, match=r"unroll: expected execute=.*for 2 steps a program"):
+            torchopt.inner_loop(
+                _quartic, torchopt.sgd, steps=3, unroll=2, **{"execute": "trace", **options}
+            )

@@ -12,9 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchopt.base import GradientTransformation
-from torchopt.diff.closure import captured
 from torchopt.diff.differences import Judge
+from torchopt.diff.explicit.fingerprint import Fingerprint, fingerprint
 from torchopt.diff.explicit.rebuild import rebuilt
+from torchopt.diff.explicit.stepper import Stepper
 from torchopt.tree import PyTreeSpec, is_smooth, prefix_leaves, tree_flatten, tree_unflatten
 from torchopt.tree_function import is_differentiated
 
@@ -120,6 +121,7 @@ class Call:
         plain: Whether it is known that the loss depends on its arguments alone, and that no
             operation in it has to be replaced.
         judge: Makes and judges differences of gradients, for `"differences"`.
+        reach: Returns what loss and optimizer reach at present, as one fingerprint.
     """
 
     loss: Callable[..., Any]
@@ -140,6 +142,7 @@ class Call:
     host: bool = False
     plain: bool = False
     judge: Judge | None = None
+    reach: Callable[[], Fingerprint] = fingerprint
 
     @property
     def second_order(self) -> bool:
@@ -171,7 +174,7 @@ class Call:
 
 
 def make_inputs(
-    optimizer: GradientTransformation,
+    stepper: Stepper,
     params: Any,
     state: Any,
     batches: Sequence[Any],
@@ -183,7 +186,7 @@ def make_inputs(
     """Return the tensors of a call and the fields of `Call` that are made of them.
 
     Args:
-        optimizer: The transformation; tensors in it that are differentiated are inputs too.
+        stepper: The optimizer; tensors in it that are differentiated are inputs too.
         params: Tree of initial parameters.
         state: Tree of the initial state, or None.
         batches: One tree, or one for each step.
@@ -208,7 +211,7 @@ def make_inputs(
         ),
     }
     start = len(inputs.tensors)
-    for _, x in captured(optimizer, Tensor):
+    for x in stepper.tensors():
         if is_smooth(x) and is_differentiated(x):
             inputs.tensors.append(x)
             inputs.dims.append(None)

@@ -27,18 +27,18 @@ from torchopt.tree_function import apply_sweep, is_transforming
 __all__ = ["run_call"]
 
 
-def run_call(call: Call, keep: int | str, execute: str) -> Outputs:
+def run_call(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
     """Return the outputs of a call, by the run that its settings and surroundings need."""
     _gather_shards_in_graph(call)
     _require_whole_if_needed(call, keep, execute)
     with contextlib.nullcontext() if call.plain else recorded_iterators(call.loss):
-        return _run(call, keep, execute)
+        return _run(call, keep, execute, unroll)
 
 
-def _run(call: Call, keep: int | str, execute: str) -> Outputs:
+def _run(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
     budget = isinstance(keep, str) and keep not in ("all", "steps", "reversible")
     if execute != "eager":
-        return _run_traced(call, keep, execute)
+        return _run_traced(call, keep, execute, unroll)
     if is_transforming() or in_forward_mode_of_this_thread():
         require_no_differences(call, "a call outside of torch.func transforms and forward mode")
         if budget:
@@ -107,7 +107,7 @@ def _is_whole(call: Call) -> bool:
     return call.derivative == "reverse" and call.first == 0
 
 
-def _run_traced(call: Call, keep: int | str, execute: str) -> Outputs:
+def _run_traced(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
     if is_transforming() or in_forward_mode_of_this_thread():
         raise NotTraceableError(
             "inner_loop: execute: expected a call outside of torch.func transforms and forward "
@@ -126,6 +126,7 @@ def _run_traced(call: Call, keep: int | str, execute: str) -> Outputs:
             compiled=compiled,
             keep_gradients=keep == "all" or call.derivative != "reverse",
             keep_all=bool(differentiated and keep == "all" and _is_whole(call)),
+            unroll=unroll,
         )
     if differentiated:
         return _swept(run, call)

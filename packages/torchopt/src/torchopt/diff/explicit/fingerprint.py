@@ -35,7 +35,7 @@ from torchopt.diff.closure import (
 )
 from torchopt.errors import NotTraceableError
 
-__all__ = ["Fingerprint", "fingerprint", "form_of", "module_places", "settings"]
+__all__ = ["Fingerprint", "fingerprint", "form_of", "join", "module_places", "settings"]
 
 NUMBERS = (float, complex)
 MOST = 20_000  # objects that a function may reach
@@ -157,6 +157,19 @@ def fingerprint(*values: Any) -> Fingerprint:
             queue.extend(parts(name, found))
             queue.extend(_more(name, found))
     return Fingerprint(Key(tuple(key)), tuple(tensors), tuple(names), tuple(visited))
+
+
+def join(first: Fingerprint, second: Fingerprint) -> Fingerprint:
+    """Return what two functions reach. A tensor that both do is there twice."""
+    known: dict[int, int] = {}
+    tensors = (*first.tensors, *second.tensors)
+    same = tuple(known.setdefault(id(x), i) for i, x in enumerate(tensors))
+    return Fingerprint(
+        Key((first.key, second.key, same)),
+        tensors,
+        (*first.names, *second.names),
+        (*first.visited, *second.visited),
+    )
 
 
 def module_places(visited: Iterable[Any]) -> Iterator[tuple[types.ModuleType, str]]:

@@ -26,8 +26,8 @@ __all__ = [
     "call_key",
     "distinct_tensors",
     "filled",
+    "fixed",
     "form_key",
-    "inputs_key",
     "present",
     "with_counts",
     "with_ints",
@@ -53,11 +53,11 @@ class Pull:
 
 @dataclass(frozen=True)
 class Form:
-    """What the program of a step returns: the carry, the loss, the aux and the gradient.
+    """What the program of steps returns: the carry, the losses, their aux and a gradient.
 
     Attributes:
         carry: The carry, with tensors for the places of them.
-        aux: The aux of the loss, in the same way.
+        aux: The aux of the loss in each step, in the same way.
         grads: Which leaves of the parameters have a gradient.
         where: Which of the first results each tensor of the carry is.
         stable: Whether the carry has the form of the one before, so that the program serves again.
@@ -65,14 +65,14 @@ class Form:
     """
 
     carry: Carry
-    aux: Aux
+    aux: tuple[Aux, ...]
     grads: tuple[bool, ...]
     where: tuple[int, ...]
     stable: bool
     pull: Pull | None = None
 
     @staticmethod
-    def of(before: Carry, after: Carry, aux: Aux, grads: Sequence[Any]) -> Form:
+    def of(before: Carry, after: Carry, aux: Sequence[Aux], grads: Sequence[Any]) -> Form:
         """Return the form of a step."""
         empty = torch.empty(0)
         unlike = [
@@ -87,20 +87,28 @@ class Form:
             )
         return Form(
             after.with_tensors([empty] * len(after.tensors())),
-            Aux(tuple(_like(x) if isinstance(x, Tensor) else x for x in aux.leaves), aux.spec),
+            tuple(
+                Aux(tuple(_like(x) if isinstance(x, Tensor) else x for x in a.leaves), a.spec)
+                for a in aux
+            ),
             tuple(g is not None for g in grads),
             distinct_tensors(after.tensors())[1],
             form_key(before) == form_key(after),
         )
 
-    def read(self, found: Sequence[Tensor]) -> tuple[Carry, Tensor, Aux, list[Any], list[Tensor]]:
-        """Return carry, loss, aux, gradient and what the adjoint takes from the results."""
+    def read(
+        self, found: Sequence[Tensor]
+    ) -> tuple[Carry, list[Tensor], list[Aux], list[Any], list[Tensor]]:
+        """Return carry, losses, aux, gradient and what the adjoint takes from the results."""
         carry = self.carry.with_tensors([found[i] for i in self.where])
         remaining = iter(found[max(self.where) + 1 :])
-        value = next(remaining)
-        leaves = tuple(next(remaining) if isinstance(x, Tensor) else x for x in self.aux.leaves)
+        values = [next(remaining) for _ in self.aux]
+        aux = [
+            Aux(tuple(next(remaining) if isinstance(x, Tensor) else x for x in a.leaves), a.spec)
+            for a in self.aux
+        ]
         grads = [next(remaining) if g else None for g in self.grads]
-        return carry, value, Aux(leaves, self.aux.spec), grads, list(remaining)
+        return carry, values, aux, grads, list(remaining)
 
 
 def form_key(carry: Carry) -> Hashable:
@@ -180,6 +188,13 @@ class Nothing:
         """Return a context that changes nothing."""
         return contextlib.nullcontext()
 
+    def is_touched(self) -> bool:
+        """Return False."""
+        return False
+
+    def require_copied(self) -> None:
+        """Do nothing: a trace of a loss that changes anything raises."""
+
 
 def present(values: Sequence[Tensor | None]) -> list[Tensor]:
     """Return the tensors among these."""
@@ -203,28 +218,10 @@ def call_key(call: Call) -> Hashable:
         call.tasks,
         (call.params.spec, call.params.orders),
         len(call.blocks),
-        tuple((tree.spec, tree.orders, _fixed(tree.leaves)) for tree in call.meta),
+        tuple((tree.spec, tree.orders, fixed(tree.leaves)) for tree in call.meta),
     )
 
 
-def inputs_key(call: Call, holes: Sequence[Hole], step: int) -> Hashable:
-    """Return what the program of a step depends on in its inputs."""
-    wanted, batch = set(call.wanted), call.batch(step)
-    inputs = [
-        (
-            x.shape[1:] if h.by_step else x.shape,
-            x.dtype,
-            x.device,
-            x.stride() if x.layout is torch.strided else x.layout,
-            h.by_step,
-            h.index in wanted,
-            call.dims[h.index],
-        )
-        for h, x in ((h, call.inputs[h.index]) for h in holes)
-    ]
-    return batch.spec, batch.orders, _fixed(batch.leaves), tuple(inputs)
-
-
-def _fixed(leaves: Sequence[Any]) -> Hashable:
+def fixed(leaves: Sequence[Any]) -> Hashable:
     """Return the leaves of a template that are no tensors; objects are compared by content."""
     return tuple((type(x), repr(x) if isinstance(x, ATOMS) else None) for x in leaves)

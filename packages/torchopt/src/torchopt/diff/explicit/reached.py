@@ -11,6 +11,7 @@ from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -32,38 +33,49 @@ class Reached:
     Everything that the last search visited is compared by identity, in loops of C: a tenth of the
     time of a search. If an object has changed, everything is searched again.
 
+    Threads may ask at once: what was seen is one object, which is exchanged and never changed.
+
     Args:
         values: Functions, or anything that holds some.
     """
 
     def __init__(self, *values: Any) -> None:
         self._values = values
-        self._last: Fingerprint | None = None
-        self._read: Callable[[], list[Any]] | None = None
-        self._seen: list[Any] = []
-        self._forms: list[Any] = []
+        self._last: _Seen | None = None
 
     def now(self) -> Fingerprint:
         """Return the present fingerprint."""
         last = self._last
-        if last is not None and self._read is not None and self._is_as_before(last):
-            return last
-        self._seen = []  # nothing old is kept alive while the new values are in use
-        self._last = found = fingerprint(*self._values)
-        self._read = _reader(found.visited)
-        if self._read is not None:
-            self._seen = self._read()
-            self._forms = [form_of(x) for x in found.tensors]
+        if last is not None and last.is_current():
+            return last.fingerprint
+        self._last = last = None  # nothing old is kept alive while the new values are in use
+        found = fingerprint(*self._values)
+        read = _reader(found.visited)
+        if read is not None:
+            seen = _Seen(found, read, read(), [form_of(x) for x in found.tensors])
+            # Another thread may have changed something between the search and the reading.
+            if fingerprint(*self._values).key == found.key:
+                self._last = seen
         return found
 
-    def _is_as_before(self, last: Fingerprint) -> bool:
-        assert self._read is not None
-        seen = self._read()
+
+@dataclass(frozen=True)
+class _Seen:
+    """A fingerprint, and all that was read for it."""
+
+    fingerprint: Fingerprint
+    read: Callable[[], list[Any]]
+    values: list[Any]
+    forms: list[Any]
+
+    def is_current(self) -> bool:
+        """Return whether the same would be read now."""
+        now, before = self.read(), self.values
         return (
-            len(seen) == len(self._seen) > 0
-            and seen[0] == self._seen[0]
-            and all(map(operator.is_, seen[1:], self._seen[1:]))
-            and [form_of(x) for x in last.tensors] == self._forms
+            len(now) == len(before)
+            and now[0] == before[0]
+            and all(map(operator.is_, now[1:], before[1:]))
+            and [form_of(x) for x in self.fingerprint.tensors] == self.forms
         )
 
 

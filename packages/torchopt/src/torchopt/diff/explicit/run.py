@@ -52,7 +52,7 @@ class Run:
         self._at_once = 1  # how many steps are reversed in one graph
         self.snapshots = min(snapshots, call.steps - call.first)
         self.outputs: Outputs  # the form of what `evaluate` returned
-        self._seen: Surroundings  # at the start
+        self._seen: Any  # the surroundings at the start
         self._moments = Moments(host=call.host)
 
     # -- the run itself

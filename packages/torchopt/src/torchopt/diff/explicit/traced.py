@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Hashable, Sequence
+import itertools
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,15 +12,12 @@ import torch
 from torch import Tensor
 
 from torchopt.diff.explicit.adjoint import (
-    AtStep,
     Cotangents,
     Input,
     Leaves,
     gradient,
-    pull_back_steps,
 )
-from torchopt.diff.explicit.call import Call, Hole
-from torchopt.diff.explicit.fingerprint import fingerprint
+from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.forms import (
     WHERE,
     Form,
@@ -30,7 +27,6 @@ from torchopt.diff.explicit.forms import (
     distinct_tensors,
     filled,
     form_key,
-    inputs_key,
     present,
     with_counts,
     with_ints,
@@ -38,6 +34,14 @@ from torchopt.diff.explicit.forms import (
 from torchopt.diff.explicit.moments import Moment
 from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.step import Aux, Carry, start, update
+from torchopt.diff.explicit.taken import (
+    add_up,
+    inputs_key,
+    pulled_flat,
+    read_pulled,
+    tensors_at,
+    with_given,
+)
 from torchopt.diff.explicit.trace import Program, Words, make_program, make_trace, traced, versions
 from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.surroundings import Surroundings
@@ -58,6 +62,7 @@ class TracedRun(Run):
         compiled: Whether the programs are compiled.
         keep_gradients: Whether a gradient is kept beside each state.
         keep_all: Whether what a step computes is kept for its adjoint.
+        unroll: How many steps a program takes; the last ones of another number are taken singly.
     """
 
     def __init__(
@@ -68,46 +73,48 @@ class TracedRun(Run):
         compiled: bool,
         keep_gradients: bool,
         keep_all: bool = False,
+        unroll: int = 1,
     ) -> None:
         super().__init__(call, snapshots)
         self._compiled, self._keep_gradients = compiled, keep_gradients
-        self._keep_all = keep_all
+        self._keep_all, self._unroll = keep_all, unroll
         self._saved: dict[int, tuple[Pull, list[Tensor], list[int]]] = {}
-        self._reach = fingerprint(call.loss, call.optimizer)
+        self._reach = call.reach()
         self._versions = versions(self._reach.tensors)
         self._common = self._reach.key, compiled, call_key(call)
         self._adjoints: dict[Hashable, Program] = {}
         self._seeing = self._writes = self._uniform = False
+        self._seen = Nothing()  # unless its programs draw random numbers or write
         self._last: list[Tensor] = []
         self._ends: list[Tensor] = []
 
     # -- what its programs depend on
 
-    def _holes(self, step: int) -> list[Hole]:
-        return [*self.call.used_at(step), *(Hole(i) for i in self.call.hypers)]
+    def _parts(self) -> list[range]:
+        """Return the steps by the programs that take them."""
+        count = self.call.steps
+        whole = count - count % self._unroll
+        parts = [range(t, t + self._unroll) for t in range(0, whole, self._unroll)]
+        return [*parts, *(range(t, t + 1) for t in range(whole, count))]
 
-    def _inputs_at(self, tensors: Sequence[Tensor], step: int) -> list[Tensor]:
-        """Return the inputs that a step takes."""
-        return [
-            tensors[h.index][step] if h.by_step else tensors[h.index] for h in self._holes(step)
-        ]
+    def _key(self, carry: Carry, steps: range) -> Hashable:
+        alike = steps[:1] if len(self.call.batches) == 1 else steps
+        inputs = tuple(inputs_key(self.call, t) for t in alike)
+        return form_key(carry), len(steps), inputs, self._common
 
-    def _with_given(self, given: Sequence[Tensor], step: int) -> list[Any]:
-        """Return a list like the inputs of the call, with those that a step takes."""
-        out: list[Any] = [x.detach() for x in self.call.inputs]
-        for h, x in zip(self._holes(step), given):
-            out[h.index] = AtStep({step: x}) if h.by_step else x
-        return out
-
-    def _key(self, carry: Carry, step: int) -> Hashable:
-        return form_key(carry), inputs_key(self.call, self._holes(step), step), self._common
+    def _surroundings(self) -> Surroundings:
+        """Return what the loss sees beside its arguments: at the start, where that changes."""
+        if isinstance(self._seen, Surroundings):
+            return self._seen
+        call = self.call
+        return Surroundings(call.loss, call.inputs, beside=call.optimizer).retaken()
 
     def _make(self, function: Any, examples: Sequence[Tensor]) -> Program:
         call = self.call
         program = make_program(
             function,
             examples,
-            self._seen,
+            self._surroundings(),
             (call.loss, call.optimizer),
             WORDS,
             compiled=self._compiled,
@@ -128,35 +135,51 @@ class TracedRun(Run):
 
     # -- its programs
 
-    def _program(self, carry: Carry, tensors: Sequence[Tensor], step: int) -> Program:
+    def _program(
+        self, carry: Carry, tensors: Sequence[Tensor], steps: range, *, keep_all: bool | None = None
+    ) -> Program:
         once, where = distinct_tensors(carry.tensors())
-        inputs = self._inputs_at(tensors, step)
+        inputs = tensors_at(self.call, tensors, steps)
+        keep_all = self._keep_all if keep_all is None else keep_all
 
         def stepped(*flat: Tensor) -> tuple[list[Tensor], Form]:
             before = carry.with_tensors([flat[i] for i in where])
-            return self._results(before, self._with_given(flat[len(once) :], step), step)[:2]
+            full = with_given(self.call, flat[len(once) :], steps)
+            return self._results(before, full, steps, with_gradient=len(steps) == 1)[:2]
 
         def make() -> Program:
-            whole = self._whole(carry, [*once, *inputs], step) if self._keep_all else None
+            whole = self._whole(carry, [*once, *inputs], steps) if keep_all else None
+            if whole is None and keep_all and len(steps) > 1:
+                raise NotTraceableError(
+                    f"{WHERE}: expected unroll=1 for a loss that draws random numbers or writes in "
+                    f"place, got {len(steps)}."
+                )
             return whole or self._make(stepped, [*once, *inputs])
 
-        key = ("step", self._keep_all, self._key(carry, step))
-        return traced(key, f"a step of {self._described()}", make)
+        key = ("step", keep_all, self._key(carry, steps))
+        count = "a step" if len(steps) == 1 else f"{len(steps)} steps"
+        return traced(key, f"{count} of {self._described()}", make)
 
     def _results(
-        self, before: Carry, full: list[Any], step: int, *, with_gradient: bool = True
-    ) -> tuple[list[Tensor], Form, list[Any]]:
-        """Return the tensors that a step results in, the form of them, and the gradient."""
-        call = self.call
-        grads, value, aux = gradient(call, before, full, step)
-        after = update(call, call.optimizer_with(full), grads, before).detached()
+        self, before: Carry, full: list[Any], steps: range, *, with_gradient: bool
+    ) -> tuple[list[Tensor], Form, list[tuple[Carry, list[Any]]]]:
+        """Return the tensors that steps result in, their form, and each state and gradient."""
+        call, after = self.call, before
+        optimizer, values, aux, seen = call.optimizer_with(full), [], [], []
+        for t in steps:
+            grads, value, extra = gradient(call, after, full, t)
+            seen.append((after, grads))
+            values.append(value)
+            aux.append(extra)
+            after = update(call, optimizer, grads, after).detached()
         returned = grads if with_gradient else [None] * len(grads)
-        others = (x for x in (*aux.leaves, *returned) if isinstance(x, Tensor))
+        others = [x for a in aux for x in a.leaves if isinstance(x, Tensor)]
         distinct, _ = distinct_tensors(after.tensors())
-        return [*distinct, value, *others], Form.of(before, after, aux, returned), grads
+        form = Form.of(before, after, aux, returned)
+        return [*distinct, *values, *others, *present(returned)], form, seen
 
-    def _whole(self, carry: Carry, given: list[Tensor], step: int) -> Program | None:
-        """Return the program of a step that keeps what its adjoint takes, and in its form that.
+    def _whole(self, carry: Carry, given: list[Tensor], steps: range) -> Program | None:
+        """Return the program of steps that keeps what their adjoint takes, and in its form that.
 
         None where the loss draws random numbers, or anything is written in place: parts of the
         program run later than others.
@@ -166,21 +189,24 @@ class TracedRun(Run):
 
         def stepped(flat: Sequence[Tensor]) -> tuple[Any, ...]:
             before = carry.with_tensors([flat[i] for i in where])
-            full = self._with_given(flat[len(once) : size], step)
-            return before, full, *self._results(before, full, step, with_gradient=False)
+            full = with_given(self.call, flat[len(once) : size], steps)
+            return full, *self._results(before, full, steps, with_gradient=False)
 
         def joint(*flat: Tensor) -> tuple[list[Tensor], Any]:
-            before, full, results, form, grads = stepped(flat)
-            here = Cotangents([*flat[size:]], [[None] * (1 + len(form.aux.smooth))])
-            found, pulled = self._pulled_flat(self.call, before, full, step, grads, here)
+            full, results, form, seen = stepped(flat)
+            nothing: list[list[Tensor | None]] = [[None] * (1 + len(a.smooth)) for a in form.aux]
+            here = Cotangents([*flat[size:]], nothing)
+            found, pulled = pulled_flat(self.call, seen, full, steps, here)
             return [*results, *found], (len(results), form, pulled)
 
-        with self._seen.retaken().replayed():
-            _, _, results, form, _ = stepped(given)
+        surroundings = self._surroundings()
+        with surroundings.retaken().replayed():
+            _, results, form, _ = stepped(given)
             like = [torch.zeros_like(x) for x in form.read(results)[0].smooth]
         reach = self.call.loss, self.call.optimizer
-        with self._seen.retaken().replayed():
-            trace = make_trace(joint, [*given, *like], reach, WORDS, states=self._seen.retaken())
+        with surroundings.retaken().replayed():
+            states = surroundings.retaken()
+            trace = make_trace(joint, [*given, *like], reach, WORDS, states=states)
             if trace.writes or draws_numbers(trace.graph) or not repeats_removed(trace.graph):
                 return None
             count, form, pulled = trace.form
@@ -188,33 +214,12 @@ class TracedRun(Run):
             program, pull = trace.parted(count, cotangents, WORDS, compiled=self._compiled)
         return replace(program, form=replace(form, pull=Pull(pull, *pulled)))
 
-    def _pulled_flat(
-        self,
-        call: Call,
-        before: Carry,
-        full: list[Any],
-        step: int,
-        grads: Sequence[Any] | None,
-        cotangents: Cotangents,
-    ) -> tuple[list[Tensor], tuple[list[bool], list[int]]]:
-        """Return the cotangents of the carry and of the inputs, and which these are."""
-        out, by_input = pull_back_steps(
-            call,
-            before,
-            Leaves.of(call, full),
-            range(step, step + 1),
-            grads,
-            cotangents,
-            contextlib.nullcontext,
-        )
-        places = {h.index: k for k, h in enumerate(self._holes(step))}
-        form = [c is not None for c in out], [places[i] for i, _ in by_input]
-        return [*present(out), *by_input.values()], form
-
     def _first(self, carry: Carry, tensors: Sequence[Tensor]) -> Program:
         """Return the program of the first step, which says what the others may be."""
-        program = self._program(carry, tensors, 0)
+        program = self._program(carry, tensors, self._parts()[0])
         self._seeing, self._writes = program.draws or program.writes, program.writes
+        if self._seeing:
+            self._seen = self._surroundings()
         self._uniform = program.form.stable and len(self.call.batches) == 1
         return program
 
@@ -222,7 +227,7 @@ class TracedRun(Run):
         self, moment: Moment, tensors: Sequence[Tensor], step: int, here: Cotangents
     ) -> tuple[Program, list[Tensor]]:
         """Return the program of the adjoint of a step, and its arguments."""
-        carry = with_counts(moment.carry, self.call.params.spec)
+        carry, steps = with_counts(moment.carry, self.call.params.spec), range(step, step + 1)
         once, where = distinct_tensors(carry.tensors())
         # What draws random numbers, or writes buffers, does so once, in the order of the step.
         mixed = self.call.derivative == "mixed" and not self._seeing
@@ -233,7 +238,7 @@ class TracedRun(Run):
         ]
         parts = [
             once,
-            self._inputs_at(tensors, step),
+            tensors_at(self.call, tensors, steps),
             present(moment.grads or ()),
             present(here.carry),
             present(here.losses[0]),
@@ -245,21 +250,18 @@ class TracedRun(Run):
             before, inputs, grads, smooth, losses = (
                 [next(remaining) for _ in range(n)] for n in lengths
             )
-            return self._pulled_flat(
-                call,
-                carry.with_tensors([before[i] for i in where]),
-                self._with_given(inputs, step),
-                step,
-                None if moment.grads is None else filled(moment.grads, grads),
-                Cotangents([*smooth], [filled(here.losses[0], losses)]),
-            )
+            at = carry.with_tensors([before[i] for i in where])
+            kept = None if moment.grads is None else filled(moment.grads, grads)
+            given = Cotangents([*smooth], [filled(here.losses[0], losses)])
+            full = with_given(self.call, inputs, steps)
+            return pulled_flat(call, [(at, kept)], full, steps, given)
 
         arguments = [x for part in parts for x in part]
         short = (*(None if x is None else tuple(x) for x in forms), mixed)
         program = self._adjoints.get(short) if self._uniform else None
         if program is None:
             program = traced(
-                ("adjoint", short, self._key(carry, step)),
+                ("adjoint", short, self._key(carry, steps)),
                 f"the adjoint of a step of {self._described()}",
                 lambda: self._make(pulled, arguments),
             )
@@ -273,44 +275,44 @@ class TracedRun(Run):
         call = self.call
         tensors = [x.detach() for x in inputs]
         places = {call.first, *self._places(), call.steps - 1}
-        self._seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
-        seen: Any = self._seen
-        first = start(call, call.optimizer_with(tensors), tensors).detached()
+        # Outside of any graph, the optimizer's own tensors can be used.
+        first = start(call, call.optimizer, tensors).detached()
         carry = with_counts(first, call.params.spec)
         program, losses, aux = self._first(carry, tensors), [], []
-        for t in range(call.steps):
-            if not self._seeing:
-                seen = Nothing()
-            elif t in places and t > 0:
+        seen: Any = self._seen
+        parts = self._parts()
+        for part, following in itertools.zip_longest(parts, parts[1:]):
+            t, before = part.start, carry
+            if self._seeing and t in places and t > 0:
                 seen = seen.retaken()
-            before = carry
-            carry, value, extra, grads, rest = self._stepped(program, before, tensors, t)
+            carry, values, extra, grads, rest = self._stepped(program, before, tensors, part)
             pull = program.form.pull
             if pull is not None:
                 self._saved[t] = pull, rest, versions(rest)
-            if t in places:
+            if t in places or len(part) > 1:
                 kept = grads if self._keep_gradients and pull is None else None
                 self._moments.keep(t, Moment(before, seen, kept))
-            losses.append(value)
-            aux.append(extra)
-            if t + 1 < call.steps:
-                program = self._next(program, carry, tensors, t + 1)
+            losses += values
+            aux += extra
+            if following is not None:
+                program = self._next(program, carry, tensors, following, part)
         carry = with_ints(carry, first)
         self._last = carry.smooth
         found = Outputs.of(call, carry, losses, aux)
         self.outputs = self._with(found, [x.new_empty(0) for x in self._flat(found)])
         return self._flat(found)
 
-    def _next(self, program: Program, carry: Carry, tensors: list[Tensor], step: int) -> Program:
-        """Return the program of the step after one of `program`."""
-        if program.form.stable and len(self.call.batches) == 1:
-            return program
-        return self._program(carry, tensors, step)
+    def _next(
+        self, program: Program, carry: Carry, tensors: list[Tensor], steps: range, last: range
+    ) -> Program:
+        """Return the program of the steps after those of `program`."""
+        alike = len(steps) == len(last) and len(self.call.batches) == 1
+        return program if program.form.stable and alike else self._program(carry, tensors, steps)
 
     def _stepped(
-        self, program: Program, carry: Carry, tensors: list[Tensor], step: int
-    ) -> tuple[Carry, Tensor, Aux, list[Any], list[Tensor]]:
-        arguments = [*distinct_tensors(carry.tensors())[0], *self._inputs_at(tensors, step)]
+        self, program: Program, carry: Carry, tensors: list[Tensor], steps: range
+    ) -> tuple[Carry, list[Tensor], list[Aux], list[Any], list[Tensor]]:
+        arguments = [*distinct_tensors(carry.tensors())[0], *tensors_at(self.call, tensors, steps)]
         form: Form = program.form
         return form.read(program(arguments, self._held()))
 
@@ -319,43 +321,60 @@ class TracedRun(Run):
         if not self._writes:
             return self._reach.tensors
         # Where buffers are replayed they are other tensors.
-        return fingerprint(self.call.loss, self.call.optimizer).tensors
+        return self.call.reach().tensors
 
     def _advanced(self, moment: Moment, step: int, target: int, tensors: list[Tensor]) -> Moment:
         carry, seen = with_counts(moment.carry, self.call.params.spec), moment.seen
         with seen.replayed():
-            program = self._program(carry, tensors, step)
+            program: Program | None = None
             for t in range(step, target):
-                carry, *_ = self._stepped(program, carry, tensors, t)
-                if t + 1 < target:
-                    program = self._next(program, carry, tensors, t + 1)
+                if program is None or not (program.form.stable and len(self.call.batches) == 1):
+                    program = self._program(carry, tensors, range(t, t + 1), keep_all=False)
+                carry, *_ = self._stepped(program, carry, tensors, range(t, t + 1))
             return Moment(carry, seen.retaken())
+
+    def _reversed(self, inputs: Leaves) -> Iterator[tuple[range, Moment]]:
+        if self._unroll == 1:
+            yield from super()._reversed(inputs)
+        else:
+            for steps in reversed(self._parts()):
+                yield steps, self._moments.at(steps.start)
 
     def _pulled(
         self, moment: Moment, inputs: Leaves, steps: range, cotangents: Cotangents
     ) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
-        (step,) = steps
-        smooth: list[Tensor | None] = [
-            torch.zeros_like(x) if c is None else c for c, x in zip(cotangents.carry, self._ends)
-        ]
         # Freed here, as a graph is; another backward pass computes the step again.
-        pull, saved, counted = self._saved.pop(step, (None, [], []))
-        if pull is not None and all(c is None for c in cotangents.losses[0]):
-            if versions(saved) != counted:
-                self._require_same(range(len(self._versions)), otherwise="a result")
-            found = iter(pull.program([*saved, *present(smooth)], ()))
-            has, places = pull.present, pull.places
-        else:
-            here = Cotangents(smooth, cotangents.losses)
-            program, arguments = self._adjoint(moment, inputs.constants, step, here)
-            self._require_same(program.held)
-            with moment.seen.replayed():
-                found = iter(program(arguments, self._held()))
-            has, places = program.form
+        pull, saved, counted = self._saved.pop(steps.start, (None, [], []))
+        if pull is None or any(c is not None for row in cotangents.losses for c in row):
+            return self._pulled_singly(moment, inputs, steps, cotangents)
+        if versions(saved) != counted:
+            self._require_same(range(len(self._versions)), otherwise="a result")
+        found = pull.program([*saved, *present(self._dense(cotangents.carry))], ())
         self._ends = moment.carry.smooth
-        out = [next(found) if p else None for p in has]
-        holes = [self._holes(step)[k] for k in places]
-        return out, {(h.index, step if h.by_step else None): c for h, c in zip(holes, found)}
+        return read_pulled(self.call, found, pull.present, pull.places, steps)
+
+    def _dense(self, smooth: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return the cotangents of the carry, with zeros for None."""
+        return [torch.zeros_like(x) if c is None else c for c, x in zip(smooth, self._ends)]
+
+    def _pulled_singly(
+        self, moment: Moment, inputs: Leaves, steps: range, cotangents: Cotangents
+    ) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
+        """Return the same by the adjoint of each step, from the state before it."""
+        moments, smooth, total = [moment], cotangents.carry, dict[Input, Tensor]()
+        for t in steps[:-1]:
+            moments.append(self._advanced(moments[-1], t, t + 1, inputs.constants))
+        for at, losses, t in reversed(list(zip(moments, cotangents.losses, steps))):
+            here = Cotangents(self._dense(smooth), [losses])
+            program, arguments = self._adjoint(at, inputs.constants, t, here)
+            self._require_same(program.held)
+            with at.seen.replayed():
+                found = program(arguments, self._held())
+            has, places = program.form
+            smooth, more = read_pulled(self.call, found, has, places, range(t, t + 1))
+            self._ends = at.carry.smooth
+            add_up(total, more)
+        return smooth, total
 
     def _require_same(self, held: Sequence[int], *, otherwise: str = "") -> None:
         """Raise if one of the tensors that the loss reaches was changed in place since the run."""

@@ -15,10 +15,10 @@ from torchopt.diff.explicit.dual import tangent_of
 from torchopt.diff.explicit.forms import distinct_tensors, with_counts, with_ints
 from torchopt.diff.explicit.forward import ForwardRun, dual_step
 from torchopt.diff.explicit.step import Carry, start
+from torchopt.diff.explicit.taken import holes_at, tensors_at, with_given
 from torchopt.diff.explicit.trace import Program, traced
 from torchopt.diff.explicit.traced import TracedRun
 from torchopt.diff.explicit.unrolled import Outputs
-from torchopt.diff.surroundings import Surroundings
 from torchopt.torch_internals import forward_mode
 from torchopt.tree import is_smooth
 
@@ -34,20 +34,19 @@ class TracedForwardRun(ForwardRun, TracedRun):
         """Return the tensors that the run ends with; keep their tangents."""
         call = self.call
         tensors = [x.detach() for x in inputs]
-        self._seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
-        seen = self._seen
-        first = start(call, call.optimizer_with(tensors), tensors).detached()
+        first = start(call, call.optimizer, tensors).detached()
         carry = with_counts(first, call.params.spec)
         program, losses, aux = self._first(carry, tensors), [], []
+        seen = self._seen
         of_inputs, tangents = self._starts(tensors)
         rows: list[list[Any]] = [[] for _ in tangents]
         for t in range(call.steps):
             if self._seeing and t > 0:
                 seen = seen.retaken()
             before = carry
-            carry, value, extra, *_ = self._stepped(program, before, tensors, t)
-            losses.append(value)
-            aux.append(extra)
+            carry, value, extra, *_ = self._stepped(program, before, tensors, range(t, t + 1))
+            losses += value
+            aux += extra
             if t == call.first > 0:
                 tangents = [[torch.zeros_like(x) for x in row] for row in tangents]
             if t >= call.first:
@@ -58,7 +57,8 @@ class TracedForwardRun(ForwardRun, TracedRun):
                         tangents[i], found = _read(push, push(given, self._held()), before)
                     rows[i].append(found)
             if t + 1 < call.steps:
-                program = self._next(program, carry, tensors, t + 1)
+                steps = range(t + 1, t + 2)
+                program = self._next(program, carry, tensors, steps, range(t, t + 1))
         carry = with_ints(carry, first)
         found = Outputs.of(call, carry, losses, aux)
         self.outputs = self._with(found, [x.new_empty(0) for x in self._flat(found)])
@@ -87,14 +87,15 @@ class TracedForwardRun(ForwardRun, TracedRun):
         tangents: Tangents,
         of_inputs: dict[int, Tensor],
     ) -> list[Tensor]:
-        used = [h for h in self._holes(step) if h.index in of_inputs]
+        used = [h for h in holes_at(self.call, step) if h.index in of_inputs]
         more = [of_inputs[h.index][step] if h.by_step else of_inputs[h.index] for h in used]
         once = distinct_tensors(carry.tensors())[0]
-        return [*once, *self._inputs_at(tensors, step), *tangents, *more]
+        given = tensors_at(self.call, tensors, range(step, step + 1))
+        return [*once, *given, *tangents, *more]
 
     def _push(self, carry: Carry, tensors: Sequence[Tensor], step: int) -> Program:
         once, where = distinct_tensors(carry.tensors())
-        holes = self._holes(step)
+        holes = holes_at(self.call, step)
         wanted = [k for k, h in enumerate(holes) if h.index in self.call.wanted]
         smooth = [torch.zeros_like(x) for x in carry.smooth]
 
@@ -106,7 +107,7 @@ class TracedForwardRun(ForwardRun, TracedRun):
                 duals = [forward_ad.make_dual(x, d) for x, d in zip(whole.smooth, tangents)]
                 for k, d in zip(wanted, remaining):
                     inputs[k] = forward_ad.make_dual(inputs[k], d)
-                full = self._with_given(inputs, step)
+                full = with_given(self.call, inputs, range(step, step + 1))
                 optimizer = self.call.optimizer_with(full)
                 after, value, aux = dual_step(
                     self.call, full, optimizer, whole.with_smooth(duals), step
@@ -121,7 +122,7 @@ class TracedForwardRun(ForwardRun, TracedRun):
 
         wanted_inputs = set(self.call.wanted)
         sizes = (len(once), len(holes), len(smooth))
-        key = ("push", self._key(carry, step))
+        key = ("push", self._key(carry, range(step, step + 1)))
         return traced(key, f"the tangents of a step of {self._described()}", make)
 
 

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The optimizer of an inner loop, and what it reaches.
+
+A constructor is called at each call of the loop. What it makes is searched for tensors and for all
+that a traced program depends on, which takes longer than a short run. One that torchopt defines
+makes the same of the same arguments: it is called, and searched, again only for others.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable
+from typing import Any
+
+from torch import Tensor
+
+from torchopt.base import GradientTransformation, require_transformation
+from torchopt.diff.closure import ATOMS, captured, root_of
+from torchopt.diff.explicit.fingerprint import Fingerprint, join
+from torchopt.diff.explicit.reached import Reached
+
+__all__ = ["Memory", "Stepper"]
+
+
+class Stepper:
+    """An optimizer, and what it holds.
+
+    Args:
+        optimizer: The transformation.
+        arguments: Those of a constructor of torchopt, which then are all that it depends on.
+    """
+
+    def __init__(
+        self, optimizer: GradientTransformation, arguments: dict[str, Any] | None = None
+    ) -> None:
+        self.optimizer, self._arguments = optimizer, arguments
+        self._reached = Reached(optimizer)
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that it holds."""
+        return self._found if self._arguments is not None else self._search()
+
+    @functools.cached_property
+    def _found(self) -> list[Tensor]:
+        return self._search()
+
+    def _search(self) -> list[Tensor]:
+        return [x for _, x in captured(self.optimizer, Tensor)]
+
+    def reach(self) -> Fingerprint:
+        """Return the present fingerprint of the optimizer."""
+        return self._reached.now()
+
+
+class Memory:
+    """What an inner loop remembers of its loss and of the last optimizer. Copies remember nothing.
+
+    Threads may use it at once: what it holds is exchanged and never changed.
+    """
+
+    def __init__(self) -> None:
+        self._loss: tuple[Any, Reached] | None = None
+        self._last: tuple[Any, Hashable, Stepper] | None = None
+
+    def __reduce__(self) -> Any:
+        return Memory, ()
+
+    def stepper(self, made: Any, hypers: dict[str, Any]) -> Stepper:
+        """Return the optimizer for some hyper-parameters.
+
+        Args:
+            made: A transformation, or a constructor of one.
+            hypers: Arguments of the constructor.
+        """
+        is_made = hasattr(made, "init") and hasattr(made, "update")
+        if is_made and hypers:
+            raise TypeError(
+                "inner_loop: expected a constructor, such as torchopt.adam, to take "
+                f"{', '.join(map(repr, hypers))} in the call, got a transformation; "
+                "pass the constructor, or make the transformation with them."
+            )
+        key = () if is_made else _key(hypers) if root_of(made) == "torchopt" else None
+        last = self._last
+        if key is not None and last is not None and last[0] is made and last[1] == key:
+            return last[2]
+        optimizer = made if is_made else made(**hypers)
+        require_transformation(optimizer, "inner_loop: what the optimizer's constructor returns")
+        found = Stepper(optimizer, None if is_made or key is None else hypers)
+        if key is not None:
+            self._last = made, key, found
+        return found
+
+    def reach(self, loss: Any, stepper: Stepper) -> Fingerprint:
+        """Return the present fingerprint of the loss and an optimizer."""
+        known = self._loss
+        if known is None or known[0] is not loss:
+            self._loss = known = loss, Reached(loss)
+        return join(known[1].now(), stepper.reach())
+
+
+def _key(hypers: dict[str, Any]) -> Hashable:
+    """Return what tells arguments apart; None where they may change, or hold a graph."""
+    parts: list[Hashable] = []
+    for name, x in hypers.items():
+        if isinstance(x, Tensor):
+            if not x.is_leaf:
+                return None
+            parts.append((name, Tensor, id(x)))  # which the last ones keep alive
+        elif isinstance(x, ATOMS):
+            parts.append((name, type(x), repr(x)))
+        else:
+            return None
+    return tuple(parts)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the program of some steps takes of the inputs of a call, and their cotangents."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.explicit.adjoint import AtStep, Cotangents, Input, Leaves, pull_back_steps
+from torchopt.diff.explicit.call import Call, Hole
+from torchopt.diff.explicit.forms import fixed, present
+from torchopt.diff.explicit.step import Carry
+
+__all__ = [
+    "add_up",
+    "holes_at",
+    "inputs_key",
+    "inputs_of",
+    "pulled_flat",
+    "read_pulled",
+    "tensors_at",
+    "with_given",
+]
+
+
+def holes_at(call: Call, step: int) -> list[Hole]:
+    """Return the inputs that a step takes."""
+    return [*call.used_at(step), *(Hole(i) for i in call.hypers)]
+
+
+def inputs_of(call: Call, steps: range) -> list[Input]:
+    """Return the inputs that steps take, each once."""
+    holes = ((h.index, t if h.by_step else None) for t in steps for h in holes_at(call, t))
+    return list(dict.fromkeys(holes))
+
+
+def tensors_at(call: Call, tensors: Sequence[Tensor], steps: range) -> list[Tensor]:
+    """Return the tensors of these inputs."""
+    return [tensors[i] if t is None else tensors[i][t] for i, t in inputs_of(call, steps)]
+
+
+def with_given(call: Call, given: Sequence[Tensor], steps: range) -> list[Any]:
+    """Return a list like the inputs of a call, with those that steps take."""
+    out: list[Any] = [x.detach() for x in call.inputs]
+    for (i, t), x in zip(inputs_of(call, steps), given):
+        if t is None:
+            out[i] = x
+        else:
+            out[i] = AtStep.of(out[i])
+            out[i].slices[t] = x
+    return out
+
+
+def inputs_key(call: Call, step: int) -> Hashable:
+    """Return what the program of a step depends on in its inputs."""
+    wanted, batch = set(call.wanted), call.batch(step)
+    inputs = [
+        (
+            x.shape[1:] if h.by_step else x.shape,
+            x.dtype,
+            x.device,
+            x.stride() if x.layout is torch.strided else x.layout,
+            h.by_step,
+            h.index in wanted,
+            call.dims[h.index],
+        )
+        for h, x in ((h, call.inputs[h.index]) for h in holes_at(call, step))
+    ]
+    return batch.spec, batch.orders, fixed(batch.leaves), tuple(inputs)
+
+
+def pulled_flat(
+    call: Call,
+    seen: Sequence[tuple[Carry, Sequence[Any] | None]],
+    full: list[Any],
+    steps: range,
+    cotangents: Cotangents,
+) -> tuple[list[Tensor], tuple[list[bool], list[int]]]:
+    """Return the cotangents of the carry and of the inputs, and which these are.
+
+    Args:
+        call: The call, with the derivative that is taken.
+        seen: The state before each step, and the gradient there if it is kept.
+        full: The inputs of the call.
+        steps: Which steps.
+        cotangents: Those of what the steps return.
+    """
+    smooth, by_input = cotangents.carry, dict[Input, Tensor]()
+    for (before, grads), losses, t in reversed(list(zip(seen, cotangents.losses, steps))):
+        smooth, more = pull_back_steps(
+            call,
+            before,
+            Leaves.of(call, full),
+            range(t, t + 1),
+            grads,
+            Cotangents(smooth, [losses]),
+            contextlib.nullcontext,
+        )
+        add_up(by_input, more)
+    places = {taken: k for k, taken in enumerate(inputs_of(call, steps))}
+    form = [c is not None for c in smooth], [places[i] for i in by_input]
+    return [*present(smooth), *by_input.values()], form
+
+
+def add_up(total: dict[Input, Tensor], more: dict[Input, Tensor]) -> None:
+    """Add the cotangents of inputs to those in `total`."""
+    for i, c in more.items():
+        total[i] = total[i] + c if i in total else c
+
+
+def read_pulled(
+    call: Call, found: Sequence[Tensor], has: Sequence[bool], places: Sequence[int], steps: range
+) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
+    """Return what `pulled_flat` found, with None for zeros, and by input."""
+    remaining, taken = iter(found), inputs_of(call, steps)
+    out = [next(remaining) if p else None for p in has]
+    return out, dict(zip((taken[k] for k in places), remaining))

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written in other operations for the compiler computes the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import avg_pool2d
+
+from torchopt.torch_internals import compiled_graph
+from torchopt.torch_internals.compiling import _rewritten
+
+aten = torch.ops.aten
+
+
+def random(*sizes: int) -> Tensor:
+    return torch.randn(*sizes, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def rewritten(function: Any, *given: Tensor) -> list[Any]:
+    """Return the operations of the other graph, once its results are seen to be the same."""
+    graph = make_fx(function)(*given)
+    made = _rewritten(graph, given)
+    torch.testing.assert_close(made(*given), function(*given), rtol=1e-12, atol=1e-12)
+    return [node.target for node in made.graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "stays"),
+    [
+        ((3, 4, 5), False),
+        ((200, 300, 1), False),
+        ((1, 300, 200), False),
+        ((300, 2, 200), False),
+        ((40, 50, 60), True),
+        ((1100, 1000, 1), True),
+        ((0, 4, 5), True),
+        ((3, 0, 5), True),
+    ],
+)
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_thin_and_small_products_are_sums(
+    sizes: tuple[int, int, int], stays: bool, batch: tuple[int, ...]
+) -> None:
+    rows, inner, columns = sizes
+    first, second = random(*batch, inner, rows).mT, random(*batch, inner, columns)
+    multiply, target = (torch.bmm, aten.bmm) if batch else (torch.mm, aten.mm)
+    found = rewritten(lambda a, b: [multiply(a, b)], first, second)
+    assert (target.default in found) == stays
+
+
+def test_products_of_other_kinds_stay() -> None:
+    for dtype in (torch.int64, torch.complex128, torch.bfloat16):
+        x = torch.ones(3, 3, dtype=dtype)
+        assert aten.mm.default in rewritten(lambda a, b: [torch.mm(a, b)], x, x.clone())
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 6, 4), (3, 7, 5), (2, 1, 7, 9)])
+@pytest.mark.parametrize(
+    ("options", "stays"),
+    [
+        ({"kernel_size": 2}, False),
+        ({"kernel_size": (3, 2), "stride": (3, 2)}, False),
+        ({"kernel_size": 2, "count_include_pad": False}, False),
+        ({"kernel_size": 2, "stride": 1}, True),
+        ({"kernel_size": 2, "padding": 1}, True),
+        ({"kernel_size": 2, "ceil_mode": True}, True),
+        ({"kernel_size": 2, "divisor_override": 3}, True),
+    ],
+)
+def test_windows_that_tile_an_image_are_dimensions(
+    shape: tuple[int, ...], options: dict[str, Any], stays: bool
+) -> None:
+    def pooled(x: Tensor, c: Tensor) -> list[Tensor]:
+        value, pull = torch.func.vjp(lambda x: avg_pool2d(x, **options), x)
+        return [value, *pull(c)]
+
+    x = random(*shape)
+    found = rewritten(pooled, x, random(*avg_pool2d(x, **options).shape))
+    assert (aten.avg_pool2d.default in found) == stays
+    assert (aten.avg_pool2d_backward.default in found) == stays
+
+
+def test_numbers_that_are_written_down_are_constants() -> None:
+    found = rewritten(lambda x: [x * torch.tensor(2.5, dtype=torch.float64)], random(3))
+    assert aten.full.default in found
+
+
+def test_what_writes_is_left_as_it_is() -> None:
+    def written(x: Tensor) -> list[Tensor]:
+        y = x.clone()
+        y.add_(1.0)
+        return [torch.mm(y, y)]
+
+    given = random(3, 3)
+    graph = make_fx(written)(given)
+    assert _rewritten(graph, [given]) is graph
+
+
+@pytest.mark.slow
+def test_results_that_are_arguments_or_views_of_them_are_returned() -> None:
+    def mixed(x: Tensor, y: Tensor) -> list[Tensor]:
+        z = x @ y
+        return [x, y.mT, z, z.mT, z, x[0], z * torch.tensor([1.0, 2.0], dtype=torch.float64)]
+
+    given = [random(2, 2), random(2, 2) + 1.0]
+    found = compiled_graph(make_fx(mixed)(*given), given)(*given)
+    torch.testing.assert_close(list(found), mixed(*given), rtol=1e-13, atol=0)
