@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time the optimizers of matrices on the 126 matrices of a transformer with 12 blocks.
 
-    python -m benchmarks.torchopt.matrices                 # widths 32, 64 and 128; 1 and 2 threads
+    python -m benchmarks.torchopt.matrices                 # all widths; 1 and 2 threads
     python -m benchmarks.torchopt.matrices --width 64 --threads 1
+    python -m benchmarks.torchopt.matrices --json benchmarks/results/matrices.json
+
+Adafactor is compared with that of torch (foreach) on 6 to 5000 tensors.
 
 Each optimizer is compared with the same formula in plain torch, one matrix after the other: that is
 what torchopt computed before it took matrices of equal shape together. Answers are compared before
@@ -12,9 +15,12 @@ they are timed; rounds alternate, and a figure is the minimum.
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -142,6 +148,39 @@ def measure(case: str, width: int, rounds: int) -> dict[str, float]:
     return {name: 1e3 * seconds for name, seconds in best.items()}
 
 
+TENSORS = ((6, (64, 64)), (100, (64, 64)), (1000, (32, 32)), (5000, (16, 16)), (1000, (100,)))
+
+
+def measure_adafactor(count: int, shape: tuple[int, ...], rounds: int) -> dict[str, float]:
+    """Return the milliseconds of a step of torchopt and of torch, one after the other: their
+    tensors do not fit into the caches together.
+    """
+    generator = torch.Generator().manual_seed(0)
+    start, grads = (
+        [torch.randn(shape, generator=generator) for _ in range(count)] for _ in range(2)
+    )
+    best, ends = {}, {}
+    for name in ("together", "torch.optim"):
+        params = [p.clone().requires_grad_() for p in start]
+        for p, g in zip(params, grads):
+            p.grad = g
+        if name == "together":
+            step: Callable[[], Any] = torchopt.Adafactor(params, lr=LR).step
+        else:
+            step = torch.optim.Adafactor(params, lr=LR, foreach=True).step
+        step()
+        ends[name] = [p.detach().clone() for p in params]
+        seconds = []
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - begin)
+        best[name] = 1e3 * min(seconds)
+    for x, y in zip(*ends.values()):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+    return best
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -149,21 +188,32 @@ def main() -> None:
     parser.add_argument("--threads", type=int, action="append")
     parser.add_argument("--case", choices=sorted(CASES), action="append")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="where to store the figures")
     chosen = parser.parse_args()
-    print("| optimizer | width | threads | ms a step | one by one | ratio | torch.optim |")
+    rows: list[dict[str, Any]] = []
+
+    def show(case: str, size: str, threads: int, own: float, other: float, theirs: float) -> None:
+        texts = (f"{x:.2f}" if x else "-" for x in (own, other, other and other / own, theirs))
+        print(f"| {case} | {size} | {threads} | {' | '.join(texts)} |", flush=True)
+        found = {"ms": own, "one_by_one_ms": other, "torch_ms": theirs}
+        rows.append({"optimizer": case, "size": size, "threads": threads, **found})
+
+    print("| optimizer | size | threads | ms a step | one by one | ratio | torch.optim |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for threads in chosen.threads or (1, 2):
         torch.set_num_threads(threads)
         for case in chosen.case or CASES:
-            for width in chosen.width or (32, 64, 128):
+            for width in chosen.width or (16, 32, 64, 128):
                 ms = measure(case, width, chosen.rounds)
-                own, other = ms["together"], ms["one by one"]
-                theirs = f"{ms['torch.optim.Muon']:.1f}" if "torch.optim.Muon" in ms else "-"
-                print(
-                    f"| {case} | {width} | {threads} | {own:.1f} | {other:.1f} "
-                    f"| {other / own:.1f} | {theirs} |",
-                    flush=True,
-                )
+                theirs = ms.get("torch.optim.Muon", 0.0)
+                show(case, f"width {width}", threads, ms["together"], ms["one by one"], theirs)
+        for count, shape in () if chosen.case else TENSORS:
+            ms = measure_adafactor(count, shape, chosen.rounds)
+            size = f"{count} of {shape}"
+            show("adafactor", size, threads, ms["together"], 0.0, ms["torch.optim"])
+    if chosen.json:
+        about = {"torch": torch.__version__, "machine": platform.processor(), "rows": rows}
+        chosen.json.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -123,6 +123,11 @@ class ScaleByFactoredRms(LeafRule):
         inplace: bool,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the values of `_one_by_one`, in few operations on lists of tensors."""
+        if len(set(map(id, counts))) == 1 and not isinstance(self.lr, Tensor):
+            values = self._values(counts[0], grads[0].dtype)
+            found = self._natively(grads, params, old_rows, old_columns, *values, inplace=inplace)
+            if found is not None:
+                return found
         groups: dict[tuple[Any, ...], list[int]] = {}
         for i, (x, y, count) in enumerate(zip(grads, params, counts)):
             key = (x.dtype, y.dtype, x.device, y.device, x.ndim > 1, id(count))
