@@ -44,16 +44,18 @@ def documented(like: Callable[..., Any] | None = None, **arguments: str) -> Call
     """
 
     def decorate(function: F) -> F:
-        found = sections(like.__doc__ or "") if like is not None else {}
-        shared = {name: found[name] for name in ("References",) if name in found}
-        complete(function, entries(found.get("Args", "")) | arguments, Raises=RAISES, **shared)
+        found = sections(getattr(like, "__doc__", None) or "")
+        others = {"Raises": RAISES}
+        if "References" in found:
+            others["References"] = found["References"]
+        complete(function, entries(found.get("Args", "")) | arguments, **others)
         return function
 
     return decorate
 
 
 def complete(
-    function: Callable[..., Any], arguments: Mapping[str, str] = {}, **others: str
+    function: Callable[..., Any], arguments: Mapping[str, str] = ARGUMENTS, **others: str
 ) -> None:
     """Put into the docstring of `function` what it leaves out.
 
