@@ -7,6 +7,7 @@ import functools
 import gc
 import os
 import signal
+import tempfile
 import time
 import weakref
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from torchopt.diff.implicit import custom_root
 from torchopt.diff.zero_order import Gaussian, ZeroOrder
 from torchopt.distributed import calls, wire
 from torchopt.distributed.buckets import BucketedSum
+from torchopt.distributed.folder import Folder
 from torchopt.errors import WorkerError
 
 F64 = torch.float64
@@ -362,7 +364,14 @@ def wrapped_parameters() -> dict[str, Any]:
         parallel = todist.TaskParallel(
             [theta], group=mesh.get_group("tasks"), deterministic=deterministic
         )
-        parallel.backward(lambda t: implicit_loss(theta.full_tensor(), t), tasks)
+
+        def loss(task: Any) -> Tensor:
+            value = implicit_loss(theta.full_tensor(), task)
+            with torch.no_grad():
+                theta.add_(1.0)  # ends with the task
+            return value
+
+        parallel.backward(loss, tasks)
         results[f"dtensor {deterministic}"] = [theta.grad.full_tensor()]
 
     net = make_net()
@@ -786,6 +795,13 @@ def beats(folder: str) -> None:
     ends = time.monotonic() + PATIENCE
     while rank == 1 and time.monotonic() < ends:
         torch.ones(300, 300) @ torch.ones(300, 300)
+    time.sleep(PATIENCE)
+
+
+def hold_a_folder(temporary: str, tell: Any) -> None:
+    """Hold a folder in `temporary` until somebody ends this process."""
+    tempfile.tempdir = temporary
+    tell.send(str(Folder().path))
     time.sleep(PATIENCE)
 
 

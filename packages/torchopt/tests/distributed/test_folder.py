@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+import distributed_programs
 import pytest
 
 from torchopt.distributed import folder
@@ -17,15 +17,6 @@ from torchopt.distributed.folder import Folder
 from torchopt.distributed.meeting import meet_on_this_machine
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="locks and permissions of POSIX")
-
-HOLD = """
-import sys
-from torchopt.distributed.folder import Folder
-held = Folder()
-sys.stdout.write(f"{held.path}\\n")
-sys.stdout.flush()
-sys.stdin.read()
-"""
 
 
 @pytest.fixture
@@ -48,13 +39,12 @@ def test_the_last_one_that_leaves_removes_the_folder(temporary):
 
 
 def test_what_killed_processes_leave_is_removed_by_the_next_world(temporary):
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", HOLD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+    told, tell = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("forkserver").Process(
+        target=distributed_programs.hold_a_folder, args=(str(temporary), tell)
     )
-    left = Path(process.stdout.readline().strip())
+    process.start()
+    left = Path(told.recv())
     stale = folder.place_of("1234")
     stale.write_text(json.dumps({"folder": str(left)}))
     others = temporary / "torchopt-notes"  # nothing of ours
@@ -63,7 +53,7 @@ def test_what_killed_processes_leave_is_removed_by_the_next_world(temporary):
     assert left.is_dir()  # its process lives
     assert stale.exists()
     process.kill()
-    process.communicate()
+    process.join()
     Folder().leave()
     Folder().leave()
     assert list(temporary.iterdir()) == [others]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -127,15 +128,13 @@ def _is_equal(one: Any, other: Any) -> bool:
 
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
-def changes_of_a_task_that_raises(everywhere: bool, options: dict[str, Any]) -> dict[str, Any]:
+def changes_of_a_task_that_raises(options: dict[str, Any]) -> dict[str, Any]:
     """Return for each change the error, whether all is as before, and how far a good step is off.
 
-    Args:
-        everywhere: Whether the tasks of all ranks raise, not those of the last one alone.
-        options: For `TaskParallel`.
+    The tasks of the last rank raise, or those of all ranks.
     """
     tasks, found = make_tasks(4), {}
-    for name, change in CHANGES.items():
+    for (name, change), everywhere in itertools.product(CHANGES.items(), (False, True)):
         net = rich_net()
         for p in net.parameters():
             if p.requires_grad:
@@ -143,9 +142,13 @@ def changes_of_a_task_that_raises(everywhere: bool, options: dict[str, Any]) -> 
         engine = todist.TaskParallel(net, **options)
         good = [True]
 
-        def loss(task: Any, net: Any = net, change: Any = change, good: Any = good) -> Tensor:
+        raises = everywhere or todist.get_rank() == todist.get_world_size() - 1
+
+        def loss(
+            task: Any, net: Any = net, change: Any = change, good: Any = good, raises: bool = raises
+        ) -> Tensor:
             value = ((net(task[0]) - task[1]) ** 2).mean() * net.factor + net.big.mean()
-            if not good and (everywhere or todist.get_rank() == todist.get_world_size() - 1):
+            if raises and not good:
                 change(net)
                 raise LookupError("half-way")
             return value
@@ -168,7 +171,7 @@ def changes_of_a_task_that_raises(everywhere: bool, options: dict[str, Any]) -> 
             for a, b in zip(net.parameters(), again.parameters())
             if b.grad is not None
         ]
-        found[name] = (told, is_as_before, max(off))
+        found[f"{name} {everywhere}"] = (told, is_as_before, max(off))
     return found
 
 
@@ -213,12 +216,14 @@ def adapted_reference(tasks: Any) -> tuple[list[Tensor], Tensor]:
 
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
-def adapted_in_place(options: dict[str, Any]) -> dict[str, Any]:
+def adapted_in_place() -> dict[Any, Any]:
     """Return gradients and losses of tasks that adapt the parameters themselves, and leave them."""
     found = {}
-    for name, adapt in ADAPTATIONS.items():
-        net = make_net()
-        engine = todist.TaskParallel(net, **options)
+    for name, schedule, deterministic in itertools.product(
+        ADAPTATIONS, ("static", "dynamic"), (False, True)
+    ):
+        net, adapt = make_net(), ADAPTATIONS[name]
+        engine = todist.TaskParallel(net, schedule=schedule, deterministic=deterministic)
 
         def loss(task: Any, net: Any = net, adapt: Any = adapt) -> Tensor:
             adapt(net, task)
@@ -226,7 +231,11 @@ def adapted_in_place(options: dict[str, Any]) -> dict[str, Any]:
 
         step = engine.backward(loss, make_tasks(5))
         kept = all(torch.equal(p, q) for p, q in zip(net.parameters(), make_net().parameters()))
-        found[name] = ([p.grad for p in net.parameters()], step.losses, kept)
+        found[name, schedule, deterministic] = (
+            [p.grad for p in net.parameters()],
+            step.losses,
+            kept,
+        )
     return found
 
 

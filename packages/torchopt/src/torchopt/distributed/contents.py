@@ -52,12 +52,16 @@ class Contents:
             else:
                 self._copies = [x.clone() for x in self._parts]
         self._held = held
-        self._versions = [x._version for x in self._parts]
+        self._versions = self._versions_now()
         self._flags = [p.requires_grad for p in held]
+
+    def _versions_now(self) -> list[int]:
+        # Of a DTensor and of its shard: an operation counts at one of them.
+        return [p._version + x._version for p, x in zip(self._held, self._parts)]
 
     def put_back(self) -> None:
         """Undo what was written, as far as version counters say."""
-        versions = [x._version for x in self._parts]
+        versions = self._versions_now()
         if versions != self._versions:
             changed = map(operator.ne, versions, self._versions)
             self._restore([k for k, is_changed in enumerate(changed) if is_changed])
@@ -91,7 +95,7 @@ class Contents:
                 x.copy_(copy)
             else:
                 x.data = copy.clone()
-            self._versions[k] = x._version
+        self._versions = self._versions_now()
 
     def _restore_flags(self) -> None:
         for p, flag in zip(self._held, self._flags):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import hashlib
 import multiprocessing
 import multiprocessing.util
 import os
@@ -79,7 +80,8 @@ class Session:
         if self.meeting is None or self.meeting.folder is None:
             return None
         if group.name not in self._begun:
-            path = self.meeting.folder / f"begun.{group.name}"
+            short = hashlib.blake2b(group.name.encode(), digest_size=8).hexdigest()
+            path = self.meeting.folder / f"begun.{short}"
             self._begun[group.name] = Begun(path, group.rank, group.size)
         return self._begun[group.name]
 

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,7 +52,7 @@ class MetaStep:
     total_seconds: float
     bytes_sent: int
     early_bytes: int
-    _weights: Sequence[float] | None
+    _weights: Sequence[float] | None = field(repr=False)
 
     @functools.cached_property
     def loss(self) -> Tensor:
