@@ -193,6 +193,8 @@ def test_short_steps_are_reversed_several_at_once(
         return single(*args)
 
     monkeypatch.setattr(run, "pull_back_steps", watched)
+    made = run.Run.__init__
+    monkeypatch.setattr(run.Run, "__init__", lambda self, call, n: made(self, call, n, 2**16))
 
     def loss(p: Any, batch: Any, scale: Tensor) -> tuple[Tensor, Tensor]:
         out: Tensor = torchopt.params.functional_call(module, p, batch)
@@ -214,7 +216,11 @@ def test_short_steps_are_reversed_several_at_once(
             wanted += params.values()
         found.append(torch.autograd.grad(total, wanted))
     assert max(map(len, groups)) > 1
-    assert sorted(t for group in groups for t in group) == list(range(40 - (window or 40), 40))
+    taken = sorted(t for group in groups for t in group)
+    # The last steps kept their graph, where all states are kept.
+    end = 40 if keeps == 33 and window is None else taken[-1] + 1
+    assert taken == list(range(40 - (window or 40), end))
+    assert keeps == 33 or end < 40
     for x, y in zip(*found):
         assert x.norm() > 1e-6
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-15)

@@ -51,9 +51,12 @@ __all__ = [
     "Cotangents",
     "Input",
     "Leaves",
+    "Variables",
+    "attached_step",
     "gradient",
     "pull_back_start",
     "pull_back_steps",
+    "pulled",
     "unit_cotangents",
 ]
 
@@ -105,7 +108,7 @@ def gradient(
     return scattered(params, where, found), value.detach(), Aux(leaves, aux.spec)
 
 
-def _pulled(
+def pulled(
     outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """Return the vector-Jacobian product; outputs without a graph and zeros are left out."""
@@ -191,6 +194,12 @@ class Variables:
         found = [tensors[i] if t is None else tensors[i][t] for i, t in used]
         return Variables(carry.with_smooth(smooth), tensors, list(used), [*smooth, *found])
 
+    def parted(self, found: list[Tensor | None]) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
+        """Return the cotangents of the leaves as those of the carry and those of the inputs."""
+        count = len(self.carry.smooth)
+        by_input = {i: c for i, c in zip(self.used, found[count:]) if c is not None}
+        return found[:count], by_input
+
 
 @dataclass(frozen=True)
 class AtStep:
@@ -248,9 +257,30 @@ def pull_back_steps(
             out = [_added(x, y) for x, y in zip(out, found.value)]
             parts = [x for x, y in zip(out, found.value) if y is not None]
             call.judge.note(found.error, parts)
-    count = len(carry.smooth)
-    by_input = {i: c for i, c in zip(variables.used, out[count:]) if c is not None}
-    return out[:count], by_input
+    return variables.parted(out)
+
+
+def attached_step(
+    call: Call,
+    optimizer: GradientTransformation,
+    tensors: Sequence[Any],
+    carry: Carry,
+    step: int,
+) -> tuple[Carry, list[Any], Tensor, Aux]:
+    """Return the state after a step, the gradient, the loss and its aux, all with their graph."""
+    grads, value, aux = _attached_gradient(call, tensors, carry, step)
+    return update(call, optimizer, grads, carry), grads, value, aux
+
+
+def _attached_gradient(
+    call: Call, tensors: Sequence[Any], carry: Carry, step: int
+) -> tuple[list[Any], Tensor, Aux]:
+    where = [i for i, x in enumerate(carry.params) if is_smooth(x)]
+    value, aux = losses_of(call, carry.params, tensors, step)
+    require_graph(value)
+    at = [carry.params[i] for i in where]
+    found = gradient_of_sum(value, at, create_graph=True, retain_graph=True)
+    return scattered(carry.params, where, found), value, aux
 
 
 def _reverse(
@@ -265,24 +295,20 @@ def _reverse(
     carry = variables.carry
     outputs: list[Tensor] = []
     for step in steps:
-        where = [i for i, x in enumerate(carry.params) if is_smooth(x)]
-        value, aux = losses_of(call, carry.params, variables.tensors, step)
-        require_graph(value)
-        at = [carry.params[i] for i in where]
-        found = gradient_of_sum(value, at, create_graph=True, retain_graph=True)
-        outputs += [value, *aux.smooth]
-        grads = scattered(carry.params, where, found)
         if kept is None:
-            carry = update(call, optimizer, grads, carry)
+            carry, _, value, aux = attached_step(call, optimizer, variables.tensors, carry, step)
+        else:
+            grads, value, aux = _attached_gradient(call, variables.tensors, carry, step)
+        outputs += [value, *aux.smooth]
     given = [c for row in cotangents.losses for c in row]
     if kept is None:  # one pass over the graph of whole steps
         outputs += carry.smooth
-        return _pulled(outputs, [*given, *cotangents.carry], variables.leaves)
+        return pulled(outputs, [*given, *cotangents.carry], variables.leaves)
     # A traced program leaves out what only the value of the gradient would need.
     directions, out = _of_update(call, variables, optimizer, kept, cotangents)
     pairs = [(g, d) for g, d in zip(grads, directions) if g is not None]
     outputs += [g for g, _ in pairs]
-    more = _pulled(outputs, [*given, *(d for _, d in pairs)], variables.leaves)
+    more = pulled(outputs, [*given, *(d for _, d in pairs)], variables.leaves)
     return [_added(x, y) for x, y in zip(out, more)]
 
 
@@ -297,9 +323,9 @@ def _of_update(
     leaves = [None if g is None else g.detach().requires_grad_() for g in grads]
     after = update(call, optimizer, leaves, variables.carry)
     present = [g for g in leaves if g is not None]
-    pulled = _pulled(after.smooth, cotangents.carry, [*present, *variables.leaves])
-    of_grads = iter(pulled[: len(present)])
-    return [None if g is None else next(of_grads) for g in leaves], pulled[len(present) :]
+    found = pulled(after.smooth, cotangents.carry, [*present, *variables.leaves])
+    of_grads = iter(found[: len(present)])
+    return [None if g is None else next(of_grads) for g in leaves], found[len(present) :]
 
 
 def _of_loss(
@@ -315,7 +341,7 @@ def _of_loss(
     if any(c is not None for c in cotangents.losses[0]):
         with replayed(), torch.enable_grad(), rematerialised(call.blocks):
             value, aux = losses_of(call, variables.carry.params, variables.tensors, step)
-        parts.append(_pulled([value, *aux.smooth], cotangents.losses[0], variables.leaves))
+        parts.append(pulled([value, *aux.smooth], cotangents.losses[0], variables.leaves))
     if call.derivative == "mixed" and any(d is not None for d in directions):
         with replayed():
             parts.append(_mixed(call, variables, step, directions))
@@ -368,5 +394,5 @@ def pull_back_start(
     where = [i for i in call.wanted if not call.by_step(i)]
     with torch.enable_grad():
         first = start(call, inputs.optimizer, leaves)
-        found = _pulled(first.smooth, cotangents, [leaves[i] for i in where])
+        found = pulled(first.smooth, cotangents, [leaves[i] for i in where])
     return {(i, None): c for i, c in zip(where, found) if c is not None}

@@ -320,9 +320,10 @@ def inner_loop(
         keep: What is kept of the run. `"all"`: everything (`"mixed"`: states and gradients).
             `"steps"`: the states, and each step is computed again, once, going backward. An int:
             so many states, and the fewest steps that reverse all steps from them, by binomial
-            checkpointing. With 32 states and more, several steps go backward at once where they
-            take less than 128 KiB together. A text such as `"64MiB"`: as many states as fit into so
-            many bytes, besides those of one step, which are measured by one trial step.
+            checkpointing. With 32 states and more, the last steps keep what they computed as long
+            as that is less than 1 MiB together, and so many others go backward at once. A text such
+            as `"64MiB"`: as many states as fit into so many bytes, besides those of one step, which
+            are measured by one trial step.
             `"reversible"`: the last state alone; steps of `torchopt.sgd` with momentum are taken in
             integers, of 2^-44, and undone to the last bit. The bits that the decay pushes out of a
             velocity are kept: log2(1 / momentum) of them a step, 0.15 for 0.9. A loss that is not

@@ -81,10 +81,10 @@ class ReversibleRun(Run):
     def _smooth(self, grads: Sequence[Any]) -> list[Tensor | None]:
         return [g for g, x in zip(grads, self._form.params) if is_smooth(x)]
 
-    def _reversed(self, inputs: Leaves) -> Iterator[tuple[range, Moment]]:
+    def _reversed(self, inputs: Leaves, end: int) -> Iterator[tuple[range, Moment]]:
         """Yield the differentiated steps and the state before each, backward."""
         call, state = self.call, self._last
-        for t in range(call.steps - 1, call.first - 1, -1):
+        for t in range(end - 1, call.first - 1, -1):
             with self._seen.replayed():
                 before = state.positions_before(self._stepped, self._lr)
                 grads, _, _ = gradient(call, self._carry(before, state), inputs.constants, t)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,15 +25,17 @@ from torchopt.diff.explicit.memory import CountBytes
 from torchopt.diff.explicit.moments import Moment, Moments
 from torchopt.diff.explicit.schedule import actions, kept_by_the_run
 from torchopt.diff.explicit.step import Aux, Carry, start, update
+from torchopt.diff.explicit.tail import Tail
 from torchopt.diff.explicit.unrolled import Outputs, run_attached
 from torchopt.diff.surroundings import Surroundings
+from torchopt.torch_internals import top_saved_tensor_hooks
 from torchopt.tree import is_smooth
 from torchopt.tree_function import is_transforming, linearize
 
 __all__ = ["Run"]
 
 MANY = 32  # differentiated steps, from which on it pays to measure one
-ROOM = 2**17
+ROOM = 2**20  # bytes that the graph of several steps may take
 
 
 class Run:
@@ -53,6 +54,7 @@ class Run:
         self.snapshots = min(snapshots, call.steps - call.first)
         self.outputs: Outputs  # the form of what `evaluate` returned
         self._seen: Any  # the surroundings at the start
+        self._tail: Tail | None = None
         self._moments = Moments(host=call.host)
 
     # -- the run itself
@@ -67,24 +69,51 @@ class Run:
         self._seen = seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
         losses, aux = [], []
         carry = start(call, optimizer, tensors).detached()
+        tail: Tail | None = None
+        begin = call.steps
         for t in range(call.steps):
             if t in places and t > 0:
                 seen = seen.retaken()
-            before = carry
-            grads, value, extra = gradient(call, carry, tensors, t)
-            kept = self._kept(grads) if t in places else None
-            drawn = [] if kept is None else seen.generators()
-            carry = _constant(update(call, optimizer, grads, before))
-            if kept is not None and not all(map(torch.equal, drawn, seen.generators())):
-                kept = None  # the adjoint of the update has to see what it drew: after the loss
+            if t == begin:
+                self._tail = tail = Tail(call, carry, tensors, t)
+            before, kept = carry, None
+            if tail is not None:
+                carry, value, extra = tail.step(t)
+            else:
+                grads, value, extra = gradient(call, carry, tensors, t)
+                kept = self._kept(grads) if t in places else None
+                drawn = [] if kept is None else seen.generators()
+                carry = _constant(update(call, optimizer, grads, before))
+                if kept is not None and not all(map(torch.equal, drawn, seen.generators())):
+                    kept = None  # the adjoint of the update has to see what it drew: after the loss
             if t in places:
                 self._moments.keep(t, Moment(before, seen, kept))
+            if t == call.first and self._is_small(carry):
+                begin = self._measured(before, tensors, seen)
             losses.append(value)
             aux.append(extra)
+        if tail is not None:
+            tail.require_no_closure()
         self._seen.watch(losses[call.first])
         found = Outputs.of(call, carry, losses, aux)
         self.outputs = self._with(found, [x.new_empty(0) for x in self._flat(found)])
         return self._flat(found)
+
+    def _measured(self, carry: Carry, tensors: list[Tensor], seen: Surroundings) -> int:
+        """Return the first of the last steps whose graph is kept.
+
+        The first step, taken again with its graph, says how many that are, and how many of the
+        others are reversed at once.
+        """
+        call = self.call
+        with CountBytes(*tensors) as count, seen.retaken(silent=True).replayed():
+            tail = Tail(call, carry, tensors, call.first)
+            tail.step(call.first)
+            size = max(1, int(count.now))
+        self._at_once = max(1, self._room // (2 * size))
+        if self.snapshots < call.steps - call.first:
+            return call.steps  # another backward pass needs the states of all
+        return max(call.first + 1, call.steps - self._room // size)
 
     def _kept(self, grads: list[Any]) -> list[Any] | None:
         # The adjoint of a step begins with its gradient, except in reverse mode.
@@ -202,7 +231,14 @@ class Run:
             of_loss = None if of_losses is None else of_losses.select(dim, step)
             return [of_loss, *_aux_at(form.aux, of_aux, step, dim)]
 
-        for steps, moment in self._reversed(leaves):
+        end = call.steps
+        if (tail := self._tail) is not None:  # another backward pass computes these steps again
+            self._tail, end = None, tail.first
+            here = Cotangents(smooth, list(map(given, range(end, call.steps))))
+            smooth, more = tail.pull_back(here)
+            del tail
+            sums.add(more)
+        for steps, moment in self._reversed(leaves, end):
             here = Cotangents(smooth, list(map(given, steps)))
             smooth, more = self._pulled(moment, leaves, steps, here)
             del moment  # so that its memory serves for the next
@@ -217,42 +253,37 @@ class Run:
         self, moment: Moment, inputs: Leaves, steps: range, cotangents: Cotangents
     ) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
         """Return the cotangents of the state before the steps, and those of the inputs."""
-        is_measured = steps.stop == self.call.steps and self._is_small(moment.carry)
-        with CountBytes() if is_measured else contextlib.nullcontext() as count:
-            found = pull_back_steps(
-                self.call,
-                moment.carry,
-                inputs,
-                steps,
-                moment.grads,
-                cotangents,
-                moment.seen.replayed,
-            )
-        if count is not None:
-            self._at_once = max(1, self._room // count.peak)
-        return found
+        return pull_back_steps(
+            self.call,
+            moment.carry,
+            inputs,
+            steps,
+            moment.grads,
+            cotangents,
+            moment.seen.replayed,
+        )
 
     def _is_small(self, carry: Carry) -> bool:
         """Return whether several steps may be reversed at once, which pays where each is short."""
         call = self.call
-        if call.derivative != "reverse" or self.snapshots < MANY:
+        if call.derivative != "reverse" or self.snapshots < MANY or call.host:
             return False
-        given = (
-            call.inputs[h.index].nbytes // (call.steps if h.by_step else 1)
-            for h in call.used_at(call.first)
-        )
-        return 8 * (sum(x.nbytes for x in carry.tensors()) + sum(given)) <= self._room
+        if top_saved_tensor_hooks(True) is not None:  # which a graph kept here would go through
+            return False
+        return 8 * sum(x.nbytes for x in carry.tensors()) <= self._room
 
-    def _reversed(self, inputs: Leaves) -> Iterator[tuple[range, Moment]]:
-        """Yield the differentiated steps, some at a time, and the state before them; backward."""
+    def _reversed(self, inputs: Leaves, end: int) -> Iterator[tuple[range, Moment]]:
+        """Yield the differentiated steps up to one, some at a time, and the state before them,
+        backward.
+        """
         call, last = self.call, self.call.steps - 1
         moments, places = self._moments, sorted(self._moments)
         plan = actions(call.first, call.steps, self.snapshots)
         if last in moments:  # the run has done what comes before the first one
-            yield range(last, last + 1), moments.at(last)
             if all(b - a <= self._at_once for a, b in itertools.pairwise(places)):
-                yield from self._together(places)
+                yield from self._together(places, end)
                 return
+            yield range(last, last + 1), moments.at(last)
             next(action for action, _ in plan if action == "reverse")
             if last not in self._places():
                 del moments[last]
@@ -273,9 +304,8 @@ class Run:
             else:
                 yield range(t, t + 1), here
 
-    def _together(self, places: list[int]) -> Iterator[tuple[range, Moment]]:
-        """Yield all steps but the last, as many at once as take little memory."""
-        end = self.call.steps - 1
+    def _together(self, places: list[int], end: int) -> Iterator[tuple[range, Moment]]:
+        """Yield all steps up to one, as many at once as take little memory."""
         while end > self.call.first:
             begin = places[bisect.bisect_left(places, end - self._at_once)]
             yield range(begin, end), self._moments.at(begin)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last steps of a run whose graph is kept, because it is small."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.explicit.adjoint import (
+    Cotangents,
+    Input,
+    Leaves,
+    Variables,
+    attached_step,
+    pulled,
+)
+from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.step import Aux, Carry, require_no_closure
+
+__all__ = ["Tail"]
+
+
+class Tail:
+    """Steps from one of them to the last, with their graph, for one backward pass.
+
+    Args:
+        call: The call, whose derivative is "reverse".
+        carry: The state before the first of these steps.
+        tensors: The inputs.
+        first: The first of these steps.
+    """
+
+    def __init__(self, call: Call, carry: Carry, tensors: Sequence[Tensor], first: int) -> None:
+        self._call, self.first = call, first
+        self._inputs = Leaves.of(call, tensors)
+        self._variables = Variables.of(call, carry, self._inputs, range(first, call.steps))
+        self._carry = self._variables.carry
+        self._losses: list[Tensor] = []
+
+    def step(self, step: int) -> tuple[Carry, Tensor, Aux]:
+        """Return what a step results in, outside of the graph."""
+        variables = self._variables
+        with torch.enable_grad():
+            self._carry, _, value, aux = attached_step(
+                self._call, self._inputs.optimizer, variables.tensors, self._carry, step
+            )
+        self._losses += [value, *aux.smooth]
+        leaves = tuple(x.detach() if isinstance(x, Tensor) else x for x in aux.leaves)
+        return self._carry.detached(), value.detach(), Aux(leaves, aux.spec)
+
+    def require_no_closure(self) -> None:
+        """Raise if a loss depends on a tensor that requires a gradient and is not an argument."""
+        variables = self._variables
+        if self._losses:
+            with torch.enable_grad():
+                total = torch.stack([x.sum() for x in self._losses if x.requires_grad]).sum()
+            require_no_closure(self._call, total, variables.leaves, variables.leaves)
+
+    def pull_back(self, cotangents: Cotangents) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
+        """Return what `pull_back_steps` returns. The graph is gone then."""
+        given = [c for row in cotangents.losses for c in row]
+        out = pulled(
+            [*self._losses, *self._carry.smooth],
+            [*given, *cotangents.carry],
+            self._variables.leaves,
+        )
+        return self._variables.parted(out)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Long runs of short steps: the last ones keep their graph, others go backward several at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from unrolled_loops import worst
+
+import torchopt
+from torchopt.diff.explicit import run as run_module
+from torchopt.diff.explicit.memory import CountBytes
+from torchopt.errors import NotDifferentiableError
+
+STEPS = 40
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+ROOMS = [0, 2**12, 2**14, 2**20]
+
+
+def loss(w: Tensor, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    y = torch.nn.functional.dropout(x, 0.3) @ (w * m)
+    return (torch.tanh(y) ** 2).mean() + 0.01 * (w**2).sum(), y.sum()
+
+
+def leaves() -> list[Tensor]:
+    w = torch.linspace(-1, 1, 4, dtype=torch.float64)
+    more = [torch.tensor(v, dtype=torch.float64) for v in (0.8, 0.05)]
+    return [x.requires_grad_() for x in (w, X.clone(), *more)]
+
+
+def value(inputs: list[Tensor], **options: Any) -> Tensor:
+    torch.manual_seed(0)
+    w, x, m, lr = inputs
+    inner = torchopt.inner_loop(loss, torchopt.adam, steps=STEPS, **options)
+    result = inner(w, x, m, lr=lr, eps=0.1)
+    counts = torch.arange(1.0, STEPS + 1, dtype=torch.float64)
+    total: Tensor = result.params.sum() + ((result.losses + 0.1 * result.aux) * counts).sum()
+    return total
+
+
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("window", [None, 35])
+def test_the_gradient_is_that_of_the_plain_loop_each_time(
+    room: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = leaves()
+    expected = torch.autograd.grad(value(inputs, window=window), inputs, allow_unused=True)
+    made = run_module.Run.__init__
+
+    def small(self: Any, call: Any, snapshots: int, room: int = room) -> None:
+        made(self, call, snapshots, room)
+
+    monkeypatch.setattr(run_module.Run, "__init__", small)
+    total = value(inputs, window=window, keep="steps")
+    for again in (True, True, False):  # the first pass uses up the graph that is kept
+        found = torch.autograd.grad(total, inputs, retain_graph=again)
+        assert worst(expected, found, inputs) < 1e-12
+
+
+def test_what_is_around_the_call_changes_nothing() -> None:
+    inputs = leaves()
+    expected = torch.autograd.grad(value(inputs), inputs)
+
+    def around(*inputs: Tensor) -> Tensor:
+        return value(list(inputs), keep="steps")
+
+    found = torch.autograd.grad(checkpoint(around, *inputs, use_reentrant=False), inputs)
+    assert worst(expected, found, inputs) < 1e-12
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone(), lambda x: x):
+        total = value(inputs, keep="steps")
+    assert worst(expected, torch.autograd.grad(total, inputs), inputs) < 1e-12
+
+
+def test_a_closure_that_only_late_steps_use_is_refused() -> None:
+    hidden = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    calls = [0]
+
+    def late(w: Tensor, _: Any) -> Tensor:
+        calls[0] += 1
+        return ((w - (hidden if calls[0] > STEPS - 2 else 1)) ** 2).sum()
+
+    w = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    inner = torchopt.inner_loop(late, torchopt.sgd(0.1), steps=STEPS, keep="steps")
+    with pytest.raises(NotDifferentiableError, match="hidden"):
+        inner(w, None)
+
+
+def test_what_is_kept_beyond_the_states_is_bounded() -> None:
+    """The slope of memory in the number of steps is that of a state, 100 numbers."""
+    room, peaks = run_module.ROOM, []
+    w = torch.ones(100, dtype=torch.float64, requires_grad=True)
+    for steps in (1000, 2000):
+        inner = torchopt.inner_loop(
+            lambda w, _: (torch.tanh(w) ** 2).sum(), torchopt.sgd(0.1), steps=steps, keep="steps"
+        )
+        with CountBytes() as count:
+            torch.autograd.grad(inner(w, None).params.sum(), w)
+        peaks.append(count.peak)
+    assert peaks[0] < room + 1000 * 1000
+    assert (peaks[1] - peaks[0]) / 1000 < 1.1 * 800 + 16
