@@ -333,9 +333,9 @@ class TracedRun(Run):
                 carry, *_ = self._stepped(program, carry, tensors, range(t, t + 1))
             return Moment(carry, seen.retaken())
 
-    def _reversed(self, inputs: Leaves) -> Iterator[tuple[range, Moment]]:
+    def _reversed(self, inputs: Leaves, end: int) -> Iterator[tuple[range, Moment]]:
         if self._unroll == 1:
-            yield from super()._reversed(inputs)
+            yield from super()._reversed(inputs, end)
         else:
             for steps in reversed(self._parts()):
                 yield steps, self._moments.at(steps.start)
