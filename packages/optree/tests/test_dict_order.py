@@ -385,3 +385,15 @@ def test_total_order_sorted_is_stable_and_calls_the_key_once_an_item() -> None:
     assert calls == items
     ordered = optree.utils.total_order_sorted(items, key=key, reverse=True)
     assert ordered == sorted(items, key=lambda item: item[0], reverse=True)
+
+
+@pytest.mark.parametrize(
+    "alphabet", ["ab\xe9\xff", "ab\u0101\u0102\u4e01\u4e02", "a\u4e01\U0001f600\U0001f601"]
+)
+@pytest.mark.parametrize("size", [2, 5, 30])
+def test_texts_of_any_width_are_sorted_by_code_points(alphabet: str, size: int) -> None:
+    draw = random.Random(size)
+    for _ in range(50):
+        keys = {"".join(draw.choices(alphabet, k=draw.randrange(5))) for _ in range(size)}
+        mapping = dict.fromkeys(keys, 0)
+        assert optree.tree_structure(mapping).entries() == sorted(keys)

@@ -419,3 +419,16 @@ def test_code_of_keywords_is_code() -> None:
         for part in reversed(name.split(".")):
             node = types.SimpleNamespace(**{part: node})
         assert eval(entry.codify("node"), {"node": node}) is entry(node)
+
+
+def test_paths_are_given_for_every_tree_that_can_be_flattened_and_for_no_deeper_one() -> None:
+    tree: Any = 0
+    for _ in range(optree.MAX_RECURSION_DEPTH):
+        tree = [tree]
+    treespec = optree.tree_structure(tree)
+    assert treespec.paths() == [(0,) * optree.MAX_RECURSION_DEPTH]
+    assert len(treespec.accessors()[0]) == optree.MAX_RECURSION_DEPTH
+    deeper = treespec.compose(optree.tree_structure([0]))
+    for walk in (deeper.paths, deeper.accessors):
+        with pytest.raises(RecursionError, match="during walking the tree"):
+            walk()

@@ -337,6 +337,8 @@ MALFORMED: list[tuple[str, Any, str]] = [
      'is not a namedtuple class'),
     ('namedtuple_instance', ((*LEAVES, node(6, 2, Point(1, 2), None, None, 2, 3)), False, ''),
      'the node data of a namedtuple node is not a class'),
+    ('counts_of_a_state_twice', ((LEAF_STATE, *2 * (node(3, 1),)), False, ''),
+     'the counts of a node do not match its children'),
     ('structseq_arity', ((LEAF_STATE, node(10, 1, __import__('time').struct_time)), False, ''),
      'does not match the arity'),
     ('structseq_class', ((LEAF_STATE, node(10, 1, tuple)), False, ''),

@@ -580,6 +580,8 @@ def test_merging_refuses_to_rebind_custom_types() -> None:
         lambda: wide.compose(narrow),
         lambda: narrow.compose(wide),
         lambda: optree.treespec_list([wide, narrow]),
+        lambda: optree.treespec_from_collection(Pair(structure(0), narrow)),
+        lambda: narrow.transform(None, lambda leaf: structure(Pair(1, 2))),
         lambda: wide.transform(None, lambda leaf: structure(Pair(1, 2), namespace="pairs")),
     ):
         with pytest.raises(
@@ -590,6 +592,13 @@ def test_merging_refuses_to_rebind_custom_types() -> None:
         ):
             action()
     assert optree.treespec_list([wide], namespace="pairs").namespace == ""
+
+
+def test_merging_refuses_custom_nodes_of_different_classes() -> None:
+    pair, ring = structure(Pair(1, 2)), structure(Ring(1, 2), namespace=NAMESPACE)
+    expected = "expected type: <class '.*Pair'>, got type: <class '.*Ring'>"
+    with pytest.raises(ValueError, match=rf"^Custom node type mismatch; {expected}\.$"):
+        pair.broadcast_to_common_suffix(ring)
 
 
 def test_compose() -> None:
