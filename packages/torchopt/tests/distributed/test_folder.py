@@ -56,7 +56,7 @@ def test_what_killed_processes_leave_is_removed_by_the_next_world(temporary):
     process.join()
     Folder().leave()
     Folder().leave()
-    assert list(temporary.iterdir()) == [others]
+    assert list(temporary.glob("torchopt-*")) == [others]
 
 
 def test_a_forked_child_holds_nothing(temporary):
@@ -88,3 +88,11 @@ def test_a_place_that_only_a_port_names_is_the_users_alone(temporary, monkeypatc
     met.watch.close()
     met.end()
     assert list(temporary.iterdir()) == [target]
+
+
+def test_a_world_that_does_not_come_together_leaves_nothing(temporary, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setenv("MASTER_PORT", "29123")
+    with pytest.raises(TimeoutError, match=r"ranks \[1\] are missing"):
+        meet_on_this_machine(0, (0, 1), 0.1)
+    assert list(temporary.iterdir()) == []

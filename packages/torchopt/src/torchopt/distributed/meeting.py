@@ -151,8 +151,13 @@ def meet_at(
         path.write_text(json.dumps(record))
         board = Board(held.path, rank)
         watch = Watch(rank, ranks, timeout, token, listener=listener, board=board)
-        publish(path)
-        watch.wait_for_everyone(timeout)
+        try:
+            publish(path)
+            watch.wait_for_everyone(timeout)
+        except BaseException:
+            watch.close()
+            held.leave()
+            raise
         return Meeting(watch, held, None)
     deadline = time.monotonic() + timeout
     while True:

@@ -243,7 +243,8 @@ class TaskParallel:
 
         Raises:
             ValueError: There is no task, or weights are not numbers >= 0, one for each task.
-            TypeError: The tasks are not a sequence.
+            TypeError: The tasks are not a sequence. Or a task has written to parameters through
+                `.data`, or has left a `.grad` behind: with several processes a `WorkerError`, too.
             NotDifferentiableError: The weights require a gradient.
             WorkerError: A task raised, on any rank: raised on every rank; `.grad` and modules are
                 as before. Or the ranks differ in steps, tasks or parameters. Or a rank is lost,
