@@ -22,12 +22,14 @@ from torchopt.diff.closure import ATOMS, LIBRARIES, captured, code_names, global
 from torchopt.tree import PyTreeSpec, tree_leaves
 
 __all__ = [
+    "EXCHANGED",
     "are_plain",
     "draws_nothing",
     "is_pure",
     "is_sealed_without",
     "is_simple",
     "is_transparent",
+    "may_exchange",
 ]
 
 MOST = 2000  # objects of which it is known that the search saw all
@@ -50,6 +52,15 @@ PURE = (
     "torchopt.solvers",
     "torchopt.diff",
 )
+# Operations that a loss runs on others for, see `twice_differentiable`; and what is looked at.
+EXCHANGED = frozenset(
+    {
+        *("scaled_dot_product_attention", "multi_head_attention_forward", "_weight_norm"),
+        *("linear_cross_entropy", "scatter_reduce", "scatter_reduce_"),
+        *("lstm", "gru", "rnn_tanh", "rnn_relu"),
+    }
+)
+LOOKED_AT = EXCHANGED | {"apply", "autograd", "no_grad", "set_grad_enabled", "inference_mode"}
 # Ways to reach, to change or to make what is not an argument.
 DOUBTFUL = {"nn", "Parameter", "autograd", "backward", "out", "inplace", "data", "ops", "utils"}
 DRAWS = {"multinomial", "bernoulli"}  # others are functions, or change a tensor
@@ -91,6 +102,13 @@ def is_sealed_without(function: Any, names: Set[str]) -> bool:
         if isinstance(found, types.FunctionType) and not names.isdisjoint(_words(found.__code__)):
             return False
     return True
+
+
+def may_exchange(found: Any) -> bool:
+    """Return whether this object may run an operation that `twice_differentiable` looks at."""
+    if isinstance(found, types.FunctionType):
+        return not LOOKED_AT.isdisjoint(_words(found.__code__))
+    return isinstance(found, nn.Module) or not is_transparent(found)
 
 
 def are_plain(*trees: Any) -> bool:

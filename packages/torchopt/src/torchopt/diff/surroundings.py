@@ -35,7 +35,14 @@ from torchopt.diff.places import (
     sources,
     table_of,
 )
-from torchopt.diff.sealed import MOST, draws_nothing, is_pure, is_simple, is_transparent
+from torchopt.diff.sealed import (
+    MOST,
+    draws_nothing,
+    is_pure,
+    is_simple,
+    is_transparent,
+    may_exchange,
+)
 from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import any_autocast
 
@@ -199,12 +206,15 @@ class Surroundings:
         self._contents: list[Content] = []
         self._transparent, self.is_sealed = True, True
         if is_simple(self._function):
+            self.may_exchange = may_exchange(self._function)
             return
+        self.may_exchange = False
         count = 0
         for name, found in captured(self._function, object):
             count += 1
             self._transparent = self._transparent and is_transparent(found)
             self.is_sealed = self.is_sealed and self._transparent and is_pure(found)
+            self.may_exchange = self.may_exchange or may_exchange(found)
             if isinstance(found, Tensor):
                 self._tensors.append((name, found))
                 continue
@@ -219,7 +229,7 @@ class Surroundings:
             if first:
                 self._sources += sources(found)
         if count > MOST:
-            self._transparent = self.is_sealed = False
+            self._transparent, self.is_sealed, self.may_exchange = False, False, True
 
     def settle(self) -> None:
         """Record the state of what the function reaches."""

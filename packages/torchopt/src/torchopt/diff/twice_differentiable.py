@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from torchopt.diff.explicit.attention import attention
+from torchopt.diff.sealed import EXCHANGED
 from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import (
     correct_second_derivatives,
@@ -24,10 +25,9 @@ from torchopt.torch_internals import (
     without_recurrent_kernels,
 )
 from torchopt.tree import tree_leaves
-from torchopt.tree_function import is_differentiated
+from torchopt.tree_function import is_differentiated, is_transforming
 
 __all__ = [
-    "EXCHANGED",
     "TwiceDifferentiable",
     "require_second_derivatives",
     "twice_differentiable",
@@ -94,14 +94,16 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, or its replacement."""
-        kwargs = kwargs or {}
         name = getattr(func, "__name__", None)
-        if self._has_tangents and name in _SWITCHES:
-            if name == "_set_grad_enabled":
-                self._pause(not args[0])
-            elif not (kwargs.get("create_graph") or args[4:5] == (True,)):
-                with with_forward_mode(False):
-                    return func(*args, **kwargs)
+        if name not in _LOOKED_AT:  # nearly all
+            return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if name in _SWITCHES:
+            return self._switch(func, name, args, kwargs)
+        if name == "custom_function_call":
+            if is_once_differentiable(args[0]):
+                _require_constant(*args)
+            return func(*args, **kwargs)
         if name == "scaled_dot_product_attention":
             return attention(*args, **kwargs)
         if name == "multi_head_attention_forward":
@@ -112,18 +114,27 @@ class TwiceDifferentiable(TorchFunctionMode):
                 return func(*args, **kwargs)
         if name == "_weight_norm":
             return weight_norm(*args, **kwargs)
-        if name == "custom_function_call" and is_once_differentiable(args[0]):
-            _require_constant(*args)
-        if name == "grad" and (kwargs.get("create_graph") or args[4:5] == (True,)):
-            values, inputs = (tree_leaves(x) for x in (*args, *kwargs.values())[:2])
-            require_second_derivatives(values, inputs, "torch.autograd.grad")
-        if name in _SCATTERS and in_forward_mode() and "prod" in (*args[4:], kwargs.get("reduce")):
+        if name == "linear_cross_entropy":
+            return func(*args, **{**kwargs, "options": None})
+        if in_forward_mode() and "prod" in (*args[4:], kwargs.get("reduce")):
             raise NotDifferentiableError(
                 'derivative="mixed" or "forward": expected operations with a right forward mode, '
                 f'got {name} with reduce="prod"; use derivative="reverse"'
             )
-        if name == "linear_cross_entropy":
-            return func(*args, **{**kwargs, "options": None})
+        return func(*args, **kwargs)
+
+    def _switch(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Switch gradients on or off, or take one."""
+        if name == "_set_grad_enabled":
+            if self._has_tangents:
+                self._pause(not args[0])
+        elif kwargs.get("create_graph") or args[4:5] == (True,):
+            if not is_transforming():  # where `custom_function_call` is looked at
+                values, inputs = (tree_leaves(x) for x in (*args, *kwargs.values())[:2])
+                require_second_derivatives(values, inputs, "torch.autograd.grad")
+        elif self._has_tangents:
+            with with_forward_mode(False):
+                return func(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -149,16 +160,7 @@ def _with_attention(function: Any) -> Callable[..., Any]:
 _SCATTERS = {"scatter_reduce", "scatter_reduce_"}
 _SWITCHES = {"_set_grad_enabled", "grad"}
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
-EXCHANGED = frozenset(
-    {
-        "scaled_dot_product_attention",
-        "multi_head_attention_forward",
-        "_weight_norm",
-        "linear_cross_entropy",
-        *_RECURRENT,
-        *_SCATTERS,
-    }
-)
+_LOOKED_AT = EXCHANGED | _SWITCHES | {"custom_function_call"}
 
 
 def twice_differentiable(function: Callable[..., Any]) -> Callable[..., Any]:

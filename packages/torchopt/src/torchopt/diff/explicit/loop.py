@@ -25,8 +25,7 @@ from torchopt.diff.explicit.checks import (
 from torchopt.diff.explicit.dispatch import run_call
 from torchopt.diff.explicit.stepper import Memory
 from torchopt.diff.problem import over, require_verify
-from torchopt.diff.sealed import are_plain, is_sealed_without
-from torchopt.diff.twice_differentiable import EXCHANGED
+from torchopt.diff.sealed import EXCHANGED, are_plain, is_sealed_without
 from torchopt.diff.verify import Verify, VerifyReport, checked
 from torchopt.shown import Described
 from torchopt.tree import tree_unflatten

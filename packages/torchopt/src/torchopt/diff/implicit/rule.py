@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +71,8 @@ class Equation:
             ValueError: F is not a tree like x.
         """
         args, kwargs = self.arguments(inputs)
-        with self.surroundings.replayed(anew=self.anew), TwiceDifferentiable():
+        mode = TwiceDifferentiable() if self.surroundings.may_exchange else nullcontext()
+        with self.surroundings.replayed(anew=self.anew), mode:
             value = self.optimality(layout.unravel(x), *args[1:], **kwargs)
         what = (
             "optimality_fn: its value, such as the gradient of a loss, must have the structure and "
