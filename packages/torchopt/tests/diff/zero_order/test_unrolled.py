@@ -159,3 +159,20 @@ def test_wrong_options_are_reported() -> None:
         full_es(LOOP, num_pairs=0, sigma=0.1)
     with pytest.raises(ValueError, match="`sigma`"):
         full_es(LOOP, num_pairs=1, sigma=0.0)
+
+
+def test_the_start_and_the_first_step_draw_different_numbers() -> None:
+    seen = []
+
+    def start(theta: torch.Tensor) -> torch.Tensor:
+        seen.append(float(torch.rand(())))
+        return theta
+
+    def step(theta: torch.Tensor, state: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(float(torch.rand(())))
+        return state, theta * state
+
+    es = full_es(InnerLoop(start, step, 2), num_pairs=4, sigma=0.1)
+    theta = torch.ones((), dtype=torch.float64)
+    es.estimate(theta, es.init(theta, 0))
+    assert len(set(seen)) == len(seen) == 3
