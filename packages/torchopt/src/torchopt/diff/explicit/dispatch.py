@@ -31,8 +31,16 @@ def run_call(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
     """Return the outputs of a call, by the run that its settings and surroundings need."""
     _gather_shards_in_graph(call)
     _require_whole_if_needed(call, keep, execute)
-    with contextlib.nullcontext() if call.plain else recorded_iterators(call.loss):
+    repeated = _is_repeated(call, keep, execute)
+    with recorded_iterators(call.loss) if repeated else contextlib.nullcontext():
         return _run(call, keep, execute, unroll)
+
+
+def _is_repeated(call: Call, keep: int | str, execute: str) -> bool:
+    """Return whether the loss may be evaluated again in a step, and may see something else then."""
+    if call.plain or (execute == "eager" and not (call.wanted and torch.is_grad_enabled())):
+        return False
+    return execute != "eager" or keep != "all" or call.derivative not in ("reverse", "first_order")
 
 
 def _run(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
