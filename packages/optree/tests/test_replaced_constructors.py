@@ -192,6 +192,42 @@ def test_namedtuples_follow_what_is_replaced(
         assert calls == seen
 
 
+def test_namedtuples_follow_what_is_replaced_between_two_of_them() -> None:
+    cls = named()
+    plain, swapped = cls.__new__.__code__, swapped_new.__code__
+
+    def set_code(code: Any) -> None:
+        cls.__new__.__code__ = code
+
+    class Changing:
+        """Replaces the constructor when it is rebuilt."""
+
+    optree.register_pytree_node(
+        Changing,
+        lambda _: ((), None),
+        lambda _, __: set_code(swapped) or Changing(),
+        namespace=SPACE,
+    )
+    twice = [cls(1, 2), cls(1, 2)]
+    tree = [*twice, Changing(), *twice, {"a": cls(1, 2)}]
+    treespec = optree.tree_structure(tree, namespace=SPACE)
+    for leaves in (list(range(10)), iter(range(10))):
+        set_code(plain)
+        made = treespec.unflatten(leaves)
+        assert [tuple(x) for x in made[:2]] == [(0, 1), (2, 3)]
+        assert [tuple(x) for x in (*made[3:5], made[5]["a"])] == [(5, 4), (7, 6), (9, 8)]
+    optree.unregister_pytree_node(Changing, namespace=SPACE)
+
+    def changing_leaves() -> Iterator[int]:
+        set_code(plain)
+        yield from range(5)
+        set_code(swapped)
+        yield from range(5, 8)
+
+    made = optree.tree_unflatten(optree.tree_structure([*twice, *twice]), changing_leaves())
+    assert [tuple(x) for x in made] == [(0, 1), (2, 3), (5, 4), (7, 6)]
+
+
 def test_what_was_replaced_may_be_put_back() -> None:
     cls = named()
     treespec = optree.tree_structure(cls(1, 2))

@@ -47,6 +47,10 @@ inline constexpr bool kFreeThreaded = true;
 inline constexpr bool kFreeThreaded = false;
 #endif
 
+// Whether the collector runs in allocations, and with it callbacks and finalizers. Later it waits until
+// the interpreter runs Python code.
+inline constexpr bool kCollectsInAllocations = PY_VERSION_HEX < 0x030C0000;
+
 // Whether exceptions take notes.
 inline constexpr bool kHasNotes = PY_VERSION_HEX >= 0x030B0000;
 

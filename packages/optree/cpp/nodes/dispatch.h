@@ -105,6 +105,10 @@ inline PyObject* rebuild(State& state, Kind kind, const Slot* slots, PyObject** 
         kind, [&](auto node) { return decltype(node)::rebuild(state, slots, children, count); });
 }
 
+inline bool rebuilds_quietly(Kind kind) {
+    return dispatch(kind, [](auto node) { return decltype(node)::kRebuildsQuietly; });
+}
+
 inline void match(Context& context, Kind kind, const Slot* slots, std::uint32_t arity,
                   PyObject* object, ObjectStack& children) {
     dispatch(kind,

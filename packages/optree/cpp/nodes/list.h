@@ -11,6 +11,7 @@ namespace optree {
 struct List : AnyNode {
     static constexpr const char* kName = "list";
     static constexpr bool kStacksChildren = false;
+    static constexpr bool kRebuildsQuietly = true;
     static Ref find_class() { return Ref::borrow(type_object(&PyList_Type)); }
     static bool is_empty(const State&, PyObject* object) noexcept {
         return PyList_GET_SIZE(object) == 0;

@@ -19,6 +19,7 @@ PyObject* NamedTuple::rebuild(State& state, const Slot* slots, PyObject** childr
     PyObject* made = calling_python(
         [&] { return PyObject_Vectorcall(as_object(slots[0]), children, count, nullptr); });
     drop_children(children, count);
+    state.tuples.forget_answer();
     return made;
 }
 

@@ -10,6 +10,7 @@ struct NamedTuple : RecordKind<NamedTuple> {
     static constexpr const char* kName = "namedtuple";
     static constexpr const char* kFamily = "collections.namedtuple";
     static constexpr const char* kEntryClass = "NamedTupleEntry";
+    static constexpr bool kRebuildsQuietly = true;
     static bool is_class(State& state, PyTypeObject* type) {
         return state.tuples.is_namedtuple(type);
     }

@@ -18,6 +18,8 @@ struct AnyNode {
     static constexpr const char* kArityName = nullptr;
     // Whether children are pushed on `visitor.stack()`.
     static constexpr bool kStacksChildren = true;
+    // Whether `rebuild` runs no Python code but that of a collection in an allocation, or says so.
+    static constexpr bool kRebuildsQuietly = false;
 
     // The one class of the nodes, if there is one and Python has it; else null.
     static Ref find_class() { return nullptr; }

@@ -9,6 +9,7 @@ namespace optree {
 struct Tuple : AnyNode {
     static constexpr const char* kName = "tuple";
     static constexpr bool kStacksChildren = false;
+    static constexpr bool kRebuildsQuietly = true;
     static Ref find_class() { return Ref::borrow(type_object(&PyTuple_Type)); }
     static bool is_empty(const State&, PyObject* object) noexcept {
         return PyTuple_GET_SIZE(object) == 0;

@@ -138,15 +138,17 @@ std::unique_ptr<Making> examine(PyTypeObject* type, std::size_t count) {
     return made;
 }
 
-// Whether the item of a dict under an interned str is this object.
+// Whether the first item of a dict, found without Python code, is this object under this key.
+bool is_first_item(PyObject* dict, PyObject* name, PyObject* expected) noexcept {
+    if (!trials.dict_table.held()) return false;
+    const CriticalSection reading(dict);
+    const TextEntries entries(dict);
+    return OPTREE_LIKELY(entries && PyDict_GET_SIZE(dict) != 0 && entries.first_key() == name &&
+                         entries.value(0) == expected);
+}
+
+// Whether the item of a dict under an interned str is this object. May run Python code.
 bool is_item(PyObject* dict, PyObject* name, PyObject* expected) {
-    if (trials.dict_table.held()) {
-        const CriticalSection reading(dict);
-        const TextEntries entries(dict);
-        if (OPTREE_LIKELY(entries && PyDict_GET_SIZE(dict) != 0 && entries.first_key() == name)) {
-            return entries.value(0) == expected;
-        }
-    }
     const Ref item = Ref::steal(compat::dict_item(dict, name));
     if (!item) PyErr_Clear();
     return item.get() == expected;
@@ -227,7 +229,8 @@ OPTREE_INLINE const Making* TupleClasses::making_of(PyTypeObject* type) noexcept
     return making;
 }
 
-bool TupleClasses::makes_directly(PyTypeObject* type, std::size_t count) {
+bool TupleClasses::ask_directly(PyTypeObject* type, std::size_t count) {
+    forget_answer();
     const unsigned int version = compat::type_version(type);
     StaticFunction constructor;
     PyObject* code = nullptr;
@@ -246,8 +249,15 @@ bool TupleClasses::makes_directly(PyTypeObject* type, std::size_t count) {
         }
     }
     if (OPTREE_UNLIKELY(constructor.get() == nullptr)) return decide(type, count);
-    return calls_only_new(type) && type->tp_new == tp_new && code_of(constructor.get()) == code &&
-           is_item(globals_of(constructor.get()), str_tuple_new_.get(), tuple_new);
+    if (!calls_only_new(type) || type->tp_new != tp_new || code_of(constructor.get()) != code) {
+        return false;
+    }
+    PyObject* globals = globals_of(constructor.get());
+    if (!is_first_item(globals, str_tuple_new_.get(), tuple_new)) {
+        return is_item(globals, str_tuple_new_.get(), tuple_new);
+    }
+    if (kKeepsAnswer && in_stretch_) answered_ = {type, count};
+    return true;
 }
 
 bool TupleClasses::decide(PyTypeObject* type, std::size_t count) {

@@ -57,7 +57,35 @@ class TupleClasses {
     bool is_structseq(PyTypeObject* type) { return sort_of(type) == TupleSort::structseq; }
     // Whether `type(*items)` for `count` items is just a new tuple of them. Decided again whenever the
     // class changes, which may run Python code; what the decision rests on is checked each time.
-    bool makes_directly(PyTypeObject* type, std::size_t count);
+    bool makes_directly(PyTypeObject* type, std::size_t count) {
+        if (kKeepsAnswer && answered_.type == type && answered_.count == count) return true;
+        return ask_directly(type, count);
+    }
+    // A stretch of a walk that says when Python code may have run. Only within one, and not after that, is
+    // the class asked about last taken to be as it was: a tenth of unflatten on namedtuples
+    // (benchmarks/optree).
+    class Stretch {
+      public:
+        explicit Stretch(TupleClasses& classes) noexcept : classes_(classes) { open(true); }
+        Stretch(const Stretch&) = delete;
+        Stretch& operator=(const Stretch&) = delete;
+        ~Stretch() { open(false); }
+        // Whether it has an answer to lose.
+        OPTREE_INLINE bool trusts() const noexcept {
+            return kKeepsAnswer && classes_.answered_.type != nullptr;
+        }
+        OPTREE_INLINE void python_code_ran() noexcept { classes_.forget_answer(); }
+
+      private:
+        void open(bool open) noexcept {
+            if (kKeepsAnswer) classes_.in_stretch_ = open;
+            classes_.forget_answer();
+        }
+        TupleClasses& classes_;
+    };
+    void forget_answer() noexcept {
+        if (kKeepsAnswer) answered_ = {};
+    }
     // Called by the weak reference's callback.
     void evict(PyObject* weakref);
     void clear() noexcept;
@@ -78,6 +106,9 @@ class TupleClasses {
     const Making* making_of(PyTypeObject* type) noexcept;
     void forget_recent() noexcept { recent_ = {}; }
 
+    static constexpr bool kKeepsAnswer = !compat::kFreeThreaded && !compat::kCollectsInAllocations;
+
+    bool ask_directly(PyTypeObject* type, std::size_t count);
     OPTREE_NOINLINE TupleSort learn(PyTypeObject* type);
     OPTREE_NOINLINE bool decide(PyTypeObject* type, std::size_t count);
 
@@ -86,12 +117,19 @@ class TupleClasses {
     Lock lock_;  // held by who changes `classes_`
     Published<Classes> classes_;
     // Of the classes asked about last, under the interpreter lock: a shorter way than through the table
-    // of classes, by a tenth of unflatten on namedtuples (benchmarks/optree).
+    // of classes, by 2 % of unflatten on namedtuples (benchmarks/optree).
     struct Recent {
         PyTypeObject* type = nullptr;
         const Making* making = nullptr;
     };
     std::array<Recent, 8> recent_{};
+    // The class, and the number of items, of the last `true`.
+    struct Answer {
+        PyTypeObject* type = nullptr;
+        std::size_t count = 0;
+    };
+    Answer answered_{};
+    bool in_stretch_ = false;
 };
 
 // Names of the fields of a namedtuple class, or of the visible fields of a PyStructSequence class

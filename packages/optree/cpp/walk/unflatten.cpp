@@ -26,6 +26,7 @@ namespace {
 class ArraySource {
   public:
     static constexpr bool kOwnsRow = false;
+    static constexpr bool kRunsCode = false;
     PyObject** row() noexcept { return nullptr; }
     void given(std::uint32_t) noexcept {}
     explicit ArraySource(PyObject* array) : array_(array), is_list_(PyList_CheckExact(array)) {}

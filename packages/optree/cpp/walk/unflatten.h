@@ -10,11 +10,13 @@ namespace optree {
 
 // Rebuilds a tree from a source of leaves: `source.take(count, stack)` pushes the next leaves (new
 // references) in order. A source that owns its leaves in a row (kOwnsRow) may give them to a container
-// as they stand: `source.row()`, then `source.given(count)`. Containers are made in post-order, each as
+// as they stand: `source.row()`, then `source.given(count)`. One that runs Python code to get them says
+// so (kRunsCode). Containers are made in post-order, each as
 // soon as its children are there.
 template <class Source>
 Ref unflatten(State& state, const TreeView& tree, Source&& source) {
     ObjectStack stack(state.blocks, BlockPool::stack);
+    TupleClasses::Stretch stretch(state.tuples);
     std::uint32_t taken = 0;
     for (std::size_t i = 0; i < tree.num_nodes; ++i) {
         const Node& node = tree.nodes[i];
@@ -27,10 +29,12 @@ Ref unflatten(State& state, const TreeView& tree, Source&& source) {
             source.given(fresh);
         } else {
             if (fresh != 0) source.take(fresh, stack);
+            if constexpr (std::decay_t<Source>::kRunsCode) stretch.python_code_ran();
             const std::size_t base = stack.size() - node.arity;
             made = rebuild(state, node.kind, slots, stack.data() + base, node.arity);
             stack.forget_from(base);
         }
+        if (stretch.trusts() && !rebuilds_quietly(node.kind)) stretch.python_code_ran();
         if (OPTREE_UNLIKELY(made == nullptr)) throw PythonError{};
         stack.push_owned(made);
     }
@@ -45,6 +49,7 @@ Ref unflatten_iterable(State& state, const TreeView& tree, PyObject* leaves);
 class IteratorSource {
   public:
     static constexpr bool kOwnsRow = false;
+    static constexpr bool kRunsCode = true;
     IteratorSource(PyObject* iterator, std::uint32_t expected, bool counts_in_message)
         : iterator_(iterator), expected_(expected), counts_(counts_in_message) {}
     void take(std::uint32_t count, ObjectStack& stack);
