@@ -101,7 +101,9 @@ class Step:
         shares = [share_of(n, rank, self.group.size) for rank in range(self.group.size)]
         self.owners = [rank for rank, share in enumerate(shares) for _ in share]
         self._uniform = weights is None
-        self._is_static = engine.schedule == "static" or self.group.size == 1
+        # Where no rank has more than one task, there is nothing to draw.
+        alone = self.group.size == 1
+        self._is_static = engine.schedule == "static" or alone or n <= self.group.size
         self._drawn = 0  # of the tasks, as far as this rank knows
         self._done: list[range] = []  # pieces of the tasks
         self._losses: list[Tensor] = []  # of each piece
@@ -134,7 +136,7 @@ class Step:
             self._tell_if_fatal(error, None)
             raise
         finally:
-            if self.engine.schedule == "dynamic":
+            if not self._is_static:
                 self.group.discard(self._counter)
         self.engine.steps += 1
         self.group.note(f"after step {self.engine.steps}")
@@ -249,8 +251,8 @@ class Step:
                 yield piece, _yes if piece[-1] == mine[-1] else _no
             return
         started, done = time.perf_counter(), [0]
-        chunk = range(min(n, self.group.rank), min(n, self.group.rank + 1))  # needs no counter
-        self._drawn = min(n, size)
+        chunk = range(self.group.rank, self.group.rank + 1)  # needs no counter
+        self._drawn = size
         while chunk:
             following: list[range] = []
 
@@ -267,8 +269,6 @@ class Step:
     def _draw(self, seconds: float) -> range:
         """Return the next tasks of a rank: one, or several if each takes only `seconds`."""
         n, count = self.tasks, 1
-        if n <= self.group.size:
-            return range(0)
         if 0.0 < seconds < _SHORT:
             share = (n - self._drawn) // (2 * self.group.size)
             count = int(max(_SHORT / seconds, min(_LONG / seconds, share)))
