@@ -144,3 +144,15 @@ def test_of_a_module() -> None:
 
     with pytest.raises(NotDifferentiableError, match="standard normal directions"):
         torch.autograd.grad(g @ V, module.x)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_third_derivative_is_refused_in_every_argument(which: int) -> None:
+    from torchopt.errors import NotDifferentiableError
+
+    x, v = X.clone().requires_grad_(), V.clone().requires_grad_()
+    f = zero_order(Gaussian(), "antithetic", num_samples=8)(quadratic)
+    (g,) = torch.autograd.grad(f(x), x, create_graph=True)
+    (h,) = torch.autograd.grad(g, x, v, create_graph=True)
+    with pytest.raises(NotDifferentiableError, match="a request for a third one"):
+        torch.autograd.grad(h.sum(), (x, v)[which])
