@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import torchopt
 from torchopt.diff.explicit import host, run
+from torchopt.diff.explicit.budget import in_bytes, shown
 from torchopt.diff.explicit.memory import CountBytes
 from torchopt.tree_function import apply_sweep
 
@@ -241,3 +242,13 @@ def test_steps_reversed_at_once_take_little_memory(steps: int) -> None:
 
     one_by_one, together = peaks(0), peaks(run.ROOM)
     assert one_by_one < together <= one_by_one + run.ROOM
+
+
+@pytest.mark.parametrize(("letter", "power"), [("K", 1), ("M", 2), ("G", 3)])
+def test_a_budget_has_binary_and_decimal_units(letter: str, power: int) -> None:
+    assert in_bytes("7B") == 7
+    assert in_bytes(f" 1.5 {letter}iB") == int(1.5 * 1024**power)
+    assert in_bytes(f"1.5{letter}B") == int(1.5 * 1000**power)
+    assert in_bytes(f"1.5{letter}") is None
+    assert shown(12 * 1024**power) == f"12{letter}iB"
+    assert shown(12 * 1024**power + 1) == f"13{letter}iB"
