@@ -16,6 +16,7 @@ from torchopt.diff.sealed import EXCHANGED
 from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import (
     correct_second_derivatives,
+    count_transforms,
     forward_mode_enabled,
     in_forward_mode,
     is_once_differentiable,
@@ -35,19 +36,23 @@ __all__ = [
 
 
 def require_second_derivatives(
-    values: Sequence[Tensor], args: Sequence[Tensor], where: str
+    values: Sequence[Tensor],
+    args: Sequence[Tensor],
+    where: str,
+    others: Sequence[Tensor] = (),
 ) -> None:
     """Raise if torch would take a second derivative of a function for zero; correct what can be.
 
     Args:
         values: What the function returned, in grad mode.
-        args: Where its graph ends.
+        args: What it is differentiated by.
         where: What the message starts with.
+        others: What else its graph is not followed beyond.
 
     Raises:
         NotDifferentiableError: An operation behind them can be differentiated once only.
     """
-    wrong = correct_second_derivatives(values, args)
+    wrong = correct_second_derivatives(values, args, others)
     if wrong:
         raise NotDifferentiableError(
             f"{where}: expected operations that can be differentiated twice, got {wrong[0]}, whose "
@@ -71,10 +76,12 @@ class TwiceDifferentiable(TorchFunctionMode):
         """Begin with forward mode as it is."""
         super().__init__()
         self._paused = self._has_tangents = False
+        self._level = 0
 
     def __enter__(self) -> TwiceDifferentiable:
         """Enter the context."""
         self._has_tangents = in_forward_mode()  # one that begins inside is not this one's
+        self._level = max(count_transforms(), 1)  # the graphs below are looked at as a whole
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -102,7 +109,7 @@ class TwiceDifferentiable(TorchFunctionMode):
             return self._switch(func, name, args, kwargs)
         if name == "custom_function_call":
             if is_once_differentiable(args[0]):
-                _require_constant(*args)
+                _require_constant(self._level, *args)
             return func(*args, **kwargs)
         if name == "scaled_dot_product_attention":
             return attention(*args, **kwargs)
@@ -138,9 +145,9 @@ class TwiceDifferentiable(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _require_constant(function: Any, *args: Any) -> None:
-    """Raise if a Function that is once_differentiable is called in a transform of torch.func."""
-    if any(isinstance(x, Tensor) and is_differentiated(x) for x in args):
+def _require_constant(level: int, function: Any, *args: Any) -> None:
+    """Raise if a Function that is once_differentiable is differentiated by torch.func."""
+    if any(isinstance(x, Tensor) and is_differentiated(x, level) for x in args):
         raise NotDifferentiableError(
             f"{function.__name__}: expected a Function that can be differentiated twice, got one "
             "that is once_differentiable, whose second derivative torch takes for zero; write its "

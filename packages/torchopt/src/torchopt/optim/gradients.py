@@ -24,7 +24,6 @@ def gradients(
     *,
     create_graph: bool = True,
     retain_graph: bool | None = None,
-    correct: bool = True,
 ) -> list[Tensor | None]:
     """Return d loss / d params; None for parameters that are frozen or that the loss does not use.
 
@@ -34,7 +33,6 @@ def gradients(
         names: What to call each parameter in messages.
         create_graph: Make the gradients differentiable.
         retain_graph: Keep the graph of `loss`; None for as `create_graph`.
-        correct: With `create_graph`, look for operations whose second derivative torch gets wrong.
 
     Raises:
         TypeError: `loss` is not a tensor.
@@ -72,7 +70,7 @@ def gradients(
     frozen = len(used) < len(params)
     if frozen:
         names = [name for name, p in zip(names, params) if p.requires_grad]
-    if create_graph and correct:
+    if create_graph:
         _look_at_second_derivatives(correct_second_derivatives([loss], used))
     handles = begin_step(used, names)
     retain_graph = create_graph if retain_graph is None else retain_graph

@@ -45,6 +45,7 @@ from torchopt.torch_internals.transforms import (
     any_watched,
     below_transforms,
     count_forward_modes,
+    count_transforms,
     forward_mode,
     forward_mode_enabled,
     gradient_in_transform,
@@ -68,7 +69,6 @@ from torchopt.torch_internals.transforms import (
 )
 from torchopt.torch_internals.wrong_kernels import (
     correct_second_derivatives,
-    has_weight_norm,
     is_once_differentiable,
     weight_norm,
 )
@@ -88,13 +88,13 @@ __all__ = [
     "compiled_graph",
     "correct_second_derivatives",
     "count_forward_modes",
+    "count_transforms",
     "counts_for_any_autocast",
     "draws_numbers",
     "forward_mode",
     "forward_mode_enabled",
     "gradient_in_transform",
     "has_tangent",
-    "has_weight_norm",
     "hooks_of_all_modules",
     "in_forward_mode",
     "in_forward_mode_of_this_thread",

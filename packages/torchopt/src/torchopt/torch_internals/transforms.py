@@ -18,6 +18,7 @@ __all__ = [
     "any_watched",
     "below_transforms",
     "count_forward_modes",
+    "count_transforms",
     "forward_mode",
     "forward_mode_enabled",
     "gradient_in_transform",
@@ -203,22 +204,31 @@ def is_tracked(x: Tensor) -> bool:
     return is_batched(x) or is_differentiated(x)
 
 
-def is_differentiated(x: Tensor) -> bool:
+def is_differentiated(x: Tensor, lowest: int = 0) -> bool:
     """Return whether a derivative of x may be asked for at some level: by a graph, a transform or
     a forward mode.
+
+    Args:
+        x: A tensor.
+        lowest: The first level that counts; 0 is below all transforms.
     """
     if not is_wrapped(x):
-        return _has_derivative(x)
+        return lowest == 0 and _has_derivative(x)
     with contextlib.ExitStack() as above:
         # What belongs to a level is only seen by it: the levels above are taken off meanwhile.
-        for level in range(len(_functorch.get_interpreter_stack() or ()), -1, -1):
+        for level in range(count_transforms(), lowest - 1, -1):
             if _functorch.maybe_get_level(x) == level:
                 if not _functorch.is_batchedtensor(x) and _has_derivative(x):
                     return True
                 x = _functorch.get_unwrapped(x)
             if level:
                 above.enter_context(temporarily_pop_interpreter_stack())
-        return _has_derivative(below_transforms(x))
+        return lowest == 0 and _has_derivative(below_transforms(x))
+
+
+def count_transforms() -> int:
+    """Return how many transforms of torch.func are at work."""
+    return len(_functorch.get_interpreter_stack() or ())
 
 
 def _has_derivative(x: Tensor) -> bool:

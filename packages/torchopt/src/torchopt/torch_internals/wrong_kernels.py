@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import BackwardCFunction, once_differentiable
+from torch.autograd.graph import get_gradient_edge
 
 __all__ = [
     "correct_second_derivatives",
-    "has_weight_norm",
     "is_once_differentiable",
     "weight_norm",
 ]
@@ -20,6 +21,7 @@ __all__ = [
 _WEIGHT_NORM: Any = getattr(torch._C._functions, "WeightNormInterfaceBackward0", None)
 _CONSTANT = "linear_cross_entropy"  # computed in chunks: its gradient counts as a constant
 _ONCE = once_differentiable(lambda ctx: None).__code__
+_TRANSFORMED = "torch._functorch.autograd_function"
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -31,59 +33,81 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
-def has_weight_norm(modules: Iterable[nn.Module]) -> bool:
-    """Return whether one of these modules, not those below them, normalises a weight."""
-    return any(
-        type(module).__name__ == "_WeightNorm"
-        or any(type(hook).__name__ == "WeightNorm" for hook in module._forward_pre_hooks.values())
-        for module in modules
-    )
-
-
 def is_once_differentiable(function: Any) -> bool:
     """Return whether the backward pass of an `autograd.Function` is `@once_differentiable`.
 
     Its gradient has no edge to the inputs, so that torch takes second derivatives for zero. A
     transform makes a Function of its own around the user's.
     """
-    backward = getattr(function, "backward", None)
-    if getattr(backward, "__code__", None) is _ONCE:
-        return True
-    cells = getattr(backward, "__closure__", None) or ()
-    user = next((c.cell_contents for c in cells if isinstance(c.cell_contents, type)), function)
-    return user is not function and is_once_differentiable(user)
+    for name in ("backward", "vjp"):
+        backward: Any = getattr(function, name, None)
+        if getattr(backward, "__module__", None) == _TRANSFORMED:
+            user = inspect.getclosurevars(backward).nonlocals.get("autograd_function")
+            return is_once_differentiable(user)
+        while backward is not None:
+            if getattr(backward, "__code__", None) is _ONCE:
+                return True
+            backward = getattr(backward, "__wrapped__", None)  # of custom_bwd, say
+    return False
 
 
-def correct_second_derivatives(values: Iterable[Tensor], params: Iterable[Tensor]) -> list[str]:
+def correct_second_derivatives(
+    values: Iterable[Tensor], params: Iterable[Tensor], others: Iterable[Tensor] = ()
+) -> list[str]:
     """Let a backward pass from `values` to `params` have right derivatives itself.
 
     A node of weight_norm gets a hook that returns its gradient from differentiable operations.
+    What `others` were computed from is not looked at.
 
     Returns:
-        The names of operations that cannot be corrected.
+        The names of operations between them that cannot be corrected.
     """
-    wrong: list[str] = []
-    seen: set[Any] = {p.grad_fn for p in params}
-    seen.add(None)
-    pending: list[Any] = [x.grad_fn for x in values]
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
+    params = [p for p in params if p.requires_grad]
+    ends = {x.grad_fn for x in (*params, *others)}
+    nodes = _nodes({x.grad_fn for x in values}, ends | {None})
+    wrong: dict[Any, str] = {}
+    for node in nodes:
         kind = type(node)
         if kind is _WEIGHT_NORM:
-            if not node.metadata.get(__name__):
-                node.metadata[__name__] = True
-                node.register_hook(_gradient_of_weight_norm(node))
+            _correct_weight_norm(node)
         elif issubclass(kind, BackwardCFunction):
             function: Any = getattr(kind, "_forward_cls", None)
             if _CONSTANT in kind.__name__:
-                wrong.append(f"{_CONSTANT} in chunks")
+                wrong[node] = f"{_CONSTANT} in chunks"
             elif is_once_differentiable(function):
-                wrong.append(f"{function.__name__}, once_differentiable")
-        pending += [following for following, _ in node.next_functions]
-    return wrong
+                wrong[node] = f"{function.__name__}, once_differentiable"
+    if not wrong:
+        return []
+    users: dict[Any, list[Any]] = {}
+    for node in nodes:
+        for following, _ in node.next_functions:
+            users.setdefault(following, []).append(node)
+    twice = [get_gradient_edge(p).node for p in params]  # what is not above them: once
+    for node in twice:
+        twice += users.pop(node, ())
+    return [*dict.fromkeys(wrong[node] for node in twice if node in wrong)]
+
+
+def _nodes(starts: set[Any], ends: set[Any]) -> list[Any]:
+    """Return the nodes of a graph between its starts and its ends."""
+    nodes, seen = list(starts - ends), starts | ends
+    for node in nodes:
+        for following, _ in node.next_functions:
+            if following not in seen:
+                seen.add(following)
+                nodes.append(following)
+    return nodes
+
+
+def _correct_weight_norm(node: Any) -> None:
+    if node.metadata.get(__name__):
+        return
+    try:
+        hook = _gradient_of_weight_norm(node)
+    except RuntimeError:  # freed, or written to since: torch refuses a backward pass, too
+        return
+    node.metadata[__name__] = True
+    node.register_hook(hook)
 
 
 def _gradient_of_weight_norm(node: Any) -> Callable[..., Any]:
@@ -94,7 +118,8 @@ def _gradient_of_weight_norm(node: Any) -> Callable[..., Any]:
         if not torch.is_grad_enabled() or given[0] is None:
             return found
         norm = torch.norm_except_dim(v, 2, dim)
-        along = (given[0] * v).sum(others, keepdim=True) / norm
+        product = given[0] * v
+        along = (product.sum(others, keepdim=True) if others else product) / norm
         right = (g / norm * (given[0] - v * (along / norm)), along)
         return tuple(None if x is None else y for x, y in zip(found, right))
 

@@ -101,8 +101,7 @@ def gradient(
             value, aux = losses_of(call, params, tensors, step)
         require_graph(value)
         require_no_closure(call, value, at, tensors)
-        if step == 0:
-            require_curvature(call, value, at)
+        require_curvature(call, value, at, tensors)
         found = gradient_of_sum(value, at, create_graph=False, retain_graph=False)
     leaves = tuple(x.detach() if isinstance(x, Tensor) else x for x in aux.leaves)
     return scattered(params, where, found), value.detach(), Aux(leaves, aux.spec)

@@ -214,8 +214,7 @@ def attached_gradient(
 
             def flat(inner: Sequence[Tensor]) -> tuple[Tensor, Sequence[Any]]:
                 value, aux = evaluated(inner)
-                if step == 0 and value.grad_fn is not None:
-                    require_curvature(call, value, inner)
+                require_curvature(call, value, inner, tensors)
                 form[:] = [aux.spec]
                 return value.sum(), (value, *aux.leaves)
 
@@ -227,7 +226,7 @@ def attached_gradient(
             require_graph(value)
             if step == 0:  # the graph also has what only later steps depend on
                 require_no_closure(call, value, at, tensors)
-                require_curvature(call, value, at)
+            require_curvature(call, value, at, tensors)
             found = list(
                 gradient_of_sum(value, at, create_graph=call.second_order, retain_graph=True)
             )
@@ -260,10 +259,13 @@ def require_no_closure(call: Call, value: Tensor, params: Any, tensors: Sequence
     require_arguments(value, (params, list(tensors)), call.loss, "inner_loop: loss", CLOSURE)
 
 
-def require_curvature(call: Call, value: Tensor, at: Sequence[Tensor]) -> None:
+def require_curvature(
+    call: Call, value: Tensor, at: Sequence[Tensor], tensors: Sequence[Any]
+) -> None:
     """Raise if torch would take second derivatives of the loss for zero."""
     if call.second_order and not call.plain:
-        require_second_derivatives([value], at, "inner_loop: loss")
+        others = [x for x in tensors if isinstance(x, Tensor)]
+        require_second_derivatives([value], at, "inner_loop: loss", others)
 
 
 def require_graph(value: Tensor) -> None:

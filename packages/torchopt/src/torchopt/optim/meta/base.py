@@ -25,7 +25,6 @@ from torchopt.params.load import start_from_what_is_loaded
 from torchopt.params.second_order import warn_of_missing_second_derivatives
 from torchopt.params.sharded import gather_in_graph
 from torchopt.params.watched import reads_plainly, refuse_reentrant, watch_one
-from torchopt.torch_internals import has_weight_norm
 from torchopt.tree import tree_map
 from torchopt.typing import ModuleTensorContainers
 
@@ -110,8 +109,6 @@ class MetaOptimizer:
         self.state_groups: list[Any] = []
         self._modules: list[nn.Module] = []
         self._slots = SlotCache()
-        # Whether a step looks for wrong second derivatives: the first one does.
-        self._looks, self._is_normed = True, False
         # Names and shapes of the parameters that each state is for, where that is known.
         self._stepped: list[_Form | None] = []
         self._steps_since_cut = 0
@@ -160,9 +157,7 @@ class MetaOptimizer:
             names[0] if len(names) == 1 else list(chain.from_iterable(names)),
             create_graph=curved,
             retain_graph=keep_graph,
-            correct=self._looks,
         )
-        self._looks = self._is_normed
         start = 0
         steps = []
         for index, group in enumerate(slot_groups):
@@ -247,8 +242,6 @@ class MetaOptimizer:
         for submodule in submodules:
             watch_one(submodule)
         start_from_what_is_loaded(submodules)
-        self._looks = True
-        self._is_normed = self._is_normed or has_weight_norm(submodules)
         held: Any = [inner._parameters for inner in submodules if inner._parameters]
         self.param_containers_groups.append(tuple(held))
         self._modules.append(module)
