@@ -6,7 +6,9 @@ The oracle is the plain unrolled loop, of the same loss without the Function.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrizations import weight_norm
 
 import torchopt
+from torchopt.diff.implicit import custom_root
 from torchopt.errors import NotDifferentiableError, SecondDerivativeWarning
 
 START = torch.tensor([0.7, -0.4, 1.1], dtype=torch.float64)
@@ -221,3 +224,36 @@ def test_a_step_warns_whenever_it_is_so() -> None:
     optimizer.step(net[0].pow(3).sum())
     with pytest.warns(SecondDerivativeWarning, match="Cube, once_differentiable"):
         optimizer.step(Cube.apply(net[0]).sum())
+
+
+class Described:
+    def __get__(self, owner: Any, kind: Any = None) -> Any:
+        return Cube.apply
+
+
+class ByClass:
+    method = staticmethod(Cube.apply)
+    table = types.MappingProxyType({"of": Cube.apply})
+    bound = functools.partialmethod(lambda _, function, x: function(x), Cube.apply)
+    described = Described()
+
+    @functools.cached_property
+    def cached(self) -> Any:
+        return Cube.apply
+
+
+HOLDER = ByClass()
+
+
+@pytest.mark.parametrize("attribute", ["method", "bound", "described", "cached", "table"])
+def test_a_function_that_an_object_has_by_its_class_is_seen(attribute: str) -> None:
+    def call(w: Tensor) -> Tensor:
+        found = getattr(HOLDER, attribute)
+        return found["of"](w) if attribute == "table" else found(w)
+
+    optimality = torch.func.grad(lambda w, m: (call(w) * m).sum() + (w - m).square().sum())
+    meta = factor()
+    with pytest.raises(NotDifferentiableError, match="Cube.*takes for zero"):
+        torch.autograd.grad(
+            custom_root(optimality, argnums=1)(lambda _, m: START)(None, meta).sum(), meta
+        )

@@ -44,6 +44,11 @@ SEEN_THROUGH = (
     functools.partial,
     PyTreeSpec,
 )
+# What runs nothing but what the search finds in it; a class may, by its descriptors.
+PASSIVE = (
+    *(Tensor, types.ModuleType, types.MethodType, functools.partial, PyTreeSpec),
+    *(list, tuple, set, frozenset, deque, dict),
+)
 # Modules whose functions depend on their arguments alone, like those of `torch` itself.
 PURE = (
     "torch._functorch",
@@ -108,7 +113,9 @@ def may_exchange(found: Any) -> bool:
     """Return whether this object may run an operation that `twice_differentiable` looks at."""
     if isinstance(found, types.FunctionType):
         return not LOOKED_AT.isdisjoint(_words(found.__code__))
-    return isinstance(found, nn.Module) or not is_transparent(found)
+    if isinstance(found, types.BuiltinFunctionType):
+        return found.__name__ in LOOKED_AT
+    return not (isinstance(found, PASSIVE) and is_transparent(found))
 
 
 def are_plain(*trees: Any) -> bool:
