@@ -134,8 +134,13 @@ class Recorder:
         return self
 
     def __next__(self) -> Any:
+        return self.send(None)
+
+    def send(self, value: Any) -> Any:
+        """Return what the iterator gives next, or what it gave for such a value."""
         if self.place == len(self._given):
-            self._given.append(next(self.iterator))
+            iterator: Any = self.iterator
+            self._given.append(next(iterator) if value is None else iterator.send(value))
         self.place += 1
         return self._given[self.place - 1]
 
@@ -167,7 +172,10 @@ def recorded_iterators(function: Any) -> Iterator[None]:
 
 
 def _is_iterator(value: Any) -> bool:
-    return isinstance(value, Iterator) and not isinstance(value, (io.IOBase, Recorder))
+    # One that the user wrote as a class is put back by its attributes, and stays what it is.
+    written = isinstance(getattr(type(value), "__next__", None), types.FunctionType)
+    others = isinstance(value, (io.IOBase, Recorder)) or (written and _is_of_user(value))
+    return isinstance(value, Iterator) and not others
 
 
 def sources(found: Any) -> Iterator[Source]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -136,6 +136,41 @@ def iterator_of_an_object() -> Made:
     return trainer.loss, lambda: next(trainer.batches).clone()
 
 
+def iterator_that_is_written_as_a_class() -> Made:
+    class Stream:
+        def __init__(self) -> None:
+            self.rows, self.served = iter([*X, *X]), 1.0
+
+        def __iter__(self) -> Stream:
+            return self
+
+        def __next__(self) -> Tensor:
+            return next(self.rows)
+
+        def __len__(self) -> int:
+            return 6
+
+    class Owner:
+        stream = Stream()
+
+    def loss(w: Tensor, _: Any) -> Tensor:
+        Owner.stream.served += 0.1 * len(Owner.stream)
+        return value(w, Owner.stream.served, next(Owner.stream))
+
+    return loss, lambda: (Owner.stream.served, next(Owner.stream).sum())
+
+
+def generator_that_is_answered() -> Made:
+    def answers() -> Iterator[float]:
+        total = 1.0
+        while True:
+            total += (yield total) or 0.0  # type: ignore[misc]
+
+    generator: Any = answers()
+    next(generator)
+    return lambda w, _: value(w, generator.send(0.5)), lambda: next(generator)
+
+
 def log() -> Made:
     values: list[float] = []
 
@@ -157,6 +192,8 @@ MEMORIES: list[Callable[[], Made]] = [
     cycle,
     loader,
     iterator_of_an_object,
+    iterator_that_is_written_as_a_class,
+    generator_that_is_answered,
     log,
 ]
 
