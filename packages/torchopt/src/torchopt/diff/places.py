@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Places that hold state which a function reaches without being given it: slots, containers,
-arrays and sources of random numbers. What a call remembers is the content of such places.
-"""
+"""State that a function reaches without being given it: slots, containers, arrays, generators."""
 
 from __future__ import annotations
 

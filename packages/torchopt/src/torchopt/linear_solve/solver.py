@@ -14,19 +14,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchopt.errors import NotDifferentiableError
+from torchopt.linear_solve.hidden import solve_closure
 from torchopt.linear_solve.layout import Layout
-from torchopt.linear_solve.operator import BoundOperator, FlatMap, LinearOperator, transpose_linear
+from torchopt.linear_solve.operator import BoundOperator, LinearOperator
 from torchopt.linear_solve.result import OnFail, Solution, Stats, report_failure
 from torchopt.shown import Described
 from torchopt.tree import tree_map
-from torchopt.tree_function import apply_rule, is_tracked, linearize
+from torchopt.tree_function import apply_rule, linearize
 
 __all__ = ["Computed", "Solver", "linear_solve", "push_forward", "solve_vector"]
 
@@ -116,7 +115,7 @@ class Solver(Described, ABC):
 
     def __call__(self, matvec: Callable[[Any], Any], b: Any) -> Any:
         """Return x with matvec(x) = b, a tree like b."""
-        return _solve_closure(self, matvec, b)
+        return solve_closure(self, matvec, b)
 
 
 def linear_solve(
@@ -285,124 +284,3 @@ def push_forward(function: Callable[..., Tensor], primals: Tensors, tangents: Te
     _, transpose = linearize(pull, torch.zeros_like(output))
     pushed: Tensor = transpose(tangents)[0]
     return pushed
-
-
-# --- operators hidden in a closure ----------------------------------------------------------------
-#
-# matvec may depend on tensors that are not listed. With a constant x̂ close to the solution,
-#
-#     x = x̂ + A⁻¹ (b - A x̂)
-#
-# is the solution. A x̂ is evaluated where autograd can see it; the outer A⁻¹ has a rule, whose
-# derivative is a solve with Aᴴ, or with A, by this same function. The rule does not know what A⁻¹
-# itself depends on. That is multiplied by b - A x̂, which vanishes together with one derivative more
-# for each time that the correction is repeated: k corrections are exact to the k-th derivative in
-# what A depends on. A derivative of a solve is a solve of the next generation; the one that would
-# begin derivative k + 1 is refused. Where A depends on nothing that is differentiated, one
-# correction is exact to any derivative in b.
-CLOSURE_ORDER = 2
-EXPLICIT = (
-    "Pass the tensors as arguments: linear_solve(LinearOperator.from_function(function, params, "
-    "like), b, solver) is differentiable to any order, in every mode."
-)
-
-
-@dataclass(frozen=True)
-class _Correction:
-    """The rule r -> A⁻¹ r, where r = b - A x̂ is so small that the value is taken as zero."""
-
-    solver: Solver
-    operator: LinearOperator  # without parameters: they are in its closure
-    generation: int
-    needs_its_closure: bool
-
-    @property
-    def num_differentiable_inputs(self) -> int:
-        return 1
-
-    @property
-    def num_kept_inputs(self) -> int:
-        return 1
-
-    @property
-    def num_differentiable_outputs(self) -> int:
-        return 1
-
-    def evaluate(self, *inputs: Tensor) -> Tensors:
-        return (torch.zeros_like(inputs[0]),)
-
-    def pull_back(self, inputs: Tensors, outputs: Tensors, cotangents: Tensors) -> Tensors:
-        return (self._solve(self.operator.T, cotangents[0]),)
-
-    def push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
-        return (self._solve(self.operator, tangents[0]),)
-
-    def _solve(self, operator: LinearOperator, b: Tensor) -> Tensor:
-        generation = self.generation + 1 if self.needs_its_closure else 0
-        try:
-            return _solve_closed(self.solver, operator, b, generation)
-        except RuntimeError as error:
-            if "escaped?" not in str(error):  # torch: a tensor of a transform that has ended
-                raise
-            raise NotDifferentiableError(
-                "linear solver: the operator is a closure over tensors of a torch.func transform "
-                f"that has ended. {EXPLICIT}"
-            ) from error
-
-
-def _solve_closure(solver: Solver, matvec: Callable[[Any], Any], b: Any) -> Any:
-    if not callable(matvec):
-        raise TypeError(
-            f"linear solver: matvec: expected a function of a tree like b, got "
-            f"{type(matvec).__name__}; for a matrix, call linear_solve(A, b, solver)"
-        )
-    layout = Layout.of(b, "linear solver: b")
-    rhs = layout.ravel(b)
-
-    def mv(v: Tensor) -> Tensor:
-        return layout.ravel(matvec(layout.unravel(v)), "linear solver: output of matvec")
-
-    # Not b itself: a derivative may be taken after the transform that b belonged to.
-    example = partial(torch.zeros, rhs.shape, dtype=rhs.dtype, device=rhs.device)
-
-    def bind() -> tuple[FlatMap, FlatMap]:
-        """Return the products, linearised in the grad mode and the transforms of the caller."""
-        pulls: list[FlatMap] = []
-
-        def rmv(v: Tensor) -> Tensor:
-            if not pulls:
-                pulls.append(transpose_linear(mv, example()))
-            return pulls[0](v)
-
-        return mv, rmv
-
-    start = solver.start(layout)
-    solver, operator, rhs = solver.reformulate(LinearOperator(bind, (), layout), rhs)
-    return layout.unravel(_solve_closed(solver, operator, rhs, 0, start))
-
-
-def _solve_closed(
-    solver: Solver,
-    operator: LinearOperator,
-    b: Tensor,
-    generation: int,
-    start: Tensor | None = None,
-) -> Tensor:
-    if generation > CLOSURE_ORDER:
-        raise NotDifferentiableError(
-            f"linear solver: derivative {generation} of a solve with an operator that is a closure "
-            f"over differentiated tensors; expected at most {CLOSURE_ORDER}. {EXPLICIT}"
-        )
-    with torch.no_grad():
-        constant = b.detach()
-        state = solver.init(operator.bound(), constant)
-        found = solver.compute(state, constant, start)
-    report_failure(found.status.detach(), solver.failure, solver)
-    x = found.value.detach()
-    mv = operator.bound().mv
-    if not is_tracked(mv(torch.zeros(b.shape, dtype=b.dtype, device=b.device))):
-        return x + apply_rule(_Correction(solver, operator, 0, False), b)[0]
-    correction = _Correction(solver, operator, generation, True)
-    for _ in range(CLOSURE_ORDER):
-        x = x + apply_rule(correction, b - mv(x))[0]
-    return x

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchopt.diff.implicit.rule import displacement
+from torchopt.diff.implicit.equation import displacement
 from torchopt.linear_solve.layout import Layout
 from torchopt.solvers.base import FlatMap, Function, Outcome, Solver, tree_grad
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.diff.implicit.rule import displacement
+from torchopt.diff.implicit.equation import displacement
 from torchopt.linear_solve.iterate import dot, iterate, norm
 from torchopt.linear_solve.layout import Layout
 from torchopt.solvers.base import Function, Outcome, Solver, false_like, gradient_norm, tree_grad

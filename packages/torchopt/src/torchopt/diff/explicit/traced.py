@@ -11,12 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.diff.explicit.adjoint import (
-    Cotangents,
-    Input,
-    Leaves,
-    gradient,
-)
+from torchopt.diff.explicit.adjoint import Cotangents, Input, Leaves, gradient
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.forms import (
     WHERE,

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from torchopt.diff.implicit.certificate import GradientReport
+from torchopt.diff.implicit.equation import displacement
 from torchopt.diff.implicit.root import ImplicitEngine
-from torchopt.diff.implicit.rule import displacement, ravel_all
+from torchopt.diff.implicit.rule import ravel_all
 from torchopt.linear_solve.auto import Auto
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_unflatten
 

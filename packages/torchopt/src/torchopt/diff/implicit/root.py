@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from torchopt.diff.closure import ATOMS
-from torchopt.diff.implicit.rule import Equation, RootRule
+from torchopt.diff.implicit.equation import Equation
+from torchopt.diff.implicit.rule import RootRule
 from torchopt.diff.implicit.settings import WHERE, Settings
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import TorchOptError
