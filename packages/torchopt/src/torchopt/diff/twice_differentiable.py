@@ -69,14 +69,14 @@ class TwiceDifferentiable(TorchFunctionMode):
     written out, `linear_cross_entropy` is not computed in chunks.
 
     What is a constant in reverse mode is one in forward mode too: torch lets tangents through
-    `torch.no_grad()`, and through gradients that are taken without a graph.
+    `torch.no_grad()`, views above all, and through gradients that are taken without a graph.
     """
 
     def __init__(self) -> None:
         """Begin with forward mode as it is."""
         super().__init__()
         self._paused = self._has_tangents = False
-        self._level = 0
+        self._level = self._paused_at = 0
 
     def __enter__(self) -> TwiceDifferentiable:
         """Enter the context."""
@@ -94,7 +94,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         """Switch forward mode off, or on again if it was this that switched it off."""
         if paused and forward_mode_enabled():
             set_forward_mode(False)
-            self._paused = True
+            self._paused, self._paused_at = True, count_transforms()
         elif not paused and self._paused:
             set_forward_mode(True)
             self._paused = False
@@ -103,7 +103,12 @@ class TwiceDifferentiable(TorchFunctionMode):
         """Run an operation, or its replacement."""
         name = getattr(func, "__name__", None)
         if name not in _LOOKED_AT:  # nearly all
-            return func(*args, **(kwargs or {}))
+            found = func(*args, **(kwargs or {}))
+            if self._paused and count_transforms() == self._paused_at:
+                return _without_tangent(found, args)
+            if self._has_tangents and name == "__get__" and func == _GRADIENT:
+                return found if found is None or found.requires_grad else found.detach()
+            return found
         kwargs = kwargs or {}
         if name in _SWITCHES:
             return self._switch(func, name, args, kwargs)
@@ -133,7 +138,8 @@ class TwiceDifferentiable(TorchFunctionMode):
     def _switch(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Switch gradients on or off, or take one."""
         if name == "_set_grad_enabled":
-            if self._has_tangents:
+            # A transform inside of no_grad switches gradients on for itself alone.
+            if self._has_tangents and not (self._paused and count_transforms() > self._paused_at):
                 self._pause(not args[0])
         elif kwargs.get("create_graph") or args[4:5] == (True,):
             if not is_transforming():  # where `custom_function_call` is looked at
@@ -143,6 +149,14 @@ class TwiceDifferentiable(TorchFunctionMode):
             with with_forward_mode(False):
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _without_tangent(found: Any, args: Any) -> Any:
+    """Return what an operation gave where it is a constant: a view has its base's tangent."""
+    if type(found) in (tuple, list):
+        return type(found)(_without_tangent(x, args) for x in found)
+    is_view = isinstance(found, Tensor) and found._is_view()
+    return found.detach() if is_view and not any(found is x for x in args) else found
 
 
 def _require_constant(level: int, function: Any, *args: Any) -> None:
@@ -164,6 +178,7 @@ def _with_attention(function: Any) -> Callable[..., Any]:
     return made
 
 
+_GRADIENT: Any = vars(Tensor.__base__)["grad"].__get__  # the getter of `x.grad`
 _SCATTERS = {"scatter_reduce", "scatter_reduce_"}
 _SWITCHES = {"_set_grad_enabled", "grad"}
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}

@@ -55,6 +55,39 @@ def interrupted(y: Tensor) -> Tensor:
         return y.sin() * y
 
 
+def views(y: Tensor) -> Tensor:
+    with torch.no_grad():
+        whole, (first, *_), turned = y.view(-1), y.unbind(), y.T
+        own = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    assert own.requires_grad
+    return y * whole.view(3, 3).sin() + first + turned.exp()
+
+
+def transform_in_no_grad(y: Tensor) -> Tensor:
+    with torch.no_grad():
+        slope = torch.func.grad(lambda x: (x**3).sum())(y)
+        with torch.enable_grad():
+            moved = y.sin()
+    return slope * moved * y
+
+
+def no_grad_in_transform(y: Tensor) -> Tensor:
+    def value(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            factor = x.exp()
+        return (factor * x**2).sum()
+
+    return torch.func.grad(value)(y) * y
+
+
+def accumulated(y: Tensor, create_graph: bool = False) -> Tensor:
+    z = 2 * y
+    z.retain_grad()
+    (z**3).sum().backward(inputs=[z], create_graph=create_graph, retain_graph=True)
+    assert z.grad is not None
+    return z.grad * y
+
+
 def slope_without_graph(y: Tensor) -> Tensor:
     (g,) = torch.autograd.grad((y**3).sum(), y, retain_graph=True)
     return g * y
@@ -73,6 +106,11 @@ CONSTANTS: dict[str, Callable[[Tensor], Tensor]] = {
     "an exception in no_grad": interrupted,
     "detach": lambda y: y - y.sin().detach(),
     "data": lambda y: y - y.sin().data,
+    "views": views,
+    "a transform in no_grad": transform_in_no_grad,
+    "no_grad in a transform": no_grad_in_transform,
+    "an accumulated gradient": accumulated,
+    "an accumulated gradient with a graph": lambda y: accumulated(y, True),
     "a gradient without a graph": slope_without_graph,
     "a gradient with a graph": slope_with_graph,
     "no_grad in a checkpoint": lambda y: checkpoint(without_grad, y, use_reentrant=False),
@@ -111,6 +149,7 @@ def loss_by(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     return loss
 
 
+@pytest.mark.filterwarnings("ignore:Using backward")  # of a graph that `w.grad` keeps
 @pytest.mark.parametrize(
     ("name", "way"),
     CASES,
