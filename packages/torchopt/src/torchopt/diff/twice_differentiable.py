@@ -20,6 +20,7 @@ from torchopt.torch_internals import (
     forward_mode_enabled,
     in_forward_mode,
     is_once_differentiable,
+    recompute_in,
     set_forward_mode,
     weight_norm,
     with_forward_mode,
@@ -110,6 +111,7 @@ class TwiceDifferentiable(TorchFunctionMode):
                 return found if found is None or found.requires_grad else found.detach()
             return found
         kwargs = kwargs or {}
+        recompute_in(twice_differentiable)  # a checkpoint, with the same operations
         if name in _SWITCHES:
             return self._switch(func, name, args, kwargs)
         if name == "custom_function_call":

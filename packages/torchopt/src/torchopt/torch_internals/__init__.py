@@ -20,6 +20,7 @@ from torchopt.torch_internals.checkpoints import (
     checkpoint_of,
     is_checkpoint_in_transform,
     pack_hooks,
+    recompute_in,
     reentrant_checkpoint,
     top_saved_tensor_hooks,
 )
@@ -116,6 +117,7 @@ __all__ = [
     "pack_hooks",
     "plain_entry",
     "pull_back",
+    "recompute_in",
     "reentrant_checkpoint",
     "remove_fsdp_hooks",
     "repeats_removed",

@@ -17,6 +17,7 @@ __all__ = [
     "checkpoint_of",
     "is_checkpoint_in_transform",
     "pack_hooks",
+    "recompute_in",
     "reentrant_checkpoint",
     "top_saved_tensor_hooks",
 ]
@@ -32,6 +33,7 @@ top_saved_tensor_hooks: Callable[[bool], tuple[Callable[..., Any], Callable[...,
 # The hook that packs, and its variable with the checkpoint (or a weak reference to it).
 _OF_FORWARD = ("_checkpoint_hook.__init__.<locals>.pack_hook", "frame")
 _OF_RECOMPUTATION = ("_recomputation_hook.__init__.<locals>.pack_hook", "target_frame_ref")
+_RECOMPUTED = "_torchopt_recomputed_in_context"
 
 
 def pack_hooks() -> list[Callable[..., Any]]:
@@ -65,6 +67,20 @@ def checkpoint_of(pack: Callable[..., Any]) -> tuple[Any, bool] | None:
             found = cells[function.__code__.co_freevars.index(variable)].cell_contents
             return (found() if recomputed else found), recomputed
     return None
+
+
+def recompute_in(context: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Let the checkpoints that this runs inside of be recomputed by a changed function.
+
+    Args:
+        context: From the function that recomputes to another one, once for each checkpoint.
+    """
+    if top_saved_tensor_hooks(True) is None:
+        return
+    for checkpoint, recomputed in filter(None, map(checkpoint_of, pack_hooks())):
+        if not recomputed and not hasattr(checkpoint, _RECOMPUTED):
+            setattr(checkpoint, _RECOMPUTED, True)
+            checkpoint.recompute_fn = context(checkpoint.recompute_fn)
 
 
 def reentrant_checkpoint() -> Any:

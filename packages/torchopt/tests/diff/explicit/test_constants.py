@@ -88,6 +88,12 @@ def accumulated(y: Tensor, create_graph: bool = False) -> Tensor:
     return z.grad * y
 
 
+def kept_constant(y: Tensor) -> Tensor:
+    with torch.no_grad():
+        factor = y.exp()
+    return factor * y**2
+
+
 def slope_without_graph(y: Tensor) -> Tensor:
     (g,) = torch.autograd.grad((y**3).sum(), y, retain_graph=True)
     return g * y
@@ -106,6 +112,9 @@ CONSTANTS: dict[str, Callable[[Tensor], Tensor]] = {
     "an exception in no_grad": interrupted,
     "detach": lambda y: y - y.sin().detach(),
     "data": lambda y: y - y.sin().data,
+    "a factor from no_grad in a checkpoint": lambda y: checkpoint(
+        kept_constant, y, use_reentrant=False
+    ),
     "views": views,
     "a transform in no_grad": transform_in_no_grad,
     "no_grad in a transform": no_grad_in_transform,

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint in a loss computes again is what it computed: exchanged operations too.
+
+The oracle is the unrolled loop with the operation written out, and without a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import torchopt
+
+draw = torch.Generator().manual_seed(0)
+W = torch.randn(4, 4, generator=draw, dtype=torch.float64)
+X = torch.randn(2, 5, 4, generator=draw, dtype=torch.float64)
+
+
+def attention(w: Tensor) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(X @ w, X @ w, X)
+
+
+def written_attention(w: Tensor) -> Tensor:
+    q = X @ w
+    return torch.softmax(q @ q.mT / 2, -1) @ X
+
+
+def normed(w: Tensor) -> Tensor:
+    return X @ torch._weight_norm(w, w[:, :1], 0)
+
+
+def written_norm(w: Tensor) -> Tensor:
+    return X @ (w * w[:, :1] / w.square().sum(1, keepdim=True).sqrt())
+
+
+def nested(w: Tensor) -> Tensor:
+    return w.sum() * checkpoint(attention, w, use_reentrant=False)
+
+
+OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "attention": (attention, written_attention),
+    "weight_norm": (normed, written_norm),
+    "a checkpoint in a checkpoint": (nested, lambda w: w.sum() * written_attention(w)),
+}
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"keep": "steps"},
+    {"keep": 1},
+    {"derivative": "mixed"},
+    {"derivative": "forward"},
+]
+
+
+CASES = [
+    (name, way)
+    for name in OPERATIONS
+    for way in WAYS
+    if name != "a checkpoint in a checkpoint" or "derivative" not in way  # torch raises
+]
+
+
+@pytest.mark.parametrize(("name", "way"), CASES)
+def test_it_has_the_gradient_of_the_unrolled_loop(name: str, way: dict[str, Any]) -> None:
+    function, written_out = OPERATIONS[name]
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+
+    def loss(w: Tensor, _: Any, scale: Tensor) -> Tensor:
+        return scale * checkpoint(function, w, use_reentrant=False).square().mean()
+
+    w = W.clone().requires_grad_()
+    for _ in range(3):
+        value = scale * written_out(w).square().mean()
+        w = w - 0.1 * torch.autograd.grad(value, w, create_graph=True)[0]
+    (expected,) = torch.autograd.grad(w.pow(3).sum(), scale)
+    inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=3, **way)
+    (found,) = torch.autograd.grad(inner(W, None, scale).params.pow(3).sum(), scale)
+    assert (found - expected).abs() <= 1e-11 * expected.abs()
