@@ -19,6 +19,7 @@ from torchopt.torch_internals import (
     count_transforms,
     forward_mode_enabled,
     in_forward_mode,
+    in_nested_checkpoints,
     is_once_differentiable,
     recompute_in,
     set_forward_mode,
@@ -103,6 +104,11 @@ class TwiceDifferentiable(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, or its replacement."""
         name = getattr(func, "__name__", None)
+        if self._has_tangents and in_nested_checkpoints():
+            raise NotDifferentiableError(
+                'derivative="mixed" or "forward": expected no checkpoint inside of a checkpoint, '
+                'whose tangents may be lost; use one of them, or derivative="reverse"'
+            )
         if name not in _LOOKED_AT:  # nearly all
             found = func(*args, **(kwargs or {}))
             if self._paused and count_transforms() == self._paused_at:

@@ -18,6 +18,7 @@ from torchopt.torch_internals.backward import (
 )
 from torchopt.torch_internals.checkpoints import (
     checkpoint_of,
+    in_nested_checkpoints,
     is_checkpoint_in_transform,
     pack_hooks,
     recompute_in,
@@ -99,6 +100,7 @@ __all__ = [
     "hooks_of_all_modules",
     "in_forward_mode",
     "in_forward_mode_of_this_thread",
+    "in_nested_checkpoints",
     "is_batched",
     "is_batched_backward",
     "is_batched_by_old_vmap",
