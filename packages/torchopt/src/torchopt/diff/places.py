@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.diff.closure import LIBRARIES, captured, code_names, root_of
+from torchopt.diff.recorder import Recorder
 from torchopt.torch_internals import bump_versions, is_transforming, is_wrapped
 
 __all__ = [
@@ -118,36 +119,6 @@ class Source:
         if isinstance(state, Tensor):
             return torch.equal(state, self.state)
         return bool(state == self.state)
-
-
-class Recorder:
-    """An iterator that can be put back: what it has given is kept, and given again."""
-
-    not_searched = True  # what it has given is no state of the function
-
-    def __init__(self, iterator: Iterator[Any]) -> None:
-        self.iterator, self._given, self.place = iterator, [], 0  # type: ignore[var-annotated]
-
-    def __iter__(self) -> Recorder:
-        return self
-
-    def __next__(self) -> Any:
-        return self.send(None)
-
-    def send(self, value: Any) -> Any:
-        """Return what the iterator gives next, or what it gave for such a value."""
-        if self.place == len(self._given):
-            iterator: Any = self.iterator
-            self._given.append(next(iterator) if value is None else iterator.send(value))
-        self.place += 1
-        return self._given[self.place - 1]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.iterator, name)
-
-    def seek(self, place: int) -> None:
-        """Go on from a place."""
-        self.place = place
 
 
 @contextlib.contextmanager
