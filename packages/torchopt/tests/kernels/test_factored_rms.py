@@ -74,7 +74,7 @@ def test_native_steps_equal_the_rule(
     wanted = steps(rule, dtype, graph=True, inplace=False)  # what a graph follows is in torch
     assert not calls
     got = steps(rule, dtype, graph=False, inplace=inplace)
-    assert calls == [True] * 6
+    assert calls == [True] * 3  # one for all tensors of a step
     eps = torch.finfo(dtype).eps
     for x, y in zip(got, wanted):
         torch.testing.assert_close(x, y, rtol=40 * eps, atol=0)
@@ -123,4 +123,5 @@ def test_other_tensors_are_left_to_torch(calls: list[bool]) -> None:
     for g in (strided, empty):
         updates, _ = rule.update([g], rule.init([g]), params=[g])
         assert updates[0].shape == g.shape
-    assert calls == [False, False]
+    assert calls
+    assert not any(calls)

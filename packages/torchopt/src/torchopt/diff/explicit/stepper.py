@@ -58,6 +58,8 @@ class Memory:
     Threads may use it at once: what it holds is exchanged and never changed.
     """
 
+    not_searched = True  # by `captured`: a loss that has a loop in it does not depend on this
+
     def __init__(self) -> None:
         self._loss: tuple[Any, Reached] | None = None
         self._last: tuple[Any, Hashable, Stepper] | None = None
