@@ -106,7 +106,7 @@ def engines(steps: int) -> dict[str, Engine]:
 
     return {
         "explicit: all steps": Explicit(),
-        "explicit: states kept, each step computed again": Explicit(keep="steps"),
+        "explicit: states and the graph of the last 1 MiB": Explicit(keep="steps"),
         f"explicit: {part} snapshots": Explicit(keep=part),
         "explicit: mixed mode": Explicit(derivative="mixed"),
         "explicit: four differences a product": Explicit(derivative="differences"),
