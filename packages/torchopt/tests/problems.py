@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,23 @@ def loss_of(params: dict[str, Tensor], seed: int = 1) -> Tensor:
     x = torch.randn(5, 4, generator=generator, dtype=torch.float64).to(params["w"].dtype)
     out = torch.tanh(x @ params["w"] + params["b"]) * params["s"]
     return (out**2).mean() + (out - 0.3).abs().pow(3).mean() + params["empty"].sum()
+
+
+class Cube(torch.autograd.Function):
+    """x³ with a backward pass in NumPy, say: without a second derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x * x * cotangent

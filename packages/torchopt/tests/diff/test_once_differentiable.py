@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from problems import Cube
 from torch import Tensor, nn
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd import Function
@@ -25,24 +26,6 @@ from torchopt.diff.implicit import custom_root
 from torchopt.errors import NotDifferentiableError, SecondDerivativeWarning
 
 START = torch.tensor([0.7, -0.4, 1.1], dtype=torch.float64)
-
-
-class Cube(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x**3
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return 3 * x * x * cotangent
 
 
 class CastCube(Cube):

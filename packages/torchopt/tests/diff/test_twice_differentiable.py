@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from problems import Cube
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrizations import weight_norm
 
 import torchopt
@@ -228,26 +228,6 @@ def test_least_squares_takes_kernels_without_a_forward_mode() -> None:
     solved = LevenbergMarquardt(tol=1e-10).run(lambda p: forward(p) - target, params)
     assert solved.status == SolveStatus.CONVERGED
     assert (forward(solved.value) - target).abs().max() < 1e-8
-
-
-class Cube(torch.autograd.Function):
-    """x³ with a backward pass in NumPy, say."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x**3
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return 3 * x * x * cotangent
 
 
 def tasks(forward: Any, params: Params, scale: Tensor) -> Tensor:

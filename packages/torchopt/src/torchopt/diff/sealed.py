@@ -23,6 +23,7 @@ from torchopt.tree import PyTreeSpec, tree_leaves
 
 __all__ = [
     "EXCHANGED",
+    "RECURRENT",
     "are_plain",
     "draws_nothing",
     "is_pure",
@@ -58,11 +59,11 @@ PURE = (
     "torchopt.diff",
 )
 # Operations that a loss runs on others for, see `twice_differentiable`; and what is looked at.
-EXCHANGED = frozenset(
+RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+EXCHANGED = RECURRENT | frozenset(
     {
         *("scaled_dot_product_attention", "multi_head_attention_forward", "_weight_norm"),
         *("linear_cross_entropy", "scatter_reduce", "scatter_reduce_"),
-        *("lstm", "gru", "rnn_tanh", "rnn_relu"),
     }
 )
 LOOKED_AT = EXCHANGED | {"apply", "autograd", "no_grad", "set_grad_enabled", "inference_mode"}

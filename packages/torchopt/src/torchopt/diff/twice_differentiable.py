@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from torchopt.diff.explicit.attention import attention
-from torchopt.diff.sealed import EXCHANGED
+from torchopt.diff.sealed import EXCHANGED, RECURRENT
 from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import (
     correct_second_derivatives,
@@ -129,7 +129,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         if name == "multi_head_attention_forward":
             # Written in Python: torch does not call modes inside of it.
             return _with_attention(func)(*args, **kwargs)
-        if name in _RECURRENT:
+        if name in RECURRENT:
             with without_recurrent_kernels():
                 return func(*args, **kwargs)
         if name == "_weight_norm":
@@ -187,9 +187,7 @@ def _with_attention(function: Any) -> Callable[..., Any]:
 
 
 _GRADIENT: Any = vars(Tensor.__base__)["grad"].__get__  # the getter of `x.grad`
-_SCATTERS = {"scatter_reduce", "scatter_reduce_"}
 _SWITCHES = {"_set_grad_enabled", "grad"}
-_RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 _LOOKED_AT = EXCHANGED | _SWITCHES | {"custom_function_call"}
 
 
