@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.harness.case import UnsupportedError
-from benchmarks.torchopt import problems, report, run, suite, tasks
+from benchmarks.torchopt import matrices, problems, report, run, suite, tasks
 from benchmarks.torchopt.dispatched import Dispatched
 from benchmarks.torchopt.rivals import OURS, PUBLISHED, rivals
 
@@ -49,6 +49,17 @@ def test_every_library_passes_the_check_or_says_that_it_cannot(name: str, operat
         assert counted["aten"] >= 1
     elif operation in ("adam", "sgd"):
         assert counted["aten"] <= 1
+
+
+@pytest.mark.parametrize("operation", matrices.STEPS)
+@pytest.mark.parametrize("name", ["torchopt_api", "torch_for_loop", "hand_written"])
+def test_steps_of_matrices_pass_the_check(name: str, operation: str) -> None:
+    case = {"operation": operation, "tree": "126 matrices, width 16"}
+    if (name, operation) == ("torch_for_loop", "shampoo"):
+        with pytest.raises(UnsupportedError):
+            suite.prepare(rival(name), case)
+        return
+    suite.prepare(rival(name), case).names["run"]()
 
 
 @pytest.mark.parametrize("operation", tasks.OPTIMIZERS)
@@ -93,6 +104,17 @@ def test_what_kernels_allocate_counts_as_alive(backend: Backend) -> None:
     assert kept is not None
     new = 3 * 4 * 1500  # updates and two moments
     assert new <= counter.peak < 2.5 * new
+
+
+@pytest.mark.parametrize("operation", matrices.STEPS)
+def test_a_wrong_step_of_matrices_is_noticed(operation: str) -> None:
+    def step_twice(params: list[torch.Tensor], name: str) -> Any:
+        step = matrices.one_by_one(params, name)
+        return lambda: (step(), step())
+
+    wrong = types.SimpleNamespace(in_place=step_twice)
+    with pytest.raises(AssertionError):
+        suite.prepare(wrong, {"operation": operation, "tree": "126 matrices, width 16"})
 
 
 @pytest.mark.parametrize("operation", ["adam", *run.OPTIMIZERS])

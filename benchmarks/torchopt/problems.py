@@ -54,10 +54,24 @@ SETS: dict[str, Callable[[], list[tuple[int, ...]]]] = {
 }
 
 
+def matrix_shapes(width: int) -> list[tuple[int, ...]]:
+    """Return the shapes of the 126 matrices of a decoder with 12 blocks.
+
+    A block has two attentions with four matrices and a network with two; there are six embeddings
+    and heads.
+    """
+    block = [(width, width)] * 8 + [(4 * width, width), (width, 4 * width)]
+    return [(256, width)] * 4 + [(64, width)] * 2 + block * 12
+
+
+MATRICES = {f"126 matrices, width {w}": w for w in (16, 32, 64, 128)}
+"""From the name of a set of matrices to the width of its model."""
+
+
 def make_set(name: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Return seeded parameters and gradients of a row of `SETS`."""
+    """Return seeded parameters and gradients of a row of `SETS` or `MATRICES`."""
     generator = torch.Generator().manual_seed(0)
-    shapes = SETS[name]()
+    shapes = matrix_shapes(MATRICES[name]) if name in MATRICES else SETS[name]()
     params = [torch.randn(s, generator=generator) for s in shapes]
     return params, [torch.randn(s, generator=generator) for s in shapes]
 

@@ -16,7 +16,7 @@ from benchmarks.harness.tables import (
     table,
 )
 from benchmarks.optree.report import machine_lines, machine_note
-from benchmarks.torchopt import tasks
+from benchmarks.torchopt import matrices, tasks
 from benchmarks.torchopt.rivals import OURS
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "conclusion_table",
     "key",
     "machine_lines",
+    "matrices_table",
     "meta_table",
     "optimizers_table",
     "speed_plot",
@@ -162,7 +163,8 @@ def optimizers_table(result: dict[str, Any]) -> str:
     On one set of tensors for every rival, and on all sets for torch's foreach variants.
     """
     cells = _Cells(result)
-    cases = [c for c in cells.cases if c[0] not in TITLES and c[0] not in tasks.OPTIMIZERS]
+    others = {*TITLES, *tasks.OPTIMIZERS, *matrices.STEPS}
+    cases = [c for c in cells.cases if c[0] not in others]
     text = cells.times([c for c in cases if c[1] == EACH_OPTIMIZER])
     trees = list(dict.fromkeys(tree for _, tree, _ in cases))
     if len(trees) < 2:
@@ -172,6 +174,12 @@ def optimizers_table(result: dict[str, Any]) -> str:
         found = cells.ratios(name, trees, "torch-foreach")
         rows.append([name, *(NOTHING if ratio is None else ratio_text(ratio) for ratio in found)])
     return f"{text}\n\n{table(['torch foreach ÷ torchopt', *trees], rows)}"
+
+
+def matrices_table(result: dict[str, Any]) -> str:
+    """Return the times of one step in place of the optimizers of matrices."""
+    cells = _Cells(result)
+    return cells.times([c for c in cells.cases if c[0] in matrices.STEPS])
 
 
 def meta_table(result: dict[str, Any]) -> str:
@@ -190,5 +198,6 @@ def tasks_table(result: dict[str, Any]) -> str:
 def all_tables(result: dict[str, Any]) -> str:
     """Return all tables."""
     return "\n\n".join(
-        make(result) for make in (step_table, optimizers_table, meta_table, tasks_table)
+        make(result)
+        for make in (step_table, optimizers_table, matrices_table, meta_table, tasks_table)
     )

@@ -3,7 +3,7 @@
 
     python -m benchmarks.torchopt.run                   # everything
     python -m benchmarks.torchopt.run --quick           # shorter rounds, small cases
-    python -m benchmarks.torchopt.run --group step      # step, optimizers, meta, tasks
+    python -m benchmarks.torchopt.run --group step      # step, optimizers, matrices, meta, tasks
 
 Results go to `benchmarks/results/torchopt.json`, the tables to the terminal. ATen operations and
 peak bytes are counted, once each.
@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.harness.program import Group, Suite, main
 from benchmarks.harness.tournament import Effort
-from benchmarks.torchopt import report, tasks
+from benchmarks.torchopt import matrices, problems, report, tasks
 from benchmarks.torchopt.rivals import rivals
 
 SETS = ("6 x 1k", "50 x 1k", "500 x 1k", "5000 x 1k", "ResNet-50", "transformer, 12 blocks")
@@ -41,6 +41,14 @@ def optimizers(quick: bool) -> list[dict[str, Any]]:
     return [{"tree": tree, "operation": name} for tree in sets for name in OPTIMIZERS]
 
 
+def matrix_steps(quick: bool) -> list[dict[str, Any]]:
+    """Return the cases of one step in place of the optimizers of matrices."""
+    sets = list(problems.MATRICES)[: 1 if quick else None]
+    cases = [{"tree": tree, "operation": name} for name in matrices.STEPS for tree in sets]
+    # The loop takes half a minute for the widest step of Shampoo.
+    return cases[:-1] if len(sets) > 1 else cases
+
+
 def meta(quick: bool) -> list[dict[str, Any]]:
     """Return the cases of meta-steps."""
     numbers = STEPS[:2] if quick else STEPS
@@ -60,12 +68,14 @@ SUITE = Suite(
     {
         "step": Group(steps, counted="count"),
         "optimizers": Group(optimizers, counted="count"),
+        "matrices": Group(matrix_steps, counted="count"),
         "meta": Group(meta, counted="count"),
         "tasks": Group(whole_tasks, counted="count"),
     },
     {
         "step": report.step_table,
         "optimizers": report.optimizers_table,
+        "matrices": report.matrices_table,
         "meta": report.meta_table,
         "tasks": report.tasks_table,
     },

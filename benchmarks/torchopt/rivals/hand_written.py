@@ -8,12 +8,13 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from benchmarks.torchopt import problems
+from benchmarks.torchopt import matrices, problems
 
 DISTRIBUTIONS = ("torch",)
 library: Any = torch
 
 meta = problems.plain_meta_gradient
+in_place = matrices.one_by_one
 
 
 def functional(params: list[Tensor], grads: list[Tensor]) -> Callable[[], Any]:

@@ -28,12 +28,17 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "asgd": ("ASGD", {}),
     "rprop": ("Rprop", {}),
     "adafactor": ("Adafactor", {}),
+    "muon": ("Muon", {"momentum": 0.95, "weight_decay": 0.0}),
 }
 
 
 def in_place(params: list[Tensor], name: str, **implementation: bool) -> Callable[[], Any]:
     """Return the step of an optimizer of torch."""
+    if name not in SETTINGS:
+        raise UnsupportedError(f"it has no {name}")
     cls, settings = SETTINGS[name]
+    if name == "muon" and implementation == {"foreach": False}:
+        implementation = {}  # the loop is its only one
     try:
         optimizer = getattr(torch.optim, cls)(params, lr=1e-3, **settings, **implementation)
     except TypeError as error:

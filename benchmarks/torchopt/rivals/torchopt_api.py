@@ -24,12 +24,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 1e-3},
     "momentum": {"lr": 1e-3, "momentum": 0.9},
     "rmsprop": {"lr": 1e-3, "momentum": 0.9, "centered": True},
+    "muon": {"lr": 1e-3, "momentum": 0.95, "weight_decay": 0.0},
+    "shampoo": {"lr": 1e-3, "eps": 1e-4},
 }
 CLASSES = {
     "sgd": "SGD", "momentum": "SGD", "adam": "Adam", "adamw": "AdamW", "adamax": "AdaMax",
     "radam": "RAdam", "rmsprop": "RMSProp", "adagrad": "AdaGrad", "adadelta": "AdaDelta",
     "amsgrad": "AMSGrad", "nadam": "NAdam", "asgd": "ASGD", "rprop": "Rprop",
-    "adafactor": "Adafactor",
+    "adafactor": "Adafactor", "muon": "Muon", "shampoo": "Shampoo",
 }  # fmt: skip
 
 
