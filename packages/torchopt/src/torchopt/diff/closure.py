@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torchopt.errors import NotDifferentiableError
@@ -39,6 +40,7 @@ __all__ = [
     "parts",
     "require_arguments",
     "root_of",
+    "slot_names",
     "unseen",
 ]
 
@@ -277,9 +279,14 @@ def global_names(code: types.CodeType) -> tuple[str, ...]:
 
 
 def _of_object(name: str, found: Any) -> Iterator[tuple[str, Any]]:
-    attributes: dict[str, Any] = dict(getattr(found, "__dict__", None) or {})
     prefix = f"{name}." if name else ""
+    if isinstance(found, torch.jit.ScriptModule):
+        yield from ((prefix + k, x) for k, x in (*found.named_parameters(), *found.named_buffers()))
+        yield from ((prefix + k, m.training) for k, m in found.named_modules())
+        return
+    attributes: dict[str, Any] = dict(getattr(found, "__dict__", None) or {})
     if isinstance(found, nn.Module):
+        yield "", type(found).forward  # which may have been exchanged in a class of torch
         for table in TABLES:
             yield from ((prefix + key, x) for key, x in (attributes.pop(table, None) or {}).items())
         attributes = {k: x for k, x in attributes.items() if not k.endswith("_hooks") or x}
@@ -288,9 +295,10 @@ def _of_object(name: str, found: Any) -> Iterator[tuple[str, Any]]:
     for key in list(derived):
         del attributes[key]
     yield from ((prefix + key, x) for key, x in attributes.items())
-    for base in own_classes(type(found)):
-        for key in (s for s in _slots(base) if s in vars(base) and hasattr(found, s)):
+    for key in slot_names(type(found)):
+        if hasattr(found, key):
             yield prefix + key, getattr(found, key)
+    for base in own_classes(type(found)):
         yield from (("", x) for x in _methods(base))
 
 
@@ -305,9 +313,15 @@ def _methods(found: type) -> Iterator[types.FunctionType]:
         yield from (f for f in inner if isinstance(f, types.FunctionType))
 
 
-def _slots(base: type) -> tuple[str, ...]:
-    slots = vars(base).get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+def slot_names(found: type) -> list[str]:
+    """Return the names of the slots of a class and its bases, as its instances have them."""
+    return [
+        key
+        for base in found.__mro__
+        if "__slots__" in vars(base)
+        for key, x in list(vars(base).items())
+        if isinstance(x, types.MemberDescriptorType)
+    ]
 
 
 def root_of(found: Any) -> str:

@@ -112,6 +112,23 @@ def fresh_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
 
 
+def _has_state(module: nn.Module) -> bool:
+    """Return whether a module has anything to put back.
+
+    Raises:
+        NotDifferentiableError: It is scripted and may write buffers, which can not be exchanged.
+    """
+    if not isinstance(module, torch.jit.ScriptModule):
+        return True
+    if module.training and next(module.buffers(), None) is not None:
+        raise NotDifferentiableError(
+            "expected modules whose buffers can be put back, as a derivative computes steps again, "
+            f"got a scripted {module.original_name} in training mode; pass the module that it was "
+            "scripted from, or call eval() on it."
+        )
+    return False
+
+
 def _attributes(module: nn.Module) -> dict[str, Any]:
     return _copied(
         {
@@ -235,7 +252,7 @@ class Surroundings:
         """Record the state of what the function reaches."""
         if any(slot.read() is not slot.value for slot in self._slots):
             self._search(first=False)
-        self._states = [_ModuleState.of(module) for module in self._modules]
+        self._states = [_ModuleState.of(module) for module in self._modules if _has_state(module)]
         self._contents = [x for found in self._containers for x in contents(found)]
 
     def retaken(self, *, silent: bool = False) -> Surroundings:

@@ -25,7 +25,7 @@ _WITH_GRAPH = {
     "LinalgSlogdetBackward0",
     "LinalgSolveExBackward0",
 }
-_REFUSALS = ("forward AD", "forward mode AD", "jvp function")
+_REFUSALS = ("forward AD", "forward mode AD", "jvp function", "_efficientzerotensor")
 
 
 def dual_gradient(value: Tensor, at: Sequence[Tensor]) -> Sequence[Tensor | None]:

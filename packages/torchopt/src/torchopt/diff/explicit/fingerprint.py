@@ -29,15 +29,29 @@ from torchopt.diff.closure import (
     ENTRIES,
     LIBRARIES,
     code_names,
+    global_names,
     own_classes,
     parts,
     root_of,
+    slot_names,
 )
 from torchopt.errors import NotTraceableError
 
-__all__ = ["Fingerprint", "fingerprint", "form_of", "join", "module_places", "settings"]
+__all__ = [
+    "Fingerprint",
+    "content_of",
+    "fingerprint",
+    "form_of",
+    "is_constant",
+    "join",
+    "module_places",
+    "settings",
+]
 
 NUMBERS = (float, complex)
+# Modules whose objects are values: compared by what they are, with slots that may be caches.
+VALUES = {"datetime", "decimal", "fractions", "ipaddress", "pathlib", "uuid"}
+READERS = ("eval", "exec", "globals")
 MOST = 20_000  # objects that a function may reach
 
 
@@ -136,7 +150,8 @@ def fingerprint(*values: Any) -> Fingerprint:
         if isinstance(found, ATOMS):
             # 0.0 and -0.0 are equal, and so are 1 and True; nan is not.
             key.append((name, type(found), repr(found) if isinstance(found, NUMBERS) else found))
-            continue
+            if type(found) in ATOMS or not getattr(found, "__dict__", None):
+                continue
         if id(found) in seen:
             key.append((name, "again", seen[id(found)]))
             continue
@@ -153,7 +168,7 @@ def fingerprint(*values: Any) -> Fingerprint:
             continue
         key.append((name, *_identity(found)))
         visited.append(found)
-        if not hasattr(type(found), "not_searched"):
+        if not hasattr(type(found), "not_searched") and not is_constant(found):
             queue.extend(parts(name, found))
             queue.extend(_more(name, found))
     return Fingerprint(Key(tuple(key)), tuple(tensors), tuple(names), tuple(visited))
@@ -215,6 +230,7 @@ def _more(name: str, found: Any) -> Iterator[tuple[str, Any]]:
 def _identity(found: Any) -> tuple[Any, ...]:
     """Return what is compared of an object besides its parts."""
     if isinstance(found, types.FunctionType):
+        _require_visible(found)
         return (found.__code__,)
     if isinstance(found, (type, types.ModuleType, types.BuiltinFunctionType)):
         return (_Same(found),)
@@ -234,11 +250,38 @@ def _identity(found: Any) -> tuple[Any, ...]:
                 f"{len(found)}; make it a tensor, or run the function untraced."
             )
         return type(found), len(found)
-    if hasattr(found, "__dict__"):
-        return (type(found),)
-    if any("__slots__" in vars(base) for base in type(found).__mro__):
+    if is_constant(found):
+        return type(found), found
+    if (content := content_of(found)) is not None:
+        return type(found), content
+    if hasattr(found, "__dict__") or slot_names(type(found)):
         return (type(found),)
     return (_Same(found),)
+
+
+def is_constant(found: Any) -> bool:
+    """Return whether an object is a value of the standard library, such as a Fraction or a path."""
+    return root_of(type(found)) in VALUES and not callable(found)
+
+
+def content_of(found: Any) -> bytes | None:
+    """Return the bytes of an object that is a buffer, such as a memoryview; None of others."""
+    try:
+        return memoryview(found).tobytes()
+    except TypeError:
+        return None
+
+
+def _require_visible(function: types.FunctionType) -> None:
+    if root_of(function) in LIBRARIES:
+        return
+    names = (x for x in global_names(function.__code__) if x not in function.__globals__)
+    called = next((x for x in names if x in READERS), None)
+    if called is not None:
+        raise NotTraceableError(
+            f"a traced program: expected a function whose names say what it reads, got a call of "
+            f"{called}() in {function.__qualname__}, which may read anything; run it untraced."
+        )
 
 
 def _count_of(found: Any) -> tuple[str, ...]:

@@ -16,14 +16,23 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from torchopt.diff.closure import LIBRARIES, global_names, own_classes, root_of
-from torchopt.diff.explicit.fingerprint import Fingerprint, fingerprint, form_of, module_places
+from torchopt.diff.closure import LIBRARIES, global_names, own_classes, root_of, slot_names
+from torchopt.diff.explicit.fingerprint import (
+    Fingerprint,
+    content_of,
+    fingerprint,
+    form_of,
+    is_constant,
+    module_places,
+)
 
 __all__ = ["Reached"]
 
 PLAIN = (dict, OrderedDict)
+SEARCHED = (np.ndarray, array, Iterator, torch.jit.ScriptModule)
 PASSED_BY = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodType)
 
 
@@ -107,18 +116,21 @@ def _reader(visited: tuple[Any, ...]) -> Callable[[], list[Any]] | None:
             if type(found) not in PLAIN:
                 return None
             tables.append(found)  # type: ignore[arg-type]
-        elif isinstance(found, (np.ndarray, array, bytearray, Iterator)):
+        elif is_constant(found):
+            continue
+        elif isinstance(found, SEARCHED) or content_of(found) is not None:
             return None
         else:
             own = getattr(found, "__dict__", None)
             if own is not None:
                 tables.append(own)
             if isinstance(found, nn.Module):
+                attributes.append((type(found), "forward"))
                 inner = [x for x in own.values() if isinstance(x, dict)]  # type: ignore[union-attr]
                 if any(type(x) not in PLAIN for x in inner):
                     return None
                 tables += inner
-            attributes += _slots(found)
+            attributes += ((found, name) for name in slot_names(type(found)))
 
     tables = list({id(x): x for x in tables}.values())
     keys = [*tables, *classes.values(), *lists]
@@ -148,12 +160,3 @@ def _globals(function: types.FunctionType) -> list[tuple[Any, str]]:
 
 def _class_of(found: Any) -> type:
     return found if isinstance(found, type) else type(found)
-
-
-def _slots(found: Any) -> list[tuple[Any, str]]:
-    out = []
-    for base in type(found).__mro__:
-        if root_of(base) not in LIBRARIES:
-            slots = vars(base).get("__slots__", ())
-            out += [(found, s) for s in ((slots,) if isinstance(slots, str) else slots)]
-    return out

@@ -289,10 +289,10 @@ def make_program(
 def _graph(
     function: Callable[..., Any], examples: Sequence[Tensor], reach: Fingerprint, words: Words
 ) -> torch.fx.GraphModule:
-    owned = {x.untyped_storage().data_ptr(): n for n, x in zip(reach.names, reach.tensors)}
+    owned = {_storage(x): n for n, x in zip(reach.names, reach.tensors)}
 
     def read(x: Tensor) -> None:
-        name = owned.get(x.untyped_storage().data_ptr())
+        name = owned.get(_storage(x))
         if name is not None and x.numel():
             raise NotTraceableError(_read_message(words, f" of {name}", None))
 
@@ -358,4 +358,11 @@ def _places(held: Sequence[Tensor], reach: Fingerprint, words: Words) -> tuple[i
 
 
 def _memory(x: Tensor) -> tuple[Any, ...]:
-    return x.untyped_storage().data_ptr(), x.shape, x.stride(), x.storage_offset(), x.dtype
+    if x.layout is not torch.strided:
+        return (_storage(x),)
+    return _storage(x), x.shape, x.stride(), x.storage_offset(), x.dtype
+
+
+def _storage(x: Tensor) -> int:
+    """Return what tells the memory of a tensor from that of others, while both are alive."""
+    return x.untyped_storage().data_ptr() if x.layout is torch.strided else id(x)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A traced program follows whatever the loss reads by name, and refuses what it cannot follow."""
+
+from __future__ import annotations
+
+import ctypes
+import pathlib
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchopt
+from torchopt.errors import NotDifferentiableError, NotTraceableError
+
+SCALE = 2.0
+
+
+class Private:
+    __slots__ = ("__value",)
+
+    def __init__(self, value: float) -> None:
+        self.__value = value
+
+    def get(self) -> float:
+        return self.__value
+
+    def put(self, value: float) -> None:
+        self.__value = value
+
+
+class Number(float):
+    factor: float
+
+
+def number() -> Number:
+    made = Number(1.0)
+    made.factor = 2.0
+    return made
+
+
+def exchange(held: list[Any], value: Any) -> None:
+    held[0] = value
+
+
+CHANGES: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "a slot with a private name": (Private(2.0), Private.get, lambda x: x.put(5.0)),
+    "an attribute of a float": (number(), lambda x: x.factor, lambda x: setattr(x, "factor", 5.0)),
+    "a fraction": ([Fraction(1, 2)], lambda x: float(x[0]), lambda x: exchange(x, Fraction(3, 2))),
+    "a path": (
+        [pathlib.PurePath("a")],
+        lambda x: float(len(str(x[0]))),
+        lambda x: exchange(x, pathlib.PurePath("abc")),
+    ),
+    "a number of C": (
+        ctypes.c_double(2.0),
+        lambda x: x.value,
+        lambda x: setattr(x, "value", 5.0),
+    ),
+    "memory": (memoryview(bytearray(b"\2")), lambda x: x[0], lambda x: x.__setitem__(0, 5)),
+    "a sparse matrix": (
+        torch.eye(3, dtype=torch.float64).to_sparse(),
+        lambda x: (x @ torch.ones(3, 1, dtype=torch.float64)).sum(),
+        lambda x: x._values().mul_(3.0),
+    ),
+    "a scripted module": (
+        torch.jit.script(nn.Linear(3, 1).double().requires_grad_(False)),
+        lambda x: x(torch.ones(3, dtype=torch.float64)).sum(),
+        lambda x: x.weight.copy_(x.weight * 3.0),
+    ),
+    "the mode of a scripted module": (
+        torch.jit.script(nn.LeakyReLU(0.5).eval()),
+        lambda x: x(torch.tensor(-1.0, dtype=torch.float64)) + 2.0 * x.training,
+        lambda x: x.train(),
+    ),
+}
+
+
+def ends(loss: Any, execute: str, **options: Any) -> tuple[Tensor, Tensor]:
+    """Return what a run ends with, and the gradient of its sum of squares by the meta-parameter."""
+    meta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    start = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    inner = torchopt.inner_loop(loss, torchopt.sgd(0.01), steps=2, execute=execute, **options)
+    params = inner(start, None, meta).params
+    return params, torch.autograd.grad(params.square().sum(), meta)[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_of_what_a_loss_reads_is_seen(name: str) -> None:
+    held, read, change = CHANGES[name]
+
+    def loss(w: Tensor, batch: Any, meta: Tensor) -> Tensor:
+        return (w**2).sum() * meta * read(held)
+
+    first = ends(loss, "trace")
+    torch.testing.assert_close(first, ends(loss, "eager"), rtol=1e-12, atol=0)
+    change(held)
+    second = ends(loss, "trace")
+    torch.testing.assert_close(second, ends(loss, "eager"), rtol=1e-12, atol=0)
+    assert float((first[1] - second[1]).abs()) > 1e-6
+
+
+def test_an_exchanged_method_of_a_class_of_torch_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Linear(2, 2).double().requires_grad_(False)
+
+    def loss(w: Tensor, batch: Any, meta: Tensor) -> Tensor:
+        return (layer(w) ** 2).sum() * meta
+
+    ends(loss, "trace")
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: 3.0 * x)
+    torch.testing.assert_close(ends(loss, "trace"), ends(loss, "eager"), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("globals", lambda: globals()["SCALE"]), ("eval", lambda: eval("SCALE"))],
+)
+def test_a_function_that_may_read_anything_is_refused(name: str, scale: Any) -> None:
+    def loss(w: Tensor, batch: Any, meta: Tensor) -> Tensor:
+        return (w**2).sum() * meta * scale()
+
+    with pytest.raises(NotTraceableError, match=rf"a call of {name}\(\)"):
+        ends(loss, "trace")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "options", [{"keep": "steps"}, {"derivative": "mixed"}, {"execute": "trace"}], ids=str
+)
+def test_a_scripted_module_that_may_write_its_buffers_is_named(options: dict[str, Any]) -> None:
+    norm = torch.jit.script(nn.Sequential(nn.BatchNorm1d(2)).double())
+
+    def loss(w: Tensor, batch: Any, meta: Tensor) -> Tensor:
+        return (norm(torch.stack([w, w * w])) ** 3 * w).sum() * meta
+
+    with pytest.raises(NotDifferentiableError, match="a scripted Sequential in training mode"):
+        ends(loss, **{"execute": "eager", **options})
+
+
+def test_a_sparse_constant_in_forward_mode_is_named() -> None:
+    matrix = torch.eye(2, dtype=torch.float64).to_sparse()
+
+    def loss(w: Tensor, batch: Any, meta: Tensor) -> Tensor:
+        return (matrix @ w[:, None]).square().sum() * meta
+
+    with pytest.raises(NotDifferentiableError, match="a forward mode"):
+        ends(loss, "eager", derivative="mixed")
