@@ -9,15 +9,15 @@ import multiprocessing.connection
 import os
 import pickle
 import secrets
-import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torchopt.distributed import meeting
+from torchopt.distributed import guard, meeting
 from torchopt.distributed.folder import FOLDER, Folder
 from torchopt.distributed.raised import Raised
 from torchopt.errors import WorkerError
@@ -25,6 +25,7 @@ from torchopt.errors import WorkerError
 __all__ = ["spawn"]
 
 _LAST_WORDS = 10.0  # seconds that the others have to end by themselves after one failed
+_TERMINATED = 2.0  # seconds that all have after SIGTERM
 
 
 def spawn(
@@ -76,6 +77,7 @@ def spawn(
         port = free.getsockname()[1]  # for programs that open a world of torch themselves
     context = multiprocessing.get_context(start_method)
     workers: list[_Worker] = []
+    guarding = _guard(str(folder.path))
     try:
         for rank in range(nprocs):
             variables = {
@@ -94,12 +96,21 @@ def spawn(
             if nprocs > 1 and "OMP_NUM_THREADS" not in os.environ:
                 variables.setdefault("OMP_NUM_THREADS", "1")
             workers.append(_Worker(context, rank, main, args, variables))
+            with contextlib.suppress(OSError):  # somebody has ended it
+                os.write(guarding.stdin.fileno(), b"%d\n" % workers[-1].process.pid)
         _wait(workers, timeout)
     finally:
-        for worker in workers:
-            worker.end()
+        _end(workers)
+        guarding.kill()
+        guarding.communicate()
         folder.leave()
     return [worker.result for worker in workers]
+
+
+def _guard(folder: str) -> Any:
+    """Start the process that acts if this one is killed."""
+    command = [sys.executable, "-I", "-S", guard.__file__, folder]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
 
 class _Worker:
@@ -167,34 +178,33 @@ class _Worker:
             text = "the process did not answer the others any more; spawn has ended it"
             self.error = self.error or WorkerError(self.rank, None, "timed out", text)
 
-    def end(self) -> None:
-        """End the process if it still runs."""
-        if self.process.is_alive():
-            self.process.terminate()
-            self.process.join(2.0)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-        self.pipe.close()
-        self.process.close()
+
+def _end(workers: list[_Worker]) -> None:
+    """End the processes that still run."""
+    running = [worker.process for worker in workers if worker.process.is_alive()]
+    for process in running:
+        process.terminate()
+    until = time.monotonic() + _TERMINATED
+    for process in running:
+        process.join(max(0.0, until - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+    for worker in workers:
+        worker.pipe.close()
+        worker.process.close()
 
 
-def _end_with_parent(folder: str) -> None:
-    """End this process, and remove the folder, when its parent is gone, for whatever reason."""
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, if nobody has ended it before."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # nobody reads any more
-            sys.stderr.write(
-                f"{multiprocessing.current_process().name}: ends, spawn's caller is gone\n"
-            )
         os._exit(1)
 
 
 def _child(variables: dict[str, str], payload: bytes, pipe: Any) -> None:
-    leash = threading.Thread(target=_end_with_parent, args=(variables[FOLDER],), daemon=True)
-    leash.start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(variables)
     if "OMP_NUM_THREADS" in variables:
         import torch
