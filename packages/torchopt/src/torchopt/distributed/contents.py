@@ -13,7 +13,7 @@ from torchopt.distributed.signature import local_part
 
 __all__ = ["Contents", "is_same", "looked_at"]
 
-_FROZEN = 64 * 2**20  # bytes of frozen parameters that are copied at each step
+_FROZEN = 64 * 2**20  # bytes of frozen parameters, of which more are not copied
 _SMALL = 65536  # entries; of larger tensors
 _FIRST = 4096  # so many are compared after a step that has gone well
 
@@ -28,6 +28,7 @@ class Contents:
         self._copies: list[Tensor] = []
         self._versions: list[int] = []
         self._flags: list[bool] = []
+        self._large: list[tuple[Tensor, int]] = []  # frozen, too many to be copied; and versions
 
     def keep(
         self, params: Sequence[Tensor], parts: Iterable[nn.Module], *, only_shards: bool
@@ -36,12 +37,16 @@ class Contents:
 
         Args:
             params: What is differentiated.
-            parts: Modules, whose frozen parameters are kept as well unless they are many.
+            parts: Modules, whose frozen parameters are kept as well; if they are many, only their
+                versions.
             only_shards: Whether whole tensors are made from shards, for as long as they are used.
         """
-        held = [*params, *_frozen(parts)]
+        frozen = _frozen(parts)
         if only_shards:
-            held = [p for p in held if hasattr(p, "to_local")]
+            params, frozen = ([p for p in x if hasattr(p, "to_local")] for x in (params, frozen))
+        is_large = sum(p.numel() * p.element_size() for p in frozen) > _FROZEN
+        self._large = [(p, p._version) for p in frozen] if is_large else []
+        held = [*params] if is_large else [*params, *frozen]
         is_known = len(held) == len(self._held) and all(map(operator.is_, held, self._held))
         with torch.no_grad():
             if not is_known or self._are_shards:
@@ -73,7 +78,18 @@ class Contents:
         self._restore_flags()
 
     def require_unchanged(self) -> None:
-        """Raise if something was written that version counters do not know of, through `.data`."""
+        """Raise if something was written that cannot be undone task by task.
+
+        That is what version counters do not know of, through `.data`, and large frozen parameters.
+        """
+        for p, version in self._large:
+            if p._version != version:
+                raise TypeError(
+                    "`task_loss`: expected a task that leaves frozen parameters of more than "
+                    f"{_FROZEN >> 20} MiB alone, got one that wrote to a tensor of shape "
+                    f"{list(p.shape)}, which is not undone; put the values back, or let the task "
+                    "compute with a copy"
+                )
         changed = self._changed(looked_at)
         if changed:
             x = self._held[changed[0]]
@@ -108,9 +124,7 @@ def _frozen(parts: Iterable[nn.Module]) -> list[Tensor]:
     frozen: list[Tensor] = [p for p in found if not p.requires_grad]
     if not frozen:
         return frozen
-    frozen = [p for p in dict.fromkeys(frozen) if not nn.parameter.is_lazy(p)]
-    size = sum(p.numel() * p.element_size() for p in frozen)
-    return frozen if size <= _FROZEN else []
+    return [p for p in dict.fromkeys(frozen) if not nn.parameter.is_lazy(p)]
 
 
 def looked_at(x: Tensor) -> Tensor:

@@ -59,7 +59,8 @@ class TaskParallel:
 
     A task is a function of the parameters as they are at the beginning of a step: what it writes
     into them, exchanges or freezes is undone when it ends, at the cost of a copy of the parameters
-    (of frozen ones, if they have at most 64 MiB). It finds no `.grad`, and leaves none.
+    (of frozen ones, if they have at most 64 MiB; to larger ones it may not write). It finds no
+    `.grad`, and leaves none.
 
     Gradients do not depend on the number of ranks, but for the rounding of sums: 1e-12 relative in
     float64. With `deterministic=True` they do not depend on it at all, bit for bit, as long as
@@ -244,7 +245,8 @@ class TaskParallel:
         Raises:
             ValueError: There is no task, or weights are not numbers >= 0, one for each task.
             TypeError: The tasks are not a sequence. Or a task has written to parameters through
-                `.data`, or has left a `.grad` behind: with several processes a `WorkerError`, too.
+                `.data` or to large frozen ones, or has left a `.grad` behind: with several
+                processes a `WorkerError`, too.
             NotDifferentiableError: The weights require a gradient.
             WorkerError: A task raised, on any rank: raised on every rank; `.grad` and modules are
                 as before. Or the ranks differ in steps, tasks or parameters. Or a rank is lost,
