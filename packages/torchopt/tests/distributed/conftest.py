@@ -6,6 +6,7 @@ No test waits longer than `distributed_programs.PATIENCE` seconds and none choos
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import sys
 import tempfile
@@ -37,9 +38,32 @@ def _no_folder_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     assert list(temporary.glob("torchopt-*")) == []
 
 
+@pytest.fixture(scope="package")
+def standing(_no_folder_is_left: None) -> Iterator[Callable[..., list[Any]]]:
+    """Run a program in a world of some processes that stays for the tests that follow."""
+    from standing import Standing
+
+    worlds: dict[tuple[int, str], Standing] = {}
+
+    def run(program: Callable[..., Any], size: int, *args: Any, backend: str = "gloo") -> list[Any]:
+        key = (size, backend)
+        if key not in worlds:
+            worlds[key] = Standing(size, backend)
+        try:
+            return worlds[key].run(program, *args)
+        except BaseException:
+            with contextlib.suppress(BaseException):  # the next test gets another one
+                worlds.pop(key).close()
+            raise
+
+    yield run
+    for each in worlds.values():
+        each.close()
+
+
 @pytest.fixture
 def world() -> Callable[..., list[Any]]:
-    """Run a program in a world of some processes and return their results by rank."""
+    """Run a program in a world of its own and return the results of its processes by rank."""
 
     from distributed_programs import PATIENCE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -101,13 +102,20 @@ def problem(engine: str) -> tuple[list[Tensor], Any, Callable[[Any], Tensor]]:
     return [theta], {"theta": theta}, functools.partial(loss, theta)
 
 
+def see_no_files(engine: todist.TaskParallel) -> None:
+    """Let an engine work as on several machines, whose ranks have no file in common."""
+    engine.group.messages = engine.group.counter = None
+
+
 @todist.auto_init_rpc(backend="gloo")
-def task_gradients_with(count: int, options: dict[str, Any]) -> dict[str, Any]:
+def task_gradients_with(count: int, options: dict[str, Any], across: bool = False) -> Any:
     """Return, for each engine, gradients after two steps and what the steps report."""
     results = {}
     for engine in ENGINES:
         leaves, params, loss = problem(engine)
         parallel = todist.TaskParallel(params, bucket_bytes=128, **options)
+        if across:
+            see_no_files(parallel)
         for _ in range(2):  # gradients add up, as those of `backward`
             step = parallel.backward(loss, make_tasks(count))
         results[engine] = (
@@ -126,13 +134,13 @@ def messages_of_steps(across: bool) -> dict[str, Any]:
     """Return the collective operations of single steps.
 
     Args:
-        across: Whether the ranks see no file that they have in common, as on several machines.
+        across: Whether they are made as on several machines.
     """
 
     def counted(engine: todist.TaskParallel, tasks: int) -> int:
         before = engine.group.operations
         if across:
-            engine.group._begun = None
+            see_no_files(engine)
         engine.backward(lambda t: sum(p.sum() for p in engine.params) * t, [1.0] * tasks)
         return engine.group.operations - before
 
@@ -464,16 +472,6 @@ def drive() -> dict[str, Any]:
     return results
 
 
-@todist.auto_init_rpc()
-def drive_rpc() -> Any:
-    return drive()
-
-
-@todist.auto_init_rpc(backend="gloo")
-def drive_collective() -> Any:
-    return drive()
-
-
 # --- remote calls ---------------------------------------------------------------------------------
 
 
@@ -735,13 +733,27 @@ def slow_but_alive(kind: str) -> Any:
 
     def loss(task: float) -> Tensor:
         if kind == "tasks" and task == 1.0:
-            time.sleep(0.5)  # many of them, none too long, while the other rank has done its own
+            time.sleep(0.3)  # many of them, none too long, while the other rank has done its own
         return (p * task).sum()
 
     step = parallel.backward(loss, [1.0] * 10 + [2.0] * 10)
     if kind == "end" and rank == 1:
-        time.sleep(4.0)
+        time.sleep(3.0)
     return step.loss.item(), rank
+
+
+def started_by_srun(environment: dict[str, str], told: Path) -> None:
+    """Say what a rank finds that has the variables of slurm."""
+    os.environ.update(environment)
+
+    @todist.auto_init_rpc(backend="collective", timeout=60)
+    def main() -> Any:
+        theta = torch.tensor([1.0, -1.0], requires_grad=True)
+        step = todist.TaskParallel([theta]).backward(lambda t: ((theta - t) ** 2).sum(), [0.0, 1.0])
+        assert theta.grad is not None
+        return todist.get_rank(), todist.get_world_size(), step.owners, theta.grad.tolist()
+
+    told.write_text(repr(main()))
 
 
 def users_own_world() -> Any:
@@ -784,18 +796,25 @@ def sub_groups() -> Any:
 
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
-def beats(folder: str) -> None:
-    """Say that this process lives, then wait for another, compute or sleep, by rank."""
+def lives(folder: str) -> None:
+    """Say that this process lives, then wait for the others, compute, or stand still, by rank."""
     rank = todist.get_rank()
     part = Path(folder) / f"part.{rank}"
     part.write_text(str(os.getpid()))
     part.rename(Path(folder) / f"alive.{rank}")
     if rank == 0:
         todist.TaskParallel([torch.ones(2, requires_grad=True)])
-    ends = time.monotonic() + PATIENCE
-    while rank == 1 and time.monotonic() < ends:
-        torch.ones(300, 300) @ torch.ones(300, 300)
-    time.sleep(PATIENCE)
+    if rank == 1:
+        sum(range(10**12))  # and no other thread of this process can run meanwhile
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def spawning(folder: str) -> None:
+    """Start a world, and wait for what will not end."""
+    tempfile.tempdir = folder
+    modules = ["torch", "torchopt.distributed", "distributed_programs"]
+    multiprocessing.set_forkserver_preload(modules)
+    todist.spawn(lives, 3, (folder,), start_method="forkserver")
 
 
 def hold_a_folder(temporary: str, tell: Any) -> None:
@@ -880,7 +899,8 @@ def _size(net: nn.Module) -> Tensor:
 
 
 def listening() -> list[str]:
-    """Return the addresses at which this process listens (Linux)."""
+    """Return the addresses at which this process listens in an open world (Linux)."""
+    todist.barrier()
     inodes = set()
     for entry in Path("/proc/self/fd").iterdir():
         try:
@@ -896,18 +916,6 @@ def listening() -> list[str]:
             if fields[3] == "0A" and fields[9] in inodes:
                 found.append(fields[1].partition(":")[0])
     return found
-
-
-@todist.auto_init_rpc()
-def listening_rpc() -> list[str]:
-    todist.barrier()
-    return listening()
-
-
-@todist.auto_init_rpc(backend="gloo")
-def listening_collective() -> list[str]:
-    todist.barrier()
-    return listening()
 
 
 @todist.auto_init_rpc()

@@ -72,7 +72,8 @@ def grid() -> dict[str, float]:
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    if not dist.is_initialized():
+    alone = not dist.is_initialized()
+    if alone:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     n = dist.get_world_size()
     mesh = init_device_mesh("cpu", (n,))
@@ -194,6 +195,8 @@ def grid() -> dict[str, float]:
                 loss = sum(((module(b) - 1) ** 2).mean() for b in batches) / len(batches)
                 results.append(torch.autograd.grad(loss, leaves))
             found[f"{name} {how}"] = error(results[1], results[0])
+    if alone:
+        dist.destroy_process_group()
     return found
 
 

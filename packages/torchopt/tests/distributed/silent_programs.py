@@ -409,7 +409,7 @@ def middle(x: Tensor) -> Tensor:
 @todist.parallelize(todist.dim_partitioner(0, exclusive=True), todist.sum_reducer, timeout=3)
 def too_many(x: Tensor) -> Tensor:
     """Waits for calls that wait for calls, more of them than an agent has threads."""
-    whole: Tensor = middle(x.expand(8, 1).contiguous())
+    whole: Tensor = middle(x.expand(2, 1).contiguous())
     return whole
 
 
@@ -418,6 +418,6 @@ def too_many(x: Tensor) -> Tensor:
 def nested_calls() -> Any:
     value = outer(torch.ones(60, 1))
     try:
-        return float(value), float(too_many(torch.ones(200, 1)))
+        return float(value), float(too_many(torch.ones(140, 1)))
     except WorkerError as error:
         return float(value), error.kind

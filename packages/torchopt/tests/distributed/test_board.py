@@ -3,23 +3,83 @@
 
 from __future__ import annotations
 
-from torchopt.distributed.board import Begun, Board
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from torchopt.distributed.board import Board, Counter, Messages
+from torchopt.distributed.folder import has_locks
 
 
-def test_ranks_see_whether_the_others_begin_the_same(tmp_path):
-    first, second, third = (Begun(tmp_path / "begun", rank, 3) for rank in range(3))
+def test_ranks_see_whether_the_others_mean_the_same(tmp_path):
+    ranks = [Messages(tmp_path / "messages", rank, 3) for rank in range(3)]
     largest = 2**32 - 1
-    first.begin(largest)
-    assert first.is_common() is None
-    second.begin(largest)
-    assert second.is_common() is None
-    third.begin(largest)
-    assert [x.is_common() for x in (first, second, third)] == [True] * 3
-    first.begin(1)
-    assert first.is_common() is None  # the others are at the operation before
-    second.begin(1)
-    third.begin(2)
-    assert [x.is_common() for x in (first, second, third)] == [False] * 3
+    for k, rank in enumerate(ranks):
+        rank.tell(largest)
+        assert [x.are_common() for x in ranks[: k + 1]] == [True if k == 2 else None] * (k + 1)
+    ranks[0].tell(1)
+    assert ranks[0].are_common() is None  # the others are at the message before
+    assert ranks[1].are_common() is True
+    ranks[1].tell(1)
+    ranks[2].tell(2)
+    assert [x.are_common() for x in ranks] == [False] * 3
+    for rank in ranks:
+        rank.tell(3, [1.0] * (2 + (rank is ranks[0])))
+    assert [x.are_common() for x in ranks] == [False] * 3  # of other lengths
+
+
+def test_numbers_of_all_ranks_are_added_up(tmp_path):
+    own, other = (Messages(tmp_path / "messages", rank, 2) for rank in (0, 1))
+    full = torch.arange(own.room - 2.0, dtype=torch.float64)
+    assert own.tell(5, [1.0, float("inf")], [full]) == 8 * own.room
+    other.tell(5, [2.0, 0.0], [full[:10], full[10:]])
+    own.tell(6, [7.0])  # a rank that is ahead leaves what the other has not read
+    assert other.are_common() is True
+    assert other.sums().tolist() == [3.0, float("inf"), *(2 * full).tolist()]
+    other.tell(6, [8.0])
+    assert (own.sums().tolist(), other.sums().tolist()) == ([15.0], [15.0])
+
+
+def test_a_message_whose_parts_have_not_all_arrived_is_not_read(tmp_path):
+    own, other = (Messages(tmp_path / "messages", rank, 2) for rank in (0, 1))
+    other.tell(5, [2.0, 3.0])
+    own.tell(5, [1.0, 1.0])
+    other._numbers[1, 1, 1] = 4.0
+    assert own.are_common() is None
+    other._numbers[1, 1, 1] = 3.0
+    assert own.are_common() is True
+
+
+@pytest.mark.skipif(not has_locks(), reason="locks of POSIX")
+def test_each_number_of_a_counter_is_drawn_once(tmp_path):
+    path = tmp_path / "counter"
+    first, second = Counter(path), Counter(path)
+    assert [first.draw(7, 2), second.draw(7, 3), first.draw(7, 1)] == [0, 2, 5]
+    assert [second.draw(8, 1), first.draw(8, 1)] == [0, 1]  # another purpose: from the start
+
+    def draws(number: int) -> list[int]:
+        own = Counter(path)
+        found = [own.draw(9, 1) for _ in range(3000)]
+        return [x for x in found if x is not None]
+
+    with ThreadPoolExecutor(4) as pool:
+        drawn = [x for found in pool.map(draws, range(4)) for x in found]
+    assert sorted(drawn) == list(range(len(drawn)))
+    assert len(drawn) > 3000
+
+
+@pytest.mark.skipif(not has_locks(), reason="locks of POSIX")
+def test_a_counter_waits_while_another_rank_draws(tmp_path):
+    import fcntl
+
+    path = tmp_path / "counter"
+    own, other = Counter(path), os.open(path, os.O_RDWR)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    assert own.draw(1, 1) is None
+    os.close(other)  # as at the end of its process
+    assert own.draw(1, 1) == 0
 
 
 def test_the_note_of_a_process_is_read_by_another(tmp_path):

@@ -164,13 +164,13 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_state(tmp_path):
 @pytest.mark.parametrize(
     ("dims", "asynchronous"), [((2,), False), ((2,), True), ((3,), False), ((2, 2), False)]
 )
-def test_shards_of_all_ranks_are_loaded_by_any_number(world, tmp_path, dims, asynchronous):
+def test_shards_of_all_ranks_are_loaded_by_any_number(standing, tmp_path, dims, asynchronous):
     path = str(tmp_path / "state.pt")
     size = torch.Size(dims).numel()
-    saved = world(programs.save_sharded, size, path, dims, asynchronous)[0]
+    saved = standing(programs.save_sharded, size, path, dims, asynchronous)[0]
     total = sum(x.numel() for x in saved[1])
     for n in (1, 2, 3) if dims == (2,) else (size,):
-        results = world(programs.load_sharded, n, path)
+        results = standing(programs.load_sharded, n, path)
         for step, kinds, whole, _, moments, told in results:
             assert (step, told) == (2, [])
             assert kinds == {"DTensor"} if n > 1 else {"Tensor"}
@@ -184,17 +184,17 @@ def test_shards_of_all_ranks_are_loaded_by_any_number(world, tmp_path, dims, asy
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(bytes(data))
-    for step, _, whole, _, _, told in world(programs.load_sharded, size, path):
+    for step, _, whole, _, _, told in standing(programs.load_sharded, size, path):
         assert step == 1
         assert shard.name in told[0]
         assert all(torch.equal(a, b) for a, b in zip(whole, saved[0]))
 
 
 @pytest.mark.parametrize("n", [2, 3])
-def test_sharded_training_continues_to_the_same_bits(world, tmp_path, n):
+def test_sharded_training_continues_to_the_same_bits(standing, tmp_path, n):
     path = str(tmp_path / "state.pt")
-    world(programs.save_sharded, 2, path, (2,), False)
-    whole = world(programs.continue_sharded, n, path, False)[0]
-    for result in world(programs.continue_sharded, n, path, True):
+    standing(programs.save_sharded, 2, path, (2,), False)
+    whole = standing(programs.continue_sharded, n, path, False)[0]
+    for result in standing(programs.continue_sharded, n, path, True):
         for a, b in zip(result, whole):
             torch.testing.assert_close(a, b, rtol=0 if n == 2 else 1e-12, atol=0)

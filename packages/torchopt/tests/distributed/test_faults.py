@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import multiprocessing
 import os
 import pickle
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -142,32 +141,24 @@ def test_sub_groups_name_ranks_as_the_world_does(world):
     assert third == fourth == ((2, 3), (3, "task 2 of 2", "raised"))
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_the_process_that_spawned_them(tmp_path, how):
-    text = (
-        "import distributed_programs as p, torchopt.distributed as t\n"
-        "if __name__ == '__main__':\n"
-        f"    t.spawn(p.beats, 3, ({str(tmp_path)!r},), start_method='forkserver')"
-    )
-    (tmp_path / "program.py").write_text(text)
-    folder, temporary = str(Path(programs.__file__).parent), tmp_path / "t"
-    temporary.mkdir()
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([folder, *sys.path]),
-        "TMPDIR": str(temporary),
-    }
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "program.py")], env=environment)
-    alive = [tmp_path / f"alive.{rank}" for rank in range(3)]
-    try:
-        assert waited(lambda: all(path.exists() and path.read_text() for path in alive))
-    finally:
-        parent.send_signal(how)
-        parent.wait()
-    pids = [int(path.read_text().split()[0]) for path in alive]
-    # They take some milliseconds; the rest is for a busy machine.
-    assert waited(lambda: not any(map(runs, pids)), 3.0)
-    assert list(temporary.glob("torchopt-*")) == []
+def test_workers_end_with_the_process_that_spawned_them(tmp_path):
+    """Within a second: those that wait, and those that can do nothing any more."""
+    context = multiprocessing.get_context("forkserver")
+    folders = {how: tmp_path / how.name for how in (signal.SIGTERM, signal.SIGKILL)}
+    parents = {}
+    for how, folder in folders.items():
+        folder.mkdir()
+        parents[how] = context.Process(target=programs.spawning, args=(str(folder),))
+        parents[how].start()
+    for how, folder in folders.items():
+        alive = [folder / f"alive.{rank}" for rank in range(3)]
+        try:
+            assert waited(lambda alive=alive: all(map(Path.exists, alive)))
+        finally:
+            os.kill(parents[how].pid, how)
+        pids = [int(path.read_text()) for path in alive]
+        assert waited(lambda pids=pids: not any(map(runs, pids)), 1.0)
+        assert waited(lambda folder=folder: not list(folder.glob("torchopt-*")), 1.0)
 
 
 def waited(condition, seconds=programs.PATIENCE):
@@ -262,22 +253,26 @@ def assert_same_bits(results, want, start):
     ],
     ids=["at any moment", "in a checkpoint", "with steps after it"],
 )
-def test_a_run_that_is_killed_repeatedly_ends_like_one_that_is_not(world, tmp_path, program, part):
+def test_a_run_that_is_killed_repeatedly_ends_like_one_that_is_not(
+    world, standing, tmp_path, program, part
+):
     chance = random.Random(program.__name__)
     # Each attempt goes on in another number of processes: the gradients are deterministic.
     steps = killed(world, program, tmp_path, KILLS, chance, (3, 2), part) + 2
-    (want,) = world(program, 1, str(tmp_path / "whole"), steps)
+    (want,) = standing(program, 1, str(tmp_path / "whole"), steps)
     start = [p.detach() for p in programs.make_net().parameters()]
-    assert_same_bits(world(program, 3, str(tmp_path / "broken"), steps), want, start)
+    assert_same_bits(standing(program, 3, str(tmp_path / "broken"), steps), want, start)
 
 
-def test_a_run_that_is_killed_while_it_saves_shards_ends_like_one_that_is_not(world, tmp_path):
+def test_a_run_that_is_killed_while_it_saves_shards_ends_like_one_that_is_not(
+    world, standing, tmp_path
+):
     program = checkpoint_programs.checkpointed_shards
     chance = random.Random(3)
     steps = killed(world, program, tmp_path, KILLS, chance, (3,)) + 2
-    want = world(program, 3, str(tmp_path / "whole"), steps)[0]
+    want = standing(program, 3, str(tmp_path / "whole"), steps)[0]
     start = [p.detach() for p in programs.make_net().parameters()]
-    assert_same_bits(world(program, 3, str(tmp_path / "broken"), steps), want, start)
+    assert_same_bits(standing(program, 3, str(tmp_path / "broken"), steps), want, start)
 
 
 def test_worker_errors_travel_between_processes():

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import json
+import multiprocessing
 import os
 import re
 import socket
@@ -111,19 +113,24 @@ def test_a_hub_that_does_not_know_the_token_is_refused():
     watch.close()
 
 
-def test_srun_starts_a_world():
+def test_srun_starts_a_world(tmp_path):
     shared = {
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_TASKS_PER_NODE": "2",
         "SLURM_STEP_NODELIST": "node7",
         "SLURM_JOB_ID": free_port(),
     }
-    found = two_processes(
-        PROGRAM, [{**shared, "SLURM_PROCID": str(r), "SLURM_LOCALID": str(r)} for r in range(2)]
-    )
-    for rank, (code, text) in enumerate(found):
-        assert code == 0, text
-        assert f"{rank} 2 (0, 1) tensor([ 1., -3.])" in text
+    context = multiprocessing.get_context("forkserver")
+    processes = []
+    for rank in (0, 1):
+        own = {**shared, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        args = (own, tmp_path / f"told.{rank}")
+        processes.append(context.Process(target=programs.started_by_srun, args=args))
+        processes[-1].start()
+    for rank, process in enumerate(processes):
+        process.join(programs.PATIENCE)
+        told = ast.literal_eval((tmp_path / f"told.{rank}").read_text())
+        assert told == (rank, 2, (0, 1), [1.0, -3.0])
 
 
 def test_slurm_on_several_nodes():

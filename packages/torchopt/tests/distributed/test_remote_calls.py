@@ -13,8 +13,8 @@ from torchopt.distributed.deadlines import Deadlines
 WEIGHT, BIAS = 100 * 50 * 8, 50 * 8
 
 
-def test_parameters_travel_once_for_each_version_and_worker(world):
-    result = world(programs.parameters_travel_once, 3)[0]
+def test_parameters_travel_once_for_each_version_and_worker(standing):
+    result = standing(programs.parameters_travel_once, 3, backend="rpc")[0]
     assert result["first version"] == 2 * (WEIGHT + BIAS)  # to ranks 1 and 2
     assert result["unchanged"] == 0
     assert result["weight changed"] == WEIGHT
@@ -64,8 +64,8 @@ def test_functions_are_called_at_their_time_unless_called_off():
     assert len(deadlines) < 100
 
 
-def test_errors_name_rank_task_and_traceback(world):
-    result = world(programs.remote_errors, 3)[0]
+def test_errors_name_rank_task_and_traceback(standing):
+    result = standing(programs.remote_errors, 3, backend="rpc")[0]
     rank, task, kind, trace, kinds = result["raised"]
     assert (rank, task, kind) == (1, "task 1 of 1 (fail)", "raised")
     assert "LookupError: no such thing" in trace
@@ -87,8 +87,8 @@ def test_errors_name_rank_task_and_traceback(world):
     assert result["by name"] == [2]
 
 
-def test_trees_of_references_are_read_where_they_are_and_elsewhere(world):
-    found = world(programs.references_to_leaves, 2)[0]
+def test_trees_of_references_are_read_where_they_are_and_elsewhere(standing):
+    found = standing(programs.references_to_leaves, 2, backend="rpc")[0]
     assert found["backend"] == "rpc"
     assert found["autograd"]
     assert len(set(found["owners"])) == 1

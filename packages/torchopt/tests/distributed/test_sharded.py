@@ -15,9 +15,9 @@ import torchopt
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
-def test_sharded_parameters_are_trained_like_those_of_one_process(world, n):
+def test_sharded_parameters_are_trained_like_those_of_one_process(standing, n):
     total = sum(p.numel() for p in programs.small_net().parameters())
-    for found in world(programs.grid, n):
+    for found in standing(programs.grid, n):
         errors = {k: v for k, v in found.items() if not k.startswith(("share ", "states "))}
         assert len(errors) > 40
         assert max(errors.values()) < 1e-12, max(errors.items(), key=lambda item: item[1])
@@ -48,13 +48,13 @@ def test_get_state_dict_and_set_state_dict_take_our_optimizers(name):
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_a_mesh_of_tasks_and_shards(world, deterministic):
+def test_a_mesh_of_tasks_and_shards(standing, deterministic):
     net = distributed_programs.make_net()
     tasks = distributed_programs.make_tasks(5)
     losses = [distributed_programs.explicit_loss(net, t) for t in tasks]
     want = torch.autograd.grad(sum(losses) / 5, list(net.parameters()))
     for rank, (grads, got, owners, refused) in enumerate(
-        world(programs.tasks_and_shards, 4, deterministic)
+        standing(programs.tasks_and_shards, 4, deterministic)
     ):
         torch.testing.assert_close(got, torch.stack(losses).detach(), rtol=1e-12, atol=0)
         assert set(owners) == {rank % 2, rank % 2 + 2}

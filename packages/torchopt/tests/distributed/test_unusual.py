@@ -19,9 +19,9 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
-def test_gradients_of_unusual_parameters_are_those_of_a_loop(world, options):
-    one = world(programs.run, 1, "gradients", options)[0]
-    for found in world(programs.run, 3, "gradients", options):
+def test_gradients_of_unusual_parameters_are_those_of_a_loop(standing, options):
+    one = standing(programs.run, 1, "gradients", options)[0]
+    for found in standing(programs.run, 3, "gradients", options):
         for name, (got, want) in found.items():
             for a, b, c in zip(got, want, one[name][0]):
                 assert (a.layout, a.dtype, a.shape) == (b.layout, b.dtype, b.shape), name
@@ -38,7 +38,7 @@ def test_gradients_of_unusual_parameters_are_those_of_a_loop(world, options):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
-def test_buffers_of_every_kind_are_the_same_at_every_world_size(world, options):
+def test_buffers_of_every_kind_are_the_same_at_every_world_size(standing, options):
     inf = float("inf")
     want = {
         "count": [5, 5],
@@ -51,15 +51,15 @@ def test_buffers_of_every_kind_are_the_same_at_every_world_size(world, options):
         "mask": [[0.0, -inf], [0.0, 0.0]],
     }
     for n in (1, 3):
-        for found in world(programs.run, n, "buffers", options):
+        for found in standing(programs.run, n, "buffers", options):
             assert found.pop("phase") == pytest.approx(3j, rel=1e-14)
             # From infinity: the mean of what the tasks leave.
             assert found.pop("least") == pytest.approx([3.0, 3.0], rel=1e-14)
             assert found == want
 
 
-def test_groups_with_common_ranks_make_separate_engines(world):
-    first, second, third = world(programs.run, 3, "overlapping_groups")
+def test_groups_with_common_ranks_make_separate_engines(standing):
+    first, second, third = standing(programs.run, 3, "overlapping_groups")
     assert first == {(0, 2): ((0, 0, 2, 2, 2), 2), (2, 0): ((0, 0, 2, 2, 2), 2)}
     assert second == {(1, 2): ((1, 1, 2, 2, 2), 2)}
     assert third == {**first, **second, (2,): ((2,) * 5, None)}
@@ -75,9 +75,9 @@ def test_groups_with_common_ranks_make_separate_engines(world):
         ("learned weights", "NotDifferentiableError: `weights`: expected numbers, got tensors"),
     ],
 )
-def test_a_step_that_one_rank_cannot_begin_is_taken_by_none(world, how, words):
+def test_a_step_that_one_rank_cannot_begin_is_taken_by_none(standing, how, words):
     for n in (1, 3):
-        *others, last = world(programs.run, n, "refused", how)
+        *others, last = standing(programs.run, n, "refused", how)
         assert last[0].startswith(words)
         for told, _, _ in others:
             if how == "learned weights":

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +19,8 @@ import torch
 LISTING = Path(listing.__file__)
 
 
-def test_every_process_knows_where_it_is(world):
-    facts = world(programs.world_facts, 3)
+def test_every_process_knows_where_it_is(standing):
+    facts = standing(programs.world_facts, 3, backend="rpc")
     for rank, (info, name, zero, other, one_or_two, not_one, id_, own, drives) in enumerate(facts):
         assert info == (rank, 3, rank, 3)
         assert name == f"worker{rank}"
@@ -31,21 +33,19 @@ def test_every_process_knows_where_it_is(world):
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux' tables of sockets")
-@pytest.mark.parametrize("program", [programs.listening_rpc, programs.listening_collective])
-def test_nothing_listens_beyond_the_loopback_interface(world, program):
-    for addresses in world(program, 2):
+@pytest.mark.parametrize("backend", ["rpc", "gloo"])
+def test_nothing_listens_beyond_the_loopback_interface(standing, backend):
+    for addresses in standing(programs.listening, 2, backend=backend):
         assert addresses  # gloo or TensorPipe do listen
         loopback = ("0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000")
         assert set(addresses) <= set(loopback)
 
 
-@pytest.mark.parametrize(
-    "program", [programs.drive_rpc, programs.drive_collective], ids=["rpc", "collective"]
-)
-def test_one_program_gives_the_same_gradients_on_every_backend(world, program):
+@pytest.mark.parametrize("backend", ["rpc", "gloo"])
+def test_one_program_gives_the_same_gradients_on_every_backend(standing, backend):
     for n in (1, 2, 3):
-        results = [r for r in world(program, n) if r is not None]
-        assert len(results) == (1 if program is programs.drive_rpc else n)
+        results = [r for r in standing(programs.drive, n, backend=backend) if r is not None]
+        assert len(results) == (1 if backend == "rpc" else n)
         net = programs.make_net()
         x = torch.randn(7, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
         loss = (net(x) ** 2).mean()
@@ -70,12 +70,15 @@ def test_the_listing_runs_alone(world):
     assert found["error"] < 1e-12
 
 
-@pytest.mark.parametrize("how", ["torchrun", "multiprocessing"])
-def test_the_listing_runs_in_two_processes(how):
-    if how == "torchrun":
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(LISTING)]
-    else:
-        launch = [str(LISTING), "--multiprocessing", "2"]
+def assert_trained(facts):
+    assert facts["world_size"] == 2
+    assert facts["ready"] is True
+    assert facts["last"] < 0.5 * facts["first"]
+    assert facts["error"] < 1e-12
+
+
+def test_the_listing_runs_under_torchrun():
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(LISTING)]
     done = subprocess.run(
         [sys.executable, *launch],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
@@ -86,7 +89,18 @@ def test_the_listing_runs_in_two_processes(how):
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(found) == 1  # rank 0 alone trains
-    assert found[0]["world_size"] == 2
-    assert found[0]["ready"] is True
-    assert found[0]["last"] < 0.5 * found[0]["first"]
-    assert found[0]["error"] < 1e-12
+    assert_trained(found[0])
+
+
+def test_the_listing_runs_in_processes_that_a_program_starts_itself(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    told = tmp_path / "told"
+    processes = [context.Process(target=listing.process, args=(r, 2, port, told)) for r in (0, 1)]
+    for each in processes:
+        each.start()
+    for each in processes:
+        each.join(programs.PATIENCE)
+    assert [each.exitcode for each in processes] == [0, 0]
+    assert_trained(json.loads(told.read_text()))

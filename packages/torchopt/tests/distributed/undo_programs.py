@@ -244,8 +244,14 @@ def what_cannot_be_undone() -> dict[str, Any]:
     """Return what is told of writes behind autograd's back, and of gradients left behind."""
     found: dict[str, Any] = {}
     for size in (3, 100_000):
-        p = torch.ones(size, dtype=F64, requires_grad=True)
-        engine = todist.TaskParallel([p])
+        p = nn.Parameter(torch.ones(size, dtype=F64))
+        frozen = nn.Parameter(torch.zeros(9 * 2**20, dtype=F64), requires_grad=False)
+        engine = todist.TaskParallel(nn.ParameterList([p, frozen]))
+
+        def touch(task: float, p: Tensor = p, frozen: Tensor = frozen) -> Tensor:
+            with torch.no_grad():
+                frozen[0] += 1.0
+            return (p * task).sum()
 
         def write(task: float, p: Tensor = p) -> Tensor:
             p.data.mul_(2.0)
@@ -255,7 +261,7 @@ def what_cannot_be_undone() -> dict[str, Any]:
             (p**2).sum().backward()
             return (p * task).sum()
 
-        for name, loss in (("write", write), ("leave", leave)):
+        for name, loss in (("touch", touch), ("write", write), ("leave", leave)):
             try:
                 told: Any = outcome(functools.partial(engine.backward, loss, [1.0, 2.0, 3.0]))
             except TypeError as error:  # in one process

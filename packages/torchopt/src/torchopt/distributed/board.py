@@ -2,8 +2,8 @@
 """What each process of this machine is doing, in files that all of them have mapped into memory.
 
 Writing takes a tenth of a microsecond and no system call. A killed process can no longer report
-what it was doing: its file can. Ranks that begin an operation see that the others begin the same
-one, without a message.
+what it was doing: its file can. Ranks add up some numbers, see that they are about to do the same,
+and draw from a counter in less time than a message over a socket takes.
 """
 
 from __future__ import annotations
@@ -11,11 +11,18 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import sys
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["Begun", "Board"]
+import torch
+from torch import Tensor
+
+__all__ = ["Board", "Counter", "Messages"]
 
 _SIZE = 256
+_PAIR = struct.Struct("<QQ")
 
 
 class Board:
@@ -50,37 +57,114 @@ class Board:
         return note[: note.index(b"\0")].decode(errors="replace") or None
 
 
-class Begun:
-    """The operations that the ranks of a group have begun: how many, and a code of the last one.
+def _mapped(path: Path, size: int) -> tuple[int, mmap.mmap]:
+    """Return a file that processes share, and its memory."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    os.ftruncate(file, size)
+    return file, mmap.mmap(file, size)
 
-    A rank begins an operation when those before it are over, and they are over when all ranks have
-    taken part: so a rank that looks before it takes part sees what the others have begun.
+
+class Messages:
+    """Numbers that the ranks of a group tell each other, and what they mean.
+
+    All ranks tell something before one of them tells the next: so two places for each are enough,
+    and none is written to while another rank reads it.
 
     Args:
         path: A file that the ranks share.
         rank: Of this process in the group.
         size: Number of ranks.
+
+    Attributes:
+        room: Numbers in one message.
     """
 
+    room = 1020
+    _head = 4  # in front of them: number of the message, code, length, checksum
+
     def __init__(self, path: Path, rank: int, size: int) -> None:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        os.ftruncate(file, 8 * size)
-        self._map = mmap.mmap(file, 8 * size)
+        place = self.room + self._head
+        file, self._map = _mapped(path, 8 * place * size * 2)
         os.close(file)
+        self._words = memoryview(self._map).cast("Q")
+        numbers = torch.frombuffer(self._map, dtype=torch.float64)
+        self._numbers = numbers.view(2, size, place)[..., self._head :]
+        self._starts = [[(k * size + r) * place for r in range(size)] for k in (0, 1)]
         self._rank = rank
-        self._format = struct.Struct(f"<{size}Q")
-        self._number = 0
+        self._number = self._length = 0
 
-    def begin(self, code: int) -> None:
-        """Say that this rank begins an operation; `code` has 32 bits."""
+    def tell(self, code: int, numbers: Sequence[float] = (), vectors: Sequence[Tensor] = ()) -> int:
+        """Tell the next message, and return how many bytes it has; `code` has 32 bits."""
         self._number += 1
-        own = (self._number & 0xFFFFFFFF) << 32 | code
-        struct.pack_into("<Q", self._map, 8 * self._rank, own)  # in one store: it is aligned
+        place = self._numbers[self._number & 1, self._rank]
+        end = len(numbers)
+        if end:
+            place[:end] = torch.tensor(numbers, dtype=torch.float64)
+        for x in vectors:
+            start, end = end, end + x.numel()
+            place[start:end] = x
+        self._length = end
+        words, start = self._words, self._starts[self._number & 1][self._rank]
+        words[start + 1], words[start + 2] = code, end
+        words[start + 3] = self._checksum(start)
+        words[start] = self._number  # the last one, in one store
+        return 8 * end
 
-    def is_common(self) -> bool | None:
-        """Return whether all ranks have begun the same; None: some have not come to it."""
-        found = self._format.unpack_from(self._map)
-        own = found[self._rank]
-        if all(x == own for x in found):
-            return True
-        return None if any(x >> 32 != own >> 32 for x in found) else False
+    def _checksum(self, start: int) -> int:
+        # Other processors may see the stores in another order.
+        return zlib.crc32(self._words[start + 1 : start + 3]) ^ zlib.crc32(
+            self._words[start + 4 : start + 4 + self._words[start + 2]]
+        )
+
+    def are_common(self) -> bool | None:
+        """Return whether all ranks tell numbers of one meaning; None: some have not told yet."""
+        words, starts = self._words, self._starts[self._number & 1]
+        own = starts[self._rank]
+        is_common = True
+        for start in starts:
+            if start == own:
+                continue
+            if words[start] != self._number or words[start + 3] != self._checksum(start):
+                return None
+            is_common &= words[start + 1 : start + 3] == words[own + 1 : own + 3]
+        return is_common
+
+    def sums(self) -> Tensor:
+        """Return the sums of the numbers, the same bits on every rank."""
+        return self._numbers[self._number & 1, :, : self._length].sum(0)
+
+
+class Counter:
+    """A counter that the ranks of a group draw from; it starts at 0 for each purpose.
+
+    A lock on the file ends with its process: one that is killed while it draws stops nobody.
+
+    Args:
+        path: A file that the ranks share.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._map = _mapped(path, 16)
+
+    def draw(self, purpose: int, amount: int) -> int | None:
+        """Add to the counter and return what it was; None: another rank is drawing.
+
+        Args:
+            purpose: A number of 64 bits. All ranks have drawn for it before one draws for another.
+            amount: What to add.
+        """
+        if sys.platform == "win32":
+            raise NotImplementedError
+        import fcntl
+
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        try:
+            last, value = _PAIR.unpack_from(self._map)
+            value = value if last == purpose else 0
+            _PAIR.pack_into(self._map, 0, purpose, value + amount)
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        return int(value)

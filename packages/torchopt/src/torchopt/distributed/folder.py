@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-__all__ = ["FOLDER", "Folder", "place_of"]
+__all__ = ["FOLDER", "Folder", "has_locks", "place_of"]
 
 FOLDER = "TORCHOPT_FOLDER"  # where the processes of `spawn` meet
 _HELD = "held"
@@ -50,7 +50,7 @@ class Folder:
 
     def leave(self) -> None:
         """Hold the folder no longer; the last process removes it."""
-        is_last = _try_to_lock(self._lock, alone=True) if _has_locks() else self._is_new
+        is_last = _try_to_lock(self._lock, alone=True) if has_locks() else self._is_new
         if is_last:
             shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
@@ -66,7 +66,8 @@ def place_of(port: str) -> Path:
     return Path(tempfile.gettempdir()) / f"torchopt-of-{user}-{port}"
 
 
-def _has_locks() -> bool:
+def has_locks() -> bool:
+    """Return whether files can be locked here."""
     return sys.platform != "win32"
 
 

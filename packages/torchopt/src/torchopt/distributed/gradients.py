@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +64,7 @@ class Gradients:
         used: Whether a task of this process depends on the parameter.
         sparse: Positions of parameters whose gradients are sparse, by themselves.
         early_bytes: What was sent before the last backward pass ended.
-        has_begun: Whether the other ranks were told of this step by `Group.begin`.
     """
-
-    has_begun = False
 
     def __init__(self, step: Step) -> None:
         self.step = step
@@ -112,8 +108,7 @@ class Gradients:
         size, numbers = sum(x.numel() for x in more), counts + losses
         room = len(numbers) if size + len(numbers) <= Packet.room else 2
         meaning = f"{self.step.signature.meaning} end {bool(more)}"
-        has_begun = self.has_begun
-        row = Packet(group, meaning, numbers[:room], more, has_begun=has_begun).sums(name, limit)
+        row = Packet(group, meaning, numbers[:room], more).sums(name, limit)
         tail = row[room : room + size]
         row = row[:room]
         if room < len(numbers):
@@ -222,13 +217,7 @@ class _Bucketed(Gradients):
         super().__init__(step)
         engine = step.engine
         self._is_common: bool | None = None
-        self._meaning = f"{step.signature.meaning} begin"
-        self._hello: Packet | None = None
-        if step.group.sees_others:
-            self.has_begun = True
-            step.group.begin(zlib.crc32(self._meaning.encode()))
-        else:
-            self._hello = Packet(step.group, self._meaning)
+        self._hello = Packet(step.group, f"{step.signature.meaning} begin")
         self.sum = BucketedSum(self.params, engine.group, step.form.fill, self._may_send)
 
     def _may_send(self) -> bool:
@@ -238,14 +227,8 @@ class _Bucketed(Gradients):
         return self._is_common
 
     def _has_agreed(self) -> bool:
-        group, name, limit = self.step.group, self.step.name, self.step.engine.timeout
-        if self._hello is None:
-            if group.begins_the_same(name, limit):
-                return True
-            # The others see it, too, or are in a packet.
-            self._hello = Packet(group, self._meaning, has_begun=True)
         try:
-            self._hello.sums(name, limit)
+            self._hello.sums(self.step.name, self.step.engine.timeout)
         except DifferenceError:
             return False
         return True

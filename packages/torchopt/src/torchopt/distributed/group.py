@@ -8,23 +8,27 @@ import functools
 import pickle
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from torchopt.distributed import session as _session
+from torchopt.distributed.board import Messages
 from torchopt.distributed.session import DEFAULT_TIMEOUT
 from torchopt.torch_internals import collective_options
 
 __all__ = ["DifferenceError", "Group", "Packet", "share_of"]
 
+T = TypeVar("T")
+
 _POLL = timedelta(seconds=0.2)
-_LOOK = 1e-4  # seconds between two looks at what others have begun
+_SPIN = 2e-4  # seconds of looking at what the others tell before a pause
+_LOOK = 1e-3  # seconds between two looks, at most
 _NEWS = 2.0  # seconds in which the report of a failure arrives after a connection broke
 _NOTHING = contextlib.nullcontext()
 _LONG = timedelta(days=365)  # torch's own limit, which must not expire before ours
@@ -47,21 +51,20 @@ class DifferenceError(Exception):
 class Packet:
     """Numbers that all ranks add up, and a check that they agree on their meaning.
 
-    Every packet has the same size, so that ranks that run different programs do not crash torch's
-    operations: they notice.
+    On one machine they are told through memory. Across machines every packet has the same size, so
+    that ranks that run different programs do not crash torch's operations: they notice.
 
     Args:
         group: The ranks.
         meaning: What must be the same on all of them.
         numbers: What to add up.
         vectors: More of them, on the CPU; `room` entries at most together.
-        has_begun: Whether `Group.begin` was called for it.
 
     Attributes:
         room: Numbers that a packet holds.
     """
 
-    room = 1020
+    room = Messages.room
 
     def __init__(
         self,
@@ -69,12 +72,12 @@ class Packet:
         meaning: str,
         numbers: Sequence[float] = (),
         vectors: Sequence[Tensor] = (),
-        *,
-        has_begun: bool = False,
     ) -> None:
+        self._group = group
         code = zlib.crc32(meaning.encode())
-        if not has_begun:
-            group.begin(code)
+        if group.messages is not None:
+            group.bytes_sent += group.messages.tell(code, numbers, vectors)
+            return
         low, high = float(code & 0xFFFF), float(code >> 16)
         row = torch.zeros(self.room + 4, dtype=torch.float64)
         end = 4 + len(numbers)
@@ -83,24 +86,26 @@ class Packet:
         for x in vectors:
             start, end = end, end + x.numel()
             row[start:end] = x
-        self._group = group
         self._row = row.to(group.device) if group._on_cuda else row
         self._work = group.start_sum(self._row)
 
     def sums(self, name: str, limit: float) -> Tensor:
-        """Return the sums, `[room]`.
+        """Return the sums of the numbers; across machines, others may follow.
 
         Raises:
             DifferenceError: The ranks disagree.
             WorkerError: Another process failed meanwhile.
         """
-        if self._work is not None:
-            self._group.wait(self._work, name, limit)
-            self._row, self._work = self._row.cpu(), None
-        size = self._group.size
+        group = self._group
+        if group.messages is not None:
+            if not group.until(group.messages.are_common, name, limit):
+                raise DifferenceError
+            return group.messages.sums()
+        group.wait(self._work, name, limit)
+        self._row = self._row.cpu()
         low, low_squares, high, high_squares = self._row[:4].tolist()
         # Equality of Cauchy and Schwarz, in integers.
-        if size * low_squares != low * low or size * high_squares != high * high:
+        if group.size * low_squares != low * low or group.size * high_squares != high * high:
             raise DifferenceError
         return self._row[4:]
 
@@ -119,7 +124,9 @@ class Group:
         timeout: As given.
         bytes_sent: By this process, counted as a ring sends: 2 (n - 1)/n of the size for a
             reduction, n - 1 times the size of its part for a gathering.
-        operations: That this process has taken part in.
+        operations: Of the process group that this process has taken part in.
+        messages: Through memory; None across machines.
+        counter: In a file; None across machines.
 
     Raises:
         RuntimeError: There are several processes, and their world is not a collective one.
@@ -157,7 +164,9 @@ class Group:
             self.session = session if covers else _session.adopt(self._group, timeout)
         self.name = "-".join(map(str, self.ranks)) if group is not None else "all"
         self._on_cuda = self.size > 1 and dist.get_backend(self._group) == "nccl"
-        self._begun = None if self.session is None else self.session.begun(self)
+        self.messages, self.counter = (
+            (None, None) if self.session is None else self.session.boards(self)
+        )
 
     @classmethod
     def alone(cls, rank: int = 0) -> Group:
@@ -166,7 +175,7 @@ class Group:
         group._group, group.session, group.name = None, None, "alone"
         group.rank, group.size, group.bytes_sent, group.operations = rank, 1, 0, 0
         group.ranks, group.timeout, group._on_cuda = (rank,), DEFAULT_TIMEOUT, False
-        group._begun = None
+        group.messages = group.counter = None
         return group
 
     @property
@@ -191,31 +200,23 @@ class Group:
         if self.session is not None and self.session.watch is not None:
             self.session.watch.note(place)
 
-    @property
-    def sees_others(self) -> bool:
-        """Whether this process sees what the other ranks begin: on one machine."""
-        return self._begun is not None
-
-    def begin(self, code: int) -> None:
-        """Let the other ranks see that this one begins an operation."""
-        if self._begun is not None:
-            self._begun.begin(code)
-
-    def begins_the_same(self, name: str, limit: float) -> bool:
-        """Return whether all ranks have begun the same operation, when they have begun one."""
-        assert self._begun is not None
-        if (common := self._begun.is_common()) is not None:
-            return common
-        watch = None if self.session is None else self.session.watch
-        assert watch is not None
+    def until(self, look: Callable[[], T | None], name: str, limit: float) -> T:
+        """Return what `look` gives as soon as it is not None, for which it needs other ranks."""
+        if (found := look()) is not None:
+            return found
+        assert self.session is not None
+        assert self.session.watch is not None
+        watch = self.session.watch
         before = watch.start_operation(name, limit, self.ranks)
+        started = time.perf_counter()
         try:
-            while (common := self._begun.is_common()) is None:
+            while (found := look()) is None:
+                waited = time.perf_counter() - started
                 watch.check()
-                time.sleep(_LOOK)
+                time.sleep(0.0 if waited < _SPIN else min(_LOOK, waited / 10))
         finally:
             watch.end_operation(before)
-        return common
+        return found
 
     def wait(self, work: Any, name: str = "an operation", limit: float | None = None) -> None:
         """Wait for an operation.
@@ -328,16 +329,14 @@ class Group:
         data: bytes = self.broadcast_(buffer, name).cpu().numpy().tobytes()
         return data
 
-    def draw(self, counter: str, amount: int = 1) -> int:
-        """Add to a counter that all ranks share, and return what it was; it starts at 0."""
+    def draw(self, purpose: int, amount: int, name: str, limit: float) -> int:
+        """Add to a counter that all ranks share, and return what it was; see `Counter`."""
+        if self.counter is not None:
+            draw = self.counter.draw
+            return self.until(lambda: draw(purpose, amount), name, limit)
         assert self.session is not None
         assert self.session.watch is not None
-        return self.session.watch.draw(f"{self.name}/{counter}", amount)
-
-    def discard(self, counter: str) -> None:
-        """Forget a shared counter."""
-        if self.session is not None and self.session.watch is not None:
-            self.session.watch.discard(f"{self.name}/{counter}")
+        return self.session.watch.draw(self.name, purpose, amount)
 
 
 def _waited(work: Any) -> RuntimeError | None:

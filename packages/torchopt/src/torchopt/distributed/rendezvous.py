@@ -43,20 +43,16 @@ class Rendezvous:
         self._changed = threading.Condition()
         self._answers: dict[Any, Any] = {}
         self._numbers = itertools.count()
-        self._counters: dict[str, int] = {}
+        self._counters: dict[str, tuple[int, int]] = {}
         self._entered: dict[str, list[int]] = {}
 
-    def draw(self, counter: str, amount: int) -> int:
-        """Add to a counter, and return what it was; it starts at 0."""
+    def draw(self, counter: str, purpose: int, amount: int) -> int:
+        """Add to a counter, and return what it was; see `board.Counter`."""
         if self.rank == self.hub:
-            return self._add(counter, amount)
+            return self._add(counter, purpose, amount)
         number = next(self._numbers)
-        self._send(self.hub, {"draw": counter, "amount": amount, "number": number})
+        self._send(self.hub, {"draw": [counter, purpose, amount], "number": number})
         return int(self._answer(number, None, ""))
-
-    def discard(self, counter: str) -> None:
-        """Forget a counter, at the hub."""
-        self._counters.pop(counter, None)
 
     def barrier(self, name: str, size: int, timeout: float) -> None:
         """Wait until `size` processes have come here with the same name.
@@ -91,7 +87,7 @@ class Rendezvous:
     def hear(self, rank: int, message: dict[str, Any]) -> None:
         """Handle a message from another rank."""
         if "draw" in message:
-            value = self._add(message["draw"], message["amount"])
+            value = self._add(*message["draw"])
             self._send(rank, {"drawn": message["number"], "value": value})
         elif "drawn" in message:
             self._keep(message["drawn"], message["value"])
@@ -110,10 +106,11 @@ class Rendezvous:
             self._answers[key] = value
             self._changed.notify_all()
 
-    def _add(self, counter: str, amount: int) -> int:
+    def _add(self, counter: str, purpose: int, amount: int) -> int:
         with self._changed:
-            value = self._counters.get(counter, 0)
-            self._counters[counter] = value + amount
+            last, value = self._counters.get(counter, (purpose, 0))
+            value = value if last == purpose else 0
+            self._counters[counter] = purpose, value + amount
         return value
 
     def _enter(self, name: str, size: int, rank: int) -> None:

@@ -28,8 +28,8 @@ import torch
 import torch.distributed as dist
 
 from torchopt.distributed import meeting
-from torchopt.distributed.board import Begun
-from torchopt.distributed.folder import FOLDER
+from torchopt.distributed.board import Counter, Messages
+from torchopt.distributed.folder import FOLDER, has_locks
 from torchopt.distributed.meeting import Meeting
 from torchopt.distributed.watch import Watch
 from torchopt.torch_internals import abort_on
@@ -73,17 +73,19 @@ class Session:
     suspects: set[int] = field(default_factory=set)
     owns_group: bool = False
     _barriers: dict[str, int] = field(default_factory=dict)
-    _begun: dict[str, Begun] = field(default_factory=dict)
+    _boards: dict[str, tuple[Messages, Counter | None]] = field(default_factory=dict)
 
-    def begun(self, group: Group) -> Begun | None:
-        """Return what the ranks of a group have begun; None across machines."""
+    def boards(self, group: Group) -> tuple[Messages | None, Counter | None]:
+        """Return messages and counter of the ranks of a group; None across machines."""
         if self.meeting is None or self.meeting.folder is None:
-            return None
-        if group.name not in self._begun:
+            return None, None
+        if group.name not in self._boards:
             short = hashlib.blake2b(group.name.encode(), digest_size=8).hexdigest()
-            path = self.meeting.folder / f"begun.{short}"
-            self._begun[group.name] = Begun(path, group.rank, group.size)
-        return self._begun[group.name]
+            path = self.meeting.folder / f"messages.{short}"
+            messages = Messages(path, group.rank, group.size)
+            counter = Counter(self.meeting.folder / f"counter.{short}") if has_locks() else None
+            self._boards[group.name] = messages, counter
+        return self._boards[group.name]
 
     @property
     def watch(self) -> Watch | None:
@@ -297,14 +299,13 @@ def _leave(session: Session) -> set[int]:
     orderly = True
     behind = set(session.suspects)
     if watch is not None:
-        excused = set(session.suspects)
-        if watch.failure is not None and watch.failure.rank is not None:
-            excused.add(watch.failure.rank)
-            behind |= {watch.failure.rank} if watch.failure.kind == "timed out" else set()
+        failure = watch.failure
+        if failure is not None and failure.rank is not None and failure.kind == "timed out":
+            behind.add(failure.rank)  # the others that failed are alive and leave, or have ended
         if watch.rank == watch.hub:
-            for rank in excused:
+            for rank in behind:
                 watch.abort(rank)
-        orderly = watch.say_goodbye(frozenset(excused))
+        orderly = watch.say_goodbye(frozenset(behind))
     if session.owns_group and dist.is_initialized():
         if not orderly:
             _abort_group()

@@ -108,7 +108,7 @@ class Step:
         self._done: list[range] = []  # pieces of the tasks
         self._losses: list[Tensor] = []  # of each piece
         self._error: Raised | None = None
-        self._counter = f"tasks/{engine.number}/{engine.attempts}"
+        self._purpose = engine.number << 32 | engine.attempts  # of the counter of tasks
 
     def run(self) -> MetaStep:
         """Take the step."""
@@ -135,9 +135,6 @@ class Step:
             gradients.abandon()
             self._tell_if_fatal(error, None)
             raise
-        finally:
-            if not self._is_static:
-                self.group.discard(self._counter)
         self.engine.steps += 1
         self.group.note(f"after step {self.engine.steps}")
         return MetaStep(
@@ -272,7 +269,8 @@ class Step:
         if 0.0 < seconds < _SHORT:
             share = (n - self._drawn) // (2 * self.group.size)
             count = int(max(_SHORT / seconds, min(_LONG / seconds, share)))
-        first = self.group.size + self.group.draw(self._counter, count)
+        drawn = self.group.draw(self._purpose, count, self.name, self.engine.timeout)
+        first = self.group.size + drawn
         self._drawn = min(n, first + count)
         return range(min(n, first), self._drawn)
 

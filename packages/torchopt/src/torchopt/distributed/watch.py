@@ -163,13 +163,9 @@ class Watch:
         self.failed.wait(timeout)
         return self.failure
 
-    def draw(self, counter: str, amount: int = 1) -> int:
-        """Add to a counter that all share, and return what it was; it starts at 0."""
-        return self._rendezvous.draw(counter, amount)
-
-    def discard(self, counter: str) -> None:
-        """Forget a counter, at the hub."""
-        self._rendezvous.discard(counter)
+    def draw(self, counter: str, purpose: int, amount: int) -> int:
+        """Add to a counter that all share, and return what it was; see `board.Counter`."""
+        return self._rendezvous.draw(counter, purpose, amount)
 
     def barrier(self, name: str, size: int, ranks: tuple[int, ...], timeout: float) -> None:
         """Wait until `size` processes have come here with the same name.
