@@ -16,8 +16,12 @@ from torchopt.solvers import (
     Anderson,
     Bisection,
     Broyden,
+    Dogleg,
     FixedPointIteration,
+    GaussNewton,
     GradientDescent,
+    LeastSquares,
+    LevenbergMarquardt,
     Newton,
     NewtonCG,
     SolverError,
@@ -303,6 +307,30 @@ def test_linear_solver_of_the_derivative_is_a_choice():
     solver = LBFGS(tol=1e-11, linear_solve=CG(1e-13))
     found = jacrev(lambda lam: solver(ridge, ZERO, lam, DATA)["w"])(LAM)
     torch.testing.assert_close(found, jacrev(ridge_weights)(LAM), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "solver", [*MINIMIZERS.values(), LevenbergMarquardt(), Dogleg(), GaussNewton()]
+)
+def test_a_solution_shares_no_memory_with_the_start(solver):
+    start = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    residuals = isinstance(solver, LeastSquares)
+
+    def solved(x, a):
+        return x - a if residuals else ((x - a) ** 2).sum()
+
+    for found in (solver(solved, start, start.clone()), solver.run(solved, start, start).value):
+        found.add_(1.0)
+        assert start.tolist() == [1.0, 2.0]
+
+
+def test_a_fixed_point_shares_no_memory_with_the_arguments(fixed_point):
+    start, a = torch.zeros(2).double(), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    found = fixed_point(lambda x, a: a, start, a)
+    torch.testing.assert_close(found, a)
+    found.add_(1.0)
+    assert a.tolist() == [1.0, 2.0]
+    assert start.tolist() == [0.0, 0.0]
 
 
 def test_bad_input_is_refused_with_a_sentence():

@@ -230,7 +230,7 @@ class Solver(Described, ABC):
         with torch.no_grad():
             status = self._status(found)
         report_outcome(status, self.on_fail, self)
-        value = layout.unravel(found.value)
+        value = layout.unravel(found.value.clone())  # it may be the start, or an argument
         return SolveResult(value, status, found.iterations, found.residual_norm)
 
     def _status(self, found: Outcome) -> Tensor:
