@@ -8,9 +8,11 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
 import torchopt
-from torchopt.diff.zero_order import Guided
+from torchopt.diff import ZeroOrder
+from torchopt.diff.zero_order import Gaussian, Guided, unrolled
 from torchopt.diff.zero_order.estimators import centered_ranks, nes_utilities
 from torchopt.diff.zero_order.search import PGPE, SNES, GuidedES, SearchDistribution
+from torchopt.errors import NotDifferentiableError
 
 F64 = torch.float64
 MEAN = torch.tensor([0.4, -1.0, 2.0], dtype=F64)
@@ -229,11 +231,58 @@ def test_a_loss_without_a_derivative_and_with_arguments():
             ValueError,
             "GuidedES: log_scale: expected one 0-dim tensor",
         ),
+        (
+            lambda: PGPE(2).estimate(quadratic, SearchDistribution(MEAN, {"w": MEAN})),
+            ValueError,
+            "PGPE: log_scale: expected tensors for leaves of the mean, got a tree below one",
+        ),
+        (
+            lambda: PGPE(2).estimate(quadratic, MEAN),
+            TypeError,
+            "PGPE: distribution: expected a SearchDistribution, got Tensor",
+        ),
+        (
+            lambda: GuidedES(2, subspace=[[1.0], [2.0]]),
+            ValueError,
+            r"Guided: expected a subspace of shape \[D, k\], a tensor, got list",
+        ),
+        (lambda: GuidedES(2, subspace=H, alpha=0.0), ValueError, "alpha"),
     ],
 )
 def test_bad_input_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: SNES(4).estimate(quadratic, SearchDistribution(x, x)).gradient.mean,
+        lambda x: ZeroOrder(Gaussian(), num_samples=4).estimate(quadratic, x).gradient,
+        lambda x: estimated_over_windows(x),
+    ],
+    ids=["search", "engine", "windows"],
+)
+@pytest.mark.parametrize("transform", [torch.func.jacrev, torch.func.jacfwd])
+def test_an_estimate_has_no_silent_derivative_of_zero(make, transform):
+    with pytest.raises(NotDifferentiableError, match="would silently be zero"):
+        transform(make)(MEAN)
+    with pytest.raises(RuntimeError, match="inside of a vmap"):
+        torch.func.vmap(make)(MEAN[None])
+
+
+def estimated_over_windows(x):
+    loop = unrolled.InnerLoop(lambda p: p, lambda p, s, t: (s, (p * s).sum()), horizon=2)
+    es = unrolled.persistent_es(loop, window=1, num_pairs=3, sigma=0.1)
+    return es.estimate(x, es.init(x, seed=0))[0].gradient
+
+
+def test_a_mean_without_elements_has_a_gradient_of_zeros():
+    for estimator in (PGPE(3), SNES(3)):
+        search = SearchDistribution(torch.zeros(0), torch.tensor(-1.0))
+        found = estimator.estimate(lambda x: x.sum(), search).gradient
+        assert found.mean.shape == (0,)
+        assert found.log_scale == 0
 
 
 @pytest.mark.parametrize("make", [PGPE, SNES])

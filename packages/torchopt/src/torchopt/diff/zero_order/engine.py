@@ -36,11 +36,9 @@ from torchopt.diff.zero_order.layout import as_real
 from torchopt.diff.zero_order.precision import (
     require_sigma,
 )
+from torchopt.diff.zero_order.refusals import require_plain
 from torchopt.shown import Described
 from torchopt.tree import tree_leaves
-from torchopt.tree_function import (
-    is_batched,
-)
 from torchopt.typing import Samplable, SampleFunc
 
 __all__ = ["ZeroOrder"]
@@ -215,7 +213,7 @@ class ZeroOrder(Described):
             ValueError: `surrogate` would change the mean, or has another shape.
             TypeError: The loss is complex.
         """
-        _require_plain(args)
+        require_plain(args, "ZeroOrder")
         seed = draw_seed(self.generator) if seed is None else seed
         call, loss, leaves, sampling = self._prepare(fn, seed, args, kwargs)
         hints = None
@@ -328,7 +326,7 @@ class ZeroOrder(Described):
     def _prepare(
         self, fn: Callable[..., Any], seed: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Call, Callable[..., Tensor], list[Tensor], Sampling]:
-        _require_plain(args)
+        require_plain(args, "ZeroOrder")
         evaluator = Evaluator(self.vectorized)
         call = Call(self, fn, evaluator, args, kwargs)
         call.begin()
@@ -341,15 +339,6 @@ class ZeroOrder(Described):
         if fn is not _nothing:
             call.warn_of_lost_perturbations(leaves)
         return call, loss, leaves, self._sampling(evaluator, seed, call)
-
-
-def _require_plain(args: Any) -> None:
-    if any(isinstance(x, Tensor) and is_batched(x) for x in tree_leaves(args)):
-        raise RuntimeError(
-            "ZeroOrder: estimates, losses and centers are made of plain tensors, got arguments "
-            "inside of a vmap. Loop over the points, or differentiate the decorated function: "
-            "torch.func.vmap(torch.func.grad(engine(fn)))."
-        )
 
 
 def _nothing(*args: Any) -> None:

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from torchopt.diff.zero_order.estimators import ESTIMATORS
 from torchopt.errors import NotDifferentiableError
-from torchopt.torch_internals import is_batched_by_old_vmap
-from torchopt.tree_function import is_batched
+from torchopt.torch_internals import is_batched_by_old_vmap, is_wrapped
+from torchopt.tree import tree_leaves
+from torchopt.tree_function import is_batched, is_differentiated
 
 if TYPE_CHECKING:
     from torchopt.diff.zero_order.engine import ZeroOrder
@@ -21,6 +22,7 @@ __all__ = [
     "no_third_derivative",
     "require_no_names",
     "require_one_cotangent",
+    "require_plain",
     "require_second_derivative",
 ]
 
@@ -33,6 +35,23 @@ def require_one_cotangent(cotangent: Tensor) -> None:
             "zero-order estimation: expected one cotangent at a time, got a batch of them "
             "(is_grads_batched=True or vectorize=True). Use torch.func.jacrev, torch.func.vmap "
             "over torch.func.vjp, or a loop."
+        )
+
+
+def require_plain(tree: Any, what: str) -> None:
+    """Raise for tensors of a transform: an estimate is made of numbers, and has no derivative."""
+    inside = [x for x in tree_leaves(tree) if isinstance(x, Tensor) and is_wrapped(x)]
+    remedy = "differentiate the decorated function: torch.func.vmap(torch.func.grad(engine(fn)))."
+    if any(map(is_batched, inside)):
+        raise RuntimeError(
+            f"{what}: estimates, losses and centers are made of plain tensors, got arguments "
+            f"inside of a vmap. Loop over the points, or {remedy}"
+        )
+    if any(map(is_differentiated, inside)):
+        raise NotDifferentiableError(
+            f"{what}: expected arguments without a derivative, got some that torch.func "
+            "differentiates: the derivative of an estimate would silently be zero. Detach them, or "
+            f"{remedy}"
         )
 
 

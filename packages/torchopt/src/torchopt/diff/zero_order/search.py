@@ -24,11 +24,11 @@ variance where the subspace holds the gradient, but not g.
 
 References:
     F. Sehnke, C. Osendorfer, T. Rueckstiess, A. Graves, J. Peters, J. Schmidhuber, Parameter-
-    exploring policy gradients, Neural Networks 23, 2010, equations 8 and 11 (symmetric sampling)
+    exploring policy gradients, Neural Networks 23, 2010 (symmetric sampling)
     D. Wierstra, T. Schaul, T. Glasmachers, Y. Sun, J. Peters, J. Schmidhuber, Natural evolution
-    strategies, JMLR 15, 2014, section 3.5 and algorithm 6 (SNES)
+    strategies, JMLR 15, 2014 (separable NES)
     N. Maheswaranathan, L. Metz, G. Tucker, D. Choi, J. Sohl-Dickstein, Guided evolutionary
-    strategies, ICML 2019, equations 2 and 3
+    strategies, ICML 2019, https://arxiv.org/abs/1806.10230
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from torchopt.diff.zero_order.engine import ZeroOrder
 from torchopt.diff.zero_order.error_bars import GradientEstimate, Spread, effective_sample_size
 from torchopt.diff.zero_order.evaluate import ENTRIES_PER_CHUNK
 from torchopt.diff.zero_order.precision import accumulator, widened
+from torchopt.diff.zero_order.refusals import require_plain
 from torchopt.diff.zero_order.utilities import nes_utilities
 from torchopt.linear_solve.layout import Layout
 from torchopt.shown import Described
@@ -141,11 +142,18 @@ class _Search(Described, ABC):
             `gradient` and `standard_error` are `SearchDistribution`s, what an optimizer takes.
 
         Raises:
+            NotDifferentiableError: Inside of a transform that differentiates an argument.
             TypeError: The mean has a leaf that is not a floating-point tensor.
             ValueError: The scales do not fit the mean.
         """
-        seed = draw_seed(self.generator) if seed is None else seed
         name = type(self).__name__
+        if not isinstance(distribution, SearchDistribution):
+            raise TypeError(
+                f"{name}: distribution: expected a SearchDistribution, got "
+                f"{type(distribution).__name__}; make one by SearchDistribution.around(mean, scale)"
+            )
+        require_plain((distribution, args), name)
+        seed = draw_seed(self.generator) if seed is None else seed
         layout = Layout.of(distribution.mean, f"{name}: mean", real=True)
         if layout.is_paired:
             raise TypeError(f"{name}: mean: expected real numbers, got complex ones")
@@ -228,6 +236,10 @@ def _scales(
     def spread(leaves: list[Tensor]) -> Tensor:
         tree = tree_unflatten(spec, leaves)
         found = prefix_leaves(tree, layout.unravel(like), f"{name}: log_scale")
+        if not all(isinstance(x, Tensor) for x in found):
+            raise ValueError(
+                f"{name}: log_scale: expected tensors for leaves of the mean, got a tree below one"
+            )
         try:
             return layout.join([x.expand(shape) for x, shape in zip(found, layout.shapes)])
         except RuntimeError as error:
@@ -252,8 +264,8 @@ class PGPE(_Search):
         num_samples: N >= 2, pairs.
 
     References:
-        Sehnke et al., Parameter-exploring policy gradients, 2010, equations 8 and 11, with a
-        leave-one-out baseline in place of a moving one.
+        Sehnke et al., Parameter-exploring policy gradients, 2010, with a leave-one-out baseline in
+        place of a moving one, and the scale as its logarithm.
 
     Example:
         >>> import torch, torchopt
@@ -290,7 +302,7 @@ class SNES(_Search):
         num_samples: N >= 2, evaluations.
 
     References:
-        Wierstra et al., Natural evolution strategies, 2014, algorithm 6.
+        Wierstra et al., Natural evolution strategies, 2014: separable NES.
 
     Example:
         >>> import torch, torchopt
@@ -327,7 +339,7 @@ class SNES(_Search):
         """Return (z^2 - 1) / 2, and the mean over elements that share a scale."""
         counts = tree_leaves(pull(torch.ones_like(origin)))
         parts = super().scale_parts(z, pull, origin)
-        return [part / (2 * count) for part, count in zip(parts, counts)]
+        return [part / (2 * count.clamp(min=1)) for part, count in zip(parts, counts)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -343,7 +355,7 @@ class GuidedES(_Search):
         alpha: Share of the variance that is isotropic, in (0, 1].
 
     References:
-        Maheswaranathan et al., Guided evolutionary strategies, 2019, equations 2 and 3.
+        Maheswaranathan et al., Guided evolutionary strategies, 2019, whose covariance is C / D.
 
     Example:
         >>> import torch
@@ -357,6 +369,10 @@ class GuidedES(_Search):
 
     subspace: Tensor = field(kw_only=True)
     alpha: float = field(default=0.5, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.directions  # raises for a subspace or a share that is none
 
     @property
     def directions(self) -> Guided:

@@ -159,17 +159,17 @@ class Guided(_Flat):
 
     References:
         N. Maheswaranathan, L. Metz, G. Tucker, D. Choi, J. Sohl-Dickstein, Guided evolutionary
-        strategies, ICML 2019, https://arxiv.org/abs/1806.10230 (eq. 3, here scaled by D).
+        strategies, ICML 2019, https://arxiv.org/abs/1806.10230 (here scaled by D).
     """
 
     subspace: Tensor
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.subspace.ndim != 2:
-            raise ValueError(
-                f"Guided: expected a subspace of shape [D, k], got {list(self.subspace.shape)}."
-            )
+        if not isinstance(self.subspace, Tensor) or self.subspace.ndim != 2:
+            tensor = isinstance(self.subspace, Tensor)
+            got = list(self.subspace.shape) if tensor else type(self.subspace).__name__
+            raise ValueError(f"Guided: expected a subspace of shape [D, k], a tensor, got {got}.")
         if not 0.0 < self.alpha <= 1.0:
             raise ValueError(f"Guided: expected alpha in (0, 1], got {self.alpha}.")
 

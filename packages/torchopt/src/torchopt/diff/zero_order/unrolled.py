@@ -54,6 +54,7 @@ from torchopt.diff.zero_order.precision import (
     warn_of_lost_perturbations,
     widened,
 )
+from torchopt.diff.zero_order.refusals import require_plain
 from torchopt.shown import Described
 from torchopt.tree import tree_map
 
@@ -193,6 +194,7 @@ def _pair(
 
     @torch.no_grad()
     def estimate(params: Any, state: ParticleState) -> tuple[GradientEstimate, ParticleState]:
+        require_plain(params, "unrolled")
         layout = _layout(params)
         leaves = [x.detach() for x in layout.leaves]
         warn_of_lost_perturbations(leaves, sigma, source.standard_normal, layout.name)
