@@ -247,6 +247,9 @@ def test_what_needs_one_equation_is_refused(solver: Any, option: dict[str, Any])
     ("make", "options", "told"),
     [
         (StochasticGradient, {"steps": 0}, "steps: expected a count >= 1"),
+        (StochasticGradient, {"steps": 5.5}, "steps: expected a count >= 1, got 5.5"),
+        (StochasticNeumann, {"steps": "5"}, "steps: expected a count >= 1, got '5'"),
+        (StochasticNeumann, {"rtol": -1.0}, "rtol: expected a number >= 0"),
         (StochasticGradient, {"alpha": 0.0}, "alpha: expected a finite step size"),
         (StochasticGradient, {"decay": -1.0}, "decay: expected a number >= 0"),
         (StochasticGradient, {"steps": 5, "average": 6}, "average: expected a count of iterates"),

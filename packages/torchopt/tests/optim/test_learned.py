@@ -253,6 +253,20 @@ def test_bad_weights_and_calls_are_refused(kind):
             optimizer.update(torch.ones(2).double(), state)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: mlp_weights(4),
+        lambda: mlp_weights((8, 0)),
+        lambda: lstm_weights(0),
+        lambda: lstm_weights(4, -1),
+    ],
+)
+def test_sizes_that_are_no_counts_are_refused(make):
+    with pytest.raises(ValueError, match="expected counts of at least 1, got"):
+        make()
+
+
 def test_a_leaf_without_a_gradient_is_left_alone(kind):
     optimizer = MAKE[kind](weights_of(kind))
     missing, given = {"w": PARAMS["w"], "b": None}, {"w": PARAMS["w"], "b": PARAMS["b"]}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,8 +48,9 @@ class _Stochastic(Solver):
     def __post_init__(self) -> None:
         """Check the options."""
         name = type(self).__name__
-        if self.steps < 1:
-            raise ValueError(f"{name}: steps: expected a count >= 1, got {self.steps}.")
+        _require_count(name, "steps", self.steps, "a count >= 1")
+        if not self.rtol >= 0:
+            raise ValueError(f"{name}: rtol: expected a number >= 0, got {self.rtol}.")
         if not isinstance(self.alpha, Tensor) and not 0 < abs(self.alpha) < math.inf:
             raise ValueError(f"{name}: alpha: expected a finite step size, got {self.alpha}.")
 
@@ -96,6 +98,13 @@ class _Stochastic(Solver):
     def shift(self) -> float | Tensor | None:
         """The ridge."""
         return self.ridge
+
+
+def _require_count(
+    solver: str, name: str, count: Any, expected: str, most: float = math.inf
+) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most:
+        raise ValueError(f"{solver}: {name}: expected {expected}, got {count!r}.")
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,7 @@ class StochasticGradient(_Stochastic):
 
     References:
         R. Grazzi, M. Pontil, S. Salzo, Convergence Properties of Stochastic Hypergradients,
-        AISTATS 2021, https://arxiv.org/abs/2011.07122, algorithm 1 and section 4
+        AISTATS 2021, https://arxiv.org/abs/2011.07122
 
         R. Grazzi, M. Pontil, S. Salzo, Bilevel Optimization with a Lower-level Contraction:
         Optimal Sample Complexity without Warm-start, JMLR 24, 2023,
@@ -165,11 +174,8 @@ class StochasticGradient(_Stochastic):
             raise ValueError(
                 f"StochasticGradient: decay: expected a number >= 0, got {self.decay}."
             )
-        if not 1 <= self.average <= self.steps:
-            raise ValueError(
-                "StochasticGradient: average: expected a count of iterates from 1 to "
-                f"steps={self.steps}, got {self.average}."
-            )
+        expected = f"a count of iterates from 1 to steps={self.steps}"
+        _require_count("StochasticGradient", "average", self.average, expected, self.steps)
 
     def run(self, operator: BoundOperator, b: Tensor, x0: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the mean of the last iterates and the norm of the mean residual."""
@@ -232,7 +238,7 @@ class StochasticNeumann(_Stochastic):
 
     References:
         S. Ghadimi, M. Wang, Approximation Methods for Bilevel Programming, 2018,
-        https://arxiv.org/abs/1802.02246, section 3 (random products)
+        https://arxiv.org/abs/1802.02246 (random products)
 
         A. Beatson, R. P. Adams, Efficient Optimization of Loops and Limits with Randomized
         Telescoping Sums, ICML 2019, https://arxiv.org/abs/1905.07006 (the random end)

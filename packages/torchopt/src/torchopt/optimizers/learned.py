@@ -79,6 +79,7 @@ def mlp_weights(
         generator: Where they are drawn.
         dtype: Of the weights; None: torch's default.
     """
+    _require_sizes(hidden, "mlp_weights: hidden")
     sizes = [FEATURES, *hidden, 2]
     weights = {}
     for k, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:])):
@@ -104,6 +105,7 @@ def lstm_weights(
         generator: Where they are drawn.
         dtype: Of the weights; None: torch's default.
     """
+    _require_sizes([hidden, layers], "lstm_weights: hidden, layers")
     weights = {}
     for k in range(layers):
         fan_in = (hidden if k else 2) + hidden
@@ -142,10 +144,13 @@ def learned_mlp(
         ValueError: They are not those of such a network.
 
     References:
-        L. Metz, N. Maheswaranathan, C. D. Freeman, B. Poole, J. Sohl-Dickstein, Tasks, stability,
-        architecture, and compute: training more effective learned optimizers, and using them to
-        train themselves, 2020, appendix B, https://arxiv.org/abs/2009.11243
-        L. Metz et al., VeLO: training versatile learned optimizers by scaling up, 2022.
+        L. Metz, N. Maheswaranathan, J. Nixon, C. D. Freeman, J. Sohl-Dickstein, Understanding and
+        correcting pathologies in the training of learned optimizers, ICML 2019,
+        https://arxiv.org/abs/1810.10180 (the network, the momenta and the functions of time)
+
+        L. Metz, C. D. Freeman, J. Harrison, N. Maheswaranathan, J. Sohl-Dickstein, Practical
+        tradeoffs between memory, compute, and performance in learned optimizers, CoLLAs 2022,
+        https://arxiv.org/abs/2203.11860 (the second moment and its ratios)
 
     Example:
         >>> import torch, torchopt
@@ -203,6 +208,12 @@ def learned_lstm(weights: Weights, *, step_scale: float | Tensor = 0.1) -> Gradi
         _require_shape(weights, f"b{k}", expected[1:], "learned_lstm")
     _require_shape(weights, "out", (hidden, 1), "learned_lstm")
     return as_transformation(LearnedLSTM(weights, step_scale), already_flattened=False)
+
+
+def _require_sizes(sizes: Any, what: str) -> None:
+    counts = isinstance(sizes, Sequence) and all(isinstance(n, int) and n >= 1 for n in sizes)
+    if not counts:
+        raise ValueError(f"{what}: expected counts of at least 1, got {sizes!r}")
 
 
 def _require_weights(weights: Any, what: str) -> None:
