@@ -36,6 +36,8 @@ FILES = (
     "packages/torchopt/docs/engines.md",
     "packages/torchopt/docs/benchmarks.md",
     "packages/torchopt/docs/distributed.md",
+    "packages/torchopt/docs/reference/linear_solve.md",
+    "packages/torchopt/docs/reference/solvers.md",
 )
 # Suite and plot: `<plot>_plot` of the suite's report draws it. A picture holds the time stamp of
 # its result.

@@ -1,27 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of engines."""
+"""The tables of engines and solvers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.harness.tables import seconds_text, spread_text, table
+from benchmarks.harness.tables import NOTHING, seconds_text, spread_text, table
 
 Result = dict[str, Any]
 
 
 def machine_lines(result: Result) -> str:
     """Return on what the result was measured."""
-    machine, problem = result["machine"], result["problem"]
+    machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    what = "median of seven and how far the least is below it"
-    if "median" not in result["rows"][0]:
-        what = "minimum of seven"
+    what = "processor time, median of seven and how far the least is below it"
     return (
-        f"{problem['size']} unknowns, {problem['steps']} inner steps, float64.\n"
-        f"{machine['processor']}, one thread, {machine['system']}; {versions}; {what}, "
+        f"{machine['processor']}, one thread, float64, {machine['system']}; {versions}; {what}, "
         f"{result['created'][:10]}."
     )
+
+
+def levels_table(result: Result) -> str:
+    """Return time and error of three levels by two engines."""
+    rows = [[r["engines"], _time(r), f"{r['error']:.0e}"] for r in result.get("levels", [])]
+    return _table(["lower level in middle level", "time", "relative error"], rows)
+
+
+def learned_table(result: Result) -> str:
+    """Return time and error of the gradient in the weights of a learned optimizer."""
+    rows = [
+        [r["engine"], _time(r), _error(r["error"]), f"{r['cosine']:.3f}"]
+        for r in result.get("learned", [])
+        if "engine" in r
+    ]
+    return _table(["engine", "time", "relative error", "cosine"], rows)
+
+
+def learned_steps_table(result: Result) -> str:
+    """Return what a step of a learned optimizer costs."""
+    rows = [
+        [r["step"], _time(r), f"{r['state']:.0f}"] for r in result.get("learned", []) if "step" in r
+    ]
+    return _table(["2,410 parameters", "time", "state, numbers a parameter"], rows)
+
+
+def solvers_table(result: Result) -> str:
+    """Return iterations, time and error of linear solvers on the curvature of a network."""
+    rows = [
+        [
+            r["solver"],
+            r["preconditioner"],
+            f"{r['iterations']}",
+            seconds_text(r["setup"]),
+            _time(r),
+            _error(r["error"]),
+        ]
+        for r in result.get("solvers", [])
+    ]
+    head = ["solver", "preconditioner", "iterations", "made in", "solved in", "relative error"]
+    return _table(head, rows)
+
+
+def least_squares_table(result: Result) -> str:
+    """Return steps, time and errors of nonlinear least squares."""
+    rows = [
+        [
+            r["problem"],
+            r["method"],
+            f"{r['steps']}",
+            _time(r),
+            _error(r["error"]),
+            _error(r.get("derivative_error")),
+        ]
+        for r in result.get("least_squares", [])
+    ]
+    head = ["problem", "method", "steps", "time", "error", "error of the derivative"]
+    return _table(head, rows)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return table(head, rows) if rows else "Not measured yet: `python -m benchmarks.engines.run`."
+
+
+def _time(row: Result) -> str:
+    return spread_text(row["median"], row["seconds"])
+
+
+def _error(error: float | None) -> str:
+    if error is None:
+        return NOTHING
+    return f"{error:.0e}" if error < 0.01 else f"{error:.2f}"
 
 
 def comparison_table(result: Result) -> str:
@@ -29,11 +98,9 @@ def comparison_table(result: Result) -> str:
     rows = [
         [
             row["engine"],
-            spread_text(row["median"], row["seconds"])
-            if "median" in row
-            else seconds_text(row["seconds"]),
+            _time(row),
             f"{row['kept_bytes'] / 1024:.0f} KiB",
-            f"{row['error']:.0e}" if row["error"] < 0.01 else f"{row['error']:.2f}",
+            _error(row["error"]),
             f"{row['cosine']:.3f}",
         ]
         for row in result["rows"]

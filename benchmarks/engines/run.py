@@ -12,7 +12,10 @@ It is solved by gradient descent from theta. It is quadratic, so with H = A'A / 
 
 exactly; the error of an engine is its distance from that, relative to its norm.
 
-    python -m benchmarks.engines.run        # two minutes; writes benchmarks/results/engines.json
+Beside it: three levels, the weights of a learned optimizer, linear solvers with preconditioners and
+with minibatches, nonlinear least squares; each in a module of its own, with what is known exactly.
+
+    python -m benchmarks.engines.run        # four minutes; writes benchmarks/results/engines.json
     python tools/bench_report.py            # puts the table into the manual
 """
 
@@ -20,9 +23,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,16 +31,33 @@ import torch
 from torch import Tensor
 
 import torchopt
+from benchmarks.engines import learned, least_squares, levels, solvers
+from benchmarks.engines.figures import distance, timed
 from benchmarks.harness.program import add_options, finish
 from benchmarks.harness.results import new_result
 from torchopt.diff import Differences, Engine, Explicit, Implicit, ZeroOrder
 from torchopt.diff.explicit.memory import CountBytes
+from torchopt.diff.implicit import custom_root
 from torchopt.diff.zero_order import Gaussian, Orthogonal, Rademacher, estimators
-from torchopt.linear_solve import CG, LSMR, MINRES, Cholesky, Neumann
+from torchopt.diff.zero_order.search import PGPE, SNES, GuidedES, SearchDistribution
+from torchopt.linear_solve import (
+    CG,
+    LSMR,
+    MINRES,
+    Cholesky,
+    Neumann,
+    Solver,
+    StochasticGradient,
+    StochasticNeumann,
+)
 
 # The engines whose gradient is not the exact one, to four digits.
-APPROXIMATE = ("last", "first order", "5 steps", "Neumann", "T1-T2", "zero-order")
+APPROXIMATE = ("last", "first order", "5 steps", "Neumann", "minibatch", "T1-T2", "zero-order")
 SIZE, ROWS, PENALTY, RATE = 400, 200, 0.3, 0.25
+PARTS = {"levels": levels, "learned": learned, "solvers": solvers, "least_squares": least_squares}
+
+Loss = Callable[[Tensor], Tensor]
+Gradient = Callable[[Tensor], Tensor]
 
 
 class Problem:
@@ -56,20 +74,48 @@ class Problem:
         self.c, self.d = draw(ROWS, SIZE), draw(ROWS)
         self.theta = draw(SIZE)
 
+    def start(self) -> Tensor:
+        """Return the point at which the gradient is taken, a new leaf."""
+        return self.theta.clone().requires_grad_()
+
     @staticmethod
     def inner(x: Tensor, batch: tuple[Tensor, Tensor], theta: Tensor) -> Tensor:
         """Return the inner objective."""
         a, b = batch
-        return ((a @ x - b) ** 2).sum() / (2 * ROWS) + 0.5 * PENALTY * ((x - theta) ** 2).sum()
+        return ((a @ x - b) ** 2).sum() / (2 * len(b)) + 0.5 * PENALTY * ((x - theta) ** 2).sum()
 
     def outer(self, x: Tensor) -> Tensor:
         """Return the outer loss."""
         return ((self.c @ x - self.d) ** 2).sum() / (2 * ROWS)
 
-    def solved_by(self, engine: Engine) -> Callable[[Tensor], Tensor]:
+    def solved_by(self, engine: Engine) -> Loss:
         """Return the outer loss of the inner loop, as an engine differentiates it."""
-        loop = engine.over(self.inner, torchopt.sgd(RATE), steps=self.steps)
+        reversible = isinstance(engine, Explicit) and engine.keep == "reversible"
+        momentum = 0.5 if reversible else 0.0
+        loop = engine.over(self.inner, torchopt.sgd(RATE, momentum), steps=self.steps)
         return lambda theta: self.outer(loop(theta, (self.a, self.b), theta).params)
+
+    def solved_by_minibatches(self, solve: Solver, rows: int) -> Loss:
+        """Return the outer loss where a product with the Hessian reads some rows of A, drawn anew.
+
+        The inner problem itself is solved with all of them.
+        """
+        loop = Explicit(derivative="first_order").over(
+            self.inner, torchopt.sgd(RATE), steps=self.steps
+        )
+
+        def slope(x: Tensor, theta: Tensor) -> Tensor:
+            some = torch.randint(ROWS, (rows,))
+            drawn = (self.a.index_select(0, some), self.b.index_select(0, some))
+            found: Tensor = torch.func.grad(self.inner)(x, drawn, theta)
+            return found
+
+        @custom_root(slope, argnums=1, solve=solve)
+        def solved(start: Tensor, theta: Tensor) -> Tensor:
+            found: Tensor = loop(start, (self.a, self.b), theta).params
+            return found
+
+        return lambda theta: self.outer(solved(theta.detach(), theta))
 
     def exact(self) -> Tensor:
         """Return the meta-gradient in closed form."""
@@ -108,6 +154,7 @@ def engines(steps: int) -> dict[str, Engine]:
         "explicit: all steps": Explicit(),
         "explicit: states and the graph of the last 1 MiB": Explicit(keep="steps"),
         f"explicit: {part} snapshots": Explicit(keep=part),
+        "explicit: reversed, with momentum": Explicit(keep="reversible"),
         "explicit: mixed mode": Explicit(derivative="mixed"),
         "explicit: four differences a product": Explicit(derivative="differences"),
         "explicit: two differences a product": Explicit(derivative=two_gradients),
@@ -140,7 +187,48 @@ def engines(steps: int) -> dict[str, Engine]:
     }
 
 
-def kept_bytes(loss: Callable[[Tensor], Tensor], theta: Tensor, data: tuple[Tensor, ...]) -> int:
+def minibatches(problem: Problem) -> dict[str, Loss]:
+    """Return the losses whose adjoint solve sees minibatches, by name."""
+    rate, rows = 0.05, 20  # stable for the second moments of products with 20 rows
+    descent = StochasticGradient(300, rate, average=100, on_fail="ignore")
+    series = StochasticNeumann(100, rate, on_fail="ignore")
+    return {
+        "implicit: 300 minibatch products, mean of 100": problem.solved_by_minibatches(
+            descent, rows
+        ),
+        "implicit: 100 minibatch terms of the Neumann series": problem.solved_by_minibatches(
+            series, rows
+        ),
+    }
+
+
+def searches(problem: Problem) -> dict[str, tuple[Gradient, Tensor]]:
+    """Return the gradients of the mean of a search distribution and what they estimate, by name."""
+    sigma, exact = 0.01, problem.exact()
+    loss = problem.solved_by(Explicit(derivative="first_order"))
+    (guide,) = torch.autograd.grad(loss(start := problem.start()), start)
+    guided = GuidedES(100, subspace=guide[:, None])
+
+    def found_by(search: Any, factor: float = 1.0) -> Gradient:
+        def gradient(theta: Tensor) -> Tensor:
+            around = SearchDistribution(theta.detach(), torch.tensor(sigma).log().to(theta))
+            found = search.estimate(loss, around, seed=0, with_error=False)
+            mean: Tensor = factor * found.gradient.mean
+            return mean
+
+        return gradient
+
+    return {
+        "zero-order: PGPE, 100 pairs": (found_by(PGPE(100)), exact),
+        "zero-order: SNES, 200 samples": (found_by(SNES(200), sigma**-2), exact),
+        "zero-order: guided ES, 100 pairs, by first order": (
+            found_by(guided),
+            guided.directions.second_moment([exact])[0],
+        ),
+    }
+
+
+def kept_bytes(loss: Loss, theta: Tensor, data: tuple[Tensor, ...]) -> int:
     """Return the memory that is kept for the backward pass, other than `data`."""
     with CountBytes(theta, *data) as count:
         value = loss(theta)
@@ -154,33 +242,25 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
     """Return a row for each engine: seconds, bytes kept beyond the data, relative error."""
     exact = problem.exact()
     data = (problem.a, problem.b, problem.c, problem.d)
+    losses = {name: problem.solved_by(engine) for name, engine in engines(problem.steps).items()}
+    losses |= minibatches(problem)
+
+    def slope(loss: Loss) -> tuple[Gradient, Tensor]:
+        return lambda theta: torch.autograd.grad(loss(theta), theta)[0], exact
+
     rows = []
-    for name, engine in engines(problem.steps).items():
-        loss, times = problem.solved_by(engine), []
-        for _ in range(repeats):
-            theta = problem.theta.clone().requires_grad_()
-            started = time.process_time()
-            (found,) = torch.autograd.grad(loss(theta), theta)
-            times.append(time.process_time() - started)
+    ways = {name: slope(loss) for name, loss in losses.items()} | searches(problem)
+    for name in sorted(ways, key=lambda name: name.partition(":")[0]):
+        gradient, expected = ways[name]
+        torch.manual_seed(0)
+        found, times = timed(lambda: gradient(problem.start()), repeats)  # noqa: B023 - at once
         if not any(word in name for word in APPROXIMATE):  # what is left of the inner problem
             torch.testing.assert_close(found, exact, rtol=0, atol=1e-4 * float(exact.abs().max()))
-        theta = problem.theta.clone().requires_grad_()
-        rows.append(row(name, times, kept_bytes(loss, theta, data), found, exact))
+        loss = losses.get(name)  # a search has no backward pass
+        kept = 0 if loss is None else kept_bytes(loss, problem.start(), data)
+        figures = {**distance(found, expected), "cosine": distance(found, exact)["cosine"]}
+        rows.append({"engine": name, **times, "kept_bytes": kept, **figures})
     return rows
-
-
-def row(name: str, times: list[float], kept: int, found: Tensor, exact: Tensor) -> dict[str, Any]:
-    """Return the figures of one engine."""
-    error = ((found - exact).norm() / exact.norm()).item()
-    cosine = torch.nn.functional.cosine_similarity(found, exact, dim=0).item()
-    return {
-        "engine": name,
-        "seconds": min(times),
-        "median": statistics.median(times),
-        "kept_bytes": kept,
-        "error": error,
-        "cosine": cosine,
-    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -196,12 +276,17 @@ def main(arguments: list[str] | None = None) -> int:
             f"{r['engine']:42} {1e3 * r['seconds']:8.1f} ms  {r['kept_bytes'] / 1024:9.0f} KiB  "
             f"error {r['error']:.1e}  cosine {r['cosine']:.3f}"
         )
+    parts = {name: part.measure(1 if options.quick else 7) for name, part in PARTS.items()}
+    for name, figures in parts.items():
+        print(f"\n{name}")
+        for r in figures:
+            print("  ", {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in r.items()})
     if options.quick:
         return 0
     versions = {"torch": torch.__version__, "torchopt": torchopt.__version__}
     sizes = {"size": SIZE, "rows": ROWS, "penalty": PENALTY, "steps": problem.steps}
     result = new_result("engines", {}, {})
-    result |= {"versions": versions, "problem": sizes, "rows": rows}
+    result |= {"versions": versions, "problem": sizes, "rows": rows, **parts}
     return finish(result, options)
 
 

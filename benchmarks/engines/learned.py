@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learned optimizers: what a step costs, and the gradient of a training in their weights.
+
+A perceptron for each coordinate trains a linear classifier for twenty steps; the gradient is that
+of the sum of the losses. The reference is that of all steps in reverse mode, which is compared with
+central differences in a random direction first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import torchopt
+from benchmarks.engines.figures import distance, timed
+from torchopt.diff import Explicit
+from torchopt.diff.zero_order import unrolled
+from torchopt.optimizers.learned import learned_lstm, learned_mlp, lstm_weights, mlp_weights
+
+Params = dict[str, Tensor]
+STEPS, WINDOW, PAIRS, SIGMA = 20, 5, 1000, 0.01
+ENGINES = {
+    "explicit: all steps": Explicit(),
+    "explicit: 5 snapshots": Explicit(keep=5),
+    "explicit: mixed mode": Explicit(derivative="mixed"),
+    "explicit: first order": Explicit(derivative="first_order"),
+    f"explicit: last {WINDOW} steps": Explicit(window=WINDOW),
+}
+ESTIMATORS = {
+    "truncated ES": unrolled.truncated_es,
+    "persistent ES": unrolled.persistent_es,
+}
+
+
+def make(weights: Params) -> torchopt.GradientTransformation:
+    """Return the optimizer."""
+    return learned_mlp(weights, step_scale=0.03, exponent_scale=0.1)
+
+
+def data() -> tuple[Params, tuple[Tensor, Tensor], Params]:
+    """Return a classifier, its batch, and the weights of an optimizer."""
+    generator = torch.Generator().manual_seed(0)
+    net = {
+        "w": torch.randn(10, 4, dtype=torch.float64, generator=generator) / 3,
+        "b": torch.zeros(4, dtype=torch.float64),
+    }
+    x = torch.randn(64, 10, dtype=torch.float64, generator=generator)
+    y = (x @ torch.randn(10, 4, dtype=torch.float64, generator=generator)).argmax(1)
+    return net, (x, y), mlp_weights((16,), generator=generator, dtype=torch.float64)
+
+
+def loss_of(net: Params, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the cross-entropy of a linear classifier."""
+    x, y = batch
+    return torch.nn.functional.cross_entropy(x @ net["w"] + net["b"], y)
+
+
+def explicit(engine: Explicit, weights: Params) -> Tensor:
+    """Return the gradient by the explicit engine, flat."""
+    net, batch, _ = data()
+    weights = {name: w.clone().requires_grad_() for name, w in weights.items()}
+    loop = engine.over(loss_of, make, steps=STEPS)
+    total = loop(net, batch, weights=weights).losses.sum()
+    found = torch.autograd.grad(total, list(weights.values()), materialize_grads=True)
+    return torch.cat([g.flatten() for g in found])
+
+
+def sampled(estimator: Any, weights: Params) -> Tensor:
+    """Return the sum of the estimates of all windows, flat."""
+    net, batch, _ = data()
+
+    def start(weights: Params) -> Any:
+        return net, make(weights).init(net)
+
+    def step(weights: Params, carried: Any, t: int) -> tuple[Any, Tensor]:
+        net, state = carried
+        gradient, loss = torch.func.grad_and_value(loss_of)(net, batch)
+        updates, state = make(weights).update(gradient, state, params=net, inplace=False)
+        return (torchopt.apply_updates(net, updates, inplace=False), state), loss
+
+    loop = unrolled.InnerLoop(start, step, STEPS)
+    es = estimator(loop, window=WINDOW, num_pairs=PAIRS, sigma=SIGMA)
+    state, total = es.init(weights, 0), torch.zeros((), dtype=torch.float64)
+    for _ in range(STEPS // WINDOW):
+        found, state = es.estimate(weights, state)
+        total = total + torch.cat([found.gradient[name].flatten() for name in weights])
+    return total
+
+
+def checked_reference(weights: Params) -> Tensor:
+    """Return the gradient in reverse mode; raise where differences say something else."""
+    net, batch, _ = data()
+    found = explicit(Explicit(), weights)
+    generator = torch.Generator().manual_seed(1)
+    direction = torch.randn(len(found), dtype=torch.float64, generator=generator)
+    parts = direction.split([w.numel() for w in weights.values()])
+
+    def value(t: float) -> float:
+        moved = {k: w + t * d.reshape(w.shape) for (k, w), d in zip(weights.items(), parts)}
+        loop = torchopt.inner_loop(loss_of, make(moved), steps=STEPS)
+        return float(loop(net, batch).losses.sum())
+
+    slope = (value(1e-6) - value(-1e-6)) / 2e-6
+    torch.testing.assert_close(float(found @ direction), slope, rtol=1e-6, atol=1e-7)
+    return found
+
+
+def measure(repeats: int) -> list[dict[str, Any]]:
+    """Return a row for each engine."""
+    weights = data()[2]
+    exact, rows = checked_reference(weights), []
+    for name, engine in ENGINES.items():
+        found, times = timed(lambda: explicit(engine, weights), repeats)  # noqa: B023 - at once
+        if name in ("explicit: 5 snapshots", "explicit: mixed mode"):
+            torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-11)
+        rows.append({"engine": name, **times, **distance(found, exact)})
+    for name, estimator in ESTIMATORS.items():
+        found, times = timed(lambda: sampled(estimator, weights), repeats)  # noqa: B023
+        label = f"{name}, {PAIRS} pairs, windows of {WINDOW}"
+        rows.append({"engine": label, **times, **distance(found, exact)})
+    return [*rows, *steps(repeats)]
+
+
+def steps(repeats: int) -> list[dict[str, Any]]:
+    """Return the time of a step, and the numbers of state for each parameter."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"w1": (64, 32), "b1": (32,), "w2": (32, 10), "b2": (10,)}
+    params = {name: torch.randn(*size, generator=generator) for name, size in sizes.items()}
+    count = sum(p.numel() for p in params.values())
+    optimizers = {
+        "a step of adam": torchopt.adam(1e-3),
+        "a step of learned_mlp, 32-32": learned_mlp(mlp_weights(generator=generator)),
+        "a step of learned_lstm, 2 x 20": learned_lstm(lstm_weights(generator=generator)),
+    }
+    rows = []
+    for name, optimizer in optimizers.items():
+        state = optimizer.init(params)
+
+        def step() -> Any:
+            return optimizer.update(params, state, params=params, inplace=False)  # noqa: B023
+
+        with torch.no_grad():
+            step()
+            _, times = timed(step, 20 * repeats)
+        leaves = [x for x in torchopt.tree.tree_leaves(state) if isinstance(x, Tensor)]
+        numbers = sum(x.numel() for x in leaves if x.is_floating_point())
+        rows.append({"step": name, **times, "parameters": count, "state": numbers / count})
+    return rows

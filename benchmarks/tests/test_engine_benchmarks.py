@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the table of engines is measured against, and what is shown of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.engines import learned, least_squares, levels, report, run, solvers
+
+from torchopt.linear_solve import Neumann
+
+
+def test_the_closed_form_of_three_levels_is_that_of_differences() -> None:
+    problem = levels.Problem()
+    exact, z, h = problem.exact(), problem.z, 1e-4
+
+    def outer(z: torch.Tensor) -> torch.Tensor:
+        to_x = problem.f @ torch.linalg.inv(problem.a)
+        slope = to_x @ problem.b
+        right = problem.e @ z - slope.mT @ (to_x @ problem.c @ z - problem.goal)
+        y = torch.linalg.solve(problem.d + slope.mT @ slope, right)
+        return ((y - problem.target) ** 2).sum() / 2
+
+    for i in (0, 7):
+        step = h * torch.eye(len(z), dtype=torch.float64)[i]
+        assert float(exact[i]) == pytest.approx(
+            float(outer(z + step) - outer(z - step)) / (2 * h), rel=1e-6
+        )
+
+
+def test_a_wrong_derivative_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = levels.PAIRS["implicit in implicit"]
+    monkeypatch.setattr(levels, "PAIRS", {"right": right})
+    assert levels.measure(1)[0]["error"] < 1e-12
+    wrong = (right[0], levels.Implicit(solve=Neumann(0, alpha=1.0, rtol=1.0)))
+    monkeypatch.setattr(levels, "PAIRS", {"wrong": wrong})
+    with pytest.raises(AssertionError, match="not close"):
+        levels.measure(1)
+
+
+def test_the_gradient_of_a_learned_optimizer_is_compared_with_differences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = learned.data()[2]
+    exact = learned.checked_reference(weights)
+    assert exact.norm() > 1e-3
+    explicit = learned.explicit
+    monkeypatch.setattr(learned, "explicit", lambda *args: 1.001 * explicit(*args))
+    with pytest.raises(AssertionError):
+        learned.checked_reference(weights)
+
+
+def test_products_of_minibatches_lead_close_to_the_exact_gradient() -> None:
+    problem = run.Problem(steps=100)
+    torch.manual_seed(0)
+    loss = problem.solved_by_minibatches(
+        run.StochasticGradient(200, 0.05, average=100, on_fail="ignore"), 40
+    )
+    theta = problem.start()
+    (found,) = torch.autograd.grad(loss(theta), theta)
+    assert run.distance(found, problem.exact())["error"] < 0.15
+
+
+def test_the_fewest_iterations_are_found_by_bisection() -> None:
+    asked = []
+
+    def error(count: int) -> float:
+        asked.append(count)
+        return 1.0 if count < 37 else 0.0
+
+    assert solvers.fewest(error) == 37
+    assert len(asked) < 15
+
+
+def test_every_least_squares_problem_has_an_answer_of_scipy() -> None:
+    pytest.importorskip("scipy.optimize")
+    for problem in least_squares.problems().values():
+        best = least_squares.by_scipy(problem)[0]()
+        assert best.success
+        assert best.cost >= 0
+
+
+def test_tables_show_what_was_measured() -> None:
+    times = {"seconds": 0.9e-3, "median": 1e-3}
+    engine = {"engine": "E", **times, "error": 2e-5, "cosine": 0.5}
+    result: dict[str, Any] = {
+        "rows": [{**engine, "kept_bytes": 2048}],
+        "levels": [{"engines": "in", **times, "error": 3e-12}],
+        "learned": [engine, {"step": "S", **times, "state": 7.0}],
+        "solvers": [
+            {"solver": "CG", "preconditioner": "EK-FAC", "iterations": 52, "setup": 0.011}
+            | {**times, "error": 9e-4}
+        ],
+        "least_squares": [
+            {"problem": "P", "method": "Dogleg", "steps": 7, **times, "error": 1e-9}
+            | {"derivative_error": 1e-8},
+            {"problem": "P", "method": "scipy", "steps": 8, **times, "error": 0.5},
+        ],
+    }
+    shown = {
+        "comparison": ("2 KiB", "2e-05", "0.500"),
+        "levels": ("in", "3e-12"),
+        "learned": ("E", "0.500"),
+        "learned_steps": ("S", "7"),
+        "solvers": ("EK-FAC", "52", "11.0 ms", "9e-04"),
+        "least_squares": ("Dogleg", "1e-09", "1e-08", "0.50"),
+    }
+    for name, texts in shown.items():
+        table = getattr(report, f"{name}_table")
+        text = table(result)
+        assert "1 ms \u221210 %" in text
+        assert all(part in text for part in texts), text
+        if name != "comparison":
+            assert table({}).startswith("Not measured yet")
