@@ -266,10 +266,17 @@ def test_t1_t2_is_a_hessian_of_one_over_alpha(derivative: Any) -> None:
 
 @pytest.mark.parametrize("steps", [1, 5])
 def test_sama_is_the_last_step_of_adam_by_differences(steps: int) -> None:
-    """-B'(du/dg v): du/dg of Adam at its last step, the cotangent v, B = d^2 L / dx dtheta."""
+    """B'(du/dg v): du/dg of Adam at its last step, the cotangent v, B = d^2 L / dx dtheta there.
+
+    B of this loss depends on the place: it is that of where the last step begins.
+    """
     lr, eps, b1, b2 = 0.1, 0.3, 0.9, 0.999
+
+    def loss(x: Tensor, batch: None, theta: Tensor) -> Tensor:
+        return proximal(x, None, theta) + (x**3) @ theta / 9
+
     inner = torchopt.inner_loop(
-        proximal,
+        loss,
         torchopt.adam(lr, betas=(b1, b2), eps=eps),
         steps=steps,
         window=1,
@@ -278,13 +285,16 @@ def test_sama_is_the_last_step_of_adam_by_differences(steps: int) -> None:
     found = pulled(inner)
     x, m, v = START, torch.zeros(SIZE).double(), torch.zeros(SIZE).double()
     for t in range(1, steps + 1):
-        g = A.mT @ (A @ x - B) / ROWS + PENALTY * (x - THETA)
+        begin = x
+        g = A.mT @ (A @ x - B) / ROWS + PENALTY * (x - THETA) + x**2 * THETA / 3
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
         top, root = m / (1 - b1**t), (v / (1 - b2**t)).sqrt()
         x = x - lr * top / (root + eps)
     slope_top, slope_root = (1 - b1) / (1 - b1**t), (1 - b2) * g / (1 - b2**t) / root
-    step = lr * (slope_top / (root + eps) - top * slope_root / (root + eps) ** 2)
-    torch.testing.assert_close(found, PENALTY * step * C, rtol=1e-8, atol=1e-12)
+    step = -lr * (slope_top / (root + eps) - top * slope_root / (root + eps) ** 2)
+    mixed = begin**2 / 3 - PENALTY
+    torch.testing.assert_close(found, mixed * step * C, rtol=1e-8, atol=1e-12)
+    assert ((x**2 - begin**2).abs() > 1e-3).all()
 
 
 # -- what is refused

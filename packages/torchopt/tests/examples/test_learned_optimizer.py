@@ -28,6 +28,8 @@ def test_smoke_run_writes_results(
     assert adam["curve"][-1] < adam["curve"][0]
     for row in rows.values():
         assert row["margin"] == pytest.approx(adam["mean_loss"] - row["mean_loss"], abs=1e-5)
+        assert row["margin"] == pytest.approx(sum(row["margins"]) / 2, abs=1e-5)
+        assert row is adam or row["margins"][0] != row["margins"][1]
     assert len({row["mean_loss"] for row in rows.values()}) == 5
 
 

@@ -57,10 +57,12 @@ class Implicit(Described):
     T1-T2 takes the Hessian for I / alpha, alpha the learning rate: `Implicit(solve=Neumann(0,
     alpha=alpha, rtol=1.0))` is -alpha B' v for a cotangent v and the mixed second derivatives B.
     Its error is that of a Neumann series of one term. By `derivative=Differences(gradients=2)` it
-    is the approximation of DARTS. SAMA has the derivative of the optimizer's step, with respect to
-    its gradient, in the place of alpha. That depends on the optimizer's state, which the equation
-    does not know: it is the last step of the explicit engine, `torchopt.inner_loop(..., window=1,
-    derivative=Differences(gradients=2))`.
+    is the approximation of DARTS. SAMA is B' (du/dg)' v: the derivative of the optimizer's last
+    update u in its gradient g stands in the place of -alpha I. That depends on the optimizer's
+    state, which the equation does not know: it is the last step of the explicit engine,
+    `torchopt.inner_loop(..., window=1, derivative=Differences(gradients=2))`, with B where that
+    step begins. The program of its authors, `betty/hypergradient/sama.py`, takes B where the step
+    has ended, Adam without the corrections of its moments, and SGD without its learning rate.
 
     Example:
         >>> import torch, torchopt
