@@ -61,10 +61,12 @@ def derivatives(found: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
     return [*grads, *torch.autograd.grad(sum((g**2).sum() for g in grads), leaves)]
 
 
+@pytest.mark.parametrize("small", [0, short.SMALL])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_values_and_derivatives_are_those_of_the_long_way(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(short, "SMALL", small)
     calls = []
     inner = short.short_step
     monkeypatch.setattr(short, "short_step", lambda *a: calls.append(inner(*a)) or calls[-1])
@@ -198,3 +200,17 @@ def test_a_custom_tensor_gives_its_own_backward_pass() -> None:
     (found,) = backward_pass((p**2).sum(), [p], create_graph=True, retain_graph=True)
     assert isinstance(found, Own)
     assert torch.equal(found, 2 * p)
+
+
+def kept(params: list[Tensor]) -> int:
+    """Return how many tensors a step keeps for its derivative."""
+    grads = [torch.ones_like(p) for p in params]
+    found: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: found.append(x) or x, lambda x: x):
+        next_params(torchopt.sgd(0.1), params, grads, torchopt.sgd(0.1).init(tuple(params)))
+    return len(found)
+
+
+def test_steps_of_large_tensors_keep_nothing() -> None:
+    assert kept([torch.zeros(short.SMALL + 1, requires_grad=True)]) == 0
+    assert kept([torch.zeros(short.SMALL, requires_grad=True)]) == 2

@@ -57,6 +57,9 @@ class Lineage(NamedTuple):
         return set, ()  # files keep values only
 
 
+_make: Any = tuple.__new__  # without the function that names the fields: a step makes many
+
+
 def lineage_of(x: Tensor) -> Lineage | None:
     """Return the lineage of a tensor, None if it did not replace another one."""
     found = getattr(x, MARK, None)
@@ -81,8 +84,8 @@ def descend(old: Tensor, new: Tensor, places: Sequence[Place] = ()) -> None:
         pointer = new.data_ptr()
     except RuntimeError:  # one of inference mode has no version, one of a transform no address
         pass
-    kind = (new.dtype, new.device)
-    setattr(new, MARK, Lineage(leaf, places, hooks, new.grad_fn, kind, version, pointer))
+    fields = (leaf, places, hooks, new.grad_fn, (new.dtype, new.device), version, pointer)
+    setattr(new, MARK, _make(Lineage, fields))
 
 
 def inherit_hooks(old: Tensor, new: Tensor) -> None:

@@ -23,6 +23,9 @@ _CONSTANT = "linear_cross_entropy"  # computed in chunks: its gradient counts as
 _ONCE = once_differentiable(lambda ctx: None).__code__
 _TRANSFORMED = "torch._functorch.autograd_function"
 
+# The classes of nodes that need no second look. Each step of an inner loop walks its graph.
+_RIGHT: set[type] = set()
+
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """Return `torch._weight_norm(v, g, dim)`, g v / ‖v‖, from operations with right derivatives.
@@ -65,12 +68,16 @@ def correct_second_derivatives(
     params = [p for p in params if p.requires_grad]
     ends = {x.grad_fn for x in (*params, *others)}
     nodes = _nodes({x.grad_fn for x in values}, ends | {None})
+    if _RIGHT.issuperset(map(type, nodes)):
+        return []
     wrong: dict[Any, str] = {}
     for node in nodes:
         kind = type(node)
         if kind is _WEIGHT_NORM:
             _correct_weight_norm(node)
-        elif issubclass(kind, BackwardCFunction):
+        elif not issubclass(kind, BackwardCFunction):
+            _RIGHT.add(kind)
+        else:
             function: Any = getattr(kind, "_forward_cls", None)
             if _CONSTANT in kind.__name__:
                 wrong[node] = f"{_CONSTANT} in chunks"
