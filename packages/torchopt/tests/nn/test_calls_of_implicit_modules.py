@@ -307,3 +307,42 @@ def test_batch_norm_in_a_meta_module(training):
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(dict(net.named_buffers()), before, rtol=0, atol=0)
     assert net.training is not training
+
+
+class TwoNames(ImplicitMetaGradientModule):
+    """min |w - a|^2 + 2 |w - b|^2 + |f(w) - w|^2, f a linear map with one matrix used twice."""
+
+    def __init__(self, a, b, net):
+        super().__init__()
+        self.a, self.b, self.net = a, b, net
+        self.w = torch.nn.Parameter(torch.zeros(2, dtype=D))
+
+    def objective(self):
+        rest = ((self.w - self.a) ** 2).sum() + 2 * ((self.w - self.b) ** 2).sum()
+        return rest + ((self.net(self.w) - self.w) ** 2).sum()
+
+    def solve(self):
+        with torch.no_grad():
+            self.w.copy_(two_names(self.a, self.b, self.net[0].weight, self.net[1].weight))
+
+
+def two_names(a, b, first, second):
+    eye = torch.eye(2, dtype=D)
+    rest = second @ first - eye
+    return torch.linalg.solve(3 * eye + rest.mT @ rest, a + 2 * b)
+
+
+@pytest.mark.parametrize("shared", ["weights", "a sub-module"])
+def test_meta_parameters_may_have_several_names(shared):
+    a = leaf(1.0, -2.0)
+    net = torch.nn.Sequential(*(torch.nn.Linear(2, 2, bias=False, dtype=D) for _ in range(2)))
+    if shared == "weights":
+        net[1].weight = net[0].weight
+    else:
+        net[1] = net[0]
+    module = TwoNames(a, a, net)
+    module.solve()
+    found = torch.autograd.grad((module.w**3).sum(), [a, net[0].weight])
+    weight = net[0].weight
+    expected = torch.autograd.grad((two_names(a, a, weight, weight) ** 3).sum(), [a, weight])
+    torch.testing.assert_close(found, expected)

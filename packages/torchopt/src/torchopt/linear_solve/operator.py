@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchopt.linear_solve.layout import Layout
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_unflatten
-from torchopt.tree_function import linearize
+from torchopt.tree_function import linearize, uncompiled
 
 __all__ = ["BoundOperator", "LinearOperator", "Tag", "transpose_linear"]
 
@@ -198,6 +198,7 @@ class LinearOperator:
     adjoint: bool = False
 
     @staticmethod
+    @uncompiled
     def from_function(
         function: Callable[[Any, Any], Any], params: Any, like: Any, tags: Iterable[Tag | str] = ()
     ) -> LinearOperator:
@@ -307,11 +308,13 @@ class LinearOperator:
             mv, rmv, self.layout, self.tags, self.adjoint, lambda: self.bound(given)
         )
 
+    @uncompiled
     def mv(self, tree: Any) -> Any:
         """Return A v for a tree v."""
         vector = self.layout.ravel(tree, "LinearOperator.mv")
         return self.layout.unravel(self.bound().mv(vector))
 
+    @uncompiled
     def as_matrix(self) -> Tensor:
         """Return A as an [n, n] matrix, by n products."""
         like = torch.zeros(self.layout.size, dtype=self.layout.dtype, device=self._device())

@@ -25,7 +25,7 @@ from torchopt.linear_solve.operator import BoundOperator, LinearOperator
 from torchopt.linear_solve.result import OnFail, Solution, Stats, report_failure
 from torchopt.shown import Described
 from torchopt.tree import tree_map
-from torchopt.tree_function import apply_rule, linearize
+from torchopt.tree_function import apply_rule, linearize, uncompiled
 
 __all__ = ["Computed", "Solver", "linear_solve", "push_forward", "solve_vector"]
 
@@ -113,11 +113,13 @@ class Solver(Described, ABC):
         """Return the default x0 as a vector, or None."""
         return None
 
+    @uncompiled
     def __call__(self, matvec: Callable[[Any], Any], b: Any) -> Any:
         """Return x with matvec(x) = b, a tree like b."""
         return solve_closure(self, matvec, b)
 
 
+@uncompiled
 def linear_solve(
     operator: LinearOperator | Tensor,
     b: Any,

@@ -31,6 +31,7 @@ from torchopt.tree_function import (
     is_transforming,
     max_over_batch,
     plain_entry,
+    uncompiled,
 )
 
 __all__ = [
@@ -209,6 +210,7 @@ class Solver(Described, ABC):
             x: The start.
         """
 
+    @uncompiled
     def run(self, function: Function, start: Any, *args: Any) -> SolveResult:
         """Return the solution with its status, without derivatives.
 
@@ -243,6 +245,7 @@ class Solver(Described, ABC):
         finite = size.isfinite() & found.value.isfinite().all()
         return torch.where(finite, status, int(SolveStatus.NON_FINITE))
 
+    @uncompiled
     def __call__(self, function: Function, start: Any, *args: Any) -> Any:
         """Return the solution, differentiable with respect to the tensors in args.
 

@@ -15,6 +15,7 @@ from torchopt.linear_solve.iterate import dot, iterate, norm
 from torchopt.linear_solve.layout import Layout
 from torchopt.solvers.base import Function, Outcome, Solver, false_like, gradient_norm, tree_grad
 from torchopt.tree import tree_map
+from torchopt.tree_function import uncompiled
 
 __all__ = ["ProjectedGradient", "ProximalGradient"]
 
@@ -50,6 +51,7 @@ class _CompositeSolver(Solver):
         """Unused: `run` needs the arguments for the prox."""
         raise NotImplementedError
 
+    @uncompiled
     def run(self, function: Function, start: Any, *args: Any) -> Any:
         """Return the solution with its status, without derivatives; see `Solver.run`."""
         bound = _Bound(

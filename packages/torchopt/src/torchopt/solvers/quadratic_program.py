@@ -19,6 +19,7 @@ from torchopt.solvers.interior_point import (
     resolution,
     units_of_unknowns,
 )
+from torchopt.tree_function import uncompiled
 
 __all__ = ["QPSolution", "quadratic_program"]
 
@@ -37,6 +38,7 @@ class QPSolution(NamedTuple):
     lam: Tensor
 
 
+@uncompiled
 def quadratic_program(
     Q: Tensor,
     c: Tensor,

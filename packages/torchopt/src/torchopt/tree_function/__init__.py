@@ -17,7 +17,7 @@ from torchopt.torch_internals import (
     plain_entry,
 )
 from torchopt.tree_function.lists import PLAIN, add_lists, are_plain, max_over_batch, placed_like
-from torchopt.tree_function.modes import derivatives_wanted, forward_modes, linearize
+from torchopt.tree_function.modes import derivatives_wanted, forward_modes, linearize, uncompiled
 from torchopt.tree_function.operation import Operation, apply_operation
 from torchopt.tree_function.rule import Rule, Sweep, apply_rule, apply_sweep
 
@@ -45,4 +45,5 @@ __all__ = [
     "max_over_batch",
     "placed_like",
     "plain_entry",
+    "uncompiled",
 ]

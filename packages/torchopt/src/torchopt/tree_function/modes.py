@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -23,9 +24,17 @@ from torchopt.tree import is_smooth, tree_map
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["derivatives_wanted", "forward_modes", "linearize", "over_batched", "values"]
+__all__ = [
+    "derivatives_wanted",
+    "forward_modes",
+    "linearize",
+    "over_batched",
+    "uncompiled",
+    "values",
+]
 
 Tensors = tuple[Tensor, ...]
+Function = TypeVar("Function", bound="Callable[..., Any]")
 
 
 # torch runs the jvp of a Function with forward mode switched off, for all levels, so that a jvp
@@ -124,3 +133,19 @@ def over_batched(function: Callable[..., Tensors], tensors: Tensors) -> Tensors:
 def derivatives_wanted() -> bool:
     """Return whether a derivative of the present computation may be wanted."""
     return torch.is_grad_enabled() or in_forward_mode() or is_transforming()
+
+
+def uncompiled(function: Function) -> Function:
+    """Return a function that `torch.compile` leaves out of its graphs.
+
+    Loops that ask tensors when to stop, searches of closures, and functions with a jvp rule cannot
+    be traced. (`torch.compiler.disable` as the decorator would import the whole compiler.)
+    """
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return cast("Function", called)

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -324,3 +327,32 @@ def test_one_warning_for_a_module_that_vmap_cannot_take() -> None:
         module(A).backward()
     assert len(caught) == 1
     assert "vmap cannot take this function" in str(caught[0].message)
+
+
+class Waits(ZeroOrderGradientModule, method="antithetic", num_samples=2, vectorized=False):
+    """|w|^2, whose evaluation waits until a second thread evaluates too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(3, dtype=F64))
+        self.barrier = threading.Barrier(2)
+
+    def forward(self) -> Tensor:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self.barrier.wait(timeout=5)
+        return self.w.detach().square().sum()  # no derivative but the estimated one
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return torch.ones(sample_shape, dtype=F64)
+
+
+def test_threads_that_evaluate_one_module_all_get_estimates() -> None:
+    module = Waits()
+
+    def gradient(_: int) -> Tensor:
+        return torch.autograd.grad(module(), module.w)[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(gradient, range(2)))
+    for g in found:  # (z'grad) z for z of ones
+        torch.testing.assert_close(g, torch.full((3,), 6.0, dtype=F64))

@@ -17,6 +17,7 @@ from torchopt.diff.implicit.root import ImplicitEngine
 from torchopt.diff.implicit.rule import ravel_all
 from torchopt.linear_solve.auto import Auto
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_unflatten
+from torchopt.tree_function import uncompiled
 
 __all__ = ["certified_grad", "custom_fixed_point", "custom_root", "root_jvp", "root_vjp"]
 
@@ -184,6 +185,7 @@ def certified_grad(
     signature = inspect.signature(function)
 
     @functools.wraps(function)
+    @uncompiled
     def certified(*args: Any, **kwargs: Any) -> tuple[Tensor, tuple[Any, ...], GradientReport]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -252,6 +254,7 @@ def _as_function(
     return lambda *chosen: solved(solution, list(chosen)), [leaves[i] for i in places]
 
 
+@uncompiled
 def root_vjp(
     optimality_fn: Callable[..., Any],
     solution: Any,
@@ -294,6 +297,7 @@ def root_vjp(
     return tree_unflatten(spec, out)
 
 
+@uncompiled
 def root_jvp(
     optimality_fn: Callable[..., Any],
     solution: Any,

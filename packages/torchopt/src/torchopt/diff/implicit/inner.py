@@ -22,7 +22,7 @@ from torchopt.errors import NotDifferentiableError
 from torchopt.linear_solve.auto import Auto
 from torchopt.shown import Described
 from torchopt.tree import is_smooth, tree_flatten, tree_map, tree_unflatten
-from torchopt.tree_function import is_differentiated
+from torchopt.tree_function import is_differentiated, uncompiled
 
 __all__ = ["Implicit"]
 
@@ -130,6 +130,7 @@ class Implicit(Described):
         }
         return ImplicitEngine(optimality, (1,), **{**given, **options})
 
+    @uncompiled
     def __call__(self, *args: Any, **kwargs: Any) -> InnerResult:
         """Run the loop: `(params, batch, *meta, state=None, **hypers)`.
 

@@ -37,6 +37,7 @@ from torchopt.tree_function import (
     is_differentiated,
     is_tracked,
     max_over_batch,
+    uncompiled,
 )
 
 __all__ = ["ImplicitEngine", "OptimalityError", "OptimalityWarning"]
@@ -83,6 +84,7 @@ class ImplicitEngine(Settings):
         signature = inspect.signature(function)
 
         @functools.wraps(function)
+        @uncompiled
         def solved(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
@@ -219,7 +221,7 @@ class ImplicitEngine(Settings):
                 return False
         if self.on_fail == "raise":
             raise OptimalityError(message)
-        warnings.warn(message, OptimalityWarning, stacklevel=4)
+        warnings.warn(message, OptimalityWarning, stacklevel=5)
         return True
 
 

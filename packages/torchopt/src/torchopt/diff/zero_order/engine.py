@@ -39,6 +39,7 @@ from torchopt.diff.zero_order.precision import (
 from torchopt.diff.zero_order.refusals import require_plain
 from torchopt.shown import Described
 from torchopt.tree import tree_leaves
+from torchopt.tree_function import uncompiled
 from torchopt.typing import Samplable, SampleFunc
 
 __all__ = ["ZeroOrder"]
@@ -134,6 +135,7 @@ class ZeroOrder(Described):
 
         return wrapper
 
+    @uncompiled
     def run(
         self,
         fn: Callable[..., Any],
@@ -155,17 +157,7 @@ class ZeroOrder(Described):
                 in front of the arguments. None: `fn` itself.
             scratch: Tensors that `perturbed` may overwrite.
         """
-        if torch.compiler.is_compiling():
-            # The estimate is a loop over chunks around vmap with private generators: the
-            # compiler leaves it out of its graph. (Decorating with `disable` at definition would
-            # import the whole compiler with this module.)
-            apply: Callable[..., Any] = torch.compiler.disable(self._run)
-        else:
-            apply = self._run
-        return apply(fn, evaluator, args, kwargs, perturbed, scratch)
-
-    def _run(self, fn: Callable[..., Any], evaluator: Evaluator, *rest: Any) -> Any:
-        return Call(self, fn, evaluator, *rest).apply()
+        return Call(self, fn, evaluator, args, kwargs, perturbed, scratch).apply()
 
     def _sampling(
         self, evaluator: Evaluator, seed: int, call: Call, scratch: tuple[Tensor, ...] = ()
@@ -182,6 +174,7 @@ class ZeroOrder(Described):
             sum(x.numel() for x in (*call.constants, *scratch)),
         )
 
+    @uncompiled
     @torch.no_grad()
     def estimate(
         self,
@@ -229,6 +222,7 @@ class ZeroOrder(Described):
             result = estimate_leaves(loss, leaves, sampling, surrogate=hints, with_error=with_error)
         return call.named(result)
 
+    @uncompiled
     @torch.no_grad()
     def losses(
         self,
@@ -269,6 +263,7 @@ class ZeroOrder(Described):
         with call.running():
             return evaluate_range(loss, leaves, sampling, start, stop)
 
+    @uncompiled
     @torch.no_grad()
     def center(self, fn: Callable[..., Any], *args: Any, seed: int, **kwargs: Any) -> Tensor:
         """Return the loss at the point itself, which `combine` needs for `forward`."""
@@ -276,6 +271,7 @@ class ZeroOrder(Described):
         with call.running():
             return sampling.center(loss, leaves)
 
+    @uncompiled
     @torch.no_grad()
     def combine(
         self,

@@ -42,6 +42,7 @@ from torchopt.diff.zero_order.precision import (
     widened,
 )
 from torchopt.params.functional import functional_call
+from torchopt.tree_function import uncompiled
 
 __all__ = ["Factors", "LowRank", "LowRankNoise"]
 
@@ -113,6 +114,7 @@ class LowRank:
                 factors[name] = Factors(next(drawn), next(drawn))
         return LowRankNoise(factors, dense)
 
+    @uncompiled
     @torch.no_grad()
     def losses(
         self,
@@ -170,6 +172,7 @@ class LowRank:
             values = evaluator(member, points, list(buffers.values()), seed ^ 0x5DEECE66D)
         return widened(values)
 
+    @uncompiled
     @torch.no_grad()
     def estimate(
         self,

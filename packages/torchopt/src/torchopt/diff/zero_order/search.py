@@ -51,6 +51,7 @@ from torchopt.diff.zero_order.utilities import nes_utilities
 from torchopt.linear_solve.layout import Layout
 from torchopt.shown import Described
 from torchopt.tree import prefix_leaves, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torchopt.tree_function import uncompiled
 
 __all__ = ["PGPE", "SNES", "GuidedES", "SearchDistribution"]
 
@@ -119,6 +120,7 @@ class _Search(Described, ABC):
         """Where z comes from."""
         return Gaussian()
 
+    @uncompiled
     @torch.no_grad()
     def estimate(
         self,

@@ -26,6 +26,7 @@ from torchopt.diff.zero_order.precision import (
     warn_of_lost_perturbations,
     widened,
 )
+from torchopt.tree_function import uncompiled
 
 __all__ = ["SeedGradient", "combine", "estimate", "losses", "perturbed"]
 
@@ -181,6 +182,7 @@ def _kept(tensors: Sequence[Tensor], backup: Sequence[Tensor] | None = None) -> 
                 x.copy_(b)
 
 
+@uncompiled
 def estimate(
     closure: Callable[[], Tensor],
     params: Sequence[Tensor],
@@ -251,6 +253,7 @@ def estimate(
     return combine(rows, params, center=center, **options)
 
 
+@uncompiled
 @torch.no_grad()
 def losses(
     closure: Callable[[], Tensor],

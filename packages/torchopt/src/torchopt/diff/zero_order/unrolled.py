@@ -57,6 +57,7 @@ from torchopt.diff.zero_order.precision import (
 from torchopt.diff.zero_order.refusals import require_plain
 from torchopt.shown import Described
 from torchopt.tree import tree_map
+from torchopt.tree_function import uncompiled
 
 __all__ = [
     "InnerLoop",
@@ -192,6 +193,7 @@ def _pair(
         del params
         return ParticleState(draw_seed() if seed is None else seed, 0, None, ())
 
+    @uncompiled
     @torch.no_grad()
     def estimate(params: Any, state: ParticleState) -> tuple[GradientEstimate, ParticleState]:
         require_plain(params, "unrolled")

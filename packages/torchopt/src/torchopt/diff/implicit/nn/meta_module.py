@@ -251,7 +251,7 @@ class MetaGradientModule(nn.Module):
         if not recurse:
             return
         for name, module in self.named_meta_children():
-            yield from module.named_parameters(name)
+            yield from module.named_parameters(name, remove_duplicate=False)
             yield from _inner_meta_parameters(name, module)
         for name, module in self.named_children():
             yield from _inner_meta_parameters(name, module)
@@ -297,4 +297,4 @@ def _inner_meta_parameters(prefix: str, module: nn.Module) -> Iterator[tuple[str
             for key, param in inner._all_meta_parameters(recurse=False):
                 yield f"{name}.{key}", param
             for key, meta in inner.named_meta_children():
-                yield from meta.named_parameters(f"{name}.{key}")
+                yield from meta.named_parameters(f"{name}.{key}", remove_duplicate=False)

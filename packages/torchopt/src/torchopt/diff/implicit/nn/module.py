@@ -22,7 +22,7 @@ from torchopt.params.lineage import descend
 from torchopt.params.load import start_from_what_is_loaded
 from torchopt.params.swap import places_of
 from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
-from torchopt.tree_function import is_differentiated
+from torchopt.tree_function import is_differentiated, uncompiled
 from torchopt.typing import LinearSolver
 
 __all__ = [
@@ -191,12 +191,17 @@ def _family(module: nn.Module) -> Iterator[nn.Module]:
                 yield from _family(meta)
 
 
+def _ties(named: Iterable[tuple[str, Tensor]]) -> list[list[str]]:
+    """Return all names of each tensor, in the order of the tensors."""
+    found: dict[int, list[str]] = {}
+    for name, x in named:
+        found.setdefault(id(x), []).append(name)
+    return list(found.values())
+
+
 def _everywhere(module: nn.Module, names: Sequence[str], tensors: Iterable[Any]) -> dict[str, Any]:
     """Return the tensors by all names that their parameters have."""
-    first: dict[int, str] = {}
-    ties: dict[str, list[str]] = {}
-    for name, param in module.named_parameters(remove_duplicate=False):
-        ties.setdefault(first.setdefault(id(param), name), []).append(name)
+    ties = {each[0]: each for each in _ties(module.named_parameters(remove_duplicate=False))}
     return {alias: x for name, x in zip(names, tensors) for alias in ties[name]}
 
 
@@ -247,17 +252,20 @@ def _solve(
             "The module has no meta-parameters. Pass tensors that require a gradient, or modules "
             "in training mode, to the constructor, and assign them to attributes."
         )
-    names, meta_names = tuple(named), tuple(named_meta)
+    names, meta_names = tuple(named), _ties(module._all_meta_parameters(recurse=True))
     leaves = {name: _leaf(module, name, param) for name, param in named.items()}
     frozen = {k: p for k, p in module.named_parameters() if k not in named}
 
     def everywhere(tensors: Iterable[Any]) -> dict[str, Any]:
         return _everywhere(module, names, tensors)
 
+    def meta_everywhere(tensors: Iterable[Any]) -> dict[str, Any]:
+        return {alias: x for ties, x in zip(meta_names, tensors) for alias in ties}
+
     def solver_fn(start: Any, theta: Any, others: Any) -> Any:
         inputs, kwargs = given.filled(theta[1], others)
         swap_state(module, everywhere(leaves.values()))
-        with reparametrize(module, zip(meta_names, theta[0])):
+        with reparametrize(module, meta_everywhere(theta[0])):
             value = user_solve(module, *inputs, **kwargs)
         current = dict(module.named_parameters(remove_duplicate=False))
         return tuple(current[name] for name in names), value
@@ -265,7 +273,7 @@ def _solve(
     def optimality_fn(x: Any, theta: Any, others: Any) -> Any:
         inputs, kwargs = given.filled(theta[1], others)
         state = {**_everywhere(module, tuple(frozen), frozen.values()), **everywhere(x)}
-        state.update(zip(meta_names, theta[0]))
+        state.update(meta_everywhere(theta[0]))
         with reparametrize(module, state):
             value = module.optimality(*inputs, **kwargs)
         value = (value,) if isinstance(value, Tensor) else tuple(value)
@@ -315,6 +323,7 @@ def enable_implicit_gradients(
         raise TypeError("Implicit gradients are already enabled for the `solve` method.")
 
     @functools.wraps(user_solve)
+    @uncompiled
     def solve(self: ImplicitMetaGradientModule, *inputs: Any, **kwargs: Any) -> Any:
         if self.__dict__.get("_solving", False):
             return user_solve(self, *inputs, **kwargs)  # super().solve() of a subclass

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -122,6 +123,15 @@ class _Shell(nn.Module):
         return self.function(self.module, *args, **kwargs)
 
 
+_local = threading.local()
+
+
+def _evaluated() -> set[int]:
+    """Return the identities of the modules that are being evaluated in this thread."""
+    found: set[int] = _local.__dict__.setdefault("modules", set())
+    return found
+
+
 def enable_zero_order_gradients(
     cls: type[ZeroOrderGradientModule],
     method: str | Estimator = "naive",
@@ -159,7 +169,7 @@ def enable_zero_order_gradients(
 
     @functools.wraps(original)
     def forward(self: ZeroOrderGradientModule, *args: Any, **kwargs: Any) -> Any:
-        if self.__dict__.get("_zero_order_active", False):
+        if id(self) in _evaluated():
             # `super().forward(...)` in an evaluation that is already under way.
             return original(self, *args, **kwargs)
         params = dict(self.named_parameters())
@@ -174,11 +184,11 @@ def enable_zero_order_gradients(
 
         def call(tensors: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
             swapped = {f"module.{name}": x for name, x in tensors.items()}
-            self.__dict__["_zero_order_active"] = True
+            _evaluated().add(id(self))
             try:
                 return functional_call(_Shell(self, original), swapped, args, kwargs)
             finally:
-                self.__dict__["_zero_order_active"] = False
+                _evaluated().discard(id(self))
 
         def perturbed(copies: tuple[Tensor, ...], *args: Any, **kwargs: Any) -> Any:
             tensors, *rest = args
