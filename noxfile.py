@@ -231,7 +231,7 @@ def sanitize_kernels(session: nox.Session) -> None:
     for extension in (purelib / "optree").glob("_C*.so"):
         shutil.copy2(extension, site / "optree")
     run(session, "cmake", "--install", build, "--prefix", site)
-    # A compiler is started by some tests: it is no part of what is looked at.
+    # Some tests start a compiler, which is not checked.
     tests = [f"packages/torchopt/tests/kernels/{name}" for name in KERNEL_TESTS]
     _run_instrumented(session, site, session.posargs or [*tests, "-k", "not compiles"])
 

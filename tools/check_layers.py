@@ -143,7 +143,7 @@ PYTHON = (
         root="packages/optree/src/optree",
         package="optree",
         importers={"torchopt": r"$^"},
-        # Nobody imports _torch_dynamo but the registry, when TorchDynamo first asks it something.
+        # Only the registry imports _torch_dynamo, when TorchDynamo first queries it.
         eager_importers={
             "torch": r"(integrations/|_torch_dynamo\.py$)",
             **dict.fromkeys(("jax", "numpy", "attr", "attrs"), r"integrations/"),
@@ -224,7 +224,7 @@ def _without_comments(text: str) -> str:
 
 
 def check_cpp(tree: CppTree, root: Path = ROOT) -> Report:
-    """Read every C++ file below ``tree.root`` and hold it against the tree's rules."""
+    """Check every C++ file below ``tree.root`` against the tree's rules."""
     report = Report()
     base = root / tree.root
     kinds = {".h", ".hpp", ".cpp", ".cc", ".cu", ".cuh", ".inl"}
@@ -299,7 +299,7 @@ def _function_subclasses(module: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def check_python(tree: PythonTree, root: Path = ROOT) -> Report:
-    """Read every Python file of a package and hold it against the package's rules."""
+    """Check every Python file of a package against the package's rules."""
     report = Report()
     base = root / tree.root
     level = {name: number for number, names in enumerate(tree.layers) for name in names}

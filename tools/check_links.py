@@ -64,7 +64,7 @@ def _exists(path: Path) -> bool:
 
 
 def wrong_address(address: str) -> str | None:
-    """Return what is wrong with a link to the outside, if anything is."""
+    """Return what is wrong with an external link, or None."""
     parts = urlsplit(address)
     if parts.scheme != "https":
         return f"expected https, got {parts.scheme}"
@@ -77,7 +77,7 @@ def wrong_address(address: str) -> str | None:
 
 
 def wrong_target(page: Path, target: str, picture: bool, root: Path) -> str | None:
-    """Return what is wrong with a link inside the repository, if anything is."""
+    """Return what is wrong with a link inside the repository, or None."""
     name, _, heading = target.partition("#")
     path = (page.parent / unquote(name)).resolve() if name else page
     if not path.is_relative_to(root):

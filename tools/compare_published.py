@@ -20,8 +20,8 @@ Usage::
 Standard library only.
 """
 
-# ruff: noqa: E501, D102, D103 -- the table of programs reads best one program a line, and the
-# functions of this script are no interface.
+# ruff: noqa: E501, D102, D103 -- one program per line reads best, and the functions of this
+# script are internal.
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ DELIBERATE: tuple[Deliberate, ...] = (
         ),
     ),
     Deliberate(
-        "a custom type that is no class is malformed, not unknown",
+        "a custom type that is not a class is malformed, not unknown",
         lambda code, ours, theirs: "custom node is not a class" in ours and "__setstate__" in code,
     ),
     Deliberate(

@@ -23,7 +23,7 @@ the published optree, so it needs packages of its own::
 Standard library only.
 """
 
-# ruff: noqa: E501, D102, D103 -- the tables read best one row a line; the functions are no interface.
+# ruff: noqa: E501, D102, D103 -- one row per line reads best; the functions are internal.
 
 from __future__ import annotations
 

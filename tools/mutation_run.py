@@ -122,9 +122,9 @@ def _record(test_file: str, files: Sequence[str], where: Path) -> int:
 
 
 def record(test_file: str, files: Sequence[str], limit: float) -> Path:
-    """Return where it stands which lines of `files` each test of a file runs; run them if needed.
+    """Return the file that records which lines of `files` each test of a file runs.
 
-    Recordings are kept until one of those files changes.
+    The tests run if there is no recording; it is kept until one of those files changes.
     """
     text = b"".join((ROOT / name).read_bytes() for name in (test_file, *files))
     digest = hashlib.sha256(text + repr((test_file, files)).encode()).hexdigest()[:16]

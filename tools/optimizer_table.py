@@ -41,7 +41,7 @@ ACTIVE: dict[str, dict[str, Any]] = {
 SETTINGS: dict[str, dict[str, Any]] = {"sophia": {"update_every": 2, "rho": 1.0}}
 STEPS = 8
 NOTHING = "\u2013"
-# Native calls that are no kernel of a chain, and what a step is that makes one.
+# Native calls outside of chains, and what the table says of a step that makes one.
 NATIVE_CALLS = {"factored_rms": "on the CPU", "newton_schulz": "in part"}
 
 
@@ -90,7 +90,7 @@ def native(make: Callable[..., Any]) -> str:
 
 
 def state_bytes(make: Callable[..., Any], size: int = 128) -> float:
-    """Return the bytes of the state a parameter, after two steps."""
+    """Return the bytes of state per parameter after two steps."""
     generator = torch.Generator().manual_seed(0)
     params = {"w": torch.randn(size, size, generator=generator)}
     optimizer = make(lr=0.1)
@@ -127,7 +127,7 @@ def _trained(optimizer: Any, lead: Sequence[Tensor], state: Any = None) -> tuple
 
 
 def _moves(value: Tensor, inputs: Iterable[Tensor]) -> bool:
-    """Return whether a value has a derivative that is not zero in one of the inputs."""
+    """Return whether the derivative of a value in some input is not zero."""
     inputs = list(inputs)
     if not value.requires_grad or not inputs:
         return False
@@ -136,7 +136,7 @@ def _moves(value: Tensor, inputs: Iterable[Tensor]) -> bool:
 
 
 def differentiable_in(name: str, make: Callable[..., Any]) -> list[str]:
-    """Return of what the parameters after some steps have a derivative that is not zero."""
+    """Return in what the parameters after some steps have a derivative other than zero."""
     fixed = {"lr": 0.1, **SETTINGS.get(name, {})}
     found = []
     lead = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
@@ -171,7 +171,7 @@ def differentiable_in(name: str, make: Callable[..., Any]) -> list[str]:
 def optimizer_table() -> str:
     """Return the table in Markdown."""
     rows = [
-        "| optimizer | paper | native | state, bytes a parameter | differentiable in |",
+        "| optimizer | paper | native | state, bytes per parameter | differentiable in |",
         "|---|---|---|--:|---|",
     ]
     for name in sorted(OPTIMIZERS):

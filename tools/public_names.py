@@ -40,7 +40,7 @@ def attribute(found: Any, dotted: str) -> Any:
 
 
 def hasattr_quietly(found: Any, name: str) -> bool:
-    """Return whether there is an attribute; one whose library is not installed is none."""
+    """Return whether there is an attribute; one whose library is missing does not count."""
     try:
         return hasattr(found, name)
     except ImportError:

@@ -11,10 +11,10 @@ Result = dict[str, Any]
 
 
 def machine_lines(result: Result) -> str:
-    """Return on what the result was measured."""
+    """Return a line about the machine and the versions of the result."""
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    what = "processor time, median of seven and how far the least is below it"
+    what = "processor time, median of seven, and how far the minimum is below it"
     return (
         f"{machine['processor']}, one thread, float64, {machine['system']}; {versions}; {what}, "
         f"{result['created'][:10]}."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On what a benchmark ran."""
+"""The machine that a benchmark runs on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def describe_machine() -> dict[str, str | int | float]:
 
 
 def load() -> float:
-    """Return how many processes wanted a processor in the last minute, NaN where none is told."""
+    """Return the load of the last minute, NaN where the system does not report it."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else float("nan")
 
 

@@ -15,7 +15,7 @@ from benchmarks.harness.tables import NOTHING, ratio_text, seconds_text, spread_
 
 RESULTS = BENCHMARKS / "results"
 
-# The benchmark itself is one process at work. A published figure was measured beside no other.
+# The benchmark itself is one busy process. Published figures are measured without another.
 LOAD_LIMIT = 1.5
 
 
@@ -97,7 +97,7 @@ def provenance(result: dict[str, Any]) -> str:
 
 
 def write_result(result: dict[str, Any], path: Path) -> None:
-    """Write a result, one cell a line so that changes can be read."""
+    """Write a result, one cell per line so that changes are readable."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cells = ",\n".join("    " + json.dumps(_rounded(cell)) for cell in result["cells"])
     head = json.dumps({**result, "cells": []}, indent=2)

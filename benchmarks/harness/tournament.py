@@ -74,7 +74,7 @@ class Tournament:
         collect: Iterable[bool] = (False,),
         reference: str | None = None,
     ) -> list[Cell]:
-        """Check one case on every rival, time it in turns, and return a cell a rival.
+        """Check one case on every rival, time it in turns, and return a cell per rival.
 
         Args:
             case: what the suite's `prepare` gets.

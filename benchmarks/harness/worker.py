@@ -48,7 +48,7 @@ TIMER = _finest_timer()
 def measure(
     prepared: Prepared, seconds: float, sample_seconds: float, collect: bool
 ) -> list[float]:
-    """Return seconds per operation, one number a sample.
+    """Return seconds per operation, one number per sample.
 
     Args:
         prepared: what to time.

@@ -25,7 +25,7 @@ from benchmarks.optree.trees import TREES, tree_label
 
 
 def side_by_side(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return one result of the ratios of several, a cell a Python, tree and operation."""
+    """Return the ratios of several results as one, a cell per Python, tree and operation."""
     cells = []
     runs = []
     for result in results:
@@ -50,7 +50,7 @@ def side_by_side(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def machine_lines(result: dict[str, Any]) -> str:
-    """Return on what the results were measured."""
+    """Return lines about the machine and the versions of the results."""
     machine = result["machine"]
     runs = [
         f"Python {run['python']}: {run['rounds']} rounds, {run['created'][:10]}, "
@@ -63,7 +63,7 @@ def machine_lines(result: dict[str, Any]) -> str:
 
 
 def pythons_table(result: dict[str, Any]) -> str:
-    """Return the published optree's time over ours, a column a Python, beside the floor."""
+    """Return the published optree's time over ours, a column per Python, beside the floor."""
     ratios = {(c["python"], c["tree"], c["operation"]): c["ratio"] for c in result["cells"]}
     pythons = [run["python"] for run in result["runs"]]
     pairs = dict.fromkeys((c["tree"], c["operation"]) for c in result["cells"])

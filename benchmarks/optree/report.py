@@ -31,7 +31,7 @@ def labels(result: Result) -> dict[str, str]:
 
 
 def machine_lines(result: Result) -> str:
-    """Return on what the result was measured, one line for the machine and one for versions."""
+    """Return a line about the machine of a result and one about the versions."""
     machine, settings = result["machine"], result["settings"]
     facts = [f"{machine['processor']}, {machine['cores']} cores, {machine['system']}"]
     versions = []
@@ -43,10 +43,11 @@ def machine_lines(result: Result) -> str:
         versions.append(f"{entry['label']} ({found})")
     pythons = {entry["python"] for entry in result["rivals"].values() if entry["available"]}
     facts.append(f"Python {', '.join(sorted(pythons))}")
+    load = machine.get("load_before", "unknown")
     how = (
-        f"one process a rival, {settings['rounds']} interleaved rounds, median of all samples and "
-        f"how far the least is below it, {result['created'][:10]}, load of the machine before "
-        f"{machine.get('load_before', 'unknown')}"
+        f"one process per rival, {settings['rounds']} interleaved rounds; "
+        "the median of all samples, and how far the minimum is below it; "
+        f"{result['created'][:10]}, load of the machine before {load}"
     )
     head = f"{'; '.join(facts)}.\n{'; '.join(versions)}."
     return f"{head}\nMeasured with {how}.{provenance(result)}"
@@ -61,7 +62,7 @@ def _pairs(result: Result, operations: set[str], *, collect: bool = False) -> li
 
 
 def ratio_table(result: Result, operations: set[str], *, collect: bool = False) -> str:
-    """Return our time and every rival's time as a multiple of it, a row a tree and operation."""
+    """Return our time and every rival's time as a multiple of it, a row per tree and operation."""
     pairs = _pairs(result, operations, collect=collect)
     rows = [[tree_label(tree), LABELS[operation]] for tree, operation in pairs]
     figures = Figures(result, collect=collect)
@@ -81,7 +82,7 @@ DRAWN_TREES = {
 
 
 def speed_plot(result: Result, path: Path) -> None:
-    """Draw every library's time as a multiple of ours, a panel an operation."""
+    """Draw every library's time as a multiple of ours, a panel per operation."""
     figures, names = Figures(result), labels(result)
     drawn = [name for name in DRAWN_RIVALS if result["rivals"][name]["available"]]
     groups = list(DRAWN_TREES.values())
@@ -166,7 +167,7 @@ def conclusion_table(result: Result) -> str:
 
 
 def published_table(result: Result) -> str:
-    """Return how much faster than the published optree, a row a tree, off and on collector."""
+    """Return the speed-ups over the published optree for each tree, collector off and on."""
     off, on = Figures(result), Figures(result, collect=True)
     names = labels(result)
     versions = [name for name in names if name.startswith("optree-")]

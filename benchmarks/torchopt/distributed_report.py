@@ -9,7 +9,7 @@ from benchmarks.harness.tables import ratio_text, seconds_text, table
 
 
 def machine_lines(result: dict[str, Any]) -> str:
-    """Return on what a result was measured."""
+    """Return a line about the machine and the versions of a result."""
     machine = result["machine"]
     if "rivals" in result:
         versions, date = result["rivals"]["torchopt"]["versions"], result["created"][:10]

@@ -48,7 +48,7 @@ TENSORS = (1, 1000, 10000)
 TESTS = "packages/torchopt/tests/kernels/test_devices.py"
 ABSEIL = "packages/optree/third_party/abseil-cpp/absl"
 BUILD_TOOLS = ("scikit_build_core", "pybind11")
-GRAPH_LIMIT = 200_000_000  # parameters; plain torch keeps some 20 tensors a parameter in its graph
+GRAPH_LIMIT = 200_000_000  # parameters; the graph of plain torch keeps some 20 tensors for each
 
 
 class StageError(Exception):

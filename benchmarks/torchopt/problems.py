@@ -77,7 +77,7 @@ def make_set(name: str) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def first_gradients(grads: list[Tensor]) -> list[Tensor]:
-    """Return gradients for the step before the one that is timed: its derivative is none yet."""
+    """Return gradients for a step before the timed one: that of Adam has a derivative of zero."""
     return [0.5 * g.flip(0) for g in grads]
 
 

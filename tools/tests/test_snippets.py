@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No page has an example that no test runs.
+"""Every example on a page is run by a test.
 
 The two `test_documentation.py` run the README of the repository and of each package, and every page
 of the two manuals; torchopt's `test_recipe.py` runs the recipe of CONTRIBUTING. Other pages have no

@@ -22,7 +22,7 @@ NAMES = {
 
 
 def machine_lines(result: dict[str, Any]) -> str:
-    """Return on what a result was measured."""
+    """Return a line about the machine and the versions of a result."""
     machine, versions = result["machine"], result["settings"]["versions"]
     known = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (

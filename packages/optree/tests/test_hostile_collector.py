@@ -56,8 +56,8 @@ class Reader:
                     self.faults.append(f"a {cls.__name__} without {name!r}")
 
     def count(self, obj: Any, size: int, subclass: bool) -> None:
-        # The collector passes over holes.  It also finds the class and attributes of an instance of
-        # a subclass, so that only too few are a fault there.
+        # The collector passes over holes. In an instance of a subclass it also finds the class and
+        # the attributes, so there only too few are a fault.
         found = len(gc.get_referents(obj))
         if found < size or (not subclass and found != size):
             self.faults.append(f"{type(obj).__name__} of {size} with {gc.get_referents(obj)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is remembered of keys and classes: which, for how long, and never against the truth."""
+"""What is remembered of keys and classes: which, for how long, and that it never goes stale."""
 
 from __future__ import annotations
 
@@ -312,7 +312,7 @@ def test_ordered_dicts_are_what_they_say_they_are(change: Callable[[Any], Any], 
         return ordered
 
     optree.clear_caches()
-    for _ in range(times):  # known are the keys before the change, and those that the dict has then
+    for _ in range(times):  # the keys before the change are known, and those after it
         optree.tree_leaves(OrderedDict(a=1, b=2, c=3))
         with_dict_keys = OrderedDict.fromkeys(dict.keys(make()), 0)
         optree.tree_leaves(with_dict_keys)

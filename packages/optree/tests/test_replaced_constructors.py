@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects are made without calling their class only while that is what the class itself would do.
+"""Objects are made without calling their class only while the class would make the same.
 
 Each test rebuilds once, so that what is remembered is there, then replaces something and compares
 with a call of the class.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written in other operations for the compiler computes the same."""
+"""Graphs rewritten for the compiler compute the same."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What optimizers have in common is put into their docstrings."""
+"""The docstring of each optimizer includes what all of them share."""
 
 from __future__ import annotations
 

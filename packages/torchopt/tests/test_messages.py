@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a mistake is answered with: what was expected, what came, where, and what to do."""
+"""The message for each mistake says what was expected, what came, where, and what to do."""
 
 from __future__ import annotations
 

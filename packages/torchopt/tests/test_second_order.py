@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A function that contains its own gradient, as one program, is the function itself, or raises."""
+"""A function that contains a gradient, compiled as one program, computes the same or raises."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one writes by hand: all noise in one tensor a leaf, one `torch.func.vmap`."""
+"""The usual code by hand: the noise of a leaf in one tensor, and one `torch.func.vmap`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A child made by fork() steps: no lock of another thread, and no team of threads, is missing."""
+"""A child made by fork() can step: locks of other threads and lost thread teams do not stop it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ stepper = torchopt.sgd(0.1, momentum=0.9)
 params, grads, x = (torch.zeros(n),), (torch.ones(n),), torch.ones(n, requires_grad=True)
 stop = False
 
-def work():  # gives results of native updates back in backward passes, without the interpreter
+def work():  # frees results of native updates in backward passes, without the interpreter
     state = stepper.init(params)
     while not stop:
         updates, state = stepper.update(grads, state, inplace=False)

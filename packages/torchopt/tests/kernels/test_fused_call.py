@@ -52,7 +52,7 @@ def call(tensors: list[Any], size: int = 1, **changes: Any) -> Any:
 
 
 def test_torch_has_the_c_interface_since_2_10() -> None:
-    """The tests below are skipped without it: not because we look for it in the wrong place."""
+    """The tests below are skipped without it, so it must not be looked for in the wrong place."""
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     assert (EXCHANGE is not None) == (version >= (2, 10))
 

@@ -223,7 +223,7 @@ def test_gradcheck_and_gradgradcheck(name: str) -> None:
 
 def test_an_update_is_linear_in_the_step_size_where_the_second_moment_is_zero() -> None:
     names = [n for n in NAMES if {"mu", "nu"} <= set(RULES[n].states) and "centered" not in n]
-    for name in set(names) - {"adadelta"}:  # whose moments are of other things
+    for name in set(names) - {"adadelta"}:  # its moments are averages of other quantities
         (g,), states, params = make_inputs(name, torch.float64, ((7,),), zeros=False)
         for kind, (x,) in zip(RULES[name].states, states):
             if kind in POSITIVE:

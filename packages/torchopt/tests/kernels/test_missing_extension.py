@@ -109,7 +109,7 @@ def test_here_the_extension_is_there() -> None:
 
 
 def test_an_extension_that_is_there_is_loaded() -> None:
-    """Tests that ask for a kernel are skipped where there is none: not where it does not load."""
+    """Tests that need a kernel are skipped where there is none, but not where it fails to load."""
     folder = Path(torchopt.__file__).parent
     built = [p for suffix in EXTENSION_SUFFIXES for p in folder.glob(f"_C{suffix}")]
     assert not built or why_missing(torchopt._C) is None, why_missing(torchopt._C)

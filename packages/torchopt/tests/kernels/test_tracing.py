@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels and what records operations: compilers, fake tensors, forward mode, subclasses.
 
-A kernel call is no operation of torch. What records operations to run them later must see the plain
-statement instead, or the record gives the contents of memory that nobody wrote.
+A kernel call is not an operation of torch. A recorder of operations must see the reference
+implementation instead, or its record reads memory that nothing has written.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def made(name: str) -> Any:
 
 
 def gradients(dtype: torch.dtype) -> list[Tensor]:
-    """Return two gradients whose squares are no numbers of a half type."""
+    """Return two gradients whose squares a half type cannot represent."""
     g = torch.tensor([[1e-3, 1e-4, 1.0, 300.0], [-2e-3, 3e-4, -0.5, 100.0]])
     return [g.to(dtype), g.flip(1).cos().to(dtype)]
 

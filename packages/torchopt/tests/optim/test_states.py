@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A state is never torn: not by keeping it, a step that is refused, threads, names or dtypes."""
+"""States stay whole: when kept, when a step is refused, across threads, names and dtypes."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_state_that_is_kept_stays_that_of_its_step(name: str, kind: type[Class
     for number in range(3, 6):
         stepper.step(number)
     assert described(kept) == expected
-    for _ in range(2):  # loading hands nothing over that later steps write into
+    for _ in range(2):  # later steps do not write into what was loaded
         again = kind(impl, [nn.Parameter(x.clone()) for x in values])
         again.load(kept)
         again.step(2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adapter is an Optimizer of torch.optim: to schedulers, notes in groups, hooks, on resume."""
+"""The adapter is a torch.optim.Optimizer to schedulers, group entries and hooks, and on resume."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ def test_reentrant_checkpoints_are_refused_where_a_gradient_is_lost(name: str, g
         got = functional_call(net, weights, (x,))
     assert torch.equal(got, functional_call(make(name, None), weights, (x,)))
     x.requires_grad_()
-    loss_of(net(x), y).backward()  # outside of a call it is none of our business
+    loss_of(net(x), y).backward()  # outside of a call nothing is refused
     plain = make(name, None)
     loss_of(plain(x), y).backward()
     torch.testing.assert_close(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values of second derivatives against differences: what is wrong is named, nothing else."""
+"""Second derivatives against differences: wrong ones are named, right ones are not."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_the_module_keeps_its_own_parameters_and_plain_checkpoints_work() -> Non
     expected = torch.autograd.grad(net(x).sum(), own)
     assert all(torch.equal(g, e) for g, e in zip(got, expected))
     net.reentrant = True
-    net(x).sum().backward()  # outside of a functional call it is none of our business
+    net(x).sum().backward()  # outside of a functional call nothing is refused
     assert torch.equal(own[0].grad, expected[0])
 
 

@@ -146,7 +146,7 @@ def test_bad_schedules_are_refused() -> None:
 
 
 def test_a_reduction_of_exactly_eps_is_not_made() -> None:
-    """The one of torch asks for more than eps."""
+    """torch's, too, reduces only by more than eps."""
     ours = schedule.ReduceOnPlateau(1.0, factor=0.5, patience=0, eps=0.5)
     weight = torch.nn.Parameter(torch.zeros(()))
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(

@@ -94,7 +94,7 @@ def teacher() -> Made:
 
 
 class Averaging(nn.Module):
-    """A module with a tensor that is no buffer."""
+    """A module with a tensor that is not a buffer."""
 
     def __init__(self) -> None:
         super().__init__()

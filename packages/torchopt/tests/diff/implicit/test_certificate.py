@@ -214,7 +214,7 @@ def test_trees_argnums_keywords_and_aux():
 
 
 def test_ridge_report_is_exact():
-    """On a quadratic the estimates are no estimates."""
+    """On a quadratic the estimates are exact."""
     X, Y = TRAIN
     H = X.T @ X / 60
 

@@ -241,7 +241,7 @@ def test_a_batched_backward_pass(name):
     torch.testing.assert_close(curvature, autograd_hessian(lambda a: function(a).sum(), POSITIVE))
 
 
-# --- vmap over what is no float argument ----------------------------------------------------------
+# --- vmap over arguments that are not floats ------------------------------------------------------
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(6, 2, dtype=D, generator=GENERATOR)
