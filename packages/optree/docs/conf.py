@@ -10,7 +10,7 @@ from pathlib import Path
 import optree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
-import manual
+import manual.reference
 
 project = "optree"
 author = "the optree developers"
@@ -25,6 +25,7 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 
 globals().update(manual.settings(project, release))
+setup = manual.reference.setup
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the texts say it shorter than expanded unions of trees

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torchopt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
-import manual
+import manual.reference
 
 project = "torchopt"
 author = "the torchopt developers"
@@ -95,13 +95,6 @@ def is_field_of_a_tuple(
     return True if isinstance(member, type(Point.x)) else None
 
 
-def without_described(
-    app: Any, name: str, member: object, options: object, bases: list[type]
-) -> None:
-    """Leave out the base class that only gives its subclasses their `repr`."""
-    bases[:] = [base for base in bases if base.__name__ != "Described"] or [object]
-
-
 class Point(NamedTuple):
     """Any named tuple: all fields are of one class."""
 
@@ -121,4 +114,4 @@ def setup(app: Any) -> None:
     """Run before napoleon reads the sections."""
     app.connect("autodoc-process-docstring", plain_text, priority=100)
     app.connect("autodoc-skip-member", is_field_of_a_tuple)
-    app.connect("autodoc-process-bases", without_described)
+    manual.reference.setup(app)

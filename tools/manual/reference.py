@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How docstrings become pages of the reference: links, types, and what is left out."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import Any
+
+from docutils import nodes
+from sphinx.domains.python import PyObject
+from sphinx.util.nodes import make_refnode
+
+__all__ = ["find", "plain_first_line", "public_bases", "setup", "short_types"]
+
+# Bases that tell a reader nothing.
+SILENT = frozenset(("object", "ABC", "Described", "Generic", "Protocol"))
+
+
+def find(dotted: str) -> Any:
+    """Return what `package.module.name` stands for, None where it stands for nothing.
+
+    >>> find("os.path.join").__name__, find("os.nothing")
+    ('join', None)
+    """
+    parts = dotted.split(".")
+    try:
+        found: Any = importlib.import_module(parts[0])
+        for i, part in enumerate(parts[1:], start=2):
+            if not hasattr(found, part):
+                importlib.import_module(".".join(parts[:i]))
+            found = getattr(found, part)
+    except (AttributeError, ImportError, ValueError):
+        return None
+    return found
+
+
+def link(app: Any, env: Any, node: Any, text: Any) -> Any:
+    """Link a name that is exported twice to the place where the manual documents it.
+
+    `torchopt.inner_loop` is described as `torchopt.diff.explicit.inner_loop`.
+    """
+    target = str(node.get("reftarget", "")).partition("(")[0]
+    wanted = find(target) if node.get("refdomain") == "py" and "." in target else None
+    if wanted is None:
+        return None
+    last = target.rpartition(".")[2]
+    for name, entry in env.get_domain("py").objects.items():
+        if name.rpartition(".")[2] == last and find(name) is wanted:
+            place = node["refdoc"], entry.docname, entry.node_id
+            return make_refnode(app.builder, *place, text, name)
+    return None
+
+
+def plain_first_line(
+    app: Any, what: str, name: str, member: object, options: object, lines: list[str]
+) -> None:
+    """Let the first line of a property be a sentence: napoleon takes what is before a colon for
+    its type.
+    """
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "")
+
+
+def short_types(
+    app: Any, what: str, name: str, member: object, options: object, lines: list[str]
+) -> None:
+    """Leave the modules out of the types of fields: `Callable`, not `collections.abc.Callable`."""
+    for i, line in enumerate(lines):
+        if line.lstrip().startswith(":vartype"):
+            lines[i] = re.sub(r"\b(?:collections\.abc|typing|torch)\.(?=[A-Z])", "", line)
+
+
+def public_bases(app: Any, name: str, member: object, options: object, bases: list[type]) -> None:
+    """Leave out the bases that are private, or that every class has."""
+    names = [(getattr(base, "__origin__", base), base) for base in bases]
+    shown = [
+        base
+        for origin, base in names
+        if origin.__name__ not in SILENT and not origin.__name__.startswith("_")
+    ]
+    bases[:] = shown or [object]
+
+
+def without_object(app: Any, tree: Any) -> None:
+    """Remove the line that says that a class has no base."""
+    for paragraph in list(tree.findall(nodes.paragraph)):
+        if paragraph.astext() == "Bases: object":
+            paragraph.parent.remove(paragraph)
+
+
+def setup(app: Any) -> None:
+    """Connect all of this to Sphinx, after its extensions."""
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
+    app.connect("autodoc-process-docstring", plain_first_line, priority=90)
+    app.connect("autodoc-process-docstring", short_types, priority=900)
+    app.connect("autodoc-process-bases", public_bases)
+    app.connect("doctree-read", without_object)
+    app.connect("missing-reference", link)
