@@ -57,6 +57,16 @@ def used(generator: Any) -> Any:
     return generator
 
 
+LOOP = torchopt.inner_loop(lambda p, b: (p * b).sum(), torchopt.sgd(0.1), steps=1)
+
+
+@custom_root(lambda x, a: x - a, argnums=1)
+def SOLVER(x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    x = x.detach().requires_grad_()
+    found: torch.Tensor = torchopt.FuncOptimizer(ADAM).step(((x - a) ** 2).sum(), x)
+    return found
+
+
 # name: (the mistake, the error, words of the answer)
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
     "a constructor in a chain": (
@@ -84,6 +94,31 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
         lambda: torchopt.MetaOptimizer(net(), torch.optim.Adam),
         TypeError,
         ("is not a GradientTransformation", "torchopt.adam(lr)"),
+    ),
+    "a transformation for the function that makes it": (
+        lambda: torchopt.optim.TorchOptimizer(net().parameters(), ADAM),
+        TypeError,
+        ("expected a function", "adam(lr=0.1", "torchopt.adam, lr=0.1"),
+    ),
+    "the class of an optimizer in an inner loop": (
+        lambda: torchopt.inner_loop(lambda p, b: p.sum(), torchopt.Adam, steps=1),
+        TypeError,
+        ("inner_loop: optimizer", "adam(...), the function, instead of the class Adam"),
+    ),
+    "a data loader as batches": (
+        lambda: LOOP(torch.ones(2), batches=torch.utils.data.DataLoader([torch.ones(2)])),
+        TypeError,
+        ("batches: expected a list", "DataLoader", "list(...)"),
+    ),
+    "a generator of parameters in an inner loop": (
+        lambda: LOOP(net().parameters(), torch.ones(2)),
+        TypeError,
+        ("generator", "dict(module.named_parameters())"),
+    ),
+    "a step inside of a solver": (
+        lambda: SOLVER(torch.ones(2), torch.ones(2)),
+        NotDifferentiableError,
+        ("torch.enable_grad()", "solver"),
     ),
     "the class for the function": (
         lambda: torchopt.chain(torchopt.Adam),

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchopt.errors import NotDifferentiableError, SecondDerivativeWarning
@@ -56,10 +57,15 @@ def gradients(
             "torchopt.sgd and the like; in TaskParallel, tasks_at_once=1 works, too."
         )
     if not loss.requires_grad:
+        advice = "compute it from them, not from detached copies"
+        if not torch.is_grad_enabled():
+            advice = (
+                "compute it under torch.enable_grad(): gradients are off here, by torch.no_grad() "
+                "or because a solver of torchopt.diff.implicit runs without a graph"
+            )
         raise NotDifferentiableError(
             "step(loss): the loss has no graph, so it has no gradient with respect to the "
-            "parameters; "
-            "compute it from them with gradients enabled (not under torch.no_grad(), not detached)."
+            f"parameters; {advice}"
         )
     used: Sequence[Tensor] = [p for p in params if p.requires_grad]
     if not used:

@@ -68,6 +68,12 @@ class TorchOptimizer(torch.optim.Optimizer):
         make: Callable[..., GradientTransformation],
         **hyper_parameters: Any,
     ) -> None:
+        if not callable(make):
+            raise TypeError(
+                "TorchOptimizer(params, make): expected a function of hyper-parameters, got "
+                f"{make!r:.80}; pass the function and its arguments, such as torchopt.adam, "
+                "lr=0.1, or lambda lr: torchopt.chain(...)"
+            )
         self.make = make
         self._keywords = _keywords(make)
         self._states: list[Any] = []

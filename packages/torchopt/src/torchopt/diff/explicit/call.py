@@ -222,6 +222,7 @@ def make_inputs(
     if not any(is_smooth(inputs.tensors[h.index]) for h in fields["params"].holes()):
         raise TypeError(
             "inner_loop: params: expected a tree with floating-point or complex tensors, found "
-            f"none in a {type(params).__name__}."
+            f"none in a {type(params).__name__}; of a module, pass "
+            "dict(module.named_parameters())"
         )
     return inputs, fields

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 
 from torchopt.errors import NotDifferentiableError
-from torchopt.tree import tree_leaves
+from torchopt.tree import tree_leaves, tree_structure
 
 __all__ = [
     "leading",
     "require_count",
     "require_length",
     "require_no_differences",
+    "require_no_iterable",
     "require_place",
     "task_count",
 ]
@@ -32,6 +34,17 @@ def require_length(found: int, steps: int, what: str) -> None:
         raise ValueError(
             f"inner_loop: batches: expected {what} length {steps}, one batch for each step, got "
             f"{found}."
+        )
+
+
+def require_no_iterable(batches: Any) -> None:
+    """Raise for a DataLoader, a generator and the like, which may yield their batches only once."""
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        return
+    if tree_structure(batches).is_leaf():
+        raise TypeError(
+            "inner_loop: batches: expected a list of batches or a tree of stacked tensors, got "
+            f"{type(batches).__name__}; pass list(...) of what it yields, one for each step."
         )
 
 

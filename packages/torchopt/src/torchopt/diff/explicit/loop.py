@@ -19,6 +19,7 @@ from torchopt.diff.explicit.checks import (
     leading,
     require_count,
     require_length,
+    require_no_iterable,
     require_place,
     task_count,
 )
@@ -94,7 +95,8 @@ class Explicit(Described):
                 f"{type(self.loss).__name__}."
             )
         require_count(self.steps, "steps")
-        if not callable(self.optimizer):
+        is_class = isinstance(self.optimizer, type) and hasattr(self.optimizer, "step")
+        if is_class or not callable(self.optimizer):
             require_transformation(self.optimizer, "inner_loop: optimizer")
 
     @property
@@ -271,6 +273,7 @@ class Explicit(Described):
             if not stacked or len(batches) == self.steps:
                 require_length(len(batches), self.steps, "a sequence of")
                 return tuple(batches), False
+        require_no_iterable(batches)
         lengths = leading(batches)
         if lengths != {self.steps}:
             require_length(min(lengths - {self.steps}, default=0), self.steps, "tensors of")
