@@ -29,6 +29,7 @@ setup = manual.reference.setup
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the texts say it shorter than expanded unions of trees
+autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True

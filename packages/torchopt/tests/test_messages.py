@@ -185,6 +185,11 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
         LeafTypeError,
         ("at $", "got generator", "tuple"),
     ),
+    "a module for its parameters": (
+        lambda: ADAM.init(net()),
+        LeafTypeError,
+        ("got Sequential", "dict(module.named_parameters())"),
+    ),
     "a generator of gradients": (
         lambda: updated(net().parameters()),
         ValueError,

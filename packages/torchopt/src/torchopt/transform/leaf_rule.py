@@ -164,6 +164,8 @@ def require_tensors(leaves: Sequence[Any], present: Sequence[int], what: str) ->
                 "ndarray": "convert it with torch.from_numpy",
                 "generator": "pass a tuple of what it yields",
             }.get(kind, "convert it with torch.tensor, or pass None for a leaf without one")
+            if isinstance(leaves[i], torch.nn.Module):
+                advice = "pass dict(module.named_parameters())"
             raise LeafTypeError(i, f"{what}: expected a tensor, got {kind}; {advice}")
 
 
