@@ -25,6 +25,11 @@ __all__ = [
 ]
 
 
+# Looked up once: every snapshot looks at each sub-module.
+_Script = torch.jit.ScriptModule
+_named_modules = nn.Module.named_modules
+
+
 def extract_module_containers(
     module: nn.Module, with_buffers: bool = True
 ) -> tuple[ModuleTensorContainers, ModuleTensorContainers]:
@@ -71,7 +76,7 @@ def require_replaceable(module: Any) -> list[tuple[str, nn.Module]]:
         )
     submodules = named_submodules(module)
     for name, submodule in submodules:
-        if isinstance(submodule, torch.jit.ScriptModule):
+        if isinstance(submodule, _Script):
             raise _scripted(name, submodule)
     return submodules
 
@@ -85,9 +90,7 @@ def named_submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
         name, submodule = pending.pop()
         if submodule is None or id(submodule) in seen:
             continue
-        if type(submodule).named_modules is not nn.Module.named_modules or isinstance(
-            submodule, torch.jit.ScriptModule
-        ):
+        if type(submodule).named_modules is not _named_modules or isinstance(submodule, _Script):
             return list(module.named_modules())  # it names others than it holds
         seen.add(id(submodule))
         found.append((name, submodule))
