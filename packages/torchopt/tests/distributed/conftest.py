@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 # Processes are forked from one that has done the imports, those torch does at first use as well:
 # a start takes 20 ms instead of 3 s.
 multiprocessing.set_forkserver_preload(
-    ["torch", "torchopt.distributed", "torch._dynamo", "torch.distributed.fsdp"]
+    [
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "torch.distributed.checkpoint",
+        *(path.stem for path in Path(__file__).parent.glob("*_programs.py")),
+    ]
 )
 
 
@@ -38,8 +45,16 @@ def _no_folder_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     assert list(temporary.glob("torchopt-*")) == []
 
 
+@pytest.fixture(scope="session")
+def _server(_no_folder_is_left: None) -> None:
+    """Start the process that others are forked from, where it finds the programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
+
+
 @pytest.fixture(scope="package")
-def standing(_no_folder_is_left: None) -> Iterator[Callable[..., list[Any]]]:
+def standing(_server: None) -> Iterator[Callable[..., list[Any]]]:
     """Run a program in a world of some processes that stays for the tests that follow."""
     from standing import Standing
 
@@ -62,7 +77,7 @@ def standing(_no_folder_is_left: None) -> Iterator[Callable[..., list[Any]]]:
 
 
 @pytest.fixture
-def world() -> Callable[..., list[Any]]:
+def world(_server: None) -> Callable[..., list[Any]]:
     """Run a program in a world of its own and return the results of its processes by rank."""
 
     from distributed_programs import PATIENCE

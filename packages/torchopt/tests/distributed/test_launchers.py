@@ -25,14 +25,21 @@ from torchopt.distributed.link import StrangerError, connect
 from torchopt.distributed.watch import Watch
 
 PROGRAM = """
-import sys, torch
-import torchopt.distributed as todist
+import os
+child = os.fork()
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(int(child == 0))
 @todist.auto_init_rpc(backend="collective", timeout=60)
 def main():
     theta = torch.tensor([1.0, -1.0], requires_grad=True)
     step = todist.TaskParallel([theta]).backward(lambda t: ((theta - t) ** 2).sum(), [0.0, 1.0])
-    sys.stdout.write(f"{todist.get_rank()} {todist.get_world_size()} {step.owners} {theta.grad}\\n")
-main()
+    return f"{todist.get_rank()} {todist.get_world_size()} {step.owners} {theta.grad}\\n"
+told = main()
+todist.shutdown()
+try: remote()
+except RuntimeError as error: sys.stdout.write(f"{told}{error}\\n")
+sys.stdout.flush()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 WITHOUT_RPC = """
@@ -54,19 +61,16 @@ def remote():
 """
 
 
-def two_processes(program: str, environments: list[dict[str, str]]) -> list[tuple[int, str]]:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", program],
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for environment in environments
-    ]
-    told = [process.communicate(timeout=programs.PATIENCE)[0] for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, told)]
+def run(program: str, environment: dict[str, str]) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=programs.PATIENCE,
+    )
+    return done.returncode, done.stdout
 
 
 def free_port() -> str:
@@ -152,17 +156,12 @@ def test_slurm_on_several_nodes():
 
 
 def test_process_groups_work_where_torch_has_no_remote_calls():
-    port = free_port()
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    last = "\ntry: remote()\nexcept RuntimeError as error: sys.stdout.write(str(error))\n"
-    text = WITHOUT_RPC + PROGRAM.replace("\nmain()", "\nmain()\ntodist.shutdown()") + last
-    found = two_processes(
-        text, [{**world, "MASTER_PORT": port, "RANK": str(r), "LOCAL_RANK": str(r)} for r in (0, 1)]
-    )
-    for rank, (code, told) in enumerate(found):
-        assert code == 0, told
-        assert f"{rank} 2 (0, 1)" in told
-        assert "torch.distributed.rpc), found one without" in told
+    code, told = run(WITHOUT_RPC + PROGRAM, {**world, "MASTER_PORT": free_port()})
+    assert code == 0, told
+    for rank in (0, 1):
+        assert f"{rank} 2 (0, 1) tensor([ 1., -3.])\n" in told
+    assert told.count("torch.distributed.rpc), found one without") == 2
 
 
 WITHOUT_DISTRIBUTED = """
@@ -187,7 +186,7 @@ except ImportError as error: sys.stdout.write(str(error))
 
 
 def test_torch_without_distributed_gives_one_sentence():
-    ((code, told),) = two_processes(WITHOUT_DISTRIBUTED, [{}])
+    code, told = run(WITHOUT_DISTRIBUTED, {})
     assert code == 0, told
     assert "expected a torch built with torch.distributed, found one without" in told
     assert len(told) < 300
