@@ -106,6 +106,14 @@ def test_a_rank_that_fails_in_an_exchange_is_named_at_once(world):
         assert "MemoryError: no room" in trace
 
 
+def test_who_is_not_in_the_world_takes_no_step(world):
+    for by_child, after, losses in world(programs.run, 2, "outside_of_the_world"):
+        assert len(by_child) == len(after) == 2
+        for told in (*by_child, *after):
+            assert "expected a rank of the open world of 2 processes" in told
+        assert losses == [[2.0 * t for t in programs.TASKS]] * 2
+
+
 def test_a_process_that_a_task_forked_does_not_hide_the_end_of_its_rank(world, tmp_path):
     with pytest.raises(WorkerError):
         world(programs.run, 3, "killed_beside_its_child", str(tmp_path / "report"))

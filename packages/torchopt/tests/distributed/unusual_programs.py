@@ -235,6 +235,31 @@ def no_room(*args: Any) -> None:
     raise MemoryError("no room")
 
 
+def outside_of_the_world() -> Any:
+    """Return what a forked process, and a rank that has left, are told; then the last losses."""
+    p = torch.ones(2, dtype=F64, requires_grad=True)
+    engines = [todist.TaskParallel([p], schedule=how) for how in ("static", "dynamic")]
+    told, tell = multiprocessing.Pipe(duplex=False)
+
+    def refused() -> list[str]:
+        found = []
+        for engine in engines:
+            try:
+                engine.backward(lambda t: (p * t).sum(), TASKS)
+                found.append("nothing")
+            except RuntimeError as error:
+                found.append(str(error))
+        return found
+
+    child = multiprocessing.get_context("fork").Process(target=lambda: tell.send(refused()))
+    child.start()
+    by_child = told.recv()
+    child.join()
+    losses = [engine.backward(lambda t: (p * t).sum(), TASKS).losses.tolist() for engine in engines]
+    todist.shutdown()
+    return by_child, refused(), losses
+
+
 def lives_on() -> None:
     time.sleep(60.0)
 

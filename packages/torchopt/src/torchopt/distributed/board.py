@@ -60,7 +60,10 @@ class Board:
 def _mapped(path: Path, size: int) -> tuple[int, mmap.mmap]:
     """Return a file that processes share, and its memory."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    os.ftruncate(file, size)
+    if hasattr(os, "posix_fallocate"):  # on a full disk the first store would kill the process
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.ftruncate(file, size)
     return file, mmap.mmap(file, size)
 
 

@@ -73,6 +73,7 @@ class Packet:
         numbers: Sequence[float] = (),
         vectors: Sequence[Tensor] = (),
     ) -> None:
+        group.require_open()
         self._group = group
         code = zlib.crc32(meaning.encode())
         if group.messages is not None:
@@ -189,6 +190,15 @@ class Group:
         if self._on_cuda:
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
+
+    def require_open(self) -> None:
+        """Raise a `RuntimeError` if this process takes no part in the world any more."""
+        if self.session is not None and self.session.is_over:
+            raise RuntimeError(
+                f"expected a rank of the open world of {self.size} processes, found one that has "
+                "left it (shutdown), or a process that was forked from a rank; open a world with "
+                "auto_init_rpc, and make engines inside of it"
+            )
 
     def task(self, name: str, timeout: float) -> contextlib.AbstractContextManager[None]:
         """Require this process to leave the block within `timeout` seconds."""

@@ -63,6 +63,7 @@ class Session:
         meeting: Connections and files of the world; None in a world of one.
         suspects: Ranks that were lost or did not answer in time.
         owns_group: Whether the process group was made here.
+        is_over: Whether this process has left the world, or was forked from one that is in it.
     """
 
     backend: str
@@ -72,6 +73,7 @@ class Session:
     meeting: Meeting | None = None
     suspects: set[int] = field(default_factory=set)
     owns_group: bool = False
+    is_over: bool = False
     _barriers: dict[str, int] = field(default_factory=dict)
     _boards: dict[str, tuple[Messages, Counter | None]] = field(default_factory=dict)
 
@@ -286,6 +288,7 @@ def _forget() -> None:
     _current = None
     _adopted.clear()
     for session in sessions:
+        session.is_over = True
         if session.meeting is not None:
             session.meeting.forget()
 
@@ -295,6 +298,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _leave(session: Session) -> set[int]:
+    session.is_over = True
     watch = session.watch
     orderly = True
     behind = set(session.suspects)

@@ -251,7 +251,9 @@ class TaskParallel:
             WorkerError: A task raised, on any rank: raised on every rank; `.grad` and modules are
                 as before. Or the ranks differ in steps, tasks or parameters. Or a rank is lost,
                 late or has left: the world is broken then.
+            RuntimeError: This process has left the world, or was forked from a rank.
         """
+        self.group.require_open()
         self.attempts += 1
         try:
             weights = checked_weights(tasks, weights)
