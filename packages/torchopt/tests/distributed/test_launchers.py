@@ -109,6 +109,17 @@ def test_only_who_knows_the_token_joins(hub):
     assert watch.wait_for_failure(30.0).rank == 1
 
 
+@pytest.mark.parametrize(("silence", "kind"), [(0.0, "lost"), (5.0, "timed out")])
+def test_a_process_that_was_silent_before_its_end_was_stuck(hub, silence, kind):
+    watch, address = hub
+    link = connect(address, 1, 0, "the token", 30.0)
+    watch.wait_for_everyone(30.0)
+    watch._views[1].heard -= silence
+    link.connection.close()
+    failure = watch.wait_for_failure(30.0)
+    assert (failure.rank, failure.kind) == (1, kind)
+
+
 def test_a_hub_that_does_not_know_the_token_is_refused():
     listener = socket.create_server(("127.0.0.1", 0))
     watch = Watch(0, (0, 1), 30.0, "another token", listener=listener)

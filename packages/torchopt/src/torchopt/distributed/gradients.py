@@ -223,15 +223,12 @@ class _Bucketed(Gradients):
     def _may_send(self) -> bool:
         """Return whether all ranks have the same buckets."""
         if self._is_common is None:
-            self._is_common = self._has_agreed()
+            try:
+                self._hello.sums(self.step.name, self.step.engine.timeout)
+                self._is_common = True
+            except DifferenceError:
+                self._is_common = False
         return self._is_common
-
-    def _has_agreed(self) -> bool:
-        try:
-            self._hello.sums(self.step.name, self.step.engine.timeout)
-        except DifferenceError:
-            return False
-        return True
 
     def add(self, i: int, loss: Tensor, weight: float, is_last: Callable[[], bool]) -> None:
         if is_last():

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from torchopt.errors import WorkerError
 
-__all__ = ["Doing", "Verdict", "View", "judge"]
+__all__ = ["SILENCE", "Doing", "Verdict", "View", "judge"]
 
-_SILENCE = 1.5  # seconds: several beats
+SILENCE = 1.5  # seconds: several beats
 _TELLING = 0.5  # seconds in which a process may report itself as overdue
 _LEAVING = 1.5  # seconds after a good-bye in which others may still wait for the process
 
@@ -109,7 +109,7 @@ def judge(views: Mapping[int, View], now: float, timeout: float, own: int) -> Ve
             overdue = silent > timeout or any(
                 min(now - w.doing.since, silent) > w.doing.limit for w in waits
             )
-        if rank != own and silent > _SILENCE and overdue:
+        if rank != own and silent > SILENCE and overdue:
             return Verdict(rank, view.doing.name, "timed out", silent=True)
         if view.doing.kind == "other" and any(
             min(now - w.doing.since, now - view.doing.since) > w.doing.limit for w in waits

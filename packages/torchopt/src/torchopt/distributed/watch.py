@@ -24,7 +24,7 @@ from typing import Any
 
 from torchopt.distributed.board import Board
 from torchopt.distributed.connections import Connections
-from torchopt.distributed.judge import Doing, Verdict, View, judge
+from torchopt.distributed.judge import SILENCE, Doing, Verdict, View, judge
 from torchopt.distributed.link import Link
 from torchopt.distributed.rendezvous import Rendezvous
 from torchopt.errors import WorkerError
@@ -186,7 +186,7 @@ class Watch:
         as long as it lives.
 
         Args:
-            excused: Ranks that are not waited for; the hub ends them.
+            excused: Ranks that are not waited for.
 
         Returns:
             Whether all processes came to their end: then the world may be taken down in order.
@@ -213,10 +213,7 @@ class Watch:
         if self.rank != self.hub:
             return orderly and self._orderly
         for rank in self._connections.ranks:
-            if self._views[rank].left or rank not in excused:
-                self._connections.send(rank, {"bye": True, "orderly": orderly})
-            else:
-                self.abort(rank)
+            self._connections.send(rank, {"bye": True, "orderly": orderly})
         return orderly
 
     def abort(self, rank: int) -> None:
@@ -280,7 +277,10 @@ class Watch:
         """Record that a process is gone."""
         view = self._views[rank]
         if not view.left and not self._connections.closing:
-            self._fail(WorkerError(rank, self._last_note(rank), "lost", ""))
+            # Another rank may have found it to be stuck, and somebody has ended it since.
+            is_silent = time.monotonic() - view.heard > SILENCE
+            kind = "timed out" if is_silent else "lost"
+            self._fail(WorkerError(rank, self._last_note(rank), kind, ""))
         view.leave()
         self._wake()
 
