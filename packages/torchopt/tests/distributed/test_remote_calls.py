@@ -8,6 +8,7 @@ import threading
 import distributed_programs as programs
 import torch
 
+from torchopt.distributed import wire
 from torchopt.distributed.deadlines import Deadlines
 
 WEIGHT, BIAS = 100 * 50 * 8, 50 * 8
@@ -45,6 +46,16 @@ def test_calls_leave_nothing_behind(world):
     assert found["deadlines"] <= 2 * 64
     assert found["late"] == ["timed out"] * 3
     assert found["running"] == 0
+
+
+def test_memory_of_old_contents_is_given_back_now_and_then(monkeypatch):
+    given = []
+    monkeypatch.setattr(wire, "_give_back", lambda: given.append(len(inbox._contents)))
+    inbox = wire.Inbox()
+    for k in range(20):
+        old = [bytes([k - 1])] if k else []
+        inbox.put(1, {bytes([k]): torch.zeros(2**20)}, old)
+    assert given == [1, 1]  # 76 MiB are gone
 
 
 def test_functions_are_called_at_their_time_unless_called_off():

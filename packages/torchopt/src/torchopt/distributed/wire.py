@@ -11,6 +11,7 @@ returns for the carrier is the gradient of the tensor.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import pickle
 import sys
@@ -33,6 +34,7 @@ from torchopt.tree_function import apply_rule
 __all__ = ["Message", "Packer", "WireStats", "unpack", "wire_stats"]
 
 _SMALLEST = 64  # bytes; a digest saves nothing on smaller tensors
+_MUCH = 32 * 2**20  # bytes of old contents, after which free memory is given back
 _ARRIVAL = 60.0  # seconds to wait for a content that arrives after its call
 
 
@@ -212,21 +214,35 @@ outbox = Outbox()
 # --- receiving ------------------------------------------------------------------------------------
 
 
+def _give_back() -> None:
+    """Give free memory back to the system: glibc keeps it for each of the many threads of RPC."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other libraries have none
+        if trim is not None:
+            trim(0)
+
+
 class Inbox:
     """The contents that this process has received, by sender."""
 
     def __init__(self) -> None:
         self._arrived = threading.Condition()
         self._contents: dict[tuple[int, bytes], Tensor] = {}
+        self._dropped = 0  # bytes, since memory was given back
 
     def put(self, sender: int, new: dict[bytes, Tensor], drop: Iterable[bytes]) -> None:
         """Keep new contents and drop old ones."""
         with self._arrived:
-            for name in drop:
-                self._contents.pop((sender, name), None)
+            gone = [self._contents.pop((sender, name), None) for name in drop]
+            self._dropped += sum(stats.nbytes(x) for x in gone if x is not None)
+            gone.clear()
             for name, x in new.items():
                 self._contents[sender, name] = x
             self._arrived.notify_all()
+            is_much = self._dropped > _MUCH
+            self._dropped = 0 if is_much else self._dropped
+        if is_much:
+            _give_back()
 
     def get(self, sender: int, name: bytes) -> Tensor:
         """Return a content; wait for it if it is in flight."""
