@@ -114,7 +114,7 @@ def test_the_reference_has_every_public_module() -> None:
         *(
             f"diff.{name}"
             for name in (
-                *("call_state", "closure", "places", "problem", "recorder", "sealed"),
+                *("call_state", "closure", "hooks", "places", "problem", "recorder", "sealed"),
                 "surroundings",
                 "twice_differentiable",
             )

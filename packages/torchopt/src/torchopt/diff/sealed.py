@@ -64,6 +64,7 @@ EXCHANGED = RECURRENT | frozenset(
     {
         *("scaled_dot_product_attention", "multi_head_attention_forward", "_weight_norm"),
         *("linear_cross_entropy", "scatter_reduce", "scatter_reduce_"),
+        *("register_hook", "register_prehook"),
     }
 )
 LOOKED_AT = EXCHANGED | {"apply", "autograd", "no_grad", "set_grad_enabled", "inference_mode"}

@@ -8,10 +8,12 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from torchopt.diff.explicit.attention import attention
+from torchopt.diff.hooks import unchanging, watch_hooks
 from torchopt.diff.sealed import EXCHANGED, RECURRENT
 from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import (
@@ -19,7 +21,8 @@ from torchopt.torch_internals import (
     count_transforms,
     forward_mode_enabled,
     in_forward_mode,
-    in_nested_checkpoints,
+    inner_transforms_are_vmaps,
+    is_batched,
     is_once_differentiable,
     recompute_in,
     set_forward_mode,
@@ -79,6 +82,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         super().__init__()
         self._paused = self._has_tangents = False
         self._level = self._paused_at = 0
+        self._nodes: list[Any] = []  # of graphs, that may be given hooks
 
     def __enter__(self) -> TwiceDifferentiable:
         """Enter the context."""
@@ -91,6 +95,9 @@ class TwiceDifferentiable(TorchFunctionMode):
         """Leave the context."""
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._pause(False)
+        for node in self._nodes:
+            watch_hooks(node)
+        self._nodes = []
 
     def _pause(self, paused: bool) -> None:
         """Switch forward mode off, or on again if it was this that switched it off."""
@@ -104,20 +111,22 @@ class TwiceDifferentiable(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, or its replacement."""
         name = getattr(func, "__name__", None)
-        if self._has_tangents and in_nested_checkpoints():
-            raise NotDifferentiableError(
-                'derivative="mixed" or "forward": expected no checkpoint inside of a checkpoint, '
-                'whose tangents may be lost; use one of them, or derivative="reverse"'
-            )
+        if self._paused and torch.is_grad_enabled() and count_transforms() == self._paused_at:
+            self._pause(False)  # a Function, where torch saves a tensor, ended without a word
         if name not in _LOOKED_AT:  # nearly all
             found = func(*args, **(kwargs or {}))
-            if self._paused and count_transforms() == self._paused_at:
+            if self._paused and inner_transforms_are_vmaps(self._paused_at):
                 return _without_tangent(found, args)
-            if self._has_tangents and name == "__get__" and func == _GRADIENT:
-                return found if found is None or found.requires_grad else found.detach()
+            if name == "__get__" and found is not None:
+                if func == _NODE:
+                    self._nodes.append(found)
+                elif self._has_tangents and func == _GRADIENT:
+                    return found if found.requires_grad else found.detach()
             return found
         kwargs = kwargs or {}
         recompute_in(twice_differentiable)  # a checkpoint, with the same operations
+        if name == "register_hook":
+            return func(args[0], unchanging(args[1]), *args[2:], **kwargs)
         if name in _SWITCHES:
             return self._switch(func, name, args, kwargs)
         if name == "custom_function_call":
@@ -163,8 +172,9 @@ def _without_tangent(found: Any, args: Any) -> Any:
     """Return what an operation gave where it is a constant: a view has its base's tangent."""
     if type(found) in (tuple, list):
         return type(found)(_without_tangent(x, args) for x in found)
-    is_view = isinstance(found, Tensor) and found._is_view()
-    return found.detach() if is_view and not any(found is x for x in args) else found
+    if not isinstance(found, Tensor) or any(found is x for x in args):
+        return found
+    return found.detach() if found._is_view() or is_batched(found) else found
 
 
 def _require_constant(level: int, function: Any, *args: Any) -> None:
@@ -187,8 +197,9 @@ def _with_attention(function: Any) -> Callable[..., Any]:
 
 
 _GRADIENT: Any = vars(Tensor.__base__)["grad"].__get__  # the getter of `x.grad`
+_NODE: Any = vars(Tensor.__base__)["grad_fn"].__get__
 _SWITCHES = {"_set_grad_enabled", "grad"}
-_LOOKED_AT = EXCHANGED | _SWITCHES | {"custom_function_call"}
+_LOOKED_AT = EXCHANGED | _SWITCHES | {"custom_function_call", "register_hook"}
 
 
 def twice_differentiable(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ __all__ = [
     "backward_pass",
     "bump_versions",
     "counts_for_any_autocast",
+    "hooks_of_node",
     "is_zero_tensor",
     "overlaps_itself",
     "pull_back",
@@ -175,6 +176,24 @@ def without_recurrent_kernels() -> Iterator[None]:
 _switches = threading.Lock()
 _switched: list[None] = []  # one for each that is inside
 _found: list[bool] = []
+
+
+def hooks_of_node(node: Any) -> list[dict[Any, Callable[..., Any]]]:
+    """Return the hooks of a node of a graph, those before it and those after it.
+
+    torch shows them only to one who registers another.
+    """
+    found = []
+    for register in (node.register_prehook, node.register_hook):
+        handle = register(_nothing)
+        hooks = handle.hooks_dict_ref()
+        handle.remove()
+        found.append(hooks)
+    return [hooks for hooks in found if hooks]
+
+
+def _nothing(*_: Any) -> None:
+    return None
 
 
 def overlaps_itself(x: Tensor) -> bool:

@@ -15,7 +15,6 @@ from torchopt.torch_internals.transforms import forward_mode_enabled
 
 __all__ = [
     "checkpoint_of",
-    "in_nested_checkpoints",
     "is_checkpoint_in_transform",
     "pack_hooks",
     "recompute_in",
@@ -68,13 +67,6 @@ def checkpoint_of(pack: Callable[..., Any]) -> tuple[Any, bool] | None:
             found = cells[function.__code__.co_freevars.index(variable)].cell_contents
             return (found() if recomputed else found), recomputed
     return None
-
-
-def in_nested_checkpoints() -> bool:
-    """Return whether this runs inside of a checkpoint inside of a checkpoint."""
-    if top_saved_tensor_hooks(True) is None:
-        return False
-    return sum(checkpoint_of(pack) is not None for pack in pack_hooks()) > 1
 
 
 def recompute_in(context: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "has_tangent",
     "in_forward_mode",
     "in_forward_mode_of_this_thread",
+    "inner_transforms_are_vmaps",
     "is_batched",
     "is_batched_backward",
     "is_batched_by_old_vmap",
@@ -229,6 +230,12 @@ def is_differentiated(x: Tensor, lowest: int = 0) -> bool:
 def count_transforms() -> int:
     """Return how many transforms of torch.func are at work."""
     return len(_functorch.get_interpreter_stack() or ())
+
+
+def inner_transforms_are_vmaps(count: int) -> bool:
+    """Return whether the transforms inside of the outermost `count` ones are all vmaps."""
+    stack = _functorch.get_interpreter_stack() or []
+    return all(level.key() == _functorch.TransformType.Vmap for level in stack[count:])
 
 
 def _has_derivative(x: Tensor) -> bool:

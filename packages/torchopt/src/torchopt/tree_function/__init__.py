@@ -16,6 +16,7 @@ from torchopt.torch_internals import (
     is_watched,
     plain_entry,
 )
+from torchopt.tree_function.across_vmap import call_across_vmap
 from torchopt.tree_function.lists import PLAIN, add_lists, are_plain, max_over_batch, placed_like
 from torchopt.tree_function.modes import derivatives_wanted, forward_modes, linearize, uncompiled
 from torchopt.tree_function.operation import Operation, apply_operation
@@ -33,6 +34,7 @@ __all__ = [
     "apply_sweep",
     "are_plain",
     "below_transforms",
+    "call_across_vmap",
     "derivatives_wanted",
     "forward_modes",
     "is_batched",

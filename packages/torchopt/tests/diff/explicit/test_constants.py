@@ -80,6 +80,13 @@ def no_grad_in_transform(y: Tensor) -> Tensor:
     return torch.func.grad(value)(y) * y
 
 
+def views_in_a_vmap(y: Tensor) -> Tensor:
+    with torch.no_grad():
+        rows = torch.func.vmap(lambda row: row.view(-1))(y)
+    mixed = torch.func.vmap(lambda row: row * torch.no_grad()(torch.flatten)(row))(y)
+    return rows * y + mixed
+
+
 def accumulated(y: Tensor, create_graph: bool = False) -> Tensor:
     z = 2 * y
     z.retain_grad()
@@ -116,6 +123,7 @@ CONSTANTS: dict[str, Callable[[Tensor], Tensor]] = {
         kept_constant, y, use_reentrant=False
     ),
     "views": views,
+    "views in a vmap": views_in_a_vmap,
     "a transform in no_grad": transform_in_no_grad,
     "no_grad in a transform": no_grad_in_transform,
     "an accumulated gradient": accumulated,
@@ -233,3 +241,23 @@ def test_an_operation_without_forward_mode_is_told() -> None:
     result = inner(w, None)
     with pytest.raises(NotDifferentiableError, match='use derivative="reverse"'):
         result.params.sum().backward()
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(3), nn.BatchNorm1d(3)])
+@pytest.mark.parametrize("derivative", ["mixed", "forward"])
+def test_a_penalty_of_the_gradient_of_a_normalisation_is_refused(
+    derivative: str, norm: nn.Module
+) -> None:
+    norm = norm.double().requires_grad_(False)
+
+    def loss(w: Tensor, batch: Tensor, scale: Tensor) -> Tensor:
+        value = norm((batch * scale) @ w).pow(3).sum()
+        (slope,) = torch.autograd.grad(value, w, create_graph=True)
+        return slope.square().sum()
+
+    generator = torch.Generator().manual_seed(0)
+    w, x = (torch.randn(3, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=1, derivative=derivative)
+    with pytest.raises(NotDifferentiableError, match="in which torch's forward mode takes mean"):
+        inner(w, x, scale).params.sum().backward()

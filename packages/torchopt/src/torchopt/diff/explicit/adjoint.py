@@ -30,7 +30,12 @@ from torchopt.base import GradientTransformation
 from torchopt.diff.differences import Product
 from torchopt.diff.explicit.blocks import rematerialised
 from torchopt.diff.explicit.call import Call
-from torchopt.diff.explicit.dual import dual_gradient, forward_mode_explained, tangent_of
+from torchopt.diff.explicit.dual import (
+    dual_gradient,
+    forward_mode_explained,
+    require_gradient,
+    tangent_of,
+)
 from torchopt.diff.explicit.step import (
     Aux,
     Carry,
@@ -43,15 +48,12 @@ from torchopt.diff.explicit.step import (
     start,
     update,
 )
+from torchopt.diff.explicit.variables import Input, Leaves, Variables
 from torchopt.torch_internals import any_autocast, forward_mode, pull_back
 from torchopt.tree import is_smooth
 
 __all__ = [
-    "AtStep",
     "Cotangents",
-    "Input",
-    "Leaves",
-    "Variables",
     "attached_step",
     "gradient",
     "pull_back_start",
@@ -130,95 +132,6 @@ def _added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return first + second
 
 
-@dataclass(frozen=True)
-class Leaves:
-    """The inputs of a call as leaves of graphs, made once for all steps of a sweep.
-
-    Attributes:
-        constants: The inputs, outside of any graph.
-        tensors: The same; those that are differentiated, and are not given by step, are leaves.
-        optimizer: The optimizer with these.
-    """
-
-    constants: list[Tensor]
-    tensors: list[Tensor]
-    optimizer: GradientTransformation
-
-    @staticmethod
-    def of(call: Call, tensors: Sequence[Tensor]) -> Leaves:
-        """Return leaves for the inputs of a call."""
-        constants = [x.detach() for x in tensors]
-        leaves = [x.detach() for x in tensors]
-        for i in call.wanted:
-            if not call.by_step(i):
-                leaves[i] = leaves[i].requires_grad_()
-        return Leaves(constants, leaves, call.optimizer_with(leaves))
-
-
-# An input: its index, and the step whose slice of it is meant, None for all of it.
-Input = tuple[int, int | None]
-
-
-@dataclass
-class Variables:
-    """The tensors that steps are differentiated with respect to, each a leaf of a graph.
-
-    Attributes:
-        carry: Parameters and state.
-        tensors: Inputs of the call as the steps take them.
-        used: Which of these are differentiated.
-        leaves: The leaves for the carry, and then those for the inputs.
-    """
-
-    carry: Carry
-    tensors: list[Any]
-    used: list[Input]
-    leaves: list[Tensor]
-
-    @staticmethod
-    def of(call: Call, carry: Carry, inputs: Leaves, steps: range) -> Variables:
-        """Return leaves for the tensors of some steps."""
-        smooth = [x.detach().requires_grad_() for x in carry.smooth]
-        wanted = set(call.wanted)
-        used: dict[Input, None] = {(i, None): None for i in call.hypers if i in wanted}
-        tensors: list[Any] = list(inputs.tensors)
-        for step in steps:
-            for h in call.used_at(step):
-                if h.index not in wanted:
-                    continue
-                if h.by_step:
-                    tensors[h.index] = given = AtStep.of(tensors[h.index])
-                    given.slices[step] = inputs.constants[h.index][step].detach().requires_grad_()
-                used[h.index, step if h.by_step else None] = None
-        found = [tensors[i] if t is None else tensors[i][t] for i, t in used]
-        return Variables(carry.with_smooth(smooth), tensors, list(used), [*smooth, *found])
-
-    def parted(self, found: list[Tensor | None]) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
-        """Return the cotangents of the leaves as those of the carry and those of the inputs."""
-        count = len(self.carry.smooth)
-        by_input = {i: c for i, c in zip(self.used, found[count:]) if c is not None}
-        return found[:count], by_input
-
-
-@dataclass(frozen=True)
-class AtStep:
-    """Stands for a tensor of which each step takes a slice, in some steps."""
-
-    slices: dict[int, Tensor]
-
-    @staticmethod
-    def of(x: Any) -> AtStep:
-        """Return x or its stand-in."""
-        return x if isinstance(x, AtStep) else AtStep({})
-
-    def __getitem__(self, step: int) -> Tensor:
-        return self.slices[step]
-
-    def detach(self) -> AtStep:
-        """Return the same outside of any graph."""
-        return AtStep({t: x.detach() for t, x in self.slices.items()})
-
-
 def pull_back_steps(
     call: Call,
     carry: Carry,
@@ -249,7 +162,9 @@ def pull_back_steps(
                 grads, _, _ = gradient(call, carry, inputs.constants, steps[0])
             directions, out = _of_update(call, variables, inputs.optimizer, grads, cotangents)
     if call.derivative != "reverse":
-        for more in _of_loss(call, variables, steps[0], directions, cotangents, replayed):
+        for more in _of_loss(
+            call, variables, steps[0], grads or (), directions, cotangents, replayed
+        ):
             out = [_added(x, y) for x, y in zip(out, more)]
         if call.judge is not None and any(d is not None for d in directions):
             found = _differences(call, variables, steps[0], directions, grads or (), replayed)
@@ -331,6 +246,7 @@ def _of_loss(
     call: Call,
     variables: Variables,
     step: int,
+    grads: Sequence[Any],
     directions: Sequence[Tensor | None],
     cotangents: Cotangents,
     replayed: Replayed,
@@ -343,12 +259,16 @@ def _of_loss(
         parts.append(pulled([value, *aux.smooth], cotangents.losses[0], variables.leaves))
     if call.derivative == "mixed" and any(d is not None for d in directions):
         with replayed():
-            parts.append(_mixed(call, variables, step, directions))
+            parts.append(_mixed(call, variables, step, grads, directions))
     return parts
 
 
 def _mixed(
-    call: Call, variables: Variables, step: int, directions: Sequence[Tensor | None]
+    call: Call,
+    variables: Variables,
+    step: int,
+    grads: Sequence[Any],
+    directions: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """Return d/de of the gradient of L(theta + e * direction, ...) at e = 0."""
     with torch.enable_grad(), forward_mode(), forward_mode_explained():
@@ -358,6 +278,7 @@ def _mixed(
         ]
         with rematerialised(call.blocks):
             value, _ = losses_of(call, params, variables.tensors, step)
+        require_gradient(value, grads, directions)
         found = dual_gradient(value, variables.leaves)
         return [tangent_of(g) for g in found]
 

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import torch
 
-from torchopt.diff.explicit.adjoint import Leaves, gradient, pull_back_steps, unit_cotangents
+from torchopt.diff.explicit.adjoint import gradient, pull_back_steps, unit_cotangents
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.host import is_away
 from torchopt.diff.explicit.memory import CountBytes
 from torchopt.diff.explicit.schedule import forward_steps
 from torchopt.diff.explicit.step import start, update
+from torchopt.diff.explicit.variables import Leaves
 from torchopt.diff.surroundings import Surroundings
 
 __all__ = ["in_bytes", "shown", "snapshots_within"]

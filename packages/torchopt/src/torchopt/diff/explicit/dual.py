@@ -13,9 +13,10 @@ from torch.autograd import forward_ad
 
 from torchopt.diff.closure import graph_of
 from torchopt.errors import NotDifferentiableError
+from torchopt.torch_internals import any_autocast, is_traced
 from torchopt.tree import is_smooth
 
-__all__ = ["dual_gradient", "forward_mode_explained", "tangent_of"]
+__all__ = ["dual_gradient", "forward_mode_explained", "require_gradient", "tangent_of"]
 
 # Backward functions of torch that read what their forward one kept and has no tangent, such as the
 # factors of a matrix, unless the backward pass makes a graph.
@@ -29,9 +30,20 @@ _REFUSALS = ("forward AD", "forward mode AD", "jvp function", "_efficientzeroten
 
 
 def dual_gradient(value: Tensor, at: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Return the gradient of a sum, with the tangents that it has in forward mode."""
-    nodes, _ = graph_of([value])
-    graph = not _WITH_GRAPH.isdisjoint(node.name() for node in nodes)
+    """Return the gradient of a sum, with the tangents that it has in forward mode.
+
+    Raises:
+        NotDifferentiableError: The loss holds a gradient, and torch's forward mode is wrong in it.
+    """
+    names = {node.name() for node in graph_of([value])[0]}
+    for name in names:
+        if "Norm" in name and "BackwardBackward" in name:
+            raise NotDifferentiableError(
+                'inner_loop: derivative="mixed" or "forward": expected a loss without the gradient '
+                f"of a normalisation in it, got {name}, in which torch's forward mode takes mean "
+                'and variance for constants; use derivative="reverse".'
+            )
+    graph = not _WITH_GRAPH.isdisjoint(names)
     return torch.autograd.grad(value.sum(), at, create_graph=graph, allow_unused=True)
 
 
@@ -52,6 +64,36 @@ def forward_mode_explained() -> Iterator[None]:
             'inner_loop: derivative="mixed" or "forward": expected a loss whose operations have '
             f'a forward mode, got one that torch refuses ({told}); use derivative="reverse".'
         ) from error
+
+
+def require_gradient(
+    value: Tensor, grads: Sequence[Any], directions: Sequence[Tensor | None]
+) -> None:
+    """Raise unless the tangent of a loss is the product of its gradient with the tangents.
+
+    A backward pass that changes gradients is the derivative of no function, and the derivative of
+    what it returns is not symmetric. A tangent of what is a constant in reverse mode is seen here
+    too.
+
+    Args:
+        value: The loss, with its tangent; `[tasks]` for several.
+        grads: Its gradient.
+        directions: The tangents of the parameters.
+    """
+    pushed = forward_ad.unpack_dual(value).tangent
+    terms = [g * d for g, d in zip(grads, directions) if g is not None and d is not None]
+    if pushed is None or not terms or is_traced() or any_autocast():
+        return
+    found, pulled = float(pushed.detach().sum()), sum(float(x.sum()) for x in terms)
+    scale = sum(float(x.abs().sum()) for x in terms)
+    least = max(torch.finfo(x.dtype).eps for x in (value, *terms)) ** (1 / 3)
+    if abs(found - pulled) > least * scale:  # never for NaN
+        raise NotDifferentiableError(
+            'inner_loop: derivative="mixed": expected a loss whose backward pass is its '
+            f"derivative, got one whose slope in a direction is {found:.3g} by forward mode and "
+            f"{pulled:.3g} by its gradient; does an autograd.Function change the gradient? Use "
+            'derivative="reverse", or "first_order".'
+        )
 
 
 def tangent_of(x: Any) -> Any:

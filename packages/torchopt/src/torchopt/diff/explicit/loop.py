@@ -121,12 +121,10 @@ class Explicit(Described):
                 f'a budget such as "64MiB", got {self.keep!r}.'
             )
         require_place(self.keep_on, self.keep, str(self.derivative))
-        if self.blocks and (self.derivative != "mixed" or self.tasks is not None):
+        if self.blocks and self.derivative != "mixed":
             raise ValueError(
-                'inner_loop: blocks: expected derivative="mixed" and one task, got '
-                f"{self.derivative!r} and tasks={self.tasks!r}: torch has no vmap over tasks of "
-                "forward over reverse mode through a block that is computed again. Loop over the "
-                "tasks, or leave blocks out."
+                'inner_loop: blocks: expected derivative="mixed", in which blocks are computed '
+                f"again, got {self.derivative!r}; leave blocks out."
             )
         if self.execute not in EXECUTE:
             raise ValueError(
@@ -247,8 +245,7 @@ class Explicit(Described):
         )
 
     def _blocks(self) -> tuple[nn.Module, ...]:
-        # A vmap has no rule for what computes a block again.
-        if self.derivative != "mixed" or self.tasks is not None:
+        if self.derivative != "mixed":
             return ()
         return tuple(find_blocks(self.loss, self.blocks))
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torchopt.diff.explicit.host import Parked
@@ -18,12 +19,12 @@ class Moment:
     """A moment of a run: the state before a step, and what the loss sees besides its arguments.
 
     Attributes:
-        carry: Parameters and state.
+        carry: Parameters and state; None where they follow from an earlier moment and gradients.
         seen: Buffers, modes, counters and random generators.
         grads: The gradient there, where it is kept.
     """
 
-    carry: Carry
+    carry: Any
     seen: Surroundings
     grads: list[Any] | None = None
 
@@ -50,11 +51,16 @@ class ParkedMoment:
 
 
 class Moments(dict[int, Any]):
-    """The moments that a run keeps, on the device or on the host."""
+    """The moments that a run keeps, on the device or on the host.
 
-    def __init__(self, *, host: bool) -> None:
+    Args:
+        host: Whether they are kept on the host.
+        update: Returns the state after a step from that before it and the gradient.
+    """
+
+    def __init__(self, *, host: bool, update: Callable[[Carry, list[Any]], Carry]) -> None:
         super().__init__()
-        self._host = host
+        self._host, self._update = host, update
 
     def keep(self, step: int, moment: Moment) -> None:
         """Keep the moment before a step."""
@@ -62,5 +68,13 @@ class Moments(dict[int, Any]):
 
     def at(self, step: int) -> Moment:
         """Return the moment before a step."""
-        found = self[step]
-        return found.fetched() if isinstance(found, ParkedMoment) else found
+        found: Moment | ParkedMoment = self[step]
+        if isinstance(found, ParkedMoment):
+            return found.fetched()
+        if found.carry is not None:
+            return found
+        begin = next(t for t in range(step, -1, -1) if self[t].carry is not None)
+        carry = self[begin].carry
+        for t in range(begin, step):
+            carry = self._update(carry, self[t].grads)
+        return replace(found, carry=carry)

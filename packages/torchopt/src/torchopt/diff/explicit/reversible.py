@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
-from torchopt.diff.explicit.adjoint import Leaves, gradient
+from torchopt.diff.explicit.adjoint import gradient
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.fixed_point import FixedPoint, from_units
 from torchopt.diff.explicit.moments import Moment
 from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.step import Carry, start
 from torchopt.diff.explicit.unrolled import Outputs
+from torchopt.diff.explicit.variables import Leaves
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotDifferentiableError
 from torchopt.tree import is_smooth

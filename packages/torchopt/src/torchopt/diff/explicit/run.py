@@ -11,14 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.diff.explicit.adjoint import (
-    Cotangents,
-    Input,
-    Leaves,
-    gradient,
-    pull_back_start,
-    pull_back_steps,
-)
+from torchopt.diff.explicit.adjoint import Cotangents, gradient, pull_back_start, pull_back_steps
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.checks import require_no_differences
 from torchopt.diff.explicit.memory import CountBytes
@@ -27,6 +20,7 @@ from torchopt.diff.explicit.schedule import actions, kept_by_the_run
 from torchopt.diff.explicit.step import Aux, Carry, start, update
 from torchopt.diff.explicit.tail import Tail
 from torchopt.diff.explicit.unrolled import Outputs, run_attached
+from torchopt.diff.explicit.variables import Input, Leaves
 from torchopt.diff.surroundings import Surroundings
 from torchopt.torch_internals import top_saved_tensor_hooks
 from torchopt.tree import is_smooth
@@ -36,6 +30,7 @@ __all__ = ["Run"]
 
 MANY = 32  # differentiated steps, from which on it pays to measure one
 ROOM = 2**20  # bytes that the graph of several steps may take
+APART = 8  # steps between kept states, where the gradients between them are kept too
 
 
 class Run:
@@ -55,7 +50,7 @@ class Run:
         self.outputs: Outputs  # the form of what `evaluate` returned
         self._seen: Any  # the surroundings at the start
         self._tail: Tail | None = None
-        self._moments = Moments(host=call.host)
+        self._moments = self._no_moments()
 
     # -- the run itself
 
@@ -87,7 +82,8 @@ class Run:
                 if kept is not None and not all(map(torch.equal, drawn, seen.generators())):
                     kept = None  # the adjoint of the update has to see what it drew: after the loss
             if t in places:
-                self._moments.keep(t, Moment(before, seen, kept))
+                state = None if self._follows(t, kept) else before
+                self._moments.keep(t, Moment(state, seen, kept))
             if t == call.first and self._is_small(carry):
                 begin = self._measured(before, tensors, seen)
             losses.append(value)
@@ -114,6 +110,24 @@ class Run:
         if self.snapshots < call.steps - call.first:
             return call.steps  # another backward pass needs the states of all
         return max(call.first + 1, call.steps - self._room // size)
+
+    def _no_moments(self) -> Moments:
+        return Moments(host=self.call.host, update=self._updated)
+
+    def _updated(self, carry: Carry, grads: list[Any]) -> Carry:
+        with torch.no_grad():
+            return _constant(update(self.call, self.call.optimizer, grads, carry))
+
+    def _follows(self, step: int, grads: list[Any] | None) -> bool:
+        """Return whether the state before a step is made again from an earlier one and gradients.
+
+        An update is short beside a step of a model with blocks, and a gradient a part of a state.
+        """
+        call = self.call
+        every = self.snapshots == call.steps - call.first and not call.host
+        if not (call.blocks and every and (step - call.first) % APART):
+            return False
+        return grads is not None and self._moments[step - 1].grads is not None
 
     def _kept(self, grads: list[Any]) -> list[Any] | None:
         # The adjoint of a step begins with its gradient, except in reverse mode.
@@ -288,7 +302,7 @@ class Run:
             if last not in self._places():
                 del moments[last]
         # Their places are needed for others; another backward pass starts from the first.
-        self._moments = Moments(host=call.host)
+        self._moments = self._no_moments()
         self._moments[call.first] = moments[call.first]
         here, position = moments.at(call.first), call.first
         for action, t in plan:
@@ -317,8 +331,7 @@ class Run:
         with seen.replayed():
             for t in range(step, target):
                 grads, _, _ = gradient(self.call, carry, tensors, t)
-                with torch.no_grad():
-                    carry = _constant(update(self.call, self.call.optimizer, grads, carry))
+                carry = self._updated(carry, grads)
             return Moment(carry, seen.retaken())
 
 

@@ -8,16 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torchopt.diff.explicit.adjoint import (
-    Cotangents,
-    Input,
-    Leaves,
-    Variables,
-    attached_step,
-    pulled,
-)
+from torchopt.diff.explicit.adjoint import Cotangents, attached_step, pulled
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.step import Aux, Carry, require_no_closure
+from torchopt.diff.explicit.variables import Input, Leaves, Variables
 
 __all__ = ["Tail"]
 

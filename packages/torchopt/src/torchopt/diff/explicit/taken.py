@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.diff.explicit.adjoint import AtStep, Cotangents, Input, Leaves, pull_back_steps
+from torchopt.diff.explicit.adjoint import Cotangents, pull_back_steps
 from torchopt.diff.explicit.call import Call, Hole
 from torchopt.diff.explicit.forms import fixed, present
 from torchopt.diff.explicit.step import Carry
+from torchopt.diff.explicit.variables import AtStep, Input, Leaves
 
 __all__ = [
     "add_up",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.diff.explicit.adjoint import Cotangents, Input, Leaves, gradient
+from torchopt.diff.explicit.adjoint import Cotangents, gradient
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.forms import (
     WHERE,
@@ -39,6 +39,7 @@ from torchopt.diff.explicit.taken import (
 )
 from torchopt.diff.explicit.trace import Program, Words, make_program, make_trace, traced, versions
 from torchopt.diff.explicit.unrolled import Outputs
+from torchopt.diff.explicit.variables import Input, Leaves
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotTraceableError
 from torchopt.torch_internals import draws_numbers, repeats_removed

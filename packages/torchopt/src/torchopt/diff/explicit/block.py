@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call of a block whose activations are computed again in the backward pass.
+
+The block is one operation of the graph, which keeps its inputs, their tangents and its products of
+matrices. With g(x; c) its vector-Jacobian product, and v and w the tangents of its inputs x and of
+the cotangent c, the tangent of g is
+
+    d/dx <g(x; c), v> + g(x; w).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from torchopt.diff.closure import require_arguments
+from torchopt.diff.explicit.products import Products, parts_of
+from torchopt.diff.explicit.step import separate
+from torchopt.diff.surroundings import Surroundings
+from torchopt.diff.twice_differentiable import TwiceDifferentiable
+from torchopt.torch_internals import forward_mode_enabled
+from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
+from torchopt.tree_function import apply_sweep
+
+__all__ = ["call_block"]
+
+HIDDEN = "Pass it to the block, or name the blocks without this one, as in blocks=()."
+
+
+def call_block(
+    forward: Callable[..., Any],
+    function: Callable[..., Any],
+    tensors: Sequence[Tensor],
+    inputs: int,
+) -> Any:
+    """Return `function(*tensors)`, a tree, whose activations are not kept.
+
+    Args:
+        forward: The block.
+        function: The same as a function of all tensors that it depends on.
+        tensors: These.
+        inputs: How many of them are inputs; the others are parameters.
+    """
+    seen = Surroundings(forward, beside=()).retaken()
+    pairs = [parts_of(x) for x in tensors]
+    tangents = [None if t is None else t.detach() for _, t in pairs]
+    # Not under no_grad, which stops tangents: nothing here requires a gradient.
+    with Products() as products, TwiceDifferentiable():
+        result = function(*(_dual(x.detach(), t) for (x, _), t in zip(pairs, tangents)))
+    out, spec = tree_flatten(result, none_is_leaf=True)
+    values = [parts_of(y) for y in _tensors(out)]
+    kept = [y.detach() for y, _ in values]
+    block = _Block(forward, function, inputs, tangents, kept, seen, products)
+    outputs = apply_sweep(block, *(x for x, _ in pairs))
+    remaining = iter([_dual(y, t) for y, (_, t) in zip(outputs, values)])
+    return tree_unflatten(spec, [next(remaining) if isinstance(y, Tensor) else y for y in out])
+
+
+def _dual(x: Tensor, tangent: Tensor | None) -> Tensor:
+    """Return x with a tangent; None for none."""
+    return x if tangent is None else forward_ad.make_dual(x, tangent)
+
+
+def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
+    return [x for x in leaves if isinstance(x, Tensor)]
+
+
+class _Block:
+    """One call of a block, as `torchopt.tree_function.Sweep` wants it."""
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        function: Callable[..., Any],
+        inputs: int,
+        tangents: list[Tensor | None],
+        values: list[Tensor],
+        seen: Surroundings,
+        products: Products,
+    ) -> None:
+        self._forward, self._function = forward, function
+        self._inputs, self._tangents = inputs, tangents
+        self._values, self._seen, self._products = values, seen, products
+
+    def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the results that were computed already."""
+        values, self._values = self._values, []
+        return tuple(values)
+
+    def pull_back(
+        self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor | None, ...]:
+        """Return the cotangents of the inputs, with their tangents."""
+        graph = torch.is_grad_enabled()
+        given = {i: c for i, c in enumerate(cotangents) if c is not None}
+        with torch.enable_grad(), self._seen.replayed():
+            if graph:
+                return self._attached(inputs, given)
+            leaves = [x.detach().requires_grad_(is_smooth(x)) for x in inputs]
+            return self._swept(leaves, given)
+
+    def _evaluated(self, leaves: Sequence[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
+        with self._products.again(known), TwiceDifferentiable():
+            result = self._function(*leaves)
+        return _tensors(tree_flatten(result, none_is_leaf=True)[0])
+
+    def _attached(
+        self, inputs: Sequence[Tensor], given: dict[int, Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        """Return them as functions that can be differentiated."""
+        aliases = [x.view_as(x) for x in inputs]
+        args = [_dual(x, t) for x, t in zip(aliases, self._tangents)]
+        with TwiceDifferentiable():
+            result = self._function(*args)
+        results = _tensors(tree_flatten(result, none_is_leaf=True)[0])
+        return _pulled([(results[i], c) for i, c in given.items()], aliases, create_graph=True)
+
+    def _swept(self, leaves: list[Tensor], given: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
+        """Return them by reverse over reverse mode, within the block.
+
+        With duals, tangents and what they were computed from would hold each other until the
+        forward mode ends.
+        """
+        # Of a gradient that is a constant of the loss nobody asks for a tangent.
+        tangents = self._tangents if forward_mode_enabled() else [None for _ in leaves]
+        curved = any(t is not None for t in tangents)
+        # The slopes of parameters are known: they are the gradient.
+        results = self._evaluated(leaves, leaves[self._inputs :] if curved else ())
+        used = [results[i] for i in given]
+        require_arguments(used, leaves, self._forward, "inner_loop: blocks", HIDDEN)
+        parts = [parts_of(c) for c in given.values()]
+        found = _pulled([(y, c) for y, (c, _) in zip(used, parts)], leaves, create_graph=curved)
+        terms: list[tuple[Tensor | None, Tensor | None]] = [
+            (y, w) for y, (_, w) in zip(used, parts)
+        ]
+        terms += [(g, t) for g, t in zip(found, tangents)]
+        pushed = _pulled(terms, leaves)
+        return tuple(
+            None if g is None else g.detach() if t is None else _dual(separate(g.detach()), t)
+            for g, t in zip(found, pushed)
+        )
+
+
+def _pulled(
+    pairs: Sequence[tuple[Tensor | None, Tensor | None]],
+    inputs: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Return the vector-Jacobian product, for inputs that are differentiated."""
+    used = [(y, c) for y, c in pairs if y is not None and c is not None and y.requires_grad]
+    where = [i for i, x in enumerate(inputs) if x.requires_grad]
+    out: list[Tensor | None] = [None] * len(inputs)
+    if used and where:
+        found = torch.autograd.grad(
+            [y for y, _ in used],
+            [inputs[i] for i in where],
+            [c for _, c in used],
+            create_graph=create_graph,
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for i, g in zip(where, found):
+            out[i] = g
+    return tuple(out)

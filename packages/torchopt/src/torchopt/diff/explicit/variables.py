@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tensors that steps are differentiated with respect to, as leaves of graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from torchopt.base import GradientTransformation
+from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.step import Carry
+
+__all__ = ["AtStep", "Input", "Leaves", "Variables"]
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """The inputs of a call as leaves of graphs, made once for all steps of a sweep.
+
+    Attributes:
+        constants: The inputs, outside of any graph.
+        tensors: The same; those that are differentiated, and are not given by step, are leaves.
+        optimizer: The optimizer with these.
+    """
+
+    constants: list[Tensor]
+    tensors: list[Tensor]
+    optimizer: GradientTransformation
+
+    @staticmethod
+    def of(call: Call, tensors: Sequence[Tensor]) -> Leaves:
+        """Return leaves for the inputs of a call."""
+        constants = [x.detach() for x in tensors]
+        leaves = [x.detach() for x in tensors]
+        for i in call.wanted:
+            if not call.by_step(i):
+                leaves[i] = leaves[i].requires_grad_()
+        return Leaves(constants, leaves, call.optimizer_with(leaves))
+
+
+# An input: its index, and the step whose slice of it is meant, None for all of it.
+Input = tuple[int, int | None]
+
+
+@dataclass
+class Variables:
+    """The tensors that steps are differentiated with respect to, each a leaf of a graph.
+
+    Attributes:
+        carry: Parameters and state.
+        tensors: Inputs of the call as the steps take them.
+        used: Which of these are differentiated.
+        leaves: The leaves for the carry, and then those for the inputs.
+    """
+
+    carry: Carry
+    tensors: list[Any]
+    used: list[Input]
+    leaves: list[Tensor]
+
+    @staticmethod
+    def of(call: Call, carry: Carry, inputs: Leaves, steps: range) -> Variables:
+        """Return leaves for the tensors of some steps."""
+        smooth = [x.detach().requires_grad_() for x in carry.smooth]
+        wanted = set(call.wanted)
+        used: dict[Input, None] = {(i, None): None for i in call.hypers if i in wanted}
+        tensors: list[Any] = list(inputs.tensors)
+        for step in steps:
+            for h in call.used_at(step):
+                if h.index not in wanted:
+                    continue
+                if h.by_step:
+                    tensors[h.index] = given = AtStep.of(tensors[h.index])
+                    given.slices[step] = inputs.constants[h.index][step].detach().requires_grad_()
+                used[h.index, step if h.by_step else None] = None
+        found = [tensors[i] if t is None else tensors[i][t] for i, t in used]
+        return Variables(carry.with_smooth(smooth), tensors, list(used), [*smooth, *found])
+
+    def parted(self, found: list[Tensor | None]) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
+        """Return the cotangents of the leaves as those of the carry and those of the inputs."""
+        count = len(self.carry.smooth)
+        by_input = {i: c for i, c in zip(self.used, found[count:]) if c is not None}
+        return found[:count], by_input
+
+
+@dataclass(frozen=True)
+class AtStep:
+    """Stands for a tensor of which each step takes a slice, in some steps."""
+
+    slices: dict[int, Tensor]
+
+    @staticmethod
+    def of(x: Any) -> AtStep:
+        """Return x or its stand-in."""
+        return x if isinstance(x, AtStep) else AtStep({})
+
+    def __getitem__(self, step: int) -> Tensor:
+        return self.slices[step]
+
+    def detach(self) -> AtStep:
+        """Return the same outside of any graph."""
+        return AtStep({t: x.detach() for t, x in self.slices.items()})

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks that are computed again have the gradient of the unrolled loop, with tasks too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import torchopt
+from torchopt.diff.explicit import products
+from torchopt.diff.explicit.products import Products
+from torchopt.params.swap import Swap
+
+functional = nn.functional
+WIDTH = 32
+
+
+class Attends(nn.Module):
+    """A block of a transformer, with dropout and a product with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.heads = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
+        self.back = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.wide, self.drop = nn.Linear(WIDTH, 40), nn.Dropout(0.3)
+        self.narrow = nn.Linear(40, WIDTH)
+        self.turn = nn.Parameter(torch.randn(WIDTH, WIDTH) / 10)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        heads = self.heads(self.norm(x)).unflatten(-1, (3, 2, -1)).movedim(-3, 0)
+        q, k, v = heads.transpose(-3, -2)
+        seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + self.back(seen.transpose(-3, -2).flatten(-2))
+        return x + self.narrow(self.drop(functional.gelu(self.wide(x)))) + (x @ self.turn).tanh()
+
+
+class InPlace(nn.Module):
+    """Changes its products in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, 40), nn.Linear(40, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(self.first(x).tanh_())
+        y += x
+        return y.mul_(1.1)
+
+
+class Tied(nn.Module):
+    """Uses one parameter in several ways, and a part of its input as a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.layer.weight
+        y = self.layer(self.layer(x).tanh()) @ weight + functional.linear(x, weight.T.sin())
+        return y * self.layer(x.detach()).sigmoid()
+
+
+class Pair(nn.Module):
+    """Takes a tuple and returns one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, y = pair
+        return x + self.first(y).tanh(), y * self.second(x).sigmoid()
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def inside(z: Tensor) -> Tensor:
+            return self.second(self.first(z).tanh())
+
+        found: Tensor = checkpoint(inside, x, use_reentrant=False)
+        return x + found
+
+
+class Pairs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Pair() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pair = x, x.sin()
+        for block in self.blocks:
+            pair = block(pair)
+        return pair[0] * pair[1]
+
+
+def of(block: type[nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(block(), block())
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 40, dropout=0.0, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "attention": of(Attends),
+    "in place": of(InPlace),
+    "a parameter used twice": of(Tied),
+    "tuples": Pairs,
+    "a checkpoint": of(Checkpointed),
+    "an encoder of torch": encoder,
+}
+# in_dims of params, batch and scale
+TASKS: dict[str, Any] = {
+    "one task": None,
+    "tasks": (None, 0, None),
+    "tasks with their own parameters": (0, 0, 0),
+    "tasks that differ in the loss": (None, None, 0),
+}
+
+
+def gradients(net: nn.Module, loss: Any, tasks: Any, batch: Any, **options: Any) -> list[Tensor]:
+    torch.manual_seed(1)
+    params = {k: p.detach().clone() for k, p in net.named_parameters()}
+    scale = torch.tensor(1.3, dtype=torch.float64)
+    if tasks is not None:
+        if tasks[0] is not None:
+            params = {k: torch.stack([p, p + p.sin() / 9]) for k, p in params.items()}
+        if tasks[2] is not None:
+            scale = torch.tensor([1.3, 0.8], dtype=torch.float64)
+    inputs = [scale, *params.values()]
+    for x in inputs:
+        x.requires_grad_()
+    inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=2, tasks=tasks, **options)
+    result = inner(params, batch, scale)
+    total = result.losses.sum() + sum(p.pow(3).sum() for p in result.params.values())
+    return list(torch.autograd.grad(total, inputs))
+
+
+def require_close(expected: list[Tensor], found: list[Tensor]) -> None:
+    for x, y in zip(expected, found):
+        assert x.norm() > 1e-8
+        assert (x - y).norm() <= 1e-12 * x.norm()
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+CASES = [
+    (name, of_tasks)
+    for name in NETS
+    for of_tasks in TASKS
+    if name != "a checkpoint" or TASKS[of_tasks] is None  # torch has none under vmap
+]
+
+
+@pytest.mark.parametrize(("name", "of_tasks"), CASES)
+def test_blocks_have_the_gradient_of_the_plain_loop(name: str, of_tasks: str) -> None:
+    torch.manual_seed(0)
+    net, tasks = NETS[name]().double(), TASKS[of_tasks]
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return (out * scale).square().mean()
+
+    batch = draw(2, 3, 4, WIDTH) if tasks is not None and tasks[1] == 0 else draw(3, 4, WIDTH)
+    expected = gradients(net, loss, tasks, batch)
+    for keep in ("steps", 1):
+        require_close(expected, gradients(net, loss, tasks, batch, derivative="mixed", keep=keep))
+
+
+def test_a_mask_of_each_task_reaches_the_blocks() -> None:
+    torch.manual_seed(0)
+    first, second = Attends().double(), Attends().double()
+    net = nn.ModuleList([first, second])
+    mask = torch.rand(2, 4, 4) > 0.4
+    mask |= torch.eye(4, dtype=torch.bool)
+
+    def loss(p: Any, batch: Any, scale: Tensor) -> Tensor:
+        def run(x: Tensor, mask: Tensor) -> Tensor:
+            out: Tensor = second(first(x, mask), mask=mask)
+            return out
+
+        with Swap(net, p):
+            return (run(*batch) * scale).square().mean()
+
+    batch, tasks = (draw(2, 3, 4, WIDTH), mask), (None, 0, None)
+    expected = gradients(net, loss, tasks, batch)
+    require_close(expected, gradients(net, loss, tasks, batch, derivative="mixed"))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_gradient_in_the_loss_goes_through_blocks(graph: bool) -> None:
+    torch.manual_seed(0)
+    net = of(InPlace)().double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        value = torchopt.params.functional_call(net, p, batch * scale).square().mean()
+        found = torch.autograd.grad(value, list(p.values()), create_graph=graph, retain_graph=True)
+        return value * (1 + sum(x.square().sum() for x in found))
+
+    expected = gradients(net, loss, None, draw(3, WIDTH))
+    require_close(expected, gradients(net, loss, None, draw(3, WIDTH), derivative="mixed"))
+
+
+def test_a_checkpoint_around_blocks_is_right() -> None:
+    torch.manual_seed(0)
+    net = of(Attends)().double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        def inside(x: Tensor) -> Tensor:
+            out: Tensor = torchopt.params.functional_call(net, p, x)
+            return out * scale
+
+        found: Tensor = checkpoint(inside, batch, use_reentrant=False)
+        return found.square().mean()
+
+    expected = gradients(net, loss, None, draw(3, 4, WIDTH))
+    require_close(expected, gradients(net, loss, None, draw(3, 4, WIDTH), derivative="mixed"))
+
+
+def test_products_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[bool] = []
+    again = products._Product.again
+
+    def counted(self: Any, *args: Any, **options: Any) -> Tensor:
+        taken.append(options["is_known"])
+        return again(self, *args, **options)
+
+    monkeypatch.setattr(products._Product, "again", counted)
+    torch.manual_seed(0)
+    net = of(Attends)().double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return (out * scale).square().mean()
+
+    gradients(net, loss, None, draw(3, 40, WIDTH), derivative="mixed")
+    # Five products with parameters, and that of the weights of attention with the values. In each
+    # of two blocks and steps: for the step, for the part of the losses, for the second derivative.
+    assert len(taken) == 6 * 2 * 2 * 3
+    assert sum(taken) == 5 * 2 * 2
+
+
+def test_another_way_through_a_block_is_computed() -> None:
+    kept = Products()
+    a, b = draw(40, WIDTH), draw(WIDTH, 5)
+    with kept:
+        first = a @ b
+    with kept.again(()):
+        torch.testing.assert_close(a[:2] @ b, first[:2])
+        torch.testing.assert_close(a @ b, first)
