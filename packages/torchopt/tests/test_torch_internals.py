@@ -316,3 +316,36 @@ def test_the_gradient_of_weight_norm_is_corrected() -> None:
     plain = internals.weight_norm(v, g, 1).pow(3).sum()
     for found, expected in zip(gradient(v, g), torch.autograd.grad(plain, (v, g))):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_hooks_of_a_node_are_listed() -> None:
+    node = (torch.ones(2, requires_grad=True) * 2).grad_fn
+    assert internals.hooks_of_node(node) == []
+
+    def hook(*_: object) -> None:
+        return None
+
+    assert node is not None
+    node.register_prehook(hook)
+    assert [list(hooks.values()) for hooks in internals.hooks_of_node(node)] == [[hook]]
+    node.register_hook(hook)
+    assert [list(hooks.values()) for hooks in internals.hooks_of_node(node)] == [[hook], [hook]]
+
+
+def test_views_are_left_behind() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    y = internals.no_view(x)
+    assert x._is_view()
+    assert not y._is_view()
+    assert y.data_ptr() == x.data_ptr()
+
+
+def test_vmaps_are_known_among_transforms() -> None:
+    seen = []
+
+    def look(x: torch.Tensor) -> torch.Tensor:
+        seen.append([internals.inner_transforms_are_vmaps(k) for k in range(3)])
+        return x.sum()
+
+    torch.func.grad(lambda x: torch.func.vmap(look)(x).sum())(torch.ones(2, 2))
+    assert seen == [[False, True, True]]

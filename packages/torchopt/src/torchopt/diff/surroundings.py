@@ -178,14 +178,22 @@ class Surroundings:
 
     not_searched = True  # by `captured`: nothing in it is the user's own
 
-    def __init__(self, function: Any, tensors: Iterable[Tensor] = (), beside: Any = None) -> None:
+    def __init__(
+        self,
+        function: Any,
+        tensors: Iterable[Tensor] = (),
+        beside: Any = None,
+        apart: Iterable[Tensor] = (),
+    ) -> None:
         """Record the state of all random numbers.
 
         Args:
             function: The function; what it reaches by closure is looked at.
             tensors: Tensors whose devices have generators of their own.
             beside: What else runs and may draw random numbers, of torch or its own generators.
+            apart: Tensors that the function reaches and does not change.
         """
+        self._apart = {id(x) for x in apart}
         self._function = function
         self._sources: list[Source] = []
         self._states: list[_ModuleState] = []
@@ -225,8 +233,7 @@ class Surroundings:
         if is_simple(self._function):
             self.may_exchange = may_exchange(self._function)
             return
-        self.may_exchange = False
-        count = 0
+        self.may_exchange, count = False, 0
         for name, found in captured(self._function, object):
             count += 1
             self._transparent = self._transparent and is_transparent(found)
@@ -274,22 +281,21 @@ class Surroundings:
         if is_static and all(x is s for x, s in zip(taken, self._sources)):
             return self  # a step that draws nothing and reaches nothing that changes
         now = copy.copy(self)
-        now._fresh, now._counting, now._sources = False, not silent, taken
-        now._silent = silent
+        now._fresh, now._counting, now._silent, now._sources = False, not silent, silent, taken
         if any(slot.read() is not slot.value for slot in self._slots):
             now._search(first=False)
         now.settle()
         if not now.is_sealed:
             known = {id(x.holder): x for x in self._elements}
-            apart = {id(b) for module in now._modules for b in module._buffers.values()}
+            buffers = (b for module in now._modules for b in module._buffers.values())
+            apart = now._apart.union(map(id, buffers))
             small = [x for _, x in now._tensors if id(x) not in apart and is_copied(x)]
             now._elements = [Elements.of(x, known.get(id(x))) for x in small]
         return now
 
     def generators(self) -> list[Tensor]:
         """Return the present states of the random generators of torch."""
-        states = (source.get() for source in self._sources)
-        return [state for state in states if isinstance(state, Tensor)]
+        return [x for source in self._sources if isinstance(x := source.get(), Tensor)]
 
     def moved_outside_torch(self) -> bool:
         """Return whether a random generator of random or numpy has moved since."""
@@ -352,10 +358,9 @@ class Surroundings:
 
     def _take_away(self, before: list[Any]) -> None:
         if self._counting:
-            values = [
+            before = [
                 counted(value, slot.value, slot.read()) for slot, value in zip(self._slots, before)
             ]
-            before = values
         self._write_slots(before)
 
     def _write_slots(self, values: list[Any]) -> None:
@@ -391,6 +396,5 @@ class Surroundings:
         returns another value by now.
         """
         names = [name for name, x, version in self._watched if x._version != version]
-        if not names or self._value is None or torch.equal(value, self._value):
-            return []
-        return names
+        same = self._value is None or torch.equal(value, self._value)
+        return [] if same else names

@@ -19,6 +19,7 @@ __all__ = [
     "counts_for_any_autocast",
     "hooks_of_node",
     "is_zero_tensor",
+    "no_view",
     "overlaps_itself",
     "pull_back",
     "without_recurrent_kernels",
@@ -190,6 +191,15 @@ def hooks_of_node(node: Any) -> list[dict[Any, Callable[..., Any]]]:
         handle.remove()
         found.append(hooks)
     return [hooks for hooks in found if hooks]
+
+
+def no_view(x: Tensor) -> Tensor:
+    """Return x as a tensor that may be written to where it leaves a Function, which views may not.
+
+    Both share their memory, and x is not used any more.
+    """
+    found: Tensor = torch.ops.aten._unsafe_view(x, x.shape)
+    return found
 
 
 def _nothing(*_: Any) -> None:

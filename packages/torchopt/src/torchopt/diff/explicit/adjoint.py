@@ -149,7 +149,7 @@ def pull_back_steps(
         inputs: The inputs.
         steps: Which steps, from 0; several in reverse mode alone.
         grads: The gradient of the loss in a single step, if it is kept.
-        cotangents: Those of what the steps return.
+        cotangents: Those of what the steps return; other modes than reverse use up the carry's.
         replayed: The context that shows the loss what it saw in the first of these steps.
     """
     variables = Variables.of(call, carry, inputs, steps)
@@ -161,6 +161,7 @@ def pull_back_steps(
             if grads is None:
                 grads, _, _ = gradient(call, carry, inputs.constants, steps[0])
             directions, out = _of_update(call, variables, inputs.optimizer, grads, cotangents)
+            cotangents.carry.clear()  # three or so times the parameters
     if call.derivative != "reverse":
         for more in _of_loss(
             call, variables, steps[0], grads or (), directions, cotangents, replayed

@@ -45,7 +45,7 @@ def call_block(
         tensors: These.
         inputs: How many of them are inputs; the others are parameters.
     """
-    seen = Surroundings(forward, beside=()).retaken()
+    seen = Surroundings(forward, beside=(), apart=tensors[inputs:]).retaken()
     pairs = [parts_of(x) for x in tensors]
     tangents = [None if t is None else t.detach() for _, t in pairs]
     # Not under no_grad, which stops tangents: nothing here requires a gradient.

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.host import Parked
-from torchopt.diff.explicit.step import Carry
+from torchopt.diff.explicit.step import Carry, start, update
 from torchopt.diff.surroundings import Surroundings
 
-__all__ = ["Moment", "Moments"]
+__all__ = ["Moment", "Moments", "constant", "updated"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,8 @@ class Moment:
     """A moment of a run: the state before a step, and what the loss sees besides its arguments.
 
     Attributes:
-        carry: Parameters and state; None where they follow from an earlier moment and gradients.
+        carry: Parameters and state; None where they follow from an earlier moment and gradients,
+            or from the inputs of the run.
         seen: Buffers, modes, counters and random generators.
         grads: The gradient there, where it is kept.
     """
@@ -51,20 +56,15 @@ class ParkedMoment:
 
 
 class Moments(dict[int, Any]):
-    """The moments that a run keeps, on the device or on the host.
+    """The moments that a run of a call keeps, on the device or on the host."""
 
-    Args:
-        host: Whether they are kept on the host.
-        update: Returns the state after a step from that before it and the gradient.
-    """
-
-    def __init__(self, *, host: bool, update: Callable[[Carry, list[Any]], Carry]) -> None:
+    def __init__(self, call: Call) -> None:
         super().__init__()
-        self._host, self._update = host, update
+        self._call = call
 
     def keep(self, step: int, moment: Moment) -> None:
         """Keep the moment before a step."""
-        self[step] = moment.parked() if self._host else moment
+        self[step] = moment.parked() if self._call.host else moment
 
     def at(self, step: int) -> Moment:
         """Return the moment before a step."""
@@ -73,8 +73,26 @@ class Moments(dict[int, Any]):
             return found.fetched()
         if found.carry is not None:
             return found
-        begin = next(t for t in range(step, -1, -1) if self[t].carry is not None)
-        carry = self[begin].carry
+        begin = next((t for t in range(step, -1, -1) if self[t].carry is not None), 0)
+        carry = self[begin].carry or self._started()
         for t in range(begin, step):
-            carry = self._update(carry, self[t].grads)
+            carry = updated(self._call, carry, self[t].grads)
         return replace(found, carry=carry)
+
+    def _started(self) -> Carry:
+        call = self._call
+        with torch.no_grad():
+            return start(call, call.optimizer, [x.detach() for x in call.inputs]).detached()
+
+
+def updated(call: Call, carry: Carry, grads: Sequence[Any]) -> Carry:
+    """Return the state after a step from that before it and the gradient, outside of any graph."""
+    with torch.no_grad():
+        return constant(update(call, call.optimizer, grads, carry))
+
+
+def constant(carry: Carry) -> Carry:
+    """Return values without a graph: a state may hold a variable."""
+    leaves = (*carry.params, *carry.state)
+    attached = any(isinstance(x, Tensor) and x.requires_grad for x in leaves)
+    return carry.detached() if attached else carry

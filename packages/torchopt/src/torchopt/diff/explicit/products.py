@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of matrices in a block, which a second evaluation of it does not compute again.
+"""Products of matrices in a block that is evaluated twice.
 
-They are most of the time of a block, and the smaller part of its memory. Of a product Y = AB the
-first evaluation keeps Y and its tangent Y' = A'B + AB'. In the second one the slopes for a
-cotangent D of Y are D Bᵀ and Aᵀ D. Their own derivative, in the direction of A' and B', is
-
-    D B'ᵀ for A,    A'ᵀ D for B,    Y' for D.
+They are most of the time of a block. For a first derivative they are kept from one evaluation to
+the next, being the smaller part of the memory. In forward over reverse mode they and their tangents
+would be the larger part; there they are computed again, but not the slopes of parameters, of which
+only the derivative is asked for. Of a product AB the slopes for a cotangent D are D Bᵀ and Aᵀ D;
+their own derivative, in the direction of A' and B', is D B'ᵀ for A, A'ᵀ D for B and A'B + AB' for
+D.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from torchopt.torch_internals import any_autocast, in_forward_mode, top_saved_tensor_hooks
+from torchopt.torch_internals import any_autocast, in_forward_mode, no_view, top_saved_tensor_hooks
 from torchopt.tree_function import PLAIN, apply_sweep, is_transforming
 
 __all__ = ["Products", "parts_of"]
@@ -69,15 +70,18 @@ class Products(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         if self._remaining is None:
             out = func(*args)
-            self._kept.append(_Product(operands, out))
+            if all(parts_of(x)[1] is None for x in operands):
+                self._kept.append(_Product(operands, out.detach()))
             return out
         kept = next(self._remaining, None)
+        is_known = id(args[1]) in self._known
         if kept is None or not kept.is_of(operands):
             self._remaining = iter(())
-            return func(*args)
-        if kept.is_changed():
-            return func(*args)
-        return kept.again(operands, is_known=id(args[1]) in self._known)
+            if not is_known:
+                return func(*args)
+            with torch.no_grad():
+                kept = _Product(operands, no_view(func(*args)))
+        return func(*args) if kept.is_changed() else kept.again(operands, is_known=is_known)
 
 
 def _operands(name: Any, args: Sequence[Any]) -> list[Tensor] | None:
@@ -105,16 +109,10 @@ def _form(operands: Sequence[Tensor]) -> list[Any]:
 
 
 class _Product:
-    """A product that was computed, and its tangent."""
+    """A product that was computed."""
 
-    def __init__(self, operands: Sequence[Tensor], out: Tensor) -> None:
-        value, tangent = parts_of(out)
-        self._form = _form(operands)
-        self._value, self._tangent = value.detach(), None if tangent is None else tangent.detach()
-        self._versions = self._counted()
-
-    def _counted(self) -> list[int]:
-        return [x._version for x in (self._value, self._tangent) if x is not None]
+    def __init__(self, operands: Sequence[Tensor], value: Tensor) -> None:
+        self._form, self._value, self._version = _form(operands), value, value._version
 
     def is_of(self, operands: Sequence[Tensor]) -> bool:
         """Return whether it may be the product of these."""
@@ -122,19 +120,19 @@ class _Product:
 
     def is_changed(self) -> bool:
         """Return whether it was written to since."""
-        return self._counted() != self._versions
+        return self._value._version != self._version
 
     def again(self, operands: Sequence[Tensor], *, is_known: bool) -> Tensor:
         """Return the product, with the graph that these give it."""
-        out: Tensor = apply_sweep(_Again(self._value, self._tangent, is_known), *operands)[0]
+        out: Tensor = apply_sweep(_Again(self._value, is_known), *operands)[0]
         return out
 
 
 class _Again:
     """A product that is kept, as `torchopt.tree_function.Sweep` wants it."""
 
-    def __init__(self, value: Tensor, tangent: Tensor | None, is_known: bool) -> None:
-        self._value, self._tangent, self._is_known = [value], tangent, is_known
+    def __init__(self, value: Tensor, is_known: bool) -> None:
+        self._value, self._is_known = [value], is_known
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the product."""
@@ -148,8 +146,7 @@ class _Again:
         assert cotangent is not None
         if not torch.is_grad_enabled():
             return _slopes(inputs, cotangent)
-        slopes = _Slopes(self._tangent, self._is_known)
-        return apply_sweep(slopes, *inputs, cotangent)
+        return apply_sweep(_Slopes(self._is_known), *inputs, cotangent)
 
 
 def _slopes(
@@ -175,8 +172,8 @@ def _rows(x: Tensor, b: Tensor) -> Tensor:
 class _Slopes:
     """The slopes of a product, as `torchopt.tree_function.Sweep` wants them."""
 
-    def __init__(self, tangent: Tensor | None, is_known: bool) -> None:
-        self._tangent, self._is_known = tangent, is_known
+    def __init__(self, is_known: bool) -> None:
+        self._is_known = is_known
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the slopes; zeros for those that nobody asks for."""
@@ -189,11 +186,11 @@ class _Slopes:
         """Return their derivative, in the direction of the tangents of the factors."""
         a, b, *_, given = inputs
         da, db, *more = cotangents
-        tangent, self._tangent = self._tangent, None
-        if tangent is None:
-            terms = [*([] if da is None else [da @ b]), *([] if db is None else [a @ db])]
-            terms += [x.expand_as(given) for x in more if x is not None]
-            tangent = sum(terms[1:], terms[0]) if terms else None
-        of_a = None if db is None else (given @ db.mT).reshape(a.shape)
-        of_b = None if da is None else _rows(da, b).mT @ _rows(given, b)
-        return (of_a, of_b, *(None for _ in more), tangent)
+        rows, of_given = _rows(given, b), [x.expand_as(given) for x in more if x is not None]
+        of_a = of_b = None
+        if db is not None:
+            of_a, of_given = (rows @ db.mT).reshape(a.shape), [*of_given, a @ db]
+        if da is not None:
+            of_b, of_given = _rows(da, b).mT @ rows, [*of_given, da @ b]
+        total = sum(of_given[1:], of_given[0]) if of_given else None
+        return (of_a, of_b, *(None for _ in more), total)

@@ -15,7 +15,7 @@ from torchopt.diff.explicit.adjoint import Cotangents, gradient, pull_back_start
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.checks import require_no_differences
 from torchopt.diff.explicit.memory import CountBytes
-from torchopt.diff.explicit.moments import Moment, Moments
+from torchopt.diff.explicit.moments import Moment, Moments, constant, updated
 from torchopt.diff.explicit.schedule import actions, kept_by_the_run
 from torchopt.diff.explicit.step import Aux, Carry, start, update
 from torchopt.diff.explicit.tail import Tail
@@ -50,7 +50,7 @@ class Run:
         self.outputs: Outputs  # the form of what `evaluate` returned
         self._seen: Any  # the surroundings at the start
         self._tail: Tail | None = None
-        self._moments = self._no_moments()
+        self._moments = Moments(call)
 
     # -- the run itself
 
@@ -63,7 +63,9 @@ class Run:
         places = {call.first, *self._places(), call.steps - 1}
         self._seen = seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
         losses, aux = [], []
+        before_start = seen.generators()
         carry = start(call, optimizer, tensors).detached()
+        drawn = not all(map(torch.equal, before_start, seen.generators()))
         tail: Tail | None = None
         begin = call.steps
         for t in range(call.steps):
@@ -77,12 +79,12 @@ class Run:
             else:
                 grads, value, extra = gradient(call, carry, tensors, t)
                 kept = self._kept(grads) if t in places else None
-                drawn = [] if kept is None else seen.generators()
-                carry = _constant(update(call, optimizer, grads, before))
-                if kept is not None and not all(map(torch.equal, drawn, seen.generators())):
+                states = [] if kept is None else seen.generators()
+                carry = constant(update(call, optimizer, grads, before))
+                if kept is not None and not all(map(torch.equal, states, seen.generators())):
                     kept = None  # the adjoint of the update has to see what it drew: after the loss
             if t in places:
-                state = None if self._follows(t, kept) else before
+                state = None if self._follows(t, kept, drawn=drawn) else before
                 self._moments.keep(t, Moment(state, seen, kept))
             if t == call.first and self._is_small(carry):
                 begin = self._measured(before, tensors, seen)
@@ -111,23 +113,17 @@ class Run:
             return call.steps  # another backward pass needs the states of all
         return max(call.first + 1, call.steps - self._room // size)
 
-    def _no_moments(self) -> Moments:
-        return Moments(host=self.call.host, update=self._updated)
-
-    def _updated(self, carry: Carry, grads: list[Any]) -> Carry:
-        with torch.no_grad():
-            return _constant(update(self.call, self.call.optimizer, grads, carry))
-
-    def _follows(self, step: int, grads: list[Any] | None) -> bool:
-        """Return whether the state before a step is made again from an earlier one and gradients.
+    def _follows(self, step: int, grads: list[Any] | None, *, drawn: bool) -> bool:
+        """Return whether the state before a step is made again, from an earlier one and gradients.
 
         An update is short beside a step of a model with blocks, and a gradient a part of a state.
         """
         call = self.call
-        every = self.snapshots == call.steps - call.first and not call.host
-        if not (call.blocks and every and (step - call.first) % APART):
+        if not call.blocks or call.host or self.snapshots < call.steps - call.first:
             return False
-        return grads is not None and self._moments[step - 1].grads is not None
+        if grads is None or (step - call.first) % APART:
+            return grads is not None and self._moments[step - 1].grads is not None
+        return step == 0 and call.state is None and not drawn
 
     def _kept(self, grads: list[Any]) -> list[Any] | None:
         # The adjoint of a step begins with its gradient, except in reverse mode.
@@ -302,7 +298,7 @@ class Run:
             if last not in self._places():
                 del moments[last]
         # Their places are needed for others; another backward pass starts from the first.
-        self._moments = self._no_moments()
+        self._moments = Moments(call)
         self._moments[call.first] = moments[call.first]
         here, position = moments.at(call.first), call.first
         for action, t in plan:
@@ -331,15 +327,8 @@ class Run:
         with seen.replayed():
             for t in range(step, target):
                 grads, _, _ = gradient(self.call, carry, tensors, t)
-                carry = self._updated(carry, grads)
+                carry = updated(self.call, carry, grads)
             return Moment(carry, seen.retaken())
-
-
-def _constant(carry: Carry) -> Carry:
-    """Return values without a graph: a state may hold a variable."""
-    leaves = (*carry.params, *carry.state)
-    attached = any(isinstance(x, Tensor) and x.requires_grad for x in leaves)
-    return carry.detached() if attached else carry
 
 
 def _tensors(aux: Aux) -> list[Tensor]:
