@@ -126,7 +126,8 @@ class TwiceDifferentiable(TorchFunctionMode):
         kwargs = kwargs or {}
         recompute_in(twice_differentiable)  # a checkpoint, with the same operations
         if name == "register_hook":
-            return func(args[0], unchanging(args[1]), *args[2:], **kwargs)
+            hook = kwargs["hook"] if len(args) < 2 else args[1]
+            return func(args[0], unchanging(hook))
         if name in _SWITCHES:
             return self._switch(func, name, args, kwargs)
         if name == "custom_function_call":

@@ -26,6 +26,7 @@ _WITH_GRAPH = {
     "LinalgSlogdetBackward0",
     "LinalgSolveExBackward0",
 }
+_PRECISE = {torch.float32, torch.float64, torch.complex64, torch.complex128}
 _REFUSALS = ("forward AD", "forward mode AD", "jvp function", "_efficientzerotensor")
 
 
@@ -81,12 +82,14 @@ def require_gradient(
         directions: The tangents of the parameters.
     """
     pushed = forward_ad.unpack_dual(value).tangent
-    terms = [g * d for g, d in zip(grads, directions) if g is not None and d is not None]
-    if pushed is None or not terms or is_traced() or any_autocast():
+    pairs = [(g, d) for g, d in zip(grads, directions) if g is not None and d is not None]
+    precise = all(x.dtype in _PRECISE for x in (value, *(g for g, _ in pairs)))
+    if pushed is None or not pairs or not precise or is_traced() or any_autocast():
         return
-    found, pulled = float(pushed.detach().sum()), sum(float(x.sum()) for x in terms)
-    scale = sum(float(x.abs().sum()) for x in terms)
-    least = max(torch.finfo(x.dtype).eps for x in (value, *terms)) ** (1 / 3)
+    found = float(pushed.detach().sum())
+    pulled = sum(float(torch.vdot(g.reshape(-1), d.reshape(-1)).real) for g, d in pairs)
+    scale = sum(float(g.norm()) * float(d.norm()) for g, d in pairs)
+    least = max(torch.finfo(x.dtype).eps for x in (value, *(g for g, _ in pairs))) ** (1 / 3)
     if abs(found - pulled) > least * scale:  # never for NaN
         raise NotDifferentiableError(
             'inner_loop: derivative="mixed": expected a loss whose backward pass is its '
