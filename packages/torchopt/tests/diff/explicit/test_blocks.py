@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import torchopt
 from torchopt.diff.explicit import products
 from torchopt.diff.explicit.products import Products
+from torchopt.errors import NotDifferentiableError
 from torchopt.params.swap import Swap
 
 functional = nn.functional
@@ -109,6 +110,26 @@ def of(block: type[nn.Module]) -> Callable[[], nn.Module]:
 def encoder() -> nn.Module:
     layer = nn.TransformerEncoderLayer(WIDTH, 2, 40, dropout=0.0, batch_first=True)
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+
+
+class Learns(nn.Module):
+    """Takes a step on its own weight, on its input."""
+
+    functional = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH) / 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def value(weight: Tensor) -> Tensor:
+            return (x @ weight).sin().square().sum()
+
+        if self.functional:
+            slope: Tensor = torch.func.grad(value)(self.weight)
+        else:
+            (slope,) = torch.autograd.grad(value(self.weight), self.weight, create_graph=True)
+        return x + (x @ (self.weight - 0.1 * slope)).tanh()
 
 
 NETS: dict[str, Callable[[], nn.Module]] = {
@@ -213,6 +234,21 @@ def test_a_gradient_in_the_loss_goes_through_blocks(graph: bool) -> None:
     require_close(expected, gradients(net, loss, None, draw(3, WIDTH), derivative="mixed"))
 
 
+def test_a_block_may_take_a_gradient_itself() -> None:
+    torch.manual_seed(0)
+    net = of(Learns)().double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return (out * scale).square().mean()
+
+    expected = gradients(net, loss, None, draw(3, WIDTH))
+    require_close(expected, gradients(net, loss, None, draw(3, WIDTH), derivative="mixed"))
+    net[0].functional = False
+    with pytest.raises(NotDifferentiableError, match=r"take gradients by torch\.func\.grad"):
+        gradients(net, loss, None, draw(3, WIDTH), derivative="mixed")
+
+
 def test_a_checkpoint_around_blocks_is_right() -> None:
     torch.manual_seed(0)
     net = of(Attends)().double()
@@ -230,12 +266,13 @@ def test_a_checkpoint_around_blocks_is_right() -> None:
 
 
 def test_products_are_kept_and_known_slopes_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[bool] = []
+    known: list[Callable[[], bool]] = []
     again = products._Product.again
 
-    def counted(self: Any, *args: Any, **options: Any) -> Tensor:
-        taken.append(options["is_known"])
-        return again(self, *args, **options)
+    def counted(self: Any, *args: Any) -> Tensor:
+        found = again(self, *args)
+        known.append(args[1])
+        return found
 
     monkeypatch.setattr(products._Product, "again", counted)
     torch.manual_seed(0)
@@ -246,6 +283,7 @@ def test_products_are_kept_and_known_slopes_left_out(monkeypatch: pytest.MonkeyP
         return (out * scale).square().mean()
 
     gradients(net, loss, None, draw(3, 40, WIDTH), derivative="mixed")
+    taken = [is_known() for is_known in known]
     # Five products with parameters, and that of the weights of attention with the values, in each
     # of two blocks and steps: kept for the step, and for the part that flows through the losses.
     assert taken.count(False) == 6 * 2 * 2 * 2

@@ -10,7 +10,8 @@ the cotangent c, the tangent of g is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torchopt.diff.explicit.products import Products, parts_of
 from torchopt.diff.explicit.step import separate
 from torchopt.diff.surroundings import Surroundings
 from torchopt.diff.twice_differentiable import TwiceDifferentiable
+from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import forward_mode_enabled
 from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
 from torchopt.tree_function import apply_sweep
@@ -49,7 +51,7 @@ def call_block(
     pairs = [parts_of(x) for x in tensors]
     tangents = [None if t is None else t.detach() for _, t in pairs]
     # Not under no_grad, which stops tangents: nothing here requires a gradient.
-    with Products() as products, TwiceDifferentiable():
+    with Products() as products, TwiceDifferentiable(), _told():
         result = function(*(_dual(x.detach(), t) for (x, _), t in zip(pairs, tangents)))
     out, spec = tree_flatten(result, none_is_leaf=True)
     values = [parts_of(y) for y in _tensors(out)]
@@ -58,6 +60,21 @@ def call_block(
     outputs = apply_sweep(block, *(x for x, _ in pairs))
     remaining = iter([_dual(y, t) for y, (_, t) in zip(outputs, values)])
     return tree_unflatten(spec, [next(remaining) if isinstance(y, Tensor) else y for y in out])
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Say what may be done about a block that takes a gradient of its parameters itself."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise NotDifferentiableError(
+            "inner_loop: blocks: expected blocks that take gradients by torch.func.grad, got one "
+            "that calls torch.autograd.grad, outside of a graph; name the blocks without this one, "
+            "as in blocks=()."
+        ) from error
 
 
 def _dual(x: Tensor, tangent: Tensor | None) -> Tensor:

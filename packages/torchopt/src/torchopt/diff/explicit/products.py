@@ -12,7 +12,7 @@ D.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import torch
@@ -81,7 +81,10 @@ class Products(TorchFunctionMode):
                 return func(*args)
             with torch.no_grad():
                 kept = _Product(operands, no_view(func(*args)))
-        return func(*args) if kept.is_changed() else kept.again(operands, is_known=is_known)
+        if kept.is_changed():
+            return func(*args)
+        # A gradient that the block itself takes, while it is evaluated, needs all slopes.
+        return kept.again(operands, lambda: is_known and self._remaining is None)
 
 
 def _operands(name: Any, args: Sequence[Any]) -> list[Tensor] | None:
@@ -122,7 +125,7 @@ class _Product:
         """Return whether it was written to since."""
         return self._value._version != self._version
 
-    def again(self, operands: Sequence[Tensor], *, is_known: bool) -> Tensor:
+    def again(self, operands: Sequence[Tensor], is_known: Callable[[], bool]) -> Tensor:
         """Return the product, with the graph that these give it."""
         out: Tensor = apply_sweep(_Again(self._value, is_known), *operands)[0]
         return out
@@ -131,7 +134,7 @@ class _Product:
 class _Again:
     """A product that is kept, as `torchopt.tree_function.Sweep` wants it."""
 
-    def __init__(self, value: Tensor, is_known: bool) -> None:
+    def __init__(self, value: Tensor, is_known: Callable[[], bool]) -> None:
         self._value, self._is_known = [value], is_known
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -146,7 +149,7 @@ class _Again:
         assert cotangent is not None
         if not torch.is_grad_enabled():
             return _slopes(inputs, cotangent)
-        return apply_sweep(_Slopes(self._is_known), *inputs, cotangent)
+        return apply_sweep(_Slopes(self._is_known()), *inputs, cotangent)
 
 
 def _slopes(
