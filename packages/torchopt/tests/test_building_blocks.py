@@ -120,7 +120,7 @@ def test_a_fused_chain_is_the_chain() -> None:
         as_transformation(stages.scale_by_neg_lr.rule(0.5), already_flattened=True),
         as_transformation(stages.scale_by_neg_lr.rule(0.25), already_flattened=True),
     ]
-    fused = native.fuse(torchopt.chain.flat(*members), members, "auto")
+    fused = native.FusedChain(tuple(members)).pair()
     g = [torch.tensor([8.0])]
     assert fused.update(g, fused.init(g), inplace=False)[0][0].tolist() == [1.0]
 

@@ -175,6 +175,10 @@ class Driver(Described):
             refuse_positional(positional)
         return self.step(updates, state, params, inplace)
 
+    def written(self, old: Any, new: Any) -> Any:
+        """Return the state `new`, with its tensors written into those of `old` where this can."""
+        return new
+
     def pair(self) -> GradientTransformation:
         """Return the transformation."""
         return GradientTransformation(self.init, self.update)
@@ -212,7 +216,7 @@ def chain_parts(
 
 
 @dataclass(frozen=True)
-class _Chain(Driver):
+class Chain(Driver):
     """The two functions of a chain. A value, so that chains can be pickled."""
 
     transformations: tuple[GradientTransformation, ...]
@@ -231,28 +235,47 @@ class _Chain(Driver):
         """Whether a member has to see trees, as masks do."""
         return any(map(needs_tree, self.transformations))
 
-    def init(self, params: Any) -> tuple[Any, ...]:
+    def init(self, params: Any) -> Any:
+        """Return the states of the members."""
         return tuple(transformation.init(params) for transformation in self.transformations)
 
-    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
+    def states_in(self, state: Any) -> list[Any]:
+        """Return the state of each member."""
         if not isinstance(state, (tuple, list)) or len(state) != len(self.transformations):
             raise ValueError(
                 "The number of updates and states has to be the same in chain! Make sure you have "
                 "called init first! "
                 f"Expected {len(self.transformations)} states, got {describe_state(state)}.",
             )
-        states = list(state)
+        return list(state)
+
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
+        """Apply the members one after the other."""
+        states = self.states_in(state)
         for first, last, part in self.parts:
+            # If a member is refused, those before it must not have written.
+            writes = inplace and last == len(states)
             members = tuple(states[first:last])
-            found = part and part.update(updates, members, params, inplace=inplace)
+            found = part and part.update(updates, members, params, inplace=writes)
             if found:
                 updates, states[first:last] = found
                 continue
             for i in range(first, last):
                 updates, states[i] = self.transformations[i].update(
-                    updates, states[i], params=params, inplace=inplace
+                    updates, states[i], params=params, inplace=writes and i == last - 1
                 )
+        if inplace:
+            first = self.parts[-1][0]  # of those that have written
+            states[:first] = self.written(state[:first], states[:first])
         return updates, tuple(states)
+
+    def written(self, old: Any, new: Any) -> Any:
+        """Return the states `new`, with tensors written into those of `old` where members can."""
+        drivers = (getattr(t.update, "__self__", None) for t in self.transformations)
+        return tuple(
+            driver.written(o, n) if isinstance(driver, Driver) else n
+            for driver, o, n in zip(drivers, old, new)
+        )
 
 
 def members_of(
@@ -284,7 +307,7 @@ class ChainedGradientTransformation(GradientTransformation):
     def __new__(cls, *transformations: GradientTransformation) -> ChainedGradientTransformation:
         """Chain ``transformations``."""
         kept = members_of(transformations)
-        chain = _Chain(kept)
+        chain = Chain(kept)
         self = super().__new__(cls, chain.init, chain.update)
         self.transformations = kept
         return self
@@ -306,6 +329,16 @@ class ChainedGradientTransformation(GradientTransformation):
         return type(self), self.transformations
 
 
+class _Nothing(Driver):
+    """Returns its updates."""
+
+    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
+        return updates, state
+
+
+_nothing = _Nothing()
+
+
 class IdentityGradientTransformation(GradientTransformation):
     """The transformation that returns its updates."""
 
@@ -313,23 +346,9 @@ class IdentityGradientTransformation(GradientTransformation):
         """Return an identity; all identities are equal."""
         return super().__new__(cls, cls.init_fn, cls.update_fn)
 
-    @staticmethod
-    def init_fn(params: Any) -> EmptyState:
-        """Return the empty state."""
-        return EmptyState()
-
-    @staticmethod
-    def update_fn(
-        updates: Any,
-        state: Any,
-        *positional: Any,
-        params: Any | None = None,
-        inplace: bool = True,
-    ) -> tuple[Any, Any]:
-        """Return `updates` and `state`."""
-        if positional:
-            refuse_positional(positional)
-        return updates, state
+    # Of one object, so that identities are equal.
+    init_fn = staticmethod(_nothing.init)
+    update_fn = staticmethod(_nothing.update)
 
     def __repr__(self) -> str:
         return "identity()"

@@ -5,18 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from torchopt.base import (
+    Chain,
     ChainedGradientTransformation,
-    Driver,
     GradientTransformation,
     IdentityGradientTransformation,
-    Wrapper,
-    _Chain,
-    chain_parts,
-    describe_state,
     identity,
     members_of,
     needs_tree,
@@ -24,7 +20,6 @@ from torchopt.base import (
 )
 from torchopt.errors import MismatchError
 from torchopt.precision import as_given, is_special, widened
-from torchopt.shown import shown
 from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
 
 __all__ = ["chain", "chain_flat"]
@@ -60,99 +55,68 @@ def _chain(*transformations: GradientTransformation) -> GradientTransformation:
 
 
 @dataclass(frozen=True)
-class _FlatChain(Driver):
+class FlatChain(Chain):
     """A chain whose members see lists of leaves: the tree is taken apart once for all of them.
 
     The state stays in list form. Members that must see the tree (see `needs_tree`) get it.
+
+    Attributes:
+        single: Whether the state is that of the only member, and not a tuple with it.
+        rounds_once: Whether half types are rounded after the last member, not by each.
     """
 
-    inner: tuple[GradientTransformation, ...]
-    backend: str = "auto"
-    # Members (first, after the last) and what computes them in one call.
-    parts: tuple[tuple[int, int, Any], ...] = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", chain_parts(self.inner, self.backend))
+    single: bool = False
+    rounds_once: bool = False
 
     def __repr__(self) -> str:
-        return f"chain{shown(self.inner)}"
-
-    @property
-    def needs_tree(self) -> bool:
-        """Whether a member has to see trees, as masks do."""
-        return any(map(needs_tree, self.inner))
-
-    def init(self, params: Any) -> tuple[Any, ...]:
-        leaves, spec = tree_flatten(params, none_is_leaf=True)
-        try:
-            return tuple(t.init(params if needs_tree(t) else leaves) for t in self.inner)
-        except MismatchError as error:
-            raise located(error, spec) if error.where is None else error from error.__cause__
-
-    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-        if not isinstance(state, (tuple, list)) or len(state) != len(self.inner):
-            raise ValueError(
-                "The number of updates and states has to be the same in chain! Make sure you have "
-                "called init first! "
-                f"Expected {len(self.inner)} states, got {describe_state(state)}.",
-            )
-        leaves, spec = tree_flatten(updates, none_is_leaf=True)
-        param_leaves = (
-            None
-            if params is None
-            else flatten_up_to(
-                spec, params, "update(updates, state, params=params)", spec_of="updates"
-            )
-        )
-        states: list[Any] = []
-        read = None if param_leaves is None else lambda: param_leaves
-        after = {first: (last, part) for first, last, part in self.parts if part is not None}
-        for i, (transformation, member_state) in enumerate(zip(self.inner, state)):
-            if i < len(states):
-                continue  # a part of the call before
-            last, part = after.get(i, (i + 1, None))
-            found = part and part.part.update(leaves, tuple(state[i:last]), read, inplace=inplace)
-            if found:
-                leaves, members = found
-                states += members
-                continue
-            if needs_tree(transformation):
-                tree, member_state = transformation.update(
-                    tree_unflatten(spec, leaves), member_state, params=params, inplace=inplace
-                )
-                leaves = flatten_up_to(spec, tree, "updates")
-                states.append(member_state)
-                continue
-            try:
-                leaves, member_state = transformation.update(
-                    leaves, member_state, params=param_leaves, inplace=inplace
-                )
-            except MismatchError as error:
-                raise located(error, spec) from error.__cause__
-            states.append(member_state)
-        return tree_unflatten(spec, leaves), tuple(states)
-
-
-@dataclass(frozen=True)
-class _FlatSingle(Driver):
-    """A flat chain of one transformation, whose state is not wrapped in a tuple."""
-
-    chain: _FlatChain
-
-    def __repr__(self) -> str:
-        return repr(self.chain.inner[0])
-
-    @property
-    def needs_tree(self) -> bool:
-        """Whether the member has to see trees, as masks do."""
-        return self.chain.needs_tree
+        return repr(self.transformations[0]) if self.single else super().__repr__()
 
     def init(self, params: Any) -> Any:
-        return self.chain.init(params)[0]
+        """Return the states of the members for lists of leaves."""
+        leaves, spec = tree_flatten(params, none_is_leaf=True)
+        try:
+            states = [t.init(params if needs_tree(t) else leaves) for t in self.transformations]
+        except MismatchError as error:
+            raise located(error, spec) if error.where is None else error from error.__cause__
+        return states[0] if self.single else tuple(states)
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-        updates, (state,) = self.chain.update(updates, (state,), params=params, inplace=inplace)
-        return updates, state
+        """Apply the members one after the other to the leaves."""
+        states = [state] if self.single else self.states_in(state)
+        given, spec = tree_flatten(updates, none_is_leaf=True)
+        leaves = list(map(widened, given)) if self.rounds_once and is_special(given) else given
+        what, param_leaves, read = "update(updates, state, params=params)", None, None
+        if params is not None:
+            param_leaves = flatten_up_to(spec, params, what, spec_of="updates")
+            read = lambda: param_leaves  # noqa: E731
+        for first, last, part in self.parts:
+            # If a member is refused, those before it must not have written.
+            writes = inplace and last == len(states)
+            members = tuple(states[first:last])
+            found = part and part.part.update(leaves, members, read, inplace=writes)
+            if found:
+                leaves, states[first:last] = found
+                continue
+            for i in range(first, last):
+                member, writes_now = self.transformations[i], writes and i == last - 1
+                if needs_tree(member):
+                    tree, states[i] = member.update(
+                        tree_unflatten(spec, leaves), states[i], params=params, inplace=writes_now
+                    )
+                    leaves = flatten_up_to(spec, tree, "updates")
+                    continue
+                try:
+                    leaves, states[i] = member.update(
+                        leaves, states[i], params=param_leaves, inplace=writes_now
+                    )
+                except MismatchError as error:
+                    raise located(error, spec) from error.__cause__
+        if self.rounds_once:
+            leaves = as_given(leaves, given)
+        if inplace and not self.single:
+            first = self.parts[-1][0]  # of those that have written
+            states[:first] = self.written(state[:first], states[:first])
+        return tree_unflatten(spec, leaves), states[0] if self.single else tuple(states)
 
 
 def chain_flat(*transformations: GradientTransformation) -> GradientTransformation:
@@ -161,51 +125,14 @@ def chain_flat(*transformations: GradientTransformation) -> GradientTransformati
     Same result as `chain` for transformations that treat every leaf alike, with one walk over the
     tree in each update. The state is that of the members for a list.
     """
-    return flat_chain(transformations, "auto")
-
-
-def flat_chain(
-    transformations: tuple[GradientTransformation, ...], backend: str
-) -> GradientTransformation:
-    """Return `chain_flat`, whose members are native calls together as `backend` says."""
     if len(transformations) > 1:
-        flat: _FlatChain | _FlatSingle = _FlatChain(members_of(transformations), backend)
-    else:
-        single = _chain(*transformations)
-        if isinstance(single, IdentityGradientTransformation):
-            return single
-        if isinstance(single, ChainedGradientTransformation):
-            flat = _FlatChain(single.transformations, backend)
-        else:
-            flat = _FlatSingle(_FlatChain((single,), backend))
-    return flat.pair()
-
-
-@dataclass(frozen=True)
-class _RoundedOnce(Wrapper):
-    """Hands `inner` gradients of half types in float32 and rounds what it returns."""
-
-    def __repr__(self) -> str:
-        return repr(self.inner)
-
-    def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-        leaves, spec = tree_flatten(updates, none_is_leaf=True)
-        if not is_special(leaves):
-            return self.inner.update(updates, state, params=params, inplace=inplace)
-        wide = [widened(g) for g in leaves]
-        stepped, state = self.inner.update(
-            tree_unflatten(spec, wide), state, params=params, inplace=inplace
-        )
-        return tree_unflatten(
-            spec, as_given(flatten_up_to(spec, stepped, "updates"), leaves)
-        ), state
-
-
-def round_once(chained: GradientTransformation) -> GradientTransformation:
-    """Return a chain of rules that rounds half types after the last one, not from rule to rule."""
-    if isinstance(chained, IdentityGradientTransformation):
-        return chained
-    return _RoundedOnce(chained).pair()
+        return FlatChain(members_of(transformations)).pair()
+    one = _chain(*transformations)
+    if isinstance(one, IdentityGradientTransformation):
+        return one
+    if isinstance(one, ChainedGradientTransformation):
+        return FlatChain(one.transformations).pair()
+    return FlatChain((one,), single=True).pair()
 
 
 def with_parts(
@@ -222,17 +149,13 @@ def with_parts(
         backend: See `torchopt.optimizers.native.with_backend`.
         plain: Makes a member compute in plain torch operations, for "reference".
     """
-    found = getattr(transformation.update, "__self__", None)
-    if isinstance(found, _FlatSingle):
-        inner: Any = with_parts(found.chain.pair(), backend, plain)
-        return inner and _FlatSingle(inner.update.__self__).pair()
-    if not isinstance(found, (_Chain, _FlatChain)):
+    found: Any = getattr(transformation.update, "__self__", None)
+    if type(found) not in (Chain, FlatChain):
         return None
-    name = "transformations" if isinstance(found, _Chain) else "inner"
-    members = getattr(found, name)
+    members = found.transformations
     if backend == "reference":
         members = tuple(map(plain, members))
-    made: Any = dataclasses.replace(found, **{name: members, "backend": backend})
+    made = dataclasses.replace(found, transformations=members, backend=backend)
     native = any(part is not None for *_, part in made.parts)
     return None if backend == "native" and not native else made.pair()
 

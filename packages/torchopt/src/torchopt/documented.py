@@ -39,7 +39,8 @@ def documented(like: Callable[..., Any] | None = None, **arguments: str) -> Call
     """Return the decorator that completes the docstring of an optimizer.
 
     Args:
-        like: Whose arguments of the same name, and whose references, it has.
+        like: Whose arguments of the same name, and whose references, it has. Where it makes the
+            direction and the docstring does not say what the update is, it is said.
         arguments: Entries that stand in no other docstring.
     """
 
@@ -49,6 +50,15 @@ def documented(like: Callable[..., Any] | None = None, **arguments: str) -> Call
         if "References" in found:
             others["References"] = found["References"]
         complete(function, entries(found.get("Args", "")) | arguments, **others)
+        text = function.__doc__
+        makes_updates = hasattr(like, "rule") and "lr" in inspect.signature(function).parameters
+        if text and like and makes_updates and "The update is" not in text:
+            decoupled = arguments.get("weight_decay") is DECOUPLED
+            update = "-lr * (u + weight_decay * p)" if decoupled else "-lr * u"
+            direction = f"`torchopt.transform.{like.__name__}`"
+            summary, _, rest = text.partition("\n\n")
+            said = f"The update is {update}, with u the direction of\n{direction}."
+            function.__doc__ = f"{summary}\n\n{said}\n\n{rest}"
         return function
 
     return decorate

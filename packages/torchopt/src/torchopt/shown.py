@@ -87,11 +87,13 @@ def _name(value: Any) -> str:
 
 
 def options(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that are not at their defaults."""
-    found = {
-        f.name: (getattr(value, f.name), f.default) for f in fields(value) if f.repr and f.init
+    """Return the fields of a dataclass that are not at their defaults, or declared as shown."""
+    found = ((f, getattr(value, f.name)) for f in fields(value) if f.repr and f.init)
+    return {
+        f.name: given
+        for f, given in found
+        if f.metadata.get("shown") or not _same(given, f.default)
     }
-    return {name: given for name, (given, default) in found.items() if not _same(given, default)}
 
 
 def described(value: Any, depth: int = DEPTH) -> str:

@@ -113,6 +113,25 @@ def test_a_step_in_place_keeps_the_tensors_of_the_state(name: str) -> None:
         assert after == before
 
 
+@pytest.mark.parametrize("name", sorted(ROWS))
+@pytest.mark.parametrize("chain", [torchopt.chain, torchopt.chain.flat], ids=["trees", "flat"])
+def test_a_step_in_place_that_is_refused_half_way_has_written_nothing(
+    name: str, chain: Any
+) -> None:
+    def refuse(updates: Any, state: Any, **_: Any) -> Any:
+        raise ArithmeticError
+
+    refused = torchopt.base.GradientTransformation(lambda params: (), refuse)
+    t = chain(ROWS[name].functional(**ROWS[name].settings[0]), refused)
+    params = draw(0)
+    state = t.init(params)
+    before = [x.clone() for x in tensors(state)]
+    with pytest.raises(ArithmeticError):
+        update(t, draw(1), state, params, inplace=True)
+    for x, y in zip(tensors(state), before, strict=True):
+        assert torch.equal(x, y)
+
+
 ZERO = {"lamb": torchopt.lamb, "lars": torchopt.lars, "adafactor": torchopt.adafactor}
 
 

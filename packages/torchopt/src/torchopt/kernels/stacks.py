@@ -18,14 +18,15 @@ from torchopt.tree_function import (
     is_traced,
 )
 
-__all__ = ["in_stacks", "stacks"]
+__all__ = ["in_rows", "in_stacks", "stacks"]
 
 _CACHE = 1 << 20
 _MEMORY = 1 << 28
 
 
 def stacks(tensors: Sequence[Tensor], keys: Sequence[Hashable] | None = None) -> list[list[int]]:
-    """Return the indices of tensors that can be stacked: of one shape, dtype, device and key.
+    """Return the indices of tensors that can be stacked: of one shape, dtype, device and key, and
+    on the same ranks.
 
     On the CPU a stack is no larger than the cache of a core (benchmarks/torchopt/matrices.py).
 
@@ -35,7 +36,8 @@ def stacks(tensors: Sequence[Tensor], keys: Sequence[Hashable] | None = None) ->
     """
     groups: dict[Any, list[int]] = {}
     for i, x in enumerate(tensors):
-        key = (x.shape, x.dtype, x.device, None if keys is None else keys[i])
+        ranks = getattr(x, "placements", None), getattr(x, "device_mesh", None)
+        key = (x.shape, x.dtype, x.device, *ranks, None if keys is None else keys[i])
         groups.setdefault(key, []).append(i)
     out = []
     for group in groups.values():
@@ -44,6 +46,28 @@ def stacks(tensors: Sequence[Tensor], keys: Sequence[Hashable] | None = None) ->
         size = max(1, limit // max(1, x.numel() * x.element_size()))
         out += [group[i : i + size] for i in range(0, len(group), size)]
     return out
+
+
+def in_rows(
+    function: Callable[..., Sequence[Tensor]],
+    roles: Sequence[Sequence[Tensor]],
+    keys: Sequence[Hashable] | None = None,
+) -> list[list[Tensor]]:
+    """Return the outputs of `function`, each a list with one tensor for each leaf.
+
+    Args:
+        function: Takes the index of a leaf, and for each role a stack `[k, *shape]` of that leaf
+            and of others like it; returns stacks.
+        roles: For each role a tensor for each leaf, alike where the first role is.
+        keys: See `stacks`.
+    """
+    rows: list[tuple[Tensor, ...]] = [()] * len(roles[0])
+    for indices in stacks(roles[0], keys):
+        stacked = (torch.stack([role[i] for i in indices]) for role in roles)
+        values = (value.unbind() for value in function(indices[0], *stacked))
+        for i, row in zip(indices, zip(*values)):
+            rows[i] = tuple(x.clone() for x in row)  # not views
+    return [list(column) for column in zip(*rows)] or [[] for _ in roles]
 
 
 def in_stacks(

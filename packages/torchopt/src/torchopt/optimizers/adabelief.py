@@ -14,7 +14,7 @@ from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
@@ -33,9 +33,9 @@ class ScaleByBeliefState(NamedTuple):
 class AdaBelief(Rule):
     """u = mu_hat / (sqrt(nu_hat) + eps), nu' = b2 nu + (1 - b2) (g - mu')^2 + eps."""
 
-    b1: Hyper = fraction("beta parameter at index 0")
-    b2: Hyper = fraction("beta parameter at index 1")
-    eps: Hyper = at_least_zero("epsilon value")
+    b1: Hyper = fraction("beta parameter at index 0", 0.9)
+    b2: Hyper = fraction("beta parameter at index 1", 0.999)
+    eps: Hyper = at_least_zero("epsilon value", 1e-16)
     State = ScaleByBeliefState
     kernel = "adabelief"
 
@@ -50,12 +50,8 @@ class AdaBelief(Rule):
         return divide_by_root(mu / c[0], nu / c[1], self.eps), (mu, nu)
 
 
-@transformation
-def scale_by_belief(
-    b1: float | Tensor = 0.9,
-    b2: float | Tensor = 0.999,
-    eps: float | Tensor = 1e-16,
-) -> Rule:
+@transformation_of(AdaBelief)
+def scale_by_belief() -> None:
     r"""Return the transformation to AdaBelief's direction.
 
     .. math::
@@ -68,7 +64,6 @@ def scale_by_belief(
         J. Zhuang et al., AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed
         Gradients, 2020, https://arxiv.org/abs/2010.07468, Algorithm 2.
     """
-    return AdaBelief(b1, b2, eps)
 
 
 @documented(scale_by_belief, weight_decay=DECOUPLED)
@@ -80,11 +75,7 @@ def adabelief(
     *,
     maximize: bool = False,
 ) -> GradientTransformation:
-    """Return AdaBelief.
-
-    The update is -lr * (u + weight_decay * p), with u the direction of
-    `torchopt.transform.scale_by_belief`.
-    """
+    """Return AdaBelief."""
     b1, b2 = unpacked(betas, 2, "betas")
     direction = AdaBelief(b1, b2, eps)
     return optimizer(

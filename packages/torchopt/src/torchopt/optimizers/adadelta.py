@@ -14,7 +14,7 @@ from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root, root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.validate import check_fraction
 from torchopt.typing import ScalarOrSchedule
 
@@ -32,8 +32,8 @@ class ScaleByAdadeltaState(NamedTuple):
 class AdaDelta(Rule):
     """u = g sqrt(nu + eps) / sqrt(mu' + eps)."""
 
-    rho: Hyper = fraction("rho parameter at index 0", closed=True)
-    eps: Hyper = at_least_zero("epsilon value")
+    rho: Hyper = fraction("rho parameter at index 0", 0.9, closed=True)
+    eps: Hyper = at_least_zero("epsilon value", 1e-6)
     moment_requires_grad: bool = False
     State = ScaleByAdadeltaState
     kernel = "adadelta"
@@ -45,10 +45,8 @@ class AdaDelta(Rule):
         return u, (mu, moving_average(state[1], u * u, self.rho))
 
 
-@transformation
-def scale_by_adadelta(
-    rho: float | Tensor = 0.9, eps: float | Tensor = 1e-6, moment_requires_grad: bool = False
-) -> Rule:
+@transformation_of(AdaDelta)
+def scale_by_adadelta() -> None:
     r"""Return the transformation to AdaDelta's direction.
 
     .. math::
@@ -65,7 +63,6 @@ def scale_by_adadelta(
         M. D. Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012,
         https://arxiv.org/abs/1212.5701, Algorithm 1.
     """
-    return AdaDelta(rho, eps, moment_requires_grad)
 
 
 @documented(scale_by_adadelta)
@@ -78,8 +75,6 @@ def adadelta(
     moment_requires_grad: bool = False,
 ) -> GradientTransformation:
     """Return AdaDelta.
-
-    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_adadelta`.
 
     Args:
         moment_requires_grad: Make the initial moments leaves that require a gradient.

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,12 +17,21 @@ from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.kernels.missing import why_missing
 from torchopt.kernels.reference.root import root
+from torchopt.kernels.stacks import in_rows
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
 from torchopt.torch_internals import bump_versions
-from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.counts import for_each_distinct, increment, zero_counts
+from torchopt.transform.base import LeafRule, transformation_of
+from torchopt.transform.counts import increment, zero_counts
 from torchopt.transform.linear import AddDecayedWeights, Scale
-from torchopt.transform.validate import are_numbers, check_at_least_zero, unpacked
+from torchopt.transform.validate import (
+    Hyper,
+    are_numbers,
+    at_least_zero,
+    check_at_least_zero,
+    number,
+    positive,
+    unpacked,
+)
 from torchopt.tree_function import any_watched, are_plain
 
 __all__ = ["ScaleByFactoredRmsState", "adafactor", "scale_by_factored_rms"]
@@ -35,16 +45,21 @@ class ScaleByFactoredRmsState(NamedTuple):
     count: Any
 
 
+def _check_beta2_decay(value: Hyper) -> None:
+    if are_numbers(value) and not value <= 0:
+        raise ValueError(f"Invalid beta2_decay value: {value}; expected a number <= 0")
+
+
 @dataclass(frozen=True)
 class ScaleByFactoredRms(LeafRule):
-    """u = sign alpha_k g / sqrt(row mean times column mean), clipped; `sign` is 1 or -1."""
+    """u = sign alpha_k g / sqrt(row mean times column mean), clipped."""
 
-    lr: float | Tensor
-    beta2_decay: float | Tensor
-    eps1: float | Tensor | None
-    eps2: float | Tensor
-    d: float | Tensor
-    sign: int = 1
+    lr: Hyper = at_least_zero("learning rate", 1e-2)
+    beta2_decay: Hyper = number(-0.8, _check_beta2_decay)
+    eps1: Hyper | None = number(None)
+    eps2: Hyper = at_least_zero("epsilon value", 1e-3)
+    d: Hyper = positive("d value", 1.0)
+    sign: ClassVar[int] = 1
     leaf_fields: ClassVar[tuple[str, ...]] = ("rows", "columns", "count")
     compressed: ClassVar[bool] = True
     complex_numbers: ClassVar[str] = "refused"
@@ -67,199 +82,112 @@ class ScaleByFactoredRms(LeafRule):
         """Return the steps and the new means."""
         counts = increment(state.count)
         roles = (grads, params, state.rows, state.columns)
-        read = itertools.chain(*roles, [self.lr] if isinstance(self.lr, Tensor) else [])
-        simple = are_numbers(self.beta2_decay, self.eps1, self.eps2, self.d) and not (
-            isinstance(self.lr, Tensor) and self.lr.ndim
-        )
-        if simple and are_plain(*roles) and not any_watched(read):
-            updates, rows, columns = self._together(*roles, counts, inplace=inplace)
-        else:
-            updates, rows, columns = self._one_by_one(*roles, counts)
-        return updates, ScaleByFactoredRmsState(rows=rows, columns=columns, count=counts)
-
-    def _one_by_one(
-        self,
-        grads: list[Tensor],
-        params: list[Tensor],
-        old_rows: list[Tensor],
-        old_columns: list[Tensor],
-        counts: list[Tensor],
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Return updates, rows and columns as differentiable functions of everything."""
-        columns: list[Tensor] = []
-        rows: list[Tensor] = []
-        updates = []
-        scalars = for_each_distinct(self._scalars, counts, [g.dtype for g in grads])
-        for g, p, row, column, (weight, rho) in zip(grads, params, old_rows, old_columns, scalars):
-            eps1 = self._eps1(g)
-            square = g * g
-            if g.ndim > 1:
-                row = _moved_one(row, square.mean(dim=-1, keepdim=True), weight)
-                column = _moved_one(column, square.mean(dim=-2, keepdim=True), weight)
-                mean = row.mean(dim=-2, keepdim=True)
-                mean = mean.clamp(max=torch.finfo(mean.dtype).max).clamp(min=eps1)
-                variance = row / mean * column
-            else:
-                row = variance = _moved_one(row, square, weight)
-            rows.append(row)
-            columns.append(column)
-            u = g * variance.clamp(min=eps1 * eps1).rsqrt()
-            size = max(g.numel(), 1) ** 0.5
-            alpha = (root((p * p).sum()) / size).clamp(min=self.eps2) * rho
-            updates.append(u * (alpha / (root((u * u).sum()) / (size * self.d)).clamp(min=1.0)))
-        return updates, rows, columns
-
-    def _eps1(self, g: Tensor) -> float | Tensor:
-        return torch.finfo(g.dtype).eps if self.eps1 is None else self.eps1
+        groups: dict[int, list[int]] = {}
+        for i, count in enumerate(counts):
+            groups.setdefault(id(count), []).append(i)
+        if len(groups) == 1:
+            found = self._together(*roles, counts[0], inplace=inplace)
+        else:  # a call that writes could be followed by one that is refused
+            found = [[None] * len(grads) for _ in range(3)]
+            for indices in groups.values():
+                g, p, row, column = ([role[i] for i in indices] for role in roles)
+                own = self._together(g, p, row, column, counts[indices[0]])
+                for role, values in zip(found, own):
+                    for i, value in zip(indices, values):
+                        role[i] = value
+        updates, rows, columns = found
+        return updates, ScaleByFactoredRmsState(rows, columns, counts)
 
     def _together(
         self,
         grads: list[Tensor],
         params: list[Tensor],
-        old_rows: list[Tensor],
-        old_columns: list[Tensor],
-        counts: list[Tensor],
+        rows: list[Tensor],
+        columns: list[Tensor],
+        count: Tensor,
         *,
-        inplace: bool,
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Return the values of `_one_by_one`, in few operations on lists of tensors."""
-        if len(set(map(id, counts))) == 1 and not isinstance(self.lr, Tensor):
-            values = self._values(counts[0], grads[0].dtype)
-            found = self._natively(grads, params, old_rows, old_columns, *values, inplace=inplace)
+        inplace: bool = False,
+    ) -> Any:
+        """Return steps, rows and columns of leaves that took the same number of steps."""
+        roles = (grads, params, rows, columns)
+        if self._is_native(count, roles):
+            eps1 = -1.0 if self.eps1 is None else self.eps1
+            hypers = (*self._scalars(float(count)), eps1, self.eps2, self.d)
+            threads = torch.get_num_threads()
+            found = _C.factored_rms(*roles, list(map(float, hypers)), inplace, threads)
             if found is not None:
+                if inplace:
+                    bump_versions([*rows, *columns])
                 return found
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        for i, (x, y, count) in enumerate(zip(grads, params, counts)):
-            key = (x.dtype, y.dtype, x.device, y.device, x.ndim > 1, id(count))
-            groups.setdefault(key, []).append(i)
-        updates, rows, columns = list(grads), list(old_rows), list(old_columns)
-        for indices in groups.values():
-            roles = (grads, params, old_rows, old_columns)
-            g, p, row, column = ([role[i] for i in indices] for role in roles)
-            weight, rho = self._values(counts[indices[0]], g[0].dtype)
-            found = self._natively(g, p, row, column, weight, rho, inplace=inplace)
-            if found is not None:
-                for k, i in enumerate(indices):
-                    updates[i], rows[i], columns[i] = (role[k] for role in found)
-                continue
-            eps1 = self._eps1(g[0])
-            assert not isinstance(eps1, Tensor)
-            variance = list(torch._foreach_mul(g, g))
-            variance = [v.to(r.dtype) for v, r in zip(variance, row)]
-            if g[0].ndim > 1:
-                row = _moved(row, [v.mean(dim=-1, keepdim=True) for v in variance], weight, inplace)
-                column = _moved(
-                    column, [v.mean(dim=-2, keepdim=True) for v in variance], weight, inplace
-                )
-                means = [r.mean(dim=-2, keepdim=True) for r in row]
-                torch._foreach_clamp_min_(means, eps1)
-                torch._foreach_clamp_max_(means, torch.finfo(means[0].dtype).max)
-                scaled = torch._foreach_div(row, means)
-                for v, r, c in zip(variance, scaled, column):
-                    torch.mul(r, c, out=v)
-                torch._foreach_clamp_min_(variance, eps1 * eps1)
-            else:
-                row = _moved(row, variance, weight, inplace)
-                variance = list(torch._foreach_clamp_min(row, eps1 * eps1))
-            torch._foreach_pow_(variance, -0.5)
-            torch._foreach_mul_(variance, g)
-            norms = torch.stack(torch._foreach_norm([*p, *variance]))
-            factors = self._factors(norms, [max(x.numel(), 1) ** 0.5 for x in g], rho)
-            torch._foreach_mul_(variance, factors)
-            for k, i in enumerate(indices):
-                updates[i], rows[i], columns[i] = variance[k], row[k], column[k]
-        return updates, rows, columns
+        scalars = self._scalars(count.to(torch.float64))
+        return in_rows(
+            lambda _, g, p, row, column: self._stepped(g, p, row, column, *scalars), roles
+        )
 
-    def _natively(
-        self,
-        g: list[Tensor],
-        p: list[Tensor],
-        row: list[Tensor],
-        column: list[Tensor],
-        *numbers: Any,
-        inplace: bool,
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
-        """Return updates, rows and columns by one native call; None where there is none."""
-        if why_missing(_C) is not None or g[0].device.type != "cpu":
-            return None
-        eps1 = -1.0 if self.eps1 is None else self.eps1
-        hypers = [float(h) for h in (*numbers, eps1, self.eps2, self.d)]
-        threads = torch.get_num_threads()
-        found = _C.factored_rms(g, p, row, column, hypers, inplace, threads)
-        if found is not None and inplace:
-            bump_versions([*row, *column])
-        return found
+    def _is_native(self, count: Tensor, roles: Sequence[list[Tensor]]) -> bool:
+        """Return whether a native call may take the tensors, which it judges itself."""
+        hypers = (self.lr, self.beta2_decay, self.eps1, self.eps2, self.d)
+        learned = [h for h in hypers if isinstance(h, Tensor)]
+        return (
+            why_missing(_C) is None
+            and count.device.type == "cpu"
+            and all(h.ndim == 0 and not h.is_meta for h in learned)
+            and are_plain(*roles, learned)
+            and not any_watched(itertools.chain(*roles, learned))
+        )
 
-    def _factors(self, norms: Tensor, roots: list[float], rho: float | Tensor) -> Any:
-        """Return what each direction is multiplied by; numbers on the CPU, else 0-dim tensors.
-
-        Args:
-            norms: Those of the parameters, and then those of the directions.
-            roots: Of the numbers of elements.
-            rho: The relative step size.
-        """
-        if norms.device.type != "cpu":
-            sizes = torch.tensor(2 * roots, dtype=norms.dtype).to(norms.device, non_blocking=True)
-            of_p, of_u = (norms / sizes).split(len(roots))
-            factors = of_p.clamp(min=self.eps2) / (of_u / self.d).clamp(min=1.0) * rho
-            return list(factors.unbind())
-        n, rho, values = len(roots), float(rho), norms.tolist()
-        out = []
-        for root_of_size, of_p, of_u in zip(roots, values[:n], values[n:]):
-            size = of_p / root_of_size
-            excess = of_u / (root_of_size * self.d)
-            # In this order NaN stays NaN.
-            out.append(
-                (self.eps2 if size < self.eps2 else size) * rho / (1.0 if excess < 1.0 else excess)
-            )
-        return out
-
-    def _values(self, count: Tensor, dtype: torch.dtype) -> tuple[float | Tensor, float | Tensor]:
-        """Return `_scalars`, as numbers where no device has to be waited for."""
-        if count.device.type != "cpu" or isinstance(self.lr, Tensor):
-            return self._scalars(count, dtype)
-        k = float(count)
-        return k**self.beta2_decay, self.sign * min(self.lr, k**-0.5)
-
-    def _scalars(self, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _scalars(self, k: Any) -> tuple[Any, Any]:
         """Return the weight of a new square, and the relative step size with its sign."""
-        k = count.to(torch.float64)
-        lr = torch.as_tensor(self.lr, dtype=torch.float64, device=k.device)
-        weight = torch.pow(k, self.beta2_decay)
-        return weight.to(dtype), self.sign * torch.minimum(lr, 1 / k.sqrt()).to(dtype)
+        lr, most = self.lr, k**-0.5
+        if isinstance(k, Tensor):
+            lr = torch.minimum(torch.as_tensor(lr, dtype=k.dtype, device=k.device), most)
+        else:
+            lr = min(lr, most)
+        return k**self.beta2_decay, self.sign * lr
+
+    def _stepped(
+        self, g: Tensor, p: Tensor, row: Tensor, column: Tensor, weight: Tensor, rho: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return steps, rows and columns of leaves of one shape, one in each row."""
+        weight, rho = weight.to(g.dtype), rho.to(g.dtype)
+        eps1 = torch.finfo(g.dtype).eps if self.eps1 is None else self.eps1
+        square = g * g
+        if g.ndim > 2:
+            row = _moved(row, square.mean(dim=-1, keepdim=True), weight)
+            column = _moved(column, square.mean(dim=-2, keepdim=True), weight)
+            mean = row.mean(dim=-2, keepdim=True)
+            mean = mean.clamp(max=torch.finfo(mean.dtype).max).clamp(min=eps1)
+            variance = row / mean * column
+        else:
+            row = variance = _moved(row, square, weight)
+        u = g * variance.clamp(min=eps1 * eps1).rsqrt()
+        alpha = _rms(p).to(g.dtype).clamp(min=self.eps2) * rho
+        return u * (alpha / (_rms(u) / self.d).clamp(min=1.0)), row, column
 
 
-def _moved_one(old: Tensor, new: Tensor, weight: Tensor) -> Tensor:
+def _rms(x: Tensor) -> Tensor:
+    """Return the root mean square of each row, in its place."""
+    size = math.prod(x.shape[1:])
+    total = (x * x).reshape(len(x), size).sum(dim=1)
+    return root(total / max(size, 1)).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def _moved(old: Tensor, new: Tensor, weight: Tensor) -> Tensor:
     """Return old + weight (new - old), finite where squares are too large for the dtype."""
     most = torch.finfo(old.dtype).max
     old = old.clamp(max=most)
     return old + weight * (new.clamp(max=most) - old)
 
 
-def _moved(
-    old: list[Tensor], new: list[Tensor], weight: float | Tensor, inplace: bool
-) -> list[Tensor]:
-    """Return the values of `_moved_one`; writes into `new`, and with `inplace` into `old`."""
-    out = old if inplace else [x.clone() for x in old]
-    for tensors in (new, out):
-        torch._foreach_clamp_max_(tensors, torch.finfo(out[0].dtype).max)
-    if isinstance(weight, Tensor):
-        change = torch._foreach_sub(new, out)
-        torch._foreach_mul_(change, weight)
-        torch._foreach_add_(out, change)
-    else:
-        torch._foreach_lerp_(out, new, weight)
-    return out
+@dataclass(frozen=True)
+class ScaleByNegFactoredRms(ScaleByFactoredRms):
+    """The step with its minus, where nothing follows: one pass less over the updates."""
+
+    sign = -1
 
 
-@transformation
-def scale_by_factored_rms(
-    lr: float | Tensor = 1e-2,
-    beta2_decay: float | Tensor = -0.8,
-    eps1: float | Tensor | None = None,
-    eps2: float | Tensor = 1e-3,
-    d: float | Tensor = 1.0,
-) -> LeafRule:
+@transformation_of(ScaleByFactoredRms)
+def scale_by_factored_rms() -> None:
     r"""Return the transformation to Adafactor's step.
 
     .. math::
@@ -287,13 +215,6 @@ def scale_by_factored_rms(
         N. Shazeer, M. Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, 2018,
         https://arxiv.org/abs/1804.04235, Algorithms 4 and 5.
     """
-    check_at_least_zero(lr, "learning rate")
-    check_at_least_zero(eps2, "epsilon value")
-    if are_numbers(beta2_decay) and not beta2_decay <= 0:
-        raise ValueError(f"Invalid beta2_decay value: {beta2_decay}; expected a number <= 0")
-    if are_numbers(d) and not d > 0:
-        raise ValueError(f"Invalid d value: {d}; expected a number > 0")
-    return ScaleByFactoredRms(lr, beta2_decay, eps1, eps2, d)
 
 
 @documented(scale_by_factored_rms)
@@ -319,15 +240,15 @@ def adafactor(
     """
     check_at_least_zero(weight_decay, "weight_decay value")
     eps1, eps2 = unpacked(eps, 2, "eps")
-    rule = scale_by_factored_rms.rule(lr, beta2_decay, eps1, eps2, d)
-    assert isinstance(rule, ScaleByFactoredRms)
     flip = flip_sign_and_add_weight_decay.rule(0.0, maximize)
     if are_numbers(weight_decay) and weight_decay == 0.0:
-        return compose(flip, dataclasses.replace(rule, sign=-1), name="adafactor")  # one pass less
+        return compose(
+            flip, ScaleByNegFactoredRms(lr, beta2_decay, eps1, eps2, d), name="adafactor"
+        )
     decays = not (are_numbers(lr) and lr == 0.0)
     return compose(
         flip,
-        rule,
+        ScaleByFactoredRms(lr, beta2_decay, eps1, eps2, d),
         AddDecayedWeights(weight_decay, lr) if decays else None,
         Scale(1.0, -1),
         name="adafactor",

@@ -14,7 +14,7 @@ from torchopt.documented import documented
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.scale_by_schedule import ScaleBySchedule
 from torchopt.transform.starts import filled_like
 from torchopt.transform.validate import check_at_least_zero
@@ -33,8 +33,10 @@ class ScaleByRssState(NamedTuple):
 class AdaGrad(Rule):
     """u = g / (sqrt(s') + eps), s' = s + g^2; where s' is zero, u is zero."""
 
-    initial_accumulator_value: Hyper = at_least_zero("initial_accumulator_value value", starts=True)
-    eps: Hyper = at_least_zero("epsilon value")
+    initial_accumulator_value: Hyper = at_least_zero(
+        "initial_accumulator_value value", 0.0, starts=True
+    )
+    eps: Hyper = at_least_zero("epsilon value", 1e-10)
     State = ScaleByRssState
     kernel = "adagrad"
 
@@ -69,10 +71,8 @@ def _adagrad_lr_schedule(decay_rate: float, transition_begin: int = 0) -> Schedu
     return AdagradSchedule(decay_rate, transition_begin)
 
 
-@transformation
-def scale_by_rss(
-    initial_accumulator_value: float | Tensor = 0.0, eps: float | Tensor = 1e-10
-) -> Rule:
+@transformation_of(AdaGrad)
+def scale_by_rss() -> None:
     r"""Return the transformation to AdaGrad's direction.
 
     .. math::
@@ -87,7 +87,6 @@ def scale_by_rss(
         J. Duchi, E. Hazan, Y. Singer, Adaptive Subgradient Methods for Online Learning and
         Stochastic Optimization, JMLR 12, 2011, https://jmlr.org/papers/v12/duchi11a.html
     """
-    return AdaGrad(initial_accumulator_value, eps)
 
 
 @documented(scale_by_rss)

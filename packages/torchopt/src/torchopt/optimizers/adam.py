@@ -16,7 +16,7 @@ from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.counts import increment
 from torchopt.transform.plan import Plan
 from torchopt.transform.validate import unpacked
@@ -37,10 +37,10 @@ class ScaleByAdamState(NamedTuple):
 class Adam(Rule):
     """u = mu_hat / (sqrt(nu_hat + eps_root) + eps)."""
 
-    b1: Hyper = fraction("beta parameter at index 0")
-    b2: Hyper = fraction("beta parameter at index 1")
-    eps: Hyper = at_least_zero("epsilon value")
-    eps_root: Hyper = at_least_zero("epsilon value")
+    b1: Hyper = fraction("beta parameter at index 0", 0.9)
+    b2: Hyper = fraction("beta parameter at index 1", 0.999)
+    eps: Hyper = at_least_zero("epsilon value", 1e-8)
+    eps_root: Hyper = at_least_zero("epsilon value", 0.0)
     moment_requires_grad: bool = False
     State: ClassVar[Any] = ScaleByAdamState
     kernel = "adam"
@@ -76,14 +76,8 @@ class AcceleratedAdam(Adam):
         return updates, ScaleByAdamState(mu=mu, nu=nu, count=counts)
 
 
-@transformation
-def scale_by_adam(
-    b1: float | Tensor = 0.9,
-    b2: float | Tensor = 0.999,
-    eps: float | Tensor = 1e-8,
-    eps_root: float | Tensor = 0.0,
-    moment_requires_grad: bool = False,
-) -> Rule:
+@transformation_of(Adam)
+def scale_by_adam() -> None:
     r"""Return the transformation to Adam's direction.
 
     .. math::
@@ -110,18 +104,10 @@ def scale_by_adam(
         >>> direction.update(grads, direction.init(params))[0]
         {'w': tensor([ 1.0000, -1.0000])}
     """
-    return Adam(b1, b2, eps, eps_root, moment_requires_grad)
 
 
-@transformation
-@documented(scale_by_adam)
-def scale_by_accelerated_adam(
-    b1: float | Tensor = 0.9,
-    b2: float | Tensor = 0.999,
-    eps: float | Tensor = 1e-8,
-    eps_root: float | Tensor = 0.0,
-    moment_requires_grad: bool = False,
-) -> Rule:
+@transformation_of(AcceleratedAdam, like=scale_by_adam)
+def scale_by_accelerated_adam() -> None:
     """Return the transformation to Adam's direction, in one native call for all leaves.
 
     The same function and state as `scale_by_adam`, differentiable to any order with respect to
@@ -132,7 +118,6 @@ def scale_by_accelerated_adam(
         ValueError: A hyper-parameter out of range.
         KernelUnavailableError: From `update`, for another dtype or device.
     """
-    return AcceleratedAdam(b1, b2, eps, eps_root, moment_requires_grad)
 
 
 @documented(scale_by_adam)
@@ -148,8 +133,6 @@ def adam(
     use_accelerated_op: bool = False,
 ) -> GradientTransformation:
     """Return Adam.
-
-    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_adam`.
 
     Args:
         use_accelerated_op: Compute the direction of all tensors in one native call; see
@@ -189,8 +172,7 @@ def adamw(
 ) -> GradientTransformation:
     """Return AdamW: Adam with weight decay decoupled from the scaling.
 
-    The update is -lr * (u + weight_decay * p), with u the direction of
-    `torchopt.transform.scale_by_adam`.
+    The update is -lr * (u + weight_decay * p); see `adam`.
 
     Args:
         mask: Where to decay: a tree of bools that is a prefix of the parameters, or a function from

@@ -14,7 +14,7 @@ from torchopt.documented import documented
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
@@ -37,9 +37,9 @@ class ScaleByAdamaxState(NamedTuple):
 class AdaMax(Rule):
     """u = mu' / nu' / (1 - b1^k), nu' = max(b2 nu, |g| + eps)."""
 
-    b1: Hyper = fraction("b1 parameter at index 0")
-    b2: Hyper = fraction("b1 parameter at index 0")
-    eps: Hyper = at_least_zero("epsilon value")
+    b1: Hyper = fraction("b1 parameter at index 0", 0.9)
+    b2: Hyper = fraction("b1 parameter at index 0", 0.999)
+    eps: Hyper = at_least_zero("epsilon value", 1e-6)
     moment_requires_grad: bool = False
     State = ScaleByAdamaxState
     kernel = "adamax"
@@ -55,13 +55,8 @@ class AdaMax(Rule):
         return mu / nu / c[0], (mu, nu)
 
 
-@transformation
-def scale_by_adamax(
-    b1: float | Tensor = 0.9,
-    b2: float | Tensor = 0.999,
-    eps: float | Tensor = 1e-6,
-    moment_requires_grad: bool = False,
-) -> Rule:
+@transformation_of(AdaMax)
+def scale_by_adamax() -> None:
     r"""Return the transformation to AdaMax's direction.
 
     .. math::
@@ -78,7 +73,6 @@ def scale_by_adamax(
         D. P. Kingma, J. Ba, Adam: A Method for Stochastic Optimization, 2015,
         https://arxiv.org/abs/1412.6980, Algorithm 2.
     """
-    return AdaMax(b1, b2, eps, moment_requires_grad)
 
 
 @documented(scale_by_adamax)
@@ -90,10 +84,7 @@ def adamax(
     *,
     moment_requires_grad: bool = False,
 ) -> GradientTransformation:
-    """Return AdaMax.
-
-    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_adamax`.
-    """
+    """Return AdaMax."""
     b1, b2 = unpacked(betas, 2, "betas")
     return optimizer(
         AdaMax(b1, b2, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay, name="adamax"

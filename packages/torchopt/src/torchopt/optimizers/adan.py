@@ -15,7 +15,7 @@ from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
@@ -36,10 +36,10 @@ class ScaleByAdanState(NamedTuple):
 class Adan(Rule):
     """u = (mu_hat + b2 delta_hat) / (sqrt(nu_hat) + eps)."""
 
-    b1: Hyper = fraction("beta parameter at index 0")
-    b2: Hyper = fraction("beta parameter at index 1")
-    b3: Hyper = fraction("beta parameter at index 2")
-    eps: Hyper = at_least_zero("epsilon value")
+    b1: Hyper = fraction("beta parameter at index 0", 0.98)
+    b2: Hyper = fraction("beta parameter at index 1", 0.92)
+    b3: Hyper = fraction("beta parameter at index 2", 0.99)
+    eps: Hyper = at_least_zero("epsilon value", 1e-8)
     State = ScaleByAdanState
     kernel = "adan"
 
@@ -60,13 +60,8 @@ class Adan(Rule):
         return divide_by_root(direction, nu / nu_correction, self.eps), (mu, delta, nu, g)
 
 
-@transformation
-def scale_by_adan(
-    b1: float | Tensor = 0.98,
-    b2: float | Tensor = 0.92,
-    b3: float | Tensor = 0.99,
-    eps: float | Tensor = 1e-8,
-) -> Rule:
+@transformation_of(Adan)
+def scale_by_adan() -> None:
     r"""Return the transformation to Adan's direction.
 
     .. math::
@@ -87,7 +82,6 @@ def scale_by_adan(
         X. Xie, P. Zhou, H. Li, Z. Lin, S. Yan, Adan: Adaptive Nesterov Momentum Algorithm for
         Faster Optimizing Deep Models, 2022, https://arxiv.org/abs/2208.06677, Algorithm 1.
     """
-    return Adan(b1, b2, b3, eps)
 
 
 @documented(scale_by_adan, weight_decay=DECOUPLED)

@@ -15,7 +15,7 @@ from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.validate import are_numbers, unpacked
 from torchopt.typing import ScalarOrSchedule
 
@@ -35,12 +35,12 @@ class ScaleByAdemamixState(NamedTuple):
 class Ademamix(Rule):
     """u = (mu_hat + alpha_k slow) / (sqrt(nu_hat) + eps)."""
 
-    b1: Hyper = fraction("beta parameter at index 0")
-    b2: Hyper = fraction("beta parameter at index 1")
-    b3: Hyper = fraction("beta parameter at index 2")
-    alpha: Hyper = at_least_zero("alpha value")
-    eps: Hyper = at_least_zero("epsilon value")
-    warmup_steps: int = at_least_zero("warmup_steps value")
+    b1: Hyper = fraction("beta parameter at index 0", 0.9)
+    b2: Hyper = fraction("beta parameter at index 1", 0.999)
+    b3: Hyper = fraction("beta parameter at index 2", 0.9999)
+    alpha: Hyper = at_least_zero("alpha value", 5.0)
+    eps: Hyper = at_least_zero("epsilon value", 1e-8)
+    warmup_steps: int = at_least_zero("warmup_steps value", 0)
     State = ScaleByAdemamixState
     kernel = "ademamix"
 
@@ -69,15 +69,8 @@ class Ademamix(Rule):
         return divide_by_root(direction, nu / nu_correction, self.eps), (mu, slow, nu)
 
 
-@transformation
-def scale_by_ademamix(
-    b1: float | Tensor = 0.9,
-    b2: float | Tensor = 0.999,
-    b3: float | Tensor = 0.9999,
-    alpha: float | Tensor = 5.0,
-    eps: float | Tensor = 1e-8,
-    warmup_steps: int = 0,
-) -> Rule:
+@transformation_of(Ademamix)
+def scale_by_ademamix() -> None:
     r"""Return the transformation to AdEMAMix's direction.
 
     .. math::
@@ -98,7 +91,6 @@ def scale_by_ademamix(
         M. Pagliardini, P. Ablin, D. Grangier, The AdEMAMix Optimizer: Better, Faster, Older, 2024,
         https://arxiv.org/abs/2409.03137, Algorithm 1.
     """
-    return Ademamix(b1, b2, b3, alpha, eps, warmup_steps)
 
 
 @documented(scale_by_ademamix, weight_decay=DECOUPLED)
@@ -113,9 +105,6 @@ def ademamix(
     maximize: bool = False,
 ) -> GradientTransformation:
     """Return AdEMAMix.
-
-    The update is -lr * (u + weight_decay * p), with u the direction of
-    `torchopt.optimizers.ademamix.scale_by_ademamix`.
 
     Args:
         betas: Decays of the fast average, of the second moment and of the slow average, in [0, 1).

@@ -15,7 +15,7 @@ from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
@@ -34,9 +34,9 @@ class ScaleByAdoptState(NamedTuple):
 class ADOPT(Rule):
     """u = mu' = b1 mu + (1 - b1) clip(g / max(sqrt(nu), eps)); the first gradient only sets nu."""
 
-    b1: Hyper = fraction("beta parameter at index 0")
-    b2: Hyper = fraction("beta parameter at index 1")
-    eps: Hyper = at_least_zero("epsilon value")
+    b1: Hyper = fraction("beta parameter at index 0", 0.9)
+    b2: Hyper = fraction("beta parameter at index 1", 0.9999)
+    eps: Hyper = at_least_zero("epsilon value", 1e-6)
     State = ScaleByAdoptState
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
@@ -53,12 +53,8 @@ class ADOPT(Rule):
         return mu, (mu, torch.where(first, g * g, moving_average(nu, g * g, self.b2)))
 
 
-@transformation
-def scale_by_adopt(
-    b1: float | Tensor = 0.9,
-    b2: float | Tensor = 0.9999,
-    eps: float | Tensor = 1e-6,
-) -> Rule:
+@transformation_of(ADOPT)
+def scale_by_adopt() -> None:
     r"""Return the transformation to ADOPT's direction.
 
     .. math::
@@ -74,7 +70,6 @@ def scale_by_adopt(
         S. Taniguchi et al., ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal
         Rate, 2024, https://arxiv.org/abs/2411.02853, Algorithm 2.
     """
-    return ADOPT(b1, b2, eps)
 
 
 @documented(scale_by_adopt)
@@ -86,10 +81,7 @@ def adopt(
     *,
     maximize: bool = False,
 ) -> GradientTransformation:
-    """Return ADOPT.
-
-    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_adopt`.
-    """
+    """Return ADOPT."""
     b1, b2 = unpacked(betas, 2, "betas")
     direction = ADOPT(b1, b2, eps)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="adopt")

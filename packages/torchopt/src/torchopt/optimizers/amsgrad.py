@@ -78,10 +78,7 @@ def amsgrad(
     *,
     maximize: bool = False,
 ) -> GradientTransformation:
-    """Return AMSGrad: Adam with the largest second moment so far.
-
-    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_amsgrad`.
-    """
+    """Return AMSGrad: Adam with the largest second moment so far."""
     b1, b2 = unpacked(betas, 2, "betas")
     direction = AMSGrad(b1, b2, eps, 0.0)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="amsgrad")

@@ -14,7 +14,7 @@ from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.sign import sign
 from torchopt.optimizers.rule import Hyper, Rule, fraction
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
@@ -31,8 +31,8 @@ class ScaleByLionState(NamedTuple):
 class Lion(Rule):
     """u = sign(b1 mu + (1 - b1) g), mu' = b2 mu + (1 - b2) g."""
 
-    b1: Hyper = fraction("beta parameter at index 0")
-    b2: Hyper = fraction("beta parameter at index 1")
+    b1: Hyper = fraction("beta parameter at index 0", 0.9)
+    b2: Hyper = fraction("beta parameter at index 1", 0.99)
     State = ScaleByLionState
     kernel = "lion"
     constant_derivative = True
@@ -43,8 +43,8 @@ class Lion(Rule):
         return sign(moving_average(mu, g, self.b1)), (moving_average(mu, g, self.b2),)
 
 
-@transformation
-def scale_by_lion(b1: float | Tensor = 0.9, b2: float | Tensor = 0.99) -> Rule:
+@transformation_of(Lion)
+def scale_by_lion() -> None:
     r"""Return the transformation to Lion's direction.
 
     .. math::
@@ -63,7 +63,6 @@ def scale_by_lion(b1: float | Tensor = 0.9, b2: float | Tensor = 0.99) -> Rule:
         X. Chen et al., Symbolic Discovery of Optimization Algorithms, 2023,
         https://arxiv.org/abs/2302.06675, Algorithm 2.
     """
-    return Lion(b1, b2)
 
 
 @documented(scale_by_lion, weight_decay=DECOUPLED)
@@ -74,11 +73,7 @@ def lion(
     *,
     maximize: bool = False,
 ) -> GradientTransformation:
-    """Return Lion.
-
-    The update is -lr * (u + weight_decay * p), with u the direction of
-    `torchopt.transform.scale_by_lion`.
-    """
+    """Return Lion."""
     direction = Lion(*unpacked(betas, 2, "betas"))
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="lion"

@@ -15,7 +15,7 @@ from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.norm import scaled
 from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
@@ -36,10 +36,10 @@ class ScaleByMarsState(NamedTuple):
 class Mars(Rule):
     """Adam's direction for c = g + gamma b1 / (1 - b1) (g - previous), no longer than 1."""
 
-    b1: Hyper = fraction("beta parameter at index 0")
-    b2: Hyper = fraction("beta parameter at index 1")
-    gamma: Hyper = at_least_zero("gamma value")
-    eps: Hyper = at_least_zero("epsilon value")
+    b1: Hyper = fraction("beta parameter at index 0", 0.95)
+    b2: Hyper = fraction("beta parameter at index 1", 0.99)
+    gamma: Hyper = at_least_zero("gamma value", 0.025)
+    eps: Hyper = at_least_zero("epsilon value", 1e-8)
     State = ScaleByMarsState
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
@@ -60,13 +60,8 @@ class Mars(Rule):
         return direction, (mu, nu, g)
 
 
-@transformation
-def scale_by_mars(
-    b1: float | Tensor = 0.95,
-    b2: float | Tensor = 0.99,
-    gamma: float | Tensor = 0.025,
-    eps: float | Tensor = 1e-8,
-) -> Rule:
+@transformation_of(Mars)
+def scale_by_mars() -> None:
     r"""Return the transformation to the direction of MARS-AdamW.
 
     .. math::
@@ -86,7 +81,6 @@ def scale_by_mars(
         H. Yuan, Y. Liu, S. Wu, X. Zhou, Q. Gu, MARS: Unleashing the Power of Variance Reduction for
         Training Large Models, 2024, https://arxiv.org/abs/2411.10438, Algorithm 2.
     """
-    return Mars(b1, b2, gamma, eps)
 
 
 @documented(scale_by_mars, weight_decay=DECOUPLED)
@@ -100,9 +94,6 @@ def mars(
     maximize: bool = False,
 ) -> GradientTransformation:
     """Return MARS, in the form of AdamW.
-
-    The update is -lr * (u + weight_decay * p), with u the direction of
-    `torchopt.optimizers.mars.scale_by_mars`.
 
     Args:
         gamma: Weight of the correction by the gradient before, >= 0.

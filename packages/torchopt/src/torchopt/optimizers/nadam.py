@@ -104,10 +104,7 @@ def nadam(
     *,
     maximize: bool = False,
 ) -> GradientTransformation:
-    """Return NAdam: Adam with Nesterov's momentum.
-
-    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_nadam`.
-    """
+    """Return NAdam: Adam with Nesterov's momentum."""
     b1, b2 = unpacked(betas, 2, "betas")
     direction = NAdam(b1, b2, eps, 0.0, momentum_decay)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="nadam")

@@ -12,13 +12,8 @@ import torch
 from torch import Tensor
 
 from torchopt import _C
-from torchopt.base import (
-    Driver,
-    GradientTransformation,
-    IdentityGradientTransformation,
-    needs_tree,
-)
-from torchopt.combine import with_parts
+from torchopt.base import GradientTransformation, chain_parts
+from torchopt.combine import FlatChain, with_parts
 from torchopt.errors import KernelUnavailableError, MismatchError
 from torchopt.kernels.devices import placement
 from torchopt.kernels.fused_step import StepCache
@@ -33,7 +28,7 @@ from torchopt.transform.plan import Plan, longest_plan
 from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
 from torchopt.tree_function import is_traced
 
-__all__ = ["Backend", "FusedChain", "fuse", "launch_step", "step_inplace", "with_backend"]
+__all__ = ["Backend", "FusedChain", "launch_step", "step_inplace", "with_backend"]
 
 
 @dataclass(slots=True)
@@ -46,7 +41,6 @@ class _QuickStep:
         chain: Whose step it is.
         numbers: All hyper-parameters.
         maximize: Go up instead of down.
-        single: Whether the state is that of one member.
         member: The member that counts steps, None where none does.
         place: Where its counts stand among its fields.
     """
@@ -54,7 +48,6 @@ class _QuickStep:
     chain: FusedChain
     numbers: tuple[float, ...]
     maximize: bool
-    single: bool
     member: int | None
     place: int
 
@@ -70,7 +63,7 @@ class _QuickStep:
             if launch:
                 bump_versions(cache.written)
             return state
-        counted = state if self.single else state[self.member]
+        counted = state[self.member]
         counts = counted[self.place]
         following = plan.advance(grads, counts, self.numbers, self.maximize, threads, launch)
         if following is None:
@@ -79,32 +72,31 @@ class _QuickStep:
             bump_versions(cache.written)
         values = list(counted)
         values[self.place] = [following] * len(counts)
-        counted = counted._make(values)
-        if self.single:
-            return counted
-        return (*state[: self.member], counted, *state[self.member + 1 :])
+        return (*state[: self.member], counted._make(values), *state[self.member + 1 :])
 
 
 @dataclass(frozen=True)
-class FusedChain(Driver):
+class FusedChain(FlatChain):
     """A chain of stages that is one native call where that is possible.
 
+    Whatever follows the stages that are a kernel, such as LAMB's trust ratio, runs stage by stage.
+
     Attributes:
-        chain: The same stages one by one.
-        members: The stages.
+        transformations: The stages.
         backend: See `with_backend`.
         name: What `repr` calls it.
     """
 
-    chain: GradientTransformation
-    members: tuple[GradientTransformation, ...]
-    backend: Backend
     name: str = field(default="chain", compare=False)
 
+    def __post_init__(self) -> None:
+        # The stages one by one, where there is no call for them.
+        object.__setattr__(self, "parts", chain_parts(self.transformations, "reference"))
+
     def __repr__(self) -> str:
-        rules = [rule for rule in map(rule_of, self.members) if rule is not None]
-        if self.name == "chain" or len(rules) < len(self.members):
-            return f"{self.name}{shown(self.members)}"
+        rules = [rule for rule in map(rule_of, self.transformations) if rule is not None]
+        if self.name == "chain" or len(rules) < len(self.transformations):
+            return f"{self.name}{shown(self.transformations)}"
         found: dict[str, Any] = {"lr": None}
         for rule in rules:
             for key, value in rule.hyper_parameters().items():
@@ -120,35 +112,20 @@ class FusedChain(Driver):
 
         It is found by the first step: many optimizers are made, and some never take one.
         """
-        plan = longest_plan([rule_of(member) for member in self.members])
+        plan = longest_plan([rule_of(member) for member in self.transformations])
         return None if plan is None else Part(plan, self.backend)
 
     @lazy
     def tail(self) -> tuple[GradientTransformation, ...]:
         """The stages after those of `part`."""
-        return () if self.part is None else self.members[self.part.plan.size :]
-
-    @lazy
-    def single(self) -> bool:
-        """Whether the state is that of one member."""
-        return len(self.members) == 1
-
-    @property
-    def needs_tree(self) -> bool:
-        """Whether a stage has to see trees, as masks do."""
-        return needs_tree(self.chain)
-
-    def init(self, params: Any) -> Any:
-        """Return the state of the stages."""
-        return self.chain.init(params)
+        return () if self.part is None else self.transformations[self.part.plan.size :]
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Return the updates and the next state; see `GradientTransformation`."""
         part = None if self.backend == "reference" or is_traced() else self.part
         if part is None:
-            return self.chain.update(updates, state, params=params, inplace=inplace)
+            return super().step(updates, state, params, inplace)
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
-        members = (state,) if self.single else state
         size = part.plan.size
         found = read = None
         if params is not None and (part.plan.reads_params or self.tail):
@@ -157,16 +134,16 @@ class FusedChain(Driver):
             def read() -> list[Any]:
                 return flatten_up_to(spec, params, what, spec_of="updates")
 
-        if isinstance(members, (tuple, list)) and len(members) == size + len(self.tail):
-            used = tuple(members[:size] if self.tail else members)
+        if isinstance(state, (tuple, list)) and len(state) == size + len(self.tail):
+            used = tuple(state[:size] if self.tail else state)
             found = part.update(leaves, used, read, inplace=inplace and not self.tail)
         if found is None:
-            return self.chain.update(updates, state, params=params, inplace=inplace)
+            return super().step(updates, state, params, inplace)
         out, advanced = found
         if not self.tail:
-            return tree_unflatten(spec, out), advanced[0] if self.single else advanced
+            return tree_unflatten(spec, out), advanced
         rest = []
-        for stage, old in zip(self.tail, members[size:]):
+        for stage, old in zip(self.tail, state[size:]):
             try:
                 out, new = stage.update(
                     out, old, params=None if read is None else read(), inplace=False
@@ -197,7 +174,7 @@ class FusedChain(Driver):
             return False, state
         if in_forward_mode():
             return False, state  # gradients may have tangents, which parameters take over
-        members = (state,) if self.single else tuple(state)
+        members = tuple(state)
         # A state that the last step returned has the form it was made in.
         if state is not cache.state and part.lists(members, len(params)) is None:
             return False, state
@@ -219,11 +196,10 @@ class FusedChain(Driver):
         )
         if not done:
             return False, state
-        following = advanced[0] if self.single else advanced
         if launch:
-            cache.state = following
+            cache.state = advanced
         cache.quick = self._quick(part.plan, members)
-        return True, following
+        return True, advanced
 
     def _quick(self, plan: Plan, members: tuple[Any, ...]) -> _QuickStep | None:
         if plan.numbers is None:
@@ -233,27 +209,7 @@ class FusedChain(Driver):
         if "t" in fields:
             return None  # there is a second count to keep
         place = fields.index("count") if fields else 0
-        return _QuickStep(self, plan.numbers, plan.maximize, self.single, member, place)
-
-
-def fuse(
-    chain: GradientTransformation,
-    members: Sequence[GradientTransformation],
-    backend: Backend,
-    name: str = "chain",
-) -> GradientTransformation:
-    """Return the flat `chain` of `members`, with one native call where there is a kernel for it.
-
-    Whatever follows the stages that are a kernel, such as LAMB's trust ratio, runs stage by stage.
-
-    Args:
-        chain: What `chain.flat(*members)` returned.
-        members: The stages.
-        backend: See `with_backend`.
-        name: What `repr` calls it.
-    """
-    kept = tuple(m for m in members if not isinstance(m, IdentityGradientTransformation))
-    return FusedChain(chain, kept, backend, name).pair()
+        return _QuickStep(self, plan.numbers, plan.maximize, member, place)
 
 
 def with_backend(
@@ -304,7 +260,7 @@ def _described(transformation: GradientTransformation) -> str:
     if rule is not None:
         return type(rule).__name__
     if isinstance(owner, FusedChain):
-        return f"a chain of {', '.join(map(_described, owner.members))}"
+        return f"a chain of {', '.join(map(_described, owner.transformations))}"
     if owner is None:
         return getattr(transformation.update, "__qualname__", "another one")
     return type(owner).__name__.lstrip("_")

@@ -14,9 +14,17 @@ from torchopt.documented import documented
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
-from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.starts import zeros_like
-from torchopt.transform.validate import are_numbers, check_at_least_zero, check_betas, unpacked
+from torchopt.transform.validate import (
+    Hyper,
+    are_numbers,
+    at_least_zero,
+    fraction,
+    number,
+    positive,
+    unpacked,
+)
 
 __all__ = ["ScaleByProdigyState", "prodigy", "scale_by_prodigy"]
 
@@ -34,17 +42,22 @@ class ScaleByProdigyState(NamedTuple):
     d: Any
 
 
+def _check_growth_rate(value: Hyper | None) -> None:
+    if value is not None and are_numbers(value) and not value > 1:
+        raise ValueError(f"Invalid growth_rate value: {value}; expected > 1")
+
+
 @dataclass(frozen=True)
 class ScaleByProdigy(LeafRule):
     """u = -lr d (mu / (sqrt(nu) + d eps) + weight_decay p)."""
 
-    lr: float | Tensor
-    b1: float | Tensor
-    b2: float | Tensor
-    eps: float | Tensor
-    weight_decay: float | Tensor
-    d0: float | Tensor
-    growth_rate: float | Tensor | None
+    lr: Hyper = at_least_zero("learning rate", 1.0)
+    b1: Hyper = fraction("beta parameter at index 0", 0.9)
+    b2: Hyper = fraction("beta parameter at index 1", 0.999)
+    eps: Hyper = at_least_zero("epsilon value", 1e-8)
+    weight_decay: Hyper = at_least_zero("weight_decay value", 0.0)
+    d0: Hyper = positive("d0 value", 1e-6)
+    growth_rate: Hyper | None = number(None, _check_growth_rate)
     leaf_fields: ClassVar[tuple[str, ...]] = ("mu", "nu", "start", "sums")
     overwritten_fields: ClassVar[tuple[str, ...]] = ("mu", "nu", "sums")
     reads_params: ClassVar[bool] = True
@@ -93,16 +106,8 @@ class ScaleByProdigy(LeafRule):
         return updates, ScaleByProdigyState(mus, nus, list(state.start), sums, r, following)
 
 
-@transformation
-def scale_by_prodigy(
-    lr: float | Tensor = 1.0,
-    b1: float | Tensor = 0.9,
-    b2: float | Tensor = 0.999,
-    eps: float | Tensor = 1e-8,
-    weight_decay: float | Tensor = 0.0,
-    d0: float | Tensor = 1e-6,
-    growth_rate: float | Tensor | None = None,
-) -> LeafRule:
+@transformation_of(ScaleByProdigy)
+def scale_by_prodigy() -> None:
     r"""Return the transformation to Prodigy's step.
 
     .. math::
@@ -133,15 +138,6 @@ def scale_by_prodigy(
         K. Mishchenko, A. Defazio, Prodigy: An Expeditiously Adaptive Parameter-Free Learner, 2023,
         https://arxiv.org/abs/2306.06101, Algorithm 4.
     """
-    check_at_least_zero(lr, "learning rate")
-    check_betas(b1, b2)
-    check_at_least_zero(eps, "epsilon value")
-    check_at_least_zero(weight_decay, "weight_decay value")
-    if are_numbers(d0) and not d0 > 0:
-        raise ValueError(f"Invalid d0 value: {d0}; expected a number > 0")
-    if growth_rate is not None and are_numbers(growth_rate) and not growth_rate > 1:
-        raise ValueError(f"Invalid growth_rate value: {growth_rate}; expected > 1")
-    return ScaleByProdigy(lr, b1, b2, eps, weight_decay, d0, growth_rate)
 
 
 @documented(scale_by_prodigy)
@@ -167,5 +163,5 @@ def prodigy(
         growth_rate: The largest growth of the estimate in a step, > 1; None for any.
     """
     b1, b2 = unpacked(betas, 2, "betas")
-    step = scale_by_prodigy.rule(lr, b1, b2, eps, weight_decay, d0, growth_rate)
+    step = ScaleByProdigy(lr, b1, b2, eps, weight_decay, d0, growth_rate)
     return compose(flip_sign_and_add_weight_decay.rule(0.0, maximize), step, name="prodigy")

@@ -13,12 +13,19 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.moments import bias_correction, moving_average
-from torchopt.kernels.stacks import stacks
+from torchopt.kernels.stacks import in_rows
 from torchopt.optimizers.stages import optimizer
 from torchopt.params.sharded import require_whole
-from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.counts import increment, zero_counts
-from torchopt.transform.validate import are_numbers, check_at_least_zero, check_fraction
+from torchopt.transform.validate import (
+    Hyper,
+    are_numbers,
+    at_least_zero,
+    fraction,
+    number,
+    positive,
+)
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByPsgdState", "psgd", "scale_by_psgd"]
@@ -34,15 +41,20 @@ class ScaleByPsgdState(NamedTuple):
     count: Any
 
 
+def _check_precondition_lr(value: Hyper) -> None:
+    if are_numbers(value) and not 0 < value < 1:
+        raise ValueError(f"Invalid precondition_lr value: {value}; expected 0 < number < 1")
+
+
 @dataclass(frozen=True)
 class ScaleByPsgd(LeafRule):
     """u = Q'Q mu_hat, with Q the Kronecker product of the factors."""
 
-    momentum: float | Tensor
-    precondition_lr: float | Tensor
-    initial_scale: float | Tensor
-    max_size: int
-    seed: int
+    momentum: Hyper = fraction("momentum value", 0.9)
+    precondition_lr: Hyper = number(0.1, _check_precondition_lr)
+    initial_scale: Hyper = positive("initial_scale value", 1.0)
+    max_size: int = at_least_zero("max_size value", 1024)
+    seed: int = at_least_zero("seed value", 0)
     leaf_fields: ClassVar[tuple[str, ...]] = ("mu", "factors", "count")
     overwritten_fields: ClassVar[tuple[str, ...]] = ("mu", "factors")
     complex_numbers: ClassVar[str] = "refused"
@@ -83,16 +95,12 @@ class ScaleByPsgd(LeafRule):
     ) -> tuple[list[Tensor], Any]:
         """Return the directions and the new state."""
         counts = increment(state.count)
-        rows: list[tuple[Tensor, ...]] = [()] * len(grads)
-        for indices in stacks(grads, [id(count) for count in counts]):
-            g, mu, factors = (
-                torch.stack([role[i] for i in indices]) for role in (grads, state.mu, state.factors)
-            )
-            values = self._stepped(g, mu, factors, counts[indices[0]])
-            for i, row in zip(indices, zip(*map(torch.unbind_copy, values))):
-                rows[i] = row
-        updates, mus, new = ([row[k] for row in rows] for k in range(3))
-        return updates, ScaleByPsgdState(mu=mus, factors=new, count=counts)
+        updates, mu, factors = in_rows(
+            lambda i, g, mu, factors: self._stepped(g, mu, factors, counts[i]),
+            (grads, state.mu, state.factors),
+            [id(count) for count in counts],
+        )
+        return updates, ScaleByPsgdState(mu=mu, factors=factors, count=counts)
 
     def _stepped(
         self, g: Tensor, mu: Tensor, factors: Tensor, count: Tensor
@@ -169,14 +177,8 @@ def _probe(size: int, count: Tensor, seed: int) -> Tensor:
     return (1 - 2 * ((x >> 15) & 1)).to(torch.float64)
 
 
-@transformation
-def scale_by_psgd(
-    momentum: float | Tensor = 0.9,
-    precondition_lr: float | Tensor = 0.1,
-    initial_scale: float | Tensor = 1.0,
-    max_size: int = 1024,
-    seed: int = 0,
-) -> LeafRule:
+@transformation_of(ScaleByPsgd)
+def scale_by_psgd() -> None:
     r"""Return the transformation to the direction of PSGD with Kronecker factors.
 
     With upper triangular Q and R, the gradient G, and a probe V of random signs,
@@ -216,15 +218,6 @@ def scale_by_psgd(
         https://arxiv.org/abs/1809.10232, section 4; O. Pooladzandi, X.-L. Li, Curvature-Informed
         SGD via General Purpose Lie-Group Preconditioners, 2024, https://arxiv.org/abs/2402.04553.
     """
-    check_fraction(momentum, "momentum value")
-    check_at_least_zero(max_size, "max_size value")
-    check_at_least_zero(seed, "seed value")
-    for name, value in (("precondition_lr", precondition_lr), ("initial_scale", initial_scale)):
-        if are_numbers(value) and not value > 0:
-            raise ValueError(f"Invalid {name} value: {value}; expected a number > 0")
-    if are_numbers(precondition_lr) and not precondition_lr < 1:
-        raise ValueError(f"Invalid precondition_lr value: {precondition_lr}; expected < 1")
-    return ScaleByPsgd(momentum, precondition_lr, initial_scale, max_size, seed)
 
 
 @documented(scale_by_psgd, weight_decay=DECOUPLED)
@@ -241,14 +234,11 @@ def psgd(
 ) -> GradientTransformation:
     """Return PSGD with Kronecker factors.
 
-    The update is -lr * (u + weight_decay * p), with u the direction of
-    `torchopt.optimizers.psgd.scale_by_psgd`.
-
     Args:
         momentum: Decay of the average of the gradient, in [0, 1).
         precondition_lr: Relative step of the factors, in (0, 1).
     """
-    direction = scale_by_psgd.rule(momentum, precondition_lr, initial_scale, max_size, seed)
+    direction = ScaleByPsgd(momentum, precondition_lr, initial_scale, max_size, seed)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="psgd"
     )

@@ -15,7 +15,7 @@ from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
@@ -38,9 +38,9 @@ class ScaleByRAdamState(NamedTuple):
 class RAdam(Rule):
     """u = mu_hat r sqrt(1 - b2^k) / (sqrt(nu') + eps) where rho > 5, else u = mu_hat."""
 
-    b1: Hyper = fraction("b1 parameter at index 0")
-    b2: Hyper = fraction("b1 parameter at index 0")
-    eps: Hyper = at_least_zero("epsilon value")
+    b1: Hyper = fraction("b1 parameter at index 0", 0.9)
+    b2: Hyper = fraction("b1 parameter at index 0", 0.999)
+    eps: Hyper = at_least_zero("epsilon value", 1e-6)
     moment_requires_grad: bool = False
     State = ScaleByRAdamState
     kernel = "radam"
@@ -68,13 +68,8 @@ class RAdam(Rule):
         return u, (mu, nu)
 
 
-@transformation
-def scale_by_radam(
-    b1: float | Tensor = 0.9,
-    b2: float | Tensor = 0.999,
-    eps: float | Tensor = 1e-6,
-    moment_requires_grad: bool = False,
-) -> Rule:
+@transformation_of(RAdam)
+def scale_by_radam() -> None:
     r"""Return the transformation to RAdam's direction.
 
     With the moments of Adam, t the number of steps of the leaf, this one included,
@@ -92,7 +87,6 @@ def scale_by_radam(
         https://arxiv.org/abs/1908.03265, Algorithm 2 (the threshold 5 is that of
         torch.optim.RAdam).
     """
-    return RAdam(b1, b2, eps, moment_requires_grad)
 
 
 @documented(scale_by_radam)
@@ -104,10 +98,7 @@ def radam(
     *,
     moment_requires_grad: bool = False,
 ) -> GradientTransformation:
-    """Return RAdam.
-
-    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_radam`.
-    """
+    """Return RAdam."""
     b1, b2 = unpacked(betas, 2, "betas")
     return optimizer(
         RAdam(b1, b2, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay, name="radam"

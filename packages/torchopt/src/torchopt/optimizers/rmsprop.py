@@ -15,7 +15,7 @@ from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
 from torchopt.optimizers.sgd import trace
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.starts import filled_like
 from torchopt.typing import ScalarOrSchedule
 
@@ -39,9 +39,9 @@ class ScaleByRStdDevState(NamedTuple):
 class RMSProp(Rule):
     """u = g / (sqrt(nu') + eps)."""
 
-    alpha: Hyper = at_least_zero("alpha value")
-    eps: Hyper = at_least_zero("epsilon value")
-    initial_scale: Hyper = number(starts=True)
+    alpha: Hyper = at_least_zero("alpha value", 0.9)
+    eps: Hyper = at_least_zero("epsilon value", 1e-8)
+    initial_scale: Hyper = number(0.0, starts=True)
     State: ClassVar[Any] = ScaleByRmsState
     kernel = "rmsprop"
 
@@ -71,10 +71,8 @@ class CenteredRMSProp(RMSProp):
         return divide_by_root(g, nu - mu * mu, self.eps), (mu, nu)
 
 
-@transformation
-def scale_by_rms(
-    alpha: float | Tensor = 0.9, eps: float | Tensor = 1e-8, initial_scale: float | Tensor = 0.0
-) -> Rule:
+@transformation_of(RMSProp)
+def scale_by_rms() -> None:
     r"""Return the transformation to RMSProp's direction.
 
     .. math::
@@ -90,13 +88,10 @@ def scale_by_rms(
         T. Tieleman, G. Hinton, Lecture 6.5: RMSProp, 2012,
         https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf
     """
-    return RMSProp(alpha, eps, initial_scale)
 
 
-@transformation
-def scale_by_stddev(
-    alpha: float | Tensor = 0.9, eps: float | Tensor = 1e-8, initial_scale: float | Tensor = 0.0
-) -> Rule:
+@transformation_of(CenteredRMSProp)
+def scale_by_stddev() -> None:
     r"""Return the transformation to the direction of centered RMSProp.
 
     .. math::
@@ -112,7 +107,6 @@ def scale_by_stddev(
     References:
         A. Graves, Generating Sequences With Recurrent Neural Networks, 2013, https://arxiv.org/abs/1308.0850
     """
-    return CenteredRMSProp(alpha, eps, initial_scale)
 
 
 @documented(scale_by_rms)

@@ -13,7 +13,7 @@ from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.starts import filled_like
 from torchopt.transform.validate import are_numbers, unpacked
 
@@ -31,18 +31,13 @@ class ScaleByRpropState(NamedTuple):
 class Rprop(Rule):
     """u = sign(g) size', where size grows with a constant sign and shrinks with a change."""
 
-    initial_size: Hyper = at_least_zero("learning rate", starts=True)
-    eta_minus: Hyper = number()
-    eta_plus: Hyper = number()
-    min_step: Hyper = number()
-    max_step: Hyper = number()
+    lr: Hyper = at_least_zero("learning rate", 1e-2, starts=True)
+    eta_minus: Hyper = number(0.5)
+    eta_plus: Hyper = number(1.2)
+    min_step: Hyper = number(1e-6)
+    max_step: Hyper = number(50.0)
     State = ScaleByRpropState
     kernel = "rprop"
-
-    def hyper_parameters(self) -> dict[str, Any]:
-        """Return the fields, and `initial_size` as the step size."""
-        found = super().hyper_parameters()
-        return {"lr": found.pop("initial_size"), **found}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,9 +52,9 @@ class Rprop(Rule):
             )
 
     def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
-        """Return gradients of zero and step sizes of `initial_size`."""
+        """Return gradients of zero and step sizes of `lr`."""
         if role == "step_size":
-            return filled_like(params, self.initial_size)
+            return filled_like(params, self.lr)
         return super().start(role, params)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
@@ -75,14 +70,8 @@ class Rprop(Rule):
         return torch.sign(g) * size, (g, size)
 
 
-@transformation
-def scale_by_rprop(
-    lr: float | Tensor = 1e-2,
-    eta_minus: float | Tensor = 0.5,
-    eta_plus: float | Tensor = 1.2,
-    min_step: float | Tensor = 1e-6,
-    max_step: float | Tensor = 50.0,
-) -> Rule:
+@transformation_of(Rprop)
+def scale_by_rprop() -> None:
     r"""Return the transformation to Rprop's step: the sign of g times a step size for each number.
 
     A step size grows by `eta_plus` while its gradient keeps its sign and shrinks by `eta_minus`
@@ -103,7 +92,6 @@ def scale_by_rprop(
         M. Riedmiller, H. Braun, A Direct Adaptive Method for Faster Backpropagation Learning: The
         RPROP Algorithm, 1993. The variant without a step back is that of torch.optim.Rprop.
     """
-    return Rprop(lr, eta_minus, eta_plus, min_step, max_step)
 
 
 @documented(scale_by_rprop)

@@ -6,60 +6,23 @@ It runs eagerly, under compile and under vmap, and gives every derivative that h
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from torchopt.transform.base import LeafRule
+from torchopt.transform.base import LeafRule, declared_in
 from torchopt.transform.counts import for_each_distinct, increment, same_counts, zero_counts
 from torchopt.transform.starts import zeros_like
-from torchopt.transform.validate import are_numbers, check_at_least_zero, check_fraction
+from torchopt.transform.validate import Hyper, at_least_zero, fraction, number, positive
 
 if TYPE_CHECKING:
     from torchopt.transform.plan import Plan
 
 __all__ = ["Hyper", "Rule", "at_least_zero", "fraction", "number", "positive"]
-
-#: A hyper-parameter: a number, or a tensor that is read in each step.
-Hyper = float | Tensor
-
-Check = Callable[[Any], None]
-
-
-def number(check: Check | None = None, *, starts: bool = False) -> Any:
-    """Declare a hyper-parameter of a rule.
-
-    Args:
-        check: Raises for a number out of range. Tensors are not looked at.
-        starts: It only defines the initial state, and does not enter a step.
-    """
-    return dataclasses.field(metadata={"check": check, "starts": starts})
-
-
-def at_least_zero(what: str, *, starts: bool = False) -> Any:
-    """Declare a hyper-parameter >= 0, which messages call `what`."""
-    return number(functools.partial(check_at_least_zero, what=what), starts=starts)
-
-
-def positive(what: str) -> Any:
-    """Declare a hyper-parameter > 0, which messages call `what`."""
-    return number(functools.partial(_check_positive, what=what))
-
-
-def _check_positive(value: Hyper, what: str) -> None:
-    if are_numbers(value) and not value > 0:
-        raise ValueError(f"Invalid {what}: {value}; expected a number > 0")
-
-
-def fraction(what: str, *, closed: bool = False) -> Any:
-    """Declare a hyper-parameter in [0, 1), or in [0, 1] when `closed`."""
-    return number(functools.partial(check_fraction, what=what, closed=closed))
 
 
 @dataclass(frozen=True)
@@ -82,7 +45,6 @@ class Rule(LeafRule):
             depends on none of them. Nothing is kept for it then.
         roles: The fields of the state that are like the parameter, in the order of the kernel.
         hypers: The hyper-parameters of a step, in the order of the kernel.
-        checks: Pairs (hyper-parameter, check).
         is_steady: Whether no coefficient depends on the step.
     """
 
@@ -92,18 +54,11 @@ class Rule(LeafRule):
     constant_derivative: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ()
     hypers: ClassVar[tuple[str, ...]] = ()
-    checks: ClassVar[tuple[tuple[str, Check], ...]] = ()
     is_steady: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        declared = {
-            name: field.metadata
-            for name, field in vars(cls).items()
-            if isinstance(field, dataclasses.Field) and "starts" in field.metadata
-        }
-        cls.hypers += tuple(name for name, data in declared.items() if not data["starts"])
-        cls.checks += tuple((n, data["check"]) for n, data in declared.items() if data["check"])
+        cls.hypers += tuple(n for n, data in declared_in(cls).items() if not data["starts"])
         fields = cls.State._fields
         cls.roles = tuple(f for f in fields if f not in ("count", "t", *cls.shared))
         cls.leaf_fields = tuple(f for f in fields if f != "t")
@@ -114,10 +69,6 @@ class Rule(LeafRule):
             vars(cls)
         ):
             cls.kernel = None  # that of another formula
-
-    def __post_init__(self) -> None:
-        for name, check in self.checks:
-            check(getattr(self, name))
 
     def join(self, plan: Plan) -> Plan | None:
         """Return `plan` with this rule."""

@@ -14,7 +14,7 @@ from torchopt.documented import documented
 from torchopt.optimizers.adam import Adam
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.find_states import map_states, places
 from torchopt.transform.validate import unpacked
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
@@ -41,10 +41,10 @@ class ScheduleFreeState(NamedTuple):
 class ScheduleFree(Rule):
     """The last stage of a schedule-free optimizer: u = y' - y, the way from y to the next y."""
 
-    lr: Hyper = at_least_zero("learning rate")
-    beta: Hyper = fraction("beta value")
-    weight_decay: Hyper = at_least_zero("weight_decay value")
-    warmup_steps: int = at_least_zero("warmup_steps value")
+    lr: Hyper = at_least_zero("learning rate", 1.0)
+    beta: Hyper = fraction("beta value", 0.9)
+    weight_decay: Hyper = at_least_zero("weight_decay value", 0.0)
+    warmup_steps: int = at_least_zero("warmup_steps value", 0)
     State = ScheduleFreeState
     shared: ClassVar[dict[str, float]] = {"weight_sum": 0.0}
     reads_params = True
@@ -75,13 +75,8 @@ class ScheduleFree(Rule):
         return z + self.beta * (x - z) - p, (z, x)
 
 
-@transformation
-def schedule_free(
-    lr: float | Tensor = 1.0,
-    beta: float | Tensor = 0.9,
-    weight_decay: float | Tensor = 0.0,
-    warmup_steps: int = 0,
-) -> Rule:
+@transformation_of(ScheduleFree)
+def schedule_free() -> None:
     r"""Return the last stage of schedule-free optimizers, in the place of the step size.
 
     .. math::
@@ -106,7 +101,6 @@ def schedule_free(
         A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682,
         Algorithm 1.
     """
-    return ScheduleFree(lr, beta, weight_decay, warmup_steps)
 
 
 def averaged_params(state: Any, params: Any, *, where: Any = None) -> Any:

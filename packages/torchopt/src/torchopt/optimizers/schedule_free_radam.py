@@ -63,7 +63,7 @@ class ScaleByRectified(Rule):
 class ScheduleFreeRectified(ScheduleFree):
     """The last stage, with the step size times RAdam's factor."""
 
-    b2: Hyper = fraction("beta parameter at index 1")
+    b2: Hyper = fraction("beta parameter at index 1", 0.999)
     sgd_phase: bool = False
 
     def _step_size(self, k: Tensor) -> Any:

@@ -125,8 +125,6 @@ def sgd(
 ) -> GradientTransformation:
     """Return stochastic gradient descent, with momentum as in torch.optim.SGD.
 
-    The update is -lr * u, with u the direction of `torchopt.transform.trace`.
-
     Args:
         momentum: Decay of the trace, >= 0; 0 keeps no trace.
         dampening: Part of each gradient but the first that does not enter the trace.

@@ -13,12 +13,12 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.kernels.reference.inverse_root import inverse_root
-from torchopt.kernels.stacks import stacks
+from torchopt.kernels.stacks import in_rows
 from torchopt.optimizers.sgd import trace
 from torchopt.optimizers.stages import optimizer
 from torchopt.params.sharded import require_whole
-from torchopt.transform.base import LeafRule, transformation
-from torchopt.transform.validate import check_at_least_zero, check_fraction
+from torchopt.transform.base import LeafRule, transformation_of
+from torchopt.transform.validate import Hyper, at_least_one, at_least_zero, fraction, positive
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByShampooState", "scale_by_shampoo", "shampoo"]
@@ -41,11 +41,11 @@ class ScaleByShampooState(NamedTuple):
 class ScaleByShampoo(LeafRule):
     """u = g times the inverse root of its second moment along each dimension."""
 
-    eps: float | Tensor
-    decay: float | Tensor
-    update_every: int
-    max_size: int
-    root_steps: int
+    eps: Hyper = positive("epsilon value", 1e-4)
+    decay: Hyper = fraction("decay value", 1.0, closed=True)
+    update_every: int = at_least_one("update_every value", 1)
+    max_size: int = at_least_zero("max_size value", 1024)
+    root_steps: int = at_least_one("root_steps value", 50)
     leaf_fields: ClassVar[tuple[str, ...]] = ("statistics", "roots", "t")
     compressed: ClassVar[bool] = True
     complex_numbers: ClassVar[str] = "refused"
@@ -88,17 +88,12 @@ class ScaleByShampoo(LeafRule):
         # Each leaf counts its own steps: it may have no gradient in all the steps in which others
         # compute their roots.
         refresh = [(t - 1) % self.update_every == 0 for t in state.t]
-        rows: list[tuple[Tensor, ...]] = [()] * len(grads)
-        for indices in stacks(grads, refresh):
-            g, old, roots = (
-                torch.stack([role[i].to(torch.float64) for i in indices])
-                for role in (grads, state.statistics, state.roots)
-            )
-            values = self._stepped(g, old, roots, refresh[indices[0]])
-            for i, row in zip(indices, zip(*map(torch.unbind_copy, values))):
-                rows[i] = row
-        updates, statistics, all_roots = ([row[k] for row in rows] for k in range(3))
-        return updates, ScaleByShampooState(statistics, all_roots, [t + 1 for t in state.t])
+        updates, statistics, roots = in_rows(
+            lambda i, g, old, roots: self._stepped(g.double(), old.double(), roots, refresh[i]),
+            (grads, state.statistics, state.roots),
+            refresh,
+        )
+        return updates, ScaleByShampooState(statistics, roots, [t + 1 for t in state.t])
 
     def _stepped(
         self, g: Tensor, old: Tensor, roots: Tensor, refresh: bool
@@ -160,14 +155,8 @@ def _along(x: Tensor, r: Tensor, dimension: int) -> Tensor:
     return (moved.flatten(1, -2) @ r).reshape(moved.shape).movedim(-1, dimension)
 
 
-@transformation
-def scale_by_shampoo(
-    eps: float | Tensor = 1e-4,
-    decay: float | Tensor = 1.0,
-    update_every: int = 1,
-    max_size: int = 1024,
-    root_steps: int = 50,
-) -> LeafRule:
+@transformation_of(ScaleByShampoo)
+def scale_by_shampoo() -> None:
     r"""Return the transformation to Shampoo's direction.
 
     For a matrix,
@@ -207,14 +196,6 @@ def scale_by_shampoo(
         tensor([[ 1.0000, 0.0000],
                 [ 0.0000, -1.0000]], dtype=torch.float64)
     """
-    if not isinstance(eps, Tensor) and not eps > 0:
-        raise ValueError(f"Invalid epsilon value: {eps}; expected a number > 0")
-    check_fraction(decay, "decay value", closed=True)
-    check_at_least_zero(max_size, "max_size value")
-    for name, value in (("update_every", update_every), ("root_steps", root_steps)):
-        if not value >= 1:
-            raise ValueError(f"Invalid {name} value: {value}; expected a number >= 1")
-    return ScaleByShampoo(eps, decay, update_every, max_size, root_steps)
 
 
 @documented(scale_by_shampoo)
@@ -241,7 +222,7 @@ def shampoo(
         max_size: Dimensions longer than this have a diagonal preconditioner.
     """
     return optimizer(
-        scale_by_shampoo.rule(eps, decay, update_every, max_size),
+        ScaleByShampoo(eps, decay, update_every, max_size),
         trace.rule(momentum),
         lr=lr,
         weight_decay=weight_decay,

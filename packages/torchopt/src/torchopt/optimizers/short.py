@@ -87,13 +87,12 @@ def short_step(
         if x.layout is not torch.strided or p.dtype not in _DTYPES or not p.is_cpu:
             return None
     lr, decay, decoupled, *_ = numbers
-    members: Any = (state,) if chain.single else state
     place, traces = 0, None
     if rule is not None:
-        if type(members) is not tuple or len(members) != plan.size:
+        if type(state) is not tuple or len(state) != plan.size:
             return None
         place = plan.states[0][0]
-        traces = getattr(members[place], "trace", None)
+        traces = getattr(state[place], "trace", None)
         if type(traces) is not list or not _are_alike(params, traces):
             return None
     add: Any = torch._foreach_add if sum(map(Tensor.numel, params)) <= SMALL else _add
@@ -110,10 +109,7 @@ def short_step(
     new = list(add(params, grads, alpha=-lr))
     if not traces:
         return new, state
-    following = TraceState(new_traces)
-    if chain.single:
-        return new, following
-    return new, (*members[:place], following, *members[place + 1 :])
+    return new, (*state[:place], TraceState(new_traces), *state[place + 1 :])
 
 
 def _add(tensors: Sequence[Tensor], others: Sequence[Tensor], *, alpha: float) -> list[Tensor]:

@@ -14,12 +14,12 @@ from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.moments import bias_correction, moving_average
 from torchopt.kernels.reference.root import divide_by_root
-from torchopt.kernels.stacks import stacks
+from torchopt.kernels.stacks import in_rows
 from torchopt.optimizers.stages import optimizer
 from torchopt.params.sharded import require_whole
-from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.counts import increment, zero_counts
-from torchopt.transform.validate import check_at_least_zero, check_betas, check_fraction, unpacked
+from torchopt.transform.validate import Hyper, at_least_one, at_least_zero, fraction, unpacked
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleBySoapState", "scale_by_soap", "soap"]
@@ -45,12 +45,12 @@ class ScaleBySoapState(NamedTuple):
 class ScaleBySoap(LeafRule):
     """u = Adam's direction for the gradient in the eigenbasis, turned back."""
 
-    b1: float | Tensor
-    b2: float | Tensor
-    eps: float | Tensor
-    shampoo_beta: float | Tensor
-    update_every: int
-    max_size: int
+    b1: Hyper = fraction("beta parameter at index 0", 0.95)
+    b2: Hyper = fraction("beta parameter at index 1", 0.95)
+    eps: Hyper = at_least_zero("epsilon value", 1e-8)
+    shampoo_beta: Hyper = fraction("shampoo_beta value", 0.95)
+    update_every: int = at_least_one("update_every value", 10)
+    max_size: int = at_least_zero("max_size value", 1024)
     leaf_fields: ClassVar[tuple[str, ...]] = ("mu", "nu", "statistics", "bases", "t", "count")
     overwritten_fields: ClassVar[tuple[str, ...]] = ("mu", "nu", "statistics", "bases")
     complex_numbers: ClassVar[str] = "refused"
@@ -101,16 +101,13 @@ class ScaleBySoap(LeafRule):
             (t == 1, (t - 1) % self.update_every == 0, id(count))
             for t, count in zip(state.t, counts)
         ]
-        rows: list[tuple[Tensor, ...]] = [()] * len(grads)
-        for indices in stacks(grads, keys):
-            dtype = self._dtype(grads[indices[0]])
-            roles = (grads, state.mu, state.nu, state.statistics, state.bases)
-            stacked = [torch.stack([role[i].to(dtype) for i in indices]) for role in roles]
-            first, refresh, _ = keys[indices[0]]
-            values = self._stepped(tuple(stacked), counts[indices[0]], first, refresh)
-            for i, row in zip(indices, zip(*map(torch.unbind_copy, values))):
-                rows[i] = row
-        updates, mu, nu, statistics, bases = ([row[k] for row in rows] for k in range(5))
+
+        def stepped(i: int, *stacked: Tensor) -> tuple[Tensor, ...]:
+            dtype, (first, refresh, _) = self._dtype(grads[i]), keys[i]
+            return self._stepped(tuple(x.to(dtype) for x in stacked), counts[i], first, refresh)
+
+        roles = (grads, state.mu, state.nu, state.statistics, state.bases)
+        updates, mu, nu, statistics, bases = in_rows(stepped, roles, keys)
         t = [t + 1 for t in state.t]
         return updates, ScaleBySoapState(mu, nu, statistics, bases, t, counts)
 
@@ -163,15 +160,8 @@ def _along(x: Tensor, dimensions: Sequence[int], matrices: Sequence[Tensor]) -> 
     return x
 
 
-@transformation
-def scale_by_soap(
-    b1: float | Tensor = 0.95,
-    b2: float | Tensor = 0.95,
-    eps: float | Tensor = 1e-8,
-    shampoo_beta: float | Tensor = 0.95,
-    update_every: int = 10,
-    max_size: int = 1024,
-) -> LeafRule:
+@transformation_of(ScaleBySoap)
+def scale_by_soap() -> None:
     r"""Return the transformation to SOAP's direction.
 
     For a matrix, with orthogonal Q and P,
@@ -207,13 +197,6 @@ def scale_by_soap(
         N. Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam, 2024,
         https://arxiv.org/abs/2409.11321, Algorithms 3 and 4.
     """
-    check_betas(b1, b2)
-    check_at_least_zero(eps, "epsilon value")
-    check_fraction(shampoo_beta, "shampoo_beta value")
-    check_at_least_zero(max_size, "max_size value")
-    if not update_every >= 1:
-        raise ValueError(f"Invalid update_every value: {update_every}; expected a number >= 1")
-    return ScaleBySoap(b1, b2, eps, shampoo_beta, update_every, max_size)
 
 
 @documented(scale_by_soap, weight_decay=DECOUPLED)
@@ -230,15 +213,12 @@ def soap(
 ) -> GradientTransformation:
     """Return SOAP.
 
-    The update is -lr * (u + weight_decay * p), with u the direction of
-    `torchopt.optimizers.soap.scale_by_soap`.
-
     Args:
         shampoo_beta: Decay of the preconditioners, in [0, 1).
         update_every: Steps from one computation of the eigenbases to the next.
     """
     b1, b2 = unpacked(betas, 2, "betas")
-    direction = scale_by_soap.rule(b1, b2, eps, shampoo_beta, update_every, max_size)
+    direction = ScaleBySoap(b1, b2, eps, shampoo_beta, update_every, max_size)
     return optimizer(
         direction, lr=lr, decoupled_weight_decay=weight_decay, maximize=maximize, name="soap"
     )

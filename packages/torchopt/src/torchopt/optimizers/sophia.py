@@ -14,9 +14,9 @@ from torchopt.documented import DECOUPLED, documented
 from torchopt.kernels.reference.moments import moving_average
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction, positive
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.find_states import map_states, places
-from torchopt.transform.validate import are_numbers, unpacked
+from torchopt.transform.validate import at_least_one, unpacked
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
 from torchopt.typing import ScalarOrSchedule
 
@@ -35,19 +35,13 @@ class ScaleBySophiaState(NamedTuple):
 class Sophia(Rule):
     """u = clip(mu' / max(rho h', eps), 1)."""
 
-    b1: Hyper = fraction("beta parameter at index 0")
-    b2: Hyper = fraction("beta parameter at index 1")
-    rho: Hyper = at_least_zero("rho value")
-    eps: Hyper = positive("epsilon value")
-    batch_size: Hyper = positive("batch_size value")
-    update_every: int | None = None
+    b1: Hyper = fraction("beta parameter at index 0", 0.965)
+    b2: Hyper = fraction("beta parameter at index 1", 0.99)
+    rho: Hyper = at_least_zero("rho value", 0.04)
+    eps: Hyper = positive("epsilon value", 1e-15)
+    batch_size: Hyper = positive("batch_size value", 1.0)
+    update_every: int | None = at_least_one("update_every value", 10)
     State = ScaleBySophiaState
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        every = self.update_every
-        if every is not None and are_numbers(every) and not every >= 1:
-            raise ValueError(f"Invalid update_every value: {every}; expected a number >= 1")
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:
         """Return whether the curvature is estimated in this step, None for never."""
@@ -62,15 +56,8 @@ class Sophia(Rule):
         return (mu / (self.rho * h).clamp(min=self.eps)).clamp(-1.0, 1.0), (mu, h)
 
 
-@transformation
-def scale_by_sophia(
-    b1: float | Tensor = 0.965,
-    b2: float | Tensor = 0.99,
-    rho: float | Tensor = 0.04,
-    eps: float | Tensor = 1e-15,
-    batch_size: float | Tensor = 1.0,
-    update_every: int | None = 10,
-) -> Rule:
+@transformation_of(Sophia)
+def scale_by_sophia() -> None:
     r"""Return the transformation to Sophia's direction.
 
     .. math::
@@ -105,7 +92,6 @@ def scale_by_sophia(
         >>> direction.update(g, direction.init(g))[0]  # g / g^2, clipped
         tensor([0.2500, 1.0000])
     """
-    return Sophia(b1, b2, rho, eps, batch_size, update_every)
 
 
 def observe_curvature(

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.base import GradientTransformation, identity
-from torchopt.combine import chain, flat_chain, round_once
-from torchopt.optimizers.native import Backend, fuse
+from torchopt.base import GradientTransformation, identity, members_of
+from torchopt.combine import chain
+from torchopt.optimizers.native import Backend, FusedChain
 from torchopt.transform.add_decayed_weights import add_decayed_weights
 from torchopt.transform.base import LeafRule, as_transformation, transformation
 from torchopt.transform.linear import FlipSignAndAddWeightDecay, Scale
@@ -86,8 +86,8 @@ def compose(
     members = [_member(stage, flat) for stage in stages]
     if not flat:
         return chain(*members)
-    plain = flat_chain(tuple(members), "reference")
-    return fuse(round_once(plain), members, backend or DEFAULT_BACKEND, name)
+    kept = members_of(tuple(members))
+    return FusedChain(kept, backend or DEFAULT_BACKEND, rounds_once=True, name=name).pair()
 
 
 def _member(stage: LeafRule | GradientTransformation | None, flat: bool) -> GradientTransformation:

@@ -15,7 +15,7 @@ from torchopt.kernels.reference.moments import moving_average
 from torchopt.kernels.reference.root import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
-from torchopt.transform.base import transformation
+from torchopt.transform.base import transformation_of
 from torchopt.transform.starts import filled_like
 from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
@@ -34,10 +34,10 @@ class ScaleByYogiState(NamedTuple):
 class Yogi(Rule):
     """u = mu' / (sqrt(nu') + eps), nu' = nu - (1 - b2) sign(nu - g^2) g^2."""
 
-    b1: Hyper = fraction("beta parameter at index 0")
-    b2: Hyper = fraction("beta parameter at index 1")
-    eps: Hyper = at_least_zero("epsilon value")
-    initial_accumulator: Hyper = at_least_zero("initial_accumulator value", starts=True)
+    b1: Hyper = fraction("beta parameter at index 0", 0.9)
+    b2: Hyper = fraction("beta parameter at index 1", 0.999)
+    eps: Hyper = at_least_zero("epsilon value", 1e-3)
+    initial_accumulator: Hyper = at_least_zero("initial_accumulator value", 1e-6, starts=True)
     State = ScaleByYogiState
 
     def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
@@ -56,13 +56,8 @@ class Yogi(Rule):
         return divide_by_root(mu, nu, self.eps), (mu, nu)
 
 
-@transformation
-def scale_by_yogi(
-    b1: float | Tensor = 0.9,
-    b2: float | Tensor = 0.999,
-    eps: float | Tensor = 1e-3,
-    initial_accumulator: float | Tensor = 1e-6,
-) -> Rule:
+@transformation_of(Yogi)
+def scale_by_yogi() -> None:
     r"""Return the transformation to Yogi's direction.
 
     .. math::
@@ -78,7 +73,6 @@ def scale_by_yogi(
         M. Zaheer, S. Reddi, D. Sachan, S. Kale, S. Kumar, Adaptive Methods for Nonconvex
         Optimization, NeurIPS 2018, Algorithm 2.
     """
-    return Yogi(b1, b2, eps, initial_accumulator)
 
 
 @documented(scale_by_yogi)
@@ -91,10 +85,7 @@ def yogi(
     *,
     maximize: bool = False,
 ) -> GradientTransformation:
-    """Return Yogi.
-
-    The update is -lr * u, with u the direction of `torchopt.transform.scale_by_yogi`.
-    """
+    """Return Yogi."""
     b1, b2 = unpacked(betas, 2, "betas")
     direction = Yogi(b1, b2, eps, initial_accumulator)
     return optimizer(direction, lr=lr, weight_decay=weight_decay, maximize=maximize, name="yogi")

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.counts import increment, zero_counts
-from torchopt.transform.validate import check_at_least_zero
+from torchopt.transform.validate import Hyper, at_least_zero
 
 __all__ = ["AddNoiseState", "add_noise"]
 
@@ -26,9 +26,9 @@ class AddNoiseState(NamedTuple):
 class AddNoise(LeafRule):
     """u = g + noise."""
 
-    eta: float | Tensor
-    gamma: float | Tensor
-    generator: torch.Generator | None
+    eta: Hyper = at_least_zero("eta value", 0.01)
+    gamma: Hyper = at_least_zero("gamma value", 0.55)
+    generator: torch.Generator | None = None
     leaf_fields: ClassVar[tuple[str, ...]] = ("count",)
 
     def init_leaves(self, params: list[Tensor]) -> AddNoiseState:
@@ -53,12 +53,8 @@ class AddNoise(LeafRule):
         return torch.randn(g.shape, generator=self.generator, dtype=g.dtype, device=g.device)
 
 
-@transformation
-def add_noise(
-    eta: float | Tensor = 0.01,
-    gamma: float | Tensor = 0.55,
-    generator: torch.Generator | None = None,
-) -> LeafRule:
+@transformation_of(AddNoise)
+def add_noise() -> None:
     r"""Return the transformation that adds normal noise to gradients, less in every step.
 
     .. math::
@@ -86,6 +82,3 @@ def add_noise(
         >>> noise.update(g, noise.init(g))[0]
         tensor([1.])
     """
-    check_at_least_zero(eta, "eta value")
-    check_at_least_zero(gamma, "gamma value")
-    return AddNoise(eta, gamma, generator)

@@ -13,19 +13,27 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, Protocol, cast
 
 from torchopt.base import Driver, GradientTransformation, identity
-from torchopt.documented import complete
+from torchopt.documented import complete, documented
 from torchopt.errors import MismatchError
 from torchopt.transform.leaf_rule import (
     LeafRule,
+    declared_in,
     init_leaves,
     overwrite,
     unlike_state,
     update_leaves,
 )
 from torchopt.transform.parts import parts_of
-from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
+from torchopt.tree import flatten_up_to, located, tree_flatten, tree_map, tree_unflatten
 
-__all__ = ["LeafRule", "as_transformation", "overwrite", "transformation"]
+__all__ = [
+    "LeafRule",
+    "as_transformation",
+    "declared_in",
+    "overwrite",
+    "transformation",
+    "transformation_of",
+]
 
 P = ParamSpec("P")
 
@@ -40,6 +48,12 @@ class _ListDriver(Driver):
     def __repr__(self) -> str:
         return repr(self.rule)
 
+    def written(self, old: Any, new: Any) -> Any:
+        fields = self.rule.overwritten_fields
+        roles = ((getattr(old, f), getattr(new, f)) for f in fields)
+        moved = (tree_map(overwrite, *pair, none_is_leaf=True) for pair in roles)
+        return new._replace(**dict(zip(fields, moved))) if fields else new
+
     def init(self, params: Any) -> Any:
         return init_leaves(self.rule, list(params))
 
@@ -48,14 +62,8 @@ class _ListDriver(Driver):
 
 
 @dataclass(frozen=True)
-class _TreeDriver(Driver):
+class _TreeDriver(_ListDriver):
     """Runs a rule on trees."""
-
-    rule: LeafRule
-    parts_of: ClassVar[Any] = staticmethod(parts_of)
-
-    def __repr__(self) -> str:
-        return repr(self.rule)
 
     def init(self, params: Any) -> Any:
         leaves, spec = tree_flatten(params, none_is_leaf=True)
@@ -155,3 +163,32 @@ def transformation(
     factory.impl = impl
     factory.rule = make
     return factory
+
+
+def transformation_of(
+    rule: Callable[P, LeafRule], like: Callable[..., Any] | None = None
+) -> Callable[[Callable[[], None]], TransformationFactory[P]]:
+    """Return the decorator that turns a function into the factory of the transformations by `rule`.
+
+    The result has the arguments of `rule`, and the name and documentation of the function, which
+    has no other use.
+
+    Args:
+        rule: The class of a rule.
+        like: See `torchopt.documented.documented`.
+    """
+
+    def decorate(named: Callable[[], None]) -> TransformationFactory[P]:
+        @functools.wraps(named)
+        def make(*args: P.args, **kwargs: P.kwargs) -> LeafRule:
+            return rule(*args, **kwargs)
+
+        fields = [
+            p.replace(annotation=p.annotation.replace("Hyper", "float | Tensor"))
+            for p in inspect.signature(rule).parameters.values()
+        ]
+        vars(make)["__signature__"] = inspect.Signature(fields, return_annotation="LeafRule")
+        make.__annotations__ = {p.name: p.annotation for p in fields} | {"return": "LeafRule"}
+        return transformation(make if like is None else documented(like)(make))
+
+    return decorate

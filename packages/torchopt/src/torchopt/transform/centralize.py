@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.base import LeafRule, transformation_of
 
 __all__ = ["centralize"]
 
@@ -29,8 +29,8 @@ class Centralize(LeafRule):
         ], state
 
 
-@transformation
-def centralize() -> LeafRule:
+@transformation_of(Centralize)
+def centralize() -> None:
     """Return the transformation that takes the mean of each output's weights from its gradient.
 
     Tensors with one dimension or none pass through.
@@ -44,4 +44,3 @@ def centralize() -> LeafRule:
         >>> centralize().update(torch.tensor([[1.0, 3.0]]), ())[0]
         tensor([[-1.,  1.]])
     """
-    return Centralize()

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from torchopt.kernels.reference.moments import bias_correction, moving_average
-from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.counts import increment, zero_counts
 from torchopt.transform.starts import zeros_like
-from torchopt.transform.validate import check_fraction
+from torchopt.transform.validate import Hyper, fraction
 
 __all__ = ["EmaState", "ema"]
 
@@ -28,8 +28,8 @@ class EmaState(NamedTuple):
 class Ema(LeafRule):
     """u = ema' / (1 - decay^k)."""
 
-    decay: float | Tensor
-    debias: bool
+    decay: Hyper = fraction("decay value")
+    debias: bool = True
     leaf_fields: ClassVar[tuple[str, ...]] = ("ema", "count")
     overwritten_fields: ClassVar[tuple[str, ...]] = ("ema",)
 
@@ -50,8 +50,8 @@ class Ema(LeafRule):
         return updates, EmaState(ema=averages, count=counts)
 
 
-@transformation
-def ema(decay: float | Tensor, debias: bool = True) -> LeafRule:
+@transformation_of(Ema)
+def ema() -> None:
     r"""Return the transformation to the exponential moving average of the updates.
 
     .. math::
@@ -64,5 +64,3 @@ def ema(decay: float | Tensor, debias: bool = True) -> LeafRule:
     Raises:
         ValueError: A decay out of range.
     """
-    check_fraction(decay, "decay value")
-    return Ema(decay, debias)

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,8 +42,9 @@ __all__ = ["LeafRule", "init_leaves", "overwrite", "update_leaves"]
 class LeafRule(Described, ABC):
     """One transformation rule, written for lists of tensors.
 
-    Hyper-parameters are its fields. One that is a tensor is read in each step: an outer optimizer
-    may have changed it since the last one.
+    Hyper-parameters are its fields, declared with `at_least_zero`, `fraction`, `number` and others
+    of `transform.validate`, which check them. One that is a tensor is read in each step: an outer
+    optimizer may have changed it since the last one.
 
     Attributes:
         leaf_fields: Fields of the state that hold one tensor, or number, for each leaf. Other
@@ -59,6 +60,7 @@ class LeafRule(Described, ABC):
             gives the dense tensors that they stand for.
         widens: Whether half types are computed in float32.
         takes_directions: Whether a kernel pays for what comes before this rule alone.
+        checks: Pairs (hyper-parameter, check).
     """
 
     leaf_fields: ClassVar[tuple[str, ...]] = ()
@@ -70,6 +72,7 @@ class LeafRule(Described, ABC):
     complex_numbers: ClassVar[str] = "pairs"
     widens: ClassVar[bool] = True
     takes_directions: ClassVar[bool] = False
+    checks: ClassVar[tuple[tuple[str, Callable[[Any], None]], ...]] = ()
     params_message: ClassVar[str] = (
         "Parameters are required for this transformation. "
         "Call `update(updates, state, params=params)` instead."
@@ -95,9 +98,15 @@ class LeafRule(Described, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        checks = {name: data["check"] for name, data in declared_in(cls).items()}
+        cls.checks += tuple((name, check) for name, check in checks.items() if check)
         if "update_leaves" in vars(cls) and "join" not in vars(cls):
             vars_of: Any = cls
             vars_of.join = LeafRule.join  # the kernel of a base class is another formula
+
+    def __post_init__(self) -> None:
+        for name, check in self.checks:
+            check(getattr(self, name))
 
     def join(self, plan: Plan) -> Plan | None:
         """Return the kernel that does what `plan` does and then this rule; None where none does."""
@@ -121,6 +130,12 @@ class LeafRule(Described, ABC):
             inplace: The caller overwrites the old state with the new one, so a rule may write into
                 it.
         """
+
+
+def declared_in(cls: type) -> dict[str, Mapping[str, Any]]:
+    """Return what the class of a rule says of the hyper-parameters that it adds, by name."""
+    fields = {k: v for k, v in vars(cls).items() if isinstance(v, dataclasses.Field)}
+    return {name: field.metadata for name, field in fields.items() if "check" in field.metadata}
 
 
 def _scatter(

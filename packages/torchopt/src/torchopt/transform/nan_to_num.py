@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.base import LeafRule, transformation_of
 
 __all__ = ["nan_to_num"]
 
@@ -19,9 +19,9 @@ __all__ = ["nan_to_num"]
 class NanToNum(LeafRule):
     """u = torch.nan_to_num(g)."""
 
-    nan: float | Tensor
-    posinf: float | Tensor | None
-    neginf: float | Tensor | None
+    nan: float | Tensor = 0.0
+    posinf: float | Tensor | None = None
+    neginf: float | Tensor | None = None
     widens: ClassVar[bool] = False  # the largest number of the dtype depends on it
 
     def update_leaves(
@@ -45,12 +45,8 @@ class NanToNum(LeafRule):
         return out
 
 
-@transformation
-def nan_to_num(
-    nan: float | Tensor = 0.0,
-    posinf: float | Tensor | None = None,
-    neginf: float | Tensor | None = None,
-) -> LeafRule:
+@transformation_of(NanToNum)
+def nan_to_num() -> None:
     """Return the transformation that replaces NaN and infinities in updates.
 
     Args:
@@ -64,4 +60,3 @@ def nan_to_num(
         >>> clean.update([torch.tensor([float("nan"), 2.0])], clean.init([torch.zeros(2)]))[0]
         [tensor([1., 2.])]
     """
-    return NanToNum(nan, posinf, neginf)

@@ -14,9 +14,9 @@ from torch import Tensor
 from torchopt import _C
 from torchopt.kernels.missing import why_missing
 from torchopt.kernels.stacks import in_stacks
-from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.norm import scaled
-from torchopt.transform.validate import are_numbers, check_at_least_zero
+from torchopt.transform.validate import Hyper, are_numbers, at_least_zero
 
 __all__ = ["orthogonalize"]
 
@@ -25,10 +25,10 @@ __all__ = ["orthogonalize"]
 class Orthogonalize(LeafRule):
     """u = scale * NewtonSchulz(g)."""
 
-    steps: int
-    coefficients: tuple[float | Tensor, float | Tensor, float | Tensor]
-    eps: float | Tensor
-    match_rms: bool
+    steps: int = at_least_zero("ns_steps value", 5)
+    coefficients: tuple[Hyper, Hyper, Hyper] = (3.4445, -4.7750, 2.0315)
+    eps: Hyper = at_least_zero("epsilon value", 1e-7)
+    match_rms: bool = False
     complex_numbers: ClassVar[str] = "whole"
 
     def update_leaves(
@@ -70,13 +70,8 @@ class Orthogonalize(LeafRule):
         return math.sqrt(max(1.0, rows / columns))
 
 
-@transformation
-def orthogonalize(
-    steps: int = 5,
-    coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
-    eps: float = 1e-7,
-    match_rms: bool = False,
-) -> LeafRule:
+@transformation_of(Orthogonalize)
+def orthogonalize() -> None:
     r"""Return the transformation that brings the singular values of matrices close to one.
 
     .. math::
@@ -102,6 +97,3 @@ def orthogonalize(
         https://kellerjordan.github.io/posts/muon
         J. Liu et al., Muon is Scalable for LLM Training, 2025, https://arxiv.org/abs/2502.16982
     """
-    check_at_least_zero(steps, "ns_steps value")
-    check_at_least_zero(eps, "epsilon value")
-    return Orthogonalize(steps, coefficients, eps, match_rms)

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchopt.transform.base import LeafRule, transformation
+from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.norm import scaled
-from torchopt.transform.validate import check_at_least_zero
+from torchopt.transform.validate import Hyper, at_least_zero
 
 __all__ = ["scale_by_trust_ratio"]
 
@@ -20,8 +20,8 @@ __all__ = ["scale_by_trust_ratio"]
 class ScaleByTrustRatio(LeafRule):
     """u = coefficient |p| / (|g| + eps) g, tensor by tensor."""
 
-    coefficient: float | Tensor
-    eps: float | Tensor
+    coefficient: Hyper = at_least_zero("coefficient value", 1.0)
+    eps: Hyper = at_least_zero("epsilon value", 0.0)
     reads_params: ClassVar[bool] = True
     takes_directions: ClassVar[bool] = True
 
@@ -39,8 +39,8 @@ class ScaleByTrustRatio(LeafRule):
         return updates, state
 
 
-@transformation
-def scale_by_trust_ratio(coefficient: float | Tensor = 1.0, eps: float | Tensor = 0.0) -> LeafRule:
+@transformation_of(ScaleByTrustRatio)
+def scale_by_trust_ratio() -> None:
     """Return the transformation u = coefficient |p| / (|g| + eps) g, tensor by tensor.
 
     Where one of the norms is zero, u = g.
@@ -57,6 +57,3 @@ def scale_by_trust_ratio(coefficient: float | Tensor = 1.0, eps: float | Tensor 
         Y. You, I. Gitman, B. Ginsburg, Large Batch Training of Convolutional Networks, 2017,
         https://arxiv.org/abs/1708.03888, equation 6.
     """
-    check_at_least_zero(coefficient, "coefficient value")
-    check_at_least_zero(eps, "epsilon value")
-    return ScaleByTrustRatio(coefficient, eps)

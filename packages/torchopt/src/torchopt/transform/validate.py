@@ -1,19 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of hyper-parameters, made once where a transformation is built.
+"""Hyper-parameters as fields of rules, and their checks, made once where a rule is built.
 
 A tensor as a hyper-parameter is not looked at: it may be batched, on a device, or part of a graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 
-__all__ = ["are_numbers", "check_at_least_zero", "check_betas", "check_fraction", "unpacked"]
+__all__ = [
+    "Hyper",
+    "are_numbers",
+    "at_least_one",
+    "at_least_zero",
+    "check_at_least_zero",
+    "check_fraction",
+    "fraction",
+    "number",
+    "positive",
+    "unpacked",
+]
 
+#: A hyper-parameter: a number, or a tensor that is read in each step.
 Hyper = float | torch.Tensor
+
+_NONE: Any = dataclasses.MISSING
+
+
+def number(
+    default: Any = _NONE, check: Callable[[Any], None] | None = None, *, starts: bool = False
+) -> Any:
+    """Declare a hyper-parameter of a rule.
+
+    Args:
+        default: Its default, if it has one.
+        check: Raises for a number out of range.
+        starts: It only defines the initial state, and does not enter a step.
+    """
+    return dataclasses.field(
+        default=default, metadata={"check": check, "starts": starts, "shown": True}
+    )
+
+
+def at_least_zero(what: str, default: Any = _NONE, *, starts: bool = False) -> Any:
+    """Declare a hyper-parameter >= 0, which messages call `what`."""
+    return number(default, partial(check_at_least_zero, what=what), starts=starts)
+
+
+def at_least_one(what: str, default: Any = _NONE) -> Any:
+    """Declare a hyper-parameter >= 1, or None, which messages call `what`."""
+    return number(default, partial(_check_at_least_one, what=what))
+
+
+def positive(what: str, default: Any = _NONE) -> Any:
+    """Declare a hyper-parameter > 0, which messages call `what`."""
+    return number(default, partial(_check_positive, what=what))
+
+
+def fraction(what: str, default: Any = _NONE, *, closed: bool = False) -> Any:
+    """Declare a hyper-parameter in [0, 1), or in [0, 1] when `closed`."""
+    return number(default, partial(check_fraction, what=what, closed=closed))
 
 
 def are_numbers(*values: Hyper | None) -> bool:
@@ -25,6 +76,16 @@ def check_at_least_zero(value: Hyper, what: str) -> None:
     """Raise `ValueError("Invalid {what}: {value}; ...")` unless value >= 0."""
     if _is_number(value, what) and not value >= 0.0:
         raise ValueError(f"Invalid {what}: {value}; expected a number >= 0")
+
+
+def _check_at_least_one(value: Hyper | None, what: str) -> None:
+    if value is not None and _is_number(value, what) and not value >= 1:
+        raise ValueError(f"Invalid {what}: {value}; expected a number >= 1")
+
+
+def _check_positive(value: Hyper, what: str) -> None:
+    if _is_number(value, what) and not value > 0:
+        raise ValueError(f"Invalid {what}: {value}; expected a number > 0")
 
 
 def check_fraction(value: Hyper, what: str, *, closed: bool = False) -> None:
@@ -49,12 +110,6 @@ def _is_number(value: Hyper, what: str) -> bool:
             "goes here with torchopt.transform.inject_hyperparams(make)(..., name=schedule)"
         )
     raise TypeError(f"Invalid {what}: expected a number or a tensor, got {value!r:.80} ({kind})")
-
-
-def check_betas(*betas: Hyper) -> None:
-    """Raise `ValueError("Invalid beta parameter at index {i}: ...")` unless 0 <= value < 1."""
-    for index, beta in enumerate(betas):
-        check_fraction(beta, f"beta parameter at index {index}")
 
 
 def unpacked(values: Iterable[Any], count: int, name: str) -> tuple[Any, ...]:
