@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from optimizers import ROWS, SMOOTH
 from torch import Tensor
 
 import torchopt
+from torchopt.optimizers import stages
 from torchopt.tree import tree_leaves
 
 
@@ -43,6 +45,29 @@ def test_states_are_in_8_bits_and_steps_are_close() -> None:
     # 100 steps of 1e-4, of which less than a tenth is rounding.
     torch.testing.assert_close(coded, plain, rtol=0, atol=1e-3)
     assert not torch.equal(coded, plain)
+
+
+@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1}], ids=["adam", "with decay"])
+@pytest.mark.parametrize("make", [torchopt.Adam, torchopt.AdamW])
+def test_compensated_steps_are_one_native_call_in_float32(
+    make: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with `use_accelerated_op`, which refuses whatever is not one."""
+
+    def stepped(**options: bool) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        p = torch.randn(50, generator=generator).to(torch.bfloat16)
+        optimizer = make([p], lr=1e-3, compensated=True, **settings, **options)
+        for _ in range(5):
+            p.grad = torch.randn(50, generator=generator).to(torch.bfloat16)
+            optimizer.step()
+            assert {x.dtype for x in tree_leaves(optimizer.state_dict()) if x.ndim} == {p.dtype}
+        return p
+
+    asked, chosen = stepped(use_accelerated_op=True), stepped()
+    assert torch.equal(asked, chosen)
+    monkeypatch.setattr(stages, "DEFAULT_BACKEND", "reference")
+    torch.testing.assert_close(chosen, stepped())
 
 
 @pytest.mark.parametrize("option", ["compensated", "in_8_bits"])

@@ -13,10 +13,10 @@ from torch import Tensor
 from torchopt import _C
 from torchopt.kernels.fused_rule import as_number
 from torchopt.kernels.missing import why_missing
-from torchopt.kernels.native import call_plain, refusal, unavailable, update
+from torchopt.kernels.native import call_plain, overwrite, refusal, unavailable, update
+from torchopt.precision import as_given, is_special, widened
 from torchopt.torch_internals import is_transforming
 from torchopt.transform.counts import increment
-from torchopt.transform.leaf_rule import overwrite
 from torchopt.transform.plan import Plan
 from torchopt.tree_function import PLAIN, any_watched, is_traced
 
@@ -84,7 +84,31 @@ class Part:
             found = self._together(leaves, members, roles, params, inplace)
             if found is not None:
                 return found
+        if _is_mixed(leaves, roles, params() if params and plan.reads_params else ()):
+            return self._in_float32(leaves, members, params, inplace)
         return self._by_groups(leaves, members, params, inplace)
+
+    def _in_float32(
+        self,
+        leaves: list[Any],
+        members: tuple[Any, ...],
+        params: Callable[[], list[Any]] | None,
+        inplace: bool,
+    ) -> tuple[list[Any], tuple[Any, ...]] | None:
+        """Return what `update` does for states and parameters of half types, widened for the call.
+
+        `torchopt.transform.compensated` hands over such gradients.
+        """
+        old = self.roles(members)
+        wide = self.replaced(members, [list(map(widened, role)) for role in old])
+        read = None if params is None else lambda: list(map(widened, params()))
+        found = self.update(leaves, wide, read, inplace=False)
+        if found is None:
+            return None
+        moved = [as_given(*pair) for pair in zip(self.roles(found[1]), old)]
+        if inplace:
+            moved = [list(map(overwrite, *pair)) for pair in zip(old, moved)]
+        return found[0], self.replaced(found[1], moved)
 
     def _is_brief(self, leaves: list[Any]) -> bool:
         """Return whether a graph is recorded, of too few tensors to be worth a native node."""
@@ -241,7 +265,7 @@ class Part:
                     role[i] = new[k]
         if inplace and len(groups) > 1:
             for role, was in zip(moved, old):
-                role[:] = [n if n is o else overwrite(o, n) for o, n in zip(was, role)]
+                role[:] = map(overwrite, was, role)
         return out, advanced
 
     def _groups(self, members: tuple[Any, ...], present: list[int]) -> list[list[int]]:
@@ -310,6 +334,11 @@ class Part:
             for name, field, values in zip(rule.shared, fields, following):
                 changes[i][name] = values * len(field) if together else _put(field, present, values)
         return changes
+
+
+def _is_mixed(leaves: Sequence[Any], roles: Sequence[Any], params: Sequence[Any]) -> bool:
+    """Return whether gradients are wider than what goes with them."""
+    return not is_special(leaves) and any(map(is_special, (*roles, params)))
 
 
 def _put(old: Sequence[Any], where: Sequence[int], values: Sequence[Any]) -> list[Any]:
