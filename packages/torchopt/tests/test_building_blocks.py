@@ -127,11 +127,11 @@ def test_a_fused_chain_is_the_chain() -> None:
 
 def test_updates_that_cannot_be_written_are_found_before_any_is() -> None:
     params = {"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int64)}
-    update.check_writable(params, {"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int32)})
+    update.writable(params, {"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int32)})
     with pytest.raises(MismatchError, match=r"\$\['b'\].*expected an update that fits torch.int64"):
-        update.check_writable(params, {"a": torch.ones(2), "b": torch.ones(2)})
+        update.writable(params, {"a": torch.ones(2), "b": torch.ones(2)})
     with pytest.raises(ValueError, match="updates"):
-        update.check_writable(params, {"a": torch.ones(2)})
+        update.writable(params, {"a": torch.ones(2)})
 
 
 def test_containers_are_the_dictionaries_of_the_modules() -> None:

@@ -22,7 +22,7 @@ from torchopt.tree import (
 from torchopt.tree_function import add_lists, are_plain, placed_like
 from torchopt.typing import Params, Tensor, Updates
 
-__all__ = ["apply_updates", "check_writable"]
+__all__ = ["add_", "apply_updates", "writable"]
 
 
 def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> Params:
@@ -51,12 +51,11 @@ def apply_updates(params: Params, updates: Updates, *, inplace: bool = True) -> 
     update_leaves = flatten_up_to(spec, updates, "apply_updates(params, updates)")
 
     moved, ps, us = _moved(leaves, update_leaves, spec)
-    # One call for all tensors, which torch.func transforms have no rules for.
-    together = bool(moved) and are_plain(ps, us) and not (ps[0].is_cuda and share_memory(ps))
     try:
         if inplace:
-            _add_(ps, us, together)
+            add_(ps, us)
         else:
+            together = _are_one_call(ps, us)
             summed = add_lists(ps, us) if together else [p.add(u) for p, u in zip(ps, us)]
             for i, p in zip(moved, summed):
                 leaves[i] = p
@@ -93,8 +92,10 @@ def _moved(
     return moved, ps, us
 
 
-def check_writable(params: Params, updates: Updates) -> None:
-    """Raise the errors that `apply_updates(params, updates, inplace=True)` would raise half-way.
+def writable(params: Params, updates: Updates) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the parameters that have an update, and their updates, for `add_`.
+
+    What `apply_updates(params, updates, inplace=True)` would raise half-way is raised here.
 
     Raises:
         ValueError: The trees differ.
@@ -106,12 +107,13 @@ def check_writable(params: Params, updates: Updates) -> None:
         reason = _why_not_writable(p, u)
         if reason is not None:
             raise located(MismatchError(i, reason), spec)
+    return ps, us
 
 
 def _why_not_writable(p: Tensor, u: Tensor) -> str | None:
     if p.device != u.device:
         return f"an update like the parameter: {describe_mismatch(p, u)}"
-    if not torch.can_cast(u.dtype, p.dtype):
+    if u.dtype is not p.dtype and not torch.can_cast(u.dtype, p.dtype):
         return f"expected an update that fits {p.dtype}, got {u.dtype}"
     if p.is_inference() and not torch.is_inference_mode_enabled():
         return "expected a parameter to write to, got an inference tensor; clone it first"
@@ -148,9 +150,17 @@ def share_memory(tensors: list[Tensor]) -> bool:
     return len(set(addresses)) != len(addresses)
 
 
+def _are_one_call(params: list[Tensor], updates: list[Tensor]) -> bool:
+    """Return whether one call serves all tensors: torch.func transforms have no rules for it."""
+    if not params or not are_plain(params, updates):
+        return False
+    return not (params[0].is_cuda and share_memory(params))
+
+
 @torch.no_grad()
-def _add_(params: list[Tensor], updates: list[Tensor], together: bool) -> None:
-    if together:
+def add_(params: list[Tensor], updates: list[Tensor]) -> None:
+    """Add updates to parameters in place, tensor by tensor."""
+    if _are_one_call(params, updates):
         torch._foreach_add_(params, updates)
         return
     for p, u in zip(params, updates):

@@ -19,7 +19,7 @@ from torchopt.optimizers.native import launch_step, step_inplace
 from torchopt.transform.compensated import compensated
 from torchopt.transform.in_8_bits import in_8_bits
 from torchopt.tree import PyTreeSpec, tree_flatten, tree_paths, tree_unflatten
-from torchopt.update import apply_updates, check_writable
+from torchopt.update import add_, writable
 
 __all__ = ["Optimizer", "require_distinct"]
 
@@ -197,18 +197,20 @@ class Optimizer:
                 if type(state) is UninitializedState:
                     state = self._initialized(0)
                 # Kernels record nothing, so nothing has to be switched off for them.
+                grads = [p.grad for p in params]
                 done, state = step_inplace(
-                    self.impls[0], self._step_caches[0], params, [p.grad for p in params], state
+                    self.impls[0], self._step_caches[0], params, grads, state
                 )
-                if done:
-                    self.state_groups[0] = state
-                    return loss
-            self._step_groups()
+                if not done:
+                    updates, state = self._by_stages(0, grads)
+                    add_(*updates)
+                self.state_groups[0] = state
+            else:
+                self._step_groups()
         return loss
 
     def _step_groups(self) -> None:
         """Step all groups, or raise before anything is written."""
-        alone = len(self.param_groups) == 1
         steps: list[tuple[Any, Any]] = []
         used = []  # a step that is prepared reads the gradients when it is taken
         for index, params in enumerate(self.param_groups):
@@ -216,23 +218,22 @@ class Optimizer:
                 refuse_capture(params[0].device)
             grads = [p.grad for p in params]
             used.append(grads)
-            if not alone:
-                done, state = step_inplace(
-                    self.impls[index],
-                    self._step_caches[index],
-                    params,
-                    grads,
-                    self._initialized(index),
-                    launch=False,
-                )
-                if done:
-                    steps.append((None, state))
-                    continue
+            done, state = step_inplace(
+                self.impls[index],
+                self._step_caches[index],
+                params,
+                grads,
+                self._initialized(index),
+                launch=False,
+            )
+            if done:
+                steps.append((None, state))
+                continue
             steps.append(self._by_stages(index, grads))
         # Nothing is changed before every group is known to be able to step.
-        for index, (updates, _) in enumerate(steps):
+        for updates, _ in steps:
             if updates is not None:
-                apply_updates(self._tree(index), updates, inplace=True)
+                add_(*updates)
         for index, (updates, state) in enumerate(steps):
             if updates is None:
                 launch_step(self._step_caches[index], state)
@@ -251,7 +252,7 @@ class Optimizer:
 
     @torch.no_grad()
     def _by_stages(self, index: int, grads: list[Tensor | None]) -> tuple[Any, Any]:
-        """Return the updates and the next state of a group; nothing is written."""
+        """Return what `add_` takes and the next state of a group; nothing is written."""
         tree = self._tree(index)
         updates, state = self.impls[index].update(
             tree_unflatten(self.param_treespecs[index], grads),
@@ -259,8 +260,7 @@ class Optimizer:
             params=tree,
             inplace=False,
         )
-        check_writable(tree, updates)
-        return updates, state
+        return writable(tree, updates), state
 
     def add_param_group(self, params: Any, *, impl: GradientTransformation | None = None) -> None:
         """Add a tree of tensors to optimize, with a separate state.

@@ -19,7 +19,7 @@ from torchopt.optim.named_state import FORMAT, Group, load_named_state, named_st
 from torchopt.optim.states import Caster, StepLock
 from torchopt.transform.base import LeafRule
 from torchopt.tree import tree_structure, tree_unflatten
-from torchopt.update import apply_updates, check_writable
+from torchopt.update import add_, writable
 
 __all__ = ["TorchOptimizer"]
 
@@ -183,12 +183,11 @@ class TorchOptimizer(torch.optim.Optimizer):
                 updates, state = made.update(
                     [p.grad for p in params], state, params=params, inplace=False
                 )
-                check_writable(params, updates)
-                steps.append((params, updates, state))
+                steps.append((writable(params, updates), state))
             # Nothing is changed before every group is known to step.
-            for params, updates, _ in steps:
-                apply_updates(params, updates, inplace=True)
-            self._states = [state for *_, state in steps]
+            for updates, _ in steps:
+                add_(*updates)
+            self._states = [state for _, state in steps]
         return loss
 
     @property  # type: ignore[override]  # named, and not by parameter

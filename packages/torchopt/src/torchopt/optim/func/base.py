@@ -17,7 +17,7 @@ from torchopt.optimizers.short import short_step
 from torchopt.params.lineage import descend
 from torchopt.tree import tree_flatten, tree_leaves, tree_paths, tree_unflatten
 from torchopt.typing import OptState, Params
-from torchopt.update import apply_updates, check_writable
+from torchopt.update import apply_updates, writable
 
 __all__ = ["FuncOptimizer"]
 
@@ -103,7 +103,7 @@ class FuncOptimizer:
                     tree, self.optim_state, params=params, inplace=False
                 )
             if inplace:
-                check_writable(params, updates)
+                writable(params, updates)
             stepped = apply_updates(params, updates, inplace=inplace)
             self.optim_state = state
         if not inplace:
