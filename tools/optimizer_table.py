@@ -66,7 +66,7 @@ def native(make: Callable[..., Any]) -> str:
     optimizer = make(lr=0.1)
     chain = getattr(optimizer.update, "__self__", None)
     if isinstance(chain, FusedChain) and chain.part is not None:
-        return "in part" if chain.tail else "yes"
+        return "yes" if chain.is_whole else "in part"
     called: list[str] = []
     functions = {name: getattr(_C, name) for name in NATIVE_CALLS}
 

@@ -5,9 +5,10 @@ identity.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, NamedTuple, NoReturn, Protocol
 
+from torchopt.lazy import lazy
 from torchopt.shown import Described, call, shown
 
 __all__ = [
@@ -221,11 +222,11 @@ class Chain(Driver):
 
     transformations: tuple[GradientTransformation, ...]
     backend: Any = "auto"
-    # Members (first, after the last) and what computes them in one call.
-    parts: tuple[tuple[int, int, Any], ...] = field(init=False, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", chain_parts(self.transformations, self.backend))
+    @lazy
+    def parts(self) -> tuple[tuple[int, int, Any], ...]:
+        """Ranges of members (first, after the last) and the part that computes each, or None."""
+        return chain_parts(self.transformations, self.backend)
 
     def __repr__(self) -> str:
         return f"chain{shown(self.transformations)}"

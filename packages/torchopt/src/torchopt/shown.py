@@ -124,10 +124,12 @@ def _same(given: Any, default: Any) -> bool:
 
 class Described:
     """The base class of dataclasses whose `repr` is `described`, which `dataclass` keeps, unless
-    they have their own.
+    they have or inherit their own.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__repr__" not in vars(cls):
-            cls.__repr__ = described  # type: ignore[method-assign]
+            inherited: Any = super(cls, cls).__repr__
+            own = described if inherited is object.__repr__ else inherited
+            cls.__repr__ = own  # type: ignore[method-assign]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from torchopt import _C
-from torchopt.base import GradientTransformation, chain_parts
+from torchopt.base import GradientTransformation
 from torchopt.combine import FlatChain, with_parts
-from torchopt.errors import KernelUnavailableError, MismatchError
+from torchopt.errors import KernelUnavailableError
 from torchopt.kernels.devices import placement
 from torchopt.kernels.fused_step import StepCache
 from torchopt.kernels.missing import why_missing
@@ -22,10 +22,9 @@ from torchopt.lazy import lazy
 from torchopt.shown import call, shown
 from torchopt.torch_internals import bump_versions, in_forward_mode
 from torchopt.transform.fused import BACKENDS, Backend, Part
-from torchopt.transform.leaf_rule import overwrite
-from torchopt.transform.parts import rule_of
+from torchopt.transform.parts import TreePart, rule_of
 from torchopt.transform.plan import Plan, longest_plan
-from torchopt.tree import flatten_up_to, located, tree_flatten, tree_unflatten
+from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
 from torchopt.tree_function import is_traced
 
 __all__ = ["Backend", "FusedChain", "launch_step", "step_inplace", "with_backend"]
@@ -89,10 +88,6 @@ class FusedChain(FlatChain):
 
     name: str = field(default="chain", compare=False)
 
-    def __post_init__(self) -> None:
-        # The stages one by one, where there is no call for them.
-        object.__setattr__(self, "parts", chain_parts(self.transformations, "reference"))
-
     def __repr__(self) -> str:
         rules = [rule for rule in map(rule_of, self.transformations) if rule is not None]
         if self.name == "chain" or len(rules) < len(self.transformations):
@@ -116,49 +111,37 @@ class FusedChain(FlatChain):
         return None if plan is None else Part(plan, self.backend)
 
     @lazy
-    def tail(self) -> tuple[GradientTransformation, ...]:
-        """The stages after those of `part`."""
-        return () if self.part is None else self.transformations[self.part.plan.size :]
+    def parts(self) -> tuple[tuple[int, int, Any], ...]:
+        """The stages of `part`, unless it is tried before, and the others one by one."""
+        first: tuple[Any, ...] = ()
+        if self.part is not None and not self.is_whole:
+            first = ((0, self.part.plan.size, TreePart(self.part, ())),)
+        start = first[0][1] if first else 0
+        return (*first, *((i, i + 1, None) for i in range(start, len(self.transformations))))
+
+    @lazy
+    def is_whole(self) -> bool:
+        """Whether `part` is all stages."""
+        return self.part is not None and self.part.plan.size == len(self.transformations)
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         """Return the updates and the next state; see `GradientTransformation`."""
         part = None if self.backend == "reference" or is_traced() else self.part
-        if part is None:
+        if part is None or not self.is_whole:
             return super().step(updates, state, params, inplace)
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
-        size = part.plan.size
         found = read = None
-        if params is not None and (part.plan.reads_params or self.tail):
+        if params is not None and part.plan.reads_params:
             what = "update(updates, state, params=params)"
 
             def read() -> list[Any]:
                 return flatten_up_to(spec, params, what, spec_of="updates")
 
-        if isinstance(state, (tuple, list)) and len(state) == size + len(self.tail):
-            used = tuple(state[:size] if self.tail else state)
-            found = part.update(leaves, used, read, inplace=inplace and not self.tail)
+        if isinstance(state, (tuple, list)) and len(state) == part.plan.size:
+            found = part.update(leaves, tuple(state), read, inplace=inplace)
         if found is None:
             return super().step(updates, state, params, inplace)
-        out, advanced = found
-        if not self.tail:
-            return tree_unflatten(spec, out), advanced
-        rest = []
-        for stage, old in zip(self.tail, state[size:]):
-            try:
-                out, new = stage.update(
-                    out, old, params=None if read is None else read(), inplace=False
-                )
-            except MismatchError as error:
-                raise located(error, spec) from error.__cause__
-            rest.append(new)
-        if inplace:
-            roles = part.roles(advanced)
-            written = [
-                [n if n is o else overwrite(o, n) for o, n in zip(was, role)]
-                for was, role in zip(part.roles(used), roles)
-            ]
-            advanced = part.replaced(advanced, written)
-        return tree_unflatten(spec, out), (*advanced, *rest)
+        return tree_unflatten(spec, found[0]), found[1]
 
     def step_(
         self, cache: StepCache, params: Sequence[Tensor], grads: list[Any], state: Any, launch: bool
@@ -170,7 +153,7 @@ class FusedChain(FlatChain):
         if self.backend == "reference" or why_missing(_C) is not None or is_traced():
             return False, state
         part = self.part
-        if part is None or self.tail:
+        if part is None or not self.is_whole:
             return False, state
         if in_forward_mode():
             return False, state  # gradients may have tangents, which parameters take over
