@@ -60,8 +60,8 @@ def require_second_derivatives(
     wrong = correct_second_derivatives(values, args, others)
     if wrong:
         raise NotDifferentiableError(
-            f"{where}: expected operations that can be differentiated twice, got {wrong[0]}, whose "
-            "second derivative torch takes for zero; write its backward in differentiable "
+            f"{where}: expected operations that can be differentiated twice, got {wrong[0][0]}, "
+            "whose second derivative torch takes for zero; write its backward in differentiable "
             'operations, or use derivative="differences" or "first_order"'
         )
 

@@ -104,9 +104,9 @@ def gradients(
     return [next(rest) if p.requires_grad else None for p in params]
 
 
-def _look_at_second_derivatives(wrong: Sequence[str]) -> None:
-    for name in wrong:
-        if "once_differentiable" not in name:
+def _look_at_second_derivatives(wrong: Sequence[tuple[str, bool]]) -> None:
+    for name, is_refused in wrong:
+        if is_refused:
             raise NotDifferentiableError(
                 f"step(loss): expected operations that can be differentiated twice, got {name}, "
                 "whose second derivative torch takes for zero; pass options=None, or "

@@ -207,10 +207,6 @@ def scale_by_factored_rms() -> None:
         eps2: Smallest root mean square that a parameter counts for, >= 0.
         d: Largest root mean square of a direction, > 0.
 
-    Raises:
-        ValueError: A hyper-parameter out of range.
-        AssertionError: From `update`, when it is called without `params`.
-
     References:
         N. Shazeer, M. Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, 2018,
         https://arxiv.org/abs/1804.04235, Algorithms 4 and 5.

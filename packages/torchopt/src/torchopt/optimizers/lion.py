@@ -56,9 +56,6 @@ def scale_by_lion() -> None:
         b1: Weight of the average in the direction, in [0, 1).
         b2: Decay of the average, in [0, 1).
 
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
     References:
         X. Chen et al., Symbolic Discovery of Optimization Algorithms, 2023,
         https://arxiv.org/abs/2302.06675, Algorithm 2.

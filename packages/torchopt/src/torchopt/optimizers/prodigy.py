@@ -130,10 +130,6 @@ def scale_by_prodigy() -> None:
         d0: The first d, > 0.
         growth_rate: q, > 1, the largest growth of d in a step; None for any, as in the paper.
 
-    Raises:
-        ValueError: A hyper-parameter out of range.
-        AssertionError: From `update`, when it is called without `params`.
-
     References:
         K. Mishchenko, A. Defazio, Prodigy: An Expeditiously Adaptive Parameter-Free Learner, 2023,
         https://arxiv.org/abs/2306.06101, Algorithm 4.

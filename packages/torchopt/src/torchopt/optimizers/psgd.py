@@ -210,9 +210,6 @@ def scale_by_psgd() -> None:
         max_size: Dimensions longer than this have diagonal factors.
         seed: Of the probes, >= 0.
 
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
     References:
         X.-L. Li, Preconditioner on Matrix Lie Group for SGD, 2018,
         https://arxiv.org/abs/1809.10232, section 4; O. Pooladzandi, X.-L. Li, Curvature-Informed

@@ -85,9 +85,6 @@ def scale_by_rprop() -> None:
         min_step: The smallest step size.
         max_step: The largest step size.
 
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
     References:
         M. Riedmiller, H. Braun, A Direct Adaptive Method for Faster Backpropagation Learning: The
         RPROP Algorithm, 1993. The variant without a step back is that of torch.optim.Rprop.

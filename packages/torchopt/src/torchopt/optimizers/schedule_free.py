@@ -93,10 +93,6 @@ def schedule_free() -> None:
         weight_decay: lambda, >= 0.
         warmup_steps: w; 0 for none.
 
-    Raises:
-        ValueError: A hyper-parameter out of range.
-        AssertionError: From `update`, when it is called without `params`.
-
     References:
         A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682,
         Algorithm 1.

@@ -182,9 +182,6 @@ def scale_by_shampoo() -> None:
         max_size: Dimensions longer than this have a diagonal in the place of a matrix.
         root_steps: Iterations for a root; fifty do for whatever the ridge leaves.
 
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
     References:
         V. Gupta, T. Koren, Y. Singer, Shampoo: Preconditioned Stochastic Tensor Optimization, 2018,
         https://arxiv.org/abs/1802.09568, Algorithms 1 and 2.

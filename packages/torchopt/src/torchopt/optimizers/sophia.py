@@ -79,9 +79,6 @@ def scale_by_sophia() -> None:
         batch_size: B, the number of examples that the gradient is a mean over.
         update_every: Steps from one estimate to the next; None: only `observe_curvature` adds any.
 
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
     References:
         H. Liu et al., Sophia: A Scalable Stochastic Second-order Optimizer for Language Model
         Pre-training, 2023, https://arxiv.org/abs/2305.14342, Algorithms 2 and 3.

@@ -56,21 +56,22 @@ def is_once_differentiable(function: Any) -> bool:
 
 def correct_second_derivatives(
     values: Iterable[Tensor], params: Iterable[Tensor], others: Iterable[Tensor] = ()
-) -> list[str]:
+) -> list[tuple[str, bool]]:
     """Let a backward pass from `values` to `params` have right derivatives itself.
 
     A node of weight_norm gets a hook that returns its gradient from differentiable operations.
     What `others` were computed from is not looked at.
 
     Returns:
-        The names of operations between them that cannot be corrected.
+        Operations between them that cannot be corrected: the name, and whether torch has the wrong
+        derivative itself; otherwise a Function of the user has none.
     """
     params = [p for p in params if p.requires_grad]
     ends = {x.grad_fn for x in (*params, *others)}
     nodes = _nodes({x.grad_fn for x in values}, ends | {None})
     if _RIGHT.issuperset(map(type, nodes)):
         return []
-    wrong: dict[Any, str] = {}
+    wrong: dict[Any, tuple[str, bool]] = {}
     for node in nodes:
         kind = type(node)
         if kind is _WEIGHT_NORM:
@@ -80,9 +81,9 @@ def correct_second_derivatives(
         else:
             function: Any = getattr(kind, "_forward_cls", None)
             if _CONSTANT in kind.__name__:
-                wrong[node] = f"{_CONSTANT} in chunks"
+                wrong[node] = f"{_CONSTANT} in chunks", True
             elif is_once_differentiable(function):
-                wrong[node] = f"{function.__name__}, once_differentiable"
+                wrong[node] = f"{function.__name__}, once_differentiable", False
     if not wrong:
         return []
     users: dict[Any, list[Any]] = {}

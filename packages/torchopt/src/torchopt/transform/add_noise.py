@@ -69,9 +69,6 @@ def add_noise() -> None:
         generator: Where the noise comes from, on the device of the gradients; None for torch's
             own. It is advanced by every update and is not part of the state.
 
-    Raises:
-        ValueError: A hyper-parameter out of range.
-
     References:
         A. Neelakantan et al., Adding Gradient Noise Improves Learning for Very Deep Networks, 2015,
         https://arxiv.org/abs/1511.06807, equation 1.

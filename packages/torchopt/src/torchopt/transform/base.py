@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, Protocol, cast
 
 from torchopt.base import Driver, GradientTransformation, identity
-from torchopt.documented import complete, documented
+from torchopt.documented import RAISES, complete, documented
 from torchopt.errors import MismatchError
 from torchopt.transform.leaf_rule import (
     LeafRule,
@@ -189,6 +189,11 @@ def transformation_of(
         ]
         vars(make)["__signature__"] = inspect.Signature(fields, return_annotation="LeafRule")
         make.__annotations__ = {p.name: p.annotation for p in fields} | {"return": "LeafRule"}
+        raised = [RAISES] if getattr(rule, "checks", ()) else []
+        if getattr(rule, "reads_params", False):
+            raised.append("    AssertionError: From `update`, when it is called without `params`.")
+        if raised:
+            complete(make, Raises="\n".join(raised))
         return transformation(make if like is None else documented(like)(make))
 
     return decorate

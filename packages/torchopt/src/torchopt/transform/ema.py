@@ -60,7 +60,4 @@ def ema() -> None:
     Args:
         decay: d, in [0, 1).
         debias: Divide by 1 - d^k, k the number of updates.
-
-    Raises:
-        ValueError: A decay out of range.
     """

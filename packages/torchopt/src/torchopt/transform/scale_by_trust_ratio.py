@@ -49,10 +49,6 @@ def scale_by_trust_ratio() -> None:
         coefficient: >= 0.
         eps: Added to the norm of the update, >= 0.
 
-    Raises:
-        ValueError: A hyper-parameter out of range.
-        AssertionError: From `update`, when it is called without `params`.
-
     References:
         Y. You, I. Gitman, B. Ginsburg, Large Batch Training of Convolutional Networks, 2017,
         https://arxiv.org/abs/1708.03888, equation 6.
