@@ -3,15 +3,21 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <cstring>
 #include <memory>
 #include <type_traits>
+#include <utility>
 
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 
 #if defined(__GNUC__)
+
+namespace torchopt {
+/// Steps of a wide matrix from one product with itself to the next.
+inline constexpr int kSquares = 3;
+}  // namespace torchopt
 
 #define TORCHOPT_SET baseline
 #define TORCHOPT_TARGET

@@ -178,3 +178,26 @@ def test_what_is_not_finite_stays_visible() -> None:
         g[2, 3] = wrong
         (u,) = orthogonalize().update([g], ())[0]
         assert torch.isnan(u).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 50), (16, 64), (100, 7), (20, 41), (1, 2)])
+@pytest.mark.parametrize("steps", range(1, 8))
+def test_wide_matrices_iterate_their_squares_to_the_same_values(
+    steps: int, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """Also where singular values are smaller than the rounding of their squares."""
+    generator = torch.Generator().manual_seed(steps)
+    full = torch.randn(shape, generator=generator, dtype=torch.float64)
+    u, _, v = torch.linalg.svd(full, full_matrices=False)
+    graded = u * torch.logspace(0, -5, min(shape), dtype=torch.float64) @ v
+    rule = orthogonalize(steps)
+    for matrix in (full, graded):
+        g = matrix.to(dtype)
+        exact = g.double().requires_grad_()  # what a graph follows is iterated in torch
+        (got,), _ = rule.update([g], rule.init([g]))
+        (wanted,), _ = rule.update([exact], rule.init([exact]))
+        error = torch.linalg.matrix_norm(got.double() - wanted.detach(), 2)
+        # An error of the start grows as small singular values do, by 3.4445 in a step.
+        bound = 10 * 3.4445**steps * torch.finfo(dtype).eps
+        assert error <= bound * torch.linalg.matrix_norm(wanted.detach(), 2)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torchopt.transform.orthogonalize import orthogonalize
 from torchopt.transform.partition import partition
 from torchopt.transform.validate import unpacked
 from torchopt.tree import tree_map
+from torchopt.tree_function import any_watched, are_plain
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["muon"]
@@ -43,6 +45,20 @@ class Average(Rule):
         weight = self.momentum.to(g) if isinstance(self.momentum, Tensor) else self.momentum
         t = g.lerp(old, weight)
         return g.lerp(t, weight) if self.nesterov else t, (t,)
+
+    def directions(
+        self, grads: Sequence[Tensor], roles: Any, *rest: Any, inplace: bool = False
+    ) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Return the same for all tensors: two calls instead of two for each."""
+        (old,), weight = roles, self.momentum
+        alike = bool(grads) and all(g.dtype is x.dtype for g, x in zip(grads, old))
+        plain = alike and are_plain(grads, old) and not any_watched([*grads, *old])
+        if not plain or isinstance(weight, Tensor):
+            return super().directions(grads, roles, *rest, inplace=inplace)
+        t = torch._foreach_lerp(list(grads), old, weight)
+        if self.nesterov:
+            return list(torch._foreach_lerp(list(grads), t, weight)), [list(t)]
+        return list(t) if inplace else [x.clone() for x in t], [list(t)]
 
 
 def _labels(params: Any) -> Any:

@@ -40,19 +40,17 @@ class Compensated(Wrapper):
                 "Call `update(updates, state, params=params)` instead."
             )
         grads, spec = tree_flatten(updates, none_is_leaf=True)
+        values = flatten_up_to(spec, params, "params", spec_of="updates")
+        rests = flatten_up_to(spec, state.rest, "state.rest")
         stepped, inner_state = self.inner.update(
             tree_unflatten(spec, [widened(g) for g in grads]),
             state.inner_state,
             params=params,
             inplace=inplace,
         )
-        roles = (
-            flatten_up_to(spec, role, what)
-            for role, what in ((stepped, "updates"), (params, "params"), (state.rest, "state.rest"))
-        )
         rows = [
             (u, rest) if u is None or p is None else _split(u, p, rest)
-            for u, p, rest in zip(*roles)
+            for u, p, rest in zip(flatten_up_to(spec, stepped, "updates"), values, rests)
         ]
         out = tree_unflatten(spec, [u for u, _ in rows])
         return out, CompensatedState(tree_unflatten(spec, [r for _, r in rows]), inner_state)
