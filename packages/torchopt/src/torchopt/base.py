@@ -330,14 +330,14 @@ class ChainedGradientTransformation(GradientTransformation):
         return type(self), self.transformations
 
 
-class _Nothing(Driver):
+class _Identity(Driver):
     """Returns its updates."""
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         return updates, state
 
 
-_nothing = _Nothing()
+_returned = _Identity()
 
 
 class IdentityGradientTransformation(GradientTransformation):
@@ -348,8 +348,8 @@ class IdentityGradientTransformation(GradientTransformation):
         return super().__new__(cls, cls.init_fn, cls.update_fn)
 
     # Of one object, so that identities are equal.
-    init_fn = staticmethod(_nothing.init)
-    update_fn = staticmethod(_nothing.update)
+    init_fn = staticmethod(_returned.init)
+    update_fn = staticmethod(_returned.update)
 
     def __repr__(self) -> str:
         return "identity()"

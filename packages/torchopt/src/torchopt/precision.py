@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torchopt.torch_internals import any_autocast, counts_for_any_autocast
 
-__all__ = ["as_computed", "as_given", "is_special", "widened", "without_autocast"]
+__all__ = ["as_computed", "as_given", "is_narrow", "is_special", "widened", "without_autocast"]
 
 _WIDER = {
     torch.float16: torch.float32,
@@ -37,6 +37,11 @@ _UNCOUNTED_DEVICES = tuple(filterfalse(counts_for_any_autocast, _AUTOCAST_DEVICE
 def is_special(values: Iterable[Any]) -> bool:
     """Return whether a rule sees one of `values` in another form than it is in."""
     return any(isinstance(x, Tensor) and x.dtype in _SPECIAL for x in values)
+
+
+def is_narrow(values: Iterable[Any]) -> bool:
+    """Return whether `widened` changes one of `values`."""
+    return any(isinstance(x, Tensor) and x.dtype in _WIDER for x in values)
 
 
 def widened(x: Any) -> Any:

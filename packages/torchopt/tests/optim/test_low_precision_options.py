@@ -12,6 +12,7 @@ from optimizers import ROWS, SMOOTH
 from torch import Tensor
 
 import torchopt
+from torchopt.errors import MismatchError
 from torchopt.optimizers import stages
 from torchopt.tree import tree_leaves
 
@@ -68,6 +69,14 @@ def test_compensated_steps_are_one_native_call_in_float32(
     assert torch.equal(asked, chosen)
     monkeypatch.setattr(stages, "DEFAULT_BACKEND", "reference")
     torch.testing.assert_close(chosen, stepped())
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_real_gradients_of_complex_parameters_are_not_widened_for_ever(weight_decay: float) -> None:
+    optimizer = torchopt.adam(0.1, weight_decay=weight_decay)
+    p = torch.ones(3, dtype=torch.complex64)
+    with pytest.raises(MismatchError, match="shape"):
+        optimizer.update(torch.ones(3), optimizer.init(p), params=p)
 
 
 @pytest.mark.parametrize("option", ["compensated", "in_8_bits"])

@@ -14,7 +14,7 @@ from torchopt import _C
 from torchopt.kernels.fused_rule import as_number
 from torchopt.kernels.missing import why_missing
 from torchopt.kernels.native import call_plain, overwrite, refusal, unavailable, update
-from torchopt.precision import as_given, is_special, widened
+from torchopt.precision import as_given, is_narrow, widened
 from torchopt.torch_internals import is_transforming
 from torchopt.transform.counts import increment
 from torchopt.transform.plan import Plan
@@ -338,7 +338,7 @@ class Part:
 
 def _is_mixed(leaves: Sequence[Any], roles: Sequence[Any], params: Sequence[Any]) -> bool:
     """Return whether gradients are wider than what goes with them."""
-    return not is_special(leaves) and any(map(is_special, (*roles, params)))
+    return not is_narrow(leaves) and any(map(is_narrow, (*roles, params)))
 
 
 def _put(old: Sequence[Any], where: Sequence[int], values: Sequence[Any]) -> list[Any]:
