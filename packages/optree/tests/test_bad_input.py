@@ -768,3 +768,18 @@ def test_many_unequal_keys() -> None:
     leaves, treespec = optree.tree_flatten(tree)
     assert treespec.entries() == sorted(tree)
     assert list(treespec.unflatten(leaves).items()) == list(tree.items())
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "name"),
+    [
+        (optree.tree_transpose, (None, {}), "none_is_leaf"),
+        (optree.tree_transpose, (optree.tree_structure([0]), {}), "none_is_leaf"),
+        (optree.treespec_is_one_level, (), "num_nodes"),
+    ],
+)
+def test_what_is_no_spec_is_refused_by_the_published_text(
+    function: Any, arguments: tuple[Any, ...], name: str
+) -> None:
+    with pytest.raises(AttributeError, match=rf"^'int' object has no attribute '{name}'$"):
+        function(3, *arguments)

@@ -179,8 +179,8 @@ def treespec_is_one_level(treespec: PyTreeSpec, /) -> bool:
         >>> [treespec_is_one_level(optree.tree_structure(x)) for x in ([1, 2], [], [[1]], 1)]
         [True, True, False, False]
     """
-    num_children = treespec.num_children
-    return treespec.num_nodes == num_children + 1 and treespec.num_leaves == num_children
+    num_nodes, num_children = treespec.num_nodes, treespec.num_children
+    return num_nodes == num_children + 1 and treespec.num_leaves == num_children
 
 
 def treespec_is_prefix(

@@ -49,9 +49,9 @@ def tree_transpose(
         ([1, 2, 3], ['a', 'b', 'c'])
     """
     if inner_treespec is None:
+        none_is_leaf, namespace = outer_treespec.none_is_leaf, outer_treespec.namespace
         subtrees = outer_treespec.flatten_up_to(tree)
         _check_outer(outer_treespec, None)
-        none_is_leaf, namespace = outer_treespec.none_is_leaf, outer_treespec.namespace
         return _transpose_outputs(subtrees, outer_treespec, None, is_leaf, none_is_leaf, namespace)
     if outer_treespec.none_is_leaf != inner_treespec.none_is_leaf:
         raise ValueError("Tree structures must have the same none_is_leaf value.")
