@@ -43,33 +43,6 @@ OPTREE_INLINE PyObject* callable_of_static(PyObject* method) noexcept {
     return reinterpret_cast<StaticMethod*>(method)->callable;
 }
 
-// The function in a staticmethod that a class of unchanged version has as an attribute and keeps alive.
-// Without the interpreter lock another thread may take it away at any time, so that only its weak
-// reference is asked, and a staticmethod that got another function by a call of its `__init__` is not
-// noticed as long as somebody keeps the old one.
-class StaticFunction {
-  public:
-    void set([[maybe_unused]] PyObject* method, [[maybe_unused]] PyObject* weakref) noexcept {
-#if defined(Py_GIL_DISABLED)
-        target_.set(weakref);
-#else
-        PyObject* callable = callable_of_static(method);
-        if (callable != nullptr && PyFunction_Check(callable)) target_ = callable;
-#endif
-    }
-#if defined(Py_GIL_DISABLED)
-    PyObject* get() const noexcept { return target_.get(); }
-
-  private:
-    WeakTarget target_;
-#else
-    PyObject* get() const noexcept { return target_; }
-
-  private:
-    PyObject* target_ = nullptr;
-#endif
-};
-
 // Of an object that PyFunction_Check says is one. All answers are borrowed.
 OPTREE_INLINE PyObject* code_of(PyObject* function) noexcept {
     return PyFunction_GET_CODE(function);

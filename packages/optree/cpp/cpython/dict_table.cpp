@@ -68,6 +68,15 @@ bool starts_empty() {
            is_tracked_as_new(dict.get());
 }
 
+// Whether the table of a dict has the extent that the copy of a small one takes for granted.
+bool is_small_as_known(PyObject* dict) {
+    using namespace dict_internals;
+    const auto& keys =
+        *reinterpret_cast<const Keys*>(reinterpret_cast<const PyDictObject*>(dict)->ma_keys);
+    const Extent extent = extent_of(keys);
+    return !is_small(keys) || (extent.head == kSmallHead && extent.bytes == kSmallTable);
+}
+
 }  // namespace
 #endif
 
@@ -86,8 +95,8 @@ bool try_dict_table() {
             }
             const Owned copy = must(PyDict_Copy(dict.get()));
             const auto count = static_cast<std::size_t>(size);
-            if (!agrees(dict.get(), count) || !agrees(copy.get(), count) ||
-                !makes_alike(dict.get(), count)) {
+            if (!is_small_as_known(dict.get()) || !agrees(dict.get(), count) ||
+                !agrees(copy.get(), count) || !makes_alike(dict.get(), count)) {
                 return false;
             }
             if (!takes_holes(dict.get(), count)) return false;

@@ -208,7 +208,21 @@ class TextEntries {
 namespace dict_internals {
 
 // Most dicts have this table: up to five keys, all of them str. A copy of known length takes no call.
-inline constexpr std::size_t kSmallTable = offsetof(Keys, indices) + 8 + 5 * 2 * sizeof(PyObject*);
+inline constexpr std::size_t kSmallHead = offsetof(Keys, indices) + 8;
+inline constexpr std::size_t kSmallTable = kSmallHead + 5 * 2 * sizeof(PyObject*);
+OPTREE_INLINE bool is_small(const Keys& keys) noexcept {
+    return keys.log2_size == 3 && keys.kind == kUnicode;
+}
+
+// Where the entries of a table are, and the bytes up to the end of them.
+struct Extent {
+    std::size_t head, bytes;
+};
+inline Extent extent_of(const Keys& keys) noexcept {
+    const std::size_t head = offsetof(Keys, indices) + (std::size_t{1} << keys.log2_index_bytes);
+    const auto count = static_cast<std::size_t>(keys.usable + keys.nentries);
+    return {head, head + count * (keys.kind == kUnicode ? 2 : 3) * sizeof(PyObject*)};
+}
 
 // Fills an empty dict that is not visible yet with the `size` keys of `prototype`, a dict that only ever grew
 // and whose entries are readable. `value(i)` gives a reference away for each entry. False, and no value
@@ -217,24 +231,29 @@ template <class Value>
 OPTREE_INLINE bool fill_like(PyObject* dict, PyObject* prototype, std::uint32_t size, Value&& value,
                              bool& in_cycles) noexcept {
     auto* source = reinterpret_cast<Keys*>(reinterpret_cast<PyDictObject*>(prototype)->ma_keys);
-    DictEntries entries = dict_entries(prototype);
-    const auto offset = static_cast<std::size_t>(entries.first - reinterpret_cast<char*>(source));
-    const std::size_t bytes =
-        offset + static_cast<std::size_t>(source->usable + source->nentries) * entries.stride;
-    auto* keys = static_cast<Keys*>(allocate(bytes));
-    if (OPTREE_UNLIKELY(keys == nullptr)) return false;
-    if (OPTREE_LIKELY(bytes == kSmallTable)) {
-        std::memcpy(static_cast<void*>(keys), source, kSmallTable);
-    } else {
-        std::memcpy(static_cast<void*>(keys), source, bytes);
-    }
-    entries.first = reinterpret_cast<char*>(keys) + offset;
-    entries.for_each(size, [&](std::uint32_t i, PyObject* key, PyObject*& place) {
+    char* keys;
+    // Keys are read where they were copied from: loads from the copy, which was just written, wait.
+    const auto fill = [&](std::uint32_t i, PyObject* key, PyObject*& its_value) {
         Py_INCREF(key);
-        place = value(i);
-        in_cycles = in_cycles || PyType_IS_GC(Py_TYPE(place));
+        const auto place = reinterpret_cast<char*>(&its_value) - reinterpret_cast<char*>(source);
+        PyObject* made = value(i);
+        *reinterpret_cast<PyObject**>(keys + place) = made;
+        in_cycles = in_cycles || PyType_IS_GC(Py_TYPE(made));
         return true;
-    });
+    };
+    if (OPTREE_LIKELY(is_small(*source))) {
+        keys = static_cast<char*>(allocate(kSmallTable));
+        if (OPTREE_UNLIKELY(keys == nullptr)) return false;
+        std::memcpy(keys, source, kSmallTable);
+        char* first = reinterpret_cast<char*>(source) + kSmallHead;
+        DictEntries{first, 2 * sizeof(PyObject*), 0}.for_each(size, fill);
+    } else {
+        const std::size_t bytes = extent_of(*source).bytes;
+        keys = static_cast<char*>(allocate(bytes));
+        if (OPTREE_UNLIKELY(keys == nullptr)) return false;
+        std::memcpy(keys, source, bytes);
+        dict_entries(prototype).for_each(size, fill);
+    }
     auto* object = reinterpret_cast<PyDictObject*>(dict);
 #if PY_VERSION_HEX < 0x030C0000  // immortal since
     --reinterpret_cast<Keys*>(object->ma_keys)->refcnt;

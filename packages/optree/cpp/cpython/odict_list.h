@@ -110,7 +110,7 @@ OPTREE_INLINE PyObject* odict_like(PyObject* prototype, std::uint32_t size,
     }
     auto* head = reinterpret_cast<odict_internals::Head*>(made);
     head->first = node;
-    const DictEntries entries = dict_entries(made);
+    const DictEntries entries = dict_entries(prototype);
     entries.for_each(size, [&](std::uint32_t, PyObject*& key, PyObject*) {
         Py_INCREF(key);
         node->key = key;

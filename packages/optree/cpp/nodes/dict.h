@@ -23,9 +23,10 @@ struct DictKind : MappingKind<Self> {
 
 struct Dict : DictKind<Dict> {
     static constexpr const char* kName = "dict";
+    static constexpr bool kRebuildsQuietly = true;
     static Ref find_class() { return Ref::borrow(type_object(&PyDict_Type)); }
-    static PyObject* rebuild(State&, const Slot* slots, PyObject** children, std::size_t) {
-        return new_dict_of(keys(slots), children);
+    static PyObject* rebuild(State& state, const Slot* slots, PyObject** children, std::size_t) {
+        return new_dict_of(state, keys(slots), children);
     }
     static std::string text(const Slot* slots, const Texts& children) {
         return braces(keys(slots), children);

@@ -99,14 +99,17 @@ inline std::uint32_t expand(Context& context, Kind kind, Registration* registrat
     });
 }
 
-inline PyObject* rebuild(State& state, Kind kind, const Slot* slots, PyObject** children,
-                         std::size_t count) {
-    return dispatch(
-        kind, [&](auto node) { return decltype(node)::rebuild(state, slots, children, count); });
-}
-
-inline bool rebuilds_quietly(Kind kind) {
-    return dispatch(kind, [](auto node) { return decltype(node)::kRebuildsQuietly; });
+OPTREE_INLINE PyObject* rebuild(State& state, Kind kind, const Slot* slots, PyObject** children,
+                                std::size_t count) {
+    return dispatch(kind, [&](auto node) OPTREE_INLINE_LAMBDA {
+        using Node = decltype(node);
+        const auto make = [&] { return Node::rebuild(state, slots, children, count); };
+        if constexpr (Node::kRebuildsQuietly) {
+            return make();
+        } else {
+            return state.running_python(make);
+        }
+    });
 }
 
 inline void match(Context& context, Kind kind, const Slot* slots, std::uint32_t arity,

@@ -64,7 +64,8 @@ OPTREE_INLINE bool keys_match(const KeyLayout* layout, const TextEntries& entrie
                               PyObject** out) noexcept {
     PyObject* const* expected = layout->inserted;
     if (const std::uint32_t* order = layout->order) {
-        return entries.for_each(layout->size, [=](std::uint32_t i, PyObject* key, PyObject*) {
+        return entries.for_each(layout->size, [=](std::uint32_t i, PyObject* key, PyObject* value) {
+            compat::prefetch(value);
             out[i] = entries.value(order[i]);
             return key == expected[i];
         });

@@ -12,6 +12,8 @@
 
 namespace optree {
 
+struct State;
+
 // An immutable Python object. One whose keys are not all atomic takes part in garbage collection, since
 // it may be in a cycle; the others are of a second class without that cost. With keys inserted as b, a and traversed sorted:
 //
@@ -163,10 +165,10 @@ Ref scan_unknown(LayoutCache& cache, LayoutTypes types, PyObject* mapping, bool 
 
 // A new dict with the keys in insertion order and the children as values. Takes over the children;
 // null on error.
-PyObject* new_dict_of(KeyLayout* layout, PyObject** children);
+PyObject* new_dict_of(State& state, KeyLayout* layout, PyObject** children);
 
 // The same of an OrderedDict.
-PyObject* new_ordered_dict_of(KeyLayout* layout, PyObject** children);
+PyObject* new_ordered_dict_of(State& state, KeyLayout* layout, PyObject** children);
 
 // Puts the children under the keys in insertion order. Takes over the children; drops `mapping` and
 // returns null on error.

@@ -5,6 +5,7 @@
 #include "cpython/trials.h"
 #include "nodes/layout.h"
 #include "nodes/sequence.h"
+#include "nodes/state.h"
 
 namespace optree {
 namespace {
@@ -17,10 +18,7 @@ PyObject* keep(std::atomic<PyObject*>& place, PyObject* made) noexcept {
     return known;
 }
 
-// A dict of the keys, all None, made once a layout.
-PyObject* prototype_of(KeyLayout* layout) noexcept {
-    PyObject* known = layout->prototype.load(std::memory_order_acquire);
-    if (OPTREE_LIKELY(known != nullptr)) return known;
+OPTREE_NOINLINE PyObject* make_prototype(KeyLayout* layout) noexcept {
     PyObject* prototype = PyDict_New();
     if (prototype == nullptr) return nullptr;
     for (std::uint32_t i = 0; i < layout->size; ++i) {
@@ -34,35 +32,52 @@ PyObject* prototype_of(KeyLayout* layout) noexcept {
     return keep(layout->prototype, prototype);
 }
 
+// A dict of the keys, all None, made once a layout.
+OPTREE_INLINE PyObject* prototype_of(KeyLayout* layout) noexcept {
+    PyObject* known = layout->prototype.load(std::memory_order_acquire);
+    return OPTREE_LIKELY(known != nullptr) ? known : make_prototype(layout);
+}
+
+// A mapping made item by item.
+template <int (*SetItem)(PyObject*, PyObject*, PyObject*)>
+OPTREE_NOINLINE PyObject* filled(State& state, PyObject* (*make)(Py_ssize_t), KeyLayout* layout,
+                                 PyObject** children) {
+    return state.running_python(
+        [&] { return fill_mapping<SetItem>(make(layout->size), layout, children); });
+}
+
+PyObject* new_ordered_dict(Py_ssize_t) { return PyODict_New(); }
+
 }  // namespace
 
-PyObject* new_dict_of(KeyLayout* layout, PyObject** children) {
-    if (!trials.dict_table.held() || !layout->atomic || layout->size == 0) {
-        return fill_mapping<PyDict_SetItem>(compat::new_dict(layout->size), layout, children);
+PyObject* new_dict_of(State& state, KeyLayout* layout, PyObject** children) {
+    if (OPTREE_UNLIKELY(layout->size == 0)) return PyDict_New();
+    if (OPTREE_UNLIKELY(!trials.dict_table.held() || !layout->atomic)) {
+        return filled<PyDict_SetItem>(state, compat::new_dict, layout, children);
     }
     PyObject* prototype = prototype_of(layout);
     const std::uint32_t* position = layout->position;
     const auto child_of = [&](std::uint32_t i) {
         return children[position != nullptr ? position[i] : i];
     };
-    PyObject* dict = prototype != nullptr ? dict_like(prototype, layout->size, child_of) : nullptr;
-    if (OPTREE_LIKELY(dict != nullptr)) return dict;
-    return fill_mapping<PyDict_SetItem>(nullptr, layout, children);
+    PyObject* made = prototype != nullptr ? dict_like(prototype, layout->size, child_of) : nullptr;
+    if (OPTREE_UNLIKELY(made == nullptr)) drop_children(children, layout->size);
+    return made;
 }
 
-PyObject* new_ordered_dict_of(KeyLayout* layout, PyObject** children) {
-    if (!odict_list_is_writable() || !layout->atomic || layout->size == 0) {
-        return fill_mapping<PyODict_SetItem>(PyODict_New(), layout, children);
-    }
-    PyObject* prototype = prototype_of(layout);
-    if (OPTREE_UNLIKELY(prototype != nullptr && PyDict_GET_SIZE(prototype) != layout->size)) {
-        // A duplicate key: the OrderedDict was changed through dict methods.
-        return fill_mapping<PyODict_SetItem>(PyODict_New(), layout, children);
+PyObject* new_ordered_dict_of(State& state, KeyLayout* layout, PyObject** children) {
+    if (OPTREE_UNLIKELY(layout->size == 0)) return PyODict_New();
+    const bool copies = odict_list_is_writable() && layout->atomic;
+    PyObject* prototype = copies ? prototype_of(layout) : nullptr;
+    // A duplicate key: the OrderedDict was changed through dict methods.
+    const bool repeats = prototype != nullptr && PyDict_GET_SIZE(prototype) != layout->size;
+    if (OPTREE_UNLIKELY(!copies || repeats)) {
+        return filled<PyODict_SetItem>(state, new_ordered_dict, layout, children);
     }
     const auto child_of = [&](std::uint32_t i) { return children[layout->child_of(i)]; };
     PyObject* made = prototype != nullptr ? odict_like(prototype, layout->size, child_of) : nullptr;
-    if (OPTREE_LIKELY(made != nullptr)) return made;
-    return fill_mapping<PyODict_SetItem>(nullptr, layout, children);
+    if (OPTREE_UNLIKELY(made == nullptr)) drop_children(children, layout->size);
+    return made;
 }
 
 Ref dict_of_keys(KeyLayout* layout) {

@@ -16,11 +16,12 @@ PyObject* NamedTuple::rebuild(State& state, const Slot* slots, PyObject** childr
         return nullptr;
     }
     if (direct) return steal_into_instance(type, children, count);
-    PyObject* made = calling_python(
-        [&] { return PyObject_Vectorcall(as_object(slots[0]), children, count, nullptr); });
-    drop_children(children, count);
-    state.tuples.forget_answer();
-    return made;
+    return state.running_python([&] {
+        PyObject* made = calling_python(
+            [&] { return PyObject_Vectorcall(as_object(slots[0]), children, count, nullptr); });
+        drop_children(children, count);
+        return made;
+    });
 }
 
 }  // namespace optree

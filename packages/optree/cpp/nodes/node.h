@@ -18,7 +18,8 @@ struct AnyNode {
     static constexpr const char* kArityName = nullptr;
     // Whether children are pushed on `visitor.stack()`.
     static constexpr bool kStacksChildren = true;
-    // Whether `rebuild` runs no Python code but that of a collection in an allocation, or says so.
+    // Whether `rebuild` runs Python code only inside of `state.running_python` or a collection, but for
+    // what goes when memory ends.
     static constexpr bool kRebuildsQuietly = false;
 
     // The one class of the nodes, if there is one and Python has it; else null.

@@ -9,6 +9,7 @@ namespace optree {
 struct None : AnyNode {
     static constexpr const char* kName = "NoneType";
     static constexpr bool kStacksChildren = false;
+    static constexpr bool kRebuildsQuietly = true;
     static Ref find_class() { return Ref::borrow(type_object(Py_TYPE(Py_None))); }
     static bool is_empty(const State&, PyObject*) noexcept { return true; }
     template <class Visitor>

@@ -10,6 +10,7 @@ namespace optree {
 
 struct OrderedDict : MappingKind<OrderedDict> {
     static constexpr const char* kName = "OrderedDict";
+    static constexpr bool kRebuildsQuietly = true;
     static Ref find_class() { return Ref::borrow(type_object(&PyODict_Type)); }
     static bool is_empty(const State&, PyObject* object) noexcept {
         // The dict underneath is not proof: it may have been emptied without updating the list.
@@ -29,8 +30,8 @@ struct OrderedDict : MappingKind<OrderedDict> {
         return OPTREE_LIKELY(agrees) ? known : nullptr;
     }
     static Ref scan_unknown(Context& context, PyObject* object, ObjectStack& children);
-    static PyObject* rebuild(State&, const Slot* slots, PyObject** children, std::size_t) {
-        return new_ordered_dict_of(keys(slots), children);
+    static PyObject* rebuild(State& state, const Slot* slots, PyObject** children, std::size_t) {
+        return new_ordered_dict_of(state, keys(slots), children);
     }
 };
 

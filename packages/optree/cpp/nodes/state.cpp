@@ -199,7 +199,7 @@ Ref make_state() {
     state.str_none_is_leaf = interned("none_is_leaf");
     state.str_namespace = interned("namespace");
     state.evict_tuple_class = checked(PyCFunction_New(&evict_tuple_class_def, self.get()));
-    state.tuples.init(state.evict_tuple_class.get());
+    state.tuples.init(state.evict_tuple_class.get(), state.collector_pause);
 #if !defined(Py_GIL_DISABLED)
     prepare_layouts(state, state.own_layouts);
 #endif

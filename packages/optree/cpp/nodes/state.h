@@ -54,6 +54,7 @@ struct StateMembers {
     LayoutCache own_layouts;
 #endif
     TupleClasses tuples;
+    CollectorPause collector_pause;
     OneLevel one_level;
     BlockPool blocks;
     ObjectPool specs;
@@ -128,6 +129,14 @@ struct State : StateHead, StateMembers {
 #endif
         blocks.clear();
         specs.clear();
+    }
+
+    // Calls what may run Python code in the middle of a rebuild.
+    template <class Call>
+    OPTREE_INLINE auto running_python(Call&& call) {
+        collector_pause.end();
+        const TupleClasses::Stretch loud(tuples, false);
+        return call();
     }
 
     // An attribute of optree.accessors.

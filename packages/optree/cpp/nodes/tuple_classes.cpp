@@ -17,10 +17,13 @@ namespace optree {
 namespace {
 
 // The attribute, or null with no error set if reading it raised.
-Ref attribute(PyObject* object, const char* name) {
-    Ref value = Ref::steal(PyObject_GetAttrString(object, name));
+Ref attribute(PyObject* object, PyObject* name) {
+    Ref value = Ref::steal(PyObject_GetAttr(object, name));
     if (!value) PyErr_Clear();
     return value;
+}
+Ref attribute(PyObject* object, const char* name) {
+    return attribute(object, checked(PyUnicode_InternFromString(name)).get());
 }
 
 Ref global_of(PyObject* globals, const char* name) {
@@ -128,7 +131,6 @@ std::unique_ptr<Making> examine(PyTypeObject* type, std::size_t count) {
     if (made->method == nullptr || callable_of_static(made->method) != constructor.get()) {
         return made;
     }
-    made->constructor = checked(PyWeakref_NewRef(constructor.get(), nullptr));
     made->code = Ref::borrow(code_of(constructor.get()));
     made->tuple_new = global_of(globals_of(constructor.get()), "_tuple_new");
     const Ref expected = attribute(reinterpret_cast<PyObject*>(&PyTuple_Type), "__new__");
@@ -230,9 +232,14 @@ OPTREE_INLINE const Making* TupleClasses::making_of(PyTypeObject* type) noexcept
 }
 
 bool TupleClasses::ask_directly(PyTypeObject* type, std::size_t count) {
-    forget_answer();
     const unsigned int version = compat::type_version(type);
-    StaticFunction constructor;
+    PyObject* constructor = nullptr;
+    // Under the interpreter lock it is read from the staticmethod that a class of unchanged version keeps;
+    // without, another thread may take that away at any time.
+    Ref asked;
+    if (compat::kFreeThreaded && calls_only_new(type)) {
+        asked = attribute(reinterpret_cast<PyObject*>(type), str_new_.get());
+    }
     PyObject* code = nullptr;
     PyObject* tuple_new = nullptr;
     newfunc tp_new = nullptr;
@@ -242,25 +249,30 @@ bool TupleClasses::ask_directly(PyTypeObject* type, std::size_t count) {
         if (OPTREE_LIKELY(making != nullptr && making->version == version && version != 0 &&
                           making->count == count)) {
             if (!making->direct) return false;
-            constructor.set(making->method, making->constructor.get());
+            constructor = compat::kFreeThreaded ? asked.get() : callable_of_static(making->method);
             code = making->code.get();
             tuple_new = making->tuple_new.get();
             tp_new = making->tp_new;
         }
     }
-    if (OPTREE_UNLIKELY(constructor.get() == nullptr)) return decide(type, count);
-    if (!calls_only_new(type) || type->tp_new != tp_new || code_of(constructor.get()) != code) {
+    if (OPTREE_UNLIKELY(constructor == nullptr)) return decide(type, count);
+    if (!calls_only_new(type) || type->tp_new != tp_new || !PyFunction_Check(constructor) ||
+        code_of(constructor) != code) {
         return false;
     }
-    PyObject* globals = globals_of(constructor.get());
+    PyObject* globals = globals_of(constructor);
     if (!is_first_item(globals, str_tuple_new_.get(), tuple_new)) {
+        const Stretch loud(*this, false);
+        pause_->end();
         return is_item(globals, str_tuple_new_.get(), tuple_new);
     }
-    if (kKeepsAnswer && in_stretch_) answered_ = {type, count};
+    if (kKeepsAnswer && is_quiet_) answered_ = {type, count};
     return true;
 }
 
 bool TupleClasses::decide(PyTypeObject* type, std::size_t count) {
+    const Stretch loud(*this, false);
+    pause_->end();
     const Ref alive = Ref::borrow(reinterpret_cast<PyObject*>(type));
     (void)sort_of(type);
     std::unique_ptr<Making> making = examine(type, count);

@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "cpython/collector_pause.h"
 #include "support/pointer_map.h"
 #include "support/ref.h"
 #include "support/sharing.h"
@@ -17,9 +18,8 @@ struct Making {
     bool direct = false;       // calling the class may be left out
     newfunc tp_new = nullptr;
     PyObject* method = nullptr;  // borrowed from the class: the staticmethod `__new__`
-    Ref constructor;  // a weak reference to its function, which may lead back to the class
-    Ref code;         // its code
-    Ref tuple_new;    // what its global name `_tuple_new` stands for
+    Ref code;                    // of the function in it
+    Ref tuple_new;               // what the global name `_tuple_new` of the function stands for
 };
 
 enum class TupleSort : unsigned char { other, namedtuple, structseq };
@@ -41,8 +41,11 @@ class TupleClasses {
     TupleClasses& operator=(const TupleClasses&) = delete;
     ~TupleClasses() { clear(); }
 
-    void init(PyObject* evict) {
+    // `pause` is ended before Python code may run.
+    void init(PyObject* evict, CollectorPause& pause) {
         evict_ = evict;
+        pause_ = &pause;
+        str_new_ = checked(PyUnicode_InternFromString("__new__"));
         str_tuple_new_ = checked(PyUnicode_InternFromString("_tuple_new"));
     }
     // May run Python code the first time.
@@ -61,31 +64,28 @@ class TupleClasses {
         if (kKeepsAnswer && answered_.type == type && answered_.count == count) return true;
         return ask_directly(type, count);
     }
-    // A stretch of a walk that says when Python code may have run. Only within one, and not after that, is
-    // the class asked about last taken to be as it was: a tenth of unflatten on namedtuples
+    // A stretch of a walk in which no Python code runs, or, inside of one, in which it may. Only in the
+    // former is the class asked about last taken to be as it was: a tenth of unflatten on namedtuples
     // (benchmarks/optree).
     class Stretch {
       public:
-        explicit Stretch(TupleClasses& classes) noexcept : classes_(classes) { open(true); }
+        OPTREE_INLINE Stretch(TupleClasses& classes, bool quiet) noexcept
+            : classes_(classes), before_(classes.is_quiet_) {
+            turn(quiet);
+        }
         Stretch(const Stretch&) = delete;
         Stretch& operator=(const Stretch&) = delete;
-        ~Stretch() { open(false); }
-        // Whether it has an answer to lose.
-        OPTREE_INLINE bool trusts() const noexcept {
-            return kKeepsAnswer && classes_.answered_.type != nullptr;
-        }
-        OPTREE_INLINE void python_code_ran() noexcept { classes_.forget_answer(); }
+        OPTREE_INLINE ~Stretch() { turn(before_); }
 
       private:
-        void open(bool open) noexcept {
-            if (kKeepsAnswer) classes_.in_stretch_ = open;
-            classes_.forget_answer();
+        OPTREE_INLINE void turn(bool quiet) noexcept {
+            if (!kKeepsAnswer) return;
+            classes_.is_quiet_ = quiet;
+            if (!quiet) classes_.answered_.type = nullptr;
         }
         TupleClasses& classes_;
+        bool before_;
     };
-    void forget_answer() noexcept {
-        if (kKeepsAnswer) answered_ = {};
-    }
     // Called by the weak reference's callback.
     void evict(PyObject* weakref);
     void clear() noexcept;
@@ -113,6 +113,8 @@ class TupleClasses {
     OPTREE_NOINLINE bool decide(PyTypeObject* type, std::size_t count);
 
     PyObject* evict_ = nullptr;  // borrowed: the callback, kept by the state
+    CollectorPause* pause_ = nullptr;
+    Ref str_new_;
     Ref str_tuple_new_;
     Lock lock_;  // held by who changes `classes_`
     Published<Classes> classes_;
@@ -129,7 +131,7 @@ class TupleClasses {
         std::size_t count = 0;
     };
     Answer answered_{};
-    bool in_stretch_ = false;
+    bool is_quiet_ = false;  // nothing is kept otherwise
 };
 
 // Names of the fields of a namedtuple class, or of the visible fields of a PyStructSequence class

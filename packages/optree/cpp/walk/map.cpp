@@ -72,7 +72,6 @@ class Calls {
 class RowSource {
   public:
     static constexpr bool kOwnsRow = true;
-    static constexpr bool kRunsCode = false;
     explicit RowSource(ObjectStack& owner) : next_(owner.data()) {}
     RowSource(const RowSource&) = delete;
     RowSource& operator=(const RowSource&) = delete;

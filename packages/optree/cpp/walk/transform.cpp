@@ -106,7 +106,7 @@ class Transformer {
 template <class Close>
 Ref rebuild_with(const SpecObject& spec, PyObject* leaves, PyObject* f_leaf, Close&& close) {
     const Ref iterator = checked(PyObject_GetIter(leaves));
-    IteratorSource source(iterator.get(), spec.tree.leaves, false);
+    IteratorSource source(state_of(spec), iterator.get(), spec.tree.leaves, false);
     ObjectStack stack;
     const auto leaf = [&] {
         Ref value = source.next();

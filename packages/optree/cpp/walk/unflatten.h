@@ -8,33 +8,51 @@
 
 namespace optree {
 
+// Puts collections off while many containers are made; Python code in between ends that for a while.
+class Pause {
+  public:
+    Pause(CollectorPause& pause, std::size_t nodes) noexcept
+        : pause_(pause), wanted_(nodes >= kManyNodes && CollectorPause::has_effect()) {
+        if (wanted_) CollectorPause::let_start();
+    }
+    Pause(const Pause&) = delete;
+    Pause& operator=(const Pause&) = delete;
+    ~Pause() {
+        if (wanted_) pause_.end();
+    }
+    OPTREE_INLINE void go_on() const noexcept {
+        if (wanted_) pause_.begin();
+    }
+
+  private:
+    static constexpr std::size_t kManyNodes = 64;
+    CollectorPause& pause_;
+    bool wanted_;
+};
+
 // Rebuilds a tree from a source of leaves: `source.take(count, stack)` pushes the next leaves (new
 // references) in order. A source that owns its leaves in a row (kOwnsRow) may give them to a container
-// as they stand: `source.row()`, then `source.given(count)`. One that runs Python code to get them says
-// so (kRunsCode). Containers are made in post-order, each as
+// as they stand: `source.row()`, then `source.given(count)`. Containers are made in post-order, each as
 // soon as its children are there.
 template <class Source>
 Ref unflatten(State& state, const TreeView& tree, Source&& source) {
     ObjectStack stack(state.blocks, BlockPool::stack);
-    TupleClasses::Stretch stretch(state.tuples);
+    const Pause pause(state.collector_pause, tree.num_nodes);
+    const TupleClasses::Stretch quiet(state.tuples, true);
     std::uint32_t taken = 0;
     for (std::size_t i = 0; i < tree.num_nodes; ++i) {
         const Node& node = tree.nodes[i];
         const Slot* slots = tree.slots + node.payload;
         const std::uint32_t fresh = node.leaf_end - taken;
         taken = node.leaf_end;
-        PyObject* made;
-        if (std::decay_t<Source>::kOwnsRow && fresh == node.arity) {
-            made = rebuild(state, node.kind, slots, source.row(), fresh);
-            source.given(fresh);
-        } else {
-            if (fresh != 0) source.take(fresh, stack);
-            if constexpr (std::decay_t<Source>::kRunsCode) stretch.python_code_ran();
-            const std::size_t base = stack.size() - node.arity;
-            made = rebuild(state, node.kind, slots, stack.data() + base, node.arity);
-            stack.forget_from(base);
-        }
-        if (stretch.trusts() && !rebuilds_quietly(node.kind)) stretch.python_code_ran();
+        const bool in_row = std::decay_t<Source>::kOwnsRow && fresh == node.arity;
+        if (!in_row && fresh != 0) source.take(fresh, stack);
+        pause.go_on();
+        const std::size_t base = stack.size() - (in_row ? 0 : node.arity);
+        PyObject** children = in_row ? source.row() : stack.data() + base;
+        PyObject* made = rebuild(state, node.kind, slots, children, node.arity);
+        if (in_row) source.given(fresh);
+        stack.forget_from(base);
         if (OPTREE_UNLIKELY(made == nullptr)) throw PythonError{};
         stack.push_owned(made);
     }
@@ -42,16 +60,16 @@ Ref unflatten(State& state, const TreeView& tree, Source&& source) {
     return Ref::steal(stack.pop());
 }
 
-// Rebuilds a tree from any iterable of exactly as many leaves, or raises ValueError.
+// Rebuilds a tree from any iterable of exactly as many leaves, which the caller keeps alive, or raises
+// ValueError.
 Ref unflatten_iterable(State& state, const TreeView& tree, PyObject* leaves);
 
 // Leaves pulled one at a time from an iterator; counts them for the error messages.
 class IteratorSource {
   public:
     static constexpr bool kOwnsRow = false;
-    static constexpr bool kRunsCode = true;
-    IteratorSource(PyObject* iterator, std::uint32_t expected, bool counts_in_message)
-        : iterator_(iterator), expected_(expected), counts_(counts_in_message) {}
+    IteratorSource(State& state, PyObject* iterator, std::uint32_t expected, bool counts_in_message)
+        : state_(state), iterator_(iterator), expected_(expected), counts_(counts_in_message) {}
     void take(std::uint32_t count, ObjectStack& stack);
     Ref next();
     // Raises if the iterator has more.
@@ -60,6 +78,7 @@ class IteratorSource {
     void given(std::uint32_t) noexcept {}
 
   private:
+    State& state_;
     PyObject* iterator_;
     std::uint32_t expected_;
     std::uint32_t got_ = 0;
