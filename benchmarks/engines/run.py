@@ -37,7 +37,7 @@ from benchmarks.harness.program import add_options, finish
 from benchmarks.harness.results import new_result
 from torchopt.diff import Differences, Engine, Explicit, Implicit, ZeroOrder
 from torchopt.diff.explicit.memory import CountBytes
-from torchopt.diff.implicit import custom_root
+from torchopt.diff.implicit import Adaptation, custom_root
 from torchopt.diff.zero_order import Gaussian, Orthogonal, Rademacher, estimators
 from torchopt.diff.zero_order.search import PGPE, SNES, GuidedES, SearchDistribution
 from torchopt.linear_solve import (
@@ -52,7 +52,16 @@ from torchopt.linear_solve import (
 )
 
 # The engines whose gradient is not the exact one, to four digits.
-APPROXIMATE = ("last", "first order", "5 steps", "Neumann", "minibatch", "T1-T2", "zero-order")
+APPROXIMATE = (
+    "last",
+    "first order",
+    "5 steps",
+    "Neumann",
+    "minibatch",
+    "T1-T2",
+    "SAMA",
+    "zero-order",
+)
 SIZE, ROWS, PENALTY, RATE = 400, 200, 0.3, 0.25
 PARTS = {"levels": levels, "learned": learned, "solvers": solvers, "least_squares": least_squares}
 
@@ -158,7 +167,7 @@ def engines(steps: int) -> dict[str, Engine]:
         "explicit: mixed mode": Explicit(derivative="mixed"),
         "explicit: four differences a product": Explicit(derivative="differences"),
         "explicit: two differences a product": Explicit(derivative=two_gradients),
-        "explicit: last step, by differences (SAMA)": Explicit(derivative=two_gradients, window=1),
+        "explicit: last step, by two differences": Explicit(derivative=two_gradients, window=1),
         f"explicit: last {part} steps": Explicit(window=part),
         "explicit: first order": Explicit(derivative="first_order"),
         "implicit: conjugate gradients": definite(CG(rtol=1e-8)),
@@ -175,6 +184,9 @@ def engines(steps: int) -> dict[str, Engine]:
             CG(rtol=1e-8), derivative="differences"
         ),
         "implicit: T1-T2": definite(Neumann(0, alpha=RATE, rtol=1.0)),
+        "implicit: SAMA, by two differences": Implicit(
+            solve=Adaptation(), derivative=two_gradients
+        ),
         "implicit: Cholesky": definite(Cholesky()),
         "implicit: with a certificate of its error": definite(CG(rtol=1e-8), certificate=id),
         "zero-order: 200 forward differences": sampling(200, estimators.forward, normal),

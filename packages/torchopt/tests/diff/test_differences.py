@@ -15,6 +15,7 @@ from unrolled_loops import loss_of, outer, problem
 import torchopt
 from torchopt.diff import Differences, Explicit, Implicit, Verify
 from torchopt.diff.differences import Judge, Product
+from torchopt.diff.implicit import Adaptation, custom_root
 from torchopt.errors import GradientMismatchError, NotDifferentiableError
 from torchopt.linear_solve import CG, LSMR, Cholesky, Neumann
 
@@ -264,37 +265,75 @@ def test_t1_t2_is_a_hessian_of_one_over_alpha(derivative: Any) -> None:
     torch.testing.assert_close(exact() - found, error, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("steps", [1, 5])
-def test_sama_is_the_last_step_of_adam_by_differences(steps: int) -> None:
-    """B'(du/dg v): du/dg of Adam at its last step, the cotangent v, B = d^2 L / dx dtheta there.
+def cubic(x: Tensor, batch: None, theta: Tensor) -> Tensor:
+    """Return a loss whose mixed second derivatives depend on the place."""
+    return proximal(x, None, theta) + (x**3) @ theta / 9
 
-    B of this loss depends on the place: it is that of where the last step begins.
-    """
+
+def cubic_slope(x: Tensor) -> Tensor:
+    return A.mT @ (A @ x - B) / ROWS + PENALTY * (x - THETA) + x**2 * THETA / 3
+
+
+def adam_by_hand(steps: int) -> list[tuple[Tensor, Tensor]]:
+    """Return where each step of Adam begins, and the derivative of its update in the gradient."""
     lr, eps, b1, b2 = 0.1, 0.3, 0.9, 0.999
-
-    def loss(x: Tensor, batch: None, theta: Tensor) -> Tensor:
-        return proximal(x, None, theta) + (x**3) @ theta / 9
-
-    inner = torchopt.inner_loop(
-        loss,
-        torchopt.adam(lr, betas=(b1, b2), eps=eps),
-        steps=steps,
-        window=1,
-        derivative=TWO,
-    )
-    found = pulled(inner)
-    x, m, v = START, torch.zeros(SIZE).double(), torch.zeros(SIZE).double()
+    x, m, v, found = START, torch.zeros(SIZE).double(), torch.zeros(SIZE).double(), []
     for t in range(1, steps + 1):
-        begin = x
-        g = A.mT @ (A @ x - B) / ROWS + PENALTY * (x - THETA) + x**2 * THETA / 3
+        g = cubic_slope(x)
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
         top, root = m / (1 - b1**t), (v / (1 - b2**t)).sqrt()
+        slope_top, slope_root = (1 - b1) / (1 - b1**t), (1 - b2) * g / (1 - b2**t) / root
+        slope = -lr * (slope_top / (root + eps) - top * slope_root / (root + eps) ** 2)
+        found.append((x, slope))
         x = x - lr * top / (root + eps)
-    slope_top, slope_root = (1 - b1) / (1 - b1**t), (1 - b2) * g / (1 - b2**t) / root
-    step = -lr * (slope_top / (root + eps) - top * slope_root / (root + eps) ** 2)
-    mixed = begin**2 / 3 - PENALTY
-    torch.testing.assert_close(found, mixed * step * C, rtol=1e-8, atol=1e-12)
-    assert ((x**2 - begin**2).abs() > 1e-3).all()
+    return found
+
+
+ADAM = torchopt.adam(0.1, betas=(0.9, 0.999), eps=0.3)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_the_last_step_of_adam_by_differences(steps: int) -> None:
+    """B'(du/dg v) of the last step, with B where it begins."""
+    found = pulled(torchopt.inner_loop(cubic, ADAM, steps=steps, window=1, derivative=TWO))
+    begin, slope = adam_by_hand(steps)[-1]
+    expected = (begin**2 / 3 - PENALTY) * slope * C
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("derivative", ["reverse", "differences", TWO])
+def test_sama_has_the_next_update_in_the_place_of_the_inverse(derivative: Any, steps: int) -> None:
+    """B'(du/dg v) of the step that would come next, with B where the loop has ended."""
+    engine = Implicit(solve=Adaptation(), derivative=derivative)
+    found = pulled(engine.over(cubic, ADAM, steps=steps))
+    end, slope = adam_by_hand(steps + 1)[-1]
+    expected = (end**2 / 3 - PENALTY) * slope * C
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+    previous = adam_by_hand(steps)[-1][0]
+    assert ((end**2 - previous**2).abs() > 1e-3).all()
+
+
+def test_sama_for_sgd_is_t1_t2_and_takes_hyper_parameters() -> None:
+    found = []
+    for solve in (Adaptation(), Neumann(0, alpha=ALPHA, rtol=1.0)):
+        inner = Implicit(cubic, torchopt.sgd, steps=5, solve=solve)
+        theta = THETA.clone().requires_grad_()
+        value = inner(START, None, theta, lr=ALPHA).params @ C
+        found.append(torch.autograd.grad(value, theta)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
+
+
+def test_sama_without_one_inner_problem_raises() -> None:
+    with pytest.raises(ValueError, match="tasks: expected none"):
+        Implicit(cubic, ADAM, steps=2, solve=Adaptation(), tasks=(None, None, 0))
+    inner = Implicit(cubic, ADAM, steps=2, solve=Adaptation())
+    with pytest.raises(NotDifferentiableError, match="Adaptation: expected one inner problem"):
+        torch.func.vmap(lambda t: inner(START, None, t).params)(THETA[None])
+    solved = custom_root(lambda x, t: x - t, argnums=1, solve=Adaptation())(lambda x, t: t)
+    theta = THETA.clone().requires_grad_()
+    with pytest.raises(TypeError, match="solve=` of Implicit over an inner problem"):
+        solved(START, theta).sum().backward()
 
 
 # -- what is refused

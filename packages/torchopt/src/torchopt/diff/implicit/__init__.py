@@ -11,11 +11,12 @@ from torchopt.diff.implicit.decorator import (
     root_jvp,
     root_vjp,
 )
-from torchopt.diff.implicit.inner import Implicit
+from torchopt.diff.implicit.inner import Adaptation, Implicit
 from torchopt.diff.implicit.nn import ImplicitMetaGradientModule
 from torchopt.diff.implicit.root import ImplicitEngine, OptimalityError, OptimalityWarning
 
 __all__ = [
+    "Adaptation",
     "GradientReport",
     "Implicit",
     "ImplicitEngine",

@@ -21,10 +21,80 @@ from torchopt.diff.verify import Verify, VerifyReport, checked
 from torchopt.errors import NotDifferentiableError
 from torchopt.linear_solve.auto import Auto
 from torchopt.shown import Described
-from torchopt.tree import is_smooth, tree_flatten, tree_map, tree_unflatten
+from torchopt.torch_internals import is_wrapped
+from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import is_differentiated, uncompiled
 
-__all__ = ["Implicit"]
+__all__ = ["Adaptation", "Implicit"]
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """The inverse of the Hessian is the derivative of the optimizer's update: SAMA.
+
+    As `solve=` of `Implicit`, where the gradient of a cotangent v is
+
+        B' (du/dg)' v,    B = ∂g/∂θ,
+
+    u(g) the next update of the optimizer after the loop, from its state there, g the gradient of
+    the loss, and B its mixed second derivatives: a step of the optimizer stands for a step of
+    Newton. For SGD this is T1-T2. With `derivative=Differences(gradients=2)` no second derivative
+    is taken. Not for `tasks` or `vmap`.
+
+    The program of its authors, `betty/hypergradient/sama.py`, has the last update in the place of
+    the next one, Adam without the corrections of its moments, and SGD without its learning rate.
+    For B where the last step begins: `torchopt.inner_loop(..., window=1)`.
+
+    Example:
+        >>> import torch, torchopt
+        >>> from torchopt.diff import Differences, Implicit
+        >>> from torchopt.diff.implicit import Adaptation
+        >>> inner = Implicit(
+        ...     lambda w, x: ((w - x) ** 2).sum(), torchopt.sgd(0.1), steps=20,
+        ...     solve=Adaptation(), derivative=Differences(gradients=2),
+        ... )
+        >>> x = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        >>> inner(torch.zeros(2).double(), x).params.sum().backward()
+        >>> x.grad.round(decimals=6)  # 2 * 0.1 of the exact 1
+        tensor([0.2000, 0.2000], dtype=torch.float64)
+
+    References:
+        S. K. Choe, S. V. Mehta, H. Ahn, W. Neiswanger, P. Xie, E. Strubell, E. Xing, Making
+        Scalable Meta Learning Practical, NeurIPS 2023, https://arxiv.org/abs/2310.05674
+    """
+
+    def __call__(self, matvec: Callable[[Any], Any], b: Any) -> Any:
+        """Raise: outside of an inner problem there is no optimizer.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "Adaptation: expected to be `solve=` of Implicit over an inner problem, whose "
+            "optimizer it asks; got an equation without one. Use a solver of torchopt.linear_solve."
+        )
+
+    @staticmethod
+    def of(optimizer: Any, gradient: Any, state: Any, params: Any) -> Callable[..., Any]:
+        """Return the map (matvec, b) -> -(du/dg)' b.
+
+        Raises:
+            NotDifferentiableError: Inside of a vmap.
+        """
+        if any(isinstance(x, Tensor) and is_wrapped(x) for x in tree_leaves((gradient, state))):
+            raise NotDifferentiableError(
+                "Adaptation: expected one inner problem, got a batch of them under vmap or tasks; "
+                "loop over them, or use inner_loop(window=1)."
+            )
+
+        def solved(matvec: Callable[[Any], Any], b: Any) -> Any:
+            def update(gradient: Any) -> Any:
+                return optimizer.update(gradient, state, params=params, inplace=False)[0]
+
+            pull = torch.func.vjp(update, gradient)[1]
+            return tree_map(torch.neg, pull(b)[0])
+
+        return solved
 
 
 @dataclass(frozen=True)
@@ -57,12 +127,8 @@ class Implicit(Described):
     T1-T2 takes the Hessian for I / alpha, alpha the learning rate: `Implicit(solve=Neumann(0,
     alpha=alpha, rtol=1.0))` is -alpha B' v for a cotangent v and the mixed second derivatives B.
     Its error is that of a Neumann series of one term. By `derivative=Differences(gradients=2)` it
-    is the approximation of DARTS. SAMA is B' (du/dg)' v: the derivative of the optimizer's last
-    update u in its gradient g stands in the place of -alpha I. That depends on the optimizer's
-    state, which the equation does not know: it is the last step of the explicit engine,
-    `torchopt.inner_loop(..., window=1, derivative=Differences(gradients=2))`, with B where that
-    step begins. The program of its authors, `betty/hypergradient/sama.py`, takes B where the step
-    has ended, Adam without the corrections of its moments, and SGD without its learning rate.
+    is the approximation of DARTS. SAMA has the derivative of the optimizer's update in the place of
+    -alpha: `Implicit(solve=Adaptation(), derivative=Differences(gradients=2))`.
 
     Example:
         >>> import torch, torchopt
@@ -79,8 +145,6 @@ class Implicit(Described):
         J. Luketina et al., Scalable Gradient-Based Tuning of Continuous Regularization
         Hyperparameters, ICML 2016, https://arxiv.org/abs/1511.06727 (T1-T2)
 
-        S. K. Choe et al., Making Scalable Meta Learning Practical, NeurIPS 2023,
-        https://arxiv.org/abs/2310.05674 (SAMA)
     """
 
     loss: Callable[..., Any] | None = None
@@ -108,6 +172,10 @@ class Implicit(Described):
                 f"{self.derivative!r}."
             )
         self.rule(_nothing)
+        if isinstance(self.solve, Adaptation) and self.tasks is not None:
+            raise ValueError(
+                "Implicit: tasks: expected none with solve=Adaptation(); loop over them."
+            )
         require_verify(self.verify, Verify)
 
     over = over
@@ -221,8 +289,17 @@ class Implicit(Described):
 
             return torch.func.grad(objective)(x)
 
+        adapted: list[Any] = []
+        options: dict[str, Any] = {}
+        if isinstance(self.solve, Adaptation):
+            options["solve"] = lambda matvec, b: adapted[0](matvec, b)
+
         def solve(start: Any, chosen: Any, others: Any) -> Any:
             found = loop.run_inner(start, *filled(chosen, others), state=state, **hypers)
+            if options:
+                optimizer = self.optimizer(**hypers) if hypers else self.optimizer
+                slope = optimality(found.params, chosen, others)
+                adapted[:] = [Adaptation.of(optimizer, slope, found.state, found.params)]
             return found.params, (found.state, found.losses, found.aux)
 
         engine = self.rule(
@@ -231,6 +308,7 @@ class Implicit(Described):
             has_aux=True,
             where="Implicit",
             remedy="Pass it after the batch, as a further argument of the loss, or detach it.",
+            **options,
         )
         start = tree_map(_constant, params)
         # With nothing to differentiate, only a vmap has to be followed.
