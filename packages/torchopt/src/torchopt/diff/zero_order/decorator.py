@@ -78,7 +78,7 @@ def zero_order(
             vector-Jacobian product: the gradient of the inner product of cotangent and output.
         generator: Where the seed is drawn, in the forward pass; default: torch's CPU generator.
         chunk_size: Directions evaluated at once; None: as many as keep the perturbed points and
-            tensor arguments within 2**21 entries. Results depend on it by rounding alone. Smaller
+            tensor arguments within 2**23 entries. Results depend on it by rounding alone. Smaller
             chunks for functions with large intermediate results.
         vectorized: True: by vmap, or raise. False: in a loop. None: by vmap, or, with one warning,
             in a loop.

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torchopt.diff.zero_order.seeds import member_seed
+from torchopt.diff.zero_order.seeds import member_seed, member_seeds
 
 __all__ = ["Directions", "Gaussian", "Rademacher", "block_size", "rows_of_blocks", "split"]
 
@@ -116,19 +116,19 @@ class _Independent(Directions):
     def _draw_flat(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> Tensor:
         dimension = sum(leaf.numel() for leaf in like)
         size = block_size(dimension)
-        generator = torch.Generator(like[0].device)
-
+        generator, seed_of = torch.Generator(like[0].device), member_seeds(seed)
         out = like[0].new_empty((stop - start, dimension))
-        for number in range(start // size, -(-stop // size)):
-            generator.manual_seed(member_seed(seed, number))
-            first = number * size - start
-            if first >= 0 and first + size <= len(out):
-                self.fill(out[first : first + size], generator)
+        numbers = range(start // size, -(-stop // size))
+        rows = [min(stop, (n + 1) * size) - max(start, n * size) for n in numbers]
+        for number, count, part in zip(numbers, rows, out.split(rows)):
+            generator.manual_seed(seed_of(number))
+            if count == size:
+                self.fill(part, generator)
                 continue
             block = like[0].new_empty((size, dimension))  # an end of the range lies within it
             self.fill(block, generator)
-            inside = slice(max(first, 0), min(first + size, len(out)))
-            out[inside] = block[inside.start - first : inside.stop - first]
+            first = max(0, start - number * size)
+            part.copy_(block[first : first + count])
         return out
 
 

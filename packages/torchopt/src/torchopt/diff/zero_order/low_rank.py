@@ -63,7 +63,7 @@ class LowRank:
         num_samples: N, number of members (pairs, for antithetic).
         sigma: Size of the perturbation.
         chunk_size: Members evaluated at once by vmap; None: as many as keep their random numbers
-            within 2**21. Fewer for functions with large intermediate results.
+            within 2**23. Fewer for functions with large intermediate results.
         vectorized: True: by vmap, or raise. False: in a loop. None: by vmap, or, with one warning,
             in a loop.
 

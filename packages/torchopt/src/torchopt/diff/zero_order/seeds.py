@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["common_draws", "draw_seed", "member_seed", "seeded"]
+__all__ = ["common_draws", "draw_seed", "member_seed", "member_seeds", "seeded"]
 
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
@@ -27,14 +27,23 @@ def member_seed(seed: int, member: int) -> int:
         >>> len({member_seed(7, i) for i in range(100_000)})
         100000
     """
+    return member_seeds(seed)(member)
+
+
+def member_seeds(seed: int) -> Callable[[int], int]:
+    """Return `member_seed` of one family."""
     z = (seed + 0x9E3779B97F4A7C15) & _MASK64  # splitmix64: spread the bits of the family's seed
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
     z ^= z >> 31
-    h = (z + member) & _MASK32
-    h = ((h ^ (h >> 16)) * 0x85EBCA6B) & _MASK32
-    h = ((h ^ (h >> 13)) * 0xC2B2AE35) & _MASK32
-    return h ^ (h >> 16)
+
+    def of(member: int) -> int:
+        h = (z + member) & _MASK32
+        h = ((h ^ (h >> 16)) * 0x85EBCA6B) & _MASK32
+        h = ((h ^ (h >> 13)) * 0xC2B2AE35) & _MASK32
+        return h ^ (h >> 16)
+
+    return of
 
 
 def draw_seed(generator: torch.Generator | None = None) -> int:
