@@ -15,7 +15,7 @@ exactly; the error of an engine is its distance from that, relative to its norm.
 Beside it: three levels, the weights of a learned optimizer, linear solvers with preconditioners and
 with minibatches, nonlinear least squares; each in a module of its own, with what is known exactly.
 
-    python -m benchmarks.engines.run        # four minutes; writes benchmarks/results/engines.json
+    python -m benchmarks.engines.run        # five minutes; writes benchmarks/results/engines.json
     python tools/bench_report.py            # puts the table into the manual
 """
 
