@@ -8,6 +8,7 @@ import enum
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -25,6 +26,7 @@ from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.result import refuse_function
 from torchopt.shown import Described
 from torchopt.solvers.adjoint import by_another_engine, require_adjoint
+from torchopt.torch_internals import without_saved_tensor_hooks
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import (
     derivatives_wanted,
@@ -226,7 +228,9 @@ class Solver(Described, ABC):
         """Return the solution, with the graph of the iterations if that is wanted."""
         layout = Layout.of(start, f"{type(self).__name__}: start", real=True)
         function = twice_differentiable(function) if self.differentiates else function
-        with torch.set_grad_enabled(keep_graph):
+        # Hooks for saved tensors, such as those of a checkpoint, are for graphs that are kept.
+        hooks = nullcontext() if keep_graph else without_saved_tensor_hooks()
+        with hooks, torch.set_grad_enabled(keep_graph):
             x = layout.ravel(tree_map(torch.detach, start))
             found = self.solve_vector(lambda x: function(x, *args), layout, x)
         with torch.no_grad():
@@ -307,6 +311,7 @@ class Solver(Described, ABC):
             object.__setattr__(solver, name, value)
         return solver
 
+    @without_saved_tensor_hooks()
     def _require_no_closure(self, function: Function, start: Any, args: Any) -> None:
         """Raise if F depends on tensors that are not arguments: their gradient would be zero."""
         optimality = self.optimality(function)

@@ -25,6 +25,7 @@ from torchopt.torch_internals.checkpoints import (
     recompute_in,
     reentrant_checkpoint,
     top_saved_tensor_hooks,
+    without_saved_tensor_hooks,
 )
 from torchopt.torch_internals.compiling import compiled_graph
 from torchopt.torch_internals.process_groups import (
@@ -138,4 +139,5 @@ __all__ = [
     "weight_norm",
     "with_forward_mode",
     "without_recurrent_kernels",
+    "without_saved_tensor_hooks",
 ]

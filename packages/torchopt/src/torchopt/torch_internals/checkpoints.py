@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ __all__ = [
     "recompute_in",
     "reentrant_checkpoint",
     "top_saved_tensor_hooks",
+    "without_saved_tensor_hooks",
 ]
 
 _autograd: Any = torch._C._autograd
@@ -36,20 +38,31 @@ _OF_RECOMPUTATION = ("_recomputation_hook.__init__.<locals>.pack_hook", "target_
 _RECOMPUTED = "_torchopt_recomputed_in_context"
 
 
-def pack_hooks() -> list[Callable[..., Any]]:
-    """Return the pack hooks for saved tensors of this thread, outermost first.
+@contextlib.contextmanager
+def without_saved_tensor_hooks() -> Iterator[list[tuple[Callable[..., Any], Callable[..., Any]]]]:
+    """Return a context in which no hooks for saved tensors are in force in this thread.
 
-    torch shows only the innermost pair, so they are popped and pushed back.
+    torch.func refuses to differentiate under them. They are for graphs that are kept: what is
+    linearised and released inside needs none.
+
+    Yields:
+        The pairs (pack, unpack), outermost first.
     """
-    pairs = []
+    pairs: list[Any] = []
     try:
         while (pair := top_saved_tensor_hooks(True)) is not None:
             _autograd._pop_saved_tensors_default_hooks()
-            pairs.append(pair)
+            pairs.insert(0, pair)
+        yield pairs
     finally:
-        for pair in reversed(pairs):
+        for pair in pairs:
             _autograd._push_saved_tensors_default_hooks(*pair)
-    return [pack for pack, _ in reversed(pairs)]
+
+
+def pack_hooks() -> list[Callable[..., Any]]:
+    """Return the pack hooks for saved tensors of this thread, outermost first."""
+    with without_saved_tensor_hooks() as pairs:  # torch shows only the innermost pair
+        return [pack for pack, _ in pairs]
 
 
 def checkpoint_of(pack: Callable[..., Any]) -> tuple[Any, bool] | None:

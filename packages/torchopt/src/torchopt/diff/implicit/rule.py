@@ -20,6 +20,7 @@ from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.operator import Tag
 from torchopt.linear_solve.solver import push_forward, solve_vector
 from torchopt.linear_solve.warm_start import WarmStart
+from torchopt.torch_internals import without_saved_tensor_hooks
 from torchopt.tree import tree_flatten, tree_leaves
 from torchopt.tree_function import (
     below_transforms,
@@ -56,6 +57,7 @@ class RootRule:
         """The number of leaves of x."""
         return len(self.found["layout"].shapes)
 
+    @without_saved_tensor_hooks()
     def evaluate(self, *inputs: Tensor) -> Tensors:
         """Return what the solver finds."""
         # Outside of any graph, but tensors that required a gradient still do: a solver may ask for
@@ -123,6 +125,7 @@ class RootRule:
         """Return a context that says which tensor of a transform F depends on; see `explained`."""
         return explained(self.engine.optimality_fn, self.engine.where, self.engine.remedy)
 
+    @without_saved_tensor_hooks()
     def require_arguments(self, inputs: Tensors, outputs: Tensors) -> None:
         """Raise if F depends on differentiated tensors that are not its arguments.
 
@@ -157,6 +160,7 @@ class RootRule:
 
         return residual, inputs[:n]
 
+    @without_saved_tensor_hooks()
     def pull_back(self, inputs: Tensors, outputs: Tensors, cotangents: Tensors) -> Tensors:
         """Return Bᴴ u where Aᴴ u = -x̄."""
         with self.explained():
@@ -179,6 +183,7 @@ class RootRule:
             self._report(x, inputs, cotangent)
         return pulled
 
+    @without_saved_tensor_hooks()
     def push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
         """Return -A⁻¹ B θ̇."""
         with self.explained():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Solvers and estimates inside of functions that torch.compile runs."""
+"""Solvers and estimates in functions that are compiled, or whose activations are not kept."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import torchopt
 from torchopt.diff.implicit import (
@@ -77,7 +78,7 @@ def of_tree(b: Tensor) -> Tensor:
 
 
 b0 = torch.tensor([1.0, -2.0, 0.5], dtype=F64, requires_grad=True)
-root = custom_root(residual, 1)(lambda start, b: torch.linalg.solve(Q, b))
+root = custom_root(torch.func.grad(objective), 1)(lambda start, b: torch.linalg.solve(Q, b))
 inner = torchopt.diff.Implicit(objective, torchopt.sgd(0.2), steps=200)
 minimum = Minimum(b0)
 descent = GradientDescent(lr=0.2, tol=1e-13, adjoint=torchopt.diff.Explicit())
@@ -105,15 +106,36 @@ SOLUTIONS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> None:
+def compiled(function: Callable[[Tensor], Tensor]) -> Tensor:
     torch._dynamo.reset()
+    result: Tensor = torch.compile(function, backend="eager")(b0)
+    return result
 
 
-@pytest.mark.parametrize("name", SOLUTIONS)
-def test_compiled_callers_get_the_solution_and_its_derivative(name: str) -> None:
-    compiled = torch.compile(lambda b: 3 * SOLUTIONS[name](b), backend="eager")
-    x = compiled(b0)
+def computed_again(function: Callable[[Tensor], Tensor]) -> Tensor:
+    result: Tensor = checkpoint(function, b0, use_reentrant=False)
+    return result
+
+
+def kept_on_the_host(function: Callable[[Tensor], Tensor]) -> Tensor:
+    with torch.autograd.graph.save_on_cpu():
+        return function(b0)
+
+
+CALLERS = [
+    (call, name)
+    for call in (compiled, computed_again, kept_on_the_host)
+    for name in SOLUTIONS
+    # The steps of this one keep a graph, which torch refuses under hooks for saved tensors.
+    if call is compiled or name != "adjoint=Explicit()"
+]
+
+
+@pytest.mark.parametrize(("call", "name"), CALLERS)
+def test_callers_get_the_solution_and_its_derivative(
+    call: Callable[..., Tensor], name: str
+) -> None:
+    x = call(lambda b: 3 * SOLUTIONS[name](b))
     (gradient,) = torch.autograd.grad(x.square().sum(), b0)
     solution = torch.linalg.solve(Q, b0.detach())
     torch.testing.assert_close(x.detach(), 3 * solution, rtol=1e-10, atol=1e-10)
@@ -153,6 +175,7 @@ NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", NUMBERS)
 def test_compiled_callers_get_the_numbers_of_eager_ones(name: str) -> None:
     b = b0.detach()
+    torch._dynamo.reset()
     torch.manual_seed(0)
     found = torch.compile(NUMBERS[name], backend="eager")(b)
     torch.manual_seed(0)
