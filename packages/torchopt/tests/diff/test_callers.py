@@ -180,3 +180,16 @@ def test_compiled_callers_get_the_numbers_of_eager_ones(name: str) -> None:
     found = torch.compile(NUMBERS[name], backend="eager")(b)
     torch.manual_seed(0)
     torch.testing.assert_close(found, NUMBERS[name](b), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.parametrize("mode", ["forward-mode", "reverse-mode"])
+# torch's own operations under its vmap fail in the first, and the second has its argument already.
+@pytest.mark.parametrize(
+    "name", sorted(SOLUTIONS.keys() - {"adjoint=Explicit()", "ImplicitMetaGradientModule"})
+)
+def test_all_columns_of_a_jacobian_are_computed_at_once(name: str, mode: str) -> None:
+    found = torch.autograd.functional.jacobian(
+        SOLUTIONS[name], b0.detach(), strategy=mode, vectorize=True
+    )
+    torch.testing.assert_close(found, torch.linalg.inv(Q), rtol=1e-9, atol=1e-9)

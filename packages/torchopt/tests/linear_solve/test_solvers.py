@@ -704,5 +704,10 @@ def test_bad_input_is_refused_with_a_sentence():
         linear_solve(torch.eye(3), torch.ones(2), LU())
     with pytest.raises(TypeError, match="floating-point or complex"):
         CG()(lambda v: v, torch.ones(2, dtype=torch.int64))
+    for dtype in (torch.int64, torch.float64, torch.complex64):
+        with pytest.raises(TypeError, match="b: expected torch.float32 as the matrix has, got"):
+            linear_solve(torch.eye(3), torch.ones(3, dtype=dtype), CG())
+    with pytest.raises(TypeError, match="expected a tree of tensors, got float in it"):
+        LinearOperator.from_function(lambda p, v: p["k"] * v, {"k": 2.0}, torch.ones(3))
     with pytest.raises(ValueError, match="maxiter"):
         CG(maxiter=-1)

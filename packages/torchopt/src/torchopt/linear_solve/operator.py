@@ -212,6 +212,12 @@ class LinearOperator:
         """
         layout = Layout.of(like, "LinearOperator: like")
         tensors, spec = tree_flatten(params)
+        for x in tensors:
+            if not isinstance(x, Tensor):
+                raise TypeError(
+                    "LinearOperator.from_function: params: expected a tree of tensors, got "
+                    f"{type(x).__name__} in it; close over numbers in the function"
+                )
         known = _closure_of_tags(tags)
         vector = layout.ravel(like)
         bind = _bind_function(

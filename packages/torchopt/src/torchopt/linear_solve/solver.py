@@ -145,6 +145,7 @@ def linear_solve(
 
     Raises:
         LinearSolveError: The solve failed and that is not to be ignored.
+        TypeError: A matrix and b have different dtypes.
         ValueError: b or x0 do not fit the operator.
 
     Example:
@@ -155,6 +156,12 @@ def linear_solve(
         tensor([0.0909, 0.6364])
     """
     if isinstance(operator, Tensor):
+        casts = torch.is_autocast_enabled(operator.device.type)
+        if isinstance(b, Tensor) and b.dtype != operator.dtype and not casts:
+            raise TypeError(
+                f"linear_solve: b: expected {operator.dtype} as the matrix has, got {b.dtype}; "
+                "convert one of them with .to(...)"
+            )
         operator = LinearOperator.from_matrix(operator)
     if on_fail is None:
         on_fail = "ignore" if solver.failure == "ignore" else "raise"

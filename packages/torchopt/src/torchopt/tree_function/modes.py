@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import (
     in_forward_mode,
+    is_batched_by_old_vmap,
     is_traced,
     is_transforming,
     pull_back,
@@ -48,8 +49,15 @@ def forward_modes() -> Any:
 
 
 def values(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the tensors without the tangents of the present forward mode; None stays."""
-    return tuple(None if x is None else forward_ad.unpack_dual(x, level=0).primal for x in tensors)
+    """Return the tensors without the tangents of the present forward mode; None stays.
+
+    So do those of the vmap of torch.autograd, under which torch cannot unpack them: a forward mode
+    around it has no other one inside.
+    """
+    return tuple(
+        x if x is None or is_batched_by_old_vmap(x) else forward_ad.unpack_dual(x, level=0).primal
+        for x in tensors
+    )
 
 
 def linearize(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any], Any]]:

@@ -178,7 +178,7 @@ class _RuleFunction(torch.autograd.Function):
                 torch.zeros_like(x) if tangent is None else tangent
                 for x, tangent in zip(inputs, given)
             )
-            pushed = rule.push_forward(inputs, outputs, dense)
+            pushed = over_batched(lambda *t: rule.push_forward(inputs, outputs, t), dense)
         return (*pushed, *(None for _ in range(ctx.num_outputs - len(pushed))))
 
     @staticmethod

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -506,6 +507,10 @@ def test_bad_use_is_refused_with_a_sentence():
     for argnums in (0, (0, 1), ()):
         with pytest.raises(AssertionError):
             custom_root(F, argnums=argnums)
+    for argnums in (1.0, "1", (1, None)):
+        with pytest.raises(TypeError, match="argnums: expected the position of an argument"):
+            custom_root(F, argnums=argnums)
+    assert custom_root(F, argnums=np.int64(1))(lambda x, a: a.clone())(None, a) == a
     with pytest.raises(ValueError, match="positional arguments"):
         custom_root(F, argnums=2)(lambda x, a: a)(None, a)
     with pytest.raises(RuntimeError, match=r"tuple: \(output, aux\) if has_aux is True. Got"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -91,7 +92,7 @@ def custom_root(
     """
     return ImplicitEngine(
         optimality_fn,
-        (argnums,) if isinstance(argnums, int) else tuple(argnums),
+        _positions(argnums),
         has_aux,
         Auto(on_fail="warn") if solve is None else solve,
         symmetric,
@@ -102,6 +103,12 @@ def custom_root(
         on_fail,
         report,
     )
+
+
+def _positions(argnums: Any) -> tuple[Any, ...]:
+    """Return positions as a tuple; numbers of numpy are positions too."""
+    given = argnums if isinstance(argnums, (tuple, list)) else (argnums,)
+    return tuple(operator.index(i) if hasattr(i, "__index__") else i for i in given)
 
 
 def custom_fixed_point(

@@ -46,6 +46,11 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
+        if not all(isinstance(i, int) for i in self.argnums):
+            raise TypeError(
+                "argnums: expected the position of an argument of solver_fn, or a tuple of "
+                f"positions, got {self.argnums!r:.60}"
+            )
         if not self.argnums or any(i == 0 for i in self.argnums):
             raise AssertionError(
                 "argnums: expected positions of arguments of solver_fn other than 0, which is the "
