@@ -243,3 +243,20 @@ def test_fixed_points_in_half_precision(name, dtype):
     assert result.value.dtype is dtype
     assert int(result.status) == int(SolveStatus.CONVERGED)
     torch.testing.assert_close(result.value.double(), a.double() / 0.75, rtol=0.05, atol=0.0)
+
+
+@pytest.mark.parametrize("name", sorted(MINIMIZERS))
+def test_an_objective_without_a_gradient_is_refused(name):
+    """A count has the gradient zero everywhere, which would pass for a minimum."""
+    results = {
+        "torch.int64 of shape": lambda x, a: (x > a).sum(),
+        r"float64 of shape \(3,\)": lambda x, a: x - a,
+        "complex128 of shape": lambda x, a: (x - a).sum() + 0j,
+        "got tuple": lambda x, a: ((x - a).sum(), None),
+        "got float": lambda x, a: 1.0,
+    }
+    a = torch.ones(3, dtype=F64)
+    for expected, function in results.items():
+        for call in (MINIMIZERS[name], MINIMIZERS[name].run):
+            with pytest.raises(TypeError, match=expected):
+                call(function, START, a)

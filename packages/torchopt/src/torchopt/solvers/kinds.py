@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchopt.diff.implicit.equation import displacement
 from torchopt.linear_solve.layout import Layout
-from torchopt.solvers.base import FlatMap, Function, Outcome, Solver, tree_grad
+from torchopt.solvers.base import FlatMap, Function, Outcome, Solver, objective_value, tree_grad
 
 __all__ = ["FixedPointSolver", "Minimizer", "RootSolver"]
 
@@ -38,7 +38,9 @@ class Minimizer(Solver):
 
     def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
         """Return the minimum for one vector."""
-        differentiate = torch.func.grad_and_value(lambda x: function(layout.unravel(x)))
+        differentiate = torch.func.grad_and_value(
+            lambda x: objective_value(function(layout.unravel(x)))
+        )
 
         def value_and_grad(x: Tensor) -> tuple[Tensor, Tensor]:
             gradient, value = differentiate(x)

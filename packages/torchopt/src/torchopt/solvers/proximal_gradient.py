@@ -13,7 +13,15 @@ from torch import Tensor
 from torchopt.diff.implicit.equation import displacement
 from torchopt.linear_solve.iterate import dot, iterate, norm
 from torchopt.linear_solve.layout import Layout
-from torchopt.solvers.base import Function, Outcome, Solver, false_like, gradient_norm, tree_grad
+from torchopt.solvers.base import (
+    Function,
+    Outcome,
+    Solver,
+    false_like,
+    gradient_norm,
+    objective_value,
+    tree_grad,
+)
 from torchopt.tree import tree_map
 from torchopt.tree_function import uncompiled
 
@@ -80,7 +88,9 @@ class _Bound(Solver):
         """Return the solution for one vector."""
         solver = self.solver
         assert solver is not None
-        differentiate = torch.func.grad_and_value(lambda x: function(layout.unravel(x)))
+        differentiate = torch.func.grad_and_value(
+            lambda x: objective_value(function(layout.unravel(x)))
+        )
         eps = torch.finfo(x.dtype).eps
 
         def prox(v: Tensor, s: Tensor) -> Tensor:
