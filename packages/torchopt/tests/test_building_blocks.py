@@ -134,6 +134,14 @@ def test_updates_that_cannot_be_written_are_found_before_any_is() -> None:
         update.writable(params, {"a": torch.ones(2)})
 
 
+def test_what_can_be_written_is_added() -> None:
+    params = {"a": torch.ones(2), "b": torch.ones(3)}
+    update.add_(*update.writable(params, {"a": torch.tensor([1.0, 2.0]), "b": None}))
+    assert params["a"].tolist() == [2.0, 3.0]
+    assert params["b"].tolist() == [1.0] * 3
+    update.add_([], [])
+
+
 def test_containers_are_the_dictionaries_of_the_modules() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.BatchNorm1d(2))
     params, buffers = utils.extract_module_containers(net)
