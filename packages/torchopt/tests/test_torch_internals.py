@@ -349,3 +349,18 @@ def test_vmaps_are_known_among_transforms() -> None:
 
     torch.func.grad(lambda x: torch.func.vmap(look)(x).sum())(torch.ones(2, 2))
     assert seen == [[False, True, True]]
+
+
+def test_a_function_may_run_in_a_vmap_again() -> None:
+    assert internals.vmap_again() is None
+    later = []
+
+    def look(x: torch.Tensor) -> torch.Tensor:
+        again = internals.vmap_again()
+        assert again is not None
+        later.append(again(lambda: internals.below_transforms(x.sum()).clone()))
+        return x
+
+    x = torch.arange(6.0).view(2, 3)
+    torch.func.vmap(look)(x)
+    assert torch.equal(later[0](), x.sum(1))

@@ -26,6 +26,8 @@ from torchopt.torch_internals import (
     is_once_differentiable,
     recompute_in,
     set_forward_mode,
+    top_saved_tensor_hooks,
+    vmap_again,
     weight_norm,
     with_forward_mode,
     without_recurrent_kernels,
@@ -113,6 +115,8 @@ class TwiceDifferentiable(TorchFunctionMode):
         name = getattr(func, "__name__", None)
         if self._paused and torch.is_grad_enabled() and count_transforms() == self._paused_at:
             self._pause(False)  # a Function, where torch saves a tensor, ended without a word
+        if is_transforming() and top_saved_tensor_hooks(True) is not None:
+            _recompute_as_batch()
         if name not in _LOOKED_AT:  # nearly all
             found = func(*args, **(kwargs or {}))
             if self._paused and inner_transforms_are_vmaps(self._paused_at):
@@ -167,6 +171,13 @@ class TwiceDifferentiable(TorchFunctionMode):
             with with_forward_mode(False):
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _recompute_as_batch() -> None:
+    """Let a checkpoint in a vmap be recomputed in one: its backward pass is outside."""
+    again = vmap_again()
+    if again is not None:
+        recompute_in(lambda function: again(twice_differentiable(function)))
 
 
 def _without_tangent(found: Any, args: Any) -> Any:

@@ -69,6 +69,7 @@ from torchopt.torch_internals.transforms import (
     plain_entry,
     set_forward_mode,
     taken_off_old_vmap,
+    vmap_again,
     vmap_lists,
     with_forward_mode,
 )
@@ -135,6 +136,7 @@ __all__ = [
     "taken_off_old_vmap",
     "top_saved_tensor_hooks",
     "traced_graph",
+    "vmap_again",
     "vmap_lists",
     "weight_norm",
     "with_forward_mode",

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch import eager_transforms
-from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+from torch._functorch.pyfunctorch import (
+    retrieve_current_functorch_interpreter,
+    temporarily_pop_interpreter_stack,
+)
 from torch.autograd import forward_ad
 
 __all__ = [
@@ -38,6 +41,7 @@ __all__ = [
     "plain_entry",
     "set_forward_mode",
     "taken_off_old_vmap",
+    "vmap_again",
     "vmap_lists",
     "with_forward_mode",
 ]
@@ -289,3 +293,26 @@ def vmap_lists(
 
 
 _vmap: Any = torch._functorch.vmap
+
+
+def vmap_again() -> Callable[[Callable[..., Any]], Callable[..., Any]] | None:
+    """Return what lets a function run later as if in the vmap that this runs in; None outside of
+    one, and inside of several transforms.
+    """
+    if count_transforms() != 1:
+        return None
+    present: Any = retrieve_current_functorch_interpreter()
+    if present.key() != _functorch.TransformType.Vmap:
+        return None
+    size, randomness = present.batch_size(), present.randomness()
+
+    def again(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if is_transforming():
+                return function(*args, **kwargs)
+            with _vmap.vmap_increment_nesting(size, randomness):
+                return function(*args, **kwargs)
+
+        return run
+
+    return again

@@ -83,3 +83,24 @@ def test_it_has_the_gradient_of_the_unrolled_loop(name: str, way: dict[str, Any]
     inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=3, **way)
     (found,) = torch.autograd.grad(inner(W, None, scale).params.pow(3).sum(), scale)
     assert (found - expected).abs() <= 1e-11 * expected.abs()
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_checkpoints_are_right_in_a_batch_of_tasks(way: dict[str, Any]) -> None:
+    def inside(x: Tensor) -> Tensor:
+        return nn.functional.dropout((x @ x.mT).tanh(), 0.3) + attention(x)[0, :4]
+
+    found = []
+    for wrapped in (inside, lambda x: checkpoint(inside, x, use_reentrant=False)):
+        torch.manual_seed(0)
+        scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+
+        def loss(w: Tensor, x: Tensor, scale: Tensor, wrapped: Any = wrapped) -> Tensor:
+            return (scale * wrapped(w * x)).square().mean()
+
+        inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=3, tasks=(None, 0, None), **way)
+        batch = torch.stack([W, W.sin(), W.cos()])
+        total = inner(W, batch, scale).params.pow(3).sum()
+        found.append(torch.autograd.grad(total, scale)[0])
+    assert found[0].abs() > 1e-6
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=0)
