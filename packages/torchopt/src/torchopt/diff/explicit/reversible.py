@@ -21,7 +21,6 @@ from torchopt.diff.explicit.unrolled import Outputs
 from torchopt.diff.explicit.variables import Leaves
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import NotDifferentiableError
-from torchopt.transform.parts import rule_of
 from torchopt.tree import is_smooth
 
 __all__ = ["ReversibleRun"]
@@ -105,8 +104,8 @@ class ReversibleRun(Run):
 
 def _hyper_parameters(optimizer: GradientTransformation) -> tuple[float, Fraction]:
     """Return learning rate and momentum of SGD with momentum."""
-    chain = getattr(optimizer.init, "__self__", None)
-    rules: list[Any] = [rule_of(x) for x in getattr(chain, "transformations", ())]
+    stages = getattr(getattr(optimizer.init, "__self__", None), "transformations", ())
+    rules: list[Any] = [getattr(getattr(x.update, "__self__", None), "rule", None) for x in stages]
     if [type(rule).__name__ for rule in rules] != ["Trace", "Scale"]:
         raise _unfit("torchopt.sgd(lr, momentum) without weight decay, dampening or a schedule")
     trace, scale = rules
