@@ -110,11 +110,12 @@ class FusedChain(FlatChain):
         plan = longest_plan([rule_of(member) for member in self.transformations])
         return None if plan is None else Part(plan, self.backend)
 
-    @lazy
+    @property
     def parts(self) -> tuple[tuple[int, int, Any], ...]:
         """The stages of `part`, unless it is tried before, and the others one by one."""
         first: tuple[Any, ...] = ()
-        if self.part is not None and not self.is_whole:
+        # A compiler cannot follow how a plan is made.
+        if not (is_traced() or self.part is None or self.is_whole):
             first = ((0, self.part.plan.size, TreePart(self.part, ())),)
         start = first[0][1] if first else 0
         return (*first, *((i, i + 1, None) for i in range(start, len(self.transformations))))
