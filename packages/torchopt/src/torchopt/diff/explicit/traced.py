@@ -314,10 +314,8 @@ class TracedRun(Run):
 
     def _held(self) -> tuple[Tensor, ...]:
         """Return the tensors that the loss and the optimizer reach."""
-        if not self._writes:
-            return self._reach.tensors
         # Where buffers are replayed they are other tensors.
-        return self.call.reach().tensors
+        return self.call.reach().tensors if self._writes else self._reach.tensors
 
     def _advanced(self, moment: Moment, step: int, target: int, tensors: list[Tensor]) -> Moment:
         carry, seen = with_counts(moment.carry, self.call.params.spec), moment.seen
