@@ -243,6 +243,29 @@ def test_an_operation_without_forward_mode_is_told() -> None:
         result.params.sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
+@pytest.mark.parametrize(
+    ("function", "instead"),
+    [
+        (torch.cholesky_inverse, "torch.cholesky_solve"),
+        (lambda x: torch.triangular_solve(EYE, x)[0], "torch.linalg.solve_triangular"),
+    ],
+)
+@pytest.mark.parametrize("derivative", ["mixed", "forward"])
+def test_an_operation_with_a_wrong_tangent_is_refused(
+    derivative: str, function: Any, instead: str
+) -> None:
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    inner = torchopt.inner_loop(
+        lambda w, x, scale: function(w * scale + 3 * EYE).square().sum(),
+        torchopt.sgd(0.1),
+        steps=1,
+        derivative=derivative,
+    )
+    with pytest.raises(NotDifferentiableError, match=f"tangent torch computes wrongly.*{instead}"):
+        inner(EYE.clone(), None, scale).params.sum().backward()
+
+
 @pytest.mark.parametrize("norm", [nn.LayerNorm(3), nn.BatchNorm1d(3)])
 @pytest.mark.parametrize("derivative", ["mixed", "forward"])
 def test_a_penalty_of_the_gradient_of_a_normalisation_is_refused(

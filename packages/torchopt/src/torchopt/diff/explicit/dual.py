@@ -26,6 +26,11 @@ _WITH_GRAPH = {
     "LinalgSlogdetBackward0",
     "LinalgSolveExBackward0",
 }
+# Those whose backward function has a wrong tangent in any case, and what to use instead.
+_WRONG = {
+    "CholeskyInverseBackward0": "torch.cholesky_solve of the identity",
+    "TriangularSolveBackward0": "torch.linalg.solve_triangular",
+}
 _PRECISE = {torch.float32, torch.float64, torch.complex64, torch.complex128}
 _REFUSALS = ("forward AD", "forward mode AD", "jvp function", "_efficientzerotensor")
 
@@ -34,10 +39,17 @@ def dual_gradient(value: Tensor, at: Sequence[Tensor]) -> Sequence[Tensor | None
     """Return the gradient of a sum, with the tangents that it has in forward mode.
 
     Raises:
-        NotDifferentiableError: The loss holds a gradient, and torch's forward mode is wrong in it.
+        NotDifferentiableError: The loss holds an operation, or the gradient of one, in which
+            torch's forward mode is wrong.
     """
     names = {node.name() for node in graph_of([value])[0]}
     for name in names:
+        if name in _WRONG:
+            raise NotDifferentiableError(
+                'inner_loop: derivative="mixed" or "forward": expected a loss whose gradient has a '
+                f"forward mode, got {name}, whose tangent torch computes wrongly; use "
+                f'{_WRONG[name]}, or derivative="reverse".'
+            )
         if "Norm" in name and "BackwardBackward" in name:
             raise NotDifferentiableError(
                 'inner_loop: derivative="mixed" or "forward": expected a loss without the gradient '
