@@ -134,3 +134,28 @@ def test_mixed_mode_refuses_a_backward_pass_that_is_no_derivative() -> None:
 
     with pytest.raises(NotDifferentiableError, match="whose backward pass is its derivative"):
         gradient(loss, {"derivative": "mixed"}, {"w": W})
+
+
+def least_squares(w: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    return ((x @ w - 3 * scale) ** 2).sum()
+
+
+def saturated(w: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    return ((torch.tanh(x @ w * scale) - (x[:, 0] > 0).to(x.dtype)) ** 2).mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("loss", "lr"), [(least_squares, 0.005), (saturated, 1.0)])
+def test_rounding_errors_at_a_minimum_are_no_wrong_gradient(
+    loss: Callable[..., Tensor], lr: float, dtype: torch.dtype
+) -> None:
+    """Gradients, and the tangents of late steps, are nothing but rounding errors there."""
+    generator = torch.Generator().manual_seed(0)
+    w, x = (torch.randn(s, generator=generator).to(dtype) for s in ((5,), (40, 5)))
+    scale = torch.tensor(1.2, dtype=dtype, requires_grad=True)
+    found = []
+    for derivative in ("reverse", "mixed"):
+        inner = torchopt.inner_loop(loss, torchopt.sgd(lr), steps=300, derivative=derivative)
+        found.append(torch.autograd.grad(inner(w, x, scale).params.sin().sum(), scale)[0])
+    tolerance = 1e-4 if dtype is torch.float32 else 1e-9
+    torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=tolerance)

@@ -279,9 +279,10 @@ def _mixed(
         ]
         with rematerialised(call.blocks):
             value, _ = losses_of(call, params, variables.tensors, step)
-        require_gradient(value, grads, directions)
-        found = dual_gradient(value, variables.leaves)
-        return [tangent_of(g) for g in found]
+        found = [tangent_of(g) for g in dual_gradient(value, variables.leaves)]
+        count = sum(map(is_smooth, params))
+        require_gradient(value, grads, directions, variables.leaves[:count], found)
+        return found
 
 
 def _differences(

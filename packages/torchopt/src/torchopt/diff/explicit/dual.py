@@ -31,6 +31,7 @@ _WRONG = {
     "CholeskyInverseBackward0": "torch.cholesky_solve of the identity",
     "TriangularSolveBackward0": "torch.linalg.solve_triangular",
 }
+ROUNDINGS = 1e3  # that add up in a gradient
 _PRECISE = {torch.float32, torch.float64, torch.complex64, torch.complex128}
 _REFUSALS = ("forward AD", "forward mode AD", "jvp function", "_efficientzerotensor")
 
@@ -80,18 +81,24 @@ def forward_mode_explained() -> Iterator[None]:
 
 
 def require_gradient(
-    value: Tensor, grads: Sequence[Any], directions: Sequence[Tensor | None]
+    value: Tensor,
+    grads: Sequence[Any],
+    directions: Sequence[Tensor | None],
+    params: Sequence[Tensor],
+    curved: Sequence[Tensor | None],
 ) -> None:
     """Raise unless the tangent of a loss is the product of its gradient with the tangents.
 
     A backward pass that changes gradients is the derivative of no function, and the derivative of
     what it returns is not symmetric. A tangent of what is a constant in reverse mode is seen here
-    too.
+    too. Near a minimum both are rounding errors of terms that cancel, which is no reason to raise.
 
     Args:
         value: The loss, with its tangent; `[tasks]` for several.
         grads: Its gradient.
         directions: The tangents of the parameters.
+        params: The parameters that are differentiated.
+        curved: The Hessian times the directions, for each of these.
     """
     pushed = forward_ad.unpack_dual(value).tangent
     pairs = [(g, d) for g, d in zip(grads, directions) if g is not None and d is not None]
@@ -100,15 +107,27 @@ def require_gradient(
         return
     found = float(pushed.detach().sum())
     pulled = sum(float(torch.vdot(g.reshape(-1), d.reshape(-1)).real) for g, d in pairs)
-    scale = sum(float(g.norm()) * float(d.norm()) for g, d in pairs)
-    least = max(torch.finfo(x.dtype).eps for x in (value, *(g for g, _ in pairs))) ** (1 / 3)
-    if abs(found - pulled) > least * scale:  # never for NaN
+    scale = sum(_norm(g) * _norm(d) for g, d in pairs)
+    limits = [torch.finfo(x.dtype) for x in (value, *(g for g, _ in pairs))]
+    eps, tiny = max(x.eps for x in limits), max(x.tiny for x in limits)
+    apart = abs(found - pulled)
+    if apart <= eps ** (1 / 3) * scale or apart <= tiny / eps:
+        return
+    noise = sum(_norm(d) for _, d in pairs)
+    noise += sum(_norm(x) * _norm(c) for x, c in zip(params, curved) if c is not None)
+    if apart > ROUNDINGS * eps * noise:  # never for NaN
         raise NotDifferentiableError(
             'inner_loop: derivative="mixed": expected a loss whose backward pass is its '
             f"derivative, got one whose slope in a direction is {found:.3g} by forward mode and "
             f"{pulled:.3g} by its gradient; does an autograd.Function change the gradient? Use "
             'derivative="reverse", or "first_order".'
         )
+
+
+def _norm(x: Tensor) -> float:
+    # In float32, the squares of a small cotangent are zero.
+    kind = torch.complex128 if x.is_complex() else torch.float64
+    return float(torch.linalg.vector_norm(x.detach(), dtype=kind))
 
 
 def tangent_of(x: Any) -> Any:
