@@ -79,7 +79,7 @@ def test_example_program(example: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def _documented() -> set[str]:
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
-    return set(re.findall(r"^\.\. auto\w+:: ([\w.]+)", text, re.MULTILINE))
+    return set(re.findall(r"^\.\. (?:auto\w+|py:data):: ([\w.]+)", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ class Writing:
         agree(group, f"the save of a Checkpoint with {len(sharded)} DTensors")
         if group.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
+        group.broadcast_bytes(b"", "the old folder of a Checkpoint")  # before another rank makes it
         self._state = {k: x.clone() for k, x in sharded.items()} if copy else sharded
         self._planner: Any = dcp.DefaultSavePlanner()
         self._planner.set_up_planner(self._state, None, group.rank == 0)
