@@ -81,10 +81,14 @@ def main(suite: Suite, arguments: list[str] | None = None) -> int:
     names = options.group or list(suite.groups)
     effort = suite.quick if options.quick else suite.full
     started = time.monotonic()
-    with Tournament(suite.rivals(), suite.module, environment=ENVIRONMENT, report=say) as players:
-        settings = {**asdict(effort), "threads": 1, "environment": ENVIRONMENT}
-        result = new_result(suite.name, players.rivals, settings)
-        for name in names:
+    result: dict[str, Any] = {}
+    for name in names:
+        # New processes for each group, so that none inherits the heap that another one left.
+        with Tournament(
+            suite.rivals(), suite.module, environment=ENVIRONMENT, report=say
+        ) as players:
+            settings = {**asdict(effort), "threads": 1, "environment": ENVIRONMENT}
+            result = result or new_result(suite.name, players.rivals, settings)
             for case in suite.groups[name].cases(options.quick):
                 if options.filter in f"{case['operation']}:{case['tree']}":
                     say(f"{time.monotonic() - started:4.0f} s {name}: {case}")
