@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchopt.diff.closure import LIBRARIES, captured, code_names, root_of
+from torchopt.diff.closure import LIBRARIES, captured, code_names, root_of, slot_names
 from torchopt.diff.recorder import Recorder
 from torchopt.torch_internals import bump_versions, is_transforming, is_wrapped
 
@@ -214,10 +214,8 @@ def _slots(found: Any) -> Iterator[Slot]:
         attributes = getattr(found, "__dict__", None)
         if isinstance(attributes, dict):
             yield from _entries(attributes, list(attributes))
-        for base in type(found).__mro__:
-            own: Any = vars(base).get("__slots__", ())
-            if own and root_of(base) not in LIBRARIES:
-                yield from (Attribute(found, key) for key in ([own] if own is str(own) else own))
+        if root_of(type(found)) not in LIBRARIES:
+            yield from (Attribute(found, key) for key in slot_names(type(found)))
 
 
 def table_of(found: Any) -> dict[str, Any] | None:

@@ -104,6 +104,22 @@ def test_a_change_of_what_a_loss_reads_is_seen(name: str) -> None:
     assert float((first[1] - second[1]).abs()) > 1e-6
 
 
+@pytest.mark.parametrize("options", [{"keep": 1}, {"derivative": "mixed"}], ids=str)
+def test_a_slot_with_a_private_name_is_put_back_for_a_recomputed_step(
+    options: dict[str, Any],
+) -> None:
+    def found(**options: Any) -> tuple[Tensor, Tensor]:
+        held = Private(1.0)
+
+        def loss(w: Tensor, batch: Any, meta: Tensor) -> Tensor:
+            held.put(held.get() + 1.0)
+            return (w**3).sum() * meta * held.get()
+
+        return ends(loss, "eager", **options)
+
+    torch.testing.assert_close(found(**options), found(), rtol=1e-12, atol=0)
+
+
 def test_an_exchanged_method_of_a_class_of_torch_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = nn.Linear(2, 2).double().requires_grad_(False)
 
