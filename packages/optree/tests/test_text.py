@@ -47,3 +47,21 @@ def test_paths_with_keys_of_different_text_differ_in_theirs() -> None:
     for paths in (optree.tree_paths(tree), optree.tree_accessors(tree)):
         texts = [optree.keystr(path) for path in paths]
         assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("code", [*range(0x81), 0xE9, 0x2028, 0x1F600, 0xD800])
+def test_keys_and_names_are_shown_as_python_shows_them(code: int) -> None:
+    character = chr(code)
+    for key in (character, f"a{character}", f"'{character}\"", f"{character} b"):
+        shown = repr(optree.tree_structure({key: 0}))
+        assert shown == f"PyTreeSpec({{{key!r}: *}})"
+
+
+def test_keys_that_are_no_plain_text_are_asked_for_theirs() -> None:
+    class Name(str):
+        __slots__ = ()
+
+        def __repr__(self) -> str:
+            return "<name>"
+
+    assert repr(optree.tree_structure({Name("a"): 0, "": 1})) == "PyTreeSpec({'': *, <name>: *})"

@@ -585,3 +585,48 @@ def test_none_matching() -> None:
     assert treespec.flatten_up_to([None, 1]) == [1]
     none_leaf = optree.tree_structure([None, 0], none_is_leaf=True)
     assert none_leaf.flatten_up_to([3, None]) == [3, None]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("size", [63, 64, 65, 1000])
+def test_long_rows_of_leaves_keep_their_references(kind: Any, size: int, nested: bool) -> None:
+    leaves = [object() for _ in range(size)]
+    before = [sys.getrefcount(leaf) for leaf in leaves]
+    tree: Any = [None, list(leaves), ()] if nested else list(leaves)
+    treespec = optree.tree_structure(tree)
+    del tree
+    rebuilt = treespec.unflatten(kind(leaves))
+    row = rebuilt[1] if nested else rebuilt
+    assert type(row) is list
+    assert gc.is_tracked(row)
+    assert len(row) == size
+    assert all(a is b for a, b in zip(row, leaves))
+    row.append(0)  # its memory is its own
+    del row, rebuilt
+    gc.collect()
+    assert [sys.getrefcount(leaf) for leaf in leaves] == before
+
+
+def test_leaves_that_a_collection_takes_away_are_missed() -> None:
+    class Taking:
+        def __init__(self, leaves: list[Any]) -> None:
+            self.leaves, self.cycle = leaves, self
+
+        def __del__(self) -> None:
+            self.leaves.clear()
+
+    treespec = optree.tree_structure([0] * 500)
+    threshold = gc.get_threshold()
+    for _ in range(20):
+        leaves: list[Any] = [object() for _ in range(500)]
+        Taking(leaves)
+        gc.set_threshold(1)
+        try:
+            rebuilt = treespec.unflatten(leaves)
+        except ValueError as error:
+            assert "Too few leaves for PyTreeSpec" in str(error)  # noqa: PT017
+        else:
+            assert len(rebuilt) == 500
+        finally:
+            gc.set_threshold(*threshold)

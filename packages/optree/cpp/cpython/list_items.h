@@ -56,4 +56,27 @@ inline PyObject* new_list_of(PyObject* const* items, std::size_t count) noexcept
     return list;
 }
 
+// A list of more references to items that stand in a row. `find` returns the first of them, or null where
+// they are gone: it is asked when the memory is there, since making the list may start a collection. Null
+// then, or with an error set. Asked for where `list_takes_items`.
+template <class Find>
+OPTREE_NOINLINE PyObject* copied_list(std::size_t count, Find&& find) noexcept {
+    PyObject* list = PyList_New(0);
+    if (OPTREE_UNLIKELY(list == nullptr)) return nullptr;
+    auto* block = static_cast<PyObject**>(PyMem_Malloc(count * sizeof(PyObject*)));
+    PyObject* const* items = block != nullptr ? find() : nullptr;
+    if (OPTREE_UNLIKELY(items == nullptr)) {
+        if (block == nullptr) PyErr_NoMemory();
+        PyMem_Free(static_cast<void*>(block));
+        Py_DECREF(list);
+        return nullptr;
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+        Py_INCREF(items[i]);
+        block[i] = items[i];
+    }
+    give_items(list, block, static_cast<Py_ssize_t>(count));
+    return list;
+}
+
 }  // namespace optree

@@ -112,6 +112,17 @@ OPTREE_INLINE PyObject* rebuild(State& state, Kind kind, const Slot* slots, PyOb
     });
 }
 
+// A node of leaves that stand in a row, made at once; null where its kind or the row does not allow it, or
+// with an error set.
+template <class Find>
+inline PyObject* copy_row(Kind kind, std::size_t count, Find&& find) {
+    return dispatch(kind, [&](auto node) -> PyObject* {
+        using Node = decltype(node);
+        if constexpr (Node::kCopies) return Node::copy(count, find);
+        return nullptr;
+    });
+}
+
 inline void match(Context& context, Kind kind, const Slot* slots, std::uint32_t arity,
                   PyObject* object, ObjectStack& children) {
     dispatch(kind,

@@ -12,6 +12,7 @@ struct List : AnyNode {
     static constexpr const char* kName = "list";
     static constexpr bool kStacksChildren = false;
     static constexpr bool kRebuildsQuietly = true;
+    static constexpr bool kCopies = OPTREE_LIST_TAKES_ITEMS != 0;
     static Ref find_class() { return Ref::borrow(type_object(&PyList_Type)); }
     static bool is_empty(const State&, PyObject* object) noexcept {
         return PyList_GET_SIZE(object) == 0;
@@ -39,6 +40,10 @@ struct List : AnyNode {
     }
     static PyObject* rebuild(State&, const Slot*, PyObject** children, std::size_t count) {
         return steal_into_list(children, count);
+    }
+    template <class Find>
+    static PyObject* copy(std::size_t count, Find&& find) noexcept {
+        return list_takes_items() ? copied_list(count, find) : nullptr;
     }
     static void match(Context& context, const Slot*, std::uint32_t arity, PyObject* object,
                       ObjectStack& children) {

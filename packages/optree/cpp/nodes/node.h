@@ -22,6 +22,9 @@ struct AnyNode {
     // what goes when memory ends.
     static constexpr bool kRebuildsQuietly = false;
 
+    // Whether `copy(count, find)` makes a node of leaves that stand in a row, as copied_list does.
+    static constexpr bool kCopies = false;
+
     // The one class of the nodes, if there is one and Python has it; else null.
     static Ref find_class() { return nullptr; }
     // Whether a subclass of tuple makes nodes of this kind. May run Python code.

@@ -72,6 +72,7 @@ class Calls {
 class RowSource {
   public:
     static constexpr bool kOwnsRow = true;
+    static constexpr bool kLendsRow = false;
     explicit RowSource(ObjectStack& owner) : next_(owner.data()) {}
     RowSource(const RowSource&) = delete;
     RowSource& operator=(const RowSource&) = delete;

@@ -26,17 +26,17 @@ namespace {
 class ArraySource {
   public:
     static constexpr bool kOwnsRow = false;
+    static constexpr bool kLendsRow = true;
     PyObject** row() noexcept { return nullptr; }
     void given(std::uint32_t) noexcept {}
     explicit ArraySource(PyObject* array) : array_(array), is_list_(PyList_CheckExact(array)) {}
     OPTREE_INLINE void take(std::uint32_t count, ObjectStack& stack) {
         const CriticalSection reading(array_);
-        const auto size =
-            static_cast<std::size_t>(is_list_ ? PyList_GET_SIZE(array_) : PyTuple_GET_SIZE(array_));
+        const std::size_t size = this->size();
         if (OPTREE_UNLIKELY(size - position_ < count || size < position_)) {
             raise_too_few(checked_count(position_ + count), static_cast<Py_ssize_t>(size));
         }
-        PyObject** items = is_list_ ? list_items(array_) : tuple_items(array_);
+        PyObject** items = this->items();
         stack.push_all(items + position_, count);
         position_ += count;
         // What the next node is likely to take, while this one is made (a twentieth of unflatten on
@@ -47,7 +47,28 @@ class ArraySource {
         }
     }
 
+    PyObject* copy(Kind kind, std::uint32_t count) {
+        PyObject* made = copy_row(kind, count, [&]() noexcept -> PyObject* const* {
+            const bool there = position_ <= size() && size() - position_ >= count;
+            return there ? items() + position_ : nullptr;
+        });
+        if (OPTREE_LIKELY(made != nullptr)) {
+            position_ += count;
+        } else if (OPTREE_UNLIKELY(PyErr_Occurred() != nullptr)) {
+            throw PythonError{};
+        }
+        return made;
+    }
+
   private:
+    std::size_t size() const noexcept {
+        return static_cast<std::size_t>(is_list_ ? PyList_GET_SIZE(array_)
+                                                 : PyTuple_GET_SIZE(array_));
+    }
+    PyObject** items() const noexcept {
+        return is_list_ ? list_items(array_) : tuple_items(array_);
+    }
+
     PyObject* array_;
     bool is_list_;
     std::size_t position_ = 0;

@@ -8,7 +8,6 @@ import functools
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, overload
 
 import optree._C as _C
-from optree.ops.flatten import tree_iter
 from optree.typing import S, T
 
 if TYPE_CHECKING:
@@ -346,7 +345,7 @@ def tree_all(
         >>> tree_all({'b': (2, [3]), 'a': 1}), tree_all([1, 0]), tree_all([None])
         (True, False, True)
     """
-    return all(tree_iter(tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace))
+    return all(_C.PyTreeIter(tree, is_leaf, none_is_leaf, namespace))
 
 
 def tree_any(
@@ -374,4 +373,4 @@ def tree_any(
         >>> tree_any({'b': (0, [3]), 'a': 0}), tree_any([0, '']), tree_any([None])
         (True, False, False)
     """
-    return any(tree_iter(tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace))
+    return any(_C.PyTreeIter(tree, is_leaf, none_is_leaf, namespace))
