@@ -115,3 +115,38 @@ def test_iterations_without_a_derivative_are_refused():
 def test_a_bad_adjoint_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         solvers.LBFGS(**options)
+
+
+def soft(v, step, theta):
+    return solvers.prox_l1(v, step * theta[2].abs() / 10)
+
+
+def simplex(v, theta):
+    return solvers.project_simplex(v, theta[2])
+
+
+COMPOSITE = {
+    "proximal": (solvers.ProximalGradient, {"prox": soft}),
+    "projected": (solvers.ProjectedGradient, {"projection": simplex}),
+}
+
+
+@pytest.mark.parametrize("lr", [None, 0.2])
+@pytest.mark.parametrize("case", COMPOSITE)
+def test_composite_solvers_take_every_engine(case, lr):
+    kind, options = COMPOSITE[case]
+
+    def gradient(adjoint):
+        theta = THETA.clone().requires_grad_()
+        solver = kind(tol=1e-12, on_fail="ignore", lr=lr, adjoint=adjoint, **options)
+        x = solver(quadratic, torch.zeros(3, dtype=torch.float64), theta)
+        return x.detach(), torch.autograd.grad(x @ C, theta)[0]
+
+    solution, exact = gradient(None)
+    value, through_steps = gradient(Explicit())
+    torch.testing.assert_close(value, solution)
+    torch.testing.assert_close(through_steps, exact, rtol=1e-6, atol=1e-6)
+    value, sampled = gradient(sampling(4000))
+    torch.testing.assert_close(value, solution)
+    # The solution is piecewise linear; with steps of 0.1 few samples see another piece.
+    assert float((sampled - exact).norm()) < 0.2 * float(exact.norm())

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from torchopt.errors import NotDifferentiableError
 from torchopt.solvers import (
     LBFGS,
     Anderson,
@@ -13,6 +14,7 @@ from torchopt.solvers import (
     Broyden,
     FixedPointIteration,
     GradientDescent,
+    LevenbergMarquardt,
     Newton,
     NewtonCG,
     ProjectedGradient,
@@ -81,7 +83,7 @@ OBJECTIVES = {
     "constant_infinity": (lambda x, a: (0 * x).sum() + INF, START, 1.0, False),
     "constant_nan": (lambda x, a: (0 * x).sum() + NAN, START, 1.0, False),
     "minus_infinity": (lambda x, a: (0 * x).sum() - INF, START, 1.0, False),
-    "nan_value_beside_a_gradient": (lambda x, a: (x.detach() * NAN).sum(), START, 1.0, False),
+    "nan_value_beside_a_gradient": (lambda x, a: (x.detach() * NAN + x).sum(), START, 1.0, False),
 }
 
 
@@ -260,3 +262,21 @@ def test_an_objective_without_a_gradient_is_refused(name):
         for call in (MINIMIZERS[name], MINIMIZERS[name].run):
             with pytest.raises(TypeError, match=expected):
                 call(function, START, a)
+
+
+@pytest.mark.parametrize("name", [*sorted(MINIMIZERS), "least_squares"])
+def test_an_objective_that_ignores_the_unknowns_is_refused(name):
+    """Its gradient is zero everywhere, so that every start would pass for a minimum."""
+    solver = {**MINIMIZERS, "least_squares": LevenbergMarquardt()}[name]
+    functions = {
+        "ignored": lambda x, a: (a**2).sum(),
+        "detached": lambda x, a: ((x.detach() - a) ** 2).sum(),
+    }
+    a = torch.ones(3, dtype=F64)
+    for function in functions.values():
+        for call in (solver, solver.run):
+            with pytest.raises(NotDifferentiableError, match="depends on its first argument"):
+                call(function, START, a)
+        with pytest.raises(NotDifferentiableError, match="depends on its first argument"):
+            # An outer level that follows the value is not the one of the gradient.
+            torch.func.grad(lambda a, f=function: solver(f, START, a).sum())(a)

@@ -355,38 +355,6 @@ def gradient_norm(value: Tensor, gradient: Tensor) -> Tensor:
     return torch.where(value.isfinite(), norm(gradient), torch.nan)
 
 
-def objective_value(value: Any) -> Tensor:
-    """Return what an objective returns.
-
-    Raises:
-        TypeError: It has no gradient: a number that is counted, several numbers, no tensor.
-    """
-    if isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point():
-        return value
-    got = type(value).__name__
-    if isinstance(value, Tensor):
-        got = f"{value.dtype} of shape {tuple(value.shape)}"
-    raise TypeError(
-        f"solver: function: expected a 0-dim floating-point tensor, which is minimised, got {got}; "
-        "return the loss alone, summed or averaged."
-    )
-
-
-def tree_grad(function: Function) -> Function:
-    """Return ∇f with respect to the first argument, a tree like it, which may have None in it."""
-
-    def gradient(x: Any, *args: Any) -> Any:
-        leaves, spec = tree_flatten(x)
-
-        def value(leaves: list[Tensor]) -> Tensor:
-            return objective_value(function(tree_unflatten(spec, leaves), *args))
-
-        found = torch.func.grad(value)(leaves)
-        return tree_unflatten(spec, found)
-
-    return gradient
-
-
 def false_like(x: Tensor) -> Tensor:
     """Return a 0-dim False beside x, batched like it."""
     return torch.zeros_like(x.sum(), dtype=torch.bool)

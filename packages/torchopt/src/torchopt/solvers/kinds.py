@@ -13,7 +13,8 @@ from torch import Tensor
 
 from torchopt.diff.implicit.equation import displacement
 from torchopt.linear_solve.layout import Layout
-from torchopt.solvers.base import FlatMap, Function, Outcome, Solver, objective_value, tree_grad
+from torchopt.solvers.base import FlatMap, Function, Outcome, Solver
+from torchopt.solvers.objective import objective_value, tree_grad
 
 __all__ = ["FixedPointSolver", "Minimizer", "RootSolver"]
 

@@ -18,10 +18,10 @@ from torchopt.solvers.base import (
     Outcome,
     Solver,
     SolveResult,
-    tree_grad,
 )
 from torchopt.solvers.least_squares_loop import Loop
 from torchopt.solvers.normal_equations import Model
+from torchopt.solvers.objective import tree_grad
 from torchopt.solvers.robust_loss import LOSSES, RobustLoss
 from torchopt.tree import prefix_leaves, tree_leaves
 from torchopt.tree_function import max_over_batch

@@ -20,6 +20,7 @@ from torchopt.solvers.normal_equations import (
     linearized,
     matrix_free_model,
 )
+from torchopt.solvers.objective import objective_value
 
 if TYPE_CHECKING:
     from torchopt.solvers.least_squares import LeastSquares
@@ -69,7 +70,7 @@ class Loop:
 
         def value(x: Tensor) -> Tensor:
             z = (self.residual(x) / self.scale) ** 2
-            return (self.solver.rho(z) * self.scale**2).sum() / 2
+            return objective_value((self.solver.rho(z) * self.scale**2).sum() / 2)
 
         found: tuple[Tensor, Tensor] = torch.func.grad_and_value(value)(x)
         return found

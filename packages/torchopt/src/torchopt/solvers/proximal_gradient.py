@@ -17,13 +17,12 @@ from torchopt.solvers.base import (
     Function,
     Outcome,
     Solver,
+    SolveResult,
     false_like,
     gradient_norm,
-    objective_value,
-    tree_grad,
 )
+from torchopt.solvers.objective import objective_value, tree_grad
 from torchopt.tree import tree_map
-from torchopt.tree_function import uncompiled
 
 __all__ = ["ProjectedGradient", "ProximalGradient"]
 
@@ -56,18 +55,19 @@ class _CompositeSolver(Solver):
         return residual
 
     def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
-        """Unused: `run` needs the arguments for the prox."""
+        """Unused: the loop is that of `_Bound`."""
         raise NotImplementedError
 
-    @uncompiled
-    def run(self, function: Function, start: Any, *args: Any) -> Any:
-        """Return the solution with its status, without derivatives; see `Solver.run`."""
+    def _run(
+        self, function: Function, start: Any, args: tuple[Any, ...], keep_graph: bool
+    ) -> SolveResult:
+        """Return the solution by the loop, which has the arguments for the prox."""
         bound = _Bound(
             **{name: getattr(self, name) for name in ("tol", "maxiter", "check_every", "on_fail")},
             solver=self,
             args=args,
         )
-        return bound.run(lambda x: function(x, *args), start)
+        return bound._run(lambda x: function(x, *args), start, (), keep_graph)
 
 
 @dataclass(frozen=True)
