@@ -116,3 +116,24 @@ def test_a_simplex_of_size_zero_is_the_origin():
             torch.func.jacrev(lambda v, f=f: f(v, 0.0))(x[0]),
             torch.zeros(3, 3, dtype=torch.float64),
         )
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_integers_have_the_nearest_point_of_their_values(name):
+    f = ALL[name][0]
+    points = torch.tensor([[3, -4, 0], [1, 0, -2], [0, 0, 0]])
+    for radius in (0.7, torch.tensor(1.3)):
+        expected = f(points.double(), torch.as_tensor(radius).double())
+        torch.testing.assert_close(f(points, radius).double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_box_of_integers_keeps_integers():
+    points = torch.tensor([-3, 1, 5])
+    assert project_box(points, 0, torch.tensor(2)).tolist() == [0, 1, 2]
+    assert project_box(points, 0, 2).dtype is torch.int64
+    assert project_non_negative(points).tolist() == [0, 1, 5]
+    half = torch.tensor(0.5, dtype=torch.float64)
+    for found in (project_box(points, half), project_box(points, 0, 2.5)):
+        assert found.is_floating_point()
+    assert project_box(points, half).tolist() == [0.5, 1.0, 5.0]
+    assert project_box(points.double(), 0, 2).tolist() == [0.0, 1.0, 2.0]

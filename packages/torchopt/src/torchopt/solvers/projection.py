@@ -4,10 +4,13 @@
 All act on the last dimension, `[*batch, n]`, or element by element, and are made of differentiable
 torch operations: they work in every mode, to any order, under `torch.func.vmap`. On the border
 between two pieces, where a projection has no derivative, that of one of the pieces is taken. Bounds
-and radii are differentiated too. NaN stays NaN: there is no nearest point.
+and radii are differentiated too. NaN stays NaN: there is no nearest point. Of integers, the nearest
+point is returned in a floating-point dtype, unless bounds that are integers too give an integer.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
@@ -35,6 +38,7 @@ def project_box(
         >>> project_box(torch.tensor([-1.0, 0.5, 2.0]), 0.0, 1.0)
         tensor([0.0000, 0.5000, 1.0000])
     """
+    x = promoted(x, *(bound for bound in (lower, upper) if bound is not None))
     if lower is not None:
         kept = (x > lower) | x.isnan()
         x = torch.where(kept, x, torch.as_tensor(lower, dtype=x.dtype, device=x.device))
@@ -51,7 +55,7 @@ def project_non_negative(x: Tensor) -> Tensor:
         >>> project_non_negative(torch.tensor([-1.0, 0.5]))
         tensor([0.0000, 0.5000])
     """
-    return project_box(x, lower=0.0)
+    return project_box(x, lower=0)
 
 
 def project_simplex(x: Tensor, scale: float | Tensor = 1.0) -> Tensor:
@@ -71,6 +75,7 @@ def project_simplex(x: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         >>> project_simplex(torch.tensor([0.5, 1.0, -1.0]))
         tensor([0.2500, 0.7500, 0.0000])
     """
+    x = promoted(x, scale, 1.0)
     scale = torch.as_tensor(scale, dtype=x.dtype, device=x.device)[..., None]
     ordered = x.detach().sort(dim=-1, descending=True).values
     sums = ordered.cumsum(-1) - scale.detach()
@@ -100,6 +105,7 @@ def project_l1_ball(x: Tensor, radius: float | Tensor = 1.0) -> Tensor:
         >>> project_l1_ball(torch.tensor([1.0, -0.5]))
         tensor([ 0.7500, -0.2500])
     """
+    x = promoted(x, radius, 1.0)
     size = x.abs().sum(-1, keepdim=True)
     limit = torch.as_tensor(radius, dtype=x.dtype, device=x.device)[..., None]
     outside = x.sign() * project_simplex(x.abs(), radius)
@@ -117,12 +123,21 @@ def project_l2_ball(x: Tensor, radius: float | Tensor = 1.0) -> Tensor:
         >>> project_l2_ball(torch.tensor([3.0, 4.0]))
         tensor([0.6000, 0.8000])
     """
+    x = promoted(x, radius, 1.0)
     limit = torch.as_tensor(radius, dtype=x.dtype, device=x.device)[..., None]
     length = row_norm(x)
     inside = length <= limit
     return torch.where(
         inside, x, x * (limit / torch.where(inside, torch.ones_like(length), length))
     )
+
+
+def promoted(x: Tensor, *others: float | Tensor) -> Tensor:
+    """Return integers in the dtype that arithmetic with others gives; other numbers as they are."""
+    if x.is_floating_point():
+        return x
+    dtypes = (torch.result_type(x, other) for other in others)
+    return x.to(functools.reduce(torch.promote_types, dtypes, x.dtype))
 
 
 def row_norm(x: Tensor) -> Tensor:

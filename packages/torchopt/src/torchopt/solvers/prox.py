@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchopt.solvers.projection import row_norm
+from torchopt.solvers.projection import promoted, row_norm
 
 __all__ = ["prox_elastic_net", "prox_group_lasso", "prox_l1", "prox_l2_squared"]
 
@@ -61,6 +61,7 @@ def prox_group_lasso(x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
         >>> prox_group_lasso(torch.tensor([3.0, 4.0]))
         tensor([2.4000, 3.2000])
     """
+    x = promoted(x, weight, 1.0)
     weight = torch.as_tensor(weight, dtype=x.dtype, device=x.device)[..., None]
     length = row_norm(x)
     dropped = length <= weight
