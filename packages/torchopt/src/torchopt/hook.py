@@ -44,17 +44,19 @@ class RegisterHook(LeafRule):
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
-        """Register the hook on every gradient."""
+        """Register the hook on every gradient that something can flow back to."""
         for g in grads:
-            g.register_hook(self.hook)
+            if g.requires_grad:
+                g.register_hook(self.hook)
         return grads, state
 
 
 def register_hook(hook: Callable[[Tensor], Tensor | None]) -> GradientTransformation:
     """Return the transformation that registers `hook` on the gradients and passes them through.
 
-    The hook sees the second-order gradients of a meta-step. The gradients must be part of a graph
-    (`create_graph=True`).
+    The hook sees the second-order gradients of a meta-step, for which the gradients must be part of
+    a graph (`create_graph=True`). Gradients without one, as under `torch.no_grad()` and in
+    first-order steps, pass without a hook: nothing flows back to them.
 
     Args:
         hook: Takes the gradient of the gradient, returns its replacement or None.

@@ -148,6 +148,31 @@ def test_hooks_are_on_the_gradients() -> None:
     )
 
 
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_step_without_a_graph_has_no_hooks(graph: bool) -> None:
+    """Evaluation under no_grad and first-order steps take the same optimizer."""
+    net = torch.nn.Linear(2, 1)
+    impl = torchopt.chain(torchopt.register_hook(lambda g: 2 * g), torchopt.sgd(0.1))
+    optimizer = torchopt.MetaOptimizer(net, impl, first_order=graph)
+    weight = net.weight.detach().clone()
+    loss = (net(torch.ones(1, 2)) ** 2).sum()
+    (expected,) = torch.autograd.grad(loss, net.weight, retain_graph=True)
+    with torch.set_grad_enabled(graph):
+        optimizer.step(loss)
+    torch.testing.assert_close(net.weight.detach(), weight - 0.1 * expected)
+
+
+@pytest.mark.parametrize("keep", ["all", "steps", 1])
+def test_hooks_act_in_recomputed_steps_too(keep: Any) -> None:
+    impl = torchopt.chain(torchopt.register_hook(lambda g: 2 * g), torchopt.sgd(0.1))
+    w = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
+    inner = torchopt.inner_loop(lambda w, batch: (w**2).sum() / 2, impl, steps=2, keep=keep)
+    # w' = w - 0.1 g: the factor of a step is 1 - 0.1 H, and the hook doubles what goes through g.
+    torch.testing.assert_close(
+        torch.autograd.grad(inner(w).params.sum(), w)[0], torch.full_like(w, 0.8**2)
+    )
+
+
 def test_nan_to_num() -> None:
     clean = torchopt.nan_to_num(0.5, 1.0, -1.0)
     g = {"a": torch.tensor([math.nan, math.inf, -math.inf, 2.0]), "b": None}
