@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.optim.meta.base import MetaOptimizer
+from torchopt.optim.states import StepLock
 from torchopt.params.containers import SlotCache, extract_module_containers
 from torchopt.params.snapshot import (
     ModuleState,
@@ -235,6 +236,8 @@ def module_clone(
         twin.param_containers_groups = list(target.param_containers_groups)
         twin._modules = list(target._modules)
         twin._slots = SlotCache()
+        twin._stepped = list(target._stepped)
+        twin._lock = StepLock()
         twin.impls = list(target.impls)
         twin.state_groups = list(extract_state_dict(target, by=by, device=device))
         return twin

@@ -237,6 +237,20 @@ def test_clone_of_a_meta_optimizer_steps_the_same_module() -> None:
     assert clone.state_dict()[0][0].count[0].item() == 2
 
 
+def test_a_clone_of_a_meta_optimizer_has_groups_of_its_own() -> None:
+    net, optimizer, x = stepped_net()
+    clone = torchopt.module_clone(optimizer, by="reference")
+    assert isinstance(clone, torchopt.MetaOptimizer)
+    added = {clone: nn.Linear(3, 1), optimizer: nn.Linear(5, 2)}
+    for stepped, more in added.items():
+        stepped.add_param_group(more)
+    for _ in range(2):  # each with its own group in the second place
+        for stepped, more in added.items():
+            before = more.weight.detach().clone()
+            stepped.step(net(x).pow(2).sum() + more.weight.pow(2).sum())
+            assert not torch.equal(more.weight, before)
+
+
 class TiedNet(nn.Module):
     """One weight and one buffer under two names each, in two sub-modules."""
 
