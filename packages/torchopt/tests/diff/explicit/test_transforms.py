@@ -113,3 +113,56 @@ def test_a_hyper_parameter_that_a_transformation_was_made_with(derivative: str, 
 
     expected = torch.func.grad(squared(plain), 2)(*AT)
     torch.testing.assert_close(torch.func.grad(of_lr)(AT[2]), expected, rtol=1e-12, atol=1e-12)
+
+
+class Base:
+    __slots__ = ("__rate",)
+
+    def __init__(self, rate: Tensor, share: float) -> None:
+        self.__rate = rate
+
+    def rate(self) -> Tensor:
+        return self.__rate
+
+
+class InSlotsOfABase(Base):
+    __slots__ = ("share",)
+
+    def __init__(self, rate: Tensor, share: float) -> None:
+        super().__init__(rate, share)
+        self.share = share
+
+    def __call__(self, count: Any) -> Tensor:
+        return self.share * self.rate()
+
+
+class InSlotsAndATable(Base):
+    def __init__(self, rate: Tensor, share: float) -> None:
+        super().__init__(rate, share)
+        self.half = rate / 2
+        self.share = 2 * (share - 0.5)
+
+    def __call__(self, count: Any) -> Tensor:
+        return self.half + self.share * self.rate()
+
+
+@pytest.mark.filterwarnings("ignore:inner_loop. derivative=.forward.:UserWarning")
+@pytest.mark.parametrize("kind", [InSlotsOfABase, InSlotsAndATable])
+@pytest.mark.parametrize(("derivative", "keep"), WAYS)
+def test_a_schedule_whose_numbers_are_in_slots(derivative: str, keep: Any, kind: Any) -> None:
+    def of_lr(lr: Tensor) -> Tensor:
+        inner = torchopt.inner_loop(
+            loss_of, torchopt.sgd(kind(lr, 0.7)), steps=3, derivative=derivative, keep=keep
+        )
+        return (inner(AT[0], BATCH, AT[1]).params ** 2).sum()
+
+    def by_hand(lr: Tensor) -> Tensor:
+        p, rate = AT[0], kind(torch.ones_like(lr), 0.7)(0) * lr
+        for _ in range(3):
+            p = p - rate * torch.func.grad(loss_of)(p, BATCH, AT[1])
+        return (p**2).sum()
+
+    lr = AT[2].clone().requires_grad_()
+    expected = torch.func.grad(by_hand)(AT[2])
+    (got,) = torch.autograd.grad(of_lr(lr), lr)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchopt.diff.closure import ATOMS, captured
+from torchopt.diff.closure import ATOMS, captured, slot_names
 from torchopt.errors import NotDifferentiableError
 from torchopt.lazy import lazy
 
@@ -131,11 +131,11 @@ class _Rebuild:
         return function
 
     def _object(self, value: Any) -> Any:
-        held = getattr(value, "__dict__", None)
-        if not isinstance(held, dict):
-            return self._slotted(value)
-        # What was computed from the fields is computed again; it may lead back to this object.
         kind: Any = type(value)
+        table = getattr(value, "__dict__", None)
+        has_table = isinstance(table, dict)
+        held = table if isinstance(table, dict) else {}
+        # What was computed from the fields is computed again; it may lead back to this object.
         held = {k: x for k, x in held.items() if not _is_computed(kind, k)}
         if isinstance(value, nn.Module):
             tables = ("_parameters", "_buffers", "_modules")
@@ -150,21 +150,15 @@ class _Rebuild:
         else:
             entries = self._entries(held)
             same = all(entries[k] is x for k, x in held.items())
-        if same:
+        slots = {n: getattr(value, n) for n in slot_names(kind) if hasattr(value, n)}
+        members = self._entries(slots)
+        if same and all(members[n] is x for n, x in slots.items()):
             return value
         made = copy.copy(value)
-        made.__dict__.clear()
-        made.__dict__.update(entries)
-        return made
-
-    def _slotted(self, value: Any) -> Any:
-        names = [n for n in getattr(type(value), "__slots__", ()) if hasattr(value, n)]
-        members = {n: getattr(value, n) for n in names}
-        entries = self._entries(members)
-        if all(entries[n] is x for n, x in members.items()):
-            return value
-        made = copy.copy(value)
-        for n, x in entries.items():
+        if has_table:
+            made.__dict__.clear()
+            made.__dict__.update(entries)
+        for n, x in members.items():
             object.__setattr__(made, n, x)
         return made
 
