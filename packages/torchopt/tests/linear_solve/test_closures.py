@@ -157,6 +157,28 @@ def test_neumann_series_and_inverse():
     torch.testing.assert_close(ns(small, B, 2), power @ B)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.7])
+def test_the_derivatives_of_a_series_are_those_of_its_terms(alpha):
+    small = torch.eye(2, dtype=torch.float64) - 0.1 * A
+
+    def by_hand(matrix, b, alpha):
+        step = torch.eye(2, dtype=torch.float64) - alpha * matrix
+        return alpha * (b + step @ b + step @ (step @ b))
+
+    inputs = tuple(
+        torch.as_tensor(x, dtype=torch.float64).clone().requires_grad_() for x in (small, B, alpha)
+    )
+    for series in (
+        lambda matrix, b, alpha: ns(matrix, b, 2, alpha=alpha),
+        lambda matrix, b, alpha: ns(lambda v: matrix @ v, b, 2, alpha=alpha),
+    ):
+        torch.testing.assert_close(series(*inputs), by_hand(*inputs))
+        assert gradcheck(series, inputs, check_forward_ad=True)
+        assert gradgradcheck(series, inputs)
+    tree = ns([small, small], [B, 2 * B], 2, alpha=alpha)
+    torch.testing.assert_close(tree, [by_hand(small, x, alpha) for x in (B, 2 * B)])
+
+
 def test_products():
     M = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
     torch.testing.assert_close(make_rmatvec(lambda v: M @ v, B)(B), M.T @ B)

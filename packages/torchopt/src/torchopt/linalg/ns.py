@@ -9,22 +9,29 @@ import torch
 from torch import Tensor
 
 from torchopt.linalg.utils import normalize_matvec
+from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.neumann import Neumann
-from torchopt.linear_solve.result import OnFail
+from torchopt.linear_solve.operator import BoundOperator
+from torchopt.linear_solve.result import OnFail, report_failure
 from torchopt.tree import tree_map
+from torchopt.tree_function import uncompiled
 
 __all__ = ["ns", "ns_inv"]
 
 
+@uncompiled
 def ns(
     A: Any,
     b: Any,
     maxiter: int | None = None,
     *,
-    alpha: float | None = None,
+    alpha: float | Tensor | None = None,
     on_fail: OnFail = "warn",
 ) -> Any:
     """Return α Σ_{k=0}^{maxiter} (I - αA)ᵏ b, which tends to A⁻¹ b when ‖I - αA‖ < 1.
+
+    Differentiable in b, in what A depends on and in α, to any order: the derivatives are those of
+    the sum of so many terms, whose graph is kept.
 
     Args:
         A: A callable on trees like b, a matrix, or a tree of matrices, one for each leaf of b.
@@ -38,9 +45,18 @@ def ns(
         >>> ns(torch.tensor([[0.5]]), torch.tensor([1.0]), maxiter=30)
         tensor([2.])
     """
-    # The series is what is asked for, however far it is from the inverse.
+    # The series is what is asked for, however far it is from the inverse; so are its derivatives.
     solver = Neumann(10 if maxiter is None else maxiter, alpha, on_fail=on_fail, rtol=1.0)
-    return solver(normalize_matvec(A), b)
+    matvec, layout = normalize_matvec(A), Layout.of(b, "ns: b")
+
+    def product(v: Tensor) -> Tensor:
+        return layout.ravel(matvec(layout.unravel(v)), "ns: A b")
+
+    vector = layout.ravel(b)
+    operator = BoundOperator(product, product, layout)  # the series takes no product with Aᴴ
+    found = solver.compute(solver.init(operator, vector), vector)
+    report_failure(found.status.detach(), on_fail, solver)
+    return layout.unravel(found.value)
 
 
 def _series(A: Tensor, terms: int, alpha: float) -> Tensor:
