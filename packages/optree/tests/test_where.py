@@ -43,7 +43,7 @@ def replaced(path: tuple[Any, ...], value: Any) -> Any:
 @pytest.mark.parametrize(
     ("path", "value", "place", "message"),
     [
-        ((), [1], "$", "Expected an instance of dict, collections.OrderedDict, or "),
+        ((), [1], "$", "Expected an instance of dict, "),
         (("layers",), (1,), "$['layers']", "Expected an instance of list, got (1,)."),
         (
             ("layers", 1),
