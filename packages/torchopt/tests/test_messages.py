@@ -52,6 +52,24 @@ def rooted(optimality: Any = lambda w, x: w - x, solve: Any = None) -> Any:
     return solution(torch.zeros(2), x).sum().backward()
 
 
+def fast() -> nn.Module:
+    """Return a module after a step of a meta-optimizer."""
+    module = net()
+    torchopt.MetaSGD(module, lr=0.1).step(module(torch.ones(1, 3)).sum())
+    return module
+
+
+def after_backward(module: nn.Module) -> None:
+    loss = module(torch.ones(1, 3)).square().sum()
+    loss.backward()
+    torchopt.MetaSGD(module, lr=0.1).step(loss)
+
+
+def after_freezing(module: nn.Module) -> None:
+    module.requires_grad_(False)
+    torchopt.MetaSGD(module, lr=0.1).step(module(torch.ones(1, 3)).sum())
+
+
 def used(generator: Any) -> Any:
     tuple(generator)
     return generator
@@ -316,12 +334,12 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
         TypeError,
         ("expected tensors, got ndarray",),
     ),
-    "the product in the place of options": (
+    "the product in place of options": (
         lambda: linear_solve.CG(lambda v: v),
         TypeError,
         ("expected options of the solver, got a function", "CG()(matvec, b)"),
     ),
-    "the objective in the place of options, as in jaxopt": (
+    "the objective in place of options, as in jaxopt": (
         lambda: solvers.LBFGS(lambda w: w),
         TypeError,
         ("got a function; write LBFGS()(function, start, *args)",),
@@ -351,6 +369,121 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
         lambda: transform.partition({"a": torchopt.adam}, "a"),
         TypeError,
         ("at 'a'", "call it: adam("),
+    ),
+    "modules in a tree whose gradients are stopped": (
+        lambda: torchopt.stop_gradient([net(), torch.ones(1)]),
+        TypeError,
+        ("got one with Sequential as a leaf", "for each module"),
+    ),
+    "fast weights for torchopt.Adam": (
+        lambda: torchopt.Adam(fast().parameters(), lr=0.1),
+        ValueError,
+        ("expected leaf tensors", "of shape (3, 3)", "before the first step"),
+    ),
+    "backward before the step": (
+        lambda: after_backward(net()),
+        NotDifferentiableError,
+        ("freed by loss.backward()", "leave out backward()"),
+    ),
+    "a frozen module": (
+        lambda: after_freezing(net()),
+        NotDifferentiableError,
+        ("none of the 60 parameters requires a gradient", "requires_grad_()"),
+    ),
+    "tensors that were never marked": (
+        lambda: torchopt.FuncOptimizer(ADAM).step(torch.ones(2).sum(), torch.ones(2)),
+        NotDifferentiableError,
+        ("none of the 1 parameters requires a gradient",),
+    ),
+    "a loss under no_grad": (
+        lambda: torchopt.MetaSGD(net(), lr=0.1).step(net()(torch.ones(1, 3)).sum().detach()),
+        NotDifferentiableError,
+        ("has no graph", "outside of torch.no_grad()"),
+    ),
+    "a state_dict for a snapshot": (
+        lambda: torchopt.recover_state_dict(net(), net().state_dict()),
+        TypeError,
+        ("got OrderedDict", "what extract_state_dict(module) returned"),
+    ),
+    "the snapshot of the module for its optimizer": (
+        lambda: torchopt.recover_state_dict(
+            torchopt.MetaSGD(net(), lr=0.1), torchopt.extract_state_dict(net())
+        ),
+        TypeError,
+        ("got that of a module", "extract_state_dict(optimizer)"),
+    ),
+    "the snapshot of a module with many parameters": (
+        lambda: torchopt.recover_state_dict(
+            nn.ParameterDict({f"p{i}": torch.ones(1) for i in range(500)}),
+            torchopt.extract_state_dict(
+                nn.ParameterDict({f"q{i}": torch.ones(1) for i in range(500)})
+            ),
+        ),
+        ValueError,
+        ("'p0'", "another module"),
+    ),
+    "parameters and a step size for the function": (
+        lambda: torchopt.adam(net().parameters(), 0.1),
+        TypeError,
+        ("the step size is lr",),
+    ),
+    "parameters for the step size": (
+        lambda: torchopt.sgd(net().parameters()),
+        TypeError,
+        ("Invalid learning rate", "got generator", "init(params)", "torchopt.Adam(params, lr)"),
+    ),
+    "a solver that returns a pair": (
+        lambda: custom_root(lambda w, x: w - x, argnums=1)(lambda w, x: (x.detach(), 3))(
+            torch.ones(2), torch.ones(2, requires_grad=True)
+        ),
+        RuntimeError,
+        ("Got (tensor of shape (2,), 3)", "has_aux=True"),
+    ),
+    "an array for a differentiated argument": (
+        lambda: custom_root(lambda w, x: w - x, argnums=1)(lambda w, x: w)(
+            torch.ones(900), np.ones(900)
+        ),
+        RuntimeError,
+        ("at position 1", "make it a tensor"),
+    ),
+    "a decorator without its arguments": (
+        lambda: torchopt.diff.zero_order(lambda x: x.sum())(torch.ones(2)),
+        TypeError,
+        ("expected a function to decorate, got Tensor", "@zero_order(distribution, ...)"),
+    ),
+    "a number from a zero-order function": (
+        lambda: torchopt.diff.zero_order(torch.randn)(lambda x: x.sum().item())(
+            torch.ones(2, requires_grad=True)
+        ),
+        TypeError,
+        ("Got float", "without .item()"),
+    ),
+    "a vector from a zero-order function": (
+        lambda: torchopt.diff.zero_order(torch.randn)(lambda x: x)(
+            torch.ones(2, requires_grad=True)
+        ),
+        RuntimeError,
+        ("of shape (2,)", "vector_output=True"),
+    ),
+    "arrays in an inner loop": (
+        lambda: LOOP({"w": np.ones(900)}, torch.ones(2)),
+        TypeError,
+        ("first leaf is ndarray", "named_parameters"),
+    ),
+    "integers in an inner loop": (
+        lambda: LOOP(torch.ones(2, dtype=torch.int64), torch.ones(2)),
+        TypeError,
+        ("first leaf is a tensor of torch.int64",),
+    ),
+    "a transposed gradient": (
+        lambda: updated({"w": torch.ones(1, 2), "b": torch.ones(1)}),
+        ValueError,
+        ("at $['w']", "(2,)", "gradients like the parameters"),
+    ),
+    "an update for no parameter": (
+        lambda: torchopt.apply_updates(None, torch.ones(2)),
+        LeafTypeError,
+        ("a parameter: expected a tensor, got None",),
     ),
     **{
         f"a constructor in {make.__name__}": (

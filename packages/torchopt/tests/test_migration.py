@@ -17,7 +17,12 @@ from torch import Tensor, nn
 import torchopt
 from torchopt import linear_solve
 from torchopt.diff.implicit import custom_fixed_point, custom_root
-from torchopt.errors import MismatchError, NotDifferentiableError
+from torchopt.errors import (
+    KernelUnavailableError,
+    LeafTypeError,
+    MismatchError,
+    NotDifferentiableError,
+)
 
 GUIDE = Path(__file__).resolve().parent.parent / "docs" / "migration.md"
 RATE, STEPS = 0.1, 3
@@ -164,7 +169,91 @@ def test_a_fixed_point_is_differentiated_by_its_equation() -> None:
     torch.testing.assert_close(p.grad, torch.tensor(2.0))
 
 
-@pytest.mark.parametrize("refused", ["no parameters", "no dependence", "integers"])
+def test_a_rate_that_is_a_tensor_replaces_an_override() -> None:
+    net, loss, h, b = problem()
+    rate = torch.tensor(RATE, dtype=torch.float64, requires_grad=True)
+    before = net.weight.detach().mT.clone()
+    inner = torchopt.MetaOptimizer(net, torchopt.sgd(lr=rate))
+    inner.step(loss(net))
+    (found,) = torch.autograd.grad(loss(net), rate)
+    slope = h @ before - b
+    torch.testing.assert_close(found, -(slope * (h @ (before - RATE * slope) - b)).sum())
+
+
+def test_a_transformation_before_the_optimizer_replaces_a_gradient_callback() -> None:
+    net, loss, _, _ = problem()
+    doubled, halved = (copy.deepcopy(net) for _ in range(2))
+    chain = torchopt.chain(torchopt.transform.scale(2.0), torchopt.sgd(RATE))
+    torchopt.MetaOptimizer(doubled, chain).step(loss(doubled))
+    torchopt.MetaSGD(halved, lr=2 * RATE).step(loss(halved))
+    torch.testing.assert_close(doubled.weight, halved.weight)
+    assert not torch.equal(doubled.weight, net.weight)
+
+
+@pytest.mark.parametrize("kind", ["unused", "frozen"])
+def test_unused_and_frozen_parameters_stay(kind: str) -> None:
+    net, loss, _, _ = problem()
+    net.register_parameter("extra", nn.Parameter(torch.ones(2), requires_grad=kind == "unused"))
+    extra, weight = net.extra, net.weight
+    torchopt.MetaSGD(net, lr=RATE).step(loss(net))
+    assert torch.equal(net.extra, extra)
+    assert net.extra.requires_grad == (kind == "unused")
+    assert not torch.equal(net.weight, weight)
+
+
+def test_updates_that_are_applied_out_of_place_leave_the_module_alone() -> None:
+    net, _, _, _ = problem()
+    params = dict(net.named_parameters())
+    updates = {"weight": torch.ones_like(net.weight)}
+    stepped = torchopt.apply_updates(params, updates, inplace=False)
+    torch.testing.assert_close(stepped["weight"], net.weight + 1)
+    (slope,) = torch.autograd.grad(stepped["weight"].sum(), net.weight)
+    assert torch.equal(slope, torch.ones_like(slope))
+
+
+def test_a_neumann_series_is_an_implicit_gradient() -> None:
+    slope, warned = root_gradient(linear_solve.Neumann(alpha=0.3, maxiter=400))
+    torch.testing.assert_close(slope, 1 / torch.arange(1.0, 7.0, dtype=torch.float64))
+    assert warned == []
+
+
+@pytest.mark.parametrize(
+    "relied", ["broadcast", "stale graph", "three fields", "names of tensors", "fallback"]
+)
+def test_what_programs_of_0_7_may_have_relied_on(relied: str) -> None:
+    adam, p = torchopt.adam(0.1), torch.ones(3)
+    if relied == "broadcast":
+        with pytest.raises(MismatchError, match="shape"):
+            adam.update(torch.ones(1), adam.init(p), params=p)
+    elif relied == "stale graph":
+        w = torch.ones(2)
+        x = torch.ones(2, requires_grad=True)
+        value = (w * x).sum()
+        torchopt.apply_updates(w, torch.ones(2))
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            value.backward()
+    elif relied == "three fields":
+        optimizer = torchopt.adamax(0.1)
+        state = optimizer.init(p)
+        assert len(state[0]) == 4
+        older = (type(state[0])(*state[0][:3]), *state[1:])
+        torch.testing.assert_close(
+            optimizer.update(p, older, inplace=False)[0],
+            optimizer.update(p, state, inplace=False)[0],
+        )
+    elif relied == "names of tensors":
+        x = torch.ones(2, requires_grad=True)
+        with pytest.raises(TypeError, match="name"):
+            torchopt.visual.make_graph(x.sum(), params={x: "x"})
+    else:
+        native, p = torchopt.adam(0.1, use_accelerated_op=True), p.to(torch.complex64)
+        state = native.init(p)
+        with pytest.raises(KernelUnavailableError, match="use_accelerated_op=False"):
+            native.update(p, state)
+
+
+@pytest.mark.parametrize("refused", ["no parameters", "no dependence", "integers",
+                                     "a negative norm", "updates for no parameters"])  # fmt: skip
 def test_what_is_stricter_than_0_7(refused: str) -> None:
     net, adam = problem()[0], torchopt.adam(0.1)
     if refused == "no parameters":
@@ -174,6 +263,12 @@ def test_what_is_stricter_than_0_7(refused: str) -> None:
     elif refused == "no dependence":
         with pytest.raises(NotDifferentiableError, match="does not depend"):
             torchopt.MetaSGD(net, lr=0.1).step(torch.ones((), requires_grad=True))
+    elif refused == "a negative norm":
+        with pytest.raises(ValueError, match=">= 0"):
+            torchopt.clip_grad_norm(-1.0)
+    elif refused == "updates for no parameters":
+        with pytest.raises(LeafTypeError, match="got None"):
+            torchopt.apply_updates(None, torch.ones(2))
     else:
         with pytest.raises(MismatchError, match="expected a floating-point"):
             adam.update(torch.ones(2, dtype=torch.int32), adam.init(torch.ones(2)))

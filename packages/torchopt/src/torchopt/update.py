@@ -80,7 +80,7 @@ def _moved(
     ps, us = [leaves[i] for i in moved], [update_leaves[i] for i in moved]
     if len(moved) < len(leaves):
         for i, u in enumerate(update_leaves):
-            if leaves[i] is None and not isinstance(u, Tensor) and tree_leaves(u):
+            if leaves[i] is None and tree_leaves(u):
                 _require_tensors([i], [None], [u], spec)
     try:
         wrong = first_of_another_shape(ps, us)

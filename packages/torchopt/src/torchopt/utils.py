@@ -145,10 +145,15 @@ def recover_state_dict(
         if not isinstance(state, ModuleState):
             raise TypeError(
                 "recover_state_dict: expected a ModuleState for a module, got "
-                f"{type(state).__name__}"
+                f"{type(state).__name__}; pass what extract_state_dict(module) returned"
             )
         recover_module_state(target, state)
     elif isinstance(target, MetaOptimizer):
+        if isinstance(state, ModuleState):
+            raise TypeError(
+                "recover_state_dict: expected the snapshot of a meta-optimizer, got that of a "
+                "module; pass what extract_state_dict(optimizer) returned"
+            )
         target.load_state_dict(state)
     else:
         raise TypeError(
@@ -166,7 +171,10 @@ def stop_gradient(target: ModuleState | nn.Module | MetaOptimizer | TensorTree) 
 
     Args:
         target: A module (its parameters and buffers), a meta-optimizer (its state), a
-            `ModuleState`, or a tree of tensors. Other leaves are ignored.
+            `ModuleState`, or a tree of tensors. Leaves such as numbers are ignored.
+
+    Raises:
+        TypeError: A module or a meta-optimizer is a leaf of a tree.
 
     Example:
         >>> x = torch.ones(1, requires_grad=True)
@@ -185,6 +193,12 @@ def stop_gradient(target: ModuleState | nn.Module | MetaOptimizer | TensorTree) 
         detach_tree_(target.params)
         detach_buffers_(target.buffers)
     else:
+        for leaf in tree_leaves(target):
+            if isinstance(leaf, (nn.Module, MetaOptimizer)):
+                raise TypeError(
+                    f"stop_gradient: expected a tree of tensors, got one with {type(leaf).__name__}"
+                    " as a leaf; call stop_gradient for each module and optimizer"
+                )
         detach_tree_(target)
 
 

@@ -236,7 +236,7 @@ def test_a_function_that_an_object_has_by_its_class_is_seen(attribute: str) -> N
 
     optimality = torch.func.grad(lambda w, m: (call(w) * m).sum() + (w - m).square().sum())
     meta = factor()
-    with pytest.raises(NotDifferentiableError, match="Cube.*takes for zero"):
+    with pytest.raises(NotDifferentiableError, match="Cube.*is zero in torch"):
         torch.autograd.grad(
             custom_root(optimality, argnums=1)(lambda _, m: START)(None, meta).sum(), meta
         )

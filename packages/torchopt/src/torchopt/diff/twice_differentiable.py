@@ -48,7 +48,7 @@ def require_second_derivatives(
     where: str,
     others: Sequence[Tensor] = (),
 ) -> None:
-    """Raise if torch would take a second derivative of a function for zero; correct what can be.
+    """Raise if torch would return zero as a second derivative; correct what can be.
 
     Args:
         values: What the function returned, in grad mode.
@@ -63,7 +63,7 @@ def require_second_derivatives(
     if wrong:
         raise NotDifferentiableError(
             f"{where}: expected operations that can be differentiated twice, got {wrong[0][0]}, "
-            "whose second derivative torch takes for zero; write its backward in differentiable "
+            "whose second derivative is zero in torch; write its backward in differentiable "
             'operations, or use derivative="differences" or "first_order"'
         )
 
@@ -114,7 +114,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         """Run an operation, or its replacement."""
         name = getattr(func, "__name__", None)
         if self._paused and torch.is_grad_enabled() and count_transforms() == self._paused_at:
-            self._pause(False)  # a Function, where torch saves a tensor, ended without a word
+            self._pause(False)  # a Function, where torch saves a tensor, ended silently
         if is_transforming() and top_saved_tensor_hooks(True) is not None:
             _recompute_as_batch()
         if name not in _LOOKED_AT:  # nearly all
@@ -194,13 +194,13 @@ def _require_constant(level: int, function: Any, *args: Any) -> None:
     if any(isinstance(x, Tensor) and is_differentiated(x, level) for x in args):
         raise NotDifferentiableError(
             f"{function.__name__}: expected a Function that can be differentiated twice, got one "
-            "that is once_differentiable, whose second derivative torch takes for zero; write its "
+            "that is once_differentiable, whose second derivative is zero in torch; write its "
             "backward in differentiable operations"
         )
 
 
 def _with_attention(function: Any) -> Callable[..., Any]:
-    """Return a function of torch that calls `attention` in this thread alone."""
+    """Return a function of torch that calls `attention` only in this thread."""
     own = {**function.__globals__, "scaled_dot_product_attention": attention}
     made = types.FunctionType(function.__code__, own, function.__name__, function.__defaults__)
     made.__kwdefaults__ = function.__kwdefaults__

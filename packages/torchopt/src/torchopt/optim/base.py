@@ -272,7 +272,8 @@ class Optimizer:
 
         Raises:
             TypeError: A leaf is not a tensor, or `impl` is not a gradient transformation.
-            ValueError: There is no leaf, or a parameter is given twice or in a group already.
+            ValueError: There is no leaf, one was computed from other tensors, or a parameter is
+                given twice or in a group already.
         """
         if impl is not None:
             require_transformation(impl, "add_param_group(params, impl=...)", duck=False)
@@ -291,6 +292,13 @@ class Optimizer:
                 raise TypeError(
                     f"expected tensors to optimize, got a leaf of type {type(leaf).__name__}; "
                     f"{advice}"
+                )
+            if leaf.grad_fn is not None and not leaf.retains_grad:
+                raise ValueError(
+                    f"expected leaf tensors to optimize, got one of shape {tuple(leaf.shape)} that "
+                    f"was computed by {leaf.grad_fn.name()}, whose .grad stays None; make the "
+                    "optimizer before the first step of a meta-optimizer, or pass the tensors that "
+                    "it was computed from"
                 )
         known = {id(p) for group in self.param_groups for p in group}
         require_distinct(leaves, [str(path) for path in tree_paths(params)], known)

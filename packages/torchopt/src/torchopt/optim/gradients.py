@@ -56,8 +56,14 @@ def gradients(
             "hides its graph from the step; use torchopt.inner_loop, or torch.func.grad with "
             "torchopt.sgd and the like; in TaskParallel, tasks_at_once=1 works, too."
         )
+    used: Sequence[Tensor] = [p for p in params if p.requires_grad]
+    if not used:
+        raise NotDifferentiableError(
+            f"step(loss): none of the {len(params)} parameters requires a gradient; "
+            "call requires_grad_() on those to be stepped, before the loss is computed."
+        )
     if not loss.requires_grad:
-        advice = "compute it from them, not from detached copies"
+        advice = "compute it from them, outside of torch.no_grad(), not from detached copies"
         if not torch.is_grad_enabled():
             advice = (
                 "compute it under torch.enable_grad(): gradients are off here, by torch.no_grad() "
@@ -66,12 +72,6 @@ def gradients(
         raise NotDifferentiableError(
             "step(loss): the loss has no graph, so it has no gradient with respect to the "
             f"parameters; {advice}"
-        )
-    used: Sequence[Tensor] = [p for p in params if p.requires_grad]
-    if not used:
-        raise NotDifferentiableError(
-            f"step(loss): none of the {len(params)} parameters requires a gradient; "
-            "unfreeze one with requires_grad_()."
         )
     frozen = len(used) < len(params)
     if frozen:
@@ -86,6 +86,12 @@ def gradients(
         )
     except RuntimeError as error:
         explained = explain_no_derivative("step(loss)", error)
+        if explained is None and "backward through the graph a second time" in str(error):
+            explained = NotDifferentiableError(
+                "step(loss): expected a loss whose graph is there, got one that was freed by "
+                "loss.backward() or an earlier step; step computes the gradient itself, so leave "
+                "out backward(), and compute the loss again for each step."
+            )
         if explained is None:
             raise
         raise explained from error
@@ -109,12 +115,12 @@ def _look_at_second_derivatives(wrong: Sequence[tuple[str, bool]]) -> None:
         if is_refused:
             raise NotDifferentiableError(
                 f"step(loss): expected operations that can be differentiated twice, got {name}, "
-                "whose second derivative torch takes for zero; pass options=None, or "
+                "whose second derivative is zero in torch; pass options=None, or "
                 "first_order=True"
             )
         warnings.warn(
-            f"step(loss): the loss has an operation without a second derivative ({name}), which "
-            "torch takes for zero, so that a meta-gradient through this step lacks a part; write "
+            f"step(loss): the loss has an operation without a second derivative ({name}); "
+            "torch returns zero for it, so a meta-gradient through this step lacks a term; write "
             "its backward in differentiable operations, or step with first_order=True",
             SecondDerivativeWarning,
             stacklevel=5,

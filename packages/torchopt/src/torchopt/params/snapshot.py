@@ -164,7 +164,9 @@ def _check_fits(
         where = f" in the sub-module {place!r}" if place else ""
         live = {name: x.shape for name, x in container.items() if isinstance(x, Tensor)}
         if live.keys() != saved.keys():
-            raise differs(sorted(live), sorted(saved), where)
+            name = min(live.keys() ^ saved.keys())
+            pair = ("with", "without") if name in live else ("without", "with")
+            raise differs(f"{pair[0]} {name!r}", f"those {pair[1]} {name!r}", where)
         for name, x in saved.items():
             if x.shape != live[name]:
                 raise differs(f"{name!r} of shape {tuple(live[name])}", tuple(x.shape), where)

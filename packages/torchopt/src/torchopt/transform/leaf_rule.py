@@ -187,7 +187,7 @@ def require_tensors(leaves: Sequence[Any], present: Sequence[int], what: str) ->
 def _of_this_step(rule: LeafRule) -> LeafRule:
     """Return `rule` with its tensors as they are now, 0-dim where they hold one number.
 
-    They may be written to before the derivative of the step is asked for.
+    They may be written to before the derivative of the step is taken.
     """
     if torch.compiler.is_compiling() or not rule.fields_with_tensors:
         return rule  # the compiler orders the writes itself
@@ -274,7 +274,8 @@ def _unlike_state(rule: LeafRule, name: str, leaf: int, new: Tensor, old: Tensor
     return MismatchError(
         leaf,
         f"{type(rule).__name__}: the state `{name}` was made for another tensor than this "
-        f"gradient: {describe_mismatch(new, old)}; call init(params) again",
+        f"gradient: {describe_mismatch(new, old)}; pass gradients like the parameters that "
+        "init(params) saw, or call init(params) again",
     )
 
 

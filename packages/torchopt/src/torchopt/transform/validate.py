@@ -7,7 +7,7 @@ A tensor as a hyper-parameter is not looked at: it may be batched, on a device, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -104,6 +104,11 @@ def _is_number(value: Hyper, what: str) -> bool:
     ):
         return True
     kind = type(value).__name__
+    if isinstance(value, (Iterator, list, dict)):
+        raise TypeError(
+            f"Invalid {what}: expected a number or a tensor, got {kind}; parameters go to "
+            "init(params), or to a class such as torchopt.Adam(params, lr)"
+        )
     if callable(value):
         raise TypeError(
             f"Invalid {what}: expected a number or a tensor, got a function ({kind}); a schedule "
@@ -127,6 +132,8 @@ def unpacked(values: Iterable[Any], count: int, name: str) -> tuple[Any, ...]:
         raise ValueError(f"{wanted}, got a tensor of shape {tuple(values.shape)}")
     if isinstance(values, str) or not isinstance(values, Iterable):
         pair = f"{name}=({', '.join([repr(values)] * count)})" if _is_float(values) else "a tuple"
+        if name == "betas":
+            pair += "; the step size is lr, the argument before betas"
         raise TypeError(f"{wanted}, got {values!r:.80} ({type(values).__name__}); pass {pair}")
     entries = tuple(values)
     if len(entries) != count:

@@ -16,7 +16,14 @@ from torchopt.diff.differences import Judge
 from torchopt.diff.explicit.fingerprint import Fingerprint, fingerprint
 from torchopt.diff.explicit.rebuild import rebuilt
 from torchopt.diff.explicit.stepper import Stepper
-from torchopt.tree import PyTreeSpec, is_smooth, prefix_leaves, tree_flatten, tree_unflatten
+from torchopt.tree import (
+    PyTreeSpec,
+    is_smooth,
+    prefix_leaves,
+    tree_flatten,
+    tree_leaves,
+    tree_unflatten,
+)
 from torchopt.tree_function import is_differentiated
 
 __all__ = ["Call", "Dims", "Hole", "Inputs", "Template", "make_inputs"]
@@ -118,7 +125,7 @@ class Call:
         hypers: Which inputs are tensors of the optimizer.
         blocks: Modules whose activations are computed again, in `"mixed"` mode.
         host: States are kept on the host.
-        plain: Whether it is known that the loss depends on its arguments alone, and that no
+        plain: Whether it is known that the loss depends only on its arguments, and that no
             operation in it has to be replaced.
         judge: Makes and judges differences of gradients, for `"differences"`.
         reach: Returns what loss and optimizer reach at present, as one fingerprint.
@@ -154,7 +161,7 @@ class Call:
         return self.batches[step if len(self.batches) > 1 else 0]
 
     def optimizer_with(self, tensors: Sequence[Tensor]) -> GradientTransformation:
-        """Return the optimizer with these in the place of its tensors."""
+        """Return the optimizer with these in place of its tensors."""
         exchanged = {
             id(self.inputs[i]): tensors[i] for i in self.hypers if tensors[i] is not self.inputs[i]
         }
@@ -222,7 +229,17 @@ def make_inputs(
     if not any(is_smooth(inputs.tensors[h.index]) for h in fields["params"].holes()):
         raise TypeError(
             "inner_loop: params: expected a tree with floating-point or complex tensors, found "
-            f"none in a {type(params).__name__}; of a module, pass "
+            f"none in a {type(params).__name__}{_first_leaf(params)}; of a module, pass "
             "dict(module.named_parameters())"
         )
     return inputs, fields
+
+
+def _first_leaf(tree: Any) -> str:
+    """Return the words about the first leaf of a tree, which is not what was expected."""
+    found = tree_leaves(tree)
+    if not found:
+        return ""
+    x = found[0]
+    kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+    return f", whose first leaf is {kind}"

@@ -30,6 +30,7 @@ from torchopt.diff.implicit.settings import WHERE, Settings
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import TorchOptError
 from torchopt.linear_solve.layout import Layout
+from torchopt.shown import shown
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_unflatten
 from torchopt.tree_function import (
     apply_rule,
@@ -67,7 +68,7 @@ class ImplicitEngine(Settings):
             forward mode and of normal equations, and lets `Auto` choose a better solver.
         positive_definite: It is positive definite too.
         diagonal: It is diagonal: F acts element by element.
-        polish: So many Newton corrections x - A⁻¹ F(x) of what the solver returns. An error e of
+        polish: The number of Newton corrections x - A⁻¹ F(x) of the solver's result. An error e of
             the solution makes an error O(e) of the gradient; each correction squares it.
         tol: The largest ‖F(x)‖₂ that counts as solved; None: it is not looked at.
         on_fail: What to do above `tol`, or with NaN: "raise", "warn", or "unroll": return what
@@ -187,7 +188,8 @@ class ImplicitEngine(Settings):
                 raise RuntimeError(
                     f"{WHERE}: argument of function solver_fn specified with `argnums` should be a "
                     f"torch.Tensor or a tuple of torch.Tensor (or another tree of tensors). "
-                    f"Got {args[i]!r} at position {i}"
+                    f"Got {shown(args[i])} at position {i}; make it a tensor, or leave it out of "
+                    "argnums"
                 )
 
     def _owners(self, args: tuple[Any, ...], count: int) -> list[int | None]:
@@ -238,5 +240,5 @@ def _check_keywords(optimality_fn: Callable[..., Any], kwargs: dict[str, Any]) -
         raise TypeError(
             "keyword arguments to solver_fn could not be resolved to positional arguments of "
             f"optimality_fn: {unknown}. Give optimality_fn the arguments of solver_fn, with the "
-            "solution in the place of the start."
+            "solution in place of the start."
         )

@@ -20,6 +20,7 @@ from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.operator import Tag
 from torchopt.linear_solve.solver import push_forward, solve_vector
 from torchopt.linear_solve.warm_start import WarmStart
+from torchopt.shown import shown
 from torchopt.torch_internals import without_saved_tensor_hooks
 from torchopt.tree import tree_flatten, tree_leaves
 from torchopt.tree_function import (
@@ -86,7 +87,7 @@ class RootRule:
         if not (isinstance(found, tuple) and len(found) == 2):
             raise RuntimeError(
                 f"{self.engine.where}: output of function solver_fn should be a tuple: "
-                f"(output, aux) if has_aux is True. Got {found!r}"
+                f"(output, aux) if has_aux is True. Got {shown(found)}"
             )
         return found
 
@@ -95,7 +96,8 @@ class RootRule:
         if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
             raise RuntimeError(
                 f"{self.engine.where}: output of function solver_fn should be a torch.Tensor or a "
-                f"tuple of torch.Tensor (or another tree of tensors). Got {solution!r}"
+                "tuple of torch.Tensor (or another tree of tensors). Got "
+                f"{shown(solution)}; return the solution, and pass has_aux=True to return more"
             )
         return Layout.of(solution, f"{WHERE}: output of function solver_fn", real=True)
 
@@ -213,7 +215,7 @@ class RootRule:
     def _require_dependence(
         self, x: Tensor, inputs: Tensors, derivatives: Tensors, asked: Tensors
     ) -> None:
-        """Raise if F ignores an argument whose derivative was asked for.
+        """Raise if F ignores an argument whose derivative was requested.
 
         The derivative of an ignored argument is zero, so only a zero one is looked at closely.
 

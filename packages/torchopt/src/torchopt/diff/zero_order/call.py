@@ -56,7 +56,10 @@ __all__ = ["Call", "scalar", "tensor_of"]
 def tensor_of(output: Any) -> Tensor:
     """Return an output, which has to be a tensor."""
     if not isinstance(output, Tensor):
-        raise TypeError("`output` must be a tensor.")
+        raise TypeError(
+            f"`output` must be a tensor. Got {type(output).__name__}; return it as a tensor, "
+            "without .item() or .numpy(), and pass has_aux=True to return more."
+        )
     return output
 
 
@@ -64,7 +67,10 @@ def scalar(output: Any) -> Tensor:
     """Return an output, which has to be a 0-dim tensor."""
     tensor = tensor_of(output)
     if tensor.ndim != 0:
-        raise RuntimeError("`output` must be a scalar tensor.")
+        raise RuntimeError(
+            f"`output` must be a scalar tensor. Got one of shape {tuple(tensor.shape)}; return "
+            "its sum or mean, or pass vector_output=True."
+        )
     return tensor
 
 

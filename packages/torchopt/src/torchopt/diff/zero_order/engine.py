@@ -47,7 +47,7 @@ __all__ = ["ZeroOrder"]
 
 @dataclass(frozen=True, eq=False)
 class ZeroOrder(Described):
-    """The zero-order engine: estimates gradients from function values alone.
+    """The zero-order engine: estimates gradients from function values only.
 
     Calling it on a function returns a function with the same values whose reverse-mode derivative
     is the estimate. See `zero_order` for the fields.
@@ -127,6 +127,11 @@ class ZeroOrder(Described):
 
     def decorated(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Return `fn` with an estimated derivative."""
+        if not callable(fn):
+            raise TypeError(
+                "zero_order(distribution, ...): expected a function to decorate, got "
+                f"{type(fn).__name__}; with a decorator write @zero_order(distribution, ...)"
+            )
         evaluator = Evaluator(self.vectorized)
 
         @functools.wraps(fn)
