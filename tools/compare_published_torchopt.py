@@ -586,7 +586,7 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[list[str]
 
 
 def without_counts(text: str) -> str:
-    """Leave out the field that AdaMax's and RAdam's states have beside the published ones."""
+    """Leave out the field that the published states of AdaMax and RAdam do not have."""
     one = r"(?:'\w+': )?Tensor\(\[[\d.]+\], \(\), torch.int64, grad=False, leaf=True\)"
     return re.sub(
         rf"(t=\d+), count=(?:None|(?:\w+[\[{{])?(?:{one}(?:, )?)+[\]}}]?)\)", r"\1)", text

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All ways to a meta-gradient on one problem whose exact one is known."""
+"""All ways to compute a meta-gradient, on a problem whose exact meta-gradient is known."""

@@ -2,8 +2,8 @@
 """Learned optimizers: what a step costs, and the gradient of a training in their weights.
 
 A perceptron for each coordinate trains a linear classifier for twenty steps; the gradient is that
-of the sum of the losses. The reference is that of all steps in reverse mode, which is compared with
-central differences in a random direction first.
+of the sum of the losses. The reference is reverse mode through all steps, which is first compared
+with central differences in a random direction.
 """
 
 from __future__ import annotations

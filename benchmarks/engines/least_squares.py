@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nonlinear least squares: the minimum beside scipy's, and its implicit derivative.
+"""Nonlinear least squares: the minimum against scipy's, and its implicit derivative.
 
 The residuals are shifted by t d, d random: the derivative of the solution in t at 0 is compared
 with central differences of solutions.

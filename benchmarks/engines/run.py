@@ -10,10 +10,10 @@ It is solved by gradient descent from theta. It is quadratic, so with H = A'A / 
 
     dL/dtheta = lambda H^-1 C'(C x - d) / m
 
-exactly; the error of an engine is its distance from that, relative to its norm.
+exactly; the error of an engine is its distance from this vector, relative to the vector's norm.
 
-Beside it: three levels, the weights of a learned optimizer, linear solvers with preconditioners and
-with minibatches, nonlinear least squares; each in a module of its own, with what is known exactly.
+Further parts: three levels, the weights of a learned optimizer, linear solvers with preconditioners
+and with minibatches, nonlinear least squares; each in its own module, with its exact answer.
 
     python -m benchmarks.engines.run        # five minutes; writes benchmarks/results/engines.json
     python tools/bench_report.py            # puts the table into the manual
@@ -105,7 +105,7 @@ class Problem:
         return lambda theta: self.outer(loop(theta, (self.a, self.b), theta).params)
 
     def solved_by_minibatches(self, solve: Solver, rows: int) -> Loss:
-        """Return the outer loss where a product with the Hessian reads some rows of A, drawn anew.
+        """Return the outer loss where each product with the Hessian draws some rows of A.
 
         The inner problem itself is solved with all of them.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A case made ready to be timed in a rival's process."""
+"""A case that is ready to be timed in a rival's process."""
 
 from __future__ import annotations
 

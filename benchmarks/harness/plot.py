@@ -22,7 +22,7 @@ def draw_bars(
     description: str = "",
     slanted: bool = False,
 ) -> None:
-    """Draw groups of bars on a logarithmic axis, a panel beside a panel, into a PNG file.
+    """Draw groups of bars on a logarithmic axis, panels side by side, into a PNG file.
 
     Args:
         path: the file to write; its folder is made.
@@ -32,7 +32,7 @@ def draw_bars(
         ylabel: text beside the axis.
         note: text under the title: the machine and the date.
         description: stored in the file, for programs.
-        slanted: whether the names of the groups are too long to stand beside each other.
+        slanted: whether the names of the groups are too long to fit side by side.
 
     Raises:
         PlottingError: matplotlib is not installed.

@@ -20,7 +20,7 @@ LOAD_LIMIT = 1.5
 
 
 class LoadError(Exception):
-    """A result was measured beside other programs."""
+    """A result was measured while other programs ran."""
 
 
 def new_result(suite: str, rivals: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def _width(text: str) -> int:
     return sum(1 + (unicodedata.east_asian_width(letter) in "FW") for letter in text)
 
 
-# What stands where there is no figure.
+# What a cell without a figure shows.
 NOTHING = "\u2013"
 
 

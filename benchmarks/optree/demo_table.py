@@ -5,7 +5,7 @@
     python -m benchmarks.optree.demo_table --quick    # twenty seconds
     python -m benchmarks.optree.demo_table --out DIR  # where tree_speed.png and .json go
 
-Every library runs in a process of its own, installed by itself under `benchmarks/.rivals/`,
+Every library runs in its own process, from its own folder under `benchmarks/.rivals/`,
 and its answers are checked before they are timed. One that cannot be installed is named in
 the table with the reason.
 """

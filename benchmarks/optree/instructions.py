@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Count the instructions of a fixed set of operations: a gate that noise cannot fool.
+"""Count the instructions of a fixed set of operations: a gate that does not depend on noise.
 
     python -m benchmarks.optree.instructions            # count and print
     python -m benchmarks.optree.instructions --check    # fail if a count rose by over 3 %
     python -m benchmarks.optree.instructions --update   # store the counts
 
 Callgrind counts while N operations run and at no other time, so neither the start of Python nor
-the making of trees is in a count (`instructions_target.py`). Copies of memory are kept off the
+the construction of trees is counted (`instructions_target.py`). Copies of memory are kept off the
 `rep movsb` of x86, which callgrind counts byte by byte. Counts depend on the interpreter's build
 and on the compiler, so they are stored under the name of both; a check on an environment without
 stored counts fails and says so.
@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def counts_table(counts: dict[str, int], stored: dict[str, int]) -> str:
-    """Return the counts beside the stored ones."""
+    """Return the counts and the stored ones side by side."""
     rows = []
     for key, value in counts.items():
         tree, operation = key.split(":")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What callgrind watches: each operation, a number of times, and nothing else that varies.
+"""The program that callgrind runs: each operation, a number of times, and nothing else that varies.
 
 Run by `instructions.py` as `-m benchmarks.optree.instructions_target MODULE TREE:OPERATION:N...`.
 Every case runs in a fork of this process, so that no case changes what another one finds, and all

@@ -63,7 +63,7 @@ def machine_lines(result: dict[str, Any]) -> str:
 
 
 def pythons_table(result: dict[str, Any]) -> str:
-    """Return the published optree's time over ours, a column per Python, beside the floor."""
+    """Return the published optree's time over ours, a column per Python, and the floor."""
     ratios = {(c["python"], c["tree"], c["operation"]): c["ratio"] for c in result["cells"]}
     pythons = [run["python"] for run in result["runs"]]
     pairs = dict.fromkeys((c["tree"], c["operation"]) for c in result["cells"])

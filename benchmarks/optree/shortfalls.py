@@ -89,7 +89,7 @@ class Shortfall:
 
     @property
     def reason(self) -> str:
-        """Why, or that nobody knows yet."""
+        """The reason, or that it is not known yet."""
         for reason in REASONS:
             if reason.applies_to(self.operation, self.tree, self.rival):
                 return reason.text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is stored says when, on what and beside what each figure was measured."""
+"""A stored figure says when, on which machine and under which load it was measured."""
 
 from __future__ import annotations
 

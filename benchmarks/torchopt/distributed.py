@@ -16,7 +16,7 @@ A meta-step is split into computing (the slowest rank's forward and backward pas
 buckets, pickling, the outer step). The speed-up is over a loop of one process without
 torchopt.distributed.
 
-The model behind the predictions has four numbers, each measured by itself: c, the seconds of a
+The model behind the predictions has four numbers, each measured separately: c, the seconds of a
 task; h, those of a step without tasks; alpha and beta, the seconds of a message and of a byte. With
 n workers on k cores, T tasks and P bytes of parameters
 
@@ -25,13 +25,13 @@ n workers on k cores, T tasks and P bytes of parameters
 
 where s buckets are summed, each around a ring, and m = 3 messages of a remote call wait for one
 another: parameters and call, the backward pass, and the clean-up of the context. With remote calls
-rank 0 talks to every worker by itself.
+rank 0 talks to each worker separately.
 
 The model is checked against worlds of 1 to 4 processes, and then says what 8 to 1024 workers do.
-`ASSUMPTIONS` says what it takes for granted there.
+`ASSUMPTIONS` lists what it assumes for them.
 
 The clock of a shared machine measures its other users as well. The processor time of the busiest
-process, printed beside it, is what the clock would show if each process had a core to itself.
+process, also printed, is what the clock would show if each process had its own core.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def run_collective(setting: Setting) -> dict[str, Any]:
         found = engine.backward(lambda task: problem.loss(problem.params, task), tasks)
         problem.outer.step()
         sent = found.bytes_sent
-        sums = engine.group.operations - before - 1  # the first check goes beside the tasks
+        sums = engine.group.operations - before - 1  # the first check runs during the tasks
         return {"compute": found.compute_seconds, "transfer": found.transfer_seconds}
 
     rows = timed(setting, step)
@@ -528,7 +528,7 @@ def tables(result: dict[str, Any]) -> str:
 
 
 def check(runs: dict[str, Any], models: dict[str, Model]) -> dict[str, Any]:
-    """Return, for every world, the model beside what was measured.
+    """Return, for every world, what the model says and what was measured.
 
     Speed-ups are compared in processor time of the busiest process, which is what the clock would
     show with a core for each; sums over the ranks as they are, also at numbers of ranks that the

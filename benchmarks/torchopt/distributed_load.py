@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `TaskParallel` costs beside a loop written by hand on torch.distributed.
+"""What `TaskParallel` costs, compared with a loop written by hand on torch.distributed.
 
 From the root of the repository:
 
     python -m benchmarks.torchopt.distributed_load [--quick] [--seconds S] [--only TEXT]
 
 starts two processes on this machine. In each row both sides do the same work, their gradients are
-compared before anything is timed, and then they take turns. A ratio is of medians, beside it that
-of minima. The results are stored in `benchmarks/results`.
+compared before anything is timed, and then they take turns. Ratios are of
+medians and of minima. The results are stored in `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def task_rows(counts: Sequence[int]) -> list[Row]:
 
 
 def network_row() -> Row:
-    """Return the row of data parallel training, 0.4 million parameters, beside DDP."""
+    """Return the row of data parallel training, 0.4 million parameters, against DDP."""
     torch.manual_seed(0)
     layers = [nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)]
     net = nn.Sequential(*layers)

@@ -23,7 +23,7 @@ def machine_lines(result: dict[str, Any]) -> str:
 
 
 def load_table(result: dict[str, Any]) -> str:
-    """Return what steps cost beside the same by hand."""
+    """Return what steps cost, and the same steps by hand."""
     rows = [
         [
             cell["row"],
@@ -49,7 +49,7 @@ def memory_table(result: dict[str, Any]) -> str:
 
 
 def check_table(result: dict[str, Any]) -> str:
-    """Return the model beside what 1 to 4 processes did."""
+    """Return the model's figures and those of 1 to 4 processes."""
     rows = []
     for name, row in result["check"].items():
         sums = [row.get(f"{which}_sum_seconds") for which in ("measured", "predicted")]

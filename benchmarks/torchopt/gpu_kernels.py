@@ -14,13 +14,13 @@ sanitize  the part of those tests named "sanitizer" under memcheck and racecheck
           compute-sanitizer.
 measure   Adam in place against torch.optim, fused and foreach; functional, and forward and
           backward, against plain torch: 1M, 100M and 1B parameters in 1, 1000 and 10000 tensors,
-          with the fraction of the bandwidth of a copy that is timed in the same turns. To
-          benchmarks/results/gpu_kernels.json, anew after each layout. What does not fit the
-          memory of the device is reported as such and left out.
+          with the fraction of the bandwidth of a copy that is timed in the same turns. Rewrites
+          benchmarks/results/gpu_kernels.json after each layout. What does not fit into the
+          memory of the device is reported and left out.
 
-A stage that fails does not keep the next one from running, but a failed build does; the exit status
-is 0 only if all went well. `--dry-run` runs every stage that needs no device on the CPU and with
-tiny tensors: nothing is built, the twins of the tests on the CPU are run, nothing is stored.
+After a failed stage the next one still runs, except after a failed build; the exit status
+is 0 only if all stages passed. `--dry-run` runs the stages that need no device, on the CPU and
+with tiny tensors: it builds nothing, runs the CPU versions of the tests, and stores nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ GRAPH_LIMIT = 200_000_000  # parameters; the graph of plain torch keeps some 20 
 
 
 class StageError(Exception):
-    """A stage did not do what it is for."""
+    """A stage failed."""
 
 
 def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:

@@ -24,7 +24,7 @@ Run = Callable[[], Any]
 # and writes p, mu, nu. Out of place it reads g, mu, nu and writes the update, mu, nu. The
 # derivative reads g, mu, nu and three cotangents, and writes three; that of the update by the
 # gradient alone reads one cotangent and writes one. Memory that is written without having been
-# read is fetched by a CPU all the same: a triad (2 reads, 1 write) moves 16 bytes and not 12, a
+# read is fetched by a CPU anyway: a triad (2 reads, 1 write) moves 16 bytes and not 12, a
 # functional step 36. Fractions of the triad count neither.
 IN_PLACE_BYTES = 28
 FUNCTIONAL_BYTES = 24

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps of the optimizers of matrices in plain torch, one matrix after the other.
 
-That is what torchopt computed before it took matrices of equal shape together.
+torchopt computed them like this before it stacked matrices of equal shape.
 """
 
 from __future__ import annotations

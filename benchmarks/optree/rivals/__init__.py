@@ -9,7 +9,7 @@ does differently: `NONE_IS_LEAF`, `SORTS_DICT`, `SORTS_ORDERED_DICT`, `HAS_SPECS
 Differences that the checks allow for and that the reader of a table should know:
 
 * torch and dm-tree treat None as a leaf, so on trees with empty entries (the module trees)
-  they handle some leaves more.
+  they handle some more leaves.
 * torch keeps the insertion order of dicts, so it never sorts keys; the others sort them.
 * dm-tree sorts OrderedDicts too, and keeps no spec: its `unflatten` gets an example tree.
 """

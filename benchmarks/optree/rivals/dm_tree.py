@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dm-tree, imported as `tree`. It keeps no spec: an example tree stands for it."""
+"""dm-tree, imported as `tree`. It keeps no spec: an example tree takes its place."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Meta-steps of torchopt, eager and compiled, beside jax + optax jitted; answers are compared.
+"""Meta-steps of torchopt, eager and compiled, against jitted jax + optax; answers are compared.
 
     python -m benchmarks.torchopt.meta_steps --threads 1     # eight minutes on two quiet cores
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of meta-steps beside jax, from the stored result."""
+"""The tables of meta-steps against jax, from the stored result."""
 
 from __future__ import annotations
 

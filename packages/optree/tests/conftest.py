@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def classes_can_die() -> None:
-    """Skip where classes live for ever: CPython 3.13 without the GIL, once it started a thread."""
+    """Skip where classes are immortal: CPython 3.13 without the GIL, once it started a thread."""
     reference = weakref.ref(type("Class", (), {}))
     gc.collect()
     if reference() is not None:

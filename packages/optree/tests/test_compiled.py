@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builtins among the public functions cannot be told from the Python functions they stand for."""
+"""Public builtins cannot be distinguished from the Python functions that they replace."""
 
 from __future__ import annotations
 

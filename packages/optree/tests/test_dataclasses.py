@@ -234,7 +234,7 @@ def test_a_failing_registration_leaves_nothing() -> None:
     assert optree.tree_leaves(tree, namespace=SPACE)[0] is tree
 
 
-# ---- what the extension module does itself must be what the registered functions do
+# ---- the extension module does what the registered functions would do
 
 NO_CHILD = {"pytree_node": False}
 

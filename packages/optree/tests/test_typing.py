@@ -202,7 +202,7 @@ def test_names() -> None:
 
 
 def test_short_module() -> None:
-    # The published names come in this order; further names may stand between them.
+    # The published names come in this order; other names may come between them.
     names = optree.pytree.__all__
     assert names[:4] == ["reexport", "PyTreeSpec", "PyTreeKind", "PyTreeEntry"]
     assert names[-4:] == [

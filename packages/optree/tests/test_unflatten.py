@@ -501,7 +501,7 @@ def test_flatten_up_to_errors(spec_of: Any, tree: Any, message: str) -> None:
     treespec = optree.tree_structure(spec_of)
     with pytest.raises(ValueError, match="^" + re.escape(message)) as info:
         treespec.flatten_up_to(tree)
-    # Further lines may say where; the documented text stands first.
+    # Further lines may say where; the documented text comes first.
     assert str(info.value).splitlines()[0].startswith(message[:40])
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         optree.tree_map(lambda *xs: xs, spec_of, tree)

@@ -21,7 +21,7 @@ release = version = torchopt.__version__
 
 extensions = [
     *("myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"),
-    "sphinx-mathjax-offline",  # MathJax and its fonts lie beside the pages: no network
+    "sphinx-mathjax-offline",  # MathJax and its fonts are copied next to the pages: no network
 ]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]

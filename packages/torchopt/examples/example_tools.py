@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the examples share beside their methods: options, progress bars, data, results, plots."""
+"""What the examples share besides their methods: options, progress bars, data, results, plots."""
 
 from __future__ import annotations
 

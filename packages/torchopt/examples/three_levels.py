@@ -8,7 +8,7 @@
 alpha has one step size for each tensor of the network, as in Meta-SGD, but it is not trained along
 with w: it is judged by where a whole meta-training leads with it. Its gradient goes through every
 step of that meta-training, and through the adaptation inside of each; that is an inner loop inside
-of the loss of an inner loop. The middle level keeps its states alone (`keep="steps"`): beside them
+of the loss of an inner loop. The middle level keeps its states alone (`keep="steps"`): besides them
 its memory is that of one meta-step, however long the training.
 
 The rival is a random search over the same hyper-parameters, with three times as many trainings as

@@ -1,18 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the page of concepts promises of every optimizer."""
+"""What the READMEs and the page of concepts promise, of every optimizer and of every engine."""
 
 from __future__ import annotations
 
+import re
+import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import torchopt
 from torchopt import alias
+from torchopt.diff import Explicit, Implicit, ZeroOrder, zero_order
+from torchopt.errors import KernelUnavailableError
 from torchopt.index import OPTIMIZERS
+from torchopt.kernels import native
+from torchopt.optimizers.native import with_backend
 from torchopt.tree import tree_leaves, tree_map
 from torchopt.update import apply_updates
+
+PACKAGE = Path(__file__).resolve().parent.parent
 
 NAMES = sorted(OPTIMIZERS)
 
@@ -89,3 +99,127 @@ def test_where_the_second_moment_is_zero_the_derivative_of_the_update_is_zero(na
     total = sum(leaf.sum() for leaf in updates.values())
     for slope in torch.autograd.grad(total, list(grads.values())):
         assert torch.equal(slope, torch.zeros_like(slope))
+
+
+# With the default settings one kernel computes the step.
+FUSED = ("adabelief", "adadelta", "adagrad", "adam", "adamax", "adamw", "adan", "ademamix",
+         "amsgrad", "amsgradw", "asgd", "lion", "nadam", "nadamw", "radam", "rmsprop", "rprop",
+         "sgd", "signum")  # fmt: skip
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("name", FUSED)
+def test_with_a_kernel_the_whole_step_is_one_native_call(
+    name: str, inplace: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer = getattr(alias, name)(lr=0.1)
+    params = data(0)
+    state = optimizer.init(params)
+    calls = []
+    for function in ("call_plain", "update"):
+        original = getattr(native, function)
+        monkeypatch.setattr(
+            f"torchopt.transform.fused.{function}",
+            lambda *a, f=original, **k: (calls.append(1), f(*a, **k))[1],
+        )
+    for step in (1, 2):
+        _, state = optimizer.update(data(step), state, params=params, inplace=inplace)
+        assert len(calls) == step
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_with_a_kernel_the_derivative_of_a_step_is_one_operation(name: str) -> None:
+    optimizer = with_backend(getattr(alias, name)(lr=0.1), "native")
+    params = data(0)
+    grads = tree_map(lambda g: g.requires_grad_(), data(1))
+    updates, _ = optimizer.update(grads, optimizer.init(params), params=params, inplace=False)
+    functions = {leaf.grad_fn for leaf in updates.values()}
+    assert len(functions) == 1
+    assert None not in functions
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_without_a_kernel_plain_operations_run_unless_a_kernel_is_requested(
+    dtype: torch.dtype,
+) -> None:
+    p, g = torch.ones(3).to(dtype), torch.ones(3).to(dtype)
+    for accelerated in (False, True):
+        optimizer = alias.adam(0.1, use_accelerated_op=accelerated)
+        state = optimizer.init(p)
+        if accelerated:
+            with pytest.raises(KernelUnavailableError, match="fused kernel was requested"):
+                optimizer.update(g, state, inplace=False)
+        elif dtype.is_complex:
+            updates, _ = optimizer.update(g, state, inplace=False)
+            torch.testing.assert_close(updates, torch.full_like(p, -0.1), rtol=1e-5, atol=1e-6)
+
+
+class Saved:
+    """A tensor that a graph keeps."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def kept(engine: Any, steps: int) -> int:
+    """Return how many numbers the graph of a run keeps."""
+
+    def loss(x: Tensor, batch: None, theta: Tensor) -> Tensor:
+        return ((x - 1) ** 2).sum() + ((x - theta) ** 4).sum()
+
+    saved: list[weakref.ref[Saved]] = []
+    theta = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    run = engine.over(loss, torchopt.sgd(0.02), steps=steps)
+
+    def save(x: Tensor) -> Saved:
+        kept = Saved(x)
+        saved.append(weakref.ref(kept))
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda kept: kept.tensor):
+        result = run(torch.zeros(5, dtype=torch.float64), None, theta)
+    assert result.params.requires_grad
+    alive = [reference() for reference in saved]
+    return sum(x.tensor.numel() for x in alive if x is not None)
+
+
+@pytest.mark.parametrize("family", ["explicit", "implicit", "zero-order"])
+def test_memory_grows_with_the_steps_of_explicit_differentiation_alone(family: str) -> None:
+    engine: Any = {
+        "explicit": Explicit(),
+        "implicit": Implicit(),
+        "zero-order": ZeroOrder(zero_order.Gaussian(), "antithetic", num_samples=4, sigma=0.1),
+    }[family]
+    few, many = kept(engine, 200), kept(engine, 400)
+    if family == "explicit":
+        assert many > 1.9 * few
+    else:
+        assert many == few
+
+
+# A part of each sentence with a word that promises without exception, and the test of it.
+ABSOLUTE = re.compile(r"\b(always|never|every|exact|exactly|silently)\b", re.IGNORECASE)
+PAGES = ("README.md", "docs/concepts.md", "docs/index.md", "../../README.md")
+PROMISES = {
+    "a loss after training has exact gradients with respect to initial parameters": (
+        "diff/explicit/test_exactness.py",
+        "test_every_optimizer_and_each_of_its_hyper_parameters",
+    ),
+    "long runs of momentum steps that are reversed exactly": (
+        "diff/explicit/test_reversible.py",
+        "test_ten_thousand_steps_there_and_back_are_bit_identical",
+    ),
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_sentence_without_exception_has_a_test(page: str) -> None:
+    path = PACKAGE / page
+    if not path.is_file():
+        pytest.skip("the page is not beside these tests")
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
+    for line in filter(ABSOLUTE.search, text.splitlines()):
+        tests = [test for part, test in PROMISES.items() if part in line]
+        assert tests, f"{line!r} has no test in PROMISES"
+        for file, name in tests:
+            assert f"def {name}(" in (PACKAGE / "tests" / file).read_text(encoding="utf-8")

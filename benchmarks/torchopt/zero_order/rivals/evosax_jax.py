@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-# One thread for the arithmetic, like everybody else here.
+# One thread for the arithmetic, like all rivals here.
 os.environ["XLA_FLAGS"] = (
     "--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count=1 "
     "intra_op_parallelism_threads=1"

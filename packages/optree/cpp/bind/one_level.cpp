@@ -51,7 +51,7 @@ int set_original_keys(PyObject* self, PyObject* value, void*) {
 PyGetSetDef original_keys_def = {"original_keys", get_original_keys, set_original_keys,
                                  "The keys in the order of the dict.", nullptr};
 
-// Puts the attribute above in the place of the slot's own; false if the slot is not where it is
+// Puts the attribute above in place of the slot's own; false if the slot is not where it is
 // expected, so that the dict must be made at once.
 bool make_original_keys_lazy(PyObject* metadata_class, PyObject* name) {
     const Ref found = checked(PyObject_GetAttr(metadata_class, name));

@@ -33,7 +33,7 @@
 
 namespace optree::compat {
 
-// Asks for a cache line; any address will do.
+// Prefetches a cache line; any address is allowed.
 OPTREE_INLINE void prefetch([[maybe_unused]] const void* address) noexcept {
 #if defined(__GNUC__) || defined(__clang__)
     __builtin_prefetch(address);
@@ -79,7 +79,7 @@ inline PyObject* xnew_ref(PyObject* object) noexcept {
     return object;
 }
 
-// The item of a list as a new reference; null with IndexError set if there is none (any more).
+// The item of a list as a new reference; null with IndexError set if there is none, or no longer one.
 inline PyObject* list_item(PyObject* list, Py_ssize_t index) noexcept {
 #if PY_VERSION_HEX >= 0x030D0000
     return PyList_GetItemRef(list, index);

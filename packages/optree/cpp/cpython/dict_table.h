@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The entries of a dict, read and written in place. The only file that knows how CPython stores a
-// dict. Whoever uses it asks `trials.dict_table` first, and has PyDict_Next and PyDict_SetItem.
+// dict. Callers check `trials.dict_table` first, and fall back to PyDict_Next and PyDict_SetItem.
 //
 // Reading in place pays for 2x of flatten, writing for 2x to 3x of unflatten and map, on trees of dicts
 // (benchmarks/optree, nested dicts and dict of 10,000).
@@ -56,7 +56,7 @@ struct DictEntries {
                                                : run_over_holes<3>(entry, size, visit);
     }
 
-    // Asks for the keys and values of `count` entries from `start` on.
+    // Prefetches the keys and values of `count` entries from `start` on.
     OPTREE_INLINE void prefetch(std::uint32_t start, std::uint32_t count) const noexcept {
         if (first == nullptr) return;
         DictEntries some = *this;
@@ -128,8 +128,8 @@ inline Py_ssize_t size_of_table(const Keys& keys) noexcept {
 #if PY_VERSION_HEX < 0x03100000 && !defined(PYPY_VERSION) && !defined(Py_GIL_DISABLED)
 #define OPTREE_DICT_KEYS 1
 
-// Whether nothing was ever taken out of the table of a dict: neither is there a hole among the entries
-// nor was the last one popped.
+// Whether nothing was ever removed from the table of a dict: there is no hole among the entries, and the
+// last entry was not popped.
 OPTREE_INLINE bool only_grew(PyObject* dict) noexcept {
     const auto* object = reinterpret_cast<PyDictObject*>(dict);
     const auto& keys = *reinterpret_cast<const dict_internals::Keys*>(object->ma_keys);
@@ -283,7 +283,7 @@ OPTREE_INLINE PyObject* dict_like(PyObject* prototype, std::uint32_t size, Value
     return dict;
 }
 
-// Asks for the memory that a scan of the dict reads first.
+// Prefetches the memory that a scan of the dict reads first.
 OPTREE_INLINE void prefetch_entries(PyObject* dict) noexcept {
     const auto* keys =
         reinterpret_cast<const char*>(reinterpret_cast<PyDictObject*>(dict)->ma_keys);

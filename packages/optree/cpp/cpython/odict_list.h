@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The order of an OrderedDict: a linked list that CPython does not expose. After move_to_end it differs
 // from the order of the dict underneath. The iterator protocol gives it at several times the cost of the
-// scan (benchmarks/optree, ResNet module trees). Whoever uses it asks `trials.odict_list` first, and has
+// scan (benchmarks/optree, ResNet module trees). Callers check `trials.odict_list` first, and fall back to
 // the iterator.
 //
 // The list agrees with the dict unless the OrderedDict was bypassed, by dict.__setitem__,
-// dict.popitem and the like. The traces of that are detected: other keys in the list than in the dict,
-// or a table that something was taken out of (`only_grew`). Then the iterator is used, KeyError
-// included.
+// dict.popitem and the like. That is detected: the list and the dict have different keys, or items were
+// removed from the table (`only_grew`). Then the iterator is used, and may raise its KeyError.
 #pragma once
 
 #include <utility>

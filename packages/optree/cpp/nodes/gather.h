@@ -58,8 +58,8 @@ OPTREE_INLINE bool keys_match(const KeyLayout* layout, const DictEntries& entrie
 }
 
 // The same by identity, of entries that can be read in any order. The values are read in traversal order
-// and not written in it: a store whose place had to be looked up first held up the loads behind it, for a
-// quarter of the time of a dict of two.
+// instead of written in it: stores to addresses that had to be loaded first stalled the loads behind them,
+// which cost a quarter of the time of a dict of two.
 OPTREE_INLINE bool keys_match(const KeyLayout* layout, const TextEntries& entries,
                               PyObject** out) noexcept {
     PyObject* const* expected = layout->inserted;
@@ -94,7 +94,7 @@ OPTREE_INLINE KeyLayout* find_layout(LayoutCache& cache, PyObject* first, PyObje
     return nullptr;
 }
 
-// Of dicts with other keys than text, or with holes: out of the way of most.
+// For dicts with keys other than text, or with holes: kept out of the common path.
 OPTREE_NOINLINE inline KeyLayout* gather_from_others(LayoutCache& cache, PyObject* mapping,
                                                      bool sorted, PyObject** out) noexcept {
     const DictEntries entries = entries_of(mapping);

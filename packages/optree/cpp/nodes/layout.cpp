@@ -71,8 +71,8 @@ class Positions {
     Scratch<std::uint32_t, 256> places_;
 };
 
-// Remembers that two layouts have equal keys, which stay so. Whoever is ever given a group's number
-// equals all that were given it, whatever the order in which threads get here.
+// Remembers that two layouts have equal keys, which never changes. All layouts that ever get the number
+// of a group are equal, whatever the order in which threads get here.
 void join_group(const KeyLayout* a, const KeyLayout* b, std::uint64_t group) noexcept {
     static std::atomic<std::uint64_t> last{0};
     if (group == 0) {

@@ -56,7 +56,7 @@ inline PyObject* as_object(Slot slot) noexcept { return static_cast<PyObject*>(s
 // flatten on mapping trees (benchmarks/optree, nested dicts). A second table finds a layout of equal
 // keys that are other objects: 2x to 4x of flatten on trees visited once (first visit, equal keys).
 // Holds atomic keys only, so it never keeps a user's object alive, and at most kMaxBytes of them and
-// what is made of them. A layout is kept when it is met for the second time, so that keys that never
+// what is made of them. A layout is kept when it is met for the second time, so keys that never
 // come back cost little.
 // Without the interpreter lock each thread has its own (State::layouts).
 class LayoutCache {
@@ -101,9 +101,9 @@ class LayoutCache {
     static std::uint64_t mix(std::uint64_t bits, std::size_t size, bool sorted) noexcept {
         return (bits + size * 0x2545f4914f6cdd1dULL + (sorted ? 1 : 0)) * kOdd;
     }
-    // How often this was asked with the same bits lately, up to three times. Of one place for each,
-    // two kinds of dicts of one tree evicted each other permanently, in processes where their keys lay
-    // at such addresses: neither was ever kept.
+    // How often this was called with the same bits recently, up to three times. With one place for each,
+    // two kinds of dicts in one tree evicted each other all the time, in processes where their keys had
+    // such addresses: neither was ever kept.
     using Meetings = std::array<std::array<std::uint32_t, kWays>, std::size_t{1} << kSeenBits>;
     static unsigned meet(Meetings& table, std::uint64_t bits) noexcept {
         auto& set = table[bits >> (64 - kSeenBits)];

@@ -24,8 +24,8 @@ Ref scan_by_python(LayoutCache& cache, LayoutTypes types, ObjectStack& keys, Obj
 }
 
 // A kept layout of equal keys that are other objects, borrowed, with the values (borrowed) at `out`;
-// null if there is none. Keys, which are read, and values, which are read next, are asked for in
-// batches: half the time of a first visit with equal keys (benchmarks/optree).
+// null if there is none. Keys, which are read here, and values, which are read next, are
+// prefetched in batches: half the time of a first visit with equal keys (benchmarks/optree).
 KeyLayout* gather_by_twin(LayoutCache& cache, const DictEntries& entries, PyObject* mapping,
                           PyObject* first, bool sorted, PyObject** out) {
     constexpr std::uint32_t kBatch = 32;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by the kinds whose children stand in a row.
+// Shared by the kinds whose children are contiguous.
 #pragma once
 
 #include "cpython/list_items.h"

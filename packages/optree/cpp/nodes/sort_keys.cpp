@@ -280,7 +280,7 @@ bool sort_keys(PyObject* const* keys, std::size_t size, KeyOrder& order) {
     const Ref sorted = sorted_list(list.get());
     list = nullptr;
     if (PyList_GET_SIZE(sorted.get()) != static_cast<Py_ssize_t>(size)) raise_changed();
-    // Back from the key objects to their indices; an object that stands twice keeps its order.
+    // Back from the key objects to their indices; an object that occurs twice keeps its order.
     std::vector<std::pair<PyObject*, std::uint32_t>> where(size);
     for (std::uint32_t i = 0; i < size; ++i) where[i] = {keys[i], i};
     std::sort(where.begin(), where.end());

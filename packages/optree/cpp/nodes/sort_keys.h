@@ -39,7 +39,7 @@ bool strictly_increasing(PyObject* const* keys, std::size_t size) noexcept;
 
 // Finds the traversal order of `size` keys: Python's `<` where it is defined for all of them, else
 // the class name and then `<`, else the order given. Each attempt works on a copy. Errors other
-// than TypeError propagate. Returns false, with `order` unspecified, when the keys already stand in
+// than TypeError propagate. Returns false, with `order` unspecified, when the keys are already in
 // that order.
 bool sort_keys(PyObject* const* keys, std::size_t size, KeyOrder& order);
 

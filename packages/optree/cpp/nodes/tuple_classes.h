@@ -32,7 +32,7 @@ struct TupleClass {
     TupleClass(TupleSort sort_, PyObject* weakref_) : sort(sort_), weakref(weakref_) {}
 };
 
-// What is known of tuple classes, read without a lock. Holds no class alive: a heap type gets one weak
+// What is known about tuple classes, read without a lock. Keeps no class alive: a heap type gets one weak
 // reference, whose callback evicts it, the first time it is asked about.
 class TupleClasses {
   public:
@@ -65,7 +65,7 @@ class TupleClasses {
         return ask_directly(type, count);
     }
     // A stretch of a walk in which no Python code runs, or, inside of one, in which it may. Only in the
-    // former is the class asked about last taken to be as it was: a tenth of unflatten on namedtuples
+    // former is the class queried last assumed to be unchanged: a tenth of unflatten on namedtuples
     // (benchmarks/optree).
     class Stretch {
       public:
@@ -102,7 +102,7 @@ class TupleClasses {
         PointerMap<PyObject, PyTypeObject> of_weakref;
     };
 
-    // How a class was found to make its instances; null for one that nobody asked about.
+    // How a class was found to make its instances; null for a class that was never queried.
     const Making* making_of(PyTypeObject* type) noexcept;
     void forget_recent() noexcept { recent_ = {}; }
 
@@ -118,8 +118,8 @@ class TupleClasses {
     Ref str_tuple_new_;
     Lock lock_;  // held by who changes `classes_`
     Published<Classes> classes_;
-    // Of the classes asked about last, under the interpreter lock: a shorter way than through the table
-    // of classes, by 2 % of unflatten on namedtuples (benchmarks/optree).
+    // The classes queried last, under the interpreter lock: faster than the table of classes, by 2 % of
+    // unflatten on namedtuples (benchmarks/optree).
     struct Recent {
         PyTypeObject* type = nullptr;
         const Making* making = nullptr;

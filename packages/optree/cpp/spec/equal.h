@@ -8,7 +8,7 @@
 
 namespace optree {
 
-// Slots stand in node order everywhere, so trees of one shape have bytewise equal node tables.
+// Slots are in node order everywhere, so trees of one shape have bytewise equal node tables.
 inline bool same_shape(const Tree& a, const Tree& b) noexcept {
     return a.leaves == b.leaves && a.nodes.size() == b.nodes.size() &&
            (a.nodes.empty() ||

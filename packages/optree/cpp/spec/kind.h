@@ -9,7 +9,7 @@
 
 namespace optree {
 
-// As wide as the other members of a node, so that no padding is among them.
+// As wide as the other members of a node, which therefore need no padding.
 enum class Kind : std::uint32_t {
 #define OPTREE_KIND(value, name, ...) name = value,
 #define OPTREE_VALUE(value, name, ...) name = value,
@@ -82,7 +82,7 @@ inline constexpr Kind kLeafKind = Kind::leaf;
 
 constexpr std::size_t slot_count(Kind kind) noexcept { return facts_of(kind).slots; }
 constexpr bool is_mapping(Kind kind) noexcept { return facts_of(kind).keys >= 0; }
-// Whether all nodes without children are alike, but for their place.
+// Whether nodes without children differ only in their place.
 constexpr bool are_alike_if_empty(Kind kind) noexcept {
     return slot_count(kind) == (is_mapping(kind) ? 1 : 0);
 }

@@ -13,7 +13,7 @@
 
 namespace optree {
 
-// Leaves have no node. The internal nodes of a tree stand in post-order, and each says how many
+// Leaves have no node. The internal nodes of a tree are stored in post-order, and each says how many
 // leaves precede it in the whole table, so the position of every leaf is known:
 //
 //     {'a': *, 'b': (*, *), 'c': *}      post-order tokens:  *  *  *  tuple  *  dict
@@ -36,7 +36,7 @@ struct Node {
 static_assert(std::is_trivially_copyable_v<Node> && sizeof(Node) == 24 &&
               std::has_unique_object_representations_v<Node>);
 
-// Whose new elements keep what the memory held: every table that grows by `resize` is written over at
+// New elements keep what the memory held: each table that grows by `resize` is overwritten at
 // once. Filling one element by element took 5 % of flatten on module trees
 // (benchmarks/optree/instructions.py).
 template <class T>

@@ -23,7 +23,7 @@ namespace optree {
 [[noreturn]] OPTREE_COLD void raise(PyObject* type, const char* format, ...);
 
 // Adds a note, formatted like PyUnicode_FromFormat, to the exception that is set (Python 3.11+):
-// beside a published message, which stays as it is.
+// the published message itself does not change.
 OPTREE_COLD void add_note(const char* format, ...);
 
 // Sets the Python exception for the C++ exception in flight; `internal_error` names our own bugs.

@@ -12,7 +12,7 @@
 
 namespace optree {
 
-// Memory that one call leaves for the next, a block for each use, so that a walk over a tree larger
+// Memory that one call keeps for the next, a block for each use, so that a walk over a tree larger
 // than the inline buffers neither allocates nor moves what it collects. Pays for a tenth of flatten
 // on module trees (benchmarks/optree). Holds at most kUses * kMaxBytes.
 class BlockPool {

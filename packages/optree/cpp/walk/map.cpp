@@ -41,7 +41,7 @@ class Calls {
         return result;
     }
 
-    // Puts the results in the place of the leaves of the first tree.
+    // Puts the results in place of the leaves of the first tree.
     void run() {
         for (std::uint32_t leaf = 0; leaf != leaves_; ++leaf) {
             PyObject* result = call(leaf);

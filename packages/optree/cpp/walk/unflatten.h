@@ -8,7 +8,7 @@
 
 namespace optree {
 
-// Puts collections off while many containers are made; Python code in between ends that for a while.
+// Postpones collections while many containers are made; Python code in between suspends that.
 class Pause {
   public:
     Pause(CollectorPause& pause, std::size_t nodes) noexcept

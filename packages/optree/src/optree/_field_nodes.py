@@ -62,7 +62,7 @@ def split_fields(
 
 
 def register_or_decorate(register: _Register, cls: Any, namespace: Any, /) -> Any:
-    """Register a class, or return a decorator; the namespace may stand in the place of the class.
+    """Register a class, or return a decorator; the namespace may take the place of the class.
 
     Raises:
         ValueError: The namespace is missing, given twice, or the empty string in the first place.

@@ -120,7 +120,7 @@ def prototype_of(function: Any, /) -> Any:
 
 
 def register() -> None:
-    """Make TorchDynamo trace the functions of this module in the place of their namesakes."""
+    """Make TorchDynamo trace the functions of this module in place of their namesakes."""
     import torch
 
     for original, polyfill in (

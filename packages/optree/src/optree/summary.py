@@ -71,7 +71,7 @@ def tree_summary(
     """Return a summary of a tree that prints as lines and shows as a table in notebooks.
 
     A leaf has a line with its type and, for arrays, dtype, shape and bytes.  A container has the
-    leaves and bytes of all below it.  An array that stands in two places counts twice, and leaves
+    leaves and bytes of all below it.  An array that occurs in two places counts twice, and leaves
     that have no ``nbytes`` count 0.
 
     Args:

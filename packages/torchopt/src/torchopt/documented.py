@@ -41,7 +41,7 @@ def documented(like: Callable[..., Any] | None = None, **arguments: str) -> Call
     Args:
         like: Whose arguments of the same name, and whose references, it has. Where it makes the
             direction and the docstring does not say what the update is, it is said.
-        arguments: Entries that stand in no other docstring.
+        arguments: Entries that occur in no other docstring.
     """
 
     def decorate(function: F) -> F:

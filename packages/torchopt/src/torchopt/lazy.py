@@ -39,7 +39,7 @@ class lazy(Generic[T]):  # noqa: N801 - a decorator
     def __get__(self, instance: object, owner: Any = None) -> T: ...
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        """Return the value, and put it in the place of this descriptor."""
+        """Return the value, and put it in place of this descriptor."""
         if instance is None:
             return self
         value = self.compute(instance)

@@ -146,7 +146,7 @@ def compile(  # noqa: A001 - the word of the field
     Raises:
         CompilerError: From a call: there is no C++ compiler, or it fails.
         NotTraceableError: From a call: the function reads a value on the host, changes something
-            else than buffers beside what it returns, or is differentiated twice or inside a
+            else than buffers besides what it returns, or is differentiated twice or inside a
             transform from outside; the message says which.
         ValueError: Another `execute`.
 

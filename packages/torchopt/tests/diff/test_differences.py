@@ -139,7 +139,7 @@ def test_an_operation_without_a_second_derivative() -> None:
     expected = pulled(torchopt.inner_loop(with_cube, torchopt.sgd(0.2), steps=5))
     inner = torchopt.inner_loop(with_once, torchopt.sgd(0.2), steps=5, derivative="differences")
     torch.testing.assert_close(pulled(inner), expected, rtol=1e-10, atol=1e-12)
-    # torch would leave the second derivative out without a word.
+    # torch would leave the second derivative out silently.
     with pytest.raises(NotDifferentiableError, match='Once, once_differentiable.*"differences"'):
         pulled(torchopt.inner_loop(with_once, torchopt.sgd(0.2), steps=5))
 

@@ -42,7 +42,7 @@ def batch(rank: int = 0) -> Tensor:
 
 
 def distributed(net: nn.Module, mesh: Any) -> nn.Module:
-    """Return the module with DTensors in the place of its parameters."""
+    """Return the module with DTensors in place of its parameters."""
     from torch.distributed.tensor import Shard, distribute_tensor
 
     for part in net.modules():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs in which something used to go wrong without a word; each returns what came out."""
+"""Programs in which something used to go wrong silently; each returns what came out."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was lost or falsified without a word: it is right now, or an error says so on every rank."""
+"""What was lost or falsified silently: it is right now, or an error says so on every rank."""
 
 from __future__ import annotations
 

@@ -644,7 +644,7 @@ def test_restarted_gmres_takes_as_many_cycles_as_by_definition(restart):
 )
 @pytest.mark.parametrize("kind", ["matrix", "callable"])
 def test_the_preconditioner_of_the_adjoint_is_the_transposed_one(solver, kind):
-    """With P = A⁻¹ a solve is one step. With P in the place of Pᵀ the adjoint takes many."""
+    """With P = A⁻¹ a solve is one step. With P in place of Pᵀ the adjoint takes many."""
     n = 12
     A, b = matrix((), n=n), vector(n=n)
     A = A + 6 * torch.triu(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimizer in CONTRIBUTING.md works as it stands there: its file and one line of the index."""
+"""The optimizer in CONTRIBUTING.md works as written: its file and one line of the index."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ def tree_replace_nones(
     """Return the tree with each ``None`` replaced.
 
     Args:
-        sentinel: What to put in the place of ``None``.
+        sentinel: What to put in place of ``None``.
         tree: A tree.
         namespace: The namespace whose registered node types are used besides the global ones.
 

@@ -195,7 +195,7 @@ def treespec_is_prefix(
     Args:
         treespec: The spec.
         other_treespec: The other spec.
-        strict: Whether at least one leaf must stand for something else than a leaf.
+        strict: Whether at least one leaf must match a subtree that is not a leaf.
 
     Examples:
         >>> import optree
@@ -220,7 +220,7 @@ def treespec_is_suffix(
     Args:
         treespec: The spec.
         other_treespec: The other spec.
-        strict: Whether at least one leaf of the other spec must stand for something else.
+        strict: Whether at least one leaf of the other spec must match a subtree that is not a leaf.
 
     Examples:
         >>> import optree

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks in a loss that put another gradient in the place of what torch computed.
+"""Hooks in a loss that put another gradient in place of what torch computed.
 
 What comes out then is the gradient of no function: its derivative is not symmetric, as that of
 forward over reverse mode is taken to be, and in reverse mode torch calls the hook again when the

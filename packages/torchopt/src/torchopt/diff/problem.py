@@ -122,7 +122,7 @@ class InnerCall:
         self._place = {id(x): i for i, x in enumerate(self.wanted)}
 
     def run(self, tensors: Sequence[Tensor], function: Any) -> Any:
-        """Return the result with these tensors in the place of `wanted`.
+        """Return the result with these tensors in place of `wanted`.
 
         Args:
             tensors: As many as `wanted`.

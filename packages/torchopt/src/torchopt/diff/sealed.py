@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions that provably depend on their arguments alone.
+"""Functions that provably depend only on their arguments.
 
 Most functions do, and then nothing has to be recorded or compared. In doubt the answer is no.
 """
@@ -50,7 +50,7 @@ PASSIVE = (
     *(Tensor, types.ModuleType, types.MethodType, functools.partial, PyTreeSpec),
     *(list, tuple, set, frozenset, deque, dict),
 )
-# Modules whose functions depend on their arguments alone, like those of `torch` itself.
+# Modules whose functions depend only on their arguments, like those of `torch` itself.
 PURE = (
     "torch._functorch",
     "torch.func",
@@ -98,7 +98,7 @@ def _reads_additions(function: types.FunctionType) -> bool:
 
 
 def is_sealed_without(function: Any, names: Set[str]) -> bool:
-    """Return whether it is plain that a function depends on its arguments alone, and that none of
+    """Return whether it is plain that a function depends only on its arguments, and that none of
     these names appears in what it calls.
     """
     if is_simple(function):

@@ -49,7 +49,7 @@ from torchopt.torch_internals import any_autocast
 __all__ = ["Surroundings", "fresh_buffers"]
 
 CONTAINERS = (list, dict, set, deque)
-# What a module holds beside its state: what is swapped in by name, and what only its user has.
+# What a module holds besides its state: what is swapped in by name, and what only its user has.
 APART = {"_parameters", "_buffers", "_modules", "_meta_parameters", "_meta_modules"} | {
     "_meta_inputs",
     "_solver_leaves",

@@ -153,7 +153,7 @@ def checked(value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if is_transforming() or in_forward_mode():
         warnings.warn(
             "Verify: expected a call outside of torch.func transforms and forward mode, got one "
-            "inside; its gradient is not checked. Use tasks= in the place of vmap, and backward().",
+            "inside; its gradient is not checked. Use tasks= instead of vmap, and backward().",
             stacklevel=3,
         )
         return value.run_inner(*args, **kwargs)

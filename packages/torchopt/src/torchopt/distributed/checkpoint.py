@@ -43,7 +43,7 @@ class Checkpoint:
 
     Args:
         path: The file; its folder is made.
-        every: Write after every so many steps, >= 1.
+        every: The number of steps between writes, >= 1.
         asynchronous: Copy the state in `save` and write it while the program goes on. What was
             written last counts after the next `save`, or `wait`.
 

@@ -39,7 +39,7 @@ def _dcp() -> Any:
 
 
 def split(state: Any) -> tuple[Any, dict[str, Any]]:
-    """Return a state with descriptions in the place of DTensors, and the DTensors by number."""
+    """Return a state with descriptions in place of DTensors, and the DTensors by number."""
     leaves, spec = tree_flatten(state, none_is_leaf=True)
     found: dict[str, Any] = {}
     for k, x in enumerate(leaves):

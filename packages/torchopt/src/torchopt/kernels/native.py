@@ -84,7 +84,7 @@ def refusal(
 def unavailable(reason: str) -> KernelUnavailableError:
     """Return the error for kernels that were asked for and cannot run."""
     return KernelUnavailableError(
-        f"the fused kernel was asked for, but {reason}; "
+        f"the fused kernel was requested, but {reason}; "
         "use use_accelerated_op=False or backend='reference' for these parameters."
     )
 
@@ -196,7 +196,7 @@ def update(
     numbers = tuple(_hyper(name, hypers[name]) for name in rule.all_hypers)
     constants, step_of, step = _constants(rule, grads, steps)
     call = FusedCall(rule, len(grads), decayed, maximize, numbers, step_of, step)
-    # As they are now: they may be written to before the derivative is asked for.
+    # As they are now: they may be written to before the derivative is taken.
     learned = [hypers[n].clone().reshape(()) for n, h in zip(rule.all_hypers, numbers) if h is None]
     old = [x for role in states for x in role]
     flat = [*grads, *old, *read, *learned, *constants]

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 State = tuple[Tensor, ...]
-#: The last iterate, the number of iterations, and the condition number if it was asked for.
+#: The last iterate, the number of iterations, and the condition number if it was requested.
 Run = tuple[Tensor, Tensor, Union[Tensor, None]]
 
 

@@ -245,7 +245,7 @@ def _drawing_nothing(device: torch.device) -> Iterator[None]:
         drawn = not all(map(torch.equal, before, _generators(device)))
     if drawn:
         raise ValueError(
-            "kronecker: module: expected a network whose outputs depend on its inputs alone, got "
+            "kronecker: module: expected a network whose outputs depend only on its inputs, got "
             "one that draws random numbers, as dropout does in training mode; call module.eval()."
         )
 

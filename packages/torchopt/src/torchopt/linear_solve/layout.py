@@ -82,7 +82,7 @@ class Layout:
 
     @cached_property
     def pairs(self) -> Layout:
-        """The layout of the same vector for trees that have pairs in the place of complex numbers:
+        """The layout of the same vector for trees that have pairs in place of complex numbers:
         what a linear solver sees, which may rely on linearity.
         """
         if not self.is_paired:

@@ -27,11 +27,11 @@ OnFail = Literal["raise", "warn", "ignore"]
 
 
 class LinearSolveError(TorchOptError, RuntimeError):
-    """A linear system was not solved to the accuracy that was asked for."""
+    """A linear system was not solved to the accuracy that was requested."""
 
 
 class LinearSolveWarning(UserWarning):
-    """A linear system was not solved to the accuracy that was asked for."""
+    """A linear system was not solved to the accuracy that was requested."""
 
 
 class Status(enum.IntEnum):

@@ -136,7 +136,7 @@ class StochasticGradient(_Stochastic):
         on_fail: What to do when more than `rtol` of ‖b‖ is left: "raise", "warn" or "ignore".
         rtol: The part of ‖b‖ that may be left, noise included.
         decay: How fast the step size falls, >= 0.
-        average: Return the mean of the last so many iterates.
+        average: The number of last iterates whose mean is returned.
 
     Raises:
         ValueError: A count below 1, a decay below 0, a mean over more iterates than there are.

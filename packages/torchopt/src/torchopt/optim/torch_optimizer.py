@@ -94,7 +94,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 raise TypeError(
                     f"add_param_group: {getattr(self.make, '__name__', self.make)}() got an "
                     f"unexpected keyword argument {name!r}, a hyper-parameter of other optimizers; "
-                    "leave it out of the group, or call it otherwise if it is a note."
+                    "leave it out of the group, or rename it if it is only a note."
                 )
         values = {**self.defaults, **param_group}
         made = None

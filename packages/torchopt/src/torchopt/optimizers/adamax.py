@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdaMax: Adam with a decaying maximum in the place of the second moment."""
+"""AdaMax: Adam with a decaying maximum in place of the second moment."""
 
 from __future__ import annotations
 

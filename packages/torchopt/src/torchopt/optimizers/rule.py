@@ -38,7 +38,7 @@ class Rule(LeafRule):
             like the parameter for each leaf, except for three. `count`: how many steps each leaf
             has taken, 0-dim int64 tensors. `t`: the number of the next step, an int that states of
             the published package have instead. Those of `shared`.
-        shared: Fields with 0-dim float64 tensors that depend on the count alone, so that leaves
+        shared: Fields with 0-dim float64 tensors that depend only on the count, so that leaves
             share them, and what they start from.
         kernel: The name of the rule in `csrc/math/rules.h`, None where there is none.
         constant_derivative: Whether the derivative with respect to gradient, state and parameter

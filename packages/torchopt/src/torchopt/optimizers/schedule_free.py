@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedule-free optimizers: averaging in the place of a step size schedule."""
+"""Schedule-free optimizers: averaging in place of a step size schedule."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ScheduleFree(Rule):
 
 @transformation_of(ScheduleFree)
 def schedule_free() -> None:
-    r"""Return the last stage of schedule-free optimizers, in the place of the step size.
+    r"""Return the last stage of schedule-free optimizers, in place of the step size.
 
     .. math::
         z' = z - \gamma_k (u + \lambda y), \quad

@@ -179,7 +179,7 @@ def scale_by_shampoo() -> None:
         decay: 1 for sums; below one for moving averages, s' = decay s + (1 - decay) G G'. At 1, a
             jump, the derivative is that of the product decay s.
         update_every: Steps from one computation of the roots to the next, >= 1.
-        max_size: Dimensions longer than this have a diagonal in the place of a matrix.
+        max_size: Dimensions longer than this have a diagonal in place of a matrix.
         root_steps: Iterations for a root; fifty do for whatever the ridge leaves.
 
     References:

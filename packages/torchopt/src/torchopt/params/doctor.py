@@ -43,7 +43,7 @@ class SecondDerivatives:
 
     Attributes:
         reverse: By reverse over reverse mode, as a meta-gradient takes it.
-        forward: By forward over reverse mode; None where it was not asked for.
+        forward: By forward over reverse mode; None where it was not requested.
         difference: By central differences of the gradient; None where it could not be taken, with
             a warning.
         uncertainty: How far two differences with steps ten times apart differ.

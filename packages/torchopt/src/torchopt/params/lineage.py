@@ -206,7 +206,7 @@ def check_unwritten(x: Tensor, lineage: Lineage, *name: str) -> None:
     raise NotDifferentiableError(
         f"{'.'.join(name)} holds a fast weight whose value was written in place after the step "
         "(under no_grad, or through .data), while its graph is that of the value before; expected "
-        "recover_state_dict(module, snapshot) or module.load_state_dict(...) to start anew, or an "
+        "recover_state_dict(module, snapshot) or module.load_state_dict(...) to start again, or an "
         "assignment that autograd records."
     )
 

@@ -132,7 +132,7 @@ def warn_of_missing_second_derivatives(
     remedy = next((r for pattern, r in REMEDIES if re.search(pattern, " ".join(names))), None)
     warnings.warn(
         f"{what}: the model has an operation without a second derivative, so that a meta-gradient "
-        "through this step raises or lacks a part; "
+        "through this step raises or lacks a term; "
         f"{remedy or 'torchopt.params.check_second_order(loss, params) names it'}; or step with "
         "first_order=True",
         SecondDerivativeWarning,

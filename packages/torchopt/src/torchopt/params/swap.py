@@ -112,7 +112,7 @@ def _check_names(module: nn.Module, tensors: Mapping[str, Any]) -> None:
 
 
 class Swap:
-    """A context in which a module holds other tensors, in this thread alone.
+    """A context in which a module holds other tensors, only in this thread.
 
     Checkpoints that begin inside recompute with these tensors, whenever they do. Contexts may be
     nested, entered again, and left in any order.

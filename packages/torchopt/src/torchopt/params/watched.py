@@ -7,7 +7,7 @@ a module that torchopt ever ran with other tensors are therefore replaced by `Wa
 
 1. What is read below a checkpoint is remembered, as it was when the checkpoint began.
 2. The recomputation reads what was remembered. What it writes stays with it.
-3. A functional call is a layer over the dictionaries, seen by its own thread alone.
+3. A functional call is a layer over the dictionaries, seen only by its own thread.
 
 Only the dictionaries of those modules change. Nothing of torch is replaced.
 """

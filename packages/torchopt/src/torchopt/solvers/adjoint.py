@@ -42,8 +42,8 @@ def require_adjoint(adjoint: Any, linear_solve: Any) -> None:
         )
     if linear_solve is not None:
         raise ValueError(
-            "linear_solve: expected None beside adjoint=, which has its own linear solver; pass "
-            "adjoint=Implicit(solve=...)."
+            "linear_solve: expected None together with adjoint=, which has its own linear solver; "
+            "pass adjoint=Implicit(solve=...)."
         )
 
 

@@ -53,11 +53,11 @@ FlatMap = Callable[[Tensor], Tensor]
 
 
 class SolverError(TorchOptError, RuntimeError):
-    """A problem was not solved to the accuracy that was asked for."""
+    """A problem was not solved to the accuracy that was requested."""
 
 
 class SolverWarning(UserWarning):
-    """A problem was not solved to the accuracy that was asked for."""
+    """A problem was not solved to the accuracy that was requested."""
 
 
 class SolveStatus(enum.IntEnum):

@@ -53,7 +53,7 @@ class LeastSquares(Solver):
         upper: The upper bounds, likewise.
         step_solver: How the linear systems of the steps are solved. "dense": by QR factorisation of
             the Jacobian. "blocks": the same where every leaf of x and of r is `[blocks, ...]`, and
-            block i of r depends on block i of x alone; all blocks at once. A solver of
+            block i of r depends only on block i of x; all blocks at once. A solver of
             `torchopt.linear_solve`: by products with J and Jᵀ alone. None: "dense" up to 256
             unknowns, then `CG(rtol=1e-3)`.
     """

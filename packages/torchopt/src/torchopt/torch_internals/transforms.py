@@ -99,7 +99,7 @@ def gradient_in_transform(
 ) -> tuple[list[Tensor | None], list[Any]]:
     """Return gradients of a sum inside a transform of torch.func, and what came with the value.
 
-    What `torch.func.grad` computes, with None in the place of its zeros for tensors that the value
+    What `torch.func.grad` computes, with None in place of its zeros for tensors that the value
     does not depend on at all.
 
     Args:

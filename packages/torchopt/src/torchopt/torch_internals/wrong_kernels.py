@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations of torch whose second derivative is wrong without a word (2.13 and before)."""
+"""Operations of torch whose second derivative is wrong silently (2.13 and before)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _RIGHT: set[type] = set()
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """Return `torch._weight_norm(v, g, dim)`, g v / ‖v‖, from operations with right derivatives.
 
-    The backward pass of torch's kernel takes ‖v‖ for a constant when it is differentiated, and the
+    The backward pass of torch's kernel treats ‖v‖ as a constant when it is differentiated, and the
     kernel has no forward mode.
     """
     return v * (g / torch.norm_except_dim(v, 2, dim))
@@ -39,7 +39,7 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 def is_once_differentiable(function: Any) -> bool:
     """Return whether the backward pass of an `autograd.Function` is `@once_differentiable`.
 
-    Its gradient has no edge to the inputs, so that torch takes second derivatives for zero. A
+    Its gradient has no edge to the inputs, so torch's second derivatives are zero. A
     transform makes a Function of its own around the user's.
     """
     for name in ("backward", "vjp"):

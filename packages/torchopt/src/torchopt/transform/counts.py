@@ -50,7 +50,7 @@ def increment(counts: list[Tensor]) -> list[Tensor]:
 def for_each_distinct(function: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
     """Return `function(*row)` for each row of the columns, computed once for the same objects.
 
-    Leaves that step together share their count, so what depends on it alone is computed once for
+    Leaves that step together share their count, so what depends only on it is computed once for
     all of them and not once for each.
     """
     known: dict[tuple[int, ...], T] = {}

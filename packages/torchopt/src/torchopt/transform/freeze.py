@@ -27,7 +27,7 @@ class Freeze(Driver):
         return EmptyState()
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-        """Put None in the place of the updates of frozen parameters."""
+        """Put None in place of the updates of frozen parameters."""
         leaves, spec = tree_flatten(updates if params is None else params, none_is_leaf=True)
         frozen = mask_leaves(self.mask, tree_unflatten(spec, leaves), "freeze(mask)")
         values = flatten_up_to(spec, updates, "updates")

@@ -267,7 +267,7 @@ def test_tensors_that_a_loss_holds_are_not_constants() -> None:
     assert_same(loss, lr=torch.tensor(0.01))
     between = programs().traced
     assert_same(loss, lr=torch.tensor(0.02))
-    assert programs().traced == between == before + 1  # for a tensor in the place of a number
+    assert programs().traced == between == before + 1  # for a tensor in place of a number
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def require_no_differences(call: Any, expected: str) -> None:
         raise NotDifferentiableError(
             f"inner_loop: derivative='differences': expected {expected}, got one: differences of "
             "gradients have no derivative of their own. Use 'reverse' or 'mixed' there, and "
-            "tasks= in the place of vmap."
+            "tasks= instead of vmap."
         )
 
 

@@ -52,7 +52,7 @@ def _run(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
         if budget:
             raise ValueError(
                 f"inner_loop: keep: expected a call outside of transforms for the budget {keep!r}, "
-                'in which everything is kept; use keep="all" there, or tasks= in the place of vmap.'
+                'in which everything is kept; use keep="all" there, or tasks= instead of vmap.'
             )
         return run_attached(call, call.inputs)
     reversible = keep == "reversible"
@@ -119,7 +119,7 @@ def _run_traced(call: Call, keep: int | str, execute: str, unroll: int) -> Outpu
     if is_transforming() or in_forward_mode_of_this_thread():
         raise NotTraceableError(
             "inner_loop: execute: expected a call outside of torch.func transforms and forward "
-            f"mode for {execute!r}, got one inside; use tasks= in the place of vmap, or "
+            f"mode for {execute!r}, got one inside; use tasks= instead of vmap, or "
             'execute="eager".'
         )
     differentiated = call.wanted and torch.is_grad_enabled()

@@ -178,7 +178,7 @@ def with_ints(carry: Carry, like: Carry) -> Carry:
 
 
 class Nothing:
-    """The surroundings of a step that sees nothing beside its arguments."""
+    """The surroundings of a step that sees nothing besides its arguments."""
 
     def retaken(self) -> Nothing:
         """Return the same."""
@@ -208,7 +208,7 @@ def filled(form: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
 
 
 def call_key(call: Call) -> Hashable:
-    """Return what all programs of a call depend on, beside the loss and the optimizer."""
+    """Return what all programs of a call depend on, besides the loss and the optimizer."""
     trees = [*call.batches, *call.meta]
     objects = [x for tree in trees for x in tree.leaves if not isinstance(x, (Hole, *ATOMS))]
     return (

@@ -23,7 +23,7 @@ class Parked:
     """Leaves of which those on a device are parked on the host; those of the host stay.
 
     Copies go in the order of the present stream, both ways: neither waits for the device.
-    A leaf that stands in several places is copied once.
+    A leaf that occurs in several places is copied once.
     """
 
     leaves: tuple[Any, ...]

@@ -44,7 +44,7 @@ class InnerResult(NamedTuple):
         params: Tree like the initial parameters; with `tasks`, each leaf `[tasks, ...]`.
         state: The optimizer's state, for `state=` of a call that goes on from here.
         losses: The losses before each step, `[steps]`; with `tasks`, `[tasks, steps]`.
-        aux: What the loss returned beside its value, a tree with the leaves of all steps stacked
+        aux: What the loss returned besides its value, a tree with the leaves of all steps stacked
             like `losses`; None if it returned nothing else.
     """
 
@@ -312,43 +312,43 @@ def inner_loop(
             `"differences"`, or a `torchopt.diff.Differences`: products with second derivatives
             from four, or two, gradients, for losses whose operations have no second derivative;
             its error is estimated, in `report.differences`, and raises past a limit.
-            `"first_order"`: the gradient of the loss is taken for a constant; no second
-            derivatives are needed, and the result is another one. `"forward"`: tangents are
-            carried along for each scalar that a derivative is asked for: memory does not depend on
+            `"first_order"`: the gradient of the loss is treated as a constant; no second
+            derivatives are needed, and the result is a different derivative. `"forward"`: tangents
+            are carried along for each scalar that is differentiated: memory does not depend on
             `steps`, time is proportional to the number of scalars.
         keep: What is kept of the run. `"all"`: everything (`"mixed"`: states and gradients).
-            `"steps"`: the states, and each step is computed again, once, going backward. An int:
-            so many states, and the fewest steps that reverse all steps from them, by binomial
-            checkpointing. With 32 states and more, the last steps keep what they computed as long
-            as that is less than 1 MiB together, and so many others go backward at once. A text such
-            as `"64MiB"`: as many states as fit into so many bytes, besides those of one step, which
-            are measured by one trial step.
-            `"reversible"`: the last state alone; steps of `torchopt.sgd` with momentum are taken in
-            integers, of 2^-44, and undone to the last bit. The bits that the decay pushes out of a
-            velocity are kept: log2(1 / momentum) of them a step, 0.15 for 0.9. A loss that is not
-            the same on the way back raises.
-        window: Differentiate the last so many steps only; what comes before is a constant, and so
-            are the losses before. None for all of them.
-        tasks: For a batch of tasks in one program: which dimension counts them, as `in_dims` of
+            `"steps"`: the states; the backward pass computes each step again, once. An int: this
+            many states, with as few recomputed steps as possible, by binomial checkpointing. With
+            32 states or more, the last steps keep their graph as long as it takes less than 1 MiB
+            in total, and earlier steps are differentiated in blocks of that many. A string such as
+            `"64MiB"`: as many states as fit into this budget, in addition to the memory of one
+            step, which a trial step measures.
+            `"reversible"`: only the last state; steps of `torchopt.sgd` with momentum use integers,
+            multiples of 2^-44, and are undone to the last bit. The bits that the decay removes from
+            a velocity are kept: log2(1 / momentum) bits a step, 0.15 for 0.9. A loss that differs
+            in the backward pass raises.
+        window: The number of last steps to differentiate; earlier steps and their losses are
+            constants. None: all steps.
+        tasks: For a batch of tasks in one program: the dimension that counts them, as `in_dims` of
             `torch.func.vmap`, for params, batch and each further argument. None for one task.
         verify: A `torchopt.diff.Verify`: a share of the gradients is computed by another engine
-            too, and compared; what was found is in `report` of the value. None: no checks.
-        blocks: For `"mixed"`: names of sub-modules whose activations are computed again going
-            backward, so that only their inputs are kept; () for none. None takes the members of
+            too, and compared; `report` of the returned loop has the results. None: no checks.
+        blocks: For `"mixed"`: names of sub-modules whose activations are computed again in the
+            backward pass, so only their inputs are kept; () for none. None takes the members of
             every `nn.ModuleList` and `nn.Sequential` whose members are alike.
         keep_on: Where states are kept: `"device"`, where the parameters are, or `"host"`, in pinned
-            memory of the host, from which each comes back when its turn is. What is on the CPU
+            memory of the host, from which each is copied back when it is needed. What is on the CPU
             stays as it is. Not with `keep="all"` in reverse mode, whose graph cannot be moved.
         execute: `"eager"`: operation by operation. `"trace"`: a step and its adjoint are traced,
             once, and the straight-line code is run for any number of steps; no compiler is needed.
             `"compile"`: that code is compiled by torch's inductor, which needs a C++ compiler and
-            takes seconds at the first call. Another shape, dtype or value of a number that the
-            loss or the optimizer holds is traced again; the logger
-            `torchopt.diff.explicit.trace` reports it.
+            takes seconds at the first call. A new shape, dtype or value of a number that the loss
+            or the optimizer holds causes a new trace, which the logger
+            `torchopt.diff.explicit.trace` reports.
         unroll: How many steps a traced program takes, for `execute` "trace" or "compile" with
-            `keep="all"` in reverse mode. A call of a program costs 0.05 to 0.1 ms beside its
-            arithmetic; so many steps take so many times longer to compile. Steps that are left
-            over, where it does not divide `steps`, are taken by a second program.
+            `keep="all"` in reverse mode. A call of a program costs 0.05 to 0.1 ms on top of its
+            arithmetic; the time to compile grows in proportion. If `unroll` does not divide
+            `steps`, a second program takes the remaining steps.
         compile: True is another way to write `execute="compile"`.
 
     Returns:
@@ -359,7 +359,7 @@ def inner_loop(
     Raises:
         CompilerError: From a call with `"compile"`: there is no C++ compiler, or it fails.
         NotTraceableError: From a call with another `execute` than `"eager"`: the loss or the
-            optimizer reads a value on the host, changes something beside what it returns, or a
+            optimizer reads a value on the host, changes something besides what it returns, or a
             second derivative is taken of the call; the message says which.
         TypeError: An argument of another kind.
         ValueError: A value out of range.

@@ -25,7 +25,7 @@ __all__ = ["rebuilt"]
 
 
 def rebuilt(value: Any, tensors: Mapping[int, Tensor]) -> Any:
-    """Return `value` with other tensors in the place of some.
+    """Return `value` with other tensors in place of some.
 
     Args:
         value: A transformation, or anything that holds tensors.

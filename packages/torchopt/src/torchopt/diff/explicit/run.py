@@ -116,7 +116,7 @@ class Run:
     def _follows(self, step: int, grads: list[Any] | None, *, drawn: bool) -> bool:
         """Return whether the state before a step is made again, from an earlier one and gradients.
 
-        An update is short beside a step of a model with blocks, and a gradient a part of a state.
+        An update is short compared with a step of such a model, and a gradient a part of a state.
         """
         call = self.call
         if not call.blocks or call.host or self.snapshots < call.steps - call.first:

@@ -241,7 +241,7 @@ def make_trace(
     graph = _graph(flat, distinct, before, words)
     if states.moved_outside_torch():
         raise NotTraceableError(
-            f"{words.where}: expected random numbers of torch, which a traced program draws anew, "
+            f"{words.where}: expected torch's random numbers, which a traced program draws again, "
             f"got some of random or numpy, which would be constants; {words.way_out}."
         )
     now = versions((*before.tensors, *distinct))
@@ -335,7 +335,7 @@ def _require_unchanged(
     name = changed[0] if changed else before.difference(after)
     if name is not None:
         raise NotTraceableError(
-            f"{words.where}: expected a function that changes nothing beside what it returns, got "
+            f"{words.where}: expected a function that changes nothing besides what it returns, got "
             f"one that changes {name}, which a traced program would not do again; {words.way_out}."
         )
 

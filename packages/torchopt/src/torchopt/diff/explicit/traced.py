@@ -99,7 +99,7 @@ class TracedRun(Run):
         return form_key(carry), len(steps), inputs, self._common
 
     def _surroundings(self) -> Surroundings:
-        """Return what the loss sees beside its arguments: at the start, where that changes."""
+        """Return what the loss sees besides its arguments: at the start, where that changes."""
         if isinstance(self._seen, Surroundings):
             return self._seen
         call = self.call

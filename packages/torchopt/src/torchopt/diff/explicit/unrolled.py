@@ -27,7 +27,7 @@ class Outputs:
     Attributes:
         carry: Parameters and state after the last step.
         losses: `[steps]`, or `[tasks, steps]`.
-        aux: The leaves of what the losses returned beside their value, each stacked like `losses`;
+        aux: The leaves of what the losses returned besides their value, each stacked like `losses`;
             leaves that are not tensors are collected in a tuple.
     """
 
@@ -42,7 +42,7 @@ class Outputs:
         specs = {a.spec for a in aux}
         if len(specs) > 1:
             raise ValueError(
-                "inner_loop: loss: expected the same structure of what it returns beside the loss "
+                "inner_loop: loss: expected the same structure of what it returns besides the loss "
                 f"in each step, got {len(specs)} different ones."
             )
         stacked = tuple(_stacked(column, dim) for column in zip(*(a.leaves for a in aux)))

@@ -51,7 +51,7 @@ def custom_root(
 
     Args:
         optimality_fn: F(solution, *args), zero at the solution, a tree like it; takes what
-            solver_fn takes, with the solution in the place of the start. Often
+            solver_fn takes, with the solution in place of the start. Often
             `torch.func.grad(objective)`.
         argnums: The arguments of solver_fn that are differentiated, counted from 0, trees of
             tensors; not 0. Others have no gradient.
@@ -62,8 +62,8 @@ def custom_root(
         symmetric: The Jacobian ∂F/∂x is symmetric, as it is when F is a gradient.
         positive_definite: It is positive definite too.
         diagonal: It is diagonal: F acts element by element. One product is the whole system.
-        polish: So many Newton corrections of the solution before it is differentiated; each squares
-            its error.
+        polish: The number of Newton corrections of the solution before it is differentiated; each
+            squares its error.
         tol: The largest ‖F(x)‖₂ that counts as solved; None: it is not computed.
         on_fail: What to do above `tol`: "raise", "warn", or "unroll": differentiate through the
             steps of the solver instead. A solution with NaN raises with "raise" and warns with the
@@ -150,7 +150,7 @@ def custom_fixed_point(
 def certified_grad(
     outer_fn: Callable[..., Tensor], solver: Callable[..., Any]
 ) -> Callable[..., tuple[Tensor, tuple[Any, ...], GradientReport]]:
-    """Return a function that gives an outer loss, its implicit gradient and the error of that.
+    """Return a function that computes an outer loss, its implicit gradient and its error.
 
     With x̂ what the solver returns, the report has ‖F(x̂)‖, the residual of the linear system, its
     condition number, and an estimate of the error of the gradient: the derivative of the gradient

@@ -32,7 +32,7 @@ class Equation:
         spec: The structure of ((x0, *args), kwargs).
         static: The leaves that are not tensors, by position.
         places: The position among the leaves of each input; the start comes last.
-        surroundings: What F sees beside its arguments.
+        surroundings: What F sees besides its arguments.
         anew: Each evaluation draws new random numbers, for a solver of random products.
     """
 

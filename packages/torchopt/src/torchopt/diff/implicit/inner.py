@@ -41,7 +41,7 @@ class Adaptation:
     Newton. For SGD this is T1-T2. With `derivative=Differences(gradients=2)` no second derivative
     is taken. Not for `tasks` or `vmap`.
 
-    The program of its authors, `betty/hypergradient/sama.py`, has the last update in the place of
+    The program of its authors, `betty/hypergradient/sama.py`, has the last update in place of
     the next one, Adam without the corrections of its moments, and SGD without its learning rate.
     For B where the last step begins: `torchopt.inner_loop(..., window=1)`.
 
@@ -71,7 +71,7 @@ class Adaptation:
         """
         raise TypeError(
             "Adaptation: expected to be `solve=` of Implicit over an inner problem, whose "
-            "optimizer it asks; got an equation without one. Use a solver of torchopt.linear_solve."
+            "optimizer it uses; got an equation without one. Use a solver of torchopt.linear_solve."
         )
 
     @staticmethod
@@ -101,7 +101,7 @@ class Adaptation:
 class Implicit(Described):
     """The implicit engine: the derivatives of the minimum that an inner loop runs to.
 
-    The loop runs without a graph. What it ends with is taken for a root of ∇loss(params, batch,
+    The loop runs without a graph. Its result is treated as a root of ∇loss(params, batch,
     *meta) and differentiated as such, with respect to the floating-point tensors of `batch` and
     `meta`. A minimum depends neither on where the loop started nor on how it went: the initial
     parameters and the state get no gradient, hyper-parameters that require one are refused, and
@@ -113,7 +113,7 @@ class Implicit(Described):
         steps: As there.
         solve: Solves the linear system, as in `torchopt.diff.implicit.custom_root`. None: `Auto`.
         positive_definite: The Hessian of the loss is positive definite.
-        polish: So many Newton corrections of what the loop ends with.
+        polish: The number of Newton corrections of the loop's result.
         tol: The largest norm of the gradient that counts as solved; None: it is not looked at.
         on_fail: What to do above `tol`: "raise", "warn", "unroll" or "ignore".
         certificate: Called with a `GradientReport` for every gradient.
@@ -127,7 +127,7 @@ class Implicit(Described):
     T1-T2 takes the Hessian for I / alpha, alpha the learning rate: `Implicit(solve=Neumann(0,
     alpha=alpha, rtol=1.0))` is -alpha B' v for a cotangent v and the mixed second derivatives B.
     Its error is that of a Neumann series of one term. By `derivative=Differences(gradients=2)` it
-    is the approximation of DARTS. SAMA has the derivative of the optimizer's update in the place of
+    is the approximation of DARTS. SAMA has the derivative of the optimizer's update in place of
     -alpha: `Implicit(solve=Adaptation(), derivative=Differences(gradients=2))`.
 
     Example:

@@ -78,7 +78,7 @@ def zero_order(
             vector-Jacobian product: the gradient of the inner product of cotangent and output.
         generator: Where the seed is drawn, in the forward pass; default: torch's CPU generator.
         chunk_size: Directions evaluated at once; None: as many as keep the perturbed points and
-            tensor arguments within 2**23 entries. Results depend on it by rounding alone. Smaller
+            tensor arguments within 2**23 entries. Results depend on it only by rounding. Smaller
             chunks for functions with large intermediate results.
         vectorized: True: by vmap, or raise. False: in a loop. None: by vmap, or, with one warning,
             in a loop.
@@ -93,7 +93,7 @@ def zero_order(
         TypeError: `distribution` is neither callable nor has `sample`; the output is not a tensor.
         RuntimeError: The output is not 0-dim and `vector_output` is False.
         ValueError: Another option is out of its range.
-        NotDifferentiableError: A forward-mode derivative was asked for, a third one, or a second
+        NotDifferentiableError: A forward-mode derivative was requested, a third one, or a second
             one where it is not defined; the function depends on tensors that require a gradient and
             are not among its arguments; or what the forward pass found is gone.
         UserWarning: As a warning: sigma is below the resolution of a weight.

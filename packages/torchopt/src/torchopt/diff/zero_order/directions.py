@@ -113,7 +113,7 @@ class FromDistribution(Directions):
             got = list(drawn.shape) if isinstance(drawn, Tensor) else type(drawn)
             raise ValueError(
                 f"`distribution`: expected a tensor of shape {list(shape)}, "
-                f"the shape that was asked for, got {got}."
+                f"the shape that was requested, got {got}."
             )
         return drawn
 

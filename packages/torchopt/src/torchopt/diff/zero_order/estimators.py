@@ -94,7 +94,7 @@ class Estimator(Described):
         coefficients: From the evaluations to c, `[N]`.
         uses_center: Whether f(theta) is needed: one evaluation more.
         dual: d, from directions to directions.
-        local: Whether c_i depends on row i of the losses alone (and on f(theta)): then one pass
+        local: Whether c_i depends only on row i of the losses (and on f(theta)): then one pass
             over the directions is enough.
         uses_norms: Whether c depends on the norms of the directions, which cost a pass over them.
         curvature: Like `coefficients`, from evaluations that include f(theta) to h, `[N]`: the mean
@@ -372,7 +372,7 @@ class _Shaped:
 def shaped(estimator: Estimator, utility: Callable[[Tensor], Tensor] = centered_ranks) -> Estimator:
     """Return `estimator` working on the utilities of all losses instead of the losses.
 
-    With ranks, the direction depends on the order of the losses alone: outliers and monotone
+    With ranks, the direction depends only on the order of the losses: outliers and monotone
     changes of the loss have no effect. The result is not a gradient of the loss.
 
     Args:

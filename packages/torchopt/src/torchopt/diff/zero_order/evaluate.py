@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 # Entries of perturbed points held at once when no chunk size is given: 32 MiB in float32. A chunk
-# costs about a millisecond beside the function; four times as many of them cost 3 to 8 % on the
+# costs about a millisecond on top of the function; four times as many of them cost 3 to 8 % on the
 # networks of benchmarks/torchopt/zero_order, and a vmap by hand holds everything.
 ENTRIES_PER_CHUNK = 2**23
 

@@ -55,7 +55,7 @@ def sum_over_directions(
 ) -> None:
     """Hand `add` the coefficients and the directions of each chunk.
 
-    One pass over the directions if each coefficient depends on its own losses alone. Otherwise two,
+    One pass over the directions if each coefficient depends only on its own losses. Otherwise two,
     losses and then sums, for which the directions are drawn again: memory is O(chunk D + N), never
     O(N D).
 

@@ -203,7 +203,7 @@ class MetaOptimizer:
         return present, *next_params(impl, params, grads, state)
 
     def _cut(self, slots: Sequence[Slot]) -> None:
-        """Put leaves in the place of the present parameters and states."""
+        """Put leaves in place of the present parameters and states."""
         self._steps_since_cut = 0
         for slot in slots:
             p = slot.get()

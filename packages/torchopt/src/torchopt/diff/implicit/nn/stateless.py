@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put other tensors in the place of the parameters and buffers of a module."""
+"""Put other tensors in place of the parameters and buffers of a module."""
 
 from __future__ import annotations
 
