@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
+import importlib
+import os
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from distributed_programs import introduce, make_net, make_tasks
+from distributed_programs import introduce, make_net, make_tasks, outcome
 from torch import nn
 
 import torchopt
@@ -54,6 +60,34 @@ def save_sharded(path: str, dims: tuple[int, ...], asynchronous: bool) -> Any:
     checkpoint.wait()
     todist.barrier()
     return found
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def saves_that_fail(path: str) -> Any:
+    """Return what a rank is told where rank 0 cannot save, and the step that is left; by cause."""
+    writer = importlib.import_module("torch.distributed.checkpoint").FileSystemWriter
+    net = _sharded(_mesh((todist.get_world_size(),)))
+    checkpoint = todist.Checkpoint(path)
+    checkpoint.save(1, {"net": net.state_dict()})
+    found = {}
+    for what, (where, name) in {
+        "the folder": (writer, "set_up_storage_writer"),
+        "the plan": (writer, "finish"),
+        "the file": (os, "replace"),
+        "the state": (None, ""),
+    }.items():
+        state = {"net": net.state_dict(), "more": None if where else print}
+        with mock.patch.object(where, name, no_room) if where else contextlib.nullcontext():
+            found[what] = outcome(functools.partial(checkpoint.save, 2, state))
+        left = checkpoint.load()
+        assert left is not None
+        found[what] = *found[what][:4], left[0]
+    checkpoint.save(3, {"net": net.state_dict()})
+    return found, checkpoint.load()
+
+
+def no_room(*args: Any, **kwargs: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)

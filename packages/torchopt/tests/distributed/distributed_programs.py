@@ -724,6 +724,43 @@ def fault_elsewhere(kind: str, victim: int) -> Any:
     raise RuntimeError("this run is over")
 
 
+def started_by_hand(rank: int, size: int, port: int, report: str, stopped: tuple[int, ...]) -> None:
+    """Be a rank of a world that no launcher watches over, in which some ranks stop."""
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        FAULT_REPORT=report,
+    )
+    fault_elsewhere("stop", rank if rank in stopped else -1)
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=1.0)
+def suspended() -> Any:
+    """Return the losses of steps, between and in which all ranks are stopped for a while."""
+    p = torch.ones(300, requires_grad=True)
+    parallel = todist.TaskParallel([p], timeout=1.5)
+    pids: list[Any] = parallel.group.gather_objects(os.getpid())
+
+    def loss(task: float) -> Tensor:
+        if parallel.steps in (1, 2) and task == 1.0:
+            if parallel.steps == 1:
+                multiprocessing.get_context("fork").Process(target=suspend, args=(pids,)).start()
+            time.sleep(0.5)
+        return (p * task).sum()
+
+    return [parallel.backward(loss, [1.0, 2.0, 3.0]).loss.item() for _ in range(4)]
+
+
+def suspend(pids: list[int]) -> None:
+    """Stop processes together for longer than they may keep each other waiting."""
+    for how, seconds in ((signal.SIGSTOP, 3.0), (signal.SIGCONT, 0.0)):
+        for pid in pids:
+            os.kill(pid, how)
+        time.sleep(seconds)
+
+
 @todist.auto_init_rpc(backend="gloo", timeout=1.0)
 def slow_but_alive(kind: str) -> Any:
     """Return what came out where one rank is slow and lives: nobody may end it."""

@@ -352,6 +352,11 @@ def gradients_of_calls() -> dict[str, Any]:
         )
         todist.autograd.backward(context_id, sum(values))
     found["unused"] = [small.grad, unused.grad, big.grad, idle.grad]
+    with todist.autograd.context():
+        try:
+            todist.autograd.context().__enter__()
+        except RuntimeError as error:
+            found["in a context"] = str(error)
     x = torch.ones(4, 1)
     found["written"] = (
         [float(v) for v in todist.remote_sync_call(triple, args=(x,))],

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
-from torchopt.distributed.board import Board, Counter, Messages
+from torchopt.distributed.board import Board, Counter, Messages, _seen
 from torchopt.distributed.folder import has_locks
 
 
@@ -80,6 +84,30 @@ def test_a_counter_waits_while_another_rank_draws(tmp_path):
     assert own.draw(1, 1) is None
     os.close(other)  # as at the end of its process
     assert own.draw(1, 1) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux who is stopped")
+def test_only_processes_of_the_world_that_are_stopped_are_ended(tmp_path):
+    own = Board(tmp_path, 0)
+    stopped, running, stranger = (subprocess.Popen(["sleep", "300"]) for _ in range(3))
+    try:
+        for rank, process in enumerate((stopped, running, stranger), 1):
+            noted = " ".join(_seen(process.pid))
+            if process is stranger:  # it has the number of a process that has ended
+                noted = noted.rpartition(" ")[0] + " 1"
+            (tmp_path / f"doing.{rank}").write_bytes(bytes(256) + noted.encode())
+        for process in (stopped, stranger):
+            process.send_signal(signal.SIGSTOP)
+            while _seen(process.pid)[0] != "T":
+                time.sleep(0.01)
+        own.end_stopped(range(9))
+        assert stopped.wait(60.0) == -signal.SIGKILL
+        assert _seen(running.pid)[0] != "Z"
+        assert _seen(stranger.pid)[0] == "T"
+    finally:
+        for process in (stopped, running, stranger):
+            process.kill()
+            process.wait()
 
 
 def test_the_note_of_a_process_is_read_by_another(tmp_path):

@@ -190,6 +190,14 @@ def test_shards_of_all_ranks_are_loaded_by_any_number(standing, tmp_path, dims, 
         assert all(torch.equal(a, b) for a, b in zip(whole, saved[0]))
 
 
+def test_a_save_that_rank_0_cannot_make_is_refused_on_every_rank(standing, tmp_path):
+    for found, last in standing(programs.saves_that_fail, 2, str(tmp_path / "state.pt")):
+        for what, (rank, _, kind, trace, left) in found.items():
+            assert (rank, kind, left) == (0, "raised", 1), what
+            assert ("TypeError" if what == "the state" else "No space left") in trace
+        assert last[0] == 3
+
+
 @pytest.mark.parametrize("n", [2, 3])
 def test_sharded_training_continues_to_the_same_bits(standing, tmp_path, n):
     path = str(tmp_path / "state.pt")

@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -120,6 +121,47 @@ def test_every_fault_is_named_by_the_others(
             assert "in wait_here" in trace
         if kind == "exit in task":
             assert "SystemExit: 3" in trace
+
+
+def test_stopped_processes_are_ended_by_those_that_name_them(tmp_path):
+    # No launcher is there, and torchrun would wait half a minute for an answer to SIGTERM.
+    context = multiprocessing.get_context("forkserver")
+    worlds = {}
+    for stopped in ((1,), (0,), (0, 2)):
+        size, folder = 2 + len(stopped), tmp_path / f"stopped {stopped}"
+        folder.mkdir()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        arguments = (size, port, str(folder / "report"), stopped)
+        worlds[stopped] = (
+            folder,
+            [
+                context.Process(target=programs.started_by_hand, args=(rank, *arguments))
+                for rank in range(size)
+            ],
+        )
+    everyone = [each for _, processes in worlds.values() for each in processes]
+    for each in everyone:
+        each.start()
+    try:
+        for each in everyone:
+            each.join(programs.PATIENCE)
+        for stopped, (folder, processes) in worlds.items():
+            others = {*range(len(processes))} - {*stopped}
+            for rank, each in enumerate(processes):
+                assert each.exitcode == (-signal.SIGKILL if rank in stopped else 1)
+            found = reports(folder)
+            assert {*found} == others
+            for rank, task, how, _, _ in found.values():
+                assert rank in stopped
+                assert (task, how) == ("after step 2", "timed out")
+    finally:
+        for each in everyone:
+            each.kill()
+
+
+def test_a_world_that_is_suspended_goes_on_afterwards(world):
+    assert world(programs.suspended, 3) == [[600.0] * 4] * 3
 
 
 @pytest.mark.parametrize("kind", ["tasks", "end"])

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import time
+
+from torchopt.distributed.clock import Clock
 from torchopt.distributed.judge import Doing, View, judge
 
 START = 1000.0
@@ -10,7 +13,7 @@ START = 1000.0
 
 def view(kind: str, name: str, *, since: float, heard: float, limit: float = 1.0) -> View:
     """Return what is known of a process; times from `START`."""
-    found = View()
+    found = View(START)
     found.doing = Doing(kind, name, limit, (0, 1, 2), START + since)
     found.heard = START + heard
     return found
@@ -38,3 +41,18 @@ def test_an_operation_that_all_have_reached_and_that_does_not_end_blames_no_rank
     verdict = judge(views, START + 2.0, 300.0, own=0)
     assert verdict is not None
     assert (verdict.rank, verdict.task) == (None, "the sum of step 2")
+
+
+def test_a_clock_stands_while_its_process_is_stopped(monkeypatch):
+    now = START
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    clock = Clock(1.0)
+    for step in (0.2, 0.9, 1.0):
+        now += step
+        clock.look()
+    assert clock() == START + 2.1
+    now += 500.0  # of these, the first second may have been a busy one
+    clock.look()
+    assert clock() == START + 3.1
+    now += 0.5
+    assert clock() == START + 3.6

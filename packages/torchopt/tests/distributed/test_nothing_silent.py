@@ -122,6 +122,7 @@ def test_gradients_of_calls_are_whole_or_refused(standing):
     assert big[0] == 2.0
     assert unused is None
     assert idle is None
+    assert "expected a thread that is in no context" in found["in a context"]
     assert found["written"] == ([6.0, 6.0], [1.0] * 4)
     for rank, _, kind in found["unpicklable"]:
         assert (rank, kind) == (1, "raised")

@@ -106,6 +106,27 @@ def test_a_rank_that_fails_in_an_exchange_is_named_at_once(world):
         assert "MemoryError: no room" in trace
 
 
+def test_operations_of_all_ranks_in_a_task_are_refused(standing):
+    for found in standing(programs.run, 3, "inside_a_task"):
+        for kind, told in found.items():
+            if kind.startswith("afterwards"):
+                assert told == [2.0 * t for t in programs.TASKS]
+                continue
+            _, task, how, trace, kinds = told
+            assert how == "raised", kind
+            assert "of 5" in task
+            assert "RuntimeError" in kinds
+            assert "expected an operation of ranks [0, 1, 2] outside of their tasks" in trace
+    (alone,) = standing(programs.run, 1, "inside_a_task")  # where they are its own affair
+    assert not any(isinstance(told, tuple) for told in alone.values())
+
+
+def test_threads_take_turns(standing):
+    for at_once, afterwards in standing(programs.run, 3, "steps_of_two_threads"):
+        assert set(at_once) <= {True, "differs"}  # ranks may begin with different threads
+        assert afterwards == [True, True]
+
+
 def test_who_is_not_in_the_world_takes_no_step(world):
     for by_child, after, losses in world(programs.run, 2, "outside_of_the_world"):
         assert len(by_child) == len(after) == 2

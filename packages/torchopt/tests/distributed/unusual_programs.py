@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from distributed_programs import F64, die, outcome
 from torch import Tensor, nn
 
 import torchopt.distributed as todist
+from torchopt.diff.zero_order import Gaussian, ZeroOrder
 from torchopt.errors import NotDifferentiableError
 
 Problem = tuple[Any, list[Tensor], Callable[[float], Tensor]]
@@ -88,6 +92,7 @@ PROBLEMS: dict[str, Callable[[int], Problem]] = {
     "complex": of_type(torch.complex128),
 }
 TASKS = [1.0, 2.0, 3.0, 4.0, 5.0]
+SCHEDULES = ("static", "dynamic")
 
 
 def gradients(options: dict[str, Any]) -> dict[str, Any]:
@@ -281,6 +286,62 @@ def killed_beside_its_child(report: str) -> Any:
     found = outcome(lambda: engine.backward(loss, TASKS))
     with open(f"{report}.{todist.get_rank()}", "w") as file:
         file.write(repr(found))
+
+
+def inside_a_task() -> dict[str, Any]:
+    """Return what becomes of operations of all ranks in a task, by kind; then a step's losses."""
+    p = torch.ones(2, dtype=F64, requires_grad=True)
+    theta = torch.ones(2, dtype=F64, requires_grad=True)
+    inner = todist.TaskParallel([theta], timeout=30.0)
+    estimate = todist.zero_order(ZeroOrder(Gaussian(), num_samples=4))(lambda x: (x**2).sum())
+
+    def step(task: float) -> None:
+        inner.backward(lambda t: (theta * t).sum(), [1.0, 2.0])
+
+    kinds: dict[str, Any] = {
+        "step": step,
+        "engine": lambda task: todist.TaskParallel([theta]),
+        "call": lambda task: todist.remote_sync_call(abs, args=(task,), partitioner=0),
+        "estimate": lambda task: estimate(theta),
+    }
+    found: dict[str, Any] = {}
+    for schedule in SCHEDULES:
+        engine = todist.TaskParallel([p], schedule=schedule, timeout=30.0)
+        for kind, operation in kinds.items():
+
+            def loss(task: float, operation: Any = operation) -> Tensor:
+                operation(task)
+                return (p * task).sum()
+
+            found[f"{kind}, {schedule}"] = outcome(functools.partial(engine.backward, loss, TASKS))
+        step = engine.backward(lambda t: (p * t).sum(), TASKS)
+        found[f"afterwards, {schedule}"] = step.losses.tolist()
+    return found
+
+
+def steps_of_two_threads() -> tuple[list[Any], list[Any]]:
+    """Return what steps by two threads at once give, and then by one: whether losses are right."""
+    params = [torch.full((3,), scale, dtype=F64, requires_grad=True) for scale in (2.0, 3.0)]
+    engines = [todist.TaskParallel([p], schedule=how) for p, how in zip(params, SCHEDULES)]
+    together = threading.Barrier(2)
+
+    def step(which: int, k: int) -> Any:
+        p, tasks = params[which], [float(k + task) for task in TASKS]
+        found = outcome(lambda: engines[which].backward(lambda t: (p * t).sum(), tasks))
+        if isinstance(found, tuple):
+            return found[2]
+        return found.losses.tolist() == [3.0 * (which + 2) * task for task in tasks]
+
+    def steps(which: int) -> list[Any]:
+        found = []
+        for k in range(30):
+            together.wait(30.0)
+            found.append(step(which, k))
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        at_once = [x for found in pool.map(steps, (0, 1)) for x in found]
+    return at_once, [step(which, 50) for which in (0, 1)]
 
 
 @todist.auto_init_rpc(backend="gloo", timeout=30.0)

@@ -50,6 +50,9 @@ def __getattr__(name: str) -> Any:
 class context:  # noqa: N801 - the published name
     """The context in which a distributed forward and backward pass take place.
 
+    With remote calls a thread is in one context at a time; a second one inside of it raises a
+    `RuntimeError`.
+
     Example:
         >>> x = torch.ones(2, requires_grad=True)
         >>> with context() as context_id:
@@ -64,7 +67,14 @@ class context:  # noqa: N801 - the published name
             self._id = next(_local_ids)
             return self._id
         self._torch = _torch().context()
-        self._id = self._torch.__enter__()
+        try:
+            self._id = self._torch.__enter__()
+        except RuntimeError as error:
+            raise RuntimeError(
+                "torchopt.distributed.autograd.context: expected a thread that is in no context, "
+                "found one that is in a context already; leave it before the next one, or call "
+                "backward and grad several times in it, each for a loss of its own"
+            ) from error
         return self._id
 
     def __exit__(

@@ -122,20 +122,14 @@ class Before:
 
     def sum_over(self, group: Group, name: str, limit: float) -> None:
         """Make the changes those of all ranks, which call this together."""
-        kinds: dict[Any, list[int]] = {}
+        parts = []
         for k, x in enumerate(self._contents):
-            kind = x.dtype if x.is_floating_point() or x.is_complex() else torch.int64
-            kinds.setdefault((kind, x.device), []).append(k)
-        for (dtype, device), members in kinds.items():
-            parts = [
-                torch.zeros(self._contents[k].shape, dtype=dtype, device=device)
-                if (change := self._own(k)) is None
-                else change
-                for k in members
-            ]
-            total = group.sum_(torch.cat([x.reshape(-1) for x in parts]), name, limit)
-            for k, x, part in zip(members, parts, total.split([x.numel() for x in parts])):
-                self.changes[k] = part.view(x.shape)
+            change = self._own(k)
+            if change is None:
+                is_count = not (x.is_floating_point() or x.is_complex())
+                change = torch.zeros_like(x, dtype=torch.int64 if is_count else None)
+            parts.append(change)
+        self.changes = [*group.sums(parts, name, limit)]
         self._kept = [False] * len(self._kept)
 
     def _own(self, k: int) -> Tensor | None:

@@ -2,22 +2,26 @@
 """What each process of this machine is doing, in files that all of them have mapped into memory.
 
 Writing takes a tenth of a microsecond and no system call. A killed process can no longer report
-what it was doing: its file can. Ranks add up some numbers, see that they are about to do the same,
-and draw from a counter in less time than a message over a socket takes.
+what it was doing: its file can; and who it is, so that one that is stopped can be ended. Ranks add
+up some numbers, see that they are about to do the same, and draw from a counter in less time than a
+message over a socket takes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from torchopt.distributed.guard import ending
 
 __all__ = ["Board", "Counter", "Messages"]
 
@@ -36,7 +40,7 @@ class Board:
     def __init__(self, folder: Path, rank: int) -> None:
         self.folder = folder
         path = self._path(rank)
-        path.write_bytes(bytes(_SIZE))
+        path.write_bytes(bytes(_SIZE) + " ".join(_seen(os.getpid())).encode())
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), _SIZE)
 
@@ -55,6 +59,27 @@ class Board:
         except OSError:
             return None
         return note[: note.index(b"\0")].decode(errors="replace") or None
+
+    def end_stopped(self, ranks: Iterable[int]) -> None:
+        """End the processes that are stopped (SIGSTOP), of a world that is over.
+
+        A launcher would ask them to end, and wait long for an answer. A process that runs, however
+        slowly, is left alone.
+        """
+        for rank in ranks:
+            with contextlib.suppress(OSError, ValueError):
+                _, pid, began = self._path(rank).read_bytes()[_SIZE:].decode().split()
+                end = ending(int(pid))  # before the look: the number may be given to another one
+                if _seen(int(pid)) == ("T", pid, began):
+                    end()
+
+
+def _seen(pid: int) -> tuple[str, ...]:
+    """Return state, number and beginning of a process; nothing where there is no /proc."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return words[0], str(pid), words[19]
+    return ()
 
 
 def _mapped(path: Path, size: int) -> tuple[int, mmap.mmap]:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import threading
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +97,14 @@ class Checkpoint:
         """
         self.wait()
         group = _group()
+        with group.turn():
+            return self._load(group, mesh)
+
+    def _load(self, group: Group, mesh: Any) -> tuple[int, Any] | None:
         agree(group, "the load of a Checkpoint")
         refused: list[str] = []
         for path in self._files:
-            data = problem = None
-            if group.rank == 0 and path.exists():
-                data, problem = _read(path)
-            problem = _told(group, problem)
-            data = group.broadcast_bytes(data, "the load of a Checkpoint")
+            data, problem = group.by_first(partial(_read, path), "the load of a Checkpoint")
             if data is None and problem is None:
                 continue
             if problem is None and data is not None:
@@ -110,7 +112,7 @@ class Checkpoint:
                 problem = shards.problem(self._folder, manifest, group)
                 if problem is None:
                     if refused:
-                        warnings.warn(f"{refused[0]}; uses {path}, step {step}", stacklevel=2)
+                        warnings.warn(f"{refused[0]}; uses {path}, step {step}", stacklevel=3)
                     return step, shards.restored(self._folder, state, manifest, mesh)
             refused.append(f"Checkpoint: refuses {path}: {problem}")
         if refused:
@@ -135,7 +137,8 @@ class Checkpoint:
         state, sharded = shards.split(state)
         if group.rank != 0 and not sharded:
             return
-        writing = _Writing(self, step, state, sharded, group)
+        with group.turn() if sharded else contextlib.nullcontext():
+            writing = _Writing(self, step, state, sharded, group)
         if self.asynchronous:
             self._writing = writing
             writing.start()
@@ -163,32 +166,39 @@ class _Writing(threading.Thread):
         self.step = step
         self.error: BaseException | None = None
         self.shards: shards.Writing | None = None
-        if sharded:
-            folder = checkpoint._folder / str(step)
-            self.shards = shards.Writing(folder, sharded, group, copy=checkpoint.asynchronous)
-        # Pickled, so a copy already.
-        self.data = plain.encode(step, state) if group.rank == 0 else b""
+        if not sharded:
+            self.data = plain.encode(step, state)  # a copy
+            return
+        agree(group, f"the save of a Checkpoint with {len(sharded)} DTensors")
+        group.by_first(partial(self._encode, step, state), "the save of a Checkpoint")
+        folder = checkpoint._folder / str(step)
+        self.shards = shards.Writing(folder, sharded, group, copy=checkpoint.asynchronous)
+
+    def _encode(self, step: int, state: Any) -> None:
+        self.data = plain.encode(step, state)
 
     def run(self) -> None:
         try:
             if self.shards is not None:
                 self.shards.write()
             elif self.checkpoint.asynchronous:
-                self._replace(plain.with_manifest(self.data, None))
+                self._replace(self.data)
         except BaseException as error:
             self.error = error
 
     def commit(self) -> None:
         """Make this the current state."""
-        manifest = None
         if self.shards is not None:
-            manifest = self.shards.finish(self.error)
-        if self.error is not None:
+            with self.group.turn():
+                manifest = self.shards.finish(self.error)
+                self.group.by_first(
+                    lambda: self._replace(plain.with_manifest(self.data, manifest)),
+                    "the end of a Checkpoint",
+                )
+        elif self.error is not None:
             raise self.error
-        if self.group.rank == 0 and (self.shards is not None or not self.checkpoint.asynchronous):
-            self._replace(plain.with_manifest(self.data, manifest))
-        if self.shards is not None:
-            self.group.broadcast_bytes(b"", "the end of a Checkpoint")
+        elif not self.checkpoint.asynchronous:
+            self._replace(self.data)
 
     def _replace(self, data: bytes) -> None:
         path, previous = self.checkpoint._files
@@ -218,7 +228,9 @@ def _checksum(data: bytes) -> bytes:
 
 
 def _read(path: Path) -> tuple[bytes | None, str | None]:
-    """Return what is in a file, or what is wrong with it."""
+    """Return what is in a file, or what is wrong with it; neither if there is none."""
+    if not path.exists():
+        return None, None
     data = path.read_bytes()
     size = len(_MARK) + 32
     content, end = data[:-size], data[-size:]
@@ -229,11 +241,6 @@ def _read(path: Path) -> tuple[bytes | None, str | None]:
     if end[len(_MARK) :] != _checksum(content):
         return None, "its content was changed (the checksum differs)"
     return content, None
-
-
-def _told(group: Group, text: str | None) -> str | None:
-    data = group.broadcast_bytes(None if text is None else text.encode())
-    return None if data is None else data.decode()
 
 
 def _group() -> Group:

@@ -27,6 +27,9 @@ class Listener(Protocol):
     def lost(self, rank: int) -> None:
         """The connection to a rank has ended."""
 
+    def awake(self) -> None:
+        """The thread has come to look at what there is."""
+
     def beat(self) -> None:
         """It is time for a heartbeat."""
 
@@ -116,7 +119,9 @@ class Connections:
         next_beat = 0.0
         try:
             while not self._closing:
-                for key, _ in self._selector.select(max(0.0, next_beat - time.monotonic())):
+                found = self._selector.select(max(0.0, next_beat - time.monotonic()))
+                self._told.awake()
+                for key, _ in found:
                     if key.fileobj is self._wake_reader:
                         self._wake_reader.recv(4096)
                     elif key.fileobj is self._listener:

@@ -19,8 +19,9 @@ from torch import Tensor
 from torchopt.distributed import sparse
 from torchopt.distributed.before import unchanged
 from torchopt.distributed.buckets import BucketedSum, dense_gradient
-from torchopt.distributed.group import DifferenceError, Packet, flat
+from torchopt.distributed.group import flat
 from torchopt.distributed.ordered_sum import OrderedSum, nodes_of
+from torchopt.distributed.packet import DifferenceError, Packet
 from torchopt.distributed.signature import local_part
 from torchopt.torch_internals import backward_into
 

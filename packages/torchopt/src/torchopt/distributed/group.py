@@ -6,8 +6,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import pickle
+import threading
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,11 +18,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchopt.distributed import session as _session
-from torchopt.distributed.board import Messages
+from torchopt.distributed.raised import Raised
 from torchopt.distributed.session import DEFAULT_TIMEOUT
+from torchopt.distributed.watch import tasks_of_this_thread
 from torchopt.torch_internals import collective_options
 
-__all__ = ["DifferenceError", "Group", "Packet", "share_of"]
+__all__ = ["Group", "share_of"]
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ _LOOK = 1e-3  # seconds between two looks, at most
 _NEWS = 2.0  # seconds in which the report of a failure arrives after a connection broke
 _NOTHING = contextlib.nullcontext()
 _LONG = timedelta(days=365)  # torch's own limit, which must not expire before ours
+_turn = threading.RLock()
 
 
 def share_of(count: int, rank: int, size: int) -> range:
@@ -44,85 +46,19 @@ def share_of(count: int, rank: int, size: int) -> range:
     return range(count * rank // size, count * (rank + 1) // size)
 
 
-class DifferenceError(Exception):
-    """The ranks called different operations at the same time; raised on all of them."""
-
-
-class Packet:
-    """Numbers that all ranks add up, and a check that they agree on their meaning.
-
-    On one machine they are told through memory. Across machines every packet has the same size, so
-    that ranks that run different programs do not crash torch's operations: they notice.
-
-    Args:
-        group: The ranks.
-        meaning: What must be the same on all of them.
-        numbers: What to add up.
-        vectors: More of them, on the CPU; `room` entries at most together.
-
-    Attributes:
-        room: Numbers that a packet holds.
-    """
-
-    room = Messages.room
-
-    def __init__(
-        self,
-        group: Group,
-        meaning: str,
-        numbers: Sequence[float] = (),
-        vectors: Sequence[Tensor] = (),
-    ) -> None:
-        group.require_open()
-        self._group = group
-        code = zlib.crc32(meaning.encode())
-        if group.messages is not None:
-            group.bytes_sent += group.messages.tell(code, numbers, vectors)
-            return
-        low, high = float(code & 0xFFFF), float(code >> 16)
-        row = torch.zeros(self.room + 4, dtype=torch.float64)
-        end = 4 + len(numbers)
-        head = [low, low * low, high, high * high, *numbers]
-        row[:end] = torch.tensor(head, dtype=torch.float64)
-        for x in vectors:
-            start, end = end, end + x.numel()
-            row[start:end] = x
-        self._row = row.to(group.device) if group._on_cuda else row
-        self._work = group.start_sum(self._row)
-
-    def sums(self, name: str, limit: float) -> Tensor:
-        """Return the sums of the numbers; across machines, others may follow.
-
-        Raises:
-            DifferenceError: The ranks disagree.
-            WorkerError: Another process failed meanwhile.
-        """
-        group = self._group
-        if group.messages is not None:
-            if not group.until(group.messages.are_common, name, limit):
-                raise DifferenceError
-            return group.messages.sums()
-        group.wait(self._work, name, limit)
-        self._row = self._row.cpu()
-        low, low_squares, high, high_squares = self._row[:4].tolist()
-        # Equality of Cauchy and Schwarz, in integers.
-        if group.size * low_squares != low * low or group.size * high_squares != high * high:
-            raise DifferenceError
-        return self._row[4:]
-
-
 class Group:
     """The ranks that compute together: the world, or a part of it.
 
     Args:
         group: A process group of torch.distributed; None: the world that is open.
-        timeout: Seconds that other ranks may take to come to an operation.
+        timeout: Seconds that other ranks may take to come to an operation; None: those of the
+            world.
 
     Attributes:
         rank: Of this process in the group.
         size: Number of ranks; 1 without an open collective world.
         ranks: Those of the group, as the world numbers them.
-        timeout: As given.
+        timeout: Seconds that other ranks may take.
         bytes_sent: By this process, counted as a ring sends: 2 (n - 1)/n of the size for a
             reduction, n - 1 times the size of its part for a gathering.
         operations: Of the process group that this process has taken part in.
@@ -134,8 +70,10 @@ class Group:
         ValueError: This process is not in the group.
     """
 
-    def __init__(self, group: Any = None, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(self, group: Any = None, timeout: float | None = None) -> None:
         session = _session.current()
+        if timeout is None:
+            timeout = DEFAULT_TIMEOUT if session is None else session.timeout
         self.timeout = timeout
         self.bytes_sent = self.operations = 0
         self.ranks: tuple[int, ...] = (0,)
@@ -191,19 +129,35 @@ class Group:
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
 
+    def turn(self) -> contextlib.AbstractContextManager[Any]:
+        """Let the threads of this process work with the other ranks one after the other."""
+        self.require_open()
+        return _NOTHING if self.size == 1 else _turn
+
     def require_open(self) -> None:
-        """Raise a `RuntimeError` if this process takes no part in the world any more."""
+        """Raise a `RuntimeError` if the ranks cannot come together here.
+
+        This process takes no part in the world any more, or is in a task, and so are other ranks
+        of this group, each in its own.
+        """
         if self.session is not None and self.session.is_over:
             raise RuntimeError(
                 f"expected a rank of the open world of {self.size} processes, found one that has "
                 "left it (shutdown), or a process that was forked from a rank; open a world with "
                 "auto_init_rpc, and make engines inside of it"
             )
+        for ranks in tasks_of_this_thread():
+            if len(common := sorted({*ranks} & {*self.ranks})) > 1:
+                raise RuntimeError(
+                    f"expected an operation of ranks {common} outside of their tasks, found one in "
+                    "a task, where each rank is in another one; in a task compute alone, by a loop "
+                    "and torch.autograd.grad, or with a group of ranks that share this task"
+                )
 
     def task(self, name: str, timeout: float) -> contextlib.AbstractContextManager[None]:
-        """Require this process to leave the block within `timeout` seconds."""
+        """Require this process to leave the block within `timeout` seconds, alone."""
         watch = None if self.session is None else self.session.watch
-        return _NOTHING if watch is None else watch.task(name, timeout)
+        return _NOTHING if watch is None else watch.task(name, timeout, self.ranks)
 
     def note(self, place: str) -> None:
         """Report where this process is while it runs no task."""
@@ -282,6 +236,20 @@ class Group:
         self.wait(self.start_sum(x), name, limit)
         return x
 
+    def sums(
+        self, tensors: Sequence[Tensor], name: str = "a sum", limit: float | None = None
+    ) -> list[Tensor]:
+        """Return the sums of tensors over the ranks, by one operation for each type and device."""
+        kinds: dict[Any, list[int]] = {}
+        for k, x in enumerate(tensors):
+            kinds.setdefault((x.dtype, x.device), []).append(k)
+        found = list(tensors)
+        for members in kinds.values():
+            total = self.sum_(flat([tensors[k] for k in members]), name, limit)
+            for k, part in zip(members, total.split([tensors[k].numel() for k in members])):
+                found[k] = part.view(tensors[k].shape)
+        return found
+
     def gather(self, x: Tensor, name: str = "an exchange", limit: float | None = None) -> Tensor:
         """Return `[size, *shape]`, the `x` of every rank; all have the same shape."""
         if self.size == 1:
@@ -338,6 +306,22 @@ class Group:
             buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
         data: bytes = self.broadcast_(buffer, name).cpu().numpy().tobytes()
         return data
+
+    def by_first(self, func: Callable[[], T], name: str) -> T:
+        """Return what a function returns on the first rank; raise on all of them what it raises."""
+        if self.size == 1:
+            return func()
+        outcome: Any = None
+        if self.rank == 0:
+            try:
+                outcome = func()
+            except Exception as error:
+                outcome = Raised(error, self.world_rank, name)
+        outcome = pickle.loads(self.broadcast_bytes(pickle.dumps(outcome), name) or b"")
+        if isinstance(outcome, Raised):
+            raise outcome.as_error()
+        found: T = outcome
+        return found
 
     def draw(self, purpose: int, amount: int, name: str, limit: float) -> int:
         """Add to a counter that all ranks share, and return what it was; see `Counter`."""

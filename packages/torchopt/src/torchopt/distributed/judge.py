@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -38,20 +37,23 @@ class Doing(NamedTuple):
 class View:
     """What is known of a process.
 
+    Args:
+        now: The time.
+
     Attributes:
         doing: What it does.
         heard: When its last heartbeat came.
         left: When it said good-bye; 0 before.
     """
 
-    def __init__(self) -> None:
-        self.heard = time.monotonic()
-        self.doing = Doing("other", None, 0.0, (), self.heard)
+    def __init__(self, now: float) -> None:
+        self.heard = now
+        self.doing = Doing("other", None, 0.0, (), now)
         self.left = 0.0
 
-    def leave(self) -> None:
+    def leave(self, now: float) -> None:
         """Record that it said good-bye."""
-        self.left = self.left or time.monotonic()
+        self.left = self.left or now
 
 
 class Verdict(NamedTuple):

@@ -172,11 +172,14 @@ class _Worker:
 
     def leave_behind(self) -> None:
         """End a process that the others have found to be stuck."""
+        if self.done and self.error is None:
+            return
         if not self.done:
             self.process.kill()
             self.done = True
-            text = "the process did not answer the others any more; spawn has ended it"
-            self.error = self.error or WorkerError(self.rank, None, "timed out", text)
+        if self.error is None or self.error.kind == "lost":
+            text = "the process did not answer the others any more, and was ended"
+            self.error = WorkerError(self.rank, None, "timed out", text)
 
 
 def _end(workers: list[_Worker]) -> None:

@@ -64,13 +64,13 @@ class Meeting:
     Attributes:
         watch: The connections.
         held: Where the processes of one machine keep files; None across machines.
-        store: Of torch, across machines; None on one.
+        store: Of torch, across machines where a launcher has one; else None.
     """
 
-    def __init__(self, watch: Watch, held: Folder | None, store: Any) -> None:
+    def __init__(self, watch: Watch, held: Folder | None) -> None:
         self.watch = watch
         self.held = held
-        self.store = store
+        self.store: Any = None
 
     @property
     def folder(self) -> Path | None:
@@ -158,7 +158,7 @@ def meet_at(
             watch.close()
             held.leave()
             raise
-        return Meeting(watch, held, None)
+        return Meeting(watch, held)
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -181,14 +181,22 @@ def meet_at(
         else:
             held = Folder(Path(record["folder"]))
             board = Board(held.path, rank)
-            return Meeting(Watch(rank, ranks, timeout, token, hub=link, board=board), held, None)
+            return Meeting(Watch(rank, ranks, timeout, token, hub=link, board=board), held)
 
 
-def meet_by(store: Any, host: str, rank: int, ranks: tuple[int, ...], timeout: float) -> Meeting:
-    """Return the world, whose processes run on several machines and have a store in common.
+def meet_by(
+    find: Callable[[], str | bytes],
+    publish: Callable[[str], None],
+    host: str,
+    rank: int,
+    ranks: tuple[int, ...],
+    timeout: float,
+) -> Meeting:
+    """Return the world, whose processes run on several machines; the hub publishes its address.
 
     Args:
-        store: Of torch.
+        find: Returns what is published.
+        publish: Publishes it.
         host: Address of the hub.
         rank: Of this process.
         ranks: Of all.
@@ -203,10 +211,10 @@ def meet_by(store: Any, host: str, rank: int, ranks: tuple[int, ...], timeout: f
             listener = socket.create_server(("", 0), backlog=len(ranks))
         watch = Watch(rank, ranks, timeout, token, listener=listener)
         record = [host, listener.getsockname()[1], "" if given else token]
-        store.set("hub", json.dumps(record))
+        publish(json.dumps(record))
         watch.wait_for_everyone(timeout)
-        return Meeting(watch, None, store)
-    host, port, told = json.loads(store.get("hub"))
+        return Meeting(watch, None)
+    host, port, told = json.loads(find())
     token = given or told
     try:
         link = connect((host, port), rank, ranks[0], token, timeout)
@@ -215,7 +223,7 @@ def meet_by(store: Any, host: str, rank: int, ranks: tuple[int, ...], timeout: f
             f"rank {rank}: expected rank {ranks[0]} at {host}:{port} to know the token of this "
             "world, found one that does not; set TORCHOPT_TOKEN to the same on every machine"
         ) from None
-    return Meeting(Watch(rank, ranks, timeout, token, hub=link), None, store)
+    return Meeting(Watch(rank, ranks, timeout, token, hub=link), None)
 
 
 def launcher_store(rank: int, world_size: int, timeout: float) -> Any:

@@ -37,8 +37,6 @@ def encode(step: int, state: Any) -> bytes:
 
 def with_manifest(data: bytes, manifest: Any) -> bytes:
     """Return the bytes of a state, with what is known of its shards."""
-    if manifest is None:
-        return data
     return _saved({**_loaded(data), "shards": manifest})
 
 

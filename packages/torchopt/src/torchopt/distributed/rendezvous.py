@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +26,7 @@ class Rendezvous:
         hub: Of the one that keeps them.
         send: Sends a message to a rank.
         check: Raises the failure of another process.
+        clock: Tells the time.
     """
 
     def __init__(
@@ -35,11 +35,13 @@ class Rendezvous:
         hub: int,
         send: Callable[[int, dict[str, Any]], None],
         check: Callable[[], None],
+        clock: Callable[[], float],
     ) -> None:
         self.rank = rank
         self.hub = hub
         self._send = send
         self._check = check
+        self._clock = clock
         self._changed = threading.Condition()
         self._answers: dict[Any, Any] = {}
         self._numbers = itertools.count()
@@ -73,12 +75,12 @@ class Rendezvous:
         )
 
     def _answer(self, key: Any, timeout: float | None, late: str) -> Any:
-        deadline = None if timeout is None else time.monotonic() + timeout + _TELLING
+        deadline = None if timeout is None else self._clock() + timeout + _TELLING
         with self._changed:
             while key not in self._answers:
                 self._changed.wait(_LOOK)
                 self._check()
-                if deadline is not None and time.monotonic() > deadline:
+                if deadline is not None and self._clock() > deadline:
                     raise TimeoutError(late)
             return self._answers.pop(key)
 

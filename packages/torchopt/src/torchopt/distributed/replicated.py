@@ -19,7 +19,6 @@ from torchopt.distributed import packed
 from torchopt.distributed.group import Group
 from torchopt.distributed.partition import Call
 from torchopt.distributed.raised import Raised
-from torchopt.distributed.session import DEFAULT_TIMEOUT, current
 from torchopt.distributed.share import Shared, received, tensors_of
 from torchopt.distributed.signature import agree
 from torchopt.errors import NotDifferentiableError
@@ -40,8 +39,12 @@ def run_replicated(func: Callable[..., Any], calls: Sequence[Call], timeout: flo
     Raises:
         WorkerError: A call raised, on any rank; raised on every rank.
     """
-    session = current()
-    group = Group(timeout=DEFAULT_TIMEOUT if session is None else session.timeout)
+    group = Group()
+    with group.turn():
+        return _run(group, func, calls, timeout)
+
+
+def _run(group: Group, func: Callable[..., Any], calls: Sequence[Call], timeout: float) -> Any:
     func = getattr(func, "__parallelize_unwrapped__", func)
     name = getattr(func, "__name__", "function").partition("__parallelize")[0]
     inputs = _differentiable(calls)
@@ -139,7 +142,8 @@ class _Join:
                 )
         dense = [torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, grads)]
         used = torch.tensor([float(g is not None) for g in grads], device=self.group.device)
-        *sums, used = _summed(self.group, [*dense, used])
+        with self.group.turn():
+            *sums, used = self.group.sums([*dense, used])
         return tuple(x if n else None for x, n in zip(sums, used.tolist()))
 
     def push_forward(
@@ -149,19 +153,6 @@ class _Join:
             "parallelize: results from several processes have no forward-mode derivative; use "
             "reverse mode"
         )
-
-
-def _summed(group: Group, tensors: list[Tensor]) -> list[Tensor]:
-    """Return the sums over the ranks, with one operation for each dtype and device."""
-    kinds: dict[Any, list[int]] = {}
-    for k, x in enumerate(tensors):
-        kinds.setdefault((x.dtype, x.device), []).append(k)
-    result = list(tensors)
-    for members in kinds.values():
-        total = group.sum_(torch.cat([tensors[k].reshape(-1) for k in members]))
-        for k, part in zip(members, total.split([tensors[k].numel() for k in members])):
-            result[k] = part.view_as(tensors[k])
-    return result
 
 
 def _joined(

@@ -125,8 +125,14 @@ def _meet(rank: int, world_size: int, timeout: float) -> Meeting:
     ranks = tuple(range(world_size))
     if not meeting.on_one_machine(world_size):
         store = meeting.launcher_store(rank, world_size, timeout)
-        own = _part_of(store, "torchopt")
-        met = meeting.meet_by(own, os.environ["MASTER_ADDR"], rank, ranks, timeout)
+        met = meeting.meet_by(
+            lambda: store.get("torchopt/hub"),
+            lambda address: store.set("torchopt/hub", address),
+            os.environ["MASTER_ADDR"],
+            rank,
+            ranks,
+            timeout,
+        )
         met.store = store
         return met
     if FOLDER not in os.environ and "MASTER_PORT" not in os.environ:
@@ -135,11 +141,6 @@ def _meet(rank: int, world_size: int, timeout: float) -> Meeting:
     for name in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, lo)
     return meeting.meet_on_this_machine(rank, ranks, timeout)
-
-
-def _part_of(store: Any, name: str) -> Any:
-    stores: Any = dist  # the name is documented, and not in `__all__`
-    return stores.PrefixStore(name, store)
 
 
 def _close_at_exit() -> None:
@@ -197,7 +198,8 @@ def open_collective(backend: str, rank: int, world_size: int, timeout: float) ->
         if met.folder is not None:
             store = met.file_store("group", world_size)
         else:
-            store = _part_of(met.store, "group")
+            stores: Any = dist  # the name is documented, and not in `__all__`
+            store = stores.PrefixStore("group", met.store)
         dist.init_process_group(
             backend,
             store=store,
@@ -236,28 +238,13 @@ def adopt(group: Any, timeout: float = DEFAULT_TIMEOUT) -> Session:
         met = meeting.meet_at(lambda: Path(hear()), tell, rank, ranks, timeout)
     else:
         host = os.environ["MASTER_ADDR"] if ranks[0] == 0 else socket.gethostbyname(names[0])
-        met = meeting.meet_by(_ByWord(tell, hear), host, rank, ranks, timeout)
+        met = meeting.meet_by(hear, tell, host, rank, ranks, timeout)
     session = Session("collective", rank, len(ranks), timeout, met)
     _adopted[ranks] = session
     _close_at_exit()
     if len(ranks) == dist.get_world_size():
         _current = session
     return session
-
-
-class _ByWord:
-    """A store of one entry, which the hub broadcasts through a process group."""
-
-    def __init__(self, tell: Any, hear: Any) -> None:
-        self._tell, self._hear = tell, hear
-
-    def set(self, key: str, value: str) -> None:
-        del key
-        self._tell(value)
-
-    def get(self, key: str) -> str:
-        del key
-        return str(self._hear())
 
 
 # --- closing --------------------------------------------------------------------------------------
@@ -306,6 +293,8 @@ def _leave(session: Session) -> set[int]:
         failure = watch.failure
         if failure is not None and failure.rank is not None and failure.kind == "timed out":
             behind.add(failure.rank)  # the others that failed are alive and leave, or have ended
+        if behind or failure is not None:
+            watch.end_stopped()
         if watch.rank == watch.hub:
             for rank in behind:
                 watch.abort(rank)

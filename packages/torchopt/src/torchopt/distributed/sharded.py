@@ -88,9 +88,10 @@ def zero_order(
 
         @functools.wraps(fn)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            seed = torch.tensor(draw_seed(engine.generator), device=ranks.device)
-            generator = torch.Generator().manual_seed(int(ranks.broadcast_(seed)))
-            return replace(engine, generator=generator).run(fn, evaluator, args, kwargs)
+            with ranks.turn():
+                seed = torch.tensor(draw_seed(engine.generator), device=ranks.device)
+                generator = torch.Generator().manual_seed(int(ranks.broadcast_(seed)))
+                return replace(engine, generator=generator).run(fn, evaluator, args, kwargs)
 
         return wrapped
 

@@ -14,6 +14,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ import torch
 import torch.distributed as dist
 
 from torchopt.distributed.group import Group
-from torchopt.distributed.signature import agree
-from torchopt.tree import tree_flatten, tree_unflatten
+from torchopt.tree import tree_flatten, tree_map, tree_unflatten
 
 __all__ = ["Writing", "clean", "problem", "restored", "split"]
 
@@ -71,22 +71,19 @@ class Writing:
 
     def __init__(self, folder: Path, sharded: dict[str, Any], group: Group, *, copy: bool) -> None:
         dcp = _dcp()
-
         self.folder = folder
         self.group = group
-        agree(group, f"the save of a Checkpoint with {len(sharded)} DTensors")
-        if group.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-        group.broadcast_bytes(b"", "the old folder of a Checkpoint")  # before another rank makes it
+        # Before another rank makes it.
+        remove = partial(shutil.rmtree, folder, ignore_errors=True)
+        group.by_first(remove, "the old folder of a Checkpoint")
         self._state = {k: x.clone() for k, x in sharded.items()} if copy else sharded
         self._planner: Any = dcp.DefaultSavePlanner()
         self._planner.set_up_planner(self._state, None, group.rank == 0)
         self._writer: Any = dcp.FileSystemWriter(folder, sync_files=True)
         plan = self._writer.prepare_local_plan(self._planner.create_local_plan())
         plans = group.gather_objects(plan, "the plan of a Checkpoint")
-        if group.rank == 0:
-            self._writer.set_up_storage_writer(True)
-        group.broadcast_bytes(b"", "the folder of a Checkpoint")
+        set_up = partial(self._writer.set_up_storage_writer, True)
+        group.by_first(set_up, "the folder of a Checkpoint")
         # The same on every rank, so shares need not be communicated.
         plans, self._metadata = self._planner.create_global_plan(plans)
         plans = self._writer.prepare_global_plan(plans)
@@ -112,9 +109,8 @@ class Writing:
         for result in results:
             if isinstance(result, Raised):
                 raise result.as_error()
-        if self.group.rank == 0:
-            self._writer.finish(self._metadata, results)
-        self.group.broadcast_bytes(b"", "the shards of a Checkpoint")
+        finish = partial(self._writer.finish, self._metadata, results)
+        self.group.by_first(finish, "the shards of a Checkpoint")
         sums = _checksums(self.folder, self.group)
         return {"folder": self.folder.name, "files": sums}
 
@@ -156,23 +152,19 @@ def restored(folder: Path, state: Any, manifest: Any, mesh: Any) -> Any:
     tensors: dict[str, Any] = {}
     meshes: dict[Any, Any] = {}
 
-    def walk(tree: Any) -> Any:
-        if isinstance(tree, dict):
-            if _SHARDED in tree:
-                return tensors.setdefault(tree[_SHARDED], _empty(tree, mesh, meshes))
-            return type(tree)((k, walk(x)) for k, x in tree.items())
-        if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-            return type(tree)(*map(walk, tree))
-        if isinstance(tree, (list, tuple)):
-            return type(tree)(map(walk, tree))
-        return tree
+    def made(x: Any) -> Any:
+        return tensors.setdefault(x[_SHARDED], _empty(x, mesh, meshes)) if _is_record(x) else x
 
-    result = walk(state)
+    result = tree_map(made, state, is_leaf=_is_record, none_is_leaf=True)
     reader = dcp.FileSystemReader(folder / manifest["folder"])
     with warnings.catch_warnings():  # each rank reads its own shards, as it is meant to
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         dcp.load(tensors, storage_reader=reader, no_dist=True)
     return result
+
+
+def _is_record(x: Any) -> bool:
+    return isinstance(x, dict) and _SHARDED in x
 
 
 def _empty(record: dict[str, Any], mesh: Any, meshes: dict[Any, Any]) -> Any:

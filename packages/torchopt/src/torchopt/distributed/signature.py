@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from torchopt.distributed.group import DifferenceError, Group, Packet
+from torchopt.distributed.group import Group
+from torchopt.distributed.packet import DifferenceError, Packet
 from torchopt.distributed.share import digest
 from torchopt.errors import WorkerError
 

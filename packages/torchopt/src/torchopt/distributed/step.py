@@ -16,7 +16,8 @@ from torch import Tensor
 from torchopt.diff.zero_order.directions import member_seed, seeded
 from torchopt.distributed.before import Before
 from torchopt.distributed.gradients import Gradients, gradients_of
-from torchopt.distributed.group import DifferenceError, share_of
+from torchopt.distributed.group import share_of
+from torchopt.distributed.packet import DifferenceError
 from torchopt.distributed.raised import Raised
 from torchopt.distributed.signature import Signature
 from torchopt.distributed.together import stacked_tasks

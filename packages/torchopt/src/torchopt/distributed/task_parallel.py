@@ -167,10 +167,10 @@ class TaskParallel:
         if deterministic:
             for module in self.modules:
                 gather_in_graph(module)
-        self.number = TaskParallel._made.get(self.group.name, 0)
-        TaskParallel._made[self.group.name] = self.number + 1
         if sync:
             self._sync()
+        self.number = TaskParallel._made.get(self.group.name, 0)
+        TaskParallel._made[self.group.name] = self.number + 1
 
     @property
     def params(self) -> list[Tensor]:
@@ -211,9 +211,10 @@ class TaskParallel:
         tensors = self.params
         for module in self.modules:
             tensors += [b for b in module.buffers() if b is not None]
-        agree(self.group, "the start of TaskParallel", {"tensors": kinds_of(tensors)})
-        for x in tensors:
-            self.group.broadcast_(local_part(x.detach()), "the start of TaskParallel")
+        with self.group.turn():
+            agree(self.group, "the start of TaskParallel", {"tensors": kinds_of(tensors)})
+            for x in tensors:
+                self.group.broadcast_(local_part(x.detach()), "the start of TaskParallel")
 
     def state_dict(self) -> dict[str, int]:
         """Return what a checkpoint needs: the number of steps, which seeds their random numbers."""
@@ -253,19 +254,19 @@ class TaskParallel:
                 late or has left: the world is broken then.
             RuntimeError: This process has left the world, or was forked from a rank.
         """
-        self.group.require_open()
-        self.attempts += 1
-        try:
-            weights = checked_weights(tasks, weights)
-            params = self.params
-            if not params:
-                raise ValueError(
-                    "`params`: expected tensors that require gradients, all are frozen."
-                )
-        except Exception as error:
-            refuse(self.group, error, self.steps)
-            raise
-        return Step(self, task_loss, tasks, weights, params).run()
+        with self.group.turn():
+            self.attempts += 1
+            try:
+                weights = checked_weights(tasks, weights)
+                params = self.params
+                if not params:
+                    raise ValueError(
+                        "`params`: expected tensors that require gradients, all are frozen."
+                    )
+            except Exception as error:
+                refuse(self.group, error, self.steps)
+                raise
+            return Step(self, task_loss, tasks, weights, params).run()
 
 
 def _leaves_of(held: Any) -> Iterable[Any]:

@@ -18,20 +18,21 @@ import os
 import socket
 import sys
 import threading
-import time
 import traceback
 from typing import Any
 
 from torchopt.distributed.board import Board
+from torchopt.distributed.clock import Clock
 from torchopt.distributed.connections import Connections
 from torchopt.distributed.judge import SILENCE, Doing, Verdict, View, judge
 from torchopt.distributed.link import Link
 from torchopt.distributed.rendezvous import Rendezvous
 from torchopt.errors import WorkerError
 
-__all__ = ["Watch", "stack_of"]
+__all__ = ["Watch", "stack_of", "tasks_of_this_thread"]
 
 _BEAT = 0.2  # seconds between two messages of a process that is alive
+_AWAKE = 0.5  # seconds without a beat after which this process must have been stopped
 _ANSWER = 1.0  # seconds that a late process has to say where it stands
 
 
@@ -45,21 +46,31 @@ def _no(*args: Any) -> None:
     """Do nothing."""
 
 
+_own = threading.local()
+
+
+def tasks_of_this_thread() -> tuple[tuple[int, ...], ...]:
+    """Return the ranks of the groups in whose tasks this thread is."""
+    found: tuple[tuple[int, ...], ...] = getattr(_own, "tasks", ())
+    return found
+
+
 class _Task:
     """A block that must be left in time."""
 
-    def __init__(self, watch: Watch, name: str, limit: float) -> None:
-        self._watch, self._name, self._limit = watch, name, limit
+    def __init__(self, watch: Watch, name: str, limit: float, ranks: tuple[int, ...]) -> None:
+        self._watch, self._name, self._limit, self._ranks = watch, name, limit, ranks
 
     def __enter__(self) -> None:
-        watch = self._watch
+        watch, self._outer = self._watch, tasks_of_this_thread()
+        _own.tasks = (*self._outer, self._ranks)
         self._before, watch._thread_id = watch._doing, threading.get_ident()
-        watch._now(Doing("task", self._name, self._limit, (), time.monotonic()))
+        watch._now(Doing("task", self._name, self._limit, (), watch._clock()))
 
     def __exit__(self, *error: object) -> None:
-        before = self._before
+        before, _own.tasks = self._before, self._outer
         after = before.name if before.kind == "task" else f"after {self._name}"
-        self._watch._now(before._replace(name=after, since=time.monotonic()))
+        self._watch._now(before._replace(name=after, since=self._watch._clock()))
 
 
 class Watch:
@@ -94,13 +105,16 @@ class Watch:
         self.failed = threading.Event()
         self._board = board
         self._changed = threading.Condition()
-        self._views: dict[int, View] = {rank: View()}
+        self._clock = Clock(_AWAKE)
+        self._views: dict[int, View] = {rank: View(self._clock())}
         self._asked: dict[int, tuple[float, Verdict]] = {}
-        self._doing = Doing("other", None, 0.0, (), time.monotonic())
+        self._doing = Doing("other", None, 0.0, (), self._clock())
         self._thread_id = threading.get_ident()
         self._orderly = False  # the hub says that everyone came to the end
         self._connections = Connections(rank, ranks, token, self, _BEAT, listener=listener, hub=hub)
-        self._rendezvous = Rendezvous(rank, self.hub, self._connections.send, self.check)
+        self._rendezvous = Rendezvous(
+            rank, self.hub, self._connections.send, self.check, self._clock
+        )
         self._connections.start()
 
     # --- what the main thread calls ---------------------------------------------------------------
@@ -118,23 +132,29 @@ class Watch:
             "missing; start them all, or raise `timeout`"
         )
 
-    def task(self, name: str, timeout: float) -> _Task:
-        """Require this thread to leave the block in `timeout` seconds, and report what it does."""
-        return _Task(self, name, timeout)
+    def task(self, name: str, timeout: float, ranks: tuple[int, ...]) -> _Task:
+        """Require this thread to leave the block in `timeout` seconds, and report what it does.
+
+        Args:
+            name: What it does.
+            timeout: Seconds.
+            ranks: Of those each of which has a task of its own meanwhile.
+        """
+        return _Task(self, name, timeout, ranks)
 
     def start_operation(self, name: str, timeout: float, ranks: tuple[int, ...]) -> Doing:
         """Record that this thread waits for others; pass the result to `end_operation`."""
         before = self._doing
-        self._doing = Doing("operation", name, timeout, ranks, time.monotonic())
+        self._doing = Doing("operation", name, timeout, ranks, self._clock())
         return before
 
     def end_operation(self, before: Doing) -> None:
         """Record that the operation is over."""
-        self._doing = before._replace(since=time.monotonic())
+        self._doing = before._replace(since=self._clock())
 
     def note(self, place: str) -> None:
         """Report where this process is while it runs no task."""
-        self._now(Doing("other", place, 0.0, (), time.monotonic()))
+        self._now(Doing("other", place, 0.0, (), self._clock()))
 
     def _now(self, doing: Doing) -> None:
         self._doing = doing
@@ -192,7 +212,7 @@ class Watch:
             Whether all processes came to their end: then the world may be taken down in order.
         """
         self._doing = self._doing._replace(kind="end")
-        self._views[self.rank].leave()
+        self._views[self.rank].leave(self._clock())
         self._connections.send(self.hub, {"bye": True})  # nobody, at the hub
         others = [rank for rank in self._connections.ranks if rank not in excused]
 
@@ -220,13 +240,19 @@ class Watch:
         """End the process of another rank (from the hub)."""
         self._connections.send(rank, {"abort": True})
 
+    def end_stopped(self) -> None:
+        """End the processes of this machine that are stopped."""
+        if self._board is not None:
+            self._board.end_stopped(self.ranks)
+
     def forget(self) -> None:
         """Release everything in a forked child, which is not a rank.
 
         A connection that a child keeps would hide the end of its parent.
         """
-        self._board = None
-        self._changed, self._rendezvous = threading.Condition(), Rendezvous(0, 0, _no, _no)
+        self._board, _own.tasks = None, ()
+        self._changed = threading.Condition()
+        self._rendezvous = Rendezvous(0, 0, _no, _no, self._clock)
         self._connections.forget()
 
     def close(self) -> None:
@@ -235,11 +261,15 @@ class Watch:
 
     # --- the thread that reads --------------------------------------------------------------------
 
+    def awake(self) -> None:
+        """Notice the time before messages are read that may have waited long."""
+        self._clock.look()
+
     def beat(self) -> None:
         """Say what this process does, and judge the others."""
         doing = self._doing
         self._check_own(doing)
-        now = time.monotonic()
+        now = self._clock()
         message = {"doing": [*doing[:4], now - doing.since]}
         for rank in self._connections.ranks:
             self._connections.send(rank, message)
@@ -270,7 +300,7 @@ class Watch:
 
     def joined(self, rank: int) -> None:
         """Add a rank."""
-        self._views[rank] = View()
+        self._views[rank] = View(self._clock())
         self._wake()
 
     def lost(self, rank: int) -> None:
@@ -278,10 +308,10 @@ class Watch:
         view = self._views[rank]
         if not view.left and not self._connections.closing:
             # Another rank may have found it to be stuck, and somebody has ended it since.
-            is_silent = time.monotonic() - view.heard > SILENCE
+            is_silent = self._clock() - view.heard > SILENCE
             kind = "timed out" if is_silent else "lost"
             self._fail(WorkerError(rank, self._last_note(rank), kind, ""))
-        view.leave()
+        view.leave(self._clock())
         self._wake()
 
     def _last_note(self, rank: int) -> str | None:
@@ -295,7 +325,7 @@ class Watch:
         if "doing" in message:
             *doing, age = message["doing"]
             kind, name, limit, ranks = doing
-            view.heard = time.monotonic()
+            view.heard = self._clock()
             view.doing = Doing(kind, name, limit, tuple(ranks), view.heard - age)
         elif "failure" in message:
             self._fail(WorkerError(**message["failure"]), tell=self.rank == self.hub)
@@ -305,7 +335,7 @@ class Watch:
             self._fail(self._asked[rank][1].error(message["stands"]))
         elif "bye" in message:
             self._orderly = message.get("orderly", False)
-            view.leave()
+            view.leave(self._clock())
             self._wake()
         elif "abort" in message:
             sys.stderr.write(f"rank {self.rank}: ended by rank {self.hub}; the run failed\n")
@@ -337,7 +367,7 @@ class Watch:
 
     def _check_own(self, doing: Doing) -> None:
         """End this process if its main thread is stuck in a task."""
-        if doing.kind != "task" or time.monotonic() < doing.since + doing.limit:
+        if doing.kind != "task" or self._clock() < doing.since + doing.limit:
             return
         failure = WorkerError(self.rank, doing.name, "timed out", stack_of(self._thread_id))
         self._fail(failure)
