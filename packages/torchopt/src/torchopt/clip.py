@@ -149,12 +149,10 @@ class ClipByValue(LeafRule):
 
     limit: float | Tensor
 
-    def update_leaves(
-        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
-    ) -> tuple[list[Tensor], Any]:
-        """Return the clipped gradients."""
-        limits: list[Any] = [_on(self.limit, g) for g in grads]
-        return [g.clamp(-limit, limit) for g, limit in zip(grads, limits)], state
+    def moved(self, g: Tensor, p: Any) -> Tensor:
+        """Return the clipped gradient."""
+        limit: Any = _on(self.limit, g)
+        return g.clamp(-limit, limit)
 
 
 def clip_by_value(limit: float | Tensor) -> GradientTransformation:
@@ -189,11 +187,9 @@ class ClipEachNorm(LeafRule):
 
     max_norm: float | Tensor
 
-    def update_leaves(
-        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
-    ) -> tuple[list[Tensor], Any]:
-        """Return the gradients, each scaled by itself."""
-        return [_shortened(g, _on(self.max_norm, g)) for g in grads], state
+    def moved(self, g: Tensor, p: Any) -> Tensor:
+        """Return the gradient, scaled by itself."""
+        return _shortened(g, _on(self.max_norm, g))
 
 
 def clip_each_norm(max_norm: float | Tensor) -> GradientTransformation:
@@ -226,17 +222,12 @@ class AdaptiveClip(LeafRule):
     reads_params: ClassVar[bool] = True
     complex_numbers: ClassVar[str] = "whole"
 
-    def update_leaves(
-        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
-    ) -> tuple[list[Tensor], Any]:
-        """Return the gradients, scaled unit by unit."""
-        updates = []
-        for g, p in zip(grads, params):
-            dim = tuple(range(1, g.ndim)) if g.ndim > 1 else None
-            of_p = scaled(p, dim)
-            size = (of_p.size * of_p.norm).clamp(min=_on(self.eps, of_p.norm))
-            updates.append(_shortened(g, _on(self.clipping, size) * size, dim))
-        return updates, state
+    def moved(self, g: Tensor, p: Any) -> Tensor:
+        """Return the gradient, scaled unit by unit."""
+        dim = tuple(range(1, g.ndim)) if g.ndim > 1 else None
+        of_p = scaled(p, dim)
+        size = (of_p.size * of_p.norm).clamp(min=_on(self.eps, of_p.norm))
+        return _shortened(g, _on(self.clipping, size) * size, dim)
 
 
 def adaptive_clip(

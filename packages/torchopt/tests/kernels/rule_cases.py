@@ -39,9 +39,17 @@ def fused_update_(name: str, *args: Any, **options: Any) -> list[Tensor]:
     return native.update(RULES[name], *args, inplace=True, **options)[0]
 
 
-def fused_step_(cache: StepCache, name: str, *args: Any, **options: Any) -> bool:
-    """Return what `cache.step` does for the rule `name`."""
-    return cache.step(RULES[name], *args, **options)
+def fused_step_(
+    cache: StepCache,
+    name: str,
+    params: Sequence[Tensor],
+    grads: Sequence[Any],
+    states: Sequence[list[Tensor]],
+    *rest: Any,
+) -> bool:
+    """Step in place with the rule `name` and return whether it was done."""
+    found = native.attempt(RULES[name], grads, states, params, *rest, into=cache)
+    return not isinstance(found, Exception)
 
 
 def reference_update(

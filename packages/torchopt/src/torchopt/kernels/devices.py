@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from torchopt import _C
+from torchopt.errors import KernelUnavailableError
 from torchopt.kernels.missing import why_missing
+from torchopt.torch_internals import FakeTensor, has_tangent, is_wrapped
 from torchopt.tree_function import PLAIN
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
+
+    from torchopt.kernels.fused_rule import FusedRule
 
 
 __all__ = [
@@ -21,7 +27,9 @@ __all__ = [
     "explain_unavailable",
     "has_code_for",
     "placement",
+    "refusal",
     "refuse_capture",
+    "unavailable",
 ]
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -116,3 +124,57 @@ def placement(x: Tensor) -> tuple[int, int]:
         return -1, 0
     index = torch.cuda.current_device() if x.device.index is None else x.device.index
     return index, torch.cuda.current_stream(x.device).cuda_stream
+
+
+def refusal(
+    rule: FusedRule,
+    grads: Sequence[Tensor],
+    roles: Sequence[tuple[str, Sequence[Tensor]]],
+    *,
+    plain: bool = False,
+) -> Exception | None:
+    """Return why no kernel serves these tensors, None where one does.
+
+    Args:
+        rule: What is to be computed.
+        grads: The gradients.
+        roles: Names, and a tensor for each gradient.
+        plain: Whether tensors that a transform or forward mode follows are refused too.
+    """
+    for g in grads:
+        if type(g) not in PLAIN and (plain or not isinstance(g, FakeTensor)):
+            return unavailable(f"the fused kernels serve plain tensors, got a {type(g).__name__}")
+    for kind in {(g.device, g.dtype): None for g in grads}:
+        reason = explain_unavailable(*kind)
+        if reason is not None:
+            return unavailable(reason)
+    for g in grads:
+        if g.layout is not torch.strided:
+            return unavailable(f"the fused kernels serve dense tensors, got {g.layout}")
+        if plain and (is_wrapped(g) or has_tangent(g)):
+            return unavailable("a transform follows a gradient")
+    for name, role in roles:
+        if len(role) != len(grads):
+            return ValueError(
+                f"fused {rule.name}: expected {len(grads)} tensors in {name}, got {len(role)}."
+            )
+        for g, x in zip(grads, role):
+            if x is None:
+                return unavailable(f"a tensor of {name} is missing")
+            if plain and (type(x) not in PLAIN or is_wrapped(x) or has_tangent(x)):
+                return unavailable(f"a transform follows a tensor of {name}")
+            if g.shape != x.shape or g.dtype != x.dtype or g.device != x.device:
+                return ValueError(
+                    f"fused {rule.name}: expected {name} of the shape, dtype and device of the "
+                    f"gradient, {tuple(g.shape)} {g.dtype} {g.device}; got {tuple(x.shape)} "
+                    f"{x.dtype} {x.device}."
+                )
+    return None
+
+
+def unavailable(reason: str) -> KernelUnavailableError:
+    """Return the error for kernels that were asked for and cannot run."""
+    return KernelUnavailableError(
+        f"the fused kernel was requested, but {reason}; "
+        "use use_accelerated_op=False or backend='reference' for these parameters."
+    )

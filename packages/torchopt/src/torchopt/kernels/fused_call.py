@@ -34,26 +34,6 @@ def _dense(x: Tensor) -> Tensor:
 
 
 @dataclass(slots=True)
-class Known:
-    """The value of a call that was already made, to be used once.
-
-    Attributes:
-        rule: The rule, and the number of tensors, for those who draw graphs.
-        size: The number of tensors.
-        outputs: The value.
-    """
-
-    rule: FusedRule
-    size: int
-    outputs: tuple[Tensor, ...]
-
-    def value(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the value, and forget it."""
-        outputs, self.outputs = self.outputs, ()
-        return outputs
-
-
-@dataclass(slots=True)
 class FusedCall:
     """One call: what is computed, and how the flat list of tensors is to be read.
 
@@ -68,6 +48,7 @@ class FusedCall:
         hypers: A number for each of `rule.all_hypers`; None stands for the next tensor.
         step_of: Which constant is the step of each gradient; empty: `step` is the step of all.
         step: The step, counted from 1.
+        known: The value, where it is known; used once.
     """
 
     rule: FusedRule
@@ -77,6 +58,12 @@ class FusedCall:
     hypers: tuple[float | None, ...]
     step_of: tuple[int, ...]
     step: int
+    known: tuple[Tensor, ...] | None = None
+
+    @property
+    def kind(self) -> int:
+        """Which kernel computes the value."""
+        return _C.DECAYED_UPDATE if self.decayed else _C.UPDATE
 
     @property
     def num_outputs(self) -> int:
@@ -153,43 +140,36 @@ class FusedCall:
         self,
         kind: int,
         tensors: Sequence[Tensor | None],
-        needed: Sequence[bool] | None,
-        step: Any,
+        constants: Sequence[Tensor],
+        needed: Sequence[bool] | None = None,
         *,
         record: bool = False,
     ) -> Any:
         """Return the outputs and whether a graph follows; None where that is unknown."""
+        if self.num_tensor_hypers or len(constants) > 1:
+            return None
         return _C.fused_call(
             self.rule.name,
             kind,
             tensors,
             self.size,
             needed,
-            step,
+            constants[0] if constants else self.step,
             self.hypers,  # type: ignore[arg-type]  # there is no None among them
             self.maximize,
             torch.get_num_threads(),
             record,
         )
 
-    def the_step(self, constants: Sequence[Tensor]) -> int | Tensor | None:
-        """Return the step of all gradients, None where they differ."""
-        if not self.step_of:
-            return self.step
-        return constants[0] if len(constants) == 1 else None
-
     def value(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the updates and each role of the new state, one after the other."""
-        kind = _C.DECAYED_UPDATE if self.decayed else _C.UPDATE
+        if self.known is not None:
+            known, self.known = self.known, None
+            return known
         hypers = tensors[self.num_roles * self.size : self.num_inputs]
-        step = self.the_step(tensors[self.num_inputs :])
-        if not hypers and step is not None:
-            quick = self.quick(kind, tensors, None, step)
-            if quick is not None:
-                return quick[0]  # type: ignore[no-any-return]
         roles = [[_dense(x) for x in role] for role in self.roles(tensors, self.num_roles)]
         outputs = [[torch.empty_like(x) for x in roles[0]] for _ in range(self.num_outputs)]
-        self.launch(kind, roles, outputs, hypers, tensors[self.num_inputs :])
+        self.launch(self.kind, roles, outputs, hypers, tensors[self.num_inputs :])
         return tuple(x for role in outputs for x in role)
 
     def write(self, tensors: Sequence[Tensor], states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -198,9 +178,8 @@ class FusedCall:
         params = [[_dense(p.detach()) for p in rest[-1]]] if self.decayed else []
         roles = [[_dense(g.detach()) for g in grads], *map(list, states), *params]
         updates = [torch.empty_like(g) for g in roles[0]]
-        kind = _C.DECAYED_UPDATE if self.decayed else _C.UPDATE
-        constants = tensors[self.num_inputs :]
-        self.launch(kind, roles, [updates, *map(list, states)], (), constants)
+        outputs = [updates, *map(list, states)]
+        self.launch(self.kind, roles, outputs, (), tensors[self.num_inputs :])
         bump_versions([x for role in states for x in role])
         return updates
 
@@ -214,12 +193,10 @@ class FusedCall:
         """
         last = self.num_inputs + self.num_outputs * self.size
         constants: Any = tensors[last:]
-        step = self.the_step(constants)
         kind = _C.DECAYED_UPDATE_VJP if self.decayed else _C.UPDATE_VJP
-        if self.num_tensor_hypers == 0 and step is not None:
-            quick = self.quick(kind, tensors, needed, step)
-            if quick is not None:
-                return quick[0]  # type: ignore[no-any-return]
+        quick = self.quick(kind, tensors, constants, needed)
+        if quick is not None:
+            return quick[0]  # type: ignore[no-any-return]
         given: Any = tensors[: self.num_inputs]
         roles = [[_dense(x) for x in role] for role in self.roles(given, self.num_roles)]
         hypers = given[self.num_roles * self.size :]
@@ -303,8 +280,9 @@ class FusedCall:
         def same_leaf(k: int) -> int:
             return k % size
 
+        self.known = known
         operation = Operation(
-            self.value if known is None else Known(self.rule, size, known).value,
+            self.value,
             self.vjp,
             self.reference,
             self.num_inputs,

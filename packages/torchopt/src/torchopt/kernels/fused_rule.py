@@ -76,7 +76,6 @@ def is_none(decay: Any) -> bool:
     return not isinstance(decay, torch.Tensor) and decay == 0.0 and math.copysign(1.0, decay) < 0
 
 
-def decays(hypers: Any) -> bool:
+def decays(*coefficients: Any) -> bool:
     """Return whether there is weight decay. A tensor counts as one, whatever its value."""
-    values = (hypers.get(name, 0.0) for name in CHAIN_HYPERS[1:])
-    return any(isinstance(value, torch.Tensor) or value != 0.0 for value in values)
+    return any(isinstance(value, torch.Tensor) or value != 0.0 for value in coefficients)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt import _C
-from torchopt.kernels.devices import placement
-from torchopt.kernels.native import refusal
+from torchopt.kernels.devices import placement, refusal, unavailable
 from torchopt.torch_internals import bump_versions
 from torchopt.tree_function import is_watched
 
@@ -50,96 +49,83 @@ class StepCache:
     def __reduce__(self) -> tuple[Any, ...]:
         return StepCache, ()
 
-    def fits(
-        self, rule: FusedRule, params: Sequence[Tensor], states: Sequence[list[Tensor]]
-    ) -> bool:
-        """Return whether this was made for the same objects."""
-        return (
+    def step(
+        self,
+        rule: FusedRule,
+        params: Sequence[Tensor] | None,
+        grads: Sequence[Any],
+        states: Sequence[list[Tensor]],
+        step: Any,
+        hypers: Sequence[float],
+        maximize: bool = False,
+        launch: bool = True,
+    ) -> Exception | None:
+        """Step `params` and `states` in place and return None, or do nothing and return why.
+
+        One plain native pass over all tensors is not possible where a gradient is missing or not
+        contiguous, tensors differ in dtype or device or share memory, or something watches them.
+        See `torchopt.kernels.native.attempt` for the arguments; `params` and `grads` are remembered
+        by the objects that they are.
+        """
+        if not params:
+            return unavailable("there are no parameters")
+        new = not (
             self.plan is not None
             and self.rule is rule
             and self.params is params
             and len(self.states) == len(states)
             and all(a is b for a, b in zip(self.states, states))
         )
-
-    @torch.no_grad()  # so that a parameter counts as watched only by what is not its own gradient
-    def renew(
-        self, rule: FusedRule, params: Sequence[Tensor], states: Sequence[list[Tensor]]
-    ) -> bool:
-        """Check all tensors and remember them; return False where they cannot be stepped so."""
-        self.plan = self.quick = None
-        if not params or not _steppable(rule, params, states):
-            return False
-        states = tuple(states)
-        try:
-            self.plan = _C.StepPlan(rule.name, list(params), list(states))
-        except ValueError:
-            return False  # a kind of memory that the kernels cannot read
-        self.rule, self.params, self.states = rule, params, states
-        self.written = [*params, *(x for role in states for x in role)]
-        return True
-
-    def step(
-        self,
-        rule: FusedRule,
-        params: Sequence[Tensor],
-        grads: list[Any],
-        states: Sequence[list[Tensor]],
-        step: int | Tensor,
-        hypers: Sequence[float],
-        *,
-        maximize: bool = False,
-        launch: bool = True,
-    ) -> bool:
-        """Step `params` and `states` in place and return True, or do nothing and return False.
-
-        The result is that of `native.update` followed by adding the updates to the parameters.
-        False is returned where one plain native pass over all tensors is not possible: a gradient
-        is missing or not contiguous, tensors differ in dtype or device or share memory, or
-        something watches them.
-
-        Args:
-            rule: The rule.
-            params: Parameters. This is of use while this is the same object.
-            grads: A gradient or None for each parameter.
-            states: For each of the rule's states, one tensor for each parameter.
-            step: The number of this step, from 1: a number or a 0-dim int64 tensor, one for all.
-            hypers: A number for each of `rule.all_hypers`, in their order.
-            maximize: Go up instead of down.
-            launch: Step now; otherwise only check that the step can be taken, for `plan.launch`.
-        """
-        if not self.fits(rule, params, states) and not self.renew(rule, params, states):
-            return False
-        for _ in range(2):
+        for again in (new, True):
+            refused = self._renew(rule, params, tuple(states)) if again else None
+            if refused is not None or self.plan is None:
+                return refused
             device, stream = placement(params[0])
-            if self.plan is not None and self.plan.run(
-                grads, step, hypers, maximize, torch.get_num_threads(), device, stream, launch
+            if self.plan.run(
+                grads,  # type: ignore[arg-type]
+                step,
+                hypers,
+                maximize,
+                torch.get_num_threads(),
+                device,
+                stream,
+                launch,
             ):
                 if launch:
                     bump_versions(self.written)
-                return True
-            # A gradient that does not fit, or a tensor that moved: check again from scratch.
-            if any(g is None for g in grads) or not self.renew(rule, params, states):
-                return False
-        return False
+                return None
+            if any(g is None for g in grads):
+                break
+            # Or a tensor has moved: check again from scratch.
+        return unavailable("a gradient is missing, or is not like its parameter in memory")
 
-
-def _steppable(
-    rule: FusedRule, params: Sequence[Tensor], states: Sequence[Sequence[Tensor]]
-) -> bool:
-    if refusal(rule, params, list(zip(rule.states, states)), plain=True) is not None:
-        return False
-    for x in (x for role in (params, *states) for x in role):
-        if (
-            x.dtype != params[0].dtype
-            or x.device != params[0].device
-            or not x.is_contiguous()
-            or x.is_neg()
-            or x.is_inference()
-            or is_watched(x)
-        ):
-            return False
-    if any(x.requires_grad for role in states for x in role):
-        return False
-    # Shared memory would be stepped twice.
-    return _C.are_disjoint([x for role in (params, *states) for x in role])
+    @torch.no_grad()  # so that a parameter counts as watched only by what is not its own gradient
+    def _renew(
+        self, rule: FusedRule, params: Sequence[Tensor], states: tuple[list[Tensor], ...]
+    ) -> Exception | None:
+        """Judge all tensors and remember them; return why they cannot be stepped so."""
+        self.plan = self.quick = None
+        refused = refusal(rule, params, list(zip(rule.states, states)), plain=True)
+        if refused is not None:
+            return refused
+        self.written = [*params, *(x for role in states for x in role)]
+        for x in self.written:
+            if (
+                x.dtype != params[0].dtype
+                or x.device != params[0].device
+                or not x.is_contiguous()
+                or x.is_neg()
+                or x.is_inference()
+                or is_watched(x)
+            ):
+                return unavailable("a tensor cannot be stepped with the others, or is watched")
+        if any(x.requires_grad for role in states for x in role):
+            return unavailable("a state requires a gradient")
+        if not _C.are_disjoint(self.written):
+            return unavailable("tensors share memory, which would be stepped twice")
+        try:
+            self.plan = _C.StepPlan(rule.name, list(params), list(states))
+        except ValueError as error:  # a kind of memory that the kernels cannot read
+            return unavailable(str(error))
+        self.rule, self.params, self.states = rule, params, states
+        return None

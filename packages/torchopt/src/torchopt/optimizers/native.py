@@ -154,36 +154,20 @@ class FusedChain(FlatChain):
         if self.backend == "reference" or why_missing(_C) is not None or is_traced():
             return False, state
         part = self.part
-        if part is None or not self.is_whole:
+        # In forward mode gradients may have tangents, which parameters take over.
+        if part is None or not self.is_whole or in_forward_mode():
             return False, state
-        if in_forward_mode():
-            return False, state  # gradients may have tangents, which parameters take over
         members = tuple(state)
-        # A state that the last step returned has the form it was made in.
-        if state is not cache.state and part.lists(members, len(params)) is None:
+        roles = part.roles_of(members, len(params))
+        if roles is None or not part.in_step(members) or part.plan.has_arrays():
             return False, state
-        if not part.in_step(members) or part.plan.has_arrays():
-            return False, state
-        numbers = part.numbers(members)
-        if numbers is None:
-            return False, state
-        advanced = part.advance(members, None, range(len(params)), together=True)
-        done = cache.step(
-            part.plan.fused,
-            params,
-            grads,
-            part.roles(members),
-            part.step(advanced),
-            numbers,
-            maximize=part.plan.maximize,
-            launch=launch,
-        )
-        if not done:
+        found = part.together(grads, members, roles, params, into=cache, launch=launch)
+        if isinstance(found, Exception):
             return False, state
         if launch:
-            cache.state = advanced
+            cache.state = found[1]
         cache.quick = self._quick(part.plan, members)
-        return True, advanced
+        return True, found[1]
 
     def _quick(self, plan: Plan, members: tuple[Any, ...]) -> _QuickStep | None:
         if plan.numbers is None:

@@ -20,10 +20,9 @@ from torchopt.transform.leaf_rule import (
     declared_in,
     init_leaves,
     overwrite,
-    unlike_state,
     update_leaves,
 )
-from torchopt.transform.parts import parts_of
+from torchopt.transform.parts import in_lists, in_trees, parts_of
 from torchopt.tree import flatten_up_to, located, tree_flatten, tree_map, tree_unflatten
 
 __all__ = [
@@ -71,27 +70,11 @@ class _TreeDriver(_ListDriver):
             state = init_leaves(self.rule, leaves)
         except MismatchError as error:
             raise located(error, spec) from error.__cause__
-        if not self.rule.leaf_fields:
-            return state
-        return state._replace(
-            **{f: tree_unflatten(spec, getattr(state, f)) for f in self.rule.leaf_fields}
-        )
+        return in_trees(self.rule, state, spec)
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
-        fields = self.rule.leaf_fields
-        if fields:
-            try:
-                trees = {f: getattr(state, f) for f in fields}
-            except AttributeError:
-                raise TypeError(unlike_state(self.rule, state)) from None
-            state = state._replace(
-                **{
-                    f: flatten_up_to(spec, tree, f"state.{f}")
-                    for f, tree in trees.items()
-                    if tree is not None or f not in self.rule.later_fields
-                }
-            )
+        state = in_lists(self.rule, state, spec)
         param_leaves = (
             None if params is None else flatten_up_to(spec, params, "params", spec_of="updates")
         )
@@ -99,9 +82,7 @@ class _TreeDriver(_ListDriver):
             leaves, state = update_leaves(self.rule, leaves, state, param_leaves, inplace=inplace)
         except MismatchError as error:
             raise located(error, spec) from error.__cause__
-        if fields:
-            state = state._replace(**{f: tree_unflatten(spec, getattr(state, f)) for f in fields})
-        return tree_unflatten(spec, leaves), state
+        return tree_unflatten(spec, leaves), in_trees(self.rule, state, spec)
 
 
 def as_transformation(rule: LeafRule, *, already_flattened: bool) -> GradientTransformation:

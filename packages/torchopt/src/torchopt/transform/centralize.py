@@ -19,14 +19,9 @@ class Centralize(LeafRule):
 
     complex_numbers: ClassVar[str] = "whole"
 
-    def update_leaves(
-        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
-    ) -> tuple[list[Tensor], Any]:
-        """Return the centred gradients."""
-        return [
-            g - g.mean(dim=tuple(range(1, g.ndim)), keepdim=True) if g.ndim > 1 else g
-            for g in grads
-        ], state
+    def moved(self, g: Tensor, p: Any) -> Tensor:
+        """Return the centred gradient."""
+        return g - g.mean(dim=tuple(range(1, g.ndim)), keepdim=True) if g.ndim > 1 else g
 
 
 @transformation_of(Centralize)

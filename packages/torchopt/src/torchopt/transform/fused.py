@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from torchopt import _C
+from torchopt.kernels.devices import unavailable
 from torchopt.kernels.fused_rule import as_number
+from torchopt.kernels.fused_step import StepCache
 from torchopt.kernels.missing import why_missing
-from torchopt.kernels.native import call_plain, overwrite, refusal, unavailable, update
+from torchopt.kernels.native import attempt, overwrite
 from torchopt.precision import as_given, is_narrow, widened
 from torchopt.torch_internals import is_transforming
 from torchopt.transform.counts import increment
+from torchopt.transform.leaf_rule import put
 from torchopt.transform.plan import Plan
 from torchopt.tree_function import PLAIN, any_watched, is_traced
 
@@ -76,39 +79,44 @@ class Part:
             (not plan.rules and not inplace and self._is_brief(leaves)) or plan.has_arrays()
         ):
             return None
-        lists = self.lists(members, len(leaves))
-        if lists is None or not leaves:
+        roles = self.roles_of(members, len(leaves))
+        if roles is None or not leaves or (plan.reads_params and params is None):
+            return None  # the members' turn, which say what is missing
+        read = params() if plan.reads_params and params is not None else None
+        found: Any = None
+        if not is_transforming() and self.in_step(members):
+            found = self.together(leaves, members, roles, read, inplace=inplace)
+        if found is None or (isinstance(found, Exception) and _has_gaps(leaves, *roles)):
+            found = self._by_groups(leaves, members, roles, read, inplace)
+        if not isinstance(found, Exception):
+            return None if found is None else (found[0], found[1])
+        if not is_narrow(leaves) and any(map(is_narrow, (*roles, read or ()))):
+            return self._in_float32(leaves, members, roles, read, inplace)
+        if self.backend == "auto":
             return None
-        roles, counts = lists
-        if not is_transforming() and all(map(_are_equal, counts)):
-            found = self._together(leaves, members, roles, params, inplace)
-            if found is not None:
-                return found
-        if _is_mixed(leaves, roles, params() if params and plan.reads_params else ()):
-            return self._in_float32(leaves, members, params, inplace)
-        return self._by_groups(leaves, members, params, inplace)
+        raise found
 
     def _in_float32(
         self,
         leaves: list[Any],
         members: tuple[Any, ...],
-        params: Callable[[], list[Any]] | None,
+        old: list[list[Any]],
+        params: list[Any] | None,
         inplace: bool,
     ) -> tuple[list[Any], tuple[Any, ...]] | None:
         """Return what `update` does for states and parameters of half types, widened for the call.
 
         `torchopt.transform.compensated` hands over such gradients.
         """
-        old = self.roles(members)
-        wide = self.replaced(members, [list(map(widened, role)) for role in old])
-        read = None if params is None else lambda: list(map(widened, params()))
+        wide = self._replaced(members, [list(map(widened, role)) for role in old])
+        read = None if params is None else lambda: list(map(widened, params))
         found = self.update(leaves, wide, read, inplace=False)
         if found is None:
             return None
-        moved = [as_given(*pair) for pair in zip(self.roles(found[1]), old)]
+        moved = [as_given(*pair) for pair in zip(self._roles(found[1]), old)]
         if inplace:
             moved = [list(map(overwrite, *pair)) for pair in zip(old, moved)]
-        return found[0], self.replaced(found[1], moved)
+        return found[0], self._replaced(found[1], moved)
 
     def _is_brief(self, leaves: list[Any]) -> bool:
         """Return whether a graph is recorded, of too few tensors to be worth a native node."""
@@ -118,197 +126,145 @@ class Part:
             and any(isinstance(g, Tensor) and g.requires_grad for g in leaves)
         )
 
-    def lists(
-        self, members: tuple[Any, ...], size: int
-    ) -> tuple[list[list[Any]], list[list[Any]]] | None:
-        """Return roles and counts; None where the states do not have the form of the plan."""
+    def roles_of(self, members: tuple[Any, ...], size: int) -> list[list[Any]] | None:
+        """Return the states of the kernel; None where they do not have the form of the plan."""
         if len(members) != self.plan.size:
             return None
         try:
-            roles, counts = self.roles(members), self._count_lists(members)
+            roles, counts = self._roles(members), self._count_lists(members)
         except AttributeError:
             return None  # the state of something else; the members raise
-        for role in (*roles, *counts):
-            if not isinstance(role, list) or len(role) != size:
-                return None
-        return roles, counts
+        fits = all(isinstance(role, list) and len(role) == size for role in (*roles, *counts))
+        return roles if fits else None
+
+    def _roles(self, members: tuple[Any, ...]) -> list[list[Any]]:
+        return [getattr(members[i], field) for i, field in self.plan.states]
 
     def in_step(self, members: tuple[Any, ...]) -> bool:
         """Return whether all leaves took the same number of steps."""
         return all(map(_are_equal, self._count_lists(members)))
-
-    def roles(self, members: tuple[Any, ...]) -> list[list[Any]]:
-        """Return the states of the kernel."""
-        return [getattr(members[i], field) for i, field in self.plan.states]
 
     def _count_lists(self, members: tuple[Any, ...]) -> list[list[Any]]:
         """Return what has to be the same for leaves that are served by one call."""
         lists = [members[i].count for i in self.plan.counted]
         return lists + [getattr(members[i], name) for i, _, name in self.plan.shared]
 
-    def numbers(self, members: tuple[Any, ...]) -> Sequence[float] | None:
-        """Return the hyper-parameters in the order of the kernel, None where one is watched or has
-        no value, as on the meta device.
+    def _hypers(
+        self, members: tuple[Any, ...], leaf: int = 0
+    ) -> tuple[float, ...] | dict[str, Any]:
+        """Return the hyper-parameters in the order of the kernel; by name where one is watched or
+        has no value, as on the meta device.
         """
-        constant = self.plan.numbers
-        if constant is not None:
-            return constant
-        hypers = self._hypers(members, 0)
-        tensors = [h for h in hypers.values() if isinstance(h, Tensor)]
-        if any(h.is_meta or type(h) not in PLAIN for h in tensors) or any_watched(tensors):
-            return None
-        return [as_number(name, hypers[name]) for name in self.plan.fused.all_hypers]
-
-    def _hypers(self, members: tuple[Any, ...], leaf: int) -> dict[str, Any]:
+        if self.plan.numbers is not None:
+            return self.plan.numbers
         lr = self.plan.lr
         for i, schedule in self.plan.schedules:
             lr = lr * schedule(members[i].count[leaf])
         shared = {name: getattr(members[i], name)[leaf] for i, _, name in self.plan.shared}
-        return {**self.plan.constants, "lr": lr, **shared}
+        hypers = {**self.plan.constants, "lr": lr, **shared}
+        tensors = [h for h in hypers.values() if isinstance(h, Tensor)]
+        if any(map(_has_no_number, tensors)) or any_watched(tensors):
+            return hypers
+        return tuple(as_number(name, hypers[name]) for name in self.plan.fused.all_hypers)
 
-    def step(self, advanced: tuple[Any, ...]) -> int | Tensor:
-        """Return the step of leaves that took the same number of steps."""
-        if self.plan.step is None:
-            return 1
-        step: Tensor = advanced[self.plan.step].count[0]
-        return step
-
-    def _together(
+    def together(
         self,
-        leaves: list[Any],
+        leaves: Sequence[Any],
         members: tuple[Any, ...],
         roles: list[list[Any]],
-        params: Callable[[], list[Any]] | None,
-        inplace: bool,
-    ) -> tuple[list[Any], tuple[Any, ...]] | None:
-        """Return what `update` does in the shortest way; None where it is closed.
+        params: Sequence[Any] | None,
+        *,
+        inplace: bool = True,
+        into: StepCache | None = None,
+        launch: bool = True,
+    ) -> tuple[list[Any], tuple[Any, ...]] | Exception:
+        """Return what `update` does for leaves that take the same step, or why there is no call.
 
-        It is open where all leaves step together and are plain tensors on the CPU.
+        Args:
+            leaves: The gradients.
+            members: The state of each member, with `in_step`.
+            roles: The states of the kernel.
+            params: The parameters, where they are read or written.
+            inplace: Overwrite the states.
+            into: See `torchopt.kernels.native.attempt`.
+            launch: See `torchopt.kernels.native.attempt`.
         """
         plan = self.plan
-        if plan.reads_params and params is None:
-            return None
-        numbers = self.numbers(members)
-        if numbers is None:
-            return None
-        size = len(leaves)
-        changes = self._following(members, range(size), together=True)
-        flat = [*leaves]
-        for role in roles:
-            flat += role
-        if plan.reads_params and params is not None:
-            flat += params()
-        outputs = call_plain(
+        changes = self._following(members, range(len(leaves)), together=True)
+        found = attempt(
             plan.fused,
-            flat,
-            size,
+            leaves,
+            roles,
+            params,
             1 if plan.step is None else changes[plan.step]["count"][0],
-            numbers,
-            decayed=plan.reads_params,
+            self._hypers(members),
             maximize=plan.maximize,
             inplace=inplace,
+            plain=self.backend == "auto",
+            into=into,
+            launch=launch,
         )
-        if outputs is None:
-            return None
-        start = size
-        for i, field in plan.states:
-            changes.setdefault(i, {})[field] = outputs[start : start + size]
-            start += size
-        return outputs[:size], _changed(members, changes)
+        if isinstance(found, Exception):
+            return found
+        return found[0], self._replaced(members, found[1], changes)
 
     def _by_groups(
         self,
         leaves: list[Any],
         members: tuple[Any, ...],
-        read: Callable[[], list[Any]] | None,
+        old: list[list[Any]],
+        params: list[Any] | None,
         inplace: bool,
-    ) -> tuple[list[Any], tuple[Any, ...]] | None:
+    ) -> tuple[list[Any], tuple[Any, ...]] | Exception | None:
         """Return what `update` does with a call for all leaves that took as many steps."""
-        old = self.roles(members)
-        present = [
-            i
-            for i, g in enumerate(leaves)
-            if g is not None and all(role[i] is not None for role in old)
-        ]
-        if not present:
+        present = [i for i, row in enumerate(zip(leaves, *old)) if not _has_gaps(row)]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        lists = self._count_lists(members)
+        for i in present:
+            groups.setdefault(tuple(id(counts[i]) for counts in lists), []).append(i)
+        if not groups:
             return None
-        params = None if read is None else read()
-        roles = list(zip(self.plan.fused.states, [[role[i] for i in present] for role in old]))
-        if params is not None and self.plan.reads_params:
-            roles.append(("params", [params[i] for i in present]))
-        auto = self.backend == "auto"
-        refused = refusal(self.plan.fused, [leaves[i] for i in present], roles, plain=auto)
-        if refused is not None:
-            if auto:
-                return None
-            raise refused
-        groups = self._groups(members, present)
-        moved = [list(role) for role in old]  # filled in below
+        changes = self._following(members, present, together=False)
+        moved = [list(role) for role in old]
         out: list[Any] = [None] * len(leaves)
-        advanced = self.advance(members, moved, present)
-        for group in groups:
-            found = update(
+        step = self.plan.step
+        for group in groups.values():
+            found = attempt(
                 self.plan.fused,
                 [leaves[i] for i in group],
                 [[role[i] for i in group] for role in old],
                 None if params is None else [params[i] for i in group],
-                self._steps(advanced, group),
+                1 if step is None else [changes[step]["count"][i] for i in group],
                 self._hypers(members, group[0]),
                 maximize=self.plan.maximize,
-                # Several calls write only after all of them were checked.
+                # Several calls write only after all of them were done.
                 inplace=inplace and len(groups) == 1,
-                judged=True,
+                plain=self.backend == "auto",
             )
+            if isinstance(found, Exception):
+                return found
             for k, i in enumerate(group):
                 out[i] = found[0][k]
                 for role, new in zip(moved, found[1]):
                     role[i] = new[k]
         if inplace and len(groups) > 1:
-            for role, was in zip(moved, old):
-                role[:] = map(overwrite, was, role)
-        return out, advanced
+            moved = [list(map(overwrite, *pair)) for pair in zip(old, moved)]
+        return out, self._replaced(members, moved, changes)
 
-    def _groups(self, members: tuple[Any, ...], present: list[int]) -> list[list[int]]:
-        """Return the leaves that took the same number of steps."""
-        lists = self._count_lists(members)
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i in present:
-            groups.setdefault(tuple(id(counts[i]) for counts in lists), []).append(i)
-        return list(groups.values())
-
-    def _steps(self, advanced: tuple[Any, ...], group: Sequence[int]) -> int | list[Tensor]:
-        if self.plan.step is None:
-            return 1
-        count = advanced[self.plan.step].count
-        return [count[i] for i in group]
-
-    def replaced(self, members: tuple[Any, ...], roles: Sequence[list[Any]]) -> tuple[Any, ...]:
-        """Return the states with other roles."""
-        changes: dict[int, dict[str, Any]] = {}
-        for (i, field), role in zip(self.plan.states, roles):
-            changes.setdefault(i, {})[field] = role
-        return _changed(members, changes)
-
-    def advance(
+    def _replaced(
         self,
         members: tuple[Any, ...],
-        roles: Sequence[list[Any]] | None,
-        present: Sequence[int],
-        *,
-        together: bool = False,
+        roles: Sequence[list[Any]],
+        changes: dict[int, dict[str, Any]] | None = None,
     ) -> tuple[Any, ...]:
-        """Return the states with one step more for the leaves in `present`.
-
-        Args:
-            members: State of each member.
-            roles: What replaces the kernel's states; None: they stay.
-            present: Indices of leaves.
-            together: Whether these are all leaves, and all counts of a member are one tensor.
-        """
-        changes = self._following(members, present, together=together)
-        for (i, field), role in zip(self.plan.states, roles or ()):
+        """Return the states with other roles, and with other fields that `changes` has."""
+        changes = {} if changes is None else changes
+        for (i, field), role in zip(self.plan.states, roles):
             changes.setdefault(i, {})[field] = role
-        return _changed(members, changes)
+        out = list(members)
+        for i, change in changes.items():
+            out[i] = members[i]._replace(**change)
+        return tuple(out)
 
     def _following(
         self, members: tuple[Any, ...], present: Sequence[int], *, together: bool
@@ -320,7 +276,7 @@ class Part:
             if together or (len(present) == len(counts) and _are_equal(counts)):
                 new: list[Any] = [_successor(counts[0])] * len(counts)
             else:
-                new = _put(counts, present, increment([counts[k] for k in present]))
+                new = put(counts, present, increment([counts[k] for k in present]))
             changes[i] = {"count": new}
             if "t" in members[i]._fields:
                 changes[i]["t"] = members[i].t + 1
@@ -332,27 +288,16 @@ class Part:
                 [counts[k] for k in moved], [[field[k] for k in moved] for field in fields]
             )
             for name, field, values in zip(rule.shared, fields, following):
-                changes[i][name] = values * len(field) if together else _put(field, present, values)
+                changes[i][name] = values * len(field) if together else put(field, present, values)
         return changes
 
 
-def _is_mixed(leaves: Sequence[Any], roles: Sequence[Any], params: Sequence[Any]) -> bool:
-    """Return whether gradients are wider than what goes with them."""
-    return not is_narrow(leaves) and any(map(is_narrow, (*roles, params)))
+def _has_gaps(*roles: Sequence[Any]) -> bool:
+    return any(x is None for role in roles for x in role)
 
 
-def _put(old: Sequence[Any], where: Sequence[int], values: Sequence[Any]) -> list[Any]:
-    out = list(old)
-    for i, value in zip(where, values):
-        out[i] = value
-    return out
-
-
-def _changed(members: tuple[Any, ...], changes: dict[int, dict[str, Any]]) -> tuple[Any, ...]:
-    out = list(members)
-    for i, change in changes.items():
-        out[i] = members[i]._replace(**change)
-    return tuple(out)
+def _has_no_number(x: Tensor) -> bool:
+    return x.is_meta or type(x) not in PLAIN or x.numel() != 1
 
 
 def _successor(count: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -35,11 +34,11 @@ from torchopt.tree import describe_mismatch, first_of_another_shape
 if TYPE_CHECKING:
     from torchopt.transform.plan import Plan
 
-__all__ = ["LeafRule", "init_leaves", "overwrite", "update_leaves"]
+__all__ = ["LeafRule", "init_leaves", "overwrite", "put", "update_leaves"]
 
 
 @dataclass(frozen=True)
-class LeafRule(Described, ABC):
+class LeafRule(Described):
     """One transformation rule, written for lists of tensors.
 
     Hyper-parameters are its fields, declared with `at_least_zero`, `fraction`, `number` and others
@@ -100,7 +99,7 @@ class LeafRule(Described, ABC):
         super().__init_subclass__(**kwargs)
         checks = {name: data["check"] for name, data in declared_in(cls).items()}
         cls.checks += tuple((name, check) for name, check in checks.items() if check)
-        if "update_leaves" in vars(cls) and "join" not in vars(cls):
+        if not {"update_leaves", "moved"}.isdisjoint(vars(cls)) and "join" not in vars(cls):
             vars_of: Any = cls
             vars_of.join = LeafRule.join  # the kernel of a base class is another formula
 
@@ -112,14 +111,12 @@ class LeafRule(Described, ABC):
         """Return the kernel that does what `plan` does and then this rule; None where none does."""
         return None
 
-    @abstractmethod
+    def moved(self, g: Tensor, p: Any) -> Tensor:
+        """Return the update of one tensor: all of a rule without a state."""
+        raise NotImplementedError
+
     def update_leaves(
-        self,
-        grads: list[Tensor],
-        state: Any,
-        params: list[Tensor],
-        *,
-        inplace: bool,
+        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
         """Return the updates and the next state.
 
@@ -130,6 +127,8 @@ class LeafRule(Described, ABC):
             inplace: The caller overwrites the old state with the new one, so a rule may write into
                 it.
         """
+        read = params if self.reads_params else [None] * len(grads)
+        return [self.moved(*pair) for pair in zip(grads, read)], state
 
 
 def declared_in(cls: type) -> dict[str, Mapping[str, Any]]:
@@ -138,11 +137,9 @@ def declared_in(cls: type) -> dict[str, Mapping[str, Any]]:
     return {name: field.metadata for name, field in fields.items() if "check" in field.metadata}
 
 
-def _scatter(
-    total: int, where: Sequence[int], values: Sequence[Any], otherwise: Sequence[Any]
-) -> list[Any]:
-    out = list(otherwise)
-    assert len(out) == total
+def put(old: Sequence[Any], where: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    """Return `old` with `values` at the indices `where`."""
+    out = list(old)
     for index, value in zip(where, values):
         out[index] = value
     return out
@@ -165,9 +162,7 @@ def init_leaves(rule: LeafRule, leaves: list[Any]) -> Any:
     if len(present) == len(leaves):
         return state
     absent = [None] * len(leaves)
-    return state._replace(
-        **{f: _scatter(len(leaves), present, getattr(state, f), absent) for f in rule.leaf_fields}
-    )
+    return state._replace(**{f: put(absent, present, getattr(state, f)) for f in rule.leaf_fields})
 
 
 def require_tensors(leaves: Sequence[Any], present: Sequence[int], what: str) -> None:
@@ -389,8 +384,8 @@ def update_leaves(
             for f in rule.overwritten_fields:
                 fields[f] = [overwrite(o, n) for o, n in zip(getattr(packed_state, f), fields[f])]
         if not everything:
-            fields = {f: _scatter(len(grads), present, v, old[f]) for f, v in fields.items()}
+            fields = {f: put(old[f], present, v) for f, v in fields.items()}
         new_state = new_state._replace(**fields)
     if not everything:
-        updates = _scatter(len(grads), present, updates, [None] * len(grads))
+        updates = put([None] * len(grads), present, updates)
     return updates, new_state

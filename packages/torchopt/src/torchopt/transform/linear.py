@@ -32,22 +32,17 @@ class FlipSignAndAddWeightDecay(LeafRule):
     weight_decay: float | Tensor
     maximize: bool
     reads_params: ClassVar[bool] = True
-    params_message: ClassVar[str] = (
-        "Parameters are required for weight decay. "
-        "Call `update(updates, state, params=params)` instead."
+    params_message: ClassVar[str] = LeafRule.params_message.replace(
+        "this transformation", "weight decay"
     )
 
     def join(self, plan: Plan) -> Plan | None:
         """Return `plan` with this stage."""
         return plan.penalized(self.weight_decay, self.maximize)
 
-    def update_leaves(
-        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
-    ) -> tuple[list[Tensor], Any]:
-        """Return the gradients of the objective with its penalty."""
-        decay = self.weight_decay
-        signed = [g.neg() for g in grads] if self.maximize else grads
-        return [plus(g, p, decay) for g, p in zip(signed, params)], state
+    def moved(self, g: Tensor, p: Any) -> Tensor:
+        """Return the gradient of the objective with its penalty."""
+        return plus(g.neg() if self.maximize else g, p, self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -57,9 +52,8 @@ class AddDecayedWeights(LeafRule):
     weight_decay: float | Tensor
     factor: float | Tensor | None = None
     reads_params: ClassVar[bool] = True
-    params_message: ClassVar[str] = (
-        "Parameters are required for weight decay. "
-        "Call `update(updates, state, params=params)` instead."
+    params_message: ClassVar[str] = LeafRule.params_message.replace(
+        "this transformation", "weight decay"
     )
 
     def join(self, plan: Plan) -> Plan | None:

@@ -24,13 +24,8 @@ class NanToNum(LeafRule):
     neginf: float | Tensor | None = None
     widens: ClassVar[bool] = False  # the largest number of the dtype depends on it
 
-    def update_leaves(
-        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
-    ) -> tuple[list[Tensor], Any]:
-        """Return the updates with numbers in place of NaN and infinities."""
-        return [self._cleaned(g) for g in grads], state
-
-    def _cleaned(self, g: Tensor) -> Tensor:
+    def moved(self, g: Tensor, p: Any) -> Tensor:
+        """Return the update with numbers in place of NaN and infinities."""
         nan, posinf, neginf = (
             None if isinstance(value, Tensor) else value
             for value in (self.nan, self.posinf, self.neginf)

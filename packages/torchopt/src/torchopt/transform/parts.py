@@ -9,18 +9,35 @@ from typing import Any
 
 from torchopt.base import GradientTransformation
 from torchopt.transform.fused import Backend, Part
-from torchopt.transform.leaf_rule import LeafRule
+from torchopt.transform.leaf_rule import LeafRule, unlike_state
 from torchopt.transform.plan import longest_plan
 from torchopt.tree import flatten_up_to, tree_flatten, tree_unflatten
 from torchopt.tree_function import is_traced
 
-__all__ = ["TreePart", "parts_of", "rule_of"]
+__all__ = ["TreePart", "in_lists", "in_trees", "parts_of", "rule_of"]
 
 
 def rule_of(member: GradientTransformation) -> LeafRule | None:
     """Return the rule that a transformation runs, None where it is something else."""
     rule = getattr(getattr(member.update, "__self__", None), "rule", None)
     return rule if isinstance(rule, LeafRule) else None
+
+
+def in_lists(rule: LeafRule, state: Any, spec: Any) -> Any:
+    """Return the state of a rule with a list in the place of each tree like `spec`."""
+    try:
+        trees = {f: getattr(state, f) for f in rule.leaf_fields}
+    except AttributeError:
+        raise TypeError(unlike_state(rule, state)) from None
+    present = {f: x for f, x in trees.items() if x is not None or f not in rule.later_fields}
+    lists = {f: flatten_up_to(spec, x, f"state.{f}") for f, x in present.items()}
+    return state._replace(**lists) if lists else state
+
+
+def in_trees(rule: LeafRule, state: Any, spec: Any) -> Any:
+    """Return the state of a rule with a tree like `spec` in the place of each list."""
+    trees = {f: tree_unflatten(spec, getattr(state, f)) for f in rule.leaf_fields}
+    return state._replace(**trees) if trees else state
 
 
 @dataclass(frozen=True)
@@ -42,29 +59,20 @@ class TreePart:
         if self.part.backend == "reference" or is_traced():
             return None
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
-        lists = []
-        for rule, state in zip(self.rules, members):
-            trees = {f: getattr(state, f, None) for f in rule.leaf_fields}
-            if any(tree is None for tree in trees.values()):
-                return None
-            flat = {f: flatten_up_to(spec, tree, f"state.{f}") for f, tree in trees.items()}
-            lists.append(state._replace(**flat) if flat else state)
+        pairs = list(zip(self.rules, members))
+        if any(getattr(state, f, None) is None for rule, state in pairs for f in rule.leaf_fields):
+            return None
+        lists = tuple(in_lists(rule, state, spec) for rule, state in pairs)
 
         def flat_params() -> list[Any]:
             return flatten_up_to(spec, params, "params", spec_of="updates")
 
-        found = self.part.update(
-            leaves, tuple(lists), None if params is None else flat_params, inplace=inplace
-        )
+        read = None if params is None else flat_params
+        found = self.part.update(leaves, lists, read, inplace=inplace)
         if found is None:
             return None
-        states = [
-            state._replace(**{f: tree_unflatten(spec, getattr(state, f)) for f in rule.leaf_fields})
-            if rule.leaf_fields
-            else state
-            for rule, state in zip(self.rules, found[1])
-        ]
-        return tree_unflatten(spec, found[0]), tuple(states)
+        states = tuple(in_trees(rule, state, spec) for rule, state in zip(self.rules, found[1]))
+        return tree_unflatten(spec, found[0]), states
 
 
 def parts_of(

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.kernels.fused_rule import FusedRule, as_number, has_kernel, is_none
+from torchopt.kernels.fused_rule import FusedRule, as_number, decays, has_kernel, is_none
 from torchopt.lazy import lazy
 from torchopt.transform.leaf_rule import LeafRule
 from torchopt.transform.linear import AddDecayedWeights, FlipSignAndAddWeightDecay, Scale
@@ -29,11 +29,6 @@ from torchopt.transform.linear import AddDecayedWeights, FlipSignAndAddWeightDec
 __all__ = ["Plan", "longest_plan"]
 
 _HALF = (torch.float16, torch.bfloat16)
-
-
-def _decays(value: Any) -> bool:
-    """Return whether there is weight decay. A tensor counts as one, whatever its value."""
-    return isinstance(value, Tensor) or value != 0.0
 
 
 @dataclass(frozen=True)
@@ -71,14 +66,14 @@ class Plan:
 
     def directed(self, rule: Any) -> Plan | None:
         """Return the plan with a rule."""
-        if self.closed or self.schedules or _decays(self.decoupled_weight_decay):
+        if self.closed or self.schedules or decays(self.decoupled_weight_decay):
             return None
         plan = self._with(rules=(*self.rules, (self.size, rule)))
         return plan if has_kernel(plan.fused) else None
 
     def decayed(self, weight_decay: Any) -> Plan | None:
         """Return the plan with decoupled weight decay."""
-        if self.closed or self.schedules or _decays(self.decoupled_weight_decay):
+        if self.closed or self.schedules or decays(self.decoupled_weight_decay):
             return None
         return self._with(decoupled_weight_decay=weight_decay)
 
@@ -144,17 +139,16 @@ class Plan:
     def constants(self) -> dict[str, Any]:
         """All hyper-parameters by name, but for what schedules and shared fields say."""
         values = {name: getattr(rule, name) for _, rule in self.rules for name in rule.hypers}
-        decays = {
+        chain = {
             "weight_decay": self.weight_decay,
             "decoupled_weight_decay": self.decoupled_weight_decay,
         }
-        return {"lr": self.lr, **decays, **values}
+        return {"lr": self.lr, **chain, **values}
 
     @lazy
     def reads_params(self) -> bool:
         """Whether parameters matter to the updates."""
-        decays = _decays(self.weight_decay) or _decays(self.decoupled_weight_decay)
-        return self.fused.reads_params or decays
+        return self.fused.reads_params or decays(self.weight_decay, self.decoupled_weight_decay)
 
     @lazy
     def numbers(self) -> tuple[float, ...] | None:

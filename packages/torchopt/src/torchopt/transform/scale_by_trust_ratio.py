@@ -25,18 +25,13 @@ class ScaleByTrustRatio(LeafRule):
     reads_params: ClassVar[bool] = True
     takes_directions: ClassVar[bool] = True
 
-    def update_leaves(
-        self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
-    ) -> tuple[list[Tensor], Any]:
-        """Return the scaled updates."""
-        updates = []
-        for g, p in zip(grads, params):
-            of_p, of_g = scaled(p), scaled(g)
-            usable = (of_p.norm > 0) & (of_g.norm > 0)
-            divisor = torch.where(usable, of_g.norm + self.eps / of_g.size, 1.0)
-            ratio = self.coefficient * (of_p.size * of_p.norm) / divisor
-            updates.append(torch.where(usable, of_g.unit * ratio, g))
-        return updates, state
+    def moved(self, g: Tensor, p: Any) -> Tensor:
+        """Return the scaled update."""
+        of_p, of_g = scaled(p), scaled(g)
+        usable = (of_p.norm > 0) & (of_g.norm > 0)
+        divisor = torch.where(usable, of_g.norm + self.eps / of_g.size, 1.0)
+        ratio = self.coefficient * (of_p.size * of_p.norm) / divisor
+        return torch.where(usable, of_g.unit * ratio, g)
 
 
 @transformation_of(ScaleByTrustRatio)
