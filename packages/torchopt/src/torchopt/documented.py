@@ -51,7 +51,8 @@ def documented(like: Callable[..., Any] | None = None, **arguments: str) -> Call
             others["References"] = found["References"]
         complete(function, entries(found.get("Args", "")) | arguments, **others)
         text = function.__doc__
-        makes_updates = hasattr(like, "rule") and "lr" in inspect.signature(function).parameters
+        has_lr = [f and "lr" in inspect.signature(f).parameters for f in (function, like)]
+        makes_updates = hasattr(like, "rule") and has_lr == [True, False]
         if text and like and makes_updates and "The update is" not in text:
             decoupled = arguments.get("weight_decay") is DECOUPLED
             update = "-lr * (u + weight_decay * p)" if decoupled else "-lr * u"

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
-from torchopt.kernels.reference.moments import moving_average
-from torchopt.kernels.reference.root import divide_by_root, root
+from torchopt.kernels.reference.formulas import divide_by_root, moving_average, root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
@@ -74,11 +73,7 @@ def adadelta(
     *,
     moment_requires_grad: bool = False,
 ) -> GradientTransformation:
-    """Return AdaDelta.
-
-    Args:
-        moment_requires_grad: Make the initial moments leaves that require a gradient.
-    """
+    """Return AdaDelta."""
     check_fraction(rho, "rho value", closed=True)
     return optimizer(
         AdaDelta(rho, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay, name="adadelta"

@@ -16,7 +16,7 @@ from torchopt import _C
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
 from torchopt.kernels.missing import why_missing
-from torchopt.kernels.reference.root import root
+from torchopt.kernels.reference.formulas import root
 from torchopt.kernels.stacks import in_rows
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
 from torchopt.torch_internals import bump_versions
@@ -201,7 +201,7 @@ def scale_by_factored_rms() -> None:
 
     Args:
         lr: The largest relative step size, >= 0.
-        beta2_decay: beta, <= 0.
+        beta2_decay: beta, the exponent of the weight of a new square, <= 0.
         eps1: Smallest root of the second moment; None for the spacing of the dtype at
             one, of float32 for half types.
         eps2: Smallest root mean square that a parameter counts for, >= 0.
@@ -229,7 +229,6 @@ def adafactor(
     lr weight_decay p.
 
     Args:
-        beta2_decay: Exponent of the weight of a new square, <= 0.
         eps: Smallest root of the second moment (None for the spacing of the dtype at one, of
             float32 for half types), and smallest root mean square that a parameter counts for.
         weight_decay: Coefficient of the decoupled decay, >= 0.

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
-from torchopt.kernels.reference.root import divide_by_root
+from torchopt.kernels.reference.formulas import divide_by_root
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
 from torchopt.transform.scale_by_schedule import ScaleBySchedule
-from torchopt.transform.starts import filled_like
 from torchopt.transform.validate import check_at_least_zero
 from torchopt.typing import Numeric, ScalarOrSchedule, Schedule
 
@@ -34,15 +33,11 @@ class AdaGrad(Rule):
     """u = g / (sqrt(s') + eps), s' = s + g^2; where s' is zero, u is zero."""
 
     initial_accumulator_value: Hyper = at_least_zero(
-        "initial_accumulator_value value", 0.0, starts=True
+        "initial_accumulator_value value", 0.0, starts="sum_of_squares"
     )
     eps: Hyper = at_least_zero("epsilon value", 1e-10)
     State = ScaleByRssState
     kernel = "adagrad"
-
-    def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
-        """Return sums of `initial_accumulator_value`."""
-        return filled_like(params, self.initial_accumulator_value)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
         """Return the direction and the sum."""
@@ -81,7 +76,7 @@ def scale_by_rss() -> None:
     Where s' is exactly zero, u and its derivative are zero.
 
     Args:
-        initial_accumulator_value: What the sum starts from, >= 0.
+        initial_accumulator_value: What the sum of squares starts from, >= 0.
 
     References:
         J. Duchi, E. Hazan, Y. Singer, Adaptive Subgradient Methods for Online Learning and
@@ -106,7 +101,6 @@ def adagrad(
 
     Args:
         lr_decay: Decay of the step size, >= 0.
-        initial_accumulator_value: What the sum of squares starts from, >= 0.
     """
     check_at_least_zero(lr_decay, "lr_decay value")
     return optimizer(

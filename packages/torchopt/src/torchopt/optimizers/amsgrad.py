@@ -11,8 +11,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
-from torchopt.kernels.reference.moments import moving_average
-from torchopt.kernels.reference.root import divide_by_root
+from torchopt.kernels.reference.formulas import divide_by_root, moving_average
 from torchopt.optimizers.adam import Adam
 from torchopt.optimizers.rule import Rule
 from torchopt.optimizers.stages import optimizer

@@ -75,9 +75,9 @@ def scale_by_asgd(
     the state from step t_0 on.
 
     Args:
-        lr: eta, >= 0.
-        lambd: lambda, >= 0.
-        alpha: Exponent of the decay, >= 0.
+        lr: eta, the first step size, >= 0.
+        lambd: lambda, the decay term, >= 0.
+        alpha: Exponent of the decay of the step size, >= 0.
         t0: Steps before the average starts.
 
     Raises:
@@ -105,11 +105,6 @@ def asgd(
 
     The update is minus the step of `torchopt.transform.scale_by_asgd`, whose state has the
     averaged iterates.
-
-    Args:
-        lr: The first step size, >= 0.
-        lambd: Decay term, >= 0.
-        alpha: Exponent of the decay of the step size, >= 0.
     """
     direction = ASGD(lr, lambd, alpha, t0)
     return optimizer(direction, lr=1.0, weight_decay=weight_decay, maximize=maximize, name="asgd")

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
-from torchopt.kernels.reference.moments import moving_average
-from torchopt.kernels.reference.sign import sign
+from torchopt.kernels.reference.formulas import moving_average, sign
 from torchopt.optimizers.rule import Hyper, Rule, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of

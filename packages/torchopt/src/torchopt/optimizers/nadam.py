@@ -11,8 +11,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
-from torchopt.kernels.reference.moments import bias_correction, moving_average
-from torchopt.kernels.reference.root import divide_by_root
+from torchopt.kernels.reference.formulas import bias_correction, divide_by_root, moving_average
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
-from torchopt.kernels.reference.moments import moving_average
-from torchopt.kernels.reference.root import divide_by_root
+from torchopt.kernels.reference.formulas import divide_by_root, moving_average
 from torchopt.optimizers.stages import compose, flip_sign_and_add_weight_decay
 from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.starts import zeros_like

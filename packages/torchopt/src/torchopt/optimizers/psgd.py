@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
-from torchopt.kernels.reference.moments import bias_correction, moving_average
+from torchopt.kernels.reference.formulas import bias_correction, moving_average
 from torchopt.kernels.stacks import in_rows
 from torchopt.optimizers.stages import optimizer
 from torchopt.params.sharded import require_whole

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
-from torchopt.kernels.reference.moments import moving_average
-from torchopt.kernels.reference.root import divide_by_root
+from torchopt.kernels.reference.formulas import divide_by_root, moving_average
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
 from torchopt.optimizers.sgd import trace
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
-from torchopt.transform.starts import filled_like
 from torchopt.typing import ScalarOrSchedule
 
 __all__ = ["ScaleByRStdDevState", "ScaleByRmsState", "rmsprop", "scale_by_rms", "scale_by_stddev"]
@@ -41,15 +39,9 @@ class RMSProp(Rule):
 
     alpha: Hyper = at_least_zero("alpha value", 0.9)
     eps: Hyper = at_least_zero("epsilon value", 1e-8)
-    initial_scale: Hyper = number(0.0, starts=True)
+    initial_scale: Hyper = number(0.0, starts="nu")
     State: ClassVar[Any] = ScaleByRmsState
     kernel = "rmsprop"
-
-    def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
-        """Return averages of zero, and of `initial_scale` for the squares."""
-        if role == "nu":
-            return filled_like(params, self.initial_scale)
-        return super().start(role, params)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
         """Return the direction and the average of squares."""
@@ -82,7 +74,7 @@ def scale_by_rms() -> None:
 
     Args:
         alpha: Decay of the average, in [0, 1).
-        initial_scale: What the average starts from.
+        initial_scale: What the average of squares starts from.
 
     References:
         T. Tieleman, G. Hinton, Lecture 6.5: RMSProp, 2012,
@@ -128,10 +120,8 @@ def rmsprop(
     (`scale_by_stddev` when centered), followed by `trace` when there is a momentum.
 
     Args:
-        alpha: Decay of the averages, in [0, 1).
         momentum: Decay of the trace of directions, >= 0.
         centered: Divide by the standard deviation of the gradient instead of its root mean square.
-        initial_scale: What the average of squares starts from.
         nesterov: Look ahead by one step; needs a momentum.
     """
     rule = CenteredRMSProp if centered else RMSProp

@@ -14,7 +14,6 @@ from torchopt.documented import documented
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, number
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
-from torchopt.transform.starts import filled_like
 from torchopt.transform.validate import are_numbers, unpacked
 
 __all__ = ["ScaleByRpropState", "rprop", "scale_by_rprop"]
@@ -31,7 +30,7 @@ class ScaleByRpropState(NamedTuple):
 class Rprop(Rule):
     """u = sign(g) size', where size grows with a constant sign and shrinks with a change."""
 
-    lr: Hyper = at_least_zero("learning rate", 1e-2, starts=True)
+    lr: Hyper = at_least_zero("learning rate", 1e-2, starts="step_size")
     eta_minus: Hyper = number(0.5)
     eta_plus: Hyper = number(1.2)
     min_step: Hyper = number(1e-6)
@@ -50,12 +49,6 @@ class Rprop(Rule):
             raise ValueError(
                 f"Invalid step sizes: {sizes[0]}, {sizes[1]}; expected 0 <= min_step <= max_step"
             )
-
-    def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
-        """Return gradients of zero and step sizes of `lr`."""
-        if role == "step_size":
-            return filled_like(params, self.lr)
-        return super().start(role, params)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
         """Return the step, with a minus still to come, the gradient that counts and the size."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchopt.transform.base import LeafRule, declared_in
 from torchopt.transform.counts import for_each_distinct, increment, same_counts, zero_counts
-from torchopt.transform.starts import zeros_like
+from torchopt.transform.starts import filled_like, zeros_like
 from torchopt.transform.validate import Hyper, at_least_zero, fraction, number, positive
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Rule(LeafRule):
             depends on none of them. Nothing is kept for it then.
         roles: The fields of the state that are like the parameter, in the order of the kernel.
         hypers: The hyper-parameters of a step, in the order of the kernel.
+        starts: The hyper-parameters that fields of the state start from.
         is_steady: Whether no coefficient depends on the step.
     """
 
@@ -54,11 +55,14 @@ class Rule(LeafRule):
     constant_derivative: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ()
     hypers: ClassVar[tuple[str, ...]] = ()
+    starts: ClassVar[Mapping[str, str]] = {}
     is_steady: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.hypers += tuple(n for n, data in declared_in(cls).items() if not data["starts"])
+        starts = {name: data["starts"] for name, data in declared_in(cls).items()}
+        cls.hypers += tuple(name for name, role in starts.items() if not role)
+        cls.starts = {**cls.starts, **{role: name for name, role in starts.items() if role}}
         fields = cls.State._fields
         cls.roles = tuple(f for f in fields if f not in ("count", "t", *cls.shared))
         cls.leaf_fields = tuple(f for f in fields if f != "t")
@@ -75,7 +79,9 @@ class Rule(LeafRule):
         return None if self.kernel is None else plan.directed(self)
 
     def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
-        """Return the initial value of a role of the state: zeros, unless a rule overrides it."""
+        """Return the initial value of a role of the state: that of `starts`, or zeros."""
+        if role in self.starts:
+            return filled_like(params, getattr(self, self.starts[role]))
         return zeros_like(params, getattr(self, "moment_requires_grad", False))
 
     def coefficients(self, k: Any, *shared: Tensor) -> tuple[Any, ...]:

@@ -88,10 +88,10 @@ def schedule_free() -> None:
     the model to use is x, see `averaged_params`.
 
     Args:
-        lr: gamma, >= 0.
-        beta: In [0, 1).
-        weight_decay: lambda, >= 0.
-        warmup_steps: w; 0 for none.
+        lr: gamma, the step size, >= 0.
+        beta: Weight of the average in the point where gradients are taken, in [0, 1).
+        weight_decay: lambda, the coefficient of the decay, >= 0.
+        warmup_steps: w, over how many steps the step size grows; 0 for none.
 
     References:
         A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682,
@@ -137,7 +137,7 @@ def averaged_params(state: Any, params: Any, *, where: Any = None) -> Any:
     return tree_unflatten(spec, leaves)
 
 
-@documented()
+@documented(schedule_free)
 def schedule_free_sgd(
     lr: float | Tensor = 1.0,
     beta: float = 0.9,
@@ -149,15 +149,6 @@ def schedule_free_sgd(
     """Return schedule-free SGD.
 
     See `torchopt.transform.schedule_free`; `torchopt.transform.averaged_params` gives the model.
-
-    Args:
-        lr: Step size, >= 0.
-        beta: Weight of the average in the point where gradients are taken, in [0, 1).
-        weight_decay: Coefficient of the decay, >= 0.
-        warmup_steps: Steps over which the step size grows; 0 for none.
-
-    References:
-        A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682
     """
     return compose(
         flip_sign_and_add_weight_decay.rule(0.0, maximize),
@@ -166,7 +157,7 @@ def schedule_free_sgd(
     )
 
 
-@documented()
+@documented(schedule_free)
 def schedule_free_adamw(
     lr: float | Tensor = 2.5e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -181,14 +172,8 @@ def schedule_free_adamw(
     See `torchopt.transform.schedule_free`; `torchopt.transform.averaged_params` gives the model.
 
     Args:
-        lr: Step size, >= 0.
         betas: Weight of the average in the point where gradients are taken, and decay of the
             second moment, both in [0, 1).
-        weight_decay: Coefficient of the decay, >= 0.
-        warmup_steps: Steps over which the step size grows; 0 for none.
-
-    References:
-        A. Defazio et al., The Road Less Scheduled, 2024, https://arxiv.org/abs/2405.15682
     """
     b1, b2 = unpacked(betas, 2, "betas")
     return compose(

@@ -91,7 +91,7 @@ def trace(
     Args:
         momentum: The decay mu, >= 0; 0 gives the identity.
         dampening: Part of each gradient but the first that is left out.
-        nesterov: Look ahead by one step.
+        nesterov: Look ahead by one step; needs a momentum and no dampening.
         moment_requires_grad: Make the initial trace a leaf that requires a gradient. Gradients flow
             through the trace either way.
 
@@ -124,12 +124,6 @@ def sgd(
     maximize: bool = False,
 ) -> GradientTransformation:
     """Return stochastic gradient descent, with momentum as in torch.optim.SGD.
-
-    Args:
-        momentum: Decay of the trace, >= 0; 0 keeps no trace.
-        dampening: Part of each gradient but the first that does not enter the trace.
-        nesterov: Look ahead by one step; needs a momentum and no dampening.
-        moment_requires_grad: Make the initial moments leaves that require a gradient.
 
     Example:
         >>> import torch

@@ -213,10 +213,6 @@ def shampoo(
 
     Args:
         momentum: Decay of the momentum of the directions, >= 0.
-        eps: Start of the diagonals of the preconditioners, > 0.
-        decay: 1 for preconditioners that are sums, as in the paper; below one for averages.
-        update_every: Steps from one computation of the roots to the next.
-        max_size: Dimensions longer than this have a diagonal preconditioner.
     """
     return optimizer(
         ScaleByShampoo(eps, decay, update_every, max_size),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import DECOUPLED, documented
-from torchopt.kernels.reference.moments import moving_average
+from torchopt.kernels.reference.formulas import moving_average
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction, positive
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
@@ -77,7 +77,8 @@ def scale_by_sophia() -> None:
         rho: Curvature is scaled by it, >= 0; the larger, the fewer entries are clipped.
         eps: Smallest curvature, > 0.
         batch_size: B, the number of examples that the gradient is a mean over.
-        update_every: Steps from one estimate to the next; None: only `observe_curvature` adds any.
+        update_every: Steps from one estimate of the curvature from squared gradients to the next;
+            None: only `torchopt.transform.observe_curvature` adds any.
 
     References:
         H. Liu et al., Sophia: A Scalable Stochastic Second-order Optimizer for Language Model
@@ -149,9 +150,6 @@ def sophia(
 
     Args:
         betas: Decays of the averages of gradient and curvature, in [0, 1).
-        batch_size: The number of examples that the gradient is a mean over.
-        update_every: Steps from one estimate of the curvature from squared gradients to the next;
-            None: only `torchopt.transform.observe_curvature` adds any.
     """
     b1, b2 = unpacked(betas, 2, "betas")
     direction = Sophia(b1, b2, rho, eps, batch_size, update_every)

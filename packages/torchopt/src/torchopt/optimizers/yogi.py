@@ -11,12 +11,10 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation
 from torchopt.documented import documented
-from torchopt.kernels.reference.moments import moving_average
-from torchopt.kernels.reference.root import divide_by_root
+from torchopt.kernels.reference.formulas import divide_by_root, moving_average
 from torchopt.optimizers.rule import Hyper, Rule, at_least_zero, fraction
 from torchopt.optimizers.stages import optimizer
 from torchopt.transform.base import transformation_of
-from torchopt.transform.starts import filled_like
 from torchopt.transform.validate import unpacked
 from torchopt.typing import ScalarOrSchedule
 
@@ -37,14 +35,8 @@ class Yogi(Rule):
     b1: Hyper = fraction("beta parameter at index 0", 0.9)
     b2: Hyper = fraction("beta parameter at index 1", 0.999)
     eps: Hyper = at_least_zero("epsilon value", 1e-3)
-    initial_accumulator: Hyper = at_least_zero("initial_accumulator value", 1e-6, starts=True)
+    initial_accumulator: Hyper = at_least_zero("initial_accumulator value", 1e-6, starts="nu")
     State = ScaleByYogiState
-
-    def start(self, role: str, params: list[Tensor]) -> list[Tensor]:
-        """Return first moments of zero and second ones of `initial_accumulator`."""
-        if role == "nu":
-            return filled_like(params, self.initial_accumulator)
-        return super().start(role, params)
 
     def apply(self, c: Any, g: Tensor, state: Any, p: Any) -> Any:
         """Return the direction and the moments."""

@@ -5,141 +5,28 @@ from __future__ import annotations
 
 from torch._subclasses.fake_tensor import FakeTensor
 
-from torchopt.torch_internals.backward import (
-    any_autocast,
-    backward_into,
-    backward_pass,
-    bump_versions,
-    counts_for_any_autocast,
-    hooks_of_node,
-    is_zero_tensor,
-    no_view,
-    overlaps_itself,
-    pull_back,
-    without_recurrent_kernels,
+from torchopt.torch_internals import (
+    backward,
+    checkpoints,
+    compiling,
+    process_groups,
+    tracing,
+    transforms,
+    wrong_kernels,
 )
-from torchopt.torch_internals.checkpoints import (
-    checkpoint_of,
-    is_checkpoint_in_transform,
-    pack_hooks,
-    recompute_in,
-    reentrant_checkpoint,
-    top_saved_tensor_hooks,
-    without_saved_tensor_hooks,
-)
-from torchopt.torch_internals.compiling import compiled_graph
-from torchopt.torch_internals.process_groups import (
-    abort_on,
-    collective_options,
-    remove_fsdp_hooks,
-    rpc_agent_is_set,
-    rpc_barrier,
-)
-from torchopt.torch_internals.tracing import (
-    HostReadError,
-    draws_numbers,
-    hooks_of_all_modules,
-    is_host_read,
-    lifted_constants,
-    repeats_removed,
-    split_graph,
-    traced_graph,
-)
-from torchopt.torch_internals.transforms import (
-    any_watched,
-    below_transforms,
-    count_forward_modes,
-    count_transforms,
-    forward_mode,
-    forward_mode_enabled,
-    gradient_in_transform,
-    has_tangent,
-    in_forward_mode,
-    in_forward_mode_of_this_thread,
-    inner_transforms_are_vmaps,
-    is_batched,
-    is_batched_backward,
-    is_batched_by_old_vmap,
-    is_differentiated,
-    is_traced,
-    is_tracked,
-    is_transforming,
-    is_watched,
-    is_wrapped,
-    plain_entry,
-    set_forward_mode,
-    taken_off_old_vmap,
-    vmap_again,
-    vmap_lists,
-    with_forward_mode,
-)
-from torchopt.torch_internals.wrong_kernels import (
-    correct_second_derivatives,
-    is_once_differentiable,
-    weight_norm,
-)
+from torchopt.torch_internals.backward import *  # noqa: F403
+from torchopt.torch_internals.checkpoints import *  # noqa: F403
+from torchopt.torch_internals.compiling import *  # noqa: F403
+from torchopt.torch_internals.process_groups import *  # noqa: F403
+from torchopt.torch_internals.tracing import *  # noqa: F403
+from torchopt.torch_internals.transforms import *  # noqa: F403
+from torchopt.torch_internals.wrong_kernels import *  # noqa: F403
 
-__all__ = [
-    "FakeTensor",
-    "HostReadError",
-    "abort_on",
-    "any_autocast",
-    "any_watched",
-    "backward_into",
-    "backward_pass",
-    "below_transforms",
-    "bump_versions",
-    "checkpoint_of",
-    "collective_options",
-    "compiled_graph",
-    "correct_second_derivatives",
-    "count_forward_modes",
-    "count_transforms",
-    "counts_for_any_autocast",
-    "draws_numbers",
-    "forward_mode",
-    "forward_mode_enabled",
-    "gradient_in_transform",
-    "has_tangent",
-    "hooks_of_all_modules",
-    "hooks_of_node",
-    "in_forward_mode",
-    "in_forward_mode_of_this_thread",
-    "inner_transforms_are_vmaps",
-    "is_batched",
-    "is_batched_backward",
-    "is_batched_by_old_vmap",
-    "is_checkpoint_in_transform",
-    "is_differentiated",
-    "is_host_read",
-    "is_once_differentiable",
-    "is_traced",
-    "is_tracked",
-    "is_transforming",
-    "is_watched",
-    "is_wrapped",
-    "is_zero_tensor",
-    "lifted_constants",
-    "no_view",
-    "overlaps_itself",
-    "pack_hooks",
-    "plain_entry",
-    "pull_back",
-    "recompute_in",
-    "reentrant_checkpoint",
-    "remove_fsdp_hooks",
-    "repeats_removed",
-    "rpc_agent_is_set",
-    "rpc_barrier",
-    "set_forward_mode",
-    "split_graph",
-    "taken_off_old_vmap",
-    "top_saved_tensor_hooks",
-    "traced_graph",
-    "vmap_again",
-    "vmap_lists",
-    "weight_norm",
-    "with_forward_mode",
-    "without_recurrent_kernels",
-    "without_saved_tensor_hooks",
-]
+__all__ = ["FakeTensor"]
+__all__ += backward.__all__
+__all__ += checkpoints.__all__
+__all__ += compiling.__all__
+__all__ += process_groups.__all__
+__all__ += tracing.__all__
+__all__ += transforms.__all__
+__all__ += wrong_kernels.__all__

@@ -98,7 +98,7 @@ from torchopt.transform.compensated import (
 from torchopt.transform.ema import EmaState as EmaState, ema as ema
 from torchopt.transform.freeze import freeze as freeze
 from torchopt.transform.galore import GaloreState as GaloreState, galore as galore
-from torchopt.transform.in_8_bits import in_8_bits as in_8_bits
+from torchopt.transform.in_8_bits import Quantized as Quantized, in_8_bits as in_8_bits
 from torchopt.transform.in_precision import in_precision as in_precision
 from torchopt.transform.inject_hyperparams import (
     InjectHyperparamsState as InjectHyperparamsState,

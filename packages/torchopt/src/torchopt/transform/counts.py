@@ -9,9 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from torchopt.kernels.reference.moments import bias_correction
-
-__all__ = ["bias_corrections", "for_each_distinct", "increment", "same_counts", "zero_counts"]
+__all__ = ["for_each_distinct", "increment", "same_counts", "zero_counts"]
 
 T = TypeVar("T")
 
@@ -61,14 +59,3 @@ def for_each_distinct(function: Callable[..., T], *columns: Sequence[Any]) -> li
             known[key] = function(*row)
         out.append(known[key])
     return out
-
-
-def bias_corrections(
-    counts: Sequence[Tensor], like: Sequence[Tensor], *decays: float | Tensor
-) -> list[tuple[Tensor, ...]]:
-    """Return 1 - decay ** count for each of `decays`, for each leaf in the dtype of `like`."""
-    return for_each_distinct(
-        lambda count, dtype: tuple(bias_correction(decay, count, dtype) for decay in decays),
-        counts,
-        [x.dtype for x in like],
-    )

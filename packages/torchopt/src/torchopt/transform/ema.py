@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from torchopt.kernels.reference.moments import bias_correction, moving_average
+from torchopt.kernels.reference.formulas import bias_correction, moving_average
 from torchopt.transform.base import LeafRule, transformation_of
 from torchopt.transform.counts import increment, zero_counts
 from torchopt.transform.starts import zeros_like

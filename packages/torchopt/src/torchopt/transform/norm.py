@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.kernels.reference.root import root
+from torchopt.kernels.reference.formulas import root
 from torchopt.params.sharded import largest_absolute
 
 __all__ = ["Scaled", "power_of_two", "scaled"]

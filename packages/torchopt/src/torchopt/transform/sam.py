@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
-from torchopt.kernels.reference.root import root
+from torchopt.kernels.reference.formulas import root
 from torchopt.params.sharded import largest_absolute
 from torchopt.transform.norm import power_of_two
 from torchopt.transform.validate import check_at_least_zero

@@ -33,21 +33,21 @@ _NONE: Any = dataclasses.MISSING
 
 
 def number(
-    default: Any = _NONE, check: Callable[[Any], None] | None = None, *, starts: bool = False
+    default: Any = _NONE, check: Callable[[Any], None] | None = None, *, starts: str = ""
 ) -> Any:
     """Declare a hyper-parameter of a rule.
 
     Args:
         default: Its default, if it has one.
         check: Raises for a number out of range.
-        starts: It only defines the initial state, and does not enter a step.
+        starts: The field of the state that starts from it; it does not enter a step then.
     """
     return dataclasses.field(
         default=default, metadata={"check": check, "starts": starts, "shown": True}
     )
 
 
-def at_least_zero(what: str, default: Any = _NONE, *, starts: bool = False) -> Any:
+def at_least_zero(what: str, default: Any = _NONE, *, starts: str = "") -> Any:
     """Declare a hyper-parameter >= 0, which messages call `what`."""
     return number(default, partial(check_at_least_zero, what=what), starts=starts)
 

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What rules are written in: moving averages, square roots whose derivative is defined at zero, and
+a sign that leaves NaN visible.
+
+Where a radicand is exactly zero, the derivative of the quotient (or of the root) is defined to be
+zero. A parameter whose gradients have all been zero has a second moment of exactly zero. There the
+square root has no derivative and autograd produces 0 * inf = NaN, which then spoils the whole
+meta-gradient. The one-sided slope is of the order 1 / eps, 1e8 with the usual eps, which is no
+better in practice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+__all__ = ["bias_correction", "divide_by_root", "moving_average", "root", "sign"]
+
+
+def moving_average(average: Tensor, value: Tensor, decay: float | Tensor) -> Tensor:
+    """Return decay * average + (1 - decay) * value."""
+    return average * decay + value * (1 - decay)
+
+
+def bias_correction(
+    decay: float | Tensor, count: Tensor, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Return 1 - decay ** count as a 0-dim tensor of `dtype`.
+
+    The power is taken in float64: in float32, 1 - 0.999 has a relative error of 1e-5.
+    """
+    power = torch.pow(torch.as_tensor(decay, dtype=torch.float64, device=count.device), count)
+    return (1 - power).to(dtype)
+
+
+def divide_by_root(numerator: Tensor, radicand: Tensor, eps: float | Tensor) -> Tensor:
+    """Return numerator / (sqrt(radicand) + eps); where radicand is zero, with derivative zero."""
+    at_zero = radicand == 0
+    quotient = numerator / (torch.where(at_zero, 1.0, radicand).sqrt() + eps)
+    if isinstance(eps, torch.Tensor):
+        eps = eps.detach()
+    return torch.where(at_zero, numerator.detach() / eps, quotient)
+
+
+def root(radicand: Tensor) -> Tensor:
+    """Return sqrt(radicand); where radicand is zero, with derivative zero."""
+    at_zero = radicand == 0
+    return torch.where(at_zero, 0.0, torch.where(at_zero, 1.0, radicand).sqrt())
+
+
+def sign(x: Tensor) -> Tensor:
+    """Return -1, 0 or 1, with the derivative 0, and NaN for NaN, for which torch.sign has 0.
+
+    Example:
+        >>> sign(torch.tensor([-3.0, 0.0, float("nan")]))
+        tensor([-1., 0., nan])
+    """
+    return torch.where(x.isnan(), torch.nan, torch.sign(x))
