@@ -73,12 +73,8 @@ def short_types(
 
 def public_bases(app: Any, name: str, member: object, options: object, bases: list[type]) -> None:
     """Leave out the bases that are private, or that every class has."""
-    names = [(getattr(base, "__origin__", base), base) for base in bases]
-    shown = [
-        base
-        for origin, base in names
-        if origin.__name__ not in SILENT and not origin.__name__.startswith("_")
-    ]
+    classes = [getattr(base, "__origin__", base) for base in bases]  # without type variables
+    shown = [c for c in classes if c.__name__ not in SILENT and not c.__name__.startswith("_")]
     bases[:] = shown or [object]
 
 

@@ -328,7 +328,7 @@ def tree_all(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> bool:
-    """Return whether all leaves of a tree are true. Stops at the first that is not.
+    """Return whether all leaves of a tree are true. Stops at the first false one.
 
     Args:
         tree: A tree.
@@ -356,7 +356,7 @@ def tree_any(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> bool:
-    """Return whether a leaf of a tree is true. Stops at the first that is.
+    """Return whether any leaf of a tree is true. Stops at the first true one.
 
     Args:
         tree: A tree.

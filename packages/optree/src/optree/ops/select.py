@@ -95,7 +95,7 @@ def tree_all_only(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> bool:
-    """Return whether each of some of the leaves satisfies a predicate. Stops at the first other.
+    """Return whether all leaves of a type satisfy a predicate. Stops at the first that does not.
 
     Args:
         leaf_type: Which leaves, see :func:`optree.tree_map_only`.
@@ -131,7 +131,7 @@ def tree_any_only(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> bool:
-    """Return whether one of some of the leaves satisfies a predicate. Stops at the first that does.
+    """Return whether any leaf of a type satisfies a predicate. Stops at the first that does.
 
     Args:
         leaf_type: Which leaves, see :func:`optree.tree_map_only`.
