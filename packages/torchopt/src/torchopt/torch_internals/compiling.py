@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt.errors import CompilerError
-from torchopt.torch_internals.tracing import writes
+from torchopt.torch_internals.tracing import repeats_removed, writes
 
 __all__ = ["compiled_graph"]
 
@@ -28,100 +29,132 @@ def compiled_graph(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> C
     """
     try:
         with torch.no_grad():
-            return _compiled(_rewritten(graph, examples), examples)
+            return _compiled(graph, examples)
     except Exception as error:
         raise CompilerError(_why_not_compiled(error)) from error
 
 
 def _compiled(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
-    from torch._functorch import config
-    from torch._inductor import compile_fx
+    from torch._functorch import config as settings
+    from torch._inductor import compile_fx, exc
 
-    made: list[Any] = []
-
-    def inner(module: torch.fx.GraphModule, given: Sequence[Any], **options: Any) -> Any:
-        made.append(compile_fx.compile_fx_inner(module, given, **options))
-        plain.append(len(given) == len(examples))
-        return made[-1]
-
-    plain = [not writes(graph.graph.nodes)]
+    run = None
+    if not writes(graph.graph.nodes):
+        # Calls between kernels are shorter in C++, and one file is compiled in half the time of
+        # one for each kernel.
+        in_cpp = all(x.device.type == "cpu" for x in examples)
+        try:
+            run = _compiled_alone(graph, examples, in_cpp=in_cpp)
+        except exc.InductorError as error:
+            if not in_cpp or _is_of_compiler(error):
+                raise
+            run = _compiled_alone(graph, examples, in_cpp=False)
+    if run is not None:
+        return lambda *arguments: run(list(arguments))
     # A hit in this cache would hide what is compiled; that of inductor itself stays in use.
-    with config.patch(enable_autograd_cache=False):
-        whole: Any = compile_fx.compile_fx(
-            graph, list(examples), inner_compile=inner, config_patches=OPTIONS
+    with settings.patch(enable_autograd_cache=False):
+        whole: Any = compile_fx.compile_fx(graph, list(examples), config_patches=OPTIONS)
+    return whole  # type: ignore[no-any-return]
+
+
+def _compiled_alone(
+    graph: torch.fx.GraphModule, examples: Sequence[Tensor], *, in_cpp: bool
+) -> Callable[..., Any] | None:
+    """Return a graph compiled by inductor alone; None if it writes to a tensor.
+
+    What torch puts around a graph, to trace it again and to handle mutations, aliases and
+    gradients, is as long as the rest of a compilation, and a fifth of a short call.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._inductor import compile_fx, config
+    from torch._inductor.virtualized import V
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    # Without an environment of shapes, inductor does not look into its cache.
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    given = [mode.from_tensor(x, static_shapes=True) for x in examples]
+    options = {**OPTIONS, "cpp_wrapper": in_cpp}
+    with config.patch(options), V.set_fake_mode(mode), tracing(TracingContext(mode)):
+        made = _lowered(graph, given)
+        if writes(made.graph.nodes):
+            return None
+        (*_, output) = made.graph.nodes
+        code: Any = compile_fx.compile_fx_forward(
+            made,
+            given,
+            num_orig_model_outputs=len(output.args[0]),
+            num_example_inputs=len(given),
+            compiler_config_extra=compile_fx.create_compiler_config_extra(made),
+            inner_compile=functools.partial(compile_fx.compile_fx_inner, cpp_wrapper=in_cpp),
+            is_inference=True,
         )
-    code = getattr(made[0], "current_callable", None) if all(plain) and len(made) == 1 else None
-    if code is None:
-        return whole  # type: ignore[no-any-return]
-    # What surrounds it handles mutations, aliases and gradients: a fifth of a short call.
-    return lambda *arguments: code(list(arguments))
+    found: Callable[..., Any] = getattr(code, "current_callable", None) or code
+    return found
 
 
-def _rewritten(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> torch.fx.GraphModule:
+def _lowered(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> torch.fx.GraphModule:
     """Return a graph of the same function in operations that inductor compiles well.
 
     A product of thin or small matrices is a sum, which becomes one loop with what is around it: a
     call of a library takes longer than its arithmetic. Windows of a pooling that tile the image are
     dimensions: inductor looks for the windows of each pixel by divisions. Numbers are constants.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
 
-    if writes(graph.graph.nodes):
-        return graph
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    FakeTensorProp(graph, mode).propagate(*examples)
+    table = dict(select_decomp_table())
+    for operation, rewrite in _REWRITES.items():
+        table[operation] = functools.partial(_first_of, rewrite, table.get(operation))
+    with enable_python_dispatcher():
+        made: torch.fx.GraphModule = make_fx(_with_numbers(graph), decomposition_table=table)(
+            *examples
+        )
+    made.graph.eliminate_dead_code()
+    repeats_removed(made)
+    return made
+
+
+def _first_of(first: Any, second: Any, *given: Any, **options: Any) -> Any:
+    found = NotImplemented if options else first(*given)
+    if found is NotImplemented and second is not None:
+        found = second(*given, **options)
+    return found
+
+
+def _with_numbers(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Return a graph with constants for the numbers that the traced function wrote down."""
     made = torch.fx.Graph()
     known: dict[torch.fx.Node, Any] = {}
     for node in graph.graph.nodes:
-        rewrite = _REWRITES.get(node.target)
-        value = None
-        if rewrite is not None:
-            value = rewrite(_Writer(made, known, graph), node)
-        known[node] = made.node_copy(node, known.__getitem__) if value is None else value
-    for node in made.nodes:
-        node.meta.clear()
-    made.eliminate_dead_code()
+        x = _number(graph, node)
+        if x is None:
+            known[node] = made.node_copy(node, known.__getitem__)
+        else:
+            given: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
+            known[node] = made.call_function(aten.full.default, ([], x.item()), given)
     return torch.fx.GraphModule(graph, made)
 
 
-class _Writer:
-    """Writes operations into a graph, of the nodes of another one."""
-
-    def __init__(self, made: torch.fx.Graph, known: Any, module: torch.fx.GraphModule) -> None:
-        self._made, self._known, self.module = made, known, module
-
-    def __call__(self, operation: Any, x: Any, *rest: Any, **options: Any) -> Any:
-        given = [self._known.get(y, y) if isinstance(y, torch.fx.Node) else y for y in (x, *rest)]
-        return self._made.call_function(operation, tuple(given), options)
-
-
-def _constant(write: _Writer, node: torch.fx.Node) -> Any:
+def _number(graph: torch.fx.GraphModule, node: torch.fx.Node) -> Tensor | None:
+    if node.target not in (aten.lift_fresh_copy.default, aten.lift_fresh.default):
+        return None
     source = node.args[0]
     if not (isinstance(source, torch.fx.Node) and source.op == "get_attr"):
         return None
-    x = getattr(write.module, str(source.target))
-    if x.ndim:
-        return None
-    return write(aten.full.default, [], x.item(), dtype=x.dtype, device=x.device)
+    x: Tensor = getattr(graph, str(source.target))
+    return None if x.ndim else x
 
 
-def _product(write: _Writer, node: torch.fx.Node) -> Any:
-    first, second = node.args
-    rows, inner = first.meta["val"].shape[-2:]  # type: ignore[union-attr]
-    columns = second.meta["val"].shape[-1]  # type: ignore[union-attr]
+def _product(first: Tensor, second: Tensor) -> Any:
+    (rows, inner), columns = first.shape[-2:], second.shape[-1]
     sizes, count = (rows, inner, columns), rows * inner * columns
-    dtype = node.meta["val"].dtype
-    if dtype not in (torch.float32, torch.float64) or node.meta["val"].device.type != "cpu":
-        return None
+    if first.dtype not in (torch.float32, torch.float64) or first.device.type != "cpu":
+        return NotImplemented
     if 0 in sizes or count > LARGE or (min(sizes) > THIN and count > SMALL):
-        return None
-    pairs = write(
-        aten.mul.Tensor,
-        write(aten.unsqueeze.default, first, -1),
-        write(aten.unsqueeze.default, second, -3),
-    )
-    return write(aten.sum.dim_IntList, pairs, [-2])
+        return NotImplemented
+    return (first.unsqueeze(-1) * second.unsqueeze(-3)).sum(-2)
 
 
 def _tiles(window: Any, stride: Any = (), padding: Any = 0, ceil: Any = False, *rest: Any) -> Any:
@@ -137,35 +170,30 @@ def _pair(x: Any) -> tuple[int, ...]:
     return found * 2 if len(found) == 1 else found
 
 
-def _pooled(write: _Writer, node: torch.fx.Node) -> Any:
-    x, tiles = node.args[0], _tiles(*node.args[1:])
+def _pooled(x: Tensor, *rest: Any) -> Any:
+    tiles = _tiles(*rest)
     if tiles is None:
-        return None
-    *batch, _, _ = x.meta["val"].shape  # type: ignore[union-attr]
-    rows, columns = node.meta["val"].shape[-2:]
-    cut = write(aten.slice.Tensor, x, -2, 0, rows * tiles[0])
-    cut = write(aten.slice.Tensor, cut, -1, 0, columns * tiles[1])
-    parts = write(aten.reshape.default, cut, [*batch, rows, tiles[0], columns, tiles[1]])
-    return write(aten.mean.dim, parts, [-3, -1])
+        return NotImplemented
+    *batch, height, width = x.shape
+    rows, columns = height // tiles[0], width // tiles[1]
+    cut = x[..., : rows * tiles[0], : columns * tiles[1]]
+    return cut.reshape(*batch, rows, tiles[0], columns, tiles[1]).mean((-3, -1))
 
 
-def _pooled_back(write: _Writer, node: torch.fx.Node) -> Any:
-    cotangent, tiles = node.args[0], _tiles(*node.args[2:])
+def _pooled_back(cotangent: Tensor, x: Tensor, *rest: Any) -> Any:
+    tiles = _tiles(*rest)
     if tiles is None:
-        return None
-    *batch, height, width = node.meta["val"].shape
-    rows, columns = cotangent.meta["val"].shape[-2:]  # type: ignore[union-attr]
-    share = write(aten.div.Tensor, cotangent, tiles[0] * tiles[1])
-    share = write(aten.unsqueeze.default, write(aten.unsqueeze.default, share, -1), -3)
-    whole = write(aten.expand.default, share, [*batch, rows, tiles[0], columns, tiles[1]])
-    whole = write(aten.reshape.default, whole, [*batch, rows * tiles[0], columns * tiles[1]])
+        return NotImplemented
+    *batch, height, width = x.shape
+    rows, columns = cotangent.shape[-2:]
+    share = (cotangent / (tiles[0] * tiles[1])).unsqueeze(-1).unsqueeze(-3)
+    whole = share.expand(*batch, rows, tiles[0], columns, tiles[1])
+    whole = whole.reshape(*batch, rows * tiles[0], columns * tiles[1])
     beside = [0, width - columns * tiles[1], 0, height - rows * tiles[0]]
-    return write(aten.constant_pad_nd.default, whole, beside) if any(beside) else whole
+    return torch.nn.functional.pad(whole, beside) if any(beside) else whole
 
 
-_REWRITES: dict[Any, Callable[[_Writer, torch.fx.Node], Any]] = {
-    aten.lift_fresh_copy.default: _constant,
-    aten.lift_fresh.default: _constant,
+_REWRITES: dict[Any, Callable[..., Any]] = {
     aten.mm.default: _product,
     aten.bmm.default: _product,
     aten.avg_pool2d.default: _pooled,
@@ -173,14 +201,25 @@ _REWRITES: dict[Any, Callable[[_Writer, torch.fx.Node], Any]] = {
 }
 
 
-def _why_not_compiled(error: BaseException) -> str:
-    from torch._inductor import exc
-
+def _causes(error: BaseException) -> list[BaseException]:
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
         causes.append(cause)
         cause = getattr(cause, "inner_exception", None) or cause.__cause__ or cause.__context__
+    return causes
+
+
+def _is_of_compiler(error: BaseException) -> bool:
+    from torch._inductor import exc
+
+    return any(isinstance(x, (exc.InvalidCxxCompiler, exc.CppCompileError)) for x in _causes(error))
+
+
+def _why_not_compiled(error: BaseException) -> str:
+    from torch._inductor import exc
+
+    causes = _causes(error)
     if any(isinstance(x, exc.InvalidCxxCompiler) for x in causes):
         return "expected a C++ compiler, found none; install one, or name it in CXX"
     if any(isinstance(x, exc.CppCompileError) for x in causes):

@@ -157,6 +157,15 @@ _FUSED = {
 }
 
 
+# Series and tables for each element: they take longer than to write a result and read it again.
+_LONG = {
+    *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cos", "cosh", "sin", "sinh"),
+    *("celu", "elu", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "gelu", "log", "log10"),
+    *("log1p", "log2", "logaddexp", "logit", "lgamma", "digamma", "mish", "pow", "sigmoid"),
+    *("silu", "softplus", "tan", "tanh", "xlogy", "log_sigmoid_forward"),
+}
+
+
 def _is_fused(node: torch.fx.Node) -> bool:
     """Return whether an operation costs next to nothing in a compiled program."""
     schema, tags = getattr(node.target, "_schema", None), getattr(node.target, "tags", ())
@@ -164,9 +173,17 @@ def _is_fused(node: torch.fx.Node) -> bool:
         return True
     if schema is None or _draws(node):
         return False
-    if torch.Tag.pointwise in tags or schema.name.removeprefix("aten::") in _FUSED:
+    name = schema.name.removeprefix("aten::")
+    if name in _LONG and not _is_number(node):
+        return name == "pow" and not isinstance(node.args[1], torch.fx.Node)
+    if torch.Tag.pointwise in tags or name in _FUSED:
         return True
     return any(x.alias_info is not None for x in schema.returns)
+
+
+def _is_number(node: torch.fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.ndim == 0
 
 
 def _fused_again(

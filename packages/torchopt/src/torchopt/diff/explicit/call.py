@@ -175,6 +175,16 @@ class Call:
             holes += tree.holes()
         return holes
 
+    @functools.cached_property
+    def taken(self) -> dict[Any, Any]:
+        """What steps take of the inputs, as `torchopt.diff.explicit.taken` found it."""
+        return {}
+
+    @functools.cached_property
+    def alike(self) -> bool:
+        """Whether each step takes the same tensors."""
+        return len(self.batches) == 1 and not any(h.by_step for h in self.batches[0].holes())
+
     def by_step(self, index: int) -> bool:
         """Return whether each step takes a slice of this input."""
         return any(h.index == index and h.by_step for h in self.batches[0].holes())

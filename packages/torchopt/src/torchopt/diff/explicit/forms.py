@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ __all__ = [
     "Nothing",
     "Pull",
     "call_key",
+    "described",
     "distinct_tensors",
     "filled",
     "fixed",
@@ -44,11 +46,13 @@ class Pull:
         program: From that and the cotangents of the smooth tensors of the carry to cotangents.
         present: Which smooth tensors of the carry before have one.
         places: Which inputs of the step the others belong to.
+        apart: Whether the start of the run depends on no tensor of the optimizer.
     """
 
     program: Program
     present: list[bool]
     places: list[int]
+    apart: bool
 
 
 @dataclass(frozen=True)
@@ -100,15 +104,37 @@ class Form:
         self, found: Sequence[Tensor]
     ) -> tuple[Carry, list[Tensor], list[Aux], list[Any], list[Tensor]]:
         """Return carry, losses, aux, gradient and what the adjoint takes from the results."""
-        carry = self.carry.with_tensors([found[i] for i in self.where])
-        remaining = iter(found[max(self.where) + 1 :])
-        values = [next(remaining) for _ in self.aux]
+        return self.carry_of(found), *self.beside(found)
+
+    def carry_of(self, found: Sequence[Tensor]) -> Carry:
+        """Return the carry from the results."""
+        return self.carry.with_tensors([found[i] for i in self.where])
+
+    def beside(
+        self, found: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Aux], list[Any], list[Tensor]]:
+        """Return losses, aux, gradient and what the adjoint takes from the results."""
+        begin = self._size
+        end = begin + len(self.aux)
+        values = list(found[begin:end])
+        if self._is_plain:
+            return values, list(self.aux), [None] * len(self.grads), list(found[end:])
+        remaining = iter(found[end:])
         aux = [
             Aux(tuple(next(remaining) if isinstance(x, Tensor) else x for x in a.leaves), a.spec)
             for a in self.aux
         ]
         grads = [next(remaining) if g else None for g in self.grads]
-        return carry, values, aux, grads, list(remaining)
+        return values, aux, grads, list(remaining)
+
+    @functools.cached_property
+    def _size(self) -> int:
+        return max(self.where) + 1
+
+    @functools.cached_property
+    def _is_plain(self) -> bool:
+        leaves = [x for a in self.aux for x in a.leaves]
+        return not any(self.grads) and not any(isinstance(x, Tensor) for x in leaves)
 
 
 def form_key(carry: Carry) -> Hashable:
@@ -225,3 +251,11 @@ def call_key(call: Call) -> Hashable:
 def fixed(leaves: Sequence[Any]) -> Hashable:
     """Return the leaves of a template that are no tensors; objects are compared by content."""
     return tuple((type(x), repr(x) if isinstance(x, ATOMS) else None) for x in leaves)
+
+
+def described(call: Call, compiled: bool) -> str:
+    """Return what a program is of, for the log."""
+    shapes = [tuple(call.inputs[h.index].shape) for h in call.params.holes()][:3]
+    name = getattr(call.loss, "__qualname__", type(call.loss).__name__)
+    how = "compiled" if compiled else "not compiled"
+    return f'{name} ({how}, "{call.derivative}", parameters {shapes})'

@@ -68,9 +68,10 @@ class Moments(dict[int, Any]):
 
     def at(self, step: int) -> Moment:
         """Return the moment before a step."""
-        found: Moment | ParkedMoment = self[step]
-        if isinstance(found, ParkedMoment):
-            return found.fetched()
+        found = self[step]
+        if not isinstance(found, Moment):
+            later: Moment = found.fetched()
+            return later
         if found.carry is not None:
             return found
         begin = next((t for t in range(step, -1, -1) if self[t].carry is not None), 0)

@@ -49,7 +49,8 @@ class Run:
         self.snapshots = min(snapshots, call.steps - call.first)
         self.outputs: Outputs  # the form of what `evaluate` returned
         self._seen: Any  # the surroundings at the start
-        self._tail: Tail | None = None
+        self._tail: Any = None  # a `Tail`, or what is used like one
+        self._apart = False  # whether the start is known to depend on no tensor of the optimizer
         self._moments = Moments(call)
 
     # -- the run itself
@@ -254,7 +255,7 @@ class Run:
             del moment  # so that its memory serves for the next
             sums.add(more)
         if call.first == 0:
-            sums.add(pull_back_start(call, leaves, smooth))
+            sums.add(pull_back_start(call, leaves, smooth, apart=self._apart))
         if call.judge is not None:
             call.judge.settle()
         return sums.found()

@@ -35,8 +35,12 @@ def holes_at(call: Call, step: int) -> list[Hole]:
 
 def inputs_of(call: Call, steps: range) -> list[Input]:
     """Return the inputs that steps take, each once."""
-    holes = ((h.index, t if h.by_step else None) for t in steps for h in holes_at(call, t))
-    return list(dict.fromkeys(holes))
+    key = None if call.alike else steps
+    found: list[Input] | None = call.taken.get(key)
+    if found is None:
+        holes = ((h.index, t if h.by_step else None) for t in steps for h in holes_at(call, t))
+        call.taken[key] = found = list(dict.fromkeys(holes))
+    return found
 
 
 def tensors_at(call: Call, tensors: Sequence[Tensor], steps: range) -> list[Tensor]:

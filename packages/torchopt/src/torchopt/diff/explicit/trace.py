@@ -59,12 +59,20 @@ class Program:
 
     def __call__(self, tensors: Sequence[Tensor], held: Sequence[Tensor]) -> Sequence[Any]:
         """Return the results for these arguments, given all tensors that the function reaches."""
-        arguments = [*tensors, *(held[i] for i in self.held)]
-        for i, stride in enumerate(self.strides):
-            if arguments[i].stride() != stride:
-                arguments[i] = _with_stride(arguments[i], stride)
-        found: Sequence[Any] = self.function(*arguments)
+        found: Sequence[Any] = self.function(
+            *self.fitted([*tensors, *(held[i] for i in self.held)])
+        )
         return found
+
+    def fitted(self, arguments: list[Tensor]) -> list[Tensor]:
+        """Return the arguments with the strides that the code takes; the same list if they fit."""
+        wrong = [i for i, x in enumerate(self.strides) if arguments[i].stride() != x]
+        if not wrong:
+            return arguments
+        fitted = list(arguments)
+        for i in wrong:
+            fitted[i] = _with_stride(arguments[i], self.strides[i])
+        return fitted
 
 
 def _with_stride(x: Tensor, stride: tuple[int, ...]) -> Tensor:
@@ -326,7 +334,10 @@ def _in(path: str, *folders: str) -> bool:
 
 def versions(tensors: Sequence[Tensor]) -> list[int]:
     """Return how often tensors were changed in place; 0 for tensors without a version."""
-    return [0 if x.is_inference() else x._version for x in tensors]
+    try:
+        return [x._version for x in tensors]
+    except RuntimeError:
+        return [0 if x.is_inference() else x._version for x in tensors]
 
 
 def _require_unchanged(

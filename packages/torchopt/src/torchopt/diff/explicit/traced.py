@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.diff.explicit.adjoint import Cotangents, gradient
+from torchopt.diff.explicit.adjoint import Cotangents, gradient, starts_apart
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.forms import (
     WHERE,
@@ -19,6 +19,7 @@ from torchopt.diff.explicit.forms import (
     Nothing,
     Pull,
     call_key,
+    described,
     distinct_tensors,
     filled,
     form_key,
@@ -29,6 +30,7 @@ from torchopt.diff.explicit.forms import (
 from torchopt.diff.explicit.moments import Moment
 from torchopt.diff.explicit.run import Run
 from torchopt.diff.explicit.step import Aux, Carry, start, update
+from torchopt.diff.explicit.straight import Straight
 from torchopt.diff.explicit.taken import (
     add_up,
     inputs_key,
@@ -83,8 +85,7 @@ class TracedRun(Run):
         self._seen = Nothing()  # unless its programs draw random numbers or write
         self._last: list[Tensor] = []
         self._ends: list[Tensor] = []
-
-    # -- what its programs depend on
+        self._straight: Straight | None = None
 
     def _parts(self) -> list[range]:
         """Return the steps by the programs that take them."""
@@ -122,15 +123,6 @@ class TracedRun(Run):
             )
         return program
 
-    def _described(self) -> str:
-        call = self.call
-        shapes = [tuple(call.inputs[h.index].shape) for h in call.params.holes()][:3]
-        name = getattr(call.loss, "__qualname__", type(call.loss).__name__)
-        how = "compiled" if self._compiled else "not compiled"
-        return f'{name} ({how}, "{call.derivative}", parameters {shapes})'
-
-    # -- its programs
-
     def _program(
         self, carry: Carry, tensors: Sequence[Tensor], steps: range, *, keep_all: bool | None = None
     ) -> Program:
@@ -152,9 +144,9 @@ class TracedRun(Run):
                 )
             return whole or self._make(stepped, [*once, *inputs])
 
-        key = ("step", keep_all, self._key(carry, steps))
         count = "a step" if len(steps) == 1 else f"{len(steps)} steps"
-        return traced(key, f"{count} of {self._described()}", make)
+        key = ("step", keep_all, self._key(carry, steps))
+        return traced(key, f"{count} of {described(self.call, self._compiled)}", make)
 
     def _results(
         self, before: Carry, full: list[Any], steps: range, *, with_gradient: bool
@@ -205,10 +197,11 @@ class TracedRun(Run):
             trace = make_trace(joint, [*given, *like], reach, WORDS, states=states)
             if trace.writes or draws_numbers(trace.graph) or not repeats_removed(trace.graph):
                 return None
-            count, form, pulled = trace.form
+            count, form, (present, places) = trace.form
             cotangents = range(size, size + len(like))
             program, pull = trace.parted(count, cotangents, WORDS, compiled=self._compiled)
-        return replace(program, form=replace(form, pull=Pull(pull, *pulled)))
+            apart = starts_apart(self.call, Leaves.of(self.call, self.call.inputs))
+        return replace(program, form=replace(form, pull=Pull(pull, present, places, apart)))
 
     def _first(self, carry: Carry, tensors: Sequence[Tensor]) -> Program:
         """Return the program of the first step, which says what the others may be."""
@@ -217,6 +210,7 @@ class TracedRun(Run):
         if self._seeing:
             self._seen = self._surroundings()
         self._uniform = program.form.stable and len(self.call.batches) == 1
+        self._apart = program.form.pull is not None and program.form.pull.apart
         return program
 
     def _adjoint(
@@ -227,7 +221,9 @@ class TracedRun(Run):
         once, where = distinct_tensors(carry.tensors())
         # What draws random numbers, or writes buffers, does so once, in the order of the step.
         mixed = self.call.derivative == "mixed" and not self._seeing
-        call = self.call if mixed or self.call.derivative != "mixed" else _reverse(self.call)
+        call = self.call
+        if self._seeing and call.derivative == "mixed":
+            call = replace(call, derivative="reverse", blocks=())
         forms = [
             None if values is None else [x is not None for x in values]
             for values in (moment.grads, here.losses[0])
@@ -258,13 +254,11 @@ class TracedRun(Run):
         if program is None:
             program = traced(
                 ("adjoint", short, self._key(carry, steps)),
-                f"the adjoint of a step of {self._described()}",
+                f"the adjoint of a step of {described(self.call, self._compiled)}",
                 lambda: self._make(pulled, arguments),
             )
             self._adjoints[short] = program
         return program, arguments
-
-    # -- the run
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors that the run ends with; keep some of its states."""
@@ -274,13 +268,18 @@ class TracedRun(Run):
         # Outside of any graph, the optimizer's own tensors can be used.
         first = start(call, call.optimizer, tensors).detached()
         carry = with_counts(first, call.params.spec)
-        program, losses, aux = self._first(carry, tensors), [], []
+        program, losses, aux = self._first(carry, tensors), list[Tensor](), list[Aux]()
         seen: Any = self._seen
         parts = self._parts()
+        if self._uniform and call.alike and program.form.pull and call.steps % self._unroll == 0:
+            given = tensors_at(call, tensors, parts[0])
+            self._straight = Straight(call, program, carry, given, self._held(), self._changed)
+            carry, losses, aux, moments = self._straight.run(len(parts), seen)
+            self._moments.update(zip((part.start for part in parts), moments))
+            parts = []
         for part, following in itertools.zip_longest(parts, parts[1:]):
             t, before = part.start, carry
-            if self._seeing and t in places and t > 0:
-                seen = seen.retaken()
+            seen = seen.retaken() if self._seeing and t in places and t > 0 else seen
             carry, values, extra, grads, rest = self._stepped(program, before, tensors, part)
             pull = program.form.pull
             if pull is not None:
@@ -309,8 +308,7 @@ class TracedRun(Run):
         self, program: Program, carry: Carry, tensors: list[Tensor], steps: range
     ) -> tuple[Carry, list[Tensor], list[Aux], list[Any], list[Tensor]]:
         arguments = [*distinct_tensors(carry.tensors())[0], *tensors_at(self.call, tensors, steps)]
-        form: Form = program.form
-        return form.read(program(arguments, self._held()))
+        return program.form.read(program(arguments, self._held()))  # type: ignore[no-any-return]
 
     def _held(self) -> tuple[Tensor, ...]:
         """Return the tensors that the loss and the optimizer reach."""
@@ -332,7 +330,8 @@ class TracedRun(Run):
             yield from super()._reversed(inputs, end)
         else:
             for steps in reversed(self._parts()):
-                yield steps, self._moments.at(steps.start)
+                if steps.start < end:
+                    yield steps, self._moments.at(steps.start)
 
     def _pulled(
         self, moment: Moment, inputs: Leaves, steps: range, cotangents: Cotangents
@@ -342,7 +341,7 @@ class TracedRun(Run):
         if pull is None or any(c is not None for row in cotangents.losses for c in row):
             return self._pulled_singly(moment, inputs, steps, cotangents)
         if versions(saved) != counted:
-            self._require_same(range(len(self._versions)), otherwise="a result")
+            self._changed()
         found = pull.program([*saved, *present(self._dense(cotangents.carry))], ())
         self._ends = moment.carry.smooth
         return read_pulled(self.call, found, pull.present, pull.places, steps)
@@ -370,6 +369,9 @@ class TracedRun(Run):
             add_up(total, more)
         return smooth, total
 
+    def _changed(self) -> None:
+        self._require_same(range(len(self._versions)), otherwise="a result")
+
     def _require_same(self, held: Sequence[int], *, otherwise: str = "") -> None:
         """Raise if one of the tensors that the loss reaches was changed in place since the run."""
         now = [] if self._writes else versions(self._reach.tensors)  # what is written is replayed
@@ -383,7 +385,10 @@ class TracedRun(Run):
     def _swept(
         self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
     ) -> tuple[Tensor | None, ...]:
-        self._ends = self._last
+        self._ends, count = self._last, len(self.outputs.carry.tensors())
+        if all(c is None for c in cotangents[count:]):
+            self._tail = self._straight
+        self._straight = None  # another backward pass computes the steps again
         return super()._swept(inputs, cotangents)
 
     def _attached(
@@ -393,7 +398,3 @@ class TracedRun(Run):
             f"{WHERE}: expected a gradient that is not differentiated again (create_graph=False, "
             'no torch.func transform), got one that is; use execute="eager".'
         )
-
-
-def _reverse(call: Call) -> Call:
-    return replace(call, derivative="reverse", blocks=())

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt.diff.explicit.dual import tangent_of
-from torchopt.diff.explicit.forms import distinct_tensors, with_counts, with_ints
+from torchopt.diff.explicit.forms import described, distinct_tensors, with_counts, with_ints
 from torchopt.diff.explicit.forward import ForwardRun, dual_step
 from torchopt.diff.explicit.step import Carry, start
 from torchopt.diff.explicit.taken import holes_at, tensors_at, with_given
@@ -123,7 +123,9 @@ class TracedForwardRun(ForwardRun, TracedRun):
         wanted_inputs = set(self.call.wanted)
         sizes = (len(once), len(holes), len(smooth))
         key = ("push", self._key(carry, range(step, step + 1)))
-        return traced(key, f"the tangents of a step of {self._described()}", make)
+        return traced(
+            key, f"the tangents of a step of {described(self.call, self._compiled)}", make
+        )
 
 
 def _read(push: Program, found: Sequence[Tensor], carry: Carry) -> tuple[Tangents, Any]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +24,17 @@ class Leaves:
     Attributes:
         constants: The inputs, outside of any graph.
         tensors: The same; those that are differentiated, and are not given by step, are leaves.
-        optimizer: The optimizer with these.
+        call: The call.
     """
 
     constants: list[Tensor]
     tensors: list[Tensor]
-    optimizer: GradientTransformation
+    call: Call
+
+    @functools.cached_property
+    def optimizer(self) -> GradientTransformation:
+        """The optimizer with these."""
+        return self.call.optimizer_with(self.tensors)
 
     @staticmethod
     def of(call: Call, tensors: Sequence[Tensor]) -> Leaves:
@@ -38,7 +44,7 @@ class Leaves:
         for i in call.wanted:
             if not call.by_step(i):
                 leaves[i] = leaves[i].requires_grad_()
-        return Leaves(constants, leaves, call.optimizer_with(leaves))
+        return Leaves(constants, leaves, call)
 
 
 # An input: its index, and the step whose slice of it is meant, None for all of it.

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run by one program whose results are the arguments of the next call, as flat lists.
+
+Between two calls there are no trees, and nothing is looked up: on small problems that takes longer
+than the programs do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from torchopt.diff.explicit.adjoint import Cotangents
+from torchopt.diff.explicit.call import Call
+from torchopt.diff.explicit.forms import Form, distinct_tensors
+from torchopt.diff.explicit.moments import Moment
+from torchopt.diff.explicit.step import Aux, Carry
+from torchopt.diff.explicit.taken import inputs_of
+from torchopt.diff.explicit.trace import Program, versions
+from torchopt.diff.explicit.variables import Input
+
+__all__ = ["LaterMoment", "Straight"]
+
+
+class LaterMoment:
+    """A moment of a run that is put together when it is asked for."""
+
+    def __init__(self, carry: Carry, where: Sequence[int], tensors: list[Tensor], seen: object):
+        self._carry, self._where, self._tensors, self._seen = carry, where, tensors, seen
+
+    def fetched(self) -> Moment:
+        """Return the moment."""
+        tensors = [self._tensors[i] for i in self._where]
+        return Moment(self._carry.with_tensors(tensors), self._seen)  # type: ignore[arg-type]
+
+
+class _Caller:
+    """Calls a program again and again, with results of the last call among its arguments.
+
+    The code of a program returns tensors of the same strides each time: those that fit in the
+    second call fit in all that follow.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._program, self._calls, self._fits = program, 0, False
+
+    def __call__(self, arguments: list[Tensor]) -> Sequence[Tensor]:
+        if not self._fits:
+            fitted = self._program.fitted(arguments)
+            self._fits = fitted is arguments and self._calls > 0
+            self._calls, arguments = self._calls + 1, fitted
+        found: Sequence[Tensor] = self._program.function(*arguments)
+        return found
+
+
+class Straight:
+    """Steps by one program that keeps what the adjoint takes, and their adjoints.
+
+    Args:
+        call: The call, whose steps all take the same inputs.
+        program: Of so many steps.
+        carry: Parameters and state at the start.
+        given: The inputs that steps take.
+        held: The tensors that the loss and the optimizer reach.
+        require_same: Raises, as a tensor was changed in place.
+    """
+
+    first = 0  # as for `torchopt.diff.explicit.tail.Tail`
+
+    def __init__(
+        self,
+        call: Call,
+        program: Program,
+        carry: Carry,
+        given: Sequence[Tensor],
+        held: Sequence[Tensor],
+        require_same: Callable[[], None],
+    ) -> None:
+        self._call, self._program, self._start = call, program, carry
+        self._require_same = require_same
+        self._form: Form = program.form
+        self._tensors, self._where = distinct_tensors(carry.tensors())
+        self._others = [*given, *(held[i] for i in program.held)]
+        self._kept: list[tuple[Sequence[Tensor], list[int]]] = []
+        self.ends: list[Tensor] = []  # what can be differentiated of the carry
+
+    def run(self, count: int, seen: object) -> tuple[Carry, list[Tensor], list[Aux], list[object]]:
+        """Return the carry after so many calls, the losses, their aux, and the moments before."""
+        form, size, call = self._form, len(self._tensors), _Caller(self._program)
+        losses, aux, before = list[Tensor](), list[Aux](), self._tensors
+        moments: list[object] = [LaterMoment(self._start, self._where, before, seen)]
+        found: Sequence[Tensor] = ()
+        for number in range(count):
+            if number:
+                moments.append(LaterMoment(form.carry, form.where, before, seen))
+            found = call([*before, *self._others])
+            before = list(found[:size])
+            values, more, _, rest = form.beside(found)
+            self._kept.append((rest, versions(rest)))
+            losses += values
+            aux += more
+        carry = form.carry_of(found)
+        self.ends = carry.smooth
+        return carry, losses, aux, moments
+
+    def pull_back(self, cotangents: Cotangents) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
+        """Return the cotangents of the carry at the start, and those of the inputs.
+
+        Args:
+            cotangents: Of the carry at the end, and of no loss.
+        """
+        pull = self._form.pull
+        assert pull is not None
+        call, size = _Caller(pull.program), sum(pull.present)
+        zeros: list[Tensor] = [torch.zeros_like(x) for x in self.ends]
+        smooth = [z if c is None else c for c, z in zip(cotangents.carry, zeros)]
+        total: list[Tensor] = []
+        while self._kept:
+            saved, counted = self._kept.pop()
+            if versions(saved) != counted:
+                self._require_same()
+            found = list(call([*saved, *smooth]))
+            del saved  # so that its memory serves for the next
+            smooth, others = found[:size], found[size:]
+            if size < len(zeros):
+                remaining = iter(smooth)
+                smooth = [next(remaining) if p else z for p, z in zip(pull.present, zeros)]
+            if not total:
+                total = [x.clone() for x in others]
+            elif others:
+                torch._foreach_add_(total, others)
+        taken = inputs_of(self._call, range(self._call.steps))
+        out = [x if p else None for p, x in zip(pull.present, smooth)]
+        return out, dict(zip((taken[k] for k in pull.places), total))
