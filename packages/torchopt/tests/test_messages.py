@@ -52,6 +52,22 @@ def rooted(optimality: Any = lambda w, x: w - x, solve: Any = None) -> Any:
     return solution(torch.zeros(2), x).sum().backward()
 
 
+class Inner(torchopt.nn.ImplicitMetaGradientModule):
+    """An inner problem whose solver forgets that it runs without a graph."""
+
+    def __init__(self, meta: nn.Module) -> None:
+        super().__init__()
+        self.meta, self.w = meta, nn.Parameter(torch.ones(1, 2))
+
+    def objective(self) -> torch.Tensor:
+        meta: Any = self.meta
+        return (self.w - meta.weight).square().sum()
+
+    def solve(self) -> Any:
+        self.objective().backward()
+        return self
+
+
 def fast() -> nn.Module:
     """Return a module after a step of a meta-optimizer."""
     module = net()
@@ -431,6 +447,18 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
         lambda: torchopt.sgd(net().parameters()),
         TypeError,
         ("Invalid learning rate", "got generator", "init(params)", "torchopt.Adam(params, lr)"),
+    ),
+    "backward inside of a solver": (
+        lambda: custom_root(lambda w, x: w - x, argnums=1)(
+            lambda w, x: torch.autograd.grad((x.clone() ** 2).sum(), x)[0]
+        )(torch.ones(2), torch.ones(2, requires_grad=True)),
+        NotDifferentiableError,
+        ("solver_fn runs without a graph", "torch.enable_grad()"),
+    ),
+    "backward inside of a module's solve": (
+        lambda: Inner(nn.Linear(2, 1)).solve(),
+        NotDifferentiableError,
+        ("runs without a graph", "torch.enable_grad()"),
     ),
     "a solver that returns a pair": (
         lambda: custom_root(lambda w, x: w - x, argnums=1)(lambda w, x: (x.detach(), 3))(

@@ -68,7 +68,16 @@ class RootRule:
             for x, flag in zip(detached, self.requires_grad):
                 x.requires_grad_(flag)
         args, kwargs = self.equation.arguments(detached)
-        found = self.solver_fn(*args, **kwargs)
+        try:
+            found = self.solver_fn(*args, **kwargs)
+        except RuntimeError as error:
+            if "does not require grad and does not have a grad_fn" not in str(error):
+                raise
+            raise NotDifferentiableError(
+                f"{self.engine.where}: solver_fn runs without a graph, so torch found no gradient "
+                "in it; put `with torch.enable_grad():` around what calls backward() or "
+                "torch.autograd.grad, or use torch.func.grad"
+            ) from error
         self.equation.surroundings.settle()
         solution, aux = self._split_aux(found)
         layout = self._layout(solution)
