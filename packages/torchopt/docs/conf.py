@@ -102,11 +102,15 @@ class Point(NamedTuple):
 
 
 def escaped(line: str) -> str:
-    """Return a line whose bars, stars and final underscores outside of backquotes are escaped."""
+    """Return a line whose bars, stars and final underscores outside of backquotes are escaped.
+
+    An attribute of any object, such as `.grad`, is code and no link to a function of that name.
+    """
     text = line.lstrip()
     bullet = line[: len(line) - len(text) + 2] if text.startswith("* ") else ""
     parts = line[len(bullet) :].split("`")
     parts[::2] = [re.sub(r"[|*]|(?<=\w)_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
+    parts[1::2] = [f"`{part}`" if part.startswith(".") else part for part in parts[1::2]]
     return bullet + "`".join(parts)
 
 

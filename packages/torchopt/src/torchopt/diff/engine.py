@@ -13,9 +13,9 @@ __all__ = ["Engine"]
 class Engine(Protocol):
     """A way to differentiate an inner loop, as a value with fields.
 
-    `Explicit`, `Implicit` and `ZeroOrder` are engines. Comparing them is a loop over values: each
-    takes the same problem and returns a function with the same arguments and results; only the
-    derivatives differ.
+    `torchopt.diff.Explicit`, `torchopt.diff.Implicit` and `torchopt.diff.ZeroOrder` are engines.
+    Each takes the same problem and returns a function with the same arguments and results; only
+    the derivatives differ.
     """
 
     def over(

@@ -31,7 +31,7 @@ def lars(
 
     Args:
         momentum: Decay of the sum, >= 0.
-        trust_coefficient: Part of the norm of a parameter that a step is long.
+        trust_coefficient: The length of a step, relative to the norm of its parameter.
         eps: Added to the norm of u, >= 0.
         nesterov: Use Nesterov's correction.
 

@@ -48,7 +48,7 @@ class LeastSquares(Solver):
         scale: C > 0, in the unit of r: residuals beyond it are outliers. A number, a 0-dim tensor,
             or a function of *args that returns one and may be differentiated.
         lower: The lower bounds; a start outside of them is moved inside. None, a number, a tensor
-            that broadcasts to every leaf of x, or a tree of those that x begins like; or a function
+            that broadcasts to every leaf of x, or a tree of those, a prefix of x; or a function
             of *args that returns one and may be differentiated.
         upper: The upper bounds, likewise.
         step_solver: How the linear systems of the steps are solved. "dense": by QR factorisation of

@@ -95,5 +95,6 @@ def orthogonalize() -> None:
     References:
         K. Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024,
         https://kellerjordan.github.io/posts/muon
+
         J. Liu et al., Muon is Scalable for LLM Training, 2025, https://arxiv.org/abs/2502.16982
     """

@@ -64,7 +64,7 @@ class SearchDistribution(NamedTuple):
     Attributes:
         mean: A tree of floating-point tensors.
         log_scale: The logarithm of the standard deviation, in the unit of the mean. Tensors that
-            broadcast to the leaves of the mean, in a tree that the mean begins like: elements and
+            broadcast to the leaves of the mean, in a tree that is a prefix of it: elements and
             leaves may share a scale.
     """
 

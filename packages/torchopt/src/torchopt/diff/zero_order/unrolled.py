@@ -25,6 +25,7 @@ the variances of g_w are (w + 1) a^2 and 2 a^2 for each pair (with K = 1).
 References:
     P. Vicol, L. Metz, J. Sohl-Dickstein, Unbiased Gradient Estimation in Unrolled Computation
     Graphs with Persistent Evolution Strategies, ICML 2021, https://arxiv.org/abs/2112.13835
+
     O. Li, J. Harrison, J. Sohl-Dickstein, V. Smith, L. Metz, Variance-Reduced Gradient Estimation
     via Noise-Reuse in Online Evolution Strategies, NeurIPS 2023, https://arxiv.org/abs/2304.12180
 """

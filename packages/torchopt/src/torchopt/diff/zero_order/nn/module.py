@@ -29,7 +29,7 @@ class ZeroOrderGradientModule(nn.Module, Samplable):
     Subclasses define `forward(*input, **kwargs)`, which returns a 0-dim tensor, and
     `sample(sample_shape)`, which returns random directions of mean 0 and unit covariance. The
     parameters that require gradients get estimated ones; no input does. The options are keywords of
-    the class statement, and are inherited:
+    the class statement, and are inherited::
 
         class Loss(ZeroOrderGradientModule, method="forward", num_samples=100, sigma=0.01): ...
 
