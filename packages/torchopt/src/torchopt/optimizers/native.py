@@ -162,7 +162,7 @@ class FusedChain(FlatChain):
         if roles is None or not part.in_step(members) or part.plan.has_arrays():
             return False, state
         found = part.together(grads, members, roles, params, into=cache, launch=launch)
-        if isinstance(found, Exception):
+        if found is None or isinstance(found, Exception):
             return False, state
         if launch:
             cache.state = found[1]

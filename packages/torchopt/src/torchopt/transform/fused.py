@@ -177,8 +177,10 @@ class Part:
         inplace: bool = True,
         into: StepCache | None = None,
         launch: bool = True,
-    ) -> tuple[list[Any], tuple[Any, ...]] | Exception:
+    ) -> tuple[list[Any], tuple[Any, ...]] | Exception | None:
         """Return what `update` does for leaves that take the same step, or why there is no call.
+
+        None where a hyper-parameter is watched: leaves may have equal ones that are not the same.
 
         Args:
             leaves: The gradients.
@@ -189,7 +191,9 @@ class Part:
             into: See `torchopt.kernels.native.attempt`.
             launch: See `torchopt.kernels.native.attempt`.
         """
-        plan = self.plan
+        plan, hypers = self.plan, self._hypers(members)
+        if isinstance(hypers, dict):
+            return None
         changes = self._following(members, range(len(leaves)), together=True)
         found = attempt(
             plan.fused,
@@ -197,7 +201,7 @@ class Part:
             roles,
             params,
             1 if plan.step is None else changes[plan.step]["count"][0],
-            self._hypers(members),
+            hypers,
             maximize=plan.maximize,
             inplace=inplace,
             plain=self.backend == "auto",
