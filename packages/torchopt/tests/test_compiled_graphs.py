@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import avg_pool2d
 
 from torchopt.torch_internals import compiled_graph
-from torchopt.torch_internals.compiling import _lowered
+from torchopt.torch_internals.compiling import _lowered, _options
 
 aten = torch.ops.aten
 
@@ -88,6 +88,17 @@ def test_windows_that_tile_an_image_are_dimensions(
 def test_numbers_that_are_written_down_are_constants() -> None:
     found = rewritten(lambda x: [x * torch.tensor(2.5, dtype=torch.float64)], random(3))
     assert aten.full.default in found
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_images_of_grouped_convolutions_stay_as_they_are(groups: int) -> None:
+    def pulled(x: Tensor, w: Tensor, c: Tensor) -> list[Tensor]:
+        _, pull = torch.func.vjp(lambda x: torch.conv2d(x, w, groups=groups), x)
+        return [*pull(c)]
+
+    x, w = random(2, 4, 5, 5), random(4, 4 // groups, 3, 3)
+    options = _options(make_fx(pulled)(x, w, random(2, 4, 3, 3)), in_cpp=True)
+    assert options.get("layout_optimization", True) == (groups == 1)
 
 
 @pytest.mark.slow

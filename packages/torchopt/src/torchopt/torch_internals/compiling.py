@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,7 +40,10 @@ def _compiled(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callab
     from torch._inductor import compile_fx, exc
 
     run = None
-    if not writes(graph.graph.nodes):
+    # Before torch 2.13 there is no such function, or one that takes something else.
+    takes = inspect.signature(compile_fx.create_compiler_config_extra).parameters
+    known = hasattr(compile_fx, "compile_fx_forward") and "gm" in takes
+    if known and not writes(graph.graph.nodes):
         # Calls between kernels are shorter in C++, and one file is compiled in half the time of
         # one for each kernel.
         in_cpp = all(x.device.type == "cpu" for x in examples)
@@ -74,8 +78,11 @@ def _compiled_alone(
     # Without an environment of shapes, inductor does not look into its cache.
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     given = [mode.from_tensor(x, static_shapes=True) for x in examples]
-    options = {**OPTIONS, "cpp_wrapper": in_cpp}
-    with config.patch(options), V.set_fake_mode(mode), tracing(TracingContext(mode)):
+    with (
+        config.patch(_options(graph, in_cpp=in_cpp)),
+        V.set_fake_mode(mode),
+        tracing(TracingContext(mode)),
+    ):
         made = _lowered(graph, given)
         if writes(made.graph.nodes):
             return None
@@ -91,6 +98,25 @@ def _compiled_alone(
         )
     found: Callable[..., Any] = getattr(code, "current_callable", None) or code
     return found
+
+
+def _options(graph: torch.fx.GraphModule, *, in_cpp: bool) -> dict[str, Any]:
+    """Return the settings of inductor for a graph.
+
+    On a CPU it turns images so that channels come last, where it finds any convolution. Those of
+    several groups, as for a batch of tasks, take longer then than they do in eager torch.
+    """
+    grouped = any(map(_has_groups, graph.graph.nodes))
+    return OPTIONS | {"cpp_wrapper": in_cpp} | ({"layout_optimization": False} if grouped else {})
+
+
+# Where the number of groups is among the arguments.
+_GROUPS: dict[Any, int] = {aten.convolution.default: 8, aten.convolution_backward.default: 9}
+
+
+def _has_groups(node: torch.fx.Node) -> bool:
+    place = _GROUPS.get(node.target)
+    return place is not None and bool(node.args[place] != 1)
 
 
 def _lowered(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> torch.fx.GraphModule:
