@@ -59,6 +59,27 @@ def test_what_killed_processes_leave_is_removed_by_the_next_world(temporary):
     assert list(temporary.glob("torchopt-*")) == [others]
 
 
+def test_a_port_at_which_another_world_meets_is_refused(temporary, monkeypatch):
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    place = folder.place_of("1234")
+    told, tell = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("forkserver").Process(
+        target=distributed_programs.hold_a_folder, args=(str(temporary), tell)
+    )
+    process.start()
+    record = json.dumps({"folder": told.recv()})
+    place.write_text(record)
+    with pytest.raises(RuntimeError, match="one world .* MASTER_PORT 1234"):
+        meet_on_this_machine(0, (0, 1), 0.1)
+    assert place.read_text() == record  # the other world meets
+    process.kill()
+    process.join()
+    with pytest.raises(TimeoutError):  # nobody else comes, but the place is free
+        meet_on_this_machine(0, (0, 1), 0.1)
+    assert list(temporary.glob("torchopt-*")) == []
+
+
 def test_a_forked_child_holds_nothing(temporary):
     held = Folder()
     reader, writer = os.pipe()

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-__all__ = ["FOLDER", "Folder", "has_locks", "place_of"]
+__all__ = ["FOLDER", "Folder", "has_locks", "is_met_at", "place_of"]
 
 FOLDER = "TORCHOPT_FOLDER"  # where the processes of `spawn` meet
 _HELD = "held"
@@ -64,6 +64,18 @@ def place_of(port: str) -> Path:
     """Return the file in which processes meet that know a port alone."""
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     return Path(tempfile.gettempdir()) / f"torchopt-of-{user}-{port}"
+
+
+def is_met_at(place: Path) -> bool:
+    """Return whether a world that is alive meets at a file."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        if has_locks() and not place.is_symlink() and place.lstat().st_uid == os.getuid():
+            held = os.open(Path(json.loads(place.read_text())["folder"]) / _HELD, os.O_RDWR)
+            try:
+                return not _try_to_lock(held, alone=True)
+            finally:
+                os.close(held)
+    return False
 
 
 def has_locks() -> bool:

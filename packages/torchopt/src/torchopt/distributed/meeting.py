@@ -25,7 +25,7 @@ from typing import Any
 import torch.distributed as dist
 
 from torchopt.distributed.board import Board
-from torchopt.distributed.folder import FOLDER, Folder, place_of
+from torchopt.distributed.folder import FOLDER, Folder, is_met_at, place_of
 from torchopt.distributed.link import StrangerError, connect
 from torchopt.distributed.watch import Watch
 
@@ -109,7 +109,13 @@ def meet_on_this_machine(rank: int, ranks: tuple[int, ...], timeout: float) -> M
         return meet_at(
             find, lambda path: store.set("torchopt/hub", str(path)), rank, ranks, timeout
         )
-    place = place_of(os.environ["MASTER_PORT"])
+    port = os.environ["MASTER_PORT"]
+    place = place_of(port)
+    if rank == ranks[0] and is_met_at(place):
+        raise RuntimeError(
+            f"expected one world of this user at a time that starts at MASTER_PORT {port}, found "
+            "another one that waits for its ranks there; give each world a port of its own"
+        )
     try:
         return meet_at(lambda: place, lambda path: _point(place, path), rank, ranks, timeout)
     finally:
