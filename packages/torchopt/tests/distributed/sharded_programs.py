@@ -16,6 +16,8 @@ from torchopt.params.sharded import largest_absolute
 
 FUNCTIONAL = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "radam", "adamax", "lamb")
 CLASSES = ("SGD", "Adam", "AdamW", "RMSProp", "AdaGrad", "AdaDelta", "AdaMax", "RAdam")
+# With norms of whole tensors, products of matrices, or sums over all tensors.
+OTHERS = ("Adafactor", "LAMB", "LARS", "Lion", "Muon", "Prodigy", "ScheduleFreeAdamW")
 META = ("MetaSGD", "MetaAdam", "MetaAdamW", "MetaRMSProp")
 
 
@@ -81,7 +83,7 @@ def grid() -> dict[str, float]:
     x_d = distribute_tensor(x, mesh, [Replicate()])
     found: dict[str, float] = {}
 
-    for name in CLASSES:
+    for name in (*CLASSES, *(OTHERS if n == 3 else ())):
         plain, net = small_net(), small_net()
         fully_shard(net)
         for module in (plain, net):
@@ -169,6 +171,10 @@ def grid() -> dict[str, float]:
             getattr(torchopt, name)(0.1).init(zeros)
         except TypeError as e:
             refused.append("DTensor" in str(e))
+    try:
+        torchopt.transform.in_8_bits(torchopt.adam(0.1), min_size=1).init(zeros)
+    except TypeError as e:
+        refused.append("DTensor" in str(e))
     for options in (
         {"derivative": "mixed"},
         {"derivative": "forward"},
@@ -179,7 +185,7 @@ def grid() -> dict[str, float]:
             inner("whole", **options)
         except TypeError as e:
             refused.append("DTensor" in str(e))
-    found["refused"] = float(refused != [True] * 7)
+    found["refused"] = float(refused != [True] * 8)
 
     for name in META:
         for how in ("fully_shard", "nested", "DTensor", "own batches"):

@@ -168,8 +168,10 @@ class ScaleByFactoredRms(LeafRule):
 def _rms(x: Tensor) -> Tensor:
     """Return the root mean square of each row, in its place."""
     size = math.prod(x.shape[1:])
-    total = (x * x).reshape(len(x), size).sum(dim=1)
-    return root(total / max(size, 1)).reshape(-1, *(1,) * (x.ndim - 1))
+    square = x * x
+    total = square.sum(dim=tuple(range(1, x.ndim)), keepdim=True) if x.ndim > 1 else square
+    mean: Tensor = root(total / max(size, 1))
+    return mean
 
 
 def _moved(old: Tensor, new: Tensor, weight: Tensor) -> Tensor:

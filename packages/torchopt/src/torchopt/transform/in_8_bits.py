@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
 from torchopt.errors import NotDifferentiableError
+from torchopt.params.sharded import require_whole
 from torchopt.tree import tree_leaves, tree_map
 from torchopt.tree_function import any_watched, is_traced
 
@@ -84,6 +85,9 @@ class InEightBits(Wrapper):
 
     def init(self, params: Any) -> Any:
         """Return the state of `inner` in codes."""
+        large = [x for x in tree_leaves(params) if isinstance(x, Tensor)]
+        large = [x for x in large if x.numel() >= self.min_size]
+        require_whole(large, "in_8_bits", "give whole tensors, or keep the states as they are")
         return self._quantized(self.inner.init(params))
 
     def step(self, updates: Any, state: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
@@ -125,6 +129,7 @@ def in_8_bits(
 
     Raises:
         ValueError: `block_size` out of range.
+        TypeError: From `init`, for DTensors, whose blocks would end with their shards.
         NotDifferentiableError: From `update`, for gradients or states that are differentiated.
 
     References:
