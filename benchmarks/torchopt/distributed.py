@@ -16,12 +16,13 @@ A meta-step is split into computing (the slowest rank's forward and backward pas
 buckets, pickling, the outer step). The speed-up is over a loop of one process without
 torchopt.distributed.
 
-The model behind the predictions has four numbers, each measured separately: c, the seconds of a
-task; h, those of a step without tasks; alpha and beta, the seconds of a message and of a byte. With
-n workers on k cores, T tasks and P bytes of parameters
+The model behind the predictions has a few numbers, each measured separately: c, the seconds of a
+task; h, those of a step without tasks; alpha and beta, the seconds of a message and of a byte; and
+g, those in which rank 0 packs and unpacks what one remote call needs. With n workers on k cores,
+T tasks and P bytes of parameters
 
     collective   ceil(T/n) max(1, min(n, T)/k) c + h + 2 s (n-1) alpha + 2 (n-1)/n P beta
-    rpc          ceil(T/n) max(1, min(n, T)/k) c + h + n (m alpha + 2 P beta)
+    rpc          ceil(T/n) max(1, min(n, T)/k) c + h + n (g + m alpha + 2 P beta)
 
 where s buckets are summed, each around a ring, and m = 3 messages of a remote call wait for one
 another: parameters and call, the backward pass, and the clean-up of the context. With remote calls
@@ -196,7 +197,8 @@ def run_collective(setting: Setting) -> dict[str, Any]:
         found = engine.backward(lambda task: problem.loss(problem.params, task), tasks)
         problem.outer.step()
         sent = found.bytes_sent
-        sums = engine.group.operations - before - 1  # the first check runs during the tasks
+        # Across machines the first check is an operation too, beside the tasks.
+        sums = engine.group.operations - before - (engine.group.messages is None)
         return {"compute": found.compute_seconds, "transfer": found.transfer_seconds}
 
     rows = timed(setting, step)
@@ -260,6 +262,29 @@ remote_loss = todist.parallelize(todist.dim_partitioner(0), todist.weighted_mean
 )
 
 
+@todist.parallelize(todist.dim_partitioner(0), todist.sum_reducer)
+def remote_nothing(params: Params, x: Tensor) -> Tensor:
+    """Return a value that depends on the parameters, for hardly any computation."""
+    return torch.stack([p.view(-1)[0] for p in params.values()]).sum() * x.sum()
+
+
+def packing(problem: Problem) -> float:
+    """Return the processor time that a call of one worker takes here, packing and unpacking."""
+    times = []
+    x = torch.ones(todist.get_world_size(), 1)
+    for _ in range(10):
+        with torch.no_grad():
+            for p in problem.params.values():  # a new version, as after an optimizer step
+                p.mul_(1.0 + 1e-6)
+        problem.outer.zero_grad()
+        used = time.process_time()
+        with todist.autograd.context() as context_id:
+            loss = remote_nothing(todist.share(problem.params), x)
+            todist.autograd.backward(context_id, loss)
+        times.append(time.process_time() - used)
+    return min(times) / len(x)
+
+
 def spent() -> float:
     """Return the seconds of computing since the last time this was asked."""
     seconds, _spent["seconds"] = _spent["seconds"], 0.0
@@ -309,6 +334,7 @@ def run_rpc(setting: Setting) -> dict[str, Any]:
         "end": end,
         "bytes_per_step": asdict(stats),
         "latency": {
+            "packing": packing(problem),
             "small": min(
                 _seconds(lambda: todist.rpc.rpc_sync(last, echo, (None,))) for _ in range(30)
             ),
@@ -337,6 +363,7 @@ class Model:
         tasks: T.
         parameter_bytes: P.
         sums: s.
+        packing: g.
     """
 
     backend: str
@@ -347,6 +374,7 @@ class Model:
     tasks: int
     parameter_bytes: int
     sums: int
+    packing: float = 0.0
 
     def parts(self, workers: int, cores: int) -> dict[str, float]:
         """Return compute, latency, bandwidth and step of one meta-step."""
@@ -363,6 +391,7 @@ class Model:
             "computing": rounds * self.task,
             "latency of messages": latency,
             "bytes of parameters and gradients": transfer,
+            "packing of calls": n * self.packing if n > 1 else 0.0,
             "the step itself": self.step,
         }
 
@@ -411,6 +440,7 @@ def fit(backend: str, runs: dict[str, Any], setting: Setting) -> Model:
         setting.tasks,
         size,
         runs[f"{backend} 2"].get("sums_per_step", 1),
+        measured.get("packing", 0.0),
     )
 
 
@@ -542,7 +572,8 @@ def check(runs: dict[str, Any], models: dict[str, Model]) -> dict[str, Any]:
             continue
         n, model = int(size), models[backend]
         parts = model.parts(n, n)
-        predicted = sequential / (parts["computing"] + parts["the step itself"])
+        local = ("computing", "packing of calls", "the step itself")
+        predicted = sequential / sum(parts[name] for name in local)
         row = {
             "measured_speed_up": sequential / run["cpu"],
             "predicted_speed_up": predicted,
