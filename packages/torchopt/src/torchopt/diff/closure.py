@@ -108,7 +108,14 @@ def explained(function: Any, where: str, remedy: str) -> Iterator[None]:
         if not any(sign in str(error) for sign in ESCAPED):
             raise
         names = [name for name, x in captured(function, Tensor) if is_wrapped(x)]
-        shown = ", ".join(names[:NAMED]) or "a tensor"
+        if not names:
+            raise NotDifferentiableError(
+                f"{where}: torch.func lost a tensor of an enclosing transform, as it does where "
+                "the function has a solver, or another derivative, inside. Take the derivative by "
+                "torch.autograd.grad or backward(), which follow it. If there is no solver inside, "
+                f"the tensor is out of sight. {remedy}"
+            ) from error
+        shown = ", ".join(names[:NAMED])
         raise NotDifferentiableError(
             f"{where}: the function depends on {shown} of an enclosing torch.func transform, which "
             f"is not among the arguments. {remedy}"
