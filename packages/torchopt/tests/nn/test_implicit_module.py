@@ -314,3 +314,38 @@ def test_swap_state_and_reparametrize():
     with reparametrize(net, {"0.weight": new}):
         assert net[0].weight is new
     assert net[0].weight is old
+
+
+@pytest.mark.parametrize("wrap", [lambda m: nn.Sequential(m, nn.Linear(2, 1)), nn.ModuleList])
+def test_a_meta_module_inside_of_another_is_no_part_of_the_inner_problem(wrap):
+    class Inner(torchopt.nn.MetaGradientModule):
+        def __init__(self, meta):
+            super().__init__()
+            self.net = wrap(meta if wrap is not nn.ModuleList else [meta])
+
+    with pytest.raises(ValueError, match=r"got one with '0', which was given to the constructor"):
+        Inner(nn.Linear(2, 2))
+
+
+def test_a_meta_parameter_inside_of_a_module_is_no_part_of_the_inner_problem():
+    class Inner(torchopt.nn.MetaGradientModule):
+        def __init__(self, meta):
+            super().__init__()
+            layer = nn.Linear(2, 2)
+            layer.weight = meta
+            self.layer = layer
+
+    with pytest.raises(ValueError, match=r"got one with 'weight', which was given"):
+        Inner(nn.Parameter(torch.zeros(2, 2)))
+
+
+def test_a_module_of_meta_modules_that_was_given_is_one():
+    class Inner(torchopt.nn.MetaGradientModule):
+        def __init__(self, meta):
+            super().__init__()
+            self.net = meta
+            self.own = nn.Sequential(nn.Linear(2, 2))
+
+    module = Inner(nn.Sequential(nn.Linear(2, 2)))
+    assert [name for name, _ in module.named_parameters()] == ["own.0.weight", "own.0.bias"]
+    assert [name for name, _ in module.named_meta_parameters()] == ["net.0.weight", "net.0.bias"]

@@ -193,7 +193,7 @@ class MetaGradientModule(nn.Module):
             AttributeError: `__init__` was not called.
             TypeError: The name is not a string, or `module` is not a module.
             KeyError: The name is empty, has a dot, or is taken.
-            ValueError: `module` is a meta-module.
+            ValueError: `module` is a meta-module, or has one, or a meta-parameter, in it.
         """
         self._check_module(name, module, "module", self._modules)
         if module is not None and id(module) in self._meta_inputs:
@@ -201,7 +201,21 @@ class MetaGradientModule(nn.Module):
                 f"cannot add module that is a meta-module to module '{name}'. "
                 "Use self.add_meta_module() instead."
             )
+        if module is not None:
+            self._require_own(name, module)
         self._modules[name] = module
+
+    def _require_own(self, name: str, module: nn.Module) -> None:
+        """Raise if a meta-module would become a part of the inner problem."""
+        parts = (*module.named_modules(), *module.named_parameters())
+        inner = next((key for key, x in parts if id(x) in self._meta_inputs), None)
+        if inner is not None:
+            raise ValueError(
+                f"cannot add module '{name}': expected a module of the inner problem, got one with "
+                f"'{inner}', which was given to the constructor: it would be solved for. Assign "
+                "what was given to an attribute of its own, and call it from there, or give the "
+                "constructor the module around it."
+            )
 
     def register_module(self, name: str, module: nn.Module | None) -> None:
         """Add a sub-module; see `add_module`."""
