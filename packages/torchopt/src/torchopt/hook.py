@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from torchopt.base import GradientTransformation
+from torchopt.errors import NotDifferentiableError
+from torchopt.torch_internals import has_tangent
 from torchopt.transform.base import LeafRule, as_transformation
 
 __all__ = ["nan_to_num_hook", "register_hook", "zero_nan_hook"]
@@ -44,8 +46,17 @@ class RegisterHook(LeafRule):
     def update_leaves(
         self, grads: list[Tensor], state: Any, params: list[Tensor], *, inplace: bool
     ) -> tuple[list[Tensor], Any]:
-        """Register the hook on every gradient that something can flow back to."""
+        """Register the hook on every gradient that something can flow back to.
+
+        Raises:
+            NotDifferentiableError: A gradient has a tangent, which no hook sees.
+        """
         for g in grads:
+            if has_tangent(g):
+                raise NotDifferentiableError(
+                    "register_hook: expected a derivative in reverse mode, whose gradients hooks "
+                    'see, got forward mode; use derivative="reverse", or jacrev.'
+                )
             if g.requires_grad:
                 g.register_hook(self.hook)
         return grads, state

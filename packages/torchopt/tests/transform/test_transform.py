@@ -173,6 +173,25 @@ def test_hooks_act_in_recomputed_steps_too(keep: Any) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:inner_loop. derivative=.forward.:UserWarning")
+@pytest.mark.parametrize("way", ["inner_loop", "jvp"])
+def test_forward_mode_sees_no_hooks_and_is_refused(way: str) -> None:
+    impl = torchopt.chain(torchopt.register_hook(lambda g: 2 * g), torchopt.sgd(0.1))
+    w = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
+
+    def step(w: torch.Tensor) -> torch.Tensor:
+        return impl.update(w, impl.init(w), params=w, inplace=False)[0]
+
+    def forward(w: torch.Tensor) -> object:
+        if way == "jvp":
+            return torch.func.jvp(step, (w.detach(),), (torch.ones_like(w),))
+        loss = lambda w, batch: (w**2).sum() / 2  # noqa: E731 - short
+        return torchopt.inner_loop(loss, impl, steps=2, derivative="forward")(w)
+
+    with pytest.raises(torchopt.errors.NotDifferentiableError, match="hooks see, got forward mode"):
+        forward(w)
+
+
 def test_nan_to_num() -> None:
     clean = torchopt.nan_to_num(0.5, 1.0, -1.0)
     g = {"a": torch.tensor([math.nan, math.inf, -math.inf, 2.0]), "b": None}
