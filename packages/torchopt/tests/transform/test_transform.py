@@ -364,3 +364,10 @@ def test_norms_of_tensors_without_values_are_not_read() -> None:
             ("meta", (3,)),
             ("meta", (2, 2)),
         ]
+
+
+@pytest.mark.parametrize("make", [torchopt.sgd, torchopt.adam])
+def test_a_schedule_of_several_numbers_is_refused_by_name(make: Any) -> None:
+    impl, w = make(lambda count: torch.tensor([0.1, 0.2, 0.3])), torch.ones(3)
+    with pytest.raises(ValueError, match="lr: expected a number or a real tensor with one element"):
+        impl.update(w, impl.init(w), params=w, inplace=False)
