@@ -38,6 +38,7 @@ __all__ = [
     "slots",
     "sources",
     "table_of",
+    "what_varies",
 ]
 
 # Entries of a container that are looked at one by one, and of one that is copied.
@@ -230,7 +231,25 @@ def table_of(found: Any) -> dict[str, Any] | None:
 
 
 def _is_of_user(found: Any) -> bool:
-    return root_of(type(found)) not in ("torch", "torchopt", "optree", "numpy", "builtins")
+    own = root_of(type(found)) not in ("torch", "torchopt", "optree", "numpy", "builtins")
+    return own or hasattr(type(found), "changes_in_use")
+
+
+def what_varies(optimizer: Any) -> list[tuple[str, Any]]:
+    """Return (name, object) for what an optimizer holds and its user may change between two steps.
+
+    Schedules of the user's own, modules, and tensors that are no inputs of the derivative.
+    """
+
+    def varies(found: Any) -> bool:
+        if isinstance(found, Tensor):
+            return not (found.requires_grad or is_wrapped(found))
+        if isinstance(found, types.FunctionType):
+            return root_of(found) not in LIBRARIES
+        in_slots = _is_of_user(found) and slot_names(type(found))
+        return isinstance(found, nn.Module) or table_of(found) is not None or bool(in_slots)
+
+    return [(name, x) for name, x in captured(optimizer, object) if varies(x)]
 
 
 def _entries(holder: Any, keys: Iterable[Any]) -> Iterator[Slot]:
@@ -308,11 +327,12 @@ class Elements:
     holder: Tensor
     copy: Tensor
     version: int
+    put_at: int | None = None  # the version that they were put in place of, while they are there
 
     @staticmethod
     def of(x: Tensor, before: Elements | None = None) -> Elements:
         """Return the present elements, by those of before if nothing was written since."""
-        if before is not None and before.version == x._version:
+        if before is not None and x._version in (before.version, before.put_at):
             return before
         return Elements(x, x.detach().clone(), x._version)
 
@@ -333,12 +353,13 @@ class Elements:
         if is_transforming():
             return lambda: None
         holder, version = self.holder, self.holder._version
-        before = holder.data
+        before, put_at = holder.data, self.put_at
         if always or self.is_written:
             holder.data = self.copy.clone()
+            self.put_at = version
 
         def back() -> None:
-            holder.data = before
+            holder.data, self.put_at = before, put_at
             if holder._version != version:  # of other elements than these
                 bump_versions([holder])
 

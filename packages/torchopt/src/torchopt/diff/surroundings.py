@@ -34,6 +34,7 @@ from torchopt.diff.places import (
     slots,
     sources,
     table_of,
+    what_varies,
 )
 from torchopt.diff.sealed import (
     MOST,
@@ -44,7 +45,7 @@ from torchopt.diff.sealed import (
     may_exchange,
 )
 from torchopt.errors import NotDifferentiableError
-from torchopt.torch_internals import any_autocast
+from torchopt.torch_internals import autocast_now
 
 __all__ = ["Surroundings", "fresh_buffers"]
 
@@ -144,20 +145,6 @@ def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
     return {k: v.copy() if type(v) in (list, dict, set) else v for k, v in attributes.items()}
 
 
-def autocast_now() -> dict[str, dict[str, Any]]:
-    """Return how each kind of device is cast now; nothing where none is."""
-    if not any_autocast():
-        return {}
-    return {
-        device: {
-            "enabled": torch.is_autocast_enabled(device),
-            "dtype": torch.get_autocast_dtype(device),
-            "cache_enabled": torch.is_autocast_cache_enabled(),
-        }
-        for device in ("cpu", "cuda")
-    }
-
-
 class Surroundings:
     """The surroundings of a function, as they were for one call.
 
@@ -190,11 +177,14 @@ class Surroundings:
         Args:
             function: The function; what it reaches by closure is looked at.
             tensors: Tensors whose devices have generators of their own.
-            beside: What else runs and may draw random numbers, of torch or its own generators.
+            beside: What else runs, such as an optimizer; see `what_varies`. It may draw random
+                numbers, of torch or its own generators.
             apart: Tensors that the function reaches and does not change.
         """
         self._apart = {id(x) for x in apart}
-        self._function = function
+        varying = [] if beside is None else what_varies(beside)
+        self._function = (function, *(x for _, x in varying)) if varying else function
+        self._varying = {id(x): name for name, x in varying}
         self._sources: list[Source] = []
         self._states: list[_ModuleState] = []
         self._elements: list[Elements] = []
@@ -229,7 +219,7 @@ class Surroundings:
         self._slots: list[Slot] = []
         self._containers: list[Any] = []
         self._contents: list[Content] = []
-        self._transparent, self.is_sealed = True, True
+        self._transparent, self.is_sealed = True, not self._varying
         if is_simple(self._function):
             self.may_exchange = may_exchange(self._function)
             return
@@ -240,7 +230,7 @@ class Surroundings:
             self.is_sealed = self.is_sealed and self._transparent and is_pure(found)
             self.may_exchange = self.may_exchange or may_exchange(found)
             if isinstance(found, Tensor):
-                self._tensors.append((name, found))
+                self._tensors.append((self._varying.get(id(found), name), found))
                 continue
             if isinstance(found, nn.Module):
                 self._modules.append(found)
@@ -370,7 +360,8 @@ class Surroundings:
     def watch(self, value: Tensor) -> None:
         """Remember what the function returned, and the tensors that it reaches."""
         self._value = value
-        self._constant.update(id(x) for _, x, version in self._begun if x._version == version)
+        same = {id(x) for _, x, version in self._begun if x._version == version}
+        self._constant.update(same - self._varying.keys())
         self._watched = [(name, x, x._version) for name, x in self._tensors if not x.is_inference()]
 
     def require_copied(self) -> None:
@@ -393,8 +384,9 @@ class Surroundings:
 
     def changed(self, value: Tensor) -> list[str]:
         """Return the names of tensors that were changed in place since `watch`, if the function
-        returns another value by now.
+        returns another value by now, or if what runs beside it can not be put back.
         """
-        names = [name for name, x, version in self._watched if x._version != version]
+        changed = [(name, x) for name, x, version in self._watched if x._version != version]
         same = self._value is None or torch.equal(value, self._value)
-        return [] if same else names
+        lost = [name for name, x in changed if id(x) in self._varying and not is_copied(x)]
+        return lost if same else [name for name, _ in changed]

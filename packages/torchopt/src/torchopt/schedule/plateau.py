@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -46,6 +46,8 @@ class ReduceOnPlateau:
         >>> schedule(0)
         0.5
     """
+
+    changes_in_use: ClassVar[bool] = True  # between a run and its derivative, too
 
     value: Scalar
     factor: float = 0.1

@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "any_autocast",
+    "autocast_now",
     "backward_into",
     "backward_pass",
     "bump_versions",
@@ -112,6 +113,20 @@ def _run_backward(
 
 
 _NO_OTHERS = frozenset((torch.Tensor, torch.nn.Parameter))
+
+
+def autocast_now() -> dict[str, dict[str, Any]]:
+    """Return how each kind of device is cast now; nothing where none is."""
+    if not any_autocast():
+        return {}
+    return {
+        device: {
+            "enabled": torch.is_autocast_enabled(device),
+            "dtype": torch.get_autocast_dtype(device),
+            "cache_enabled": torch.is_autocast_cache_enabled(),
+        }
+        for device in ("cpu", "cuda")
+    }
 
 
 def counts_for_any_autocast(device: str) -> bool:

@@ -155,12 +155,13 @@ def pull_back_steps(
     variables = Variables.of(call, carry, inputs, steps)
     # The optimizer may draw random numbers, after the loss.
     with replayed(), torch.enable_grad():
+        optimizer = inputs.optimizer_now()
         if call.derivative == "reverse":
-            out = _reverse(call, variables, inputs.optimizer, steps, grads, cotangents)
+            out = _reverse(call, variables, optimizer, steps, grads, cotangents)
         else:
             if grads is None:
                 grads, _, _ = gradient(call, carry, inputs.constants, steps[0])
-            directions, out = _of_update(call, variables, inputs.optimizer, grads, cotangents)
+            directions, out = _of_update(call, variables, optimizer, grads, cotangents)
             cotangents.carry.clear()  # three or so times the parameters
     if call.derivative != "reverse":
         for more in _of_loss(

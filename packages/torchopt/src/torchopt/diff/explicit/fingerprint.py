@@ -102,10 +102,28 @@ class Fingerprint:
 
     def difference(self, other: Fingerprint) -> str | None:
         """Return the name of the first value that differs; None if all are the same."""
-        for x, y in zip(self.key.parts, other.key.parts):
-            if x != y:
-                return str(x[0]) if isinstance(x, tuple) and x and x[0] else "a value"
-        return None if len(self.key.parts) == len(other.key.parts) else "what it holds"
+        return _difference(self.key, other.key)
+
+    def require_same(self, now: Fingerprint, where: str, way_out: str) -> None:
+        """Raise if a program of a run would be made of other values than those of the run."""
+        if (name := self.difference(now)) is not None:
+            raise RuntimeError(
+                f"{where}: expected functions that hold in the backward pass what they held in the "
+                f"run, got {name}, which has another value by now; change it after the backward "
+                f"pass, or {way_out}."
+            )
+
+
+def _difference(first: Key, second: Key) -> str | None:
+    if first == second:
+        return None
+    for x, y in zip(first.parts, second.parts):
+        if x == y:
+            continue
+        if isinstance(x, Key) and isinstance(y, Key):
+            return _difference(x, y)
+        return str(x[0]) if isinstance(x, tuple) and x and x[0] else "a value"
+    return "what it holds"
 
 
 def form_of(x: Tensor) -> tuple[Hashable, ...]:

@@ -176,14 +176,14 @@ class Run:
         return self._swept(inputs, cotangents)
 
     def _require_same_loss(self, tensors: list[Tensor]) -> None:
-        """Raise if the first step has another loss by now."""
+        """Raise if the first step is another one by now."""
         moment = self._moments.at(self.call.first)
         with moment.seen.replayed():
             _, value, _ = gradient(self.call, moment.carry, tensors, self.call.first)
         if names := self._seen.changed(value):
             raise RuntimeError(
                 "inner_loop: expected tensors that are not changed between the run and its "
-                f"backward pass, got {names[0]}, which was changed in place, so that the loss is "
+                f"backward pass, got {names[0]}, which was changed in place, so that a step is "
                 "another one; change a clone of it."
             )
 

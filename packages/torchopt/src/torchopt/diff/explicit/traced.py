@@ -108,6 +108,7 @@ class TracedRun(Run):
 
     def _make(self, function: Any, examples: Sequence[Tensor]) -> Program:
         call = self.call
+        self._reach.require_same(call.reach(), WHERE, WORDS.way_out)
         program = make_program(
             function,
             examples,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.step import Carry
+from torchopt.diff.places import what_varies
 
 __all__ = ["AtStep", "Input", "Leaves", "Variables"]
 
@@ -35,6 +36,14 @@ class Leaves:
     def optimizer(self) -> GradientTransformation:
         """The optimizer with these."""
         return self.call.optimizer_with(self.tensors)
+
+    def optimizer_now(self) -> GradientTransformation:
+        """Return the optimizer with these, and with the rest as it is now."""
+        return self.call.optimizer_with(self.tensors) if self._varies else self.optimizer
+
+    @functools.cached_property
+    def _varies(self) -> bool:
+        return bool(self.call.hypers and what_varies(self.call.optimizer))
 
     @staticmethod
     def of(call: Call, tensors: Sequence[Tensor]) -> Leaves:
