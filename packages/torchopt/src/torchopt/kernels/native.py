@@ -44,7 +44,8 @@ def _hyper(name: str, value: Any) -> float | None:
         )
     if not value.is_floating_point():
         return as_number(name, value)
-    return None if is_traced() or is_watched(value) else as_number(name, value)
+    unread = value.is_meta or is_traced() or is_watched(value)
+    return None if unread else as_number(name, value)
 
 
 def _constants(
