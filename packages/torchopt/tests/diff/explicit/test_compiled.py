@@ -48,7 +48,7 @@ OPTIMIZERS: list[tuple[Any, dict[str, float]]] = [
     (torchopt.adam, {"lr": 0.05, "eps": 0.1}),
     (decaying, {"lr": 0.05}),
     (clipped, {"lr": 0.1}),
-    (torchopt.adamax, {"lr": 0.05, "eps": 0.1}),
+    (torchopt.adam, {"lr": 0.1, "eps": 0.2}),
     (torchopt.rmsprop, {"lr": 0.05, "eps": 0.1}),
 ]
 SWEEP = [(way, OPTIMIZERS[i % len(OPTIMIZERS)]) for i, way in enumerate(WAYS)]
@@ -132,3 +132,8 @@ def test_an_optimizer_that_reads_tensors_on_the_host_is_named(case: str) -> None
             None,
             execute="compile",
         )
+
+
+@pytest.mark.xfail(raises=ZeroDivisionError, strict=True)
+def test_an_optimizer_that_counts_in_python_steps_a_batch_of_tasks() -> None:
+    gradients(torchopt.adamax, {"lr": 0.1}, torch.float64, 3, execute="trace")
