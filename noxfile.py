@@ -237,6 +237,12 @@ def sanitize_kernels(session: nox.Session) -> None:
 
 
 @nox.session
+def compiled(session: nox.Session) -> None:
+    """Compile inner loops of every kind and with every optimizer (opt-in, half an hour)."""
+    run(session, PYTHON, "-m", "pytest", "-m", "exhaustive", *session.posargs, **QUIET)
+
+
+@nox.session
 def free_threaded(session: nox.Session) -> None:
     """Test optree without the interpreter lock, on a CPython built for it (opt-in, minutes)."""
     run(session, PYTHON, "tools/free_threaded.py", *session.posargs, **QUIET)

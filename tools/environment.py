@@ -55,6 +55,7 @@ TASKS = {
     "sanitize_kernels": "run torchopt's kernel tests under the same sanitizers",
     "sanitize_cuda_text": "run the text of the CUDA kernels on the host under ThreadSanitizer",
     "cuda": "compile the CUDA kernels and check what came out (needs nvcc, no GPU)",
+    "compiled": "compile inner loops of every kind and with every optimizer (half an hour)",
     "free_threaded": "test optree on a CPython without the interpreter lock",
     "optree_pythons": "build and test optree on every supported Python on PATH",
     "differential": "compare optree with the published package on seeded random programs",

@@ -206,7 +206,10 @@ def test_the_estimate_at_a_kink_is_no_less_than_a_quarter_of_the_error(
     w = torch.tensor([place * differences.length(dtype)], dtype=dtype)
     d = torch.ones_like(w)
     made = differences.product(
-        lambda at, weight: [at[0].relu() * weight], [w], [d], [w.relu()], None
+        lambda at, weight: ((at[0].relu() ** 2 / 2 * weight).sum(), [at[0].relu() * weight]),
+        [w],
+        [d],
+        [w.relu()],
     )
     (value,) = made.value
     error = (value - (w > 0).to(dtype)).norm()
@@ -407,16 +410,23 @@ def test_a_product_is_that_with_the_hessian_and_its_error_is_judged(gradients):
     w = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     d = torch.tensor([0.5, 1.0, -1.0], dtype=torch.float64)
     differences = Differences(gradients=gradients, limit=1e-6)
-    made = differences.product(lambda at, weight: [at[0] ** 3 * weight], [w], [d], [w**3])
+    made = differences.product(
+        lambda at, weight: ((at[0] ** 4 / 4 * weight).sum(), [at[0] ** 3 * weight]),
+        [w],
+        [d],
+        [w**3],
+    )
     assert type(made) is Product
+    assert made.apart < 1
     torch.testing.assert_close(made.value[0], 3 * w**2 * d, rtol=1e-8, atol=0)
     judge = Judge(differences, report := SimpleNamespace(differences=[]))
     judge.settle()
     assert report.differences == []
-    judge.note(torch.tensor(2e-8, dtype=torch.float64), [d / d.norm()])
+    zero = torch.zeros((), dtype=torch.float64)
+    judge.note(Product([], zero + 2e-8, zero), [d / d.norm()])
     judge.settle()
     assert report.differences == pytest.approx([2e-8])
-    judge.note(torch.tensor(2e-6, dtype=torch.float64), [d / d.norm()])
+    judge.note(Product([], zero + 2e-6, zero), [d / d.norm()])
     with pytest.raises(GradientMismatchError, match="estimated error of 2e-06"):
         judge.settle()
 
@@ -442,3 +452,89 @@ def test_implicit_differences_see_the_random_numbers_of_one_evaluation() -> None
         result = inner(torch.zeros(3, dtype=torch.float64), x, penalty)
         found.append(torch.autograd.grad(result.params.sum(), penalty)[0])
     torch.testing.assert_close(found[1], found[0], rtol=1e-7, atol=0)
+
+
+class Rounded(torch.autograd.Function):
+    """Rounding with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (x * 4).round() / 4
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g
+
+
+def _item(x: Tensor) -> Tensor:
+    return x * x.detach().sum().item()
+
+
+def _without_grad(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        kept = x * 2
+    return x * kept
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda x: x * x.detach(),
+        lambda x: x * x.data,
+        _without_grad,
+        _item,
+        Rounded.apply,
+        lambda x: x + (x.sign() - x).detach(),
+    ],
+    ids=["detach", "data", "no_grad", "item", "Function", "straight-through"],
+)
+@pytest.mark.parametrize("derivative", ["differences", TWO, Differences(limit=None)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_loss_detaches_is_no_constant_for_differences(
+    hide: Any, derivative: Any, dtype: torch.dtype
+) -> None:
+    start, theta = START.to(dtype), THETA.to(dtype).requires_grad_()
+
+    def loss(x: Tensor, batch: None, theta: Tensor) -> Tensor:
+        return (hide(x) * theta).sum() + (x**2).sum() * theta.sum()
+
+    for engine in (
+        torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=2, derivative=derivative),
+        Implicit(loss, torchopt.sgd(0.1), steps=2, derivative=derivative, solve=CG()),
+    ):
+        made = engine(start, None, theta).params @ C.to(dtype)
+        with pytest.raises((NotDifferentiableError, GradientMismatchError)):
+            made.backward()
+        assert theta.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tasks", [None, (0, 0, None)])
+def test_gradients_of_rough_and_of_flat_losses_are_their_derivatives(
+    tasks: Any, dtype: torch.dtype
+) -> None:
+    """Terms that cancel, large losses, minima, kinks and steep curves are no reason to raise."""
+    losses = [
+        lambda x, y, m: ((x * y) ** 2).sum() * m.sum(),
+        lambda x, y, m: (x - y).relu().sum() * m.sum() + (x**2).sum(),
+        lambda x, y, m: ((x - y) ** 2).sum() * 1e-6 * m.sum() + 1e4,
+        lambda x, y, m: (x * 5).exp().sum() * m.sum() + (x**6).sum(),
+        lambda x, y, m: torch.nn.functional.cross_entropy(torch.outer(x, m), (y > 0).long()),
+        lambda x, y, m: ((x - x) * m.sum()).sum() + (x * 0 + y).sum() * m.sum(),
+        lambda x, y, m: x.abs().amax() * m.sum() + x.sort().values[1] * m[0],
+    ]
+    generator = torch.Generator().manual_seed(3)
+    for loss in losses:
+        for gradients in (2, 4):
+            for scale in (1e-6, 1.0, 1e3):
+                shape = (SIZE,) if tasks is None else (5, SIZE)
+                x, y = (torch.randn(shape, generator=generator).to(dtype) * scale for _ in "xy")
+                m = THETA.to(dtype).requires_grad_()
+                inner = torchopt.inner_loop(
+                    loss,
+                    torchopt.sgd(1e-6 / scale),
+                    steps=2,
+                    tasks=tasks,
+                    derivative=Differences(gradients=gradients, limit=None),
+                )
+                inner(x, y, m).params.pow(2).sum().backward()

@@ -22,18 +22,24 @@ import torch
 from torch import Tensor
 
 from torchopt.errors import GradientMismatchError, NotDifferentiableError
+from torchopt.tree import is_smooth
 
 __all__ = ["Differences", "Judge", "Product"]
 
-# From parameters and the weight of each loss to the gradient of the weighted sum of losses.
-Gradient = Callable[[list[Any], Tensor], Sequence[Tensor | None]]
+# From parameters and the weight of each loss to the weighted sum of losses and its gradient.
+Gradient = Callable[[list[Any], Tensor], tuple[Tensor, Sequence[Tensor | None]]]
+ROUNDINGS = 1e3  # that add up in a loss
 
 
 class Product(NamedTuple):
-    """A product with second derivatives, and the norm of what it may be off by."""
+    """A product with second derivatives, and the norm of what it may be off by.
+
+    `apart` is how far the slope of the losses is from that by their gradient, over what it may be.
+    """
 
     value: list[Tensor | None]
     error: Tensor
+    apart: Tensor
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,9 @@ class Differences:
     jump exactly in the middle either, as that of |theta| at 0, which looks like a curvature of
     1 / h: use four for such a loss.
 
+    The losses beside the gradients say whether these are their derivatives. Where a loss detaches
+    what depends on the parameters, a difference would differentiate that, and `backward()` raises.
+
     Attributes:
         gradients: How many gradients a product takes, 2 or 4.
         step: The displacement over 1 + |theta|; None: by the dtype.
@@ -68,6 +77,7 @@ class Differences:
 
     Raises:
         GradientMismatchError: By `backward()`: the estimate exceeds `limit`.
+        NotDifferentiableError: By `backward()`: the gradient of the loss is not its derivative.
         ValueError: Another number of gradients, a step that is not positive.
 
     Example:
@@ -132,7 +142,8 @@ class Differences:
         """Return d/de of a gradient at `at + e direction`, e = 0.
 
         Args:
-            gradient: Called `gradients` times; the weight is one number, or one for each task.
+            gradient: Called `gradients` times; the weight is one number, or one for each task. The
+                gradient with respect to the floating-point tensors of `at` comes first.
             at: The parameters; with tasks, each tensor has a leading dimension of them.
             direction: Like them, None for zero.
             center: The gradient at `at` with respect to the parameters, the first of its results.
@@ -145,8 +156,8 @@ class Differences:
         length = self.length(moved[0].dtype) * (1 + _norms(moved, tasks))
         units = [_scaled(d, torch.where(size > 0, 1 / size, 0)) for d in along]
 
-        def ends(factor: int) -> tuple[Sequence[Tensor | None], ...]:
-            """Return the gradients on both sides, each divided by their distance."""
+        def ends(factor: int) -> tuple[tuple[Tensor, Sequence[Tensor | None]], ...]:
+            """Return losses and gradients on both sides, each divided by their distance."""
             weight = size / (2 * factor * length)
             found = []
             for sign in (factor, -factor):
@@ -157,15 +168,25 @@ class Differences:
                 found.append(gradient(params, weight))
             return tuple(found)
 
-        ahead, behind = ends(1)
+        (above, ahead), (below, behind) = ends(1)
         near = _difference(ahead, behind)
+        smooth = [i for i, x in enumerate(at) if is_smooth(x)]
+        where = [smooth.index(i) for i in where]
+        mean = [None if a is None or b is None else a + b for a, b in zip(ahead, behind)]
+        apart = _apart(
+            (above, below),
+            _slope([mean[k] for k in where], [_scaled(u, length) for u in units]),
+            _slope([center[k] for k in where], along),
+            norm([center[k] for k in where]) * norm(along),
+            (size / length).sum(),
+        )
         # The even part vanishes with h: as h where the gradient is smooth, not at all at a kink.
         even = _even(
             ahead, behind, [None if g is None else _scaled(g, size / length) for g in center]
         )
         if self.gradients == 2:
-            return Product(near, norm(even))
-        ahead, behind = ends(2)
+            return Product(near, norm(even), apart)
+        (_, ahead), (_, behind) = ends(2)
         value = [
             None if a is None or b is None else (4 * a - b) / 3
             for a, b in zip(near, _difference(ahead, behind))
@@ -176,7 +197,7 @@ class Differences:
             None if a is None or b is None else a - 2 * b
             for a, b in zip(_even(ahead, behind, twice), even)
         ]
-        return Product(value, norm([*_difference(value, near), *bend]))
+        return Product(value, norm([*_difference(value, near), *bend]), apart)
 
 
 class Judge:
@@ -190,26 +211,30 @@ class Judge:
     def __init__(self, differences: Differences, report: Any) -> None:
         self.differences, self._report = differences, report
         self._errors: list[Tensor] = []
+        self._apart: list[Tensor] = []
 
     def again(self) -> Judge:
         """Return one for something else, whose errors belong to no backward pass."""
         return Judge(self.differences, None)
 
-    def note(self, error: Tensor, whole: Sequence[Tensor | None]) -> None:
-        """Take in the error of a product that is a part of these cotangents."""
-        size = norm(whole)
+    def note(self, product: Product, whole: Sequence[Tensor | None]) -> None:
+        """Take in the errors of a product that is a part of these cotangents."""
+        size, error = norm(whole), product.error
         self._errors.append(torch.where(error > 0, error / size, error).detach())
+        self._apart.append(product.apart.detach())
 
     def settle(self) -> None:
         """Report the largest error.
 
         Raises:
             GradientMismatchError: It is above the limit.
+            NotDifferentiableError: A gradient was not the derivative of its loss.
         """
         if not self._errors:
             return
         worst, limit = float(torch.stack(self._errors).max()), self.differences.limit
-        self._errors = []
+        apart = float(torch.stack(self._apart).max())
+        self._errors, self._apart = [], []
         self._report.differences.append(worst)
         if limit is not None and not worst <= limit:
             raise GradientMismatchError(
@@ -218,6 +243,45 @@ class Judge:
                 "A loss with kinks, low precision or noise does this: use float64, "
                 "Differences(step=...) or 'mixed', or Differences(limit=None) to accept it."
             )
+        if apart > 1:  # never for NaN
+            raise NotDifferentiableError(
+                "derivative='differences': expected a loss whose gradient is its derivative, got "
+                "one whose slope is another. What a loss detaches, or changes in a backward pass, "
+                "is no constant for differences: give it to the loss as an argument, or use "
+                "'reverse', 'mixed' or 'first_order'."
+            )
+
+
+def _apart(
+    ends: tuple[Tensor, Tensor], mean: Tensor, middle: Tensor, scale: Tensor, per_length: Tensor
+) -> Tensor:
+    """Return how far the slope of a loss is from that by its gradient, over what it may be.
+
+    Both slopes leave out a term of h^2. That of the mean gradient of both sides is three times as
+    large, so that its distance from the slope in the middle bounds it.
+
+    Args:
+        ends: The losses on both sides, divided by their distance.
+        mean: The slope by the mean of their gradients.
+        middle: That by the gradient in the middle.
+        scale: The norm of the gradient times that of the direction.
+        per_length: The norm of the direction over h.
+    """
+    above, below = (x.detach().double() for x in ends)
+    eps = torch.finfo(ends[0].dtype).eps
+    rounding = ROUNDINGS * eps * (above.abs() + below.abs() + per_length)
+    allowed = 3 * (mean - middle).abs() + eps ** (1 / 3) * scale + rounding
+    distance = (above - below - middle).abs()
+    return torch.where(distance > 0, distance / allowed, distance)
+
+
+def _slope(grads: Sequence[Tensor | None], directions: Sequence[Tensor]) -> Tensor:
+    products = [
+        torch.vdot(g.reshape(-1), d.reshape(-1).to(g.dtype)).real.double()
+        for g, d in zip(grads, directions)
+        if g is not None
+    ]
+    return torch.stack(products).sum() if products else torch.zeros((), dtype=torch.float64)
 
 
 def _difference(
@@ -247,8 +311,10 @@ def _norms(tensors: Sequence[Tensor], tasks: int | None) -> Tensor:
 
 def norm(tensors: Sequence[Tensor | None]) -> Tensor:
     """Return the norm of tensors together, without those that are None."""
-    every = [torch.linalg.vector_norm(x) for x in tensors if x is not None]
-    found: Tensor = torch.linalg.vector_norm(torch.stack([x.double() for x in every]))
+    every = [torch.linalg.vector_norm(x).double() for x in tensors if x is not None]
+    if not every:
+        return torch.zeros((), dtype=torch.float64)
+    found: Tensor = torch.linalg.vector_norm(torch.stack(every))
     return found
 
 

@@ -172,7 +172,7 @@ def pull_back_steps(
             found = _differences(call, variables, steps[0], directions, grads or (), replayed)
             out = [_added(x, y) for x, y in zip(out, found.value)]
             parts = [x for x, y in zip(out, found.value) if y is not None]
-            call.judge.note(found.error, parts)
+            call.judge.note(found, parts)
     return variables.parted(out)
 
 
@@ -296,11 +296,12 @@ def _differences(
 ) -> Product:
     """Return the same from differences of gradients, and its error."""
 
-    def gradient(params: list[Any], weight: Tensor) -> Sequence[Tensor | None]:
+    def gradient(params: list[Any], weight: Tensor) -> tuple[Tensor, Sequence[Tensor | None]]:
         with replayed(), torch.enable_grad():
             value, _ = losses_of(call, params, variables.tensors, step)
             weighted = (value * weight.to(value.dtype)).sum()
-            return torch.autograd.grad(weighted, variables.leaves, allow_unused=True)
+            found = torch.autograd.grad(weighted, variables.leaves, allow_unused=True)
+            return weighted, found
 
     assert call.judge is not None
     center = [g for g, x in zip(grads, variables.carry.params) if is_smooth(x)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -305,8 +305,13 @@ def update(
         return apply_updates(params, updates, inplace=False), state
 
     leaves = [*carry.params, *grads, *carry.state]
-    result = stepped(leaves) if call.tasks is None else _Batched(stepped)(leaves, [0] * len(leaves))
-    return _carry(*result)
+    if call.tasks is None:
+        return _carry(*stepped(leaves))
+    # A traced run has tensors for counts that are numbers of Python: all tasks share them.
+    shared = [isinstance(x, Tensor) and x.ndim == 0 for x in leaves]
+    after = _carry(*_Batched(stepped)(leaves, [None if alike else 0 for alike in shared]))
+    state = zip(after.state, shared[2 * count :])
+    return replace(after, state=tuple(x[0] if alike else x for x, alike in state))
 
 
 def _carry(params: Any, state: Any) -> Carry:

@@ -220,9 +220,8 @@ class TracedRun(Run):
         """Return the program of the adjoint of a step, and its arguments."""
         carry, steps = with_counts(moment.carry, self.call.params.spec), range(step, step + 1)
         once, where = distinct_tensors(carry.tensors())
+        call, mixed = self.call, self.call.derivative == "mixed" and not self._seeing
         # What draws random numbers, or writes buffers, does so once, in the order of the step.
-        mixed = self.call.derivative == "mixed" and not self._seeing
-        call = self.call
         if self._seeing and call.derivative == "mixed":
             call = replace(call, derivative="reverse", blocks=())
         forms = [

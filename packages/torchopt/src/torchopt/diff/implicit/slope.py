@@ -74,15 +74,16 @@ class _Slope:
         leaves = [x.detach().requires_grad_() for x in inputs]
         at, rest = leaves[: self.count], leaves[self.count :]
 
-        def gradient(moved: Sequence[Any], weight: Tensor) -> Tensors:
+        def gradient(moved: Sequence[Any], weight: Tensor) -> tuple[Tensor, Tensors]:
             with torch.enable_grad(), self.seen[0].replayed():
                 value = self.loss([*moved, *rest])
-                return self._gradient(value * weight.to(value.dtype), leaves)
+                weighted = value * weight.to(value.dtype)
+                return weighted, self._gradient(weighted, leaves)
 
         center = [g.detach() for g in outputs]
         directions = [c.detach() for c in cotangents]
         product = self.judge.differences.product(gradient, at, directions, center)
-        self.judge.note(product.error, product.value)
+        self.judge.note(product, product.value)
         self.judge.settle()
         found = tuple(x for x in product.value if x is not None)
         return apply_rule(_Constant(found), *inputs, *cotangents)
