@@ -68,6 +68,34 @@ def test_tasks_and_seeds_are_batched_by_vmap(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_an_ensemble_steps_as_its_members_do(case: str) -> None:
+    """Each step is a vmap of its own, so that states come as batches, their counts too."""
+    name, settings = SMOOTH[case]
+    optimizer = ROWS[name].functional(**settings)
+    start = {"w": randn(3, 2, 2, seed=0), "s": randn(3, 4, seed=1)}
+    grads = [{"w": randn(3, 2, 2, seed=2 + k), "s": randn(3, 4, seed=5 + k)} for k in range(3)]
+
+    def step(params: Any, state: Any, g: Any) -> tuple[Any, Any]:
+        updates, state = optimizer.update(g, state, params=params, inplace=False)
+        return torchopt.apply_updates(params, updates, inplace=False), state
+
+    if any(isinstance(x, int) for x in torchopt.pytree.tree_leaves(optimizer.init(start))):
+        assert name in ("adamax", "radam", "shampoo", "soap")  # count in numbers of Python
+        with pytest.raises(ValueError, match="must only return Tensors"):
+            torch.func.vmap(optimizer.init)(start)
+        return
+    params, state = start, torch.func.vmap(optimizer.init)(start)
+    for g in grads:
+        params, state = torch.func.vmap(step)(params, state, g)
+    for i in range(3):
+        member = {k: x[i] for k, x in start.items()}
+        own = optimizer.init(member)
+        for g in grads:
+            member, own = step(member, own, {k: x[i] for k, x in g.items()})
+        torch.testing.assert_close({k: x[i] for k, x in params.items()}, member, **CLOSE)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_modes_of_differentiation_agree(case: str) -> None:
     trained = inner_loop(*SMOOTH[case])
     w, x, log_scale = point()

@@ -314,7 +314,7 @@ def _are_equal(counts: list[Any]) -> bool:
     """Return whether all leaves are there and took the same number of steps, on one device."""
     if _C.are_one(counts):
         return not counts or counts[0] is not None
-    if any(c is None for c in counts):
+    if any(c is None for c in counts) or is_transforming():  # a batch has no truth value
         return False
     first = counts[0]
     return all(c.device == first.device for c in counts) and counts.count(first) == len(counts)
