@@ -53,27 +53,38 @@ def _server(_no_folder_is_left: None) -> None:
         forkserver.ensure_running()
 
 
-@pytest.fixture(scope="package")
+_worlds: dict[tuple[int, str], Any] = {}
+
+
+@pytest.fixture(scope="session")
 def standing(_server: None) -> Iterator[Callable[..., list[Any]]]:
     """Run a program in a world of some processes that stays for the tests that follow."""
     from standing import Standing
 
-    worlds: dict[tuple[int, str], Standing] = {}
-
     def run(program: Callable[..., Any], size: int, *args: Any, backend: str = "gloo") -> list[Any]:
         key = (size, backend)
-        if key not in worlds:
-            worlds[key] = Standing(size, backend)
+        if key not in _worlds:
+            _worlds[key] = Standing(size, backend)
         try:
-            return worlds[key].run(program, *args)
+            return _worlds[key].run(program, *args)
         except BaseException:
             with contextlib.suppress(BaseException):  # the next test gets another one
-                worlds.pop(key).close()
+                _worlds.pop(key).close()
             raise
 
     yield run
-    for each in worlds.values():
-        each.close()
+    _close_worlds()
+
+
+def _close_worlds() -> None:
+    while _worlds:
+        _worlds.popitem()[1].close()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the worlds behind the last test of this folder: those of remote calls never rest."""
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        _close_worlds()
 
 
 @pytest.fixture
