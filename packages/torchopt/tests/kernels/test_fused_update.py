@@ -441,6 +441,8 @@ def test_refusals() -> None:
         fused_update("adam", one, [one, [torch.ones(4)]], None, 1, hypers)
     with pytest.raises(ValueError, match=r"expected 1 tensors in mu, got 0"):
         fused_update("adam", one, [[], one], None, 1, hypers)
+    with pytest.raises(ValueError, match=r"expected 1 tensors in mu, got 0"):
+        fused_update("adam", one, [[], [*one, *one]], None, 1, hypers)  # as many in all
     with pytest.raises(ValueError, match=r"expected the states \('mu', 'nu'\), got 1"):
         fused_update("adam", one, [one], None, 1, hypers)
     with pytest.raises(ValueError, match=r"expected the hyper-parameters"):

@@ -117,12 +117,21 @@ def attempt(
         if isinstance(hypers, dict)
         else tuple(hypers)
     )
-    constants, step_of, step = _constants(rule, grads, steps)
+    read = [("params", params)] if params is not None else []
+    every = [*zip(rule.states, states), *read]
+    try:
+        constants, step_of, step = _constants(rule, grads, steps)
+    except ValueError:
+        refused = refusal(rule, grads, every, plain=plain)
+        if refused is not None:
+            return refused
+        raise
     decayed = params is not None
     call = FusedCall(rule, len(grads), decayed, maximize, numbers, step_of, step)
     old = [x for role in states for x in role]
     flat = [*grads, *old, *(params or ())]
-    if not is_followed():
+    fit = len(states) == len(rule.states) and all(len(role) == len(grads) for _, role in every)
+    if fit and not is_followed():
         found = call.quick(call.kind, flat, constants, record=torch.is_grad_enabled())
         if found is not None:
             outputs, graph = found
@@ -134,8 +143,7 @@ def attempt(
                 torch._foreach_copy_(old, list(outputs[len(grads) :]))
                 return updates, list(map(list, states))
             return updates, _written(states, new) if inplace else new
-    read = [("params", params)] if params is not None else []
-    refused = refusal(rule, grads, [*zip(rule.states, states), *read], plain=plain)
+    refused = refusal(rule, grads, every, plain=plain)
     if refused is not None:
         return refused
     if isinstance(hypers, dict):  # as they are now: they may be written to before the derivative
