@@ -230,20 +230,32 @@ def test_operations_are_traced_with_what_they_hold() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recompute", "kept"), [(False, 2), (True, 0)])
-def test_a_graph_is_split_where_cotangents_come_in(recompute: bool, kept: int) -> None:
+@pytest.mark.parametrize(
+    ("recompute", "first", "second", "kept"),
+    [
+        (False, "sin", "cos", 2),
+        (True, "sin", "cos", 2),  # they take longer than to be read
+        (False, "neg", "square", 2),
+        (True, "neg", "square", 0),
+    ],
+)
+def test_a_graph_is_split_where_cotangents_come_in(
+    recompute: bool, first: str, second: str, kept: int
+) -> None:
+    one, other = getattr(torch, first), getattr(torch, second)
+
     def joint(x: torch.Tensor, w: torch.Tensor, c: torch.Tensor) -> list[torch.Tensor]:
-        return [x.sin() @ w, (c @ w.T) * x.cos(), x.sin().T @ c]
+        return [one(x) @ w, (c @ w.T) * other(x), one(x).T @ c]
 
     x, w, c = torch.randn(3, 4), torch.randn(4, 2), torch.randn(3, 2)
     graph = internals.traced_graph(joint, (x, w, c), lambda _: None)
     assert internals.repeats_removed(graph)
     targets = [str(n.target) for n in graph.graph.nodes]
-    assert targets.count("aten.sin.default") == 1
-    first, second, passed = internals.split_graph(graph, 1, [2], recompute=recompute)
-    value, *made = first(x, w)
+    assert targets.count(f"aten.{first}.default") == 1
+    before, after, passed = internals.split_graph(graph, 1, [2], recompute=recompute)
+    value, *made = before(x, w)
     assert len([y for y in made if y is not x]) == kept + (not recompute)  # and a view, of w
-    found = [value, *second(*made, *((x, w)[i] for i in passed), c)]
+    found = [value, *after(*made, *((x, w)[i] for i in passed), c)]
     torch.testing.assert_close(found, joint(x, w, c), rtol=0, atol=0)
 
 
