@@ -272,8 +272,8 @@ class Optimizer:
 
         Raises:
             TypeError: A leaf is not a tensor, or `impl` is not a gradient transformation.
-            ValueError: There is no leaf, one was computed from other tensors, or a parameter is
-                given twice or in a group already.
+            ValueError: `params` is empty, holds the result of an operation, or repeats a parameter
+                of this group or of another.
         """
         if impl is not None:
             require_transformation(impl, "add_param_group(params, impl=...)", duck=False)
