@@ -448,6 +448,10 @@ REASONS: tuple[tuple[str, str], ...] = (
 
 # (pattern of the program; the reason)
 PROGRAM_REASONS: tuple[tuple[str, str], ...] = (
+    (
+        r"register_hook\(hook\.zero_nan_hook\)\.update\(G,",
+        "gradients without a graph pass without a hook: steps under no_grad and first-order ones",
+    ),
     (r"betas=3", "the text that Python gives for unpacking a number"),
     (r"eps_root=-1.0|scale_by_rss\((eps=)?-1.0", "a hyper-parameter out of range is refused"),
     (
