@@ -538,3 +538,19 @@ def test_gradients_of_rough_and_of_flat_losses_are_their_derivatives(
                     derivative=Differences(gradients=gradients, limit=None),
                 )
                 inner(x, y, m).params.pow(2).sum().backward()
+
+
+@pytest.mark.parametrize("derivative", ["differences", TWO])
+def test_integers_among_the_parameters_stay_where_they_are(derivative: Any) -> None:
+    def loss(p: Any, batch: None, theta: Tensor) -> Tensor:
+        return ((p["x"] - theta) ** 4).sum() * p["count"] + (p["y"] ** 2 * theta).sum()
+
+    found = []
+    for way in ("reverse", derivative):
+        theta = THETA.clone().requires_grad_()
+        params = {"count": torch.tensor(3), "x": START, "y": START + 1}
+        inner = torchopt.inner_loop(loss, torchopt.sgd(0.01), steps=2, derivative=way)
+        after = inner(params, None, theta).params
+        assert torch.equal(after["count"], params["count"])
+        found.append(torch.autograd.grad((after["x"] + after["y"]) @ C, theta)[0])
+    torch.testing.assert_close(*found, rtol=1e-7, atol=1e-9)

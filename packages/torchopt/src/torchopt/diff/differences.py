@@ -13,8 +13,9 @@ second derivatives come with it. Four gradients, at h and 2 h, cancel the term o
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -170,20 +171,19 @@ class Differences:
 
         (above, ahead), (below, behind) = ends(1)
         near = _difference(ahead, behind)
-        smooth = [i for i, x in enumerate(at) if is_smooth(x)]
-        where = [smooth.index(i) for i in where]
-        mean = [None if a is None or b is None else a + b for a, b in zip(ahead, behind)]
+        both = _sum(ahead, behind)
+        # Gradients leave out what has none, such as integers among the parameters.
+        moving = [d is not None for x, d in zip(at, direction) if is_smooth(x)]
+        middle = [g for g, moves in zip(center, moving) if moves]
         apart = _apart(
             (above, below),
-            _slope([mean[k] for k in where], [_scaled(u, length) for u in units]),
-            _slope([center[k] for k in where], along),
-            norm([center[k] for k in where]) * norm(along),
+            _slope(itertools.compress(both, moving), [_scaled(u, length) for u in units]),
+            _slope(middle, along),
+            norm(middle) * norm(along),
             (size / length).sum(),
         )
         # The even part vanishes with h: as h where the gradient is smooth, not at all at a kink.
-        even = _even(
-            ahead, behind, [None if g is None else _scaled(g, size / length) for g in center]
-        )
+        even = _difference(both, [None if g is None else _scaled(g, size / length) for g in center])
         if self.gradients == 2:
             return Product(near, norm(even), apart)
         (_, ahead), (_, behind) = ends(2)
@@ -195,7 +195,7 @@ class Differences:
         # What is left of 2 h and h is of h^3, but half of what the gradient bends by at a kink.
         bend = [
             None if a is None or b is None else a - 2 * b
-            for a, b in zip(_even(ahead, behind, twice), even)
+            for a, b in zip(_difference(_sum(ahead, behind), twice), even)
         ]
         return Product(value, norm([*_difference(value, near), *bend]), apart)
 
@@ -275,7 +275,7 @@ def _apart(
     return torch.where(distance > 0, distance / allowed, distance)
 
 
-def _slope(grads: Sequence[Tensor | None], directions: Sequence[Tensor]) -> Tensor:
+def _slope(grads: Iterable[Tensor | None], directions: Sequence[Tensor]) -> Tensor:
     products = [
         torch.vdot(g.reshape(-1), d.reshape(-1).to(g.dtype)).real.double()
         for g, d in zip(grads, directions)
@@ -290,14 +290,8 @@ def _difference(
     return [None if a is None or b is None else a - b for a, b in zip(first, second)]
 
 
-def _even(
-    ahead: Sequence[Tensor | None], behind: Sequence[Tensor | None], middle: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """Return the sum of two gradients, without twice that in the middle."""
-    return [
-        None if a is None or b is None or m is None else a + b - m
-        for a, b, m in zip(ahead, behind, middle)
-    ]
+def _sum(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if a is None or b is None else a + b for a, b in zip(first, second)]
 
 
 def _norms(tensors: Sequence[Tensor], tasks: int | None) -> Tensor:
