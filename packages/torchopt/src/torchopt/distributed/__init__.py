@@ -11,8 +11,8 @@
 | `checkpoint`, `watch` | runs that can be resumed; failures that are reported |
 | `launch` | `spawn`: the processes of a world, from Python |
 
-Remote calls run what peers send: a world must stay inside a trusted network. On one machine all
-addresses are those of the loopback interface.
+A remote call runs code that a peer sends, so the processes of a world must be on a trusted network.
+If all processes run on one machine, they use the loopback interface.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import torch.distributed as dist
 
 if not dist.is_available():
     raise ImportError(
-        "torchopt.distributed: expected a torch built with torch.distributed, found one without; "
-        "everything else in torchopt works, install a build with USE_DISTRIBUTED=1 for this part"
+        "torchopt.distributed: expected a torch built with torch.distributed, found one without. "
+        "Everything else in torchopt works; for this part install a build with USE_DISTRIBUTED=1."
     )
 
 from torchopt.distributed import api, autograd, remote, world

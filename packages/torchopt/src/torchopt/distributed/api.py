@@ -61,25 +61,25 @@ def remote_async_call(
 ) -> Union[Future[list[T]], Future[U]]:  # noqa: UP007 - Future has no runtime `|`
     """Return a future of the results of `func` on the parts of its arguments.
 
-    With the RPC backend this process sends the calls; the function must be importable by name on
-    the workers. With the collective backend every rank makes the same call, runs its own parts,
-    and all get all results; the future is complete. In a world of one process the parts run one
-    after the other, here.
+    With the RPC backend this process sends the calls; the workers must be able to import the
+    function by name. With the collective backend every rank makes the same call and runs its own
+    parts; every rank gets all results, and the future is already complete. In a world of one
+    process the parts run one after the other in this process.
 
     Args:
-        func: The function.
-        args: Positional arguments.
-        kwargs: Keyword arguments.
-        partitioner: From the arguments to the calls; a rank or name: one call there; None:
-            `batch_partitioner`.
-        reducer: From the results, in the order of the calls, to the result; None: the list.
-        timeout: Seconds for each call; unset: the default of torch's RPC, 60; 0: no limit.
+        func: The function to call.
+        args: Its positional arguments, before they are split.
+        kwargs: Its keyword arguments, before they are split.
+        partitioner: A function that maps the arguments to a list of calls; or the rank or name of
+            one worker, which gets a single call; None: `batch_partitioner`.
+        reducer: A function of the results, in the order of the calls; None: the list of results.
+        timeout: Seconds for each call; unset: torch's default for RPC, 60; 0: no limit.
 
     Raises:
-        ValueError: `partitioner` is not a partitioner.
+        ValueError: `partitioner` is none of the above.
         RuntimeError: There are several processes and no open world.
-        WorkerError: From the future: a worker raised, is late or lost. Names rank and task and has
-            the remote traceback.
+        WorkerError: Raised by `wait` on the future: a worker raised an exception, did not answer in
+            time, or is gone. It names the rank and the task and contains the remote traceback.
 
     Example:
         >>> import torch, torchopt.distributed as todist
@@ -167,7 +167,7 @@ def parallelize_async(
     reducer: Callable[[Iterable[T]], U] | None = None,
     timeout: float | None = UNSET_RPC_TIMEOUT,
 ) -> Callable[[Callable[..., T]], Callable[..., Any]]:
-    """Return a decorator: calls of the function return a future; see `parallelize`."""
+    """Return a decorator like `parallelize` whose functions return a future of the result."""
 
     def decorate(func: Callable[..., T]) -> Callable[..., Any]:
         return _decorated(func, ASYNC, remote_async_call, partitioner, reducer, timeout)
@@ -180,19 +180,19 @@ def parallelize(
     reducer: Callable[[Iterable[T]], U] | None = None,
     timeout: float | None = UNSET_RPC_TIMEOUT,
 ) -> Callable[[Callable[..., T]], Callable[..., Any]]:
-    """Return a decorator: calls of the function are split over the workers and put together.
+    """Return a decorator that splits each call over the workers and combines the results.
 
-    The function must be at the top level of a module that every process imports; the script itself
-    will do.
+    The function must be at the top level of a module that every process imports; the script that
+    is run counts as one.
 
     Args:
-        partitioner: From the arguments to the calls; None: `batch_partitioner`, and `mean_reducer`
-            if there is no reducer.
-        reducer: From the results to the result; None: the list of them.
-        timeout: Seconds for each call; unset: the default of torch's RPC, 60; 0: no limit.
+        partitioner: A function that maps the arguments to a list of calls; None:
+            `batch_partitioner`, with `mean_reducer` if there is no reducer.
+        reducer: A function of the results, in the order of the calls; None: the list of results.
+        timeout: Seconds for each call; unset: torch's default for RPC, 60; 0: no limit.
 
     Raises:
-        WorkerError: From the call: a worker raised, is late or lost.
+        WorkerError: A worker raised an exception, did not answer in time, or is gone.
 
     Example:
         >>> import torch
@@ -236,7 +236,7 @@ def _decorated(
             timeout=timeout,
         )
 
-    # The name of the function now stands for the wrapper: the function itself gets another one
+    # The function's name now refers to the wrapper, so the function itself gets another name,
     # under which the workers find it.
     func.__name__ = f"{func.__name__}{suffix}"
     func.__qualname__ = f"{func.__qualname__}{suffix}"

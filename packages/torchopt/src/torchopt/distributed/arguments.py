@@ -16,10 +16,10 @@ __all__ = ["checked_weights"]
 
 
 def checked_weights(tasks: Any, weights: Any) -> list[float] | None:
-    """Return the weights as numbers, once they and the tasks can be used.
+    """Check tasks and weights, and return the weights as numbers.
 
     Raises:
-        ValueError: There is no task, or weights are not numbers >= 0, one for each.
+        ValueError: There is no task, or `weights` are not one number >= 0 for each task.
         TypeError: The tasks are not a sequence.
         NotDifferentiableError: The weights require a gradient.
     """

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients through remote calls: first-order, across processes.
 
-Derivatives of higher order are taken inside the remote function. In a world of one process, and
-with the collective backend, the functions here are those of ordinary autograd, so that the same
-program runs everywhere.
+Take derivatives of higher order inside the remote function. In a world of one process, and with the
+collective backend, the functions here call ordinary autograd, so the same program runs everywhere.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def is_available() -> bool:
 
 
 def _torch() -> Any:
-    """Return torch's distributed autograd; imported when it is used."""
+    """Return torch's distributed autograd, which is imported on first use."""
     return importlib.import_module("torch.distributed.autograd")
 
 
@@ -50,7 +49,7 @@ def __getattr__(name: str) -> Any:
 class context:  # noqa: N801 - the published name
     """The context in which a distributed forward and backward pass take place.
 
-    With remote calls a thread is in one context at a time; a second one inside of it raises a
+    With remote calls a thread can be in one context at a time; entering a second one raises
     `RuntimeError`.
 
     Example:
@@ -88,7 +87,7 @@ class context:  # noqa: N801 - the published name
 
 
 def get_gradients(context_id: int) -> dict[Tensor, Tensor]:
-    """Return the gradients that a context holds: from leaf tensors of this process to tensors."""
+    """Return the gradients of a context: a dictionary from leaf tensors of this process."""
     if context_id < 0:
         raise RuntimeError(
             "get_gradients: expected a context of remote calls, got one of a program without RPC, "
@@ -111,7 +110,7 @@ def backward(
     """Add the gradient of the sum of `tensors` to the `.grad` of the leaves it depends on.
 
     Args:
-        autograd_ctx_id: What `with context() as autograd_ctx_id` gave.
+        autograd_ctx_id: The value of `with context() as autograd_ctx_id`.
         tensors: 0-dim tensors.
         retain_graph: Keep the graph for another pass.
         inputs: The leaves whose `.grad` is written; None: all leaves of this process.
@@ -147,14 +146,14 @@ def grad(
     retain_graph: bool = False,
     allow_unused: bool = False,
 ) -> TupleOfOptionalTensors:
-    """Return the gradient of the sum of `outputs` with respect to `inputs`; writes to no `.grad`.
+    """Return the gradients of the sum of `outputs` for `inputs`, without writing to `.grad`.
 
     Args:
-        autograd_ctx_id: What `with context() as autograd_ctx_id` gave.
+        autograd_ctx_id: The value of `with context() as autograd_ctx_id`.
         outputs: 0-dim tensors.
         inputs: Leaves of this process.
         retain_graph: Keep the graph for another pass.
-        allow_unused: None for an input that no output depends on, instead of an error.
+        allow_unused: Return None for an input that no output depends on, instead of raising.
 
     Raises:
         RuntimeError: An input is unused, or a tensor has no graph.
@@ -180,7 +179,7 @@ def grad(
 def _distributed(
     context_id: int, roots: Sequence[Tensor], retain_graph: bool
 ) -> dict[Tensor, Tensor]:
-    # A context adds up over its passes; what this pass adds is the difference.
+    # A context accumulates over its passes, so the gradient of this pass is the difference.
     with LOCK:
         before = {p: g.clone() for p, g in _torch().get_gradients(context_id).items()}
         _torch().backward(context_id, list(roots), retain_graph)

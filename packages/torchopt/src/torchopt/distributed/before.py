@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A task is a function of the modules as they are at the beginning of a step.
+"""The state of the modules at the beginning of a step, and how it is restored after each task.
 
-What it does to them is undone when it ends, in whatever way: exchanged parameters and sub-modules,
-modes, and the contents of parameters and buffers; if it raises, attributes and hooks as well. The
-changes of buffers, such as the statistics of a batch norm, are collected:
-after the step a buffer is what it was plus the weighted mean of its changes in all tasks (of
-integers, such as counts, the sum), at every number of ranks. Where the value before was not finite,
-such as the infinity that a minimum begins with, it is the weighted mean of what the tasks leave.
+Every task sees the modules as they were at the beginning of the step. When a task ends, what it did
+to them is undone: replaced parameters and sub-modules, training modes, and the contents of
+parameters and buffers; if it raised, attributes and hooks as well. Changes of buffers, such as the
+statistics of a batch norm, are collected. After the step a floating-point buffer is its old value
+plus the weighted mean of its changes in all tasks, for any number of ranks; an integer buffer, such
+as a count, gets the sum of the changes. Where the old value was not finite, such as the infinity
+that a running minimum starts with, the buffer gets the weighted mean of the tasks' final values.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ class Before:
     """The modules as they were before the step.
 
     Args:
-        modules: Those that tasks use.
-        params: What is differentiated.
-        kept: Memory for what parameters hold.
+        modules: The modules that tasks use.
+        params: The parameters that are differentiated.
+        kept: Memory for the contents of parameters.
         only_shards: See `Contents.keep`.
 
     Attributes:
-        changes: Of each buffer, what the tasks of this process have added; None: nothing.
+        changes: For each buffer, the sum of the changes by this process's tasks; None: none.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Before:
         self._hooks = [
             {name: dict(x) for name in _HOOKS if (x := own.get(name))} for own in self._attributes
         ]
-        # The dictionaries themselves may be exchanged, too.
+        # A task may replace the dictionaries themselves, too.
         self._tables = [
             (part, kind, dict(entries))
             for part, own in zip(parts, self._attributes)
@@ -73,7 +74,7 @@ class Before:
         self._contents = [x.detach().clone() for _, _, x in self._buffers]
         self._versions = [x._version for _, _, x in self._buffers]
         self.changes: list[Tensor | None] = [None] * len(self._buffers)
-        self._kept = [False] * len(self._buffers)  # by any of the tasks here
+        self._kept = [False] * len(self._buffers)  # whether a task here left the buffer alone
 
     @property
     def contents(self) -> list[Tensor]:
@@ -81,7 +82,7 @@ class Before:
         return self._contents
 
     def take(self, weight: float) -> list[Tensor | None]:
-        """Return the weighted changes of the buffers by a task that ended, and undo them."""
+        """Return the weighted changes that a finished task made to the buffers, and undo them."""
         if not self._modes:
             self._params.put_back()
             return []
@@ -107,7 +108,7 @@ class Before:
         return found
 
     def add(self, changes: Sequence[Tensor | None]) -> None:
-        """Add the changes by a task."""
+        """Add the changes of one task."""
         for k, change in enumerate(changes):
             if change is None:
                 self._kept[k] = True
@@ -121,7 +122,7 @@ class Before:
         return any(x is not None for x in self.changes)
 
     def sum_over(self, group: Group, name: str, limit: float) -> None:
-        """Make the changes those of all ranks, which call this together."""
+        """Sum the changes over all ranks, which call this together."""
         parts = []
         for k, x in enumerate(self._contents):
             change = self._own(k)
@@ -133,7 +134,7 @@ class Before:
         self._kept = [False] * len(self._kept)
 
     def _own(self, k: int) -> Tensor | None:
-        """Return the change of a buffer by the tasks here, those that kept it too."""
+        """Return the change of a buffer by the tasks here, including those that left it alone."""
         change = self.changes[k]
         if not self._kept[k]:
             return change
@@ -141,12 +142,12 @@ class Before:
         return kept if change is None else change + kept
 
     def end(self) -> None:
-        """Raise if a task that ended has left something that cannot be undone."""
+        """Raise if a finished task did something that cannot be undone."""
         self._params.require_unchanged()
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Put everything back after a task that raised."""
+        """Restore everything after a task that raised."""
         for (part, _), attributes, hooks in zip(self._modes, self._attributes, self._hooks):
             own = part.__dict__
             own.clear()
@@ -160,7 +161,7 @@ class Before:
         self.restore()
 
     def restore(self) -> None:
-        """Put the modules back."""
+        """Restore the modules."""
         for part, kind, entries in self._tables:
             _put(part.__dict__[kind], entries)
         for k, (_, _, x) in enumerate(self._buffers):
@@ -194,7 +195,7 @@ class Before:
 
 
 def parts_of(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Return modules and all in them, each once, in the order of `nn.Module.modules`."""
+    """Return the modules and all their sub-modules, each once, in the order of `modules()`."""
     found: dict[int, nn.Module] = {}
     left: list[nn.Module | None] = []
     left += reversed([*modules])
@@ -207,14 +208,14 @@ def parts_of(modules: Iterable[nn.Module]) -> list[nn.Module]:
 
 
 def _put(table: dict[Any, Any], entries: dict[Any, Any]) -> None:
-    """Let a table have these entries, in this order: it is that of the parameters."""
+    """Give a table these entries, in this order, which is the order of `parameters()`."""
     if list(table) != list(entries) or any(map(operator.is_not, table.values(), entries.values())):
         table.clear()
         table.update(entries)
 
 
 def unchanged(x: Tensor) -> Tensor:
-    """Return the change by a task that keeps a buffer: 0; values that are not finite stay."""
+    """Return the change by a task that leaves a buffer alone: 0, or the value if not finite."""
     if not (x.is_floating_point() or x.is_complex()):
         return torch.zeros_like(x, dtype=torch.int64)
     return torch.where(x.isfinite(), 0.0, x)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each process of this machine is doing, in files that all of them have mapped into memory.
+"""Files that the processes of one machine map into memory, to tell each other what they do.
 
-Writing takes a tenth of a microsecond and no system call. A killed process can no longer report
-what it was doing: its file can; and who it is, so that one that is stopped can be ended. Ranks add
-up some numbers, see that they are about to do the same, and draw from a counter in less time than a
-message over a socket takes.
+Writing takes a tenth of a microsecond and no system call. The file of a killed process still says
+what the process was doing. It also holds the process number, so that a stopped process can be
+ended. Through such files the ranks add up numbers, check that they are about to do the same thing,
+and draw from a shared counter, faster than by a message over a socket.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Board:
 
     Args:
         folder: Private to the user; shared by the processes.
-        rank: Of this process.
+        rank: The rank of this process.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
@@ -61,21 +61,21 @@ class Board:
         return note[: note.index(b"\0")].decode(errors="replace") or None
 
     def end_stopped(self, ranks: Iterable[int]) -> None:
-        """End the processes that are stopped (SIGSTOP), of a world that is over.
+        """End the stopped processes (SIGSTOP) of a world that is over.
 
-        A launcher would ask them to end, and wait long for an answer. A process that runs, however
-        slowly, is left alone.
+        A launcher would ask them to end and wait a long time for an answer. A process that runs,
+        however slowly, is left alone.
         """
         for rank in ranks:
             with contextlib.suppress(OSError, ValueError):
                 _, pid, began = self._path(rank).read_bytes()[_SIZE:].decode().split()
-                end = ending(int(pid))  # before the look: the number may be given to another one
+                end = ending(int(pid))  # first: afterwards the number may belong to another process
                 if _seen(int(pid)) == ("T", pid, began):
                     end()
 
 
 def _seen(pid: int) -> tuple[str, ...]:
-    """Return state, number and beginning of a process; nothing where there is no /proc."""
+    """Return state, number and start time of a process; nothing where there is no /proc."""
     with contextlib.suppress(OSError):
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return words[0], str(pid), words[19]
@@ -83,7 +83,7 @@ def _seen(pid: int) -> tuple[str, ...]:
 
 
 def _mapped(path: Path, size: int) -> tuple[int, mmap.mmap]:
-    """Return a file that processes share, and its memory."""
+    """Return a file that processes share, and its mapped memory."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     if hasattr(os, "posix_fallocate"):  # on a full disk the first store would kill the process
         os.posix_fallocate(file, 0, size)
@@ -93,22 +93,22 @@ def _mapped(path: Path, size: int) -> tuple[int, mmap.mmap]:
 
 
 class Messages:
-    """Numbers that the ranks of a group tell each other, and what they mean.
+    """Messages between the ranks of a group: numbers, and a code for their meaning.
 
-    All ranks tell something before one of them tells the next: so two places for each are enough,
-    and none is written to while another rank reads it.
+    No rank sends its next message before all ranks have sent theirs. So two slots for each rank are
+    enough, and no slot is written to while another rank reads it.
 
     Args:
         path: A file that the ranks share.
-        rank: Of this process in the group.
-        size: Number of ranks.
+        rank: The rank of this process in the group.
+        size: The number of ranks.
 
     Attributes:
         room: Numbers in one message.
     """
 
     room = 1020
-    _head = 4  # in front of them: number of the message, code, length, checksum
+    _head = 4  # words before the numbers: number of the message, code, length, checksum
 
     def __init__(self, path: Path, rank: int, size: int) -> None:
         place = self.room + self._head
@@ -122,7 +122,7 @@ class Messages:
         self._number = self._length = 0
 
     def tell(self, code: int, numbers: Sequence[float] = (), vectors: Sequence[Tensor] = ()) -> int:
-        """Tell the next message, and return how many bytes it has; `code` has 32 bits."""
+        """Send the next message and return its size in bytes; `code` has 32 bits."""
         self._number += 1
         place = self._numbers[self._number & 1, self._rank]
         end = len(numbers)
@@ -135,17 +135,17 @@ class Messages:
         words, start = self._words, self._starts[self._number & 1][self._rank]
         words[start + 1], words[start + 2] = code, end
         words[start + 3] = self._checksum(start)
-        words[start] = self._number  # the last one, in one store
+        words[start] = self._number  # last, in a single store
         return 8 * end
 
     def _checksum(self, start: int) -> int:
-        # Other processors may see the stores in another order.
+        # Other processors may see the stores in another order, hence the checksum.
         return zlib.crc32(self._words[start + 1 : start + 3]) ^ zlib.crc32(
             self._words[start + 4 : start + 4 + self._words[start + 2]]
         )
 
     def are_common(self) -> bool | None:
-        """Return whether all ranks tell numbers of one meaning; None: some have not told yet."""
+        """Return whether all ranks sent numbers of one meaning; None: some have not sent yet."""
         words, starts = self._words, self._starts[self._number & 1]
         own = starts[self._rank]
         is_common = True
@@ -165,7 +165,8 @@ class Messages:
 class Counter:
     """A counter that the ranks of a group draw from; it starts at 0 for each purpose.
 
-    A lock on the file ends with its process: one that is killed while it draws stops nobody.
+    The lock on the file ends with its process, so a process that is killed while it draws blocks
+    nobody.
 
     Args:
         path: A file that the ranks share.

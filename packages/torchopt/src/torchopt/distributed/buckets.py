@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients summed over the ranks bucket by bucket, while the last backward pass still runs.
 
-A bucket is made when the last gradient in it is complete, and sent; from then on the `.grad` of its
-parameters are views of it. All ranks send the buckets in the same order, the reverse of that of the
-parameters, which is about the order in which a backward pass completes them. The last one is sent
-after the pass, with the numbers that come out of it.
+A bucket is filled and sent when the last of its gradients is complete; from then on the `.grad` of
+its parameters are views of it. All ranks send the buckets in the same order: the reverse order of
+the parameters, which is roughly the order in which a backward pass completes gradients. The last
+bucket is sent after the pass, together with the losses and counts of the step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["BucketedSum", "dense_gradient", "filled"]
 
 
 def dense_gradient(p: Tensor) -> Tensor:
-    """Return the gradient of a leaf; zeros if there is none."""
+    """Return the gradient of a leaf as a dense tensor; zeros if there is none."""
     g = p.grad
     return torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
 
@@ -32,13 +32,13 @@ def dense_gradient(p: Tensor) -> Tensor:
 def filled(
     params: Sequence[Tensor], bucket_bytes: int, apart: Sequence[int] = ()
 ) -> list[list[int]]:
-    """Return which parameters go into which bucket, by number, in the order of sending.
+    """Return the positions of the parameters in each bucket, in the order of sending.
 
     Args:
-        params: The parameters; DTensors go into none.
-        bucket_bytes: Size at which a bucket is full. Where there are several, the first one is at a
-            quarter of it.
-        apart: Parameters that go into none.
+        params: The parameters; a DTensor goes into no bucket.
+        bucket_bytes: Size at which a bucket is full. If there are several buckets, the first one is
+            full at a quarter of it.
+        apart: Positions of further parameters that go into no bucket.
     """
     open_: dict[Any, tuple[list[int], int]] = {}
     full: list[list[int]] = []
@@ -71,12 +71,12 @@ class BucketedSum:
     Args:
         params: Leaves; their `.grad` is set aside until `finish` or `abandon`.
         group: The ranks.
-        fill: What `filled` says; the sums of parameters in no bucket are made elsewhere.
-        may_send: Called before the first bucket is sent.
+        fill: The result of `filled`; gradients of parameters in no bucket are summed elsewhere.
+        may_send: Called before the first bucket is sent; returns whether it may be sent.
 
     Attributes:
-        used: Whether a backward pass of this process has reached the parameter; after `send`.
-        early_bytes: Of the buckets that were sent while the last backward pass still ran.
+        used: Whether a backward pass of this process has reached the parameter; set by `send`.
+        early_bytes: Size of the buckets that were sent while the last backward pass still ran.
         takes_numbers: Whether the last bucket can carry the numbers of the step.
     """
 
@@ -111,7 +111,7 @@ class BucketedSum:
                     self._hooks.append(self.params[k].register_post_accumulate_grad_hook(hook))
 
     def arm(self) -> None:
-        """Send buckets as the next backward pass, the last one here, completes them."""
+        """Send buckets while the next backward pass, the last one of this rank, completes them."""
         self._armed = True
 
     def _hook(self, bucket: _Bucket) -> Callable[[Tensor], None]:
@@ -137,9 +137,10 @@ class BucketedSum:
         )
 
     def _send(self, bucket: _Bucket, more: list[Tensor]) -> None:
-        """Make and send a bucket; the gradients lie in it from now on.
+        """Fill a bucket and send it; from now on it holds the memory of the gradients.
 
-        For autograd they are not views: changing one in place leaves the versions of others.
+        The views are detached from each other by `.data`: changing one in place does not increment
+        the version counter of another.
         """
         members = [self.params[k] for k in bucket.members]
         with torch.no_grad():
@@ -155,7 +156,7 @@ class BucketedSum:
     def send(self) -> None:
         """Send what is left, except the last bucket if it carries numbers."""
         self._unhook()
-        self.used = [p.grad is not None for p in self.params]  # in a bucket: every one
+        self.used = [p.grad is not None for p in self.params]  # `_send` fills every `.grad`
         for bucket in self._buckets[self._next : len(self._buckets) - self.takes_numbers]:
             self._send(bucket, [])
 
@@ -171,10 +172,10 @@ class BucketedSum:
         self._send(self._buckets[-1], [self._numbers.packed])
 
     def finish(self, name: str, limit: float) -> None:
-        """Wait for all sums: the gradients are the sums then.
+        """Wait for all sums; afterwards every `.grad` is the sum over the ranks.
 
         Args:
-            name: What they are for, in words.
+            name: What the sums are for, in words.
             limit: Seconds that other ranks may take.
         """
         for k in self._sharded:
@@ -189,12 +190,12 @@ class BucketedSum:
             self.group.wait(bucket.work, name, limit)
 
     def numbers(self) -> tuple[list[float], Tensor]:
-        """Return the sums of what `send_last` was given, after `finish`."""
+        """Return the sums of the arguments of `send_last`, after `finish`."""
         assert self._numbers is not None
         return self._numbers.unpacked(self._buckets[-1].flat)
 
     def deliver(self, used: Sequence[bool]) -> None:
-        """Leave the sums in `.grad`, added to what was there.
+        """Add the sums to the previous `.grad`.
 
         Args:
             used: Whether any task, on any rank, depends on the parameter; the others keep the
@@ -217,13 +218,13 @@ class BucketedSum:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self._may_send = bool  # not a method of what holds this: the buckets would wait for gc
+        self._may_send = bool  # a bound method of the owner would be a cycle, which only gc frees
 
 
 class Numbers:
-    """Counts and losses of a step as a vector of the type of a bucket, which is summed exactly.
+    """Counts and losses of a step as a vector of a bucket's dtype whose sum is exact.
 
-    In float32 the 64 bits of a loss are four numbers of 16 bits.
+    In float32 the 64 bits of a loss travel as four integers of 16 bits.
     """
 
     def __init__(self, counts: list[float], losses: list[float], dtype: torch.dtype) -> None:
@@ -235,7 +236,7 @@ class Numbers:
 
     @staticmethod
     def fit(p: Tensor) -> bool:
-        """Return whether the bucket of a parameter can hold such numbers."""
+        """Return whether the bucket of a parameter can hold counts and losses exactly."""
         return p.device.type == "cpu" and p.dtype in (torch.float32, torch.float64)
 
     def unpacked(self, flat: Tensor) -> tuple[list[float], Tensor]:

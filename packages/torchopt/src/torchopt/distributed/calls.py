@@ -36,7 +36,7 @@ ASYNC = "__parallelize_async_unwrapped__"
 
 _STACK_TIMEOUT = 1.0  # seconds a late worker has to say where it stands
 
-# What torch says about a broken connection; its errors do not have types.
+# Texts of torch's errors for a broken connection; the errors have no types of their own.
 _LOST = re.compile(r"\beof\b|ECONN|EPIPE|broken pipe|connection|shutting down|tensorpipe", re.I)
 
 _numbers = itertools.count()
@@ -109,7 +109,7 @@ class Batch:
             else:
                 session = _session.current()
                 if session is not None:
-                    session.suspects.discard(rank)  # late before, and back
+                    session.suspects.discard(rank)  # it was late and answers again
                 result, unused = outcome
                 for k in unused:
                     message.sent[k].is_used = False
@@ -159,7 +159,7 @@ class Batch:
         """Fail at the deadline of a call, even if torch's agent has no free thread to report it."""
         unset = self.timeout == UNSET_RPC_TIMEOUT
         seconds = float(remote.rpc().get_rpc_timeout() if unset else self.timeout)
-        this = weakref.ref(self)  # so that no result is kept until then
+        this = weakref.ref(self)  # so that no result is kept until the deadline
 
         def over() -> None:
             batch = this()
@@ -169,7 +169,7 @@ class Batch:
         return _deadlines.add(seconds, over)
 
     def _late(self, rank: int, number: Any, task: str) -> None:
-        """Ask a late worker where it stands, and fail."""
+        """Fail, with the stack of the late worker if it can still send it."""
         if self.settled:
             return
 
@@ -177,7 +177,7 @@ class Batch:
 
         def ask() -> None:  # not in this callback: it holds a thread of the agent
             trace = ""
-            with contextlib.suppress(Exception):  # it may be unable to answer
+            with contextlib.suppress(Exception):  # the worker may be unable to answer
                 trace = remote.rpc().rpc_sync(
                     rank, _where_is, args=(number,), timeout=_STACK_TIMEOUT
                 )
@@ -192,7 +192,7 @@ _deadlines = Deadlines()
 
 
 class _Outside:
-    """A result obtained outside of a context, as a rule for derivatives: it has none."""
+    """The derivative rule of a result obtained outside of a context: it raises."""
 
     needs_its_closure = False
     num_differentiable_inputs = num_differentiable_outputs = 1
@@ -206,7 +206,7 @@ class _Outside:
         raise NotDifferentiableError(
             "the result of a remote call has no graph outside of a context; expected `with "
             "torchopt.distributed.autograd.context() as context_id` around the call, and "
-            "torchopt.distributed.autograd.backward(context_id, loss) for loss.backward()"
+            "torchopt.distributed.autograd.backward(context_id, loss) instead of loss.backward()"
         )
 
     push_forward = pull_back
@@ -234,7 +234,7 @@ _running: dict[tuple[int, int], int] = {}  # call -> thread
 
 
 def _run_task(number: tuple[int, int], payload: bytes, natives: list[Any]) -> Any:
-    """Run a call, on behalf of the calling process."""
+    """Run a call for another process."""
     with _tracked(number):
         try:
             func, args, kwargs = wire.unpack(payload, natives, number[0])
@@ -254,6 +254,6 @@ def _tracked(number: tuple[int, int]) -> Iterator[None]:
 
 
 def _where_is(number: tuple[int, int]) -> str:
-    """Return where a running call stands."""
+    """Return the stack of a running call."""
     thread = _running.get(tuple(number))  # type: ignore[arg-type]
     return "" if thread is None else stack_of(thread)

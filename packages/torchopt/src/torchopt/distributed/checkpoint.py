@@ -25,29 +25,30 @@ _MARK = b"torchopt"  # then 32 bytes of checksum; torch.load skips both
 
 
 class Checkpoint:
-    """Keeps the state of a run in one file, which is always whole.
+    """Keeps the state of a run in one file, which is complete at any moment.
 
-    Every rank calls `load` before the first step and `save` after each. Rank 0 writes: into a file
-    beside the old one, which it then replaces in one step of the file system, so that a process
-    that is killed at any moment leaves either the old state or the new one. Rank 0 reads, too, and
-    hands the state to the others of a collective world: they need no common file system.
+    Every rank calls `load` before the first step and `save` after each step. Rank 0 writes to a
+    temporary file beside the old one and then renames it, which is atomic: a process that is killed
+    at any moment leaves either the old state or the new one. Rank 0 also reads the file and sends
+    the state to the other ranks of a collective world, which need no common file system.
 
-    DTensors, of `fully_shard` or `distribute_tensor`, are saved shard by shard, by all ranks, with
-    `torch.distributed.checkpoint`, into a folder beside the file (`<path>.shards`), which all ranks
-    must see. They are loaded as DTensors again, also by another number of ranks.
+    DTensors, from `fully_shard` or `distribute_tensor`, are saved by all ranks, each its shards,
+    with `torch.distributed.checkpoint`. They go into a folder beside the file (`<path>.shards`),
+    which all ranks must be able to read. They are loaded as DTensors, by any number of ranks.
 
-    The file ends with a checksum, and the state before the last one is kept (`<path>.previous`): a
-    file that was cut or changed is refused with a warning that names it, and the one before is
+    The file ends with a checksum, and the previous state is kept in `<path>.previous`. A file that
+    was truncated or changed is refused with a warning that names it, and the previous state is
     used.
 
-    The state is what the next step depends on: parameters, optimizer, `TaskParallel`, generators of
-    random numbers. Then an interrupted run ends bit for bit like one that was not.
+    Put into the state everything that the next step depends on: parameters, the state of the
+    optimizer, that of `TaskParallel`, and the states of random number generators. Then a run that
+    was interrupted ends bit for bit like one that was not.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is created if it does not exist.
         every: The number of steps between writes, >= 1.
-        asynchronous: Copy the state in `save` and write it while the program goes on. What was
-            written last counts after the next `save`, or `wait`.
+        asynchronous: Copy the state in `save` and write it while the program goes on. It becomes
+            the current state in the next call of `save` or `wait`.
 
     Example:
         >>> import tempfile, os, torch
@@ -70,7 +71,7 @@ class Checkpoint:
         self.every = every
         self.asynchronous = asynchronous
         self._writing: _Writing | None = None
-        self._is_whole = False  # the file is known to be
+        self._is_whole = False  # whether the file is known to be complete
 
     @property
     def _files(self) -> tuple[Path, Path]:
@@ -87,13 +88,14 @@ class Checkpoint:
         checkpoint cannot run code.
 
         Args:
-            mesh: A `DeviceMesh` for DTensors; None: one like that they were saved with, of all
-                ranks. Without a process group they come back as plain tensors.
+            mesh: A `DeviceMesh` for the DTensors; None: a mesh of all ranks with the dimensions of
+                the one that they were saved with. Without a process group they become plain
+                tensors.
 
         Raises:
-            CheckpointError: There are files, and none of them is whole.
-            ValueError: DTensors on a mesh of several dimensions, saved by another number of ranks,
-                and no `mesh`.
+            CheckpointError: There are files, but none of them is complete.
+            ValueError: DTensors were saved on a mesh of several dimensions by another number of
+                ranks, and no `mesh` is given.
         """
         self.wait()
         group = _group()
@@ -120,15 +122,15 @@ class Checkpoint:
         return None
 
     def save(self, step: int, state: Any) -> None:
-        """Save the state after a step, if it is the turn of the step.
+        """Save the state after a step if `every` divides the number of the step.
 
         Args:
-            step: Number of steps done, from 1.
+            step: Number of steps done, counted from 1.
             state: A tree of tensors, numbers, texts and states of torchopt's optimizers, such as
                 state dicts.
 
         Raises:
-            TypeError: There is something in the state that `load` would refuse.
+            TypeError: The state contains something that `load` would refuse.
         """
         if step % self.every != 0:
             return
@@ -147,7 +149,7 @@ class Checkpoint:
             writing.commit()
 
     def wait(self) -> None:
-        """Return when the state that was saved last is on the disk; all ranks call this."""
+        """Wait until the last saved state is on disk; all ranks call this."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.join()
@@ -228,7 +230,7 @@ def _checksum(data: bytes) -> bytes:
 
 
 def _read(path: Path) -> tuple[bytes | None, str | None]:
-    """Return what is in a file, or what is wrong with it; neither if there is none."""
+    """Return the content of a file and what is wrong with it; (None, None): no file."""
     if not path.exists():
         return None, None
     data = path.read_bytes()
@@ -244,7 +246,7 @@ def _read(path: Path) -> tuple[bytes | None, str | None]:
 
 
 def _group() -> Group:
-    """Return the ranks that hold the state: with remote calls, the one that calls."""
+    """Return the ranks that hold the state: with remote calls, only the calling process."""
     session = _session.current()
     if session is not None and session.backend == "rpc":
         return Group.alone(session.rank)

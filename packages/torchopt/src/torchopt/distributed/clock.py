@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time as far as this process could notice it."""
+"""Time that passes only while this process runs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """A clock that stands while its process is stopped.
+    """A clock that stops while its process is stopped.
 
-    A world that is suspended as a whole, by a terminal or a job scheduler, goes on afterwards: who
-    could not listen has not waited, and who could not run has not been late.
+    If a terminal or a job scheduler suspends all processes of a world, the world goes on
+    afterwards: time in which a process could not run counts neither as waiting nor as delay.
 
     Args:
-        longest: Seconds between two looks; of a longer time the rest does not count.
+        longest: Seconds between two calls of `look`; whatever exceeds it does not count.
     """
 
     def __init__(self, longest: float) -> None:
@@ -28,7 +28,7 @@ class Clock:
         return time.monotonic() - self._lost
 
     def look(self) -> None:
-        """Notice the time; one thread calls this often."""
+        """Bring the clock up to date; one thread calls this often."""
         now = time.monotonic()
         self._lost += max(0.0, now - self._looked - self._longest)
         self._looked = now

@@ -16,7 +16,7 @@ __all__ = ["Connections", "Listener"]
 
 
 class Listener(Protocol):
-    """The receiver of events, called in the reading thread."""
+    """Receives the events of `Connections`, in the reading thread."""
 
     def joined(self, rank: int) -> None:
         """A rank has joined."""
@@ -28,23 +28,23 @@ class Listener(Protocol):
         """The connection to a rank has ended."""
 
     def awake(self) -> None:
-        """The thread has come to look at what there is."""
+        """The thread woke up and is about to read."""
 
     def beat(self) -> None:
         """It is time for a heartbeat."""
 
 
 class Connections:
-    """Reads from the ranks that this process is connected to: the hub from all, others from it.
+    """Reads from connected ranks: the hub reads from all ranks, the others from the hub.
 
     Args:
-        rank: Of this process.
-        ranks: Those that may join.
+        rank: The rank of this process.
+        ranks: The ranks that may join.
         token: The secret that they share.
         told: The receiver of events.
         period: Seconds between two beats.
         listener: The hub's listening socket; None elsewhere.
-        hub: The connection to the hub; None there.
+        hub: The connection to the hub; None at the hub itself.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Connections:
         self._thread = threading.Thread(target=self._run, name="torchopt-watch", daemon=True)
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start the reading thread."""
         for rank, link in self._links.items():
             self._told.joined(rank)
             for message in link.early:
@@ -86,7 +86,7 @@ class Connections:
 
     @property
     def ranks(self) -> list[int]:
-        """Those that have joined."""
+        """The ranks that have joined."""
         return list(self._links)
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the parameters hold before a step, so that what a task writes into them can be undone."""
+"""The contents of the parameters before a step, so that the writes of a task can be undone."""
 
 from __future__ import annotations
 
@@ -13,33 +13,36 @@ from torchopt.distributed.signature import local_part
 
 __all__ = ["Contents", "is_same", "looked_at"]
 
-_FROZEN = 64 * 2**20  # bytes of frozen parameters, of which more are not copied
-_SMALL = 65536  # entries; of larger tensors
-_FIRST = 4096  # so many are compared after a step that has gone well
+_FROZEN = 64 * 2**20  # bytes; frozen parameters of more than this in all are not copied
+# After a successful step, tensors of at most _SMALL entries are compared whole, larger ones by
+# their first _FIRST entries.
+_SMALL = 65536
+_FIRST = 4096
 
 
 class Contents:
-    """Copies of parameters, in memory that is used again at each step."""
+    """Copies of parameters, in memory that is reused at each step."""
 
     def __init__(self) -> None:
         self._held: list[Tensor] = []
-        self._parts: list[Tensor] = []  # what is held here: of DTensors the shards
+        self._parts: list[Tensor] = []  # the local tensors: the shards of DTensors
         self._are_shards = False
         self._copies: list[Tensor] = []
         self._versions: list[int] = []
         self._flags: list[bool] = []
-        self._large: list[tuple[Tensor, int]] = []  # frozen, too many to be copied; and versions
+        self._large: list[tuple[Tensor, int]] = []  # frozen parameters not copied, and versions
 
     def keep(
         self, params: Sequence[Tensor], parts: Iterable[nn.Module], *, only_shards: bool
     ) -> None:
-        """Remember what parameters hold now.
+        """Copy the present contents of parameters.
 
         Args:
-            params: What is differentiated.
-            parts: Modules, whose frozen parameters are kept as well; if they are many, only their
-                versions.
-            only_shards: Whether whole tensors are made from shards, for as long as they are used.
+            params: The parameters that are differentiated.
+            parts: Modules whose frozen parameters are kept as well; only their versions if they
+                are larger than 64 MiB in all.
+            only_shards: Keep only DTensors. `fully_shard` makes whole parameters from them, which
+                live only as long as they are used.
         """
         frozen = _frozen(parts)
         if only_shards:
@@ -61,11 +64,11 @@ class Contents:
         self._flags = [p.requires_grad for p in held]
 
     def _versions_now(self) -> list[int]:
-        # Of a DTensor and of its shard: an operation counts at one of them.
+        # An operation increments the counter of the DTensor or that of its shard.
         return [p._version + x._version for p, x in zip(self._held, self._parts)]
 
     def put_back(self) -> None:
-        """Undo what was written, as far as version counters say."""
+        """Undo the writes that version counters report."""
         versions = self._versions_now()
         if versions != self._versions:
             changed = map(operator.ne, versions, self._versions)
@@ -73,14 +76,15 @@ class Contents:
         self._restore_flags()
 
     def put_all_back(self) -> None:
-        """Undo whatever was changed."""
+        """Undo all changes."""
         self._restore(self._changed(lambda x: x))
         self._restore_flags()
 
     def require_unchanged(self) -> None:
-        """Raise if something was written that cannot be undone task by task.
+        """Raise if a task wrote something that cannot be undone task by task.
 
-        That is what version counters do not know of, through `.data`, and large frozen parameters.
+        That is a write through `.data`, which version counters miss, or to a large frozen
+        parameter.
         """
         for p, version in self._large:
             if p._version != version:
@@ -128,7 +132,7 @@ def _frozen(parts: Iterable[nn.Module]) -> list[Tensor]:
 
 
 def looked_at(x: Tensor) -> Tensor:
-    """Return the part of a tensor that shows whether somebody has written to it."""
+    """Return the part of a tensor that is compared to detect a write."""
     return x if x.numel() <= _SMALL or not x.is_contiguous() else x.view(-1)[:_FIRST]
 
 
@@ -137,5 +141,5 @@ def _fits(x: Tensor, y: Tensor) -> bool:
 
 
 def is_same(x: Tensor, y: Tensor) -> bool:
-    """Return whether two tensors hold the same, values that are not numbers included."""
+    """Return whether two tensors hold the same values; NaN equals NaN."""
     return torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions that are called at a given time, unless they are cancelled before."""
+"""Functions that are called at a given time unless they are cancelled first."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Deadlines:
         return len(self._queue)
 
     def add(self, seconds: float, func: Callable[[], None]) -> int:
-        """Call `func` after some seconds (<= 0: never). Return the argument of `call_off`."""
+        """Call `func` after some seconds (<= 0: never). Return a number to pass to `call_off`."""
         number = next(self._numbers)
         if seconds <= 0:
             return number
@@ -61,4 +61,4 @@ class Deadlines:
                 func = self._functions.pop(number, None)
             if func is not None:
                 func()
-            del func  # keeps nothing alive until the next one
+            del func  # so that it does not live until the next one

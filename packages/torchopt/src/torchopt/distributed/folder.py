@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder in which the processes of a world on one machine meet.
 
-Each of them holds a lock on a file in it. A lock ends with its process, however that ends: who can
-lock the file alone is the last one, and removes the folder. Where all processes were killed, the
-next world finds the folder and removes it.
+Each process holds a shared lock on a file in the folder. A lock ends with its process, however the
+process ends. A process that can lock the file exclusively is the last one and removes the folder.
+If all processes were killed, the next world of the user finds the folder and removes it.
 """
 
 from __future__ import annotations
@@ -43,31 +43,31 @@ class Folder:
         if inside is None:
             _sweep(Path(tempfile.gettempdir()))
         self.path = Path(tempfile.mkdtemp(prefix="torchopt-", dir=inside))
-        part = self.path / f"{_HELD}.part"  # nobody finds the file before it is locked
+        part = self.path / f"{_HELD}.part"  # renamed once it is locked
         self._lock = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         _try_to_lock(self._lock, alone=False)
         part.rename(self.path / _HELD)
 
     def leave(self) -> None:
-        """Hold the folder no longer; the last process removes it."""
+        """Release the folder; the last process removes it."""
         is_last = _try_to_lock(self._lock, alone=True) if has_locks() else self._is_new
         if is_last:
             shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 
     def forget(self) -> None:
-        """Hold nothing, in a process that was forked from one that does."""
+        """Release the folder in a process that was forked from one that holds it."""
         os.close(self._lock)
 
 
 def place_of(port: str) -> Path:
-    """Return the file in which processes meet that know a port alone."""
+    """Return the file through which processes meet if all they know is a port."""
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     return Path(tempfile.gettempdir()) / f"torchopt-of-{user}-{port}"
 
 
 def is_met_at(place: Path) -> bool:
-    """Return whether a world that is alive meets at a file."""
+    """Return whether a world that is still alive uses a meeting file."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         if has_locks() and not place.is_symlink() and place.lstat().st_uid == os.getuid():
             held = os.open(Path(json.loads(place.read_text())["folder"]) / _HELD, os.O_RDWR)
@@ -96,7 +96,7 @@ def _try_to_lock(file: int, *, alone: bool) -> bool:
 
 
 def _sweep(temporary: Path) -> None:
-    """Remove what worlds of this user have left all of whose processes were killed."""
+    """Remove the files of this user's worlds whose processes were all killed."""
     if sys.platform == "win32":
         return
     for found in temporary.glob("torchopt-*"):

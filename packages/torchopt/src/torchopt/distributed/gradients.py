@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradients of one step, in one of three ways.
+"""The gradients of one step, summed over the ranks in one of three ways.
 
-| way | when | sent |
+| class | used for | how gradients are sent |
 |---|---|---|
 | `_Whole` | one process, or gradients that fit into a packet | with the losses |
-| `_Bucketed` | others | bucket by bucket, while the last backward pass still runs |
-| `_Ordered` | `deterministic=True` | the nodes of a sum in a fixed order |
+| `_Bucketed` | larger gradients | bucket by bucket, while the last backward pass still runs |
+| `_Ordered` | `deterministic=True` | as the nodes of a sum in a fixed order |
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Changes = list["Tensor | None"]
 
 
 def gradients_of(step: Step) -> Gradients:
-    """Return how a step adds up its gradients."""
+    """Return the object that adds up the gradients of a step."""
     if step.engine.deterministic:
         return _Ordered(step)
     is_small = step.group.size == 1 or step.form.is_small
@@ -63,8 +63,8 @@ class Gradients:
 
     Attributes:
         used: Whether a task of this process depends on the parameter.
-        sparse: Positions of parameters whose gradients are sparse, by themselves.
-        early_bytes: What was sent before the last backward pass ended.
+        sparse: Positions of parameters whose gradients are sparse, which are sent separately.
+        early_bytes: Bytes that were sent before the last backward pass ended.
     """
 
     def __init__(self, step: Step) -> None:
@@ -76,24 +76,24 @@ class Gradients:
         self._starts: dict[Any, Tensor] = {}
 
     def add(self, i: int, loss: Tensor, weight: float, is_last: Callable[[], bool]) -> None:
-        """Differentiate the loss of task `i`, or of a piece of the tasks that begins with it.
+        """Differentiate the loss of task `i`, or of several tasks from `i` on.
 
         Args:
             i: Number of the task.
             loss: 0-dim.
-            weight: Of the loss.
-            is_last: Whether it is the last one here, asked once.
+            weight: The weight of the loss.
+            is_last: Returns whether these are the last tasks of this rank; called once.
         """
         raise NotImplementedError
 
     def send(self) -> None:
-        """Send what does not go with the losses, after the last task."""
+        """Send everything that does not travel with the losses, after the last task."""
 
     def sums(self, counts: list[float], losses: list[float]) -> tuple[list[float], Tensor]:
-        """Return the sums over the ranks of the numbers of a step; gradients may go with them.
+        """Return the sums over the ranks of counts and losses; gradients may travel with them.
 
         Args:
-            counts: Small integers, two at least.
+            counts: Small integers, at least two.
             losses: Each is 0 on all ranks but one.
 
         Raises:
@@ -104,7 +104,7 @@ class Gradients:
     def _in_a_packet(
         self, counts: list[float], losses: list[float], more: list[Tensor]
     ) -> tuple[list[float], Tensor, Tensor]:
-        """Return the sums of counts, losses, and more; what does not fit is sent separately."""
+        """Return the sums of counts, losses and `more`; the rest is sent separately if too long."""
         group, limit, name = self.step.group, self.step.engine.timeout, self.step.name
         size, numbers = sum(x.numel() for x in more), counts + losses
         room = len(numbers) if size + len(numbers) <= Packet.room else 2
@@ -119,7 +119,7 @@ class Gradients:
         return row[:n].tolist(), row[n:].clone(), tail
 
     def flags(self) -> list[float]:
-        """Return which parameters are used here, and which of `sparse` have a sparse gradient."""
+        """Return flags, 0 or 1: is a parameter used, and is a gradient of `sparse` sparse?"""
         are_sparse = [float(sparse.is_sparse(self.params[k].grad)) for k in self.sparse]
         return [*map(float, self.used), *are_sparse]
 
@@ -127,7 +127,7 @@ class Gradients:
         """Wait for all sums; return the changes of the buffers.
 
         Args:
-            counts: Sums of the flags of all ranks.
+            counts: The flags, summed over the ranks.
         """
         step = self.step
         for k, is_sparse in self.all_sparse(counts).items() if step.group.size > 1 else ():
@@ -136,12 +136,12 @@ class Gradients:
         return step.before.changes
 
     def all_sparse(self, counts: list[float]) -> dict[int, bool]:
-        """Return of those of `sparse` that are used whether their gradients are, on all ranks."""
+        """Return for each used position of `sparse` whether all ranks have a sparse gradient."""
         are_sparse = zip(self.sparse, counts[len(self.params) :])
         return {k: count == counts[k] for k, count in are_sparse if counts[k] > 0}
 
     def deliver(self, used: Sequence[bool]) -> None:
-        """Leave the sums in `.grad`, added to what was there.
+        """Add the sums to the previous `.grad`.
 
         Args:
             used: Whether any task, on any rank, depends on the parameter; the others keep the
@@ -150,7 +150,7 @@ class Gradients:
         raise NotImplementedError
 
     def abandon(self) -> None:
-        """Put every `.grad` back."""
+        """Restore every `.grad`."""
 
     def backward(self, loss: Tensor, weight: float) -> None:
         """Add to the `.grad` of the parameters, and collect the changes of the buffers."""
@@ -159,7 +159,7 @@ class Gradients:
             (loss * weight).backward()
         elif type(loss) is not Tensor:  # a DTensor, whose gradient is one
             (loss * weight).backward(inputs=self.params)
-        else:  # the same bits, without two operations a task
+        else:  # the same bits, with two operations fewer for each task
             backward_into(loss, self._start(loss, weight), self.params)
         if changes := self.step.before.take(weight):
             self.step.before.add(changes)
@@ -284,12 +284,12 @@ class _Ordered(Gradients):
         self._sum.put((0, i), values)
 
     def flags(self) -> list[float]:
-        # Sparse gradients are added up as dense ones, whose order is known, and are sparse after.
+        # Sparse gradients are added as dense ones, in a fixed order, and made sparse afterwards.
         are_sparse = [float(self.used[k] and not self._dense[k]) for k in self.sparse]
         return [*map(float, self.used), *are_sparse]
 
     def finish(self, counts: list[float]) -> Changes:
-        """Exchange the nodes that are left and add them up, in the same way on every rank."""
+        """Exchange the remaining nodes and add them up, in the same way on every rank."""
         self._turned = self.all_sparse(counts)
         group, n = self.step.group, self.step.tasks
         if group.size > 1:

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 _POLL = timedelta(seconds=0.2)
 _SPIN = 2e-4  # seconds of looking at what the others tell before a pause
-_LOOK = 1e-3  # seconds between two looks, at most
+_LOOK = 1e-3  # longest pause between two looks, in seconds
 _NEWS = 2.0  # seconds in which the report of a failure arrives after a connection broke
 _NOTHING = contextlib.nullcontext()
 _LONG = timedelta(days=365)  # torch's own limit, which must not expire before ours
@@ -37,7 +37,7 @@ _turn = threading.RLock()
 
 
 def share_of(count: int, rank: int, size: int) -> range:
-    """Return which of `count` items a rank takes: neighbours; the ranks differ by one at most.
+    """Return the consecutive items of `count` that a rank takes; shares differ by one at most.
 
     Example:
         >>> [list(share_of(5, rank, 3)) for rank in range(3)]
@@ -50,20 +50,20 @@ class Group:
     """The ranks that compute together: the world, or a part of it.
 
     Args:
-        group: A process group of torch.distributed; None: the world that is open.
-        timeout: Seconds that other ranks may take to come to an operation; None: those of the
+        group: A process group of torch.distributed; None: the open world.
+        timeout: Seconds that other ranks may take to reach an operation; None: the timeout of the
             world.
 
     Attributes:
-        rank: Of this process in the group.
-        size: Number of ranks; 1 without an open collective world.
-        ranks: Those of the group, as the world numbers them.
+        rank: The rank of this process in the group.
+        size: The number of ranks; 1 without an open collective world.
+        ranks: The ranks of the group, as the world numbers them.
         timeout: Seconds that other ranks may take.
-        bytes_sent: By this process, counted as a ring sends: 2 (n - 1)/n of the size for a
-            reduction, n - 1 times the size of its part for a gathering.
-        operations: Of the process group that this process has taken part in.
-        messages: Through memory; None across machines.
-        counter: In a file; None across machines.
+        bytes_sent: Bytes sent by this process, counted as in a ring: 2 (n - 1)/n times the size for
+            a sum, n - 1 times the size of its part for a gather.
+        operations: The number of collective operations that this process has taken part in.
+        messages: Messages through shared memory; None across machines.
+        counter: A counter in a shared file; None across machines.
 
     Raises:
         RuntimeError: There are several processes, and their world is not a collective one.
@@ -130,15 +130,15 @@ class Group:
         return torch.device("cpu")
 
     def turn(self) -> contextlib.AbstractContextManager[Any]:
-        """Let the threads of this process work with the other ranks one after the other."""
+        """Return a lock that lets one thread at a time work with the other ranks."""
         self.require_open()
         return _NOTHING if self.size == 1 else _turn
 
     def require_open(self) -> None:
-        """Raise a `RuntimeError` if the ranks cannot come together here.
+        """Raise a `RuntimeError` if the ranks cannot run an operation together now.
 
-        This process takes no part in the world any more, or is in a task, and so are other ranks
-        of this group, each in its own.
+        Either this process has left the world, or it is in a task while other ranks of this group
+        are each in a task of their own.
         """
         if self.session is not None and self.session.is_over:
             raise RuntimeError(
@@ -155,7 +155,7 @@ class Group:
                 )
 
     def task(self, name: str, timeout: float) -> contextlib.AbstractContextManager[None]:
-        """Require this process to leave the block within `timeout` seconds, alone."""
+        """Require this process to leave the block within `timeout` seconds without other ranks."""
         watch = None if self.session is None else self.session.watch
         return _NOTHING if watch is None else watch.task(name, timeout, self.ranks)
 
@@ -165,7 +165,7 @@ class Group:
             self.session.watch.note(place)
 
     def until(self, look: Callable[[], T | None], name: str, limit: float) -> T:
-        """Return what `look` gives as soon as it is not None, for which it needs other ranks."""
+        """Call `look` until other ranks let it return something other than None; return that."""
         if (found := look()) is not None:
             return found
         assert self.session is not None
@@ -186,12 +186,12 @@ class Group:
         """Wait for an operation.
 
         Args:
-            work: What was started.
+            work: The operation, from `start_sum`.
             name: What it is for, in words.
-            limit: Seconds that other ranks may take to come to it; None: `timeout`.
+            limit: Seconds that other ranks may take to reach it; None: `timeout`.
 
         Raises:
-            WorkerError: Another process failed meanwhile.
+            WorkerError: Another process failed in the meantime.
         """
         if self.session is None or self.session.watch is None:
             work.wait()
@@ -206,14 +206,14 @@ class Group:
 
     def _wait(self, work: Any, watch: Any) -> None:
         if isinstance(work, _OnCuda):
-            # Waiting with a timeout would make NCCL abort when it is over.
+            # NCCL would abort the operation if a wait timed out.
             while not work.work.is_completed():
                 watch.check()
                 time.sleep(5e-5)
             work.work.wait()
             return
         while (error := _waited(work)) is not None:
-            if work.is_completed():  # between the end of the wait and now, or it is broken
+            if work.is_completed():  # it ended just after the wait, or it failed
                 error = _waited(work)
                 if error is None:
                     return
@@ -239,7 +239,7 @@ class Group:
     def sums(
         self, tensors: Sequence[Tensor], name: str = "a sum", limit: float | None = None
     ) -> list[Tensor]:
-        """Return the sums of tensors over the ranks, by one operation for each type and device."""
+        """Return the sums of tensors over the ranks, in one operation for each dtype and device."""
         kinds: dict[Any, list[int]] = {}
         for k, x in enumerate(tensors):
             kinds.setdefault((x.dtype, x.device), []).append(k)
@@ -251,7 +251,7 @@ class Group:
         return found
 
     def gather(self, x: Tensor, name: str = "an exchange", limit: float | None = None) -> Tensor:
-        """Return `[size, *shape]`, the `x` of every rank; all have the same shape."""
+        """Return the `x` of every rank as `[size, *shape]`; all must have the same shape."""
         if self.size == 1:
             return x[None].clone()
         out = x.new_empty((self.size, *x.shape))
@@ -264,7 +264,7 @@ class Group:
         return out
 
     def broadcast_(self, x: Tensor, name: str = "a broadcast") -> Tensor:
-        """Replace `x` by that of the first rank and return it."""
+        """Replace `x` by the `x` of the first rank and return it."""
         if self.size > 1:
             self.operations += 1
             if self.rank == 0:
@@ -288,7 +288,7 @@ class Group:
         return [row[:size].numpy().tobytes() for row, size in zip(rows, sizes.flatten().tolist())]
 
     def gather_objects(self, obj: Any, name: str = "an exchange") -> list[Any]:
-        """Return the object of every rank; they are pickled."""
+        """Return the objects of all ranks, which are sent pickled."""
         if self.size == 1:
             return [obj]
         return [pickle.loads(part) for part in self.gather_bytes(pickle.dumps(obj), name)]
@@ -308,7 +308,7 @@ class Group:
         return data
 
     def by_first(self, func: Callable[[], T], name: str) -> T:
-        """Return what a function returns on the first rank; raise on all of them what it raises."""
+        """Run a function on the first rank, and return its result, or raise its error, on all."""
         if self.size == 1:
             return func()
         outcome: Any = None
@@ -324,7 +324,7 @@ class Group:
         return found
 
     def draw(self, purpose: int, amount: int, name: str, limit: float) -> int:
-        """Add to a counter that all ranks share, and return what it was; see `Counter`."""
+        """Add to a counter that all ranks share and return its old value; see `Counter`."""
         if self.counter is not None:
             draw = self.counter.draw
             return self.until(lambda: draw(purpose, amount), name, limit)
@@ -334,7 +334,7 @@ class Group:
 
 
 def _waited(work: Any) -> RuntimeError | None:
-    """Wait for a moment; return None if the operation is over, else what torch says."""
+    """Wait briefly; return None if the operation is over, else torch's error."""
     try:
         work.wait(_POLL)
     except RuntimeError as error:
@@ -348,12 +348,12 @@ def _pg(group: Any) -> Any:
 
 @functools.cache
 def _options(kind: str) -> Any:
-    # Of each operation, so that the limits of a group that the program made stay its own.
+    # For each operation, so that the timeout of a group that the program made stays as it is.
     return collective_options(kind, _LONG)
 
 
 def _real(x: Tensor) -> Tensor:
-    """Return a view that gloo takes: complex numbers as pairs."""
+    """Return a view that gloo accepts: complex numbers as pairs."""
     return torch.view_as_real(x) if x.is_complex() else x
 
 
@@ -376,5 +376,5 @@ _DONE = _Done()
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """Return tensors of one type as one vector, new."""
+    """Return tensors of one dtype, concatenated into a new vector."""
     return torch.cat([x.detach().reshape(-1) for x in tensors])

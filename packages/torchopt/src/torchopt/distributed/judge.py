@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the process that failed, from what each process does and since when."""
+"""Decide which process failed, from what each process does and since when."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torchopt.errors import WorkerError
 __all__ = ["SILENCE", "Doing", "Verdict", "View", "judge"]
 
 SILENCE = 1.5  # seconds: several beats
-_TELLING = 0.5  # seconds in which a process may report itself as overdue
-_LEAVING = 1.5  # seconds after a good-bye in which others may still wait for the process
+_TELLING = 0.5  # seconds that an overdue process has to report itself
+_LEAVING = 1.5  # seconds after a goodbye during which others may still wait for the process
 
 
 class Doing(NamedTuple):
     """What the main thread of a process is doing.
 
     Attributes:
-        kind: `"task"`: the caller's; `"operation"`: waits for `ranks`; `"end"`: has left, or is the
-            hub and waits for the others to leave; `"other"`.
-        name: In words.
-        limit: Seconds it may take; of an operation: that the others may take to come to it.
-        ranks: Who takes part in an operation.
-        since: By the clock of the process that judges.
+        kind: `"task"`: runs a task of the caller; `"operation"`: waits for `ranks`; `"end"`: has
+            left, or is the hub and waits for the others to leave; `"other"`.
+        name: What it does, in words.
+        limit: Seconds that a task may take, or that other ranks may take to reach an operation.
+        ranks: The ranks that take part in an operation.
+        since: When it began, by the clock of the judging process.
     """
 
     kind: str
@@ -35,7 +35,7 @@ class Doing(NamedTuple):
 
 
 class View:
-    """What is known of a process.
+    """What is known about a process.
 
     Args:
         now: The time.
@@ -43,7 +43,7 @@ class View:
     Attributes:
         doing: What it does.
         heard: When its last heartbeat came.
-        left: When it said good-bye; 0 before.
+        left: When it said goodbye; 0 before.
     """
 
     def __init__(self, now: float) -> None:
@@ -52,7 +52,7 @@ class View:
         self.left = 0.0
 
     def leave(self, now: float) -> None:
-        """Record that it said good-bye."""
+        """Record that it said goodbye."""
         self.left = self.left or now
 
 
@@ -60,8 +60,8 @@ class Verdict(NamedTuple):
     """Who failed; see `WorkerError`.
 
     Attributes:
-        silent: Whether its heartbeats have stopped, so that asking it is useless.
-        words: What is wrong, where the kind does not say so.
+        silent: Whether its heartbeats have stopped, so that there is no point in asking it.
+        words: What is wrong, if the kind does not say it.
     """
 
     rank: int | None
@@ -71,26 +71,26 @@ class Verdict(NamedTuple):
     words: str = ""
 
     def error(self, stands: str) -> WorkerError:
-        """Return the error, with where the process stands."""
+        """Return the error, with the stack of the process."""
         return WorkerError(self.rank, self.task, self.kind, stands or self.words)
 
 
 def judge(views: Mapping[int, View], now: float, timeout: float, own: int) -> Verdict | None:
     """Return who failed, or None.
 
-    A process that is alive and makes progress is never at fault, however slow it is. At fault is
+    A process that is alive and makes progress never fails, however slow it is. A process fails if
 
-    - one that has left, while another waits for it in an operation;
-    - one that has been in the same place, outside of an operation, for as long as another has
-      waited for it, if that is longer than the limit of the operation; a task has its own limit;
-    - one without a heartbeat: in a task past its limit, elsewhere for as long as an operation
-      that waits for it may take, or for `timeout` seconds.
+    - it has left while another process waits for it in an operation;
+    - it has been in the same place, outside of an operation, for as long as another process has
+      waited for it, and longer than the limit of that operation (a task has its own limit);
+    - it sends no heartbeat, and is past the limit of its task, or has been silent for longer than
+      an operation that waits for it may take, or for longer than `timeout`.
 
     Args:
-        views: What is known of each process, by rank.
-        now: The time.
-        timeout: Seconds without a heartbeat.
-        own: The rank that judges.
+        views: What is known about each process, by rank.
+        now: The time, in seconds.
+        timeout: Longest time without a heartbeat, in seconds.
+        own: The judging rank.
     """
     waiting = {
         rank: view
@@ -123,7 +123,7 @@ def judge(views: Mapping[int, View], now: float, timeout: float, own: int) -> Ve
 def _unfinished(
     waiting: Mapping[int, View], views: Mapping[int, View], now: float
 ) -> Verdict | None:
-    """Return the verdict on ranks that only wait for one another."""
+    """Return the verdict on ranks that all wait for one another, or None."""
     for first, view in waiting.items():
         circle, new = {first}, set(view.doing.ranks)
         while new:
@@ -131,9 +131,9 @@ def _unfinished(
             known = [waiting[rank].doing for rank in new if rank in waiting]
             new = {rank for doing in known for rank in doing.ranks} - circle
         if any(rank not in waiting or rank not in views for rank in circle):
-            continue  # one of them computes: it will come
+            continue  # one of them still computes and will arrive
         present = {rank: waiting[rank] for rank in sorted(circle)}
-        # What a process does is known up to its last sign of life: it may be elsewhere since.
+        # What a process does is known only up to its last heartbeat.
         waited = min(min(p.heard, now) - p.doing.since for p in present.values())
         if waited > view.doing.limit:
             return _verdict_on({rank: p.doing.name for rank, p in present.items()})
@@ -141,9 +141,9 @@ def _unfinished(
 
 
 def _verdict_on(places: Mapping[int, str | None]) -> Verdict:
-    """Return the verdict on ranks that all wait, by what each of them waits in."""
+    """Return the verdict on ranks that all wait, given the operation that each waits in."""
     names = list(places.values())
-    usual = max(names, key=names.count)  # the first of those that are named most often
+    usual = max(names, key=names.count)  # the most frequent; the first of several
     other = next((rank for rank, name in places.items() if name != usual), None)
     if other is None:
         return Verdict(None, usual, "timed out", silent=True)

@@ -24,8 +24,8 @@ from torchopt.errors import WorkerError
 
 __all__ = ["spawn"]
 
-_LAST_WORDS = 10.0  # seconds that the others have to end by themselves after one failed
-_TERMINATED = 2.0  # seconds that all have after SIGTERM
+_LAST_WORDS = 10.0  # seconds for the others to end by themselves after one failed
+_TERMINATED = 2.0  # seconds to end after SIGTERM
 
 
 def spawn(
@@ -39,25 +39,27 @@ def spawn(
 ) -> list[Any]:
     """Run `main(*args)` in `nprocs` processes on this machine and return what each returned.
 
-    The processes get the environment that torchrun would give them. They meet in a folder that only
-    this user can read, at the loopback address, so nothing is reachable from outside and no port
-    has to be chosen. All of them are ended when one fails, and end when this process does, in
-    whatever way.
+    The processes get the environment that torchrun would give them. They find each other through a
+    folder that only this user can read and connect over the loopback address, so nothing is
+    reachable from other machines and you need not choose a port. If one process fails, all are
+    ended; they also end with this process, for whatever reason it ends.
 
     Args:
         main: A function at the top level of a module; usually decorated with `auto_init_rpc`.
         nprocs: Number of processes, >= 1.
-        args: For `main`; pickled.
-        env: More environment variables for the processes.
-        start_method: Of multiprocessing: `"spawn"` or `"forkserver"`.
-        timeout: Seconds until all processes must be done; None: no limit.
+        args: The arguments of `main`, which must be picklable.
+        env: Further environment variables for the processes.
+        start_method: The start method of multiprocessing: `"spawn"` or `"forkserver"`.
+        timeout: Seconds that all processes together may take; None: no limit.
 
     Returns:
-        The results, by rank; they are pickled.
+        The results in the order of the ranks; they must be picklable.
 
     Raises:
-        WorkerError: A process raised, was killed, or did not end in time: that of the lowest rank
-            that raised, else of the first that failed.
+        WorkerError: A process raised an exception, was killed, or did not end in time. If several
+            failed, it is the error of the lowest rank that raised, else of the first that failed.
+        ValueError: `nprocs` is below 1.
+        TypeError: `args` is not a tuple.
 
     Example:
         >>> import torchopt.distributed as todist
@@ -96,7 +98,7 @@ def spawn(
             if nprocs > 1 and "OMP_NUM_THREADS" not in os.environ:
                 variables.setdefault("OMP_NUM_THREADS", "1")
             workers.append(_Worker(context, rank, main, args, variables))
-            with contextlib.suppress(OSError):  # somebody has ended it
+            with contextlib.suppress(OSError):  # somebody ended the guard
                 os.write(guarding.stdin.fileno(), b"%d\n" % workers[-1].process.pid)
         _wait(workers, timeout)
     finally:
@@ -114,7 +116,7 @@ def _guard(folder: str) -> Any:
 
 
 class _Worker:
-    """A process, and the pipe through which its result comes."""
+    """A process and the pipe that its result comes through."""
 
     def __init__(
         self,
@@ -139,7 +141,7 @@ class _Worker:
         theirs.close()
 
     def hear(self) -> None:
-        """Take what came through the pipe."""
+        """Read one message from the pipe."""
         try:
             outcome, value = pickle.loads(self.pipe.recv_bytes())
         except EOFError:
@@ -153,7 +155,7 @@ class _Worker:
             self.result = value
 
     def look(self) -> None:
-        """Check whether the process is alive; a child of it may hold the pipe open."""
+        """Check whether the process is alive: its own children may keep the pipe open."""
         if self.done or self.process.is_alive():
             return
         while not self.done and self.pipe.poll():
@@ -199,7 +201,7 @@ def _end(workers: list[_Worker]) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is gone, if nobody has ended it before."""
+    """End this process when its parent is gone."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
@@ -250,5 +252,5 @@ def _wait(workers: list[_Worker], timeout: float | None) -> None:
             workers[rank].leave_behind()
     errors = [w.error for w in workers if w.error is not None]
     if errors:
-        # Prefer the error of the process that raised, then of those that lost it.
+        # Prefer the error of the process that raised over those that only lost its connection.
         raise min(errors, key=lambda e: (e.kind != "raised", e.task is None))

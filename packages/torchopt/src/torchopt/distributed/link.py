@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections that carry one JSON object a line, between processes that share a token.
 
-Each side proves that it knows the token before the other listens to it: a hash of the token and of
-a number that the other side has just drawn. The token itself never travels.
+Each side proves that it knows the token before the other side listens to it. The proof is a hash of
+the token and of a number that the other side has just drawn; the token itself is never sent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Link:
     """One end of a connection.
 
     Attributes:
-        rank: Of the other side; -1 until it has proved to belong to the world.
+        rank: The rank of the other side; -1 until it has proved that it belongs to the world.
     """
 
     def __init__(self, connection: socket.socket, rank: int = -1) -> None:
@@ -44,7 +44,7 @@ class Link:
         self.connection = connection
         self.rank = rank
         self.challenge = secrets.token_hex(16)
-        self.early: list[dict[str, Any]] = []  # came with the answer to the greeting
+        self.early: list[dict[str, Any]] = []  # messages that came with the answer to the greeting
         self._pending = b""
         self._lock = threading.Lock()
 
@@ -101,10 +101,10 @@ def connect(address: tuple[str, int], rank: int, hub: int, token: str, timeout: 
 
     Args:
         address: Host and port.
-        rank: Of this process.
-        hub: Rank of the other one.
-        token: What the world shares.
-        timeout: Seconds.
+        rank: The rank of this process.
+        hub: The rank of the hub.
+        token: The secret that the world shares.
+        timeout: Seconds to wait for the hub.
 
     Raises:
         OSError: No process listens there.

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the processes of a world find each other, and the secret that they share.
 
-On one machine they meet in a folder that is the user's alone: the address of the hub and the token
-of the world lie in a file there, torch's stores (`FileStore`) lie beside it. No store listens. A
-launcher's own store, as torchrun's, only says where the folder is. Across machines they meet at
-`MASTER_ADDR` and `MASTER_PORT`, in torch's `TCPStore`; the token is `TORCHOPT_TOKEN` where it is
-set, and else as secret as that store.
+On one machine they use a folder that only the user can read. A file in it holds the address of the
+hub and the token of the world; torch's stores (`FileStore`) lie beside it, so no store listens on a
+port. The store of a launcher such as torchrun only says where the folder is. Across machines the
+processes meet at `MASTER_ADDR` and `MASTER_PORT`, in torch's `TCPStore`. The token is then
+`TORCHOPT_TOKEN`; if that is not set, it goes through the store and is as secret as the store.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def loopback_interface() -> str:
 
 
 def on_one_machine(world_size: int) -> bool:
-    """Return whether all processes run on this machine: the launcher says so, or the address."""
+    """Return whether all processes run on this machine, by the launcher's variables or address."""
     if "LOCAL_WORLD_SIZE" in os.environ:
         return int(os.environ["LOCAL_WORLD_SIZE"]) == world_size
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
@@ -59,12 +59,12 @@ def on_one_machine(world_size: int) -> bool:
 
 
 class Meeting:
-    """A world that has met.
+    """A world whose processes have found each other.
 
     Attributes:
-        watch: The connections.
-        held: Where the processes of one machine keep files; None across machines.
-        store: Of torch, across machines where a launcher has one; else None.
+        watch: The connections and the watch over them.
+        held: The folder of the processes of one machine; None across machines.
+        store: torch's store across machines; else None.
     """
 
     def __init__(self, watch: Watch, held: Folder | None) -> None:
@@ -96,7 +96,7 @@ class Meeting:
 
 
 def meet_on_this_machine(rank: int, ranks: tuple[int, ...], timeout: float) -> Meeting:
-    """Return the world, whose processes all run here."""
+    """Return the world if all its processes run on this machine."""
     if FOLDER in os.environ:
         place = Path(os.environ[FOLDER]) / "hub"
         return meet_at(lambda: place, lambda path: _point(place, path), rank, ranks, timeout)
@@ -119,12 +119,12 @@ def meet_on_this_machine(rank: int, ranks: tuple[int, ...], timeout: float) -> M
     try:
         return meet_at(lambda: place, lambda path: _point(place, path), rank, ranks, timeout)
     finally:
-        if rank == ranks[0]:  # everyone has come
+        if rank == ranks[0]:  # everyone is there
             place.unlink(missing_ok=True)
 
 
 def _point(place: Path, path: Path) -> None:
-    """Make `place` a copy of the file at `path`, in one step, for this user alone."""
+    """Copy the file at `path` to `place` atomically, readable by this user only."""
     part = place.with_name(f"{place.name}.{secrets.token_hex(8)}")
     with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(path.read_text())
@@ -141,11 +141,11 @@ def meet_at(
     """Return the world; the hub publishes its address in a file.
 
     Args:
-        find: Returns the file.
-        publish: Publishes it.
-        rank: Of this process.
-        ranks: Of all; the first is the hub.
-        timeout: Seconds.
+        find: Returns the path of the hub's file.
+        publish: Publishes that path.
+        rank: The rank of this process.
+        ranks: All ranks; the first is the hub.
+        timeout: Seconds to wait for the others.
     """
     if rank == ranks[0]:
         held = Folder()
@@ -168,7 +168,7 @@ def meet_at(
     deadline = time.monotonic() + timeout
     while True:
         try:
-            # The file may be of an earlier run: the port is closed, or used by another program.
+            # The file may be left from an earlier run, its port closed or used by another program.
             path = find()
             if hasattr(os, "getuid") and path.lstat().st_uid != os.getuid():
                 raise StrangerError
@@ -201,19 +201,19 @@ def meet_by(
     """Return the world, whose processes run on several machines; the hub publishes its address.
 
     Args:
-        find: Returns what is published.
-        publish: Publishes it.
-        host: Address of the hub.
-        rank: Of this process.
-        ranks: Of all.
-        timeout: Seconds.
+        find: Returns the published text.
+        publish: Publishes a text.
+        host: The address of the hub.
+        rank: The rank of this process.
+        ranks: All ranks; the first is the hub.
+        timeout: Seconds to wait for the others.
     """
     given = os.environ.get(TOKEN)
     if rank == ranks[0]:
         token = given or secrets.token_hex(32)
         try:
             listener = socket.create_server((host, 0), backlog=len(ranks))
-        except OSError:  # the address is that of a gateway: listen on every interface behind it
+        except OSError:  # the address belongs to a gateway: listen on every interface behind it
             listener = socket.create_server(("", 0), backlog=len(ranks))
         watch = Watch(rank, ranks, timeout, token, listener=listener)
         record = [host, listener.getsockname()[1], "" if given else token]

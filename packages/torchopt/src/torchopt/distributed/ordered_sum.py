@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sum whose rounding does not depend on which rank adds what.
+"""A sum whose rounding does not depend on which rank adds which terms.
 
-The terms 0 ... n - 1 are the leaves of a binary tree, always the same one, and the value of a node
-is the sum of its two children. Whoever holds both children can add them; whoever holds a part of
-the leaves is left with the few nodes whose siblings are elsewhere.
+The terms 0 ... n - 1 are the leaves of a fixed binary tree, and the value of a node is the sum of
+its two children. A rank that holds both children adds them. A rank that holds some of the leaves is
+left with the few nodes whose siblings are on other ranks.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class OrderedSum(Generic[T]):
     """A part of the sum.
 
     Args:
-        terms: n, how many terms the whole sum has.
-        add: Adds the right one to the left one of two neighbours and returns the sum.
+        terms: n, the number of terms of the whole sum.
+        add: Returns the sum of two neighbours, the left one and the right one.
 
     Attributes:
-        nodes: The values of the nodes that are known and whose siblings are not.
+        nodes: The known values of nodes whose siblings are not known.
 
     Example:
         >>> parts = OrderedSum(3, lambda a, b: f"({a}+{b})")
@@ -44,7 +44,7 @@ class OrderedSum(Generic[T]):
         self.top = max(terms - 1, 0).bit_length()
 
     def put(self, node: Node, value: T) -> None:
-        """Give the value of a node, in any order."""
+        """Set the value of a node; nodes come in any order."""
         level, index = node
         while level < self.top:
             sibling = (level, index ^ 1)
@@ -52,7 +52,7 @@ class OrderedSum(Generic[T]):
                 other = self.nodes.pop(sibling)
                 value = self.add(value, other) if index % 2 == 0 else self.add(other, value)
             elif (sibling[1] << level) < self.terms:
-                break  # there is a sibling, and it is not known
+                break  # the sibling exists and is not known yet
             level, index = level + 1, index // 2
         self.nodes[level, index] = value
 
@@ -62,7 +62,7 @@ class OrderedSum(Generic[T]):
 
 
 def nodes_of(leaves: Iterable[int], terms: int) -> list[Node]:
-    """Return the nodes that are left when the terms `leaves` are added up, sorted.
+    """Return the nodes that remain when the terms `leaves` are added up, sorted.
 
     Example:
         >>> nodes_of([0, 1, 2, 3, 4], 8)

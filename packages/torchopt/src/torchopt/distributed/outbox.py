@@ -13,14 +13,14 @@ from torchopt.distributed import stats
 
 __all__ = ["Outbox"]
 
-_KEPT = 256 * 2**20  # bytes a worker keeps for each sender before the oldest versions go
+_KEPT = 256 * 2**20  # bytes that a worker keeps for each sender; beyond it the oldest are dropped
 
 
 class Outbox:
     """Tracks which contents each worker has received from this process.
 
-    A worker keeps a content for as long as a tensor of this process had it when it last travelled
-    and lives, or a call that needs it is on its way.
+    A worker keeps a content as long as a living tensor of this process had this content when it was
+    last sent, or a call that needs it is in flight.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Outbox:
         self._has: dict[int, OrderedDict[bytes, int]] = {}
         self._version: dict[int, dict[int, bytes]] = {}  # by tensor and worker
         self._alive: dict[int, weakref.ref[Tensor]] = {}
-        self._dead: deque[int] = deque()  # a collector may find them at any moment, in any thread
+        self._dead: deque[int] = deque()  # filled by the collector, in any thread
         self._holders: Counter[tuple[int, bytes]] = Counter()
         self._in_use: Counter[tuple[int, bytes]] = Counter()
         self._outdated: dict[int, set[bytes]] = {}
@@ -67,7 +67,7 @@ class Outbox:
             return new, drop
 
     def _hold(self, rank: int, name: bytes, x: Tensor) -> None:
-        """Record the present content of a tensor."""
+        """Record the current content of a tensor."""
         key = id(x)
         if key not in self._alive:
             dead = self._dead
@@ -96,7 +96,7 @@ class Outbox:
                 self._let_go(rank, name)
 
     def _dropped(self, rank: int) -> list[bytes]:
-        """Return and forget the contents that no tensor has and no call uses."""
+        """Return and forget the contents that no tensor has any more and no call uses."""
         has, outdated = self._has[rank], self._outdated.get(rank, set())
         outdated -= {name for name in outdated if self._holders[rank, name] or name not in has}
         drop = [name for name in outdated if not self._in_use[rank, name]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees as bytes. Tensors of a kind are pickled in one piece: one by one they are slow."""
+"""Trees as bytes. Tensors of one kind are pickled together, which is faster than one by one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torchopt.tree import tree_flatten, tree_unflatten
 
 __all__ = ["pack", "unpack"]
 
-_SHARED = 65536  # bytes of memory that small tensors of a kind may share
+_SHARED = 65536  # bytes of memory that small tensors of one kind may share
 
 
 def pack(tree: Any) -> bytes:
-    """Return a tree as bytes; its tensors without their graphs, on the CPU."""
+    """Return a tree as bytes; its tensors are detached and copied to the CPU."""
     leaves, spec = tree_flatten(tree, none_is_leaf=True)
     kinds: dict[Any, list[int]] = {}
     for k, x in enumerate(leaves):
@@ -42,7 +42,7 @@ def _is_plain(x: Any) -> bool:
 
 
 def unpack(data: bytes) -> Any:
-    """Return the tree that `pack` was given."""
+    """Return the tree that was packed."""
     spec, leaves, pieces = pickle.loads(data)
     for dtype, shape, members, content in pieces:
         for k, x in zip(members, _parted(content, dtype, shape, len(members))):
@@ -51,7 +51,7 @@ def unpack(data: bytes) -> Any:
 
 
 def _parted(content: bytes, dtype: torch.dtype, shape: tuple[int, ...], count: int) -> Any:
-    """Yield the tensors of one piece; each keeps about `_SHARED` bytes alive at most."""
+    """Yield the tensors of one piece; each keeps at most about `_SHARED` bytes alive."""
     size = len(content) // count
     if size == 0:
         yield from (torch.empty(shape, dtype=dtype) for _ in range(count))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small messages by which the ranks see that they are about to do the same, and add numbers up."""
+"""Small messages by which the ranks add up numbers and check that they do the same thing."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class DifferenceError(Exception):
 class Packet:
     """Numbers that all ranks add up, and a check that they agree on their meaning.
 
-    On one machine they are told through memory. Across machines every packet has the same size, so
-    that ranks that run different programs do not crash torch's operations: they notice.
+    On one machine they go through shared memory. Across machines every packet has the same size: if
+    ranks run different programs, torch's operations do not crash, and the ranks notice.
 
     Args:
         group: The ranks.
-        meaning: What must be the same on all of them.
-        numbers: What to add up.
-        vectors: More of them, on the CPU; `room` entries at most together.
+        meaning: A text that must be the same on all ranks.
+        numbers: Numbers to add up.
+        vectors: More numbers to add up, on the CPU; at most `room` numbers in all.
 
     Attributes:
-        room: Numbers that a packet holds.
+        room: How many numbers a packet holds.
     """
 
     room = Messages.room
@@ -62,11 +62,11 @@ class Packet:
         self._work = group.start_sum(self._row)
 
     def sums(self, name: str, limit: float) -> Tensor:
-        """Return the sums of the numbers; across machines, others may follow.
+        """Return the sums of the numbers; across machines, zeros may follow.
 
         Raises:
             DifferenceError: The ranks disagree.
-            WorkerError: Another process failed meanwhile.
+            WorkerError: Another process failed in the meantime.
         """
         group = self._group
         if group.messages is not None:
@@ -76,7 +76,8 @@ class Packet:
         group.wait(self._work, name, limit)
         self._row = self._row.cpu()
         low, low_squares, high, high_squares = self._row[:4].tolist()
-        # Equality of Cauchy and Schwarz, in integers.
+        # The two sides of the Cauchy-Schwarz inequality are equal only if all codes are. The
+        # numbers are integers, so the test is exact.
         if group.size * low_squares != low * low or group.size * high_squares != high * high:
             raise DifferenceError
         return self._row[4:]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the arguments of one call become the arguments of many."""
+"""Split the arguments of one call into the arguments of several."""
 
 from __future__ import annotations
 
@@ -30,22 +30,24 @@ Partitioner = Union[PartitionFunction, str, int]
 class TensorDimensionPartitioner:
     """Splits every tensor in the arguments along one dimension, and repeats everything else.
 
-    All tensors in the trees of arguments must have the same size in that dimension. A module, a
-    value of `torchopt.distributed.share` and a number are repeated.
+    All tensors in the arguments must have the same size in that dimension. Modules, values of
+    `torchopt.distributed.share` and numbers are repeated.
 
-    Without `exclusive` there are as many calls as workers, or as entries if there are fewer, of
-    `size // workers` entries each; the last one takes the remainder as well. The results then stand
-    for unequal numbers of entries: `weighted_mean_reducer` takes that into account,
-    `mean_reducer` does not.
+    Without `exclusive` there is one call for each worker, or for each entry if there are fewer
+    entries than workers. Each call gets `size // workers` entries, and the last one also gets the
+    remainder. The results can then stand for different numbers of entries, which
+    `weighted_mean_reducer` takes into account and `mean_reducer` does not.
 
     Args:
-        dim: The dimension.
-        exclusive: One call for each entry, the workers taking turns.
+        dim: The dimension to split.
+        exclusive: Make one call for each entry; the workers take turns.
         keepdim: Keep the dimension, of size 1, in exclusive calls.
         workers: Ranks or names of the workers to use; None: all.
 
     Raises:
-        ValueError: `keepdim=False` without `exclusive`; when called: tensors of different sizes.
+        ValueError: `keepdim=False` without `exclusive`, or `workers` is empty; when called: tensors
+            of different sizes.
+        IndexError: When called: a tensor has no dimension `dim`.
 
     Example:
         >>> import torch

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """States as bytes that can be read without running code.
 
-torch reads tensors and plain containers (`weights_only=True`); the states of torchopt's optimizers
-are named tuples, whose classes are given to it.
+torch reads tensors and plain containers (`weights_only=True`). The states of torchopt's optimizers
+are named tuples, whose classes are declared safe for the time of reading.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def encode(step: int, state: Any) -> bytes:
     """Return a step and a state as bytes.
 
     Raises:
-        TypeError: `decode` would not read them.
+        TypeError: The state contains something that `decode` would refuse.
     """
     data = _saved({"step": step, "state": state})
     refused = [name for name in _unknown(data) if _class_of(name) is None]
@@ -36,12 +36,12 @@ def encode(step: int, state: Any) -> bytes:
 
 
 def with_manifest(data: bytes, manifest: Any) -> bytes:
-    """Return the bytes of a state, with what is known of its shards."""
+    """Return the bytes of a state with the manifest of its shards added."""
     return _saved({**_loaded(data), "shards": manifest})
 
 
 def decode(data: bytes) -> tuple[int, Any, Any]:
-    """Return step, state and the manifest of its shards, which may be None."""
+    """Return the step, the state and the manifest of its shards, which may be None."""
     found = _loaded(data)
     return int(found["step"]), found["state"], found.get("shards")
 
@@ -63,7 +63,7 @@ def _unknown(data: bytes) -> list[str]:
 
 
 def _class_of(name: str) -> Any:
-    """Return the named tuple of torchopt of this name, or None."""
+    """Return torchopt's named tuple of this name, or None."""
     module, _, key = name.rpartition(".")
     if not module.startswith("torchopt."):
         return None
@@ -75,7 +75,7 @@ def _class_of(name: str) -> Any:
 
 
 def _place(tree: Any, name: str, path: str) -> str | None:
-    """Return where the first value of a class is."""
+    """Return the path of the first value of a class, or None."""
     kind = type(tree)
     if f"{kind.__module__}.{kind.__qualname__}" == name or (
         callable(tree)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exceptions of one process that are raised in another."""
+"""Exceptions that are raised in one process and raised again in another."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Raised:
 
     Args:
         error: The exception.
-        rank: Where it was raised; None: the receiver knows.
-        task: In what; None: the receiver knows.
+        rank: The rank that raised it; None: the receiver knows.
+        task: The task that raised it; None: the receiver knows.
     """
 
     def __init__(
@@ -30,14 +30,14 @@ class Raised:
         self.task = task
         self.trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         self.passed_on: tuple[Any, ...] | None = None
-        if isinstance(error, WorkerError):  # what a third process did
+        if isinstance(error, WorkerError):  # the failure of a third process
             self.passed_on = (error.rank, error.task, error.kind, error.remote_traceback)
         self.kind: bytes | None = None
         with contextlib.suppress(pickle.PicklingError, AttributeError):  # a class without a name
             self.kind = pickle.dumps(type(error))
 
     def as_error(self, rank: int | None = None, task: str | None = None) -> WorkerError:
-        """Return an error that is also an instance of what was raised."""
+        """Return a `WorkerError` that is also an instance of the original exception's class."""
         if self.passed_on is not None:
             return WorkerError(*self.passed_on)
         arguments = (
@@ -48,7 +48,7 @@ class Raised:
         )
         kind: Any = None
         if self.kind is not None:
-            with contextlib.suppress(Exception):  # a class that only the other process has
+            with contextlib.suppress(Exception):  # only the other process has the class
                 kind = pickle.loads(self.kind)
         if kind is not None and issubclass(kind, Exception) and not issubclass(WorkerError, kind):
             with contextlib.suppress(TypeError):  # classes that cannot be combined

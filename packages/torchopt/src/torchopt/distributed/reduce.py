@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the results of many calls become the result of one."""
+"""Combine the results of several calls into one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["WeightedReducer", "mean_reducer", "sum_reducer", "weighted_mean_redu
 
 
 def mean_reducer(results: Iterable[Tensor]) -> Tensor:
-    """Return the mean of the results, each counting once, however many entries it stands for.
+    """Return the mean of the results, each with the same weight.
 
-    Unequal parts make it a mean of means: see `weighted_mean_reducer`.
+    If the parts have different sizes, this is a mean of means; see `weighted_mean_reducer`.
 
     Example:
         >>> mean_reducer([torch.tensor(1.0), torch.tensor(2.0)])
@@ -49,12 +49,12 @@ def _stacked(results: Iterable[Tensor], name: str) -> Tensor:
 class WeightedReducer:
     """A reducer that weights each result by the number of entries it stands for.
 
-    Where the results come from calls that a partitioner made, `remote_async_call` and `parallelize`
-    call `bind(calls)` and use what it returns.
+    `remote_async_call` and `parallelize` call `bind(calls)` with the calls of the partitioner and
+    use the reducer that it returns.
 
     Args:
-        weigh: From a call to its weight, > 0; None: the size of the first tensor of its arguments
-            in dimension `dim`.
+        weigh: A function from a call to its weight, > 0; None: the size in dimension `dim` of the
+            first tensor among its arguments.
         dim: The dimension that was split.
     """
 
@@ -76,14 +76,14 @@ class WeightedReducer:
         return 1
 
     def __call__(self, results: Iterable[Any], weights: Sequence[float] | None = None) -> Any:
-        """Return sum_i w_i r_i / sum_i w_i of results that are tensors, or trees of tensors.
+        """Return sum_i w_i r_i / sum_i w_i for results r_i that are tensors or trees of tensors.
 
         Args:
-            results: Of the calls.
-            weights: Of each result; without them the results count alike.
+            results: The results of the calls.
+            weights: The weight of each result; None: all results have the same weight.
 
         Raises:
-            ValueError: There are no results, or another number of weights.
+            ValueError: There are no results, or the number of weights is another one.
         """
         results = list(results)
         weights = [1.0] * len(results) if weights is None else list(weights)
@@ -103,5 +103,5 @@ class WeightedReducer:
         return tree_map(mean, *results)
 
 
-#: The mean over entries, whatever the sizes of the parts: each result is the mean of its part.
+#: The mean over all entries if each result is the mean over its part, whatever the parts' sizes.
 weighted_mean_reducer = WeightedReducer()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch's remote calls, imported when a program uses them and not before.
+"""torch's remote calls, imported on first use.
 
-torch maintains `torch.distributed.rpc` and no longer develops it: everything else here works where
-torch has none.
+torch maintains `torch.distributed.rpc` but no longer develops it. Everything else in this package
+works without it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torchopt.torch_internals import rpc_agent_is_set
 
 __all__ = ["agent_is_set", "is_available", "leave", "open_alone", "open_world", "require", "rpc"]
 
-# Calls that wait for calls hold a thread each; the 16 of torch are soon all waiting.
+# A call that waits for another call holds a thread, and torch's default of 16 is soon used up.
 _THREADS = 128
 
 
@@ -26,7 +26,7 @@ def rpc() -> Any:
     """Return `torch.distributed.rpc`.
 
     Raises:
-        ImportError: This torch has none.
+        ImportError: This build of torch has none.
     """
     return importlib.import_module("torch.distributed.rpc")
 
@@ -59,7 +59,7 @@ def open_alone(name: str) -> None:
     if not is_available() or agent_is_set() or not hasattr(rpc(), "TensorPipeRpcBackendOptions"):
         return
     os.environ.setdefault("TP_SOCKET_IFNAME", loopback_interface())
-    # A file, and no address: launchers change what torch makes of those.
+    # A file instead of an address: launchers change how torch interprets addresses.
     with tempfile.TemporaryDirectory() as folder:
         options = rpc().TensorPipeRpcBackendOptions(init_method=f"file://{folder}/store")
         rpc().init_rpc(name, rank=0, world_size=1, rpc_backend_options=options)
@@ -79,7 +79,7 @@ def open_world(
 
 
 def leave(orderly: bool) -> None:
-    """Stop calling, in order if all processes come here."""
+    """Shut RPC down; gracefully if all processes call this."""
     if agent_is_set():
         from torchopt.distributed import wire
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters that the ranks share, and barriers: the hub keeps them, the others ask it.
+"""Counters and barriers that the ranks share: the hub keeps them, and the others ask the hub.
 
 member ──▶ hub    {"draw"}, {"enter"}
 hub ──▶ member    {"drawn"}, {"open"}
@@ -15,18 +15,18 @@ from typing import Any
 __all__ = ["Rendezvous"]
 
 _LOOK = 0.2  # seconds between two checks for the failure of another process
-_TELLING = 2.0  # seconds in which the judging process may name the late one
+_TELLING = 2.0  # seconds that the judging process has to name the late one
 
 
 class Rendezvous:
     """The counters and barriers of a world, as one process sees them.
 
     Args:
-        rank: Of this process.
-        hub: Of the one that keeps them.
+        rank: The rank of this process.
+        hub: The rank of the process that keeps the counters and barriers.
         send: Sends a message to a rank.
-        check: Raises the failure of another process.
-        clock: Tells the time.
+        check: Raises if another process failed.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Rendezvous:
         self._entered: dict[str, list[int]] = {}
 
     def draw(self, counter: str, purpose: int, amount: int) -> int:
-        """Add to a counter, and return what it was; see `board.Counter`."""
+        """Add to a counter and return its old value; see `board.Counter`."""
         if self.rank == self.hub:
             return self._add(counter, purpose, amount)
         number = next(self._numbers)
@@ -57,7 +57,7 @@ class Rendezvous:
         return int(self._answer(number, None, ""))
 
     def barrier(self, name: str, size: int, timeout: float) -> None:
-        """Wait until `size` processes have come here with the same name.
+        """Wait until `size` processes have reached the barrier of this name.
 
         Raises:
             WorkerError: Another process failed.

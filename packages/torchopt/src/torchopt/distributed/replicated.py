@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calls of `parallelize` where every rank runs the same program.
+"""The calls of `parallelize` in a world where every rank runs the same program.
 
-Each rank has the same list of calls and runs those that are its own. All get all results. A result
-depends on the differentiable arguments through the rank that computed it: in the backward pass each
-rank pulls the cotangents of its own results back, and the sums over the ranks are the gradients, on
-every rank. All ranks have to take part in the backward pass.
+All ranks have the same list of calls; each rank runs its own calls and gets the results of all. A
+result depends on the differentiable arguments only on the rank that computed it. In the backward
+pass each rank pulls back the cotangents of its own results, and the sums over the ranks are the
+gradients, on every rank. All ranks have to take part in the backward pass.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def run_replicated(func: Callable[..., Any], calls: Sequence[Call], timeout: flo
     """Return the results of the calls, the same on every rank, with their derivatives.
 
     Args:
-        func: The function.
-        calls: The same on every rank.
-        timeout: Seconds for each call; not positive: that of the world.
+        func: The function to call.
+        calls: The calls, the same on every rank.
+        timeout: Seconds for each call; 0 or negative: the timeout of the world.
 
     Raises:
-        WorkerError: A call raised, on any rank; raised on every rank.
+        WorkerError: A call raised on some rank; the error is raised on every rank.
     """
     group = Group()
     with group.turn():
@@ -82,13 +82,13 @@ def _run(group: Group, func: Callable[..., Any], calls: Sequence[Call], timeout:
 
 
 def _positions(result: Any) -> list[int]:
-    """Return which leaves of a result have a graph."""
+    """Return the positions of the leaves of a result that require a gradient."""
     leaves = tree_leaves(result, none_is_leaf=True)
     return [k for k, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad]
 
 
 def _differentiable(calls: Sequence[Call]) -> list[Tensor]:
-    """Return the tensors that require a gradient in the arguments of all calls, each once."""
+    """Return the tensors among the arguments of all calls that require a gradient, each once."""
     found: dict[int, Tensor] = {}
     for _, args, kwargs in calls:
         for leaf in tree_leaves((args, kwargs)):
@@ -98,7 +98,7 @@ def _differentiable(calls: Sequence[Call]) -> list[Tensor]:
 
 
 class _Join:
-    """The results of all ranks, as a rule for derivatives."""
+    """The derivative rule of the results of all ranks."""
 
     needs_its_closure = True
 

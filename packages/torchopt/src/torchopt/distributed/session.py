@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The world a process takes part in: opened once, and closed in order.
+"""The world that a process takes part in: opened once and shut down in order.
 
 | backend | what runs where |
 |---|---|
-| `local` | one process: remote calls are calls, collectives are the identity |
+| `local` | one process: remote calls are ordinary calls, collectives are the identity |
 | `rpc` | rank 0 calls functions on the others (torch.distributed.rpc) |
 | `collective` | every rank runs the program (process groups of torch.distributed: gloo, nccl) |
 
-All processes on one machine are bound to its loopback interface.
+If all processes run on one machine, they are bound to its loopback interface.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class Session:
 
     Attributes:
         backend: `"local"`, `"rpc"` or `"collective"`.
-        rank: Of this process.
-        world_size: Number of processes.
+        rank: The rank of this process.
+        world_size: The number of processes.
         timeout: Seconds to wait for other processes.
-        meeting: Connections and files of the world; None in a world of one.
-        suspects: Ranks that were lost or did not answer in time.
-        owns_group: Whether the process group was made here.
-        is_over: Whether this process has left the world, or was forked from one that is in it.
+        meeting: Connections and files of the world; None in a world of one process.
+        suspects: Ranks that are gone or did not answer in time.
+        owns_group: Whether torchopt made the process group.
+        is_over: Whether this process has left the world or was forked from a process of it.
     """
 
     backend: str
@@ -78,7 +78,7 @@ class Session:
     _boards: dict[str, tuple[Messages, Counter | None]] = field(default_factory=dict)
 
     def boards(self, group: Group) -> tuple[Messages | None, Counter | None]:
-        """Return messages and counter of the ranks of a group; None across machines."""
+        """Return the messages and the counter of a group; None across machines."""
         if self.meeting is None or self.meeting.folder is None:
             return None, None
         if group.name not in self._boards:
@@ -91,7 +91,7 @@ class Session:
 
     @property
     def watch(self) -> Watch | None:
-        """The watch that knows who failed; None in a world of one."""
+        """The watch that knows who failed; None in a world of one process."""
         return None if self.meeting is None else self.meeting.watch
 
     def check(self) -> None:
@@ -100,7 +100,7 @@ class Session:
             self.watch.check()
 
     def barrier(self, names: tuple[str, ...], size: int) -> None:
-        """Wait until `size` processes have come here with the same names; none: all of them."""
+        """Wait until `size` processes have called this with the same names; (): all processes."""
         if size <= 1 or self.watch is None:
             return
         key = "/".join(names)
@@ -110,7 +110,7 @@ class Session:
 
 
 _current: Session | None = None
-_adopted: dict[tuple[int, ...], Session] = {}  # worlds that the program opened itself
+_adopted: dict[tuple[int, ...], Session] = {}  # for process groups that the program made
 
 
 def current() -> Session | None:
@@ -136,7 +136,7 @@ def _meet(rank: int, world_size: int, timeout: float) -> Meeting:
         met.store = store
         return met
     if FOLDER not in os.environ and "MASTER_PORT" not in os.environ:
-        meeting.launcher_store(rank, world_size, timeout)  # raises, says what is missing
+        meeting.launcher_store(rank, world_size, timeout)  # raises and says what is missing
     lo = meeting.loopback_interface()
     for name in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, lo)
@@ -147,7 +147,7 @@ def _close_at_exit() -> None:
     atexit.unregister(close)
     atexit.register(close)
     if multiprocessing.parent_process() is not None:
-        # Forked children of multiprocessing leave without what `atexit` has registered.
+        # Forked children of multiprocessing end without calling `atexit` functions.
         multiprocessing.util.Finalize(None, close, exitpriority=100)
 
 
@@ -159,7 +159,7 @@ def _keep(session: Session) -> Session:
 
 
 def open_local(name: str) -> Session:
-    """Open the world of this process alone; RPC to itself works in it, where torch has RPC."""
+    """Open a world of one process, which can call itself by RPC if torch has RPC."""
     from torchopt.distributed import remote
 
     remote.open_alone(name)
@@ -182,10 +182,10 @@ def open_collective(backend: str, rank: int, world_size: int, timeout: float) ->
     """Open a world of process groups.
 
     Args:
-        backend: One of torch.distributed, such as `"gloo"`; `"collective"`: nccl where there is
-            CUDA, gloo elsewhere.
-        rank: Of this process.
-        world_size: Number of processes.
+        backend: A backend of torch.distributed, such as `"gloo"`; `"collective"`: nccl for CUDA
+            tensors if CUDA is available, gloo for CPU tensors.
+        rank: The rank of this process.
+        world_size: The number of processes.
         timeout: Seconds to wait for other processes.
     """
     if world_size == 1:
@@ -205,14 +205,14 @@ def open_collective(backend: str, rank: int, world_size: int, timeout: float) ->
             store=store,
             rank=rank,
             world_size=world_size,
-            # Of operations that are not ours, as those of `fully_shard`: the judge comes first.
+            # For operations of others, such as those of `fully_shard`; `judge` decides earlier.
             timeout=timedelta(seconds=2 * timeout + 10),
         )
     return _keep(Session("collective", rank, world_size, timeout, met, owns_group=owned))
 
 
 def adopt(group: Any, timeout: float = DEFAULT_TIMEOUT) -> Session:
-    """Return a session over a process group that the program has made itself.
+    """Return a session for a process group that the program itself made.
 
     All ranks of the group call this together.
     """
@@ -254,7 +254,7 @@ def close() -> set[int]:
     """Leave the world; called at exit. Waits for the others unless one of them is lost.
 
     Returns:
-        The ranks that were left behind: those that do not answer any more.
+        The ranks that no longer answer and were not waited for.
     """
     global _current
     sessions = list(_adopted.values())
@@ -269,7 +269,7 @@ def close() -> set[int]:
 
 
 def _forget() -> None:
-    """Belong to no world, in a process that was forked from a rank."""
+    """Leave all worlds without a goodbye, in a process that was forked from a rank."""
     global _current
     sessions = [*_adopted.values(), *([] if _current is None else [_current])]
     _current = None
@@ -292,7 +292,7 @@ def _leave(session: Session) -> set[int]:
     if watch is not None:
         failure = watch.failure
         if failure is not None and failure.rank is not None and failure.kind == "timed out":
-            behind.add(failure.rank)  # the others that failed are alive and leave, or have ended
+            behind.add(failure.rank)  # after other failures it ends by itself
         if behind or failure is not None:
             watch.end_stopped()
         if watch.rank == watch.hub:
@@ -317,8 +317,8 @@ def _leave(session: Session) -> set[int]:
 def _abort_group() -> None:
     """Abandon a group whose operations will not end.
 
-    gloo cannot cancel an operation that waits for a process that is stopped, and the group's
-    destructor waits for the operation: the group is never destroyed.
+    gloo cannot cancel an operation that waits for a stopped process, and the destructor of the
+    group waits for the operation. So the group is never destroyed.
     """
     group: Any = dist.group.WORLD
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Zero-order estimates by several processes that exchange seeds and losses, never tensors.
 
-A direction is a seed, so every rank can make every direction. The losses along them are shared out:
-each rank evaluates its part, and the numbers go round, 8 bytes an evaluation. Every rank then has
-all coefficients and adds up the same gradient.
+A direction is determined by a seed, so every rank can generate every direction. Each rank evaluates
+its share of the losses, and the ranks exchange them, 8 bytes for each evaluation. Then every rank
+has all coefficients and adds up the same gradient.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = ["ShardedEvaluator", "zero_order"]
 
 @dataclass
 class ShardedEvaluator(Evaluator):
-    """Evaluates this rank's share of the points and gets the losses at the others.
+    """Evaluates this rank's share of the points and receives the losses at the others.
 
     Attributes:
         vectorized: As in `Evaluator`.
-        group: The ranks.
+        group: The ranks that share the points.
         timeout: Seconds that the evaluation of a share may take.
     """
 
@@ -45,9 +45,9 @@ class ShardedEvaluator(Evaluator):
         scratch: Sequence[Tensor],
         seed: int,
     ) -> Tensor:
-        """Return `fn` at each point, `[n]`, the same on every rank."""
+        """Return the values of `fn` at the points, `[n]`, the same on every rank."""
         n = len(points[0])
-        if n < self.group.size:  # a share would be empty: everyone evaluates everything
+        if n < self.group.size:  # some shares would be empty: every rank evaluates all points
             return super().__call__(fn, points, scratch, seed)
         own = share_of(n, self.group.rank, self.group.size)
         with self.group.task(f"evaluations {own.start + 1} to {own.stop} of {n}", self.timeout):
@@ -60,15 +60,16 @@ class ShardedEvaluator(Evaluator):
 def zero_order(
     engine: ZeroOrder, *, group: Any = None, timeout: float = DEFAULT_TIMEOUT
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return `engine` for functions that every rank calls with the same arguments.
+    """Return a decorator that estimates gradients by `engine` on all ranks together.
 
-    The estimate is that of the engine in one process: same directions, same coefficients. On the
-    wire are the seed, once, and the losses.
+    Every rank calls the decorated function with the same arguments. The estimate is the one that
+    the engine computes in one process, from the same directions and coefficients. The ranks
+    exchange only the seed, once for each call, and the losses.
 
     Args:
         engine: A value of `torchopt.diff.zero_order.ZeroOrder`.
         group: A process group of torch.distributed; None: the world.
-        timeout: Seconds that a rank's share of the evaluations may take.
+        timeout: Seconds that the evaluations of one rank may take.
 
     Raises:
         RuntimeError: The world was opened for remote calls.

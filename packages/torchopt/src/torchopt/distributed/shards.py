@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DTensors of a checkpoint, by `torch.distributed.checkpoint`: each rank writes its shards.
+"""The DTensors of a checkpoint: each rank writes its shards with `torch.distributed.checkpoint`.
 
-The plan is torch's, the exchange of plans is that of `Group`, so that a process that fails
-meanwhile is named.
+torch makes the plans, but `Group` exchanges them, so that the error names a process that fails in
+the meantime.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _SHARDED = "torchopt.sharded"
 
 
 def _is_dtensor(x: Any) -> bool:
-    module = sys.modules.get("torch.distributed.tensor")  # without it there is none
+    module = sys.modules.get("torch.distributed.tensor")  # not imported: there are no DTensors
     return module is not None and isinstance(x, module.DTensor)
 
 
 def _dcp() -> Any:
-    return importlib.import_module("torch.distributed.checkpoint")  # a large import
+    return importlib.import_module("torch.distributed.checkpoint")  # slow to import
 
 
 def split(state: Any) -> tuple[Any, dict[str, Any]]:
@@ -63,17 +63,17 @@ class Writing:
     """The shards of one state while they are written; all ranks take part.
 
     Args:
-        folder: Where they go.
-        sharded: DTensors by number.
+        folder: The folder of the shards.
+        sharded: The DTensors, by number.
         group: The ranks.
-        copy: Whether the tensors may change before they are written.
+        copy: Copy the tensors, because they may change before they are written.
     """
 
     def __init__(self, folder: Path, sharded: dict[str, Any], group: Group, *, copy: bool) -> None:
         dcp = _dcp()
         self.folder = folder
         self.group = group
-        # Before another rank makes it.
+        # Removed before another rank creates it again.
         remove = partial(shutil.rmtree, folder, ignore_errors=True)
         group.by_first(remove, "the old folder of a Checkpoint")
         self._state = {k: x.clone() for k, x in sharded.items()} if copy else sharded
@@ -84,7 +84,7 @@ class Writing:
         plans = group.gather_objects(plan, "the plan of a Checkpoint")
         set_up = partial(self._writer.set_up_storage_writer, True)
         group.by_first(set_up, "the folder of a Checkpoint")
-        # The same on every rank, so shares need not be communicated.
+        # The global plan is the same on every rank, so the shares need not be sent.
         plans, self._metadata = self._planner.create_global_plan(plans)
         plans = self._writer.prepare_global_plan(plans)
         self._plan = self._planner.finish_plan(plans[group.rank])
@@ -95,7 +95,7 @@ class Writing:
         self._results = self._writer.write_data(self._plan, self._planner).wait()
 
     def finish(self, error: BaseException | None) -> dict[str, Any]:
-        """Return the checksums of all files, after everyone has written.
+        """Return the checksums of all files, after every rank has written.
 
         Raises:
             WorkerError: A rank could not write.
@@ -132,7 +132,7 @@ def _checksums(folder: Path, group: Group) -> dict[str, str]:
 
 
 def problem(folder: Path, manifest: Any, group: Group) -> str | None:
-    """Return what is wrong with the shards of a state, the same on every rank, or None."""
+    """Return what is wrong with the shards of a state, or None; the same on every rank."""
     if manifest is None:
         return None
     found = _checksums(folder / manifest["folder"], group)
@@ -144,7 +144,7 @@ def problem(folder: Path, manifest: Any, group: Group) -> str | None:
 
 
 def restored(folder: Path, state: Any, manifest: Any, mesh: Any) -> Any:
-    """Return a state with its DTensors."""
+    """Return a state with its DTensors loaded."""
     if manifest is None:
         return state
     dcp = _dcp()
@@ -157,7 +157,7 @@ def restored(folder: Path, state: Any, manifest: Any, mesh: Any) -> Any:
 
     result = tree_map(made, state, is_leaf=_is_record, none_is_leaf=True)
     reader = dcp.FileSystemReader(folder / manifest["folder"])
-    with warnings.catch_warnings():  # each rank reads its own shards, as it is meant to
+    with warnings.catch_warnings():  # `no_dist` is meant: each rank reads its own shards
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         dcp.load(tensors, storage_reader=reader, no_dist=True)
     return result
@@ -168,7 +168,7 @@ def _is_record(x: Any) -> bool:
 
 
 def _empty(record: dict[str, Any], mesh: Any, meshes: dict[Any, Any]) -> Any:
-    """Return memory for a DTensor; a plain tensor without a process group."""
+    """Return an empty DTensor; without a process group, an empty plain tensor."""
     shape, dtype = record["shape"], record["dtype"]
     if mesh is None and not dist.is_initialized():
         return torch.empty(shape, dtype=dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that calls refer to, and arguments as a remote function receives them."""
+"""Values that are sent once for many calls, and arguments as a remote function receives them."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def _unwrapped(value: T) -> T:
 def share(value: T) -> Shared[T]:
     """Return a reference to a module or a tree of tensors, to be passed to remote calls.
 
-    The called function receives the value itself. Partitioners repeat it instead of splitting its
-    tensors; its contents travel once per version, and gradients flow back to its tensors, to the
-    parameters of a module as well. A module that is passed without `share` also travels once per
-    version, but its parameters arrive as parameters of their own, cut from those of the caller.
-
-    The tensors may change between calls, in place or not: a call sees the contents of its moment.
+    The called function receives the value itself. Partitioners repeat the value instead of
+    splitting its tensors. Its contents are sent once for each version, and gradients flow back to
+    its tensors, including the parameters of a module. A module that is passed without `share` is
+    also sent once for each version, but its parameters arrive as new parameters without a
+    connection to those of the caller. The tensors may change between calls, in place or not: each
+    call sees the contents at the time of the call.
 
     Args:
         value: A module, or a tree of tensors.
@@ -66,8 +66,8 @@ def share(value: T) -> Shared[T]:
 def received(tree: Any, *, connected: bool) -> Any:
     """Return arguments as a remote function would receive them, for one that runs here.
 
-    Everything is a copy, so that what the function does to its arguments stays with it. Gradients
-    flow back through copies of tensors.
+    Tensors and modules are copied, so the function cannot change those of the caller. Gradients
+    flow back through the copies of tensors.
 
     Args:
         tree: The arguments.
@@ -94,7 +94,7 @@ def _copied(value: Any, memo: dict[int, Any], *, connected: bool) -> Any:
         if tree_structure(value, none_is_leaf=True).is_leaf():
             return value
         return tree_map(lambda x: _copied(x, memo, connected=connected), value, none_is_leaf=True)
-    own = dict(memo)  # a parameter that is also an argument is two things
+    own = dict(memo)  # a parameter that is also an argument of its own is copied twice
     for x in tensors_of(value):
         if isinstance(x, nn.Parameter) and not connected:
             own[id(x)] = nn.Parameter(x.detach().clone(), x.requires_grad)
@@ -109,7 +109,7 @@ def _like(x: Tensor) -> Tensor:
 
 
 def digest(x: Tensor) -> bytes:
-    """Return 16 bytes that name dtype, shape and content of a tensor on the CPU."""
+    """Return a hash, 16 bytes, of dtype, shape and content of a tensor on the CPU."""
     h = hashlib.blake2b(f"{x.dtype}{tuple(x.shape)}".encode(), digest_size=16)
     content: Any = x.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
     h.update(content)
@@ -117,7 +117,7 @@ def digest(x: Tensor) -> bytes:
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a tree, and those of the modules in it."""
+    """Yield the tensors of a tree and of the modules in it."""
     for leaf in tree_leaves(value):
         if isinstance(leaf, nn.Module):
             for module in leaf.modules():

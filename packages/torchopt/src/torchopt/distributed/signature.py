@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be the same on all ranks in a step, and the error if it is not."""
+"""Facts that must be the same on all ranks in a step, and the error if they differ."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REPLICA_CHECK = 100  # steps between two comparisons of the parameters
 
 
 def local_part(x: Tensor) -> Tensor:
-    """Return the part of a tensor that is held here: of a DTensor its shard, else the tensor."""
+    """Return the shard of a DTensor that this process holds; any other tensor as it is."""
     to_local = getattr(x, "to_local", None)
     return x if to_local is None else to_local()
 
@@ -34,13 +34,13 @@ class Signature:
     """The step that this rank is about to take.
 
     Args:
-        engine: Whose step it is.
-        params: What is differentiated.
-        tasks: Number of tasks.
-        weights: As given.
+        engine: The engine that takes the step.
+        params: The parameters that are differentiated.
+        tasks: The number of tasks.
+        weights: The weights of the tasks, as the caller gave them.
 
     Attributes:
-        meaning: Text that is the same on every rank, unless they do different things.
+        meaning: A text that is the same on every rank unless they do different things.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Signature:
     def _values(self, engine: TaskParallel) -> int | None:
         if engine.group.size == 1 or (engine.steps != 1 and engine.steps % _REPLICA_CHECK):
             return None
-        # Of the values alone, wherever they lie.
+        # On the CPU, so that equal values on different devices have the same digest.
         own = b"".join(digest(local_part(p.detach()).cpu()) for p in self._params)
         return zlib.crc32(own)
 
@@ -77,20 +77,20 @@ class Signature:
 
 
 def kinds_of(tensors: Sequence[Tensor]) -> list[str]:
-    """Return dtypes and shapes, in words."""
+    """Return dtypes and shapes as text."""
     return [f"{str(x.dtype).partition('.')[2]} {list(x.shape)}" for x in tensors]
 
 
 def agree(group: Group, operation: str, facts: dict[str, Any] | None = None) -> None:
-    """Make sure that every rank is about to do the same.
+    """Check that all ranks are about to do the same thing.
 
     Args:
         group: The ranks.
-        operation: What, in words.
-        facts: What else has to be the same.
+        operation: What they are about to do, in words.
+        facts: Further facts that have to be the same.
 
     Raises:
-        WorkerError: They are not; raised on all of them.
+        WorkerError: They differ; raised on all ranks.
     """
     if group.size == 1:
         return
@@ -102,7 +102,7 @@ def agree(group: Group, operation: str, facts: dict[str, Any] | None = None) -> 
 
 
 def refuse(group: Group, error: Exception, steps: int) -> None:
-    """Tell the other ranks, which may begin a step, that this one cannot."""
+    """Tell the other ranks, which may be about to begin a step, that this one cannot."""
     if group.size == 1:
         return
     facts = {
@@ -121,7 +121,7 @@ def difference(group: Group, facts: dict[str, Any]) -> WorkerError:
     everyone = group.gather_objects(facts, "the search for a difference")
     for what in everyone[0]:
         values = [other.get(what) for other in everyone]
-        expected = max(values, key=values.count)  # the first of those that are there most often
+        expected = max(values, key=values.count)  # the most frequent value; the first of several
         differing = [r for r, value in enumerate(values) if value != expected]
         if differing:
             break
@@ -146,7 +146,7 @@ def difference(group: Group, facts: dict[str, Any]) -> WorkerError:
 
 
 def _apart(one: Any, other: Any) -> tuple[str, str]:
-    """Return what two ranks mean, in a few words that show the difference."""
+    """Return two values as short texts that show the difference."""
     if isinstance(one, list) and isinstance(other, list):
         if len(one) != len(other):
             return f"{len(one)} tensors", f"{len(other)}"

@@ -12,8 +12,8 @@ __all__ = ["adopt", "first_host", "tasks_on_node"]
 def adopt(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of torchrun for a process of `srun`; empty for any other process.
 
-    Variables of torchrun that are there have the last word. In a batch script without `srun` there
-    is one process, whatever the size of the allocation.
+    Variables of torchrun that are already set take precedence. A batch script without `srun` is one
+    process, whatever the size of the allocation.
 
     Example:
         >>> adopt({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"})["RANK"]
@@ -35,7 +35,7 @@ def adopt(environment: Mapping[str, str]) -> dict[str, str]:
         "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
         "LOCAL_WORLD_SIZE": str(on_node),
         "MASTER_ADDR": "127.0.0.1" if on_node == int(size) else host,
-        "MASTER_PORT": str(20000 + (31 * job + step) % 12000),  # below ports given to clients
+        "MASTER_PORT": str(20000 + (31 * job + step) % 12000),  # below the ephemeral ports
     }
     return {name: environment.get(name, value) for name, value in found.items()}
 

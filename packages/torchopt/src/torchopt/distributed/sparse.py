@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients of embeddings with `sparse=True`: only the rows that were looked up are sent.
 
-A sum over the ranks is sparse where every gradient in it is, as a sum over tasks is in one process.
+A sum over the ranks is sparse if every gradient in it is, like a sum over tasks in one process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["added", "is_sparse", "sparse_positions", "summed"]
 
 
 def sparse_positions(modules: Iterable[nn.Module], params: Sequence[Tensor]) -> list[int]:
-    """Return which parameters are tables of embeddings whose gradients are sparse."""
+    """Return the positions of parameters that are embedding tables with sparse gradients."""
     tables = {
         id(part.weight)
         for module in modules
@@ -28,20 +28,20 @@ def sparse_positions(modules: Iterable[nn.Module], params: Sequence[Tensor]) -> 
 
 
 def is_sparse(grad: Tensor | None) -> bool:
-    """Return whether a gradient is a sparse tensor of rows."""
+    """Return whether a gradient is a sparse tensor with dense rows."""
     return grad is not None and grad.is_sparse and grad.sparse_dim() == 1
 
 
 def summed(
     group: Group, p: Tensor, grad: Tensor | None, sparse: bool, name: str, limit: float
 ) -> Tensor:
-    """Return the sum of a gradient over the ranks; all of them call this.
+    """Return the sum of a gradient over the ranks; all ranks call this.
 
     Args:
         group: The ranks.
         p: The parameter.
-        grad: Of this rank; None: it does not use the parameter.
-        sparse: Whether the gradients of all ranks are.
+        grad: The gradient on this rank; None: this rank does not use the parameter.
+        sparse: Whether the gradients are sparse on all ranks.
         name: What the sum is for.
         limit: Seconds that other ranks may take.
     """
@@ -65,5 +65,5 @@ def summed(
 
 
 def added(left: Tensor, right: Tensor) -> Tensor:
-    """Return a sum of gradients, dense or sparse, in either order."""
+    """Return the sum of two gradients, each dense or sparse."""
     return right + left if left.is_sparse and not right.is_sparse else left + right

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of what remote calls have sent."""
+"""Statistics of the traffic of remote calls."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class WireStats:
     """What this process has sent and received by remote calls.
 
     Attributes:
-        calls: Remote calls.
-        call_bytes: Of functions, arguments and carriers: sent with every call.
-        parameter_bytes: Contents of shared tensors: sent once per version and worker.
-        parameter_bytes_saved: What sending them with every call would have added.
-        result_bytes: Tensors in the results.
-        gradient_bytes: Gradients of shared tensors, which come back once a call.
+        calls: The number of remote calls.
+        call_bytes: Bytes of functions and arguments, sent with every call.
+        parameter_bytes: Bytes of shared tensors, sent once for each version and worker.
+        parameter_bytes_saved: Bytes that sending shared tensors with every call would have added.
+        result_bytes: Bytes of the tensors in results.
+        gradient_bytes: Bytes of the gradients of shared tensors, received once for each call.
     """
 
     calls: int = 0
@@ -41,7 +41,7 @@ _stats_lock = threading.Lock()
 
 
 def count(**amounts: int) -> None:
-    """Add to the counts, by their names."""
+    """Add to the attributes of these names."""
     with _stats_lock:
         for name, amount in amounts.items():
             setattr(_stats, name, getattr(_stats, name) + amount)
@@ -71,7 +71,7 @@ def count_results(results: Any) -> None:
 
 
 def nbytes(x: Tensor) -> int:
-    """Return what a tensor takes on the wire."""
+    """Return how many bytes of a tensor are sent."""
     if x.layout != torch.strided:
         return x.numel() * x.element_size()
     return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One step of `TaskParallel`: run the own tasks, exchange, deliver; or leave all as it was."""
+"""One step of `TaskParallel`: run this rank's tasks, exchange and deliver, or undo everything."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 __all__ = ["MetaStep", "Step"]
 
 _NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-_SHORT, _LONG = 1e-3, 1e-2  # seconds of tasks that are drawn together, where tasks are tiny
+_SHORT, _LONG = 1e-3, 1e-2  # least and greatest duration of short tasks drawn together, in seconds
 
 
 @dataclass(frozen=True)
 class MetaStep:
-    """The result of one step; equal on all ranks, except for the times.
+    """The result of one step. `losses` and `owners` are equal on all ranks.
 
     Attributes:
-        losses: `[tasks]`, the L_i, float64.
+        losses: The losses L_i of the tasks, `[tasks]`, float64.
         owners: The rank, in the world, that computed each task.
-        compute_seconds: This rank's own tasks, forward and backward.
-        transfer_seconds: Waiting for sums after the own tasks were done, for slower ranks too.
-        total_seconds: Of the whole step.
-        bytes_sent: By this rank.
-        early_bytes: Of gradients that were sent before the last backward pass ended.
+        compute_seconds: Time of this rank's tasks, forward and backward.
+        transfer_seconds: Time of waiting for the sums, which includes waiting for slower ranks.
+        total_seconds: Time of the whole step.
+        bytes_sent: Bytes sent by this rank.
+        early_bytes: Bytes of gradients that were sent before the last backward pass ended.
     """
 
     losses: Tensor
@@ -57,14 +57,14 @@ class MetaStep:
 
     @functools.cached_property
     def loss(self) -> Tensor:
-        """sum_i w_i L_i, 0-dim, float64, without a graph."""
+        """The weighted mean sum_i w_i L_i, 0-dim, float64, without a graph."""
         if self._weights is None:
             return self.losses.mean()
         return self.losses @ self.losses.new_tensor(self._weights)
 
     @property
     def overhead_seconds(self) -> float:
-        """What is neither computing nor waiting: drawing tasks, filling buckets."""
+        """Seconds of neither computing nor waiting, such as drawing tasks and filling buckets."""
         return self.total_seconds - self.compute_seconds - self.transfer_seconds
 
 
@@ -72,11 +72,11 @@ class Step:
     """One step.
 
     Attributes:
-        engine: Whose step it is.
-        params: What is differentiated, in this step.
-        tasks: Number of tasks.
-        weights: Of each task; they add up to 1.
-        signature: What must be the same on every rank.
+        engine: The engine that takes the step.
+        params: The parameters that are differentiated in this step.
+        tasks: The number of tasks.
+        weights: The weight of each task; they add up to 1.
+        signature: The facts that must be the same on every rank.
     """
 
     def __init__(
@@ -102,14 +102,14 @@ class Step:
         shares = [share_of(n, rank, self.group.size) for rank in range(self.group.size)]
         self.owners = [rank for rank, share in enumerate(shares) for _ in share]
         self._uniform = weights is None
-        # Where no rank has more than one task, there is nothing to draw.
+        # If no rank has more than one task, there is nothing to draw.
         alone = self.group.size == 1
         self._is_static = engine.schedule == "static" or alone or n <= self.group.size
-        self._drawn = 0  # of the tasks, as far as this rank knows
-        self._done: list[range] = []  # pieces of the tasks
-        self._losses: list[Tensor] = []  # of each piece
+        self._drawn = 0  # number of tasks drawn by all ranks, as far as this rank knows
+        self._done: list[range] = []  # the pieces that this rank has finished
+        self._losses: list[Tensor] = []  # the losses of each of these pieces
         self._error: Raised | None = None
-        self._purpose = engine.number << 32 | engine.attempts  # of the counter of tasks
+        self._purpose = engine.number << 32 | engine.attempts  # for the counter of tasks
 
     def run(self) -> MetaStep:
         """Take the step."""
@@ -188,7 +188,7 @@ class Step:
                 except Exception as error:
                     self._fail(error, name)
                     return
-                except BaseException as error:  # ends this process: no rank must wait for it
+                except BaseException as error:  # ends this process, so no rank may wait for it
                     self._tell_if_fatal(error, name)
                     raise
             try:
@@ -197,7 +197,7 @@ class Step:
                 self._fail(error, f"the tasks of step {self.engine.steps + 1}")
 
     def _fail(self, error: Exception, name: str) -> None:
-        """Undo what the tasks have done; the others learn of it at the end of the step."""
+        """Undo the effects of the tasks; the others are told at the end of the step."""
         watch = None if self.group.session is None else self.group.session.watch
         if watch is None or error is watch.failure:
             raise error
@@ -205,7 +205,7 @@ class Step:
         self.before.undo()
 
     def _loss_of(self, piece: range) -> Tensor:
-        """Return the loss of tasks, which find no `.grad` and leave none."""
+        """Return the loss of a piece; its tasks see no `.grad` and must leave none behind."""
         grads = [p.grad for p in self.params]
         for p, g in zip(self.params, grads):
             if g is not None:
@@ -236,12 +236,12 @@ class Step:
         return f"tasks {piece[0] + 1} to {piece[-1] + 1} of {self.tasks}"
 
     def _pieces(self, tasks: range) -> list[range]:
-        """Return neighbouring tasks as pieces that are differentiated together."""
+        """Return consecutive tasks in pieces that are differentiated together."""
         most = self.engine.tasks_at_once or max(len(tasks), 1)
         return [tasks[k : k + most] for k in range(0, len(tasks), most)]
 
     def _own(self) -> Iterator[tuple[range, Callable[[], bool]]]:
-        """Yield the pieces of this rank's tasks, and whether each is the last one."""
+        """Yield the pieces of this rank's tasks, each with a function: is it the last one?"""
         n, size = self.tasks, self.group.size
         if self._is_static:
             mine = share_of(n, self.group.rank, size)
@@ -249,13 +249,13 @@ class Step:
                 yield piece, _yes if piece[-1] == mine[-1] else _no
             return
         started, done = time.perf_counter(), [0]
-        chunk = range(self.group.rank, self.group.rank + 1)  # needs no counter
+        chunk = range(self.group.rank, self.group.rank + 1)  # the first task needs no counter
         self._drawn = size
         while chunk:
             following: list[range] = []
 
             def is_last(following: list[range] = following) -> bool:
-                # Asked between forward and backward, so that no rank holds a task for long.
+                # Called between forward and backward, so that no rank holds a drawn task for long.
                 following.append(self._draw((time.perf_counter() - started) / max(done[0], 1)))
                 return not following[0]
 
@@ -265,7 +265,7 @@ class Step:
             chunk = following[0] if following else range(0)
 
     def _draw(self, seconds: float) -> range:
-        """Return the next tasks of a rank: one, or several if each takes only `seconds`."""
+        """Return the next tasks: one, or several if tasks are short (`seconds` each)."""
         n, count = self.tasks, 1
         if 0.0 < seconds < _SHORT:
             share = (n - self._drawn) // (2 * self.group.size)
@@ -276,7 +276,7 @@ class Step:
         return range(min(n, first), self._drawn)
 
     def _together(self, piece: range) -> Tensor:
-        """Return the losses of some tasks, `[tasks]`, by vmap."""
+        """Return the losses of several tasks, `[tasks]`, computed by vmap."""
         stacked = stacked_tasks([self._tasks[i] for i in piece], piece[0])
 
         def one(task: Any) -> Tensor:
@@ -318,7 +318,7 @@ class Step:
     # --- the exchange -----------------------------------------------------------------------------
 
     def _exchange(self, gradients: Gradients) -> tuple[Tensor, list[bool]]:
-        """Return losses and used parameters of all ranks; gradients and buffers are exchanged."""
+        """Exchange gradients and buffers; return the losses and used parameters of all ranks."""
         if self.group.size == 1:
             gradients.send()
             self.before.changes = gradients.finish(gradients.flags())
@@ -345,7 +345,7 @@ class Step:
         return losses, [x > 0 for x in rest[:m]]
 
     def _own_losses(self) -> tuple[list[float], list[float]]:
-        """Return the losses of this rank's tasks by task, and where needed who owns which."""
+        """Return `[tasks]` with the losses of this rank's tasks, and the owners if dynamic."""
         losses = [0.0] * self.tasks
         owners = [] if self._is_static else losses.copy()
         if not self._done:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient of a mean over tasks, computed by all ranks together, the same at any number.
+"""The gradient of a mean over tasks, computed by all ranks together.
 
 Every rank holds the meta-parameters theta and runs the same program. The gradient of
 
     L(theta) = sum_i w_i L_i(theta),    sum_i w_i = 1,
 
-is a sum over tasks, so the ranks differentiate different tasks and add up. How a task is
-differentiated is its own affair: through the steps of an inner loop, by the implicit function
-theorem, or from function values.
+is a sum over tasks, so the ranks differentiate different tasks and add up the gradients. A task may
+be differentiated in any way: through the steps of an inner loop, by the implicit function theorem,
+or from function values. The result does not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -50,47 +50,50 @@ class _Form:
 class TaskParallel:
     """Differentiates a mean over tasks with respect to meta-parameters held by every rank.
 
-    Construct it on every rank, with the same arguments. Then each step is
+    Construct it on every rank with the same arguments. Then each step is
 
-        step = engine.backward(task_loss, tasks)   # adds to .grad, on every rank the same
+        step = engine.backward(task_loss, tasks)   # adds the same gradient to .grad on every rank
         optimizer.step()                           # on every rank
 
-    In a world of one process it does the same without any communication.
+    In a world of one process it does the same without communication.
 
-    A task is a function of the parameters as they are at the beginning of a step: what it writes
-    into them, exchanges or freezes is undone when it ends, at the cost of a copy of the parameters
-    (of frozen ones, if they have at most 64 MiB; to larger ones it may not write). It finds no
-    `.grad`, and leaves none.
+    Every task sees the parameters as they are at the beginning of the step. If a task writes into
+    parameters, replaces them or freezes them, that is undone when the task ends, at the cost of one
+    copy of the parameters. Frozen parameters are copied too, if they have at most 64 MiB in all; a
+    task must not write to larger ones. A task sees no `.grad` and must leave none behind.
 
-    Gradients do not depend on the number of ranks, but for the rounding of sums: 1e-12 relative in
-    float64. With `deterministic=True` they do not depend on it at all, bit for bit, as long as
-    every process uses as many threads as the others (`torch.set_num_threads`).
+    Gradients do not depend on the number of ranks, except for the rounding of sums: 1e-12 relative
+    in float64. With `deterministic=True` they are the same bit for bit, as long as all processes
+    use the same number of threads (`torch.set_num_threads`).
 
     Args:
-        params: A module, or a tree of leaf tensors that require gradients. Of a module in
-            `DistributedDataParallel` the parameters are taken, and its own reduction is switched
-            off during a step. Parameters that are DTensors (`distribute_tensor`, `fully_shard`)
-            are summed shard by shard over `group`, which must not be the group that shards them.
-            Meta-optimizers in a task gather the shards of `fully_shard` as part of the graph.
-        schedule: `"static"`: each rank takes neighbouring tasks, as many as the others or one more.
-            `"dynamic"`: each rank takes the next task from a counter that all share, for tasks of
-            different cost.
-        deterministic: Add the gradients of tasks in an order of their own. Costs the gradients of
-            about log2(tasks) tasks in memory and on the wire, and nothing overlaps.
-        bucket_bytes: Gradients that are sent together, in bytes; > 0.
-        timeout: Seconds that one task may take, or those that are taken together; a process that is
-            stuck longer is ended.
-        seed: Of torch's generators in each task: a task draws the same numbers on whatever rank.
-            None: the generators are left alone.
-        tasks_at_once: Of the tasks of a rank, how many `torch.func.vmap` takes together; 1: a loop;
-            None: all of them. Tasks are then trees of tensors that are alike, and `task_loss` is
-            called once for all of them, draws no random numbers and writes into no buffer. Its
-            inner loops are `torchopt.inner_loop` or by `torch.func.grad`, not meta-optimizers.
+        params: A module, or a tree of leaf tensors that require gradients. For a module in
+            `DistributedDataParallel`, its own reduction is switched off during a step. Gradients of
+            DTensors (`distribute_tensor`, `fully_shard`) are summed shard by shard over `group`,
+            which must not be the group that shards them. Meta-optimizers in a task gather the
+            shards of `fully_shard` as part of the graph.
+        schedule: `"static"`: each rank takes consecutive tasks, and the numbers differ by at most
+            one. `"dynamic"`: each rank takes the next task from a shared counter, which is better
+            if the costs of tasks differ.
+        deterministic: Add the gradients of tasks in a fixed order. This needs memory and traffic
+            for the gradients of about log2(tasks) tasks, and nothing overlaps with computation.
+        bucket_bytes: Size of the gradients that are sent together, in bytes; > 0.
+        timeout: Seconds that a task, or the tasks that are taken together, may take; > 0. A process
+            that is stuck for longer is ended.
+        seed: Seed of torch's generators in each task, so that a task draws the same numbers on any
+            rank. None: the generators are left alone.
+        tasks_at_once: How many tasks of a rank `torch.func.vmap` takes together; 1: a loop; None:
+            all. The tasks must then be trees of tensors with equal structure, shapes and dtypes.
+            `task_loss` is called once for all of them; it must not draw random numbers or write to
+            buffers. Inner loops use `torchopt.inner_loop` or `torch.func.grad`, not a
+            meta-optimizer.
         group: A process group of torch.distributed; None: the world.
-        sync: Start from the values of rank 0 everywhere.
+        sync: Copy the parameters and buffers of rank 0 to all ranks at construction.
 
     Raises:
-        ValueError: There is nothing to differentiate, or an unknown schedule.
+        ValueError: There is nothing to differentiate, a parameter is not a leaf or has no shape
+            yet, or an argument is out of its range.
+        TypeError: `tasks_at_once` is not an int.
         RuntimeError: The world was opened for remote calls.
 
     Example:
@@ -174,7 +177,7 @@ class TaskParallel:
 
     @property
     def params(self) -> list[Tensor]:
-        """What is differentiated: the leaves that require gradients now."""
+        """The parameters that are differentiated: the leaves that require gradients now."""
         found: dict[int, Tensor] = {}
         for leaf in self._held:
             for x in _leaves_of(leaf):
@@ -194,7 +197,7 @@ class TaskParallel:
         return list(found.values())
 
     def form_of(self, params: list[Tensor]) -> _Form:
-        """Return what follows from shapes and dtypes of parameters."""
+        """Return the facts that follow from the shapes and dtypes of parameters."""
         known = self._form.params
         if len(known) != len(params) or any(a is not b for a, b in zip(known, params)):
             code = zlib.crc32(repr([(tuple(p.shape), p.dtype) for p in params]).encode())
@@ -217,11 +220,11 @@ class TaskParallel:
                 self.group.broadcast_(local_part(x.detach()), "the start of TaskParallel")
 
     def state_dict(self) -> dict[str, int]:
-        """Return what a checkpoint needs: the number of steps, which seeds their random numbers."""
+        """Return the number of steps, which a checkpoint needs: it seeds the random numbers."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a checkpoint."""
+        """Continue from the result of `state_dict`."""
         self.steps = int(state["steps"])
 
     def backward(
@@ -234,25 +237,26 @@ class TaskParallel:
         """Add the gradient of the weighted mean of the losses to the `.grad` of the parameters.
 
         Args:
-            task_loss: From a task to its loss, 0-dim, as a function of the parameters. Called for
-                this rank's tasks only.
-            tasks: A sequence, with the same number on every rank; only this rank's entries are
-                looked at.
-            weights: >= 0, of each task, any scale; None: all alike.
+            task_loss: Maps a task to its loss, 0-dim and real, computed with the parameters. It is
+                called only for this rank's tasks.
+            tasks: A sequence that has the same length on every rank; only this rank's entries are
+                read.
+            weights: One weight >= 0 for each task, in any scale; None: equal weights.
 
         Returns:
-            Losses of all tasks, times and bytes.
+            The losses of all tasks, times and bytes.
 
         Raises:
-            ValueError: There is no task, or weights are not numbers >= 0, one for each task.
-            TypeError: The tasks are not a sequence. Or a task has written to parameters through
-                `.data` or to large frozen ones, or has left a `.grad` behind: with several
-                processes a `WorkerError`, too.
-            NotDifferentiableError: The weights require a gradient.
-            WorkerError: A task raised, on any rank: raised on every rank; `.grad` and modules are
-                as before. Or the ranks differ in steps, tasks or parameters. Or a rank is lost,
-                late or has left: the world is broken then.
-            RuntimeError: This process has left the world, or was forked from a rank.
+            ValueError: There is no task, or `weights` are not one number >= 0 for each task.
+            TypeError: The tasks are not a sequence, or a loss is not a real 0-dim tensor. Or a task
+                wrote to parameters through `.data` or to large frozen ones, or left a `.grad`
+                behind. With several processes it is also a `WorkerError`.
+            NotDifferentiableError: The weights require a gradient, or a loss depends on no
+                parameter.
+            WorkerError: A task raised on some rank; the error is raised on every rank, and `.grad`
+                and modules are as before. Or the ranks differ in steps, tasks or parameters. Or a
+                rank is gone, late or has left; then the world cannot be used any more.
+            RuntimeError: This process has left the world or was forked from a rank.
         """
         with self.group.turn():
             self.attempts += 1
@@ -282,5 +286,5 @@ def _leaves_of(held: Any) -> Iterable[Any]:
 
 
 def _is_fsdp(module: nn.Module) -> bool:
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # a large import; without it there is none
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: there are no such modules
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)

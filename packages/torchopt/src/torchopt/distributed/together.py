@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several tasks as one, for `torch.func.vmap`."""
+"""Stack several tasks into one for `torch.func.vmap`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ __all__ = ["stacked_tasks"]
 
 
 def stacked_tasks(tasks: Sequence[Any], first: int) -> Any:
-    """Return trees of tensors as one tree, stacked in a new first dimension.
+    """Return several trees of tensors as one tree, stacked along a new first dimension.
 
     Args:
         tasks: The trees.
-        first: Number of the first one, for messages.
+        first: The number of the first task, for messages.
 
     Raises:
-        TypeError: They are not alike, or not of tensors.
+        TypeError: The trees differ in structure, shapes, dtypes or devices, or contain something
+            other than tensors.
     """
     found = [tree_flatten(task, none_is_leaf=True) for task in tasks]
     start, spec = found[0]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which processes are alive, and what they do: each rank is connected to the first, the hub.
+"""Find out which processes are alive and what they do.
 
-Every process has a thread that sends, a few times a second, what its main thread does and for how
-long. The thread of the hub is the one that judges, by `judge`; the others judge the hub alone, by
-the same rules. A process that dies closes its connection, however it dies. One that hangs is found
-by its own thread, which still runs and reports where the main thread stands. One that is
-stopped sends no more heartbeats.
+Every rank is connected to the first one, the hub. In every process a thread sends, a few times a
+second, what the main thread does and for how long. The thread of the hub judges all ranks, by
+`judge`; the others judge only the hub, by the same rules. When a process dies, for whatever reason,
+its connection closes. When its main thread hangs, its own watching thread still runs and reports
+the stack. When a process is stopped, its heartbeats stop.
 
     member ──▶ hub    {"doing"}, {"failure"}, {"bye"}, {"stands"}; see also `rendezvous`
     hub ──▶ member    {"doing"}, {"failure"}, {"bye", "orderly"}, {"where"},
@@ -33,11 +33,11 @@ __all__ = ["Watch", "stack_of", "tasks_of_this_thread"]
 
 _BEAT = 0.2  # seconds between two messages of a process that is alive
 _AWAKE = 0.5  # seconds without a beat after which this process must have been stopped
-_ANSWER = 1.0  # seconds that a late process has to say where it stands
+_ANSWER = 1.0  # seconds that a late process has to send its stack
 
 
 def stack_of(thread_id: int) -> str:
-    """Return where a thread of this process stands, as a traceback prints it."""
+    """Return the stack of a thread of this process, as a traceback prints it."""
     frame = sys._current_frames().get(thread_id)
     return "".join(traceback.format_stack(frame)) if frame is not None else ""
 
@@ -50,7 +50,7 @@ _own = threading.local()
 
 
 def tasks_of_this_thread() -> tuple[tuple[int, ...], ...]:
-    """Return the ranks of the groups in whose tasks this thread is."""
+    """Return the ranks of each group for whose tasks this thread is running."""
     found: tuple[tuple[int, ...], ...] = getattr(_own, "tasks", ())
     return found
 
@@ -77,12 +77,12 @@ class Watch:
     """Watches over the processes of a world, from one thread in each of them.
 
     Args:
-        rank: Of this process, in the world.
-        ranks: Those that take part, in order; the first is the hub.
+        rank: The rank of this process in the world.
+        ranks: The ranks that take part, in order; the first is the hub.
         timeout: Seconds without a heartbeat after which a process counts as lost.
-        token: What the processes share.
+        token: The secret that the processes share.
         listener: The hub's listening socket; None elsewhere.
-        hub: The connection to the hub; None there.
+        hub: The connection to the hub; None at the hub itself.
         board: Notes that outlive a process; None across machines.
     """
 
@@ -110,17 +110,17 @@ class Watch:
         self._asked: dict[int, tuple[float, Verdict]] = {}
         self._doing = Doing("other", None, 0.0, (), self._clock())
         self._thread_id = threading.get_ident()
-        self._orderly = False  # the hub says that everyone came to the end
+        self._orderly = False  # set when the hub reports that every rank reached its end
         self._connections = Connections(rank, ranks, token, self, _BEAT, listener=listener, hub=hub)
         self._rendezvous = Rendezvous(
             rank, self.hub, self._connections.send, self.check, self._clock
         )
         self._connections.start()
 
-    # --- what the main thread calls ---------------------------------------------------------------
+    # --- called by the main thread ----------------------------------------------------------------
 
     def wait_for_everyone(self, timeout: float) -> None:
-        """Return when all ranks are connected to the hub; on other ranks, at once."""
+        """Wait until all ranks are connected to the hub; on other ranks, return at once."""
         if self.rank != self.hub:
             return
         with self._changed:
@@ -133,12 +133,12 @@ class Watch:
         )
 
     def task(self, name: str, timeout: float, ranks: tuple[int, ...]) -> _Task:
-        """Require this thread to leave the block in `timeout` seconds, and report what it does.
+        """Require this thread to leave the block within `timeout` seconds, and report its task.
 
         Args:
-            name: What it does.
-            timeout: Seconds.
-            ranks: Of those each of which has a task of its own meanwhile.
+            name: What the task is, in words.
+            timeout: Seconds that the task may take.
+            ranks: The ranks that each have a task of their own in the meantime.
         """
         return _Task(self, name, timeout, ranks)
 
@@ -184,11 +184,11 @@ class Watch:
         return self.failure
 
     def draw(self, counter: str, purpose: int, amount: int) -> int:
-        """Add to a counter that all share, and return what it was; see `board.Counter`."""
+        """Add to a shared counter and return its old value; see `board.Counter`."""
         return self._rendezvous.draw(counter, purpose, amount)
 
     def barrier(self, name: str, size: int, ranks: tuple[int, ...], timeout: float) -> None:
-        """Wait until `size` processes have come here with the same name.
+        """Wait until `size` processes have reached the barrier of this name.
 
         Raises:
             WorkerError: Another process failed, or `ranks` are known and one of them is late.
@@ -201,19 +201,20 @@ class Watch:
             self.end_operation(before)
 
     def say_goodbye(self, excused: frozenset[int]) -> bool:
-        """Tell that this process is done, and wait for the others: the hub for all of them, the
-        others for the hub, which may need them until it is done itself. A slow one is waited for
-        as long as it lives.
+        """Announce that this process is done and wait for the others.
+
+        The hub waits for all others. The others wait for the hub, which may need them until it is
+        done itself. A slow process is waited for as long as it lives.
 
         Args:
             excused: Ranks that are not waited for.
 
         Returns:
-            Whether all processes came to their end: then the world may be taken down in order.
+            Whether all processes reached their end, so that the world can be shut down in order.
         """
         self._doing = self._doing._replace(kind="end")
         self._views[self.rank].leave(self._clock())
-        self._connections.send(self.hub, {"bye": True})  # nobody, at the hub
+        self._connections.send(self.hub, {"bye": True})  # does nothing at the hub
         others = [rank for rank in self._connections.ranks if rank not in excused]
 
         def over() -> bool:
@@ -227,7 +228,7 @@ class Watch:
                 )
                 self._changed.wait_for(over)
             if self.rank != self.hub and self.failure is not None and self.failure.rank != self.hub:
-                # A failure that the hub has caught: its calls to this process go on.
+                # The hub has caught the failure and may still call this process.
                 self._changed.wait_for(lambda: self._views[self.hub].left, self.timeout)
         orderly = not excused and not self.failed.is_set() and over()
         if self.rank != self.hub:
@@ -241,14 +242,14 @@ class Watch:
         self._connections.send(rank, {"abort": True})
 
     def end_stopped(self) -> None:
-        """End the processes of this machine that are stopped."""
+        """End the stopped processes of this machine."""
         if self._board is not None:
             self._board.end_stopped(self.ranks)
 
     def forget(self) -> None:
         """Release everything in a forked child, which is not a rank.
 
-        A connection that a child keeps would hide the end of its parent.
+        If a child kept a connection, the end of its parent would go unnoticed.
         """
         self._board, _own.tasks = None, ()
         self._changed = threading.Condition()
@@ -259,14 +260,14 @@ class Watch:
         """Stop watching."""
         self._connections.close()
 
-    # --- the thread that reads --------------------------------------------------------------------
+    # --- called by the reading thread -------------------------------------------------------------
 
     def awake(self) -> None:
-        """Notice the time before messages are read that may have waited long."""
+        """Update the clock before reading messages, which may have waited long."""
         self._clock.look()
 
     def beat(self) -> None:
-        """Say what this process does, and judge the others."""
+        """Send what this process does, and judge the others."""
         doing = self._doing
         self._check_own(doing)
         now = self._clock()
@@ -284,7 +285,7 @@ class Watch:
                 self._convict(verdict, now)
 
     def _convict(self, verdict: Verdict, now: float) -> None:
-        """Make a verdict a failure; one who is alive is asked first where it stands."""
+        """Turn a verdict into a failure; ask a process that is alive for its stack first."""
         rank = verdict.rank
         if rank == self.rank and verdict.kind == "timed out":
             self._fail(verdict.error(stack_of(self._thread_id)))
@@ -307,7 +308,7 @@ class Watch:
         """Record that a process is gone."""
         view = self._views[rank]
         if not view.left and not self._connections.closing:
-            # Another rank may have found it to be stuck, and somebody has ended it since.
+            # Another rank may have found that it is stuck, and somebody has ended it since.
             is_silent = self._clock() - view.heard > SILENCE
             kind = "timed out" if is_silent else "lost"
             self._fail(WorkerError(rank, self._last_note(rank), kind, ""))
@@ -315,7 +316,7 @@ class Watch:
         self._wake()
 
     def _last_note(self, rank: int) -> str | None:
-        """Return what a lost process did last."""
+        """Return the last known activity of a lost process."""
         noted = None if self._board is None else self._board.read(rank)
         return noted or self._views[rank].doing.name
 
@@ -350,7 +351,7 @@ class Watch:
         self._rendezvous.wake()
 
     def _fail(self, failure: WorkerError, *, tell: bool = True) -> None:
-        """Keep the first failure and pass it on."""
+        """Keep the first failure and send it to the other ranks."""
         if self.failure is None:
             self.failure = failure
         self.failed.set()
@@ -373,6 +374,6 @@ class Watch:
         self._fail(failure)
         sys.stderr.write(f"{failure}\n")
         sys.stderr.flush()
-        # The thread cannot be stopped from outside, and its peers wait for the connections of this
-        # process: closing them is what lets everyone go on to the error.
+        # A thread cannot be stopped from outside, and the peers wait on connections of this
+        # process. Only when the process ends do they get their errors.
         os._exit(1)

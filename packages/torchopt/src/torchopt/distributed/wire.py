@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What travels with a remote call: parameters once per version, everything else once per call.
+"""The content of remote calls: parameters once for each version, the rest with every call.
 
-A tensor of a module, or of a value of `share`, travels as the digest of its content. The content
-itself is sent ahead, in a separate message, to a worker that does not have it yet: once for each
-version, however many calls use it. Gradients still find their way back: with the digest goes a
-carrier, a tensor of the same shape that is -0.0 everywhere and takes one number on the wire. The
-worker adds it to the content (x + (-0.0) is x, bit for bit), and what torch's distributed autograd
-returns for the carrier is the gradient of the tensor.
+A tensor of a module, or of a value of `share`, is sent as the digest of its content. The content
+itself is sent ahead in a separate message to workers that do not have it yet, once for each version
+however many calls use it. For gradients, a carrier is sent with the digest: a tensor of the same
+shape that is -0.0 everywhere and takes the space of one number. The worker adds the carrier to the
+content (x + (-0.0) is x, bit for bit), so the gradient that torch's distributed autograd returns
+for the carrier is the gradient of the tensor.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from torchopt.tree_function import apply_rule
 __all__ = ["Message", "Packer", "WireStats", "unpack", "wire_stats"]
 
 _SMALLEST = 64  # bytes; a digest saves nothing on smaller tensors
-_MUCH = 32 * 2**20  # bytes of old contents, after which free memory is given back
+_MUCH = 32 * 2**20  # bytes of dropped contents after which free memory is returned to the system
 _ARRIVAL = 60.0  # seconds to wait for a content that arrives after its call
 
 
 class Sent:
-    """The map from a tensor to what is sent in its place, as a rule for derivatives.
+    """The derivative rule of the map from a tensor to what is sent in its place.
 
     Attributes:
-        is_used: Whether the called function has used it, which the answer tells: torch sends a
-            gradient of zeros for what it has not.
+        is_used: Whether the called function used the tensor; the answer says so. For an unused
+            tensor torch sends a gradient of zeros, and ours is None.
     """
 
     needs_its_closure = False
@@ -79,7 +79,7 @@ class Sent:
 
 
 def unused(results: Any, natives: list[Any]) -> list[int]:
-    """Return which of the tensors that came with a call no result depends on, by number."""
+    """Return the positions of the tensors of a call that no result depends on."""
     wanted = {k: (x.grad_fn, x.output_nr) for k, x in enumerate(natives) if _has_graph(x)}
     if not wanted:
         return []
@@ -105,10 +105,11 @@ class Message:
     """One call, ready to be sent.
 
     Attributes:
-        payload: Function and arguments, pickled; tensors are numbers in there.
-        natives: What torch's own RPC has to send: tensors, remote references, script modules.
-        contents: Digest and tensor of everything that the payload refers to by digest.
-        sent: By their number, the natives through which gradients come back.
+        payload: The pickled function and arguments, with numbers in place of tensors.
+        natives: Objects that torch's own RPC has to send: tensors, remote references, script
+            modules.
+        contents: The tensors that the payload refers to by digest, with their digests.
+        sent: The rules of the natives that gradients come back through, by position.
     """
 
     payload: bytes
@@ -131,7 +132,7 @@ class _Pickler(pickle.Pickler):
             rref = getattr(sys.modules.get("torch.distributed.rpc"), "PyRRef", None)
             if rref is None or not isinstance(obj, rref):
                 return None
-        key = id(obj)  # the same object on this side is the same on the other: tied parameters
+        key = id(obj)  # one object stays one object on the worker, for tied parameters
         if key not in self._numbers:
             self._numbers[key] = (len(self._numbers), *self._place(obj))
         return self._numbers[key]
@@ -149,7 +150,7 @@ class _Pickler(pickle.Pickler):
             or obj.numel() * obj.element_size() < _SMALLEST
         ):
             # Copies: the caller may change the tensor before it is sent.
-            if parameter:  # a leaf on the other side too, as published
+            if parameter:  # a leaf on the worker too, as in the published package
                 return "parameter", self._native(obj.detach().clone()), obj.requires_grad
             if connected:
                 return "native", self._connected(obj, as_carrier=False)
@@ -172,7 +173,7 @@ class _Pickler(pickle.Pickler):
 
 
 class Packer:
-    """Packs the calls of one batch: each tensor is hashed once for all of them.
+    """Packs the calls of one batch; each tensor is hashed once for all of them.
 
     Args:
         trees: All arguments of the batch.
@@ -181,7 +182,7 @@ class Packer:
     def __init__(self, trees: Iterable[Any]) -> None:
         self.shared: dict[int, str] = {}  # id of a tensor -> "shared" or "module"
         self._names: dict[int, bytes] = {}
-        self._alive: list[Any] = []  # ids must stay those of these objects
+        self._alive: list[Any] = []  # keeps the tensors alive, so that their ids stay theirs
         for leaf in tree_leaves(list(trees)):
             value, how = (leaf.value, "shared") if isinstance(leaf, Shared) else (leaf, "module")
             if how == "module" and not isinstance(leaf, nn.Module):
@@ -215,7 +216,7 @@ outbox = Outbox()
 
 
 def _give_back() -> None:
-    """Give free memory back to the system: glibc keeps it for each of the many threads of RPC."""
+    """Return free memory to the system; glibc keeps some for each of RPC's many threads."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other libraries have none
         if trim is not None:
@@ -228,7 +229,7 @@ class Inbox:
     def __init__(self) -> None:
         self._arrived = threading.Condition()
         self._contents: dict[tuple[int, bytes], Tensor] = {}
-        self._dropped = 0  # bytes, since memory was given back
+        self._dropped = 0  # bytes dropped since memory was last returned
 
     def put(self, sender: int, new: dict[bytes, Tensor], drop: Iterable[bytes]) -> None:
         """Keep new contents and drop old ones."""
@@ -267,7 +268,7 @@ inbox = Inbox()
 
 
 def receive(sender: int, names: list[bytes], tensors: list[Tensor], drop: list[bytes]) -> None:
-    """Called by a sender ahead of the call that needs the contents."""
+    """Store contents; a sender calls this ahead of the call that needs them."""
     inbox.put(sender, dict(zip(names, tensors)), drop)
 
 
@@ -292,7 +293,7 @@ class _Unpickler(pickle.Unpickler):
         if kind == "content":
             return inbox.get(self._sender, rest[0]) + self._natives[rest[1]]
         name, parameter, requires_grad = rest
-        copy = inbox.get(self._sender, name).clone()  # the function may write into it
+        copy = inbox.get(self._sender, name).clone()  # the function may write to it
         if parameter:
             return nn.Parameter(copy, requires_grad)
         return copy.requires_grad_(requires_grad)

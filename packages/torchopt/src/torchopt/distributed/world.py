@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rank of this process, the number of processes, and how they start.
 
-The launcher sets them in the environment (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`,
-`MASTER_ADDR`, `MASTER_PORT`), as torchrun does, or in the variables of slurm's `srun`; without any
-of them the world is this process.
+A launcher such as torchrun sets `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`,
+`MASTER_ADDR` and `MASTER_PORT` in the environment; the variables of slurm's `srun` are understood
+too. Without any of them the world is this process alone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def default_worker_name_format(
     world_rank: int, world_size: int, local_rank: int, local_world_size: int
 ) -> str:
-    """Return `worker` and the rank, zero-padded to the width of the world size.
+    """Return `worker` followed by the rank, zero-padded to the width of the world size.
 
     Example:
         >>> default_worker_name_format(1, 12, local_rank=1, local_world_size=4)
@@ -64,10 +64,10 @@ class WorldInfo(NamedTuple):
     """The place of this process in the world.
 
     Attributes:
-        world_rank: Of this process, from 0.
-        world_size: Number of processes.
-        local_rank: Of this process among those of its machine.
-        local_world_size: Number of processes on this machine.
+        world_rank: The rank of this process, counted from 0.
+        world_size: The number of processes.
+        local_rank: The rank of this process among those of its machine.
+        local_world_size: The number of processes on this machine.
     """
 
     world_rank: int
@@ -87,7 +87,7 @@ class WorldInfo(NamedTuple):
 
 
 def get_world_info() -> WorldInfo:
-    """Return the place of this process in the world, as the environment defines it now."""
+    """Return the ranks of this process and the world sizes, as the environment defines them now."""
     said = {**os.environ, **slurm.adopt(os.environ)}
     return WorldInfo(
         int(said.get("RANK", "0")),
@@ -132,7 +132,7 @@ def get_worker_id(id: str | int | None = None) -> int:  # noqa: A002 - the publi
     """Return the rank of a worker given by name or rank; None: this process.
 
     Raises:
-        RuntimeError: A name is given and RPC is not initialised, or knows no such name.
+        RuntimeError: A name is given, but RPC is not initialised or does not know the name.
     """
     if isinstance(id, int):
         return id
@@ -148,8 +148,8 @@ def barrier(worker_names: Iterable[str] | None = None) -> None:
         worker_names: Names of the workers that take part; None: all of them.
 
     Raises:
-        WorkerError: One of them failed before it came here.
-        TimeoutError: One did not come in time.
+        WorkerError: A worker failed before it reached this call.
+        TimeoutError: A worker did not reach this call in time.
     """
     names = tuple(sorted(set(worker_names))) if worker_names is not None else ()
     session = _session.current()
@@ -173,26 +173,27 @@ def auto_init_rpc(
 ) -> Callable[[F], F]:
     """Return a decorator for the main function that opens the world before it runs.
 
-    Every process calls the main function, with the same arguments; inside, `rank_zero_only` and
-    `driver` say what one of them does alone. The processes are started by torchrun, by
-    `torchopt.distributed.spawn`, by multiprocessing or by a job scheduler, with the environment of
-    torchrun. Without that environment the world is one process, in which remote calls are plain
-    calls: breakpoints, prints and tracebacks work.
+    Every process calls the main function with the same arguments. Inside, a function decorated with
+    `rank_zero_only` runs on rank 0 only; see also `driver`. The processes are started by torchrun,
+    `torchopt.distributed.spawn`, multiprocessing or a job scheduler, with the environment of
+    torchrun. Without that environment the world is one process in which remote calls are ordinary
+    calls, so breakpoints, prints and tracebacks work.
 
-    The world is left at exit, in order if all processes got there.
+    The world is left at exit, in order if all processes reach their end.
 
     Args:
-        worker_init_fn: Called on every process first, for seeds or devices.
-        worker_name_format: From `world_rank`, `world_size`, `local_rank` and `local_world_size`,
-            passed by keyword, to the name of a worker.
-        backend: None or a `torch.distributed.rpc.BackendType`: remote calls. `"collective"`:
-            process groups, nccl where there is CUDA and gloo elsewhere; a backend of
-            torch.distributed, such as `"gloo"`, chooses one.
+        worker_init_fn: Called first on every process, for example to set seeds or devices.
+        worker_name_format: Returns the name of a worker. It is called with the keywords
+            `world_rank`, `world_size`, `local_rank` and `local_world_size`.
+        backend: None, `"rpc"` or a `torch.distributed.rpc.BackendType`: remote calls.
+            `"collective"`: process groups, with nccl for CUDA tensors if CUDA is available and gloo
+            for CPU tensors. The name of a backend of torch.distributed, such as `"gloo"`: process
+            groups with that backend.
         rpc_backend_options: For `torch.distributed.rpc.init_rpc`.
-        timeout: Seconds to wait for other processes where they are needed, > 0.
+        timeout: Seconds to wait for other processes, > 0.
 
     Raises:
-        RuntimeError: The environment describes a world of several processes and no address.
+        RuntimeError: The environment describes a world of several processes but no address.
 
     Example:
         >>> @auto_init_rpc(backend="collective")
@@ -241,7 +242,7 @@ def _open(backend: Any, options: Any, timeout: float) -> _session.Session:
 
 
 def shutdown() -> None:
-    """Leave the world now; otherwise it is left at exit. Outside of a world: does nothing."""
+    """Leave the world now instead of at exit. Does nothing outside of a world."""
     _session.close()
 
 
@@ -257,7 +258,7 @@ def _where(condition: Callable[[int], bool]) -> Callable[[F], F]:
 
 
 def on_rank(*ranks: int) -> Callable[[F], F]:
-    """Return a decorator: the function runs on these ranks; on others it returns None.
+    """Return a decorator for a function that runs on these ranks and returns None on others.
 
     Example:
         >>> on_rank(0)(lambda: "here")(), on_rank(1, 2)(lambda: "there")()
@@ -267,31 +268,32 @@ def on_rank(*ranks: int) -> Callable[[F], F]:
 
 
 def not_on_rank(*ranks: int) -> Callable[[F], F]:
-    """Return a decorator: the function runs on all ranks but these, where it returns None."""
+    """Return a decorator for a function that runs on all ranks but these, where it returns None."""
     excluded = frozenset(ranks)
     return _where(lambda rank: rank not in excluded)
 
 
 def rank_all(func: F) -> F:
-    """Return `func`: it runs on all ranks."""
+    """Return `func` itself, which runs on all ranks."""
     return func
 
 
 def rank_zero_only(func: F) -> F:
-    """Return `func` for rank 0; on other ranks it returns None."""
+    """Return a function that runs `func` on rank 0 and returns None on other ranks."""
     return on_rank(0)(func)
 
 
 def rank_non_zero_only(func: F) -> F:
-    """Return `func` for all ranks but 0, where it returns None."""
+    """Return a function that runs `func` on all ranks but 0, where it returns None."""
     return not_on_rank(0)(func)
 
 
 def driver(func: F) -> F:
-    """Return `func` for the ranks that drive the computation, so that one script serves every
-    backend: rank 0 where it calls the others, every rank where all run the same program.
+    """Return a function that runs `func` on the ranks that drive the computation.
 
-    On ranks that only serve it returns None.
+    With remote calls that is rank 0, which calls the others; with the collective backend it is
+    every rank. So one script works with every backend. On the other ranks the function returns
+    None.
     """
 
     @functools.wraps(func)
