@@ -98,6 +98,32 @@ def test_native_chains_are_their_members_one_by_one(
     torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.int32, torch.int8], ids=str)
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(
+    "name", ["adam", "adamax", "adan", "ademamix", "amsgrad", "asgd", "nadam", "radam"]
+)
+def test_counts_of_other_dtypes_are_read_as_numbers(
+    name: str, inplace: bool, kind: torch.dtype
+) -> None:
+    """A caller may cast all tensors of a state; kernels would read the bytes of other numbers."""
+    results = []
+    for backend in ("auto", "reference"):
+        impl = with_backend(getattr(torchopt, name)(lr=0.1), backend)
+        params = tree(0)
+        state = tuple(
+            member._replace(count=[x if x is None else x.to(kind) for x in member.count])
+            if "count" in member._fields
+            else member
+            for member in impl.init(params)
+        )
+        for k in range(3):
+            updates, state = impl.update(tree(k + 1), state, params=params, inplace=inplace)
+            params = torchopt.apply_updates(params, updates, inplace=False)
+        results.append([x.double() for x in tree_leaves((params, state)) if isinstance(x, Tensor)])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("name", CHAINS)
 def test_derivatives_of_native_chains(name: str) -> None:
     trees = [tree(k) for k in range(2)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torchopt.kernels.devices import refusal, unavailable
+from torchopt.kernels.devices import refusal, refuse_count, unavailable
 from torchopt.kernels.fused_call import FusedCall
 from torchopt.kernels.fused_rule import CHAIN_HYPERS, as_number, decays
 from torchopt.torch_internals import FakeTensor, in_forward_mode, is_transforming
@@ -49,7 +49,7 @@ def _hyper(name: str, value: Any) -> float | None:
 
 
 def _constants(
-    rule: FusedRule, grads: Sequence[Tensor], steps: int | Tensor | Sequence[Tensor]
+    grads: Sequence[Tensor], steps: int | Tensor | Sequence[Tensor]
 ) -> tuple[list[Tensor], tuple[int, ...], int]:
     """Return the distinct steps, which of them is that of each gradient, and the step of all."""
     if isinstance(steps, int):
@@ -59,13 +59,8 @@ def _constants(
     places: dict[int, int] = {}
     constants: list[Tensor] = []
     order = []
-    for g, count in zip(grads, steps, strict=True):
+    for count in steps:
         if id(count) not in places:
-            if count.dtype != torch.int64 or count.dim() != 0 or count.device != g.device:
-                raise ValueError(
-                    f"fused {rule.name}: expected steps as 0-dim int64 tensors on "
-                    f"{g.device}, got {tuple(count.shape)} {count.dtype} on {count.device}."
-                )
             places[id(count)] = len(constants)
             constants.append(count)
         order.append(places[id(count)])
@@ -119,13 +114,7 @@ def attempt(
     )
     read = [("params", params)] if params is not None else []
     every = [*zip(rule.states, states), *read]
-    try:
-        constants, step_of, step = _constants(rule, grads, steps)
-    except ValueError:
-        refused = refusal(rule, grads, every, plain=plain)
-        if refused is not None:
-            return refused
-        raise
+    constants, step_of, step = _constants(grads, steps)
     decayed = params is not None
     call = FusedCall(rule, len(grads), decayed, maximize, numbers, step_of, step)
     old = [x for role in states for x in role]
@@ -143,7 +132,8 @@ def attempt(
                 torch._foreach_copy_(old, list(outputs[len(grads) :]))
                 return updates, list(map(list, states))
             return updates, _written(states, new) if inplace else new
-    refused = refusal(rule, grads, every, plain=plain)
+    wrong = (refuse_count(constants[place], g) for g, place in zip(grads, step_of))
+    refused = refusal(rule, grads, every, plain=plain) or next(filter(None, wrong), None)
     if refused is not None:
         return refused
     if isinstance(hypers, dict):  # as they are now: they may be written to before the derivative
