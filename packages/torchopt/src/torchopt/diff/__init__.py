@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ways of differentiating through a computation: explicit, implicit and zero-order.
+"""Three ways to differentiate through a computation: explicit, implicit and zero-order.
 
-`Explicit`, `Implicit` and `ZeroOrder` are values over one inner problem, with one signature;
-`Verify` checks one by another.
+`Explicit`, `Implicit` and `ZeroOrder` take the same inner problem and have the same signature;
+`Verify` checks one of them against another.
 """
 
 from __future__ import annotations

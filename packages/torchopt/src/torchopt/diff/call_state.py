@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state that a function reaches besides its arguments, as it was when a call began.
+"""The state that a function can reach besides its arguments, as it was when a call began.
 
-A derivative belongs to a call: where the function runs again for it, it has to find the buffers,
-training flags, counters and random generators that the call found, and has to leave no trace.
+A derivative belongs to one call. If the function runs again for the derivative, it must find the
+buffers, training flags, counters and random generators as the call found them, and it must leave no
+trace.
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ from torchopt.tree_function import PLAIN
 
 __all__ = ["CallState"]
 
-# Entries that are copied when a call begins, and of a tensor whose copy is kept in any case: of a
-# larger one that the call left alone, the version is compared.
+# COPIED: entries that are copied in all when a call begins. KEPT: largest tensor, in entries, whose
+# copy is always kept. For a larger tensor that the call did not change, the version is compared.
 COPIED, KEPT = 2**24, 2**16
 
 
 @dataclass
 class _Large:
-    """A tensor of which no copy can be kept, or only one for the time of the call itself.
+    """A tensor whose copy is not kept, or is kept only if the call changes the tensor.
 
-    It is written behind the version counter: no graph that kept it is void.
+    It is restored through `.data`, without incrementing the version counter, so that a graph that
+    saved it stays valid.
     """
 
     tensor: Tensor
@@ -48,15 +50,15 @@ class _Large:
             raise NotDifferentiableError(
                 f"zero-order estimation: expected {self.name}, of shape "
                 f"{tuple(self.tensor.shape)}, to stay as it was when the function was called, but "
-                "it was overwritten since, and is too large for a copy. Pass it as an argument, or "
-                "do not write into it before the backward pass."
+                "it was overwritten since, and it is too large to be copied. Pass it as an "
+                "argument, or do not write into it before the backward pass."
             )
         self.tensor.data.copy_(self.copy)
         self.version = self.tensor._version
 
 
 class _Small:
-    """Tensors of which copies are kept. They are written behind the version counter."""
+    """Tensors whose copies are kept; they too are restored through `.data`."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
@@ -78,12 +80,12 @@ class CallState:
     """The tensors, numbers, training flags and random generators that a function can reach.
 
     Closures, bound objects, modules, partials, globals, containers and attributes are searched.
-    Numbers are put back; entries that were added to a list or dict, such as a log, stay.
+    Numbers are restored; entries that were added to a list or a dict, such as a log, stay.
 
     Args:
         function: The function.
-        given: Tensors that are given to it in other ways, and are left alone.
-        more: Tensors that it is given as they are.
+        given: Tensors that the function is given in other ways; they are left alone.
+        more: Tensors that are passed to the function unchanged.
     """
 
     def __init__(
@@ -114,16 +116,16 @@ class CallState:
             self.sources.extend(sources(x))
 
     def settle(self) -> None:
-        """Drop copies of large tensors that the call left alone."""
+        """Drop the copies of large tensors that the call did not change."""
         for large in self.large:
             if large.tensor._version == large.version:
                 large.copy = None
 
     def reset(self) -> None:
-        """Put everything as it was when the call began.
+        """Restore everything to what it was when the call began.
 
         Raises:
-            NotDifferentiableError: A tensor that is too large for a copy was overwritten.
+            NotDifferentiableError: A tensor that is too large to be copied was overwritten.
         """
         for slot in self.slots:
             slot.write(slot.value)
@@ -135,7 +137,7 @@ class CallState:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """On exit, also by an exception, restore the present state."""
+        """Restore the present state on exit, also after an exception."""
         now = [(slot, slot.read()) for slot in self.slots]
         small = self.small.read()
         kept = [

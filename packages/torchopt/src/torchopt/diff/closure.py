@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors that a function depends on without taking them as arguments.
 
-The dependence is read from the graph of its value: every tensor that is used is found, and no other
-is reported. The names come from a search of the closure, and are only a help.
+The dependence is read from the graph of the value, so exactly the tensors that are used are found.
+The names come from a search of the closure and only make the message more helpful.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MADE_INSIDE = " (made inside for torch.autograd.grad? use torch.func.grad)"
 ESCAPED = ("escaped", "batched == nullptr", "wrapper == nullptr")
 NAMED, SEARCHED, ENTRIES = 3, 5000, 256
 ATOMS = (int, float, complex, str, bytes, bool, type(None), range)
-# Their own functions and globals hold nothing of the user; what they were given is in cells.
+# Functions and globals of these libraries hold no objects of the user, except in closure cells.
 LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
     "numpy",
     "optree",
@@ -71,14 +71,15 @@ def require_arguments(
     """Raise if a derivative of a function would leave out tensors that are not arguments.
 
     Args:
-        value: What the function returned, in grad mode: a tree.
-        args: Its arguments, a tree: what they were computed from is not searched.
-        function: The function, for the names.
-        where: What the message starts with.
-        remedy: What it ends with.
+        value: The result of the function in grad mode, a tree.
+        args: Its arguments, a tree; the tensors that they were computed from are not searched.
+        function: The function, for the names of tensors.
+        where: The beginning of the message.
+        remedy: The end of the message.
 
     Raises:
-        NotDifferentiableError: `value` depends on tensors that are differentiated at some level.
+        NotDifferentiableError: `value` depends on other tensors that are differentiated, at any
+            level.
     """
     names = hidden_inputs(value, args, function)
     if not names:
@@ -93,11 +94,11 @@ def require_arguments(
 
 @contextlib.contextmanager
 def explained(function: Any, where: str, remedy: str) -> Iterator[None]:
-    """Say in torch's stead which tensor of an enclosing transform a function reaches, that would
-    have to be an argument; or which of its operations has no second derivative.
+    """Replace two of torch's errors by ones that explain the cause.
 
     Raises:
-        NotDifferentiableError: torch found a tensor outside of its transform, or no derivative.
+        NotDifferentiableError: The function reaches a tensor of an enclosing transform that should
+            be an argument, or one of its operations has no second derivative.
     """
     try:
         yield
@@ -134,7 +135,7 @@ def hidden_inputs(value: Any, args: Any, function: Any) -> list[str]:
     nodes, leaves = graph_of([x for x in map(below_transforms, tracked) if x.requires_grad], ends)
     for x in arguments:
         leaves.pop(id(x), None)
-    # A transform or a forward mode keeps no graph to walk.
+    # Transforms and forward mode keep no graph that could be searched.
     unseen = any(is_wrapped(x) or not x.requires_grad for x in tracked)
     if not leaves and not unseen:
         return []
@@ -155,7 +156,7 @@ def hidden_inputs(value: Any, args: Any, function: Any) -> list[str]:
 def unseen(x: Tensor) -> Tensor:
     """Mark a leaf that a run made for its own gradient, so that searches skip it; return it.
 
-    A loss that contains a run is not a closure over it.
+    Without the mark, a loss that contains a run would count as a closure over the leaf.
     """
     setattr(x, OURS, True)
     return x
@@ -164,10 +165,7 @@ def unseen(x: Tensor) -> Tensor:
 def graph_of(
     tensors: Sequence[Tensor], ends: Set[Any] = frozenset()
 ) -> tuple[set[Any], dict[int, Tensor]]:
-    """Return the nodes of a graph, and the leaves that it ends in, by their id.
-
-    It is not followed beyond the nodes `ends`.
-    """
+    """Return the nodes of a graph, and its leaves by id, without following the nodes `ends`."""
     leaves = {id(x): x for x in tensors if x.grad_fn is None and x.requires_grad}
     nodes: set[Any] = {x.grad_fn for x in tensors if x.grad_fn is not None} - ends
     stack = list(nodes)
@@ -183,7 +181,7 @@ def graph_of(
 
 
 def captured(function: Any, kind: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (name, object) for what a function reaches besides its arguments.
+    """Yield (name, object) for the objects that a function reaches besides its arguments.
 
     Closures, defaults, globals, bound objects, partials, attributes, modules and containers are
     followed, each object once.
@@ -206,7 +204,7 @@ def captured(function: Any, kind: Any) -> Iterator[tuple[str, Any]]:
 
 
 def parts(name: str, found: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what an object holds, by name."""
+    """Yield the objects that an object holds, with their names."""
     if isinstance(found, types.FunctionType):
         yield from _of_function(found)
     elif isinstance(found, types.BuiltinFunctionType):
@@ -224,7 +222,7 @@ def parts(name: str, found: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(found, (list, tuple, set, frozenset, deque)):
         yield from _of_sequence(name, found)
     elif isinstance(found, types.ModuleType):
-        pass  # of what it holds, `_of_function` takes what is used
+        pass  # `_of_function` yields those contents of a module that the function uses
     elif isinstance(found, type):
         for base in own_classes(found):
             yield from ((f"{name}.{key}", x) for key, x in list(vars(base).items()))
@@ -267,9 +265,9 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 @functools.lru_cache(4096)
 def code_names(code: types.CodeType) -> tuple[str, ...]:
-    """Return the names of globals and attributes, those of inner functions among them.
+    """Return the names of globals and attributes in code, including inner functions.
 
-    Not those that no user wrote, as in what pytest makes of an assert.
+    Names that are no identifiers are left out: tools insert them, as pytest does for an assert.
     """
     inner = (x for x in code.co_consts if isinstance(x, types.CodeType))
     names = filter(str.isidentifier, code.co_names)
@@ -278,7 +276,7 @@ def code_names(code: types.CodeType) -> tuple[str, ...]:
 
 @functools.lru_cache(4096)
 def global_names(code: types.CodeType) -> tuple[str, ...]:
-    """Return the names of globals alone, those of inner functions among them."""
+    """Return the names of globals in code, including inner functions."""
     inner = (x for x in code.co_consts if isinstance(x, types.CodeType))
     found = {x.argval for x in dis.get_instructions(code) if x.opname in LOADS}
     names = (name for name in code.co_names if name in found and name.isidentifier())
@@ -293,11 +291,11 @@ def _of_object(name: str, found: Any) -> Iterator[tuple[str, Any]]:
         return
     attributes: dict[str, Any] = dict(getattr(found, "__dict__", None) or {})
     if isinstance(found, nn.Module):
-        yield "", type(found).forward  # which may have been exchanged in a class of torch
+        yield "", type(found).forward  # a user may have replaced it in a class of torch
         for table in TABLES:
             yield from ((prefix + key, x) for key, x in (attributes.pop(table, None) or {}).items())
         attributes = {k: x for k, x in attributes.items() if not k.endswith("_hooks") or x}
-    # What follows from the other attributes, and is there from its first use on, is none of these.
+    # A cached property follows from the other attributes and exists only after its first use.
     derived = (key for key in attributes if isinstance(getattr(type(found), key, None), lazy))
     for key in list(derived):
         del attributes[key]
@@ -310,7 +308,7 @@ def _of_object(name: str, found: Any) -> Iterator[tuple[str, Any]]:
 
 
 def own_classes(found: type) -> list[type]:
-    """Return a class and its bases, those of libraries left out."""
+    """Return a class and its bases, without those of libraries."""
     return [base for base in found.__mro__ if root_of(base) not in LIBRARIES]
 
 
@@ -321,7 +319,7 @@ def _methods(found: type) -> Iterator[types.FunctionType]:
 
 
 def slot_names(found: type) -> list[str]:
-    """Return the names of the slots of a class and its bases, as its instances have them."""
+    """Return the names of the slots of a class and its bases."""
     return [
         key
         for base in found.__mro__
@@ -332,7 +330,7 @@ def slot_names(found: type) -> list[str]:
 
 
 def root_of(found: Any) -> str:
-    """Return the package that a module, class or function, or a name, belongs to."""
+    """Return the top-level package of a module, class, function or dotted name."""
     if isinstance(found, types.ModuleType):
         found = found.__name__
     elif not isinstance(found, str):

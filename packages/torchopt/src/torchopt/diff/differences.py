@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Products with second derivatives from first derivatives alone.
 
-For a direction v with unit vector u = v / |v| and a length h,
+For a direction v with the unit vector u = v / |v|, and a length h,
 
     H v = |v| (g(theta + h u) - g(theta - h u)) / (2 h) + O(h^2),
 
-g the gradient with respect to the parameters and to whatever else the loss reads, so that the mixed
-second derivatives come with it. Four gradients, at h and 2 h, cancel the term of h^2 (Richardson):
+where g is the gradient with respect to the parameters and to all other inputs of the loss, so that
+it also gives the mixed second derivatives. Four gradients, at h and 2 h, cancel the term of order
+h^2 (Richardson extrapolation):
 
     (4 D(h) - D(2 h)) / 3 = H v + O(h^4).
 """
@@ -27,15 +28,16 @@ from torchopt.tree import is_smooth
 
 __all__ = ["Differences", "Judge", "Product"]
 
-# From parameters and the weight of each loss to the weighted sum of losses and its gradient.
+# Maps parameters and the weight of each loss to the weighted sum of the losses and its gradient.
 Gradient = Callable[[list[Any], Tensor], tuple[Tensor, Sequence[Tensor | None]]]
-ROUNDINGS = 1e3  # that add up in a loss
+ROUNDINGS = 1e3  # how many rounding errors may add up in a loss
 
 
 class Product(NamedTuple):
-    """A product with second derivatives, and the norm of what it may be off by.
+    """A product with second derivatives, and an estimate of the norm of its error.
 
-    `apart` is how far the slope of the losses is from that by their gradient, over what it may be.
+    `apart` is the distance between the slope of the losses and the slope that their gradient gives,
+    relative to the largest distance that rounding and the formula explain.
     """
 
     value: list[Tensor | None]
@@ -47,39 +49,43 @@ class Product(NamedTuple):
 class Differences:
     """Products with second derivatives from differences of gradients, for `derivative=`.
 
-    For losses with operations that have no second derivative: fused attention, functions marked
-    `once_differentiable`, kernels of others. Needs the memory of one gradient. The gradient of the
-    loss has to be smooth along the way: a kink, as of ReLU, is an error, and is seen as one.
+    Use them for losses with operations that have no second derivative: fused attention, functions
+    marked `once_differentiable`, third-party kernels. They need the memory of one gradient. The
+    gradient of the loss must be smooth along the displacement. A kink, such as that of ReLU, causes
+    an error, which the estimate below shows.
 
-    The length of the displacement is h = eps^p (1 + |theta|), eps that of the dtype of the
-    parameters; p = 1/3 for two gradients and 1/5 for four, where the error of the formula (h^2,
-    h^4) and that of rounding (eps / h) are about the same: relative errors of about 1e-10 and 1e-12
-    in float64, 1e-4 and 1e-5 in float32.
+    The length of the displacement is h = eps^p (1 + |theta|), with eps of the dtype of the
+    parameters and p = 1/3 for two gradients, 1/5 for four. Then the errors of the formula (h^2,
+    h^4) and of rounding (eps / h) are about the same: relative errors of about 1e-10 and 1e-12 in
+    float64, 1e-4 and 1e-5 in float32.
 
-    The error is estimated with each product: for two gradients by the part of their sum that is not
-    the gradient in the middle; for four by the difference from the formula with two of them, and by
-    how that part grows from h to 2 h. The estimate is of a lower order in h than the error, so that
-    it is the larger one wherever the gradient is smooth and h short. `report.differences` of the
-    inner loop has the largest estimate of each backward pass, relative to the cotangent that the
-    product is a part of. The gradient in the middle is that by the parameters: a kink close to the
-    middle that the mixed second derivatives alone have is not seen. Two gradients do not see a
-    jump exactly in the middle either, as that of |theta| at 0, which looks like a curvature of
-    1 / h: use four for such a loss.
+    The error of each product is estimated. For two gradients the estimate is the difference between
+    their mean and the gradient in the middle. For four it combines the distance from the formula
+    with two gradients and the growth of that difference from h to 2 h. The estimate is of lower
+    order in h than the error, so it is the larger of the two if the gradient is smooth and h is
+    small. `report.differences` of the inner loop gets the largest estimate of each backward pass,
+    relative to the cotangent that the product is a part of.
 
-    The losses beside the gradients say whether these are their derivatives. Where a loss detaches
-    what depends on the parameters, a difference would differentiate that, and `backward()` raises.
+    The gradient in the middle is known only for the parameters. So a kink close to the middle that
+    affects only the mixed second derivatives is not noticed. Two gradients also miss a jump exactly
+    in the middle, such as that of the gradient of |theta| at 0, which looks like a curvature of
+    1 / h; use four for such a loss.
+
+    The values of the loss show whether its gradient is its derivative. If a loss detaches something
+    that depends on the parameters, a difference would differentiate it, and `backward()` raises.
 
     Attributes:
         gradients: How many gradients a product takes, 2 or 4.
-        step: The displacement over 1 + |theta|; None: by the dtype.
-        limit: The largest relative error, above which `backward()` raises; None: it never does. A
-            tenth is what `Verify` allows between two engines: less is lost in the noise of
-            minibatches, more begins to turn the direction.
+        step: h / (1 + |theta|), > 0, dimensionless; None: chosen by the dtype.
+        limit: The largest relative error; above it `backward()` raises. None: never raise. The
+            default 0.1 is also what `Verify` allows between two engines: a smaller error is lost in
+            the noise of minibatches, a larger one begins to change the direction.
 
     Raises:
-        GradientMismatchError: By `backward()`: the estimate exceeds `limit`.
-        NotDifferentiableError: By `backward()`: the gradient of the loss is not its derivative.
-        ValueError: Another number of gradients, a step that is not positive.
+        GradientMismatchError: In `backward()`: the estimate exceeds `limit`.
+        NotDifferentiableError: In `backward()`: the gradient of the loss is not its derivative, or
+            the parameters have fewer digits than float32.
+        ValueError: `gradients`, `step` or `limit` is out of its range.
 
     Example:
         >>> import torch, torchopt
@@ -117,7 +123,7 @@ class Differences:
             )
 
     def length(self, dtype: torch.dtype) -> float:
-        """Return the displacement over 1 + |theta|.
+        """Return h / (1 + |theta|).
 
         Raises:
             NotDifferentiableError: The dtype has too few digits for differences.
@@ -140,15 +146,15 @@ class Differences:
         center: Sequence[Tensor | None],
         tasks: int | None = None,
     ) -> Product:
-        """Return d/de of a gradient at `at + e direction`, e = 0.
+        """Return d/de of the gradient at `at + e * direction`, at e = 0.
 
         Args:
-            gradient: Called `gradients` times; the weight is one number, or one for each task. The
-                gradient with respect to the floating-point tensors of `at` comes first.
-            at: The parameters; with tasks, each tensor has a leading dimension of them.
-            direction: Like them, None for zero.
-            center: The gradient at `at` with respect to the parameters, the first of its results.
-            tasks: How many tasks; None for one without a dimension of its own.
+            gradient: Called `gradients` times with parameters and weights (0-dim or `[tasks]`). The
+                gradients for the floating-point tensors of `at` come first in its result.
+            at: The parameters; with tasks, each tensor has a leading dimension of tasks.
+            direction: Tensors like the parameters; None for zero.
+            center: The gradient at `at` with respect to the parameters.
+            tasks: The number of tasks; None for one task without a dimension of its own.
         """
         where = [i for i, d in enumerate(direction) if d is not None]
         along = [d for d in direction if d is not None]
@@ -182,7 +188,7 @@ class Differences:
             norm(middle) * norm(along),
             (size / length).sum(),
         )
-        # The even part vanishes with h: as h where the gradient is smooth, not at all at a kink.
+        # The even part vanishes like h if the gradient is smooth, and does not vanish at a kink.
         even = _difference(both, [None if g is None else _scaled(g, size / length) for g in center])
         if self.gradients == 2:
             return Product(near, norm(even), apart)
@@ -192,7 +198,7 @@ class Differences:
             for a, b in zip(near, _difference(ahead, behind))
         ]
         twice = [None if g is None else _scaled(g, size / (2 * length)) for g in center]
-        # What is left of 2 h and h is of h^3, but half of what the gradient bends by at a kink.
+        # What remains is of order h^3 if the gradient is smooth, half of the bend at a kink.
         bend = [
             None if a is None or b is None else a - 2 * b
             for a, b in zip(_difference(_sum(ahead, behind), twice), even)
@@ -204,8 +210,8 @@ class Judge:
     """Collects the errors of the products of one backward pass.
 
     Args:
-        differences: What they are made by.
-        report: Its `differences` gets the largest relative error.
+        differences: The settings of the products.
+        report: Its list `differences` gets the largest relative error.
     """
 
     def __init__(self, differences: Differences, report: Any) -> None:
@@ -214,11 +220,11 @@ class Judge:
         self._apart: list[Tensor] = []
 
     def again(self) -> Judge:
-        """Return one for something else, whose errors belong to no backward pass."""
+        """Return a judge for products that belong to no backward pass."""
         return Judge(self.differences, None)
 
     def note(self, product: Product, whole: Sequence[Tensor | None]) -> None:
-        """Take in the errors of a product that is a part of these cotangents."""
+        """Record the errors of a product that is a part of the cotangents `whole`."""
         size, error = norm(whole), product.error
         self._errors.append(torch.where(error > 0, error / size, error).detach())
         self._apart.append(product.apart.detach())
@@ -246,26 +252,26 @@ class Judge:
         if apart > 1:  # never for NaN
             raise NotDifferentiableError(
                 "derivative='differences': expected a loss whose gradient is its derivative, got "
-                "one whose slope is another. What a loss detaches, or changes in a backward pass, "
-                "is no constant for differences: give it to the loss as an argument, or use "
-                "'reverse', 'mixed' or 'first_order'."
+                "one whose slope differs. Differences do not treat as a constant what a loss "
+                "detaches or changes in a backward pass: pass it to the loss as an argument, or "
+                "use 'reverse', 'mixed' or 'first_order'."
             )
 
 
 def _apart(
     ends: tuple[Tensor, Tensor], mean: Tensor, middle: Tensor, scale: Tensor, per_length: Tensor
 ) -> Tensor:
-    """Return how far the slope of a loss is from that by its gradient, over what it may be.
+    """Return |slope of the loss - slope from its gradient| relative to the allowed distance.
 
-    Both slopes leave out a term of h^2. That of the mean gradient of both sides is three times as
-    large, so that its distance from the slope in the middle bounds it.
+    The slope of the loss misses a term of order h^2. The slope from the mean gradient of both sides
+    misses three times that term, so its distance from the slope in the middle is a bound.
 
     Args:
-        ends: The losses on both sides, divided by their distance.
-        mean: The slope by the mean of their gradients.
-        middle: That by the gradient in the middle.
-        scale: The norm of the gradient times that of the direction.
-        per_length: The norm of the direction over h.
+        ends: The losses on both sides, divided by the distance between the sides.
+        mean: The slope from the mean of the gradients on both sides.
+        middle: The slope from the gradient in the middle.
+        scale: The norm of the gradient times the norm of the direction.
+        per_length: The norm of the direction divided by h.
     """
     above, below = (x.detach().double() for x in ends)
     eps = torch.finfo(ends[0].dtype).eps
@@ -295,7 +301,7 @@ def _sum(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> lis
 
 
 def _norms(tensors: Sequence[Tensor], tasks: int | None) -> Tensor:
-    """Return the norm of several tensors together, one for each task."""
+    """Return the norm of several tensors together; with tasks, one norm for each, `[tasks]`."""
     if tasks is None:
         return norm(tensors)
     each = [torch.linalg.vector_norm(x.reshape(tasks, -1), dim=1) for x in tensors]
@@ -304,7 +310,7 @@ def _norms(tensors: Sequence[Tensor], tasks: int | None) -> Tensor:
 
 
 def norm(tensors: Sequence[Tensor | None]) -> Tensor:
-    """Return the norm of tensors together, without those that are None."""
+    """Return the norm of several tensors together, in float64; None counts as zero."""
     every = [torch.linalg.vector_norm(x).double() for x in tensors if x is not None]
     if not every:
         return torch.zeros((), dtype=torch.float64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol of an engine: a value that differentiates any inner problem."""
+"""The protocol of an engine: an object that differentiates any inner problem."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["Engine"]
 
 @runtime_checkable
 class Engine(Protocol):
-    """A way to differentiate an inner loop, as a value with fields.
+    """A way to differentiate an inner loop.
 
     `torchopt.diff.Explicit`, `torchopt.diff.Implicit` and `torchopt.diff.ZeroOrder` are engines.
-    Each takes the same problem and returns a function with the same arguments and results; only
-    the derivatives differ.
+    Each takes the same problem and returns a function with the same arguments and results; only the
+    derivatives differ.
     """
 
     def over(
@@ -27,14 +27,16 @@ class Engine(Protocol):
         tasks: Sequence[Any] | None = None,
         verify: Any = None,
     ) -> Callable[..., Any]:
-        """Return the engine over an inner problem.
+        """Return a function that solves the inner problem, differentiated by this engine.
+
+        The arguments have the same meaning as those of `torchopt.inner_loop`.
 
         Args:
-            loss: As in `torchopt.inner_loop`.
-            optimizer: As there.
-            steps: As there.
-            tasks: As there.
-            verify: As there.
+            loss: `loss(params, batch, *meta)`, a 0-dim tensor.
+            optimizer: A constructor of a transformation, or a transformation.
+            steps: The number of steps, >= 1.
+            tasks: The dimensions that count tasks; None: one task.
+            verify: A `torchopt.diff.Verify`; None: no checks.
 
         Returns:
             A function of `(params, batch, *meta, batches=None, state=None, **hypers)` that returns

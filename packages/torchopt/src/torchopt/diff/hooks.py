@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks in a loss that put another gradient in place of what torch computed.
+"""Hooks in a loss that replace the gradient that torch computed.
 
-What comes out then is the gradient of no function: its derivative is not symmetric, as that of
-forward over reverse mode is taken to be, and in reverse mode torch calls the hook again when the
-derivative itself is computed.
+The result is then the gradient of no function. Its derivative is not symmetric, which forward over
+reverse mode assumes; and in reverse mode torch calls the hook again when it computes the
+derivative.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["unchanging", "watch_hooks"]
 
 
 def unchanging(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a hook that raises where this one returns another gradient than it was given.
+    """Return a hook that raises if `hook` returns another gradient than it was given.
 
     Args:
-        hook: Of a tensor, or of a node of a graph.
+        hook: A hook of a tensor, or of a node of a graph.
     """
 
     @functools.wraps(hook)
@@ -31,8 +31,8 @@ def unchanging(hook: Callable[..., Any]) -> Callable[..., Any]:
         if found is not None and not _is_same(found, given):
             name = getattr(hook, "__qualname__", type(hook).__name__)
             raise NotDifferentiableError(
-                f"hook {name} in a loss: expected one that returns None, as its gradient is "
-                "differentiated itself, got one that returns another gradient; change the gradient "
+                f"hook {name} in a loss: expected one that returns None, because its gradient is "
+                "differentiated again, got one that returns another gradient; change the gradient "
                 'in the optimizer, as in torchopt.chain, or use derivative="first_order"'
             )
         return found
@@ -48,7 +48,7 @@ def _is_same(found: Any, given: Any) -> bool:
 
 
 def watch_hooks(node: Any) -> None:
-    """Let every hook of a node of a graph be `unchanging`."""
+    """Wrap every hook of a node of a graph in `unchanging`."""
     for hooks in hooks_of_node(node):
         for key, hook in hooks.items():
             hooks[key] = unchanging(hook)

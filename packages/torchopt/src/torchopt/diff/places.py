@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State that a function reaches without being given it: slots, containers, arrays, generators."""
+"""State that a function reaches besides its arguments: slots, containers, arrays, generators."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ __all__ = [
     "what_varies",
 ]
 
-# Entries of a container that are looked at one by one, and of one that is copied.
+# Largest number of entries of a container that is searched, and of one that is copied.
 ENTRIES, COPIED = 256, 2**14
-# A class of the user may do anything when it is cleared and filled.
+# Only these: a container class of the user may do anything when it is cleared and filled.
 COPYABLE = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 CELL, MISSING = object(), object()
 
@@ -57,14 +57,14 @@ class Slot:
     value: Any = MISSING
 
     def read(self) -> Any:
-        """Return the present content, `MISSING` if there is none."""
+        """Return the present content, or `MISSING`."""
         try:
             return self.holder.cell_contents if self.key is CELL else self.holder[self.key]
         except (LookupError, ValueError):
             return MISSING
 
     def write(self, value: Any) -> None:
-        """Put a value there; `MISSING` takes the entry of a dict away."""
+        """Set the content; `MISSING` removes the entry of a dict."""
         if self.read() is value:
             return
         if self.key is CELL:
@@ -86,16 +86,16 @@ class Attribute(Slot):
     """An attribute of a class, or of an object with `__slots__`."""
 
     def read(self) -> Any:
-        """Return the present content, `MISSING` if there is none."""
+        """Return the present content, or `MISSING`."""
         if isinstance(self.holder, type):
             return vars(self.holder).get(self.key, MISSING)
         return getattr(self.holder, self.key, MISSING)
 
     def write(self, value: Any) -> None:
-        """Put a value there; `MISSING` takes the attribute away."""
+        """Set the content; `MISSING` removes the attribute."""
         if self.read() is value:
             return
-        owner: Any = type if isinstance(self.holder, type) else object  # frozen ones too
+        owner: Any = type if isinstance(self.holder, type) else object  # works for frozen ones
         if value is MISSING:
             owner.__delattr__(self.holder, self.key)
         else:
@@ -104,7 +104,7 @@ class Attribute(Slot):
 
 @dataclass(frozen=True)
 class Source:
-    """A source of random numbers, with its state at a moment."""
+    """A source of random numbers with a recorded state."""
 
     get: Callable[[], Any]
     set: Callable[[Any], Any]
@@ -116,7 +116,7 @@ class Source:
         return Source(get, put, get())
 
     def is_at(self, state: Any) -> bool:
-        """Return whether the state is still the recorded one."""
+        """Return whether a state equals the recorded one."""
         if isinstance(state, Tensor):
             return torch.equal(state, self.state)
         return bool(state == self.state)
@@ -124,7 +124,7 @@ class Source:
 
 @contextlib.contextmanager
 def recorded_iterators(function: Any) -> Iterator[None]:
-    """Return a context in which the iterators that a function reaches can be put back."""
+    """Return a context in which the iterators that a function reaches can be rewound."""
     recorders: dict[int, Recorder] = {}
     places = []
     for _, found in captured(function, object):
@@ -142,14 +142,14 @@ def recorded_iterators(function: Any) -> Iterator[None]:
 
 
 def _is_iterator(value: Any) -> bool:
-    # One that the user wrote as a class is put back by its attributes, and stays what it is.
+    # An iterator that the user wrote as a class is restored through its attributes instead.
     written = isinstance(getattr(type(value), "__next__", None), types.FunctionType)
     others = isinstance(value, (io.IOBase, Recorder)) or (written and _is_of_user(value))
     return isinstance(value, Iterator) and not others
 
 
 def sources(found: Any) -> Iterator[Source]:
-    """Yield the source of random numbers that an object is, if it is one of the user's own."""
+    """Yield a source for an object that is a random number generator of the user."""
     if found is torch.default_generator or found is random.getstate.__self__:  # type: ignore[attr-defined]
         return
     if isinstance(found, Recorder):
@@ -171,7 +171,7 @@ def _shared(numpy: Any) -> Any:
 
 
 def numpy_source(owner: Any) -> Source:
-    """Return the old kind of generator of numpy, or `numpy.random` itself."""
+    """Return a source for a legacy generator of numpy, or for `numpy.random` itself."""
 
     def get() -> tuple[Any, ...]:
         name, keys, *rest = owner.get_state()
@@ -186,7 +186,7 @@ def numpy_source(owner: Any) -> Source:
 
 
 def slots(found: Any, holds: Callable[[Any], bool]) -> Iterator[Slot]:
-    """Yield the slots of an object whose present values are to be remembered, with these."""
+    """Yield the slots of an object whose values satisfy `holds`, with the present values."""
     for slot in _slots(found):
         slot.value = slot.read()
         if slot.value is not MISSING and holds(slot.value):
@@ -220,7 +220,7 @@ def _slots(found: Any) -> Iterator[Slot]:
 
 
 def table_of(found: Any) -> dict[str, Any] | None:
-    """Return the attributes of an object of the user, or of a function, as the dict they are in."""
+    """Return the attribute dict of an object or function of the user, or None."""
     if isinstance(found, types.FunctionType):
         own = root_of(found.__globals__.get("__name__")) not in LIBRARIES
         return found.__dict__ if own else None
@@ -236,9 +236,9 @@ def _is_of_user(found: Any) -> bool:
 
 
 def what_varies(optimizer: Any) -> list[tuple[str, Any]]:
-    """Return (name, object) for what an optimizer holds and its user may change between two steps.
+    """Return (name, object) for the parts of an optimizer that may change between two steps.
 
-    Schedules of the user's own, modules, and tensors that are no inputs of the derivative.
+    These are schedules of the user, modules, and tensors that are not differentiated.
     """
 
     def varies(found: Any) -> bool:
@@ -262,25 +262,25 @@ def is_number(value: Any) -> bool:
 
 
 def has_no_graph(value: Any) -> bool:
-    """Return whether a value is not a tensor with a graph: to keep one would keep what made it."""
+    """Return whether a value is not a tensor with a graph, which keeping it would keep alive."""
     return not isinstance(value, Tensor) or value.grad_fn is None
 
 
 @dataclass
 class Content:
-    """The content of a container or an array at a moment."""
+    """The recorded content of a container or an array."""
 
     holder: Any
     copy: Any
 
     def put(self, *, counting: bool = False, silent: bool = False) -> Callable[[], None]:
-        """Put the content in place; return what takes it away again.
+        """Restore the recorded content; return a function that undoes this.
 
-        What is added to a list or dict meanwhile is a log, and stays.
+        Entries that are added to a list or dict in the meantime are a log, and the undo keeps them.
 
         Args:
-            counting: By how much an int is more at the end, stays too.
-            silent: Nothing stays.
+            counting: Whether the undo also keeps the increase of an int.
+            silent: Whether the undo keeps nothing.
         """
         holder, copy = self.holder, self.copy
         before = holder.copy()
@@ -322,33 +322,34 @@ class Content:
 
 @dataclass
 class Elements:
-    """The elements of a tensor at a moment, for tensors that are changed in place."""
+    """The recorded elements of a tensor that may be changed in place."""
 
     holder: Tensor
     copy: Tensor
     version: int
-    put_at: int | None = None  # the version that they were put in place of, while they are there
+    put_at: int | None = None  # the version that they replace, while they are in place
 
     @staticmethod
     def of(x: Tensor, before: Elements | None = None) -> Elements:
-        """Return the present elements, by those of before if nothing was written since."""
+        """Record the present elements; return `before` if nothing was written since."""
         if before is not None and x._version in (before.version, before.put_at):
             return before
         return Elements(x, x.detach().clone(), x._version)
 
     @property
     def is_written(self) -> bool:
-        """Whether something was written to the tensor since."""
+        """Whether the tensor was written to since."""
         return self.holder._version != self.version
 
     def put(self, *, always: bool) -> Callable[[], None]:
-        """Put the elements in place; return what takes them away again.
+        """Restore the recorded elements; return a function that undoes this.
 
-        In memory of their own, which what is saved for a backward pass keeps. Not inside of a
-        transform, to which that memory would belong.
+        They get memory of their own, which tensors saved for a backward pass keep alive. Inside of
+        a transform nothing is done, because that memory would belong to the transform.
 
         Args:
-            always: Also where nothing was written since: something may be meanwhile.
+            always: Restore even if nothing was written yet, because something may be written
+                in the meantime.
         """
         if is_transforming():
             return lambda: None
@@ -360,14 +361,14 @@ class Elements:
 
         def back() -> None:
             holder.data, self.put_at = before, put_at
-            if holder._version != version:  # of other elements than these
+            if holder._version != version:  # the restored elements were written to, not these
                 bump_versions([holder])
 
         return back
 
 
 def is_copied(x: Tensor) -> bool:
-    """Return whether the elements of a tensor are copied: those of small ones are."""
+    """Return whether the elements of a tensor are copied, which only small tensors are."""
     plain = type(x) in (Tensor, nn.Parameter) and x.layout is torch.strided
     if not plain or x.numel() > COPIED or x.is_inference():
         return False
@@ -375,7 +376,7 @@ def is_copied(x: Tensor) -> bool:
 
 
 def counted(before: Any, put: Any, after: Any) -> Any:
-    """Return `before`, and for an int what was added to `put` since."""
+    """Return `before`; for an int, plus the increase from `put` to `after`."""
     if type(before) is int and type(put) is int and type(after) is int:
         return before + after - put
     return before
@@ -388,7 +389,7 @@ def _same(first: dict[Any, Any], second: dict[Any, Any]) -> bool:
 
 
 def contents(found: Any) -> Iterator[Content]:
-    """Yield the content of an object, if it is a container or an array that can be copied."""
+    """Yield the content of an object if it is a container or array that can be copied."""
     numpy: Any = sys.modules.get("numpy")
     if type(found) in COPYABLE:
         values = found.values() if isinstance(found, dict) else found

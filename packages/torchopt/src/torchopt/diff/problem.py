@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One call of an inner problem: what is differentiated, and what is not."""
+"""One call of an inner problem, split into differentiated tensors and the rest."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ def over(
     tasks: Sequence[Any] | None = None,
     verify: Any = None,
 ) -> Any:
-    """Return this engine over an inner problem: the same value with these fields.
+    """Return this engine for an inner problem: a copy with these fields set.
 
     Args:
-        self: The engine; this function is a method of all three.
+        self: The engine; this function is a method of all three engines.
         loss: `loss(params, batch, *meta)`; see `torchopt.inner_loop`.
         optimizer: A constructor or a transformation.
-        steps: Number of steps, >= 1.
-        tasks: Which dimension counts tasks, for params, batch and each further argument.
+        steps: The number of steps, >= 1.
+        tasks: The dimension that counts tasks, for params, batch and each further argument; None:
+            one task.
         verify: A `torchopt.diff.Verify`, or None.
 
     Returns:
@@ -42,7 +43,7 @@ def over(
         `InnerResult`.
 
     Raises:
-        ValueError: The engine has a loss already.
+        ValueError: The engine already has a loss.
 
     Example:
         >>> import torch, torchopt
@@ -65,7 +66,7 @@ def over(
 
 
 def require_verify(value: Any, kind: type) -> None:
-    """Raise unless this is None or a `Verify`."""
+    """Raise unless the value is None or a `Verify`."""
     if value is not None and not isinstance(value, kind):
         raise TypeError(
             "inner_loop: verify: expected torchopt.diff.Verify(other, rate, limit) or None, got "
@@ -99,7 +100,7 @@ def over_tasks(function: Callable[..., Any], tasks: Sequence[Any], args: tuple[A
 
 
 class InnerCall:
-    """The arguments of a call, as distinct differentiated tensors and the rest.
+    """The arguments of a call, split into distinct differentiated tensors and the rest.
 
     Args:
         value: The engine over its problem.
@@ -107,7 +108,7 @@ class InnerCall:
         kwargs: `batches`, `state` and hyper-parameters.
 
     Attributes:
-        wanted: The differentiated tensors, those of the optimizer among them, each once.
+        wanted: The differentiated tensors, including those of the optimizer, each once.
     """
 
     def __init__(self, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -122,7 +123,7 @@ class InnerCall:
         self._place = {id(x): i for i, x in enumerate(self.wanted)}
 
     def run(self, tensors: Sequence[Tensor], function: Any) -> Any:
-        """Return the result with these tensors in place of `wanted`.
+        """Return the result of the call with `wanted` replaced by these tensors.
 
         Args:
             tensors: As many as `wanted`.
@@ -136,7 +137,7 @@ class InnerCall:
         optimizer = rebuilt(
             function.optimizer, {key: x for key, x in new.items() if key in self._held}
         )
-        # Without the parts that count the calls and check them; errors of differences are kept.
+        # A copy has a new report, so the run is neither counted nor checked; errors are kept.
         inner = dataclasses.replace(function, optimizer=optimizer)
         inner.report.differences = function.report.differences
         return inner.run_inner(*args, **kwargs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Iterators that give again what they gave, for a loss that is computed again."""
+"""Iterators that can be rewound, for a loss that is computed again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["Recorder"]
 
 
 class Recorder:
-    """An iterator that can be put back: what it has given is kept, and given again."""
+    """An iterator that keeps the values it yielded and can yield them again."""
 
-    not_searched = True  # what it has given is no state of the function
+    not_searched = True  # the recorded values are not state of the function
 
     def __init__(self, iterator: Iterator[Any]) -> None:
         self.iterator, self._given, self.place = iterator, [], 0  # type: ignore[var-annotated]
@@ -24,7 +24,7 @@ class Recorder:
         return self.send(None)
 
     def send(self, value: Any) -> Any:
-        """Return what the iterator gives next, or what it gave for such a value."""
+        """Return the next value of the iterator, or the recorded one at this place."""
         if self.place == len(self._given):
             iterator: Any = self.iterator
             self._given.append(next(iterator) if value is None else iterator.send(value))
@@ -35,5 +35,5 @@ class Recorder:
         return getattr(self.iterator, name)
 
     def seek(self, place: int) -> None:
-        """Go on from a place."""
+        """Continue from a place."""
         self.place = place

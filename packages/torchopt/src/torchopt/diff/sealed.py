@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Functions that provably depend only on their arguments.
 
-Most functions do, and then nothing has to be recorded or compared. In doubt the answer is no.
+Most functions do, and then nothing has to be recorded or compared. If in doubt, the answer is no.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
     "may_exchange",
 ]
 
-MOST = 2000  # objects of which it is known that the search saw all
+MOST = 2000  # number of objects up to which the search is known to be complete
 # Packages without random numbers of Python or numpy.
 KNOWN = {"torch", "torchopt", "optree", "builtins", "math", "functools", "itertools"}
 KNOWN |= {"operator", "collections", "dataclasses", "typing", "types", "abc"}
@@ -45,7 +45,7 @@ SEEN_THROUGH = (
     functools.partial,
     PyTreeSpec,
 )
-# What runs nothing but what the search finds in it; a class may, by its descriptors.
+# Objects that run only what the search finds in them; a class may run more, by its descriptors.
 PASSIVE = (
     *(Tensor, types.ModuleType, types.MethodType, functools.partial, PyTreeSpec),
     *(list, tuple, set, frozenset, deque, dict),
@@ -58,7 +58,7 @@ PURE = (
     "torchopt.solvers",
     "torchopt.diff",
 )
-# Operations that a loss runs on others for, see `twice_differentiable`; and what is looked at.
+# Operations that `twice_differentiable` replaces, and those that it examines.
 RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 EXCHANGED = RECURRENT | frozenset(
     {
@@ -68,15 +68,15 @@ EXCHANGED = RECURRENT | frozenset(
     }
 )
 LOOKED_AT = EXCHANGED | {"apply", "autograd", "no_grad", "set_grad_enabled", "inference_mode"}
-# Ways to reach, to change or to make what is not an argument.
+# Names that can reach, change or create something besides the arguments.
 DOUBTFUL = {"nn", "Parameter", "autograd", "backward", "out", "inplace", "data", "ops", "utils"}
-DRAWS = {"multinomial", "bernoulli"}  # others are functions, or change a tensor
+DRAWS = {"multinomial", "bernoulli"}  # methods; the others are functions or in place
 REFLECTION = {"eval", "exec", "globals", "locals", "vars", "compile", "__import__"}
 WRITES = ("STORE_SUBSCR", "STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF", "DELETE_", "INPLACE_")
 
 
 def is_simple(found: Any) -> bool:
-    """Return whether this object is a pure function without a closure, and needs no search."""
+    """Return whether this object is a pure function without a closure, so no search is needed."""
     if type(found) is not types.FunctionType:
         return False
     if found.__closure__ or found.__defaults__ or found.__kwdefaults__ or found.__dict__:
@@ -98,9 +98,7 @@ def _reads_additions(function: types.FunctionType) -> bool:
 
 
 def is_sealed_without(function: Any, names: Set[str]) -> bool:
-    """Return whether it is plain that a function depends only on its arguments, and that none of
-    these names appears in what it calls.
-    """
+    """Return whether a function provably depends only on its arguments and avoids these names."""
     if is_simple(function):
         return names.isdisjoint(_words(function.__code__))
     for count, (_, found) in enumerate(captured(function, object)):
@@ -112,7 +110,7 @@ def is_sealed_without(function: Any, names: Set[str]) -> bool:
 
 
 def may_exchange(found: Any) -> bool:
-    """Return whether this object may run an operation that `twice_differentiable` looks at."""
+    """Return whether this object may run an operation that `twice_differentiable` examines."""
     if isinstance(found, types.FunctionType):
         return not LOOKED_AT.isdisjoint(_words(found.__code__))
     if isinstance(found, types.BuiltinFunctionType):
@@ -121,12 +119,12 @@ def may_exchange(found: Any) -> bool:
 
 
 def are_plain(*trees: Any) -> bool:
-    """Return whether trees hold only tensors and numbers: other objects may hide tensors."""
+    """Return whether trees hold only tensors and numbers; other objects may hide tensors."""
     return all(isinstance(x, (Tensor, *ATOMS)) for x in tree_leaves(trees))
 
 
 def draws_nothing(found: Any) -> bool:
-    """Return whether a pure function draws no random numbers: it needs torch, or a method."""
+    """Return whether a pure function draws no random numbers, by functions of torch or methods."""
     if not is_simple(found):
         return False
     names = code_names(found.__code__)
@@ -134,8 +132,9 @@ def draws_nothing(found: Any) -> bool:
 
 
 def is_transparent(found: Any) -> bool:
-    """Return whether a search of the closure sees all that this object reaches, and it draws no
-    random numbers of Python or numpy that the search would not find.
+    """Return whether a search of the closure sees everything that this object reaches.
+
+    Then it also draws no random numbers of Python or numpy that the search does not find.
     """
     if isinstance(found, types.FunctionType):
         package = root_of(found.__globals__.get("__name__"))
@@ -147,15 +146,13 @@ def is_transparent(found: Any) -> bool:
     if isinstance(found, SEEN_THROUGH):
         return True
     if isinstance(found, (list, tuple, set, frozenset, deque, dict)):
-        return len(found) <= 256  # the search looks at so many
+        return len(found) <= 256  # the number of entries that the search covers
     package = root_of(type(found))
     return package not in LIBRARIES and package != "builtins"
 
 
 def is_pure(found: Any) -> bool:
-    """Return whether this object is a function that changes nothing and makes no variables of its
-    own, or a plain container.
-    """
+    """Return whether this object is a plain container, or a function without side effects."""
     if isinstance(found, types.FunctionType):
         module = str(found.__globals__.get("__name__"))
         if root_of(module) in LIBRARIES:
@@ -179,7 +176,7 @@ def _reflects(code: types.CodeType) -> bool:
 
 @functools.lru_cache(4096)
 def _words(code: types.CodeType) -> frozenset[str]:
-    """Return names and strings."""
+    """Return the names and strings in code."""
     words = set(code_names(code))
     for inner in _inner(code):
         for constant in inner.co_consts:

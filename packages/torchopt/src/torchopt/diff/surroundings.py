@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a function sees besides its arguments: random numbers, buffers, modes, counters.
+"""The surroundings of a function: random numbers, buffers, training flags and counters.
 
-A derivative is taken by evaluating the function again, later and several times. Each of those
-evaluations has to see what the first one saw, and none of them may be noticed outside.
+To compute a derivative, the function is evaluated again, later and several times. Each of these
+evaluations must find the same surroundings as the first one, and none may have a side effect.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ from torchopt.torch_internals import autocast_now
 __all__ = ["Surroundings", "fresh_buffers"]
 
 CONTAINERS = (list, dict, set, deque)
-# What a module holds besides its state: what is swapped in by name, and what only its user has.
+# Attributes of a module that are not recorded: those swapped by name, and those of the solver.
 APART = {"_parameters", "_buffers", "_modules", "_meta_parameters", "_meta_modules"} | {
     "_meta_inputs",
     "_solver_leaves",
     "_solving",
 }
-# What is exchanged for the time of a call, of another thread perhaps.
+# Replaced during a call, perhaps by another thread.
 PATCHED = {"forward"}
 
 
 @dataclass(frozen=True)
 class _ModuleState:
-    """The attributes and the buffers of a module at a moment, without its sub-modules."""
+    """The recorded attributes and buffers of a module, without its sub-modules."""
 
     module: nn.Module
     attributes: dict[str, Any]
@@ -74,7 +74,7 @@ class _ModuleState:
         return _ModuleState(module, _attributes(module), buffers)
 
     def put(self) -> Callable[[], None]:
-        """Put the state in place; return a function that undoes it."""
+        """Restore the recorded state; return a function that undoes this."""
         module, content = self.module, self.module.__dict__
         before = {k: v for k, v in list(content.items()) if k not in PATCHED}
         content.update(_copied(self.attributes))
@@ -90,9 +90,9 @@ class _ModuleState:
 
 
 def _put_copies(module: nn.Module, buffers: dict[str, Tensor | None]) -> Callable[[], None]:
-    """Replace buffers by copies; return a function that undoes it.
+    """Replace buffers by copies; return a function that undoes this.
 
-    Copies belong to the transform that they are made in, which may then change them in place.
+    A copy belongs to the transform in which it is made, so the transform may change it in place.
     """
     present, before = module._buffers, dict(module._buffers)
     present.update({k: None if b is None else b.clone() for k, b in buffers.items()})
@@ -106,7 +106,7 @@ def _put_copies(module: nn.Module, buffers: dict[str, Tensor | None]) -> Callabl
 
 @contextlib.contextmanager
 def fresh_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Return a context in which the buffers of modules are copies."""
+    """Return a context in which the buffers of modules are replaced by copies."""
     with contextlib.ExitStack() as stack:
         for module in modules:
             stack.callback(_put_copies(module, module._buffers))
@@ -114,10 +114,11 @@ def fresh_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _has_state(module: nn.Module) -> bool:
-    """Return whether a module has anything to put back.
+    """Return whether a module has state that can be restored.
 
     Raises:
-        NotDifferentiableError: It is scripted and may write buffers, which can not be exchanged.
+        NotDifferentiableError: The module is scripted and may write to buffers, which cannot be
+            replaced.
     """
     if not isinstance(module, torch.jit.ScriptModule):
         return True
@@ -141,15 +142,16 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Return the attributes with containers copied, so that what is added later is not seen."""
+    """Return the attributes with containers copied, so that later additions are not seen."""
     return {k: v.copy() if type(v) in (list, dict, set) else v for k, v in attributes.items()}
 
 
 class Surroundings:
     """The surroundings of a function, as they were for one call.
 
-    Random numbers are recorded when this is made, modules when `settle` is called: a solver that
-    draws its batch first and the function that draws the same see the same.
+    The states of random number generators are recorded at construction, modules when `settle` is
+    called. So a solver that draws its batch first, and the function that draws the same batch,
+    get the same numbers.
 
     Example:
         >>> import torch
@@ -163,7 +165,7 @@ class Surroundings:
         True
     """
 
-    not_searched = True  # by `captured`: nothing in it is the user's own
+    not_searched = True  # by `captured`: it holds nothing of its own
 
     def __init__(
         self,
@@ -175,11 +177,11 @@ class Surroundings:
         """Record the state of all random numbers.
 
         Args:
-            function: The function; what it reaches by closure is looked at.
-            tensors: Tensors whose devices have generators of their own.
-            beside: What else runs, such as an optimizer; see `what_varies`. It may draw random
-                numbers, of torch or its own generators.
-            apart: Tensors that the function reaches and does not change.
+            function: The function, whose closure is searched.
+            tensors: Tensors whose devices may have generators of their own.
+            beside: Another object that runs, such as an optimizer; see `what_varies`. It may draw
+                random numbers from torch's or its own generators.
+            apart: Tensors that the function reaches but does not change.
         """
         self._apart = {id(x) for x in apart}
         varying = [] if beside is None else what_varies(beside)
@@ -246,21 +248,22 @@ class Surroundings:
             self._transparent, self.is_sealed, self.may_exchange = False, False, True
 
     def settle(self) -> None:
-        """Record the state of what the function reaches."""
+        """Record the state of everything that the function reaches."""
         if any(slot.read() is not slot.value for slot in self._slots):
             self._search(first=False)
         self._states = [_ModuleState.of(module) for module in self._modules if _has_state(module)]
         self._contents = [x for found in self._containers for x in contents(found)]
 
     def retaken(self, *, silent: bool = False) -> Surroundings:
-        """Return the surroundings of the same function as they are now.
+        """Return the present surroundings of the same function.
 
-        Its replays leave no trace, with one exception: an int of a closure that is larger at the
-        end of one counts calls, and goes on counting. Generators that have not moved share their
-        state with this.
+        Their replays leave no trace, with one exception: an int in a closure that increases during
+        a replay counts calls, and goes on counting. Generators that have not moved share their
+        recorded state with this object.
 
         Args:
-            silent: Without that exception, and what is added to lists and dicts does not stay.
+            silent: Leave no trace at all: counters and entries added to lists or dicts are undone
+                too.
         """
         taken = [
             s if s.is_at(state := s.get()) else Source(s.get, s.set, state) for s in self._sources
@@ -269,7 +272,7 @@ class Surroundings:
         mutable = self._slots or self._modules or self._containers or written
         is_static = not (self._fresh or mutable)
         if is_static and all(x is s for x, s in zip(taken, self._sources)):
-            return self  # a step that draws nothing and reaches nothing that changes
+            return self  # the step draws no numbers and reaches nothing that changes
         now = copy.copy(self)
         now._fresh, now._counting, now._silent, now._sources = False, not silent, silent, taken
         if any(slot.read() is not slot.value for slot in self._slots):
@@ -288,7 +291,7 @@ class Surroundings:
         return [x for source in self._sources if isinstance(x := source.get(), Tensor)]
 
     def moved_outside_torch(self) -> bool:
-        """Return whether a random generator of random or numpy has moved since."""
+        """Return whether a generator of `random` or numpy has moved since."""
         return any(
             not source.is_at(source.get())
             for source in self._sources
@@ -296,7 +299,7 @@ class Surroundings:
         )
 
     def freeze(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function with its evaluations inside of `replayed`."""
+        """Return the function with each evaluation inside of `replayed`."""
 
         @functools.wraps(function)
         def frozen(*args: Any, **kwargs: Any) -> Any:
@@ -306,14 +309,14 @@ class Surroundings:
         return frozen
 
     def replayed(self, *, anew: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Return a context with everything as it was, which leaves no trace.
+        """Return a context in which everything is as it was recorded, and which leaves no trace.
 
-        The first one leaves a trace after all: a source of random numbers that was not used
-        meanwhile advances, as in a single evaluation. Sources that were not used in the first
-        context are left alone in the next.
+        The first context is an exception: a source of random numbers that was not used in the
+        meantime advances, as in a single evaluation. Later contexts leave alone the sources that
+        the first one did not use.
 
         Args:
-            anew: Random numbers are drawn anew, and leave a trace.
+            anew: Draw new random numbers, which advances the generators.
         """
         sources = [] if anew else self._sources
         held = self._states or self._slots or self._contents or self._elements
@@ -358,17 +361,17 @@ class Surroundings:
             slot.write(value)
 
     def watch(self, value: Tensor) -> None:
-        """Remember what the function returned, and the tensors that it reaches."""
+        """Record the value of the function, and the versions of the tensors that it reaches."""
         self._value = value
         same = {id(x) for _, x, version in self._begun if x._version == version}
         self._constant.update(same - self._varying.keys())
         self._watched = [(name, x, x._version) for name, x in self._tensors if not x.is_inference()]
 
     def require_copied(self) -> None:
-        """Raise if a tensor that is too large to be copied was changed since this was made.
+        """Raise if a tensor that is too large to be copied was changed since construction.
 
         Raises:
-            NotDifferentiableError: One was.
+            NotDifferentiableError: Such a tensor was changed.
         """
         for name, x, version in self._begun:
             if x._version != version and not is_copied(x):
@@ -383,8 +386,10 @@ class Surroundings:
         return any(x._version != version for _, x, version in self._watched)
 
     def changed(self, value: Tensor) -> list[str]:
-        """Return the names of tensors that were changed in place since `watch`, if the function
-        returns another value by now, or if what runs beside it can not be put back.
+        """Return the names of tensors whose changes since `watch` make a replay wrong.
+
+        These are all changed tensors if the function returns another value now, else the changed
+        tensors of the object `beside` that cannot be restored.
         """
         changed = [(name, x) for name, x, version in self._watched if x._version != version]
         same = self._value is None or torch.equal(value, self._value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of which second derivatives are taken run on operations that have them."""
+"""Run losses whose second derivatives are needed on operations that have second derivatives."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ def require_second_derivatives(
     where: str,
     others: Sequence[Tensor] = (),
 ) -> None:
-    """Raise if torch would return zero as a second derivative; correct what can be.
+    """Raise if torch would return zero as a second derivative; correct the graph where possible.
 
     Args:
-        values: What the function returned, in grad mode.
-        args: What it is differentiated by.
-        where: What the message starts with.
-        others: What else its graph is not followed beyond.
+        values: The results of the function, in grad mode.
+        args: The tensors that it is differentiated by.
+        where: The beginning of the message.
+        others: Further tensors at which the search of the graph ends.
 
     Raises:
-        NotDifferentiableError: An operation behind them can be differentiated once only.
+        NotDifferentiableError: An operation in the graph can be differentiated only once.
     """
     wrong = correct_second_derivatives(values, args, others)
     if wrong:
@@ -69,27 +69,28 @@ def require_second_derivatives(
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """A context in which attention, recurrent layers and weight_norm have all their derivatives.
+    """A context in which attention, recurrent layers and weight_norm have all derivatives.
 
-    Fast kernels without a second derivative or without a forward mode, or with a wrong one, are
-    avoided: attention is `attention`, LSTM, GRU and RNN run without mkldnn, `weight_norm` is
-    written out, `linear_cross_entropy` is not computed in chunks.
+    It avoids fast kernels whose second derivative or forward mode is missing or wrong. Attention
+    runs as `attention`; LSTM, GRU and RNN run without mkldnn; `weight_norm` runs as elementary
+    operations; `linear_cross_entropy` is not split into chunks.
 
-    What is a constant in reverse mode is one in forward mode too: torch lets tangents through
-    `torch.no_grad()`, views above all, and through gradients that are taken without a graph.
+    A constant in reverse mode is also a constant in forward mode. torch itself lets tangents pass
+    through `torch.no_grad()`, mostly by views, and through gradients that are taken without a
+    graph.
     """
 
     def __init__(self) -> None:
-        """Begin with forward mode as it is."""
+        """Start without changing forward mode."""
         super().__init__()
         self._paused = self._has_tangents = False
         self._level = self._paused_at = 0
-        self._nodes: list[Any] = []  # of graphs, that may be given hooks
+        self._nodes: list[Any] = []  # nodes of graphs that may get hooks
 
     def __enter__(self) -> TwiceDifferentiable:
         """Enter the context."""
-        self._has_tangents = in_forward_mode()  # one that begins inside is not this one's
-        self._level = max(count_transforms(), 1)  # the graphs below are looked at as a whole
+        self._has_tangents = in_forward_mode()  # not a forward mode that begins inside
+        self._level = max(count_transforms(), 1)  # lower levels are checked on their whole graphs
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -102,7 +103,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         self._nodes = []
 
     def _pause(self, paused: bool) -> None:
-        """Switch forward mode off, or on again if it was this that switched it off."""
+        """Switch forward mode off, or on again if this context switched it off."""
         if paused and forward_mode_enabled():
             set_forward_mode(False)
             self._paused, self._paused_at = True, count_transforms()
@@ -114,7 +115,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         """Run an operation, or its replacement."""
         name = getattr(func, "__name__", None)
         if self._paused and torch.is_grad_enabled() and count_transforms() == self._paused_at:
-            self._pause(False)  # a Function, where torch saves a tensor, ended silently
+            self._pause(False)  # no_grad ended unnoticed, in a Function where torch saves a tensor
         if is_transforming() and top_saved_tensor_hooks(True) is not None:
             _recompute_as_batch()
         if name not in _LOOKED_AT:  # nearly all
@@ -128,7 +129,7 @@ class TwiceDifferentiable(TorchFunctionMode):
                     return found if found.requires_grad else found.detach()
             return found
         kwargs = kwargs or {}
-        recompute_in(twice_differentiable)  # a checkpoint, with the same operations
+        recompute_in(twice_differentiable)  # so that a checkpoint runs the same operations
         if name == "register_hook":
             hook = kwargs["hook"] if len(args) < 2 else args[1]
             return func(args[0], unchanging(hook))
@@ -141,7 +142,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         if name == "scaled_dot_product_attention":
             return attention(*args, **kwargs)
         if name == "multi_head_attention_forward":
-            # Written in Python: torch does not call modes inside of it.
+            # It is written in Python, and torch does not call modes inside of it.
             return _with_attention(func)(*args, **kwargs)
         if name in RECURRENT:
             with without_recurrent_kernels():
@@ -158,13 +159,13 @@ class TwiceDifferentiable(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _switch(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """Switch gradients on or off, or take one."""
+        """Handle an operation that switches gradients on or off, or takes a gradient."""
         if name == "_set_grad_enabled":
-            # A transform inside of no_grad switches gradients on for itself alone.
+            # A transform inside of no_grad switches gradients on only for itself.
             if self._has_tangents and not (self._paused and count_transforms() > self._paused_at):
                 self._pause(not args[0])
         elif kwargs.get("create_graph") or args[4:5] == (True,):
-            if not is_transforming():  # where `custom_function_call` is looked at
+            if not is_transforming():  # in transforms `custom_function_call` is checked instead
                 values, inputs = (tree_leaves(x) for x in (*args, *kwargs.values())[:2])
                 require_second_derivatives(values, inputs, "torch.autograd.grad")
         elif self._has_tangents:
@@ -174,14 +175,14 @@ class TwiceDifferentiable(TorchFunctionMode):
 
 
 def _recompute_as_batch() -> None:
-    """Let a checkpoint in a vmap be recomputed in one: its backward pass is outside."""
+    """Recompute a checkpoint in a vmap if it was made in one; its backward pass is outside."""
     again = vmap_again()
     if again is not None:
         recompute_in(lambda function: again(twice_differentiable(function)))
 
 
 def _without_tangent(found: Any, args: Any) -> Any:
-    """Return what an operation gave where it is a constant: a view has its base's tangent."""
+    """Return the result of an operation as a constant; a view would have its base's tangent."""
     if type(found) in (tuple, list):
         return type(found)(_without_tangent(x, args) for x in found)
     if not isinstance(found, Tensor) or any(found is x for x in args):
@@ -200,11 +201,11 @@ def _require_constant(level: int, function: Any, *args: Any) -> None:
 
 
 def _with_attention(function: Any) -> Callable[..., Any]:
-    """Return a function of torch that calls `attention` only in this thread."""
+    """Return a copy of a function of torch that calls `attention`, without patching torch."""
     own = {**function.__globals__, "scaled_dot_product_attention": attention}
     made = types.FunctionType(function.__code__, own, function.__name__, function.__defaults__)
     made.__kwdefaults__ = function.__kwdefaults__
-    own[function.__name__] = made  # which a subclass of tensors is handed
+    own[function.__name__] = made  # it passes itself on to subclasses of tensors
     return made
 
 
@@ -215,7 +216,7 @@ _LOOKED_AT = EXCHANGED | _SWITCHES | {"custom_function_call", "register_hook"}
 
 
 def twice_differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function whose calls are inside of `TwiceDifferentiable`."""
+    """Return the function with each call inside of `TwiceDifferentiable`."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One engine checked by another: some of the gradients are computed twice."""
+"""Check one engine against another by computing some of the gradients twice."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ class Verification(NamedTuple):
     """The comparison of one gradient with that of the other engine.
 
     Attributes:
-        call: Which call of the value it belongs to, from 0.
-        cosine: The cosine between the two, over all differentiated tensors together.
-        relative_error: Norm of the difference over the norm of the other's gradient.
+        call: The number of the call, counted from 0.
+        cosine: The cosine between the two gradients, over all differentiated tensors together.
+        relative_error: The norm of the difference divided by the norm of the other engine's
+            gradient.
     """
 
     call: int
@@ -46,11 +47,11 @@ class VerifyReport:
     """The results of the checks of an inner loop.
 
     Attributes:
-        calls: How many calls there were in grad mode. A call that was due for a check but is not
-            differentiated does not count: the next one is checked instead.
+        calls: The number of calls in grad mode. A call that is due for a check but has nothing to
+            differentiate does not count; the next one is checked instead.
         checks: The last thousand comparisons.
-        differences: Estimates of the relative error of the products with second derivatives, with
-            `derivative="differences"`: the largest of each of the last thousand backward passes.
+        differences: With `derivative="differences"`, the largest estimated relative error of the
+            products with second derivatives in each of the last thousand backward passes.
     """
 
     calls: int = 0
@@ -59,27 +60,28 @@ class VerifyReport:
 
     @property
     def worst(self) -> float:
-        """The largest relative error among `checks`; NaN without any."""
+        """The largest relative error among `checks`; NaN if there are none."""
         return max((c.relative_error for c in self.checks), default=math.nan)
 
 
 @dataclass(frozen=True)
 class Verify:
-    """Check a share of the gradients of an inner loop by another engine.
+    """Check some of the gradients of an inner loop by another engine.
 
     The first gradient that is pulled back through a checked call is computed again by the other
-    engine, from the same arguments, random numbers and cotangents. The first call is checked, and
-    then evenly so many.
+    engine, from the same arguments, random numbers and cotangents. The first call is checked, then
+    calls at regular intervals.
 
     Attributes:
         other: An engine, such as `Implicit(solve=CG())`, or any function with the arguments and
             results of the inner loop.
-        rate: The share of the calls, in (0, 1].
-        limit: The largest relative error, above which `backward()` raises; None: it never does.
+        rate: The share of the calls that are checked, in (0, 1].
+        limit: The largest relative error, >= 0; above it `backward()` raises. None: never raise.
 
     Raises:
-        GradientMismatchError: By `backward()`: the two gradients differ by more than `limit`.
-        ValueError: A rate or limit out of range.
+        GradientMismatchError: In `backward()`: the two gradients differ by more than `limit`.
+        TypeError: `other` is neither an engine nor a function.
+        ValueError: `rate` or `limit` is out of its range.
 
     Example:
         >>> import torch, torchopt
@@ -112,11 +114,11 @@ class Verify:
             raise ValueError(f"Verify: limit: expected a number >= 0 or None, got {self.limit}.")
 
     def is_due(self, call: int) -> bool:
-        """Return whether a call is checked; the first one is."""
+        """Return whether a call is checked, which the first one always is."""
         return call == 0 or math.floor(call * self.rate) > math.floor((call - 1) * self.rate)
 
     def bound(self, value: Any) -> Callable[..., Any]:
-        """Return the other engine over the problem of a value."""
+        """Return the other engine for the problem of `value`."""
         if hasattr(self.other, "over") and self.other.loss is None:
             other: Callable[..., Any] = self.other.over(
                 value.loss, value.optimizer, steps=value.steps, tasks=value.tasks
@@ -148,7 +150,7 @@ def checked(value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return value.run_inner(*args, **kwargs)
     inner = InnerCall(value, args, kwargs)
     if not inner.wanted:
-        return value.run_inner(*args, **kwargs)  # the next call is due
+        return value.run_inner(*args, **kwargs)  # the next call is checked instead
     report.calls += 1
     if is_transforming() or in_forward_mode():
         warnings.warn(
@@ -161,7 +163,7 @@ def checked(value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 class _Check:
-    """One checked call: it waits for the gradients of the inputs, then computes them again."""
+    """One checked call: waits for the gradients of the inputs, then computes them again."""
 
     def __init__(self, value: Any, inner: InnerCall, number: int) -> None:
         self._value, self._inner, self._number = value, inner, number
@@ -190,7 +192,7 @@ class _Check:
         pairs = [(i, g.detach()) for i, g in enumerate(found) if g is not None]
         if self._is_done or not pairs or not cotangents:
             return
-        # A second derivative runs this hook too, and is not a pull-back of these cotangents.
+        # A second derivative also runs this hook, but not with these cotangents.
         self._is_done = True
         with torch.enable_grad(), self._seen.replayed():
             points = [x.clone().requires_grad_() for x in self._points]

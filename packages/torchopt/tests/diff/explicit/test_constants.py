@@ -282,5 +282,5 @@ def test_a_penalty_of_the_gradient_of_a_normalisation_is_refused(
     w, x = (torch.randn(3, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     inner = torchopt.inner_loop(loss, torchopt.sgd(0.1), steps=1, derivative=derivative)
-    with pytest.raises(NotDifferentiableError, match="in which torch's forward mode takes mean"):
+    with pytest.raises(NotDifferentiableError, match="in which torch's forward mode treats mean"):
         inner(w, x, scale).params.sum().backward()

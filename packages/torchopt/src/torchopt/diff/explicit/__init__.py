@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inner loops as values, differentiated through their steps."""
+"""The explicit engine: inner loops that are differentiated through their steps."""
 
 from __future__ import annotations
 

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The adjoint of one step.
 
-A step is s' = \Phi(s, g, h) with g = \nabla L(\theta, \eta): s are parameters and state, h tensors
-of the optimizer, \eta whatever else the loss reads. For a cotangent \lambda of s',
+A step is s' = \Phi(s, g, h) with g = \nabla L(\theta, \eta). Here s are the parameters \theta and
+the state, h the tensors of the optimizer, and \eta all other inputs of the loss. For a cotangent
+\lambda of s',
 
 1. the vector-Jacobian product of \Phi gives \lambda_s, \lambda_g and \lambda_h;
-2. one product with the second derivatives of L, in the direction of \lambda_g, is added:
+2. one product with the second derivatives of L in the direction \lambda_g is added:
 
    (\nabla^2_{\theta\theta} L \lambda_g, \nabla^2_{\eta\theta} L \lambda_g).
 
-`"reverse"` takes the second one by reverse over reverse mode, `"mixed"` by forward over reverse
-mode, whose memory is that of a first derivative; `"differences"` from gradients alone;
-`"first_order"` leaves it out.
+The second part is computed by reverse over reverse mode (`"reverse"`), by forward over reverse
+mode, which needs the memory of a first derivative (`"mixed"`), or from differences of gradients
+(`"differences"`); `"first_order"` leaves it out.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class Cotangents:
     """Cotangents of the results of steps; None stands for zero.
 
     Attributes:
-        carry: One for each smooth tensor of the parameters and the state after them.
-        losses: Of the loss of each step, and then of each smooth tensor of its aux.
+        carry: One for each smooth tensor of the parameters, then of the state, after the steps.
+        losses: For each step, one for its loss and one for each smooth tensor of its aux.
     """
 
     carry: list[Tensor | None]
@@ -79,7 +80,7 @@ class Cotangents:
 
 
 def unit_cotangents(after: Carry, value: Tensor, aux: Aux) -> Cotangents:
-    """Return cotangents of everything that a step returns."""
+    """Return ones as the cotangents of everything that a step returns."""
     of_losses = [torch.ones_like(x) for x in (value, *aux.smooth)]
     return Cotangents([torch.ones_like(x) for x in after.smooth], [[*of_losses]])
 
@@ -90,8 +91,8 @@ def gradient(
     """Return the gradient of the loss, the loss and its aux, outside of any graph.
 
     Raises:
-        NotDifferentiableError: The loss depends on a tensor that requires a gradient and is no
-            argument.
+        NotDifferentiableError: The loss depends on a tensor that requires a gradient and is not
+            an argument.
     """
     where = [i for i, x in enumerate(carry.params) if is_smooth(x)]
     params = list(carry.params)
@@ -112,7 +113,7 @@ def gradient(
 def pulled(
     outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """Return the vector-Jacobian product; outputs without a graph and zeros are left out."""
+    """Return the vector-Jacobian product, skipping zeros and outputs without a graph."""
     both = zip(outputs, cotangents, strict=True)
     pairs = [(y, c) for y, c in both if c is not None and y.requires_grad]
     if not pairs or not inputs:
@@ -141,19 +142,20 @@ def pull_back_steps(
     cotangents: Cotangents,
     replayed: Replayed,
 ) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
-    """Return the cotangents of the smooth tensors of `carry`, and those of the inputs.
+    """Return the cotangents of the smooth tensors of `carry` and those of the inputs.
 
     Args:
         call: The call.
         carry: Parameters and state before the steps.
         inputs: The inputs.
-        steps: Which steps, from 0; several in reverse mode alone.
-        grads: The gradient of the loss in a single step, if it is kept.
-        cotangents: Those of what the steps return; other modes than reverse use up the carry's.
-        replayed: The context that shows the loss what it saw in the first of these steps.
+        steps: The steps, counted from 0; more than one only in reverse mode.
+        grads: The gradient of the loss, if there is a single step and the gradient was kept.
+        cotangents: The cotangents of the results of the steps. Modes other than reverse clear
+            those of the carry.
+        replayed: A context in which the loss finds the surroundings of the first of these steps.
     """
     variables = Variables.of(call, carry, inputs, steps)
-    # The optimizer may draw random numbers, after the loss.
+    # The optimizer may draw random numbers after the loss, hence in the same context.
     with replayed(), torch.enable_grad():
         optimizer = inputs.optimizer_now()
         if call.derivative == "reverse":
@@ -162,7 +164,7 @@ def pull_back_steps(
             if grads is None:
                 grads, _, _ = gradient(call, carry, inputs.constants, steps[0])
             directions, out = _of_update(call, variables, optimizer, grads, cotangents)
-            cotangents.carry.clear()  # three or so times the parameters
+            cotangents.carry.clear()  # frees about three times the size of the parameters
     if call.derivative != "reverse":
         for more in _of_loss(
             call, variables, steps[0], grads or (), directions, cotangents, replayed
@@ -220,7 +222,7 @@ def _reverse(
     if kept is None:  # one pass over the graph of whole steps
         outputs += carry.smooth
         return pulled(outputs, [*given, *cotangents.carry], variables.leaves)
-    # A traced program leaves out what only the value of the gradient would need.
+    # A traced program then omits the operations that only the value of the gradient needs.
     directions, out = _of_update(call, variables, optimizer, kept, cotangents)
     pairs = [(g, d) for g, d in zip(grads, directions) if g is not None]
     outputs += [g for g, _ in pairs]
@@ -235,7 +237,7 @@ def _of_update(
     grads: Sequence[Any],
     cotangents: Cotangents,
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """Return the cotangents of the gradient, and those of state and inputs, by the update."""
+    """Return the cotangents of the gradient, and of state and inputs through the update."""
     leaves = [None if g is None else g.detach().requires_grad_() for g in grads]
     after = update(call, optimizer, leaves, variables.carry)
     present = [g for g in leaves if g is not None]
@@ -253,7 +255,7 @@ def _of_loss(
     cotangents: Cotangents,
     replayed: Replayed,
 ) -> list[list[Tensor | None]]:
-    """Return the parts that flow through the loss, each a list of cotangents."""
+    """Return the contributions that flow through the loss, each a list of cotangents."""
     parts = []
     if any(c is not None for c in cotangents.losses[0]):
         with replayed(), torch.enable_grad(), rematerialised(call.blocks):
@@ -294,7 +296,7 @@ def _differences(
     grads: Sequence[Any],
     replayed: Replayed,
 ) -> Product:
-    """Return the same from differences of gradients, and its error."""
+    """Return the same derivative from differences of gradients, and its error."""
 
     def gradient(params: list[Any], weight: Tensor) -> tuple[Tensor, Sequence[Tensor | None]]:
         with replayed(), torch.enable_grad():
@@ -318,7 +320,7 @@ def pull_back_start(
     Args:
         call: The call.
         inputs: The inputs.
-        cotangents: Of the smooth tensors of the carry at the start.
+        cotangents: The cotangents of the smooth tensors of the carry at the start.
         apart: Whether `starts_apart` is known to be true.
     """
     leaves = list(inputs.tensors)
@@ -330,7 +332,7 @@ def pull_back_start(
 
 
 def starts_apart(call: Call, inputs: Leaves) -> bool:
-    """Return whether the start of a run depends on no tensor of the optimizer."""
+    """Return whether the start of a run is independent of the tensors of the optimizer."""
     hypers = [inputs.tensors[i] for i in call.hypers if i in call.wanted]
     with torch.enable_grad():
         first = start(call, inputs.optimizer, inputs.tensors).smooth

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Attention that can be differentiated twice, in memory linear in the sequence.
+r"""Attention that can be differentiated twice, in memory linear in the length of the sequence.
 
 The fast kernels of `torch.nn.functional.scaled_dot_product_attention` have neither a second
-derivative nor a forward mode; its plain one has both, and keeps an array [queries, keys]. Here the
-same function
+derivative nor a forward mode. Its math implementation has both but keeps an array
+`[queries, keys]`. Here the same function
 
 .. math::
     O = \mathrm{softmax}(s\, Q K^\top + M)\, V
 
-is computed a chunk of queries at a time, and so are all of its derivatives, from the arguments.
+is computed for one chunk of queries at a time, and all its derivatives are computed in the same
+way, starting from the arguments.
 """
 
 from __future__ import annotations
@@ -38,21 +39,24 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Return what `torch.nn.functional.scaled_dot_product_attention` returns.
+    """Return the same as `torch.nn.functional.scaled_dot_product_attention`.
 
-    Differentiable to any order, in every mode; without dropout, in memory linear in the number of
-    queries for every derivative outside of transforms.
+    Differentiable to any order, in every mode. Without dropout and outside of transforms, every
+    derivative takes memory linear in the number of queries.
 
     Args:
         query: `[*batch, queries, size]`.
         key: `[*batch, keys, size]`.
         value: `[*batch, keys, width]`.
-        attn_mask: Added to the products, or a bool that is True where they count;
-            `[*batch, queries, keys]`, broadcast.
+        attn_mask: A tensor that is added to s Q K^T, or a bool tensor that is True for the keys
+            that a query sees; it broadcasts to `[*batch, queries, keys]`.
         dropout_p: Probability with which a weight is dropped.
-        is_causal: A query sees the keys up to its own place only.
-        scale: s; 1 / sqrt(size) if None.
-        enable_gqa: Several heads of the query share one of key and value.
+        is_causal: Whether a query sees only the keys up to its own position.
+        scale: The factor s; None: 1 / sqrt(size).
+        enable_gqa: Whether several heads of the query share one head of key and value.
+
+    Raises:
+        ValueError: Both `attn_mask` and `is_causal=True` are given.
 
     Example:
         >>> import torch
@@ -68,8 +72,8 @@ def attention(
     rows = query.size(-2)
     batch = math.prod(torch.broadcast_shapes(query.shape[:-2], key.shape[:-2]))
     size = max(1, _BYTES // max(1, batch * key.size(-2) * query.element_size()))
-    # Inside of transforms, and with dropout, an operation for each chunk would not follow the rules
-    # of random numbers and of the transform.
+    # Inside of transforms and with dropout, separate operations for each chunk would break the
+    # rules of the transform and of random numbers.
     if dropout_p > 0 or is_transforming() or size >= rows:
         return _chunk(query, key, value, mask, scale=scale, dropout_p=dropout_p)
     parts = []
@@ -114,7 +118,7 @@ def _chunk(
     weights = (query * scale) @ key.mT
     if mask is not None and mask.dtype == torch.bool:
         weights = weights.masked_fill(~mask, float("-inf"))
-        # A query without any key gets zeros, as from torch.
+        # A query that sees no key gets zeros, as in torch.
         weights = weights.softmax(-1).masked_fill(~mask.any(-1, keepdim=True), 0.0)
     else:
         weights = (weights if mask is None else weights + mask).softmax(-1)
@@ -124,13 +128,13 @@ def _chunk(
 
 
 def _recomputed(function: Callable[..., Any], tensors: tuple[Tensor, ...]) -> Tensor:
-    """Return `function(*tensors)`, one tensor; each derivative starts from the tensors again."""
+    """Return the tensor `function(*tensors)`; each derivative is computed from the tensors."""
     (out,) = apply_operation(_operation(lambda *xs: (function(*xs),), len(tensors)), *tensors)
     return out
 
 
 def _operation(function: Callable[..., tuple[Tensor, ...]], count: int) -> Operation:
-    """Return a function of `count` tensors, and every derivative of it, as operations."""
+    """Return a function of `count` tensors as an operation, and its derivatives likewise."""
 
     def derivative(outputs: int) -> Operation:
         def pulled(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One call of a block whose activations are computed again in the backward pass.
 
-The block is one operation of the graph, which keeps its inputs, their tangents and its products of
-matrices. With g(x; c) its vector-Jacobian product, and v and w the tangents of its inputs x and of
-the cotangent c, the tangent of g is
+The block is one operation of the graph, which keeps its inputs, their tangents and its matrix
+products. Let g(x; c) be its vector-Jacobian product, and v and w the tangents of the inputs x and
+of the cotangent c. Then the tangent of g is
 
     d/dx <g(x; c), v> + g(x; w).
 """
@@ -39,18 +39,18 @@ def call_block(
     tensors: Sequence[Tensor],
     inputs: int,
 ) -> Any:
-    """Return `function(*tensors)`, a tree, whose activations are not kept.
+    """Return the tree `function(*tensors)` without keeping its activations.
 
     Args:
         forward: The block.
-        function: The same as a function of all tensors that it depends on.
-        tensors: These.
+        function: The block as a function of all tensors that it depends on.
+        tensors: These tensors.
         inputs: How many of them are inputs; the others are parameters.
     """
     seen = Surroundings(forward, beside=(), apart=tensors[inputs:]).retaken()
     pairs = [parts_of(x) for x in tensors]
     tangents = [None if t is None else t.detach() for _, t in pairs]
-    # Not under no_grad, which stops tangents: nothing here requires a gradient.
+    # Nothing here requires a gradient, so no_grad is not needed; it would stop the tangents.
     with Products() as products, TwiceDifferentiable(), _told():
         result = function(*(_dual(x.detach(), t) for (x, _), t in zip(pairs, tangents)))
     out, spec = tree_flatten(result, none_is_leaf=True)
@@ -64,7 +64,7 @@ def call_block(
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """Say what may be done about a block that takes a gradient of its parameters itself."""
+    """Replace torch's error for a block that calls `torch.autograd.grad` by one with a remedy."""
     try:
         yield
     except RuntimeError as error:
@@ -78,7 +78,7 @@ def _told() -> Iterator[None]:
 
 
 def _dual(x: Tensor, tangent: Tensor | None) -> Tensor:
-    """Return x with a tangent; None for none."""
+    """Return x with a tangent, or x itself if the tangent is None."""
     return x if tangent is None else forward_ad.make_dual(x, tangent)
 
 
@@ -87,7 +87,7 @@ def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
 
 
 class _Block:
-    """One call of a block, as `torchopt.tree_function.Sweep` wants it."""
+    """One call of a block, an implementation of `torchopt.tree_function.Sweep`."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class _Block:
         self._values, self._seen, self._products = values, seen, products
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the results that were computed already."""
+        """Return the results, which are already computed."""
         values, self._values = self._values, []
         return tuple(values)
 
@@ -128,7 +128,7 @@ class _Block:
     def _attached(
         self, inputs: Sequence[Tensor], given: dict[int, Tensor]
     ) -> tuple[Tensor | None, ...]:
-        """Return them as functions that can be differentiated."""
+        """Return the cotangents of the inputs with a graph, so that they can be differentiated."""
         aliases = [x.view_as(x) for x in inputs]
         args = [_dual(x, t) for x, t in zip(aliases, self._tangents)]
         with TwiceDifferentiable():
@@ -137,15 +137,15 @@ class _Block:
         return _pulled([(results[i], c) for i, c in given.items()], aliases, create_graph=True)
 
     def _swept(self, leaves: list[Tensor], given: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
-        """Return them by reverse over reverse mode, within the block.
+        """Return the cotangents of the inputs by reverse over reverse mode within the block.
 
-        With duals, tangents and what they were computed from would hold each other until the
-        forward mode ends.
+        With dual tensors, the tangents and the tensors they were computed from would keep each
+        other alive until the forward mode ends.
         """
-        # Of a gradient that is a constant of the loss nobody asks for a tangent.
+        # Outside of forward mode nobody needs the tangent of a gradient.
         tangents = self._tangents if forward_mode_enabled() else [None for _ in leaves]
         curved = any(t is not None for t in tangents)
-        # The slopes of parameters are known: they are the gradient.
+        # The tangents of the parameters are known when the products are computed again.
         results = self._evaluated(leaves, leaves[self._inputs :] if curved else ())
         used = [results[i] for i in given]
         require_arguments(used, leaves, self._forward, "inner_loop: blocks", HIDDEN)
@@ -168,7 +168,7 @@ def _pulled(
     *,
     create_graph: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    """Return the vector-Jacobian product, for inputs that are differentiated."""
+    """Return the vector-Jacobian product, None for inputs that require no gradient."""
     used = [(y, c) for y, c in pairs if y is not None and c is not None and y.requires_grad]
     where = [i for i, x in enumerate(inputs) if x.requires_grad]
     out: list[Tensor | None] = [None] * len(inputs)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks of a model whose activations are computed again in the backward pass.
 
-`torch.utils.checkpoint` frees nothing in forward over reverse mode: what it evicts are saved
-tensors, and tangents are saved beside them. Here a block is one operation of the graph.
+`torch.utils.checkpoint` frees nothing in forward over reverse mode: it drops saved tensors, but the
+tangents are saved beside them. Here a block is one operation of the graph.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["find_blocks", "rematerialised"]
 
 _active = threading.local()
 _lock = threading.Lock()
-_patched: dict[int, tuple[int, Any]] = {}  # how often, and what stood there before
+_patched: dict[int, tuple[int, Any]] = {}  # how often a block is patched, and its own forward
 
 
 def find_blocks(loss: Any, names: Sequence[str] | None) -> list[nn.Module]:
@@ -99,7 +99,7 @@ def rematerialised(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
 
 class _Wrapped:
-    """The forward of a block, in one operation."""
+    """The forward of a block as one operation."""
 
     not_searched = True
 
@@ -109,7 +109,7 @@ class _Wrapped:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not getattr(_active, "on", False) or not torch.is_grad_enabled():
             return self._forward(*args, **kwargs)
-        if top_saved_tensor_hooks(True) is not None:  # as of a checkpoint around the block
+        if top_saved_tensor_hooks(True) is not None:  # such as a checkpoint around the block
             return self._forward(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs), none_is_leaf=True)
         where = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The number of snapshots that fit into a number of bytes."""
+"""How many snapshots fit into a budget of bytes."""
 
 from __future__ import annotations
 
@@ -38,24 +38,25 @@ def shown(size: int) -> str:
 
 
 def snapshots_within(call: Call, budget: str, *, beside: int = 1) -> int:
-    """Return the most snapshots with which a run stays within a budget.
+    """Return the largest number of snapshots that keeps a run within a budget.
 
     The memory of one step and its adjoint is measured in a trial run.
 
     Args:
         call: The call.
-        budget: What `in_bytes` reads.
-        beside: How many more states there are at a time: that before the last step, and others.
+        budget: A text that `in_bytes` can read.
+        beside: How many further states exist at the same time, such as the one before the last
+            step.
 
     Raises:
-        ValueError: Not even one snapshot fits; the message says how much is needed.
+        ValueError: Not even one snapshot fits; the message says how many bytes are needed.
     """
     room = in_bytes(budget)
     assert room is not None
     working, state = _measured(call)
     steps = call.steps - call.first
     fixed = working + beside * state
-    # Those on the host take nothing, but for the one that is worked on.
+    # Snapshots on the host take no memory of the device, except the one in use.
     on_host = call.host and any(map(is_away, call.inputs))
     fit = (room - fixed) // state if state else steps
     if fit >= 1 and on_host:
@@ -73,7 +74,7 @@ def snapshots_within(call: Call, budget: str, *, beside: int = 1) -> int:
 
 
 def _measured(call: Call) -> tuple[int, int]:
-    """Return the bytes that a step and its adjoint take, and those of a snapshot."""
+    """Return the bytes of a step with its adjoint, and those of a snapshot."""
     inputs = Leaves.of(call, call.inputs)
     tensors = inputs.constants
     optimizer = call.optimizer_with(tensors)
@@ -99,6 +100,6 @@ def _measured(call: Call) -> tuple[int, int]:
             seen.replayed,
         )
         del pulled
-    # The sums of the cotangents of the inputs are kept from step to step.
+    # The accumulated cotangents of the inputs live through all steps.
     sums = sum(call.inputs[i].numel() * call.inputs[i].element_size() for i in call.wanted)
     return count.peak + 2 * sums, state

@@ -29,12 +29,12 @@ from torchopt.tree_function import is_differentiated
 __all__ = ["Call", "Dims", "Hole", "Inputs", "Template", "make_inputs"]
 
 Dims = int | None
-DICTS = (dict, defaultdict)  # whose order counts for no structure
+DICTS = (dict, defaultdict)  # their order is not part of the structure
 
 
 @dataclass(frozen=True)
 class Hole:
-    """The place of a tensor in a tree: which one, and whether each step takes a slice of it."""
+    """A place for a tensor in a tree: its index, and whether each step takes a slice of it."""
 
     index: int
     by_step: bool = False
@@ -48,11 +48,11 @@ class Template:
     spec: PyTreeSpec
 
     def fill(self, tensors: Sequence[Any], step: int = 0) -> Any:
-        """Return the tree with these tensors; of tensors with a slice a step, that of one step."""
+        """Return the tree with these tensors; a tensor with a slice for each step is sliced."""
         return tree_unflatten(self.spec, self.filled(tensors, step))
 
     def filled(self, tensors: Sequence[Any], step: int = 0) -> list[Any]:
-        """Return the leaves of that tree."""
+        """Return the leaves of the tree that `fill` returns."""
         return [
             x
             if not isinstance(x, Hole)
@@ -64,7 +64,7 @@ class Template:
 
     @functools.cached_property
     def orders(self) -> tuple[tuple[Any, ...], ...]:
-        """The keys of each dict in their order, which equal structures may differ in."""
+        """The keys of each dict in insertion order, which is not part of the structure."""
         found: list[tuple[Any, ...]] = []
 
         def noted(x: Any) -> bool:
@@ -81,11 +81,11 @@ class Template:
 
 
 class Inputs:
-    """Every tensor that a call was given, in one list."""
+    """All tensors that a call was given, in one list."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
-        self.dims: list[Dims] = []  # which dimension counts tasks, without that of the steps
+        self.dims: list[Dims] = []  # the dimension that counts tasks, not counting the one of steps
 
     def add(self, tree: Any, dims: Any = None, *, what: str, by_step: bool = False) -> Template:
         """Collect the tensors of a tree and return the tree with holes for them."""
@@ -110,25 +110,25 @@ class Call:
 
     Attributes:
         loss: `loss(params, batch, *meta)`.
-        optimizer: The transformation that steps.
+        optimizer: The transformation that takes the steps.
         derivative: `"reverse"`, `"mixed"`, `"differences"`, `"first_order"` or `"forward"`.
-        steps: How many steps.
+        steps: The number of steps.
         first: The first step that is differentiated.
-        tasks: How many tasks; None for one without a task dimension.
+        tasks: The number of tasks; None for one task without a dimension of its own.
         inputs: All tensors.
-        dims: Of each, the dimension that counts tasks.
-        wanted: Which of the inputs are differentiated.
-        params: Tree of initial parameters.
-        state: Tree of the initial state, or None: it is made from the parameters.
-        batches: One tree for all steps, or one for each.
+        dims: For each tensor, the dimension that counts tasks, or None.
+        wanted: Positions of the inputs that are differentiated.
+        params: Tree of the initial parameters.
+        state: Tree of the initial state; None: `init` makes it from the parameters.
+        batches: One tree for all steps, or one for each step.
         meta: Trees of further arguments of the loss.
-        hypers: Which inputs are tensors of the optimizer.
+        hypers: Positions of the inputs that are tensors of the optimizer.
         blocks: Modules whose activations are computed again, in `"mixed"` mode.
-        host: States are kept on the host.
-        plain: Whether it is known that the loss depends only on its arguments, and that no
-            operation in it has to be replaced.
-        judge: Makes and judges differences of gradients, for `"differences"`.
-        reach: Returns what loss and optimizer reach at present, as one fingerprint.
+        host: Whether states are kept on the host.
+        plain: Whether it is known that the loss depends only on its arguments and that none of its
+            operations has to be replaced.
+        judge: Computes and judges differences of gradients, for `"differences"`.
+        reach: Returns the fingerprint of everything that loss and optimizer reach now.
     """
 
     loss: Callable[..., Any]
@@ -161,7 +161,7 @@ class Call:
         return self.batches[step if len(self.batches) > 1 else 0]
 
     def optimizer_with(self, tensors: Sequence[Tensor]) -> GradientTransformation:
-        """Return the optimizer with these in place of its tensors."""
+        """Return the optimizer with its tensors replaced by these."""
         exchanged = {
             id(self.inputs[i]): tensors[i] for i in self.hypers if tensors[i] is not self.inputs[i]
         }
@@ -169,7 +169,7 @@ class Call:
         return found
 
     def used_at(self, step: int) -> list[Hole]:
-        """Return the inputs that the loss takes in a step."""
+        """Return the inputs that the loss gets in a step."""
         holes = self.batch(step).holes()
         for tree in self.meta:
             holes += tree.holes()
@@ -177,12 +177,12 @@ class Call:
 
     @functools.cached_property
     def taken(self) -> dict[Any, Any]:
-        """What steps take of the inputs, as `torchopt.diff.explicit.taken` found it."""
+        """A cache for `torchopt.diff.explicit.taken`: which inputs the steps use."""
         return {}
 
     @functools.cached_property
     def alike(self) -> bool:
-        """Whether each step takes the same tensors."""
+        """Whether every step gets the same tensors."""
         return len(self.batches) == 1 and not any(h.by_step for h in self.batches[0].holes())
 
     def by_step(self, index: int) -> bool:
@@ -200,16 +200,19 @@ def make_inputs(
     *,
     by_step: bool,
 ) -> tuple[Inputs, dict[str, Any]]:
-    """Return the tensors of a call and the fields of `Call` that are made of them.
+    """Return the tensors of a call, and the fields of `Call` that refer to them.
 
     Args:
-        stepper: The optimizer; tensors in it that are differentiated are inputs too.
-        params: Tree of initial parameters.
+        stepper: The optimizer; its differentiated tensors are inputs too.
+        params: Tree of the initial parameters.
         state: Tree of the initial state, or None.
         batches: One tree, or one for each step.
         meta: Trees of further arguments of the loss.
-        dims: For parameters, batch and each of `meta`, the dimensions that count tasks.
-        by_step: The one batch has a leading dimension of steps.
+        dims: The dimensions that count tasks, for parameters, batch and each of `meta`.
+        by_step: Whether the tensors of the only batch have a leading dimension of steps.
+
+    Raises:
+        TypeError: `params` is a module, or has no floating-point or complex tensor.
     """
     if isinstance(params, nn.Module):
         raise TypeError(
@@ -246,7 +249,7 @@ def make_inputs(
 
 
 def _first_leaf(tree: Any) -> str:
-    """Return the words about the first leaf of a tree, which is not what was expected."""
+    """Describe the first leaf of a tree for an error message."""
     found = tree_leaves(tree)
     if not found:
         return ""

@@ -38,7 +38,7 @@ def require_length(found: int, steps: int, what: str) -> None:
 
 
 def require_no_iterable(batches: Any) -> None:
-    """Raise for a DataLoader, a generator and the like, which may yield their batches only once."""
+    """Raise for a DataLoader or a generator, which may yield its batches only once."""
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         return
     if tree_structure(batches).is_leaf():
@@ -57,7 +57,7 @@ def require_count(value: Any, what: str) -> None:
 
 
 def require_place(place: str, keep: int | str, derivative: str) -> None:
-    """Raise unless states may be kept in a place."""
+    """Raise if states cannot be kept in a place."""
     if place not in ("device", "host"):
         raise ValueError(f'inner_loop: keep_on: expected "device" or "host", got {place!r}.')
     if place == "host" and keep == "all" and derivative in ("reverse", "first_order"):
@@ -68,7 +68,7 @@ def require_place(place: str, keep: int | str, derivative: str) -> None:
 
 
 def require_no_differences(call: Any, expected: str) -> None:
-    """Raise if products with second derivatives come from differences: they have no derivative."""
+    """Raise if second derivatives come from differences, which cannot be differentiated."""
     if call.derivative == "differences":
         raise NotDifferentiableError(
             f"inner_loop: derivative='differences': expected {expected}, got one: differences of "
@@ -78,7 +78,7 @@ def require_no_differences(call: Any, expected: str) -> None:
 
 
 def task_count(inputs: Any, fields: dict[str, Any]) -> int:
-    """Return how many tasks the inputs have."""
+    """Return the number of tasks of the inputs."""
     by_step = {h.index for h in fields["batches"][0].holes() if h.by_step}
     sizes: dict[int, tuple[int, ...]] = {}
     for i, (x, dim) in enumerate(zip(inputs.tensors, inputs.dims)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kind of run that a call of an inner loop needs."""
+"""Choose the kind of run for a call of an inner loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["run_call"]
 
 
 def run_call(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
-    """Return the outputs of a call, by the run that its settings and surroundings need."""
+    """Return the outputs of a call, from the run that its settings and surroundings need."""
     _gather_shards_in_graph(call)
     _require_whole_if_needed(call, keep, execute)
     repeated = _is_repeated(call, keep, execute)
@@ -37,7 +37,7 @@ def run_call(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
 
 
 def _is_repeated(call: Call, keep: int | str, execute: str) -> bool:
-    """Return whether the loss may be evaluated again in a step, and may see something else then."""
+    """Return whether the loss may run again for a step and then find other surroundings."""
     if call.plain or (execute == "eager" and not (call.wanted and torch.is_grad_enabled())):
         return False
     return execute != "eager" or keep != "all" or call.derivative not in ("reverse", "first_order")
@@ -91,14 +91,14 @@ def _require_whole_if_needed(call: Call, keep: int | str, execute: str) -> None:
     require_whole(
         call.inputs,
         f"inner_loop: {what}",
-        "use derivative='reverse' or 'first_order', execute='eager' and another `keep`, which take "
-        "DTensors",
+        "use derivative='reverse' or 'first_order', execute='eager' and another `keep`, which "
+        "support DTensors",
     )
 
 
 def _gather_shards_in_graph(call: Call) -> None:
     """Replace the hooks of the modules under `fully_shard` that the loss uses."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # a large import; without it there is none
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: there are no such modules
     if fsdp is not None and any(hasattr(x, "to_local") for x in call.inputs):
         reached = captured((call.loss, call.batches, call.meta), fsdp.FSDPModule)
         for _, module in list(reached):

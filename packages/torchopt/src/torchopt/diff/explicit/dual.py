@@ -18,29 +18,29 @@ from torchopt.tree import is_smooth
 
 __all__ = ["dual_gradient", "forward_mode_explained", "require_gradient", "tangent_of"]
 
-# Backward functions of torch that read what their forward one kept and has no tangent, such as the
-# factors of a matrix, unless the backward pass makes a graph.
+# Backward functions of torch that use a saved result without a tangent, such as the factors of a
+# matrix, unless the backward pass creates a graph.
 _WITH_GRAPH = {
     "CumprodBackward0",
     "LinalgDetBackward0",
     "LinalgSlogdetBackward0",
     "LinalgSolveExBackward0",
 }
-# Those whose backward function has a wrong tangent in any case, and what to use instead.
+# Backward functions whose tangent is always wrong, and what to use instead.
 _WRONG = {
     "CholeskyInverseBackward0": "torch.cholesky_solve of the identity",
     "TriangularSolveBackward0": "torch.linalg.solve_triangular",
 }
-ROUNDINGS = 1e3  # that add up in a gradient
+ROUNDINGS = 1e3  # how many rounding errors may add up in a gradient
 _PRECISE = {torch.float32, torch.float64, torch.complex64, torch.complex128}
 _REFUSALS = ("forward AD", "forward mode AD", "jvp function", "_efficientzerotensor")
 
 
 def dual_gradient(value: Tensor, at: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Return the gradient of a sum, with the tangents that it has in forward mode.
+    """Return the gradient of `value.sum()` with its forward-mode tangents.
 
     Raises:
-        NotDifferentiableError: The loss holds an operation, or the gradient of one, in which
+        NotDifferentiableError: The loss contains an operation, or the gradient of one, for which
             torch's forward mode is wrong.
     """
     names = {node.name() for node in graph_of([value])[0]}
@@ -54,8 +54,8 @@ def dual_gradient(value: Tensor, at: Sequence[Tensor]) -> Sequence[Tensor | None
         if "Norm" in name and "BackwardBackward" in name:
             raise NotDifferentiableError(
                 'inner_loop: derivative="mixed" or "forward": expected a loss without the gradient '
-                f"of a normalisation in it, got {name}, in which torch's forward mode takes mean "
-                'and variance for constants; use derivative="reverse".'
+                f"of a normalisation in it, got {name}, in which torch's forward mode treats mean "
+                'and variance as constants; use derivative="reverse".'
             )
     graph = not _WITH_GRAPH.isdisjoint(names)
     return torch.autograd.grad(value.sum(), at, create_graph=graph, allow_unused=True)
@@ -63,10 +63,10 @@ def dual_gradient(value: Tensor, at: Sequence[Tensor]) -> Sequence[Tensor | None
 
 @contextlib.contextmanager
 def forward_mode_explained() -> Iterator[None]:
-    """Say in torch's stead that an operation has no forward mode.
+    """Replace torch's error for an operation without forward mode by one with a remedy.
 
     Raises:
-        NotDifferentiableError: torch refused one.
+        NotDifferentiableError: torch refused an operation.
     """
     try:
         yield
@@ -89,16 +89,17 @@ def require_gradient(
 ) -> None:
     """Raise unless the tangent of a loss is the product of its gradient with the tangents.
 
-    A backward pass that changes gradients is the derivative of no function, and the derivative of
-    what it returns is not symmetric. A tangent of what is a constant in reverse mode is seen here
-    too. Near a minimum both are rounding errors of terms that cancel, which is no reason to raise.
+    If a backward pass changes gradients, they are the derivative of no function, and their own
+    derivative is not symmetric. This check also finds a tangent of something that is a constant in
+    reverse mode. Near a minimum both slopes consist of rounding errors of terms that cancel; then
+    a difference between them is allowed.
 
     Args:
-        value: The loss, with its tangent; `[tasks]` for several.
-        grads: Its gradient.
+        value: The loss with its tangent, 0-dim or `[tasks]`.
+        grads: The gradient of the loss.
         directions: The tangents of the parameters.
         params: The parameters that are differentiated.
-        curved: The Hessian times the directions, for each of these.
+        curved: The Hessian times the directions, for each of `params`.
     """
     pushed = forward_ad.unpack_dual(value).tangent
     pairs = [(g, d) for g, d in zip(grads, directions) if g is not None and d is not None]
@@ -125,7 +126,7 @@ def require_gradient(
 
 
 def _norm(x: Tensor) -> float:
-    # In float32, the squares of a small cotangent are zero.
+    # In float32 the squares of small cotangents underflow.
     kind = torch.complex128 if x.is_complex() else torch.float64
     return float(torch.linalg.vector_norm(x.detach(), dtype=kind))
 

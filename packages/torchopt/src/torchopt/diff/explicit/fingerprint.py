@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the trace of a function depends on besides its arguments.
+"""Everything that the trace of a function depends on besides its arguments.
 
-A traced program holds every Python value that the function met, as a constant. The fingerprint of
-a function has all of those that the function reaches, and the form of each tensor that it reaches:
-where two are equal, one program serves both. The tensors themselves are inputs of the program.
+A traced program contains every Python value that the function met as a constant. The fingerprint of
+a function consists of all values that the function can reach, and of the form of each tensor that
+it can reach. If two fingerprints are equal, one program serves both. The tensors themselves are
+inputs of the program.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 NUMBERS = (float, complex)
-# Modules whose objects are values: compared by what they are, with slots that may be caches.
+# Modules whose objects are values, compared by ==; their slots may be caches.
 VALUES = {"datetime", "decimal", "fractions", "ipaddress", "pathlib", "uuid"}
 READERS = ("eval", "exec", "globals")
 MOST = 20_000  # objects that a function may reach
@@ -69,7 +70,7 @@ class _Same:
 
 
 class Key:
-    """A long key that is looked up often: its hash is computed once."""
+    """A long key that is looked up often; its hash is computed once."""
 
     def __init__(self, parts: tuple[Hashable, ...]) -> None:
         self.parts = parts
@@ -86,13 +87,13 @@ class Key:
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """What a function reaches.
+    """Everything that a function can reach.
 
     Attributes:
-        key: Values, code and forms of tensors, in the order in which they are found.
+        key: Values, code and forms of tensors, in the order in which they were found.
         tensors: The tensors themselves.
-        names: Their names.
-        visited: All that was searched.
+        names: The names of the tensors.
+        visited: All objects that were searched.
     """
 
     key: Key
@@ -105,11 +106,11 @@ class Fingerprint:
         return _difference(self.key, other.key)
 
     def require_same(self, now: Fingerprint, where: str, way_out: str) -> None:
-        """Raise if a program of a run would be made of other values than those of the run."""
+        """Raise if values have changed since the run, so that its program would differ now."""
         if (name := self.difference(now)) is not None:
             raise RuntimeError(
                 f"{where}: expected functions that hold in the backward pass what they held in the "
-                f"run, got {name}, which has another value by now; change it after the backward "
+                f"run, got {name}, which has another value now; change it after the backward "
                 f"pass, or {way_out}."
             )
 
@@ -127,13 +128,13 @@ def _difference(first: Key, second: Key) -> str | None:
 
 
 def form_of(x: Tensor) -> tuple[Hashable, ...]:
-    """Return what a trace keeps of a tensor."""
+    """Return the properties of a tensor that a trace depends on."""
     place = x.stride() if x.layout is torch.strided else x.layout
     return x.shape, x.dtype, x.device, x.requires_grad, place
 
 
 def settings() -> tuple[Hashable, ...]:
-    """Return the settings of torch that decide which operations are run."""
+    """Return the settings of torch that decide which operations run."""
     autocast = tuple(
         (device, torch.get_autocast_dtype(device))
         for device in ("cpu", "cuda")
@@ -151,10 +152,10 @@ def settings() -> tuple[Hashable, ...]:
 
 
 def fingerprint(*values: Any) -> Fingerprint:
-    """Return what functions, or anything that holds some, reach.
+    """Return the fingerprint of functions, or of objects that hold functions.
 
     Raises:
-        NotTraceableError: They reach more than can be compared at each call.
+        NotTraceableError: They reach more objects than can be compared at each call.
     """
     seen: dict[int, int] = {}
     key: list[Hashable] = []
@@ -193,7 +194,7 @@ def fingerprint(*values: Any) -> Fingerprint:
 
 
 def join(first: Fingerprint, second: Fingerprint) -> Fingerprint:
-    """Return what two functions reach. A tensor that both do is there twice."""
+    """Return the fingerprint of two functions together; a tensor that both reach appears twice."""
     known: dict[int, int] = {}
     tensors = (*first.tensors, *second.tensors)
     same = tuple(known.setdefault(id(x), i) for i, x in enumerate(tensors))
@@ -206,9 +207,9 @@ def join(first: Fingerprint, second: Fingerprint) -> Fingerprint:
 
 
 def module_places(visited: Iterable[Any]) -> Iterator[tuple[types.ModuleType, str]]:
-    """Yield the modules of the user among objects, with each name that a function among them has.
+    """Yield each module of the user among the objects, with each name used by their functions.
 
-    A function may be given a module, or hold one.
+    A function may read `module.name` from a module that it was given or that it holds.
     """
     modules = [
         x for x in visited if isinstance(x, types.ModuleType) and root_of(x) not in LIBRARIES
@@ -220,7 +221,7 @@ def module_places(visited: Iterable[Any]) -> Iterator[tuple[types.ModuleType, st
 
 
 def _in_modules(visited: list[Any], known: set[tuple[int, str]], queue: deque[Any]) -> bool:
-    """Queue what functions may read of modules and is not known; return whether there is any."""
+    """Queue new objects that functions may read from modules; return whether there are any."""
     for module, name in module_places(visited):
         if (id(module), name) not in known and name in vars(module):
             known.add((id(module), name))
@@ -229,7 +230,7 @@ def _in_modules(visited: list[Any], known: set[tuple[int, str]], queue: deque[An
 
 
 def _more(name: str, found: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what an object reaches besides its parts: through its class, or by reference."""
+    """Yield what an object reaches through its class or a reference, besides its parts."""
     if isinstance(found, weakref.ref):
         yield name, found()
     elif isinstance(found, ContextVar):
@@ -246,7 +247,7 @@ def _more(name: str, found: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _identity(found: Any) -> tuple[Any, ...]:
-    """Return what is compared of an object besides its parts."""
+    """Return the properties of an object that are compared besides its parts."""
     if isinstance(found, types.FunctionType):
         _require_visible(found)
         return (found.__code__,)
@@ -283,7 +284,7 @@ def is_constant(found: Any) -> bool:
 
 
 def content_of(found: Any) -> bytes | None:
-    """Return the bytes of an object that is a buffer, such as a memoryview; None of others."""
+    """Return the bytes of an object with the buffer protocol; None for any other object."""
     try:
         return memoryview(found).tobytes()
     except TypeError:

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Momentum in integers, which can be undone to the last bit.
+r"""Steps with momentum in integers, which can be undone to the last bit.
 
-Position and velocity are multiples of 2^-44. A step with the gradient g,
+Position X and velocity V are multiples of 2^-44. A step with the gradient g,
 
     V' = mu V + [g],    X' = X - [lr V'],
 
-[.] rounded to such multiples, is undone by X = X' + [lr V'] and mu V = V' - [g], g being that at X.
-A product with mu = n / d forgets log2(d / n) bits of each velocity, which go to a buffer B
-(Maclaurin et al., algorithm 3):
+where [.] rounds to such multiples, is undone by X = X' + [lr V'] and mu V = V' - [g], with the
+gradient g at X. A product with mu = n / d loses log2(d / n) bits of each velocity. They are moved
+to a buffer B (Maclaurin et al. 2015, https://arxiv.org/abs/1502.03492, algorithm 3):
 
     B1 = B d + V mod d,    V' = n (V // d) + B1 mod n,    B' = B1 // n.
 
-A full buffer is put aside: one word of 64 bits in 364 steps for mu = 0.9, in 60 for 0.5.
+A full buffer is put aside: one word of 64 bits every 364 steps for mu = 0.9, every 60 for 0.5.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ __all__ = ["FixedPoint", "from_units", "to_units"]
 
 BITS = 44
 UNIT = 2.0**-BITS
-MOST = 2.0**60  # of an integer; that of a number is 2^16
+MOST = 2.0**60  # limit of the integers; the limit of the numbers is 2^16
 FULL = 2**62
 
 
 def to_units(x: Tensor) -> Tensor:
-    """Return a number as the nearest multiple of the unit; a complex one as a pair of them."""
+    """Return numbers as nearest multiples of the unit; complex numbers as pairs."""
     x = x.detach()
     x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
     return torch.round(x.double() / UNIT).long()
 
 
 def from_units(x: Tensor, like: Tensor) -> Tensor:
-    """Return multiples of the unit as numbers of the dtype of another tensor."""
+    """Return multiples of the unit as numbers with the dtype of `like`."""
     found = x.double() * UNIT
     if like.is_complex():
         found = torch.view_as_complex(found.contiguous())
@@ -49,14 +49,14 @@ def from_units(x: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """Positions and velocities of several tensors, and the bits that were pushed out of these.
+    """Positions and velocities of several tensors, and the bits that velocities have lost.
 
     Attributes:
-        position: Multiples of the unit.
-        velocity: The same.
-        momentum: n / d.
-        buffer: One integer for each velocity.
-        levels: How many steps the buffer holds, and before it each that was put aside.
+        position: Multiples of the unit, int64.
+        velocity: Multiples of the unit, int64.
+        momentum: The fraction mu = n / d.
+        buffer: One int64 for each entry of the velocities.
+        levels: The number of steps in each buffer put aside, then in the present one.
         words: The buffers that were put aside.
         fits: Whether all numbers so far were small enough, a bool tensor.
     """
@@ -77,18 +77,18 @@ class FixedPoint:
 
     @property
     def capacity(self) -> int:
-        """How many steps a buffer holds."""
+        """How many steps fit into a buffer."""
         n, d = self.momentum.numerator, self.momentum.denominator
         return max(1, int(math.log2(FULL / d**2) / math.log2(d / n)))
 
     def judged(self, numbers: Sequence[Tensor]) -> FixedPoint:
-        """Return the same, having looked at some numbers."""
+        """Return the same with `fits` updated by some numbers."""
         fits = [(x.detach().abs() < MOST * UNIT).all() for x in numbers]
         before = [] if self.fits is None else [self.fits]
         return replace(self, fits=torch.stack([*before, *fits]).all())
 
     def stepped(self, grads: Sequence[Tensor | None], lr: float) -> FixedPoint:
-        """Return what a step makes of it; where the gradient is None nothing changes."""
+        """Return the result of a step; a tensor whose gradient is None does not change."""
         n, d = self.momentum.numerator, self.momentum.denominator
         buffer, levels, words = self.buffer, self.levels, self.words
         if levels[-1] == self.capacity:
@@ -114,12 +114,12 @@ class FixedPoint:
         return found.judged([*present, *(y.double() * UNIT for y in (*x, *v))])
 
     def positions_before(self, stepped: Sequence[bool], lr: float) -> tuple[Tensor, ...]:
-        """Return where the positions were before a step, in which these had a gradient."""
+        """Return the positions before a step in which the tensors `stepped` had a gradient."""
         pairs = zip(self.position, self.velocity, stepped)
         return tuple(x + _times(v, lr) if moved else x for x, v, moved in pairs)
 
     def undone(self, grads: Sequence[Tensor | None], lr: float) -> FixedPoint:
-        """Return what a step with these gradients made this of."""
+        """Return the values before a step with these gradients."""
         n, d = self.momentum.numerator, self.momentum.denominator
         v, b = list(self.velocity), list(self.buffer)
         for i, g in enumerate(grads):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the program of a step takes and returns, as flat lists of tensors."""
+"""The arguments and results of the program of a step, as flat lists of tensors."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ WHERE = "inner_loop: execute"
 
 @dataclass(frozen=True)
 class Pull:
-    """The adjoint of a step, from what the program of the step kept.
+    """The adjoint of a step, computed from tensors that the program of the step kept.
 
     Attributes:
-        program: From that and the cotangents of the smooth tensors of the carry to cotangents.
-        present: Which smooth tensors of the carry before have one.
-        places: Which inputs of the step the others belong to.
-        apart: Whether the start of the run depends on no tensor of the optimizer.
+        program: Maps the kept tensors and the cotangents of the smooth tensors of the carry after
+            the step to the cotangents before it.
+        present: Which smooth tensors of the carry before the step have a cotangent.
+        places: Positions of the inputs that the remaining cotangents belong to.
+        apart: Whether the start of the run is independent of the tensors of the optimizer.
     """
 
     program: Program
@@ -57,15 +58,16 @@ class Pull:
 
 @dataclass(frozen=True)
 class Form:
-    """What the program of steps returns: the carry, the losses, their aux and a gradient.
+    """The results of a program of steps: the carry, the losses, their aux and a gradient.
 
     Attributes:
-        carry: The carry, with tensors for the places of them.
-        aux: The aux of the loss in each step, in the same way.
+        carry: The carry, with placeholders for its tensors.
+        aux: The aux of the loss in each step, with placeholders for its tensors.
         grads: Which leaves of the parameters have a gradient.
-        where: Which of the first results each tensor of the carry is.
-        stable: Whether the carry has the form of the one before, so that the program serves again.
-        pull: The adjoint, if the program also returns what that takes.
+        where: For each tensor of the carry, its position among the results.
+        stable: Whether the carry has the same form as before the steps, so that the program can
+            run again.
+        pull: The adjoint, if the program also returns the tensors that it needs.
     """
 
     carry: Carry
@@ -103,17 +105,17 @@ class Form:
     def read(
         self, found: Sequence[Tensor]
     ) -> tuple[Carry, list[Tensor], list[Aux], list[Any], list[Tensor]]:
-        """Return carry, losses, aux, gradient and what the adjoint takes from the results."""
+        """Split the results into carry, losses, aux, gradient and the tensors for the adjoint."""
         return self.carry_of(found), *self.beside(found)
 
     def carry_of(self, found: Sequence[Tensor]) -> Carry:
-        """Return the carry from the results."""
+        """Return the carry among the results."""
         return self.carry.with_tensors([found[i] for i in self.where])
 
     def beside(
         self, found: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Aux], list[Any], list[Tensor]]:
-        """Return losses, aux, gradient and what the adjoint takes from the results."""
+        """Return losses, aux, gradient and the tensors for the adjoint among the results."""
         begin = self._size
         end = begin + len(self.aux)
         values = list(found[begin:end])
@@ -138,7 +140,7 @@ class Form:
 
 
 def form_key(carry: Carry) -> Hashable:
-    """Return what another carry must share to run by the same program."""
+    """Return the key that two carries must share to use the same program."""
     leaves = (*carry.params, *carry.state)
     return (
         len(carry.params),
@@ -149,7 +151,7 @@ def form_key(carry: Carry) -> Hashable:
 
 
 def distinct_tensors(tensors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
-    """Return the tensors, those with integers once each, and where each of them is found there.
+    """Return the tensors without repeated integer tensors, and the position of each in that list.
 
     The leaves of a state that step together share their counts.
     """
@@ -174,13 +176,13 @@ def _is_count(x: Any) -> bool:
 
 
 def with_counts(carry: Carry, params: Any) -> Carry:
-    """Return a carry with tensors for the integers of the state.
+    """Return a carry whose integers in the state are replaced by tensors.
 
-    Those of all parameters in one place of the state are one tensor, as they are after a step.
+    Equal counts of all parameters in one place of the state become one tensor, as after a step.
 
     Args:
         carry: Parameters and state.
-        params: The form of the parameters.
+        params: The structure of the parameters.
     """
     if not any(map(_is_count, carry.state)):
         return carry
@@ -196,7 +198,7 @@ def with_counts(carry: Carry, params: Any) -> Carry:
 
 
 def with_ints(carry: Carry, like: Carry) -> Carry:
-    """Return a carry with integers where `like` has some."""
+    """Return a carry whose tensors are replaced by integers where `like` has integers."""
     if not any(map(_is_count, like.state)):
         return carry
     state = tuple(int(x) if _is_count(y) else x for x, y in zip(carry.state, like.state))
@@ -204,10 +206,10 @@ def with_ints(carry: Carry, like: Carry) -> Carry:
 
 
 class Nothing:
-    """The surroundings of a step that sees nothing besides its arguments."""
+    """The surroundings of a step that depends only on its arguments."""
 
     def retaken(self) -> Nothing:
-        """Return the same."""
+        """Return this object."""
         return self
 
     def replayed(self) -> contextlib.AbstractContextManager[None]:
@@ -219,22 +221,22 @@ class Nothing:
         return False
 
     def require_copied(self) -> None:
-        """Do nothing: a trace of a loss that changes anything raises."""
+        """Do nothing: the trace of a loss that changes anything raises."""
 
 
 def present(values: Sequence[Tensor | None]) -> list[Tensor]:
-    """Return the tensors among these."""
+    """Return the values that are not None."""
     return [x for x in values if x is not None]
 
 
 def filled(form: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
-    """Return a list like `form` with tensors where it has no None."""
+    """Return a list like `form` with its values, except None, replaced by tensors."""
     remaining = iter(tensors)
     return [None if x is None else next(remaining) for x in form]
 
 
 def call_key(call: Call) -> Hashable:
-    """Return what all programs of a call depend on, besides the loss and the optimizer."""
+    """Return the key of everything that the programs of a call share besides loss and optimizer."""
     trees = [*call.batches, *call.meta]
     objects = [x for tree in trees for x in tree.leaves if not isinstance(x, (Hole, *ATOMS))]
     return (
@@ -249,12 +251,12 @@ def call_key(call: Call) -> Hashable:
 
 
 def fixed(leaves: Sequence[Any]) -> Hashable:
-    """Return the leaves of a template that are no tensors; objects are compared by content."""
+    """Return a key of the leaves of a template that are not tensors."""
     return tuple((type(x), repr(x) if isinstance(x, ATOMS) else None) for x in leaves)
 
 
 def described(call: Call, compiled: bool) -> str:
-    """Return what a program is of, for the log."""
+    """Describe a program for the log."""
     shapes = [tuple(call.inputs[h.index].shape) for h in call.params.holes()][:3]
     name = getattr(call.loss, "__qualname__", type(call.loss).__name__)
     how = "compiled" if compiled else "not compiled"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that carries tangents: its memory does not depend on the number of steps.
+"""A run that carries tangents forward; its memory does not depend on the number of steps.
 
-For each scalar of which a derivative is asked for, the run has a tangent, and takes each step once
-more in forward over reverse mode.
+For each scalar that is differentiated, the run carries a tangent and takes each step once more, in
+forward over reverse mode.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ __all__ = ["ForwardRun", "dual_step"]
 
 @dataclass(frozen=True)
 class _Direction:
-    """One scalar: the inputs with its tangent, and the optimizer made of them."""
+    """One differentiated scalar: the inputs with its tangent, and an optimizer made from them."""
 
     tensors: list[Tensor]
     optimizer: GradientTransformation
 
 
 class ForwardRun(Run):
-    """A run with its tangents. Each step is taken once more for each scalar."""
+    """A run with its tangents; each step is taken once more for each differentiated scalar."""
 
     def __init__(self, call: Call, **options: Any) -> None:
         super().__init__(call, 1, **options)
@@ -57,7 +57,7 @@ class ForwardRun(Run):
             )
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors that the run ends with; keep their tangents."""
+        """Return the tensors of the result and keep their tangents."""
         call = self.call
         tensors = [x.detach() for x in inputs]
         optimizer = call.optimizer_with(tensors)
@@ -108,7 +108,7 @@ class ForwardRun(Run):
         return dual_step(self.call, direction.tensors, direction.optimizer, carry, step)
 
     def _columns(self, found: Outputs, rows: Sequence[Any]) -> list[Tensor | None]:
-        """Return the tangents of losses and aux, for one scalar."""
+        """Return the tangents of losses and aux for one scalar."""
         call = self.call
         dim = 0 if call.tasks is None else 1
         skipped = [None] * call.first

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States in pinned memory of the host, while the run continues on a device."""
+"""Keep states in pinned memory of the host while the run continues on a device."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ __all__ = ["Parked", "is_away"]
 
 
 def is_away(x: Tensor) -> bool:
-    """Return whether a tensor is in the memory of a device, and could be parked on the host."""
+    """Return whether a tensor is in the memory of a device and can be parked on the host."""
     return x.device.type not in ("cpu", "meta")
 
 
 @dataclass(frozen=True)
 class Parked:
-    """Leaves of which those on a device are parked on the host; those of the host stay.
+    """Leaves whose device tensors are parked on the host; all other leaves stay as they are.
 
-    Copies go in the order of the present stream, both ways: neither waits for the device.
-    A leaf that occurs in several places is copied once.
+    Both copies are enqueued on the current stream, and the host does not wait for the device. A
+    leaf that occurs in several places is copied once.
     """
 
     leaves: tuple[Any, ...]
-    devices: tuple[torch.device | None, ...]  # where a leaf belongs; None: it was not moved
+    devices: tuple[torch.device | None, ...]  # the device of a leaf; None: it was not moved
 
     @staticmethod
     def of(leaves: Sequence[Any]) -> Parked:
@@ -49,7 +49,7 @@ class Parked:
 
 
 def _to_host(x: Tensor) -> Tensor:
-    # Pinned: the device copies from and to it by itself, and the host goes on meanwhile.
+    # With pinned memory the device copies by itself, and the host continues in the meantime.
     pinned = torch.empty_like(x, device="cpu", pin_memory=torch.cuda.is_available())
     return pinned.copy_(x, non_blocking=True)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The explicit engine: an inner loop as a value, differentiated through its steps."""
+"""The explicit engine: an inner loop that is differentiated through its steps."""
 
 from __future__ import annotations
 
@@ -56,13 +56,12 @@ class InnerResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Explicit(Described):
-    """An inner loop, and how it is differentiated. Made by `torchopt.inner_loop`, which explains
-    the fields.
+    """An inner loop and how it is differentiated; see `torchopt.inner_loop` for the fields.
 
     Without loss, optimizer and steps it is an engine without a problem: see `over`.
 
     Attributes:
-        report: What `verify` has found.
+        report: The results of `verify`, and the estimated errors of `"differences"`.
     """
 
     loss: Any = None
@@ -167,7 +166,7 @@ class Explicit(Described):
         """Run the loop.
 
         Args:
-            params: Tree of tensors, the initial parameters.
+            params: The initial parameters, a tree of tensors.
             batch: The batch of every step; None with `batches`.
             *meta: Further arguments of the loss.
             batches: A batch for each step: a tree with a leading dimension of steps, or a sequence
@@ -178,8 +177,9 @@ class Explicit(Described):
         Raises:
             NotDifferentiableError: The loss uses a tensor that requires a gradient and is not an
                 argument, or does not depend on the parameters.
-            TypeError: An argument of another kind.
-            ValueError: Batches of another number than the steps, or tasks that differ in number.
+            TypeError: An argument has a wrong type.
+            ValueError: The number of batches is not the number of steps, or tensors differ in the
+                number of tasks.
         """
         found: InnerResult = checked(
             self, (params, batch, *meta), {"batches": batches, "state": state, **hypers}
@@ -195,7 +195,7 @@ class Explicit(Described):
         state: Any = None,
         **hypers: Any,
     ) -> InnerResult:
-        """Run the loop without a check."""
+        """Run the loop without the checks of `verify`."""
         call = self._call(params, batch, meta, batches, state, hypers)
         form, outputs = call.params.spec, run_call(call, self.keep, self.execute, self.unroll)
         carry = outputs.carry
@@ -250,7 +250,7 @@ class Explicit(Described):
         return tuple(find_blocks(self.loss, self.blocks))
 
     def _batches(self, batch: Any, batches: Any) -> tuple[Sequence[Any], bool]:
-        """Return one batch or one for each step, and whether the one is for all steps, stacked."""
+        """Return one batch, or one for each step, and whether the one batch is stacked by steps."""
         if batches is None:
             return (batch,), False
         if batch is not None:
@@ -295,11 +295,11 @@ def inner_loop(
 ) -> Explicit:
     """Return an inner loop that is differentiated through its steps.
 
-    The value is called with the initial parameters and the other arguments of the loss. It runs
-    the loop, and its result can be differentiated with respect to the initial parameters, every
-    floating-point tensor of the batch and of the further arguments, and every hyper-parameter that
-    is a tensor. Every combination of the arguments gives the gradient of the plain unrolled loop;
-    they differ in memory and time.
+    Call the returned value with the initial parameters and the other arguments of the loss. It runs
+    the loop. Its result can be differentiated with respect to the initial parameters, all
+    floating-point tensors of the batch and of the further arguments, and all hyper-parameters that
+    are tensors. Unless the text below says otherwise, all settings give the gradient of the plain
+    unrolled loop and differ only in memory and time.
 
     Args:
         loss: `loss(params, batch, *meta)`: a 0-dim tensor, or such a tensor and a tree of anything
@@ -309,9 +309,10 @@ def inner_loop(
         steps: Number of steps, >= 1.
         derivative: How a step is differentiated. `"reverse"`: reverse over reverse mode.
             `"mixed"`: forward over reverse mode, which needs the memory of a first derivative.
-            `"differences"`, or a `torchopt.diff.Differences`: products with second derivatives
-            from four, or two, gradients, for losses whose operations have no second derivative;
-            its error is estimated, in `report.differences`, and raises past a limit.
+            `"differences"`, or a `torchopt.diff.Differences`: products with second derivatives are
+            computed from four, or two, gradients, for losses whose operations have no second
+            derivative. The error is estimated in `report.differences`, and an error above a
+            limit raises.
             `"first_order"`: the gradient of the loss is treated as a constant; no second
             derivatives are needed, and the result is a different derivative. `"forward"`: tangents
             are carried along for each scalar that is differentiated: memory does not depend on
@@ -325,31 +326,33 @@ def inner_loop(
             step, which a trial step measures.
             `"reversible"`: only the last state; steps of `torchopt.sgd` with momentum use integers,
             multiples of 2^-44, and are undone to the last bit. The bits that the decay removes from
-            a velocity are kept: log2(1 / momentum) bits a step, 0.15 for 0.9. A loss that differs
-            in the backward pass raises.
+            a velocity are kept: log2(1 / momentum) bits a step, 0.15 for 0.9. Raises if the loss
+            returns another value in the backward pass.
         window: The number of last steps to differentiate; earlier steps and their losses are
             constants. None: all steps.
-        tasks: For a batch of tasks in one program: the dimension that counts them, as `in_dims` of
-            `torch.func.vmap`, for params, batch and each further argument. None for one task.
-        verify: A `torchopt.diff.Verify`: a share of the gradients is computed by another engine
-            too, and compared; `report` of the returned loop has the results. None: no checks.
+        tasks: For a batch of tasks in one program: for params, batch and each further argument the
+            dimension that counts tasks, like `in_dims` of `torch.func.vmap`. None for one task.
+        verify: A `torchopt.diff.Verify`: some of the gradients are also computed by another engine
+            and compared; `report` of the returned loop has the results. None: no checks.
         blocks: For `"mixed"`: names of sub-modules whose activations are computed again in the
             backward pass, so only their inputs are kept; () for none. None takes the members of
-            every `nn.ModuleList` and `nn.Sequential` whose members are alike.
+            every `nn.ModuleList` and `nn.Sequential` whose members are of one class and have
+            parameters of the same names and shapes.
         keep_on: Where states are kept: `"device"`, where the parameters are, or `"host"`, in pinned
-            memory of the host, from which each is copied back when it is needed. What is on the CPU
-            stays as it is. Not with `keep="all"` in reverse mode, whose graph cannot be moved.
+            memory of the host, from which they are copied back when they are needed. Tensors on the
+            CPU stay where they are. Not with `keep="all"` in reverse mode, whose graph cannot be
+            moved.
         execute: `"eager"`: operation by operation. `"trace"`: a step and its adjoint are traced,
-            once, and the straight-line code is run for any number of steps; no compiler is needed.
-            `"compile"`: that code is compiled by torch's inductor, which needs a C++ compiler and
+            once, and the resulting program runs for any number of steps; no compiler is needed.
+            `"compile"`: the program is compiled by torch's inductor, which needs a C++ compiler and
             takes seconds at the first call. A new shape, dtype or value of a number that the loss
             or the optimizer holds causes a new trace, which the logger
             `torchopt.diff.explicit.trace` reports.
-        unroll: How many steps a traced program takes, for `execute` "trace" or "compile" with
-            `keep="all"` in reverse mode. A call of a program costs 0.05 to 0.1 ms on top of its
-            arithmetic; the time to compile grows in proportion. If `unroll` does not divide
-            `steps`, a second program takes the remaining steps.
-        compile: True is another way to write `execute="compile"`.
+        unroll: How many steps one call of a traced program takes, for `execute` "trace" or
+            "compile" with `keep="all"` in reverse mode. A call of a program costs 0.05 to 0.1 ms on
+            top of its arithmetic; the time to compile grows in proportion to `unroll`. If `unroll`
+            does not divide `steps`, a second program takes the remaining steps.
+        compile: `compile=True` means `execute="compile"`.
 
     Returns:
         A function of `(params, batch, *meta, batches=None, state=None, **hypers)` that returns an
@@ -357,12 +360,12 @@ def inner_loop(
         which keeps everything, whatever `keep` says.
 
     Raises:
-        CompilerError: From a call with `"compile"`: there is no C++ compiler, or it fails.
-        NotTraceableError: From a call with another `execute` than `"eager"`: the loss or the
-            optimizer reads a value on the host, changes something besides what it returns, or a
-            second derivative is taken of the call; the message says which.
-        TypeError: An argument of another kind.
-        ValueError: A value out of range.
+        CompilerError: In a call with `"compile"`: there is no C++ compiler, or it fails.
+        NotTraceableError: In a call with `"trace"` or `"compile"`: the loss or the optimizer reads
+            a value on the host or has a side effect, or a second derivative of the call is taken;
+            the message says which.
+        TypeError: An argument has a wrong type.
+        ValueError: A value is out of range, or options exclude each other.
 
     Example:
         >>> import torch, torchopt

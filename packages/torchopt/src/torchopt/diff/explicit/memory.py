@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many bytes of tensors are alive, counted operation by operation."""
+"""Count the bytes of live tensors, operation by operation."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["CountBytes"]
 
 
 class CountBytes(TorchDispatchMode):
-    """A context that counts the bytes of the tensors made in it, as long as they are alive.
+    """A context that counts the bytes of the tensors that are created in it and still alive.
 
-    The count is exact and the same in each run: it follows storages, not the allocator.
+    The count is exact and the same in each run, because it follows storages, not the allocator.
 
     Attributes:
-        now: Bytes alive.
-        peak: The most there were at once.
+        now: The number of bytes that are alive.
+        peak: The largest value that `now` had.
 
     Example:
         >>> import torch
@@ -35,10 +35,10 @@ class CountBytes(TorchDispatchMode):
     """
 
     def __init__(self, *known: Tensor) -> None:
-        """Leave out the memory of some tensors, which views of them would bring in.
+        """Set up the count.
 
         Args:
-            *known: The tensors.
+            *known: Tensors whose memory is not counted, even if a view of them is created.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = {x.untyped_storage()._cdata for x in known}
@@ -46,7 +46,7 @@ class CountBytes(TorchDispatchMode):
         self._alive: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count what it made."""
+        """Run an operation and count the tensors that it created."""
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
             if isinstance(x, Tensor) and x.layout is torch.strided:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run is, and the places of it that are kept, on the device or on the host."""
+"""Moments of a run that are kept for the backward pass, on the device or on the host."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["Moment", "Moments", "constant", "updated"]
 
 @dataclass(frozen=True)
 class Moment:
-    """A moment of a run: the state before a step, and what the loss sees besides its arguments.
+    """A moment of a run: the state before a step, and what the loss reads besides its arguments.
 
     Attributes:
-        carry: Parameters and state; None where they follow from an earlier moment and gradients,
+        carry: Parameters and state; None if they follow from an earlier moment and its gradients,
             or from the inputs of the run.
-        seen: Buffers, modes, counters and random generators.
-        grads: The gradient there, where it is kept.
+        seen: Buffers, training flags, counters and random generators.
+        grads: The gradient of the step, if it is kept.
     """
 
     carry: Any
@@ -88,13 +88,13 @@ class Moments(dict[int, Any]):
 
 
 def updated(call: Call, carry: Carry, grads: Sequence[Any]) -> Carry:
-    """Return the state after a step from that before it and the gradient, outside of any graph."""
+    """Return the state after a step, given the gradient, outside of any graph."""
     with torch.no_grad():
         return constant(update(call, call.optimizer, grads, carry))
 
 
 def constant(carry: Carry) -> Carry:
-    """Return values without a graph: a state may hold a variable."""
+    """Return the carry without a graph; the state may contain a tensor that requires a gradient."""
     leaves = (*carry.params, *carry.state)
     attached = any(isinstance(x, Tensor) and x.requires_grad for x in leaves)
     return carry.detached() if attached else carry

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of matrices in a block that is evaluated twice.
+"""Matrix products in a block that is evaluated twice.
 
-They are most of the time of a block. For a first derivative they are kept from one evaluation to
-the next, being the smaller part of the memory. In forward over reverse mode they and their tangents
-would be the larger part; there they are computed again, but not the slopes of parameters, of which
-only the derivative is asked for. Of a product AB the slopes for a cotangent D are D Bᵀ and Aᵀ D;
-their own derivative, in the direction of A' and B', is D B'ᵀ for A, A'ᵀ D for B and A'B + AB' for
-D.
+They take most of the time of a block. For a first derivative they are kept from one evaluation to
+the next, since they are the smaller part of the memory. In forward over reverse mode they and their
+tangents would be the larger part. There they are computed again, except the cotangents of
+parameters, of which only the derivative is needed. For a product AB and a cotangent D, the
+cotangents of the factors are D Bᵀ and Aᵀ D. Their derivative in the directions A' and B' is D B'ᵀ
+for A, A'ᵀ D for B, and A'B + AB' for D.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from torchopt.tree_function import PLAIN, apply_sweep, is_transforming
 
 __all__ = ["Products", "parts_of"]
 
-_LEAST = 32  # numbers that are summed up, from which on a product is kept
+_LEAST = 32  # the least inner dimension of a product that is kept
 _NAMES = {"linear", "matmul", "__matmul__", "mm", "bmm"}
 
 
 def parts_of(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return a tensor without its tangent, and the tangent."""
+    """Return a tensor without its tangent, and the tangent or None."""
     return forward_ad.unpack_dual(x) if in_forward_mode() else (x, None)
 
 
 class Products(TorchFunctionMode):
-    """A context in which products are kept, and within `again` those that are used in their place.
+    """A context that keeps products; within `again` it returns the kept ones.
 
-    A second evaluation has the same arguments. One that takes another way than the first computes
-    what is left itself.
+    The second evaluation has the same arguments. If it takes another path than the first one, it
+    computes the remaining products itself.
     """
 
     def __init__(self) -> None:
@@ -50,10 +50,10 @@ class Products(TorchFunctionMode):
 
     @contextlib.contextmanager
     def again(self, known: Sequence[Tensor]) -> Iterator[None]:
-        """Return a context for the second evaluation. It uses up what was kept.
+        """Return a context for the second evaluation, which consumes the kept products.
 
         Args:
-            known: Factors whose own slopes nobody asks for, only their derivatives.
+            known: Factors whose cotangents are not needed, only the derivatives of these.
         """
         self._known = {id(x) for x in known}
         self._remaining, self._kept = iter(self._kept), []
@@ -83,12 +83,12 @@ class Products(TorchFunctionMode):
                 kept = _Product(operands, no_view(func(*args)))
         if kept.is_changed():
             return func(*args)
-        # A gradient that the block itself takes, while it is evaluated, needs all slopes.
+        # A gradient that the block itself takes during its evaluation needs all cotangents.
         return kept.again(operands, lambda: is_known and self._remaining is None)
 
 
 def _operands(name: Any, args: Sequence[Any]) -> list[Tensor] | None:
-    """Return the factors of a product, and perhaps what is added to each row of it."""
+    """Return the factors of a product, and a bias if there is one; None for other operations."""
     if name not in _NAMES or not all(type(x) in PLAIN for x in args if x is not None):
         return None
     a, b, *more = (x for x in args if x is not None)
@@ -99,7 +99,7 @@ def _operands(name: Any, args: Sequence[Any]) -> list[Tensor] | None:
         return None
     if a.size(-1) < _LEAST or not a.is_floating_point():
         return None
-    # A checkpoint counts what its function saves, and evaluates it once more, outside of this.
+    # A checkpoint counts what its function saves and evaluates it again outside of this context.
     if any_autocast() or is_transforming() or top_saved_tensor_hooks(True) is not None:
         return None
     operands = [a, b, *more]
@@ -118,21 +118,21 @@ class _Product:
         self._form, self._value, self._version = _form(operands), value, value._version
 
     def is_of(self, operands: Sequence[Tensor]) -> bool:
-        """Return whether it may be the product of these."""
+        """Return whether this can be the product of these factors."""
         return self._form == _form(operands)
 
     def is_changed(self) -> bool:
-        """Return whether it was written to since."""
+        """Return whether the product was changed in place since."""
         return self._value._version != self._version
 
     def again(self, operands: Sequence[Tensor], is_known: Callable[[], bool]) -> Tensor:
-        """Return the product, with the graph that these give it."""
+        """Return the product with a graph from these factors."""
         out: Tensor = apply_sweep(_Again(self._value, is_known), *operands)[0]
         return out
 
 
 class _Again:
-    """A product that is kept, as `torchopt.tree_function.Sweep` wants it."""
+    """A kept product, an implementation of `torchopt.tree_function.Sweep`."""
 
     def __init__(self, value: Tensor, is_known: Callable[[], bool]) -> None:
         self._value, self._is_known = [value], is_known
@@ -144,7 +144,7 @@ class _Again:
     def pull_back(
         self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
     ) -> tuple[Tensor | None, ...]:
-        """Return the slopes; in grad mode to be differentiated, once."""
+        """Return the cotangents of the factors; in grad mode they can be differentiated once."""
         (cotangent,) = cotangents
         assert cotangent is not None
         if not torch.is_grad_enabled():
@@ -155,38 +155,38 @@ class _Again:
 def _slopes(
     inputs: Sequence[Tensor], cotangent: Tensor, *, is_known: bool = False
 ) -> tuple[Tensor, ...]:
-    """Return the cotangents of the factors, and of what is added to each row."""
+    """Return the cotangents of the factors and of the bias."""
     a, b, *more = inputs
     rows, given = _rows(a, b), _rows(cotangent, b)
     found = [(given @ b.mT).reshape(a.shape)]
     if is_known:
         return (*found, *(x.new_zeros(()).expand_as(x) for x in (b, *more)))
-    # As torch does it, to the last bit.
+    # The same operations as in torch, for the same bits.
     turned = b.stride(-2) == 1 and b.stride(-1) == b.size(-2)
     found.append((given.mT @ rows).mT if turned else rows.mT @ given)
     return (*found, *(cotangent.sum(tuple(range(cotangent.ndim - 1))) for _ in more))
 
 
 def _rows(x: Tensor, b: Tensor) -> Tensor:
-    """Return x as one matrix, if its rows all meet the same one."""
+    """Return x as one matrix if all its rows are multiplied by the same matrix b."""
     return x.flatten(0, -2) if b.ndim == 2 else x
 
 
 class _Slopes:
-    """The slopes of a product, as `torchopt.tree_function.Sweep` wants them."""
+    """The cotangents of the factors, an implementation of `torchopt.tree_function.Sweep`."""
 
     def __init__(self, is_known: bool) -> None:
         self._is_known = is_known
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the slopes; zeros for those that nobody asks for."""
+        """Return the cotangents; zeros for those that are not needed."""
         *operands, cotangent = inputs
         return _slopes(operands, cotangent, is_known=self._is_known)
 
     def pull_back(
         self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
     ) -> tuple[Tensor | None, ...]:
-        """Return their derivative, in the direction of the tangents of the factors."""
+        """Return the derivative of the cotangents, given directions for the factors."""
         a, b, *_, given = inputs
         da, db, *more = cotangents
         rows, of_given = _rows(given, b), [x.expand_as(given) for x in more if x is not None]

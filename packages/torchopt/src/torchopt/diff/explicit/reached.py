@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fingerprint of a function that is called often, looked up again only where it changed."""
+"""The fingerprint of a function that is called often, computed again only after a change."""
 
 from __future__ import annotations
 
@@ -37,15 +37,14 @@ PASSED_BY = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodType
 
 
 class Reached:
-    """What values reach, at each call.
+    """The present fingerprint of some values, for each call.
 
-    Everything that the last search visited is compared by identity, in loops of C: a tenth of the
-    time of a search. If an object has changed, everything is searched again.
-
-    Threads may ask at once: what was seen is one object, which is exchanged and never changed.
+    Everything that the last search visited is compared by identity, in loops in C, which takes a
+    tenth of the time of a search. If an object has changed, everything is searched again. Several
+    threads may call this at the same time: the record is replaced, never changed.
 
     Args:
-        values: Functions, or anything that holds some.
+        values: Functions, or objects that hold functions.
     """
 
     def __init__(self, *values: Any) -> None:
@@ -57,12 +56,12 @@ class Reached:
         last = self._last
         if last is not None and last.is_current():
             return last.fingerprint
-        self._last = last = None  # nothing old is kept alive while the new values are in use
+        self._last = last = None  # so that old values do not stay alive with the new ones
         found = fingerprint(*self._values)
         read = _reader(found.visited)
         if read is not None:
             seen = _Seen(found, read, read(), [form_of(x) for x in found.tensors])
-            # Another thread may have changed something between the search and the reading.
+            # Another thread may have changed something between the search and `read`.
             if fingerprint(*self._values).key == found.key:
                 self._last = seen
         return found
@@ -70,7 +69,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A fingerprint, and all that was read for it."""
+    """A fingerprint and everything that was read for it."""
 
     fingerprint: Fingerprint
     read: Callable[[], list[Any]]
@@ -78,7 +77,7 @@ class _Seen:
     forms: list[Any]
 
     def is_current(self) -> bool:
-        """Return whether the same would be read now."""
+        """Return whether reading would give the same now."""
         now, before = self.read(), self.values
         return (
             len(now) == len(before)
@@ -89,12 +88,12 @@ class _Seen:
 
 
 def _reader(visited: tuple[Any, ...]) -> Callable[[], list[Any]] | None:
-    """Return what reads all that these objects hold; None if that takes a search."""
+    """Return a function that reads the contents of these objects; None if a search is needed."""
     tables: list[dict[Any, Any]] = []
     lists: list[Any] = []
     classes = {id(base): vars(base) for found in visited for base in own_classes(_class_of(found))}
     references: list[Callable[[], Any]] = []
-    # Of a table, by a name that may be missing.
+    # Tables and names, which may be missing in them.
     places = [(vars(module), name) for module, name in module_places(visited)]
     attributes: list[tuple[Any, str]] = []
     for found in visited:
@@ -137,7 +136,7 @@ def _reader(visited: tuple[Any, ...]) -> Callable[[], list[Any]] | None:
 
     def read() -> list[Any]:
         return [
-            list(map(len, keys)),  # something may move from the end of one to the next
+            list(map(len, keys)),  # an entry may move from the end of one table to the next
             *chain.from_iterable(keys),
             *chain.from_iterable(map(dict.values, tables)),
             *chain.from_iterable(x.values() for x in classes.values()),
@@ -151,7 +150,7 @@ def _reader(visited: tuple[Any, ...]) -> Callable[[], list[Any]] | None:
 
 
 def _globals(function: types.FunctionType) -> list[tuple[Any, str]]:
-    """Return where the globals of a function of the user's are; see `closure.parts`."""
+    """Return the places of the globals of a user's function; see `closure.parts`."""
     table = function.__globals__
     if root_of(str(table.get("__name__"))) in LIBRARIES:
         return []

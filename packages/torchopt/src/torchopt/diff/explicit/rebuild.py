@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same transformation with other tensors in it.
+"""Copy a transformation with other tensors in it.
 
-A transformation that was made with a tensor holds it somewhere: in a field, a schedule, a closure.
-To differentiate with respect to it, the transformation is made again around another tensor; the
-one that was given is left as it is.
+A transformation that was made with a tensor holds it in a field, a schedule or a closure. To
+differentiate with respect to the tensor, the transformation is copied with another tensor in its
+place; the original does not change.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["rebuilt"]
 
 
 def rebuilt(value: Any, tensors: Mapping[int, Tensor]) -> Any:
-    """Return `value` with other tensors in place of some.
+    """Return `value` with some of its tensors replaced.
 
     Args:
-        value: A transformation, or anything that holds tensors.
+        value: A transformation, or any object that holds tensors.
         tensors: The replacement of each tensor, by the id of the tensor.
 
     Raises:
-        NotDifferentiableError: A tensor is held where it cannot be exchanged.
+        NotDifferentiableError: A tensor is in a place where it cannot be replaced.
     """
     if not tensors:
         return value
@@ -48,12 +48,12 @@ def rebuilt(value: Any, tensors: Mapping[int, Tensor]) -> Any:
 
 
 class _Rebuild:
-    """One pass over a value; an object that is met twice is copied once."""
+    """One pass over a value; an object that occurs twice is copied once."""
 
     def __init__(self, tensors: Mapping[int, Tensor]) -> None:
         self._tensors = tensors
         self._done: dict[int, Any] = {}
-        self._held: list[Any] = []  # so that no id is reused
+        self._held: list[Any] = []  # kept alive, so that no id is reused
 
     def of(self, value: Any) -> Any:
         if id(value) in self._tensors:
@@ -135,7 +135,7 @@ class _Rebuild:
         table = getattr(value, "__dict__", None)
         has_table = isinstance(table, dict)
         held = table if isinstance(table, dict) else {}
-        # What was computed from the fields is computed again; it may lead back to this object.
+        # Cached properties are computed again; they may refer back to this object.
         held = {k: x for k, x in held.items() if not _is_computed(kind, k)}
         if isinstance(value, nn.Module):
             tables = ("_parameters", "_buffers", "_modules")

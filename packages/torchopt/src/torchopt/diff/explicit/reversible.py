@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of momentum steps that keeps only its last state, and reverses the steps exactly."""
+"""A run of momentum steps that keeps only its last state and reverses the steps exactly."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WHERE = 'inner_loop: keep="reversible"'
 
 
 class ReversibleRun(Run):
-    """A run in integers. Each step takes one gradient more on the way back."""
+    """A run in integers; the backward pass computes one more gradient for each step."""
 
     def __init__(self, call: Call) -> None:
         super().__init__(call, 1)
@@ -40,7 +40,7 @@ class ReversibleRun(Run):
         self._stepped: list[bool]  # which parameters have a gradient
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors that the run ends with."""
+        """Return the tensors of the result."""
         call = self.call
         tensors = [x.detach() for x in inputs]
         self._seen = Surroundings(call.loss, tensors, beside=call.optimizer).retaken()
@@ -83,7 +83,7 @@ class ReversibleRun(Run):
         return [g for g, x in zip(grads, self._form.params) if is_smooth(x)]
 
     def _reversed(self, inputs: Leaves, end: int) -> Iterator[tuple[range, Moment]]:
-        """Yield the differentiated steps and the state before each, backward."""
+        """Yield the differentiated steps with the state before each, in reverse order."""
         call, state = self.call, self._last
         for t in range(end - 1, call.first - 1, -1):
             with self._seen.replayed():
@@ -97,13 +97,14 @@ class ReversibleRun(Run):
         if not all(torch.equal(x, y) for x, y in pairs):
             raise NotDifferentiableError(
                 f"{WHERE}: expected a loss with the same gradient at the same point, got one with "
-                "another on the way back: it draws random numbers, as dropout does, changes what "
-                'it reads, or runs kernels whose sums have no fixed order. Use keep="steps".'
+                "another gradient in the backward pass: it draws random numbers, as dropout does, "
+                "changes what it reads, or runs kernels whose sums have no fixed order. Use "
+                'keep="steps".'
             )
 
 
 def _hyper_parameters(optimizer: GradientTransformation) -> tuple[float, Fraction]:
-    """Return learning rate and momentum of SGD with momentum."""
+    """Return the learning rate and the momentum of SGD with momentum."""
     stages = getattr(getattr(optimizer.init, "__self__", None), "transformations", ())
     rules: list[Any] = [getattr(getattr(x.update, "__self__", None), "rule", None) for x in stages]
     if [type(rule).__name__ for rule in rules] != ["Trace", "Scale"]:
@@ -125,6 +126,6 @@ def _number(x: float | Tensor) -> float:
 
 def _unfit(expected: str) -> ValueError:
     return ValueError(
-        f"{WHERE}: expected {expected}: its steps are the ones that can be undone; "
+        f"{WHERE}: expected {expected}, because only its steps can be undone; "
         'use keep="steps" or a number of snapshots for others.'
     )

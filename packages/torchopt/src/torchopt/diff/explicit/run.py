@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that keeps some of its states, and its derivative from the last step to the first."""
+"""A run that keeps some of its states, and its reverse-mode derivative."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from torchopt.tree_function import is_transforming, linearize
 
 __all__ = ["Run"]
 
-MANY = 32  # differentiated steps, from which on it pays to measure one
+MANY = 32  # least number of differentiated steps for which measuring one step pays
 ROOM = 2**20  # bytes that the graph of several steps may take
-APART = 8  # steps between kept states, where the gradients between them are kept too
+APART = 8  # steps between kept states if the gradients between them are kept too
 
 
 class Run:
-    """One run of a call, as `torchopt.tree_function.Sweep` wants it.
+    """One run of a call, an implementation of `torchopt.tree_function.Sweep`.
 
     Args:
         call: The call.
-        snapshots: How many states are kept, that before the first differentiated step among them;
-            beside these there is the one before the last step.
+        snapshots: How many states are kept, including the one before the first differentiated
+            step. The state before the last step is kept in addition.
         room: Bytes that the graph of several steps may take.
     """
 
@@ -49,14 +49,14 @@ class Run:
         self.snapshots = min(snapshots, call.steps - call.first)
         self.outputs: Outputs  # the form of what `evaluate` returned
         self._seen: Any  # the surroundings at the start
-        self._tail: Any = None  # a `Tail`, or what is used like one
-        self._apart = False  # whether the start is known to depend on no tensor of the optimizer
+        self._tail: Any = None  # a `Tail` or an object with its methods
+        self._apart = False  # whether the start is known not to depend on the optimizer's tensors
         self._moments = Moments(call)
 
     # -- the run itself
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors that the run ends with; keep some of its states."""
+        """Return the tensors of the result and keep some of the states."""
         call = self.call
         tensors = [x.detach() for x in inputs]
         # Outside of any graph, the optimizer's own tensors can be used.
@@ -83,7 +83,9 @@ class Run:
                 states = [] if kept is None else seen.generators()
                 carry = constant(update(call, optimizer, grads, before))
                 if kept is not None and not all(map(torch.equal, states, seen.generators())):
-                    kept = None  # the adjoint of the update has to see what it drew: after the loss
+                    kept = (
+                        None  # the adjoint of the update must draw the same numbers, after the loss
+                    )
             if t in places:
                 state = None if self._follows(t, kept, drawn=drawn) else before
                 self._moments.keep(t, Moment(state, seen, kept))
@@ -101,8 +103,8 @@ class Run:
     def _measured(self, carry: Carry, tensors: list[Tensor], seen: Surroundings) -> int:
         """Return the first of the last steps whose graph is kept.
 
-        The first step, taken again with its graph, says how many that are, and how many of the
-        others are reversed at once.
+        The first step is taken again with its graph. Its size decides how many steps keep their
+        graph, and how many of the other steps are reversed together.
         """
         call = self.call
         with CountBytes(*tensors) as count, seen.retaken(silent=True).replayed():
@@ -111,13 +113,14 @@ class Run:
             size = max(1, int(count.now))
         self._at_once = max(1, self._room // (2 * size))
         if self.snapshots < call.steps - call.first:
-            return call.steps  # another backward pass needs the states of all
+            return call.steps  # a second backward pass needs the states of all steps
         return max(call.first + 1, call.steps - self._room // size)
 
     def _follows(self, step: int, grads: list[Any] | None, *, drawn: bool) -> bool:
-        """Return whether the state before a step is made again, from an earlier one and gradients.
+        """Return whether the state before a step is recomputed from an earlier one and gradients.
 
-        An update is short compared with a step of such a model, and a gradient a part of a state.
+        For a model with blocks, an update is fast compared with a step, and a gradient is smaller
+        than a state.
         """
         call = self.call
         if not call.blocks or call.host or self.snapshots < call.steps - call.first:
@@ -138,11 +141,11 @@ class Run:
         return (*outputs.carry.tensors(), outputs.losses, *_tensors(outputs.aux))
 
     def require_repeatable(self) -> None:
-        """Raise if the loss changes what is not put back for a step that is computed again."""
+        """Raise if the loss changes something that cannot be restored to recompute a step."""
         self._seen.require_copied()
 
     def outputs_with(self, tensors: Sequence[Tensor]) -> Outputs:
-        """Return the outputs of the run, made of the tensors that `evaluate` returned."""
+        """Return the outputs of the run from the tensors that `evaluate` returned."""
         return self._with(self.outputs, tensors)
 
     @staticmethod
@@ -161,7 +164,7 @@ class Run:
         )
         return Outputs(carry, losses, Aux(leaves, form.aux.spec))
 
-    # -- its derivative
+    # -- the derivative
 
     def pull_back(
         self,
@@ -176,21 +179,21 @@ class Run:
         return self._swept(inputs, cotangents)
 
     def _require_same_loss(self, tensors: list[Tensor]) -> None:
-        """Raise if the first step is another one by now."""
+        """Raise if the first step would give another loss now."""
         moment = self._moments.at(self.call.first)
         with moment.seen.replayed():
             _, value, _ = gradient(self.call, moment.carry, tensors, self.call.first)
         if names := self._seen.changed(value):
             raise RuntimeError(
                 "inner_loop: expected tensors that are not changed between the run and its "
-                f"backward pass, got {names[0]}, which was changed in place, so that a step is "
-                "another one; change a clone of it."
+                f"backward pass, got {names[0]}, which was changed in place, so that a step "
+                "would differ; change a clone of it."
             )
 
     def _attached(
         self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
     ) -> tuple[Tensor | None, ...]:
-        """Return them as functions that can be differentiated: by the plain loop."""
+        """Return the cotangents with a graph, from the plain loop."""
         call = self.call
         require_no_differences(call, "a derivative that is not differentiated again")
 
@@ -243,7 +246,7 @@ class Run:
             return [of_loss, *_aux_at(form.aux, of_aux, step, dim)]
 
         end = call.steps
-        if (tail := self._tail) is not None:  # another backward pass computes these steps again
+        if (tail := self._tail) is not None:  # a second backward pass computes these steps again
             self._tail, end = None, tail.first
             here = Cotangents(smooth, list(map(given, range(end, call.steps))))
             smooth, more = tail.pull_back(here)
@@ -252,7 +255,7 @@ class Run:
         for steps, moment in self._reversed(leaves, end):
             here = Cotangents(smooth, list(map(given, steps)))
             smooth, more = self._pulled(moment, leaves, steps, here)
-            del moment  # so that its memory serves for the next
+            del moment  # so that its memory can be reused for the next
             sums.add(more)
         if call.first == 0:
             sums.add(pull_back_start(call, leaves, smooth, apart=self._apart))
@@ -263,7 +266,7 @@ class Run:
     def _pulled(
         self, moment: Moment, inputs: Leaves, steps: range, cotangents: Cotangents
     ) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
-        """Return the cotangents of the state before the steps, and those of the inputs."""
+        """Return the cotangents of the state before the steps and of the inputs."""
         return pull_back_steps(
             self.call,
             moment.carry,
@@ -275,22 +278,23 @@ class Run:
         )
 
     def _is_small(self, carry: Carry) -> bool:
-        """Return whether several steps may be reversed at once, which pays where each is short."""
+        """Return whether several steps may be reversed together, which pays if they are short."""
         call = self.call
         if call.derivative != "reverse" or self.snapshots < MANY or call.host:
             return False
-        if top_saved_tensor_hooks(True) is not None:  # which a graph kept here would go through
+        if top_saved_tensor_hooks(True) is not None:  # they would apply to a graph kept here
             return False
         return 8 * sum(x.nbytes for x in carry.tensors()) <= self._room
 
     def _reversed(self, inputs: Leaves, end: int) -> Iterator[tuple[range, Moment]]:
-        """Yield the differentiated steps up to one, some at a time, and the state before them,
-        backward.
+        """Yield the differentiated steps before `end` in reverse order, one or several at a time.
+
+        With each range of steps comes the state before it.
         """
         call, last = self.call, self.call.steps - 1
         moments, places = self._moments, sorted(self._moments)
         plan = actions(call.first, call.steps, self.snapshots)
-        if last in moments:  # the run has done what comes before the first one
+        if last in moments:  # the run itself has done the part of the plan before the first reverse
             if all(b - a <= self._at_once for a, b in itertools.pairwise(places)):
                 yield from self._together(places, end)
                 return
@@ -298,7 +302,7 @@ class Run:
             next(action for action, _ in plan if action == "reverse")
             if last not in self._places():
                 del moments[last]
-        # Their places are needed for others; another backward pass starts from the first.
+        # The plan stores other states in their place; a second backward pass starts from the first.
         self._moments = Moments(call)
         self._moments[call.first] = moments[call.first]
         here, position = moments.at(call.first), call.first
@@ -316,14 +320,14 @@ class Run:
                 yield range(t, t + 1), here
 
     def _together(self, places: list[int], end: int) -> Iterator[tuple[range, Moment]]:
-        """Yield all steps up to one, as many at once as take little memory."""
+        """Yield all steps before `end` in reverse order, as many together as take little memory."""
         while end > self.call.first:
             begin = places[bisect.bisect_left(places, end - self._at_once)]
             yield range(begin, end), self._moments.at(begin)
             end = begin
 
     def _advanced(self, moment: Moment, step: int, target: int, tensors: list[Tensor]) -> Moment:
-        """Return the state before the step `target`, from that before `step`."""
+        """Return the state before the step `target`, starting from the one before `step`."""
         carry, seen = moment.carry, moment.seen
         with seen.replayed():
             for t in range(step, target):
@@ -360,7 +364,7 @@ def _aux_at(
 
 
 class _Sums:
-    """The cotangents of the inputs, added up over the steps."""
+    """The cotangents of the inputs, summed over the steps."""
 
     def __init__(self, call: Call, tensors: Sequence[Tensor]) -> None:
         self._call, self._tensors = call, tensors
@@ -379,7 +383,7 @@ class _Sums:
                 present += c
 
     def found(self) -> tuple[Tensor | None, ...]:
-        # Of a window, what came before it is a constant: its derivative is zero.
+        # With a window, inputs that only earlier steps use are constants with derivative zero.
         for i in self._call.wanted:
             if self._sums[i] is None:
                 self._sums[i] = torch.zeros_like(self._tensors[i])

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which states of a run are kept, and in what order its steps are run again and reversed.
+"""Which states of a run are kept, and in which order its steps are recomputed and reversed.
 
-With c snapshots of T steps, the state before the first step among them, the fewest steps forward
-that reversing all of them takes is
+To reverse T steps with c snapshots, which include the state before the first step, the least number
+of forward steps is
 
     t(T, c) = r T - C(c + r, r - 1),  where  C(c + r - 1, c) < T <= C(c + r, c),
 
-which solves t(l, s) = min_k k + t(l - k, s - 1) + t(k, s). The run itself is counted, up to the
+which solves t(l, s) = min_k k + t(l - k, s - 1) + t(k, s). It includes the run itself, except the
 last step, which is reversed from the state before it.
 
 References:
@@ -30,7 +30,7 @@ def _repetitions(steps: int, snapshots: int) -> int:
 
 
 def forward_steps(steps: int, snapshots: int) -> int:
-    """Return t(T, c): the steps forward that it takes to reverse `steps` with `snapshots`.
+    """Return t(T, c), the forward steps needed to reverse T = `steps` with c = `snapshots`.
 
     Example:
         >>> forward_steps(10, 10), forward_steps(10, 3), forward_steps(10, 1)
@@ -41,7 +41,7 @@ def forward_steps(steps: int, snapshots: int) -> int:
 
 
 def _split(steps: int, snapshots: int) -> int:
-    """Return after how many steps the next snapshot is taken: a k that attains the minimum."""
+    """Return after how many steps to take the next snapshot: a k that attains the minimum."""
     r = _repetitions(steps, snapshots)
     return max(
         1,
@@ -54,11 +54,12 @@ Action = tuple[str, int]
 
 
 def actions(first: int, last: int, snapshots: int) -> Iterator[Action]:
-    """Yield what reverses the steps `first`, ..., `last - 1`, from the last to the first.
+    """Yield the actions that reverse the steps `last - 1`, ..., `first`.
 
-    `("advance", t)`: go on to the state before step t; `("store", t)`: keep the present state, that
-    before t; `("restore", t)`: go back to it; `("reverse", t)`: reverse step t, from the present
-    state; `("free", t)`: the state kept is not used any more. The first state is kept already.
+    `("advance", t)`: run forward to the state before step t; `("store", t)`: keep this state;
+    `("restore", t)`: return to the kept state before step t; `("reverse", t)`: reverse step t from
+    the present state, the one before it; `("free", t)`: drop the kept state. The first state is
+    already kept.
     """
     pending = [(first, last, snapshots)]
     present = first
@@ -85,7 +86,7 @@ def actions(first: int, last: int, snapshots: int) -> Iterator[Action]:
 
 
 def kept_by_the_run(first: int, last: int, snapshots: int) -> tuple[int, ...]:
-    """Return before which steps the run itself takes snapshots, the first one left out."""
+    """Return the steps before which the run itself takes snapshots, without the first one."""
     kept = []
     for action, t in actions(first, last, snapshots):
         if action == "reverse":

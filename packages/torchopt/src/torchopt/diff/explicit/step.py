@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One step of an inner loop: the loss and its gradient, the update, and the start of it all.
+"""The parts of an inner loop: its start, the loss with its gradient, and the update.
 
-Each of the three is a function of tensors. For a batch of tasks each is itself under vmap, with
-the tasks in the first dimension of parameters and states: the tasks do not see each other, so the
-gradient of the sum of their losses holds the gradient of each.
+Each of the three is a function of tensors. For a batch of tasks each runs under vmap, with the
+tasks in the first dimension of parameters and states. The tasks are independent of each other, so
+the gradient of the sum of their losses contains the gradient of each.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class Carry:
 
     @functools.cached_property
     def smooth(self) -> list[Tensor]:
-        """Those that can be differentiated."""
+        """The floating-point and complex tensors among the leaves."""
         return [x for x in (*self.params, *self.state) if is_smooth(x)]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Carry:
-        """Return the same with other tensors."""
+        """Return a carry with other tensors."""
         remaining = iter(tensors)
         params, state = (
             tuple(next(remaining) if isinstance(x, Tensor) else x for x in leaves)
@@ -71,7 +71,7 @@ class Carry:
         return Carry(params, state, self.state_spec)
 
     def with_smooth(self, tensors: Sequence[Tensor]) -> Carry:
-        """Return the same with other smooth tensors."""
+        """Return a carry with other smooth tensors."""
         remaining = iter(tensors)
         params, state = (
             tuple(next(remaining) if is_smooth(x) else x for x in leaves)
@@ -80,9 +80,10 @@ class Carry:
         return Carry(params, state, self.state_spec)
 
     def detached(self) -> Carry:
-        """Return the same outside of any graph.
+        """Return the carry outside of any graph.
 
-        What was one tensor stays one: leaves that share their count are stepped in one call.
+        A tensor that occurs several times stays one tensor: leaves that share a count are updated
+        in one call.
         """
         made = {id(x): x.detach() for x in self.tensors()}
         return self.with_tensors([made[id(x)] for x in self.tensors()])
@@ -90,19 +91,19 @@ class Carry:
 
 @dataclass(frozen=True)
 class Aux:
-    """The aux of a loss: what it returned besides its value."""
+    """The aux of a loss: everything that it returned besides its value."""
 
     leaves: tuple[Any, ...]
     spec: PyTreeSpec
 
     @functools.cached_property
     def smooth(self) -> list[Tensor]:
-        """The tensors that can be differentiated."""
+        """The floating-point and complex tensors among the leaves."""
         return [x for x in self.leaves if is_smooth(x)]
 
 
 class _Batched:
-    """A function of lists of leaves under vmap: tensors go through it, the rest around it."""
+    """A function of lists of leaves under vmap; other leaves than tensors bypass vmap."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -130,13 +131,13 @@ class _Batched:
 def losses_of(
     call: Call, params: Sequence[Any], tensors: Sequence[Any], step: int
 ) -> tuple[Tensor, Aux]:
-    """Return the loss of a step, `[tasks]` for several, and its aux.
+    """Return the loss of a step, 0-dim or `[tasks]`, and its aux.
 
     Args:
         call: The call.
         params: The leaves of the parameters.
         tensors: Tensors for the inputs of the call.
-        step: Which step, from 0.
+        step: The step, counted from 0.
     """
     trees = (call.batch(step), *call.meta)
 
@@ -195,7 +196,7 @@ def _value_and_aux(found: Any) -> tuple[Tensor, Any]:
 def attached_gradient(
     call: Call, params: Sequence[Any], tensors: Sequence[Any], step: int
 ) -> tuple[list[Any], Tensor, Aux]:
-    """Return the gradient of the loss, differentiable to any order, the loss and its aux.
+    """Return the gradient of the loss, the loss and its aux, differentiable to any order.
 
     The gradient is None for leaves that the loss does not depend on.
     """
@@ -224,7 +225,7 @@ def attached_gradient(
             at = [x if x.requires_grad else x + _zeros(x) for x in at]
             value, aux = evaluated(at)
             require_graph(value)
-            if step == 0:  # the graph also has what only later steps depend on
+            if step == 0:  # the graph of a later step contains the earlier steps as well
                 require_no_closure(call, value, at, tensors)
             require_curvature(call, value, at, tensors)
             found = list(
@@ -248,7 +249,7 @@ def gradient_of_sum(
 
 
 def _zeros(x: Tensor) -> Tensor:
-    # Added to keep tangents of a forward mode, which detaching would cut off.
+    # Adding zeros keeps the tangents of forward mode, which `detach` would drop.
     return unseen(torch.zeros_like(x.detach()).requires_grad_())
 
 
@@ -262,7 +263,7 @@ def require_no_closure(call: Call, value: Tensor, params: Any, tensors: Sequence
 def require_curvature(
     call: Call, value: Tensor, at: Sequence[Tensor], tensors: Sequence[Any]
 ) -> None:
-    """Raise if torch would take second derivatives of the loss for zero."""
+    """Raise if torch would silently return zero for second derivatives of the loss."""
     if call.second_order and not call.plain:
         others = [x for x in tensors if isinstance(x, Tensor)]
         require_second_derivatives([value], at, "inner_loop: loss", others)
@@ -279,7 +280,7 @@ def require_graph(value: Tensor) -> None:
 
 
 def scattered(params: Sequence[Any], where: Sequence[int], found: Sequence[Any]) -> list[Any]:
-    """Return a list like the parameters with gradients where they are; None elsewhere."""
+    """Return a list like the parameters with gradients at the positions `where`, else None."""
     if all(g is None for g in found):
         raise NotDifferentiableError(
             "inner_loop: the loss does not depend on any of the parameters; expected a loss "
@@ -307,7 +308,7 @@ def update(
     leaves = [*carry.params, *grads, *carry.state]
     if call.tasks is None:
         return _carry(*stepped(leaves))
-    # A traced run has tensors for counts that are numbers of Python: all tasks share them.
+    # In a traced run, counts are 0-dim tensors instead of Python integers; tasks share them.
     shared = [isinstance(x, Tensor) and x.ndim == 0 for x in leaves]
     after = _carry(*_Batched(stepped)(leaves, [None if alike else 0 for alike in shared]))
     state = zip(after.state, shared[2 * count :])
@@ -319,13 +320,13 @@ def _carry(params: Any, state: Any) -> Carry:
 
 
 def separate(x: Tensor) -> Tensor:
-    """Return a tensor whose elements do not share memory, as dual numbers need."""
+    """Return a tensor whose elements do not share memory, which dual numbers require."""
     overlapping = any(stride == 0 and n > 1 for stride, n in zip(x.stride(), x.shape))
     return x.contiguous() if overlapping else x
 
 
 def start(call: Call, optimizer: GradientTransformation, tensors: Sequence[Any]) -> Carry:
-    """Return the start of the run; tasks are the first dimension of each tensor."""
+    """Return the carry at the start; the tasks are the first dimension of each tensor."""
     params = call.params.filled(tensors)
     if call.tasks is not None:
         dims = [call.dims[x.index] if hasattr(x, "index") else None for x in call.params.leaves]
@@ -337,7 +338,7 @@ def start(call: Call, optimizer: GradientTransformation, tensors: Sequence[Any])
             else x.movedim(dim, 0)
             for x, dim in zip(params, dims)
         ]
-    # An alias: a tensor may be an initial parameter and an argument of the loss, or two parameters.
+    # Aliases, since one tensor may be two parameters, or a parameter and an argument of the loss.
     params = [separate(x.view_as(x)) if isinstance(x, Tensor) else x for x in params]
     if call.state is not None:
         return Carry(tuple(params), tuple(call.state.filled(tensors)), call.state.spec)

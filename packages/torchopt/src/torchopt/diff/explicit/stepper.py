@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimizer of an inner loop, and what it reaches.
+"""The optimizer of an inner loop, and everything that it reaches.
 
-A constructor is called at each call of the loop. What it makes is searched for tensors and for all
-that a traced program depends on, which takes longer than a short run. One that torchopt defines
-makes the same of the same arguments: it is called, and searched, again only for others.
+Each call of the loop calls the constructor of the optimizer. Its result is searched for tensors and
+for everything that a traced program depends on, which takes longer than a short run. A constructor
+of torchopt gives the same result for the same arguments, so it is called and searched again only
+for other arguments.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ __all__ = ["Memory", "Stepper"]
 
 
 class Stepper:
-    """An optimizer, and what it holds.
+    """An optimizer and the tensors that it holds.
 
     Args:
         optimizer: The transformation.
-        arguments: Those of a constructor of torchopt, which then are all that it depends on.
+        arguments: The arguments of a constructor of torchopt, if the transformation depends on
+            nothing else.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class Stepper:
         self._reached = Reached(optimizer)
 
     def tensors(self) -> list[Tensor]:
-        """Return the tensors that it holds."""
+        """Return the tensors that the optimizer holds."""
         return self._found if self._arguments is not None else self._search()
 
     @functools.cached_property
@@ -53,12 +55,12 @@ class Stepper:
 
 
 class Memory:
-    """What an inner loop remembers of its loss and of the last optimizer. Copies remember nothing.
+    """A cache of an inner loop for its loss and its last optimizer. Copies start empty.
 
-    Threads may use it at once: what it holds is exchanged and never changed.
+    Several threads may use it at the same time: its entries are replaced, never changed.
     """
 
-    not_searched = True  # by `captured`: a loss that has a loop in it does not depend on this
+    not_searched = True  # by `captured`: a loss that contains a loop does not depend on its cache
 
     def __init__(self) -> None:
         self._loss: tuple[Any, Reached] | None = None
@@ -101,13 +103,13 @@ class Memory:
 
 
 def _key(hypers: dict[str, Any]) -> Hashable:
-    """Return what tells arguments apart; None where they may change, or hold a graph."""
+    """Return a key for arguments; None if they may change or have a graph."""
     parts: list[Hashable] = []
     for name, x in hypers.items():
         if isinstance(x, Tensor):
             if not x.is_leaf:
                 return None
-            parts.append((name, Tensor, id(x)))  # which the last ones keep alive
+            parts.append((name, Tensor, id(x)))  # `_last` keeps the tensor alive
         elif isinstance(x, ATOMS):
             parts.append((name, type(x), repr(x)))
         else:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run by one program whose results are the arguments of the next call, as flat lists.
+"""A run of one program that gets its own results as arguments of the next call, as flat lists.
 
-Between two calls there are no trees, and nothing is looked up: on small problems that takes longer
-than the programs do.
+Between two calls no tree is built and nothing is looked up, which on small problems would take
+longer than the programs themselves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["LaterMoment", "Straight"]
 
 
 class LaterMoment:
-    """A moment of a run that is put together when it is asked for."""
+    """A moment of a run that is assembled on demand."""
 
     def __init__(self, carry: Carry, where: Sequence[int], tensors: list[Tensor], seen: object):
         self._carry, self._where, self._tensors, self._seen = carry, where, tensors, seen
@@ -37,10 +37,10 @@ class LaterMoment:
 
 
 class _Caller:
-    """Calls a program again and again, with results of the last call among its arguments.
+    """Calls a program repeatedly, with results of the last call among its arguments.
 
-    The code of a program returns tensors of the same strides each time: those that fit in the
-    second call fit in all that follow.
+    A program returns tensors with the same strides each time, so if the arguments of the second
+    call have the expected strides, those of all later calls do too.
     """
 
     def __init__(self, program: Program) -> None:
@@ -56,18 +56,18 @@ class _Caller:
 
 
 class Straight:
-    """Steps by one program that keeps what the adjoint takes, and their adjoints.
+    """Steps by one program that keeps the tensors for the adjoint, and their adjoints.
 
     Args:
-        call: The call, whose steps all take the same inputs.
-        program: Of so many steps.
+        call: The call, whose steps all use the same inputs.
+        program: The program of one or several steps.
         carry: Parameters and state at the start.
-        given: The inputs that steps take.
+        given: The inputs that the steps use.
         held: The tensors that the loss and the optimizer reach.
-        require_same: Raises, as a tensor was changed in place.
+        require_same: Raises the error for a tensor that was changed in place.
     """
 
-    first = 0  # as for `torchopt.diff.explicit.tail.Tail`
+    first = 0  # the attribute of `torchopt.diff.explicit.tail.Tail`
 
     def __init__(
         self,
@@ -84,10 +84,10 @@ class Straight:
         self._tensors, self._where = distinct_tensors(carry.tensors())
         self._others = [*given, *(held[i] for i in program.held)]
         self._kept: list[tuple[Sequence[Tensor], list[int]]] = []
-        self.ends: list[Tensor] = []  # what can be differentiated of the carry
+        self.ends: list[Tensor] = []  # the smooth tensors of the last carry
 
     def run(self, count: int, seen: object) -> tuple[Carry, list[Tensor], list[Aux], list[object]]:
-        """Return the carry after so many calls, the losses, their aux, and the moments before."""
+        """Return the carry after `count` calls, the losses, their aux, and the moments before."""
         form, size, call = self._form, len(self._tensors), _Caller(self._program)
         losses, aux, before = list[Tensor](), list[Aux](), self._tensors
         moments: list[object] = [LaterMoment(self._start, self._where, before, seen)]
@@ -106,10 +106,10 @@ class Straight:
         return carry, losses, aux, moments
 
     def pull_back(self, cotangents: Cotangents) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
-        """Return the cotangents of the carry at the start, and those of the inputs.
+        """Return the cotangents of the carry at the start and of the inputs.
 
         Args:
-            cotangents: Of the carry at the end, and of no loss.
+            cotangents: The cotangents of the carry at the end; those of the losses must be None.
         """
         pull = self._form.pull
         assert pull is not None
@@ -122,7 +122,7 @@ class Straight:
             if versions(saved) != counted:
                 self._require_same()
             found = list(call([*saved, *smooth]))
-            del saved  # so that its memory serves for the next
+            del saved  # so that its memory can be reused for the next
             smooth, others = found[:size], found[size:]
             if size < len(zeros):
                 remaining = iter(smooth)

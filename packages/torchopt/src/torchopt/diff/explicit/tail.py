@@ -17,7 +17,7 @@ __all__ = ["Tail"]
 
 
 class Tail:
-    """Steps from one of them to the last, with their graph, for one backward pass.
+    """The steps from `first` to the last one with their graph, for one backward pass.
 
     Args:
         call: The call, whose derivative is "reverse".
@@ -34,7 +34,7 @@ class Tail:
         self._losses: list[Tensor] = []
 
     def step(self, step: int) -> tuple[Carry, Tensor, Aux]:
-        """Return what a step results in, outside of the graph."""
+        """Return the results of a step outside of the graph."""
         variables = self._variables
         with torch.enable_grad():
             self._carry, _, value, aux = attached_step(
@@ -53,7 +53,7 @@ class Tail:
             require_no_closure(self._call, total, variables.leaves, variables.leaves)
 
     def pull_back(self, cotangents: Cotangents) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
-        """Return what `pull_back_steps` returns. The graph is gone then."""
+        """Return the same as `pull_back_steps`, and free the graph."""
         given = [c for row in cotangents.losses for c in row]
         out = pulled(
             [*self._losses, *self._carry.smooth],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the program of some steps takes of the inputs of a call, and their cotangents."""
+"""The inputs of a call that the program of some steps uses, and their cotangents."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ __all__ = [
 
 
 def holes_at(call: Call, step: int) -> list[Hole]:
-    """Return the inputs that a step takes."""
+    """Return the inputs that a step uses."""
     return [*call.used_at(step), *(Hole(i) for i in call.hypers)]
 
 
 def inputs_of(call: Call, steps: range) -> list[Input]:
-    """Return the inputs that steps take, each once."""
+    """Return the inputs that steps use, each once."""
     key = None if call.alike else steps
     found: list[Input] | None = call.taken.get(key)
     if found is None:
@@ -44,12 +44,12 @@ def inputs_of(call: Call, steps: range) -> list[Input]:
 
 
 def tensors_at(call: Call, tensors: Sequence[Tensor], steps: range) -> list[Tensor]:
-    """Return the tensors of these inputs."""
+    """Return the tensors of the inputs that steps use."""
     return [tensors[i] if t is None else tensors[i][t] for i, t in inputs_of(call, steps)]
 
 
 def with_given(call: Call, given: Sequence[Tensor], steps: range) -> list[Any]:
-    """Return a list like the inputs of a call, with those that steps take."""
+    """Return a list like the inputs of a call, with `given` for those that steps use."""
     out: list[Any] = [x.detach() for x in call.inputs]
     for (i, t), x in zip(inputs_of(call, steps), given):
         if t is None:
@@ -61,7 +61,7 @@ def with_given(call: Call, given: Sequence[Tensor], steps: range) -> list[Any]:
 
 
 def inputs_key(call: Call, step: int) -> Hashable:
-    """Return what the program of a step depends on in its inputs."""
+    """Return the properties of the inputs that the program of a step depends on."""
     wanted, batch = set(call.wanted), call.batch(step)
     inputs = [
         (
@@ -85,14 +85,14 @@ def pulled_flat(
     steps: range,
     cotangents: Cotangents,
 ) -> tuple[list[Tensor], tuple[list[bool], list[int]]]:
-    """Return the cotangents of the carry and of the inputs, and which these are.
+    """Return the cotangents of the carry and of the inputs, without None, and their positions.
 
     Args:
-        call: The call, with the derivative that is taken.
-        seen: The state before each step, and the gradient there if it is kept.
+        call: The call, with the derivative to take.
+        seen: The state before each step, and its gradient if it is kept.
         full: The inputs of the call.
-        steps: Which steps.
-        cotangents: Those of what the steps return.
+        steps: The steps.
+        cotangents: The cotangents of the results of the steps.
     """
     smooth, by_input = cotangents.carry, dict[Input, Tensor]()
     for (before, grads), losses, t in reversed(list(zip(seen, cotangents.losses, steps))):
@@ -120,7 +120,7 @@ def add_up(total: dict[Input, Tensor], more: dict[Input, Tensor]) -> None:
 def read_pulled(
     call: Call, found: Sequence[Tensor], has: Sequence[bool], places: Sequence[int], steps: range
 ) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
-    """Return what `pulled_flat` found, with None for zeros, and by input."""
+    """Return the results of `pulled_flat` as lists with None for zeros, and by input."""
     remaining, taken = iter(found), inputs_of(call, steps)
     out = [next(remaining) if p else None for p in has]
     return out, dict(zip((taken[k] for k in places), remaining))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs of straight-line code, traced once, and kept for as long as they are in use."""
+"""Programs of straight-line code that are traced once and cached."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ class Program:
 
     Attributes:
         function: The code.
-        held: Which of the tensors that the traced function reaches are further arguments.
-        strides: The strides that the code is made for; empty if it takes any.
+        held: Positions, among the tensors that the traced function reaches, of those that are
+            further arguments.
+        strides: The strides that the code requires; empty if it accepts any.
         draws: Whether it draws random numbers.
-        form: What its caller needs to make sense of the list that it returns.
+        form: What the caller needs to interpret the returned list.
         writes: Whether it writes to buffers of modules, as a BatchNorm does.
     """
 
@@ -65,7 +66,7 @@ class Program:
         return found
 
     def fitted(self, arguments: list[Tensor]) -> list[Tensor]:
-        """Return the arguments with the strides that the code takes; the same list if they fit."""
+        """Return the arguments with the required strides; the same list if they fit."""
         wrong = [i for i, x in enumerate(self.strides) if arguments[i].stride() != x]
         if not wrong:
             return arguments
@@ -80,14 +81,14 @@ def _with_stride(x: Tensor, stride: tuple[int, ...]) -> Tensor:
 
 
 class Programs(NamedTuple):
-    """How many programs were traced in this process, and how many of them are kept."""
+    """How many programs were traced in this process, and how many are in the cache."""
 
     traced: int
     kept: int
 
 
 class _Kept:
-    """A cache of programs by what they depend on; the least recently used one is dropped."""
+    """A cache of programs by key; the least recently used one is dropped."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -99,17 +100,17 @@ _kept = _Kept()
 
 
 def programs() -> Programs:
-    """Return how many programs were traced in this process, and how many are kept."""
+    """Return how many programs were traced in this process, and how many are in the cache."""
     return Programs(_kept.traced, len(_kept.by_key))
 
 
 def traced(key: Hashable, what: str, make: Callable[[], Program]) -> Program:
-    """Return the program for a key; make it unless it is kept.
+    """Return the program for a key, from the cache or by tracing.
 
     Args:
         key: Everything that the program depends on.
-        what: What it is, for the log.
-        make: Traces it.
+        what: A description for the log.
+        make: Traces the program.
     """
     with _kept.lock:
         found = _kept.by_key.get(key)
@@ -130,8 +131,8 @@ class Words:
     """How the messages about a trace begin and end.
 
     Attributes:
-        where: What was called.
-        way_out: What to do where nothing can be traced.
+        where: The argument of the caller that asked for a trace.
+        way_out: What to do if the function cannot be traced.
     """
 
     where: str
@@ -143,11 +144,11 @@ class Trace:
     """A function as a graph of operations.
 
     Attributes:
-        graph: Takes the arguments and then what is held.
-        examples: The arguments it was traced with.
-        held: The tensors that the function reached, in use.
-        places: Where those are among all that it reaches.
-        form: What came with the results.
+        graph: Takes the arguments, then the held tensors.
+        examples: The arguments that it was traced with.
+        held: The tensors that the function uses without taking them as arguments.
+        places: Their positions among all tensors that the function reaches.
+        form: What the function returned with its results.
         writes: Whether it writes to buffers of modules.
     """
 
@@ -159,7 +160,7 @@ class Trace:
     writes: bool
 
     def program(self, words: Words, *, compiled: bool) -> Program:
-        """Return the code."""
+        """Return the program of the graph."""
         given = [*self.examples, *(x.detach() for x in self.held)]
         made = ready(self.graph, given, self.places, self.form, words, compiled=compiled)
         return replace(made, writes=self.writes)
@@ -167,15 +168,16 @@ class Trace:
     def parted(
         self, count: int, cotangents: range, words: Words, *, compiled: bool
     ) -> tuple[Program, Program]:
-        """Return the code of what depends on no cotangent, and that of the rest.
+        """Split the graph into a program that needs no cotangents, and one for the rest.
 
-        The first returns `count` results and then what the second takes before the cotangents.
+        The first returns `count` results, then the tensors that the second takes before the
+        cotangents.
 
         Args:
-            count: How many of the results depend on none.
-            cotangents: Which of the arguments are cotangents, the last ones.
+            count: How many of the results depend on no cotangent.
+            cotangents: Positions of the cotangents, which are the last arguments.
             words: For messages.
-            compiled: Whether the code is compiled.
+            compiled: Whether to compile the code.
         """
         first, second, passed = torch_internals.split_graph(
             self.graph, count, cotangents, recompute=compiled
@@ -226,15 +228,15 @@ def make_trace(
     """Trace a function.
 
     Args:
-        function: From tensors to a list of tensors, and the form of it.
-        examples: What it is traced with.
-        reach: What it calls that is the user's own.
+        function: Maps tensors to a list of tensors and its form.
+        examples: The arguments to trace it with.
+        reach: The functions of the user that it calls.
         words: For messages.
-        states: The surroundings as they are; buffers of modules are copies, which it may write to.
+        states: The present surroundings; buffers of modules are copies, so it may write to them.
 
     Raises:
-        NotTraceableError: It reads values on the host, changes more than its arguments, draws
-            random numbers outside of torch, or uses a tensor that is held out of sight.
+        NotTraceableError: The function reads values on the host, has side effects, draws random
+            numbers outside of torch, or uses a tensor that a search does not find.
     """
     form: list[Any] = []
 
@@ -275,15 +277,15 @@ def make_program(
     *,
     compiled: bool,
 ) -> Program:
-    """Trace a function, compile it if that is wanted, and leave its surroundings as they are.
+    """Trace a function, compile it if asked, and leave its surroundings unchanged.
 
     Args:
-        function: From tensors to a list of tensors, and the form of it.
-        examples: What it is traced with.
+        function: Maps tensors to a list of tensors and its form.
+        examples: The arguments to trace it with.
         seen: Its surroundings.
-        reach: What it calls that is the user's own.
+        reach: The functions of the user that it calls.
         words: For messages.
-        compiled: Whether the code is compiled.
+        compiled: Whether to compile the code.
 
     Raises:
         NotTraceableError: See `make_trace`.
@@ -316,7 +318,7 @@ def _read_message(words: Words, of: str, error: BaseException | None) -> str:
     frames = traceback.extract_tb(error.__traceback__) if error else traceback.extract_stack()
     own = [f for f in frames if f.line and not _in(f.filename, *LIBRARIES)]
     ours = [f for f in frames if _in(f.filename, "torchopt") and "internals" not in f.filename]
-    # For an optimizer of this package, no line of the user is to blame.
+    # In an optimizer of this package, the cause is not a line of the user.
     inside = ours and any(_in(f.filename, "optimizers", "transform") for f in ours[-4:])
     found = ours if inside or not own else own
     place = f" in {found[-1].name}: {(found[-1].line or '').strip()[:80]}" if found else ""
@@ -333,7 +335,7 @@ def _in(path: str, *folders: str) -> bool:
 
 
 def versions(tensors: Sequence[Tensor]) -> list[int]:
-    """Return how often tensors were changed in place; 0 for tensors without a version."""
+    """Return the version counters of tensors; 0 for tensors without one."""
     try:
         return [x._version for x in tensors]
     except RuntimeError:
@@ -352,7 +354,7 @@ def _require_unchanged(
 
 
 def _places(held: Sequence[Tensor], reach: Fingerprint, words: Words) -> tuple[int, ...]:
-    """Return where the constants of a graph are among the tensors that the function reaches."""
+    """Return the positions of a graph's constants among the tensors that the function reaches."""
     by_identity = {id(x): i for i, x in enumerate(reach.tensors)}
     by_memory = {_memory(x): i for i, x in enumerate(reach.tensors)}
     out = []
@@ -375,5 +377,5 @@ def _memory(x: Tensor) -> tuple[Any, ...]:
 
 
 def _storage(x: Tensor) -> int:
-    """Return what tells the memory of a tensor from that of others, while both are alive."""
+    """Return a key for the memory of a tensor, unique among live tensors."""
     return x.untyped_storage().data_ptr() if x.layout is torch.strided else id(x)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run whose steps, and the adjoints of them, are traced once and run for any number of steps."""
+"""A run whose step and its adjoint are traced once and then run for any number of steps."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class TracedRun(Run):
         snapshots: How many states are kept; see `Run`.
         compiled: Whether the programs are compiled.
         keep_gradients: Whether a gradient is kept beside each state.
-        keep_all: Whether what a step computes is kept for its adjoint.
-        unroll: How many steps a program takes; the last ones of another number are taken singly.
+        keep_all: Whether intermediate results of a step are kept for its adjoint.
+        unroll: How many steps a program takes; a remainder is taken one by one.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class TracedRun(Run):
         self._common = self._reach.key, compiled, call_key(call)
         self._adjoints: dict[Hashable, Program] = {}
         self._seeing = self._writes = self._uniform = False
-        self._seen = Nothing()  # unless its programs draw random numbers or write
+        self._seen = Nothing()  # replaced if its programs draw random numbers or write to buffers
         self._last: list[Tensor] = []
         self._ends: list[Tensor] = []
         self._straight: Straight | None = None
 
     def _parts(self) -> list[range]:
-        """Return the steps by the programs that take them."""
+        """Return the steps, split by the programs that take them."""
         count = self.call.steps
         whole = count - count % self._unroll
         parts = [range(t, t + self._unroll) for t in range(0, whole, self._unroll)]
@@ -100,7 +100,7 @@ class TracedRun(Run):
         return form_key(carry), len(steps), inputs, self._common
 
     def _surroundings(self) -> Surroundings:
-        """Return what the loss sees besides its arguments: at the start, where that changes."""
+        """Return the surroundings of the loss; if they change, those at the start."""
         if isinstance(self._seen, Surroundings):
             return self._seen
         call = self.call
@@ -152,7 +152,7 @@ class TracedRun(Run):
     def _results(
         self, before: Carry, full: list[Any], steps: range, *, with_gradient: bool
     ) -> tuple[list[Tensor], Form, list[tuple[Carry, list[Any]]]]:
-        """Return the tensors that steps result in, their form, and each state and gradient."""
+        """Return the results of steps, their form, and the state and gradient of each step."""
         call, after = self.call, before
         optimizer, values, aux, seen = call.optimizer_with(full), [], [], []
         for t in steps:
@@ -168,9 +168,9 @@ class TracedRun(Run):
         return [*distinct, *values, *others, *present(returned)], form, seen
 
     def _whole(self, carry: Carry, given: list[Tensor], steps: range) -> Program | None:
-        """Return the program of steps that keeps what their adjoint takes, and in its form that.
+        """Return a program of steps that keeps the tensors for their adjoint; its form has both.
 
-        None where the loss draws random numbers, or anything is written in place: parts of the
+        None if the loss draws random numbers or anything is written in place, because parts of the
         program run later than others.
         """
         once, where = distinct_tensors(carry.tensors())
@@ -205,7 +205,7 @@ class TracedRun(Run):
         return replace(program, form=replace(form, pull=Pull(pull, present, places, apart)))
 
     def _first(self, carry: Carry, tensors: Sequence[Tensor]) -> Program:
-        """Return the program of the first step, which says what the others may be."""
+        """Return the program of the first step, which decides how the others are run."""
         program = self._program(carry, tensors, self._parts()[0])
         self._seeing, self._writes = program.draws or program.writes, program.writes
         if self._seeing:
@@ -221,7 +221,7 @@ class TracedRun(Run):
         carry, steps = with_counts(moment.carry, self.call.params.spec), range(step, step + 1)
         once, where = distinct_tensors(carry.tensors())
         call, mixed = self.call, self.call.derivative == "mixed" and not self._seeing
-        # What draws random numbers, or writes buffers, does so once, in the order of the step.
+        # A loss that draws random numbers or writes to buffers does so once, in the step's order.
         if self._seeing and call.derivative == "mixed":
             call = replace(call, derivative="reverse", blocks=())
         forms = [
@@ -261,7 +261,7 @@ class TracedRun(Run):
         return program, arguments
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors that the run ends with; keep some of its states."""
+        """Return the tensors of the result and keep some of the states."""
         call = self.call
         tensors = [x.detach() for x in inputs]
         places = {call.first, *self._places(), call.steps - 1}
@@ -312,7 +312,7 @@ class TracedRun(Run):
 
     def _held(self) -> tuple[Tensor, ...]:
         """Return the tensors that the loss and the optimizer reach."""
-        # Where buffers are replayed they are other tensors.
+        # When buffers are replayed, they are other tensors.
         return self.call.reach().tensors if self._writes else self._reach.tensors
 
     def _advanced(self, moment: Moment, step: int, target: int, tensors: list[Tensor]) -> Moment:
@@ -336,7 +336,7 @@ class TracedRun(Run):
     def _pulled(
         self, moment: Moment, inputs: Leaves, steps: range, cotangents: Cotangents
     ) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
-        # Freed here, as a graph is; another backward pass computes the step again.
+        # Freed here like a graph; a second backward pass computes the step again.
         pull, saved, counted = self._saved.pop(steps.start, (None, [], []))
         if pull is None or any(c is not None for row in cotangents.losses for c in row):
             return self._pulled_singly(moment, inputs, steps, cotangents)
@@ -353,7 +353,7 @@ class TracedRun(Run):
     def _pulled_singly(
         self, moment: Moment, inputs: Leaves, steps: range, cotangents: Cotangents
     ) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
-        """Return the same by the adjoint of each step, from the state before it."""
+        """Return the same, from the adjoint of each step and the state before it."""
         moments, smooth, total = [moment], cotangents.carry, dict[Input, Tensor]()
         for t in steps[:-1]:
             moments.append(self._advanced(moments[-1], t, t + 1, inputs.constants))
@@ -374,7 +374,7 @@ class TracedRun(Run):
 
     def _require_same(self, held: Sequence[int], *, otherwise: str = "") -> None:
         """Raise if one of the tensors that the loss reaches was changed in place since the run."""
-        now = [] if self._writes else versions(self._reach.tensors)  # what is written is replayed
+        now = [] if self._writes else versions(self._reach.tensors)  # written buffers are replayed
         changed = (self._reach.names[i] for i in held if now and now[i] != self._versions[i])
         if name := next(changed, otherwise):
             raise RuntimeError(
@@ -388,7 +388,7 @@ class TracedRun(Run):
         self._ends, count = self._last, len(self.outputs.carry.tensors())
         if all(c is None for c in cotangents[count:]):
             self._tail = self._straight
-        self._straight = None  # another backward pass computes the steps again
+        self._straight = None  # a second backward pass computes the steps again
         return super()._swept(inputs, cotangents)
 
     def _attached(

@@ -31,7 +31,7 @@ class TracedForwardRun(ForwardRun, TracedRun):
     """A run of two programs: a step, and its tangents for one scalar."""
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors that the run ends with; keep their tangents."""
+        """Return the tensors of the result and keep their tangents."""
         call = self.call
         tensors = [x.detach() for x in inputs]
         first = start(call, call.optimizer, tensors).detached()
@@ -129,7 +129,7 @@ class TracedForwardRun(ForwardRun, TracedRun):
 
 
 def _read(push: Program, found: Sequence[Tensor], carry: Carry) -> tuple[Tangents, Any]:
-    """Return the tangents of the carry, and those of the loss and its aux."""
+    """Return the tangents of the carry, and those of the loss with its aux."""
     count = len(carry.smooth)
     rest = iter(found[count:])
     value, *aux = [next(rest) if has else None for has in push.form]
@@ -137,7 +137,7 @@ def _read(push: Program, found: Sequence[Tensor], carry: Carry) -> tuple[Tangent
 
 
 def _taken(values: list[Tensor], count: int) -> list[Tensor]:
-    """Take the first so many values off a list, and return them."""
+    """Remove the first `count` values from a list and return them."""
     out, values[:count] = values[:count], []
     return out
 

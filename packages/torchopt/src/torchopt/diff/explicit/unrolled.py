@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plain loop, which keeps everything: differentiable to any order, in every transform.
 
-It defines what the other ways of running a loop compute.
+It is the reference for all other ways of running a loop.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Outputs:
 
     Attributes:
         carry: Parameters and state after the last step.
-        losses: `[steps]`, or `[tasks, steps]`.
-        aux: The leaves of what the losses returned besides their value, each stacked like `losses`;
-            leaves that are not tensors are collected in a tuple.
+        losses: `[steps]` or `[tasks, steps]`.
+        aux: The leaves of the aux of all steps, each stacked like `losses`; leaves that are not
+            tensors of one shape are collected in a tuple.
     """
 
     carry: Carry
@@ -37,7 +37,7 @@ class Outputs:
 
     @staticmethod
     def of(call: Call, carry: Carry, losses: Sequence[Tensor], aux: Sequence[Aux]) -> Outputs:
-        """Return the outputs of a run from those of its steps."""
+        """Return the outputs of a run, given those of its steps."""
         dim = 0 if call.tasks is None else 1
         specs = {a.spec for a in aux}
         if len(specs) > 1:
@@ -49,7 +49,7 @@ class Outputs:
         return Outputs(carry, torch.stack(list(losses), dim), Aux(stacked, aux[0].spec))
 
     def aux_tree(self) -> Any:
-        """Return the aux of the losses, as a tree."""
+        """Return the aux of all steps as a tree."""
         return tree_unflatten(self.aux.spec, self.aux.leaves)
 
 

@@ -24,7 +24,8 @@ class Leaves:
 
     Attributes:
         constants: The inputs, outside of any graph.
-        tensors: The same; those that are differentiated, and are not given by step, are leaves.
+        tensors: The inputs; those that are differentiated and have no slice for each step are
+            leaves that require a gradient.
         call: The call.
     """
 
@@ -34,11 +35,11 @@ class Leaves:
 
     @functools.cached_property
     def optimizer(self) -> GradientTransformation:
-        """The optimizer with these."""
+        """The optimizer with these tensors."""
         return self.call.optimizer_with(self.tensors)
 
     def optimizer_now(self) -> GradientTransformation:
-        """Return the optimizer with these, and with the rest as it is now."""
+        """Return the optimizer with these tensors and the present values of everything else."""
         return self.call.optimizer_with(self.tensors) if self._varies else self.optimizer
 
     @functools.cached_property
@@ -56,7 +57,7 @@ class Leaves:
         return Leaves(constants, leaves, call)
 
 
-# An input: its index, and the step whose slice of it is meant, None for all of it.
+# An input: its index, and the step if a slice for one step is meant, None for the whole tensor.
 Input = tuple[int, int | None]
 
 
@@ -66,9 +67,9 @@ class Variables:
 
     Attributes:
         carry: Parameters and state.
-        tensors: Inputs of the call as the steps take them.
-        used: Which of these are differentiated.
-        leaves: The leaves for the carry, and then those for the inputs.
+        tensors: The inputs of the call as the steps use them.
+        used: The inputs that are differentiated.
+        leaves: The leaves for the carry, then those for the inputs.
     """
 
     carry: Carry
@@ -95,7 +96,7 @@ class Variables:
         return Variables(carry.with_smooth(smooth), tensors, list(used), [*smooth, *found])
 
     def parted(self, found: list[Tensor | None]) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
-        """Return the cotangents of the leaves as those of the carry and those of the inputs."""
+        """Split the cotangents of the leaves into those of the carry and those of the inputs."""
         count = len(self.carry.smooth)
         by_input = {i: c for i, c in zip(self.used, found[count:]) if c is not None}
         return found[:count], by_input
@@ -103,13 +104,13 @@ class Variables:
 
 @dataclass(frozen=True)
 class AtStep:
-    """Stands for a tensor of which each step takes a slice, in some steps."""
+    """Stands in for a tensor with a slice for each step, and holds the slices of some steps."""
 
     slices: dict[int, Tensor]
 
     @staticmethod
     def of(x: Any) -> AtStep:
-        """Return x or its stand-in."""
+        """Return x if it is a stand-in, else a new stand-in."""
         return x if isinstance(x, AtStep) else AtStep({})
 
     def __getitem__(self, step: int) -> Tensor:

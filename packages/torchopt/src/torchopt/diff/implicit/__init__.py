@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Implicit differentiation: derivatives of solutions, from the equation that they solve."""
+"""Implicit differentiation: derivatives of a solution from the equation that it solves."""
 
 from __future__ import annotations
 

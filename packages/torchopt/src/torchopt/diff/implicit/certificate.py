@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How wrong an implicit gradient may be, found from the gradient itself.
+"""An estimate of the error of an implicit gradient.
 
-A solver returns x̂ and not the root x, and the linear system is solved up to a residual. With
-A = ∂F/∂x and B = ∂F/∂θ at x̂, the gradient that is returned is
+A solver returns x̂, which is not exactly the root x, and the linear system is solved up to a
+residual r. With A = ∂F/∂x and B = ∂F/∂θ at x̂, and the cotangent x̄ of x, the returned gradient is
 
     ĝ = direct + Bᴴ û   where   Aᴴ û = -x̄ - r .
 
-To first order x̂ - x = e = A⁻¹ F(x̂), and so
+To first order x̂ - x = e = A⁻¹ F(x̂), so
 
     ĝ - g  ≈  D ĝ(x̂)[e]  -  Bᴴ A⁻ᴴ r :
 
-the derivative of the gradient along the error of the solution, and what the residual r left out.
-Both are found by `Refined`, because a solver that left r out would leave most of the error out too.
+the derivative of the gradient along the error of the solution, and the contribution of the residual
+r. Both are computed by `Refined`, because the solver that left r would miss most of this error too.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class GradientReport(NamedTuple):
 
     Attributes:
         optimality_residual: ‖F(x̂)‖₂ at the solution that the solver returned.
-        solution_error: An estimate of ‖x̂ - x‖₂, ‖A⁻¹ F(x̂)‖₂.
+        solution_error: ‖A⁻¹ F(x̂)‖₂, an estimate of ‖x̂ - x‖₂.
         linear_residual: ‖Aᴴ û + x̄‖₂ / ‖x̄‖₂ of the linear system of the gradient.
-        iterations: Iterations of its solver; 0 for a direct one.
-        status: Its `torchopt.linear_solve.Status`.
-        condition: The condition number of A, from the coefficients of the solver; NaN for solvers
-            that have none.
+        iterations: The iterations of the solver of that system; 0 for a direct solver.
+        status: The `torchopt.linear_solve.Status` of that solver.
+        condition: An estimate of the condition number of A, from the coefficients of the solver;
+            NaN for solvers that have none.
         gradient_norm: ‖ĝ‖₂, over all arguments together.
-        gradient_error: An estimate of ‖ĝ - g‖₂, g the gradient of the exact root; infinite where
-            its linear systems could not be solved.
+        gradient_error: An estimate of ‖ĝ - g‖₂, where g is the gradient at the exact root; infinite
+            if the linear systems of the estimate could not be solved.
         error: The estimate of ĝ - g itself, a tuple of trees like the gradients: ĝ - error is
             accurate to second order in ‖x̂ - x‖.
     """
@@ -68,18 +68,18 @@ class GradientReport(NamedTuple):
 
 @dataclass(frozen=True)
 class Refined(Solver):
-    """A solver whose result a second one corrects: it is accurate if either of them is.
+    """A solver whose result is corrected by a second one; it is accurate if either of them is.
 
     Attributes:
-        first: A solver that may stop early, or solve another system (a ridge).
-        second: Solves for what is left.
+        first: A solver that may stop early, or solve a modified system (such as one with a ridge).
+        second: The solver for the residual of the first.
     """
 
     first: Solver
     second: Solver = field(default_factory=lambda: Auto(1e-6, on_fail="ignore"))
 
     def init(self, operator: BoundOperator, like: Tensor) -> Any:
-        """Return A and the states of both."""
+        """Return A and the states of both solvers."""
         return operator, self.first.init(operator, like), self.second.init(operator, like)
 
     def compute(self, state: Any, b: Tensor, x0: Tensor | None = None) -> Computed:
@@ -87,7 +87,7 @@ class Refined(Solver):
         operator, first, second = state
         start = self.first.compute(first, b, x0).value
         left = b - operator.mv(start)
-        # A diverged result is useless.
+        # A diverged result is dropped.
         useful = safe_norm(left) <= safe_norm(b)
         start = torch.where(useful, start, torch.zeros_like(b))
         found = self.second.compute(second, torch.where(useful, left, b))
@@ -114,11 +114,11 @@ class Adjoint:
     Attributes:
         residual: x -> F(x).
         jacobian: x -> ∂F/∂x.
-        mixed: (x, u) -> Bᴴ u, the arguments one after the other.
+        mixed: (x, u) -> Bᴴ u, for all arguments as one vector.
         cotangent: x -> x̄, the gradient of the outer loss with respect to x.
         direct: x -> the gradient of the outer loss with respect to the arguments at a fixed x.
         solve: (A, b) -> (A⁻¹ b, statistics, status); differentiable.
-        accurate: The same, by `Refined`.
+        accurate: The same with the solver `Refined`.
     """
 
     residual: Callable[[Tensor], Tensor]
@@ -130,7 +130,7 @@ class Adjoint:
     accurate: Callable[[LinearOperator, Tensor], tuple[Tensor, Stats, Tensor]]
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Return the gradient at x, its linear system solved."""
+        """Return the gradient at x, with an accurate solution of its linear system."""
         u = self.accurate(self.jacobian(x).T, -self.cotangent(x))[0]
         return self.direct(x) + self.mixed(x, u)
 
@@ -140,7 +140,7 @@ class Adjoint:
         """Return ĝ and its report.
 
         Args:
-            x: What the solver returned.
+            x: The result x̂ of the solver.
             unravel: Turns a vector like ĝ into the trees that the report shows.
         """
         operator = self.jacobian(x)

@@ -42,40 +42,46 @@ def custom_root(
 ) -> Decorator:
     """Return a decorator that differentiates a solver by the equation that its result solves.
 
-    The derivatives are those of the root x(θ) of F(x, θ) = 0 and not of the steps of the solver, so
-    memory does not grow with the number of steps. They exist to any order, in forward and reverse
-    mode, under autograd and under `torch.func` (grad, vjp, jvp, jacrev, jacfwd, hessian, vmap).
+    The derivatives are those of the root x(θ) of F(x, θ) = 0,
 
-    The solver runs outside of any graph: use `torch.enable_grad()` in it around what needs
-    gradients, or `torch.func.grad`, which works inside `torch.func` transforms too.
+        dx/dθ = -A⁻¹ B,    A = ∂F/∂x,    B = ∂F/∂θ,
+
+    not those of the steps of the solver, so memory does not grow with the number of steps. They
+    exist to any order, in forward and reverse mode, under autograd and under `torch.func` (grad,
+    vjp, jvp, jacrev, jacfwd, hessian, vmap).
+
+    The solver runs outside of any graph. If it needs gradients itself, use `torch.enable_grad()`,
+    or `torch.func.grad`, which also works inside of `torch.func` transforms.
 
     Args:
-        optimality_fn: F(solution, *args), zero at the solution, a tree like it; takes what
-            solver_fn takes, with the solution in place of the start. Often
-            `torch.func.grad(objective)`.
-        argnums: The arguments of solver_fn that are differentiated, counted from 0, trees of
-            tensors; not 0. Others have no gradient.
-        has_aux: solver_fn returns (solution, aux); aux is passed on, without gradients.
-        solve: Solves A u = v for the Jacobian: a solver of `torchopt.linear_solve`, or a function
-            of (matvec, b). By default by size and tags: a factorisation up to 64 unknowns, then
-            LSMR, or MINRES or CG where the tags below allow it; see `torchopt.linear_solve.Auto`.
-        symmetric: The Jacobian ∂F/∂x is symmetric, as it is when F is a gradient.
-        positive_definite: It is positive definite too.
-        diagonal: It is diagonal: F acts element by element. One product is the whole system.
-        polish: The number of Newton corrections of the solution before it is differentiated; each
-            squares its error.
-        tol: The largest ‖F(x)‖₂ that counts as solved; None: it is not computed.
-        on_fail: What to do above `tol`: "raise", "warn", or "unroll": differentiate through the
-            steps of the solver instead. A solution with NaN raises with "raise" and warns with the
-            other two. With "ignore" nothing is checked.
-        report: Called with a `GradientReport` for every gradient, `.append` of a list for example.
+        optimality_fn: F(solution, *args), which is zero at the solution, a tree like the solution.
+            It takes the arguments of solver_fn, with the solution in place of the start. Often
+            it is `torch.func.grad(objective)`.
+        argnums: Positions of the arguments of solver_fn that are differentiated, counted from 0.
+            They are trees of tensors; 0, the start, is not allowed. Others get no gradient.
+        has_aux: Whether solver_fn returns (solution, aux); aux gets no gradients.
+        solve: Solves A u = v: a solver of `torchopt.linear_solve`, or a function of (matvec, b).
+            None: chosen by size and tags, a factorisation up to 64 unknowns, then LSMR, or MINRES
+            or CG if the tags below allow it; see `torchopt.linear_solve.Auto`.
+        symmetric: Whether the Jacobian A is symmetric, which it is if F is a gradient.
+        positive_definite: Whether A is also positive definite.
+        diagonal: Whether A is diagonal, because F acts element by element. Then one product gives
+            the whole matrix.
+        polish: The number of Newton corrections of the solution before it is differentiated, >= 0;
+            each one squares its error.
+        tol: The largest ‖F(x)‖₂ that counts as solved; None: the residual is not computed.
+        on_fail: What to do above `tol`: "raise", "warn", or "unroll", which differentiates through
+            the steps of the solver instead. A solution with NaN raises with "raise" and warns with
+            the other two. With "ignore" nothing is checked.
+        report: Called with a `GradientReport` for every gradient, for example `.append` of a list.
             It costs about three more linear solves.
 
     Returns:
         The decorator. The solver takes (start, *args, **kwargs) and returns a tree of tensors.
 
     Raises:
-        AssertionError: argnums is empty or holds 0.
+        AssertionError: argnums is empty or contains 0.
+        OptimalityError: In a call: ‖F(x)‖₂ is above `tol`, and `on_fail` is "raise".
         NotDifferentiableError: When a gradient is taken: F does not depend on an argument.
 
     Example:
@@ -88,7 +94,8 @@ def custom_root(
         tensor(0.0833, dtype=torch.float64)
 
     References:
-        Blondel et al., Efficient and modular implicit differentiation, 2022, equation 2.
+        M. Blondel et al., Efficient and Modular Implicit Differentiation, NeurIPS 2022,
+        https://arxiv.org/abs/2105.15183, equation 2
     """
     return ImplicitEngine(
         optimality_fn,
@@ -106,7 +113,7 @@ def custom_root(
 
 
 def _positions(argnums: Any) -> tuple[Any, ...]:
-    """Return positions as a tuple; numbers of numpy are positions too."""
+    """Return positions as a tuple; integers of numpy are accepted."""
     given = argnums if isinstance(argnums, (tuple, list)) else (argnums,)
     return tuple(operator.index(i) if hasattr(i, "__index__") else i for i in given)
 
@@ -118,7 +125,7 @@ def custom_fixed_point(
     solve: Callable[..., Any] | None = None,
     **options: Any,
 ) -> Decorator:
-    """Return a decorator that differentiates a solver of x = T(x, θ): F = T(x, θ) - x.
+    """Return a decorator for a solver of x = T(x, θ): `custom_root` with F = T(x, θ) - x.
 
     Args:
         fixed_point_fn: T(solution, *args), a tree like the solution.
@@ -150,24 +157,25 @@ def custom_fixed_point(
 def certified_grad(
     outer_fn: Callable[..., Tensor], solver: Callable[..., Any]
 ) -> Callable[..., tuple[Tensor, tuple[Any, ...], GradientReport]]:
-    """Return a function that computes an outer loss, its implicit gradient and its error.
+    """Return a function that computes an outer loss, its implicit gradient and the error of it.
 
-    With x̂ what the solver returns, the report has ‖F(x̂)‖, the residual of the linear system, its
-    condition number, and an estimate of the error of the gradient: the derivative of the gradient
-    along A⁻¹F(x̂), with that of the outer loss included, and what the linear residual left out. The
-    estimate is accurate to first order, and the gradient minus `report.error` to second order.
-    Nothing warns or raises: numerical failure is in the report.
+    The solver returns an approximate solution x̂. The report has ‖F(x̂)‖, the residual of the
+    linear system, its condition number, and an estimate of the error of the gradient. The estimate
+    is the derivative of the gradient, including that of the outer loss, along A⁻¹F(x̂), plus the
+    contribution of the linear residual. It is accurate to first order in the error of x̂, and the
+    gradient minus `report.error` is accurate to second order. Nothing warns or raises: the report
+    shows numerical failure.
 
     Args:
-        outer_fn: (solution, *args, **kwargs) -> a 0-dim loss, args those of the solver without the
-            start.
+        outer_fn: (solution, *args, **kwargs) -> a 0-dim loss; args are the arguments of the solver
+            without the start.
         solver: A solver decorated by `custom_root` or `custom_fixed_point`.
 
     Returns:
-        A function of what the solver takes, which returns (loss, gradients, report): one tree for
-        each of argnums, in their order, zeros for integer leaves. It works under `torch.func.vmap`.
-        Costs the gradient and about three more linear solves; needs third derivatives of F's
-        objective.
+        A function with the arguments of the solver that returns (loss, gradients, report). The
+        gradients are a tuple with one tree for each of argnums, in their order, with zeros for
+        integer leaves. The function works under `torch.func.vmap`. It costs the gradient and about
+        three more linear solves, and needs second derivatives of F.
 
     Raises:
         TypeError: `solver` is not a decorated solver.
@@ -226,7 +234,7 @@ def certified_grad(
 
 
 def _like(tree: Any, smooth: list[Tensor]) -> Any:
-    """Return a tree with the given tensors in place of its smooth ones, zeros for the others."""
+    """Return a tree with its smooth tensors replaced, and zeros for its other tensors."""
     leaves, spec = tree_flatten(tree)
     given = iter(smooth)
     return tree_unflatten(
@@ -269,7 +277,7 @@ def root_vjp(
     cotangent: Any,
     **options: Any,
 ) -> Any:
-    """Return the cotangents of args for a root found elsewhere: Bᴴ u, where Aᴴ u = -cotangent.
+    """Return the cotangents of args for a given root: Bᴴ u, where Aᴴ u = -cotangent.
 
     Args:
         optimality_fn: F(solution, *args).
@@ -279,7 +287,10 @@ def root_vjp(
         **options: `solve`, `symmetric`, `positive_definite`, `polish` of `custom_root`.
 
     Returns:
-        A tuple like args; zeros for integer tensors, and what is not a tensor unchanged.
+        A tuple like args, with zeros for integer tensors and other leaves unchanged.
+
+    Raises:
+        TypeError: args contain no floating-point tensor.
 
     Example:
         >>> import torch
@@ -312,7 +323,7 @@ def root_jvp(
     tangents: tuple[Any, ...],
     **options: Any,
 ) -> Any:
-    """Return the tangent of a root found elsewhere: -A⁻¹ B tangents.
+    """Return the tangent of a given root: -A⁻¹ B tangents.
 
     Args:
         optimality_fn: F(solution, *args).
@@ -325,7 +336,8 @@ def root_jvp(
         A tree like the solution.
 
     Raises:
-        ValueError: tangents has not as many leaves as args.
+        ValueError: tangents and args differ in the number of leaves.
+        TypeError: args contain no floating-point tensor.
 
     Example:
         >>> import torch

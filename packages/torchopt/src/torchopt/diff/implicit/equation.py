@@ -32,8 +32,8 @@ class Equation:
         spec: The structure of ((x0, *args), kwargs).
         static: The leaves that are not tensors, by position.
         places: The position among the leaves of each input; the start comes last.
-        surroundings: What F sees besides its arguments.
-        anew: Each evaluation draws new random numbers, for a solver of random products.
+        surroundings: Everything that F reads besides its arguments.
+        anew: Whether each evaluation draws new random numbers, for solvers of random products.
     """
 
     optimality: Callable[..., Any]
@@ -44,7 +44,7 @@ class Equation:
     anew: bool = False
 
     def arguments(self, inputs: Iterable[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return ((x0, *args), kwargs); x0 is empty where the inputs are those that are kept."""
+        """Return ((x0, *args), kwargs); x0 is empty if the inputs do not include the start."""
         leaves = {**self.static, **dict(zip(self.places, inputs))}
         both: Any = tree_unflatten(self.spec, map(leaves.get, range(self.spec.num_leaves)))
         args, kwargs = both
@@ -54,7 +54,7 @@ class Equation:
         """Return F as a vector.
 
         Raises:
-            ValueError: F is not a tree like x.
+            ValueError: The value of F is not a tree like x.
         """
         args, kwargs = self.arguments(inputs)
         mode = TwiceDifferentiable() if self.surroundings.may_exchange else nullcontext()

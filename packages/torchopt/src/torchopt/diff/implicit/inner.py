@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The implicit engine over an inner problem: the loop as a solver of ∇loss = 0."""
+"""The implicit engine for inner problems: the inner loop is a solver of ∇loss = 0."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ __all__ = ["Adaptation", "Implicit"]
 
 @dataclass(frozen=True)
 class Adaptation:
-    """The inverse of the Hessian is the derivative of the optimizer's update: SAMA.
+    """Replace the inverse Hessian by the derivative of the optimizer's update (SAMA).
 
-    As `solve=` of `Implicit`, where the gradient of a cotangent v is
+    Pass it as `solve=` of `Implicit`. For a cotangent v the gradient is then
 
         B' (du/dg)' v,    B = ∂g/∂θ,
 
-    u(g) the next update of the optimizer after the loop, from its state there, g the gradient of
-    the loss, and B its mixed second derivatives: a step of the optimizer stands for a step of
-    Newton. For SGD this is T1-T2. With `derivative=Differences(gradients=2)` no second derivative
-    is taken. Not for `tasks` or `vmap`.
+    where u(g) is the next update of the optimizer after the loop, from its state there, g is the
+    gradient of the loss, and B its mixed second derivatives. A step of the optimizer takes the
+    place of a Newton step. For SGD this is T1-T2. With `derivative=Differences(gradients=2)` no
+    second derivatives are computed. Not available for `tasks` or `vmap`.
 
-    The program of its authors, `betty/hypergradient/sama.py`, has the last update in place of
-    the next one, Adam without the corrections of its moments, and SGD without its learning rate.
-    For B where the last step begins: `torchopt.inner_loop(..., window=1)`.
+    The implementation of the authors, `betty/hypergradient/sama.py`, uses the last update instead
+    of the next one, Adam without bias correction, and SGD without its learning rate. For B at the
+    beginning of the last step use `torchopt.inner_loop(..., window=1)`.
 
     Example:
         >>> import torch, torchopt
@@ -64,7 +64,7 @@ class Adaptation:
     """
 
     def __call__(self, matvec: Callable[[Any], Any], b: Any) -> Any:
-        """Raise: outside of an inner problem there is no optimizer.
+        """Raise, because outside of an inner problem there is no optimizer.
 
         Raises:
             TypeError: Always.
@@ -99,36 +99,39 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class Implicit(Described):
-    """The implicit engine: the derivatives of the minimum that an inner loop runs to.
+    """The implicit engine: differentiates the minimum that an inner loop converges to.
 
-    The loop runs without a graph. Its result is treated as a root of ∇loss(params, batch,
-    *meta) and differentiated as such, with respect to the floating-point tensors of `batch` and
-    `meta`. A minimum depends neither on where the loop started nor on how it went: the initial
-    parameters and the state get no gradient, hyper-parameters that require one are refused, and
-    `losses`, `state` and `aux` of the result are constants.
+    The loop runs without a graph. Its result is treated as a root of ∇loss(params, batch, *meta)
+    and differentiated with respect to the floating-point tensors of `batch` and `meta`. A minimum
+    depends neither on the start of the loop nor on its path. So the initial parameters and the
+    state get no gradient, hyper-parameters that require a gradient are refused, and `losses`,
+    `state` and `aux` of the result are constants.
+
+    T1-T2 approximates the Hessian by I / alpha, where alpha is the learning rate:
+    `Implicit(solve=Neumann(0, alpha=alpha, rtol=1.0))` gives -alpha B' v for a cotangent v and the
+    mixed second derivatives B. Its error is that of a Neumann series with one term. With
+    `derivative=Differences(gradients=2)` it is the approximation of DARTS. SAMA uses the derivative
+    of the optimizer's update instead of -alpha:
+    `Implicit(solve=Adaptation(), derivative=Differences(gradients=2))`.
 
     Attributes:
         loss: As in `torchopt.inner_loop`; None for an engine without a problem, see `over`.
-        optimizer: As there.
-        steps: As there.
-        solve: Solves the linear system, as in `torchopt.diff.implicit.custom_root`. None: `Auto`.
-        positive_definite: The Hessian of the loss is positive definite.
-        polish: The number of Newton corrections of the loop's result.
-        tol: The largest norm of the gradient that counts as solved; None: it is not looked at.
+        optimizer: As in `torchopt.inner_loop`.
+        steps: As in `torchopt.inner_loop`.
+        solve: The solver of the linear system, as in `torchopt.diff.implicit.custom_root`; None:
+            `torchopt.linear_solve.Auto`.
+        positive_definite: Whether the Hessian of the loss is positive definite.
+        polish: The number of Newton corrections of the loop's result, >= 0.
+        tol: The largest norm of the gradient that counts as solved; None: it is not computed.
         on_fail: What to do above `tol`: "raise", "warn", "unroll" or "ignore".
         certificate: Called with a `GradientReport` for every gradient.
         tasks: As in `torchopt.inner_loop`.
-        verify: As there.
-        derivative: How products with the Hessian are made. `"reverse"`: exactly. `"differences"`,
-            or a `Differences`: from four, or two, gradients, for losses whose operations have no
-            second derivative. One derivative in reverse mode, without tasks.
-        report: What `verify` and differences have found.
-
-    T1-T2 takes the Hessian for I / alpha, alpha the learning rate: `Implicit(solve=Neumann(0,
-    alpha=alpha, rtol=1.0))` is -alpha B' v for a cotangent v and the mixed second derivatives B.
-    Its error is that of a Neumann series of one term. By `derivative=Differences(gradients=2)` it
-    is the approximation of DARTS. SAMA has the derivative of the optimizer's update in place of
-    -alpha: `Implicit(solve=Adaptation(), derivative=Differences(gradients=2))`.
+        verify: As in `torchopt.inner_loop`.
+        derivative: How products with the Hessian are computed. `"reverse"`: exactly.
+            `"differences"`, or a `Differences`: from four, or two, gradients, for losses whose
+            operations have no second derivative; then only a first derivative in reverse mode is
+            available, without tasks.
+        report: The results of `verify`, and the estimated errors of differences.
 
     Example:
         >>> import torch, torchopt
@@ -205,7 +208,7 @@ class Implicit(Described):
         Raises:
             NotDifferentiableError: The loss uses a tensor that requires a gradient and is not an
                 argument.
-            ValueError: `batches` were given: one equation has one batch.
+            ValueError: `batches` were given; the equation has only one batch.
         """
         found: InnerResult = checked(self, args, kwargs)
         return found
@@ -219,7 +222,7 @@ class Implicit(Described):
         state: Any = None,
         **hypers: Any,
     ) -> InnerResult:
-        """Run the loop without a check."""
+        """Run the loop without the checks of `verify`."""
         if batches is not None:
             raise ValueError(
                 "Implicit: batches: expected one batch for all steps, because the solution is that "
@@ -250,7 +253,7 @@ class Implicit(Described):
     def _solved(
         self, params: Any, arguments: tuple[Any, ...], state: Any, hypers: dict[str, Any]
     ) -> InnerResult:
-        # Differences ask for first derivatives alone.
+        # Differences need only first derivatives.
         derivative = "reverse" if self._differences is None else "first_order"
         loop, loss = Explicit(self.loss, self.optimizer, self.steps, derivative), self.loss
         assert loss is not None
@@ -311,7 +314,7 @@ class Implicit(Described):
             **options,
         )
         start = tree_map(_constant, params)
-        # With nothing to differentiate, only a vmap has to be followed.
+        # If nothing is differentiated, the engine is still needed under vmap.
         solution, (state, losses, aux) = engine(solve)(start, chosen or [torch.empty(0)], others)
         return InnerResult(solution, state, losses, aux)
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Implicit differentiation of the solution of an equation.
 
-x(θ) is defined by F(x(θ), θ) = 0, whatever way it was found. With A = ∂F/∂x and B = ∂F/∂θ there,
+x(θ) is defined by F(x(θ), θ) = 0, however it was found. With A = ∂F/∂x and B = ∂F/∂θ at x(θ),
 
     ẋ = -A⁻¹ B θ̇                    forward
     θ̄ = Bᴴ u  where  Aᴴ u = -x̄      reverse
 
-(the implicit function theorem). Both are made of differentiable operations in x, which is again a
-solution, and in θ; so every further derivative follows.
+by the implicit function theorem. Both consist of differentiable operations in θ and in x, which is
+itself such a solution, so all higher derivatives follow.
 """
 
 from __future__ import annotations
@@ -56,28 +56,28 @@ class OptimalityWarning(UserWarning):
 
 @dataclass(frozen=True)
 class ImplicitEngine(Settings):
-    """Implicit differentiation as a value: `ImplicitEngine(F, argnums)(solver_fn)`.
+    """The settings of implicit differentiation; `ImplicitEngine(F, argnums)(solver_fn)` applies it.
 
     Attributes:
-        optimality_fn: F(solution, *args): zero at the solution, a tree like it.
-        argnums: The arguments of solver_fn that are differentiated, counted from 0; not 0, which
-            is where the solver starts.
-        has_aux: solver_fn returns (solution, aux).
+        optimality_fn: F(solution, *args), zero at the solution, a tree like the solution.
+        argnums: Positions of the arguments of solver_fn that are differentiated, counted from 0;
+            0, the start of the solver, is not allowed.
+        has_aux: Whether solver_fn returns (solution, aux).
         solve: Solves A u = v: a `Solver`, or a function of (matvec, b).
-        symmetric: ∂F/∂x is Hermitian, as it is when F is a gradient. Saves half of the work of
-            forward mode and of normal equations, and lets `Auto` choose a better solver.
-        positive_definite: It is positive definite too.
-        diagonal: It is diagonal: F acts element by element.
-        polish: The number of Newton corrections x - A⁻¹ F(x) of the solver's result. An error e of
-            the solution makes an error O(e) of the gradient; each correction squares it.
-        tol: The largest ‖F(x)‖₂ that counts as solved; None: it is not looked at.
-        on_fail: What to do above `tol`, or with NaN: "raise", "warn", or "unroll": return what
-            `solver_fn` computes with its own derivatives, through all of its steps. "ignore":
-            nothing is checked.
+        symmetric: Whether ∂F/∂x is Hermitian, which it is if F is a gradient. It saves half of the
+            work of forward mode and of normal equations, and lets `Auto` choose a better solver.
+        positive_definite: Whether ∂F/∂x is also positive definite.
+        diagonal: Whether ∂F/∂x is diagonal, because F acts element by element.
+        polish: The number of Newton corrections x - A⁻¹ F(x) of the solver's result, >= 0. An error
+            e of the solution causes an error O(e) of the gradient; each correction squares e.
+        tol: The largest ‖F(x)‖₂ that counts as solved; None: it is not computed.
+        on_fail: What to do above `tol` or with NaN: "raise", "warn", or "unroll", which returns the
+            result of `solver_fn` with the derivatives of its steps. With "ignore" nothing is
+            checked.
         report: Called with a `GradientReport` for every gradient that is pulled back. Its estimate
-            is for the cotangent that came; `certified_grad` knows the outer loss too.
-        where: What messages start with.
-        remedy: How they end where F depends on tensors that it was not given.
+            is for the cotangent of that gradient; `certified_grad` includes the outer loss.
+        where: The beginning of messages.
+        remedy: The end of the message if F depends on tensors that are not its arguments.
     """
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,7 +103,7 @@ class ImplicitEngine(Settings):
         leaves, spec = tree_flatten((args, kwargs))
         owners = self._owners(args, len(leaves))
         starts = len(tree_leaves(args[0])) if args else 0
-        # The differentiated ones, the constants, the start.
+        # First the differentiated tensors, then the constants, then the start.
         order = sorted(
             (i for i, x in enumerate(leaves) if isinstance(x, Tensor)),
             key=lambda i: (i < starts, owners[i] is None),
@@ -159,10 +159,10 @@ class ImplicitEngine(Settings):
     def _unroll(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any, chosen: Tensors
     ) -> Any:
-        """Return what solver_fn returns, with the derivatives of its steps.
+        """Return the result of solver_fn with the derivatives of its steps.
 
         Raises:
-            OptimalityError: It has none.
+            OptimalityError: The result has no graph.
         """
         found = function(*args, **kwargs)
         solution = found[0] if self.has_aux else found
@@ -201,7 +201,7 @@ class ImplicitEngine(Settings):
         return owners + [None] * (count - len(owners))
 
     def _accept(self, size: Tensor) -> bool:
-        """Return whether ‖F(x)‖ is small enough, or may be too large. Reads one number."""
+        """Return whether to keep the solution, given ‖F(x)‖; False: unroll. Reads one number."""
         if self.on_fail == "ignore":
             return True
         bad = ~(size <= (math.inf if self.tol is None else self.tol))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The derivatives of one solution of an equation: the rule behind `ImplicitEngine`."""
+"""The derivative rule of `ImplicitEngine`: the derivatives of one solution of an equation."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class RootRule:
     solver_fn: Callable[..., Any]
     equation: Equation
     requires_grad: tuple[bool, ...]
-    asked_for: tuple[bool, ...]  # whether a derivative of the input may be wanted, at any level
-    # For each of argnums in ascending order, the places of its leaves among the inputs.
+    asked_for: tuple[bool, ...]  # whether the input is differentiated, at any level
+    # For each of argnums in ascending order, the positions of its leaves among the inputs.
     groups: tuple[tuple[int, tuple[int, ...]], ...]
     num_differentiable_inputs: int
     num_kept_inputs: int  # all but the start
-    # What `evaluate` learns: the layout of x and the structure of aux.
+    # Set by `evaluate`: the layout of x and the structure of aux.
     found: dict[str, Any] = field(default_factory=dict)
 
     needs_its_closure = False
@@ -60,9 +60,9 @@ class RootRule:
 
     @without_saved_tensor_hooks()
     def evaluate(self, *inputs: Tensor) -> Tensors:
-        """Return what the solver finds."""
-        # Outside of any graph, but tensors that required a gradient still do: a solver may ask for
-        # gradients with respect to them inside `torch.enable_grad()`.
+        """Return the result of the solver."""
+        # Outside of any graph. But tensors that required a gradient still do: the solver may take
+        # gradients with respect to them inside of `torch.enable_grad()`.
         detached = [x.detach() for x in inputs]
         if not is_transforming():
             for x, flag in zip(detached, self.requires_grad):
@@ -111,9 +111,9 @@ class RootRule:
         return Layout.of(solution, f"{WHERE}: output of function solver_fn", real=True)
 
     def _polish(self, layout: Layout, x: Tensor, inputs: Tensors) -> tuple[Tensor, Tensor]:
-        """Return x after Newton's corrections x - A⁻¹ F(x), and ‖F(x)‖.
+        """Return x after Newton corrections x - A⁻¹ F(x), and ‖F(x)‖.
 
-        Without a tolerance the norm is not used: it is 0 then, or NaN if x is not finite.
+        Without a tolerance the norm is not used; then it is 0, or NaN if x is not finite.
         """
         engine = self.engine
         for _ in range(engine.polish):
@@ -128,12 +128,12 @@ class RootRule:
 
     @property
     def tags(self) -> frozenset[Tag]:
-        """What is known of ∂F/∂x on vectors, where pairs of real numbers may be coupled."""
+        """The known properties of ∂F/∂x on vectors, where complex numbers are coupled pairs."""
         tags = self.engine.known_tags
         return tags - {Tag.DIAGONAL} if self.found["layout"].is_paired else tags
 
     def explained(self) -> AbstractContextManager[None]:
-        """Return a context that says which tensor of a transform F depends on; see `explained`."""
+        """Return a context that improves torch's errors about F; see `explained`."""
         return explained(self.engine.optimality_fn, self.engine.where, self.engine.remedy)
 
     @without_saved_tensor_hooks()
@@ -141,7 +141,7 @@ class RootRule:
         """Raise if F depends on differentiated tensors that are not its arguments.
 
         Raises:
-            NotDifferentiableError: It does.
+            NotDifferentiableError: F depends on such tensors, or changes its arguments in place.
         """
         if self.equation.surroundings.is_sealed:
             return
@@ -161,7 +161,7 @@ class RootRule:
             self.equation.surroundings.watch(value.detach())
 
     def _partial(self, x: Tensor, inputs: Tensors) -> tuple[Callable[..., Tensor], Tensors]:
-        """Return θ -> F(x, θ), and θ."""
+        """Return the function θ -> F(x, θ), and θ."""
         n = self.num_differentiable_inputs
         constants = inputs[n:]
         layout = self.found["layout"]
@@ -212,13 +212,13 @@ class RootRule:
         return tuple(layout.split(self.engine.linear(operator, rhs)))
 
     def _require_unchanged(self, value: Tensor) -> None:
-        """Raise if tensors that F reaches by closure have been changed in place since the solve."""
+        """Raise if tensors in the closure of F have been changed in place since the solve."""
         names = () if is_transforming() else self.equation.surroundings.changed(value.detach())
         if names:
             raise NotDifferentiableError(
                 f"{self.engine.where}: optimality_fn depends on {', '.join(names[:3])}, which was "
-                "changed in place between the solve and its derivative; expected what the solve "
-                "saw. Pass it as an argument, or do not change it before the backward pass."
+                "changed in place between the solve and its derivative; expected the values of the "
+                "solve. Pass it as an argument, or do not change it before the backward pass."
             )
 
     def _require_dependence(
@@ -226,13 +226,14 @@ class RootRule:
     ) -> None:
         """Raise if F ignores an argument whose derivative was requested.
 
-        The derivative of an ignored argument is zero, so only a zero one is looked at closely.
+        The derivative of an ignored argument is zero, so only zero derivatives are examined.
 
         Args:
             x: The solution.
             inputs: The inputs.
-            derivatives: For each differentiable input, what came out for it.
-            asked: For each of them, what is zero where nothing was asked: a tangent, or the same.
+            derivatives: The derivative for each differentiable input.
+            asked: For each of them a tensor that is zero if nothing was requested: its tangent in
+                forward mode, else the derivative itself.
         """
         forward = asked is not derivatives
         for argnum, group in self.groups:
@@ -273,7 +274,7 @@ class RootRule:
         """Return the gradient as a function of the solution; see `Adjoint`."""
         layout, engine = self.found["layout"], self.engine
         solver = with_condition(engine.solver)
-        # Not a warm-started solver: this is not one of the caller's solves.
+        # Without warm start, because this is not one of the caller's solves.
         first = engine.solver.solver if isinstance(engine.solver, WarmStart) else engine.solver
         refined = Refined(first)
 
@@ -294,13 +295,13 @@ class RootRule:
         )
 
     def unravel(self, inputs: Tensors, vector: Tensor) -> Tensors:
-        """Return a vector over all differentiable inputs as tensors like them."""
+        """Split a vector over all differentiable inputs into tensors like them."""
         chosen = inputs[: self.num_differentiable_inputs]
         parts = vector.split([x.numel() for x in chosen])
         return tuple(v.reshape(x.shape).to(x.dtype) for v, x in zip(parts, chosen))
 
     def _report(self, x: Tensor, inputs: Tensors, cotangent: Tensor) -> None:
-        """Give the report to the caller of the engine."""
+        """Pass the report to the callback of the engine."""
         assert self.engine.report is not None
         x, cotangent = _plain(x), _plain(cotangent)
         inputs = tuple(map(_plain, inputs))
@@ -311,7 +312,7 @@ class RootRule:
 
 
 def _any_nonzero(tensors: Iterable[Tensor]) -> bool:
-    """Return whether any number is not zero, in any entry of a batch."""
+    """Return whether any number is nonzero, in any entry of a batch."""
     flags = [(x != 0).any() for x in tensors]
     return bool(int(max_over_batch(torch.stack(flags).any().long())))
 
@@ -320,17 +321,17 @@ def _plain(x: Tensor) -> Tensor:
     """Return the tensor below the wrappers of torch.func.
 
     Raises:
-        NotDifferentiableError: It belongs to a vmap.
+        NotDifferentiableError: The tensor belongs to a vmap.
     """
     if is_batched(x):
         raise NotDifferentiableError(
             f"{WHERE}: report: expected no torch.func.vmap around the gradient, because the "
-            "numbers of a batch cannot leave it by a callback. Use certified_grad inside of "
-            "the vmap: it returns them."
+            "numbers of a batch cannot leave it through a callback. Use certified_grad inside "
+            "of the vmap, which returns them."
         )
     return below_transforms(x).detach()
 
 
 def ravel_all(tensors: Iterable[Tensor]) -> Tensor:
-    """Return one vector of several tensors."""
+    """Return several tensors as one vector."""
     return torch.cat([x.reshape(x.numel()) for x in tensors])

@@ -25,7 +25,7 @@ WHERE = "custom_root(optimality_fn)(solver_fn)(*args)"
 
 @dataclass(frozen=True)
 class Settings:
-    """The fields of `ImplicitEngine`, which documents them."""
+    """The fields of `ImplicitEngine`; see there."""
 
     optimality_fn: Callable[..., Any]
     argnums: tuple[int, ...]
@@ -73,9 +73,9 @@ class Settings:
         named = {"polish": self.polish or None, "tol": self.tol, "report": self.report}
         for name in (k for k, x in named.items() if x is not None):
             raise ValueError(
-                f"{name}: expected none with {type(self.solve).__name__}, to which the equation is "
-                "another one in each evaluation; solve by CG() or another deterministic solver, "
-                "which see the random numbers of the inner loop's end."
+                f"{name}: expected none with {type(self.solve).__name__}, which draws new random "
+                "numbers in each evaluation of the equation; solve by CG() or another "
+                "deterministic solver, which uses the random numbers of the end of the inner loop."
             )
 
     @functools.cached_property
@@ -85,7 +85,7 @@ class Settings:
 
     @property
     def known_tags(self) -> frozenset[Tag]:
-        """What is known of ∂F/∂x."""
+        """The known properties of ∂F/∂x."""
         tags = set()
         if self.symmetric or self.positive_definite:
             tags.add(Tag.SYMMETRIC)
@@ -102,18 +102,18 @@ class Settings:
 
 
 def with_condition(solver: Solver) -> Solver:
-    """Return the solver, asked for the condition number if it knows one."""
+    """Return the solver with its estimate of the condition number on, if it has one."""
     if isinstance(solver, WarmStart):
         return replace(solver, solver=with_condition(solver.solver))
     if any(f.name == "estimate_condition" for f in fields(solver)):
-        return replace(solver, estimate_condition=True)  # type: ignore[call-arg]  # just looked
+        return replace(solver, estimate_condition=True)  # type: ignore[call-arg]  # checked above
     return solver
 
 
 def solve_system(
     solver: Solver, operator: LinearOperator, b: Tensor, on_fail: Literal["raise", "warn", "ignore"]
 ) -> tuple[Tensor, Stats, Tensor]:
-    """Return A⁻¹ b, statistics and status."""
+    """Return A⁻¹ b, the statistics and the status of the solve."""
     start = solver.start(operator.layout)
     starts = () if start is None else (start,)
     solver, operator, b = solver.reformulate(operator, b)

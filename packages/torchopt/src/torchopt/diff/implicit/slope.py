@@ -25,10 +25,10 @@ Tensors = tuple[Tensor, ...]
 def slope(
     loss: Callable[[Sequence[Tensor]], Tensor], tensors: Sequence[Tensor], count: int, judge: Judge
 ) -> Tensors:
-    """Return the gradient of a loss with respect to the first `count` of some tensors.
+    """Return the gradient of a loss with respect to the first `count` tensors.
 
-    Its derivative in reverse mode takes gradients of the loss alone. A second one, and forward
-    mode, raise.
+    Its derivative in reverse mode is computed from gradients of the loss. A second derivative and
+    forward mode raise.
     """
     return apply_rule(_Slope(loss, count, len(tensors), judge), *tensors)
 
@@ -41,7 +41,7 @@ class _Slope:
     count: int
     num_differentiable_inputs: int
     judge: Judge
-    seen: list[Surroundings] = field(default_factory=list)  # by the loss in `evaluate`
+    seen: list[Surroundings] = field(default_factory=list)  # of the loss in `evaluate`
 
     needs_its_closure = False
 
@@ -94,7 +94,7 @@ class _Slope:
 
 @dataclass(frozen=True)
 class _Constant:
-    """The rule (inputs) -> values that depend on them in an unknown way."""
+    """The rule (inputs) -> values that depend on the inputs but cannot be differentiated."""
 
     values: Tensors
 
@@ -123,7 +123,7 @@ def _require_one(tensors: Sequence[Tensor]) -> None:
     if any(map(is_batched, tensors)):
         raise NotDifferentiableError(
             "Implicit: derivative='differences': expected one product at a time, whose error is "
-            "looked at, got a vmap of them: use a matrix-free solver, such as CG() or Neumann(), "
+            "checked, got a vmap of them: use a matrix-free solver, such as CG() or Neumann(), "
             "and loop over tasks; or use derivative='reverse'."
         )
 

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients estimated from function values. The module itself is callable: it is `zero_order`.
+"""Gradients estimated from function values. Calling the module is calling `zero_order`.
 
-draw (`directions`) ──▶ evaluate (`evaluate`) ──▶ weigh (`estimators`) ──▶ sum: the `loop`
+`loop`: draw (`directions`) ──▶ evaluate (`evaluate`) ──▶ weigh (`estimators`) ──▶ sum
 
 | module | contents |
 |---|---|
 | `decorator` | `zero_order` |
-| `engine` | the engine as a value, `ZeroOrder` |
+| `engine` | the engine, `ZeroOrder` |
 | `call` | one call of a decorated function, as autograd sees it |
 | `nn` | `ZeroOrderGradientModule` |
 | `directions` | sources of random directions, regenerated from a seed |
-| `estimators` | from losses to the coefficients of directions |
+| `estimators` | compute the coefficients of directions from losses |
 | `utilities`, `surrogate` | losses as ranks; control variates |
-| `loop` | draw, evaluate, weigh, sum: the one loop over directions, in chunks |
-| `evaluate` | losses at perturbed points of a tree, and what is summed |
+| `loop` | the loop over directions, in chunks |
+| `evaluate` | losses at perturbed points of a tree |
 | `evaluator` | one function at many points, by vmap or one after the other |
 | `error_bars` | `GradientEstimate`: a gradient with its standard error |
 | `seed_replay` | in-place perturbation of large models |
 | `low_rank`, `factors` | low-rank perturbations of the weights of any module |
-| `search` | PGPE, SNES, guided ES: mean and scale of the perturbations are learned |
+| `search` | PGPE, SNES, guided ES: methods that learn mean and scale of the perturbations |
 | `unrolled` | full, truncated, persistent and noise-reuse evolution strategies for inner loops |
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One call of a function with an estimated gradient, as autograd sees it."""
+"""One call of a function with an estimated gradient, as an operation of autograd."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ __all__ = ["Call", "scalar", "tensor_of"]
 
 
 def tensor_of(output: Any) -> Tensor:
-    """Return an output, which has to be a tensor."""
+    """Return an output; raise unless it is a tensor."""
     if not isinstance(output, Tensor):
         raise TypeError(
             f"`output` must be a tensor. Got {type(output).__name__}; return it as a tensor, "
@@ -64,7 +64,7 @@ def tensor_of(output: Any) -> Tensor:
 
 
 def scalar(output: Any) -> Tensor:
-    """Return an output, which has to be a 0-dim tensor."""
+    """Return an output; raise unless it is a 0-dim tensor."""
     tensor = tensor_of(output)
     if tensor.ndim != 0:
         raise RuntimeError(
@@ -75,7 +75,7 @@ def scalar(output: Any) -> Tensor:
 
 
 class Call:
-    """One call of a decorated function: arguments taken apart, and the operation made of them."""
+    """One call of a decorated function: its arguments split into leaves, and its operation."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Call:
         self.perturbed = perturbed
         self.scratch = scratch
         self.seed: int | None = None
-        # Whether a derivative may be asked for, and the mode in which the function runs.
+        # Whether a derivative may be needed, and the grad mode in which the function runs.
         self.graph = torch.is_grad_enabled()
         self.state: CallState | None = None
         self.overwritten: dict[int, Tensor | None] = {}
@@ -148,21 +148,21 @@ class Call:
         self.state = CallState(self.fn, given, self.constants)
 
     def reset(self) -> None:
-        """Restore the surroundings that the function found when the call began."""
+        """Restore the surroundings that the function had when the call began."""
         if self.state is not None:
             self.state.reset()
 
     def running(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the function can run again without a trace."""
+        """Return a context in which the function can run again and leaves no trace."""
         return contextlib.nullcontext() if self.state is None else self.state.held()
 
     def name(self, leaf: int) -> str:
-        """Return the place of a differentiated leaf, such as `$[0]['w']`."""
+        """Return the path of a differentiated leaf, such as `$[0]['w']`."""
         k = self.slots[leaf][0]
         return self.spec.accessors()[k][1:].codify("$")
 
     def warn_of_lost_perturbations(self, leaves: Sequence[Tensor]) -> None:
-        """Warn of weights whose numbers are too far apart for sigma."""
+        """Warn if sigma is below the spacing of floating-point numbers at some weights."""
         normal = self.engine.directions.standard_normal
         warn_of_lost_perturbations(leaves, self.engine.sigma, normal, self.name)
 
@@ -172,8 +172,9 @@ class Call:
         constants: Sequence[Tensor],
         scratch: tuple[Tensor, ...] | None = None,
     ) -> tuple[Any, Any]:
-        """Return output and aux of the function at other tensors; with `scratch`, at perturbed
-        ones.
+        """Return output and aux of the function at other tensors.
+
+        With `scratch` these are perturbed points, at which `perturbed` is called instead.
         """
         flat: list[Any] = list(self.flat)
         for k, i in self.slots:
@@ -217,7 +218,7 @@ class Call:
         )
 
     def apply(self) -> Any:
-        """Return what the function returns, with the estimate as its derivative."""
+        """Return the result of the function, with the estimate as its derivative."""
         self.graph = self.graph or is_transforming()
         if is_transforming():
             self.require_arguments_of_transforms()
@@ -246,7 +247,7 @@ class Call:
         )
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Evaluate at the point itself, and settle which directions the backward pass uses."""
+        """Evaluate at the point itself, and fix the seed of the backward pass."""
         n = len(self.leaves)
         if self.seed is None:
             # Once for each call: the entries of a vmapped call share their directions.
@@ -263,7 +264,7 @@ class Call:
             output, aux = self.evaluate(given[:n], given[n:])
         overwritten = {k: x for k, x in enumerate(copies) if _version(given[k]) != versions[k]}
         if self.overwritten and overwritten:
-            overwritten = dict.fromkeys(overwritten)  # which entry of a vmap is asked for?
+            overwritten = dict.fromkeys(overwritten)  # the entry of a vmap would be unknown
         self.overwritten.update(overwritten)
         if self.state is not None:
             self.state.settle()
@@ -287,8 +288,9 @@ class Call:
         return output.to(dtype)
 
     def constants_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the arguments that are not differentiated as the function found them, as copies
-        where it writes into them.
+        """Return the arguments that are not differentiated, as the function found them.
+
+        Those that the function writes to are copies.
         """
         n, m = len(self.leaves), len(self.constants)
         constants = list(tensors[len(tensors) - m :]) if m else []
@@ -309,13 +311,13 @@ class Call:
         if copy is None:
             raise NotDifferentiableError(
                 "zero-order estimation: the function overwrites one of its arguments, in a call "
-                "under vmap or of a size for which no copy is kept, so that the backward pass "
+                "under vmap or one that is too large to be copied, so that the backward pass "
                 "cannot see what the forward pass saw. Clone the argument inside the function."
             )
         return copy
 
     def gradient_operation(self, outputs: int) -> Operation:
-        """Return the operation from leaves and cotangents of the outputs to the gradient."""
+        """Return the operation that maps leaves and cotangents of the outputs to the gradient."""
         n = len(self.leaves)
 
         def second(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -327,7 +329,7 @@ class Call:
         return Operation(self.backward, None, no_forward_mode, n + outputs, derivative)
 
     def backward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return cotangent' J, estimated: the gradient of the scalar <cotangent, output>."""
+        """Return an estimate of cotangent' J, the gradient of the scalar <cotangent, output>."""
         n = len(self.leaves)
         leaves, cotangent = self.point_of(tensors), tensors[n]
         require_one_cotangent(cotangent)
@@ -337,16 +339,17 @@ class Call:
             value = widened(output(*point))
             return (value * cotangent.to(accumulator(cotangent.dtype))).sum()
 
-        # Of a 0-dim loss, the estimate is multiplied: one of shaped losses is linear in the
-        # cotangent as well.
+        # For a 0-dim loss the estimate itself is multiplied by the cotangent, so that an estimate
+        # from shaped losses is linear in the cotangent, too.
         loss, scale = (product, None) if cotangent.ndim else (output, cotangent)
         with self.running():
             result = estimate_leaves(loss, leaves, self.sampling(), scale=scale)
         return tuple(result.gradient)
 
     def output(self, tensors: Sequence[Tensor]) -> Callable[..., Tensor]:
-        """Return the function from leaves and scratch to its output, real, in the state that the
-        forward pass found.
+        """Return a function from leaves and scratch to the real output.
+
+        It runs in the surroundings of the forward pass.
         """
         n = len(self.leaves)
 
@@ -358,7 +361,7 @@ class Call:
         return output
 
     def second(self, n: int, outputs: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the derivative of `backward` for leaves and cotangents, in a direction."""
+        """Return the derivative of `backward` by leaves and cotangents, in a direction."""
         require_second_derivative(self.engine)
         leaves, cotangent, rest = self.point_of(tensors), tensors[n], tensors[n + 1 : n + outputs]
         tangents = tensors[n + outputs : 2 * n + outputs]
@@ -368,12 +371,12 @@ class Call:
         return (*product, along, *(torch.zeros_like(x) for x in rest))
 
     def sampling(self) -> Sampling:
-        """Return where this call is evaluated."""
+        """Return the settings for the evaluations of this call."""
         assert self.seed is not None
         return self.engine._sampling(self.evaluator, self.seed, self, self.scratch)
 
 
-# Entries of an argument beyond which no copy is made before the function runs.
+# Arguments with more entries than this are not copied before the function runs.
 _COPIED = 2**24
 
 

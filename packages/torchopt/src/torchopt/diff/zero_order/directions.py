@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Perturb: random directions, regenerated from a seed and never stored.
+"""Random directions, which are regenerated from a seed and never stored.
 
-A source of directions is a value. Direction `i` is a function of `(seed, i)` alone, so it is the
-same whatever the chunk size, in whichever worker, and as often as it is asked for.
+Direction `i` of a source is a function of `(seed, i)` alone. So it is the same in every worker, for
+every chunk size, and each time that it is drawn.
 
 | source | mean | covariance | coupled directions |
 |---|---|---|---|
@@ -57,14 +57,14 @@ __all__ = [
 class FromDistribution(Directions):
     """Directions drawn by `sample(shape)`, one call for each leaf of each direction.
 
-    The samples must come from torch's random generators (global state), which are seeded around
-    each direction and put back: that is how a direction is regenerated.
+    The samples must come from torch's global random generators. These are seeded for each direction
+    and restored afterwards, so that a direction can be regenerated.
 
     Attributes:
         sample: Takes the shape of a leaf and returns a tensor of that shape.
-        independent: Whether the entries of a sample are independent and alike, whatever its shape.
-            Then one call draws all leaves, of many small directions.
-        moments: Mean and variance of the independent entries, where they are known.
+        independent: Whether the entries of a sample are independent and identically distributed,
+            for any shape. Then one call draws all leaves of many small directions.
+        moments: Mean and variance of independent entries, if they are known.
     """
 
     sample: Callable[..., Any]
@@ -72,7 +72,11 @@ class FromDistribution(Directions):
     moments: tuple[float, float] | None = None
 
     def second_moment(self, tree: Sequence[Tensor]) -> list[Tensor]:
-        """Return E[z z'] h, if the moments are known."""
+        """Return E[z z'] h.
+
+        Raises:
+            ValueError: The moments are not known.
+        """
         if not self.independent or self.moments is None:
             raise ValueError(
                 "`surrogate`: expected directions of known covariance, got a `distribution` that "
@@ -148,7 +152,7 @@ def as_directions(distribution: Any) -> Directions:
             `Gaussian()`; any other scalar torch distribution has independent entries.
 
     Raises:
-        TypeError: It is none of the three.
+        TypeError: `distribution` is none of the three.
     """
     if isinstance(distribution, Directions):
         return distribution

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions whose gradient is estimated from their values.
-
-One long file: the engine as a value, and the decorator with its contract.
-"""
+"""The zero-order engine: functions whose gradient is estimated from their values."""
 
 from __future__ import annotations
 
@@ -49,17 +46,17 @@ __all__ = ["ZeroOrder"]
 class ZeroOrder(Described):
     """The zero-order engine: estimates gradients from function values only.
 
-    Calling it on a function returns a function with the same values whose reverse-mode derivative
+    Calling it with a function returns a function with the same values whose reverse-mode derivative
     is the estimate. See `zero_order` for the fields.
 
-    Over an inner problem (`over`, or the fields `loss`, `optimizer`, `steps`, `tasks` and `verify`,
-    which are those of `torchopt.inner_loop`) it is called like the inner loop, and returns an
-    `InnerResult`. Every floating-point tensor that is differentiated is perturbed, each once, and
-    the whole loop runs for each perturbed point. `params` and `losses` of the result have
+    For an inner problem, set the fields `loss`, `optimizer`, `steps`, `tasks` and `verify`, which
+    are those of `torchopt.inner_loop`, or use `over`. The engine is then called like an inner loop
+    and returns an `InnerResult`. All differentiated floating-point tensors are perturbed together,
+    and the whole loop runs for each perturbed point. `params` and `losses` of the result have
     derivatives; `state` and `aux` are constants.
 
     Attributes:
-        report: What `verify` has found.
+        report: The results of `verify`.
 
     Example:
         >>> from torchopt.diff.zero_order.directions import Gaussian
@@ -116,13 +113,13 @@ class ZeroOrder(Described):
     over = over
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a function with an estimated derivative; over an inner problem, run it."""
+        """Return a function with an estimated derivative; for an inner problem, run it."""
         if self.loss is None:
             return self.decorated(*args, **kwargs)
         return checked(self, args, kwargs)
 
     def run_inner(self, *args: Any, **kwargs: Any) -> InnerResult:
-        """Run the inner loop without a check."""
+        """Run the inner loop without the checks of `verify`."""
         return run_inner(self, args, kwargs)
 
     def decorated(self, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -155,11 +152,11 @@ class ZeroOrder(Described):
 
         Args:
             fn: The function.
-            evaluator: Evaluates it at perturbed points; remembers whether vmap takes it.
+            evaluator: Evaluates it at perturbed points; remembers whether vmap works for it.
             args: Positional arguments.
             kwargs: Keyword arguments.
-            perturbed: Stands in for `fn` at perturbed points; takes a tuple of copies of `scratch`
-                in front of the arguments. None: `fn` itself.
+            perturbed: Called instead of `fn` at perturbed points, with a tuple of copies of
+                `scratch` before the arguments. None: `fn` itself.
             scratch: Tensors that `perturbed` may overwrite.
         """
         return Call(self, fn, evaluator, args, kwargs, perturbed, scratch).apply()
@@ -193,19 +190,20 @@ class ZeroOrder(Described):
         """Return the estimated gradient of `fn(*args, **kwargs)` with its error bars.
 
         Args:
-            fn: Returns a 0-dim loss (with `has_aux`, a pair of it and anything).
+            fn: Returns a 0-dim loss; with `has_aux`, a pair of the loss and anything.
             *args: Positional arguments; those at `argnums` are differentiated.
-            seed: Names the directions; None: drawn from `generator`.
+            seed: Determines the directions; None: drawn from `generator`.
             surrogate: A cheap, possibly wrong gradient, a tree like `gradient`, used as a control
-                variate: it changes the variance of the estimate and not its mean. That needs an
-                estimator linear in the losses (not a shaped one) and directions of known
+                variate: it changes the variance of the estimate but not its mean. It needs an
+                estimator that is linear in the losses (not a shaped one) and directions of known
                 covariance.
-            with_error: Whether to estimate the standard error: a second sum over the directions.
-            **kwargs: Not differentiated.
+            with_error: Whether to estimate the standard error, which takes a second sum over the
+                directions.
+            **kwargs: Keyword arguments, which are not differentiated.
 
         Returns:
             Trees like the differentiated argument, or a tuple of such trees if there are several
-            `argnums`; None in place of what is not a floating-point or complex tensor.
+            `argnums`; leaves that are not floating-point or complex tensors are None.
 
         Raises:
             ValueError: `surrogate` would change the mean, or has another shape.
@@ -240,22 +238,22 @@ class ZeroOrder(Described):
     ) -> Tensor:
         """Return the losses of some of the directions: one worker's share of `estimate`.
 
-        Workers exchange the seed and these numbers only; each regenerates the directions in
+        Workers exchange only the seed and these numbers; each regenerates the directions in
         `combine`.
 
         Args:
             fn: As in `estimate`.
             *args: As in `estimate`.
-            seed: Names the directions.
+            seed: Determines the directions.
             start: First direction; a multiple of the size of a block of coupled directions.
             stop: One past the last direction; None: `num_samples`.
             **kwargs: As in `estimate`.
 
         Returns:
-            `[stop - start, K]`, a column for each offset of the estimator.
+            `[stop - start, K]`, one column for each offset of the estimator.
 
         Raises:
-            ValueError: The range is not one of blocks within `num_samples`.
+            ValueError: The range is not within `num_samples`, or does not begin at a block.
         """
         call, loss, leaves, sampling = self._prepare(fn, seed, args, kwargs)
         stop = self.num_samples if stop is None else stop
@@ -271,7 +269,7 @@ class ZeroOrder(Described):
     @uncompiled
     @torch.no_grad()
     def center(self, fn: Callable[..., Any], *args: Any, seed: int, **kwargs: Any) -> Tensor:
-        """Return the loss at the point itself, which `combine` needs for `forward`."""
+        """Return the loss at the point itself, 0-dim, which `combine` needs for `forward`."""
         call, loss, leaves, sampling = self._prepare(fn, seed, args, kwargs)
         with call.running():
             return sampling.center(loss, leaves)
@@ -291,8 +289,8 @@ class ZeroOrder(Described):
         Args:
             losses: `[N, K]`, the workers' shares in order.
             *args: The positional arguments of the function, for the shapes of its parameters.
-            seed: That of `losses`.
-            center: That of `center`, if the estimator uses it.
+            seed: The seed of `losses`.
+            center: The result of `center`, if the estimator uses it.
             with_error: Whether to estimate the standard error.
 
         Raises:

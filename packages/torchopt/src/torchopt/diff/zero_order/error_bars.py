@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far to trust an estimate: the standard error from the spread of independent blocks."""
+"""The standard error of an estimate, from the spread of independent blocks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["GradientEstimate", "Spread", "effective_sample_size", "scaled"]
 
 
 class GradientEstimate(NamedTuple):
-    """A zero-order gradient and how far to trust it.
+    """A zero-order gradient with its error bars.
 
     Attributes:
-        gradient: Tree like the parameters.
-        standard_error: Tree like the parameters: the estimated standard deviation of each entry of
-            `gradient`, from the spread of independent blocks of directions; see `Spread`. That of a
-            complex entry has the error of the real part as its real part, and so on. None if it was
-            not asked for, and with fewer than two blocks. It measures noise, not the smoothing bias
-            of the estimator.
+        gradient: The estimate, a tree like the parameters.
+        standard_error: The estimated standard deviation of each entry of `gradient`, a tree like
+            the parameters, from the spread of independent blocks of directions; see `Spread`. For a
+            complex entry, its real and imaginary part are the errors of these parts. None if it was
+            not requested or there are fewer than two blocks. It measures noise, not the smoothing
+            bias of the estimator.
         effective_sample_size: (sum |c_i|)^2 / sum c_i^2, in [1, N]: how many of the N directions
-            carry the estimate (L. Kish, Survey Sampling, 1965, on the sizes of the coefficients).
-        evaluations: Of the function.
+            effectively contribute (L. Kish, Survey Sampling, 1965, for |c_i| as weights).
+        evaluations: The number of evaluations of the function.
     """
 
     gradient: Any
@@ -34,8 +34,9 @@ class GradientEstimate(NamedTuple):
 
 
 def scaled(coefficients: Tensor) -> tuple[Tensor, Tensor]:
-    """Return coefficients divided by the largest of them, and that one in float64: squares stay in
-    the range of their dtype.
+    """Return coefficients divided by the largest modulus, and that modulus in float64.
+
+    So the squares of the coefficients stay in the range of their dtype.
     """
     largest = coefficients.abs().amax()
     scale = torch.where(largest == 0, torch.ones_like(largest), largest)
@@ -43,7 +44,7 @@ def scaled(coefficients: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def effective_sample_size(coefficients: Tensor) -> float:
-    """Return (sum |c_i|)^2 / sum c_i^2; N if all are zero. It does not depend on their scale."""
+    """Return (sum |c_i|)^2 / sum c_i^2, or N if all are zero."""
     c = coefficients.detach().to(device="cpu", dtype=torch.float64)
     if not c.any():
         return float(len(c))
@@ -54,21 +55,22 @@ def effective_sample_size(coefficients: Tensor) -> float:
 class Spread:
     """Accumulates the variance of the mean of independent blocks of directions.
 
-    Of q blocks of m directions, with sums S_b of x_i = c_i d(z_i), and a rest of r directions, the
-    variance of the mean g is (q v(m) + v(r)) / N^2, v(n) that of the sum of n directions of one
-    block. v(m) is the sample variance of the S_b; v(1) that of the x_i. The rest follows from
+    There are q blocks of m directions, and a rest of r directions. With x_i = c_i d(z_i) and the
+    sums S_b of x_i over a block, the variance of the mean g is (q v(m) + v(r)) / N^2, where v(n) is
+    the variance of the sum of n directions of one block. v(m) is the sample variance of the S_b,
+    and v(1) that of the x_i. v(r) follows from
 
         v(r) = r v(1) + r (r - 1) k,      k = (v(m) - m v(1)) / (m (m - 1)),
 
-    k the covariance of two directions of a block. With one whole block k is taken for 0: too large
-    an error for directions that are coupled to reduce it.
+    where k is the covariance of two directions of a block. If there is only one whole block, k is
+    assumed to be 0, which overestimates the error of directions that are coupled to reduce it.
 
-    Sums of squares are kept in float64, so that they have the range of any float32 gradient.
+    Sums of squares are float64, which has the range for any float32 gradient.
 
     Args:
-        leaves: Like the gradient.
-        coupled: m, directions in a block; the last block may be smaller.
-        num_samples: How many directions there are.
+        leaves: Tensors like the gradient.
+        coupled: m, the number of directions in a block; the last block may be smaller.
+        num_samples: N, the number of directions.
     """
 
     def __init__(self, leaves: Sequence[Tensor], coupled: int, num_samples: int) -> None:
@@ -84,12 +86,12 @@ class Spread:
         self.of_blocks = (zeros(), zeros()) if by_block else None
 
     def add(self, leaf: int, weights: Tensor, directions: Tensor) -> None:
-        """Add a chunk, which begins at a block.
+        """Add a chunk of directions, which begins at a block.
 
         Args:
-            leaf: Which leaf.
-            weights: `[n]`, coefficients.
-            directions: `[n, *shape]`.
+            leaf: The position of the leaf.
+            weights: The coefficients, `[n]`.
+            directions: The directions, `[n, *shape]`.
         """
         if self.of_each is not None:
             unit, scale = scaled(weights)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Estimate: pure functions from losses and noise to a gradient, chosen by value.
+"""Estimators: pure functions that compute a gradient from losses and noise.
 
-With directions z_i of mean 0 and covariance I, losses f(theta + s sigma z_i) at the offsets s of
-the estimator, every estimator here is linear in the directions:
+With directions z_i of mean 0 and covariance I, and losses f(theta + s sigma z_i) at the offsets s
+of the estimator, every estimator here is linear in the directions:
 
     g = 1/N sum_i c_i d(z_i),      d(z) = z  (SPSA: d(z) = 1/z elementwise),
 
-so that the coefficients c can be computed first and the noise regenerated afterwards.
-All of them but those with a shaped loss are unbiased for the gradient of a linear function.
-`f_i` is f(theta + sigma z_i), `f_-i` is f(theta - sigma z_i), `f_0` is f(theta):
+so the coefficients c can be computed first and the noise regenerated afterwards. All estimators
+except those with shaped losses are unbiased for the gradient of a linear function. In the table,
+`f_i` is f(theta + sigma z_i), `f_-i` is f(theta - sigma z_i), and `f_0` is f(theta):
 
 | estimator | c_i | bias for the gradient of f |
 |---|---|---|
@@ -19,9 +19,7 @@ All of them but those with a shaped loss are unbiased for the gradient of a line
 | `multi_point(m)` | central stencil of 2m points | O(sigma^2m) |
 | `leave_one_out` | (f_i - mean of the other f_j) / sigma | as naive |
 | `optimal_baseline` | (f_i - mean of the other f_j weighted by norm(z_j)^2) / sigma | as naive |
-| `shaped(e, u)` | those of e on the utilities u(losses) | another objective |
-
-One long file: the rows of this table.
+| `shaped(e, u)` | those of e for the utilities u(losses) | another objective |
 """
 
 from __future__ import annotations
@@ -63,14 +61,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Evaluations:
-    """What the coefficients may depend on.
+    """The values that coefficients may depend on.
 
     Attributes:
-        losses: `[N, K]`, row i the losses at theta + s sigma z_i for the K offsets s.
+        losses: `[N, K]`; row i has the losses at theta + s sigma z_i for the K offsets s.
         center: f(theta), 0-dim; None unless the estimator uses it.
-        square_norms: `[N]`, norm(z_i)^2.
-        sigma: Size of the perturbation.
-        coupled: Consecutive directions that depend on one another.
+        square_norms: norm(z_i)^2, `[N]`.
+        sigma: The size of the perturbation.
+        coupled: How many consecutive directions depend on one another.
     """
 
     losses: Tensor
@@ -89,19 +87,19 @@ class Estimator(Described):
     """A zero-order gradient estimator.
 
     Attributes:
-        name: As in the table of this module.
-        offsets: The s of the evaluations at theta + s sigma z.
-        coefficients: From the evaluations to c, `[N]`.
-        uses_center: Whether f(theta) is needed: one evaluation more.
-        dual: d, from directions to directions.
-        local: Whether c_i depends only on row i of the losses (and on f(theta)): then one pass
-            over the directions is enough.
-        uses_norms: Whether c depends on the norms of the directions, which cost a pass over them.
-        curvature: Like `coefficients`, from evaluations that include f(theta) to h, `[N]`: the mean
-            of h_i (z_i z_i' - I) estimates the Hessian if z is standard normal. None: the estimator
+        name: The name, as in the table of this module.
+        offsets: The offsets s of the evaluations at theta + s sigma z.
+        coefficients: Computes c, `[N]`, from the evaluations.
+        uses_center: Whether f(theta) is needed, which takes one more evaluation.
+        dual: The function d, from directions to directions.
+        local: Whether c_i depends only on row i of the losses (and on f(theta)). Then one pass over
+            the directions is enough.
+        uses_norms: Whether c depends on the norms of the directions, which take a pass over them.
+        curvature: Computes h, `[N]`, from evaluations that include f(theta), such that the mean of
+            h_i (z_i z_i' - I) estimates the Hessian if z is standard normal. None: the estimator
             has no second derivative.
-        linear: Whether c is linear in the losses. Only then may a linear function be taken off the
-            losses and its gradient added again (`control_variate`).
+        linear: Whether c is linear in the losses. Only then may a linear function be subtracted
+            from the losses and its gradient added again (`control_variate`).
 
     Example:
         >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -127,16 +125,16 @@ class Estimator(Described):
         """Return the gradient, summed in float32 or wider.
 
         Args:
-            losses: `[N, K]`, or `[N]` if there is one offset; integers and bools too.
-            noise: `[N, *shape]`, the directions z.
-            sigma: > 0, size of the perturbation.
-            center: f(theta), 0-dim; for the estimators that use it.
+            losses: `[N, K]`, or `[N]` if there is one offset; integers and bools are allowed.
+            noise: The directions z, `[N, *shape]`.
+            sigma: The size of the perturbation, > 0.
+            center: f(theta), 0-dim, for the estimators that use it.
 
         Returns:
             `[*shape]`, a new tensor.
 
         Raises:
-            ValueError: The shapes do not fit, or `center` is missing.
+            ValueError: The shapes do not match, or `center` is missing.
         """
         c = self._weights(losses, noise, sigma, center, 1)
         total = torch.tensordot(c, self.dual(noise.to(c.dtype)), dims=1)
@@ -156,9 +154,9 @@ class Estimator(Described):
 
         Args:
             losses: `[N, K]`, or `[N]` if there is one offset.
-            noise: `[N, *shape]`.
-            sigma: > 0.
-            center: f(theta), 0-dim.
+            noise: The directions, `[N, *shape]`.
+            sigma: The size of the perturbation, > 0.
+            center: f(theta), 0-dim, for the estimators that use it.
             coupled: How many consecutive directions depend on one another.
         """
         c = self._weights(losses, noise, sigma, center, coupled)
@@ -221,9 +219,9 @@ def _against_others(e: Evaluations, weights: Tensor) -> Tensor:
             f"a leave-one-out baseline: expected num_samples of at least {size + 1}, got {n}: "
             "there is no independent sample to average."
         )
-    # f_i less the weighted mean of those f_j whose direction is independent of z_i, the ones of
-    # other blocks: a dependent one would make the baseline, and so the estimate, biased. Taken of
-    # the deviations, which lose no digits to a large common offset.
+    # f_i minus the weighted mean of the f_j whose directions are independent of z_i, those of other
+    # blocks; a dependent one would make the estimate biased. Deviations from the mean are used,
+    # because they lose no digits to a large common offset.
     weights = weights.to(f.dtype)
     deviation = f - f.mean()
     own_weight, own = weights, weights * deviation
@@ -255,8 +253,8 @@ def _second_central(e: Evaluations) -> Tensor:
     return (e.losses.sum(1) - 2.0 * e.center) / (2.0 * e.sigma**2)
 
 
-# The second coefficients follow from Stein's identity for F(theta) = E f(theta + sigma z),
-# sigma^2 Hessian F = E f(theta + sigma z) (z z' - I), z standard normal, and from E (z z' - I) = 0.
+# The second coefficients follow from Stein's identity for F(theta) = E f(theta + sigma z) with
+# standard normal z, sigma^2 Hessian F = E f(theta + sigma z) (z z' - I), and from E (z z' - I) = 0.
 naive = Estimator("naive", (1.0,), _naive, local=True, uses_norms=False, curvature=_second_naive)
 forward = Estimator(
     "forward",
@@ -277,9 +275,8 @@ antithetic = Estimator(
 )
 central = replace(antithetic, name="central")
 # J. Spall, Multivariate stochastic approximation using a simultaneous perturbation gradient
-# approximation, IEEE Trans. Automatic Control 37, 1992. Meant for Rademacher directions, for which
-# it equals `antithetic`; directions whose inverse has no variance, such as Gaussian ones, give an
-# estimate without variance.
+# approximation, IEEE Trans. Automatic Control 37, 1992. For Rademacher directions it equals
+# `antithetic`. If 1/z has no finite variance, as for Gaussian directions, neither has the estimate.
 spsa = Estimator("spsa", (1.0, -1.0), _central, dual=torch.reciprocal, local=True, uses_norms=False)
 # W. Kool, H. van Hoof, M. Welling, Buy 4 REINFORCE samples, get a baseline for free!, 2019.
 leave_one_out = Estimator(
@@ -310,14 +307,14 @@ class _Stencil:
 def multi_point(pairs: int) -> Estimator:
     """Return the central difference of `2 * pairs` points along each direction.
 
-    The offsets are s = 1, -1, 2, -2, ..., m, -m and the weights those of the symmetric stencil,
+    The offsets are s = 1, -1, 2, -2, ..., m, -m, with the weights of the symmetric stencil,
 
         w_s = (-1)^(s+1) (m!)^2 / (s (m - s)! (m + s)!),   w_-s = -w_s,
 
-    exact for polynomials of degree 2m along a line: the bias is O(sigma^2m).
+    which is exact for polynomials of degree 2m along a line, so the bias is O(sigma^2m).
 
     Args:
-        pairs: m >= 1; 1 is `central`.
+        pairs: m, the number of pairs, >= 1; 1 is `central`.
 
     Example:
         >>> [round(12 * w) for w in multi_point(2).coefficients.weights]
@@ -370,14 +367,14 @@ class _Shaped:
 
 
 def shaped(estimator: Estimator, utility: Callable[[Tensor], Tensor] = centered_ranks) -> Estimator:
-    """Return `estimator` working on the utilities of all losses instead of the losses.
+    """Return `estimator` applied to the utilities of all losses instead of the losses.
 
-    With ranks, the direction depends only on the order of the losses: outliers and monotone
-    changes of the loss have no effect. The result is not a gradient of the loss.
+    With ranks as utilities, the direction depends only on the order of the losses, so outliers and
+    monotone transformations of the loss have no effect. The result is not a gradient of the loss.
 
     Args:
-        estimator: One that does not use f(theta).
-        utility: From losses `[N, K]` to utilities of the same shape, small where the loss is small.
+        estimator: An estimator that does not use f(theta).
+        utility: Maps losses `[N, K]` to utilities of the same shape, small for small losses.
     """
     if estimator.uses_center:
         raise ValueError(

@@ -30,9 +30,9 @@ __all__ = [
     "second_derivative",
 ]
 
-# Entries of perturbed points held at once when no chunk size is given: 32 MiB in float32. A chunk
-# costs about a millisecond on top of the function; four times as many of them cost 3 to 8 % on the
-# networks of benchmarks/torchopt/zero_order, and a vmap by hand holds everything.
+# Entries of perturbed points in memory together if no chunk size is given: 32 MiB in float32. A
+# chunk costs about a millisecond on top of the function; four times as many chunks cost 3 to 8 % on
+# the networks of benchmarks/torchopt/zero_order. A handwritten vmap holds all points.
 ENTRIES_PER_CHUNK = 2**23
 
 
@@ -47,19 +47,19 @@ class LeafEstimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """Where a function is evaluated, and what is made of its values.
+    """The settings of an estimate: where to evaluate, and how to use the values.
 
     Attributes:
-        directions: Source of the directions.
-        estimator: From losses to coefficients.
-        num_samples: N, number of directions.
-        sigma: Size of the perturbation.
-        seed: Names the directions.
-        evaluator: Evaluates a chunk.
-        chunk_size: Directions evaluated at once; None: as many as fit.
+        directions: The source of the directions.
+        estimator: The estimator, which computes coefficients from losses.
+        num_samples: N, the number of directions.
+        sigma: The size of the perturbation.
+        seed: Determines the directions.
+        evaluator: Evaluates the function at the points of a chunk.
+        chunk_size: How many directions are evaluated together; None: as many as fit.
         scratch: Tensors that the function may overwrite.
-        other_entries: Entries of other tensors that an evaluation works on; for the choice of a
-            chunk size.
+        other_entries: The number of entries of other tensors that an evaluation uses, for the
+            choice of the chunk size.
     """
 
     directions: Directions
@@ -74,13 +74,13 @@ class Sampling:
 
     @property
     def inner_seed(self) -> int:
-        """Return the seed of draws inside the function: not the stream of any direction."""
+        """Return the seed for draws inside the function, different from those of directions."""
         return self.seed ^ 0x5DEECE66D
 
     def chunks(
         self, leaves: Sequence[Tensor], start: int = 0, stop: int | None = None
     ) -> list[tuple[int, int]]:
-        """Return ranges of directions that are held at once, each beginning at a block."""
+        """Return the ranges of directions of the chunks, each beginning at a block."""
         stop = self.num_samples if stop is None else stop
         dimension = sum(leaf.numel() for leaf in leaves)
         coupled = self.directions.coupled(dimension)
@@ -102,8 +102,9 @@ class Sampling:
     def evaluate(
         self, fn: Callable[..., Tensor], leaves: Sequence[Tensor], noise: Sequence[Tensor]
     ) -> Tensor:
-        """Return `fn` at theta + s sigma z for each direction and offset, `[n, K, *shape]`, in the
-        dtype of sums.
+        """Return `fn` at theta + s sigma z for each direction and offset, `[n, K, *shape]`.
+
+        The result has the dtype of sums.
         """
         n, offsets = len(noise[0]), self.estimator.offsets
         points = [leaf.new_empty((len(offsets) * n, *leaf.shape)) for leaf in leaves]
@@ -114,13 +115,13 @@ class Sampling:
         return values.reshape(len(offsets), n, *values.shape[1:]).movedim(0, 1)
 
     def center(self, fn: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Tensor:
-        """Return `fn` at theta, with the random draws of the perturbed evaluations."""
+        """Return `fn` at theta, with the same random draws as at perturbed points."""
         points = [x[None].clone() for x in leaves]  # the function may overwrite them
         return widened(self.evaluator(fn, points, self.scratch, self.inner_seed)[0])
 
 
 class _Sum:
-    """Accumulates sum_i c_i d(z_i), in float32 or wider, and what its error bars need."""
+    """Accumulates sum_i c_i d(z_i), in float32 or wider, and the sums for its error bars."""
 
     def __init__(self, sampling: Sampling, leaves: Sequence[Tensor], with_error: bool) -> None:
         self.sampling = sampling
@@ -166,7 +167,7 @@ class _Sum:
 
 @dataclass
 class _Leaves:
-    """The space of some leaves, in which `fn` is evaluated."""
+    """The space of the leaves at which `fn` is evaluated."""
 
     fn: Callable[..., Tensor]
     leaves: Sequence[Tensor]
@@ -231,15 +232,14 @@ def estimate_leaves(
     """Return the estimated gradient of `fn` at `leaves`; see `sum_over_directions`.
 
     Args:
-        fn: From leaves (and scratch) to a 0-dim loss.
+        fn: Maps leaves (and scratch) to a 0-dim loss.
         leaves: The point, plain tensors.
-        sampling: Where to evaluate and what to make of it.
-        losses: Those of all directions, `[N, K]`, where they are known: `fn` is not called.
-        center: The loss at the point, where losses are known and the estimator uses it.
-        surrogate: A gradient used as a control variate, for each leaf.
-        with_error: Whether to accumulate the standard error.
-        scale: 0-dim; the estimate is multiplied by it, before it is rounded to the dtypes of the
-            leaves.
+        sampling: The settings of the estimate.
+        losses: The losses of all directions, `[N, K]`, if they are known; then `fn` is not called.
+        center: The loss at the point, if losses are known and the estimator uses it.
+        surrogate: A gradient used as a control variate, one tensor for each leaf.
+        with_error: Whether to estimate the standard error.
+        scale: A 0-dim factor of the estimate, applied before rounding to the dtypes of the leaves.
 
     Returns:
         New tensors.
@@ -285,18 +285,19 @@ def second_derivative(
 ) -> tuple[list[Tensor], Tensor]:
     """Return estimates of H v and J v, the derivatives of the gradient J' c in direction v.
 
-    With h the estimator's curvature coefficients of the losses <c, fn>,
+    With the estimator's curvature coefficients h of the losses <c, fn>,
 
         H v = 1/N sum_i h_i ((z_i'v) z_i - v),      J v = 1/N sum_i c_i (z_i'v),
 
-    the coefficients c_i taken of each entry of the output. The estimate of H is symmetric.
+    with coefficients c_i for each entry of the output. The estimate of H is symmetric.
 
     Args:
-        fn: From leaves (and scratch) to a tensor, the output.
+        fn: Maps leaves (and scratch) to a tensor, the output.
         leaves: The point.
-        cotangent: c, like the output.
-        tangents: v, like the leaves.
-        sampling: With standard normal directions and an estimator that has a curvature.
+        cotangent: c, a tensor like the output.
+        tangents: v, tensors like the leaves.
+        sampling: The settings; directions must be standard normal, and the estimator must have a
+            curvature.
     """
     estimator = sampling.estimator
     center = sampling.center(fn, leaves)
@@ -333,7 +334,7 @@ def second_derivative(
 
 @dataclass
 class _WithSlopes(_Leaves):
-    """The same, remembering z_i'v, the slope of a direction v along each of those evaluated."""
+    """The same space, which also records z_i'v for a direction v and each direction z_i."""
 
     tangents: Sequence[Tensor] = ()
     slopes: list[Tensor] = field(default_factory=list)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate a function at many points at once."""
+"""Evaluate a function at many points."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Evaluator"]
 
 @dataclass
 class Evaluator:
-    """Calls a function at many points: by `torch.func.vmap`, or one after the other.
+    """Calls a function at many points, by `torch.func.vmap` or in a loop.
 
-    Random draws inside the function (dropout) see the same seed in every evaluation, so that losses
-    differ by the perturbation alone.
+    Random draws inside the function (dropout) start from the same seed in every evaluation, so the
+    losses differ only by the perturbation.
 
     Attributes:
-        vectorized: True: by vmap, its errors are raised. False: in a loop. None: by vmap,
-            and, after one warning, in a loop if the function runs there but not under vmap.
+        vectorized: True: by vmap, whose errors are raised. False: in a loop. None: by vmap; if the
+            function runs in a loop but not under vmap, warn once and use the loop.
     """
 
     vectorized: bool | None = None
@@ -39,10 +39,10 @@ class Evaluator:
         """Return `fn(*leaves, *scratch)` at each point, stacked.
 
         Args:
-            fn: Returns a tensor of the same shape everywhere.
-            points: For each leaf `[n, *shape]`.
+            fn: Returns a tensor of the same shape at every point.
+            points: One tensor `[n, *shape]` for each leaf.
             scratch: Tensors that `fn` may overwrite; each evaluation gets copies.
-            seed: Of random draws inside `fn`.
+            seed: The seed of random draws inside `fn`.
 
         Returns:
             `[n, *shape of the output]`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Perturbations of low rank: how a layer uses them, and how they are summed."""
+"""Perturbations of low rank: how layers apply them, and how they are summed."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = ["Factors", "LowRankNoise", "Perturb", "Total", "square_norms"]
 
 @dataclass(frozen=True)
 class Factors:
-    """One or many perturbations of a weight.
+    """One or many perturbations E = A B' / sqrt(r) of a weight.
 
     Attributes:
-        A: `[*members, m, r]`.
-        B: `[*members, n, r]`.
+        A: The left factor, `[*members, m, r]`.
+        B: The right factor, `[*members, n, r]`.
     """
 
     A: Tensor
     B: Tensor
 
     def materialize(self, weight: Tensor) -> Tensor:
-        """Return E = A B' / sqrt(r), of the shape of the weight, for each member."""
+        """Return E for each member, in the shape of the weight."""
         E = self.A @ self.B.mT / math.sqrt(self.A.shape[-1])
         return E.reshape(*self.A.shape[:-2], *weight.shape)
 
@@ -42,8 +42,8 @@ class LowRankNoise:
     """Perturbations of all parameters of a module, for a chunk of members.
 
     Attributes:
-        factors: By parameter name, for weights of two and more dimensions.
-        dense: By parameter name `[members, *shape]`, for the others.
+        factors: By parameter name, for weights with two or more dimensions.
+        dense: By parameter name, `[members, *shape]`, for other parameters.
     """
 
     factors: dict[str, Factors]
@@ -57,7 +57,7 @@ class LowRankNoise:
 
 _CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 _CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-# Reading these of a weight does not depend on its values.
+# Attributes and methods of a weight that do not depend on its values.
 _ATTRIBUTES = {
     getattr(Tensor, name).__get__
     for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda")
@@ -65,7 +65,7 @@ _ATTRIBUTES = {
 
 
 class Perturb(TorchFunctionMode):
-    """Replaces every use of a weight by that of the weight plus its perturbation."""
+    """A context in which every use of a weight gets the weight plus its perturbation."""
 
     def __init__(self, factors: dict[int, Factors], scale: float) -> None:
         super().__init__()
@@ -127,8 +127,8 @@ class Perturb(TorchFunctionMode):
         A, B = self._scaled(weight)
         rank = A.shape[-1]
         filters = B.mT.reshape(rank, *weight.shape[1:])
-        # Every group of input channels meets the r filters; an output channel takes those of its
-        # own group.
+        # The r filters are applied to every group of input channels; an output channel uses those
+        # of its own group.
         filters = filters.repeat(groups, *(1,) * (weight.ndim - 1))
         thin = func(**{**given, "weight": filters, "bias": None})
         ones = (1,) * (weight.ndim - 2)
@@ -138,8 +138,9 @@ class Perturb(TorchFunctionMode):
 
 
 class Total:
-    """Accumulates sum_i c_i E_i of one parameter in float32 or wider, and the sum of the squares of
-    its terms in float64.
+    """Accumulates sum_i c_i E_i of one parameter, in float32 or wider.
+
+    The sum of the squares of its terms is accumulated in float64.
     """
 
     def __init__(self, weight: Tensor, with_error: bool) -> None:
@@ -180,7 +181,7 @@ class Total:
 
 
 def _weighted_sum(f: Factors, weights: Tensor) -> Tensor:
-    """Return sum_i w_i A_i B_i' / sqrt(r), one product of inner size N r, `[m, n]`."""
+    """Return sum_i w_i A_i B_i' / sqrt(r), `[m, n]`, as one product of inner size N r."""
     r = f.A.shape[-1]
     A = f.A * (weights[:, None, None] / math.sqrt(r))
     product: Tensor = A.transpose(1, 2).flatten(0, 1).mT @ f.B.transpose(1, 2).flatten(0, 1)
@@ -188,7 +189,7 @@ def _weighted_sum(f: Factors, weights: Tensor) -> Tensor:
 
 
 def _squared(f: Factors) -> Factors:
-    """Return factors of rank r^2 of the elementwise square of each perturbation."""
+    """Return the elementwise square of each perturbation, as factors of rank r^2."""
     return Factors(*((x[..., :, None] * x[..., None, :]).flatten(-2) for x in (f.A, f.B)))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a source of directions is, and those whose entries are independent."""
+"""The interface of sources of directions, and the sources with independent entries."""
 
 from __future__ import annotations
 
@@ -20,51 +20,52 @@ class Directions(ABC):
     """A source of random directions in a space of trees.
 
     Attributes:
-        standard_normal: Whether each direction alone is standard normal. Second derivatives need
-            that.
+        standard_normal: Whether each direction by itself is standard normal, which second
+            derivatives require.
     """
 
     standard_normal: ClassVar[bool] = False
 
     def coupled(self, dimension: int) -> int:
-        """Return how many consecutive directions are drawn together; such blocks are
-        independent of one another, directions within one are not.
+        """Return how many consecutive directions form a block.
+
+        Directions within a block depend on one another; blocks are independent.
         """
         del dimension
         return 1
 
     def second_moment(self, tree: Sequence[Tensor]) -> list[Tensor]:
-        """Return E[z z'] h for the leaves h of a tree: h itself where the covariance is I.
+        """Return E[z z'] h for the leaves h of a tree, which is h if the covariance is I.
 
         Raises:
-            ValueError: It is not known.
+            ValueError: E[z z'] is not known.
         """
         return list(tree)
 
     @abstractmethod
     def draw(self, like: Sequence[Tensor], seed: int, start: int, stop: int) -> list[Tensor]:
-        """Return directions `start` to `stop - 1` of the family named by `seed`.
+        """Return directions `start` to `stop - 1` of the family that `seed` determines.
 
         Args:
             like: The leaves of a point of the space.
-            seed: Names the family.
+            seed: Determines the family.
             start: First direction, a multiple of `coupled(D)`.
             stop: One past the last direction.
 
         Returns:
-            For each leaf of shape `[*shape]` a new tensor `[stop - start, *shape]` of its dtype and
-            on its device.
+            For each leaf of shape `[*shape]` a new tensor `[stop - start, *shape]` of the same
+            dtype, on the same device.
         """
 
 
-# Small directions are drawn several at a time, about as many entries as cost what a call costs, and
-# those of moderate size with all leaves in one call; beyond, no more than one leaf need be held.
+# Small directions are drawn several at a time, so many that drawing costs about as much as a call.
+# Directions of moderate size are drawn with all leaves in one call, larger ones leaf by leaf.
 _ENTRIES_PER_BLOCK = 2**13
 _LARGEST_FLAT = 2**16
 
 
 def block_size(dimension: int) -> int:
-    """Return how many consecutive directions of independent entries share one seed."""
+    """Return how many consecutive directions with independent entries share one seed."""
     return max(1, _ENTRIES_PER_BLOCK // max(dimension, 1))
 
 
@@ -76,10 +77,10 @@ def rows_of_blocks(start: int, stop: int, size: int, draw: Callable[[int], Tenso
 
 
 class _Independent(Directions):
-    """Directions of independent entries.
+    """Directions with independent entries.
 
-    Of trees of one dtype and device with at most 2**16 entries, a block of directions is drawn
-    flat, as one vector. Those of larger trees are drawn leaf by leaf.
+    For trees of one dtype and device with at most 2**16 entries, a block of directions is drawn as
+    one flat vector. For larger trees, directions are drawn leaf by leaf.
     """
 
     def fill(self, out: Tensor, generator: torch.Generator) -> None:
@@ -125,7 +126,7 @@ class _Independent(Directions):
             if count == size:
                 self.fill(part, generator)
                 continue
-            block = like[0].new_empty((size, dimension))  # an end of the range lies within it
+            block = like[0].new_empty((size, dimension))  # the range starts or ends in it
             self.fill(block, generator)
             first = max(0, start - number * size)
             part.copy_(block[first : first + count])
@@ -169,8 +170,9 @@ class Gaussian(_Independent):
 
 @dataclass(frozen=True)
 class Rademacher(_Independent):
-    """Directions of independent signs +1 and -1: the least variance of any independent entries,
-    and those of SPSA.
+    """Directions of independent signs +1 and -1, as in SPSA.
+
+    Among directions with independent entries they give the least variance.
     """
 
     def fill(self, out: Tensor, generator: torch.Generator) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Estimated derivatives of inner loops and of solutions, whose results are trees."""
+"""Estimated derivatives of inner loops, whose results are trees."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def sampled(
     function: Callable[[list[Tensor]], tuple[Any, Any]],
     tensors: list[Tensor],
 ) -> tuple[Any, Any]:
-    """Return what a function of tensors returns, the first tree with estimated derivatives.
+    """Return the two results of a function, the first with estimated derivatives.
 
     Args:
-        engine: Says how they are estimated.
-        function: Returns two trees.
-        tensors: Where it is evaluated, and what is perturbed.
+        engine: The engine that estimates them.
+        function: Maps tensors to two trees.
+        tensors: The arguments, which are perturbed.
     """
     one = dataclasses.replace(
         engine, loss=None, optimizer=None, verify=None, argnums=0, vector_output=True, has_aux=True

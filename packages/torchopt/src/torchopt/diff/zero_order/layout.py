@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is perturbed: the floating-point leaves of a tree, complex ones as pairs of real numbers.
+"""The leaves of a tree that are perturbed: floating-point ones, and complex ones as real pairs.
 
-A real loss L of z = a + ib has the gradient dL/da + i dL/db, torch's convention: that of the pair.
+The gradient of a real loss L by z = a + ib is dL/da + i dL/db, as in torch, which is the gradient
+by the pair (a, b).
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ def is_perturbed(leaf: Any) -> bool:
 
 
 def as_real(x: Tensor) -> Tensor:
-    """Return a complex `[*shape]` as real `[*shape, 2]`, a view where it can be; others as such."""
+    """Return a complex tensor as a real one, `[*shape, 2]`, or a real tensor unchanged."""
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 def as_stored(x: Tensor, like: Tensor) -> Tensor:
-    """Return what `as_real` made real as complex again."""
+    """Return the inverse of `as_real`, given the original tensor."""
     return torch.view_as_complex(x.contiguous()) if like.is_complex() else x
 
 
 class Layout:
-    """A tree taken apart into the leaves that are perturbed and the others, which are kept.
+    """A tree split into perturbed leaves and other leaves, which are kept.
 
     Attributes:
-        leaves: The perturbed leaves, real.
+        leaves: The perturbed leaves as real tensors.
     """
 
     def __init__(self, tree: Any) -> None:
@@ -49,7 +50,7 @@ class Layout:
         return self._filled(list(self._flat), leaves)
 
     def gradient(self, leaves: Sequence[Tensor]) -> Any:
-        """Return the tree with other perturbed leaves, and None for what is not perturbed."""
+        """Return the tree with other perturbed leaves, and None for all other leaves."""
         return self._filled([None] * len(self._flat), leaves)
 
     def _filled(self, flat: list[Any], leaves: Sequence[Tensor]) -> Any:
@@ -58,5 +59,5 @@ class Layout:
         return tree_unflatten(self._spec, flat)
 
     def name(self, leaf: int) -> str:
-        """Return the place of a perturbed leaf, such as `$['fc1'].bias`."""
+        """Return the path of a perturbed leaf, such as `$['fc1'].bias`."""
         return self._spec.accessors()[self._places[leaf]].codify("$")

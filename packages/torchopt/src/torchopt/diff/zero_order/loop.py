@@ -16,12 +16,12 @@ __all__ = ["Space", "sum_over_directions"]
 
 
 class Space(Protocol):
-    """Where directions are drawn, a chunk at a time, and what is evaluated along them.
+    """The space in which directions are drawn, and the function that is evaluated along them.
 
     Attributes:
-        chunks: Ranges of directions that are held at once.
+        chunks: The ranges of directions of the chunks.
         coupled: How many consecutive directions depend on one another.
-        sigma: Size of the perturbation.
+        sigma: The size of the perturbation.
     """
 
     @property
@@ -34,10 +34,10 @@ class Space(Protocol):
     def sigma(self) -> float: ...  # noqa: D102 - above
 
     def draw(self, start: int, stop: int) -> Any:
-        """Return directions `start` to `stop - 1`, the same ones in each call."""
+        """Return directions `start` to `stop - 1`, the same in each call."""
 
     def evaluate(self, noise: Any) -> Tensor:
-        """Return the losses along directions, `[n, K]`; of a shaped output `[n, K, *shape]`."""
+        """Return the losses along directions, `[n, K]`, or `[n, K, *shape]` for other outputs."""
 
     def square_norms(self, noise: Any, like: Tensor) -> Tensor:
         """Return the squared norms of directions, `[n]`, in dtype and on the device of `like`."""
@@ -53,20 +53,20 @@ def sum_over_directions(
     local: bool = False,
     uses_norms: bool = False,
 ) -> None:
-    """Hand `add` the coefficients and the directions of each chunk.
+    """Call `add` with the coefficients and the directions of each chunk.
 
-    One pass over the directions if each coefficient depends only on its own losses. Otherwise two,
-    losses and then sums, for which the directions are drawn again: memory is O(chunk D + N), never
-    O(N D).
+    This takes one pass over the directions if each coefficient depends only on its own losses.
+    Otherwise it takes two, one for the losses and one for the sums, and the directions are drawn
+    again. Memory is O(chunk D + N), never O(N D).
 
     Args:
-        space: Where to draw and evaluate.
-        weigh: From the losses to a coefficient for each direction, `[n]`.
-        add: Called with the coefficients and the directions of a chunk, in order.
-        center: The loss at the point itself, for a `weigh` that uses it.
-        losses: `[N, K]`, where they are known: nothing is evaluated.
-        local: Whether `weigh` may be given a chunk at a time.
-        uses_norms: Whether `weigh` uses the norms of directions.
+        space: The space in which directions are drawn and evaluated.
+        weigh: Computes a coefficient for each direction, `[n]`, from the losses.
+        add: Called with the coefficients and the directions of each chunk, in order.
+        center: The loss at the point itself, if `weigh` uses it.
+        losses: `[N, K]`, if they are known; then nothing is evaluated.
+        local: Whether `weigh` can be called for each chunk separately.
+        uses_norms: Whether `weigh` uses the norms of the directions.
     """
     chunks = space.chunks
     noise: Any = None

@@ -3,17 +3,18 @@
 
 A weight of shape `[m, ...]`, seen as a matrix `[m, n]`, is perturbed by
 
-    E = A B' / sqrt(r),   A [m, r], B [n, r] standard normal:   E[vec E] = 0, Cov(vec E) = I,
+    E = A B' / sqrt(r),   A [m, r], B [n, r] standard normal:   E[vec E] = 0, Cov(vec E) = I.
 
-so that the estimators hold, with r (m + n) random numbers for m n, and the perturbed layer is the
-unperturbed one plus two thin products:
+So the estimators remain valid with r (m + n) random numbers instead of m n, and the perturbed layer
+is the unperturbed one plus two thin products:
 
     linear     x (W + s E)' = x W' + s/sqrt(r) (x B) A'
-    conv       the kernel B (r filters), then a 1 x 1 convolution with A
+    conv       a convolution with B (r filters), then a 1 x 1 convolution with A
     embedding  row i of (W + s E) = W[i] + s/sqrt(r) A[i] B'
 
-All members share the product with W. Weights used in any other way are materialised, which is
-slower and gives the same result. Parameters of fewer than two dimensions get dense noise.
+All members share the product with W. A weight that is used in any other way is perturbed as a whole
+matrix, which is slower and gives the same result. Parameters with fewer than two dimensions get
+dense noise.
 
 References:
     B. Sarkar et al., Evolution Strategies at the Hyperscale, 2025, https://arxiv.org/abs/2511.16652
@@ -51,21 +52,24 @@ __all__ = ["Factors", "LowRank", "LowRankNoise"]
 class LowRank:
     """Zero-order gradients of a module from low-rank perturbations.
 
-    For a linear loss with gradient G of a weight, an antithetic pair of rank r has mean G and
+    For a linear loss whose gradient by a weight is G, an antithetic pair of rank r has mean G and
 
         Cov_ij,kl = G_ij G_kl + |G|^2 d_ik d_jl + 2/r ((GG')_ik d_jl + d_ik (G'G)_jl + G_il G_kj),
 
-    with d the identity: the first two terms are those of dense Gaussian directions.
+    where d is the identity matrix; the first two terms are those of dense Gaussian directions.
 
     Attributes:
-        rank: r >= 1.
-        method: An estimator of losses; antithetic by default.
-        num_samples: N, number of members (pairs, for antithetic).
-        sigma: Size of the perturbation.
-        chunk_size: Members evaluated at once by vmap; None: as many as keep their random numbers
-            within 2**23. Fewer for functions with large intermediate results.
-        vectorized: True: by vmap, or raise. False: in a loop. None: by vmap, or, with one warning,
-            in a loop.
+        rank: r, the rank of the perturbations, >= 1.
+        method: The estimator, or its name; antithetic by default.
+        num_samples: N, the number of members (pairs, for antithetic), >= 1.
+        sigma: The size of the perturbation, > 0, in the units of the parameters.
+        chunk_size: How many members are evaluated together by vmap; None: as many as keep their
+            random numbers within 2**23. Choose fewer for functions with large intermediate results.
+        vectorized: True: by vmap, or raise. False: in a loop. None: by vmap if that works, else in
+            a loop, with one warning.
+
+    Raises:
+        ValueError: An option is out of its range, or the estimator is not linear in the directions.
 
     Example:
         >>> net = nn.Linear(3, 1, bias=False).double()
@@ -95,7 +99,7 @@ class LowRank:
             raise ValueError("LowRank: expected an estimator linear in the directions, not spsa.")
 
     def noise(self, params: Mapping[str, Tensor], seed: int, start: int, stop: int) -> LowRankNoise:
-        """Return members `start` to `stop - 1` of the family named by `seed`."""
+        """Return members `start` to `stop - 1` of the family that `seed` determines."""
         like, slots = [], []
         for name, p in params.items():
             if p.ndim < 2:
@@ -128,11 +132,11 @@ class LowRank:
         """Return `loss(module)` with the parameters at theta + s sigma z, `[members]`.
 
         Args:
-            module: Not changed, its buffers neither.
-            loss: From the module to a 0-dim loss.
+            module: The module; its parameters and buffers are not changed.
+            loss: Maps the module to a 0-dim loss.
             noise: The members.
-            s: Offset, in units of sigma.
-            seed: Of random draws inside `loss` (dropout), common to all members.
+            s: The offset, in units of sigma.
+            seed: The seed of random draws inside `loss` (dropout), common to all members.
         """
         return self._losses(module, loss, noise, s, seed, Evaluator(self.vectorized))
 
@@ -182,15 +186,20 @@ class LowRank:
         seed: int | None = None,
         with_error: bool = True,
     ) -> GradientEstimate:
-        """Return the estimated gradient by parameter name, for those that require gradients.
+        """Return the estimated gradients, by name, of the parameters that require gradients.
 
-        For a weight it is 1/N sum_i c_i A_i B_i' / sqrt(r): one product of inner size N r.
+        For a weight it is 1/N sum_i c_i A_i B_i' / sqrt(r), one product of inner size N r.
 
         Args:
-            module: Its parameters and buffers are not changed.
-            loss: From the module to a 0-dim loss. Its random draws are common to all members.
-            seed: Names the members; None: drawn from torch's generator.
-            with_error: Whether to estimate the standard error: a product of inner size N r^2.
+            module: The module; its parameters and buffers are not changed.
+            loss: Maps the module to a 0-dim loss. Its random draws are common to all members.
+            seed: Determines the members; None: drawn from torch's generator.
+            with_error: Whether to estimate the standard error, which takes a product of inner size
+                N r^2.
+
+        Raises:
+            RuntimeError: The module has no parameters that require gradients.
+            TypeError: A parameter is complex, or the loss is not a 0-dim tensor.
         """
         params = _trainable(module)
         estimator = as_estimator(self.method)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wide enough dtypes for losses and sums, and perturbations that rounding does not remove."""
+"""Wide dtypes for losses and sums, and a warning for perturbations that are rounded away."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["accumulator", "require_sigma", "warn_of_lost_perturbations", "widene
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which numbers are added up: float32 or wider.
 
-    Integers and bools are added up in float64, which holds them up to 2**53: a difference of
-    unsigned numbers does not wrap around.
+    Integers and bools are added up in float64, which is exact up to 2**53 and in which a difference
+    of unsigned numbers does not wrap around.
 
     Example:
         >>> [accumulator(x) for x in (torch.bfloat16, torch.float64, torch.uint8)]
@@ -33,7 +33,7 @@ def require_sigma(sigma: Any) -> None:
     """Raise unless `sigma` is a positive number.
 
     Raises:
-        ValueError: It is not, or it is a tensor that requires a gradient.
+        ValueError: `sigma` is not a positive number, or is a tensor that requires a gradient.
     """
     if isinstance(sigma, Tensor) and sigma.requires_grad:
         raise ValueError(
@@ -52,7 +52,7 @@ def widened(losses: Tensor) -> Tensor:
     """Return losses in the dtype of their sums.
 
     Raises:
-        TypeError: They are complex: there is no descent direction of a complex number.
+        TypeError: The losses are complex; a complex loss has no descent direction.
     """
     if losses.is_complex():
         raise TypeError(
@@ -73,18 +73,18 @@ def _spacing(x: Tensor) -> Tensor:
 def warn_of_lost_perturbations(
     leaves: Sequence[Tensor], sigma: float, normal: bool, name: Callable[[int], str]
 ) -> None:
-    """Warn where weights are stored too coarsely to be perturbed by `sigma`.
+    """Warn if the dtype of some weights is too coarse for perturbations of size `sigma`.
 
-    A perturbation is rounded to a multiple of h, the spacing of the numbers around the weight. With
-    normal directions the bias of the estimate is below 1.5 % while sigma is at least h / 2; with
-    signs and others of a fixed size it is up to h / (2 sigma). Leaves with entries that are not
-    finite are not judged: their loss is none either.
+    A perturbation is rounded to a multiple of h, the spacing of floating-point numbers around the
+    weight. With normal directions the bias of the estimate is below 1.5 % if sigma is at least
+    h / 2; with signs and other entries of fixed size it is up to h / (2 sigma). Leaves with entries
+    that are not finite are skipped, because their loss is not finite either.
 
     Args:
         leaves: The point.
-        sigma: Size of the perturbation.
-        normal: Whether the entries of a direction are normal.
-        name: From the number of a leaf to its name.
+        sigma: The size of the perturbation.
+        normal: Whether the entries of a direction are normally distributed.
+        name: Maps the number of a leaf to its name.
     """
     limit = sigma * (2.0 if normal else 0.25)
     for k, x in enumerate(leaves):

@@ -39,7 +39,7 @@ def require_one_cotangent(cotangent: Tensor) -> None:
 
 
 def require_plain(tree: Any, what: str) -> None:
-    """Raise for tensors of a transform: an estimate is made of numbers, and has no derivative."""
+    """Raise for tensors of a transform: an estimate is computed from plain numbers."""
     inside = [x for x in tree_leaves(tree) if isinstance(x, Tensor) and is_wrapped(x)]
     remedy = "differentiate the decorated function: torch.func.vmap(torch.func.grad(engine(fn)))."
     if any(map(is_batched, inside)):
@@ -56,7 +56,7 @@ def require_plain(tree: Any, what: str) -> None:
 
 
 def require_no_names(names: Iterable[str]) -> None:
-    """Raise if the function depends on tensors that the estimate would leave out."""
+    """Raise if the function depends on tensors whose gradient the estimate would omit."""
     found = list(dict.fromkeys(names))
     if not found:
         return
@@ -69,7 +69,7 @@ def require_no_names(names: Iterable[str]) -> None:
 
 
 def require_second_derivative(engine: ZeroOrder) -> None:
-    """Raise where Stein's identity gives no second derivative."""
+    """Raise if Stein's identity gives no second derivative."""
     if engine.estimator.curvature is None or not engine.directions.standard_normal:
         known = ", ".join(name for name, e in ESTIMATORS.items() if e.curvature is not None)
         raise NotDifferentiableError(
@@ -81,7 +81,7 @@ def require_second_derivative(engine: ZeroOrder) -> None:
 
 
 def no_forward_mode(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Raise: an estimate has no forward mode."""
+    """Raise, because an estimate has no forward mode."""
     raise NotDifferentiableError(
         "zero-order estimation: expected a reverse-mode derivative, got a request for a "
         "forward-mode one. Use reverse mode: torch.func.vjp for torch.func.jvp, "
@@ -90,7 +90,7 @@ def no_forward_mode(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def no_third_derivative(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Raise: an estimate has two derivatives."""
+    """Raise, because an estimate has only a first and a second derivative."""
     raise NotDifferentiableError(
         "zero-order estimation: expected a first or second derivative, got a request for a third "
         "one. Estimate a derivative of the outer function instead."

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Search distributions with a gradient: the mean and the scale of the perturbations are learned.
+"""Search distributions: learn the mean and the scale of perturbations by gradients.
 
-For x = mean + s * z with z standard normal and s = exp(log_scale), the expected loss J = E f(x) has
+Let x = mean + s * z with standard normal z and s = exp(log_scale). The expected loss J = E f(x) has
+the gradients
 
     dJ/dmean = E f(x) z / s,      dJ/dlog_scale = E f(x) (z^2 - 1),
 
-element by element. A `SearchDistribution` is a tree that any optimizer of torchopt updates with the
-gradient of an `estimate`:
+element by element. A `SearchDistribution` is a tree, which any optimizer of torchopt can update
+with the gradient of an `estimate`:
 
 | estimator | evaluations | gradient for the mean | for log_scale |
 |---|---|---|---|
@@ -14,13 +15,13 @@ gradient of an `estimate`:
 | `SNES` | N at z_i | 1/N sum r_i s z_i | 1/(2N) sum r_i (z_i^2 - 1) |
 | `GuidedES` | N pairs, guided | 1/N sum (f_i - f_-i)/2 z_i / s | 1/N sum r_i (z_i'C^-1 z_i - D) |
 
-r_i is the loss (for pairs their mean) less the mean of all others, so that both gradients of PGPE
-and SNES are unbiased. Those of SNES are natural: the Fisher matrix of this distribution is
-diagonal, 1 / s^2 for the mean and 2 for log_scale, and SNES gives its inverse times the gradient. A
-scale that n elements share has the sum of their derivatives and the Fisher matrix 2 n.
-
-The mean of GuidedES is C g, C the covariance of its directions: a descent direction with less
-variance where the subspace holds the gradient, but not g.
+r_i is the loss (for a pair, the mean of its losses) minus the mean of all others, which makes both
+gradients of PGPE and SNES unbiased. SNES gives natural gradients: the Fisher matrix of this
+distribution is diagonal, 1 / s^2 for the mean and 2 for log_scale, and SNES multiplies the gradient
+by its inverse. If n elements share a scale, its derivative is the sum of theirs, and its Fisher
+matrix is 2 n. The expectation of the mean's gradient in GuidedES is C g, where C is the covariance
+of its directions. That is a descent direction, though not g, with less variance if the subspace
+contains the gradient.
 
 References:
     F. Sehnke, C. Osendorfer, T. Rueckstiess, A. Graves, J. Peters, J. Schmidhuber, Parameter-
@@ -59,13 +60,13 @@ Pull = Callable[[Tensor], Any]
 
 
 class SearchDistribution(NamedTuple):
-    """A normal distribution of independent elements over trees.
+    """A normal distribution over trees, with independent elements.
 
     Attributes:
         mean: A tree of floating-point tensors.
-        log_scale: The logarithm of the standard deviation, in the unit of the mean. Tensors that
-            broadcast to the leaves of the mean, in a tree that is a prefix of it: elements and
-            leaves may share a scale.
+        log_scale: The logarithm of the standard deviation, which has the unit of the mean. It is a
+            tree that is a prefix of the mean, with tensors that broadcast to its leaves, so
+            elements and leaves may share a scale.
     """
 
     mean: Any
@@ -73,11 +74,14 @@ class SearchDistribution(NamedTuple):
 
     @staticmethod
     def around(mean: Any, scale: float) -> SearchDistribution:
-        """Return the distribution with one standard deviation everywhere, one for each element.
+        """Return a distribution with a scale for each element, all of one initial value.
 
         Args:
-            mean: A tree of floating-point tensors; copied.
-            scale: > 0.
+            mean: A tree of floating-point tensors, which are copied.
+            scale: The standard deviation, > 0.
+
+        Raises:
+            ValueError: `scale` is not positive.
         """
         if not scale > 0:
             raise ValueError(f"scale: expected a number > 0, got {scale}")
@@ -90,11 +94,11 @@ class _Search(Described, ABC):
     """An estimator of the gradient of an expected loss with respect to a distribution.
 
     Attributes:
-        num_samples: N >= 2, directions.
-        utility: From all losses to utilities of the same shape, small where the loss is small, such
-            as `centered_ranks`; the gradient is that of the utilities then. None: the losses.
-        generator: Where seeds are drawn; None: torch's CPU generator.
-        chunk_size: Directions evaluated at once, as in `zero_order`.
+        num_samples: N, the number of directions, >= 2.
+        utility: Maps all losses to utilities of the same shape, small for small losses, such as
+            `centered_ranks`; the gradient is then that of the utilities. None: the losses.
+        generator: The generator that seeds are drawn from; None: torch's CPU generator.
+        chunk_size: How many directions are evaluated together, as in `zero_order`.
         vectorized: As in `zero_order`.
     """
 
@@ -117,7 +121,7 @@ class _Search(Described, ABC):
 
     @property
     def directions(self) -> Directions:
-        """Where z comes from."""
+        """The source of the directions z."""
         return Gaussian()
 
     @uncompiled
@@ -133,20 +137,20 @@ class _Search(Described, ABC):
         """Return the estimated gradient of E fn(x, *args) with its error bars.
 
         Args:
-            fn: Returns a 0-dim loss of a tree like the mean. It runs under `torch.func.vmap`, or in
-                a loop, as in `zero_order`.
-            distribution: Of x.
-            *args: Passed on, not perturbed.
-            seed: Names the directions; None: drawn from `generator`.
+            fn: Maps a tree like the mean to a 0-dim loss. It runs under `torch.func.vmap` or in a
+                loop, as in `zero_order`.
+            distribution: The distribution of x.
+            *args: Further arguments of `fn`, which are not perturbed.
+            seed: Determines the directions; None: drawn from `generator`.
             with_error: Whether to estimate the standard error.
 
         Returns:
-            `gradient` and `standard_error` are `SearchDistribution`s, what an optimizer takes.
+            The estimate, whose `gradient` and `standard_error` are `SearchDistribution`s.
 
         Raises:
-            NotDifferentiableError: Inside of a transform that differentiates an argument.
+            NotDifferentiableError: An enclosing transform differentiates an argument.
             TypeError: The mean has a leaf that is not a floating-point tensor.
-            ValueError: The scales do not fit the mean.
+            ValueError: The scales do not broadcast to the mean.
         """
         name = type(self).__name__
         if not isinstance(distribution, SearchDistribution):
@@ -206,21 +210,21 @@ class _Search(Described, ABC):
         )
 
     def weights(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weights of the parts for the mean and for the scale, `[N]` each."""
+        """Return the weights of the parts for the mean and for the scale, each `[N]`."""
         return (values[:, 0] - values[:, 1]) / 2, _against_others(values.mean(1))
 
     @abstractmethod
     def mean_part(self, z: Tensor, scales: Tensor) -> Tensor:
-        """Return what is weighted for the mean, `[n, D]`."""
+        """Return the terms that are weighted for the mean, `[n, D]`."""
 
     def scale_parts(self, z: Tensor, pull: Pull, origin: Tensor) -> list[Tensor]:
-        """Return what is weighted for each leaf of log_scale, `[n, *shape]`."""
+        """Return the terms that are weighted for each leaf of log_scale, `[n, *shape]`."""
         del origin
         return tree_leaves(torch.func.vmap(pull)(z * z - 1))
 
 
 def _against_others(values: Tensor) -> Tensor:
-    """Return each value less the mean of the others."""
+    """Return each value minus the mean of the others."""
     n = len(values)
     return (values - values.mean()) * (n / (n - 1))
 
@@ -228,7 +232,7 @@ def _against_others(values: Tensor) -> Tensor:
 def _scales(
     distribution: SearchDistribution, layout: Layout, like: Tensor, name: str
 ) -> tuple[Pull, Tensor]:
-    """Return the sum of a vector over the elements that share a scale, and the scales, `[D]`."""
+    """Return a function that sums a vector over elements of one scale, and the scales, `[D]`."""
     leaves, spec = tree_flatten(distribution.log_scale)
     for leaf in leaves:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
@@ -257,17 +261,17 @@ def _scales(
 
 @dataclass(frozen=True, repr=False)
 class PGPE(_Search):
-    """Parameter-exploring policy gradients by mirrored pairs: unbiased for both parameters.
+    """Parameter-exploring policy gradients by mirrored pairs, unbiased for mean and log_scale.
 
-    For a linear f with gradient a, the gradient for the mean has for each pair the variance
-    |s a|^2 / s_i^2 + a_i^2, and that for log_scale has none.
+    For a linear f with gradient a, the gradient for the mean has the variance |s a|^2 / s_i^2 +
+    a_i^2 for each pair, and that for log_scale has variance zero.
 
     Attributes:
-        num_samples: N >= 2, pairs.
+        num_samples: N, the number of pairs, >= 2.
 
     References:
-        Sehnke et al., Parameter-exploring policy gradients, 2010, with a leave-one-out baseline in
-        place of a moving one, and the scale as its logarithm.
+        Sehnke et al., Parameter-exploring policy gradients, 2010; here with a leave-one-out
+        baseline instead of a moving one, and with the logarithm of the scale.
 
     Example:
         >>> import torch, torchopt
@@ -283,7 +287,7 @@ class PGPE(_Search):
         ...     search = torchopt.apply_updates(search, updates)
         >>> bool((search.mean - target).abs().max() < 0.05)
         True
-        >>> bool((search.log_scale.exp() < 0.1).all())  # it is sure by now
+        >>> bool((search.log_scale.exp() < 0.1).all())  # the search has converged
         True
     """
 
@@ -296,12 +300,12 @@ class PGPE(_Search):
 class SNES(_Search):
     """Separable natural evolution strategies: natural gradients for mean and log_scale.
 
-    The gradient is a mean over the samples. `nes_utilities` have the 1/N of the mean in them, so
-    with those it is the sum. Plain SGD with step 1 for the mean and (3 + log D) / (5 sqrt(D)) for
-    log_scale is then the algorithm of the paper: its update multiplies s by exp(step / 2 * sum).
+    The gradient is a mean over the samples. `nes_utilities` already contain the factor 1/N, so with
+    them it is the sum. Then plain SGD with step 1 for the mean and (3 + log D) / (5 sqrt(D)) for
+    log_scale is the algorithm of the paper, which multiplies s by exp(step / 2 * sum).
 
     Attributes:
-        num_samples: N >= 2, evaluations.
+        num_samples: N, the number of evaluations, >= 2.
 
     References:
         Wierstra et al., Natural evolution strategies, 2014: separable NES.
@@ -327,18 +331,18 @@ class SNES(_Search):
     method: ClassVar[str] = "naive"
 
     def weights(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weights of the parts for the mean and for the scale, `[N]` each."""
+        """Return the weights of the parts for the mean and for the scale, each `[N]`."""
         level = values[:, 0]
-        is_sum = self.utility is nes_utilities  # these have the 1/N of the mean in them
+        is_sum = self.utility is nes_utilities  # they contain the factor 1/N of the mean
         level = level * len(level) if is_sum else _against_others(level)
         return level, level
 
     def mean_part(self, z: Tensor, scales: Tensor) -> Tensor:
-        """Return s z: the inverse of the Fisher matrix times z / s."""
+        """Return s z, the inverse of the Fisher matrix times z / s."""
         return z * scales
 
     def scale_parts(self, z: Tensor, pull: Pull, origin: Tensor) -> list[Tensor]:
-        """Return (z^2 - 1) / 2, and the mean over elements that share a scale."""
+        """Return (z^2 - 1) / 2, averaged over elements that share a scale."""
         counts = tree_leaves(pull(torch.ones_like(origin)))
         parts = super().scale_parts(z, pull, origin)
         return [part / (2 * count.clamp(min=1)) for part, count in zip(parts, counts)]
@@ -349,12 +353,12 @@ class GuidedES(_Search):
     """Guided evolution strategies: mirrored pairs along a subspace, with one scale.
 
     The directions are those of `Guided`, of covariance C = alpha I + (1 - alpha) (D / k) U U'. The
-    gradient for the mean has mean C g, that for log_scale is unbiased.
+    gradient for the mean has the expectation C g; the gradient for log_scale is unbiased.
 
     Attributes:
-        num_samples: N >= 2, pairs.
-        subspace: `[D, k]`, spanning columns, such as flattened surrogate gradients.
-        alpha: Share of the variance that is isotropic, in (0, 1].
+        num_samples: N, the number of pairs, >= 2.
+        subspace: `[D, k]`, whose columns span the subspace, such as flattened surrogate gradients.
+        alpha: The share of the variance that is isotropic, in (0, 1].
 
     References:
         Maheswaranathan et al., Guided evolutionary strategies, 2019, whose covariance is C / D.
@@ -374,11 +378,11 @@ class GuidedES(_Search):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.directions  # raises for a subspace or a share that is none
+        _ = self.directions  # raises for an invalid subspace or alpha
 
     @property
     def directions(self) -> Guided:
-        """Where z comes from."""
+        """The source of the directions z."""
         return Guided(self.subspace, self.alpha)
 
     def mean_part(self, z: Tensor, scales: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of large models as seeds and numbers: perturb in place, replay the noise to update.
+"""Gradients of large models as seeds: perturb in place, and replay the noise for the update.
 
-A `SeedGradient` holds a seed and one coefficient for each direction; the gradient
-g = 1/N sum_i c_i z_i exists only while it is added to the parameters, leaf by leaf.
+A `SeedGradient` holds a seed and one coefficient for each direction. The gradient
+g = 1/N sum_i c_i z_i is never stored: it is generated leaf by leaf and added to the parameters.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = ["SeedGradient", "combine", "estimate", "losses", "perturbed"]
 
 @dataclass(frozen=True, eq=False)
 class SeedGradient:
-    """A zero-order gradient of N numbers, whatever the size of the model.
+    """A zero-order gradient that consists of N numbers, whatever the size of the model.
 
     Attributes:
-        seed: Names the directions.
-        coefficients: `[N]`, c.
-        directions: Their source.
-        estimator: Its `dual` is applied to the directions.
-        evaluations: Of the loss.
+        seed: Determines the directions.
+        coefficients: The coefficients c, `[N]`.
+        directions: The source of the directions.
+        estimator: The estimator, whose `dual` is applied to the directions.
+        evaluations: The number of evaluations of the loss.
     """
 
     seed: int
@@ -51,15 +51,15 @@ class SeedGradient:
 
     @property
     def effective_sample_size(self) -> float:
-        """Return how many of the N directions carry the gradient; see `GradientEstimate`."""
+        """How many of the N directions effectively contribute; see `GradientEstimate`."""
         return effective_sample_size(self.coefficients)
 
     @torch.no_grad()
     def add_to_(self, params: Sequence[Tensor], scale: float) -> None:
-        """Add `scale * gradient` to `params` in place: a step of SGD is `scale = -lr`.
+        """Add `scale * gradient` to `params` in place; `scale = -lr` is a step of SGD.
 
-        Holds one leaf of one direction at a time (of small models, one direction). The sum of
-        half-precision parameters runs in float32, which takes one float32 copy of them.
+        It holds one leaf of one direction at a time (for small models, one direction).
+        Half-precision parameters are summed in float32, which takes one float32 copy of them.
         """
         real = _real(params)
         totals = [p if p.dtype == accumulator(p.dtype) else p.float() for p in real]
@@ -72,7 +72,7 @@ class SeedGradient:
                 p.copy_(total)
 
     def _terms(self, params: Sequence[Tensor]) -> Iterator[tuple[float, Iterator[Tensor]]]:
-        """Yield for each direction its coefficient, and its dual leaf by leaf."""
+        """Yield the coefficient of each direction, and its dual leaf by leaf."""
         for i, c in enumerate(self.coefficients.tolist()):
             leaves = self.directions.leaves(params, self.seed, i)
             yield c, (self.estimator.dual(z.to(accumulator(z.dtype))) for z in leaves)
@@ -82,7 +82,7 @@ class SeedGradient:
         return _stored(self._mean(params), params)
 
     def _mean(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """Return the gradient, real and wide."""
+        """Return the gradient as real tensors in the dtype of sums."""
         n, real = len(self.coefficients), _real(params)
         totals = [torch.zeros_like(p, dtype=accumulator(p.dtype)) for p in real]
         for c, z in self._terms(real):
@@ -112,7 +112,7 @@ def _real(params: Sequence[Tensor]) -> list[Tensor]:
     """Return parameters as real tensors that share their memory.
 
     Raises:
-        TypeError: One of them cannot be perturbed.
+        TypeError: A parameter cannot be perturbed.
     """
     for k, p in enumerate(params):
         if not is_perturbed(p) or p.is_conj():
@@ -143,19 +143,19 @@ def perturbed(
     directions: Gaussian | Rademacher | None = None,
     backup: Sequence[Tensor] | None = None,
 ) -> Iterator[None]:
-    """Hold `params` at `params + scale * z` inside the context; on exit, also by an exception,
-    they have every bit they had before.
+    """Set `params` to `params + scale * z` inside the context, and restore every bit on exit.
 
-    Adding and subtracting the same noise does not give back a floating-point number, so the values
-    are kept in `backup`: one copy of the parameters, whatever the number of directions.
+    They are also restored after an exception. Subtracting the same noise would not restore
+    floating-point numbers exactly, so the values are kept in `backup`, one copy of the parameters
+    for any number of directions.
 
     Args:
-        params: Changed in place, in the order that says which noise each gets.
-        seed: Names the directions.
-        member: Which direction.
-        scale: s sigma.
-        directions: Default: Gaussian.
-        backup: Tensors like `params`, overwritten with the backup; None: made here.
+        params: The parameters, changed in place; their order determines the noise of each.
+        seed: Determines the directions.
+        member: The number of the direction.
+        scale: The factor s sigma of the direction.
+        directions: The source of the directions; None: Gaussian.
+        backup: Tensors like `params` for the backup; None: allocated here.
     """
     source = Gaussian() if directions is None else directions
     with _kept(params, backup):
@@ -168,7 +168,7 @@ def perturbed(
 
 @contextmanager
 def _kept(tensors: Sequence[Tensor], backup: Sequence[Tensor] | None = None) -> Iterator[None]:
-    """Put back every bit of `tensors` on exit."""
+    """Restore every bit of `tensors` on exit."""
     if backup is None:
         backup = [torch.empty_like(x, requires_grad=False) for x in tensors]
     with torch.no_grad():
@@ -197,25 +197,25 @@ def estimate(
     """Return the estimated gradient of `closure()` with respect to `params`.
 
     The parameters are perturbed in place and restored bit for bit. The directions are those of
-    `ZeroOrder(directions, ...)` on the same leaves and seed. Memory beyond the model: one copy of
-    the parameters and one leaf of noise. Random draws inside the closure (dropout) are common to
+    `ZeroOrder(directions, ...)` for the same leaves and seed. Memory beyond the model is one copy
+    of the parameters and one leaf of noise. Random draws inside the closure (dropout) are common to
     all evaluations.
 
-    In half precision a perturbation below the spacing of the numbers is lost: keep sigma times z
-    above 2**-8 (bfloat16) or 2**-11 (float16) of the weights, or the weights in float32. A sigma
-    below is warned of.
+    In half precision, a perturbation below the spacing of the numbers is lost. Keep sigma times z
+    above 2**-8 (bfloat16) or 2**-11 (float16) of the weights, or keep the weights in float32. A
+    sigma that is too small causes a warning.
 
     Args:
-        closure: Evaluates the loss, 0-dim, with the parameters as they are.
+        closure: Evaluates the loss, 0-dim, with the present parameters.
         params: Different tensors that share no memory, such as `list(model.parameters())`.
         method: As in `torchopt.diff.zero_order.zero_order`.
-        num_samples: N >= 1.
-        sigma: > 0.
-        seed: Names the directions; None: drawn from torch's generator.
-        directions: Independent ones; default: Gaussian.
-        scratch: Other tensors that the closure overwrites, put back after each evaluation. Buffers
-            of modules, counters and other tensors, numbers and random generators that a search of
-            the closure finds are put back anyway.
+        num_samples: N, the number of directions, >= 1.
+        sigma: The size of the perturbation, > 0, in the units of the parameters.
+        seed: Determines the directions; None: drawn from torch's generator.
+        directions: A source with independent entries; None: Gaussian.
+        scratch: Other tensors that the closure overwrites, which are restored after each
+            evaluation. Buffers of modules, and tensors, numbers and random generators that a search
+            of the closure finds, are restored anyway.
 
     Raises:
         ValueError: An option is out of its range, or two of `params` share memory.
@@ -269,11 +269,11 @@ def losses(
 ) -> Tensor:
     """Return the losses of directions `start` to `stop - 1`: one worker's share of `estimate`.
 
-    Workers that hold the same parameters exchange the seed and these numbers only; `combine` makes
-    the same gradient of them everywhere. Arguments as in `estimate`.
+    Workers that hold the same parameters exchange only the seed and these numbers, from which
+    `combine` computes the same gradient on each. The arguments are those of `estimate`.
 
     Returns:
-        `[stop - start, K]`, a column for each offset of the estimator.
+        `[stop - start, K]`, one column for each offset of the estimator.
     """
     require_sigma(sigma)
     if not 0 <= start < stop:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams of random numbers that follow from a seed."""
+"""Streams of random numbers, derived from a seed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _MASK64 = 0xFFFFFFFFFFFFFFFF
 
 
 def member_seed(seed: int, member: int) -> int:
-    """Return the 32-bit seed of one member of the family of streams named by `seed`.
+    """Return the 32-bit seed of one member of the family of streams that `seed` determines.
 
     Torch's CPU generator uses 32 bits of a seed. For a given `seed` the map is a bijection of
-    `member` modulo 2**32 (the finaliser of MurmurHash3), so no two members share a stream.
+    `member` modulo 2**32 (the finaliser of MurmurHash3), so different members have different
+    streams.
 
     Example:
         >>> len({member_seed(7, i) for i in range(100_000)})
@@ -31,7 +32,7 @@ def member_seed(seed: int, member: int) -> int:
 
 
 def member_seeds(seed: int) -> Callable[[int], int]:
-    """Return `member_seed` of one family."""
+    """Return `member_seed` for one family, as a function of the member."""
     z = (seed + 0x9E3779B97F4A7C15) & _MASK64  # splitmix64: spread the bits of the family's seed
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
@@ -52,10 +53,10 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
     return int(torch.randint(2**62, (), generator=generator, device=device).item())
 
 
-class seeded:  # noqa: N801 - a context manager as cheap as can be: one for each step
-    """Seed torch's generators of the CPU and of the devices of `like`; put them back on exit.
+class seeded:  # noqa: N801 - a class, since it is faster than a generator function
+    """Seed torch's generators of the CPU and of the devices of `like`; restore them on exit.
 
-    Entering gives a function that seeds them again.
+    Entering the context returns a function that seeds them again.
     """
 
     def __init__(self, seed: int, like: Sequence[Tensor]) -> None:
@@ -85,8 +86,9 @@ class seeded:  # noqa: N801 - a context manager as cheap as can be: one for each
 
 @contextlib.contextmanager
 def common_draws(seed: int, like: Sequence[Tensor]) -> Iterator[Callable[[int], None]]:
-    """Seed all generators that a function draws from without being given them: those of `seeded`,
-    Python's and numpy's; put them back on exit.
+    """Seed all global generators, which are those of `seeded`, Python's and numpy's.
+
+    They are restored on exit.
 
     Yields:
         A function that seeds them again.

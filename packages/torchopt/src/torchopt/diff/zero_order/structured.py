@@ -18,7 +18,7 @@ __all__ = ["Guided", "Orthogonal", "Sobol", "Sphere"]
 
 
 class _Flat(Directions):
-    """Directions that are drawn as vectors of the flattened tree."""
+    """A source that draws directions as vectors of the flattened tree."""
 
     def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
@@ -45,7 +45,7 @@ def _normal_rows(dimension: int, seed: int, start: int, stop: int, dtype: torch.
 
 @dataclass(frozen=True)
 class Sphere(_Flat):
-    """Directions uniform on the sphere of radius sqrt(D), D the number of entries of the tree."""
+    """Directions uniform on the sphere of radius sqrt(D), for D entries of the tree."""
 
     def rows(self, dimension: int, seed: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Return directions as a matrix `[stop - start, dimension]` on the CPU."""
@@ -56,14 +56,14 @@ class Sphere(_Flat):
 
 @dataclass(frozen=True)
 class Orthogonal(_Flat):
-    """Gaussian directions of which every block of `min(size, D)` is orthogonal.
+    """Gaussian directions that are orthogonal in blocks of `min(size, D)`.
 
-    Each direction alone is standard normal: a block is a uniformly random orthonormal frame, its
-    vectors scaled by independent lengths of Gaussian vectors. `D` orthogonal directions in which a
-    linear function is measured do not measure the same thing twice.
+    Each direction by itself is standard normal. A block is a uniformly random orthonormal frame
+    whose vectors are scaled by independent lengths of Gaussian vectors. Orthogonal directions
+    reduce the variance: for a linear function they do not measure the same component twice.
 
     Attributes:
-        size: Directions in a block; each costs memory D and a block of m time D m^2.
+        size: The number of directions in a block. A block of m takes memory D m and time D m^2.
 
     References:
         K. Choromanski, M. Rowland, V. Sindhwani, R. Turner, A. Weller, Structured Evolution with
@@ -99,13 +99,13 @@ class Orthogonal(_Flat):
 
 @dataclass(frozen=True)
 class Sobol(_Flat):
-    """Gaussian directions from scrambled Sobol points through the inverse normal distribution.
+    """Gaussian directions: scrambled Sobol points, mapped by the inverse normal distribution.
 
-    Blocks of `size` points are scrambled independently, so that the estimate has a standard error.
-    For smooth functions of few variables the error falls faster than 1/sqrt(N).
+    Blocks of `size` points are scrambled independently, so the standard error of an estimate is
+    known. For smooth functions of few variables the error falls faster than 1/sqrt(N).
 
     Attributes:
-        size: Points in a block, a power of two.
+        size: The number of points in a block, a power of two.
 
     References:
         A. Owen, Scrambled net variance for integrals of smooth functions, Annals of Statistics 25,
@@ -137,7 +137,7 @@ class Sobol(_Flat):
                 dimension, scramble=True, seed=member_seed(seed, number)
             )
             u = engine.draw(size, dtype=torch.float64)
-            # The engine's points have 30 bits: the middle of the cell keeps them inside (0, 1).
+            # The engine's points have 30 bits; the middle of a cell lies inside (0, 1).
             normal: Tensor = torch.special.ndtri(u + 2.0**-31)
             return normal
 
@@ -146,16 +146,19 @@ class Sobol(_Flat):
 
 @dataclass(frozen=True, eq=False)
 class Guided(_Flat):
-    """Gaussian directions stretched along a subspace that is thought to hold the gradient.
+    """Gaussian directions stretched along a subspace that presumably contains the gradient.
 
         z = sqrt(alpha) x + sqrt((1 - alpha) D / k) U y,   x ~ N(0, I_D), y ~ N(0, I_k),
 
-    with U an orthonormal basis of the subspace. The covariance C = alpha I + (1 - alpha) (D/k) U U'
-    has the trace of I, and the estimate has mean C g: a descent direction, but not g.
+    where U is an orthonormal basis of the subspace. The covariance C = alpha I + (1 - alpha) (D/k)
+    U U' has the same trace as I. The mean of the estimate is C g, a descent direction but not g.
 
     Attributes:
-        subspace: `[D, k]`, spanning columns, such as flattened surrogate gradients.
-        alpha: Share of the variance that is isotropic, in (0, 1].
+        subspace: `[D, k]`, whose columns span the subspace, such as flattened surrogate gradients.
+        alpha: The share of the variance that is isotropic, in (0, 1].
+
+    Raises:
+        ValueError: The subspace is not a matrix, or `alpha` is out of its range.
 
     References:
         N. Maheswaranathan, L. Metz, G. Tucker, D. Choi, J. Sohl-Dickstein, Guided evolutionary

@@ -25,19 +25,19 @@ def control_variate(
     sigma: float,
     surrogate: Sequence[Tensor],
 ) -> Tensor:
-    """Return the losses less the linear function h'(x - theta), whose gradient is `surrogate`.
+    """Return the losses minus the linear function h'(x - theta), whose gradient is `surrogate`.
 
-    The estimate from these losses plus C h, with C = E z z' the covariance of the directions, has
-    the same mean, as an estimator that is linear in the losses has mean C h for the linear
-    function. Its variance is that of the estimate of f - h'x: that of antithetic pairs falls from
-    norm(g)^2 I + g g' to the same with g - h.
+    An estimator that is linear in the losses has the mean C h for the linear function, where
+    C = E z z' is the covariance of the directions. So the estimate from these losses plus C h has
+    the same mean as before, and the variance of the estimate for f - h'x. For antithetic pairs the
+    variance falls from norm(g)^2 I + g g' to the same expression with g - h.
 
     Args:
-        estimator: Says where the losses were taken. Linear in the losses.
-        losses: `[N, K]`.
-        noise: Directions, for each leaf `[N, *shape]`.
-        sigma: Size of the perturbation.
-        surrogate: h, for each leaf `[*shape]`.
+        estimator: The estimator, linear in the losses; its offsets say where they were taken.
+        losses: The losses, `[N, K]`.
+        noise: The directions, `[N, *shape]` for each leaf.
+        sigma: The size of the perturbation.
+        surrogate: h, `[*shape]` for each leaf.
 
     Returns:
         `[N, K]`, new.
@@ -56,7 +56,7 @@ def control_variate(
 
 
 def require_linear(estimator: Estimator) -> None:
-    """Raise unless a control variate leaves the mean of `estimator` alone."""
+    """Raise unless `estimator` is linear, so that a control variate does not change its mean."""
     if not estimator.linear:
         raise ValueError(
             f"`surrogate`: expected an estimator that is linear in the losses, got "
@@ -68,10 +68,10 @@ def require_linear(estimator: Estimator) -> None:
 def surrogate_mean(
     estimator: Estimator, directions: Directions, surrogate: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Return E d(z) z'h: the mean of the estimate of a linear function with gradient h.
+    """Return E d(z) z'h, the mean of the estimate for a linear function with gradient h.
 
     Raises:
-        ValueError: It is not known, or the estimator is not linear in the losses.
+        ValueError: The mean is not known, or the estimator is not linear in the losses.
     """
     require_linear(estimator)
     moment = directions.second_moment(surrogate)

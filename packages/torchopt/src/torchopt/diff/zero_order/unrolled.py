@@ -2,11 +2,12 @@
 """Evolution strategies for the parameters of an inner loop, one window of steps at a time.
 
 An inner loop runs T steps, s_t = step(theta, s_{t-1}), with losses L_t. Each estimator is a pair
-`(init, estimate)`: `estimate(params, state)` runs the next window of K steps of N antithetic pairs
+`(init, estimate)`: `estimate(params, state)` runs the next window of K steps for N antithetic pairs
 of particles and returns the gradient of that window's losses, summed over its steps. The estimates
 of the T / K windows of an episode add up to an estimate of the gradient of sum_t L_t.
 
-With z_i,w the direction of pair i in window w, and L+, L- the window's losses of its particles,
+Let z_i,w be the direction of pair i in window w, and L+_i, L-_i the losses of its two particles in
+the window. Then
 
     g_w = 1 / (2 sigma N) sum_i (L+_i - L-_i) xi_i
 
@@ -17,10 +18,10 @@ With z_i,w the direction of pair i in window w, and L+, L- the window's losses o
 | `persistent_es` (PES) | new | z_1 + ... + z_w | its own state | smoothing only |
 | `noise_reuse_es` (NRES) | the same in all windows | z | its own state | smoothing only |
 
-PES and NRES are unbiased for the (smoothed) gradient while theta stays the same in an episode; if
+PES and NRES are unbiased for the (smoothed) gradient if theta does not change within an episode. If
 theta is updated between windows, their error is of the order of the update. The variance of PES
-grows with the number of windows; that of NRES does not: for a loss L_t = a theta, of one parameter,
-the variances of g_w are (w + 1) a^2 and 2 a^2 for each pair (with K = 1).
+grows with the number of windows, that of NRES does not. For a loss L_t = a theta of one parameter
+and K = 1, the variances of g_w are (w + 1) a^2 and 2 a^2 for each pair.
 
 References:
     P. Vicol, L. Metz, J. Sohl-Dickstein, Unbiased Gradient Estimation in Unrolled Computation
@@ -76,11 +77,11 @@ class InnerLoop(Described):
     """The inner loop whose losses are minimized.
 
     Attributes:
-        start: From params to the first state, a tree of tensors.
-        step: From params, state and t (int, from 0) to the next state and a 0-dim loss, which may
+        start: Maps params to the first state, a tree of tensors.
+        step: Maps params, state and t (int, from 0) to the next state and a 0-dim loss, which may
             be an integer or a bool. It runs under vmap; its random draws are common to all
             particles.
-        horizon: T, steps of an episode.
+        horizon: T, the number of steps of an episode.
     """
 
     start: Callable[[Any], Any]
@@ -92,11 +93,11 @@ class ParticleState(NamedTuple):
     """The state of the particles.
 
     Attributes:
-        seed: Names all directions.
-        window: Windows estimated so far, in all episodes.
-        inner: Inner states: for truncated_es one, otherwise each leaf `[2 N, ...]`, the N particles
-            at +z before those at -z; None at the start of an episode.
-        xi: Sum of the directions of this episode, for each leaf of params `[N, *shape]`, in
+        seed: Determines all directions.
+        window: How many windows were estimated so far, in all episodes.
+        inner: The inner states: one for truncated_es, otherwise with leaves `[2 N, ...]`, the N
+            particles at +z before those at -z; None at the start of an episode.
+        xi: The sum of the directions of this episode, `[N, *shape]` for each leaf of params, in
             float32 or wider.
     """
 
@@ -122,7 +123,7 @@ class UnrolledEstimator(NamedTuple):
 def full_es(
     loop: InnerLoop, *, num_pairs: int, sigma: float, directions: Directions | None = None
 ) -> UnrolledEstimator:
-    """Return evolution strategies on whole episodes: each estimate runs all T steps.
+    """Return evolution strategies for whole episodes: each estimate runs all T steps.
 
     Example:
         >>> from torchopt.diff.zero_order.directions import Rademacher
@@ -144,7 +145,7 @@ def truncated_es(
     sigma: float,
     directions: Directions | None = None,
 ) -> UnrolledEstimator:
-    """Return evolution strategies that see the effect of theta within a window only: biased."""
+    """Return evolution strategies that are biased: they ignore effects beyond a window."""
     return _pair("fresh", loop, window, num_pairs, sigma, directions)
 
 
@@ -156,7 +157,7 @@ def persistent_es(
     sigma: float,
     directions: Directions | None = None,
 ) -> UnrolledEstimator:
-    """Return persistent evolution strategies: new directions in each window, credited by sums."""
+    """Return persistent evolution strategies: each window draws new directions and adds them up."""
     return _pair("sum", loop, window, num_pairs, sigma, directions)
 
 
@@ -168,7 +169,7 @@ def noise_reuse_es(
     sigma: float,
     directions: Directions | None = None,
 ) -> UnrolledEstimator:
-    """Return noise-reuse evolution strategies: one direction for each pair and episode."""
+    """Return noise-reuse evolution strategies: a pair keeps one direction for an episode."""
     return _pair("reuse", loop, window, num_pairs, sigma, directions)
 
 
@@ -224,8 +225,8 @@ def _pair(
             return inner, total
 
         def draws(stage: int) -> Any:
-            # Random draws inside the loop: common to all particles, new in each window. Those of
-            # the start are apart, so that every run of a window sees the same ones.
+            # Random draws inside the loop are common to all particles and new in each window. The
+            # start has a stream of its own, so that every run of a window gets the same numbers.
             seed = member_seed(state.seed ^ 0x5DEECE66D ^ stage, state.window)
             return common_draws(seed, leaves)
 
@@ -236,7 +237,7 @@ def _pair(
                 each = torch.func.vmap(start, randomness="same")
                 inner = start(leaves) if kind == "fresh" else each(points)
         steps = 2 * num_pairs * window
-        found = CallState(loop)  # the carried state is run as the particles are
+        found = CallState(loop)  # the unperturbed state must run in the same surroundings
         with draws(0):
             batched = torch.func.vmap(run, in_dims=(0, shared), randomness="same")
             following, losses = batched(points, inner)

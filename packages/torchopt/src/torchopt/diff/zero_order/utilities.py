@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Utilities: the worth of a loss among others."""
+"""Utilities: numbers that replace losses, computed from all losses together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["centered_ranks", "nes_utilities", "z_scores"]
 def centered_ranks(losses: Tensor) -> Tensor:
     """Return the ranks of all entries, scaled to [-1/2, 1/2]; equal losses get equal ranks.
 
-    A loss that is not a number ranks with infinite ones, as the worst.
+    NaN ranks like infinity, as the worst loss.
 
     References:
         T. Salimans, J. Ho, X. Chen, S. Sidor, I. Sutskever, Evolution Strategies as a Scalable
@@ -28,11 +28,11 @@ def centered_ranks(losses: Tensor) -> Tensor:
 
 
 def nes_utilities(losses: Tensor) -> Tensor:
-    """Return the utilities of natural evolution strategies: only the better half counts.
+    """Return the utilities of natural evolution strategies, which use only the better half.
 
-    With rank k = 1 for the smallest loss: u = max(0, log(n/2 + 1) - log k) normalised to sum 1,
-    minus 1/n; the sign is that of a loss (small is negative). Losses that are not numbers rank with
-    infinite ones.
+    With rank k = 1 for the smallest loss and u_k = max(0, log(n/2 + 1) - log k), the utilities are
+    1/n - u_k / sum_j u_j, so good losses have negative utilities, like small losses. NaN ranks like
+    infinity.
 
     References:
         D. Wierstra, T. Schaul, T. Glasmachers, Y. Sun, J. Peters, J. Schmidhuber, Natural Evolution
@@ -46,9 +46,9 @@ def nes_utilities(losses: Tensor) -> Tensor:
 
 
 def z_scores(losses: Tensor) -> Tensor:
-    """Return the losses less their mean, divided by their standard deviation (0 if they agree).
+    """Return the losses minus their mean, divided by their standard deviation; 0 if all are equal.
 
-    Losses that are not finite have no deviation: then all scores are NaN, and so is the gradient.
+    If a loss is not finite, all scores are NaN, and so is the gradient.
     """
     wide = widened(losses)
     largest = wide.abs().amax()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A module that tells its own parameters from those that it was given: the meta-parameters."""
+"""A module that distinguishes its own parameters from the meta-parameters that it was given."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["MetaGradientModule"]
 class MetaGradientModule(nn.Module):
     """A module whose constructor arguments are meta-parameters and meta-modules.
 
-    Tensors that require a gradient and modules in training mode that were passed to the constructor
-    become, when they are assigned to an attribute, meta-parameters and meta-modules. They are no
-    part of `parameters()`, `modules()`, `state_dict()`, `to()` and `train()`: they belong to the
-    outer problem. All other tensors that require a gradient become parameters.
-    A module in evaluation mode becomes an ordinary sub-module.
+    Tensors that require a gradient and modules in training mode become meta-parameters and
+    meta-modules if they were passed to the constructor and are assigned to an attribute. They
+    belong to the outer problem, so `parameters()`, `modules()`, `state_dict()`, `to()` and
+    `train()` leave them out. All other tensors that require a gradient become parameters. A module
+    in evaluation mode becomes an ordinary sub-module.
     """
 
     _meta_inputs: dict[int, Any]
@@ -31,7 +31,7 @@ class MetaGradientModule(nn.Module):
     _meta_modules: dict[str, nn.Module | None]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Return the instance, with what it was given written down."""
+        """Return the instance, which records the arguments of the constructor."""
         instance = super().__new__(cls)
         found: dict[int, Any] = {}
         for leaf in tree_leaves((args, kwargs)):
@@ -51,7 +51,7 @@ class MetaGradientModule(nn.Module):
     # --- copies -----------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        # Identities are those of this process and of this object: a copy finds its own.
+        # Ids are valid only in this process and for this object, so a copy makes its own.
         state = {k: v for k, v in self.__dict__.items() if k not in ("_solver_leaves", "_solving")}
         return {**state, "_meta_inputs": list(state.get("_meta_inputs", {}).values())}
 
@@ -60,7 +60,7 @@ class MetaGradientModule(nn.Module):
         self.__dict__["_meta_inputs"] = {id(x): x for x in state.get("_meta_inputs", ())}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MetaGradientModule:
-        """Return a copy of its own: what `solve` left, without the graph to the meta-parameters."""
+        """Return a copy with the values that `solve` left, without the graph to meta-parameters."""
         tensors = itertools.chain(self.parameters(), self.meta_parameters(), self.buffers())
         for x in tensors:
             if not x.is_leaf and id(x) not in memo:
@@ -193,7 +193,7 @@ class MetaGradientModule(nn.Module):
             AttributeError: `__init__` was not called.
             TypeError: The name is not a string, or `module` is not a module.
             KeyError: The name is empty, has a dot, or is taken.
-            ValueError: `module` is a meta-module, or has one, or a meta-parameter, in it.
+            ValueError: `module` is a meta-module, or contains a meta-module or a meta-parameter.
         """
         self._check_module(name, module, "module", self._modules)
         if module is not None and id(module) in self._meta_inputs:
@@ -212,9 +212,9 @@ class MetaGradientModule(nn.Module):
         if inner is not None:
             raise ValueError(
                 f"cannot add module '{name}': expected a module of the inner problem, got one with "
-                f"'{inner}', which was given to the constructor: it would be solved for. Assign "
-                "what was given to an attribute of its own, and call it from there, or give the "
-                "constructor the module around it."
+                f"'{inner}', which was given to the constructor and would be solved for. Assign "
+                "it to an attribute of its own and call it from there, or give the constructor the "
+                "module around it."
             )
 
     def register_module(self, name: str, module: nn.Module | None) -> None:
@@ -249,8 +249,8 @@ class MetaGradientModule(nn.Module):
         """Yield names and tensors of the meta-parameters, each tensor once.
 
         Args:
-            prefix: Goes before each name, with a dot.
-            recurse: Include the parameters of meta-modules, and the meta-parameters of sub-modules.
+            prefix: Prepended to each name with a dot.
+            recurse: Include the parameters of meta-modules and the meta-parameters of sub-modules.
         """
         seen: set[int] = set()
         for name, param in self._all_meta_parameters(recurse):
@@ -295,7 +295,7 @@ class MetaGradientModule(nn.Module):
 
         Args:
             memo: Modules to leave out.
-            prefix: Goes before each name, with a dot.
+            prefix: Prepended to each name with a dot.
             remove_duplicate: Yield each module once.
         """
         memo = set() if memo is None else memo

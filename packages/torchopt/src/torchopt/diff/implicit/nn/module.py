@@ -38,27 +38,28 @@ class ImplicitMetaGradientModule(MetaGradientModule, metaclass=abc.ABCMeta):
     """A module whose parameters solve an inner problem that depends on its meta-parameters.
 
     A subclass implements `solve`, which changes the parameters until they solve the problem, and
-    one of `objective`, whose minimum they are, or `optimality`, whose root they are. After
-    `module.solve(...)` the parameters are tensors whose gradient with respect to the
-    meta-parameters is the implicit one; the loss of the outer problem is computed from them.
+    either `objective`, which the solution minimizes, or `optimality`, which is zero at the
+    solution. After `module.solve(...)` the parameters are tensors with an implicit gradient with
+    respect to the meta-parameters. Compute the loss of the outer problem from them.
 
-    `solve` runs outside of any graph, with parameters that are leaves: any optimizer of torch.optim
-    or torchopt may work on them, inside `torch.enable_grad()`. It may be called any number of
-    times; each call starts from the values that the last one left. Parameters that require no
-    gradient are frozen: constants of the inner problem, which stay as they are. Arguments of
-    `solve` that require a gradient get theirs too.
+    `solve` runs outside of any graph, and the parameters are leaves, so any optimizer of
+    torch.optim or torchopt can update them, inside of `torch.enable_grad()`. It may be called any
+    number of times; each call starts from the values that the last one left. Parameters that
+    require no gradient are frozen: they are constants of the inner problem and do not change.
+    Arguments of `solve` that require a gradient also get one.
 
-    A derivative is that of its call: buffers, training flags, attributes and random numbers are
-    those at the end of `solve`, whatever became of the module since, and stay as they are when
-    derivatives are computed.
+    A derivative belongs to one call of `solve`. It uses the buffers, training flags, attributes and
+    random numbers as they were at the end of `solve`, whatever has changed in the module since, and
+    computing it does not change the module.
 
     Subclass keywords:
-        linear_solve: Solves the linear system of the gradient: a solver of
-            `torchopt.linear_solve`, or a function of (matvec, b). By default as for `custom_root`.
-        polish: Newton corrections of the parameters after `solve`, see `custom_root`.
+        linear_solve: The solver of the linear system of the gradient: a solver of
+            `torchopt.linear_solve`, or a function of (matvec, b). The default is that of
+            `custom_root`.
+        polish: The number of Newton corrections of the parameters after `solve`, >= 0.
         tol: The largest ‖optimality‖₂ after `solve`; None: it is not computed.
-        on_fail: What to do above `tol` or with NaN: "raise" or "warn" (default). There is nothing
-            to unroll: `solve` changes the parameters in place.
+        on_fail: What to do above `tol` or with NaN: "raise" or "warn" (default). "unroll" is not
+            available, because `solve` changes the parameters in place.
         report: Called with a `GradientReport` for every gradient.
 
     Example:
@@ -102,7 +103,7 @@ class ImplicitMetaGradientModule(MetaGradientModule, metaclass=abc.ABCMeta):
         options = {name: value for name, value in given.items() if value is not None}
         cls._engine_options = {**cls._engine_options, **options}
         if linear_solve is not None:
-            # A function in the class would be taken for a method.
+            # A plain function in the class would become a method.
             cls.linear_solve = staticmethod(linear_solve)
         for name in ("optimality", "objective"):
             _check_method(cls, name)
@@ -131,11 +132,11 @@ class ImplicitMetaGradientModule(MetaGradientModule, metaclass=abc.ABCMeta):
         raise NotImplementedError
 
     def optimality(self, *inputs: Any, **kwargs: Any) -> Any:
-        """Return what is zero at the solution: one tensor for each of `self.parameters()`."""
+        """Return a residual that is zero at the solution: a tensor for each of `parameters()`."""
         raise NotImplementedError
 
     def objective(self, *inputs: Any, **kwargs: Any) -> Tensor:
-        """Return what is least at the solution, a 0-dim tensor."""
+        """Return the 0-dim tensor that the solution minimizes."""
         raise NotImplementedError
 
 
@@ -152,7 +153,7 @@ def _check_method(cls: type, name: str) -> None:
 def make_optimality_from_objective(
     cls: type[ImplicitMetaGradientModule],
 ) -> type[ImplicitMetaGradientModule]:
-    """Give a class the optimality function ∇ objective, by its parameters.
+    """Set the optimality function of a class to the gradient of `objective` by the parameters.
 
     Raises:
         TypeError: The class has no objective.
@@ -176,14 +177,14 @@ def make_optimality_from_objective(
 
 
 def _unknowns(module: ImplicitMetaGradientModule) -> dict[str, Tensor]:
-    """Return what the inner problem is solved for, by name: the parameters that are not frozen."""
+    """Return the unknowns of the inner problem by name: the parameters that are not frozen."""
     names = module.__dict__.get("_unknown_names")
     named = module.named_parameters()
     return {k: p for k, p in named if (p.requires_grad if names is None else k in names)}
 
 
 def _family(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield a module and its sub-modules, meta-modules among them."""
+    """Yield a module and its sub-modules, including meta-modules."""
     for inner in module.modules():
         yield inner
         for meta in vars(inner).get("_meta_modules", {}).values():
@@ -200,13 +201,13 @@ def _ties(named: Iterable[tuple[str, Tensor]]) -> list[list[str]]:
 
 
 def _everywhere(module: nn.Module, names: Sequence[str], tensors: Iterable[Any]) -> dict[str, Any]:
-    """Return the tensors by all names that their parameters have."""
+    """Return the tensors by name, under all names that their parameters have."""
     ties = {each[0]: each for each in _ties(module.named_parameters(remove_duplicate=False))}
     return {alias: x for name, x in zip(names, tensors) for alias in ties[name]}
 
 
 def _leaf(module: ImplicitMetaGradientModule, name: str, param: Tensor) -> Tensor:
-    """Return a leaf with the value of a parameter: itself, or that which it was before."""
+    """Return a leaf with the value of a parameter: itself, or the leaf of an earlier call."""
     if param.is_leaf:
         return param
     leaves: dict[str, Tensor] = module.__dict__.get("_solver_leaves", {})
@@ -219,7 +220,7 @@ def _leaf(module: ImplicitMetaGradientModule, name: str, param: Tensor) -> Tenso
 
 
 class _Arguments:
-    """The arguments of one call of `solve`: those that are differentiated, and the others."""
+    """The arguments of one call of `solve`, split into differentiated ones and others."""
 
     def __init__(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         leaves, self._spec = tree_flatten((inputs, kwargs))
@@ -228,7 +229,7 @@ class _Arguments:
         self.others = [x for x, flag in zip(leaves, self._smooth) if not flag]
 
     def filled(self, chosen: Iterable[Any], others: Iterable[Any]) -> Any:
-        """Return (inputs, kwargs)."""
+        """Return (inputs, kwargs) with these leaves."""
         first, second = iter(chosen), iter(others)
         return tree_unflatten(self._spec, [next(first if s else second) for s in self._smooth])
 
@@ -313,10 +314,10 @@ def _solve(
 def enable_implicit_gradients(
     cls: type[ImplicitMetaGradientModule],
 ) -> type[ImplicitMetaGradientModule]:
-    """Make the `solve` of a class differentiable; done for every subclass that defines one.
+    """Make the `solve` of a class differentiable; subclasses that define one call this.
 
     Raises:
-        TypeError: It is already.
+        TypeError: `solve` already is differentiable.
     """
     user_solve = cls.solve
     if hasattr(user_solve, WRAPPED):

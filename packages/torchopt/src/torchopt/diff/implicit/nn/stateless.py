@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put other tensors in place of the parameters and buffers of a module."""
+"""Replace parameters and buffers of a module by other tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NamedTensors = Mapping[str, Any] | Iterable[tuple[str, Any]]
 def swap_state(
     module: nn.Module, named_tensors: NamedTensors, allow_missing: bool = False
 ) -> dict[str, Any]:
-    """Put tensors into a module by their dotted names.
+    """Replace tensors of a module, given by their dotted names.
 
     Args:
         module: The module; it is changed.
@@ -27,7 +27,7 @@ def swap_state(
         allow_missing: Add a parameter for a name that the module does not have.
 
     Returns:
-        What was there before, by name; pass it to `swap_state` to put it back.
+        The previous tensors by name; pass them to `swap_state` to restore them.
 
     Raises:
         KeyError: A name is unknown and `allow_missing` is False.
@@ -40,10 +40,10 @@ def swap_state(
 def reparametrize(
     module: nn.Module, named_tensors: NamedTensors, allow_missing: bool = False
 ) -> Generator[nn.Module]:
-    """Put tensors into a module for the time of a `with` block; see `swap_state`.
+    """Replace tensors of a module within a `with` block; see `swap_state`.
 
-    Other threads see the module as it was. Activation checkpoints inside of the block are
-    recomputed with these tensors, also after it.
+    Other threads see the module unchanged. Activation checkpoints that were made inside of the
+    block are recomputed with the replaced tensors, even after the block.
 
     Example:
         >>> import torch

@@ -28,22 +28,22 @@ class ZeroOrderGradientModule(nn.Module, Samplable):
 
     Subclasses define `forward(*input, **kwargs)`, which returns a 0-dim tensor, and
     `sample(sample_shape)`, which returns random directions of mean 0 and unit covariance. The
-    parameters that require gradients get estimated ones; no input does. The options are keywords of
-    the class statement, and are inherited::
+    parameters that require gradients get estimated gradients; inputs get none. The options are
+    keywords of the class statement and are inherited::
 
         class Loss(ZeroOrderGradientModule, method="forward", num_samples=100, sigma=0.01): ...
 
-    The forward pass runs `forward` once, with its side effects: BatchNorm updates its statistics
-    once. Perturbed evaluations work on copies of the buffers as the forward pass found them, in the
-    training mode and with the counters of the forward pass; they leave no trace. Dropout draws one
-    mask for a call and all perturbed evaluations of its backward pass, so that they differ by the
-    perturbation alone.
+    The forward pass runs `forward` once, with its side effects, so BatchNorm updates its statistics
+    once. Perturbed evaluations use copies of the buffers as the forward pass found them, and its
+    training mode and counters; they have no side effects. Dropout draws one mask for a call and
+    uses it in all perturbed evaluations of its backward pass, so that they differ only by the
+    perturbation.
 
     Args:
         method: Keyword of the class: as in `torchopt.diff.zero_order.zero_order`.
-        num_samples: Keyword of the class: directions in each backward pass.
-        sigma: Keyword of the class: size of the perturbation.
-        chunk_size: Keyword of the class: directions evaluated at once.
+        num_samples: Keyword of the class: the number of directions in each backward pass.
+        sigma: Keyword of the class: the size of the perturbation, > 0.
+        chunk_size: Keyword of the class: how many directions are evaluated together.
         vectorized: Keyword of the class: whether to evaluate by vmap.
 
     Raises:
@@ -110,8 +110,9 @@ class ZeroOrderGradientModule(nn.Module, Samplable):
 
 
 class _Shell(nn.Module):
-    """Calls a function on a module, so that `functional_call` can swap the module's tensors without
-    going through the module's own `__call__`.
+    """Calls a function on a module.
+
+    So `functional_call` can swap the module's tensors without calling the module itself.
     """
 
     def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
@@ -127,7 +128,7 @@ _local = threading.local()
 
 
 def _evaluated() -> set[int]:
-    """Return the identities of the modules that are being evaluated in this thread."""
+    """Return the ids of the modules that are being evaluated in this thread."""
     found: set[int] = _local.__dict__.setdefault("modules", set())
     return found
 
@@ -143,7 +144,7 @@ def enable_zero_order_gradients(
     """Wrap `cls.forward` so that its derivative is estimated; return `cls`.
 
     Raises:
-        TypeError: `forward` is wrapped already.
+        TypeError: `forward` is already wrapped.
         ValueError: An option is out of its range.
     """
     original: Callable[..., Any] = cls.forward
@@ -164,13 +165,13 @@ def enable_zero_order_gradients(
             vectorized=vectorized,
         )
 
-    # Wrong options are reported where the class is defined.
+    # So that wrong options raise when the class is defined.
     ZeroOrder(torch.randn, estimator, (0,), num_samples, sigma, chunk_size=chunk_size)
 
     @functools.wraps(original)
     def forward(self: ZeroOrderGradientModule, *args: Any, **kwargs: Any) -> Any:
         if id(self) in _evaluated():
-            # `super().forward(...)` in an evaluation that is already under way.
+            # A call of `super().forward(...)` in an evaluation that is already running.
             return original(self, *args, **kwargs)
         params = dict(self.named_parameters())
         if not params:
@@ -200,7 +201,7 @@ def enable_zero_order_gradients(
             (trainable, *args),
             kwargs,
             perturbed=perturbed,
-            # As the call finds them: `forward` and later calls may write into them.
+            # Copies, since `forward` and later calls may write to the buffers.
             scratch=tuple(x.detach().clone() if kept else x for x in buffers.values()),
         )
 
