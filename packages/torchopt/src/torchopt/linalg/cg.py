@@ -25,17 +25,17 @@ def cg(
 ) -> Any:
     """Solve A x = b by conjugate gradients, for Hermitian positive definite A.
 
-    Differentiable in b and in what A depends on, to any order: the derivatives are those of the
-    exact solution.
+    Differentiable with respect to b and everything that A depends on, to any order; the derivatives
+    are those of the exact solution.
 
     Args:
         A: A callable on trees like b, a matrix, or a tree of matrices, one for each leaf of b.
-        b: A tree of tensors, taken as one long vector.
-        x0: The start, a tree like b; by default zero.
-        rtol: Stop when ‖r‖ ≤ max(rtol ‖b‖, atol).
-        atol: See `rtol`.
-        maxiter: The most iterations; None: ten times the number of unknowns.
-        M: An approximation of A⁻¹, of the same kinds as A.
+        b: A tree of tensors, treated as one long vector.
+        x0: The start, a tree like b; None: zero.
+        rtol: The iteration stops when ‖b - A x‖ ≤ max(rtol ‖b‖, atol); >= 0, dimensionless.
+        atol: See `rtol`; >= 0, in the units of b.
+        maxiter: The largest number of iterations; None: ten times the number of unknowns.
+        M: A preconditioner, an approximation of A⁻¹ in one of the forms of A; None: the identity.
         on_fail: What to do with an unconverged answer: "raise", "warn" or "ignore".
 
     Returns:
@@ -44,6 +44,7 @@ def cg(
     Raises:
         ValueError: x0 and b have different shapes, or A and b different numbers of leaves.
         TypeError: A matrix is not square.
+        LinearSolveError: `on_fail` is "raise" and the iteration did not converge.
 
     Example:
         >>> import torch

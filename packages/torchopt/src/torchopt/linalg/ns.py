@@ -28,24 +28,24 @@ def ns(
     alpha: float | Tensor | None = None,
     on_fail: OnFail = "warn",
 ) -> Any:
-    """Return α Σ_{k=0}^{maxiter} (I - αA)ᵏ b, which tends to A⁻¹ b when ‖I - αA‖ < 1.
+    """Return α Σ_{k=0}^{maxiter} (I - αA)ᵏ b, which tends to A⁻¹ b if ‖I - αA‖ < 1.
 
-    Differentiable in b, in what A depends on and in α, to any order: the derivatives are those of
-    the sum of so many terms, whose graph is kept.
+    Differentiable with respect to b, α and everything that A depends on, to any order. The
+    derivatives are those of the truncated sum, whose graph is kept.
 
     Args:
         A: A callable on trees like b, a matrix, or a tree of matrices, one for each leaf of b.
         b: A tree of tensors.
         maxiter: The highest power; None: 10.
         alpha: α; None: 1.
-        on_fail: What to do when the series diverges: "raise", "warn" or "ignore".
+        on_fail: What to do if the series diverges: "raise", "warn" or "ignore".
 
     Example:
         >>> import torch
         >>> ns(torch.tensor([[0.5]]), torch.tensor([1.0]), maxiter=30)
         tensor([2.])
     """
-    # The series is what is asked for, however far it is from the inverse; so are its derivatives.
+    # The truncated series itself is the result, however far it is from the inverse.
     solver = Neumann(10 if maxiter is None else maxiter, alpha, on_fail=on_fail, rtol=1.0)
     matvec, layout = normalize_matvec(A), Layout.of(b, "ns: b")
 
@@ -53,7 +53,7 @@ def ns(
         return layout.ravel(matvec(layout.unravel(v)), "ns: A b")
 
     vector = layout.ravel(b)
-    operator = BoundOperator(product, product, layout)  # the series takes no product with Aᴴ
+    operator = BoundOperator(product, product, layout)  # the series needs no product with Aᴴ
     found = solver.compute(solver.init(operator, vector), vector)
     report_failure(found.status.detach(), on_fail, solver)
     return layout.unravel(found.value)
@@ -71,10 +71,10 @@ def _series(A: Tensor, terms: int, alpha: float) -> Tensor:
 
 
 def ns_inv(A: Any, maxiter: int | None = None, *, alpha: float | None = None) -> Any:
-    """Return α Σ_{k=0}^{maxiter-1} (I - αA)ᵏ, which tends to A⁻¹ when ‖I - αA‖ < 1.
+    """Return α Σ_{k=0}^{maxiter-1} (I - αA)ᵏ, which tends to A⁻¹ if ‖I - αA‖ < 1.
 
     Args:
-        A: A square matrix, or a tree of them.
+        A: A square matrix, or a tree of square matrices.
         maxiter: The number of terms; None: 10.
         alpha: α; None: 1.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands for a linear operator: a callable, a matrix, a tree of matrices."""
+"""Linear operators given as a callable, a matrix or a tree of matrices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["cat_shapes", "check_like", "normalize_matvec"]
 
 
 def cat_shapes(tree: Any) -> tuple[int, ...]:
-    """Return the shapes of all leaves of a tree, one after the other."""
+    """Return the concatenated shapes of all leaves of a tree."""
     return tuple(itertools.chain.from_iterable(tuple(leaf.shape) for leaf in tree_leaves(tree)))
 
 
@@ -23,7 +23,7 @@ def check_like(x0: Any, b: Any) -> None:
     """Raise unless the leaves of x0 and b have the same shapes.
 
     Raises:
-        ValueError: They do not.
+        ValueError: The shapes differ.
     """
     shapes = [tuple(leaf.shape) for leaf in tree_leaves(x0)]
     expected = [tuple(leaf.shape) for leaf in tree_leaves(b)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Solve A x = b for trees of tensors, by a method that fits A; differentiable to any order."""
+"""Solve A x = b for trees of tensors by a suitable method; differentiable to any order."""
 
 from __future__ import annotations
 

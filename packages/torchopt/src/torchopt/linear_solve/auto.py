@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The choice of a solver by what is known of the operator."""
+"""Choose a solver by the known properties of the operator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Auto"]
 
 @dataclass(frozen=True)
 class Auto(Solver):
-    """The solver that fits the tags and the size of the operator.
+    """A solver that is chosen by the tags and the size of the operator.
 
     | operator | n ≤ `dense_limit` | larger |
     |---|---|---|
@@ -33,12 +33,20 @@ class Auto(Solver):
     | any other | `LU` | `LSMR` |
 
     Attributes:
-        rtol: Relative tolerance of the iterative solvers.
-        maxiter: The most iterations of the iterative solvers; None: ten times the unknowns.
-        dense_limit: The largest number of unknowns for which the matrix is formed, one product
-            after the other.
+        rtol: Relative tolerance of the iterative solvers, >= 0.
+        maxiter: The largest number of iterations of the iterative solvers; None: ten times the
+            number of unknowns.
+        dense_limit: The largest number of unknowns for which the matrix is formed, by one product
+            for each unknown.
         on_fail: What to do with an unconverged answer: "raise", "warn" or "ignore".
-        estimate_condition: Compute `Stats.condition`.
+        estimate_condition: Whether to compute `Stats.condition`.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import Auto, linear_solve
+        >>> A = torch.tensor([[2.0, 1.0], [0.0, 4.0]])
+        >>> linear_solve(A, torch.tensor([3.0, 4.0]), Auto()).value
+        tensor([1., 1.])
     """
 
     rtol: float = 1e-5
@@ -50,7 +58,7 @@ class Auto(Solver):
     def reformulate(
         self, operator: LinearOperator, b: Tensor
     ) -> tuple[Solver, LinearOperator, Tensor]:
-        """Return the system of one triangle if that is what the chosen solver looks at."""
+        """Return the system of one triangle if the chosen solver reads only that triangle."""
         if isinstance(self.choose(operator), Triangular):
             operator = operator.triangle()
         return self, operator, b

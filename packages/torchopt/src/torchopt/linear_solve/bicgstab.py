@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stabilised bi-conjugate gradients."""
+"""Stabilised bi-conjugate gradients."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ __all__ = ["BiCGSTAB"]
 class BiCGSTAB(IterativeSolver):
     """Stabilised bi-conjugate gradients, for any non-singular A.
 
-    Two products with A in a step and seven vectors of memory, whatever the number of steps; no
-    product with Aᴴ. Its residual may rise and its recurrence may break down; then use GMRES.
+    A step takes two products with A and none with Aᴴ. It needs seven vectors of memory, whatever
+    the number of steps. The residual may increase and the recurrence may break down; then use
+    GMRES.
 
     References:
-        van der Vorst, Bi-CGSTAB: a fast and smoothly converging variant of Bi-CG for the solution
-        of nonsymmetric linear systems, 1992.
+        H. A. van der Vorst, Bi-CGSTAB: A Fast and Smoothly Converging Variant of Bi-CG for the
+        Solution of Nonsymmetric Linear Systems, SIAM J. Sci. Stat. Comput. 13, 1992,
+        https://doi.org/10.1137/0913035
     """
 
     def run(self, problem: Problem, b: Tensor, x0: Tensor | None) -> Run:

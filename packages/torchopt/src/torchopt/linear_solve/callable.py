@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any function of (matvec, b) as a solver."""
+"""Use any function of (matvec, b) as a solver."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["CallableSolver", "as_solver"]
 
 @dataclass(frozen=True)
 class CallableSolver(Solver):
-    """A function `solve(matvec, b) -> x` on trees. Its result is taken as the solution.
+    """A function `solve(matvec, b) -> x` on trees, whose result is accepted as the solution.
 
     Attributes:
-        function: The function. It decides by itself what accuracy is enough; only NaN and infinity
-            are reported.
+        function: The function. It decides itself which accuracy is sufficient; only NaN and
+            infinity are reported.
     """
 
     function: Callable[[Callable[[Any], Any], Any], Any]
@@ -34,7 +34,7 @@ class CallableSolver(Solver):
         return operator
 
     def compute(self, state: Any, b: Tensor, x0: Tensor | None = None) -> Computed:
-        """Return what the function returns."""
+        """Return the result of the function."""
         layout = state.layout
 
         def matvec(tree: Any) -> Any:
@@ -54,7 +54,7 @@ def as_solver(solve: Callable[[Callable[[Any], Any], Any], Any]) -> Solver:
     """Return `solve` if it is a `Solver`, else a solver that calls it.
 
     Raises:
-        TypeError: `solve` is not callable, or a class.
+        TypeError: `solve` is not callable, or is a class.
     """
     if isinstance(solve, Solver):
         return solve

@@ -37,12 +37,13 @@ __all__ = ["CG", "NormalCG", "solve_cg"]
 class CG(IterativeSolver):
     """Preconditioned conjugate gradients, for Hermitian positive definite A.
 
-    After k steps the error in the A-norm is at most 2 ((√κ - 1) / (√κ + 1))ᵏ times the first one,
-    κ the condition number of M A. k steps take k + 1 products with A, the last one for the residual
-    that is reported.
+    After k steps the error in the A-norm is at most 2 ((√κ - 1) / (√κ + 1))ᵏ times the initial one,
+    where κ is the condition number of M A. k steps take k + 1 products with A; the last one is for
+    the reported residual.
 
     References:
-        Hestenes, Stiefel, Methods of conjugate gradients for solving linear systems, 1952.
+        M. R. Hestenes, E. Stiefel, Methods of Conjugate Gradients for Solving Linear Systems, J.
+        Res. Natl. Bur. Stand. 49, 1952, https://doi.org/10.6028/jres.049.044
     """
 
     def run(self, problem: Problem, b: Tensor, x0: Tensor | None) -> Run:
@@ -70,10 +71,10 @@ class CG(IterativeSolver):
 
 
 def _condition(recorder: Recorder | None) -> Tensor | None:
-    """Return κ of the matrix that the coefficients of conjugate gradients stand for.
+    """Return κ of the tridiagonal matrix given by the coefficients of conjugate gradients.
 
-    With α and β of each step, Lanczos's tridiagonal matrix has 1/αₖ + βₖ₋₁/αₖ₋₁ on the diagonal
-    and √βₖ/αₖ beside it (Saad, Iterative methods for sparse linear systems, 2003, section 6.7.3).
+    With α and β of each step, the Lanczos matrix has 1/αₖ + βₖ₋₁/αₖ₋₁ on the diagonal and √βₖ/αₖ
+    beside it (Saad, Iterative methods for sparse linear systems, 2003, section 6.7.3).
     """
     if recorder is None or not recorder.rows:
         return None
@@ -91,21 +92,21 @@ def _condition(recorder: Recorder | None) -> Tensor | None:
 class NormalCG(CG):
     """Conjugate gradients on AᴴA x = Aᴴ b, for any non-singular A.
 
-    Two products in a step, one of them with Aᴴ, and the condition number is squared: prefer MINRES
-    for symmetric A and GMRES for others where they converge. The stop is that of ‖Aᴴ r‖ against
-    ‖Aᴴ b‖, again where ‖r‖ is not small then. With a ridge the system is (AᴴA + ridge I) x = Aᴴ b.
-    M approximates (AᴴA)⁻¹.
+    A step takes one product with A and one with Aᴴ, and the condition number is squared. Prefer
+    MINRES for symmetric A, and GMRES for other A if it converges. The iteration stops by ‖Aᴴ r‖
+    relative to ‖Aᴴ b‖, and is repeated if ‖r‖ is not small then. With a ridge the system is
+    (AᴴA + ridge I) x = Aᴴ b. M approximates (AᴴA)⁻¹.
     """
 
     @property
     def shift(self) -> float | Tensor | None:
-        """None: the ridge belongs to AᴴA, not to A."""
+        """None, because the ridge is added to AᴴA, not to A."""
         return None
 
     def reformulate(
         self, operator: LinearOperator, b: Tensor
     ) -> tuple[Solver, LinearOperator, Tensor]:
-        """Return the normal equations if there is a ridge: A x = b is not what is solved then."""
+        """Return the normal equations if there is a ridge, because A x = b is not solved then."""
         if self.ridge is None:
             return self, operator, b
         options = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -114,9 +115,10 @@ class NormalCG(CG):
         return plain, operator.normal().shifted(self.ridge), rhs
 
     def init(self, operator: BoundOperator, like: Tensor) -> Any:
-        """Return A together with the normal operator: AᴴA, for which M is made, or for Aᴴ A Aᴴ.
+        """Return A together with the normal operator.
 
-        With a preconditioner an adjoint system A x = b, A = Bᴴ, is solved as x = B y, BᴴB y = b.
+        That is AᴴA, for which M is made. With a preconditioner, an adjoint system A x = b with
+        A = Bᴴ is solved as x = B y, BᴴB y = b.
         """
         plain = widened(operator, like)
         swap = operator.adjoint and self.M is not None
@@ -145,7 +147,7 @@ class NormalCG(CG):
     def _judged(
         self, operator: BoundOperator, problem: Problem, b: Tensor, scale: Tensor, found: Computed
     ) -> Computed:
-        """Return what was found, refined where Aᴴ r is small and r is not; b is about one."""
+        """Return the result, refined if Aᴴ r is small but r is not; b is of order one."""
         limit = torch.maximum(self.rtol * norm(b), self.atol / scale)
         limit = 2 * limit + 10 * problem.eps * norm(b)
         x, count, status = found.value, found.iterations, found.status
@@ -197,11 +199,11 @@ def solve_cg(
     """Return a conjugate gradient solver, for Hermitian positive definite systems.
 
     Args:
-        ridge: Solve with A + ridge I.
-        init: The start, a tree like b; by default zero.
-        rtol: Stop when ‖r‖ ≤ max(rtol ‖b‖, atol).
-        atol: See `rtol`.
-        maxiter: The most iterations; None: ten times the number of unknowns.
+        ridge: Solve with A + ridge I; None: no ridge.
+        init: The start, a tree like b; None: zero.
+        rtol: The iteration stops when ‖b - A x‖ ≤ max(rtol ‖b‖, atol); >= 0, dimensionless.
+        atol: See `rtol`; >= 0, in the units of b.
+        maxiter: The largest number of iterations; None: ten times the number of unknowns.
         M: A preconditioner, see `CG`.
         on_fail: What to do with an unconverged answer: "raise", "warn" or "ignore".
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Condition numbers from what an iteration has seen of its matrix."""
+"""Condition numbers from the coefficients of an iteration."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = [
 
 
 def finite_or_zero(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the matrix, or zeros if it has NaN or infinity, which LAPACK refuses; and which."""
+    """Return the matrix, or zeros if it is not finite, which LAPACK refuses; and the flag."""
     finite = matrix.isfinite().all()
     return torch.where(finite, matrix, torch.zeros_like(matrix)), finite
 
 
 def condition_of_singular_values(matrix: Tensor) -> Tensor:
-    """Return the largest singular value divided by the smallest that is more than rounding.
+    """Return the largest singular value divided by the smallest one above rounding.
 
-    NaN if all are zero, or if the matrix is not finite.
+    NaN if all are zero or the matrix is not finite.
     """
     clean, _ = finite_or_zero(matrix)
     values = torch.linalg.svdvals(clean)
@@ -33,10 +33,10 @@ def condition_of_singular_values(matrix: Tensor) -> Tensor:
 
 
 def condition_of_tridiagonal(live: Tensor, diagonal: Tensor, below: Tensor) -> Tensor:
-    """Return κ of a Lanczos process: A V = V̲ T̲, T̲ the tridiagonal matrix with one row more.
+    """Return κ of a Lanczos process A V = V̲ T̲, where the tridiagonal T̲ has one more row.
 
     Args:
-        live: Whether each step was taken, [k]; steps that were not are left out.
+        live: Whether each step was taken, [k]; other steps are ignored.
         diagonal: The diagonal, [k].
         below: The entries below it, and by symmetry those above, [k].
     """
@@ -50,10 +50,10 @@ def condition_of_tridiagonal(live: Tensor, diagonal: Tensor, below: Tensor) -> T
 
 
 def condition_of_bidiagonal(live: Tensor, diagonal: Tensor, below: Tensor) -> Tensor:
-    """Return κ of a Golub-Kahan process: A V = U̲ B̲, B̲ lower bidiagonal with one row more.
+    """Return κ of a Golub-Kahan process A V = U̲ B̲, where the lower bidiagonal B̲ has one more row.
 
     Args:
-        live: Whether each step was taken, [k]; steps that were not are left out.
+        live: Whether each step was taken, [k]; other steps are ignored.
         diagonal: The diagonal, [k].
         below: The entries below it, [k].
     """

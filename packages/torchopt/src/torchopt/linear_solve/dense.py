@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Direct solvers: the full matrix of all leaves together, factored; and the diagonal solver."""
+"""Direct solvers, which factor the matrix of all leaves together, and the diagonal solver."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from torchopt.linear_solve.solver import Computed, Solver
 __all__ = ["LU", "QR", "Cholesky", "DenseSolver", "Diagonal", "Triangular"]
 
 
-#: The part of b that is left only where a factorisation made nothing of its matrix.
+#: A residual above this part of ‖b‖ means that the factorisation failed.
 UNSOLVED = 1e-2
 
 
 class Factors(NamedTuple):
-    """A factorisation, the matrix, and which of A and Aᴴ it is used for.
+    """A factorisation, the matrix, and whether A or Aᴴ is solved with it.
 
     Attributes:
         factors: The tensors of the factorisation of the matrix.
-        matrix: A.
+        matrix: The matrix A.
         failed: Whether the factorisation broke down, 0-dim.
-        adjoint: Solve with Aᴴ.
+        adjoint: Whether to solve with Aᴴ.
     """
 
     factors: tuple[Tensor, ...]
@@ -41,16 +41,16 @@ class Factors(NamedTuple):
 
 @dataclass(frozen=True)
 class DenseSolver(Solver):
-    """Direct solution by a factorisation of the n x n matrix of all leaves, couplings included.
+    """Direct solution by a factorisation of the n x n matrix of all leaves and their couplings.
 
-    Costs n products with A and O(n³) operations; O(n²) for each further right-hand side.
+    It costs n products with A and O(n³) operations, and O(n²) for each further right-hand side.
 
     Attributes:
-        ridge: Solve with A + ridge I.
-        vectorize: Take the n products under one `torch.func.vmap`; False: one by one, for
+        ridge: Solve with A + ridge I; None: no ridge.
+        vectorize: Compute the n products under one `torch.func.vmap`; False: one by one, for
             operators that vmap cannot run.
         on_fail: What to do with a singular operator: "raise", "warn" or "ignore".
-        estimate_condition: Compute `Stats.condition`, by the singular values of the matrix.
+        estimate_condition: Whether to compute `Stats.condition`, by the singular values.
     """
 
     ridge: float | Tensor | None = None
@@ -80,7 +80,7 @@ class DenseSolver(Solver):
         b = b / scale
         x = self.substitute(state.factors, b[:, None], state.adjoint)[:, 0]
         residual, size = norm(b - matrix @ x), norm(b)
-        # If rounding of a pivot hides that A is singular, b shows it.
+        # If rounding of a pivot hides that A is singular, the residual shows it.
         failed = state.failed | (residual > UNSOLVED * size)
         result = direct_result((x * scale).to(dtype), residual * scale, failed)
         if self.estimate_condition and matrix.numel():
@@ -89,7 +89,7 @@ class DenseSolver(Solver):
         return result
 
     def transpose(self, state: Factors) -> Factors:
-        """Return the same factors, for Aᴴ."""
+        """Return the same factors for solves with Aᴴ."""
         return state._replace(adjoint=not state.adjoint)
 
     @property
@@ -118,9 +118,10 @@ def _units(matrix: Tensor, dim: int) -> Tensor:
 
 
 def _equilibrated(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the matrix divided by the units of its rows and columns, and those.
+    """Return the matrix divided by the units of its rows and columns, and these units.
 
-    Powers of two, so that it costs no digits: units do not decide which pivots are rounding.
+    The units are powers of two, so no digits are lost. Then the scales of rows and columns do not
+    decide which pivots count as zero.
     """
     rows = _units(matrix, 1)
     matrix = matrix / rows[:, None]
@@ -129,7 +130,7 @@ def _equilibrated(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _negligible_pivot(diagonal: Tensor) -> Tensor:
-    """Return whether an entry of the diagonal of a triangular factor is zero up to rounding."""
+    """Return whether a diagonal entry of a triangular factor is zero up to rounding."""
     if diagonal.numel() == 0:
         return torch.zeros((), dtype=torch.bool, device=diagonal.device)
     size = diagonal.abs()
@@ -149,8 +150,8 @@ class LU(DenseSolver):
 
     def substitute(self, factors: tuple[Tensor, ...], b: Tensor, adjoint: bool) -> Tensor:
         """Return A⁻¹ b, or A⁻ᴴ b."""
-        # Not torch.linalg.lu_solve: with a batch of matrices outside and one of right-hand sides
-        # inside, under two vmaps, torch 2.13 returns wrong numbers.
+        # torch.linalg.lu_solve is wrong in torch 2.13 under two vmaps, an outer one over matrices
+        # and an inner one over right-hand sides.
         p, lower, upper, rows, columns = factors
         solve = torch.linalg.solve_triangular
         x: Tensor
@@ -165,12 +166,12 @@ class LU(DenseSolver):
 
 
 class Cholesky(DenseSolver):
-    """The factorisation A = L Lᴴ, for Hermitian positive definite A: half the work of LU."""
+    """The factorisation A = L Lᴴ for Hermitian positive definite A, half the work of LU."""
 
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return L, and whether the matrix is not positive definite, up to rounding."""
         lower, info = torch.linalg.cholesky_ex(matrix)
-        # What is left of an entry of the diagonal, relative to it: the units do not matter.
+        # Each pivot relative to its diagonal entry, so that units do not matter.
         left, whole = lower.diagonal().abs(), matrix.diagonal().abs().sqrt()
         least = (torch.finfo(left.dtype).eps * len(matrix)) ** 0.5
         return (lower,), (info != 0) | (left <= least * whole).any()
@@ -181,12 +182,10 @@ class Cholesky(DenseSolver):
 
 
 class QR(DenseSolver):
-    """The factorisation A = Q R: twice the work of LU, and stable without pivoting."""
+    """The factorisation A = Q R, twice the work of LU, and stable without pivoting."""
 
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return Q, R and the units of rows and columns, and whether the diagonal of R has a zero
-        up to rounding.
-        """
+        """Return Q, R and the units of rows and columns, and whether R is singular."""
         scaled, rows, columns = _equilibrated(matrix)
         q, r = torch.linalg.qr(scaled)
         return (q, r, rows, columns), _negligible_pivot(r.diagonal())
@@ -206,19 +205,17 @@ class QR(DenseSolver):
 
 @dataclass(frozen=True)
 class Triangular(DenseSolver):
-    """Substitution, for A that is triangular in the order of its leaves: no factorisation.
+    """Substitution, without a factorisation, for A that is triangular in the order of its leaves.
 
-    The other triangle is not read. The adjoint of a lower triangular operator is upper
-    triangular, which the tags of the operator keep count of.
-
-    Needs the tag of the operator, LOWER_TRIANGULAR or UPPER_TRIANGULAR.
+    The operator needs the tag LOWER_TRIANGULAR or UPPER_TRIANGULAR. The other triangle is not read.
+    The adjoint of a lower triangular operator gets the tag UPPER_TRIANGULAR, and conversely.
     """
 
     def init(self, operator: BoundOperator, like: Tensor) -> Factors:
         """Return the lower triangle of A, or of Aᴴ.
 
         Raises:
-            ValueError: The operator has no tag that says which triangle.
+            ValueError: The operator has neither of the two tags.
         """
         upper = Tag.UPPER_TRIANGULAR in operator.tags
         if not upper and Tag.LOWER_TRIANGULAR not in operator.tags:
@@ -234,13 +231,13 @@ class Triangular(DenseSolver):
     def reformulate(
         self, operator: LinearOperator, b: Tensor
     ) -> tuple[Solver, LinearOperator, Tensor]:
-        """Return the system of the one triangle: derivatives in the other one are zero."""
+        """Return the system of one triangle, so that derivatives by the other one are zero."""
         if operator.tags & {Tag.LOWER_TRIANGULAR, Tag.UPPER_TRIANGULAR}:
             operator = operator.triangle()
         return super().reformulate(operator, b)
 
     def factor(self, matrix: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return the lower triangle, and whether its diagonal has a zero up to rounding."""
+        """Return the lower triangle, and whether its diagonal contains a zero."""
         return (matrix,), (matrix.diagonal() == 0).any()
 
     def substitute(self, factors: tuple[Tensor, ...], b: Tensor, adjoint: bool) -> Tensor:
@@ -252,12 +249,12 @@ class Triangular(DenseSolver):
 
 @dataclass(frozen=True)
 class Diagonal(Solver):
-    """Division by the diagonal, for diagonal A: one product with a vector of ones.
+    """Division by the diagonal, for diagonal A, from one product with a vector of ones.
 
     Attributes:
-        ridge: Solve with A + ridge I.
+        ridge: Solve with A + ridge I; None: no ridge.
         on_fail: What to do with a zero on the diagonal: "raise", "warn" or "ignore".
-        estimate_condition: Compute `Stats.condition`.
+        estimate_condition: Whether to compute `Stats.condition`.
     """
 
     ridge: float | Tensor | None = None

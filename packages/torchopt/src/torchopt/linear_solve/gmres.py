@@ -18,16 +18,17 @@ __all__ = ["GMRES"]
 class GMRES(IterativeSolver):
     """Generalised minimal residuals with restarts, for any non-singular A.
 
-    Preconditioned from the right, so the residual that it minimises is the true one. Each of at
-    most `maxiter` cycles makes `restart` products and keeps `restart` vectors; a restart larger
-    than n makes the first cycle exact. Arnoldi's basis is orthogonalised twice.
+    It is preconditioned from the right, so it minimises the true residual. There are at most
+    `maxiter` cycles, each with `restart` products and `restart` vectors in memory; if `restart` is
+    at least n, the first cycle is exact. The Arnoldi basis is orthogonalised twice.
 
     Attributes:
-        restart: Products in a cycle.
+        restart: The number of products in a cycle, >= 1.
 
     References:
-        Saad, Schultz, GMRES: a generalized minimal residual algorithm for solving nonsymmetric
-        linear systems, 1986.
+        Y. Saad, M. H. Schultz, GMRES: A Generalized Minimal Residual Algorithm for Solving
+        Nonsymmetric Linear Systems, SIAM J. Sci. Stat. Comput. 7, 1986,
+        https://doi.org/10.1137/0907058
     """
 
     restart: int = 20
@@ -48,7 +49,7 @@ class GMRES(IterativeSolver):
             basis, hessenberg = arnoldi(lambda v: A(P(v)), quotient(r, beta.to(r.dtype)), steps)
             first = torch.zeros_like(hessenberg[:, 0])
             first = torch.cat([beta.to(r.dtype).reshape(1), first[1:]])
-            # After a breakdown the last columns are zero; the smallest solution ignores them.
+            # After a breakdown the last columns are zero; the least-norm solution ignores them.
             clean, finite = finite_or_zero(hessenberg)
             y = torch.linalg.pinv(clean) @ torch.where(finite, first, torch.nan)
             x = x + P(basis[:-1].T @ y)
@@ -75,7 +76,7 @@ def arnoldi(A: object, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         again = basis.conj() @ w
         w = w - again @ basis
         length = norm(w)
-        # What is left after a breakdown is rounding error, and no direction.
+        # After a breakdown the remainder is only rounding error.
         negligible = length <= 10 * torch.finfo(length.dtype).eps * size
         length = torch.where(negligible, torch.zeros_like(length), length).to(w.dtype)
         basis = torch.cat([basis, quotient(w, length)[None]])

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Solves with operators that are hidden in a closure.
+"""Solves whose operator depends on tensors in a closure.
 
-matvec may depend on tensors that are not listed. With a constant x̂ close to the solution,
+matvec may depend on tensors that are not arguments. With a constant x̂ close to the solution,
 
     x = x̂ + A⁻¹ (b - A x̂)
 
-is the solution. A x̂ is evaluated where autograd can see it; the outer A⁻¹ has a rule, whose
-derivative is a solve with Aᴴ, or with A, by this same function. The rule does not know what A⁻¹
-itself depends on. That is multiplied by b - A x̂, which vanishes together with one derivative more
-for each time that the correction is repeated: k corrections are exact to the k-th derivative in
-what A depends on. A derivative of a solve is a solve of the next generation; the one that would
-begin derivative k + 1 is refused. Where A depends on nothing that is differentiated, one
-correction is exact to any derivative in b.
+is the solution. Autograd records A x̂. The outer A⁻¹ has a derivative rule, which is a solve with Aᴴ
+or A by this same function. The rule ignores the dependence of A⁻¹ itself. The ignored term is
+multiplied by b - A x̂, which is zero, and each further correction makes one more derivative of it
+zero. So k corrections are exact up to the k-th derivative by the tensors that A depends on. A
+derivative of a solve is a solve of the next generation, and the one that would begin derivative
+k + 1 raises. If A depends on no differentiated tensor, one correction is exact for any derivative
+by b.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ EXPLICIT = (
 
 @dataclass(frozen=True)
 class _Correction:
-    """The rule r -> A⁻¹ r, where r = b - A x̂ is so small that the value is taken as zero."""
+    """The rule r -> A⁻¹ r, where r = b - A x̂ is so small that the value is set to zero."""
 
     solver: Solver
-    operator: LinearOperator  # without parameters: they are in its closure
+    operator: LinearOperator  # without parameters, which are in its closure
     generation: int
     needs_its_closure: bool
 
@@ -100,11 +100,11 @@ def solve_closure(solver: Solver, matvec: Callable[[Any], Any], b: Any) -> Any:
     def mv(v: Tensor) -> Tensor:
         return layout.ravel(matvec(layout.unravel(v)), "linear solver: output of matvec")
 
-    # Not b itself: a derivative may be taken after the transform that b belonged to.
+    # Not b itself, because a derivative may be taken after the transform of b has ended.
     example = partial(torch.zeros, rhs.shape, dtype=rhs.dtype, device=rhs.device)
 
     def bind() -> tuple[FlatMap, FlatMap]:
-        """Return the products, linearised in the grad mode and the transforms of the caller."""
+        """Return the products, linearised in the caller's grad mode and transforms."""
         pulls: list[FlatMap] = []
 
         def rmv(v: Tensor) -> Tensor:

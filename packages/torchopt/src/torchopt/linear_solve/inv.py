@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""solve_inv: a solver by the inverse, under the published name."""
+"""solve_inv: the published name of the dense and the Neumann solver."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def solve_inv(
     on_fail: OnFail | None = None,
     **kwargs: Any,
 ) -> Solver:
-    """Return a solver by the inverse: dense, or by the Neumann series.
+    """Return a dense solver, or one by the Neumann series.
 
     The dense solver forms the matrix of all leaves together, so leaves may be coupled.
 
     Args:
-        ridge: Solve with A + ridge I.
-        ns: Use the Neumann series.
+        ridge: Solve with A + ridge I; None: no ridge.
+        ns: Whether to use the Neumann series.
         on_fail: What to do with a singular matrix (default "raise") or a diverging series (default
             "warn"): "raise", "warn" or "ignore".
-        **kwargs: With `ns`: `maxiter` (default 10) and `alpha`, see `Neumann`. Without: ignored, as
-            they always were.
+        **kwargs: With `ns`: `maxiter` (default 10) and `alpha`, see `Neumann`. Without `ns` they
+            are ignored, as in the published package.
 
     Returns:
         A solver: `solver(matvec, b)` is the solution, differentiable.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop of the iterative solvers, and the arithmetic that they share."""
+"""The loop of the iterative solvers, and their common arithmetic."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def norm(x: Tensor) -> Tensor:
-    """Return ‖x‖₂; squares overflow or vanish for numbers of another size than about one."""
+    """Return ‖x‖₂ for numbers of order one; for others the squares may over- or underflow."""
     size: Tensor = torch.linalg.vector_norm(x)
     return size
 
 
 def unit(x: Tensor) -> Tensor:
-    """Return the power of two below the largest element, 1 for zero and what is not finite.
+    """Return the power of two below the largest element; 1 if it is zero or not finite.
 
-    The solution of A x = b is linear in b, so solvers work on b / unit(b): whether they converge
+    The solution of A x = b is linear in b, so solvers work on b / unit(b). Then their convergence
     does not depend on the scale of b.
     """
     if x.numel() == 0:
@@ -69,27 +69,27 @@ def unit(x: Tensor) -> Tensor:
 
 
 def power_of_two(size: Tensor) -> Tensor:
-    """Return the largest power of two up to `size` ≥ 0, 1 for zero and what is not finite."""
+    """Return the largest power of two up to `size` ≥ 0; 1 if `size` is zero or not finite."""
     mantissa, _ = torch.frexp(size)
     power: Tensor = torch.nan_to_num(size / (2 * mantissa), nan=1.0, posinf=1.0)
     return power
 
 
 def safe_norm(x: Tensor) -> Tensor:
-    """Return ‖x‖₂ for numbers of any size."""
+    """Return ‖x‖₂ without overflow or underflow."""
     scale = unit(x)
     return norm(x / scale) * scale
 
 
 def wide(x: Tensor) -> Tensor:
-    """Return half precision as float32, anything else as it is."""
+    """Return a half-precision tensor as float32, any other tensor unchanged."""
     return x.float() if x.is_floating_point() and x.element_size() < 4 else x
 
 
 def widened(operator: BoundOperator, like: Tensor) -> BoundOperator:
-    """Return the operator on float32 vectors if it is one on half precision.
+    """Return a half-precision operator as one on float32 vectors.
 
-    Each product is made of numbers of about one, and its sums are what the operator makes of them.
+    Each product gets a vector with elements of order one, and runs in half precision.
     """
     if wide(like) is like:
         return operator
@@ -105,12 +105,12 @@ def widened(operator: BoundOperator, like: Tensor) -> BoundOperator:
 
 
 def quotient(a: Tensor, b: Tensor) -> Tensor:
-    """Return a / b, or 0 where b is 0: a breakdown stops the update instead of spreading NaN.
+    """Return a / b, or 0 where b is 0, so that a breakdown stops updates instead of spreading NaN.
 
-    For loops that are not differentiated: the derivative where b is 0 is NaN.
+    Only for loops that are not differentiated, because the derivative where b is 0 is NaN.
     """
     if b.is_cpu and b.ndim == 0 and not (is_transforming() or is_traced()):
-        return a / b if b else torch.zeros_like(a / b)  # a number can be asked, which is quicker
+        return a / b if b else torch.zeros_like(a / b)  # faster than `where` for one number
     return torch.where(b == 0, 0.0, a / b)
 
 
@@ -124,11 +124,10 @@ def iterate(
 ) -> tuple[State, Tensor]:
     """Repeat `step` while `active`, at most `maxiter` times; return the state and the count.
 
-    `observe` is called after each step with the mask of the entries that took it and the state.
-
-    Under vmap each entry of the batch stops by itself: what is done keeps its state, by a mask.
-    The host asks only every `check_every` iterations whether all is done, never for 0. The result
-    does not depend on `check_every`.
+    `observe` is called after each step with the mask of the entries that took the step, and the
+    state. Under vmap each entry of the batch stops independently; a mask keeps the state of
+    finished entries. The host checks only every `check_every` iterations whether all are finished,
+    never if it is 0. The result does not depend on `check_every`.
     """
     live = active(state)
     count = torch.zeros_like(live, dtype=torch.int64)
@@ -138,7 +137,7 @@ def iterate(
             break
         count = count + live
         following = step(state)
-        # One problem that was just found to be live needs no mask.
+        # A single problem that was just found to be active needs no mask.
         if not asked or is_batched(live):
             following = tuple(torch.where(live, new, old) for new, old in zip(following, state))
         state = following
@@ -153,7 +152,7 @@ class Recorder:
     """Collects the coefficients of a Krylov process, for `condition_of_bidiagonal` and others.
 
     Attributes:
-        pick: Takes the state, returns the coefficients of the last step, 0-dim tensors.
+        pick: Returns the coefficients of the last step, 0-dim tensors, given the state.
     """
 
     pick: Callable[[State], State]
@@ -161,12 +160,12 @@ class Recorder:
     rows: list[State] = field(default_factory=list)
 
     def __call__(self, live: Tensor, state: State) -> None:
-        """Write down one step."""
+        """Record one step."""
         self.masks.append(live)
         self.rows.append(tuple(x.real if x.is_complex() else x for x in self.pick(state)))
 
     def columns(self) -> State:
-        """Return the mask and each coefficient, [steps]; no step: empty."""
+        """Return the mask and each coefficient, [steps], after at least one step."""
         return (torch.stack(self.masks), *(torch.stack(column) for column in zip(*self.rows)))
 
 
@@ -179,10 +178,10 @@ def finish(
     condition: Tensor | None,
     eps: float | None = None,
 ) -> Computed:
-    """Return the result with the true residual, and the status that follows from it."""
+    """Return the result with its true residual and the status that follows from it."""
     residual = norm(b - operator.mv(x))
     eps = torch.finfo(residual.dtype).eps if eps is None else eps
-    # Recurrences lose a few digits against the true residual: a factor of two is not a failure.
+    # Recurrences lose a few digits of the true residual, so a factor of two is not a failure.
     met = residual <= 2 * target + 10 * eps * norm(b)
     status = torch.where(met, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
     status = torch.where(~met & (residual > 10 * norm(b)), int(Status.DIVERGED), status)
@@ -192,16 +191,16 @@ def finish(
 
 @dataclass(frozen=True)
 class Problem:
-    """What the loop of an iterative solver works on.
+    """The problem of the loop of an iterative solver.
 
     Attributes:
         operator: A.
         precondition: P ≈ A⁻¹.
         target: The residual norm to reach.
-        maxiter: The most iterations.
+        maxiter: The largest number of iterations.
         check_every: See `IterativeSolver`.
         estimate_condition: See `IterativeSolver`.
-        eps: Of the dtype that the caller has.
+        eps: The eps of the caller's dtype.
     """
 
     operator: BoundOperator
@@ -213,9 +212,9 @@ class Problem:
     eps: float
 
     def residual(self, b: Tensor, x0: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return where to start, and b - A x there; zero costs no product.
+        """Return the start and its residual b - A x; starting at zero needs no product.
 
-        A start that is no better than zero is not taken: its digits would be lost again.
+        A start with a larger residual than zero is not used, because its digits would be lost.
         """
         none = torch.zeros_like(b)
         if x0 is None:
@@ -225,7 +224,7 @@ class Problem:
         return torch.where(better, x0, none), torch.where(better, rest, b)
 
     def recorder(self, pick: Callable[[State], State]) -> Recorder | None:
-        """Return a recorder if the condition number is wanted."""
+        """Return a recorder if the condition number was requested."""
         return Recorder(pick) if self.estimate_condition else None
 
     def iterate(
@@ -246,24 +245,24 @@ class Problem:
 
 @dataclass(frozen=True)
 class IterativeSolver(Solver):
-    """Options of the iterative solvers. The stop is ‖r‖ ≤ max(rtol ‖b‖, atol).
+    """Options of the iterative solvers, which stop when ‖b - A x‖ ≤ max(rtol ‖b‖, atol).
 
     Attributes:
-        rtol: Relative tolerance, dimensionless.
-        atol: Absolute tolerance, in the unit of ‖b‖.
-        maxiter: The most iterations; None: ten times the number of unknowns.
-        M: A preconditioner, an approximation of A⁻¹: a callable on trees, a matrix
-            (for one vector), a `Jacobi` or a `Nystrom`. It changes the path, not the answer, and is
+        rtol: Relative tolerance, >= 0, dimensionless.
+        atol: Absolute tolerance, >= 0, in the units of b.
+        maxiter: The largest number of iterations, >= 0; None: ten times the number of unknowns.
+        M: A preconditioner, an approximation of A⁻¹: a callable on trees, a matrix (for a single
+            vector), a `Jacobi` or a `Nystrom`. It changes the iterates, not the solution, and is
             not differentiated.
-        ridge: Solve with A + ridge I instead of A.
-        x0: The start, a tree like b; by default zero.
-        check_every: After how many iterations the host asks whether to stop. None: after each one
-            on the CPU, after 16 elsewhere, where the question costs a synchronisation. 0: never,
-            all `maxiter` iterations run (entries that are done no longer change).
+        ridge: Solve with A + ridge I; None: no ridge.
+        x0: The start, a tree like b; None: zero.
+        check_every: After how many iterations the host checks whether to stop. None: after each one
+            on the CPU, after 16 elsewhere, where a check costs a synchronisation. 0: never; then
+            all `maxiter` iterations run (finished entries no longer change).
         on_fail: What to do with an unconverged answer: "raise", "warn" or "ignore". `linear_solve`
-            has its own, and ignores what the solver ignores.
-        estimate_condition: Compute `Stats.condition` from the coefficients of the iteration: no
-            further product, O(k³) operations for k iterations.
+            has an option of its own, whose default follows "ignore" here.
+        estimate_condition: Whether to compute `Stats.condition` from the coefficients of the
+            iteration, with O(k³) operations for k iterations and no further product.
     """
 
     rtol: float = 1e-5
@@ -288,7 +287,7 @@ class IterativeSolver(Solver):
         """Return the last iterate, the number of iterations and the condition number or None."""
 
     def init(self, operator: BoundOperator, like: Tensor) -> Problem:
-        """Return the operator with the preconditioner made ready for it."""
+        """Return the operator with its prepared preconditioner."""
         n = operator.size
         narrow = wide(like) is not like
         if narrow and isinstance(self.M, Nystrom):  # LAPACK has no half precision
@@ -318,7 +317,7 @@ class IterativeSolver(Solver):
     def solved(
         self, state: Problem, b: Tensor, x0: Tensor | None = None, per: Tensor | float = 1.0
     ) -> Computed:
-        """Return what `compute` does for a vector that has been divided by `per` already."""
+        """Return the same as `compute` for a vector that is already divided by `per`."""
         dtype, b = b.dtype, wide(b)
         scale = unit(b)
         b = b / scale

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Kronecker-factored curvature of a network, inverted: a preconditioner for its Hessian.
 
-For a layer y = W a (a with a one for the bias) and a loss l with curvature S S' with respect to the
-outputs of the network, the block of the Gauss-Newton matrix that belongs to W is
+For a layer y = W a (where a includes a one for the bias) and a loss l with curvature S S' with
+respect to the outputs of the network, the block of the Gauss-Newton matrix for W is
 
-    E[g g' (x) a a'],    g = (dy / d output)' s,  s a column of S,
+    E[g g' (x) a a'],    g = (d output / dy)' s,  s a column of S.
 
-and K-FAC takes the expectations one by one: G (x) A with G = E[g g'], A = E[a a']. In the bases of
-eigenvectors of G and A it is diagonal; EK-FAC has the exact second moments there,
+K-FAC replaces it by G (x) A with G = E[g g'] and A = E[a a']. This matrix is diagonal in the bases
+of eigenvectors U_G and U_A of G and A. EK-FAC puts the exact second moments on that diagonal,
 
     E[(U_G' g)_i^2 (U_A' a)_j^2],
 
-which is the nearest matrix of that form. Both are inverted with the ridge added, block by block.
+which gives the nearest matrix of that form. Both are inverted block by block, with the ridge added.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class _Block:
 
 @dataclass(frozen=True)
 class Kronecker:
-    """What `kronecker` returns: a symmetric positive definite map of trees of parameters.
+    """The result of `kronecker`, a symmetric positive definite map of trees of parameters.
 
     Attributes:
-        blocks: One for each layer.
+        blocks: One inverse for each layer.
     """
 
     blocks: tuple[_Block, ...] = field(repr=False)
@@ -76,11 +76,11 @@ class Kronecker:
     def __call__(self, tree: Any) -> dict[str, Tensor]:
         """Return the approximate solution for a right-hand side.
 
-        It is a dict like the parameters, of which whole layers may be left out.
+        The tree is a dict like the parameters; whole layers may be missing.
 
         Raises:
-            TypeError: Not a dict.
-            ValueError: Another name or shape, or a part of a layer.
+            TypeError: The tree is not a dict.
+            ValueError: A name or a shape is unknown, or a layer is incomplete.
         """
         if not isinstance(tree, Mapping):
             raise TypeError(
@@ -110,36 +110,36 @@ def kronecker(
 ) -> Kronecker:
     """Return the inverse of a network's curvature by Kronecker factors, as a preconditioner.
 
-    For `CG`, `MINRES`, `Neumann` and whatever else takes `M=`, where the system is the Hessian or
-    the Gauss-Newton matrix of the mean loss of a module, plus ridge I: that of an inner problem
-    with a penalty ridge / 2 |w|^2. It costs `classes` backward passes over the batch and two
-    eigendecompositions a layer, once.
+    Pass it as `M=` to `CG`, `MINRES`, `Neumann` and other solvers with that option, if the system
+    is the Hessian or the Gauss-Newton matrix of the mean loss of a module plus ridge I. That is the
+    system of an inner problem with a penalty ridge / 2 |w|^2. The construction costs `classes`
+    backward passes over the batch and two eigendecompositions for each layer.
 
-    What it saves depends on the system. At the minimum of a network for the digits with a penalty
-    of 0.001, the system of its implicit derivatives, conjugate gradients take less than half of the
-    iterations, and the Neumann series less than half of the terms. Where the ridge dominates, or
-    the network fits its samples so well that the curvature is that of a few, it saves little.
+    How much it saves depends on the system. For the implicit derivatives at the minimum of a small
+    network for digits with a penalty of 0.001, conjugate gradients take less than half of the
+    iterations, and the Neumann series less than half of the terms. It saves little if the ridge
+    dominates, or if the network fits its samples so well that only a few contribute curvature.
 
     Args:
-        module: Its parameters belong to `nn.Linear` and `nn.Conv2d` (without groups). Positions of
-            a sequence or an image count as samples of their own.
-        loss: `loss(output, target)` of one sample: output `[classes]`, to a 0-dim tensor, such as
-            `torch.nn.functional.cross_entropy`. Convex in the output.
-        inputs: `[samples, ...]`.
-        targets: `[samples, ...]`.
-        ridge: What is added to the curvature, > 0.
-        corrected: EK-FAC; False: K-FAC.
+        module: A module whose parameters belong to `nn.Linear` and `nn.Conv2d` (without groups).
+            Positions of a sequence or an image count as separate samples.
+        loss: `loss(output, target)` for one sample, from output `[classes]` to a 0-dim tensor, such
+            as `torch.nn.functional.cross_entropy`. It should be convex in the output.
+        inputs: The inputs, `[samples, ...]`.
+        targets: The targets, `[samples, ...]`.
+        ridge: The multiple of the identity that is added to the curvature, > 0.
+        corrected: True: EK-FAC; False: K-FAC.
 
     Returns:
         A function of trees like `dict(module.named_parameters())`.
 
     Raises:
-        RuntimeError: Inside of `torch.inference_mode()`.
-        TypeError: A parameter of another kind of layer, or of two layers, or complex; no
-            parameters; inputs or targets that are not tensors.
-        ValueError: A ridge that is not positive and finite, no samples, another number of targets,
-            outputs or losses of another shape, a network that draws random numbers, a curvature
-            that is not finite.
+        RuntimeError: It is called inside of `torch.inference_mode()`.
+        TypeError: A parameter belongs to another kind of layer or to two layers, or is complex;
+            there are no parameters; or inputs or targets are not tensors.
+        ValueError: The ridge is not positive and finite; there are no samples, or the number of
+            targets differs; outputs or losses have other shapes; the network draws random numbers;
+            or the curvature is not finite.
 
     Example:
         >>> import torch
@@ -175,12 +175,12 @@ def kronecker(
             out = out if out.requires_grad else out.detach().requires_grad_()  # it may be frozen
             seen[name].append((*args, *kwargs.values())[0].detach().clone())
             made[name].append(out)
-            return out.clone()  # which an activation may change in place
+            return out.clone()  # an activation may change the clone in place
 
         return keep
 
     handles = [layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in layers]
-    buffers = {name: b.clone() for name, b in module.named_buffers()}  # as of a BatchNorm
+    buffers = {name: b.clone() for name, b in module.named_buffers()}  # a BatchNorm writes them
     try:
         with torch.enable_grad(), _drawing_nothing(inputs.device):
             outputs = torch.func.functional_call(module, buffers, (inputs,))
@@ -219,7 +219,7 @@ def _require_samples(inputs: Any, targets: Any) -> None:
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "kronecker: expected to run outside of torch.inference_mode(), which forbids the "
-            "backward passes that the factors are made of."
+            "backward passes that the factors are computed from."
         )
     if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor) or not inputs.ndim:
         raise TypeError(
@@ -237,7 +237,7 @@ def _require_samples(inputs: Any, targets: Any) -> None:
 
 @contextlib.contextmanager
 def _drawing_nothing(device: torch.device) -> Iterator[None]:
-    """Return a context that raises if random numbers were drawn in it, and takes them back."""
+    """Return a context that raises if random numbers were drawn in it; it restores generators."""
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         before = _generators(device)
@@ -268,7 +268,7 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the layers by name; raise if a parameter belongs to another kind."""
+    """Return the layers by name; raise if a parameter belongs to another kind of layer."""
     found: list[tuple[str, nn.Module]] = []
     for name, layer in module.named_modules():
         own = list(layer.parameters(recurse=False))
@@ -296,7 +296,7 @@ def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _roots(loss: Callable[[Tensor, Any], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return S with S S' the curvature of each sample's loss, `[samples, classes, columns]`."""
+    """Return S, `[samples, classes, columns]`; S S' is the curvature of each sample's loss."""
     hessians = torch.func.vmap(torch.func.hessian(loss))(wide(outputs), targets)
     if hessians.shape != (*outputs.shape, outputs.shape[1]):
         raise ValueError(
@@ -321,7 +321,7 @@ def _rows(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _of_outputs(layer: nn.Module, g: Tensor) -> Tensor:
-    """Return cotangents of what a layer returned, `[samples, positions, m]`."""
+    """Return the cotangents of the outputs of a layer, `[samples, positions, m]`."""
     if isinstance(layer, nn.Conv2d):
         return g.flatten(2).mT
     return g.reshape(len(g), -1, g.shape[-1])
@@ -330,7 +330,7 @@ def _of_outputs(layer: nn.Module, g: Tensor) -> Tensor:
 def _block(
     name: str, layer: nn.Module, a: Tensor, g: Tensor, samples: int, ridge: float, corrected: bool
 ) -> _Block:
-    """Return the inverse of one layer; a is `[samples, positions, n]`, g has columns before it."""
+    """Return the inverse of one layer, with a `[samples, positions, n]`, g `[columns, ...]`."""
     a, g = wide(a), wide(g)  # LAPACK has no half precision
     flat_a, flat_g = a.flatten(0, 1), g.flatten(0, 2)
     values_a, right = _eigh(flat_a.mT @ flat_a / samples)

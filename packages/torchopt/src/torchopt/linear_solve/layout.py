@@ -21,14 +21,14 @@ Tensors = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of a tree of tensors in one vector: its leaves raveled, one after the other.
+    """The layout of a tree of tensors in one vector: its raveled leaves, concatenated.
 
     Attributes:
         spec: The structure of the tree.
         shapes: The shape of each leaf.
-        dtypes: The dtype of each leaf; the vector has their common one.
-        real: A complex number takes two places, for its real and its imaginary part, and what is
-            joined is converted to the dtype of the vector. Maps of such vectors need not be
+        dtypes: The dtype of each leaf; the vector has their common dtype.
+        real: Whether a complex number takes two places, for its real and its imaginary part; leaves
+            are then converted to the dtype of the vector. Maps of such vectors need not be
             complex-linear.
     """
 
@@ -42,7 +42,7 @@ class Layout:
         """Return the layout of a tree of floating-point or complex tensors.
 
         Raises:
-            TypeError: A leaf is not such a tensor, or there is no leaf; the message starts with
+            TypeError: A leaf is not such a tensor, or there are no leaves; the message starts with
                 `what`.
             ValueError: The leaves are on several devices.
         """
@@ -82,8 +82,9 @@ class Layout:
 
     @cached_property
     def pairs(self) -> Layout:
-        """The layout of the same vector for trees that have pairs in place of complex numbers:
-        what a linear solver sees, which may rely on linearity.
+        """The layout of the same vector for trees with real pairs instead of complex numbers.
+
+        Linear solvers get this one, because they may rely on linearity.
         """
         if not self.is_paired:
             return self

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LSMR: minimal residuals of the normal equations, without forming them."""
+"""LSMR: minimal residuals for the normal equations, without forming them."""
 
 from __future__ import annotations
 
@@ -28,22 +28,25 @@ __all__ = ["LSMR"]
 
 @dataclass(frozen=True)
 class LSMR(IterativeSolver):
-    """LSMR, for any A; for a singular one it tends to the least-squares solution.
+    """LSMR, for any A; for a singular A it tends to the least-squares solution.
 
-    The iterates are those of MINRES on AᴴA x = Aᴴ b in exact arithmetic, made from the
-    Golub-Kahan bidiagonalisation of A, which loses fewer digits than the squared operator.
-    One product with A and one with Aᴴ in a step. Preconditioned from the right, so the stop is
-    that of the true ‖b - A x‖, which is carried along as a vector. Where the residual stays because
-    b is not in the range of A, the status is SINGULAR and the value the least-squares solution.
+    In exact arithmetic the iterates are those of MINRES for AᴴA x = Aᴴ b. They are computed from
+    the Golub-Kahan bidiagonalisation of A, which loses fewer digits than the squared operator. A
+    step takes one product with A and one with Aᴴ.
+
+    It is preconditioned from the right and stops by the true ‖b - A x‖, whose residual vector is
+    updated in each step. If the residual does not vanish because b is not in the range of A, the
+    status is SINGULAR and the value is the least-squares solution.
 
     References:
-        Fong, Saunders, LSMR: an iterative algorithm for sparse least-squares problems, 2011.
+        D. C.-L. Fong, M. Saunders, LSMR: An Iterative Algorithm for Sparse Least-Squares Problems,
+        SIAM J. Sci. Comput. 33, 2011, https://doi.org/10.1137/10079687X
     """
 
     def compute(self, state: Problem, b: Tensor, x0: Tensor | None = None) -> Computed:
         """Return the solution for one vector b."""
         found = super().compute(state, b, x0)
-        # ‖Aᴴ r‖ = 0 but r ≠ 0: what is left of b is outside of the range of A.
+        # If ‖Aᴴ r‖ = 0 but r ≠ 0, the remainder of b is outside of the range of A.
         adjoint = state.operator.rmv
         scale = unit(wide(b))
         b, x = wide(b) / scale, wide(found.value) / scale
@@ -65,7 +68,7 @@ class LSMR(IterativeSolver):
         v = quotient(v, alpha)
         one, zero, none = torch.ones_like(beta), torch.zeros_like(beta), torch.zeros_like(r)
         # (x, residual, u, v | directions h, A h, h̄, A h̄ | alpha, ᾱ, ζ̄, ρ, ρ̄, c̄, s̄, θ / ρ | beta)
-        # x stands for P⁻¹ (x - x0) until the end.
+        # Until the end, x is P⁻¹ (x - x0).
         start: State = (none, r, u, v, none, none, none, none)
         start = (*start, alpha, alpha, alpha * beta, one, one, one, zero, zero, beta)
 
@@ -96,7 +99,7 @@ class LSMR(IterativeSolver):
             return (x, r, u, v, h, Ah, h_bar, Ah_bar, *scalars, beta)
 
         def remaining(state: State) -> Tensor:
-            # ‖Aᴴ r‖ = |ζ̄|: below rounding the residual is as small as it can be.
+            # ‖Aᴴ r‖ = |ζ̄|; below rounding, the residual is as small as it can be.
             gradient = state[10].abs()
             first = start[10].abs()
             floor = 4 * torch.finfo(gradient.dtype).eps * first

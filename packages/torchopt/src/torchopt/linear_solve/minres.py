@@ -18,12 +18,13 @@ __all__ = ["MINRES"]
 class MINRES(IterativeSolver):
     """Minimal residuals, for Hermitian A that may be indefinite. M must be positive definite.
 
-    One product with A in a step. The Lanczos vectors are reduced to triangular form by Givens
-    rotations, as in section 6.2 of the reference; the residual is carried along as a vector, so
-    that the stop is that of ‖b - A x‖ with a preconditioner too.
+    A step takes one product with A. The Lanczos matrix is reduced to triangular form by Givens
+    rotations, as in section 6.2 of the reference. The residual vector is updated in each step, so
+    that the iteration stops by ‖b - A x‖ also with a preconditioner.
 
     References:
-        Paige, Saunders, Solution of sparse indefinite systems of linear equations, 1975.
+        C. C. Paige, M. A. Saunders, Solution of Sparse Indefinite Systems of Linear Equations, SIAM
+        J. Numer. Anal. 12, 1975, https://doi.org/10.1137/0712047
     """
 
     def run(self, problem: Problem, b: Tensor, x0: Tensor | None) -> Run:
@@ -35,9 +36,9 @@ class MINRES(IterativeSolver):
         beta = beta.to(r.dtype)
         zero, none = torch.zeros_like(beta), torch.zeros_like(r)
         one = torch.ones_like(beta)
-        # (x, residual | Lanczos: previous u, u, z = M u scaled, beta | rotations: c, s, of the last
-        # two | directions w of the last two and A w of both | phi: the part of the right-hand side
-        # still to be reduced, the diagonal entry of Lanczos's matrix)
+        # (x, residual | Lanczos: previous u, u, scaled z = M u, beta | c, s of the last two
+        # rotations | the last two directions w, and A w for both | phi: the part of the right-hand
+        # side still to be reduced, the diagonal entry of the Lanczos matrix)
         v = quotient(r, beta)
         start: State = (x0, r, none, v, quotient(z, beta), zero, one, zero, one, zero)
         start = (*start, none, none, none, none, beta, zero)
@@ -51,7 +52,7 @@ class MINRES(IterativeSolver):
             squared = dot(v_new, z_new)
             length = torch.sqrt(torch.clamp(squared.real if r.is_complex() else squared, min=0))
             length = length.to(r.dtype)
-            # Column (beta, alpha, length) of the tridiagonal matrix, the old rotations applied.
+            # Apply the old rotations to the column (beta, alpha, length) of the tridiagonal matrix.
             epsilon = s_old * beta
             delta = c * (c_old * beta) + s * alpha
             gamma = c * alpha - s * (c_old * beta)

@@ -24,20 +24,27 @@ __all__ = ["Neumann"]
 
 @dataclass(frozen=True)
 class Neumann(Solver):
-    """The truncated series α Σ_{k=0}^{maxiter} (I - αMA)ᵏ M b, M the identity unless it is given.
+    """The truncated Neumann series α Σ_{k=0}^{maxiter} (I - αMA)ᵏ M b.
 
-    Its error is (I - αMA)^(maxiter + 1) A⁻¹ b: it tends to the solution if and only if the spectral
-    radius of I - αMA is below 1. A truncation that leaves more than `rtol` of ‖b‖ is
-    MAX_ITERATIONS, a residual that grew beyond ‖b‖ is DIVERGED.
+    The error is (I - αMA)^(maxiter + 1) A⁻¹ b, so the series tends to the solution if and only if
+    the spectral radius of I - αMA is below 1. The status is MAX_ITERATIONS if the residual is above
+    `rtol` ‖b‖, and DIVERGED if it is above ‖b‖.
 
     Attributes:
         maxiter: The highest power, >= 0.
-        alpha: α; None is 1.
-        ridge: Solve with A + ridge I.
-        on_fail: What to do when the series diverges, or was cut off too early: "raise", "warn" or
+        alpha: The factor α, dimension of A⁻¹; None: 1.
+        ridge: Solve with A + ridge I; None: no ridge.
+        on_fail: What to do if the series diverges or was truncated too early: "raise", "warn" or
             "ignore".
-        rtol: The part of ‖b‖ that may be left; 1 where the truncated series is what is wanted.
-        M: A preconditioner, as of `CG`.
+        rtol: The largest residual relative to ‖b‖, >= 0; use 1 if you want the truncated series.
+        M: A preconditioner, as for `CG`; None: the identity.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import Neumann, linear_solve
+        >>> A = torch.tensor([[0.5, 0.0], [0.0, 1.0]])
+        >>> linear_solve(A, torch.ones(2), Neumann(30)).value.round(decimals=4)
+        tensor([2., 1.])
     """
 
     maxiter: int = 10

@@ -22,7 +22,7 @@ FlatMap = Callable[[Tensor], Tensor]
 
 
 class Tag(enum.Enum):
-    """A known property of an operator. A tag is a promise that is not checked.
+    """A known property of an operator, which is not checked.
 
     SYMMETRIC means Hermitian for complex operators, and so does POSITIVE_DEFINITE.
     """
@@ -68,15 +68,16 @@ def transpose_linear(function: FlatMap, example: Tensor) -> FlatMap:
 
 @dataclass(frozen=True)
 class BoundOperator:
-    """A linear operator on vectors of length n, its parameters filled in. Solvers work on this.
+    """A linear operator on vectors of length n, with its parameters filled in, for solvers.
 
     Attributes:
         mv: v -> A v.
         rmv: v -> Aᴴ v.
-        layout: The trees that the vectors stand for.
-        tags: What is known of A.
-        adjoint: A is the adjoint of the operator that was made first.
-        again: Binds the operator again; None: it is always the same.
+        layout: The trees that the vectors represent.
+        tags: The known properties of A.
+        adjoint: Whether A is the adjoint of the operator that was made first.
+        again: Binds the operator again, for operators that draw random numbers; None: the operator
+            never changes.
     """
 
     mv: FlatMap
@@ -99,14 +100,14 @@ class BoundOperator:
         )
 
     def fresh(self) -> BoundOperator:
-        """Return the operator bound again: one that draws random numbers draws new ones."""
+        """Return the operator bound again, so that it draws new random numbers."""
         return self if self.again is None else self.again()
 
     def through(self, change: Callable[[FlatMap, bool], FlatMap]) -> BoundOperator:
         """Return the operator with its products changed.
 
         Args:
-            change: From a product, and whether it is that with Aᴴ, to another product.
+            change: Maps a product, and whether it is the one with Aᴴ, to another product.
         """
         return replace(
             self,
@@ -117,7 +118,7 @@ class BoundOperator:
 
     @property
     def size(self) -> int:
-        """N."""
+        """The number of unknowns, n."""
         return self.layout.size
 
     def matrix(self, like: Tensor, *, vectorize: bool) -> Tensor:
@@ -125,7 +126,7 @@ class BoundOperator:
 
         Args:
             like: A vector of the dtype and device of the matrix.
-            vectorize: Take the products under one `torch.func.vmap` instead of one by one.
+            vectorize: Compute the products under one `torch.func.vmap` instead of one by one.
         """
         eye = torch.eye(self.size, dtype=like.dtype, device=like.device)
         if self.size == 0:
@@ -150,7 +151,7 @@ def _bind_function(
     hermitian: bool,
     like: tuple[torch.dtype, torch.device],
 ) -> Callable[..., tuple[FlatMap, FlatMap]]:
-    """Return tensors -> (mv, rmv) for a function of (params, tree)."""
+    """Return the map tensors -> (mv, rmv) for a function of (params, tree)."""
 
     def bind(*tensors: Tensor) -> tuple[FlatMap, FlatMap]:
         params = tree_unflatten(params_spec, tensors)
@@ -177,18 +178,26 @@ def _bind_function(
 
 @dataclass(frozen=True)
 class LinearOperator:
-    """A square linear map A(p) on trees of tensors, with its parameters p in the open.
+    """A square linear map A(p) on trees of tensors, with explicit parameters p.
 
-    Solves with it are differentiable with respect to p, in every mode and to any order, because
-    p is an argument and not hidden in a closure. Make one with `from_function`, `from_matrix` or
-    `jacobian`.
+    Solves with it are differentiable with respect to p, in every mode and to any order, because p
+    is an argument and not hidden in a closure. Make one with `from_function` or `from_matrix`.
 
     Attributes:
-        bind: Takes the parameters, returns v -> A v and v -> Aᴴ v on vectors.
+        bind: Maps the parameters to the products v -> A v and v -> Aᴴ v on vectors.
         params: The tensors that A depends on.
         layout: The trees that A maps.
-        tags: What is known of A.
-        adjoint: A is the adjoint of the operator that was made first.
+        tags: The known properties of A.
+        adjoint: Whether A is the adjoint of the operator that was made first.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import CG, LinearOperator, linear_solve
+        >>> d = torch.tensor([2.0, 4.0], requires_grad=True)
+        >>> A = LinearOperator.from_function(lambda d, v: d * v, d, torch.ones(2), ["diagonal"])
+        >>> linear_solve(A, torch.tensor([2.0, 2.0]), CG()).value.sum().backward()
+        >>> d.grad  # -b / d^2
+        tensor([-0.5000, -0.1250])
     """
 
     bind: Callable[..., tuple[FlatMap, FlatMap]]
@@ -205,10 +214,14 @@ class LinearOperator:
         """Return the operator v -> function(params, v).
 
         Args:
-            function: Takes params and a tree like `like`, returns another one; linear in it.
+            function: Maps params and a tree v to another tree like v; linear in v.
             params: A tree of tensors; solves are differentiable with respect to them.
             like: A tree of tensors with the structure, shapes and dtypes of v.
-            tags: What is known of the operator.
+            tags: The known properties of the operator.
+
+        Raises:
+            TypeError: `params` contain something other than tensors, or `like` is not a tree of
+                floating-point or complex tensors.
         """
         layout = Layout.of(like, "LinearOperator: like")
         tensors, spec = tree_flatten(params)
@@ -272,13 +285,13 @@ class LinearOperator:
             back = _conjugate(shift)
             return lambda v: mv(v) + shift * v, lambda v: rmv(v) + back * v
 
-        # A + i I is not Hermitian, whatever A is.
+        # A + i I is not Hermitian for Hermitian A.
         real = not (extra[0].is_complex() if extra else isinstance(ridge, complex))
         tags = self.tags if real else self.tags - {Tag.SYMMETRIC, Tag.POSITIVE_DEFINITE}
         return replace(self, bind=shifted, params=(*self.params, *extra), tags=tags)
 
     def triangle(self) -> LinearOperator:
-        """Return the triangle that the tags name, without what is in the other one."""
+        """Return the triangle of A that the tags name, with zeros in the other one."""
         bind, layout = self.bind, self.layout
         upper = Tag.UPPER_TRIANGULAR in self.tags
 
@@ -307,7 +320,7 @@ class LinearOperator:
         return replace(self, bind=product, tags=frozenset({Tag.SYMMETRIC}))
 
     def bound(self, params: Tensors | None = None) -> BoundOperator:
-        """Return the operator on vectors for these parameters, by default its own."""
+        """Return the operator on vectors for these parameters; None: its own."""
         given = self.params if params is None else params
         mv, rmv = self.bind(*given)
         return BoundOperator(

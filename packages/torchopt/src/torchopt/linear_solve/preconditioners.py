@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preconditioners: approximations of A⁻¹ that make an iterative solver take fewer steps."""
+"""Preconditioners: approximations of A⁻¹, with which iterative solvers need fewer steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["FlatPreconditioner", "Jacobi", "Nystrom", "Preconditioner", "prepare
 
 @dataclass(frozen=True)
 class FlatPreconditioner:
-    """P and Pᴴ on vectors. `trivial`: P is the identity."""
+    """P and Pᴴ on vectors; `trivial` says that P is the identity."""
 
     apply: Callable[[Tensor], Tensor]
     adjoint: Callable[[Tensor], Tensor]
@@ -34,8 +34,8 @@ class Jacobi:
     """The inverse of the diagonal of A.
 
     Attributes:
-        diagonal: The diagonal as a tree like b. None: it is computed, by n products with A, which
-            pays off when the factor is used for several solves or when A is cheap.
+        diagonal: The diagonal as a tree like b. None: it is computed by n products with A, which
+            pays if the preconditioner is used for several solves or products are cheap.
     """
 
     diagonal: Any = None
@@ -43,21 +43,25 @@ class Jacobi:
 
 @dataclass(frozen=True)
 class Nystrom:
-    """A randomised approximation of rank `rank` of a positive semi-definite A, inverted.
+    """The inverse of a randomised low-rank approximation of a positive semi-definite A.
 
-    With A ≈ U Λ Uᵀ from `rank` products with A, P⁻¹ = U (Λ + ridge) Uᵀ / (λ + ridge) + I - U Uᵀ, λ
-    the smallest of Λ: the directions in which A is large are evened out. It pays where the spectrum
-    of A decays fast and where one operator is solved with several times. Its condition number stays
-    below 28 when the rank is about twice the number of eigenvalues that exceed the ridge.
+    With A ≈ U Λ Uᵀ from `rank` products with A, and the smallest entry λ of Λ,
+
+        P⁻¹ = U (Λ + ridge) Uᵀ / (λ + ridge) + I - U Uᵀ,
+
+    so directions in which A is large get the same scale. It pays if the spectrum of A decays fast
+    and several systems with one operator are solved. The expected condition number of the
+    preconditioned system is below 28 if the rank is about twice the number of eigenvalues above the
+    ridge.
 
     Attributes:
-        rank: The number of products and of kept directions, at least 1.
-        ridge: What is added to A in the system that is solved, the `ridge` of the solver; the
-            preconditioner is made for A + ridge I.
-        seed: Of the random directions.
+        rank: The number of products and of kept directions, >= 1.
+        ridge: The `ridge` of the solver; the preconditioner is made for A + ridge I.
+        seed: The seed of the random directions.
 
     References:
-        Frangella, Tropp, Udell, Randomized Nyström preconditioning, 2023, algorithms 2.1 and 5.1.
+        Z. Frangella, J. A. Tropp, M. Udell, Randomized Nyström Preconditioning, SIAM J. Matrix
+        Anal. Appl. 44, 2023, https://arxiv.org/abs/2110.02820, algorithms 2.1 and 5.1
     """
 
     rank: int
@@ -69,20 +73,20 @@ class Nystrom:
             raise ValueError(f"Nystrom: rank: expected at least 1, got {self.rank}")
 
     def prepare(self, operator: BoundOperator, like: Tensor) -> FlatPreconditioner:
-        """Return the preconditioner of an operator that has the ridge on it already."""
+        """Return the preconditioner of an operator that already includes the ridge."""
         rank = min(self.rank, operator.size)
         test = torch.linalg.qr(_directions(operator.size, rank, self.seed, like))[0]
         columns = [operator.mv(direction) for direction in test.unbind(1)]
         sketch = torch.stack(columns, dim=1) - self.ridge * test
-        # The shift of the reference: rounding must not make the sketch indefinite.
+        # The shift of the reference, so that rounding does not make the sketch indefinite.
         eps = torch.finfo(sketch.dtype).eps
         shift = eps * operator.size**0.5 * torch.linalg.vector_norm(sketch)
         sketch = sketch + shift * test
-        # The solve reports a NaN with a message; LAPACK would raise its own error here.
+        # LAPACK would raise an error of its own for NaN; the solve reports it with a message.
         sketch = torch.where(sketch.isfinite().all(), sketch, torch.zeros_like(sketch))
         gram = test.mH @ sketch
         values, vectors = torch.linalg.eigh((gram + gram.mH) / 2)
-        # B = sketch gram^(-1/2): B Bᵀ is the approximation; directions without weight are left out.
+        # With B = sketch gram^(-1/2) the approximation is B Bᵀ; directions of weight 0 are dropped.
         kept = values > eps * values[-1] * rank
         roots = torch.where(kept, torch.where(kept, values, 1).rsqrt(), torch.zeros_like(values))
         U, S, _ = torch.linalg.svd((sketch @ vectors) * roots, full_matrices=False)
@@ -99,9 +103,9 @@ class Nystrom:
 
 
 def _directions(n: int, rank: int, seed: int, like: Tensor) -> Tensor:
-    """Return an [n, rank] matrix of about normal numbers, the same ones under every transform.
+    """Return an [n, rank] matrix of approximately normal numbers, the same in every transform.
 
-    torch's generators are refused under `torch.func.vmap`; numbers made of integers are not.
+    `torch.func.vmap` refuses torch's generators, so the numbers are computed from integers.
     """
     count = torch.arange(2 * n * rank, device=like.device)
     bits = count * 6364136223846793005 + (2 * seed + 1) * 1442695040888963407
@@ -127,8 +131,8 @@ def prepare_preconditioner(
     """Return M as a map of vectors.
 
     Raises:
-        TypeError: M is of no known kind.
-        ValueError: M is a matrix of another size.
+        TypeError: M is none of the possible kinds.
+        ValueError: M is a matrix of a wrong size.
     """
     n = operator.size
     if M is None or n == 0:
@@ -136,7 +140,7 @@ def prepare_preconditioner(
     if isinstance(M, Nystrom):
         return M.prepare(operator, like)
     if operator.adjoint and not (isinstance(M, Jacobi) and M.diagonal is None):
-        # M approximates the inverse of the operator that was made first.
+        # M approximates the inverse of the original operator, not of its adjoint.
         return prepare_preconditioner(M, operator.T, like).T
     if isinstance(M, Jacobi):
         if M.diagonal is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a linear solve returns, and what happens when it fails."""
+"""The result of a linear solve, and what happens if it fails."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LinearSolveWarning(UserWarning):
 
 
 class Status(enum.IntEnum):
-    """How a linear solve ended; the worst has the largest number."""
+    """How a linear solve ended; a larger number is worse."""
 
     CONVERGED = 0
     MAX_ITERATIONS = 1
@@ -76,12 +76,12 @@ class Stats(NamedTuple):
     """Counts and norms of one linear solve, 0-dim tensors (batched under vmap).
 
     Attributes:
-        iterations: Iterations taken; 0 for a direct solver.
-        residual_norm: ‖b - A x‖₂ of the returned x as the solver knows it.
+        iterations: The number of iterations; 0 for a direct solver.
+        residual_norm: ‖b - A x‖₂ of the returned x, in the precision of the solver.
         rhs_norm: ‖b‖₂.
-        condition: The condition number κ₂ of A, of M A with a preconditioner: exact for direct
-            solvers, from below for Krylov solvers. NaN for BiCGSTAB and Neumann, and unless the
-            solver was made with `estimate_condition=True`.
+        condition: The condition number κ₂ of A, or of M A with a preconditioner: exact for direct
+            solvers, a lower bound for Krylov solvers. NaN for BiCGSTAB and Neumann, and if the
+            solver was not made with `estimate_condition=True`.
     """
 
     iterations: Tensor
@@ -105,7 +105,7 @@ class Solution(NamedTuple):
 
 
 def refuse_function(option: Any, solver: object, call: str) -> None:
-    """Raise TypeError for a function as an option: solvers take functions in the call."""
+    """Raise TypeError if an option is a function, because solvers take functions in the call."""
     if callable(option) and not isinstance(option, Tensor):
         name = type(solver).__name__
         raise TypeError(
@@ -114,7 +114,7 @@ def refuse_function(option: Any, solver: object, call: str) -> None:
 
 
 def report_failure(status: Tensor, on_fail: OnFail, solver: object) -> None:
-    """Raise or warn unless every entry of the batch converged. Reads one number from the device.
+    """Raise or warn unless every entry of the batch converged; reads one number from the device.
 
     Raises:
         LinearSolveError: `on_fail` is "raise" and the solve failed.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract of a linear solver, and the differentiable solve on top of it.
+"""The interface of linear solvers, and the differentiable solve that uses it.
 
-A solve x = A(p)⁻¹ b is differentiated by the solve itself, whatever the solver does inside:
+A solve x = A(p)⁻¹ b is differentiated by its equation, whatever the solver does:
 
     ẋ = A⁻¹ (ḃ - Ȧ x)            forward
     b̄ = A⁻ᴴ x̄,  p̄ = -(∂/∂p A(p) x)ᴴ b̄    reverse
@@ -33,7 +33,7 @@ Tensors = tuple[Tensor, ...]
 
 
 class Computed(NamedTuple):
-    """What a solver returns for one right-hand side: vectors and 0-dim tensors."""
+    """The result of a solver for one right-hand side: vectors and 0-dim tensors."""
 
     value: Tensor
     iterations: Tensor
@@ -44,23 +44,24 @@ class Computed(NamedTuple):
 
 @dataclass(frozen=True)
 class Solver(Described, ABC):
-    """A method to solve A x = b, as a value: its options are its fields.
+    """A method to solve A x = b; its options are fields.
 
-    A solver is used in one of three ways:
+    A solver can be used in three ways:
 
-    * `linear_solve(operator, b, solver)`, differentiable in b and the parameters of the operator.
-    * `solver(matvec, b)` with any callable, as `solve=` of `custom_root`: differentiable too, to
-      second order in what matvec is closed over. A third derivative, nested forward modes, and
-      reverse mode through an enclosing vmap raise: they need the explicit parameters of
-      `linear_solve`.
-    * `state = solver.init(A)`; `solver.compute(state, b)`; `solver.transpose(state)`: on vectors,
-      without derivatives, for several right-hand sides of one operator; `torch.func.vmap` over b
-      solves for them all at once.
+    * `linear_solve(operator, b, solver)` is differentiable with respect to b and the parameters of
+      the operator.
+    * `solver(matvec, b)` takes any callable, as `solve=` of `custom_root` does. It is
+      differentiable to second order with respect to tensors in the closure of matvec. A third
+      derivative, nested forward modes, and reverse mode through an enclosing vmap raise; they need
+      the explicit parameters of `linear_solve`.
+    * `state = solver.init(A)`, `solver.compute(state, b)` and `solver.transpose(state)` work on
+      vectors, without derivatives, for several right-hand sides of one operator; `torch.func.vmap`
+      over b solves for all of them together.
     """
 
     @abstractmethod
     def init(self, operator: BoundOperator, like: Tensor) -> Any:
-        """Return what does not depend on b: a factorisation, a preconditioner.
+        """Return everything that does not depend on b, such as a factorisation.
 
         Args:
             operator: A.
@@ -74,12 +75,12 @@ class Solver(Described, ABC):
         Args:
             state: From `init` or `transpose`.
             b: The right-hand side, [n].
-            x0: Where an iterative solver starts; by default at zero.
+            x0: The start of an iterative solver; None: zero.
         """
 
     @abstractmethod
     def transpose(self, state: Any) -> Any:
-        """Return the state of Aᴴ for that of A."""
+        """Return the state for Aᴴ, given the state for A."""
 
     @property
     def failure(self) -> OnFail:
@@ -88,25 +89,25 @@ class Solver(Described, ABC):
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether each product is to see new random numbers; others want one and the same A."""
+        """Whether each product should draw new random numbers; otherwise A must not change."""
         return False
 
     @property
     def shift(self) -> float | Tensor | None:
-        """The solver solves (A + shift I) x = b."""
+        """The shift, if the solver solves (A + shift I) x = b; None: no shift."""
         return None
 
     def reformulate(
         self, operator: LinearOperator, b: Tensor
     ) -> tuple[Solver, LinearOperator, Tensor]:
-        """Return a solver, an operator and a right-hand side whose solution is the one wanted.
+        """Return a solver, an operator and a right-hand side for the system to solve.
 
-        The system as given with the shift, unless a solver answers another one: what is returned
-        is what derivatives are taken of.
+        By default it is the given system with the shift added to A. The returned system is the one
+        that is differentiated.
         """
         if self.shift is None:
             return self, operator, b
-        # The shift is a part of the operator now, and differentiated with it.
+        # The shift becomes a part of the operator and is differentiated with it.
         return replace(self, ridge=None), operator.shifted(self.shift), b  # type: ignore[call-arg]
 
     def start(self, layout: Layout) -> Tensor | None:
@@ -131,22 +132,22 @@ def linear_solve(
     """Solve A x = b.
 
     Args:
-        operator: A, a `LinearOperator` or an [n, n] matrix. Differentiated: its parameters.
-        b: A tree of tensors that A maps. Differentiated.
+        operator: A, a `LinearOperator` or an [n, n] matrix, whose parameters are differentiated.
+        b: The right-hand side, a tree of tensors that A maps; it is differentiated.
         solver: The method.
-        x0: Where an iterative solver starts, a tree like b; not differentiated. Direct solvers
-            ignore it.
-        on_fail: What to do when the solver did not converge: "raise", "warn" or "ignore", with
-            which the status says so, and nothing is read from the device. None: "ignore" if the
-            solver was made with that, else "raise".
+        x0: The start of an iterative solver, a tree like b, which is not differentiated; None: the
+            start of the solver, or zero. Direct solvers ignore it.
+        on_fail: What to do if the solver did not converge: "raise", "warn", or "ignore", with which
+            only the status tells, and nothing is read from the device. None: "ignore" if the solver
+            was made with that, else "raise".
 
     Returns:
         The solution, differentiable to any order, in forward and reverse mode, under vmap.
 
     Raises:
-        LinearSolveError: The solve failed and that is not to be ignored.
+        LinearSolveError: The solve failed and `on_fail` is "raise".
         TypeError: A matrix and b have different dtypes.
-        ValueError: b or x0 do not fit the operator.
+        ValueError: b or x0 do not match the operator in structure or shapes.
 
     Example:
         >>> import torch
@@ -181,10 +182,10 @@ def linear_solve(
 def solve_vector(
     solver: Solver, operator: LinearOperator, b: Tensor, start: Tensors, on_fail: OnFail
 ) -> tuple[Tensor, Stats, Tensor]:
-    """Solve for one vector b: `linear_solve` below the level of trees.
+    """Solve for one vector b; this is `linear_solve` for vectors.
 
     Args:
-        solver: The method; its shift is not applied.
+        solver: The method, whose shift is not applied.
         operator: A.
         b: The right-hand side, [n].
         start: Empty, or the vector to start from.
@@ -219,7 +220,7 @@ class _LinearSolve:
 
     solver: Solver
     operator: LinearOperator  # its params are the inputs of the rule
-    order: tuple[int, ...]  # the place in operator.params of each parameter among the inputs
+    order: tuple[int, ...]  # for each parameter among the inputs, its position in operator.params
     num_params: int
     num_starts: int
     on_fail: OnFail
@@ -286,8 +287,8 @@ def push_forward(function: Callable[..., Tensor], primals: Tensors, tangents: Te
     """Return the Jacobian-vector product of a function with one tensor as its value.
 
     The vector-Jacobian product c -> Jᴴ c is linear, so its own vector-Jacobian product with v is
-    J v. Unlike a nested forward mode this works inside every transform, and for operations that
-    have no forward mode.
+    J v. Unlike a nested forward mode, this works inside of every transform and for operations
+    without forward mode.
     """
     output, pull = linearize(function, *primals)
     _, transpose = linearize(pull, torch.zeros_like(output))

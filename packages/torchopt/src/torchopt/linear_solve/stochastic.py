@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Solvers for random products: A = E[Â], of which each product sees another draw Â.
+r"""Solvers for random operators: A = E[Â], and each product uses a new draw Â.
 
-An operator that draws random numbers, as a minibatch, is bound again for each product. With
-independent draws the expectation of a product of them is the product of expectations, so both
-solvers are, in the mean, deterministic ones: that says how large their bias is. Second moments
-E[x xᵀ] obey linear recursions, which are stated with each solver; the covariance is what is left of
-them without the product of means.
+An operator that draws random numbers, such as a minibatch, is bound again for each product. For
+independent draws, the expectation of a product is the product of the expectations. So in
+expectation both solvers equal deterministic ones, which determines their bias. The second moments
+E[x xᵀ] obey linear recursions, which each solver states; subtracting the product of the means gives
+the covariance.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = ["StochasticGradient", "StochasticNeumann"]
 
 @dataclass(frozen=True)
 class _Stochastic(Solver):
-    """What the two have in common.
+    """The common options of the stochastic solvers.
 
     Attributes:
-        steps: How many random products are taken, one more for what is reported.
+        steps: The number of random products, >= 1, plus one for the reported residual.
         alpha: The step size α.
-        ridge: Solve with A + ridge I.
-        on_fail: What to do when more than `rtol` of ‖b‖ is left: "raise", "warn" or "ignore".
-        rtol: The part of ‖b‖ that may be left.
+        ridge: Solve with A + ridge I; None: no ridge.
+        on_fail: What to do if the residual is above `rtol` ‖b‖: "raise", "warn" or "ignore".
+        rtol: The largest residual relative to ‖b‖, >= 0.
     """
 
     steps: int = 100
@@ -56,10 +56,10 @@ class _Stochastic(Solver):
 
     @abstractmethod
     def run(self, operator: BoundOperator, b: Tensor, x0: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the solution and the norm of what is left of b."""
+        """Return the solution and the norm of the residual."""
 
     def init(self, operator: BoundOperator, like: Tensor) -> tuple[BoundOperator, float]:
-        """Return the operator, and the rounding of its dtype."""
+        """Return the operator, and the eps of its dtype."""
         return widened(operator, like), float(torch.finfo(like.dtype).eps)
 
     def compute(
@@ -86,12 +86,12 @@ class _Stochastic(Solver):
 
     @property
     def failure(self) -> OnFail:
-        """What `solver(matvec, b)` does with an answer that is far off."""
+        """What `solver(matvec, b)` does with an inaccurate answer."""
         return self.on_fail
 
     @property
     def is_stochastic(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
     @property
@@ -109,44 +109,45 @@ def _require_count(
 
 @dataclass(frozen=True)
 class StochasticGradient(_Stochastic):
-    r"""Stochastic gradient descent, or fixed-point iteration, on A x = b with random products.
+    r"""Stochastic gradient descent, or fixed-point iteration, for A x = b with random products.
 
-    x_{k+1} = x_k - α_k (Â_k x_k - b), α_k = α / (1 + decay k), from zero. For a fixed point, whose
-    operator is ∂T/∂x - 1, α = -1 is the iteration x ← T̂(x) of the reference.
+    The iteration is x_{k+1} = x_k - α_k (Â_k x_k - b) with α_k = α / (1 + decay k), from zero. For
+    a fixed point, whose operator is ∂T/∂x - 1, α = -1 gives the iteration x ← T̂(x) of the
+    reference.
 
-    Bias: E[x_K] - x* = Π_k (I - α_k A) (x_0 - x*), that of the same steps with A itself. It
-    vanishes with K if the spectral radius of I - α_k A is below 1.
+    Bias: E[x_K] - x* = Π_k (I - α_k A) (x_0 - x*), the error of the same steps with A itself. It
+    tends to zero with K if the spectral radius of I - α_k A is below 1.
 
     Variance: with R_k = I - α_k Â_k, μ_k = E[x_k] and M_k = E[x_k x_kᵀ],
 
         M_{k+1} = E[R_k M_k R_kᵀ] + α_k (E[R_k] μ_k bᵀ + b μ_kᵀ E[R_k]ᵀ) + α_k² b bᵀ.
 
-    For noise E‖(Â - A) x‖² ≤ σ² ‖x‖² and ‖I - α A‖ ≤ q, the trace of the covariance is at most
-    α² σ² max_k E‖x_k‖² / (1 - q²): a constant α leaves a variance of the order α, a decaying one
-    none. The mean of the last iterates has less of it than the last one.
+    If E‖(Â - A) x‖² ≤ σ² ‖x‖² and ‖I - α A‖ ≤ q < 1, the trace of the covariance is at most
+    α² σ² max_k E‖x_k‖² / (1 - q²). So a constant α leaves a variance of order α, and a decaying α
+    leaves none. The mean of the last iterates has a smaller variance than the last one.
 
-    The derivatives of a solve are solves with draws of their own. The residual that is reported is
-    the mean of b - Â_k x_k over the iterates that are averaged, or over the second half of the
-    steps: it is that of the mean iterate, and noise.
+    Derivatives of a solve are solves with draws of their own. The reported residual is the mean of
+    b - Â_k x_k over the averaged iterates, or over the second half of the steps. It estimates the
+    residual of the mean iterate and contains noise.
 
     Attributes:
-        steps: How many steps, each with one random product.
+        steps: The number of steps, each with one random product, >= 1.
         alpha: The first step size.
-        ridge: Solve with A + ridge I.
-        on_fail: What to do when more than `rtol` of ‖b‖ is left: "raise", "warn" or "ignore".
-        rtol: The part of ‖b‖ that may be left, noise included.
-        decay: How fast the step size falls, >= 0.
-        average: The number of last iterates whose mean is returned.
+        ridge: Solve with A + ridge I; None: no ridge.
+        on_fail: What to do if the residual is above `rtol` ‖b‖: "raise", "warn" or "ignore".
+        rtol: The largest residual relative to ‖b‖, including noise, >= 0.
+        decay: How fast the step size decreases, >= 0; 0: it is constant.
+        average: The number of last iterates whose mean is returned, in [1, steps].
 
     Raises:
-        ValueError: A count below 1, a decay below 0, a mean over more iterates than there are.
+        ValueError: An option is out of its range.
 
     Example:
         >>> import torch
         >>> from torchopt.linear_solve import LinearOperator, StochasticGradient, linear_solve
         >>> _ = torch.manual_seed(0)
         >>> rows = torch.tensor([[3.0, 1.0], [1.0, 3.0], [2.0, 2.0], [2.0, -2.0]])
-        >>> def product(rows, v):  # of one row, whose mean is rows.T @ rows / 4
+        >>> def product(rows, v):  # for one random row; the mean is rows.T @ rows / 4
         ...     row = rows[torch.randint(4, (1,))]
         ...     return row.T @ (row @ v)
         >>> A = LinearOperator.from_function(product, rows, torch.ones(2), ["positive_definite"])
@@ -196,33 +197,32 @@ class StochasticGradient(_Stochastic):
 class StochasticNeumann(_Stochastic):
     r"""The Neumann series with random products: x = Σ_k α Π_{j=1}^{k} (I - α Â_j) b.
 
-    Each product has a draw of its own. With `going_on`, a probability p, the series is cut off at
-    random: after each term it goes on with probability p, and what follows is divided by p.
+    Each product uses a draw of its own. With `going_on`, a probability p, the series is truncated
+    at random: after each term it continues with probability p, and later terms are divided by p.
 
-    Bias: that of the truncated series, -(I - αA)^(steps + 1) x*, with `going_on` too.
+    Bias: -(I - αA)^(steps + 1) x*, that of the truncated series, also with `going_on`.
 
-    Variance: with R = I - αÂ, X_0 = b bᵀ and X_{k+1} = E[R X_k Rᵀ] / p, the terms of x have
+    Variance: with R = I - αÂ, X_0 = b bᵀ and X_{k+1} = E[R X_k Rᵀ] / p, the terms of x satisfy
 
         E[x xᵀ] = α² Σ_{k=0}^{steps} (X_k + C_k + C_kᵀ),   C_k = Σ_{j=1}^{steps-k} E[R]ʲ X_k.
 
-    It stays finite with growing `steps` if the largest eigenvalue of the map
-    M → E[R M Rᵀ] is below p. Going on always, p = 1, has the smallest variance and takes all
-    `steps`; p < 1 takes 1 / (1 - p) of them in the mean. Means over several solves are what a small
-    p is for.
+    It remains bounded for growing `steps` if the largest eigenvalue of the map M → E[R M Rᵀ] is
+    below p. p = 1 has the smallest variance and takes all `steps`; p < 1 takes about 1 / (1 - p)
+    steps in the mean. A small p is meant for averages over several solves.
 
-    What is reported as left is the term after the last one, over α, whose mean is
-    (I - αA)^(steps + 1) b; 0 for a series that ended by chance.
+    The reported residual is the term after the last one, divided by α, whose mean is
+    (I - αA)^(steps + 1) b; it is 0 for a series that ended at random.
 
     Attributes:
         steps: The highest power, >= 1.
-        alpha: α, as for `Neumann`.
-        ridge: Solve with A + ridge I.
-        on_fail: What to do when more than `rtol` of ‖b‖ is left: "raise", "warn" or "ignore".
-        rtol: The part of ‖b‖ that may be left, noise included.
-        going_on: p, in (0, 1]; None is 1.
+        alpha: The factor α, as for `Neumann`.
+        ridge: Solve with A + ridge I; None: no ridge.
+        on_fail: What to do if the residual is above `rtol` ‖b‖: "raise", "warn" or "ignore".
+        rtol: The largest residual relative to ‖b‖, including noise, >= 0.
+        going_on: The probability p to continue, in (0, 1]; None: 1.
 
     Raises:
-        ValueError: A count below 1, a probability outside of (0, 1].
+        ValueError: An option is out of its range.
 
     Example:
         >>> import torch
@@ -258,7 +258,7 @@ class StochasticNeumann(_Stochastic):
             )
 
     def run(self, operator: BoundOperator, b: Tensor, x0: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the sum and the norm of the next term over α; `x0` is not used."""
+        """Return the sum, and the norm of the next term divided by α; `x0` is not used."""
         total = term = b
         for _ in range(self.steps):
             term = self._next(operator, term)

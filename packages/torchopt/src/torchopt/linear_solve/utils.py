@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transposed, normal, shifted and materialised products, on trees."""
+"""Transposed, normal, shifted and materialised products on trees."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make_rmatvec(matvec: TreeMap, x: Any) -> TreeMap:
 
     Args:
         matvec: A linear function of trees.
-        x: A tree of the structure and shapes that matvec takes.
+        x: A tree with the structure and shapes of the argument of matvec.
     """
     layout = Layout.of(x, "make_rmatvec: x")
     pull = transpose_linear(
@@ -54,15 +54,15 @@ def make_ridge_matvec(matvec: TreeMap, ridge: float | Tensor = 0.0) -> TreeMap:
 def materialize_matvec(
     matvec: TreeMap, x: Any
 ) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Any], Tensor], Callable[[Tensor], Any]]:
-    """Return the matrix of matvec: v -> A v, over all leaves together.
+    """Return the matrix of matvec: v -> A v, for all leaves together.
 
     Args:
         matvec: A linear function of trees.
-        x: A tree of the structure and shapes that matvec takes.
+        x: A tree with the structure and shapes of the argument of matvec.
 
     Returns:
-        (A, matvec on vectors, tree -> vector, vector -> tree), A of shape [n, n], n the number of
-        elements of all leaves.
+        (A, matvec on vectors, tree -> vector, vector -> tree). A is [n, n], where n is the number
+        of elements of all leaves.
 
     Example:
         >>> import torch

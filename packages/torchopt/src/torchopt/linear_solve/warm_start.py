@@ -21,10 +21,11 @@ __all__ = ["WarmStart"]
 class WarmStart(Solver):
     """A solver that remembers its last solution and starts the next solve from it.
 
-    In a loop over outer steps, as `solve=` of `custom_root`, the adjoint systems of two steps
-    differ little, and so do their solutions: an iterative solver saves the first digits. It changes
-    the path, not the answer. Solutions of A and of Aᴴ are kept apart, by the number of unknowns.
-    Nothing is remembered, and every solve starts cold, under `torch.func.vmap`.
+    As `solve=` of `custom_root` in a loop over outer steps, the adjoint systems of two steps differ
+    little, and so do their solutions, so an iterative solver need not compute the first digits
+    again. The start changes the iterates, not the solution. Solutions with A and with Aᴴ are kept
+    separately, for each number of unknowns. Under `torch.func.vmap` nothing is remembered, and
+    every solve starts cold.
 
     Attributes:
         solver: The iterative solver.
@@ -46,7 +47,7 @@ class WarmStart(Solver):
         return self.solver.init(operator, like), operator.adjoint
 
     def compute(self, state: Any, b: Tensor, x0: Tensor | None = None) -> Computed:
-        """Return the solution for one vector b, from the last one unless x0 is given."""
+        """Return the solution for one vector b, starting from the last one unless x0 is given."""
         inner, adjoint = state
         key = (adjoint, b.shape, b.dtype, b.device)
         remember = not is_wrapped(b)
@@ -67,26 +68,26 @@ class WarmStart(Solver):
         return self.solver.transpose(inner), not adjoint
 
     def forget(self) -> None:
-        """Start the next solve cold."""
+        """Forget all solutions, so that the next solve starts cold."""
         self._last.clear()
 
     @property
     def failure(self) -> OnFail:
-        """That of the solver."""
+        """The `failure` of the inner solver."""
         return self.solver.failure
 
     @property
     def is_stochastic(self) -> bool:
-        """That of the solver."""
+        """The `is_stochastic` of the inner solver."""
         return self.solver.is_stochastic
 
     def reformulate(
         self, operator: LinearOperator, b: Tensor
     ) -> tuple[Solver, LinearOperator, Tensor]:
-        """Return the result of the solver, and keep the memory."""
+        """Return the system of the inner solver, with a solver that shares the memory."""
         solver, operator, b = self.solver.reformulate(operator, b)
         return WarmStart(solver, self._last), operator, b
 
     def start(self, layout: Layout) -> Tensor | None:
-        """Return the default x0 of the solver before anything is remembered."""
+        """Return the default x0 of the inner solver until a solution is remembered."""
         return None if self._last else self.solver.start(layout)

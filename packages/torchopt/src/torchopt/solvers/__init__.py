@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forward solvers whose solutions are differentiable: minima, roots, fixed points, small QPs."""
+"""Solvers with differentiable solutions: minima, roots, fixed points, small QPs."""
 
 from __future__ import annotations
 

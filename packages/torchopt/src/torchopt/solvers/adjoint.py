@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Derivatives of a solver's solution by another engine than the implicit one."""
+"""Derivatives of a solver's solution by the explicit or the zero-order engine."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ __all__ = ["by_another_engine", "require_adjoint"]
 
 
 def require_adjoint(adjoint: Any, linear_solve: Any) -> None:
-    """Raise unless a solver can have its derivatives from this engine.
+    """Raise unless a solver can get its derivatives from this engine.
 
     Args:
         adjoint: An engine without a problem, or None.
-        linear_solve: The field of that name, which belongs to the engine if there is one.
+        linear_solve: The field of that name of the solver; an engine has its own.
+
+    Raises:
+        TypeError: `adjoint` is not an engine without a loss.
+        ValueError: `adjoint` is an `Explicit` with other options, or `linear_solve` is also given.
     """
     if adjoint is None:
         return
@@ -53,10 +57,10 @@ def by_another_engine(
     """Return a solution, differentiable with respect to tensors.
 
     Args:
-        solver: Its `adjoint` is an `Explicit` or a `ZeroOrder`.
-        run: Returns the `SolveResult` for these tensors; the second argument says whether its
-            value keeps the graph of the iterations.
-        chosen: The tensors.
+        solver: A solver whose `adjoint` is an `Explicit` or a `ZeroOrder`.
+        run: Returns the `SolveResult` for given tensors; its second argument says whether the value
+            keeps the graph of the iterations.
+        chosen: The tensors to differentiate by.
     """
     if isinstance(solver.adjoint, ZeroOrder):
         solution, _ = sampled(solver.adjoint, lambda x: (run(x, False).value, None), chosen)
@@ -66,6 +70,6 @@ def by_another_engine(
         raise NotDifferentiableError(
             f"{type(solver).__name__}: adjoint=Explicit(): expected iterations that depend on the "
             "arguments by differentiable operations, got a solution without a graph; its gradient "
-            "would be zero. Use adjoint=None, by the equation."
+            "would be zero. Use adjoint=None, which differentiates the equation."
         )
     return solution

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a forward solver is: a value that solves a problem, with the derivatives of the solution."""
+"""The base class of solvers, which solve a problem and differentiate its solution."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class SolverWarning(UserWarning):
 
 
 class SolveStatus(enum.IntEnum):
-    """How a solve ended; the worst has the largest number."""
+    """How a solve ended; a larger number is worse."""
 
     CONVERGED = 0
     MAX_ITERATIONS = 1
@@ -77,7 +77,7 @@ class SolveStatus(enum.IntEnum):
 
 
 _SENTENCES = {
-    SolveStatus.CONVERGED: "The residual met `tol`, or is what rounding leaves of it.",
+    SolveStatus.CONVERGED: "The residual met `tol`, or is as small as rounding allows.",
     SolveStatus.MAX_ITERATIONS: (
         "`maxiter` iterations did not bring the residual to `tol`; derivatives are those of "
         "another point. Allow more iterations, loosen `tol`, start closer, or scale the problem."
@@ -104,12 +104,12 @@ _SENTENCES = {
 
 
 class SolveResult(NamedTuple):
-    """What `run` returns, without derivatives.
+    """The result of `run`, without derivatives.
 
     Attributes:
         value: The solution, a tree like the start.
         status: A `SolveStatus` as a 0-dim integer tensor (batched under vmap).
-        iterations: Iterations taken, 0-dim.
+        iterations: The number of iterations, 0-dim.
         residual_norm: ‖F(x)‖₂ of the optimality function of the solver, 0-dim.
     """
 
@@ -120,14 +120,15 @@ class SolveResult(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What the loop of a solver returns: vectors and 0-dim tensors.
+    """The result of the loop of a solver: vectors and 0-dim tensors.
 
     Attributes:
-        value: x.
-        iterations: Iterations taken.
+        value: The last point x.
+        iterations: The number of iterations.
         residual_norm: ‖F(x)‖₂, or the width of a bracket.
         stalled: Whether the loop gave up.
-        solved: Whether it is a solution whatever the norm is: rounding allows no better one.
+        solved: Whether x counts as a solution whatever the norm, because rounding allows no better
+            one.
     """
 
     value: Tensor
@@ -138,7 +139,7 @@ class Outcome(NamedTuple):
 
 
 def report_outcome(status: Tensor, on_fail: OnFail, solver: object) -> None:
-    """Raise or warn unless every entry of the batch converged. Reads one number from the device.
+    """Raise or warn unless every entry of the batch converged; reads one number from the device.
 
     Raises:
         SolverError: `on_fail` is "raise" and the solve failed.
@@ -156,23 +157,25 @@ def report_outcome(status: Tensor, on_fail: OnFail, solver: object) -> None:
 
 @dataclass(frozen=True)
 class Solver(Described, ABC):
-    """A method to solve a problem that depends on arguments, as a value: its options are fields.
+    """A method to solve a problem that depends on arguments; its options are fields.
 
-    * `solver(function, start, *args)` is the solution, differentiable with respect to every tensor
-      in args, by the equation that it solves and not through the steps: to any order, in forward
-      and reverse mode, under autograd and `torch.func`. Under `torch.func.vmap` each problem of the
-      batch stops by itself. With `adjoint=`, the derivatives are those of another engine.
-    * `solver.run(function, start, *args)` is a `SolveResult`, without derivatives.
+    * `solver(function, start, *args)` returns the solution. It is differentiable with respect to
+      every tensor in args, by the equation that it solves and not through the steps: to any order,
+      in forward and reverse mode, under autograd and `torch.func`. Under `torch.func.vmap` each
+      problem of the batch stops independently. With `adjoint=`, the derivatives are those of
+      another engine.
+    * `solver.run(function, start, *args)` returns a `SolveResult`, without derivatives.
 
     Attributes:
-        tol: The largest ‖F(x)‖₂ that counts as solved, in the unit of F; None: √eps of the dtype,
-            1.5e-8 in float64 and 3.5e-4 in float32.
-        maxiter: The most iterations.
-        check_every: After how many iterations the host asks whether to stop. None: after each one
-            on the CPU, after 16 elsewhere. 0: never.
+        tol: The largest ‖F(x)‖₂ that counts as solved, >= 0, in the units of F; None: √eps of the
+            dtype, 1.5e-8 in float64 and 3.5e-4 in float32.
+        maxiter: The largest number of iterations, >= 0.
+        check_every: After how many iterations the host checks whether to stop. None: after each
+            one on the CPU, after 16 elsewhere. 0: never.
         on_fail: What to do with an unconverged answer: "raise", "warn" or "ignore".
-        linear_solve: Solves the linear system of the derivatives, as `solve=` of `custom_root`.
-        adjoint: The engine that gives the derivatives, without a problem of its own. None or
+        linear_solve: The solver of the linear system of the derivatives, as `solve=` of
+            `custom_root`.
+        adjoint: The engine that computes the derivatives, without a problem of its own. None or
             `Implicit(...)`: those of the equation. `Explicit()`: those of the iterations, which
             keep their graph. `ZeroOrder(...)`: estimates from whole solutions.
     """
@@ -184,9 +187,9 @@ class Solver(Described, ABC):
     linear_solve: Callable[..., Any] | None = None
     adjoint: Engine | None = field(default=None, kw_only=True)
 
-    #: What is known of ∂F/∂x, as keywords of `Implicit.rule`.
+    #: The known properties of ∂F/∂x, as keywords of `Implicit.rule`.
     structure: ClassVar[dict[str, Any]] = {}
-    differentiates: ClassVar[bool] = False  # the gradient or the residual, in the iteration
+    differentiates: ClassVar[bool] = False  # whether iterations differentiate the function twice
 
     def __post_init__(self) -> None:
         refuse_function(self.tol, self, "(function, start, *args)")
@@ -200,16 +203,16 @@ class Solver(Described, ABC):
 
     @abstractmethod
     def optimality(self, function: Function) -> Function:
-        """Return F(x, *args), zero at the solution, a tree like it."""
+        """Return the function F(x, *args), a tree like x that is zero at the solution."""
 
     @abstractmethod
     def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
         """Return the solution for one vector.
 
         Args:
-            function: What the caller gave, as a function of the tree x alone.
-            layout: Between trees and vectors.
-            x: The start.
+            function: The function of the caller, as a function of the tree x alone.
+            layout: Converts between trees and vectors.
+            x: The start, a vector.
         """
 
     @uncompiled
@@ -217,7 +220,7 @@ class Solver(Described, ABC):
         """Return the solution with its status, without derivatives.
 
         Raises:
-            SolverError: It failed and `on_fail` is "raise".
+            SolverError: The solve failed and `on_fail` is "raise".
             TypeError: The start is not a tree of floating-point tensors.
         """
         return self._run(function, start, args, keep_graph=False)
@@ -225,10 +228,10 @@ class Solver(Described, ABC):
     def _run(
         self, function: Function, start: Any, args: tuple[Any, ...], keep_graph: bool
     ) -> SolveResult:
-        """Return the solution, with the graph of the iterations if that is wanted."""
+        """Return the solution, with the graph of the iterations if `keep_graph` is True."""
         layout = Layout.of(start, f"{type(self).__name__}: start", real=True)
         function = twice_differentiable(function) if self.differentiates else function
-        # Hooks for saved tensors, such as those of a checkpoint, are for graphs that are kept.
+        # Hooks for saved tensors, such as those of a checkpoint, are only for graphs that are kept.
         hooks = nullcontext() if keep_graph else without_saved_tensor_hooks()
         with hooks, torch.set_grad_enabled(keep_graph):
             x = layout.ravel(tree_map(torch.detach, start))
@@ -255,14 +258,15 @@ class Solver(Described, ABC):
 
         Raises:
             NotDifferentiableError: The function depends on a tensor that requires a gradient and is
-                no argument.
+                not an argument.
             TypeError: The start is not a tree of floating-point tensors.
+            SolverError: The solve failed and `on_fail` is "raise".
         """
         Layout.of(start, f"{type(self).__name__}: start")
         leaves, spec = tree_flatten(args)
         smooth = [is_smooth(x) for x in leaves]
         chosen = [x for x, flag in zip(leaves, smooth) if flag]
-        # What is not differentiated goes the same way, to be in reach of a vmap.
+        # Other leaves are passed the same way, so that a vmap applies to them too.
         others = [x for x, flag in zip(leaves, smooth) if not flag]
         options = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {
@@ -299,11 +303,11 @@ class Solver(Described, ABC):
             remedy=REMEDY,
             **self.structure,
         )
-        # Without anything to differentiate, only a vmap is left to be followed.
+        # If nothing is differentiated, the engine is still needed under vmap.
         return engine(solve)(start, chosen or [torch.empty(0)], others, tensors)
 
     def _with(self, values: dict[str, Any]) -> Solver:
-        """Return the solver with other fields, of which the old ones were valid."""
+        """Return the solver with other values of fields, without checking them again."""
         if not values:
             return self
         solver = copy.copy(self)
@@ -313,7 +317,7 @@ class Solver(Described, ABC):
 
     @without_saved_tensor_hooks()
     def _require_no_closure(self, function: Function, start: Any, args: Any) -> None:
-        """Raise if F depends on tensors that are not arguments: their gradient would be zero."""
+        """Raise if F depends on tensors that are not arguments, whose gradient would be zero."""
         optimality = self.optimality(function)
         start = tree_map(plain_entry, start)
         value = optimality(start, *args)
@@ -340,7 +344,7 @@ class Solver(Described, ABC):
         return float(torch.finfo(x.dtype).eps) ** 0.5 if self.tol is None else self.tol
 
     def asks(self, x: Tensor) -> int:
-        """Return how often the host asks whether to stop."""
+        """Return after how many iterations the host checks whether to stop."""
         if self.check_every is not None:
             return self.check_every
         return 1 if x.device.type == "cpu" else 16
@@ -351,10 +355,10 @@ def _plain(x: Any) -> Any:
 
 
 def gradient_norm(value: Tensor, gradient: Tensor) -> Tensor:
-    """Return ‖∇f‖; NaN where f is not finite: no gradient there says that x is a minimum."""
+    """Return ‖∇f‖, or NaN if f is not finite, because x is then no minimum for any gradient."""
     return torch.where(value.isfinite(), norm(gradient), torch.nan)
 
 
 def false_like(x: Tensor) -> Tensor:
-    """Return a 0-dim False beside x, batched like it."""
+    """Return a 0-dim False on the device of x, batched like x."""
     return torch.zeros_like(x.sum(), dtype=torch.bool)

@@ -19,15 +19,16 @@ __all__ = ["Bisection"]
 
 @dataclass(frozen=True)
 class Bisection(RootSolver):
-    """Bisection for every element by itself: F acts element by element, as x³ - a does.
+    """Bisection of each element separately, for an F that acts element by element, like x³ - a.
 
     The bracket is halved in each step, so log₂((upper - lower) / tol) steps are enough. The start
-    gives shape and dtype alone. Here `tol` is the distance to the root, not ‖F‖; by default it is
-    that of rounding.
+    only gives shape and dtype. Here `tol` is the distance to the root, not ‖F‖; the default is as
+    small as rounding allows.
 
     Attributes:
-        lower: Below the root, a number or a tensor that broadcasts.
-        upper: Above the root. F has another sign there than at `lower`, in every element.
+        lower: A lower bound of the root, a number or a tensor that broadcasts to the start.
+        upper: An upper bound of the root, likewise. In every element, F must have different signs
+            at `lower` and `upper`.
 
     Example:
         >>> import torch
@@ -60,7 +61,7 @@ class Bisection(RootSolver):
             return torch.where(left, middle, low), torch.where(left, high, middle), known
 
         def width(state: tuple[Tensor, ...]) -> Tensor:
-            """Return the widest bracket; one that rounding cannot halve has none."""
+            """Return the width of the widest bracket; 0 if rounding cannot halve it."""
             low, high, _ = state
             size = (high - low).abs()
             least = 4 * torch.finfo(x.dtype).eps * torch.maximum(low.abs(), high.abs())
@@ -76,7 +77,7 @@ class Bisection(RootSolver):
         root = low + (high - low) / 2
         size = residual(root).abs()
         known = known & size.isfinite().all()
-        # At a pole or a jump the sign changes, and F does not become small.
+        # At a pole or a jump the sign changes but F does not become small.
         smaller = (size < torch.maximum(at_low.abs(), at_high.abs())) | (size == 0)
         remaining = torch.where(known, width(state), torch.nan)
         bracketed = bracketed & smaller.all()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixed points: plain iteration, Anderson's mixing, Broyden's method."""
+"""Fixed points: plain iteration, Anderson mixing, Broyden's method."""
 
 from __future__ import annotations
 
@@ -27,10 +27,19 @@ def _outcome(state: State, count: Tensor) -> Outcome:
 
 @dataclass(frozen=True)
 class FixedPointIteration(FixedPointSolver):
-    """x + damping (T(x) - x), repeated: converges where T is a contraction.
+    """The iteration x ← x + damping (T(x) - x), which converges if T is a contraction.
 
     Attributes:
-        damping: In (0, 1]; 1 is the plain iteration.
+        damping: The factor of the step, in (0, 1]; 1 is the plain iteration.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.solvers import FixedPointIteration
+        >>> a = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
+        >>> x = FixedPointIteration()(lambda x, a: (x + a / x) / 2, torch.ones_like(a), a)
+        >>> x.backward()
+        >>> round(x.item(), 6), round(a.grad.item(), 6)  # sqrt(a), 1 / (2 sqrt(a))
+        (2.0, 0.25)
     """
 
     damping: float = 1.0
@@ -47,19 +56,19 @@ class FixedPointIteration(FixedPointSolver):
 
 @dataclass(frozen=True)
 class Anderson(FixedPointSolver):
-    """Anderson's mixing: the next point is the combination of the last ones whose residual is
-    least.
+    """Anderson mixing: the next point is the combination of the last ones with least residual.
 
-    On a linear T it is GMRES in disguise, and exact after n + 1 evaluations with history ≥ n.
+    For a linear T it is equivalent to GMRES, and exact after n + 1 evaluations if history ≥ n.
 
     Attributes:
-        history: Differences that are kept, at least 1.
-        damping: How much of the combined residual is added, in (0, 1].
-        ridge: Regularises the small least-squares problem, relative to its trace; at least ten
-            times the rounding of the dtype is used.
+        history: How many differences are kept, >= 1.
+        damping: The share of the combined residual that is added, in (0, 1].
+        ridge: The regularization of the small least-squares problem, relative to its trace; at
+            least ten times the eps of the dtype is used.
 
     References:
-        Walker, Ni, Anderson acceleration for fixed-point iterations, 2011, equation 2.1.
+        H. F. Walker, P. Ni, Anderson Acceleration for Fixed-Point Iterations, SIAM J. Numer. Anal.
+        49, 2011, https://doi.org/10.1137/10078356X, equation 2.1
 
     Example:
         >>> import torch
@@ -103,14 +112,22 @@ class Anderson(FixedPointSolver):
 
 @dataclass(frozen=True)
 class Broyden(FixedPointSolver):
-    """Broyden's method on T(x) - x, with the inverse Jacobian as -I and updates of rank one.
+    """Broyden's method for T(x) - x; the inverse Jacobian starts as -I and gets rank-one updates.
 
     Attributes:
-        history: Updates that are kept, two vectors each; the oldest is dropped.
+        history: How many updates are kept, two vectors each; the oldest is dropped.
 
     References:
-        Broyden, A class of methods for solving nonlinear simultaneous equations, 1965, the first
-        ("good") update.
+        C. G. Broyden, A Class of Methods for Solving Nonlinear Simultaneous Equations, Math. Comp.
+        19, 1965, https://doi.org/10.1090/S0025-5718-1965-0198670-6, the first ("good") update
+
+    Example:
+        >>> import torch
+        >>> from torchopt.solvers import Broyden
+        >>> a = torch.tensor(1.0, dtype=torch.float64)
+        >>> x = Broyden()(lambda x, a: torch.cos(a * x), torch.zeros_like(a), a)
+        >>> round(x.item(), 4)
+        0.7391
     """
 
     history: int = 20

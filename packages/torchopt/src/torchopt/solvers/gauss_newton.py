@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three methods of nonlinear least squares: how far to go along the steps of Gauss and Newton."""
+"""Three methods of nonlinear least squares, which differ in how they limit Gauss-Newton steps."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ __all__ = ["Dogleg", "GaussNewton", "LevenbergMarquardt"]
 
 
 def _undamped(model: Model) -> Tensor:
-    """Return the step of Gauss and Newton; unknowns that J does not see are hardly moved."""
+    """Return the Gauss-Newton step; unknowns that J does not depend on hardly move."""
     value = model.here.value
     return model.damped(torch.full_like(value, torch.finfo(value.dtype).eps))
 
 
 @dataclass(frozen=True)
 class GaussNewton(LeastSquares):
-    """The method of Gauss and Newton: p = -(JᵀWJ)⁻¹ g, halved until f falls enough.
+    """The Gauss-Newton method: p = -(JᵀWJ)⁻¹ g, halved until f decreases enough.
 
-    Quadratic convergence where the residuals vanish, linear otherwise. It takes the fewest steps
-    close to a solution; far from one, or where J loses rank, `LevenbergMarquardt` is safer.
+    It converges quadratically if the residuals vanish at the solution, linearly otherwise. It takes
+    the fewest steps close to a solution. Far from one, or where J loses rank, `LevenbergMarquardt`
+    is safer.
 
     References:
         Nocedal, Wright, Numerical optimization, 2006, section 10.3, equation 10.23.
@@ -61,17 +62,17 @@ class GaussNewton(LeastSquares):
         return torch.ones_like(control)
 
     def after_failure(self, control: Tensor, count: Tensor, p: Tensor, model: Model) -> Tensor:
-        """Return half of it."""
+        """Return half of the control."""
         return control / 2
 
 
 @dataclass(frozen=True)
 class LevenbergMarquardt(LeastSquares):
-    """The method of Levenberg and Marquardt: (JᵀWJ + λ D²) p = -g.
+    """The Levenberg-Marquardt method: (JᵀWJ + λ D²) p = -g.
 
-    D has the largest lengths of the columns of √W J so far, so the units of the unknowns do not
-    matter. λ is multiplied by max(1/3, 1 - (2 ϱ - 1)³) after a step that gave ϱ times the promised
-    decrease, and by 2, 4, 8, ... after attempts that failed.
+    D consists of the largest norms so far of the columns of √W J, so the units of the unknowns do
+    not matter. λ is multiplied by max(1/3, 1 - (2 ϱ - 1)³) after a step whose decrease is ϱ times
+    the predicted one, and by 2, 4, 8, ... after failed attempts.
 
     Attributes:
         damping: The first λ, relative to D², > 0.
@@ -89,7 +90,7 @@ class LevenbergMarquardt(LeastSquares):
         >>> fit = LevenbergMarquardt(loss="huber", scale=0.2, lower=0.0)
         >>> y = torch.tensor([1.0, 1.1, 0.9, 50.0], dtype=torch.float64)
         >>> mean = lambda y: fit(lambda x, y: x - y, torch.zeros(()).double(), y)
-        >>> mean(y)  # the outlier counts as one that is 0.2 away
+        >>> mean(y)  # the outlier pulls as if it were only 0.2 away
         tensor(1.0667, dtype=torch.float64)
         >>> torch.func.jacrev(mean)(y).round(decimals=4)
         tensor([0.3333, 0.3333, 0.3333, 0.0000], dtype=torch.float64)
@@ -124,10 +125,11 @@ class LevenbergMarquardt(LeastSquares):
 
 @dataclass(frozen=True)
 class Dogleg(LeastSquares):
-    """Powell's dogleg: a trust region ‖D p‖ ≤ Δ, and in it the path along -D⁻² g to the minimum of
-    the model, then to the step of Gauss and Newton.
+    """Powell's dogleg method, with a trust region ‖D p‖ ≤ Δ.
 
-    One factorisation a step, however many radii are tried.
+    The step ends where a path leaves the region. The path goes along -D⁻² g to the minimum of the
+    model in that direction, and from there to the Gauss-Newton step. A step takes one
+    factorisation, however many radii are tried.
 
     References:
         Powell, A hybrid method for nonlinear equations, 1970.
@@ -145,7 +147,7 @@ class Dogleg(LeastSquares):
     """
 
     def first_control(self, model: Model, x: Tensor) -> Tensor:
-        """Return ‖D x‖, and what the first step along the gradient needs."""
+        """Return ‖D x‖ plus the length of the first step along the gradient."""
         return norm(model.units * x) + norm(model.units * model.steepest())
 
     def proposals(self, model: Model) -> FlatMap:
@@ -155,7 +157,7 @@ class Dogleg(LeastSquares):
         length = norm(along)
 
         def step(radius: Tensor) -> Tensor:
-            # ‖along + t ahead‖ = Δ has one root t ≥ 0, written without cancellation.
+            # ‖along + t ahead‖ = Δ has one root t ≥ 0, computed without cancellation.
             a, b, c = dot(ahead, ahead), dot(along, ahead), dot(along, along) - radius**2
             root = torch.sqrt(torch.clamp(b * b - a * c, min=0))
             low = -c / torch.where(b + root > 0, b + root, 1.0)
@@ -169,7 +171,7 @@ class Dogleg(LeastSquares):
         return step
 
     def after(self, control: Tensor, ratio: Tensor, p: Tensor, model: Model) -> Tensor:
-        """Return Δ after a success: more where the model was right and Δ held the step back."""
+        """Return Δ after a success, larger if the model was accurate and Δ limited the step."""
         length = norm(model.units * p)
         wider = torch.where(length > 0.9 * control, 2 * control, control)
         return torch.where(ratio > 0.75, wider, torch.where(ratio < 0.25, length / 4, control))

@@ -18,13 +18,13 @@ __all__ = ["GradientDescent"]
 
 @dataclass(frozen=True)
 class GradientDescent(Minimizer):
-    """Gradient descent, by line search or with a fixed step.
+    """Gradient descent with a line search or a fixed step.
 
-    The line search starts at the step of Barzilai and Borwein (Two-point step size gradient
-    methods, 1988, equation 5). `LBFGS` needs fewer evaluations on almost every problem.
+    The line search starts at the Barzilai-Borwein step (Two-point step size gradient methods, 1988,
+    equation 5). `LBFGS` needs fewer evaluations on almost every problem.
 
     Attributes:
-        lr: The step; None: a line search, which needs no constant of the problem.
+        lr: The fixed step; None: a line search, which needs no constant of the problem.
 
     Example:
         >>> import torch

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of a quadratic program: an interior point method, then the active equations exactly.
+"""The numerical solution of a quadratic program: an interior point method, then exact equations.
 
-Everything here runs without a graph, in float64 where the device has it, on one problem (or on a
-batch under `torch.func.vmap`).
+Everything here runs without a graph, in float64 if the device supports it, for one problem (or for
+a batch under `torch.func.vmap`).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = [
 
 State = tuple[Tensor, ...]
 
-# Of the Newton matrices, for problems of size one: for dependent rows and flat directions.
+# Regularization of the Newton matrices, for scaled problems with dependent rows or flat directions.
 REGULARISATION = 1e-10
 PROXIMITY = 1e-12
 # Forces below this are rounding.
 LEAST_FORCE = 1e-6
-# The target of the interior point method: active rows have to stand out from the others.
+# The accuracy of the interior point method; active rows must differ clearly from the others.
 TARGET = 1e-12
 
 
 class Program(NamedTuple):
-    """One problem without batch; p and m may be 0."""
+    """One problem without a batch; the numbers of rows p and m may be 0."""
 
     Q: Tensor
     c: Tensor
@@ -50,7 +50,7 @@ class Program(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """The units of a problem of size one: each of x, the objective, each row of A and of G."""
+    """The units of the scaled problem: of x, each unknown, the objective, rows of A and of G."""
 
     x: Tensor
     each: Tensor
@@ -60,14 +60,14 @@ class Scales(NamedTuple):
 
 
 def resolution(dtype: torch.dtype, size: int) -> float:
-    """Return the relative error that rounding of `size` numbers makes."""
+    """Return the relative error that rounding of `size` numbers causes."""
     return float(torch.finfo(dtype).eps) * 64 * math.sqrt(max(size, 1))
 
 
 def minimize(given: Program, tol: float, maxiter: int) -> tuple[Tensor, ...]:
     """Return (x, nu, lam, status); multipliers of inactive rows are exactly zero.
 
-    x, nu and lam are NaN where there is no solution.
+    x, nu and lam are NaN if there is no solution.
     """
     dtype, device = given.c.dtype, given.c.device
     wide = torch.float32 if device.type == "mps" else torch.float64
@@ -84,7 +84,7 @@ def minimize(given: Program, tol: float, maxiter: int) -> tuple[Tensor, ...]:
     none = none | _has_no_bound(scaled, point[0], 1e-6)
     status = torch.where(none, int(SolveStatus.INFEASIBLE), int(SolveStatus.MAX_ITERATIONS))
     status = torch.where(violation <= tol, int(SolveStatus.CONVERGED), status)
-    # A minimum that exists only by rounding of the arguments is not one.
+    # A minimum that exists only because of rounding of the arguments does not count.
     convex = ~_has_no_bound(scaled, point[0], rounding / 16)
     convex = convex & _is_convex(_as_given(scaled, scales.each), rounding)
     status = torch.where(convex, status, int(SolveStatus.INFEASIBLE))
@@ -95,7 +95,7 @@ def minimize(given: Program, tol: float, maxiter: int) -> tuple[Tensor, ...]:
 
 
 def _largest(*tensors: Tensor) -> Tensor:
-    """Return the largest absolute value, 0 of nothing."""
+    """Return the largest absolute value; 0 if there are no values."""
     flat = torch.cat([x.reshape(x.numel()) for x in tensors])
     return torch.cat([flat.abs(), flat.new_zeros(1)]).amax()
 
@@ -105,35 +105,35 @@ def _one_if_zero(x: Tensor) -> Tensor:
 
 
 def _without_idle_rows(data: Program) -> Program:
-    """Return the program with rows G x <= inf as 0 <= 1, and those of -inf as 0 <= -1."""
+    """Return the program with rows G x <= inf replaced by 0 <= 1, G x <= -inf by 0 <= -1."""
     infinite = data.h.isinf()
     G = torch.where(infinite[:, None], torch.zeros_like(data.G), data.G)
     return data._replace(G=G, h=torch.where(infinite, data.h.sign(), data.h))
 
 
 def units_of_unknowns(Q: Tensor, eps: float) -> Tensor:
-    """Return a power of two for each unknown, in which its curvature is about that of the others.
+    """Return a power of two for each unknown as its unit, so that curvatures are about equal.
 
-    Curvatures that are rounding of the largest say nothing of units.
+    Curvatures that are rounding errors of the largest one are ignored.
     """
     curvature = Q.diagonal() / _one_if_zero(_largest(Q.diagonal()))
     return 1 / power_of_two(torch.where(curvature > 8 * eps, curvature, 1.0).sqrt())
 
 
 def _as_given(data: Program, each: Tensor) -> Program:
-    """Return the form and the equations in the units of the unknowns that were given."""
+    """Return Q and A in the original units of the unknowns."""
     return data._replace(Q=data.Q / each[:, None] / each, A=data.A / each)
 
 
 def _scaled(data: Program, eps: float) -> tuple[Program, Scales]:
-    """Return the same problem in units in which its numbers are about one."""
+    """Return the same problem in units in which its numbers are of order one."""
     Q, c, A, b, G, h = data
     each = units_of_unknowns(Q, eps)
     Q, c, A, G = Q * each[:, None] * each, c * each, A * each, G * each
     equal, less = (_one_if_zero(torch.linalg.vector_norm(M, dim=1)) for M in (A, G))
     A, b, G, h = A / equal[:, None], b / equal, G / less[:, None], h / less
     largest_Q, largest_c = _largest(Q), _largest(c)
-    # The size of x: of the free minimum, of the equations, of a bound in the middle.
+    # The size of x: the largest of the free minimum, the equations and the median bound.
     free = torch.where(largest_Q > 0, largest_c / _one_if_zero(largest_Q), 0.0)
     bounds = torch.where(h != 0, h.abs(), torch.nan)
     middle = torch.cat([bounds, bounds.new_full((1,), torch.nan)]).nanmedian().nan_to_num()
@@ -147,7 +147,7 @@ def _scaled(data: Program, eps: float) -> tuple[Program, Scales]:
 
 
 def _relaxed(data: Program, rounding: float) -> Program:
-    """Return the program without contradictions that are rounding of its numbers."""
+    """Return the program without contradictions that are within rounding of its numbers."""
     rest = null_projector(data.A, rounding) @ data.b
     negligible = rest.abs() <= rounding * (1 + data.b.abs())
     b = torch.where(negligible.all(), data.b - rest, data.b)
@@ -166,8 +166,8 @@ def _unscaled(found: State, scales: Scales) -> State:
 def _interior_point(data: Program, rounding: float, maxiter: int) -> State:
     """Return (x, nu, s, lam) close to the solution, s = h - G x.
 
-    Mehrotra's predictor and corrector; the Newton matrix is that of a proximal method, so that it
-    is regular for every program, while the residuals are those of the program itself.
+    Mehrotra's predictor-corrector method. The Newton matrix is that of a proximal method, which is
+    regular for every program; the residuals are those of the program itself.
     """
     Q, c, A, b, G, h = data
     n, p = c.shape[0], b.shape[0]
@@ -176,7 +176,7 @@ def _interior_point(data: Program, rounding: float, maxiter: int) -> State:
 
     def newton(weights: Tensor) -> State:
         curvature = Q + G.mT @ (weights[:, None] * G)
-        # Large weights must not round it away.
+        # So that large weights do not round the regularization away.
         small = torch.clamp(eps * _largest(curvature), min=REGULARISATION)
         top = torch.cat([curvature + small * eye, A.mT], dim=1)
         matrix = torch.cat([top, torch.cat([A, corner], dim=1)])
@@ -243,7 +243,7 @@ def _longest(*pairs: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def null_projector(rows: Tensor, rounding: float) -> Tensor:
-    """Return I - M M⁺: the projector onto the combinations of rows that vanish.
+    """Return I - M M⁺, the projector onto the combinations of rows that are zero.
 
     Differentiable along changes of M that keep its rank. A zero row is such a combination.
     """
@@ -256,18 +256,19 @@ def null_projector(rows: Tensor, rounding: float) -> Tensor:
         clean = clean.float()
     independent: Tensor = clean @ torch.linalg.pinv(clean, rtol=rounding)
     projector = eye - independent.to(eye)
-    # The trace is the number of dependent rows. Without any, what is left is rounding.
+    # The trace is the number of dependent rows; if there are none, the projector is only rounding.
     return torch.where(projector.detach().trace() < 0.5, torch.zeros_like(eye), projector)
 
 
 def active_system(symmetric: Tensor, rows: Tensor, projector: Tensor, weights: Tensor) -> Tensor:
-    """Return K of K (x, y) = (-c, (I - P) r), whose solution is that of the equations M x = r.
+    """Return the matrix K of K (x, y) = (-c, (I - P) r), the program with equations M x = r.
 
-    With P the projector onto the combinations of rows that vanish, and weights W > 0,
+    With the projector P onto the combinations of rows that are zero, and weights W > 0,
 
         Q x + Mᵀ y = -c,   M x + P W y = (I - P) r .
 
-    P W y = 0 makes y the multipliers of least norm yᵀ W y, so K is regular for dependent rows too.
+    P W y = 0 selects the multipliers y of least norm yᵀ W y, so K is regular even if rows depend on
+    one another.
     """
     top = torch.cat([symmetric, rows.mT], dim=1)
     return torch.cat([top, torch.cat([rows, projector * weights], dim=1)])
@@ -276,15 +277,16 @@ def active_system(symmetric: Tensor, rows: Tensor, projector: Tensor, weights: T
 def _exact(
     data: Program, point: State, weights: Tensor, rounding: float, tol: float
 ) -> tuple[State, Tensor]:
-    """Return (x, nu, lam) and its violation: the equations of the active rows solved exactly.
+    """Return (x, nu, lam) from the exact equations of the active rows, and its violation.
 
-    A row is active if the interior point method says so; where the signs then say otherwise, rows
-    are taken out and in. What the interior point method found is kept where it is better.
+    The interior point method decides which rows are active. If the signs of the solution contradict
+    that, rows are removed or added. The result of the interior point method is kept if it is
+    better.
     """
     Q, c, A, b, G, h = data
     n, p = c.shape[0], b.shape[0]
     x, nu, s, lam = point
-    # Where the minimum is not unique: the one close to x.
+    # If the minimum is not unique, this selects the one close to x.
     flat = torch.cat([torch.full_like(c, PROXIMITY), torch.zeros_like(torch.cat([b, h]))])
     nearby = torch.diag(flat)
 
@@ -299,7 +301,7 @@ def _exact(
             rest = (right - matrix @ both)[:, None]
             both = both + LU().substitute(factors, rest, adjoint=False)[:, 0]
         multipliers = active * both[n + p :]
-        # What is only rounding is zero: the row makes no difference.
+        # A multiplier that is only rounding is set to zero.
         negligible = multipliers.abs() <= rounding * (_largest(c, Q @ both[:n]) + LEAST_FORCE)
         return both[:n], both[n : n + p], torch.where(negligible, 0.0, multipliers)
 
@@ -327,10 +329,10 @@ def _exact(
 
 
 def _violation(data: Program, solution: State) -> Tensor:
-    """Return the largest relative violation of the conditions of Karush, Kuhn and Tucker.
+    """Return the largest relative violation of the Karush-Kuhn-Tucker conditions.
 
-    Relative to what cancels: |x| is left out, because it grows without limit where there is no
-    solution, and would hide it.
+    It is relative to the terms that cancel. |x| is not one of them, because it grows without limit
+    if there is no solution and would hide that.
     """
     Q, c, A, b, G, h = data
     x, nu, lam = solution
@@ -339,7 +341,7 @@ def _violation(data: Program, solution: State) -> Tensor:
     stationary = _largest(torch.stack(forces).sum(0)) / size
     Ax, Gx = A @ x, G @ x
     equal = (Ax - b).abs() / (1 + b.abs())
-    # Both must be ≥ 0, and one of them 0.
+    # Both must be ≥ 0, and one of them must be 0.
     slack, sign = (h - Gx) / (1 + h.abs()), lam / size
     return torch.maximum(stationary, _largest(equal, torch.minimum(slack, sign)))
 
@@ -348,7 +350,7 @@ def _violation(data: Program, solution: State) -> Tensor:
 
 
 def _is_convex(data: Program, rounding: float) -> Tensor:
-    """Return whether Q is positive semi-definite where A x = 0, up to rounding."""
+    """Return whether Q is positive semi-definite on A x = 0, up to rounding."""
     inside = (
         null_projector(data.A.mT, rounding) if data.A.numel() else torch.eye(len(data.c)).to(data.c)
     )
@@ -362,7 +364,7 @@ def _is_convex(data: Program, rounding: float) -> Tensor:
 def _has_no_point(data: Program, point: State, rounding: float, least: float) -> Tensor:
     """Return whether the multipliers prove that the constraints contradict each other.
 
-    They do where Aᵀν + Gᵀλ = 0 and bᵀν + hᵀλ < 0 for a λ ≥ 0 (Farkas).
+    They do if Aᵀν + Gᵀλ = 0 and bᵀν + hᵀλ < 0 for some λ ≥ 0 (Farkas' lemma).
     """
     _, c, A, b, G, h = data
     _, nu, _, lam = point
@@ -373,9 +375,9 @@ def _has_no_point(data: Program, point: State, rounding: float, least: float) ->
 
 
 def _has_no_bound(data: Program, x: Tensor, least: float) -> Tensor:
-    """Return whether x is so far that its direction proves that the objective has no bound.
+    """Return whether the direction of a large x proves that the objective is unbounded below.
 
-    It does where Q x = 0, A x = 0, G x ≤ 0 and cᵀx < 0.
+    It does if Q x = 0, A x = 0, G x ≤ 0 and cᵀx < 0.
     """
     Q, c, A, _, G, _ = data
     far = _largest(x)

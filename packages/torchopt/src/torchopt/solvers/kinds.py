@@ -23,8 +23,9 @@ ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Minimizer(Solver):
-    """A solver of min f(x, *args), f smooth with a 0-dim value: F = ∇f, whose Jacobian is
-    symmetric.
+    """A solver of min f(x, *args) for a smooth f with a 0-dim value.
+
+    Its optimality function is F = ∇f, whose Jacobian is symmetric.
     """
 
     structure: ClassVar[dict[str, Any]] = {"symmetric": True}
@@ -52,7 +53,7 @@ class Minimizer(Solver):
 
 @dataclass(frozen=True)
 class FixedPointSolver(Solver):
-    """A solver of x = T(x, *args), T(x) a tree like x: F = T(x) - x."""
+    """A solver of x = T(x, *args), where T(x) is a tree like x; F = T(x) - x."""
 
     def optimality(self, function: Function) -> Function:
         """Return T - x."""
@@ -72,7 +73,7 @@ class FixedPointSolver(Solver):
 
 @dataclass(frozen=True)
 class RootSolver(Solver):
-    """A solver of F(x, *args) = 0, F(x) a tree like x."""
+    """A solver of F(x, *args) = 0, where F(x) is a tree like x."""
 
     def optimality(self, function: Function) -> Function:
         """Return F."""

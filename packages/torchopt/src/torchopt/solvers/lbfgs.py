@@ -18,16 +18,16 @@ __all__ = ["LBFGS"]
 
 @dataclass(frozen=True)
 class LBFGS(Minimizer):
-    """Limited-memory BFGS with a line search that meets the conditions of Wolfe.
+    """Limited-memory BFGS with a line search that satisfies the Wolfe conditions.
 
-    Memory: 2 `history` vectors. An update whose curvature is not positive is left out.
+    It keeps 2 `history` vectors. An update whose curvature is not positive is skipped.
 
     Attributes:
-        history: Pairs of steps and gradient differences that are kept, at least 1.
+        history: How many pairs of steps and gradient differences are kept, >= 1.
 
     References:
-        Liu, Nocedal, On the limited memory BFGS method for large scale optimization, 1989,
-        algorithm 2.1.
+        D. C. Liu, J. Nocedal, On the Limited Memory BFGS Method for Large Scale Optimization, Math.
+        Programming 45, 1989, https://doi.org/10.1007/BF01589116, algorithm 2.1
 
     Example:
         >>> import torch
@@ -85,7 +85,7 @@ class LBFGS(Minimizer):
 
 
 def two_loops(g: Tensor, S: Tensor, Y: Tensor, rho: Tensor, scale: Tensor) -> Tensor:
-    """Return H g; the newest pair first, rho = 1 / sᵀy, 0 for pairs that are not there."""
+    """Return H g. The newest pair comes first; rho = 1 / sᵀy, 0 for missing pairs."""
     alphas = []
     q = g
     for s, y, r in zip(S.unbind(), Y.unbind(), rho.unbind()):

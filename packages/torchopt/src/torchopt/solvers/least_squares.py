@@ -33,28 +33,28 @@ __all__ = ["LeastSquares"]
 class LeastSquares(Solver):
     """A solver of min f(x, *args) = ½ Σ C² rho(rᵢ(x, *args)² / C²) with lower ≤ x ≤ upper.
 
-    Called with r: `LevenbergMarquardt()(r, start, *args)`. r returns a tree of real tensors, of any
-    structure. F is ∇f; at a bound that holds x back it is the distance to the bound. Also solved is
-    a point where rounding hides every further decrease: the steps that the model proposes change f
-    or x by less than 100 times the rounding of the dtype.
+    Call it with r, as in `LevenbergMarquardt()(r, start, *args)`. r returns a tree of real tensors
+    of any structure. F is ∇f; at an active bound it is the distance to the bound. A point also
+    counts as solved if rounding hides every further decrease: the proposed steps change f or x by
+    less than 100 times the eps of the dtype.
 
-    Where x lies on a bound and ∇f is zero, up to `tol`, the solution has a kink. Its derivative
-    does not exist; the linear system is singular then, which is reported.
+    If x lies on a bound and ∇f is zero, up to `tol`, the solution has a kink and no derivative. The
+    linear system is then singular, which is reported.
 
     Attributes:
         loss: rho: "linear" (ρ(z) = z), "soft_l1", "huber", "cauchy" or "arctan", as in
-            `scipy.optimize.least_squares`; or a function of z ≥ 0, element by element, twice
-            differentiable, with ρ(0) = 0 and ρ'(0) = 1.
-        scale: C > 0, in the unit of r: residuals beyond it are outliers. A number, a 0-dim tensor,
-            or a function of *args that returns one and may be differentiated.
-        lower: The lower bounds; a start outside of them is moved inside. None, a number, a tensor
-            that broadcasts to every leaf of x, or a tree of those, a prefix of x; or a function
-            of *args that returns one and may be differentiated.
+        `scipy.optimize.least_squares`; or a function of z ≥ 0 that acts element by element and
+        is twice differentiable, with ρ(0) = 0 and ρ'(0) = 1.
+        scale: C > 0, in the units of r; larger residuals are outliers. A number, a 0-dim tensor, or
+        a function of *args that returns one and is differentiated.
+        lower: The lower bounds; a start outside of the bounds is moved inside. None, a number, a
+        tensor that broadcasts to every leaf of x, or a tree of those that is a prefix of x; or
+        a function of *args that returns one and is differentiated.
         upper: The upper bounds, likewise.
-        step_solver: How the linear systems of the steps are solved. "dense": by QR factorisation of
-            the Jacobian. "blocks": the same where every leaf of x and of r is `[blocks, ...]`, and
-            block i of r depends only on block i of x; all blocks at once. A solver of
-            `torchopt.linear_solve`: by products with J and Jᵀ alone. None: "dense" up to 256
+        step_solver: How the linear systems of the steps are solved. "dense": by a QR factorisation
+        of the Jacobian. "blocks": the same for all blocks together, if every leaf of x and of r
+        is `[blocks, ...]` and block i of r depends only on block i of x. A solver of
+        `torchopt.linear_solve`: by products with J and Jᵀ only. None: "dense" up to 256
             unknowns, then `CG(rtol=1e-3)`.
     """
 
@@ -86,7 +86,7 @@ class LeastSquares(Solver):
 
     # --- the method -------------------------------------------------------------------------------
 
-    #: The most attempts at a step.
+    #: The largest number of attempts at a step.
     attempts: ClassVar[int] = 40
 
     @abstractmethod
@@ -95,15 +95,15 @@ class LeastSquares(Solver):
 
     @abstractmethod
     def proposals(self, model: Model) -> FlatMap:
-        """Return the map control -> p."""
+        """Return the map from the control to the step p."""
 
     @abstractmethod
     def after(self, control: Tensor, ratio: Tensor, p: Tensor, model: Model) -> Tensor:
-        """Return the next control, after a step p of which f fell by `ratio` of the promise."""
+        """Return the next control after a step p that decreased f by `ratio` of the prediction."""
 
     @abstractmethod
     def after_failure(self, control: Tensor, count: Tensor, p: Tensor, model: Model) -> Tensor:
-        """Return the control after a step that was not taken, the one numbered `count`."""
+        """Return the control after the failed attempt number `count`."""
 
     # --- the problem ------------------------------------------------------------------------------
 
@@ -113,7 +113,7 @@ class LeastSquares(Solver):
         return LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
 
     def residuals(self, value: Any, blocks: int | None = None) -> Tensor:
-        """Return the tree of residuals as a vector, block after block if there are blocks.
+        """Return the tree of residuals as a vector, sorted by blocks if there are any.
 
         Raises:
             TypeError: A leaf is not a tensor of real numbers.
@@ -147,7 +147,7 @@ class LeastSquares(Solver):
         return value
 
     def optimality(self, function: Function) -> Function:
-        """Return ∇f, and the distance to the bound where one holds x back."""
+        """Return ∇f, replaced by the distance to the bound where a bound is active."""
         gradient = tree_grad(self.objective(function))
         if self.lower is None and self.upper is None:
             return gradient
@@ -166,7 +166,7 @@ class LeastSquares(Solver):
             kink = (low | high) & (g.abs() <= self.tolerance(at)) & (lower < upper).detach()
             low, high = low & (g >= 0), high & (g <= 0) & ~low
             bound = torch.where(low, lower, torch.where(high, upper, vector))
-            # With the bounds in their place the Jacobian is symmetric.
+            # The gradient is taken at `bound`, which makes the Jacobian symmetric.
             free = torch.where(low | high, vector - bound, slope(bound))
             return layout.unravel(torch.where(kink, 0 * vector, free))
 
@@ -176,7 +176,8 @@ class LeastSquares(Solver):
         """Return the bounds as vectors like x.
 
         Raises:
-            ValueError: They do not fit x.
+            ValueError: The bounds do not broadcast to x, or a lower bound exceeds an upper one.
+            TypeError: The unknowns are complex.
         """
         found = []
         for name, given, default in (
@@ -217,7 +218,7 @@ class LeastSquares(Solver):
     def _run(
         self, function: Function, start: Any, args: tuple[Any, ...], keep_graph: bool
     ) -> SolveResult:
-        """Return the solution, with what is a function of the arguments filled in."""
+        """Return the solution after evaluating the options that are functions of the arguments."""
         names = [name for name in ("scale", "lower", "upper") if callable(getattr(self, name))]
         known = self._with({name: getattr(self, name)(*args) for name in names})
         return Solver._run(known, function, start, args, keep_graph)

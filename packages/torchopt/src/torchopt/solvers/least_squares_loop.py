@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop of nonlinear least squares: steps that are found in several attempts."""
+"""The loop of nonlinear least squares, with several attempts at each step."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Loop"]
 
-#: The most unknowns for which the Jacobian is formed without being asked for.
+#: The largest number of unknowns for which the Jacobian is formed by default.
 DENSE_LIMIT = 256
-#: A step is taken where f falls by this part of what the model promises.
+#: A step is taken if f decreases by at least this part of the predicted decrease.
 ENOUGH = 1e-4
-#: Up to this multiple of rounding of f, the gradient tells whether a step is better.
+#: If the predicted decrease is below this multiple of the rounding of f, gradients are compared.
 FLAT = 1e4
-#: A minimum is found to rounding where the model promises less than this multiple of it.
+#: A minimum is found up to rounding if the predicted decrease is below this multiple of it.
 ROUNDING = 100.0
 
 
@@ -45,7 +45,7 @@ class Loop:
         solver: The method.
         residual: The map x -> r.
         scale: C.
-        layout: Of x.
+        layout: The layout of x.
         blocks: The number of blocks, or None.
         lower: The lower bounds, or None if there are no bounds.
         upper: The upper bounds, likewise.
@@ -76,7 +76,7 @@ class Loop:
         return found
 
     def free_gradient(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """Return ∇f without what a bound holds back."""
+        """Return ∇f without the components that active bounds compensate."""
         if self.lower is None or self.upper is None:
             return gradient
         held = ((x <= self.lower) & (gradient > 0)) | ((x >= self.upper) & (gradient < 0))
@@ -87,7 +87,7 @@ class Loop:
         here = linearized(self.residual, self.solver.rho, self.scale, x)
 
         def pin(units: Tensor) -> Tensor:
-            """Return which unknowns the step -D⁻² g, that of their diagonal, leads out."""
+            """Return which unknowns would leave the bounds by the diagonal step -D⁻² g."""
             ahead = x - here.gradient / units**2
             return self.within(ahead) != ahead
 
@@ -100,7 +100,7 @@ class Loop:
         return dense_model(here, self._order(x), units, pin)
 
     def _order(self, x: Tensor) -> Tensor:
-        """Return the places of the unknowns of each block, [blocks, k]."""
+        """Return the positions of the unknowns of each block, [blocks, k]."""
         places = torch.arange(x.shape[0], device=x.device)
         if self.blocks is None:
             return places[None]
@@ -108,10 +108,10 @@ class Loop:
         return torch.cat([part.reshape(self.blocks, -1) for part in parts], dim=1)
 
     def minimum(self, x: Tensor) -> Outcome:
-        """Return the minimum, from x."""
+        """Return the minimum, starting from x."""
         solver = self.solver
         gradient, value = self.gradient_and_value(x)
-        # No units and no control yet.
+        # Units of 0 and a control of -1 mean that they are not known yet.
         start = (x, value, gradient, torch.zeros_like(x), -torch.ones_like(value), false_like(x))
 
         def residual(state: tuple[Tensor, ...]) -> Tensor:

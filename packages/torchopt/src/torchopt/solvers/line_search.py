@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step length that meets the conditions of Wolfe, by bisection."""
+"""A line search by bisection for a step that satisfies the Wolfe conditions."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def line_search(
     """Return a point x + t d with f(x + t d) ≤ f(x) + c1 t m and f'(x + t d) ≥ c2 m, m = ∇f(x)ᵀ d.
 
     t is doubled until it is bracketed, then the bracket is halved (Lewis, Overton, Nonsmooth
-    optimization via quasi-Newton methods, 2013, algorithm 2.6). Close to the minimum, where the
-    values agree to rounding, the first condition is that of the slopes, (2 c1 - 1) m ≥ f'(x + t d)
-    (Hager, Zhang, A new conjugate gradient method, 2005, equation 4.1).
+    optimization via quasi-Newton methods, 2013, algorithm 2.6). Close to the minimum, where values
+    differ only by rounding, the first condition is replaced by one for the slopes,
+    (2 c1 - 1) m ≥ f'(x + t d) (Hager, Zhang, A new conjugate gradient method, 2005, equation 4.1).
 
     Returns:
-        (the point, t, whether no better point was found: the point is the start then).
+        The point, t, and whether no better point was found; then the point is the start.
     """
     slope = dot(start.gradient, direction)
     eps = torch.finfo(start.x.dtype).eps

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Newton's method with conjugate gradients, for minima; and with a linear solver, for roots."""
+"""Newton's method for minima, with conjugate gradients, and for roots, with a linear solver."""
 
 from __future__ import annotations
 
@@ -24,17 +24,25 @@ __all__ = ["Newton", "NewtonCG"]
 
 @dataclass(frozen=True)
 class NewtonCG(Minimizer):
-    """Newton's method: directions by conjugate gradients on Hessian-vector products, line search.
+    """Newton's method with a line search, and directions by conjugate gradients.
 
-    The inner iteration stops at ‖H d + g‖ ≤ min(1/2, √‖g‖) ‖g‖, which makes the convergence
-    superlinear, and where the Hessian is found not to be positive definite.
+    The conjugate gradients use Hessian-vector products. They stop at
+    ‖H d + g‖ ≤ min(1/2, √‖g‖) ‖g‖, which makes the convergence superlinear, or when they find that
+    the Hessian is not positive definite.
 
     Attributes:
-        max_products: The most Hessian-vector products for a direction; None: the number of
-            unknowns, and at least 10.
+        max_products: The largest number of Hessian-vector products for a direction; None: the
+            number of unknowns, but at least 10.
 
     References:
-        Nocedal, Wright, Numerical optimization, 2006, algorithm 7.1.
+        J. Nocedal, S. J. Wright, Numerical Optimization, 2nd edition, 2006, algorithm 7.1
+
+    Example:
+        >>> import torch
+        >>> from torchopt.solvers import NewtonCG
+        >>> a = torch.tensor([1.0, 2.0], dtype=torch.float64)
+        >>> NewtonCG()(lambda x, a: ((x - a) ** 4).sum() + (x**2).sum(), torch.zeros_like(a), a)
+        tensor([0.4102, 1.1649], dtype=torch.float64)
     """
 
     differentiates: ClassVar[bool] = True
@@ -76,18 +84,19 @@ class NewtonCG(Minimizer):
         start = (torch.zeros_like(g), -g, -g, dot(g, g), false_like(g))
         state, _ = iterate(step, lambda s: (norm(s[1]) > target) & ~s[4], start, most, self.asks(g))
         d = state[0]
-        # Nothing but zero if the very first curvature is negative: take the gradient then.
+        # d is zero if the very first curvature is negative; then use the gradient.
         return torch.where(dot(d, g) < 0, d, -g)
 
 
 @dataclass(frozen=True)
 class Newton(RootSolver):
-    """Newton's method for roots: x - (∂F/∂x)⁻¹ F(x), quadratic close to a regular root.
+    """Newton's method for roots, x ← x - (∂F/∂x)⁻¹ F(x).
 
-    There is no globalisation: from far away it may diverge, which is reported.
+    It converges quadratically close to a regular root. There is no line search, so from a distant
+    start it may diverge, which is reported.
 
     Attributes:
-        step_solver: Solves the linear systems of the steps.
+        step_solver: The solver of the linear systems of the steps.
 
     Example:
         >>> import torch

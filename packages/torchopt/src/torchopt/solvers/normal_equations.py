@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quadratic model of a least-squares problem at one point, and its minimum with a damping.
+"""The quadratic model of a least-squares problem at one point, and its damped minimum.
 
-At x, with residuals r and their Jacobian J, weights from a robust loss and p a step,
+At x, with residuals r, their Jacobian J, a robust loss rho and a step p,
 
     f(x + p) ≈ q(p) = f + gᵀp + ½ ‖√W J p‖²,    g = Jᵀ (rho' r),    W = rho' + 2 rho'' r² .
 
-W is Triggs' correction (Triggs et al., Bundle adjustment, a modern synthesis, 2000, equation 12),
-kept above a hundredth of rho' so that the model is convex.
+W is Triggs' correction (Triggs et al., Bundle adjustment, a modern synthesis, 2000, equation 12).
+It is kept above a hundredth of rho', so that the model is convex.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ class Model:
     Attributes:
         here: The problem at x.
         curve: The map p -> √W J p.
-        units: The diagonal of D > 0: a unit of each unknown, [n].
-        pinned: Which unknowns are about to meet a bound, [n].
-        damped: The map λ -> p with (Jᵀ W J + λ D²) p = -g among the unknowns that are not pinned;
-            those that are take the step -g / ((1 + λ) D²).
+        units: The diagonal of D > 0, a unit for each unknown, [n].
+        pinned: Which unknowns are about to reach a bound, [n].
+        damped: The map λ -> p with (Jᵀ W J + λ D²) p = -g for the unknowns that are not pinned;
+            pinned ones take the step -g / ((1 + λ) D²).
     """
 
     here: Linearized
@@ -91,7 +91,7 @@ class Model:
         return -(dot(self.here.gradient, p) + dot(bent, bent) / 2)
 
     def steepest(self) -> Tensor:
-        """Return the minimum of q along -D⁻² g: the point of Cauchy."""
+        """Return the minimum of q along -D⁻² g, the Cauchy point."""
         d = -self.here.gradient / self.units**2
         bent = self.curve(d)
         square = dot(bent, bent)
@@ -109,15 +109,16 @@ def _root(x: Tensor) -> Tensor:
 def dense_model(
     here: Linearized, order: Tensor, units: Tensor, pin: Callable[[Tensor], Tensor]
 ) -> Model:
-    """Return the model by the matrix √W J, in blocks of unknowns and their residuals.
+    """Return the model from the matrix √W J, in blocks of unknowns and their residuals.
 
-    The steps come from a QR factorisation of [√W J; √λ D], which squares no condition number.
+    The steps come from a QR factorisation of [√W J; √λ D], which does not square the condition
+    number.
 
     Args:
         here: The problem at x.
         order: The unknowns of each block, [blocks, k]; [1, n] is one dense matrix.
-        units: D so far, zeros at first; it never shrinks.
-        pin: Takes D, returns `Model.pinned`.
+        units: D so far, zeros at first; its entries never decrease.
+        pin: Maps D to `Model.pinned`.
     """
     matrix = wide(_matrix(here, order))
     place = torch.argsort(order.flatten())
@@ -145,7 +146,7 @@ def dense_model(
 
 
 def _matrix(here: Linearized, order: Tensor) -> Tensor:
-    """Return √W J, [blocks, m, k]: all blocks at once, by m or by k products."""
+    """Return √W J, [blocks, m, k], for all blocks together from m or k products."""
     blocks, k = order.shape
     like, m = here.gradient, here.scaled.shape[0]
     if m == 0:
@@ -167,14 +168,14 @@ def matrix_free_model(
     units: Tensor,
     pin: Callable[[Tensor], Tensor],
 ) -> Model:
-    """Return the model by products with √W J and its transpose; D is one number.
+    """Return the model from products with √W J and its transpose; D is a multiple of I.
 
     Args:
         here: The problem at x.
         solver: Solves the symmetric positive definite systems of the steps.
-        layout: Of the unknowns.
-        units: D so far, zeros at first; it never shrinks.
-        pin: Takes D, returns `Model.pinned`.
+        layout: The layout of the unknowns.
+        units: D so far, zeros at first; its entries never decrease.
+        pin: Maps D to `Model.pinned`.
     """
     g = here.gradient
     bent = here.push(g)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objectives that are minimised, and their gradients."""
+"""Objectives to be minimised, and their gradients."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["objective_value", "tree_grad"]
 
 
 def objective_value(value: Any) -> Tensor:
-    """Return what an objective returns, inside of the transform that takes its gradient.
+    """Check and return the value of an objective, inside of the transform for its gradient.
 
     Raises:
-        NotDifferentiableError: It does not depend on what it is differentiated by, so that every
-            start would pass for a minimum.
-        TypeError: It has no gradient: a number that is counted, several numbers, no tensor.
+        NotDifferentiableError: The value does not depend on the variables, so that every start
+            would seem to be a minimum.
+        TypeError: The value is not a 0-dim floating-point tensor.
     """
     if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
         got = type(value).__name__
@@ -42,7 +42,7 @@ def objective_value(value: Any) -> Tensor:
 
 
 def tree_grad(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ∇f with respect to the first argument, a tree like it, which may have None in it."""
+    """Return ∇f with respect to the first argument, a tree like it, which may contain None."""
 
     def gradient(x: Any, *args: Any) -> Any:
         leaves, spec = tree_flatten(x)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Projections onto convex sets: the nearest point, with its exact Jacobian.
 
-All act on the last dimension, `[*batch, n]`, or element by element, and are made of differentiable
-torch operations: they work in every mode, to any order, under `torch.func.vmap`. On the border
-between two pieces, where a projection has no derivative, that of one of the pieces is taken. Bounds
-and radii are differentiated too. NaN stays NaN: there is no nearest point. Of integers, the nearest
-point is returned in a floating-point dtype, unless bounds that are integers too give an integer.
+All act on the last dimension, `[*batch, n]`, or element by element. They consist of differentiable
+torch operations, so they work in every mode, to any order, and under `torch.func.vmap`. On the
+border between two pieces, where a projection has no derivative, the derivative of one of the pieces
+is used. Bounds and radii are differentiated too. NaN stays NaN. For integers the result has a
+floating-point dtype, unless the bounds are integers as well.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def project_box(
 
     Args:
         x: Any shape.
-        lower: The lower bound, broadcast; None: there is none.
-        upper: The upper bound, broadcast; None: there is none.
+        lower: The lower bound, which broadcasts to x; None: no bound.
+        upper: The upper bound, which broadcasts to x; None: no bound.
 
     Example:
         >>> project_box(torch.tensor([-1.0, 0.5, 2.0]), 0.0, 1.0)
@@ -61,12 +61,12 @@ def project_non_negative(x: Tensor) -> Tensor:
 def project_simplex(x: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """Return the nearest point with x ≥ 0 and Σ x = scale, over the last dimension.
 
-    It is max(x - τ, 0), where the sum over the support S fixes τ = (Σ_S x - scale) / |S|; the
-    Jacobian is I - 1 1ᵀ / |S| on the support.
+    It is max(x - τ, 0) with τ = (Σ_S x - scale) / |S| for the support S. The Jacobian is
+    I - 1 1ᵀ / |S| on the support.
 
     Args:
         x: `[*batch, n]`, n ≥ 1.
-        scale: > 0, a number or `[*batch]`.
+        scale: The sum, > 0, a number or `[*batch]`.
 
     References:
         Held, Wolfe, Crowder, Validation of subgradient optimization, 1974.
@@ -81,7 +81,7 @@ def project_simplex(x: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     sums = ordered.cumsum(-1) - scale.detach()
     count = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
     size = (ordered * count > sums).sum(-1, keepdim=True)
-    # A scale of 0 or NaN leaves nothing: the first element stands for the support then.
+    # A scale of 0 or NaN leaves no support; then the first element is used.
     threshold = sums.gather(-1, size.clamp(min=1) - 1) / size.clamp(min=1)
     support = x.detach() > threshold
     inside = torch.where(support, x, torch.zeros_like(x)).sum(-1, keepdim=True)
@@ -133,7 +133,7 @@ def project_l2_ball(x: Tensor, radius: float | Tensor = 1.0) -> Tensor:
 
 
 def promoted(x: Tensor, *others: float | Tensor) -> Tensor:
-    """Return integers in the dtype that arithmetic with others gives; other numbers as they are."""
+    """Return integers in the dtype of arithmetic with `others`; floating-point x unchanged."""
     if x.is_floating_point():
         return x
     dtypes = (torch.result_type(x, other) for other in others)
@@ -141,9 +141,9 @@ def promoted(x: Tensor, *others: float | Tensor) -> Tensor:
 
 
 def row_norm(x: Tensor) -> Tensor:
-    """Return ‖x‖₂ over the last dimension, `[*batch, 1]`, for numbers of any size.
+    """Return ‖x‖₂ over the last dimension, `[*batch, 1]`, without overflow or underflow.
 
-    Its derivative where x is zero is zero.
+    The derivative at x = 0 is zero.
     """
     if x.shape[-1] == 0:
         return x.sum(-1, keepdim=True)

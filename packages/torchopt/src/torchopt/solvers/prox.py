@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Proximal operators: argmin_u ½ ‖u - x‖² + penalty(u), with their exact Jacobians.
 
-As with the projections, the derivative on the border between two pieces is that of one of them,
-and NaN stays NaN.
+As for the projections, the derivative on the border between two pieces is that of one of them, and
+NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def prox_l1(x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
 
     Args:
         x: Any shape.
-        weight: ≥ 0, broadcast; differentiated.
+        weight: The weight, ≥ 0, which broadcasts to x; it is differentiated.
 
     Example:
         >>> prox_l1(torch.tensor([2.0, -0.5, -3.0]))
@@ -33,6 +33,10 @@ def prox_l1(x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
 def prox_l2_squared(x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
     """Return x / (1 + weight), the prox of weight / 2 ‖x‖₂².
 
+    Args:
+        x: Any shape.
+        weight: The weight, ≥ 0, which broadcasts to x; it is differentiated.
+
     Example:
         >>> prox_l2_squared(torch.tensor([2.0]))
         tensor([1.])
@@ -42,6 +46,11 @@ def prox_l2_squared(x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
 
 def prox_elastic_net(x: Tensor, l1: float | Tensor = 1.0, l2: float | Tensor = 1.0) -> Tensor:
     """Return the prox of l1 ‖x‖₁ + l2 / 2 ‖x‖₂²: the soft threshold, then the shrinkage.
+
+    Args:
+        x: Any shape.
+        l1: The weight of ‖x‖₁, ≥ 0, which broadcasts to x; it is differentiated.
+        l2: The weight of ‖x‖₂² / 2, ≥ 0, which broadcasts to x; it is differentiated.
 
     Example:
         >>> prox_elastic_net(torch.tensor([3.0, 0.5]))
@@ -55,7 +64,7 @@ def prox_group_lasso(x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
 
     Args:
         x: `[*batch, n]`.
-        weight: ≥ 0, a number or `[*batch]`.
+        weight: The weight, ≥ 0, a number or `[*batch]`; it is differentiated.
 
     Example:
         >>> prox_group_lasso(torch.tensor([3.0, 4.0]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proximal and projected gradient descent, accelerated."""
+"""Accelerated proximal and projected gradient descent."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ __all__ = ["ProjectedGradient", "ProximalGradient"]
 class _CompositeSolver(Solver):
     """A solver of min f(x, *args) + penalty(x, *args) by the prox of the penalty.
 
-    The solution is the fixed point of T(x) = prox(x - s ∇f(x), s), whatever the step s > 0 is; that
-    is the equation that is differentiated.
+    The solution is the fixed point of T(x) = prox(x - s ∇f(x), s) for any step s > 0; this equation
+    is differentiated.
     """
 
     lr: float | Tensor | None = None
@@ -55,13 +55,13 @@ class _CompositeSolver(Solver):
         return residual
 
     def solve_vector(self, function: Function, layout: Layout, x: Tensor) -> Outcome:
-        """Unused: the loop is that of `_Bound`."""
+        """Unused; the loop is that of `_Bound`."""
         raise NotImplementedError
 
     def _run(
         self, function: Function, start: Any, args: tuple[Any, ...], keep_graph: bool
     ) -> SolveResult:
-        """Return the solution by the loop, which has the arguments for the prox."""
+        """Return the solution from the loop of `_Bound`, which passes the arguments to the prox."""
         bound = _Bound(
             **{name: getattr(self, name) for name in ("tol", "maxiter", "check_every", "on_fail")},
             solver=self,
@@ -78,7 +78,7 @@ class _Bound(Solver):
     args: tuple[Any, ...] = ()
 
     def optimality(self, function: Function) -> Function:
-        """Unused: derivatives are taken by the composite solver."""
+        """Unused; the composite solver computes derivatives."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -110,7 +110,7 @@ class _Bound(Solver):
                 d = z - y
                 slope, found = differentiate(z)
                 model = value + dot(g, d) + dot(d, d) / (2 * s)
-                # Where rounding of the values hides the quadratic term, the slopes tell it.
+                # If rounding of the values hides the quadratic term, slopes are compared instead.
                 close = dot(d, d) / s <= 1e4 * eps * value.abs()
                 noise = 10 * eps * norm(g) * norm(d)
                 flat = dot(slope - g, d) <= dot(d, d) / s + noise
@@ -145,14 +145,15 @@ class _Bound(Solver):
 
 @dataclass(frozen=True)
 class ProximalGradient(_CompositeSolver):
-    """Accelerated proximal gradient descent for f(x, *args) + penalty(x, *args), f smooth.
+    """Accelerated proximal gradient descent for f(x, *args) + penalty(x, *args) with smooth f.
 
-    Called with f: `ProximalGradient(prox)(f, start, *args)`. The step is found by backtracking.
+    Call it with f, as in `ProximalGradient(prox=prox)(f, start, *args)`. It iterates
+    x ← prox(y - s ∇f(y), s), where y extrapolates the last two points.
 
     Attributes:
-        lr: A fixed step, below 2 / L for the Lipschitz constant L of ∇f; None: backtracking.
-        prox: (v, step, *args) -> the prox of step times the penalty, a tree like v. It takes all
-            arguments of the problem, so that each of them may be differentiated.
+        lr: A fixed step s, below 2 / L for the Lipschitz constant L of ∇f; None: backtracking.
+        prox: A function of (v, step, *args) that returns the prox of step times the penalty, a tree
+            like v. It gets all arguments of the problem, so that each can be differentiated.
 
     References:
         Beck, Teboulle, A fast iterative shrinkage-thresholding algorithm, 2009.
@@ -187,8 +188,8 @@ class ProjectedGradient(_CompositeSolver):
 
     Attributes:
         lr: A fixed step, below 2 / L for the Lipschitz constant L of ∇f; None: backtracking.
-        projection: (v, *args) -> the nearest point of the set, a tree like v. It takes all
-            arguments of the problem, so that each of them may be differentiated.
+        projection: A function of (v, *args) that returns the nearest point of the set, a tree like
+            v. It gets all arguments of the problem, so that each can be differentiated.
 
     Example:
         >>> import torch

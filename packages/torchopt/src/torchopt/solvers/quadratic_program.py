@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small dense quadratic programs, differentiated by their conditions of optimality."""
+"""Small dense quadratic programs, differentiated by their optimality conditions."""
 
 from __future__ import annotations
 
@@ -53,40 +53,40 @@ def quadratic_program(
 ) -> QPSolution:
     """Return the minimum of ½ xᵀQ x + cᵀx subject to A x = b and G x <= h.
 
-    A primal-dual interior point method finds which constraints are active; the system of those is
-    then solved once more, so the solution is exact to rounding. Its derivatives, to any order and
-    in every mode, follow from the conditions of Karush, Kuhn and Tucker
+    A primal-dual interior point method finds the active constraints. The equations of these are
+    then solved once more, so the solution is exact up to rounding. Its derivatives, to any order
+    and in every mode, follow from the Karush-Kuhn-Tucker conditions
 
         ½ (Q + Qᵀ) x + c + Aᵀν + Gᵀλ = 0,   A x - b = 0,   λ (G x - h) = 0 .
 
-    Where active constraints depend on one another, the multipliers are those of least norm if those
-    have the right signs, and the derivatives are those along changes that keep the dependence:
-    others have none. Where a constraint is met with a multiplier of zero, or the minimum is not
-    unique, there is no derivative; the linear system is singular then, which is reported.
+    If active constraints depend on one another, the multipliers are those of least norm, provided
+    that these have the right signs. The derivatives are those along changes that keep the
+    dependence; along other changes there are none. If a constraint is active with a multiplier of
+    zero, or the minimum is not unique, there is no derivative; the linear system is then singular,
+    which is reported.
 
     Args:
-        Q: `[*batch, n, n]`, positive semi-definite, and positive definite where A x = 0.
+        Q: `[*batch, n, n]`, positive semi-definite, and positive definite on A x = 0.
         c: `[*batch, n]`.
         A: `[*batch, p, n]`, or None. Rows may depend on one another.
         b: `[*batch, p]`, or None.
         G: `[*batch, m, n]`, or None.
-        h: `[*batch, m]`, or None. Rows with infinity say nothing.
+        h: `[*batch, m]`, or None. Rows with infinity are ignored.
         tol: The largest violation of the conditions that counts as solved, relative to the size
-            of the problem; None: 1e-8, or what rounding of the arguments allows. The numbers are
-            found in float64 whatever the dtype is. Half precision is taken as exact float32
-            numbers.
-        maxiter: The most interior point steps.
-        on_fail: What to do with a problem that is infeasible, unbounded or not convex, or that has
-            NaN in it: "raise", "warn" or "ignore". Its solution is NaN.
+            of the problem; None: 1e-8, or more if rounding of the arguments requires it. The
+            solution is computed in float64 whatever the dtype; half precision is converted to
+            float32 first.
+        maxiter: The largest number of interior point steps.
+        on_fail: What to do with a problem that is infeasible, unbounded or not convex, or that
+            contains NaN: "raise", "warn" or "ignore". Its solution is NaN.
 
     Returns:
-        The solution. Inputs with and without batch dimensions may be mixed; they broadcast.
+        The solution. Inputs with and without batch dimensions may be mixed; they broadcast. Each of
+        about ten steps costs O((n + p)³); the method is dense, for n up to a few hundred.
 
     Raises:
-        ValueError: Shapes that do not fit, or one of A and b (G and h) without the other.
+        ValueError: Shapes or dtypes do not match, or one of A and b (or of G and h) is missing.
         SolverError: A problem has no solution and `on_fail` is "raise".
-
-    Cost: O((n + p)³) in each of about ten steps, dense; n up to a few hundred.
 
     References:
         Amos, Kolter, OptNet: differentiable optimization as a layer in neural networks, 2017.
@@ -105,7 +105,7 @@ def quadratic_program(
     if on_fail not in ("raise", "warn", "ignore"):
         raise ValueError(f"on_fail: expected 'raise', 'warn' or 'ignore', got {on_fail!r}")
     given = _program(Q, c, A, b, G, h)
-    # The rounding of half precision would pass for that of the problem, and hide which rows act.
+    # In half precision, rounding would hide which rows are active.
     program = Program(*(wide(x) for x in given))
     batch = torch.broadcast_shapes(*(x.shape[: -_rank(i)] for i, x in enumerate(program)))
 
@@ -167,7 +167,7 @@ def _program(
 def _solve(
     program: Program, tol: float | None, maxiter: int, on_fail: OnFail
 ) -> tuple[Tensor, ...]:
-    """Return (x, nu, lam) of one problem, differentiable."""
+    """Return (x, nu, lam) of one problem, with derivatives."""
     if tol is None:
         size = sum(x.shape[0] for x in program[1::2])
         tol = max(1e-8, resolution(program.c.dtype, size))
@@ -187,11 +187,12 @@ def _solve(
 
 
 def _conditions(data: Program, x: Tensor, nu: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
-    """Return equations that (x, nu, lam) solves, regular wherever there is a derivative.
+    """Return equations for (x, nu, lam) that are regular wherever there is a derivative.
 
-    Those of the active rows M, see `active_system`; a row is active where its multiplier is not
-    zero. Where a row is met with a multiplier of zero, and says something that no active row says,
-    the solution has a kink: its equation is 0 = 0 then, which the linear solver reports.
+    They are the equations of the active rows M, see `active_system`; a row is active if its
+    multiplier is not zero. If a row holds with equality and a multiplier of zero, and is
+    independent of the active rows, the solution has a kink. Then its equation is 0 = 0, which the
+    linear solver reports.
     """
     Q, c, A, b, G, h = data
     p = b.shape[0]
@@ -213,13 +214,13 @@ def _conditions(data: Program, x: Tensor, nu: Tensor, lam: Tensor) -> tuple[Tens
     kink = _is_kink(data._replace(G=G * each), rows.detach(), unknowns, active, rounding)
     less = torch.where(kink, lam * torch.where(kink, G @ x - h, 0.0), equations[p:])
     stationary = (Q @ x + Q.mT @ x) / 2 + c + A.mT @ nu + G.mT @ lam
-    # The equations are linear: without a solution they would have a derivative all the same.
+    # The equations are linear and would have a derivative even for a NaN solution.
     stationary = stationary * (1 + 0 * x.detach().sum())
     return stationary, equations[:p], less
 
 
 def _is_kink(data: Program, rows: Tensor, x: Tensor, active: Tensor, rounding: float) -> Tensor:
-    """Return which rows are met without being active, and are independent of the active ones."""
+    """Return which rows hold with equality, are not active, and are independent of active rows."""
     G, h = data.G.detach(), data.h.detach()
     met = (G @ x - h).abs() <= rounding * (h.abs() + G.abs() @ x.abs())
     rest = G @ null_projector(rows.mT, rounding)

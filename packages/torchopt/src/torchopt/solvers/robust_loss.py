@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Robust losses of least squares: functions rho of a squared residual that grow slower than it."""
+"""Robust losses of least squares: functions rho of the squared residual, of slower growth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _huber(z: Tensor) -> Tensor:
 #: The losses of `scipy.optimize.least_squares`, by the same names.
 LOSSES: dict[str, RobustLoss] = {
     "linear": lambda z: z,
-    "soft_l1": lambda z: 2 * z / (torch.sqrt(1 + z) + 1),  # that of small z does not cancel
+    "soft_l1": lambda z: 2 * z / (torch.sqrt(1 + z) + 1),  # without cancellation for small z
     "huber": _huber,
     "cauchy": torch.log1p,
     "arctan": torch.atan,
