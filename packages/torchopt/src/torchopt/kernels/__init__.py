@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One native call for all tensors of a step; `native` is the entry point."""
+"""Fused kernels: one native call for all tensors of a step. `native` is the entry point."""

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cached memory for the results of kernels on the CPU.
 
-A step that is not in place returns new updates and a new state. Fresh memory from the
-system costs a page fault every 4 KiB, several times what a kernel needs to fill it. So the memory
-of results is kept when torch releases it, that is when the last tensor, view, array or graph that
-uses it is gone, and the next results of the same size are put there.
+A step that is not in place returns new updates and a new state. Fresh memory from the system costs
+a page fault every 4 KiB, which takes several times as long as the kernel that fills it. So the
+memory of results is kept when torch releases it, that is, when the last tensor, view, array or
+graph that uses it is gone. The next results of the same size reuse it.
 
-This needs torch 2.10 or newer; with an older one, torch allocates results and nothing is kept.
+This needs torch 2.10 or newer. With older versions torch allocates the results, and nothing is
+cached.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ __all__ = ["Usage", "release", "set_limit", "usage"]
 
 
 class Usage(NamedTuple):
-    """Bytes of memory for results.
+    """The memory of results, in bytes.
 
     Attributes:
-        kept: Free, and kept for the next results.
-        used: In tensors.
+        kept: Free memory that is kept for later results.
+        used: Memory that tensors use now.
     """
 
     kept: int
@@ -36,10 +37,10 @@ def usage() -> Usage:
 
 
 def set_limit(limit: int) -> int:
-    """Keep at most `limit` bytes that are free, 1 GiB if never called; return the previous limit.
+    """Set how many bytes of free memory are kept (1 GiB at first); return the previous limit.
 
-    Memory above the limit goes back to the system at once, that of the sizes that were not asked
-    for the longest first. 0 keeps nothing.
+    Memory above the limit is returned to the system at once, beginning with the sizes that have
+    gone unused for longest. 0 keeps nothing.
 
     Raises:
         ValueError: `limit` is negative.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors that the fused kernels can serve, and how they are passed."""
+"""Which tensors the fused kernels support, and how they are passed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloa
 
 
 def _learn_tensors(exchange: object) -> None:
-    """Set how the extension reads tensors: by torch's C interface, or (None) by their methods."""
+    """Set how the extension reads tensors: through torch's C interface, or their methods (None)."""
     if why_missing(_C) is None:
         _C.learn_tensors(PLAIN, tuple(DTYPE_CODES), exchange)
 
@@ -49,7 +49,7 @@ _learn_tensors(EXCHANGE)
 
 
 def explain_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why there is no fused kernel for `dtype` on `device`, or None where there is one."""
+    """Return why there is no fused kernel for `dtype` on `device`, or None if there is one."""
     missing = why_missing(_C)
     if missing is not None:
         return missing
@@ -80,13 +80,14 @@ def _why_no_code(index: int) -> str | None:
 
 
 def has_code_for(capability: tuple[int, int], architectures: str) -> bool:
-    """Return whether a device can run what was compiled for `architectures`.
+    """Return whether a device can run code compiled for `architectures`.
 
     Args:
-        capability: Its compute capability, major and minor.
-        architectures: CMake's list, such as "80-real,90-virtual". Machine code ("real") runs on
-            devices of the same major and no smaller minor capability, PTX ("virtual") on all that
-            are no smaller; a number alone stands for both. Words such as "all" are not checked.
+        capability: The compute capability of the device, (major, minor).
+        architectures: CMake's list, separated by commas, such as "80-real,90-virtual". Machine code
+            ("real") runs on devices with the same major and at least the minor capability. PTX
+            ("virtual") runs on all devices with at least that capability. A number alone stands for
+            both. Words such as "all" count as supported.
     """
     for entry in filter(None, architectures.split(",")):
         number, _, kind = entry.partition("-")
@@ -103,13 +104,13 @@ def has_code_for(capability: tuple[int, int], architectures: str) -> bool:
 
 
 def refuse_capture(device: torch.device) -> None:
-    """Raise where `device`'s current stream is captured in a CUDA graph.
+    """Raise if the current stream of `device` is being captured in a CUDA graph.
 
-    A replay repeats what the kernels were called with: it would take the step of the capture again
-    and again, with its count and its hyper-parameters.
+    A replay calls the kernels with the arguments of the capture: every replay would repeat the same
+    step, with the same count and hyper-parameters.
 
     Raises:
-        RuntimeError: The stream is captured.
+        RuntimeError: The stream is being captured.
     """
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
@@ -120,7 +121,7 @@ def refuse_capture(device: torch.device) -> None:
 
 
 def placement(x: Tensor) -> tuple[int, int]:
-    """Return the device index and the current stream of `x` as the kernels expect them."""
+    """Return the device index and the current stream of `x` for the kernels; (-1, 0) on the CPU."""
     if x.device.type == "cpu":
         return -1, 0
     index = torch.cuda.current_device() if x.device.index is None else x.device.index
@@ -134,13 +135,13 @@ def refusal(
     *,
     plain: bool = False,
 ) -> Exception | None:
-    """Return why no kernel serves these tensors, None where one does.
+    """Return why no kernel supports these tensors, or None if one does.
 
     Args:
-        rule: What is to be computed.
+        rule: The update rule.
         grads: The gradients.
-        roles: Names, and a tensor for each gradient.
-        plain: Whether tensors that a transform or forward mode follows are refused too.
+        roles: The other inputs: for each, its name and one tensor for each gradient.
+        plain: Whether tensors inside a transform or with a tangent are refused too.
     """
     for g in grads:
         if type(g) not in PLAIN and (plain or not isinstance(g, FakeTensor)):
@@ -186,7 +187,7 @@ def refuse_count(count: Tensor, like: Tensor) -> KernelUnavailableError | None:
 
 
 def unavailable(reason: str) -> KernelUnavailableError:
-    """Return the error for kernels that were asked for and cannot run."""
+    """Return the error for a kernel that was requested and cannot run."""
     return KernelUnavailableError(
         f"the fused kernel was requested, but {reason}; "
         "use use_accelerated_op=False or backend='reference' for these parameters."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One native call over all tensors: its value, its exact derivative, and the same in torch."""
+"""One native call over all tensors: its value, its exact derivative, and its torch reference."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def _dense(x: Tensor) -> Tensor:
-    """Return `x` as the kernels read it: contiguous, in memory, with no pending negation."""
+    """Return `x` in the form that kernels read: contiguous, in memory, with no pending negation."""
     if is_zero_tensor(x):
         return torch.zeros_like(x)
     return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
@@ -35,20 +35,22 @@ def _dense(x: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class FusedCall:
-    """One call: what is computed, and how the flat list of tensors is to be read.
+    """One call: what it computes, and the layout of its flat list of tensors.
 
-    The inputs are, one after the other: gradients, each role of the state, the parameters where
-    `decayed`, and the hyper-parameters that are tensors. The constants are the distinct steps.
+    The inputs are, in this order: gradients, each role of the state, the parameters if `decayed`,
+    and the hyper-parameters that are tensors. The constants, which follow them, are the distinct
+    steps. A role is a list with one tensor for each gradient.
 
     Attributes:
-        rule: The rule.
+        rule: The update rule.
         size: The number of gradients.
-        decayed: Whether the parameters are among the inputs: for weight decay, or for the rule.
-        maximize: Go up instead of down.
+        decayed: Whether the parameters are among the inputs, for weight decay or for the rule.
+        maximize: Whether to ascend.
         hypers: A number for each of `rule.all_hypers`; None stands for the next tensor.
-        step_of: Which constant is the step of each gradient; empty: `step` is the step of all.
-        step: The step, counted from 1.
-        known: The value, where it is known; used once.
+        step_of: The index of each gradient's step among the constants; empty if `step` is the step
+            of all gradients.
+        step: The number of the step, from 1.
+        known: The value, if it was computed before; used once.
     """
 
     rule: FusedRule
@@ -62,7 +64,7 @@ class FusedCall:
 
     @property
     def kind(self) -> int:
-        """Which kernel computes the value."""
+        """The code of the kernel that computes the value."""
         return _C.DECAYED_UPDATE if self.decayed else _C.UPDATE
 
     @property
@@ -72,7 +74,7 @@ class FusedCall:
 
     @property
     def num_roles(self) -> int:
-        """The number of input roles: the gradient, the states, the parameter where it is read."""
+        """The number of input roles: the gradient, the states, and the parameter if it is read."""
         return self.num_outputs + self.decayed
 
     @property
@@ -82,15 +84,15 @@ class FusedCall:
 
     @property
     def num_inputs(self) -> int:
-        """The number of tensors that are differentiated."""
+        """The number of tensors that have derivatives: all but the constants."""
         return self.num_roles * self.size + self.num_tensor_hypers
 
     def roles(self, tensors: Sequence[T], count: int) -> list[list[T]]:
-        """Return the first `count` roles of `tensors`."""
+        """Return the first `count` roles in the flat list `tensors`."""
         return [list(tensors[r * self.size : (r + 1) * self.size]) for r in range(count)]
 
     def numbers(self, tensor_hypers: Sequence[Tensor]) -> list[float]:
-        """Return all hyper-parameters as numbers."""
+        """Return all hyper-parameters as numbers, in the order of the kernels."""
         rest = iter(tensor_hypers)
         return [float(next(rest)) if h is None else h for h in self.hypers]
 
@@ -102,7 +104,11 @@ class FusedCall:
         tensor_hypers: Sequence[Tensor],
         constants: Sequence[Tensor],
     ) -> Tensor | None:
-        """Run a kernel over contiguous tensors; return the cotangents of the hyper-parameters."""
+        """Run a kernel over contiguous tensors.
+
+        Returns:
+            The cotangents of all hyper-parameters, for the kernel HYPER_VJP; else None.
+        """
         numbers = self.numbers(tensor_hypers)
         total: Tensor | None = None
         for group in _groups(inputs[0]):
@@ -145,7 +151,7 @@ class FusedCall:
         *,
         record: bool = False,
     ) -> Any:
-        """Return the outputs and whether a graph follows; None where that is unknown."""
+        """Return (outputs, whether they need a graph), or None if the fast path does not apply."""
         if self.num_tensor_hypers or len(constants) > 1:
             return None
         return _C.fused_call(
@@ -162,7 +168,7 @@ class FusedCall:
         )
 
     def value(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the updates and each role of the new state, one after the other."""
+        """Return the flat list of the updates and the roles of the new state."""
         if self.known is not None:
             known, self.known = self.known, None
             return known
@@ -173,7 +179,7 @@ class FusedCall:
         return tuple(x for role in outputs for x in role)
 
     def write(self, tensors: Sequence[Tensor], states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """Return the updates; write the new state into `states`, which are contiguous."""
+        """Return the updates; write the new state into `states`, which must be contiguous."""
         grads, *rest = self.roles(tensors, self.num_roles)
         params = [[_dense(p.detach()) for p in rest[-1]]] if self.decayed else []
         roles = [[_dense(g.detach()) for g in grads], *map(list, states), *params]
@@ -186,10 +192,10 @@ class FusedCall:
     def vjp(
         self, *tensors: Tensor | None, needed: tuple[bool, ...] | None = None
     ) -> tuple[Tensor | None, ...]:
-        """Return the cotangents of the inputs, from the inputs and those of the outputs.
+        """Return the cotangents of the inputs, given the inputs and the cotangents of the outputs.
 
-        A cotangent of an output may be None for zero; with `needed`, so are those of inputs that
-        are not wanted.
+        A cotangent of an output may be None, which means zero. With `needed`, the cotangents of
+        inputs that are not needed are None.
         """
         last = self.num_inputs + self.num_outputs * self.size
         constants: Any = tensors[last:]
@@ -212,8 +218,8 @@ class FusedCall:
         if not hypers:
             self.launch(kind, [*roles, *cotangents], outputs, hypers, constants)
             return tuple(x for role in outputs for x in role)
-        # The kernel always reads parameters. Where there is no decay anything finite does, and
-        # what belongs to them is not asked for.
+        # The kernel always reads parameters. Without decay any finite numbers will do, and their
+        # cotangents are not requested.
         extra = [] if self.decayed else [roles[0]]
         dropped: list[list[Any]] = [] if self.decayed else [[None] * self.size]
         found = self.launch(
@@ -240,10 +246,11 @@ class FusedCall:
         constants: Sequence[Tensor],
         needed: Sequence[bool] | None,
     ) -> tuple[Tensor | None, ...]:
-        """Return the result of `vjp`, in torch operations.
+        """Return the result of `vjp`, computed with torch operations.
 
-        The kernel multiplies each of its values with the derivatives in all directions, so that an
-        infinite one makes NaN of a derivative of zero. Here it meets only those it belongs to.
+        The kernel multiplies each of its values by the derivatives in all directions, so an
+        infinite value turns a derivative of zero into NaN. Here a value is multiplied only by the
+        derivatives of the operations that it goes through.
         """
         wanted = list(needed or [True] * self.num_inputs)
         with torch.enable_grad():
@@ -268,11 +275,11 @@ class FusedCall:
     def differentiable(
         self, tensors: Sequence[Tensor], known: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, ...]:
-        """Return the same as `value`, recorded for derivatives; see `apply_operation`.
+        """Return the result of `value`, recorded for derivatives; see `apply_operation`.
 
         Args:
-            tensors: Inputs and constants.
-            known: The value, where it is known and all tensors are plain.
+            tensors: The inputs and the constants.
+            known: The value, if it was computed before from plain tensors.
         """
         size = self.size
         constant = self.rule.constant_derivative and self.num_tensor_hypers == 0
@@ -292,7 +299,7 @@ class FusedCall:
         return apply_operation(operation, *tensors, plain=known is not None)
 
     def reference(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the same as `value`, in differentiable torch operations."""
+        """Return the result of `value`, computed with differentiable torch operations."""
         roles = self.roles(tensors, self.num_roles)
         rest = iter(tensors[self.num_roles * self.size : self.num_inputs])
         hypers: dict[str, Any] = {
@@ -319,7 +326,7 @@ class FusedCall:
 
 
 def _groups(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Return the indices of `tensors` that one launch can serve together: same dtype and device."""
+    """Return groups of indices that one launch can process: tensors of one dtype and device."""
     groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for index, x in enumerate(tensors):
         groups.setdefault((x.dtype, x.device), []).append(index)

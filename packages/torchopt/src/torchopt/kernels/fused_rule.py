@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kernel computes: its names, and its reference implementation in torch."""
+"""The description of a kernel: its names, and its reference implementation in torch."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 __all__ = ["CHAIN_HYPERS", "FusedRule", "as_number", "decays", "has_kernel", "is_none"]
 
 CHAIN_HYPERS = ("lr", "weight_decay", "decoupled_weight_decay")
-"""The hyper-parameters of the shared stages; those of the rule follow."""
+"""The hyper-parameters of the shared stages, which come before those of the rule."""
 
 
 @dataclass(frozen=True)
 class FusedRule:
-    """A rule that has kernels, between the stages that all optimizers share.
+    """An update rule with kernels. The stages around it are the same for all optimizers.
 
     Attributes:
         name: Its name in `csrc/math/rules.h`.
-        states: What it remembers, in the order of the kernels.
-        hypers: Its hyper-parameters, in the order of the kernels.
-        statement: The same for lists of tensors in plain torch; see `plan.statement`.
+        states: The names of its states, in the order of the kernels.
+        hypers: The names of its hyper-parameters, in the order of the kernels.
+        statement: The reference implementation on lists of tensors; see `plan.statement`.
         reads_params: Whether the rule itself reads the parameter.
         constant_derivative: Whether its derivative with respect to gradient, states and parameter
-            depends on none of them, only on hyper-parameters and step. Nothing is kept for it.
+            depends only on the hyper-parameters and the step. Then no tensors are saved for it.
     """
 
     name: str
@@ -45,14 +45,14 @@ class FusedRule:
 
     @property
     def all_hypers(self) -> tuple[str, ...]:
-        """All hyper-parameters of an optimizer with this rule, in the order of the kernels."""
+        """The names of all hyper-parameters of an optimizer with this rule, in kernel order."""
         return CHAIN_HYPERS + self.hypers
 
 
 def has_kernel(rule: FusedRule) -> bool:
-    """Return whether the extension has a kernel with this name, these states and hyper-parameters.
+    """Return whether the extension has a kernel of this name with as many states and hypers.
 
-    Without the extension, every kernel counts as present.
+    If the extension is missing, every kernel counts as present.
     """
     if why_missing(_C) is not None:
         return True
@@ -60,10 +60,10 @@ def has_kernel(rule: FusedRule) -> bool:
 
 
 def as_number(name: str, value: Any) -> float:
-    """Return the hyper-parameter `name` as the kernels take it.
+    """Return the hyper-parameter `name` in the form that the kernels expect.
 
-    A weight decay that is the number 0 is none, which they know as -0. A tensor is one, whatever it
-    holds: with 0 it adds 0 p, which is NaN for an infinite p.
+    The number 0 means that there is no weight decay, which the kernels encode as -0. A tensor
+    always means weight decay, even if it holds 0: then it adds 0 p, which is NaN for an infinite p.
     """
     number = float(value)
     if number != 0.0 or name not in CHAIN_HYPERS[1:]:
@@ -72,10 +72,10 @@ def as_number(name: str, value: Any) -> float:
 
 
 def is_none(decay: Any) -> bool:
-    """Return whether a weight decay that the kernels know stands for none."""
+    """Return whether an encoded weight decay means that there is none; see `as_number`."""
     return not isinstance(decay, torch.Tensor) and decay == 0.0 and math.copysign(1.0, decay) < 0
 
 
 def decays(*coefficients: Any) -> bool:
-    """Return whether there is weight decay. A tensor counts as one, whatever its value."""
+    """Return whether there is weight decay. A tensor counts as weight decay, whatever its value."""
     return any(isinstance(value, torch.Tensor) or value != 0.0 for value in coefficients)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole optimizer step in place, in one native call: nothing is allocated, nothing recorded."""
+"""A whole optimizer step in place, in one native call that allocates and records nothing."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ __all__ = ["StepCache"]
 
 
 class StepCache:
-    """What `step` has learned about parameters and states, for the next step.
+    """The checks of parameters and states that one step has made, for the next step.
 
-    Each step compares it with the tensors, so it is never wrong, only sometimes useless. It is
-    not part of the state of an optimizer: a copy of it is empty.
+    Each step compares the cache with its tensors, so a stale cache costs time, never a wrong
+    result. It is not part of the state of an optimizer: a copy or a pickle is empty.
 
     Attributes:
-        state: What the caller's last step returned, for the caller.
-        quick: What the caller needs for another step like the last one, for the caller. None
-            where there was none, or where it has to be determined again.
+        state: Room for the caller: the state after its last step.
+        quick: Room for the caller: what it needs to repeat the last step. None before the first
+            step, and whenever the tensors were checked again.
     """
 
     def __init__(self) -> None:
@@ -60,12 +60,12 @@ class StepCache:
         maximize: bool = False,
         launch: bool = True,
     ) -> Exception | None:
-        """Step `params` and `states` in place and return None, or do nothing and return why.
+        """Step `params` and `states` in place and return None, or do nothing and return the reason.
 
-        One plain native pass over all tensors is not possible where a gradient is missing or not
-        contiguous, tensors differ in dtype or device or share memory, or something watches them.
-        See `torchopt.kernels.native.attempt` for the arguments; `params` and `grads` are remembered
-        by the objects that they are.
+        A single native pass is not possible if a gradient is missing or not contiguous, if tensors
+        differ in dtype or device or share memory, or if autograd or a transform tracks them. See
+        `torchopt.kernels.native.attempt` for the arguments. The check is reused only if `params`
+        and the lists in `states` are the same objects as in the last step.
         """
         if not params:
             return unavailable("there are no parameters")
@@ -99,14 +99,14 @@ class StepCache:
                 return None
             if any(g is None for g in grads):
                 break
-            # Or a tensor has moved: check again from scratch.
+            # Otherwise the memory of a tensor has moved: check everything again.
         return unavailable("a gradient is missing, or is not like its parameter in memory")
 
-    @torch.no_grad()  # so that a parameter counts as watched only by what is not its own gradient
+    @torch.no_grad()  # so that requires_grad alone does not make a parameter a watched tensor
     def _renew(
         self, rule: FusedRule, params: Sequence[Tensor], states: tuple[list[Tensor], ...]
     ) -> Exception | None:
-        """Judge all tensors and remember them; return why they cannot be stepped so."""
+        """Check all tensors and remember them; return why they cannot be stepped in one pass."""
         self.plan = self.quick = None
         refused = refusal(rule, params, list(zip(rule.states, states)), plain=True)
         if refused is not None:

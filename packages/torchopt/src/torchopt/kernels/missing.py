@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stand-in for the extension where it cannot be imported."""
+"""The stand-in for the extension if it cannot be imported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class MissingExtension:
     """No kernels: everything runs on plain torch operations, and asking for a kernel raises.
 
     Attributes:
-        import_error: Why there are none.
+        import_error: Why the extension could not be imported.
         WITH_CUDA: False.
         WITH_OPENMP: False.
     """
@@ -34,5 +34,5 @@ class MissingExtension:
 
 
 def why_missing(extension: Any) -> str | None:
-    """Return why the extension is missing, or None where it is not."""
+    """Return why the extension is missing, or None if it was imported."""
     return extension.import_error if isinstance(extension, MissingExtension) else None

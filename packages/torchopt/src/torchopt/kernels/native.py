@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one door to the kernels: tensors are judged once, and stepped, or the reason is returned."""
+"""The entry point of the kernels: it checks the tensors and steps them, or returns the reason."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["Stepped", "attempt", "overwrite", "update"]
 
 Stepped = tuple[list[Tensor], list[list[Tensor]]]
-"""Updates, and the states after the step, role by role."""
+"""The updates, and the states after the step: a list of tensors for each state of the rule."""
 
 
 def overwrite(old: Tensor, new: Tensor) -> Tensor:
-    """Write `new` into `old` where that is possible: not into a leaf that requires a gradient."""
+    """Write `new` into `old` and return it; return `new` if `old` is a leaf that requires grad."""
     if new is old or (old.is_leaf and old.requires_grad):
         return new
     return old.copy_(placed_like(old, new))
@@ -51,7 +51,7 @@ def _hyper(name: str, value: Any) -> float | None:
 def _constants(
     grads: Sequence[Tensor], steps: int | Tensor | Sequence[Tensor]
 ) -> tuple[list[Tensor], tuple[int, ...], int]:
-    """Return the distinct steps, which of them is that of each gradient, and the step of all."""
+    """Return the distinct steps, the index of each gradient's step, and the common step."""
     if isinstance(steps, int):
         return [], (), steps
     if isinstance(steps, Tensor):
@@ -81,24 +81,27 @@ def attempt(
     into: StepCache | None = None,
     launch: bool = True,
 ) -> Stepped | Exception:
-    """Return (updates, states') of one step over all tensors by one native call, or, having done
-    nothing, why there is no such call for them.
+    """Return (updates, states') of one step over all tensors, or the reason why there is none.
 
-    The call judges plain tensors on the CPU while it reads them. Others are judged by `refusal`.
+    The step is one native call. If it returns a reason, it has changed nothing. The native code
+    checks plain tensors on the CPU while it reads them; `refusal` checks all others.
 
     Args:
-        rule: The rule.
-        grads: Gradients.
-        states: For each of the rule's states, one tensor for each gradient.
-        params: The parameters where the step reads them, else None.
-        steps: The number of this step, from 1: one for all, or a 0-dim int64 tensor for each.
-        hypers: `rule.all_hypers`: numbers in their order, or numbers and 0-dim tensors by name.
-        maximize: Go up instead of down.
-        inplace: Write the new state into `states`, whose versions are bumped.
-        plain: Whether tensors that a transform or forward mode follows are refused.
-        into: Write into the states and the parameters too, and return no updates; what is learned
-            of the tensors is kept there for the next step.
-        launch: With `into`: step now; otherwise only prepare the step, for `into.plan.launch`.
+        rule: The update rule.
+        grads: The gradients.
+        states: For each state of the rule, one tensor for each gradient.
+        params: The parameters if the step reads them, else None.
+        steps: The number of this step, from 1: one for all, or a 0-dim int64 tensor for each
+            gradient.
+        hypers: The values of `rule.all_hypers`: a sequence of numbers in that order, or numbers and
+            tensors with one element by name.
+        maximize: Whether to ascend.
+        inplace: Whether to write the new state into `states`, whose versions are bumped.
+        plain: Whether tensors inside a transform or with a tangent are refused.
+        into: If given, the step is written into the states and the parameters, and no updates are
+            returned. The checks of the tensors are kept there for the next step.
+        launch: With `into`: whether to step now, or only to prepare the step for
+            `into.plan.launch`.
     """
     if into is not None:
         if isinstance(hypers, dict):
@@ -128,7 +131,7 @@ def attempt(
                 outputs = call.differentiable((*flat, *constants), outputs)
             updates, *new = call.roles(outputs, call.num_outputs)
             if inplace and old and not graph:
-                # Two calls for all tensors; checking each before one that writes takes longer.
+                # Two calls for all tensors are faster than one that writes after a check of each.
                 torch._foreach_copy_(old, list(outputs[len(grads) :]))
                 return updates, list(map(list, states))
             return updates, _written(states, new) if inplace else new
@@ -136,7 +139,7 @@ def attempt(
     refused = refusal(rule, grads, every, plain=plain) or next(filter(None, wrong), None)
     if refused is not None:
         return refused
-    if isinstance(hypers, dict):  # as they are now: they may be written to before the derivative
+    if isinstance(hypers, dict):  # copied: they may be written to before the derivative
         learned = [n for n, h in zip(rule.all_hypers, numbers) if h is None]
         flat += [hypers[name].clone().reshape(()) for name in learned]
     flat += constants
@@ -155,7 +158,7 @@ def attempt(
 
 
 def is_followed() -> bool:
-    """Return whether operations are recorded, transformed, or may have tangents."""
+    """Return whether a trace, a transform or forward mode is active."""
     return in_forward_mode() or is_transforming() or is_traced()
 
 
@@ -174,32 +177,32 @@ def update(
     maximize: bool = False,
     inplace: bool = False,
 ) -> Stepped:
-    """Return what `attempt` does, or raise the reason.
+    """Return the result of `attempt`; raise if there is none.
 
-    The same function as `rule.statement`, with the same conventions at points without a
-    derivative, differentiable to any order with respect to gradients, states, parameters and
-    hyper-parameters that are tensors. The first derivative is one native call too; it needs the
-    inputs, which are all that is kept for it. Higher ones and forward mode are those of the
-    statement. Half types are computed in float32.
+    The function is that of the reference implementation `rule.statement`, with the same
+    conventions at points that have no derivative. It is differentiable to any order with respect to
+    gradients, states, parameters and hyper-parameters that are tensors. The first derivative is one
+    native call too, and only the inputs are saved for it. Higher derivatives and forward mode come
+    from the reference implementation. float16 and bfloat16 are computed in float32.
 
     Args:
-        rule: The rule.
-        grads: Gradients.
-        states: For each of the rule's states, one tensor for each gradient.
-        params: Parameters; read only where there is weight decay, or by the rule.
+        rule: The update rule.
+        grads: The gradients.
+        states: For each state of the rule, one tensor for each gradient.
+        params: The parameters; read only for weight decay, or by the rule.
         steps: See `attempt`.
-        hypers: A number or a 0-dim tensor for each of `rule.all_hypers`.
-        maximize: Go up instead of down.
+        hypers: A number or a tensor with one element for each name in `rule.all_hypers`.
+        maximize: Whether to ascend.
         inplace: See `attempt`.
 
     Returns:
-        New contiguous tensors; with `inplace`, the tensors of `states` wherever they can be written
-        to.
+        (updates, states'). The tensors are new and contiguous. With `inplace`, the new states are
+        the tensors of `states` wherever these can be written to.
 
     Raises:
-        KernelUnavailableError: No kernel for a dtype, device or layout among `grads`.
-        ValueError: Tensors that do not match, or hyper-parameters that are missing or left over.
-        AssertionError: Weight decay without `params`.
+        KernelUnavailableError: There is no kernel for a dtype, device or layout among `grads`.
+        ValueError: Tensors do not match, or hyper-parameters are missing or unknown.
+        AssertionError: Weight decay or the rule needs `params`, which are None.
 
     Example:
         >>> from torchopt.transform.plan import Plan

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors of one shape together: one call for the products of many small matrices."""
+"""Stacks of tensors of one shape: one call for the products of many small matrices."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _MEMORY = 1 << 28
 
 
 def stacks(tensors: Sequence[Tensor], keys: Sequence[Hashable] | None = None) -> list[list[int]]:
-    """Return the indices of tensors that can be stacked: of one shape, dtype, device and key, and
-    on the same ranks.
+    """Return groups of indices of tensors that can be stacked.
 
-    On the CPU a stack is no larger than the cache of a core (benchmarks/torchopt/matrices.py).
+    The tensors of a group agree in shape, dtype, device, key, and in the ranks that hold them. On
+    the CPU a stack is at most as large as the cache of a core (benchmarks/torchopt/matrices.py).
 
     Args:
-        tensors: Any.
-        keys: What else stacked tensors agree in, one for each tensor.
+        tensors: Tensors of any shapes.
+        keys: One key for each tensor; only tensors with equal keys are stacked.
     """
     groups: dict[Any, list[int]] = {}
     for i, x in enumerate(tensors):
@@ -53,13 +53,17 @@ def in_rows(
     roles: Sequence[Sequence[Tensor]],
     keys: Sequence[Hashable] | None = None,
 ) -> list[list[Tensor]]:
-    """Return the outputs of `function`, each a list with one tensor for each leaf.
+    """Return the outputs of `function`, computed on stacks of leaves of one shape.
 
     Args:
-        function: Takes the index of a leaf, and for each role a stack `[k, *shape]` of that leaf
-            and of others like it; returns stacks.
-        roles: For each role a tensor for each leaf, alike where the first role is.
+        function: Takes the index of the first leaf of a group and, for each role, a stack
+            `[k, *shape]` of the tensors of the group; returns stacks.
+        roles: For each role, one tensor for each leaf. Leaves whose tensors can be stacked in the
+            first role must have tensors that can be stacked in the others.
         keys: See `stacks`.
+
+    Returns:
+        For each output, a list with one tensor for each leaf.
     """
     rows: list[tuple[Tensor, ...]] = [()] * len(roles[0])
     for indices in stacks(roles[0], keys):
@@ -76,12 +80,18 @@ def in_stacks(
     *hypers: Any,
     kernel: Callable[[list[Tensor]], Sequence[Tensor | None] | None] | None = None,
 ) -> list[Tensor]:
-    """Return `function(stack, *hypers)` for each tensor, with the tensors stacked to `[k, *shape]`.
+    """Return the rows of `function(stack, *hypers)`, one for each tensor.
 
-    `kernel` gives the same values of a list of plain tensors, None for those that it does not take.
+    The tensors of one shape are stacked to `[k, *shape]`. The derivative computes the function
+    again, so only the tensors are saved for it. It is exact to any order, also with respect to
+    `hypers` that are tensors.
 
-    The derivative computes the function again: the tensors are all that is kept for it. It is
-    exact to any order, also with respect to `hypers` that are tensors.
+    Args:
+        function: Takes a stack and the hypers; returns a stack.
+        tensors: Tensors of any shapes.
+        *hypers: Numbers, or tensors with derivatives.
+        kernel: Computes the same values for a list of plain tensors; None (or None for one of the
+            tensors) if it does not support them.
     """
     out: list[Any] = [None] * len(tensors)
     learned = [h for h in hypers if isinstance(h, Tensor)]
@@ -119,5 +129,5 @@ def in_stacks(
 
 
 def _keeps_inputs_only(inputs: Sequence[Tensor]) -> bool:
-    # Under vmap the values of all entries are one tensor: an operation would run one by one.
+    # Under vmap an operation would run once for each entry, while torch batches a plain function.
     return not is_traced() and any_watched(inputs) and not any(map(is_batched, inputs))

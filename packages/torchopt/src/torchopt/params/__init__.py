@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters of modules: their containers, snapshots of them, calls with others."""
+"""The parameters of modules: containers, snapshots, calls with other parameters, checks."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-# Looked up once: every snapshot looks at each sub-module.
+# Looked up once, because every snapshot visits each sub-module.
 _Script = torch.jit.ScriptModule
 _named_modules = nn.Module.named_modules
 
@@ -39,7 +39,11 @@ def extract_module_containers(
 
     Args:
         module: A module.
-        with_buffers: Without them the second tuple is empty.
+        with_buffers: Whether to return buffers; otherwise the second tuple is empty.
+
+    Returns:
+        (dictionaries of parameters, dictionaries of buffers), in the order of
+        `module.modules()`.
 
     Raises:
         RuntimeError: `module` is not a module, or its parameters cannot be replaced by tensors.
@@ -51,7 +55,7 @@ def extract_module_containers(
 def named_containers(
     module: nn.Module, with_buffers: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what `extract_module_containers` does, by the names of the sub-modules."""
+    """Return the parameter and buffer dictionaries by the names of the sub-modules."""
     params: dict[str, Any] = {}
     buffers: dict[str, Any] = {}
     for name, submodule in require_replaceable(module):
@@ -63,7 +67,7 @@ def named_containers(
 
 
 def require_replaceable(module: Any) -> list[tuple[str, nn.Module]]:
-    """Return a module and its sub-modules, each after its name.
+    """Return (name, module) of a module and of its sub-modules.
 
     Raises:
         RuntimeError: `module` is not a module, or its parameters cannot be replaced by tensors.
@@ -91,7 +95,7 @@ def named_submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
         if submodule is None or id(submodule) in seen:
             continue
         if type(submodule).named_modules is not _named_modules or isinstance(submodule, _Script):
-            return list(module.named_modules())  # it names others than it holds
+            return list(module.named_modules())  # it may yield other modules than it holds
         seen.add(id(submodule))
         found.append((name, submodule))
         below = submodule._modules
@@ -118,7 +122,8 @@ class Slot:
         value: The tensor; None between steps.
         places: (dictionary, key) of each place; more than one for tied parameters.
         names: The dotted name of each place.
-        references: Weak ones to the watched dictionaries among the places, once they are needed.
+        references: Weak references to the watched dictionaries among the places, and their keys;
+            None until they are needed.
     """
 
     __slots__ = ("names", "places", "references", "value")
@@ -135,11 +140,11 @@ class Slot:
         return self.value
 
     def set(self, value: Tensor, *, plainly: bool = False) -> None:
-        """Put `value`, which inherits the hooks of the tensor before it, in all places.
+        """Put `value` into all places. It inherits the hooks of the tensor that it replaces.
 
         Args:
             value: The tensor.
-            plainly: Whether it is known that `reads_plainly()`.
+            plainly: Whether `reads_plainly()` is known to be True.
         """
         if self.references is None:
             self.references = [
@@ -160,13 +165,13 @@ _put = dict.__setitem__
 def parameter_slots(module: nn.Module) -> list[Slot]:
     """Return the distinct parameters of a module, by module and then by sorted name.
 
-    Parameters that are one tensor form one slot.
+    Tied parameters form one slot.
     """
     return parameter_slot_groups([module])[0]
 
 
 def parameter_slot_groups(modules: Sequence[nn.Module]) -> list[list[Slot]]:
-    """Return the distinct parameters of each module; those that several hold, with the first."""
+    """Return the distinct parameters of each module; a shared one belongs to the first module."""
     return _slot_groups([named_submodules(module) for module in modules])
 
 
@@ -190,7 +195,7 @@ def _slot_groups(walks: Sequence[Sequence[tuple[str, nn.Module]]]) -> list[list[
 
 
 class SlotCache:
-    """The slots of some modules, searched again only where the modules changed.
+    """The slots of some modules. They are searched for again only after the modules changed.
 
     Attributes:
         names: The name of each slot, for each module.
@@ -202,7 +207,7 @@ class SlotCache:
         self.tables: list[dict[str, Any]] = []
         self._groups: list[list[Slot]] = []
         self._modules: list[nn.Module] = []
-        # (what a sub-module holds, its parameters, how many, those without a tensor, those below)
+        # (__dict__ of a sub-module, its parameters, how many, keys of None, its own sub-modules)
         self._walk: list[
             tuple[dict[str, Any], dict[str, Any], int, list[str], tuple[Any, ...]]
         ] = []
@@ -232,13 +237,13 @@ class SlotCache:
         return self._groups
 
     def release(self) -> None:
-        """Release the tensors, whose graphs may be large."""
+        """Drop the references to the tensors, whose graphs may be large."""
         for group in self._groups:
             for slot in group:
                 slot.value = None
 
     def _still_fits(self) -> bool:
-        """Return whether the walk would find the same places, and note the tensors in them."""
+        """Return whether a new search would find the same places; read the tensors in them."""
         for own, table, size, empty, below in self._walk:
             if own.get("_parameters") is not table or len(table) != size:
                 return False

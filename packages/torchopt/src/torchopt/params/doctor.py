@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare the derivatives of a loss with differences of its values, operation by operation.
+"""Compare the derivatives of a loss with finite differences, operation by operation.
 
 With the parameters on a line θ(ε) = θ + ε v, every intermediate value, every gradient that flows
 back and the gradient of the loss itself become functions of ε. Each is projected on fixed random
-weights; the derivative of the projection is taken by reverse mode, by forward mode and by central
-differences. The first that parts from its difference names the operation.
+weights. The derivative of the projection is computed by reverse mode, by forward mode and by
+central differences. The first value whose derivative disagrees with its difference quotient
+identifies the operation.
 """
 
 from __future__ import annotations
@@ -32,21 +33,22 @@ from torchopt.params.recording import (
 )
 from torchopt.tree import tree_flatten, tree_unflatten
 
-__all__ = ["Line", "Parted", "SecondDerivatives"]
+__all__ = ["Disagreement", "Line", "SecondDerivatives"]
 
 _STEPS = (1e-6, 1e-7)  # of the central differences, in units of the parameters
 
 
 @dataclasses.dataclass(frozen=True)
 class SecondDerivatives:
-    """One product u · H v with the second derivatives H of a loss, three ways.
+    """One product u · H v with the Hessian H of a loss, computed in three ways.
 
     Attributes:
-        reverse: By reverse over reverse mode, as a meta-gradient takes it.
-        forward: By forward over reverse mode; None where it was not requested.
-        difference: By central differences of the gradient; None where it could not be taken, with
-            a warning.
-        uncertainty: How far two differences with steps ten times apart differ.
+        reverse: From reverse over reverse mode, as in a meta-gradient.
+        forward: From forward over reverse mode; None if it was not requested.
+        difference: From central differences of the gradient; None if they could not be computed,
+            which a warning reports.
+        uncertainty: The absolute difference between two central differences whose steps differ by
+            a factor of ten.
     """
 
     reverse: float
@@ -56,8 +58,8 @@ class SecondDerivatives:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parted:
-    """The first value whose derivative disagrees with its differences."""
+class Disagreement:
+    """The first value whose derivative disagrees with its difference quotient."""
 
     operation: str
     order: str  # "first" or "second": which derivative of the operation is wrong
@@ -70,10 +72,14 @@ class Line:
     """A loss along a line of parameters near those given.
 
     Args:
-        loss: From the tree of parameters to a 0-dim tensor.
-        params: The tree of parameters. The line starts a hundredth of their size away from them,
-            so that a value that is exactly zero does not sit on the kink of an activation.
-        seed: For the start, the direction v and the weights u.
+        loss: A function of the tree of parameters that returns a 0-dim tensor.
+        params: The tree of parameters. The line starts at a point that is a hundredth of their
+            size away from them, so that a value of exactly zero is not at the kink of an
+            activation.
+        seed: The seed of the random start, direction v and weights u.
+
+    Raises:
+        NotJudgedError: The loss fails in float64, is not finite, or changes from call to call.
     """
 
     def __init__(
@@ -112,7 +118,7 @@ class Line:
         torch.set_default_dtype(torch.float64)
         try:
             with torch.random.fork_rng(devices=self.devices), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the user's own call has shown them
+                warnings.simplefilter("ignore")  # the user's own call has already shown them
                 torch.manual_seed(0)
                 with watch:
                     value = self.loss(tree_unflatten(self.spec, leaves))
@@ -148,8 +154,8 @@ class Line:
         retain_graph: bool | None = None,
     ) -> Sequence[Tensor | None]:
         def double(_: Any) -> None:
-            # Checkpoints run their forward pass again here, where autograd has taken the mode off;
-            # it is taken off once more at the end of each node.
+            # Checkpoints run their forward pass again here, where autograd has removed the mode.
+            # Autograd restores the previous modes at the end of each node.
             mode = Double()
             mode.__enter__()  # type: ignore[no-untyped-call]
 
@@ -192,7 +198,7 @@ class Line:
             raise NotJudgedError("the loss takes another path at nearby parameters")
 
     def differences(self) -> list[tuple[float, float]]:
-        """Return the derivative of each record along the line by differences, and its error."""
+        """Return, for each record, its difference quotient along the line and the error of it."""
         if self._differences is None:
             slopes = []
             for step in _STEPS:
@@ -209,7 +215,7 @@ class Line:
         return self._differences
 
     def reverse(self, index: int) -> float:
-        """Return the derivative of one record along the line by reverse mode."""
+        """Return the derivative of one record along the line, from reverse mode."""
         value = self._base.records[index].value
         if not value.requires_grad:
             return 0.0
@@ -217,7 +223,7 @@ class Line:
         return 0.0 if slope is None else float(slope.detach())
 
     def forward(self) -> list[float]:
-        """Return the derivative of every record along the line by forward mode."""
+        """Return the derivatives of all records along the line, from forward mode."""
         with forward_ad.dual_level():
             points = [
                 forward_ad.make_dual(x, d) + 0 * self._epsilon.to(x.device)
@@ -228,7 +234,7 @@ class Line:
             tangents = [forward_ad.unpack_dual(r.value).tangent for r in watch.records]
             return [0.0 if t is None else float(t.detach()) for t in tangents]
 
-    def _parts(self, index: int, slope: float) -> bool:
+    def _disagrees(self, index: int, slope: float) -> bool:
         difference, error = self.differences()[index]
         record = self._base.records[index]
         allowed = 10 * error + 1e-4 * max(abs(slope), abs(difference)) + 1e-6 * record.size
@@ -238,23 +244,25 @@ class Line:
         names = [r.name for r in self._base.records]
         return names.index("the loss"), len(names) - 1
 
-    def parted(self, slopes: Sequence[float] | None = None) -> Parted | None:
-        """Return the first record that disagrees with its difference, if the loss or gradient does.
+    def disagreement(self, slopes: Sequence[float] | None = None) -> Disagreement | None:
+        """Return the first record that disagrees with its difference quotient, or None.
+
+        Intermediate records are compared only if the loss or its gradient disagrees.
 
         Args:
-            slopes: The derivatives of all records; those of reverse mode by default.
+            slopes: The derivatives of all records; by default those from reverse mode.
         """
 
         def slope(i: int) -> float:
             return self.reverse(i) if slopes is None else slopes[i]
 
-        if not any(self._parts(i, slope(i)) for i in self._ends()):
+        if not any(self._disagrees(i, slope(i)) for i in self._ends()):
             return None
         for i, record in enumerate(self._base.records):
             found = slope(i)
-            if self._parts(i, found):
+            if self._disagrees(i, found):
                 names = [n for n, f, given in record.inside if _is_wrong_inside(f, given)]
-                return Parted(
+                return Disagreement(
                     names[0] if names else record.name,
                     "second" if names else record.order,
                     record.checkpointed,
@@ -264,7 +272,7 @@ class Line:
         raise AssertionError("unreachable")  # pragma: no cover
 
     def summary(self, slopes: Sequence[float] | None) -> SecondDerivatives:
-        """Return the product u · H v as each way gives it."""
+        """Return the product u · H v from each of the three ways."""
         last = self._ends()[1]
         difference, error = self.differences()[last]
         forward = None if slopes is None else slopes[last]
@@ -272,7 +280,7 @@ class Line:
 
 
 def _is_wrong_inside(func: Callable[..., Any], given: Any) -> bool:
-    """Whether reverse over forward mode of one call, on other numbers, is wrong."""
+    """Return whether reverse over forward mode of one call is wrong, on random arguments."""
     leaves, spec = tree_flatten(given)
     generator = torch.Generator().manual_seed(0)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Call a module with other parameters, also where activations are recomputed in backward."""
+"""Call a module with other parameters; correct for recomputed activations too."""
 
 from __future__ import annotations
 
@@ -24,26 +24,32 @@ def functional_call(
     tie_weights: bool = True,
     strict: bool = False,
 ) -> Any:
-    """Return `module(*args, **kwargs)` with other parameters and buffers.
+    """Return `module(*args, **kwargs)`, computed with other parameters and buffers.
 
-    Same as `torch.func.functional_call`, and right under activation checkpointing: there, the
-    backward pass recomputes activations after the module has its own parameters back, and
-    `torch.func.functional_call` then gives gradients of another function without a warning. Here
-    the recomputation sees the tensors of the call.
+    Like `torch.func.functional_call`, but also correct under activation checkpointing. There, the
+    backward pass recomputes activations after the module has got its own parameters back, so
+    `torch.func.functional_call` silently returns the gradients of another function. Here the
+    recomputation uses the tensors of the call.
 
     Args:
         module: The module.
-        parameters_and_buffers: Tensors by dotted name, or a tuple of such mappings.
-        args: The positional arguments; what is not a tuple is the only argument.
+        parameters_and_buffers: A mapping from dotted names to tensors, or a tuple of such mappings.
+            Names that are not given keep the module's own tensors. If it is a mutable mapping,
+            buffers that the call replaces are written back to it.
+        args: A tuple of positional arguments, or a single argument.
         kwargs: The keyword arguments.
-        tie_weights: A name stands for all names of a tied parameter.
-        strict: Refuse names that are missing or unknown.
+        tie_weights: Whether one name of a tied parameter sets the parameter under all its names.
+        strict: Whether names that are missing or unknown raise.
+
+    Returns:
+        The result of the module. A generator runs each of its steps with the given tensors.
 
     Raises:
         NotDifferentiableError: The module uses `torch.utils.checkpoint` with `use_reentrant=True`,
             which cannot be differentiated this way.
-        RuntimeError: With `strict`, names that are missing or unknown.
-        ValueError: A name occurs in two of the mappings.
+        RuntimeError: `strict` is True, and names are missing or unknown.
+        TypeError: A value is not a tensor, or `forward` is asynchronous.
+        ValueError: A name occurs in two of the mappings, or tied parameters got different tensors.
 
     Example:
         >>> net = nn.Linear(2, 1, bias=False)
@@ -64,7 +70,7 @@ def functional_call(
     if not isinstance(args, tuple):
         args = (args,)
     if torch.compiler.is_compiling():
-        # The compiler traces torch's own; it keeps or recomputes activations by itself.
+        # The compiler can trace torch's function, and saves or recomputes activations itself.
         return torch.func.functional_call(
             module, tensors, args, dict(kwargs or {}), tie_weights=tie_weights, strict=strict
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tensor that takes a parameter's place inherits from it: its hooks, and the way back."""
+"""The record of which parameter a tensor replaced, whose hooks it inherits."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Place = tuple["weakref.ref[dict[str, Any]]", str]
 
 
 class Lineage(NamedTuple):
-    """The origin of a tensor, and its state when it was made.
+    """The origin of a tensor, and its state when the record was made.
 
     Attributes:
-        leaf: The parameter whose place it takes; None for a parameter in its own right.
-        places: The dictionaries of modules, and the keys, where it was put.
-        hooks: Hooks of the tensors before it, other than `leaf`.
-        grad_fn: What computed it.
+        leaf: The parameter that it replaced; None if the tensor is itself a parameter.
+        places: The dictionaries of modules and the keys where it was put.
+        hooks: The hooks of the tensors that it replaced, except those of `leaf`.
+        grad_fn: Its graph node.
         kind: Its dtype and device.
-        version: Its version; None for a tensor of inference mode, which has none.
-        pointer: The address of its memory; None for one of a transform, which has none.
+        version: Its version counter; None in inference mode, where tensors have none.
+        pointer: The address of its memory; None inside a transform, where tensors have none.
     """
 
     leaf: Tensor | None
@@ -49,19 +49,19 @@ class Lineage(NamedTuple):
     pointer: int | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # A copy is a parameter in its own right, with the same hooks.
+        # A copy is an independent parameter with the same hooks.
         own = self.leaf._backward_hooks if self.leaf is not None else None
         return Lineage(None, (), (own, *self.hooks) if own else self.hooks)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return set, ()  # files keep values only
+        return set, ()  # a pickle keeps only values
 
 
-_make: Any = tuple.__new__  # without the function that names the fields: a step makes many
+_make: Any = tuple.__new__  # skips the constructor with field names: a step makes many records
 
 
 def lineage_of(x: Tensor) -> Lineage | None:
-    """Return the lineage of a tensor, None if it did not replace another one."""
+    """Return the lineage of a tensor, or None if it has replaced no other tensor."""
     found = getattr(x, MARK, None)
     return found if isinstance(found, Lineage) else None
 
@@ -82,14 +82,14 @@ def descend(old: Tensor, new: Tensor, places: Sequence[Place] = ()) -> None:
     try:
         version = new._version
         pointer = new.data_ptr()
-    except RuntimeError:  # one of inference mode has no version, one of a transform no address
+    except RuntimeError:  # no version in inference mode, no address inside a transform
         pass
     fields = (leaf, places, hooks, new.grad_fn, (new.dtype, new.device), version, pointer)
     setattr(new, MARK, _make(Lineage, fields))
 
 
 def inherit_hooks(old: Tensor, new: Tensor) -> None:
-    """Record that the hooks of `old` also hold for its copy `new`."""
+    """Record that `new`, a copy of `old`, inherits its hooks."""
     hooks = tuple(_hooks_before(old))
     own: Any = old._backward_hooks
     if own:
@@ -123,13 +123,20 @@ def _run(inherited: Sequence[Hooks]) -> Callable[[Tensor], Tensor | None]:
 
 
 def begin_step(params: Sequence[Tensor], names: Sequence[str]) -> list[Any]:
-    """Check parameters, and let the hooks that they inherited act on their gradients.
+    """Check parameters, and run their inherited hooks on their gradients during a step.
 
-    Not outside of a step: what flows back through a fast weight to the weights before it is no
-    gradient of the parameter.
+    Hooks act only within a step. A cotangent that later flows back through a fast weight to earlier
+    weights is not a gradient of the parameter.
+
+    Args:
+        params: The parameters of the step.
+        names: Their dotted names, for messages.
 
     Returns:
-        Handles to `remove()` after the step.
+        The handles to `remove()` after the step.
+
+    Raises:
+        NotDifferentiableError: A fast weight was written to without autograd.
     """
     handles = []
     for index, p in enumerate(params):
@@ -156,10 +163,9 @@ def begin_step(params: Sequence[Tensor], names: Sequence[str]) -> list[Any]:
 
 
 def _put_first(own: Any, key: int) -> None:
-    """Let a hook act before the others: it was registered before them.
+    """Make a hook run before the tensor's own hooks, since it was registered earlier.
 
-    The engine reads the table as a dict, not as the OrderedDict that it is: `move_to_end` changes
-    nothing for it.
+    The engine reads the OrderedDict as a plain dict, whose order `move_to_end` does not change.
     """
     if len(own) > 1:
         items = {key: own[key], **own}
@@ -167,12 +173,12 @@ def _put_first(own: Any, key: int) -> None:
         own.update(items)
 
 
-# By identity: sets compare tensors elementwise.
+# Keyed by identity, because comparing tensors is elementwise.
 _warned: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 
 
 def warn_of_idle_hooks(x: Tensor, name: str) -> None:
-    """Warn, once for each parameter, of hooks that no step will run."""
+    """Warn, once for each parameter, about hooks that no step will run."""
     hooks: Mapping[int, Any] | None = getattr(x, "_post_accumulate_grad_hooks", None)
     if not hooks:
         return
@@ -187,7 +193,7 @@ def warn_of_idle_hooks(x: Tensor, name: str) -> None:
 
 
 def _is_for_sums(hook: Any) -> bool:
-    """Return whether a hook sums the gradients of processes: it is for the meta-gradient alone."""
+    """Return whether a hook reduces gradients over processes, which only meta-gradients need."""
     module = str(getattr(getattr(hook, "func", hook), "__module__", ""))
     return module.startswith(("torchopt.distributed.", "torch.distributed."))
 
@@ -202,7 +208,7 @@ def check_unwritten(x: Tensor, lineage: Lineage, *name: str) -> None:
         if (x.dtype, x.device) != lineage.kind:
             return  # module.to(...): the same value
     if x.grad_fn is not lineage.grad_fn:
-        return  # it was changed in a way that counts
+        return  # autograd has recorded the change
     raise NotDifferentiableError(
         f"{'.'.join(name)} holds a fast weight whose value was written in place after the step "
         "(under no_grad, or through .data), while its graph is that of the value before; expected "
@@ -212,7 +218,7 @@ def check_unwritten(x: Tensor, lineage: Lineage, *name: str) -> None:
 
 
 def graph_nodes(tensors: Sequence[Tensor]) -> Iterator[Any]:
-    """Yield every node of the graph behind `tensors`."""
+    """Yield every node of the graph of `tensors`, each once."""
     pending: list[Any] = [x.grad_fn for x in tensors]
     seen = set()
     while pending:

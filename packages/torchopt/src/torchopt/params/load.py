@@ -16,10 +16,10 @@ __all__ = ["put_back", "start_from_what_is_loaded"]
 
 
 def start_from_what_is_loaded(modules: Iterable[nn.Module]) -> None:
-    """Let `load_state_dict` load into the parameters that modules had before they were stepped.
+    """Make `load_state_dict` load into the parameters that modules had before their first step.
 
-    Torch would write into the fast weights, whose graph is that of the steps. The modules must be
-    watched; their sub-modules are not looked at.
+    Torch would write into the fast weights, whose graph would still be that of the steps. The
+    modules must be watched. Sub-modules are not visited; pass them too.
     """
     for submodule in modules:
         table: Any = submodule._parameters
@@ -32,10 +32,10 @@ def start_from_what_is_loaded(modules: Iterable[nn.Module]) -> None:
 
 
 class _BeforeLoad:
-    """Puts back the parameters that are loaded.
+    """A hook that puts back those parameters that `load_state_dict` is about to load.
 
-    A file with the module does not name it: there it is a function of Python that does nothing, so
-    that the file can be read where torchopt is not installed.
+    A pickle of the module does not mention this class. It holds a built-in function without effect
+    instead, so that it can be read where torchopt is not installed.
     """
 
     def __call__(
@@ -54,10 +54,10 @@ class _BeforeLoad:
 
 
 def put_back(table: dict[str, Any], key: str, x: Tensor, name: str) -> None:
-    """Put the parameter whose place `x` took into all of its places.
+    """Put the parameter that `x` replaced back into all of its places.
 
     Raises:
-        NotDifferentiableError: `x` was computed, and from what is not known.
+        NotDifferentiableError: `x` is a computed tensor that has not replaced a parameter.
     """
     lineage = lineage_of(x)
     leaf = None if lineage is None else lineage.leaf
@@ -70,7 +70,7 @@ def put_back(table: dict[str, Any], key: str, x: Tensor, name: str) -> None:
             "recover_state_dict or an assignment."
         )
     if lineage.grad_fn is not None and x.grad_fn is None:
-        return  # stop_gradient made it a parameter in its own right
+        return  # stop_gradient made it an independent parameter
     table[key] = leaf
     for reference, place in lineage.places:
         other = reference()

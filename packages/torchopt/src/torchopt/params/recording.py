@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a function in float64 and record what every operation in it returns."""
+"""Run a function in float64 and record the result of every operation in it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CASTS = ("float", "half", "bfloat16")
 
 
 class NotJudgedError(Exception):
-    """The loss cannot be compared with differences; the message says why."""
+    """The loss cannot be compared with finite differences; the message says why."""
 
 
 @dataclasses.dataclass
@@ -41,7 +41,7 @@ class Record:
     checkpointed: bool
     value: Tensor  # the projection, differentiable in the first run
     size: float  # the sum of the magnitudes that the projection adds
-    inside: list[tuple[Any, Any, Any]]  # calls inside of a transform that led here
+    inside: list[tuple[Any, Any, Any]]  # the calls inside a transform that produced it
 
     def number(self) -> float:
         """Return the projection as a number."""
@@ -62,7 +62,7 @@ def _same(x: Tensor) -> Tensor:
 
 
 def projection(like: Tensor, seed: int) -> Tensor:
-    """Return fixed random weights of the shape of `like`; 1 for a single number."""
+    """Return fixed random weights of the shape of `like`; 1 if it is 0-dim."""
     if not like.ndim:
         return torch.ones((), dtype=torch.float64, device=like.device)
     generator = torch.Generator().manual_seed(seed)
@@ -70,7 +70,7 @@ def projection(like: Tensor, seed: int) -> Tensor:
 
 
 class Double(TorchFunctionMode):
-    """Runs every operation in float64, whatever the precision of its arguments and autocast."""
+    """A mode that runs every operation in float64, whatever its arguments and autocast say."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = resolve_name(func) or getattr(func, "__name__", str(func))
@@ -79,7 +79,7 @@ class Double(TorchFunctionMode):
             return torch.float64 if name.endswith("dtype.__get__") and found in _LOW else found
         leaves, spec = tree_flatten((args, kwargs or {}))
         short = name.rpartition(".")[2]
-        # A tensor that is written to stays the same object.
+        # A tensor that is written to must remain the same object.
         into = (kwargs or {}).get("out")
         writes = short.endswith("_") and not short.endswith("__")
         written = leaves[0] if writes else into
@@ -108,11 +108,11 @@ class Double(TorchFunctionMode):
 
 
 class Watch(Double):
-    """Records what each call returns, and repeats the values that the user cut from the graph.
+    """A mode that records each result, and repeats the values that have been cut from the graph.
 
     A value computed without a graph (by `detach`, under `no_grad`, by a comparison) is a constant
-    for autograd. A second run gets the values of the first one for these, so that the differences
-    treat them as constants too.
+    for autograd. Later runs reuse these values from the first run, so that the differences treat
+    them as constants too.
     """
 
     def __init__(self, points: Sequence[Tensor], held: list[list[Tensor]] | None) -> None:
@@ -129,7 +129,7 @@ class Watch(Double):
     def _before(self, name: str, leaves: list[Any], written: Any) -> list[Any]:
         if not torch.is_grad_enabled():
             return leaves
-        for x in leaves:  # made by an autograd.Function, of which no call tells
+        for x in leaves:  # results of an autograd.Function, which are not seen as results of calls
             self._see(x)
         places = [
             i
@@ -151,7 +151,7 @@ class Watch(Double):
         return leaves
 
     def _copy(self, x: Tensor) -> Tensor:
-        # One copy of one value: attention asks whether its query is its key.
+        # Equal objects must stay equal: attention checks whether its query is its key.
         key = (id(x), x._version)
         if key not in self._copies:
             self._copies[key] = x.detach().clone()
@@ -180,11 +180,18 @@ class Watch(Double):
             self.add(name, "first", kept)
 
     def add(self, name: str, order: str, tensors: Sequence[Tensor]) -> None:
-        """Record what the operation `name` returned; `order` says the derivative it belongs to."""
+        """Record the results of the operation `name`.
+
+        Args:
+            name: The name of the operation.
+            order: "first" or "second": the derivative of the operation that the results test.
+            tensors: The results.
+        """
         value: Any = 0.0
         size = 0.0
         checkpointed = top_saved_tensor_hooks(True) is not None
-        with torch.autograd.graph.saved_tensors_hooks(_same, _same):  # a checkpoint counts its own
+        # A checkpoint counts the tensors that it saves; those saved here must not be among them.
+        with torch.autograd.graph.saved_tensors_hooks(_same, _same):
             for x in tensors:
                 weighted = x * projection(x, len(self.records))
                 value = value + weighted.sum()
@@ -194,5 +201,5 @@ class Watch(Double):
 
 
 def node_name(node: Any) -> str:
-    """Return the name of a node of a graph without its C++ namespace."""
+    """Return the name of a graph node without its C++ namespace."""
     return str(node.name()).rpartition("::")[2]

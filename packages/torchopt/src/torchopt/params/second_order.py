@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find out whether a loss can be differentiated twice, and what to do where it cannot."""
+"""Check whether a loss can be differentiated twice, and suggest remedies if it cannot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.errors import NotDifferentiableError, SecondDerivativeWarning
-from torchopt.params.doctor import Line, Parted, SecondDerivatives
+from torchopt.params.doctor import Disagreement, Line, SecondDerivatives
 from torchopt.params.lineage import graph_nodes
 from torchopt.params.recording import NotJudgedError
 from torchopt.tree import tree_flatten, tree_unflatten
@@ -25,7 +25,7 @@ __all__ = [
     "warn_of_missing_second_derivatives",
 ]
 
-# (what the message of torch contains, the remedy)
+# (a pattern in torch's message, the remedy)
 REMEDIES: tuple[tuple[str, str], ...] = (
     (
         r"scaled_dot_product|ScaledDotProduct|_flash_attention|_efficient_attention",
@@ -66,7 +66,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ),
 )
 
-# Nodes of a graph that raise when they are reached.
+# Graph nodes that raise when they are reached.
 _DELAYED = ("Error", "DelayedError")
 
 _OPERATION = re.compile(
@@ -91,12 +91,15 @@ def _explain(mode: str, error: Exception) -> NotDifferentiableError:
 def explain_no_derivative(
     what: str, error: Exception, otherwise: str = "first_order=True"
 ) -> NotDifferentiableError | None:
-    """Return what to raise for an `error` of torch about an operation without a derivative.
+    """Return the error to raise if torch reports an operation without a derivative.
 
     Args:
-        what: The call in which it occurred, which the message starts with.
-        error: Any exception; None is returned for those that are about something else.
-        otherwise: What else helps.
+        what: The call in which it occurred, with which the message starts.
+        error: Torch's exception.
+        otherwise: Another remedy, if none is known for the operation.
+
+    Returns:
+        The error; None if `error` has another cause.
     """
     text = str(error)
     found = re.search(r"derivative for '?([\w:.]+)'? is not implemented", text)
@@ -109,19 +112,19 @@ def explain_no_derivative(
     )
 
 
-# By identity: a module may define what it equals.
+# Keyed by identity, because a module may define __eq__.
 _warned: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
 
 
 def warn_of_missing_second_derivatives(
     module: nn.Module, grads: Sequence[Tensor | None], what: str
 ) -> None:
-    """Warn, once for each module, of gradients that cannot be differentiated.
+    """Warn, once for each module, about gradients that cannot be differentiated.
 
     Args:
-        module: The module that the gradients are of.
+        module: The module whose parameters have these gradients.
         grads: Gradients with a graph.
-        what: The call that the message starts with.
+        what: The call with which the message starts.
     """
     if _warned.get(id(module)) is module:
         return
@@ -141,13 +144,13 @@ def warn_of_missing_second_derivatives(
 
 
 def _is_error(node: Any) -> bool:
-    # What @once_differentiable leaves in the graph. It has no edge to the inputs, so that
-    # torch.autograd.grad never runs it and the second derivative is silently zero.
+    # The node that @once_differentiable leaves in the graph. It has no edge to the inputs, so
+    # torch.autograd.grad never runs it, and the second derivative is silently zero.
     return str(node.name()).rpartition("::")[2] in _DELAYED
 
 
 def _reverse_over_reverse(loss: Tensor, leaves: Sequence[Tensor]) -> None:
-    # The cotangent requires a gradient: without that, a function whose backward leaves the graph
+    # The cotangent requires a gradient. Otherwise a function whose backward leaves the graph
     # (@once_differentiable) would look like a linear one.
     cotangent = torch.ones_like(loss, requires_grad=True)
     grads = torch.autograd.grad(loss, leaves, cotangent, create_graph=True, allow_unused=True)
@@ -174,7 +177,7 @@ def _reverse_over_reverse(loss: Tensor, leaves: Sequence[Tensor]) -> None:
 def _judge(loss: Callable[[Any], Tensor], params: Any) -> Line | None:
     try:
         line = Line(loss, params)
-        _refuse(line.parted(), "reverse over reverse mode")
+        _refuse(line.disagreement(), "reverse over reverse mode")
     except NotJudgedError as reason:
         warnings.warn(
             f"check_second_order: the derivatives exist; their values were not checked: {reason}",
@@ -185,57 +188,59 @@ def _judge(loss: Callable[[Any], Tensor], params: Any) -> Line | None:
     return line
 
 
-def _refuse(parted: Parted | None, mode: str) -> None:
-    if parted is None:
+def _refuse(wrong: Disagreement | None, mode: str) -> None:
+    if wrong is None:
         return
-    if parted.checkpointed:
+    if wrong.checkpointed:
         remedy = (
             "the backward pass recomputes activations with other weights; call the module with "
             "torchopt.params.functional_call"
         )
     else:
-        found = (r for pattern, r in REMEDIES if re.search(pattern, parted.operation))
+        found = (r for pattern, r in REMEDIES if re.search(pattern, wrong.operation))
         remedy = next(found, "write it in other operations, or correct its backward")
     raise NotDifferentiableError(
-        f"check_second_order: expected the {parted.order} derivative of {parted.operation} to "
-        f"agree with differences ({parted.difference:.6g} along a random direction), got "
-        f"{parted.derivative:.6g} in {mode}. Remedy: {remedy}"
+        f"check_second_order: expected the {wrong.order} derivative of {wrong.operation} to "
+        f"agree with differences ({wrong.difference:.6g} along a random direction), got "
+        f"{wrong.derivative:.6g} in {mode}. Remedy: {remedy}"
     )
 
 
 def check_second_order(
     loss: Tensor | Callable[[Any], Tensor], params: Any, *, forward: bool = True
 ) -> SecondDerivatives | None:
-    """Raise unless the loss has right second derivatives with respect to the parameters.
+    """Raise unless the loss has correct second derivatives with respect to the parameters.
 
     A meta-gradient differentiates the gradient of the inner loss once more. Some fast kernels,
-    attention and recurrent layers among them, have no second derivative; some operations have a
-    wrong one. This says which, and what to use instead, before an inner loop is written.
+    such as those of attention and recurrent layers, have no second derivative, and some operations
+    have a wrong one. This function names the operation and a remedy before you write an inner loop.
 
-    Of a function, the values are checked as well: u · H v by reverse over reverse mode, by forward
-    over reverse mode and by central differences of the gradient, all in float64, for seeded random
-    u and v, at a point a hundredth of the parameters' size away from them. Where they part, every
-    intermediate value and gradient is compared in the order of computation; the first that
-    disagrees names the operation. What `detach` or `no_grad` cut off counts as a constant.
+    If `loss` is a function, the values are checked as well. The product u · H v with the Hessian H
+    and seeded random u and v is computed by reverse over reverse mode, by forward over reverse mode
+    and by central differences of the gradient. All run in float64, at a point a hundredth of the
+    parameters' size away from them. If the results disagree, every intermediate value and gradient
+    is compared in the order of computation, and the first that disagrees identifies the operation.
+    Values cut off by `detach` or `no_grad` count as constants.
 
     Args:
-        loss: A 0-dim tensor with a graph, or a function from the parameters to one. Of a tensor,
-            only the existence of the derivative in reverse over reverse mode is checked.
-        params: Tree of tensors that require a gradient.
-        forward: Try forward over reverse mode for a function.
+        loss: A 0-dim tensor with a graph, or a function of the parameters that returns one. For a
+            tensor, only the existence of the derivative in reverse over reverse mode is checked.
+        params: A tree of tensors that require a gradient.
+        forward: Whether to check forward over reverse mode too, if `loss` is a function.
 
     Returns:
-        For a function, the product u · H v as each way gives it; None for a tensor, and where the
+        For a function, the product u · H v from each of the ways. None for a tensor, and if the
         values could not be checked.
 
     Raises:
-        NotDifferentiableError: There is no second derivative, or it is wrong: the message names the
-            operation, the mode, and the remedy. Or the loss depends on none of the parameters.
+        NotDifferentiableError: There is no second derivative, or it is wrong; the message names the
+            operation, the mode, and the remedy. Or the loss has no graph, or depends on none of the
+            parameters.
         TypeError: `loss` is neither a tensor nor a function.
 
     Warns:
-        SecondDerivativeWarning: The derivatives exist, and the values cannot be checked: the loss
-            does not run in float64, gives another value at each call, or is not finite.
+        SecondDerivativeWarning: The derivatives exist, but their values cannot be checked: the loss
+            does not run in float64, returns another value at each call, or is not finite.
 
     Example:
         >>> w = torch.ones(2, requires_grad=True)
@@ -273,7 +278,7 @@ def check_second_order(
         slopes = line.forward()
     except (RuntimeError, NotImplementedError) as error:
         raise _explain("forward over reverse mode", error) from error
-    _refuse(line.parted(slopes), "forward over reverse mode")
+    _refuse(line.disagreement(slopes), "forward over reverse mode")
     return line.summary(slopes)
 
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modules of `fully_shard`, differentiable to any order.
 
-torch gathers the shards of such a module in hooks around its forward pass, and its graph ends in
-the gathered parameters. Without these hooks, and with a gathering that is part of the graph, the
-module is a function of its shards like any other: fast weights can take their place.
+torch gathers the shards of such a module in hooks around its forward pass, and its graph ends at
+the gathered parameters. Here these hooks are removed and gathering is part of the graph. The module
+is then an ordinary function of its shards, which fast weights can replace.
 
-Let rank r compute a loss L_r from gathered parameters p, and T = mean_r L_r be what all ranks
-differentiate, as with torch's hooks. A cotangent of the gathered p that rank r holds is that of
-L_r, one of a shard is that of T. The transpose of gathering is then the mean over the ranks,
-scattered, and the transpose of that is gathering.
+Let rank r compute a loss L_r from the gathered parameters p, and let all ranks differentiate
+T = mean_r L_r, as with torch's hooks. The cotangent of the gathered p on rank r is the derivative
+of L_r; the cotangent of a shard is the derivative of T. So the transpose of gathering is the mean
+over the ranks, scattered, and the transpose of that is gathering.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ _done: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def gather_in_graph(module: nn.Module) -> None:
-    """Let a module, and those in it, gather their shards as part of the graph, from now on.
+    """Make a module and its sub-modules gather their shards as part of the graph, permanently.
 
-    Modules that are not under `fully_shard` are left alone.
+    Modules without `fully_shard` are not changed.
 
     Args:
         module: A module.
     """
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # a large import; without it there is none
+    # Importing it takes long; if nobody has, no module is sharded.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None or not hasattr(fsdp, "FSDPModule") or not isinstance(module, nn.Module):
         return
     for part in module.modules():
@@ -52,7 +53,7 @@ def gather_in_graph(module: nn.Module) -> None:
 
 
 class _Around:
-    """Runs a module with gathered parameters."""
+    """The forward hooks that run a module with gathered parameters."""
 
     def __init__(self) -> None:
         self._swaps: list[Swap | None] = []
@@ -74,20 +75,20 @@ class _Around:
 
 
 def gathered(x: Any) -> Tensor:
-    """Return a DTensor as one tensor, on every rank of its mesh, as a function of the shards."""
+    """Return a DTensor as one tensor on every rank of its mesh, differentiable in the shards."""
     (whole,) = apply_rule(_Gather(x.device_mesh, x.placements), x)
     return whole
 
 
 def largest_absolute(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-    """Return the largest absolute value, a constant for differentiation.
+    """Return the largest absolute value, as a constant for differentiation.
 
-    Of a DTensor some ranks may hold nothing: they have no largest value, and count as 0.
+    Some ranks may hold no elements of a DTensor; they count as 0.
 
     Args:
-        x: Not empty.
-        dim: Dimensions to take it over; None: all of them.
-        keepdim: Whether they stay with size 1.
+        x: A tensor that is not empty.
+        dim: The dimensions to reduce; None for all.
+        keepdim: Whether the reduced dimensions are kept with size 1.
     """
     x = x.detach()
     over = tuple(range(x.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
@@ -127,8 +128,8 @@ def require_whole(tensors: Iterable[Any], what: str, instead: str) -> None:
 
     Args:
         tensors: The tensors.
-        what: Does not take DTensors, in words.
-        instead: What to do.
+        what: The name of the function or option that does not support DTensors, for the message.
+        instead: What to do instead, for the message.
     """
     for k, x in enumerate(tensors):
         if hasattr(x, "to_local"):
@@ -149,7 +150,7 @@ class _Rule:
 
 
 class _Gather(_Rule):
-    """From shards to the whole."""
+    """The operation that gathers shards into the whole tensor."""
 
     def evaluate(self, *inputs: Any) -> tuple[Tensor, ...]:
         return (inputs[0].full_tensor(),)
@@ -164,7 +165,7 @@ class _Gather(_Rule):
 
 
 class _Mean(_Rule):
-    """From what each rank holds to the shards of the mean."""
+    """The operation that averages the tensors of all ranks and scatters the mean as shards."""
 
     def evaluate(self, *inputs: Any) -> tuple[Tensor, ...]:
         from torch.distributed.tensor import DTensor, Partial

@@ -37,14 +37,15 @@ class ModuleState(_ModuleState):
     """A snapshot of a module.
 
     Attributes:
-        params: Parameters by name, for each sub-module that has any.
-        buffers: Buffers by name, for each sub-module that has any.
+        params: Parameters by name, one dictionary for each sub-module that has any.
+        buffers: Buffers by name, one dictionary for each sub-module that has any.
         visual_contents: Names for `torchopt.visual.make_dot`, or None.
-        detach_buffers: Whether recovering copies the buffers.
+        detach_buffers: Whether the buffers are copied each time that the snapshot is restored.
     """
 
-    # The names of the sub-modules that have parameters, and of those that have buffers. No field:
-    # a snapshot is a tuple of four. Unknown in one that the caller or a tree function made.
+    # The names of the sub-modules that have parameters, and of those that have buffers. It is not a
+    # field, because a snapshot must be a tuple of four. It is None in a snapshot that the caller
+    # or a tree function made.
     _places: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ModuleState:
@@ -57,12 +58,12 @@ class ModuleState(_ModuleState):
         return twin
 
 
-# Its public module, which pickles name.
+# The public module, which pickles refer to.
 ModuleState.__module__ = "torchopt.utils"
 
 
 def copy_tensor(x: Tensor, by: str, device: Device | None) -> Tensor:
-    """Return `x`, a copy inside the graph, or a copy outside of it; see `extract_state_dict`."""
+    """Return `x`, a copy in the graph, or a detached copy; see `extract_state_dict`."""
     if by not in MODES:
         raise AssertionError(f"`by` must be one of {', '.join(map(repr, MODES))}; got {by!r}")
     if by in ("reference", "ref"):
@@ -90,7 +91,7 @@ def copy_tensor(x: Tensor, by: str, device: Device | None) -> Tensor:
 def _copies(
     containers: dict[str, Any], by: str, device: Device | None, memo: dict[int, Tensor]
 ) -> dict[str, dict[str, Tensor]]:
-    """Copy tensors, each of them once: what is shared stays shared."""
+    """Copy each tensor once, so that tied tensors stay tied."""
     as_they_are = by in ("reference", "ref") and device is None
 
     def copied(x: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ def extract_module_state(
         for slot in parameter_slots(module):
             x = slot.get()
             name = visual_prefix + slot.names[0]
-            # One function may have computed several of them; it can stand for one only.
+            # One function may have computed several parameters, but can be the key of only one.
             if x.grad_fn is not None and x.grad_fn not in visual_contents:
                 visual_contents[x.grad_fn] = (name, x)
             else:
@@ -173,7 +174,7 @@ def _check_fits(
 
 
 def _is_same_place(own: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    """Return whether names are equal, but for those of wrappers around the whole module."""
+    """Return whether names are equal, apart from a wrapper around the whole module."""
     if own == other or not own:
         return True
     long, short = (own, other) if len(own[0]) > len(other[0]) else (other, own)
@@ -210,7 +211,7 @@ def _has_tensors(container: dict[str, Any]) -> bool:
 def _is_alike(
     containers: dict[str, Any], state: Sequence[Any], places: tuple[str, ...] | None
 ) -> bool:
-    """Return whether a snapshot has exactly the keys of the containers, which is a quick test."""
+    """Return whether a snapshot has exactly the keys and shapes of the containers (quick test)."""
     if len(containers) != len(state) or (places is not None and tuple(containers) != places):
         return False
     for container, saved in zip(containers.values(), state):
@@ -223,16 +224,16 @@ def _is_alike(
 
 
 def detach_tree_(tree: Any) -> None:
-    """Cut every tensor of a tree from its graph, in place; `requires_grad` is kept."""
+    """Detach every tensor of a tree from its graph, in place; `requires_grad` is kept."""
     for x in {id(x): x for x in tree_leaves(tree) if isinstance(x, Tensor)}.values():
         requires_grad = x.requires_grad
         x.detach_().requires_grad_(requires_grad)
 
 
 def detach_buffers_(containers: Iterable[Mapping[str, Tensor | None]]) -> None:
-    """Cut buffers that were computed from their graph, in place; they require no gradient then.
+    """Detach computed buffers from their graph, in place; they no longer require a gradient.
 
-    A running statistic as a leaf that requires a gradient would be refused by its own layer.
+    A layer refuses to update a running statistic that is a leaf and requires a gradient.
     """
     for container in containers:
         for x in container.values():

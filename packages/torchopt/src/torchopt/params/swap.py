@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a module with other tensors; every part of the package does it this way."""
+"""Run a module with other tensors. The whole package uses this one implementation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torchopt.torch_internals import is_checkpoint_in_transform
 
 __all__ = ["MISSING", "Swap", "places_of", "replace", "resumed"]
 
-#: What stands for a tensor that a module did not have.
+#: The placeholder for a tensor that a module did not have.
 MISSING = object()
 
 
 def find_table(module: nn.Module, name: str) -> tuple[nn.Module, WatchedDict | None, str]:
-    """Return the sub-module that a dotted name leads to, its dictionary with the key, and the key.
+    """Return (sub-module, dictionary, key) of a dotted name.
 
-    The dictionary is None where no parameter, buffer or meta-parameter has the name.
+    The dictionary is None if no parameter, buffer or meta-parameter has this name.
 
     Raises:
         KeyError: There is no such sub-module.
@@ -50,7 +50,7 @@ def find_table(module: nn.Module, name: str) -> tuple[nn.Module, WatchedDict | N
 
 
 def places_of(module: nn.Module, name: str) -> list[tuple[Any, str]]:
-    """Return weak references to the dictionaries, and the keys, that hold a parameter."""
+    """Return all places of a parameter, as (weak reference to the dictionary, key)."""
     walk = module.named_modules(remove_duplicate=False)
     names = next((group for group in ties(walk).values() if name in group), [name])
     found = [find_table(module, each) for each in names]
@@ -58,10 +58,10 @@ def places_of(module: nn.Module, name: str) -> list[tuple[Any, str]]:
 
 
 def ties(walk: Iterable[tuple[str, nn.Module]]) -> dict[int, list[str]]:
-    """Return the names of each tensor that has several, by the identity of the tensor.
+    """Return the names of the tied tensors of a module, by the `id` of the tensor.
 
     Args:
-        walk: What `named_modules(remove_duplicate=False)` yields.
+        walk: The pairs from `named_modules(remove_duplicate=False)`.
     """
     held = [
         (id(x), prefix, key)
@@ -83,7 +83,7 @@ def _plain_items(table: Any) -> Any:
 
 
 def _with_ties(walk: Iterable[tuple[str, nn.Module]], tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `tensors` with all names of tied ones; see `ties`."""
+    """Return `tensors`, completed with all names of tied parameters; see `ties`."""
     out = dict(tensors)
     for group in ties(walk).values():
         given = [name for name in group if name in tensors]
@@ -112,23 +112,24 @@ def _check_names(module: nn.Module, tensors: Mapping[str, Any]) -> None:
 
 
 class Swap:
-    """A context in which a module holds other tensors, only in this thread.
+    """A context in which a module holds other tensors, in this thread only.
 
-    Checkpoints that begin inside recompute with these tensors, whenever they do. Contexts may be
+    Checkpoints that begin inside use these tensors whenever they are recomputed. Contexts may be
     nested, entered again, and left in any order.
 
     Args:
         module: The module.
-        tensors: By dotted name: of parameters, buffers and meta-parameters, or of attributes that
-            are tensors.
-        tie_weights: A name stands for all names of a tied parameter.
-        strict: Refuse names that are missing or unknown.
-        allow_missing: Accept names that the module does not have; they are attributes inside.
+        tensors: The tensors by dotted name. A name may be that of a parameter, a buffer, a
+            meta-parameter, or an attribute that is a tensor.
+        tie_weights: Whether one name of a tied parameter sets it under all its names.
+        strict: Whether names that are missing or unknown raise.
+        allow_missing: Whether to accept names that the module does not have. Inside the context
+            they are attributes.
 
     Raises:
         KeyError: A name is unknown and `allow_missing` is False.
-        RuntimeError: With `strict`, names that are missing or unknown.
-        TypeError: What is given is not a tensor.
+        RuntimeError: `strict` is True, and names are missing or unknown.
+        TypeError: A value is not a tensor, or a sub-module is scripted.
         ValueError: Tied parameters got different tensors.
     """
 
@@ -143,7 +144,7 @@ class Swap:
     ) -> None:
         walk = list(module.named_modules(remove_duplicate=not tie_weights))
         for _, submodule in walk:
-            watch_one(submodule)  # also what is not given may change before a recomputation
+            watch_one(submodule)  # tensors that are not given may change before a recomputation too
         if tie_weights:
             tensors = _with_ties(walk, tensors)
         if strict:
@@ -192,12 +193,12 @@ class Swap:
             ) from error
 
     def held(self) -> dict[str, Any]:
-        """Return the tensors by name, as the module left them."""
+        """Return the tensors by name, as they are after the module has run."""
         return {name: self._held[t.token][key] for name, (t, key) in self._places.items()}
 
 
 def _exchange(owner: nn.Module, key: str, x: Any) -> Any:
-    """Put a tensor into an attribute that is not a parameter; return what was there."""
+    """Put a tensor into an attribute that is not a parameter; return the previous value."""
     before = owner.__dict__.get(key, MISSING)
     if x is MISSING:
         del owner.__dict__[key]
@@ -207,7 +208,7 @@ def _exchange(owner: nn.Module, key: str, x: Any) -> Any:
 
 
 def replace(module: nn.Module, name: str, tensor: Any, allow_missing: bool) -> Any:
-    """Put a tensor into a module for good, by its dotted name; return what was there.
+    """Put a tensor into a module permanently, by its dotted name; return the previous one.
 
     Raises:
         KeyError: The name is unknown and `allow_missing` is False.
@@ -230,7 +231,7 @@ def replace(module: nn.Module, name: str, tensor: Any, allow_missing: bool) -> A
 
 
 def resumed(swap: Swap, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Return a generator that takes each step of `steps` inside of `swap`."""
+    """Return a generator that runs each step of `steps` inside `swap`."""
     send, value = steps.send, None
     while True:
         with swap:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dictionaries of a module's tensors that know which computation reads them.
+"""Dictionaries of a module's tensors whose content depends on the computation that reads them.
 
-`torch.utils.checkpoint` runs a part of a module again in the backward pass, when the module may
-hold other tensors: those of a later step, or its own after a functional call. The dictionaries of
-a module that torchopt ever ran with other tensors are therefore replaced by `WatchedDict`:
+`torch.utils.checkpoint` runs a part of a module again in the backward pass. By then the module may
+hold other tensors: those of a later step, or its own after a functional call. The dictionaries of a
+module that torchopt has ever run with other tensors are therefore replaced by `WatchedDict`:
 
-1. What is read below a checkpoint is remembered, as it was when the checkpoint began.
-2. The recomputation reads what was remembered. What it writes stays with it.
-3. A functional call is a layer over the dictionaries, seen only by its own thread.
+1. If a dictionary is read inside a checkpoint, its content at the checkpoint's start is recorded.
+2. The recomputation reads the recorded content. Only the recomputation sees what it writes.
+3. A functional call puts a layer over the dictionaries, which only its own thread sees.
 
-Only the dictionaries of those modules change. Nothing of torch is replaced.
+Only the dictionaries of those modules are replaced. Torch itself is not patched.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ __all__ = [
 
 CONTAINERS = ("_parameters", "_buffers", "_meta_parameters")
 
-# Looked up once: tables are read in each layer of each forward pass.
+# Looked up once, because every layer reads its tables in every forward pass.
 _get = dict.__getitem__
 is_grad_enabled = torch.is_grad_enabled
 
-# What the objects of torch are marked with.
+# The attribute that marks torch's objects.
 MARK = "_torchopt_place"
 
 REENTRANT = (
@@ -61,13 +61,13 @@ REENTRANT = (
 
 
 class Layer:
-    """Tensors that stand before those of the dictionaries, for one thread and one call.
+    """Tensors that hide those of the dictionaries, for one thread and one call.
 
     Attributes:
-        tensors: By the `token` of a dictionary, then by key.
-        attributes: Names of tensors that are not parameters or buffers and were exchanged as well.
-        graph: Whether gradients were recorded when the call began.
-        inside: The recomputation that the call is a part of.
+        tensors: The tensors, by the `token` of a dictionary and then by key.
+        attributes: The names of exchanged tensors that are neither parameters nor buffers.
+        graph: Whether gradients were enabled when the call began.
+        inside: The recomputation in which the call runs, or None.
     """
 
     def __init__(self, tensors: dict[object, dict[str, Any]], attributes: Iterable[str]) -> None:
@@ -77,7 +77,7 @@ class Layer:
         self.inside: Recomputation | None = None
 
     def __enter__(self) -> None:
-        # Checkpoints that have begun do not see this layer; those to come do.
+        # Checkpoints that have already begun do not see this layer; later ones do.
         self.inside = None if top_saved_tensor_hooks(True) is None else _here()[0]
         self.graph = torch.is_grad_enabled()
         _local.layers.append(self)
@@ -95,7 +95,7 @@ _local = _Local()
 
 
 class Checkpoint:
-    """What a checkpoint saw of the watched dictionaries when it began."""
+    """The content of the watched dictionaries when a checkpoint began."""
 
     def __init__(self, inside: Recomputation | None) -> None:
         self.inside = inside
@@ -111,7 +111,7 @@ class Checkpoint:
             )
 
     def remember(self, table: WatchedDict) -> dict[str, Any]:
-        """Return what `table` held when the checkpoint began; called before anything is written."""
+        """Return the content of `table` when the checkpoint began; call it before any write."""
         seen = self.seen.get(table.token)
         if seen is None:
             seen = self.seen[table.token] = {}
@@ -127,7 +127,7 @@ class Checkpoint:
 
 
 class Recomputation:
-    """The second run of a checkpoint: what it reads, and what it wrote."""
+    """The second run of a checkpoint: the tensors that it reads and has written."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -135,7 +135,7 @@ class Recomputation:
         self.untouched: dict[object, set[str]] = {}
 
     def of(self, table: WatchedDict, key: str) -> dict[str, Any]:
-        """Return the dictionary that stands for `table`, ready for a use of `key`."""
+        """Return the dictionary that replaces `table`, prepared for a use of `key`."""
         held = self.tensors.get(table.token)
         if held is None:
             seen = self.checkpoint.remember(table)
@@ -151,7 +151,7 @@ class Recomputation:
         if not isinstance(x, Tensor):
             return
         if table.kind == "_buffers":
-            held[key] = x.clone()  # running statistics are not updated a second time
+            held[key] = x.clone()  # so that running statistics are not updated twice
             return
         version = self.checkpoint.versions[table.token].get(key)
         if version is not None and version != x._version:
@@ -163,9 +163,7 @@ class Recomputation:
 
 
 def _here() -> tuple[Recomputation | None, list[Checkpoint]]:
-    """Return the innermost recomputation in this thread, and the checkpoints that it (or the
-    thread) has entered since.
-    """
+    """Return the innermost recomputation of this thread or None, and the checkpoints inside it."""
     recomputation: Recomputation | None = None
     checkpoints: list[Checkpoint] = []
     for pack in pack_hooks():
@@ -177,7 +175,7 @@ def _here() -> tuple[Recomputation | None, list[Checkpoint]]:
             frame, recomputed = found
             checkpoint = getattr(frame, MARK, None)
             if checkpoint is None:
-                # One that is recomputed before it was ever seen sees the present content.
+                # A checkpoint that was not seen before its recomputation gets the present content.
                 checkpoint = Checkpoint(recomputation)
                 setattr(frame, MARK, checkpoint)
             place = Recomputation(checkpoint) if recomputed else checkpoint
@@ -204,7 +202,7 @@ def _holder(
 
 
 class _Plain:
-    """A watched dictionary as the dictionary that it is."""
+    """Direct access to the content of a watched dictionary."""
 
     def __init__(self, table: WatchedDict) -> None:
         self.table = table
@@ -217,7 +215,7 @@ class _Plain:
 
 
 def _enter(table: WatchedDict, key: str) -> Any:
-    """Return the dictionary that holds `key` here and now; checkpoints remember the table first."""
+    """Return the dictionary that holds `key` now, after active checkpoints recorded the table."""
     pair = top_saved_tensor_hooks(True)
     if pair is None:
         return _holder(table, key, _local.layers, None)
@@ -234,25 +232,24 @@ def _enter(table: WatchedDict, key: str) -> Any:
 
 
 def reads_plainly() -> bool:
-    """Return whether watched dictionaries are what they hold: no layer or checkpoint stands
-    before them in this thread.
-    """
+    """Return whether this thread is inside no layer or checkpoint, so that it reads own content."""
     return top_saved_tensor_hooks(True) is None and not _local.layers
 
 
 class WatchedDict(dict[str, Any]):
     """The parameters or buffers of one module.
 
-    A dictionary in every respect; only what it holds depends on who asks, see the module above.
-    `dict.__getitem__(table, key)` and its like go past that.
+    It behaves like any dictionary, except that its content depends on the computation that reads
+    it; see the docstring of this file. `dict.__getitem__(table, key)` and other methods of `dict`
+    access its own content.
 
     Attributes:
-        kind: The attribute of the module that it is.
-        owner: The class of the module, for messages.
-        token: Stands for the dictionary where a key is needed.
-        loads: Whether `load_state_dict` was told of fast weights.
-        reentrant: A parameter that was read below a checkpoint with `use_reentrant=True`, and
-            whether the graph shows it; None.
+        kind: The name of the module's attribute, such as "_parameters".
+        owner: The class name of the module, for messages.
+        token: A hashable object that identifies the dictionary.
+        loads: Whether `load_state_dict` has the hook for fast weights.
+        reentrant: The key of a parameter that was read inside a checkpoint with
+            `use_reentrant=True`, and whether the graph shows that checkpoint; else None.
     """
 
     __slots__ = ("__weakref__", "kind", "loads", "owner", "reentrant", "token")
@@ -273,7 +270,7 @@ class WatchedDict(dict[str, Any]):
         else:
             value = _enter(self, key)[key]
         if is_grad_enabled():
-            # Written out: every layer comes by here for each of its tensors.
+            # Inlined, because every layer runs this for each of its tensors.
             lineage = getattr(value, LINEAGE, None)
             if (
                 lineage is not None
@@ -296,12 +293,12 @@ class WatchedDict(dict[str, Any]):
         else:
             _enter(self, key)[key] = value
 
-    # Without it, `dict(table)` would copy what is below.
+    # Without this method, `dict(table)` would copy the dictionary's own content.
     def __iter__(self) -> Iterator[str]:
         return dict.__iter__(self)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return what `key` holds."""
+        """Return the tensor of `key`, or `default`."""
         try:
             return self[key]
         except KeyError:
@@ -328,7 +325,7 @@ class WatchedDict(dict[str, Any]):
         return dict(self.items())
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Put tensors in."""
+        """Set several keys, like `dict.update`."""
         if is_dynamo_compiling() or reads_plainly():
             dict.update(self, *args, **kwargs)
             return
@@ -357,11 +354,11 @@ class WatchedDict(dict[str, Any]):
 
 
 def refuse_reentrant(tables: Iterable[dict[str, Any]], loss: Tensor) -> None:
-    """Raise NotDifferentiableError where gradients of `loss` lack what a checkpoint hides.
+    """Raise NotDifferentiableError if a reentrant checkpoint hides parameters from `loss`.
 
     Args:
-        tables: The dictionaries of the parameters, of which those that are watched count.
-        loss: What is to be differentiated.
+        tables: The dictionaries of the parameters; only watched ones are checked.
+        loss: The loss to be differentiated.
     """
     for table in tables:
         if not isinstance(table, WatchedDict) or table.reentrant is None:
@@ -378,7 +375,7 @@ def _is_reentrant(node: Any) -> bool:
 
 
 def watch_one(module: nn.Module) -> None:
-    """Watch what a module itself holds from now on. May be called again."""
+    """Replace a module's own dictionaries by watched ones. Calling it again has no effect."""
     own = module.__dict__
     for kind in CONTAINERS:
         held: Any = own.get(kind)

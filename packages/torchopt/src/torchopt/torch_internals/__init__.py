@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The private names of torch that this package uses, one function for each purpose."""
+"""All uses of torch's private names, behind one function for each purpose."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backward passes, versions of tensors, and switches of the process."""
+"""Backward passes, version counters of tensors, and process-wide switches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
     "without_recurrent_kernels",
 ]
 
-#: Return whether autocast is on for a type of device, in one call for all that torch counts.
+#: Return whether autocast is enabled for any of the device types that torch checks in one call.
 any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 
 
@@ -34,11 +34,11 @@ _engine: Any = torch.autograd.Variable._execution_engine
 
 
 def backward_into(loss: torch.Tensor, start: torch.Tensor, inputs: Sequence[torch.Tensor]) -> None:
-    """Do the same as `torch.autograd.backward((loss,), (start,), inputs=inputs)`.
+    """Call `torch.autograd.backward((loss,), (start,), inputs=inputs)`, faster.
 
-    Skips torch's checks in Python, a fifth of the time on a small network.
-    The caller knows that `start` is like `loss`, which requires a gradient, and that there are
-    inputs.
+    It skips torch's checks in Python, which take a fifth of the time on a small network. The caller
+    must ensure that `start` has the shape and dtype of `loss`, that `loss` requires a gradient, and
+    that `inputs` is not empty.
     """
     if loss.dtype.is_floating_point and _are_plain((loss, *inputs)):
         _run_backward((loss,), (start,), False, False, inputs, accumulate=True)
@@ -49,10 +49,10 @@ def backward_into(loss: torch.Tensor, start: torch.Tensor, inputs: Sequence[torc
 def backward_pass(
     loss: torch.Tensor, inputs: Sequence[torch.Tensor], *, retain_graph: bool, create_graph: bool
 ) -> Sequence[Any]:
-    """Return `torch.autograd.grad(loss, inputs, allow_unused=True, ...)` of one number.
+    """Return `torch.autograd.grad(loss, inputs, allow_unused=True, ...)`, faster.
 
-    Skips torch's checks in Python, a fifth of the time on a small network.
-    The caller knows that `loss` is one number and requires a gradient.
+    It skips torch's checks in Python, which take a fifth of the time on a small network. The caller
+    must ensure that `loss` has one element and requires a gradient.
     """
     if type(loss) is torch.Tensor and loss.dtype.is_floating_point and _are_plain(inputs):
         one = torch.ones_like(loss, memory_format=torch.preserve_format)
@@ -70,10 +70,10 @@ def pull_back(
     retain_graph: bool = False,
     create_graph: bool = False,
 ) -> Sequence[Any]:
-    """Return `torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, ...)`.
+    """Return `torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, ...)`, faster.
 
-    Skips torch's checks in Python. The caller knows that the outputs require
-    a gradient and that the cotangents are like them.
+    It skips torch's checks in Python. The caller must ensure that the outputs require a gradient
+    and that the cotangents have their shapes and dtypes.
     """
     if _are_plain(inputs) and _are_plain(outputs):
         return _run_backward(outputs, cotangents, retain_graph, create_graph, inputs)
@@ -83,7 +83,7 @@ def pull_back(
 
 
 def _are_plain(tensors: Sequence[torch.Tensor]) -> bool:
-    """Return whether an operation on these tensors needs no further checks."""
+    """Return whether torch's checks can be skipped for these tensors."""
     return (
         _NO_OTHERS.issuperset(map(type, tensors))
         and not torch._C._is_torch_function_mode_enabled()
@@ -116,7 +116,7 @@ _NO_OTHERS = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
 def autocast_now() -> dict[str, dict[str, Any]]:
-    """Return how each kind of device is cast now; nothing where none is."""
+    """Return the autocast settings of each device type; empty if autocast is off."""
     if not any_autocast():
         return {}
     return {
@@ -130,7 +130,7 @@ def autocast_now() -> dict[str, dict[str, Any]]:
 
 
 def counts_for_any_autocast(device: str) -> bool:
-    """Return whether `any_autocast` covers this type of device."""
+    """Return whether `any_autocast` covers this device type."""
     if any_autocast():
         return False
     torch.set_autocast_enabled(device, True)
@@ -140,7 +140,7 @@ def counts_for_any_autocast(device: str) -> bool:
         torch.set_autocast_enabled(device, False)
 
 
-#: Return whether a tensor is zero without having memory, as the tangent of a constant is.
+#: Return whether a tensor is a zero without memory, such as the tangent of a constant.
 is_zero_tensor: Callable[[Tensor], bool] = Tensor._is_zerotensor
 
 
@@ -166,13 +166,13 @@ bump_versions: Callable[[list[Tensor]], None] = (
 
 @contextlib.contextmanager
 def without_recurrent_kernels() -> Iterator[None]:
-    """Return a context in which recurrent layers run without mkldnn and cuDNN, whose kernels have
-    no forward mode and no second derivative.
+    """Return a context in which recurrent layers do not use mkldnn and cuDNN.
 
-    The contexts of `torch.backends` set more than that, and warn where a device is missing.
+    The kernels of these libraries have no forward mode and no second derivative. The contexts in
+    `torch.backends` change more settings, and warn if a device is missing.
     """
     internals: Any = torch._C
-    # The switches are of the process: the last of its threads to leave puts them back.
+    # The switches are process-wide: the last thread to leave restores them.
     with _switches:
         if not _switched:
             _found[:] = internals._get_mkldnn_enabled(), internals._get_cudnn_enabled()
@@ -190,14 +190,14 @@ def without_recurrent_kernels() -> Iterator[None]:
 
 
 _switches = threading.Lock()
-_switched: list[None] = []  # one for each that is inside
+_switched: list[None] = []  # one entry for each active context
 _found: list[bool] = []
 
 
 def hooks_of_node(node: Any) -> list[dict[Any, Callable[..., Any]]]:
-    """Return the hooks of a node of a graph, those before it and those after it.
+    """Return the hooks of a graph node: those that run before it and those that run after it.
 
-    torch shows them only to one who registers another.
+    torch shows them only in the handle of a newly registered hook.
     """
     found = []
     for register in (node.register_prehook, node.register_hook):
@@ -209,9 +209,10 @@ def hooks_of_node(node: Any) -> list[dict[Any, Callable[..., Any]]]:
 
 
 def no_view(x: Tensor) -> Tensor:
-    """Return x as a tensor that may be written to where it leaves a Function, which views may not.
+    """Return x as a tensor that is not a view.
 
-    Both share their memory, and x is not used any more.
+    A view that a Function returns must not be written to; this tensor may be. It shares its memory
+    with x, which must not be used any more.
     """
     found: Tensor = torch.ops.aten._unsafe_view(x, x.shape)
     return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Private state of torch's activation checkpoints."""
+"""The private state of torch's activation checkpoints."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ __all__ = [
 
 _autograd: Any = torch._C._autograd
 
-#: Called with True: the (pack, unpack) hooks for saved tensors in force in this thread, or None.
+#: Called with True: return this thread's innermost (pack, unpack) hooks for saved tensors, or None.
 top_saved_tensor_hooks: Callable[[bool], tuple[Callable[..., Any], Callable[..., Any]] | None] = (
     _autograd._top_saved_tensors_default_hooks
 )
 
 
-# The hook that packs, and its variable with the checkpoint (or a weak reference to it).
+# The qualified name of the pack hook, and its variable that holds the checkpoint (or a weak
+# reference to it).
 _OF_FORWARD = ("_checkpoint_hook.__init__.<locals>.pack_hook", "frame")
 _OF_RECOMPUTATION = ("_recomputation_hook.__init__.<locals>.pack_hook", "target_frame_ref")
 _RECOMPUTED = "_torchopt_recomputed_in_context"
@@ -40,13 +41,13 @@ _RECOMPUTED = "_torchopt_recomputed_in_context"
 
 @contextlib.contextmanager
 def without_saved_tensor_hooks() -> Iterator[list[tuple[Callable[..., Any], Callable[..., Any]]]]:
-    """Return a context in which no hooks for saved tensors are in force in this thread.
+    """Return a context in which this thread has no hooks for saved tensors.
 
-    torch.func refuses to differentiate under them. They are for graphs that are kept: what is
-    linearised and released inside needs none.
+    torch.func refuses to differentiate under such hooks. They only matter for graphs that outlive
+    the context, so a function that is linearised and released inside does not need them.
 
     Yields:
-        The pairs (pack, unpack), outermost first.
+        The pairs (pack, unpack) that were removed, outermost first.
     """
     pairs: list[Any] = []
     try:
@@ -60,16 +61,17 @@ def without_saved_tensor_hooks() -> Iterator[list[tuple[Callable[..., Any], Call
 
 
 def pack_hooks() -> list[Callable[..., Any]]:
-    """Return the pack hooks for saved tensors of this thread, outermost first."""
+    """Return this thread's pack hooks for saved tensors, outermost first."""
     with without_saved_tensor_hooks() as pairs:  # torch shows only the innermost pair
         return [pack for pack, _ in pairs]
 
 
 def checkpoint_of(pack: Callable[..., Any]) -> tuple[Any, bool] | None:
-    """Return the checkpoint that a pack hook belongs to, and whether it is being recomputed.
+    """Return the checkpoint of a pack hook, and whether it is being recomputed.
 
-    None for a hook of something else. The checkpoint is the object that torch keeps for a call of
-    `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)` while it may be recomputed.
+    None for a hook that does not belong to a checkpoint. The checkpoint is the object that torch
+    keeps for a call of `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)` as long as it
+    may be recomputed.
     """
     if getattr(pack, "__module__", None) != torch_checkpoint.__name__:
         return None
@@ -83,10 +85,11 @@ def checkpoint_of(pack: Callable[..., Any]) -> tuple[Any, bool] | None:
 
 
 def recompute_in(context: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Let the checkpoints that this runs inside of be recomputed by a changed function.
+    """Change the function that recomputes the checkpoints in which the caller runs.
 
     Args:
-        context: From the function that recomputes to another one, once for each checkpoint.
+        context: Takes the function that recomputes, and returns its replacement. It is called once
+            for each checkpoint.
     """
     if top_saved_tensor_hooks(True) is None:
         return
@@ -97,11 +100,11 @@ def recompute_in(context: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
 
 
 def reentrant_checkpoint() -> Any:
-    """Return the context of the outermost checkpoint with `use_reentrant=True` that runs here.
+    """Return the ctx of the caller's outermost checkpoint with `use_reentrant=True`.
 
-    None outside of one.
+    None if the caller does not run inside such a checkpoint.
     """
-    # Only the forward pass of a torch.autograd.Function switches off both modes.
+    # Only the forward pass of a torch.autograd.Function switches off both grad and forward mode.
     if torch.is_grad_enabled() or forward_mode_enabled():
         return None
     if torch.is_inference_mode_enabled():
@@ -117,7 +120,7 @@ def reentrant_checkpoint() -> Any:
 
 
 def is_checkpoint_in_transform(error: RuntimeError) -> bool:
-    """Return whether a checkpoint raised because it ran inside a transform of torch.func."""
+    """Return whether a checkpoint raised `error` because it ran inside a torch.func transform."""
     if not any(part in str(error) for part in ("saved tensor hooks", "setup_context")):
         return False
     code = inspect.unwrap(torch_checkpoint.checkpoint).__code__

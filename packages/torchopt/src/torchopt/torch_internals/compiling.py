@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs of operations compiled by inductor, for calls without guards."""
+"""Compile graphs of operations with inductor, for calls without guards."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from torchopt.torch_internals.tracing import repeats_removed, writes
 __all__ = ["compiled_graph"]
 
 OPTIONS = {"fallback_random": True, "size_asserts": False}
-THIN = 2  # a product of matrices with a dimension of at most so many is a loop
-SMALL, LARGE = 20_000, 2**20  # so is one of at most so many multiplications, and none of more
+# A matrix product becomes a loop if one of its dimensions is at most THIN or if it takes at most
+# SMALL multiplications, but never if it takes more than LARGE.
+THIN = 2
+SMALL, LARGE = 20_000, 2**20
 aten = torch.ops.aten
 
 
 def compiled_graph(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
-    """Return a graph of operations compiled by inductor, called without guards.
+    """Return a function that runs a graph of operations compiled by inductor, without guards.
 
     Raises:
-        CompilerError: There is no C++ compiler, or it does not work, or inductor fails.
+        CompilerError: There is no working C++ compiler, or inductor fails.
     """
     try:
         with torch.no_grad():
@@ -40,12 +42,12 @@ def _compiled(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callab
     from torch._inductor import compile_fx, exc
 
     run = None
-    # Before torch 2.13 there is no such function, or one that takes something else.
+    # Before torch 2.13 this function is missing or has other parameters.
     takes = inspect.signature(compile_fx.create_compiler_config_extra).parameters
     known = hasattr(compile_fx, "compile_fx_forward") and "gm" in takes
     if known and not writes(graph.graph.nodes):
-        # Calls between kernels are shorter in C++, and one file is compiled in half the time of
-        # one for each kernel.
+        # Calls between kernels are faster in C++, and compiling one file takes half the time of
+        # compiling one for each kernel.
         in_cpp = all(x.device.type == "cpu" for x in examples)
         try:
             run = _compiled_alone(graph, examples, in_cpp=in_cpp)
@@ -55,7 +57,7 @@ def _compiled(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callab
             run = _compiled_alone(graph, examples, in_cpp=False)
     if run is not None:
         return lambda *arguments: run(list(arguments))
-    # A hit in this cache would hide what is compiled; that of inductor itself stays in use.
+    # A hit in this cache would bypass the compilation. Inductor's own cache remains in use.
     with settings.patch(enable_autograd_cache=False):
         whole: Any = compile_fx.compile_fx(graph, list(examples), config_patches=OPTIONS)
     return whole  # type: ignore[no-any-return]
@@ -64,10 +66,10 @@ def _compiled(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callab
 def _compiled_alone(
     graph: torch.fx.GraphModule, examples: Sequence[Tensor], *, in_cpp: bool
 ) -> Callable[..., Any] | None:
-    """Return a graph compiled by inductor alone; None if it writes to a tensor.
+    """Return a graph compiled by inductor without AOTAutograd; None if it writes to a tensor.
 
-    What torch puts around a graph, to trace it again and to handle mutations, aliases and
-    gradients, is as long as the rest of a compilation, and a fifth of a short call.
+    AOTAutograd traces the graph again and handles mutations, aliases and gradients. That takes as
+    long as the rest of the compilation, and a fifth of the time of a short call.
     """
     from torch._guards import TracingContext, tracing
     from torch._inductor import compile_fx, config
@@ -75,7 +77,7 @@ def _compiled_alone(
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    # Without an environment of shapes, inductor does not look into its cache.
+    # Without a shape environment, inductor does not use its cache.
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     given = [mode.from_tensor(x, static_shapes=True) for x in examples]
     with (
@@ -101,16 +103,16 @@ def _compiled_alone(
 
 
 def _options(graph: torch.fx.GraphModule, *, in_cpp: bool) -> dict[str, Any]:
-    """Return the settings of inductor for a graph.
+    """Return inductor's settings for a graph.
 
-    On a CPU it turns images so that channels come last, where it finds any convolution. Those of
-    several groups, as for a batch of tasks, take longer then than they do in eager torch.
+    On a CPU inductor converts images to channels-last if the graph has a convolution. Grouped
+    convolutions, such as those of a batch of tasks, are then slower than in eager torch.
     """
     grouped = any(map(_has_groups, graph.graph.nodes))
     return OPTIONS | {"cpp_wrapper": in_cpp} | ({"layout_optimization": False} if grouped else {})
 
 
-# Where the number of groups is among the arguments.
+# The position of the number of groups among the arguments.
 _GROUPS: dict[Any, int] = {aten.convolution.default: 8, aten.convolution_backward.default: 9}
 
 
@@ -122,9 +124,10 @@ def _has_groups(node: torch.fx.Node) -> bool:
 def _lowered(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> torch.fx.GraphModule:
     """Return a graph of the same function in operations that inductor compiles well.
 
-    A product of thin or small matrices is a sum, which becomes one loop with what is around it: a
-    call of a library takes longer than its arithmetic. Windows of a pooling that tile the image are
-    dimensions: inductor looks for the windows of each pixel by divisions. Numbers are constants.
+    Products of thin or small matrices become sums, which inductor fuses with the operations around
+    them: a library call takes longer than their arithmetic. Pooling windows that tile the image
+    become dimensions, because inductor would find the window of each pixel by divisions. Numbers
+    become constants.
     """
     from torch._dispatch.python import enable_python_dispatcher
     from torch._inductor.decomposition import select_decomp_table
@@ -150,7 +153,7 @@ def _first_of(first: Any, second: Any, *given: Any, **options: Any) -> Any:
 
 
 def _with_numbers(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Return a graph with constants for the numbers that the traced function wrote down."""
+    """Return a graph in which the number literals of the traced function are constants."""
     made = torch.fx.Graph()
     known: dict[torch.fx.Node, Any] = {}
     for node in graph.graph.nodes:
@@ -184,7 +187,7 @@ def _product(first: Tensor, second: Tensor) -> Any:
 
 
 def _tiles(window: Any, stride: Any = (), padding: Any = 0, ceil: Any = False, *rest: Any) -> Any:
-    """Return height and width of windows that tile an image; None if they do something else."""
+    """Return the height and width of pooling windows that tile an image, or None."""
     sizes, strides = _pair(window), _pair(stride) or _pair(window)
     whole = len(rest) < 2 or rest[1] is None
     plain = strides == sizes and not any(_pair(padding)) and not ceil and whole

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions for which torch.distributed has no public name."""
+"""Functions of torch.distributed without a public name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 
 
 def remove_fsdp_hooks(module: Any) -> None:
-    """Remove the hooks by which `fully_shard` gathers the parameters of a module."""
+    """Remove the hooks with which `fully_shard` gathers the parameters of a module."""
     state = module._get_fsdp_state()
     state._pre_forward_hook_handle.remove()
     state._post_forward_hook_handle.remove()
@@ -30,9 +30,9 @@ def collective_options(kind: str, timeout: timedelta) -> Any:
 
     Args:
         kind: `"AllreduceOptions"`, `"AllgatherOptions"` or `"BroadcastOptions"`.
-        timeout: The limit.
+        timeout: The time limit.
     """
-    from torch._C import _distributed_c10d  # there is none where torch has no process groups
+    from torch._C import _distributed_c10d  # missing in a torch without process groups
 
     options = getattr(_distributed_c10d, kind)()
     options.timeout = timeout
@@ -40,18 +40,18 @@ def collective_options(kind: str, timeout: timedelta) -> Any:
 
 
 def abort_on(group: Any, device: str) -> None:
-    """End the operations of a process group on a kind of device, if it has a backend for it."""
+    """Abort the operations of a process group on a device type, if it has a backend for it."""
     with contextlib.suppress(RuntimeError, ValueError):
         group._get_backend(torch.device(device)).abort()
 
 
 def rpc_agent_is_set(api: Any) -> bool:
-    """Return whether remote calls work now, by `torch.distributed.rpc.api`."""
-    is_set = getattr(api, "_is_current_rpc_agent_set", None)  # there is none on Windows
+    """Return whether remote calls are available now; `api` is `torch.distributed.rpc.api`."""
+    is_set = getattr(api, "_is_current_rpc_agent_set", None)  # missing on Windows
     return is_set is not None and bool(is_set())
 
 
 def rpc_barrier(api: Any, names: set[str]) -> None:
-    """Wait until the workers of remote calls of these names have come; none: all of them."""
+    """Wait until the named RPC workers have reached this barrier; no names: all workers."""
     everyone = {info.name for info in api._get_current_rpc_agent().get_worker_infos()}
     api._barrier(names or everyone)

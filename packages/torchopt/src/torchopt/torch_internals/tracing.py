@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs of operations: made, looked at and taken apart."""
+"""Trace functions to graphs of operations; inspect, simplify and split the graphs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = [
 
 
 class HostReadError(Exception):
-    """A value of a tensor is read on the host, or decides a shape, while a program is traced."""
+    """While a function is traced, a value is read on the host or determines a shape."""
 
 
 class _HostReads(TorchDispatchMode):
-    """A mode that calls `read` with each tensor whose value goes to the host."""
+    """A mode that calls `read` with each tensor whose value is read on the host."""
 
     def __init__(self, read: Callable[[Tensor], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -53,7 +53,7 @@ def _shape_depends_on_values(func: Any, args: Any) -> bool:
 
 
 class _MemoryReads(TorchFunctionMode):
-    """A mode that refuses what reads the memory of a tensor past torch's operations."""
+    """A mode that refuses methods that read a tensor's memory without a torch operation."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _READS_OF_MEMORY:
@@ -72,21 +72,22 @@ _READS_OF_MEMORY = frozenset((Tensor.numpy, Tensor.tolist, Tensor.__array__, Ten
 def traced_graph(
     function: Callable[..., Any], examples: Sequence[Tensor], read: Callable[[Tensor], None]
 ) -> torch.fx.GraphModule:
-    """Return the operations of torch that a function of tensors does, as a graph of them.
+    """Return the torch operations of a function of tensors, as a graph.
 
-    Derivatives that the function takes are operations in the graph. A tensor that is no argument
-    is a constant of it.
+    Derivatives that the function computes are operations in the graph. Tensors that are not
+    arguments are constants of the graph.
 
     Args:
-        function: From tensors to a list of tensors.
-        examples: Distinct tensors.
-        read: Called with each tensor that is no argument whose value is read on the host; raises.
+        function: A function of tensors that returns a list of tensors.
+        examples: Arguments for it, all distinct tensors.
+        read: A function that raises. It is called with each tensor that is not an argument and
+            whose value is read on the host.
 
     Raises:
-        HostReadError: A value is read past torch's operations, or a shape depends on one.
+        HostReadError: A value is read without a torch operation, or a shape depends on a value.
         RuntimeError: A value that depends on the arguments is read on the host.
     """
-    # 0.4 s that only those who trace have to wait.
+    # This import takes 0.4 s, which only callers who trace should pay.
     from torch.fx.experimental.proxy_tensor import make_fx
 
     with _HostReads(read), _MemoryReads():
@@ -95,7 +96,7 @@ def traced_graph(
 
 
 def hooks_of_all_modules() -> list[Any]:
-    """Return the hooks that were registered for all modules, those of backward passes too."""
+    """Return the hooks that are registered globally for all modules, forward and backward."""
     return [hook for table in _TABLES_OF_HOOKS for hook in table.values()]
 
 
@@ -117,17 +118,21 @@ def _draws(node: torch.fx.Node) -> bool:
 def split_graph(
     graph: torch.fx.GraphModule, count: int, cotangents: Sequence[int], *, recompute: bool
 ) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule, list[int]]:
-    """Return the part of a graph that depends on no cotangent, the rest, and what they share.
+    """Split a graph into the part that depends on no cotangent and the rest.
 
-    The first returns `count` results and then what the second takes first. The second takes some
-    arguments of the first next, which are returned by their places, and then the cotangents.
+    The first part returns `count` results, followed by the values that the second part needs. The
+    second part takes these values, then some arguments of the first part, then the cotangents.
 
     Args:
-        graph: Its output is a list.
-        count: The first so many results depend on no cotangent; the others may.
-        cotangents: Which of its arguments are cotangents.
-        recompute: Whether the second computes again what takes views and elementwise operations
-            alone, which a compiler fuses: fewer tensors are kept.
+        graph: A graph whose output is a list.
+        count: The number of results, from the first, that depend on no cotangent; the others may.
+        cotangents: The positions of the arguments that are cotangents.
+        recompute: Whether the second part recomputes values that need only views and elementwise
+            operations, which a compiler fuses, so that fewer tensors are saved.
+
+    Returns:
+        (first part, second part, positions of the arguments of the first part that the second
+        part takes).
     """
     *nodes, output = graph.graph.nodes
     arguments = [n for n in nodes if n.op == "placeholder"]
@@ -157,7 +162,7 @@ _FUSED = {
 }
 
 
-# Series and tables for each element: they take longer than to write a result and read it again.
+# Each element takes a series or a table, which is slower than to store the result and load it.
 _LONG = {
     *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cos", "cosh", "sin", "sinh"),
     *("celu", "elu", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "gelu", "log", "log10"),
@@ -167,7 +172,7 @@ _LONG = {
 
 
 def _is_fused(node: torch.fx.Node) -> bool:
-    """Return whether an operation costs next to nothing in a compiled program."""
+    """Return whether an operation is nearly free in a compiled program."""
     schema, tags = getattr(node.target, "_schema", None), getattr(node.target, "tags", ())
     if node.op == "get_attr":
         return True
@@ -191,8 +196,9 @@ def _fused_again(
     early: Sequence[torch.fx.Node],
     kept: dict[torch.fx.Node, None],
 ) -> set[torch.fx.Node]:
-    """Take out of `kept` what follows at no cost from the rest and the arguments, which are there
-    anyway; return the operations that this takes.
+    """Remove from `kept` all values that fused operations can recompute from the others.
+
+    The arguments are available anyway. Return the operations that recompute the removed values.
     """
     ready, made = set(arguments), set()
     for node in early:
@@ -213,7 +219,7 @@ def _fused_again(
 
 
 def writes(nodes: Iterable[torch.fx.Node]) -> bool:
-    """Return whether an operation among these writes to its argument."""
+    """Return whether one of these operations writes to an argument."""
     schemas = [getattr(n.target, "_schema", None) for n in nodes if n.op == "call_function"]
     return any(schema is not None and schema.is_mutable for schema in schemas)
 
@@ -234,9 +240,10 @@ def _extracted(
 
 
 def repeats_removed(graph: torch.fx.GraphModule) -> bool:
-    """Let a graph compute nothing twice; return whether that could be done.
+    """Merge repeated operations of a graph; return whether that was possible.
 
-    It cannot where an operation writes to its argument: the same operation may mean another then.
+    It is not possible if an operation writes to an argument, because equal operations may then have
+    different results.
     """
     nodes = list(graph.graph.nodes)
     if writes(nodes):
@@ -245,7 +252,7 @@ def repeats_removed(graph: torch.fx.GraphModule) -> bool:
     for node in nodes:
         if node.op != "call_function" or _draws(node):
             continue
-        given = repr((node.args, node.kwargs))  # in which each node has a name of its own
+        given = repr((node.args, node.kwargs))  # the names of nodes are unique
         first = known.setdefault((node.target, given), node)
         if first is not node:
             node.replace_all_uses_with(first)
@@ -255,9 +262,9 @@ def repeats_removed(graph: torch.fx.GraphModule) -> bool:
 
 
 def lifted_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
-    """Make the tensors that a graph holds arguments of it, after the others, and return them.
+    """Turn the tensors that a graph holds into additional last arguments, and return them.
 
-    Those that stand for numbers that the traced function wrote down stay.
+    Tensors for number literals of the traced function remain in the graph.
     """
     for node in graph.graph.nodes:
         if node.target is torch.ops.aten.detach.default:

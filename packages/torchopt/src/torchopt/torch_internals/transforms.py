@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What transforms of torch.func, vmaps and forward mode do to tensors."""
+"""The state of torch.func transforms, vmaps and forward mode, and of tensors inside them.
+
+A tensor is called watched if a graph, a transform or forward mode may record what happens to it.
+A level is one of the nested transforms of torch.func; level 0 is outside all of them.
+"""
 
 from __future__ import annotations
 
@@ -46,19 +50,19 @@ __all__ = [
     "with_forward_mode",
 ]
 
-#: Return whether a transform of torch.func follows a tensor.
+#: Return whether a tensor belongs to a transform of torch.func.
 is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 
-#: Return whether the caller runs inside of a transform of torch.func.
+#: Return whether the caller runs inside a transform of torch.func.
 is_transforming: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
-#: Return whether a tensor is batched by the vmap before torch.func's.
+#: Return whether a tensor is batched by the legacy vmap, which is older than torch.func.
 is_batched_by_old_vmap: Callable[[Tensor], bool] = getattr(
     torch._C._functorch, "is_legacy_batchedtensor", lambda x: False
 )
 
-#: Return whether forward mode may follow what happens; off inside of a Function's derivative.
+#: Return whether forward mode is enabled; it is not inside the derivative of a Function.
 forward_mode_enabled: Callable[[], bool] = torch._C._is_fwd_grad_enabled
 
 
@@ -71,8 +75,9 @@ def in_forward_mode() -> bool:
 def forward_mode() -> Iterator[None]:
     """Return a context in which tensors may have tangents.
 
-    torch has one forward mode for all threads of a process; another thread that enters here waits.
-    Inside of a Function torch switches it off, and every tangent would silently be zero.
+    torch has one forward mode for all threads of a process, so other threads that enter this
+    context wait. Inside a Function torch disables it, and every tangent would silently be zero;
+    this context enables it again.
     """
     with _one_forward_mode, with_forward_mode(True), forward_ad.dual_level():
         yield
@@ -82,30 +87,33 @@ _one_forward_mode = threading.RLock()
 
 
 def in_forward_mode_of_this_thread() -> bool:
-    """Return `in_forward_mode()`, without what another thread does inside of `forward_mode`."""
+    """Return `in_forward_mode()`, ignoring other threads inside `forward_mode`."""
     if not in_forward_mode():
         return False
-    with _one_forward_mode:  # when the other one has left
+    with _one_forward_mode:  # waits until the other thread has left
         return in_forward_mode()
 
 
 def has_tangent(x: Tensor) -> bool:
-    """Return whether forward mode follows a tensor."""
+    """Return whether a tensor has a tangent."""
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
 
 
 def gradient_in_transform(
     function: Callable[[Sequence[Tensor]], tuple[Tensor, Sequence[Any]]], at: Sequence[Tensor]
 ) -> tuple[list[Tensor | None], list[Any]]:
-    """Return gradients of a sum inside a transform of torch.func, and what came with the value.
+    """Return the gradients of a 0-dim tensor inside a transform, and further outputs.
 
-    What `torch.func.grad` computes, with None in place of its zeros for tensors that the value
-    does not depend on at all.
+    Like `torch.func.grad`, but with None instead of zeros for tensors that the value does not
+    depend on at all.
 
     Args:
-        function: From tensors to a 0-dim tensor and a list, whose tensors belong to the caller's
-            level in what is returned.
-        at: Where.
+        function: A function of a list of tensors that returns a 0-dim tensor and a list of further
+            outputs.
+        at: The tensors at which to differentiate.
+
+    Returns:
+            The gradients, and the further outputs, whose tensors belong to the caller's level.
     """
     internals: Any = eager_transforms
     with internals.grad_increment_nesting() as level, torch.enable_grad():
@@ -124,26 +132,26 @@ def gradient_in_transform(
 
 _functorch: Any = torch._C._functorch
 
-# Parsed once: torch takes 5 us to make a key of its name.
+# Parsed once, because torch takes 5 us to convert a name into a key.
 _VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
 _BATCHED = torch._C._dispatch_key_parse("Batched")
 
 
 def count_forward_modes() -> int:
-    """Return how many forward modes of torch.func the caller runs inside of."""
+    """Return the number of jvp transforms of torch.func in which the caller runs."""
     stack = _functorch.get_interpreter_stack() or []
     return sum(level.key() == _functorch.TransformType.Jvp for level in stack)
 
 
-#: A context in which forward mode is on, or off.
+#: Return a context in which forward mode is enabled (True) or disabled (False).
 with_forward_mode: Callable[[bool], Any] = forward_ad._set_fwd_grad_enabled
 
-#: Switch forward mode on or off, for this thread.
+#: Enable or disable forward mode for this thread.
 set_forward_mode: Callable[[bool], None] = torch._C._set_fwd_grad_enabled
 
 
 def any_watched(tensors: Iterable[Tensor]) -> bool:
-    """Return whether a graph, a transform or a forward mode follows what happens to one of them."""
+    """Return whether one of the tensors is watched by a graph, a transform or forward mode."""
     with_graph = torch.is_grad_enabled()
     with_tangents = forward_ad._current_level >= 0
     if not with_graph and not with_tangents:
@@ -159,9 +167,9 @@ def any_watched(tensors: Iterable[Tensor]) -> bool:
 
 
 def is_batched_backward(cotangents: Iterable[Tensor]) -> bool:
-    """Return whether `is_grads_batched` of torch.autograd.grad hands over a batch of cotangents.
+    """Return whether cotangents are a batch from `torch.autograd.grad(is_grads_batched=True)`.
 
-    Those are tensors of a vmap older than torch.func's, which asks a Function for no rule.
+    These belong to the legacy vmap, which does not call the vmap rule of a Function.
     """
     if not torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE):
         return False
@@ -171,8 +179,11 @@ def is_batched_backward(cotangents: Iterable[Tensor]) -> bool:
 def taken_off_old_vmap(
     tensors: Sequence[Tensor],
 ) -> tuple[list[Tensor] | None, tuple[int | None, ...], Callable[[Tensor], Tensor]] | None:
-    """Return tensors without the batch of that older vmap, where the batches are, and what puts one
-    back; None outside of it. The tensors are None in another thread than the one that asked.
+    """Return tensors without the batch of the legacy vmap, or None outside it.
+
+    Returns:
+        (tensors, batch dimension of each or None, function that makes a tensor a batch again). The
+        tensors are None in a thread other than that of the vmap.
     """
     old = [torch._C._dispatch_keys(x).has(_BATCHED) for x in tensors]
     if not any(old):
@@ -191,12 +202,12 @@ def taken_off_old_vmap(
 
 
 def is_watched(x: Tensor) -> bool:
-    """Return whether a graph, a transform or a forward mode follows what happens to `x`."""
+    """Return whether a graph, a transform or forward mode watches `x`."""
     return any_watched((x,))
 
 
 def is_traced() -> bool:
-    """Return whether operations are recorded to be run later: a kernel call would not be."""
+    """Return whether operations are traced to run later, which would miss a kernel call."""
     return (
         torch.compiler.is_compiling()
         or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
@@ -205,22 +216,21 @@ def is_traced() -> bool:
 
 
 def is_tracked(x: Tensor) -> bool:
-    """Return whether a derivative of x may be asked for at some level, or x belongs to a vmap."""
+    """Return whether x may be differentiated at some level, or belongs to a vmap."""
     return is_batched(x) or is_differentiated(x)
 
 
 def is_differentiated(x: Tensor, lowest: int = 0) -> bool:
-    """Return whether a derivative of x may be asked for at some level: by a graph, a transform or
-    a forward mode.
+    """Return whether a graph, a transform or forward mode may differentiate x at some level.
 
     Args:
         x: A tensor.
-        lowest: The first level that counts; 0 is below all transforms.
+        lowest: The lowest level to check; 0 is outside all transforms.
     """
     if not is_wrapped(x):
         return lowest == 0 and _has_derivative(x)
     with contextlib.ExitStack() as above:
-        # What belongs to a level is only seen by it: the levels above are taken off meanwhile.
+        # Only the innermost level sees its own state, so the levels above are removed meanwhile.
         for level in range(count_transforms(), lowest - 1, -1):
             if _functorch.maybe_get_level(x) == level:
                 if not _functorch.is_batchedtensor(x) and _has_derivative(x):
@@ -232,12 +242,12 @@ def is_differentiated(x: Tensor, lowest: int = 0) -> bool:
 
 
 def count_transforms() -> int:
-    """Return how many transforms of torch.func are at work."""
+    """Return the number of active transforms of torch.func."""
     return len(_functorch.get_interpreter_stack() or ())
 
 
 def inner_transforms_are_vmaps(count: int) -> bool:
-    """Return whether the transforms inside of the outermost `count` ones are all vmaps."""
+    """Return whether all transforms are vmaps, apart from the outermost `count`."""
     stack = _functorch.get_interpreter_stack() or []
     return all(level.key() == _functorch.TransformType.Vmap for level in stack[count:])
 
@@ -247,14 +257,14 @@ def _has_derivative(x: Tensor) -> bool:
 
 
 def below_transforms(x: Tensor) -> Tensor:
-    """Return the tensor below all wrappers of torch.func; its batches are dimensions there."""
+    """Return the tensor inside all wrappers of torch.func; its batches are plain dimensions."""
     while is_wrapped(x):
         x = _functorch.get_unwrapped(x)
     return x
 
 
 def plain_entry(x: Tensor) -> Tensor:
-    """Return the tensor below all transforms, outside of any graph; of a batch, its first entry."""
+    """Return the detached tensor inside all wrappers; of each batch, the first entry."""
     while is_wrapped(x):
         dim = _functorch.maybe_get_bdim(x) if _functorch.is_batchedtensor(x) else -1
         x = _functorch.get_unwrapped(x)
@@ -264,7 +274,7 @@ def plain_entry(x: Tensor) -> Tensor:
 
 
 def is_batched(x: Tensor) -> bool:
-    """Return whether x belongs to a vmap, at some level."""
+    """Return whether x belongs to a vmap at some level."""
     while is_wrapped(x):
         if _functorch.is_batchedtensor(x):
             return True
@@ -279,8 +289,9 @@ def vmap_lists(
 ) -> list[Tensor]:
     """Return `torch.func.vmap(function, (dims,), randomness="different")(tensors)`.
 
-    For lists of tensors, without torch's walks of trees in Python: a tenth of the time of 32 tasks
-    of a small network. The caller knows that one of `dims` is not None and that they fit.
+    It takes lists of tensors only and skips torch's tree handling in Python, which takes a tenth of
+    the time for 32 tasks of a small network. The caller must ensure that one of `dims` is not None
+    and that the batch sizes agree.
     """
     size = next(x.shape[d] for x, d in zip(tensors, dims) if d is not None)
     _vmap.lazy_load_decompositions()
@@ -296,8 +307,9 @@ _vmap: Any = torch._functorch.vmap
 
 
 def vmap_again() -> Callable[[Callable[..., Any]], Callable[..., Any]] | None:
-    """Return what lets a function run later as if in the vmap that this runs in; None outside of
-    one, and inside of several transforms.
+    """Return a decorator that makes a function run later as if inside the present vmap.
+
+    None outside a vmap, and inside several transforms.
     """
     if count_transforms() != 1:
         return None

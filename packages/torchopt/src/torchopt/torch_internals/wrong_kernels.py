@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations of torch whose second derivative is wrong silently (2.13 and before)."""
+"""Torch operations whose second derivative is silently wrong (in torch 2.13 and older)."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = [
 ]
 
 _WEIGHT_NORM: Any = getattr(torch._C._functions, "WeightNormInterfaceBackward0", None)
-_CONSTANT = "linear_cross_entropy"  # computed in chunks: its gradient counts as a constant
+_CONSTANT = "linear_cross_entropy"  # in chunks, it treats its gradient as a constant
 _ONCE = once_differentiable(lambda ctx: None).__code__
 _TRANSFORMED = "torch._functorch.autograd_function"
 
-# The classes of nodes that need no second look. Each step of an inner loop walks its graph.
+# Node classes known to be correct, because each step of an inner loop walks its graph.
 _RIGHT: set[type] = set()
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """Return `torch._weight_norm(v, g, dim)`, g v / ‖v‖, from operations with right derivatives.
+    """Return g v / ‖v‖ as `torch._weight_norm(v, g, dim)` does, with correct derivatives.
 
-    The backward pass of torch's kernel treats ‖v‖ as a constant when it is differentiated, and the
+    The backward pass of torch's kernel, when differentiated, treats ‖v‖ as a constant, and the
     kernel has no forward mode.
     """
     return v * (g / torch.norm_except_dim(v, 2, dim))
@@ -39,8 +39,8 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 def is_once_differentiable(function: Any) -> bool:
     """Return whether the backward pass of an `autograd.Function` is `@once_differentiable`.
 
-    Its gradient has no edge to the inputs, so torch's second derivatives are zero. A
-    transform makes a Function of its own around the user's.
+    The gradient of such a Function has no edge to the inputs, so torch's second derivatives are
+    zero. Inside a transform, the user's Function is wrapped in one that torch generates.
     """
     for name in ("backward", "vjp"):
         backward: Any = getattr(function, name, None)
@@ -50,21 +50,25 @@ def is_once_differentiable(function: Any) -> bool:
         while backward is not None:
             if getattr(backward, "__code__", None) is _ONCE:
                 return True
-            backward = getattr(backward, "__wrapped__", None)  # of custom_bwd, say
+            backward = getattr(backward, "__wrapped__", None)  # for example under custom_bwd
     return False
 
 
 def correct_second_derivatives(
     values: Iterable[Tensor], params: Iterable[Tensor], others: Iterable[Tensor] = ()
 ) -> list[tuple[str, bool]]:
-    """Let a backward pass from `values` to `params` have right derivatives itself.
+    """Make a backward pass from `values` to `params` correctly differentiable.
 
-    A node of weight_norm gets a hook that returns its gradient from differentiable operations.
-    What `others` were computed from is not looked at.
+    Each weight_norm node gets a hook that computes its gradient with differentiable operations.
+
+    Args:
+        values: The tensors at which the backward pass starts.
+        params: The tensors at which it ends.
+        others: Further tensors at which the search of the graph ends.
 
     Returns:
-        Operations between them that cannot be corrected: the name, and whether torch has the wrong
-        derivative itself; otherwise a Function of the user has none.
+        The operations in between that cannot be corrected: the name, and True if torch's own
+        derivative is wrong, False if a Function of the user has no second derivative.
     """
     params = [p for p in params if p.requires_grad]
     ends = {x.grad_fn for x in (*params, *others)}
@@ -90,14 +94,15 @@ def correct_second_derivatives(
     for node in nodes:
         for following, _ in node.next_functions:
             users.setdefault(following, []).append(node)
-    twice = [get_gradient_edge(p).node for p in params]  # what is not above them: once
+    # Only nodes that depend on the parameters are differentiated twice.
+    twice = [get_gradient_edge(p).node for p in params]
     for node in twice:
         twice += users.pop(node, ())
     return [*dict.fromkeys(wrong[node] for node in twice if node in wrong)]
 
 
 def _nodes(starts: set[Any], ends: set[Any]) -> list[Any]:
-    """Return the nodes of a graph between its starts and its ends."""
+    """Return the graph nodes from `starts` down to `ends`, without the ends."""
     nodes, seen = list(starts - ends), starts | ends
     for node in nodes:
         for following, _ in node.next_functions:
@@ -112,7 +117,8 @@ def _correct_weight_norm(node: Any) -> None:
         return
     try:
         hook = _gradient_of_weight_norm(node)
-    except RuntimeError:  # freed, or written to since: torch refuses a backward pass, too
+    # Saved tensors were freed or written to. Then torch refuses the backward pass too.
+    except RuntimeError:
         return
     node.metadata[__name__] = True
     node.register_hook(hook)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules in plain torch operations, differentiable to any order: the oracle and the fallback.
+"""The update rules in torch operations, differentiable to any order.
 
-Each function works on one tensor, returns new tensors, and is stated independently of the C++
-rules.
+They are the reference that the kernels are tested against, and what runs if there is no kernel.
+Each function takes one tensor for each role, returns new tensors, and is written independently of
+the C++ rules.
 """

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rules are written in: moving averages, square roots whose derivative is defined at zero, and
-a sign that leaves NaN visible.
+"""Building blocks of the rules: moving averages, roots with a derivative at zero, a sign for NaN.
 
 Where a radicand is exactly zero, the derivative of the quotient (or of the root) is defined to be
-zero. A parameter whose gradients have all been zero has a second moment of exactly zero. There the
-square root has no derivative and autograd produces 0 * inf = NaN, which then spoils the whole
-meta-gradient. The one-sided slope is of the order 1 / eps, 1e8 with the usual eps, which is no
+zero. A parameter whose gradients have all been zero has a second moment of exactly zero. The
+square root has no derivative there, and autograd produces 0 * inf = NaN, which makes the whole
+meta-gradient NaN. The one-sided slope is of the order 1 / eps, 1e8 with the usual eps, which is no
 better in practice.
 """
 
@@ -39,7 +38,7 @@ def bias_correction(
 
 
 def divide_by_root(numerator: Tensor, radicand: Tensor, eps: float | Tensor) -> Tensor:
-    """Return numerator / (sqrt(radicand) + eps); where radicand is zero, with derivative zero."""
+    """Return numerator / (sqrt(radicand) + eps), with derivative zero where radicand is zero."""
     at_zero = radicand == 0
     quotient = numerator / (torch.where(at_zero, 1.0, radicand).sqrt() + eps)
     if isinstance(eps, torch.Tensor):
@@ -48,13 +47,13 @@ def divide_by_root(numerator: Tensor, radicand: Tensor, eps: float | Tensor) -> 
 
 
 def root(radicand: Tensor) -> Tensor:
-    """Return sqrt(radicand); where radicand is zero, with derivative zero."""
+    """Return sqrt(radicand), with derivative zero where radicand is zero."""
     at_zero = radicand == 0
     return torch.where(at_zero, 0.0, torch.where(at_zero, 1.0, radicand).sqrt())
 
 
 def sign(x: Tensor) -> Tensor:
-    """Return -1, 0 or 1, with the derivative 0, and NaN for NaN, for which torch.sign has 0.
+    """Return -1, 0 or 1 with derivative 0, and NaN for NaN, where torch.sign returns 0.
 
     Example:
         >>> sign(torch.tensor([-3.0, 0.0, float("nan")]))

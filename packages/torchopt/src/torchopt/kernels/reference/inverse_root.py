@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Inverse roots of positive definite matrices.
 
-The value and the first derivative come from eigenvalues. The derivative of an eigendecomposition
-divides by differences of eigenvalues, and a sum of a few outer products has many equal ones; that
-of a root does not. With :math:`A = V \Lambda V^T`, :math:`a_i = \lambda_i^{1/p}`, and a
-cotangent G, it is
+The value and the first derivative come from an eigendecomposition. The derivative of an
+eigendecomposition divides by differences of eigenvalues, and a sum of a few outer products has many
+equal eigenvalues. The derivative of a root does not divide by them. With
+:math:`A = V \Lambda V^T`, :math:`a_i = \lambda_i^{1/p}` and a cotangent G, it is
 
 .. math::
     \bar A = V (K \circ V^T G V) V^T, \qquad
@@ -12,8 +12,9 @@ cotangent G, it is
            = \frac{-1}{a_i a_j \sum_{k=0}^{p-1} a_i^{p-1-k} a_j^k}
 
 (J. Daleckii, S. Krein 1965; N. J. Higham, Functions of Matrices, 2008, theorem 3.11), in which
-nothing cancels. Higher derivatives are those of a polynomial iteration from matrix products alone,
-which is differentiable to any order, batched by vmap and compiled, whatever the eigenvalues.
+nothing cancels. Higher derivatives are those of an iteration that consists of matrix products
+only. It is differentiable to any order, can be batched by vmap and compiled, whatever the
+eigenvalues.
 """
 
 from __future__ import annotations
@@ -29,14 +30,18 @@ __all__ = ["inverse_root", "newton_inverse_root"]
 def inverse_root(a: Tensor, p: int, steps: int = 50) -> Tensor:
     r"""Return :math:`A^{-1/p}` of symmetric positive definite matrices.
 
-    Eigenvalues smaller than the rounding of the largest count as that; a matrix with negative ones
-    beyond it, or that is not finite, has a root of NaN. The matrices are all that is kept for the
-    derivative.
+    Eigenvalues smaller than the rounding error of the largest one are raised to that error. The
+    result is NaN for a matrix that is not finite or that has negative eigenvalues beyond rounding.
+    Only the matrices are saved for the derivative.
 
     Args:
-        a: `[*batch, n, n]`; of another matrix the symmetric part is taken.
+        a: `[*batch, n, n]`; only the symmetric part is used.
         p: The root, >= 1.
-        steps: Iterations of `newton_inverse_root` for higher derivatives and under torch.compile.
+        steps: The number of iterations of `newton_inverse_root`, for higher derivatives and under
+            torch.compile.
+
+    Returns:
+        The roots, `[*batch, n, n]`.
 
     Example:
         >>> inverse_root(torch.diag(torch.tensor([4.0, 9.0])), 2)
@@ -65,7 +70,7 @@ def inverse_root(a: Tensor, p: int, steps: int = 50) -> Tensor:
 
 
 def _decomposed(a: Tensor, p: int) -> tuple[Tensor, Tensor]:
-    """Return the eigenvectors, and the roots of the eigenvalues."""
+    """Return the eigenvectors `[*batch, n, n]` and the p-th roots of the eigenvalues."""
     finite = torch.isfinite(a).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
     identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     values, vectors = torch.linalg.eigh(torch.where(finite, a, identity))
@@ -82,15 +87,18 @@ def newton_inverse_root(a: Tensor, p: int, steps: int = 50) -> Tensor:
     .. math::
         T = \frac{(p + 1) I - M}{p}, \qquad X' = X T, \qquad M' = T^p M
 
-    from :math:`M = z A`, :math:`X = z^{1/p} I` with :math:`z = (p + 1) / (2 \|A\|_F)`. In every
-    step the small eigenvalues of M grow by a factor of 2 at least until they are near one; then
-    the error is squared in every step. Forty steps do for condition numbers up to 1e11, fifty up to
+    from :math:`M = z A`, :math:`X = z^{1/p} I` with :math:`z = (p + 1) / (2 \|A\|_F)`. Every step
+    multiplies the small eigenvalues of M by at least 2 until they are near one. From then on every
+    step squares the error. Forty steps are enough for condition numbers up to 1e11, fifty up to
     1e15.
 
     Args:
         a: Symmetric positive definite matrices `[*batch, n, n]`.
         p: The root, >= 1.
-        steps: Iterations.
+        steps: The number of iterations.
+
+    Returns:
+        The roots, `[*batch, n, n]`.
 
     References:
         N. J. Higham, Functions of Matrices, 2008, equation 7.18; C. Guo, N. J. Higham, A Schur-
