@@ -40,6 +40,13 @@ def test_a_side_with_other_gradients_is_refused() -> None:
         distributed_load.check(distributed_load.Row("other", gives(2.0), gives(3.0), [p], None))
 
 
+def test_the_check_says_how_far_the_model_is_off() -> None:
+    row = {"measured_speed_up": 2.0, "predicted_speed_up": 1.8, "relative_error": -0.1}
+    other = {"measured_speed_up": 2.0, "predicted_speed_up": 3.0, "relative_error": 0.5}
+    text = distributed_report.check_table({"check": {"rpc 1": row, "rpc 2": other}})
+    assert text.endswith("The model's speed-ups over those measured: 0.90 to 1.50 with `rpc`.")
+
+
 def test_tables_of_predictions_name_workers_and_limits() -> None:
     result = {
         "predictions": {"collective": distributed.predictions(model())},

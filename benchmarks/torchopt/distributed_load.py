@@ -317,7 +317,9 @@ def lines(cells: Sequence[dict[str, Any]]) -> list[str]:
             found.append(f"{cell['row']}: {', '.join(f'{x:.1f}' for x in cell['mib'])} MiB")
         else:
             ours = cell["ours"]
-            found.append(f"{cell['row']}: {ours['median']:.2f} s, at best {ours['min']:.2f} s")
+            limit = f" (at most {cell['limit_seconds']:g})"
+            times = f"{ours['median']:.2f} s, at best {ours['min']:.2f} s"
+            found.append(f"{cell['row']}: {times}{limit}")
     return found
 
 

@@ -35,7 +35,13 @@ def load_table(result: dict[str, Any]) -> str:
         if "by_hand" in cell
     ]
     head = ["two processes", "the other side", "TaskParallel", "the other", "ratio of medians"]
-    return table([*head, "ratio of minima"], rows)
+    whole = table([*head, "ratio of minima"], rows)
+    for cell in result["cells"]:
+        if "limit_seconds" in cell:
+            median = seconds_text(cell["ours"]["median"])
+            name = cell["row"][0].upper() + cell["row"][1:]
+            whole = f"{whole.strip()}\n\n{name}, one from each rank, take {median}."
+    return whole
 
 
 def memory_table(result: dict[str, Any]) -> str:
@@ -61,7 +67,13 @@ def check_table(result: dict[str, Any]) -> str:
             ]
         )
     head = ["backend and processes", "speed-up", "by the model", "a sum of the gradients"]
-    return table([*head, "by the model"], rows)
+    text = table([*head, "by the model"], rows).strip()
+    ranges = []
+    for backend in dict.fromkeys(name.partition(" ")[0] for name in result["check"]):
+        of_it = [row for name, row in result["check"].items() if name.startswith(backend)]
+        times = [1.0 + row["relative_error"] for row in of_it]
+        ranges.append(f"{min(times):.2f} to {max(times):.2f} with `{backend}`")
+    return f"{text}\n\nThe model's speed-ups over those measured: {', '.join(ranges)}."
 
 
 def prediction_table(result: dict[str, Any]) -> str:
