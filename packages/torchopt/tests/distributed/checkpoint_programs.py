@@ -86,6 +86,29 @@ def saves_that_fail(path: str) -> Any:
     return found, checkpoint.load()
 
 
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def saves_a_step_again(path: str) -> Any:
+    """Return what is loaded after a second save of a step that fails, and one that does not."""
+    writer = importlib.import_module("torch.distributed.checkpoint").FileSystemWriter
+    net = _sharded(_mesh((todist.get_world_size(),)))
+    checkpoint = todist.Checkpoint(path)
+    found = [[p.full_tensor().detach().clone() for p in net.parameters()]]
+    checkpoint.save(1, {"net": net.state_dict()})
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(1.0)
+    for _ in range(2):
+        with mock.patch.object(writer, "finish", no_room):
+            outcome(functools.partial(checkpoint.save, 1, {"net": net.state_dict()}))
+    for again in (False, True):
+        if again:
+            checkpoint.save(1, {"net": net.state_dict()})
+        loaded = todist.Checkpoint(path).load()
+        assert loaded is not None
+        found.append([x.full_tensor() for x in loaded[1]["net"].values()])
+    return found, len(list(Path(f"{path}.shards").iterdir()))
+
+
 def no_room(*args: Any, **kwargs: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 

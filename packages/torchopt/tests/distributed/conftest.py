@@ -18,8 +18,6 @@ from typing import Any
 
 import pytest
 
-import torchopt.distributed as todist
-
 sys.path.insert(0, str(Path(__file__).parent))
 
 # Processes are forked from one that has done the imports, those torch does at first use as well:
@@ -81,6 +79,15 @@ def _close_worlds() -> None:
         _worlds.popitem()[1].close()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files with remote calls last: their threads poll, and take from what runs beside them."""
+    places = [k for k, x in enumerate(items) if Path(__file__).parent in x.path.parents]
+    last = ("test_nothing_silent.py", "test_remote_calls.py", "test_world.py")
+    found = sorted((items[k] for k in places), key=lambda item: item.path.name in last)
+    for k, item in zip(places, found):
+        items[k] = item
+
+
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """End the worlds behind the last test of this folder: those of remote calls never rest."""
     if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
@@ -90,14 +97,21 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 @pytest.fixture
 def world(_server: None) -> Callable[..., list[Any]]:
     """Run a program in a world of its own and return the results of its processes by rank."""
+    from ahead import in_world
 
-    from distributed_programs import PATIENCE
+    return in_world
 
-    def run(
-        program: Callable[..., Any], size: int, *args: Any, env: dict[str, str] | None = None
-    ) -> list[Any]:
-        return todist.spawn(
-            program, size, args, env=env, start_method="forkserver", timeout=PATIENCE
-        )
 
-    return run
+@pytest.fixture(scope="module")
+def _ahead(request: Any, _server: None, tmp_path_factory: Any) -> Iterator[Any]:
+    from ahead import Ahead
+
+    begun = Ahead(request, lambda: tmp_path_factory.mktemp("ahead"))
+    yield begun
+    begun.end()
+
+
+@pytest.fixture
+def made(_ahead: Any, request: Any) -> Any:
+    """What the work of the test has given; see `ahead`."""
+    return _ahead.result(request.node)

@@ -8,10 +8,12 @@ import gc
 import multiprocessing
 import os
 import signal
+import struct
 import tempfile
 import time
 import weakref
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ import torchopt
 import torchopt.distributed as todist
 from torchopt.diff.implicit import custom_root
 from torchopt.diff.zero_order import Gaussian, ZeroOrder
-from torchopt.distributed import calls, wire
+from torchopt.distributed import calls, meeting, session, wire
 from torchopt.distributed.buckets import BucketedSum
-from torchopt.distributed.folder import Folder
+from torchopt.distributed.folder import HUB, Folder
 from torchopt.errors import WorkerError
 
 F64 = torch.float64
@@ -522,6 +524,22 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def leave_without_a_word() -> None:
+    os._exit(0)
+
+
+def say_half(how: signal.Signals) -> list[int]:
+    """Stop, or end, in the middle of telling the result."""
+
+    def send(pipe: Any, content: Any) -> None:
+        half = bytes(content)[: len(content) // 2]
+        os.write(pipe.fileno(), struct.pack("!i", len(content)) + half)
+        os.kill(os.getpid(), how)
+
+    Connection._send_bytes = send  # type: ignore[attr-defined]
+    return list(range(1000))
+
+
 def outcome(call: Callable[[], Any]) -> Any:
     """Return what a call raises."""
     try:
@@ -689,9 +707,16 @@ class _DiesBackwards(torch.autograd.Function):
         die()
 
 
-@todist.auto_init_rpc(backend="gloo", timeout=3.0)
+def judge_within(seconds: float) -> None:
+    """Let an open world wait less: on a busy machine processes take longer to come together."""
+    opened: Any = session.current()
+    opened.timeout = opened.watch.timeout = seconds
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def fault_elsewhere(kind: str, victim: int) -> Any:
     """Two good steps, then a fault of one rank outside of a task, or by leaving from inside."""
+    judge_within(3.0)
     p = torch.ones(300, requires_grad=True)
     parallel = todist.TaskParallel([p], timeout=1.5)
     mine = todist.get_rank() == victim
@@ -736,9 +761,10 @@ def started_by_hand(rank: int, size: int, port: int, report: str, stopped: tuple
     fault_elsewhere("stop", rank if rank in stopped else -1)
 
 
-@todist.auto_init_rpc(backend="gloo", timeout=1.0)
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def suspended() -> Any:
     """Return the losses of steps, between and in which all ranks are stopped for a while."""
+    judge_within(1.0)
     p = torch.ones(300, requires_grad=True)
     parallel = todist.TaskParallel([p], timeout=1.5)
     pids: list[Any] = parallel.group.gather_objects(os.getpid())
@@ -761,9 +787,10 @@ def suspend(pids: list[int]) -> None:
         time.sleep(seconds)
 
 
-@todist.auto_init_rpc(backend="gloo", timeout=1.0)
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def slow_but_alive(kind: str) -> Any:
     """Return what came out where one rank is slow and lives: nobody may end it."""
+    judge_within(1.0)
     p = torch.ones(3, requires_grad=True)
     parallel = todist.TaskParallel([p], timeout=2.0)
     rank = todist.get_rank()
@@ -791,6 +818,63 @@ def started_by_srun(environment: dict[str, str], told: Path) -> None:
         return todist.get_rank(), todist.get_world_size(), step.owners, theta.grad.tolist()
 
     told.write_text(repr(main()))
+
+
+def started_at_a_port(rank: int, size: int, port: int, told: Path, go: Path) -> None:
+    """Be a rank of a world that only a port names, which takes a step when it is told to.
+
+    The first try cannot open it.
+    """
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+
+    def main() -> Any:
+        told.with_suffix(".open").touch()
+        while not go.exists():
+            time.sleep(0.02)
+        theta = torch.tensor([1.0, -1.0], requires_grad=True)
+        step = todist.TaskParallel([theta]).backward(lambda t: ((theta - t) ** 2).sum(), [0.0, 1.0])
+        assert theta.grad is not None
+        return step.owners, theta.grad.tolist()
+
+    try:
+        try:
+            todist.auto_init_rpc(backend="no such thing", timeout=60.0)(main)()
+        except Exception:
+            found = todist.auto_init_rpc(backend="gloo", timeout=60.0)(main)()
+    except RuntimeError as error:
+        found = str(error)
+    told.write_text(repr(found))
+
+
+@todist.auto_init_rpc(backend="gloo", timeout=60.0)
+def one_of_two_worlds(number: int) -> Any:
+    """Return what a step across machines gives, what is said of a bad one, and a second rank 1."""
+    theta = torch.tensor([1.0, -1.0 * number], requires_grad=True)
+    engine = todist.TaskParallel([theta])
+    engine.backward(lambda t: ((theta - t) ** 2).sum(), [0.0, 1.0])
+    told = outcome(lambda: engine.backward(lambda t: fail("bad task"), [0.0, 1.0]))
+    second = ""
+    if todist.get_rank() == 1:
+        try:
+            opened: Any = session.current()
+            find = functools.partial(opened.meeting.store.get, "torchopt/hub")
+            meeting.meet_by(find, lambda address: None, "", 1, (0, 1), 30.0)
+        except RuntimeError as error:
+            second = str(error)
+    todist.barrier()  # rank 0 stays until then
+    assert theta.grad is not None
+    return theta.grad.tolist(), told[:3], engine.group.messages is None, second
+
+
+def worlds_across_machines() -> list[Any]:
+    """Return what two worlds give that the same processes open, one after the other."""
+    found = []
+    for number in (1, 2):
+        found.append(one_of_two_worlds(number))
+        todist.shutdown()
+    return found
 
 
 def users_own_world() -> Any:
@@ -855,9 +939,9 @@ def spawning(folder: str) -> None:
 
 
 def hold_a_folder(temporary: str, tell: Any) -> None:
-    """Hold a folder in `temporary` until somebody ends this process."""
+    """Hold a folder in `temporary`, as rank 0, until somebody ends this process."""
     tempfile.tempdir = temporary
-    tell.send(str(Folder().path))
+    tell.send(str(Folder().claim(HUB).parent))
     time.sleep(PATIENCE)
 
 

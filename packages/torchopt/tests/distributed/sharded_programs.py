@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -70,6 +71,7 @@ def under_fully_shard(kind: str) -> nn.Module:
 def grid() -> dict[str, float]:
     """Return the error of each way to train sharded parameters, against one process."""
     import torch.distributed as dist
+    from torch.distributed.checkpoint import state_dict as dcp
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -100,6 +102,64 @@ def grid() -> dict[str, float]:
                 found[f"share {name}"] = held / total
                 found[f"states {name}"] = sum(sizes) / total
         found[name] = error(net.parameters(), plain.parameters())
+
+    def saved_and_loaded(name: str) -> float:
+        """Return the error of a whole state dict, and of a step after it was loaded again."""
+        states, off = [], 0.0
+        for module in (small_net(), under_fully_shard("whole")):
+            more = {"momentum": 0.9} if name == "SGD" else {}  # torch takes no empty state
+            optimizer = getattr(torchopt, name)(module.parameters(), lr=0.1, **more)
+
+            def step(module: Any = module, optimizer: Any = optimizer) -> list[Tensor]:
+                optimizer.zero_grad()
+                (module(x) ** 2).mean().backward()
+                optimizer.step()
+                return [full(p).detach().clone() for p in module.parameters()]
+
+            step()
+            options = dcp.StateDictOptions(full_state_dict=True)
+            saved = copy.deepcopy(dcp.get_state_dict(module, optimizer, options=options))
+            want = step()
+            dcp.set_state_dict(
+                module,
+                optimizer,
+                model_state_dict=saved[0],
+                optim_state_dict=saved[1],
+                options=options,
+            )
+            off = max(off, error(step(), want))
+            leaves = torch.utils._pytree.tree_leaves(saved)
+            states.append([y for y in leaves if isinstance(y, Tensor)])
+        return max(off, error(states[1], states[0]))
+
+    for name in CLASSES:
+        found[f"state dict {name}"] = saved_and_loaded(name)
+
+    def clipped(make: Any) -> float:
+        """Return the error with clipping by the norm of all gradients, under `fully_shard`."""
+        ends = []
+        for module in (small_net(), under_fully_shard("nested")):
+            leaves = list(module.parameters())
+            chain = torchopt.chain(torchopt.clip.clip_grad_norm(0.01), torchopt.adam(0.1))
+            ends.append(make(module, leaves, chain))
+        return error(ends[1], ends[0])
+
+    def clipped_steps(module: Any, leaves: list[Any], chain: Any) -> Any:
+        optimizer = torchopt.Optimizer(leaves, chain)
+        for _ in range(2):
+            optimizer.zero_grad()
+            (module(x) ** 2).mean().backward()
+            optimizer.step()
+        return leaves
+
+    def clipped_meta_steps(module: Any, leaves: list[Any], chain: Any) -> Any:
+        optimizer = torchopt.MetaOptimizer(module, chain)
+        for _ in range(2):
+            optimizer.step((module(x) ** 2).mean())
+        return torch.autograd.grad(((module(x) - 1) ** 2).mean(), leaves)
+
+    found["clipped, fully_shard"] = clipped(clipped_steps)
+    found["clipped, meta-optimizer"] = clipped(clipped_meta_steps)
 
     def functional(name: str, inplace: bool, differentiate: bool, clip: bool) -> float:
         results = []

@@ -269,6 +269,22 @@ def differing(what: str) -> Any:
     return found, again.loss
 
 
+@todist.parallelize(todist.batch_partitioner, todist.sum_reducer)
+def product(w: Tensor, x: Tensor) -> Tensor:
+    return (w * x).sum()
+
+
+def pulled_back_in_another_order() -> Any:
+    """Return what is told if ranks pull different results back; then a gradient."""
+    w, v = (torch.ones(3, dtype=F64, requires_grad=True) for _ in range(2))
+    x = torch.ones(4, 3, dtype=F64)
+    results = [product(todist.share(w), x), product(todist.share(v), 2 * x)]
+    found = outcome(results[todist.get_rank()].backward)
+    w.grad = v.grad = None
+    product(todist.share(w), x).backward()
+    return found, w.grad, v.grad
+
+
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def run(name: str, *args: Any) -> Any:
     """Run one of the programs above in a collective world."""

@@ -198,6 +198,17 @@ def test_a_save_that_rank_0_cannot_make_is_refused_on_every_rank(standing, tmp_p
         assert last[0] == 3
 
 
+def test_a_step_that_is_saved_again_keeps_the_first_shards_until_the_end(standing, tmp_path):
+    path = str(tmp_path / "state.pt")
+    for (saved, after_failures, afterwards), folders in standing(
+        programs.saves_a_step_again, 2, path
+    ):
+        for first, kept, new in zip(saved, after_failures, afterwards):
+            assert torch.equal(kept, first)
+            assert torch.equal(new, first + 1.0)
+        assert folders == 2  # of the state and of the one before
+
+
 @pytest.mark.parametrize("n", [2, 3])
 def test_sharded_training_continues_to_the_same_bits(standing, tmp_path, n):
     path = str(tmp_path / "state.pt")

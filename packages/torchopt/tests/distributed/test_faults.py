@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import multiprocessing
 import os
 import pickle
 import random
 import signal
-import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,31 +17,19 @@ import checkpoint_programs
 import distributed_programs as programs
 import pytest
 import torch
+from ahead import ahead, ends_of, free_port, in_world, reports, started, told_of
 
 import torchopt.distributed as todist
-from torchopt.distributed import launch
 from torchopt.errors import WorkerError
 
 # How often the checkpoint test kills; TORCHOPT_KILLS=20 for the full measure.
 KILLS = int(os.environ.get("TORCHOPT_KILLS", "2"))
 
 
-def reports(folder: Path) -> dict[int, tuple]:
-    """Return what the ranks that survived have to say, by rank."""
-    found = folder.glob("report.*")
-    return {int(path.suffix[1:]): ast.literal_eval(path.read_text()) for path in found}
-
-
-@pytest.fixture
-def report(tmp_path):
-    return {"FAULT_REPORT": str(tmp_path / "report")}
-
-
-def test_a_task_that_raises_is_reported_on_every_rank_and_the_world_continues(
-    world, report, tmp_path
-):
-    world(programs.collective_fault, 3, "raise", 1, env=report)
-    told = reports(tmp_path)
+@ahead(lambda folder: told_of(folder, programs.collective_fault, 3, "raise", 1))
+def test_a_task_that_raises_is_reported_on_every_rank_and_the_world_continues(made):
+    ended, told = made
+    assert ended is None
     assert sorted(told) == [0, 1, 2]
     for (rank, task, kind, trace, kinds), kept, again in told.values():
         assert (rank, task, kind) == (1, "task 2 of 4", "raised")
@@ -55,11 +41,10 @@ def test_a_task_that_raises_is_reported_on_every_rank_and_the_world_continues(
 
 
 @pytest.mark.parametrize("victim", [1, 0])
-def test_a_killed_process_is_named_by_the_others(world, report, tmp_path, victim):
-    with pytest.raises(WorkerError) as ended:
-        world(programs.collective_fault, 3, "kill", victim, env=report)
-    assert ended.value.rank == victim
-    told = reports(tmp_path)
+@ahead(lambda folder, victim: told_of(folder, programs.collective_fault, 3, "kill", victim))
+def test_a_killed_process_is_named_by_the_others(made, victim):
+    ended, told = made
+    assert ended.rank == victim
     assert sorted(told) == sorted({0, 1, 2} - {victim})
     for (rank, task, kind, _, _), kept, _ in told.values():
         assert (rank, kind) == (victim, "lost")
@@ -68,21 +53,20 @@ def test_a_killed_process_is_named_by_the_others(world, report, tmp_path, victim
         assert kept == 5.0
 
 
-def test_a_process_that_hangs_says_where(world, report, tmp_path):
-    with pytest.raises(WorkerError):
-        world(programs.collective_fault, 3, "hang", 1, env=report)
-    told = reports(tmp_path)
+@ahead(lambda folder: told_of(folder, programs.collective_fault, 3, "hang", 1))
+def test_a_process_that_hangs_says_where(made):
+    ended, told = made
+    assert ended.rank == 1
     assert sorted(told) == [0, 2]
     for (rank, task, kind, trace, _), _, _ in told.values():
         assert (rank, task, kind) == (1, "task 2 of 4", "timed out")
         assert "in wait_here" in trace
 
 
-def test_a_process_that_does_not_even_answer_is_named(world, report, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "_LAST_WORDS", 1.0)  # the stopped process has none
-    with pytest.raises(WorkerError, match="this run is over"):
-        world(programs.collective_fault, 3, "stop", 1, env=report)
-    told = reports(tmp_path)
+@ahead(lambda folder: told_of(folder, programs.collective_fault, 3, "stop", 1))
+def test_a_process_that_does_not_even_answer_is_named(made):
+    ended, told = made
+    assert "this run is over" in str(ended)
     assert sorted(told) == [0, 2]
     for (rank, task, kind, trace, _), _, _ in told.values():
         assert (rank, task, kind, trace) == (1, "task 2 of 4", "timed out", "")
@@ -102,13 +86,11 @@ def test_a_process_that_does_not_even_answer_is_named(world, report, tmp_path, m
         ("kill in backward", "lost"),
     ],
 )
-def test_every_fault_is_named_by_the_others(
-    world, report, tmp_path, monkeypatch, kind, told, victim
-):
-    monkeypatch.setattr(launch, "_LAST_WORDS", 4.0)
-    with contextlib.suppress(WorkerError):
-        world(programs.fault_elsewhere, 3, kind, victim, env=report)
-    found = reports(tmp_path)
+@ahead(
+    lambda folder, kind, told, victim: told_of(folder, programs.fault_elsewhere, 3, kind, victim)
+)
+def test_every_fault_is_named_by_the_others(made, kind, told, victim):
+    _, found = made
     assert sorted(found) == sorted({0, 1, 2} - {victim})
     own = {0: "task 1 of 4", 1: "task 2 of 4"}[victim]
     for rank, task, how, trace, _ in found.values():
@@ -123,84 +105,72 @@ def test_every_fault_is_named_by_the_others(
             assert "SystemExit: 3" in trace
 
 
-def test_stopped_processes_are_ended_by_those_that_name_them(tmp_path):
-    # No launcher is there, and torchrun would wait half a minute for an answer to SIGTERM.
-    context = multiprocessing.get_context("forkserver")
-    worlds = {}
-    for stopped in ((1,), (0,), (0, 2)):
-        size, folder = 2 + len(stopped), tmp_path / f"stopped {stopped}"
-        folder.mkdir()
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-        arguments = (size, port, str(folder / "report"), stopped)
-        worlds[stopped] = (
-            folder,
-            [
-                context.Process(target=programs.started_by_hand, args=(rank, *arguments))
-                for rank in range(size)
-            ],
-        )
-    everyone = [each for _, processes in worlds.values() for each in processes]
-    for each in everyone:
-        each.start()
-    try:
-        for each in everyone:
-            each.join(programs.PATIENCE)
-        for stopped, (folder, processes) in worlds.items():
-            others = {*range(len(processes))} - {*stopped}
-            for rank, each in enumerate(processes):
-                assert each.exitcode == (-signal.SIGKILL if rank in stopped else 1)
-            found = reports(folder)
-            assert {*found} == others
-            for rank, task, how, _, _ in found.values():
-                assert rank in stopped
-                assert (task, how) == ("after step 2", "timed out")
-    finally:
-        for each in everyone:
-            each.kill()
+def stopped_by_hand(folder: Path, stopped: tuple[int, ...]) -> tuple[list[int | None], dict]:
+    """Return how the processes of a world ended in which some stop, and what the others say.
+
+    No launcher is there, and torchrun would wait half a minute for an answer to SIGTERM.
+    """
+    size, port = 2 + len(stopped), free_port()
+    arguments = [(rank, size, port, str(folder / "report"), stopped) for rank in range(size)]
+    return ends_of(programs.started_by_hand, arguments), reports(folder)
 
 
-def test_a_world_that_is_suspended_goes_on_afterwards(world):
-    assert world(programs.suspended, 3) == [[600.0] * 4] * 3
+@pytest.mark.parametrize("stopped", [(1,), (0,), (0, 2)])
+@ahead(stopped_by_hand)
+def test_stopped_processes_are_ended_by_those_that_name_them(made, stopped):
+    ends, found = made
+    assert ends == [-signal.SIGKILL if rank in stopped else 1 for rank in range(len(ends))]
+    assert {*found} == {*range(len(ends))} - {*stopped}
+    for rank, task, how, _, _ in found.values():
+        assert rank in stopped
+        assert (task, how) == ("after step 2", "timed out")
+
+
+@ahead(lambda folder: in_world(programs.suspended, 3))
+def test_a_world_that_is_suspended_goes_on_afterwards(made):
+    assert made == [[600.0] * 4] * 3
 
 
 @pytest.mark.parametrize("kind", ["tasks", "end"])
-def test_a_slow_process_that_lives_is_waited_for(world, kind):
-    for rank, result in enumerate(world(programs.slow_but_alive, 2, kind)):
+@ahead(lambda folder, kind: in_world(programs.slow_but_alive, 2, kind))
+def test_a_slow_process_that_lives_is_waited_for(made, kind):
+    for rank, result in enumerate(made):
         assert result == (pytest.approx(4.5), rank)
 
 
-def test_a_world_that_the_program_opened_itself(world):
-    for loss, grad, failed in world(programs.users_own_world, 2):
+@ahead(lambda folder: in_world(programs.users_own_world, 2))
+def test_a_world_that_the_program_opened_itself(made):
+    for loss, grad, failed in made:
         assert loss == 4.5
         assert grad == 1.5
         assert failed == (0, "task 1 of 2", "raised")
 
 
-def test_sub_groups_name_ranks_as_the_world_does(world):
-    *first, third, fourth = world(programs.sub_groups, 4)
+@ahead(lambda folder: in_world(programs.sub_groups, 4))
+def test_sub_groups_name_ranks_as_the_world_does(made):
+    *first, third, fourth = made
     assert first == [((0, 1), (0, 1))] * 2
     assert third == fourth == ((2, 3), (3, "task 2 of 2", "raised"))
 
 
-def test_workers_end_with_the_process_that_spawned_them(tmp_path):
-    """Within a second: those that wait, and those that can do nothing any more."""
-    context = multiprocessing.get_context("forkserver")
-    folders = {how: tmp_path / how.name for how in (signal.SIGTERM, signal.SIGKILL)}
-    parents = {}
-    for how, folder in folders.items():
-        folder.mkdir()
-        parents[how] = context.Process(target=programs.spawning, args=(str(folder),))
-        parents[how].start()
-    for how, folder in folders.items():
+def spawning_and_ended(folder: Path, how: signal.Signals) -> tuple[bool, bool]:
+    """Return whether workers and folder are gone a second after the end of their spawner."""
+    with started(programs.spawning, [(str(folder),)]) as (parent,):
         alive = [folder / f"alive.{rank}" for rank in range(3)]
         try:
-            assert waited(lambda alive=alive: all(map(Path.exists, alive)))
+            assert waited(lambda: all(map(Path.exists, alive)))
         finally:
-            os.kill(parents[how].pid, how)
+            os.kill(parent.pid, how)
         pids = [int(path.read_text()) for path in alive]
-        assert waited(lambda pids=pids: not any(map(runs, pids)), 1.0)
-        assert waited(lambda folder=folder: not list(folder.glob("torchopt-*")), 1.0)
+        are_gone = waited(lambda: not any(map(runs, pids)), 1.0)
+        return are_gone, waited(lambda: not list(folder.glob("torchopt-*")), 1.0)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@ahead(spawning_and_ended)
+def test_workers_end_with_the_process_that_spawned_them(made, how):
+    """Those that wait, and those that can do nothing any more."""
+    assert made == (True, True)
 
 
 def waited(condition, seconds=programs.PATIENCE):
@@ -220,11 +190,11 @@ def runs(pid: int) -> bool:
         return False
 
 
-def test_a_killed_worker_of_remote_calls_is_named_and_the_others_go_on(world, report, tmp_path):
-    with pytest.raises(WorkerError) as ended:
-        world(programs.remote_death, 3, env=report)
-    assert ended.value.rank == 1
-    (rank, task, kind, _, _), still, seconds = reports(tmp_path)[0]
+@ahead(lambda folder: told_of(folder, programs.remote_death, 3))
+def test_a_killed_worker_of_remote_calls_is_named_and_the_others_go_on(made):
+    ended, found = made
+    assert ended.rank == 1
+    (rank, task, kind, _, _), still, seconds = found[0]
     assert (rank, task, kind) == (1, "task 1 of 1 (die)", "lost")
     assert still == [3]
     assert seconds < 60.0  # not the time limit of the call
@@ -263,23 +233,39 @@ def kill_at_random(
     return over
 
 
-def killed(world, program, folder, kills, chance, sizes, part=None) -> int:
+def killed(folder, program, sizes, part=None) -> int:
     """Kill runs that go on from each other; return how many steps are in the checkpoint."""
-    broken = folder / "broken"
-    for attempt in range(kills):
+    broken, chance = folder / "broken", random.Random(f"{program.__name__} {part}")
+    for attempt in range(KILLS):
         environment = {"ATTEMPT": str(attempt), "PROGRESS": str(folder)}
         size = sizes[attempt % len(sizes)]
         over = kill_at_random(folder, chance, attempt, size, part and broken / part)
         try:
             with pytest.raises(WorkerError):
-                world(program, size, str(broken), 10**6, env=environment)
+                in_world(program, size, str(broken), 10**6, env=environment)
         finally:
             over.set()
     done = todist.Checkpoint(broken / "state.pt").load()
     return 0 if done is None else done[0]
 
 
-def assert_same_bits(results, want, start):
+def broken_and_whole(folder, program, sizes, whole, part=None):
+    """Return the ends of a run that was killed, by rank, and of one in `whole` ranks that was not.
+
+    Args:
+        folder: For both.
+        program: What runs.
+        sizes: Numbers of processes, in turns: each attempt goes on from the one before.
+        whole: Number of processes.
+        part: See `kill_at_random`.
+    """
+    steps = killed(folder, program, sizes, part) + 2
+    want = in_world(program, whole, str(folder / "whole"), steps)[0]
+    return in_world(program, 3, str(folder / "broken"), steps), want
+
+
+def assert_same_bits(results, want):
+    start = [p.detach() for p in programs.make_net().parameters()]
     for result in results:
         for got, expected, first in zip(result, want, start):
             assert torch.equal(got, expected)
@@ -295,26 +281,26 @@ def assert_same_bits(results, want, start):
     ],
     ids=["at any moment", "in a checkpoint", "with steps after it"],
 )
-def test_a_run_that_is_killed_repeatedly_ends_like_one_that_is_not(
-    world, standing, tmp_path, program, part
-):
-    chance = random.Random(program.__name__)
-    # Each attempt goes on in another number of processes: the gradients are deterministic.
-    steps = killed(world, program, tmp_path, KILLS, chance, (3, 2), part) + 2
-    (want,) = standing(program, 1, str(tmp_path / "whole"), steps)
-    start = [p.detach() for p in programs.make_net().parameters()]
-    assert_same_bits(standing(program, 3, str(tmp_path / "broken"), steps), want, start)
+@ahead(lambda folder, program, part: broken_and_whole(folder, program, (3, 2), 1, part))
+def test_a_run_that_is_killed_repeatedly_ends_like_one_that_is_not(made, program, part):
+    assert_same_bits(*made)  # the gradients are deterministic
 
 
-def test_a_run_that_is_killed_while_it_saves_shards_ends_like_one_that_is_not(
-    world, standing, tmp_path
-):
-    program = checkpoint_programs.checkpointed_shards
-    chance = random.Random(3)
-    steps = killed(world, program, tmp_path, KILLS, chance, (3,)) + 2
-    want = standing(program, 3, str(tmp_path / "whole"), steps)[0]
-    start = [p.detach() for p in programs.make_net().parameters()]
-    assert_same_bits(standing(program, 3, str(tmp_path / "broken"), steps), want, start)
+@ahead(lambda folder: broken_and_whole(folder, checkpoint_programs.checkpointed_shards, (3,), 3))
+def test_a_run_that_is_killed_while_it_saves_shards_ends_like_one_that_is_not(made):
+    assert_same_bits(*made)
+
+
+@pytest.mark.parametrize(
+    ("how", "seconds", "words"),
+    [
+        (signal.SIGKILL, 60.0, "killed by signal 9"),
+        (signal.SIGSTOP, 1.0, r"ranks \[0\] still run"),
+    ],
+)
+def test_a_process_that_says_half_of_its_result_is_named(how, seconds, words):
+    with pytest.raises(WorkerError, match=words):
+        todist.spawn(programs.say_half, 1, (how,), start_method="forkserver", timeout=seconds)
 
 
 def test_worker_errors_travel_between_processes():
@@ -332,6 +318,9 @@ def test_spawn_names_the_process_that_failed():
         todist.spawn(programs.die, 2, start_method="forkserver", timeout=60)
     with pytest.raises(WorkerError, match=r"ranks \[0\] still run"):
         todist.spawn(programs.wait_here, 1, (1000.0,), start_method="forkserver", timeout=0.5)
+    with pytest.raises(WorkerError, match="code 0"):
+        todist.spawn(programs.leave_without_a_word, 1, start_method="forkserver", timeout=60)
+    assert todist.spawn(sys.exit, 1, start_method="forkserver", timeout=60) == [None]
     with pytest.raises(ValueError, match="at least 1"):
         todist.spawn(programs.die, 0)
     with pytest.raises(TypeError, match=r"`args`: expected a tuple .*, got int; .* \(x,\)"):

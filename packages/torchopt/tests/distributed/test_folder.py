@@ -69,10 +69,10 @@ def test_a_port_at_which_another_world_meets_is_refused(temporary, monkeypatch):
     )
     process.start()
     record = json.dumps({"folder": told.recv()})
-    place.write_text(record)
+    place.write_text(record)  # of a world that is open
     with pytest.raises(RuntimeError, match="one world .* MASTER_PORT 1234"):
         meet_on_this_machine(0, (0, 1), 0.1)
-    assert place.read_text() == record  # the other world meets
+    assert place.read_text() == record
     process.kill()
     process.join()
     with pytest.raises(TimeoutError):  # nobody else comes, but the place is free

@@ -7,22 +7,25 @@ import ast
 import contextlib
 import importlib
 import json
-import multiprocessing
 import os
 import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import distributed_programs as programs
 import pytest
 import torch
+from ahead import ahead, codes_of, ends_of, free_port, in_world, started
 
-from torchopt.distributed import slurm
-from torchopt.distributed.link import StrangerError, connect
+from torchopt.distributed import connections, meeting, slurm
+from torchopt.distributed import link as link_module
+from torchopt.distributed.link import Link, StrangerError, connect
 from torchopt.distributed.watch import Watch
+from torchopt.errors import WorkerError
 
 PROGRAM = """
 import os
@@ -73,17 +76,15 @@ def run(program: str, environment: dict[str, str]) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return str(listener.getsockname()[1])
-
-
 @pytest.fixture
 def hub():
     listener = socket.create_server(("127.0.0.1", 0))
-    watch = Watch(0, (0, 1), 30.0, "the token", listener=listener)
+    watch = Watch(0, RANKS, 30.0, "the token", listener=listener)
     yield watch, ("127.0.0.1", listener.getsockname()[1])
     watch.close()
+
+
+RANKS = (0, 1)
 
 
 def test_only_who_knows_the_token_joins(hub):
@@ -96,23 +97,117 @@ def test_only_who_knows_the_token_joins(hub):
             with contextlib.suppress(ConnectionError):
                 assert stranger.recv(1000) == b""  # shown the door
     with pytest.raises(StrangerError):
-        connect(address, 1, 0, "another token", 30.0)
+        connect(address, 1, RANKS, "another token", 30.0)
     assert watch.failure is None
     with pytest.raises(TimeoutError, match=r"ranks \[1\] are missing"):
         watch.wait_for_everyone(0.2)
-    link = connect(address, 1, 0, "the token", 30.0)
+    link = connect(address, 1, RANKS, "the token", 30.0)
     watch.wait_for_everyone(30.0)
-    again = connect(address, 1, 0, "the token", 30.0)
-    assert again.receive() is None  # a rank joins once
-    again.connection.close()
+    with pytest.raises(RuntimeError, match=f"found one in which process {os.getpid()} .* is this"):
+        connect(address, 1, RANKS, "the token", 30.0)  # a rank joins once
+    with pytest.raises(RuntimeError, match="rank 2 of 3: .* found one of 2 processes; end what"):
+        connect(address, 2, (0, 1, 2), "the token", 30.0)
+    assert watch.failure is None
     link.connection.close()
     assert watch.wait_for_failure(30.0).rank == 1
+
+
+def test_strangers_do_not_keep_ranks_out(hub):
+    watch, address = hub
+    many = connections._STRANGERS + len(RANKS)
+    strangers = [socket.create_connection(address, timeout=30) for _ in range(many + 3)]
+    link = connect(address, 1, RANKS, "the token", 30.0)
+    watch.wait_for_everyone(30.0)
+    for k, stranger in enumerate(strangers[:5]):
+        assert stranger.recv(1000)
+        if k < 4:  # there was room for the last ones, and the rank
+            assert stranger.recv(1000) == b""
+    for stranger in strangers:
+        stranger.close()
+    assert watch.failure is None
+    link.connection.close()
+
+
+def test_a_connection_whose_other_side_does_not_read_ends(monkeypatch):
+    """What is sent next would be read as the rest of a message of which a part has gone."""
+    monkeypatch.setattr(link_module, "_SENDING", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname(), timeout=30.0)
+        link = Link(listener.accept()[0])
+    link.send({"words": "x" * 10**8})
+    link.send({"bye": True})
+    received = bytearray()
+    while block := theirs.recv(2**20):
+        received += block
+    assert b"\n" not in received
+    theirs.close()
+    link.connection.close()
+
+
+def test_a_rank_that_ends_before_the_others_come_is_named_at_once():
+    listener = socket.create_server(("127.0.0.1", 0))
+    watch = Watch(0, (0, 1, 2), 30.0, "the token", listener=listener)
+    address = ("127.0.0.1", listener.getsockname()[1])
+    connect(address, 1, (0, 1, 2), "the token", 30.0).connection.close()
+    with pytest.raises(WorkerError) as ended:
+        watch.wait_for_everyone(programs.PATIENCE)
+    assert (ended.value.rank, ended.value.kind) == (1, "lost")
+    watch.close()
+
+
+def late_at_a_port(folder: Path) -> tuple[list, list]:
+    """Return what two ranks of a world give, and what processes are told that come later."""
+    port, go = free_port(), folder / "go"
+
+    def ranks(where: str, whom: list[tuple[int, int]]) -> list[tuple]:
+        (folder / where).mkdir()
+        return [(*who, port, folder / where / str(k), go) for k, who in enumerate(whom)]
+
+    def told(where: str, count: int) -> list:
+        return [ast.literal_eval((folder / where / str(k)).read_text()) for k in range(count)]
+
+    with started(programs.started_at_a_port, ranks("first", [(0, 2), (1, 2)])) as world:
+        until = time.monotonic() + programs.PATIENCE
+        while not all((folder / "first" / f"{k}.open").exists() for k in (0, 1)):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        ends_of(programs.started_at_a_port, ranks("late", [(1, 2), (0, 2), (1, 3)]))
+        late = told("late", 3)
+        go.touch()
+        codes_of(world)
+        return told("first", 2), late
+
+
+@ahead(late_at_a_port)
+def test_who_comes_late_to_an_open_world_is_told_what_is_there(made):
+    world, (second, another, larger) = made
+    assert world == [((0, 1), [1.0, -3.0])] * 2
+    assert re.search(r"rank 1 of 2: .* found one in which process \d+ on .* is this rank", second)
+    assert "expected one world of this user at a time at MASTER_PORT" in another
+    assert "rank 1 of 3: expected a world that waits for this process" in larger
+    assert "found one of 2 processes" in larger
+
+
+@ahead(
+    lambda folder: in_world(
+        programs.worlds_across_machines,
+        2,
+        env={"LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": meeting.loopback_interface()},
+    )
+)
+def test_worlds_across_machines_follow_one_another(made):
+    for rank, worlds in enumerate(made):
+        for number, (grad, told, is_across, second) in enumerate(worlds, 1):
+            assert grad == [1.0, -2.0 * number - 1.0]
+            assert told == (0, "task 1 of 2", "raised")
+            assert is_across
+            assert ("is this rank; end what is left" in second) == (rank == 1)
 
 
 @pytest.mark.parametrize(("silence", "kind"), [(0.0, "lost"), (5.0, "timed out")])
 def test_a_process_that_was_silent_before_its_end_was_stuck(hub, silence, kind):
     watch, address = hub
-    link = connect(address, 1, 0, "the token", 30.0)
+    link = connect(address, 1, RANKS, "the token", 30.0)
     watch.wait_for_everyone(30.0)
     watch._views[1].heard -= silence
     link.connection.close()
@@ -122,30 +217,29 @@ def test_a_process_that_was_silent_before_its_end_was_stuck(hub, silence, kind):
 
 def test_a_hub_that_does_not_know_the_token_is_refused():
     listener = socket.create_server(("127.0.0.1", 0))
-    watch = Watch(0, (0, 1), 30.0, "another token", listener=listener)
+    watch = Watch(0, RANKS, 30.0, "another token", listener=listener)
     with pytest.raises(StrangerError):
-        connect(("127.0.0.1", listener.getsockname()[1]), 1, 0, "the token", 30.0)
+        connect(("127.0.0.1", listener.getsockname()[1]), 1, RANKS, "the token", 30.0)
     watch.close()
 
 
-def test_srun_starts_a_world(tmp_path):
+def by_srun(folder: Path) -> list[str]:
+    """Return what the ranks say that two processes of `srun` are."""
     shared = {
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_TASKS_PER_NODE": "2",
         "SLURM_STEP_NODELIST": "node7",
-        "SLURM_JOB_ID": free_port(),
+        "SLURM_JOB_ID": str(free_port()),
     }
-    context = multiprocessing.get_context("forkserver")
-    processes = []
-    for rank in (0, 1):
-        own = {**shared, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-        args = (own, tmp_path / f"told.{rank}")
-        processes.append(context.Process(target=programs.started_by_srun, args=args))
-        processes[-1].start()
-    for rank, process in enumerate(processes):
-        process.join(programs.PATIENCE)
-        told = ast.literal_eval((tmp_path / f"told.{rank}").read_text())
-        assert told == (rank, 2, (0, 1), [1.0, -3.0])
+    told = [folder / f"told.{rank}" for rank in (0, 1)]
+    own = [{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in (0, 1)]
+    ends_of(programs.started_by_srun, [({**shared, **x}, path) for x, path in zip(own, told)])
+    return [ast.literal_eval(path.read_text()) for path in told]
+
+
+@ahead(by_srun)
+def test_srun_starts_a_world(made):
+    assert made == [(rank, 2, (0, 1), [1.0, -3.0]) for rank in (0, 1)]
 
 
 def test_slurm_on_several_nodes():
@@ -166,9 +260,14 @@ def test_slurm_on_several_nodes():
     assert slurm.adopt({"SLURM_STEP_NUM_TASKS": "5", "SLURM_PROCID": "1", "RANK": "0"}) == {}
 
 
-def test_process_groups_work_where_torch_has_no_remote_calls():
+def without_rpc(folder: Path) -> tuple[int, str]:
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    code, told = run(WITHOUT_RPC + PROGRAM, {**world, "MASTER_PORT": free_port()})
+    return run(WITHOUT_RPC + PROGRAM, {**world, "MASTER_PORT": str(free_port())})
+
+
+@ahead(without_rpc)
+def test_process_groups_work_where_torch_has_no_remote_calls(made):
+    code, told = made
     assert code == 0, told
     for rank in (0, 1):
         assert f"{rank} 2 (0, 1) tensor([ 1., -3.])\n" in told
@@ -196,8 +295,9 @@ except ImportError as error: sys.stdout.write(str(error))
 """
 
 
-def test_torch_without_distributed_gives_one_sentence():
-    code, told = run(WITHOUT_DISTRIBUTED, {})
+@ahead(lambda folder: run(WITHOUT_DISTRIBUTED, {}))
+def test_torch_without_distributed_gives_one_sentence(made):
+    code, told = made
     assert code == 0, told
     assert "expected a torch built with torch.distributed, found one without" in told
     assert len(told) < 300
@@ -235,7 +335,7 @@ def test_ray_workers(program):
     exec(page_of_ray(), found)
     try:
         workers = [found["Worker"].remote() for _ in range(2)]
-        port = free_port()
+        port = str(free_port())
         first, second = ray.get(
             [w.run.remote(r, 2, "127.0.0.1", port) for r, w in enumerate(workers)], timeout=120
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import silent_programs as programs
 import torch
+from ahead import ahead, in_world
 
 import torchopt.distributed as todist
 
@@ -108,6 +109,16 @@ def test_ranks_that_disagree_get_an_error_and_continue(standing, what, words):
         assert again == 9.0
 
 
+def test_ranks_that_pull_different_results_back_are_told(standing):
+    for (rank, _, kind, trace, _), grad, other in standing(
+        programs.run, 2, "pulled_back_in_another_order"
+    ):
+        assert (rank, kind) == (1, "differs")
+        assert "the backward pass of call" in trace
+        assert grad.tolist() == [4.0] * 3
+        assert other is None
+
+
 def test_an_asynchronous_call_sees_the_contents_of_its_moment(standing):
     for name, values in standing(programs.contents_of_the_moment, 2, backend="rpc")[0].items():
         count = 20 if name.startswith("share") else 10
@@ -129,8 +140,9 @@ def test_gradients_of_calls_are_whole_or_refused(standing):
     assert found["afterwards"] == [1]
 
 
-def test_calls_that_call_finish_or_time_out(world):
-    value, more = world(programs.nested_calls, 2)[0]
+@ahead(lambda folder: in_world(programs.nested_calls, 2))
+def test_calls_that_call_finish_or_time_out(made):
+    value, more = made[0]
     assert value == 8.0 * 60
     assert more in ("timed out", 140 * 2 * 8.0)
 

@@ -7,6 +7,7 @@ import threading
 
 import distributed_programs as programs
 import torch
+from ahead import ahead, in_world
 
 from torchopt.distributed import wire
 from torchopt.distributed.deadlines import Deadlines
@@ -37,8 +38,9 @@ def test_parameters_travel_once_for_each_version_and_worker(standing):
     assert result["bits"]
 
 
-def test_calls_leave_nothing_behind(world):
-    found = world(programs.what_calls_leave, 2)[0]
+@ahead(lambda folder: in_world(programs.what_calls_leave, 2))
+def test_calls_leave_nothing_behind(made):
+    found = made[0]
     # Fresh modules of 8 kB, and tensors that change: a worker keeps the last ones.
     assert found["contents here"] <= 6
     assert found["contents there"] <= 6

@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import ast
-
 import pytest
 import torch
 import unusual_programs as programs
-
-from torchopt.errors import WorkerError
+from ahead import ahead, in_world, told_of
 
 OPTIONS = {
     "static": {},
@@ -91,15 +88,17 @@ def test_a_step_that_one_rank_cannot_begin_is_taken_by_none(standing, how, words
             assert grad.tolist() == [3.0, 3.0]
 
 
-def test_ranks_that_wait_for_each_other_in_different_operations_are_named(world):
-    for rank, task, kind, trace, _ in world(programs.run, 3, "different_operations"):
+@ahead(lambda folder: in_world(programs.run, 3, "different_operations"))
+def test_ranks_that_wait_for_each_other_in_different_operations_are_named(made):
+    for rank, task, kind, trace, _ in made:
         assert (rank, kind) == (1, "differs")
         assert "barrier" in task
         assert "rank 0 waits in the sum of step 2 and rank 1 in the barrier" in trace
 
 
-def test_a_rank_that_fails_in_an_exchange_is_named_at_once(world):
-    first, second, third = world(programs.run, 3, "a_rank_that_cannot_exchange")
+@ahead(lambda folder: in_world(programs.run, 3, "a_rank_that_cannot_exchange"))
+def test_a_rank_that_fails_in_an_exchange_is_named_at_once(made):
+    first, second, third = made
     assert isinstance(second, str)
     for rank, task, kind, trace, _ in (first, third):
         assert (rank, task, kind) == (1, "the sum of step 1", "raised")
@@ -116,7 +115,8 @@ def test_operations_of_all_ranks_in_a_task_are_refused(standing):
             assert how == "raised", kind
             assert "of 5" in task
             assert "RuntimeError" in kinds
-            assert "expected an operation of ranks [0, 1, 2] outside of their tasks" in trace
+            ranks = [0, 2] if kind.startswith("barrier of two") else [0, 1, 2]
+            assert f"expected an operation of ranks {ranks} outside of their tasks" in trace
     (alone,) = standing(programs.run, 1, "inside_a_task")  # where they are its own affair
     assert not any(isinstance(told, tuple) for told in alone.values())
 
@@ -127,17 +127,50 @@ def test_threads_take_turns(standing):
         assert afterwards == [True, True]
 
 
-def test_who_is_not_in_the_world_takes_no_step(world):
-    for by_child, after, losses in world(programs.run, 2, "outside_of_the_world"):
+@ahead(lambda folder: in_world(programs.group_in_a_task, 3))
+def test_a_group_is_used_first_outside_of_tasks_and_not_after_its_end(made):
+    for (rank, task, how, trace, _), afterwards in made:
+        assert (rank, task, how) == (0, "task 1 of 5", "raised")
+        assert "expected an operation of ranks [0, 1] outside of their tasks" in trace
+        assert (
+            "expected the process group of the 3 ranks, found that it was destroyed" in afterwards
+        )
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "words"),
+    [
+        ("raises", "raised", "LookupError: bad point"),
+        ("samples", "differs", "an estimate by 12 losses"),
+        ("tensors", "differs", r"float64 [4]"),
+    ],
+)
+def test_an_estimate_that_fails_on_one_rank_is_told_to_all(standing, how, kind, words):
+    found = standing(programs.run, 3, "estimates", how)
+    for (rank, _, told, trace, _), grad in found:
+        assert (rank, told) == (2, kind)
+        assert words in trace
+        assert torch.equal(grad, found[0][1])  # of the next one
+        assert grad.abs().max() > 0.1
+
+
+@ahead(lambda folder: in_world(programs.run, 2, "outside_of_the_world"))
+def test_who_is_not_in_the_world_takes_no_step(made):
+    for by_child, after, losses in made:
         assert len(by_child) == len(after) == 2
         for told in (*by_child, *after):
             assert "expected a rank of the open world of 2 processes" in told
         assert losses == [[2.0 * t for t in programs.TASKS]] * 2
 
 
-def test_a_process_that_a_task_forked_does_not_hide_the_end_of_its_rank(world, tmp_path):
-    with pytest.raises(WorkerError):
-        world(programs.run, 3, "killed_beside_its_child", str(tmp_path / "report"))
-    for rank in (0, 2):
-        found = ast.literal_eval((tmp_path / f"report.{rank}").read_text())
-        assert found[:3] == (1, "task 2 of 5", "lost")
+@ahead(
+    lambda folder: told_of(
+        folder, programs.run, 3, "killed_beside_its_child", str(folder / "report")
+    )
+)
+def test_a_process_that_a_task_forked_does_not_hide_the_end_of_its_rank(made):
+    ended, found = made
+    assert ended.rank == 1
+    assert {*found} == {0, 2}
+    for told in found.values():
+        assert told[:3] == (1, "task 2 of 5", "lost")

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +13,7 @@ import distributed_programs as programs
 import listing
 import pytest
 import torch
+from ahead import ahead, ends_of, free_port
 
 LISTING = Path(listing.__file__)
 
@@ -77,32 +76,36 @@ def assert_trained(facts):
     assert facts["error"] < 1e-12
 
 
-def test_the_listing_runs_under_torchrun():
+def under_torchrun(folder: Path) -> subprocess.CompletedProcess[str]:
     # Otherwise torchrun asks for the name of this machine, which takes long where nobody knows it.
     here = ["--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
     launch = ["-m", "torch.distributed.run", *here, str(LISTING)]
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *launch],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
         capture_output=True,
         text=True,
         timeout=programs.PATIENCE,
+        check=False,
     )
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@ahead(under_torchrun)
+def test_the_listing_runs_under_torchrun(made):
+    assert made.returncode == 0, made.stderr
+    found = [json.loads(line) for line in made.stdout.splitlines() if line.startswith("{")]
     assert len(found) == 1  # rank 0 alone trains
     assert_trained(found[0])
 
 
-def test_the_listing_runs_in_processes_that_a_program_starts_itself(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    told = tmp_path / "told"
-    processes = [context.Process(target=listing.process, args=(r, 2, port, told)) for r in (0, 1)]
-    for each in processes:
-        each.start()
-    for each in processes:
-        each.join(programs.PATIENCE)
-    assert [each.exitcode for each in processes] == [0, 0]
-    assert_trained(json.loads(told.read_text()))
+def by_hand(folder: Path) -> tuple[list[int | None], str]:
+    told, port = folder / "told", free_port()
+    ends = ends_of(listing.process, [(rank, 2, port, told) for rank in (0, 1)])
+    return ends, told.read_text()
+
+
+@ahead(by_hand)
+def test_the_listing_runs_in_processes_that_a_program_starts_itself(made):
+    ends, told = made
+    assert ends == [0, 0]
+    assert_trained(json.loads(told))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -303,6 +304,8 @@ def inside_a_task() -> dict[str, Any]:
         "engine": lambda task: todist.TaskParallel([theta]),
         "call": lambda task: todist.remote_sync_call(abs, args=(task,), partitioner=0),
         "estimate": lambda task: estimate(theta),
+        "barrier": lambda task: todist.barrier(),
+        "barrier of two": lambda task: todist.barrier(["worker0", "worker2"]),
     }
     found: dict[str, Any] = {}
     for schedule in SCHEDULES:
@@ -342,6 +345,58 @@ def steps_of_two_threads() -> tuple[list[Any], list[Any]]:
     with ThreadPoolExecutor(2) as pool:
         at_once = [x for found in pool.map(steps, (0, 1)) for x in found]
     return at_once, [step(which, 50) for which in (0, 1)]
+
+
+def group_in_a_task() -> Any:
+    """Return what is told of a group that is used first in a task, and after the end of groups."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    two = dist.new_group([0, 1])
+    p = torch.ones(2, requires_grad=True)
+    engine = todist.TaskParallel([p], timeout=30.0)
+
+    def loss(task: float) -> Tensor:
+        if dist.get_rank() < 2:
+            todist.TaskParallel([p], group=two)
+        return (p * task).sum()
+
+    told = outcome(lambda: engine.backward(loss, TASKS))
+    dist.destroy_process_group()
+    try:
+        todist.TaskParallel([p])
+        afterwards = "nothing"
+    except RuntimeError as error:
+        afterwards = str(error)
+    todist.shutdown()
+    return told, afterwards
+
+
+def estimates(how: str) -> Any:
+    """Return what every rank is told of an estimate that fails on the last, and a good one."""
+    mine = todist.get_rank() == todist.get_world_size() - 1
+    start = torch.ones(3, dtype=F64)
+
+    def loss(x: Tensor) -> Tensor:
+        if mine and how == "raises" and not torch.equal(x, start):
+            raise LookupError("bad point")
+        return (x**2).sum()
+
+    samples = 8 if mine and how == "samples" else 6
+    engine = ZeroOrder(
+        Gaussian(),
+        "antithetic",
+        num_samples=samples,
+        sigma=0.1,
+        vectorized=False,
+        generator=torch.Generator().manual_seed(3),
+    )
+    x = torch.ones(4 if mine and how == "tensors" else 3, dtype=F64, requires_grad=True)
+    told = outcome(lambda: todist.zero_order(engine)(loss)(x).backward())
+    y = start.clone().requires_grad_()
+    good = replace(engine, num_samples=4, generator=torch.Generator().manual_seed(4))
+    todist.zero_order(good)(lambda y: (y**2).sum())(y).backward()
+    return told, y.grad
 
 
 @todist.auto_init_rpc(backend="gloo", timeout=30.0)

@@ -173,8 +173,8 @@ class _Writing(threading.Thread):
             return
         agree(group, f"the save of a Checkpoint with {len(sharded)} DTensors")
         group.by_first(partial(self._encode, step, state), "the save of a Checkpoint")
-        folder = checkpoint._folder / str(step)
-        self.shards = shards.Writing(folder, sharded, group, copy=checkpoint.asynchronous)
+        find = partial(shards.fresh, checkpoint._folder, step, checkpoint._files)
+        self.shards = shards.Writing(find, sharded, group, copy=checkpoint.asynchronous)
 
     def _encode(self, step: int, state: Any) -> None:
         self.data = plain.encode(step, state)

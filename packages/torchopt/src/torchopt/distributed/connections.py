@@ -14,6 +14,8 @@ from torchopt.distributed.link import Link, StrangerError
 
 __all__ = ["Connections", "Listener"]
 
+_STRANGERS = 64  # connections that have not shown the token, beside one for each rank
+
 
 class Listener(Protocol):
     """Receives the events of `Connections`, in the reading thread."""
@@ -45,6 +47,9 @@ class Connections:
         period: Seconds between two beats.
         listener: The hub's listening socket; None elsewhere.
         hub: The connection to the hub; None at the hub itself.
+
+    Attributes:
+        admits: Whether ranks may still join.
     """
 
     def __init__(
@@ -63,7 +68,9 @@ class Connections:
         self._token = token
         self._told = told
         self._period = period
+        self.admits = True
         self._links: dict[int, Link] = {}
+        self._strangers: list[Link] = []
         self._closing = False
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -142,9 +149,13 @@ class Connections:
 
     def _accept(self) -> None:
         assert self._listener is not None
-        link = Link(self._listener.accept()[0])
-        self._selector.register(link.connection, selectors.EVENT_READ, link)
-        link.greet()
+        if len(self._strangers) >= _STRANGERS + len(self._ranks):
+            self._drop(self._strangers[0])
+        with contextlib.suppress(OSError):  # it has gone again
+            link = Link(self._listener.accept()[0])
+            self._selector.register(link.connection, selectors.EVENT_READ, link)
+            self._strangers.append(link)
+            link.greet()
 
     def _read(self, link: Link) -> None:
         try:
@@ -165,13 +176,32 @@ class Connections:
                 self._drop(link)
 
     def _drop(self, link: Link) -> None:
-        self._selector.unregister(link.connection)
+        with contextlib.suppress(KeyError, ValueError):  # closed in the same round
+            self._selector.unregister(link.connection)
         link.connection.close()
+        if link in self._strangers:
+            self._strangers.remove(link)
 
     def _admit(self, link: Link, message: dict[str, Any]) -> None:
-        rank = link.admit(message, self._token)
-        if rank not in self._ranks or rank in self._links or rank == self._rank:
-            link.rank = -1
+        if not self.admits:
             raise StrangerError
+        rank = link.admit(message, self._token, self._refusal)
+        self._strangers.remove(link)
         self._links[rank] = link
         self._told.joined(rank)
+
+    def _refusal(self, rank: int, size: Any) -> str | None:
+        """Return why a process that knows the token cannot be a rank of this world."""
+        if size != len(self._ranks):
+            found = f"one of {len(self._ranks)} processes"
+        elif rank in self._links:
+            found = f"one in which {self._links[rank].who} is this rank"
+        elif rank == self._rank or rank not in self._ranks:
+            found = f"one of ranks {list(self._ranks)}"
+        else:
+            return None
+        return (
+            f"rank {rank} of {size}: expected a world that waits for this process, found {found}; "
+            "end what is left of an earlier run, and give each world a port (MASTER_PORT) or a "
+            "TORCHOPT_TOKEN of its own"
+        )

@@ -16,9 +16,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-__all__ = ["FOLDER", "Folder", "has_locks", "is_met_at", "place_of"]
+__all__ = ["FOLDER", "HUB", "Folder", "has_locks", "is_met_at", "place_of"]
 
 FOLDER = "TORCHOPT_FOLDER"  # where the processes of `spawn` meet
+HUB = "hub"  # a file that rank 0 holds
 _HELD = "held"
 
 
@@ -34,6 +35,7 @@ class Folder:
 
     def __init__(self, path: Path | None = None) -> None:
         self._is_new = path is None
+        self._claims: list[int] = []
         if path is not None:
             self.path = path
             self._lock = os.open(path / _HELD, os.O_RDWR)
@@ -48,16 +50,24 @@ class Folder:
         _try_to_lock(self._lock, alone=False)
         part.rename(self.path / _HELD)
 
+    def claim(self, name: str) -> Path:
+        """Return a new file in it that this process alone holds, until it leaves."""
+        path = self.path / name
+        self._claims.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        _try_to_lock(self._claims[-1], alone=True)
+        return path
+
     def leave(self) -> None:
         """Release the folder; the last process removes it."""
         is_last = _try_to_lock(self._lock, alone=True) if has_locks() else self._is_new
         if is_last:
             shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
+        self.forget()
 
     def forget(self) -> None:
         """Release the folder in a process that was forked from one that holds it."""
-        os.close(self._lock)
+        for file in (self._lock, *self._claims):
+            os.close(file)
 
 
 def place_of(port: str) -> Path:
@@ -67,10 +77,10 @@ def place_of(port: str) -> Path:
 
 
 def is_met_at(place: Path) -> bool:
-    """Return whether a world that is still alive uses a meeting file."""
+    """Return whether a world whose rank 0 is alive uses a meeting file."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         if has_locks() and not place.is_symlink() and place.lstat().st_uid == os.getuid():
-            held = os.open(Path(json.loads(place.read_text())["folder"]) / _HELD, os.O_RDWR)
+            held = os.open(Path(json.loads(place.read_text())["folder"]) / HUB, os.O_RDWR)
             try:
                 return not _try_to_lock(held, alone=True)
             finally:

@@ -18,9 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchopt.distributed import session as _session
+from torchopt.distributed.inside import require_no_task
 from torchopt.distributed.raised import Raised
 from torchopt.distributed.session import DEFAULT_TIMEOUT
-from torchopt.distributed.watch import tasks_of_this_thread
 from torchopt.torch_internals import collective_options
 
 __all__ = ["Group", "share_of"]
@@ -66,7 +66,8 @@ class Group:
         counter: A counter in a shared file; None across machines.
 
     Raises:
-        RuntimeError: There are several processes, and their world is not a collective one.
+        RuntimeError: There are several processes, and their world is not a collective one, or its
+            process group was destroyed.
         ValueError: This process is not in the group.
     """
 
@@ -89,6 +90,12 @@ class Group:
                     f"process group of torch.distributed, found one of {session.backend!r}"
                 )
             self._group = dist.group.WORLD
+            if self._group is None:
+                raise RuntimeError(
+                    f"expected the process group of the {session.world_size} ranks, found that it "
+                    "was destroyed; call torchopt.distributed.shutdown() before "
+                    "torch.distributed.destroy_process_group()"
+                )
         if self._group is not None:
             if dist.get_rank(self._group) < 0:
                 raise ValueError(
@@ -146,13 +153,7 @@ class Group:
                 "left it (shutdown), or a process that was forked from a rank; open a world with "
                 "auto_init_rpc, and make engines inside of it"
             )
-        for ranks in tasks_of_this_thread():
-            if len(common := sorted({*ranks} & {*self.ranks})) > 1:
-                raise RuntimeError(
-                    f"expected an operation of ranks {common} outside of their tasks, found one in "
-                    "a task, where each rank is in another one; in a task compute alone, by a loop "
-                    "and torch.autograd.grad, or with a group of ranks that share this task"
-                )
+        require_no_task(self.ranks)
 
     def task(self, name: str, timeout: float) -> contextlib.AbstractContextManager[None]:
         """Require this process to leave the block within `timeout` seconds without other ranks."""

@@ -8,6 +8,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import queue
 import secrets
 import socket
 import subprocess
@@ -26,6 +27,9 @@ __all__ = ["spawn"]
 
 _LAST_WORDS = 10.0  # seconds for the others to end by themselves after one failed
 _TERMINATED = 2.0  # seconds to end after SIGTERM
+_Words = queue.SimpleQueue[tuple["_Worker", "bytes | None"]]
+
+_polling = threading.Lock()  # multiprocessing asks for the end of every child at each start
 
 
 def spawn(
@@ -79,6 +83,7 @@ def spawn(
         port = free.getsockname()[1]  # for programs that open a world of torch themselves
     context = multiprocessing.get_context(start_method)
     workers: list[_Worker] = []
+    words: _Words = queue.SimpleQueue()
     guarding = _guard(str(folder.path))
     try:
         for rank in range(nprocs):
@@ -97,10 +102,10 @@ def spawn(
             # As torchrun does: processes that share the cores must not fight over them.
             if nprocs > 1 and "OMP_NUM_THREADS" not in os.environ:
                 variables.setdefault("OMP_NUM_THREADS", "1")
-            workers.append(_Worker(context, rank, main, args, variables))
+            workers.append(_Worker(context, rank, main, args, variables, words))
             with contextlib.suppress(OSError):  # somebody ended the guard
                 os.write(guarding.stdin.fileno(), b"%d\n" % workers[-1].process.pid)
-        _wait(workers, timeout)
+        _wait(workers, words, timeout)
     finally:
         _end(workers)
         guarding.kill()
@@ -116,7 +121,10 @@ def _guard(folder: str) -> Any:
 
 
 class _Worker:
-    """A process and the pipe that its result comes through."""
+    """A process and the pipe that its result comes through.
+
+    A thread reads the pipe: a process can be stopped in the middle of a message.
+    """
 
     def __init__(
         self,
@@ -125,11 +133,14 @@ class _Worker:
         main: Callable[..., Any],
         args: tuple[Any, ...],
         variables: dict[str, str],
+        words: _Words,
     ) -> None:
         self.rank = rank
         self.result: Any = None
         self.error: WorkerError | None = None
+        self.has_told = False  # what `main` returned or raised
         self.done = False
+        self._has_ended = False
         self.behind: set[int] = set()  # ranks that it has found to be stuck
         self.pipe, theirs = context.Pipe(duplex=False)
         # The environment must be there before the modules of `main` are imported.
@@ -137,16 +148,26 @@ class _Worker:
         self.process = context.Process(
             target=_child, args=(variables, payload, theirs), name=f"rank {rank}"
         )
-        self.process.start()
+        with _polling:
+            self.process.start()
         theirs.close()
+        threading.Thread(target=self._listen, args=(words,), daemon=True).start()
 
-    def hear(self) -> None:
-        """Read one message from the pipe."""
-        try:
-            outcome, value = pickle.loads(self.pipe.recv_bytes())
-        except EOFError:
+    def _listen(self, words: _Words) -> None:
+        with contextlib.suppress(EOFError, OSError):  # the end, or that of a part of a message
+            while True:
+                words.put((self, self.pipe.recv_bytes()))
+        words.put((self, None))
+
+    def hear(self, word: bytes | None) -> None:
+        """Take one message from the pipe; None: its end."""
+        if self.done:
+            return
+        if word is None:
             self.finish()
             return
+        outcome, value = pickle.loads(word)
+        self.has_told = self.has_told or outcome != "behind"
         if outcome == "raised":
             self.error = value.as_error(self.rank)
         elif outcome == "behind":
@@ -156,19 +177,18 @@ class _Worker:
 
     def look(self) -> None:
         """Check whether the process is alive: its own children may keep the pipe open."""
-        if self.done or self.process.is_alive():
+        if self.done or _is_alive(self.process):
             return
-        while not self.done and self.pipe.poll():
-            self.hear()
-        if not self.done:
+        if self._has_ended and not self.pipe.poll():
             self.finish()
+        self._has_ended = True  # what it has said last may be on its way
 
     def finish(self) -> None:
         """Record that the process has ended."""
         self.done = True
-        self.process.join(_LAST_WORDS)
-        code = self.process.exitcode
-        if self.result is None and self.error is None and code != 0:
+        multiprocessing.connection.wait([self.process.sentinel], _LAST_WORDS)
+        code = None if _is_alive(self.process) else self.process.exitcode
+        if self.error is None and (not self.has_told or (self.result is None and code != 0)):
             how = f"killed by signal {-code}" if code is not None and code < 0 else f"code {code}"
             self.error = WorkerError(self.rank, None, "lost", f"the process ended: {how}")
 
@@ -184,20 +204,28 @@ class _Worker:
             self.error = WorkerError(self.rank, None, "timed out", text)
 
 
+def _is_alive(process: Any) -> bool:
+    with _polling:
+        alive: bool = process.is_alive()
+    return alive
+
+
 def _end(workers: list[_Worker]) -> None:
     """End the processes that still run."""
-    running = [worker.process for worker in workers if worker.process.is_alive()]
+    running = [worker.process for worker in workers if _is_alive(worker.process)]
     for process in running:
         process.terminate()
     until = time.monotonic() + _TERMINATED
     for process in running:
-        process.join(max(0.0, until - time.monotonic()))
-        if process.is_alive():
+        multiprocessing.connection.wait([process.sentinel], max(0.0, until - time.monotonic()))
+        if _is_alive(process):
             process.kill()
-            process.join()
+            multiprocessing.connection.wait([process.sentinel])
     for worker in workers:
         worker.pipe.close()
-        worker.process.close()
+        with _polling:
+            worker.process.join()
+            worker.process.close()
 
 
 def _end_with_parent() -> None:
@@ -219,7 +247,12 @@ def _child(variables: dict[str, str], payload: bytes, pipe: Any) -> None:
 
     try:
         main, args = pickle.loads(payload)
-        result = main(*args)
+        try:
+            result = main(*args)
+        except SystemExit as end:
+            if end.code:
+                raise
+            result = None
         # Plain bytes: multiprocessing would hand tensors over as memory of this process.
         pipe.send_bytes(pickle.dumps(("returned", result)))
         pipe.send_bytes(pickle.dumps(("behind", session.close())))
@@ -229,7 +262,7 @@ def _child(variables: dict[str, str], payload: bytes, pipe: Any) -> None:
         raise SystemExit(1) from None
 
 
-def _wait(workers: list[_Worker], timeout: float | None) -> None:
+def _wait(workers: list[_Worker], words: _Words, timeout: float | None) -> None:
     deadline = None if timeout is None else time.monotonic() + timeout
     failed_at: float | None = None
     while not all(worker.done for worker in workers):
@@ -243,9 +276,9 @@ def _wait(workers: list[_Worker], timeout: float | None) -> None:
                 late = [w.rank for w in workers if not w.done]
                 raise WorkerError(late[0], None, "timed out", f"ranks {late} still run")
             break
-        pipes = {w.pipe: w for w in workers if not w.done}
-        for pipe in multiprocessing.connection.wait(list(pipes), timeout=0.5):
-            pipes[pipe].hear()
+        with contextlib.suppress(queue.Empty):
+            worker, word = words.get(timeout=0.5)
+            worker.hear(word)
         for worker in workers:
             worker.look()
         for rank in set().union(*(worker.behind for worker in workers)):

@@ -10,14 +10,17 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
+import os
 import secrets
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["Link", "StrangerError", "connect"]
 
 _SENDING = 2.0  # seconds to wait for a process that does not read
+_GREETING = 30.0  # seconds to wait for the first word of who listens, which may be another program
 _LONGEST = 4096  # bytes that a stranger may send before it is disconnected
 
 
@@ -36,6 +39,7 @@ class Link:
 
     Attributes:
         rank: The rank of the other side; -1 until it has proved that it belongs to the world.
+        who: The process of the other side, in words; empty until then.
     """
 
     def __init__(self, connection: socket.socket, rank: int = -1) -> None:
@@ -43,6 +47,7 @@ class Link:
         connection.settimeout(_SENDING)
         self.connection = connection
         self.rank = rank
+        self.who = ""
         self.challenge = secrets.token_hex(16)
         self.early: list[dict[str, Any]] = []  # messages that came with the answer to the greeting
         self._pending = b""
@@ -51,7 +56,10 @@ class Link:
     def send(self, message: dict[str, Any]) -> None:
         """Send a message; a closed connection is noticed when reading."""
         with self._lock, contextlib.suppress(OSError):
-            self.connection.sendall(json.dumps(message).encode() + b"\n")
+            try:
+                self.connection.sendall(json.dumps(message).encode() + b"\n")
+            except TimeoutError:  # a part may have gone, and what follows would be read with it
+                self.connection.shutdown(socket.SHUT_RDWR)
 
     def receive(self) -> list[dict[str, Any]] | None:
         """Return the messages that have come, or None at the end of the connection.
@@ -80,45 +88,70 @@ class Link:
         """Challenge a new connection to prove that it belongs to the world."""
         self.send({"challenge": self.challenge})
 
-    def admit(self, message: dict[str, Any], token: str) -> int:
+    def admit(
+        self, message: dict[str, Any], token: str, refusal: Callable[[int, Any], str | None]
+    ) -> int:
         """Return the rank of the other side, and answer its challenge.
 
+        Args:
+            message: What it has answered to the greeting.
+            token: What the world shares.
+            refusal: From its rank, and the number of ranks that it expects, to why it cannot take
+                part although it knows the token.
+
         Raises:
-            StrangerError: It does not know the token.
+            StrangerError: It does not know the token, or is refused.
         """
         rank, shown, challenge = (message.get(key) for key in ("rank", "proof", "challenge"))
         if not (isinstance(rank, int) and isinstance(shown, str) and isinstance(challenge, str)):
             raise StrangerError
         if not hmac.compare_digest(shown, proof(token, "member", self.challenge, rank)):
             raise StrangerError
-        self.send({"proof": proof(token, "hub", challenge, rank)})
-        self.rank = rank
+        words = refusal(rank, message.get("size"))
+        self.send({"proof": proof(token, "hub", challenge, rank), "refused": words})
+        if words is not None:
+            raise StrangerError
+        self.rank, self.who = rank, str(message.get("who"))
         return rank
 
 
-def connect(address: tuple[str, int], rank: int, hub: int, token: str, timeout: float) -> Link:
+def connect(
+    address: tuple[str, int], rank: int, ranks: tuple[int, ...], token: str, timeout: float
+) -> Link:
     """Return a connection to the hub, after both sides have shown that they know the token.
 
     Args:
         address: Host and port.
         rank: The rank of this process.
-        hub: The rank of the hub.
+        ranks: The ranks of the world; the first is the hub.
         token: The secret that the world shares.
         timeout: Seconds to wait for the hub.
 
     Raises:
         OSError: No process listens there.
         StrangerError: The listener is not the hub.
+        RuntimeError: The hub refuses this process.
     """
-    link = Link(socket.create_connection(address, timeout=timeout), hub)
-    link.connection.settimeout(timeout)
+    link = Link(socket.create_connection(address, timeout=timeout), ranks[0])
     try:
+        link.connection.settimeout(min(timeout, _GREETING))
         greeting = _first(link)
-        shown = proof(token, "member", str(greeting.get("challenge")), rank)
-        link.send({"rank": rank, "proof": shown, "challenge": link.challenge})
-        answer = str(_first(link).get("proof"))
-        if not hmac.compare_digest(answer, proof(token, "hub", link.challenge, rank)):
+        link.connection.settimeout(timeout)
+        link.send(
+            {
+                "rank": rank,
+                "proof": proof(token, "member", str(greeting.get("challenge")), rank),
+                "challenge": link.challenge,
+                "size": len(ranks),
+                "who": f"process {os.getpid()} on {socket.gethostname()}",
+            }
+        )
+        answer = _first(link)
+        shown = proof(token, "hub", link.challenge, rank)
+        if not hmac.compare_digest(str(answer.get("proof")), shown):
             raise StrangerError
+        if answer.get("refused") is not None:
+            raise RuntimeError(str(answer["refused"]))
     except BaseException:
         link.connection.close()
         raise

@@ -17,15 +17,16 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from torchopt.distributed.board import Board
-from torchopt.distributed.folder import FOLDER, Folder, is_met_at, place_of
+from torchopt.distributed.folder import FOLDER, HUB, Folder, is_met_at, place_of
 from torchopt.distributed.link import StrangerError, connect
 from torchopt.distributed.watch import Watch
 
@@ -58,6 +59,10 @@ def on_one_machine(world_size: int) -> bool:
     return False
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class Meeting:
     """A world whose processes have found each other.
 
@@ -65,12 +70,14 @@ class Meeting:
         watch: The connections and the watch over them.
         held: The folder of the processes of one machine; None across machines.
         store: torch's store across machines; else None.
+        withdraw: Takes back what has been published.
     """
 
     def __init__(self, watch: Watch, held: Folder | None) -> None:
         self.watch = watch
         self.held = held
         self.store: Any = None
+        self.withdraw: Callable[[], Any] = _nothing
 
     @property
     def folder(self) -> Path | None:
@@ -83,10 +90,27 @@ class Meeting:
         stores: Any = dist  # the name is documented, and not in `__all__`
         return stores.FileStore(str(self.folder / name), size)
 
+    def hide(self) -> None:
+        """Let nobody find this world any more."""
+        withdraw, self.withdraw = self.withdraw, _nothing  # once: another may meet there next
+        with contextlib.suppress(OSError, RuntimeError):  # the store may be gone
+            withdraw()
+
     def end(self) -> None:
         """Leave the folder; the last process removes it."""
+        self.hide()
         if self.held is not None:
             self.held.leave()
+
+    @contextlib.contextmanager
+    def ends_on_error(self) -> Iterator[None]:
+        """Leave no world behind that cannot be opened."""
+        try:
+            yield
+        except BaseException:
+            self.watch.close()
+            self.end()
+            raise
 
     def forget(self) -> None:
         """Release everything in a forked child, which is not a rank."""
@@ -98,7 +122,7 @@ class Meeting:
 def meet_on_this_machine(rank: int, ranks: tuple[int, ...], timeout: float) -> Meeting:
     """Return the world if all its processes run on this machine."""
     if FOLDER in os.environ:
-        place = Path(os.environ[FOLDER]) / "hub"
+        place = Path(os.environ[FOLDER]) / HUB
         return meet_at(lambda: place, lambda path: _point(place, path), rank, ranks, timeout)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = launcher_store(rank, len(ranks), timeout)
@@ -113,14 +137,17 @@ def meet_on_this_machine(rank: int, ranks: tuple[int, ...], timeout: float) -> M
     place = place_of(port)
     if rank == ranks[0] and is_met_at(place):
         raise RuntimeError(
-            f"expected one world of this user at a time that starts at MASTER_PORT {port}, found "
-            "another one that waits for its ranks there; give each world a port of its own"
+            f"expected one world of this user at a time at MASTER_PORT {port}, found another one "
+            "that is open there; give each world a port of its own"
         )
+    withdraw = partial(place.unlink, missing_ok=True) if rank == ranks[0] else _nothing
     try:
-        return meet_at(lambda: place, lambda path: _point(place, path), rank, ranks, timeout)
-    finally:
-        if rank == ranks[0]:  # everyone is there
-            place.unlink(missing_ok=True)
+        met = meet_at(lambda: place, lambda path: _point(place, path), rank, ranks, timeout)
+    except BaseException:
+        withdraw()
+        raise
+    met.withdraw = withdraw  # at the end: a process that comes late is told what is open there
+    return met
 
 
 def _point(place: Path, path: Path) -> None:
@@ -152,19 +179,15 @@ def meet_at(
         token = os.environ.get(TOKEN) or secrets.token_hex(32)
         listener = socket.create_server(("127.0.0.1", 0), backlog=len(ranks))
         record = {"port": listener.getsockname()[1], "token": token, "folder": str(held.path)}
-        path = held.path / "hub"
-        path.touch(mode=0o600)
+        path = held.claim(HUB)
         path.write_text(json.dumps(record))
         board = Board(held.path, rank)
         watch = Watch(rank, ranks, timeout, token, listener=listener, board=board)
-        try:
+        met = Meeting(watch, held)
+        with met.ends_on_error():
             publish(path)
             watch.wait_for_everyone(timeout)
-        except BaseException:
-            watch.close()
-            held.leave()
-            raise
-        return Meeting(watch, held)
+        return met
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -175,7 +198,7 @@ def meet_at(
             record = json.loads(path.read_text())
             address = ("127.0.0.1", int(record["port"]))
             token = os.environ.get(TOKEN) or str(record["token"])
-            link = connect(address, rank, ranks[0], token, timeout)
+            link = connect(address, rank, ranks, token, timeout)
         except (OSError, ValueError, KeyError, StrangerError) as error:
             if time.monotonic() > deadline:
                 raise TimeoutError(
@@ -217,13 +240,15 @@ def meet_by(
             listener = socket.create_server(("", 0), backlog=len(ranks))
         watch = Watch(rank, ranks, timeout, token, listener=listener)
         record = [host, listener.getsockname()[1], "" if given else token]
-        publish(json.dumps(record))
-        watch.wait_for_everyone(timeout)
-        return Meeting(watch, None)
+        met = Meeting(watch, None)
+        with met.ends_on_error():
+            publish(json.dumps(record))
+            watch.wait_for_everyone(timeout)
+        return met
     host, port, told = json.loads(find())
     token = given or told
     try:
-        link = connect((host, port), rank, ranks[0], token, timeout)
+        link = connect((host, port), rank, ranks, token, timeout)
     except StrangerError:
         raise RuntimeError(
             f"rank {rank}: expected rank {ranks[0]} at {host}:{port} to know the token of this "

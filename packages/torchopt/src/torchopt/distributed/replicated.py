@@ -9,6 +9,7 @@ gradients, on every rank. All ranks have to take part in the backward pass.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,12 +21,14 @@ from torchopt.distributed.group import Group
 from torchopt.distributed.partition import Call
 from torchopt.distributed.raised import Raised
 from torchopt.distributed.share import Shared, received, tensors_of
-from torchopt.distributed.signature import agree
+from torchopt.distributed.signature import agree, kinds_of
 from torchopt.errors import NotDifferentiableError
 from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
 from torchopt.tree_function import apply_rule
 
 __all__ = ["run_replicated"]
+
+_numbers = itertools.count(1)  # of the calls, which all ranks make together
 
 
 def run_replicated(func: Callable[..., Any], calls: Sequence[Call], timeout: float = 0.0) -> Any:
@@ -69,6 +72,7 @@ def _run(group: Group, func: Callable[..., Any], calls: Sequence[Call], timeout:
             mine[i] = Raised(error, group.world_rank, task)
             break
     agree(group, f"parallelize of {name}, {len(calls)} calls")
+    number = next(_numbers)
     outcomes: dict[int, Any] = {}
     for part in group.gather_objects(mine, f"the results of {name}"):
         outcomes.update(part)
@@ -78,7 +82,9 @@ def _run(group: Group, func: Callable[..., Any], calls: Sequence[Call], timeout:
     results = [packed.unpack(outcomes[i][0]) for i in range(len(calls))]
     if not inputs or not torch.is_grad_enabled():
         return results
-    return _joined(group, inputs, own, results, [outcomes[i][1] for i in range(len(calls))])
+    positions = [outcomes[i][1] for i in range(len(calls))]
+    place = f"the backward pass of call {number}, of {name}"
+    return _joined(group, place, inputs, own, results, positions)
 
 
 def _positions(result: Any) -> list[int]:
@@ -103,9 +109,15 @@ class _Join:
     needs_its_closure = True
 
     def __init__(
-        self, group: Group, inputs: list[Tensor], values: list[Tensor], own: dict[int, Tensor]
+        self,
+        group: Group,
+        place: str,
+        inputs: list[Tensor],
+        values: list[Tensor],
+        own: dict[int, Tensor],
     ) -> None:
         self.group = group
+        self.place = place
         self.inputs = inputs
         self.values = values
         self.own = own  # position among the values -> the result with its graph
@@ -143,7 +155,9 @@ class _Join:
         dense = [torch.zeros_like(x) if g is None else g for x, g in zip(self.inputs, grads)]
         used = torch.tensor([float(g is not None) for g in grads], device=self.group.device)
         with self.group.turn():
-            *sums, used = self.group.sums([*dense, used])
+            # Ranks that pull different results back would add up gradients of different things.
+            agree(self.group, self.place, {"arguments": kinds_of(self.inputs)})
+            *sums, used = self.group.sums([*dense, used], self.place)
         return tuple(x if n else None for x, n in zip(sums, used.tolist()))
 
     def push_forward(
@@ -157,6 +171,7 @@ class _Join:
 
 def _joined(
     group: Group,
+    place: str,
     inputs: list[Tensor],
     own: dict[int, Any],
     results: list[Any],
@@ -177,7 +192,7 @@ def _joined(
     device = inputs[0].device
     values = [leaves[k].to(device) for k in slots]
     mine = {n: graphs[k] for n, k in enumerate(slots) if k in graphs}
-    for k, x in zip(slots, apply_rule(_Join(group, inputs, values, mine), *inputs)):
+    for k, x in zip(slots, apply_rule(_Join(group, place, inputs, values, mine), *inputs)):
         leaves[k] = x
     joined: Any = tree_unflatten(spec, leaves)
     return joined

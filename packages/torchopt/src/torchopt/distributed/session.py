@@ -19,8 +19,10 @@ import multiprocessing
 import multiprocessing.util
 import os
 import socket
+import time
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ import torch.distributed as dist
 from torchopt.distributed import meeting
 from torchopt.distributed.board import Counter, Messages
 from torchopt.distributed.folder import FOLDER, has_locks
+from torchopt.distributed.inside import require_no_task
 from torchopt.distributed.meeting import Meeting
 from torchopt.distributed.watch import Watch
 from torchopt.torch_internals import abort_on
@@ -49,6 +52,7 @@ __all__ = [
 ]
 
 DEFAULT_TIMEOUT = 300.0  # seconds
+_ADDRESS = "torchopt/hub"  # in a store of torch
 
 
 @dataclass
@@ -124,23 +128,37 @@ def current() -> Session | None:
 def _meet(rank: int, world_size: int, timeout: float) -> Meeting:
     ranks = tuple(range(world_size))
     if not meeting.on_one_machine(world_size):
-        store = meeting.launcher_store(rank, world_size, timeout)
-        met = meeting.meet_by(
-            lambda: store.get("torchopt/hub"),
-            lambda address: store.set("torchopt/hub", address),
-            os.environ["MASTER_ADDR"],
-            rank,
-            ranks,
-            timeout,
-        )
-        met.store = store
-        return met
+        return _meet_across_machines(rank, ranks, timeout)
     if FOLDER not in os.environ and "MASTER_PORT" not in os.environ:
         meeting.launcher_store(rank, world_size, timeout)  # raises and says what is missing
     lo = meeting.loopback_interface()
     for name in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, lo)
     return meeting.meet_on_this_machine(rank, ranks, timeout)
+
+
+def _meet_across_machines(rank: int, ranks: tuple[int, ...], timeout: float) -> Meeting:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            store = meeting.launcher_store(rank, len(ranks), timeout)
+            met = meeting.meet_by(
+                partial(store.get, _ADDRESS),
+                partial(store.set, _ADDRESS),
+                os.environ["MASTER_ADDR"],
+                rank,
+                ranks,
+                timeout,
+            )
+        except dist.DistError:  # the store was that of a world before, and has ended with it
+            if rank == ranks[0] or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+            continue
+        met.store = store
+        if rank == ranks[0]:
+            met.withdraw = partial(store.delete_key, _ADDRESS)
+        return met
 
 
 def _close_at_exit() -> None:
@@ -174,7 +192,8 @@ def open_rpc(
 
     remote.require()
     met = _meet(rank, world_size, timeout)
-    remote.open_world(met, name, rank, world_size, backend, options)
+    with met.ends_on_error():
+        remote.open_world(met, name, rank, world_size, backend, options)
     return _keep(Session("rpc", rank, world_size, timeout, met))
 
 
@@ -193,22 +212,27 @@ def open_collective(backend: str, rank: int, world_size: int, timeout: float) ->
     met = _meet(rank, world_size, timeout)
     owned = not dist.is_initialized()
     if owned:
-        if backend == "collective":
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        if met.folder is not None:
-            store = met.file_store("group", world_size)
-        else:
-            stores: Any = dist  # the name is documented, and not in `__all__`
-            store = stores.PrefixStore("group", met.store)
-        dist.init_process_group(
-            backend,
-            store=store,
-            rank=rank,
-            world_size=world_size,
-            # For operations of others, such as those of `fully_shard`; `judge` decides earlier.
-            timeout=timedelta(seconds=2 * timeout + 10),
-        )
+        with met.ends_on_error():
+            _open_group(met, backend, rank, world_size, timeout)
     return _keep(Session("collective", rank, world_size, timeout, met, owns_group=owned))
+
+
+def _open_group(met: Meeting, backend: str, rank: int, world_size: int, timeout: float) -> None:
+    if backend == "collective":
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if met.folder is not None:
+        store = met.file_store("group", world_size)
+    else:
+        stores: Any = dist  # the name is documented, and not in `__all__`
+        store = stores.PrefixStore("group", met.store)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        # Of operations that are not ours, as those of `fully_shard`: the judge comes first.
+        timeout=timedelta(seconds=2 * timeout + 10),
+    )
 
 
 def adopt(group: Any, timeout: float = DEFAULT_TIMEOUT) -> Session:
@@ -220,6 +244,7 @@ def adopt(group: Any, timeout: float = DEFAULT_TIMEOUT) -> Session:
     ranks = tuple(dist.get_process_group_ranks(group))
     if ranks in _adopted:
         return _adopted[ranks]
+    require_no_task(ranks)
     rank = dist.get_rank()
     names: list[Any] = [None] * len(ranks)
     dist.all_gather_object(names, socket.gethostname(), group=group)
@@ -287,6 +312,8 @@ if hasattr(os, "register_at_fork"):
 def _leave(session: Session) -> set[int]:
     session.is_over = True
     watch = session.watch
+    if session.meeting is not None:
+        session.meeting.hide()
     orderly = True
     behind = set(session.suspects)
     if watch is not None:

@@ -20,7 +20,10 @@ from torchopt.diff.zero_order.directions import draw_seed
 from torchopt.diff.zero_order.engine import ZeroOrder
 from torchopt.diff.zero_order.evaluator import Evaluator
 from torchopt.distributed.group import Group, share_of
+from torchopt.distributed.raised import Raised
 from torchopt.distributed.session import DEFAULT_TIMEOUT
+from torchopt.distributed.signature import agree, kinds_of
+from torchopt.tree import tree_leaves
 
 __all__ = ["ShardedEvaluator", "zero_order"]
 
@@ -47,12 +50,22 @@ class ShardedEvaluator(Evaluator):
     ) -> Tensor:
         """Return the values of `fn` at the points, `[n]`, the same on every rank."""
         n = len(points[0])
-        if n < self.group.size:  # some shares would be empty: every rank evaluates all points
+        if self.group.size == 1 or n < self.group.size:  # every rank evaluates all points
             return super().__call__(fn, points, scratch, seed)
         own = share_of(n, self.group.rank, self.group.size)
-        with self.group.task(f"evaluations {own.start + 1} to {own.stop} of {n}", self.timeout):
-            part = super().__call__(fn, [x[own.start : own.stop] for x in points], scratch, seed)
-        row = torch.zeros(n, dtype=torch.float64, device=self.group.device)
+        name = f"evaluations {own.start + 1} to {own.stop} of {n}"
+        error, part = None, points[0]
+        try:
+            with self.group.task(name, self.timeout):
+                mine = [x[own.start : own.stop] for x in points]
+                part = super().__call__(fn, mine, scratch, seed)
+        except Exception as raised:
+            error = Raised(raised, self.group.world_rank, name)
+        if agree(self.group, f"an estimate by {n} losses", numbers=[float(error is not None)])[0]:
+            for other in self.group.gather_objects(error, "the sum of losses"):
+                if other is not None:
+                    raise other.as_error()
+        row = torch.zeros((n, *part.shape[1:]), dtype=torch.float64, device=self.group.device)
         row[own.start : own.stop] = part.double()
         return self.group.sum_(row, "the sum of losses", self.timeout).to(part)
 
@@ -73,6 +86,8 @@ def zero_order(
 
     Raises:
         RuntimeError: The world was opened for remote calls.
+        WorkerError: From the call: the function raised, on any rank; raised on every rank. Or the
+            ranks call it with different tensors, or not all of them call it.
 
     Example:
         >>> from torchopt.diff.zero_order import Gaussian, ZeroOrder
@@ -90,6 +105,8 @@ def zero_order(
         @functools.wraps(fn)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             with ranks.turn():
+                tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+                agree(ranks, "a zero-order estimate", {"arguments": kinds_of(tensors)})
                 seed = torch.tensor(draw_seed(engine.generator), device=ranks.device)
                 generator = torch.Generator().manual_seed(int(ranks.broadcast_(seed)))
                 return replace(engine, generator=generator).run(fn, evaluator, args, kwargs)

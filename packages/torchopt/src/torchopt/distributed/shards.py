@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import itertools
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import torch.distributed as dist
 from torchopt.distributed.group import Group
 from torchopt.tree import tree_flatten, tree_map, tree_unflatten
 
-__all__ = ["Writing", "clean", "problem", "restored", "split"]
+__all__ = ["Writing", "clean", "fresh", "problem", "restored", "split"]
 
 _SHARDED = "torchopt.sharded"
 
@@ -63,19 +64,18 @@ class Writing:
     """The shards of one state while they are written; all ranks take part.
 
     Args:
-        folder: The folder of the shards.
+        find: Returns the folder of the shards, on the first rank, before another rank makes it.
         sharded: The DTensors, by number.
         group: The ranks.
         copy: Copy the tensors, because they may change before they are written.
     """
 
-    def __init__(self, folder: Path, sharded: dict[str, Any], group: Group, *, copy: bool) -> None:
+    def __init__(
+        self, find: Callable[[], Path], sharded: dict[str, Any], group: Group, *, copy: bool
+    ) -> None:
         dcp = _dcp()
-        self.folder = folder
+        self.folder = folder = group.by_first(find, "the old folder of a Checkpoint")
         self.group = group
-        # Removed before another rank creates it again.
-        remove = partial(shutil.rmtree, folder, ignore_errors=True)
-        group.by_first(remove, "the old folder of a Checkpoint")
         self._state = {k: x.clone() for k, x in sharded.items()} if copy else sharded
         self._planner: Any = dcp.DefaultSavePlanner()
         self._planner.set_up_planner(self._state, None, group.rank == 0)
@@ -197,6 +197,29 @@ def clean(folder: Path, files: Iterable[Path]) -> None:
     """Remove the shards that no file refers to."""
     if not folder.is_dir():
         return
+    used = _used(files)
+    for found in folder.iterdir():
+        if found.name not in used:
+            shutil.rmtree(found, ignore_errors=True)
+
+
+def fresh(folder: Path, step: int, files: Iterable[Path]) -> Path:
+    """Return a place for the shards of a step that no file refers to; nothing is there.
+
+    A step may be saved a second time: the shards that were saved first stay until then.
+    """
+    for name in itertools.chain([str(step)], (f"{step}.{k}" for k in itertools.count(2))):
+        found = folder / name
+        if not found.exists():
+            break
+        if name not in _used(files):
+            shutil.rmtree(found, ignore_errors=True)
+            break
+    return found
+
+
+def _used(files: Iterable[Path]) -> set[str]:
+    """Return the names of the folders that files refer to."""
     from torchopt.distributed.checkpoint import _read
     from torchopt.distributed.plain import decode
 
@@ -207,6 +230,4 @@ def clean(folder: Path, files: Iterable[Path]) -> None:
             manifest = None if data is None else decode(data)[2]
             if manifest is not None:
                 used.add(manifest["folder"])
-    for found in folder.iterdir():
-        if found.name not in used:
-            shutil.rmtree(found, ignore_errors=True)
+    return used

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from torchopt.distributed.group import Group
@@ -81,22 +82,28 @@ def kinds_of(tensors: Sequence[Tensor]) -> list[str]:
     return [f"{str(x.dtype).partition('.')[2]} {list(x.shape)}" for x in tensors]
 
 
-def agree(group: Group, operation: str, facts: dict[str, Any] | None = None) -> None:
-    """Check that all ranks are about to do the same thing.
+def agree(
+    group: Group,
+    operation: str,
+    facts: dict[str, Any] | None = None,
+    numbers: Sequence[float] = (),
+) -> Tensor:
+    """Check that all ranks are about to do the same thing, and return the sums of some numbers.
 
     Args:
         group: The ranks.
         operation: What they are about to do, in words.
         facts: Further facts that have to be the same.
+        numbers: A few numbers to add up.
 
     Raises:
         WorkerError: They differ; raised on all ranks.
     """
     if group.size == 1:
-        return
+        return torch.tensor(numbers)
     facts = {"operation": operation, **(facts or {})}
     try:
-        Packet(group, repr(facts)).sums(operation, group.timeout)
+        return Packet(group, repr(facts), numbers).sums(operation, group.timeout)
     except DifferenceError:
         raise difference(group, facts) from None
 

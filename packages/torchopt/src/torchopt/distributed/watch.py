@@ -24,12 +24,13 @@ from typing import Any
 from torchopt.distributed.board import Board
 from torchopt.distributed.clock import Clock
 from torchopt.distributed.connections import Connections
+from torchopt.distributed.inside import own
 from torchopt.distributed.judge import SILENCE, Doing, Verdict, View, judge
 from torchopt.distributed.link import Link
 from torchopt.distributed.rendezvous import Rendezvous
 from torchopt.errors import WorkerError
 
-__all__ = ["Watch", "stack_of", "tasks_of_this_thread"]
+__all__ = ["Watch", "stack_of"]
 
 _BEAT = 0.2  # seconds between two messages of a process that is alive
 _AWAKE = 0.5  # seconds without a beat after which this process must have been stopped
@@ -46,15 +47,6 @@ def _no(*args: Any) -> None:
     """Do nothing."""
 
 
-_own = threading.local()
-
-
-def tasks_of_this_thread() -> tuple[tuple[int, ...], ...]:
-    """Return the ranks of each group for whose tasks this thread is running."""
-    found: tuple[tuple[int, ...], ...] = getattr(_own, "tasks", ())
-    return found
-
-
 class _Task:
     """A block that must be left in time."""
 
@@ -62,13 +54,13 @@ class _Task:
         self._watch, self._name, self._limit, self._ranks = watch, name, limit, ranks
 
     def __enter__(self) -> None:
-        watch, self._outer = self._watch, tasks_of_this_thread()
-        _own.tasks = (*self._outer, self._ranks)
+        watch, self._outer = self._watch, own.tasks
+        own.tasks = (*self._outer, self._ranks)
         self._before, watch._thread_id = watch._doing, threading.get_ident()
         watch._now(Doing("task", self._name, self._limit, (), watch._clock()))
 
     def __exit__(self, *error: object) -> None:
-        before, _own.tasks = self._before, self._outer
+        before, own.tasks = self._before, self._outer
         after = before.name if before.kind == "task" else f"after {self._name}"
         self._watch._now(before._replace(name=after, since=self._watch._clock()))
 
@@ -123,13 +115,18 @@ class Watch:
         """Wait until all ranks are connected to the hub; on other ranks, return at once."""
         if self.rank != self.hub:
             return
+
+        def missing() -> set[int]:
+            return {*self.ranks} - {*self._views}
+
         with self._changed:
-            if self._changed.wait_for(lambda: len(self._views) == len(self.ranks), timeout):
-                return
-        missing = sorted(set(self.ranks) - set(self._views))
+            self._changed.wait_for(lambda: self.failed.is_set() or not missing(), timeout)
+        self.check()
+        if not missing():
+            return
         raise TimeoutError(
-            f"expected {len(self.ranks)} processes within {timeout:g} s, ranks {missing} are "
-            "missing; start them all, or raise `timeout`"
+            f"expected {len(self.ranks)} processes within {timeout:g} s, ranks "
+            f"{sorted(missing())} are missing; start them all, or raise `timeout`"
         )
 
     def task(self, name: str, timeout: float, ranks: tuple[int, ...]) -> _Task:
@@ -212,6 +209,7 @@ class Watch:
         Returns:
             Whether all processes reached their end, so that the world can be shut down in order.
         """
+        self._connections.admits = False
         self._doing = self._doing._replace(kind="end")
         self._views[self.rank].leave(self._clock())
         self._connections.send(self.hub, {"bye": True})  # does nothing at the hub
@@ -251,7 +249,7 @@ class Watch:
 
         If a child kept a connection, the end of its parent would go unnoticed.
         """
-        self._board, _own.tasks = None, ()
+        self._board, own.tasks = None, ()
         self._changed = threading.Condition()
         self._rendezvous = Rendezvous(0, 0, _no, _no, self._clock)
         self._connections.forget()
@@ -274,8 +272,8 @@ class Watch:
         message = {"doing": [*doing[:4], now - doing.since]}
         for rank in self._connections.ranks:
             self._connections.send(rank, message)
-        own = self._views[self.rank]
-        own.doing, own.heard = doing, now
+        view = self._views[self.rank]
+        view.doing, view.heard = doing, now
         if self.failure is None:
             known = dict(self._views)
             if self.rank != self.hub:
@@ -352,6 +350,7 @@ class Watch:
 
     def _fail(self, failure: WorkerError, *, tell: bool = True) -> None:
         """Keep the first failure and send it to the other ranks."""
+        self._connections.admits = False
         if self.failure is None:
             self.failure = failure
         self.failed.set()

@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from torchopt.distributed import remote, slurm
 from torchopt.distributed import session as _session
+from torchopt.distributed.inside import require_no_task
 from torchopt.errors import WorkerError
 from torchopt.torch_internals import rpc_barrier
 
@@ -150,14 +151,27 @@ def barrier(worker_names: Iterable[str] | None = None) -> None:
     Raises:
         WorkerError: A worker failed before it reached this call.
         TimeoutError: A worker did not reach this call in time.
+        RuntimeError: This is a task of `TaskParallel`, or of `parallelize` with collectives, and
+            other workers have tasks of their own.
     """
     names = tuple(sorted(set(worker_names))) if worker_names is not None else ()
     session = _session.current()
     if session is not None:
         size = len(names) if worker_names is not None else session.world_size
+        require_no_task(range(size) if worker_names is None else _ranks_of(names))
         session.barrier(names, size)
     else:
         rpc_barrier(remote.rpc().api, set(names))
+
+
+def _ranks_of(names: Iterable[str]) -> list[int]:
+    """Return the ranks of workers; those of unknown names are left out."""
+    info = get_world_info()
+    ranks = {
+        info._replace(world_rank=r, local_rank=r % info.local_world_size).worker_name: r
+        for r in range(info.world_size)
+    }
+    return [ranks[name] for name in names if name in ranks]
 
 
 _RPC_BACKENDS = (None, "rpc")

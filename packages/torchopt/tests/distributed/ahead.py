@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several tests need at a time: most of the processes of a fault wait, and need no core."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed_programs import PATIENCE
+
+import torchopt.distributed as todist
+from torchopt.distributed import launch
+from torchopt.errors import WorkerError
+
+AT_ONCE = 4
+
+
+def ahead(work: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return a decorator of a test whose argument `made` is what `work` returns.
+
+    It is done together with that of other tests of the file.
+
+    Args:
+        work: Takes a folder of its own, then the parameters of the test by name.
+    """
+
+    def mark(test: Any) -> Any:
+        test.ahead = work
+        return test
+
+    return mark
+
+
+class Ahead:
+    """The work of those tests of one file that are going to run.
+
+    Args:
+        request: Of a fixture of the file.
+        make_folder: Returns a new one.
+    """
+
+    def __init__(self, request: Any, make_folder: Callable[[], Path]) -> None:
+        self._pool = ThreadPoolExecutor(AT_ONCE)
+        self._begun: dict[str, Future[Any]] = {}
+        for item in request.session.items:
+            work = getattr(getattr(item, "function", None), "ahead", None)
+            if work is not None and item.path == request.path:
+                parameters = item.callspec.params if hasattr(item, "callspec") else {}
+                begun = self._pool.submit(work, make_folder(), **parameters)
+                self._begun[item.nodeid] = begun
+
+    def result(self, item: pytest.Item) -> Any:
+        """Return what was made for a test; raise what was raised."""
+        return self._begun[item.nodeid].result()
+
+    def end(self) -> None:
+        """Wait for what has begun."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def in_world(
+    program: Callable[..., Any], size: int, *args: Any, env: dict[str, str] | None = None
+) -> list[Any]:
+    """Run a program in a world of its own and return the results of its processes by rank."""
+    return todist.spawn(program, size, args, env=env, start_method="forkserver", timeout=PATIENCE)
+
+
+def reports(folder: Path) -> dict[int, Any]:
+    """Return what the ranks that survived have to say, by rank."""
+    found = folder.glob("report.*")
+    return {int(path.suffix[1:]): ast.literal_eval(path.read_text()) for path in found}
+
+
+def told_of(
+    folder: Path, program: Callable[..., Any], size: int, *args: Any
+) -> tuple[WorkerError | None, dict[int, Any]]:
+    """Return how a world ended, and what the ranks of it that survived have to say."""
+    try:
+        in_world(program, size, *args, env={"FAULT_REPORT": str(folder / "report")})
+    except WorkerError as error:
+        return error, reports(folder)
+    return None, reports(folder)
+
+
+def free_port() -> int:
+    """Return a port at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+@contextlib.contextmanager
+def started(target: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """Start processes without `spawn`, one for each entry of `arguments`; end those left."""
+    context = multiprocessing.get_context("forkserver")
+    processes = [context.Process(target=target, args=args) for args in arguments]
+    try:
+        for each in processes:
+            with launch._polling:
+                each.start()
+        yield processes
+    finally:
+        for each in processes:
+            if each.pid is not None:
+                each.kill()
+
+
+def ends_of(target: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[int | None]:
+    """Return the exit codes of processes that are started without `spawn`."""
+    with started(target, arguments) as processes:
+        return codes_of(processes)
+
+
+def codes_of(processes: Sequence[Any]) -> list[int | None]:
+    """Wait for the end of processes; return their exit codes."""
+    until = time.monotonic() + PATIENCE
+    for each in processes:
+        multiprocessing.connection.wait([each.sentinel], max(0.0, until - time.monotonic()))
+    with launch._polling:
+        return [each.exitcode for each in processes]
