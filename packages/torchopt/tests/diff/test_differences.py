@@ -540,6 +540,31 @@ def test_gradients_of_rough_and_of_flat_losses_are_their_derivatives(
                 inner(x, y, m).params.pow(2).sum().backward()
 
 
+@pytest.mark.parametrize("activation", [torch.abs, torch.nn.functional.leaky_relu])
+def test_kinks_that_cancel_in_a_slope_are_no_reason_to_raise(activation: Any) -> None:
+    """Units change sign on both sides of a point: the gradient shows it, its slope need not."""
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        x, y, a, b = (
+            torch.randn(*shape, generator=generator, dtype=torch.float64)
+            for shape in ((400, 10), (400, 1), (10, 50), (50, 1))
+        )
+        params = {"a": (a / 3).requires_grad_(), "b": (b / 7).requires_grad_()}
+        decay = torch.tensor(0.01, dtype=torch.float64, requires_grad=True)
+
+        def loss(p: Any, batch: Any, decay: Tensor) -> Tensor:
+            error = activation(batch[0] @ p["a"]) @ p["b"] - batch[1]
+            return (error**2).mean() + decay * sum((q**2).sum() for q in p.values())
+
+        inner = torchopt.inner_loop(
+            loss,
+            torchopt.sgd(0.05, momentum=0.9),
+            steps=10,
+            derivative=Differences(limit=None),
+        )
+        loss(inner(params, (x, y), decay).params, (x, y), decay.detach() * 0).backward()
+
+
 @pytest.mark.parametrize("derivative", ["differences", TWO])
 def test_integers_among_the_parameters_stay_where_they_are(derivative: Any) -> None:
     def loss(p: Any, batch: None, theta: Tensor) -> Tensor:

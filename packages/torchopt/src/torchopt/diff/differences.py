@@ -14,7 +14,6 @@ h^2 (Richardson extrapolation):
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -181,29 +180,30 @@ class Differences:
         # Gradients leave out what has none, such as integers among the parameters.
         moving = [d is not None for x, d in zip(at, direction) if is_smooth(x)]
         middle = [g for g, moves in zip(center, moving) if moves]
+        # The even part vanishes like h if the gradient is smooth, and does not vanish at a kink.
+        even = _difference(both, [None if g is None else _scaled(g, size / length) for g in center])
+        value, error = near, norm(even)
+        if self.gradients == 4:
+            (_, ahead), (_, behind) = ends(2)
+            value = [
+                None if a is None or b is None else (4 * a - b) / 3
+                for a, b in zip(near, _difference(ahead, behind))
+            ]
+            twice = [None if g is None else _scaled(g, size / (2 * length)) for g in center]
+            # What remains is of order h^3 if the gradient is smooth, half of the bend at a kink.
+            bend = [
+                None if a is None or b is None else a - 2 * b
+                for a, b in zip(_difference(_sum(ahead, behind), twice), even)
+            ]
+            error = norm([*_difference(value, near), *bend])
         apart = _apart(
             (above, below),
-            _slope(itertools.compress(both, moving), [_scaled(u, length) for u in units]),
             _slope(middle, along),
+            norm([_scaled(u, length) for u in units]) * torch.maximum(error, norm(even)),
             norm(middle) * norm(along),
             (size / length).sum(),
         )
-        # The even part vanishes like h if the gradient is smooth, and does not vanish at a kink.
-        even = _difference(both, [None if g is None else _scaled(g, size / length) for g in center])
-        if self.gradients == 2:
-            return Product(near, norm(even), apart)
-        (_, ahead), (_, behind) = ends(2)
-        value = [
-            None if a is None or b is None else (4 * a - b) / 3
-            for a, b in zip(near, _difference(ahead, behind))
-        ]
-        twice = [None if g is None else _scaled(g, size / (2 * length)) for g in center]
-        # What remains is of order h^3 if the gradient is smooth, half of the bend at a kink.
-        bend = [
-            None if a is None or b is None else a - 2 * b
-            for a, b in zip(_difference(_sum(ahead, behind), twice), even)
-        ]
-        return Product(value, norm([*_difference(value, near), *bend]), apart)
+        return Product(value, error, apart)
 
 
 class Judge:
@@ -259,24 +259,25 @@ class Judge:
 
 
 def _apart(
-    ends: tuple[Tensor, Tensor], mean: Tensor, middle: Tensor, scale: Tensor, per_length: Tensor
+    ends: tuple[Tensor, Tensor], middle: Tensor, bend: Tensor, scale: Tensor, per_length: Tensor
 ) -> Tensor:
     """Return |slope of the loss - slope from its gradient| relative to the allowed distance.
 
     The slope of the loss misses a term of order h^2. The slope from the mean gradient of both sides
-    misses three times that term, so its distance from the slope in the middle is a bound.
+    misses three times that term, which is no larger than the even part of the gradient. Kinks on
+    both sides cancel in a slope, so the bound is the norm of the gradient, not a slope.
 
     Args:
         ends: The losses on both sides, divided by the distance between the sides.
-        mean: The slope from the mean of the gradients on both sides.
         middle: The slope from the gradient in the middle.
+        bend: The norm of the even part of the gradient, or of its error, times the displacement.
         scale: The norm of the gradient times the norm of the direction.
         per_length: The norm of the direction divided by h.
     """
     above, below = (x.detach().double() for x in ends)
     eps = torch.finfo(ends[0].dtype).eps
     rounding = ROUNDINGS * eps * (above.abs() + below.abs() + per_length)
-    allowed = 3 * (mean - middle).abs() + eps ** (1 / 3) * scale + rounding
+    allowed = 3 * bend + eps ** (1 / 3) * scale + rounding
     distance = (above - below - middle).abs()
     return torch.where(distance > 0, distance / allowed, distance)
 
