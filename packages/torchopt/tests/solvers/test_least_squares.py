@@ -223,6 +223,16 @@ def test_scale_and_bounds_as_functions_of_arguments_are_differentiated(method):
     assert (found[1][1:].abs() > 1e-4).all()  # the others move with the one at the bound
 
 
+def test_a_ridge_of_the_step_solver_is_a_part_of_the_steps():
+    generator = torch.Generator().manual_seed(2)
+    M = torch.randn(12, 5, generator=generator, dtype=F64)
+    y = torch.randn(12, generator=generator, dtype=F64)
+    once = GaussNewton(step_solver=CG(ridge=0.5, rtol=1e-14), maxiter=1, on_fail="ignore")
+    found = once.run(lambda x, y: M @ x - y, torch.zeros(5, dtype=F64), y).value
+    wanted = torch.linalg.solve(M.T @ M + torch.eye(5, dtype=F64) / 2, M.T @ y)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("step_solver", ["dense", CG(rtol=1e-10), LSMR(rtol=1e-10)])
 def test_trees_and_every_linear_solver_give_the_linear_closed_form(method, step_solver):
     generator = torch.Generator().manual_seed(2)

@@ -10,7 +10,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, vmap
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from torchopt.errors import NotDifferentiableError
-from torchopt.linear_solve import CG
+from torchopt.linear_solve import CG, GMRES, LU, NormalCG
 from torchopt.solvers import (
     LBFGS,
     Anderson,
@@ -247,6 +247,23 @@ def test_newton_on_coupled_leaves():
     torch.testing.assert_close(
         torch.stack([found["u"], found["v"]]), torch.tensor([0.4, 0.2]).double()
     )
+
+
+@pytest.mark.parametrize("step_solver", [LU(ridge=1.0), GMRES(ridge=1.0, rtol=1e-14)])
+def test_a_ridge_of_the_step_solver_is_a_part_of_the_steps(step_solver):
+    x, a = torch.tensor([0.0, 2.0]).double(), torch.tensor([1.0, 1.0]).double()
+    once = Newton(step_solver=step_solver, maxiter=1, on_fail="ignore")
+    found = once.run(lambda x, a: x**3 - a, x, a).value
+    torch.testing.assert_close(found, x - (x**3 - a) / (3 * x**2 + 1), rtol=1e-12, atol=1e-12)
+
+
+def test_a_ridge_of_the_normal_equations_is_a_part_of_the_steps():
+    x, a = torch.tensor([0.0, 2.0]).double(), torch.tensor([1.0, 1.0]).double()
+    once = Newton(step_solver=NormalCG(ridge=1.0, rtol=1e-14), maxiter=1, on_fail="ignore")
+    found = once.run(lambda x, a: x**3 - a, x, a).value
+    slope = 3 * x**2
+    wanted = x - slope * (x**3 - a) / (slope**2 + 1)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_bisection_takes_the_logarithm_of_the_width():

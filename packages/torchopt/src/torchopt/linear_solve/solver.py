@@ -27,7 +27,7 @@ from torchopt.shown import Described
 from torchopt.tree import tree_map
 from torchopt.tree_function import apply_rule, linearize, uncompiled
 
-__all__ = ["Computed", "Solver", "linear_solve", "push_forward", "solve_vector"]
+__all__ = ["Computed", "Solver", "linear_solve", "push_forward", "solve_once", "solve_vector"]
 
 Tensors = tuple[Tensor, ...]
 
@@ -294,3 +294,11 @@ def push_forward(function: Callable[..., Tensor], primals: Tensors, tangents: Te
     _, transpose = linearize(pull, torch.zeros_like(output))
     pushed: Tensor = transpose(tangents)[0]
     return pushed
+
+
+def solve_once(solver: Solver, operator: BoundOperator, b: Tensor) -> Tensor:
+    """Return what a solver answers for A x = b, its ridge included, without derivatives."""
+    mv, rmv, layout, tags = operator.mv, operator.rmv, operator.layout, operator.tags
+    solver, system, b = solver.reformulate(LinearOperator(lambda: (mv, rmv), (), layout, tags), b)
+    answer: Tensor = solver.compute(solver.init(system.bound(), b), b).value
+    return answer

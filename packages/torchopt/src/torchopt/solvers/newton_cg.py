@@ -15,6 +15,7 @@ from torchopt.linear_solve.iterate import dot, iterate, norm, quotient
 from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.operator import BoundOperator, transpose_linear
 from torchopt.linear_solve.solver import Solver as LinearSolver
+from torchopt.linear_solve.solver import solve_once
 from torchopt.solvers.base import FlatMap, Outcome, false_like, gradient_norm
 from torchopt.solvers.kinds import Minimizer, RootSolver, ValueAndGrad
 from torchopt.solvers.line_search import Point, line_search
@@ -121,8 +122,7 @@ class Newton(RootSolver):
                 return pull(v)[0]  # type: ignore[no-any-return]
 
             operator = BoundOperator(transpose_linear(rmv, x), rmv, layout.pairs)
-            solver = self.step_solver
-            change = solver.compute(solver.init(operator, x), value).value
+            change = solve_once(self.step_solver, operator, value)
             return x - change, residual(x - change)
 
         state, count = self.repeat(step, lambda s: s[1], (x, residual(x)))

@@ -21,6 +21,7 @@ from torchopt.linear_solve.iterate import dot, wide
 from torchopt.linear_solve.layout import Layout
 from torchopt.linear_solve.operator import BoundOperator, Tag, transpose_linear
 from torchopt.linear_solve.solver import Solver as LinearSolver
+from torchopt.linear_solve.solver import solve_once
 from torchopt.solvers.robust_loss import RobustLoss, slopes
 from torchopt.tree_function import linearize
 
@@ -191,6 +192,6 @@ def matrix_free_model(
 
         tags = frozenset({Tag.SYMMETRIC, Tag.POSITIVE_DEFINITE})
         operator = BoundOperator(product, product, layout.pairs, tags)
-        return solver.compute(solver.init(operator, g), -g).value
+        return solve_once(solver, operator, -g)
 
     return Model(here, here.push, units, pinned, damped)
