@@ -149,6 +149,20 @@ def test_lookahead_by_hand(inplace: bool) -> None:
         optimizer.update(params, optimizer.init(params))
 
 
+@pytest.mark.parametrize("inplace", [True, False])
+def test_lookahead_leaves_integers_alone(inplace: bool) -> None:
+    optimizer = lookahead(torchopt.sgd(0.1), every=2, alpha=0.5)
+    params = {"w": torch.zeros(2, dtype=DOUBLE), "count": torch.tensor(3)}
+    state = optimizer.init(params)
+    for _ in range(4):
+        grads = {"w": torch.ones(2, dtype=DOUBLE), "count": None}
+        updates, state = optimizer.update(grads, state, params=params, inplace=inplace)
+        params = torchopt.apply_updates(params, updates, inplace=inplace)
+    torch.testing.assert_close(params["w"], torch.full((2,), -0.2, dtype=DOUBLE))
+    assert torch.equal(params["count"], torch.tensor(3))
+    assert torch.equal(state.slow["count"], torch.tensor(3))
+
+
 def test_ema_equals_the_weighted_sum() -> None:
     grads = [torch.tensor(float(i), dtype=DOUBLE) for i in (1, 5, -2)]
     optimizer = ema(0.9)

@@ -238,6 +238,38 @@ def test_one_number_may_have_any_shape_and_an_integer_dtype(name: str, backend: 
             torch.testing.assert_close(got[key].detach(), wanted[key], rtol=1e-14, atol=0)
 
 
+ONE_NUMBER: dict[str, Callable[[Any], Any]] = {
+    "lookahead": lambda h: transform.lookahead(torchopt.sgd(0.1), 2, h),
+    "sam": lambda h: transform.sam(torchopt.sgd(0.1), h),
+    "galore": lambda h: transform.galore(torchopt.sgd(0.1), 1, scale=h),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, DOUBLE])
+@pytest.mark.parametrize("wrapper", ONE_NUMBER)
+def test_one_number_of_a_wrapper_may_have_any_shape_and_dtype(
+    wrapper: str, dtype: torch.dtype
+) -> None:
+    start = {"s": torch.tensor(0.7), "w": randn(3, 2, seed=2)}
+    start = {key: x.to(dtype) for key, x in start.items()}
+
+    def after(number: Any) -> Params:
+        optimizer, p = ONE_NUMBER[wrapper](number), start
+        state = optimizer.init(p)
+        for k in range(4):
+            grads = {key: x.sin() + k for key, x in p.items()}
+            updates, state = optimizer.update(grads, state, params=p, inplace=False)
+            p = torchopt.apply_updates(p, updates, inplace=False)
+        return p
+
+    wanted = after(0.3)
+    for shape, wide in (((), DOUBLE), ((1,), DOUBLE), ((1,), torch.float32)):
+        got = after(torch.full(shape, 0.3, dtype=wide, requires_grad=True))
+        for key, x in start.items():
+            assert (got[key].shape, got[key].dtype) == (x.shape, x.dtype)
+            torch.testing.assert_close(got[key].detach(), wanted[key])
+
+
 def test_a_learning_rate_for_each_element_is_broadcast_in_every_path() -> None:
     lr = torch.tensor([0.1, 0.2, 0.3], dtype=DOUBLE, requires_grad=True)
     g = randn(3, seed=4)

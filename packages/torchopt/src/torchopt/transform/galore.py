@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
 from torchopt.precision import widened
+from torchopt.transform.leaf_rule import as_of_now
 from torchopt.transform.validate import check_at_least_zero
 from torchopt.tree import flatten_up_to, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import is_traced, is_transforming
@@ -95,9 +96,8 @@ class Galore(Wrapper):
 
     def _back(self, u: Tensor, q: Tensor) -> Tensor:
         back = u @ q.mH if u.shape[1] == q.shape[1] else q @ u
-        scale = self.scale.to(u.dtype) if isinstance(self.scale, Tensor) else self.scale
-        scaled: Tensor = back * scale
-        return scaled
+        scaled: Tensor = back * as_of_now(self.scale)
+        return scaled.to(u.dtype)
 
 
 def galore(

@@ -34,7 +34,7 @@ from torchopt.tree import describe_mismatch, first_of_another_shape
 if TYPE_CHECKING:
     from torchopt.transform.plan import Plan
 
-__all__ = ["LeafRule", "init_leaves", "overwrite", "put", "update_leaves"]
+__all__ = ["LeafRule", "as_of_now", "init_leaves", "overwrite", "put", "update_leaves"]
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _of_this_step(rule: LeafRule) -> LeafRule:
     if torch.compiler.is_compiling() or not rule.fields_with_tensors:
         return rule  # the compiler orders the writes itself
     return dataclasses.replace(
-        rule, **{name: _present(getattr(rule, name)) for name in rule.fields_with_tensors}
+        rule, **{name: as_of_now(getattr(rule, name)) for name in rule.fields_with_tensors}
     )
 
 
@@ -197,9 +197,13 @@ def _has_tensors(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _present(value: Any) -> Any:
+def as_of_now(value: Any) -> Any:
+    """Return a hyper-parameter, or a tuple of them, as it is now: 0-dim where it holds one number.
+
+    A tensor may be written to before the derivative of the step is taken.
+    """
     if isinstance(value, tuple):
-        return tuple(map(_present, value))
+        return tuple(map(as_of_now, value))
     if not isinstance(value, Tensor):
         return value
     return (value.reshape(()) if value.numel() == 1 else value).clone()

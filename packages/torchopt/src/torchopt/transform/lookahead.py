@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
+from torchopt.transform.leaf_rule import as_of_now
 from torchopt.transform.validate import check_fraction
-from torchopt.tree import require_same_shapes, tree_map
+from torchopt.tree import is_smooth, require_same_shapes, tree_map
 
 __all__ = ["LookaheadState", "lookahead"]
 
@@ -51,13 +52,18 @@ class Lookahead(Wrapper):
         if steps < self.every:
             return fast, LookaheadState(steps, state.slow, inner_state)
 
+        alpha = as_of_now(self.alpha)
+
         def moved(slow: Any, p: Any, u: Any) -> Any:
-            return slow if p is None else slow + self.alpha * (p + (0 if u is None else u) - slow)
+            if not is_smooth(p):
+                return slow
+            ahead = slow + alpha * (p + (0 if u is None else u) - slow)
+            return ahead.to(slow.dtype)  # a number of a wider dtype would widen 0-dim weights
 
         slow = tree_map(moved, state.slow, params, fast, none_is_leaf=True)
         # The new parameters share no memory with the slow weights: they may be written to.
         synced = tree_map(
-            lambda s, p: None if p is None else s - p, slow, params, none_is_leaf=True
+            lambda s, p: s - p if is_smooth(p) else None, slow, params, none_is_leaf=True
         )
         return synced, LookaheadState(0, slow, inner_state)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchopt.base import GradientTransformation, Wrapper, require_transformation
 from torchopt.kernels.reference.formulas import root
 from torchopt.params.sharded import largest_absolute
+from torchopt.transform.leaf_rule import as_of_now
 from torchopt.transform.norm import power_of_two
 from torchopt.transform.validate import check_at_least_zero
 from torchopt.tree import require_same_shapes, tree_leaves, tree_map
@@ -77,12 +78,13 @@ class Sam(Wrapper):
         units = [g / size.to(device=g.device) for g in leaves]
         squares = [(x * x.conj()).real.to(torch.float64).sum().to(device) for x in units]
         norm = root(torch.stack(squares).sum())
+        rho = as_of_now(self.rho)
         norm = torch.where(norm > 0, norm, 1.0)
 
         def climb(g: Any) -> Any:
             if g is None:
                 return None
-            factor = (self.rho / norm).to(device=g.device)
+            factor = (rho / norm).to(device=g.device)
             return (g / size.to(device=g.device) * factor).to(g.dtype)
 
         return tree_map(climb, grads, none_is_leaf=True)
