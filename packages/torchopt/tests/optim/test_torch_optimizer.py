@@ -198,6 +198,23 @@ def test_a_tensor_that_is_written_to_counts_from_the_next_step_on() -> None:
     assert p.item() == pytest.approx(-1.1)
 
 
+def test_a_list_that_is_written_to_counts_from_the_next_step_on() -> None:
+    results = []
+    for kind in (list, tuple):
+        p = nn.Parameter(torch.ones(2, dtype=torch.float64))
+        optimizer: Any = TorchOptimizer([p], torchopt.adam, lr=0.1, betas=kind((0.9, 0.99)))
+        (group,) = optimizer.param_groups
+        for step in range(4):
+            p.grad = p.detach() + step
+            if step == 2 and kind is list:
+                group["betas"][0] = 0.5
+            elif step == 2:
+                group["betas"] = (0.5, 0.99)
+            optimizer.step()
+        results.append(p.detach())
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_notes_in_groups_are_kept_and_have_no_effect(name: str) -> None:
     results = []

@@ -125,7 +125,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         hyper = {name: value for name, value in group.items() if self._takes(name)}
         made = self.make(**hyper)
         require_transformation(made, "TorchOptimizer(params, make)", duck=False)
-        return hyper, made
+        # A list may be written to between two steps.
+        return {k: list(x) if isinstance(x, list) else x for k, x in hyper.items()}, made
 
     def _transformation(self, index: int) -> GradientTransformation:
         """Return the transformation of a group for its present hyper-parameters."""
