@@ -15,6 +15,7 @@ import torchopt
 
 TASKS, STEPS, TOLERANCE = 3, 3, 1e-12
 
+TRACED = {"execute": "trace"}
 WAYS = [
     *itertools.product(("reverse", "mixed", "first_order"), ("all", "steps", 2)),
     ("forward", "all"),
@@ -147,3 +148,34 @@ def test_tasks_that_do_not_fit_are_refused() -> None:
         warnings.simplefilter("error")
         inner = torchopt.inner_loop(loss_of, torchopt.sgd(0.1), steps=1, tasks=(None, 0, None))
         assert inner(params, batch, scale).losses.shape == (TASKS, 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"keep": "steps"}, {"derivative": "mixed"}, TRACED])
+def test_a_number_of_the_state_starts_alike_and_goes_on_for_each_task(options: Any) -> None:
+    """The step size that Prodigy finds is a number; each task finds its own."""
+
+    def loss(p: Any, b: Any) -> Any:
+        return ((p - b) ** 2).sum()
+
+    starts = torch.tensor([[1.0, 2.0], [0.5, -1.0], [3.0, 0.0]], dtype=torch.float64)
+    goals = torch.tensor([[1.0], [9.0], [70.0]], dtype=torch.float64)
+    inputs = [starts.requires_grad_(), goals.requires_grad_()]
+    optimizer = torchopt.alias.prodigy(d0=0.1)
+    one = torchopt.inner_loop(loss, optimizer, steps=1)(starts[0].detach(), goals[0].detach()).state
+    moved = torchopt.tree.tree_map(
+        lambda x: x.detach().requires_grad_() if x.is_floating_point() and not x.ndim else x, one
+    )
+    inputs += [x for x in torchopt.tree.tree_leaves(moved) if x.requires_grad]
+    assert len(inputs) == 4
+    found = []
+    for tasks in ((0, 0), None):
+        inner = torchopt.inner_loop(loss, optimizer, steps=9, tasks=tasks, **options)
+        if tasks is None:
+            ends = [inner(x, b, state=moved).params for x, b in zip(starts, goals)]
+        else:
+            each = torchopt.tree.tree_map(lambda x: x.expand(3, *x.shape) if x.ndim else x, moved)
+            ends = inner(starts, goals, state=each).params
+        total = sum((i * end).sum() for i, end in enumerate(ends, 1))
+        found.append([total, *torch.autograd.grad(total, inputs)])
+    for got, wanted in zip(*found):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)

@@ -325,6 +325,10 @@ def separate(x: Tensor) -> Tensor:
     return x.contiguous() if overlapping else x
 
 
+def _for_each(x: Tensor, tasks: int) -> Tensor:
+    return separate(x.expand(tasks)) if x.ndim == 0 else x
+
+
 def start(call: Call, optimizer: GradientTransformation, tensors: Sequence[Any]) -> Carry:
     """Return the carry at the start; the tasks are the first dimension of each tensor."""
     params = call.params.filled(tensors)
@@ -341,7 +345,10 @@ def start(call: Call, optimizer: GradientTransformation, tensors: Sequence[Any])
     # Aliases, since one tensor may be two parameters, or a parameter and an argument of the loss.
     params = [separate(x.view_as(x)) if isinstance(x, Tensor) else x for x in params]
     if call.state is not None:
-        return Carry(tuple(params), tuple(call.state.filled(tensors)), call.state.spec)
+        state = call.state.filled(tensors)
+        if call.tasks is not None:  # a number for all, from which each task goes on by itself
+            state = [_for_each(x, call.tasks) if is_smooth(x) else x for x in state]
+        return Carry(tuple(params), tuple(state), call.state.spec)
 
     def made(leaves: Sequence[Any]) -> Any:
         return optimizer.init(tree_unflatten(call.params.spec, leaves))
