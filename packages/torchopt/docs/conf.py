@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How Sphinx builds the manual: ``sphinx -W -b html docs OUTPUT``."""
+"""The configuration of Sphinx; build the manual with ``sphinx-build -W -b html docs OUTPUT``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 globals().update(manual.settings(project, release))
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the texts say it shorter than expanded unions of trees
+autodoc_typehints = "none"  # expanded unions of trees are longer than the texts about them
 autodoc_default_options = {"members": True, "imported-members": True, "show-inheritance": True}
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
@@ -47,9 +47,9 @@ napoleon_custom_sections = [("Subclass keywords", "params_style")]
 def plain_text(
     app: Any, what: str, name: str, member: object, options: object, lines: list[str]
 ) -> None:
-    """Let docstrings be plain text: bars and stars are mathematics, not markup.
+    """Treat docstrings as plain text: bars and stars are mathematics, not markup.
 
-    Markdown's tables become tables; literal blocks and examples stay as they are.
+    Markdown tables become tables; literal blocks and examples do not change.
     """
     out: list[str] = []
     example = literal = False
@@ -79,7 +79,7 @@ RULE = re.compile(r"\s*\|(?:-+\|)+$")
 
 
 def list_table(rows: list[str], pad: str) -> list[str]:
-    """Return the rows of a table of Markdown as a directive."""
+    """Return the rows of a Markdown table as a directive."""
     out = [f"{pad}.. list-table::", f"{pad}   :header-rows: 1", ""]
     for row in (rows[0], *rows[2:]):
         cells = [escaped(cell.strip()) for cell in row.strip().strip("|").split("|")]
@@ -102,9 +102,9 @@ class Point(NamedTuple):
 
 
 def escaped(line: str) -> str:
-    """Return a line whose bars, stars and final underscores outside of backquotes are escaped.
+    """Return a line in which bars, stars and final underscores outside backquotes are escaped.
 
-    An attribute of any object, such as `.grad`, is code and no link to a function of that name.
+    An attribute such as `.grad` is formatted as code, not as a link to a function of that name.
     """
     text = line.lstrip()
     bullet = line[: len(line) - len(text) + 2] if text.startswith("* ") else ""
@@ -115,7 +115,7 @@ def escaped(line: str) -> str:
 
 
 def setup(app: Any) -> None:
-    """Run before napoleon reads the sections."""
+    """Connect the handlers; `plain_text` runs before napoleon reads the sections."""
     app.connect("autodoc-process-docstring", plain_text, priority=100)
     app.connect("autodoc-skip-member", is_field_of_a_tuple)
     manual.reference.setup(app)
