@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One row for each way in which a module recomputes its activations.
 
-A row is a module that takes `mode`: None runs it plainly, and what it computes with a mode must be
-the same, to any derivative.
+A row is a module that takes `mode`. None runs it without recomputation, and every mode must give
+the same result and derivatives.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run(mode: Any, function: Callable[..., Any], *args: Any, **options: Any) -> 
 
 
 class Blocks(nn.Module):
-    """Layers called below a checkpoint, one each."""
+    """Layers that are each called inside a checkpoint."""
 
     def __init__(self, mode: Any = None) -> None:
         super().__init__()
@@ -46,14 +46,14 @@ class Blocks(nn.Module):
 
 
 class Whole(Blocks):
-    """The whole forward pass below one checkpoint."""
+    """The whole forward pass inside one checkpoint."""
 
     def forward(self, x: Tensor) -> Tensor:
         return run(self.mode, lambda y: torch.tanh(self.b(torch.tanh(self.a(y)))), x)
 
 
 class Direct(Blocks):
-    """Parameters that are read without a call of their module, some outside of the checkpoint."""
+    """Parameters that are read without a call of their module, some outside the checkpoint."""
 
     def forward(self, x: Tensor) -> Tensor:
         outside = self.b.bias
@@ -66,7 +66,7 @@ class Direct(Blocks):
 
 
 class Nested(Blocks):
-    """A checkpoint below a checkpoint that reads nothing itself."""
+    """A checkpoint inside a checkpoint that reads nothing itself."""
 
     def forward(self, x: Tensor) -> Tensor:
         def inner(y: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class Sequential(nn.Module):
 
 
 class Selective(Blocks):
-    """Products are kept, the rest is recomputed."""
+    """Products are saved, everything else is recomputed."""
 
     def __init__(self, mode: Any = None) -> None:
         super().__init__(mode)
@@ -112,7 +112,7 @@ class Selective(Blocks):
 
 
 class Late(Blocks):
-    """Recomputed to the end."""
+    """Recomputed until its end, without early stopping."""
 
     def __init__(self, mode: Any = None) -> None:
         super().__init__(mode)
@@ -120,7 +120,7 @@ class Late(Blocks):
 
 
 class Normalised(nn.Module):
-    """Running statistics, counted once a forward pass."""
+    """Running statistics, updated once per forward pass."""
 
     def __init__(self, mode: Any = None) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Normalised(nn.Module):
 
 
 class Tied(nn.Module):
-    """One weight, inside and outside of the checkpoint."""
+    """One weight, used inside and outside the checkpoint."""
 
     def __init__(self, mode: Any = None) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Tied(nn.Module):
 
 
 class Parametrized(nn.Module):
-    """A weight that is computed from others below the checkpoint."""
+    """A weight that is computed from others inside the checkpoint."""
 
     def __init__(self, mode: Any = None) -> None:
         super().__init__()
@@ -228,5 +228,5 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def loss_of(out: Tensor, y: Tensor) -> Tensor:
-    """Return a loss with all derivatives."""
+    """Return a loss whose derivatives of all orders are not zero."""
     return (out - y).pow(2).mean() + out.sin().mean()

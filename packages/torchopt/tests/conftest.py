@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the tables in this folder importable, and every run reproducible."""
+"""Make the tables in this folder importable, and every run reproducible."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _seed() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Iterator[None]:
-    """Skip a test that asks for a kernel where the package was built without any."""
+    """Skip a test that needs a kernel if the package was built without kernels."""
     try:
         return (yield)
     except torchopt.errors.KernelUnavailableError:

@@ -31,7 +31,7 @@ class Row:
         classic: `(params, **settings) -> Optimizer`.
         meta: `(module, **settings) -> MetaOptimizer`.
         twin: `(params, **settings) -> torch.optim.Optimizer`.
-        settings: Grid of settings that both sides understand.
+        settings: Grid of settings that both optimizers accept.
         joint: Whether the step of a tensor depends on the other tensors.
     """
 
@@ -554,7 +554,7 @@ SMOOTH: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """One setting for each branch of a rule, away from kinks: name -> (optimizer, settings)."""
 
-# Where the default is a kink, or has no effect.
+# Settings whose default is at a kink, or has no effect.
 _VALUES = {
     "d": 0.8, "eps": 1e-2, "eps_root": 1e-3, "momentum": 0.5, "weight_decay": 0.1,
     "initial_scale": 0.3, "initial_accumulator_value": 0.3, "initial_accumulator": 0.3,
@@ -581,7 +581,7 @@ def hypers_of(case: str) -> dict[tuple[str, int | None], float]:
 
 
 def with_hypers(case: str, values: Sequence[Any]) -> dict[str, Any]:
-    """Return the settings of `SMOOTH[case]` with `values` in the places of `hypers_of(case)`."""
+    """Return the settings of `SMOOTH[case]` with `values` in place of `hypers_of(case)`."""
     changed: dict[str, Any] = dict(SMOOTH[case][1])
     parts: dict[str, list[Any]] = {}
     for (key, index), value in zip(hypers_of(case), values, strict=True):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ten steps of every optimizer, in every form it can be called in, against its twin.
+"""Ten steps of every optimizer, in every form in which it can be called, against its twin.
 
-The gradients are given, not computed: seeded numbers, missing at some steps, with strides of their
-own. Where a form takes a loss, the loss is linear with just these gradients.
+The gradients are given, not computed: seeded numbers, missing at some steps, with various strides.
+If a form takes a loss, the loss is linear with these gradients.
 
 Run it as a program for the table of worst differences:
 
@@ -34,8 +34,8 @@ Settings = dict[str, Any]
 
 
 def given_gradients(step: int, dtype: torch.dtype) -> Grads:
-    """Return the gradients of one step, from 0: those of `w` with strides of a transpose, that of
-    `b` left out in the third step and that of `s` in the sixth.
+    """Return the gradients of one step, from 0. Those of `w` have the strides of a transpose; that
+    of `b` is missing in the third step, and that of `s` in the sixth.
     """
     generator = torch.Generator().manual_seed(100 + step)
 
@@ -65,7 +65,7 @@ def _twin(name: str, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def twin(row: Row, settings: Settings, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """Return what torch.optim, or the reference, makes of the parameters."""
+    """Return the parameters after steps of torch.optim or of the reference."""
     return _twin(row.name, row.settings.index(settings), dtype)
 
 
@@ -77,7 +77,7 @@ def functional(
     backend: Any = "auto",
     dtype: torch.dtype = torch.float64,
 ) -> Callable[[Row, Settings], dict[str, Tensor]]:
-    """Return a form: `update` and `apply_updates` on the tree that `pack` makes."""
+    """Return a form: `update` and `apply_updates` on the tree that `pack` returns."""
 
     def run(row: Row, settings: Settings) -> dict[str, Tensor]:
         optimizer = with_backend(row.functional(**settings), backend)

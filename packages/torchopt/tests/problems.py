@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems whose answers are known in closed form."""
+"""Problems with solutions in closed form."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def constant_gradient_adam(
 
 
 def zoo(seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """Return parameters of several shapes, a 0-dim and an empty one among them."""
+    """Return parameters of several shapes, including a 0-dim and an empty one."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
@@ -65,7 +65,7 @@ def loss_of(params: dict[str, Tensor], seed: int = 1) -> Tensor:
 
 
 class Cube(torch.autograd.Function):
-    """x³ with a backward pass in NumPy, say: without a second derivative."""
+    """x³ without a second derivative, as if its backward pass used NumPy."""
 
     generate_vmap_rule = True
 

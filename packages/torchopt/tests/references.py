@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimizers that torch.optim does not have, written from their papers, one parameter at a time.
 
-Plain loops without a graph, in the notation of the papers: oracles for the tests, and twins of
-`torch.optim.Optimizer` in how they are called.
+They are oracles for the tests: plain loops without a graph, in the notation of the papers, with the
+interface of `torch.optim.Optimizer`.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def schedule_free_adamw(
 ) -> None:
     (v,) = start(s, p, "v")
     s["v"] = v = betas[1] * v + (1 - betas[1]) * g * g
-    # As the authors' package does from release 1.3 on: the moment is corrected, not the step size.
+    # Like the authors' package since release 1.3: the moment is corrected, not the step size.
     direction = g / ((v / (1 - betas[1] ** t)).sqrt() + eps)
     schedule_free_sgd(p, direction, s, t, lr, betas[0], weight_decay, warmup_steps)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documented pieces that optimizers are built from, each by itself."""
+"""The documented building blocks of optimizers, each tested separately."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def test_declared_hyper_parameters_are_checked_and_used() -> None:
     for name, wrong in (("low", -1e-9), ("above", 0.0), ("part", 1.0), ("whole", 1.01)):
         with pytest.raises(ValueError, match=f"Invalid {name} value: {wrong}"):
             Scaled(**{**good, name: wrong})
-    assert Scaled(**{**good, "low": torch.tensor(-1.0)}).low == -1.0  # a tensor is not looked at
+    assert Scaled(**{**good, "low": torch.tensor(-1.0)}).low == -1.0  # a tensor is not checked
 
 
-def test_what_is_not_a_transformation_is_named_with_the_remedy() -> None:
+def test_an_object_that_is_not_a_transformation_is_named_with_the_remedy() -> None:
     base.require_transformation(scale(2.0), "f()")
     for value, advice in (
         (torch.optim.Adam, "take the function of that name"),
@@ -84,7 +84,7 @@ def test_a_foreign_state_is_described_by_its_length_or_class() -> None:
     assert base.describe_state(NoState()) == "the state of something else, NoState"
 
 
-def test_only_what_looks_at_the_tree_needs_it() -> None:
+def test_only_transformations_that_read_the_tree_need_it() -> None:
     mask = masked(scale(2.0), {"w": True})
     assert base.needs_tree(mask)
     assert base.needs_tree(torchopt.chain(scale(1.0), mask))
@@ -93,7 +93,7 @@ def test_only_what_looks_at_the_tree_needs_it() -> None:
 
 
 def test_a_step_in_two_halves_is_the_step() -> None:
-    """What `step_inplace` prepares, `launch_step` takes; until then nothing is written."""
+    """`launch_step` takes the step that `step_inplace` prepares; before it, nothing is written."""
     optimizer = torchopt.adam(0.1)
     params = [torch.tensor([1.0, -2.0]), torch.tensor([[3.0]])]
     want = [p.clone() for p in params]
@@ -134,7 +134,7 @@ def test_updates_that_cannot_be_written_are_found_before_any_is() -> None:
         update.writable(params, {"a": torch.ones(2)})
 
 
-def test_what_can_be_written_is_added() -> None:
+def test_updates_are_added_to_writable_tensors() -> None:
     params = {"a": torch.ones(2), "b": torch.ones(3)}
     update.add_(*update.writable(params, {"a": torch.tensor([1.0, 2.0]), "b": None}))
     assert params["a"].tolist() == [2.0, 3.0]
@@ -187,8 +187,8 @@ def test_counts_and_moments_move_where_there_is_an_update() -> None:
         published.update_moment(updates, moments, 0.75, order=3)
 
 
-def test_numbers_of_other_kinds_are_numbers() -> None:
-    """Whatever has a value as a float, is checked like one."""
+def test_objects_with_a_float_value_are_numbers() -> None:
+    """Objects with a float value are checked like a float."""
     g = {"w": torch.tensor([2.0])}
     optimizer = torchopt.sgd(Fraction(1, 4))
     assert optimizer.update(g, optimizer.init(g), params=g)[0]["w"].tolist() == [-0.5]
@@ -211,7 +211,7 @@ def test_the_parts_of_a_partition_are_transformations() -> None:
 
 
 def test_transformations_are_values() -> None:
-    """What their functions belong to cannot be changed behind a chain that remembers it."""
+    """They are immutable, because a chain caches them."""
     wrapped = [
         transform.freeze({"w": True}),
         masked(scale(2.0), {"w": True}),

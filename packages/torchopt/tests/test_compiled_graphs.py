@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs rewritten for the compiler compute the same."""
+"""Graphs that are rewritten for the compiler give the same results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def random(*sizes: int) -> Tensor:
 
 
 def rewritten(function: Any, *given: Tensor) -> list[Any]:
-    """Return the operations of the other graph, once its results are seen to be the same."""
+    """Check that the rewritten graph gives the same results; return its operations."""
     graph = make_fx(function)(*given)
     made = _lowered(graph, given)
     torch.testing.assert_close(made(*given), function(*given), rtol=1e-12, atol=1e-12)
@@ -43,7 +43,7 @@ def rewritten(function: Any, *given: Tensor) -> list[Any]:
     ],
 )
 @pytest.mark.parametrize("batch", [(), (3,)])
-def test_thin_and_small_products_are_sums(
+def test_thin_and_small_products_become_sums(
     sizes: tuple[int, int, int], stays: bool, batch: tuple[int, ...]
 ) -> None:
     rows, inner, columns = sizes
@@ -53,7 +53,7 @@ def test_thin_and_small_products_are_sums(
     assert (target.default in found) == stays
 
 
-def test_products_of_other_kinds_stay() -> None:
+def test_other_products_are_not_rewritten() -> None:
     for dtype in (torch.int64, torch.complex128, torch.bfloat16):
         x = torch.ones(3, 3, dtype=dtype)
         assert aten.mm.default in rewritten(lambda a, b: [torch.mm(a, b)], x, x.clone())
@@ -72,7 +72,7 @@ def test_products_of_other_kinds_stay() -> None:
         ({"kernel_size": 2, "divisor_override": 3}, True),
     ],
 )
-def test_windows_that_tile_an_image_are_dimensions(
+def test_windows_that_tile_an_image_become_dimensions(
     shape: tuple[int, ...], options: dict[str, Any], stays: bool
 ) -> None:
     def pooled(x: Tensor, c: Tensor) -> list[Tensor]:
@@ -85,13 +85,13 @@ def test_windows_that_tile_an_image_are_dimensions(
     assert (aten.avg_pool2d_backward.default in found) == stays
 
 
-def test_numbers_that_are_written_down_are_constants() -> None:
+def test_number_literals_become_constants() -> None:
     found = rewritten(lambda x: [x * torch.tensor(2.5, dtype=torch.float64)], random(3))
     assert aten.full.default in found
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_images_of_grouped_convolutions_stay_as_they_are(groups: int) -> None:
+def test_images_of_grouped_convolutions_keep_their_layout(groups: int) -> None:
     def pulled(x: Tensor, w: Tensor, c: Tensor) -> list[Tensor]:
         _, pull = torch.func.vjp(lambda x: torch.conv2d(x, w, groups=groups), x)
         return [*pull(c)]
@@ -102,7 +102,7 @@ def test_images_of_grouped_convolutions_stay_as_they_are(groups: int) -> None:
 
 
 @pytest.mark.slow
-def test_what_writes_to_a_tensor_of_its_own_is_compiled() -> None:
+def test_graphs_that_write_to_their_own_tensors_are_compiled() -> None:
     def written(x: Tensor) -> list[Tensor]:
         y = x.clone()
         y.add_(1.0)

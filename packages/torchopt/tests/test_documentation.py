@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every example of the READMEs, of the manual and of the tutorials runs and prints what it says.
+"""Every example in the READMEs, the manual and the tutorials runs and prints the stated output.
 
 A Markdown file is one program: its blocks of ```` ```python ```` run in order and share names.
 A block of ```` ```text ```` right after one is what it prints; `...` in it stands for anything.
@@ -42,14 +42,14 @@ if (ROOT / "packages").is_dir():
 
 
 def missing_libraries(text: str) -> list[str]:
-    """Return the libraries without which no block of a page runs, and which are not installed."""
+    """Return the missing libraries that every block of a page needs."""
     needed = [block["needs"] for block in BLOCK.finditer(text)]
     missing = [name for name in needed if name and importlib.util.find_spec(name) is None]
     return sorted(set(missing)) if needed and len(missing) == len(needed) else []
 
 
 def run_page(page: Path, text: str) -> list[str]:
-    """Run the blocks of a page and return where it printed something else, as texts."""
+    """Run the blocks of a page and return descriptions of all differences in the output."""
     names: dict[str, Any] = {"__name__": "page"}
     wrong = []
     for block in BLOCK.finditer(text):
@@ -97,7 +97,7 @@ def documented_modules() -> set[str]:
 
 
 def test_the_reference_has_every_public_module() -> None:
-    """A module right below torchopt, or a family of `torchopt.diff`, is public."""
+    """Modules directly in torchopt, and families of `torchopt.diff`, are public."""
     import torchopt.diff
 
     parents = [(torchopt.__path__, "torchopt."), (torchopt.diff.__path__, "torchopt.diff.")]
@@ -107,7 +107,7 @@ def test_the_reference_has_every_public_module() -> None:
         for found in pkgutil.iter_modules(path, prefix)
         if not found.name.rpartition(".")[2].startswith("_")
     }
-    # Pieces that the documented modules are made of, and names that only repeat others.
+    # Parts of the documented modules, and names that only repeat others.
     internal = {
         *("tree", "tree_function", "version", "diff", "kernels", "precision", "torch_internals"),
         *("documented", "index", "lazy", "shown"),
@@ -125,7 +125,7 @@ def test_the_reference_has_every_public_module() -> None:
 
 
 def resolve(dotted: str) -> Any:
-    """Return what a dotted name of torchopt stands for: a module, or what is in one."""
+    """Return the module or object of a dotted name of torchopt."""
     parts = dotted.split(".")
     found: Any = torchopt
     for i, part in enumerate(parts[1:], start=2):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The docstring of each optimizer includes what all of them share."""
+"""The docstring of each optimizer includes the shared parts."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def test_every_argument_is_described_once_in_the_order_of_the_signature(name: st
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_an_optimizer_raises_is_said(name: str) -> None:
+def test_the_errors_of_an_optimizer_are_documented(name: str) -> None:
     assert (
         "ValueError: A hyper-parameter out of range."
         in sections(exported()[name].__doc__)["Raises"]
     )
 
 
-def test_decoupled_weight_decay_is_told_from_a_penalty() -> None:
+def test_decoupled_weight_decay_is_distinguished_from_a_penalty() -> None:
     penalty = [n for n in OPTIMIZERS if "penalty" in exported()[n].__doc__]
     assert {"adam", "sgd", "yogi"} <= set(penalty)
     assert not {"adamw", "adabelief", "lion", "lamb", "muon", "nadamw"} & set(penalty)

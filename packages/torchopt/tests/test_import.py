@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Importing torchopt is quick: nothing is imported before it is used, and nothing optional then."""
+"""Importing torchopt is quick: modules are imported at first use, optional ones only if needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPTIONAL = {
 
 
 def modules_after(*statements: str) -> set[str]:
-    """Return what a fresh interpreter has imported after these, beyond what torch imports."""
+    """Return the modules that a fresh interpreter has imported in addition to those of torch."""
     program = "import sys, torch; before = set(sys.modules)\n" + "\n".join(statements)
     program += "\nprint(*sorted(set(sys.modules) - before))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -45,7 +45,7 @@ def test_the_other_families_import_nothing_optional(module: str) -> None:
     assert not {m for m in found if m in OPTIONAL or m.partition(".")[0] in OPTIONAL}
 
 
-def test_every_public_name_is_there_and_listed() -> None:
+def test_every_public_name_exists_and_is_listed() -> None:
     for name in torchopt.__all__:
         assert getattr(torchopt, name) is not None
     assert set(torchopt.__all__) == set(torchopt._HOMES)
@@ -64,7 +64,7 @@ def test_names_are_those_of_their_modules() -> None:
 
 
 def test_no_module_takes_the_place_of_a_public_name() -> None:
-    """Importing a module sets it on its package, over a function of the same name."""
+    """Importing a module sets an attribute of its package, which may hide a function."""
     program = """
 import importlib, inspect, pkgutil, torchopt
 

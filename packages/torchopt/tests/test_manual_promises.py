@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the READMEs and the page of concepts promise, of every optimizer and of every engine."""
+"""The promises of the READMEs and of the page of concepts, for every optimizer and engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 NAMES = sorted(OPTIMIZERS)
 
-# These divide by the root of a second moment, with no epsilon under it and from the first step on.
+# These divide by the root of a second moment from the first step on, without an epsilon in it.
 ROOTS = (
     "adagrad",
     "adam",
@@ -66,7 +66,7 @@ def test_in_place_or_not_the_numbers_are_the_same(name: str) -> None:
 
 
 def of_leaf(state: Any, key: str) -> list[Tensor]:
-    """Return what a state has for one leaf of the parameters."""
+    """Return the entries of a state for one leaf of the parameters."""
     if isinstance(state, dict):
         found = tree_leaves(state.get(key))
         return [leaf.clone() for leaf in found if isinstance(leaf, Tensor)]
@@ -80,7 +80,7 @@ def test_a_gradient_of_none_leaves_its_parameter_and_its_state_unchanged(name: s
     optimizer = getattr(alias, name)(lr=0.1)
     params = data(0)
     state = optimizer.init(params)
-    for step in range(1, 8):  # beyond the first steps, in which some stand still
+    for step in range(1, 8):  # after the first steps, in which some do not move
         _, state = optimizer.update(data(step), state, params=params, inplace=False)
     before = of_leaf(state, "b")
     updates, after = optimizer.update({**data(9), "b": None}, state, params=params, inplace=False)
@@ -198,7 +198,7 @@ def test_memory_grows_with_the_steps_of_explicit_differentiation_alone(family: s
         assert many == few
 
 
-# A part of each sentence with a word that promises without exception, and the test of it.
+# A part of each sentence that promises something without exception, and its test.
 ABSOLUTE = re.compile(r"\b(always|never|every|exact|exactly|silently)\b", re.IGNORECASE)
 PAGES = ("README.md", "docs/concepts.md", "docs/index.md", "../../README.md")
 PROMISES = {
@@ -208,7 +208,7 @@ PROMISES = {
     ),
     "long runs of momentum steps that are reversed exactly": (
         "diff/explicit/test_reversible.py",
-        "test_ten_thousand_steps_there_and_back_are_bit_identical",
+        "test_ten_thousand_steps_are_undone_bit_for_bit",
     ),
 }
 

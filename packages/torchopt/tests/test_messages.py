@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The message for each mistake says what was expected, what came, where, and what to do."""
+"""The message for each mistake says what was expected, what was given, where, and the remedy."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def rooted(optimality: Any = lambda w, x: w - x, solve: Any = None) -> Any:
 
 
 class Inner(torchopt.nn.ImplicitMetaGradientModule):
-    """An inner problem whose solver forgets that it runs without a graph."""
+    """An inner problem whose solver ignores that it runs without a graph."""
 
     def __init__(self, meta: nn.Module) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def SOLVER(x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
     return found
 
 
-# name: (the mistake, the error, words of the answer)
+# name: (the mistake, the error, words of the message)
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
     "a constructor in a chain": (
         lambda: torchopt.chain(torchopt.clip_grad_norm(1.0), torchopt.adam),
@@ -532,7 +532,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_answered_in_a_sentence(mistake: str) -> None:
+def test_a_mistake_is_answered_with_a_clear_message(mistake: str) -> None:
     run, error, words = MISTAKES[mistake]
     with pytest.raises(error) as caught:
         run()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the migration guide promises for each row that is about behaviour, not only a name."""
+"""The promises of the migration guide about behaviour, row by row."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def root_gradient(solve: Any) -> tuple[Tensor, list[Any]]:
     return p.grad, caught
 
 
-def test_truncated_conjugate_gradients_warn_unless_that_is_meant() -> None:
+def test_truncated_conjugate_gradients_warn_unless_intended() -> None:
     exact = 1 / torch.arange(1.0, 7.0, dtype=torch.float64)
     noisy, warned = root_gradient(linear_solve.CG(maxiter=3))
     quiet, silent = root_gradient(linear_solve.CG(maxiter=3, on_fail="ignore"))
@@ -191,7 +191,7 @@ def test_a_transformation_before_the_optimizer_replaces_a_gradient_callback() ->
 
 
 @pytest.mark.parametrize("kind", ["unused", "frozen"])
-def test_unused_and_frozen_parameters_stay(kind: str) -> None:
+def test_unused_and_frozen_parameters_do_not_change(kind: str) -> None:
     net, loss, _, _ = problem()
     net.register_parameter("extra", nn.Parameter(torch.ones(2), requires_grad=kind == "unused"))
     extra, weight = net.extra, net.weight
@@ -220,7 +220,7 @@ def test_a_neumann_series_is_an_implicit_gradient() -> None:
 @pytest.mark.parametrize(
     "relied", ["broadcast", "stale graph", "three fields", "names of tensors", "fallback"]
 )
-def test_what_programs_of_0_7_may_have_relied_on(relied: str) -> None:
+def test_behaviour_of_0_7_that_programs_may_have_relied_on(relied: str) -> None:
     adam, p = torchopt.adam(0.1), torch.ones(3)
     if relied == "broadcast":
         with pytest.raises(MismatchError, match="shape"):

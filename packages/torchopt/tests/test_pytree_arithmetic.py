@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arithmetic of `torchopt.pytree` against that of the leaves, taken by name."""
+"""The arithmetic of `torchopt.pytree` against that of the leaves, by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DOUBLE = torch.float64
 
 
 def tree(seed: int, dtype: torch.dtype = DOUBLE) -> Any:
-    """Return a tree whose leaves are square, so that all may be multiplied."""
+    """Return a tree of square leaves, so that all can be multiplied."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw() -> torch.Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A function that contains a gradient, compiled as one program, computes the same or raises."""
+"""A function that contains a gradient, compiled as one program, gives the same or raises."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def data(count: int = 4) -> tuple[Tensor, Tensor]:
 
 
 def results(function: Callable[..., Any], args: Sequence[Any], at: Sequence[Tensor]) -> list[Any]:
-    """Return the tensors of a value, and gradients of a weighted sum of them."""
+    """Return the tensors of a value, and the gradients of a weighted sum of them."""
     torch.manual_seed(0)
     values = [x for x in tree_leaves(function(*args)) if isinstance(x, Tensor)]
     total = [(x * torch.arange(1.0, x.numel() + 1).view(x.shape)).sum() for x in values]
@@ -109,7 +109,7 @@ def test_derivatives_of_arguments(function: Any) -> None:
     assert_same(fast, function, (z, z), (z,))
 
 
-def test_what_a_model_is_counts_at_each_call() -> None:
+def test_every_call_reads_the_state_of_the_model() -> None:
     model = Potential(nn.Dropout(0.5))
     fast, at = traced(model), lambda: [p for p in model.parameters() if p.requires_grad]
     x, _ = data()
@@ -141,7 +141,7 @@ def test_what_a_model_is_counts_at_each_call() -> None:
 
 
 class Scaled:
-    """Numbers in every place where a function may read one."""
+    """Numbers in every place where a function can read one."""
 
     scale = 2.0
 
@@ -214,7 +214,7 @@ def test_every_number_that_a_function_reads_counts(
     assert_same(fast, function, (x,), (x,))
 
 
-def test_what_an_argument_is_counts() -> None:
+def test_every_property_of_an_argument_counts() -> None:
     p, q = (torch.randn(2, 3, dtype=DOUBLE, requires_grad=True) for _ in range(2))
 
     def function(trees: dict[str, Tensor]) -> Tensor:
@@ -247,7 +247,7 @@ def penalty(model: nn.Module, x: Tensor, at: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def test_parameters_beside_the_module_that_has_them() -> None:
+def test_parameters_passed_beside_their_module() -> None:
     model = nn.Linear(3, 3).double()
     x, at = torch.randn(3, dtype=DOUBLE, requires_grad=True), list(model.parameters())
     fast = traced(penalty)
@@ -260,7 +260,7 @@ def test_parameters_beside_the_module_that_has_them() -> None:
     )
 
 
-def test_only_what_is_held_is_kept() -> None:
+def test_captured_tensors_may_also_be_arguments() -> None:
     w, model = nn.Parameter(torch.ones(3, dtype=DOUBLE)), nn.Linear(3, 3).double()
     model.plain = torch.ones(3, dtype=DOUBLE)
     for function, args in (
@@ -304,10 +304,10 @@ def test_numbers_and_arrays_among_the_arguments() -> None:
     fast, weights = traced(function), torch.arange(2000.0, dtype=DOUBLE).numpy()
     for factor in (1.0, 2.0, 0.0, -0.0):
         assert_same(fast, function, (z, weights, factor), (z,))
-        weights[1000] += 1  # what `repr` does not show
+        weights[1000] += 1  # a difference that `repr` does not show
 
 
-def test_buffers_are_written_once_a_call() -> None:
+def test_buffers_are_written_once_per_call() -> None:
     models = [Potential(nn.BatchNorm1d(5))]
     models.append(copy.deepcopy(models[0]))
     for model in models:
@@ -403,7 +403,7 @@ def keeps(z: Tensor) -> Tensor:
         (holds, "HELD, which was computed"),
     ],
 )
-def test_what_cannot_be_traced_is_named(function: Any, said: str) -> None:
+def test_operations_that_cannot_be_traced_are_named(function: Any, said: str) -> None:
     z = torch.ones(3, dtype=DOUBLE, requires_grad=True)
     with pytest.raises(NotTraceableError, match=said) as error:
         traced(function)(z)

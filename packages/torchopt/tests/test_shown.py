@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `repr` says of the values that users make: one short line, without elements of tensors."""
+"""The `repr` of public values: one short line, without the elements of tensors."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_fields_of_every_kind_are_short() -> None:
 
 
 class Silent:
-    """Its own text and names raise."""
+    """Its repr and its attributes raise."""
 
     def __repr__(self) -> str:
         raise RuntimeError

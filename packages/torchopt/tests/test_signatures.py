@@ -241,7 +241,7 @@ NAMES = [
     "stop_gradient",
 ]
 
-# Arguments this package adds, each with a default and by keyword only.
+# Arguments that this package adds; each is keyword-only and has a default.
 ADDED = {
     "first_order", "detach_every", "impl", "differentiable", "amsgrad", "backend", "compensated",
     "in_8_bits",

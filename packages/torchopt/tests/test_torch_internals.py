@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every private name of torch that is used does what it is used for, and stands in one package."""
+"""Every private name of torch that is used works as expected, and occurs in one package only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRIVATE = re.compile(
 )
 
 
-def test_private_names_stand_in_one_package() -> None:
+def test_private_names_occur_in_one_package_only() -> None:
     source = Path(torchopt.__file__).parent
     found = {
         path.relative_to(source).as_posix()
@@ -66,7 +66,7 @@ def test_tensors_of_transforms_are_known() -> None:
     assert not internals.is_transforming()
 
 
-def test_levels_of_transforms_are_taken_off() -> None:
+def test_levels_of_transforms_are_removed() -> None:
     seen = []
 
     def look(row: torch.Tensor) -> torch.Tensor:
@@ -116,7 +116,7 @@ def test_recording_is_seen() -> None:
     assert not internals.is_traced()
 
 
-def test_batches_of_the_older_vmap_are_seen() -> None:
+def test_batches_of_the_legacy_vmap_are_recognised() -> None:
     seen = []
 
     class Look(torch.autograd.Function):
@@ -207,7 +207,7 @@ def test_other_threads_have_their_own_modes() -> None:
     assert seen == [False]
 
 
-def test_operations_are_traced_with_what_they_hold() -> None:
+def test_operations_are_traced_with_their_constants() -> None:
     held = torch.tensor([2.0, 3.0])
     read: list[torch.Tensor] = []
     x = torch.tensor([1.0, 5.0])
@@ -282,7 +282,7 @@ def test_collective_operations_have_their_own_limits() -> None:
         assert internals.collective_options(kind, limit).timeout == limit
 
 
-def test_operations_of_a_backend_are_ended_where_there_is_one() -> None:
+def test_operations_of_a_backend_are_aborted_if_there_is_one() -> None:
     group = torch.distributed.ProcessGroup(torch.distributed.HashStore(), 0, 1)
     internals.abort_on(group, "cuda")  # there is none
     ended = []
@@ -344,7 +344,7 @@ def test_hooks_of_a_node_are_listed() -> None:
     assert [list(hooks.values()) for hooks in internals.hooks_of_node(node)] == [[hook], [hook]]
 
 
-def test_views_are_left_behind() -> None:
+def test_no_view_returns_a_tensor_that_is_not_a_view() -> None:
     x = torch.arange(6.0).view(2, 3)
     y = internals.no_view(x)
     assert x._is_view()

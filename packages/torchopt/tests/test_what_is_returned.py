@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls return the documented classes, and a value of one is what its fields say."""
+"""Calls return the documented classes, whose fields have the documented values."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def meta_step() -> Any:
     try:
         return one_step()
     finally:
-        distributed.shutdown()  # or the world stays open for the tests that follow
+        distributed.shutdown()  # otherwise the world would remain open for the next tests
 
 
 RETURNED: dict[str, tuple[type, Callable[[], Any]]] = {
@@ -170,7 +170,7 @@ def test_errors_of_the_package_have_one_base() -> None:
 
 
 def test_the_spread_of_directions_is_their_sample_variance() -> None:
-    """One direction a block: the error of a mean is s / sqrt(n). Two: that of the pairs' sums."""
+    """One direction per block: the error of a mean is s / sqrt(n); two: that of the pair sums."""
     weights = torch.tensor([1.0, -3.0, 2.0, 5.0], dtype=F64) * 1e200  # squares overflow
     z = torch.randn(4, 3, dtype=F64)
     unit, largest = error_bars.scaled(weights)
@@ -186,7 +186,7 @@ def test_the_spread_of_directions_is_their_sample_variance() -> None:
         torch.testing.assert_close(found, exact, rtol=1e-12, atol=0)
 
 
-def test_estimators_go_by_name_and_say_whether_they_are_linear() -> None:
+def test_estimators_are_found_by_name_and_declare_whether_they_are_linear() -> None:
     for name, estimator in estimators.ESTIMATORS.items():
         assert estimators.as_estimator(name) is estimator
         assert estimators.as_estimator(estimator) is estimator

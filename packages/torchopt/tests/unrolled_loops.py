@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain unrolled loop, written out, and a problem to run it on."""
+"""A plain unrolled loop, and a problem to run it on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Loop = Callable[..., tuple[Any, Tensor, Any]]
 
 
 def problem(tasks: int | None = None) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor], Tensor]:
-    """Return parameters, one of them unused and one 0-dim, a batch, and an argument of the loss."""
+    """Return parameters (one unused, one 0-dim), a batch, and an argument of the loss."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -43,7 +43,7 @@ def unrolled(
     first_order: bool = False,
     state: Any = None,
 ) -> tuple[Any, Tensor, Any]:
-    """Return parameters, losses and state after a step for each batch, all with their graph."""
+    """Return the parameters, losses and state after one step for each batch, with their graph."""
     state = optimizer.init(params) if state is None else state
     first = 0 if window is None else max(0, len(batches) - window)
     losses = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Solvers and estimates in functions that are compiled, or whose activations are not kept."""
+"""Solvers and estimates in functions that are compiled or checkpointed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from torchopt.solvers import (
     quadratic_program,
 )
 
-# The compiler looks at .grad of intermediate tensors, about which torch warns.
+# The compiler reads .grad of intermediate tensors, which causes a warning of torch.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
 )
@@ -126,7 +126,7 @@ CALLERS = [
     (call, name)
     for call in (compiled, computed_again, kept_on_the_host)
     for name in SOLUTIONS
-    # The steps of this one keep a graph, which torch refuses under hooks for saved tensors.
+    # Its steps keep a graph, which torch refuses under hooks for saved tensors.
     if call is compiled or name != "adjoint=Explicit()"
 ]
 
@@ -184,7 +184,7 @@ def test_compiled_callers_get_the_numbers_of_eager_ones(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 @pytest.mark.parametrize("mode", ["forward-mode", "reverse-mode"])
-# torch's own operations under its vmap fail in the first, and the second has its argument already.
+# torch's own operations fail under its vmap in the first; the second already has its argument.
 @pytest.mark.parametrize(
     "name", sorted(SOLUTIONS.keys() - {"adjoint=Explicit()", "ImplicitMetaGradientModule"})
 )

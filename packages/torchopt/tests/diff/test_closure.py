@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors that a function reaches without being given them: found by every route, for every
-engine.
-"""
+"""Tensors that a function uses without taking them as arguments: every engine finds them all."""
 
 from __future__ import annotations
 
@@ -63,8 +61,8 @@ class Slots:
         return self.strength * x
 
 
-# Each row: a function x -> 0.25 x with a hidden 0.25, and the name to be read in the message. The
-# names of locals are those of the functions below.
+# Each row: a function x -> 0.25 x with a hidden 0.25, and its name in the message. The names of
+# locals are those in the functions below.
 def by_closure():
     hidden = tensor(0.25)
     return lambda x: hidden * x, "hidden"
@@ -260,7 +258,7 @@ def test_a_hidden_tensor_of_a_transform_is_refused(engine, transform):
         transform(lambda hidden: ENGINES[engine](lambda x: hidden * x), GLOBAL.detach())
 
 
-def test_what_the_user_only_keeps_beside_the_function_is_not_walked_through_properties():
+def test_the_search_does_not_run_properties():
     class Trap:
         @property
         def strength(self):
@@ -286,7 +284,7 @@ def by_a_parameter(x, a):
 
 
 @pytest.mark.parametrize("residual", [by_requires_grad, by_a_parameter])
-def test_autograd_inside_of_an_optimality_function_is_refused_with_advice(residual):
+def test_autograd_inside_an_optimality_function_is_refused_with_advice(residual):
     a = tensor(2.0)
     solved = custom_root(residual, argnums=1)(lambda s, a: a.sqrt())
     with pytest.raises(NotDifferentiableError, match=r"use torch\.func\.grad"):
@@ -303,7 +301,7 @@ def by_an_out_argument(x, a):
 
 
 @pytest.mark.parametrize("residual", [by_an_augmented_argument, by_an_out_argument])
-def test_what_writes_into_the_solution_never_gives_a_gradient_silently(residual):
+def test_writes_into_the_solution_never_give_a_silent_gradient(residual):
     a = tensor(2.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         custom_root(residual, argnums=1)(lambda s, a: a.detach().clone())(None, a).backward()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products with second derivatives from differences of gradients, against exact ones."""
+"""Hessian-vector products from differences of gradients, against exact ones."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_an_optimal_step_has_less_error_than_longer_and_shorter_ones() -> None:
 
 
 def test_tasks_are_the_loop_over_tasks_whatever_their_sizes() -> None:
-    """A direction of 1e-6 beside one of 1: each task has a displacement of its own."""
+    """Directions of size 1e-6 and 1: each task has its own displacement."""
     inner = torchopt.inner_loop(
         lambda x, batch, t: proximal(x, None, t) + (x**4).sum() / 9,
         torchopt.sgd(0.1),
@@ -269,7 +269,7 @@ def test_t1_t2_is_a_hessian_of_one_over_alpha(derivative: Any) -> None:
 
 
 def cubic(x: Tensor, batch: None, theta: Tensor) -> Tensor:
-    """Return a loss whose mixed second derivatives depend on the place."""
+    """Return a loss whose mixed second derivatives depend on the point."""
     return proximal(x, None, theta) + (x**3) @ theta / 9
 
 
@@ -307,7 +307,7 @@ def test_the_last_step_of_adam_by_differences(steps: int) -> None:
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("derivative", ["reverse", "differences", TWO])
 def test_sama_has_the_next_update_in_the_place_of_the_inverse(derivative: Any, steps: int) -> None:
-    """B'(du/dg v) of the step that would come next, with B where the loop has ended."""
+    """B'(du/dg v) of the next step, with B at the end of the loop."""
     engine = Implicit(solve=Adaptation(), derivative=derivative)
     found = pulled(engine.over(cubic, ADAM, steps=steps))
     end, slope = adam_by_hand(steps + 1)[-1]
@@ -356,7 +356,7 @@ def test_second_derivatives_and_transforms_raise() -> None:
         )
 
 
-def test_what_implicit_differences_cannot_do_raises() -> None:
+def test_unsupported_options_of_implicit_differences_raise() -> None:
     inner = Implicit(proximal, torchopt.sgd(0.5), steps=50, derivative="differences")
     theta = THETA.clone().requires_grad_()
     (first,) = torch.autograd.grad(inner(START, None, theta).params @ C, theta, create_graph=True)
@@ -490,7 +490,7 @@ def _without_grad(x: Tensor) -> Tensor:
 )
 @pytest.mark.parametrize("derivative", ["differences", TWO, Differences(limit=None)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_what_a_loss_detaches_is_no_constant_for_differences(
+def test_detached_values_are_not_constants_for_differences(
     hide: Any, derivative: Any, dtype: torch.dtype
 ) -> None:
     start, theta = START.to(dtype), THETA.to(dtype).requires_grad_()
@@ -513,7 +513,7 @@ def test_what_a_loss_detaches_is_no_constant_for_differences(
 def test_gradients_of_rough_and_of_flat_losses_are_their_derivatives(
     tasks: Any, dtype: torch.dtype
 ) -> None:
-    """Terms that cancel, large losses, minima, kinks and steep curves are no reason to raise."""
+    """Cancelling terms, large losses, minima, kinks and steep curves must not raise."""
     losses = [
         lambda x, y, m: ((x * y) ** 2).sum() * m.sum(),
         lambda x, y, m: (x - y).relu().sum() * m.sum() + (x**2).sum(),

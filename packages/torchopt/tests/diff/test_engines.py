@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any engine over one inner problem: against closed forms, and one against the other."""
+"""All engines on one inner problem, against closed forms and against each other."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_tensor_closed_over_raises_with_its_name(engine):
         gradient(inner)
 
 
-def test_an_engine_over_a_problem_takes_no_other():
+def test_an_engine_over_a_problem_cannot_take_another_problem():
     inner = Implicit(loss, torchopt.sgd(0.1), steps=2)
     with pytest.raises(ValueError, match="without a loss of its own"):
         inner.over(loss, torchopt.sgd(0.1), steps=2)
@@ -266,7 +266,7 @@ def test_a_check_leaves_random_numbers_buffers_and_second_derivatives_alone():
     assert len(inner.report.checks) >= 1
 
 
-def test_a_call_inside_a_transform_is_said_to_be_unchecked():
+def test_a_call_inside_a_transform_is_reported_as_unchecked():
     inner = verified(Implicit(), rate=1.0)
     start = torch.zeros(SIZE, dtype=torch.float64)
     with pytest.warns(UserWarning, match="not checked"):
@@ -286,6 +286,6 @@ def test_a_call_inside_a_transform_is_said_to_be_unchecked():
         ),
     ],
 )
-def test_a_bad_check_is_refused(make, error, message):
+def test_an_invalid_check_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()

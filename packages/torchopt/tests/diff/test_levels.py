@@ -134,7 +134,7 @@ IMPLICIT = {
     "implicit, CG": Implicit(solve=CG(rtol=1e-13), positive_definite=True),
 }
 ENGINES = {**EXPLICIT, **IMPLICIT}
-# Each against some that take another path through the other level.
+# Each level's engines, combined with engines of the other level that use other code paths.
 SOME = ("reverse, all, None", "reverse, steps, 2", "mixed, 2, None", "implicit, Cholesky")
 PAIRS = {*itertools.product(ENGINES, SOME), *itertools.product(SOME, ENGINES)}
 TRACED = {f"trace, {d}": Explicit(execute="trace", derivative=d) for d in ("reverse", "mixed")}
@@ -177,7 +177,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_nest_raises_and_names_the_way_out(case: str) -> None:
+def test_engines_that_do_not_nest_raise_and_name_an_alternative(case: str) -> None:
     inner, middle, error, way_out = REFUSED[case]
     with pytest.raises(error, match=way_out):
         found(inner, middle)
@@ -198,7 +198,7 @@ def test_tasks_of_three_levels_are_the_loop_over_them(inner: str, middle: str) -
 
 @pytest.mark.parametrize("keep", ["all", "steps", 2])
 @pytest.mark.parametrize("derivative", ["reverse", "mixed", "forward"])
-def test_tasks_inside_of_a_loop(derivative: str, keep: Any) -> None:
+def test_tasks_inside_a_loop(derivative: str, keep: Any) -> None:
     """The mean over tasks of the inner level, learned by the middle one: MAML with a meta-loss."""
     goals = torch.stack([GOAL, -GOAL, 2 * GOAL])
     low = Explicit(derivative=derivative).over(
@@ -231,7 +231,7 @@ def test_tasks_inside_of_a_loop(derivative: str, keep: Any) -> None:
 def test_a_hyper_parameter_of_the_lowest_level_is_learned_by_the_highest(
     inner: str, middle: str
 ) -> None:
-    """Adam below with a learning rate from the top, momentum between; against plain torch."""
+    """Adam at the bottom with a learning rate from the top, momentum between, against torch."""
     low = ENGINES[inner].over(lower, torchopt.adam, steps=2)
 
     def loss(y: Tensor, batch: None, lr: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products with a Jacobian are the same by torch's engine alone and by torch.func."""
+"""Products with a Jacobian are the same with torch's engine and with torch.func."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def point(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_products_do_not_depend_on_who_follows(name: str) -> None:
+def test_products_do_not_depend_on_the_implementation(name: str) -> None:
     function, at = FUNCTIONS[name], point()
     value, pull = linearize(function, *at)
     cotangent: Any = (
@@ -69,7 +69,7 @@ def test_products_of_a_batch_are_the_rows_of_the_jacobian() -> None:
     torch.testing.assert_close(rows, torch.func.jacrev(gradient)(x, y))
 
 
-def test_a_product_is_linearised_again() -> None:
+def test_a_product_can_be_linearised_again() -> None:
     x, y = point()
     with torch.no_grad():
         _, pull = linearize(gradient, x, y)
@@ -78,7 +78,7 @@ def test_a_product_is_linearised_again() -> None:
     torch.testing.assert_close(found, torch.func.jvp(lambda x: gradient(x, y), (x,), (y,))[1])
 
 
-def test_nothing_is_left_in_what_was_given() -> None:
+def test_no_gradients_are_left_in_the_inputs() -> None:
     x, y = point()
     x.requires_grad_()
     weight = torch.ones(4, dtype=x.dtype, requires_grad=True)

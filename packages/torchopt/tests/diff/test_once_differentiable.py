@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lacks a second derivative is refused where one is taken, and there alone.
+"""Functions without a second derivative are refused only where one is needed.
 
 The oracle is the plain unrolled loop, of the same loss without the Function.
 """
@@ -172,7 +172,7 @@ def cube_with_two_derivatives() -> Any:
     ("made", "written_out"),
     [(sine_and_cosine, torch.sin), (cube_with_two_derivatives, lambda x: x**3)],
 )
-def test_functions_whose_backward_pass_names_others_have_it(
+def test_functions_whose_backward_pass_uses_other_functions_have_a_second_derivative(
     made: Callable[[], Any], written_out: Any
 ) -> None:
     function = made()
@@ -201,7 +201,7 @@ def test_a_freed_graph_behind_constants_is_left_alone() -> None:
     assert close(head.weight, before - 0.1 * features)
 
 
-def test_a_step_warns_whenever_it_is_so() -> None:
+def test_a_later_step_warns_too() -> None:
     net = nn.ParameterList([START.clone()])
     optimizer = torchopt.MetaSGD(net, lr=0.1)
     optimizer.step(net[0].pow(3).sum())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A derivative sees what its call saw: random numbers, buffers, modes, counters, arguments."""
+"""A derivative uses the state of its call: random numbers, buffers, modes, counters, arguments."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_all_evaluations_of_one_call_see_one_draw(engine, source):
     seed()
     lam = LAM.clone().requires_grad_()
     found = function(lam)
-    draw()  # whoever draws meanwhile changes nothing
+    draw()  # other draws in the meantime change nothing
     (got,) = torch.autograd.grad(found, lam, create_graph=True)
     draw()
     torch.testing.assert_close(found, value, rtol=1e-6, atol=0)
@@ -148,7 +148,7 @@ def test_one_draw_under_every_transform(engine, transform):
 
 @pytest.mark.parametrize("source", sorted(DRAWS))
 @pytest.mark.parametrize("engine", sorted(ENGINES))
-def test_a_call_and_its_derivative_use_up_one_draw(engine, source):
+def test_a_call_and_its_derivative_consume_one_draw(engine, source):
     draw = DRAWS[source]
     seed()
     draw()
@@ -170,7 +170,7 @@ def test_the_next_call_sees_another_draw(engine):
 
 
 class Scaled(torch.nn.Module):
-    """x -> factor x, the factor spread over all kinds of state."""
+    """x -> factor x; the factor is distributed over all kinds of state."""
 
     def __init__(self):
         super().__init__()
@@ -181,7 +181,7 @@ class Scaled(torch.nn.Module):
         self.calls = 0
 
     def forward(self, x):
-        self.calls += 1  # to be noticed neither here nor outside
+        self.calls += 1  # invisible both here and outside
         assert self.calls == 1
         train = 1.0 if self.training else 3.0
         return self.buffer * self.number * sum(self.list) * self.weight * train * x
@@ -454,7 +454,7 @@ def test_a_derivative_sees_the_python_state_of_its_call(place, kind):
     assert weight() == 4.0
 
 
-def test_what_a_function_logs_stays():
+def test_the_log_of_a_function_is_kept():
     log, seen = [], {}
     a = torch.tensor(8.0, dtype=D, requires_grad=True)
 
@@ -469,7 +469,7 @@ def test_what_a_function_logs_stays():
     assert len(seen) > 0
 
 
-def test_an_error_half_way_leaves_python_state_as_it_is():
+def test_an_error_half_way_does_not_change_python_state():
     config = {"fail": False, "weight": 1.0}
     a = torch.tensor(8.0, dtype=D, requires_grad=True)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels of torch with a wrong or no second derivative: every engine gives the right gradient.
+"""torch kernels with a wrong or no second derivative: every engine is correct.
 
-The oracle is the same loss on a module that writes g v / ‖v‖ out.
+The oracle is the same loss on a module that computes g v / ‖v‖ explicitly.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ REFUSING = [way for way in WAYS if way not in ("FuncOptimizer", "mixed", "forwar
 
 
 @pytest.mark.parametrize("way", [*REFUSING, "tasks"])
-def test_what_is_once_differentiable_is_refused(way: str) -> None:
+def test_once_differentiable_functions_are_refused(way: str) -> None:
     """torch's second derivative silently lacks a term."""
     run = tasks if way == "tasks" else WAYS[way]
     scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
@@ -254,8 +254,8 @@ def test_what_is_once_differentiable_is_refused(way: str) -> None:
         run(cubed, values(start()), scale)
 
 
-def test_what_is_once_differentiable_may_be_constant_or_differentiated_once() -> None:
-    """Of data, and by differences, there is nothing to refuse."""
+def test_once_differentiable_functions_may_be_constant_or_differentiated_once() -> None:
+    """A function of data needs no second derivative, and neither do differences."""
     scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     params = values(start())
     constant = inner_loss(lambda p: written_out()(p) + Cube.apply(Y), params)
@@ -276,7 +276,7 @@ def test_what_is_once_differentiable_may_be_constant_or_differentiated_once() ->
 
 
 @pytest.mark.parametrize("kind", ["FuncOptimizer", "MetaSGD"])
-def test_a_step_warns_of_what_is_once_differentiable(kind: str) -> None:
+def test_a_step_warns_about_once_differentiable_functions(kind: str) -> None:
     net = nn.Linear(3, 2, bias=False, dtype=torch.float64)
     loss = Cube.apply(net.weight).sum()
     step: Any = torchopt.MetaSGD(net, lr=0.1).step
@@ -288,7 +288,7 @@ def test_a_step_warns_of_what_is_once_differentiable(kind: str) -> None:
 
 @pytest.mark.parametrize("derivative", ["mixed", "forward"])
 def test_a_product_of_scattered_numbers_is_refused_in_forward_mode(derivative: str) -> None:
-    """torch has no right tangent of its gradient."""
+    """torch has no correct tangent of its gradient."""
     index = torch.tensor([0, 1, 0])
 
     def gradient(reduce: str, mode: str) -> Tensor:
@@ -308,7 +308,7 @@ def test_a_product_of_scattered_numbers_is_refused_in_forward_mode(derivative: s
 
 
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
-def test_an_implicit_gradient_names_what_has_no_second_derivative(mode: str) -> None:
+def test_an_implicit_gradient_names_the_operation_without_a_second_derivative(mode: str) -> None:
     points = torch.tensor([[0.0, 1.0], [2.0, 3.0]], dtype=torch.float64)
 
     def objective(x: Tensor, scale: Tensor) -> Tensor:

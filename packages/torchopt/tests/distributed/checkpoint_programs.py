@@ -64,7 +64,7 @@ def save_sharded(path: str, dims: tuple[int, ...], asynchronous: bool) -> Any:
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def saves_that_fail(path: str) -> Any:
-    """Return what a rank is told where rank 0 cannot save, and the step that is left; by cause."""
+    """Return, by cause, a rank's error if rank 0 cannot save, and the step in the checkpoint."""
     writer = importlib.import_module("torch.distributed.checkpoint").FileSystemWriter
     net = _sharded(_mesh((todist.get_world_size(),)))
     checkpoint = todist.Checkpoint(path)
@@ -115,7 +115,7 @@ def no_room(*args: Any, **kwargs: Any) -> None:
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def load_sharded(path: str) -> Any:
-    """Return step, own shards and whole tensors, in whatever number of processes."""
+    """Return step, own shards and whole tensors, in any number of processes."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         found = todist.Checkpoint(path).load()
@@ -132,7 +132,7 @@ def load_sharded(path: str) -> Any:
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def continue_sharded(path: str, load: bool) -> Any:
-    """Return the parameters after three steps, of which two may come from a checkpoint."""
+    """Return the parameters after three steps; two of the steps may come from a checkpoint."""
     net = _sharded(_mesh((todist.get_world_size(),)))
     optimizer = torchopt.Adam(net.parameters(), lr=0.1)
     if load:
@@ -150,7 +150,7 @@ def continue_sharded(path: str, load: bool) -> Any:
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def checkpointed_shards(folder: str, steps: int) -> Any:
-    """Train sharded parameters from where the checkpoint is, with one after each step."""
+    """Train sharded parameters from the checkpoint on, with a new checkpoint after each step."""
     progress = introduce()
     net = _sharded(_mesh((todist.get_world_size(),)))
     optimizer = torchopt.Adam(net.parameters(), lr=0.1)
@@ -169,7 +169,7 @@ def checkpointed_shards(folder: str, steps: int) -> Any:
 
 
 def kill_while_saving(path: str) -> None:
-    """Save larger and larger numbers until somebody ends this process."""
+    """Save ever larger numbers until this process is killed."""
     checkpoint = todist.Checkpoint(path)
     step = 0
     while True:

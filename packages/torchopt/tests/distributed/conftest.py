@@ -20,8 +20,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-# Processes are forked from one that has done the imports, those torch does at first use as well:
-# a start takes 20 ms instead of 3 s.
+# Processes are forked from one that has finished all imports, including those that torch does at
+# first use, so that a start takes 20 ms instead of 3 s.
 multiprocessing.set_forkserver_preload(
     [
         "torch._dynamo",
@@ -34,7 +34,7 @@ multiprocessing.set_forkserver_preload(
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_folder_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No world leaves anything behind, however it ends."""
+    """Check that no world leaves files behind, however it ends."""
     temporary = tmp_path_factory.mktemp("t")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(temporary))
@@ -45,7 +45,7 @@ def _no_folder_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 @pytest.fixture(scope="session")
 def _server(_no_folder_is_left: None) -> None:
-    """Start the process that others are forked from, where it finds the programs."""
+    """Start the process that others are forked from, in a place where it finds the programs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         forkserver.ensure_running()
@@ -56,7 +56,7 @@ _worlds: dict[tuple[int, str], Any] = {}
 
 @pytest.fixture(scope="session")
 def standing(_server: None) -> Iterator[Callable[..., list[Any]]]:
-    """Run a program in a world of some processes that stays for the tests that follow."""
+    """Run a program in a world that remains open for the next tests."""
     from standing import Standing
 
     def run(program: Callable[..., Any], size: int, *args: Any, backend: str = "gloo") -> list[Any]:
@@ -89,14 +89,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """End the worlds behind the last test of this folder: those of remote calls never rest."""
+    """End the worlds after the last test of this folder; those of remote calls are never idle."""
     if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
         _close_worlds()
 
 
 @pytest.fixture
 def world(_server: None) -> Callable[..., list[Any]]:
-    """Run a program in a world of its own and return the results of its processes by rank."""
+    """Run a program in its own world and return the results of its processes by rank."""
     from ahead import in_world
 
     return in_world

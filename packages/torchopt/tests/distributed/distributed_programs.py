@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the processes of the tests run: functions that other processes import by name."""
+"""The programs of the tests: functions that other processes import by name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from torchopt.errors import WorkerError
 
 F64 = torch.float64
 
-PATIENCE = 120.0  # seconds; far more than any world takes, on a busy machine too
+PATIENCE = 120.0  # seconds; far more than any world takes, even on a busy machine
 
 
 # --- tasks ----------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ ENGINES = ("explicit", "implicit", "zero-order")
 
 
 def problem(engine: str) -> tuple[list[Tensor], Any, Callable[[Any], Tensor]]:
-    """Return leaves, what `TaskParallel` is given, and the loss of a task."""
+    """Return leaves, the argument of `TaskParallel`, and the loss of a task."""
     if engine == "explicit":
         net = make_net()
         leaves = list(net.parameters())
@@ -105,13 +105,13 @@ def problem(engine: str) -> tuple[list[Tensor], Any, Callable[[Any], Tensor]]:
 
 
 def see_no_files(engine: todist.TaskParallel) -> None:
-    """Let an engine work as on several machines, whose ranks have no file in common."""
+    """Make an engine work as on several machines, whose ranks share no files."""
     engine.group.messages = engine.group.counter = None
 
 
 @todist.auto_init_rpc(backend="gloo")
 def task_gradients_with(count: int, options: dict[str, Any], across: bool = False) -> Any:
-    """Return, for each engine, gradients after two steps and what the steps report."""
+    """Return, for each engine, the gradients after two steps and the reports of the steps."""
     results = {}
     for engine in ENGINES:
         leaves, params, loss = problem(engine)
@@ -136,7 +136,7 @@ def messages_of_steps(across: bool) -> dict[str, Any]:
     """Return the collective operations of single steps.
 
     Args:
-        across: Whether they are made as on several machines.
+        across: Whether to run as on several machines.
     """
 
     def counted(engine: todist.TaskParallel, tasks: int) -> int:
@@ -169,7 +169,7 @@ def resident() -> float:
 
 @todist.auto_init_rpc(backend="gloo")
 def memory_of_steps() -> Any:
-    """Return by how much memory grows, static and dynamic."""
+    """Return the growth of memory with the static and the dynamic schedule."""
     net = nn.Linear(64, 64)
     engine = todist.TaskParallel(net)
     gc.collect()
@@ -214,7 +214,7 @@ def _value(net: nn.Module, w: Tensor) -> Tensor:
 @todist.auto_init_rpc()
 @todist.rank_zero_only
 def what_calls_leave() -> dict[str, Any]:
-    """Return what is kept after many calls, late ones too."""
+    """Return the memory that is kept after many calls, including late ones."""
     w = torch.randn(20)
     net = nn.Linear(20, 50)
     for _ in range(200):
@@ -236,7 +236,7 @@ def what_calls_leave() -> dict[str, Any]:
             late.append(error.kind)
     time.sleep(1.0)
     del fresh, module
-    # One more call drops what is not needed any more.
+    # One more call drops everything that is no longer needed.
     todist.remote_sync_call(_value, args=(todist.share(net), w), partitioner=1)
     return {
         "contents here": sum(map(len, wire.outbox._has.values())),
@@ -249,7 +249,7 @@ def what_calls_leave() -> dict[str, Any]:
 
 
 def awkward_losses(dtype: torch.dtype) -> Tensor:
-    """Return losses that every bit counts of."""
+    """Return losses whose sum depends on every bit."""
     tiny = torch.finfo(dtype).tiny
     return torch.tensor([1 / 3, -0.1, 1e4 / 3, tiny, torch.nan, torch.inf, 0.0], dtype=dtype)
 
@@ -274,7 +274,7 @@ def steps_of_every_type() -> dict[torch.dtype, Any]:
 
 @todist.auto_init_rpc(backend="gloo")
 def together(options: dict[str, Any]) -> Any:
-    """Return gradients and losses by vmap, then one by one, and how often the first asked."""
+    """Return gradients and losses by vmap, then one by one, and the calls of the first."""
     net = make_net()
     leaves = list(net.parameters())
     calls = 0
@@ -304,7 +304,7 @@ def together(options: dict[str, Any]) -> Any:
 
 @todist.auto_init_rpc(backend="gloo")
 def edited_gradients() -> Any:
-    """Change gradients in place, as a tensor of its own each; return what comes out."""
+    """Change gradients in place, as if they were separate tensors, and return them."""
     a, b = (torch.zeros(n, dtype=F64, requires_grad=True) for n in (900, 800))
     todist.TaskParallel([a, b]).backward(lambda t: (a.sum() + 2 * b.sum()) * t, [1.0, 3.0])
     assert a.grad is not None
@@ -365,7 +365,7 @@ def wrapped_parameters() -> dict[str, Any]:
     parallel.backward(lambda t: ((net(t[0]) - t[1]) ** 2).mean(), tasks)
     results["ddp"] = [p.grad for p in net.parameters()]
 
-    # Two ways of dividing four ranks: tasks over the first dimension, parameters over the second.
+    # Four ranks as a mesh: tasks over the first dimension, parameters over the second.
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("tasks", "shards"))
     full = torch.tensor([[0.3], [-0.2], [0.5]], dtype=F64)
     theta = nn.Parameter(distribute_tensor(full, mesh["shards"], [Shard(0)]))
@@ -427,7 +427,7 @@ def mean_square(net: nn.Module, x: Tensor) -> Tensor:
 
 @todist.parallelize(todist.dim_partitioner(0, exclusive=True, keepdim=False), sum)
 def adapted_loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """A task of MAML: differentiates through an inner step on the worker."""
+    """Return the loss of a MAML task, differentiated through an inner step on the worker."""
     inner = torchopt.MetaSGD(net, lr=0.1)
     inner.step(((net(x) - y) ** 2).mean())
     return ((net(x) - y) ** 2).mean()
@@ -464,7 +464,7 @@ def drive() -> dict[str, Any]:
     ys = xs.sum(-1, keepdim=True).sin()
     net.zero_grad()
     with todist.autograd.context() as context_id:
-        # As published: a copy inside the graph; every call gets the same one.
+        # As in the published package: a copy inside the graph, the same for every call.
         copy = torchopt.module_clone(net, by="copy")
         total = adapted_loss(copy, xs, ys)
         got = todist.autograd.grad(context_id, total, list(net.parameters()))
@@ -541,7 +541,7 @@ def say_half(how: signal.Signals) -> list[int]:
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """Return what a call raises."""
+    """Return the error of a call."""
     try:
         return call()
     except WorkerError as error:
@@ -581,7 +581,7 @@ def parameters_travel_once() -> dict[str, Any]:
     results["values"] = [v.item() for v in (*first, second, third)]
     with torch.no_grad():
         results["expected third"] = float(net(x).sum())
-    on(1, scaled, net, x)  # the same contents in a plain module: known already
+    on(1, scaled, net, x)  # the same contents in a plain module, which the worker already knows
     results["plain module"] = sent()
     on(1, overwrite, net)
     again = on(1, scaled, shared, x)[0]
@@ -655,7 +655,7 @@ def remote_death() -> Any:
 
 
 def _report(result: Any) -> None:
-    """Leave a result where the test finds it: those of a world that broke are lost with it."""
+    """Write a result to a file, because a broken world loses its results."""
     path = Path(os.environ["FAULT_REPORT"])
     part = path.with_suffix(f".{todist.get_rank()}.part")
     part.write_text(repr(result))
@@ -715,7 +715,7 @@ def judge_within(seconds: float) -> None:
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def fault_elsewhere(kind: str, victim: int) -> Any:
-    """Two good steps, then a fault of one rank outside of a task, or by leaving from inside."""
+    """Take two good steps; then one rank fails outside a task, or exits inside one."""
     judge_within(3.0)
     p = torch.ones(300, requires_grad=True)
     parallel = todist.TaskParallel([p], timeout=1.5)
@@ -750,7 +750,7 @@ def fault_elsewhere(kind: str, victim: int) -> Any:
 
 
 def started_by_hand(rank: int, size: int, port: int, report: str, stopped: tuple[int, ...]) -> None:
-    """Be a rank of a world that no launcher watches over, in which some ranks stop."""
+    """Be a rank of a world without a launcher, in which some ranks stop."""
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(size),
@@ -763,7 +763,7 @@ def started_by_hand(rank: int, size: int, port: int, report: str, stopped: tuple
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def suspended() -> Any:
-    """Return the losses of steps, between and in which all ranks are stopped for a while."""
+    """Return the losses of steps; all ranks are stopped for a while between and during them."""
     judge_within(1.0)
     p = torch.ones(300, requires_grad=True)
     parallel = todist.TaskParallel([p], timeout=1.5)
@@ -780,7 +780,7 @@ def suspended() -> Any:
 
 
 def suspend(pids: list[int]) -> None:
-    """Stop processes together for longer than they may keep each other waiting."""
+    """Stop processes together for longer than their timeout."""
     for how, seconds in ((signal.SIGSTOP, 3.0), (signal.SIGCONT, 0.0)):
         for pid in pids:
             os.kill(pid, how)
@@ -789,7 +789,7 @@ def suspend(pids: list[int]) -> None:
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def slow_but_alive(kind: str) -> Any:
-    """Return what came out where one rank is slow and lives: nobody may end it."""
+    """Return the results if one rank is slow but alive; nobody may kill it."""
     judge_within(1.0)
     p = torch.ones(3, requires_grad=True)
     parallel = todist.TaskParallel([p], timeout=2.0)
@@ -797,7 +797,7 @@ def slow_but_alive(kind: str) -> Any:
 
     def loss(task: float) -> Tensor:
         if kind == "tasks" and task == 1.0:
-            time.sleep(0.3)  # many of them, none too long, while the other rank has done its own
+            time.sleep(0.3)  # many tasks, none too long, while the other rank has finished its own
         return (p * task).sum()
 
     step = parallel.backward(loss, [1.0] * 10 + [2.0] * 10)
@@ -807,7 +807,7 @@ def slow_but_alive(kind: str) -> Any:
 
 
 def started_by_srun(environment: dict[str, str], told: Path) -> None:
-    """Say what a rank finds that has the variables of slurm."""
+    """Return the world of a rank that has the variables of slurm."""
     os.environ.update(environment)
 
     @todist.auto_init_rpc(backend="collective", timeout=60)
@@ -878,7 +878,7 @@ def worlds_across_machines() -> list[Any]:
 
 
 def users_own_world() -> Any:
-    """Return what came out in a world that the program opened itself, with a slow rank."""
+    """Return the results in a world that the program opened itself, with a slow rank."""
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
@@ -899,7 +899,7 @@ def users_own_world() -> Any:
 
 @todist.auto_init_rpc(backend="gloo", timeout=30.0)
 def sub_groups() -> Any:
-    """Return owners, and who failed, as each half of four ranks sees them."""
+    """Return the owners and the failed rank, as each half of four ranks sees them."""
     import torch.distributed as dist
 
     groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
@@ -918,7 +918,7 @@ def sub_groups() -> Any:
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def lives(folder: str) -> None:
-    """Say that this process lives, then wait for the others, compute, or stand still, by rank."""
+    """Report that this process lives, then wait for the others, compute, or hang, by rank."""
     rank = todist.get_rank()
     part = Path(folder) / f"part.{rank}"
     part.write_text(str(os.getpid()))
@@ -931,7 +931,7 @@ def lives(folder: str) -> None:
 
 
 def spawning(folder: str) -> None:
-    """Start a world, and wait for what will not end."""
+    """Start a world that does not end, and wait for it."""
     tempfile.tempdir = folder
     modules = ["torch", "torchopt.distributed", "distributed_programs"]
     multiprocessing.set_forkserver_preload(modules)
@@ -946,7 +946,7 @@ def hold_a_folder(temporary: str, tell: Any) -> None:
 
 
 def introduce() -> Callable[[], None]:
-    """Tell who this process is, so that it can be killed; return what tells that it did a step."""
+    """Write down the id of this process, so that it can be killed; return a reporter of steps."""
     if "PROGRESS" not in os.environ:
         return lambda: None
     told, attempt = Path(os.environ["PROGRESS"]), os.environ["ATTEMPT"]
@@ -962,7 +962,7 @@ def introduce() -> Callable[[], None]:
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def checkpointed(folder: str, steps: int) -> Any:
-    """Train from where the checkpoint is, with one after each step."""
+    """Train from the checkpoint on, with a new checkpoint after each step."""
     return _checkpointed(folder, steps, 1)
 
 

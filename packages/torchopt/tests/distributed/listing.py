@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shape of a program for remote calls, as users write it; prints what the test looks at."""
+"""A program for remote calls, as users write it; it prints what the test checks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def train():
         losses.append(loss.item())
         last = [p.grad.clone() for p in model.parameters()]
         optimizer.step()
-    # The last gradient once more, in this process.
+    # The last gradient again, computed in this process.
     with torch.no_grad():
         for p, g in zip(model.parameters(), last):
             p += 0.2 * g
@@ -75,7 +75,7 @@ def main():
 
 
 def process(rank, world_size, port, told):
-    """What a program without torchrun sets by itself."""
+    """Set the variables of torchrun and run the program."""
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(world_size),

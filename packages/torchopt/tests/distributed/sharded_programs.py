@@ -55,7 +55,7 @@ def distributed(net: nn.Module, mesh: Any) -> nn.Module:
 
 
 def under_fully_shard(kind: str) -> nn.Module:
-    """Return the module under `fully_shard`, as a whole or its layers, too ("nested")."""
+    """Return the module under `fully_shard`, as a whole or with its layers ("nested")."""
     from torch.distributed.fsdp import fully_shard
 
     net: Any = small_net()

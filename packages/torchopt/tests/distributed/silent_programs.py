@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs in which something used to go wrong silently; each returns what came out."""
+"""Programs in which something used to go wrong silently; each returns its results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def start() -> Tensor:
 
 
 def after_error(options: dict[str, Any]) -> Any:
-    """Return loss and gradient of the step after one that failed in its third task."""
+    """Return the loss and gradient of the step after a step that failed in its third task."""
     theta, bad = start(), [True]
     engine = todist.TaskParallel([theta], **options)
 
@@ -49,7 +49,7 @@ def after_error(options: dict[str, Any]) -> Any:
 
 
 def half_way(where: str) -> Any:
-    """Return losses of a step after one in which the last rank's task raised in the middle."""
+    """Return the losses of a step after a step in which the last rank's task raised half-way."""
     net = make_net()
     engine = todist.TaskParallel(net)
     held = list(net.parameters())
@@ -62,7 +62,7 @@ def half_way(where: str) -> Any:
         inner.step(((net(x) - y) ** 2).mean())
         if bad and where == "task" and todist.get_rank() == todist.get_world_size() - 1:
             raise LookupError("bad query")
-        return ((net(z) - t) ** 2).mean()  # and never puts the parameters back
+        return ((net(z) - t) ** 2).mean()  # and never restores the parameters
 
     tasks = make_tasks(4)
     with contextlib.suppress(LookupError):
@@ -86,7 +86,7 @@ def statistics(options: dict[str, Any]) -> Any:
         net.calls += task[0].mean()
         net.train()
         value = (net(task[0]) ** 2).mean()
-        net.eval()  # depends on the statistics that this task has made
+        net.eval()  # depends on the statistics that this task has computed
         return value + (net(task[2]) ** 2).mean()
 
     for _ in range(2):
@@ -95,7 +95,7 @@ def statistics(options: dict[str, Any]) -> Any:
 
 
 def statistics_reference() -> Any:
-    """Return the same by the definition: each task starts from the buffers of the step."""
+    """Return the same from the definition: each task starts from the buffers of the step."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
     net.register_buffer("calls", torch.zeros(2, dtype=F64))
@@ -118,7 +118,7 @@ def statistics_reference() -> Any:
 
 
 def changed_leaves() -> dict[str, Any]:
-    """Return gradients after parameters were exchanged, unfrozen and frozen between steps."""
+    """Return gradients after parameters were replaced, unfrozen and frozen between steps."""
     found: dict[str, Any] = {}
     tasks = make_tasks(3)
     for what in ("assign", "unfreeze", "freeze"):
@@ -212,7 +212,7 @@ def result_of(x: Tensor, w: Tensor, kind: str) -> Any:
 
 @todist.driver
 def results_of_every_kind() -> dict[str, Any]:
-    """Return results with their graphs, the gradient, and whether arguments are as before."""
+    """Return results with their graphs, the gradient, and whether the arguments are unchanged."""
     found: dict[str, Any] = {}
     for kind in KINDS:
         x = torch.arange(1.0, 7.0, dtype=F64).reshape(3, 2)
@@ -238,7 +238,7 @@ def results_by_calls() -> Any:
 
 
 def differing(what: str) -> Any:
-    """Return what every rank is told when the ranks do not do the same."""
+    """Return every rank's error when the ranks do different things."""
     rank = todist.get_rank()
     theta, big = start(), torch.zeros(5000, requires_grad=True)
     engine = todist.TaskParallel([theta])
@@ -313,7 +313,7 @@ def module_sum(net: nn.Module, x: Tensor) -> Tensor:
 @todist.auto_init_rpc(timeout=60.0)
 @todist.rank_zero_only
 def contents_of_the_moment() -> dict[str, Any]:
-    """Change what was given to asynchronous calls right after them."""
+    """Change the arguments of asynchronous calls right after the calls."""
     found: dict[str, Any] = {}
     for n in (1, 4, 7, 8, 1000):
         for grad in (False, True):
@@ -349,7 +349,7 @@ def square(net: nn.Module, x: Tensor) -> Tensor:
 @todist.auto_init_rpc(timeout=60.0)
 @todist.rank_zero_only
 def gradients_of_calls() -> dict[str, Any]:
-    """Return what becomes of gradients outside of contexts and of unused parameters."""
+    """Return the gradients outside contexts, and those of unused parameters."""
     found: dict[str, Any] = {}
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).double()
     x = torch.ones(4, 3, dtype=F64)
@@ -429,7 +429,7 @@ def middle(x: Tensor) -> Tensor:
 
 @todist.parallelize(todist.dim_partitioner(0, exclusive=True), todist.sum_reducer, timeout=3)
 def too_many(x: Tensor) -> Tensor:
-    """Waits for calls that wait for calls, more of them than an agent has threads."""
+    """Wait for calls that wait for calls, more of them than an agent has threads."""
     whole: Tensor = middle(x.expand(2, 1).contiguous())
     return whole
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worlds that stay, and run one program of the tests after the other.
+"""Worlds that remain open and run the programs of the tests one after the other.
 
-A program that leaves its world whole needs none of its own: its processes are there already.
+A program that does not break its world does not need a new one, which saves the start.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torchopt.distributed.raised import Raised
 
 
 def serve(address: str, key: bytes) -> None:
-    """Run what comes through a pipe, in one process of a world, until it is closed."""
+    """Run the functions that arrive through a pipe, in one process, until the pipe is closed."""
     with Client(address, authkey=key) as pipe:
         pipe.send(todist.get_rank())
         while True:
@@ -46,7 +46,7 @@ def serve_rpc(address: str, key: bytes) -> None:
 
 
 class Standing:
-    """A world that stays.
+    """A world that remains open.
 
     Args:
         size: Number of processes.
@@ -76,10 +76,10 @@ class Standing:
         except BaseException as error:
             self._ended.append(error)
             with contextlib.suppress(OSError), Client(address, authkey=key) as pipe:
-                pipe.send(None)  # nobody else comes
+                pipe.send(None)  # no other process joins
 
     def run(self, program: Callable[..., Any], *args: Any) -> list[Any]:
-        """Return what a program returns in each process, by rank."""
+        """Return the results of a program by rank."""
         order = pickle.dumps((program, args))
         for pipe in self._pipes:
             pipe.send_bytes(order)
@@ -93,7 +93,7 @@ class Standing:
         return found
 
     def close(self) -> None:
-        """End the processes, in order; raise what they did not return."""
+        """End the processes, in order; raise their pending errors."""
         for pipe in self._pipes:
             pipe.close()
         self._thread.join(PATIENCE)

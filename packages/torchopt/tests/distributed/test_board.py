@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the processes of a machine write down for each other."""
+"""The memory through which the processes of a machine exchange numbers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torchopt.distributed.board import Board, Counter, Messages, _seen
 from torchopt.distributed.folder import has_locks
 
 
-def test_ranks_see_whether_the_others_mean_the_same(tmp_path):
+def test_ranks_check_that_all_start_the_same_operation(tmp_path):
     ranks = [Messages(tmp_path / "messages", rank, 3) for rank in range(3)]
     largest = 2**32 - 1
     for k, rank in enumerate(ranks):
         rank.tell(largest)
         assert [x.are_common() for x in ranks[: k + 1]] == [True if k == 2 else None] * (k + 1)
     ranks[0].tell(1)
-    assert ranks[0].are_common() is None  # the others are at the message before
+    assert ranks[0].are_common() is None  # the others are at the previous message
     assert ranks[1].are_common() is True
     ranks[1].tell(1)
     ranks[2].tell(2)
@@ -34,12 +34,12 @@ def test_ranks_see_whether_the_others_mean_the_same(tmp_path):
     assert [x.are_common() for x in ranks] == [False] * 3  # of other lengths
 
 
-def test_numbers_of_all_ranks_are_added_up(tmp_path):
+def test_numbers_of_all_ranks_are_summed(tmp_path):
     own, other = (Messages(tmp_path / "messages", rank, 2) for rank in (0, 1))
     full = torch.arange(own.room - 2.0, dtype=torch.float64)
     assert own.tell(5, [1.0, float("inf")], [full]) == 8 * own.room
     other.tell(5, [2.0, 0.0], [full[:10], full[10:]])
-    own.tell(6, [7.0])  # a rank that is ahead leaves what the other has not read
+    own.tell(6, [7.0])  # a rank that is ahead does not overwrite what the other has not read
     assert other.are_common() is True
     assert other.sums().tolist() == [3.0, float("inf"), *(2 * full).tolist()]
     other.tell(6, [8.0])
@@ -61,7 +61,7 @@ def test_each_number_of_a_counter_is_drawn_once(tmp_path):
     path = tmp_path / "counter"
     first, second = Counter(path), Counter(path)
     assert [first.draw(7, 2), second.draw(7, 3), first.draw(7, 1)] == [0, 2, 5]
-    assert [second.draw(8, 1), first.draw(8, 1)] == [0, 1]  # another purpose: from the start
+    assert [second.draw(8, 1), first.draw(8, 1)] == [0, 1]  # another purpose starts again
 
     def draws(number: int) -> list[int]:
         own = Counter(path)
@@ -87,7 +87,7 @@ def test_a_counter_waits_while_another_rank_draws(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux who is stopped")
-def test_only_processes_of_the_world_that_are_stopped_are_ended(tmp_path):
+def test_only_stopped_processes_of_the_world_are_killed(tmp_path):
     own = Board(tmp_path, 0)
     stopped, running, stranger = (subprocess.Popen(["sleep", "300"]) for _ in range(3))
     try:
@@ -110,7 +110,7 @@ def test_only_processes_of_the_world_that_are_stopped_are_ended(tmp_path):
             process.wait()
 
 
-def test_the_note_of_a_process_is_read_by_another(tmp_path):
+def test_a_process_reads_the_note_of_another(tmp_path):
     own, other = Board(tmp_path, 0), Board(tmp_path, 1)
     assert other.read(0) is None
     own.write("task 1 of 2")

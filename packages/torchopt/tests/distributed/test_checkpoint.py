@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: whole at any moment, refused if changed, sharded, for any number of processes."""
+"""Checkpoints: complete at any moment, refused if changed, sharded, for any world size."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_state_of_every_optimizer_comes_back(checkpoint, name):
+def test_the_state_of_every_optimizer_is_restored(checkpoint, name):
     def steps(optimizer, p, count):
         for _ in range(count):
             optimizer.zero_grad()
@@ -57,7 +57,7 @@ def test_the_state_of_every_optimizer_comes_back(checkpoint, name):
     assert torch.equal(p, q)
 
 
-def test_the_state_of_a_meta_optimizer_comes_back(checkpoint):
+def test_the_state_of_a_meta_optimizer_is_restored(checkpoint):
     net = torch.nn.Linear(2, 1)
     inner = torchopt.MetaAdam(net, lr=0.1)
     inner.step(net(torch.ones(1, 2)).sum())
@@ -68,7 +68,7 @@ def test_the_state_of_a_meta_optimizer_comes_back(checkpoint):
 Own = namedtuple("Own", "x")
 
 
-def test_what_cannot_be_read_is_not_written(checkpoint):
+def test_a_state_that_could_not_be_loaded_is_not_saved(checkpoint):
     checkpoint.save(1, {"w": torch.ones(2)})
     for value, name in ((Own(1), "Own"), (Path("here"), "Path"), (print, "print")):
         with pytest.raises(TypeError, match=rf"{name} at \$\['a'\]\[1\]"):
@@ -89,7 +89,7 @@ def damage(data: bytes) -> dict[str, bytes]:
     }
 
 
-def test_a_damaged_file_is_refused_and_the_one_before_is_used(checkpoint):
+def test_a_damaged_file_is_refused_and_the_previous_one_is_used(checkpoint):
     for step in (1, 2):
         checkpoint.save(step, {"w": torch.full((1000,), float(step))})
     path = checkpoint.path
@@ -98,14 +98,14 @@ def test_a_damaged_file_is_refused_and_the_one_before_is_used(checkpoint):
         with pytest.warns(UserWarning, match=rf"refuses {path}: .*; uses {path}.previous, step 1"):
             step, state = todist.Checkpoint(path).load()
         assert (step, state["w"][0]) == (1, 1.0)
-    # A damaged file never takes the place of the good one.
+    # A damaged file never replaces the good one.
     todist.Checkpoint(path).save(3, {"w": torch.zeros(2)})
     path.write_bytes(b"")
     with pytest.warns(UserWarning, match="step 1"):
         assert todist.Checkpoint(path).load()[0] == 1
 
 
-def test_a_damaged_file_without_one_before_is_refused(checkpoint):
+def test_a_damaged_file_without_a_previous_one_is_refused(checkpoint):
     checkpoint.save(1, {"w": torch.ones(1000)})
     path = checkpoint.path
     for data in damage(path.read_bytes()).values():
@@ -121,7 +121,7 @@ def test_torch_reads_the_file(checkpoint):
     assert torch.equal(found["state"]["w"], torch.ones(3))
 
 
-def test_an_asynchronous_save_has_the_state_of_its_moment(tmp_path):
+def test_an_asynchronous_save_has_the_state_at_the_call(tmp_path):
     checkpoint = todist.Checkpoint(tmp_path / "state.pt", asynchronous=True)
     w = torch.zeros(100_000)
     for step in range(1, 4):
@@ -178,7 +178,7 @@ def test_shards_of_all_ranks_are_loaded_by_any_number(standing, tmp_path, dims, 
             assert all(torch.equal(a, b) for a, b in zip(whole, saved[1]))
         if len(dims) == 1:
             assert sum(local for _, _, _, local, _, _ in results) == total
-    # A shard that was changed: the state before, on every rank.
+    # If a shard was changed, every rank loads the previous state.
     shards = (tmp_path / "state.pt.shards" / "2").glob("*.distcp")
     shard = max(shards, key=lambda file: file.stat().st_size)
     data = bytearray(shard.read_bytes())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that raise, hang, are killed or stopped: who is told what, and how runs continue."""
+"""Processes that raise, hang, are killed or stopped: what is reported, and how runs continue."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ahead import ahead, ends_of, free_port, in_world, reports, started, told_of
 import torchopt.distributed as todist
 from torchopt.errors import WorkerError
 
-# How often the checkpoint test kills; TORCHOPT_KILLS=20 for the full measure.
+# How often the checkpoint tests kill a process; the full number is TORCHOPT_KILLS=20.
 KILLS = int(os.environ.get("TORCHOPT_KILLS", "2"))
 
 
@@ -42,13 +42,13 @@ def test_a_task_that_raises_is_reported_on_every_rank_and_the_world_continues(ma
 
 @pytest.mark.parametrize("victim", [1, 0])
 @ahead(lambda folder, victim: told_of(folder, programs.collective_fault, 3, "kill", victim))
-def test_a_killed_process_is_named_by_the_others(made, victim):
+def test_the_others_name_a_killed_process(made, victim):
     ended, told = made
     assert ended.rank == victim
     assert sorted(told) == sorted({0, 1, 2} - {victim})
     for (rank, task, kind, _, _), kept, _ in told.values():
         assert (rank, kind) == (victim, "lost")
-        if victim != 0:  # rank 0 is the one that knows what the others do
+        if victim != 0:  # rank 0 knows what the others do
             assert task == "task 2 of 4"
         assert kept == 5.0
 
@@ -89,7 +89,7 @@ def test_a_process_that_does_not_even_answer_is_named(made):
 @ahead(
     lambda folder, kind, told, victim: told_of(folder, programs.fault_elsewhere, 3, kind, victim)
 )
-def test_every_fault_is_named_by_the_others(made, kind, told, victim):
+def test_the_others_name_every_fault(made, kind, told, victim):
     _, found = made
     assert sorted(found) == sorted({0, 1, 2} - {victim})
     own = {0: "task 1 of 4", 1: "task 2 of 4"}[victim]
@@ -117,7 +117,7 @@ def stopped_by_hand(folder: Path, stopped: tuple[int, ...]) -> tuple[list[int | 
 
 @pytest.mark.parametrize("stopped", [(1,), (0,), (0, 2)])
 @ahead(stopped_by_hand)
-def test_stopped_processes_are_ended_by_those_that_name_them(made, stopped):
+def test_the_processes_that_name_a_stopped_one_kill_it(made, stopped):
     ends, found = made
     assert ends == [-signal.SIGKILL if rank in stopped else 1 for rank in range(len(ends))]
     assert {*found} == {*range(len(ends))} - {*stopped}
@@ -133,7 +133,7 @@ def test_a_world_that_is_suspended_goes_on_afterwards(made):
 
 @pytest.mark.parametrize("kind", ["tasks", "end"])
 @ahead(lambda folder, kind: in_world(programs.slow_but_alive, 2, kind))
-def test_a_slow_process_that_lives_is_waited_for(made, kind):
+def test_the_others_wait_for_a_slow_process_that_is_alive(made, kind):
     for rank, result in enumerate(made):
         assert result == (pytest.approx(4.5), rank)
 
@@ -191,7 +191,7 @@ def runs(pid: int) -> bool:
 
 
 @ahead(lambda folder: told_of(folder, programs.remote_death, 3))
-def test_a_killed_worker_of_remote_calls_is_named_and_the_others_go_on(made):
+def test_a_killed_worker_of_remote_calls_is_named_and_the_others_continue(made):
     ended, found = made
     assert ended.rank == 1
     (rank, task, kind, _, _), still, seconds = found[0]
@@ -206,14 +206,15 @@ def kill_at_random(
     """Kill one of the processes of an attempt, some steps and some milliseconds into it.
 
     Args:
-        folder: Where they say who they are, and how far.
-        chance: For the process, the step and the moment.
+        folder: The folder with their ids and steps.
+        chance: Chooses the process, the step and the moment.
         attempt: Number of the attempt.
         size: Number of processes.
-        part: What exists while a checkpoint is written: the moment to kill; None: any.
+        part: A file that exists while a checkpoint is written, which is the moment to kill; None:
+            any moment.
 
     Returns:
-        To be set when it is too late.
+        An event to set when it is too late to kill.
     """
     victim, after, late = chance.randrange(size), chance.randrange(1, 4), chance.uniform(0.0, 0.03)
     pid, progress = folder / f"pid.{attempt}.{victim}", folder / f"progress.{attempt}"
@@ -234,7 +235,7 @@ def kill_at_random(
 
 
 def killed(folder, program, sizes, part=None) -> int:
-    """Kill runs that go on from each other; return how many steps are in the checkpoint."""
+    """Kill runs that continue each other; return the number of steps in the checkpoint."""
     broken, chance = folder / "broken", random.Random(f"{program.__name__} {part}")
     for attempt in range(KILLS):
         environment = {"ATTEMPT": str(attempt), "PROGRESS": str(folder)}
@@ -282,12 +283,12 @@ def assert_same_bits(results, want):
     ids=["at any moment", "in a checkpoint", "with steps after it"],
 )
 @ahead(lambda folder, program, part: broken_and_whole(folder, program, (3, 2), 1, part))
-def test_a_run_that_is_killed_repeatedly_ends_like_one_that_is_not(made, program, part):
+def test_a_run_that_is_killed_repeatedly_ends_like_an_undisturbed_one(made, program, part):
     assert_same_bits(*made)  # the gradients are deterministic
 
 
 @ahead(lambda folder: broken_and_whole(folder, checkpoint_programs.checkpointed_shards, (3,), 3))
-def test_a_run_that_is_killed_while_it_saves_shards_ends_like_one_that_is_not(made):
+def test_a_run_that_is_killed_while_it_saves_shards_ends_like_an_undisturbed_one(made):
     assert_same_bits(*made)
 
 
@@ -303,7 +304,7 @@ def test_a_process_that_says_half_of_its_result_is_named(how, seconds, words):
         todist.spawn(programs.say_half, 1, (how,), start_method="forkserver", timeout=seconds)
 
 
-def test_worker_errors_travel_between_processes():
+def test_worker_errors_can_be_sent_between_processes():
     error = WorkerError(3, "task 1 of 2", "raised", "Traceback: here")
     again = pickle.loads(pickle.dumps(error))
     assert (again.rank, again.task, again.kind) == (3, "task 1 of 2", "raised")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a world is the user's alone, and goes with the last process."""
+"""The folder of a world is private to its user, and the last process removes it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def temporary(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_last_one_that_leaves_removes_the_folder(temporary):
+def test_the_last_process_that_leaves_removes_the_folder(temporary):
     first = Folder()
     assert first.path.parent == temporary
     assert first.path.stat().st_mode & 0o77 == 0
@@ -38,7 +38,7 @@ def test_the_last_one_that_leaves_removes_the_folder(temporary):
     assert list(temporary.iterdir()) == []
 
 
-def test_what_killed_processes_leave_is_removed_by_the_next_world(temporary):
+def test_the_next_world_removes_the_files_of_killed_processes(temporary):
     told, tell = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("forkserver").Process(
         target=distributed_programs.hold_a_folder, args=(str(temporary), tell)
@@ -47,10 +47,10 @@ def test_what_killed_processes_leave_is_removed_by_the_next_world(temporary):
     left = Path(told.recv())
     stale = folder.place_of("1234")
     stale.write_text(json.dumps({"folder": str(left)}))
-    others = temporary / "torchopt-notes"  # nothing of ours
+    others = temporary / "torchopt-notes"  # not one of our folders
     others.mkdir()
     Folder().leave()
-    assert left.is_dir()  # its process lives
+    assert left.is_dir()  # its process is alive
     assert stale.exists()
     process.kill()
     process.join()
@@ -75,7 +75,7 @@ def test_a_port_at_which_another_world_meets_is_refused(temporary, monkeypatch):
     assert place.read_text() == record
     process.kill()
     process.join()
-    with pytest.raises(TimeoutError):  # nobody else comes, but the place is free
+    with pytest.raises(TimeoutError):  # no other process joins, but the port is free
         meet_on_this_machine(0, (0, 1), 0.1)
     assert list(temporary.glob("torchopt-*")) == []
 
@@ -96,7 +96,7 @@ def test_a_forked_child_holds_nothing(temporary):
     os.close(writer)
 
 
-def test_a_place_that_only_a_port_names_is_the_users_alone(temporary, monkeypatch):
+def test_a_folder_named_by_a_port_is_private_to_the_user(temporary, monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     monkeypatch.setenv("MASTER_PORT", "29123")
     place = folder.place_of("29123")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is at fault, from what is known of each process."""
+"""The decision which process is at fault, from what is known about each."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ START = 1000.0
 
 
 def view(kind: str, name: str, *, since: float, heard: float, limit: float = 1.0) -> View:
-    """Return what is known of a process; times from `START`."""
+    """Return what is known about a process; times are relative to `START`."""
     found = View(START)
     found.doing = Doing(kind, name, limit, (0, 1, 2), START + since)
     found.heard = START + heard
     return found
 
 
-def test_a_silent_process_is_at_fault_though_it_was_last_heard_in_the_operation():
-    # Rank 1 was stopped in the task after its last sign of life, which came from the step before.
+def test_a_silent_process_is_at_fault_even_if_it_was_last_heard_in_the_operation():
+    # Rank 1 was stopped in the task after its last heartbeat, which came from the previous step.
     for seconds in (1.1, 1.3, 1.6, 2.0):
         views = {
             0: view("operation", "the sum of step 2", since=0.0, heard=seconds),
@@ -33,7 +33,7 @@ def test_a_silent_process_is_at_fault_though_it_was_last_heard_in_the_operation(
     assert verdict is not None
 
 
-def test_an_operation_that_all_have_reached_and_that_does_not_end_blames_no_rank():
+def test_no_rank_is_at_fault_if_all_are_in_an_operation_that_does_not_end():
     views = {
         rank: view("operation", "the sum of step 2", since=0.0, heard=1.9) for rank in range(3)
     }
@@ -43,7 +43,7 @@ def test_an_operation_that_all_have_reached_and_that_does_not_end_blames_no_rank
     assert (verdict.rank, verdict.task) == (None, "the sum of step 2")
 
 
-def test_a_clock_stands_while_its_process_is_stopped(monkeypatch):
+def test_a_clock_pauses_while_its_process_is_stopped(monkeypatch):
     now = START
     monkeypatch.setattr(time, "monotonic", lambda: now)
     clock = Clock(1.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may join a world, what launchers say of it, and torch without remote calls."""
+"""Who may join a world, the variables of launchers, and torch without remote calls."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def hub():
 RANKS = (0, 1)
 
 
-def test_only_who_knows_the_token_joins(hub):
+def test_only_processes_with_the_token_can_join(hub):
     watch, address = hub
     many = b"x" * 9999
     for words in (b"GET / HTTP/1.0\r\n\r\n", b'{"rank": 1}\n', b'{"bye": true}\n', many):
@@ -95,7 +95,7 @@ def test_only_who_knows_the_token_joins(hub):
             assert set(json.loads(stranger.recv(1000))) == {"challenge"}
             stranger.sendall(words)
             with contextlib.suppress(ConnectionError):
-                assert stranger.recv(1000) == b""  # shown the door
+                assert stranger.recv(1000) == b""  # the connection is closed
     with pytest.raises(StrangerError):
         connect(address, 1, RANKS, "another token", 30.0)
     assert watch.failure is None
@@ -104,7 +104,7 @@ def test_only_who_knows_the_token_joins(hub):
     link = connect(address, 1, RANKS, "the token", 30.0)
     watch.wait_for_everyone(30.0)
     with pytest.raises(RuntimeError, match=f"found one in which process {os.getpid()} .* is this"):
-        connect(address, 1, RANKS, "the token", 30.0)  # a rank joins once
+        connect(address, 1, RANKS, "the token", 30.0)  # a rank can join only once
     with pytest.raises(RuntimeError, match="rank 2 of 3: .* found one of 2 processes; end what"):
         connect(address, 2, (0, 1, 2), "the token", 30.0)
     assert watch.failure is None
@@ -205,7 +205,7 @@ def test_worlds_across_machines_follow_one_another(made):
 
 
 @pytest.mark.parametrize(("silence", "kind"), [(0.0, "lost"), (5.0, "timed out")])
-def test_a_process_that_was_silent_before_its_end_was_stuck(hub, silence, kind):
+def test_a_process_that_was_silent_before_it_ended_counts_as_stuck(hub, silence, kind):
     watch, address = hub
     link = connect(address, 1, RANKS, "the token", 30.0)
     watch.wait_for_everyone(30.0)
@@ -215,7 +215,7 @@ def test_a_process_that_was_silent_before_its_end_was_stuck(hub, silence, kind):
     assert (failure.rank, failure.kind) == (1, kind)
 
 
-def test_a_hub_that_does_not_know_the_token_is_refused():
+def test_a_hub_without_the_token_is_refused():
     listener = socket.create_server(("127.0.0.1", 0))
     watch = Watch(0, RANKS, 30.0, "another token", listener=listener)
     with pytest.raises(StrangerError):
@@ -296,7 +296,7 @@ except ImportError as error: sys.stdout.write(str(error))
 
 
 @ahead(lambda folder: run(WITHOUT_DISTRIBUTED, {}))
-def test_torch_without_distributed_gives_one_sentence(made):
+def test_torch_without_distributed_raises_a_one_sentence_error(made):
     code, told = made
     assert code == 0, told
     assert "expected a torch built with torch.distributed, found one without" in told
@@ -322,7 +322,7 @@ def test_the_worker_of_the_manual_sets_what_torchrun_sets(monkeypatch):
 
 @pytest.mark.parametrize("program", ["weights_and_unused", "users_own_world"])
 def test_ray_workers(program):
-    """In a world of ours, and in the process group that `ray.train` opens for its workers."""
+    """In our own world, and in the process group that `ray.train` opens for its workers."""
     ray = pytest.importorskip("ray", reason="needs ray")
     ray.init(num_cpus=2, include_dashboard=False)
     folder = str(Path(programs.__file__).parent)

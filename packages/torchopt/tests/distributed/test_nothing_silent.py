@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was lost or falsified silently: it is right now, or an error says so on every rank."""
+"""Former silent errors: each is now correct, or raises on every rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def same(got, want, bound=1e-12):
 
 @pytest.mark.parametrize("schedule", ["static", "dynamic"])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_the_step_after_a_failed_one_does_all_its_tasks(standing, schedule, deterministic):
+def test_the_step_after_a_failed_step_runs_all_its_tasks(standing, schedule, deterministic):
     options = {"schedule": schedule, "deterministic": deterministic}
     for name, before, loss, grad, steps in standing(programs.run, 2, "after_error", options):
         assert name == "LookupError"
@@ -29,7 +29,7 @@ def test_the_step_after_a_failed_one_does_all_its_tasks(standing, schedule, dete
         assert steps == 1
 
 
-def test_a_task_that_raises_half_way_leaves_the_module_as_it_was(standing):
+def test_a_task_that_raises_half_way_does_not_change_the_module(standing):
     want = programs.half_way("nowhere")
     for n in (1, 2):
         for same_leaves, training, losses, grads in standing(programs.run, n, "half_way", "task"):
@@ -60,7 +60,7 @@ def test_statistics_and_what_depends_on_them_are_the_same_at_every_world_size(
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_parameters_that_are_exchanged_or_frozen_between_steps_are_seen(standing, n):
+def test_steps_notice_replaced_and_frozen_parameters(standing, n):
     for found in standing(programs.run, n, "changed_leaves"):
         for pairs in found.values():
             assert any(want is not None for _, want in pairs)
@@ -80,7 +80,7 @@ def test_unused_parameters_have_no_gradient(standing, n):
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_what_a_function_writes_into_its_arguments_stays_with_it(standing, n):
+def test_the_caller_does_not_see_what_a_function_writes_into_its_arguments(standing, n):
     for value, x, weight, bias, tensor in standing(programs.run, n, "written_arguments"):
         assert value.item() == 12.0
         assert x.flatten().tolist() == [1.0] * 4
@@ -119,13 +119,13 @@ def test_ranks_that_pull_different_results_back_are_told(standing):
         assert other is None
 
 
-def test_an_asynchronous_call_sees_the_contents_of_its_moment(standing):
+def test_an_asynchronous_call_sees_its_arguments_as_they_were_at_the_call(standing):
     for name, values in standing(programs.contents_of_the_moment, 2, backend="rpc")[0].items():
         count = 20 if name.startswith("share") else 10
         assert values == [float(i) for i in range(count)], name
 
 
-def test_gradients_of_calls_are_whole_or_refused(standing):
+def test_gradients_of_calls_are_complete_or_raise(standing):
     found = standing(programs.gradients_of_calls, 2, backend="rpc")[0]
     assert "outside of a context" in found["outside"]
     small, unused, big, idle = found["unused"]
@@ -141,7 +141,7 @@ def test_gradients_of_calls_are_whole_or_refused(standing):
 
 
 @ahead(lambda folder: in_world(programs.nested_calls, 2))
-def test_calls_that_call_finish_or_time_out(made):
+def test_nested_calls_finish_or_time_out(made):
     value, more = made[0]
     assert value == 8.0 * 60
     assert more in ("timed out", 140 * 2 * 8.0)

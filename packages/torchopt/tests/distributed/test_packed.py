@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees as bytes come back as they were, each tensor with memory of its own."""
+"""Trees survive packing into bytes, and each tensor gets its own memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHAPES = ((), (1,), (3,), (2, 3), (0,), (2, 0), (1, 1, 2))
 
 
 @pytest.mark.parametrize("copies", [1, 2, 300])
-def test_trees_come_back(copies):
+def test_trees_survive_packing(copies):
     generator = torch.Generator().manual_seed(copies)
     tree = {
         "tensors": [
@@ -35,11 +35,11 @@ def test_trees_come_back(copies):
             assert not y.requires_grad
 
 
-def test_tensors_that_came_together_do_not_share_entries_or_versions():
+def test_unpacked_tensors_do_not_share_entries_or_versions():
     first, second, *_ = packed.unpack(packed.pack([torch.zeros(2) for _ in range(5)]))
     kept = second * torch.ones(2, requires_grad=True)
     first.add_(1.0)
-    kept.sum().backward()  # the version of the second one is its own
+    kept.sum().backward()  # the second tensor has its own version
     assert second.tolist() == [0.0, 0.0]
     assert first.untyped_storage().nbytes() == 8
 
@@ -48,4 +48,4 @@ def test_bytes_grow_with_the_numbers_and_not_with_the_tensors():
     def size(count: int) -> int:
         return len(packed.pack([torch.zeros(1) for _ in range(count)]))
 
-    assert size(3000) - size(2000) < 20 * 1000  # 4 of content, and a place in the tree
+    assert size(3000) - size(2000) < 20 * 1000  # 4 bytes of content, and a place in the tree

@@ -67,7 +67,7 @@ def test_auto_init_rpc_begins_with_the_published_parameters():
     ]
 
 
-def test_modules_are_where_they_were():
+def test_modules_have_their_published_names():
     assert todist.rpc is torch.distributed.rpc
     assert todist.dist is torch.distributed
     assert todist.api.batch_partitioner is todist.batch_partitioner
@@ -88,7 +88,7 @@ def four_local_of_twelve(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def test_world_information_is_that_of_the_environment_now(monkeypatch):
+def test_world_information_follows_the_environment(monkeypatch):
     assert tuple(todist.get_world_info()) == (0, 1, 0, 1)
     four_local_of_twelve(monkeypatch)
     info = todist.get_world_info()
@@ -130,7 +130,7 @@ def test_partitioners_make_the_published_calls(monkeypatch):
     fourteen = shapes(batch(torch.arange(14)))
     assert [call[0] for call in fourteen] == list(range(12))
     assert fourteen[-1] == (11, ([11, 12, 13],), {})  # the remainder goes to the last
-    assert shapes(batch(1, a="x")) == [(1, (1,), {"a": "x"})]  # no tensors: here
+    assert shapes(batch(1, a="x")) == [(1, (1,), {"a": "x"})]  # without tensors, the call runs here
     assert batch(torch.ones(0)) == []
     one_each = todist.dim_partitioner(0, exclusive=True, keepdim=False)
     assert shapes(one_each(torch.arange(2), k=torch.ones(2, 1))) == [
@@ -190,7 +190,7 @@ def test_reducers():
     for dim in (-1, 1):
         by_column = todist.WeightedReducer(dim=dim).bind(columns)
         assert torch.equal(by_column(results), torch.tensor([2.5, 6.5]))
-    # A scalar has no dimension to be weighed by; the next argument has.
+    # A scalar has no dimension that could give a weight, but the next argument has one.
     behind = [(0, (torch.tensor(7.0), torch.ones(2, n)), {}) for n in (1, 3)]
     assert torch.equal(
         todist.WeightedReducer(dim=-2).bind(behind)(results), torch.tensor([2.0, 5.0])
@@ -235,7 +235,7 @@ def test_parallelized_functions_are_plain_calls_in_one_process():
         todist.remote_sync_call(max, partitioner=3.5)
 
 
-def test_functions_cannot_change_the_module_they_were_called_with():
+def test_functions_cannot_change_the_caller_s_module():
     @todist.parallelize(todist.batch_partitioner, todist.sum_reducer)
     def adapted(net, x):
         inner = torchopt.MetaSGD(net, lr=0.5)
@@ -248,7 +248,7 @@ def test_functions_cannot_change_the_module_they_were_called_with():
     assert all(p is q for p, q in zip(net.parameters(), start))
     assert all(p.grad.abs().sum() > 0 for p in start)
     net.zero_grad()
-    # A module that is not shared arrives cut from the caller's, as over the wire.
+    # A module that is not shared arrives detached from the caller's, as with real remote calls.
     adapted(net, torch.ones(3, 2)).backward()
     assert all(p.grad is None for p in start)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What travels with remote calls, and what comes back when they fail."""
+"""The data that remote calls send, and the errors that they return."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchopt.distributed.deadlines import Deadlines
 WEIGHT, BIAS = 100 * 50 * 8, 50 * 8
 
 
-def test_parameters_travel_once_for_each_version_and_worker(standing):
+def test_parameters_are_sent_once_for_each_version_and_worker(standing):
     result = standing(programs.parameters_travel_once, 3, backend="rpc")[0]
     assert result["first version"] == 2 * (WEIGHT + BIAS)  # to ranks 1 and 2
     assert result["unchanged"] == 0
@@ -39,9 +39,9 @@ def test_parameters_travel_once_for_each_version_and_worker(standing):
 
 
 @ahead(lambda folder: in_world(programs.what_calls_leave, 2))
-def test_calls_leave_nothing_behind(made):
+def test_calls_free_all_their_memory(made):
     found = made[0]
-    # Fresh modules of 8 kB, and tensors that change: a worker keeps the last ones.
+    # New modules of 8 kB, and tensors that change: a worker keeps only the last ones.
     assert found["contents here"] <= 6
     assert found["contents there"] <= 6
     assert found["tensors"] <= 6
@@ -50,17 +50,17 @@ def test_calls_leave_nothing_behind(made):
     assert found["running"] == 0
 
 
-def test_memory_of_old_contents_is_given_back_now_and_then(monkeypatch):
+def test_memory_of_old_contents_is_freed_regularly(monkeypatch):
     given = []
     monkeypatch.setattr(wire, "_give_back", lambda: given.append(len(inbox._contents)))
     inbox = wire.Inbox()
     for k in range(20):
         old = [bytes([k - 1])] if k else []
         inbox.put(1, {bytes([k]): torch.zeros(2**20)}, old)
-    assert given == [1, 1]  # 76 MiB are gone
+    assert given == [1, 1]  # 76 MiB have been freed
 
 
-def test_functions_are_called_at_their_time_unless_called_off():
+def test_functions_are_called_at_their_time_unless_cancelled():
     called = []
     done = threading.Event()
     deadlines = Deadlines()
@@ -100,7 +100,7 @@ def test_errors_name_rank_task_and_traceback(standing):
     assert result["by name"] == [2]
 
 
-def test_trees_of_references_are_read_where_they_are_and_elsewhere(standing):
+def test_trees_of_references_are_read_locally_and_remotely(standing):
     found = standing(programs.references_to_leaves, 2, backend="rpc")[0]
     assert found["backend"] == "rpc"
     assert found["autograd"]

@@ -29,7 +29,7 @@ def test_sharded_parameters_are_trained_like_those_of_one_process(standing, n):
 
 
 @pytest.mark.parametrize("name", programs.CLASSES)
-def test_get_state_dict_and_set_state_dict_take_our_optimizers(name):
+def test_get_state_dict_and_set_state_dict_work_with_our_optimizers(name):
     def steps(net, optimizer, count):
         for _ in range(count):
             optimizer.zero_grad()

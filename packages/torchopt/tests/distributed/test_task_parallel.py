@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients over tasks do not depend on the number of ranks; sums, buckets, wrapped parameters."""
+"""Gradients over tasks are independent of the number of ranks; sums, buckets, wrappers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torchopt.distributed as todist
 from torchopt.distributed.ordered_sum import OrderedSum, nodes_of
 
 SIZES = (1, 2, 3, 4)
-COUNT = 7  # divides by none of the sizes
+COUNT = 7  # not divisible by any of the sizes
 
 
 def sequential_gradients(engine: str) -> list[torch.Tensor]:
@@ -41,7 +41,7 @@ def test_every_engine_at_every_world_size(standing, schedule, across):
     results = {n: standing(programs.task_gradients_with, n, *order) for n in SIZES}
     one = results[1][0]
     for engine in programs.ENGINES:
-        if engine != "zero-order":  # its reference has other random numbers
+        if engine != "zero-order":  # its reference draws other random numbers
             assert_close(one[engine][0], sequential_gradients(engine))
         for n in SIZES:
             for rank in range(n):
@@ -69,11 +69,11 @@ def test_deterministic_gradients_have_the_same_bits_at_every_world_size(standing
     assert_close(results[0][0]["explicit"][0], sequential_gradients("explicit"))
 
 
-def test_buckets_leave_before_the_last_backward_pass_ends(standing):
+def test_buckets_are_sent_before_the_last_backward_pass_ends(standing):
     for result in standing(programs.task_gradients_with, 2, COUNT, {}):
         _, _, _, _, early_bytes, bytes_sent = result["explicit"]
         sizes = [8 * p.numel() for p in programs.make_net().parameters()]
-        # Buckets of 128 bytes, the first of 32; the last one goes with the losses, after the pass.
+        # Buckets of 128 bytes, the first of 32; the last is sent with the losses, after the pass.
         assert early_bytes == sum(sizes[2:])
         # 7 losses, 6 parameters used and 2 flags.
         assert bytes_sent == sum(sizes) + 8 * (COUNT + len(sizes) + 2)
@@ -82,11 +82,11 @@ def test_buckets_leave_before_the_last_backward_pass_ends(standing):
 @pytest.mark.parametrize("across", [False, True], ids=["one machine", "several"])
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_step_is_one_message_or_as_many_as_there_are_buckets(standing, size, across):
-    """On one machine, only buckets and what has no room elsewhere are torch's messages."""
+    """On one machine, torch sends only buckets and what does not fit into the shared memory."""
     more = int(across)
     for counted in standing(programs.messages_of_steps, size, across):
         assert counted["packet"] == {10: [more] * 2, 2000: [1 + more] * 2}  # static, dynamic
-        # Another one checks, before the first bucket, that the ranks mean the same.
+        # One more message checks, before the first bucket, that the ranks do the same.
         assert counted["one bucket"] == [1 + more] * 2
         assert counted["three buckets"] == [3 + more] * 2
         assert counted["half"] == [1 + 2 * more] * 2  # float16 cannot hold the losses
@@ -94,7 +94,7 @@ def test_a_step_is_one_message_or_as_many_as_there_are_buckets(standing, size, a
 
 def test_memory_does_not_grow_with_the_steps(standing):
     for static, dynamic in standing(programs.memory_of_steps, 2):
-        assert static < 16.0  # MiB over 400 steps: 40 KiB a step would be seen
+        assert static < 16.0  # MiB over 400 steps: 40 KiB per step would be noticed
         assert dynamic < 16.0
 
 
@@ -111,7 +111,7 @@ def test_losses_and_gradients_are_exact_in_buckets_of_every_type(standing):
 
 @pytest.mark.parametrize("at_once", [None, 2])
 @pytest.mark.parametrize("schedule", ["static", "dynamic"])
-def test_tasks_together_are_tasks_one_by_one(standing, at_once, schedule):
+def test_tasks_under_vmap_equal_tasks_one_by_one(standing, at_once, schedule):
     for n in (1, 2):
         options = {"tasks_at_once": at_once, "schedule": schedule}
         for grads, losses, want_grads, want_losses, calls in standing(
@@ -123,7 +123,7 @@ def test_tasks_together_are_tasks_one_by_one(standing, at_once, schedule):
                 assert calls == 1  # whatever the number of tasks
 
 
-def test_tasks_together_say_what_they_expect():
+def test_tasks_under_vmap_report_what_they_expect():
     p = torch.ones(2, requires_grad=True)
     net = torch.nn.Sequential(torch.nn.BatchNorm1d(2, affine=False), torch.nn.Linear(2, 1))
     with pytest.raises(ValueError, match="expected None or >= 1, got 0"):
@@ -181,7 +181,7 @@ def test_gradients_are_changed_in_place_one_by_one(standing):
             assert [float(x) for x in found] == [1800.0, 1800.0, 5400.0, 0.0]
 
 
-def test_weights_unused_parameters_and_gradients_that_were_there(standing):
+def test_weights_unused_parameters_and_existing_gradients(standing):
     for n in (1, 3):
         for a, b, c in standing(programs.weights_and_unused, n):
             torch.testing.assert_close(a, torch.full((3,), 9 / 4, dtype=torch.float64))
@@ -209,7 +209,7 @@ def test_ddp_dtensor_and_fsdp_parameters(standing):
 
 
 @pytest.mark.parametrize("vectorized", [True, False])
-def test_zero_order_evaluations_are_shared_out_and_only_numbers_travel(standing, vectorized):
+def test_zero_order_evaluations_are_distributed_and_only_numbers_are_sent(standing, vectorized):
     one, made_by_one, _ = standing(programs.shared_evaluations, 1, vectorized)[0]
     for n in (2, 3):
         results = standing(programs.shared_evaluations, n, vectorized)
@@ -217,14 +217,14 @@ def test_zero_order_evaluations_are_shared_out_and_only_numbers_travel(standing,
             scale = one.abs().max()
             assert (grad - one).abs().max() <= 1e-12 * scale
             assert torch.equal(grad, results[0][0])
-            # 20 losses in two rows, and a seed: nothing of the size of 4000 parameters.
+            # 20 losses in two rows, and a seed; nothing has the size of the 4000 parameters.
             assert sent <= 2 * 80 * 2 + 8 * n
             if not vectorized:
                 assert made <= -(-2 * (made_by_one - 1) // (2 * n)) + 2
     assert one.norm() > 1.0
 
 
-def test_task_parallel_says_what_it_expects():
+def test_task_parallel_reports_what_it_expects():
     p = torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError, match="found none"):
         todist.TaskParallel([torch.ones(2)])
@@ -268,7 +268,7 @@ def test_random_numbers_of_a_task_are_its_own():
 
 
 @pytest.mark.parametrize("terms", [1, 2, 3, 5, 8, 13])
-def test_ordered_sum_does_not_depend_on_who_adds(terms):
+def test_ordered_sum_does_not_depend_on_the_rank_that_adds(terms):
     values = torch.randn(terms, generator=torch.Generator().manual_seed(terms)).tolist()
     order = torch.randperm(terms, generator=torch.Generator().manual_seed(0)).tolist()
 

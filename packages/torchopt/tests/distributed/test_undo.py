@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a task does to parameters and modules ends with it, whether it raises or not."""
+"""A task's changes to parameters and modules are undone at its end, even if it raises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distributed_programs import make_tasks
 
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_whatever_a_task_that_raises_has_changed_is_put_back(standing, n, deterministic):
+def test_everything_that_a_failed_task_changed_is_restored(standing, n, deterministic):
     options = {"deterministic": deterministic}
     for found in standing(programs.changes_of_a_task_that_raises, n, options):
         for name, (told, is_as_before, off) in found.items():
@@ -20,7 +20,7 @@ def test_whatever_a_task_that_raises_has_changed_is_put_back(standing, n, determ
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_tasks_that_adapt_parameters_in_place_are_alike_at_every_world_size(standing, n):
+def test_tasks_that_adapt_parameters_in_place_are_equal_at_every_world_size(standing, n):
     grads, losses = programs.adapted_reference(make_tasks(5))
     for found in standing(programs.adapted_in_place, n):
         assert len(found) == 2 * 2 * 2
@@ -33,7 +33,7 @@ def test_tasks_that_adapt_parameters_in_place_are_alike_at_every_world_size(stan
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_what_cannot_be_undone_task_by_task_is_refused(standing, n):
+def test_changes_that_cannot_be_undone_after_each_task_are_refused(standing, n):
     words = {
         "touch": "frozen parameters of more than 64 MiB",
         "write": "through `.data`",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unusual parameters, buffers, groups and arguments: right at every world size, or named."""
+"""Unusual parameters, buffers, groups and arguments: correct at every world size, or refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_buffers_of_every_kind_are_the_same_at_every_world_size(standing, option
     for n in (1, 3):
         for found in standing(programs.run, n, "buffers", options):
             assert found.pop("phase") == pytest.approx(3j, rel=1e-14)
-            # From infinity: the mean of what the tasks leave.
+            # If it starts at infinity, the result is the mean of the tasks' values.
             assert found.pop("least") == pytest.approx([3.0, 3.0], rel=1e-14)
             assert found == want
 
@@ -117,7 +117,7 @@ def test_operations_of_all_ranks_in_a_task_are_refused(standing):
             assert "RuntimeError" in kinds
             ranks = [0, 2] if kind.startswith("barrier of two") else [0, 1, 2]
             assert f"expected an operation of ranks {ranks} outside of their tasks" in trace
-    (alone,) = standing(programs.run, 1, "inside_a_task")  # where they are its own affair
+    (alone,) = standing(programs.run, 1, "inside_a_task")  # allowed in a world of one process
     assert not any(isinstance(told, tuple) for told in alone.values())
 
 
@@ -155,7 +155,7 @@ def test_an_estimate_that_fails_on_one_rank_is_told_to_all(standing, how, kind, 
 
 
 @ahead(lambda folder: in_world(programs.run, 2, "outside_of_the_world"))
-def test_who_is_not_in_the_world_takes_no_step(made):
+def test_a_process_outside_the_world_takes_no_step(made):
     for by_child, after, losses in made:
         assert len(by_child) == len(after) == 2
         for told in (*by_child, *after):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worlds of several processes: who is where, listings, loopback, both backends alike."""
+"""Worlds of several processes: ranks, the listing, loopback, equal results of both backends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ahead import ahead, ends_of, free_port
 LISTING = Path(listing.__file__)
 
 
-def test_every_process_knows_where_it_is(standing):
+def test_every_process_knows_its_rank_and_world(standing):
     facts = standing(programs.world_facts, 3, backend="rpc")
     for rank, (info, name, zero, other, one_or_two, not_one, id_, own, drives) in enumerate(facts):
         assert info == (rank, 3, rank, 3)
@@ -77,7 +77,7 @@ def assert_trained(facts):
 
 
 def under_torchrun(folder: Path) -> subprocess.CompletedProcess[str]:
-    # Otherwise torchrun asks for the name of this machine, which takes long where nobody knows it.
+    # Otherwise torchrun looks up the name of this machine, which takes long if it is unknown.
     here = ["--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
     launch = ["-m", "torch.distributed.run", *here, str(LISTING)]
     return subprocess.run(
@@ -94,7 +94,7 @@ def under_torchrun(folder: Path) -> subprocess.CompletedProcess[str]:
 def test_the_listing_runs_under_torchrun(made):
     assert made.returncode == 0, made.stderr
     found = [json.loads(line) for line in made.stdout.splitlines() if line.startswith("{")]
-    assert len(found) == 1  # rank 0 alone trains
+    assert len(found) == 1  # only rank 0 trains
     assert_trained(found[0])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks that write into what they are given, some of which raise half-way."""
+"""Tasks that write into their arguments and modules; some raise half-way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torchopt.distributed as todist
 
 
 def rich_net() -> nn.Module:
-    """Return a module with all that a task can change."""
+    """Return a module with everything that a task can change."""
     net = make_net()
     net.append(nn.BatchNorm1d(1, affine=False, dtype=F64))
     net.fixed = nn.Parameter(torch.full((3,), 2.0, dtype=F64), requires_grad=False)
@@ -108,7 +108,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
 
 
 def _state(net: nn.Module) -> Any:
-    """Return what a module is: tensors with their identity, modes, hooks, attributes."""
+    """Return the state of a module: tensors with their identity, modes, hooks, attributes."""
     tensors = [*net.named_parameters(), *net.named_buffers()]
     told = [(k, id(x), x.requires_grad, x.detach().clone(), x.grad) for k, x in tensors]
     parts = [
@@ -129,7 +129,7 @@ def _is_equal(one: Any, other: Any) -> bool:
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def changes_of_a_task_that_raises(options: dict[str, Any]) -> dict[str, Any]:
-    """Return for each change the error, whether all is as before, and how far a good step is off.
+    """Return, for each change, the error, whether all is as before, and a good step's error.
 
     The tasks of the last rank raise, or those of all ranks.
     """
@@ -217,7 +217,7 @@ def adapted_reference(tasks: Any) -> tuple[list[Tensor], Tensor]:
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def adapted_in_place() -> dict[Any, Any]:
-    """Return gradients and losses of tasks that adapt the parameters themselves, and leave them."""
+    """Return gradients and losses of tasks that adapt the parameters and do not restore them."""
     found = {}
     for name, schedule, deterministic in itertools.product(
         ADAPTATIONS, ("static", "dynamic"), (False, True)
@@ -241,7 +241,7 @@ def adapted_in_place() -> dict[Any, Any]:
 
 @todist.auto_init_rpc(backend="gloo", timeout=60.0)
 def what_cannot_be_undone() -> dict[str, Any]:
-    """Return what is told of writes behind autograd's back, and of gradients left behind."""
+    """Return the errors for writes that autograd does not see, and for leftover gradients."""
     found: dict[str, Any] = {}
     for size in (3, 100_000):
         p = nn.Parameter(torch.ones(size, dtype=F64))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs with unusual parameters, buffers, groups and arguments; each returns what came out."""
+"""Programs with unusual parameters, buffers, groups and arguments; each returns its results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Problem = tuple[Any, list[Tensor], Callable[[float], Tensor]]
 
 
 def table(size: int, dense_task: float | None = None) -> Problem:
-    """A table of embeddings whose gradients are sparse, but for one task."""
+    """Return an embedding table with sparse gradients, and its loss; one task's are dense."""
     torch.manual_seed(0)
     net = nn.ModuleList([nn.Embedding(size + 9, 3, sparse=True), nn.Linear(3, 1)]).double()
 
@@ -52,7 +52,7 @@ def tied(size: int) -> Problem:
 
 
 def points(size: int) -> Problem:
-    """A number, an empty tensor, and one laid out in another order."""
+    """Return a 0-dim tensor, an empty one, and one with other strides, and their loss."""
     torch.manual_seed(0)
     number = torch.tensor(2.0, dtype=F64, requires_grad=True)
     empty = torch.zeros(0, 3, dtype=F64, requires_grad=True)
@@ -97,7 +97,7 @@ SCHEDULES = ("static", "dynamic")
 
 
 def gradients(options: dict[str, Any]) -> dict[str, Any]:
-    """Return gradients of two steps, and those of a loop."""
+    """Return the gradients of two steps, and those of a loop."""
     found = {}
     for name, make in PROBLEMS.items():
         for size in (3, 2000):
@@ -156,7 +156,7 @@ def buffers(options: dict[str, Any]) -> Any:
 
 
 def overlapping_groups() -> Any:
-    """Return owners, and who raised, of groups that have ranks in common."""
+    """Return the owners, and the ranks that raised, in groups with common ranks."""
     import torch.distributed as dist
 
     rank, found = dist.get_rank(), {}
@@ -181,7 +181,7 @@ def overlapping_groups() -> Any:
 
 
 def refused(how: str) -> Any:
-    """Return what every rank is told where one cannot begin its step, and the step after."""
+    """Return every rank's error if one cannot begin its step, and the next step."""
     p = torch.ones(2, dtype=F64, requires_grad=True)
     engine = todist.TaskParallel([p], timeout=20.0)
 
@@ -211,7 +211,7 @@ def refused(how: str) -> Any:
 
 
 def different_operations() -> Any:
-    """Return what every rank is told where one waits for the others elsewhere."""
+    """Return every rank's error if one waits for the others in a different operation."""
     p = torch.ones(2, requires_grad=True)
     engine = todist.TaskParallel([p], timeout=1.0)
     engine.backward(lambda t: (p * t).sum(), TASKS)
@@ -221,7 +221,7 @@ def different_operations() -> Any:
 
 
 def a_rank_that_cannot_exchange() -> Any:
-    """Return what every rank is told where one fails after its tasks."""
+    """Return every rank's error if one fails after its tasks."""
     p = torch.ones(2, requires_grad=True)
     engine = todist.TaskParallel([p], timeout=30.0)
 
@@ -242,7 +242,7 @@ def no_room(*args: Any) -> None:
 
 
 def outside_of_the_world() -> Any:
-    """Return what a forked process, and a rank that has left, are told; then the last losses."""
+    """Return the errors of a forked process and of a rank that has left; then the last losses."""
     p = torch.ones(2, dtype=F64, requires_grad=True)
     engines = [todist.TaskParallel([p], schedule=how) for how in ("static", "dynamic")]
     told, tell = multiprocessing.Pipe(duplex=False)
@@ -271,7 +271,7 @@ def lives_on() -> None:
 
 
 def killed_beside_its_child(report: str) -> Any:
-    """Die while a process that was forked in a task lives on."""
+    """Die while a process that was forked in a task survives."""
     p = torch.ones(2, requires_grad=True)
     engine = todist.TaskParallel([p], timeout=30.0)
 
@@ -290,7 +290,7 @@ def killed_beside_its_child(report: str) -> Any:
 
 
 def inside_a_task() -> dict[str, Any]:
-    """Return what becomes of operations of all ranks in a task, by kind; then a step's losses."""
+    """Return the errors of collective operations inside a task, by kind; then a step's losses."""
     p = torch.ones(2, dtype=F64, requires_grad=True)
     theta = torch.ones(2, dtype=F64, requires_grad=True)
     inner = todist.TaskParallel([theta], timeout=30.0)
@@ -323,7 +323,7 @@ def inside_a_task() -> dict[str, Any]:
 
 
 def steps_of_two_threads() -> tuple[list[Any], list[Any]]:
-    """Return what steps by two threads at once give, and then by one: whether losses are right."""
+    """Return whether losses are correct in steps by two threads at once, and then by one."""
     params = [torch.full((3,), scale, dtype=F64, requires_grad=True) for scale in (2.0, 3.0)]
     engines = [todist.TaskParallel([p], schedule=how) for p, how in zip(params, SCHEDULES)]
     together = threading.Barrier(2)

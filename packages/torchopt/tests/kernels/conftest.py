@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the table of rules in this folder importable."""
+"""Make the table of rules in this folder importable."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One row of hyper-parameters and inputs for each fused rule; every test of the grid runs on it."""
+"""One row of hyper-parameters and inputs for each fused rule, shared by all tests of the grid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchopt.kernels.fused_step import StepCache
 
 
 def _rules() -> dict[str, FusedRule]:
-    """Return the kernels that the optimizers of the table use, by name."""
+    """Return the fused rules of the optimizers in the table, by name."""
     found = {}
     for row, settings in CASES:
         made = row.functional(**settings)
@@ -30,7 +30,7 @@ RULES = _rules()
 
 
 def fused_update(name: str, *args: Any, **options: Any) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """Return what `native.update` does for the rule `name`."""
+    """Return the result of `native.update` for the rule `name`."""
     return native.update(RULES[name], *args, **options)
 
 
@@ -62,7 +62,7 @@ def reference_update(
     *,
     maximize: bool,
 ) -> tuple[Tensor, ...]:
-    """Return (update, *state') of one tensor by the rule's own statement."""
+    """Return (update, *state') of one tensor from the reference implementation."""
     params = [] if p is None else [p]
     columns = rule.statement([g], [[x] for x in state], params, [step], hypers, maximize)
     return tuple(column[0] for column in columns)
@@ -116,7 +116,7 @@ def make_inputs(
         for shape in shapes:
             x = torch.randn(shape, generator=generator, dtype=torch.float64)
             if kind in POSITIVE or (kind == "mu" and name == "adadelta"):
-                # Above the square of the first moment, as a variance needs it.
+                # Above the square of the first moment, so that the variance is positive.
                 x = x.square() + (1.5 if "centered" in name else 0.1)
             elif kind == "mu" and "centered" in name:
                 x = x.clamp(-1, 1)

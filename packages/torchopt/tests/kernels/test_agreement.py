@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Native calls and plain torch operations agree, or refuse alike, whatever tensors they are given.
+"""Native calls and torch operations agree, or raise the same error, for all kinds of tensors.
 
-One row for each kind of input, and every optimizer runs on it.
+Every optimizer runs on one row for each kind of input.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAMES = sorted(SMOOTH)
 
 
 class Tagged(Tensor):
-    """A subclass without a behaviour of its own."""
+    """A subclass without its own behaviour."""
 
 
 def base(seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -160,7 +160,7 @@ def test_batched_backward_is_the_loop_over_the_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_no_number_has_no_sign(backend: Any) -> None:
+def test_nan_has_no_sign(backend: Any) -> None:
     g = torch.tensor([float("nan"), 2.0])
     lion = with_backend(torchopt.alias.lion(0.1), backend)
     update = lion.update((g,), lion.init((g,)), inplace=False)[0][0]
@@ -175,7 +175,7 @@ def test_no_number_has_no_sign(backend: Any) -> None:
     assert torch.isfinite(rprop.update((g.nan_to_num(),), state, inplace=False)[0][0]).all()
 
 
-def test_the_step_of_a_plan_is_read_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_reads_the_step_count_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = torchopt._C.StepPlan("sgd", [torch.ones(3)], [])
 
     def forbidden(x: Tensor) -> int:

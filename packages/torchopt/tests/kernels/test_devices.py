@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels of every device: one set of tests, on the CPU and, where there is one, on CUDA.
+"""The kernels of every device: one set of tests for the CPU and, if there is one, for CUDA.
 
 Those named "sanitizer" are also run under compute-sanitizer; see
 benchmarks/torchopt/gpu_kernels.py.
@@ -36,8 +36,8 @@ TOLERANCES = {
     torch.float16: 2e-3,
     torch.bfloat16: 2e-2,
 }
-# Around a pack of 4, a thread block of 256 and the 2048 elements of a block; more tensors than fit
-# one table of a launch.
+# Sizes around a pack of 4, a thread block of 256 and the 2048 elements of a block; more tensors
+# than fit into one table of a launch.
 EDGES = tuple((n,) for n in (1, 2, 3, 5, 255, 257, 1023, 1025, 1027, 2047, 2048, 2049, 4097))
 MANY = ((3,),) * 70
 
@@ -48,7 +48,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip("needs a CUDA device and a build with TORCHOPT_CUDA=ON")
     yield request.param
     if request.param == "cuda":
-        torch.cuda.synchronize()  # an error of a kernel shows in the test that launched it
+        torch.cuda.synchronize()  # so that the test that launched a kernel reports its error
 
 
 def to(device: str, *roles: list[Tensor]) -> list[list[Tensor]]:
@@ -58,7 +58,7 @@ def to(device: str, *roles: list[Tensor]) -> list[list[Tensor]]:
 def plain(
     name: str, grads: list[Tensor], states: Any, params: Any, step: int, hypers: Any
 ) -> list[list[Tensor]]:
-    """Return updates and new states of the plain statement, role by role."""
+    """Return the updates and new states of the reference implementation, role by role."""
     rows = [
         reference_update(
             RULES[name],
@@ -124,7 +124,7 @@ def test_sanitizer_derivative(device: str, name: str, with_hypers: bool) -> None
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 def test_sanitizer_tensors_that_are_absent(device: str, name: str, dtype: torch.dtype) -> None:
-    """Derivatives of one output by one input: the other cotangents are neither made nor read."""
+    """Derivatives of one output in one input: other cotangents are not allocated or read."""
     shapes = ((3, 5), (2049,), (4099,), ())
     grads, states, params = make_inputs(name, dtype, shapes, zeros=False)
     grads, params, *states = to(device, grads, params, *states)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Native steps and plain torch operations have the same derivatives where numbers are extreme:
-gradients that are infinite, NaN, zero, huge or tiny, and hyper-parameters of zero.
+"""Native steps and torch operations have the same derivatives at extreme numbers.
+
+Gradients are infinite, NaN, zero, huge or tiny, and hyper-parameters are zero.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def derivatives(
 ) -> tuple[Tensor, ...]:
     """Return the parameters after two steps, and the derivatives of their sum.
 
-    `kind` is what is learned, "all" or "lr", of hyper-parameters that are tensors; or "numbers".
+    `kind` says which hyper-parameters are learned tensors: "all", "lr" or "numbers" (none).
     `first` is the first parameter.
     """
     values = [

@@ -40,7 +40,7 @@ def leaves(shapes: Any, dtype: torch.dtype, seed: int, size: float = 1.0) -> lis
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Return a list to which each native call appends whether it was served."""
+    """Return a list to which each call of the kernel appends whether it ran."""
     out: list[bool] = []
     native = _C.factored_rms
 
@@ -71,7 +71,7 @@ def test_native_steps_equal_the_rule(
     hypers: dict[str, float], dtype: torch.dtype, inplace: bool, calls: list[bool]
 ) -> None:
     rule = scale_by_factored_rms(**hypers)
-    wanted = steps(rule, dtype, graph=True, inplace=False)  # what a graph follows is in torch
+    wanted = steps(rule, dtype, graph=True, inplace=False)  # tensors with a graph use torch
     assert not calls
     got = steps(rule, dtype, graph=False, inplace=inplace)
     assert calls == [True] * 3  # one for all tensors of a step
@@ -100,7 +100,7 @@ def test_nan_stays_where_it_is(calls: list[bool]) -> None:
     assert updates[1].isnan().all()
 
 
-def test_states_in_place_are_written_to_and_say_so(calls: list[bool]) -> None:
+def test_states_in_place_are_written_to_and_their_versions_bumped(calls: list[bool]) -> None:
     rule = scale_by_factored_rms()
     p = torch.ones(3, 2)
     state = rule.init([p])
@@ -117,7 +117,7 @@ def test_states_in_place_are_written_to_and_say_so(calls: list[bool]) -> None:
     assert calls == [True, True]
 
 
-def test_other_tensors_are_left_to_torch(calls: list[bool]) -> None:
+def test_other_tensors_use_torch(calls: list[bool]) -> None:
     rule = scale_by_factored_rms()
     strided, empty = torch.randn(4, 3).mT, torch.ones(0, 3)
     for g in (strided, empty):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A child made by fork() can step: locks of other threads and lost thread teams do not stop it."""
+"""A forked child can step, despite locks of other threads and lost thread teams."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native Adam against the plain torch statement: values, derivatives, layouts, refusals."""
+"""The native Adam against the torch reference: values, derivatives, layouts, refusals."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that check, allocate and compute at once: what they refuse, skip, allocate and remember."""
+"""Native calls that check, allocate and compute: what they refuse, skip, allocate and cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ needs_exchange = pytest.mark.skipif(EXCHANGE is None, reason="this torch has no 
 
 @pytest.fixture(params=["exchange", "methods"])
 def reading(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Read tensors by torch's C interface, or by their Python methods as for an older torch."""
+    """Read tensors through torch's C interface, or their Python methods as with an older torch."""
     if request.param == "exchange" and EXCHANGE is None:
         pytest.skip("this torch has no C interface")
     devices._learn_tensors(EXCHANGE if request.param == "exchange" else None)
@@ -36,7 +36,7 @@ def reading(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def call(tensors: list[Any], size: int = 1, **changes: Any) -> Any:
-    """Return what `_C.fused_call` makes for SGD: the update is minus the gradient."""
+    """Return the result of `_C.fused_call` for SGD, whose update is minus the gradient."""
     arguments: dict[str, Any] = {
         "rule": "sgd",
         "kind": _C.UPDATE,
@@ -52,13 +52,13 @@ def call(tensors: list[Any], size: int = 1, **changes: Any) -> Any:
 
 
 def test_torch_has_the_c_interface_since_2_10() -> None:
-    """The tests below are skipped without it, so it must not be looked for in the wrong place."""
+    """The tests below are skipped without it, so the check must look in the right place."""
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     assert (EXCHANGE is not None) == (version >= (2, 10))
 
 
 @needs_exchange
-def test_plain_tensors_are_served() -> None:
+def test_plain_tensors_use_the_kernel() -> None:
     x = torch.tensor([[1.0, -2.0]])
     (out,) = call([x])
     assert type(out) is Tensor
@@ -74,7 +74,7 @@ def test_plain_tensors_are_served() -> None:
 
 
 @needs_exchange
-def test_other_tensors_are_left_to_torch() -> None:
+def test_other_tensors_use_torch() -> None:
     class Subclass(Tensor):
         pass
 
@@ -104,7 +104,7 @@ def test_other_tensors_are_left_to_torch() -> None:
     assert seen == [None, None]
 
 
-def test_calls_that_make_no_sense_are_refused() -> None:
+def test_invalid_calls_are_refused() -> None:
     x = torch.ones(2)
     if EXCHANGE is None:
         assert call([x]) is None
@@ -124,7 +124,7 @@ def test_calls_that_make_no_sense_are_refused() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("chain", [CHAIN, DECAYED], ids=["plain", "decayed"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_cotangents_that_are_zero_or_not_wanted_are_skipped(
+def test_cotangents_that_are_zero_or_not_needed_are_skipped(
     name: str, chain: dict[str, float], dtype: torch.dtype, reading: str
 ) -> None:
     """Every choice of one output and one input, against the derivative with nothing skipped."""
@@ -184,7 +184,7 @@ def test_reading_by_methods_gives_the_same_bits(name: str) -> None:
 
 def test_gradients_that_look_like_plain_ones_are_not_misread(reading: str) -> None:
     z = torch.tensor([2.0 + 3.0j])
-    shown = z.conj().imag  # -3, with +3 in its memory
+    shown = z.conj().imag  # its value is -3, with +3 in memory
     p = torch.zeros(1, requires_grad=True)
     optimizer = torchopt.SGD([p], lr=1.0)
     for value in (torch.ones(1), shown, torch._neg_view(torch.tensor([5.0]))):
@@ -206,8 +206,8 @@ def test_a_parameter_cut_at_the_same_address_is_noticed(reading: str) -> None:
     assert memory.tolist() == [-2.0, -2.0, -1.0, -1.0]
 
 
-def test_a_state_with_its_own_mind_is_noticed() -> None:
-    """Counts that a caller changes inside of the state are seen by the next step."""
+def test_a_state_that_the_caller_changes_is_noticed() -> None:
+    """The next step notices counts that a caller changes in the state."""
     p = [torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     q = [x.detach().clone().requires_grad_() for x in p]
     fast, slow = (
@@ -266,7 +266,7 @@ def test_threads_may_step_one_optimizer_each() -> None:
 
 @needs_exchange
 class TestBuffers:
-    """Memory is used again when nothing can see it any more, and not before."""
+    """Memory is reused only when nothing can access it any more."""
 
     SIZE = 5000
 
@@ -293,7 +293,7 @@ class TestBuffers:
         ],
         ids=["itself", "alias", "view", "numpy", "storage", "dlpack", "graph"],
     )
-    def test_not_while_anything_uses_it(self, keep: Any) -> None:
+    def test_memory_in_use_is_not_reused(self, keep: Any) -> None:
         x = self.make()
         address = x.data_ptr()
         user = keep(x)
@@ -303,7 +303,7 @@ class TestBuffers:
         del user
         assert self.make().data_ptr() == address
 
-    def test_what_is_kept_is_counted_bounded_and_released(self) -> None:
+    def test_cached_memory_is_counted_bounded_and_released(self) -> None:
         kept, used = buffers.usage()
         assert kept == 0
         many = [self.make() for _ in range(4)]
@@ -325,7 +325,7 @@ class TestBuffers:
         with pytest.raises(ValueError, match="expected a number of bytes"):
             buffers.set_limit(-1)
 
-    def test_sizes_out_of_use_make_room_first(self) -> None:
+    def test_unused_sizes_are_evicted_first(self) -> None:
         del_me = call([torch.ones(100)])[0]
         del del_me
         x = self.make()
@@ -349,7 +349,7 @@ class TestBuffers:
             addresses.append({x.data_ptr() for x in (*updates, *state[0].mu, *state[0].nu)})
         assert addresses[3] | addresses[4] == addresses[4] | addresses[5]
 
-    def test_another_thread_may_drop_the_last_use(self) -> None:
+    def test_another_thread_may_drop_the_last_reference(self) -> None:
         box = [self.make()]
         address = box[0].data_ptr()
         thread = threading.Thread(target=box.clear)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers stepped natively against the same stages one by one."""
+"""Native optimizer steps against the same stages one by one."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_step_is_that_of_the_stages(
     assert fusable or row.name not in FUSED
     native, got = run(impl, missing=missing)
     plain, expected = run(with_backend(impl, "reference"), missing=missing)
-    # LAMB's trust ratio is not an element-wise rule, so a step of it is more than one call.
+    # LAMB's trust ratio is not an element-wise rule, so its step is more than one call.
     assert is_native(native) == (fusable and fused.is_whole)
     assert not is_native(plain)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every fused rule against its plain torch statement: values, derivatives, dtypes, layouts."""
+"""Every fused rule against its torch reference: values, derivatives, dtypes, layouts."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from torchopt import _C
 from torchopt.errors import KernelUnavailableError
 from torchopt.kernels.devices import DTYPE_CODES
 
-# Half types: one rounding of the float32 result. float32: sums of a few products, and the
-# difference nu - mu^2 of the centred rules, which cancels.
+# Half precision: one rounding of the float32 result. float32: sums of a few products, and
+# cancellation in the difference nu - mu^2 of the centred rules.
 TOLERANCES = {
     torch.float64: 1e-13,
     torch.float32: 2e-5,
@@ -196,7 +196,7 @@ def test_first_derivative(name: str, chain: str, step: int, with_hypers: bool) -
     updates, new = fused_update(name, grads, states, params, step, hypers)
     got = derivative([updates, *new])
     expected = derivative(reference(name, grads, states, params, step, hypers))
-    # The last ones are sums over all elements, in another order.
+    # The last gradients are sums over all elements, in another order.
     n = len(flat)
     torch.testing.assert_close(got[:n], expected[:n], rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(got[n:], expected[n:], rtol=1e-10, atol=1e-10)
@@ -282,7 +282,7 @@ def test_layouts(name: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_constant_derivative_is_stated_of_the_rules_that_have_one(name: str) -> None:
+def test_constant_derivative_is_set_for_the_rules_that_have_one(name: str) -> None:
     hypers = all_hypers(name, DECAYED)
     generator = torch.Generator().manual_seed(3)
     gs, states, ps = make_inputs(name, torch.float64, ((257,),), zeros=False)
@@ -312,7 +312,7 @@ def test_a_constant_derivative_is_stated_of_the_rules_that_have_one(name: str) -
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("with_hypers", [False, True], ids=["numbers", "tensors"])
-def test_nothing_is_kept_for_a_constant_derivative(name: str, with_hypers: bool) -> None:
+def test_nothing_is_saved_for_a_constant_derivative(name: str, with_hypers: bool) -> None:
     lr: Any = torch.tensor(0.1, dtype=torch.float64, requires_grad=True) if with_hypers else 0.1
     hypers = all_hypers(name, {**DECAYED, "lr": lr})
     start, states, ps = make_inputs(name, torch.float64, ((5,), (2, 3)), zeros=False)
@@ -363,7 +363,7 @@ def test_func_transforms(name: str) -> None:
         ),
     ):
         got = transform(fused)
-        # Of these two, u does not depend on g smoothly.
+        # In these two, u does not depend smoothly on g.
         assert name in ("lion", "rprop") or got.abs().max() > 0
         torch.testing.assert_close(got, transform(plain), rtol=1e-11, atol=1e-12)
 
@@ -413,7 +413,7 @@ def test_mixed_dtypes_in_one_call() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_every_half_number_survives(dtype: torch.dtype) -> None:
+def test_every_half_precision_number_survives(dtype: torch.dtype) -> None:
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     hypers = {"lr": -1.0, "weight_decay": 0.0, "decoupled_weight_decay": 0.0}
     (update,), _ = fused_update("sgd", [every], [], None, 1, hypers)
@@ -442,7 +442,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"expected 1 tensors in mu, got 0"):
         fused_update("adam", one, [[], one], None, 1, hypers)
     with pytest.raises(ValueError, match=r"expected 1 tensors in mu, got 0"):
-        fused_update("adam", one, [[], [*one, *one]], None, 1, hypers)  # as many in all
+        fused_update("adam", one, [[], [*one, *one]], None, 1, hypers)  # the same total number
     with pytest.raises(ValueError, match=r"expected the states \('mu', 'nu'\), got 1"):
         fused_update("adam", one, [one], None, 1, hypers)
     with pytest.raises(ValueError, match=r"expected the hyper-parameters"):
@@ -467,7 +467,7 @@ def test_a_state_of_another_layout_is_written_too() -> None:
     torch.testing.assert_close([*updates, *old], [*want, new[0][0], new[1][0]])
 
 
-def test_native_entry_refuses_what_does_not_fit() -> None:
+def test_the_native_entry_refuses_invalid_arguments() -> None:
     one = [torch.ones(3)]
     with pytest.raises(ValueError, match="wrong number of input roles: expected 3, got 1"):
         _C.run("adam", _C.UPDATE, [one], [one] * 3, 1, 0, [0.0] * 7, maximize=False, num_threads=1)

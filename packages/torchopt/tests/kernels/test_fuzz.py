@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels on random calls, and on calls that fail half-way.
 
-The suite tries a few hundred calls. TORCHOPT_FUZZ=20000 in the environment asks for more, and
-TORCHOPT_FUZZ_SEED for others; a failure names the seed of its call.
+The suite runs a few hundred calls. Set TORCHOPT_FUZZ=20000 for more, and TORCHOPT_FUZZ_SEED for
+others; a failure names the seed of its call.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def test_random_calls(batch: int) -> None:
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_a_failed_allocation_leaves_everything_as_it_was(
+def test_a_failed_allocation_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, inplace: bool
 ) -> None:
     grads, states, params = make_inputs("adam", torch.float64, ((3,), (2, 2)))
@@ -186,7 +186,7 @@ def test_a_failed_allocation_leaves_everything_as_it_was(
 @pytest.mark.skipif(
     "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer needs address space"
 )
-def test_a_failed_allocation_of_our_own_leaves_everything_as_it_was() -> None:
+def test_a_failed_allocation_in_the_extension_changes_nothing() -> None:
     # In a separate process, where malloc has no large freed block.
     environment = {
         **os.environ,
@@ -237,7 +237,7 @@ print("as it was")
 """
 
 
-def test_an_interrupted_optimizer_step_leaves_everything_as_it_was(
+def test_an_interrupted_optimizer_step_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     params = [torch.linspace(-1, 1, n).requires_grad_() for n in (3, 4)]
@@ -259,7 +259,7 @@ def test_an_interrupted_optimizer_step_leaves_everything_as_it_was(
     assert [int(c) for c in optimizer.state_dict()[0][0].count] == counts
 
 
-def test_an_address_that_fails_is_noticed_before_anything_is_written() -> None:
+def test_an_invalid_address_is_noticed_before_anything_is_written() -> None:
     ones = [torch.ones(3), torch.ones(3)]
     outputs = [torch.zeros(3), torch.zeros(3, device="meta")]
     with pytest.raises(ValueError, match="no memory"):

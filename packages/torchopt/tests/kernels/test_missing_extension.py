@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the extension cannot be imported, torchopt says so and computes the same without it."""
+"""If the extension cannot be imported, torchopt warns and computes the same without it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run_without(program: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_computes_the_same_and_says_once_that_kernels_are_missing() -> None:
+def test_results_are_the_same_with_one_warning_about_missing_kernels() -> None:
     run = run_without(STEPS + "print(json.dumps(results()))")
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("MissingExtensionWarning") == 1
@@ -77,7 +77,7 @@ def test_it_computes_the_same_and_says_once_that_kernels_are_missing() -> None:
         )
 
 
-def test_a_kernel_that_is_asked_for_raises_with_the_reason() -> None:
+def test_requesting_a_kernel_raises_with_the_reason() -> None:
     program = """
 warnings.simplefilter("ignore")
 import torch, torchopt
@@ -100,7 +100,7 @@ def test_the_warning_can_be_an_error() -> None:
     assert "MissingExtensionWarning" in run.stderr
 
 
-def test_here_the_extension_is_there() -> None:
+def test_the_extension_is_present_here() -> None:
     assert why_missing(torchopt._C) is None
     missing = MissingExtension(ImportError("x"))
     assert "(x)" in str(why_missing(missing))
@@ -108,7 +108,7 @@ def test_here_the_extension_is_there() -> None:
         missing.run()
 
 
-def test_an_extension_that_is_there_is_loaded() -> None:
+def test_a_present_extension_must_load() -> None:
     """Tests that need a kernel are skipped where there is none, but not where it fails to load."""
     folder = Path(torchopt.__file__).parent
     built = [p for suffix in EXTENSION_SUFFIXES for p in folder.glob(f"_C{suffix}")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matrices that are taken together have the values and derivatives of each alone."""
+"""Stacked matrices have the same values and derivatives as single ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def matrices(*shapes: tuple[int, ...], dtype: torch.dtype = DOUBLE) -> list[Tens
 
 
 def kept_elements(function: object, inputs: list[Tensor]) -> int:
-    """Return how many elements the graph of `function` keeps that are not the inputs'."""
+    """Return how many elements the graph of `function` saves besides the inputs."""
     known = {x.data_ptr() for x in inputs}
     kept: dict[int, int] = {}
 
@@ -76,7 +76,7 @@ def test_the_iteration_keeps_its_inputs_only() -> None:
     assert kept_elements(orthogonal, inputs) <= 1
 
 
-def test_one_of_many_is_differentiated_alone() -> None:
+def test_one_of_many_matrices_can_be_differentiated_alone() -> None:
     first, second, third = matrices((3, 4), (3, 4), (3, 4))
     second.requires_grad_()
     out = orthogonal([first, second, third])
@@ -122,7 +122,7 @@ def test_inverse_roots_have_derivatives_where_eigenvalues_coincide(
     torch.testing.assert_close(both[0], both[1], rtol=1e-5, atol=1e-7 * float(both[1].abs().max()))
 
 
-def test_inverse_roots_of_what_is_not_positive_are_not_numbers() -> None:
+def test_inverse_roots_of_matrices_that_are_not_positive_are_nan() -> None:
     good, wrong = of_spectrum([1.0, 2.0]), of_spectrum([1.0, -2.0])
     infinite = torch.full((2, 2), torch.inf, dtype=DOUBLE)
     roots = inverse_root(torch.stack([good, wrong, infinite]), 2)
@@ -172,7 +172,7 @@ def test_one_call_iterates_matrices_of_all_shapes(dtype: torch.dtype, size: floa
             torch.testing.assert_close(u.detach(), iterated(g, 1e-7), rtol=exact, atol=exact)
 
 
-def test_what_is_not_finite_stays_visible() -> None:
+def test_non_finite_values_stay_visible() -> None:
     for wrong in (torch.nan, torch.inf):
         g = matrices((5, 9))[0]
         g[2, 3] = wrong
@@ -186,7 +186,7 @@ def test_what_is_not_finite_stays_visible() -> None:
 def test_wide_matrices_iterate_their_squares_to_the_same_values(
     steps: int, shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
-    """Also where singular values are smaller than the rounding of their squares."""
+    """Also if singular values are smaller than the rounding error of their squares."""
     generator = torch.Generator().manual_seed(steps)
     full = torch.randn(shape, generator=generator, dtype=torch.float64)
     u, _, v = torch.linalg.svd(full, full_matrices=False)
@@ -194,7 +194,7 @@ def test_wide_matrices_iterate_their_squares_to_the_same_values(
     rule = orthogonalize(steps)
     for matrix in (full, graded):
         g = matrix.to(dtype)
-        exact = g.double().requires_grad_()  # what a graph follows is iterated in torch
+        exact = g.double().requires_grad_()  # tensors with a graph are iterated in torch
         (got,), _ = rule.update([g], rule.init([g]))
         (wanted,), _ = rule.update([exact], rule.init([exact]))
         error = torch.linalg.matrix_norm(got.double() - wanted.detach(), 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels and what records operations: compilers, fake tensors, forward mode, subclasses.
+"""Kernels under recorders of operations: compilers, fake tensors, forward mode, subclasses.
 
 A kernel call is not an operation of torch. A recorder of operations must see the reference
 implementation instead, or its record reads memory that nothing has written.
@@ -28,7 +28,7 @@ SHAPES = ((3,), (2, 2))
 
 
 def function(name: str) -> tuple[Any, list[Tensor]]:
-    """Return (gradients, states and parameters to updates and states) and its arguments."""
+    """Return a function of (gradients, states, parameters) to (updates, states), and arguments."""
     grads, states, params = make_inputs(name, torch.float64, SHAPES, zeros=False)
     hypers = all_hypers(name, DECAYED)
     roles = 2 + len(states)
@@ -105,10 +105,10 @@ def test_states_are_written_in_place_under_a_trace() -> None:
 
 
 class Wrapper(Tensor):
-    """A subclass: what its memory holds is its own affair."""
+    """A subclass whose memory does not hold its values."""
 
 
-def test_subclasses_take_the_stages() -> None:
+def test_subclasses_use_the_stages() -> None:
     g = torch.linspace(-1, 1, 4).as_subclass(Wrapper)
     t = torchopt.adam(0.1)
     params = (torch.ones(4).as_subclass(Wrapper),)
@@ -124,7 +124,7 @@ def test_subclasses_take_the_stages() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_forward_mode_is_not_silently_zero(name: str) -> None:
-    # A custom operator with a reverse rule alone gives tangents of zero here.
+    # A custom operator with only a reverse rule would give zero tangents here.
     run, inputs = function(name)
     tangents = [torch.cos(x) for x in inputs]
     _, pushed = torch.func.jvp(lambda *x: tuple(run(*x)), tuple(inputs), tuple(tangents))
@@ -141,7 +141,7 @@ def test_forward_mode_is_not_silently_zero(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["adan"])
 def test_compiles_as_one_graph_with_its_derivative(name: str) -> None:
-    # An autograd function with a rule for forward mode is refused by the compiler.
+    # The compiler refuses an autograd function with a forward-mode rule.
     run, inputs = function(name)
 
     @torch.compile(fullgraph=True, backend="aot_eager")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Solvers called with a closure: the published way."""
+"""Solvers called with a closure, as in the published package."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_coupled_leaves(solver):
     )
 
 
-def test_gradient_from_outside_of_a_vmap_over_a_closure_is_refused():
+def test_gradient_from_outside_a_vmap_over_a_closure_is_refused():
     def total(M):
         return torch.func.vmap(lambda M: solve_cg()(lambda v: M @ v, B))(M).sum()
 
@@ -79,7 +79,7 @@ def test_nested_transforms_through_a_closure_are_refused():
                 outer(inner(solve))(A)
 
 
-def test_third_derivative_in_the_closure_is_refused_and_the_explicit_solve_has_it():
+def test_third_derivative_in_the_closure_is_refused_and_works_in_the_explicit_solve():
     def third(f):
         a = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
         (first,) = torch.autograd.grad(f(a), a, create_graph=True)
@@ -115,7 +115,7 @@ def test_any_derivative_in_b_of_a_constant_closure():
     torch.testing.assert_close(around, 4 * batch**3 / 256)
 
 
-def test_gradient_inside_of_a_vmap_over_a_closure():
+def test_gradient_inside_a_vmap_over_a_closure():
     batch = torch.stack([A, 2 * A])
     found = torch.func.vmap(torch.func.grad(lambda M: LU()(lambda v: M @ v, B).sum()))(batch)
     expected = torch.func.vmap(torch.func.grad(lambda M: torch.linalg.solve(M, B).sum()))(batch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kronecker-factored preconditioners against the Gauss-Newton matrix, and what they save."""
+"""Kronecker-factored preconditioners against the Gauss-Newton matrix; saved iterations."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_convolution_of_one_position_is_a_linear_layer() -> None:
 
 
 def test_the_corrected_factors_have_the_diagonal_of_the_curvature_in_their_basis() -> None:
-    """And are never farther from a block of it than those without the correction."""
+    """They are also never farther from a block of it than uncorrected factors."""
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
     x, y = draw(40, 4), torch.randint(3, (40,))
@@ -277,7 +277,7 @@ def test_trees_that_are_not_the_layers_are_refused() -> None:
 
 
 class Called(nn.Module):
-    """A layer by keyword, and outputs in a tuple if that is wanted."""
+    """A layer called by keyword, optionally with outputs in a tuple."""
 
     def __init__(self, wrapped: bool) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every solver: the scale of b makes no difference, and a status is true."""
+"""For every solver, the scale of b makes no difference, and statuses are correct."""
 
 from __future__ import annotations
 
@@ -196,8 +196,8 @@ def test_unfinished_solves_of_backward_warn(solver):
 
 @pytest.mark.parametrize("kind", ["matrix", "callable", "jacobi"])
 @pytest.mark.parametrize("name", ["gmres", "bicgstab", "lsmr", "normal_cg"])
-def test_preconditioner_serves_the_adjoint_solve(name, kind):
-    """A perfect one does in one step, forward and backward."""
+def test_the_preconditioner_is_used_in_the_adjoint_solve(name, kind):
+    """A perfect preconditioner needs one step, forward and backward."""
     g = torch.Generator().manual_seed(1)
     A = torch.diag(torch.linspace(1, 2, N, dtype=F64))
     A = A + 2 * torch.triu(torch.randn(N, N, dtype=F64, generator=g), 1)
@@ -308,7 +308,7 @@ def test_units_of_unknowns_and_equations_do_not_make_a_direct_solve_singular(sol
 
 @pytest.mark.parametrize("solver", [LU(), QR(), Cholesky()], ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_direct_solves_of_singular_systems_say_so_whatever_the_rounding_is(solver, dtype):
+def test_direct_solves_report_singular_systems_whatever_the_rounding(solver, dtype):
     for seed in range(20):
         g = torch.Generator().manual_seed(seed)
         root = torch.randn(6, 4, generator=g, dtype=dtype)
@@ -345,7 +345,7 @@ def test_tiny_and_huge_operators_are_not_called_singular(iterative):
             assert torch.linalg.vector_norm(rest) < 1e-4 * torch.linalg.vector_norm(b)
 
 
-def test_what_the_solver_ignores_is_ignored_unless_the_call_says_otherwise():
+def test_on_fail_of_the_solver_applies_unless_the_call_overrides_it():
     A, b = torch.eye(3, dtype=torch.float64), torch.full((3,), torch.nan, dtype=torch.float64)
     for solver in (CG(on_fail="ignore"), Neumann(on_fail="ignore"), Auto(on_fail="ignore")):
         found = linear_solve(A, b, solver)

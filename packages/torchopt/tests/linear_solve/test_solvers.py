@@ -95,7 +95,7 @@ def case(request):
 
 
 def solve(solver, tags, A, b):
-    """Solve with the part of A that has the tags, so that every A is allowed."""
+    """Solve with the part of A that satisfies the tags, so that every A is valid."""
     if "diagonal" in tags:
         A = torch.diag(A.diagonal())
     elif tags in (LOWER, UPPER):
@@ -192,7 +192,7 @@ def test_transposed_state_solves_the_adjoint_system(name):
 
 
 def test_many_right_hand_sides_of_each_system_of_a_batch(case):
-    """Batches of matrices outside, of right-hand sides inside: what vmap(jacrev(...)) asks for."""
+    """Batches of matrices outside and of right-hand sides inside, as in vmap(jacrev(...))."""
     solver, tags = case
     A = torch.stack([matrix(tags), 1.3 * matrix(tags), matrix(tags).mT])
     if tags in (LOWER, UPPER):
@@ -334,7 +334,7 @@ def test_warm_start_is_carried_from_solve_to_solve():
     assert linear_solve(operator, b, solver).stats.iterations == first
 
 
-def test_warm_start_keeps_the_adjoint_apart():
+def test_warm_start_keeps_the_adjoint_separate():
     A, b = matrix(()), vector().requires_grad_()
     solver = WarmStart(GMRES(1e-12))
     for scale in (1.0, 2.0):
@@ -344,8 +344,8 @@ def test_warm_start_keeps_the_adjoint_apart():
 
 
 @pytest.mark.parametrize("kind", ["gmres", "bicgstab", "normal_cg"])
-def test_a_solve_between_does_not_spoil_the_warm_start_of_the_adjoint(kind):
-    """Iterations are counted: a start from the solution of the other system costs some."""
+def test_a_solve_in_between_does_not_affect_the_warm_start_of_the_adjoint(kind):
+    """Count iterations: a start from the solution of the other system needs more."""
     A, b = matrix((), n=12), vector(n=12)
     operator = LinearOperator.from_matrix(A)
     inner = {"gmres": GMRES(1e-9), "bicgstab": BiCGSTAB(1e-9), "normal_cg": NormalCG(1e-9)}[kind]
@@ -384,7 +384,7 @@ def test_a_warm_start_is_a_copy_of_the_last_solution_of_its_dtype():
     assert linear_solve(operator, b, solver).stats.iterations == 0
 
 
-def test_a_solution_that_is_not_finite_is_no_warm_start():
+def test_a_solution_that_is_not_finite_is_not_a_warm_start():
     A, b = matrix(SPD), vector()
     solver = WarmStart(GMRES(1e-8))
     overflowing = LinearOperator.from_matrix(1e308 * A, SPD)
@@ -460,7 +460,7 @@ def test_ridge_of_the_normal_equations_is_part_of_the_derivative():
         torch.testing.assert_close(found, jacobian)
 
 
-def test_result_does_not_depend_on_how_often_the_host_asks():
+def test_result_does_not_depend_on_how_often_the_host_checks():
     A, b = matrix(SPD), vector()
     found = [linear_solve(A, b, CG(1e-6, maxiter=20, check_every=every)) for every in (0, 1, 7)]
     for other in found[1:]:
@@ -495,7 +495,7 @@ KRYLOV = {
 @pytest.mark.parametrize("name", KRYLOV)
 @pytest.mark.parametrize("distinct", [1, 2, 3])
 def test_krylov_solvers_stop_after_one_iteration_for_each_eigenvalue(name, distinct):
-    """Not later: the residual that they carry along is the true one."""
+    """Not later, because their recursive residual is the true one."""
     Q, _ = torch.linalg.qr(matrix((), n=12))
     values = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)[:distinct].repeat(12 // distinct)
     A = LinearOperator.from_matrix(Q @ torch.diag(values) @ Q.T, SPD)
@@ -505,7 +505,7 @@ def test_krylov_solvers_stop_after_one_iteration_for_each_eigenvalue(name, disti
 
 @pytest.mark.parametrize("name", KRYLOV)
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
-def test_an_absolute_tolerance_does_not_go_by_the_size_of_b(name, size):
+def test_an_absolute_tolerance_does_not_depend_on_the_size_of_b(name, size):
     A, b = matrix(SPD, n=12), size * vector(n=12)
     solver = replace(KRYLOV[name], rtol=0.0, atol=1e-4)
     found = linear_solve(LinearOperator.from_matrix(A, SPD), b, solver, on_fail="raise")
@@ -518,7 +518,7 @@ def test_an_absolute_tolerance_does_not_go_by_the_size_of_b(name, size):
 @pytest.mark.parametrize("name", KRYLOV)
 @pytest.mark.parametrize("options", [{}, {"check_every": 0, "maxiter": 20}])
 def test_a_row_of_zeros_in_a_batch_is_solved_by_zeros(name, options):
-    """Also where nothing stops the iterations: a breakdown leaves x as it is."""
+    """Also if nothing stops the iterations, because a breakdown does not change x."""
     A, b = matrix(SPD), vector()
     operator = LinearOperator.from_matrix(A, SPD)
     solver = replace(KRYLOV[name], **options)
@@ -552,8 +552,8 @@ def test_a_breakdown_stops_the_update_alone_and_in_a_batch():
 SINGULAR = torch.ones(3, 3, dtype=torch.float64)
 
 
-# Factorisations and normal equations see that A is singular, the others that they get nowhere:
-# MINRES leaves along the null space, and Neumann's series has a term of norm 2 for each one before.
+# Factorisations and normal equations notice that A is singular, the others that they make no
+# progress: MINRES drifts along the null space, and each term of Neumann's series has norm 2.
 STATUS_OF_A_SINGULAR_SYSTEM = [
     *((solver, "SINGULAR") for solver in (LU(), QR(), Cholesky(), Auto())),
     *((solver, "SINGULAR") for solver in (LSMR(), NormalCG())),
@@ -617,7 +617,7 @@ def test_a_residual_that_grew_tenfold_is_divergence_and_a_smaller_one_is_not(nam
 
 
 def gmres_cycles(A, b, restart, rtol):
-    """Return the cycles of GMRES by definition: least residuals over a Krylov basis."""
+    """Return the cycles of GMRES from its definition: least residuals over a Krylov basis."""
     x, cycles = torch.zeros_like(b), 0
     while torch.linalg.norm(b - A @ x) > rtol * torch.linalg.norm(b):
         r = b - A @ x
@@ -697,7 +697,7 @@ def test_nan_is_reported(solver):
         linear_solve(A, vector(), solver)
 
 
-def test_bad_input_is_refused_with_a_sentence():
+def test_invalid_input_is_refused_with_a_clear_message():
     with pytest.raises(TypeError, match="square matrix, but has shape"):
         linear_solve(torch.ones(2, 3), torch.ones(3), LU())
     with pytest.raises(ValueError, match="expected shape"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Solvers of random products: their means and covariances, in closed form, and who draws what."""
+"""Solvers with random products: means and covariances in closed form, and their draws."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def repeated(function: Any) -> Tensor:
 
 
 def moments(solver: Any, draws: Tensor = DRAWS) -> tuple[Tensor, Tensor]:
-    """Return mean and second moment by the recursions of the docstrings."""
+    """Return mean and second moment from the recursions in the docstrings."""
     eye, bb = torch.eye(2).double(), torch.outer(B, B)
     mean, second = torch.zeros(2).double(), torch.zeros(2, 2).double()
     if isinstance(solver, StochasticGradient):
@@ -80,7 +80,7 @@ def moments(solver: Any, draws: Tensor = DRAWS) -> tuple[Tensor, Tensor]:
 
 
 def assert_mean(samples: Tensor, expected: Tensor) -> None:
-    """Assert that the mean is right within four standard errors, which must be small."""
+    """Assert that the mean is correct within four standard errors, which must be small."""
     error = samples.std(0) / len(samples) ** 0.5
     assert (error > 0).all()
     assert (error < 0.05 * (expected.abs() + 1)).all()
@@ -124,7 +124,7 @@ def test_a_mean_over_iterates_has_their_mean_and_less_variance() -> None:
     assert (y.var(0) < 0.5 * x.var(0)).all()
 
 
-def test_one_and_the_same_operator_is_solved_like_a_deterministic_one() -> None:
+def test_a_constant_operator_is_solved_deterministically() -> None:
     A = LinearOperator.from_matrix(MEAN)
     exact = torch.linalg.solve(MEAN, B)
     for solver in (StochasticGradient(100), StochasticNeumann(100)):
@@ -238,7 +238,7 @@ def test_too_few_steps_are_reported() -> None:
 
 @pytest.mark.parametrize("solver", [StochasticGradient(), StochasticNeumann()])
 @pytest.mark.parametrize("option", [{"polish": 1}, {"tol": 1e-3}, {"certificate": id}])
-def test_what_needs_one_equation_is_refused(solver: Any, option: dict[str, Any]) -> None:
+def test_solvers_that_need_one_operator_are_refused(solver: Any, option: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected none with Stochastic"):
         Implicit(sampled, torchopt.sgd(0.1), steps=1, solve=solver, **option)
 

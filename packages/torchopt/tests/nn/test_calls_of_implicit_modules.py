@@ -23,7 +23,7 @@ def leaf(*values):
 
 
 class Shrunk(ImplicitMetaGradientModule):
-    """min |w - mu|^2 + lam |w|^2, w = mu / (1 + lam), lam the sum of all that `solve` is given."""
+    """min |w - mu|^2 + lam |w|^2, w = mu / (1 + lam); lam is the sum of `solve`'s arguments."""
 
     def __init__(self, mu):
         super().__init__()
@@ -124,7 +124,7 @@ class HeadRoot(Head):
 
 
 class HeadRootOfAll(Head):
-    """States something for each of `self.parameters()`, the frozen one among them."""
+    """Its optimality has an entry for each of `self.parameters()`, including the frozen one."""
 
     def optimality(self):
         v, w = self.back.weight, self.head.weight
@@ -203,7 +203,7 @@ def test_batch_normalisation_is_that_of_the_call_and_its_statistics_stay():
     assert not module.norm.training
 
 
-def test_a_solve_that_raises_leaves_the_module_as_it_was():
+def test_a_solve_that_raises_does_not_change_the_module():
     class Fails(Shrunk):
         fail = False
 
@@ -256,7 +256,7 @@ def test_a_copy_is_an_independent_module(by, solved):
     assert dict(copied.named_meta_parameters()).keys() == {"mu"}
     got = torch.autograd.grad(copied.solve(lam).w.sum(), (copied.mu, lam))
     torch.testing.assert_close(got, (leaf(1.5).detach(), leaf(-0.75).detach()))
-    if solved:  # the original is what it was
+    if solved:  # the original has not changed
         torch.testing.assert_close(torch.autograd.grad(module.w.sum(), mu)[0], got[0])
 
 

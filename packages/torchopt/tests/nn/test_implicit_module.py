@@ -119,7 +119,7 @@ REPORTS = []
 
 
 class Rough(Proximal, polish=1, report=REPORTS.append):
-    """Its solve is far off, and one Newton correction is exact: the objective is quadratic."""
+    """Its solution is inaccurate, but one Newton correction is exact for a quadratic objective."""
 
     def solve(self, target):
         with torch.no_grad():
@@ -317,7 +317,7 @@ def test_swap_state_and_reparametrize():
 
 
 @pytest.mark.parametrize("wrap", [lambda m: nn.Sequential(m, nn.Linear(2, 1)), nn.ModuleList])
-def test_a_meta_module_inside_of_another_is_no_part_of_the_inner_problem(wrap):
+def test_a_meta_module_inside_another_is_not_part_of_the_inner_problem(wrap):
     class Inner(torchopt.nn.MetaGradientModule):
         def __init__(self, meta):
             super().__init__()
@@ -327,7 +327,7 @@ def test_a_meta_module_inside_of_another_is_no_part_of_the_inner_problem(wrap):
         Inner(nn.Linear(2, 2))
 
 
-def test_a_meta_parameter_inside_of_a_module_is_no_part_of_the_inner_problem():
+def test_a_meta_parameter_inside_a_module_is_not_part_of_the_inner_problem():
     class Inner(torchopt.nn.MetaGradientModule):
         def __init__(self, meta):
             super().__init__()
@@ -339,7 +339,7 @@ def test_a_meta_parameter_inside_of_a_module_is_no_part_of_the_inner_problem():
         Inner(nn.Parameter(torch.zeros(2, 2)))
 
 
-def test_a_module_of_meta_modules_that_was_given_is_one():
+def test_a_module_that_was_given_is_a_meta_module():
     class Inner(torchopt.nn.MetaGradientModule):
         def __init__(self, meta):
             super().__init__()

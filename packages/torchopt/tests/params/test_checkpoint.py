@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules that recompute activations, run with other tensors: as if they did not recompute."""
+"""Modules that recompute activations behave, with other tensors, as if they did not."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def agree(results: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_functional_calls_differentiated_twice_after_the_weights_are_gone(name: str) -> None:
+def test_functional_calls_are_twice_differentiable_after_the_weights_are_gone(name: str) -> None:
     results = []
     x, y = batch()
     for mode in MODES:
@@ -49,7 +49,7 @@ def test_functional_calls_differentiated_twice_after_the_weights_are_gone(name: 
         weights = other_weights(net)
         torch.manual_seed(0)
         first = loss_of(functional_call(net, weights, (x,)), y)
-        # Another call, and other values in the module, before anything is differentiated.
+        # Another call, and other values in the module, before the derivative.
         second = loss_of(functional_call(net, other_weights(net, 8), (x,)), y)
         with torch.no_grad():
             for p in net.parameters():
@@ -78,7 +78,7 @@ def test_two_checkpoints_of_one_layer_with_other_weights_in_one_graph() -> None:
 
 
 class Inside(Blocks):
-    """Calls itself with other weights, below a checkpoint and around one."""
+    """Calls itself with other weights, inside and around a checkpoint."""
 
     def forward(self, x: Tensor, depth: int = 2) -> Tensor:
         if depth == 0:
@@ -113,7 +113,7 @@ class Fails(Blocks):
         raise ValueError("no")
 
 
-def test_nothing_of_a_failed_call_is_left() -> None:
+def test_a_failed_call_leaves_no_trace() -> None:
     torch.manual_seed(0)
     net = Fails().double()
     own = dict(net.named_parameters())
@@ -238,7 +238,7 @@ def test_reentrant_checkpoints_are_refused_where_a_gradient_is_lost(name: str, g
         got = functional_call(net, weights, (x,))
     assert torch.equal(got, functional_call(make(name, None), weights, (x,)))
     x.requires_grad_()
-    loss_of(net(x), y).backward()  # outside of a call nothing is refused
+    loss_of(net(x), y).backward()  # outside a call nothing is refused
     plain = make(name, None)
     loss_of(plain(x), y).backward()
     torch.testing.assert_close(
@@ -246,7 +246,7 @@ def test_reentrant_checkpoints_are_refused_where_a_gradient_is_lost(name: str, g
     )
 
 
-def test_a_write_into_what_is_recomputed_is_noticed() -> None:
+def test_a_write_into_a_recomputed_tensor_is_noticed() -> None:
     net = make("blocks", "plain")
     weights = other_weights(net)
     x, y = batch()
@@ -272,7 +272,7 @@ def test_attributes_that_are_tensors() -> None:
     assert torch.autograd.grad(net(x).sum(), net.a.weight)[0].shape == (4, 3)
 
 
-def test_buffers_that_the_module_replaces_are_given_back() -> None:
+def test_buffers_that_the_module_replaces_are_returned() -> None:
     net = make("normalised", None)
     buffers = {n: b.clone() for n, b in net.named_buffers()}
     x, _ = batch()
@@ -282,7 +282,7 @@ def test_buffers_that_the_module_replaces_are_given_back() -> None:
     assert net.count.item() == 0
 
 
-def test_names_that_cannot_be_exchanged() -> None:
+def test_names_that_cannot_be_replaced_are_refused() -> None:
     net = make("parametrized", None)
     x, _ = batch()
     with pytest.raises(KeyError, match=r"a.weight is computed.*parametrizations.weight.original"):
@@ -298,7 +298,7 @@ def test_names_that_cannot_be_exchanged() -> None:
         functional_call(tied, {"a.weight": torch.ones(3, 3), "b.weight": torch.ones(3, 3)}, (x,))
 
 
-def test_watched_modules_are_copied_pickled_and_flattened_as_others() -> None:
+def test_watched_modules_are_copied_pickled_and_flattened_like_others() -> None:
     net = make("blocks", None)
     with reparametrize(net, other_weights(net)):
         inside = dict(net.a._parameters)
@@ -313,7 +313,7 @@ def test_watched_modules_are_copied_pickled_and_flattened_as_others() -> None:
     assert pytree.tree_unflatten(spec, leaves) == dict(net.a._parameters)
 
 
-# torch differentiates what it keeps selectively once only, and says so.
+# torch can differentiate selective checkpoints only once, and says so.
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {"selective"}))
 def test_meta_optimizers_over_two_tasks_recovered_before_the_backward_pass(name: str) -> None:
     results, statistics = [], []
@@ -395,7 +395,7 @@ def test_meta_optimizers_refuse_reentrant_checkpoints_in_the_first_step(
     with pytest.raises(NotDifferentiableError, match="use_reentrant=True.*use_reentrant=False"):
         inner.step(loss_of(net(x.clone().requires_grad_(graph)), y))
     assert all(p is q for p, q in zip(net.parameters(), own))
-    # Training without the optimizer, before and after, is as it was.
+    # Training without the optimizer works before and after.
     loss_of(net(x.clone().requires_grad_()), y).backward()
     net.mode = None
     if graph:
@@ -460,7 +460,7 @@ def test_implicit_modules_solved_twice_before_the_backward_pass() -> None:
         reentrant.net(x.requires_grad_())
 
 
-def test_what_is_loaded_into_a_solved_module_has_no_gradient() -> None:
+def test_values_loaded_into_a_solved_module_have_no_gradient() -> None:
     x, y = batch()
     meta = make("nested", None)
     module = Proximal(meta, None).solve(torch.ones(()).double())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Second derivatives against differences: wrong ones are named, right ones are not."""
+"""Second derivatives against differences: wrong ones are named, correct ones pass."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def det_of_forward(p: Tensor) -> Tensor:
     return torch.func.jacrev(torch.func.jacfwd(torch.det))(p)
 
 
-# name: (the function, what the message says)
+# name: (the function, a part of the message)
 WRONG: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "zero second derivative": (NoSecond.apply, r"second derivative of NoSecondBackward"),
     "deep inside": (lambda p: NoSecond.apply(p.sin() @ p).tanh(), r"second derivative of NoSecond"),
@@ -94,7 +94,7 @@ def test_the_operation_whose_derivative_is_wrong_is_named(name: str, dtype: torc
 
 
 def test_the_kernel_of_weight_norm_is_refused_where_it_is_wrong() -> None:
-    """Its double backward is wrong on the CPU in torch 2.13, by torch's own check as well."""
+    """Its double backward is wrong on the CPU in torch 2.13, as torch's own check confirms."""
     params = {"v": point(3, 3), "g": point(3, 1)}
     right = torch.autograd.gradgradcheck(
         lambda v, g: torch._weight_norm(v, g, 0),
@@ -160,7 +160,7 @@ def inner_loop(create_graph: bool) -> Callable[[Tensor], Tensor]:
     return run
 
 
-# Right, though an unwary comparison with differences would say otherwise.
+# Correct, although a naive comparison with differences would disagree.
 RIGHT: dict[str, Callable[[Tensor], Tensor]] = {
     "random numbers of its own": lambda p: p * torch.randn(3, generator=torch.Generator()),
     "cut by detach": lambda p: p * p.detach().sin(),
@@ -180,7 +180,7 @@ RIGHT: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", sorted(RIGHT))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_right_derivatives_are_not_refused(name: str, dtype: torch.dtype) -> None:
+def test_correct_derivatives_are_not_refused(name: str, dtype: torch.dtype) -> None:
     w = point(3, 3).detach().to(dtype).requires_grad_()
     found = check_second_order(lambda p: RIGHT[name](p).pow(2).sum(), w, forward=False)
     assert isinstance(found, SecondDerivatives)
@@ -236,7 +236,7 @@ def test_layers_of_torch_are_not_refused(name: str) -> None:
         assert value.dtype == before[key].dtype, key
 
 
-def test_what_cannot_be_judged_is_reported() -> None:
+def test_losses_that_cannot_be_checked_are_reported() -> None:
     w = point(3)
     times = iter(range(1, 100))
     with pytest.warns(SecondDerivativeWarning, match="another value at each call"):
@@ -252,7 +252,7 @@ def test_what_cannot_be_judged_is_reported() -> None:
         check_second_order(lambda p: (p / 0).sum(), w, forward=False)
 
 
-def test_the_state_of_the_caller_is_as_it_was() -> None:
+def test_the_state_of_the_caller_does_not_change() -> None:
     w = point(3)
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -271,7 +271,7 @@ def test_parameters_that_sit_on_a_kink_are_moved_off_it() -> None:
     assert abs(found.reverse - found.difference) < 1e-6 * abs(found.reverse)
 
 
-def test_what_a_loss_writes_to_stays_the_object_that_it_is() -> None:
+def test_tensors_that_a_loss_writes_to_keep_their_identity() -> None:
     held = torch.zeros(3)
     w = point(3).detach().float().requires_grad_()
 

@@ -20,7 +20,7 @@ from torchopt.params.swap import Swap
 
 
 class Blocks(nn.Module):
-    """Two layers, each of them recomputed in backward or not."""
+    """Two layers that are recomputed in the backward pass, or not."""
 
     def __init__(self, reentrant: bool | None, nested: bool = False) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def test_the_module_keeps_its_own_parameters_and_plain_checkpoints_work() -> Non
     expected = torch.autograd.grad(net(x).sum(), own)
     assert all(torch.equal(g, e) for g, e in zip(got, expected))
     net.reentrant = True
-    net(x).sum().backward()  # outside of a functional call nothing is refused
+    net(x).sum().backward()  # outside a functional call nothing is refused
     assert torch.equal(own[0].grad, expected[0])
 
 
@@ -244,7 +244,7 @@ def test_bad_losses_are_refused() -> None:
 
 
 class Holds(nn.Module):
-    """A module with a parameter, and a tensor that is an attribute."""
+    """A module with a parameter and a tensor attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class Holds(nn.Module):
             log.append((self.w * self.scale).item())
 
 
-def test_a_context_that_is_entered_again_gives_back_what_each_entry_found() -> None:
+def test_a_context_that_is_entered_twice_restores_the_state_of_each_entry() -> None:
     net = Holds()
     swap = Swap(net, {"w": torch.tensor(3.0), "scale": torch.tensor(5.0)})
     with swap:

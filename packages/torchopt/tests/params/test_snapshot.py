@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots: what is shared, what is copied, what is cut."""
+"""Snapshots: which tensors are shared, copied or detached."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Named(nn.Module):
         ),
     ],
 )
-def test_recover_refuses_another_module_and_puts_nothing_back(
+def test_recover_refuses_another_module_and_restores_nothing(
     other: Callable[[], nn.Module], message: str
 ) -> None:
     taken = Named(a=nn.Linear(2, 2), b=nn.BatchNorm1d(2))
@@ -148,7 +148,7 @@ def test_recover_refuses_another_module_and_puts_nothing_back(
 def test_a_snapshot_without_names_fits_no_module_with_fewer_or_more_layers() -> None:
     layers = [nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2), nn.BatchNorm1d(2)]
     taken = torchopt.extract_state_dict(nn.Sequential(*layers[:3]))
-    state = torchopt.pytree.tree_map(lambda x: x, taken)  # made anew, as by a user
+    state = torchopt.pytree.tree_map(lambda x: x, taken)  # constructed as a user would
     for count in (1, 2, 4):
         with pytest.raises(ValueError, match=f"of {count} sub-modules, got those of 3"):
             torchopt.recover_state_dict(nn.Sequential(*layers[:count]), state)
@@ -163,7 +163,7 @@ def test_a_snapshot_fits_the_module_inside_a_wrapper_and_outside() -> None:
     assert inner.a.weight is bare.params[0]["weight"]
     torchopt.recover_state_dict(inner, wrapped)
     assert inner.b.running_mean is wrapped.buffers[0]["running_mean"]
-    layer = nn.Linear(2, 2)  # its own parameters are those of the module with no name
+    layer = nn.Linear(2, 2)  # its own parameters have no prefix
     torchopt.recover_state_dict(nn.Sequential(layer), torchopt.extract_state_dict(layer))
     torchopt.recover_state_dict(layer, torchopt.extract_state_dict(nn.Sequential(layer)))
 
@@ -244,7 +244,7 @@ def test_a_clone_of_a_meta_optimizer_has_groups_of_its_own() -> None:
     added = {clone: nn.Linear(3, 1), optimizer: nn.Linear(5, 2)}
     for stepped, more in added.items():
         stepped.add_param_group(more)
-    for _ in range(2):  # each with its own group in the second place
+    for _ in range(2):  # each has its own second group
         for stepped, more in added.items():
             before = more.weight.detach().clone()
             stepped.step(net(x).pow(2).sum() + more.weight.pow(2).sum())

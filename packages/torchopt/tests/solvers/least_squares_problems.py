@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classical problems of nonlinear least squares: residuals, the usual start, the known minima.
+"""Classical problems of nonlinear least squares: residuals, standard start, known minima.
 
 Moré, Garbow, Hillstrom, Testing unconstrained optimization software, 1981; the minima are those of
-the sum of squares that the paper states. Local minima that methods end in are listed too.
+the sum of squares in the paper. Local minima that methods reach are listed too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Problem(NamedTuple):
 
     Attributes:
         residuals: The map x -> r.
-        start: The usual start.
+        start: The standard start.
         minima: Known minima of the sum of squares.
     """
 

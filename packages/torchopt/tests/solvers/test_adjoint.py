@@ -28,7 +28,7 @@ ROOT = torch.linalg.cholesky(H)
 
 
 def residuals(x, theta):
-    """Half their squares are the quadratic, and a constant."""
+    """Half of the sum of their squares is the quadratic plus a constant."""
     return ROOT.mT @ x - torch.linalg.solve_triangular(ROOT, theta[:, None], upper=False)[:, 0]
 
 
@@ -112,7 +112,7 @@ def test_iterations_without_a_derivative_are_refused():
         ({"adjoint": Implicit(), "linear_solve": CG()}, ValueError, "its own linear solver"),
     ],
 )
-def test_a_bad_adjoint_is_refused(options, error, message):
+def test_an_invalid_adjoint_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         solvers.LBFGS(**options)
 
@@ -148,5 +148,5 @@ def test_composite_solvers_take_every_engine(case, lr):
     torch.testing.assert_close(through_steps, exact, rtol=1e-6, atol=1e-6)
     value, sampled = gradient(sampling(4000))
     torch.testing.assert_close(value, solution)
-    # The solution is piecewise linear; with steps of 0.1 few samples see another piece.
+    # The solution is piecewise linear; with steps of 0.1 few samples reach another piece.
     assert float((sampled - exact).norm()) < 0.2 * float(exact.norm())

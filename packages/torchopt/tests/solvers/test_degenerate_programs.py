@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quadratic programs with rows that say nothing, too much, or contradict each other."""
+"""Quadratic programs with redundant, dependent or contradictory rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def with_rows(G, h, **more):
     return {"G": torch.cat([BOX["G"], G]), "h": torch.cat([BOX["h"], tensor(h)]), **more}
 
 
-# The same program, min |x - (1, 2, 3)|² / 2 with x0 + x1 = 2, said in several ways.
+# The same program, min |x - (1, 2, 3)|² / 2 with x0 + x1 = 2, in several formulations.
 SAME = {
     "plain": {"A": ROW, "b": tensor([2.0])},
     "twice": {"A": torch.cat([ROW, 2 * ROW]), "b": tensor([2.0, 4.0]), **BOX},
@@ -47,7 +47,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("name", sorted(SAME))
-def test_rows_that_say_nothing_new_change_neither_solution_nor_slope(name):
+def test_redundant_rows_change_neither_solution_nor_slope(name):
     kind = SAME[name]
     x = quadratic_program(EYE, C, **kind, on_fail="raise").x
     torch.testing.assert_close(x, tensor([0.5, 1.5, 3.0]))
@@ -149,7 +149,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", sorted(FAILURES))
-def test_what_has_no_solution_is_reported_and_is_nan(name, dtype):
+def test_programs_without_a_solution_are_reported_and_give_nan(name, dtype):
     status, given = FAILURES[name]
     padded = (*given, *[None] * (6 - len(given)))
     program = [None if x is None else x.to(dtype) for x in padded]
@@ -227,7 +227,7 @@ def random_program(seed):
 
 
 def least_value(Q, c, A, b, G, h):
-    """Return the least of ½ xᵀQx + cᵀx over the stationary points of all choices of active rows."""
+    """Return the least ½ xᵀQx + cᵀx over the stationary points of all sets of active rows."""
     best = torch.inf
     n = len(c)
     for size in range(len(h) + 1):
@@ -257,7 +257,7 @@ def test_random_degenerate_programs_against_the_enumeration_of_active_rows():
             assert (G @ x <= h + 1e-7).all()
             assert torch.allclose(A @ x, b, atol=1e-7)
         else:
-            # The enumeration finds the minimum of least norm alone; a face may miss it.
+            # The enumeration finds only the minimum of least norm; a face may miss it.
             assert x.isnan().all() or torch.linalg.matrix_rank(Q) != len(c), seed
         counts[solved] += 1
     assert min(counts.values()) > 5
@@ -282,7 +282,7 @@ def test_no_unknowns():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_that_of_the_arguments_alone(dtype):
+def test_half_precision_applies_only_to_the_arguments(dtype):
     for seed in range(6):
         g = torch.Generator().manual_seed(seed)
         root, c, A, G, x = (
@@ -304,7 +304,7 @@ def test_half_precision_is_that_of_the_arguments_alone(dtype):
             torch.testing.assert_close(mine.double(), theirs, rtol=20 * eps, atol=atol)
 
 
-def test_what_has_no_solution_has_no_derivative():
+def test_programs_without_a_solution_have_no_derivative():
     G, h = torch.cat([EYE[:1], -EYE[:1]]), tensor([-1.0, -1.0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LinearSolveWarning)

@@ -40,13 +40,13 @@ def numpy_residuals(function, *args):
     return lambda x: function(torch.from_numpy(x), *args).numpy()
 
 
-# The Jacobian loses rank on the way from the usual start, or the residuals at the minimum are so
-# large that undamped steps do not converge.
+# On the way from the standard start the Jacobian loses rank, or the residuals at the minimum are
+# so large that undamped steps do not converge.
 NOT_FOR_GAUSS_NEWTON = {"freudenstein_roth", "jennrich_sampson", "brown_dennis"}
 
 
 @pytest.mark.parametrize("name", sorted(PROBLEMS))
-def test_minpack_problems_end_in_their_known_minima(method, name):
+def test_minpack_problems_reach_their_known_minima(method, name):
     residuals, start, minima = PROBLEMS[name]
     if method is GaussNewton and name in NOT_FOR_GAUSS_NEWTON:
         solver, start = method(on_fail="ignore", maxiter=30), torch.tensor(start, dtype=F64)
@@ -157,7 +157,7 @@ def test_robust_and_bounded_fits_are_those_of_scipy(method, name):
         **dict.fromkeys(("xtol", "ftol", "gtol"), 1e-15),
     )
     torch.testing.assert_close(found.value, torch.from_numpy(expected.x), rtol=1e-5, atol=1e-7)
-    if "lower" in options:  # bounds hold something back, and not everything
+    if "lower" in options:  # some bounds are active, but not all
         lower, upper = (torch.as_tensor(bound, dtype=F64).expand(3) for bound in bounds)
         held = (found.value == lower) | (found.value == upper)
         assert 0 < held.sum() < 3
@@ -220,7 +220,7 @@ def test_scale_and_bounds_as_functions_of_arguments_are_differentiated(method):
     assert fit(s, top)[0] == top
     assert (found[0].abs() > 1e-4).any()
     assert found[1][0] == 1
-    assert (found[1][1:].abs() > 1e-4).all()  # the others move with the one at the bound
+    assert (found[1][1:].abs() > 1e-4).all()  # the other unknowns move with the one at the bound
 
 
 def test_a_ridge_of_the_step_solver_is_a_part_of_the_steps():
@@ -286,7 +286,7 @@ def test_blocks_are_the_problems_one_by_one(method):
     torch.testing.assert_close(gradient[:-1], torch.zeros(39, 6, dtype=F64), rtol=0, atol=1e-9)
 
 
-def test_a_loss_of_ones_own_is_a_loss_by_name(method):
+def test_a_custom_loss_equals_the_named_loss(method):
     named = method(loss="cauchy", tol=1e-10)(misfit, START, Y)
     own = method(loss=lambda z: torch.log(1 + z), tol=1e-10)(misfit, START, Y)
     torch.testing.assert_close(own, named, rtol=1e-8, atol=1e-9)
@@ -315,7 +315,7 @@ def test_second_derivatives_of_a_closed_form(method):
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_numbers_that_are_none_are_not_solved(method, number):
+def test_residuals_that_are_not_finite_are_reported(method, number):
     y = Y.clone()
     y[3] = number
     solver = method(on_fail="ignore", loss="huber", scale=0.1)
@@ -327,7 +327,7 @@ def test_numbers_that_are_none_are_not_solved(method, number):
 
 
 def test_a_point_without_a_descent_is_stalled(method):
-    def jump(x):  # the value rises whichever way the slope shows
+    def jump(x):  # the value rises in every direction, whatever the gradient
         return torch.where(x.detach() == 0, x + 1, x + 5)
 
     result = method(on_fail="ignore").run(jump, torch.zeros(2, dtype=F64))
@@ -383,7 +383,7 @@ def test_bad_problems_are_refused(method, options, residuals, error, message):
         method(**options).run(residuals, START)
 
 
-def test_bounds_of_a_batch_are_each_of_them(method):
+def test_bounds_of_a_batch_apply_to_each_entry(method):
     tops = torch.tensor([0.5, 0.9, 2.0], dtype=F64)
 
     def fit(top):
@@ -400,7 +400,7 @@ def test_bounds_of_a_batch_are_each_of_them(method):
     torch.testing.assert_close(in_a_tree(tops), found, rtol=1e-7, atol=1e-8)
 
 
-def test_complex_unknowns_are_pairs(method):
+def test_complex_unknowns_are_pairs_of_real_numbers(method):
     def residuals(z, a):
         value = z**2 - a
         return value.real, value.imag

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A solver inside of the function of another one: bilevel within bilevel."""
+"""A solver inside the function of another solver: nested bilevel problems."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_autograd_follows_both(name: str) -> None:
 
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd])
 @pytest.mark.parametrize("name", SOLVERS)
-def test_a_transform_around_both_is_refused_by_its_reason(name: str, transform: object) -> None:
+def test_a_transform_around_both_is_refused_with_the_reason(name: str, transform: object) -> None:
     t = torch.tensor(1.3, dtype=torch.float64)
     with pytest.raises(NotDifferentiableError, match=r"a solver.*inside.*by torch\.autograd\.grad"):
         transform(lambda t: bilevel(SOLVERS[name], t))(t)  # type: ignore[operator]

@@ -72,7 +72,7 @@ def test_elastic_net_on_its_support():
     torch.testing.assert_close(found, (over_l1, over_l2), rtol=1e-8, atol=1e-8)
 
 
-# For each set: the projection, and the same constraint as G x <= h, A x = b of a quadratic program.
+# For each set: the projection, and its constraint as G x <= h, A x = b of a quadratic program.
 RADIUS = torch.tensor(0.3, dtype=torch.float64)
 ONE = torch.ones(1, 6, dtype=torch.float64)
 CONSTRAINTS = {
@@ -93,7 +93,7 @@ CONSTRAINTS = {
 
 @pytest.mark.parametrize("name", sorted(CONSTRAINTS))
 def test_constrained_least_squares_is_a_quadratic_program(name):
-    """Two independent ways to the same solution and to the same derivatives."""
+    """Two independent methods give the same solution and the same derivatives."""
     projection, constraints = CONSTRAINTS[name]
     solver = ProjectedGradient(tol=1e-12, maxiter=5000, projection=projection)
 

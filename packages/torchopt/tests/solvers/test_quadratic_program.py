@@ -171,8 +171,8 @@ def test_bad_shapes_are_refused():
 
 
 def test_the_interior_point_method_takes_the_steps_of_mehrotra(monkeypatch):
-    """With the corrector and the cube in the centring 165 steps for 12 programs; without the
-    corrector 253, with a centring of first power 194, without one 180.
+    """12 programs take 165 steps with the corrector and cubic centring. Without the corrector they
+    take 253, with linear centring 194, and without centring 180.
     """
     steps = []
     iterate = interior_point.iterate

@@ -288,7 +288,7 @@ def test_too_few_iterations_are_reported():
 
 
 def grows_both_ways(x):
-    """Return a number that grows with every step along its gradient, and against it."""
+    """Return a number that grows with every step, along its gradient and against it."""
     return x.sum() - 2 * x.sum().detach()
 
 
@@ -350,7 +350,7 @@ def test_a_fixed_point_shares_no_memory_with_the_arguments(fixed_point):
     assert start.tolist() == [0.0, 0.0]
 
 
-def test_bad_input_is_refused_with_a_sentence():
+def test_invalid_input_is_refused_with_a_clear_message():
     with pytest.raises(ValueError, match="tol >= 0"):
         LBFGS(tol=-1.0)
     with pytest.raises(ValueError, match="on_fail"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A status is true for every solver: CONVERGED means a finite value and a small residual."""
+"""Statuses are correct for every solver: CONVERGED means a finite value, a small residual."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ PROXES = {
 
 
 @pytest.mark.parametrize("name", sorted(PROXES))
-def test_nan_stays_nan_and_its_row_alone(name):
+def test_nan_stays_nan_and_affects_only_its_row(name):
     f = PROXES[name]
     x = torch.tensor([[0.3, NAN, -2.0], [0.3, 0.1, -2.0]], dtype=F64)
     y = f(x)
@@ -249,7 +249,7 @@ def test_fixed_points_in_half_precision(name, dtype):
 
 @pytest.mark.parametrize("name", sorted(MINIMIZERS))
 def test_an_objective_without_a_gradient_is_refused(name):
-    """A count has the gradient zero everywhere, which would pass for a minimum."""
+    """A count has a zero gradient everywhere, so every point would look like a minimum."""
     results = {
         "torch.int64 of shape": lambda x, a: (x > a).sum(),
         r"float64 of shape \(3,\)": lambda x, a: x - a,
@@ -266,7 +266,7 @@ def test_an_objective_without_a_gradient_is_refused(name):
 
 @pytest.mark.parametrize("name", [*sorted(MINIMIZERS), "least_squares"])
 def test_an_objective_that_ignores_the_unknowns_is_refused(name):
-    """Its gradient is zero everywhere, so that every start would pass for a minimum."""
+    """Its gradient is zero everywhere, so every start would look like a minimum."""
     solver = {**MINIMIZERS, "least_squares": LevenbergMarquardt()}[name]
     functions = {
         "ignored": lambda x, a: (a**2).sum(),
@@ -278,5 +278,5 @@ def test_an_objective_that_ignores_the_unknowns_is_refused(name):
             with pytest.raises(NotDifferentiableError, match="depends on its first argument"):
                 call(function, START, a)
         with pytest.raises(NotDifferentiableError, match="depends on its first argument"):
-            # An outer level that follows the value is not the one of the gradient.
+            # The outer level that differentiates the value is not that of the gradient.
             torch.func.grad(lambda a, f=function: solver(f, START, a).sum())(a)

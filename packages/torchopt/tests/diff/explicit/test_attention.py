@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention with all its derivatives, in memory linear in the sequence."""
+"""Attention with all derivatives, in memory that is linear in the sequence length."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MASKS = {
 
 
 @pytest.mark.parametrize("name", [*MASKS, "added"])
-def test_attention_is_that_of_torch_to_the_third_derivative(
+def test_attention_equals_that_of_torch_up_to_the_third_derivative(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunked, "_BYTES", 2 * 2 * 7 * 8 * 2)  # two queries at a time
@@ -57,7 +57,7 @@ def test_attention_is_that_of_torch_to_the_third_derivative(
         assert (x - y).abs().max() <= 1e-12 * (1 + x.abs().max())
 
 
-def test_heads_of_the_query_may_share_keys() -> None:
+def test_heads_of_queries_may_share_keys() -> None:
     q, k = draw(1, 4, 5, 3, seed=0), draw(1, 2, 5, 3, seed=1)
     with sdpa_kernel(SDPBackend.MATH):
         expected = plain(q, k, k, enable_gqa=True)

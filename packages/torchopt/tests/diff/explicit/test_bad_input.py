@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cannot be run is refused with one sentence."""
+"""Invalid loops and calls are refused with a clear message."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MADE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_a_loop_that_cannot_be_made(name: str) -> None:
+def test_invalid_loops_are_refused(name: str) -> None:
     changed, error, message = MADE[name]
     fields: dict[str, Any] = {"loss": loss_of, "optimizer": torchopt.sgd(0.1), "steps": 2}
     fields |= changed
@@ -57,7 +57,7 @@ CALLED: dict[str, tuple[Any, Any, tuple[Any, ...], dict[str, Any], type[Exceptio
 
 @pytest.mark.parametrize("keep", ["all", "steps"])
 @pytest.mark.parametrize("name", CALLED)
-def test_a_call_that_does_not_fit(name: str, keep: str) -> None:
+def test_invalid_calls_are_refused(name: str, keep: str) -> None:
     loss, optimizer, args, keywords, error, message = CALLED[name]
     inner = torchopt.inner_loop(loss or loss_of, optimizer or torchopt.sgd(0.1), steps=2, keep=keep)
     with pytest.raises(error, match=message) as raised:
@@ -65,13 +65,13 @@ def test_a_call_that_does_not_fit(name: str, keep: str) -> None:
     assert len(str(raised.value)) < 400
 
 
-def test_a_module_in_the_place_of_parameters() -> None:
+def test_a_module_in_place_of_parameters_is_refused() -> None:
     inner = torchopt.inner_loop(loss_of, torchopt.sgd(0.1), steps=1)
     with pytest.raises(TypeError, match="functional_call"):
         inner(nn.Linear(1, 1))
 
 
-def test_more_tangents_than_parameters_are_worth() -> None:
+def test_more_tangents_than_parameters_warn() -> None:
     inner = torchopt.inner_loop(loss_of, torchopt.sgd, steps=1, derivative="forward")
     lr = torch.tensor(0.1, requires_grad=True)
     with pytest.warns(UserWarning, match=r"parameters \(2\), got 3; each step is taken 3 more"):
@@ -85,9 +85,7 @@ def test_a_budget_under_a_transform() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"keep": "steps"}, {"derivative": "mixed"}], ids=str)
-def test_a_tensor_out_of_sight_is_not_left_out(
-    options: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hidden_tensor_is_never_ignored(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     net, w = torch.nn.Linear(3, 3), torch.ones(3, requires_grad=True)
     hidden = torch.ones(3, requires_grad=True)
     monkeypatch.setattr(builtins, "HIDDEN", hidden, raising=False)

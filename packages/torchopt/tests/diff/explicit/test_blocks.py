@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks that are computed again have the gradient of the unrolled loop, with tasks too."""
+"""Recomputed blocks have the gradient of the unrolled loop, with tasks too."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def encoder() -> nn.Module:
 
 
 class Learns(nn.Module):
-    """Takes a step on its own weight, on its input."""
+    """Takes a step on its own weight, with a loss of its input."""
 
     functional = True
 
@@ -258,7 +258,9 @@ def test_a_checkpoint_around_blocks_is_right() -> None:
     require_close(expected, gradients(net, loss, None, draw(3, 4, WIDTH), derivative="mixed"))
 
 
-def test_products_are_kept_and_known_slopes_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_saved_and_unneeded_slopes_are_not_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     known: list[Callable[[], bool]] = []
     again = products._Product.again
 
@@ -277,13 +279,13 @@ def test_products_are_kept_and_known_slopes_left_out(monkeypatch: pytest.MonkeyP
 
     gradients(net, loss, None, draw(3, 40, WIDTH), derivative="mixed")
     taken = [is_known() for is_known in known]
-    # Five products with parameters, and that of the weights of attention with the values, in each
-    # of two blocks and steps: kept for the step, and for the part that flows through the losses.
+    # Five products with parameters, and the product of attention weights and values, in each of two
+    # blocks and steps: saved for the step, and for the part that flows through the losses.
     assert taken.count(False) == 6 * 2 * 2 * 2
-    assert taken.count(True) == 5 * 2 * 2  # without slopes of parameters
+    assert taken.count(True) == 5 * 2 * 2  # without derivatives of parameters
 
 
-def test_another_way_through_a_block_is_computed() -> None:
+def test_a_block_may_take_another_branch() -> None:
     kept = Products()
     a, b = draw(40, WIDTH), draw(WIDTH, 5)
     with kept:

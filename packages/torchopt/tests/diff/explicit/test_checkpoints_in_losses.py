@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint in a loss computes again is what it computed: exchanged operations too.
+"""A checkpoint in a loss recomputes what it computed, including replaced operations.
 
 The oracle is the unrolled loop with the operation written out, and without a checkpoint.
 """
@@ -68,7 +68,7 @@ CASES = [(name, way) for name in OPERATIONS for way in WAYS]
 
 
 @pytest.mark.parametrize(("name", "way"), CASES)
-def test_it_has_the_gradient_of_the_unrolled_loop(name: str, way: dict[str, Any]) -> None:
+def test_the_gradient_equals_that_of_the_unrolled_loop(name: str, way: dict[str, Any]) -> None:
     function, written_out = OPERATIONS[name]
     scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A compiled run gives what the eager one gives, to the precision of its numbers."""
+"""A compiled run equals the eager one, up to the precision of its numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchopt.errors import NotTraceableError
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 QUICK = ("sgd-momentum",)
 READING = ("shampoo", "soap")
-# Derivative, keep, window, tasks and steps a program; each value beside each optimizer in turn.
+# Derivative, keep, window, tasks and steps per program; each value with each optimizer in turn.
 WAYS: list[tuple[str, Any, int | None, int | None, int]] = [
     ("reverse", "all", None, None, 1),
     ("reverse", "all", None, 3, 1),
@@ -39,7 +39,7 @@ def decaying(lr: Any) -> Any:
 
 
 def clipped(lr: Any) -> Any:
-    """Return a chain whose parts see all parameters at once."""
+    """Return a chain with a part that reads all parameters at once."""
     return torchopt.chain(torchopt.clip.clip_grad_norm(0.1), torchopt.sgd(lr, momentum=0.9))
 
 
@@ -58,7 +58,7 @@ SWEEP = [(way, OPTIMIZERS[i % len(OPTIMIZERS)]) for i, way in enumerate(WAYS)]
 def gradients(
     optimizer: Any, hypers: dict[str, Any], dtype: torch.dtype, tasks: int | None, **options: Any
 ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """Return gradients of everything that a run returns, and for what they are."""
+    """Return the gradients of everything that a run returns, and the tensors they belong to."""
     params, batch, scale = problem(tasks)
     params = {k: x.to(dtype, copy=True).requires_grad_() for k, x in params.items()}
     batch = tuple(x.to(dtype, copy=True).requires_grad_() for x in batch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is a constant of the loss in reverse mode is one in every mode."""
+"""A constant of the loss in reverse mode is a constant in every mode."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ CONSTANTS: dict[str, Callable[[Tensor], Tensor]] = {
     "a gradient with a graph": slope_with_graph,
     "no_grad in a checkpoint": lambda y: checkpoint(without_grad, y, use_reentrant=False),
 }
-# Whose backward pass reads what has no tangent, unless it makes a graph.
+# Its backward pass reads tensors without tangents, unless it creates a graph.
 KEPT: dict[str, Callable[[Tensor], Tensor]] = {
     "solve": lambda y: torch.linalg.solve(y + 3 * EYE, EYE[0]),
     "det": lambda y: torch.linalg.det(y + 3 * EYE),
@@ -172,7 +172,7 @@ def loss_by(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     CASES,
     ids=lambda x: x if isinstance(x, str) else "/".join(map(str, x.values())),
 )
-def test_it_has_the_gradient_of_the_unrolled_loop(name: str, way: dict[str, Any]) -> None:
+def test_the_gradient_equals_that_of_the_unrolled_loop(name: str, way: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     w, x = (torch.randn(3, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
@@ -233,7 +233,7 @@ class Cube(torch.autograd.Function):
         return 3 * x**2 * g
 
 
-def test_an_operation_without_forward_mode_is_told() -> None:
+def test_an_operation_without_forward_mode_is_named() -> None:
     w = torch.ones(3, dtype=torch.float64, requires_grad=True)
     inner = torchopt.inner_loop(
         lambda w, x: Cube.apply(w).sum(), torchopt.sgd(0.1), steps=2, derivative="mixed"

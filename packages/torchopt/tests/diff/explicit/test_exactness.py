@@ -59,7 +59,7 @@ def test_a_run_has_the_gradient_of_the_unrolled_loop(
 
 
 @pytest.mark.parametrize("window", [None, 2])
-def test_tangents_carried_along_give_the_same(window: int | None) -> None:
+def test_forward_mode_gives_the_same_gradient(window: int | None) -> None:
     params, batch, scale, lr = leaves()
     plain = {k: x.detach() for k, x in params.items() if k != "s"}
     batch = tuple(x.detach() for x in batch)
@@ -155,7 +155,9 @@ WRAPPED: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("derivative", "keep"), [("reverse", "steps"), ("mixed", 2), ("first_order", "steps")]
 )
-def test_tensors_that_a_transformation_was_made_with(name: str, derivative: str, keep: Any) -> None:
+def test_tensors_in_a_finished_transformation_get_gradients(
+    name: str, derivative: str, keep: Any
+) -> None:
     params, batch, scale, lr = leaves()
     inputs = [*params.values(), scale, lr]
     parts = unrolled(
@@ -212,7 +214,7 @@ def test_each_step_takes_its_own_batch(derivative: str, keep: Any, form: str) ->
 
 
 @pytest.mark.parametrize("keep", ["all", "steps", 1])
-def test_a_run_goes_on_from_the_state_of_another(keep: Any) -> None:
+def test_a_run_continues_from_the_state_of_another(keep: Any) -> None:
     params, batch, scale, lr = leaves()
     inputs = [*params.values(), scale, lr]
     parts = unrolled(loss_of, torchopt.adam(lr=lr, eps=1e-2), params, [batch] * 5, scale)
@@ -228,7 +230,7 @@ def test_a_run_goes_on_from_the_state_of_another(keep: Any) -> None:
 
 @pytest.mark.parametrize("derivative", ["reverse", "mixed", "forward"])
 @pytest.mark.parametrize("keep", ["all", "steps", 2])
-def test_what_comes_with_the_loss_is_stacked_and_differentiated(derivative: str, keep: Any) -> None:
+def test_auxiliary_outputs_are_stacked_and_differentiated(derivative: str, keep: Any) -> None:
     params, batch, scale, lr = leaves()
 
     def with_more(p: Any, b: Any, m: Tensor) -> Any:
@@ -272,7 +274,7 @@ def test_the_initial_parameters_may_be_arguments_of_the_loss_too(
     torch.testing.assert_close(got, 2 * jacobian.mT @ x, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def test_tied_parameters_part_in_every_mode() -> None:
+def test_tied_parameters_become_separate_in_every_mode() -> None:
     _, batch, _, lr = leaves()
     w = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3).requires_grad_()
 

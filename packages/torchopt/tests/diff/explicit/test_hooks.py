@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks in a loss, and backward passes that are the derivative of no function."""
+"""Hooks in a loss, and backward passes that are not the derivative of any function."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def gradient(loss: Any, way: dict[str, Any], params: dict[str, Tensor]) -> list[
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("name", PLACES)
-def test_a_hook_that_only_looks_changes_nothing(name: str, way: dict[str, Any]) -> None:
+def test_a_hook_that_returns_none_changes_nothing(name: str, way: dict[str, Any]) -> None:
     seen: list[int] = []
     loss = loss_with(PLACES[name], lambda g: seen.append(g.ndim))
     scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
@@ -112,7 +112,7 @@ def test_hooks_of_modules_are_refused_where_they_change_a_gradient(
 
 
 class Reversed(torch.autograd.Function):
-    """The identity, whose gradient is reversed, as in adversarial training."""
+    """The identity with a reversed gradient, as in adversarial training."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

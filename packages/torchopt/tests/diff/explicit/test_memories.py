@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses that remember: every step that is computed again sees what it saw."""
+"""Losses with a memory: every recomputed step sees the memory of its first run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 Loss = Callable[[Tensor, Any], Tensor]
-# Each returns a loss, and what it remembers at the end.
+# Each returns a loss, and a function that returns its memory.
 Made = tuple[Loss, Callable[[], Any]]
 
 
@@ -209,7 +209,9 @@ def run(make: Callable[[], Made], way: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "/".join(map(str, way.values())))
 @pytest.mark.parametrize("make", MEMORIES)
-def test_a_memory_is_as_it_was(make: Callable[[], Made], way: dict[str, Any]) -> None:
+def test_memories_are_restored_for_each_recomputed_step(
+    make: Callable[[], Made], way: dict[str, Any]
+) -> None:
     expected, losses, memory = run(make, {"keep": "all"})
     found, again, left = run(make, way)
     assert torch.equal(losses, again)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes alive at once, counted operation by operation."""
+"""The peak number of bytes alive, counted operation by operation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def peak(steps: int, keep: Any, derivative: str = "reverse") -> int:
 
 
 @pytest.mark.parametrize(("derivative", "states"), [("reverse", 1), ("mixed", 4 / 3)])
-def test_what_grows_with_the_steps_is_the_states(derivative: str, states: float) -> None:
+def test_only_the_states_grow_with_the_steps(derivative: str, states: float) -> None:
     slope = (peak(12, "steps", derivative) - peak(6, "steps", derivative)) / 6
     assert slope == pytest.approx(states * STATE, rel=0.02)  # "mixed" keeps the gradients too
 
@@ -121,7 +121,7 @@ def of_blocks(depth: int, blocks: Any, derivative: str = "mixed") -> tuple[int, 
     return count.peak, list(grads)
 
 
-def test_blocks_computed_again_keep_their_inputs_alone() -> None:
+def test_recomputed_blocks_keep_only_their_inputs() -> None:
     found = {(d, b): of_blocks(d, b) for d in (2, 6) for b in (None, ())}
     growth = {b: found[6, b][0] - found[2, b][0] for b in (None, ())}
     assert growth[None] < growth[()] / 3
@@ -131,7 +131,7 @@ def test_blocks_computed_again_keep_their_inputs_alone() -> None:
             torch.testing.assert_close(y, x, rtol=1e-12, atol=1e-14)
 
 
-def test_blocks_are_not_dropped_without_a_word() -> None:
+def test_blocks_without_mixed_mode_are_refused() -> None:
     def loss(p: Tensor, batch: Any) -> Tensor:
         return p.square().sum()
 
@@ -149,7 +149,7 @@ def test_unknown_blocks_are_refused() -> None:
 def test_states_on_the_host_are_fetched_one_by_one(
     derivative: str, keep: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As if the CPU were a device: what is kept are copies, and each is fetched for its step.
+    # As if the CPU were a device: copies are kept, and each is fetched for its step.
     monkeypatch.setattr(host, "is_away", lambda x: True)
     moved: list[int] = []
     to_host = host._to_host
@@ -183,7 +183,7 @@ def test_a_graph_cannot_be_kept_on_the_host() -> None:
 def test_short_steps_are_reversed_several_at_once(
     window: int | None, keeps: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Each step has its own batch, draws a mask, counts in a buffer and returns something beside.
+    # Each step has its own batch, draws a mask, counts in a buffer and has an auxiliary output.
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).double()
     groups: list[range] = []
     single = run.pull_back_steps
@@ -217,7 +217,7 @@ def test_short_steps_are_reversed_several_at_once(
         found.append(torch.autograd.grad(total, wanted))
     assert max(map(len, groups)) > 1
     taken = sorted(t for group in groups for t in group)
-    # The last steps kept their graph, where all states are kept.
+    # If all states are kept, the last steps keep their graphs too.
     end = 40 if keeps == 33 and window is None else taken[-1] + 1
     assert taken == list(range(40 - (window or 40), end))
     assert keeps == 33 or end < 40

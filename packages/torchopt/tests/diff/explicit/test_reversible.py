@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Momentum steps in integers: undone to the last bit, with the gradient of the unrolled loop."""
+"""Momentum steps in integers: undone bit for bit, with the gradient of the unrolled loop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def slopes(position: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("mu", MOMENTA)
-def test_ten_thousand_steps_there_and_back_are_bit_identical(mu: Fraction) -> None:
+def test_ten_thousand_steps_are_undone_bit_for_bit(mu: Fraction) -> None:
     lr, steps = 0.05, 10_000 if mu == Fraction(9, 10) else 1_000
     first = state = FixedPoint.of([draw(5), draw(2, 2)], [draw(5, seed=1), 0 * draw(2, 2)], mu)
     for _ in range(steps):
@@ -92,7 +92,7 @@ def test_a_run_has_the_gradient_of_the_unrolled_loop(derivative: Any, window: in
     )
     result = inner(params, batch, scale, lr=lr, momentum=mu)
     torch.testing.assert_close(result.losses, parts[1], rtol=1e-11, atol=1e-11)
-    for _ in range(2):  # what is kept serves for a second pass
+    for _ in range(2):  # the saved values allow a second backward pass
         got = torch.autograd.grad(
             outer(result.params, result.losses, result.state),
             inputs,

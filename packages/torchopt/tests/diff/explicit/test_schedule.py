@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots are taken so that as few steps as possible are run again."""
+"""Snapshots are placed so that as few steps as possible run again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchopt.diff.explicit.schedule import actions, forward_steps, kept_by_the_
 
 @functools.cache
 def fewest(steps: int, snapshots: int) -> int:
-    """Return the fewest steps forward by trying every place for the next snapshot."""
+    """Return the smallest number of forward steps, by trying every place of the next snapshot."""
     if steps == 1:
         return 0
     if snapshots == 1:
@@ -64,6 +64,6 @@ def test_the_loss_is_called_as_often_as_counted(steps: int, snapshots: int) -> N
     result = inner(w, torch.ones(2, dtype=torch.float64))
     assert calls == [steps]
     result.params.sum().backward()
-    # The run, the steps that are run again, and each step once more to reverse it.
+    # The run itself, the repeated steps, and each step once more in the backward pass.
     again = forward_steps(steps, min(snapshots, steps)) - (steps - 1)
     assert calls == [steps + again + steps]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Long runs of short steps: the last ones keep their graph, others go backward several at once."""
+"""Long runs of short steps: the last keep their graphs, others are reversed several at once."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_gradient_is_that_of_the_plain_loop_each_time(
         assert worst(expected, found, inputs) < 1e-12
 
 
-def test_what_is_around_the_call_changes_nothing() -> None:
+def test_the_surroundings_of_the_call_change_nothing() -> None:
     inputs = leaves()
     expected = torch.autograd.grad(value(inputs), inputs)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch of tasks in one program is the loop over tasks."""
+"""A batch of tasks in one program equals the loop over tasks."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an inner loop exchanges for the time of a call, other threads do not see."""
+"""Other threads do not see what an inner loop replaces during a call."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_runs_of_one_module_in_several_threads() -> None:
     assert all("forward" not in block.__dict__ for block in net)
 
 
-def test_what_changes_while_it_is_searched_is_not_taken_for_what_was_found(
+def test_a_change_during_the_search_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def loss() -> float:
@@ -113,7 +113,7 @@ def test_what_changes_while_it_is_searched_is_not_taken_for_what_was_found(
     assert seen.now().key == fingerprint(loss).key != before
 
 
-def test_threads_that_ask_at_once_see_what_is_there_now() -> None:
+def test_threads_that_search_at_once_see_the_present_state() -> None:
     def loss() -> float:
         return factor
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A traced step gives what the step itself gives, for any number of steps, or says why not."""
+"""A traced step equals the eager step, for any number of steps, or the loop says why not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CASES = [
     for case in optimizers.SMOOTH
     if case not in READING
 ]
-WAYS = [  # each value beside each other one
+WAYS = [  # each value with each other value
     ("reverse", "all", None),
     ("reverse", 2, 3),
     ("reverse", "1MiB", 3),
@@ -51,7 +51,7 @@ def gradients(
     tasks: int | None = None,
     **options: Any,
 ) -> tuple[Any, list[Tensor]]:
-    """Return gradients of everything that a run returns, and for what they are."""
+    """Return the gradients of everything that a run returns, and the tensors they belong to."""
     params, batch, scale = problem(tasks)
     params = {k: x.clone().requires_grad_() for k, x in params.items()}
     batch = tuple(x.clone().requires_grad_() for x in batch)
@@ -71,7 +71,7 @@ def gradients(
 
 
 def difference(**options: Any) -> float:
-    """Return how far a traced run is off the one that is not traced."""
+    """Return the difference between a traced and an eager run."""
     expected, inputs = gradients(**options)
     return worst(expected, gradients(**options, execute="trace")[0], inputs)
 
@@ -88,7 +88,7 @@ def test_a_batch_of_tasks_is_traced_as_one_program() -> None:
     assert difference(derivative="mixed", tasks=3) < TOLERANCE
 
 
-def test_few_scalars_go_forward() -> None:
+def test_forward_mode_is_used_for_few_scalars() -> None:
     def found(execute: str) -> tuple[Tensor, ...]:
         start = torch.tensor([1.0, 2.0], dtype=torch.float64)
         numbers = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.1, 0.01)]
@@ -178,7 +178,7 @@ class CountProducts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_what_a_step_computed_is_not_computed_again_in_its_adjoint() -> None:
+def test_the_adjoint_does_not_repeat_products_of_its_step() -> None:
     def loss(w: Tensor, x: Tensor) -> Tensor:
         return torch.tanh(torch.tanh(x @ w) @ w).square().sum()
 
@@ -201,7 +201,7 @@ def _in_place(w: Tensor, x: Tensor) -> Tensor:
     y = w - x
     before = y + 1.0
     y.add_(2.0)
-    after = y + 1.0  # the same operation of another value
+    after = y + 1.0  # the same operation on another value
     return (before * after.square()).sum()
 
 
@@ -235,7 +235,7 @@ def test_optimizers_that_count_are_traced_once() -> None:
     assert programs().traced == before + 1
 
 
-def test_another_number_or_shape_is_traced_again_and_logged(caplog: Any) -> None:
+def test_another_number_or_shape_causes_a_logged_new_trace(caplog: Any) -> None:
     def loss(w: Tensor, x: Tensor) -> Tensor:
         return ((w - x) ** 2).sum() * factor
 
@@ -267,7 +267,7 @@ def test_tensors_that_a_loss_holds_are_not_constants() -> None:
     assert_same(loss, lr=torch.tensor(0.01))
     between = programs().traced
     assert_same(loss, lr=torch.tensor(0.02))
-    assert programs().traced == between == before + 1  # for a tensor in place of a number
+    assert programs().traced == between == before + 1  # for a tensor instead of a number
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ COLUMN = torch.arange(3)
         (writes, "changes HELD"),
     ],
 )
-def test_what_cannot_be_traced_is_named(loss: Callable[..., Tensor], said: str) -> None:
+def test_operations_that_cannot_be_traced_are_named(loss: Callable[..., Tensor], said: str) -> None:
     with pytest.raises(NotTraceableError, match="inner_loop: execute: expected") as error:
         run(loss, "trace")
     assert said in str(error.value)
@@ -434,7 +434,7 @@ def test_a_tensor_that_would_get_no_gradient_raises() -> None:
         run(lambda w, x: (w * held).sum() ** 2, "trace")
 
 
-def test_what_is_not_traced_raises() -> None:
+def test_unsupported_uses_of_a_traced_loop_raise() -> None:
     w = torch.ones(3, requires_grad=True)
     inner = torchopt.inner_loop(_quartic, torchopt.sgd, steps=2, execute="trace")
     found = inner(w, torch.zeros(3), lr=0.1).params.sum()
@@ -447,7 +447,7 @@ def test_what_is_not_traced_raises() -> None:
 
 
 def test_the_order_of_a_dict_counts() -> None:
-    """A loss that walks through a dict depends on the order of its keys."""
+    """A loss that iterates over a dict depends on the order of its keys."""
 
     def walked(x: Any) -> Any:
         return sum(i * v for i, v in enumerate(x.values()))
@@ -484,7 +484,7 @@ def test_the_strides_of_an_argument_count() -> None:
         torch.testing.assert_close(traced.params, eager.params)
 
 
-def test_what_an_object_among_the_arguments_holds_counts() -> None:
+def test_the_attributes_of_an_argument_count() -> None:
     given = SimpleNamespace(power=2)
 
     def loss(w: Tensor, batch: Any, more: Any) -> Tensor:
@@ -500,7 +500,7 @@ def test_what_an_object_among_the_arguments_holds_counts() -> None:
         torch.testing.assert_close(traced.params, eager.params)
 
 
-def test_what_an_inner_loop_remembers_of_an_optimizer_follows_its_arguments() -> None:
+def test_the_cache_of_an_inner_loop_follows_the_arguments_of_the_optimizer() -> None:
     rates = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.01, 0.02)]
     w = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64, requires_grad=True)
 
@@ -528,7 +528,7 @@ def test_what_an_inner_loop_remembers_of_an_optimizer_follows_its_arguments() ->
 EXECUTIONS = ("eager", "trace")
 
 
-def test_a_copy_of_an_inner_loop_starts_without_what_it_remembers() -> None:
+def test_a_copy_of_an_inner_loop_starts_with_an_empty_cache() -> None:
     w = torch.tensor([1.0, 2.0], dtype=torch.float64)
     inner = torchopt.inner_loop(_quartic, torchopt.adam, steps=2, execute="trace")
     expected = inner(w, w * 3, lr=0.1).params

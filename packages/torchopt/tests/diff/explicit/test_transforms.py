@@ -104,7 +104,7 @@ def test_a_transform_of_the_call(name: str, derivative: str, keep: Any) -> None:
 
 
 @pytest.mark.parametrize(("derivative", "keep"), WAYS)
-def test_a_hyper_parameter_that_a_transformation_was_made_with(derivative: str, keep: Any) -> None:
+def test_a_hyper_parameter_in_a_finished_transformation(derivative: str, keep: Any) -> None:
     def of_lr(lr: Tensor) -> Tensor:
         inner = torchopt.inner_loop(
             loss_of, torchopt.adam(lr, eps=1e-1), steps=3, derivative=derivative, keep=keep

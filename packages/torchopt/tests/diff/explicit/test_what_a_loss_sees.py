@@ -166,7 +166,7 @@ def test_an_exception_in_a_recomputation_leaves_everything_as_it_was(
     module = normalised().double()
 
     def loss(p: Any, batch: Tensor) -> Tensor:
-        if "TORCHOPT_TEST_INTERRUPT" in os.environ:  # which no recomputation puts back
+        if "TORCHOPT_TEST_INTERRUPT" in os.environ:  # which no recomputation restores
             raise KeyboardInterrupt
         out: Tensor = torchopt.params.functional_call(module, p, batch).pow(2).mean()
         return out

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A traced program follows whatever the loss reads by name, and refuses what it cannot follow."""
+"""A traced program notices changes of what the loss reads, and refuses what it cannot watch."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ CHANGES: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = {
 
 
 def ends(loss: Any, execute: str, **options: Any) -> tuple[Tensor, Tensor]:
-    """Return what a run ends with, and the gradient of its sum of squares by the meta-parameter."""
+    """Return the result of a run, and the meta-gradient of its sum of squares."""
     meta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     start = torch.tensor([1.0, -2.0], dtype=torch.float64)
     inner = torchopt.inner_loop(loss, torchopt.sgd(0.01), steps=2, execute=execute, **options)
@@ -90,7 +90,7 @@ def ends(loss: Any, execute: str, **options: Any) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_of_what_a_loss_reads_is_seen(name: str) -> None:
+def test_a_change_of_a_value_that_the_loss_reads_is_seen(name: str) -> None:
     held, read, change = CHANGES[name]
 
     def loss(w: Tensor, batch: Any, meta: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def test_an_exchanged_method_of_a_class_of_torch_is_seen(monkeypatch: pytest.Mon
     ("name", "scale"),
     [("globals", lambda: globals()["SCALE"]), ("eval", lambda: eval("SCALE"))],
 )
-def test_a_function_that_may_read_anything_is_refused(name: str, scale: Any) -> None:
+def test_a_function_that_can_read_anything_is_refused(name: str, scale: Any) -> None:
     def loss(w: Tensor, batch: Any, meta: Tensor) -> Tensor:
         return (w**2).sum() * meta * scale()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an optimizer holds and its user changes between a run and its derivative, or in a run."""
+"""Changes of an optimizer's content during a run, or between a run and its derivative."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_large_tensor_that_is_changed_is_refused(options: Any) -> None:
 
 
 class Counted:
-    """A rate that falls with each call, whatever the count."""
+    """A learning rate that falls with each call, independently of the count."""
 
     def __init__(self, rate: Tensor) -> None:
         self.rate, self.calls = rate, 0
@@ -129,7 +129,7 @@ class Counted:
 
 
 @pytest.mark.parametrize("options", WAYS[:8], ids=lambda x: "-".join(map(str, x.values())))
-def test_a_schedule_with_a_state_of_its_own_goes_backward_too(options: Any) -> None:
+def test_a_schedule_with_its_own_state_is_differentiated(options: Any) -> None:
     def by_hand(rate: Tensor) -> Tensor:
         w = START
         for k in range(1, 6):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report on a gradient against its true error, known from a dense Newton method in float64."""
+"""Error reports of gradients against the true error, from a dense Newton method in float64."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_converged_gradient_is_that_of_dense_newton():
     torch.testing.assert_close(lam.grad, dense_gradient(LAM), rtol=1e-12, atol=1e-12)
 
 
-def test_implicit_and_unrolled_gradients_converge_to_one_another():
+def test_implicit_and_unrolled_gradients_converge_to_each_other():
     truth = dense_gradient(LAM)
     errors = []
     for steps in (20, 40, 80, 160):
@@ -122,7 +122,7 @@ def test_estimate_is_within_a_factor_of_two_of_the_error(steps):
 
 @pytest.mark.parametrize(("polish", "order"), [(0, 1), (1, 2), (2, 4)])
 def test_polish_turns_the_order_of_the_error_from_one_to_two_to_four(polish, order):
-    """Against the error e of what the solver returns, for e and e / 2."""
+    """The error is compared for solver errors e and e / 2."""
     w, truth = newton(LAM), dense_gradient(LAM)
     direction = torch.randn(6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 

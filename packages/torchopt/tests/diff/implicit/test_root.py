@@ -501,7 +501,7 @@ def test_failing_linear_solve_warns_or_raises():
         jacrev(lambda a: solved(solve_cg(maxiter=1, on_fail="raise"))(None, a).sum())(a)
 
 
-def test_bad_use_is_refused_with_a_sentence():
+def test_invalid_use_is_refused_with_a_clear_message():
     F = lambda x, a: x - a  # noqa: E731
     a = tensor(1.0).requires_grad_()
     for argnums in (0, (0, 1), ()):

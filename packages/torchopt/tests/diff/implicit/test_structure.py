@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Complex unknowns, mixed dtypes, roots inside of roots, batched backward passes, vmap over
-anything.
-"""
+"""Complex unknowns, mixed dtypes, nested roots, batched backward passes, vmap over anything."""
 
 from __future__ import annotations
 
@@ -204,7 +202,7 @@ PAIRS = {
 
 @pytest.mark.parametrize("pair", sorted(PAIRS))
 @pytest.mark.parametrize("name", sorted(NESTED))
-def test_a_root_inside_of_a_root_to_second_order(name, pair):
+def test_a_root_inside_a_root_to_second_order(name, pair):
     a = torch.tensor(8.0, dtype=D)
     got = PAIRS[pair](lambda a: NESTED[name](None, a))(a)
     expected = torch.tensor(-2 / 9 * 8 ** (-4 / 3), dtype=D)

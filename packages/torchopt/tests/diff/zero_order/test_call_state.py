@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An estimate belongs to its call: what the samples find is what the forward pass found.
+"""The samples of an estimate see the state that the forward pass of its call saw.
 
-Every function here is s theta times something that its own side effect changes, with signs as
-directions, so that an estimate of one dimension is exact and any drift shows.
+Every function here is s theta times a factor that its own side effect changes. The directions are
+signs, so an estimate in one dimension is exact and shows any drift.
 """
 
 from __future__ import annotations
@@ -166,14 +166,14 @@ def slope(path: str, f: Callable[[Tensor], Tensor], method: str, vectorized: boo
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", STATES)
-def test_samples_find_what_the_call_found(name: str, path: str) -> None:
+def test_samples_see_the_state_of_the_call(name: str, path: str) -> None:
     for method in ("antithetic", "forward"):
         for vectorized in (False, True):
             if name == "module" and vectorized:
                 continue  # reads a value
             f, count = STATES[name]()
             assert slope(path, f, method, vectorized) == pytest.approx(2.0), (method, vectorized)
-            # one side effect, that of the forward pass; an estimate alone has none
+            # only the forward pass has a side effect; the estimate has none
             assert count() == {"decorated": 2}.get(path, 0 if name == "module" else 1)
 
 
@@ -215,7 +215,7 @@ class Stateful(ZeroOrderGradientModule, method="antithetic", num_samples=3, sigm
 
 
 @pytest.mark.parametrize("vectorized", [True, False])
-def test_a_module_is_evaluated_as_its_forward_pass_found_it(vectorized: bool) -> None:
+def test_a_module_is_evaluated_with_the_state_of_its_forward_pass(vectorized: bool) -> None:
     class Each(Stateful, vectorized=vectorized):
         pass
 
@@ -253,7 +253,7 @@ DRAWS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("vectorized", [True, False])
 @pytest.mark.parametrize("name", DRAWS)
-def test_samples_draw_what_the_forward_pass_drew(name: str, vectorized: bool) -> None:
+def test_samples_repeat_the_draws_of_the_forward_pass(name: str, vectorized: bool) -> None:
     draw = DRAWS[name]
     f = zero_order(Rademacher(), "antithetic", num_samples=4, vectorized=vectorized)(
         lambda x: (1 + draw()) * x
@@ -321,7 +321,7 @@ def test_a_large_tensor_that_was_overwritten_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("path", ["decorated", "estimate", "seed_replay"])
-def test_an_error_half_way_puts_everything_back(path: str) -> None:
+def test_an_error_half_way_restores_everything(path: str) -> None:
     c, calls = torch.ones((), dtype=F64), []
 
     def f(x: Tensor) -> Tensor:
@@ -388,7 +388,7 @@ def test_closed_over_tensors_are_refused_by_name() -> None:
             decorate(fn)(x)
         with torch.no_grad():
             decorate(fn)(x)
-        ZeroOrder(Rademacher()).estimate(fn, x)  # asks for no other gradient
+        ZeroOrder(Rademacher()).estimate(fn, x)  # needs no other gradient
     decorate(lambda x: (w.detach() * x).sum())(x).backward()
     features.requires_grad_(False)
     decorate(lambda x: features(x).sum())(x).backward()

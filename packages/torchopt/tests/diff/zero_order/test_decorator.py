@@ -120,10 +120,10 @@ def test_positions_and_defaults_are_those_of_the_published_package(name: str) ->
     found = inspect.signature(functools.reduce(getattr, name.split("."), zero_order))
     ours = [p.replace(annotation=p.empty) for p in found.parameters.values()]
     published = SIGNATURES[name]
-    count = published.count(",") + 1 - (name == "zero_order")  # the comma within (0,)
+    count = published.count(",") + 1 - (name == "zero_order")  # the comma in (0,)
     first = inspect.Signature(ours[:count])
     assert str(first) == published
-    # what we add is optional
+    # our additional parameters are optional
     assert all(p.kind is p.KEYWORD_ONLY or p.default is not p.empty for p in ours[count:])
 
 
@@ -315,7 +315,7 @@ def test_under_function_transforms() -> None:
     torch.testing.assert_close(pull(torch.tensor(3.0, dtype=F64))[0], 12 * x[1])
 
 
-def test_what_vmap_cannot_take_runs_in_a_loop_after_one_warning() -> None:
+def test_functions_that_vmap_cannot_run_are_looped_over_after_one_warning() -> None:
     def f(x: Tensor) -> Tensor:
         return x.sum() if x.sum().item() > 0 else -x.sum()
 
@@ -356,7 +356,7 @@ def test_a_distribution_that_cannot_be_replayed_is_reported() -> None:
 
 
 def test_random_draws_inside_the_function_are_common() -> None:
-    # A random offset that were drawn anew for each evaluation would dominate the difference.
+    # A random offset drawn anew for each evaluation would dominate the difference.
     def f(x: Tensor) -> Tensor:
         return x.sum() + 1e6 * torch.randn((), dtype=F64)
 
@@ -380,7 +380,7 @@ def test_surrogate_removes_the_variance_it_explains() -> None:
         engine.estimate(linear, torch.zeros(3, dtype=F64), surrogate=A[:2])
 
 
-# The compiler looks at .grad of intermediate tensors, about which torch warns.
+# The compiler reads .grad of intermediate tensors, which causes a warning of torch.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_caller_gets_the_eager_result() -> None:
     f = zero_order(zero_order.Rademacher(), "antithetic")(lambda x: x * x)
@@ -428,7 +428,7 @@ def test_a_function_that_overwrites_its_argument_leaves_the_point_alone() -> Non
             torch.testing.assert_close(got, engine.estimate(lambda p: 2.0 * p @ A, x, seed=0))
 
 
-def test_a_loss_that_is_not_a_number_is_seen_in_the_estimate() -> None:
+def test_a_nan_loss_appears_in_the_estimate() -> None:
     got = ZeroOrder(Gaussian(), num_samples=4).estimate(
         lambda p: p.sum() * float("nan"), torch.ones(3)
     )
@@ -462,7 +462,7 @@ def test_torch_distributions_are_recognised() -> None:
 
 @pytest.mark.parametrize("method", [*zero_order.estimators.ESTIMATORS])
 @pytest.mark.parametrize("directions", [Gaussian(), zero_order.Orthogonal(2)], ids=repr)
-def test_workers_exchange_a_seed_and_losses_alone(method: str, directions: Any) -> None:
+def test_workers_exchange_only_a_seed_and_losses(method: str, directions: Any) -> None:
     engine = ZeroOrder(directions, method, argnums=(1, 0), num_samples=10, sigma=0.2, chunk_size=4)
     args = ({"a": torch.ones(3, dtype=F64)}, torch.tensor(2.0, dtype=F64))
 

@@ -123,7 +123,7 @@ def test_spsa_inverts_the_directions() -> None:
 
 
 @pytest.mark.parametrize("estimator", [estimators.naive, estimators.antithetic])
-def test_rank_shaping_sees_the_order_alone(estimator: Estimator) -> None:
+def test_rank_shaping_depends_only_on_the_order(estimator: Estimator) -> None:
     z = Gaussian().draw(LIKE, 0, 0, 20)[0]
     losses = losses_of(lambda p: p @ A, estimator, z, LIKE[0], SIGMA)
     for utility in (estimators.centered_ranks, estimators.nes_utilities):
@@ -251,11 +251,11 @@ def test_effective_sample_size() -> None:
     one = ZeroOrder(Rademacher(), "naive", num_samples=64).estimate(
         lambda x: 0 * x.sum() + 2.0, LIKE[0], seed=0
     )
-    assert one.effective_sample_size == pytest.approx(64)  # all coefficients alike
+    assert one.effective_sample_size == pytest.approx(64)  # all coefficients equal
     few = ZeroOrder(Gaussian(), "naive", num_samples=64).estimate(
         lambda x: torch.exp(3 * x.sum()), LIKE[0], seed=0
     )
-    assert 1.0 <= few.effective_sample_size < 16  # a heavy tail carries the estimate
+    assert 1.0 <= few.effective_sample_size < 16  # a heavy tail dominates the estimate
 
 
 def test_peak_memory_does_not_grow_with_the_number_of_samples() -> None:

@@ -139,7 +139,7 @@ def test_wrong_options_are_reported() -> None:
 
 
 class Loop(nn.Module):
-    """Decides by a value, which vmap cannot."""
+    """Branches on a value, which vmap does not support."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Loop(nn.Module):
         return y if y.sum().item() > 0 else -y
 
 
-def test_what_vmap_cannot_take_runs_in_a_loop_after_one_warning() -> None:
+def test_functions_that_vmap_cannot_run_are_looped_over_after_one_warning() -> None:
     net, x = Loop().double(), torch.ones(4, 3, dtype=F64)
     engine = LowRank(1, num_samples=6, sigma=0.1, chunk_size=2)
     with pytest.warns(UserWarning, match="vmap cannot take this function") as caught:
@@ -164,7 +164,7 @@ def test_what_vmap_cannot_take_runs_in_a_loop_after_one_warning() -> None:
 
 @pytest.mark.parametrize("method", ["antithetic", "forward"])
 @pytest.mark.parametrize("vectorized", [True, False])
-def test_buffers_are_left_alone_and_masks_are_common(method: str, vectorized: bool) -> None:
+def test_buffers_do_not_change_and_masks_are_common(method: str, vectorized: bool) -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 1))
     net, x = net.double(), torch.randn(16, 4, dtype=F64)
     buffers = {k: b.clone() for k, b in net.named_buffers()}

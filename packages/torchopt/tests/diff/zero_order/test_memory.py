@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of an estimate does not grow with the number of samples times the size of the model."""
+"""The memory of an estimate does not grow with samples times model size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ D = 20_000
 
 
 class Watch(TorchDispatchMode):
-    """Records the bytes of the storages that are alive after each operation, at their peak."""
+    """Records the peak of the bytes of all storages that are alive after each operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def test_peak_does_not_grow_with_samples(run: Any, method: str) -> None:
     # 112 samples more would be 112 D floats; their losses and coefficients are a few numbers each
     assert peaks[0] > 4 * D
     assert peaks[1] - peaks[0] < 112 * 100
-    if run is replayed:  # the copy, one direction and what arithmetic needs
+    if run is replayed:  # the copy, one direction and temporaries
         assert peaks[1] < 6 * 4 * D
 
 

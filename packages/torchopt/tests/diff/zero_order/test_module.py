@@ -231,7 +231,7 @@ def test_in_eval_mode_the_buffers_stay_and_nothing_is_dropped() -> None:
     before = copy.deepcopy(dict(module.named_buffers()))
     first = gradients(module)
     torch.testing.assert_close(dict(module.named_buffers()), before, rtol=0, atol=0)
-    # without draws in `forward` the seed of the directions decides alone
+    # without draws in `forward`, only the seed of the directions matters
     torch.testing.assert_close(gradients(module), first, rtol=0, atol=0)
 
 
@@ -295,7 +295,7 @@ def test_all_frozen_parameters_need_no_estimate() -> None:
 
 
 def test_an_error_inside_forward_leaves_the_module_usable() -> None:
-    calls: list[None] = []  # a log stays, while a flag would be put back to what the call saw
+    calls: list[None] = []  # a log is kept, while a flag would be restored to its value in the call
 
     class Fails(Linear):
         def forward(self, x: Tensor) -> Tensor:

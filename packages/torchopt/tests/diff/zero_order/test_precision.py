@@ -324,7 +324,7 @@ def test_complex_outputs_have_the_vector_jacobian_product_of_torch() -> None:
     [(torch.bfloat16, 100.0, 0.01), (torch.float16, 100.0, 0.01), (torch.float32, 100.0, 1e-6),
      (F64, 1.0, 1e-17), (torch.float16, 0.0, 1e-9)],
 )  # fmt: skip
-def test_a_perturbation_that_rounding_takes_away_is_noticed(
+def test_a_perturbation_lost_to_rounding_is_noticed(
     dtype: torch.dtype, weight: float, sigma: float
 ) -> None:
     x = torch.tensor([1e-3, weight], dtype=dtype)
@@ -387,7 +387,7 @@ def test_losses_that_are_not_numbers_rank_last(
     assert abs(u.sum().item()) < 1e-6
     order = torch.tensor(ranks).argsort()
     assert (u[order].diff() >= 0).all()
-    assert estimators.z_scores(x).isnan().all()  # there is no mean: nothing is made up
+    assert estimators.z_scores(x).isnan().all()  # there is no mean, and none is invented
 
 
 def test_z_scores_do_not_depend_on_the_scale() -> None:
@@ -440,7 +440,7 @@ def test_trees_without_entries(directions: Directions, estimator: Estimator) -> 
     assert got.gradient["w"].any()
 
 
-def test_what_an_estimate_cannot_be_asked_for_is_said_in_a_sentence() -> None:
+def test_unsupported_uses_of_an_estimate_raise_a_clear_message() -> None:
     engine = ZeroOrder(Rademacher(), "antithetic", vector_output=True)
     x = torch.ones(2, requires_grad=True)
     value = engine(lambda x: 2 * x)(x)
@@ -464,7 +464,7 @@ LINEAR = [e for e in ALL if e.linear and e.name not in ("naive", "central", "sps
 
 @pytest.mark.parametrize("estimator", LINEAR, ids=name_of)
 @pytest.mark.parametrize("directions", KNOWN, ids=name_of)
-def test_a_surrogate_leaves_the_mean_alone(estimator: Estimator, directions: Any) -> None:
+def test_a_surrogate_does_not_change_the_mean(estimator: Estimator, directions: Any) -> None:
     a, h = torch.tensor([1.0, -2.0], dtype=F64), torch.tensor([3.0, 1.0], dtype=F64)
     engine = ZeroOrder(directions, estimator, num_samples=1024)
     x = torch.zeros(2, dtype=F64)

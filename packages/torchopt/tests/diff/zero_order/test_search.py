@@ -42,7 +42,7 @@ NATURAL = torch.linalg.solve(FISHER, torch.cat(EXACT)).split(3)
 
 
 def many(estimator, fn, search=SEARCH, n=250):
-    """Return estimates by different seeds, `[n, D]` for the mean and `[n, ...]` for the scale."""
+    """Return estimates with different seeds: `[n, D]` for the mean, `[n, ...]` for the scale."""
     found = [estimator.estimate(fn, search, seed=k, with_error=False).gradient for k in range(n)]
     return torch.stack([f.mean for f in found]), torch.stack([f.log_scale for f in found])
 

@@ -139,7 +139,7 @@ def test_of_a_module() -> None:
 
     module = Quadratic()
     (g,) = torch.autograd.grad(module(), module.x, create_graph=True)
-    # a module's own `sample` may be any distribution: what is not known to be normal is refused
+    # a module's own `sample` may be any distribution; one that is not known to be normal is refused
     from torchopt.errors import NotDifferentiableError
 
     with pytest.raises(NotDifferentiableError, match="standard normal directions"):

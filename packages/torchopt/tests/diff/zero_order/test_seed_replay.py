@@ -101,8 +101,8 @@ def bits(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, None])
-def test_every_bit_is_back_whatever_happens(dtype: torch.dtype, error: type | None) -> None:
-    # with the numbers that arithmetic does not give back: NaN, infinities, -0, subnormal ones
+def test_every_bit_is_restored_whatever_happens(dtype: torch.dtype, error: type | None) -> None:
+    # with values that arithmetic does not restore: NaN, infinities, -0, subnormal numbers
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 1e-40, 1.0, 1e4])
     p = special.to(dtype)
     strided = torch.randn(4, 6).to(dtype)[:, ::2]
@@ -125,7 +125,7 @@ def test_every_bit_is_back_whatever_happens(dtype: torch.dtype, error: type | No
         assert torch.equal(bits(x), b)
 
 
-def test_buffers_are_put_back_and_masks_are_common() -> None:
+def test_buffers_are_restored_and_masks_are_common() -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 1))
     net, x = net.double(), torch.randn(16, 4, dtype=torch.float64)
     buffers = {k: b.clone() for k, b in net.named_buffers()}
@@ -160,7 +160,7 @@ def test_error_bars_are_those_of_the_engine() -> None:
 
 
 @pytest.mark.parametrize("method", ["antithetic", "forward", "optimal_baseline"])
-def test_workers_exchange_losses_alone(method: str) -> None:
+def test_workers_exchange_only_losses(method: str) -> None:
     x = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 
     def closure() -> torch.Tensor:

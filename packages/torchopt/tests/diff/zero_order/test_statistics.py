@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Means, covariances, biases and orders of variance of all estimators, against closed forms.
 
-Tolerances are four standard errors of what is measured, which the seeds here keep.
+Tolerances are four standard errors of the measured value; the fixed seeds stay within them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def test_unbiased_with_a_hundred_thousand_samples(estimator: Estimator, fn: Any)
     result = engine.estimate(fn, x, seed=1)
     exact = A if fn is linear else A + H @ x
     assert ((result.gradient - exact).abs() < 4 * result.standard_error).all()
-    # the bar is small enough to notice an error: of a sign, a factor, a baseline
+    # the error bar is small enough to notice a wrong sign, factor or baseline
     largest = 0.3 if estimator.name == "naive" else 0.1
     assert (result.standard_error < largest).all()
 
@@ -188,7 +188,7 @@ def test_exact_covariance_of_low_rank_perturbations(rank: int) -> None:
 
 
 def test_error_bars_are_those_of_the_closed_forms() -> None:
-    # what a user reads, `standard_error`, against the covariances above
+    # the user's `standard_error` against the covariances above
     for name in ("forward", "antithetic", "leave_one_out", "optimal_baseline"):
         n = 50_000
         bar = ZeroOrder(Gaussian(), name, num_samples=n, sigma=SIGMA).estimate(

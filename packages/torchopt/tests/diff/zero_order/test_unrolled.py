@@ -29,7 +29,7 @@ def start(params: Any) -> Any:
 
 
 def step(params: Any, state: Any, t: int) -> tuple[Any, Tensor]:
-    # linear in theta, with a loss that is quadratic: smoothing leaves the gradient alone
+    # linear in theta with a quadratic loss, so smoothing does not change the gradient
     m = 0.8 * state["m"] + 0.1 * state["s"].sum() + params["b"]
     s = 0.9 * state["s"] - 0.2 * m + params["a"]
     return {"s": s, "m": m}, 0.5 * s.square().sum() + (t % 2) * m
@@ -71,7 +71,7 @@ def test_unbiased_over_an_episode(make: Any) -> None:
     got, error = episode(make(LOOP, **PAIRS))
     for k in THETA:
         assert ((got[k] - truth[k]).abs() < 4 * error[k]).all()
-        # the truncated gradient is far away: the test would see it
+        # the truncated gradient is far away, so the test would notice it
         assert ((wrong[k] - truth[k]).abs() > 8 * error[k]).all()
 
 

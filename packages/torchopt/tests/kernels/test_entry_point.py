@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one door to the kernels: it runs, or it gives the reason and has done nothing."""
+"""The entry point of the kernels: it steps, or returns the reason and changes nothing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def copied(roles: list[list[Any]]) -> list[list[Any]]:
 
 @pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("into", [False, True])
-def test_gradients_that_no_kernel_serves_are_refused_with_a_reason(kind: str, into: bool) -> None:
+def test_gradients_without_a_kernel_are_refused_with_a_reason(kind: str, into: bool) -> None:
     grads, states, params, hypers = inputs()
     change, words = OTHERS[kind]
     grads[1] = change(grads[1])
@@ -78,7 +78,7 @@ def test_tensors_that_do_not_belong_together_are_named(role: str, change: Any) -
     assert f"expected {role} of the shape, dtype and device of the gradient" in str(found)
 
 
-def test_what_a_transform_follows_is_refused_or_served_by_the_rule() -> None:
+def test_tensors_in_a_transform_are_refused_or_use_the_reference() -> None:
     grads, states, params, hypers = inputs()
     seen = []
 
@@ -105,14 +105,14 @@ def test_what_a_transform_follows_is_refused_or_served_by_the_rule() -> None:
     torch.testing.assert_close(got, torch.stack([want[0], want[0]]), rtol=1e-14, atol=0)
 
 
-def test_learned_hyper_parameters_are_no_step_into_parameters() -> None:
+def test_learned_hyper_parameters_cannot_step_in_place() -> None:
     grads, states, params, _ = inputs()
     hypers = all_hypers("adam", DECAYED, lr=torch.tensor(0.1, requires_grad=True))
     found = native.attempt(RULES["adam"], grads, states, params, 3, hypers, into=StepCache())
     assert "a hyper-parameter is watched" in str(found)
 
 
-def test_all_ways_through_the_door_give_the_same_numbers() -> None:
+def test_all_calls_of_the_entry_point_give_the_same_numbers() -> None:
     results = []
     for inplace, into in ((False, False), (True, False), (True, True)):
         grads, states, params, hypers = inputs()
@@ -132,7 +132,7 @@ def test_all_ways_through_the_door_give_the_same_numbers() -> None:
 
 @pytest.fixture
 def judgements(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Count how often tensors are read by the native call, and judged one by one."""
+    """Count how often the native call reads tensors, and `refusal` checks them one by one."""
     counts: Counter[str] = Counter()
 
     def counting(module: Any, name: str, call: Any) -> None:
@@ -157,7 +157,7 @@ def judgements(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 @pytest.mark.skipif(EXCHANGE is None, reason="this torch has no C interface")
-def test_tensors_are_judged_once(judgements: Counter[str]) -> None:
+def test_tensors_are_checked_once(judgements: Counter[str]) -> None:
     params = {"a": torch.ones(3), "b": torch.ones(2, 2)}
     optimizer = torchopt.adamw(0.1)
     state = optimizer.init(params)
@@ -173,10 +173,10 @@ def test_tensors_are_judged_once(judgements: Counter[str]) -> None:
     judgements.clear()
     complexes = {"a": torch.ones(3, dtype=torch.complex64)}
     optimizer.update(complexes, optimizer.init(complexes), params=complexes)
-    assert judgements == {"fused_call": 1, "refusal": 1}  # which gives the reason
+    assert judgements == {"fused_call": 1, "refusal": 1}  # which finds the reason
 
 
-def test_steps_in_place_judge_in_the_first_one(judgements: Counter[str]) -> None:
+def test_steps_in_place_check_tensors_in_the_first_step(judgements: Counter[str]) -> None:
     params = [torch.ones(3).requires_grad_(), torch.ones(2, 2).requires_grad_()]
     optimizer = torchopt.Adam(params, lr=0.1)
     for _ in range(3):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is decided about CUDA without a device; csrc/tests/test_cuda_text.cpp has the kernels."""
+"""Decisions about CUDA that need no device; csrc/tests/test_cuda_text.cpp tests the kernels."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ COMPILED = "80-real,90-real,90-virtual"
 @pytest.mark.parametrize(
     ("capability", "architectures", "runs"),
     [
-        ((7, 5), COMPILED, False),  # older than everything
+        ((7, 5), COMPILED, False),  # older than all architectures
         ((8, 0), COMPILED, True),
         ((8, 9), COMPILED, True),  # machine code of a smaller minor version
         ((9, 0), COMPILED, True),
         ((12, 0), COMPILED, True),  # PTX
         ((12, 0), "80-real,90-real", False),
         ((8, 0), "86", False),
-        ((9, 0), "86", True),  # a number alone has PTX with it
+        ((9, 0), "86", True),  # a number alone includes PTX
         ((9, 0), "90a", True),
-        ((10, 0), "90a", False),  # code for one family is not for the next
+        ((10, 0), "90a", False),  # code for one family does not run on the next
         ((10, 3), "100f-real", True),
-        ((7, 0), "all-major", True),  # not judged
+        ((7, 0), "all-major", True),  # not checked
         ((7, 0), "", True),
     ],
 )
-def test_a_device_declines_what_was_not_compiled_for_it(
+def test_a_device_refuses_code_that_was_not_compiled_for_it(
     capability: tuple[int, int], architectures: str, runs: bool
 ) -> None:
     assert has_code_for(capability, architectures) is runs
 
 
-def test_an_old_device_is_declined_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_device_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices._C, "WITH_CUDA", True)
     monkeypatch.setattr(devices._C, "CUDA_ARCHITECTURES", COMPILED)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -59,7 +59,7 @@ def test_a_captured_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         refuse_capture(torch.device("cuda", 0))
 
 
-def test_tensors_that_begin_at_one_address_are_found() -> None:
+def test_tensors_with_the_same_address_are_found() -> None:
     a, b = torch.ones(3), torch.ones(3)
     assert share_memory([a, b, a.view(3)])
     assert not share_memory([a, b, torch.ones(0), torch.ones(0)])
