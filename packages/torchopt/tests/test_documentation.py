@@ -114,9 +114,8 @@ def test_the_reference_has_every_public_module() -> None:
         *(
             f"diff.{name}"
             for name in (
-                *("call_state", "closure", "hooks", "places", "problem", "recorder", "sealed"),
-                "surroundings",
-                "twice_differentiable",
+                *("attention", "call_state", "closure", "hooks", "places", "problem", "rebuild"),
+                *("recorder", "sealed", "surroundings", "twice_differentiable"),
             )
         ),
     }

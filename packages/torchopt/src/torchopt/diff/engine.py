@@ -1,44 +1,100 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol of an engine: an object that differentiates any inner problem."""
+"""The base class of engines: objects that differentiate any inner problem."""
 
 from __future__ import annotations
 
+import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torchopt.shown import Described
+
+if TYPE_CHECKING:
+    from torchopt.diff.verify import Verify, VerifyReport
 
 __all__ = ["Engine"]
 
+Self = TypeVar("Self", bound="Engine")
 
-@runtime_checkable
-class Engine(Protocol):
-    """A way to differentiate an inner loop.
+
+class Engine(Described, ABC):
+    """A way to differentiate an inner loop: a frozen dataclass with these fields and its own.
 
     `torchopt.diff.Explicit`, `torchopt.diff.Implicit` and `torchopt.diff.ZeroOrder` are engines.
-    Each takes the same problem and returns a function with the same arguments and results; only the
-    derivatives differ.
+    Each takes the same problem and returns a function with the same arguments and results; only
+    the derivatives differ.
+
+    Attributes:
+        loss: As in `torchopt.inner_loop`; None for an engine without a problem, see `over`.
+        optimizer: As there.
+        steps: As there.
+        tasks: As there.
+        verify: As there.
+        report: What `verify` has found.
     """
 
+    loss: Callable[..., Any] | None
+    optimizer: Any
+    steps: int
+    tasks: Sequence[Any] | None
+    verify: Verify | None
+    report: VerifyReport
+
     def over(
-        self,
+        self: Self,
         loss: Callable[..., Any],
         optimizer: Any,
         *,
         steps: int,
         tasks: Sequence[Any] | None = None,
-        verify: Any = None,
-    ) -> Callable[..., Any]:
-        """Return a function that solves the inner problem, differentiated by this engine.
-
-        The arguments have the same meaning as those of `torchopt.inner_loop`.
+        verify: Verify | None = None,
+    ) -> Self:
+        """Return this engine for an inner problem: a copy with these fields set.
 
         Args:
-            loss: `loss(params, batch, *meta)`, a 0-dim tensor.
-            optimizer: A constructor of a transformation, or a transformation.
+            loss: `loss(params, batch, *meta)`; see `torchopt.inner_loop`.
+            optimizer: A constructor or a transformation.
             steps: The number of steps, >= 1.
-            tasks: The dimensions that count tasks; None: one task.
-            verify: A `torchopt.diff.Verify`; None: no checks.
+            tasks: The dimension that counts tasks, for params, batch and each further argument;
+                None: one task.
+            verify: A `torchopt.diff.Verify`, or None.
 
         Returns:
             A function of `(params, batch, *meta, batches=None, state=None, **hypers)` that returns
             an `InnerResult`.
+
+        Raises:
+            ValueError: The engine already has a loss.
+
+        Example:
+            >>> import torch, torchopt
+            >>> from torchopt.diff import Explicit, Implicit
+            >>> x = torch.tensor([3.0], requires_grad=True)
+            >>> def loss(w, x):
+            ...     return ((w - x) ** 2).sum()
+            >>> for engine in (Explicit(), Implicit()):
+            ...     inner = engine.over(loss, torchopt.sgd(0.5), steps=1)
+            ...     print(torch.autograd.grad(inner(torch.zeros(1), x).params.sum(), x)[0])
+            tensor([1.])
+            tensor([1.])
         """
+        if self.loss is not None:
+            raise ValueError(
+                f"{type(self).__name__}.over: expected an engine without a loss of its own, got "
+                "one over an inner problem; call it, or make the engine without loss, optimizer "
+                "and steps."
+            )
+        made: Any = self
+        found: Self = dataclasses.replace(
+            made, loss=loss, optimizer=optimizer, steps=steps, tasks=tasks, verify=verify
+        )
+        return found
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the loop: `(params, batch, *meta, batches=None, state=None, **hypers)`."""
+
+    @abstractmethod
+    def run_inner(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the loop without a check by `verify`."""

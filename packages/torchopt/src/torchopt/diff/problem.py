@@ -11,58 +11,12 @@ import torch
 from torch import Tensor
 
 from torchopt.diff.closure import captured
-from torchopt.diff.explicit.rebuild import rebuilt
+from torchopt.diff.engine import Engine
+from torchopt.diff.rebuild import rebuilt
 from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
 from torchopt.tree_function import is_differentiated
 
-__all__ = ["InnerCall", "over", "over_tasks", "require_verify"]
-
-
-def over(
-    self: Any,
-    loss: Callable[..., Any],
-    optimizer: Any,
-    *,
-    steps: int,
-    tasks: Sequence[Any] | None = None,
-    verify: Any = None,
-) -> Any:
-    """Return this engine for an inner problem: a copy with these fields set.
-
-    Args:
-        self: The engine; this function is a method of all three engines.
-        loss: `loss(params, batch, *meta)`; see `torchopt.inner_loop`.
-        optimizer: A constructor or a transformation.
-        steps: The number of steps, >= 1.
-        tasks: The dimension that counts tasks, for params, batch and each further argument; None:
-            one task.
-        verify: A `torchopt.diff.Verify`, or None.
-
-    Returns:
-        A function of `(params, batch, *meta, batches=None, state=None, **hypers)` that returns an
-        `InnerResult`.
-
-    Raises:
-        ValueError: The engine already has a loss.
-
-    Example:
-        >>> import torch, torchopt
-        >>> from torchopt.diff import Explicit, Implicit
-        >>> x = torch.tensor([3.0], requires_grad=True)
-        >>> for engine in (Explicit(), Implicit()):
-        ...     inner = engine.over(lambda w, x: ((w - x) ** 2).sum(), torchopt.sgd(0.5), steps=1)
-        ...     print(torch.autograd.grad(inner(torch.zeros(1), x).params.sum(), x)[0])
-        tensor([1.])
-        tensor([1.])
-    """
-    if self.loss is not None:
-        raise ValueError(
-            f"{type(self).__name__}.over: expected an engine without a loss of its own, got one "
-            "over an inner problem; call it, or make the engine without loss, optimizer and steps."
-        )
-    return dataclasses.replace(
-        self, loss=loss, optimizer=optimizer, steps=steps, tasks=tasks, verify=verify
-    )
+__all__ = ["InnerCall", "over_tasks", "require_verify"]
 
 
 def require_verify(value: Any, kind: type) -> None:
@@ -132,12 +86,13 @@ class InnerCall:
         new = {key: tensors[i] for key, i in self._place.items()}
         filled: Any = tree_unflatten(self._spec, [new.get(id(x), x) for x in self._leaves])
         args, kwargs = filled
-        if not hasattr(function, "run_inner"):
+        if not isinstance(function, Engine):
             return function(*args, **kwargs)
         optimizer = rebuilt(
             function.optimizer, {key: x for key, x in new.items() if key in self._held}
         )
         # A copy has a new report, so the run is neither counted nor checked; errors are kept.
-        inner = dataclasses.replace(function, optimizer=optimizer)
+        engine: Any = function
+        inner = dataclasses.replace(engine, optimizer=optimizer)
         inner.report.differences = function.report.differences
         return inner.run_inner(*args, **kwargs)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from torchopt.diff.explicit.attention import attention
+from torchopt.diff.attention import attention
 from torchopt.diff.hooks import unchanging, watch_hooks
 from torchopt.diff.sealed import EXCHANGED, RECURRENT
 from torchopt.errors import NotDifferentiableError

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import register_multi_grad_hook
 
+from torchopt.diff.engine import Engine
 from torchopt.diff.problem import InnerCall
 from torchopt.diff.surroundings import Surroundings
 from torchopt.errors import GradientMismatchError
@@ -97,13 +98,13 @@ class Verify:
         (1, True)
     """
 
-    other: Any
+    other: Engine | Callable[..., Any]
     rate: float = 0.01
     limit: float | None = 0.1
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if not callable(self.other) and not hasattr(self.other, "over"):
+        if not callable(self.other):
             raise TypeError(
                 "Verify: other: expected an engine or a function with the arguments of the inner "
                 f"loop, got {type(self.other).__name__}."
@@ -119,7 +120,7 @@ class Verify:
 
     def bound(self, value: Any) -> Callable[..., Any]:
         """Return the other engine for the problem of `value`."""
-        if hasattr(self.other, "over") and self.other.loss is None:
+        if isinstance(self.other, Engine) and self.other.loss is None:
             other: Callable[..., Any] = self.other.over(
                 value.loss, value.optimizer, steps=value.steps, tasks=value.tasks
             )

@@ -18,6 +18,7 @@ __all__ = [
     "backward_pass",
     "bump_versions",
     "counts_for_any_autocast",
+    "graph_is_kept",
     "hooks_of_node",
     "is_zero_tensor",
     "no_view",
@@ -29,6 +30,9 @@ __all__ = [
 #: Return whether autocast is enabled for any of the device types that torch checks in one call.
 any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 
+
+#: Return whether the backward pass that runs now may be run again; True outside of one.
+graph_is_kept: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 
 _engine: Any = torch.autograd.Variable._execution_engine
 

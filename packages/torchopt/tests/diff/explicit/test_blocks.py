@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import torchopt
@@ -266,7 +268,7 @@ def test_products_are_saved_and_unneeded_slopes_are_not_computed(
 
     def counted(self: Any, *args: Any) -> Tensor:
         found = again(self, *args)
-        known.append(args[1])
+        known.append(args[2])
         return found
 
     monkeypatch.setattr(products._Product, "again", counted)
@@ -280,9 +282,68 @@ def test_products_are_saved_and_unneeded_slopes_are_not_computed(
     gradients(net, loss, None, draw(3, 40, WIDTH), derivative="mixed")
     taken = [is_known() for is_known in known]
     # Five products with parameters, and the product of attention weights and values, in each of two
-    # blocks and steps: saved for the step, and for the part that flows through the losses.
-    assert taken.count(False) == 6 * 2 * 2 * 2
+    # blocks and steps: saved for the step, and for the part that flows through the losses. The
+    # tangent of the last one is saved too.
+    assert taken.count(False) == (6 * 2 + 1) * 2 * 2
     assert taken.count(True) == 5 * 2 * 2  # without derivatives of parameters
+
+
+class Constant(nn.Module):
+    """Has two products of one form, of which one has no tangent in forward mode."""
+
+    target: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH) / 10)
+        self.register_buffer("target", torch.randn(WIDTH, WIDTH) / 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.weight).tanh() + (x.detach().sin() @ self.target).tanh() * x
+
+
+def test_products_of_one_form_are_told_apart() -> None:
+    torch.manual_seed(0)
+    net = of(Constant)().double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return (out * scale).square().mean()
+
+    expected = gradients(net, loss, None, draw(5, WIDTH))
+    require_close(expected, gradients(net, loss, None, draw(5, WIDTH), derivative="mixed"))
+
+
+class CountProducts(TorchDispatchMode):
+    """Counts products of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func._schema.name in ("aten::mm", "aten::addmm", "aten::bmm")
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_tangent_that_is_kept_saves_two_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Linear(WIDTH, 96), nn.Tanh(), nn.Linear(96, WIDTH))
+    net = nn.Sequential(*(nn.Sequential(*deepcopy(layers)) for _ in range(2))).double()
+
+    def loss(p: Any, batch: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = torchopt.params.functional_call(net, p, batch)
+        return (out * scale).square().mean()
+
+    found, counts = [], []
+    for kept in (True, False):
+        monkeypatch.setattr(products, "is_zero_tensor", lambda x, kept=kept: not kept)
+        with CountProducts() as products_of_run:
+            found.append(gradients(net, loss, None, draw(5, WIDTH), derivative="mixed"))
+        counts.append(products_of_run.count)
+    require_close(*found)
+    # Of the second layer of each of two blocks, whose results are smaller than what they are of.
+    assert counts[1] - counts[0] == 2 * 2 * 2
 
 
 def test_a_block_may_take_another_branch() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import torchopt
-from torchopt.diff.explicit import host, run
+from torchopt.diff.explicit import dispatch, host, run
 from torchopt.diff.explicit.budget import in_bytes, shown
 from torchopt.diff.explicit.memory import CountBytes
 from torchopt.tree_function import apply_sweep
@@ -44,7 +44,8 @@ def peak(steps: int, keep: Any, derivative: str = "reverse") -> int:
 
 @pytest.mark.parametrize(("derivative", "states"), [("reverse", 1), ("mixed", 4 / 3)])
 def test_only_the_states_grow_with_the_steps(derivative: str, states: float) -> None:
-    slope = (peak(12, "steps", derivative) - peak(6, "steps", derivative)) / 6
+    # From where the last steps whose graph is kept take all their room.
+    slope = (peak(60, "steps", derivative) - peak(50, "steps", derivative)) / 10
     assert slope == pytest.approx(states * STATE, rel=0.02)  # "mixed" keeps the gradients too
 
 
@@ -193,8 +194,7 @@ def test_short_steps_are_reversed_several_at_once(
         return single(*args)
 
     monkeypatch.setattr(run, "pull_back_steps", watched)
-    made = run.Run.__init__
-    monkeypatch.setattr(run.Run, "__init__", lambda self, call, n: made(self, call, n, 2**16))
+    monkeypatch.setattr(dispatch, "ROOM", 2**16)
 
     def loss(p: Any, batch: Any, scale: Tensor) -> tuple[Tensor, Tensor]:
         out: Tensor = torchopt.params.functional_call(module, p, batch)
@@ -239,8 +239,8 @@ def test_steps_reversed_at_once_take_little_memory(steps: int) -> None:
             outputs.carry.smooth[0].sum().backward()
         return count.peak
 
-    one_by_one, together = peaks(0), peaks(run.ROOM)
-    assert one_by_one < together <= one_by_one + run.ROOM
+    one_by_one, together = peaks(0), peaks(dispatch.ROOM)
+    assert one_by_one < together <= one_by_one + dispatch.ROOM
 
 
 @pytest.mark.parametrize(("letter", "power"), [("K", 1), ("M", 2), ("G", 3)])

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from unrolled_loops import worst
 
 import torchopt
-from torchopt.diff.explicit import run as run_module
+from torchopt.diff.explicit import dispatch
 from torchopt.diff.explicit.memory import CountBytes
 from torchopt.errors import NotDifferentiableError
 
@@ -49,12 +50,7 @@ def test_the_gradient_is_that_of_the_plain_loop_each_time(
 ) -> None:
     inputs = leaves()
     expected = torch.autograd.grad(value(inputs, window=window), inputs, allow_unused=True)
-    made = run_module.Run.__init__
-
-    def small(self: Any, call: Any, snapshots: int, room: int = room) -> None:
-        made(self, call, snapshots, room)
-
-    monkeypatch.setattr(run_module.Run, "__init__", small)
+    monkeypatch.setattr(dispatch, "ROOM", room)
     total = value(inputs, window=window, keep="steps")
     for again in (True, True, False):  # the first pass uses up the graph that is kept
         found = torch.autograd.grad(total, inputs, retain_graph=again)
@@ -89,9 +85,38 @@ def test_a_closure_that_only_late_steps_use_is_refused() -> None:
         inner(w, None)
 
 
-def test_what_is_kept_beyond_the_states_is_bounded() -> None:
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * cotangent
+
+
+@pytest.mark.parametrize("keep", ["all", "steps", 3])
+@pytest.mark.parametrize("steps", [4, STEPS])
+def test_a_late_step_without_a_second_derivative_is_refused(steps: int, keep: Any) -> None:
+    calls = [0]
+
+    def late(w: Tensor, _: Any) -> Tensor:
+        calls[0] += 1
+        return (Cube.apply(w) if calls[0] > steps - 1 else w**3).sum()  # type: ignore[no-any-return]
+
+    w = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    inner = torchopt.inner_loop(late, torchopt.sgd(0.01), steps=steps, keep=keep)
+    with pytest.raises(NotDifferentiableError, match="Cube, once_differentiable"):
+        inner(w, None)
+
+
+def test_what_is_kept_beyond_the_states_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The slope of memory in the number of steps is that of a state, 100 numbers."""
-    room, peaks = run_module.ROOM, []
+    room, peaks = 2**20, list[int]()
+    monkeypatch.setattr(dispatch, "ROOM", room)
     w = torch.ones(100, dtype=torch.float64, requires_grad=True)
     for steps in (1000, 2000):
         inner = torchopt.inner_loop(

@@ -18,7 +18,7 @@ mode, which needs the memory of a first derivative (`"mixed"`), or from differen
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +32,12 @@ from torchopt.diff.differences import Product
 from torchopt.diff.explicit.blocks import rematerialised
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.dual import (
+    Slope,
     dual_gradient,
     forward_mode_explained,
-    require_gradient,
     tangent_of,
 )
+from torchopt.diff.explicit.moments import Moment
 from torchopt.diff.explicit.step import (
     Aux,
     Carry,
@@ -135,46 +136,52 @@ def _added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 
 def pull_back_steps(
     call: Call,
-    carry: Carry,
+    moment: Moment,
     inputs: Leaves,
     steps: range,
-    grads: Sequence[Any] | None,
     cotangents: Cotangents,
     replayed: Replayed,
 ) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
-    """Return the cotangents of the smooth tensors of `carry` and those of the inputs.
+    """Return the cotangents of the smooth tensors of the carry and those of the inputs.
 
     Args:
         call: The call.
-        carry: Parameters and state before the steps.
+        moment: The one before the steps. It is emptied. Its gradient is that of the only step.
         inputs: The inputs.
         steps: The steps, counted from 0; more than one only in reverse mode.
-        grads: The gradient of the loss, if there is a single step and the gradient was kept.
         cotangents: The cotangents of the results of the steps. Modes other than reverse clear
             those of the carry.
         replayed: A context in which the loss finds the surroundings of the first of these steps.
     """
+    carry, grads = moment.taken()
     variables = Variables.of(call, carry, inputs, steps)
     # The optimizer may draw random numbers after the loss, hence in the same context.
     with replayed(), torch.enable_grad():
         optimizer = inputs.optimizer_now()
         if call.derivative == "reverse":
             out = _reverse(call, variables, optimizer, steps, grads, cotangents)
-        else:
-            if grads is None:
-                grads, _, _ = gradient(call, carry, inputs.constants, steps[0])
-            directions, out = _of_update(call, variables, optimizer, grads, cotangents)
-            cotangents.carry.clear()  # frees about three times the size of the parameters
-    if call.derivative != "reverse":
-        for more in _of_loss(
-            call, variables, steps[0], grads or (), directions, cotangents, replayed
-        ):
-            out = [_added(x, y) for x, y in zip(out, more)]
-        if call.judge is not None and any(d is not None for d in directions):
-            found = _differences(call, variables, steps[0], directions, grads or (), replayed)
-            out = [_added(x, y) for x, y in zip(out, found.value)]
-            parts = [x for x, y in zip(out, found.value) if y is not None]
-            call.judge.note(found, parts)
+            return variables.parted(out)
+        if grads is None:
+            grads, _, _ = gradient(call, carry, inputs.constants, steps[0])
+        directions, out = _of_update(call, variables, optimizer, grads, cotangents)
+    slope = Slope.of(grads, directions) if call.derivative == "mixed" else None
+    center = [g for g, x in zip(grads, carry.params) if is_smooth(x)] if call.judge else []
+    # Free what the loss does not need, about five times the size of the parameters.
+    del carry, grads
+    cotangents.carry.clear()
+    left = variables.drop_state()
+
+    def add(more: Sequence[Tensor | None]) -> None:
+        for i, x in zip(left, more):
+            out[i] = _added(out[i], x)
+
+    for more in _of_loss(call, variables, steps[0], slope, directions, cotangents, replayed):
+        add(more)
+    if call.judge is not None and any(d is not None for d in directions):
+        product = _differences(call, variables, steps[0], directions, center, replayed)
+        add(product.value)
+        both = zip(left, product.value)
+        call.judge.note(product, [out[i] for i, y in both if y is not None])
     return variables.parted(out)
 
 
@@ -250,28 +257,28 @@ def _of_loss(
     call: Call,
     variables: Variables,
     step: int,
-    grads: Sequence[Any],
+    slope: Slope | None,
     directions: Sequence[Tensor | None],
     cotangents: Cotangents,
     replayed: Replayed,
-) -> list[list[Tensor | None]]:
-    """Return the contributions that flow through the loss, each a list of cotangents."""
-    parts = []
+) -> Iterator[list[Tensor | None]]:
+    """Yield the contributions that flow through the loss, each a list of cotangents."""
     if any(c is not None for c in cotangents.losses[0]):
         with replayed(), torch.enable_grad(), rematerialised(call.blocks):
             value, aux = losses_of(call, variables.carry.params, variables.tensors, step)
-        parts.append(pulled([value, *aux.smooth], cotangents.losses[0], variables.leaves))
+        yield pulled([value, *aux.smooth], cotangents.losses[0], variables.leaves)
+        del value, aux
     if call.derivative == "mixed" and any(d is not None for d in directions):
         with replayed():
-            parts.append(_mixed(call, variables, step, grads, directions))
-    return parts
+            found = _mixed(call, variables, step, slope, directions)
+        yield found
 
 
 def _mixed(
     call: Call,
     variables: Variables,
     step: int,
-    grads: Sequence[Any],
+    slope: Slope | None,
     directions: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """Return d/de of the gradient of L(theta + e * direction, ...) at e = 0."""
@@ -283,8 +290,8 @@ def _mixed(
         with rematerialised(call.blocks):
             value, _ = losses_of(call, params, variables.tensors, step)
         found = [tangent_of(g) for g in dual_gradient(value, variables.leaves)]
-        count = sum(map(is_smooth, params))
-        require_gradient(value, grads, directions, variables.leaves[:count], found)
+        if slope is not None:
+            slope.require(value, variables.leaves[: sum(map(is_smooth, params))], found)
         return found
 
 
@@ -293,7 +300,7 @@ def _differences(
     variables: Variables,
     step: int,
     directions: Sequence[Tensor | None],
-    grads: Sequence[Any],
+    center: Sequence[Tensor | None],
     replayed: Replayed,
 ) -> Product:
     """Return the same derivative from differences of gradients, and its error."""
@@ -306,7 +313,6 @@ def _differences(
             return weighted, found
 
     assert call.judge is not None
-    center = [g for g, x in zip(grads, variables.carry.params) if is_smooth(x)]
     return call.judge.differences.product(
         gradient, variables.carry.params, directions, center, call.tasks
     )

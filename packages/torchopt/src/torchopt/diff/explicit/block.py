@@ -24,7 +24,7 @@ from torchopt.diff.explicit.step import separate
 from torchopt.diff.surroundings import Surroundings
 from torchopt.diff.twice_differentiable import TwiceDifferentiable
 from torchopt.errors import NotDifferentiableError
-from torchopt.torch_internals import forward_mode_enabled
+from torchopt.torch_internals import forward_mode_enabled, graph_is_kept
 from torchopt.tree import is_smooth, tree_flatten, tree_unflatten
 from torchopt.tree_function import apply_sweep
 
@@ -118,7 +118,11 @@ class _Block:
             if graph:
                 return self._attached(inputs, given)
             leaves = [x.detach().requires_grad_(is_smooth(x)) for x in inputs]
-            return self._swept(leaves, given)
+            # Outside of forward mode nobody needs the tangent of a gradient.
+            tangents = self._tangents if forward_mode_enabled() else [None for _ in leaves]
+            if not graph_is_kept():
+                self._tangents = []  # the node itself lives until the whole pass is done
+            return self._swept(leaves, tangents, given)
 
     def _evaluated(self, leaves: Sequence[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
         with self._products.again(known), TwiceDifferentiable():
@@ -136,26 +140,32 @@ class _Block:
         results = _tensors(tree_flatten(result, none_is_leaf=True)[0])
         return _pulled([(results[i], c) for i, c in given.items()], aliases, create_graph=True)
 
-    def _swept(self, leaves: list[Tensor], given: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
+    def _swept(
+        self,
+        leaves: list[Tensor],
+        tangents: Sequence[Tensor | None],
+        given: dict[int, Tensor],
+    ) -> tuple[Tensor | None, ...]:
         """Return the cotangents of the inputs by reverse over reverse mode within the block.
 
         With dual tensors, the tangents and the tensors they were computed from would keep each
         other alive until the forward mode ends.
         """
-        # Outside of forward mode nobody needs the tangent of a gradient.
-        tangents = self._tangents if forward_mode_enabled() else [None for _ in leaves]
         curved = any(t is not None for t in tangents)
         # The tangents of the parameters are known when the products are computed again.
         results = self._evaluated(leaves, leaves[self._inputs :] if curved else ())
         used = [results[i] for i in given]
         require_arguments(used, leaves, self._forward, "inner_loop: blocks", HIDDEN)
         parts = [parts_of(c) for c in given.values()]
-        found = _pulled([(y, c) for y, (c, _) in zip(used, parts)], leaves, create_graph=curved)
+        ends = not curved and all(w is None for _, w in parts)
+        found = _pulled(
+            [(y, c) for y, (c, _) in zip(used, parts)], leaves, create_graph=curved, last=ends
+        )
         terms: list[tuple[Tensor | None, Tensor | None]] = [
             (y, w) for y, (_, w) in zip(used, parts)
         ]
         terms += [(g, t) for g, t in zip(found, tangents)]
-        pushed = _pulled(terms, leaves)
+        pushed = _pulled(terms, leaves, last=True)
         return tuple(
             None if g is None else g.detach() if t is None else _dual(separate(g.detach()), t)
             for g, t in zip(found, pushed)
@@ -167,8 +177,16 @@ def _pulled(
     inputs: Sequence[Tensor],
     *,
     create_graph: bool = False,
+    last: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    """Return the vector-Jacobian product, None for inputs that require no gradient."""
+    """Return the vector-Jacobian product, None for inputs that require no gradient.
+
+    Args:
+        pairs: Outputs and their cotangents.
+        inputs: The inputs.
+        create_graph: Whether the product is differentiated again.
+        last: Whether the graph may be freed.
+    """
     used = [(y, c) for y, c in pairs if y is not None and c is not None and y.requires_grad]
     where = [i for i, x in enumerate(inputs) if x.requires_grad]
     out: list[Tensor | None] = [None] * len(inputs)
@@ -178,7 +196,7 @@ def _pulled(
             [inputs[i] for i in where],
             [c for _, c in used],
             create_graph=create_graph,
-            retain_graph=True,
+            retain_graph=not last,
             allow_unused=True,
         )
         for i, g in zip(where, found):

@@ -12,6 +12,7 @@ from torchopt.diff.explicit.adjoint import gradient, pull_back_steps, unit_cotan
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.host import is_away
 from torchopt.diff.explicit.memory import CountBytes
+from torchopt.diff.explicit.moments import Moment
 from torchopt.diff.explicit.schedule import forward_steps
 from torchopt.diff.explicit.step import start, update
 from torchopt.diff.explicit.variables import Leaves
@@ -90,12 +91,13 @@ def _measured(call: Call) -> tuple[int, int]:
             kept = grads
             state += sum(g.numel() * g.element_size() for g in grads if g is not None)
         cotangents = unit_cotangents(after, value, aux)
+        moment = Moment(carry, seen, kept)
+        del carry, grads, kept, after
         pulled = pull_back_steps(
             replace(call, first=0, judge=call.judge and call.judge.again()),
-            carry,
+            moment,
             inputs,
             range(1),
-            kept,
             cotangents,
             seen.replayed,
         )

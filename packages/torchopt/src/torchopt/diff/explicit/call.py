@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchopt.base import GradientTransformation
 from torchopt.diff.differences import Judge
 from torchopt.diff.explicit.fingerprint import Fingerprint, fingerprint
-from torchopt.diff.explicit.rebuild import rebuilt
 from torchopt.diff.explicit.stepper import Stepper
+from torchopt.diff.rebuild import rebuilt
 from torchopt.tree import (
     PyTreeSpec,
     is_smooth,
@@ -129,6 +129,7 @@ class Call:
             operations has to be replaced.
         judge: Computes and judges differences of gradients, for `"differences"`.
         reach: Returns the fingerprint of everything that loss and optimizer reach now.
+        sizes: The bytes of the graph of a step, by the form of the inputs, from earlier calls.
     """
 
     loss: Callable[..., Any]
@@ -150,6 +151,7 @@ class Call:
     plain: bool = False
     judge: Judge | None = None
     reach: Callable[[], Fingerprint] = fingerprint
+    sizes: dict[Any, int] = field(default_factory=dict)
 
     @property
     def second_order(self) -> bool:

@@ -14,7 +14,7 @@ from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.checks import require_no_differences
 from torchopt.diff.explicit.forward import ForwardRun
 from torchopt.diff.explicit.reversible import ReversibleRun
-from torchopt.diff.explicit.run import Run
+from torchopt.diff.explicit.run import ROOM, Run
 from torchopt.diff.explicit.traced import TracedRun
 from torchopt.diff.explicit.traced_forward import TracedForwardRun
 from torchopt.diff.explicit.unrolled import Outputs, run_attached
@@ -25,6 +25,8 @@ from torchopt.torch_internals import in_forward_mode_of_this_thread
 from torchopt.tree_function import apply_sweep, is_transforming
 
 __all__ = ["run_call"]
+
+MANY = 32  # snapshots, from which on those of several steps are reversed at once
 
 
 def run_call(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
@@ -67,9 +69,9 @@ def _run(call: Call, keep: int | str, execute: str, unroll: int) -> Outputs:
     elif keep == "all" and call.derivative in ("reverse", "first_order"):
         return run_attached(call, call.inputs)
     elif isinstance(keep, str):
-        run = Run(call, snapshots_within(call, keep), room=0) if budget else Run(call, call.steps)
+        run = Run(call, snapshots_within(call, keep)) if budget else Run(call, call.steps, ROOM)
     else:
-        run = Run(call, keep)
+        run = Run(call, keep, ROOM if keep >= MANY else 0)
     return _swept(run, call)
 
 

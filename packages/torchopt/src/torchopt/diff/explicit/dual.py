@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torchopt.errors import NotDifferentiableError
 from torchopt.torch_internals import any_autocast, is_traced
 from torchopt.tree import is_smooth
 
-__all__ = ["dual_gradient", "forward_mode_explained", "require_gradient", "tangent_of"]
+__all__ = ["Slope", "dual_gradient", "forward_mode_explained", "tangent_of"]
 
 # Backward functions of torch that use a saved result without a tangent, such as the factors of a
 # matrix, unless the backward pass creates a graph.
@@ -80,49 +81,66 @@ def forward_mode_explained() -> Iterator[None]:
         ) from error
 
 
-def require_gradient(
-    value: Tensor,
-    grads: Sequence[Any],
-    directions: Sequence[Tensor | None],
-    params: Sequence[Tensor],
-    curved: Sequence[Tensor | None],
-) -> None:
-    """Raise unless the tangent of a loss is the product of its gradient with the tangents.
+@dataclass(frozen=True)
+class Slope:
+    """The slope of a loss in the direction of tangents, by its gradient.
 
-    If a backward pass changes gradients, they are the derivative of no function, and their own
-    derivative is not symmetric. This check also finds a tangent of something that is a constant in
-    reverse mode. Near a minimum both slopes consist of rounding errors of terms that cancel; then
-    a difference between them is allowed.
-
-    Args:
-        value: The loss with its tangent, 0-dim or `[tasks]`.
-        grads: The gradient of the loss.
-        directions: The tangents of the parameters.
-        params: The parameters that are differentiated.
-        curved: The Hessian times the directions, for each of `params`.
+    Attributes:
+        value: The slope.
+        scale: The norms of gradients and tangents, multiplied and added up.
+        reach: The norms of the tangents, added up.
+        dtypes: Of the gradients.
     """
-    pushed = forward_ad.unpack_dual(value).tangent
-    pairs = [(g, d) for g, d in zip(grads, directions) if g is not None and d is not None]
-    precise = all(x.dtype in _PRECISE for x in (value, *(g for g, _ in pairs)))
-    if pushed is None or not pairs or not precise or is_traced() or any_autocast():
-        return
-    found = float(pushed.detach().sum())
-    pulled = sum(float(torch.vdot(g.reshape(-1), d.reshape(-1)).real) for g, d in pairs)
-    scale = sum(_norm(g) * _norm(d) for g, d in pairs)
-    limits = [torch.finfo(x.dtype) for x in (value, *(g for g, _ in pairs))]
-    eps, tiny = max(x.eps for x in limits), max(x.tiny for x in limits)
-    apart = abs(found - pulled)
-    if apart <= eps ** (1 / 3) * scale or apart <= tiny / eps:
-        return
-    noise = sum(_norm(d) for _, d in pairs)
-    noise += sum(_norm(x) * _norm(c) for x, c in zip(params, curved) if c is not None)
-    if apart > ROUNDINGS * eps * noise:  # never for NaN
-        raise NotDifferentiableError(
-            'inner_loop: derivative="mixed": expected a loss whose backward pass is its '
-            f"derivative, got one whose slope in a direction is {found:.3g} by forward mode and "
-            f"{pulled:.3g} by its gradient; does an autograd.Function change the gradient? Use "
-            'derivative="reverse", or "first_order".'
-        )
+
+    value: float
+    scale: float
+    reach: float
+    dtypes: frozenset[torch.dtype]
+
+    @staticmethod
+    def of(grads: Sequence[Any], directions: Sequence[Tensor | None]) -> Slope | None:
+        """Return the slope, for one number each; None where it is not known well enough."""
+        pairs = [(g, d) for g, d in zip(grads, directions) if g is not None and d is not None]
+        dtypes = frozenset(g.dtype for g, _ in pairs)
+        if not pairs or not dtypes <= _PRECISE or is_traced() or any_autocast():
+            return None
+        value = sum(float(torch.vdot(g.reshape(-1), d.reshape(-1)).real) for g, d in pairs)
+        scale = sum(_norm(g) * _norm(d) for g, d in pairs)
+        return Slope(value, scale, sum(_norm(d) for _, d in pairs), dtypes)
+
+    def require(
+        self, value: Tensor, params: Sequence[Tensor], curved: Sequence[Tensor | None]
+    ) -> None:
+        """Raise unless the tangent of a loss is this slope.
+
+        If a backward pass changes gradients, they are the derivative of no function, and their own
+        derivative is not symmetric. This check also finds a tangent of something that is a constant
+        in reverse mode. Near a minimum both slopes consist of rounding errors of terms that cancel;
+        then a difference between them is allowed.
+
+        Args:
+            value: The loss with its tangent, 0-dim or `[tasks]`.
+            params: The parameters that are differentiated.
+            curved: The Hessian times the tangents, for each of `params`.
+        """
+        pushed = forward_ad.unpack_dual(value).tangent
+        if pushed is None or value.dtype not in _PRECISE:
+            return
+        found = float(pushed.detach().sum())
+        limits = [torch.finfo(dtype) for dtype in (value.dtype, *self.dtypes)]
+        eps, tiny = max(x.eps for x in limits), max(x.tiny for x in limits)
+        apart = abs(found - self.value)
+        if apart <= eps ** (1 / 3) * self.scale or apart <= tiny / eps:
+            return
+        noise = self.reach
+        noise += sum(_norm(x) * _norm(c) for x, c in zip(params, curved) if c is not None)
+        if apart > ROUNDINGS * eps * noise:  # never for NaN
+            raise NotDifferentiableError(
+                'inner_loop: derivative="mixed": expected a loss whose backward pass is its '
+                f"derivative, got one whose slope in a direction is {found:.3g} by forward mode "
+                f"and {self.value:.3g} by its gradient; does an autograd.Function change the "
+                'gradient? Use derivative="reverse", or "first_order".'
+            )
 
 
 def _norm(x: Tensor) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchopt.base import require_transformation
 from torchopt.diff.differences import Differences, Judge
+from torchopt.diff.engine import Engine
 from torchopt.diff.explicit.blocks import find_blocks
 from torchopt.diff.explicit.budget import in_bytes
 from torchopt.diff.explicit.call import Call, make_inputs
@@ -25,10 +26,9 @@ from torchopt.diff.explicit.checks import (
 )
 from torchopt.diff.explicit.dispatch import run_call
 from torchopt.diff.explicit.stepper import Memory
-from torchopt.diff.problem import over, require_verify
+from torchopt.diff.problem import require_verify
 from torchopt.diff.sealed import EXCHANGED, are_plain, is_sealed_without
 from torchopt.diff.verify import Verify, VerifyReport, checked
-from torchopt.shown import Described
 from torchopt.tree import tree_unflatten
 
 __all__ = ["Explicit", "InnerResult", "inner_loop"]
@@ -55,7 +55,7 @@ class InnerResult(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Explicit(Described):
+class Explicit(Engine):
     """An inner loop and how it is differentiated; see `torchopt.inner_loop` for the fields.
 
     Without loss, optimizer and steps it is an engine without a problem: see `over`.
@@ -152,8 +152,6 @@ class Explicit(Described):
             )
         require_verify(self.verify, Verify)
 
-    over = over
-
     def __call__(
         self,
         params: Any,
@@ -230,6 +228,7 @@ class Explicit(Described):
             loss=self.loss,
             optimizer=stepper.optimizer,
             reach=functools.partial(self._memory.reach, self.loss, stepper),
+            sizes=self._memory.sizes,
             derivative="differences" if differences else self.derivative,  # type: ignore[arg-type]
             steps=self.steps,
             first=first,
@@ -318,12 +317,14 @@ def inner_loop(
             are carried along for each scalar that is differentiated: memory does not depend on
             `steps`, time is proportional to the number of scalars.
         keep: What is kept of the run. `"all"`: everything (`"mixed"`: states and gradients).
-            `"steps"`: the states; the backward pass computes each step again, once. An int: this
-            many states, with as few recomputed steps as possible, by binomial checkpointing. With
-            32 states or more, the last steps keep their graph as long as it takes less than 1 MiB
-            in total, and earlier steps are differentiated in blocks of that many. A string such as
-            `"64MiB"`: as many states as fit into this budget, in addition to the memory of one
-            step, which a trial step measures.
+            `"steps"`: the states; the backward pass computes each step again, once. In reverse mode
+            the last steps keep their graph as long as it takes less than 4 MiB in total, and
+            earlier ones are differentiated several at once, as many as take half of that; a trial
+            step of the first call measures how many. An int: this many states, with as few
+            recomputed steps as possible, by binomial checkpointing; from 32 on, several steps are
+            differentiated at once as with `"steps"`. A string such as `"64MiB"`: as many states as
+            fit into this budget, in addition to the memory of one step, which a trial step
+            measures.
             `"reversible"`: only the last state; steps of `torchopt.sgd` with momentum use integers,
             multiples of 2^-44, and are undone to the last bit. The bits that the decay removes from
             a velocity are kept: log2(1 / momentum) bits a step, 0.15 for 0.9. Raises if the loss

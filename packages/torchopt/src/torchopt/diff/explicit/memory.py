@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torchopt.errors import KernelUnavailableError
+from torchopt.kernels import buffers
 from torchopt.tree import tree_leaves
 
 __all__ = ["CountBytes"]
@@ -18,10 +20,10 @@ __all__ = ["CountBytes"]
 class CountBytes(TorchDispatchMode):
     """A context that counts the bytes of the tensors that are created in it and still alive.
 
-    The count is exact and the same in each run, because it follows storages, not the allocator.
+    The count is exact and the same in each run, because it follows storages, not the allocator. The
+    kernels of torchopt, which the dispatcher does not see, say how much they have allocated.
 
     Attributes:
-        now: The number of bytes that are alive.
         peak: The largest value that `now` had.
 
     Example:
@@ -42,15 +44,24 @@ class CountBytes(TorchDispatchMode):
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = {x.untyped_storage()._cdata for x in known}
-        self.now = self.peak = 0
         self._alive: dict[int, Any] = {}
+        self._seen = self.peak = 0
+        self._before = _of_kernels()
+
+    @property
+    def now(self) -> int:
+        """The number of bytes that are alive."""
+        return self._seen + _of_kernels() - self._before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count the tensors that it created."""
+        self.peak = max(self.peak, self.now)
+        given = {x.untyped_storage()._cdata for x in _strided((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor) and x.layout is torch.strided:
+        for x in _strided(out):
+            if x.untyped_storage()._cdata not in given:
                 self._count(x.untyped_storage())
+        self.peak = max(self.peak, self.now)
         return out
 
     def _count(self, storage: Any) -> None:
@@ -60,8 +71,18 @@ class CountBytes(TorchDispatchMode):
 
         def gone(_: Any) -> None:
             self._alive.pop(key, None)
-            self.now -= size
+            self._seen -= size
 
         self._alive[key] = weakref.ref(storage, gone)
-        self.now += size
-        self.peak = max(self.peak, self.now)
+        self._seen += size
+
+
+def _strided(tree: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor) and x.layout is torch.strided]
+
+
+def _of_kernels() -> int:
+    try:
+        return buffers.usage().used
+    except KernelUnavailableError:  # nothing is made by them
+        return 0

@@ -14,11 +14,12 @@ from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.host import Parked
 from torchopt.diff.explicit.step import Carry, start, update
 from torchopt.diff.surroundings import Surroundings
+from torchopt.torch_internals import graph_is_kept
 
 __all__ = ["Moment", "Moments", "constant", "updated"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Moment:
     """A moment of a run: the state before a step, and what the loss reads besides its arguments.
 
@@ -32,6 +33,12 @@ class Moment:
     carry: Any
     seen: Surroundings
     grads: list[Any] | None = None
+
+    def taken(self) -> tuple[Carry, list[Any] | None]:
+        """Return carry and gradient; they are no longer held here, so that both may be freed."""
+        found = self.carry, self.grads
+        self.carry = self.grads = None
+        return found
 
     def parked(self) -> ParkedMoment:
         """Return the moment with its tensors on the host."""
@@ -67,19 +74,29 @@ class Moments(dict[int, Any]):
         self[step] = moment.parked() if self._call.host else moment
 
     def at(self, step: int) -> Moment:
-        """Return the moment before a step."""
+        """Return the moment before a step, of which a copy stays here."""
         found = self[step]
         if not isinstance(found, Moment):
             later: Moment = found.fetched()
             return later
         if found.carry is not None:
-            return found
+            return replace(found)
         begin = next((t for t in range(step, -1, -1) if self[t].carry is not None), 0)
         carry = self[begin].carry or self._started()
         for t in range(begin, step):
             with self[t].seen.replayed():
                 carry = updated(self._call, carry, self[t].grads)
         return replace(found, carry=carry)
+
+    def last(self, step: int) -> Moment:
+        """Return the moment before a step; if no other backward pass asks for it, it goes, and so
+        do later ones.
+        """
+        found = self.at(step)
+        if not graph_is_kept():
+            for t in [t for t in self if t >= step]:
+                del self[t]
+        return found
 
     def _started(self) -> Carry:
         call = self._call

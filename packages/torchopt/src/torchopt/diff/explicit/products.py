@@ -6,7 +6,8 @@ the next, since they are the smaller part of the memory. In forward over reverse
 tangents would be the larger part. There they are computed again, except the cotangents of
 parameters, of which only the derivative is needed. For a product AB and a cotangent D, the
 cotangents of the factors are D Bᵀ and Aᵀ D. Their derivative in the directions A' and B' is D B'ᵀ
-for A, A'ᵀ D for B, and A'B + AB' for D.
+for A, A'ᵀ D for B, and A'B + AB' for D. The last one is the tangent of AB. It is kept where AB is
+not larger than A, which saves two products.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from torchopt.torch_internals import any_autocast, in_forward_mode, no_view, top_saved_tensor_hooks
+from torchopt.torch_internals import (
+    any_autocast,
+    in_forward_mode,
+    is_zero_tensor,
+    no_view,
+    top_saved_tensor_hooks,
+)
 from torchopt.tree_function import PLAIN, apply_sweep, is_transforming
 
 __all__ = ["Products", "parts_of"]
@@ -44,7 +51,7 @@ class Products(TorchFunctionMode):
     def __init__(self) -> None:
         """Keep nothing yet."""
         super().__init__()
-        self._kept: list[_Product] = []
+        self._kept: list[_Product] = []  # every one, in order
         self._remaining: Iterator[_Product] | None = None
         self._known: Set[int] = frozenset()
 
@@ -70,21 +77,20 @@ class Products(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         if self._remaining is None:
             out = func(*args)
-            if all(parts_of(x)[1] is None for x in operands):
-                self._kept.append(_Product(operands, out.detach()))
+            self._kept.append(_Product(operands, out))
             return out
         kept = next(self._remaining, None)
         is_known = id(args[1]) in self._known
         if kept is None or not kept.is_of(operands):
-            self._remaining = iter(())
-            if not is_known:
-                return func(*args)
-            with torch.no_grad():
-                kept = _Product(operands, no_view(func(*args)))
-        if kept.is_changed():
+            self._remaining, kept = iter(()), _Product(operands)
+        elif kept.is_changed():
+            kept = _Product(operands)
+        if not (kept.is_used or is_known):
             return func(*args)
+        with torch.no_grad():
+            value = no_view(func(*args)) if kept.value is None else kept.value
         # A gradient that the block itself takes during its evaluation needs all cotangents.
-        return kept.again(operands, lambda: is_known and self._remaining is None)
+        return kept.again(operands, value, lambda: is_known and self._remaining is None)
 
 
 def _operands(name: Any, args: Sequence[Any]) -> list[Tensor] | None:
@@ -111,31 +117,54 @@ def _form(operands: Sequence[Tensor]) -> list[Any]:
     return [(x.shape, x.dtype, x.device) for x in operands]
 
 
-class _Product:
-    """A product that was computed."""
+def _is_small(a: Tensor, b: Tensor) -> bool:
+    """Return whether the product has no more columns than numbers are summed up for each."""
+    return b.size(-1) <= a.size(-1)
 
-    def __init__(self, operands: Sequence[Tensor], value: Tensor) -> None:
-        self._form, self._value, self._version = _form(operands), value, value._version
+
+class _Product:
+    """A product that was computed: the form of its factors, and what is kept of it.
+
+    Attributes:
+        value: The product itself, if it has no tangent.
+        tangent: Its tangent, if that is small.
+    """
+
+    def __init__(self, operands: Sequence[Tensor], out: Tensor | None = None) -> None:
+        self._form = _form(operands)
+        value, tangent = (None, None) if out is None else parts_of(out)
+        small = tangent is not None and _is_small(*operands[:2]) and not is_zero_tensor(tangent)
+        self.tangent = tangent if small else None
+        self.value = None if value is None or tangent is not None else value.detach()
+        kept = [x for x in (self.value, self.tangent) if x is not None]
+        self._versions = [(x, x._version) for x in kept]
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything is kept."""
+        return bool(self._versions)
 
     def is_of(self, operands: Sequence[Tensor]) -> bool:
         """Return whether this can be the product of these factors."""
         return self._form == _form(operands)
 
     def is_changed(self) -> bool:
-        """Return whether the product was changed in place since."""
-        return self._value._version != self._version
+        """Return whether what is kept was changed in place since."""
+        return any(x._version != version for x, version in self._versions)
 
-    def again(self, operands: Sequence[Tensor], is_known: Callable[[], bool]) -> Tensor:
+    def again(
+        self, operands: Sequence[Tensor], value: Tensor, is_known: Callable[[], bool]
+    ) -> Tensor:
         """Return the product with a graph from these factors."""
-        out: Tensor = apply_sweep(_Again(self._value, is_known), *operands)[0]
+        out: Tensor = apply_sweep(_Again(value, self.tangent, is_known), *operands)[0]
         return out
 
 
 class _Again:
     """A kept product, an implementation of `torchopt.tree_function.Sweep`."""
 
-    def __init__(self, value: Tensor, is_known: Callable[[], bool]) -> None:
-        self._value, self._is_known = [value], is_known
+    def __init__(self, value: Tensor, tangent: Tensor | None, is_known: Callable[[], bool]) -> None:
+        self._value, self._tangent, self._is_known = [value], tangent, is_known
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the product."""
@@ -149,7 +178,7 @@ class _Again:
         assert cotangent is not None
         if not torch.is_grad_enabled():
             return _slopes(inputs, cotangent)
-        return apply_sweep(_Slopes(self._is_known()), *inputs, cotangent)
+        return apply_sweep(_Slopes(self._tangent, self._is_known()), *inputs, cotangent)
 
 
 def _slopes(
@@ -175,8 +204,8 @@ def _rows(x: Tensor, b: Tensor) -> Tensor:
 class _Slopes:
     """The cotangents of the factors, an implementation of `torchopt.tree_function.Sweep`."""
 
-    def __init__(self, is_known: bool) -> None:
-        self._is_known = is_known
+    def __init__(self, tangent: Tensor | None, is_known: bool) -> None:
+        self._tangent, self._is_known = tangent, is_known
 
     def evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the cotangents; zeros for those that are not needed."""
@@ -189,11 +218,14 @@ class _Slopes:
         """Return the derivative of the cotangents, given directions for the factors."""
         a, b, *_, given = inputs
         da, db, *more = cotangents
-        rows, of_given = _rows(given, b), [x.expand_as(given) for x in more if x is not None]
-        of_a = of_b = None
+        rows, of_a, of_b = _rows(given, b), None, None
         if db is not None:
-            of_a, of_given = (rows @ db.mT).reshape(a.shape), [*of_given, a @ db]
+            of_a = (rows @ db.mT).reshape(a.shape)
         if da is not None:
-            of_b, of_given = _rows(da, b).mT @ rows, [*of_given, da @ b]
+            of_b = _rows(da, b).mT @ rows
+        if self._tangent is not None:
+            return (of_a, of_b, *(None for _ in more), self._tangent)
+        of_given = [x.expand_as(given) for x in more if x is not None]
+        of_given += [x @ y for x, y in ((a, db), (da, b)) if x is not None and y is not None]
         total = sum(of_given[1:], of_given[0]) if of_given else None
         return (of_a, of_b, *(None for _ in more), total)

@@ -28,8 +28,7 @@ from torchopt.tree_function import is_transforming, linearize
 
 __all__ = ["Run"]
 
-MANY = 32  # least number of differentiated steps for which measuring one step pays
-ROOM = 2**20  # bytes that the graph of several steps may take
+ROOM = 2**22  # bytes that the graph of several steps may take
 APART = 8  # steps between kept states if the gradients between them are kept too
 
 
@@ -40,10 +39,10 @@ class Run:
         call: The call.
         snapshots: How many states are kept, including the one before the first differentiated
             step. The state before the last step is kept in addition.
-        room: Bytes that the graph of several steps may take.
+        room: Bytes that the graph of several steps may take; 0: each step is reversed alone.
     """
 
-    def __init__(self, call: Call, snapshots: int, room: int = ROOM) -> None:
+    def __init__(self, call: Call, snapshots: int, room: int = 0) -> None:
         self.call, self._room = call, room
         self._at_once = 1  # how many steps are reversed in one graph
         self.snapshots = min(snapshots, call.steps - call.first)
@@ -107,10 +106,12 @@ class Run:
         graph, and how many of the other steps are reversed together.
         """
         call = self.call
-        with CountBytes(*tensors) as count, seen.retaken(silent=True).replayed():
-            tail = Tail(call, carry, tensors, call.first)
-            tail.step(call.first)
-            size = max(1, int(count.now))
+        key = tuple((x.shape, x.dtype) for x in tensors)
+        if (size := call.sizes.get(key)) is None:
+            with CountBytes(*tensors) as count, seen.retaken(silent=True).replayed():
+                tail = Tail(call, carry, tensors, call.first)
+                tail.step(call.first)
+                size = call.sizes[key] = max(1, int(count.now))
         self._at_once = max(1, self._room // (2 * size))
         if self.snapshots < call.steps - call.first:
             return call.steps  # a second backward pass needs the states of all steps
@@ -255,7 +256,6 @@ class Run:
         for steps, moment in self._reversed(leaves, end):
             here = Cotangents(smooth, list(map(given, steps)))
             smooth, more = self._pulled(moment, leaves, steps, here)
-            del moment  # so that its memory can be reused for the next
             sums.add(more)
         if call.first == 0:
             sums.add(pull_back_start(call, leaves, smooth, apart=self._apart))
@@ -267,20 +267,12 @@ class Run:
         self, moment: Moment, inputs: Leaves, steps: range, cotangents: Cotangents
     ) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
         """Return the cotangents of the state before the steps and of the inputs."""
-        return pull_back_steps(
-            self.call,
-            moment.carry,
-            inputs,
-            steps,
-            moment.grads,
-            cotangents,
-            moment.seen.replayed,
-        )
+        return pull_back_steps(self.call, moment, inputs, steps, cotangents, moment.seen.replayed)
 
     def _is_small(self, carry: Carry) -> bool:
         """Return whether several steps may be reversed together, which pays if they are short."""
         call = self.call
-        if call.derivative != "reverse" or self.snapshots < MANY or call.host:
+        if call.derivative != "reverse" or call.host:
             return False
         if top_saved_tensor_hooks(True) is not None:  # they would apply to a graph kept here
             return False
@@ -323,7 +315,7 @@ class Run:
         """Yield all steps before `end` in reverse order, as many together as take little memory."""
         while end > self.call.first:
             begin = places[bisect.bisect_left(places, end - self._at_once)]
-            yield range(begin, end), self._moments.at(begin)
+            yield range(begin, end), self._moments.last(begin)
             end = begin
 
     def _advanced(self, moment: Moment, step: int, target: int, tensors: list[Tensor]) -> Moment:

@@ -63,6 +63,7 @@ class Memory:
     not_searched = True  # by `captured`: a loss that contains a loop does not depend on its cache
 
     def __init__(self) -> None:
+        self.sizes: dict[Any, int] = {}  # see `Call`
         self._loss: tuple[Any, Reached] | None = None
         self._last: tuple[Any, Hashable, Stepper] | None = None
 

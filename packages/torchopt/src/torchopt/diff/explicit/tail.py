@@ -10,8 +10,9 @@ from torch import Tensor
 
 from torchopt.diff.explicit.adjoint import Cotangents, attached_step, pulled
 from torchopt.diff.explicit.call import Call
-from torchopt.diff.explicit.step import Aux, Carry, require_no_closure
+from torchopt.diff.explicit.step import Aux, Carry, require_curvature, require_no_closure
 from torchopt.diff.explicit.variables import Input, Leaves, Variables
+from torchopt.tree import is_smooth
 
 __all__ = ["Tail"]
 
@@ -35,11 +36,13 @@ class Tail:
 
     def step(self, step: int) -> tuple[Carry, Tensor, Aux]:
         """Return the results of a step outside of the graph."""
-        variables = self._variables
+        variables, before = self._variables, self._carry
         with torch.enable_grad():
             self._carry, _, value, aux = attached_step(
-                self._call, self._inputs.optimizer, variables.tensors, self._carry, step
+                self._call, self._inputs.optimizer, variables.tensors, before, step
             )
+            at = [x for x in before.params if is_smooth(x)]
+            require_curvature(self._call, value, at, variables.tensors)
         self._losses += [value, *aux.smooth]
         leaves = tuple(x.detach() if isinstance(x, Tensor) else x for x in aux.leaves)
         return self._carry.detached(), value.detach(), Aux(leaves, aux.spec)

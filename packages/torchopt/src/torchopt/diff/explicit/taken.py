@@ -13,6 +13,7 @@ from torch import Tensor
 from torchopt.diff.explicit.adjoint import Cotangents, pull_back_steps
 from torchopt.diff.explicit.call import Call, Hole
 from torchopt.diff.explicit.forms import fixed, present
+from torchopt.diff.explicit.moments import Moment
 from torchopt.diff.explicit.step import Carry
 from torchopt.diff.explicit.variables import AtStep, Input, Leaves
 
@@ -98,10 +99,9 @@ def pulled_flat(
     for (before, grads), losses, t in reversed(list(zip(seen, cotangents.losses, steps))):
         smooth, more = pull_back_steps(
             call,
-            before,
+            Moment(before, None, None if grads is None else [*grads]),  # type: ignore[arg-type]
             Leaves.of(call, full),
             range(t, t + 1),
-            grads,
             Cotangents(smooth, [losses]),
             contextlib.nullcontext,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from torchopt.base import GradientTransformation
 from torchopt.diff.explicit.call import Call
 from torchopt.diff.explicit.step import Carry
 from torchopt.diff.places import what_varies
+from torchopt.tree import is_smooth
 
 __all__ = ["AtStep", "Input", "Leaves", "Variables"]
 
@@ -70,12 +71,14 @@ class Variables:
         tensors: The inputs of the call as the steps use them.
         used: The inputs that are differentiated.
         leaves: The leaves for the carry, then those for the inputs.
+        size: The number of leaves for the carry.
     """
 
     carry: Carry
     tensors: list[Any]
     used: list[Input]
     leaves: list[Tensor]
+    size: int
 
     @staticmethod
     def of(call: Call, carry: Carry, inputs: Leaves, steps: range) -> Variables:
@@ -93,13 +96,21 @@ class Variables:
                     given.slices[step] = inputs.constants[h.index][step].detach().requires_grad_()
                 used[h.index, step if h.by_step else None] = None
         found = [tensors[i] if t is None else tensors[i][t] for i, t in used]
-        return Variables(carry.with_smooth(smooth), tensors, list(used), [*smooth, *found])
+        leaves = [*smooth, *found]
+        return Variables(carry.with_smooth(smooth), tensors, list(used), leaves, len(smooth))
+
+    def drop_state(self) -> list[int]:
+        """Forget the state, which the loss does not use; return the indices of the other leaves."""
+        count = sum(map(is_smooth, self.carry.params))
+        left = [*range(count), *range(self.size, len(self.leaves))]
+        self.carry = replace(self.carry, state=())
+        self.leaves = [self.leaves[i] for i in left]
+        return left
 
     def parted(self, found: list[Tensor | None]) -> tuple[list[Tensor | None], dict[Input, Tensor]]:
         """Split the cotangents of the leaves into those of the carry and those of the inputs."""
-        count = len(self.carry.smooth)
-        by_input = {i: c for i, c in zip(self.used, found[count:]) if c is not None}
-        return found[:count], by_input
+        by_input = {i: c for i, c in zip(self.used, found[self.size :]) if c is not None}
+        return found[: self.size], by_input
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from torchopt.diff.closure import captured
 from torchopt.diff.differences import Differences, Judge
+from torchopt.diff.engine import Engine
 from torchopt.diff.explicit.loop import Explicit, InnerResult
 from torchopt.diff.implicit.certificate import GradientReport
 from torchopt.diff.implicit.root import ImplicitEngine
 from torchopt.diff.implicit.slope import slope
-from torchopt.diff.problem import over, over_tasks, require_verify
+from torchopt.diff.problem import over_tasks, require_verify
 from torchopt.diff.verify import Verify, VerifyReport, checked
 from torchopt.errors import NotDifferentiableError
 from torchopt.linear_solve.auto import Auto
-from torchopt.shown import Described
 from torchopt.torch_internals import is_wrapped
 from torchopt.tree import is_smooth, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torchopt.tree_function import is_differentiated, uncompiled
@@ -98,7 +98,7 @@ class Adaptation:
 
 
 @dataclass(frozen=True)
-class Implicit(Described):
+class Implicit(Engine):
     """The implicit engine: differentiates the minimum that an inner loop converges to.
 
     The loop runs without a graph. Its result is treated as a root of ∇loss(params, batch, *meta)
@@ -180,8 +180,6 @@ class Implicit(Described):
                 "Implicit: tasks: expected none with solve=Adaptation(); loop over them."
             )
         require_verify(self.verify, Verify)
-
-    over = over
 
     @property
     def _differences(self) -> Differences | None:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt.diff.engine import Engine
 from torchopt.diff.explicit.loop import InnerResult
-from torchopt.diff.problem import over, require_verify
+from torchopt.diff.problem import require_verify
 from torchopt.diff.verify import Verify, VerifyReport, checked
 from torchopt.diff.zero_order.call import Call, scalar
 from torchopt.diff.zero_order.directions import (
@@ -34,7 +35,6 @@ from torchopt.diff.zero_order.precision import (
     require_sigma,
 )
 from torchopt.diff.zero_order.refusals import require_plain
-from torchopt.shown import Described
 from torchopt.tree import tree_leaves
 from torchopt.tree_function import uncompiled
 from torchopt.typing import Samplable, SampleFunc
@@ -43,7 +43,7 @@ __all__ = ["ZeroOrder"]
 
 
 @dataclass(frozen=True, eq=False)
-class ZeroOrder(Described):
+class ZeroOrder(Engine):
     """The zero-order engine: estimates gradients from function values only.
 
     Calling it with a function returns a function with the same values whose reverse-mode derivative
@@ -109,8 +109,6 @@ class ZeroOrder(Described):
             )
         argnums = tuple(argnums)
         object.__setattr__(self, "argnums", argnums)
-
-    over = over
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return a function with an estimated derivative; for an inner problem, run it."""
