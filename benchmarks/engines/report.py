@@ -21,6 +21,28 @@ def machine_lines(result: Result) -> str:
     )
 
 
+def explicit_table(result: Result) -> str:
+    """Return peak bytes and time of the explicit engine, and their ratios to the unrolled loop."""
+    rows: list[list[str]] = []
+    first: Result = {}
+    for r in result.get("explicit", []):
+        first = r if r["engine"].startswith("unrolled") else first
+        size = f"{r['blocks']} blocks, {r['steps']} steps, {r['tokens']:,} tokens"
+        ratio = f"1/{first['peak'] / r['peak']:.1f}"
+        rows.append(
+            [
+                size if r is first else "",
+                r["engine"],
+                f"{r['peak'] / 2**20:.0f} MiB",
+                NOTHING if r is first else ratio,
+                _time(r),
+                NOTHING if r is first else f"{r['seconds'] / first['seconds']:.2f}",
+            ]
+        )
+    head = ["model", "kept", "peak", "of the unrolled loop", "time", "of the unrolled loop"]
+    return _table(head, rows)
+
+
 def levels_table(result: Result) -> str:
     """Return time and error of three levels by two engines."""
     rows = [[r["engines"], _time(r), f"{r['error']:.0e}"] for r in result.get("levels", [])]

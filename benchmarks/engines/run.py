@@ -12,10 +12,11 @@ It is solved by gradient descent from theta. It is quadratic, so with H = A'A / 
 
 exactly; the error of an engine is its distance from this vector, relative to the vector's norm.
 
-Further parts: three levels, the weights of a learned optimizer, linear solvers with preconditioners
-and with minibatches, nonlinear least squares; each in its own module, with its exact answer.
+Further parts: transformers by the explicit engine, three levels, the weights of a learned
+optimizer, linear solvers with preconditioners and with minibatches, nonlinear least squares; each
+in its own module, with its exact answer.
 
-    python -m benchmarks.engines.run        # five minutes; writes benchmarks/results/engines.json
+    python -m benchmarks.engines.run        # ten minutes; writes benchmarks/results/engines.json
     python tools/bench_report.py            # puts the table into the manual
 """
 
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor
 
 import torchopt
-from benchmarks.engines import learned, least_squares, levels, solvers
+from benchmarks.engines import explicit, learned, least_squares, levels, solvers
 from benchmarks.engines.figures import distance, timed
 from benchmarks.harness.program import add_options, finish
 from benchmarks.harness.results import new_result
@@ -63,7 +64,13 @@ APPROXIMATE = (
     "zero-order",
 )
 SIZE, ROWS, PENALTY, RATE = 400, 200, 0.3, 0.25
-PARTS = {"levels": levels, "learned": learned, "solvers": solvers, "least_squares": least_squares}
+PARTS = {
+    "explicit": explicit,
+    "levels": levels,
+    "learned": learned,
+    "solvers": solvers,
+    "least_squares": least_squares,
+}
 
 Loss = Callable[[Tensor], Tensor]
 Gradient = Callable[[Tensor], Tensor]
@@ -161,7 +168,7 @@ def engines(steps: int) -> dict[str, Engine]:
 
     return {
         "explicit: all steps": Explicit(),
-        "explicit: states and the graph of the last 1 MiB": Explicit(keep="steps"),
+        "explicit: states and the graph of the last 4 MiB": Explicit(keep="steps"),
         f"explicit: {part} snapshots": Explicit(keep=part),
         "explicit: reversed, with momentum": Explicit(keep="reversible"),
         "explicit: mixed mode": Explicit(derivative="mixed"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.engines import learned, least_squares, levels, report, run, solvers
+from benchmarks.engines import explicit, learned, least_squares, levels, report, run, solvers
 
 from torchopt.linear_solve import Neumann
 
@@ -38,6 +38,17 @@ def test_a_wrong_derivative_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(levels, "PAIRS", {"wrong": wrong})
     with pytest.raises(AssertionError, match="not close"):
         levels.measure(1)
+
+
+def test_a_wrong_way_through_a_transformer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = {"right": explicit.WAYS["mixed, blocks again"]}
+    monkeypatch.setattr(explicit, "WAYS", ways)
+    first, second = explicit.compared(2, 2, 1, 1)
+    assert second["error"] < 1e-12
+    assert second["peak"] < first["peak"] / 2
+    ways["wrong"] = explicit.Explicit(derivative="first_order")
+    with pytest.raises(AssertionError, match="wrong: off by"):
+        explicit.compared(2, 2, 1, 1)
 
 
 def test_the_gradient_of_a_learned_optimizer_is_compared_with_differences(
@@ -85,8 +96,13 @@ def test_every_least_squares_problem_has_an_answer_of_scipy() -> None:
 def test_tables_show_what_was_measured() -> None:
     times = {"seconds": 0.9e-3, "median": 1e-3}
     engine = {"engine": "E", **times, "error": 2e-5, "cosine": 0.5}
+    size = {"blocks": 12, "steps": 4, "tokens": 1024}
     result: dict[str, Any] = {
         "rows": [{**engine, "kept_bytes": 2048}],
+        "explicit": [
+            {"engine": "unrolled by hand", **size, **times, "peak": 6 * 2**20},
+            {"engine": "X", **size, "seconds": 1.8e-3, "median": 2e-3, "peak": 2**20},
+        ],
         "levels": [{"engines": "in", **times, "error": 3e-12}],
         "learned": [engine, {"step": "S", **times, "state": 7.0}],
         "solvers": [
@@ -101,6 +117,7 @@ def test_tables_show_what_was_measured() -> None:
     }
     shown = {
         "comparison": ("2 KiB", "2e-05", "0.500"),
+        "explicit": ("12 blocks, 4 steps, 1,024 tokens", "1/6.0", "2.00"),
         "levels": ("in", "3e-12"),
         "learned": ("E", "0.500"),
         "learned_steps": ("S", "7"),
