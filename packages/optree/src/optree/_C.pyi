@@ -222,9 +222,10 @@ def make_from_collection(
 
 # Node types
 
-# Names of children, names of the other attributes, what `__init__` calls all of them, the order in
-# which it sets them, the question whether it does nothing else, and the value in whose place it
-# sets another one.
+# The attributes of a class that is flattened without calling its functions: the names of the
+# children, the names of the metadata, the parameters of `__init__` for both, the order in which
+# `__init__` assigns them, a predicate that returns whether `__init__` does nothing else, and the
+# argument that `__init__` replaces by another value (the factory placeholder of dataclasses).
 Attributes: TypeAlias = tuple[
     tuple[str, ...],
     tuple[str, ...],
@@ -259,7 +260,7 @@ def is_structseq_instance(obj: object, /) -> bool: ...
 def is_structseq_class(cls: object, /) -> bool: ...
 def structseq_fields(obj: Any, /) -> tuple[str, ...]: ...
 
-# What is remembered
+# Caches
 
 def clear_caches() -> None: ...
 def set_stock_classes(classes: tuple[type[Any], ...], /) -> None: ...

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What classes with fields have in common as nodes, be they dataclasses or made by attrs."""
+"""Register classes with fields as nodes: the part that dataclasses and attrs classes share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_namespace(namespace: object, /) -> None:
 
 
 def check_not_registered(cls: type, attribute: str, module: str, /) -> None:
-    """Raise TypeError if the class itself, not one it derives from, is registered."""
+    """Raise TypeError if the class itself, not only a base class, is registered."""
     if attribute in cls.__dict__:
         raise TypeError(
             f"Cannot register {cls.__name__} as a pytree node more than once "
@@ -40,7 +40,7 @@ def check_not_registered(cls: type, attribute: str, module: str, /) -> None:
 def split_fields(
     fields: Any, default: bool, module: str, /
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the fields that are children, and those that are metadata, by name.
+    """Return two dictionaries by name: the fields that are children, and those that are metadata.
 
     Raises:
         TypeError: A child is not a parameter of ``__init__``.
@@ -65,7 +65,7 @@ def register_or_decorate(register: _Register, cls: Any, namespace: Any, /) -> An
     """Register a class, or return a decorator; the namespace may take the place of the class.
 
     Raises:
-        ValueError: The namespace is missing, given twice, or the empty string in the first place.
+        ValueError: The namespace is missing, given twice, or an empty string as first argument.
     """
     if isinstance(cls, (str, GlobalNamespace)):
         if namespace is not None:
@@ -94,22 +94,23 @@ def register_fields(
     assigned: tuple[str, ...] = (),
     placeholder: object = None,
 ) -> _TypeT:
-    """Register a class as a node of some of its fields, and return it.
+    """Register a class whose children and metadata are fields, and return it.
 
-    The extension module does what the functions here do without calling them.
+    The extension module flattens and rebuilds instances without calling the two functions below;
+    they define the result, and serve classes that it does not recognise.
 
     Args:
         cls: The class, rebuilt by ``cls(**fields)``.
-        namespace: Where; ``''`` is the global namespace.
+        namespace: The namespace to register it in; ``''`` is the global one.
         children: The fields that are children, by name.
         metadata: The fields that are metadata, by name.
         attribute: The class gets both dictionaries as an attribute of this name.
         path_entry_type: The entry that leads to a field.
-        parameters: What ``__init__`` calls the fields, where it has other names for them.
-        is_plain: Whether ``__init__`` does nothing but to set the fields of a new object in the
-            order ``assigned``. Asked again whenever the class has changed.
+        parameters: The parameter of ``__init__`` for each field, if the names differ.
+        is_plain: Returns whether ``__init__`` only assigns the fields, in the order ``assigned``.
+            It is called again whenever the class has changed.
         assigned: The names of all fields in that order.
-        placeholder: The value in whose place ``__init__`` sets another one, if there is one.
+        placeholder: The argument that ``__init__`` replaces by another value, if there is one.
     """
     names, metadata_names = tuple(children), tuple(metadata)
     keywords = names if parameters is None else tuple([parameters[name] for name in names])

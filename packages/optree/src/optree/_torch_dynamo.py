@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python form of functions of the extension module, for ``torch.compile()``.
+"""Python versions of functions of the extension module, for ``torch.compile()`` to trace.
 
-TorchDynamo traces Python code. It cannot look into the functions of the extension module that the
-public functions call, but it can be given a Python function to trace in their place. It comes with
-such functions for what optree 0.20 called; this module has those for the fused functions.
+TorchDynamo traces Python code. It cannot trace the functions of the extension module that the
+public functions call, but it accepts a Python function to trace in their place. PyTorch has such
+replacements for the functions that optree 0.20 called; this module adds those for the others.
 
-They are registered when TorchDynamo asks the registry of node types for the first time, see
+They are registered when TorchDynamo first looks up an entry of the registry, see
 :mod:`optree.registry`. Until then nothing here imports torch.
 """
 
@@ -76,7 +76,7 @@ def map(  # noqa: A001
     namespace: str,
     /,
 ) -> Any:
-    """Return the tree of results of a function."""
+    """Return the tree of the results of a function."""
     flat, treespec = optree.tree_flatten(
         tree,
         is_leaf,
@@ -115,7 +115,7 @@ def call_rows(func: Callable[..., Any], columns: list[list[Any]], /) -> list[Any
 
 
 def prototype_of(function: Any, /) -> Any:
-    """Return the Python function that a builtin of :mod:`optree.ops` stands for."""
+    """Return the Python definition of a builtin of :mod:`optree.ops`."""
     return function.__self__.prototype
 
 

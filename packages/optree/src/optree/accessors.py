@@ -53,7 +53,7 @@ class PyTreeEntry:
         kind: The kind of the node, neither a leaf nor ``None``.
 
     Raises:
-        ValueError: If ``kind`` is that of a leaf or of ``None``; neither has children.
+        ValueError: If ``kind`` is ``LEAF`` or ``NONE``; neither has children.
 
     Examples:
         >>> entry = PyTreeEntry('weight', dict, PyTreeKind.DICT)
@@ -192,7 +192,7 @@ class GetAttrEntry(PyTreeEntry):
 
 
 class FlattenedEntry(PyTreeEntry):
-    """A step known only as the position among the flattened children.
+    """A step of which only the position among the flattened children is known.
 
     This is what a custom node gets if nothing better is known about it. Calling the entry tries
     ``node[entry]``; :meth:`codify` marks that this is a guess.
@@ -243,7 +243,7 @@ class AutoEntry(PyTreeEntry):
 
 
 def _automatic_entry_type(cls: builtins.type) -> builtins.type[PyTreeEntry]:
-    # Not those of the extension module: `torch.compile()` can only look into these.
+    # Imported from `optree.typing`, because `torch.compile()` cannot trace the extension module.
     from optree.typing import (  # pylint: disable=import-outside-toplevel,cyclic-import
         is_namedtuple_class,
         is_structseq_class,
@@ -355,7 +355,7 @@ class NamedTupleEntry(SequenceEntry[_T]):
 class StructSequenceEntry(SequenceEntry[_T]):
     """A step through a field of a ``PyStructSequence`` such as :class:`time.struct_time`.
 
-    Some sequence slots have no name (three in :class:`os.stat_result`); they show as an index.
+    Some items have no name (three in :class:`os.stat_result`); they are shown by their index.
 
     Examples:
         >>> import os
@@ -559,7 +559,8 @@ for _class in (
     setattr(_C, _class.__name__, _class)
 del _class
 
-# Instances of these are made without calling them, as long as nobody changes how they are made.
+# The extension module makes instances of these classes without calling the class, as long as
+# nobody has replaced their constructors.
 _C.set_stock_classes(
     (MappingEntry, NamedTupleEntry, StructSequenceEntry, SequenceEntry, PyTreeAccessor),
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How nodes of built-in types are taken apart and rebuilt by Python code."""
+"""How Python code takes nodes of built-in types apart and rebuilds them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(init=False, repr=True, eq=True, frozen=True)
 class PyTreeNodeRegistryEntry(Generic[T]):
-    """What the registry knows about a class.
+    """The registration of a class: its functions, path entry type, kind and namespace.
 
     Examples:
         >>> import optree
@@ -124,7 +124,7 @@ class DictMetaData(list[KT]):
         check_keys_consistency: Whether to check that both orders have the same keys.
 
     Raises:
-        ValueError: If the numbers of keys differ, or if the keys differ and the check is not off.
+        ValueError: If the two orders have different keys, and ``check_keys_consistency`` is true.
 
     Examples:
         >>> from optree.registry import DictMetaData
@@ -163,7 +163,7 @@ class DictMetaData(list[KT]):
                     f"got {set(self.original_keys)} != {set(self)}.",
                 )
 
-    # Copies and pickles are made of the items alone by default: add the original order.
+    # By default copies and pickles contain only the items; this adds the original order.
     def __reduce_ex__(self, protocol: Any, /) -> tuple[Any, ...]:
         return _restore_dict_metadata, (type(self), list(self), list(self.original_keys))
 
@@ -312,9 +312,9 @@ _Functions = tuple[Callable[..., Any], Callable[..., Any]]
 
 _frozendict: Any = getattr(builtins, "frozendict", None) if _C.OPTREE_HAS_FROZENDICT else None
 
-# One row a kind: its class, the kind, the class of path entries, how a node is taken apart and
-# rebuilt, and how while dictionaries keep their insertion order, if that is another way.
-# The function `namedtuple` and the class `StructSequence` stand for all classes of their kinds.
+# One row per kind: its class, the kind, the class of path entries, the functions that take a node
+# apart and rebuild it, and the functions for insertion-ordered dictionaries where they differ.
+# The function `namedtuple` and the class `StructSequence` represent all classes of their kinds.
 _BUILTIN_KINDS: tuple[tuple[Any, PyTreeKind, type[PyTreeEntry], _Functions, _Functions | None], ...]
 _BUILTIN_KINDS = (
     (type(None), PyTreeKind.NONE, PyTreeEntry, (_none_flatten, _none_unflatten), None),
@@ -381,7 +381,7 @@ def _entry_of_builtin(
 _NODETYPE_REGISTRY: dict[Any, PyTreeNodeRegistryEntry[Any]] = {
     cls: _entry_of_builtin(cls, kind, entry, functions)
     for cls, kind, entry, functions, _ in _BUILTIN_KINDS
-    if cls is not None  # which only later versions of Python have
+    if cls is not None  # `frozendict` exists from Python 3.15 on
 }
 
 # What replaces an entry of `_NODETYPE_REGISTRY` while dictionaries keep their insertion order.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dataclasses that are nodes. What is not defined here is that of :mod:`dataclasses`."""
+"""Dataclasses that are nodes. All other names are re-exported from :mod:`dataclasses`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if sys.version_info >= (3, 10):
 
 __all__ = ["DataclassEntry", "register_node", *dataclasses.__all__]  # noqa: PLE0604
 
-# Names that a newer standard library has.
+# Names that only a newer standard library has.
 for _name in dataclasses.__all__:
     globals().setdefault(_name, getattr(dataclasses, _name))
 del _name
@@ -386,7 +386,7 @@ def make_dataclass(
         [1, 2]
     """
     if isinstance(namespace, dict) or namespace is None:
-        # The standard library has the members of the class as `namespace`.
+        # The standard library calls the members of the class `namespace`.
         if ns is None:
             raise TypeError("make_dataclass() missing 1 required keyword-only argument: 'ns'")
         ns, namespace = namespace, ns
@@ -420,7 +420,7 @@ def make_dataclass(
         frozen=frozen,
         **options,
     )
-    # The standard library names the module that called it: this one; before Python 3.12 none.
+    # The standard library sets `__module__` to its caller, this module; before 3.12 it sets none.
     if caller is not None and (sys.version_info >= (3, 12) or "__module__" not in (ns or {})):
         cls.__module__ = caller
     return _register_dataclass(cls, namespace)
@@ -521,9 +521,9 @@ def register_dataclass(
     *,
     namespace: str | GlobalNamespace,
 ) -> _TypeT:
-    """Make instances of a class nodes of some of its attributes, which are named here.
+    """Make instances of a class nodes; the attributes that are children are named here.
 
-    Use it for a class of another library, which need not be a dataclass. An instance is rebuilt
+    Use it for classes of other libraries. The class need not be a dataclass. An instance is rebuilt
     with ``cls(**data, **meta)``.
 
     Args:
@@ -538,9 +538,9 @@ def register_dataclass(
     Raises:
         TypeError: If ``cls`` is not a class or was registered before, a name or ``namespace`` is
             not a string.
-        ValueError: If a name is given twice, or is not a field of a dataclass that ``__init__``
-            has, or if such a field is missing and has no default; or if the class is registered in
-            the namespace already.
+        ValueError: If a name is given twice, or if the class is registered in the namespace
+            already. For a dataclass also if a name is not a field that ``__init__`` accepts, or if
+            such a field without a default is not named.
 
     Examples:
         >>> import dataclasses
@@ -590,10 +590,10 @@ def register_dataclass(
     return registered
 
 
-# The argument in whose place a generated `__init__` calls the default factory of the field.
+# Given this argument, a generated `__init__` calls the default factory of the field instead.
 _FACTORY_PLACEHOLDER: Final[object] = dataclasses._HAS_DEFAULT_FACTORY  # type: ignore[attr-defined]
 
-# What two functions have in common if they do the same with the same arguments.
+# Two functions whose code objects agree in these attributes do the same with equal arguments.
 _CODE: Final = (
     *("co_code", "co_consts", "co_names", "co_varnames", "co_freevars", "co_cellvars"),
     *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags"),
@@ -601,10 +601,10 @@ _CODE: Final = (
 
 
 def _init_only_sets_fields(cls: Any, /) -> bool:
-    """Return whether ``cls(**fields)`` only sets each field of a new object, in their order.
+    """Return whether ``cls(**fields)`` only assigns each field of a new object, in order.
 
-    Then ``__init__`` has the code that the standard library generates where all fields are its
-    parameters and there is no ``__post_init__``.
+    This is so if ``__init__`` has the code that the standard library generates for a class whose
+    fields are all parameters and that has no ``__post_init__``.
     """
     if cls.__new__ is not object.__new__ or type(cls).__call__ is not type.__call__:
         return False
@@ -613,7 +613,7 @@ def _init_only_sets_fields(cls: Any, /) -> bool:
         return False
     twin_fields = []
     for f in dataclasses.fields(cls):
-        if not f.init:  # if `__init__` sets it all the same, it is not like that of the twin
+        if not f.init:  # if `__init__` assigns it nevertheless, its code differs from the twin's
             continue
         options: dict[str, Any] = {}
         if f.default is not dataclasses.MISSING:
@@ -628,7 +628,7 @@ def _init_only_sets_fields(cls: Any, /) -> bool:
     code = getattr(init, "__code__", None)
     if code is None or any(getattr(code, n) != getattr(expected.__code__, n) for n in _CODE):
         return False
-    # Of what the function closes over, the factories may be others.
+    # The closures must agree, except for the default values and factories.
     cells, expected_cells = _closure(init), _closure(expected)
     for i, name in enumerate(code.co_freevars):
         if cells[i] is not expected_cells[i] and not name.startswith(_FACTORY_NAMES):

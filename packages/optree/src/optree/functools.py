@@ -26,10 +26,10 @@ if sys.version_info >= (3, 14):
 
 
 class _HashablePartialShim:
-    """Hides from :class:`functools.partial` that a function is a partial function itself.
+    """Wraps a partial function so that :class:`functools.partial` does not merge with it.
 
-    ``functools.partial(functools.partial(f, x), y)`` is merged into ``functools.partial(f, x, y)``.
-    A node must keep ``x`` out of its children.
+    ``functools.partial(functools.partial(f, x), y)`` is ``functools.partial(f, x, y)``, which would
+    make ``x`` a child of the outer node.
     """
 
     __slots__: ClassVar[tuple[str, ...]] = ("args", "func", "keywords", "partial_func")
@@ -61,10 +61,10 @@ class _HashablePartialShim:
 class partial(functools.partial[T]):  # noqa: N801
     """A partial function that is a node: its bound arguments are its children.
 
-    Use it to pass a function with the tensors or trees that it closes over through functions that
-    take trees. The function itself is metadata: specs of partial functions are equal only if the
-    functions are. A partial function of a partial function is not merged with it; the arguments of
-    the inner one belong to the function.
+    Use it to pass a function, together with the tensors or trees that it depends on, through code
+    that handles trees. The function itself is metadata: specs of partial functions are equal only
+    if the functions are. A partial function of a partial function is not merged with it; the
+    arguments of the inner one belong to the function.
 
     Args:
         func: A function.

@@ -130,7 +130,8 @@ summary = _tree_summary
 treespec_dumps = _ops.treespec_dumps
 treespec_loads = _ops.treespec_loads
 
-# Members that the published package does not have here, which therefore are not in `__all__`.
+# Members that the published package does not have here. They are not in `__all__`, which clients
+# compare with that of the published package.
 _MORE_MEMBERS = (
     "all_leaves",
     "all_only",
@@ -193,7 +194,7 @@ def _bind_namespace(func: _Any, namespace: str, /) -> _Any:
 class ReexportedModule(_ModuleType):
     """A module like another one, with functions whose ``namespace`` has another default.
 
-    Members are made when they are used for the first time.
+    Members are made when they are first used.
     """
 
     def __init__(
@@ -237,7 +238,7 @@ class ReexportedModule(_ModuleType):
         member = getattr(self.__original, name)
         if isinstance(member, (_FunctionType, _BuiltinFunctionType)):
             member = _bind_namespace(member, self.__namespace)
-        # Of several threads that get here, all return the member that was stored first.
+        # If several threads get here, all return the member that was stored first.
         return self.__dict__.setdefault(name, member)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which classes are nodes, and how they are taken apart and rebuilt."""
+"""The registry: which classes are nodes, and how nodes are taken apart and rebuilt."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def _namespace_name(namespace: str | GlobalNamespace, /) -> str:
     return namespace
 
 
-# Keeps `_NODETYPE_REGISTRY` in step with the registry of the extension module. Messages of errors
-# run user code (`repr` of classes), so they are made outside of it.
+# Keeps `_NODETYPE_REGISTRY` consistent with the registry of the extension module. Error messages
+# run user code (`repr` of classes), so they are made while the lock is not held.
 _REGISTRY_LOCK: Final = RLock()
 
 _PACKAGE_DIRECTORY: Final[str] = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -126,7 +126,7 @@ def _registry_key(cls: type, namespace: str, /) -> Any:
 
 
 def _override_warning(cls: type, namespace: str, /) -> str | None:
-    """Return what to tell a user who registers a class that is a node already, or ``None``."""
+    """Return the warning for a class that is a node already, or ``None`` for other classes."""
     if is_structseq_class(cls):
         relation = "a class of `PyStructSequence`"
     elif is_namedtuple_class(cls):
@@ -151,16 +151,15 @@ def register_pytree_node(
 ) -> _ClassT:
     """Make instances of a class nodes of trees.
 
-    Objects of exactly this class are nodes afterwards (objects of subclasses are not), in calls
-    with this ``namespace`` only. Namespaces keep libraries apart that disagree about a class.
+    Objects of exactly this class become nodes, and only in calls with this ``namespace``; objects
+    of subclasses do not. With namespaces, two libraries can treat one class differently.
 
     Args:
         cls: The class. Built-in node types cannot be registered.
         flatten_func: Takes an instance apart: ``flatten_func(obj)`` returns
             ``(children, metadata)`` or ``(children, metadata, entries)``. ``children`` is an
-            iterable; ``metadata`` is anything that has ``==``, and says what is needed to rebuild
-            the object besides its children; ``entries`` has one path entry per child, by default
-            ``range(number of children)``.
+            iterable. ``metadata`` is whatever else is needed to rebuild the object, compared with
+            ``==``. ``entries`` has one path entry per child, by default the numbers from 0 on.
         unflatten_func: Rebuilds an object: called with the metadata and a tuple of children.
         path_entry_type: The class of the steps from an instance to its children.
         namespace: A non-empty string, or :data:`optree.registry.GLOBAL_NAMESPACE` to register the
@@ -204,7 +203,7 @@ def _register_node(
     attributes: Attributes | None = None,
     /,
 ) -> _ClassT:
-    """Register a class; ``attributes`` says how to do without calling the functions."""
+    """Register a class; with ``attributes`` its instances are flattened without the functions."""
     if not inspect.isclass(cls):
         raise TypeError(f"Expected a class, got {cls!r}.")
     if not (inspect.isclass(path_entry_type) and issubclass(path_entry_type, PyTreeEntry)):
@@ -240,7 +239,7 @@ def _register_node(
         message = _override_warning(cls, name)
         if message is not None:
             _warn_caller(message)
-    except BaseException:  # of the repr of the class, or the warning: as if nothing had happened
+    except BaseException:  # raised by `repr(cls)` or by the warning: undo the registration
         with _REGISTRY_LOCK:
             if _NODETYPE_REGISTRY.get(key) is entry:
                 _C.unregister_node(cls, name)
@@ -280,7 +279,7 @@ def register_pytree_node_class(
 
     The class needs a method ``__tree_flatten__(self)`` and a class method
     ``__tree_unflatten__(cls, metadata, children)``, see :class:`optree.CustomTreeNode`. A class
-    with ``tree_flatten`` and ``tree_unflatten`` instead gets the other two, which call these.
+    with ``tree_flatten`` and ``tree_unflatten``, as JAX expects them, gets the other two added.
 
     Args:
         cls: The class. Without it, or with a namespace in its place, a decorator is returned.
@@ -295,7 +294,7 @@ def register_pytree_node_class(
         TypeError: If ``cls`` is not a class or lacks the methods, ``path_entry_type`` is not a
             subclass of :class:`optree.PyTreeEntry`, or ``namespace`` is not a string.
         ValueError: If ``namespace`` is missing, empty, or given twice, or if the class is
-            registered in the namespace already. The class is unchanged then.
+            registered in the namespace already. The class is then left unchanged.
 
     Examples:
         >>> import optree
@@ -337,8 +336,8 @@ def _flatten_by_method(obj: Any, /) -> Any:
     return obj.__tree_flatten__()
 
 
-# What a class with the methods of JAX gets. They look the methods up in the class of the object, so
-# that subclasses and later changes are heeded.
+# The methods added to a class that has those of JAX. They look the methods up when they are called,
+# so that overrides in subclasses and later changes take effect.
 def _call_tree_flatten(self: Any, /) -> Any:
     """Return the children and the metadata."""
     return self.tree_flatten()
@@ -390,7 +389,7 @@ def _register_class(
             path_entry_type=path_entry_type,
             namespace=namespace,
         )
-    except BaseException:  # as if nothing had happened
+    except BaseException:  # undo the changes
         for name in added:
             delattr(cls, name)
         raise
@@ -398,11 +397,11 @@ def _register_class(
 
 
 def register_static(cls: _ClassT, /, *, namespace: str | GlobalNamespace) -> _ClassT:
-    """Make instances of a class nodes without children, that are part of the structure of a tree.
+    """Make instances of a class part of the structure of a tree: nodes without children.
 
-    Functions of leaves pass them over; structures are equal only if they are. Use it for options
-    that stand among the leaves of a tree. Instances need ``==``, and a hash if structures are
-    hashed by their metadata elsewhere.
+    Functions of leaves skip them, and two structures are equal only if the instances in them are.
+    Use it for options among the leaves of a tree, such as the name of an activation. Instances are
+    compared with ``==``.
 
     Args:
         cls: The class.
@@ -481,21 +480,22 @@ def unregister_pytree_node(
                 return entry
         if cls is StructSequence:
             raise ValueError(f"PyTree type {cls!r} is a built-in type and cannot be unregistered.")
-        # Not registered here: raises. If it does not, the class was registered behind our back.
+        # Raises, because the class is not registered. If it does not raise, another thread
+        # registered the class in the meantime: try again.
         _C.unregister_node(cls, name)
 
 
-# True until the fused builtins are known to TorchDynamo. A global, so that a compiled function that
-# looks up an entry sees a constant.
+# True until the replacements are registered with TorchDynamo. A global, so that a compiled function
+# that looks up an entry sees a constant.
 _torch_dynamo_is_unaware: bool = True
 
 
 def _introduce_to_torch_dynamo() -> None:
-    """Tell TorchDynamo the Python form of fused builtins, once it has been imported."""
+    """Register the Python versions of builtins with TorchDynamo, once it has been imported."""
     global _torch_dynamo_is_unaware  # pylint: disable=global-statement
     if "torch._dynamo.polyfills.pytree" not in sys.modules:
         return
-    _torch_dynamo_is_unaware = False  # first: registering polyfills looks up entries
+    _torch_dynamo_is_unaware = False  # before registering, which looks up entries itself
     try:
         from optree import _torch_dynamo  # pylint: disable=import-outside-toplevel
 
@@ -533,7 +533,7 @@ def pytree_node_registry_get(
     *,
     namespace: str | GlobalNamespace = "",
 ) -> dict[type, PyTreeNodeRegistryEntry[Any]] | PyTreeNodeRegistryEntry[Any] | None:
-    """Return what the registry knows about a class, or about all classes.
+    """Return the registration of a class, or those of all classes.
 
     This function is available as ``register_pytree_node.get``.
 
@@ -542,7 +542,7 @@ def pytree_node_registry_get(
         namespace: The namespace to look in; classes registered globally are found in each.
 
     Returns:
-        The entry of the class, ``None`` if instances of the class are leaves, or without a class a
+        The entry of the class, or ``None`` if instances of the class are leaves. Without a class, a
         new dictionary of all entries.
 
     Raises:
@@ -640,12 +640,12 @@ def dict_insertion_ordered(
 
 
 def clear_caches() -> None:
-    """Drop what was remembered of the keys of dictionaries.
+    """Empty the cache of dictionary keys.
 
-    Flattening a dictionary whose keys were met before takes a fraction of the time, because their
-    order is remembered: up to 16 MiB of keys that are texts, numbers, ``None``, or tuples of these.
-    Call it to get that memory back, for example after working with dictionaries that will not come
-    again. Results do not depend on it.
+    Flattening a dictionary whose keys were seen before takes a fraction of the time, because their
+    sorted order is cached: up to 16 MiB of keys that are strings, numbers, ``None``, or tuples of
+    these. Call this function to free that memory, for example after working with dictionaries that
+    will not be used again. Results do not depend on the cache.
 
     Examples:
         >>> import optree

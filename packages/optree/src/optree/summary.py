@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tree at a glance: types, shapes, dtypes, bytes and counts of every subtree."""
+"""Summaries of trees: types, shapes, dtypes, bytes and counts of every subtree."""
 
 from __future__ import annotations
 
@@ -70,19 +70,24 @@ def tree_summary(
 ) -> TreeSummary:
     """Return a summary of a tree that prints as lines and shows as a table in notebooks.
 
-    A leaf has a line with its type and, for arrays, dtype, shape and bytes.  A container has the
-    leaves and bytes of all below it.  An array that occurs in two places counts twice, and leaves
-    that have no ``nbytes`` count 0.
+    The line of a leaf has its type and, for arrays, dtype, shape and bytes.  The line of a
+    container has the number of leaves below it and their total bytes.  An array that occurs in two
+    places counts twice, and a leaf without ``nbytes`` counts 0.
 
     Args:
         tree: The tree.
-        depth: How many levels below the root are shown; None for all.  Totals are of whole trees.
-        is_leaf: Called with every node; where it returns True, the node is a leaf.
-        none_is_leaf: Whether None is a leaf.
-        namespace: The namespace of the registry.
+        depth: How many levels below the root are shown, at least 0; ``None`` for all.  Totals
+            include the levels that are not shown.
+        is_leaf: See :func:`optree.tree_flatten`.
+        none_is_leaf: See :func:`optree.tree_flatten`.
+        namespace: See :func:`optree.tree_flatten`.
+
+    Returns:
+        A :class:`TreeSummary`: ``repr`` is the text, and notebooks show a table.
 
     Raises:
         RecursionError: If the tree contains itself.
+        ValueError: If ``depth`` is negative.
 
     Examples:
         >>> tree_summary({'layer': {'bias': 0, 'weight': [1.0, 2.0]}}, depth=2)
@@ -95,7 +100,7 @@ def tree_summary(
     if depth is not None and depth < 0:
         raise ValueError(f"expected depth >= 0 or None, got {depth}")
     options: dict[str, Any] = {"none_is_leaf": none_is_leaf, "namespace": namespace}
-    tree_structure(tree, is_leaf, **options)  # ends where a tree contains itself
+    tree_structure(tree, is_leaf, **options)  # raises if the tree contains itself
     rows: list[_Row] = []
     todo: list[tuple[int, int, str, Any]] = [(0, -1, "*", tree)]
     while todo:

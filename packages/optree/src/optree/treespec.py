@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Specs made from specs: the functions ``optree.treespec_*`` under short names.
+"""Build specs from specs: the functions ``optree.treespec_*`` under short names.
 
 Examples:
     >>> import optree

@@ -195,15 +195,15 @@ def _containers_of(tree: ForwardRef, /) -> tuple[Any, ...]:
     return tuple(container_of(tree) for container_of in _CONTAINER_TYPES)
 
 
-# The leaf types, by their names, of the unions that got a name of their own, by that name.
+# For each name given as the second parameter of `PyTree[...]`: the names of the leaf types.
 _NAMED_TREES: dict[str, set[tuple[str, ...]]] = {}
 
 
 def _is_tree_type(param: object, /) -> bool:
     """Return whether ``param`` was made by ``PyTree[...]``."""
-    # Neither a cache nor an attribute can answer: on Python 3.14 unions are neither unique nor
-    # writable. The shape of the union can: its last members contain references to itself, and the
-    # others are the leaf types, more of them in a union of a tree type and another type.
+    # Neither a cache nor an attribute works, because unions are neither unique nor writable on
+    # Python 3.14. Look at the members instead: the last ones are containers that refer to the union
+    # by name, and the others are the leaf types.
     members: tuple[Any, ...] = getattr(param, "__args__", ())
     leaf_types, containers = members[: -len(_CONTAINER_TYPES)], members[-len(_CONTAINER_TYPES) :]
     if not leaf_types:
@@ -243,8 +243,8 @@ if TYPE_CHECKING:
         @property
         def index(self) -> object: ...
 
-    # mypy follows a protocol only once on its way to a leaf, so that sequences directly within
-    # sequences need a protocol per level. All have the same instances.
+    # mypy follows a protocol only once on its way to a leaf, so sequences directly within sequences
+    # need one protocol per level. All of them have the same instances.
     class _SequenceNode2(_SequenceNode[_T_co], Protocol[_T_co]): ...
 
     class _SequenceNode3(_SequenceNode[_T_co], Protocol[_T_co]): ...
@@ -598,7 +598,7 @@ def structseq_fields(obj: tuple[Any, ...] | type[tuple[Any, ...]], /) -> tuple[s
     ]
     if not cls.n_unnamed_fields:  # type: ignore[attr-defined]
         return tuple(members[:n_items])
-    # The members do not tell their position, but those of an instance with known items do.
+    # A member does not know its position, but its value in an instance with known items is one.
     positions = cls(range(cls.n_fields))  # type: ignore[attr-defined]
     fields = [PyStructSequence_UnnamedField] * n_items
     for name in members:

@@ -57,7 +57,7 @@ def total_order_sorted(
     """
     items = list(iterable)
     values = items if key is None else [key(item) for item in items]
-    # Indices are sorted, so that an error can only be one of comparing.
+    # Indices are sorted, so that `key` has run already and a TypeError comes from a comparison.
     indices = range(len(items))
     try:
         order = sorted(indices, key=values.__getitem__, reverse=reverse)  # type: ignore[arg-type]

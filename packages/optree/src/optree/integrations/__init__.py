@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions for trees of other packages' objects. Submodules are imported when they are used."""
+"""Trees of objects of other packages. A submodule is imported when it is first used."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes made by :mod:`attrs` that are nodes. Other members are those of :mod:`attrs`."""
+"""attrs classes that are nodes. All other names are re-exported from :mod:`attrs`."""
 
 from __future__ import annotations
 
@@ -398,7 +398,7 @@ def _register_attrs_class(cls: _TypeT, namespace: str | GlobalNamespace, /) -> _
 
     children, metadata = split_fields(_attributes(cls), _PYTREE_NODE_DEFAULT, __name__)
     _warn_about_init(cls)
-    # `__init__` has aliases as parameters: `x` for the attribute `_x`.
+    # The parameters of `__init__` are the aliases: `x` for the attribute `_x`.
     registered: _TypeT = register_fields(  # type: ignore[assignment]
         cls,
         namespace,
@@ -412,7 +412,7 @@ def _register_attrs_class(cls: _TypeT, namespace: str | GlobalNamespace, /) -> _
 
 
 def _warn_about_init(cls: Any, /) -> None:
-    # A generated `__init__` has a file name of its own; others are user code or that of `object`.
+    # Only a generated `__init__` has such a file name.
     code = getattr(cls.__init__, "__code__", None)
     if code is None or not code.co_filename.startswith("<attrs generated"):
         _warn_caller(

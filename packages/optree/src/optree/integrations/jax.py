@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 class HashablePartial(Generic[_T]):
-    """A partial function that compares by what it is made of, so that it can be a static argument.
+    """A partial function with ``==`` and a hash by its parts, so that it can be a static argument.
 
     Args:
         func: A function.
@@ -76,9 +76,9 @@ def tree_ravel(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> tuple[Array, HashablePartial[ArrayTree]]:
-    """Return the leaves of a tree as one flat array, and the function that undoes it.
+    """Return the leaves of a tree as one flat array, and a function that restores the tree.
 
-    Both directions can be transformed by JAX.
+    Both directions work under the transformations of JAX.
 
     Args:
         tree: A tree of arrays and numbers, of any shapes. If their types differ, they are cast to
@@ -135,7 +135,7 @@ def _ravel_leaves(leaves: list[Any]) -> tuple[Array, HashablePartial[list[Array]
     sizes = [jnp.size(leaf) for leaf in leaves]
     offsets = tuple(itertools.accumulate(sizes))
     if all(dtype == to_dtype for dtype in from_dtypes):
-        # Not cast, which would make weak types strong.
+        # No cast: it would make weak types strong.
         flat = jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
         return flat, HashablePartial(_unravel_leaves_single_dtype, offsets, shapes)
     flat = jnp.concatenate(
@@ -182,7 +182,7 @@ def _unravel_leaves(
         )
     parts = jnp.split(flat, offsets[:-1])
     return [
-        # Real leaves among complex ones: dropping the imaginary part is meant, do not warn.
+        # A real leaf among complex ones drops its imaginary part on purpose, without a warning.
         lax.convert_element_type(
             part.real
             if jnp.iscomplexobj(part) and not jnp.issubdtype(dtype, jnp.complexfloating)

@@ -32,11 +32,11 @@ def tree_ravel(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> tuple[np.ndarray[Any, Any], Callable[[np.ndarray[Any, Any]], ArrayTree]]:
-    """Return the leaves of a tree as one flat array, and the function that undoes it.
+    """Return the leaves of a tree as one flat array, and a function that restores the tree.
 
     Args:
         tree: A tree of arrays and numbers, of any shapes. If their types differ, they are cast to
-            the common type (:func:`numpy.result_type`); a leaf ``None`` counts as not a number.
+            the common type (:func:`numpy.result_type`). A ``None`` leaf becomes NaN.
         is_leaf: See :func:`optree.tree_flatten`.
         none_is_leaf: See :func:`optree.tree_flatten`.
         namespace: See :func:`optree.tree_flatten`.
@@ -134,7 +134,7 @@ def _unravel_leaves(
         )
     parts = np.split(flat, offsets[:-1])
     return [
-        # Real leaves among complex ones: dropping the imaginary part is meant, do not warn.
+        # A real leaf among complex ones drops its imaginary part on purpose, without a warning.
         (part.real if part.dtype.kind == "c" and dtype.kind != "c" else part)
         .reshape(shape)
         .astype(dtype)

@@ -29,7 +29,7 @@ def tree_ravel(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], TensorTree]]:
-    """Return the leaves of a tree as one flat tensor, and the function that undoes it.
+    """Return the leaves of a tree as one flat tensor, and a function that restores the tree.
 
     Both directions are differentiable.
 
@@ -134,7 +134,7 @@ def _unravel_leaves(
             f"got dtype {flat.dtype}.",
         )
     return [
-        # Real leaves among complex ones: dropping the imaginary part is meant, do not warn.
+        # A real leaf among complex ones drops its imaginary part on purpose, without a warning.
         (part.real if part.is_complex() and not dtype.is_complex else part).reshape(shape).to(dtype)
         for part, shape, dtype in zip(torch.split(flat, list(sizes)), shapes, dtypes)
     ]

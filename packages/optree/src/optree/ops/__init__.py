@@ -171,10 +171,10 @@ NONE_IS_LEAF: bool = True
 STANDARD_DICT_TYPES: Final[frozenset[type[dict[Any, Any]]]] = frozenset(
     {dict, OrderedDict, defaultdict},
 )
-"""The classes of dictionaries that are nodes and match each other in trees of one structure."""
+"""The dictionary classes that are nodes and that match each other when trees are compared."""
 
 
-# Clients, TorchDynamo among them, know the functions as members of this module.
+# Clients such as TorchDynamo expect the functions to be members of this module.
 for _name, _member in list(globals().items()):
     if getattr(_member, "__module__", "").startswith("optree.ops.") and isinstance(
         _member,

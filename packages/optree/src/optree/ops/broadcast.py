@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leaves repeated until trees have the same structure."""
+"""Repeat leaves until trees have the same structure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tree_broadcast_prefix(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> PyTree[T]:
-    """Return the tree with each leaf of a prefix tree repeated over the subtree it stands for.
+    """Return a prefix tree with each leaf repeated for all leaves of the subtree at its place.
 
     Args:
         prefix_tree: A tree.
@@ -65,7 +65,7 @@ def broadcast_prefix(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> list[T]:
-    """Return the leaves of a prefix tree, each repeated for the leaves that it stands for.
+    """Return the leaves of a prefix tree, each repeated for all leaves of the subtree at its place.
 
     Args:
         prefix_tree: A tree.
@@ -142,7 +142,7 @@ def _broadcast_common(
     flat: list[list[Any]] = []
     broadcast: list[Any] = []
     for i, (leaves, treespec) in enumerate(flattened):
-        # The same leaves as `common`, maybe in another order: that of the keys of this tree.
+        # It has the leaves of `common`, perhaps in another order: that of the keys of this tree.
         own = treespec.broadcast_to_common_suffix(common)
         repeated = _repeat(leaves, treespec, own)
         tree = own.unflatten(repeated)
@@ -280,7 +280,7 @@ def tree_broadcast_map_with_path(
     """Like :func:`tree_broadcast_map`, but ``func`` gets the path of the leaf first.
 
     Args:
-        func: Called with a path and one leaf of each tree.
+        func: Called with ``(path, x, *xs)``: a path and one leaf of each tree.
         tree: A tree.
         *rests: Trees. Where one tree has a leaf and another a subtree, the leaf is repeated.
         is_leaf: Called with each visited object, from the root downwards; if it returns true, the
@@ -291,6 +291,9 @@ def tree_broadcast_map_with_path(
 
     Returns:
         A new tree with the common structure and the node types of the first tree.
+
+    Raises:
+        ValueError: If trees have different nodes at the same place.
 
     Examples:
         >>> tree_broadcast_map_with_path(lambda path, x, y: (path, x * y), [2, 3], [4, (5, 6)])
@@ -320,7 +323,7 @@ def tree_broadcast_map_with_accessor(
     """Like :func:`tree_broadcast_map`, but ``func`` gets the accessor of the leaf first.
 
     Args:
-        func: Called with an accessor and one leaf of each tree.
+        func: Called with ``(accessor, x, *xs)``: an accessor and one leaf of each tree.
         tree: A tree.
         *rests: Trees. Where one tree has a leaf and another a subtree, the leaf is repeated.
         is_leaf: Called with each visited object, from the root downwards; if it returns true, the
@@ -331,6 +334,9 @@ def tree_broadcast_map_with_accessor(
 
     Returns:
         A new tree with the common structure and the node types of the first tree.
+
+    Raises:
+        ValueError: If trees have different nodes at the same place.
 
     Examples:
         >>> tree_broadcast_map_with_accessor(lambda a, x, y: (a.codify('t'), x * y), [2], [(4, 5)])

@@ -64,6 +64,9 @@ def tree_flatten(
 
     Raises:
         RecursionError: If the tree is deeper than :data:`optree.MAX_RECURSION_DEPTH`.
+        RuntimeError: If the flatten function of a registered class does not return children,
+            metadata and, optionally, one path entry per child.
+        TypeError: If ``is_leaf`` is neither callable nor ``None``, or ``namespace`` not a string.
 
     Examples:
         >>> leaves, spec = tree_flatten({'b': (2, [3, 4]), 'a': 1, 'c': None})
@@ -111,8 +114,8 @@ def tree_flatten_with_path(
 ) -> tuple[list[tuple[Any, ...]], list[T], PyTreeSpec]:
     """Return the path of each leaf, the leaves, and the spec of a tree.
 
-    A path is a tuple of indices, keys, and entries of custom nodes. It does not tell these apart;
-    :func:`tree_flatten_with_accessor` does.
+    A path is a tuple of indices, keys, and entries of custom nodes. It does not say which of these
+    an item is; the entries of :func:`tree_flatten_with_accessor` do.
 
     Args:
         tree: A tree.
@@ -124,6 +127,11 @@ def tree_flatten_with_path(
 
     Returns:
         A list of paths, a list of leaves, and a :class:`optree.PyTreeSpec`.
+
+    Raises:
+        RecursionError: See :func:`tree_flatten`.
+        RuntimeError: See :func:`tree_flatten`.
+        TypeError: See :func:`tree_flatten`.
 
     Examples:
         >>> paths, leaves, spec = tree_flatten_with_path({'b': (2, [3, 4]), 'a': 1})
@@ -175,6 +183,11 @@ def tree_flatten_with_accessor(
 
     Returns:
         A list of accessors, a list of leaves, and a :class:`optree.PyTreeSpec`.
+
+    Raises:
+        RecursionError: See :func:`tree_flatten`.
+        RuntimeError: See :func:`tree_flatten`.
+        TypeError: See :func:`tree_flatten`.
 
     Examples:
         >>> tree = {'b': (2, [3, 4]), 'a': 1}
@@ -250,7 +263,7 @@ def tree_iter(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> Iterator[T]:
-    """Return an iterator over the leaves of a tree that descends only as far as needed.
+    """Return an iterator over the leaves of a tree, which descends only as far as it is read.
 
     Args:
         tree: A tree.
@@ -261,7 +274,11 @@ def tree_iter(
             (default: :const:`''`, i.e., the global namespace).
 
     Returns:
-        An iterator. It may be shared between threads: each leaf is delivered once.
+        An iterator. Several threads may share it: each leaf is then returned to one of them.
+
+    Raises:
+        RecursionError: While iterating, if the tree is deeper than
+            :data:`optree.MAX_RECURSION_DEPTH`.
 
     Examples:
         >>> leaves = tree_iter({'b': (2, [3, 4]), 'a': 1})
@@ -315,6 +332,11 @@ def tree_leaves(
     Returns:
         A new list.
 
+    Raises:
+        RecursionError: See :func:`tree_flatten`.
+        RuntimeError: See :func:`tree_flatten`.
+        TypeError: See :func:`tree_flatten`.
+
     Examples:
         >>> tree_leaves({'b': (2, [3, 4]), 'a': 1, 'c': None})
         [1, 2, 3, 4]
@@ -345,6 +367,11 @@ def tree_structure(
 
     Returns:
         A :class:`optree.PyTreeSpec`.
+
+    Raises:
+        RecursionError: See :func:`tree_flatten`.
+        RuntimeError: See :func:`tree_flatten`.
+        TypeError: See :func:`tree_flatten`.
 
     Examples:
         >>> tree_structure({'b': (2, [3, 4]), 'a': 1, 'c': None})
@@ -430,7 +457,7 @@ def tree_is_leaf(
             (default: :const:`''`, i.e., the global namespace).
 
     Returns:
-        True if ``is_leaf`` says so or if the type of the object is not that of a node.
+        True if ``is_leaf`` returns true for it, or if its class is not that of a node.
 
     Examples:
         >>> tree_is_leaf(1), tree_is_leaf([1]), tree_is_leaf(None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions applied to the leaves of trees."""
+"""Apply functions to the leaves of trees."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def tree_map(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> PyTree[U]:
-    """Return the tree of ``func(x, *xs)`` for the leaves ``x`` of a tree and subtrees of others.
+    """Return the tree of the results ``func(x, *xs)`` for each leaf ``x`` of a tree.
 
     Args:
-        func: Called once per leaf ``x`` of ``tree``, with ``x`` and with what each of ``rests`` has
-            at the same place, be it a leaf or a subtree.
+        func: Called once per leaf ``x`` of ``tree``, with ``x`` and with the leaf or subtree that
+            each of ``rests`` has at the same place.
         tree: The tree that determines the structure of the result.
         *rests: Trees that ``tree`` is a prefix of.
         is_leaf: Called with each visited object, from the root downwards; if it returns true, the
@@ -38,7 +38,9 @@ def tree_map(
         A new tree with the structure of ``tree``. The inputs are untouched.
 
     Raises:
-        ValueError: If ``tree`` is not a prefix of one of ``rests``. ``func`` is not called then.
+        ValueError: If ``tree`` is not a prefix of one of ``rests``; ``func`` is then not called.
+        RecursionError: See :func:`optree.tree_flatten`, as for :exc:`RuntimeError` and
+            :exc:`TypeError`.
 
     Examples:
         >>> tree_map(lambda x: 10 * x, {'x': 7, 'y': (42, None)})
@@ -75,6 +77,9 @@ def tree_map_(
     Returns:
         ``tree`` itself.
 
+    Raises:
+        ValueError: If ``tree`` is not a prefix of one of ``rests``; ``func`` is then not called.
+
     Examples:
         >>> seen = []
         >>> tree = {'b': [2], 'a': 1}
@@ -110,6 +115,9 @@ def tree_map_with_path(
     Returns:
         A new tree with the structure of ``tree``.
 
+    Raises:
+        ValueError: If ``tree`` is not a prefix of one of ``rests``; ``func`` is then not called.
+
     Examples:
         >>> tree_map_with_path(lambda path, x: (*path, x), {'b': [2, 3], 'a': 1})
         {'b': [('b', 0, 2), ('b', 1, 3)], 'a': ('a', 1)}
@@ -142,6 +150,9 @@ def tree_map_with_path_(
 
     Returns:
         ``tree`` itself.
+
+    Raises:
+        ValueError: If ``tree`` is not a prefix of one of ``rests``; ``func`` is then not called.
 
     Examples:
         >>> seen = {}
@@ -179,6 +190,9 @@ def tree_map_with_accessor(
     Returns:
         A new tree with the structure of ``tree``.
 
+    Raises:
+        ValueError: If ``tree`` is not a prefix of one of ``rests``; ``func`` is then not called.
+
     Examples:
         >>> tree_map_with_accessor(lambda a, x: f'{a.codify("t")} = {x}', {'b': [2, 3], 'a': 1})
         {'b': ["t['b'][0] = 2", "t['b'][1] = 3"], 'a': "t['a'] = 1"}
@@ -213,6 +227,9 @@ def tree_map_with_accessor_(
     Returns:
         ``tree`` itself.
 
+    Raises:
+        ValueError: If ``tree`` is not a prefix of one of ``rests``; ``func`` is then not called.
+
     Examples:
         >>> seen = []
         >>> _ = tree_map_with_accessor_(lambda a, x: seen.append((a.codify('t'), x)), [5, (6,)])
@@ -235,7 +252,7 @@ def tree_replace_nones(
     """Return the tree with each ``None`` replaced.
 
     Args:
-        sentinel: What to put in place of ``None``.
+        sentinel: The object to put in place of ``None``.
         tree: A tree.
         namespace: The namespace whose registered node types are used besides the global ones.
 
@@ -280,7 +297,7 @@ def tree_partition(
         none_is_leaf: Whether ``None`` is a leaf. By default it is a node without children.
         namespace: The namespace whose registered node types are used besides the global ones
             (default: :const:`''`, i.e., the global namespace).
-        fillvalue: Stands for the leaves that are in the other tree.
+        fillvalue: The object in place of the leaves that are in the other tree.
 
     Returns:
         Two new trees with the structure of ``tree``.
@@ -312,17 +329,17 @@ def tree_combine(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> PyTree[T]:
-    """Return the tree with, at each place, the leaf of the first tree that has one there.
+    """Return the tree that has at each place the leaf of the first tree with a leaf there.
 
     It undoes :func:`optree.tree_partition`, called with the same ``fillvalue``.
 
     Args:
         tree: A tree.
-        other_tree: A tree with the same structure, but that either tree may have ``fillvalue`` in
-            the place of a leaf or of a whole subtree of the other.
+        other_tree: A tree with the same structure, except that each tree may have ``fillvalue``
+            where the other has a leaf or a whole subtree.
         *other_trees: More such trees.
         is_leaf: See :func:`optree.tree_flatten`; an object that is ``fillvalue`` is always a leaf.
-        fillvalue: The object that marks a place without a leaf, compared by identity.
+        fillvalue: The object that marks a place without a leaf. It is compared by identity.
         none_is_leaf: Whether ``None`` is a leaf (if it is not ``fillvalue``).
         namespace: The namespace whose registered node types are used besides the global ones.
 

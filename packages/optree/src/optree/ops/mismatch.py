@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a tree is not a prefix of another."""
+"""Explain why a tree is not a prefix of another."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def prefix_errors(
         argument that ``prefix_tree`` was passed as, and returns the exception to raise.
 
     Raises:
-        RecursionError: If the trees are nested deeper than :data:`optree.MAX_RECURSION_DEPTH`, or
-            contain themselves.
+        RecursionError: If the trees are deeper than :data:`optree.MAX_RECURSION_DEPTH`, which is so
+            if they contain themselves.
 
     Examples:
         >>> for error in prefix_errors({'a': (1, 2), 'b': [3]}, {'a': [1, 2], 'b': [3]}):
@@ -182,7 +182,7 @@ def _different_metadata(
     full_node: FlattenOneLevelOutputEx[Any],
     /,
 ) -> Callable[[str], ValueError]:
-    import difflib  # here: importing optree shall be quick
+    import difflib  # here, to keep `import optree` fast
     import textwrap
 
     metadata, full_metadata = repr(node.metadata), repr(full_node.metadata)

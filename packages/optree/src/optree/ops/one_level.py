@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One node taken apart."""
+"""Take one node apart."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FlattenOneLevelOutput(NamedTuple, Generic[T]):
     children: list[PyTree[T]]
     """The children, from left to right."""
     metadata: MetaData
-    """What else the node consists of."""
+    """What is needed to rebuild the node besides its children."""
     entries: tuple[Any, ...]
     """The path entry of each child."""
     unflatten_func: UnflattenFunc[PyTree[T]]
@@ -38,7 +38,7 @@ class FlattenOneLevelOutput(NamedTuple, Generic[T]):
 
 
 class FlattenOneLevelOutputEx(FlattenOneLevelOutput[T]):
-    """A node taken apart, with what the registry knows about its type."""
+    """A node taken apart, with its class, path entry type and kind."""
 
     type: builtins.type[Collection[T]]
     """The class of the node."""
@@ -49,7 +49,7 @@ class FlattenOneLevelOutputEx(FlattenOneLevelOutput[T]):
 
 
 def _handlers(registry: dict[Any, PyTreeNodeRegistryEntry[Any]], /) -> tuple[Any, ...]:
-    """Return for each kind what ``_C.set_one_level()`` wants to know; custom nodes bring theirs."""
+    """Return the row of each kind for ``_C.set_one_level()``."""
     handlers: dict[PyTreeKind, tuple[Any, dict[str, Any]]] = {
         entry.kind: (
             entry.unflatten_func,
@@ -97,8 +97,9 @@ def tree_flatten_one_level(
 
     Raises:
         ValueError: If the tree is a leaf.
-        RuntimeError: If the flatten function of a custom node returns something else than children,
-            metadata and optionally as many path entries as children.
+        RuntimeError: If the flatten function of a custom node does not return children, metadata
+            and, optionally, one path entry per child.
+        TypeError: If ``is_leaf`` is neither callable nor ``None``.
 
     Examples:
         >>> node = tree_flatten_one_level({'b': (2, 3), 'a': 1})
@@ -107,7 +108,7 @@ def tree_flatten_one_level(
         >>> node.unflatten_func(node.metadata, ['A', 'B'])
         {'b': 'B', 'a': 'A'}
     """
-    # The builtin does the same. This is for arguments of unusual classes, and for TorchDynamo.
+    # The builtin does the same. This definition serves unusual arguments and TorchDynamo.
     if is_leaf is not None and not callable(is_leaf):
         raise TypeError(f"expected a callable or None for 'is_leaf', got {is_leaf!r}")
     node_type: Any = type(tree)

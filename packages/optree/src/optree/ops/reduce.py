@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One value from all leaves."""
+"""Reduce all leaves to one value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class MissingSentinel:
-    """The type of the default of arguments for which ``None`` is a value."""
+    """The type of :data:`MISSING`, the default of parameters that accept ``None`` as a value."""
 
     __slots__: ClassVar[tuple[()]] = ()
 
@@ -328,7 +328,7 @@ def tree_all(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> bool:
-    """Return whether all leaves of a tree are true. Stops at the first false one.
+    """Return whether all leaves of a tree are true. Stop at the first one that is not.
 
     Args:
         tree: A tree.
@@ -339,7 +339,7 @@ def tree_all(
             (default: :const:`''`, i.e., the global namespace).
 
     Returns:
-        True if all leaves are true, in particular if there is none.
+        True if all leaves are true, and also if there are none.
 
     Examples:
         >>> tree_all({'b': (2, [3]), 'a': 1}), tree_all([1, 0]), tree_all([None])
@@ -356,7 +356,7 @@ def tree_any(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> bool:
-    """Return whether any leaf of a tree is true. Stops at the first true one.
+    """Return whether any leaf of a tree is true. Stop at the first one that is.
 
     Args:
         tree: A tree.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of some of the leaves: those of a type, or the one at a place."""
+"""Operate on some of the leaves: those of a type, or the one at a place."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def tree_map_only(
     """Return the tree with ``func`` applied to some of the leaves.
 
     Args:
-        leaf_type: A class, a union or a tuple of classes: applies to its instances. Or a predicate.
-        func: Called with each leaf of that type.
+        leaf_type: A class, or a union or tuple of classes, whose instances are meant; or a
+            predicate, called with each leaf.
+        func: Called with each of these leaves.
         tree: A tree.
         is_leaf: Called with each visited object, from the root downwards; if it returns true, the
             object is a leaf and is not descended into.
@@ -39,7 +40,10 @@ def tree_map_only(
             (default: :const:`''`, i.e., the global namespace).
 
     Returns:
-        A new tree; the other leaves are taken over unchanged.
+        A new tree; the other leaves are the same objects.
+
+    Raises:
+        TypeError: If ``leaf_type`` is none of these.
 
     Examples:
         >>> tree_map_only(int, lambda x: -x, {'a': 1, 'b': ['two', 3.0, 4]})
@@ -56,10 +60,10 @@ def tree_map_only(
 
 
 def leaf_filter(leaf_type: Any, /) -> Callable[[Any], bool]:
-    """Return the predicate that a class, a union or tuple of classes, or a predicate stands for.
+    """Return the predicate for a class, a union or tuple of classes, or a predicate.
 
     Raises:
-        TypeError: It is none of these.
+        TypeError: ``leaf_type`` is none of these.
     """
     if not isinstance(leaf_type, (type, tuple)) and get_origin(leaf_type) not in _UNIONS:
         if not callable(leaf_type):
@@ -95,7 +99,7 @@ def tree_all_only(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> bool:
-    """Return whether all leaves of a type satisfy a predicate. Stops at the first that does not.
+    """Return whether all leaves of a type satisfy a predicate. Stop at the first that does not.
 
     Args:
         leaf_type: Which leaves, see :func:`optree.tree_map_only`.
@@ -108,7 +112,10 @@ def tree_all_only(
             (default: :const:`''`, i.e., the global namespace).
 
     Returns:
-        True if all these leaves satisfy it, in particular if there is none.
+        True if all these leaves satisfy it, and also if there are none.
+
+    Raises:
+        TypeError: See :func:`optree.tree_map_only`.
 
     Examples:
         >>> tree_all_only(int, lambda x: x > 0, {'a': 1, 'b': ['two', 3]})
@@ -131,7 +138,7 @@ def tree_any_only(
     none_is_leaf: bool = False,
     namespace: str = "",
 ) -> bool:
-    """Return whether any leaf of a type satisfies a predicate. Stops at the first that does.
+    """Return whether any leaf of a type satisfies a predicate. Stop at the first that does.
 
     Args:
         leaf_type: Which leaves, see :func:`optree.tree_map_only`.
@@ -145,6 +152,9 @@ def tree_any_only(
 
     Returns:
         True if one of these leaves satisfies it.
+
+    Raises:
+        TypeError: See :func:`optree.tree_map_only`.
 
     Examples:
         >>> tree_any_only(int, lambda x: x > 2, {'a': 1, 'b': ['two', 3]})
@@ -181,8 +191,8 @@ def tree_replace_at(
     Only the nodes on the way to the place are rebuilt; the result shares all others with ``tree``.
 
     Args:
-        path: Where, as :func:`optree.tree_paths` and :func:`optree.tree_accessors` say it. The
-            empty path is the root.
+        path: The place: a path as in :func:`optree.tree_paths`, or an accessor. The empty path is
+            the root.
         value: The new leaf or subtree.
         tree: A tree.
         is_leaf: Called with each visited object, from the root downwards; if it returns true, the

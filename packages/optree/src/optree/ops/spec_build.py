@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Specs made from specs."""
+"""Build specs from specs."""
 
 from __future__ import annotations
 
@@ -326,7 +326,7 @@ def treespec_from_collection(
         ValueError: If a child is not a spec, or has another ``none_is_leaf`` or namespace.
 
     Warns:
-        UserWarning: If the argument is a leaf; the result is the spec of a leaf then.
+        UserWarning: If the argument is a leaf; the result is then the spec of a leaf.
 
     Examples:
         >>> treespec_from_collection({'a': treespec_leaf(), 'b': treespec_tuple()})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions to a spec. Each function is a method of :class:`optree.PyTreeSpec` as well."""
+"""Query a spec. Each function is also a method of :class:`optree.PyTreeSpec`."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def treespec_transform(
         f_leaf: Called with the spec of each leaf; returns any spec.
 
     Raises:
-        TypeError: If a function returns something else than a spec.
+        TypeError: If a function does not return a spec.
         ValueError: If ``f_node`` returns a spec with another number of children or levels, or a
             function returns a spec with another ``none_is_leaf`` or namespace.
 
@@ -190,7 +190,7 @@ def treespec_is_prefix(
     *,
     strict: bool = False,
 ) -> bool:
-    """Return whether a spec is a prefix of another: the other has subtrees at its leaves.
+    """Return whether a spec is a prefix of another, which may have subtrees at its leaves.
 
     Args:
         treespec: The spec.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys of leaves as text, and structures as JSON."""
+"""Write paths as text, and specs as JSON."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def keystr(path: PyTreeAccessor | Iterable[Any], /) -> str:
     """Return a path as text, to name a leaf in messages and tables.
 
-    Different leaves have different texts if the keys of dictionaries do: two keys whose ``repr``
-    is the same, such as two NaNs, do not.
+    The texts of the leaves of a tree differ, unless two keys of one dictionary have the same
+    ``repr``, as two NaNs have.
 
     Args:
         path: An accessor, shown as code without a root, or a tuple of path entries, shown as
@@ -60,9 +60,9 @@ _JSON_KINDS: Final[dict[str, PyTreeKind]] = {
 def treespec_dumps(treespec: PyTreeSpec, /) -> str:
     """Return a spec as JSON text, readable without executing code.
 
-    Unlike a pickle, the text can come from an untrusted source. It can hold the kinds of nodes that
-    need no Python object to be described: ``None``, tuples, lists, deques, and dictionaries without
-    default factory, whose keys are strings, integers, floats other than NaN, booleans or ``None``.
+    Unlike a pickle, the text can come from an untrusted source. It can describe the nodes that need
+    no Python object: ``None``, tuples, lists, deques, and dictionaries without a default factory
+    whose keys are strings, integers, floats other than NaN, booleans or ``None``.
 
     Args:
         treespec: The spec.
@@ -82,7 +82,7 @@ def treespec_dumps(treespec: PyTreeSpec, /) -> str:
         >>> json.loads(treespec_dumps(optree.tree_structure((1, [2]))))['nodes']
         ['*', '*', ['list', 1], ['tuple', 2]]
     """
-    import json  # here: importing optree shall be quick
+    import json  # here, to keep `import optree` fast
 
     node_states, none_is_leaf, namespace = treespec.__getstate__()
     nodes = [_node_to_json(*state) for state in node_states]
@@ -104,7 +104,7 @@ def _check_json_keys(keys: Iterable[Any], /) -> list[Any]:
                 f"Expected dictionary keys that are strings, numbers, booleans or None "
                 f"to write a PyTreeSpec as JSON, got {key!r}.",
             )
-        if key != key:  # what is read is another NaN, a key of its own
+        if key != key:  # a NaN that is read again is not the same key
             raise ValueError(f"Cannot write a PyTreeSpec with the dictionary key {key!r} as JSON.")
     return checked
 
@@ -156,7 +156,7 @@ def treespec_loads(text: str, /) -> PyTreeSpec:
         ... )
         PyTreeSpec((*, [*]))
     """
-    import json  # here: importing optree shall be quick
+    import json  # here, to keep `import optree` fast
 
     try:
         document = json.loads(text)

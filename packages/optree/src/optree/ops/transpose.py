@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees of trees turned inside out."""
+"""Turn trees of trees inside out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tree_transpose(
     Args:
         outer_treespec: The spec of the outer structure of ``tree``.
         inner_treespec: The spec of the structure that ``tree`` has at each leaf of the outer one.
-            If it is ``None``, the structure at the first leaf is taken.
+            If it is ``None``, it is the structure at the first leaf.
         tree: A tree with ``outer_treespec.num_leaves * inner_treespec.num_leaves`` leaves.
         is_leaf: See :func:`optree.tree_flatten`.
 
@@ -36,7 +36,7 @@ def tree_transpose(
         ValueError: If a spec has no leaves, if the specs have different values of
             ``none_is_leaf`` or different namespaces, or if the inner structure is inferred and
             is not the same everywhere.
-        TypeError: If the number of leaves of ``tree`` is not that of the composed specs.
+        TypeError: If ``tree`` has another number of leaves than the composed specs.
         AttributeError: If a spec is not a :class:`PyTreeSpec`.
 
     Examples:
@@ -121,8 +121,8 @@ def tree_transpose_map(
 ) -> PyTree[U]:
     """Map a function that returns trees, and return an inner tree of outer trees.
 
-    Where :func:`optree.tree_map` gives a tree of results, this function gives, for each leaf of a
-    result, the tree of that leaf.
+    :func:`optree.tree_map` returns a tree of results. This function returns a tree with the
+    structure of one result, in which each leaf is a tree with the structure of ``tree``.
 
     Args:
         func: Called with ``(x, *xs)``; all results have the same structure.
@@ -139,8 +139,8 @@ def tree_transpose_map(
         A new tree with the inner structure whose leaves are trees with the outer structure.
 
     Raises:
-        ValueError: If the inner structure has no leaves; if it is to be inferred and ``tree`` has
-            no leaves; if a result does not have the inner structure.
+        ValueError: If the inner structure has no leaves, if it has to be inferred and ``tree`` has
+            no leaves, or if a result does not have the inner structure.
 
     Examples:
         >>> tree_transpose_map(lambda x: {'id': x, 'square': x * x}, [1, (2, 3)])
@@ -186,6 +186,9 @@ def tree_transpose_map_with_path(
     Returns:
         A new tree with the inner structure whose leaves are trees with the outer structure.
 
+    Raises:
+        ValueError: See :func:`tree_transpose_map`.
+
     Examples:
         >>> tree_transpose_map_with_path(lambda p, x: {'depth': len(p), 'value': x}, [1, (2, 3)])
         {'depth': [1, (2, 2)], 'value': [1, (2, 3)]}
@@ -229,6 +232,9 @@ def tree_transpose_map_with_accessor(
 
     Returns:
         A new tree with the inner structure whose leaves are trees with the outer structure.
+
+    Raises:
+        ValueError: See :func:`tree_transpose_map`.
 
     Examples:
         >>> tree_transpose_map_with_accessor(lambda a, x: (a.codify('t'), x), {'k': 1, 'l': 2})
