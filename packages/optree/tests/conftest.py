@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared pytest configuration of the optree test suite.
 
-Every warning is an error (set in the root pyproject.toml).  Tests of behaviour in which this
-package deliberately improves on the published optree 0.20.0 carry the marker
-``differs_from_published``; everything else also passes on that wheel
-(``pytest -m "not differs_from_published"``), which is how the expectations of this suite are
-themselves checked.
+Every warning is an error (set in the root pyproject.toml).  Where this package
+deliberately improves on the published optree 0.20.0, the test carries the marker
+``differs_from_published``.  All other tests also pass on that wheel
+(``pytest -m "not differs_from_published"``), which checks the expectations of this suite.
 """
 
 from __future__ import annotations
@@ -51,18 +50,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def classes_can_die() -> None:
-    """Skip where classes are immortal: CPython 3.13 without the GIL, once it started a thread."""
+    """Skip where classes are never freed: CPython 3.13 without the GIL, once a thread has run."""
     reference = weakref.ref(type("Class", (), {}))
     gc.collect()
     if reference() is not None:
         assert sys.version_info[:2] == (3, 13)
         assert not sys._is_gil_enabled()
-        pytest.skip("this interpreter has started a thread, and keeps its classes since")
+        pytest.skip("this interpreter has started a thread and no longer frees classes")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def only_new_objects() -> Iterator[None]:
-    """Keep the collector off everything older than the module: collections become cheap."""
+    """Freeze all objects older than the module, so that collections are cheap."""
     gc.collect()
     gc.freeze()
     yield

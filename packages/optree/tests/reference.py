@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A slow, plain statement of what flattening means, used as the oracle of the laws.
+"""A slow and simple implementation of flattening: the oracle of the laws in ``test_laws.py``.
 
-It shares no code with the package except the registry entries of custom types: kinds, orders,
-paths, counts and representations are decided here again, from the documented rules.
+It shares no code with the package except the registry entries of custom types. It derives kinds,
+orders, paths, counts and representations from the documented rules.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import optree
 
 
 def sorted_keys(keys: list[Any]) -> list[Any]:
-    """Return ``keys`` sorted; else sorted by class name then key; else as given."""
+    """Return ``keys`` sorted, or sorted by class name and key, or unchanged if neither works."""
     try:
         return sorted(keys)
     except TypeError:
@@ -58,7 +58,7 @@ def is_structseq_type(cls: type) -> bool:
 
 @dataclasses.dataclass
 class Outcome:
-    """What flattening one tree gives."""
+    """The result of flattening one tree."""
 
     leaves: list[Any] = dataclasses.field(default_factory=list)
     paths: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)

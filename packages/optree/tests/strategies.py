@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from trees import Layer, Mapping2, Pair, Point, Point3, Ring, Unsortable
 
-# Derandomised: every run draws the same examples, so a failure is never a matter of luck.
+# Derandomised: every run draws the same examples, so failures can be reproduced.
 settings.register_profile("optree", deadline=None, derandomize=True, max_examples=120)
 settings.load_profile("optree")
 
@@ -66,7 +66,7 @@ def containers(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 trees = st.recursive(st.one_of(leaves, st.none()), containers, max_leaves=12)
-"""Trees meant in the namespace ``trees.NAMESPACE``; ``None`` occurs at any place."""
+"""Trees for the namespace ``trees.NAMESPACE``, with ``None`` at any place."""
 
 trees_with_leaves = st.recursive(leaves, containers, max_leaves=12)
 """Trees without ``None``; empty containers still occur."""

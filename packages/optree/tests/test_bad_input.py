@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hostile input: deep, cyclic, changing, and raising objects give an error, never a crash."""
+"""Hostile input (deep, cyclic, changing or raising objects) gives an error, never a crash."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_cyclic_trees_with_a_predicate() -> None:
 
     with pytest.raises(RecursionError, match=TOO_DEEP):
         optree.tree_leaves(items, is_leaf=predicate)
-    # The root, then two visits a level: the number and the list.
+    # The predicate sees the root, then the number and the list of each level.
     assert visited == 2 * LIMIT + 1
     del items[:]
 
@@ -778,7 +778,7 @@ def test_many_unequal_keys() -> None:
         (optree.treespec_is_one_level, (), "num_nodes"),
     ],
 )
-def test_what_is_no_spec_is_refused_by_the_published_text(
+def test_objects_that_are_not_specs_raise_the_published_error(
     function: Any, arguments: tuple[Any, ...], name: str
 ) -> None:
     with pytest.raises(AttributeError, match=rf"^'int' object has no attribute '{name}'$"):

@@ -155,7 +155,7 @@ def test_metadata_mismatch_of_customs() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_leaves_are_paired_by_key_whatever_the_order_of_the_keys(seed: int) -> None:
-    """A leaf knows its key, so that a pair from two keys shows, in every tree and operand."""
+    """Each leaf holds its own path, so a wrong pairing is seen in every tree and operand."""
     random = Random(seed)
 
     def tree(depth: int, path: str, deepest: int) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collections wait while a large tree is rebuilt; Python code finds the collector unchanged."""
+"""No collection starts while a large tree is rebuilt, and user code sees the collector enabled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import optree
 COUNT = 1000
 puts_off = pytest.mark.skipif(
     optree._C.Py_GIL_DISABLED or sys.version_info < (3, 10) or sys.implementation.name != "cpython",
-    reason="collections are not put off here",
+    reason="this interpreter does not defer collections",
 )
 
 
@@ -52,7 +52,7 @@ def starts_of(action: Callable[[], Any]) -> int:
 @pytest.mark.parametrize(
     "node", [Point, lambda x, y: {"x": x, "y": y}, lambda x, y: OrderedDict(x=x, y=y)]
 )
-def test_a_tree_that_goes_again_starts_no_collection(node: Callable[[Any, Any], Any]) -> None:
+def test_rebuilding_a_large_tree_starts_no_collection(node: Callable[[Any, Any], Any]) -> None:
     leaves, treespec = optree.tree_flatten([node(0, 1) for _ in range(COUNT)])
     assert starts_of(lambda: treespec.unflatten(leaves)) == 0
     kept: list[Any] = []

@@ -27,7 +27,7 @@ NAMES = [
     "tree_flatten_one_level",
 ]
 
-# The Python functions that the builtins were made of.
+# The Python functions that the builtins replace.
 PROTOTYPES: dict[str, Any] = {name: getattr(optree, name).__self__.prototype for name in NAMES}
 
 
@@ -167,7 +167,7 @@ class Offset(Point):
 
 
 class Strange:
-    """What its flatten function returns is up to the test; functions are called first."""
+    """A node whose test chooses what its flatten function returns; callables are called first."""
 
     def __init__(self, *parts: Any) -> None:
         self.parts = parts

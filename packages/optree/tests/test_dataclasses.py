@@ -234,7 +234,7 @@ def test_a_failing_registration_leaves_nothing() -> None:
     assert optree.tree_leaves(tree, namespace=SPACE)[0] is tree
 
 
-# ---- the extension module does what the registered functions would do
+# ---- the extension module gives the same results as the registered functions
 
 NO_CHILD = {"pytree_node": False}
 
@@ -396,7 +396,7 @@ KINDS: list[Callable[[], Any]] = [
 
 
 def state(obj: Any) -> Any:
-    """What an instance holds, in order."""
+    """The attributes of an instance, in order."""
     if hasattr(obj, "__dict__"):
         return list(vars(obj).items())
     return [(f.name, getattr(obj, f.name)) for f in dataclasses.fields(obj)]
@@ -561,7 +561,7 @@ def test_classes_made_through_a_copy_of_the_module_can_be_pickled() -> None:
         named = optree.dataclasses.make_dataclass(
             "Named", ["x"], ns={"__module__": "elsewhere"}, namespace="pickled"
         )
-        # As the standard library does it.
+        # This is how the standard library sets it.
         assert named.__module__ == (__name__ if sys.version_info >= (3, 12) else "elsewhere")
     finally:
         for name in [n for n in sys.modules if n.startswith("pickled_pytree")]:

@@ -61,7 +61,7 @@ def test_ordered_dict_follows_its_own_order_after_moves() -> None:
 def test_ordered_dict_follows_its_own_order_whatever_was_done_to_it(seed: int) -> None:
     choice = random.Random(seed)
     keys = [f"key{i}" for i in range(12)]
-    # The keys in this order are known, so that only the dict's own order can tell.
+    # The package has remembered the keys in this order: the answer must come from the dict's order.
     for size in range(len(keys) + 1):
         for _ in range(3):
             optree.tree_leaves(OrderedDict.fromkeys(keys[:size], 0))
@@ -86,10 +86,10 @@ def test_ordered_dict_follows_its_own_order_whatever_was_done_to_it(seed: int) -
             assert treespec.flatten_up_to(mapping) == leaves
 
 
-def test_ordered_dict_follows_its_own_order_though_items_went_around_it() -> None:
-    for extra in (0, 50):  # so many that the dict underneath is made anew
+def test_ordered_dict_follows_its_own_order_when_dict_methods_bypass_it() -> None:
+    for extra in (0, 50):  # enough that the underlying dict is reallocated
         for _ in range(3):
-            optree.tree_leaves(OrderedDict(b=0, c=0, a=0))  # these keys in this order are known
+            optree.tree_leaves(OrderedDict(b=0, c=0, a=0))  # fills the cache of keys
         tree = OrderedDict(a=1, b=2, c=3)
         dict.__delitem__(tree, "a")
         for key in map(str, range(extra)):
@@ -101,7 +101,7 @@ def test_ordered_dict_follows_its_own_order_though_items_went_around_it() -> Non
         if extra:
             assert list(tree) == ["a", "b", "c"]
             assert optree.tree_leaves(tree) == [4, 2, 3]
-        else:  # it has lost its item
+        else:  # its item is gone
             for read in (list, optree.tree_leaves):
                 with pytest.raises(KeyError):
                     read(tree)

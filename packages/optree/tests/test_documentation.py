@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every example of the README, of the manual and of ``examples/`` runs and shows what it says.
+"""Every example in the README, the manual and ``examples/`` runs and prints what it shows.
 
-A Markdown file is one session: its blocks of ```` ```python ```` with prompts share their names.
-The comment ``<!-- needs: torch -->`` before a block leaves it out where torch is not installed.
+The ```` ```python ```` blocks with prompts of a Markdown file run in one session and share their
+names. The comment ``<!-- needs: torch -->`` before a block skips it where torch is missing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if not PAGES[1:]:
 
 
 def session_of(text: str) -> str:
-    """Return the examples of a page at their lines, and nothing else."""
+    """Return only the examples of a page, each at its original line number."""
     kept = ["\n"] * (text.count("\n") + 1)
     for block in BLOCK.finditer(text):
         if block["needs"] and importlib.util.find_spec(block["needs"]) is None:
@@ -112,11 +112,11 @@ def test_the_reference_has_every_public_name(module: str) -> None:
     for name in sorted(names):
         member = getattr(public, name)
         elsewhere = (
-            # of the standard library, documented there
+            # Names of the standard library are documented there.
             getattr(member, "__module__", "").split(".")[0] != "optree"
             or getattr(dataclasses, name, None) is member
             or isinstance(member, (typing.TypeVar, ParamSpec))
-            # an alias of a name of optree
+            # Aliases are documented under their name in optree.
             or any(member is getattr(optree, other, None) for other in optree.__all__)
         )
         if module != "optree" and elsewhere:
@@ -126,7 +126,8 @@ def test_the_reference_has_every_public_name(module: str) -> None:
     assert missing == []
 
 
-# A part of each sentence with a word that promises without exception, and the test of it.
+# Words such as "every" and "never" make a promise without exception. Each such sentence is listed
+# here by a part of it, with the test of the promise.
 ABSOLUTE = re.compile(r"\b(always|never|every|exact|exactly|silently)\b", re.IGNORECASE)
 PROMISES = {
     "every other object in it is a *leaf*": (

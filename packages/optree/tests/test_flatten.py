@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flattening: what is a node, what is a leaf, when user code runs."""
+"""Flattening: which objects are nodes and leaves, and when user code runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import optree
 
 
 class FalseOnly:
-    """Truth is asked once and may raise."""
+    """An object whose truth value may be asked for once and may raise."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -565,7 +565,7 @@ def test_private_functions_return_tuples() -> None:
 
 
 class Flawed:
-    """A node whose flatten function returns what its instance says."""
+    """A node whose flatten function returns the constructor's arguments."""
 
     def __init__(self, *flattened: Any) -> None:
         self.flattened = flattened

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A collector that runs at every allocation and reads every object it tracks.
 
-Python before 3.12 collects within allocations, so that a callback, or a finalizer, runs in the
-middle of any function of C.  The callback here looks at each tracked object: whether a container
-counts as many items as the collector finds in it, and what is in it.  A tuple with holes, a list
-whose size runs ahead of its items, or an object of ours that is not complete is found, wherever it
-is made.
+Python before 3.12 collects during allocations, so a collector callback or a finalizer can run in
+the middle of any C function. The callback of these tests reads each tracked object, and checks
+that the length of a container equals the number of items that the collector finds in it. This
+detects tuples with empty slots, lists whose size exceeds their items, and unfinished objects of
+this package.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FREE_THREADED = optree._C.Py_GIL_DISABLED
 
 
 class Reader:
-    """Reads all objects that are younger than itself whenever a collection starts."""
+    """Reads all objects younger than itself whenever a collection starts."""
 
     def __init__(self) -> None:
         self.reads = 0
@@ -50,14 +50,14 @@ class Reader:
                 self.attempt(repr, obj)
             elif cls.__module__ == "optree":
                 self.attempt(gc.get_referents, obj)
-            # One-level answers and their metadata come complete.
+            # Results of one-level flattening and their metadata must be complete.
             for name in ONE_LEVEL.get(cls.__name__, ()):
                 if not hasattr(obj, name):
                     self.faults.append(f"a {cls.__name__} without {name!r}")
 
     def count(self, obj: Any, size: int, subclass: bool) -> None:
-        # The collector passes over holes. In an instance of a subclass it also finds the class and
-        # the attributes, so there only too few are a fault.
+        # The collector skips empty slots. In an instance of a subclass it also finds the class and
+        # the attributes, so only too few objects are a fault there.
         found = len(gc.get_referents(obj))
         if found < size or (not subclass and found != size):
             self.faults.append(f"{type(obj).__name__} of {size} with {gc.get_referents(obj)}")
@@ -77,13 +77,13 @@ ONE_LEVEL = {
 
 @contextlib.contextmanager
 def hostile() -> Iterator[Reader]:
-    """Collect at every allocation of a tracked object, and read all that are young."""
+    """Collect at every allocation of a tracked object, and read all young objects."""
     reader = Reader()
     before = gc.get_threshold()
     gc.collect()
     gc.callbacks.append(reader)
-    # Without the GIL, CPython adds up the allocations of a thread by 512 at a time and collects
-    # between bytecodes; a second threshold of 0 keeps the first from growing with the live objects.
+    # Without the GIL, CPython counts the allocations of a thread in steps of 512 and collects
+    # between bytecodes. A second threshold of 0 stops the first from growing with the objects.
     gc.set_threshold(1, 0 if FREE_THREADED else 1000, 1000)
     try:
         yield reader
@@ -97,7 +97,7 @@ class Failure(Exception):
 
 
 class FailAfter:
-    """Raises at the call of a given number."""
+    """Raises at a given call."""
 
     def __init__(self, calls: int) -> None:
         self.calls = calls
@@ -144,7 +144,7 @@ def walk_structure(tree: Any, same: Any, name: dict[str, Any]) -> None:
     other = optree.tree_structure(same, **name)
     assert treespec == other
     assert treespec.is_prefix(other)
-    with contextlib.suppress(TypeError):  # keys without a hash of their own
+    with contextlib.suppress(TypeError):  # unhashable keys
         hash(treespec)
     repr(treespec)
     treespec.paths()
@@ -166,7 +166,7 @@ def walk_structure(tree: Any, same: Any, name: dict[str, Any]) -> None:
 
 
 def fail_everywhere(tree: Any, same: Any, name: dict[str, Any]) -> None:
-    """Let each function of the user's fail early and late."""
+    """Make each user function fail at an early call and at a late one."""
     leaves, treespec = optree.tree_flatten(tree, **name)
     for calls in {0, treespec.num_leaves // 2, treespec.num_leaves - 1, treespec.num_nodes - 1}:
         if calls < 0:
@@ -199,15 +199,15 @@ def fail_everywhere(tree: Any, same: Any, name: dict[str, Any]) -> None:
 
 FAIL = FailAfter(0)
 
-# The first instances are compared with what the standard library and the compiler make, which show
-# half-filled tuples to the collector.
+# The first instances are compared with those of the standard library and of the compiler, which
+# themselves show half-filled tuples to the collector.
 optree.tree_map(
     lambda leaf: leaf,
     [Module(0, 1), Point(0, 1), Point3(0, 1), Layer(0, 1), Empty()],
     namespace=NAMESPACE,
 )
 
-# Wide and deep trees make more of the same.
+# Wide and deep trees add no new code paths.
 SMALL_TREES = [row for row in TREES if row.name not in {"deep", "wide", "wide_dict", "comb"}]
 
 
@@ -251,7 +251,7 @@ def unflatten_peeping(metadata: Any, children: tuple[Any, ...]) -> Peeping:
 
 
 class Look:
-    """Reads all objects at a call."""
+    """Reads all objects when called."""
 
     def __init__(self) -> None:
         self.reader = Reader()
@@ -377,7 +377,7 @@ class MakeClass:
         self.make = make
 
 
-def test_a_class_that_was_met_is_not_taken_for_another_at_its_address() -> None:
+def test_a_remembered_class_is_not_confused_with_another_at_its_address() -> None:
     optree.register_pytree_node(
         MakeClass,
         lambda box: ((box.make(),), None),

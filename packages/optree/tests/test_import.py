@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Importing optree is quick: nothing optional, and of the standard library only what it needs."""
+"""Importing optree is quick: it imports nothing optional, and little of the standard library."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 import optree
 
-# Libraries that optree works with when asked, and modules of the standard library that few
-# functions need.
+# Optional libraries that optree integrates, and modules of the standard library that few functions
+# need.
 LATE = {"attr", "attrs", "difflib", "jax", "json", "numpy", "platform", "torch"}
 
 
@@ -33,11 +33,11 @@ def test_importing_imports_nothing_that_few_need() -> None:
     or optree._C.Py_GIL_DISABLED
     or optree._C.Py_DEBUG
     or sys.implementation.name != "cpython",
-    reason="other Pythons are built otherwise",
+    reason="other Python builds have other internals",
 )
 def test_python_is_built_the_way_its_internals_are_used() -> None:
-    # A trial that fails costs nothing but time, which no other test would notice.
+    # If a check of the internals fails, optree is only slower: no other test would notice it.
     held = dict(optree._C.CPYTHON_INTERNALS)
     if "libasan" in os.environ.get("LD_PRELOAD", ""):
-        assert held.pop("gc_memory") is False  # memory that is kept hides errors from the sanitizer
+        assert held.pop("gc_memory") is False  # reused memory hides errors from the sanitizer
     assert all(held.values()), held

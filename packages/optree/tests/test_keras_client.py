@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keras on this optree: its own tree tests, and the functions that it builds on optree.
+"""Keras with this optree: its own tree tests, and the functions that it builds on optree.
 
-Opt-in with ``--keras``, and then Keras and JAX must be installed; ``nox -s clients`` installs them
-in an environment of their own.
+The tests run with ``--keras`` and need Keras and JAX.  ``nox -s clients`` installs both in a
+separate environment.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def test_the_tree_tests_of_keras_pass(tmp_path: Path) -> None:
         check=False,
         capture_output=True,
         text=True,
-        cwd=tmp_path,  # away from pytest's settings of this repository
+        cwd=tmp_path,  # outside the pytest settings of this repository
         env={**os.environ, "KERAS_BACKEND": "jax"},
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr

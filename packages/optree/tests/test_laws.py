@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Laws that hold for every tree: the table and the generated ones."""
+"""Laws that hold for every tree: those of the table and generated ones."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def check_map_composes(tree: Any, **options: Any) -> None:
 
 
 class Wrapped:
-    """A box around one leaf; equal when the items are identical."""
+    """A box around one leaf; boxes are equal if their items are identical."""
 
     def __init__(self, item: Any) -> None:
         self.item = item
@@ -175,7 +175,7 @@ def check_prefix_laws(tree: Any, **options: Any) -> None:
         assert smaller <= treespec
         assert treespec >= smaller
         assert treespec.is_suffix(smaller)
-        # Strict: some leaf of the smaller one faces something that is not a leaf.
+        # Strict: at least one leaf of the prefix corresponds to a subtree that is not a leaf.
         strict = smaller != treespec if smaller is not treespec else False
         assert smaller.is_prefix(treespec, strict=True) is strict
         assert (smaller < treespec) is strict

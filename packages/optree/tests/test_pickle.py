@@ -388,7 +388,7 @@ def test_custom_types_fall_back_to_the_global_namespace() -> None:
 
 
 @pytest.mark.skipif(optree._C.OPTREE_HAS_FROZENDICT, reason="this Python has frozendict")
-def test_frozendict_nodes_need_their_python() -> None:
+def test_frozendict_nodes_need_a_python_with_frozendict() -> None:
     message = (
         "Cannot restore a PyTreeSpec containing a `frozendict` node: this build of optree was "
         "compiled without `frozendict` support (requires Python 3.15+)."

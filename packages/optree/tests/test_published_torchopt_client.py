@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published torchopt 0.7.3, written for the published optree, on this optree.
+"""The published torchopt 0.7.3, written for the published optree, runs on this optree.
 
-Runs where that wheel is installed; ``nox -s clients`` installs it in an environment of its own.
+The tests run where that wheel is installed; ``nox -s clients`` installs it in a separate
+environment.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def test_gradient_through_steps_of_meta_sgd(data: tuple[Any, Any]) -> None:
         optimizer.step(loss_of(net(x), scale))
     (gradient,) = torch.autograd.grad((net(x) - y).square().mean(), scale)
 
-    # The same steps written out: v <- momentum v + g, w <- w - lr v.
+    # The same steps in plain PyTorch: v <- momentum v + g, w <- w - lr v.
     reference = linear(1)
     weights = [parameter for _, parameter in sorted(reference.named_parameters())]
     velocities = [torch.zeros_like(weight) for weight in weights]
@@ -117,8 +118,8 @@ def test_functional_adam_equals_the_one_of_torch(data: tuple[Any, Any]) -> None:
         reference.step()
     assert optree.tree_structure(params) == spec
     for ours, theirs in zip(optree.tree_leaves(params), leaves):
-        # torchopt 0.7.3 corrects the bias in float32, whose epsilon is 1.2e-7: STEPS updates of
-        # 0.01 differ by a few times 1e-7 of their size, on parameters of at least 0.1.
+        # torchopt 0.7.3 computes the bias correction in float32, whose epsilon is 1.2e-7. The
+        # STEPS updates of 0.01 differ relatively by a few times 1e-7, for parameters above 0.1.
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
 
 

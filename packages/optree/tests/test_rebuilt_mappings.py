@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mappings that unflatten makes are like any other, however they were made."""
+"""Mappings made by unflatten behave like any other mapping."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_rebuilt_ordered_dicts_can_be_changed_like_any_other(
     keys = [key(i) for i in range(size)]
     expected = OrderedDict((k, [i]) for i, k in enumerate(keys))
     leaves, spec = optree.tree_flatten(OrderedDict((k, i) for i, k in enumerate(keys)))
-    for _ in range(3):  # the first one is made by keys that were met once
+    for _ in range(3):  # the fast path starts once the keys have been seen
         rebuilt = optree.tree_unflatten(spec, [[leaf] for leaf in leaves])
         before = expected.copy()
         change(rebuilt, keys)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference counts balance: for success, for every error path, and over many repetitions."""
+"""Reference counts balance on success, on every error path, and over many repetitions."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def unflatten_node(metadata: Any, children: Any) -> Any:
 
 
 class Metadata:
-    """Metadata with failing comparison on demand."""
+    """Metadata whose comparison fails on demand."""
 
     mode = ""
 
@@ -118,7 +118,7 @@ def registered() -> Any:
 
 
 class Case:
-    """A tree made of counted things."""
+    """A tree of objects whose references are counted."""
 
     def __init__(self) -> None:
         self.leaf = Witness()
@@ -149,7 +149,7 @@ class Case:
 
 
 def check_balance(action: Callable[[Case], Any], error: Any = None, setup: Any = None) -> None:
-    """Run ``action`` several times; all reference counts must return to where they were."""
+    """Run ``action`` several times and check that no reference count changes."""
     case = Case()
     if setup is not None:
         setup(case)

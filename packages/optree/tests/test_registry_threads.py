@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registry under several threads at once, against a model of what each thread did.
+"""The registry used by several threads at once, compared with a model of each thread's actions.
 
-Every thread has classes of its own, so a model of its registrations is exact whatever the others
-do; all threads also contend for one class, of which only the balance is known.
+Every thread has classes of its own, so the model of its registrations is exact whatever the other
+threads do. All threads also contend for one class; of that one, only the number of registrations
+minus that of unregistrations is known.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SHARED = "machine shared"
 
 
 class Node:
-    """A node with children; equal if the class and the children are."""
+    """A node with children; two nodes are equal if their classes and their children are."""
 
     def __init__(self, *children: Any) -> None:
         self.children = children
@@ -42,7 +43,7 @@ def name_of(namespace: Any) -> str:
 
 
 class Actor:
-    """One thread's classes, registrations and specs. Its methods raise where optree is wrong."""
+    """The classes, registrations and specs of one thread; its methods raise if optree is wrong."""
 
     def __init__(self, contended: type) -> None:
         self.classes = [type(f"Own{i}", (Node,), {}) for i in range(CLASSES)]
@@ -100,7 +101,7 @@ class Actor:
 
     def unflatten(self, index: int, namespace: int) -> None:
         del index, namespace
-        for treespec, leaves, tree in self.kept[-4:]:  # registered still or not
+        for treespec, leaves, tree in self.kept[-4:]:  # whether or not it is still registered
             assert treespec.unflatten(leaves) == tree
 
     def contend(self, index: int, namespace: int) -> None:
@@ -133,7 +134,7 @@ SCRIPTS = st.lists(
 
 
 class RegistryMachine(RuleBasedStateMachine):
-    """Each step gives every thread a script; all run at the same time."""
+    """A state machine: each step gives every thread a script, and all scripts run at once."""
 
     def __init__(self) -> None:
         super().__init__()

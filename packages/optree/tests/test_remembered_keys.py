@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is remembered of keys and classes: which, for how long, and that it never goes stale."""
+"""The caches of keys and classes: what they hold, for how long, and that they never go stale."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import optree
 
 
 def text(letters: str) -> str:
-    """Return equal text that is another object each time."""
+    """Return equal text, but a new object at each call."""
     return "".join(list(letters))
 
 
-# Keys of one kind each, made anew at every call.
+# Each function makes new keys of one kind at every call.
 ATOMIC_KEYS: dict[str, Callable[[], list[Any]]] = {
     "ascii": lambda: [text(f"key{i}") for i in (3, 1, 2)],
     "latin": lambda: [text(f"k\u00e9y{i}") for i in (3, 1, 2)],
@@ -78,7 +78,7 @@ def test_answers_do_not_depend_on_what_is_remembered(
         assert treespec.entries() == order
         rebuilt = treespec.unflatten([10 + leaf for leaf in leaves])
         assert list(rebuilt.items()) == [(key, 10 + value) for key, value in mapping.items()]
-        # An equal mapping of other keys has its own leaves.
+        # A mapping with equal keys that are other objects has its own leaves.
         other = make(dict.fromkeys(make_keys(), "x"))
         assert optree.tree_leaves(other) == ["x"] * len(keys)
 
@@ -94,7 +94,7 @@ def test_keys_that_never_change_are_found_again(make_keys: Callable[[], list[Any
     mapping = dict.fromkeys(first, 0)
     for _ in range(3):
         optree.tree_flatten(mapping)
-    # Equal keys that are other objects are known, too: the spec has those that were met first.
+    # Equal keys that are other objects are found as well: the spec holds the keys seen first.
     entries = optree.tree_structure(dict.fromkeys(make_keys(), 0)).entries()
     assert {id(key) for key in entries} <= {id(key) for key in first}
 
@@ -164,7 +164,7 @@ def test_what_is_remembered_is_bounded_in_bytes_and_can_be_dropped(
 ) -> None:
     *held, after = remembered_bytes(make_mapping, 8)
     assert max(held) < 20 * 2**20
-    assert max(held) > 10**5  # it is remembered at all
+    assert max(held) > 10**5  # the cache does hold something
     assert after < 3 * 10**5
 
 
@@ -205,7 +205,7 @@ def test_what_a_thread_remembers_is_dropped_at_once_and_goes_with_it() -> None:
 
 
 class Key:
-    """A key that holds structures which have it for a key."""
+    """A key that holds structures in which it is itself a key."""
 
 
 RELATIVES: dict[str, Callable[[Any], list[Any]]] = {
@@ -247,7 +247,7 @@ def test_cycles_through_registrations_are_collected(
     )
     specs = relatives(optree.tree_structure([Node(1), Node(2)], namespace="cycles"))
     Node.SPECS = specs  # type: ignore[attr-defined]
-    if registered:  # the registry keeps what is registered
+    if registered:  # the registry keeps registered classes alive
         gc.collect()
         assert specs[0].type is not None
     optree.unregister_pytree_node(Node, namespace="cycles")
@@ -267,7 +267,7 @@ def test_cycles_through_iterators_and_metadata_are_collected() -> None:
     assert reference() is None
 
 
-# ---- OrderedDicts that were changed behind their back
+# ---- OrderedDicts changed through the methods of dict
 
 BEHIND: dict[str, Callable[[OrderedDict[str, int]], Any]] = {
     "popitem": dict.popitem,
@@ -287,7 +287,7 @@ BEHIND: dict[str, Callable[[OrderedDict[str, int]], Any]] = {
     "empty_and_set": lambda od: (od.clear(), dict.__setitem__(od, "x", 1)),
     "setdefault": lambda od: dict.setdefault(od, "e", 5),
     "update": lambda od: dict.update(od, a=7),
-    # By its own methods, for comparison.
+    # Changes through its own methods, for comparison.
     "moved": lambda od: od.move_to_end("a"),
     "popped": lambda od: od.pop("b"),
     "popped_and_set": lambda od: (od.pop("c"), od.update(d=4)),
@@ -312,7 +312,7 @@ def test_ordered_dicts_are_what_they_say_they_are(change: Callable[[Any], Any], 
         return ordered
 
     optree.clear_caches()
-    for _ in range(times):  # the keys before the change are known, and those after it
+    for _ in range(times):  # fills the cache with the keys before and after the change
         optree.tree_leaves(OrderedDict(a=1, b=2, c=3))
         with_dict_keys = OrderedDict.fromkeys(dict.keys(make()), 0)
         optree.tree_leaves(with_dict_keys)

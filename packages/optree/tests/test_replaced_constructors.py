@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects are made without calling their class only while the class would make the same.
+"""Objects are built without calling their class only while a call would give the same object.
 
-Each test rebuilds once, so that what is remembered is there, then replaces something and compares
-with a call of the class.
+Each test rebuilds once to fill the caches, then replaces a part of the class and compares the
+rebuilt object with one that the class makes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def dataclass_(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 def check_rebuilt(cls: Any, arity: int) -> None:
-    """Compare what is rebuilt with what the class makes, cold and warm."""
+    """Compare rebuilt objects with those the class makes, with empty and with filled caches."""
     tree = cls(*range(arity))
     treespec = optree.tree_structure(tree, namespace=SPACE)
     for _ in range(2):
@@ -67,7 +67,7 @@ DATACLASS_CHANGES: dict[str, Callable[[Any], None]] = {
 
 
 class Other:
-    """What a patched ``__new__`` returns."""
+    """The type of object that a patched ``__new__`` returns."""
 
 
 @pytest.mark.parametrize("change", DATACLASS_CHANGES.values(), ids=DATACLASS_CHANGES)
@@ -99,7 +99,7 @@ def test_frozen_dataclasses_follow_what_their_constructor_closes_over(dataclass_
 
     (cell,) = [cell for cell in init.__closure__ or () if cell.cell_contents is object] or [None]
     if cell is None:
-        pytest.skip("this Python's constructor closes over something else")
+        pytest.skip("the constructor of this Python version closes over other names")
     cell.cell_contents = Loud
     try:
         tree = dataclass_(1, 2, 3)
@@ -153,7 +153,7 @@ kept: list[Any] = []
 
 
 def replace_function(cls: Any, function: Callable[..., Any]) -> None:
-    """Put a function into the `staticmethod` itself, while the old one stays alive."""
+    """Replace the function inside the `staticmethod` itself, while the old function stays alive."""
     kept.append(cls.__new__)
     vars(cls)["__new__"].__init__(function)
 
@@ -200,7 +200,7 @@ def test_namedtuples_follow_what_is_replaced_between_two_of_them() -> None:
         cls.__new__.__code__ = code
 
     class Changing:
-        """Replaces the constructor when it is rebuilt."""
+        """A class that replaces its constructor when an instance is rebuilt."""
 
     optree.register_pytree_node(
         Changing,
@@ -253,7 +253,7 @@ def test_namedtuples_of_any_size_are_rebuilt(fields: str) -> None:
         assert list(made) == [value + 1 for value in values]
 
 
-def test_metaclasses_have_their_say() -> None:
+def test_attribute_access_through_a_metaclass_is_respected() -> None:
     class Meta(type):
         def __getattribute__(cls, name: str) -> Any:
             if name == "__new__" and armed:
@@ -288,7 +288,7 @@ def entry_functions() -> Iterator[None]:
 
 
 def loud_init() -> Any:
-    setter = object.__setattr__  # closed over, as the generated function closes over something
+    setter = object.__setattr__  # closed over, because the generated function has a closure as well
 
     def init(self: Any, entry: Any, type: Any, kind: Any) -> None:
         setter  # noqa: B018
@@ -309,7 +309,7 @@ def test_path_entries_are_made_by_a_replaced_constructor(name: str, warm: bool) 
     init = PyTreeEntry.__init__
     if name == "code":
         if len(init.__closure__ or ()) != 1:
-            pytest.skip("this Python's constructor closes over something else")
+            pytest.skip("the constructor of this Python version closes over other names")
         init.__code__ = loud_init().__code__
     else:
         old = getattr(PyTreeEntry, name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of some of the leaves, and of some of the attributes."""
+"""Functions that apply to some of the leaves or to some of the attributes."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_fields_are_checked() -> None:
     with pytest.raises(TypeError, match="^Expected a class"):
         optree.register_dataclass(3, [], namespace="checked fields")  # type: ignore[type-var]
 
-    class Plain:  # need not be a dataclass
+    class Plain:  # deliberately not a dataclass
         def __init__(self, *, x: Any, mode: str) -> None:
             self.x, self.mode = x, mode
 

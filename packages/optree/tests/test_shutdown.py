@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interpreter exit: nothing is printed, nothing crashes, containers stay containers."""
+"""At interpreter exit nothing is printed, nothing crashes, and containers are still nodes."""
 
 from __future__ import annotations
 

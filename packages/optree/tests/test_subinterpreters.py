@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several interpreters in one process, as far as this Python and this build allow.
+"""Several interpreters in one process, where the Python version and the build support them.
 
-Each test runs in a subprocess: an extension that cannot be imported twice must not take the test
-session with it.
+Each test runs in a subprocess, because an extension that fails on its second import could end the
+test session.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytestmark = [
     ),
 ]
 
-# The kinds of interpreters that this Python makes: with a lock of their own, and sharing the lock.
+# The kinds of subinterpreters in this Python version: with their own lock, and with a shared lock.
 KINDS = ["own lock", "shared lock"] if sys.version_info >= (3, 12) else ["shared lock"]
 
 PRELUDE = """

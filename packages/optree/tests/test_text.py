@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths and structures as text."""
+"""Paths and structures written as text and read back."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_keys_and_names_are_shown_as_python_shows_them(code: int) -> None:
         assert shown == f"PyTreeSpec({{{key!r}: *}})"
 
 
-def test_keys_that_are_no_plain_text_are_asked_for_theirs() -> None:
+def test_keys_of_a_subclass_of_str_are_shown_by_their_own_repr() -> None:
     class Name(str):
         __slots__ = ()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads: shared structures, one iterator for many threads, registration while flattening."""
+"""Threads share structures and iterators, and register classes while others flatten."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ THREADS, ROUNDS = (32, 128) if FREE_THREADED else (4, 16)
 
 
 def together(function: Callable[[], Any], rounds: int = ROUNDS) -> list[Any]:
-    """Call ``function`` at once from several threads, ``rounds`` times each."""
+    """Call ``function`` from several threads at the same time, ``rounds`` times in each."""
     barrier = threading.Barrier(THREADS)
 
     def run() -> list[Any]:
@@ -91,7 +91,7 @@ def test_an_iterator_that_runs_python_code_lets_threads_wait_for_their_turn() ->
 
     def slow(_: Any) -> bool:
         inside.append(1)
-        time.sleep(0.0005)  # lets the others run, who must not get in
+        time.sleep(0.0005)  # lets the other threads run, which must wait
         assert len(inside) == 1
         inside.pop()
         return False
@@ -266,8 +266,8 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=list(FAILURES))
 def test_no_deadlock(failure: str) -> None:
-    # Making a class waits for all threads to stop where there is no interpreter lock; busy threads
-    # on few cores keep it waiting.
+    # In free-threaded builds, creating a class waits until all other threads have stopped. Busy
+    # threads on few cores make it wait for long.
     rounds, pause = (30, "time.sleep(0.001)") if FREE_THREADED else (300, "pass")
     code = textwrap.dedent(DEADLOCK.format(failure=failure, rounds=rounds, pause=pause))
     done = subprocess.run(

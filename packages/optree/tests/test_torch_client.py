@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch as a client: its C++ pytree and its compiler run on this optree.
+"""PyTorch uses this optree: its C++ pytree module and its compiler work with it.
 
-Each test is a subprocess, so that the registrations of PyTorch stay out of the other tests.
+Each test runs in a subprocess, so that registrations made by PyTorch do not affect other tests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def installed() -> None:
-    """PyTorch looks for the metadata of the distribution before it uses the package."""
+    """Fail if optree is not installed: PyTorch reads the distribution metadata before using it."""
     try:
         importlib.metadata.version("optree")
     except importlib.metadata.PackageNotFoundError:

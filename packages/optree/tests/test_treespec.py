@@ -416,7 +416,7 @@ def test_exceptions_of_keys_propagate() -> None:
 
 
 class SpecKey:
-    """A key whose hash and representation are those of a structure."""
+    """A key that takes its hash and representation from a structure."""
 
     treespec: Any = None
 
@@ -570,7 +570,7 @@ def test_merging_checks_modes_and_namespaces() -> None:
 
 
 def test_merging_refuses_to_rebind_custom_types() -> None:
-    # ``Pair`` means another registration in the namespace 'pairs' than in the global one.
+    # ``Pair`` has another registration in the namespace 'pairs' than in the global namespace.
     wide = structure([Pair(1, 2), 0])
     narrow = structure([0, Pair(1, 2)], namespace="pairs")
     assert narrow.namespace == "pairs"
@@ -849,7 +849,7 @@ def test_namespace_of_collections() -> None:
 
 
 @pytest.mark.skipif(optree._C.OPTREE_HAS_FROZENDICT, reason="this Python has frozendict")
-def test_frozendict_needs_its_python() -> None:
+def test_frozendict_needs_a_python_with_frozendict() -> None:
     message = "`optree.treespec_frozendict` requires Python 3.15+ with `frozendict` support."
     for make in (
         lambda: optree.treespec_frozendict(),
@@ -861,7 +861,7 @@ def test_frozendict_needs_its_python() -> None:
             make()
 
 
-def test_questions_to_a_spec_are_its_methods() -> None:
+def test_functions_that_query_a_spec_call_its_methods() -> None:
     treespec = structure({"b": (2, [3]), "a": Point(1, None)})
     for ask, answer in (
         (optree.treespec_paths, [("a", 0), ("b", 0), ("b", 1, 0)]),
@@ -981,12 +981,12 @@ def test_structures_made_apart_are_compared_by_their_keys() -> None:
     keys = [f"key{i}" for i in range(50)]
 
     def structure(names: list[str]) -> Any:
-        # New string objects, so that nothing is known of the keys.
+        # New string objects, so that no cache knows the keys.
         return optree.tree_structure({"".join(list(name)): 0 for name in names})
 
     alike = [structure(keys), structure(keys), structure(keys[::-1]), structure(keys)]
     other = structure([*keys[:-1], "other"])
-    # The first comparison is remembered; no later one may differ from it.
+    # The result of the first comparison is cached; later comparisons must give the same.
     for _ in range(3):
         for one in alike:
             assert all(one == two and hash(one) == hash(two) for two in alike)

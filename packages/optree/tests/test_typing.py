@@ -132,7 +132,7 @@ def test_queries_keep_no_strong_reference() -> None:
         getattr(optree._C, name)(cls)
     optree.tree_leaves(cls(1))
     gc.collect()
-    assert sys.getrefcount(cls) <= count + 1  # a weak reference's callback may count
+    assert sys.getrefcount(cls) <= count + 1  # the callback of a weak reference may hold one
     watched = weakref.ref(cls)
     del cls
     gc.collect()
@@ -202,7 +202,7 @@ def test_names() -> None:
 
 
 def test_short_module() -> None:
-    # The published names come in this order; other names may come between them.
+    # The published names are in this order, possibly with other names in between.
     names = optree.pytree.__all__
     assert names[:4] == ["reexport", "PyTreeSpec", "PyTreeKind", "PyTreeEntry"]
     assert names[-4:] == [
@@ -311,7 +311,7 @@ def test_unions_with_tree_types_are_not_tree_types() -> None:
         made = pytree[union]
         assert made != union
         assert str in getattr(made, "__args__", ()) or type(None) in made.__args__
-        assert pytree[made] == made  # but what is made of one is
+        assert pytree[made] == made  # but a type made from one is
     for same in (tree, named, pytree[typing.Union[int, str]], pytree[T]):
         assert pytree[same] == same
     assert pytree[int, None] == tree

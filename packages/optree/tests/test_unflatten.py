@@ -105,14 +105,14 @@ def test_every_rebuilt_container_is_new() -> None:
 DICT_KEYS = {
     "one text": ["a"],
     "texts": ["b", "a", "c"],
-    "as many as a small dict holds": list("edcba"),
+    "fills the smallest dict": list("edcba"),
     "one more": list("fedcba"),
     "large": [f"k{i * 7 % 300}" for i in range(300)],
-    "large enough for two bytes an index": [f"k{i * 7 % 3000}" for i in range(3000)],
+    "large enough for two-byte indices": [f"k{i * 7 % 3000}" for i in range(3000)],
     "numbers": [3, 1, 2, 1000],
     "texts and numbers": ["b", 1, "a", 2],
     "beyond ASCII": ["ä", "字", "a"],
-    "emptied and filled": None,
+    "emptied and refilled": None,
 }
 
 
@@ -137,7 +137,7 @@ def test_a_rebuilt_dict_is_a_dict_like_any_other(name: str, leaf: Any) -> None:
     order = optree.tree_leaves({key: index for index, key in enumerate(source)})
     by_position = sorted(zip(order, values), key=lambda pair: pair[0])
     expected = {key: value for key, (_, value) in zip(source, by_position)}
-    for _ in range(2):  # the first makes what later ones are made from
+    for _ in range(2):  # the second is built from what the first left in the cache
         made = treespec.unflatten(values)
         assert type(made) is dict
         assert list(made.items()) == list(expected.items())
@@ -178,11 +178,11 @@ for keys in (["b", "a"], list(range(40)), [f"k{i}" for i in range(3000)]):
 
 @pytest.mark.skipif(
     bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
-    reason="without the interpreter lock Python itself dies of allocations that fail",
+    reason="free-threaded builds of Python crash when an allocation fails",
 )
 def test_rebuilding_without_memory_raises_and_drops_what_was_made() -> None:
     testing = pytest.importorskip("_testcapi", reason="CPython's own test module")
-    # More dicts than Python keeps for reuse.
+    # More dicts than the free list of Python holds.
     tree = {f"{i}": {"y": object(), "x": [1.5]} for i in range(100)}
     leaves, treespec = optree.tree_flatten(tree)
     assert treespec.unflatten(leaves) == tree
@@ -501,7 +501,7 @@ def test_flatten_up_to_errors(spec_of: Any, tree: Any, message: str) -> None:
     treespec = optree.tree_structure(spec_of)
     with pytest.raises(ValueError, match="^" + re.escape(message)) as info:
         treespec.flatten_up_to(tree)
-    # Further lines may say where; the documented text comes first.
+    # The documented text comes first; further lines may name the place.
     assert str(info.value).splitlines()[0].startswith(message[:40])
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         optree.tree_map(lambda *xs: xs, spec_of, tree)
@@ -602,7 +602,7 @@ def test_long_rows_of_leaves_keep_their_references(kind: Any, size: int, nested:
     assert gc.is_tracked(row)
     assert len(row) == size
     assert all(a is b for a, b in zip(row, leaves))
-    row.append(0)  # its memory is its own
+    row.append(0)  # reallocates, so that the list no longer shares its memory
     del row, rebuilt
     gc.collect()
     assert [sys.getrefcount(leaf) for leaf in leaves] == before

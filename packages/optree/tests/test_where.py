@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mismatches name the place in the tree, in a note after the published message."""
+"""Errors about mismatches name the place in the tree, in a note after the published message."""
 
 from __future__ import annotations
 

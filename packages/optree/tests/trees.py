@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one table of trees of the test suite: every container kind, leaf kind and key order.
+"""The table of trees used by the whole test suite: all container kinds, leaf kinds and key orders.
 
-A row is a fresh-tree factory plus what a reader of the specification would write down by hand:
-the leaves in order and the representation of the tree structure, both with ``None`` as a node.
-Laws run on every row; a new container kind is a new row.
+A row has a factory of trees, and two expectations written by hand from the specification: the
+leaves in order, and the representation of the tree structure, both with ``None`` as a node. Every
+law runs on every row. Add a row for each new kind of container.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DictSubclass(dict):  # type: ignore[type-arg]
 
 
 class TupleSubclass(tuple):  # type: ignore[type-arg]
-    """Never registered and without fields: instances are leaves."""
+    """Never registered and without named fields: instances are leaves."""
 
 
 class Opaque:
@@ -115,7 +115,7 @@ class Box:
 
 
 class Mapping2(UserDict):  # type: ignore[type-arg]
-    """A custom mapping node: its path entries become ``MappingEntry`` by themselves."""
+    """A custom mapping node: its path entries are automatically of type ``MappingEntry``."""
 
 
 class Ring:
@@ -202,10 +202,10 @@ class TreeRow:
     Attributes:
         name: Identifier in test ids.
         make: Builds a fresh, equal tree at every call.
-        leaves: Expected leaves with ``None`` as a node, or None to skip the check by hand.
-        structure: Expected text between ``PyTreeSpec(`` and the flags, or None likewise.
-        namespace: Namespace in which the tree is meant.
-        reversible: Whether rebuilding gives an equal tree (hidden structseq fields do not).
+        leaves: Expected leaves with ``None`` as a node, or None to skip this check.
+        structure: Expected text between ``PyTreeSpec(`` and the flags, or None to skip this check.
+        namespace: Namespace in which the tree is flattened.
+        reversible: Whether rebuilding gives an equal tree; hidden fields of a structseq are lost.
     """
 
     name: str

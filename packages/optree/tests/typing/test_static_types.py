@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Type checkers infer what the files in ``cases/`` assert, and reject what they mark as wrong.
+"""mypy infers the types asserted by the files in ``cases/`` and rejects the calls marked as wrong.
 
-Each case is ordinary code with ``assert_type(expression, type)``; calls that must be rejected have
-``# type: ignore[code]``, which mypy reports as unused if it accepts the call.
+Each case is ordinary code with ``assert_type(expression, type)``. Calls that must be rejected
+carry ``# type: ignore[code]``, which mypy reports as unused if it accepts the call.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ optree.tree_leaves([1])  # type: ignore[arg-type]
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Return what mypy says about each case and about a file that is wrong, by file name."""
+    """Return the messages of mypy for each case and for a wrong file, by file name."""
     folder = tmp_path_factory.mktemp("static-types")
     wrong = folder / "wrong.py"
     wrong.write_text(WRONG, encoding="utf-8")
     environment = dict(os.environ)
     sources = Path(optree.__file__).resolve().parent.parent
-    # Installed packages are found by their `py.typed`; mypy refuses them on its path.
+    # mypy finds installed packages by their `py.typed`, and refuses them on MYPYPATH.
     if sources.name not in ("site-packages", "dist-packages"):
         environment["MYPYPATH"] = str(sources)
     finished = subprocess.run(

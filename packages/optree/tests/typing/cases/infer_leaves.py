@@ -19,7 +19,7 @@ class Point(NamedTuple):
 
 
 class Pair:
-    """Node by its methods: `CustomTreeNode` is a protocol."""
+    """A node because of its methods: `CustomTreeNode` is a protocol."""
 
     def __tree_flatten__(self) -> tuple[tuple[int, int], None]:
         return (1, 2), None
@@ -48,7 +48,7 @@ def leaves_of_one_container(
 
 
 def leaves_of_leaves(number: int, text: str, raw: bytes) -> None:
-    # Strings and bytes are sequences for Python, but leaves for optree.
+    # Strings and bytes are sequences in Python but leaves in optree.
     assert_type(optree.tree_leaves(number), list[int])
     assert_type(optree.tree_leaves(text), list[str])
     assert_type(optree.tree_leaves(raw), list[bytes])

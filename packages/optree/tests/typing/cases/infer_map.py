@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps give trees of what the function returns."""
+"""Maps return trees whose leaves have the return type of the function."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def maps(params: dict[str, list[float]], tree: PyTree[float]) -> None:
     assert_type(optree.tree_map_with_accessor(lambda a, x: a.codify(), params), PyTree[Any])
     assert_type(optree.tree_broadcast_map(add, params, 1.0), PyTree[float])
     assert_type(optree.tree_map_(print, tree), PyTree[float])
-    # Chains keep the leaf type.
+    # Nested maps preserve the leaf type.
     assert_type(optree.tree_leaves(optree.tree_map(text, params)), list[str])
 
 

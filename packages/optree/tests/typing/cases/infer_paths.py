@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths, accessors, and what a spec tells."""
+"""Types of paths, of accessors, and of the attributes and methods of a spec."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registration keeps the type of the class, and asks for a namespace."""
+"""Registration preserves the type of the class and requires a namespace."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is a ``PyTree[T]`` and what is not."""
+"""Which objects are a ``PyTree[T]`` and which are not."""
 
 from __future__ import annotations
 
