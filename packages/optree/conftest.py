@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leave out the doctests of integrations whose library is not installed."""
+"""Skip the doctests of integrations whose library is not installed."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PEP 517 build backend of optree: scikit-build-core, with Abseil put in place first.
+"""The PEP 517 build backend of optree: scikit-build-core, after fetching the Abseil headers.
 
-Building a wheel, an sdist or an editable install calls :func:`vendor.ensure`, then does what
-scikit-build-core does. ``pip`` joins the build requirements only while Abseil still has to be
-downloaded, so a build from an sdist needs neither pip in its environment nor a network.
+Building a wheel, an sdist or an editable install calls :func:`vendor.ensure` and then
+scikit-build-core. ``pip`` is a build requirement only if Abseil still has to be downloaded, so a
+build from an sdist needs neither pip in its environment nor a network.
 """
 
 from __future__ import annotations

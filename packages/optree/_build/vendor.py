@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Put the few Abseil files that optree compiles into ``third_party/abseil-cpp``.
 
-optree stores its node tables in ``absl::InlinedVector``. That header and everything it includes is
-25 files out of Abseil's thousands, and none of them is committed here. ``ensure()`` brings them in:
+optree stores its node tables in ``absl::InlinedVector``. That header and its
+includes are 25 of Abseil's thousands of files; none of them is committed here. ``ensure()`` fetches
+them:
 
-1. every file listed in ``abseil.sha256`` is there and has the listed hash: nothing to do, no
-   network is used (so it is in an unpacked sdist, and in a checkout that was built before);
+1. if every file listed in ``abseil.sha256`` exists and has the listed hash, it does nothing and
+   needs no network (as in an unpacked sdist, or in a checkout that was built before);
 2. otherwise ``pip download`` fetches the source distribution named in ``abseil.lock`` (pip checks
    its hash), the listed files are extracted, each is compared with ``abseil.sha256``, and only then
    moved into place.
 
-``python _build/vendor.py`` does the same by hand, for instance before ``cmake --preset dev``.
+Run ``python _build/vendor.py`` to do the same by hand, for example before ``cmake --preset dev``.
 
 Moving to another Abseil release: edit ``abseil.lock``; unpack the new sdist; list the closure with
 ``g++ -std=c++20 -M -I . absl/container/inlined_vector.h`` plus what ``absl/base/throw_delegate.cc``
@@ -35,7 +36,7 @@ TARGET = HERE.parent / "third_party" / "abseil-cpp"
 
 
 class VendorError(RuntimeError):
-    """Abseil could not be brought in, or is not the locked one."""
+    """Abseil could not be fetched, or is not the locked version."""
 
 
 def locked_files() -> dict[str, str]:
@@ -51,7 +52,7 @@ def missing(target: Path = TARGET) -> list[str]:
     """Return the locked files that are absent below ``target``.
 
     Raises:
-        VendorError: a file is there but its content is not the locked one.
+        VendorError: If a file exists but its content is not the locked one.
     """
     absent = []
     for name, digest in locked_files().items():
@@ -72,7 +73,7 @@ def ensure(target: Path = TARGET) -> None:
     """Make ``target`` hold every locked file, downloading only if one is absent.
 
     Raises:
-        VendorError: the download failed, or what came is not what is locked.
+        VendorError: If the download failed, or its content is not the locked one.
     """
     if not missing(target):
         return
@@ -98,8 +99,8 @@ def _download(directory: Path) -> Path:
         *("--dest", str(directory), "-r", str(LOCK)),
     ]
     print(f"optree: fetching the Abseil headers ({requirement}, hash-locked)", file=sys.stderr)
-    # This process may itself be a build hook. What tells it which backend it is must not reach pip,
-    # whose own hook for the downloaded sdist would take our backend path for its.
+    # This process may itself be a build hook. The variables that name its backend must not reach
+    # pip, whose hook for the downloaded sdist would use our backend path.
     ours = ("_PYPROJECT_HOOKS_", "PEP517_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     done = subprocess.run(

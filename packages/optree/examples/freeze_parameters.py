@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a part of a model: gradient descent on the parameters that are not frozen.
+"""Train part of a model: gradient descent on the parameters that are not frozen.
 
-The model is a tree of numbers. ``tree_partition`` splits it in two trees of the same shape, the
-trained half goes through the optimizer, and ``tree_combine`` joins the halves for the forward pass.
+The model is a tree of numbers. Two maps split it by name into two trees of the same structure: the
+parameters to train, and the frozen ones. The optimizer sees the first tree only, and
+``tree_combine`` joins both for the forward pass.
 
 Prints::
 
@@ -20,7 +21,7 @@ Tree = Any
 
 
 def predict(params: Tree, x: float) -> float:
-    """Return two affine functions, one after the other."""
+    """Return the composition of two affine functions at ``x``."""
     hidden = params["encoder"]["scale"] * x + params["encoder"]["bias"]
     return float(params["head"]["scale"] * hidden + params["head"]["bias"])
 
@@ -33,7 +34,7 @@ def loss(trained: Tree, frozen: Tree) -> float:
 
 
 def gradient(trained: Tree, frozen: Tree, step: float = 1e-6) -> Tree:
-    """Return the tree of central differences of the loss."""
+    """Return the gradient of the loss, by central differences."""
     leaves, spec = optree.tree_flatten(trained)
 
     def slope(position: int) -> float:
@@ -52,7 +53,7 @@ def main() -> None:
     params = {"encoder": {"bias": 0.0, "scale": 2.0}, "head": {"bias": 0.0, "scale": 1.0}}
     names = optree.tree_map_with_path(lambda path, _: path[0], params)
     frozen_names = optree.tree_map(lambda name: name == "encoder", names)
-    # The two halves, chosen by name: leaves of one are None in the other.
+    # Each leaf is in one of the two trees, and None in the other.
     trained = optree.tree_map(lambda p, is_frozen: None if is_frozen else p, params, frozen_names)
     frozen = optree.tree_map(lambda p, is_frozen: p if is_frozen else None, params, frozen_names)
 

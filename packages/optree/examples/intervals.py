@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A library with its own kind of node: interval arithmetic on trees.
+"""A library that defines its own node type: interval arithmetic on trees.
 
-The library registers its class in its own namespace and reexports the tree functions with that
-namespace as default. Other libraries still see an interval as one leaf.
+The library registers its class in its own namespace and re-exports the tree functions with that
+namespace as the default. For other libraries an interval is still a leaf.
 
 Prints::
 
@@ -37,12 +37,12 @@ class Interval:
 
     @classmethod
     def __tree_unflatten__(cls, metadata: None, children: tuple[Any, Any]) -> Interval:
-        """Return an interval of new bounds, which may be any objects."""
+        """Return an interval with new bounds, which may be any objects."""
         return cls(*children)
 
 
 def name_of(accessor: optree.PyTreeAccessor) -> str:
-    """Return the code of a place without the key of the outermost dictionary in brackets."""
+    """Return the code of an accessor, with the key of the outermost dictionary as the variable."""
     return accessor[1:].codify(accessor[0].entry)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Save a tree as a flat table of names and values, and say what is missing when it is read.
+"""Save a tree as a flat table of names and values, and report missing names when it is loaded.
 
-Leaves get their key strings as names, the structure is stored as JSON, and no code runs when the
-text is read. A checkpoint of another model is refused with the names that differ.
+The names of the leaves are their key strings, the structure is stored as JSON, and loading runs no
+code. Loading a checkpoint of another model raises an error with the names that differ.
 
 Prints::
 
@@ -40,7 +40,7 @@ def load_into(model: Any, text: str) -> Any:
     """Return a tree like ``model`` with the saved leaves.
 
     Raises:
-        ValueError: the checkpoint has other leaves.
+        ValueError: If the checkpoint has other leaves than ``model``.
     """
     saved = json.loads(text)["leaves"]
     spec = optree.tree_structure(model)
@@ -53,7 +53,7 @@ def load_into(model: Any, text: str) -> Any:
 
 
 def main() -> None:
-    """Save, restore, and refuse."""
+    """Save a model, restore it, and try to load it into another model."""
     model = {"layers": [{"weight": 1.5, "bias": 0.0}], "name": "small"}
     text = save(model)
     for name, value in json.loads(text)["leaves"].items():
