@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the manuals of both packages share: their look, and their links to the outside.
+"""The Sphinx settings shared by the manuals of both packages: appearance and external links.
 
-Three variables of the environment give addresses; without them there is no link and no menu:
+Three environment variables give addresses; without them the manuals have no such links or menu:
 
 - ``DOCS_REPOSITORY``: the address of the repository, for the edit link of every page.
 - ``DOCS_BRANCH``: the branch that the edit link opens (default: main).
@@ -27,7 +27,7 @@ SIDEBAR = (
     "sidebar/scroll-end.html",
 )
 
-# "D. P. Kingma" at the start of a line is a name; reStructuredText reads item D of a list.
+# reStructuredText parses "D. P. Kingma" at the start of a line as item D of a list.
 ENUMERATOR = re.compile(r"^(\s*)([A-Za-z]|[ivxlcdmIVXLCDM]+)\.(?=\s|$)")
 
 
@@ -69,7 +69,7 @@ def settings(package: str, release: str) -> dict[str, Any]:
 
 
 def not_a_list(line: str) -> str:
-    r"""Return a line of a docstring that does not begin a lettered list.
+    r"""Return a line of a docstring, escaped so that it does not begin a lettered list.
 
     >>> print(not_a_list("    D. P. Kingma, J. Ba, Adam, 2015"))
         D\. P. Kingma, J. Ba, Adam, 2015

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How docstrings become pages of the reference: links, types, and what is left out."""
+"""Sphinx hooks that turn docstrings into reference pages: links, types and omissions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sphinx.util.nodes import make_refnode
 
 __all__ = ["find", "plain_first_line", "public_bases", "setup", "short_types"]
 
-# Bases that tell a reader nothing.
+# Base classes that do not inform a reader.
 SILENT = frozenset(("object", "ABC", "Described", "Generic", "Protocol"))
 
 
 def find(dotted: str) -> Any:
-    """Return what `package.module.name` stands for, None where it stands for nothing.
+    """Return the object named `package.module.name`, or None if there is none.
 
     >>> find("os.path.join").__name__, find("os.nothing")
     ('join', None)
@@ -55,8 +55,8 @@ def link(app: Any, env: Any, node: Any, text: Any) -> Any:
 def plain_first_line(
     app: Any, what: str, name: str, member: object, options: object, lines: list[str]
 ) -> None:
-    """Let the first line of a property be a sentence: napoleon takes what is before a colon for
-    its type.
+    """Escape a colon in the first line of a property: napoleon would parse the text before it as a
+    type.
     """
     if what in ("attribute", "data", "property"):
         lines.insert(0, "")
@@ -65,21 +65,21 @@ def plain_first_line(
 def short_types(
     app: Any, what: str, name: str, member: object, options: object, lines: list[str]
 ) -> None:
-    """Leave the modules out of the types of fields: `Callable`, not `collections.abc.Callable`."""
+    """Drop the module names in the types of fields: `Callable`, not `collections.abc.Callable`."""
     for i, line in enumerate(lines):
         if line.lstrip().startswith(":vartype"):
             lines[i] = re.sub(r"\b(?:collections\.abc|typing|torch)\.(?=[A-Z])", "", line)
 
 
 def public_bases(app: Any, name: str, member: object, options: object, bases: list[type]) -> None:
-    """Leave out the bases that are private, or that every class has."""
+    """Drop base classes that are private or that every class has."""
     classes = [getattr(base, "__origin__", base) for base in bases]  # without type variables
     shown = [c for c in classes if c.__name__ not in SILENT and not c.__name__.startswith("_")]
     bases[:] = shown or [object]
 
 
 def without_object(app: Any, tree: Any) -> None:
-    """Remove the line that says that a class has no base."""
+    """Remove the line "Bases: object"."""
     for paragraph in list(tree.findall(nodes.paragraph)):
         if paragraph.astext() == "Bases: object":
             paragraph.parent.remove(paragraph)

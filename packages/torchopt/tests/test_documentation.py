@@ -123,6 +123,12 @@ def test_the_reference_has_every_public_module() -> None:
     assert public - internal - documented_modules() == set()
 
 
+def test_every_optimizer_is_on_the_page_of_its_family() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
+    found = re.findall(r"^\.\. autofunction:: torchopt\.alias\.(\w+)$", text, re.MULTILINE)
+    assert sorted(found) == sorted(torchopt.alias.__all__)
+
+
 def resolve(dotted: str) -> Any:
     """Return the module or object of a dotted name of torchopt."""
     parts = dotted.split(".")

@@ -15,6 +15,20 @@ document.addEventListener("DOMContentLoaded", () => {
   // Formulas get their width when they are typeset.
   if (window.MathJax && MathJax.startup) MathJax.startup.promise.then(mark);
 
+  // An entry that has moved to another page: the general index knows its address.
+  const id = decodeURIComponent(window.location.hash.slice(1));
+  if (id && !document.getElementById(id)) {
+    const root = new URL(document.documentElement.dataset.content_root || "./", window.location);
+    fetch(new URL("genindex.html", root))
+      .then((answer) => answer.text())
+      .then((text) => {
+        const page = new DOMParser().parseFromString(text, "text/html");
+        const link = page.querySelector(`a[href$="#${CSS.escape(id)}"]`);
+        if (link) window.location.replace(new URL(link.getAttribute("href"), root));
+      })
+      .catch(() => {}); // pages opened as files may not read each other
+  }
+
   const menu = document.getElementById("version-menu");
   if (menu) menu.addEventListener("change", () => window.location.assign(menu.value));
 });
