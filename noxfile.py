@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every developer action; ``python3 tools/dev.py TASK`` makes ``.venv`` and runs one in it.
+"""All developer tasks; ``python3 tools/dev.py TASK`` makes ``.venv`` and runs one of them in it.
 
-The sessions share that environment instead of making their own, so each costs only its own work.
+The sessions share that environment instead of making their own, so that each starts quickly.
 Arguments after ``--`` go to the tool: ``nox -s tests -- packages/optree/tests -k paths``.
 """
 
@@ -38,7 +38,7 @@ OPTREE = ROOT / "packages" / "optree"
 TORCHOPT = ROOT / "packages" / "torchopt"
 BUILD = ROOT / "build"
 
-# One pool of OpenMP threads that sleeps between regions: a spinning one stalls a shared machine.
+# OpenMP threads sleep between regions: threads that spin slow down a shared machine.
 QUIET = {"OMP_WAIT_POLICY": "passive", "MPLBACKEND": "Agg", "PYTHONHASHSEED": "0"}
 
 
@@ -67,7 +67,7 @@ def tests(session: nox.Session) -> None:
     run(session, PYTHON, "-m", "pytest", *session.posargs, **QUIET)
 
 
-# What a build of the C++ tests alone is configured with: no interpreter, warnings are errors.
+# Options for building only the C++ tests: no interpreter, warnings are errors.
 CPP_TESTS = {
     OPTREE: ["-DOPTREE_BUILD_EXTENSION=OFF", "-DOPTREE_BUILD_TESTS=ON", "-DOPTREE_WERROR=ON"],
     TORCHOPT: [
@@ -122,7 +122,7 @@ def layers(session: nox.Session) -> None:
 
 @nox.session
 def stubs(session: nox.Session) -> None:
-    """Check the stubs of the extension modules and of the optimizers against what they describe."""
+    """Check the stubs of the extension modules and of the optimizers against the modules."""
     run(session, PYTHON, "tools/make_stubs.py", "--check")
     run(session, PYTHON, "-m", "mypy.stubtest", "optree._C", "torchopt._C",
         "torchopt.optim", "--allowlist", "tools/stubtest_allowlist.txt",
@@ -195,10 +195,10 @@ KERNEL_TESTS = (
 
 @nox.session
 def sanitize_cuda_text(session: nox.Session) -> None:
-    """Run the text of the CUDA kernels on the host under ThreadSanitizer: are barriers missing?"""
+    """Run the source of the CUDA kernels on the host: ThreadSanitizer finds missing barriers."""
     build = BUILD / "sanitize-cuda-text"
-    # Without OpenMP, whose library is not instrumented; -O0: no clones for instruction sets, whose
-    # resolvers run before the sanitizer is there.
+    # No OpenMP, because its library is not instrumented.  -O0 makes no clones for instruction sets:
+    # their resolvers would run before the sanitizer is initialised.
     run(session, "cmake", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Debug", "--log-level=WARNING",
         "-DCMAKE_CXX_FLAGS_DEBUG=-O0 -g1 -fsanitize=thread", "-DTORCHOPT_CUDA=OFF",
         "-DTORCHOPT_OPENMP=OFF", "-DTORCHOPT_PYTHON=OFF", "-DTORCHOPT_TESTS=ON", "-S", TORCHOPT,
@@ -214,7 +214,7 @@ def sanitize_kernels(session: nox.Session) -> None:
     build = BUILD / "sanitize-kernels"
     site = build / "site"
     pybind11 = subprocess.check_output([PYTHON, "-m", "pybind11", "--cmakedir"], text=True).strip()
-    # -O0: checks of every operation keep the optimizer busy for minutes a rule.
+    # -O0: with a check of every operation, optimising takes the compiler minutes for each rule.
     flags = "-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
     run(session, "cmake", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Debug", "--log-level=WARNING",
         f"-DCMAKE_CXX_FLAGS_DEBUG={flags}", "-DTORCHOPT_CUDA=OFF", "-DTORCHOPT_TESTS=ON",
@@ -231,7 +231,7 @@ def sanitize_kernels(session: nox.Session) -> None:
     for extension in (purelib / "optree").glob("_C*.so"):
         shutil.copy2(extension, site / "optree")
     run(session, "cmake", "--install", build, "--prefix", site)
-    # Some tests start a compiler, which is not checked.
+    # Tests that start a compiler are left out: it is not instrumented.
     tests = [f"packages/torchopt/tests/kernels/{name}" for name in KERNEL_TESTS]
     _run_instrumented(session, site, session.posargs or [*tests, "-k", "not compiles"])
 
@@ -272,7 +272,7 @@ def instructions(session: nox.Session) -> None:
 
 
 def manuals(session: nox.Session, builder: str, *options: str) -> None:
-    """Let Sphinx, which is installed first, read both manuals."""
+    """Install Sphinx and build both manuals with it."""
     tools = ("sphinx", "furo", "myst-parser", "sphinx-mathjax-offline")
     run(session, PYTHON, "-m", "pip", "install", "--quiet", "-c", "tools/constraints.txt", *tools)
     for package in (OPTREE, TORCHOPT):
@@ -283,7 +283,7 @@ def manuals(session: nox.Session, builder: str, *options: str) -> None:
 
 @nox.session
 def mutation(session: nox.Session) -> None:
-    """Make small wrong changes, one at a time: does a test fail? (cosmic-ray, about an hour)."""
+    """Make small wrong changes, one at a time, and check that a test fails (about an hour)."""
     run(session, PYTHON, "-m", "pip", "install", "--quiet", "-c", "tools/constraints.txt",
         "cosmic-ray")  # fmt: skip
     run(session, PYTHON, "tools/mutation.py", *session.posargs)
@@ -300,7 +300,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def links(session: nox.Session) -> None:
-    """Check the links of the documentation to the outside (needs a network)."""
+    """Check the external links of the documentation (needs a network)."""
     manuals(session, "linkcheck")
 
 
@@ -326,7 +326,7 @@ def wheels(session: nox.Session) -> None:
 
 
 def install_alone(session: nox.Session, *packages: str) -> None:
-    """Install wheels into this session's empty environment, and see that they fit together."""
+    """Install wheels into this session's empty environment and check that they are compatible."""
     session.chdir(ROOT)
     session.install("--quiet", "-c", "tools/constraints.txt", "torch", *packages)
     session.run("python", "-m", "pip", "check")
@@ -353,7 +353,7 @@ INSTALLED = ("python", "-I", "-m", "pytest", "-q", "-p", "no:cacheprovider")
 def wheel_tests(session: nox.Session) -> None:
     """Install the wheels of ``wheelhouse/`` into an empty environment and run the tests there.
 
-    What the tests need comes from the extra ``test`` of each wheel, and from nowhere else.
+    All requirements of the tests come from the extra ``test`` of each wheel.
     """
     wheels = [built(f"{name}-*.whl") + "[test]" for name in ("optree", "torchopt")]
     install_alone(session, *wheels)
@@ -366,7 +366,7 @@ PURE_TESTS = ("optim", "transform", "linear_solve", "diff/implicit", "test_close
 
 @nox.session(venv_backend="venv")
 def pure_wheel(session: nox.Session) -> None:
-    """Build torchopt without its kernels and run tests of what it computes on plain torch."""
+    """Build torchopt without its kernels and test its results in pure PyTorch."""
     place = BUILD / "pure"
     shutil.rmtree(place, ignore_errors=True)
     run(session, PYTHON, "-m", "build", "--no-isolation", "--wheel", "--outdir", place, TORCHOPT,
@@ -379,7 +379,7 @@ def pure_wheel(session: nox.Session) -> None:
         "assert abs(w[0].item() - 0.5) < 1e-6 and not torchopt.accelerated_op_available('cpu')"
     )
     session.run("python", "-I", "-c", program)
-    # It says so: where warnings are errors, the same program ends with one.
+    # The package warns about it: with warnings as errors, the same program fails.
     session.run("python", "-I", "-W", "error", "-c", program, success_codes=[1], silent=True)
     said = "ignore::torchopt.errors.MissingExtensionWarning"
     tests = session.posargs or [f"packages/torchopt/tests/{name}" for name in PURE_TESTS]
@@ -417,7 +417,7 @@ def find_python(version: str) -> str | None:
         python = shutil.which(f"python{version}", path=folder)
         if python is None:
             continue
-        # Shims of version managers exist for versions that are not active; they fail.
+        # Version managers have shims for inactive versions too; those fail.
         answer = subprocess.run([python, "-c", question], capture_output=True, text=True)
         if answer.returncode == 0 and answer.stdout.strip() == version:
             return python
@@ -426,7 +426,7 @@ def find_python(version: str) -> str | None:
 
 @nox.session
 def optree_pythons(session: nox.Session) -> None:
-    """Build and test optree on every supported Python on PATH; ``-- 3.9 3.12`` asks for those."""
+    """Build and test optree on every supported Python on PATH; ``-- 3.9 3.12`` selects versions."""
     results: dict[str, str] = {}
     session.chdir(ROOT)
     for version in session.posargs or OPTREE_PYTHONS:

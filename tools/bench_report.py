@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fill the benchmark tables of Markdown files from the stored results.
 
-A table is asked for by a pair of comments, and everything between them is generated::
+A pair of comments marks the place of a table, and everything between them is generated::
 
     <!-- bench:begin optree published -->
     <!-- bench:end -->
 
-The two words are a suite and a table: the result is ``benchmarks/results/<suite>.json``, and
+The two words name a suite and a table. The result is ``benchmarks/results/<suite>.json``, and
 ``<table>_table`` of ``benchmarks/<suite>/report.py`` (or of the module in ``REPORTS``) makes the
-text from it, preceded by the machine and versions on which it was measured. No number is ever
-written by hand.
+text from it, preceded by the machine and versions on which it was measured. No number is written
+by hand.
 
-The pictures in ``PICTURES`` are drawn from the same results.
+The images in ``PICTURES`` are drawn from the same results.
 
-``python tools/bench_report.py`` rewrites the files; with ``--check`` it only says which are stale.
+``python tools/bench_report.py`` rewrites the files; ``--check`` only reports the stale ones.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ FILES = (
     "packages/torchopt/docs/reference/linear_solve.md",
     "packages/torchopt/docs/reference/solvers.md",
 )
-# Suite and plot: `<plot>_plot` of the suite's report draws it. A picture holds the time stamp of
-# its result.
+# Suite and plot: `<plot>_plot` of the suite's report draws the image, which contains the time stamp
+# of its result.
 PICTURES = {
     "packages/optree/docs/speed.png": ("optree", "speed"),
     "packages/optree/docs/leads.png": ("optree", "leads"),
@@ -89,7 +89,7 @@ def _report(suite: str, root: Path) -> Any:
 
 
 def picture_is_stale(picture: str, suite: str, root: Path = ROOT) -> bool:
-    """Return whether a picture is missing or was drawn from another result."""
+    """Return whether an image is missing or was drawn from another result."""
     path = root / picture
     stamp: str = _result(suite, root)["created"]
     return not path.is_file() or stamp.encode() not in path.read_bytes()
@@ -99,7 +99,7 @@ def render(suite: str, table: str, root: Path = ROOT) -> str:
     """Return the Markdown of one table, with the machine on which it was measured.
 
     Raises:
-        ReportError: there is no such suite or table, or its stored result cannot be read.
+        ReportError: If the suite or the table does not exist, or the stored result cannot be read.
     """
     if not _stored(suite, root).is_file():
         return "No result is stored; `python3 tools/dev.py bench` measures and stores one.\n"
@@ -112,10 +112,10 @@ def render(suite: str, table: str, root: Path = ROOT) -> str:
 
 
 def fill(text: str, render_table: Render) -> str:
-    """Return ``text`` with what stands between each pair of markers replaced.
+    """Return ``text`` with a new table between each pair of markers.
 
     Raises:
-        ReportError: a marker has no partner.
+        ReportError: If a marker has no partner.
     """
     blocks = len(BLOCK.findall(text))
     begins, ends = text.count("<!-- bench:begin"), text.count("<!-- bench:end -->")
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str]) -> int:
         if not picture_is_stale(name, suite):
             continue
         if check:
-            print(f"{name}: this picture is stale; run tools/bench_report.py", file=sys.stderr)
+            print(f"{name}: this image is stale; run tools/bench_report.py", file=sys.stderr)
             stale += 1
         else:
             draw = getattr(_report(suite, ROOT), f"{plot}_plot")

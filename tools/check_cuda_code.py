@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check the compiled CUDA kernels without a device: loads are vectorised and nothing spills.
 
-Usage: python tools/check_cuda_code.py [RULE ...]   (all rules of csrc/math/rules.h without names)
+Usage: python tools/check_cuda_code.py [RULE ...]   (default: all rules of csrc/math/rules.h)
 
-Each rule is compiled to PTX and by ptxas. Of each kernel, the PTX must load and store packs (two
-float64, or four of the other dtypes, in one instruction), and ptxas must report no spilled
-register and no stack. Exit status 1 lists the kernels that do not.
+Each rule is compiled to PTX and then assembled by ptxas. The PTX of each kernel must load and
+store packs (two float64 values, or four of another dtype, in one instruction), and ptxas must
+report no spilled register and no stack. If a kernel fails, it is listed and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def rules() -> list[str]:
 
 
 def compiled(nvcc: str, rule: str, architecture: str) -> tuple[str, str]:
-    """Return the PTX of a rule, and what ptxas says of its kernels."""
+    """Return the PTX of a rule, and the report of ptxas on its kernels."""
     flags = ["-std=c++17", "-O3", "--fmad=false", f"-arch={architecture}", f"-I{CSRC}"]
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / f"{rule}.cu"
@@ -53,7 +53,7 @@ def compiled(nvcc: str, rule: str, architecture: str) -> tuple[str, str]:
 
 
 def faults(ptx: str, said: str) -> tuple[list[str], int, int]:
-    """Return what is wrong, the number of kernels, and the most registers of one."""
+    """Return the faults, the number of kernels, and the largest number of registers of a kernel."""
     wrong = []
     parts = ENTRY.split(ptx)
     kernels = dict(zip(parts[1::2], parts[2::2]))
@@ -67,12 +67,12 @@ def faults(ptx: str, said: str) -> tuple[list[str], int, int]:
         if (stack, stores, loads) != ("0", "0", "0"):
             wrong.append(f"{name}: stack {stack} bytes, spills {stores} and {loads} bytes")
     if len(seen) != len(kernels):
-        wrong.append(f"ptxas spoke of {len(seen)} kernels, the PTX has {len(kernels)}")
+        wrong.append(f"ptxas reported on {len(seen)} kernels, the PTX has {len(kernels)}")
     return wrong, len(kernels), max((int(registers) for *_, registers in seen), default=0)
 
 
 def main() -> int:
-    """Check the rules that are named; return the exit status."""
+    """Check the named rules and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("rules", nargs="*", default=rules(), help="default: all")
     parser.add_argument("--architecture", default="sm_90")

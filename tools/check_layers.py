@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that includes and imports go one way through the layers, and draw the layers as they are.
+"""Check that includes and imports go from higher to lower layers only, and draw the layers.
 
-The rules are the tables below. The sources are read; nothing is imported or compiled.
-Exit status 1 and one ``file:line: sentence`` for each violation.
+The rules are the tables below. The sources are parsed; nothing is imported or compiled.
+Each violation prints one ``file:line: sentence`` and makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PythonTree:
     layers: tuple[tuple[str, ...], ...] = ()
     # Thin modules kept for their public names: they may import any layer, no layer may import them.
     reexports: frozenset[str] = frozenset()
-    # the same inside of a layer: pattern of the files that repeat names of higher layers
+    # the same within a layer: pattern of the files that re-export names of higher layers
     repeaters: str = "$^"
     # imported top-level name -> pattern of the files (below root) that may import it
     importers: dict[str, str] = field(default_factory=dict)
@@ -198,7 +198,7 @@ PYTHON = (
 
 @dataclass
 class Report:
-    """What was found: violations as ``file:line: sentence``, and the edges between layers."""
+    """The findings: violations as ``file:line: sentence``, and the edges between layers."""
 
     violations: list[str] = field(default_factory=list)
     files: Counter[str] = field(default_factory=Counter)
@@ -214,7 +214,7 @@ _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
 def _without_comments(text: str) -> str:
-    """Blank out comments, keeping line numbers; strings stay, they hold the include paths."""
+    """Blank out comments, keeping line numbers and strings (which hold the include paths)."""
 
     def blank(match: re.Match[str]) -> str:
         found = match.group()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check the links of every Markdown file without a network.
 
-* A relative link leads to a file or folder of the repository, written in the same case.
-* A link to a heading (`#name`, `page.md#name`) leads to one: names are made as GitHub makes them.
-* A package's README, which the package index shows, has no relative picture: none would be shown.
-* A link to the outside is an `https` address with a host, and no part of it is a placeholder.
+* A relative link leads to a file or folder of the repository, spelled in the same case.
+* A link to a heading (`#name`, `page.md#name`) leads to an existing one, named as on GitHub.
+* A package's README has no image with a relative path: a package index would not show it.
+* An external link is an `https` address with a host, and no part of it is a placeholder.
 
-Whether addresses answer is what ``python3 tools/dev.py links`` asks, which needs a network.
+``python3 tools/dev.py links`` checks whether the addresses respond; it needs a network.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def _blank(found: re.Match[str]) -> str:
 
 
 def prose(text: str) -> str:
-    """Return the text with its code, fenced and inline, as spaces of the same size."""
+    """Return the text with its fenced and inline code replaced by spaces of the same length."""
     return CODE.sub(_blank, FENCE.sub(_blank, text))
 
 
 def anchors(text: str) -> set[str]:
-    """Return the names of the headings of a page, and those it gives by hand."""
+    """Return the names of the headings of a page and of its explicit anchors."""
     names: set[str] = set()
     for found in HEADING.finditer(FENCE.sub(_blank, text)):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", found[1]).replace("`", "")
@@ -57,7 +57,7 @@ def anchors(text: str) -> set[str]:
 
 
 def _exists(path: Path) -> bool:
-    """Return whether a path exists as written: some file systems take any case."""
+    """Return whether a path exists with this spelling: some file systems ignore case."""
     if not path.exists():
         return False
     return path.name in ("", ".", "..") or path.name in {p.name for p in path.parent.iterdir()}
@@ -72,7 +72,7 @@ def wrong_address(address: str) -> str | None:
         return f"expected a host with a domain, got {parts.netloc!r}"
     for placeholder in PLACEHOLDERS:
         if placeholder in address:
-            return f"{placeholder!r} stands for an address that was never filled in"
+            return f"{placeholder!r} is a placeholder for an address"
     return None
 
 
@@ -81,7 +81,7 @@ def wrong_target(page: Path, target: str, picture: bool, root: Path) -> str | No
     name, _, heading = target.partition("#")
     path = (page.parent / unquote(name)).resolve() if name else page
     if not path.is_relative_to(root):
-        return "it leads out of the repository"
+        return "it leads outside the repository"
     if not _exists(path):
         return f"no such file: {path.relative_to(root)}"
     in_package = page.name == "README.md" and page.parent.parent.name == "packages"
@@ -93,7 +93,7 @@ def wrong_target(page: Path, target: str, picture: bool, root: Path) -> str | No
 
 
 def problems(page: Path, root: Path = ROOT) -> Iterator[str]:
-    """Yield a line for every link of a page that leads nowhere."""
+    """Yield a line for every broken link of a page."""
     text = prose(page.read_text(encoding="utf-8"))
     found: list[tuple[int, str, str | None]] = []
     for link in INLINE.finditer(text):
@@ -121,15 +121,15 @@ def pages(root: Path = ROOT) -> list[Path]:
 
 
 def main() -> int:
-    """Print the links that lead nowhere, and return the exit status."""
+    """Print the broken links and return the exit status."""
     checked = pages()
     wrong = [line for page in checked for line in problems(page)]
     for line in wrong:
         print(line, file=sys.stderr)
     print(
-        f"{len(wrong)} links of {len(checked)} pages lead nowhere"
+        f"{len(wrong)} links of {len(checked)} pages are broken"
         if wrong
-        else f"The links of {len(checked)} pages hold."
+        else f"The links of {len(checked)} pages are valid."
     )
     return 1 if wrong or not checked else 0
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that every place which states a version states the same one.
+"""Check that all places that state a version agree.
 
 * ``packages/P/src/P/version.py`` is what the build and ``P.__version__`` read;
-* a version written out in ``packages/P/pyproject.toml`` must equal it;
-* the newest numbered heading of ``packages/P/CHANGELOG.md`` must be it;
-* the range in which torchopt accepts optree must contain this checkout's optree and end before the
-  next major version, so that an unrelated optree can never satisfy it.
+* a version given in ``packages/P/pyproject.toml`` must equal it;
+* the newest numbered heading of ``packages/P/CHANGELOG.md`` must equal it;
+* torchopt's requirement on optree must include the optree of this checkout and end before the next
+  major version, so that no incompatible optree satisfies it.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def check_range(optree_version: str, root: Path = ROOT) -> str:
     if not low <= here < high or high > (here[0] + 1,):
         raise VersionError(
             f"expected torchopt's `{found}` to contain optree {optree_version} and to end by "
-            f"{here[0] + 1}, so that only this major version is taken"
+            f"{here[0] + 1}, so that only this major version is accepted"
         )
     return found
 
 
 def main() -> int:
-    """Print the versions, or what disagrees, and return the exit status."""
+    """Print the versions or the disagreement, and return the exit status."""
     try:
         versions = {package: version_of(package) for package in PACKAGES}
         requirement = check_range(versions["optree"])

@@ -4,12 +4,12 @@
 
 The table below and a seeded random generator give a few thousand small programs (expressions over
 trees).  Each program runs in two worker processes: one imports the optree under test, the other
-the published optree 0.20.0.  What is compared is a canonical description of the result (types,
-orders, metadata, texts) or the type and message of the exception; a worker that dies is a result
-too.  In a second stage, pickles written by each side are loaded by the other.
+the published optree 0.20.0.  The script compares canonical descriptions of the results (types,
+orders, metadata, texts), or the types and messages of the exceptions; the death of a worker counts
+as a result.  In a second stage, each side loads the pickles written by the other.
 
-Differences that are wanted are named in ``DELIBERATE``, each with its reason; they are counted,
-not reported.  The exit status is 1 when any other difference exists.
+``DELIBERATE`` lists the intended differences with their reasons.  They are counted, not reported.
+Any other difference makes the exit status 1.
 
 Usage::
 
@@ -157,7 +157,7 @@ for line in sys.stdin:
 
 @dataclasses.dataclass
 class Side:
-    """One optree: an interpreter and what to put on its path."""
+    """One optree: an interpreter and the folders to put on its path."""
 
     name: str
     python: str
@@ -244,7 +244,7 @@ def canonical(answer: dict[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Deliberate:
-    """A wanted difference: recognised from the program and both outcomes."""
+    """An intended difference, recognised by the program and both outcomes."""
 
     reason: str
     matches: Callable[[str, str, str], bool]
@@ -257,7 +257,7 @@ def _argument_text(code: str, ours: str, theirs: str) -> bool:
 
 
 def _longer_message(code: str, ours: str, theirs: str) -> bool:
-    # Same error, same text, and then where in the tree it happened.
+    # Same error and text, followed by the place in the tree.
     return ours.startswith(theirs) and kind_of(theirs).endswith("Error")
 
 
@@ -281,13 +281,13 @@ DELIBERATE: tuple[Deliberate, ...] = (
         "TypeErrors about arguments name the argument instead of a C++ overload table",
         _argument_text,
     ),
-    Deliberate("mismatch errors also say where in the tree", _longer_message),
+    Deliberate("errors about mismatches also name the place in the tree", _longer_message),
     Deliberate(
         "an OrderedDict is read in its own order, also after move_to_end",
         lambda code, ours, theirs: "move_to_end" in code or "moved(" in code,
     ),
     Deliberate(
-        "the value of a predicate is judged by truth; its exception propagates",
+        "the result of a predicate is tested for truth, and an exception from that test propagates",
         lambda code, ours, theirs: "Unable to cast Python instance" in theirs,
     ),
     Deliberate(
@@ -295,7 +295,7 @@ DELIBERATE: tuple[Deliberate, ...] = (
         lambda code, ours, theirs: "StopIteration" in ours and "StopIteration" not in theirs,
     ),
     Deliberate(
-        "the reason given for a malformed pickle is worded freely, except for the two texts that "
+        "the reason given for a malformed pickle has another wording, except for the two texts that "
         "clients match",
         lambda code, ours, theirs: (
             "__setstate__(" in code
@@ -305,28 +305,28 @@ DELIBERATE: tuple[Deliberate, ...] = (
         ),
     ),
     Deliberate(
-        "a custom type that is not a class is malformed, not unknown",
+        "a custom type that is not a class makes the pickle malformed instead of unknown",
         lambda code, ours, theirs: "custom node is not a class" in ours and "__setstate__" in code,
     ),
     Deliberate(
-        "non-iterables are refused in CPython's words",
+        "non-iterables raise the error of CPython",
         lambda code, ours, theirs: (
             "is not an instance of 'iterable'" in theirs and "object is not iterable" in ours
         ),
     ),
     Deliberate(
-        "structures that were never given a state raise instead of crashing",
+        "structures whose state was never set raise instead of crashing",
         lambda code, ours, theirs: "__new__(PyTreeSpec)" in code and "worker died" in theirs,
     ),
     Deliberate(
-        "a structure read from an old pickle writes the key order that it has",
+        "a structure loaded from an old pickle writes its current key order",
         lambda code, ours, theirs: (
             "__setstate__(" in code
             and re.sub(r"dict\{'a': None\}\]\], ", "None]], ", ours) == theirs
         ),
     ),
     Deliberate(
-        "missing and extra keys that cannot be sorted are listed as they stand, not as a set has them",
+        "missing and extra keys that cannot be sorted are listed in their order, not in that of a set",
         lambda code, ours, theirs: (
             "U(" in code
             and "dictionary key mismatch" in ours
@@ -687,7 +687,7 @@ class Generator:
     def mapping(self, depth: int) -> str:
         keys = list(self.random.choice(KEYS))
         self.random.shuffle(keys)
-        if len(keys) > 16:  # a wide dictionary is not deep too
+        if len(keys) > 16:  # a wide dictionary stays shallow
             depth = 1
         else:
             keys = keys[: self.random.randint(1, len(keys))]
@@ -732,7 +732,7 @@ class Generator:
         return f"{cls}({items}{separator}meta={self.random.choice(('None', '1', '[2]'))})"
 
     def changed(self, tree: str) -> str:
-        """Return a text near ``tree``: a subtree replaced, a kind or key changed."""
+        """Return a variant of ``tree``: with a subtree replaced, or a kind or key changed."""
         swaps = [
             ('[1', '[1, 1'), ('"a"', '"q"'), ('P(', 'Q('), ('[]', '()'), ('1', '[1, 2]'), ('2', '(2,)'),
             ('None', '1'), ('C(', 'M('), ('OrderedDict(', 'dict('), ('defaultdict(int, ', 'OrderedDict('),

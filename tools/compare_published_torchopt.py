@@ -4,15 +4,16 @@
 
 Three stages, each in two worker processes, one for each package:
 
-1. Interface: every module, every public name of it (``__all__``, and what a module defines without
+1. Interface: every module and its public names (those in ``__all__``, and those it defines without
    a leading underscore), with signatures (names, kinds, positional orders, defaults), fields of
-   named tuples, methods, base classes, and the module that a class or function says it is from.
-2. Programs: the table below; results or the type and text of exceptions are compared.
+   named tuples, methods, base classes, and the ``__module__`` of each class or function.
+2. Programs: those of the table below; their results, or the type and text of their exceptions, are
+   compared.
 3. Pickles: states written by the published package are loaded by this one.
 
-The result is a table of every public name with "same", "same, and more" (keyword arguments or
-members added) or the reason for a difference.  Differences that are wanted are named in
-``REASONS`` and ``PROGRAM_REASONS``.  The exit status is 1 when any other difference exists.
+The result is a table of all public names with "same", "same, and more" (keyword arguments or
+members were added) or the reason for a difference.  ``REASONS`` and ``PROGRAM_REASONS`` list the
+intended differences.  Any other difference makes the exit status 1.
 
 The published package is used as a black box, through ``inspect.signature`` and calls.  It runs on
 the published optree, so it needs packages of its own::
@@ -409,7 +410,7 @@ PICKLES = (
 REASONS: tuple[tuple[str, str], ...] = (
     (
         r"ScaleBy(Adamax|RAdam)State (fields|signature): ",
-        "leaves that missed a gradient count their own steps, in a last field that may be left out",
+        "leaves that missed a gradient count their own steps, in an optional last field",
     ),
     (
         r"AdamOp member: no (Mu|Nu|Updates)Op",
@@ -433,15 +434,15 @@ REASONS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"^torchopt\.typing\.\w+ kind: ",
-        "trees of tensors are Any to a type checker: Python cannot type them closer",
+        "trees of tensors are Any to type checkers: Python's types cannot describe them more precisely",
     ),
     (
         r"distributed\.autograd\.(context|get_gradients) ",
-        "a function of our own around that of torch, with a name and a signature",
+        "a wrapper around the function of torch, with a name and a signature",
     ),
     (
         r"signature: \.update_fn\(.*\*positional",
-        "parameters by position are refused with the way to write it, instead of a count of arguments",
+        "parameters passed by position raise an error that shows the right call, instead of a count",
     ),
     (r"make_rmatvec signature: ", "the example is the positional argument x"),
 )
@@ -450,9 +451,9 @@ REASONS: tuple[tuple[str, str], ...] = (
 PROGRAM_REASONS: tuple[tuple[str, str], ...] = (
     (
         r"register_hook\(hook\.zero_nan_hook\)\.update\(G,",
-        "gradients without a graph pass without a hook: steps under no_grad and first-order ones",
+        "gradients without a graph get no hook: those of steps under no_grad and of first-order steps",
     ),
-    (r"betas=3", "the text that Python gives for unpacking a number"),
+    (r"betas=3", "Python's own message for unpacking a number"),
     (r"eps_root=-1.0|scale_by_rss\((eps=)?-1.0", "a hyper-parameter out of range is refused"),
     (
         r"^missing\((adamax|radam|.*momentum=)",
@@ -460,15 +461,15 @@ PROGRAM_REASONS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"dampening=0.5|trace\(0.5, 0.5\)",
-        "with dampening the first step is remembered in the state: DampenedTraceState(trace, count)",
+        "with dampening the state counts the steps: DampenedTraceState(trace, count)",
     ),
     (
         r"MetaAdamW\(n, \), 2\)\[1\]|^func\(True\)",
-        "moments are in the graph exactly where the fused step was differentiated; values are equal",
+        "moments are in the graph exactly if the fused step was differentiated; the values are equal",
     ),
     (
         r"chain\(sgd\(0.1\), adam\(\)\).update, G, \(1,\)|attempt\(apply_updates|grads=\{'w': G\['w'\]\}\)|update_moment, G, P, 0.9, order=3|FuncOptimizer\(adam\(\)\).step, 3.0|nonsense|extract_module_containers, 3|Optimizer, .*3\)$",
-        "the message says what was expected, what came and where",
+        "the message says what was expected, what was given and where",
     ),
     (
         r"(extract|recover)_state_dict, (3|adam\(\))",
@@ -477,7 +478,7 @@ PROGRAM_REASONS: tuple[tuple[str, str], ...] = (
     (r"clip_grad_norm\(0.5, 'inf'\)", "the documented norm_type='inf' works"),
     (
         r"attempt\(Adam, \[3?\]\)",
-        "no parameters, or something else than tensors, is refused as in torch.optim",
+        "an empty list of parameters, or anything but tensors, is refused as in torch.optim",
     ),
     (r"lambda x: x\)$", "the address of a function in a message"),
 )
@@ -487,7 +488,7 @@ PROGRAM_REASONS: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Side:
-    """One torchopt: an interpreter and, where it is kept apart from it, a folder of packages."""
+    """One torchopt: an interpreter, and a folder of packages if they are not installed in it."""
 
     name: str
     python: str
@@ -518,7 +519,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """A public name: what became of it, and why."""
+    """A public name, its verdict and the reason."""
 
     name: str
     verdict: str
@@ -538,12 +539,12 @@ def shown(signature: Any) -> str:
 
 
 def nameless(signature: Any) -> Any:
-    """Drop the names of ``*args`` and ``**kwargs``: no call can mention them."""
+    """Drop the names of ``*args`` and ``**kwargs``: no call can use them."""
     return [[k if k.startswith("VAR") else n, k, d] for n, k, d in signature] if signature else []
 
 
 def added_arguments(theirs: Any, ours: Any) -> list[str] | None:
-    """Return the keyword-only arguments that ours has more; None where it is another signature."""
+    """Return the keyword-only arguments added in ours, or None if the signatures differ otherwise."""
     theirs, ours = nameless(theirs), nameless(ours)
     known = {p[0] for p in theirs}
     kept = [p for p in ours if p[0] in known]
@@ -554,7 +555,7 @@ def added_arguments(theirs: Any, ours: Any) -> list[str] | None:
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Return what differs and what was added, as short texts."""
+    """Return the differences and the additions, as short texts."""
     if theirs["kind"] != ours["kind"]:
         if "value" in (theirs["kind"], ours["kind"]) and theirs["kind"] != "module":
             return [
@@ -590,7 +591,7 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[list[str]
 
 
 def without_counts(text: str) -> str:
-    """Leave out the field that the published states of AdaMax and RAdam do not have."""
+    """Remove the field that the published states of AdaMax and RAdam do not have."""
     one = r"(?:'\w+': )?Tensor\(\[[\d.]+\], \(\), torch.int64, grad=False, leaf=True\)"
     return re.sub(
         rf"(t=\d+), count=(?:None|(?:\w+[\[{{])?(?:{one}(?:, )?)+[\]}}]?)\)", r"\1)", text
@@ -602,7 +603,7 @@ def reason_of(text: str, table: tuple[tuple[str, str], ...]) -> str | None:
 
 
 def says_more(ours: str, theirs: str) -> bool:
-    """Return whether both raise the same, and our text begins with the published one."""
+    """Return whether both raise the same exception and our text begins with the published text."""
     raised = re.match(r"""['"]?\w*(Error|Exception): """, theirs)
     return raised is not None and ours.lstrip("'\"").startswith(theirs.strip("'\""))
 
@@ -614,7 +615,7 @@ def compare_names(theirs: dict[str, Any], ours: dict[str, Any]) -> list[Row]:
         no_more: list[str] = []
         for name, old in [("", None), *names.items()]:
             if old is not None and old["kind"] == "module":
-                continue  # it has a row of its own
+                continue  # listed in a row of its own
             qualified = f"{module}.{name}" if name else module
             if here is None or (name and name not in here):
                 wrong, more = ["missing"], no_more
@@ -647,7 +648,7 @@ def compare_programs(sides: tuple[Side, Side], limit: int) -> int:
         if reason is None and without_counts(mine) == other:
             reason = "AdaMax and RAdam count the steps of each leaf, after the published fields"
         if reason is None and says_more(mine, other):
-            reason = "the published message, and then what was expected or what to do"
+            reason = "the published message, followed by what was expected or what to do"
         if reason is not None:
             allowed[reason] += 1
             continue
@@ -664,7 +665,7 @@ def compare_programs(sides: tuple[Side, Side], limit: int) -> int:
 
 
 def compare_pickles(sides: tuple[Side, Side]) -> int:
-    """Load in ours what the published package wrote."""
+    """Load pickles of the published package in this one."""
     ours, theirs = sides
     written = theirs.programs([f"pickle.dumps({code}).hex()" for code in PICKLES])
     shown_there = theirs.programs(list(PICKLES))
@@ -679,9 +680,14 @@ def compare_pickles(sides: tuple[Side, Side]) -> int:
 
 def markdown(rows: list[Row], published: str, ours: str) -> str:
     counts = Counter(row.verdict for row in rows)
-    head = f"Public names of torchopt {published}, and what torchopt {ours} has in their place: "
+    head = f"Public names of torchopt {published}, and their counterparts in torchopt {ours}: "
     head += ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) + "."
-    lines = [head, "", "| name | verdict | what is added, or why it differs |", "|---|---|---|"]
+    lines = [
+        head,
+        "",
+        "| name | verdict | additions, or reason for the difference |",
+        "|---|---|---|",
+    ]
     for row in rows:
         detail = row.detail.replace("|", "\\|")
         lines.append(f"| `{row.name}` | {row.verdict} | {detail} |")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entry of the developer commands: ``python3 tools/dev.py demo``, ``python3 tools/dev.py test``.
 
-This file only checks the interpreter, in syntax that every Python understands;
-the work is in environment.py (make .venv) and noxfile.py (the tasks).
+This file only checks the interpreter, in syntax that every Python version understands.
+environment.py makes .venv, and noxfile.py defines the tasks.
 """
 
 import sys

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Set up ``.venv`` with both packages and the tools, then hand over to nox.
 
-Uses the standard library alone, because it runs before anything is installed.
-A second run is cheap: ``.venv/dev-stamp.json`` has hashes of what the environment was made from:
+This module uses only the standard library, because it runs before anything is installed.
+A second run is cheap. ``.venv/dev-stamp.json`` has hashes of the inputs of the environment:
 
 * nothing changed, or only Python files did: nothing is installed (both installs are editable);
 * a C++ or CMake file changed: both packages are rebuilt, incrementally;
@@ -29,8 +29,8 @@ STAMP = VENV / "dev-stamp.json"
 CONSTRAINTS = ROOT / "tools" / "constraints.txt"
 PACKAGES = ("packages/optree", "packages/torchopt")
 
-# What builds the packages goes in first: with it in .venv they are built without an isolated
-# environment, so the build trees stay valid and a rebuild compiles only what changed.
+# The build tools are installed first. With them in .venv, the packages are built without an
+# isolated environment, so the build trees stay valid and a rebuild compiles only what changed.
 BUILD_TOOLS = ("scikit-build-core", "pybind11", "cmake", "ninja")
 TORCH = "torch"
 TOOLS = (
@@ -42,19 +42,19 @@ TOOLS = (
 
 TASKS = {
     "setup": "only set up .venv",
-    "demo": "run the main job on real data: tables and plots (--quick: two minutes)",
+    "demo": "run the demonstration on real data: tables and plots (--quick: two minutes)",
     "test": "run the C++ and the Python tests of both packages (further arguments go to pytest)",
     "lint": "check formatting and lint of Python and C++, and the links of Markdown files",
     "format": "rewrite Python and C++ files in the repository's layout",
     "types": "check the types of both packages",
     "layers": "check that includes and imports follow the layers, and that versions agree",
     "stubs": "check the stubs of the extension modules and of the optimizers",
-    "pyright": "check the typing cases with pyright too",
+    "pyright": "check the typing cases with pyright",
     "tidy": "run clang-tidy over optree's C++ sources",
     "sanitize": "run the optree tests under AddressSanitizer and UndefinedBehaviorSanitizer",
     "sanitize_kernels": "run torchopt's kernel tests under the same sanitizers",
-    "sanitize_cuda_text": "run the text of the CUDA kernels on the host under ThreadSanitizer",
-    "cuda": "compile the CUDA kernels and check what came out (needs nvcc, no GPU)",
+    "sanitize_cuda_text": "run the source of the CUDA kernels on the host under ThreadSanitizer",
+    "cuda": "compile the CUDA kernels and check the machine code (needs nvcc, no GPU)",
     "compiled": "compile inner loops of every kind and with every optimizer (half an hour)",
     "free_threaded": "test optree on a CPython without the interpreter lock",
     "optree_pythons": "build and test optree on every supported Python on PATH",
@@ -62,15 +62,15 @@ TASKS = {
     "clients": "run Keras' tree tests and the published torchopt on optree",
     "bench": "run the benchmarks against other libraries",
     "instructions": "compare instruction counts of tree operations with the stored ones",
-    "mutation": "make small wrong changes one at a time and see that a test fails (an hour)",
+    "mutation": "make small wrong changes one at a time and check that a test fails (an hour)",
     "docs": "build the documentation of both packages, and run its examples",
-    "links": "check links of the documentation to the outside",
+    "links": "check the external links of the documentation",
     "wheels": "build the wheels and sdists of both packages, and check them",
     "wheel_tests": "run the tests on those wheels in an empty environment",
-    "pure_wheel": "build torchopt without its kernels, and test that",
+    "pure_wheel": "build torchopt without its kernels, and test the wheel",
 }
 
-# Lines of pip's output that tell "no index or no such file there" from a failed build.
+# Lines of pip's output that distinguish a missing index or file from a failed build.
 NETWORK_SIGNS = (
     "Failed to establish a new connection",
     "NewConnectionError",
@@ -90,15 +90,15 @@ MISSING_SIGNS = (
 
 
 class SetupError(Exception):
-    """Something that the user has to provide is missing; the message is one sentence."""
+    """A requirement that the user has to install is missing; the message is one sentence."""
 
 
 def say(text: str) -> None:
-    """Print a sentence about what happens now and why, before output of child processes."""
+    """Print a sentence that explains the next step, before the output of child processes."""
     print(f"[dev] {text}", flush=True)
 
 
-# --- what the machine must have -------------------------------------------------------------------
+# --- requirements of the machine ------------------------------------------------------------------
 
 
 def check_machine() -> None:
@@ -131,8 +131,8 @@ def check_compiler() -> None:
     if probe.returncode != 0:
         reason = next(iter(probe.stderr.strip().splitlines()), "no message")
         raise SetupError(
-            f"expected a compiler that knows C++20, but {compiler} does not compile it ({reason}); "
-            "install GCC 11 or newer, or Clang 14 or newer, or set CXX"
+            f"expected a compiler that supports C++20, but {compiler} does not compile it "
+            f"({reason}); install GCC 11 or newer, or Clang 14 or newer, or set CXX"
         )
 
 
@@ -159,7 +159,7 @@ def _native_sources() -> list[Path]:
 
 
 def wanted_stamp() -> dict[str, str]:
-    """Return what the environment must have been made from: one hash for each kind of change."""
+    """Return the stamp of an up-to-date environment: one hash for each kind of change."""
     manifests = [ROOT / package / "pyproject.toml" for package in PACKAGES]
     return {
         "python": f"{sys.version_info.major}.{sys.version_info.minor} {sys.base_prefix}",
@@ -190,7 +190,7 @@ def _child_environment() -> dict[str, str]:
     environment["VIRTUAL_ENV"] = str(VENV)
     environment["PATH"] = os.pathsep.join([str(_bin("python").parent), environment.get("PATH", "")])
     environment["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
-    for name in ("PYTHONHOME", "PYTHONPATH"):  # would mix another installation into .venv
+    for name in ("PYTHONHOME", "PYTHONPATH"):  # they would mix another installation into .venv
         environment.pop(name, None)
     return environment
 
@@ -249,7 +249,7 @@ def _pip_install(arguments: Sequence[str], what: str) -> None:
     if any(sign in output for sign in MISSING_SIGNS):
         reason = next(line for line in seen if any(sign in line for sign in MISSING_SIGNS))
         raise SetupError(
-            f"expected the package index to have {what} for this Python, but it has not "
+            f"expected the package index to have {what} for this Python, but it does not "
             f"({reason.removeprefix('ERROR: ')[:160]}); use another index (PIP_INDEX_URL) or "
             "another Python"
         )
@@ -264,7 +264,7 @@ def set_up() -> None:
     """Bring ``.venv`` up to date with the least work, explaining each step.
 
     Raises:
-        SetupError: something is missing that the user has to provide.
+        SetupError: If a requirement that the user has to install is missing.
     """
     wanted, found = wanted_stamp(), read_stamp()
     if found == wanted and _usable_venv():

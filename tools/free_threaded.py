@@ -8,16 +8,16 @@
     python3 tools/dev.py free_threaded -- ... --races            # under ThreadSanitizer
     python3 tools/dev.py free_threaded -- ... -k threads         # the rest goes to pytest
 
-Few machines have such an interpreter, and package indexes have none. What is on PATH or was built
-before is used; otherwise the source is Debian's source package (through apt, in a private folder,
-so that the machine's own package lists stay as they are), or the archive that is named.
+Few machines have such an interpreter, and package indexes do not offer one. The task uses one that
+is on PATH or was built before. Otherwise it builds the given archive, or the source package of
+Debian, fetched by apt into a private folder so that the package lists of the machine do not change.
 Interpreter, environment and build live in ``build/free-threaded``.
 
-Only tests that need nothing but Python, pytest and hypothesis run: numerical packages without
-wheels for such interpreters would be compiled for many minutes. Afterwards the throughput of two
-threads is printed. With ``--races`` only the tests of threads run, and a data race in optree fails
-them. What would be reported within the interpreter, whose locks ThreadSanitizer cannot see, is left
-out.
+Only tests that need nothing but Python, pytest and hypothesis run, because numerical packages have
+no wheels for such interpreters and would take many minutes to compile. Afterwards the throughput
+of two threads is printed. With ``--races`` only the tests of threads run, and a data race in optree
+fails them. Reports from within the interpreter are ignored, because ThreadSanitizer cannot see its
+locks.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ QUESTION = "import sysconfig, sys; sys.exit(not sysconfig.get_config_var('Py_GIL
 
 
 class MissingError(Exception):
-    """What the task needs is not there; the text says what to do."""
+    """A requirement of the task is missing; the text says what to do."""
 
 
 def run(
@@ -126,7 +126,7 @@ def build_python(archive: Path) -> Path:
 
 
 def choose_python(arguments: list[str]) -> tuple[Path, list[str]]:
-    """Return the interpreter to use and the arguments that are left for pytest."""
+    """Return the interpreter to use and the remaining arguments, which go to pytest."""
     if arguments and not arguments[0].startswith("-"):
         first, *rest = arguments
         if ".tar." in first:
@@ -146,7 +146,7 @@ def look_for_races(python: Path, pip: tuple[str | Path, ...]) -> None:
     run(*pip, "--no-deps", *settings, OPTREE)
     library = subprocess.check_output(["gcc", "-print-file-name=libtsan.so"], text=True).strip()
     tests = [OPTREE / "tests" / f"test_{name}.py" for name in RACED]
-    # Its shadow memory lies where a randomised layout may put the program: setarch -R.
+    # A randomised layout may place the program in the shadow memory of the sanitizer: setarch -R.
     run("setarch", "-R", python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests,
         LD_PRELOAD=library, TSAN_OPTIONS="ignore_noninstrumented_modules=1")  # fmt: skip
 

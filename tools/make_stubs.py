@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Write what type checkers and editors read of torchopt's optimizers, or check that it is current.
+"""Write the stubs of torchopt's optimizers for type checkers and editors, or check them.
 
-The classes of optimizers are made when they are imported, from the functions in `torchopt.index`.
-The stubs beside the three packages that have them say the same in a form that no program has to
-run: every class with every argument, and nothing else, so that a misspelt name is an error::
+The classes of optimizers are created at import from the functions in `torchopt.index`, so static
+tools cannot see them. The stubs of the three packages that contain them declare every class with
+all its arguments and nothing else, so that a misspelt name is an error::
 
     python tools/make_stubs.py            # write the stubs
-    python tools/make_stubs.py --check    # exit with 1 where one is not what would be written
+    python tools/make_stubs.py --check    # exit with status 1 if a stub is not current
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HEAD = """\
 # SPDX-License-Identifier: Apache-2.0
 # Written by tools/make_stubs.py; run it after a change instead of editing this file.
 """
-# Where the names in annotations come from.
+# The modules of the names used in annotations.
 ORIGINS = {
     "Any": "typing",
     "Callable": "collections.abc",
@@ -42,7 +42,7 @@ ORIGINS = {
 
 
 def import_lines(module: str, names: Iterable[str]) -> str:
-    """Return an import that type checkers take for a re-export."""
+    """Return an import that type checkers treat as a re-export."""
     line = f"from {module} import {', '.join(f'{name} as {name}' for name in sorted(names))}\n"
     if len(line) <= 101:
         return line
@@ -56,7 +56,7 @@ def all_lines(names: Iterable[str]) -> str:
 
 
 def filled(parts: Iterable[str], indent: int) -> str:
-    """Return parts with a comma after each, as many on a line as 100 columns hold."""
+    """Return the parts, each followed by a comma, in lines of at most 100 columns."""
     lines = [" " * indent]
     for part in parts:
         if len(lines[-1]) + len(part) + 1 > 100:
@@ -81,7 +81,7 @@ def class_text(cls: type[Any]) -> str:
 
 
 def annotation_imports(classes: list[type[Any]]) -> str:
-    """Return the imports of what the annotations of classes name."""
+    """Return imports of the names used in the annotations of classes."""
     used: dict[str, set[str]] = {}
     for cls in classes:
         for p in inspect.signature(cls).parameters.values():
@@ -100,7 +100,7 @@ def annotation_imports(classes: list[type[Any]]) -> str:
 
 
 def optim_stub(package: str, prefix: str, others: dict[str, str]) -> str:
-    """Return the stub of a package of classes, which has `others` (name to module) besides."""
+    """Return the stub of a package of classes, with the additional names `others` (by module)."""
     module = importlib.import_module(package)
     classes = [getattr(module, prefix + name) for name in OPTIMIZERS.values()]
     aliases = [f"{prefix}{alias} = {prefix}{name}\n" for alias, name in ALIASES.items()]
@@ -117,7 +117,7 @@ def optim_stub(package: str, prefix: str, others: dict[str, str]) -> str:
 
 
 def package_stub() -> str:
-    """Return the stub of `torchopt`, whose names are imported when they are used."""
+    """Return the stub of `torchopt`, whose names are imported on first use."""
     homes: dict[str, list[str]] = {}
     tables = vars(torchopt)
     for name, (home, original) in (*tables["_HOMES"].items(), *tables["_APART"].items()):
@@ -138,7 +138,7 @@ def package_stub() -> str:
 
 
 def repeating_stub(package: str) -> str:
-    """Return the stub of a package whose names come from other modules, at the latest by name."""
+    """Return the stub of a package that re-exports names of other modules."""
     module = importlib.import_module(package)
     homes: dict[str, list[str]] = {}
     for name, value in vars(module).items():
@@ -160,7 +160,7 @@ def repeating_stub(package: str) -> str:
 
 
 def stubs() -> dict[Path, str]:
-    """Return what each stub should say."""
+    """Return the expected text of each stub."""
     classic = {
         "FuncOptimizer": "torchopt.optim.func",
         "Optimizer": "torchopt.optim.base",

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make small wrong changes, one at a time, and see whether a test fails (cosmic-ray).
+"""Make small wrong changes, one at a time, and check whether a test fails (cosmic-ray).
 
 ``tools/mutation.toml`` names groups of files, the tests that guard them and how many changes to
-draw from each group. The draw is fixed by a seed, so that two runs judge the same changes. Changes
-to annotations, to type-checking imports and to the texts of errors are not drawn: no test has to
-see them. A change that survives fails the task, unless the table of equivalent changes there says
-why no test can see it. The score of the last full run is in ``tools/mutation_score.json``.
+draw from each group. A seed fixes the draw, so that two runs test the same changes. Changes to
+annotations, to type-checking imports and to the texts of errors are not drawn, because no test has
+to detect them. A change that survives fails the task, unless the table of equivalent changes in
+that file says why no test can detect it. The score of the last full run is in
+``tools/mutation_score.json``.
 
-The first run records which test runs which line; a change is then judged by the tests that run its
-statement, the fastest first, up to ``--budget`` seconds of tests.
+The first run records which test runs which line. Each change is then tested by the tests that run
+its statement, the fastest first, for up to ``--budget`` seconds.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def _is_quiet(node: ast.AST) -> bool:
 
 
 def annotation_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Return where annotations and decorators of overloads begin and end."""
+    """Return the start and end of annotations and of the decorators of overloads."""
     spans = []
     for node in ast.walk(ast.parse(source)):
         found: list[ast.expr | None] = []
@@ -94,7 +95,7 @@ def annotation_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]
 
 
 def changes_of(path: str) -> list[dict[str, Any]]:
-    """Return every change that can be made to a file and that a test should see."""
+    """Return every possible change of a file that a test should detect."""
     source = (ROOT / path).read_text()
     quiet, spans = quiet_lines(source), annotation_spans(source)
     lines = source.splitlines()
@@ -103,7 +104,7 @@ def changes_of(path: str) -> list[dict[str, Any]]:
     for name in sorted(operator_names()):
         try:
             operator = get_operator(name)()
-        except TypeError:  # one that has to be told what to insert
+        except TypeError:  # an operator that needs the text to insert
             continue
         positions: list[Any] = []
 
@@ -124,9 +125,9 @@ def changes_of(path: str) -> list[dict[str, Any]]:
 
 
 def tries_a_test(change: dict[str, Any]) -> bool:
-    """Return whether a change makes a program: `f(a, *, b)` has no `-` in place of its star.
+    """Return whether a change gives a valid program: `f(a, *, b)` cannot have `-` for its star.
 
-    Numbers have no bits either: `x & y` in place of `x * y` fails wherever it runs.
+    Bit operations on floats are excluded as well: `x & y` for `x * y` fails wherever it runs.
     """
     if change["operator"].rpartition("_")[2] in NO_NUMBERS:
         return False
@@ -138,7 +139,7 @@ def tries_a_test(change: dict[str, Any]) -> bool:
 
 
 def changed_text(change: dict[str, Any]) -> str | None:
-    """Return the text of the file with the change, None where it cannot be made."""
+    """Return the text of the file with the change, or None if the change cannot be made."""
     source = (ROOT / change["file"]).read_text()
     text: str | None = mutate_code(source, get_operator(change["operator"])(), change["occurrence"])
     return text
@@ -151,7 +152,7 @@ def files_of(group: dict[str, Any]) -> list[str]:
 
 
 def drawn(name: str, group: dict[str, Any], seed: str) -> list[dict[str, Any]]:
-    """Return the changes of a group to judge, in a fixed random order."""
+    """Return the changes of a group to test, in a fixed random order."""
     every = [change for file in files_of(group) for change in changes_of(file)]
     random.Random(name + seed).shuffle(every)
     return list(itertools.islice(filter(tries_a_test, every), group["sample"]))
@@ -173,7 +174,7 @@ def judge(change: dict[str, Any], names: list[str], budget: float) -> dict[str, 
 def judged(
     name: str, group: dict[str, Any], files: list[str], options: argparse.Namespace, pool: Any
 ) -> list[Any]:
-    """Return the changes of a group with what became of them."""
+    """Return the changes of a group with their outcomes."""
     print(f"{name}: which test runs which line", flush=True)
     seconds, lines = mutation_run.recorded(group["tests"], files, 900, pool.map)
     changes = drawn(name, group, options.seed)[: options.limit]
@@ -192,7 +193,7 @@ def judged(
 
 
 def is_equivalent(found: dict[str, Any], table: list[dict[str, str]]) -> bool:
-    """Return whether the table says why no test can see this change."""
+    """Return whether the table explains why no test can detect this change."""
     made = "\n".join(line[1:].strip() for line in found["diff"] if line.startswith("+"))
     return any(e["file"] == found["file"] and e["change"].strip() == made for e in table)
 
@@ -202,18 +203,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("groups", nargs="*", help="groups to judge; all by default")
+    parser.add_argument("groups", nargs="*", help="groups to test; all by default")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests for a change")
-    parser.add_argument("--seed", default="", help="of another sample than the one that is kept")
-    parser.add_argument("--limit", type=int, help="judge so many changes of a group only")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests per change")
+    parser.add_argument("--seed", default="", help="draws another sample than the stored one")
+    parser.add_argument("--limit", type=int, help="number of changes to test in a group")
     parser.add_argument("--store", action="store_true", help=f"write {SCORE.name}")
     options = parser.parse_args()
-    if os.environ.get("PYTHONHASHSEED") != "0":  # names of tests may depend on it
+    if os.environ.get("PYTHONHASHSEED") != "0":  # test names may depend on it
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **QUIET})
     settings = tomllib.loads(SETTINGS.read_text())
     groups = {k: g for k, g in settings["groups"].items() if k in (options.groups or [k])}
-    # Of all groups at once: a file of tests that several groups have runs once.
+    # For all groups at once, so that a test file shared by several groups runs once.
     files = sorted({file for group in settings["groups"].values() for file in files_of(group)})
     BUILD.mkdir(parents=True, exist_ok=True)
     mutation_run.warm_up()

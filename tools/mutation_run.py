@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run tests for `tools/mutation.py`: which test runs which line, and whether one sees a change.
+"""Run tests for `tools/mutation.py`: record which test runs which line, and test a change.
 
-Every run is a fork of a process that has imported torch and pytest and neither of the packages, so
-it starts at once. A changed module is compiled from a changed text: no file is written.
+Every run is a fork of a process that has imported torch and pytest but neither package, so it
+starts immediately. A changed module is compiled from text in memory; no file is written.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Lines = dict[str, dict[int, list[str]]]
 
 
 def warm_up() -> None:
-    """Import what every test run needs, but for the packages under test."""
+    """Import everything that the test runs need except the packages under test."""
     import doctest  # noqa: F401
     import unittest.mock  # noqa: F401
 
@@ -50,7 +50,7 @@ def warm_up() -> None:
 
 
 def in_child(work: Callable[[], int], limit: float) -> int | None:
-    """Return the exit status of `work` in a fork, negative for a signal, None after the limit."""
+    """Return the exit status of `work` in a fork: negative for a signal, None after the limit."""
     child = os.fork()
     if child == 0:
         status = 3
@@ -80,7 +80,7 @@ def in_child(work: Callable[[], int], limit: float) -> int | None:
 
 
 class _Recorder:
-    """Notes the time of each test, and gives its name to the lines that it runs."""
+    """Records the time of each test and the lines that it runs."""
 
     def __init__(self, files: Sequence[str]) -> None:
         self.files = files
@@ -102,7 +102,7 @@ class _Recorder:
             self.seconds[report.nodeid] = report.duration
 
     def lines(self) -> Lines:
-        """Return the lines of each file with the tests that run them and pass."""
+        """Return the lines of each file with the passing tests that run them."""
         data, found = self.coverage.get_data(), Lines()
         for file in self.files:
             by_line = data.contexts_by_lineno(str(ROOT / file))
@@ -124,7 +124,7 @@ def _record(test_file: str, files: Sequence[str], where: Path) -> int:
 def record(test_file: str, files: Sequence[str], limit: float) -> Path:
     """Return the file that records which lines of `files` each test of a file runs.
 
-    The tests run if there is no recording; it is kept until one of those files changes.
+    The tests run only if there is no recording. It is valid until one of the files changes.
     """
     text = b"".join((ROOT / name).read_bytes() for name in (test_file, *files))
     digest = hashlib.sha256(text + repr((test_file, files)).encode()).hexdigest()[:16]
@@ -136,7 +136,7 @@ def record(test_file: str, files: Sequence[str], limit: float) -> Path:
         print(f"  {time.monotonic() - started:6.1f} s  {test_file}"
               + ("" if status == 0 else f"  (pytest: {status})"), flush=True)  # fmt: skip
         if not where.exists():
-            raise RuntimeError(f"expected {test_file} to run in {limit} s, it did not")
+            raise RuntimeError(f"expected {test_file} to finish in {limit} s, but it did not")
     return where
 
 
@@ -148,8 +148,8 @@ def recorded(
     Args:
         tests: Files and folders of tests.
         files: Sources.
-        limit: Seconds for one file of tests.
-        each: `map`, or that of a pool of processes.
+        limit: Time limit for one test file, in seconds.
+        each: `map`, or the `map` method of a pool of processes.
     """
     every = sorted(
         str(path.relative_to(ROOT))
@@ -168,11 +168,11 @@ def recorded(
     return seconds, lines
 
 
-# --- whether a test sees a change -----------------------------------------------------------------
+# --- whether a test detects a change --------------------------------------------------------------
 
 
 def statement_at(source: str, line: int) -> range:
-    """Return the lines of the innermost statement at a line, of its head if it has a body."""
+    """Return the lines of the innermost statement at a line, without the body of a compound one."""
     found = range(line, line + 1)
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0):
@@ -183,7 +183,7 @@ def statement_at(source: str, line: int) -> range:
 
 
 def is_in_function(source: str, line: int) -> bool:
-    """Return whether a line is in the body of a function, and not run at import alone."""
+    """Return whether a line is in the body of a function, so that it runs not only at import."""
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     return any(
         isinstance(node, functions) and node.body[0].lineno <= line <= (node.end_lineno or 0)
@@ -194,9 +194,9 @@ def is_in_function(source: str, line: int) -> bool:
 def tests_of(
     file: str, line: int, seconds: dict[str, float], lines: Lines, budget: float
 ) -> list[str]:
-    """Return the tests that run a line, the fastest first, that take `budget` seconds together.
+    """Return the tests that run a line, the fastest first, up to a total of `budget` seconds.
 
-    A line that runs at import belongs to all tests of its file.
+    A line that runs at import counts as run by all tests of that file.
     """
     source = (ROOT / file).read_text()
     numbers = statement_at(source, line) if is_in_function(source, line) else lines[file]
@@ -236,7 +236,7 @@ def _test_changed(file: str, text: str, names: Sequence[str]) -> int:
 
 
 def judge(file: str, text: str, names: Sequence[str], limit: float) -> str:
-    """Return what tests say of a file with another text: survived, or how it was caught."""
+    """Test a file with changed text and return the outcome: survived, or how it was caught."""
     if not names:
         return "survived"
     try:

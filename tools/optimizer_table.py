@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the table of optimizers in torchopt's manual: every figure in it is measured.
+"""Write the table of optimizers in torchopt's manual; every figure in it is measured.
 
-``python tools/optimizer_table.py`` rewrites the page; with ``--check`` it only says whether the
-page is stale.
+``python tools/optimizer_table.py`` rewrites the page; with ``--check`` it only reports whether
+the page is stale.
 
-- The paper is the first of the docstring's references.
-- Native: whether a step with default settings is one native call, wholly or in part.
-- State: bytes of the tensors of the state after two steps, a parameter, for a float32 matrix of
-  128 rows and columns.
-- Differentiable in: of what the parameters after eight steps have a derivative that is not zero.
+- Paper: the first reference of the docstring.
+- Native: whether native calls do a step with default settings entirely, in part or not at all.
+- State: bytes of state tensors for each parameter after two steps, measured on a 128 x 128 matrix
+  in float32.
+- Differentiable in: the inputs in which the parameters after eight steps have a nonzero derivative.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torchopt.tree import tree_flatten, tree_leaves, tree_unflatten
 PAGE = Path(__file__).resolve().parent.parent / "packages/torchopt/docs/reference/optimizers.md"
 BLOCK = re.compile(r"(<!-- optimizers:begin -->\n)(.*?)(<!-- optimizers:end -->)", re.DOTALL)
 
-# Values for hyper-parameters that do nothing by default, and what they need to do something.
+# Values for hyper-parameters that have no effect by default, and the settings that enable them.
 ACTIVE: dict[str, dict[str, Any]] = {
     "weight_decay": {"weight_decay": 0.1},
     "dampening": {"dampening": 0.1, "momentum": 0.9},
@@ -41,7 +41,7 @@ ACTIVE: dict[str, dict[str, Any]] = {
 SETTINGS: dict[str, dict[str, Any]] = {"sophia": {"update_every": 2, "rho": 1.0}}
 STEPS = 8
 NOTHING = "\u2013"
-# Native calls outside of chains, and what the table says of a step that makes one.
+# Native calls outside of chains, and the entry in the table for a step that makes one.
 NATIVE_CALLS = {"factored_rms": "on the CPU", "newton_schulz": "in part"}
 
 
@@ -107,7 +107,7 @@ def state_bytes(make: Callable[..., Any], size: int = 128) -> float:
 
 
 def _trained(optimizer: Any, lead: Sequence[Tensor], state: Any = None) -> tuple[Any, Tensor]:
-    """Return the state, and a number made of the parameters after some steps."""
+    """Return the state after some steps, and a scalar function of the parameters."""
     generator = torch.Generator().manual_seed(1)
     params = {
         name: torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -127,7 +127,7 @@ def _trained(optimizer: Any, lead: Sequence[Tensor], state: Any = None) -> tuple
 
 
 def _moves(value: Tensor, inputs: Iterable[Tensor]) -> bool:
-    """Return whether the derivative of a value in some input is not zero."""
+    """Return whether the derivative of a value with respect to some input is nonzero."""
     inputs = list(inputs)
     if not value.requires_grad or not inputs:
         return False
@@ -136,7 +136,7 @@ def _moves(value: Tensor, inputs: Iterable[Tensor]) -> bool:
 
 
 def differentiable_in(name: str, make: Callable[..., Any]) -> list[str]:
-    """Return in what the parameters after some steps have a derivative other than zero."""
+    """Return the inputs in which the parameters after some steps have a nonzero derivative."""
     fixed = {"lr": 0.1, **SETTINGS.get(name, {})}
     found = []
     lead = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is public in both packages, and which of it a test file uses.
+"""Find the public names of both packages, and those that a test file uses.
 
-Public is what the `__all__` of a documented module lists. The tests are read, not run: a name is
-used where a test's code, annotations and imports left out, reads an object of the package under
-whichever of its names, or reads it from its module by `getattr` and the keys of a table.
+Public names are those in the `__all__` of a documented module. The tests are parsed, not run. A
+test uses an object if its code reads the object under any of its names, or reads it from its module
+by `getattr` with the keys of a table. Annotations and imports do not count.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PACKAGES = ("optree", "torchopt")
 
 
 def attribute(found: Any, dotted: str) -> Any:
-    """Return what `a.b.c` stands for below a module, or None; modules are imported by need."""
+    """Return the object `a.b.c` below a module, or None; modules are imported on demand."""
     for name in dotted.split(".") if dotted else ():
         if inspect.ismodule(found) and not hasattr_quietly(found, name):
             try:
@@ -40,7 +40,7 @@ def attribute(found: Any, dotted: str) -> Any:
 
 
 def hasattr_quietly(found: Any, name: str) -> bool:
-    """Return whether there is an attribute; one whose library is missing does not count."""
+    """Return whether an attribute exists; one whose library is not installed does not count."""
     try:
         return hasattr(found, name)
     except ImportError:
@@ -48,13 +48,13 @@ def hasattr_quietly(found: Any, name: str) -> bool:
 
 
 def object_of(dotted: str) -> Any:
-    """Return what a dotted name of one of the packages stands for, or None."""
+    """Return the object with a dotted name in one of the packages, or None."""
     package, _, rest = dotted.partition(".")
     return attribute(importlib.import_module(package), rest) if package in PACKAGES else None
 
 
 def dotted_name(node: ast.AST) -> str:
-    """Return `a.b.c` for names and their attributes, an empty text for another expression."""
+    """Return `a.b.c` for names and their attributes, and "" for other expressions."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -63,7 +63,7 @@ def dotted_name(node: ast.AST) -> str:
 
 
 class Reader(ast.NodeVisitor):
-    """Collects what a file of tests uses: objects of the packages, by identity."""
+    """Collects the objects of the packages that a test file uses, by identity."""
 
     def __init__(self) -> None:
         self.bound: dict[str, str] = {}
@@ -91,7 +91,7 @@ class Reader(ast.NodeVisitor):
             self.visit(node.value)
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        """`attrs = optree.integrations.attrs` is an import by another name."""
+        """Treat `attrs = optree.integrations.attrs` like an import."""
         value = dotted_name(node.value)
         if isinstance(node.targets[0], ast.Name) and inspect.ismodule(self.meant(value)):
             first, _, rest = value.partition(".")
@@ -122,27 +122,27 @@ class Reader(ast.NodeVisitor):
         return object_of(full) if first in self.bound else None
 
     def read(self, dotted: str) -> None:
-        """Note what is read: `Tag.SYMMETRIC` reads `Tag`, too."""
+        """Record a use; `Tag.SYMMETRIC` uses `Tag` as well."""
         while dotted:
             self.used.append(self.meant(dotted))
             dotted = dotted.rpartition(".")[0]
 
     def found(self) -> Iterator[Any]:
-        """Yield what was read by name, and what tables of names have of modules."""
+        """Yield the objects used by name, and those that tables of names select from modules."""
         yield from self.used
         for module in filter(inspect.ismodule, self.looked_in):
             yield from (getattr(module, text) for text in self.texts if text in dir(module))
 
 
 def used_by(source: str) -> list[Any]:
-    """Return the objects that the text of a test file uses."""
+    """Return the objects used by the source of a test file."""
     reader = Reader()
     reader.visit(ast.parse(source))
     return [found for found in reader.found() if found is not None]
 
 
 def public_names(package: str) -> set[str]:
-    """Return what the manual documents by name, and the `__all__` of what it documents whole."""
+    """Return the names that the manual documents, including the `__all__` of documented modules."""
     pages = (ROOT / "packages" / package / "docs").rglob("*.md")
     names = {name for page in pages for name in DIRECTIVE.findall(page.read_text())} | {package}
     modules = {name for name in names if inspect.ismodule(object_of(name))}
@@ -150,7 +150,7 @@ def public_names(package: str) -> set[str]:
 
 
 def is_used(found: Any, used: dict[int, Any]) -> bool:
-    """Return whether a function or class is used; an abstract class is by a subclass."""
+    """Return whether a function or class is used; an abstract class may be used by a subclass."""
     if id(found) in used:
         return True
     below = type.__subclasses__(found) if inspect.isabstract(found) else []
@@ -177,9 +177,9 @@ def is_number(value: Any) -> bool:
 
 
 def defaults(package: str) -> dict[str, str]:
-    """Return the defaults that are numbers, `a=1, b=0.5`, by the first public name in the alphabet.
+    """Return the numeric defaults, `a=1, b=0.5`, by the alphabetically first public name.
 
-    Not those of the standard library's dataclasses, which other Pythons have others of.
+    Defaults of the standard library's dataclasses are left out: they differ between versions.
     """
     found: dict[str, str] = {}
     seen = set()
@@ -189,14 +189,14 @@ def defaults(package: str) -> dict[str, str]:
         if not ours or ".dataclasses." in name or id(member) in seen or not callable(member):
             continue
         seen.add(id(member))
-        with contextlib.suppress(TypeError, ValueError):  # some written in C have no signature
+        with contextlib.suppress(TypeError, ValueError):  # some C functions have none
             parameters = inspect.signature(member).parameters.values()
             if numbers := [f"{p.name}={p.default}" for p in parameters if is_number(p.default)]:
                 found[name] = ", ".join(numbers)
     return found
 
 
-if __name__ == "__main__":  # write the table that the tests compare with
+if __name__ == "__main__":  # write the table for the tests
     table = ROOT / "tools" / "tests" / "public_defaults.json"
     every = {package: defaults(package) for package in PACKAGES}
     table.write_text(json.dumps(every, indent=1) + "\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Let the tests import the tools by name, as dev.py does."""
+"""Put the tools on the import path, as dev.py does."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Markers are filled, filled again to the same text, and refused when they do not pair up."""
+"""Filling the markers twice gives the same text, and unpaired markers are refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "def machine_lines(result):\n    return result['machine']\n"
         "def map_table(result):\n    return f\"| {result['ms']} |\"\n"
     )
-    # The suite of this test must not be looked for in the repository's own `benchmarks`.
+    # The suite of this test must not be found in the `benchmarks` of the repository.
     ours = [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]
     for name in ours:
         monkeypatch.delitem(sys.modules, name)

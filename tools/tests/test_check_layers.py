@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each rule of check_layers.py on a small tree that breaks exactly that rule."""
+"""Each rule of check_layers.py is tested on a small tree that breaks only that rule."""
 
 from __future__ import annotations
 

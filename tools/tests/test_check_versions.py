@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A repository in miniature whose versions agree, and each way in which they can disagree."""
+"""A minimal repository whose versions agree, and each way in which they can disagree."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the comparison with the published torchopt calls the same, more, and different."""
+"""The verdicts of the comparison with the published torchopt: same, more, and different."""
 
 from __future__ import annotations
 

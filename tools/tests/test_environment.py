@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What dev.py says when something is missing, and what makes it install again."""
+"""The messages of dev.py when something is missing, and the changes that make it reinstall."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run_dev(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout in miniature that environment.py takes for its own."""
+    """A minimal checkout that environment.py uses as its root."""
     for package in env.PACKAGES:
         folder = tmp_path / package
         (folder / "cpp").mkdir(parents=True)
@@ -62,7 +62,7 @@ def test_every_session_is_a_task() -> None:
     assert set(env.TASKS) == sessions | {"setup", "test"}
 
 
-def test_every_task_that_is_written_of_exists() -> None:
+def test_every_task_named_in_a_document_exists() -> None:
     root = TOOLS.parent
     texts = [*pages(root), *(root / ".github").rglob("*.yml"), root / ".ci" / "run"]
     for text in texts:
@@ -79,7 +79,7 @@ def test_no_task_is_one_sentence() -> None:
 
 
 def test_a_python_that_torch_does_not_support_is_named() -> None:
-    # The check reads sys.version_info, so another interpreter is imitated by changing it first.
+    # The check reads sys.version_info; changing it imitates another interpreter.
     script = (
         "import runpy, sys; sys.version_info = (3, 9, 1); sys.argv = ['dev.py', 'test'];"
         f"runpy.run_path({str(TOOLS / 'dev.py')!r}, run_name='__main__')"
@@ -92,7 +92,7 @@ def test_a_python_that_torch_does_not_support_is_named() -> None:
 
 
 def test_dev_py_is_written_for_any_python() -> None:
-    # No annotations, no f-strings: an old interpreter has to get as far as the version check.
+    # No annotations and no f-strings: an old interpreter must reach the version check.
     text = (TOOLS / "dev.py").read_text(encoding="utf-8")
     assert "annotations" not in text
     assert 'f"' not in text
@@ -123,7 +123,7 @@ def test_a_compiler_without_cpp20_is_one_sentence(
     compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CXX", str(compiler))
     with pytest.raises(
-        env.SetupError, match=r"knows C\+\+20, but .* \(unknown option -std=c\+\+20\)"
+        env.SetupError, match=r"supports C\+\+20, but .* \(unknown option -std=c\+\+20\)"
     ):
         env.check_compiler()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stubs of torchopt's optimizers are what the generator writes, and it finds what differs."""
+"""The stubs of torchopt's optimizers are current, and the generator finds differences."""
 
 from __future__ import annotations
 

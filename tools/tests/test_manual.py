@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manuals: titles are unique, initials start no lettered list, addresses become links."""
+"""In the manuals, titles are unique, initials start no list, and addresses become links."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the packages say of themselves is complete, and said in one style."""
+"""The metadata of the packages is complete and uniform."""
 
 from __future__ import annotations
 

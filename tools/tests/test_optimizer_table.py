@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of optimizers in the manual is what the code does."""
+"""The table of optimizers in the manual agrees with the code."""
 
 from __future__ import annotations
 

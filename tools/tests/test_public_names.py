@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every public function and class of both packages is used by a test, and defaults stay."""
+"""Every public function and class of both packages is used by a test, and defaults are kept."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_what_counts_as_use() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_numbers_that_are_taken_by_default_stay(package: str) -> None:
-    """A changed default changes programs that name none: it goes into the table on purpose, by
-    `python tools/public_names.py`, and into the changelog.
+    """A changed default changes programs that rely on it: update the table deliberately with
+    `python tools/public_names.py`, and describe the change in the changelog.
     """
     table, found = TABLE[package], defaults(package)
     assert len(table) > 20

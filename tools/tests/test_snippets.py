@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every example on a page is run by a test.
 
-The two `test_documentation.py` run the README of the repository and of each package, and every page
-of the two manuals; torchopt's `test_recipe.py` runs the recipe of CONTRIBUTING. Other pages have no
-examples in Python.
+The two files `test_documentation.py` run the READMEs of the repository and of both packages, and
+every page of the two manuals.  torchopt's `test_recipe.py` runs the recipe of CONTRIBUTING.  Other
+pages have no examples in Python.
 """
 
 from __future__ import annotations
