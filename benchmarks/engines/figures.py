@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times and errors of one way to a result."""
+"""Measure the time and the error of one method."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["distance", "timed"]
 
 
 def timed(call: Callable[[], Any], repeats: int) -> tuple[Any, dict[str, float]]:
-    """Return what a call returned last, and its least and its median seconds of the processor."""
+    """Return the last result of a call, and the minimum and median of its processor time."""
     times = []
     for _ in range(repeats):
         started = time.process_time()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learned optimizers: what a step costs, and the gradient of a training in their weights.
+"""Learned optimizers: the cost of a step, and the gradient of a training run in their weights.
 
 A perceptron for each coordinate trains a linear classifier for twenty steps; the gradient is that
 of the sum of the losses. The reference is reverse mode through all steps, which is first compared
@@ -90,7 +90,7 @@ def sampled(estimator: Any, weights: Params) -> Tensor:
 
 
 def checked_reference(weights: Params) -> Tensor:
-    """Return the gradient in reverse mode; raise where differences say something else."""
+    """Return the gradient in reverse mode; raise if it disagrees with differences."""
     net, batch, _ = data()
     found = explicit(Explicit(), weights)
     generator = torch.Generator().manual_seed(1)
@@ -124,7 +124,7 @@ def measure(repeats: int) -> list[dict[str, Any]]:
 
 
 def steps(repeats: int) -> list[dict[str, Any]]:
-    """Return the time of a step, and the numbers of state for each parameter."""
+    """Return the time of a step, and how many numbers of state each parameter has."""
     generator = torch.Generator().manual_seed(0)
     sizes = {"w1": (64, 32), "b1": (32,), "w2": (32, 10), "b2": (10,)}
     params = {name: torch.randn(*size, generator=generator) for name, size in sizes.items()}

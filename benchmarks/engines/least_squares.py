@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nonlinear least squares: the minimum against scipy's, and its implicit derivative.
+"""Nonlinear least squares: the minimum compared with scipy's, and its implicit derivative.
 
 The residuals are shifted by t d, d random: the derivative of the solution in t at 0 is compared
 with central differences of solutions.
@@ -71,7 +71,7 @@ def problems() -> dict[str, Problem]:
 
 
 def by_scipy(problem: Problem) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Return scipy's answer to a tolerance of rounding, and to its own default tolerance."""
+    """Return scipy's answers, with the tolerance at rounding level and at its default."""
     from scipy.optimize import least_squares
 
     def residuals(x: Any) -> Any:

@@ -44,7 +44,7 @@ def explicit_table(result: Result) -> str:
 
 
 def levels_table(result: Result) -> str:
-    """Return time and error of three levels by two engines."""
+    """Return the time and error of three levels for pairs of engines."""
     rows = [[r["engines"], _time(r), f"{r['error']:.0e}"] for r in result.get("levels", [])]
     return _table(["lower level in middle level", "time", "relative error"], rows)
 
@@ -60,7 +60,7 @@ def learned_table(result: Result) -> str:
 
 
 def learned_steps_table(result: Result) -> str:
-    """Return what a step of a learned optimizer costs."""
+    """Return the cost of a step of learned optimizers."""
     rows = [
         [r["step"], _time(r), f"{r['state']:.0f}"] for r in result.get("learned", []) if "step" in r
     ]

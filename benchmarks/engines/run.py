@@ -52,7 +52,7 @@ from torchopt.linear_solve import (
     StochasticNeumann,
 )
 
-# The engines whose gradient is not the exact one, to four digits.
+# The engines whose gradient is not exact to four digits.
 APPROXIMATE = (
     "last",
     "first order",
@@ -112,9 +112,9 @@ class Problem:
         return lambda theta: self.outer(loop(theta, (self.a, self.b), theta).params)
 
     def solved_by_minibatches(self, solve: Solver, rows: int) -> Loss:
-        """Return the outer loss where each product with the Hessian draws some rows of A.
+        """Return the outer loss whose products with the Hessian use random rows of A.
 
-        The inner problem itself is solved with all of them.
+        The inner problem itself is solved with all rows.
         """
         loop = Explicit(derivative="first_order").over(
             self.inner, torchopt.sgd(RATE), steps=self.steps
@@ -273,7 +273,7 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
         gradient, expected = ways[name]
         torch.manual_seed(0)
         found, times = timed(lambda: gradient(problem.start()), repeats)  # noqa: B023 - at once
-        if not any(word in name for word in APPROXIMATE):  # what is left of the inner problem
+        if not any(word in name for word in APPROXIMATE):
             torch.testing.assert_close(found, exact, rtol=0, atol=1e-4 * float(exact.abs().max()))
         loss = losses.get(name)  # a search has no backward pass
         kept = 0 if loss is None else kept_bytes(loss, problem.start(), data)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear solvers on the Hessian of a network, at equal accuracy.
 
-A network for the digits is trained to the minimum of its mean loss plus RIDGE / 2 |w|^2. The system
-is that of the implicit derivatives of this minimum: the matrix is the Hessian of both terms, the
-right-hand side the gradient on other samples. The figure is the smallest number of iterations
-after which the error is at most `ACCURACY` of the solution.
+A network for the digits is trained to the minimum of its mean loss plus RIDGE / 2 |w|^2. The
+system is that of the implicit derivatives at this minimum: the matrix is the Hessian of both terms,
+the right-hand side is the gradient on other samples. Reported is the smallest number of iterations
+after which the relative error is at most `ACCURACY`.
 """
 
 from __future__ import annotations

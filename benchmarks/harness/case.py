@@ -15,18 +15,18 @@ class UnsupportedError(Exception):
 
 @dataclass
 class Prepared:
-    """A case that is ready to be timed.
+    """A case that is ready for timing.
 
     Attributes:
         statement: the Python statement to time.
         names: the names it uses.
-        digest: a text that equal answers share, None if the case checked itself.
+        digest: a text that is the same for equal answers; None if the case checked itself.
         repetitions: operations in one run of the statement.
-        renew: run, untimed, before every run of the statement, for cases that must not see
-            the same input twice; None where the statement may be run in a loop.
+        renew: called, untimed, before every run of the statement, for cases that must not get
+            the same input twice; None if the statement may be run in a loop.
         clock: the clock to time with, for statements that work in threads of their own; by default
             the worker's, which is that of its thread.
-        facts: what the check found out, such as the error of the answer; stored with the times.
+        facts: results of the check, such as the error of the answer; stored with the times.
     """
 
     statement: str
@@ -39,7 +39,7 @@ class Prepared:
 
 
 def describe(rival: Any) -> dict[str, Any]:
-    """Return the versions of the distributions a rival runs on, and where it was imported from."""
+    """Return the versions of the distributions of a rival, and where it was imported from."""
     versions = {}
     for name in rival.DISTRIBUTIONS:
         try:
@@ -53,7 +53,7 @@ def function_of(rival: Any, name: str) -> Any:
     """Return a function of a rival's module.
 
     Raises:
-        UnsupportedError: it has none of this name.
+        UnsupportedError: the module has no function of this name.
     """
     found = getattr(rival, name, None)
     if found is None:

@@ -28,7 +28,7 @@ def describe_machine() -> dict[str, str | int | float]:
 
 
 def load() -> float:
-    """Return the load of the last minute, NaN where the system does not report it."""
+    """Return the load of the last minute; NaN if the system does not report it."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else float("nan")
 
 
@@ -38,7 +38,7 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
-        pass  # not Linux: the platform module knows what there is to know
+        pass  # not Linux: use the platform module
     return platform.processor() or platform.machine()
 
 

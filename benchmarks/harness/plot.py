@@ -28,7 +28,7 @@ def draw_bars(
         path: the file to write; its folder is made.
         title: text over all panels.
         panels: for each panel its title, the names of the groups, and the series: a label and
-            one height a group, None where there is none.
+            one height per group, None for a missing one.
         ylabel: text beside the axis.
         note: text under the title: the machine and the date.
         description: stored in the file, for programs.
@@ -62,7 +62,7 @@ def draw_bars(
             places = [
                 group + (index - (len(shown) - 1) / 2) * width for group in range(len(groups))
             ]
-            # A series has its colour and its place in the legend where other panels lack it too.
+            # A series keeps its colour and its place in the legend if other panels lack it.
             drawn = axis.bar(
                 places, [h or 0.0 for h in heights], width, label=label, color=f"C{number}"
             )

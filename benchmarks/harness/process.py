@@ -13,8 +13,8 @@ from typing import IO, Any
 
 from benchmarks.harness.rival import ROOT, Place, Report, Rival, RivalError, prepare
 
-# Keep freed memory instead of returning it to the system: otherwise large results are timed
-# by the kernel's page faults. The same for every rival.
+# Keep freed memory instead of returning it to the system; otherwise page faults would dominate the
+# times of large results. All rivals get the same setting.
 KEEP_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
@@ -53,10 +53,10 @@ class RivalProcess:
         environment: dict[str, str] | None = None,
         report: Report | None = None,
     ) -> RivalProcess:
-        """Install a rival where needed and return its process, ready for requests.
+        """Install a rival if needed and return its process, ready for requests.
 
         Raises:
-            RivalError: it cannot be installed or imported, with the reason.
+            RivalError: it cannot be installed or imported; the text gives the reason.
         """
         variables = KEEP_MEMORY if environment is None else environment
         process = cls(rival, prepare(rival, report), suite, variables)
@@ -112,7 +112,7 @@ class RivalProcess:
         """Send one request and return the reply.
 
         Raises:
-            CaseError: the rival cannot do it, failed at it, crashed or took too long.
+            CaseError: the rival does not support it, failed, crashed or took too long.
         """
         if self._process is None:
             self._process = self._launch()

@@ -31,9 +31,9 @@ class Group:
 
     Attributes:
         cases: by whether the run is quick.
-        asked: the function of the suite that gives the figures; None where times are taken.
+        asked: the function of the suite that returns the figures; None if times are measured.
         counted: a function of the suite whose figures are added to each time.
-        fresh: whether each case is asked in processes of its own, with the system's malloc.
+        fresh: whether each case runs in new processes with the system's malloc.
     """
 
     cases: Callable[[bool], Sequence[Case]]
@@ -44,14 +44,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite: `module` is what runs in a rival's process, see `worker`.
+    """A suite of benchmarks. Its `module` runs in the processes of the rivals, see `worker`.
 
     Attributes:
-        name: of the result in `results/`.
+        name: the name of the result in `results/`.
         module: with `prepare(rival, case)`, `describe(rival)`, and what groups ask for.
         rivals: the competitors, ours first.
-        groups: by name.
-        tables: what is printed of a result, by group.
+        groups: the groups by name.
+        tables: the functions that print the tables, by group.
         full: how long to measure.
         quick: the same with `--quick`.
     """
@@ -66,7 +66,7 @@ class Suite:
 
 
 def say(line: str) -> None:
-    """Tell the user what takes time."""
+    """Print a line about progress."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
@@ -83,7 +83,7 @@ def main(suite: Suite, arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     result: dict[str, Any] = {}
     for name in names:
-        # New processes for each group, so that none inherits the heap that another one left.
+        # New processes for each group, so that none starts with the heap of an earlier group.
         with Tournament(
             suite.rivals(), suite.module, environment=ENVIRONMENT, report=say
         ) as players:
@@ -100,7 +100,7 @@ def main(suite: Suite, arguments: list[str] | None = None) -> int:
 
 
 def play(players: Tournament, suite: Suite, group: Group, case: Case, effort: Effort) -> list[Cell]:
-    """Return a cell for each rival that has the case."""
+    """Return a cell for each rival that supports the case."""
     if group.fresh:
         cells = []
         for rival in (process.rival for process in players.processes):

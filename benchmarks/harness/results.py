@@ -15,7 +15,7 @@ from benchmarks.harness.tables import NOTHING, ratio_text, seconds_text, spread_
 
 RESULTS = BENCHMARKS / "results"
 
-# The benchmark itself is one busy process. Published figures are measured without another.
+# The benchmark itself is one busy process. Figures are published only if it ran alone.
 LOAD_LIMIT = 1.5
 
 
@@ -45,12 +45,12 @@ def store(
 ) -> None:
     """Write a result that was measured on a quiet machine.
 
-    Each cell names the run that it is of, an index into `runs`: when, on what and how.
+    Each cell has the index of its run in `runs`, which says when, on what and how it was measured.
 
     Args:
-        result: what was measured.
+        result: the result.
         path: the file.
-        under_load: write it in any case, and mark it.
+        under_load: write it even if the machine was busy, and mark it.
         update: keep the cells of the file that were not measured again, with their runs.
 
     Raises:
@@ -84,7 +84,7 @@ def _identity(cell: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def provenance(result: dict[str, Any]) -> str:
-    """Return a sentence about cells that are of an earlier run, or were measured under load."""
+    """Return a sentence about cells of earlier runs, or that were measured under load."""
     runs = result.get("runs", [])
     parts = []
     for index, run in enumerate(runs):
@@ -120,7 +120,7 @@ def read_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
     """Return a stored result.
 
     Raises:
-        FileNotFoundError: it was never measured; the text says how to.
+        FileNotFoundError: it was never measured; the text says how to measure it.
     """
     path = folder / f"{name}.json"
     if not path.is_file():
@@ -140,7 +140,7 @@ class Figures:
         }
 
     def seconds(self, tree: str, operation: str, rival: str) -> float | None:
-        """Return the median, or None where the rival has no figure."""
+        """Return the median, or None if the rival has no figure."""
         cell = self._cells.get((tree, operation, rival))
         return cell["median"] if cell is not None and cell["status"] == "ok" else None
 
@@ -163,7 +163,7 @@ class Figures:
         return None if theirs is None or own is None else theirs / own
 
     def ratio_text(self, tree: str, operation: str, rival: str, ours: str) -> str:
-        """Return the ratio; the rival's time where ours is missing, or why it has none."""
+        """Return the ratio; the rival's time if ours is missing, or why it has none."""
         ratio = self.ratio(tree, operation, rival, ours)
         theirs = self.seconds(tree, operation, rival)
         if ratio is not None or theirs is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a competitor is, and how it gets an interpreter and a folder of packages of its own."""
+"""Competitors, and how each gets an interpreter and a folder of packages of its own."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Rival:
     """A competitor: the module that adapts it and the packages it runs on.
 
     Attributes:
-        name: what results call it.
-        label: what tables call it.
+        name: its name in results.
+        label: its name in tables.
         module: the module that adapts it, importable from the root of the repository.
         requirements: what pip installs in the rival's own folder, versions pinned; empty for
             a rival that is taken from the running interpreter's packages.
         borrowed: large requirements that are taken from the running interpreter's packages
-            when they are there in exactly this version, and installed otherwise.
-        dependencies: whether pip installs what the requirements require; no for one that would
-            bring a library again that is borrowed.
+            if they have exactly this version, and installed otherwise.
+        dependencies: whether pip installs the dependencies of the requirements; false if that
+            would install a borrowed library again.
         site: a prepared folder of packages to use instead of installing any.
         python: the interpreter, the running one by default.
     """
@@ -57,8 +57,8 @@ class Place:
     Attributes:
         python: the interpreter.
         paths: folders put on the path, first wins.
-        isolated: whether the interpreter's own packages are kept out, so that an installed
-            (or editable) package cannot stand in for the rival's one of the same name.
+        isolated: whether the interpreter's own packages are excluded, so that an installed
+            (or editable) package cannot replace the rival's package of the same name.
     """
 
     python: str
@@ -67,7 +67,7 @@ class Place:
 
 
 def prepare(rival: Rival, report: Report | None = None) -> Place:
-    """Return where a rival lives, installing it first where that is needed.
+    """Return the place of a rival, installing it first if needed.
 
     Args:
         rival: the competitor.
@@ -115,7 +115,7 @@ def _installed_here(requirement: str) -> Path | None:
 
 
 def _install(rival: Rival, requirements: list[str], folder: Path, report: Report | None) -> None:
-    """Fill a rival's folder, or leave it as it is when it was filled with the same."""
+    """Install the requirements into a rival's folder, unless it already contains them."""
     marker = folder / "installed.json"
     if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == requirements:
         return

@@ -37,7 +37,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _words(cells: Iterable[str]) -> bool:
-    """Return whether no cell begins with a figure, or stands for one that is not there."""
+    """Return whether a column has words, that is, no figures and no marks of missing figures."""
     return not any(cell[:1].isdigit() or cell[:1] in ("-", NOTHING) for cell in cells)
 
 
@@ -45,7 +45,7 @@ def _width(text: str) -> int:
     return sum(1 + (unicodedata.east_asian_width(letter) in "FW") for letter in text)
 
 
-# What a cell without a figure shows.
+# The text of a cell without a figure.
 NOTHING = "\u2013"
 
 
@@ -65,7 +65,7 @@ def seconds_text(seconds: float | None) -> str:
 
 
 def spread_text(median: float | None, least: float | None) -> str:
-    """Return a median, and the per cent by which the least sample is below it.
+    """Return a median, and by how many per cent the minimum is below it.
 
     >>> spread_text(1.25e-5, 1.2e-5), spread_text(2e-9, 2e-9), spread_text(None, None)
     ('12.5 µs −4 %', '2 ns −0 %', '–')
@@ -76,7 +76,7 @@ def spread_text(median: float | None, least: float | None) -> str:
 
 
 def ratio_text(ratio: float | None) -> str:
-    """Return how many times longer, with two or three digits.
+    """Return a ratio of times with two or three digits.
 
     >>> ratio_text(0.8123), ratio_text(12.34), ratio_text(431.2), ratio_text(None)
     ('0.81x', '12.3x', '431x', '–')
@@ -95,10 +95,10 @@ def ratio_table(
 
     Args:
         figures: `results.Figures`.
-        rivals: those of the result, ours first; one without a figure has no column.
+        rivals: the rivals of the result, ours first; one without any figure has no column.
         pairs: tree and operation of each row.
-        labels: what each row begins with.
-        head: what the head begins with.
+        labels: the first cells of each row.
+        head: the first cells of the head.
     """
     ours, *others = rivals
     shown = [name for name in others if any(figures.seconds(*p, name) is not None for p in pairs)]
@@ -120,7 +120,7 @@ def ratio_table(
 
 
 def range_text(ratios: Iterable[float | None]) -> str:
-    """Return the least and the greatest ratio of those that there are.
+    """Return the least and the greatest of the ratios that are not None.
 
     >>> range_text([12.34, None, 0.8123]), range_text([None]), range_text([2.0])
     ('0.81x to 12.3x', '–', '2x')

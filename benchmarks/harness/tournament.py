@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Let rivals take turns at the same cases, so that a noisy machine disturbs all alike."""
+"""Let rivals take turns at the same cases, so that noise of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Effort:
     """How long to measure.
 
     Attributes:
-        rounds: turns of every rival at every case.
-        seconds: time of one turn; a turn takes one sample at least.
+        rounds: number of turns of every rival at every case.
+        seconds: time of one turn; a turn has at least one sample.
         sample_seconds: length of one sample of a statement that may be repeated.
-        slow_seconds: turns of a rival that took longer than this end its case early.
+        slow_seconds: a case ends early for a rival whose turns took longer than this in total.
     """
 
     rounds: int = 7
@@ -77,11 +77,11 @@ class Tournament:
         """Check one case on every rival, time it in turns, and return a cell per rival.
 
         Args:
-            case: what the suite's `prepare` gets.
+            case: the argument of the suite's `prepare`.
             effort: how long to measure.
             collect: measure with the garbage collector off, on, or both.
-            reference: the rival that others are compared with where the suite gives digests;
-                rivals whose digest differs are reported and not timed.
+            reference: the rival whose digest the others must have, if the suite returns digests;
+                rivals with another digest are reported and not timed.
         """
         cells: list[Cell] = []
         self._facts.clear()
@@ -93,7 +93,7 @@ class Tournament:
         return cells
 
     def ask(self, rival: str, function: str, case: dict[str, Any]) -> Cell:
-        """Return a cell of what a function of the suite says in a rival's process."""
+        """Return a cell with the result of a function of the suite in a rival's process."""
         process = next(p for p in self.processes if p.rival.name == rival)
         try:
             answer = process.ask("call", name=function, case=case, timeout=1200)

@@ -32,10 +32,10 @@ HELD_BYTES = 128 * 2**20
 
 
 def _finest_timer() -> Callable[[], float]:
-    """Return the clock to time with: this thread's processor time, where it is fine enough.
+    """Return the clock to use: the processor time of this thread, if its resolution suffices.
 
-    Nothing that is timed waits or uses a second thread, so on an idle machine this is the time
-    that passes; on a busy one it leaves out the time that other processes had the processor.
+    The timed statements neither wait nor use a second thread, so on an idle machine this is the
+    elapsed time; on a busy one it excludes the time of other processes.
     """
     if time.get_clock_info("thread_time").resolution <= 1e-6:
         return time.thread_time
@@ -51,7 +51,7 @@ def measure(
     """Return seconds per operation, one number per sample.
 
     Args:
-        prepared: what to time.
+        prepared: the case.
         seconds: time to spend, > 0; at least one sample is taken.
         sample_seconds: how long a sample of a repeatable statement should last, > 0.
         collect: whether the garbage collector is on while the statement runs.
@@ -82,7 +82,7 @@ def _loops(timer: timeit.Timer, sample_seconds: float) -> int:
 
 
 def _time_once(timer: timeit.Timer, loops: int, collect: bool) -> float:
-    """Return the time of one sample; timeit itself switches the collector off, so undo that."""
+    """Return the time of one sample. timeit switches the collector off; this undoes that."""
     if not collect:
         return timer.timeit(loops)
     inner = timer.inner  # type: ignore[attr-defined]  # the loop without the switch
@@ -94,11 +94,11 @@ def _time_once(timer: timeit.Timer, loops: int, collect: bool) -> float:
 
 
 class Pace:
-    """Waits for the processor to run at the speed it is known to reach.
+    """Waits until the processor runs at its usual speed.
 
     A virtual or frequency-scaled processor that was idle runs for tens of milliseconds at
-    half its speed, and a neighbour can slow it down for as long. A fixed loop tells: it is run
-    until it takes about as little as it ever took in this process.
+    half its speed, and other guests can slow it down for as long. A fixed loop is run until its
+    time is close to the shortest one in this process.
     """
 
     tolerance = 1.15
@@ -109,7 +109,7 @@ class Pace:
         self._best = min(self._timer.repeat(200, 1))
 
     def wait(self) -> None:
-        """Return once the processor is at speed, or when patience ends."""
+        """Return once the processor is at full speed, or after `patience` seconds."""
         deadline = time.perf_counter() + self.patience
         while True:
             taken = min(self._timer.repeat(5, 1))
@@ -119,12 +119,12 @@ class Pace:
 
 
 def hold_arenas(held_bytes: int) -> list[bytes]:
-    """Return objects that keep as much memory in the hands of Python's allocator.
+    """Return objects that make Python's allocator keep this much memory.
 
-    The allocator returns an arena to the system when its last object goes. A benchmark whose
-    objects just fill one would map and fault it in again in every run, which makes the same
-    statement 1.6 times slower in some processes than in others. One live object in every
-    256 KiB, the smallest arena there is, prevents that; the rest of the memory is free.
+    The allocator returns an arena to the system when its last object is freed. A benchmark whose
+    objects just fill an arena would map it again in every run, which makes the same statement
+    1.6 times slower in some processes than in others. One live object per 256 KiB, the size of
+    the smallest arena, prevents that; the rest of the memory stays free.
     """
     block = 512
     objects = [bytes(block - 64) for _ in range(held_bytes // block)]
@@ -146,7 +146,7 @@ class Worker:
         return {"python": sys.version.split()[0], **self._suite.describe(self._rival)}
 
     def prepare(self, case: dict[str, Any]) -> dict[str, Any]:
-        """Make a case ready, after its answer was checked, and return the answer's digest."""
+        """Check the answer of a case, prepare it for timing, and return the answer's digest."""
         self._held = self._held or hold_arenas(HELD_BYTES)
         self._prepared = None
         gc.collect()
@@ -169,7 +169,7 @@ class Worker:
         }
 
     def call(self, name: str, case: dict[str, Any]) -> dict[str, Any]:
-        """Return what a function of the suite says of the rival and the case."""
+        """Return the result of a function of the suite for the rival and the case."""
         answer: dict[str, Any] = getattr(self._suite, name)(self._rival, case)
         return answer
 
@@ -198,7 +198,7 @@ def main() -> None:
             reply = {"ok": True, **getattr(worker, action)(**request)}
         except (UnsupportedError, NotImplementedError) as error:
             reply = {"ok": False, "kind": "unsupported", "reason": str(error)}
-        except Exception as error:  # every failure is reported to the parent, which shows it
+        except Exception as error:  # the parent process reports every failure
             reason = f"{type(error).__name__}: {error}"
             trace = traceback.format_exc()
             reply = {"ok": False, "kind": "error", "reason": reason[:500], "trace": trace[-4000:]}

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast optree is: against its peers (`run`), for a demo, and in instructions."""
+"""Benchmarks of optree: against other libraries (`run`), as a demo, and in instructions."""

@@ -13,7 +13,7 @@ Tree = Any
 
 
 class WrongAnswerError(AssertionError):
-    """A rival computed something else than the walk."""
+    """The answer of a rival differs from that of the walk."""
 
 
 def expected_leaves(tree: Tree, rival: Any) -> list[Any]:
@@ -67,7 +67,7 @@ def check_core(rival: Any, tree: Tree) -> None:
 
 
 class _Box:
-    """What the mapped function makes of a leaf."""
+    """The result of the mapped function for a leaf."""
 
     __slots__ = ("content",)
 
@@ -84,7 +84,7 @@ def _same_objects(operation: str, got: list[Any], expected: list[Any]) -> None:
 
 
 def _same_tree(operation: str, got: Tree, expected: Tree, rival: Any) -> None:
-    """Compare types and keys all the way down; the leaves were compared before."""
+    """Compare types and keys at all levels; the leaves were compared before."""
     waiting = [(got, expected)]
     while waiting:
         one, other = waiting.pop()
@@ -107,7 +107,7 @@ def _same_tree(operation: str, got: Tree, expected: Tree, rival: Any) -> None:
 
 
 def digest(answer: Any) -> str:
-    """Return a text that two rivals share if they gave the same answer.
+    """Return a text that is the same for equal answers of two rivals.
 
     Containers are compared by type and content, everything else by its representation; any
     function equals any other, and so do pickles.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much faster optree is than its peers on the module trees of ResNets, as table and plot.
+"""Compare optree with other libraries on the module trees of ResNets, as table and plot.
 
     python -m benchmarks.optree.demo_table            # a minute
     python -m benchmarks.optree.demo_table --quick    # twenty seconds
@@ -85,7 +85,7 @@ def measure(options: argparse.Namespace, effort: Effort) -> dict[str, Any]:
 
 
 def _complete(result: dict[str, Any]) -> bool:
-    """Say whether optree itself has every figure; report what it lacks."""
+    """Return whether optree itself has every figure; report missing ones."""
     lacking = [cell for cell in result["cells"] if cell["rival"] == OURS and cell["status"] != "ok"]
     for cell in lacking:
         sys.stderr.write(

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Count the instructions of a fixed set of operations: a gate that does not depend on noise.
+"""Count the instructions of a fixed set of operations: a check that noise does not affect.
 
     python -m benchmarks.optree.instructions            # count and print
     python -m benchmarks.optree.instructions --check    # fail if a count rose by over 3 %
     python -m benchmarks.optree.instructions --update   # store the counts
 
-Callgrind counts while N operations run and at no other time, so neither the start of Python nor
-the construction of trees is counted (`instructions_target.py`). Copies of memory are kept off the
-`rep movsb` of x86, which callgrind counts byte by byte. Counts depend on the interpreter's build
-and on the compiler, so they are stored under the name of both; a check on an environment without
-stored counts fails and says so.
+Callgrind counts only while N operations run, so neither the start of Python nor the construction of
+trees is counted (`instructions_target.py`). Copies of memory avoid the instruction `rep movsb` of
+x86, which callgrind counts byte by byte. Counts depend on the interpreter's build and on the
+compiler, so they are stored under the names of both. A check in an environment without stored
+counts fails with a message.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class CountError(Exception):
 
 
 def environment_name(place: Place) -> str:
-    """Return the name that counts are stored under: interpreter, machine, C library."""
+    """Return the name under which counts are stored: interpreter, machine, C library."""
     question = "import platform,sys;print(platform.python_version(), platform.python_compiler())"
     answer = subprocess.run(
         [place.python, "-S", "-c", question], capture_output=True, text=True, check=True
@@ -91,10 +91,10 @@ def environment_name(place: Place) -> str:
 
 
 def count(place: Place, module: str, cases: dict[tuple[str, str], int]) -> dict[str, int]:
-    """Return the instructions of one operation for each case, under ``tree:operation``.
+    """Return the instructions of one operation for each case, by ``tree:operation``.
 
     Args:
-        place: where our optree is.
+        place: the place of our optree.
         module: the rival module to run.
         cases: how often to run each pair of a tree and an operation of the tables.
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program that callgrind runs: each operation, a number of times, and nothing else that varies.
+"""The program that callgrind runs: each operation, a fixed number of times.
 
 Run by `instructions.py` as `-m benchmarks.optree.instructions_target MODULE TREE:OPERATION:N...`.
-Every case runs in a fork of this process, so that no case changes what another one finds, and all
-of them share one start. The loop is entered through `ffi_call`, the function of libffi behind
+Every case runs in a fork of this process, so that no case affects another one, and all of them
+start from the same state. The loop is entered through `ffi_call`, the function of libffi behind
 `ctypes`, at which callgrind switches counting on and off.
 """
 
@@ -23,7 +23,7 @@ WARM_UP = 5
 
 
 def prepare(rival: Any, tree: str, operation: str) -> Any:
-    """Return a function that runs the operation once for every item it is given."""
+    """Return a function that runs the operation once for every item of its argument."""
     found = statement_of(rival, operation)
     if found is None:
         raise SystemExit(f"{rival.__name__} has no operation {operation}")
@@ -36,7 +36,7 @@ def prepare(rival: Any, tree: str, operation: str) -> Any:
 
 
 def main() -> None:
-    """Run every case N times, each in a process of its own, after a few uncounted times."""
+    """Run every case N times in its own process, after a few uncounted runs."""
     module, *cases = sys.argv[1:]
     rival = importlib.import_module(module)
     counted = ctypes.pythonapi.PyObject_CallObject

@@ -77,22 +77,22 @@ STATEMENTS = {
 
 
 def identity(leaf: Any) -> Any:
-    """Return the leaf: the cheapest function a user can write."""
+    """Return the leaf: the cheapest Python function."""
     return leaf
 
 
 def with_path(_: Any, leaf: Any) -> Any:
-    """Return the leaf; for maps that pass the path too."""
+    """Return the leaf; for maps that also pass the path."""
     return leaf
 
 
 def never(_: Any) -> bool:
-    """Say that nothing is a leaf, as a Python predicate."""
+    """Return False: a Python predicate for which nothing is a leaf."""
     return False
 
 
 class Inputs:
-    """What statements may name; built when first asked for, as some are large."""
+    """The inputs that statements may name; built when first used, because some are large."""
 
     def __init__(self, rival: Any, tree_name: str) -> None:
         self._rival = rival
@@ -132,7 +132,7 @@ class Inputs:
 
     @functools.cached_property
     def other_spec(self) -> Any:
-        """An equal spec of its own."""
+        """An equal spec that is another object."""
         return self._rival.parts(self.other)[1]
 
     @functools.cached_property
@@ -168,7 +168,7 @@ class Inputs:
 
 
 def statement_of(rival: Any, operation: str) -> tuple[str, str] | None:
-    """Return (setup, statement), or None where the rival has no such operation."""
+    """Return (setup, statement), or None if the rival has no such operation."""
     found = rival.STATEMENTS.get(operation, STATEMENTS.get(operation))
     if found is None:
         return None

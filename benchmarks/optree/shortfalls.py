@@ -14,7 +14,7 @@ from benchmarks.optree.rivals import OURS
 from benchmarks.optree.targets import BASELINE, COLD_FLOORS, FLOORS
 from benchmarks.optree.trees import COLD_TREES, tree_label
 
-# What a memory cell may hold, and what tables call it.
+# The fields of a memory cell, and their names in tables.
 MEMORY = {
     "first_bytes": "bytes of the first spec",
     "further_bytes": "bytes of a further spec",
@@ -67,9 +67,9 @@ class Shortfall:
         tree: the name of the tree.
         operation: the name of the operation, or of a figure of memory.
         rival: the name of the library that is ahead, or that the floor refers to.
-        label: what tables call the library.
+        label: the name of the library in tables.
         ratio: its figure as a multiple of ours.
-        floor: what the ratio had to be, at least.
+        floor: the ratio that was required.
         collect: whether the garbage collector was on.
     """
 
@@ -83,13 +83,13 @@ class Shortfall:
 
     @property
     def what(self) -> str:
-        """The operation as tables call it."""
+        """The name of the operation in tables."""
         label = MEMORY.get(self.operation) or LABELS[self.operation]
         return f"{label}, collector on" if self.collect else label
 
     @property
     def reason(self) -> str:
-        """The reason, or that it is not known yet."""
+        """The reason, or a text saying that it is not known."""
         for reason in REASONS:
             if reason.applies_to(self.operation, self.tree, self.rival):
                 return reason.text

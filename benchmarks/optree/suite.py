@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens in a rival's process: a case becomes a checked statement."""
+"""The part that runs in a rival's process: it turns a case into a checked statement."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["describe", "memory", "peak", "prepare"]
 
 _salt = itertools.count()
 
-# The trees that flatten, unflatten and map were found right on, and the inputs of the last
-# case: the next one is often about the same tree, and a large one takes seconds to make.
+# The trees on which flatten, unflatten and map were checked, and the inputs of the last case: the
+# next case often has the same tree, and a large tree takes seconds to make.
 _checked: set[str] = set()
 _last: dict[str, Inputs] = {}
 
@@ -32,7 +32,7 @@ def _inputs(rival: Any, tree_name: str) -> Inputs:
 
 
 def prepare(rival: Any, case: dict[str, Any]) -> Prepared:
-    """Return the statement of a case, once its answer was found to be right.
+    """Return the statement of a case, after its answer has been checked.
 
     Args:
         rival: the module that adapts the library.
@@ -40,7 +40,7 @@ def prepare(rival: Any, case: dict[str, Any]) -> Prepared:
 
     Raises:
         UnsupportedError: the library has no such operation.
-        WrongAnswerError: it has, and the answer is wrong.
+        WrongAnswerError: the answer is wrong.
     """
     tree_name, operation = case["tree"], case["operation"]
     found = statement_of(rival, operation)
@@ -79,7 +79,7 @@ def _prepare_cold(rival: Any, tree_name: str, statement: str) -> Prepared:
     def renew() -> None:
         names["trees"] = ()
         gc.collect()
-        # The process-wide count keeps "new" keys new from case to case.
+        # The count of the process makes "new" keys new in each case.
         names["trees"] = cold_batch(tree_name, str(next(_salt)))
 
     return Prepared(statement, names, repetitions=cold.batch, renew=renew)
@@ -117,7 +117,7 @@ def _bytes_in_use() -> int:
 
 
 def memory(rival: Any, case: dict[str, Any]) -> dict[str, Any]:
-    """Return the bytes a spec holds and the peak of flattening, beyond tree and leaves.
+    """Return the bytes of a spec and the peak of flattening, without the tree and its leaves.
 
     The first spec of a tree also pays for what later ones share (names, key tables); the
     figure for a further spec is the mean over `copies` equal ones.
@@ -153,7 +153,7 @@ def memory(rival: Any, case: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak(rival: Any, case: dict[str, Any]) -> dict[str, Any]:
-    """Return by how much flattening a tree raises the process's resident memory.
+    """Return the increase of the process's resident memory while a tree is flattened.
 
     Args:
         rival: the module that adapts the library.

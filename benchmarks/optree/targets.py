@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many times faster than published optree 0.20.0 every operation has to be.
+"""The factor by which every operation has to be faster than the published optree 0.20.0.
 
-The floors that a change must not fall below, on hot trees with the garbage collector off,
-and on cold trees, by the median. `run.py` prints the cells that miss theirs.
+A change must not fall below these floors: medians on hot trees with the garbage collector off, and
+on cold trees. `run.py` prints the cells that miss their floor.
 """
 
 from __future__ import annotations

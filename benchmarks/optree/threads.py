@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the work of one thread grows when another does the same at the same time.
+"""Measure how two threads that do the same work slow each other down.
 
     python3.13t -m benchmarks.optree.threads            # a minute
     python3.13t -m benchmarks.optree.threads --quick    # ten seconds
 
-For each operation: the time of one thread alone, then for two threads, each on a tree of its
-own and both on one tree, the throughput over that of one thread (2 is perfect, 1 is what the
-global interpreter lock allows) and the processor time of a call over that of one thread alone
-(1 is perfect; it is what sharing costs, and does not suffer from a busy machine).
-Minimum of several rounds. Standard library and optree only.
+For each operation, the table has the time of one thread alone. For two threads, on separate trees
+and on one shared tree, it has the throughput relative to one thread (2 is perfect, 1 is what the
+global interpreter lock allows) and the processor time of a call relative to one thread (1 is
+perfect; this is the cost of sharing, and a busy machine does not affect it). Times are minima of
+several rounds. It needs only optree and the standard library.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def measure(calls: list[Callable[[], Any]], count: int) -> tuple[float, float]:
         thread.start()
     for thread in threads:
         thread.join()
-    # By the clocks of the threads themselves: this one may wake up late on a busy machine.
+    # Measured by the threads themselves, because this one may wake up late on a busy machine.
     return (max(ends) - min(starts)) / count, min(spent) / count
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of what two threads get done without the interpreter lock."""
+"""The table of two threads without the interpreter lock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def machine_lines(result: dict[str, Any]) -> str:
 
 
 def scaling_table(result: dict[str, Any]) -> str:
-    """Return the time of one thread, and what two threads get done and cost."""
+    """Return the time of one thread, and the throughput and cost of two threads."""
     rows = [
         [
             *(cell["tree"], cell["operation"], seconds_text(cell["min"])),

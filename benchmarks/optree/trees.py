@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one table of trees that every tree benchmark runs on.
 
-No library is needed to build a tree: a leaf is whatever the maker of leaves returns, by
-default a small object of a class no library has registered, like a tensor to a pytree
-library but without its cost.
+Trees are built without any library. A leaf is the result of a function that makes leaves, by
+default a small object of a class that no library has registered: to a pytree library it is like a
+tensor, but cheap.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RESNETS = ("resnet18", "resnet50", "resnet101", "resnet152")
 
 
 class Leaf:
-    """A leaf that knows its number, so that a shuffled answer is noticed."""
+    """A leaf with a number, so that answers in the wrong order are detected."""
 
     __slots__ = ("number",)
 
@@ -57,7 +57,7 @@ class Containers(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """What an optimizer may keep for one parameter."""
+    """The state of an optimizer for one parameter."""
 
     step: Any
     mu: Any
@@ -100,13 +100,13 @@ class Record:
 
 
 def numbered_leaf() -> MakeLeaf:
-    """Return a maker of leaves numbered 0, 1, 2, ..."""
+    """Return a function that makes leaves numbered 0, 1, 2, ..."""
     numbers = itertools.count()
     return lambda: Leaf(next(numbers))
 
 
 def number_leaf() -> MakeLeaf:
-    """Return a maker of the integers 1, 2, 3, ..., for sums and comparisons."""
+    """Return a function that makes the integers 1, 2, 3, ..., for sums and comparisons."""
     numbers = itertools.count(1)
     return lambda: next(numbers)
 
@@ -162,7 +162,7 @@ Rename = Callable[[str], str]
 
 
 def same(key: str) -> str:
-    """Return the key itself: the very object that earlier trees used."""
+    """Return the key itself, the object that earlier trees used."""
     return key
 
 
@@ -339,7 +339,7 @@ def make_tree(name: str, leaf: MakeLeaf) -> Tree:
 
 
 def tree_label(name: str) -> str:
-    """Return what tables call a tree."""
+    """Return the name of a tree in tables."""
     if name in COLD_TREES:
         return COLD_TREES[name].label
     return {**TREES, **SPECIAL_TREES}[name][0]

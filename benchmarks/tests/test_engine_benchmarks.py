@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the table of engines is measured against, and what is shown of it."""
+"""The references of the table of engines, and the tables themselves."""
 
 from __future__ import annotations
 

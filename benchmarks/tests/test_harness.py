@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stored figure says when, on which machine and under which load it was measured."""
+"""A stored figure has the date, the machine and the load of its measurement."""
 
 from __future__ import annotations
 

@@ -4,12 +4,12 @@
 Run it from the root of the repository: python -m benchmarks.torchopt.cpu_kernels [--threads N]
 
 All rivals run in one process, in turns, with the same malloc settings: freed memory is kept, so
-no rival is timed by page faults. OpenMP threads sleep instead of spinning. Both settings are read
-when a process starts, so this program restarts itself with them. Answers are checked before
+that times do not depend on page faults. OpenMP threads sleep instead of spinning. Both settings are
+read when a process starts, so this program restarts itself with them. Answers are checked before
 anything is timed. It prints the least time of consecutive runs of each rival, and of its first run
 after the other rivals used the caches; the JSON also has the medians.
 
-Page faults are counted in a process of their own, with the malloc settings that a user has.
+Page faults are counted in a separate process, with the default malloc settings.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch does while a rival runs: operations, and bytes that are alive at once."""
+"""Count the operations of torch while a rival runs, and the bytes that are alive at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def _native_bytes() -> Callable[[], int]:
-    """Return how to ask for the bytes that torchopt's kernels allocated and that are in use."""
+    """Return a function that returns the bytes in use of torchopt's kernels."""
     try:
         from torchopt.kernels import buffers
     except ImportError:  # another torchopt, or none
@@ -22,15 +22,15 @@ def _native_bytes() -> Callable[[], int]:
 
 
 class Dispatched(TorchDispatchMode):
-    """Counts operations, and the bytes that are made while it is on and alive at once.
+    """Counts operations, and the bytes allocated while it is active that are alive at once.
 
     These are the new storages that operations return, and the tensors of torchopt's kernels, which
-    the dispatcher does not see: their sum is looked at before and after every operation.
+    bypass the dispatcher. Their sum is read before and after every operation.
 
     Attributes:
-        operations: How many reached the dispatcher.
-        live: Bytes that are alive.
-        peak: The most bytes that were alive at once.
+        operations: Number of operations that reached the dispatcher.
+        live: Number of bytes that are alive.
+        peak: Largest number of bytes that were alive at once.
     """
 
     def __init__(self) -> None:

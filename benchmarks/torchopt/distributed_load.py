@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `TaskParallel` costs, compared with a loop written by hand on torch.distributed.
+"""The cost of `TaskParallel`, compared with a hand-written loop on torch.distributed.
 
 From the root of the repository:
 
     python -m benchmarks.torchopt.distributed_load [--quick] [--seconds S] [--only TEXT]
 
-starts two processes on this machine. In each row both sides do the same work, their gradients are
-compared before anything is timed, and then they take turns. Ratios are of
-medians and of minima. The results are stored in `benchmarks/results`.
+starts two processes on this machine. In each row both sides do the same work. Their gradients are
+compared before anything is timed, and then they take turns. Ratios are those of medians and of
+minima. The results are stored in `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Row:
     """Two ways to the same gradients.
 
     Attributes:
-        name: What is done.
-        ours: A step of torchopt.
-        by_hand: The same without it.
-        params: Where the gradients lie afterwards.
-        limit: Of the ratio.
-        rival: What the other side is.
+        name: The name of the row.
+        ours: A step with torchopt.
+        by_hand: The same without torchopt.
+        params: The parameters that have the gradients afterwards.
+        limit: Upper bound of the ratio.
+        rival: The name of the other side.
     """
 
     name: str
@@ -210,7 +210,7 @@ many = todist.parallelize(todist.batch_partitioner, list)(many_leaves)
 
 
 def leaves_row(leaves: int) -> dict[str, Any]:
-    """Return how long results of many leaves take, one tree from each rank."""
+    """Return the time of results with many leaves, one tree from each rank."""
     times = []
     for _ in range(3):
         dist.barrier()

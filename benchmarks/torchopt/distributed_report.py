@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of what several processes do, from the stored results."""
+"""The tables of several processes, from the stored results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def machine_lines(result: dict[str, Any]) -> str:
 
 
 def load_table(result: dict[str, Any]) -> str:
-    """Return what steps cost, and the same steps by hand."""
+    """Return the times of steps, with torchopt and by hand."""
     rows = [
         [
             cell["row"],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel benchmarks of both devices share: rivals, clocks, counts of operations."""
+"""Rivals, clocks and counters of operations for the kernel benchmarks of both devices."""
 
 from __future__ import annotations
 
@@ -97,10 +97,10 @@ def make_parameters(
 
 
 def in_place_rivals(shapes: Sequence[tuple[int, ...]], device: str) -> dict[str, Run]:
-    """Return one step of Adam by each rival; they took one, and its results agree.
+    """Return a step of Adam of each rival, after comparing their results.
 
     Raises:
-        AssertionError: They do not.
+        AssertionError: The results differ.
     """
     sets: dict[str, list[Tensor]] = {}
     grads: list[Tensor] | None = None
@@ -136,10 +136,10 @@ def differentiated(params: Sequence[Tensor], backend: Backend) -> Run:
 
 
 def differentiated_in_all(params: Sequence[Tensor], backend: Backend) -> Run:
-    """Return one functional step of Adam and the derivative of all it returns by all it was given.
+    """Return one functional step of Adam with the derivatives of all outputs by all inputs.
 
-    What a step in the middle of an inner loop costs: its moments depend on what came before, and
-    the next step depends on them.
+    This is the cost of a step in the middle of an inner loop, whose moments depend on earlier steps
+    and influence later ones.
     """
     plain = [p.detach() for p in params]
     t = with_backend(torchopt.adam(1e-3), backend)
@@ -158,7 +158,7 @@ def differentiated_in_all(params: Sequence[Tensor], backend: Backend) -> Run:
 
 
 def check_differentiated(params: Sequence[Tensor]) -> None:
-    """Raise unless both backends agree where the derivative is not mostly rounding."""
+    """Raise unless both backends agree, except where the derivative is rounding noise."""
     for make in (differentiated, differentiated_in_all):
         got, want = (make(params, b)() for b in BACKENDS)
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)

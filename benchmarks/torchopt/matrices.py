@@ -24,7 +24,7 @@ def one_by_one(params: list[Tensor], name: str) -> Callable[[], None]:
     """Return a step in place of an optimizer of `STEPS`.
 
     Raises:
-        UnsupportedError: it is about other optimizers.
+        UnsupportedError: there is no loop for this optimizer.
     """
     if name not in STEPS:
         raise UnsupportedError(f"no loop is written out for {name}")

@@ -77,7 +77,7 @@ def make_set(name: str) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def first_gradients(grads: list[Tensor]) -> list[Tensor]:
-    """Return gradients for a step before the timed one: that of Adam has a derivative of zero."""
+    """Return gradients for a step before the timed one: Adam's first step has derivative zero."""
     return [0.5 * g.flip(0) for g in grads]
 
 
@@ -86,7 +86,7 @@ def plain_adam(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Return the next parameters and moments, one tensor after the other, differentiably.
 
-    This is what users of hand-written or higher-style inner loops write.
+    This is the usual code of hand-written inner loops.
     """
     c1, c2 = 1 - B1**step, 1 - B2**step
     out: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
@@ -110,8 +110,8 @@ def plain_second_step(params: list[Tensor], grads: list[Tensor]) -> Callable[[],
 class Conv4(nn.Module):
     """Four blocks of convolution, normalisation over the batch and pooling, as in MAML.
 
-    With GELU and without the biases that the normalisation takes out again: a gradient that is
-    exactly zero makes the meta-gradients of a plain Adam, and of the published package, NaN.
+    It uses GELU, and no biases before the normalisation, which would cancel them: gradients that
+    are exactly zero make the meta-gradients of a plain Adam, and of the published package, NaN.
     """
 
     def __init__(self, channels: int = 16) -> None:

@@ -42,7 +42,7 @@ TITLES = {
 
 
 def key(cell: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what tells a cell from the others."""
+    """Return the fields that identify a cell."""
     return cell["operation"], cell["tree"], cell.get("steps"), cell["rival"]
 
 

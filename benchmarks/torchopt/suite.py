@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases of the optimizer benchmarks, in a rival's process: checked first, then timed or counted."""
+"""Cases of the optimizer benchmarks in a rival's process: checked, then timed or counted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _function(rival: Any, case: dict[str, Any]) -> Any:
 
 
 def prepare(rival: Any, case: dict[str, Any]) -> Prepared:
-    """Return a statement that was checked to compute the right thing.
+    """Return the statement of a case, after its answer has been checked.
 
     Args:
         rival: the module that adapts the library.
@@ -50,7 +50,7 @@ def prepare(rival: Any, case: dict[str, Any]) -> Prepared:
 
 
 def check(rival: Any, case: dict[str, Any], answer: Any) -> None:
-    """Raise unless `answer` is that of the plain formula; steps in place are checked on a twin."""
+    """Raise unless `answer` agrees with the plain formula; steps in place run on a copy."""
     if case["operation"] == "meta":
         _check_gradients(answer, problems.plain_meta_gradient(case["tree"], case["steps"])())
         return
@@ -73,8 +73,8 @@ def check(rival: Any, case: dict[str, Any], answer: Any) -> None:
 def _check_in_place(rival: Any, name: str, params: list[Any], grads: list[Any]) -> None:
     """Raise unless a step moves parameters as torch's for-loop does in double precision.
 
-    Optimizers of matrices are compared with the loop over matrices that `matrices` writes out.
-    To 2 % of the largest step, as single precision rounds parameters of size one to 1e-7.
+    Optimizers of matrices are compared with the loops of `matrices`. The tolerance is 2 % of the
+    largest step, because single precision rounds parameters of size one to 1e-7.
     """
     twin = [p.clone().requires_grad_() for p in params]
     exact = [p.double().requires_grad_() for p in params]

@@ -2,7 +2,7 @@
 """Whole tasks of meta-learning on networks of few small tensors, the same for every rival.
 
 A task takes a snapshot, makes the optimizer, takes 5 steps on 10 examples, differentiates the loss
-after them with respect to where they started, and puts the network back: all of it is timed.
+after them with respect to the initial parameters, and restores the network. All of it is timed.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rival's process does in the implicit benchmark."""
+"""The part of the implicit benchmark that runs in a rival's process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST_ERROR = 1e-6
 
 
 def prepare(rival: Any, case: dict[str, Any]) -> Prepared:
-    """Return the statement of a case, once its answer was found to be right."""
+    """Return the statement of a case, after its answer has been checked."""
     warnings.simplefilter("ignore")
     build = function_of(rival, case["operation"])
     problem = make(case)

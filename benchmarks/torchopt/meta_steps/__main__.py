@@ -5,8 +5,8 @@
 
 Each library runs in a process of its own, for each number of threads; jax and optax are installed
 in a folder of their own at first use. The compiler's cache is empty at first; a second process
-finds what the first one left there. Results go to `benchmarks/results/torchopt_meta_steps.json`,
-the table to the terminal.
+uses the cache that the first one filled. Results go to
+`benchmarks/results/torchopt_meta_steps.json`, the table to the terminal.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ AGREE = 2e-2  # single precision through up to 500 steps; most rows agree to 1e-
 def ask(
     paths: Sequence[Path], module: str, ways: str, folder: Path, threads: int, options: Any
 ) -> list[dict[str, Any]]:
-    """Return what a side says about its rows, with these folders of packages."""
+    """Return the results of one side for its rows, with these folders of packages."""
     one = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     environment = {
         **os.environ,
@@ -55,7 +55,7 @@ def ask(
     seconds = 0 if ways == "again" else 0.2 if options.quick else options.seconds
     command = [sys.executable, "-m", f"benchmarks.torchopt.meta_steps.{module}", str(folder)]
     command += [str(seconds), str(options.most), ways, *options.rows]
-    # The compiler has all cores, and the first call with it; the steps take so many threads.
+    # The compiler, and with it the first call, uses all cores; steps use this number of threads.
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         print(done.stderr[-2000:], file=sys.stderr)
@@ -72,7 +72,7 @@ def difference(folder: Path, row: str) -> float | None:
 
 
 def main() -> int:
-    """Measure and print; return 1 where answers differ."""
+    """Measure and print; return 1 if answers differ."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))

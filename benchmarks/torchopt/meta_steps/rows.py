@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of the table: names, sizes and numbers, by numpy, which both sides have."""
+"""The rows of the table: names, sizes and NumPy arrays, which both sides can read."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def numbers(kind: str) -> dict[str, Any]:
 
 
 def in_single(values: Any, convert: Callable[[Any], Any]) -> Any:
-    """Return a dict or list of arrays as tensors in single precision; integers stay."""
+    """Return a dict or list of arrays as tensors in single precision; integers stay integers."""
     if isinstance(values, dict):
         return {k: in_single(v, convert) for k, v in values.items()}
     if isinstance(values, list):
@@ -121,13 +121,13 @@ def measure(step: Callable[[], Any], seconds: float, least: int = 3) -> dict[str
 
 
 def serve(make: Callable[[dict[str, Any], str], Callable[[], Any]]) -> None:
-    """Measure the rows that the command line names, write gradients to a folder, print JSON lines.
+    """Measure the rows of the command line, write gradients to a folder, and print JSON lines.
 
     The command line is a folder, the seconds for each time (0 for first calls alone), the most
     seconds for a row, the ways of execution with commas between, and the rows.
 
     Args:
-        make: From a row and a way of execution to a function that returns the meta-gradient, a
+        make: Maps a row and a way of execution to a function that returns the meta-gradient, a
             list of arrays.
     """
     folder, seconds, most, ways, *names = sys.argv[1:]

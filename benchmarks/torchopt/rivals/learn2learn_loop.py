@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop of learn2learn's MAML, written out: its package does not build for this torch.
+"""The loop of learn2learn's MAML, written out, because the package does not build for this torch.
 
-As there, the network is copied with clones of its parameters, a step is a gradient for all of
-them and -lr g for each, and the sums are put into the copy, sub-module by sub-module. Its MAML
-has plain SGD only.
+As in learn2learn, the network is copied with clones of its parameters. A step computes the gradient
+of all of them, adds -lr g to each, and puts the sums into the copy, sub-module by sub-module. Its
+MAML has only plain SGD.
 """
 
 from __future__ import annotations

@@ -36,10 +36,10 @@ CLASSES = {
 
 
 def quicker(make: Callable[..., Callable[[], Any]]) -> dict[str, Any]:
-    """Return the options with which a run takes less time: those of the accelerated Adam or none.
+    """Return the faster options of a run: those of the accelerated Adam, or none.
 
     Args:
-        make: from the options to the run, on tensors of its own.
+        make: Maps options to the run, on new tensors.
     """
     times = []
     for options in ({}, {"use_accelerated_op": True}):

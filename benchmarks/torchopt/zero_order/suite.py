@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rival's process does in the zero-order benchmark.
+"""The part of the zero-order benchmark that runs in a rival's process.
 
 A rival's estimate is compared with the exact gradient before it is timed: a wrong factor or a
 missing baseline is an error, not a figure.
@@ -95,7 +95,7 @@ def check(run: Any, case: Case, exact: Any) -> None:
 
 
 def prepare(rival: Any, case: dict[str, Any]) -> Prepared:
-    """Return the statement of a case, once its answer was found to be right."""
+    """Return the statement of a case, after its answer has been checked."""
     chosen = Case(**case["case"])
     weights, x, y = arrays(chosen)
     run = function_of(rival, "estimator")(chosen, weights, x, y)
@@ -139,7 +139,7 @@ def error(rival: Any, case: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak(rival: Any, case: dict[str, Any]) -> dict[str, Any]:
-    """Return by how much one estimate raises the process's resident memory."""
+    """Return the increase of the process's resident memory during one estimate."""
     from benchmarks.optree.suite import _status_bytes
 
     chosen = Case(**case["case"])

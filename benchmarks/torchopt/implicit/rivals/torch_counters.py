@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rivals on torch share: counters of bytes and products, and problems."""
+"""Code that rivals on torch share: counters of bytes and products, and problems."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ COUNT = {"products": 0}
 
 
 class Multiplications(TorchDispatchMode):
-    """Counts multiplications with a matrix, where the function that does them cannot reach it.
+    """Counts multiplications with a matrix from outside of the function that does them.
 
-    What a function counts itself is put back when it is evaluated again for a derivative.
+    A count inside the function would be reset when it is evaluated again for a derivative.
     """
 
     count = 0
