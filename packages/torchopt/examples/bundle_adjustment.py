@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bundle adjustment, differentiable: cameras and points from images, and what depends on them.
 
-Cameras see points of a scene. Where a camera stands, how it is turned (a rotation vector w, the
-rotation is the exponential of its cross-product matrix) and where the points lie are the unknowns
-of one least-squares problem, over all observations u_ij of point j by camera i,
+Cameras see points of a scene. The positions of the cameras, their rotations (vectors w; a rotation
+is the exponential of the cross-product matrix of w) and the positions of the points are the
+unknowns of one least-squares problem, over all observations u_ij of point j by camera i,
 
     min  sum rho(|f project(R(w_i) (p_j - c_i)) - u_ij|^2),   project(x, y, z) = (x, y) / z,
 
-solved by Levenberg and Marquardt. Some observations are wrong by a lot: Huber's rho makes them
-harmless. A few points are known, which fixes where the scene lies.
+solved by the method of Levenberg and Marquardt. Some observations are outliers; Huber's rho limits
+their influence. A few points are known, which fixes the position of the scene.
 
-The solution is differentiable. Here the focal length f that the solver is given is 3 % wrong; it is
-learned by gradient descent on the error of eight more points that are known but were not used, with
-the implicit derivative of the whole adjustment.
+The solution is differentiable. The focal length f that the solver gets is 3 % wrong at first. It is
+learned by gradient descent on the error of eight more points, which are known but not used in the
+adjustment, with the implicit derivative of the whole adjustment.
 
 References:
     B. Triggs, P. McLauchlan, R. Hartley, A. Fitzgibbon, Bundle Adjustment - A Modern Synthesis,
     2000, section 4
     S. Agarwal, N. Snavely, S. Seitz, R. Szeliski, Bundle Adjustment in the Large, ECCV 2010
 
-Deviations: a scene of some forty points that is generated, with a dense factorisation.
+Deviations: a generated scene of some forty points, and a dense factorisation.
 
 Run `python bundle_adjustment.py` (about half a minute) or with `--smoke`.
 """
@@ -44,19 +44,19 @@ Tree = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
-        cameras: How many.
-        points: Unknown points.
-        control: Points that are known.
-        check: The first of the unknown points, known for the outer loss.
-        noise: Deviation of an observation, in pixels.
-        outliers: Share of the observations that are wrong.
+        cameras: Number of cameras.
+        points: Number of unknown points.
+        control: Number of known points.
+        check: Number of unknown points, the first ones, whose positions the outer loss knows.
+        noise: Standard deviation of an observation, in pixels.
+        outliers: Fraction of the observations that are outliers.
         focal: True focal length, in pixels.
-        steps: Of the focal length.
-        lr: Their size, relative to the focal length.
-        seed: Of everything random.
+        steps: Gradient steps on the focal length.
+        lr: Size of these steps, relative to the focal length.
+        seed: Seed of all random numbers.
     """
 
     cameras: int = 5
@@ -90,7 +90,7 @@ def rotate(w: Tensor, x: Tensor) -> Tensor:
 
 
 def images(unknown: Tree, control: Tensor, focal: Tensor) -> Tensor:
-    """Return where the cameras see the points, `[cameras, points, 2]`, the known ones first."""
+    """Return the images of the points, `[cameras, points, 2]`, the known points first."""
     points = torch.cat([control, unknown["points"]])
     seen = rotate(unknown["turn"], points[None] - unknown["place"][:, None])
     return focal * seen[..., :2] / seen[..., 2:]
@@ -102,7 +102,7 @@ def misfit(unknown: Tree, focal: Tensor, control: Tensor, observed: Tensor) -> T
 
 
 def scene(config: Config) -> tuple[Tree, Tensor, Tensor, Tensor]:
-    """Return the truth, the known points, the observations, and which of them are wrong."""
+    """Return the truth, the known points, the observations, and which of them are outliers."""
     generator = torch.Generator().manual_seed(config.seed)
 
     def normal(*shape: int) -> Tensor:
@@ -126,7 +126,7 @@ def scene(config: Config) -> tuple[Tree, Tensor, Tensor, Tensor]:
 
 
 def disturbed(truth: Tree, seed: int) -> Tree:
-    """Return a start that is off by some per cent."""
+    """Return a starting point that is off by a few per cent."""
     generator = torch.Generator().manual_seed(seed + 1)
     sizes = {"place": 0.2, "turn": 0.03, "points": 0.3}
     return {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Balance a pole from scratch by evolution strategies: without a derivative of the world.
+"""Balance a pole by evolution strategies, without derivatives of the environment.
 
 A network of one hidden layer sees the four numbers of gymnasium's CartPole-v1 (position, speed,
 angle, angular speed) and pushes the cart left or right. The return of an episode, at most 500, is a
@@ -9,8 +9,8 @@ returns by their centred ranks u, and gives
 
     g = 1 / (2 sigma N) sum_i (u_i+ - u_i-) z_i
 
-to Adam. Only a seed and the returns are needed to make g: `ZeroOrder.combine` regenerates the
-directions, which is how workers on many machines would share the work.
+to Adam. A seed and the returns determine g: `ZeroOrder.combine` regenerates the directions. Workers
+on many machines could share the work in this way.
 
 The task counts as solved when 100 new episodes reach 475 on average, five tests in a row. The plot
 shows the return of the current weights on new episodes against the number of episodes played.
@@ -47,20 +47,20 @@ SOLVED = 475.0
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
-        generations: Of evolution strategies, at most.
-        num_pairs: Antithetic pairs in each generation: two episodes each.
+        generations: Largest number of generations.
+        num_pairs: Antithetic pairs in each generation, of two episodes each.
         sigma: Size of the perturbation.
         lr: Step size of Adam.
         width: Hidden units.
-        test_episodes: New episodes on which the current weights are judged.
+        test_episodes: New episodes in a test of the current weights.
         test_every: Generations between such tests.
         target: Mean return to reach.
-        stay: Tests in a row at the target after which to stop.
-        runs: How often to learn, each time from new weights and worlds.
-        seed: Of the first run; the others follow.
+        stay: Number of successive tests at the target after which a run stops.
+        runs: Number of runs, each with new weights and environments.
+        seed: Seed of the first run; the next runs use the next numbers.
     """
 
     generations: int = 150

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distil a data set into ten images: one for each digit, on which a few steps of training suffice.
+"""Distil a data set into ten images, one per digit, on which a few steps of training suffice.
 
 The pixels of ten images, and the step sizes of a few steps on them, are learned so that a network
-that starts from known parameters and is trained on those images alone labels real ones right:
+that is trained on these images alone, from known initial parameters, classifies real images:
 
     theta_{t+1} = theta_t - alpha_t grad L(theta_t; distilled)        t = 0, ..., T - 1
     minimise over the distilled images and alpha the loss of theta_T on real images
@@ -10,8 +10,8 @@ that starts from known parameters and is trained on those images alone labels re
 The meta-gradient goes through all steps. Two settings of the paper: one fixed initialisation, and
 random ones that differ at each meta-step and in the test.
 
-Controls: training to the end on ten real images, drawn at random or the ones nearest to the mean of
-their class.
+Controls: training until convergence on ten real images, either drawn at random or those nearest to
+the means of their classes.
 
 Data: the 1797 images of 8 x 8 pixels that scikit-learn ships (E. Alpaydin, C. Kaynak, Optical
 Recognition of Handwritten Digits, UCI, 1998).
@@ -45,17 +45,17 @@ NUM_DIGITS = 10
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
         meta_steps: Updates of the distilled images.
         inner_steps: Steps of training on them.
-        batch: Real images that judge a meta-step.
+        batch: Real images in the outer loss of a meta-step.
         starts: Random initialisations of a meta-step, in the second setting.
         lr: Step size of Adam.
         width: Hidden units.
-        test_starts: Random initialisations of the test.
-        seed: Of everything random.
+        test_starts: Random initialisations in the test.
+        seed: Seed of all random numbers.
     """
 
     meta_steps: int = 600

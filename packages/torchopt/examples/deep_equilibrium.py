@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network of infinitely many equal layers, in the memory of one: a deep equilibrium model.
+"""A deep equilibrium model: infinitely many equal layers, in the memory of one.
 
 The hidden state of an image x is the fixed point of one layer, found by Anderson's method,
 
@@ -51,16 +51,16 @@ Params = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
-        steps: Of Adam.
+        steps: Steps of Adam.
         batch: Images in a step.
-        width: Length of z.
-        iterations: At most, of the fixed point; the unrolled network has as many layers.
-        tolerance: Relative residual at which a fixed point counts as found.
+        width: Size of z.
+        iterations: Largest number of iterations for a fixed point, and number of unrolled layers.
+        tolerance: Relative residual at which the iteration stops.
         lr: Step size of Adam.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
 
     steps: int = 300
@@ -76,7 +76,7 @@ PRESETS = {"full": Config(), "smoke": Config(steps=4, batch=32)}
 
 
 def fresh_params(width: int, generator: torch.Generator) -> Params:
-    """Return a contractive layer and a read-out."""
+    """Return the parameters of a contractive layer and of a read-out."""
     return {
         "w": 0.5 * torch.randn(width, width, generator=generator) / width**0.5,
         "u": torch.randn(width, 64, generator=generator) / 8,
@@ -87,7 +87,7 @@ def fresh_params(width: int, generator: torch.Generator) -> Params:
 
 
 def contractive(params: Params) -> Params:
-    """Return the parameters with W at most of norm 0.95, a differentiable function of them."""
+    """Return the parameters with W scaled to a norm of at most 0.95, differentiably."""
     norm = torch.linalg.matrix_norm(params["w"], ord=2)
     return {**params, "w": params["w"] * (0.95 / norm).clamp(max=1.0)}
 
@@ -100,7 +100,7 @@ def layer(z: Tensor, params: Params, x: Tensor) -> Tensor:
 def anderson(
     f: Callable[[Tensor], Tensor], z: Tensor, iterations: int, tolerance: float, memory: int = 5
 ) -> tuple[Tensor, int]:
-    """Return a fixed point of f and the number of evaluations, mixing the last `memory` ones.
+    """Return a fixed point of f and the number of evaluations, by Anderson's method.
 
     The next point is the combination of the last values of f whose residuals combine to the
     smallest one; the weights add up to one.
@@ -120,7 +120,7 @@ def anderson(
 
 
 class Model:
-    """A way from images to z, and how many evaluations of the layer it took last time."""
+    """A model, with the number of evaluations of the layer in its last call."""
 
     def __init__(self, kind: str, config: Config) -> None:
         self.kind = kind
@@ -165,7 +165,7 @@ def saved_bytes(compute: Callable[[], Tensor]) -> int:
 
 
 def train(kind: str, config: Config) -> tuple[dict[str, Any], list[float], Params]:
-    """Train one model; return what it needed and reached, its losses, and its parameters."""
+    """Train one model; return its costs and accuracy, its losses, and its parameters."""
     images, labels = digits()
     train_set, test_set = slice(0, 1200), slice(1200, None)
     generator = torch.Generator().manual_seed(config.seed)
@@ -204,7 +204,7 @@ def train(kind: str, config: Config) -> tuple[dict[str, Any], list[float], Param
 
 
 def gradient_gap(params: Params, config: Config) -> float:
-    """Return how far the implicit gradient is from that through 200 layers, relatively."""
+    """Return the relative distance of the implicit gradient from that through 200 layers."""
     images, labels = digits()
     deep = Model("unrolled", Config(**{**vars(config), "iterations": 200}))
     gradients = []

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evolution strategies by several processes that tell each other losses, and nothing else.
+"""Evolution strategies by several processes that exchange nothing but losses.
 
-A network learns from its error rate, which has no derivative. The directions in which its
-parameters are perturbed are seeds that every process knows; each process evaluates the error rate
-along its share of them, the numbers go round, 8 bytes an evaluation, and all of them add up the
-same gradient. What would be sent with gradients instead is printed beside it.
+A network learns from its error rate, which has no derivative. Every process knows the seeds of the
+directions in which the parameters are perturbed. Each process evaluates the error rate along its
+share of them, the processes exchange the values, 8 bytes per evaluation, and all of them compute
+the same gradient. The size of a gradient is printed for comparison.
 
 References:
     T. Salimans, J. Ho, X. Chen, S. Sidor, I. Sutskever, Evolution Strategies as a Scalable
@@ -32,19 +32,19 @@ import torchopt
 import torchopt.distributed as todist
 from torchopt.diff.zero_order import Gaussian, ZeroOrder, estimators
 
-# The processes import this file, and its neighbours, by name.
+# The processes import this file and the files beside it by name.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from evolution_strategies import Config, error_rate, fresh_params, load
 from example_tools import flat_table, progress
 
-# The settings are those of one process; `num_pairs` is over all of them.
+# The settings of `evolution_strategies.py`; `num_pairs` counts the pairs of all processes.
 PRESETS = {"full": Config(), "smoke": Config(steps=30, num_pairs=30)}
 
 
 @todist.auto_init_rpc(backend="collective")
 def train(config: Config) -> dict[str, Any]:
-    """Train in every process; all hold the same parameters after every step."""
+    """Train in every process; all have the same parameters after every step."""
     images, labels, test_images, test_labels = load()
     generator = torch.Generator().manual_seed(config.seed)
     params = {name: p.requires_grad_() for name, p in fresh_params(config.width, generator).items()}
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         **{**asdict(PRESETS["smoke" if options.smoke else "full"]), "seed": options.seed}
     )
     torch.set_num_threads(1)
-    # Processes are forked from one that has done the imports, those of first use as well.
+    # Processes are forked from one that has done all imports, including the lazy ones.
     multiprocessing.set_forkserver_preload(["torch", "torch._dynamo", "torchopt.distributed"])
     if "RANK" in os.environ:  # torchrun has started the processes
         results = train(config)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """MAML on digits by several processes: the same meta-gradients, by collectives or by remote calls.
 
-The tasks of a meta-step are shared out. With `--backend collective` every process runs this
-program, takes groups of tasks from a counter they share, and the meta-gradients are summed while
-the last backward pass still runs. With `--backend rpc` the first process calls the others: the
-initial parameters go to each of them once a meta-step, gradients come back through torch's
-distributed autograd. Both end where one process ends; how far from there is measured.
+The processes share the tasks of a meta-step. With `--backend collective` every process runs this
+program and takes groups of tasks from a shared counter, and the meta-gradients are summed while the
+last backward pass still runs. With `--backend rpc` the first process calls the others: it sends
+them the initial parameters once per meta-step, and gets the gradients back through torch's
+distributed autograd. Both compute the result of a single process; the difference is measured.
 
 The tasks are those of `maml_digits.py`: secret codes of digits, one labelled image of each.
 
@@ -37,7 +37,7 @@ from torch import Tensor
 import torchopt
 import torchopt.distributed as todist
 
-# The processes import this file, and its neighbours, by name.
+# The processes import this file and the files beside it by name.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from example_tools import flat_table, progress
@@ -46,19 +46,19 @@ from maml_digits import Learner, Params, TaskSampler
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
         meta_steps: Outer steps.
         tasks_per_step: Tasks of one outer step.
-        group: Tasks that a process takes at once, and runs by one vmap.
+        group: Tasks that a process takes at once and runs by one vmap.
         queries: Query images of each digit in a task.
         inner_steps: Gradient steps of the adaptation.
         inner_lr: Step size of the adaptation.
         outer_lr: Step size of Adam on the initial parameters.
         width: Units of the two hidden layers.
         test_tasks: Meta-test tasks.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
 
     meta_steps: int = 400
@@ -77,7 +77,7 @@ PRESETS = {"full": Config(), "smoke": Config(meta_steps=4, tasks_per_step=6, tes
 
 
 class Training:
-    """The parts that do not know how many processes there are."""
+    """The parts that do not depend on the number of processes."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -107,7 +107,7 @@ class Training:
         return torch.func.vmap(one)(*tasks).mean()
 
     def accuracy(self, steps: int) -> float:
-        """Return the accuracy on meta-test tasks after so many inner steps."""
+        """Return the accuracy on meta-test tasks after `steps` inner steps."""
         config = self.config
         tasks = TaskSampler("test", config.seed + 5).draw(config.test_tasks, config.queries)
         params = {name: p.detach().float() for name, p in self.params.items()}
@@ -117,7 +117,7 @@ class Training:
         return found.mean().item()
 
     def results(self, losses: list[float], seconds: list[float]) -> dict[str, Any]:
-        """Return what a run is judged by."""
+        """Return the results of a run."""
         return {
             "losses": losses,
             "meta_step_ms": 1e3 * sorted(seconds)[len(seconds) // 2],
@@ -133,7 +133,7 @@ def groups(tasks: tuple[Tensor, ...], size: int) -> list[tuple[Tensor, ...]]:
 
 
 def steps(config: Config) -> Iterator[int]:
-    """Yield the numbers of the meta-steps; the first process shows how far it is."""
+    """Yield the numbers of the meta-steps; the first process shows the progress."""
     label = f"MAML, {todist.get_world_size()} processes"
     with progress(config.meta_steps, label, shown=todist.get_rank() == 0) as bar:
         for step in range(config.meta_steps):
@@ -143,7 +143,7 @@ def steps(config: Config) -> Iterator[int]:
 
 @todist.auto_init_rpc(backend="collective")
 def train_collectively(config: Config) -> dict[str, Any]:
-    """Train in every process; all hold the same parameters after every step."""
+    """Train in every process; all have the same parameters after every step."""
     training = Training(config)
     engine = todist.TaskParallel(training.params, schedule="dynamic")
     losses, seconds = [], []
@@ -234,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     train = MAINS[options.backend]
     torch.set_num_threads(1)
-    # Processes are forked from one that has done the imports, those of first use as well.
+    # Processes are forked from one that has done all imports, including the lazy ones.
     multiprocessing.set_forkserver_preload(["torch", "torch._dynamo", "torchopt.distributed"])
     alone = None
     if "RANK" in os.environ:  # torchrun has started the processes

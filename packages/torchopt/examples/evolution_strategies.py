@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a network on its error rate, which has no derivative: evolution strategies on digits.
 
-The share of wrongly labelled images is piecewise constant: its gradient is zero wherever it exists.
-Evolution strategies need values only. Each step draws directions z_i, evaluates the error rate on
+The fraction of misclassified images is piecewise constant: its gradient is zero wherever it exists.
+Evolution strategies need only values. Each step draws directions z_i, evaluates the error rate on
 one minibatch at theta + sigma z_i and theta - sigma z_i, all by one vmap, replaces the errors by
 their centred ranks u, and gives
 
@@ -41,16 +41,16 @@ Params = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
-        steps: Of Adam.
+        steps: Steps of Adam.
         num_pairs: Antithetic pairs in each step.
         sigma: Size of the perturbation.
         lr: Step size of Adam.
         batch: Images on which the particles of a step are compared.
         width: Hidden units.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
 
     steps: int = 160
@@ -82,7 +82,7 @@ def fresh_params(width: int, generator: torch.Generator) -> Params:
 
 
 def error_rate(params: Params, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the share of wrong labels: no gradient flows through argmax."""
+    """Return the fraction of wrong labels, through which no gradient flows."""
     hidden = torch.tanh(images @ params["w1"] + params["b1"])
     logits = hidden @ params["w2"] + params["b2"]
     return (logits.argmax(-1) != labels).float().mean()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the examples share besides their methods: options, progress bars, data, results, plots."""
+"""Code that the examples share: options, progress bars, data, results and plots."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def progress(total: int, label: str, *, shown: bool = True) -> Any:
-    """Return a progress bar; one of several processes shows it."""
+    """Return a progress bar; of several processes only one shows it."""
     from tqdm import tqdm
 
     return tqdm(
@@ -42,8 +42,9 @@ def progress(total: int, label: str, *, shown: bool = True) -> Any:
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """Return the 1797 images of scikit-learn, `[1797, 64]` with mean 0 and deviation 1, and their
-    labels, in an order that is always the same and mixes writers and classes.
+    """Return the 1797 images of scikit-learn, `[1797, 64]`, and their labels, `[1797]`.
+
+    Pixels have mean 0 and standard deviation 1. The order is fixed, and mixes writers and classes.
     """
     from sklearn.datasets import load_digits
 
@@ -60,7 +61,7 @@ def mean_and_half_width(values: Tensor) -> tuple[float, float]:
 
 
 def fastest_ms(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Return the shortest time of each function in milliseconds; they take turns."""
+    """Return the shortest time of each function in milliseconds; the functions take turns."""
     times = dict.fromkeys(functions, float("inf"))
     for _ in range(repeats):
         for name, function in functions.items():
@@ -71,7 +72,7 @@ def fastest_ms(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict
 
 
 def flat_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as text, the first column to the left and the others to the right.
+    """Return rows as text, with the first column aligned left and the others right.
 
     >>> print(flat_table([["", "loss"], ["MAML", "0.1"]]))
           loss
@@ -120,14 +121,14 @@ def run_example(
 
     Args:
         doc: Docstring of the example.
-        name: Of the example.
+        name: Name of the example.
         presets: Settings: frozen dataclasses with a field `seed`, named "full" and "smoke".
-        run: Takes settings and the folder for plots, returns what can be stored as JSON.
-        report: Prints the table of results and returns whether the method did what its paper says.
-        arguments: Of the command line.
+        run: Takes the settings and the folder for plots; returns results that JSON can store.
+        report: Prints the table of results and returns whether the result of the paper was reached.
+        arguments: The arguments of the command line.
 
     Returns:
-        The exit status: 1 when a full run did not reach the result.
+        The exit status: 1 if a full run did not reach the result.
     """
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="seconds; too short to be judged")

@@ -3,8 +3,9 @@
 
 A network gives the energy of each pair of atoms, and the force on an atom is minus the slope of the
 energy. Training compares forces with data, so each step differentiates a gradient. The step runs
-as it is and by `torchopt.second_order.compile`: the same losses and parameters, less time. The data
-are forces of a Morse potential on random clusters, where the answer is known.
+eagerly and with `torchopt.second_order.compile`: the losses and parameters are the same, the time
+is shorter. The data are forces of a Morse potential on random clusters, for which the answer is
+known.
 
 References:
     J. Behler, M. Parrinello, Generalized Neural-Network Representation of High-Dimensional
@@ -32,17 +33,17 @@ import torchopt
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
-        clusters: Of the training set; as many are held out.
-        atoms: Of a cluster.
+        clusters: Clusters of the training set; the same number is held out.
+        atoms: Atoms of a cluster.
         batch: Clusters in a step.
         width: Hidden units, two layers.
-        steps: Of Adam.
-        execute: Of `torchopt.second_order.compile`.
-        repeats: Of each timing; the fastest counts.
-        seed: Of everything random.
+        steps: Steps of Adam.
+        execute: Argument of `torchopt.second_order.compile`.
+        repeats: Repetitions of each timing; the fastest counts.
+        seed: Seed of all random numbers.
     """
 
     clusters: int = 512
@@ -68,12 +69,12 @@ def distances(positions: Tensor) -> Tensor:
 
 
 def morse(positions: Tensor) -> Tensor:
-    """Return the energies of clusters whose pairs rest at a distance of 1.5."""
+    """Return the energies of clusters; the equilibrium distance of a pair is 1.5."""
     return ((1 - torch.exp(1.5 - distances(positions))) ** 2).sum(1)
 
 
 class Potential(nn.Module):
-    """A sum over pairs of a network of their distance."""
+    """The sum over pairs of atoms of a network of their distance."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ def train(
 
 
 def run(config: Config, out: Path) -> dict[str, Any]:
-    """Train twice, as it is and traced, and compare."""
+    """Train twice, eagerly and with the compiled gradient, and compare."""
     generator = torch.Generator().manual_seed(config.seed)
     positions = 1.5 * torch.randn(2 * config.clusters, config.atoms, 3, generator=generator)
     wanted = forces(morse, positions).detach()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learn hyper-parameters by their gradients, against grid search: penalties and learning rates.
+"""Learn hyper-parameters by gradients, compared with grid search: penalties and learning rates.
 
 1. Penalties of a logistic regression on real data, by implicit differentiation:
 
@@ -8,8 +8,8 @@
 
    The question is whether diabetes gets worse by more than the median in a year. Features are ten
    measurements, their squares and their 45 products; each of the three groups has a penalty. Grid
-   search has one for all: three would take the cube of its trials. The five regressions are solved
-   side by side under `vmap`, each by Newton steps that nothing records.
+   search uses one penalty for all, because three would need the cube of the number of trials. The
+   five regressions are solved together under `vmap`, by Newton steps that are not recorded.
 
 2. A learning rate for every tensor of a network, and one momentum, by differentiating through all
    steps of training: the validation loss after training is minimised over them. Grid search tries
@@ -50,16 +50,16 @@ Params = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
         splits: Random splits of the table into training and test; results are their means.
         examples: Training rows, five folds.
         outer_steps: Gradient steps on the penalties.
-        grid: Values that grid search tries for the one penalty.
+        grid: Values of the single penalty that grid search tries.
         train_steps: Steps of the network.
         rate_steps: Gradient steps on the learning rates.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
 
     splits: int = 10
@@ -122,7 +122,7 @@ def fit(start: Tensor, log_penalty: Tensor, x: Tensor, y: Tensor) -> Tensor:
         hessian = (ones * (p * (1 - p)).unsqueeze(1)).mT @ ones / len(y)
         hessian = hessian + torch.diag(curvature_of_penalty)
         step = torch.linalg.solve(hessian, grad(penalised)(w, log_penalty, x, y))
-        w = w - step / (1 + step.norm() / 10)  # short where the parabola is far from the loss
+        w = w - step / (1 + step.norm() / 10)  # damped where the quadratic model is poor
     return w
 
 
@@ -144,7 +144,7 @@ def make_folds(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
 
 
 def learn_penalties(folds: tuple[Tensor, ...], start: float, config: Config) -> Tensor:
-    """Return one penalty (its logarithm) for each group, from the best single one on."""
+    """Return the logarithms of the penalties of the groups, starting from the best single one."""
     log_penalty = torch.full((3,), start, dtype=torch.float64)
     optimizer = torchopt.adam(0.2)
     state = optimizer.init(log_penalty)
@@ -254,7 +254,7 @@ def rates(config: Config) -> dict[str, Any]:
     best, best_loss = None, math.inf
     with progress(len(trials), "grid of rates") as bar, torch.no_grad():
         for rate, m in trials[:: max(1, len(trials) // config.rate_steps)]:
-            # a logit of -20 is a momentum of zero to seven digits
+            # a logit of -20 is a momentum of 2e-9
             logit = torch.logit(torch.tensor(max(m, 2e-9)))
             point = (torch.full((number,), math.log(rate)), logit)
             loss = validation(*point).item()

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Meta-learning with a gradient that forgets the path: iMAML against MAML on codes of digits.
+"""Meta-learning with implicit gradients: iMAML compared with MAML on codes of digits.
 
 The tasks are those of `maml_digits.py`: one labelled image of each of ten digits, whose labels are
 permuted by a secret code. Implicit MAML adapts by solving a proximal problem,
 
     phi*(theta) = argmin_phi  support_loss(phi) + lam / 2 |phi - theta|^2 ,
 
-by as many gradient steps as it likes, and differentiates the equation that phi* solves:
+by any number of gradient steps, and differentiates the equation that phi* solves:
 
     d phi* / d theta = (I + H / lam)^-1 ,   H the Hessian of the support loss at phi* ,
 
-by a few steps of conjugate gradients. The memory of a meta-step is that of one inner gradient
-whatever the number of inner steps; explicit MAML keeps every step.
+by a few steps of conjugate gradients. The memory of a meta-step is that of one inner gradient for
+any number of inner steps; explicit MAML keeps every step.
 
 Compared: MAML through the three steps of `maml_digits.py`, MAML through all inner steps of iMAML,
 and iMAML; accuracy on unseen images and codes, time and memory of a meta-step, in one table.
 
 iMAML is written as functions, which `vmap` runs on all tasks at once, and as a module, which an
-optimizer of torch adapts to one task after another. The module starts from what the functions
-learned: its meta-gradient and its accuracy have to be theirs.
+optimizer of torch adapts to one task after the other. The module starts from the parameters that
+the functions learned, and must reproduce their meta-gradient and accuracy.
 
 Data: the 1797 images of 8 x 8 pixels that scikit-learn ships (E. Alpaydin, C. Kaynak, Optical
 Recognition of Handwritten Digits, UCI, 1998).
@@ -63,22 +63,22 @@ Adapt = Callable[[Params, Tensor, Tensor], Params]
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
         meta_steps: Outer steps of each method.
         tasks_per_step: Tasks averaged in one outer step.
         queries: Query images of each digit in a task.
         short_steps: Inner steps of MAML as in `maml_digits.py`.
-        inner_steps: Inner steps of iMAML, and of MAML through as many.
+        inner_steps: Inner steps of iMAML, and of the second run of MAML.
         inner_lr: Step size of the adaptation.
-        lam: How much the adapted parameters are pulled to the initial ones.
+        lam: Weight of the proximal term, which keeps the adapted parameters near the initial ones.
         cg_steps: Steps of conjugate gradients in an implicit gradient.
         memory_steps: Inner steps of a second measurement of memory.
         outer_lr: Step size of Adam on the initial parameters.
         width: Units of the two hidden layers.
         test_tasks: Meta-test tasks.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
 
     meta_steps: int = 250
@@ -105,7 +105,7 @@ PRESETS = {
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors made within it that are alive, and their peak."""
+    """Counts the bytes of live tensors that were made while it is active, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def explicit(learner: Learner, lr: float, steps: int) -> Adapt:
-    """Return the adaptation by `steps` gradient steps, differentiated step by step."""
+    """Return the adaptation by `steps` gradient steps, differentiated through the steps."""
     inner = torchopt.sgd(lr)
 
     def adapt(params: Params, images: Tensor, labels: Tensor) -> Params:
@@ -143,7 +143,7 @@ def explicit(learner: Learner, lr: float, steps: int) -> Adapt:
 
 
 def implicit(learner: Learner, config: Config, steps: int) -> Adapt:
-    """Return the proximal adaptation by `steps` gradient steps, differentiated by its equation."""
+    """Return the proximal adaptation by `steps` gradient steps, differentiated implicitly."""
 
     def objective(phi: Params, theta: Params, images: Tensor, labels: Tensor) -> Tensor:
         distance = sum(((phi[name] - theta[name]) ** 2).sum() for name in theta)
@@ -166,7 +166,7 @@ def implicit(learner: Learner, config: Config, steps: int) -> Adapt:
 
 
 class MetaTrainer:
-    """One set of initial parameters and the way to adapt them."""
+    """One set of initial parameters and a function that adapts them."""
 
     def __init__(self, learner: Learner, adapt: Adapt, config: Config) -> None:
         self.learner = learner
@@ -226,7 +226,7 @@ def proximal_module(config: Config, steps: int) -> type[ImplicitMetaGradientModu
 
 
 class ModuleTrainer(MetaTrainer):
-    """The same by a module: its parameters are adapted in place, one task after another."""
+    """The same with a module, whose parameters are adapted in place, one task after the other."""
 
     def __init__(
         self, learner: Learner, config: Config, steps: int, start: Params | None = None
@@ -286,7 +286,7 @@ def train(trainer: MetaTrainer, label: str, config: Config, test_tasks: Tasks) -
 def module_row(
     learner: Learner, start: Params, config: Config, tasks: Tasks, test_tasks: Tasks
 ) -> dict[str, Any]:
-    """Return what the module does from the parameters that the functions learned."""
+    """Return the results of the module with the parameters that the functions learned."""
     functions = MetaTrainer(learner, implicit(learner, config, config.inner_steps), config)
     module = ModuleTrainer(learner, config, config.inner_steps, start)
     slopes = []
@@ -348,8 +348,8 @@ def run(config: Config, out: Path) -> dict[str, Any]:
 def report(results: dict[str, Any]) -> bool:
     """Print the table and return whether iMAML learns as well as MAML in less memory.
 
-    It does when its accuracy is no more than five points below that of MAML through as many inner
-    steps, its memory with many steps less than a third, and module and functions agree.
+    It does if its accuracy is at most five points below that of MAML through as many inner steps,
+    its memory with many steps is less than a third, and module and functions agree.
     """
     long_steps = results["config"]["memory_steps"]
     table = [["", "accuracy", "ms/meta-step", "peak MiB", f"with {long_steps} steps"]]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learn an optimizer: a small network that maps the statistics of a coordinate to its update.
 
-A task is a subset of the digits with their pixels mixed by a random matrix to ten features, and
-a fresh network with one hidden layer that learns to tell them apart in thirty steps. The meta-loss
+In a task, a new network with one hidden layer learns to classify a subset of the digits in thirty
+steps. A random matrix mixes their pixels to ten features. The meta-loss
 is the training loss, averaged over the steps. The weights of the optimizer (a perceptron for each
 coordinate, or an LSTM) are trained on training tasks,
 
@@ -12,9 +12,9 @@ coordinate, or an LSTM) are trained on training tasks,
 * by persistent evolution strategies (PES), windows of ten steps, unbiased,
 * by truncated evolution strategies, the same without memory between windows.
 
-The rival is Adam, its learning rate tuned on a grid on training tasks by the same meta-loss. All
-are compared on tasks that nobody has seen: other images, other mixtures, other initial weights.
-All of it, the tuning included, is repeated for several seeds.
+The baseline is Adam. Its learning rate is tuned on a grid by the same meta-loss on training tasks.
+All are compared on held-out tasks, with other images, other mixtures and other initial weights.
+Everything, including the tuning, is repeated for several seeds.
 
 Data: the 1797 images of 8 x 8 pixels that scikit-learn ships (E. Alpaydin, C. Kaynak, Optical
 Recognition of Handwritten Digits, UCI, 1998).
@@ -27,7 +27,7 @@ References:
     P. Vicol, L. Metz, J. Sohl-Dickstein, Unbiased Gradient Estimation in Unrolled Computation
     Graphs with Persistent Evolution Strategies, ICML 2021, https://arxiv.org/abs/2112.13835
 
-Deviations: one family of small tasks and minutes of meta-training instead of many and years.
+Deviations: one family of small tasks, and minutes of meta-training.
 
 Run `python learned_optimizer.py` (about six minutes of a core) or with `--smoke` (or `--quick`).
 """
@@ -59,24 +59,24 @@ WORST = 5.0  # the loss of a run that diverged
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
         horizon: Inner steps of an episode.
         window: Inner steps between two updates by evolution strategies.
         examples: Images of a task.
-        features: Of an image.
+        features: Features of an image.
         width: Hidden units of the network that is trained.
-        tasks: In a meta-step.
-        meta_steps: Of the explicit engine.
+        tasks: Tasks in a meta-step.
+        meta_steps: Meta-steps of the explicit engine.
         es_steps: Meta-steps of evolution strategies.
         num_pairs: Antithetic pairs of particles.
         sigma: Size of their perturbations.
         meta_lr: Step size of Adam on the weights, decayed to zero by a cosine.
-        grid: Learning rates of Adam.
-        test_tasks: How many.
-        seeds: How often everything is repeated.
-        seed: Of everything random.
+        grid: Learning rates of Adam that are tried.
+        test_tasks: Number of held-out tasks.
+        seeds: Number of repetitions.
+        seed: Seed of all random numbers.
     """
 
     horizon: int = 30
@@ -111,7 +111,7 @@ class Digits:
 
 
 def mlp(weights: Params) -> GradientTransformation:
-    """Return the perceptron, with steps that suit networks of this size."""
+    """Return the perceptron, with a step scale for networks of this size."""
     return learned_mlp(weights, step_scale=0.03, exponent_scale=0.1)
 
 

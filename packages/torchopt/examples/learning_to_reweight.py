@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the weights of training examples that serve a small clean set: learning to reweight.
+"""Learning to reweight: find weights of training examples by means of a small clean set.
 
-Handwritten fours and nines; nearly all training images are of one class, so a network learns to say
-that class. Ten images, five of each class, are clean. In every step each image i of the batch gets
-the weight that would have lowered the loss on the clean images most, had the step been taken:
+The data are handwritten fours and nines. Nearly all training images are of one class, so a network
+learns to predict that class. Ten images, five of each class, are clean. In every step, the weight
+of an image i of the batch is the rate at which it would lower the loss on the clean images:
 
     theta'(e) = theta - alpha grad sum_i e_i l_i(theta)          one step, e = 0
     w_i = max(-d l_clean(theta'(e)) / d e_i, 0), divided by their sum
 
-and the step is taken with w. Nothing else is learned; the derivative with respect to e goes through
-one step of `MetaSGD`.
+and the step is taken with w. The derivative with respect to e goes through one step of `MetaSGD`.
 
-Controls: all examples equal; each class with the weight of its size (the "proportion" of the
-paper); training on the ten clean images alone.
+Controls: equal weights; weights by class size (the "proportion" of the paper); training on the ten
+clean images alone.
 
 Data: fours and nines among the images of 8 x 8 pixels that scikit-learn ships (E. Alpaydin, C.
 Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998), shifted by fractions of a pixel at
@@ -45,18 +44,18 @@ MAJORITY, MINORITY = 9, 4
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
-        proportions: Shares of the larger class among the training images.
+        proportions: Fractions of the larger class among the training images.
         images: Training images.
         steps: Of SGD.
         batch: Images in a step.
-        lr: Step size, imagined and real.
-        noise: Deviation of the noise on every pixel, whose own deviation is 1.
+        lr: Step size, also of the trial step.
+        noise: Standard deviation of the noise; that of the pixels is 1.
         width: Hidden units.
-        repeats: Runs of which the mean is reported; each draws its own images.
-        seed: Of everything random.
+        repeats: Number of runs, each with its own images; their mean is reported.
+        seed: Seed of all random numbers.
     """
 
     proportions: tuple[float, ...] = (0.9, 0.98, 0.99, 0.995)
@@ -108,7 +107,7 @@ def draw(proportion: float, config: Config, generator: torch.Generator) -> Split
         parts["clean"].append(own[:5])
         parts["test"].append(own[5:75])
         base = own[75:]
-        chosen = base[torch.arange(count) % len(base)]  # a rare class has `count` different ones
+        chosen = base[torch.arange(count) % len(base)]  # images repeat if there are too few
         parts["train"].append(shifted(chosen, generator))
 
     def labelled(name: str) -> tuple[Tensor, Tensor]:
@@ -135,9 +134,9 @@ def example_losses(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def example_weights(
     net: nn.Module, images: Tensor, labels: Tensor, clean: tuple[Tensor, Tensor], lr: float
 ) -> Tensor:
-    """Return the weight of each image by which a step helps the clean images most; the sum is one.
+    """Return the weights of the images by their effect on the clean images; their sum is one.
 
-    The network is as before when this returns.
+    The network is left as it was.
     """
     start = torchopt.extract_state_dict(net, by="reference")
     e = torch.zeros(len(images), dtype=images.dtype, requires_grad=True)
@@ -154,7 +153,7 @@ def example_weights(
 def train(
     method: str, split: Split, config: Config, seed: int, bar: Any
 ) -> tuple[list[tuple[int, float]], float]:
-    """Return the curve of test accuracies, and the share of weight that the rare class received."""
+    """Return the curve of test accuracies, and the fraction of weight on the rare class."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     net = Network(config.width)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Teach two selfish agents to cooperate: LOLA on the iterated prisoner's dilemma.
 
-Each agent's policy has five numbers: the probability to cooperate at the first move and after each
-of the four outcomes CC, CD, DC, DD of the last one. Both defecting pays -2 a move, both cooperating
--1. An agent with learning awareness maximises its value after the opponent's next learning steps,
-and differentiates through them:
+Each agent's policy has five numbers: the probabilities of cooperating at the first move and after
+each of the four outcomes CC, CD, DC, DD of the last move. The reward of a move is -2 if both defect
+and -1 if both cooperate. A learning-aware agent maximises its value after the opponent's next
+learning steps, and differentiates through them:
 
     theta_1 <- theta_1 + lr_out * grad_1 V_1(theta_1, theta_2 + lr_in * grad_2 V_2)
 
@@ -44,27 +44,27 @@ import torchopt
 
 # Reward of the first agent after CC, CD, DC, DD; its own move comes first.
 REWARD = torch.tensor([-1.0, -3.0, 0.0, -2.0])
-# What the other agent sees where we see 0: nothing, 1: CC, 2: CD, 3: DC, 4: DD.
+# What the other agent sees when we see 0: nothing, 1: CC, 2: CD, 3: DC, 4: DD.
 SWAPPED = torch.tensor([0, 1, 3, 2, 4])
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
         exact_steps: Learning steps of the exact version.
         pairs: Pairs of agents that learn in the exact version.
-        exact_lr_in: Size of the opponent's imagined step, exact version.
+        exact_lr_in: Size of the opponent's look-ahead step, exact version.
         exact_lr_out: Size of a learning step, exact version.
-        gamma: Discount a move.
+        gamma: Discount per move.
         dice_steps: Learning steps of the sampled version.
         games: Games played at once for an estimate.
         moves: Moves of a game.
-        dice_lr_in: Size of the opponent's imagined step, sampled version.
+        dice_lr_in: Size of the opponent's look-ahead step, sampled version.
         dice_lr_out: Size of a learning step, sampled version.
-        look_aheads: Numbers of imagined steps to compare.
-        seed: Of everything random.
+        look_aheads: Numbers of look-ahead steps that are compared.
+        seed: Seed of all random numbers.
     """
 
     exact_steps: int = 150
@@ -112,7 +112,7 @@ def values(own: Tensor, other: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
 
 
 def exact_gradient(own: Tensor, other: Tensor, look_ahead: int, config: Config) -> Tensor:
-    """Return the gradient of our value after the opponent's imagined steps."""
+    """Return the gradient of our value after the opponent's look-ahead steps."""
     optimizer = torchopt.sgd(config.exact_lr_in, maximize=True)
 
     def value_after(own: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def dice_objective(log_own: Tensor, log_other: Tensor, rewards: Tensor, gamma: f
     discounted = discounts * rewards
     both = log_own + log_other
     total = (magic_box(both.cumsum(0)) * discounted).sum(0).mean()
-    # What is left to come from each move on, averaged over games: does not depend on that move.
+    # The baseline of a move is the mean reward from it on over all games.
     baseline = discounted.flip(0).cumsum(0).flip(0).mean(1, keepdim=True)
     control = ((1 - magic_box(both)) * baseline).sum(0).mean()
     return -(total + control)
@@ -209,7 +209,7 @@ def dice_objective(log_own: Tensor, log_other: Tensor, rewards: Tensor, gamma: f
 def dice_gradient(
     own: Agent, other: Agent, look_ahead: int, config: Config, generator: torch.Generator
 ) -> Tensor:
-    """Return the gradient of our loss after the opponent's imagined learning steps."""
+    """Return the gradient of our loss after the opponent's look-ahead steps."""
     imagined = Agent()
     imagined.load_state_dict(other.state_dict())
     inner = torchopt.MetaSGD(imagined, lr=config.dice_lr_in)

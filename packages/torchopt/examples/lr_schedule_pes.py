@@ -2,14 +2,14 @@
 """Learn a learning-rate schedule by persistent evolution strategies (PES).
 
 A small network learns handwritten digits by 150 steps of stochastic gradient descent on batches of
-ten images. The schedule is a polygon through five knots, its values the logarithms of the learning
-rate. The meta-objective is the loss on held-out images after every step, averaged over the run.
+ten images. The schedule interpolates the logarithm of the learning rate linearly between five
+knots. The meta-objective is the loss on held-out images after every step, averaged over the run.
 
 Its derivative through 150 steps is expensive, and short windows are misleading: within a few steps
 a small learning rate looks best, because it averages out the noise of the batches, although a large
 one gets further in the long run (the short-horizon bias). PES updates the schedule after every
-window of ten steps, with particles that carry their own inner state, and is unbiased all the same:
-a particle's loss is credited to the sum of all perturbations it has seen. Truncated ES is the same
+window of ten steps, with particles that keep their own inner states, and is still unbiased: the
+loss of a particle is attributed to the sum of all its perturbations. Truncated ES is the same
 program without that memory. Both get the same number of inner steps. The control is the best
 constant learning rate of a fine grid.
 
@@ -47,12 +47,12 @@ WORST = 5.0  # the loss of a run that diverged
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
         horizon: Inner steps of an episode.
         window: Inner steps between two updates of the schedule.
-        knots: Of the schedule.
+        knots: Number of knots of the schedule.
         batch: Images of an inner step.
         width: Hidden units.
         meta_steps: Updates of the schedule.
@@ -60,9 +60,9 @@ class Config:
         sigma: Size of the perturbation of log learning rates.
         meta_lr: Step size of Adam on the schedule, decayed to zero by a cosine.
         start: Learning rate of the first schedule.
-        test_runs: Runs, from other weights and batches, on which a schedule is judged.
+        test_runs: Runs with other weights and batches in the test of a schedule.
         grid: Constant learning rates that are tried as a control.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
 
     horizon: int = 150
@@ -103,7 +103,7 @@ def load() -> Digits:
 
 
 def rate(log_rates: Tensor, t: int, horizon: int) -> Tensor:
-    """Return the learning rate of step t: the exponential of the polygon through the knots."""
+    """Return the learning rate of step t, by linear interpolation of its logarithm."""
     place = t / max(horizon - 1, 1) * (len(log_rates) - 1)
     left = min(int(place), len(log_rates) - 2)
     between = place - left
@@ -146,7 +146,7 @@ def judge(schedules: Tensor, config: Config, digits: Digits) -> Tensor:
 
     Args:
         schedules: `[n, knots]`.
-        config: Says how to train.
+        config: The settings.
         digits: The data.
 
     Returns:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learn to read a secret code of digits from one example of each: MAML and first-order MAML.
 
-Every task is a code: a random permutation of ten labels over the ten handwritten digits. A learner
-sees one labelled image of each digit (10-way, 1-shot) and has to label new images. Model-agnostic
+Every task is a code: a random assignment of ten labels to the ten digits. A learner sees one
+labelled image of each digit (10-way, 1-shot) and has to label new images. Model-agnostic
 meta-learning trains the initial parameters so that a few gradient steps on those ten images
 suffice:
 
@@ -52,7 +52,7 @@ NUM_DIGITS = 10
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
         meta_steps: Outer steps of each method.
@@ -64,8 +64,8 @@ class Config:
         width: Units of the two hidden layers.
         test_tasks: Meta-test tasks.
         validation_tasks: Tasks on which the control is tuned.
-        timed: Ways of running the inner loop whose time is compared.
-        seed: Of everything random.
+        timed: Ways of running the inner loop that are timed.
+        seed: Seed of all random numbers.
     """
 
     meta_steps: int = 1500
@@ -130,7 +130,7 @@ class TaskSampler:
     Args:
         split: `"train"`, `"validation"` or `"test"`. Training and validation use even codes,
             testing odd ones; the images of the three do not overlap.
-        seed: Of the draws.
+        seed: Seed of the random draws.
     """
 
     SPLITS: ClassVar[dict[str, tuple[float, float]]] = {
@@ -353,10 +353,10 @@ def train(
 
 
 def step_times(learner: Learner, config: Config, repeats: int = 20) -> dict[str, Any]:
-    """Return what a meta-step of MAML takes, by how the inner loop runs.
+    """Return the time of a meta-step of MAML for each way of running the inner loop.
 
-    For each of `config.timed` the milliseconds of the fastest of `repeats`
-    steps and the seconds of the first, or why it does not run here.
+    For each of `config.timed`, this is the milliseconds of the fastest of `repeats` steps and the
+    seconds of the first one, or the reason why it does not run here.
     """
     sampler = TaskSampler("train", config.seed + 4)
     batches = [sampler.draw(config.tasks_per_step, config.queries) for _ in range(repeats)]
@@ -459,8 +459,8 @@ def timed(execute: str, found: Any) -> str:
 def report(results: dict[str, Any], out: Path) -> bool:
     """Print the table and return whether meta-learning worked.
 
-    It did when every method is 40 points over its unadapted start, MAML 15 points over the control
-    and the first-order variant, which learns more slowly, over the control too.
+    It did if every method is 40 points above its unadapted start, MAML is 15 points above the
+    control, and the first-order variant, which learns more slowly, is above the control.
     """
     config, scratch = results["config"], results["scratch"]
     print(
@@ -508,8 +508,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     preset = "smoke" if options.smoke else "quick" if options.quick else "full"
     threads = torch.get_num_threads()
-    # The tensors are small: a second thread saves nothing, and waiting for it on a busy machine
-    # costs tenfold.
+    # The tensors are small: a second thread saves nothing, and on a busy machine waiting for it
+    # takes ten times as long.
     torch.set_num_threads(1)
     try:
         results = run(replace(PRESETS[preset], seed=options.seed), options.out)

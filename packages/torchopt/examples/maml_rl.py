@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapt a policy to a new world from twenty walks: MAML for reinforcement learning.
+"""Adapt a policy to a new decision process from twenty walks: MAML for reinforcement learning.
 
 A world is a random Markov decision process: 10 states, 5 actions, transition probabilities drawn
 from a flat Dirichlet distribution, and a mean reward for every state and action drawn from N(1, 1);
 rewards have unit noise. In a new world the agent walks twenty times ten moves with the policy it
-brings, takes policy-gradient steps, and is judged by the reward of walks with the adapted policy.
+has, takes policy-gradient steps, and is judged by the reward of walks with the adapted policy.
 
     theta' = theta + alpha o grad J_sampled(theta)        from walks in that world, for each step
     maximise over theta and alpha the mean over worlds of J(theta')
@@ -13,10 +13,10 @@ The gradient of J is estimated with the log-probabilities of the sampled moves; 
 and it is differentiated through the inner steps. There is one alpha for each step and state.
 
 Before adaptation the best expected reward is that of the mean world, 10 in ten moves, whatever the
-policy: everything above is adaptation. All states are alike before the first walk, so there is
-little to gain from the start and much from the step sizes. Controls: a uniform policy that takes
-the same steps with the best of a grid of step sizes, tried in 500 worlds each; and the optimal
-policy of each world, by dynamic programming.
+policy: any reward above that is due to adaptation. All states are alike before the first walk, so
+the initial policy matters little and the step sizes matter much. Controls: a uniform policy that
+takes the same steps with the best of a grid of step sizes, tried in 500 worlds each; and the
+optimal policy of each world, by dynamic programming.
 
 References:
     C. Finn, P. Abbeel, S. Levine, Model-Agnostic Meta-Learning for Fast Adaptation of Deep
@@ -47,7 +47,7 @@ NUM_STATES, NUM_ACTIONS = 10, 5
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
         meta_steps: Updates of theta and alpha.
@@ -55,10 +55,10 @@ class Config:
         walks: Walks of an inner step, in each world.
         moves: Moves of a walk.
         inner_steps: Policy-gradient steps in a new world.
-        alpha: Where the step sizes start.
+        alpha: Initial value of the step sizes.
         outer_lr: Step size of Adam.
         test_worlds: Worlds of the final test.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
 
     meta_steps: int = 600
@@ -120,7 +120,7 @@ def sampled_objective(
 ) -> Tensor:
     """Return the policy-gradient objective of each world from sampled walks, `[worlds]`.
 
-    Its value means nothing, its gradient estimates that of the expected reward of a walk.
+    Only its gradient has a meaning: it estimates that of the expected reward of a walk.
     """
     number = len(logits)
     log_policy = torch.log_softmax(logits, -1)
@@ -238,7 +238,7 @@ def run(config: Config, out: Path) -> dict[str, Any]:
 
 
 def report(results: dict[str, Any]) -> bool:
-    """Print expected rewards and return whether adaptation helps, more than that of the control."""
+    """Print expected rewards and return whether adaptation helps more than the control's."""
     steps = results["config"]["inner_steps"]
     rows = [["expected reward of ten moves", *(f"{k} steps" for k in range(steps + 1))]]
     titles = {
@@ -253,7 +253,7 @@ def report(results: dict[str, Any]) -> bool:
     low, mean, high = results["alpha"]
     print(f"learned step sizes: {low:.2f} to {high:.2f}, mean {mean:.2f}")
     maml, control = results["rewards"]["MAML"], results["rewards"]["uniform start"]
-    # Nobody told MAML the step sizes; the control needed a grid.
+    # MAML learns its step sizes; the control needed a grid.
     return bool(maml[-1][0] > maml[0][0] + 5.0 and maml[-1][0] > control[-1][0] - 0.25)
 
 

@@ -5,12 +5,12 @@ A task is a wave A sin(x + phi) with A in [0.1, 5] and phi in [0, pi]; a learner
 with x in [-5, 5] and is judged by its squared error elsewhere, after gradient steps on those ten.
 
     MAML       theta' = theta - alpha grad L(theta), meta-gradient through the step
-    first-order  the same, the inner gradient taken for a constant
+    first-order  the same, with the inner gradient as a constant
     Meta-SGD   theta' = theta - alpha o grad L(theta), one learned alpha for each parameter
     pretrained   theta fitted to all tasks at once, then adapted with the best step size of a grid
 
 The mean over all tasks is near zero everywhere, so a pretrained network knows little about any of
-them; meta-learned parameters are those from which one step goes far.
+them. Meta-learned parameters are those from which one step leads far.
 
 References:
     C. Finn, P. Abbeel, S. Levine, Model-Agnostic Meta-Learning for Fast Adaptation of Deep
@@ -45,17 +45,17 @@ Params = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
         meta_steps: Outer steps of each method.
         tasks: Tasks averaged in one outer step.
-        shots: Points of a task that are seen; as many others judge it.
-        inner_lr: Step size of MAML's adaptation, and where Meta-SGD's step sizes start.
+        shots: Points of a task that the learner sees; the same number is used to judge it.
+        inner_lr: Step size of MAML's adaptation, and initial step size of Meta-SGD.
         outer_lr: Step size of Adam.
         test_tasks: Tasks of the final test.
         test_steps: Adaptation is judged after 0, 1, ..., this many steps.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
 
     meta_steps: int = 5000
@@ -120,7 +120,7 @@ def adapt(
 
 @dataclass
 class Learner:
-    """What a method learns: initial parameters, and step sizes for Meta-SGD."""
+    """What a method learns: initial parameters, and for Meta-SGD also step sizes."""
 
     method: str
     params: Params
@@ -128,7 +128,7 @@ class Learner:
 
     @classmethod
     def fresh(cls, method: str, config: Config) -> Learner:
-        """Return a learner that has learned nothing."""
+        """Return an untrained learner."""
         params = fresh_params(config.seed)
         step_size: float | Params = config.inner_lr
         if method == "Meta-SGD":
@@ -199,7 +199,7 @@ def run(config: Config, out: Path) -> dict[str, Any]:
             learner.step_size = min(CONTROL_LRS, key=validation_error)
         errors = learner.errors(*test, config.shots, config.test_steps)
         methods[method] = {
-            # Meta-SGD's steps are made for one step; more of them diverge.
+            # Meta-SGD's step sizes are learned for one step; more steps diverge.
             "errors": [
                 mean_and_half_width(column) if column.isfinite().all() else None
                 for column in errors.unbind(1)

@@ -7,10 +7,10 @@ towards the return in which each state s has its own discount,
 
     G_t = R_{t+1} + gamma(S_{t+1}) G_{t+1},      v' = v + alpha * mean (G_t - v(S_t)) grad v(S_t),
 
-and the values are judged by walks it has not seen, with the undiscounted return. That error is
-differentiated with respect to the discounts, through the step: G_t depends on them.
+and the values are judged on new walks by the undiscounted return. That error is differentiated with
+respect to the discounts, through the step, because G_t depends on them.
 
-Looking past a noisy reward costs variance, and gains what comes later. Meta-gradients find
+Looking past a noisy reward adds variance, but includes later rewards. Meta-gradients find
 discounts near one in signal states and near zero in noise states.
 
 References:
@@ -43,17 +43,17 @@ SIGNAL = torch.arange(1, NUM_STATES + 1) % 2 == 1
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
         meta_steps: Updates of the discounts.
-        agents: Learn side by side; the results are their means.
-        walks: Walks of a batch, for a step of the values and for its judgement each.
+        agents: Number of agents that learn in parallel; the results are their means.
+        walks: Walks of a batch; one batch is for the step of the values, one for the outer loss.
         inner_lr: Step size of the values.
         outer_lr: Step size of Adam on the logits of the discounts.
-        reset: Probability, at each meta-step, that an agent's values start again from zero: the
-            discounts matter while there is something to learn.
-        seed: Of everything random.
+        reset: Probability, at each meta-step, that the values of an agent are reset to zero: the
+            discounts matter only while there is something to learn.
+        seed: Seed of all random numbers.
     """
 
     meta_steps: int = 3000
@@ -113,7 +113,7 @@ def run(config: Config, out: Path) -> dict[str, Any]:
     curves: dict[str, list[tuple[int, float]]] = {"signal states": [], "noise states": []}
     with progress(config.meta_steps, "discounts") as bar:
         for step in range(config.meta_steps + 1):
-            gamma = torch.sigmoid(logits)[:, 1:]  # state 1 is entered by nothing
+            gamma = torch.sigmoid(logits)[:, 1:]  # no walk enters state 1
             curves["signal states"].append((step, gamma[:, SIGNAL[1:]].mean().item()))
             curves["noise states"].append((step, gamma[:, ~SIGNAL[1:]].mean().item()))
             if step == config.meta_steps:
@@ -141,7 +141,7 @@ def run(config: Config, out: Path) -> dict[str, Any]:
 def judge_discounts(
     learned: Tensor, config: Config, generator: torch.Generator
 ) -> dict[str, float]:
-    """Return how wrong values are, from zero, after one step with several choices of discounts."""
+    """Return the error of the values after one step from zero, for several discounts."""
     truth = SIGNAL.float().mul(0.1).flip(0).cumsum(0).flip(0)
     rewards = torch.cat([walk(config, generator) for _ in range(50)])
     choices = {

@@ -3,10 +3,10 @@
 
     u_t + u u_x = nu u_xx        for -1 <= x <= 1, 0 <= t <= 1
 
-The loss is the square of the residual at random points, which has second derivatives of the
-network, and the square of the error at t = 0 and x = -1, 1. Each step differentiates all of that
-once more. It runs as it is and by `torchopt.second_order.compile`. The solution is a travelling
-front, u = c - a tanh(a (x - c t) / (2 nu)), so that the error is known.
+The loss is the mean square of the residual at random points, which contains second derivatives of
+the network, plus that of the error at t = 0 and x = -1, 1. Each step differentiates this loss once
+more. It runs eagerly and with `torchopt.second_order.compile`. The solution is a travelling front,
+u = c - a tanh(a (x - c t) / (2 nu)), so that the error is known.
 
 References:
     M. Raissi, P. Perdikaris, G. E. Karniadakis, Physics-informed neural networks, Journal of
@@ -33,15 +33,15 @@ NU, A, C = 0.05, 0.5, 0.5
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
-        points: Random points of a step, and as many on the border.
+        points: Random points of a step inside, and the same number on the boundary.
         width: Hidden units, three layers.
-        steps: Of Adam.
-        execute: Of `torchopt.second_order.compile`.
-        repeats: Of each timing; the fastest counts.
-        seed: Of everything random.
+        steps: Steps of Adam.
+        execute: Argument of `torchopt.second_order.compile`.
+        repeats: Repetitions of each timing; the fastest counts.
+        seed: Seed of all random numbers.
     """
 
     points: int = 64
@@ -73,13 +73,13 @@ def residual(net: Any, x: Tensor, t: Tensor) -> Tensor:
 
 
 def loss(net: Any, inside: Tensor, border: Tensor) -> Tensor:
-    """Return the square of the residual, and of the error on the border; points are (x, t)."""
+    """Return the mean squares of the residual and of the boundary error; points are (x, t)."""
     error = net(border).squeeze(1) - front(*border.unbind(1))
     return (residual(net, *inside.unbind(1)) ** 2).mean() + (error**2).mean()
 
 
 def draw(config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return random points, inside and on the border."""
+    """Return random points, inside and on the boundary."""
     inside, border = torch.rand(2, config.points, 2, generator=generator)
     scale, shift = torch.tensor([2.0, 1.0]), torch.tensor([-1.0, 0.0])
     inside, border = inside * scale + shift, border * scale + shift
@@ -115,7 +115,7 @@ def train(function: Any, net: nn.Module, config: Config, label: str) -> list[flo
 
 
 def run(config: Config, out: Path) -> dict[str, Any]:
-    """Train twice, as it is and traced, and compare."""
+    """Train twice, eagerly and with the compiled gradient, and compare."""
     fast = torchopt.second_order.compile(loss, execute=config.execute)
     grid = torch.cartesian_prod(torch.linspace(-1, 1, 101), torch.linspace(0, 1, 51))
     wanted = front(*grid.unbind(1))

@@ -5,14 +5,14 @@
     MAML     w(alpha, beta)      meta-training: steps with the rate beta on the error after adapting
     tune     minimise over alpha and beta the error of w(alpha, beta) on tasks that MAML never saw
 
-alpha has one step size for each tensor of the network, as in Meta-SGD, but it is not trained along
-with w: it is judged by where a whole meta-training leads with it. Its gradient goes through every
-step of that meta-training, and through the adaptation inside of each; that is an inner loop inside
-of the loss of an inner loop. The middle level keeps its states alone (`keep="steps"`): besides them
-its memory is that of one meta-step, however long the training.
+alpha has one step size for each tensor of the network, as in Meta-SGD, but it is not trained
+together with w: it is judged by the result of a whole meta-training. Its gradient goes through
+every step of that meta-training and through the adaptation in each step; that is an inner loop
+inside the loss of an inner loop. The middle level keeps only its states (`keep="steps"`): beyond
+them, its memory is that of one meta-step for any length of the training.
 
-The rival is a random search over the same hyper-parameters, with three times as many trainings as
-tuning takes: a gradient costs about three of them.
+The baseline is a random search over the same hyper-parameters with three times as many trainings,
+because a gradient takes about as long as three of them.
 
 References:
     A. Raghu, J. Lorraine, S. Kornblith, M. McDermott, D. Duvenaud, Meta-learning to Improve
@@ -46,17 +46,17 @@ Waves = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
         meta_steps: Steps of a meta-training.
         tasks: Tasks averaged in one of them.
-        shots: Points of a task that are seen; as many others judge it.
+        shots: Points of a task that the learner sees; the same number is used to judge it.
         adapt_steps: Steps of an adaptation.
         tune_steps: Gradient steps on the hyper-parameters.
-        validation_tasks: Tasks that judge a meta-training.
+        validation_tasks: Tasks on which a meta-training is judged.
         test_tasks: Tasks of the final test.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
 
     meta_steps: int = 30
@@ -102,7 +102,7 @@ class Levels:
     """The three levels.
 
     Args:
-        config: The sizes.
+        config: The settings.
         derivative: How the steps of an adaptation are differentiated.
         keep: What a meta-training keeps.
     """
@@ -133,7 +133,7 @@ class Levels:
         return self.errors(w, waves, log_alpha).mean()
 
     def trained(self, start: Params, waves: Waves, hypers: tuple[Tensor, Tensor]) -> Params:
-        """Return what a meta-training ends with; `waves` has a leading dimension of steps."""
+        """Return the parameters after meta-training; `waves` has a leading dimension of steps."""
         log_alpha, log_beta = hypers
         found: Params = self.train(
             start, None, log_alpha, batches=waves, lr=log_beta.exp(), momentum=0.9
@@ -153,7 +153,7 @@ def fresh(seed: int) -> Params:
 def tune(
     objective: Callable[[tuple[Tensor, Tensor]], Tensor], steps: int
 ) -> tuple[tuple[Tensor, Tensor], list[tuple[float, float]]]:
-    """Return the hyper-parameters with the least error on a path of Adam, and the path."""
+    """Return the best hyper-parameters in a run of Adam, and the errors of that run."""
     hypers = (torch.full((len(NAMES),), START[0]), torch.tensor(START[1]))
     best, curve = hypers, []
     optimizer = torchopt.adam(0.15)

@@ -4,9 +4,9 @@
 Functional optimizers are functions of tensors, so `vmap` maps them like any other: a whole training
 step of 50 networks is one program over stacked parameters, and so is the adaptation of 32 tasks.
 
-1. An ensemble on two spirals. Members differ in their start, and in their bootstrap sample; the
-   mean of their probabilities is more accurate than the average member, its log-loss is smaller,
-   and it tells where it may be wrong: its entropy is larger there.
+1. An ensemble on two spirals. Members differ in their initial weights and in their bootstrap
+   samples. The mean of their probabilities is more accurate than the average member and has a
+   smaller log-loss, and its entropy is larger where it is wrong.
 2. One meta-step of MAML on sine waves: the same meta-gradient from a loop over tasks, from one
    vmap, and from `torchopt.inner_loop` with `tasks=`, and the time of each.
 
@@ -41,18 +41,18 @@ Params = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """The settings of a run.
 
     Attributes:
-        members: Networks of the ensemble.
-        steps: Of Adam.
-        points: Of each spiral.
-        noise: Deviation of the points from their spiral.
+        members: Number of networks in the ensemble.
+        steps: Steps of Adam.
+        points: Points of each spiral.
+        noise: Standard deviation of the points from their spiral.
         width: Hidden units, two layers.
         lr: Step size of Adam.
-        tasks: Of the MAML step.
-        repeats: Of each timing; the fastest counts.
-        seed: Of everything random.
+        tasks: Tasks of the MAML step.
+        repeats: Repetitions of each timing; the fastest counts.
+        seed: Seed of all random numbers.
     """
 
     members: int = 50
@@ -94,7 +94,7 @@ def stacked(trees: list[Params]) -> Params:
 
 
 def spirals(config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return the points of two spirals and which one each belongs to."""
+    """Return the points of two spirals and the spiral of each point."""
     angle = 0.5 + 2.5 * math.pi * torch.rand(2 * config.points, generator=generator).sqrt()
     label = torch.arange(2 * config.points) % 2
     turn = angle + math.pi * label
@@ -142,7 +142,7 @@ def ensemble(config: Config, out: Path) -> dict[str, Any]:
     started = time.perf_counter()
     params = train_ensemble(config, x, y, samples)
     together = time.perf_counter() - started
-    # The first members alone, one after the other: the same numbers, more time.
+    # The first members alone, one after the other: the same numbers, but slower.
     few = min(3, config.members)
     optimizer = torchopt.adam(config.lr)
     step = train_member(optimizer)
