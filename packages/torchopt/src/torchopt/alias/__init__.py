@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-# The modules of the published package, before the functions that have their names.
+# First the modules of the published package, because the functions below replace their names.
 from torchopt.alias import adadelta, adagrad, adam, adamax, adamw, radam, rmsprop, sgd, utils
 from torchopt.index import OPTIMIZERS, exported
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules whose gradients do not come from back-propagation through what they compute."""
+"""Modules whose gradients come from implicit differentiation or from function values alone."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base of modules with meta-parameters, under the published module's name."""
+"""The base class of modules with meta-parameters, in the module where it was published."""
 
 from __future__ import annotations
 

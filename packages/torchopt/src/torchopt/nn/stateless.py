@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules run with other parameters, under the published module's name."""
+"""Call modules with other parameters; the names are in the module where they were published."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers with the interface of torch.optim, and the functional and meta variants.
+"""Optimizers with the interface of torch.optim, and the functional and meta-optimizers.
 
 The classes are made from the functions in `torchopt.alias`, one for each line of `torchopt.index`.
 """

@@ -16,10 +16,12 @@ __all__ = ["AsTorch"]
 
 
 class AsTorch(torch.optim.Optimizer):
-    """An optimizer as `get_state_dict` and `set_state_dict` want it: a state for each parameter.
+    """An optimizer in the form that `get_state_dict` and `set_state_dict` of torch expect.
+
+    It has a state for each parameter.
 
     Args:
-        optimizer: Whose states are shown and loaded.
+        optimizer: The optimizer whose states are shown and loaded.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -39,7 +41,7 @@ class AsTorch(torch.optim.Optimizer):
                     shown[key] = value
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Make the states, without a step: torch calls this to have something to load into."""
+        """Make the states without a step: torch calls this to have states to load into."""
         del closure
         optimizer = self._optimizer
         for k, state in enumerate(optimizer.state_groups):
@@ -48,7 +50,7 @@ class AsTorch(torch.optim.Optimizer):
         self._show()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` has returned, perhaps with other tensors."""
+        """Load a result of `state_dict`, perhaps with other tensors."""
         named = self._optimizer.named_state_dict()
         for group, given in zip(named["groups"], state_dict["param_groups"]):
             values: dict[str, Any] = {k: x for k, x in given.items() if k != "params"}

@@ -27,12 +27,12 @@ __all__ = ["Optimizer", "require_distinct"]
 def require_distinct(
     params: Sequence[Tensor], names: Sequence[str], known: Collection[int] = ()
 ) -> None:
-    """Raise ValueError where a parameter occurs twice, so that it would be stepped twice.
+    """Raise ValueError if a parameter occurs twice, because it would be stepped twice.
 
     Args:
         params: The tensors.
-        names: What to call each.
-        known: The identities of parameters that are stepped already.
+        names: Their names in messages.
+        known: The identities of parameters in other groups.
     """
     first: dict[int, str] = {}
     for p, name in zip(params, names):
@@ -59,9 +59,9 @@ class Optimizer:
     Args:
         params: Tensors, or a tree of them.
         impl: The gradient transformation.
-        compensated: Keep what bfloat16 and float16 parameters lose to rounding, and add it to the
-            next step; see `torchopt.transform.compensated` for the bound of the error.
-        in_8_bits: Keep states of 4096 elements and more in one byte an element; see
+        compensated: Keep the rounding errors of bfloat16 and float16 parameters, and add them to
+            the next step; see `torchopt.transform.compensated` for the bound of the error.
+        in_8_bits: Keep states of 4096 elements or more in one byte per element; see
             `torchopt.transform.in_8_bits` for the bound of the error.
 
     Attributes:
@@ -73,6 +73,17 @@ class Optimizer:
 
     Raises:
         TypeError: `impl` is not a gradient transformation, or a parameter is not a tensor.
+        ValueError: There are no parameters, or one is given twice or is the result of an operation.
+
+    Example:
+        >>> import torch, torchopt
+        >>> p = torch.tensor([3.0], requires_grad=True)
+        >>> clipped = torchopt.chain(torchopt.clip_grad_norm(1.0), torchopt.sgd(lr=0.5))
+        >>> optimizer = Optimizer([p], clipped)
+        >>> p.square().sum().backward()
+        >>> optimizer.step()
+        >>> p.detach()
+        tensor([2.5000])
     """
 
     def __init__(
@@ -92,7 +103,7 @@ class Optimizer:
         self.state_groups: list[Any] = []
         self._step_caches: list[StepCache] = []
         self._lock = StepLock()
-        # Whether the caller holds the tensors of the states, which are then not written into.
+        # Whether the caller holds the tensors of the states, which must then not be overwritten.
         self._lent = False
         if isinstance(params, nn.Module):
             raise TypeError(
@@ -122,7 +133,7 @@ class Optimizer:
         """Zero the gradients of all parameters, or drop them.
 
         Args:
-            set_to_none: Drop them; otherwise they are cut from their graph and zeroed in place.
+            set_to_none: Drop them; otherwise they are detached and zeroed in place.
         """
         for group in self.param_groups:
             for p in group:
@@ -138,16 +149,16 @@ class Optimizer:
                 p.grad.zero_()
 
     def state_dict(self) -> tuple[Any, ...]:
-        """Return the state of each group, as it is now: later steps do not change it.
+        """Return the state of each group. Later steps do not change what was returned.
 
-        Nothing is copied before the next step, which leaves these tensors to the caller.
+        The next step copies the states, so that these tensors belong to the caller.
         """
         with self._lock:
             self._lent = True
             return tuple(self.state_groups)
 
     def load_state_dict(self, state_dict: Sequence[Any]) -> None:
-        """Take over the state of each group, cast to the dtypes and devices of the parameters.
+        """Load the state of each group, cast to the dtypes and devices of the parameters.
 
         Later steps do not change `state_dict`.
 
@@ -171,10 +182,11 @@ class Optimizer:
             closure: Computes the loss and the gradients; called with gradients enabled.
 
         Returns:
-            What the closure returns.
+            The result of the closure; None without a closure.
 
         Raises:
             TypeError: `closure` is not a function.
+            MismatchError: A gradient or a state does not match its parameter.
         """
         loss = None
         if closure is not None:
@@ -196,7 +208,7 @@ class Optimizer:
                     refuse_capture(params[0].device)
                 if type(state) is UninitializedState:
                     state = self._initialized(0)
-                # Kernels record nothing, so nothing has to be switched off for them.
+                # Native calls record no graph, so no_grad is not needed for them.
                 grads = [p.grad for p in params]
                 done, state = step_inplace(
                     self.impls[0], self._step_caches[0], params, grads, state
@@ -212,7 +224,7 @@ class Optimizer:
     def _step_groups(self) -> None:
         """Step all groups, or raise before anything is written."""
         steps: list[tuple[Any, Any]] = []
-        used = []  # a step that is prepared reads the gradients when it is taken
+        used = []  # keeps the gradients alive, which a prepared step reads when it is launched
         for index, params in enumerate(self.param_groups):
             if params[0].is_cuda:
                 refuse_capture(params[0].device)
@@ -230,7 +242,7 @@ class Optimizer:
                 steps.append((None, state))
                 continue
             steps.append(self._by_stages(index, grads))
-        # Nothing is changed before every group is known to be able to step.
+        # Nothing is written before it is known that every group can step.
         for updates, _ in steps:
             if updates is not None:
                 add_(*updates)
@@ -252,7 +264,7 @@ class Optimizer:
 
     @torch.no_grad()
     def _by_stages(self, index: int, grads: list[Tensor | None]) -> tuple[Any, Any]:
-        """Return what `add_` takes and the next state of a group; nothing is written."""
+        """Return the arguments of `add_` and the next state of a group; nothing is written."""
         tree = self._tree(index)
         updates, state = self.impls[index].update(
             tree_unflatten(self.param_treespecs[index], grads),
@@ -267,8 +279,8 @@ class Optimizer:
 
         Args:
             params: The tree.
-            impl: Its gradient transformation, for other hyper-parameters; None for that of the
-                optimizer.
+            impl: The gradient transformation of the group, for example with other
+                hyper-parameters; None for that of the optimizer.
 
         Raises:
             TypeError: A leaf is not a tensor, or `impl` is not a gradient transformation.
@@ -311,7 +323,7 @@ class Optimizer:
     def named_state_dict(self) -> dict[str, Any]:
         """Return the states with a name for each tensor; see `MetaOptimizer.named_state_dict`.
 
-        The names of parameters are their paths in the trees that were given: keys of a dict, or
+        The names of parameters are their paths in the trees of the groups: keys of a dict, or
         numbers. Later steps do not change what was returned.
         """
         with self._lock:
@@ -319,7 +331,7 @@ class Optimizer:
             return named_state(self._groups())
 
     def load_named_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `named_state_dict` returned; see `MetaOptimizer.load_named_state_dict`.
+        """Load a result of `named_state_dict`; see `MetaOptimizer.load_named_state_dict`.
 
         Raises:
             ValueError: Another format, names that are missing or left over, or other shapes;

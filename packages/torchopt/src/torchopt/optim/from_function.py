@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes made from functions: `Adam` and `MetaAdam` from `adam`."""
+"""Make classes from functions: `Adam` and `MetaAdam` from `adam`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["PUBLISHED", "Form", "class_from"]
 
 
 class Published(NamedTuple):
-    """The differences of the published classes from their functions.
+    """How the class of the published package differs from its function.
 
     Attributes:
-        defaults: Defaults of their own. `moment_requires_grad` is an argument of the meta class
-            alone: steps in place have no derivative.
-        positional: The positional order; empty for that of the function.
+        defaults: Defaults that differ. `moment_requires_grad` is an argument of the meta class
+            alone, because steps in place have no derivative.
+        positional: The order of positional arguments; empty for that of the function.
     """
 
     defaults: Mapping[str, Any] = MappingProxyType({})
@@ -49,22 +49,22 @@ PUBLISHED = {
         ),
     ),
 }
-"""The functions whose classes torchopt 0.7 has, each in a module of its own."""
+"""The functions whose classes exist in torchopt 0.7, each in its own module."""
 
 Constructor = Callable[..., GradientTransformation]
 
 
 class Form(NamedTuple):
-    """The common properties of all classes of a kind.
+    """What all classes of one kind have in common.
 
     Attributes:
-        base: The class that steps.
-        package: Where they are.
-        leading: The first argument, what is stepped.
+        base: The base class, which steps.
+        package: The package of the classes.
+        leading: The first argument: what is stepped.
         leading_text: Its line in the docstring.
-        summary: First line of the docstring, of the name of the optimizer.
-        example: Example in the docstring, of the name of the class.
-        dropped: The argument of functions that they do not have.
+        summary: First line of the docstring, with a field for the name of the optimizer.
+        example: Example in the docstring, with a field for the name of the class.
+        dropped: An argument of the functions that the classes do not have.
     """
 
     base: type
@@ -77,16 +77,16 @@ class Form(NamedTuple):
 
 
 def class_from(function: Constructor, name: str, form: Form) -> type:
-    """Return the class that steps with the transformation of `function`.
+    """Return the class that steps with the transformation that `function` returns.
 
     Args:
-        function: Makes the gradient transformation; the class has its arguments, after the one of
-            `form`.
+        function: Returns the gradient transformation. The class has the leading argument of
+            `form`, followed by those of the function.
         name: The name of the class.
-        form: What it has in common with others.
+        form: The kind of the class.
     """
     published = PUBLISHED.get(function.__name__)
-    # The base takes self, what is stepped, the transformation, and options.
+    # The arguments of the base class are self, what is stepped, the transformation, and options.
     options = list(inspect.signature(form.base.__init__).parameters.values())[3:]  # type: ignore[misc]
     passed = _arguments(function, published or Published(), form.dropped)
     signature = inspect.Signature([form.leading, *passed, *options])
@@ -111,10 +111,10 @@ def _arguments(function: Constructor, published: Published, dropped: str) -> lis
 def _initializer(
     made: type, function: Constructor, signature: inspect.Signature, passed: Sequence[Parameter]
 ) -> Callable[..., None]:
-    """Return `__init__` with this signature; `passed` are the arguments that the function takes.
+    """Return `__init__` with this signature; `passed` are the arguments of the function.
 
-    It is compiled from its text, as those of dataclasses are: Python itself binds arguments and
-    refuses wrong ones. `Signature.bind` would take longer than all the rest of a construction.
+    It is compiled from text, as for dataclasses, so that Python itself binds the arguments.
+    `Signature.bind` would take longer than the rest of the construction.
     """
     parameters = ["self"]
     for p in signature.parameters.values():
@@ -146,9 +146,9 @@ def _initializer(
 
 
 class _Remembering:
-    """A function whose results for numbers are made once: transformations have no state.
+    """A function that caches its results for numbers, which is safe because they have no state.
 
-    Each task of meta-learning makes the same optimizer again, which takes as long as a step.
+    In meta-learning each task makes the same optimizer again, which would take as long as a step.
     """
 
     def __init__(self, function: Constructor, names: Sequence[str]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of a loss with respect to a list of tensors, with clear refusals."""
+"""Gradients of a loss with respect to a list of tensors, with messages for common mistakes."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def gradients(
     Args:
         loss: 0-dim tensor with a graph.
         params: Tensors; those without `requires_grad` are left out.
-        names: What to call each parameter in messages.
+        names: The names of the parameters in messages.
         create_graph: Make the gradients differentiable.
-        retain_graph: Keep the graph of `loss`; None for as `create_graph`.
+        retain_graph: Keep the graph of `loss`; None means the value of `create_graph`.
 
     Raises:
         TypeError: `loss` is not a tensor.
         ValueError: `loss` is not a scalar.
-        NotDifferentiableError: `loss` has no graph, no parameter requires a gradient, or `loss`
+        NotDifferentiableError: `loss` has no graph, no parameter requires a gradient, `loss`
             depends on none of the parameters, or an operation has no second derivative.
     """
     if not isinstance(loss, Tensor):

@@ -20,12 +20,12 @@ __all__ = ["FORMAT", "VERSION", "leaf_names", "load_named_state", "named_state"]
 FORMAT = "torchopt.optimizer_state"
 VERSION = 1
 
-# Transformation, its state, the names of the parameters, the parameters.
+# A transformation, its state, the names of the parameters, and the parameters.
 Group = tuple[GradientTransformation, Any, Sequence[str], Any]
 
 
 def leaf_names(tree: Any) -> list[str]:
-    """Return the dotted path of each leaf; where dots in keys make two alike, the keys in brackets.
+    """Return the dotted path of each leaf, or its keys in brackets if dots would make two equal.
 
     Example:
         >>> leaf_names({"a": [1, 2], "b": 3})
@@ -43,7 +43,7 @@ def leaf_names(tree: Any) -> list[str]:
 
 
 def _distinct(names: Iterable[str]) -> Iterator[str]:
-    """Yield each name, with a number where it has occurred."""
+    """Yield each name, with a number appended if it has occurred before."""
     seen: set[str] = set()
     for name in names:
         number, distinct = 1, name
@@ -55,7 +55,7 @@ def _distinct(names: Iterable[str]) -> Iterator[str]:
 
 
 def _is_state(node: Any) -> bool:
-    """Return whether `node` is a state; a mask's empty node and a tensor in codes are leaves."""
+    """Return whether `node` is a state; empty nodes of masks and quantized tensors are leaves."""
     return (
         isinstance(node, tuple)
         and hasattr(node, "_fields")
@@ -68,7 +68,7 @@ def _is_coded(node: Any) -> bool:
 
 
 def _parts(where: str, leaf: Any) -> Iterator[tuple[str, Any]]:
-    """Yield a leaf, or the tensors of one in codes."""
+    """Yield a leaf, or the tensors of a quantized one."""
     if _is_coded(leaf):
         yield from ((f"{where}.{field}", value) for field, value in zip(leaf._fields, leaf))
     else:
@@ -83,7 +83,7 @@ def _holds_states(node: Any) -> bool:
 
 
 def walk(state: Any, names: Sequence[str]) -> list[tuple[str, Any]]:
-    """Return (name, value) for everything in a state, in the order of its leaves."""
+    """Return pairs of name and value for all leaves of a state, in their order."""
     entries = list(_entries(state, names))
     return list(zip(_distinct(name for name, _ in entries), (value for _, value in entries)))
 
@@ -101,7 +101,7 @@ def _entries(state: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
                 where = where if number == 1 else f"{where}#{number}"
                 yield from field_of(value, where)
         elif isinstance(node, dict):
-            # In the order of its leaves, which is not that of insertion.
+            # In the order of the leaves, which is not the insertion order.
             for key in tree_structure(node, is_leaf=lambda x: x is not node).entries():
                 yield from inside(node[key], f"{prefix}{key}.")
         else:
@@ -128,7 +128,7 @@ def _entries(state: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def named_state(groups: Sequence[Group]) -> dict[str, Any]:
-    """Return the states of groups as dictionaries, lists, strings, numbers and tensors only."""
+    """Return the states of groups as dictionaries, lists, strings, numbers and tensors alone."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -148,7 +148,7 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def load_named_state(saved: dict[str, Any], groups: Sequence[Group]) -> list[Any]:
-    """Return the state of each group from what `named_state` returned.
+    """Return the state of each group from a result of `named_state`.
 
     Raises:
         ValueError: Another format or version, another number of groups, other names of parameters,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States that come from elsewhere: checked against the parameters, cast to them, and copied."""
+"""Check states that are loaded, cast them to their parameters, and copy states."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ __all__ = ["Caster", "StepLock", "copied", "fitted_state"]
 
 
 class StepLock(type(threading.RLock())):  # type: ignore[misc]  # the class has no public name
-    """Held while an optimizer steps, or hands out its state. A copy of it is a new lock.
+    """The lock of an optimizer, held while it steps or returns its state.
 
-    In a child made by fork() it is free, even if a thread of the parent held it.
+    A copy is a new lock. In a child of fork() the lock is free, even if a thread of the parent
+    held it.
     """
 
     def __init__(self) -> None:
@@ -47,9 +48,9 @@ if hasattr(os, "register_at_fork"):
 
 @torch.no_grad()
 def copied(state: Any) -> Any:
-    """Return a state that a step may write into without writing into `state`.
+    """Return a copy of a state, into which a step may write.
 
-    Leaves that require a gradient are never written to, and stay.
+    Leaves that require a gradient are never written to, and are not copied.
     """
     memo: dict[int, Tensor] = {}  # shared tensors stay shared
 
@@ -64,14 +65,14 @@ def copied(state: Any) -> Any:
 
 
 class Caster:
-    """Casts the tensors of one state to the dtypes and devices of a new one.
+    """Casts the tensors of a loaded state to the dtypes and devices of a new one.
 
-    As in torch.optim, moments follow their parameters: a float32 state in a bfloat16 module would
-    turn the weights into float32. What needs no cast stays the same tensor.
+    As in torch.optim, moments get the dtypes of their parameters: a float32 state in a bfloat16
+    module would turn the weights into float32. Tensors that need no cast are not copied.
 
     Args:
-        what: The beginning of messages.
-        params: The parameters; what a new state does not have yet is cast to their dtype.
+        what: The start of messages.
+        params: The parameters. Tensors that a new state does not have yet are cast to their dtype.
     """
 
     def __init__(self, what: str, params: Any) -> None:
@@ -88,10 +89,10 @@ class Caster:
         )
 
     def cast(self, new: Any, old: Any, where: str) -> Any:
-        """Return the leaf `new` as the leaf `old` of a new state would be.
+        """Return the leaf `new` in the dtype and on the device of `old`, a leaf of a new state.
 
         Raises:
-            ValueError: They differ in shape, or `new` cannot be cast without loss of meaning.
+            ValueError: The shapes differ, or the cast would lose an imaginary or fractional part.
         """
         if not isinstance(new, Tensor):
             if isinstance(new, (tuple, list, dict, str)) and isinstance(old, Tensor):
@@ -163,7 +164,7 @@ def _some(keys: Sequence[Any] | dict[Any, Any], limit: int = 4) -> str:
 
 
 def require_states(states: Any, count: int, what: str) -> None:
-    """Raise unless `states` may be what `state_dict` of an optimizer with `count` states returned.
+    """Raise unless `states` is a list or tuple of `count` states, as `state_dict` returns them.
 
     Raises:
         TypeError: It is not a tuple or a list.
@@ -181,13 +182,13 @@ def require_states(states: Any, count: int, what: str) -> None:
 
 
 def fitted_state(saved: Any, impl: GradientTransformation, params: Any, where: str) -> Any:
-    """Return a state for `load_state_dict`, cast to what `impl.init(params)` would make.
+    """Return a state for `load_state_dict`, cast to the form of `impl.init(params)`.
 
     Args:
         saved: A state, or `UninitializedState()`.
-        impl: The transformation that it is loaded for.
-        params: The parameters that it is loaded for.
-        where: How messages call it.
+        impl: The transformation of the optimizer.
+        params: The parameters of the optimizer.
+        where: The name of the state in messages.
 
     Raises:
         ValueError: It is the state of another transformation or of other parameters.

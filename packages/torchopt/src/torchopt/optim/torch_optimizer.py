@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient transformations as torch.optim.Optimizer, for learning-rate schedulers and the like."""
+"""Gradient transformations as a torch.optim.Optimizer, for learning-rate schedulers and others."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ __all__ = ["TorchOptimizer"]
 class TorchOptimizer(torch.optim.Optimizer):
     """A `torch.optim.Optimizer` that steps with a gradient transformation.
 
-    Schedulers of `torch.optim.lr_scheduler`, `torch.amp.GradScaler`, hooks and whatever else asks
-    for a `torch.optim.Optimizer` work with it. Each parameter group has its own hyper-parameters,
-    in the dictionary of the group: those that the signature of `make` names. A change there counts
-    from the next step on; a stage that it brings in, such as a momentum, starts then. Everything
-    else in a group is a note, of a scheduler or of yours.
+    Schedulers of `torch.optim.lr_scheduler`, `torch.amp.GradScaler`, hooks and other code that
+    expects a `torch.optim.Optimizer` work with it. Each parameter group has its own
+    hyper-parameters in its dictionary: those that the signature of `make` names. A change there
+    takes effect in the next step. If it adds a stage, such as a momentum, that stage starts then.
+    Other entries of a group are ignored, so that schedulers can keep their notes there.
 
     A step that raises has changed neither parameters nor states. Threads that share an optimizer
     step one after the other.
@@ -39,9 +39,9 @@ class TorchOptimizer(torch.optim.Optimizer):
     Args:
         params: Tensors, pairs (name, tensor), or dictionaries with `"params"` and hyper-parameters
             of that group.
-        make: Makes the transformation from hyper-parameters, such as `torchopt.adam`. Where it
-            takes any keyword, those given here and those of the optimizers of `torchopt` are its
-            hyper-parameters.
+        make: Returns the transformation for hyper-parameters, such as `torchopt.adam`. If it
+            accepts any keyword, its hyper-parameters are those given here and those of the
+            optimizers of `torchopt`.
         hyper_parameters: Arguments of `make` for all groups.
 
     Raises:
@@ -78,7 +78,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._keywords = _keywords(make)
         self._states: list[Any] = []
         self._made: list[tuple[dict[str, Any], GradientTransformation]] = []
-        # States of stages that a hyper-parameter switched off, by name, for each group.
+        # For each group, the states of stages that a hyper-parameter has switched off, by name.
         self._left: list[dict[str, Any]] = []
         self._lock = StepLock()
         defaults = _defaults(make) | hyper_parameters
@@ -121,7 +121,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         return name in names or (any_name and given)
 
     def _make(self, group: dict[str, Any]) -> tuple[dict[str, Any], GradientTransformation]:
-        """Return the hyper-parameters of a group and their transformation."""
+        """Return the hyper-parameters of a group and the transformation made from them."""
         hyper = {name: value for name, value in group.items() if self._takes(name)}
         made = self.make(**hyper)
         require_transformation(made, "TorchOptimizer(params, make)", duck=False)
@@ -141,7 +141,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         return new[1]
 
     def _carry_over(self, index: int, made: GradientTransformation) -> None:
-        """Keep the state of the stages that stay; those that are new to `made` start."""
+        """Keep the states of stages that `made` has too; initialize those that are new."""
         if isinstance(self._states[index], UninitializedState):
             return
         names, params = self._names_and_params(index)
@@ -185,13 +185,13 @@ class TorchOptimizer(torch.optim.Optimizer):
                     [p.grad for p in params], state, params=params, inplace=False
                 )
                 steps.append((writable(params, updates), state))
-            # Nothing is changed before every group is known to step.
+            # Nothing is changed before it is known that every group can step.
             for updates, _ in steps:
                 add_(*updates)
             self._states = [state for _, state in steps]
         return loss
 
-    @property  # type: ignore[override]  # named, and not by parameter
+    @property  # type: ignore[override]  # by name, not by parameter
     def state(self) -> dict[str, Any]:
         """The states, named and versioned; see `Optimizer.named_state_dict`.
 
@@ -205,17 +205,17 @@ class TorchOptimizer(torch.optim.Optimizer):
         """Do nothing: torch.optim's constructor makes an empty state."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned; moments are cast to the dtypes of the parameters.
+        """Load a result of `state_dict`; moments are cast to the dtypes of the parameters.
 
         Raises:
-            ValueError: Other groups or parameters, or the state of another optimizer; nothing is
-                loaded then.
+            ValueError: The groups or parameters differ, or the state is that of another optimizer;
+                nothing is loaded then.
         """
         with self._lock, torch.no_grad():
             super().load_state_dict(state_dict)
 
     def _load(self, groups: list[dict[str, Any]], saved: dict[Any, Any]) -> None:
-        """Take over groups and states, or raise."""
+        """Load groups and states, or raise."""
         for group in groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -244,7 +244,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         return {"defaults": self.defaults, "param_groups": self.param_groups, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Called by torch.optim's load_state_dict too, which hands over groups and states only.
+        # torch.optim's load_state_dict calls this too, with groups and states alone.
         if "make" not in state:
             self._load(state["param_groups"], state["state"])
             return
@@ -285,7 +285,7 @@ def _parameters(make: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Return whether hyper-parameters are the same. A tensor never is: it may be written to."""
+    """Return whether hyper-parameters are equal. Tensors count as different: they may change."""
     return first.keys() == second.keys() and not any(
         isinstance(first[k], Tensor)
         or isinstance(second[k], Tensor)
@@ -295,7 +295,7 @@ def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def _dampened_and_not(saved: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of a momentum under the names that it has with and without dampening."""
+    """Return the entries of a momentum under its names with and without dampening."""
     found: dict[str, Any] = {}
     for name, trace in saved.items():
         kind, field, label = (*name.split(".", 2), "", "")[:3]
@@ -303,7 +303,7 @@ def _dampened_and_not(saved: dict[str, Any]) -> dict[str, Any]:
             continue
         if kind == "TraceState":
             found[f"Dampened{name}"] = trace
-            begun = trace.any().to(torch.int64)  # the first gradient of all counts in full
+            begun = trace.any().to(torch.int64)  # the very first gradient is not dampened
             found[f"DampenedTraceState.count.{label}"] = begun
         elif kind == "DampenedTraceState":
             found[f"TraceState.trace.{label}"] = trace
@@ -311,7 +311,7 @@ def _dampened_and_not(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stages(made: GradientTransformation) -> tuple[Any, ...]:
-    """Return what tells which states a transformation keeps: the kinds of its stages, in order."""
+    """Return the kinds of the stages of a transformation, which determine its states, in order."""
 
     def kinds(value: Any) -> Iterator[Any]:
         if isinstance(value, GradientTransformation):

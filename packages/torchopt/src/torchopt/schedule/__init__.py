@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Step sizes as functions of the step count."""
+"""Schedules: step sizes as functions of the number of previous updates, counted from 0."""
 
 from __future__ import annotations
 

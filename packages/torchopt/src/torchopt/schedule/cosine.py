@@ -37,11 +37,11 @@ class CosineDecay:
 def cosine_decay(init_value: Scalar, decay_steps: int, end_value: Scalar = 0.0) -> Schedule:
     """Return the schedule end + (init - end) (1 + cos(pi count / decay_steps)) / 2.
 
-    It stays at `end_value` after `decay_steps`.
+    It stays at `end_value` from `decay_steps` updates on.
 
     Args:
         init_value: The first value.
-        decay_steps: Updates of the decay, >= 1.
+        decay_steps: Number of updates of the decay, >= 1.
         end_value: The last value.
 
     Raises:
@@ -74,7 +74,7 @@ class CosineRestarts:
         return fall(self.init_value, self.end_value, self._part(count))
 
     def _part(self, count: Numeric) -> Numeric:
-        """Return which part of its period has passed."""
+        """Return which fraction of the present period has passed."""
         if self.factor == 1:
             return part(count % self.period, 0, self.period)  # type: ignore[no-any-return]
         if isinstance(count, torch.Tensor):
@@ -86,7 +86,7 @@ class CosineRestarts:
 
     def _part_of_tensor(self, count: torch.Tensor) -> torch.Tensor:
         steps = count.to(torch.float64)
-        # Period n starts at T (f^n - 1) / (f - 1); a guess from the logarithm, corrected by one.
+        # Period n starts at T (f^n - 1) / (f - 1). The logarithm gives n up to one.
         f = float(self.factor)
         n = torch.floor(torch.log(steps * (f - 1) / self.period + 1) / math.log(f))
         n = n + (steps >= self._start(n + 1)).to(torch.float64)
@@ -103,10 +103,13 @@ def cosine_restarts(
 ) -> Schedule:
     """Return cosine decays one after the other, each `factor` times as long as the one before.
 
+    In a period that starts at count s and has T updates, the value is end + (init - end)
+    (1 + cos(pi (count - s) / T)) / 2.
+
     Args:
         init_value: The value at each restart.
-        period: Updates of the first decay, >= 1.
-        factor: >= 1.
+        period: Number of updates of the first decay, >= 1.
+        factor: Ratio of the lengths of two successive decays, an integer >= 1.
         end_value: The value each decay approaches.
 
     Raises:
@@ -114,7 +117,7 @@ def cosine_restarts(
 
     References:
         I. Loshchilov, F. Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, 2017,
-        https://arxiv.org/abs/1608.03983
+        https://arxiv.org/abs/1608.03983, equation 5.
 
     Example:
         >>> [round(cosine_restarts(1.0, 2)(count), 4) for count in range(4)]

@@ -33,7 +33,7 @@ class ExponentialDecay:
         exponent = floor(quotient) if self.staircase else quotient
         end = 0.0 if self.end_value is None else self.end_value
         init, rate, end, exponent = lifted(self.init_value, rate, end, exponent)
-        # Branches that are not taken must be finite, or their derivatives are NaN.
+        # The branch that is not taken must be finite as well, or the derivative is NaN.
         constant = rate == 0
         rate = choose(constant, rate + 1, rate)
         value = init * power(rate, exponent)
@@ -58,10 +58,12 @@ def exponential_decay(
     Args:
         init_value: The value up to `transition_begin`.
         decay_rate: The factor for each `transition_steps` updates; 0 gives a constant.
-        transition_begin: Updates before the decay starts; a negative one counts as 0.
-        transition_steps: Updates for each factor; <= 0 gives a constant.
-        staircase: Decay at whole multiples of `transition_steps` only.
-        end_value: A bound that the value does not pass, from the start on.
+        transition_begin: Number of updates before the decay starts; negative numbers count as 0.
+        transition_steps: Number of updates per factor; <= 0 gives the constant `init_value`.
+        staircase: Round the exponent down, so that the value changes only every `transition_steps`
+            updates.
+        end_value: A bound: a lower one if `decay_rate` < 1, otherwise an upper one. It also holds
+            for the first value. None: no bound.
 
     Example:
         >>> schedule = exponential_decay(1.0, 0.5, 2, 2, staircase=True, end_value=0.2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of numbers or tensors, so that a schedule is one formula for both."""
+"""Functions of numbers or tensors, so that one formula of a schedule serves both."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def choose(condition: Any, first: Any, second: Any) -> Any:
 
 
 def part(count: Any, begin: int, steps: int | None = None) -> Any:
-    """Return (count - begin) / steps between 0 and 1, or count - begin from 0 on without `steps`.
+    """Return (count - begin) / steps, clamped to [0, 1]; without `steps`, max(count - begin, 0).
 
-    The difference is exact also where the count has more digits than a float64.
+    The difference is exact even if the count has more digits than a float64.
     """
     (elapsed,) = lifted(count - begin)
     if isinstance(elapsed, torch.Tensor):
@@ -42,7 +42,7 @@ def part(count: Any, begin: int, steps: int | None = None) -> Any:
 
 
 def power(base: Any, exponent: Any) -> Any:
-    """Return base ** exponent; of numbers, inf or NaN where Python raises or leaves the reals."""
+    """Return base ** exponent. For numbers, inf or NaN replaces exceptions and complex results."""
     if isinstance(base, torch.Tensor) or isinstance(exponent, torch.Tensor):
         return base**exponent
     try:
@@ -60,5 +60,5 @@ def cosine(x: Any) -> Any:
 
 
 def floor(x: Any) -> Any:
-    """Return the largest whole number that is not larger, as a float."""
+    """Return x rounded down to a whole number, as a float or tensor."""
     return torch.floor(x) if isinstance(x, torch.Tensor) else float(math.floor(x))

@@ -27,7 +27,7 @@ class InverseSqrt:
 
 
 def inverse_sqrt(peak_value: Scalar, warmup_steps: int) -> Schedule:
-    r"""Return the schedule of the Transformer: a straight rise, then one over the square root.
+    r"""Return the schedule of the Transformer: a linear rise, then an inverse square root.
 
     .. math::
         \eta_k = \eta \min(k / w, \sqrt{w / k}), \qquad k = count + 1

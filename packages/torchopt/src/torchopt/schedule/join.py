@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules made of pieces: constants, joined schedules, warm-up, one cycle."""
+"""Schedules made of pieces: constants, joined schedules, warm-up, and one cycle."""
 
 from __future__ import annotations
 
@@ -36,7 +36,15 @@ class Constant:
 
 
 def constant_schedule(value: Scalar) -> Schedule:
-    """Return the schedule that is always `value`."""
+    """Return the schedule that is always `value`.
+
+    Args:
+        value: A number, or a 0-dim tensor, which is differentiated.
+
+    Example:
+        >>> constant_schedule(0.1)(7)
+        0.1
+    """
     return Constant(value)
 
 
@@ -62,7 +70,7 @@ def piecewise_constant(init_value: Scalar, factors: Mapping[int, Scalar]) -> Sch
 
     Args:
         init_value: The first value.
-        factors: Factors by the number of updates from which they count.
+        factors: Factors by boundary, the number of updates from which a factor applies.
 
     Example:
         >>> [piecewise_constant(1.0, {2: 0.5, 3: 0.5})(count) for count in range(4)]
@@ -84,8 +92,8 @@ class JoinedSchedules:
         if not isinstance(count, torch.Tensor):
             active = bisect.bisect_right(self.boundaries, count)
             return self.schedules[active](count - starts[active])
-        # Each schedule sees the counts of its own piece: elsewhere it may overflow, and the
-        # derivative of an infinite value that is not taken is NaN.
+        # Each schedule gets only counts of its own piece. Elsewhere it may overflow, and then the
+        # derivative is NaN although the value is not used.
         value: Any = self.schedules[0](
             count.clamp(max=self.boundaries[0]) if self.boundaries else count
         )
@@ -107,15 +115,15 @@ def _require_schedule(value: Any, what: str) -> None:
 
 
 def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
-    """Return schedules one after the other, each with a count that starts from 0.
+    """Return schedules one after the other, each with a count that starts at 0.
 
     Args:
         schedules: The schedules.
-        boundaries: The number of updates at which each of them but the first starts, increasing.
+        boundaries: The number of updates at which each schedule but the first starts, increasing.
 
     Raises:
         TypeError: One of `schedules` is not a function.
-        ValueError: There is not one boundary for each schedule but the first, or they do not
+        ValueError: The number of boundaries is not that of the schedules minus 1, or they do not
             increase.
 
     Example:
@@ -141,13 +149,13 @@ def warmup(
     init_value: Scalar = 0.0,
     peak_value: Scalar | None = None,
 ) -> Schedule:
-    """Return a straight line from `init_value` to the start of `schedule`, and then that.
+    """Return a linear warm-up from `init_value` to the start of `schedule`, followed by it.
 
     Args:
-        schedule: What follows; its count starts after the warm-up.
-        warmup_steps: Updates of the warm-up, >= 1.
+        schedule: The schedule that follows; its count starts after the warm-up.
+        warmup_steps: Number of updates of the warm-up, >= 1.
         init_value: The first value.
-        peak_value: Where the warm-up leads; None for the first value of `schedule`.
+        peak_value: The value at the end of the warm-up; None for the first value of `schedule`.
 
     Raises:
         TypeError: `schedule` is not a function.
@@ -176,7 +184,7 @@ class Warmup:
 
     def __call__(self, count: Numeric) -> Numeric:
         """Return the value after `count` updates."""
-        # A schedule may be written for numbers or for tensors: pass on the count unchanged.
+        # A schedule may accept only numbers or only tensors: keep the type of the count.
         peak: Any = self.schedule(0 * count) if self.peak_value is None else self.peak_value
         line = linear_schedule(self.init_value, peak, self.warmup_steps)
         return join_schedules([line, self.schedule], [self.warmup_steps])(count)
@@ -191,20 +199,24 @@ def one_cycle(
 ) -> Schedule:
     """Return one rise to `max_value` and one fall far below the start, both along a cosine.
 
-    The same values as `torch.optim.lr_scheduler.OneCycleLR`.
+    The values are those of `torch.optim.lr_scheduler.OneCycleLR`.
 
     Args:
         max_value: The largest value.
-        total_steps: Updates of the cycle; the value stays after it.
-        rise: Part of the updates that the rise takes, in (0, 1).
+        total_steps: Number of updates of the cycle; afterwards the value is constant.
+        rise: Fraction of the updates in the rise, in (0, 1).
         div_factor: The first value is `max_value / div_factor`.
         final_div_factor: The last value is the first one divided by `final_div_factor`.
 
     Raises:
-        ValueError: A cycle without at least one update in the rise and in the fall.
+        ValueError: The rise or the fall has less than one update.
 
     References:
         L. N. Smith, N. Topin, Super-Convergence, 2018, https://arxiv.org/abs/1708.07120
+
+    Example:
+        >>> [round(one_cycle(1.0, 10)(count), 6) for count in (0, 2, 9)]
+        [0.04, 1.0, 4e-06]
     """
     peak = rise * total_steps - 1
     if not 0 < peak < total_steps - 1:

@@ -19,22 +19,21 @@ __all__ = ["ReduceOnPlateau"]
 class ReduceOnPlateau:
     """A schedule that is multiplied by `factor` when a metric has stopped improving.
 
-    It depends on the metrics passed to `observe` and not on the count. The same values as
-    `torch.optim.lr_scheduler.ReduceLROnPlateau`: a metric of NaN, or one that is as bad as can be,
-    is not an improvement.
+    Its value depends on the metrics passed to `observe`, not on the count. The values are those of
+    `torch.optim.lr_scheduler.ReduceLROnPlateau`: NaN and the worst infinity are no improvements.
 
     Args:
         value: The first value; a number, or a 0-dim tensor, which is read in each step and
             differentiated.
-        factor: What the value is multiplied by, in (0, 1).
-        patience: Observations without improvement that are accepted.
-        threshold: Change that counts as an improvement.
-        cooldown: Observations after a reduction in which none is counted.
+        factor: The factor of a reduction, in (0, 1).
+        patience: How many observations without improvement are accepted.
+        threshold: The smallest change that is an improvement.
+        cooldown: How many observations after a reduction are ignored.
         min_value: The smallest value.
-        maximize: The metric is to grow.
+        maximize: Whether a larger metric is better.
         threshold_mode: "rel" for a threshold relative to the best metric, "abs" for an absolute
             one.
-        eps: A reduction by no more than this is not made.
+        eps: Reductions that are not larger than this are not made.
 
     Raises:
         ValueError: `factor` is not in (0, 1), or `threshold_mode` is unknown.
@@ -47,7 +46,7 @@ class ReduceOnPlateau:
         0.5
     """
 
-    changes_in_use: ClassVar[bool] = True  # between a run and its derivative, too
+    changes_in_use: ClassVar[bool] = True  # it may change between a run and its derivative
 
     value: Scalar
     factor: float = 0.1
@@ -75,7 +74,7 @@ class ReduceOnPlateau:
             self.best = -math.inf
 
     def __call__(self, count: Numeric) -> Numeric:
-        """Return the present value, whatever the count."""
+        """Return the present value; it does not depend on the count."""
         value: Any = self.value
         for _ in range(self.reductions):
             value = self._lowered(value)

@@ -41,14 +41,14 @@ def polynomial_schedule(
     """Return the schedule (init_value - end_value) * (1 - c / transition_steps) ** power +
     end_value.
 
-    Here c is count - transition_begin, kept between 0 and `transition_steps`.
+    Here c is count - transition_begin, clamped to [0, transition_steps].
 
     Args:
         init_value: The value up to `transition_begin`.
         end_value: The value after the transition.
         power: Exponent; 1 is linear.
-        transition_steps: Updates of the transition; <= 0 gives the constant `init_value`.
-        transition_begin: Updates before the transition; a negative one counts as 0.
+        transition_steps: Number of updates of the transition; <= 0 gives the constant `init_value`.
+        transition_begin: Number of updates before the transition; negative numbers count as 0.
 
     Example:
         >>> schedule = polynomial_schedule(1.0, 0.1, 2, 4, 1)
@@ -64,6 +64,12 @@ def linear_schedule(
     init_value: Scalar, end_value: Scalar, transition_steps: int, transition_begin: int = 0
 ) -> Schedule:
     """Return the straight line from `init_value` to `end_value` over `transition_steps` updates.
+
+    Args:
+        init_value: The value up to `transition_begin`.
+        end_value: The value after the transition.
+        transition_steps: Number of updates of the transition; <= 0 gives the constant `init_value`.
+        transition_begin: Number of updates before the transition; negative numbers count as 0.
 
     Example:
         >>> linear_schedule(1.0, 0.0, 4)(1)

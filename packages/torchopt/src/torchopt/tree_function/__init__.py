@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differentiable operations on lists of tensors. The one package that subclasses
-autograd.Function.
-"""
+"""Differentiable operations on lists of tensors. Only this package subclasses autograd.Function."""
 
 from __future__ import annotations
 

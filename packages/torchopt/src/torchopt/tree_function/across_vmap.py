@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions that are called below a vmap."""
+"""Call functions below a vmap, on whole batches."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torchopt.tree import tree_flatten, tree_unflatten
 
 __all__ = ["call_across_vmap"]
 
-# From a function, its tensors and something else to what the function returns, a tree.
+# Takes a function, its tensors and one more argument, and returns the result of the function.
 Caller = Callable[[Callable[..., Any], Sequence[Tensor], Any], Any]
 
 
 class _AcrossVmap(torch.autograd.Function):
-    """Has a rule for vmap only, which needs no other."""
+    """A Function that is only ever called under vmap, and only has that rule."""
 
     @staticmethod
     def forward(*args: Any) -> Any:
@@ -37,10 +37,11 @@ class _AcrossVmap(torch.autograd.Function):
 def call_across_vmap(
     call: Caller, function: Callable[..., Any], tensors: Sequence[Tensor], more: Any
 ) -> Any:
-    """Return `call(function, tensors, more)`, called below the vmap that this runs in.
+    """Return `call(function, tensors, more)`, run below the surrounding vmap.
 
-    There the function is one of whole batches. Inside of other transforms, or of several, and where
-    no tensor is batched, the function itself is called, where it is.
+    There `function` operates on whole batches. If there is no surrounding transform, another one
+    than a vmap, or more than one, or if no tensor is batched, `function(*tensors)` is called as it
+    is.
     """
     if count_transforms() != 1 or not any(map(is_batched, tensors)):
         return function(*tensors)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums of lists, maxima of batches, and the test for plain tensors."""
+"""Sums of lists of tensors, maxima over batches, and a test for plain tensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["PLAIN", "add_lists", "are_plain", "max_over_batch", "placed_like"]
 
 
 class _AddLists(torch.autograd.Function):
-    """Sums of pairs, which keep nothing for their derivative."""
+    """Sums of pairs of tensors; nothing is saved for the derivative."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensors:
@@ -31,15 +31,15 @@ class _AddLists(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        # A sparse one, as of an embedding, is more than the derivatives of the steps before take.
+        # A sparse cotangent, as of an embedding, becomes dense for derivatives of earlier steps.
         dense = [c if c is None or c.layout is torch.strided else c.to_dense() for c in cotangents]
         return (*dense, *dense)
 
 
 def add_lists(first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
-    """Return the sums of tensors of the same shapes and devices; for use outside of transforms.
+    """Return the sums of tensors with equal shapes and devices; for use outside of transforms.
 
-    `torch._foreach_add` keeps all its arguments for a derivative that does not need them.
+    `torch._foreach_add` would save all its arguments for a derivative that does not need them.
     """
     out = list(first)
     graph = torch.is_grad_enabled()
@@ -66,12 +66,13 @@ def _foreach_add(*tensors: Tensor) -> Tensors:
 
 
 PLAIN = (Tensor, torch.nn.Parameter)
-"""The types whose memory holds their elements; that of a subclass may hold anything."""
+"""The types whose memory contains their elements; that of a subclass may contain anything."""
 
 
 def are_plain(*roles: Iterable[Tensor]) -> bool:
-    """Return whether torch's operations on lists serve these tensors: no transform or compiler
-    follows them, and no subclass overrides them.
+    """Return whether torch's operations on lists can be used for these tensors.
+
+    They cannot under transforms, in forward mode or while tracing, nor for subclasses.
     """
     return (
         not in_forward_mode()
@@ -82,7 +83,7 @@ def are_plain(*roles: Iterable[Tensor]) -> bool:
 
 
 def placed_like(old: Any, new: Any) -> Tensor:
-    """Return `new`, to be written into `old`: if they are DTensors, on the ranks where `old` is."""
+    """Return `new` for writing into `old`; a DTensor gets the placements of `old`."""
     placements = getattr(old, "placements", None)
     if placements is not None and getattr(new, "placements", placements) != placements:
         new = new.redistribute(placements=placements)
@@ -117,7 +118,7 @@ class _MaxOverBatch(torch.autograd.Function):
 def max_over_batch(x: Tensor) -> Tensor:
     """Return a 0-dim integer `x`, or the largest of the batch under vmap, as an unbatched tensor.
 
-    A loop under vmap may ask it whether any entry of the batch still has work to do.
+    A loop under vmap uses it to find out whether any entry of the batch has not finished.
     """
     if not is_transforming():
         return x

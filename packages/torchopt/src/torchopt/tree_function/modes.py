@@ -38,21 +38,21 @@ Tensors = tuple[Tensor, ...]
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
 
-# torch runs the jvp of a Function with forward mode switched off, for all levels, so that a jvp
-# inside a jvp would silently be zero. It is switched on again for the outer ones; the tangents of
-# the present one are taken off first.
+# torch switches forward mode off for all levels while it runs the jvp of a Function, so that a jvp
+# inside a jvp would silently be zero. It is switched on again for the outer levels, after the
+# tangents of the present level have been removed.
 
 
 def forward_modes() -> Any:
-    """Return a context with forward mode on, inside of a Function, which switches it off."""
+    """Return a context in which forward mode is on, for use inside a Function."""
     return with_forward_mode(True)
 
 
 def values(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the tensors without the tangents of the present forward mode; None stays.
+    """Return the tensors without the tangents of the present forward mode; None stays None.
 
-    So do those of the vmap of torch.autograd, under which torch cannot unpack them: a forward mode
-    around it has no other one inside.
+    Tensors batched by the vmap of torch.autograd are returned as they are, because torch cannot
+    unpack them. That is right, because a forward mode around that vmap has no other one inside.
     """
     return tuple(
         x if x is None or is_batched_by_old_vmap(x) else forward_ad.unpack_dual(x, level=0).primal
@@ -61,10 +61,10 @@ def values(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def linearize(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """Return what `torch.func.vjp` returns: the value, and cotangent -> cotangents of the primals.
+    """Return the value and the function from a cotangent to those of the primals, as torch's vjp.
 
-    The zeros for primals that the value does not depend on are made from the primals themselves;
-    torch makes them from its own wrappers, which fails inside of other transforms.
+    Zeros for primals that the value does not depend on are made from the primals themselves.
+    `torch.func.vjp` makes them from its own wrappers, which fails inside other transforms.
     """
     if _is_followed_by_nobody(primals):
         return _linearize_by_graph(function, primals)
@@ -78,7 +78,7 @@ def linearize(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callabl
 
 
 def _is_followed_by_nobody(primals: tuple[Any, ...]) -> bool:
-    """Return whether autograd alone can linearise: torch.func's wrappers cost half of a product."""
+    """Return whether autograd alone can linearise, without torch.func, whose wrappers are slow."""
     if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
         return False
     if is_transforming() or in_forward_mode() or is_traced():
@@ -120,10 +120,10 @@ def _linearize_by_graph(
 
 
 def over_batched(function: Callable[..., Tensors], tensors: Tensors) -> Tensors:
-    """Return `function(*tensors)`, where the tensors may belong to the vmap of torch.autograd.
+    """Return `function(*tensors)` for tensors that may be batched by the vmap of torch.autograd.
 
-    `torch.autograd.grad(..., is_grads_batched=True)` uses an older vmap than torch.func's
-    with fewer rules: it is removed, and torch.func's put in its place.
+    `torch.autograd.grad(..., is_grads_batched=True)` uses an older vmap with fewer rules than that
+    of torch.func. It is replaced by `torch.func.vmap`.
     """
     taken = taken_off_old_vmap(tensors)
     if taken is None:
@@ -139,15 +139,15 @@ def over_batched(function: Callable[..., Tensors], tensors: Tensors) -> Tensors:
 
 
 def derivatives_wanted() -> bool:
-    """Return whether a derivative of the present computation may be wanted."""
+    """Return whether the present computation may be differentiated."""
     return torch.is_grad_enabled() or in_forward_mode() or is_transforming()
 
 
 def uncompiled(function: Function) -> Function:
     """Return a function that `torch.compile` leaves out of its graphs.
 
-    Loops that ask tensors when to stop, searches of closures, and functions with a jvp rule cannot
-    be traced. (`torch.compiler.disable` as the decorator would import the whole compiler.)
+    Loops whose end depends on tensors, searches of closures, and functions with a jvp rule cannot
+    be traced. (`torch.compiler.disable` as a decorator would import the whole compiler.)
     """
 
     @functools.wraps(function)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fast kernel together with the reference implementation of the same function."""
+"""Operations: a kernel together with the reference implementation of the same function."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ __all__ = ["Operation", "apply_operation"]
 
 @dataclass(frozen=True)
 class Operation:
-    """A fast kernel together with the reference implementation of the same function in torch.
+    """A kernel together with the reference implementation of the same function in torch.
 
-    The value comes from `kernel`, the first vector-Jacobian product from `vjp_kernel`; every
-    further derivative, and every forward-mode one, is that of `reference`.
+    The value comes from `kernel`, the first vector-Jacobian product from `vjp_kernel`. Higher
+    derivatives and derivatives in forward mode are those of `reference`.
     Each of the three takes, after the tensors named below, the constants: tensors that are not
     differentiated, such as step counts.
 
     Attributes:
-        kernel: n tensors to m tensors. Sees plain tensors only, outside of any graph.
-        vjp_kernel: The n inputs followed by m cotangents to n cotangents. Sees plain tensors only.
-            None: there is no such kernel, the derivative is that of `reference`.
-        form_of: From the number of an output to that of an input of the same shape, dtype and
-            device. Where it is given, `vjp_kernel` takes None for a cotangent that is zero, and a
-            keyword `needed`, n answers to whether the cotangent of an input is wanted: the others
-            may be None in what it returns.
-        stand_in_of: For an operation whose derivative depends on no input: from the number of an
-            input to that of an output of the same shape, dtype and device. No input is kept then;
-            in its place the derivative is given the cotangent of that output.
+        kernel: Maps n tensors to m tensors. It gets plain tensors, outside of any graph.
+        vjp_kernel: Maps the n inputs followed by m cotangents to n cotangents. It gets plain
+            tensors. None: the derivative is that of `reference`.
+        form_of: Maps the number of an output to that of an input of the same shape, dtype and
+            device. If it is given, `vjp_kernel` accepts None for a cotangent that is zero, and a
+            keyword `needed`, which tells for each of the n inputs whether its cotangent is needed;
+            the others may be None in the result.
+        stand_in_of: For an operation whose derivative depends on no input: maps the number of an
+            input to that of an output of the same shape, dtype and device. No input is then saved;
+            the derivative gets the cotangent of that output instead.
         reference: The same function as `kernel`, made of differentiable torch operations.
         num_inputs: n.
-        derivative: For functions without a differentiable reference: from m to the operation that
-            stands for the vector-Jacobian product, n + m inputs to n cotangents.
+        derivative: For functions without a differentiable reference: maps m to the operation that
+            computes the vector-Jacobian product, from n + m inputs to n cotangents.
     """
 
     kernel: Callable[..., Tensors]
@@ -67,9 +67,9 @@ class Operation:
 
         Args:
             inputs: n tensors.
-            cotangents: m tensors; None for one that is zero, where there is `form_of`.
+            cotangents: m tensors; with `form_of`, None for one that is zero.
             constants: As for `reference`.
-            needed: Which input cotangents are wanted; the others may be None.
+            needed: Which input cotangents are needed; the others may be None.
         """
         n = self.num_inputs
         m = len(cotangents)
@@ -105,7 +105,7 @@ class Operation:
     def push_forward(
         self, inputs: Tensors, tangents: tuple[Tensor | None, ...], constants: Tensors
     ) -> Tensors:
-        """Return the output tangents; a tangent of None is zero."""
+        """Return the output tangents; an input tangent of None is zero."""
 
         def bound(*variables: Tensor) -> Tensors:
             return self.reference(*variables, *constants)
@@ -114,7 +114,7 @@ class Operation:
             torch.zeros_like(x) if tangent is None else tangent
             for x, tangent in zip(inputs, tangents)
         )
-        # The vector-Jacobian product c -> J' c is linear in c, so its own vector-Jacobian product
+        # The vector-Jacobian product c -> J^T c is linear in c, so its own vector-Jacobian product
         # with v is J v. Unlike a nested forward mode, this works inside every transform.
         outputs, pull = linearize(bound, *inputs)
         _, transpose = linearize(pull, tuple(torch.zeros_like(x) for x in outputs))
@@ -161,7 +161,7 @@ class _OperationFunction(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, operation: Operation, *tensors: Tensor) -> Any:
-        # One call for each batch entry: entries may differ in their constants (the step count) too.
+        # One call per batch entry, because the constants (the step count) may differ as well.
         slices = [
             [x] * info.batch_size if dim is None else list(x.unbind(dim))
             for x, dim in zip(tensors, in_dims[1:])
@@ -174,7 +174,7 @@ class _OperationFunction(torch.autograd.Function):
 def _stand_ins(operation: Operation, cotangents: tuple[Any, ...]) -> Tensors:
     assert operation.stand_in_of is not None
     inputs = map(operation.stand_in_of, range(operation.num_inputs))
-    if is_batched_backward(cotangents):  # which cannot be detached
+    if is_batched_backward(cotangents):  # batched cotangents cannot be detached
         cotangents = tuple(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in cotangents)
     elif torch.is_grad_enabled():  # no gradient flows back through them
         cotangents = tuple(x.detach() for x in cotangents)
@@ -193,23 +193,22 @@ def apply_operation(operation: Operation, *tensors: Tensor, plain: bool = False)
         operation: The operation.
         tensors: Inputs and constants.
         plain: Whether it is known that nothing is compiled, that no transform is active and that
-            no tensor is what a transform left behind: torch is not asked for it.
+            no tensor is a wrapper left by a transform. The checks of torch are then skipped.
     """
     if plain:
         return _apply_plain(operation, *tensors)
     if torch.compiler.is_compiling():
-        # A Function with a jvp rule cannot be traced; the compiler fuses the reference
-        # itself.
+        # A Function with a jvp rule cannot be traced; the compiler fuses the reference instead.
         return operation.reference(*tensors)
     outputs: Tensors = _OperationFunction.apply(operation, *tensors)  # type: ignore[no-untyped-call]
     return outputs
 
 
-# What `Function.apply` calls when it has looked at every tensor for wrappers of transforms.
+# The function that `Function.apply` calls after it has checked all tensors for wrappers.
 _apply_plain: Callable[..., Tensors] = getattr(
     super(torch.autograd.Function, _OperationFunction), "apply", _OperationFunction.apply
 )
 
-# torch asks for the signature of `forward` in every call, and computes it again where it is not
-# stated: a third of the time of a call on small tensors.
+# torch asks for the signature of `forward` in every call. Without this line it is computed anew,
+# which takes a third of the time of a call on small tensors.
 vars(_OperationFunction.forward)["__signature__"] = inspect.signature(_OperationFunction.forward)

@@ -34,21 +34,22 @@ def _require_one_forward_mode(rule: Rule) -> None:
 
 
 class Rule(Protocol):
-    """A function of tensors whose derivatives are written by hand, in terms of its results too.
+    """A function of tensors whose derivatives are written by hand.
 
-    Where `Operation` derives everything from a differentiable reference, a rule says how a
-    derivative follows from the inputs *and the outputs*: the solution of an equation, whatever
-    way it was found. `pull_back` and `push_forward` are made of differentiable operations
-    (`apply_rule` among them), so every further derivative follows from them.
+    An `Operation` gets its derivatives from a differentiable reference. A rule computes them from
+    the inputs *and the outputs*, as for the solution of an equation, however it was found.
+    `pull_back` and `push_forward` consist of differentiable operations (which may use
+    `apply_rule`), so higher derivatives follow from them.
 
     Attributes:
-        num_differentiable_inputs: The first so many inputs are differentiated, the others are
-            constants.
-        num_differentiable_outputs: The first so many outputs have derivatives.
-        num_kept_inputs: The derivatives see the first so many inputs; the others are not kept, and
-            may be changed in place meanwhile.
-        needs_its_closure: Its derivatives use tensors that are not inputs. Inside a vmap those are
-            gone when a transform around the vmap asks for derivatives, which is refused.
+        num_differentiable_inputs: How many inputs are differentiated, from the first on; the
+            others are constants.
+        num_differentiable_outputs: How many outputs have derivatives, from the first on.
+        num_kept_inputs: How many inputs are saved for the derivatives, from the first on; the
+            others may be changed in place before the backward pass.
+        needs_its_closure: Whether its derivatives use tensors that are not inputs. Inside a vmap
+            those no longer exist when a transform around the vmap needs the derivatives, so that
+            raises.
     """
 
     @property
@@ -64,19 +65,19 @@ class Rule(Protocol):
     def num_differentiable_outputs(self) -> int: ...  # noqa: D102 - above
 
     def evaluate(self, *inputs: Tensor) -> Tensors:
-        """Return the outputs. Runs outside of any graph; sees batched tensors under vmap."""
+        """Return the outputs. It runs outside of any graph, and gets batched tensors under vmap."""
 
     def pull_back(self, inputs: Tensors, outputs: Tensors, cotangents: Tensors) -> Tensors:
         """Return the cotangent of each differentiable input.
 
         Args:
-            inputs: Those that are kept.
-            outputs: Those that are differentiable.
-            cotangents: One for each of these.
+            inputs: The inputs that are kept.
+            outputs: The differentiable outputs.
+            cotangents: One for each of these outputs.
         """
 
     def push_forward(self, inputs: Tensors, outputs: Tensors, tangents: Tensors) -> Tensors:
-        """Return the tangent of each differentiable output, likewise."""
+        """Return the tangent of each differentiable output; the arguments are as above."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class _RuleFunction(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
         rule: Rule = ctx.rule
-        # The tangents of this level in a closure cannot be taken off: forward mode stays off then.
+        # Tangents of this level in a closure cannot be removed: forward mode then stays off.
         with contextlib.nullcontext() if rule.needs_its_closure else forward_modes():
             if rule.needs_its_closure:
                 _require_one_forward_mode(rule)
@@ -197,20 +198,20 @@ def apply_rule(rule: Rule, *inputs: Tensor) -> Tensors:
 
 
 class Sweep(Protocol):
-    """A computation in many steps that chooses what it keeps for its derivative.
+    """A computation that decides itself what it keeps for its derivative.
 
-    For use outside of transforms and forward modes. The outputs that are integers are constants.
+    It must be used outside of transforms and forward modes. Integer outputs are constants.
     """
 
     def evaluate(self, *inputs: Tensor) -> Tensors:
-        """Return the outputs. Runs outside of any graph."""
+        """Return the outputs. It runs outside of any graph."""
 
     def pull_back(
         self, inputs: Tensors, cotangents: tuple[Tensor | None, ...]
     ) -> tuple[Tensor | None, ...]:
-        """Return the cotangent of each input; None stands for zero.
+        """Return the cotangent of each input; None means zero.
 
-        In grad mode, as a differentiable function of inputs and cotangents.
+        In grad mode the result is a differentiable function of inputs and cotangents.
         """
 
 
@@ -219,7 +220,7 @@ class _SweepFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, sweep: Sweep, *inputs: Tensor) -> Tensors:
-        with forward_modes():  # a computation may have one of its own
+        with forward_modes():  # the computation may use forward mode itself
             outputs = sweep.evaluate(*inputs)
         ctx.sweep = sweep
         ctx.set_materialize_grads(False)

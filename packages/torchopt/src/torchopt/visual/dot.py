@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs as objects of the graphviz package, which is imported when the first one is made."""
+"""Graphs as objects of the graphviz package, which is imported when it is first needed."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def make_dot(
 ) -> graphviz.Digraph:
     """Return a picture of the autograd graph behind tensors.
 
-    Light blue: leaves that require a gradient, and named fast weights. Green: outputs; darker with
-    a dotted edge: the tensor that an output is a view of. Orange: saved tensors. Gold: a fused
-    optimizer step, one call for all tensors. Inner steps and fused steps are framed.
+    Leaves that require a gradient, and named fast weights, are light blue. Outputs are green; the
+    base of a view is darker green, with a dotted edge. Saved tensors are orange. A fused optimizer
+    step, one call for all tensors, is gold. Inner steps and fused steps are framed.
 
-    Needs the `graphviz` package, and its `dot` program to render; `make_graph(...).to_dot()` and
-    `.to_mermaid()` give the same picture as text without either.
+    It needs the `graphviz` package, and the program `dot` for rendering. `make_graph(...).to_dot()`
+    and `.to_mermaid()` return the same picture as text without either.
 
     Args:
         var: A tensor, or a tree of tensors.
         params: Names; see `make_graph`.
-        show_attrs: Write what each function saved for its derivative into its node.
+        show_attrs: Write the saved attributes of each function into its node.
         show_saved: Draw the tensors that each function saved; those of functions written in Python
             are always drawn.
-        max_attr_chars: Where texts of `show_attrs` are cut.
+        max_attr_chars: The length to which texts of `show_attrs` are cut.
         steps: Results of inner steps; see `make_graph`.
 
     Raises:
@@ -82,9 +82,9 @@ def resize_graph(
     """Set the size of the picture from the number of statements in it, in place.
 
     Args:
-        dot: From `make_dot`.
-        size_per_element: Inches for each node and edge.
-        min_size: Inches at least.
+        dot: The result of `make_dot`.
+        size_per_element: Width and height for each node, edge and frame, in inches.
+        min_size: The smallest width and height, in inches.
     """
     size = max(min_size, len(dot.body) * size_per_element)
     dot.graph_attr.update(size=f"{size},{size}")

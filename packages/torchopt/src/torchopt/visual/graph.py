@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The autograd graph of tensors as a value: nodes, edges and clusters."""
+"""The autograd graph of tensors as data: nodes, edges and clusters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Node:
         kind: `"leaf"`, `"output"`, `"base"` (of a view), `"saved"`, `"function"`, `"named"` (a
             function with the named tensor it computed), or `"fused"` (one native call for many
             tensors).
-        label: What is written in it; lines end in a newline.
+        label: The text in the node; lines are separated by newlines.
     """
 
     kind: str
@@ -33,11 +33,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """From node number `tail` to node number `head`, as the values flow.
+    """An edge from node number `tail` to node number `head`, in the direction of the values.
 
     Attributes:
-        tail: Where it starts.
-        head: Where it ends.
+        tail: The number of the node where it starts.
+        head: The number of the node where it ends.
         style: `"solid"`, `"dotted"` (a view of its base) or `"undirected"` (a saved tensor).
     """
 
@@ -48,12 +48,12 @@ class Edge:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes that belong together, and clusters inside.
+    """A frame around nodes that belong together, and around further clusters.
 
     Attributes:
-        label: Its title.
-        nodes: Numbers of nodes that are in no cluster inside.
-        clusters: Clusters inside.
+        label: The title.
+        nodes: The numbers of the nodes, without those of inner clusters.
+        clusters: The inner clusters.
     """
 
     label: str
@@ -66,10 +66,10 @@ class Graph:
     """An autograd graph.
 
     Attributes:
-        nodes: In the order in which they were found from the outputs; their numbers are the
-            positions.
-        edges: Between nodes.
-        clusters: Inner steps, and fused steps in them or outside. A node is in one at most.
+        nodes: The nodes, in the order in which they are found from the outputs. The number of a
+            node is its position.
+        edges: The edges.
+        clusters: Inner steps, and fused steps in them or outside. A node is in at most one.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Graph:
     clusters: list[Cluster] = field(default_factory=list)
 
     def to_dot(self) -> str:
-        """Return the graph in the language of graphviz. Needs nothing that is not in Python."""
+        """Return the graph in the language of graphviz, as text. The package is not needed."""
         from torchopt.visual.text import dot_source
 
         return dot_source(self)
@@ -102,7 +102,7 @@ def _inputs(function: Any) -> list[Any]:
 
 
 def fused_rule(function: Any) -> str | None:
-    """Return the name of the rule when `function` is a fused step over many tensors."""
+    """Return the name of the rule if `function` is a fused step of many tensors, else None."""
     operation = getattr(function, "operation", None)
     if not isinstance(operation, Operation):
         return None
@@ -112,7 +112,7 @@ def fused_rule(function: Any) -> str | None:
 
 
 class _Builder:
-    """Walks from outputs to leaves and numbers what it meets."""
+    """Walks from the outputs to the leaves and numbers nodes."""
 
     def __init__(
         self,
@@ -125,13 +125,13 @@ class _Builder:
     ) -> None:
         self.names = names
         self.outputs = outputs
-        self.output_ids = {id(x) for x in outputs}  # an output is named in its own node
+        self.output_ids = {id(x) for x in outputs}  # their names are in nodes of their own
         self.show_attrs = show_attrs
         self.show_saved = show_saved
         self.max_attr_chars = max_attr_chars
         self.graph = Graph()
         self.function_nodes: dict[Any, int] = {}
-        self.owner: dict[int, Any] = {}  # which function an additional node stands beside
+        self.owner: dict[int, Any] = {}  # the function of each node of a saved tensor
         self.tensor_nodes: dict[tuple[int, str], int] = {}
         self.kept: list[Tensor] = []
 
@@ -162,7 +162,7 @@ class _Builder:
         return "\n".join([title, *rows])
 
     def named_results(self, function: Any) -> list[tuple[str, Tensor]]:
-        """Return the named tensors that a function computed, outputs of the picture apart."""
+        """Return the named tensors that a function computed, except for outputs."""
         pairs = self.names.results.get(function, [])
         return sorted(
             ((name, x) for name, x in pairs if id(x) not in self.output_ids),
@@ -170,7 +170,7 @@ class _Builder:
         )
 
     def add_function(self, function: Any) -> int:
-        """Number a function; the leaf itself stands for its accumulator."""
+        """Number a function; an accumulator of gradients is represented by its leaf."""
         variable = getattr(function, "variable", None)
         if isinstance(variable, Tensor):
             number = self.add_tensor(variable, "leaf", self.names.leaves.get(id(variable), ""))
@@ -193,7 +193,7 @@ class _Builder:
                     rows = value if isinstance(value, (tuple, list)) else [value]
                     title = name.removeprefix("_saved_")
                     found += [(title, x) for x in rows if isinstance(x, Tensor)]
-        # Functions written in Python: always, as in the published package; ours only when asked.
+        # Functions written in Python always, as in the published package, except for our own.
         if self.show_saved or fused_rule(function) is None:
             rows = _saved_value(function, "saved_tensors")
             found += [("saved", x) for x in rows or () if isinstance(x, Tensor)]
@@ -266,9 +266,9 @@ def _reach(functions: Iterable[Any]) -> set[Any]:
 
 
 def _step_members(names: Names, present: Mapping[Any, int]) -> list[tuple[str, set[Any]]]:
-    """Return the functions of each inner step: what led to its results and to no earlier one's.
+    """Return the functions of each inner step: those behind its results, but no earlier ones.
 
-    Accumulators stay outside: a leaf belongs to no step.
+    Accumulators are left out, because a leaf belongs to no step.
     """
     taken: set[Any] = set()
     members = []
@@ -282,7 +282,7 @@ def _step_members(names: Names, present: Mapping[Any, int]) -> list[tuple[str, s
 
 
 def _applies_updates(function: Any) -> bool:
-    """Return whether a function adds updates to parameters: one tensor, or all of them at once."""
+    """Return whether a function adds updates to parameters, one by one or all at once."""
     name = function.name().rpartition("::")[2]
     return bool(
         name == "AddBackward0" or name.startswith(("ForeachAddBackward", "_AddListsBackward"))
@@ -339,15 +339,15 @@ def make_graph(
 
     Args:
         var: A tensor, or a tree of tensors.
-        params: Names: a mapping from names to tensors, a `ModuleState` taken with
+        params: The names of tensors: a mapping from names to tensors, a `ModuleState` taken with
             `enable_visual=True`, pairs of name and tensor such as `module.named_parameters()`, or
-            an iterable of these. Tensors that were computed can be named too. Each `ModuleState`
-            of computed parameters ends an inner step, which becomes a cluster.
-        steps: The results of inner steps in order, each a tree of tensors, for steps that no
-            `ModuleState` in `params` marks; a mapping from labels to trees names the clusters.
-        show_attrs: Write what each function saved for its derivative into its node.
+            an iterable of these. Computed tensors can be named too. Each `ModuleState` of computed
+            parameters marks the end of an inner step, which becomes a cluster.
+        steps: The results of further inner steps in order, each a tree of tensors. A mapping from
+            labels to trees gives the clusters these labels.
+        show_attrs: Write the saved attributes of each function into its node.
         show_saved: Draw the tensors that each function saved.
-        max_attr_chars: Where texts of `show_attrs` are cut; at least 4.
+        max_attr_chars: The length to which texts of `show_attrs` are cut; at least 4.
 
     Raises:
         TypeError: `var` has no tensor, or `params` is neither names nor tensors.

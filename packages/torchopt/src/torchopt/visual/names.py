@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of tensors in a picture, and the results of inner steps among them."""
+"""The names of tensors in a picture, and the results of inner steps."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ __all__ = ["Names", "collect_names"]
 
 @dataclass
 class Names:
-    """What the caller knows about the graph.
+    """The names of tensors, and the ends of inner steps.
 
     Attributes:
-        leaves: Name of a leaf tensor, by its identity.
-        results: Names and tensors that were computed, by the function that computed them: one
-            function may compute several.
-        steps: Label and the functions that computed the result, for each inner step, in order.
-        kept: The tensors, so that identities stay theirs.
+        leaves: The name of each leaf tensor, by identity.
+        results: The names and tensors that each function computed, which may be several.
+        steps: For each inner step in order, its label and the functions that computed its result.
+        kept: The tensors, kept alive so that their identities stay valid.
     """
 
     leaves: dict[int, str] = field(default_factory=dict)
@@ -39,7 +38,7 @@ class Names:
             self.leaves[id(x)] = name
         else:
             known = self.results.setdefault(x.grad_fn, [])
-            known[:] = [pair for pair in known if pair[1] is not x]  # the last name counts
+            known[:] = [pair for pair in known if pair[1] is not x]  # the last name wins
             known.append((name, x))
 
     def add_step(self, label: str | None, tensors: Iterable[Tensor]) -> None:
@@ -97,14 +96,14 @@ def _add_pair(names: Names, name: Any, x: Any) -> None:
 
 
 def collect_names(params: Any, steps: Any) -> Names:
-    """Return the names that `make_graph` was given.
+    """Return the names and steps from the arguments of `make_graph`.
 
     Args:
         params: See `make_graph`.
         steps: See `make_graph`.
 
     Raises:
-        TypeError: Something that is neither names nor tensors.
+        TypeError: An argument is neither names nor tensors.
         ValueError: A snapshot that was taken without names.
     """
     names = Names()

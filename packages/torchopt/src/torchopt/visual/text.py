@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A graph as text: DOT for graphviz, mermaid for Markdown viewers."""
+"""Write a graph as text: DOT for graphviz, mermaid for Markdown viewers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The functional optimizer that holds its state."""
+"""The functional optimizer that keeps its state."""
 
 from torchopt.optim.func.base import FuncOptimizer
 

@@ -25,12 +25,13 @@ __all__ = ["FuncOptimizer"]
 class FuncOptimizer:
     """Steps a tree of parameters from a loss, differentiably.
 
-    A step under `torch.no_grad()` leaves no graph behind: the new parameters are leaves that
-    require a gradient where the old ones did.
+    The new parameters are functions of the old ones, so that a later loss can be differentiated
+    through the steps. Under `torch.no_grad()` a step makes no graph: the new parameters are leaves,
+    and require a gradient if the old ones did.
 
     Args:
         impl: The gradient transformation.
-        inplace: Write into the parameters, and do not make the gradients differentiable.
+        inplace: Write into the parameters; the steps are then not differentiable.
 
     Attributes:
         impl: The gradient transformation.
@@ -66,14 +67,14 @@ class FuncOptimizer:
 
         Args:
             loss: 0-dim tensor computed from `params`.
-            params: Any tree of tensors, or one tensor. Parameters that do not require a gradient,
-                or that the loss does not use, are returned as they are.
+            params: A tree of tensors, or one tensor. Parameters that do not require a gradient, or
+                that the loss does not use, are returned unchanged.
             inplace: Overrides the default given to the constructor.
 
         Raises:
             TypeError: `loss` is not a tensor.
-            ValueError: `loss` is not a scalar, or the state that was loaded is that of another
-                optimizer or of other parameters.
+            ValueError: `loss` is not a scalar, a parameter occurs twice, or the loaded state is
+                that of another optimizer or of other parameters.
             NotDifferentiableError: `loss` depends on none of the parameters.
         """
         with self._lock:
@@ -98,7 +99,7 @@ class FuncOptimizer:
         else:
             tree = tree_unflatten(spec, grads)
             with torch.set_grad_enabled(not inplace and torch.is_grad_enabled()):
-                # Nothing is written before everything is known to be right.
+                # Nothing is written before it is known that the step succeeds.
                 updates, state = self.impl.update(
                     tree, self.optim_state, params=params, inplace=False
                 )
@@ -115,11 +116,11 @@ class FuncOptimizer:
         return stepped
 
     def state_dict(self) -> OptState:
-        """Return the state, as it is now: later steps do not change it."""
+        """Return the present state. Later steps do not change what was returned."""
         return self.optim_state
 
     def load_state_dict(self, state_dict: OptState) -> None:
-        """Take over a state, which the next step casts to the dtypes of its parameters.
+        """Load a state. The next step checks it and casts it to the dtypes of its parameters.
 
         Later steps do not change `state_dict`.
         """
@@ -135,7 +136,11 @@ class FuncOptimizer:
         return named_state([(self.impl, self.optim_state, leaf_names(params), params)])
 
     def load_named_state_dict(self, state_dict: dict[str, Any], params: Params) -> None:
-        """Take over what `named_state_dict` returned; see `MetaOptimizer.load_named_state_dict`.
+        """Load a result of `named_state_dict`; see `MetaOptimizer.load_named_state_dict`.
+
+        Args:
+            state_dict: The result of `named_state_dict`.
+            params: The tree that is stepped.
 
         Raises:
             ValueError: Another format, names that are missing or left over, or other shapes;

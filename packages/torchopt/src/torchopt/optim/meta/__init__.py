@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers that step a module as part of the graph.
+"""Meta-optimizers, which step a module as part of the graph.
 
 The classes are made from the functions in `torchopt.alias`, one for each line of `torchopt.index`.
 """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Written by tools/make_stubs.py; run it after a change instead of editing this file.
-"""Optimizers that step a module as part of the graph.
+"""Meta-optimizers, which step a module as part of the graph.
 
 The classes are made from the functions in `torchopt.alias`, one for each line of `torchopt.index`.
 """

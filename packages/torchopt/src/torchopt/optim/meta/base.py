@@ -37,40 +37,40 @@ _Form = tuple[list[str], list[torch.Size]]
 class MetaOptimizer:
     """Steps the parameters of a module as part of the graph.
 
-    After a step the module holds fast weights: tensors that are functions of the parameters it held
-    before. A loss computed from them can be differentiated with respect to those, through any
-    number of steps. The original parameters, and optimizers made for them, are untouched;
-    `extract_state_dict` and `recover_state_dict` bring them back.
+    After a step the module holds fast weights: tensors that are functions of its previous
+    parameters. A loss computed from fast weights can be differentiated with respect to the original
+    parameters, through any number of steps. The original parameters, and optimizers made for them,
+    are untouched; `extract_state_dict` and `recover_state_dict` bring them back.
 
     Frozen parameters stay as they are. A parameter that several sub-modules or groups share is
     stepped once and stays shared. Buffers are left to the module.
 
-    Hooks of `register_hook` act on the gradients of every step, also those of the parameter that a
-    fast weight replaces; they do not act on what flows back from later steps. Hooks of
-    `register_post_accumulate_grad_hook` do not act, and the first step warns of them.
+    Hooks registered by `register_hook` on a parameter or a fast weight act on its gradient in every
+    step; they do not act on what flows back from later steps. Hooks registered by
+    `register_post_accumulate_grad_hook` do not act, and the first step warns about them.
 
-    `load_state_dict` of the module puts its parameters back, and loads into them. A fast weight
-    that is written in place under `torch.no_grad()` or through `.data` is refused at its next use.
+    `load_state_dict` of the module restores its parameters and loads into them. If a fast weight is
+    written in place under `torch.no_grad()` or through `.data`, the next step raises.
 
-    A step that raises has changed neither parameters nor states. A step under `torch.no_grad()`
-    leaves no graph behind: the new parameters are leaves. That is for evaluation, where any number
-    of steps takes the memory of one.
+    A step that raises has changed neither parameters nor states. Under `torch.no_grad()` a step
+    makes no graph: the new parameters are leaves. Use that for evaluation, where any number of
+    steps then takes the memory of one.
 
     Args:
         module: The module to step.
         impl: The gradient transformation.
         first_order: Treat the gradients of the inner losses as constants. The second derivatives of
-            the inner losses are neither computed nor stored; the graph still leads through the
-            steps to the parameters before them, the states and the hyper-parameters.
-        detach_every: Cut parameters and states from their graph after every `detach_every` steps,
-            so that a meta-gradient reaches back over that many steps at most, and memory stays
-            bounded. The tensors that were there before keep their graph. None: never.
+            the inner losses are neither computed nor stored. The graph still leads through the
+            steps to the original parameters, the states and the hyper-parameters.
+        detach_every: Detach parameters and states after every `detach_every` steps, so that a
+            meta-gradient reaches back over at most that many steps and memory stays bounded.
+            Tensors from before keep their graph. None: never.
 
     Attributes:
         impl: The gradient transformation of the first module.
         impls: The gradient transformation of each module.
-        first_order: As given; may be changed between steps.
-        detach_every: As given; may be changed between steps.
+        first_order: The argument; may be changed between steps.
+        detach_every: The argument; may be changed between steps.
         param_containers_groups: The parameter dictionaries of each module.
         state_groups: The state of each module; `UninitializedState()` before the first step.
 
@@ -109,7 +109,7 @@ class MetaOptimizer:
         self.state_groups: list[Any] = []
         self._modules: list[nn.Module] = []
         self._slots = SlotCache()
-        # Names and shapes of the parameters that each state is for, where that is known.
+        # Names and shapes of the parameters of each state, if they are known.
         self._stepped: list[_Form | None] = []
         self._steps_since_cut = 0
         self._lock = StepLock()
@@ -133,8 +133,8 @@ class MetaOptimizer:
 
         Raises:
             TypeError: `loss` is not a tensor.
-            ValueError: `loss` is not a scalar.
-            ValueError: Parameters were added to a module, removed or reshaped since the last step.
+            ValueError: `loss` is not a scalar, or parameters of a module were added, removed or
+                reshaped since the last step.
             NotDifferentiableError: `loss` depends on none of the parameters; a fast weight was
                 written in place outside of the graph; or the module recomputes activations with
                 `use_reentrant=True`.
@@ -168,7 +168,7 @@ class MetaOptimizer:
             if group:
                 stepped = self._stepped_group(index, names[index], params[index], own)
                 steps.append((index, group, *stepped))
-        # Nothing is changed before every group is known to step.
+        # Nothing is changed before it is known that every group can step.
         plainly = reads_plainly()
         for index, group, present, new_params, state in steps:
             self._stepped[index] = present
@@ -203,7 +203,7 @@ class MetaOptimizer:
         return present, *next_params(impl, params, grads, state)
 
     def _cut(self, slots: Sequence[Slot]) -> None:
-        """Put leaves in place of the present parameters and states."""
+        """Replace the present parameters and states by leaves."""
         self._steps_since_cut = 0
         for slot in slots:
             p = slot.get()
@@ -225,13 +225,13 @@ class MetaOptimizer:
 
         Args:
             module: The module.
-            impl: Its gradient transformation, for other hyper-parameters; None for that of the
-                optimizer.
+            impl: The gradient transformation of the module, for example with other
+                hyper-parameters; None for that of the optimizer.
 
         Raises:
             TypeError: `impl` is not a gradient transformation.
-            ValueError: All parameters of the module are in a group already, or some are in one with
-                another transformation.
+            ValueError: All parameters of the module are in a group already, or some are in a group
+                with another transformation.
         """
         if impl is not None:
             require_transformation(impl, "add_param_group(module, impl=...)", duck=False)
@@ -250,7 +250,7 @@ class MetaOptimizer:
         self._stepped.append(None)
 
     def _refuse_stepped_twice(self, module: nn.Module, impl: GradientTransformation) -> None:
-        """Parameters of several groups are stepped once, which must be clear in which way."""
+        """Raise if it is not clear which group steps a parameter that several groups share."""
         known = parameter_slot_groups(self._modules)
         owners = {id(slot.get()): i for i, group in enumerate(known) for slot in group}
         own = parameter_slot_groups([module])[0]
@@ -267,17 +267,19 @@ class MetaOptimizer:
             )
 
     def state_dict(self) -> tuple[Any, ...]:
-        """Return the state of each module. Its tensors are those of the optimizer, in their graph;
-        later steps do not write into them.
+        """Return the state of each module.
+
+        The tensors are those of the optimizer, with their graph. Later steps do not write into
+        them.
         """
         with self._lock:
             return tuple(self.state_groups)
 
     def load_state_dict(self, state_dict: Sequence[Any]) -> None:
-        """Take over the state of each module.
+        """Load the state of each module.
 
-        The tensors are those of `state_dict`, with their graph, where they have the dtypes and
-        devices of the parameters, and casts of them where not.
+        Tensors that have the dtypes and devices of the parameters are kept, with their graph;
+        others are cast.
 
         Raises:
             TypeError: `state_dict` is not a tuple or a list.
@@ -303,7 +305,7 @@ class MetaOptimizer:
     def named_state_dict(self) -> dict[str, Any]:
         """Return the states with a name for each tensor, as plain containers.
 
-        What `torch.save` writes of it, `torch.load(..., weights_only=True)` reads. The tensors are
+        After `torch.save`, it can be read by `torch.load(..., weights_only=True)`. The tensors are
         shared with the optimizer.
         """
         return named_state(
@@ -314,10 +316,10 @@ class MetaOptimizer:
         )
 
     def load_named_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `named_state_dict` returned.
+        """Load a result of `named_state_dict`.
 
-        Tensors are matched by the names of parameters and of the transformations they belong to, so
-        that transformations without a state, such as weight decay, may come and go.
+        Tensors are matched by the names of the parameters and of the transformations that they
+        belong to. Transformations without a state, such as weight decay, may be added or removed.
 
         Raises:
             ValueError: Another format, names that are missing or left over, or other shapes; the
